@@ -51,7 +51,7 @@ IMPORTS = {
     **{
         name: f"from gradtx.algorithms.{module} import {name}\n"
         for module, names in {
-            "_polynomials": ("Coefficients", "StaticCoefficients", "Steps"),
+            "_polynomials": ("Coefficients", "Mixture", "StaticCoefficients", "Steps"),
             "_projection": ("Bases", "Carry", "Side"),
             "muon": ("Adjustment", "View"),
             "psgd": ("Mode",),

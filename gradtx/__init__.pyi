@@ -22,6 +22,7 @@ from gradtx.arguments import Static
 from gradtx.state.storage import StateDtype
 from gradtx.transform import GradientTransformation
 from gradtx.algorithms._polynomials import Coefficients
+from gradtx.algorithms._polynomials import Mixture
 from gradtx.algorithms._polynomials import StaticCoefficients
 from gradtx.algorithms._polynomials import Steps
 from gradtx.algorithms._projection import Bases
@@ -63,6 +64,7 @@ from gradtx.schedules import as_lr_scheduler as as_lr_scheduler
 from gradtx.optim import as_optimizer as as_optimizer
 from gradtx.transform import chain as chain
 from gradtx.schedules import chebyshev_schedule as chebyshev_schedule
+from gradtx.models import collect_input_grams as collect_input_grams
 from gradtx.rules import combinator as combinator
 from gradtx.schedules import constant_schedule as constant_schedule
 from gradtx.schedules import cosine_schedule as cosine_schedule
@@ -84,6 +86,7 @@ from gradtx.algorithms.width import init_for_width as init_for_width
 from gradtx.arguments import is_off as is_off
 from gradtx.schedules import join_schedules as join_schedules
 from gradtx.models import label_by_role as label_by_role
+from gradtx.models import label_lora as label_lora
 from gradtx.functional import learning_rate as learning_rate
 from gradtx.schedules import linear_schedule as linear_schedule
 from gradtx.checkpoint import load as load
@@ -195,6 +198,7 @@ __all__ = [
     "amos",
     "amplify_slow_gradients",
     "amplify_slow_gradients_window",
+    "ano",
     "apollo",
     "apollo_low_rank",
     "apply_updates",
@@ -202,8 +206,10 @@ __all__ = [
     "as_optimizer",
     "asam",
     "asgd",
+    "aurora",
     "avagrad",
     "average",
+    "balance_energy",
     "bcos",
     "blend_by_agreement",
     "blocks",
@@ -223,6 +229,7 @@ __all__ = [
     "clip_to_history",
     "clip_to_peak_history",
     "cocob",
+    "collect_input_grams",
     "combinator",
     "compensate_rounding",
     "conda",
@@ -232,6 +239,7 @@ __all__ = [
     "cosine_schedule",
     "cosine_warm_restarts_schedule",
     "cosine_warmup_restarts_schedule",
+    "couple_pairs",
     "create_optimizer",
     "cyclic_schedule",
     "dadapt_adagrad",
@@ -243,6 +251,7 @@ __all__ = [
     "diffgrad",
     "dion",
     "dion2",
+    "distributed_shampoo",
     "dog",
     "dowg",
     "eagerly",
@@ -283,6 +292,7 @@ __all__ = [
     "kl_shampoo",
     "kl_soap",
     "label_by_role",
+    "label_lora",
     "lamb",
     "laprop",
     "lars",
@@ -303,6 +313,7 @@ __all__ = [
     "map_after_step",
     "mars_adamw",
     "mars_lion",
+    "mask_by_alignment",
     "masked",
     "mechanize",
     "memory",
@@ -335,6 +346,7 @@ __all__ = [
     "orthogonalize_against_ema",
     "orthogonalize_against_params",
     "orthogonalize_slices",
+    "orthogonalize_tangent",
     "outer",
     "padam",
     "partition",
@@ -346,10 +358,13 @@ __all__ = [
     "polar_adam_atan2",
     "polargrad",
     "polynomial_schedule",
+    "precondition_inputs",
+    "precondition_pairs",
     "prodigy",
     "project_l2_ball",
     "project_neurons",
     "project_scale_invariant",
+    "project_tangent",
     "proportion_schedule",
     "psgd_kron",
     "psgd_pro",
@@ -368,7 +383,9 @@ __all__ = [
     "regenerate_towards_init",
     "restart",
     "restart_warmup_schedule",
+    "retract",
     "rmsprop",
+    "rose",
     "rotated",
     "rotograd_rotation_loss",
     "rotograd_scale",
@@ -403,6 +420,7 @@ __all__ = [
     "scale_by_adopt_atan2",
     "scale_by_aggmo",
     "scale_by_amos",
+    "scale_by_ano",
     "scale_by_apollo",
     "scale_by_apollo_low_rank",
     "scale_by_asgd",
@@ -421,6 +439,7 @@ __all__ = [
     "scale_by_dadapt_sgd",
     "scale_by_diffgrad",
     "scale_by_dion",
+    "scale_by_distributed_shampoo",
     "scale_by_dog",
     "scale_by_dowg",
     "scale_by_factored_rms",
@@ -446,6 +465,7 @@ __all__ = [
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_local_smoothness",
+    "scale_by_lora_rite",
     "scale_by_madgrad",
     "scale_by_mean_side",
     "scale_by_momo",
@@ -467,6 +487,7 @@ __all__ = [
     "scale_by_qhadam",
     "scale_by_qhm",
     "scale_by_radam",
+    "scale_by_range",
     "scale_by_ranger21",
     "scale_by_rectified_rms",
     "scale_by_rms",
@@ -514,6 +535,7 @@ __all__ = [
     "soft_row_clip",
     "sophia",
     "spam",
+    "spectral_sphere",
     "splus",
     "srmm",
     "stable_adamw",
@@ -1083,6 +1105,18 @@ def amplify_slow_gradients_window(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def ano(
+    lr: NonNegative = 0.0001,
+    betas: Decays = (0.92, 0.99),
+    eps: NonNegative = 1e-08,
+    weight_decay: NonNegative = 0.0,
+    logarithmic: bool = False,
+    *,
+    maximize: bool = False,
+    mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def apollo(
     lr: NonNegative = 0.01,
     beta: Decay = 0.9,
@@ -1139,6 +1173,24 @@ def asgd(
     cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def aurora(
+    lr: NonNegative = 0.05,
+    momentum: Decay = 0.95,
+    nesterov: bool = True,
+    weight_decay: NonNegative = 0.025,
+    balance: NonNegativeInt = 2,
+    balance_power: NonNegative = 0.5,
+    ns_coefficients: Coefficients = "newton_schulz",
+    ns_steps: Steps | None = 12,
+    adjust_lr_fn: Adjustment | None = "original",
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+    *,
+    maximize: bool = False,
+    mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def avagrad(
     lr: NonNegative = 0.1,
     betas: Decays = (0.9, 0.999),
@@ -1156,6 +1208,12 @@ def average(
     decay: Decay | None = None,
     start: NonNegativeInt = 0,
     debias: bool = False,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def balance_energy(
+    steps: NonNegativeInt = 10,
+    eps: NonNegative = 1e-08,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -1340,6 +1398,13 @@ def correct_variance(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def couple_pairs(
+    pairs: Static[Mapping[str, str]],
+    heads: Count,
+    damping: Positive = 0.001,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def dadapt_adagrad(
     lr: NonNegative = 1.0,
     momentum: Decay = 0.0,
@@ -1450,6 +1515,28 @@ def dion2(
     adjust_lr_fn: Adjustment | None = "spectral",
     ns_dtype: torch.dtype | None = None,
     fallback: GradientTransformation | None = None,
+    *,
+    maximize: bool = False,
+    mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def distributed_shampoo(
+    lr: NonNegative = 0.01,
+    betas: tuple[Decay, Fraction] = (0.9, 1.0),
+    beta3: Decay | None = None,
+    eps: NonNegative = 1e-12,
+    weight_decay: NonNegative = 0.0,
+    max_preconditioner_dim: Count = 1024,
+    target_dims: Count = 1,
+    precondition_frequency: Count = 1,
+    start_preconditioning_step: Count | None = None,
+    use_bias_correction: bool = True,
+    exponent: Positive | None = None,
+    pseudo_inverse: bool = False,
+    graft: Literal['adam', 'rmsprop', 'adagrad', 'sgd'] | None = "adam",
+    graft_beta2: Decay = 0.999,
+    graft_eps: NonNegative = 1e-08,
     *,
     maximize: bool = False,
     mask: Where | None = None,
@@ -1907,6 +1994,15 @@ def mars_lion(
     cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def mask_by_alignment(
+    keep: Fraction = 0.5,
+    tau: Positive = 2.0,
+    momentum: Decay = 0.9,
+    smoothing: Decay = 0.9,
+    *,
+    seed: int = 0,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def masked(
     tx: GradientTransformation,
     where: Static[Where],
@@ -2168,6 +2264,10 @@ def orthogonalize(
     start: Literal['fro', 'schatten4', 'aol'] = "fro",
     contra: Scalar = 0.0,
     power_steps: Count = 5,
+    power: Scalar = 0.0,
+    mixture: Mixture | None = None,
+    balance: NonNegativeInt = 0,
+    balance_power: NonNegative = 0.5,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2188,6 +2288,14 @@ def orthogonalize_slices(
     neuron_eps: NonNegative = 1e-08,
     coefs: Coefficients = "polar_express",
     steps: Steps | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def orthogonalize_tangent(
+    coefs: StaticCoefficients = "polar_express",
+    steps: Steps | None = 8,
+    power_steps: Count = 10,
     dtype: torch.dtype | None = None,
     *,
     state_dtype: StateDtype | None = None,
@@ -2284,6 +2392,21 @@ def polargrad(
     cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def precondition_inputs(
+    every: Count = 64,
+    rate: Fraction = 0.05,
+    *,
+    start: Positive = 0.001,
+    ridge: NonNegative = 0.2,
+    blocks: Static[Count] = 1,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def precondition_pairs(
+    pairs: Static[Mapping[str, str]],
+    damping: Positive = 1e-06,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def prodigy(
     lr: NonNegative = 1.0,
     betas: Decays = (0.9, 0.999),
@@ -2313,6 +2436,11 @@ def project_scale_invariant(
     wd_ratio: NonNegative = 0.1,
     eps: NonNegative = 1e-08,
     weight_decay: NonNegative = 0.0,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def project_tangent(
+    kind: Literal['rows', 'columns'],
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2475,6 +2603,16 @@ def restart(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def retract(
+    kind: Literal['polar', 'qr', 'rows', 'columns', 'spectral', 'cap'],
+    radius: Positive = 1.0,
+    *,
+    adjust: Adjustment | None = "none",
+    coefs: StaticCoefficients = "newton_schulz",
+    steps: Steps | None = None,
+    power_steps: Count = 10,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def rmsprop(
     lr: NonNegative = 0.01,
     alpha: NonNegative = 0.99,
@@ -2486,6 +2624,17 @@ def rmsprop(
     eps_in_root: bool = False,
     initial_accumulator_value: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
+    maximize: bool = False,
+    mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def rose(
+    lr: NonNegative = 0.001,
+    weight_decay: NonNegative = 0.0001,
+    centralize: bool = True,
+    stabilize: bool = True,
+    *,
     maximize: bool = False,
     mask: Where | None = None,
     cautious_decay: Literal[True, False, "inclusive"] = False,
@@ -2506,6 +2655,7 @@ def rotated(
     offset: NonNegativeInt = 1,
     of: Literal['update', 'grad'] = "update",
     eps: NonNegative = 1e-08,
+    order: Literal['after', 'before'] = "after",
     stagger: Static[bool] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2762,6 +2912,13 @@ def scale_by_amos(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def scale_by_ano(
+    betas: Decays = (0.92, 0.99),
+    eps: NonNegative = 1e-08,
+    logarithmic: bool = False,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def scale_by_apollo(
     beta: Decay = 0.9,
     eps: Positive = 0.0001,
@@ -2911,6 +3068,23 @@ def scale_by_dion(
     eps: NonNegative = 1e-08,
     init: Literal['random', 'eye'] = "random",
     seed: int = 0,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_distributed_shampoo(
+    betas: tuple[Decay, Fraction] = (0.9, 1.0),
+    beta3: Decay | None = None,
+    eps: NonNegative = 1e-12,
+    max_preconditioner_dim: Count = 1024,
+    target_dims: Count = 1,
+    precondition_frequency: Count = 1,
+    start_preconditioning_step: Count | None = None,
+    use_bias_correction: bool = True,
+    exponent: Positive | None = None,
+    pseudo_inverse: bool = False,
+    graft: Literal['adam', 'rmsprop', 'adagrad', 'sgd'] | None = "adam",
+    graft_beta2: Decay = 0.999,
+    graft_eps: NonNegative = 1e-08,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -3104,6 +3278,16 @@ def scale_by_local_smoothness(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def scale_by_lora_rite(
+    pairs: Static[Mapping[str, str]],
+    betas: Decays = (0.9, 0.999),
+    eps: Positive = 1e-06,
+    *,
+    clip: NonNegative = 1.0,
+    skip: NonNegative = 1.0,
+    cap: NonNegative = 0.0,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def scale_by_madgrad(
     lr: NonNegative = 0.01,
     momentum: Decay = 0.9,
@@ -3281,6 +3465,12 @@ def scale_by_radam(
     eps: NonNegative = 1e-08,
     rho_threshold: Annotated[Scalar, '[4, inf)'] = 5.0,
     degenerated_to_sgd: bool = True,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_range(
+    centralize: bool = True,
+    stabilize: bool = True,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -3735,6 +3925,23 @@ def spam(
     clip_after: NonNegativeInt = 20,
     every: Count = 500,
     warmup_steps: NonNegativeInt = 150,
+    *,
+    maximize: bool = False,
+    mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def spectral_sphere(
+    lr: NonNegative = 0.005,
+    momentum: Decay = 0.9,
+    nesterov: bool = True,
+    weight_decay: NonNegative = 0.0,
+    radius_scale: Positive = 1.0,
+    power_steps: Count = 10,
+    ns_coefficients: Coefficients = "polar_express",
+    ns_steps: Steps | None = 8,
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
     *,
     maximize: bool = False,
     mask: Where | None = None,

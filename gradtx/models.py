@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
@@ -16,13 +20,19 @@ from gradtx.algorithms.adam import adamw
 from gradtx.algorithms.muon import muon
 from gradtx.base.exact import Betas, Scalar
 from gradtx.base.messages import describe
-from gradtx.base.selectors import in_model, without_wrappers
+from gradtx.base.selectors import Selector, Where, in_model, without_wrappers
 from gradtx.combinators.blocks import blocks
 from gradtx.combinators.selection import freeze, partition
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.transform import GradientTransformation
 
-__all__ = ["ModelOptimizer", "label_by_role", "muon_for"]
+__all__ = [
+    "ModelOptimizer",
+    "collect_input_grams",
+    "label_by_role",
+    "label_lora",
+    "muon_for",
+]
 
 EMBEDDING_WORDS = (
     "pos_emb",
@@ -107,6 +117,106 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
         name: _role(param, places[param], last, tied)
         for name, param in named_in_model(model)
     }
+
+
+def label_lora(model: nn.Module) -> dict[str, str]:
+    """Return which factor of an adapter of low rank each parameter of a model is, by its name.
+
+    | label | parameter |
+    |---|---|
+    | "embedding" | an adapter of an `Embedding`: a part of its name starts with lora_embedding, or the module is one |
+    | "lora_A", "lora_B" | a part of its name is lora_A or lora_B, in upper or lower case |
+    | "other" | all others |
+
+    These are the names of peft, loralib and torchtune.
+
+    Args:
+        model: The model. Names are those of `label_by_role`.
+
+    Returns:
+        A dict name -> label, for `partition` (`lambda name, p: labels[name]`).
+
+    Raises:
+        TypeError: If `model` is not a module.
+
+    Example:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> model.lora_A = torch.nn.Linear(4, 2, bias=False)
+        >>> model.lora_B = torch.nn.Linear(2, 3, bias=False)
+        >>> gradtx.label_lora(model)
+        {'weight': 'other', 'bias': 'other', 'lora_A.weight': 'lora_A', 'lora_B.weight': 'lora_B'}
+    """
+    _check_model("label_lora", model)
+    places = places_of(model)
+    return {
+        name: _factor(name, places[param][0].module)
+        for name, param in named_in_model(model)
+    }
+
+
+def _factor(name: str, module: nn.Module) -> str:
+    found = re.search(r"\blora_(embedding|[ab]\b)", name, re.IGNORECASE)
+    if found is None:
+        return "other"
+    letter = found[1].upper()
+    is_embedding = len(letter) > 1 or isinstance(module, nn.Embedding)
+    return "embedding" if is_embedding else f"lora_{letter}"
+
+
+@contextlib.contextmanager
+def collect_input_grams(
+    model: nn.Module, where: Where = "*"
+) -> Iterator[dict[str, Tensor]]:
+    """Measure the second moments of the inputs of linear layers, for `precondition_inputs`.
+
+    Inside the context, every forward pass of an `nn.Linear` adds the mean of $x x^T$ over all vectors x of its input,
+    in float32; several passes, as for micro-batches, are averaged.
+
+    Args:
+        model: The model.
+        where: Selects the layers by their weights, as in `partition`.
+
+    Yields:
+        A dict that the forward passes fill, name of the weight -> matrix.
+
+    Raises:
+        TypeError: If `model` is not a module, or if `where` is not a selector.
+        ValueError: If a pattern matches no weight of a linear layer.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 3)
+        >>> with gradtx.collect_input_grams(model) as grams:
+        ...     _ = model(torch.tensor([[2.0, 0.0], [0.0, 4.0]]))
+        >>> grams["weight"]
+        tensor([[2., 0.],
+                [0., 8.]])
+    """
+    _check_model("collect_input_grams", model)
+    selector = Selector.of("collect_input_grams", where)
+    layers = {
+        f"{name}.weight" if name else "weight": module
+        for name, module in named_modules(model)
+        if isinstance(module, nn.Linear)
+    }
+    selector.check_used(list(layers))
+    grams: dict[str, Tensor] = {}
+    passes: Counter[str] = Counter()
+
+    def add(name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x = inputs[0].detach()
+        passes[name] += 1
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.reshape(-1, x.shape[-1]).float()
+            gram = x.mT @ x / max(len(x), 1)
+        old = grams.get(name, gram)
+        grams[name] = old + (gram - old) / passes[name]
+
+    with contextlib.ExitStack() as stack:
+        for name, layer in layers.items():
+            if selector.choose(name, layer.weight):
+                hook = functools.partial(add, name)
+                stack.callback(layer.register_forward_pre_hook(hook).remove)
+        yield grams
 
 
 def _check_model(owner: str, model: Any) -> None:

@@ -872,8 +872,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             since noise depends on the leaf's name, which a program for many leaves does not know.
         dims: The number of dimensions of a leaf, or a pair of the minimum and maximum, or a function of the arguments
             that returns either; other leaves raise an error with their name.
-        random: Whether to add `ctx.rng` (and a second argument to `init`), with `normal(like)` and `rademacher(like)`;
-            or a function of the arguments that returns this.
+        random: Whether to add `ctx.rng` (and a second argument to `init`), with `normal(like)`, `rademacher(like)` and
+            `uniform(like)`; or a function of the arguments that returns this.
         whole: Whether `update` needs the full tensor of a sharded leaf. If so, one rank, its owner, gathers all shards,
             runs the rule once, keeps its slots, and sends the result back. The rule must not yield, share values or
             read `ctx.grad`. A function of the arguments returns a bool, or the inputs that the rule reads in addition

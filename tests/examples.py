@@ -27,6 +27,19 @@ BLOCKS = {
     "graft_type": "rmsprop",
 }
 
+DISTRIBUTED = {
+    "betas": (0.5, 0.9),
+    "eps": 0.1,
+    "max_preconditioner_dim": 3,
+    "target_dims": 2,
+    "precondition_frequency": 2,
+    "start_preconditioning_step": 3,
+    "graft_beta2": 0.9,
+}
+# The leaves of links for pairs: of rank 3, and of 4 rows and 4 columns that two heads share.
+PAIR = {"partner": (4, 3), "matrix": (3, 4)}
+PAIRS = {"partner": "matrix"}
+
 # By the name of the factory; for a combinator, a function of an inner transformation. Others need no arguments.
 EXAMPLES = {
     "accsgd": {"lr": 0.1},
@@ -41,6 +54,7 @@ EXAMPLES = {
     "apollo_low_rank": RANKS,
     "asam": lambda tx: {"base": tx},
     "blend_by_agreement": lambda tx: {"tx": tx, "least": -0.9},
+    "aurora": lambda tx: {"fallback": tx},
     "blocks": lambda tx: {"tx": tx, "view": (_halves, _rejoined)},
     "bound_norm": {"p_bound": 1.5},
     "cautious_decay_after": lambda tx: {"tx": tx, "weight_decay": 0.1, "lr": 0.1},
@@ -50,9 +64,11 @@ EXAMPLES = {
     "clip_spikes": {"every": 5, "clip_after": 1},
     "conda": {"update_proj_gap": 2, "eps": 0.1},
     "contra_muon": lambda tx: {"fallback": tx},
+    "couple_pairs": {"pairs": PAIRS, "heads": 2, "damping": 0.1},
     "dadapt_adam": {"lr": 0.3},
     "dion": lambda tx: {"rank": 2, "fallback": tx},
     "dion2": lambda tx: {"fallback": tx},
+    "distributed_shampoo": DISTRIBUTED,
     "ema": {"decay": 0.9},
     "fira": RANKS,
     "freeze": lambda tx: {"where": "*"},
@@ -85,12 +101,16 @@ EXAMPLES = {
     "pid": {"lr": 0.1},
     "pnm": {"lr": 0.1},
     "polargrad": lambda tx: {"fallback": tx},
+    "precondition_inputs": {"every": 2},
+    "precondition_pairs": {"pairs": PAIRS, "damping": 3.0},
     "project_l2_ball": {"max_norm": 1.0},
+    "project_tangent": {"kind": "rows"},
     "qhm": {"lr": 0.1},
     "qk_clip": lambda tx: {"roles": {"*": ("layer", "query")}},
     "ranger21": {"num_iterations": 12},
     "record": {"name": "seen"},
     "regenerate_towards_init": {"rate": 0.1},
+    "retract": {"kind": "polar"},
     "restart": lambda tx: {"tx": tx, "every": 2},
     "rotated": lambda tx: {"inner": tx.replace(eps=0.1), "precondition_frequency": 2},
     "sam": lambda tx: {"base": tx},
@@ -102,6 +122,7 @@ EXAMPLES = {
     "scale_by_apollo": {"rebound": "belief", "eps": 0.1},
     "scale_by_apollo_low_rank": RANKS,
     "scale_by_dion": {"rank": 2},
+    "scale_by_distributed_shampoo": DISTRIBUTED,
     "scale_by_fadam": {"weight_decay": 0.1},
     "scale_by_fira": RANKS,
     "scale_by_gravity": {"lr": 0.1},
@@ -110,6 +131,7 @@ EXAMPLES = {
     "scale_by_lars": {"lr": 0.5},
     "scale_by_lbfgs": {"history": 2},
     "scale_by_learning_rate": {"lr": 0.1},
+    "scale_by_lora_rite": {"pairs": PAIRS, "eps": 0.1, "skip": 9.0},
     "scale_by_muown": {"lr": 0.1},
     "scale_by_norm_ratio": lambda tx: {"tx": tx},
     "scale_by_pid": {"momentum": 0.9, "dampening": 0.1, "derivative": 0.5},
@@ -137,6 +159,7 @@ EXAMPLES = {
     "with_state_dtype": lambda tx: {"tx": tx, "state_dtype": "int8"},
     "wsam": lambda tx: {"base": tx},
     "yogi": {"initial_accumulator_value": 2**-20},
+    "spectral_sphere": lambda tx: {"fallback": tx},
 }
 
 

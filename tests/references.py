@@ -221,9 +221,10 @@ def difference(step: Any, reference: Any, rate: float = 1.0, steps: int = STEPS)
     return distance(run(step, rate, steps=steps), run(reference, rate, steps=steps))
 
 
-def difference_of_weights(step: Any, reference: Any, without: tuple[str, ...] = ()) -> float:
+def difference_of_weights(step: Any, reference: Any, without: tuple[str, ...] = (), steps: int = STEPS) -> float:
     """The distance between the weights of two runs: for optimizers that round them where they add an update."""
-    return distance(run(step, without=without, weights=True), run(reference, without=without, weights=True))
+    runs = [run(stepper, without=without, weights=True, steps=steps) for stepper in (step, reference)]
+    return distance(*runs)
 
 
 def difference_along(step: Any, reference: Any, without: tuple[str, ...] = (), steps: int = STEPS) -> float:

@@ -89,6 +89,7 @@ def noisy(draw, init=None):
 
 
 normal, rademacher = noisy(lambda rng, like: rng.normal(like)), noisy(lambda rng, like: rng.rademacher(like))
+uniform = noisy(lambda rng, like: rng.uniform(like))
 
 
 def count_init(param):

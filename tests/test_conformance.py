@@ -12,6 +12,7 @@ from torch.utils._pytree import keystr, tree_map_with_path
 
 import gradtx
 from tests.conformance import (
+    ALL_SHAPES,
     Case,
     all_cases,
     assert_close,
@@ -243,7 +244,7 @@ def test_floats_as_tensors_or_schedules_change_neither_structure_nor_result(case
         assert_close(result, results[0], rtol=1e-12, atol=1e-12)
 
 
-WEIGHTS = noise(9)
+WEIGHTS = noise(9, ALL_SHAPES)
 
 
 def _objective(params):

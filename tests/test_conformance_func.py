@@ -7,6 +7,7 @@ from torch.utils._pytree import tree_map
 
 import gradtx
 from tests.conformance import (
+    ALL_SHAPES,
     all_cases,
     assert_close,
     assert_own_memory,
@@ -35,7 +36,7 @@ PLAIN_LINKS, OF_EACH_KIND = plain_links(), of_each_kind()
 PIECES = [case for case in PLAIN if case.factory.spec.kind != "alias"]  # what aliases are chains of
 COMBINATORS = [case for case in PLAIN if case.factory.spec.kind == "combinator"]
 ALONE = [(case,) for case in COMBINATORS]
-WEIGHTS = noise(9)
+WEIGHTS = noise(9, ALL_SHAPES)
 
 
 # Inductor and torch.func.jvp load parts of torch that use torch.jit.

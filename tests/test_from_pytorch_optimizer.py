@@ -33,6 +33,7 @@ OF_ANOTHER_KIND = {
     "NorMuon",
     "Ranger21",
     "ScalableShampoo",
+    "SpectralSphere",
 }
 
 

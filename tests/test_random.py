@@ -8,7 +8,7 @@ from tests.conformance import (
     layout,
     noise,
 )
-from tests.rules import VECTORS, noisy, normal, rademacher, run
+from tests.rules import VECTORS, noisy, normal, rademacher, run, uniform
 
 MANY = {"w": torch.zeros(200, 500, dtype=torch.float64)}
 
@@ -36,11 +36,21 @@ def test_rademacher_numbers_are_both_signs_with_equal_odds():
     assert abs(x.mean()) < 5 * x.numel() ** -0.5  # five standard errors
 
 
+def test_uniform_numbers_have_the_moments_and_quantiles_of_the_uniform_distribution():
+    x = draws(uniform, seed=3)["w"].flatten()
+    for power in (1, 2, 3):  # five standard errors
+        variance = 1 / (2 * power + 1) - 1 / (power + 1) ** 2
+        assert abs((x**power).mean() - 1 / (power + 1)) < 5 * (variance / x.numel()) ** 0.5
+    for q in (0.01, 0.3, 0.9):
+        assert abs((x < q).double().mean() - q) < 5 * (q * (1 - q) / x.numel()) ** 0.5
+    assert 0 < x.min() < x.max() < 1
+
+
 def _correlation(x, y):
     return ((x * y).mean() - x.mean() * y.mean()).abs() * x.numel() ** 0.5  # in standard errors
 
 
-@pytest.mark.parametrize("factory", [normal, rademacher], ids=["normal", "rademacher"])
+@pytest.mark.parametrize("factory", [normal, rademacher, uniform], ids=["normal", "rademacher", "uniform"])
 def test_leaves_steps_seeds_neighbours_and_draws_are_independent(factory):
     params = {"w": MANY["w"], "v": MANY["w"]}
     first = draws(factory, params=params)
@@ -65,7 +75,7 @@ def test_a_second_draw_is_neither_the_first_again_nor_the_first_shifted(shift):
         assert abs(draws(product)["w"].mean()) < 5 * MANY["w"].numel() ** -0.5  # five standard errors
 
 
-@pytest.mark.parametrize("factory", [normal, rademacher], ids=["normal", "rademacher"])
+@pytest.mark.parametrize("factory", [normal, rademacher, uniform], ids=["normal", "rademacher", "uniform"])
 def test_the_same_seed_gives_the_same_numbers_and_torchs_generator_is_left_alone(factory):
     torch.manual_seed(0)
     before = torch.get_rng_state()

@@ -394,6 +394,35 @@ def test_roles_are_labels_of_a_partition():
         gradtx.label_by_role([])
 
 
+class Adapters(nn.Module):
+    """Names of peft (modules by adapter, embeddings as parameters), of loralib and of torchtune."""
+
+    def __init__(self):
+        super().__init__()
+        self.base = nn.Linear(4, 4)
+        self.lora_A = nn.ModuleDict({"default": nn.Linear(4, 2, bias=False)})
+        self.lora_B = nn.ModuleDict({"default": nn.Linear(2, 4)})
+        self.lora_embedding_A = nn.ParameterDict({"default": nn.Parameter(torch.zeros(2, 9))})
+        self.lora_embedding_B = nn.ParameterDict({"default": nn.Parameter(torch.zeros(4, 2))})
+        self.conv, self.embedding, self.table = nn.Module(), nn.Embedding(9, 4), nn.Embedding(9, 4)
+        self.conv.lora_A, self.conv.lora_a = nn.Parameter(torch.zeros(2, 4, 3, 3)), nn.Linear(4, 2, bias=False)
+        self.embedding.lora_B = nn.Parameter(torch.zeros(2, 9))
+        self.lora_Alpha, self.flora_B = nn.Parameter(torch.zeros(())), nn.Parameter(torch.zeros(2))
+
+
+def test_factors_of_adapters_are_found_by_name():
+    expected = {
+        "base.weight": "other", "base.bias": "other", "lora_A.default.weight": "lora_A",
+        "lora_B.default.weight": "lora_B", "lora_B.default.bias": "lora_B", "lora_embedding_A.default": "embedding",
+        "lora_embedding_B.default": "embedding", "conv.lora_A": "lora_A", "conv.lora_a.weight": "lora_A",
+        "embedding.weight": "other", "embedding.lora_B": "embedding", "table.weight": "other", "lora_Alpha": "other",
+        "flora_B": "other",
+    }  # fmt: skip
+    assert gradtx.label_lora(Adapters()) == expected
+    with pytest.raises(TypeError, match=r"label_lora: model must be a torch.nn.Module, got \[\]"):
+        gradtx.label_lora([])
+
+
 # One call.
 
 CUTS = {

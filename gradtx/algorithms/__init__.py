@@ -18,9 +18,12 @@ from gradtx.algorithms.low_rank import *
 from gradtx.algorithms.muon import *
 from gradtx.algorithms.muon_variants import *
 from gradtx.algorithms.scion import *
+from gradtx.algorithms.manifolds import *
+from gradtx.algorithms.masking import *
 from gradtx.algorithms.shampoo import *
 from gradtx.algorithms.soap import *
 from gradtx.algorithms.psgd import *
+from gradtx.algorithms.pairs import *
 from gradtx.algorithms.quasi_newton import *
 from gradtx.algorithms.hessian import *
 from gradtx.algorithms.d_adaptation import *

@@ -218,11 +218,16 @@ def _eigh(x: Tensor) -> tuple[Tensor, ...]:
 
 
 def inverse_root(
-    x: Tensor, exponent: float, floor: Any = 0.0, ridge: Any = None
+    x: Tensor,
+    exponent: Any,
+    floor: Any = 0.0,
+    ridge: Any = None,
+    pseudo: bool = False,
 ) -> Tensor:
     """Return (x + ridge max(top eigenvalue, 1e-16) I)^(-exponent) of a symmetric matrix with eigenvalues >= `floor`.
 
-    Eigenvalues that rounding moved below the floor are raised to it. Cost: O(n^3).
+    Eigenvalues that rounding moved below the floor are raised to it. With `pseudo`, the powers of eigenvalues that are
+    0 up to rounding are 0. Cost: O(n^3).
     """
     shapes = (x.shape[:1], x.shape)
     values, basis = as_one(_eigh, x.detach(), shapes)
@@ -231,10 +236,22 @@ def inverse_root(
     change = _change(x, basis)
     if ridge is not None:
         values, change = _ridged(values, change, ridge)
-    root = symmetric_product(basis * values**-exponent, basis.mT)
+    usable, known = values, None
+    if pseudo:
+        epsilon = torch.finfo(x.dtype).eps
+        known = values > _largest_or_one(values) * (len(values) * epsilon)
+        usable = torch.where(known, values, 1.0)
+    powers = usable**-exponent
+    if known is not None:
+        powers = torch.where(known, powers, 0.0)
+    root = symmetric_product(basis * powers, basis.mT)
     if change is None:
         return root
-    slope = _slope_of_root(values, exponent)
+    slope = _slope_of_root(usable, exponent)
+    if known is not None:
+        one_is_zero = known[:, None] ^ known
+        jumps = quotient(_differences(powers), _differences(values), one_is_zero)
+        slope = torch.where(known[:, None] & known, slope, jumps)
     return root + basis @ (slope * change) @ basis.mT
 
 
@@ -408,6 +425,11 @@ def _change(x: Tensor, basis: Tensor) -> Tensor | None:
     return basis.mT @ _zero_with_derivative_of(x) @ basis
 
 
+def pseudo_inverse(x: Tensor) -> Tensor:
+    """Return the pseudo-inverse of a matrix."""
+    return _factors(lambda x: (torch.linalg.pinv(x),), x)[0]
+
+
 # The nearest orthogonal matrix.
 
 
@@ -416,33 +438,7 @@ def polar_factor(x: Tensor) -> Tensor:
     if x.shape[-2] > x.shape[-1]:
         return polar_factor(x.mT).mT
     square = symmetric_product(x, x.mT)
-    shapes = (square.shape[:1], square.shape)
-    values, basis = as_one(_eigh, square.detach(), shapes)
-    cutoff = 0.0
-    if values.numel():
-        cutoff = values[-1] * square.shape[-1] * torch.finfo(x.dtype).eps
-    known = values > cutoff
-    inverse = torch.where(known, torch.where(known, values, 1.0) ** -0.5, 0.0)
-    root = symmetric_product(basis * inverse, basis.mT)
-    change = _change(square, basis)
-    if change is not None:
-        slope = _slope_of_inverse_root(values, inverse)
-        root = root + basis @ (slope * change) @ basis.mT
-    return root @ x
-
-
-def _slope_of_inverse_root(values: Tensor, inverse: Tensor) -> Tensor:
-    """Return (f(b) - f(a)) / (b - a) for each pair of eigenvalues, where f(a) = a^(-1/2) is passed as `inverse`.
-
-    Equals -f(a)^2 f(b)^2 / (f(a) + f(b)). f is 0 for eigenvalues that are treated as 0.
-    """
-    first = inverse[:, None]
-    second = inverse[None, :]
-    total = first + second
-    slope = (first * second) ** 2 / torch.where(total == 0, 1.0, total)
-    gap = _differences(values)
-    one_is_zero = (first == 0) ^ (second == 0)
-    return torch.where(one_is_zero, quotient(second - first, gap), -slope)
+    return inverse_root(square, 0.5, pseudo=True) @ x
 
 
 def newton_schulz(
@@ -451,11 +447,13 @@ def newton_schulz(
     eps: Any = 1e-7,
     start: str = "fro",
     dtype: torch.dtype | None = None,
+    mixture: Sequence[float] | None = None,
 ) -> Tensor:
     r"""Bring the singular values of a matrix (or a batch of them) near 1 with odd polynomials of degree 5.
 
     Starting from $X / \max(\lVert X \rVert_F, \epsilon)$, divided further as specified by `start`, iterate
-    $X \leftarrow a X + (b A + c A^2) X$ with $A = X X^\top$. A tall matrix is transposed to make $A$ smaller.
+    $X \leftarrow a X + (b A + c A^2) X$ with $A = X X^\top$. A tall matrix is transposed to make $A$ smaller. With
+    a `mixture`, return the sum of these multiples of the start and of all iterates.
     """
     is_tall = x.shape[-2] > x.shape[-1]
     shape = x.shape
@@ -471,11 +469,15 @@ def newton_schulz(
     x = _divided_by_bound(x, eps, start)
     if _is_faster_in_float32(x):
         x = x.float()
-    for a, b, c in polynomials:
+    total = None if mixture is None else mixture[0] * x
+    for i, (a, b, c) in enumerate(polynomials, start=1):
         square = _rounded(symmetric_product(x, x.mT), dtype)  # A
         step = symmetric_product(square, square, square, b, c)  # b A + c A^2
         step = _rounded(step, dtype)
         x = _rounded(added_product(x, step, x, a), dtype)  # a X + step X
+        if total is not None and mixture is not None:
+            total = total + mixture[i] * x
+    x = x if total is None else total
     if is_tall:
         x = x.mT
     return x.reshape(shape).to(dtype).to(dtype_of_x)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx.algorithms._matrix import newton_schulz
-from gradtx.arguments import Static
+from gradtx.arguments import AnyLength, Static
 from gradtx.base.messages import describe
 
 Triple: TypeAlias = tuple[float, float, float]
@@ -22,6 +22,8 @@ StaticCoefficients: TypeAlias = Static[
     str | tuple[float, ...] | tuple[tuple[float, ...], ...]
 ]
 Steps: TypeAlias = Annotated[int, "[0, 100)"]
+# Multiples of the start and of all iterates, or the name of such a list.
+Mixture: TypeAlias = Static[str | AnyLength[tuple[float, ...]]]
 
 NEWTON_SCHULZ: Triple = (3.4445, -4.7750, 2.0315)
 
@@ -106,6 +108,16 @@ SETS = {
 }
 
 
+MIXTURES = {
+    # For "newton_schulz" with start="schatten4": singular values s become about s^0.1.
+    "soft": (
+        *(0.1091613623, 0.07085664498, 0.05210528973, 0.05457295795),
+        *(0.05011334061, 0.03334622198, 0.05022104481, 0.1053727358),
+        *(0.1187323776, 0.1185061091, 0.1185059576, 0.1185059576, 0.0),
+    )
+}
+
+
 def default_steps(coefs: Any) -> int:
     """Return the number of steps for which the coefficients were designed."""
     return SETS[coefs].steps if isinstance(coefs, str) and coefs in SETS else 5
@@ -118,6 +130,7 @@ def orthogonalizer(
     dtype: torch.dtype | None = None,
     eps: Any = 1e-7,
     start: str = "fro",
+    mixture: Any = None,
 ) -> Callable[[Tensor], Tensor]:
     """Return the function that brings the singular values of a matrix near 1; the last polynomial is repeated.
 
@@ -126,6 +139,17 @@ def orthogonalizer(
         ValueError: If a name is unknown, if the coefficients are not triples of finite numbers, or if a named set does
             not support the steps or the dtype.
     """
+    weights = MIXTURES.get(mixture, ()) if isinstance(mixture, str) else mixture
+    if weights is not None and not weights:
+        raise ValueError(
+            f"{owner}: mixture must be 'soft' or a tuple of numbers, got {mixture!r}"
+        )
+    if weights is not None:
+        if steps not in (None, len(weights) - 1):
+            raise ValueError(
+                f"{owner}: a mixture of {len(weights)} requires steps={len(weights) - 1}, got {steps}"
+            )
+        steps = len(weights) - 1
     if dtype is not None and not (
         isinstance(dtype, torch.dtype) and dtype.is_floating_point
     ):
@@ -141,7 +165,7 @@ def orthogonalizer(
     of_steps = [triples[min(i, len(triples) - 1)] for i in range(count)]
 
     def orthogonalize(x: Tensor) -> Tensor:
-        return newton_schulz(x, of_steps, eps, start, dtype)
+        return newton_schulz(x, of_steps, eps, start, dtype, weights)
 
     return orthogonalize
 

@@ -90,11 +90,12 @@ class Rotation(Coordinates):
     offset: NonNegativeInt = 1
     of: Literal["update", "grad"] = "update"
     eps: NonNegative = 1e-8
+    order: Literal["after", "before"] = "after"
     stagger: Static[bool] = False
 
     @property
     def delayed(self) -> bool:
-        return self.start == "skip"
+        return self.start == "skip" and self.order == "after"
 
     def changes(self, shape: torch.Size) -> list[int]:
         return self.dims(shape)
@@ -227,6 +228,8 @@ class RotatedView(View):
         self._bases: list[Tensor] = state["Q"] if self._dims else []
         if rotation.refresh == "svd":
             self._bases = rotation.bases(update, self._bases, ctx)
+        elif self._dims and rotation.order == "before":
+            self._statistics, self._bases = self._renewed()
         if rotation.delayed:
             is_first = ctx.is_first
             self.takes_part = not is_first if isinstance(is_first, bool) else ~is_first
@@ -257,9 +260,15 @@ class RotatedView(View):
         update = self._outward(update)
         if not self._dims:
             return update, {}
-        rotation, dims, ctx = self._rotation, self._dims, self._ctx
-        if rotation.refresh == "svd":
+        if self._rotation.refresh == "svd":
             return update, {"Q": self._bases}
+        if self._rotation.order == "after":
+            self._statistics, self._bases = self._renewed()
+        return update, {"GG": self._statistics, "Q": self._bases}
+
+    def _renewed(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the factors and the bases after this step."""
+        rotation, dims, ctx = self._rotation, self._dims, self._ctx
         old, bases = self._state["GG"], self._bases
         x = rotation.inside(ctx.grad if rotation.of == "grad" else self._update)
         if rotation.statistics == "kl":
@@ -267,5 +276,4 @@ class RotatedView(View):
             statistics = rotation.kl_averages(x, dims, old, bases, scales, ctx)
         else:
             statistics = rotation.averages(x, dims, old)
-        bases = rotation.next_bases(statistics, bases, ctx)
-        return update, {"GG": statistics, "Q": bases}
+        return statistics, rotation.next_bases(statistics, bases, ctx)

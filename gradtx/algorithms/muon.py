@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from gradtx.algorithms._math import at_least, safe_pow, safe_sqrt
-from gradtx.algorithms._matrix import polar_factor
+from gradtx.algorithms._matrix import polar_factor, symmetric_product
 from gradtx.algorithms._polynomials import (
     NEWTON_SCHULZ,
     Coefficients,
+    Mixture,
     StaticCoefficients,
     Steps,
     orthogonalizer,
@@ -21,7 +22,14 @@ from gradtx.algorithms._polynomials import (
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import Count, Decay, NonNegative, Scalar, is_off
+from gradtx.arguments import (
+    Count,
+    Decay,
+    NonNegative,
+    NonNegativeInt,
+    Scalar,
+    is_off,
+)
 from gradtx.combinators.selection import partition
 from gradtx.rules import alias, per_tensor
 from gradtx.transform import GradientTransformation, chain, check_transformation
@@ -47,7 +55,8 @@ def _dims_of_view(arguments: dict[str, Any]) -> tuple[int, float]:
 
 def _wire(arguments: dict[str, Any]) -> torch.dtype | None:
     """Return the dtype of the iteration, unless its result is mixed with the momentum itself."""
-    return arguments["dtype"] if is_off(arguments["contra"]) else None
+    mixes = not (is_off(arguments["contra"]) and is_off(arguments["power"]))
+    return None if mixes else arguments["dtype"]
 
 
 @per_tensor(whole=True, wire=_wire, dims=_dims_of_view)
@@ -60,6 +69,10 @@ def orthogonalize(
     start: Literal["fro", "schatten4", "aol"] = "fro",
     contra: Scalar = 0.0,
     power_steps: Count = 5,
+    power: Scalar = 0.0,
+    mixture: Mixture | None = None,
+    balance: NonNegativeInt = 0,
+    balance_power: NonNegative = 0.5,
 ):
     r"""Bring all singular values of a matrix near 1 with a Newton-Schulz iteration.
 
@@ -93,13 +106,26 @@ def orthogonalize(
             largest singular value of $U$, and restore the norm of $X$. Small singular values of $U$ then have a
             larger weight, or a smaller one if $k$ is negative.
         power_steps: Power iterations for $\sigma$, >= 1, starting from equal entries.
+        power: $p$ of DynMuon: with $n = \max(\lVert U \rVert_F, \epsilon)$, $y = U / n$, short side first,
+            $E = y y^\top - I$ and $h = p / 2$, multiply the result by $(I + h E + \frac{h (h-1)}{2} E^2)\, n^p$. Large
+            singular values become about $\sigma^p$, small ones a constant. Often a schedule.
+        mixture: $(c_0, \dots, c_N)$ of Soft-Muon, plain numbers: the result is $\sum_i c_i X_i$ over the start and N
+            iterates. "soft", for "newton_schulz" with start="schatten4", maps singular values to about their power
+            0.1.
+        balance: Number of iterations of Aurora, >= 0, for matrices that are not square, the long side first:
+            $D_i = 1 / \max(\lVert U_i \rVert, \epsilon)$ for each row; then so often
+            $X = O(\mathrm{diag}(D)\, U)$, and in between
+            $D_i \leftarrow D_i\, (\mathrm{columns} / (\mathrm{rows}\, \lVert X_i \rVert^2))^b$. The rows of
+            the result have nearly equal norms, if the iteration for $O$ nearly converges.
+        balance_power: $b \ge 0$.
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: If an argument is out of range, if `coefs` is neither triples nor a name, if a named set does not
-            support the steps or the dtype, if `view` or `start` is unknown, or if a leaf is not a matrix.
+        ValueError: If an argument is out of range, if `coefs` is neither triples nor a name, if a named set or a
+            mixture does not support the steps or the dtype, if `view`, `start` or `mixture` is unknown, if `power` is
+            combined with `contra`, `mixture` or `balance`, or if a leaf is not a matrix.
         TypeError: If `dtype` is not a floating-point dtype.
 
     Example:
@@ -110,16 +136,26 @@ def orthogonalize(
                 [ 0., -1.]])
 
     Source: Jordan et al. 2024, Muon; Bernstein and Newhouse 2024, arXiv:2409.20325; "aol": Prach and Lampert 2022,
-    arXiv:2208.03160. Departures: none from torch.optim.Muon, with dtype=torch.bfloat16. On a CPU without fast bfloat16
-    products (Intel's AMX, AMD's AVX-512), products are computed in float32 and rounded to bfloat16; entries near the
-    middle between two numbers may then be rounded differently from torch, one in 10,000 beyond 128 columns, because
-    sums run in another order.
+    arXiv:2208.03160; `power`: arXiv:2605.17109; `mixture`: record 20 of track 3 of modded-nanogpt; `balance`:
+    tilde-research/aurora-release. Departures: none from torch.optim.Muon, with dtype=torch.bfloat16. On a CPU without
+    fast bfloat16 products (Intel's AMX, AMD's AVX-512), products are computed in float32 and rounded to bfloat16;
+    entries near the middle between two numbers may then be rounded differently from torch, one in 10,000 beyond 128
+    columns, because sums run in another order.
     """
-    iterate = orthogonalizer("orthogonalize", coefs, steps, dtype, eps, start)
+    iterate = orthogonalizer("orthogonalize", coefs, steps, dtype, eps, start, mixture)
+    if not is_off(power) and (not is_off(contra) or mixture or balance):
+        raise ValueError(
+            "orthogonalize: power cannot be combined with contra, mixture or balance"
+        )
 
     def update(u, state, p, ctx):
         x = u.flatten(1) if view == "flatten" else u
-        result = iterate(x)
+        if balance and x.shape[-2] != x.shape[-1]:
+            result = _balanced(iterate, x, eps, balance, balance_power)
+        else:
+            result = iterate(x)
+        if not is_off(power):
+            result = _raised(result, x, eps, power)
         if not is_off(contra):
             result = _without_largest(result, x, contra, power_steps)
         return result.reshape(u.shape), state
@@ -464,6 +500,37 @@ def _without_largest(x: Tensor, matrix: Tensor, share: Any, power_steps: int) ->
     largest = at_least(matrix_norms(matrix @ right), 1e-10)
     difference = x - share / 2 * (matrix / largest)
     return difference * (matrix_norms(x) / at_least(matrix_norms(difference), 1e-10))
+
+
+def _balanced(
+    iterate: Callable[[Tensor], Tensor], x: Tensor, eps: Any, steps: int, power: Any
+) -> Tensor:
+    """Orthogonalize a matrix whose rows, or columns if it is wide, are scaled to get equal norms in the result."""
+    rows, columns = x.shape[-2:]
+    if columns > rows:
+        return _balanced(iterate, x.mT, eps, steps, power).mT
+    scale = 1 / at_least(safe_sqrt(_row_squares(x)), eps)
+    result = iterate(scale * x)
+    for _ in range(steps - 1):
+        squares = at_least(_row_squares(result), eps**2)
+        scale = scale * (columns / max(rows, 1) / squares) ** power
+        result = iterate(scale * x)
+    return result
+
+
+def _row_squares(x: Tensor) -> Tensor:
+    return x.square().sum(dim=-1, keepdim=True)
+
+
+def _raised(result: Tensor, x: Tensor, eps: Any, power: Any) -> Tensor:
+    """Multiply by the second-order expansion of a power of the matrix divided by its norm, at singular values of 1."""
+    if x.shape[-2] > x.shape[-1]:
+        return _raised(result.mT, x.mT, eps, power).mT
+    size, h = at_least(matrix_norms(x), eps), power / 2
+    y = x / size
+    first = symmetric_product(y, y.mT) @ result - result
+    second = symmetric_product(y, y.mT) @ first - first
+    return (result + h * first + h * (h - 1) / 2 * second) * size**power
 
 
 def matrix_norms(x: Tensor) -> Tensor:

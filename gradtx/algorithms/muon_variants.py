@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import at_least, mean, running_mean, safe_sqrt
+from gradtx.algorithms._math import at_least, mean, norm, running_mean, safe_sqrt
 from gradtx.algorithms._polynomials import (
     NEWTON_SCHULZ,
     POLAR_EXPRESS,
@@ -29,14 +30,26 @@ from gradtx.algorithms.muon import (
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.sign import scale_by_sign
 from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import Count, Decay, NonNegative, Positive, Scalar
+from gradtx.arguments import (
+    Count,
+    Decay,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Scalar,
+    Static,
+)
+from gradtx.base.dtensor import full_tensor, gathered
 from gradtx.combinators.norm_ratio import scale_by_norm_ratio
-from gradtx.rules import alias, per_tensor
+from gradtx.rules import alias, per_tensor, whole_tree
 from gradtx.slots import square
 from gradtx.transform import GradientTransformation, chain
 
 __all__ = [
     "adamuon",
+    "aurora",
+    "balance_energy",
     "contra_muon",
     "muon_adam_atan2",
     "namo",
@@ -44,7 +57,51 @@ __all__ = [
     "normalize_neurons",
     "normuon",
     "polar_adam_atan2",
+    "precondition_inputs",
 ]
+
+
+@per_tensor(whole=True, dims=(2, 2))
+def balance_energy(steps: NonNegativeInt = 10, eps=1e-8):
+    r"""Rescale rows and columns of a matrix until all rows have equal norms, and all columns too: Sinkhorn's iteration.
+
+    With $B = x^2 + \epsilon$ of size $r \times c$ and $b = 1$, repeat $a = \frac{1/r}{B b + \epsilon}$,
+    $b = \frac{1/c}{B^\top a + \epsilon}$; then $y_{ij} = \sqrt{a_i}\, x_{ij} \sqrt{b_j}$, and the result is
+    $y \sqrt r / \max(\lVert y \rVert, \epsilon)$. It costs a few passes over the matrix, where `orthogonalize` costs
+    products of matrices. In the eigenbases of `rotated`, it is SinkSOAP, whose result does not depend on the signs of
+    the eigenvectors.
+
+    Args:
+        steps: Number of iterations, >= 0.
+        eps: $\epsilon > 0$, in the units of a squared gradient.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If an argument is out of range, or if a leaf is not a matrix.
+
+    Example:
+        >>> tx = gradtx.balance_energy()
+        >>> updates, _ = tx.update({"w": torch.tensor([[30.0, -4.0], [30.0, 4.0]])}, tx.init({}))
+        >>> updates["w"]
+        tensor([[ 0.7071, -0.7071],
+                [ 0.7071,  0.7071]])
+
+    Source: record 26 of track 3 of modded-nanogpt, SinkSOAP. Departures: none.
+    """
+
+    def update(x, state, p, ctx):
+        r, c = x.shape
+        B = x.square() + eps
+        a, b = x.new_ones(r), x.new_ones(c)
+        for _ in range(steps):
+            a = 1 / max(r, 1) / (B @ b + eps)
+            b = 1 / max(c, 1) / (B.mT @ a + eps)
+        y = safe_sqrt(a)[:, None] * x * safe_sqrt(b)
+        return y * (math.sqrt(r) / at_least(norm(y), eps)), state
+
+    return update
 
 
 @per_tensor(whole=True, dims=(2, math.inf))
@@ -163,6 +220,99 @@ def normalize_entries(
         return d, {"exp_avg_sq": v}
 
     return {"exp_avg_sq": square()}, update
+
+
+@whole_tree(extras={"input_gram": "tensors?"})
+def precondition_inputs(
+    every: Count = 64,
+    rate: Fraction = 0.05,
+    *,
+    start: Positive = 0.001,
+    ridge: NonNegative = 0.2,
+    blocks: Static[Count] = 1,
+):
+    r"""Multiply the gradient of a matrix by the inverse second moment of its layer's inputs: Newton-Muon's first link.
+
+    Where $t$ is a multiple of `every` and the extra `input_gram` has an entry for the matrix, the mean of $x x^\top$
+    over the tokens of this step: $C \leftarrow C + \eta\, (\mathrm{gram} - C)$ from $s I$, and
+    $K = (C + (\rho\, \mathrm{tr}(C) / n + 10^{-8}) I)^{-1}$. At every step, $g \leftarrow g K$, with $K = I$ before the
+    first entry. `trace_ema` and `orthogonalize` follow.
+
+    Pass `input_gram`, a dict by leaf name, to `update` or `step` where it is due; `collect_input_grams` measures it. In
+    a distributed run, average it over the ranks first.
+
+    Args:
+        every: Number of steps between two entries, >= 1. Only the batch of such a step counts.
+        rate: $\eta$ in [0, 1].
+        start: $s > 0$.
+        ridge: $\rho \ge 0$.
+        blocks: Number k of equal runs of columns, >= 1. If above 1, entries have the shape (k, c/k, c/k): the diagonal
+            blocks for these runs, which save memory and time for wide layers. Otherwise their shape is (c, c).
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `covariance` ($C$) and `inverse` ($K$),
+        k x c/k x c/k for a matrix with c columns; leaves that are not matrices have none and pass unchanged. Select the
+        matrices with `masked`, to save the state of those that never get an entry. It processes whole trees, so it
+        cannot be inside combinators that divide or rotate leaves.
+
+    Raises:
+        TypeError: If `input_gram` is not a dict of tensors.
+        ValueError: If an argument is out of range, if `blocks` does not divide the columns of a matrix, or if an entry
+            has another shape.
+
+    Example:
+        >>> tx = gradtx.precondition_inputs(every=1, rate=1.0, ridge=0.0)
+        >>> grads = {"w": torch.tensor([[4.0, 1.0]])}
+        >>> gram = {"w": torch.tensor([[4.0, 0.0], [0.0, 0.25]])}
+        >>> tx.update(grads, tx.init(grads), input_gram=gram)[0]["w"]
+        tensor([[1., 4.]])
+
+    Source: Newton-Muon, arXiv:2604.01472, and record 15 of track 3 of modded-nanogpt. Departures: the number of blocks
+    is an option, because it determines the state.
+    """
+
+    def init(params):
+        covariances, inverses = {}, {}
+        for name, param in params.items():
+            if param.ndim != 2:
+                continue
+            n, rest = divmod(param.shape[1], blocks)
+            if rest:
+                raise ValueError(
+                    f"precondition_inputs: {blocks} blocks do not divide the columns of {name!r}, {param.shape[1]}"
+                )
+            eye = torch.eye(n, dtype=param.dtype, device=param.device)
+            inverses[name] = eye.repeat(blocks, 1, 1)
+            covariances[name] = start * inverses[name]
+        return {"covariance": covariances, "inverse": inverses}
+
+    def refreshed(name, C, gram):
+        if gram.shape not in (C.shape, C.shape[blocks == 1 :]):
+            raise ValueError(
+                f"precondition_inputs: input_gram[{name!r}] has shape {tuple(gram.shape)}, needs {tuple(C.shape)}"
+            )
+        C = running_mean(C, gram.to(C), 1 - rate)
+        size = mean(C.diagonal(dim1=-2, dim2=-1), -1)[:, None, None]
+        eye = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
+        return C, torch.linalg.inv_ex(C + (ridge * size + 1e-8) * eye)[0]
+
+    def update(updates, state, params, ctx):
+        grams = ctx.input_gram or {}
+        new = {"covariance": {}, "inverse": {}}
+        result = dict(updates)
+        for name, g in updates.items():
+            if g.ndim != 2:
+                continue
+            old = C, K = [full_tensor(state[slot][name]) for slot in new]
+            if name in grams:
+                compute = functools.partial(refreshed, name, C, grams[name])
+                C, K = ctx.every(every, 0, compute, functools.partial(tuple, old))
+            new["covariance"][name], new["inverse"][name] = C, K
+            runs = g.unflatten(1, (blocks, -1)).movedim(1, 0)
+            result[name] = (runs @ gathered(K, g)).movedim(0, 1).flatten(1)
+        return result, new
+
+    return init, update
 
 
 @alias(class_name="NorMuon")
@@ -381,6 +531,77 @@ def namo(
             eps,
             correct_bias,
         ),
+    )
+
+
+@alias
+def aurora(
+    lr=0.05,
+    momentum: Decay = 0.95,
+    nesterov=True,
+    weight_decay=0.025,
+    balance: NonNegativeInt = 2,
+    balance_power: NonNegative = 0.5,
+    ns_coefficients: Coefficients = "newton_schulz",
+    ns_steps: Steps | None = 12,
+    adjust_lr_fn: Adjustment | None = "original",
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""Aurora: Muon whose update of a matrix that is not square also has rows, or columns, of equal norms.
+
+    $d = O(\mathrm{diag}(D)\, u)$ for the momentum $u$, with $O$ and $D$ of `orthogonalize` (`balance`);
+    $p \leftarrow p (1 - \eta \lambda) - \eta r d$ with $r$ of `scale_by_shape`.
+
+    When to use: like `muon`, for MLPs, where neurons whose gradients are small would otherwise receive small updates.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        momentum: Decay rate of the gradient average, in [0, 1).
+        nesterov: Use Nesterov momentum.
+        weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$ but not by $r$.
+        balance: Number of iterations for $D$, >= 0; 0 is Muon, and 1 only normalizes the rows of $u$.
+        balance_power: $b \ge 0$, of the changes of $D$.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`; it must nearly converge.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        adjust_lr_fn: Name of the factor $r$; see `scale_by_shape`.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback, that and
+        the fallback's entries, under `partition`.
+
+    Raises:
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
+
+    Example:
+        >>> tx = gradtx.aurora(lr=1.0, adjust_lr_fn="none", balance=20)
+        >>> params = {"w": torch.zeros(3, 1)}
+        >>> updates, _ = tx.update({"w": torch.tensor([[9.0], [-1.0], [1.0]])}, tx.init(params), params)
+        >>> updates["w"].T
+        tensor([[-0.5774,  0.5774, -0.5774]])
+
+    Source: tilde-research/aurora-release; records 17, 30 and 38 of track 3 of modded-nanogpt. Departures: their
+    iteration runs in bfloat16 and adds 1e-7 to the norm; their Riemannian version is not offered.
+    """
+    direction = orthogonalize(
+        ns_coefficients,
+        ns_steps,
+        dtype=ns_dtype,
+        balance=balance,
+        balance_power=balance_power,
+    )
+    return muon_like(
+        "aurora",
+        adjust_lr_fn,
+        lr,
+        weight_decay,
+        fallback,
+        trace_ema(momentum, nesterov),
+        direction,
     )
 
 

@@ -1,4 +1,4 @@
-"""Shampoo, as in the paper and scaled up; SPlus and Conda, which use the bases of one side."""
+"""Shampoo, as in the paper, as scaled up by Google and by Meta; SPlus and Conda, which use the bases of one side."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 
-from gradtx.algorithms._math import grafted, plus_decay, safe_sqrt
+from gradtx.algorithms._math import (
+    corrected_root,
+    grafted,
+    plus_decay,
+    running_mean,
+    safe_sqrt,
+)
 from gradtx.algorithms._matrix import (
     blocks,
     gram,
@@ -38,12 +44,14 @@ from gradtx.arguments import (
 from gradtx.base.exact import exact
 from gradtx.combinators.rotated import rotated
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import linear, square
+from gradtx.slots import ema, linear, square
 from gradtx.transform import chain
 
 __all__ = [
     "conda",
+    "distributed_shampoo",
     "scalable_shampoo",
+    "scale_by_distributed_shampoo",
     "scale_by_mean_side",
     "scale_by_scalable_shampoo",
     "scale_by_shampoo",
@@ -241,9 +249,7 @@ def scale_by_scalable_shampoo(
     def identities(param):
         shape = shape_of(param)
         pieces = blocks(param.reshape(shape), block_size) if shape else []
-        sizes = [piece.shape[i] for piece in pieces for i in dimensions(shape)]
-        like = {"dtype": param.dtype, "device": param.device}
-        return [torch.eye(size, **like) for size in sizes]
+        return _identities(param, pieces, dimensions(shape))
 
     def preconditioned(g, state, shape, ctx):
         """Return the direction, the statistics and the roots."""
@@ -253,7 +259,8 @@ def scale_by_scalable_shampoo(
 
         def statistics():
             grams = [gram(piece, i) for piece in pieces for i in dims]
-            return [averaged(L, G, ctx) for L, G in zip(old_L, grams, strict=True)]
+            pairs = zip(old_L, grams, strict=True)
+            return [_averaged(L, G, beta2, ctx) for L, G in pairs]
 
         def roots():
             return [inverse_root(x, exponent, ridge=matrix_eps) for x in L]
@@ -267,16 +274,12 @@ def scale_by_scalable_shampoo(
             directions.append(change_basis(piece, dims, of_piece, back=True))
         return joined(directions, shape, block_size).reshape(g.shape), L, P
 
-    def averaged(old, new, ctx):
-        decay = exact(beta2, ctx.time.device)
-        # A decay of 1 computes a sum.
-        return beta2 * old + torch.where(decay == 1, 1.0, 1 - decay) * new
-
     def update(g, state, p, ctx):
         new, u = {}, g
         if has_statistics:
             square, D = g.square(), state["graft_statistics"]
-            D = D + square if graft_type == "adagrad" else averaged(D, square, ctx)
+            summed = graft_type == "adagrad"
+            D = D + square if summed else _averaged(D, square, beta2, ctx)
             new["graft_statistics"] = D
             u = g / (safe_sqrt(D) + diagonal_eps)
         elif graft_type == "sqrtn":
@@ -301,6 +304,179 @@ def scale_by_scalable_shampoo(
         "graft_statistics": square() if has_statistics else None,
         "statistics": lambda p: [matrix_eps * eye for eye in identities(p)],
         "preconditioners": identities,
+    }
+    return slots, update
+
+
+def _identities(param, pieces, dims):
+    """Return an identity matrix for each of these dimensions of all blocks of a leaf."""
+    like = {"dtype": param.dtype, "device": param.device}
+    return [torch.eye(piece.shape[i], **like) for piece in pieces for i in dims]
+
+
+def _averaged(old, new, beta, ctx):
+    """Return the average with this decay, or the sum if it is 1."""
+    decay = exact(beta, ctx.time.device)
+    return beta * old + torch.where(decay == 1, 1.0, 1 - decay) * new
+
+
+@per_tensor(compiles="lists", whole=True)
+def scale_by_distributed_shampoo(
+    betas: tuple[Decay, Fraction] = (0.9, 1.0),
+    beta3: Decay | None = None,
+    eps=1e-12,
+    max_preconditioner_dim: Count = 1024,
+    target_dims: Count = 1,
+    precondition_frequency: Count = 1,
+    start_preconditioning_step: Count | None = None,
+    use_bias_correction=True,
+    exponent: Positive | None = None,
+    pseudo_inverse=False,
+    graft: Literal["adam", "rmsprop", "adagrad", "sgd"] | None = "adam",
+    graft_beta2: Decay = 0.999,
+    graft_eps: NonNegative = 1e-8,
+):
+    r"""Multiply a filtered gradient by roots of averaged statistics, with the step length of a simpler method.
+
+    Sizes of 1 are dropped. From the last dimension backwards, a dimension is merged with the next one while there would
+    be more than `target_dims` dimensions and their product is at most `max_preconditioner_dim`; then every dimension is
+    cut into runs of that length. Each block with k dimensions is treated as a leaf:
+    $S_i \leftarrow \beta_2 S_i + (1-\beta_2)\, \mathrm{mat}_i(g) \mathrm{mat}_i(g)^\top$ (a sum for $\beta_2 = 1$),
+    $R_i = (S_i / (1-\beta_2^t) + \epsilon I)^{-1/(2k)}$ where due, initially $I$;
+    $f = \frac{\beta_3 m_{t-1} + (1-\beta_3) g}{1 - \beta_3 \beta_1^{t-1}}$,
+    $m_t = \beta_1 m_{t-1} + (1-\beta_1) g$; $d = f \times_1 R_1 \cdots \times_k R_k$, rescaled to the norm of the
+    grafted method's direction.
+
+    Args:
+        betas: $\beta_1$ in [0, 1), and $\beta_2$ in [0, 1].
+        beta3: $\beta_3$ in [0, 1); None for $\beta_1$, which makes $f$ Adam's corrected momentum. Unused if $\beta_1$
+            is 0.
+        eps: $\epsilon > 0$, or 0 with `pseudo_inverse`. If statistics are singular, rounding decides the result unless
+            it is well above rounding (1e-8).
+        max_preconditioner_dim: Largest size of a block, >= 1. The root of a block costs the cube of it.
+        target_dims: Number of dimensions, >= 1, at which merging stops. With 1, a small matrix becomes a vector with a
+            full matrix as preconditioner; with 2, matrices remain.
+        precondition_frequency: Roots are computed at multiples of this, >= 1, from the start on. An optimizer from
+            `as_optimizer` computes them only when they are due. So does pure use of plain tensors on the CPU;
+            otherwise, it computes roots at every step and selects.
+        start_preconditioning_step: The first step with roots; until then, the direction is the grafted one. At least
+            `precondition_frequency`, which is also the default.
+        use_bias_correction: Whether to divide $f$ and $S_i$ by their corrections.
+        exponent: A positive number in place of $1/(2k)$.
+        pseudo_inverse: Ignore eigenvalues that are 0 up to rounding.
+        graft: With $v$ the average ($\beta$ = `graft_beta2`) of $g^2$: "adam" is
+            $f / (\sqrt{v / (1-\beta^t)} + \epsilon_g)$, "rmsprop" the same without correction, "adagrad" with the sum
+            of $g^2$; "sgd" is $f$. None keeps the norm of $d$.
+        graft_beta2: In [0, 1).
+        graft_eps: $\epsilon_g \ge 0$, in the units of a gradient.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `filtered_grad` ($m$) and `adagrad` ($v$), shaped as the
+        parameter; `factor_matrices_i` ($S$) and `inv_factor_matrices_i` ($R$), n x n, numbered block by block, with the
+        dimensions of each block in order.
+
+    Raises:
+        ValueError: If an argument is out of range, if the start precedes the first multiple of the frequency, or unless
+            exactly one of `eps` and `pseudo_inverse` is set.
+
+    Example:
+        >>> tx = gradtx.scale_by_distributed_shampoo(target_dims=2, max_preconditioner_dim=4)
+        >>> state = tx.init({"w": torch.zeros(6, 2, 2)})["scale_by_distributed_shampoo"]
+        >>> [tuple(state[f"factor_matrices_{i}"]["w"].shape) for i in range(4)]  # 6 x 4: two blocks
+        [(4, 4), (4, 4), (2, 2), (4, 4)]
+
+    Source: Shi et al. 2023, arXiv:2309.06497, and facebookresearch/optimizers (AlgoPerf). Departures: $\epsilon = 0$
+    requires `pseudo_inverse`, because a singular matrix has no root; eigenvalues that rounding moved below $\epsilon$
+    are raised to it, where the authors shift all of them by the difference. Derivatives through the roots are exact,
+    even at equal eigenvalues; second derivatives are not available.
+    """
+    beta1, beta2 = betas
+    beta3 = beta1 if beta3 is None else beta3
+    start = start_preconditioning_step or precondition_frequency
+    if start < precondition_frequency:
+        raise ValueError(
+            f"scale_by_distributed_shampoo: start_preconditioning_step must be at least precondition_frequency="
+            f"{precondition_frequency}, got {start}"
+        )
+    if is_off(eps) != pseudo_inverse:
+        raise ValueError(
+            "scale_by_distributed_shampoo: pass either a positive eps or pseudo_inverse=True with eps=0.0"
+        )
+
+    def shape_of(x):
+        sizes = [size for size in x.shape if size != 1] or [1]
+        shape = [sizes.pop()]
+        while sizes:
+            merges = len(shape) + len(sizes) > target_dims
+            size = sizes.pop()
+            if merges and size * shape[0] <= max_preconditioner_dim:
+                shape[0] *= size
+            else:
+                shape.insert(0, size)
+        return shape
+
+    def pieces_of(x):
+        whole = x.reshape(shape_of(x))
+        return blocks(whole, max_preconditioner_dim) if x.numel() else []
+
+    def identities(param):
+        return _identities(param, pieces_of(param), range(len(shape_of(param))))
+
+    def averages(g, state, ctx):
+        """Return the filtered gradient, the direction of the grafted method, and their new slots."""
+        new, f = {}, g
+        if not is_off(beta1):
+            m = state["filtered_grad"]
+            new["filtered_grad"] = running_mean(m, g, beta1)
+            f = running_mean(m, g, beta3)
+            if use_bias_correction:
+                power = 1 - ctx.bias_correction(beta1, ctx.time - 1)
+                # A 0-d leaf would become float64.
+                f = (f / (1 - beta3 * power)).to(g.dtype)
+        if not has_squares:
+            return f, f, new
+        v, square_of_g = state["adagrad"], g.square()
+        summed = graft == "adagrad"
+        v = v + square_of_g if summed else running_mean(v, square_of_g, graft_beta2)
+        root = corrected_root(v, ctx, graft_beta2) if graft == "adam" else safe_sqrt(v)
+        return f, f / (root + graft_eps), {**new, "adagrad": v}
+
+    def is_due(step):
+        return (step == start) | (step > start) & (step % precondition_frequency == 0)
+
+    def update(g, state, p, ctx):
+        f, u, new = averages(g, state, ctx)
+        if not g.numel():
+            return u, new
+        dims = list(range(len(shape_of(g))))
+        grams = [gram(piece, i) for piece in pieces_of(g) for i in dims]
+        pairs = zip(state["factor_matrices"], grams, strict=True)
+        S = [_averaged(old, G, beta2, ctx) for old, G in pairs]
+        corrects = (exact(beta2, ctx.time.device) < 1) & use_bias_correction
+        c = torch.where(corrects, ctx.bias_correction(beta2), 1.0)
+        e = 1 / (2 * len(dims)) if exponent is None else exponent
+
+        def roots():
+            return [
+                inverse_root(s / c + eps * eye, e, floor=eps, pseudo=pseudo_inverse)
+                for s, eye in zip(S, identities(g), strict=True)
+            ]
+
+        R = ctx.when(is_due, roots, lambda: state["inv_factor_matrices"])
+        remaining, directions = iter(R), []
+        for piece, magnitude in zip(pieces_of(f), pieces_of(u), strict=True):
+            d = change_basis(piece, dims, [next(remaining) for _ in dims], back=True)
+            directions.append(d if graft is None else grafted(d, magnitude, 1e-16))
+        d = joined(directions, shape_of(g), max_preconditioner_dim).reshape(g.shape)
+        new |= {"factor_matrices": S, "inv_factor_matrices": R}
+        return torch.where(ctx.step >= start, d, u), new
+
+    has_squares = graft in ("adam", "rmsprop", "adagrad")
+    slots = {
+        "filtered_grad": None if is_off(beta1) else ema(beta1),
+        "adagrad": square() if has_squares else None,
+        "factor_matrices": lambda p: [0 * eye for eye in identities(p)],
+        "inv_factor_matrices": identities,
     }
     return slots, update
 
@@ -451,6 +627,65 @@ def scalable_shampoo(
             betas, moving_average_for_momentum, coupled, **options
         ),
         add_decayed_weights(decoupled),
+        scale_by_learning_rate(lr),
+    )
+
+
+@alias
+def distributed_shampoo(
+    lr=1e-2,
+    betas: tuple[Decay, Fraction] = (0.9, 1.0),
+    beta3: Decay | None = None,
+    eps=1e-12,
+    weight_decay=0.0,
+    **options: Annotated[Any, scale_by_distributed_shampoo],
+):
+    r"""Distributed Shampoo: blocks, roots of averaged statistics, and Adam's step lengths; Meta's form of Shampoo.
+
+    $p \leftarrow p - \eta\, (d + \lambda p)$ with the direction $d$ of `scale_by_distributed_shampoo`.
+
+    When to use: large batches, with hyperparameters of the AlgoPerf benchmark, which it won; `scalable_shampoo` is
+    Google's form, and `soap` needs less tuning. For matrices, set `target_dims=2`, and $\beta_2 < 1$ to forget.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        betas: $\beta_1$ in [0, 1) of the filtered gradient, and $\beta_2$ in [0, 1] of the statistics, which are summed
+            if it is 1.
+        beta3: Decay of the filtered gradient where it is used, in [0, 1); None for $\beta_1$.
+        eps: $\epsilon > 0$, added to the statistics, or 0 with `pseudo_inverse`.
+        weight_decay: $\lambda \ge 0$, decoupled.
+        max_preconditioner_dim: Largest size of a block, >= 1.
+        target_dims: Number of dimensions, >= 1, at which merging stops; 2 keeps matrices.
+        precondition_frequency: Number of steps between computations of the roots, >= 1.
+        start_preconditioning_step: The first step with roots, at least the frequency, which is the default.
+        use_bias_correction: Whether to correct the averages.
+        exponent: A positive number in place of $1/(2k)$ for blocks with k dimensions.
+        pseudo_inverse: Ignore eigenvalues that are 0 up to rounding.
+        graft: Method that determines the step length: "adam", "rmsprop", "adagrad", "sgd", or None.
+        graft_beta2: Decay of its average, in [0, 1).
+        graft_eps: Its eps, >= 0.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: [`filtered_grad`], [`adagrad`],
+        `factor_matrices_i`, `inv_factor_matrices_i`.
+
+    Raises:
+        ValueError: If a hyperparameter is out of range, if the start precedes the frequency, unless exactly one of
+            `eps` and `pseudo_inverse` is set, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.distributed_shampoo(lr=1.0, eps=1e-4)
+        >>> params = {"w": torch.zeros(2)}
+        >>> # along the gradient, because its full matrix is used, with the norm of Adam's step
+        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]
+        tensor([-0.8485, -1.1314])
+
+    Source: Shi et al. 2023, arXiv:2309.06497; facebookresearch/optimizers. Departures: as for
+    `scale_by_distributed_shampoo`.
+    """
+    return chain(
+        scale_by_distributed_shampoo(betas, beta3, eps, **options),
+        add_decayed_weights(weight_decay),
         scale_by_learning_rate(lr),
     )
 

@@ -44,13 +44,15 @@ def rotated(
         precondition_1d: Also rotate leaves with one dimension.
         start: "skip": the first step only collects statistics and returns 0, so the inner clock is one step behind;
             inner schedules follow the outer count.
-            "identity": the first step runs unrotated.
+            "identity": the first step runs unrotated. Without effect if `order` is "before".
         refresh: "qr": $Q \leftarrow \mathrm{QR}(S Q)$, column by column in the order of $\mathrm{diag}(Q^\top S Q)$.
             "eigh": eigenvectors of S. "svd": the left singular vectors of $\mathrm{mat}_i(u)$, computed before the
             bases are used; there are no factors in this mode.
         offset: See `precondition_frequency`, >= 0.
         of: x: "update", or "grad" for the gradient itself, `ctx.grad`.
         eps: $\epsilon \ge 0$, for "kl".
+        order: "after": a step rotates with the bases of earlier steps, and then updates factors and bases. "before":
+            every step, also the first, updates factors and bases first and rotates with the result.
         stagger: Renew the bases of each leaf at a separate step within the period, derived from its name, so that no
             step after the first renews the bases of all leaves.
 
@@ -73,7 +75,8 @@ def rotated(
         tensor([[0.6000, 0.0000],
                 [0.8000, 0.0000]])
 
-    Source: Vyas et al. 2024, arXiv:2409.11321 (SOAP); "kl": Lin et al. 2025, arXiv:2509.03378. Departures: any inner
+    Source: Vyas et al. 2024, arXiv:2409.11321 (SOAP); "kl": Lin et al. 2025, arXiv:2509.03378; "before": REKLS and MOSO
+    of NVIDIA's Emerging-Optimizers. Departures: any inner
     chain. If statistics are rank-deficient, part of a basis is arbitrary; see `scale_by_soap`.
     """
     return Space(inner, Rotation(**options))

@@ -70,8 +70,10 @@ __all__ = [
     "AggMo",
     "AliG",
     "Amos",
+    "Ano",
     "ApolloDQN",
     "ApolloLowRank",
+    "Aurora",
     "AvaGrad",
     "BCOS",
     "CAME",
@@ -86,6 +88,7 @@ __all__ = [
     "DiffGrad",
     "Dion",
     "Dion2",
+    "DistributedShampoo",
     "DoG",
     "DoWG",
     "FAdam",
@@ -137,6 +140,7 @@ __all__ = [
     "QHM",
     "RAdam",
     "RMSprop",
+    "ROSE",
     "Ranger",
     "Ranger21",
     "Rprop",
@@ -164,6 +168,7 @@ __all__ = [
     "Signum",
     "SimplifiedAdEMAMix",
     "SophiaH",
+    "SpectralSphere",
     "StableAdamW",
     "StableSPAM",
     "TAM",
@@ -1068,6 +1073,28 @@ class Amos(AliasOptimizer):
         capturable: bool = False,
     ) -> None: ...
 
+class Ano(AliasOptimizer):
+    """Ano: steps along the sign of the momentum, with the size of Adam's normalized gradient."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.0001,
+        betas: Decays = (0.92, 0.99),
+        eps: NonNegative = 1e-08,
+        weight_decay: NonNegative = 0.0,
+        logarithmic: bool = False,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
 class ApolloDQN(AliasOptimizer):
     """Apollo: momentum divided by a diagonal quasi-Newton estimate of the curvature, with a warm-up of the rate."""
 
@@ -1112,6 +1139,34 @@ class ApolloLowRank(AliasOptimizer):
         scale_front: bool = False,
         limit: Annotated[Scalar, '[1, inf)'] = 1.01,
         seed: int = 0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class Aurora(AliasOptimizer):
+    """Aurora: Muon whose update of a matrix that is not square also has rows, or columns, of equal norms."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.05,
+        momentum: Decay = 0.95,
+        nesterov: bool = True,
+        weight_decay: NonNegative = 0.025,
+        balance: NonNegativeInt = 2,
+        balance_power: NonNegative = 0.5,
+        ns_coefficients: Coefficients = "newton_schulz",
+        ns_steps: Steps | None = 12,
+        adjust_lr_fn: Adjustment | None = "original",
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1446,6 +1501,38 @@ class Dion2(AliasOptimizer):
         adjust_lr_fn: Adjustment | None = "spectral",
         ns_dtype: torch.dtype | None = None,
         fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
+class DistributedShampoo(AliasOptimizer):
+    """Distributed Shampoo: blocks, roots of averaged statistics, and Adam's step lengths; Meta's form of Shampoo."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.01,
+        betas: tuple[Decay, Fraction] = (0.9, 1.0),
+        beta3: Decay | None = None,
+        eps: NonNegative = 1e-12,
+        weight_decay: NonNegative = 0.0,
+        max_preconditioner_dim: Count = 1024,
+        target_dims: Count = 1,
+        precondition_frequency: Count = 1,
+        start_preconditioning_step: Count | None = None,
+        use_bias_correction: bool = True,
+        exponent: Positive | None = None,
+        pseudo_inverse: bool = False,
+        graft: Literal['adam', 'rmsprop', 'adagrad', 'sgd'] | None = "adam",
+        graft_beta2: Decay = 0.999,
+        graft_eps: NonNegative = 1e-08,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -2679,6 +2766,27 @@ class RMSprop(AliasOptimizer):
         capturable: bool = False,
     ) -> None: ...
 
+class ROSE(AliasOptimizer):
+    """Rose: gradient descent where each row of a gradient is divided by its range."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        weight_decay: NonNegative = 0.0001,
+        centralize: bool = True,
+        stabilize: bool = True,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+    ) -> None: ...
+
 class Ranger(AliasOptimizer):
     """Ranger: RAdam on centralized gradients, with lookahead."""
 
@@ -3331,6 +3439,33 @@ class SophiaH(AliasOptimizer):
         state_device: torch.device | str | None = None,
         capturable: bool = False,
         seed: int = 0,
+    ) -> None: ...
+
+class SpectralSphere(AliasOptimizer):
+    """Spectral sphere optimizer: Muon for matrices whose largest singular value stays the same."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.005,
+        momentum: Decay = 0.9,
+        nesterov: bool = True,
+        weight_decay: NonNegative = 0.0,
+        radius_scale: Positive = 1.0,
+        power_steps: Count = 10,
+        ns_coefficients: Coefficients = "polar_express",
+        ns_steps: Steps | None = 8,
+        ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | str | Mapping[str, Any] = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
     ) -> None: ...
 
 class StableAdamW(AliasOptimizer):

@@ -73,6 +73,10 @@ class Stream:
         # Centered in their cells: never 0, whose logarithm is -inf, and never 1.
         return (upper_53_bits + 0.5) * 2.0**-53
 
+    def uniform(self, like: Tensor) -> Tensor:
+        """Return uniform numbers between 0 and 1 with the shape of `like`."""
+        return from_local_like(self._uniform(like).to(like.dtype), like)
+
     def normal(self, like: Tensor) -> Tensor:
         """Return standard normal numbers with the shape of `like`, by the method of Box and Muller."""
         radius = (-2 * self._uniform(like).log()).sqrt()

@@ -14,6 +14,7 @@ from gradtx.optim.engine import compiled
 from tests.conformance import all_cases, chosen_aliases, noise
 from tests.daily import by_day
 from tests.distributed.problems import assert_close, bundled, engine, whole
+from tests.examples import PAIR
 
 # All switches of rules, once what is made of them, and some aliases, which are chains of these. Not where rounding
 # decides a basis: sums here have another order.
@@ -28,7 +29,8 @@ CASES = {
 # The last process has nothing of `row`; `scalar` is not divided, as parameters that FSDP ignores.
 SHAPES = {"conv": (3, 2, 2, 2), "matrix": (3, 4), "columns": (2, 3), "row": (1, 4), "vector": (5,), "scalar": ()}
 DIVIDED = tuple(name for name, shape in SHAPES.items() if shape)
-OFFSETS = noise(7, SHAPES)
+ALL_SHAPES = {**SHAPES, **PAIR}
+OFFSETS = noise(7, ALL_SHAPES)
 
 
 @functools.cache
@@ -43,7 +45,7 @@ def divided(tensor):
 
 def run(tx, place, compile=False, names=tuple(SHAPES), steps=3):
     """Parameters, state and weights to evaluate with after some steps, and the optimizer; `place` divides, or not."""
-    start = {name: value for name, value in noise(1, SHAPES).items() if name in names}
+    start = {name: value for name, value in noise(1, ALL_SHAPES).items() if name in names}
     params = {name: torch.nn.Parameter(place(value).clone()) for name, value in start.items()}
     optimizer = gradtx.as_optimizer(tx, list(params.items()), compile=compile)
 

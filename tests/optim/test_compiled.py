@@ -101,7 +101,7 @@ def assert_equal(eager, compiled, tolerance):
 )  # fmt: skip
 @each("case", composed_cases())
 def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(case, uncompiled):
-    eager, compiled = optimizers(case.make, shapes={name: SHAPES[name] for name in case.noise(3, SHAPES)})
+    eager, compiled = optimizers(case.make, shapes={name: tuple(x.shape) for name, x in case.noise(3, SHAPES).items()})
     for pair in (eager, compiled):
         walk(*pair, steps=4, missing=(2, "vector"))
     assert not compiled[1]._engine.failed

@@ -5,7 +5,7 @@ import torch
 
 import gradtx
 from gradtx.base import torch_names as _torch
-from tests.references import Loop, difference, first_update, named
+from tests.references import Loop, Transformed, difference, first_update, named
 
 WIDE = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -44,8 +44,6 @@ def only(*names):
 
 
 def compare(tx, rule, **options):
-    from tests.references import Transformed
-
     cut = only("matrix", "kernel", "rows")
     return difference(cut(lambda: Transformed(tx)), cut(lambda: Loop(rule, **options)), rate=-0.02)
 
@@ -193,7 +191,52 @@ def test_a_dtype_decides_what_is_iterated_in_and_the_update_keeps_its_own():
     assert 1e-6 < (narrow - exact).abs().max() < 0.1
 
 
+SOFT = (
+    0.1091613623, 0.07085664498, 0.05210528973, 0.05457295795, 0.05011334061, 0.03334622198, 0.05022104481,
+    0.1053727358, 0.1187323776, 0.1185061091, 0.1185059576, 0.1185059576, 0.0,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "mixture", "start"),
+    [("newton_schulz", "soft", "schatten4"), ("quintic", (0.2, -0.3, 0.5), "fro"), ("simple", (0.7,), "fro")],
+)
+def test_a_mixture_sums_the_iterates(name, mixture, start):
+    weights = SOFT if mixture == "soft" else mixture
+    for matrix in (WIDE, WIDE.T):
+        result = first_update(gradtx.orthogonalize(name, start=start, mixture=mixture), matrix.tolist())
+        expected = sum(c * orthogonal(matrix, SETS[name][0], i, start) for i, c in enumerate(weights))
+        torch.testing.assert_close(torch.tensor(result, dtype=torch.float64), expected, rtol=1e-10, atol=1e-10)
+
+
+def powered(s, t, g, p, power=0.0, eps=1e-7):
+    if p.shape[0] > p.shape[1]:
+        return powered(s, t, g.T, p.T, power, eps).T
+    size, eye, h = max(g.norm().item(), eps), torch.eye(len(g), dtype=g.dtype), power / 2
+    E = g @ g.T / size**2 - eye
+    return (eye + h * E + h * (h - 1) / 2 * E @ E) @ orthogonal(g, SETS["newton_schulz"][0], 12) * size**power
+
+
+@pytest.mark.parametrize("power", [0.25, -0.25, gradtx.Schedule(lambda step: 0.25 - 0.02 * step)], ids=named)
+def test_a_power_follows_the_loop(power):
+    cut = only("matrix", "rows", "whole")
+    tx, reference = gradtx.orthogonalize("newton_schulz", power=power), Loop(powered, power=power)
+    assert difference(cut(lambda: Transformed(tx)), cut(lambda: reference), rate=-0.02, steps=30) < 1e-10
+
+
+def test_a_power_of_zero_and_no_balance_change_nothing():
+    expected = first_update(gradtx.orthogonalize(), WIDE.tolist())
+    assert first_update(gradtx.orthogonalize(power=0.0, balance=0), WIDE.tolist()) == expected
+    square = WIDE[:, :3].tolist()
+    assert first_update(gradtx.orthogonalize(balance=3), square) == first_update(gradtx.orthogonalize(), square)
+    balanced = gradtx.orthogonalize("newton_schulz", balance=60, view="flatten")
+    rows = torch.tensor(first_update(balanced, WIDE.T.reshape(4, 1, 3).tolist())).flatten(1).norm(dim=1)
+    torch.testing.assert_close(rows, torch.full((4,), math.sqrt(3 / 4)), rtol=1e-4, atol=0)
+
+
 def test_a_zero_matrix_stays_zero():
+    for options in ({"power": -0.5}, {"balance": 2}, {"mixture": "soft"}):
+        assert first_update(gradtx.orthogonalize(**options), [[0.0, 0.0]]) == [[0.0, 0.0]]
     assert first_update(gradtx.orthogonalize(), [[0.0, 0.0]]) == [[0.0, 0.0]]
     assert first_update(gradtx.normalize_neurons(), [[0.0, 0.0], [1.0, 1.0]])[0] == [0.0, 0.0]
 
@@ -219,6 +262,13 @@ def test_a_vector_is_an_error_that_names_it_at_init_and_at_update(make):
         (lambda: gradtx.muon(ns_coefficients="cans"), "muon: .*coefs='cans' overflows in torch.bfloat16"),
         (lambda: gradtx.orthogonalize(start="svd"), "start must be 'fro', 'schatten4' or 'aol', got 'svd'"),
         (lambda: gradtx.orthogonalize(view="rows"), "view must be 'matrix', 'batch' or 'flatten', got 'rows'"),
+        (lambda: gradtx.orthogonalize(power=0.1, contra=0.4), "power cannot be combined with contra, mixture or bal"),
+        (lambda: gradtx.orthogonalize(power=0.1, balance=1), "power cannot be combined with contra, mixture or bal"),
+        (lambda: gradtx.orthogonalize(power=0.1, mixture="soft"), "power cannot be combined with contra, mixture or"),
+        (lambda: gradtx.orthogonalize(mixture="hard"), "mixture must be 'soft' or a tuple of numbers, got 'hard'"),
+        (lambda: gradtx.orthogonalize(mixture=()), "mixture must be"),
+        (lambda: gradtx.orthogonalize(mixture=(0.5, 0.5), steps=3), "a mixture of 2 requires steps=1, got 3"),
+        (lambda: gradtx.orthogonalize("cubic5", mixture="soft"), "coefs='cubic5' requires steps=5, got 12"),
         (lambda: gradtx.scale_by_shape("other"), "adjust must be 'original', 'spectral', .*, got 'other'"),
     ],
 )

@@ -1,0 +1,318 @@
+"""Weights that stay on a manifold: retractions, tangent directions, and the spectral sphere."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gradtx.algorithms._math import at_least, differentiable, norm, quotient, safe_sqrt
+from gradtx.algorithms._matrix import orthonormal
+from gradtx.algorithms._polynomials import (
+    Coefficients,
+    StaticCoefficients,
+    Steps,
+    orthogonalizer,
+)
+from gradtx.algorithms.momentum import trace_ema
+from gradtx.algorithms.muon import (
+    Adjustment,
+    scale_by_shape,
+    shape_factor,
+    with_fallback,
+)
+from gradtx.algorithms.scaling import scale, scale_by_learning_rate
+from gradtx.algorithms.weight_decay import add_decayed_weights
+from gradtx.arguments import Count, Decay, Positive
+from gradtx.rules import alias, per_tensor
+from gradtx.transform import GradientTransformation, chain
+
+__all__ = ["orthogonalize_tangent", "project_tangent", "retract", "spectral_sphere"]
+
+
+def _singular_vectors(x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Estimate the first singular vectors of a matrix by power iteration from equal entries."""
+
+    def unit(vector: Tensor) -> Tensor:
+        return vector / at_least(norm(vector), 1e-20)
+
+    right = unit(x.new_ones(x.shape[1]))
+    for _ in range(steps):
+        right = unit(x.mT @ (x @ right))
+    return unit(x @ right), right
+
+
+def _norms(x: Tensor, lines: str) -> Tensor:
+    """Return the norm of each row or column, >= 1e-8."""
+    return at_least(safe_sqrt(_sums(x.square(), lines)), 1e-8)
+
+
+def _sums(x: Tensor, lines: str) -> Tensor:
+    return x.sum(dim=1 if lines == "rows" else 0, keepdim=True)
+
+
+@per_tensor(whole=True, dims=(2, 2), needs=("params",))
+def retract(
+    kind: Literal["polar", "qr", "rows", "columns", "spectral", "cap"],
+    radius: Positive = 1.0,
+    *,
+    adjust: Adjustment | None = "none",
+    coefs: StaticCoefficients = "newton_schulz",
+    steps: Steps | None = None,
+    power_steps: Count = 10,
+):
+    r"""Return a matrix to a manifold after the step: the update becomes $R(p + u) - p$. The last link, after the rate.
+
+    With $q = p + u$ and the radius $\rho = r f$, where $f$ is the factor of `scale_by_shape`:
+
+    | kind | $R(q)$ |
+    |---|---|
+    | "polar" | $\rho\, O(q)$, with $O$ of `orthogonalize`: all singular values are $\rho$ |
+    | "qr" | $\rho\, Q$ of the QR decomposition with a positive diagonal; of the transpose if $q$ is wide |
+    | "rows", "columns" | each row, or column, divided by its norm, times $\rho$ |
+    | "spectral" | $\rho\, q / \sigma$, where $\sigma$ estimates the largest singular value |
+    | "cap" | $\frac{1}{2} (\rho\, o + q - a\, O(a)^\top o)$ with $o = O(q)$, $a = \rho\, o - q$, the short side first |
+
+    "cap" lowers singular values above $\rho$ to $\rho$, and keeps the others.
+
+    Args:
+        kind: One of these.
+        radius: $r > 0$.
+        adjust: Name of the factor $f$; see `scale_by_shape`.
+        coefs: Coefficients of the iteration for $O$, as in `orthogonalize`. If it does not converge, as "quintic",
+            weights drift inside the range to which it maps singular values.
+        steps: Number of iterations, in [0, 100); None for 5, or for the number of a named set. "cap" needs 12 or more,
+            because singular values near $\rho$ are near 0 in $a$.
+        power_steps: Power iterations for $\sigma$, >= 1, from equal entries.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state. The initial weights are not changed: put them on the
+        manifold, or the first step does.
+
+    Raises:
+        ValueError: If an argument is out of range, if a name is unknown, if a named set does not support the steps, if
+            a leaf is not a matrix, or if `params` is missing.
+
+    Example:
+        >>> # SPEL: steepest descent on matrices with orthonormal rows or columns
+        >>> tx = gradtx.chain(
+        ...     gradtx.trace_ema(0.9), gradtx.orthogonalize("quintic"), gradtx.scale_by_learning_rate(0.1),
+        ...     gradtx.retract("polar"),
+        ... )
+        >>> params = {"w": torch.eye(2)}
+        >>> grads = {"w": torch.tensor([[0.0, 1.0], [0.0, 0.0]])}
+        >>> params = gradtx.apply_updates(params, tx.update(grads, tx.init(params), params)[0])
+        >>> (params["w"] @ params["w"].T).round(decimals=4)
+        tensor([[1., 0.],
+                [0., 1.]])
+
+    Source: SPEL, arXiv:2601.21487; "cap": NVIDIA Emerging-Optimizers, spectral_hardcap. Departures: none.
+    """
+    iterate = orthogonalizer("retract", coefs, steps)
+
+    def retracted(q, size):
+        if kind == "polar":
+            return size * iterate(q)
+        if kind == "qr":
+            if q.shape[0] < q.shape[1]:
+                return retracted(q.mT, size).mT
+            Q = orthonormal(q)
+            diagonal = (Q * q).sum(dim=0)
+            return size * torch.where(diagonal < 0, -Q, Q)
+        if kind in ("rows", "columns"):
+            return q * (size / _norms(q, kind))
+        if kind == "spectral":
+            left, right = _singular_vectors(q, power_steps)
+            return q * (size / at_least(left @ q @ right, 1e-20))
+        if q.shape[0] > q.shape[1]:
+            return retracted(q.mT, size).mT
+        o = iterate(q)
+        a = size * o - q
+        return 0.5 * (size * o + q - a @ iterate(a).mT @ o)
+
+    def update(u, state, p, ctx):
+        size = radius * shape_factor(adjust, *p.shape)
+        return retracted(p + u, size) - p, state
+
+    return update
+
+
+@per_tensor(whole=True, dims=(2, 2), needs=("params",))
+def project_tangent(kind: Literal["rows", "columns"]):
+    r"""Remove the part of an update along each row, or column, of a matrix whose rows or columns have norm 1.
+
+    $u - p \langle p, u \rangle$ for each row or column: the direction then does not change its norm to first order.
+    Use it after the direction, before weight decay and rate, and `retract(kind)` at the end: oblique SGD or Adam.
+
+    Args:
+        kind: "rows" or "columns".
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        ValueError: If `kind` is unknown, if a leaf is not a matrix, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.project_tangent("rows")
+        >>> params = {"w": torch.tensor([[1.0, 0.0], [0.6, 0.8]])}
+        >>> tx.update({"w": torch.ones(2, 2)}, tx.init(params), params)[0]["w"]
+        tensor([[ 0.0000,  1.0000],
+                [ 0.1600, -0.1200]])
+
+    Source: ObliqueSGD and ObliqueAdam of NVIDIA Emerging-Optimizers. Departures: none.
+    """
+
+    def update(u, state, p, ctx):
+        return u - p * _sums(p * u, kind), state
+
+    return update
+
+
+@per_tensor(whole=True, dims=(2, 2), needs=("params",), compiles="lists")
+def orthogonalize_tangent(
+    coefs: StaticCoefficients = "polar_express",
+    steps: Steps | None = 8,
+    power_steps: Count = 10,
+    dtype: torch.dtype | None = None,
+):
+    r"""Orthogonalize an update under the condition that it does not change the largest singular value of the weight.
+
+    With the first singular vectors $w, v$ of $p$, $\Theta = w v^\top$, $\hat u = u / \lVert u \rVert$ and $O$ of
+    `orthogonalize`, the result is $O(\hat u + \lambda \Theta)$ with $\lambda$ such that
+    $f(\lambda) = \langle \Theta, O(\hat u + \lambda \Theta) \rangle = 0$. The search starts at 0, doubles its step from
+    0.001 until f has the other sign, at most 20 times, and then halves the interval 45 times. It costs about 60 times
+    as much as `orthogonalize`.
+
+    Args:
+        coefs: Coefficients of the iteration for $O$, as in `orthogonalize`.
+        steps: Number of iterations, in [0, 100); None for 5, or for the number of a named set.
+        power_steps: Power iterations for $w$ and $v$, >= 1, from equal entries.
+        dtype: Dtype of the iteration for $O$; None for the leaf's own dtype. In half precision, f is 0 only up to 1e-2.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state. A program of `compile=True` does not include it.
+
+    Raises:
+        TypeError: If `dtype` is not a floating-point dtype.
+        ValueError: If an argument is out of range, if `coefs` is neither triples nor a name, if a named set does not
+            support the steps or the dtype, if a leaf is not a matrix, or if `params` is missing.
+
+    Example:
+        >>> tx = gradtx.orthogonalize_tangent()
+        >>> params = {"w": torch.diag(torch.tensor([2.0, 1.0]))}
+        >>> grads = {"w": torch.tensor([[3.0, 1.0], [1.0, 1.0]])}
+        >>> tx.update(grads, tx.init(params), params)[0]["w"].round(decimals=2) + 0.0
+        tensor([[0., 1.],
+                [1., 0.]])
+
+    Source: the spectral sphere optimizer, arXiv:2601.08393. Departures: no early end of the search. The derivative of
+    $\lambda$ is that of the equation, with a slope from differences.
+    """
+    iterate = orthogonalizer("orthogonalize_tangent", coefs, steps, dtype)
+
+    def update(u, state, p, ctx):
+        u = u / at_least(norm(u), 1e-12)
+        left, right = _singular_vectors(p, power_steps)
+        theta = torch.outer(left, right)
+
+        def f(x):
+            return (theta * iterate(u + x * theta)).sum()
+
+        with torch.no_grad():
+            x = _root(f, u.new_zeros(()))
+        if differentiable():
+            h = torch.finfo(u.dtype).eps ** (1 / 3)
+            slope = ((f(x + h) - f(x - h)) / (2 * h)).detach()
+            value = f(x)
+            x = x - quotient(value - value.detach(), slope)
+        return iterate(u + x * theta), state
+
+    return update
+
+
+def _root(f, start):
+    """Return where an increasing function is 0: doubled steps from the start until the sign changes, then halvings."""
+    is_positive = f(start) > 0
+    sign = torch.where(is_positive, -1.0, 1.0).to(start.dtype)
+    near = far = start
+    found = torch.zeros_like(is_positive)
+    for i in range(20):
+        new = far + sign * (1e-3 * 2**i)
+        near = torch.where(found, near, far)
+        far = torch.where(found, far, new)
+        found = found | ((f(far) > 0) != is_positive)
+    for _ in range(45):
+        middle = (near + far) / 2
+        crossed = (f(middle) > 0) != is_positive
+        near = torch.where(crossed, near, middle)
+        far = torch.where(crossed, middle, far)
+    return (near + far) / 2
+
+
+@alias
+def spectral_sphere(
+    lr=5e-3,
+    momentum: Decay = 0.9,
+    nesterov=True,
+    weight_decay=0.0,
+    radius_scale: Positive = 1.0,
+    power_steps: Count = 10,
+    ns_coefficients: Coefficients = "polar_express",
+    ns_steps: Steps | None = 8,
+    ns_dtype: torch.dtype | None = None,
+    fallback: GradientTransformation | None = None,
+):
+    r"""Spectral sphere optimizer: Muon for matrices whose largest singular value stays the same.
+
+    $d = r R\, O(\hat u + \lambda \Theta)$ for the momentum $u$, as in `orthogonalize_tangent`, with
+    $R = \sqrt{\mathrm{rows} / \mathrm{columns}}$ and the radius scale $r$;
+    $p \leftarrow p (1 - \eta \lambda') - \eta d$, and then $p \leftarrow r R\, p / \sigma(p)$: `retract("spectral")`.
+
+    When to use: hidden matrices of large models, if activations must keep their size at every width; one rate then fits
+    all widths. It costs about 60 iterations of `orthogonalize` in every step.
+
+    Args:
+        lr: $\eta$ in [0, inf).
+        momentum: Decay rate of the gradient average, in [0, 1).
+        nesterov: Use Nesterov momentum.
+        weight_decay: $\lambda' \ge 0$, decoupled.
+        radius_scale: $r > 0$.
+        power_steps: Power iterations for singular vectors, >= 1.
+        ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
+        ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
+        ns_dtype: Dtype of the iteration; None for the dtype of the leaf.
+        fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback, that and
+        the fallback's entries, under `partition`.
+
+    Raises:
+        TypeError: If `fallback` is not a transformation.
+        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
+            is no `fallback`.
+
+    Example:
+        >>> tx = gradtx.spectral_sphere(lr=0.1)
+        >>> params = {"w": torch.eye(2)}
+        >>> grads = {"w": torch.tensor([[0.0, 1.0], [-1.0, 0.1]])}
+        >>> params = gradtx.apply_updates(params, tx.update(grads, tx.init(params), params)[0])
+        >>> torch.linalg.matrix_norm(params["w"], 2).round(decimals=3)
+        tensor(1.)
+
+    Source: the spectral sphere optimizer, arXiv:2601.08393. Departures: the authors project the weights at the start of
+    the next step, so that its gradient belongs to the weights before; here, the projection ends the step. The
+    iteration runs in the dtype of the leaf.
+    """
+    matrices = chain(
+        trace_ema(momentum, nesterov),
+        orthogonalize_tangent(ns_coefficients, ns_steps, power_steps, ns_dtype),
+        scale_by_shape("spectral"),
+        scale(radius_scale),
+        add_decayed_weights(weight_decay),
+        scale_by_learning_rate(lr),
+        retract("spectral", radius_scale, adjust="spectral", power_steps=power_steps),
+    )
+    return with_fallback("spectral_sphere", matrices, fallback)

@@ -1,0 +1,171 @@
+"""Retractions, tangent directions and the spectral sphere against plain float64 loops."""
+
+import math
+
+import pytest
+import torch
+
+import gradtx
+from gradtx.algorithms._polynomials import POLAR_EXPRESS
+from tests.matrix_problem import MATRICES, SEEDS, apart, newton_schulz
+from tests.references import RATE, TOLERANCE, WeightsLoop, named
+
+STEPS = 30
+CLASSICAL = [(2.0, -1.5, 0.5)] * 12
+
+
+def orthogonal(x, polynomials=CLASSICAL):
+    return newton_schulz(x, polynomials)
+
+
+def singular(x, steps):
+    v = torch.ones(x.shape[1], dtype=x.dtype)
+    v = v / v.norm()
+    for _ in range(steps):
+        v = x.T @ (x @ v)
+        v = v / v.norm()
+    return x @ v / (x @ v).norm(), v
+
+
+def retracted(q, kind, radius, power_steps, polynomials=CLASSICAL):
+    if kind == "polar":
+        return radius * orthogonal(q, polynomials)
+    if kind == "qr":
+        if q.shape[0] < q.shape[1]:
+            return retracted(q.T, kind, radius, power_steps).T
+        Q, R = torch.linalg.qr(q)
+        return radius * Q * torch.diag(R).sign()
+    if kind in ("rows", "columns"):
+        return radius * q / q.norm(dim=1 if kind == "rows" else 0, keepdim=True)
+    if kind == "spectral":
+        w, v = singular(q, power_steps)
+        return radius * q / (w @ q @ v)
+    left, values, right = torch.linalg.svd(q, full_matrices=False)
+    return left @ torch.diag(values.clamp(max=radius)) @ right
+
+
+def sgd_retracted(s, t, g, p, kind, radius=1.0, adjust="none", power_steps=10, steps=None):
+    rows, cols = p.shape
+    factor = {"none": 1.0, "spectral": math.sqrt(rows / cols), "original": math.sqrt(max(1, rows / cols))}[adjust]
+    return retracted(p - 0.05 * g, kind, radius * factor, power_steps, CLASSICAL[:1] * (steps or 12))
+
+
+CASES = [
+    {"kind": "polar"}, {"kind": "polar", "radius": 0.7, "adjust": "original", "steps": 20}, {"kind": "qr"},
+    {"kind": "qr", "radius": RATE, "adjust": "spectral"}, {"kind": "rows", "radius": 2.0}, {"kind": "columns"},
+    {"kind": "spectral"}, {"kind": "spectral", "power_steps": 3, "radius": 0.5, "adjust": "spectral"},
+    {"kind": "cap", "radius": 0.6, "steps": 60}, {"kind": "cap", "radius": 2.0, "steps": 60},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("options", CASES, ids=named)
+def test_weights_are_retracted_as_in_the_loop(options, seed):
+    tx = gradtx.chain(gradtx.scale_by_learning_rate(0.05), gradtx.retract(**options))
+    assert apart(tx, WeightsLoop(sgd_retracted, **options), seed, STEPS, MATRICES) < TOLERANCE
+
+
+def oblique_adam(s, t, g, p, kind, lr):
+    s.m, s.v = 0.9 * s.m + 0.1 * g, 0.99 * s.v + 0.01 * g**2
+    u = s.m / (1 - 0.9**t) / ((s.v / (1 - 0.99**t)).sqrt() + 1e-8)
+    dim = 1 if kind == "rows" else 0
+    u = u - p * (p * u).sum(dim, keepdim=True)
+    q = p - lr * (u + 0.1 * p)
+    return q / q.norm(dim=dim, keepdim=True)
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns"])
+def test_oblique_adam_is_a_chain(kind):
+    tx = gradtx.chain(
+        gradtx.scale_by_adam((0.9, 0.99)),
+        gradtx.project_tangent(kind),
+        gradtx.add_decayed_weights(0.1),
+        gradtx.scale_by_learning_rate(RATE),
+        gradtx.retract(kind),
+    )
+    assert apart(tx, WeightsLoop(oblique_adam, kind=kind, lr=RATE), 0, STEPS, MATRICES) < TOLERANCE
+
+
+def tangent(u, p, power_steps, polynomials):
+    """The multiplier by doubled steps, then 45 halvings."""
+    u = u / u.norm()
+    w, v = singular(p, power_steps)
+    theta = torch.outer(w, v)
+
+    def direction(x):
+        return newton_schulz(u + x * theta, polynomials)
+
+    def f(x):
+        return (theta * direction(x)).sum().item()
+
+    sign, near, far = -1 if f(0.0) > 0 else 1, 0.0, 0.0
+    for j in range(20):
+        near, far = far, far + sign * 1e-3 * 2**j
+        if (f(far) > 0) != (sign < 0):
+            break
+    for _ in range(45):
+        middle = (near + far) / 2
+        if (f(middle) > 0) != (sign < 0):
+            far = middle
+        else:
+            near = middle
+    return direction((near + far) / 2)
+
+
+def sphere(
+    s, t, g, p, lr=5e-3, momentum=0.9, nesterov=True, weight_decay=0.0, radius_scale=1.0, power_steps=10,
+    polynomials=POLAR_EXPRESS,
+):  # fmt: skip
+    s.m = momentum * s.m + (1 - momentum) * g
+    u = momentum * s.m + (1 - momentum) * g if nesterov else s.m
+    size = radius_scale * math.sqrt(p.shape[0] / p.shape[1])
+    q = p * (1 - lr * weight_decay) - lr * size * tangent(u, p, power_steps, polynomials)
+    w, v = singular(q, power_steps)
+    return size * q / (w @ q @ v)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lr": RATE, "momentum": 0.6, "nesterov": False, "weight_decay": 0.2, "radius_scale": 0.5, "power_steps": 4}],
+    ids=named,
+)
+def test_the_spectral_sphere_follows_the_loop(options, seed):
+    assert apart(gradtx.spectral_sphere(**options), WeightsLoop(sphere, **options), seed, STEPS, MATRICES) < TOLERANCE
+
+
+def test_coefficients_and_steps_reach_the_search():
+    tx = gradtx.spectral_sphere(ns_coefficients="newton_schulz", ns_steps=12, lr=0.02)
+    reference = WeightsLoop(sphere, polynomials=CLASSICAL, lr=0.02)
+    assert apart(tx, reference, 0, STEPS, MATRICES) < TOLERANCE
+
+
+def test_a_tangent_direction_keeps_the_largest_singular_value_to_first_order():
+    rng = torch.Generator().manual_seed(0)
+    p, u = (torch.randn(5, 3, generator=rng, dtype=torch.float64) for _ in range(2))
+    tx = gradtx.orthogonalize_tangent(power_steps=200)
+    d = tx.update({"w": u}, tx.init({"w": p}), {"w": p})[0]["w"]
+    left, _, right = torch.linalg.svd(p)
+    assert abs(left[:, 0] @ d @ right[0]) < 1e-10
+    assert (torch.linalg.svdvals(d) - 1).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: gradtx.retract("svd"),
+            "kind must be 'polar', 'qr', 'rows', 'columns', 'spectral' or 'cap', got 'svd'",
+        ),
+        (lambda: gradtx.retract("polar", 0.0), "radius must be"),
+        (lambda: gradtx.retract("polar", coefs="aol"), "retract: coefs must be one of"),
+        (lambda: gradtx.retract("polar", adjust="other"), "adjust must be"),
+        (lambda: gradtx.project_tangent("diagonal"), "kind must be 'rows' or 'columns'"),
+        (lambda: gradtx.orthogonalize_tangent(power_steps=0), "power_steps must be"),
+        (lambda: gradtx.spectral_sphere(radius_scale=0.0), "radius_scale must be"),
+        (lambda: gradtx.retract("polar").init({"b": torch.ones(3)}), "retract: leaf 'b' has shape"),
+    ],
+)
+def test_what_makes_no_sense_is_an_error(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
