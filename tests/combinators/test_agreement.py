@@ -153,7 +153,9 @@ def test_every_alias_takes_the_option_or_refuses_it_by_name():
             if str(error).startswith(f"{name}: cautious_decay needs decoupled weight decay in a link of its own"):
                 refused.append(name)
         alias(**{**given, "weight_decay": 0.0}, cautious_decay=True)
-    coupled = "sgd asgd accsgd aggmo pid swats apollo dadapt_adagrad dadapt_sgd cocob dog dowg ldog adaptive_gd lars"
+    coupled = (
+        "sgd asgd accsgd aggmo pid swats apollo dadapt_adagrad dadapt_sgd cocob dog dowg ldog adaptive_gd lars rose"
+    )
     own = "focus adamp sgdp ranger21 adamod fadam adams stable_adamw adafactor adafactor_torch muown splus"
     free = "dadapt_adam dadapt_adan dadapt_lion prodigy momo momo_adam madgrad"
     assert set(refused) == {*coupled.split(), *own.split(), *free.split()}
