@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Annotated
 from typing import Any
 from typing import Literal
@@ -339,6 +340,7 @@ __all__ = [
     "orthogonalize_against_params",
     "orthogonalize_slices",
     "orthogonalize_tangent",
+    "outer",
     "padam",
     "partition",
     "pcgrad",
@@ -2183,6 +2185,17 @@ def orthogonalize_tangent(
     power_steps: Count = 10,
     dtype: torch.dtype | None = None,
     *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def outer(
+    inner: GradientTransformation,
+    tx: GradientTransformation,
+    every: Static[Count],
+    *,
+    fragments: Static[Sequence[str | tuple[str, ...]]] | None = None,
+    delay: Static[NonNegativeInt] = 0,
+    mix: Fraction = 0.0,
+    process_group: Any = None,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def padam(

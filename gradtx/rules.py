@@ -477,7 +477,9 @@ class FactoryCall(GradientTransformation):
     @property
     def _traits(self) -> set[str]:
         body = self._body
-        traits = body.traits() if isinstance(body, Combinator) else set[str]()
+        traits: set[str] = set()
+        if isinstance(body, Combinator):
+            traits = body.traits()
         if isinstance(body, Functions) and body.evaluate is not None:
             traits.add("averages")
         if self._spec.rounds:

@@ -94,6 +94,7 @@ EXAMPLES = {
     "normuon": lambda tx: {"fallback": tx},
     "optimistic_gradient_descent": {"lr": 0.1},
     "orthogonalize": {"view": "batch"},
+    "outer": lambda tx: {"inner": tx, "tx": gradtx.sgd(lr=0.7, momentum=0.9), "every": 2},
     "partition": lambda tx: {"transforms": {"a": tx}, "labels": {"a": "*"}},
     "pid": {"lr": 0.1},
     "pnm": {"lr": 0.1},

@@ -15,6 +15,7 @@ TINY = {
     "muon_chars": (["--steps", "2"], "held-out loss after 2 steps, nats per character: AdamW alone "),
     "sam_digits": (["--steps", "2", "--seeds", "1"], "test accuracy (sharpness): SGD "),
     "functional_loop": (["--batches", "12"], "the resumed run ends bit for bit where the other one does"),
+    "outer": (["--steps", "2"], "held-out loss after 2 steps, nats per character: AdamW, DDP "),
     "pcgrad_digits": (["--steps", "3", "--seeds", "2"], "; PCGrad gains "),
     "private_digits": (["--steps", "2", "--seeds", "1"], "test accuracy: linear "),
     "physics_informed": (["--evaluations", "12", "--seeds", "1"], "error of u: Adam "),

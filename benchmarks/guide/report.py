@@ -97,6 +97,24 @@ class Page:
             self.results.verdict(name, task) == "better" for name in self.by_task[task]
         )
 
+    def adaptive(self) -> str:
+        """Return how methods that find their own rate end, as their authors run them."""
+        rows = [
+            f"`{name}` {self.ratios(name)}"
+            for name in self.names
+            if name.startswith(("prodigy", "dadapt_", "dog", "dowg", "cocob"))
+            and name.endswith("(no schedule)")
+        ]
+        return ", ".join(rows)
+
+    def sizes(self) -> str:
+        """Return the numbers of weights of the networks."""
+        counts = [
+            sum(weight.numel() for weight in TASKS[task].params(0).values())
+            for task in self.by_task
+        ]
+        return f"{min(counts):,} to {max(counts):,} weights"
+
     def widened(self) -> int:
         return sum(best.entry["widened"] > 0 for _, _, best in self.results.pairs())
 
@@ -256,30 +274,35 @@ def draw_task(results: Results, task: str, path: Path) -> None:
     bests = results.by_task[task]
     limit = 2.5 * bests[REFERENCE].mean
     shown = {name: best for name, best in bests.items() if best.mean <= limit}
-    widths = [best.width for best in shown.values()]
-    axes.scatter(widths, [best.mean for best in shown.values()], s=14, alpha=0.5)
     ranked = sorted(shown, key=lambda name: shown[name].mean)
-    low, high = axes.get_ylim()
+    axes.scatter(
+        [best.width for best in shown.values()],
+        [best.mean for best in shown.values()],
+        s=14,
+        alpha=0.5,
+    )
+    axes.set_xscale("log")
+    if limit > 10 * shown[ranked[0]].mean:
+        axes.set_yscale("log")
+    to_pixels = axes.transData
     last = -math.inf
     for name in ranked:
         if name not in (*ranked[:4], *KNOWN):
             continue
         best = shown[name]
-        axes.errorbar(
-            best.width, best.mean, best.std, fmt="o", color="C1", markersize=4
-        )
-        last = max(best.mean, last + 0.045 * (high - low))  # labels do not overlap
+        axes.errorbar(best.width, best.mean, best.std, fmt="o", color="C1", markersize=4)
+        x, y = to_pixels.transform((best.width, best.mean))
+        last = max(y, last + 12)  # labels do not overlap
         axes.annotate(
             name,
             (best.width, best.mean),
-            xytext=(best.width * 1.1, last),
+            xytext=to_pixels.inverted().transform((x + 16, last)),
             fontsize=8,
             arrowprops={"arrowstyle": "-", "lw": 0.4},
         )
     hidden = len(bests) - len(shown)
     note = f" ({hidden} worse ones not shown)" if hidden else ""
     axes.set_title(f"{TASKS[task].title}{note}", fontsize=10)
-    axes.set_xscale("log")
     axes.set_xlabel("width: factor between rates 5% above the best loss")
     axes.set_ylabel("final loss, mean over seeds")
     axes.grid(alpha=0.3)
@@ -292,7 +315,7 @@ def draw_all(results: Results, path: Path) -> None:
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    low, high = 0.5, 2.0
+    low, high = 0.4, 2.5
     tasks = list(results.by_task)
     for row, task in enumerate(tasks):
         ratios = {name: results.ratio(name, task) for name in results.by_task[task]}
@@ -308,8 +331,8 @@ def draw_all(results: Results, path: Path) -> None:
         )
     axes.axvline(1.0, color="black", lw=1)
     axes.set_xscale("log")
-    ticks = [0.5, 0.7, 1.0, 1.4, 2.0]
-    axes.set_xticks(ticks, ["≤ 0.5", "0.7", "AdamW", "1.4", "≥ 2"], minor=False)
+    ticks = [low, 0.7, 1.0, 1.4, high]
+    axes.set_xticks(ticks, ["≤ 0.4", "0.7", "AdamW", "1.4", "≥ 2.5"])
     axes.set_xticks([], minor=True)
     axes.set_yticks(range(len(tasks)), [TASKS[task].title for task in tasks])
     axes.invert_yaxis()

@@ -160,13 +160,20 @@ class Outside:
     grad: Any
     param: Any
     clock: Clock
+    own_clock: Clock
     active: Tensor | None
     restarts: bool | Tensor
 
     @classmethod
     def of(cls, leaf: Leaf) -> Outside:
         return cls(
-            leaf.update, leaf.grad, leaf.param, leaf.clock, leaf.active, leaf.restarts
+            leaf.update,
+            leaf.grad,
+            leaf.param,
+            leaf.clock,
+            leaf.own_clock,
+            leaf.active,
+            leaf.restarts,
         )
 
     def restore(self, leaf: Leaf) -> None:
@@ -174,6 +181,7 @@ class Outside:
         leaf.grad = self.grad
         leaf.param = self.param
         leaf.clock = self.clock
+        leaf.own_clock = self.own_clock
         leaf.restarts = self.restarts
 
 

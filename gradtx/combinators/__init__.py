@@ -10,6 +10,7 @@ from gradtx.combinators.line_search import *
 from gradtx.combinators.lookahead import *
 from gradtx.combinators.low_rank import *
 from gradtx.combinators.norm_ratio import *
+from gradtx.combinators.outer import *
 from gradtx.combinators.precision import *
 from gradtx.combinators.qk_clip import *
 from gradtx.combinators.rotated import *

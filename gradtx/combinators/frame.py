@@ -154,6 +154,8 @@ class Frame(Combinator):
         # Such a leaf does not enter, but an inner combinator may update it.
         if self.enter is not None and self.init is not None and not self.takes_none:
             rejected.append("takes None")
+        if self.clock is not None:
+            rejected.append("exchanges")
         return tuple(rejected)
 
     def traits(self) -> set[str]:

@@ -6,6 +6,7 @@ torch (`gradtx.base.dtensor`).
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -64,6 +65,34 @@ def summed_over_ranks(
                 part, value, value.shape, on_every_rank(mesh)
             )
     return complete
+
+
+def mean_over_ranks(
+    tensors: Mapping[str, Any], number: Any, team: Team
+) -> tuple[dict[str, Any], Tensor]:
+    """Return the mean of each tensor over ranks, and the number of each rank, by one message.
+
+    Args:
+        tensors: Tensors by name, in float32 at least; of sharded ones, all ranks have the same shards.
+        number: A number, sent in the dtype of the message.
+        team: The ranks.
+    """
+    names = sorted(tensors)
+    parts = [local(tensors[name]) for name in names]
+    numbers = parts[0].new_zeros(team.size)
+    numbers[team.rank] = number
+    pieces = [part.reshape(-1).to(team.device) for part in (*parts, numbers)]
+    dtypes = [piece.dtype for piece in pieces]
+    wire = functools.reduce(torch.promote_types, dtypes)
+    vector = torch.cat([piece.to(wire) for piece in pieces])
+    distributed: Any = torch.distributed  # its functions have no types
+    distributed.all_reduce(vector, group=team.group)
+    *totals, numbers = torch.split(vector, list(map(torch.numel, pieces)))
+    means: dict[str, Any] = {}
+    for name, part, total in zip(names, parts, totals, strict=True):
+        mean = (total / team.size).view(part.shape).to(part)
+        means[name] = from_local_like(mean, tensors[name])
+    return means, numbers
 
 
 def _padded(value: DTensor) -> Tensor:

@@ -36,6 +36,7 @@ class Leaf:
         compute_dtype: The dtype that rules compute in.
         negated: Whether the gradient is that of the negative loss (`maximize`).
         active: A 0-d bool tensor, whether the leaf takes part in this call; None if it certainly does.
+        counts: Whether an update counts as a step of the leaf.
         restarts: Whether a combinator around the current link restarts its inner transformation.
         new: The new slots, by stage.
         starts: The initial slots of stages that may restart in this call, by stage.
@@ -57,6 +58,7 @@ class Leaf:
     inputs: tuple[Any, Any]
     negated = False
     active: Tensor | None = None
+    counts = True
     restarts: bool | Tensor = False
     key: Any = None
     layout: Any = None
@@ -236,6 +238,7 @@ class Operation:
         waits: Whether it needs all leaves at once: for a sum over leaves, or as a rule for whole trees.
         sums: Whether it needs nothing from other leaves but sums.
         sums_late: Whether it sums over all leaves for its next step, without waiting in the current one.
+        exchanges: Whether it needs tensors of other ranks in this step, which no program runs then.
         of_leaf: Whether a sharded leaf waits at it for its own shards only, which ranks exchange without other leaves.
         random: Whether it draws random numbers.
         positional: Whether results depend on an entry's index in the whole tensor.
@@ -263,6 +266,7 @@ class Operation:
     waits = False
     sums = True
     sums_late = False
+    exchanges = False
     of_leaf = False
     random = False
     positional = False

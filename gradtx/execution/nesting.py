@@ -11,6 +11,7 @@ FAULTS = {
     "rounds": "rounds weights, but updates change when they leave {outer}; move it after {outer}",
     "whole": "processes whole trees or leaves; move it outside {outer}",
     "averages": "averages weights, which {outer} transforms; move it outside {outer}",
+    "exchanges": "exchanges tensors with other ranks, in steps that {outer} may discard; move {outer} inside {link}",
     "takes None": "also processes leaves without a gradient, which {outer} cannot transform; move it outside, as in "
     "{link}({outer}(...))",
 }

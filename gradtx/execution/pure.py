@@ -284,7 +284,8 @@ class TreeRun(Run):
         """Whether a leaf takes no part in an update that the common count counts."""
         if leaf is None:  # an update without parameters, or no leaf at all
             return any(self._old.slots_of(path, name) for path in self.stages)
-        return leaf.update is None and leaf.program != [FROZEN]
+        is_counted = leaf.update is not None and leaf.counts
+        return not is_counted and leaf.program != [FROZEN]
 
 
 def _checked_count(name: str, value: Any) -> Tensor:
@@ -367,7 +368,7 @@ def _count_after(leaf: Leaf | None, count: Tensor) -> Tensor:
     """Return a leaf's count after the update, which counts if the leaf took part and is not frozen."""
     if leaf is None or leaf.update is None or leaf.program == [FROZEN]:
         return count
-    return count + 1
+    return count + 1 if leaf.counts else count
 
 
 def _new_slot(leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:

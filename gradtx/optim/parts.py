@@ -38,6 +38,7 @@ class ChainTraits:
         clocks: The paths of inner clocks.
         checks_extras: Whether a rule checks extras against leaves.
         calls_again: Whether a link calls the closure at other weights.
+        exchanges: Whether ranks exchange tensors in some steps.
     """
 
     takes_none: bool
@@ -46,6 +47,7 @@ class ChainTraits:
     clocks: frozenset[Path]
     checks_extras: bool
     calls_again: bool
+    exchanges: bool
 
 
 @dataclass(eq=False)
@@ -119,6 +121,7 @@ class Parts:
             clocks=block.clock_paths(),
             checks_extras=checks_extras(block.operations),
             calls_again="grad_fn" in needs or "value_fn" in needs,
+            exchanges=any(operation.exchanges for operation in operations),
         )
 
     def counts_on_host(self) -> bool:

@@ -46,6 +46,7 @@ from gradtx.optim.step_input import Extras, StepInput
 from gradtx.programs.hyperparameters import each_item
 
 if TYPE_CHECKING:
+    from gradtx.optim.engine import Engine
     from gradtx.optim.engine.bundle import Bundle
 
 CALL = "step(closure"
@@ -72,6 +73,8 @@ class Step(StepInput):
         consumes: bool = False,
     ):
         members, states, traits = parts.members, parts.states, parts.traits
+        if traits.exchanges:
+            _check_exchanges(parts, scaling)
         self._parts = parts
         self._owner = members.owner
         self._extras = extras
@@ -330,7 +333,7 @@ class Step(StepInput):
         eager = self.members
         bundles: list[Any] = []
         self._compare_ranks()
-        for engine in self._parts.engines():
+        for engine in self._usable_engines():
             of_engine, eager = engine.bundles(self, eager)
             bundles += of_engine
         self._has_bundles = self._has_bundles or bool(bundles)
@@ -339,6 +342,17 @@ class Step(StepInput):
         if eager or not self._has_bundles:
             self._expand()  # so that combinators with a clock count this step
         self._advance(bundles, eager)
+
+    def _usable_engines(self) -> list[Engine]:
+        """Return the engines; none in a step in which ranks exchange tensors, so that leaves step one at a time."""
+        if self._parts.traits.exchanges:
+            self._expand()
+            operations = itertools.chain.from_iterable(
+                block.walk() for block in self._blocks
+            )
+            if any(operation.exchanges for operation in operations):
+                return []
+        return self._parts.engines()
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
         """Run bundles and single leaves, and write the results of each as soon as it has finished."""
@@ -411,7 +425,8 @@ class Step(StepInput):
             leaf.state.update(new)
         # Combinators may return one without a gradient.
         if update is not None:
-            self._count_step(leaf)
+            if leaf.counts:
+                self._count_step(leaf)
             leaf.inputs[1].add_(update)
         if self.consumes:
             leaf.key.grad = None
@@ -425,6 +440,19 @@ class Step(StepInput):
         if self._counts_on_device:
             member = self._parts.members.by_param[leaf.key]
             member.set_count(self._after[member.count])
+
+
+def _check_exchanges(parts: Parts, scaling: Scaling | None) -> None:
+    """Check that all ranks step at the same time, each with its own gradients."""
+    fault = None
+    if scaling is not None:
+        fault = "a GradScaler, which skips steps of single ranks; train in bfloat16"
+    elif parts.members.replicas is not None:
+        fault = "the optimizer's process_group, whose ranks have equal gradients; omit one of them"
+    if fault is not None:
+        raise RuntimeError(
+            f"{parts.members.owner}: outer(process_group=...) cannot be combined with {fault}"
+        )
 
 
 def _by_name(extra: str, values: Any, names: list[str]) -> Any:

@@ -17,14 +17,17 @@ class Traffic:
     Attributes:
         messages: The name of each.
         bytes: What `all_to_all_single` sends to other ranks.
+        reduced: The bytes of each `all_reduce`.
     """
 
     def __init__(self) -> None:
         self.messages: list[str] = []
         self.bytes = 0
+        self.reduced: list[int] = []
         self._profile = profile(activities=[ProfilerActivity.CPU])
         self._send = distributed.all_to_all_single
-        self._patch = mock.patch.object(distributed, "all_to_all_single", self._counted)
+        self._reduce = distributed.all_reduce
+        self._patch = mock.patch.multiple(distributed, all_to_all_single=self._counted, all_reduce=self._measured)
 
     @property
     def count(self) -> int:
@@ -34,6 +37,10 @@ class Traffic:
         stay = sizes_out[distributed.get_rank(options["group"])]
         self.bytes += (sum(sizes_out) - stay) * sent.element_size()
         return self._send(received, sent, sizes_in, sizes_out, **options)
+
+    def _measured(self, tensor: Any, *args: Any, **options: Any) -> Any:
+        self.reduced.append(tensor.numel() * tensor.element_size())
+        return self._reduce(tensor, *args, **options)
 
     def __enter__(self) -> Traffic:
         self._patch.start()

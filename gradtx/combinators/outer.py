@@ -1,0 +1,308 @@
+"""Outer optimizers: a second optimizer of what the first one has done in many steps, over processes or in one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.arguments import Count, Fraction, NonNegativeInt, Static, is_off
+from gradtx.base import torch_names as _torch
+from gradtx.base.dtensor import local
+from gradtx.base.errors import Path
+from gradtx.base.messages import shortly
+from gradtx.base.selectors import Patterns, Selector, patterns
+from gradtx.combinators.frame import Enter, Frame, InnerClock
+from gradtx.distributed.collectives import mean_over_ranks
+from gradtx.distributed.layouts import Team, team_of_group
+from gradtx.execution.context import ALWAYS_KNOWN
+from gradtx.execution.execute import Block, Branch, Leaf
+from gradtx.execution.nesting import check_inner
+from gradtx.execution.runs import Scope, as_flag
+from gradtx.rules import Combinator, combinator
+from gradtx.transform import GradientTransformation
+
+__all__ = ["outer"]
+
+SAME = 1e-6  # relative difference of equal sums, which ranks send in float32
+
+
+@combinator(needs="params")
+def outer(
+    inner: GradientTransformation,
+    tx: GradientTransformation,
+    every: Static[Count],
+    *,
+    fragments: Static[Sequence[str | tuple[str, ...]]] | None = None,
+    delay: Static[NonNegativeInt] = 0,
+    mix: Fraction = 0.0,
+    process_group: Any = None,
+):
+    r"""Let an outer optimizer move the weights every so many steps: DiLoCo, Streaming DiLoCo, MuLoCo, SNOO.
+
+    The inner optimizer trains as usual: $q = p + u$. At each step $t$ with $t \bmod H = 0$, the outer optimizer `tx`
+    receives the way from the present weights back to the global weights $a$ (which start as the initial weights) in
+    place of a gradient: with $\delta = \frac1K \sum_k (a - q_k)$ over $K$ processes,
+    $a' = a + \mathrm{tx}(\delta)$, $p \leftarrow a' + \mu (q - a')$, $a \leftarrow a'$. Inner state is not changed.
+
+    With a process group, this replaces the average of gradients: each process trains with its own gradients (no
+    DistributedDataParallel), and one all-reduce of $\delta$, in float32 at least, is the only communication. Without
+    one, it is a strong momentum of slow weights. See the how-to guide on communication every H steps.
+
+    Presets: DiLoCo is `adamw`, `sgd(lr=0.7, momentum=0.9, nesterov=True)`, 500; MuLoCo is `muon`, 0.9 and 0.8, 30;
+    SNOO is 0.68 and 0.37, 28. The outer rate multiplies a difference of weights, so it is near 1.
+
+    Args:
+        inner: A complete optimizer, with a learning rate.
+        tx: The outer optimizer, with a learning rate of its own. Its `params` are $a$, and its clock counts
+            synchronizations.
+        every: $H \ge 1$, the number of steps between synchronizations of a leaf.
+        fragments: Patterns of leaf names, or tuples of patterns, for parts of the model that synchronize in turn:
+            fragment $i$ of $P$ where $t \equiv (i+1) H / P \pmod H$. A leaf belongs to the first fragment that matches.
+            Sums over leaves in `tx` include only the leaves of a fragment.
+        delay: $\tau$, in [0, H / P): the outer optimizer uses the $\delta$ of step $t - \tau$ and the present $a$, $q$.
+        mix: $\mu$ in [0, 1], the share of the local weights; 1 keeps them.
+        process_group: The ranks that average $\delta$, or a one-dimensional mesh; their leaves are whole, or sharded
+            alike over other ranks. None for one process.
+
+    Returns:
+        A transformation with the entries of `inner` beside its own: `anchor` ($a$), which `eval_params` returns, with a
+        delay `pending`, the entries of `tx` and their `step`; with fragments, one entry per fragment, "0", "1", ....
+        All of these are equal on all ranks. A leaf without a gradient synchronizes as well.
+
+    Raises:
+        TypeError: If an argument is not a transformation, no sequence of patterns, or not a process group, or if `tx`
+            has a process group itself.
+        ValueError: If an argument is out of range, if the number of fragments does not divide `every`, if a leaf is in
+            no fragment or a pattern matches none, if `tx` needs a loss, or if the ranks' global weights differ.
+        RuntimeError: With a process group, inside of `torch.func` transforms or a compiled graph, with a `GradScaler`,
+            or in an optimizer with a process group of its own; `capturable=True` raises a ValueError.
+
+    Example:
+        >>> tx = gradtx.outer(gradtx.sgd(lr=0.1), gradtx.sgd(lr=0.7, momentum=0.9), every=2)
+        >>> params = {"w": torch.tensor([1.0])}
+        >>> state = tx.init(params)
+        >>> for _ in range(4):  # at the second and fourth step, back to 1 and from there 0.7 times as far
+        ...     updates, state = tx.update({"w": torch.ones(1)}, state, params)
+        ...     params = gradtx.apply_updates(params, updates)
+        ...     print(params["w"])
+        tensor([0.9000])
+        tensor([0.8600])
+        tensor([0.7600])
+        tensor([0.5940])
+
+    Source: Douillard et al. 2023, arXiv:2311.08105; Douillard et al. 2025, arXiv:2501.18512; Thérien et al. 2025,
+    arXiv:2505.23725. Departures: SNOO's code synchronizes at steps 1, H + 1, ...; here at H, 2H, .... The all-reduce of
+    a delayed $\delta$ does not overlap with the steps in between.
+    """
+    selector = None if fragments is None else Fragments(fragments)
+    turns = 1 if selector is None else len(selector.labels)
+    if not turns or every % turns:
+        raise ValueError(
+            f"outer: every must be divisible by the number of fragments, got {every} and {turns}"
+        )
+    if delay >= every // turns:
+        raise ValueError(
+            f"outer: delay must be less than every / fragments = {every // turns}, got {delay}"
+        )
+    for need in set(ALWAYS_KNOWN).intersection(tx.needs):
+        raise ValueError(
+            f"outer: tx needs {need}, but it receives differences of weights; use it as inner"
+        )
+    check_inner("outer", ("exchanges",), [tx])
+    team = None
+    if process_group is not None:
+        team = team_of_group("outer: process_group", process_group)
+    return Outer(inner, tx, every // turns, turns, selector, delay, mix, team)
+
+
+class Fragments(Selector):
+    """Choose the fragment of a leaf by its name. Fragments have no hyperparameters of their own."""
+
+    def __init__(self, fragments: Sequence[str | Patterns]):
+        wheres = tuple(patterns("outer: fragments", where) for where in fragments)
+        if isinstance(fragments, str) or any(map(callable, wheres)):
+            raise TypeError(
+                f"outer: fragments must be a sequence of name patterns or of tuples of them, got {shortly(fragments)}"
+            )
+        labels = tuple(str(i) for i in range(len(wheres)))
+        super().__init__("outer: fragments", labels, wheres)
+
+    def choose(self, name: str, tensor: Any) -> str:
+        label = super().choose(name, tensor)
+        if label is False:
+            raise ValueError(
+                f"outer: leaf {name!r} is in no fragment; add a pattern that matches it, such as '*' for the rest"
+            )
+        return label
+
+
+@dataclass(frozen=True)
+class Outer(Combinator):
+    """The inner transformation, followed by the synchronizations of all fragments.
+
+    Attributes:
+        inner, tx: The inner and the outer transformation.
+        gap: The number of steps between two synchronizations, each of which is one fragment's.
+        turns: The number of fragments.
+        fragments: Chooses the fragment of a leaf; None if there is only one.
+        delay, mix: The options of `outer`.
+        team: The ranks to average over, if any.
+    """
+
+    inner: GradientTransformation
+    tx: GradientTransformation
+    gap: int
+    turns: int
+    fragments: Fragments | None
+    delay: int
+    mix: Any
+    team: Team | None
+
+    def traits(self) -> set[str]:
+        traits = {"averages", "takes None"}
+        return traits if self.team is None else {*traits, "exchanges"}
+
+    def expand(self, scope: Scope, name: str) -> list[Any]:
+        operations = self.inner._expand(scope.child(0, changed=False))
+        path = scope.claim(name)
+        # Programs run only steps in which ranks exchange nothing.
+        if self.team is not None and not scope.run.has_names:
+            return operations
+        if self.fragments is None:
+            return operations + self._synchronization(scope, path, 0)
+        scope.run.selectors.append(self.fragments)
+        blocks: dict[Any, Block] = {}
+        for i, label in enumerate(self.fragments.labels):
+            block = Block(self._synchronization(scope, (*path, label), i), [])
+            blocks[label] = block
+        return [*operations, Branch(path, self.fragments, blocks)]
+
+    def _synchronization(self, scope: Scope, path: Path, turn: int) -> list[Any]:
+        """Return the operations of one fragment."""
+        since = scope.finished_updates() + 1 - (turn + 1) * self.gap
+        every = self.turns * self.gap
+        due, sends = since % every == 0, (since + self.delay) % every == 0
+        if self.team is not None:
+            due, sends = _known(due), _known(sends)
+        enter = Synchronize(self._frame(due), scope, path, due, sends, self.team)
+        if scope.place is not None:
+            # Schedules of `tx` follow the last fragment, whose count is that of each fragment when it is due.
+            scope.run.clock_paths[(*scope.place, 1)] = path
+        return enter.between(enter.inside(self.tx, path, 1))
+
+    def _frame(self, due: bool | Tensor) -> Frame:
+        """Return the frame around the outer transformation of a fragment, which may be due in this step."""
+
+        def ticks(values, sums):
+            return as_flag(due, values["step"]), {}
+
+        def init(param):
+            pending = {"pending": torch.zeros_like(param)} if self.delay else {}
+            return {"anchor": param, **pending}
+
+        def enter(update, state, param, ctx):
+            local_update = torch.zeros_like(param) if update is None else update
+            delta = state["anchor"] - (param + local_update)
+            return delta, {**state, "update": local_update}
+
+        def leave(update, state, param, ctx):
+            anchor, local_update = state["anchor"], state.pop("update")
+            new = anchor + update
+            moved = new - param
+            if not is_off(self.mix):
+                moved = moved + self.mix * (param + local_update - new)
+            moved = torch.where(ctx.ticks, moved, local_update)
+            new = ctx.keep(torch.where(ctx.ticks, new, anchor), anchor)
+            return ctx.keep(moved, local_update), {**state, "anchor": new}
+
+        def evaluate(state, param):
+            return state["anchor"]
+
+        clock = InnerClock(ticks)
+        return Frame(self.tx, init, enter, leave, evaluate, clock, takes_none="anchor")
+
+
+class Synchronize(Enter):
+    """The operation before the outer transformation: it averages over ranks, and lets it see the anchors.
+
+    Args:
+        due: Whether the outer transformation updates in this step.
+        sends: Whether the difference to the anchor is taken in this step.
+        team: The ranks to average over, if any.
+    """
+
+    def __init__(
+        self,
+        frame: Frame,
+        scope: Scope,
+        path: Path,
+        due: bool | Tensor,
+        sends: bool | Tensor,
+        team: Team | None,
+    ):
+        super().__init__(frame, scope, path, "outer")
+        self._sends = sends
+        self._team = team
+        if team is None:
+            return
+        if _torch.inside_transform() or torch.compiler.is_compiling():
+            raise RuntimeError(
+                "outer: process_group cannot be combined with torch.func transforms or torch.compile around update(); "
+                "call it outside, or use as_optimizer"
+            )
+        self.waits = self.run.initial or sends is not False
+        self.exchanges = self.waits or due is not False
+        self.compiles = not self.exchanges and isinstance(scope.count, int)
+
+    def _enter(self, leaf: Leaf) -> Any:
+        leaf.counts = leaf.counts and leaf.update is not None
+        super()._enter(leaf)
+        leaf.own_clock = leaf.clock  # it synchronizes without a gradient, too
+        anchor = leaf.param = leaf.saved[self].state["anchor"]
+        if not self.waits:
+            return self._receive(leaf, leaf.update)
+        return leaf.update, local(anchor).abs().sum(dtype=torch.float64)
+
+    def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
+        assert self._team is not None
+        deltas: dict[str, Any] = {}
+        sums: dict[str, Tensor] = {}
+        for leaf, (delta, total) in waiting:
+            deltas[leaf.name], sums[leaf.name] = delta, total
+        total = sum(sums[name] for name in sorted(sums))
+        means, totals = mean_over_ranks(deltas, total, self._team)
+        if (
+            _torch.readable(totals)
+            and totals.max() - totals.min() > SAME * totals.max()
+        ):
+            raise ValueError(
+                f"outer: the ranks' global weights differ, sums of their magnitudes: {totals.tolist()}; create or load "
+                "the same weights on all ranks before the first step"
+            )
+        return means
+
+    def resume(self, leaf: Leaf, total: Any) -> Any:
+        return self._receive(leaf, total[leaf.name])
+
+    def _receive(self, leaf: Leaf, delta: Any) -> None:
+        """Pass the difference to the anchor to the outer transformation, or the pending one."""
+        state = leaf.saved[self].state
+        if "pending" in state:
+            old = state["pending"]
+            sends = as_flag(self._sends, self.old_step).to(leaf.device)
+            if leaf.active is not None:
+                sends = sends & leaf.active
+            state["pending"] = torch.where(sends, delta, old)
+            delta = old
+        leaf.update = leaf.grad = delta
+
+
+def _known(flag: bool | Tensor) -> bool | Tensor:
+    """Return a decision as a bool if the host can read it without waiting."""
+    if isinstance(flag, bool) or flag.device.type != "cpu" or not _torch.readable(flag):
+        return flag
+    return bool(flag)

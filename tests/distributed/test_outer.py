@@ -1,0 +1,243 @@
+"""Outer optimizers over processes: the loop of all ranks, and no message but those of the rule."""
+
+import pytest
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+import gradtx
+from gradtx import outer
+from tests.combinators.test_outer import NESTEROV, OPTIONS, OUTERS, START, gradients, loop
+from tests.conformance import assert_close
+from tests.distributed.problems import engine, whole
+from tests.distributed.traffic import Traffic
+
+EVERY, STEPS = 6, 30
+ADAMW = gradtx.adamw(0.1)
+
+
+def of_all_ranks(option="plain", inner=ADAMW, tx=NESTEROV, group=None, every=EVERY):
+    group = distributed.group.WORLD if group is None else group
+    return outer(inner, tx, every, **OPTIONS[option], process_group=group)
+
+
+def adapted(tx, start=START, **options):
+    params = {name: torch.nn.Parameter(p.clone()) for name, p in start.items()}
+    return gradtx.as_optimizer(tx, list(params.items()), **options), params
+
+
+def advance(optimizer, params, first=1, last=STEPS, rank=None, without=None):
+    """Step along the gradients of this rank; the bytes of the messages of each step."""
+    rank = distributed.get_rank() if rank is None else rank
+    traffic = {}
+    for step in range(first, last + 1):
+        for name, g in gradients(step, params, without, rank).items():
+            params[name].grad = g
+        with Traffic() as messages:
+            optimizer.step()
+        if messages.count:
+            assert set(messages.messages) == {"allreduce_"}
+            traffic[step] = messages.reduced
+    return traffic
+
+
+def results(optimizer, params):
+    local = {name: p.detach().clone() for name, p in params.items()}
+    with optimizer.eval_params():
+        return [local, {name: p.detach().clone() for name, p in params.items()}]
+
+
+def train(option, way, without=None):
+    """The weights and global weights of a rank, and the messages of its steps."""
+    tx = of_all_ranks(option, tx=OUTERS["dampened" if without else "adamw"][0])
+    without = without if distributed.get_rank() == distributed.get_world_size() - 1 else None
+    if way == "pure":
+        params, state, traffic = START, tx.init(START), {}
+        for step in range(1, STEPS + 1):
+            with Traffic() as messages:
+                grads = gradients(step, params, without, distributed.get_rank())
+                updates, state = tx.update(grads, state, params)
+            params = gradtx.apply_updates(params, updates)
+            traffic.update({step: messages.reduced} if messages.count else {})
+        return [params, tx.eval_params(state, params)], traffic
+    with engine("traced" if way == "compiled" else "eager") as compile:
+        optimizer, params = adapted(tx, compile=compile)
+        traffic = advance(optimizer, params, without=without)
+    return results(optimizer, params), traffic
+
+
+def expected_traffic(option, ranks):
+    """One message per due fragment: its entries, and one number of each rank."""
+    options = OPTIONS[option]
+    sizes = [14, 4] if "fragments" in options else [18]
+    gap = EVERY // len(sizes)
+    sent = range(gap - options.get("delay", 0), STEPS + 1, gap)
+    return {step: [8 * (sizes[i % len(sizes)] + ranks)] for i, step in enumerate(sent)}
+
+
+CASES = [("plain", "adapted"), ("all", "adapted"), ("fragments", "compiled"), ("delay", "pure"), ("all", "pure")]
+
+
+@pytest.mark.parametrize("without", [None, "c"])
+@pytest.mark.parametrize(("option", "way"), CASES)
+def test_two_ranks_are_the_loop_and_send_one_message_per_due_fragment(option, way, without, two):
+    check(two, option, way, without)
+
+
+@pytest.mark.parametrize(("option", "way"), [("plain", "compiled"), ("all", "adapted")])
+def test_four_ranks_are_the_loop_and_send_one_message_per_due_fragment(option, way, four):
+    check(four, option, way)
+
+
+def check(world, option, way, without=None):
+    make_outer = OUTERS["dampened" if without else "adamw"][1]
+    *weights, anchor = loop(make_outer, **OPTIONS[option], without=without, ranks=world.size)
+    for rank, ((local, common), traffic) in enumerate(world.run(train, option, way, without)):
+        assert_close([local, common], [weights[rank], anchor], 1e-10)
+        assert traffic == expected_traffic(option, world.size)
+
+
+def one_step_each():
+    """Plain data parallel: the mean of the gradients, in SGD."""
+    tx = of_all_ranks(inner=gradtx.sgd(0.1), tx=gradtx.scale_by_learning_rate(1.0), every=1)
+    optimizer, params = adapted(tx)
+    advance(optimizer, params, last=4)
+    return results(optimizer, params)
+
+
+def test_synchronizing_every_step_of_sgd_is_data_parallel(two):
+    params = START
+    for step in range(1, 5):
+        grads = [gradients(step, params, rank=rank) for rank in (0, 1)]
+        params = {name: p - 0.1 * (grads[0][name] + grads[1][name]) / 2 for name, p in params.items()}
+    for found in two.run(one_step_each):
+        assert_close(found, [params, params], 1e-12)
+
+
+def resumed(option):
+    optimizer, params = adapted(of_all_ranks(option))
+    advance(optimizer, params, last=7)
+    saved = optimizer.state_dict()
+    again, values = adapted(of_all_ranks(option), params)
+    again.load_state_dict(saved)
+    return results(*resume(optimizer, params)), results(*resume(again, values))
+
+
+def resume(optimizer, params):
+    advance(optimizer, params, 8, 17)
+    return optimizer, params
+
+
+def test_ranks_resume_in_the_middle_of_an_interval(two):
+    ranks = two.run(resumed, "all")
+    for through, again in ranks:
+        assert_close(again, through, 1e-14)
+    assert_close(ranks[0][0][1], ranks[1][0][1], 0.0)  # global weights are equal to the last bit
+
+
+def sharded(option):
+    """Two replicas of two shards each."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "shard"))
+    group, replica = mesh["replica"], mesh.get_coordinate()[0]
+
+    def place(tensor):
+        return distribute_tensor(tensor, mesh["shard"], [Shard(0)])
+
+    clip = gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.sgd(0.7, momentum=0.9))
+    found = []
+    for start, options in ((START, {}), ({name: place(p) for name, p in START.items()}, {"place": place})):
+        optimizer, params = adapted(of_all_ranks(option, tx=clip, group=group), start)
+        for step in range(1, 14):
+            place_gradient = options.get("place", torch.clone)
+            values = {name: whole(p).detach() for name, p in params.items()}
+            for name, g in gradients(step, values, rank=replica).items():
+                params[name].grad = place_gradient(g)
+            optimizer.step()
+        found.append([{name: whole(p) for name, p in tree.items()} for tree in results(optimizer, params)])
+    return found
+
+
+@pytest.mark.parametrize("option", ["plain", "all"])
+def test_shards_take_the_steps_of_whole_leaves(option, four):
+    for unsharded, found in four.run(sharded, option):
+        assert_close(found, unsharded, 1e-12)
+
+
+def other_weights():
+    rank = distributed.get_rank()
+    start = {name: p + 1e-4 * rank for name, p in START.items()}
+    optimizer, params = adapted(of_all_ranks())
+    with torch.no_grad():
+        for name, p in params.items():
+            p.copy_(start[name])
+    with pytest.raises(ValueError, match="outer: the ranks' global weights differ, sums of their magnitudes: "):
+        advance(optimizer, params)
+    return {name: p.detach() for name, p in params.items()}
+
+
+def test_ranks_with_different_global_weights_are_refused_at_the_first_message(two):
+    two.run(other_weights)
+
+
+def in_bfloat16():
+    start = {name: p.bfloat16() for name, p in START.items()}
+    optimizer, params = adapted(of_all_ranks(), start)
+    for p in params.values():
+        p.grad = torch.ones_like(p)
+    with Traffic() as traffic:
+        for _ in range(EVERY):
+            optimizer.step()
+    return traffic.reduced
+
+
+def test_messages_are_in_float32_at_least(two):
+    assert two.run(in_bfloat16) == [[4 * (18 + 2)]] * 2
+
+
+def in_two_groups():
+    params = {name: torch.nn.Parameter(p.clone()) for name, p in START.items()}
+    named = list(params.items())
+    groups = [{"params": named[:1]}, {"params": named[1:], "mix": 0.0}]
+    optimizer = gradtx.as_optimizer(of_all_ranks(tx=OUTERS["adamw"][0]), groups)
+    traffic = advance(optimizer, params)
+    return results(optimizer, params), traffic
+
+
+def test_parameter_groups_share_a_message(two):
+    *weights, anchor = loop(OUTERS["adamw"][1], ranks=2)
+    for rank, (found, traffic) in enumerate(two.run(in_two_groups)):
+        assert_close(found, [weights[rank], anchor], 1e-10)
+        assert traffic == expected_traffic("plain", 2)
+
+
+def refused():
+    group, tx = distributed.group.WORLD, of_all_ranks()
+    with pytest.raises(
+        TypeError, match="accumulate: outer exchanges tensors with other ranks, in steps that accumulate"
+    ):
+        gradtx.accumulate(tx, 2)
+    with pytest.raises(
+        TypeError, match="outer: outer exchanges tensors with other ranks, in steps that outer may discard"
+    ):
+        outer(ADAMW, tx, 2)
+    with pytest.raises(RuntimeError, match="cannot be combined with the optimizer's process_group"):
+        advance(*adapted(tx, process_group=group), last=1)
+    with pytest.raises(ValueError, match="capturable: outer reads counts or values on the host"):
+        adapted(tx, capturable=True)
+    optimizer, _ = adapted(tx)
+    with pytest.raises(ValueError, match="release_gradients: outer needs the gradients of all parameters"):
+        optimizer.release_gradients()
+    with pytest.raises(RuntimeError, match=r"outer: process_group cannot be combined with torch\.func"):
+        torch.vmap(lambda x: tx.init({"w": x}))(torch.ones(2, 3))
+    optimizer, params = adapted(tx)
+    scaler = torch.amp.GradScaler("cpu")
+    for p in params.values():
+        p.grad = torch.ones_like(p)
+    scaler.scale(torch.ones(()))
+    with pytest.raises(RuntimeError, match="cannot be combined with a GradScaler, which skips steps of single ranks"):
+        scaler.step(optimizer)
+
+
+def test_what_would_let_ranks_differ_is_refused_by_name(one):
+    one.run(refused)
