@@ -1,6 +1,6 @@
 """Write the type stubs of names that decorators create: `make docs-tables`.
 
-Decorators add arguments (`mask`, `maximize`, `state_dtype`) that no type checker can derive from the function.
+Decorators add arguments (`mask`, `maximize`, `state_dtype`, ...) that no type checker can derive from the function.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ IMPORTS = {
             "scaling": ("Quantity",),
             "scion": ("Kind",),
             "shampoo": ("Graft",),
+            "width": ("Multipliers",),
         }.items()
         for name in names
     },

@@ -34,6 +34,7 @@ from gradtx.algorithms.psgd import Mode
 from gradtx.algorithms.scaling import Quantity
 from gradtx.algorithms.scion import Kind
 from gradtx.algorithms.shampoo import Graft
+from gradtx.algorithms.width import Multipliers
 from gradtx.arguments import AnyLength as AnyLength
 from gradtx.base.exact import Betas as Betas
 from gradtx.state.codes import Codec as Codec
@@ -81,6 +82,7 @@ from gradtx.registry import get_supported_optimizers as get_supported_optimizers
 from gradtx.schedules import half_life_schedule as half_life_schedule
 from gradtx.hessian import hutchinson_hessian_diag as hutchinson_hessian_diag
 from gradtx.algorithms.scion import init_for_lmo as init_for_lmo
+from gradtx.algorithms.width import init_for_width as init_for_width
 from gradtx.arguments import is_off as is_off
 from gradtx.schedules import join_schedules as join_schedules
 from gradtx.models import label_by_role as label_by_role
@@ -111,6 +113,7 @@ from gradtx.multitask import rotograd_rotation_loss as rotograd_rotation_loss
 from gradtx.multitask import rotograd_scale as rotograd_scale
 from gradtx.checkpoint import save as save
 from gradtx import schedules as schedules
+from gradtx.schedules import sigmoid_schedule as sigmoid_schedule
 from gradtx import slots as slots
 from gradtx.algorithms.clipping import soft_row_clip as soft_row_clip
 from gradtx.functional import stack as stack
@@ -124,6 +127,7 @@ from gradtx.schedules import warmup_cosine_schedule as warmup_cosine_schedule
 from gradtx.schedules import warmup_linear_schedule as warmup_linear_schedule
 from gradtx.schedules import warmup_poly_schedule as warmup_poly_schedule
 from gradtx.rules import whole_tree as whole_tree
+from gradtx.algorithms.width import width_multipliers as width_multipliers
 from gradtx.schedules import wsd_schedule as wsd_schedule
 
 __all__ = [
@@ -207,9 +211,11 @@ __all__ = [
     "average",
     "balance_energy",
     "bcos",
+    "blend_by_agreement",
     "blocks",
     "bound_norm",
     "came",
+    "cautious_decay_after",
     "centralize",
     "chain",
     "chebyshev_schedule",
@@ -278,6 +284,7 @@ __all__ = [
     "hutchinson_hessian_diag",
     "hyperball",
     "init_for_lmo",
+    "init_for_width",
     "is_off",
     "join_schedules",
     "kate",
@@ -500,6 +507,7 @@ __all__ = [
     "scale_by_swats",
     "scale_by_tam",
     "scale_by_trust_ratio",
+    "scale_by_width",
     "scale_by_yogi",
     "scale_to_radius",
     "schedule_free",
@@ -514,6 +522,7 @@ __all__ = [
     "sgds",
     "sgdw",
     "shampoo",
+    "sigmoid_schedule",
     "signsgd",
     "signum",
     "simplified_ademamix",
@@ -549,6 +558,7 @@ __all__ = [
     "warmup_linear_schedule",
     "warmup_poly_schedule",
     "whole_tree",
+    "width_multipliers",
     "with_lookahead",
     "with_state_dtype",
     "wsam",
@@ -576,6 +586,7 @@ def accsgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def accumulate(
@@ -595,6 +606,7 @@ def acprop(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adabelief(
@@ -610,6 +622,7 @@ def adabelief(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adabound(
@@ -625,6 +638,7 @@ def adabound(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adadelta(
@@ -636,6 +650,7 @@ def adadelta(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adafactor(
@@ -651,6 +666,7 @@ def adafactor(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adafactor_torch(
@@ -662,6 +678,7 @@ def adafactor_torch(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adagc(
@@ -676,6 +693,7 @@ def adagc(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adagrad(
@@ -688,6 +706,7 @@ def adagrad(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adahessian(
@@ -701,6 +720,7 @@ def adahessian(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adai(
@@ -713,6 +733,7 @@ def adai(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adam(
@@ -723,8 +744,10 @@ def adam(
     amsgrad: bool = False,
     *,
     decoupled_weight_decay: bool = False,
+    correct_bias: Static[bool] = True,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adam_atan2(
@@ -745,6 +768,7 @@ def adam_atan2(
     clip_to_grok_max_norm: Annotated[Scalar, '(1, inf)'] = 2.0,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adam_h(
@@ -755,6 +779,7 @@ def adam_h(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adam_mini(
@@ -766,6 +791,7 @@ def adam_mini(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamax(
@@ -777,6 +803,7 @@ def adamax(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamc(
@@ -789,6 +816,7 @@ def adamc(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamd(
@@ -800,6 +828,7 @@ def adamd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamod(
@@ -812,6 +841,7 @@ def adamod(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamp(
@@ -825,6 +855,7 @@ def adamp(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adams(
@@ -836,6 +867,7 @@ def adams(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamuon(
@@ -855,6 +887,7 @@ def adamuon(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adamw(
@@ -864,8 +897,10 @@ def adamw(
     weight_decay: NonNegative = 0.01,
     amsgrad: bool = False,
     *,
+    correct_bias: Static[bool] = True,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adan(
@@ -878,6 +913,7 @@ def adan(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adanorm(
@@ -892,6 +928,7 @@ def adanorm(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adapnm(
@@ -904,6 +941,7 @@ def adapnm(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adaptive_gd(
@@ -916,6 +954,7 @@ def adaptive_gd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adashift(
@@ -938,6 +977,7 @@ def adasmooth(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adatam(
@@ -949,13 +989,14 @@ def adatam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def add_decayed_weights(
     weight_decay: NonNegative,
     *,
     fixed: bool = False,
-    cautious: bool = False,
+    cautious: Literal[True, False, 'inclusive'] = False,
     relative_to: Scalar | None = None,
     corrected_by: NonNegative | None = None,
     max_lr: Positive | None = None,
@@ -985,6 +1026,7 @@ def ademamix(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adopt(
@@ -997,6 +1039,7 @@ def adopt(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def adopt_atan2(
@@ -1011,6 +1054,7 @@ def adopt_atan2(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def aggmo(
@@ -1020,6 +1064,7 @@ def aggmo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def alig(
@@ -1069,6 +1114,7 @@ def ano(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def apollo(
@@ -1083,6 +1129,7 @@ def apollo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def apollo_low_rank(
@@ -1102,6 +1149,7 @@ def apollo_low_rank(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def asam(
@@ -1122,6 +1170,7 @@ def asgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def aurora(
@@ -1139,6 +1188,7 @@ def aurora(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def avagrad(
@@ -1151,6 +1201,7 @@ def avagrad(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def average(
@@ -1178,6 +1229,17 @@ def bcos(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def blend_by_agreement(
+    tx: GradientTransformation,
+    least: Annotated[Scalar, '[-1, 1)'] = 0.2,
+    least_gradient: Scalar = 0.0,
+    *,
+    floor: Scalar = 0.0,
+    cap: Scalar = 1.0,
+    eps: NonNegative = 1e-08,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def blocks(
@@ -1205,6 +1267,14 @@ def came(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def cautious_decay_after(
+    tx: GradientTransformation,
+    weight_decay: NonNegative,
+    lr: NonNegative,
+    *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def centralize(
@@ -1280,6 +1350,7 @@ def cocob(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def compensate_rounding(
@@ -1298,6 +1369,7 @@ def conda(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def contra_muon(
@@ -1315,6 +1387,7 @@ def contra_muon(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def correct_variance(
@@ -1342,6 +1415,7 @@ def dadapt_adagrad(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dadapt_adam(
@@ -1356,6 +1430,7 @@ def dadapt_adam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dadapt_adan(
@@ -1369,6 +1444,7 @@ def dadapt_adan(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dadapt_lion(
@@ -1379,6 +1455,7 @@ def dadapt_lion(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dadapt_sgd(
@@ -1390,6 +1467,7 @@ def dadapt_sgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def descend(
@@ -1405,6 +1483,7 @@ def diffgrad(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dion(
@@ -1420,6 +1499,7 @@ def dion(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dion2(
@@ -1438,6 +1518,7 @@ def dion2(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def distributed_shampoo(
@@ -1459,6 +1540,7 @@ def distributed_shampoo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dog(
@@ -1470,6 +1552,7 @@ def dog(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def dowg(
@@ -1480,6 +1563,7 @@ def dowg(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def ema(
@@ -1507,6 +1591,7 @@ def fadam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def fira(
@@ -1524,6 +1609,7 @@ def fira(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def floor_relative_update(
@@ -1542,6 +1628,7 @@ def focus(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def freeze(
@@ -1591,6 +1678,7 @@ def galore(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def gpa_adamw(
@@ -1603,6 +1691,7 @@ def gpa_adamw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def graft(
@@ -1620,6 +1709,7 @@ def grams(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def gravity(
@@ -1641,6 +1731,7 @@ def grokfast_adamw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def gsam(
@@ -1678,6 +1769,7 @@ def kate(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def keep_norm(
@@ -1698,6 +1790,7 @@ def kl_shampoo(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def kl_soap(
@@ -1714,6 +1807,7 @@ def kl_soap(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def lamb(
@@ -1729,6 +1823,7 @@ def lamb(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def laprop(
@@ -1742,6 +1837,7 @@ def laprop(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def lars(
@@ -1757,6 +1853,7 @@ def lars(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def lbfgs(
@@ -1768,6 +1865,7 @@ def lbfgs(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def ldog(
@@ -1779,6 +1877,7 @@ def ldog(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def line_search(
@@ -1800,6 +1899,7 @@ def lion(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def lmo(
@@ -1850,6 +1950,7 @@ def madgrad(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def map_after_step(
@@ -1873,6 +1974,7 @@ def mars_adamw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def mars_lion(
@@ -1889,6 +1991,7 @@ def mars_lion(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def mask_by_alignment(
@@ -1925,6 +2028,7 @@ def momo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def momo_adam(
@@ -1938,6 +2042,7 @@ def momo_adam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def msvag(
@@ -1963,6 +2068,7 @@ def muon(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def muon_adam_atan2(
@@ -1984,6 +2090,7 @@ def muon_adam_atan2(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def muon_h(
@@ -2011,6 +2118,7 @@ def muown(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def nadam(
@@ -2023,6 +2131,7 @@ def nadam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def namo(
@@ -2040,6 +2149,7 @@ def namo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def nero(
@@ -2108,6 +2218,7 @@ def normuon(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def novograd(
@@ -2120,6 +2231,7 @@ def novograd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def optimistic_adam(
@@ -2132,6 +2244,7 @@ def optimistic_adam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def optimistic_gradient_descent(
@@ -2209,6 +2322,7 @@ def padam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def partition(
@@ -2227,6 +2341,7 @@ def pid(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def pnm(
@@ -2237,6 +2352,7 @@ def pnm(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def polar_adam_atan2(
@@ -2255,6 +2371,7 @@ def polar_adam_atan2(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def polargrad(
@@ -2272,6 +2389,7 @@ def polargrad(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def precondition_inputs(
@@ -2305,6 +2423,7 @@ def prodigy(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def project_l2_ball(
@@ -2344,6 +2463,7 @@ def psgd_kron(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def psgd_pro(
@@ -2361,6 +2481,7 @@ def psgd_pro(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def qhadam(
@@ -2373,6 +2494,7 @@ def qhadam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def qhm(
@@ -2384,6 +2506,7 @@ def qhm(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def qk_clip(
@@ -2404,14 +2527,16 @@ def radam(
     degenerated_to_sgd: bool = True,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def radial_brake(
     outward: Scalar = 0.5,
     inward: Scalar = 1.0,
-    form: Literal['direction', 'norm'] = "direction",
+    form: Literal['direction', 'norm', 'component'] = "direction",
     eps: NonNegative = 1e-08,
     *,
+    descent: bool = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def ranger(
@@ -2427,6 +2552,7 @@ def ranger(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def ranger21(
@@ -2453,6 +2579,7 @@ def ranger21(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def record(
@@ -2499,6 +2626,7 @@ def rmsprop(
     decoupled_weight_decay: bool = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def rose(
@@ -2509,6 +2637,7 @@ def rose(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def rotated(
@@ -2553,6 +2682,7 @@ def sadam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sam(
@@ -2585,6 +2715,7 @@ def scalable_shampoo(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scale(
@@ -2662,6 +2793,7 @@ def scale_by_adam(
     amsgrad: bool = False,
     nesterov: bool = False,
     *,
+    correct_bias: bool = True,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scale_by_adam_hat(
@@ -3508,6 +3640,12 @@ def scale_by_trust_ratio(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def scale_by_width(
+    multipliers: Static[Multipliers],
+    rule: Literal['adam', 'sgd', 'adam_eps'] = "adam",
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def scale_by_yogi(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 0.001,
@@ -3542,6 +3680,7 @@ def schedule_free_adamw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def schedule_free_radam(
@@ -3555,6 +3694,7 @@ def schedule_free_radam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def schedule_free_sgd(
@@ -3567,6 +3707,7 @@ def schedule_free_sgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scion(
@@ -3588,6 +3729,7 @@ def sgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sgd_sai(
@@ -3598,6 +3740,7 @@ def sgd_sai(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sgdp(
@@ -3612,6 +3755,7 @@ def sgdp(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sgds(
@@ -3623,6 +3767,7 @@ def sgds(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sgdw(
@@ -3634,6 +3779,7 @@ def sgdw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def shampoo(
@@ -3648,6 +3794,7 @@ def shampoo(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def signsgd(
@@ -3657,6 +3804,7 @@ def signsgd(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def signum(
@@ -3667,6 +3815,7 @@ def signum(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def simplified_ademamix(
@@ -3682,6 +3831,7 @@ def simplified_ademamix(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def skip_nonfinite(
@@ -3714,6 +3864,7 @@ def soap(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def soap_laprop(
@@ -3729,6 +3880,7 @@ def soap_laprop(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def soap_muon(
@@ -3748,6 +3900,7 @@ def soap_muon(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def sophia(
@@ -3760,6 +3913,7 @@ def sophia(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def spam(
@@ -3774,6 +3928,7 @@ def spam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def spectral_sphere(
@@ -3790,6 +3945,7 @@ def spectral_sphere(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def splus(
@@ -3804,6 +3960,7 @@ def splus(
     stagger: Static[bool] = False,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def srmm(
@@ -3823,6 +3980,7 @@ def stable_adamw(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def stable_spam(
@@ -3838,6 +3996,7 @@ def stable_spam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def swats(
@@ -3850,6 +4009,7 @@ def swats(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def take_signs_of_gradient(
@@ -3865,6 +4025,7 @@ def tam(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def tiger(
@@ -3874,6 +4035,7 @@ def tiger(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def trac(
@@ -3930,6 +4092,7 @@ def yogi(
     *,
     maximize: bool = False,
     mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def zero_nans(

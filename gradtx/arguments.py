@@ -96,9 +96,10 @@ _OTHER_NAMES = {
     "history_size": ("history",),
     "ams_bound": ("amsgrad",),
     "n_sma_threshold": ("rho_threshold",),
+    "cautious_wd": ("cautious_decay",),
     "initial_accumulator": ("initial_accumulator_value",),
     "constant": ("small_const",),
-    "bias_correction": ("use_bias_correction",),
+    "bias_correction": ("use_bias_correction", "correct_bias"),
     "warmup_steps": ("warmup",),
     "p": ("gamma",),
     "dampening": ("damping",),
@@ -157,7 +158,8 @@ def is_off(value: Any, off: float = 0.0) -> bool:
 
 _SCALAR = {float, Tensor, Schedule}
 _PLAIN_KINDS = {int: "int", bool: "bool", str: "str"}
-_HYPERPARAMETERS = ("scalar", "betas", "named floats", "int", "bool", "str")
+_NUMBERS = ("scalar", "betas", "named floats")
+_HYPERPARAMETERS = (*_NUMBERS, *_PLAIN_KINDS.values(), "bool or name")
 
 
 class Hint(NamedTuple):
@@ -221,6 +223,8 @@ def _kind(members: frozenset[Any]) -> str:
         return "number"
     if members == {int, str}:
         return "int or name"
+    if members == {bool, str}:
+        return "bool or name"
     if len(members) != 1:
         return "structure"
     (hint,) = members
@@ -295,6 +299,8 @@ class Argument:
             if isinstance(value, str):
                 return self._chosen(value)
             return self._int(value, self.name, self.range)
+        if self.kind == "bool or name":
+            return self._chosen(self._instance(value, bool | str))
         if self.kind == "bool":
             return self._instance(value, bool)
         if self.kind == "str":
@@ -330,7 +336,7 @@ class Argument:
             )
         return value
 
-    def _instance(self, value: Any, kind: type) -> Any:
+    def _instance(self, value: Any, kind: type | types.UnionType) -> Any:
         if not isinstance(value, kind):
             raise TypeError(
                 f"{self.owner}: {self.name} must be a {self.kind}, got {describe(value)}"
@@ -498,6 +504,9 @@ def _check_annotations(
             )
 
 
+CAUTIOUS = Static[Literal[True, False, "inclusive"]]
+
+
 def _added_to_alias(signature: inspect.Signature) -> dict[inspect.Parameter, Any]:
     """Return the parameters that an alias has in addition to its function's, with their types."""
     added: dict[inspect.Parameter, Any] = {
@@ -506,6 +515,10 @@ def _added_to_alias(signature: inspect.Signature) -> dict[inspect.Parameter, Any
     if "weight_decay" in signature.parameters:
         # A selector, which the decorator checks.
         added[keyword_parameter("mask", None, "Where | None")] = object
+        # A user's alias may have its own.
+        if "cautious_decay" not in signature.parameters:
+            text = 'Literal[True, False, "inclusive"]'
+            added[keyword_parameter("cautious_decay", False, text)] = CAUTIOUS
     return added
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import (
     TYPE_CHECKING,
@@ -20,7 +21,7 @@ from typing import (
 import torch
 from torch import Tensor
 
-from gradtx.arguments import Argument, Arguments, tensors_in, varies
+from gradtx.arguments import Argument, Arguments, is_off, tensors_in, varies
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.exact import resolve
 from gradtx.base.messages import describe, nearest
@@ -37,6 +38,7 @@ from gradtx.transform import (
     Branches,
     Chain,
     GradientTransformation,
+    chain,
     check_transformation,
     same,
 )
@@ -297,6 +299,8 @@ class Spec:
             if name not in self.arguments.added
         }
         returned = self.function(**function_arguments)
+        if arguments.get("cautious_decay") and "cautious_decay" in self.arguments.added:
+            returned = self._with_cautious_decay(returned, arguments)
         if isinstance(returned, GradientTransformation | Combinator):
             return returned
         if self.kind in ("alias", "combinator"):
@@ -316,6 +320,31 @@ class Spec:
                 f"{self.name}: a rule with whole=True runs only on the owner of a leaf and cannot {fault}"
             )
         return functions
+
+    def _with_cautious_decay(
+        self, body: GradientTransformation, arguments: Bound
+    ) -> GradientTransformation:
+        """Return the chain of an alias with cautious decay.
+
+        Raises:
+            ValueError: If the alias decays, but no link of it is decoupled decay that can be cautious.
+        """
+        # Those of the caller stay as they are.
+        given: set[int] = set()
+        for _, _, tx in _transformations(arguments):
+            given.update(map(id, (tx, *tx._children())))
+        cautious = with_cautious_decay(body, arguments["cautious_decay"], given)
+        decay = arguments["weight_decay"]
+        if cautious is body and not is_off(decay):
+            remedy = ""
+            for name in arguments:
+                if name.startswith("decoupled") and arguments[name] is False:
+                    remedy = f"; pass {name}=True"
+            raise ValueError(
+                f"{self.name}: cautious_decay needs decoupled weight decay in a link of its own; here it is coupled or "
+                f"part of another rule{remedy}"
+            )
+        return cautious
 
     def processes_whole_leaves(self, arguments: Bound) -> bool:
         """Whether parts of a leaf are not enough, because extras or other leaves belong to it."""
@@ -616,6 +645,21 @@ class FactoryCall(GradientTransformation):
             rebuilt._links()  # runs the body, which may check the values as well
         return rebuilt
 
+    def with_cautious_decay(
+        self, cautious: bool | str, given: set[int], is_coupled: bool
+    ) -> GradientTransformation:
+        """Return this link with cautious decay, if it is decoupled decay or a combinator around such a link."""
+        children = tuple(
+            with_cautious_decay(child, cautious, given) for child in self._children()
+        )
+        option = "cautious_decay" if self._is_optimizer else "cautious"
+        decays = not is_off(self._arguments.get("weight_decay", 0.0))
+        can_be = option in self._spec.arguments.by_name
+        arguments: Bound = {}
+        if decays and can_be and (self._is_optimizer or not is_coupled):
+            arguments[option] = cautious
+        return self._rebuilt(children, arguments, True)
+
     def _check(self) -> None:
         """Check the inner transformations, and run the body, so that its checks raise errors at construction.
 
@@ -637,6 +681,22 @@ class FactoryCall(GradientTransformation):
             if spec.kind != "alias" or str(error).startswith(f"{spec.name}:"):
                 raise
             raise type(error)(f"{spec.name}: {error}") from error
+
+
+def with_cautious_decay(
+    tx: GradientTransformation, cautious: bool | str, given: set[int]
+) -> GradientTransformation:
+    """Return a chain whose decoupled decay is cautious; the same object if it has none.
+
+    Decay in front of all other links is coupled. Transformations whose id is among those `given` are not changed.
+    """
+    links = tx._children() if isinstance(tx, Chain) else (tx,)
+    new = list(links)
+    for i, link in enumerate(links):
+        if isinstance(link, FactoryCall) and id(link) not in given:
+            is_coupled = i == 0 and len(links) > 1
+            new[i] = link.with_cautious_decay(cautious, given, is_coupled)
+    return tx if all(map(operator.is_, links, new)) else chain(*new)
 
 
 def _is_constant(value: Any) -> bool:
@@ -684,7 +744,7 @@ class Factory(Protocol[P]):
 
 
 class Alias(Protocol[P]):
-    """A decorated alias. It accepts the arguments of its function, `mask`, `maximize` and `state_dtype`."""
+    """A decorated alias. It accepts the arguments of its function, and those of `ADDED`."""
 
     spec: Spec
     __name__: str
@@ -703,11 +763,17 @@ class Alias(Protocol[P]):
     def __call__(
         self, *args: Any, mask: Where | None, **kwargs: Any
     ) -> GradientTransformation: ...
+    @overload
+    def __call__(
+        self, *args: Any, cautious_decay: bool | str, **kwargs: Any
+    ) -> GradientTransformation: ...
 
 
 # What docstrings say of the arguments that decorators add.
 ADDED = {
     "maximize": "Whether to maximize: the gradient is negated before any link.",
+    "cautious_decay": "Whether to decay only where the step shrinks a weight, too: where direction and weight have the "
+    'same sign; with "inclusive", also where either is 0 (Chen et al. 2025). Needs decoupled decay.',
     "mask": "The parameters to which `weight_decay` applies: a name pattern, a tuple of patterns, or a function "
     "`(name, parameter) -> bool`; None for all. To select by name in an optimizer, pass it `named_parameters()`.",
     "state_dtype": "The dtype or code of the state, as for `with_state_dtype`; None for the dtype of each parameter.",

@@ -265,7 +265,7 @@ def arguments(function: Callable[..., Any]) -> list[tuple[str, Any]]:
     """Names and defaults of a rule or a factory, without what all rules and all factories have."""
     common = ["s", "t", "g", "p", "maximize", "state_dtype"]
     if hasattr(function, "spec") and function.spec.kind == "alias":
-        common.append("mask")  # with every weight_decay
+        common += ["mask", "cautious_decay"]  # with every weight_decay
     signature = inspect.signature(function)
     return [(name, parameter.default) for name, parameter in signature.parameters.items() if name not in common]
 

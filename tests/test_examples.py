@@ -11,6 +11,7 @@ import torch
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
     "ensemble_rates": (["--steps", "2", "--rates", "3", "--seeds", "2"], "; best of the rates: "),
+    "mup": (["--steps", "2", "--rates", "2", "--seeds", "1"], "loss at width 512 with the best rate of width 64"),
     "maml_sine": (["--steps", "2"], "error after 1 and 10 steps: trained without inner steps "),
     "muon_chars": (["--steps", "2"], "held-out loss after 2 steps, nats per character: AdamW alone "),
     "sam_digits": (["--steps", "2", "--seeds", "1"], "test accuracy (sharpness): SGD "),

@@ -290,7 +290,9 @@ def draw_task(results: Results, task: str, path: Path) -> None:
         if name not in (*ranked[:4], *KNOWN):
             continue
         best = shown[name]
-        axes.errorbar(best.width, best.mean, best.std, fmt="o", color="C1", markersize=4)
+        axes.errorbar(
+            best.width, best.mean, best.std, fmt="o", color="C1", markersize=4
+        )
         x, y = to_pixels.transform((best.width, best.mean))
         last = max(y, last + 12)  # labels do not overlap
         axes.annotate(

@@ -35,6 +35,7 @@ from gradtx.algorithms.spam import *
 from gradtx.algorithms.variance_reduction import *
 from gradtx.algorithms.clipping import *
 from gradtx.algorithms.weight_decay import *
+from gradtx.algorithms.width import *
 from gradtx.algorithms.projection import *
 from gradtx.algorithms.scaling import *
 

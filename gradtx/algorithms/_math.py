@@ -237,6 +237,12 @@ def caution(direction: Tensor, gradient: Tensor, factor: Any) -> Tensor:
     return weights / weights.mean().clamp(min=1e-5)
 
 
+def may_decay(direction: Tensor, param: Tensor, cautious: bool | str) -> Tensor:
+    """Return where a step against `direction` shrinks a weight too; with "inclusive", or leaves it where it is."""
+    agreement = direction.sign() * param.sign()
+    return agreement >= 0 if cautious == "inclusive" else agreement > 0
+
+
 def atan2(y: Tensor, x: Tensor) -> Tensor:
     """Compute atan2 for x >= 0, with derivative 0 at x = 0.
 

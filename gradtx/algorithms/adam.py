@@ -20,7 +20,7 @@ from gradtx.algorithms.momentum import trace
 from gradtx.algorithms.projection import project_scale_invariant
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
-from gradtx.arguments import Decay, NonNegative, Positive, Scalar, is_off
+from gradtx.arguments import Decay, NonNegative, Positive, Scalar, Static, is_off
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square
 from gradtx.transform import chain
@@ -49,6 +49,8 @@ def scale_by_adam(
     eps=1e-8,
     amsgrad=False,
     nesterov=False,
+    *,
+    correct_bias=True,
 ):
     r"""Divide the mean gradient by its root mean square: Adam's direction.
 
@@ -60,6 +62,8 @@ def scale_by_adam(
         eps: $\epsilon \ge 0$, in the units of a gradient.
         amsgrad: Use the running maximum of $v$ instead of $v$.
         nesterov: Use $\beta_1 m_t + (1-\beta_1) g_t$ instead of $m_t$, with the same bias correction (as in AdamP).
+        correct_bias: If False, use $m$ and $v$ themselves: the first steps are $(1-\beta_1)/\sqrt{1-\beta_2}$ times
+            as long, about 3 by default.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq` and, with `amsgrad`,
@@ -82,6 +86,8 @@ def scale_by_adam(
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
         ahead = running_mean(mean, update, beta1) if nesterov else mean
+        if not correct_bias:
+            return ahead / (safe_sqrt(square) + eps), new
         root = corrected_root(square, ctx, beta2)
         return ahead / ctx.bias_correction(beta1) / (root + eps), new
 
@@ -334,6 +340,7 @@ def adam(
     amsgrad=False,
     *,
     decoupled_weight_decay=False,
+    correct_bias: Static[bool] = True,
 ):
     r"""Adam, equivalent to torch.optim.Adam: the mean gradient over its root mean square.
 
@@ -349,6 +356,7 @@ def adam(
         weight_decay: $\lambda \ge 0$, added to the gradient.
         amsgrad: Use the running maximum of $v$.
         decoupled_weight_decay: Apply the decay to the weights, as `adamw` does.
+        correct_bias: If False, use $m$ and $v$ without bias correction.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
@@ -364,9 +372,8 @@ def adam(
 
     Source: Kingma and Ba 2014, arXiv:1412.6980. Departures: none from torch.optim.Adam.
     """
-    return with_decay(
-        scale_by_adam(betas, eps, amsgrad), weight_decay, decoupled_weight_decay, lr
-    )
+    direction = scale_by_adam(betas, eps, amsgrad, correct_bias=correct_bias)
+    return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
 
 
 @alias(class_name="AdamW")
@@ -376,6 +383,8 @@ def adamw(
     eps=1e-8,
     weight_decay=1e-2,
     amsgrad=False,
+    *,
+    correct_bias: Static[bool] = True,
 ):
     r"""AdamW, equivalent to torch.optim.AdamW: Adam with decoupled weight decay.
 
@@ -389,6 +398,7 @@ def adamw(
         eps: $\epsilon \ge 0$, added outside the square root.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
         amsgrad: Use the running maximum of $v$.
+        correct_bias: If False, use $m$ and $v$ without bias correction, as BertAdam does.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
@@ -405,7 +415,8 @@ def adamw(
 
     Source: Loshchilov and Hutter 2017, arXiv:1711.05101. Departures: none from torch.optim.AdamW.
     """
-    return with_decay(scale_by_adam(betas, eps, amsgrad), weight_decay, True, lr)
+    direction = scale_by_adam(betas, eps, amsgrad, correct_bias=correct_bias)
+    return with_decay(direction, weight_decay, True, lr)
 
 
 @alias(class_name="NAdam")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradtx.algorithms._math import (
     at_least,
+    may_decay,
     norm,
     plus_decay,
     quotient,
@@ -24,7 +25,6 @@ from gradtx.base.exact import exact
 from gradtx.base.messages import describe
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import per_tensor
-from gradtx.transform import GradientTransformation
 
 __all__ = [
     "centralize",
@@ -247,10 +247,21 @@ def map_after_step(fn: Static[Callable[[Tensor], Tensor]], before=False):
     return update
 
 
-def decay_after_step(lr: Any, weight_decay: Any) -> GradientTransformation:
-    r"""Multiply the weights by $1 - \eta \lambda$ after the step."""
+@per_tensor(elementwise=True, needs="params", rate="after")
+def decay_after_step(
+    lr, weight_decay, cautious: Literal[True, False, "inclusive"] = False
+):
+    r"""Multiply the weights by $1 - \eta \lambda$ after the step; if cautious, where the step shrinks them."""
     factor = 1 - lr * weight_decay
-    return map_after_step(lambda weights: factor * weights)
+
+    def update(update, state, param, ctx):
+        moved = param + update
+        if not cautious:
+            return factor * moved - param, state
+        decays = may_decay(-update, param, cautious)
+        return torch.where(decays, factor * moved, moved) - param, state
+
+    return update
 
 
 @per_tensor(needs="params")
@@ -298,8 +309,10 @@ def floor_relative_update(
 def radial_brake(
     outward: Scalar = 0.5,
     inward: Scalar = 1.0,
-    form: Literal["direction", "norm"] = "direction",
+    form: Literal["direction", "norm", "component"] = "direction",
     eps=1e-8,
+    *,
+    descent=False,
 ):
     r"""Slow down changes of the norm of the weights.
 
@@ -309,18 +322,22 @@ def radial_brake(
     - "direction": with $a = \langle u, p \rangle / \lVert p \rVert^2$, $u \leftarrow u + (s - 1) a p$, and $p + u$ is
       rescaled to the norm $\lVert p \rVert + \langle u, p \rangle / \lVert p \rVert$, which also removes the growth of
       the norm due to a tangential step.
+    - "component": the same without rescaling. It may also precede the learning rate, with `descent`. After it,
+      `radial_brake(1.0, 1.0)` rescales alone.
 
     Args:
-        outward: $s$ where the norm grows (in "direction": where $a > 0$).
+        outward: $s$ where the norm grows (except in "norm": where $a > 0$).
         inward: $s$ elsewhere.
-        form: "direction" or "norm".
-        eps: Lower bound of the norm in the division, >= 0. "direction" does not brake leaves of norm 0.
+        form: "direction", "norm" or "component".
+        eps: Lower bound of the norm in the division, >= 0. Leaves of norm 0 are braked by "norm" only.
+        descent: Whether the updates are still to be negated, so that the norm grows where $a < 0$; for "component".
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: If `eps` is negative, if `form` is unknown, or if `params` is missing.
+        ValueError: If `eps` is negative, if `form` is unknown or not "component" with `descent`, or if `params` is
+            missing.
 
     Example:
         >>> tx = gradtx.radial_brake(outward=0.5, form="norm")
@@ -329,8 +346,13 @@ def radial_brake(
         >>> gradtx.apply_updates(params, updates)["w"]
         tensor([4., 0.])
 
-    Source: modded-nanogpt, track 3 ("direction"); NVIDIA Emerging-Optimizers ("norm"). Departures: none.
+    Source: modded-nanogpt, track 3 ("direction", "component"); NVIDIA Emerging-Optimizers ("norm"). Departures: none.
     """
+    if descent and form != "component":
+        raise ValueError(
+            f"radial_brake: form={form!r} rescales the weights after the step and follows the learning rate; descent "
+            'is for "component"'
+        )
 
     def factor(grows):
         device = grows.device
@@ -342,16 +364,24 @@ def radial_brake(
         wanted = before + factor(growth >= 0) * growth
         return moved * (wanted / at_least(norm(moved), eps)) - param, state
 
+    def braked(update, param, before):
+        """Return the update with a braked component along the weights, and this component."""
+        along = (update * param).sum() / at_least(before, eps).square()
+        kept = factor(along < 0 if descent else along > 0) * along
+        return update + (kept - along) * param, kept
+
+    def by_component(update, state, param, ctx):
+        return braked(update, param, norm(param))[0], state
+
     def by_direction(update, state, param, ctx):
         before = norm(param)
-        along = (update * param).sum() / at_least(before, eps).square()
-        kept = factor(along > 0) * along
-        moved = param + update + (kept - along) * param
-        wanted = before * (1 + kept)
+        slowed, kept = braked(update, param, before)
+        moved, wanted = param + slowed, before * (1 + kept)
         rescaled = moved * quotient(wanted, norm(moved)) - param
         return torch.where(before == 0, update, rescaled), state
 
-    return by_norm if form == "norm" else by_direction
+    forms = {"norm": by_norm, "direction": by_direction, "component": by_component}
+    return forms[form]
 
 
 def _radius(param: Tensor) -> dict[str, Tensor]:

@@ -11,7 +11,15 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import at_least, at_most, norm, quotient, rms, running_mean
+from gradtx.algorithms._math import (
+    at_least,
+    at_most,
+    may_decay,
+    norm,
+    quotient,
+    rms,
+    running_mean,
+)
 from gradtx.algorithms._matrix import gram, multiplied, symmetric_product
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
@@ -502,13 +510,20 @@ def symmetrized(factor: Tensor) -> Tensor:
 
 
 @per_tensor(needs="params", rate="before")
-def add_decayed_matrices(weight_decay):
+def add_decayed_matrices(
+    weight_decay, cautious: Literal[True, False, "inclusive"] = False
+):
     """Add weight decay to leaves with two or more dimensions."""
     if is_off(weight_decay):
         return chain()
 
     def update(update, state, param, ctx):
-        return update + weight_decay * param if param.ndim >= 2 else update, state
+        if param.ndim < 2:
+            return update, state
+        decay = weight_decay * param
+        if cautious:
+            decay = torch.where(may_decay(update, param, cautious), decay, 0.0)
+        return update + decay, state
 
     return update
 

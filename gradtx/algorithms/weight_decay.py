@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import quotient, unit_norm
+from gradtx.algorithms._math import may_decay, quotient, unit_norm
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.arguments import NonNegative, Positive, Scalar, is_off
 from gradtx.base.exact import exact
@@ -26,7 +28,7 @@ def add_decayed_weights(
     weight_decay,
     *,
     fixed=False,
-    cautious=False,
+    cautious: Literal[True, False, "inclusive"] = False,
     relative_to: Scalar | None = None,
     corrected_by: NonNegative | None = None,
     max_lr: Positive | None = None,
@@ -39,7 +41,8 @@ def add_decayed_weights(
     Args:
         weight_decay: $\lambda \ge 0$. A literal 0.0 omits the link.
         fixed: Subtract $\lambda p$ instead of adding it, for use after the learning rate.
-        cautious: Decay only where the update and the weight have the same sign.
+        cautious: Decay only where the update and the weight have the same sign; with "inclusive", also where either is
+            0, such as rows of an embedding without a gradient.
         relative_to: The learning rate, initially above 0: $\lambda$ is divided by its initial value.
         corrected_by: The learning rate: $\lambda$ is multiplied by its ratio to `max_lr`, so that the decay is
             $\lambda \eta_t^2 / \eta_{max}$ (AdamC). Not with `relative_to`.
@@ -63,8 +66,8 @@ def add_decayed_weights(
         tensor([-0.1000])
 
     Source: Loshchilov and Hutter 2017, arXiv:1711.05101; cautious: Chen et al. 2025, arXiv:2510.12402; corrected_by:
-    Defazio 2025, arXiv:2506.02285. Departures: none; `fixed` is an option of adabelief-pytorch 0.2, `relative_to` of
-    adam-atan2-pytorch 0.4.1.
+    Defazio 2025, arXiv:2506.02285. Departures: `cautious=True` excludes 0, which the paper includes; `fixed` is an
+    option of adabelief-pytorch 0.2, `relative_to` of adam-atan2-pytorch 0.4.1.
     """
     if fixed and cautious:
         raise ValueError(
@@ -97,7 +100,7 @@ def add_decayed_weights(
                 new = {"lr_max": peak}
         decay = rate * p
         if cautious:
-            decay = torch.where(u.sign() * p.sign() > 0, decay, 0.0)
+            decay = torch.where(may_decay(u, p, cautious), decay, 0.0)
         return u + decay, new
 
     slots = {

@@ -138,7 +138,7 @@ class Selector:
         for label, where in zip(self.labels, self._wheres, strict=True):
             if self._answer(where, name, tensor):
                 return label
-        if self.branches is None:
+        if self.labels and self.labels[0] is True:
             return False
         raise ValueError(
             f"{self.owner}: leaf {name!r} has no label; add a pattern that matches it, such as '*' for the rest"

@@ -1,6 +1,7 @@
 """Combinators: transformations that wrap other transformations."""
 
 from gradtx.base.names import public_names as _public_names
+from gradtx.combinators.agreement import *
 from gradtx.combinators.blocks import *
 from gradtx.combinators.clocks import *
 from gradtx.combinators.frame import *

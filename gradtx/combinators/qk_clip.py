@@ -77,9 +77,9 @@ def qk_clip(
         shrinks = role in powers
         link = _shrink_heads(logits, tau, powers[role]) if shrinks else chain()
         branches[str(i)] = link
-    wheres = tuple(patterns("qk_clip", pattern) for pattern in roles)
-    selector = Selector("qk_clip", tuple(branches), wheres)
-    return Fork(selector, {False: chain(), **branches})
+    branches[False] = chain()
+    wheres = tuple(patterns("qk_clip", pattern) for pattern in (*roles, "*"))
+    return Fork(Selector("qk_clip", tuple(branches), wheres), branches)
 
 
 def _checked(pattern: str, value: Any) -> tuple[str, str]:

@@ -37,6 +37,7 @@ __all__ = [
     "ranger21_schedule",
     "rectification_schedule",
     "restart_warmup_schedule",
+    "sigmoid_schedule",
     "step_schedule",
     "untuned_exponential_warmup",
     "untuned_linear_warmup",
@@ -196,6 +197,13 @@ def polynomial_schedule(
     lr: NonNegative,
     total_steps: Count = 5,
     power: NonNegative = 1.0,
+) -> Schedule: ...
+def sigmoid_schedule(
+    start: Scalar,
+    end: Scalar,
+    total_steps: Count,
+    center: Scalar,
+    width: Positive,
 ) -> Schedule: ...
 def step_schedule(
     lr: NonNegative,

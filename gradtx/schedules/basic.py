@@ -31,6 +31,7 @@ __all__ = [
     "multistep_schedule",
     "one_cycle_schedule",
     "polynomial_schedule",
+    "sigmoid_schedule",
     "step_schedule",
 ]
 
@@ -99,6 +100,36 @@ def polynomial_schedule(step, lr, total_iters: Count = 5, power: NonNegative = 1
         [1.0, 0.5625, 0.25, 0.0625, 0.0, 0.0]
     """
     return lr * (1 - step.clamp(max=total_iters) / total_iters) ** power
+
+
+@schedule
+def sigmoid_schedule(
+    step,
+    start: Scalar,
+    end: Scalar,
+    total_steps: Count,
+    center: Scalar,
+    width: Positive,
+):
+    r"""Change from one value to another along a sigmoid.
+
+    $b + (a - b) / (1 + e^{(s/n - c)/w})$.
+
+    Args:
+        start: $a$, the value long before the center.
+        end: $b$, the value long after it.
+        total_steps: $n \ge 1$, by which steps are divided.
+        center: $c$, the share of the steps after which half of the change is done.
+        width: $w > 0$, as a share of the steps; most of the change takes about six widths.
+
+    Example:
+        >>> s = gradtx.sigmoid_schedule(
+        ...     0.25, -0.25, total_steps=100, center=0.5, width=0.04
+        ... )
+        >>> [round(s(i), 4) for i in (0, 46, 50, 100)]
+        [0.25, 0.1155, 0.0, -0.25]
+    """
+    return end + (start - end) * torch.sigmoid((center - step / total_steps) / width)
 
 
 @schedule

@@ -28,20 +28,23 @@ from tests.references import (
 
 
 def adam(
-    s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, decoupled_weight_decay=False
-):
+    s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, amsgrad=False, decoupled_weight_decay=False,
+    correct_bias=True,
+):  # fmt: skip
     if not decoupled_weight_decay:
         g = g + weight_decay * p
     m, v = adam_moments(s, t, g, betas)
     if amsgrad:
         s.top = torch.maximum(s.top + 0 * s.v, s.v)
         v = s.top / (1 - betas[1] ** t)
+    if not correct_bias:
+        m, v = s.m, s.top if amsgrad else s.v
     step = m / (v.sqrt() + eps)
     return p - lr * (step + weight_decay * p if decoupled_weight_decay else step)
 
 
-def adamw(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False):
-    return adam(s, t, g, p, lr, betas, eps, weight_decay, amsgrad, decoupled_weight_decay=True)
+def adamw(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False, correct_bias=True):
+    return adam(s, t, g, p, lr, betas, eps, weight_decay, amsgrad, True, correct_bias)
 
 
 def adamp(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, delta=0.1, wd_ratio=0.1, nesterov=False):

@@ -21,6 +21,7 @@ SCHEDULES = [  # factory, its numbers, the rest
     (gradtx.ranger21_schedule, {"lr": LR, "beta2": 0.9, "warm_down_min_lr": 0.02}, {"num_iterations": 20}),
     (gradtx.ranger21_schedule, {"lr": LR}, {"num_iterations": 20, "num_warm_up_iterations": 2, "chebyshev_epochs": 6}),
     (gradtx.polynomial_schedule, {"lr": LR, "power": 1.5}, {"total_iters": 7}),
+    (gradtx.sigmoid_schedule, {"start": LR, "end": 0.02, "center": 0.4, "width": 0.1}, {"total_steps": 9}),
     (gradtx.exponential_schedule, {"lr": LR, "gamma": 0.9}, {}),
     (gradtx.step_schedule, {"lr": LR, "gamma": 0.5}, {"step_size": 3}),
     (gradtx.multistep_schedule, {"lr": LR, "gamma": 0.5}, {"milestones": [2, 7, 7]}),
@@ -179,6 +180,16 @@ def test_every_step_of_warmup_cosine_follows_the_loop(options):
     schedule = gradtx.warmup_cosine_schedule(**options)
     expected = [warmup_cosine(s, **options) for s in range(30)]
     assert [schedule(s) for s in range(30)] == pytest.approx(expected, rel=1e-15, abs=1e-16)
+
+
+def test_every_step_of_the_sigmoid_follows_the_formula():
+    for start, end, n, c, w in ((0.25, -0.25, 20, 0.3, 0.04), (-1.0, 2.0, 1, 2.0, 0.5)):
+        schedule = gradtx.sigmoid_schedule(start, end, n, c, w)
+        expected = [end + (start - end) / (1 + math.exp((s / n - c) / w)) for s in range(30)]
+        assert [schedule(s) for s in range(30)] == pytest.approx(expected, rel=1e-13, abs=1e-16)
+    assert [gradtx.sigmoid_schedule(1.0, 2.0, 10, 0.5, 1e-9)(s) for s in (0, 4, 5, 6, 10**9)] == [1, 1, 1.5, 2, 2]
+    with pytest.raises(ValueError, match=r"sigmoid_schedule: width must be in \(0, inf\), got 0.0"):
+        gradtx.sigmoid_schedule(1.0, 2.0, 10, 0.5, 0.0)
 
 
 def chebyshev_factors(T, m=0.1, M=1.0):

@@ -19,7 +19,7 @@ def floor_relative_update(s, t, g, p, floor=0.35, per="leaf", power=1.0, eps=1e-
     return g * factor**power
 
 
-def radial_brake(s, t, g, p, outward=0.5, inward=1.0, form="direction", eps=1e-8):
+def radial_brake(s, t, g, p, outward=0.5, inward=1.0, form="direction", eps=1e-8, descent=False):
     if form == "norm":
         q = p + g
         scale = outward if q.norm() >= p.norm() else inward
@@ -28,7 +28,9 @@ def radial_brake(s, t, g, p, outward=0.5, inward=1.0, form="direction", eps=1e-8
         return q * wanted / q.norm() - p
     a = (g * p).sum() / p.norm() ** 2
     s.seen.add(bool(a > 0))
-    u = g + ((outward if a > 0 else inward) - 1) * a * p
+    u = g + ((outward if (a < 0 if descent else a > 0) else inward) - 1) * a * p
+    if form == "component":
+        return u
     q = p + u
     return q * (p.norm() + (u * p).sum() / p.norm()) / q.norm() - p
 
@@ -41,6 +43,8 @@ def radial_brake(s, t, g, p, outward=0.5, inward=1.0, form="direction", eps=1e-8
         (gradtx.floor_relative_update, floor_relative_update, {"floor": 0.1, "eps": 0.4}),
         (gradtx.radial_brake, radial_brake, {}),
         (gradtx.radial_brake, radial_brake, {"outward": GROWING, "inward": 0.3}),
+        (gradtx.radial_brake, radial_brake, {"form": "component", "outward": GROWING, "inward": 0.3}),
+        (gradtx.radial_brake, radial_brake, {"form": "component", "descent": True}),
         (gradtx.radial_brake, radial_brake, {"form": "norm"}),
         (gradtx.radial_brake, radial_brake, {"form": "norm", "outward": 0.1, "inward": 0.7}),
     ],
@@ -56,6 +60,14 @@ def test_the_updates_follow_the_loop(make, rule, options):
 
     assert difference(scaled, reference, rate=0.1) < 1e-10
     assert loop.seen == {False, True}
+
+
+def test_the_component_is_braked_alike_before_and_after_the_rate_and_the_pin_completes_it():
+    before = [gradtx.radial_brake(form="component", descent=True), gradtx.scale_by_learning_rate(0.3)]
+    after = [gradtx.scale_by_learning_rate(0.3), gradtx.radial_brake(form="component")]
+    assert difference(gradtx.chain(*before), gradtx.chain(*after)) < 1e-14
+    pinned = gradtx.chain(*after, gradtx.radial_brake(1.0, 1.0))
+    assert difference(pinned, gradtx.chain(after[0], gradtx.radial_brake())) < 1e-13
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -94,8 +106,12 @@ def test_what_makes_no_sense():
         gradtx.floor_relative_update(per="column")
     with pytest.raises(ValueError, match=r"floor must be in \[0, inf\), got -1.0"):
         gradtx.floor_relative_update(-1.0)
-    with pytest.raises(ValueError, match="radial_brake: form must be 'direction' or 'norm', got 'other'"):
+    with pytest.raises(ValueError, match="radial_brake: form must be 'direction', 'norm' or 'component', got 'other'"):
         gradtx.radial_brake(form="other")
+    with pytest.raises(
+        ValueError, match=r"radial_brake: form='norm' rescales the weights .*; descent is for .component."
+    ):
+        gradtx.radial_brake(form="norm", descent=True)
     with pytest.raises(ValueError, match="radial_brake needs params"):
         gradtx.radial_brake().update({"w": torch.ones(1)}, {"step": torch.tensor(0)})
 
