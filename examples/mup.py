@@ -138,7 +138,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(
                 f"{name:9} width {width:4}   {rates[best]:10.2g}{loss[best]:10.4f}{loss[carried]:19.4f}"
             )
-        ratio = loss[carried] / loss[best]
+        widest, carried = by_width[WIDTHS[-1]], int(by_width[BASE].argmin())
+        ratio = widest[carried] / widest.min()
         costs.append(f"{name} {ratio:.2f}")
     plot(losses, rates, options.plot)
     print(f"\nplot: {options.plot}")

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import gradtx
 from benchmarks.guide.results import REFERENCE, Results
 from benchmarks.guide.tasks import TASKS
 from benchmarks.guide.toys import TOYS
@@ -91,10 +92,28 @@ class Page:
         ]
         return f"{100 * (statistics.median(ratios) - 1):.0f}%"
 
-    def beaten_by(self, task: str) -> int:
-        """Return how many methods end below AdamW by more than the spread."""
-        return sum(
-            self.results.verdict(name, task) == "better" for name in self.by_task[task]
+    def beaten(self) -> str:
+        """Return how many methods end below AdamW by more than the spread, by problem."""
+        counts = {
+            task: sum(self.results.verdict(name, task) == "better" for name in bests)
+            for task, bests in self.by_task.items()
+        }
+        return f"{min(counts.values())} to {max(counts.values())} of {len(self.names)}"
+
+    def others(self) -> int:
+        return self.runs() - len(self.by_task)
+
+    def registered(self) -> int:
+        """Return the number of optimizers; some run in two ways."""
+        return len({name.partition(" ")[0] for name in self.names})
+
+    def counted(self, n: int) -> str:
+        return ("no", "one", "two", "three", "four", "five", "six")[n]
+
+    def missing(self) -> str:
+        known = {name.partition(" ")[0] for name in self.names}
+        return quoted(
+            name for name in gradtx.get_supported_optimizers() if name not in known
         )
 
     def adaptive(self) -> str:
@@ -298,7 +317,7 @@ def draw_task(results: Results, task: str, path: Path) -> None:
         axes.annotate(
             name,
             (best.width, best.mean),
-            xytext=to_pixels.inverted().transform((x + 16, last)),
+            xytext=tuple(to_pixels.inverted().transform((x + 16, last))),
             fontsize=8,
             arrowprops={"arrowstyle": "-", "lw": 0.4},
         )
