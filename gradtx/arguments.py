@@ -322,8 +322,10 @@ class Argument:
         """Return a valid value.
 
         Raises:
-            TypeError: If the argument is not a number.
+            TypeError: If the argument is not a number or a choice.
         """
+        if self.choices:
+            return self.choices[0]
         for value in (0.5, 1, 12) if self.kind in ("scalar", "int") else ():
             if value in self.range:
                 return int(value + 0.5) if self.kind == "int" else float(value)

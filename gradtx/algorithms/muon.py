@@ -109,7 +109,7 @@ def orthogonalize(
         power: $p$ of DynMuon: with $n = \max(\lVert U \rVert_F, \epsilon)$, $y = U / n$, short side first,
             $E = y y^\top - I$ and $h = p / 2$, multiply the result by $(I + h E + \frac{h (h-1)}{2} E^2)\, n^p$. Large
             singular values become about $\sigma^p$, small ones a constant. Often a schedule.
-        mixture: $(c_0, \dots, c_N)$ of Soft-Muon, plain numbers: the result is $\sum_i c_i X_i$ over the start and N
+        mixture: $(c_0, \ldots, c_N)$ of Soft-Muon, plain numbers: the result is $\sum_i c_i X_i$ over the start and N
             iterates. "soft", for "newton_schulz" with start="schatten4", maps singular values to about their power
             0.1.
         balance: Number of iterations of Aurora, >= 0, for matrices that are not square, the long side first:
