@@ -119,6 +119,8 @@ def test_the_guide_shows_the_results_of_its_benchmark():
 
     text = (DOCS / "guide.md").read_text(encoding="utf-8")
     assert text == page(Results()), "run python -m benchmarks.guide.report"
+    findings = text.partition("## In three sentences")[2].partition("##")[0].split()
+    assert " ".join(findings) in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
 
 def test_every_class_and_every_factory_is_on_the_page():
