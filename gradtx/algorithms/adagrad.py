@@ -455,8 +455,7 @@ def adadelta(
     $\delta_t = \sqrt{a_{t-1} + \epsilon} / \sqrt{q_t + \epsilon} \cdot g_t$, $p \leftarrow p - \eta \delta_t$ with the
     averages $q$ of $g^2$ and $a$ of $\delta^2$.
 
-    When to use: existing recipes that use it; it needs almost no tuning of the learning rate, but learning-rate-free
-    methods adapt better.
+    When to use: existing recipes that use it. Its rate needs tuning, which learning-rate-free methods avoid.
 
     Args:
         lr: $\eta$ in [0, inf); 1 is the paper's rule.
@@ -536,7 +535,7 @@ def kate(
     $p \leftarrow p - \eta (m_t g_t / b_t^2 + \lambda p)$, $b_t^2 = \sum (g^2 + \epsilon)$,
     $m_t^2 = \sum (\delta g_i^2 + g_i^2 / b_i^2)$; see `scale_by_kate`.
 
-    When to use: as an alternative to AdaGrad, for features of very different scales.
+    When to use: as an alternative to AdaGrad, for features of very different scales (the paper's claim).
 
     Args:
         lr: $\eta$ in [0, inf).

@@ -313,7 +313,7 @@ def adan(
     $p \leftarrow (p - \eta u) / (1 + \eta \lambda)$ with $u$ the direction of `scale_by_adan`.
 
     When to use: large vision or language models trained from scratch, with memory for four floats per weight; it
-    tolerates larger learning rates than `adamw`.
+    tolerates larger learning rates than `adamw` (the paper's claim).
 
     Args:
         lr: $\eta$ in [0, inf), approximately the change of each weight per step.
@@ -458,7 +458,8 @@ def adapnm(
     $p \leftarrow p - \eta n_t / (1-\beta_1^t) / (\sqrt{v_t / (1-\beta_2^t)} + \epsilon)$ with $n_t$ the direction of
     `pnm` for $(\beta_1, \beta_3)$ and $v$ the average of $g^2$.
 
-    When to use: small datasets or noisy labels, where Adam fits the training set but does not generalize.
+    When to use: small datasets or noisy labels (the paper's claim), where Adam fits the training set but does not
+    generalize.
 
     Args:
         lr: $\eta$ in [0, inf), approximately the change of each weight per step.

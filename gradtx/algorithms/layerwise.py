@@ -629,7 +629,8 @@ def nero(lr=0.01, beta: Decay = 0.999, constraints=True):
     $p \leftarrow N(N(p) - \eta \sigma g / \sqrt{v / (1 - \beta^t)})$, where $N$ is `project_neurons` and $\sigma$ the
     initial mean norm of the leaf's neurons (see `scale_by_neuron_norm`).
 
-    When to use: when one untuned rate, 0.01, should work on many architectures, with almost no additional memory.
+    When to use: when one untuned rate, 0.01, should work on many architectures, with almost no additional memory (the
+    paper's claim).
 
     Args:
         lr: $\eta$ in [0, inf), the change of a neuron per step relative to its norm.

@@ -655,7 +655,8 @@ def pnm(
     Two averages, initialized to 0, are updated alternately, $m_t = \beta_1^2 m_{t-2} + (1-\beta_1^2) g_t$;
     $p \leftarrow p - \eta ((1+\beta_2) m_t - \beta_2 m_{t-1}) / \sqrt{(1+\beta_2)^2 + \beta_2^2}$.
 
-    When to use: small datasets or noisy labels, where SGD fits the training set and more gradient noise would help.
+    When to use: small datasets or noisy labels (the paper's claim), where SGD fits the training set and more gradient
+    noise would help.
 
     Args:
         lr: $\eta$ in [0, inf); the authors give no default.

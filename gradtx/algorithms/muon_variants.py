@@ -482,7 +482,7 @@ def namo(
     $d = O(u)\, \lVert u \rVert / (\sqrt{v} + \epsilon)$ with the momentum $u$, $O$ of `orthogonalize` and $v$ of
     `scale_by_norm_ratio`, $p \leftarrow p (1 - \eta \lambda) - \eta r d$ with $r$ of `scale_by_shape`.
 
-    When to use: like `muon`, for noisy gradients: steps shrink where gradients disagree.
+    When to use: like `muon`, for noisy gradients: steps shrink where gradients disagree (the paper's claim).
 
     Args:
         lr: $\eta$ in [0, inf).

@@ -540,7 +540,7 @@ def psgd_kron(
     $p \leftarrow p - \eta\, (u + \lambda p)$ with $u$ of `scale_by_psgd_kron`; only leaves with two or more dimensions
     decay.
 
-    When to use: noisy or badly scaled problems, instead of `shampoo` and `soap`, without eigenvectors and roots. Start
+    When to use: smooth problems without noise, instead of `shampoo` and `soap`, without eigenvectors and roots. Start
     with a third of Adam's rate.
 
     Args:
