@@ -204,7 +204,8 @@ def test_a_leaf_without_gradient_stays_as_it_is(case):
     given = extras(tx, rest) | {name: x for name, x in extras(tx, params).items() if name == "value"}  # the same loss
     alone, _ = tx.update({name: grads[name] for name in rest}, first, rest, **given)
     del updates[absent]
-    assert_close(updates, alone, 1e-15)  # a program may round another way than leaves one at a time
+    # `outer` also steps the leaf without a gradient, so no program runs; one may round another way.
+    assert_close(updates, alone, 1e-15 if case.factory is gradtx.outer else 0.0)
 
 
 def _without(name, tx, params):
