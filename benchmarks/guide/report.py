@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import gradtx
-from benchmarks.guide.results import REFERENCE, Results
+from benchmarks.guide.results import NEAR_ZERO, REFERENCE, Results
 from benchmarks.guide.tasks import TASKS
 from benchmarks.guide.toys import TOYS
 
@@ -72,23 +72,34 @@ class Page:
         return f"{ratio} (within the spread)" if is_same else ratio
 
     def ratios(self, optimizer: str) -> str:
-        """Return the range of losses over tasks, relative to AdamW's."""
-        ratios = [self.results.ratio(optimizer, t) for t in self.results.of(optimizer)]
+        """Return the range of losses over settled tasks, relative to AdamW's."""
+        tasks = self.results.settled(optimizer)
+        ratios = [self.results.ratio(optimizer, task) for task in tasks]
         return f"{number(min(ratios))} to {number(max(ratios))}"
+
+    def loss(self, optimizer: str, task: str) -> str:
+        best = self.by_task[task][optimizer]
+        return f"{best.mean:.2g} ± {best.std:.1g}"
 
     def factor(self, optimizer: str) -> str:
         return f"×{self.results.width(optimizer):.1f}"
 
     def median_cost(self) -> str:
         """Return what three times the best rate costs."""
-        costs = [best.at_three_times() for _, _, best in self.results.pairs()]
+        costs = [
+            best.at_three_times()
+            for task, _, best in self.results.pairs()
+            if task not in NEAR_ZERO
+        ]
         cost = statistics.median(cost for cost in costs if not math.isnan(cost))
         return f"{100 * (cost - 1):.0f}%"
 
     def median_gap(self) -> str:
         """Return how much the median tuning ends above AdamW."""
         ratios = [
-            self.results.ratio(name, task) for task, name, _ in self.results.pairs()
+            self.results.ratio(name, task)
+            for task, name, _ in self.results.pairs()
+            if task not in NEAR_ZERO
         ]
         return f"{100 * (statistics.median(ratios) - 1):.0f}%"
 
@@ -170,12 +181,13 @@ class Page:
         )
 
     def widest(self, n: int) -> str:
-        """Return the widest methods that never end more than 20% above AdamW."""
+        """Return the widest methods that end less than 10% above AdamW on all settled tasks."""
         sound = [
             name
             for name in filter(self.results.is_common, self.names)
             if all(
-                self.results.ratio(name, task) < 1.2 for task in self.results.of(name)
+                self.results.ratio(name, task) < 1.1
+                for task in self.results.settled(name)
             )
         ]
         ranked = sorted(sound, key=lambda name: -self.results.width(name))
