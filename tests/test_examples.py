@@ -14,6 +14,10 @@ TINY = {
     "mup": (["--steps", "2", "--rates", "2", "--seeds", "1"], "loss at width 512 with the best rate of width 64"),
     "maml_sine": (["--steps", "2"], "error after 1 and 10 steps: trained without inner steps "),
     "muon_chars": (["--steps", "2"], "held-out loss after 2 steps, nats per character: AdamW alone "),
+    "records_chars": (
+        ["--steps", "2", "--rates", "1", "--seeds", "2"],
+        "held-out loss after 2 steps, nats per byte: AdamW ",
+    ),
     "sam_digits": (["--steps", "2", "--seeds", "1"], "test accuracy (sharpness): SGD "),
     "functional_loop": (["--batches", "12"], "the resumed run ends bit for bit where the other one does"),
     "outer": (["--steps", "2"], "held-out loss after 2 steps, nats per character: AdamW, DDP "),
