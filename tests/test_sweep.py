@@ -199,6 +199,25 @@ def test_records_as_csv_and_as_a_plot(tmp_path):
     assert [axes.get_xscale() for axes in figure.axes] == ["log", "linear"]
 
 
+def test_plots_of_a_numeric_name_with_another_name_and_of_sums(tmp_path):
+    pytest.importorskip("matplotlib")
+    result = sweep(over={"lr": RATES, "amsgrad": [True, False]})
+    figure = result.plot(tmp_path / "plot.png")
+    assert [axes.get_xscale() for axes in figure.axes] == ["log", "linear"]
+    momenta = sweep(gradtx.sgd, {"lr": [0.01], "momentum": [0.1, 0.9]}, seeds=1)
+    curves = (sweep(gradtx.adam, seeds=1) + momenta).plot().axes[1]
+    rows = [line.get_ydata()[-1] for line in curves.lines]
+    assert sorted(rows) == pytest.approx(
+        sorted(r["loss"] for r in (*momenta.records, *sweep(gradtx.adam, seeds=1).records) if r["step"] == STEPS)
+    )
+
+
+def test_no_value_is_the_best_if_all_members_diverged():
+    result = sweep(gradtx.sgd, {"lr": [1e200, 2e200, 3e200]})
+    assert result.at_edge == []
+    assert "*" not in repr(result)
+
+
 # Interruptions.
 
 
