@@ -253,6 +253,29 @@ def test_a_sweep_goes_on_from_its_checkpoint_bit_for_bit(tmp_path, options):
     assert again.records == expected.records
 
 
+def test_random_numbers_go_on_from_the_checkpoint(tmp_path):
+    def noisy(params, batch):
+        return loss_fn(params, batch) * (1 + torch.rand((), dtype=torch.float64))
+
+    def run(stop=None, checkpoint=None):
+        def batches(step):
+            if step == stop:
+                raise RuntimeError("killed")
+            return batch_of(step)[0] + torch.rand(16, 6, dtype=torch.float64), batch_of(step)[1]
+
+        return gradtx.sweep(
+            noisy, gradtx.adamw, weights, batches, {"lr": RATES}, seeds=2, steps=STEPS, every=EVERY,
+            progress=False, randomness="different", checkpoint=checkpoint,
+        )  # fmt: skip
+
+    torch.manual_seed(3)
+    expected = run()
+    torch.manual_seed(3)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(9, tmp_path / "sweep.pt")
+    assert run(checkpoint=tmp_path / "sweep.pt").records == expected.records
+
+
 def test_a_checkpoint_of_other_arguments_is_refused(tmp_path):
     path = tmp_path / "sweep.pt"
     sweep(checkpoint=path)
