@@ -199,6 +199,25 @@ def test_records_as_csv_and_as_a_plot(tmp_path):
     assert [axes.get_xscale() for axes in figure.axes] == ["log", "linear"]
 
 
+def test_plots_of_a_numeric_name_with_another_name_and_of_sums(tmp_path):
+    pytest.importorskip("matplotlib")
+    result = sweep(over={"lr": RATES, "amsgrad": [True, False]})
+    figure = result.plot(tmp_path / "plot.png")
+    assert [axes.get_xscale() for axes in figure.axes] == ["log", "linear"]
+    momenta = sweep(gradtx.sgd, {"lr": [0.01], "momentum": [0.1, 0.9]}, seeds=1)
+    curves = (sweep(gradtx.adam, seeds=1) + momenta).plot().axes[1]
+    rows = [line.get_ydata()[-1] for line in curves.lines]
+    assert sorted(rows) == pytest.approx(
+        sorted(r["loss"] for r in (*momenta.records, *sweep(gradtx.adam, seeds=1).records) if r["step"] == STEPS)
+    )
+
+
+def test_no_value_is_the_best_if_all_members_diverged():
+    result = sweep(gradtx.sgd, {"lr": [1e200, 2e200, 3e200]})
+    assert result.at_edge == []
+    assert "*" not in repr(result)
+
+
 # Interruptions.
 
 
@@ -234,6 +253,29 @@ def test_a_sweep_goes_on_from_its_checkpoint_bit_for_bit(tmp_path, options):
     assert again.records == expected.records
 
 
+def test_random_numbers_go_on_from_the_checkpoint(tmp_path):
+    def noisy(params, batch):
+        return loss_fn(params, batch) * (1 + torch.rand((), dtype=torch.float64))
+
+    def run(stop=None, checkpoint=None):
+        def batches(step):
+            if step == stop:
+                raise RuntimeError("killed")
+            return batch_of(step)[0] + torch.rand(16, 6, dtype=torch.float64), batch_of(step)[1]
+
+        return gradtx.sweep(
+            noisy, gradtx.adamw, weights, batches, {"lr": RATES}, seeds=2, steps=STEPS, every=EVERY,
+            progress=False, randomness="different", checkpoint=checkpoint,
+        )  # fmt: skip
+
+    torch.manual_seed(3)
+    expected = run()
+    torch.manual_seed(3)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(9, tmp_path / "sweep.pt")
+    assert run(checkpoint=tmp_path / "sweep.pt").records == expected.records
+
+
 def test_a_checkpoint_of_other_arguments_is_refused(tmp_path):
     path = tmp_path / "sweep.pt"
     sweep(checkpoint=path)
@@ -263,6 +305,7 @@ ERRORS = {
         "sweep: adamw takes no argument 'lrr'; did you mean 'lr'",
     ),
     "no settings": ({"over": []}, ValueError, "over is empty"),
+    "no names": ({"over": {}}, ValueError, "over is empty"),
     "no values": ({"over": {"lr": []}}, ValueError, r"over\['lr'\] is empty"),
     "a number": ({"over": {"lr": 0.1}}, TypeError, r"over\['lr'\] must be a list of values, got 0.1"),
     "other names": ({"over": [{"lr": 1.0}, {"eps": 1.0}]}, ValueError, "the same names"),
@@ -287,6 +330,21 @@ ERRORS = {
         r"eval_fn must be 0-d, got shape \(6, 3\)",
     ),
     "the name of the loss": ({"eval_fn": lambda params: {"loss": size(params)}}, ValueError, "eval_fn returns 'loss'"),
+    "the name of a setting": ({"eval_fn": lambda params: {"lr": size(params)}}, ValueError, "eval_fn returns 'lr'"),
+    "a name of the records": (
+        {"make": lambda seed: gradtx.sgd(0.1), "over": {"seed": [1, 2]}},
+        ValueError,
+        "'seed' in over is also a column of the records",
+    ),
+    "no transformation": (
+        {"make": lambda lr: None},
+        TypeError,
+        "sweep: the result of <lambda> must be a GradientTransformation, got None",
+    ),
+    "no callable": ({"make": gradtx.sgd(0.1)}, TypeError, "sweep: optimizer must be a callable"),
+    "a seed": ({"seeds": ["a"]}, TypeError, "seeds must be a number or a list of ints, got"),
+    "equal seeds": ({"seeds": [1, 1]}, ValueError, "seeds must differ"),
+    "a folder": ({"checkpoint": "/no/such/folder/sweep.pt"}, ValueError, "the folder of checkpoint does not exist"),
     "extras": (
         {"make": lambda tau: gradtx.qk_clip({"out": ("a", "query")}, tau=tau), "over": {"tau": [1.0]}},
         ValueError,

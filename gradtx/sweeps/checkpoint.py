@@ -20,17 +20,25 @@ class Checkpoint:
         arguments: What determines the results; a file with other arguments is refused.
 
     Raises:
-        ValueError: If the file has other arguments.
+        ValueError: If the file has other arguments, or its folder does not exist.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, arguments: dict[str, Any]):
         self._path = None if path is None else Path(path)
         self._arguments = arguments
         self._chunks: dict[int, dict[str, Any]] = {}
+        if self._path is not None and not self._path.parent.is_dir():
+            raise ValueError(
+                f"sweep: the folder of checkpoint does not exist, {self._path.parent}"
+            )
         if self._path is not None and self._path.exists():
             saved = torch.load(self._path, weights_only=True)
             self._check(saved.get("arguments") if isinstance(saved, dict) else None)
             self._chunks = saved["chunks"]
+            # Losses, and functions that make batches, may draw from torch's generators.
+            torch.set_rng_state(saved["random"])
+            if "cuda_random" in saved and torch.cuda.is_available():
+                torch.cuda.set_rng_state_all(saved["cuda_random"])
 
     def _check(self, saved: Any) -> None:
         if not isinstance(saved, dict):
@@ -62,5 +70,12 @@ class Checkpoint:
             fields["state"] = None  # nothing reads it again
         self._chunks[chunk] = fields
         new = self._path.with_name(f"{self._path.name}.new")
-        torch.save({"arguments": self._arguments, "chunks": self._chunks}, new)
+        content: dict[str, Any] = {
+            "arguments": self._arguments,
+            "chunks": self._chunks,
+            "random": torch.get_rng_state(),
+        }
+        if torch.cuda.is_available():
+            content["cuda_random"] = torch.cuda.get_rng_state_all()
+        torch.save(content, new)
         os.replace(new, self._path)

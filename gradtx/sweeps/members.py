@@ -15,7 +15,7 @@ from gradtx.execution.pure import TreeRun
 from gradtx.functional import stack, train_step, unstack
 from gradtx.hessian import draw_probe
 from gradtx.sweeps.settings import Group
-from gradtx.transform import GradientTransformation
+from gradtx.transform import GradientTransformation, check_transformation
 
 SUPPLIED = {"params", "value", "value_fn", "grad_fn", "hessian_diag"}
 
@@ -220,7 +220,8 @@ class Trainer:
 
 
 def check_supplied(make_name: str, tx: GradientTransformation) -> None:
-    """Check that a sweep can supply all extras that a transformation needs."""
+    """Check that a transformation is one, and that a sweep can supply all extras that it needs."""
+    check_transformation("sweep", f"the result of {make_name}", tx)
     for need in tx.needs:
         if need not in SUPPLIED:
             raise ValueError(

@@ -25,7 +25,10 @@ def plot_of(result: Any, key: str) -> Any:
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     ends, curves = figure.subplots(1, 2)
     rows = result.best(key, n=len(result))
-    names = [name for name in rows[0] if name not in ("mean", "std", "diverged")]
+    measured = ("mean", "std", "diverged")
+    names = [
+        name for name in dict.fromkeys(itertools.chain(*rows)) if name not in measured
+    ]
     axes = [name for name in names if _is_axis(result.values(name))]
     if len(axes) == 2 and len(names) == 2:
         _draw_map(figure, ends, result, rows, axes, key)
@@ -41,9 +44,9 @@ def _is_axis(values: Sequence[Any]) -> bool:
 
 def _is_geometric(values: Sequence[float]) -> bool:
     """Whether values are positive, and their ratios vary less than their differences."""
-    if min(values) <= 0 or len(values) < 2:
+    ordered = sorted(set(values))
+    if ordered[0] <= 0 or len(ordered) < 2:
         return False
-    ordered = sorted(values)
     pairs = list(itertools.pairwise(ordered))
     ratios = [b / a for a, b in pairs]
     differences = [b - a for a, b in pairs]

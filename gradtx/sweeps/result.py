@@ -164,7 +164,7 @@ class Sweep:
     def at_edge(self) -> list[str]:
         """The names to widen: their best value, by the last loss, is the smallest or the largest of three or more."""
         best = self.best()
-        if not best or "optimizer" in best[0]:
+        if not best or "optimizer" in best[0] or math.isnan(best[0]["mean"]):
             return []
         names: list[str] = []
         for name in self._runs[0].setting:

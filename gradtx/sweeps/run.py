@@ -17,6 +17,7 @@ from gradtx.sweeps.checkpoint import Checkpoint
 from gradtx.sweeps.members import Member, Progress, Trainer, check_supplied
 from gradtx.sweeps.result import Run, Sweep, run_of
 from gradtx.sweeps.settings import (
+    COLUMNS,
     Group,
     check_names,
     groups_of,
@@ -77,7 +78,7 @@ def sweep(
             weights, state, gradients and activations of one run, times this number.
         compile: Whether to compile the step of all members, once per group and number of members.
         checkpoint: A file to which the sweep is saved at every record. A later call with the same arguments goes on
-            where the file ends, with the same results bit for bit.
+            where the file ends, with the same results bit for bit: it sets torch's generators as they were then.
         progress: Whether to show a progress bar; None for "if tqdm is installed".
         randomness: As in `torch.vmap`: "error", "same" or "different" random numbers in the members' losses.
 
@@ -89,7 +90,8 @@ def sweep(
         TypeError: If `optimizer` does not accept a name, or if an argument has the wrong type.
         ValueError: If a grid is empty, a value is out of range, the loss is not 0-d, trees of different seeds differ in
             shape, there are several seeds for one fixed tree, batches end early, a link needs an extra that a sweep
-            cannot supply, or the checkpoint belongs to other arguments.
+            cannot supply, two columns of the records have one name, or the checkpoint belongs to other arguments or has
+            no folder.
         RuntimeError: If a link cannot run under `torch.vmap`.
 
     Example:
@@ -110,6 +112,10 @@ def sweep(
     arguments = _checked_counts(steps, every, members_at_once)
     fixed = dict(fixed or {})
     settings = settings_of(over)
+    if not callable(optimizer):
+        raise TypeError(
+            f"sweep: optimizer must be a callable such as gradtx.adamw, got {describe(optimizer)}"
+        )
     check_names(optimizer, settings, fixed)
     name = name_of(optimizer)
 
@@ -118,11 +124,12 @@ def sweep(
 
     for setting in settings:
         check_supplied(name, make(**setting))
-    seed_list = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    seed_list = _seed_list(seeds)
     params_of = _params_of(params, seed_list)
     feed = Batches(batches, steps)
     first_params = params_of(seed_list[0])
-    _check_scalars(loss_fn, eval_fn, first_params, feed.first())
+    taken = (*COLUMNS, *settings[0])
+    _check_scalars(loss_fn, eval_fn, first_params, feed.first(), taken)
     groups = groups_of(make, settings)
     trainers: list[Trainer] = []
     for group in groups:
@@ -187,6 +194,18 @@ def _checked_counts(
         if count < 1:
             raise ValueError(f"sweep: {name} must be in [1, inf), got {count}")
     return counts
+
+
+def _seed_list(seeds: Any) -> list[int]:
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        return list(range(seeds))
+    if not isinstance(seeds, Sequence) or not all(type(seed) is int for seed in seeds):
+        raise TypeError(
+            f"sweep: seeds must be a number or a list of ints, got {describe(seeds)}"
+        )
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"sweep: seeds must differ, got {describe(list(seeds))}")
+    return list(seeds)
 
 
 def _params_of(params: Any, seeds: Sequence[int]) -> Callable[[int], Any]:
@@ -273,18 +292,20 @@ def _check_scalars(
     eval_fn: Callable[..., Any] | None,
     params: Any,
     batch: Any,
+    taken: Sequence[str],
 ) -> None:
     """Check that losses and evaluations are 0-d tensors."""
     results: dict[str, Any] = {"loss_fn": loss_fn(params, batch)}
     if eval_fn is not None:
         evaluated = eval_fn(params)
-        results.update(
-            evaluated if isinstance(evaluated, dict) else {"eval_fn": evaluated}
-        )
-        if "loss" in results:
-            raise ValueError(
-                "sweep: eval_fn returns 'loss', which is the name of the training loss"
-            )
+        if not isinstance(evaluated, dict):
+            evaluated = {"eval_fn": evaluated}
+        for name in taken:
+            if name in evaluated:
+                raise ValueError(
+                    f"sweep: eval_fn returns {name!r}, which is another column of the records; rename it"
+                )
+        results.update(evaluated)
     for name, value in results.items():
         if not isinstance(value, Tensor):
             raise TypeError(

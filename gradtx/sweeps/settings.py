@@ -18,6 +18,7 @@ from gradtx.transform import GradientTransformation
 
 Setting: TypeAlias = dict[str, Any]
 Make: TypeAlias = Callable[..., GradientTransformation]
+COLUMNS = ("optimizer", "seed", "step", "loss", "diverged")  # of the records
 
 
 def settings_of(over: Any) -> list[Setting]:
@@ -41,6 +42,8 @@ def _settings_of(over: Any) -> list[Setting]:
             columns.append(list(values))
             if not columns[-1]:
                 raise ValueError(f"sweep: over[{name!r}] is empty")
+        if not columns:
+            raise ValueError("sweep: over is empty")
         rows = itertools.product(*columns)
         return [dict(zip(over, row, strict=True)) for row in rows]
     if isinstance(over, str) or not isinstance(over, Iterable):
@@ -63,6 +66,10 @@ def _settings_of(over: Any) -> list[Setting]:
 def check_names(make: Make, settings: Sequence[Setting], fixed: Setting) -> None:
     """Check that a callable accepts the names of the settings."""
     for name in settings[0]:
+        if name in COLUMNS:
+            raise ValueError(
+                f"sweep: {name!r} in over is also a column of the records; pass a function with another name for it"
+            )
         if name in fixed:
             raise ValueError(f"sweep: {name!r} is both in over and in fixed")
     try:
