@@ -97,7 +97,9 @@ def retract(
     Example:
         >>> # SPEL: steepest descent on matrices with orthonormal rows or columns
         >>> tx = gradtx.chain(
-        ...     gradtx.trace_ema(0.9), gradtx.orthogonalize("quintic"), gradtx.scale_by_learning_rate(0.1),
+        ...     gradtx.trace_ema(0.9),
+        ...     gradtx.orthogonalize("quintic"),
+        ...     gradtx.scale_by_learning_rate(0.1),
         ...     gradtx.retract("polar"),
         ... )
         >>> params = {"w": torch.eye(2)}

@@ -83,7 +83,8 @@ def balance_energy(steps: NonNegativeInt = 10, eps=1e-8):
 
     Example:
         >>> tx = gradtx.balance_energy()
-        >>> updates, _ = tx.update({"w": torch.tensor([[30.0, -4.0], [30.0, 4.0]])}, tx.init({}))
+        >>> grads = {"w": torch.tensor([[30.0, -4.0], [30.0, 4.0]])}
+        >>> updates, _ = tx.update(grads, tx.init({}))
         >>> updates["w"]
         tensor([[ 0.7071, -0.7071],
                 [ 0.7071,  0.7071]])
@@ -580,7 +581,8 @@ def aurora(
     Example:
         >>> tx = gradtx.aurora(lr=1.0, adjust_lr_fn="none", balance=20)
         >>> params = {"w": torch.zeros(3, 1)}
-        >>> updates, _ = tx.update({"w": torch.tensor([[9.0], [-1.0], [1.0]])}, tx.init(params), params)
+        >>> grads = {"w": torch.tensor([[9.0], [-1.0], [1.0]])}
+        >>> updates, _ = tx.update(grads, tx.init(params), params)
         >>> updates["w"].T
         tensor([[-0.5774,  0.5774, -0.5774]])
 

@@ -160,14 +160,15 @@ def precondition_pairs(pairs: Static[Mapping[str, str]], damping: Positive = 1e-
 
     Example:
         >>> tx = gradtx.precondition_pairs({"*.B": "*.A"}, damping=1e-8)
-        >>> params = {"w.B": torch.tensor([[0.1], [0.0]]), "w.A": torch.tensor([[10.0, 0.0, 0.0]])}
+        >>> B, A = torch.tensor([[0.1], [0.0]]), torch.tensor([[10.0, 0.0, 0.0]])
+        >>> params = {"w.B": B, "w.A": A}
         >>> product = torch.ones(2, 3)  # the gradient of B A
         >>> grads = {"w.B": product @ params["w.A"].T, "w.A": params["w.B"].T @ product}
         >>> updates, _ = tx.update(grads, tx.init(params), params)
         >>> (updates["w.B"] @ params["w.A"]).round(decimals=3)  # the change by B
         tensor([[1., 0., 0.],
                 [1., 0., 0.]])
-        >>> (params["w.B"] @ updates["w.A"]).round(decimals=3)  # and by A, which is 100 times as large
+        >>> (params["w.B"] @ updates["w.A"]).round(decimals=3)  # by A: 100 times as large
         tensor([[1., 1., 1.],
                 [0., 0., 0.]])
 

@@ -382,7 +382,7 @@ def scale_by_distributed_shampoo(
     Example:
         >>> tx = gradtx.scale_by_distributed_shampoo(target_dims=2, max_preconditioner_dim=4)
         >>> state = tx.init({"w": torch.zeros(6, 2, 2)})["scale_by_distributed_shampoo"]
-        >>> [tuple(state[f"factor_matrices_{i}"]["w"].shape) for i in range(4)]  # 6 x 4: two blocks
+        >>> [tuple(state[f"factor_matrices_{i}"]["w"].shape) for i in range(4)]  # two blocks
         [(4, 4), (4, 4), (2, 2), (4, 4)]
 
     Source: Shi et al. 2023, arXiv:2309.06497, and facebookresearch/optimizers (AlgoPerf). Departures: $\epsilon = 0$

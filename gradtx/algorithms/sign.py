@@ -509,7 +509,7 @@ def scale_by_ano(betas=(0.92, 0.99), eps=1e-8, logarithmic=False):
     Example:
         >>> tx = gradtx.scale_by_ano(betas=(0.5, 0.0))
         >>> state = tx.init({"w": torch.zeros(1)})
-        >>> for grads in (4.0, -1.0):  # the second follows the momentum, with the gradient's size
+        >>> for grads in (4.0, -1.0):  # the momentum has the sign
         ...     updates, state = tx.update({"w": torch.tensor([grads])}, state)
         ...     print(updates["w"] > 0)
         tensor([True])

@@ -85,7 +85,7 @@ def outer(
         >>> tx = gradtx.outer(gradtx.sgd(lr=0.1), gradtx.sgd(lr=0.7, momentum=0.9), every=2)
         >>> params = {"w": torch.tensor([1.0])}
         >>> state = tx.init(params)
-        >>> for _ in range(4):  # at the second and fourth step, back to 1 and from there 0.7 times as far
+        >>> for _ in range(4):  # synchronized at the second and fourth step
         ...     updates, state = tx.update({"w": torch.ones(1)}, state, params)
         ...     params = gradtx.apply_updates(params, updates)
         ...     print(params["w"])

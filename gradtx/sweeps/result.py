@@ -49,7 +49,8 @@ class Sweep:
     Example:
         >>> loss_fn = lambda params, batch: (params["w"] - 1).square()
         >>> start = {"w": torch.zeros(())}
-        >>> result = gradtx.sweep(loss_fn, gradtx.sgd, start, range(8), {"lr": [0.1, 0.5]}, steps=8)
+        >>> over = {"lr": [0.1, 0.5]}
+        >>> result = gradtx.sweep(loss_fn, gradtx.sgd, start, range(8), over, steps=8)
         >>> result
         sweep of sgd: 2 settings, 1 seed, 8 steps
            lr    loss  std  diverged
