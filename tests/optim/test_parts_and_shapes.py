@@ -206,7 +206,8 @@ def test_no_elementwise_chain_of_the_library_reads_the_shape(code, monkeypatch):
     """Otherwise compiled optimizers would not compile it."""
     monkeypatch.setattr(compiled.CompiledEngine, "_bundle", lambda *arguments: "not compiled in this test")
     for case in plain_cases():
-        if case.factory.spec.kind != "alias" or case.factory is gradtx.scalable_shampoo:
+        # The blocks of the examples are tiny, and these leaves have thousands of them.
+        if case.factory.spec.kind != "alias" or case.factory in (gradtx.scalable_shampoo, gradtx.distributed_shampoo):
             continue
         tx = case.make() if code is None else gradtx.with_state_dtype(case.make(), code)
         if not {"grad_fn", "value_fn"}.isdisjoint(tx.needs):
