@@ -107,6 +107,8 @@ def test_a_mean_over_all_entries_counts_those_of_large_coded_leaves(name, monkey
     torch.testing.assert_close(*results)
 
 
+# The leaves of these tests have hundreds of blocks of the examples' size.
+IN_TINY_BLOCKS = (gradtx.scalable_shampoo, gradtx.distributed_shampoo)
 COUNTING = {"adai", "adams", "avagrad"}  # their means need the number of entries of a leaf
 
 
@@ -124,7 +126,7 @@ def test_large_leaves_of_the_library_s_own_chains_are_updated_in_parts(code, who
 
     monkeypatch.setattr(lists.ListEngine, "_runs_in_parts", noted)
     for case in plain_cases():
-        if case.factory.spec.kind != "alias" or case.factory is gradtx.scalable_shampoo:  # of hundreds of blocks here
+        if case.factory.spec.kind != "alias" or case.factory in IN_TINY_BLOCKS:
             continue
         param = torch.nn.Parameter(noise(3, (64, 128)))
         param.grad = noise(4, (64, 128))
@@ -206,8 +208,7 @@ def test_no_elementwise_chain_of_the_library_reads_the_shape(code, monkeypatch):
     """Otherwise compiled optimizers would not compile it."""
     monkeypatch.setattr(compiled.CompiledEngine, "_bundle", lambda *arguments: "not compiled in this test")
     for case in plain_cases():
-        # The blocks of the examples are tiny, and these leaves have thousands of them.
-        if case.factory.spec.kind != "alias" or case.factory in (gradtx.scalable_shampoo, gradtx.distributed_shampoo):
+        if case.factory.spec.kind != "alias" or case.factory in IN_TINY_BLOCKS:
             continue
         tx = case.make() if code is None else gradtx.with_state_dtype(case.make(), code)
         if not {"grad_fn", "value_fn"}.isdisjoint(tx.needs):
