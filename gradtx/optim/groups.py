@@ -138,10 +138,6 @@ class GroupView:
             return self.sources[name]
         return self.entries[name].argument.check(value)
 
-    def overrides_rate(self, values: Values) -> bool:
-        """Whether a number now replaces the schedule of the learning rate."""
-        return "lr" in self.shown and not has_schedule(values["lr"])
-
     def settle(self, values: Values) -> None:
         """Take checked values for the next step: note changed schedules, and change the structure if necessary."""
         if values is not self._settled:

@@ -37,7 +37,7 @@ from gradtx.optim.device_counts import (
     place_counts,
     unscaling,
 )
-from gradtx.optim.groups import CPU
+from gradtx.optim.groups import CPU, has_schedule
 from gradtx.optim.member import Count, Member
 from gradtx.optim.parameters import leaf_of
 from gradtx.optim.parts import Parts
@@ -88,11 +88,11 @@ class Step(StepInput):
         self._every = list(itertools.chain.from_iterable(self._rows))
         # Everything that can be checked is checked before anything changes.
         self._values = [view.values() for view in self.views]
-        if not parts.expects_scheduler:
-            # A scheduler of a trainer's wrapper is noticed when it writes.
-            rows = zip(self.views, self._values, strict=True)
-            written = [view for view, values in rows if view.overrides_rate(values)]
-            parts.expects_scheduler = check_scheduler(self._owner, written)
+        for view, values in zip(self.views, self._values, strict=True):
+            # A scheduler of a trainer's wrapper is noticed when it replaces a schedule by a number.
+            is_replaced = "lr" in view.shown and not has_schedule(values["lr"])
+            if is_replaced and not parts.expects_scheduler:
+                parts.expects_scheduler = check_scheduler(self._owner, [view])
         self._read(self._every)
         if is_captured(run.device):
             check_capture(self._owner, parts.capturable, self._every, traits.takes_none)
