@@ -497,19 +497,23 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x if x.dtype == dtype else x.to(dtype).to(x.dtype)
 
 
+def schatten4_norms(x: Tensor) -> Tensor:
+    """Return the fourth root of the sum of the fourth powers of the singular values of each matrix of a batch."""
+    square = symmetric_product(x, x.mT)
+    sum_of_fourth_powers = square.square().sum(dim=(-2, -1), keepdim=True)
+    return safe_sqrt(safe_sqrt(sum_of_fourth_powers))
+
+
 def _divided_by_bound(x: Tensor, eps: Any, start: str) -> Tensor:
     """Divide a matrix of norm 1 by a tighter bound on its largest singular value.
 
-    "schatten4" is the fourth root of the sum of the fourth powers of the singular values; "aol" divides each row by the
-    root of the sum of |A| over it, with A = X X^T.
+    "schatten4" is the norm of this name; "aol" divides each row by the root of the sum of |A| over it, with A = X X^T.
     """
     if start == "fro":
         return x
-    square = symmetric_product(x, x.mT)
     if start == "schatten4":
-        sum_of_fourth_powers = square.square().sum(dim=(-2, -1), keepdim=True)
-        bound = safe_sqrt(safe_sqrt(sum_of_fourth_powers))
+        bound = schatten4_norms(x)
     else:
-        sum_of_row = square.abs().sum(dim=-1, keepdim=True)
+        sum_of_row = symmetric_product(x, x.mT).abs().sum(dim=-1, keepdim=True)
         bound = safe_sqrt(sum_of_row)
     return x / at_least(bound, eps).to(x.dtype)

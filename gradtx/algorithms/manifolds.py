@@ -18,8 +18,11 @@ from gradtx.algorithms._polynomials import (
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.muon import (
     Adjustment,
+    first_right_vectors,
+    matrix_norms,
     scale_by_shape,
     shape_factor,
+    unit_columns,
     with_fallback,
 )
 from gradtx.algorithms.scaling import scale, scale_by_learning_rate
@@ -29,18 +32,6 @@ from gradtx.rules import alias, per_tensor
 from gradtx.transform import GradientTransformation, chain
 
 __all__ = ["orthogonalize_tangent", "project_tangent", "retract", "spectral_sphere"]
-
-
-def _singular_vectors(x: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Estimate the first singular vectors of a matrix by power iteration from equal entries."""
-
-    def unit(vector: Tensor) -> Tensor:
-        return vector / at_least(norm(vector), 1e-20)
-
-    right = unit(x.new_ones(x.shape[1]))
-    for _ in range(steps):
-        right = unit(x.mT @ (x @ right))
-    return unit(x @ right), right
 
 
 def _norms(x: Tensor, lines: str) -> Tensor:
@@ -125,8 +116,8 @@ def retract(
         if kind in ("rows", "columns"):
             return q * (size / _norms(q, kind))
         if kind == "spectral":
-            left, right = _singular_vectors(q, power_steps)
-            return q * (size / at_least(left @ q @ right, 1e-20))
+            largest = matrix_norms(q @ first_right_vectors(q, power_steps))
+            return q * (size / at_least(largest, 1e-20))
         if q.shape[0] > q.shape[1]:
             return retracted(q.mT, size).mT
         o = iterate(q)
@@ -216,8 +207,8 @@ def orthogonalize_tangent(
 
     def update(u, state, p, ctx):
         u = u / at_least(norm(u), 1e-12)
-        left, right = _singular_vectors(p, power_steps)
-        theta = torch.outer(left, right)
+        right = first_right_vectors(p, power_steps)
+        theta = unit_columns(p @ right) @ right.mT
 
         def f(x):
             return (theta * iterate(u + x * theta)).sum()

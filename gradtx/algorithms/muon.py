@@ -489,14 +489,19 @@ def polargrad(
     )
 
 
+def first_right_vectors(matrix: Tensor, steps: int) -> Tensor:
+    """Estimate the first right singular vector of each matrix, a column, by power iteration from equal entries."""
+    shape = (*matrix.shape[:-2], matrix.shape[-1], 1)
+    right = matrix.new_ones(shape) / math.sqrt(max(matrix.shape[-1], 1))
+    for _ in range(steps):
+        left = unit_columns(matrix @ right)
+        right = unit_columns(matrix.mT @ left)
+    return right
+
+
 def _without_largest(x: Tensor, matrix: Tensor, share: Any, power_steps: int) -> Tensor:
     """Subtract `share / 2` times the matrix divided by its largest singular value, and restore the norm of `x`."""
-    right = matrix.new_ones((*matrix.shape[:-2], matrix.shape[-1], 1)) / math.sqrt(
-        max(matrix.shape[-1], 1)
-    )
-    for _ in range(power_steps):
-        left = _unit(matrix @ right)
-        right = _unit(matrix.mT @ left)
+    right = first_right_vectors(matrix, power_steps)
     largest = at_least(matrix_norms(matrix @ right), 1e-10)
     difference = x - share / 2 * (matrix / largest)
     return difference * (matrix_norms(x) / at_least(matrix_norms(difference), 1e-10))
@@ -538,6 +543,6 @@ def matrix_norms(x: Tensor) -> Tensor:
     return safe_sqrt(x.square().sum(dim=(-2, -1), keepdim=True))
 
 
-def _unit(vectors: Tensor) -> Tensor:
+def unit_columns(vectors: Tensor) -> Tensor:
     """Scale columns to norm 1; zero columns remain 0."""
     return vectors / at_least(matrix_norms(vectors), torch.finfo(vectors.dtype).tiny)

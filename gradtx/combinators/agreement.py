@@ -7,8 +7,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import at_least, at_most, may_decay, norm, safe_sqrt
-from gradtx.algorithms._matrix import symmetric_product
+from gradtx.algorithms._math import at_least, at_most, may_decay, norm
+from gradtx.algorithms._matrix import schatten4_norms
 from gradtx.arguments import Scalar
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
@@ -123,4 +123,4 @@ def blend_by_agreement(
 
 def _schatten4(x: Tensor) -> Tensor:
     matrix = x.flatten(1) if x.ndim > 1 else x.reshape(1, -1)
-    return safe_sqrt(norm(symmetric_product(matrix, matrix.mT)))
+    return schatten4_norms(matrix).reshape(())
