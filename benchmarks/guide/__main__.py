@@ -23,10 +23,10 @@ from tqdm import tqdm
 
 import gradtx
 from benchmarks.guide.entries import Entry, entries
+from benchmarks.guide.results import FOLDER, mean_of
 from benchmarks.guide.tasks import TASKS, Task
 from benchmarks.guide.toys import run_toys
 
-RESULTS = Path(__file__).parent / "results"
 RATES, FACTOR, WIDENINGS = 7, 3.0, 6
 RECORDS = 20  # of a run; the last is the mean of the last 5% of the losses
 LIMIT = 20 * 60  # seconds per optimizer and task
@@ -85,11 +85,6 @@ def rows_of(result: gradtx.Sweep, key: str) -> list[dict[str, Any]]:
             None if record["diverged"] or not math.isfinite(final) else _short(final)
         )
     return list(rows.values())
-
-
-def mean_of(row: dict[str, Any]) -> float:
-    """Return the mean over seeds, infinity if one diverged."""
-    return math.inf if None in row["final"] else statistics.fmean(row["final"])
 
 
 def curve_of(result: gradtx.Sweep, row: dict[str, Any]) -> list[float]:
@@ -236,7 +231,7 @@ def main() -> None:
         "--again", action="store_true", help="also what is already measured"
     )
     parser.add_argument(
-        "--out", type=Path, default=RESULTS, help="the folder of the results"
+        "--out", type=Path, default=FOLDER, help="the folder of the results"
     )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
