@@ -15,6 +15,7 @@ import platform
 import statistics
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,12 @@ def grid(centre: float) -> list[float]:
 
 
 def train(
-    task: Task, entry: Entry, rates: list[float], seeds: int, steps: int, **options: Any
+    task: Task,
+    entry: Entry,
+    rates: list[float],
+    seeds: Sequence[int],
+    steps: int,
+    **options: Any,
 ) -> gradtx.Sweep:
     over: dict[str, list[Any]] = {"rate": rates}
     if len(entry.decays) > 1:
@@ -59,7 +65,7 @@ def train(
     )
 
 
-def seconds_needed(task: Task, entry: Entry, seeds: int, steps: int) -> float:
+def seconds_needed(task: Task, entry: Entry, seeds: Sequence[int], steps: int) -> float:
     """Estimate the time of the first grid from two short runs."""
     times: list[float] = []
     for count in (2, 6):
@@ -103,15 +109,15 @@ def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def measure(task: Task, entry: Entry, seeds: int) -> dict[str, Any]:
+def measure(task: Task, entry: Entry, seeds: Sequence[int]) -> dict[str, Any]:
     """Train an optimizer at all rates, and widen the grid until the best is inside."""
     steps = task.steps // entry.gradients
     start = time.perf_counter()
-    all_seeds, seeds = seeds, task.grid_seeds or seeds
+    all_seeds, seeds = seeds, seeds[: task.grid_seeds]
     estimate = seconds_needed(task, entry, seeds, steps)
-    if estimate > LIMIT and seeds > 1:
-        all_seeds, estimate = 1, estimate / seeds
-        seeds = 1
+    if estimate > LIMIT and len(seeds) > 1:
+        estimate /= len(seeds)
+        seeds = all_seeds = seeds[:1]
     if estimate > LIMIT:
         return {"skipped": f"would take {estimate / 60:.0f} minutes"}
     key = "loss" if task.held_out is None else "eval"
@@ -132,7 +138,7 @@ def measure(task: Task, entry: Entry, seeds: int) -> dict[str, Any]:
         widened += 1
         step = 1 / FACTOR if at_low else FACTOR
         rates = [best["rate"] * step, best["rate"] * step**2]
-    if seeds < all_seeds:
+    if len(seeds) < len(all_seeds):
         rates = [best["rate"] * FACTOR**i for i in (-1, 0, 1)]
         inner = dataclasses.replace(entry, decays=(best["decay"],))
         result = train(
@@ -153,7 +159,7 @@ def measure(task: Task, entry: Entry, seeds: int) -> dict[str, Any]:
         "centre": entry.centre,
         "rows": [{**row, "rate": _short(row["rate"])} for row in rows],
         "curve": curves[id(best)],
-        "seeds": all_seeds,
+        "seeds": len(all_seeds),
         "steps": steps,
         "gradients": entry.gradients,
         "widened": widened,
@@ -198,10 +204,10 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def run_task(
-    task: Task, chosen: list[str], seeds: int, again: bool, folder: Path
+    task: Task, chosen: list[str], seeds: Sequence[int], again: bool, folder: Path
 ) -> None:
     path = folder / f"{task.name}.json"
-    content = {"task": task.name, "seeds": seeds, "optimizers": {}}
+    content = {"task": task.name, "seeds": len(seeds), "optimizers": {}}
     if path.exists():
         content = json.loads(path.read_text(encoding="utf-8"))
     content["machine"] = machine()
@@ -227,6 +233,7 @@ def main() -> None:
         "--optimizers", help="names, separated by commas; all by default"
     )
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument(
         "--again", action="store_true", help="also what is already measured"
     )
@@ -240,13 +247,14 @@ def main() -> None:
     for name in chosen:
         if name not in names:
             parser.error(f"unknown optimizer {name!r}; known: {', '.join(names)}")
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
     options.out.mkdir(parents=True, exist_ok=True)
     for task in (
         TASKS.values()
         if options.task == "all"
         else [TASKS[n] for n in TASKS if n == options.task]
     ):
-        run_task(task, chosen, options.seeds, options.again, options.out)
+        run_task(task, chosen, seeds, options.again, options.out)
     if options.task in ("toys", "all"):
         run_toys(chosen, options.again, options.out, save, machine())
 
