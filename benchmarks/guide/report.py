@@ -299,6 +299,7 @@ def page(results: Results) -> str:
 def draw_task(results: Results, task: str, path: Path) -> None:
     """Draw the best loss of each optimizer on a task against its width."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -313,6 +314,9 @@ def draw_task(results: Results, task: str, path: Path) -> None:
         alpha=0.5,
     )
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("×{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     if limit > 10 * shown[ranked[0]].mean:
         axes.set_yscale("log")
     to_pixels = axes.transData
