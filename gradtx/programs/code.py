@@ -146,10 +146,11 @@ def _reduce_to_part(recording: Recording, part: int) -> None:
 
 def _set_kinds(recording: Recording) -> None:
     """Record for each node whether its value is a scalar, a tensor that all leaves share, or a list."""
+    leaves = set(recording.leaves)
     for node in recording.graph.nodes:
         value = node.meta.get("val")
         inputs = {argument.meta["kind"] for argument in node.all_input_nodes}
-        if node in recording.leaves or "list" in inputs:
+        if node in leaves or "list" in inputs:
             node.meta["kind"] = "list"
         elif "tensor" in inputs or not isinstance(value, Tensor) or value.ndim:
             node.meta["kind"] = "tensor"

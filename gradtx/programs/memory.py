@@ -54,11 +54,14 @@ class MemoryPlan:
             if node.target in FAILING or node.meta.get("opaque", False):
                 self._first_write = self._at[node]
         self._roots: dict[Node, dict[Node, Case]] = {}
+        self._sharing: dict[Node, list[Node]] = {node: [] for node in self._nodes}
         self.last_use: dict[Node, int] = {}
         self.operand: dict[Node, Node] = {}
         self.elided_copies: set[Node] = set()
         for node in self._nodes:
             self._roots[node] = self._roots_of(node)
+            for root in self._roots[node]:
+                self._sharing[root].append(node)
             for argument in node.all_input_nodes:
                 for root in self._roots[argument]:
                     self.last_use[root] = self._at[node]
@@ -211,16 +214,12 @@ class MemoryPlan:
 
     def _readings(self, root: Node) -> Iterator[tuple[Node, Case]]:
         """Yield the nodes that read the memory of a node, and the case in which they do."""
-        for node, roots in self._roots.items():
-            if root in roots:
-                for user in node.users:
-                    if user in self._needs and not _only_writes(user, node):
-                        yield (
-                            user,
-                            roots[root]
-                            | self._needs.of(user)
-                            | self._needs.reading(user, node),
-                        )
+        for node in self._sharing[root]:
+            shared = self._roots[node][root]
+            for user in node.users:
+                if user in self._needs and not _only_writes(user, node):
+                    reading = self._needs.reading(user, node)
+                    yield user, shared | self._needs.of(user) | reading
 
 
 def _only_writes(node: Node, argument: Node) -> bool:

@@ -115,21 +115,20 @@ def _is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:
     """Whether a result, or a list that may share its memory, is read after one of these arguments was written."""
     if not arguments:
         return False
-    readers = dict.fromkeys(node.users)
-    writings: list[Case] = []
-    later = node
-    while readers and later.op != "output":
-        later = later.next
-        case: Case = later.meta.get("case", ALWAYS)
-        if later in readers:
-            if not all(contradict(case, writing) for writing in writings):
+    writings: list[Node] = []
+    for argument in arguments:
+        writings += [writing for writing in writers(argument) if node < writing]
+    if not writings:
+        return False
+    readers = list(node.users)
+    for reader in readers:  # which grows
+        case: Case = reader.meta.get("case", ALWAYS)
+        for writing in writings:
+            other: Case = writing.meta.get("case", ALWAYS)
+            if writing < reader and not contradict(case, other):
                 return True
-            del readers[later]
-            if may_be_operand(later):
-                readers.update(later.users)
-        is_writing = later.op == "call_function" and _torch.writes(later.target)
-        if is_writing and later.args[0] in arguments:
-            writings.append(case)
+        if may_be_operand(reader):
+            readers += [user for user in reader.users if user not in readers]
     return False
 
 
