@@ -24,8 +24,8 @@ from gradtx.base.dtensor import full_tensor, local
 from gradtx.base.exact import exact
 from gradtx.combinators.frame import Enter, Frame, InnerClock
 from gradtx.execution.runs import Run, Scope
-from gradtx.optim.member import Count, Member
 from gradtx.optim.parameters import Members
+from gradtx.optim.run import Count, Member
 from gradtx.transform import chain
 
 

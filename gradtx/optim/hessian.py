@@ -21,7 +21,7 @@ from gradtx.base.messages import describe
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, Position
 from gradtx.optim.groups import Group
-from gradtx.optim.parameters import leaf_of
+from gradtx.optim.run import leaf_of
 from gradtx.optim.state import States
 from gradtx.optim.step_input import StepInput
 from gradtx.state.random import Stream

@@ -35,7 +35,6 @@ from gradtx.optim.chain_checks import (
     warn_of_unread,
 )
 from gradtx.optim.checkpoint import Checkpoint, check_form, require
-from gradtx.optim.closure import KnownClosure, Weights, check_closure
 from gradtx.optim.device_counts import Scaling, check_capturable
 from gradtx.optim.evaluation import Evaluation, evaluated
 from gradtx.optim.explain import Explanation, explain
@@ -49,6 +48,7 @@ from gradtx.optim.groups import (
 from gradtx.optim.hessian import HessianSource
 from gradtx.optim.parameters import Members
 from gradtx.optim.parts import Parts
+from gradtx.optim.run import KnownClosure, Weights, check_closure
 from gradtx.optim.state import States
 from gradtx.optim.step import Step
 from gradtx.optim.step_input import Extras

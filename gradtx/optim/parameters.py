@@ -7,9 +7,8 @@ from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.parameter import Parameter, is_lazy
+from torch.nn.parameter import is_lazy
 
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path
@@ -17,8 +16,7 @@ from gradtx.base.inputs import check_groups
 from gradtx.base.selectors import NumberedName, in_model
 from gradtx.base.tree import check_leaf
 from gradtx.distributed.layouts import Team
-from gradtx.execution.context import Clock
-from gradtx.execution.execute import Block, Leaf
+from gradtx.execution.execute import Block
 from gradtx.execution.runs import Place, clock_at
 from gradtx.optim.groups import (
     CPU,
@@ -29,8 +27,7 @@ from gradtx.optim.groups import (
     is_same,
     params_of,
 )
-from gradtx.optim.member import Member
-from gradtx.optim.run import OptimizerRun
+from gradtx.optim.run import Member, OptimizerRun, first_clock, leaf_of, never_trains
 from gradtx.transform import GradientTransformation
 
 # (selector, label) of every partition on a leaf's path through the chain.
@@ -336,46 +333,6 @@ class Members:
         Block.of(self.tx, run, outer)
         run.commits.clear()  # breaks a reference cycle with the run
         return int(run.inner_counts[path])
-
-
-def leaf_of(
-    run: OptimizerRun,
-    member: Member,
-    clock: Clock,
-    gradient: Tensor | None = None,
-    extras: dict[str, Any] | None = None,
-    shown: Tensor | None = None,
-) -> Leaf:
-    """Create the leaf of a parameter for a run, with its state; `shown` replaces the parameter's values.
-
-    A lazy parameter, which has no shape yet, becomes an empty leaf.
-    """
-    param = member.param
-    if shown is None:
-        shown = (
-            torch.empty(0, dtype=param.dtype, device=CPU)
-            if is_lazy(param)
-            else param.detach()
-        )
-    update = None if gradient is None else gradient.detach()
-    leaf = Leaf(run, member.name, update, shown, extras or {}, clock)
-    leaf.key = param
-    leaf.owner = member.owner
-    leaf.layout = member.layout
-    leaf.state = run.state.get(param, {})
-    return leaf
-
-
-def never_trains(param: Tensor) -> bool:
-    """Whether a parameter cannot have a gradient, such as the packed integer weights of a quantized model."""
-    return isinstance(param, Parameter) and not (
-        param.is_floating_point() or param.is_complex()
-    )
-
-
-def first_clock(device: torch.device) -> Clock:
-    """Return the clock of a first step."""
-    return Clock(torch.ones((), dtype=torch.int64, device=device))
 
 
 def _labels(run: OptimizerRun, block: Block, member: Member) -> Labels:

@@ -14,10 +14,10 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.eager import runs_eagerly
 from gradtx.base.errors import Path
 from gradtx.execution.execute import checks_extras, takes_none
-from gradtx.optim.agreement import Agreement
 from gradtx.optim.evaluation import Evaluation
 from gradtx.optim.hessian import HessianSource
 from gradtx.optim.parameters import Members
+from gradtx.optim.ranks import Agreement
 from gradtx.optim.state import States
 
 if TYPE_CHECKING:

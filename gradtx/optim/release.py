@@ -16,9 +16,8 @@ from gradtx.base.ambient import without_ambient
 from gradtx.execution.execute import Leaf, Operation
 from gradtx.optim.chain_checks import warn_of_replicas
 from gradtx.optim.device_counts import Scaling
-from gradtx.optim.member import Member
 from gradtx.optim.parts import Parts
-from gradtx.optim.run import OptimizerRun
+from gradtx.optim.run import Member, OptimizerRun
 from gradtx.optim.step import Step
 from gradtx.optim.step_input import Extras
 

@@ -38,10 +38,8 @@ from gradtx.optim.device_counts import (
     unscaling,
 )
 from gradtx.optim.groups import CPU, has_schedule
-from gradtx.optim.member import Count, Member
-from gradtx.optim.parameters import leaf_of
 from gradtx.optim.parts import Parts
-from gradtx.optim.run import OptimizerRun
+from gradtx.optim.run import Count, Member, OptimizerRun, leaf_of
 from gradtx.optim.step_input import Extras, StepInput
 from gradtx.programs.hyperparameters import each_item
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from gradtx.execution.execute import Leaf
 from gradtx.optim.device_counts import Scaling
 from gradtx.optim.groups import GroupView, Structure
-from gradtx.optim.member import Member
-from gradtx.optim.run import OptimizerRun
+from gradtx.optim.run import Member, OptimizerRun
 from gradtx.programs.bundle import is_on_accelerator
 
 Extras: TypeAlias = dict[str, Any]

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradtx
 from gradtx.optim import device_counts as _capture
-from gradtx.optim.member import Count
+from gradtx.optim.run import Count
 from tests.optim.chains import CHAINS, ON_HOST
 from tests.optim.problems import assert_close, assert_equal, parameters, values
 from tests.optim.tape import Tape

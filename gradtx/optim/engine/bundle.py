@@ -23,7 +23,7 @@ from gradtx.optim.engine.views import (
     resized,
     windows,
 )
-from gradtx.optim.member import Member
+from gradtx.optim.run import Member
 from gradtx.optim.step_input import Trees
 from gradtx.programs.bundle import ProgramBundle
 

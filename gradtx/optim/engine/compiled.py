@@ -20,6 +20,7 @@ from gradtx.optim.engine.base import (
     ODD,
     READS_SHAPE,
     Engine,
+    Plan,
     RefusedError,
     UnsuitableError,
     slots_are_shaped_as,
@@ -27,7 +28,6 @@ from gradtx.optim.engine.base import (
 from gradtx.optim.engine.bundle import Bundle, Prepared
 from gradtx.optim.engine.family import Family, LeafKind, Pairs
 from gradtx.optim.engine.inductor import Backend, compile_with_inductor
-from gradtx.optim.engine.plan import Plan
 from gradtx.optim.engine.torch_names import missing_name
 from gradtx.optim.engine.trace import BundleProgram
 from gradtx.optim.engine.views import (
@@ -38,7 +38,7 @@ from gradtx.optim.engine.views import (
     row_of,
     window_of,
 )
-from gradtx.optim.member import Member
+from gradtx.optim.run import Member
 from gradtx.optim.step_input import StepInput, Trees
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.record import ImpureError, line_of_rule, reason_of

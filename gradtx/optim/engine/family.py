@@ -16,7 +16,7 @@ from gradtx.execution.execute import Leaf
 from gradtx.execution.phases import phases_of
 from gradtx.optim.device_counts import scaling_from
 from gradtx.optim.engine.views import cut
-from gradtx.optim.member import Member
+from gradtx.optim.run import Member
 from gradtx.optim.step_input import StepInput
 from gradtx.programs.bundle import ListPhase, phases_of_shards
 from gradtx.programs.function import LeafFunction, Signature

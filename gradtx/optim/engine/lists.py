@@ -17,9 +17,9 @@ from gradtx.optim.engine.base import (
     READS_SHAPE,
     SUM_OVER_SHARDS,
     Engine,
+    Plan,
 )
 from gradtx.optim.engine.family import Family, Pairs, first_entries
-from gradtx.optim.engine.plan import Plan
 from gradtx.optim.engine.views import (
     alias,
     alias_or_copy,
@@ -31,7 +31,7 @@ from gradtx.optim.engine.views import (
     plain,
     plain_or_copy,
 )
-from gradtx.optim.member import Member
+from gradtx.optim.run import Member
 from gradtx.optim.step_input import StepInput, Trees
 from gradtx.programs.bundle import (
     ListBundle,
