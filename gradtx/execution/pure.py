@@ -52,6 +52,7 @@ class TreeRun(Run):
     """
 
     keeps_trees = True
+    watches = True
     params: dict[str, Any]
     unflatten_params: Any
     grad_fn: Any
@@ -84,7 +85,6 @@ class TreeRun(Run):
         self.leaf_steps = (
             None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS))
         )
-        self.watch()
         self.block = Block.of(tx, self, self._schedule_count())
 
     def _schedule_count(self) -> Tensor:

@@ -487,7 +487,12 @@ class RuleOperation(Operation):
         self._function = rule.update
         self._is_users = not rule.update.__module__.startswith("gradtx.")
         # Numbers of dimensions already watched.
-        self._watched: set[int] | None = set() if run.watches else None
+        watches = (
+            run.watches
+            and not torch.compiler.is_compiling()
+            and not _torch.inside_transform()
+        )
+        self._watched: set[int] | None = set() if watches else None
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         return self.stage.compute_dtype(leaf)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gradtx.base.eager import runs_eagerly
+from gradtx.base.ambient import runs_eagerly
 
 if TYPE_CHECKING:
     from gradtx.optim.parts import Parts

@@ -256,29 +256,26 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 optimizer is then unchanged.
         """
         if torch.compiler.is_compiling():  # a graph break: a step runs its own programs
-            return self._step_untraced(closure, max_iter, consume_gradients, extras)
-        return self._plain_step(closure, max_iter, consume_gradients, extras)
-
-    def _plain_step(
-        self,
-        closure: Callable[[], Any] | None,
-        max_iter: int,
-        consume_gradients: bool,
-        extras: Extras,
-    ) -> Any:
-        """Step without the caller's autocast and default device, in which only closures and other extras run."""
+            return self._step_untraced(
+                closure,
+                max_iter=max_iter,
+                consume_gradients=consume_gradients,
+                **extras,
+            )
         if closure is not None and not callable(closure):
             raise TypeError(
                 f"{type(self).__name__}: closure must be a function that computes the loss and its gradients, got "
                 f"{describe(closure)}; pass a loss as step(value=loss)"
             )
-        around = ambient()
+        around = ambient()  # only closures and other extras run in it
         if around is not None:
             closure, extras = around.around(closure), around.around_all(extras)
         step = self._step if max_iter == 1 else self._iterate(max_iter)
         if around is None:
             return step(closure, consume_gradients, extras)
         return around.suspend(step, closure, consume_gradients, extras)
+
+    _step_untraced = _torch.not_traced(step)
 
     def _iterate(self, max_iter: int) -> Callable[..., Any]:
         """Return a function that steps repeatedly with one closure, and returns its first result."""
@@ -309,7 +306,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         extras: Extras,
     ) -> Any:
         parts = self._up_to_date()
-        scaling = Scaling.requested_by(self)
+        scaling = None
+        if getattr(self, "found_inf", None) is not None:
+            scaling = Scaling.requested_by(self)
         if parts.evaluation is not None:
             parts.evaluation.check_training(type(self).__name__)
         if self._released is not None:
@@ -396,8 +395,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._idle_steps = None
         if is_idle:
             warn_of_idle_steps(type(self).__name__)
-
-    _step_untraced = _torch.not_traced(_plain_step)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # torch's schedulers wrap `step` in a counter.

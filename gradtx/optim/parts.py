@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.eager import runs_eagerly
+from gradtx.base.ambient import runs_eagerly
 from gradtx.base.errors import Path
 from gradtx.execution.execute import checks_extras, takes_none
 from gradtx.optim.evaluation import Evaluation
@@ -37,6 +37,8 @@ class ChainTraits:
             functions, already synchronize with the host.
         clocks: The paths of inner clocks.
         checks_extras: Whether a rule checks extras against leaves.
+        known_extras: The kinds of all extras that a link declares.
+        needs_extras: Whether a link needs an extra.
         calls_again: Whether a link calls the closure at other weights.
         exchanges: Whether ranks exchange tensors in some steps.
     """
@@ -46,6 +48,8 @@ class ChainTraits:
     needs_host_counts: bool
     clocks: frozenset[Path]
     checks_extras: bool
+    known_extras: dict[str, str]
+    needs_extras: bool
     calls_again: bool
     exchanges: bool
 
@@ -113,6 +117,7 @@ class Parts:
         block = self.members.block()
         operations = list(block.walk())
         needs: Any = self.members.tx.needs
+        kinds, _ = self.members.tx._requirements()
         return ChainTraits(
             takes_none=takes_none(block.operations),
             agrees=any(operation.agree for operation in operations),
@@ -120,6 +125,8 @@ class Parts:
             or not all(operation.compiles for operation in operations),
             clocks=block.clock_paths(),
             checks_extras=checks_extras(block.operations),
+            known_extras=kinds,
+            needs_extras=any(need != "params" for need in needs),
             calls_again="grad_fn" in needs or "value_fn" in needs,
             exchanges=any(operation.exchanges for operation in operations),
         )

@@ -86,15 +86,7 @@ class OpenStep(Step):
     def _prepare(self, member: Member) -> None:
         self._read([member])
         self._place_gradients([member])
-        self._parts.states.prepare(
-            self.views[member.group],
-            [member],
-            self._parts.traits.takes_none,
-        )
-        self._after.setdefault(
-            member.count,
-            member.count + 1 if isinstance(member.count, int) else member.count,
-        )
+        self._complete(self.views[member.group], [member])
 
     def finish(self) -> None:
         """End the step: update the parameters whose hook has not run, and write new shared values."""

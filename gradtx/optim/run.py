@@ -230,6 +230,7 @@ class OptimizerRun(Run):
         tick: The increment that this step adds to counts.
     """
 
+    watches = True
     functions: Mapping[str, Callable[[], Any]]
     tick: int | Tensor = 1
 
@@ -245,7 +246,6 @@ class OptimizerRun(Run):
         self.state = state
         self._members = members
         self._sums: dict[Path, Mapping[str, Tensor]] = {}
-        self.watch()
 
     def scalars(self, path: Path) -> Leaves:
         for param, member in self._members.items():

@@ -179,26 +179,6 @@ class States:
 
     # Slots.
 
-    def prepare(self, view: GroupView, row: list[Member], takes_none: bool) -> None:
-        """Create or update the slots of the parameters that are about to step, to match their group's links.
-
-        Args:
-            view: The group.
-            row: The group's members.
-            takes_none: Whether a link also processes parameters without a gradient.
-        """
-        structure = view.structure
-        params: list[Tensor] = []
-        for member in row:
-            if member.made_for is structure and member.state:
-                continue
-            param = member.param
-            if param.grad is not None or (takes_none and param.requires_grad):
-                params.append(param)
-        if not params:
-            return
-        self._create(view, params)
-
     def adopt(self, view: GroupView) -> None:
         """Check and accept states that the user has moved to other parameters of a group."""
         moved: list[Tensor] = []
@@ -206,10 +186,11 @@ class States:
             member = self.members.by_param[param]
             if member.layout is None and len(member.used(self.of(param))) > 1:
                 moved.append(param)
-        self._create(view, moved)
+        self.create(view, moved)
         self.created.clear()
 
-    def _create(self, view: GroupView, params: list[Tensor]) -> None:
+    def create(self, view: GroupView, params: list[Tensor]) -> None:
+        """Create or update the slots of a group's parameters, to match its links."""
         for param, initial in self.first(view, params).items():
             member = self.members.by_param[param]
             self.created.append((member, dict(vars(member)), self.of(param)))

@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any, TypeAlias
 
-from torch import Tensor
+import torch
 
 from gradtx.execution.execute import Leaf
 from gradtx.optim.device_counts import Scaling
@@ -28,7 +28,9 @@ class StepInput:
         members: The parameters that step.
         views: The parameter groups.
         numbers: The numbers of each group's hyperparameters, in the order of the structure.
+        structures: The static part of each group's hyperparameters.
         scalars: The extras that all leaves share.
+        scalar_dtypes: The dtypes of those that are tensors.
         trees: The extras by leaf.
         scaling: What a GradScaler asks for.
         on_host: Whether the host may read counts and numbers.
@@ -36,11 +38,13 @@ class StepInput:
     """
 
     run: OptimizerRun
-    count: int | Tensor
+    count: int | torch.Tensor
     members: list[Member]
     views: list[GroupView]
     numbers: list[list[Any]]
+    structures: list[Structure]
     scalars: Extras
+    scalar_dtypes: dict[str, torch.dtype]
     trees: Trees
     scaling: Scaling | None
     on_host: bool
@@ -54,21 +58,8 @@ class StepInput:
         """Return leaves without values, for planning: values could be float32 copies of all weights and gradients."""
         raise NotImplementedError
 
-    @property
-    def structures(self) -> list[Structure]:
-        """The static part of each group's hyperparameters."""
-        return [view.structure for view in self.views]
-
     @cached_property
     def host_knows_scalars(self) -> bool:
         """Whether counts, numbers and shared extras are all on the host, and it may read them."""
         scalars = chain(*self.numbers, self.scalars.values())
         return self.on_host and not any(map(is_on_accelerator, scalars))
-
-    def tensor_scalars(self) -> dict[str, Tensor]:
-        """Return the shared extras that are tensors."""
-        return {
-            name: value
-            for name, value in self.scalars.items()
-            if isinstance(value, Tensor)
-        }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import operator
 from collections.abc import Callable, Iterable
@@ -22,6 +21,10 @@ from gradtx.optim.engine.views import OddTensorError, alias, is_positional
 from gradtx.optim.run import Count, Member
 from gradtx.optim.step_input import StepInput
 from gradtx.programs.function import Signature
+
+COUNT, STATE = operator.attrgetter("count"), operator.attrgetter("state")
+GRADIENT = operator.attrgetter("grad")
+GROUP_AND_LAYOUT = operator.attrgetter("group", "layout")
 
 
 class Plan:
@@ -49,18 +52,18 @@ class Plan:
         self.bundles = bundles
         self.rest = rest
         self.gradients_are_as_planned = True
-        self._members = members
         self._states = [member.state for member in members]
         self._params = [member.param for member in members]
-        gradients: list[Any] = [param.grad for param in self._params]
+        gradients = list(map(GRADIENT, self._params))
         self._gradient_traits = list(map(dtype_and_shape, gradients))
-        # Links that process parameters without a gradient accept None, which the check does not.
+        # Links that process parameters without a gradient accept None, for which there is no such check.
         self._have_planned_layout: Callable[..., bool] | None = None
-        if not _any_is_none(gradients):
+        if all(isinstance(gradient, Tensor) for gradient in gradients):
             self._have_planned_layout = _torch.layout_check(gradients)
         # The slots that programs write; eager steps replace theirs.
         self._slot_states: list[dict[str, Any]] = []
         self._slot_keys: list[str] = []
+        self._with_equal_slots = [each for each in bundles if each.signature.equal]
         for bundle in bundles:
             for member in bundle.members:
                 for key in bundle.signature.slots:
@@ -76,28 +79,27 @@ class Plan:
             *map(operator.getitem, self._slot_states, self._slot_keys),
         ]
 
-    def matches(self, fingerprint: Any) -> bool:
+    def matches(self, fingerprint: Any, members: list[Member]) -> bool:
         """Whether the input is the same, and all parameters and slots have the same memory, sizes and strides."""
         if fingerprint != self.fingerprint or not self._accepts_gradients():
             return False
-        states = map(operator.attrgetter("state"), self._members)
-        if not all(map(operator.is_, states, self._states)):
+        if not all(map(operator.is_, map(STATE, members), self._states)):
             return False
         present = self._present_tensors()
-        return (
+        if not (
             all(map(operator.is_, present, self._tensors))
             and list(map(Tensor.data_ptr, present)) == self._addresses
             and self._have_same_layout(*present)
-        )
+        ):
+            return False
+        return all(bundle.slots_are_still_equal() for bundle in self._with_equal_slots)
 
     def _accepts_gradients(self) -> bool:
         """Whether the gradients have the same dtypes and shapes as those for which the plan was made."""
-        gradients: list[Any] = [member.param.grad for member in self._members]
-        have_planned_layout = self._have_planned_layout
+        gradients = list(map(GRADIENT, self._params))
         self.gradients_are_as_planned = (
-            have_planned_layout is not None
-            and not _any_is_none(gradients)
-            and have_planned_layout(*gradients)
+            self._have_planned_layout is not None
+            and self._have_planned_layout(*gradients)
         )
         return (
             self.gradients_are_as_planned
@@ -105,27 +107,22 @@ class Plan:
         )
 
 
-def _any_is_none(gradients: list[Any]) -> bool:
-    return any(map(operator.is_, gradients, itertools.repeat(None)))
-
-
 def fingerprint_of(step_input: StepInput, members: list[Member]) -> tuple[Any, ...]:
     """Return everything that a plan depends on, except gradients and the addresses of tensors.
 
     For counts, this is only which members have equal ones.
     """
-    counts = [member.count for member in members]
-    ranks = {count: rank for rank, count in enumerate(dict.fromkeys(counts))}
+    counts = list(map(COUNT, members))
+    last_with_count = dict(zip(counts, range(len(counts)), strict=True))
     trees: dict[str, Any] = {}
     for name, tree in step_input.trees.items():
         trees[name] = {leaf: dtype_and_shape(value) for leaf, value in tree.items()}
     return (
         members,
-        [member.group for member in members],
-        [ranks[count] for count in counts],
-        [member.layout for member in members],
+        list(map(GROUP_AND_LAYOUT, members)),
+        list(map(last_with_count.__getitem__, counts)),
         step_input.structures,
-        {name: value.dtype for name, value in step_input.tensor_scalars().items()},
+        step_input.scalar_dtypes,
         trees,
         torch.is_inference_mode_enabled(),
         step_input.scaling is not None,
@@ -223,11 +220,7 @@ class Engine:
             return [], members
         fingerprint = fingerprint_of(step_input, members)
         plan = self.plan if released is None else self.alone.get(released)
-        known = (
-            plan is not None
-            and plan.matches(fingerprint)
-            and self._is_still_valid(plan)
-        )
+        known = plan is not None and plan.matches(fingerprint, members)
         # Raises for invalid steps, as without an engine.
         leaves = [] if known else step_input.leaves_of(members)
         try:
@@ -269,8 +262,7 @@ class Engine:
             key = member.group, member.count, id(shared)
             if key not in numbers:
                 numbers[key] = _numbers(member, bundle.signature, step_input)
-            bundle.begin(step_input.run, numbers[key], step_input.on_host)
-            self._begin_bundle(bundle, step_input)
+            self._begin_bundle(bundle, numbers[key], step_input)
 
     def _give_up(self, error: BaseException, level: int) -> None:
         self.failed = True
@@ -287,12 +279,10 @@ class Engine:
         """Return the consequence of giving up, for a warning."""
         raise NotImplementedError
 
-    def _is_still_valid(self, plan: Plan) -> bool:
-        """Whether the values of slots are as a plan assumes."""
-        return True
-
-    def _begin_bundle(self, bundle: Any, step_input: StepInput) -> None:
-        """Pass a bundle the arguments of its leaves for this step."""
+    def _begin_bundle(
+        self, bundle: Any, numbers: list[Any], step_input: StepInput
+    ) -> None:
+        """Pass a bundle its scalars and the arguments of its leaves for this step."""
         raise NotImplementedError
 
     def _bundled(self, family: Family) -> list[Any]:
@@ -431,12 +421,13 @@ def _numbers(member: Member, signature: Signature, step_input: StepInput) -> lis
     if step_input.scaling is not None:
         numbers.extend(step_input.scaling.on(local(member.param).device))
     numbers.extend(step_input.numbers[member.group])
-    numbers.extend(
-        step_input.run.scalars(path)[name] for path, name in signature.shared
-    )
+    for path, name in signature.shared:
+        numbers.append(step_input.run.scalars(path)[name])
     # Now: a bundle writes them at its end.
-    numbers.extend(member.state[key].item() for key in signature.equal)
-    numbers.extend(step_input.scalars[name] for name in signature.scalars)
+    for key in signature.equal:
+        numbers.append(member.state[key].item())
+    for name in signature.scalars:
+        numbers.append(step_input.scalars[name])
     return numbers
 
 

@@ -124,7 +124,10 @@ class CompiledEngine(Engine):
         self._gradients_are_as_planned = plan.gradients_are_as_planned
         super()._begin(plan, step_input)
 
-    def _begin_bundle(self, bundle: Any, step_input: StepInput) -> None:
+    def _begin_bundle(
+        self, bundle: Any, numbers: list[Any], step_input: StepInput
+    ) -> None:
+        bundle.begin(step_input.run, numbers, step_input.on_host)
         bundle.read_from(
             step_input.trees, self._prepared, self._gradients_are_as_planned
         )

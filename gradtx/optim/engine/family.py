@@ -169,13 +169,12 @@ def _signature_of(
         values = step_input.run.scalars(path)
         for name in names:
             shared[path, name] = values[name].dtype
-    scalars = step_input.tensor_scalars()
     return Signature(
         layout=layout,
         choices=member.choices,
         numbers=len(step_input.numbers[member.group]),
         shared=shared,
-        scalars={name: value.dtype for name, value in scalars.items()},
+        scalars=step_input.scalar_dtypes,
         by_leaf=kind.by_leaf,
         absent={name: None for name, value in leaf.extras.items() if value is None},
         known_extras=step_input.run.known_extras,
