@@ -2584,7 +2584,7 @@ def ranger21(
 ) -> GradientTransformation: ...
 def record(
     name: Static[str | None] = None,
-    what: tuple[Quantity, ...] = ('norm',),
+    what: Quantity | tuple[Quantity, ...] = ('norm',),
     per: Literal['leaf', 'all'] = "leaf",
     *,
     state_dtype: StateDtype | None = None,

@@ -25,6 +25,7 @@ from gradtx.arguments import Argument, Arguments, is_off, tensors_in, varies
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.exact import resolve
 from gradtx.base.messages import describe, nearest
+from gradtx.base.names import is_ours
 from gradtx.base.selectors import Selector, Where
 from gradtx.base.torch_names import readable
 from gradtx.execution.context import ALWAYS_KNOWN
@@ -439,13 +440,12 @@ class FactoryCall(GradientTransformation):
         return f"{self._name}({', '.join(shown)})"
 
     def _skeleton(self) -> Any:
-        is_ours = self._spec.function.__module__.startswith("gradtx.")
         storage = (
             None
             if self._storage is None
             else (self._storage.given, self._storage.min_size)
         )
-        if not is_ours or not _is_constant(storage):
+        if not is_ours(self._spec.function) or not _is_constant(storage):
             # A user's function may reference any object, which a shared program would keep alive.
             return None
         parts: list[Any] = [self._spec, storage]

@@ -18,6 +18,7 @@ from gradtx.base.dtensor import full_tensor, is_sharded, placed_as
 from gradtx.base.errors import OWN_STATE, Path, lacking
 from gradtx.base.exact import exact
 from gradtx.base.messages import nearest, shortly
+from gradtx.base.names import is_ours
 from gradtx.base.torch_names import readable
 from gradtx.distributed.collectives import summed_over_ranks
 from gradtx.execution.context import Context
@@ -485,7 +486,7 @@ class RuleOperation(Operation):
         self.stage = stage
         self.rule = rule
         self._function = rule.update
-        self._is_users = not rule.update.__module__.startswith("gradtx.")
+        self._is_users = not is_ours(rule.update)
         # Numbers of dimensions already watched.
         watches = (
             run.watches
