@@ -339,10 +339,11 @@ def blame_state(tx: Transformation, like: Any, state: Any, error: Exception) -> 
 def _difference(expected: Any, state: Any, path: Path) -> str | None:
     """Describe the first difference in shape, kind of dtype or device; None if there is none."""
     if isinstance(expected, dict) and isinstance(state, dict):
-        for key in expected.keys() & state.keys():
-            fault = _difference(expected[key], state[key], (*path, key))
-            if fault is not None:
-                return fault
+        for key in expected:
+            if key in state:
+                fault = _difference(expected[key], state[key], (*path, key))
+                if fault is not None:
+                    return fault
         return None
     if not (isinstance(expected, Tensor) and isinstance(state, Tensor)):
         return (

@@ -59,7 +59,7 @@ def explain(parts: Parts) -> Explanation:
         engines.insert(0, (COMPILED, parts.engine))
     for way, engine in engines:
         reasons.update(engine.reasons)
-        for plan in engine.plans():
+        for plan in engine.plans.values():
             for bundle in plan.bundles:
                 for member in bundle.members:
                     ways.setdefault(member.name, way)

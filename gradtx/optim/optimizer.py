@@ -36,6 +36,7 @@ from gradtx.optim.chain_checks import (
 )
 from gradtx.optim.checkpoint import Checkpoint, check_form, require
 from gradtx.optim.device_counts import Scaling, check_capturable
+from gradtx.optim.engine.lists import ListEngine
 from gradtx.optim.evaluation import Evaluation, evaluated
 from gradtx.optim.explain import Explanation, explain
 from gradtx.optim.groups import (
@@ -48,10 +49,9 @@ from gradtx.optim.groups import (
 from gradtx.optim.hessian import HessianSource
 from gradtx.optim.parameters import Members
 from gradtx.optim.parts import Parts
-from gradtx.optim.run import KnownClosure, Weights, check_closure
+from gradtx.optim.run import Extras, KnownClosure, Weights, check_closure
 from gradtx.optim.state import States
 from gradtx.optim.step import Step
-from gradtx.optim.step_input import Extras
 from gradtx.programs.hyperparameters import each_item
 from gradtx.state.storage import check_patterns
 from gradtx.transform import GradientTransformation, check_transformation
@@ -100,9 +100,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if process_group is not None:
             replicas = team_of_group(f"{owner}: process_group", process_group)
         members = Members(owner, self._copy_hyperparameters(tx), replicas)
-        hessian = HessianSource(owner, tx, seed)
         states = States(members)
-        self._parts = Parts(members, states, hessian, engine, offload, capturable)
+        self._parts = Parts(members, states, engine, ListEngine(), offload, capturable)
+        self._hessian = HessianSource.of_chain(owner, tx, seed)
         super().__init__(listed_params(owner, params), {})
         if capturable:
             check_capturable(members)
@@ -148,7 +148,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         joining = members.joining(group)
         with parts.at_state(joining.by_param, writes=False):
             for view in joining.views:
-                parts.hessian.mark(view.group)
+                if self._hessian is not None:
+                    self._hessian.mark(view.group)
                 states.check(view, joining.by_param)
         # Warn before anything changes, because warnings may be turned into errors.
         warn_of_misspelt(owner, keys, self._tx._entries())
@@ -328,7 +329,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 if consume_gradients:
                     parts.members.drop_gradients()
                 return None
-        hessian = parts.hessian if parts.hessian.link is not None else None
+        hessian = self._hessian
         estimates = hessian is not None and "hessian_diag" not in extras
         if estimates:
             extras["hessian_diag"] = None
@@ -596,7 +597,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_parts": self._parts}
+        own = {"_parts": self._parts, "_hessian": self._hessian}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if hasattr(self, "_parts") and state.keys() <= {"state", "param_groups"}:

@@ -15,14 +15,11 @@ from gradtx.base.ambient import runs_eagerly
 from gradtx.base.errors import Path
 from gradtx.execution.execute import checks_extras, takes_none
 from gradtx.optim.evaluation import Evaluation
-from gradtx.optim.hessian import HessianSource
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import Agreement
 from gradtx.optim.state import States
 
 if TYPE_CHECKING:
-    from gradtx.optim.engine import Engine
-    from gradtx.optim.engine.compiled import CompiledEngine
     from gradtx.optim.offload import Offload
 
 
@@ -61,8 +58,8 @@ class Parts:
     Attributes:
         members: The parameters and groups.
         states: The states of the parameters.
-        hessian: The source of second derivatives.
         engine: The compiled engine, if requested.
+        lists: The engine for leaves that are not compiled.
         offload: Moves parameters to the host for each step, if requested.
         capturable: Whether CUDA graphs may capture steps.
         evaluation: The training weights, while the parameters contain the evaluation weights. Not an attribute of the
@@ -74,8 +71,8 @@ class Parts:
 
     members: Members
     states: States
-    hessian: HessianSource
-    engine: CompiledEngine | None
+    engine: Any
+    lists: Any
     offload: Offload | None
     capturable: bool
     evaluation: Evaluation | None = None
@@ -96,14 +93,7 @@ class Parts:
         params = self.members.by_param if params is None else params
         return self.offload.on_host(params, **changes)
 
-    @functools.cached_property
-    def lists(self) -> Engine:
-        """The engine for leaves that are not compiled; its module is imported at the first step."""
-        from gradtx.optim.engine.lists import ListEngine
-
-        return ListEngine()
-
-    def engines(self) -> list[Engine]:
+    def engines(self) -> list[Any]:
         """Return the engines of a step; each processes the parameters that the previous engines did not."""
         if runs_eagerly():
             return []
@@ -121,7 +111,7 @@ class Parts:
         return ChainTraits(
             takes_none=takes_none(block.operations),
             agrees=any(operation.agree for operation in operations),
-            needs_host_counts=self.hessian.link is not None
+            needs_host_counts="hessian_diag" in needs
             or not all(operation.compiles for operation in operations),
             clocks=block.clock_paths(),
             checks_extras=checks_extras(block.operations),

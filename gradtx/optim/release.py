@@ -17,9 +17,8 @@ from gradtx.execution.execute import Leaf, Operation
 from gradtx.optim.chain_checks import warn_of_replicas
 from gradtx.optim.device_counts import Scaling
 from gradtx.optim.parts import Parts
-from gradtx.optim.run import Member, OptimizerRun
+from gradtx.optim.run import Extras, Member, OptimizerRun
 from gradtx.optim.step import Step
-from gradtx.optim.step_input import Extras
 
 WHO = "release_gradients"
 AVERAGES_LATE = (
@@ -77,7 +76,7 @@ class OpenStep(Step):
         bundles: list[Any] = []
         for engine in self._engines:
             if eager:
-                bundles, eager = engine.bundles_of_one(self, member)
+                bundles, eager = engine.bundles(self, eager, member)
         self._has_bundles = self._has_bundles or bool(bundles)
         self._advance(bundles, eager)
         self._leaves.clear()
@@ -135,7 +134,7 @@ class ReleasedGradients:
         optimizer = self._optimizer()
         if optimizer is not None:
             for engine in optimizer._parts.engines():
-                engine.alone.clear()
+                engine.plans.clear()
 
     def follow(self, params: Iterable[Tensor]) -> None:
         """Register gradient hooks on parameters that have none yet."""

@@ -214,6 +214,8 @@ class KnownClosure:
 
 
 Leaves: TypeAlias = dict[str, Tensor]  # by name
+Extras: TypeAlias = dict[str, Any]
+Trees = Mapping[str, Mapping[str, Any]]  # extras by leaf: name -> leaf name -> tensor
 
 
 class OptimizerRun(Run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import operator
@@ -39,19 +40,19 @@ from gradtx.optim.device_counts import (
 )
 from gradtx.optim.groups import CPU, GroupView, Values, has_schedule
 from gradtx.optim.parts import Parts
-from gradtx.optim.run import Count, Member, OptimizerRun, leaf_of
-from gradtx.optim.step_input import Extras, StepInput, Trees
+from gradtx.optim.run import Count, Extras, Member, OptimizerRun, Trees, leaf_of
+from gradtx.programs.bundle import is_on_accelerator
 from gradtx.programs.hyperparameters import Structure, each_item
 
 if TYPE_CHECKING:
-    from gradtx.optim.engine.bundle import Bundle
+    pass
 
 CALL = "step(closure"
 COUNT = operator.attrgetter("count")
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
-class Step(StepInput):
+class Step:
     """One step. The constructor runs all checks and prepares the state; `finish` computes and writes.
 
     Args:
@@ -59,7 +60,21 @@ class Step(StepInput):
         extras: The caller's inputs other than gradients.
         scaling: What a GradScaler asks for.
         consumes: Whether each gradient is freed as soon as it is used.
+
+    Attributes:
+        run: Provides operations with old values and collects new ones.
+        count: The number of finished steps, which schedules follow.
+        members: The parameters that step.
+        views: The parameter groups.
+        structures: The static part of each group's hyperparameters.
+        numbers: The numbers of each group's hyperparameters, in the order of the structure.
+        scalars: The extras that all leaves share.
+        scalar_dtypes: The dtypes of those that are tensors.
+        trees: The extras by leaf.
+        on_host: Whether the host may read counts and numbers.
     """
+
+    count: int | Tensor
 
     run_type = OptimizerRun
 
@@ -215,6 +230,12 @@ class Step(StepInput):
         if params:
             self._parts.states.create(view, params)
 
+    @functools.cached_property
+    def host_knows_scalars(self) -> bool:
+        """Whether counts, numbers and shared extras are all on the host, and it may read them."""
+        scalars = itertools.chain(*self.numbers, self.scalars.values())
+        return self.on_host and not any(map(is_on_accelerator, scalars))
+
     # Leaves.
 
     def leaves(self, members: list[Member]) -> list[Leaf]:
@@ -225,6 +246,7 @@ class Step(StepInput):
         return [self._leaves[member] for member in members]
 
     def leaves_of(self, members: list[Member]) -> list[Leaf]:
+        """Return leaves without values, for planning: values could be float32 copies of all weights and gradients."""
         self._check_fits(members)
         outlines: list[Leaf] = []
         for member in members:
@@ -264,10 +286,7 @@ class Step(StepInput):
     def finish(self) -> None:
         """Compute the step and write its results."""
         run, parts = self.run, self._parts
-        if parts.traits.calls_again:
-            self._execute_then_write()
-        else:
-            self._advance(*self._planned())
+        self._advance(*self._planned())
         has_idle_clock = not parts.traits.clocks <= run.new_shared.keys()
         if run.late_sums or has_idle_clock:
             # Combinators decide whether the sums take effect, and count steps without any of their leaves.
@@ -339,29 +358,18 @@ class Step(StepInput):
             if member.param.grad is not None:
                 member.param.grad = gradient_like(member.param.grad, member.param)
 
-    def _execute_then_write(self) -> None:
-        """Execute all leaves, then write: no parameter may change before the last call of the closure."""
-        finished: list[Leaf] = []
-        if self._parts.members.are_divided:
-            self._compare_ranks()
-        self._expand()
-        self._check_agreement()
-        execute(self._eager_leaves(self.members), finished.append)
-        for leaf in finished:
-            self._write(leaf)
-
     def _planned(self) -> tuple[list[Any], list[Member]]:
         """Return the bundles of the step, and the members that step one at a time."""
-        parts, eager = self._parts, self.members
+        parts, traits, eager = self._parts, self._parts.traits, self.members
         bundles: list[Any] = []
         if parts.members.are_divided:
             self._compare_ranks()
-        if not (parts.traits.exchanges and self._exchanges()):
+        if not (traits.calls_again or (traits.exchanges and self._exchanges())):
             for engine in parts.engines():
                 of_engine, eager = engine.bundles(self, eager)
                 bundles += of_engine
         self._has_bundles = self._has_bundles or bool(bundles)
-        if eager or parts.traits.agrees:
+        if eager or traits.agrees:
             self._check_agreement()
         if eager or not self._has_bundles:
             self._expand()  # so that combinators with a clock count this step
@@ -370,18 +378,24 @@ class Step(StepInput):
     def _exchanges(self) -> bool:
         """Whether ranks exchange tensors in this step, in which no engine runs."""
         self._expand()
-        operations = itertools.chain.from_iterable(
-            block.walk() for block in self._blocks
+        return any(
+            operation.exchanges for block in self._blocks for operation in block.walk()
         )
-        return any(operation.exchanges for operation in operations)
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
-        """Run bundles and single leaves, and write the results of each as soon as it has finished."""
+        """Run bundles and single leaves, and write the results of each as soon as it has finished.
+
+        No parameter may change before the last call of a closure.
+        """
         waiting = list(bundles)
+        finished: list[Leaf] = []
 
         def finish(leaf: Any) -> None:
             if isinstance(leaf, Leaf):
-                self._write(leaf)
+                if self._parts.traits.calls_again:
+                    finished.append(leaf)
+                else:
+                    self._write(leaf)
                 return
             waiting.remove(leaf)
             for member in leaf.members:
@@ -397,6 +411,8 @@ class Step(StepInput):
         _count_up(bundles, self._after)
         try:
             execute(leaves, finish)
+            for leaf in finished:
+                self._write(leaf)
         except Exception as error:
             if waiting:
                 add_note(error)
@@ -499,9 +515,7 @@ def _clock_after(count: int | Count) -> Clock:
     return Clock(torch.tensor(count + 1, device=CPU), count + 1)
 
 
-def _count_up(
-    bundles: Iterable[Bundle], after: Mapping[int | Count, int | Count]
-) -> None:
+def _count_up(bundles: Iterable[Any], after: Mapping[int | Count, int | Count]) -> None:
     """Write the counts after the step into the states of the members of bundles."""
     counted: list[Tensor] = []  # counts on the host, to be incremented
     on_device: list[Member] = []
@@ -518,7 +532,7 @@ def _count_up(
         _torch.copy_each_(steps, values)
 
 
-def _count_back(bundles: Iterable[Bundle]) -> None:
+def _count_back(bundles: Iterable[Any]) -> None:
     """Restore the counts before the step for bundles that did not finish."""
     for bundle in bundles:
         for member in bundle.members:

@@ -19,7 +19,7 @@ from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.optim.engine.family import Family, LeafKind, Pairs
 from gradtx.optim.engine.views import OddTensorError, alias, is_positional
 from gradtx.optim.run import Count, Member
-from gradtx.optim.step_input import StepInput
+from gradtx.optim.step import Step
 from gradtx.programs.function import Signature
 
 COUNT, STATE = operator.attrgetter("count"), operator.attrgetter("state")
@@ -107,7 +107,7 @@ class Plan:
         )
 
 
-def fingerprint_of(step_input: StepInput, members: list[Member]) -> tuple[Any, ...]:
+def fingerprint_of(step: Step, members: list[Member]) -> tuple[Any, ...]:
     """Return everything that a plan depends on, except gradients and the addresses of tensors.
 
     For counts, this is only which members have equal ones.
@@ -115,18 +115,18 @@ def fingerprint_of(step_input: StepInput, members: list[Member]) -> tuple[Any, .
     counts = list(map(COUNT, members))
     last_with_count = dict(zip(counts, range(len(counts)), strict=True))
     trees: dict[str, Any] = {}
-    for name, tree in step_input.trees.items():
+    for name, tree in step.trees.items():
         trees[name] = {leaf: dtype_and_shape(value) for leaf, value in tree.items()}
     return (
         members,
         list(map(GROUP_AND_LAYOUT, members)),
         list(map(last_with_count.__getitem__, counts)),
-        step_input.structures,
-        step_input.scalar_dtypes,
+        step.structures,
+        step.scalar_dtypes,
         trees,
         torch.is_inference_mode_enabled(),
-        step_input.scaling is not None,
-        step_input.on_host,
+        step.scaling is not None,
+        step.on_host,
     )
 
 
@@ -194,21 +194,19 @@ class Engine:
     """Run steps through programs, which subclasses build.
 
     Attributes:
-        plan: The plan of the last step.
-        alone: For each parameter whose gradient was released, the plan of its last step.
+        plans: The plan of the last step (None), and of the last step of each parameter whose gradient was released.
         failed: Whether the engine has given up and accepts no leaves.
         reasons: Why the engine does not run a leaf, by leaf name.
     """
 
     def __init__(self) -> None:
-        self.plan: Plan | None = None
-        self.alone: dict[Member, Plan] = {}
+        self.plans: dict[Member | None, Plan] = {}
         self.failed = False
         self.reasons: dict[str, str] = {}
 
     def bundles(
         self,
-        step_input: StepInput,
+        step: Step,
         members: list[Member],
         released: Member | None = None,
     ) -> tuple[list[Any], list[Member]]:
@@ -218,17 +216,17 @@ class Engine:
         """
         if self.failed or not members:
             return [], members
-        fingerprint = fingerprint_of(step_input, members)
-        plan = self.plan if released is None else self.alone.get(released)
+        fingerprint = fingerprint_of(step, members)
+        plan = self.plans.get(released)
         known = plan is not None and plan.matches(fingerprint, members)
         # Raises for invalid steps, as without an engine.
-        leaves = [] if known else step_input.leaves_of(members)
+        leaves = [] if known else step.leaves_of(members)
         try:
             if plan is None or not known:
                 if released is None:
                     self.reasons = {}
-                plan = self._make_plan(fingerprint, members, leaves, step_input)
-            self._begin(plan, step_input)
+                plan = self._make_plan(fingerprint, members, leaves, step)
+            self._begin(plan, step)
         except UnsuitableError as error:
             self._give_up(error.__cause__ or error, logging.DEBUG)
             return [], members
@@ -236,23 +234,10 @@ class Engine:
             # A bug in gradtx: training continues, but the traceback is logged.
             self._give_up(error, logging.ERROR)
             return [], members
-        if released is None:
-            self.plan = plan
-        else:
-            self.alone[released] = plan
+        self.plans[released] = plan
         return plan.bundles, plan.rest
 
-    def bundles_of_one(
-        self, step_input: StepInput, member: Member
-    ) -> tuple[list[Any], list[Member]]:
-        """Return the same for a single member whose gradient was released."""
-        return self.bundles(step_input, [member], member)
-
-    def plans(self) -> list[Plan]:
-        """Return the plans of the last steps of all members."""
-        return [*self.alone.values(), *([] if self.plan is None else [self.plan])]
-
-    def _begin(self, plan: Plan, step_input: StepInput) -> None:
+    def _begin(self, plan: Plan, step: Step) -> None:
         """Pass each bundle its arguments for this step; bundles with the same scalars get the same list."""
         numbers: dict[Any, list[Any]] = {}
         for bundle in plan.bundles:
@@ -261,12 +246,12 @@ class Engine:
             shared = bundle if bundle.signature.equal else bundle.signature
             key = member.group, member.count, id(shared)
             if key not in numbers:
-                numbers[key] = _numbers(member, bundle.signature, step_input)
-            self._begin_bundle(bundle, numbers[key], step_input)
+                numbers[key] = _numbers(member, bundle.signature, step)
+            self._begin_bundle(bundle, numbers[key], step)
 
     def _give_up(self, error: BaseException, level: int) -> None:
         self.failed = True
-        self.plan = None
+        self.plans.clear()
         logger.log(level, self._consequence(), exc_info=error)
         reason = next(iter(str(error).strip().splitlines()), "")
         warn_user(
@@ -279,9 +264,7 @@ class Engine:
         """Return the consequence of giving up, for a warning."""
         raise NotImplementedError
 
-    def _begin_bundle(
-        self, bundle: Any, numbers: list[Any], step_input: StepInput
-    ) -> None:
+    def _begin_bundle(self, bundle: Any, numbers: list[Any], step: Step) -> None:
         """Pass a bundle its scalars and the arguments of its leaves for this step."""
         raise NotImplementedError
 
@@ -311,13 +294,13 @@ class Engine:
         fingerprint: Any,
         members: list[Member],
         leaves: list[Leaf],
-        step_input: StepInput,
+        step: Step,
     ) -> Plan:
         pairs_of_kind: dict[Any, Pairs] = {}
         shared = overlapping(members)
         for member, leaf in zip(members, leaves, strict=True):
             try:
-                kind = self._kind(member, leaf, step_input, id(member) in shared)
+                kind = self._kind(member, leaf, step, id(member) in shared)
             except RefusedError as refusal:
                 self._refuse(leaf, str(refusal))
                 continue
@@ -325,14 +308,12 @@ class Engine:
             pairs_of_kind.setdefault(key, []).append((member, leaf))
         bundles: list[Any] = []
         for (_, _, kind), pairs in pairs_of_kind.items():
-            bundles.extend(self._bundled(Family.of(kind, pairs, step_input)))
+            bundles.extend(self._bundled(Family.of(kind, pairs, step)))
         in_bundles = {id(member) for bundle in bundles for member in bundle.members}
         rest = [member for member in members if id(member) not in in_bundles]
         return Plan(fingerprint, members, bundles, rest)
 
-    def _kind(
-        self, member: Member, leaf: Leaf, step_input: StepInput, shares: bool
-    ) -> LeafKind:
+    def _kind(self, member: Member, leaf: Leaf, step: Step, shares: bool) -> LeafKind:
         """Return the kind of a leaf.
 
         Raises:
@@ -349,7 +330,7 @@ class Engine:
         flat = _is_flat(member, leaf)
         if is_sharded(param):
             _check_shard(leaf)
-        self._check(leaf, step_input)
+        self._check(leaf, step)
         if is_sharded(param) and not flat:
             raise RefusedError(
                 "it is sharded, and a reduction over a shard differs from one over the whole tensor"
@@ -360,13 +341,11 @@ class Engine:
             raise RefusedError(ODD) from None
         written = self._traits_of_written(tensors, flat)
         by_leaf = [
-            name
-            for name, tree in step_input.trees.items()
-            if tree[leaf.name] is not None
+            name for name, tree in step.trees.items() if tree[leaf.name] is not None
         ]
         read: list[Any] = [
             param.grad,
-            *(step_input.trees[name][leaf.name] for name in by_leaf),
+            *(step.trees[name][leaf.name] for name in by_leaf),
         ]
         return LeafKind(
             flat=flat,
@@ -379,21 +358,19 @@ class Engine:
             width=self._width(member, leaf, flat),
         )
 
-    def _check(self, leaf: Leaf, step_input: StepInput) -> None:
+    def _check(self, leaf: Leaf, step: Step) -> None:
         """Check that programs may run all operations of a leaf.
 
         Raises:
             RefusedError: If they may not.
         """
         for operation in leaf.program:
-            if not self._has_program(operation, leaf, step_input):
+            if not self._has_program(operation, leaf, step):
                 stage = ".".join(operation.path)
                 self._report(stage)
                 raise RefusedError(f"{stage} has no program")
 
-    def _has_program(
-        self, operation: Operation, leaf: Leaf, step_input: StepInput
-    ) -> bool:
+    def _has_program(self, operation: Operation, leaf: Leaf, step: Step) -> bool:
         """Whether programs of this engine may run an operation for a leaf."""
         return operation.has_program(leaf)
 
@@ -411,23 +388,23 @@ def _check_shard(leaf: Leaf) -> None:
         raise RefusedError(SUM_OVER_SHARDS)
 
 
-def _numbers(member: Member, signature: Signature, step_input: StepInput) -> list[Any]:
+def _numbers(member: Member, signature: Signature, step: Step) -> list[Any]:
     """Return the scalars that the leaves of a bundle share, in the order of `Signature`."""
     count = member.count
     numbers: list[Any] = [
         count.made + 1 if isinstance(count, Count) else count + 1,
-        step_input.count,
+        step.count,
     ]
-    if step_input.scaling is not None:
-        numbers.extend(step_input.scaling.on(local(member.param).device))
-    numbers.extend(step_input.numbers[member.group])
+    if step.scaling is not None:
+        numbers.extend(step.scaling.on(local(member.param).device))
+    numbers.extend(step.numbers[member.group])
     for path, name in signature.shared:
-        numbers.append(step_input.run.scalars(path)[name])
+        numbers.append(step.run.scalars(path)[name])
     # Now: a bundle writes them at its end.
     for key in signature.equal:
         numbers.append(member.state[key].item())
     for name in signature.scalars:
-        numbers.append(step_input.scalars[name])
+        numbers.append(step.scalars[name])
     return numbers
 
 

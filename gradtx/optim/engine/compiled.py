@@ -38,8 +38,8 @@ from gradtx.optim.engine.views import (
     row_of,
     window_of,
 )
-from gradtx.optim.run import Member
-from gradtx.optim.step_input import StepInput, Trees
+from gradtx.optim.run import Member, Trees
+from gradtx.optim.step import Step
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.record import ImpureError, line_of_rule, reason_of
 
@@ -119,18 +119,14 @@ class CompiledEngine(Engine):
 
     # The arguments of a step.
 
-    def _begin(self, plan: Plan, step_input: StepInput) -> None:
+    def _begin(self, plan: Plan, step: Step) -> None:
         self._prepared = {}
         self._gradients_are_as_planned = plan.gradients_are_as_planned
-        super()._begin(plan, step_input)
+        super()._begin(plan, step)
 
-    def _begin_bundle(
-        self, bundle: Any, numbers: list[Any], step_input: StepInput
-    ) -> None:
-        bundle.begin(step_input.run, numbers, step_input.on_host)
-        bundle.read_from(
-            step_input.trees, self._prepared, self._gradients_are_as_planned
-        )
+    def _begin_bundle(self, bundle: Any, numbers: list[Any], step: Step) -> None:
+        bundle.begin(step.run, numbers, step.on_host)
+        bundle.read_from(step.trees, self._prepared, self._gradients_are_as_planned)
 
     def _flag(self, device: torch.device, real: bool) -> Tensor:
         """Return the flag for real leaves or for padding, one tensor for all leaves."""
@@ -192,7 +188,7 @@ class CompiledEngine(Engine):
             return tensors[0].numel() >= LARGE, *traits
         return False, *map(_traits_of, tensors)
 
-    def _check(self, leaf: Leaf, step_input: StepInput) -> None:
+    def _check(self, leaf: Leaf, step: Step) -> None:
         # A 0-d slot cannot be distinguished from one shaped like the leaf.
         if leaf.key.ndim == 0:
             raise RefusedError("it has no dimensions")
@@ -204,7 +200,7 @@ class CompiledEngine(Engine):
             raise RefusedError(
                 "a link is computed by owners, which requires list programs"
             )
-        super()._check(leaf, step_input)
+        super()._check(leaf, step)
 
     def _report(self, stage: str) -> None:
         if stage not in self._logged:
@@ -218,7 +214,7 @@ class CompiledEngine(Engine):
 
         `splits` is whether large coded leaves may be updated in windows.
         """
-        trees = family.step_input.trees
+        trees = family.step.trees
         first, leaf = family.pairs[0]
         row = row_of(first) if family.kind.flat else None
         window = _window(first, leaf, row) if row is not None and splits else None
@@ -253,7 +249,7 @@ class CompiledEngine(Engine):
         """Return the programs of this structure."""
         if self._programs is None:
             options = repr(sorted(self._options.items()))
-            tx = family.step_input.views[0].tx
+            tx = family.step.views[0].tx
             self._programs = _SHARED.of_chain(tx, self._backend, options)
         return self._programs.setdefault(family.key, Similar())
 

@@ -31,8 +31,8 @@ from gradtx.optim.engine.views import (
     plain,
     plain_or_copy,
 )
-from gradtx.optim.run import Member
-from gradtx.optim.step_input import StepInput, Trees
+from gradtx.optim.run import Member, Trees
+from gradtx.optim.step import Step
 from gradtx.programs.bundle import (
     ListBundle,
     ListPhase,
@@ -276,18 +276,14 @@ class ListEngine(Engine):
     def _consequence(self) -> str:
         return "steps run leaf by leaf"
 
-    def _has_program(
-        self, operation: Operation, leaf: Leaf, step_input: StepInput
-    ) -> bool:
-        return operation.has_list_program(leaf, step_input.host_knows_scalars)
+    def _has_program(self, operation: Operation, leaf: Leaf, step: Step) -> bool:
+        return operation.has_list_program(leaf, step.host_knows_scalars)
 
-    def _begin_bundle(
-        self, bundle: Any, numbers: list[Any], step_input: StepInput
-    ) -> None:
-        bundle.begin(step_input.run, numbers, step_input.on_host)
-        bundle.trees, bundle.consumes = step_input.trees, step_input.consumes
+    def _begin_bundle(self, bundle: Any, numbers: list[Any], step: Step) -> None:
+        bundle.begin(step.run, numbers, step.on_host)
+        bundle.trees, bundle.consumes = step.trees, step.consumes
         if bundle.signature.has_owners:
-            bundle.set_leaves(step_input.leaves_of(bundle.members))
+            bundle.set_leaves(step.leaves_of(bundle.members))
 
     # Planning.
 
@@ -316,7 +312,7 @@ class ListEngine(Engine):
         Their new values depend only on scalars and on each other.
         """
         slots = family.signature.slots
-        if not family.step_input.on_host or family.signature.has_owners:
+        if not family.step.on_host or family.signature.has_owners:
             return ()
         candidates: set[str] = set(slots)
         for member in family.members:
@@ -383,7 +379,7 @@ class ListEngine(Engine):
 
     def _bundles(self, family: Family, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves of one kind, each with its program."""
-        on_host, known = family.step_input.on_host, self._programs_of(family)
+        on_host, known = family.step.on_host, self._programs_of(family)
         programs = ListPrograms(family.record, on_host, family.key, known)
         common = None
         may_have_any_shape = family.kind.flat and not family.signature.layout.codes
@@ -417,7 +413,7 @@ class ListEngine(Engine):
 
     def _programs_of(self, family: Family) -> dict[Any, Any]:
         if self._programs is None:
-            self._programs = _SHARED.of_chain(family.step_input.views[0].tx)
+            self._programs = _SHARED.of_chain(family.step.views[0].tx)
         return self._programs
 
 
