@@ -54,10 +54,9 @@ def explain(parts: Parts) -> Explanation:
         return Explanation(Way(name, ALONE, "gradtx.eagerly() is on") for name in names)
     ways: dict[str, str] = {}
     reasons: dict[str, str] = {}
-    engines = [(LISTS, parts.lists)]
-    if parts.engine is not None:
-        engines.insert(0, (COMPILED, parts.engine))
-    for way, engine in engines:
+    for way, engine in ((COMPILED, parts.engine), (LISTS, parts.lists)):
+        if engine is None:
+            continue
         reasons.update(engine.reasons)
         for plan in engine.plans.values():
             for bundle in plan.bundles:

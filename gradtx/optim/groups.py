@@ -206,12 +206,6 @@ class GroupView:
             numbers.append(item)
         return numbers
 
-    def chain_of(
-        self, structure: Structure
-    ) -> Callable[[list[Tensor]], GradientTransformation]:
-        """Return a function that replaces the placeholders of a structure with 0-d tensors."""
-        return ChainOf(self.tx, structure)
-
     # After a step, and when a checkpoint is loaded.
 
     def show(self, count: CountOf) -> None:

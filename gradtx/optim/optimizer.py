@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import numbers
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
@@ -271,34 +272,36 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         around = ambient()  # only closures and other extras run in it
         if around is not None:
             closure, extras = around.around(closure), around.around_all(extras)
-        step = self._step if max_iter == 1 else self._iterate(max_iter)
+        step = (
+            self._step if max_iter == 1 else functools.partial(self._iterate, max_iter)
+        )
         if around is None:
             return step(closure, consume_gradients, extras)
         return around.suspend(step, closure, consume_gradients, extras)
 
     _step_untraced = _torch.not_traced(step)
 
-    def _iterate(self, max_iter: int) -> Callable[..., Any]:
-        """Return a function that steps repeatedly with one closure, and returns its first result."""
-
-        def steps(
-            closure: Callable[[], Any] | None, consume_gradients: bool, extras: Extras
-        ) -> Any:
-            if closure is None or max_iter < 1:
-                raise ValueError(
-                    f"{type(self).__name__}: max_iter={max_iter!r} must be at least 1, and needs a closure"
-                )
-            params = params_of(self.param_groups)
-            known = KnownClosure(closure, params)
-            losses: list[Any] = []
-            for _ in range(max_iter):
-                before = Weights(params)
-                losses.append(self._step(known, consume_gradients, dict(extras)))
-                if before.are_present():
-                    break
-            return losses[0]
-
-        return steps
+    def _iterate(
+        self,
+        max_iter: int,
+        closure: Callable[[], Any] | None,
+        consume_gradients: bool,
+        extras: Extras,
+    ) -> Any:
+        """Step repeatedly with one closure, and return its first result."""
+        if closure is None or max_iter < 1:
+            raise ValueError(
+                f"{type(self).__name__}: max_iter={max_iter!r} must be at least 1, and needs a closure"
+            )
+        params = params_of(self.param_groups)
+        known = KnownClosure(closure, params)
+        losses: list[Any] = []
+        for _ in range(max_iter):
+            before = Weights(params)
+            losses.append(self._step(known, consume_gradients, dict(extras)))
+            if before.are_present():
+                break
+        return losses[0]
 
     def _step(
         self,

@@ -20,6 +20,7 @@ from gradtx.optim.run import Member
 from gradtx.optim.step import Step
 from gradtx.programs.bundle import ListPhase, phases_of_shards
 from gradtx.programs.function import LeafFunction, Signature
+from gradtx.programs.hyperparameters import ChainOf
 from gradtx.programs.planner import probes
 from gradtx.programs.terms import numbers_in
 
@@ -93,8 +94,7 @@ class Family:
 
     def function(self) -> LeafFunction:
         """Return the step of leaves as a function of flat arguments."""
-        view = self.step.views[self.pairs[0][0].group]
-        make_chain = view.chain_of(self._structure())
+        make_chain = ChainOf(self.step.views[0].tx, self._structure())
         return LeafFunction(self.signature, make_chain, scaling_from)
 
     def arguments(self, member: Member, leaf: Leaf) -> list[Tensor]:
