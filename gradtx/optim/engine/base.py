@@ -197,7 +197,10 @@ class Engine:
         plans: The plan of the last step (None), and of the last step of each parameter whose gradient was released.
         failed: Whether the engine has given up and accepts no leaves.
         reasons: Why the engine does not run a leaf, by leaf name.
+        consequence: The consequence of giving up, for a warning.
     """
+
+    consequence: str
 
     def __init__(self) -> None:
         self.plans: dict[Member | None, Plan] = {}
@@ -247,26 +250,18 @@ class Engine:
             key = member.group, member.count, id(shared)
             if key not in numbers:
                 numbers[key] = _numbers(member, bundle.signature, step)
-            self._begin_bundle(bundle, numbers[key], step)
+            bundle.begin(step.run, numbers[key], step.on_host)
 
     def _give_up(self, error: BaseException, level: int) -> None:
         self.failed = True
         self.plans.clear()
-        logger.log(level, self._consequence(), exc_info=error)
+        logger.log(level, self.consequence, exc_info=error)
         reason = next(iter(str(error).strip().splitlines()), "")
         warn_user(
-            f"{self._consequence()}: {type(error).__name__}: {reason}", RuntimeWarning
+            f"{self.consequence}: {type(error).__name__}: {reason}", RuntimeWarning
         )
 
     # Methods that subclasses implement.
-
-    def _consequence(self) -> str:
-        """Return the consequence of giving up, for a warning."""
-        raise NotImplementedError
-
-    def _begin_bundle(self, bundle: Any, numbers: list[Any], step: Step) -> None:
-        """Pass a bundle its scalars and the arguments of its leaves for this step."""
-        raise NotImplementedError
 
     def _bundled(self, family: Family) -> list[Any]:
         """Return the bundles of a family; it may leave out leaves."""
@@ -274,7 +269,7 @@ class Engine:
 
     def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
         """Return the number of leaves that a program processes."""
-        raise NotImplementedError
+        return 1
 
     def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
         """Return the properties shared by the parameters and slots of a program.

@@ -93,6 +93,8 @@ class CompiledEngine(Engine):
         backend: The function that compiles graphs.
     """
 
+    consequence = "compile=True has no effect, steps run eagerly"
+
     def __init__(
         self, options: Mapping[str, Any], backend: Backend = compile_with_inductor
     ):
@@ -100,8 +102,6 @@ class CompiledEngine(Engine):
         self._options = dict(options)
         self._backend = backend
         self._programs: dict[Any, Similar] | None = None
-        self._prepared: Prepared = {}
-        self._gradients_are_as_planned = False
         self._flags: dict[tuple[torch.device, bool], Tensor] = {}
         self._logged: set[str] = set()  # stages that have been logged
 
@@ -120,13 +120,10 @@ class CompiledEngine(Engine):
     # The arguments of a step.
 
     def _begin(self, plan: Plan, step: Step) -> None:
-        self._prepared = {}
-        self._gradients_are_as_planned = plan.gradients_are_as_planned
         super()._begin(plan, step)
-
-    def _begin_bundle(self, bundle: Any, numbers: list[Any], step: Step) -> None:
-        bundle.begin(step.run, numbers, step.on_host)
-        bundle.read_from(step.trees, self._prepared, self._gradients_are_as_planned)
+        prepared: Prepared = {}
+        for bundle in plan.bundles:
+            bundle.read_from(step.trees, prepared, plan.gradients_are_as_planned)
 
     def _flag(self, device: torch.device, real: bool) -> Tensor:
         """Return the flag for real leaves or for padding, one tensor for all leaves."""
@@ -135,9 +132,6 @@ class CompiledEngine(Engine):
         return self._flags[device, real]
 
     # Planning.
-
-    def _consequence(self) -> str:
-        return "compile=True has no effect, steps run eagerly"
 
     def _bundled(self, family: Family) -> list[Any]:
         # Compilers specialize on the first sizes they see.

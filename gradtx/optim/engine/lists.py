@@ -18,6 +18,7 @@ from gradtx.optim.engine.base import (
     READS_SHAPE,
     SUM_OVER_SHARDS,
     Engine,
+    Plan,
 )
 from gradtx.optim.engine.family import Family, Pairs, first_entries
 from gradtx.optim.engine.views import (
@@ -266,6 +267,8 @@ _SHARED = SharedPrograms()
 class ListEngine(Engine):
     """Run steps over lists of leaves."""
 
+    consequence = "steps run leaf by leaf"
+
     def __init__(self) -> None:
         super().__init__()
         self._programs: dict[Any, Any] | None = None
@@ -273,22 +276,17 @@ class ListEngine(Engine):
     def __reduce__(self) -> tuple[Any, ...]:
         return ListEngine, ()
 
-    def _consequence(self) -> str:
-        return "steps run leaf by leaf"
-
     def _has_program(self, operation: Operation, leaf: Leaf, step: Step) -> bool:
         return operation.has_list_program(leaf, step.host_knows_scalars)
 
-    def _begin_bundle(self, bundle: Any, numbers: list[Any], step: Step) -> None:
-        bundle.begin(step.run, numbers, step.on_host)
-        bundle.trees, bundle.consumes = step.trees, step.consumes
-        if bundle.signature.has_owners:
-            bundle.set_leaves(step.leaves_of(bundle.members))
+    def _begin(self, plan: Plan, step: Step) -> None:
+        super()._begin(plan, step)
+        for bundle in plan.bundles:
+            bundle.trees, bundle.consumes = step.trees, step.consumes
+            if bundle.signature.has_owners:
+                bundle.set_leaves(step.leaves_of(bundle.members))
 
     # Planning.
-
-    def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
-        return 1
 
     def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
         return tuple((tensor.dtype, tensor.device) for tensor in tensors)
