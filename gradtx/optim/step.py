@@ -8,7 +8,7 @@ import math
 import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,9 +43,6 @@ from gradtx.optim.parts import Parts
 from gradtx.optim.run import Count, Extras, Member, OptimizerRun, Trees, leaf_of
 from gradtx.programs.bundle import is_on_accelerator
 from gradtx.programs.hyperparameters import Structure, each_item
-
-if TYPE_CHECKING:
-    pass
 
 CALL = "step(closure"
 COUNT = operator.attrgetter("count")
