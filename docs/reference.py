@@ -77,7 +77,7 @@ OTHERS = [
             "gradtx.execution.context",
             "gradtx.combinators.frame",
             "gradtx.state.codes",
-            "gradtx.base.eager",
+            "gradtx.base.ambient",
         ),
         "The decorators. See also [a complete example](../contributing.md).",
     ),

@@ -9,7 +9,7 @@ from gradtx import schedules as schedules
 from gradtx import slots as slots
 from gradtx.algorithms import *
 from gradtx.arguments import *
-from gradtx.base.eager import *
+from gradtx.base.ambient import *
 from gradtx.base.exact import *
 from gradtx.base.names import public_names as _public_names
 from gradtx.checkpoint import *

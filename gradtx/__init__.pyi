@@ -72,7 +72,7 @@ from gradtx.schedules import cosine_warm_restarts_schedule as cosine_warm_restar
 from gradtx.schedules import cosine_warmup_restarts_schedule as cosine_warmup_restarts_schedule
 from gradtx.registry import create_optimizer as create_optimizer
 from gradtx.schedules import cyclic_schedule as cyclic_schedule
-from gradtx.base.eager import eagerly as eagerly
+from gradtx.base.ambient import eagerly as eagerly
 from gradtx.schedules import explore_exploit_schedule as explore_exploit_schedule
 from gradtx.schedules import exponential_schedule as exponential_schedule
 from gradtx.functional import get as get
@@ -2584,7 +2584,7 @@ def ranger21(
 ) -> GradientTransformation: ...
 def record(
     name: Static[str | None] = None,
-    what: tuple[Quantity, ...] = ('norm',),
+    what: Quantity | tuple[Quantity, ...] = ('norm',),
     per: Literal['leaf', 'all'] = "leaf",
     *,
     state_dtype: StateDtype | None = None,

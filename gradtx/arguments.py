@@ -17,6 +17,7 @@ from torch import Tensor
 from gradtx.base.exact import Betas, Scalar, Schedule
 from gradtx.base.inputs import are_parameters
 from gradtx.base.messages import describe, nearest, schedule_remedy, shortly
+from gradtx.base.names import is_ours
 
 __all__ = [
     "AnyLength",
@@ -434,16 +435,13 @@ def keyword_parameter(name: str, default: Any, annotation: str) -> inspect.Param
     )
 
 
-def is_users(function: Callable[..., Any]) -> bool:
-    """Whether a factory was written by a user, not by this package."""
-    return (function.__module__ or "").partition(".")[0] != __package__
-
-
 def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
     """Return a function's evaluated annotations, cached for this package, since importing it evaluates 1,600."""
     module = sys.modules.get(function.__module__ or "")
     # A doctest has its own globals.
-    if is_users(function) or getattr(function, "__globals__", None) is not vars(module):
+    if not is_ours(function) or getattr(function, "__globals__", None) is not vars(
+        module
+    ):
         return typing.get_type_hints(function, include_extras=True)
     return {
         name: _evaluated(function.__module__, annotation)

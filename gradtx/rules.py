@@ -25,6 +25,7 @@ from gradtx.arguments import Argument, Arguments, is_off, tensors_in, varies
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.exact import resolve
 from gradtx.base.messages import describe, nearest
+from gradtx.base.names import is_ours
 from gradtx.base.selectors import Selector, Where
 from gradtx.base.torch_names import readable
 from gradtx.execution.context import ALWAYS_KNOWN
@@ -111,8 +112,20 @@ class Options(TreeOptions, total=False):
     wire: Callable[[Bound], torch.dtype | None] | None
 
 
-# The options of `per_tensor`, documented there, with their defaults. A value may be a function of a call's arguments.
-RULE_OPTIONS: dict[str, Any] = {
+class AliasOptions(TypedDict, total=False):
+    """The options of `alias`, documented there."""
+
+    class_name: str
+
+
+OPTIONS: dict[str, Any] = {
+    "rule": Options,
+    "tree": TreeOptions,
+    "alias": AliasOptions,
+    "combinator": CombinatorOptions,
+}
+# The defaults of all options. A value may be a function of a call's arguments.
+_DEFAULTS: dict[str, Any] = {
     "elementwise": False,
     "takes_complex": None,
     "needs": (),
@@ -129,15 +142,9 @@ RULE_OPTIONS: dict[str, Any] = {
     "random": False,
     "whole": False,
     "wire": None,
+    "rounds": False,
+    "class_name": "",
 }
-COMBINATOR_OPTIONS = {"needs": (), "extras": {}, "owns_lr": False, "rounds": False}
-OPTIONS: dict[str, dict[str, Any]] = {
-    "rule": RULE_OPTIONS,
-    "tree": {"needs": (), "extras": {}},
-    "alias": {"class_name": ""},
-    "combinator": COMBINATOR_OPTIONS,
-}
-_DEFAULTS = {**RULE_OPTIONS, **COMBINATOR_OPTIONS, "class_name": ""}
 
 
 class Spec:
@@ -439,13 +446,12 @@ class FactoryCall(GradientTransformation):
         return f"{self._name}({', '.join(shown)})"
 
     def _skeleton(self) -> Any:
-        is_ours = self._spec.function.__module__.startswith("gradtx.")
         storage = (
             None
             if self._storage is None
             else (self._storage.given, self._storage.min_size)
         )
-        if not is_ours or not _is_constant(storage):
+        if not is_ours(self._spec.function) or not _is_constant(storage):
             # A user's function may reference any object, which a shared program would keep alive.
             return None
         parts: list[Any] = [self._spec, storage]
@@ -920,7 +926,9 @@ def whole_tree(function: Any = None, /, **options: Any) -> Any:
 @overload
 def alias(function: Callable[P, Any], /) -> Alias[P]: ...
 @overload
-def alias(*, class_name: str = ...) -> Callable[[Callable[P, Any]], Alias[P]]: ...
+def alias(
+    **options: Unpack[AliasOptions],
+) -> Callable[[Callable[P, Any]], Alias[P]]: ...
 def alias(function: Any = None, /, **options: Any) -> Any:
     """Create a named optimizer from a function that returns a chain.
 
@@ -977,10 +985,9 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
 def _decorated(
     name: str, kind: str, function: Callable[..., Any] | None, options: dict[str, Any]
 ) -> Any:
-    for option in options.keys() - OPTIONS[kind].keys():
-        raise TypeError(
-            f"{name}: unknown option {option!r}; {nearest(option, OPTIONS[kind])}"
-        )
+    known = OPTIONS[kind].__annotations__
+    for option in options.keys() - known.keys():
+        raise TypeError(f"{name}: unknown option {option!r}; {nearest(option, known)}")
 
     def decorate(function: Callable[..., Any]) -> Any:
         if not hasattr(function, "__name__"):

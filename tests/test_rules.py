@@ -1,5 +1,7 @@
 """Rules for one tensor: sums over leaves, shared scalars, dtypes."""
 
+import functools
+
 import pytest
 import torch
 
@@ -228,3 +230,22 @@ def test_a_rule_may_ask_for_a_dtype_of_its_own():
     assert state["rule"]["bits"]["a"].tolist() == [2] * 3
     assert state["rule"]["bits"]["a"].dtype == torch.uint8
     assert_same(state["rule"]["n"]["a"], torch.tensor(2))
+
+
+def times(factor, update, state, param, ctx):
+    return factor * update, state
+
+
+class OfNoModule:
+    """A rule that no module defines, such as a built-in function."""
+
+    __module__ = None
+
+    def __call__(self, update, state, param, ctx):
+        return 2.0 * update, state
+
+
+@pytest.mark.parametrize("rule", [functools.partial(times, 2.0), OfNoModule()], ids=["partial", "object"])
+def test_a_rule_may_be_any_callable(rule):
+    updates, _ = run(made(rule), 1)
+    assert all(torch.equal(u, torch.full_like(u, 2.0)) for u in updates.values())

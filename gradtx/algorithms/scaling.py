@@ -262,7 +262,7 @@ def _needs_of_record(arguments: Mapping[str, Any]) -> tuple[str, ...]:
 )
 def record(
     name: Static[str | None] = None,
-    what: tuple[Quantity, ...] = ("norm",),
+    what: Quantity | tuple[Quantity, ...] = ("norm",),
     per: Literal["leaf", "all"] = "leaf",
 ):
     r"""Record quantities of the updates at this position of the chain; updates pass unchanged.
@@ -279,7 +279,7 @@ def record(
     Args:
         name: The key of the norm of the whole tree in the state: `state["record"][name]`, or `state["record_1"][name]`
             for a second `record`. `what` and `per` must then have their defaults.
-        what: The quantities.
+        what: The quantities, or a single one.
         per: "leaf" for each leaf, "all" for the whole tree.
 
     Returns:
@@ -303,6 +303,8 @@ def record(
         >>> {name: round(value, 3) for name, value in gradtx.recorded(state).items()}
         {'record/norm/w': 5.0, 'record/max/w': 4.0, 'record_1/after': 1.0}
     """
+    if isinstance(what, str):
+        what = (what,)
     if name is not None:
         if not name.isidentifier() or name == "step":
             raise ValueError(

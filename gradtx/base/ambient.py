@@ -1,15 +1,19 @@
-"""Run rules without torch's autocast and default device, which would change what their operations compute."""
+"""Ambient state: autocast and the default device, which rules run without, and the switch to run rules eagerly."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias, TypeVar, cast
 
 import torch
 
 from gradtx.base import torch_names as _torch
+
+__all__ = ["eagerly"]
 
 # The device types whose autocast torch enables separately.
 AUTOCAST_TYPES = ("cpu", "cuda", "mps", "xpu")
@@ -68,14 +72,16 @@ def _within(
 
 def ambient() -> Ambient | None:
     """Return the caller's autocast and default device; None if there is nothing to suspend."""
+    if not _torch.may_be_ambient():
+        return None
     autocasts = [
         (device_type, torch.get_autocast_dtype(device_type))
-        for device_type in (AUTOCAST_TYPES if _torch.autocast_possible() else ())
+        for device_type in AUTOCAST_TYPES
         if torch.is_autocast_enabled(device_type)
     ]
     default_device = None
     if not torch.compiler.is_compiling():
-        default_device = _torch.default_device()
+        default_device = torch.get_default_device()
         if default_device.type == "cpu":
             default_device = None
     if not autocasts and default_device is None:
@@ -94,3 +100,62 @@ def without_ambient(method: Method) -> Method:
         return around.suspend(functools.partial(method, **kwargs), *args)
 
     return cast("Method", call)
+
+
+# Eager rules.
+
+NOTE = (
+    "gradtx ran rules as a recorded program here; inside `with gradtx.eagerly():`, or with the environment variable "
+    "GRADTX_EAGER=1, they run line by line, with values"
+)
+
+
+class _Switch:
+    """Whether rules run line by line; one for all threads, because steps during backward run in threads of autograd."""
+
+    is_on = os.environ.get("GRADTX_EAGER", "0") not in ("", "0")
+
+
+_SWITCH = _Switch()
+
+
+def runs_eagerly() -> bool:
+    """Whether rules run line by line."""
+    return _SWITCH.is_on
+
+
+@contextlib.contextmanager
+def eagerly() -> Generator[None, None, None]:
+    """Run every rule line by line inside a `with` block, for debugging.
+
+    By default, `tx.update` and the steps of an optimizer call a rule once, with tensors that have a shape but no
+    values, record its operations, and then repeat these for all leaves. So a `print` or a breakpoint in a rule shows
+    tensors on the meta device, and only once, and Python state that a rule reads keeps its value of the first call.
+    Inside this block each rule is called for each leaf, with its values, and `compile=True` has no effect. Results are
+    equal except for rounding; steps are several times slower. The environment variable GRADTX_EAGER=1 does the same for
+    a process.
+
+    Example:
+        >>> @gradtx.per_tensor
+        ... def shout():
+        ...     def update(update, state, param, ctx):
+        ...         print(update)
+        ...         return -update, state
+        ...     return update
+        >>> tx, params = shout(), {"w": torch.ones(2)}
+        >>> with gradtx.eagerly():
+        ...     updates, state = tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params))
+        tensor([3., 4.])
+    """
+    before, _SWITCH.is_on = _SWITCH.is_on, True
+    try:
+        yield
+    finally:
+        _SWITCH.is_on = before
+
+
+def add_note(error: Exception) -> None:
+    """Add to an error from a recorded program how to run its rules line by line."""
+    add: Any = getattr(error, "add_note", None)
+    if add is not None:  # Python 3.11
+        add(NOTE)

@@ -119,16 +119,16 @@ def _is_dual(tensor: Tensor) -> bool:
 # Ambient.
 
 
-def autocast_possible() -> bool:
-    """Whether any device's autocast may be enabled; while dynamo traces, the result is True."""
-    return torch.compiler.is_compiling() or _C._is_any_autocast_enabled()
+def may_be_ambient() -> bool:
+    """Whether autocast or a default device may be set, which torch's own functions take 5 us to find out.
 
-
-def default_device() -> torch.device:
-    """Return the default device, without the 5 us of torch's own function if no function mode sets one."""
-    if _C._len_torch_function_stack() == 0:
-        return torch.device("cpu")
-    return torch.get_default_device()
+    A function mode sets the device. While dynamo traces, the result is True.
+    """
+    return (
+        torch.compiler.is_compiling()
+        or _C._is_any_autocast_enabled()
+        or _C._len_torch_function_stack() > 0
+    )
 
 
 # Dynamo, without importing it.
@@ -166,6 +166,11 @@ def load_hooks(optimizer: torch.optim.Optimizer) -> tuple[Hooks, Hooks]:
     before = optimizer._optimizer_load_state_dict_pre_hooks
     after = optimizer._optimizer_load_state_dict_post_hooks
     return list(before.values()), list(after.values())
+
+
+def is_captured(device: torch.device) -> bool:
+    """Whether a CUDA graph is capturing the device's current stream."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def unscale_(gradients: list[Tensor], inverse: Tensor) -> None:

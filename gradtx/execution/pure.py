@@ -26,6 +26,7 @@ from gradtx.execution.execute import (
     checks_extras,
     execute,
     initialize,
+    takes_none,
 )
 from gradtx.execution.runs import Run
 from gradtx.state.nested import NestedState, check_plain, enter, is_plain
@@ -52,6 +53,7 @@ class TreeRun(Run):
     """
 
     keeps_trees = True
+    watches = True
     params: dict[str, Any]
     unflatten_params: Any
     grad_fn: Any
@@ -84,7 +86,6 @@ class TreeRun(Run):
         self.leaf_steps = (
             None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS))
         )
-        self.watch()
         self.block = Block.of(tx, self, self._schedule_count())
 
     def _schedule_count(self) -> Tensor:
@@ -215,24 +216,6 @@ class TreeRun(Run):
             )
         return label
 
-    def template(self, name: str) -> Tensor | None:
-        """Return a stored tensor with the leaf's shape, for a leaf that has neither gradient nor parameter, or None.
-
-        Only a combinator that accepts leaves without a gradient processes such a leaf, and it keeps such a tensor.
-        """
-        for operation in self.block.walk():
-            slot, slots = operation.template_slot, {}
-            if slot is not None:
-                slots = self._old.slots_of(operation.path, name)
-            if slot not in slots:
-                continue
-            codes = slots[slot]
-            is_float = codes.dtype.is_floating_point and codes.element_size() > 1
-            if is_float or codes.is_complex():
-                return codes
-            return self.stores[operation.path].template(slot, slots)
-        return None
-
     def check(self, names: dict[str, Any]) -> None:
         """Raise an error, before anything runs, unless this is a state of this chain for these leaves."""
         may_be_complex = {
@@ -339,10 +322,11 @@ def blame_state(tx: Transformation, like: Any, state: Any, error: Exception) -> 
 def _difference(expected: Any, state: Any, path: Path) -> str | None:
     """Describe the first difference in shape, kind of dtype or device; None if there is none."""
     if isinstance(expected, dict) and isinstance(state, dict):
-        for key in expected.keys() & state.keys():
-            fault = _difference(expected[key], state[key], (*path, key))
-            if fault is not None:
-                return fault
+        for key in expected:
+            if key in state:
+                fault = _difference(expected[key], state[key], (*path, key))
+                if fault is not None:
+                    return fault
         return None
     if not (isinstance(expected, Tensor) and isinstance(state, Tensor)):
         return (
@@ -516,16 +500,17 @@ def leaves_of(
     for name, grad in grads.items():
         grad = completed(grad)
         param = None if params is None else params[name]
-        like = None
         if grad is None and param is None:
-            like = run.template(name)
-            if like is None:
-                continue
+            if params is None and takes_none(run.block.operations):
+                raise ValueError(
+                    f"updates: leaf {name!r} has no gradient, but this chain processes it as well: call "
+                    "update(updates, state, params)"
+                )
+            continue
         if params is not None and grad is not None:
             _check_pair(name, grad, param)
-        leaf = leaves[name] = Leaf(
-            run, name, grad, param, scalars, run.clock_of(name), like
-        )
+        leaf = Leaf(run, name, grad, param, scalars, run.clock_of(name))
+        leaves[name] = leaf
         if trees:
             leaf.extras = dict(scalars)
             for extra, values in trees.items():

@@ -18,6 +18,7 @@ from gradtx.base.dtensor import full_tensor, is_sharded, placed_as
 from gradtx.base.errors import OWN_STATE, Path, lacking
 from gradtx.base.exact import exact
 from gradtx.base.messages import nearest, shortly
+from gradtx.base.names import is_ours
 from gradtx.base.torch_names import readable
 from gradtx.distributed.collectives import summed_over_ranks
 from gradtx.execution.context import Context
@@ -26,13 +27,11 @@ from gradtx.execution.runs import LateTerm, Run, Scope
 from gradtx.slots import Slot
 from gradtx.state.random import Stream
 from gradtx.state.slots import (
-    WrongShapeError,
     check_slots,
     numbered,
     value_for,
     with_lists,
     without_number,
-    wrong_shape,
 )
 from gradtx.state.storage import Store
 
@@ -301,23 +300,15 @@ class StageState:
             self._write_shared(leaf, slots)
         if self.store.slots_of(old, leaf) != slots.keys():
             self._check_names(leaf, old, slots)
-        if old:
-            new = self._encode_slots(leaf, slots, old)
-            leaf.new[self.path] = leaf.unless_skipped(new, old)
-
-    def _encode_slots(
-        self, leaf: Leaf, slots: dict[str, Any], old: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Convert the rule's new slots to their stored form."""
+        if not old:
+            return
         if self._space is not None:
             slots = {
                 slot: self._space.write(self._rule, slot, value, leaf)
                 for slot, value in slots.items()
             }
-        try:
-            return self.store.encode_slots(slots, old, leaf)
-        except WrongShapeError as error:
-            raise self._shapes_error(leaf, old, slots, error) from None
+        new = self.store.encode_slots(slots, old, leaf)
+        leaf.new[self.path] = leaf.unless_skipped(new, old)
 
     def _write_shared(self, leaf: Leaf, slots: dict[str, Any]) -> None:
         """Move the shared values from the rule's result to the run."""
@@ -362,33 +353,6 @@ class StageState:
         raise ValueError(
             f"{self._rule.name}: the rule returns a state with the slot {unknown[0]!r}, {remedy}"
         )
-
-    def _shapes_error(
-        self,
-        leaf: Leaf,
-        old: dict[str, Tensor],
-        new: dict[str, Any],
-        otherwise: ValueError,
-    ) -> ValueError:
-        """Return the error for unexpected shapes; `otherwise` is the error that blames the state."""
-        initial = self.first(leaf, old)
-        for slot, value in old.items():
-            if slot not in new:  # an auxiliary tensor of a code, such as its scales
-                continue
-            if initial[slot].shape == value.shape != new[slot].shape:
-                return ValueError(
-                    f"{self._rule.name}: the rule returns the slot {slot!r} of leaf {leaf.name!r} with shape "
-                    f"{tuple(new[slot].shape)}, but its init creates it with shape {tuple(value.shape)}"
-                )
-        return otherwise
-
-    def check_shapes(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
-        """Raise an error if the state's shapes do not match the leaf, a likely cause when a rule fails."""
-        for slot, value in self.first(leaf, old).items():
-            if slot in old and old[slot].shape != value.shape:
-                raise wrong_shape(
-                    self.path, slot, leaf.name, old[slot].shape, value.shape
-                )
 
     def stream(self, leaf: Leaf) -> Stream:
         """Return the random stream of this leaf at this step."""
@@ -485,9 +449,14 @@ class RuleOperation(Operation):
         self.stage = stage
         self.rule = rule
         self._function = rule.update
-        self._is_users = not rule.update.__module__.startswith("gradtx.")
+        self._is_users = not is_ours(rule.update)
         # Numbers of dimensions already watched.
-        self._watched: set[int] | None = set() if run.watches else None
+        watches = (
+            run.watches
+            and not torch.compiler.is_compiling()
+            and not _torch.inside_transform()
+        )
+        self._watched: set[int] | None = set() if watches else None
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         return self.stage.compute_dtype(leaf)
@@ -607,7 +576,6 @@ class RuleOperation(Operation):
                 raise
             raise cause from error
         except RuntimeError as error:
-            self.stage.check_shapes(call.leaf, call.old)
             has_totals = len(call.totals) > 1
             if (
                 not is_sharded(call.update)

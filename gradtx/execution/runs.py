@@ -70,7 +70,7 @@ class Run:
 
     Attributes:
         initial: Whether this is a call of `init`.
-        watches: Whether rules that write in place are detected.
+        watches: Whether rules that write in place are detected, unless dynamo is tracing or a transform is active.
         has_names: Whether leaves have their names; those of a program stand for any leaves.
         keeps_trees: Whether a pair of plain functions may keep any tree as state.
         device: The device of shared values.
@@ -120,12 +120,6 @@ class Run:
         self.memory = Memory()
         self.stores: dict[Path, Store] = {}
         self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
-
-    def watch(self) -> None:
-        """Detect rules that write in place, unless dynamo is tracing or a transform is active."""
-        self.watches = (
-            not torch.compiler.is_compiling() and not _torch.inside_transform()
-        )
 
     # Subclasses look up the old state.
 

@@ -11,6 +11,7 @@ from gradtx.arguments import name_here
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.exact import Schedule
 from gradtx.base.messages import close, describe, warn_user
+from gradtx.base.names import is_ours
 from gradtx.optim.groups import (
     ENGINE_OPTIONS,
     SCHEDULER_KEYS,
@@ -55,9 +56,7 @@ def _ascends(tx: GradientTransformation) -> bool | None:
     """Whether steps are known to have the sign of the gradient; None if they are the gradient, as with `average`."""
     if isinstance(tx, Chain):
         return _jointly(map(_ascends, tx._children()))
-    if not isinstance(tx, FactoryCall) or not (
-        tx._spec.function.__module__ or ""
-    ).startswith("gradtx."):
+    if not isinstance(tx, FactoryCall) or not is_ours(tx._spec.function):
         return False  # a user function may flip the sign
     if (
         tx._name in (RATE, "scale", "freeze")

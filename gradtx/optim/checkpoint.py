@@ -21,9 +21,8 @@ from gradtx.optim.groups import (
     is_same,
     params_of,
 )
-from gradtx.optim.matching import matched, misfits_of
-from gradtx.optim.parameters import never_trains
-from gradtx.optim.state import Initial, States
+from gradtx.optim.run import never_trains
+from gradtx.optim.state import Initial, States, matched, misfits_of
 
 # The names of `decoupled_weight_decay` in qhoptim and pytorch_optimizer, each with the value that enables it.
 DECOUPLED = (

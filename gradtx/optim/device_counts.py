@@ -24,8 +24,8 @@ from gradtx.base.dtensor import full_tensor, local
 from gradtx.base.exact import exact
 from gradtx.combinators.frame import Enter, Frame, InnerClock
 from gradtx.execution.runs import Run, Scope
-from gradtx.optim.member import Count, Member
 from gradtx.optim.parameters import Members
+from gradtx.optim.run import Count, Member
 from gradtx.transform import chain
 
 
@@ -40,13 +40,10 @@ class Scaling:
     )
 
     @classmethod
-    def requested_by(cls, optimizer: torch.optim.Optimizer) -> Scaling | None:
-        """Return the request that a scaler has set on the optimizer, if any."""
-        found_inf: Any = getattr(optimizer, "found_inf", None)
+    def requested_by(cls, optimizer: Any) -> Scaling:
+        """Return the request that a scaler has set on the optimizer."""
         scale: Any = getattr(optimizer, "grad_scale", None)
-        if found_inf is None:
-            return None
-        found_inf = full_tensor(torch.as_tensor(found_inf)).reshape(())
+        found_inf = full_tensor(torch.as_tensor(optimizer.found_inf)).reshape(())
         device = found_inf.device
         if scale is None:
             scale = torch.ones((), device=device)
@@ -158,11 +155,6 @@ def check_capturable(members: Members) -> None:
         raise ValueError(
             f"{who}: the parameters are on several devices; create one optimizer per device"
         )
-
-
-def is_captured(device: torch.device) -> bool:
-    """Whether a CUDA graph is capturing the device's current stream."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def check_capture(

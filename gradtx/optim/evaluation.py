@@ -15,9 +15,8 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block
 from gradtx.execution.pure import evaluation_weights
 from gradtx.optim.groups import CPU, params_of
-from gradtx.optim.matching import as_slot
-from gradtx.optim.parameters import leaf_of
-from gradtx.optim.state import States
+from gradtx.optim.run import leaf_of
+from gradtx.optim.state import States, as_slot
 
 # The slot of the training weights in state dicts that were saved in evaluation mode.
 TRAINED = "trained"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from gradtx.base.eager import runs_eagerly
+from gradtx.base.ambient import runs_eagerly
 
 if TYPE_CHECKING:
     from gradtx.optim.parts import Parts
@@ -54,12 +54,11 @@ def explain(parts: Parts) -> Explanation:
         return Explanation(Way(name, ALONE, "gradtx.eagerly() is on") for name in names)
     ways: dict[str, str] = {}
     reasons: dict[str, str] = {}
-    engines = [(LISTS, parts.lists)]
-    if parts.engine is not None:
-        engines.insert(0, (COMPILED, parts.engine))
-    for way, engine in engines:
+    for way, engine in ((COMPILED, parts.engine), (LISTS, parts.lists)):
+        if engine is None:
+            continue
         reasons.update(engine.reasons)
-        for plan in engine.plans():
+        for plan in engine.plans.values():
             for bundle in plan.bundles:
                 for member in bundle.members:
                     ways.setdefault(member.name, way)

@@ -68,6 +68,7 @@ class GroupView:
         entries: The hyperparameters, by their names in the group.
         sources: Their values when the group was created, or schedules that replaced them.
         shown: What the group shows of each schedule that has not been overwritten.
+        settled: The values of the last step, or those with which the group was created.
         structure: What determines links and slots: the place and the form of each value, with `NUMBER` in place of each
             number, except those that are literally off. Another object after each change.
     """
@@ -140,20 +141,19 @@ class GroupView:
 
     def settle(self, values: Values) -> None:
         """Take checked values for the next step: note changed schedules, and change the structure if necessary."""
-        if values is not self._settled:
-            for name, value in values.items():
-                if not has_schedule(value):
-                    self.shown.pop(name, None)
-                elif value is not self.sources[name]:
-                    # `show` replaces it with its number.
-                    self.sources[name] = self.shown[name] = value
-            self._take(values, self.structure)
+        for name, value in values.items():
+            if not has_schedule(value):
+                self.shown.pop(name, None)
+            elif value is not self.sources[name]:
+                # `show` replaces it with its number.
+                self.sources[name] = self.shown[name] = value
+        self._take(values, self.structure)
 
     def _take(
         self, values: Values, before: Structure = (), literals: bool = True
     ) -> None:
         """Change the structure to that of values; see `Numbers`."""
-        self._settled = values
+        self.settled = values
         self._numbers = self._numbers_of(values, before, literals)
         if self._numbers.structure != self.structure:
             self.structure = self._numbers.structure
@@ -190,7 +190,7 @@ class GroupView:
         It has the values of the last step, but the learning rate of construction, since a warm-up may already have
         overwritten it in the group.
         """
-        first = dict(self._settled)
+        first = dict(self.settled)
         if "lr" in first:
             first["lr"] = self.sources["lr"]
         return self.chain(first)
@@ -205,12 +205,6 @@ class GroupView:
                 item = item if isinstance(item, Tensor) else python_scalar(item)
             numbers.append(item)
         return numbers
-
-    def chain_of(
-        self, structure: Structure
-    ) -> Callable[[list[Tensor]], GradientTransformation]:
-        """Return a function that replaces the placeholders of a structure with 0-d tensors."""
-        return ChainOf(self.tx, structure)
 
     # After a step, and when a checkpoint is loaded.
 
@@ -249,7 +243,7 @@ class GroupView:
         """Return this view without literals: every number may be changed without a change of the slots."""
         view = copy(self)
         view._clear()
-        view._take(self._settled, literals=False)
+        view._take(self.settled, literals=False)
         return view
 
     def overridden(self) -> list[str] | None:

@@ -21,9 +21,9 @@ from gradtx.base.messages import describe
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, Position
 from gradtx.optim.groups import Group
-from gradtx.optim.parameters import leaf_of
+from gradtx.optim.run import leaf_of
 from gradtx.optim.state import States
-from gradtx.optim.step_input import StepInput
+from gradtx.optim.step import Step
 from gradtx.state.random import Stream
 from gradtx.transform import GradientTransformation
 
@@ -36,23 +36,29 @@ class HessianSource:
 
     Args:
         owner: The optimizer's class, for error messages.
-        tx: The optimizer's transformation.
+        link: The name of the first link that needs `hessian_diag`.
         seed: The seed for new groups.
-
-    Attributes:
-        link: The name of the first link that needs `hessian_diag`; None if no link does.
     """
 
-    def __init__(self, owner: str, tx: GradientTransformation, seed: Any):
+    def __init__(self, owner: str, link: str, seed: int):
         self._owner = owner
-        self._seed = _checked_seed(f"{owner}: seed", seed)
-        needing = [link._name for link in tx._links() if "hessian_diag" in link._needs]
-        self.link = needing[0] if needing else None
+        self.link = link
+        self._seed = seed
+
+    @classmethod
+    def of_chain(
+        cls, owner: str, tx: GradientTransformation, seed: Any
+    ) -> HessianSource | None:
+        """Return the source for a chain; None if no link needs `hessian_diag`."""
+        seed = _checked_seed(f"{owner}: seed", seed)
+        for link in tx._links():
+            if "hessian_diag" in link._needs:
+                return cls(owner, link._name, seed)
+        return None
 
     def mark(self, group: Group) -> None:
-        """Add the seed to a group that lacks it, if the chain needs second derivatives."""
-        if self.link is not None:
-            group.setdefault(SEED, self._seed)
+        """Add the seed to a group that lacks it."""
+        group.setdefault(SEED, self._seed)
 
     # Around the closure.
 
@@ -88,7 +94,7 @@ class HessianSource:
 
     # In a step.
 
-    def supply(self, step: StepInput, states: States, estimates: bool) -> None:
+    def supply(self, step: Step, states: States, estimates: bool) -> None:
         """Pass each leaf of a step its part of the diagonal, before the step writes anything.
 
         Args:
@@ -139,7 +145,7 @@ class HessianSource:
         leaf.extras = {**leaf.extras, "hessian_diag": value}
         leaf.run.leaf_extras = {*leaf.run.leaf_extras, "hessian_diag"}  # type: ignore[misc]
 
-    def _estimate(self, due: list[Leaf], step: StepInput, states: States) -> Diagonal:
+    def _estimate(self, due: list[Leaf], step: Step, states: States) -> Diagonal:
         """Return z * (H z) for parameters, and zeros for those on which no gradient depends."""
         if step.scaling is not None:
             raise RuntimeError(

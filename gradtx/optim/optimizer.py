@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import numbers
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
@@ -35,8 +36,8 @@ from gradtx.optim.chain_checks import (
     warn_of_unread,
 )
 from gradtx.optim.checkpoint import Checkpoint, check_form, require
-from gradtx.optim.closure import KnownClosure, Weights, check_closure
 from gradtx.optim.device_counts import Scaling, check_capturable
+from gradtx.optim.engine.lists import ListEngine
 from gradtx.optim.evaluation import Evaluation, evaluated
 from gradtx.optim.explain import Explanation, explain
 from gradtx.optim.groups import (
@@ -49,9 +50,9 @@ from gradtx.optim.groups import (
 from gradtx.optim.hessian import HessianSource
 from gradtx.optim.parameters import Members
 from gradtx.optim.parts import Parts
+from gradtx.optim.run import Extras, KnownClosure, Weights, check_closure
 from gradtx.optim.state import States
 from gradtx.optim.step import Step
-from gradtx.optim.step_input import Extras
 from gradtx.programs.hyperparameters import each_item
 from gradtx.state.storage import check_patterns
 from gradtx.transform import GradientTransformation, check_transformation
@@ -100,9 +101,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if process_group is not None:
             replicas = team_of_group(f"{owner}: process_group", process_group)
         members = Members(owner, self._copy_hyperparameters(tx), replicas)
-        hessian = HessianSource(owner, tx, seed)
         states = States(members)
-        self._parts = Parts(members, states, hessian, engine, offload, capturable)
+        self._parts = Parts(members, states, engine, ListEngine(), offload, capturable)
+        self._hessian = HessianSource.of_chain(owner, tx, seed)
         super().__init__(listed_params(owner, params), {})
         if capturable:
             check_capturable(members)
@@ -148,7 +149,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         joining = members.joining(group)
         with parts.at_state(joining.by_param, writes=False):
             for view in joining.views:
-                parts.hessian.mark(view.group)
+                if self._hessian is not None:
+                    self._hessian.mark(view.group)
                 states.check(view, joining.by_param)
         # Warn before anything changes, because warnings may be turned into errors.
         warn_of_misspelt(owner, keys, self._tx._entries())
@@ -256,51 +258,50 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 optimizer is then unchanged.
         """
         if torch.compiler.is_compiling():  # a graph break: a step runs its own programs
-            return self._step_untraced(closure, max_iter, consume_gradients, extras)
-        return self._plain_step(closure, max_iter, consume_gradients, extras)
-
-    def _plain_step(
-        self,
-        closure: Callable[[], Any] | None,
-        max_iter: int,
-        consume_gradients: bool,
-        extras: Extras,
-    ) -> Any:
-        """Step without the caller's autocast and default device, in which only closures and other extras run."""
+            return self._step_untraced(
+                closure,
+                max_iter=max_iter,
+                consume_gradients=consume_gradients,
+                **extras,
+            )
         if closure is not None and not callable(closure):
             raise TypeError(
                 f"{type(self).__name__}: closure must be a function that computes the loss and its gradients, got "
                 f"{describe(closure)}; pass a loss as step(value=loss)"
             )
-        around = ambient()
+        around = ambient()  # only closures and other extras run in it
         if around is not None:
             closure, extras = around.around(closure), around.around_all(extras)
-        step = self._step if max_iter == 1 else self._iterate(max_iter)
+        step = (
+            self._step if max_iter == 1 else functools.partial(self._iterate, max_iter)
+        )
         if around is None:
             return step(closure, consume_gradients, extras)
         return around.suspend(step, closure, consume_gradients, extras)
 
-    def _iterate(self, max_iter: int) -> Callable[..., Any]:
-        """Return a function that steps repeatedly with one closure, and returns its first result."""
+    _step_untraced = _torch.not_traced(step)
 
-        def steps(
-            closure: Callable[[], Any] | None, consume_gradients: bool, extras: Extras
-        ) -> Any:
-            if closure is None or max_iter < 1:
-                raise ValueError(
-                    f"{type(self).__name__}: max_iter={max_iter!r} must be at least 1, and needs a closure"
-                )
-            params = params_of(self.param_groups)
-            known = KnownClosure(closure, params)
-            losses: list[Any] = []
-            for _ in range(max_iter):
-                before = Weights(params)
-                losses.append(self._step(known, consume_gradients, dict(extras)))
-                if before.are_present():
-                    break
-            return losses[0]
-
-        return steps
+    def _iterate(
+        self,
+        max_iter: int,
+        closure: Callable[[], Any] | None,
+        consume_gradients: bool,
+        extras: Extras,
+    ) -> Any:
+        """Step repeatedly with one closure, and return its first result."""
+        if closure is None or max_iter < 1:
+            raise ValueError(
+                f"{type(self).__name__}: max_iter={max_iter!r} must be at least 1, and needs a closure"
+            )
+        params = params_of(self.param_groups)
+        known = KnownClosure(closure, params)
+        losses: list[Any] = []
+        for _ in range(max_iter):
+            before = Weights(params)
+            losses.append(self._step(known, consume_gradients, dict(extras)))
+            if before.are_present():
+                break
+        return losses[0]
 
     def _step(
         self,
@@ -309,7 +310,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         extras: Extras,
     ) -> Any:
         parts = self._up_to_date()
-        scaling = Scaling.requested_by(self)
+        scaling = None
+        if getattr(self, "found_inf", None) is not None:
+            scaling = Scaling.requested_by(self)
         if parts.evaluation is not None:
             parts.evaluation.check_training(type(self).__name__)
         if self._released is not None:
@@ -329,7 +332,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 if consume_gradients:
                     parts.members.drop_gradients()
                 return None
-        hessian = parts.hessian if parts.hessian.link is not None else None
+        hessian = self._hessian
         estimates = hessian is not None and "hessian_diag" not in extras
         if estimates:
             extras["hessian_diag"] = None
@@ -396,8 +399,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._idle_steps = None
         if is_idle:
             warn_of_idle_steps(type(self).__name__)
-
-    _step_untraced = _torch.not_traced(_plain_step)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # torch's schedulers wrap `step` in a counter.
@@ -599,7 +600,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_parts": self._parts}
+        own = {"_parts": self._parts, "_hessian": self._hessian}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if hasattr(self, "_parts") and state.keys() <= {"state", "param_groups"}:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.parameter import Parameter, is_lazy
+from torch.nn.parameter import is_lazy
 
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path
@@ -17,8 +17,7 @@ from gradtx.base.inputs import check_groups
 from gradtx.base.selectors import NumberedName, in_model
 from gradtx.base.tree import check_leaf
 from gradtx.distributed.layouts import Team
-from gradtx.execution.context import Clock
-from gradtx.execution.execute import Block, Leaf
+from gradtx.execution.execute import Block
 from gradtx.execution.runs import Place, clock_at
 from gradtx.optim.groups import (
     CPU,
@@ -29,8 +28,7 @@ from gradtx.optim.groups import (
     is_same,
     params_of,
 )
-from gradtx.optim.member import Member
-from gradtx.optim.run import OptimizerRun
+from gradtx.optim.run import Member, OptimizerRun, first_clock, leaf_of, never_trains
 from gradtx.transform import GradientTransformation
 
 # (selector, label) of every partition on a leaf's path through the chain.
@@ -65,10 +63,12 @@ class Members:
         by_param: The members, in the order in which they joined.
         restarts: Whether an inner clock may restart.
         are_sharded: Whether any parameter is sharded.
+        are_divided: Whether ranks divide the parameters, or the work on them.
     """
 
     restarts = False
     are_sharded = False
+    are_divided = False
 
     def __init__(
         self, owner: str, tx: GradientTransformation, replicas: Team | None = None
@@ -79,8 +79,8 @@ class Members:
         self.views: list[GroupView] = []
         self.by_param: dict[Tensor, Member] = {}
         self._rows: list[list[Member]] = []  # the members of each group
-        # The parameters of the groups at the last `follow`, with None after each group.
-        self._present: list[Any] = []
+        # The parameters of each group at the last `follow`.
+        self._present: list[list[Any]] = []
         self._clock_paths: dict[Any, Path] = {}
 
     def without_state(self) -> Members:
@@ -156,7 +156,7 @@ class Members:
         run, block = self._expanded(self.by_param)
         self._clock_paths = run.clock_paths
         self.restarts = any(operation.restarts_inner for operation in block.walk())
-        self._present += _divided([view.group for view in joining.views])
+        self._present += [list(view.group["params"]) for view in joining.views]
         self._rows = []
 
     def _expanded(
@@ -235,15 +235,17 @@ class Members:
         Returns:
             The parameters that others have replaced; None if groups and parameters are the same as before.
         """
-        has_views = are_identical([view.group for view in self.views], groups)
-        try:
-            if has_views and are_identical(_divided(groups), self._present):
+        if len(groups) == len(self.views):
+            for group, view, params in zip(
+                groups, self.views, self._present, strict=True
+            ):
+                present = group.get("params") if group is view.group else None
+                if type(present) is not list or not are_identical(present, params):
+                    break
+            else:
                 return None
-        except (KeyError, TypeError):
-            pass  # a group without parameters, about which the check below raises an error
         check_groups(self.owner, groups)
-        if not has_views:
-            self._follow_groups(groups)
+        self._follow_groups(groups)
         self._rows = []
         return self._follow_params(groups)
 
@@ -271,13 +273,13 @@ class Members:
 
         A parameter that replaces another, in whose position it is, inherits its name and the selectors' decisions.
         """
-        old, self._present = self._present, _divided(groups)
+        old, self._present = self._present, [list(group["params"]) for group in groups]
         present = params_of(groups)
         before, here = self.by_param, set(present)
         replacements: dict[Tensor, Tensor] = {}
-        if len(self._present) == len(old):
-            pairs = zip(old, self._present, strict=True)
-            replacements = {a: b for a, b in pairs if a is not b and a is not None}
+        if list(map(len, old)) == list(map(len, self._present)):
+            pairs = zip(chain.from_iterable(old), present, strict=True)
+            replacements = {a: b for a, b in pairs if a is not b}
         if here.isdisjoint(before):
             self._check_pieces(present, before, replaced=before)
         self.by_param = {}
@@ -309,6 +311,7 @@ class Members:
         """Return the members of each group."""
         if not self._rows:
             self.are_sharded = any(map(is_sharded, self.by_param))
+            self.are_divided = self.are_sharded or self.replicas is not None
             for i, view in enumerate(self.views):
                 row = [self.by_param[param] for param in view.group["params"]]
                 for member in row:
@@ -336,46 +339,6 @@ class Members:
         Block.of(self.tx, run, outer)
         run.commits.clear()  # breaks a reference cycle with the run
         return int(run.inner_counts[path])
-
-
-def leaf_of(
-    run: OptimizerRun,
-    member: Member,
-    clock: Clock,
-    gradient: Tensor | None = None,
-    extras: dict[str, Any] | None = None,
-    shown: Tensor | None = None,
-) -> Leaf:
-    """Create the leaf of a parameter for a run, with its state; `shown` replaces the parameter's values.
-
-    A lazy parameter, which has no shape yet, becomes an empty leaf.
-    """
-    param = member.param
-    if shown is None:
-        shown = (
-            torch.empty(0, dtype=param.dtype, device=CPU)
-            if is_lazy(param)
-            else param.detach()
-        )
-    update = None if gradient is None else gradient.detach()
-    leaf = Leaf(run, member.name, update, shown, extras or {}, clock)
-    leaf.key = param
-    leaf.owner = member.owner
-    leaf.layout = member.layout
-    leaf.state = run.state.get(param, {})
-    return leaf
-
-
-def never_trains(param: Tensor) -> bool:
-    """Whether a parameter cannot have a gradient, such as the packed integer weights of a quantized model."""
-    return isinstance(param, Parameter) and not (
-        param.is_floating_point() or param.is_complex()
-    )
-
-
-def first_clock(device: torch.device) -> Clock:
-    """Return the clock of a first step."""
-    return Clock(torch.ones((), dtype=torch.int64, device=device))
 
 
 def _labels(run: OptimizerRun, block: Block, member: Member) -> Labels:
@@ -413,11 +376,6 @@ def _unread(
             if view.entries[shown].argument.name == key.rpartition(".")[2]:
                 unread.setdefault(key, name)
     return unread
-
-
-def _divided(groups: Iterable[Group]) -> list[Any]:
-    """Return the parameters of groups, with None after each group."""
-    return [each for group in groups for each in (*group["params"], None)]
 
 
 def _ids(values: Iterable[Any]) -> tuple[int, ...]:

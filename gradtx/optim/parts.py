@@ -11,18 +11,15 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.eager import runs_eagerly
+from gradtx.base.ambient import runs_eagerly
 from gradtx.base.errors import Path
 from gradtx.execution.execute import checks_extras, takes_none
-from gradtx.optim.agreement import Agreement
 from gradtx.optim.evaluation import Evaluation
-from gradtx.optim.hessian import HessianSource
 from gradtx.optim.parameters import Members
+from gradtx.optim.ranks import Agreement
 from gradtx.optim.state import States
 
 if TYPE_CHECKING:
-    from gradtx.optim.engine import Engine
-    from gradtx.optim.engine.compiled import CompiledEngine
     from gradtx.optim.offload import Offload
 
 
@@ -37,6 +34,8 @@ class ChainTraits:
             functions, already synchronize with the host.
         clocks: The paths of inner clocks.
         checks_extras: Whether a rule checks extras against leaves.
+        known_extras: The kinds of all extras that a link declares.
+        needs_extras: Whether a link needs an extra.
         calls_again: Whether a link calls the closure at other weights.
         exchanges: Whether ranks exchange tensors in some steps.
     """
@@ -46,6 +45,8 @@ class ChainTraits:
     needs_host_counts: bool
     clocks: frozenset[Path]
     checks_extras: bool
+    known_extras: dict[str, str]
+    needs_extras: bool
     calls_again: bool
     exchanges: bool
 
@@ -57,8 +58,8 @@ class Parts:
     Attributes:
         members: The parameters and groups.
         states: The states of the parameters.
-        hessian: The source of second derivatives.
         engine: The compiled engine, if requested.
+        lists: The engine for leaves that are not compiled.
         offload: Moves parameters to the host for each step, if requested.
         capturable: Whether CUDA graphs may capture steps.
         evaluation: The training weights, while the parameters contain the evaluation weights. Not an attribute of the
@@ -70,8 +71,8 @@ class Parts:
 
     members: Members
     states: States
-    hessian: HessianSource
-    engine: CompiledEngine | None
+    engine: Any
+    lists: Any
     offload: Offload | None
     capturable: bool
     evaluation: Evaluation | None = None
@@ -92,14 +93,7 @@ class Parts:
         params = self.members.by_param if params is None else params
         return self.offload.on_host(params, **changes)
 
-    @functools.cached_property
-    def lists(self) -> Engine:
-        """The engine for leaves that are not compiled; its module is imported at the first step."""
-        from gradtx.optim.engine.lists import ListEngine
-
-        return ListEngine()
-
-    def engines(self) -> list[Engine]:
+    def engines(self) -> list[Any]:
         """Return the engines of a step; each processes the parameters that the previous engines did not."""
         if runs_eagerly():
             return []
@@ -113,13 +107,16 @@ class Parts:
         block = self.members.block()
         operations = list(block.walk())
         needs: Any = self.members.tx.needs
+        kinds, _ = self.members.tx._requirements()
         return ChainTraits(
             takes_none=takes_none(block.operations),
             agrees=any(operation.agree for operation in operations),
-            needs_host_counts=self.hessian.link is not None
+            needs_host_counts="hessian_diag" in needs
             or not all(operation.compiles for operation in operations),
             clocks=block.clock_paths(),
             checks_extras=checks_extras(block.operations),
+            known_extras=kinds,
+            needs_extras=any(need != "params" for need in needs),
             calls_again="grad_fn" in needs or "value_fn" in needs,
             exchanges=any(operation.exchanges for operation in operations),
         )

@@ -16,11 +16,9 @@ from gradtx.base.ambient import without_ambient
 from gradtx.execution.execute import Leaf, Operation
 from gradtx.optim.chain_checks import warn_of_replicas
 from gradtx.optim.device_counts import Scaling
-from gradtx.optim.member import Member
 from gradtx.optim.parts import Parts
-from gradtx.optim.run import OptimizerRun
+from gradtx.optim.run import Extras, Member, OptimizerRun
 from gradtx.optim.step import Step
-from gradtx.optim.step_input import Extras
 
 WHO = "release_gradients"
 AVERAGES_LATE = (
@@ -78,7 +76,7 @@ class OpenStep(Step):
         bundles: list[Any] = []
         for engine in self._engines:
             if eager:
-                bundles, eager = engine.bundles_of_one(self, member)
+                bundles, eager = engine.bundles(self, eager, member)
         self._has_bundles = self._has_bundles or bool(bundles)
         self._advance(bundles, eager)
         self._leaves.clear()
@@ -87,15 +85,7 @@ class OpenStep(Step):
     def _prepare(self, member: Member) -> None:
         self._read([member])
         self._place_gradients([member])
-        self._parts.states.prepare(
-            self.views[member.group],
-            [member],
-            self._parts.traits.takes_none,
-        )
-        self._after.setdefault(
-            member.count,
-            member.count + 1 if isinstance(member.count, int) else member.count,
-        )
+        self._complete(self.views[member.group], [member])
 
     def finish(self) -> None:
         """End the step: update the parameters whose hook has not run, and write new shared values."""
@@ -144,7 +134,7 @@ class ReleasedGradients:
         optimizer = self._optimizer()
         if optimizer is not None:
             for engine in optimizer._parts.engines():
-                engine.alone.clear()
+                engine.plans.clear()
 
     def follow(self, params: Iterable[Tensor]) -> None:
         """Register gradient hooks on parameters that have none yet."""

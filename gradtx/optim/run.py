@@ -1,27 +1,221 @@
-"""A run over the parameters of an optimizer, each of which has a flat dict of state."""
+"""The parameters of an optimizer as the leaves of a run, each with a flat dict of state; and the closures it calls."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import Parameter, is_lazy
 
+from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.complex_views import real_views
-from gradtx.base.dtensor import gradient_like, placed_as, total
+from gradtx.base.dtensor import gradient_like, local, placed_as, total
 from gradtx.base.errors import Path
 from gradtx.base.tree import check_names
+from gradtx.execution.context import Clock
 from gradtx.execution.execute import Leaf, Operation
 from gradtx.execution.pure import as_number, moved_along
 from gradtx.execution.runs import Run
-from gradtx.optim.closure import check_closure
-from gradtx.optim.member import Member
+from gradtx.optim.groups import CPU
+from gradtx.programs.layout import Layout, State
+
+
+@dataclass(eq=False)
+class Count:
+    """A step count on the device; parameters with the same count share one object.
+
+    Attributes:
+        made: The number of steps made, 0-d int64.
+        bound: An upper bound known to the host, which includes skipped steps.
+    """
+
+    made: Tensor
+    bound: int
+
+    @property
+    def most(self) -> int:
+        """The number of steps as far as the host knows it without synchronizing."""
+        return int(self.made) if self.made.device.type == "cpu" else self.bound
+
+    def after(self, tick: int | Tensor) -> Count:
+        """Return the count after a step that adds `tick`."""
+        return Count(self.made + tick, self.most + 1)
+
+    def copy_from(self, other: Count) -> None:
+        """Copy another count into this one's tensor."""
+        self.made.copy_(other.made)
+        self.bound = other.bound
+
+
+class ParameterKind(NamedTuple):
+    """The properties of a parameter that its slots depend on."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, param: Tensor) -> ParameterKind:
+        return cls(param.shape, param.dtype, param.device)
+
+    def __str__(self) -> str:
+        return f"{self.dtype} of shape {tuple(self.shape)} on {self.device}"
+
+    def suits(self, param: Tensor) -> bool:
+        """Whether slots for this kind can serve a parameter: their dtype may be wider than the parameter's."""
+        return (
+            self.shape == param.shape
+            and self.device == param.device
+            and torch.promote_types(self.dtype, param.dtype) == self.dtype
+        )
+
+
+@dataclass(eq=False)
+class Member:
+    """One parameter of an optimizer.
+
+    Attributes:
+        name: The name used by selectors, extras and error messages; unique in the optimizer.
+        param: The parameter.
+        choices: Each selector's decision for the parameter.
+        layout: The layout of its state; None before its slots are created.
+        fresh: Tensors of its state that nothing has used so far, and that its first gradient creates again, with their
+            versions; None if the version is that of the tensor from which this one was copied.
+        made_for: The structure of its group for which the slots were created.
+        owner: The rank that keeps the slots of rules that need the whole parameter, if it is divided; see `Leaf`.
+        state: Its state, looked up for the current step.
+        count: The number of steps it has made, looked up for the current step.
+        group: The index of its group, looked up for the current step.
+        made_on: The kind of the parameter when its slots were created or loaded; None if the user moved them here.
+        device_count: A tensor `step` whose value is known to be `count` without a read, and that tensor's version.
+    """
+
+    name: str
+    param: Tensor
+    choices: dict[Path, Any] = field(default_factory=dict[Path, Any])
+    layout: Layout | None = None
+    fresh: dict[str, tuple[Tensor, int | None]] = field(
+        default_factory=dict[str, tuple[Tensor, int | None]]
+    )
+    made_for: Any = None
+    owner: int | None = None
+    state: State = field(default_factory=dict[str, Any])
+    count: int | Count = 0
+    group: int = 0
+    device_count: tuple[Tensor, int] | None = None
+    made_on: ParameterKind | None = None
+
+    def count_in(self, state: State) -> int | Count:
+        """Return the number of steps the parameter has made, without synchronizing if the device counts."""
+        step = state.get("step", 0)
+        if self.device_count is not None:
+            tensor, counted_at = self.device_count
+            if tensor is step and version(tensor) == counted_at:
+                return self.count
+        return int(step)
+
+    def set_count(self, count: int | Count) -> None:
+        """Record the value of the state's tensor `step`, which the caller knows without reading it."""
+        self.count = count
+        if isinstance(count, Count):
+            step = self.state["step"]
+            self.device_count = step, version(step)
+        else:
+            self.device_count = None
+
+    def mark_fresh(self, state: State) -> None:
+        """Record that nothing has used the slots of a state so far."""
+        self.fresh = {
+            key: (tensor, version(tensor))
+            for key, tensor in state.items()
+            if key != "step"
+        }
+
+    def used(self, state: State) -> State:
+        """Return the state without fresh slots, unless the user has written them."""
+        untouched = {
+            key
+            for key, (tensor, made_at) in self.fresh.items()
+            if state.get(key) is tensor and made_at in (None, version(tensor))
+        }
+        return {key: value for key, value in state.items() if key not in untouched}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied tensor counts its writes from 0, and would later have the recorded version with another value.
+        fresh = {
+            key: (tensor, None)
+            for key, (tensor, made_at) in self.fresh.items()
+            if made_at in (None, version(tensor))
+        }
+        return {**self.__dict__, "device_count": None, "fresh": fresh}
+
+
+def version(tensor: Tensor) -> int:
+    """Return the version counter of a tensor's local part, which counts in-place writes."""
+    return _torch.version_of(local(tensor))
+
+
+def check_closure(params: Iterable[Tensor]) -> None:
+    """Check that a closure that links call again has computed gradients.
+
+    Raises:
+        RuntimeError: If no parameter has a gradient.
+    """
+    if all(param.grad is None for param in params):
+        raise RuntimeError(
+            "the closure computed no gradients; it must call zero_grad() and backward(), and return the loss"
+        )
+
+
+class Weights:
+    """The weights of some parameters at one time."""
+
+    def __init__(self, params: Sequence[Tensor]):
+        self._params = [param for param in params if not is_lazy(param)]
+        self._values = [param.detach().clone() for param in self._params]
+
+    def are_present(self) -> bool:
+        """Whether the parameters have these weights."""
+        differences = {
+            str(place): param.detach() != value
+            for place, (param, value) in enumerate(
+                zip(self._params, self._values, strict=True)
+            )
+        }
+        return not total(differences)  # over all shards, so that all ranks decide alike
+
+
+class KnownClosure:
+    """A closure that is not called again at the weights of the lowest loss, where line searches end."""
+
+    def __init__(self, closure: Callable[[], Any], params: Sequence[Tensor]):
+        self._closure = closure
+        self._params = params
+        self._weights: Weights | None = None
+        self._loss: Any = None
+        self._gradients: list[Tensor | None] = []
+
+    def __call__(self) -> Any:
+        if self._weights is not None and self._weights.are_present():
+            for param, gradient in zip(self._params, self._gradients, strict=True):
+                param.grad = gradient
+            return self._loss
+        weights = Weights(self._params)
+        loss = self._closure()
+        if self._weights is None or loss < self._loss:
+            self._weights, self._loss = weights, loss
+            self._gradients = [param.grad for param in self._params]
+        return loss
+
 
 Leaves: TypeAlias = dict[str, Tensor]  # by name
+Extras: TypeAlias = dict[str, Any]
+Trees = Mapping[str, Mapping[str, Any]]  # extras by leaf: name -> leaf name -> tensor
 
 
 class OptimizerRun(Run):
@@ -38,6 +232,7 @@ class OptimizerRun(Run):
         tick: The increment that this step adds to counts.
     """
 
+    watches = True
     functions: Mapping[str, Callable[[], Any]]
     tick: int | Tensor = 1
 
@@ -53,7 +248,6 @@ class OptimizerRun(Run):
         self.state = state
         self._members = members
         self._sums: dict[Path, Mapping[str, Tensor]] = {}
-        self.watch()
 
     def scalars(self, path: Path) -> Leaves:
         for param, member in self._members.items():
@@ -160,3 +354,43 @@ def _gradients(params: Leaves, likes: Leaves) -> Leaves:
             gradient = gradient_like(param.grad.detach(), param)
             gradients[name] = gradient.to(like.dtype)
     return gradients
+
+
+def leaf_of(
+    run: OptimizerRun,
+    member: Member,
+    clock: Clock,
+    gradient: Tensor | None = None,
+    extras: dict[str, Any] | None = None,
+    shown: Tensor | None = None,
+) -> Leaf:
+    """Create the leaf of a parameter for a run, with its state; `shown` replaces the parameter's values.
+
+    A lazy parameter, which has no shape yet, becomes an empty leaf.
+    """
+    param = member.param
+    if shown is None:
+        shown = (
+            torch.empty(0, dtype=param.dtype, device=CPU)
+            if is_lazy(param)
+            else param.detach()
+        )
+    update = None if gradient is None else gradient.detach()
+    leaf = Leaf(run, member.name, update, shown, extras or {}, clock)
+    leaf.key = param
+    leaf.owner = member.owner
+    leaf.layout = member.layout
+    leaf.state = run.state.get(param, {})
+    return leaf
+
+
+def never_trains(param: Tensor) -> bool:
+    """Whether a parameter cannot have a gradient, such as the packed integer weights of a quantized model."""
+    return isinstance(param, Parameter) and not (
+        param.is_floating_point() or param.is_complex()
+    )
+
+
+def first_clock(device: torch.device) -> Clock:
+    """Return the clock of a first step."""
+    return Clock(torch.ones((), dtype=torch.int64, device=device))

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
+from gradtx.base.ambient import add_note
 from gradtx.base.dtensor import gradient_like
-from gradtx.base.eager import add_note
 from gradtx.base.errors import Path
 from gradtx.base.exact import python_scalar
 from gradtx.base.selectors import in_model
@@ -32,28 +34,22 @@ from gradtx.optim.device_counts import (
     Scaling,
     as_step,
     check_capture,
-    is_captured,
     keep_counts_in_place,
     place_counts,
     unscaling,
 )
-from gradtx.optim.groups import CPU, has_schedule
-from gradtx.optim.member import Count, Member
-from gradtx.optim.parameters import leaf_of
+from gradtx.optim.groups import CPU, GroupView, Values, has_schedule
 from gradtx.optim.parts import Parts
-from gradtx.optim.run import OptimizerRun
-from gradtx.optim.step_input import Extras, StepInput
-from gradtx.programs.hyperparameters import each_item
-
-if TYPE_CHECKING:
-    from gradtx.optim.engine import Engine
-    from gradtx.optim.engine.bundle import Bundle
+from gradtx.optim.run import Count, Extras, Member, OptimizerRun, Trees, leaf_of
+from gradtx.programs.bundle import is_on_accelerator
+from gradtx.programs.hyperparameters import Structure, each_item
 
 CALL = "step(closure"
+COUNT = operator.attrgetter("count")
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
-class Step(StepInput):
+class Step:
     """One step. The constructor runs all checks and prepares the state; `finish` computes and writes.
 
     Args:
@@ -61,7 +57,21 @@ class Step(StepInput):
         extras: The caller's inputs other than gradients.
         scaling: What a GradScaler asks for.
         consumes: Whether each gradient is freed as soon as it is used.
+
+    Attributes:
+        run: Provides operations with old values and collects new ones.
+        count: The number of finished steps, which schedules follow.
+        members: The parameters that step.
+        views: The parameter groups.
+        structures: The static part of each group's hyperparameters.
+        numbers: The numbers of each group's hyperparameters, in the order of the structure.
+        scalars: The extras that all leaves share.
+        scalar_dtypes: The dtypes of those that are tensors.
+        trees: The extras by leaf.
+        on_host: Whether the host may read counts and numbers.
     """
+
+    count: int | Tensor
 
     run_type = OptimizerRun
 
@@ -83,22 +93,32 @@ class Step(StepInput):
         self.views = members.views
         run = self.run = self.run_type(states.by_param, members.by_param, initial=False)
         run.functions = extras
-        self.scalars, self.trees = self._split_extras()
+        run.known_extras = traits.known_extras
+        self.scalars: Extras = {}
+        self.scalar_dtypes: dict[str, torch.dtype] = {}
+        self.trees: Trees = {}
+        if extras or traits.needs_extras:
+            self._split_extras()
         self._rows = members.rows()
         self._every = list(itertools.chain.from_iterable(self._rows))
         # Everything that can be checked is checked before anything changes.
-        self._values = [view.values() for view in self.views]
-        for view, values in zip(self.views, self._values, strict=True):
+        self._values: list[Values] = []
+        for view in self.views:
+            values = view.values()
+            self._values.append(values)
             # A scheduler of a trainer's wrapper is noticed when it replaces a schedule by a number.
             is_replaced = "lr" in view.shown and not has_schedule(values["lr"])
             if is_replaced and not parts.expects_scheduler:
                 parts.expects_scheduler = check_scheduler(self._owner, [view])
         self._read(self._every)
-        if is_captured(run.device):
+        if _torch.is_captured(run.device):
             check_capture(self._owner, parts.capturable, self._every, traits.takes_none)
+        self.structures: list[Structure] = []
         for view, row, values in zip(self.views, self._rows, self._values, strict=True):
-            view.settle(values)
-            states.prepare(view, row, traits.takes_none)
+            if values is not view.settled:
+                view.settle(values)
+            self.structures.append(view.structure)
+            self._complete(view, row)
         self.members = self._stepping()
         self._stays = parts.capturable  # whether all state keeps its memory
         self._count(parts)
@@ -108,7 +128,9 @@ class Step(StepInput):
         # Whether hyperparameters are known to agree across groups.
         self._agrees = len(self.views) == 1
         self._has_bundles = False
-        self.numbers = [view.numbers(self._schedule_count) for view in self.views]
+        self.numbers: list[list[Any]] = []
+        for view in self.views:
+            self.numbers.append(view.numbers(self._schedule_count))
         if traits.checks_extras:
             check_extras_of(self.leaves_of(self.members))
 
@@ -120,12 +142,13 @@ class Step(StepInput):
         self._counts_on_device = on_device
         self.on_host = not on_device and scaling is None
         self._unscale = None if scaling is None else unscaling(self.run, scaling)
-        counts: Any = {member.count for member in self._every}
+        # For each count on the device, the count after the step.
+        self._after: dict[Any, Count] = {}
+        counts: Any = set(map(COUNT, self._every))
         if on_device or not set(map(type, counts)) <= {int}:
             place_counts(self._every, device if on_device else None)
-            counts = {member.count for member in self._every}
+            counts = set(map(COUNT, self._every))
         if not on_device:
-            self._after = {count: count + 1 for count in counts}
             self.count = max(counts, default=0)
             return
         if scaling is not None:
@@ -133,22 +156,21 @@ class Step(StepInput):
         self._after = {count: count.after(self.run.tick) for count in counts}
         self.count = torch.stack([count.made for count in counts]).amax()
 
-    def _split_extras(self) -> tuple[Extras, dict[str, Extras]]:
-        """Split the extras into 0-d values and trees by leaf."""
+    def _split_extras(self) -> None:
+        """Check the extras, and split them into 0-d values and trees by leaf."""
         run, extras = self.run, self._extras
-        kinds = run.known_extras = check_extras(
-            self._parts.members.tx, True, extras, CALL
-        )
-        if not extras:
-            return {}, {}
+        kinds = check_extras(self._parts.members.tx, True, extras, CALL)
         names = self._parts.members.names()
         for key, value in extras.items():
             if kinds[key].startswith("leaf"):
                 extras[key] = _by_name(key, value, names)
-        scalars, trees = split_extras(extras, kinds, dict.fromkeys(names))
-        run.leaf_extras = trees
-        run.memory.register(tensors(trees))  # a rule may return one of them unchanged
-        return scalars, trees
+        self.scalars, self.trees = split_extras(extras, kinds, dict.fromkeys(names))
+        for name, value in self.scalars.items():
+            if isinstance(value, Tensor):
+                self.scalar_dtypes[name] = value.dtype
+        run.leaf_extras = self.trees
+        # A rule may return one of them unchanged.
+        run.memory.register(tensors(self.trees))
 
     def _read(self, members: list[Member]) -> None:
         """Look up the state and count of members, and check their gradients and slots."""
@@ -185,13 +207,31 @@ class Step(StepInput):
 
     def _stepping(self) -> list[Member]:
         takes_none = self._parts.traits.takes_none
-        return [
-            member
-            for member in self._every
-            if (takes_none or member.param.grad is not None)
-            and member.state
-            and member.layout is not None
-        ]
+        stepping: list[Member] = []
+        for member in self._every:
+            has_input = takes_none or member.param.grad is not None
+            if has_input and member.state and member.layout is not None:
+                stepping.append(member)
+        return stepping
+
+    def _complete(self, view: GroupView, row: list[Member]) -> None:
+        """Create or update the slots of parameters that are about to step, to match their group's links."""
+        structure, takes_none = view.structure, self._parts.traits.takes_none
+        params: list[Tensor] = []
+        for member in row:
+            if member.made_for is structure and member.state:
+                continue
+            param = member.param
+            if param.grad is not None or (takes_none and param.requires_grad):
+                params.append(param)
+        if params:
+            self._parts.states.create(view, params)
+
+    @functools.cached_property
+    def host_knows_scalars(self) -> bool:
+        """Whether counts, numbers and shared extras are all on the host, and it may read them."""
+        scalars = itertools.chain(*self.numbers, self.scalars.values())
+        return self.on_host and not any(map(is_on_accelerator, scalars))
 
     # Leaves.
 
@@ -203,6 +243,7 @@ class Step(StepInput):
         return [self._leaves[member] for member in members]
 
     def leaves_of(self, members: list[Member]) -> list[Leaf]:
+        """Return leaves without values, for planning: values could be float32 copies of all weights and gradients."""
         self._check_fits(members)
         outlines: list[Leaf] = []
         for member in members:
@@ -242,10 +283,7 @@ class Step(StepInput):
     def finish(self) -> None:
         """Compute the step and write its results."""
         run, parts = self.run, self._parts
-        if parts.traits.calls_again:
-            self._execute_then_write()
-        else:
-            self._execute()
+        self._advance(*self._planned())
         has_idle_clock = not parts.traits.clocks <= run.new_shared.keys()
         if run.late_sums or has_idle_clock:
             # Combinators decide whether the sums take effect, and count steps without any of their leaves.
@@ -306,8 +344,6 @@ class Step(StepInput):
     def _compare_ranks(self) -> None:
         """Compare the plan of the step with those of the other ranks, and place the gradients of shards."""
         members = self._parts.members
-        if members.replicas is None and not members.are_sharded:
-            return
         self._parts.agreement.check(self.members, members)
         # After the comparison, because ranks communicate here.
         if members.are_sharded:
@@ -319,48 +355,44 @@ class Step(StepInput):
             if member.param.grad is not None:
                 member.param.grad = gradient_like(member.param.grad, member.param)
 
-    def _execute_then_write(self) -> None:
-        """Execute all leaves, then write: no parameter may change before the last call of the closure."""
-        finished: list[Leaf] = []
-        self._compare_ranks()
-        self._expand()
-        self._check_agreement()
-        execute(self._eager_leaves(self.members), finished.append)
-        for leaf in finished:
-            self._write(leaf)
-
-    def _execute(self) -> None:
-        eager = self.members
+    def _planned(self) -> tuple[list[Any], list[Member]]:
+        """Return the bundles of the step, and the members that step one at a time."""
+        parts, traits, eager = self._parts, self._parts.traits, self.members
         bundles: list[Any] = []
-        self._compare_ranks()
-        for engine in self._usable_engines():
-            of_engine, eager = engine.bundles(self, eager)
-            bundles += of_engine
+        if parts.members.are_divided:
+            self._compare_ranks()
+        if not (traits.calls_again or (traits.exchanges and self._exchanges())):
+            for engine in parts.engines():
+                of_engine, eager = engine.bundles(self, eager)
+                bundles += of_engine
         self._has_bundles = self._has_bundles or bool(bundles)
-        if eager or self._parts.traits.agrees:
+        if eager or traits.agrees:
             self._check_agreement()
         if eager or not self._has_bundles:
             self._expand()  # so that combinators with a clock count this step
-        self._advance(bundles, eager)
+        return bundles, eager
 
-    def _usable_engines(self) -> list[Engine]:
-        """Return the engines; none in a step in which ranks exchange tensors, so that leaves step one at a time."""
-        if self._parts.traits.exchanges:
-            self._expand()
-            operations = itertools.chain.from_iterable(
-                block.walk() for block in self._blocks
-            )
-            if any(operation.exchanges for operation in operations):
-                return []
-        return self._parts.engines()
+    def _exchanges(self) -> bool:
+        """Whether ranks exchange tensors in this step, in which no engine runs."""
+        self._expand()
+        return any(
+            operation.exchanges for block in self._blocks for operation in block.walk()
+        )
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
-        """Run bundles and single leaves, and write the results of each as soon as it has finished."""
+        """Run bundles and single leaves, and write the results of each as soon as it has finished.
+
+        No parameter may change before the last call of a closure.
+        """
         waiting = list(bundles)
+        finished: list[Leaf] = []
 
         def finish(leaf: Any) -> None:
             if isinstance(leaf, Leaf):
-                self._write(leaf)
+                if self._parts.traits.calls_again:
+                    finished.append(leaf)
+                else:
+                    self._write(leaf)
                 return
             waiting.remove(leaf)
             for member in leaf.members:
@@ -376,13 +408,16 @@ class Step(StepInput):
         _count_up(bundles, self._after)
         try:
             execute(leaves, finish)
+            for leaf in finished:
+                self._write(leaf)
         except Exception as error:
             if waiting:
                 add_note(error)
             raise
         finally:
-            # If a leaf raises an error, bundles that were not written keep their old counts.
-            _count_back(waiting)
+            if waiting:
+                # A leaf has raised an error: bundles that were not written keep their old counts.
+                _count_back(waiting)
 
     def _schedule_count(self, place: Place) -> int | Tensor:
         """Return the count that a hyperparameter's schedule follows."""
@@ -477,9 +512,7 @@ def _clock_after(count: int | Count) -> Clock:
     return Clock(torch.tensor(count + 1, device=CPU), count + 1)
 
 
-def _count_up(
-    bundles: Iterable[Bundle], after: Mapping[int | Count, int | Count]
-) -> None:
+def _count_up(bundles: Iterable[Any], after: Mapping[int | Count, int | Count]) -> None:
     """Write the counts after the step into the states of the members of bundles."""
     counted: list[Tensor] = []  # counts on the host, to be incremented
     on_device: list[Member] = []
@@ -496,7 +529,7 @@ def _count_up(
         _torch.copy_each_(steps, values)
 
 
-def _count_back(bundles: Iterable[Bundle]) -> None:
+def _count_back(bundles: Iterable[Any]) -> None:
     """Restore the counts before the step for bundles that did not finish."""
     for bundle in bundles:
         for member in bundle.members:

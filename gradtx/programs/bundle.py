@@ -231,7 +231,9 @@ class ListBundle(ProgramBundle):
         )
         function = phase.function(self.device, on_host)
         prepared = function.prepare(numbers)
-        results = [function.run(prepared, columns) for columns in self.columns()]
+        results: list[list[Any]] = []
+        for columns in self.columns():
+            results.append(function.run(prepared, columns))
         if phase.operation is None:
             return self.end(phase, results)
         return self.terms(phase, results)

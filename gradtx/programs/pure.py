@@ -15,8 +15,8 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
+from gradtx.base.ambient import add_note, runs_eagerly
 from gradtx.base.complex_views import as_complex, as_real
-from gradtx.base.eager import add_note, runs_eagerly
 from gradtx.base.errors import Path
 from gradtx.base.exact import Schedule, resolve
 from gradtx.base.forward import Transformation

@@ -89,16 +89,13 @@ def value_for(value: Any, old: Tensor, path: Path, slot: str, leaf: str) -> Tens
     return placed_as(value, old)
 
 
-class WrongShapeError(ValueError):
-    """The shape of a slot's new value differs from the old shape."""
-
-
 def wrong_shape(
     path: Path, slot: str, leaf: str, old: torch.Size, new: torch.Size
-) -> WrongShapeError:
-    return WrongShapeError(
-        f"{'.'.join([*path, slot])}: leaf {leaf!r} has a slot of shape {tuple(old)}, "
-        f"but its new value has shape {tuple(new)}; {OWN_STATE}"
+) -> ValueError:
+    """Return the error for a new value of another shape: either the rule or the state is to blame."""
+    return ValueError(
+        f"{'.'.join([*path, slot])}: leaf {leaf!r} has a slot of shape {tuple(old)}, but its new value has shape "
+        f"{tuple(new)}; a rule must return the shapes that its init creates; if it does, {OWN_STATE}"
     )
 
 

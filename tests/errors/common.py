@@ -14,6 +14,11 @@ import gradtx
 from gradtx import per_tensor
 from tests.conformance import untouched
 
+# When a slot has another shape than its new value.
+SHAPES = (
+    "; a rule must return the shapes that its init creates; if it does, pass the state made by this chain's own init, "
+    "with these parameters"
+)
 OWN = "; pass the state made by this chain's own init, with these parameters"
 NAN = math.nan
 COMPLEX = (

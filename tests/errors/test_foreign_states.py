@@ -5,7 +5,7 @@ import torch
 
 import gradtx
 from gradtx import chain
-from tests.errors.common import ADAM, OWN, failing, matching, params, without
+from tests.errors.common import ADAM, OWN, SHAPES, failing, matching, params, without
 
 
 def state_of(tx, *path, drop=None, put=None, tree=None):
@@ -71,12 +71,12 @@ STATES = {
         state_of(ADAM, tree=params(c=torch.ones(1))),
     ),
     "a slot that would broadcast": (
-        "scale_by_adam.exp_avg: leaf 'w' has a slot of shape (2, 1), but its new value has shape (2, 3)" + OWN,
+        "scale_by_adam.exp_avg: leaf 'w' has a slot of shape (2, 1), but its new value has shape (2, 3)" + SHAPES,
         ADAM,
         state_of(ADAM, tree=params(w=torch.ones(2, 1))),
     ),
     "of parameters of another shape": (
-        "scale_by_adam.exp_avg: leaf 'w' has a slot of shape (3, 2), but its new value has shape (2, 3)" + OWN,
+        f"state at 'scale_by_adam.exp_avg.w' is ((3, 2), 'float', 'cpu'), needs ((2, 3), 'float', 'cpu'){OWN}",
         ADAM,
         state_of(ADAM, tree=params(w=torch.ones(3, 2))),
     ),

@@ -5,7 +5,7 @@ import torch
 
 import gradtx
 from gradtx import chain, whole_tree
-from tests.errors.common import ADAM, failing, matching, params, rule, slot
+from tests.errors.common import ADAM, SHAPES, failing, matching, params, rule, slot
 
 
 def yields(*values):
@@ -40,7 +40,7 @@ RULES = {
         rule(lambda u, s, p, c: (u.sum(), s)),
     ),
     "a slot of another shape": (
-        "broken: the rule returns the slot 'x' of leaf 'w' with shape (), but its init creates it with shape (2, 3)",
+        f"broken.x: leaf 'w' has a slot of shape (2, 3), but its new value has shape (){SHAPES}",
         rule(lambda u, s, p, c: (u, {"x": u.sum()}), slot),
     ),
     "a number for a slot": (

@@ -151,12 +151,12 @@ TREES = {
         gradtx.add_decayed_weights(0.1),
         {"params": params(b=None)},
     ),
-    f"scale_by_adam.exp_avg: leaf 'b' has a slot of shape (3,), but its new value has shape (4,){OWN}": (
+    f"state at 'scale_by_adam.exp_avg.b' is ((3,), 'float', 'cpu'), needs ((4,), 'float', 'cpu'){OWN}": (
         ValueError,
         ADAM,
         {"updates": params(b=torch.ones(4)), "params": params(b=torch.ones(4))},
     ),
-    f"scale_by_adam.exp_avg: leaf 'w' has a slot of shape (2, 3), but its new value has shape (2,){OWN}": (
+    f"state at 'scale_by_adam.exp_avg.w' is ((2, 3), 'float', 'cpu'), needs ((2,), 'float', 'cpu'){OWN}": (
         ValueError,
         ADAM,
         {"updates": params(w=torch.ones(2)), "params": None},

@@ -8,8 +8,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradtx
-from gradtx.optim import device_counts as _capture
-from gradtx.optim.member import Count
+from gradtx.base import torch_names
+from gradtx.optim.run import Count
 from tests.optim.chains import CHAINS, ON_HOST
 from tests.optim.problems import assert_close, assert_equal, parameters, values
 from tests.optim.tape import Tape
@@ -134,7 +134,7 @@ def test_a_step_with_a_rate_on_the_device_follows_it(device_counts):
 def capturing():
     """Make optimizers believe that a CUDA graph is being captured."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gradtx.optim.step.is_captured", lambda device: True)
+        patch.setattr("gradtx.base.torch_names.is_captured", lambda device: True)
         yield
 
 
@@ -166,7 +166,7 @@ def test_the_first_step_with_some_gradients_is_no_step_to_capture():
 
 
 def test_nothing_is_captured_on_the_processor():
-    assert not _capture.is_captured(torch.device("cpu"))
+    assert not torch_names.is_captured(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ def test_parameters_in_one_memory_see_what_the_others_wrote(name, real):
         for i in range(3):
             step(optimizer, i + 1)
         if compile:
-            assert len(optimizer._engine.plan.bundles) == 2 * (name == "apart")
+            assert len(optimizer._engine.plans[None].bundles) == 2 * (name == "apart")
         return optimizer
 
     assert_same(run)

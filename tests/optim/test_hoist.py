@@ -11,8 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import gradtx
 from gradtx.base import torch_names as _torch
 from gradtx.optim.engine import torch_names
-from gradtx.optim.engine.hoist import REPLACED, hoist, is_number, module_of, multiply, narrow
-from gradtx.optim.engine.numbers import StepNumbers
+from gradtx.optim.engine.hoist import REPLACED, StepNumbers, hoist, is_number, module_of, multiply, narrow
 
 
 def traced(function, *arguments):

@@ -72,6 +72,15 @@ def test_quantities_follow_their_definitions(per, eagerly):
     assert len(recorded(state)) == (len(WHAT) * (3 if per == "leaf" else 1))
 
 
+@pytest.mark.parametrize("name", [None, "total"])
+def test_a_single_quantity_needs_no_tuple(name):
+    one, many = record(name, what="norm"), record(name, what=("norm",))
+    grads = GRADS[0]
+    assert recorded(one.update(grads, one.init(PARAMS))[1]) == recorded(many.update(grads, many.init(PARAMS))[1])
+    with pytest.raises(ValueError, match=r"what must contain names among norm, .*, got 'norms'"):
+        record(what="norms")
+
+
 @pytest.mark.parametrize("per", ["leaf", "all"])
 def test_an_optimizer_records_what_pure_use_records(per):
     tx = chain(gradtx.record("before"), LINK, record(what=WHAT, per=per), gradtx.scale(-0.1))

@@ -8,8 +8,8 @@ gradient requires another program.
 - `trace` expresses the core as a function of flat arguments, which engines trace.
 - `lists` runs programs over lists of leaves, with `gradtx.programs`. Optimizers use it by default.
 - `compiled` compiles programs for eight leaves per call if `compile=` requests it. Its parts: `bundle` stores the
-  arguments, `hoist` moves scalar computations out of the traced graphs, `numbers` runs them once per step, and
-  `inductor` calls torch's compiler.
+  arguments, `hoist` moves scalar computations out of the traced graphs, to run once per step, and `inductor` calls
+  torch's compiler.
 """
 
 from gradtx.optim.engine.base import Engine

@@ -1,24 +1,180 @@
-"""Sort the leaves of a step into bundles and reuse the plan as long as it is valid."""
+"""Sort the leaves of a step into bundles, and reuse this plan as long as it is valid."""
 
 from __future__ import annotations
 
 import logging
-from typing import Any
+import operator
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from gradtx.base import torch_names as _torch
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import warn_user
 from gradtx.distributed.owners import OwnedRegion
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.optim.engine.family import Family, LeafKind, Pairs
-from gradtx.optim.engine.plan import Plan, fingerprint_of, overlapping
 from gradtx.optim.engine.views import OddTensorError, alias, is_positional
-from gradtx.optim.member import Count, Member
-from gradtx.optim.step_input import StepInput
+from gradtx.optim.run import Count, Member
+from gradtx.optim.step import Step
 from gradtx.programs.function import Signature
+
+COUNT, STATE = operator.attrgetter("count"), operator.attrgetter("state")
+GRADIENT = operator.attrgetter("grad")
+GROUP_AND_LAYOUT = operator.attrgetter("group", "layout")
+
+
+class Plan:
+    """The bundles of a step, and the parameters that step eagerly.
+
+    Args:
+        fingerprint: Identifies the requests that the plan is for; see `fingerprint_of`.
+        members: The parameters that step.
+        bundles: Those that programs run.
+        rest: The others.
+
+    Attributes:
+        gradients_are_as_planned: Whether the gradients of the present step have the types and layouts of those for
+            which the plan was made; otherwise only the same dtypes and shapes.
+    """
+
+    def __init__(
+        self,
+        fingerprint: Any,
+        members: list[Member],
+        bundles: list[Any],
+        rest: list[Member],
+    ):
+        self.fingerprint = fingerprint
+        self.bundles = bundles
+        self.rest = rest
+        self.gradients_are_as_planned = True
+        self._states = [member.state for member in members]
+        self._params = [member.param for member in members]
+        gradients = list(map(GRADIENT, self._params))
+        self._gradient_traits = list(map(dtype_and_shape, gradients))
+        # Links that process parameters without a gradient accept None, for which there is no such check.
+        self._have_planned_layout: Callable[..., bool] | None = None
+        if all(isinstance(gradient, Tensor) for gradient in gradients):
+            self._have_planned_layout = _torch.layout_check(gradients)
+        # The slots that programs write; eager steps replace theirs.
+        self._slot_states: list[dict[str, Any]] = []
+        self._slot_keys: list[str] = []
+        self._with_equal_slots = [each for each in bundles if each.signature.equal]
+        for bundle in bundles:
+            for member in bundle.members:
+                for key in bundle.signature.slots:
+                    self._slot_states.append(member.state)
+                    self._slot_keys.append(key)
+        self._tensors = self._present_tensors()
+        self._addresses = list(map(Tensor.data_ptr, self._tensors))
+        self._have_same_layout = _torch.layout_check(self._tensors)
+
+    def _present_tensors(self) -> list[Tensor]:
+        return [
+            *self._params,
+            *map(operator.getitem, self._slot_states, self._slot_keys),
+        ]
+
+    def matches(self, fingerprint: Any, members: list[Member]) -> bool:
+        """Whether the input is the same, and all parameters and slots have the same memory, sizes and strides."""
+        if fingerprint != self.fingerprint or not self._accepts_gradients():
+            return False
+        if not all(map(operator.is_, map(STATE, members), self._states)):
+            return False
+        present = self._present_tensors()
+        if not (
+            all(map(operator.is_, present, self._tensors))
+            and list(map(Tensor.data_ptr, present)) == self._addresses
+            and self._have_same_layout(*present)
+        ):
+            return False
+        return all(bundle.slots_are_still_equal() for bundle in self._with_equal_slots)
+
+    def _accepts_gradients(self) -> bool:
+        """Whether the gradients have the same dtypes and shapes as those for which the plan was made."""
+        gradients = list(map(GRADIENT, self._params))
+        self.gradients_are_as_planned = (
+            self._have_planned_layout is not None
+            and self._have_planned_layout(*gradients)
+        )
+        return (
+            self.gradients_are_as_planned
+            or list(map(dtype_and_shape, gradients)) == self._gradient_traits
+        )
+
+
+def fingerprint_of(step: Step, members: list[Member]) -> tuple[Any, ...]:
+    """Return everything that a plan depends on, except gradients and the addresses of tensors.
+
+    For counts, this is only which members have equal ones.
+    """
+    counts = list(map(COUNT, members))
+    last_with_count = dict(zip(counts, range(len(counts)), strict=True))
+    trees: dict[str, Any] = {}
+    for name, tree in step.trees.items():
+        trees[name] = {leaf: dtype_and_shape(value) for leaf, value in tree.items()}
+    return (
+        members,
+        list(map(GROUP_AND_LAYOUT, members)),
+        list(map(last_with_count.__getitem__, counts)),
+        step.structures,
+        step.scalar_dtypes,
+        trees,
+        torch.is_inference_mode_enabled(),
+        step.scaling is not None,
+        step.on_host,
+    )
+
+
+def dtype_and_shape(tensor: Tensor | None) -> tuple[torch.dtype, torch.Size] | None:
+    """Return the properties of a gradient or an extra that a plan depends on."""
+    return None if tensor is None else (tensor.dtype, tensor.shape)
+
+
+class Span(NamedTuple):
+    """The memory of a tensor: device, address of the first byte, address after the last byte, id of its member."""
+
+    device: str
+    start: int
+    end: int
+    owner: int
+
+
+def overlapping(members: Iterable[Member]) -> set[int]:
+    """Return the ids of members with overlapping tensors, whose writes must be visible to one another."""
+    shared: set[int] = set()
+    reach: Span | None = None  # the span with the highest end so far
+    for span in sorted(_spans(members)):
+        if reach is not None and span.device == reach.device and span.start < reach.end:
+            shared.update((reach.owner, span.owner))
+        if reach is None or span.device != reach.device or span.end > reach.end:
+            reach = span
+    return shared
+
+
+def _spans(members: Iterable[Member]) -> list[Span]:
+    spans: list[Span] = []
+    for member in members:
+        assert member.layout is not None
+        for tensor in (
+            member.param,
+            *map(member.state.__getitem__, member.layout.slot_keys),
+        ):
+            tensor = local(tensor)
+            if not tensor.numel() or tensor.device.type == "meta":
+                continue
+            last = 0
+            for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+                last += (size - 1) * stride
+            start = tensor.data_ptr()
+            end = start + (last + 1) * tensor.element_size()
+            spans.append(Span(str(tensor.device), start, end, id(member)))
+    return spans
+
 
 logger = logging.getLogger("gradtx")
 READS_SHAPE = "a rule reads the shape of its leaf"
@@ -38,21 +194,22 @@ class Engine:
     """Run steps through programs, which subclasses build.
 
     Attributes:
-        plan: The plan of the last step.
-        alone: For each parameter whose gradient was released, the plan of its last step.
+        plans: The plan of the last step (None), and of the last step of each parameter whose gradient was released.
         failed: Whether the engine has given up and accepts no leaves.
         reasons: Why the engine does not run a leaf, by leaf name.
+        consequence: The consequence of giving up, for a warning.
     """
 
+    consequence: str
+
     def __init__(self) -> None:
-        self.plan: Plan | None = None
-        self.alone: dict[Member, Plan] = {}
+        self.plans: dict[Member | None, Plan] = {}
         self.failed = False
         self.reasons: dict[str, str] = {}
 
     def bundles(
         self,
-        step_input: StepInput,
+        step: Step,
         members: list[Member],
         released: Member | None = None,
     ) -> tuple[list[Any], list[Member]]:
@@ -62,21 +219,17 @@ class Engine:
         """
         if self.failed or not members:
             return [], members
-        fingerprint = fingerprint_of(step_input, members)
-        plan = self.plan if released is None else self.alone.get(released)
-        known = (
-            plan is not None
-            and plan.matches(fingerprint)
-            and self._is_still_valid(plan)
-        )
+        fingerprint = fingerprint_of(step, members)
+        plan = self.plans.get(released)
+        known = plan is not None and plan.matches(fingerprint, members)
         # Raises for invalid steps, as without an engine.
-        leaves = [] if known else step_input.leaves_of(members)
+        leaves = [] if known else step.leaves_of(members)
         try:
             if plan is None or not known:
                 if released is None:
                     self.reasons = {}
-                plan = self._make_plan(fingerprint, members, leaves, step_input)
-            self._begin(plan, step_input)
+                plan = self._make_plan(fingerprint, members, leaves, step)
+            self._begin(plan, step)
         except UnsuitableError as error:
             self._give_up(error.__cause__ or error, logging.DEBUG)
             return [], members
@@ -84,23 +237,10 @@ class Engine:
             # A bug in gradtx: training continues, but the traceback is logged.
             self._give_up(error, logging.ERROR)
             return [], members
-        if released is None:
-            self.plan = plan
-        else:
-            self.alone[released] = plan
+        self.plans[released] = plan
         return plan.bundles, plan.rest
 
-    def bundles_of_one(
-        self, step_input: StepInput, member: Member
-    ) -> tuple[list[Any], list[Member]]:
-        """Return the same for a single member whose gradient was released."""
-        return self.bundles(step_input, [member], member)
-
-    def plans(self) -> list[Plan]:
-        """Return the plans of the last steps of all members."""
-        return [*self.alone.values(), *([] if self.plan is None else [self.plan])]
-
-    def _begin(self, plan: Plan, step_input: StepInput) -> None:
+    def _begin(self, plan: Plan, step: Step) -> None:
         """Pass each bundle its arguments for this step; bundles with the same scalars get the same list."""
         numbers: dict[Any, list[Any]] = {}
         for bundle in plan.bundles:
@@ -109,32 +249,19 @@ class Engine:
             shared = bundle if bundle.signature.equal else bundle.signature
             key = member.group, member.count, id(shared)
             if key not in numbers:
-                numbers[key] = _numbers(member, bundle.signature, step_input)
-            bundle.begin(step_input.run, numbers[key], step_input.on_host)
-            self._begin_bundle(bundle, step_input)
+                numbers[key] = _numbers(member, bundle.signature, step)
+            bundle.begin(step.run, numbers[key], step.on_host)
 
     def _give_up(self, error: BaseException, level: int) -> None:
         self.failed = True
-        self.plan = None
-        logger.log(level, self._consequence(), exc_info=error)
+        self.plans.clear()
+        logger.log(level, self.consequence, exc_info=error)
         reason = next(iter(str(error).strip().splitlines()), "")
         warn_user(
-            f"{self._consequence()}: {type(error).__name__}: {reason}", RuntimeWarning
+            f"{self.consequence}: {type(error).__name__}: {reason}", RuntimeWarning
         )
 
     # Methods that subclasses implement.
-
-    def _consequence(self) -> str:
-        """Return the consequence of giving up, for a warning."""
-        raise NotImplementedError
-
-    def _is_still_valid(self, plan: Plan) -> bool:
-        """Whether the values of slots are as a plan assumes."""
-        return True
-
-    def _begin_bundle(self, bundle: Any, step_input: StepInput) -> None:
-        """Pass a bundle the arguments of its leaves for this step."""
-        raise NotImplementedError
 
     def _bundled(self, family: Family) -> list[Any]:
         """Return the bundles of a family; it may leave out leaves."""
@@ -142,7 +269,7 @@ class Engine:
 
     def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
         """Return the number of leaves that a program processes."""
-        raise NotImplementedError
+        return 1
 
     def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
         """Return the properties shared by the parameters and slots of a program.
@@ -162,13 +289,13 @@ class Engine:
         fingerprint: Any,
         members: list[Member],
         leaves: list[Leaf],
-        step_input: StepInput,
+        step: Step,
     ) -> Plan:
         pairs_of_kind: dict[Any, Pairs] = {}
         shared = overlapping(members)
         for member, leaf in zip(members, leaves, strict=True):
             try:
-                kind = self._kind(member, leaf, step_input, id(member) in shared)
+                kind = self._kind(member, leaf, step, id(member) in shared)
             except RefusedError as refusal:
                 self._refuse(leaf, str(refusal))
                 continue
@@ -176,14 +303,12 @@ class Engine:
             pairs_of_kind.setdefault(key, []).append((member, leaf))
         bundles: list[Any] = []
         for (_, _, kind), pairs in pairs_of_kind.items():
-            bundles.extend(self._bundled(Family.of(kind, pairs, step_input)))
+            bundles.extend(self._bundled(Family.of(kind, pairs, step)))
         in_bundles = {id(member) for bundle in bundles for member in bundle.members}
         rest = [member for member in members if id(member) not in in_bundles]
         return Plan(fingerprint, members, bundles, rest)
 
-    def _kind(
-        self, member: Member, leaf: Leaf, step_input: StepInput, shares: bool
-    ) -> LeafKind:
+    def _kind(self, member: Member, leaf: Leaf, step: Step, shares: bool) -> LeafKind:
         """Return the kind of a leaf.
 
         Raises:
@@ -200,7 +325,7 @@ class Engine:
         flat = _is_flat(member, leaf)
         if is_sharded(param):
             _check_shard(leaf)
-        self._check(leaf, step_input)
+        self._check(leaf, step)
         if is_sharded(param) and not flat:
             raise RefusedError(
                 "it is sharded, and a reduction over a shard differs from one over the whole tensor"
@@ -211,13 +336,11 @@ class Engine:
             raise RefusedError(ODD) from None
         written = self._traits_of_written(tensors, flat)
         by_leaf = [
-            name
-            for name, tree in step_input.trees.items()
-            if tree[leaf.name] is not None
+            name for name, tree in step.trees.items() if tree[leaf.name] is not None
         ]
         read: list[Any] = [
             param.grad,
-            *(step_input.trees[name][leaf.name] for name in by_leaf),
+            *(step.trees[name][leaf.name] for name in by_leaf),
         ]
         return LeafKind(
             flat=flat,
@@ -230,21 +353,19 @@ class Engine:
             width=self._width(member, leaf, flat),
         )
 
-    def _check(self, leaf: Leaf, step_input: StepInput) -> None:
+    def _check(self, leaf: Leaf, step: Step) -> None:
         """Check that programs may run all operations of a leaf.
 
         Raises:
             RefusedError: If they may not.
         """
         for operation in leaf.program:
-            if not self._has_program(operation, leaf, step_input):
+            if not self._has_program(operation, leaf, step):
                 stage = ".".join(operation.path)
                 self._report(stage)
                 raise RefusedError(f"{stage} has no program")
 
-    def _has_program(
-        self, operation: Operation, leaf: Leaf, step_input: StepInput
-    ) -> bool:
+    def _has_program(self, operation: Operation, leaf: Leaf, step: Step) -> bool:
         """Whether programs of this engine may run an operation for a leaf."""
         return operation.has_program(leaf)
 
@@ -262,22 +383,23 @@ def _check_shard(leaf: Leaf) -> None:
         raise RefusedError(SUM_OVER_SHARDS)
 
 
-def _numbers(member: Member, signature: Signature, step_input: StepInput) -> list[Any]:
+def _numbers(member: Member, signature: Signature, step: Step) -> list[Any]:
     """Return the scalars that the leaves of a bundle share, in the order of `Signature`."""
     count = member.count
     numbers: list[Any] = [
         count.made + 1 if isinstance(count, Count) else count + 1,
-        step_input.count,
+        step.count,
     ]
-    if step_input.scaling is not None:
-        numbers.extend(step_input.scaling.on(local(member.param).device))
-    numbers.extend(step_input.numbers[member.group])
-    numbers.extend(
-        step_input.run.scalars(path)[name] for path, name in signature.shared
-    )
+    if step.scaling is not None:
+        numbers.extend(step.scaling.on(local(member.param).device))
+    numbers.extend(step.numbers[member.group])
+    for path, name in signature.shared:
+        numbers.append(step.run.scalars(path)[name])
     # Now: a bundle writes them at its end.
-    numbers.extend(member.state[key].item() for key in signature.equal)
-    numbers.extend(step_input.scalars[name] for name in signature.scalars)
+    for key in signature.equal:
+        numbers.append(member.state[key].item())
+    for name in signature.scalars:
+        numbers.append(step.scalars[name])
     return numbers
 
 

@@ -23,8 +23,7 @@ from gradtx.optim.engine.views import (
     resized,
     windows,
 )
-from gradtx.optim.member import Member
-from gradtx.optim.step_input import Trees
+from gradtx.optim.run import Member, Trees
 from gradtx.programs.bundle import ProgramBundle
 
 # Maps the phase and the identities of the scalars to these scalars and the leading arguments of the phase computed from

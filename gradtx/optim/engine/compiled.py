@@ -20,6 +20,7 @@ from gradtx.optim.engine.base import (
     ODD,
     READS_SHAPE,
     Engine,
+    Plan,
     RefusedError,
     UnsuitableError,
     slots_are_shaped_as,
@@ -27,7 +28,6 @@ from gradtx.optim.engine.base import (
 from gradtx.optim.engine.bundle import Bundle, Prepared
 from gradtx.optim.engine.family import Family, LeafKind, Pairs
 from gradtx.optim.engine.inductor import Backend, compile_with_inductor
-from gradtx.optim.engine.plan import Plan
 from gradtx.optim.engine.torch_names import missing_name
 from gradtx.optim.engine.trace import BundleProgram
 from gradtx.optim.engine.views import (
@@ -38,8 +38,8 @@ from gradtx.optim.engine.views import (
     row_of,
     window_of,
 )
-from gradtx.optim.member import Member
-from gradtx.optim.step_input import StepInput, Trees
+from gradtx.optim.run import Member, Trees
+from gradtx.optim.step import Step
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.record import ImpureError, line_of_rule, reason_of
 
@@ -93,6 +93,8 @@ class CompiledEngine(Engine):
         backend: The function that compiles graphs.
     """
 
+    consequence = "compile=True has no effect, steps run eagerly"
+
     def __init__(
         self, options: Mapping[str, Any], backend: Backend = compile_with_inductor
     ):
@@ -100,8 +102,6 @@ class CompiledEngine(Engine):
         self._options = dict(options)
         self._backend = backend
         self._programs: dict[Any, Similar] | None = None
-        self._prepared: Prepared = {}
-        self._gradients_are_as_planned = False
         self._flags: dict[tuple[torch.device, bool], Tensor] = {}
         self._logged: set[str] = set()  # stages that have been logged
 
@@ -119,15 +119,11 @@ class CompiledEngine(Engine):
 
     # The arguments of a step.
 
-    def _begin(self, plan: Plan, step_input: StepInput) -> None:
-        self._prepared = {}
-        self._gradients_are_as_planned = plan.gradients_are_as_planned
-        super()._begin(plan, step_input)
-
-    def _begin_bundle(self, bundle: Any, step_input: StepInput) -> None:
-        bundle.read_from(
-            step_input.trees, self._prepared, self._gradients_are_as_planned
-        )
+    def _begin(self, plan: Plan, step: Step) -> None:
+        super()._begin(plan, step)
+        prepared: Prepared = {}
+        for bundle in plan.bundles:
+            bundle.read_from(step.trees, prepared, plan.gradients_are_as_planned)
 
     def _flag(self, device: torch.device, real: bool) -> Tensor:
         """Return the flag for real leaves or for padding, one tensor for all leaves."""
@@ -136,9 +132,6 @@ class CompiledEngine(Engine):
         return self._flags[device, real]
 
     # Planning.
-
-    def _consequence(self) -> str:
-        return "compile=True has no effect, steps run eagerly"
 
     def _bundled(self, family: Family) -> list[Any]:
         # Compilers specialize on the first sizes they see.
@@ -189,7 +182,7 @@ class CompiledEngine(Engine):
             return tensors[0].numel() >= LARGE, *traits
         return False, *map(_traits_of, tensors)
 
-    def _check(self, leaf: Leaf, step_input: StepInput) -> None:
+    def _check(self, leaf: Leaf, step: Step) -> None:
         # A 0-d slot cannot be distinguished from one shaped like the leaf.
         if leaf.key.ndim == 0:
             raise RefusedError("it has no dimensions")
@@ -201,7 +194,7 @@ class CompiledEngine(Engine):
             raise RefusedError(
                 "a link is computed by owners, which requires list programs"
             )
-        super()._check(leaf, step_input)
+        super()._check(leaf, step)
 
     def _report(self, stage: str) -> None:
         if stage not in self._logged:
@@ -215,7 +208,7 @@ class CompiledEngine(Engine):
 
         `splits` is whether large coded leaves may be updated in windows.
         """
-        trees = family.step_input.trees
+        trees = family.step.trees
         first, leaf = family.pairs[0]
         row = row_of(first) if family.kind.flat else None
         window = _window(first, leaf, row) if row is not None and splits else None
@@ -250,7 +243,7 @@ class CompiledEngine(Engine):
         """Return the programs of this structure."""
         if self._programs is None:
             options = repr(sorted(self._options.items()))
-            tx = family.step_input.views[0].tx
+            tx = family.step.views[0].tx
             self._programs = _SHARED.of_chain(tx, self._backend, options)
         return self._programs.setdefault(family.key, Similar())
 

@@ -16,10 +16,11 @@ from gradtx.execution.execute import Leaf
 from gradtx.execution.phases import phases_of
 from gradtx.optim.device_counts import scaling_from
 from gradtx.optim.engine.views import cut
-from gradtx.optim.member import Member
-from gradtx.optim.step_input import StepInput
+from gradtx.optim.run import Member
+from gradtx.optim.step import Step
 from gradtx.programs.bundle import ListPhase, phases_of_shards
 from gradtx.programs.function import LeafFunction, Signature
+from gradtx.programs.hyperparameters import ChainOf
 from gradtx.programs.planner import probes
 from gradtx.programs.terms import numbers_in
 
@@ -58,17 +59,17 @@ class Family:
         kind: Their common properties.
         signature: The arguments of their programs.
         pairs: The parameters and their leaves.
-        step_input: The step.
+        step: The step.
     """
 
     kind: LeafKind
     signature: Signature
     pairs: Pairs
-    step_input: StepInput
+    step: Step
 
     @classmethod
-    def of(cls, kind: LeafKind, pairs: Pairs, step_input: StepInput) -> Family:
-        return cls(kind, _signature_of(*pairs[0], kind, step_input), pairs, step_input)
+    def of(cls, kind: LeafKind, pairs: Pairs, step: Step) -> Family:
+        return cls(kind, _signature_of(*pairs[0], kind, step), pairs, step)
 
     def some(self, pairs: Pairs) -> Family:
         """Return a family of some of the leaves."""
@@ -89,12 +90,11 @@ class Family:
         return self._structure(), self.kind, *self.signature.key()
 
     def _structure(self) -> Any:
-        return self.step_input.structures[self.pairs[0][0].group]
+        return self.step.structures[self.pairs[0][0].group]
 
     def function(self) -> LeafFunction:
         """Return the step of leaves as a function of flat arguments."""
-        view = self.step_input.views[self.pairs[0][0].group]
-        make_chain = view.chain_of(self._structure())
+        make_chain = ChainOf(self.step.views[0].tx, self._structure())
         return LeafFunction(self.signature, make_chain, scaling_from)
 
     def arguments(self, member: Member, leaf: Leaf) -> list[Tensor]:
@@ -106,7 +106,7 @@ class Family:
         ]
         tensors.extend(
             tree[leaf.name]
-            for tree in self.step_input.trees.values()
+            for tree in self.step.trees.values()
             if tree[leaf.name] is not None
         )
         return [as_real(local(tensor)) for tensor in tensors]
@@ -158,28 +158,25 @@ def first_entries(tensors: list[Tensor], count: int) -> list[Tensor]:
     return [cut(tensor, slice(0, count), size) for tensor in flat]
 
 
-def _signature_of(
-    member: Member, leaf: Leaf, kind: LeafKind, step_input: StepInput
-) -> Signature:
+def _signature_of(member: Member, leaf: Leaf, kind: LeafKind, step: Step) -> Signature:
     """Return the signature of all leaves like this one."""
     layout = member.layout
     assert layout is not None
     shared: dict[tuple[Path, str], torch.dtype] = {}
     for path, names in layout.shared.items():
-        values = step_input.run.scalars(path)
+        values = step.run.scalars(path)
         for name in names:
             shared[path, name] = values[name].dtype
-    scalars = step_input.tensor_scalars()
     return Signature(
         layout=layout,
         choices=member.choices,
-        numbers=len(step_input.numbers[member.group]),
+        numbers=len(step.numbers[member.group]),
         shared=shared,
-        scalars={name: value.dtype for name, value in scalars.items()},
+        scalars=step.scalar_dtypes,
         by_leaf=kind.by_leaf,
         absent={name: None for name, value in leaf.extras.items() if value is None},
-        known_extras=step_input.run.known_extras,
+        known_extras=step.run.known_extras,
         width=kind.width,
-        scaled=step_input.scaling is not None,
+        scaled=step.scaling is not None,
         padded=True,
     )

@@ -14,12 +14,13 @@ from gradtx.distributed.owners import has_regions
 from gradtx.execution.execute import Leaf, LeafTerms, Operation
 from gradtx.execution.phases import have_sums
 from gradtx.optim.engine.base import (
+    GRADIENT,
     READS_SHAPE,
     SUM_OVER_SHARDS,
     Engine,
+    Plan,
 )
 from gradtx.optim.engine.family import Family, Pairs, first_entries
-from gradtx.optim.engine.plan import Plan
 from gradtx.optim.engine.views import (
     alias,
     alias_or_copy,
@@ -31,8 +32,8 @@ from gradtx.optim.engine.views import (
     plain,
     plain_or_copy,
 )
-from gradtx.optim.member import Member
-from gradtx.optim.step_input import StepInput, Trees
+from gradtx.optim.run import Member, Trees
+from gradtx.optim.step import Step
 from gradtx.programs.bundle import (
     ListBundle,
     ListPhase,
@@ -53,6 +54,10 @@ class MemberBundle(ListBundle):
         signature: The arguments of the program.
         phases: The program.
         splits: Whether large leaves may be updated in parts.
+
+    Attributes:
+        trees: The per-leaf extras of the current step.
+        consumes: Whether to free gradients after use.
     """
 
     def __init__(
@@ -69,8 +74,8 @@ class MemberBundle(ListBundle):
         self._results: list[dict[str, Any]] = []  # the owners' results, by leaf name
         self._leaves: dict[str, Leaf] = {}
         self._chunks = _chunks_of(members, splits, signature)
-        self._trees: Trees = {}
-        self._consumes = False
+        self.trees: Trees = {}
+        self.consumes = False
         self._equal = {
             key: [member.state[key] for member in members] for key in signature.equal
         }
@@ -81,11 +86,6 @@ class MemberBundle(ListBundle):
             len(set(map(Tensor.item, slots))) == 1 for slots in self._equal.values()
         )
 
-    def read_from(self, trees: Trees, consumes: bool) -> None:
-        """Receive the per-leaf extras of the current step; `consumes` is whether to free gradients after use."""
-        self._trees = trees
-        self._consumes = consumes
-
     def set_leaves(self, leaves: list[Leaf]) -> None:
         """Receive the leaves of the current step whose links are computed by owners."""
         for leaf, member in zip(leaves, self.members, strict=True):
@@ -95,11 +95,11 @@ class MemberBundle(ListBundle):
     def columns(self) -> Iterator[list[list[Tensor]]]:
         in_last_phase = self.at == len(self.program) - 1
         for chunk in self._chunks:
-            columns = chunk.columns(self.signature.by_leaf, self._trees)
+            columns = chunk.columns(self.signature.by_leaf, self.trees)
             for results in self._results:
                 columns.append([local(results[name]) for name in chunk.names])
             yield columns
-            if self._consumes and in_last_phase:
+            if self.consumes and in_last_phase:
                 chunk.free_gradients()
 
     def terms(self, phase: ListPhase, results: list[list[Any]]) -> LeafTerms:
@@ -133,24 +133,30 @@ class MemberBundle(ListBundle):
 
     def end(self, phase: ListPhase, results: list[list[Any]]) -> None:
         """Hand over the new shared values and the terms of late sums."""
+        has_terms = False
         for name, dtype, value in zip(
             phase.names, phase.dtypes, results[0], strict=True
         ):
             if isinstance(name, EqualSlot):
                 slots = self._equal[name.key]
                 copy_each_(slots, [self.as_tensor(value, dtype)] * len(slots))
-            elif not phase.is_term(name):
+            elif phase.is_term(name):
+                has_terms = True
+            else:
                 self.share(name, self.as_tensor(value, dtype))
-        for leaf, terms in self.terms(phase, results):
-            for place, term in terms.items():
-                self.run.add_late(place, leaf.name, term)
-        self._trees = {}
+        if has_terms:
+            for leaf, terms in self.terms(phase, results):
+                for place, term in terms.items():
+                    self.run.add_late(place, leaf.name, term)
+        self.trees = {}
         self._results = []
         self._leaves = {}
         self.release_tensors()
 
 
 # Chunks.
+
+TENSOR = frozenset((Tensor,))
 
 # A range of entries of a parameter's flat alias, or None for the whole parameter.
 Piece = tuple[Member, slice | None]
@@ -198,8 +204,8 @@ class Chunk:
 
     def columns(self, by_leaf: Sequence[str], trees: Trees) -> list[list[Tensor]]:
         """Return the arguments of all leaves, with the current gradients and extras."""
-        gradients: list[Any] = [param.grad for param in self._params]
-        if not self._whole or not all(map(_is_plain, gradients)):
+        gradients = list(map(GRADIENT, self._params))
+        if not self._whole or not TENSOR.issuperset(map(type, gradients)):
             gradients = list(map(self._read, gradients, self._pieces))
         columns = [*self._columns, gradients]
         for name in by_leaf:
@@ -233,10 +239,6 @@ def _first_entry(member: Member, window: slice | None) -> Tensor:
     return torch.full((), start, dtype=torch.int64, device=local(member.param).device)
 
 
-def _is_plain(tensor: Any) -> bool:
-    return type(tensor) is Tensor
-
-
 def _chunks_of(
     members: list[Member], splits: bool, signature: Signature
 ) -> list[Chunk]:
@@ -265,6 +267,8 @@ _SHARED = SharedPrograms()
 class ListEngine(Engine):
     """Run steps over lists of leaves."""
 
+    consequence = "steps run leaf by leaf"
+
     def __init__(self) -> None:
         super().__init__()
         self._programs: dict[Any, Any] | None = None
@@ -272,27 +276,17 @@ class ListEngine(Engine):
     def __reduce__(self) -> tuple[Any, ...]:
         return ListEngine, ()
 
-    def _consequence(self) -> str:
-        return "steps run leaf by leaf"
+    def _has_program(self, operation: Operation, leaf: Leaf, step: Step) -> bool:
+        return operation.has_list_program(leaf, step.host_knows_scalars)
 
-    def _has_program(
-        self, operation: Operation, leaf: Leaf, step_input: StepInput
-    ) -> bool:
-        return operation.has_list_program(leaf, step_input.host_knows_scalars)
-
-    def _is_still_valid(self, plan: Plan) -> bool:
-        bundles: list[Any] = plan.bundles
-        return all(bundle.slots_are_still_equal() for bundle in bundles)
-
-    def _begin_bundle(self, bundle: Any, step_input: StepInput) -> None:
-        bundle.read_from(step_input.trees, step_input.consumes)
-        if bundle.signature.has_owners:
-            bundle.set_leaves(step_input.leaves_of(bundle.members))
+    def _begin(self, plan: Plan, step: Step) -> None:
+        super()._begin(plan, step)
+        for bundle in plan.bundles:
+            bundle.trees, bundle.consumes = step.trees, step.consumes
+            if bundle.signature.has_owners:
+                bundle.set_leaves(step.leaves_of(bundle.members))
 
     # Planning.
-
-    def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
-        return 1
 
     def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
         return tuple((tensor.dtype, tensor.device) for tensor in tensors)
@@ -316,7 +310,7 @@ class ListEngine(Engine):
         Their new values depend only on scalars and on each other.
         """
         slots = family.signature.slots
-        if not family.step_input.on_host or family.signature.has_owners:
+        if not family.step.on_host or family.signature.has_owners:
             return ()
         candidates: set[str] = set(slots)
         for member in family.members:
@@ -383,7 +377,7 @@ class ListEngine(Engine):
 
     def _bundles(self, family: Family, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves of one kind, each with its program."""
-        on_host, known = family.step_input.on_host, self._programs_of(family)
+        on_host, known = family.step.on_host, self._programs_of(family)
         programs = ListPrograms(family.record, on_host, family.key, known)
         common = None
         may_have_any_shape = family.kind.flat and not family.signature.layout.codes
@@ -417,7 +411,7 @@ class ListEngine(Engine):
 
     def _programs_of(self, family: Family) -> dict[Any, Any]:
         if self._programs is None:
-            self._programs = _SHARED.of_chain(family.step_input.views[0].tx)
+            self._programs = _SHARED.of_chain(family.step.views[0].tx)
         return self._programs
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.execution.execute import Leaf
-from gradtx.optim.member import Member
+from gradtx.optim.run import Member
 from gradtx.programs.bundle import entries_of_a_call
 from gradtx.state.codes import KEY
 
