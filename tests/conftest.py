@@ -47,14 +47,9 @@ NIGHTLY = (
     "optim/test_compiled.py::test_many_small_leaves_share_a_bundle_and_its_sums*",
     "optim/test_complex.py::test_compiled_steps_equal_the_default*",
     "optim/test_grad_scaler.py::test_compiled_steps_under_a_scaler_equal_eager_ones_and_compile_once[[]design]",
-    "optim/test_parts_and_shapes.py::test_large_leaves_of_the_library_s_own_chains_are_updated_in_parts[[]int8*",
-    "optim/test_parts_and_shapes.py::test_no_elementwise_chain_of_the_library_reads_the_shape[[]int8]",
-    "optim/test_storage.py::test_an_optimizer_equals_pure_use[[]traced-int4]",
-    "optim/test_storage.py::test_an_optimizer_equals_pure_use[[]traced-float8]",
-    "optim/test_storage.py::test_chains_of_all_kinds_step_with_codes[[]traced-accumulate]",
+    "optim/test_parts_and_shapes.py::test_no_elementwise_chain_of_the_library_reads_the_shape[[]int8-*",
     "test_conformance_func.py::test_a_whole_step_through_inductor_equals_eager",
-    "test_examples.py::test_the_example_runs_draws_its_plot_and_ends_with_its_figures[[]maml_sine]",
-    "test_optax_names.py::test_calls_that_are_said_to_be_equal_give_the_same_updates",
+    "test_optax_names.py::test_calls_that_are_said_to_be_equal_give_the_same_updates*",
     "test_typed.py::*[[]found_by_mypy*",
 )
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.daily import by_day
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
     "ensemble_rates": (["--steps", "2", "--rates", "3", "--seeds", "2"], "; best of the rates: "),
@@ -50,6 +52,8 @@ def _same_threads_after():
     torch.set_num_threads(threads)
 
 
+# Examples of each kind; they use what others do, and names and signatures have a record.
+@by_day("ensemble_rates", "functional_loop", "lora", "mup", "outer", "pcgrad_digits", "private_digits")
 @pytest.mark.parametrize("name", TINY)
 def test_the_example_runs_draws_its_plot_and_ends_with_its_figures(name, tmp_path, capsys):
     arguments, closing = TINY[name]
@@ -170,6 +174,7 @@ def test_the_residual_of_physics_informed_is_the_equation_by_differences_and_zer
     )
 
 
+@pytest.mark.nightly  # tests/optimizers/test_lbfgs.py compares with torch's
 def test_lbfgs_of_physics_informed_descends_as_torchs_does():
     names = script("physics_informed")
     bar = names["tqdm"](disable=True)

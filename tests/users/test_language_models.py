@@ -220,6 +220,7 @@ def logged_losses(folder, optimizer_class):
     return losses, state_bytes(trainer.optimizer.optimizer)
 
 
+@pytest.mark.nightly  # two Trainers; tests/clients has them, and the test of adapters above frozen weights
 @pytest.mark.usefixtures("_quiet")
 def test_a_trainer_that_fine_tunes_the_last_layer_logs_the_losses_and_rates_of_torch(tmp_path):
     ours, our_bytes = logged_losses(tmp_path / "ours", gradtx.optim.AdamW)
