@@ -20,7 +20,7 @@ from tests.daily import by_day
 from tests.optim.problems import assert_equal
 
 NAMES = list(CODES)
-SHAPES = [(64, 128), (8192,), (32, 3, 7, 7), (10,), (CHUNK // 512 + 3, 1024), (64, 256), (5000,), (50, 101)]
+SHAPES = [(64, 128), (8192,), (32, 3, 7, 7), (10,), (CHUNK // 512 + 3, 1024), (5000,), (50, 101)]
 FEW = [(64, 128), (8192,), (10,), (50, 101)]  # in which rows of blocks, a vector, a leaf in float32, and padding are
 
 TRACED = SharedPrograms()  # shared by the tests of this file, because programs with codes take seconds to trace

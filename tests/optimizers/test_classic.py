@@ -166,10 +166,9 @@ def pair(name, params=parameters, **options):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64_by_default")
-@pytest.mark.parametrize("maximize", [False, True])
 @pytest.mark.parametrize(("alias", "name", "rule", "options"), SHARED, ids=named)
-def test_steps_of_the_class_without_some_gradients_equal_torch(alias, name, rule, options, maximize):
-    (ours, own), (theirs, other) = pair(name, maximize=maximize, **options)
+def test_steps_of_the_class_without_some_gradients_equal_torch(alias, name, rule, options):
+    (ours, own), (theirs, other) = pair(name, maximize=True, **options)
     descend(ours, own, 30, skip=lambda leaf, t: (t + len(leaf)) % 3 == 0)
     descend(theirs, other, 30, skip=lambda leaf, t: (t + len(leaf)) % 3 == 0)
     assert_close(own.values(), other.values(), PUBLISHED)
