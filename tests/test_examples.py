@@ -172,11 +172,3 @@ def test_the_residual_of_physics_informed_is_the_equation_by_differences_and_zer
     torch.testing.assert_close(
         names["network"](params, edges, times), names["solution"](edges, times), rtol=0, atol=1e-12
     )
-
-
-@pytest.mark.nightly  # tests/optimizers/test_lbfgs.py compares with torch's
-def test_lbfgs_of_physics_informed_descends_as_torchs_does():
-    names = script("physics_informed")
-    bar = names["tqdm"](disable=True)
-    losses = {name: names["Run"](name, 0, 60).train(bar).losses for name in ("torch L-BFGS", "gradtx L-BFGS")}
-    assert losses["gradtx L-BFGS"][-1] < 2 * losses["torch L-BFGS"][-1] < 0.1 * losses["torch L-BFGS"][0]
