@@ -1,13 +1,18 @@
-"""The cases of a product that run by day, as patterns of their ids at the test; the others get the mark `nightly`."""
+"""The cases of a product that run by day, as patterns of their ids at the test; the others get the mark `nightly`.
+
+`make quick` has every other case of long products.
+"""
 
 from __future__ import annotations
 
 import fnmatch
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+MANY = 8
 _CHOSEN = "cases_by_day"
 
 
@@ -19,6 +24,16 @@ def by_day(*patterns: str) -> Callable[[Any], Any]:
         return test
 
     return decorated
+
+
+def mark_every_other_slow(items: list[pytest.Item]) -> None:
+    """Leave every other case of a test with many cases by day to the tests that `make quick` leaves out."""
+    by_day = (item for item in items if item.get_closest_marker("nightly") is None)
+    for _, group in itertools.groupby(by_day, lambda item: getattr(item, "function", None)):
+        cases = list(group)
+        if len(cases) >= MANY:
+            for item in cases[1::2]:
+                item.add_marker(pytest.mark.slow)
 
 
 def mark_nightly(items: list[pytest.Item], are_all: bool = True) -> None:

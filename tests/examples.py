@@ -40,6 +40,9 @@ DISTRIBUTED = {
 PAIR = {"partner": (4, 3), "matrix": (3, 4)}
 PAIRS = {"partner": "matrix"}
 
+# The search for a tangent direction has 66 iterations of as many steps, and a program of the default takes seconds.
+SHORT_SEARCH = {"coefs": "newton_schulz", "steps": 1, "power_steps": 2}
+
 # By the name of the factory; for a combinator, a function of an inner transformation. Others need no arguments.
 EXAMPLES = {
     "accsgd": {"lr": 0.1},
@@ -96,6 +99,7 @@ EXAMPLES = {
     "normuon": lambda tx: {"fallback": tx},
     "optimistic_gradient_descent": {"lr": 0.1},
     "orthogonalize": {"view": "batch"},
+    "orthogonalize_tangent": SHORT_SEARCH,
     "outer": lambda tx: {"inner": tx, "tx": gradtx.sgd(lr=0.7, momentum=0.9), "every": 2},
     "partition": lambda tx: {"transforms": {"a": tx}, "labels": {"a": "*"}},
     "pid": {"lr": 0.1},
@@ -159,7 +163,12 @@ EXAMPLES = {
     "with_state_dtype": lambda tx: {"tx": tx, "state_dtype": "int8"},
     "wsam": lambda tx: {"base": tx},
     "yogi": {"initial_accumulator_value": 2**-20},
-    "spectral_sphere": lambda tx: {"fallback": tx},
+    "spectral_sphere": lambda tx: {
+        "fallback": tx,
+        "ns_coefficients": "newton_schulz",
+        "ns_steps": 1,
+        "power_steps": 2,
+    },
 }
 
 

@@ -130,8 +130,8 @@ def in_wide(params):
     return wide
 
 
-# in both dtypes: a slot in float32 is seen in float64 only
-@each("dtype", [torch.float64, torch.float16])
+# A slot in float32 is seen in float64 only; what is wrong in float16 shows in the test of leaves of all ranks too.
+@each("dtype", [torch.float64, pytest.param(torch.float16, marks=pytest.mark.nightly)])
 @each_case(ALL, LINKS + ALIASES)
 def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
     params, grads, tx = case.noise(1, dtype=dtype), case.noise(2, dtype=dtype), case.make()
@@ -147,7 +147,7 @@ def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
 # A link that asks for the gradient elsewhere gets it at weights in bf16, of another value than in float32. A link that
 # rounds weights does nothing in float32.
 @pytest.mark.slow
-@each_case([case for case in LEAN if "grad_fn" not in case.example.needs and not case.example._rounds], PLAIN_LINKS)
+@each_case([case for case in LEAN if "grad_fn" not in case.example.needs and not case.example._rounds], OF_EACH_KIND)
 def test_a_bf16_update_is_the_float32_one(case):
     tx = case.make()
     params, grads = case.noise(1, dtype=torch.bfloat16), case.noise(2, dtype=torch.bfloat16)
@@ -281,9 +281,10 @@ def test_derivatives_at_zero_are_finite(case, what):
         assert slope is None or slope.isfinite().all()
 
 
+# What overflows or is 0 in float32 is so in float16.
 @pytest.mark.slow
-@each("dtype", [torch.float32, torch.float16])
-@each_case(ALL, PLAIN + LINKS)
+@each("dtype", [pytest.param(torch.float32, marks=pytest.mark.nightly), torch.float16])
+@each_case(ALL, [case for case in LINKS if case.label in ("", "on")] + ALIASES)
 def test_zero_gradients_and_leaves_of_all_ranks_stay_finite(case, dtype):
     tx = case.make()
     for params in (case.noise(1, EDGES, dtype), case.noise(1, EDGES, dtype, scale=0.0)):
@@ -291,8 +292,11 @@ def test_zero_gradients_and_leaves_of_all_ranks_stay_finite(case, dtype):
             state = first_state(tx, params)
             if state is None:
                 continue
+            first = layout(state)
             for _ in range(2):
                 updates, state = step(tx, grads, state, params)
+                assert layout(updates) == in_wide(params)
+                assert layout(state) == first
                 for path, tensor in tensors([updates, state]).items():
                     assert tensor.isfinite().all(), path
 
@@ -326,8 +330,7 @@ def test_a_saved_and_reloaded_state_continues_bit_for_bit(case):
     assert_same(step(tx, grads, loaded, params), step(tx, grads, state, params))
 
 
-@pytest.mark.slow
-@each_case([case for case in PLAIN if case.factory.spec.kind == "alias"])
+@each_case([case for case in PLAIN if case.factory.spec.kind == "alias"], OF_EACH_KIND)
 def test_maximize_equals_the_negated_gradient(case):
     other = case.make(maximize=not case.arguments.get("maximize", False))
     params, grads, tx = case.noise(1), case.noise(2), case.make()
@@ -393,7 +396,7 @@ def test_an_elementwise_rule_does_not_care_how_entries_are_cut_into_leaves(case)
         torch.testing.assert_close(joined(pieces), updates["w"], rtol=1e-12, atol=1e-14)
 
 
-@each_case(ALL, PLAIN)
+@each_case(ALL, PLAIN_LINKS + ALIASES)
 def test_params_are_read_only_where_needs_says_so(case):
     tx, params, grads = case.make(), case.noise(1), case.noise(2)
     state = tx.init(params)
@@ -476,9 +479,18 @@ ALONE = [
 ]
 
 
-@pytest.mark.parametrize("mode", ["pure", "lists", pytest.param("compiled", marks=pytest.mark.nightly)])
 @each_case(ALONE, PLAIN_LINKS)
-def test_a_leaf_whose_first_gradient_comes_late_steps_as_one_that_starts_then(case, mode):
+def test_a_leaf_whose_first_gradient_comes_late_steps_as_one_that_starts_then(case):
+    starts_late(case, "pure")
+
+
+@pytest.mark.parametrize("mode", ["lists", pytest.param("compiled", marks=pytest.mark.nightly)])
+@each_case(ALONE, [case for case in OF_EACH_KIND if case.factory.spec.kind == "rule"])
+def test_a_leaf_whose_first_gradient_comes_late_does_so_in_an_optimizer(case, mode):
+    starts_late(case, mode)
+
+
+def starts_late(case, mode):
     if not is_alone(case):
         return
     shape = max((x.shape for x in case.noise(1).values()), key=len)

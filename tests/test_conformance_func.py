@@ -36,6 +36,7 @@ PLAIN_LINKS, OF_EACH_KIND = plain_links(), of_each_kind()
 PIECES = [case for case in PLAIN if case.factory.spec.kind != "alias"]  # what aliases are chains of
 COMBINATORS = [case for case in PLAIN if case.factory.spec.kind == "combinator"]
 ALONE = [(case,) for case in COMBINATORS]
+ADAM = next((case,) for case in PLAIN if case.factory is gradtx.scale_by_adam)
 WEIGHTS = noise(9, ALL_SHAPES)
 
 
@@ -262,7 +263,7 @@ def step_of_members(pack):
     return advance, stacked(members)
 
 
-@each_pack([*packs_of_rules()[::8], *ALONE[::2]], [packs_of_rules()[0]])
+@each_pack([*packs_of_rules()[::8], *ALONE[::2], ADAM], [ADAM])
 def test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph(pack):
     torch._dynamo.reset()
     counter = CompileCounter()
@@ -312,7 +313,7 @@ def test_a_chain_built_inside_a_compiled_step_does_not_recompile_either():
         return tx.update(grads, state, params)
 
     compiled = torch.compile(update, backend=counter, fullgraph=True)
-    params, grads = noise(1), noise(2)
+    params, grads = noise(1, MATRIX), noise(2, MATRIX)
     plain = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(betas=(0.9, 0.99)))
     state = plain.init(params)
     for lr, beta in ((1e-3, 0.9), (1e-2, 0.8), (1.0, 0.5)):

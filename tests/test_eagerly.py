@@ -1,12 +1,13 @@
 """Rules are recorded; `gradtx.eagerly` runs them line by line; schedules are called at every update in both uses."""
 
-import subprocess
+import runpy
 import sys
 
 import pytest
 import torch
 
 import gradtx
+from gradtx.base import eager
 from tests.optim.problems import assert_close, descend, made
 
 TOLERANCE = 1e-12  # the same float64 sums in a different order
@@ -60,18 +61,22 @@ def test_rules_of_pure_updates_run_for_each_leaf_and_update_with_values():
     assert any(update.is_meta for update in seen[6:])
 
 
-@pytest.mark.slow
-def test_the_environment_variable_sets_the_switch_for_a_process():
-    code = """
-import torch, gradtx
-param = torch.nn.Parameter(torch.ones(2))
-optimizer = gradtx.optim.AdamW([param])
-param.grad = torch.ones(2)
-optimizer.step()
-print(optimizer.explain())
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={"GRADTX_EAGER": "1"})
-    assert "alone: 1 parameter (0): gradtx.eagerly() is on" in run.stdout
+@pytest.mark.parametrize(("value", "is_on"), [("1", True), ("0", False), ("", False), (None, False)])
+def test_the_environment_variable_sets_the_switch_for_a_process(value, is_on, monkeypatch):
+    if value is None:
+        monkeypatch.delenv("GRADTX_EAGER", raising=False)
+    else:
+        monkeypatch.setenv("GRADTX_EAGER", value)
+    assert runpy.run_path(eager.__file__)["runs_eagerly"]() == is_on
+
+
+def test_explain_says_that_the_switch_is_on():
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer = gradtx.optim.AdamW([param])
+    param.grad = torch.ones(2)
+    with gradtx.eagerly():
+        optimizer.step()
+        assert "alone: 1 parameter (0): gradtx.eagerly() is on" in str(optimizer.explain())
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have no notes")

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.daily import by_day
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
     "ensemble_rates": (["--steps", "2", "--rates", "3", "--seeds", "2"], "; best of the rates: "),
@@ -50,6 +52,8 @@ def _same_threads_after():
     torch.set_num_threads(threads)
 
 
+# Examples of each kind; they use what others do, and names and signatures have a record.
+@by_day("ensemble_rates", "functional_loop", "lora", "mup", "outer", "pcgrad_digits", "private_digits")
 @pytest.mark.parametrize("name", TINY)
 def test_the_example_runs_draws_its_plot_and_ends_with_its_figures(name, tmp_path, capsys):
     arguments, closing = TINY[name]
@@ -168,10 +172,3 @@ def test_the_residual_of_physics_informed_is_the_equation_by_differences_and_zer
     torch.testing.assert_close(
         names["network"](params, edges, times), names["solution"](edges, times), rtol=0, atol=1e-12
     )
-
-
-def test_lbfgs_of_physics_informed_descends_as_torchs_does():
-    names = script("physics_informed")
-    bar = names["tqdm"](disable=True)
-    losses = {name: names["Run"](name, 0, 60).train(bar).losses for name in ("torch L-BFGS", "gradtx L-BFGS")}
-    assert losses["gradtx L-BFGS"][-1] < 2 * losses["torch L-BFGS"][-1] < 0.1 * losses["torch L-BFGS"][0]

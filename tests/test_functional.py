@@ -151,7 +151,7 @@ def compiled(step):
 
 
 @pytest.mark.slow
-@by_day("schedule", "loss")
+@by_day("loss")
 @pytest.mark.parametrize("chain", list(CHAINS))
 def test_a_compiled_step_is_one_graph_for_all_steps(chain):
     tx = CHAINS[chain]()

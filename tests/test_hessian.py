@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import gradtx
+from tests.daily import by_day
 from tests.references import gradients, problem
 
 CUBIC = {"a": torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64), "b": torch.tensor(2.0, dtype=torch.float64)}
@@ -44,6 +45,7 @@ def test_one_rademacher_vector_is_exact_for_a_diagonal_hessian(seed):
 
 
 @pytest.mark.slow
+@by_day("rademacher-0.2-func", "gaussian-2.0-autograd")
 @pytest.mark.parametrize("grad_fn", [torch.func.grad(coupled), by_autograd], ids=["func", "autograd"])
 @pytest.mark.parametrize(("distribution", "tolerance"), [("rademacher", 0.2), ("gaussian", 2.0)])
 def test_the_mean_of_many_samples_is_the_diagonal(grad_fn, distribution, tolerance):

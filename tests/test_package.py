@@ -101,10 +101,8 @@ def installed(distributions, tmp_path_factory):
     return target
 
 
-ALONE = [pytest.param(use, id=name, marks=pytest.mark.nightly) for name, use in USES.items()]
-
-
-@pytest.mark.parametrize("use", [pytest.param("".join(USES.values()), id="one after the other"), *ALONE])
+@pytest.mark.nightly  # what a wheel contains is tested above
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_an_installed_wheel_is_usable_without_the_sources(use, installed, tmp_path):
     origin = f"assert gradtx.__file__.startswith({str(installed)!r}), gradtx.__file__"
     code = f"import torch, gradtx\n{origin}\n{use}"

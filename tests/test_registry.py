@@ -508,6 +508,7 @@ def test_torch_hub_finds_the_class_of_every_optimizer():
     assert "AdamP" in module.adamp.__doc__
 
 
+@pytest.mark.nightly  # another process; the test before has the same hubconf.py in this one
 def test_torch_hub_works_where_gradtx_is_not_installed(tmp_path):
     code = f"import torch; print(torch.hub.load({str(ROOT)!r}, 'lion', source='local').__module__)"
     run = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, text=True)

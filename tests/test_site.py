@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import gradtx
+from tests.daily import by_day
 
 pytest.importorskip("furo")
 pytest.importorskip("myst_parser")
@@ -58,11 +59,14 @@ def words(text):
     return set(re.findall(r"[a-z]+", text.lower()))
 
 
-def test_entries_render_every_argument_alone_and_every_word_of_their_docstrings():
+@by_day("0")  # what the page makes of docstrings shows in every part, and most docstrings are alike
+@pytest.mark.parametrize("part", range(4))
+def test_entries_render_every_argument_alone_and_every_word_of_their_docstrings(part):
     import reference
     from docutils import nodes
 
-    for name in (*gradtx.__all__, *(f"optim.{name}" for name in ("as_optimizer", "ChainOptimizer"))):
+    names = [*gradtx.__all__, "optim.as_optimizer", "optim.ChainOptimizer"]
+    for name in names[part::4]:
         value = functools.reduce(getattr, name.split("."), gradtx)
         if name in reference.TYPES or not callable(value):
             continue
@@ -146,6 +150,7 @@ def png(width, height):
     return b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big")
 
 
+@pytest.mark.nightly  # a third build
 def test_tables_and_wide_pictures_scroll_in_their_own_box(tmp_path):
     (tmp_path / "index.md").write_text(WIDE_PAGE, encoding="utf-8")
     (tmp_path / "small.png").write_bytes(png(800, 400))

@@ -248,7 +248,7 @@ TRACED = [
 
 
 @pytest.mark.slow
-@by_day("update as it came", "swapped slots", "totals as slots", "step as slot")
+@by_day("swapped slots", "totals as slots")
 @pytest.mark.parametrize("name", TRACED)
 def test_outputs_of_a_compiled_update_share_no_memory_either(name):
     torch._dynamo.reset()

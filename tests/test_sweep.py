@@ -125,7 +125,9 @@ def test_each_member_equals_a_plain_loop(case):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch's own, from its compiler
-def test_compiled_members_equal_plain_loops():
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.nightly)])
+def test_compiled_members_equal_plain_loops(backend, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     result = sweep(eval_fn=size, compile=True)
     assert_equals_loops(result, gradtx.adamw, [{"lr": rate} for rate in RATES])
 

@@ -1,7 +1,7 @@
 """The messages that ranks send each other: sums, exchanges of tensors, and gathered tensors.
 
-`gradtx.optim` sends two more: it compares the plans of ranks (`_agreement`). Whole tensors of DTensors are gathered by
-torch (`gradtx.base.dtensor`).
+`gradtx.optim.ranks` sends more: it compares the plans of ranks, and slots of owners. Whole tensors of DTensors are
+gathered by torch (`gradtx.base.dtensor`).
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ import torch
 
 import gradtx
 from tests.clients.contests import CLIP, CONTESTS, DECAY, RATE, TOLERANCE, Lazily, counting_steps, decaying
+from tests.daily import by_day
 from tests.optim.problems import assert_close, assert_equal, values
 
 transformers = Lazily("transformers")
@@ -59,6 +60,7 @@ def trained(folder, make=None, clip=CLIP, resume=None, **options):
     return values(model.parameters()), trainer.optimizer.optimizer  # inside accelerate's
 
 
+@by_day("a chain that clips, with AdamP")
 @pytest.mark.parametrize("name", CONTESTS)
 def test_a_trainer_run_equals_the_reference(name, tmp_path):
     contest = CONTESTS[name]
@@ -68,6 +70,7 @@ def test_a_trainer_run_equals_the_reference(name, tmp_path):
     assert optimizer.param_groups[0]["lr"] == reference.param_groups[0]["lr"] == pytest.approx(RATE * DECAY**STEPS)
 
 
+@by_day("AdamW")
 @pytest.mark.parametrize("name", CONTESTS)
 def test_a_trainer_resumes_bit_for_bit(name, tmp_path):
     contest = CONTESTS[name]

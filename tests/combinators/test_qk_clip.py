@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import gradtx
+from tests.daily import by_day
 
 ROLES = {
     "q.*": ("layer", "query"), "k.weight": ("keys", "key"), "qr.*": ("layer", "query_rotary"),
@@ -144,6 +145,7 @@ def in_accumulate(tx):
     return gradtx.accumulate(tx, every=2)
 
 
+@by_day("*-False", "S0-*-in_accumulate-1-True")
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize(("around", "steps"), [(in_partition, 0), (in_accumulate, 1)])
 @pytest.mark.parametrize(

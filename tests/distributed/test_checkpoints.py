@@ -86,11 +86,9 @@ CASES = [(*case, "eager") for case in CASES] + [(name, False, BEFORE, "traced") 
 
 
 @by_day(
-    "adamp-False-3-eager-1-2", "distance-False-3-eager-2-1", "accumulate-False-3-eager-1-2",
-    "partition-False-3-eager-2-1", "lookahead-False-3-eager-1-2", "record-False-3-eager-2-1",
-    "random-False-3-eager-1-2", "distance-True-3-eager-2-1", "accumulate-True-3-eager-1-2",
-    "partition-True-3-eager-2-1", "lookahead-False-0-eager-1-2", "lookahead-True-0-eager-1-2",
-    "accumulate-False-3-traced-1-2", "partition-False-3-traced-2-1", "lookahead-False-3-traced-1-2",
+    "adamp-False-3-eager-1-2", "distance-False-3-eager-2-1", "partition-False-3-eager-2-1",
+    "record-False-3-eager-2-1", "random-False-3-eager-1-2", "accumulate-True-3-eager-1-2",
+    "lookahead-True-0-eager-1-2", "accumulate-False-3-traced-1-2", "lookahead-False-3-traced-1-2",
 )  # fmt: skip
 @pytest.mark.parametrize(("source", "target"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize(("name", "flat", "steps", "kind"), CASES)

@@ -57,9 +57,8 @@ def sharded_run(name, compile):
 
 
 @by_day(
-    "clip and adamw-compiled", "sgd-eager", "normalize-compiled", "centralize-eager", "cautious-compiled",
-    "regenerate-eager", "accumulate-compiled", "skip-eager", "freeze-compiled", "lookahead-eager",
-    "whole tree-compiled", "plain functions-eager", "bounded-compiled", "divided otherwise-eager",
+    "clip and adamw-compiled", "centralize-eager", "cautious-compiled", "regenerate-eager", "accumulate-compiled",
+    "skip-eager", "freeze-compiled", "lookahead-eager", "plain functions-eager", "divided otherwise-eager",
 )  # fmt: skip
 @each_engine
 @pytest.mark.parametrize("name", [*CHAINS, *WITH_CLOSURES])

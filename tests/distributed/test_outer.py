@@ -10,10 +10,11 @@ import gradtx
 from gradtx import outer
 from tests.combinators.test_outer import NESTEROV, OPTIONS, OUTERS, START, gradients, loop
 from tests.conformance import assert_close
+from tests.daily import by_day
 from tests.distributed.problems import engine, whole
 from tests.distributed.traffic import Traffic
 
-EVERY, STEPS = 6, 30
+EVERY, STEPS = 6, 18
 ADAMW = gradtx.adamw(0.1)
 
 
@@ -79,12 +80,14 @@ def expected_traffic(option, ranks):
 CASES = [("plain", "adapted"), ("all", "adapted"), ("fragments", "compiled"), ("delay", "pure"), ("all", "pure")]
 
 
+@by_day("plain-adapted-None", "all-adapted-c", "fragments-compiled-None", "delay-pure-c", "all-pure-None")
 @pytest.mark.parametrize("without", [None, "c"])
 @pytest.mark.parametrize(("option", "way"), CASES)
 def test_two_ranks_are_the_loop_and_send_one_message_per_due_fragment(option, way, without, two):
     check(two, option, way, without)
 
 
+@by_day("all-adapted")
 @pytest.mark.parametrize(("option", "way"), [("plain", "compiled"), ("all", "adapted")])
 def test_four_ranks_are_the_loop_and_send_one_message_per_due_fragment(option, way, four):
     check(four, option, way)
@@ -92,7 +95,7 @@ def test_four_ranks_are_the_loop_and_send_one_message_per_due_fragment(option, w
 
 def check(world, option, way, without=None):
     make_outer = OUTERS["dampened" if without else "adamw"][1]
-    *weights, anchor = loop(make_outer, **OPTIONS[option], without=without, ranks=world.size)
+    *weights, anchor = loop(make_outer, **OPTIONS[option], steps=STEPS, without=without, ranks=world.size)
     for rank, ((local, common), traffic) in enumerate(world.run(train, option, way, without)):
         assert_close([local, common], [weights[rank], anchor], 1e-10)
         assert traffic == expected_traffic(option, world.size)
@@ -205,7 +208,7 @@ def in_two_groups():
 
 
 def test_parameter_groups_share_a_message(two):
-    *weights, anchor = loop(OUTERS["adamw"][1], ranks=2)
+    *weights, anchor = loop(OUTERS["adamw"][1], steps=STEPS, ranks=2)
     for rank, (found, traffic) in enumerate(two.run(in_two_groups)):
         assert_close(found, [weights[rank], anchor], 1e-10)
         assert traffic == expected_traffic("plain", 2)

@@ -140,6 +140,7 @@ BUILDING = {
         TypeError,
         lambda: gradtx.adam(init_value=0.1),
     ),
+    "per_tensor: needs a function that returns the rule, got 'mine'": (TypeError, lambda: per_tensor("mine")),
     "adam: got two values for 'lr'": (TypeError, lambda: gradtx.adam(0.1, lr=0.1)),
     "sgdp: missing argument 'lr'": (TypeError, lambda: gradtx.sgdp()),
     "accumulate: missing argument 'every'": (TypeError, lambda: gradtx.accumulate(gradtx.adam())),
@@ -361,8 +362,9 @@ def constant(step):
 
 @pytest.mark.parametrize(("message", "kind", "call"), [(m, *rest) for m, rest in BUILDING.items()], ids=BUILDING)
 def test_building_it_wrong_says_what_is_wrong(message, kind, call):
-    with pytest.raises(kind, match=matching(message)):
+    with pytest.raises(kind, match=matching(message)) as error:
         call()
+    assert "/gradtx/" in str(error.traceback[-1].path)
 
 
 def test_a_rate_is_found_by_every_name_that_replace_takes():

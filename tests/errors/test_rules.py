@@ -5,6 +5,7 @@ import torch
 
 import gradtx
 from gradtx import chain, whole_tree
+from tests.conformance import untouched
 from tests.errors.common import ADAM, SHAPES, failing, matching, params, rule, slot
 
 
@@ -67,6 +68,10 @@ RULES = {
         "broken: the sum 'n' has shape (2, 3), needs 0-d",
         yields(lambda u: {"n": u}, lambda u: (u, {})),
     ),
+    "a sum without a name": (
+        "broken: a rule must yield a dict of 0-d sums before the result, got tensor(6)",
+        yields(lambda u: u.sum(), lambda u: (u, {})),
+    ),
     "nonsense after a sum": (PAIR + "3", yields(lambda u: {"n": u.sum()}, 3)),
     "None for the update": (
         "broken: the update of leaf 'w' must be a tensor, got None",
@@ -114,6 +119,22 @@ RULES = {
 @pytest.mark.parametrize(("message", "tx"), RULES.values(), ids=RULES)
 def test_a_rule_that_returns_nonsense_is_told_what_to_return(message, tx):
     failing((TypeError, ValueError), matching(message), tx, {})
+
+
+# Functions are refused when the optimizer makes their state, and sums that differ when it compares the leaves.
+OF_STEPS = {
+    name: row for name, row in RULES.items() if "plain" not in name and name != "sums that differ between leaves"
+}
+
+
+@pytest.mark.parametrize(("message", "tx"), OF_STEPS.values(), ids=OF_STEPS)
+def test_a_step_with_such_a_rule_raises_the_same_and_moves_no_weight(message, tx):
+    weights = {name: torch.nn.Parameter(p) for name, p in params().items()}
+    optimizer = gradtx.as_optimizer(chain(tx, gradtx.scale_by_learning_rate(0.1)), weights.items())
+    for p in weights.values():
+        p.grad = torch.ones_like(p)
+    with untouched(weights), pytest.raises((TypeError, ValueError), match=matching(message)):
+        optimizer.step()
 
 
 INITS = {

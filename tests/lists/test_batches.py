@@ -9,6 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 import gradtx
 from gradtx.execution.phases import PhaseResult
 from gradtx.programs import batches, list_function, record
+from tests.daily import by_day
 
 SHAPES = {
     "a": (5, 9), "b": (12, 4), "c": (5, 9), "d": (6, 6), "e": (12, 4), "f": (5, 9), "bias": (7,), "other": (7,)
@@ -107,6 +108,10 @@ def stepped(tx, count=4, dtype=torch.float64, shapes=SHAPES):
     return {name: param.detach() for name, param in params.items()}, optimizer.state_dict()["state"]
 
 
+@by_day(
+    "muon", "normuon", "polargrad by eigenvalues", "psgd_pro", "scion", "scheduled and clipped", "accumulate",
+    "factorizations", "soap", "soap in accumulate", "kl_shampoo", "shampoo", "fira", "dion",
+)  # fmt: skip
 @pytest.mark.parametrize("name", CHAINS)
 def test_batches_give_what_loops_over_leaves_give(name, as_batches):
     shapes = SQUARE if name.startswith("kl") else SHAPES

@@ -41,18 +41,6 @@ def test_thirty_steps_equal_torch(options, skipped):
     assert_same_averages(ours, own, theirs, other)
 
 
-def test_a_scheduler_reaches_the_rate_as_in_torch():
-    own, other = parameters(), parameters()
-    for optimizer, params in (
-        (gradtx.optim.ASGD(own.values(), lr=0.03), own),
-        (torch.optim.ASGD(other.values(), lr=0.03), other),
-    ):
-        # a warm-up sets the rate before the first step
-        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=10)
-        descend(optimizer, params, 20, after=scheduler.step)
-    assert_close(own.values(), other.values(), TOLERANCE)
-
-
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("direction", ["torch to ours", "ours to torch"])
 def test_a_checkpoint_continues(options, direction):

@@ -108,7 +108,7 @@ def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(ca
     assert_equal(eager, compiled, 1e-12)
 
 
-@by_day("adam", "amos", "ftrl", "muown", "sadam", "stable_spam")
+@by_day("adam", "ftrl")
 @each("case", ALIASES)
 def test_every_alias_compiled_equals_eager(case, monkeypatch):
     monkeypatch.setattr(engine, "WIDTH", 1)  # small programs compile faster
@@ -119,7 +119,7 @@ def test_every_alias_compiled_equals_eager(case, monkeypatch):
     assert_equal(eager, compiled, 1e-12)
 
 
-@by_day("adamp", "adam_atan2")
+@by_day("adamp")
 @pytest.mark.parametrize("make", [gradtx.adamw, gradtx.adamp, gradtx.lamb, gradtx.adam_atan2, gradtx.adasmooth])
 def test_in_single_precision_compiled_equals_eager_to_rounding(make):
     eager, compiled = optimizers(make, torch.float32, {"matrix": (3, 4), "vector": (5,), "other": (7,)})
@@ -129,7 +129,7 @@ def test_in_single_precision_compiled_equals_eager_to_rounding(make):
     assert_equal(eager, compiled, 1e-6)
 
 
-@by_day("two sums", "accumulated", "masked")
+@by_day("two sums", "masked")
 @pytest.mark.parametrize("name", CHAINS)
 def test_every_kind_of_chain_compiled_equals_eager(name):
     eager, compiled = optimizers(CHAINS[name])

@@ -5,6 +5,7 @@ import torch
 
 import gradtx
 from tests.optim.problems import assert_close, assert_equal, descend, parameters, twins, values
+from tests.optimizers.test_classic import SHARED as CLASSIC
 
 # The same sums in a different order: torch updates in place with fused operations.
 TOLERANCE = 1e-12
@@ -39,9 +40,10 @@ CASES = [
     *(("AdamW", options) for options in [*ADAM, {"weight_decay": 0.0}]),
     ("Adam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     *(("RAdam", options) for options in RADAM),
-    # with more options in tests/optimizers/test_classic.py
-    *((name, {}) for name in ("Adafactor", "Adagrad", "Adadelta", "RMSprop", "Rprop", "Adamax")),
+    ("Adafactor", {}),
+    *((name, options) for _, name, _, options in CLASSIC),
 ]
+NAMES = ["SGD", "Adam", "AdamW", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop", "Adamax", "NAdam"]
 
 
 def pair(name, params=parameters, **options):
@@ -59,17 +61,19 @@ def assert_same_steps(name, steps=30, tolerance=TOLERANCE, params=parameters, sk
     assert_close(own.values(), other.values(), tolerance)
 
 
+@pytest.mark.usefixtures("float64_by_default")  # in which torch keeps some numbers
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
 def test_thirty_steps_equal_torch(name, options):
     assert_same_steps(name, **options)
 
 
+@pytest.mark.usefixtures("float64_by_default")
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
 def test_steps_without_some_gradients_equal_torch(name, options):
     assert_same_steps(name, skip=lambda leaf, t: (t + len(leaf)) % 3 == 0, **options)
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     # Thirty roundings of the dtype; torch computes in half precision, and our rules in float32.
@@ -79,18 +83,18 @@ def test_narrow_dtypes_follow_torch(name, dtype, tolerance):
     assert_same_steps(name, tolerance=tolerance, params=lambda: parameters(dtype))
 
 
-@pytest.mark.parametrize("name", ["Adam", "AdamW", "RAdam"])
-def test_adam_state_has_the_keys_shapes_and_dtypes_of_torch(name):
-    for options in ({},) if name == "RAdam" else ({}, {"amsgrad": True}):
-        (ours, own), (theirs, other) = pair(name, lambda: parameters(torch.float32), **options)
-        descend(ours, own, 3)
-        descend(theirs, other, 3)
-        for a, b in zip(own.values(), other.values(), strict=True):
-            state, expected = ours.state[a], theirs.state[b]
-            assert list(state) == list(expected)
-            for key, value in expected.items():
-                assert (state[key].shape, state[key].dtype) == (value.shape, value.dtype)
-            assert_equal(state["step"], expected["step"])
+@pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[0] not in ("SGD", "Adafactor")], ids=str)
+def test_the_state_has_the_keys_shapes_and_dtypes_of_torch(name, options):
+    (ours, own), (theirs, other) = pair(name, lambda: parameters(torch.float32), **options)
+    descend(ours, own, 3)
+    descend(theirs, other, 3)
+    for a, b in zip(own.values(), other.values(), strict=True):
+        state, expected = ours.state[a], theirs.state[b]
+        assert set(state) == set(expected)
+        for key, value in expected.items():
+            kept = torch.float64 if key == "mu_product" else value.dtype
+            assert (state[key].shape, state[key].dtype) == (value.shape, kept)
+        assert_equal(state["step"], expected["step"])
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam"])
@@ -122,7 +126,7 @@ def test_zero_grad_is_that_of_torch(set_to_none):
         assert (param.grad is None) if set_to_none else not param.grad.any()
 
 
-@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam"])
+@pytest.mark.parametrize("name", NAMES)
 def test_maximize_climbs_where_the_default_descends(name):
     (up, params), _ = pair(name, maximize=True)
     down = twins(params)
@@ -158,3 +162,31 @@ def test_a_gradient_wider_than_its_parameter_is_rounded_once_at_the_end():
         expected.append((param.detach().float() - param.grad).to(torch.bfloat16))
     optimizer.step()
     assert_equal(values(narrow), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float64_by_default")
+@pytest.mark.parametrize("name", ["Adagrad", "Adadelta", "RMSprop", "Rprop", "Adamax", "NAdam", "ASGD"])
+def test_a_scheduler_that_warms_up_from_the_start_moves_it_as_torch(name):
+    after = []
+    for optimizer, params in pair(name, lr=0.1):
+        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=5)
+        descend(optimizer, params, 10, after=scheduler.step, skip=lambda leaf, t: leaf == "head.scale" and t < 3)
+        after.append(params)
+    # torch keeps NAdam's product in float32
+    assert_close(after[0].values(), after[1].values(), 1e-7 if name == "NAdam" else TOLERANCE)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float64_by_default")
+def test_a_parameter_of_rprop_that_first_steps_after_a_reload_takes_the_rate_of_then_as_in_torch():
+    after = []
+    for optimizer, params in pair("Rprop", lr=0.1):
+        descend(optimizer, params, 3, skip=lambda leaf, t: leaf == "head.scale")
+        own = twins(params)
+        again = type(optimizer)(own.values())
+        again.load_state_dict(optimizer.state_dict())
+        again.param_groups[0]["lr"] = 0.03
+        descend(again, own, 3, start=3)
+        after.append(own)
+    assert_close(after[0].values(), after[1].values(), TOLERANCE)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.optim.problems import assert_close, descend, parameters, twins
+from tests.optim.problems import descend, parameters
 from tests.references import (
     BETA,
     DECAY,
@@ -153,76 +153,6 @@ def test_the_weights_are_those_of_torch_optim(alias, name, rule, options):
     assert difference_of_weights(alias(**options), Published(optimizer, **options)) < PUBLISHED
     uphill = {**options, "maximize": True}
     assert difference_of_weights(negated(alias(**uphill)), negated(Published(optimizer, **uphill))) < PUBLISHED
-
-
-# The classes: what else torch's do.
-
-
-def pair(name, params=parameters, **options):
-    """Our optimizer and torch's, each with parameters of its own."""
-    return [(getattr(package, name)(own.values(), **options), own)
-            for package, own in ((gradtx.optim, params()), (torch.optim, params()))]  # fmt: skip
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("float64_by_default")
-@pytest.mark.parametrize("maximize", [False, True])
-@pytest.mark.parametrize(("alias", "name", "rule", "options"), SHARED, ids=named)
-def test_steps_of_the_class_without_some_gradients_equal_torch(alias, name, rule, options, maximize):
-    (ours, own), (theirs, other) = pair(name, maximize=maximize, **options)
-    descend(ours, own, 30, skip=lambda leaf, t: (t + len(leaf)) % 3 == 0)
-    descend(theirs, other, 30, skip=lambda leaf, t: (t + len(leaf)) % 3 == 0)
-    assert_close(own.values(), other.values(), PUBLISHED)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("alias", "name", "rule", "options"), SHARED, ids=named)
-def test_the_state_has_the_keys_shapes_and_dtypes_of_torch(alias, name, rule, options):
-    (ours, own), (theirs, other) = pair(name, lambda: parameters(torch.float32), **options)
-    descend(ours, own, 3)
-    descend(theirs, other, 3)
-    for a, b in zip(own.values(), other.values(), strict=True):
-        state, expected = ours.state[a], theirs.state[b]
-        assert set(state) == set(expected)
-        for key, value in expected.items():
-            kept = torch.float64 if key == "mu_product" else value.dtype
-            assert (state[key].shape, state[key].dtype) == (value.shape, kept)
-
-
-@pytest.mark.parametrize("name", ["Adagrad", "Adadelta", "RMSprop", "Rprop", "Adamax", "NAdam"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_narrow_dtypes_follow_torch(name, dtype, tolerance):
-    # Ten roundings of the dtype; torch computes in half precision where we compute in float32.
-    (ours, own), (theirs, other) = pair(name, lambda: parameters(dtype))
-    descend(ours, own, 10)
-    descend(theirs, other, 10)
-    assert_close(own.values(), other.values(), tolerance)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["Adagrad", "Adadelta", "RMSprop", "Rprop", "Adamax", "NAdam"])
-def test_a_scheduler_that_warms_up_from_the_start_moves_it_as_torch(name):
-    after = []
-    for optimizer, params in pair(name, lr=0.1):
-        scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=5)
-        descend(optimizer, params, 10, after=scheduler.step, skip=lambda leaf, t: leaf == "head.scale" and t < 3)
-        after.append(params)
-    # torch keeps NAdam's product in float32
-    assert_close(after[0].values(), after[1].values(), 1e-7 if name == "NAdam" else PUBLISHED)
-
-
-@pytest.mark.slow
-def test_a_parameter_of_rprop_that_first_steps_after_a_reload_takes_the_rate_of_then_as_in_torch():
-    after = []
-    for optimizer, params in pair("Rprop", lr=0.1):
-        descend(optimizer, params, 3, skip=lambda leaf, t: leaf == "head.scale")
-        own = twins(params)
-        again = type(optimizer)(own.values())
-        again.load_state_dict(optimizer.state_dict())
-        again.param_groups[0]["lr"] = 0.03
-        descend(again, own, 3, start=3)
-        after.append(own)
-    assert_close(after[0].values(), after[1].values(), PUBLISHED)
 
 
 HALF = {"lr": 0.5, "weight_decay": 0.5, "eps": 0.0}

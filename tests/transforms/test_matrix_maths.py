@@ -244,7 +244,8 @@ def test_large_products_take_five_eighths_of_the_multiplications(shape, share):
     torch.testing.assert_close(square, square.mT)
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.usefixtures("uncompiled")
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_muon_of_large_matrices_steps_as_torchs_does(compile, in_strips):
     """Products in strips, in pure use, in programs over lists, and not in compiled ones."""
     start = {"wide": rand(6, 8), "tall": rand(9, 4, seed=1)}

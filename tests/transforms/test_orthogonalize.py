@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.algorithms._polynomials import POLAR_EXPRESS
 from gradtx.base import torch_names as _torch
 from tests.references import Loop, Transformed, difference, first_update, named
 
@@ -143,6 +144,13 @@ def test_steps_beyond_a_set_repeat_its_last_polynomial():
     torch.testing.assert_close(result, orthogonal(x, SETS["quintic"][0], 7), rtol=1e-10, atol=1e-10)
     named = first_update(gradtx.orthogonalize("polar_express", 8), x.tolist())
     assert torch.linalg.svdvals(torch.tensor(named)).sub(1).abs().max() < 1e-5
+
+
+def test_polar_express_takes_every_singular_value_from_a_thousandth_to_1():
+    values = torch.logspace(-3, 0, 200, dtype=torch.float64)
+    for a, b, c in POLAR_EXPRESS:
+        values = a * values + b * values**3 + c * values**5
+    assert (values - 1).abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("start", ["fro", "schatten4", "aol"])

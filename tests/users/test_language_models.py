@@ -1,4 +1,4 @@
-"""Pretraining in the style of nanoGPT, LoRA, and trainers of Hugging Face, as ported by their users."""
+"""Pretraining in the style of nanoGPT, LoRA, and accumulation, as ported by their users."""
 
 import io
 import math
@@ -13,7 +13,6 @@ from tests.clients.contests import Lazily
 from tests.clients.test_accelerate import forget_accelerators
 from tests.users.common import assert_same_losses, through_a_file
 
-transformers = Lazily("transformers")
 accelerate = Lazily("accelerate")
 
 VOCABULARY, BLOCK, WIDTH = 13, 8, 16
@@ -177,56 +176,6 @@ def test_lora_has_the_losses_the_memory_and_the_checkpoint_of_torch_and_leaves_t
     assert moved == {name for name in before if name.endswith((".a", ".b"))}
     other.load_state_dict(model.state_dict())
     reference.load_state_dict(optimizer.state_dict())  # torch resumes it
-
-
-# Trainers. tests/clients has them with full models, schedulers, clips and resumption.
-
-
-@pytest.fixture
-def _quiet():
-    before = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    yield
-    transformers.logging.set_verbosity(before)
-
-
-def logged_losses(folder, optimizer_class):
-    torch.manual_seed(0)
-    tokens = {"bos_token_id": 0, "eos_token_id": 0, "loss_type": "ForCausalLM"}
-    sizes = {"vocab_size": VOCABULARY, "n_positions": BLOCK, "n_embd": 8, "n_layer": 2, "n_head": 2}
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **tokens)).double()
-    model.transformer.requires_grad_(False)
-    model.transformer.h[-1].requires_grad_(True)
-    rows = torch.randint(VOCABULARY, (16, BLOCK), generator=torch.Generator().manual_seed(0))
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder),
-        max_steps=6,
-        learning_rate=3e-2,
-        lr_scheduler_type="cosine",
-        warmup_steps=2,
-        logging_steps=1,
-        save_strategy="no",
-        per_device_train_batch_size=4,
-        report_to="none",
-        disable_tqdm=True,
-        use_cpu=True,
-    )
-    data = [{"input_ids": row, "labels": row} for row in rows]
-    options = {"optimizer_cls_and_kwargs": (optimizer_class, {"lr": 3e-2, "betas": (0.8, 0.9)})}
-    trainer = transformers.Trainer(model, arguments, train_dataset=data, **options)
-    trainer.remove_callback(transformers.PrinterCallback)
-    trainer.train()
-    losses = [(entry["loss"], entry["learning_rate"]) for entry in trainer.state.log_history if "loss" in entry]
-    return losses, state_bytes(trainer.optimizer.optimizer)
-
-
-@pytest.mark.usefixtures("_quiet")
-def test_a_trainer_that_fine_tunes_the_last_layer_logs_the_losses_and_rates_of_torch(tmp_path):
-    ours, our_bytes = logged_losses(tmp_path / "ours", gradtx.optim.AdamW)
-    theirs, their_bytes = logged_losses(tmp_path / "theirs", torch.optim.AdamW)
-    assert len(ours) == 6
-    torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-10, atol=0.0)
-    assert our_bytes == their_bytes
 
 
 def test_accumulation_in_the_chain_equals_accelerates():
