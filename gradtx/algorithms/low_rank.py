@@ -15,14 +15,20 @@ from gradtx.algorithms._math import (
 )
 from gradtx.algorithms._matrix import orthonormal
 from gradtx.algorithms._polynomials import Coefficients, Steps, orthogonalizer
-from gradtx.algorithms._projection import Bases, Carry, LowRankView, Projection, Side
-from gradtx.algorithms._spaces import Space
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.muon import Adjustment, muon_like
 from gradtx.algorithms.muon_variants import equalized
 from gradtx.algorithms.soap import decayed
 from gradtx.arguments import Count, Decay, NonNegative, Scalar
-from gradtx.combinators.low_rank import low_rank
+from gradtx.combinators._spaces import Space
+from gradtx.combinators.low_rank import (
+    Bases,
+    Carry,
+    LowRankView,
+    Projection,
+    Side,
+    low_rank,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
 from gradtx.transform import GradientTransformation

@@ -41,7 +41,7 @@ from gradtx.arguments import (
     Static,
 )
 from gradtx.base.dtensor import full_tensor, gathered
-from gradtx.combinators.norm_ratio import scale_by_norm_ratio
+from gradtx.combinators.agreement import scale_by_norm_ratio
 from gradtx.rules import alias, per_tensor, whole_tree
 from gradtx.slots import square
 from gradtx.transform import GradientTransformation, chain

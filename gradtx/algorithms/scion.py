@@ -1,4 +1,4 @@
-"""Steps of fixed norm: Scion's linear minimization oracles, AdamH and MuonH on spheres; Muown."""
+"""Steps of fixed norm: Scion's linear minimization oracles; Hyperball, AdamH and MuonH on spheres; Muown."""
 
 from __future__ import annotations
 
@@ -33,19 +33,20 @@ from gradtx.algorithms.muon import (
     shape_factor,
     with_fallback,
 )
+from gradtx.algorithms.projection import keep_norm, scale_to_radius
 from gradtx.algorithms.scaling import scale as multiply
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
 from gradtx.arguments import Decay, NonNegative, Scalar, Static, is_off, one_of
 from gradtx.base.messages import describe
-from gradtx.combinators.hyperball import hyperball
 from gradtx.combinators.selection import partition
-from gradtx.rules import alias, per_tensor
+from gradtx.rules import alias, combinator, per_tensor
 from gradtx.slots import linear, square
 from gradtx.transform import GradientTransformation, chain
 
 __all__ = [
     "adam_h",
+    "hyperball",
     "init_for_lmo",
     "lmo",
     "muon_h",
@@ -53,7 +54,6 @@ __all__ = [
     "scale_by_muown",
     "scion",
 ]
-
 
 Kind: TypeAlias = Literal["auto", "spectral", "conv", "sign", "column", "row", "bias"]
 
@@ -572,3 +572,38 @@ def muown(
         ns_dtype,
     )
     return with_fallback("muown", matrices, fallback)
+
+
+@combinator
+def hyperball(tx: GradientTransformation, lr, eps=1e-12):
+    r"""Take steps of a fixed fraction of a leaf's norm, and preserve that norm.
+
+    With $R = \lVert p_0 \rVert$, $N(x) = x / \max(\lVert x \rVert, \epsilon)$ and the direction $u$ of `tx`,
+    $p \leftarrow R\, N(p - \eta R\, N(u))$.
+
+    Suited to weights whose scale does not matter because a normalization layer follows: one learning rate then fits
+    layers of all sizes, and weight decay is unnecessary.
+
+    Args:
+        tx: Computes the direction, without a learning rate.
+        lr: $\eta \ge 0$, the relative step size.
+        eps: $\epsilon \ge 0$. Keep it above 0 in case an update is 0.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: the entries of `tx`, and `radius`, 0-d, in
+        each of `scale_to_radius` and `keep_norm`.
+
+    Raises:
+        TypeError: If `tx` is not a transformation.
+        ValueError: If an argument is out of range, if `params` is missing, or if the initial norm of a leaf is 0.
+
+    Example:
+        >>> tx = gradtx.hyperball(gradtx.trace(0.9), lr=0.75)
+        >>> params = {"w": torch.tensor([4.0, 0.0])}
+        >>> updates, _ = tx.update({"w": torch.tensor([0.0, -1e-3])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"]  # (4, 3), brought back to norm 4
+        tensor([3.2000, 2.4000])
+
+    Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none.
+    """
+    return chain(tx, scale_to_radius(eps), scale_by_learning_rate(lr), keep_norm(eps))

@@ -23,7 +23,6 @@ from gradtx.algorithms._matrix import (
     merged,
     multiplied,
 )
-from gradtx.algorithms._rotation import change_basis
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.averaging import average
 from gradtx.algorithms.momentum import trace_ema
@@ -44,7 +43,7 @@ from gradtx.arguments import (
     is_off,
 )
 from gradtx.base.exact import exact
-from gradtx.combinators.rotated import rotated
+from gradtx.combinators.rotated import change_basis, rotated
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema, linear, square
 from gradtx.transform import chain

@@ -15,14 +15,6 @@ from gradtx.algorithms._math import (
     safe_sqrt,
 )
 from gradtx.algorithms._polynomials import Coefficients, Steps
-from gradtx.algorithms._rotation import (
-    Rotation,
-    change_basis,
-    is_empty,
-    kl_scales,
-    whitened,
-)
-from gradtx.algorithms._spaces import Space
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.adam_variants import scale_by_laprop
 from gradtx.algorithms.momentum import trace_ema
@@ -30,7 +22,15 @@ from gradtx.algorithms.muon import Adjustment, muon_like, orthogonalize
 from gradtx.algorithms.projection import decay_after_step
 from gradtx.algorithms.scaling import hold_until, scale_by_learning_rate
 from gradtx.arguments import Betas, Count, Decay, NonNegative, Scalar, Static
-from gradtx.combinators.rotated import rotated
+from gradtx.combinators._spaces import Space
+from gradtx.combinators.rotated import (
+    Rotation,
+    change_basis,
+    is_empty,
+    kl_scales,
+    rotated,
+    whitened,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import init_of, square
 from gradtx.transform import GradientTransformation, chain

@@ -5,12 +5,9 @@ from gradtx.combinators.agreement import *
 from gradtx.combinators.blocks import *
 from gradtx.combinators.clocks import *
 from gradtx.combinators.frame import *
-from gradtx.combinators.graft import *
-from gradtx.combinators.hyperball import *
 from gradtx.combinators.line_search import *
 from gradtx.combinators.lookahead import *
 from gradtx.combinators.low_rank import *
-from gradtx.combinators.norm_ratio import *
 from gradtx.combinators.outer import *
 from gradtx.combinators.precision import *
 from gradtx.combinators.qk_clip import *

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx.algorithms._spaces import run_at_owner
 from gradtx.base.dtensor import (
     from_local_like,
     full_tensor,
@@ -25,6 +24,7 @@ from gradtx.base.dtensor import (
 from gradtx.base.errors import Path
 from gradtx.base.tree import map_tensors
 from gradtx.combinators._division import Division, LocalBlocks, local_blocks
+from gradtx.combinators._spaces import run_at_owner
 from gradtx.distributed.layouts import placements_by_rows
 from gradtx.execution.execute import Block, Leaf, Operation, Position, complex_error
 from gradtx.execution.runs import LateTerm, Run

@@ -10,12 +10,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._spaces import (
-    Inside,
-    Outside,
-    can_run_at_owner,
-    run_at_owner,
-)
 from gradtx.base.errors import Path
 from gradtx.base.messages import describe, shortly
 from gradtx.combinators._contract import (
@@ -23,6 +17,12 @@ from gradtx.combinators._contract import (
     check_inner,
     checked_sums,
     checked_ticks,
+)
+from gradtx.combinators._spaces import (
+    Inside,
+    Outside,
+    can_run_at_owner,
+    run_at_owner,
 )
 from gradtx.execution.context import Clock, FrameContext
 from gradtx.execution.execute import Leaf, Operation, Position, takes_none

@@ -23,9 +23,9 @@ from gradtx.transform import GradientTransformation
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.algorithms._polynomials import Coefficients
 from gradtx.algorithms._polynomials import Steps
-from gradtx.algorithms._projection import Bases
-from gradtx.algorithms._projection import Carry
-from gradtx.algorithms._projection import Side
+from gradtx.combinators.low_rank import Bases
+from gradtx.combinators.low_rank import Carry
+from gradtx.combinators.low_rank import Side
 from gradtx.algorithms.muon import Adjustment
 from gradtx.algorithms.muon import View
 from gradtx.algorithms.psgd import Mode

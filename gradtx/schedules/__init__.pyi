@@ -13,7 +13,7 @@ from gradtx.arguments import NonNegative
 from gradtx.arguments import NonNegativeInt
 from gradtx.arguments import Positive
 from gradtx.schedules.adapter import as_lr_scheduler as as_lr_scheduler
-from gradtx.schedules.chebyshev import get_chebyshev_schedule as get_chebyshev_schedule
+from gradtx.schedules.special import get_chebyshev_schedule as get_chebyshev_schedule
 
 __all__ = [
     "ademamix_alpha_schedule",
