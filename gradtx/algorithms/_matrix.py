@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -219,9 +219,9 @@ def _eigh(x: Tensor) -> tuple[Tensor, ...]:
 
 def inverse_root(
     x: Tensor,
-    exponent: Any,
-    floor: Any = 0.0,
-    ridge: Any = None,
+    exponent,
+    floor: float | Tensor = 0.0,
+    ridge=None,
     pseudo: bool = False,
 ) -> Tensor:
     """Return (x + ridge max(top eigenvalue, 1e-16) I)^(-exponent) of a symmetric matrix with eigenvalues >= `floor`.
@@ -256,7 +256,7 @@ def inverse_root(
 
 
 def _ridged(
-    values: Tensor, change: Tensor | None, ridge: Any
+    values: Tensor, change: Tensor | None, ridge
 ) -> tuple[Tensor, Tensor | None]:
     """Add ridge * max(top eigenvalue, 1e-16) to the eigenvalues, and its derivative to the matrix `change`."""
     top = values[-1] if change is None else values[-1] + change[-1, -1]
@@ -444,7 +444,7 @@ def polar_factor(x: Tensor) -> Tensor:
 def newton_schulz(
     x: Tensor,
     polynomials: Sequence[Sequence[float]],
-    eps: Any = 1e-7,
+    eps=1e-7,
     start: str = "fro",
     dtype: torch.dtype | None = None,
     mixture: Sequence[float] | None = None,
@@ -504,7 +504,7 @@ def schatten4_norms(x: Tensor) -> Tensor:
     return safe_sqrt(safe_sqrt(sum_of_fourth_powers))
 
 
-def _divided_by_bound(x: Tensor, eps: Any, start: str) -> Tensor:
+def _divided_by_bound(x: Tensor, eps, start: str) -> Tensor:
     """Divide a matrix of norm 1 by a tighter bound on its largest singular value.
 
     "schatten4" is the norm of this name; "aol" divides each row by the root of the sum of |A| over it, with A = X X^T.

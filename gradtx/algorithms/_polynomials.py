@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -118,19 +118,19 @@ MIXTURES = {
 }
 
 
-def default_steps(coefs: Any) -> int:
+def default_steps(coefs) -> int:
     """Return the number of steps for which the coefficients were designed."""
     return SETS[coefs].steps if isinstance(coefs, str) and coefs in SETS else 5
 
 
 def orthogonalizer(
     owner: str,
-    coefs: Any,
+    coefs,
     steps: int | None,
     dtype: torch.dtype | None = None,
-    eps: Any = 1e-7,
+    eps=1e-7,
     start: str = "fro",
-    mixture: Any = None,
+    mixture=None,
 ) -> Callable[[Tensor], Tensor]:
     """Return the function that brings the singular values of a matrix near 1; the last polynomial is repeated.
 
@@ -189,7 +189,7 @@ def _named(
     return chosen
 
 
-def _listed(owner: str, coefs: Any) -> Sequence[Triple]:
+def _listed(owner: str, coefs) -> Sequence[Triple]:
     """Validate explicit coefficients and return them as triples."""
     items = coefs if isinstance(coefs, tuple | list) else ()
     if not items or not all(isinstance(item, tuple | list) for item in items):

@@ -510,7 +510,7 @@ def sadam(
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
 
 
-def _cut(g: Tensor, v: Tensor, ctx: Any, threshold: Any, clip_after: int, every: int):
+def _cut(g: Tensor, v: Tensor, ctx, threshold, clip_after: int, every: int):
     """Clip entries whose square exceeds the threshold times its average, except shortly after a restart."""
     due = (ctx.step >= clip_after) & (ctx.step % every >= clip_after)
     limit = threshold * v

@@ -46,7 +46,7 @@ def started(*averages: str) -> Any:
     return lambda arguments: {"d": arguments["d0"], **dict.fromkeys(averages, 0.0)}
 
 
-def limited(estimate: Tensor, d: Tensor, growth_rate: Any) -> Tensor:
+def limited(estimate: Tensor, d: Tensor, growth_rate) -> Tensor:
     """Return the estimate, limited to `growth_rate` times d."""
     growth = exact(growth_rate, d.device)
     endless = growth == math.inf  # inf * d would have a NaN derivative
@@ -54,7 +54,7 @@ def limited(estimate: Tensor, d: Tensor, growth_rate: Any) -> Tensor:
     return torch.where(endless, estimate, torch.minimum(estimate, limit))
 
 
-def estimated(d: Tensor, top: Tensor, bottom: Tensor, growth_rate: Any) -> Tensor:
+def estimated(d: Tensor, top: Tensor, bottom: Tensor, growth_rate) -> Tensor:
     """Return the next d, which never falls: the estimate top / bottom, limited."""
     return torch.maximum(d, limited(quotient(top, bottom), d, growth_rate))
 
@@ -73,9 +73,7 @@ def resting(
     return torch.where(rests, 0.0, direction), new
 
 
-def corrected_rate(
-    d: Tensor, lr: Any, betas: Any, use_bias_correction: bool, ctx: Any
-) -> Tensor:
+def corrected_rate(d: Tensor, lr, betas, use_bias_correction: bool, ctx) -> Tensor:
     """Return the rate of a step: d times lr, optionally with Adam's bias correction."""
     if not use_bias_correction:
         return d * lr

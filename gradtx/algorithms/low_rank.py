@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradtx.algorithms._math import (
     at_least,
+    hat_rate,
     norm,
     safe_sqrt,
 )
@@ -59,18 +60,12 @@ def _ratios(view: LowRankView, direction: Tensor, by_channel: bool = True) -> Te
     return top / (bottom + TINY)
 
 
-def _limited(view: LowRankView, x: Tensor, limit: Any) -> tuple[Tensor, dict[str, Any]]:
+def _limited(view: LowRankView, x: Tensor, limit) -> tuple[Tensor, dict[str, Any]]:
     """Limit the growth of a direction to `limit` per step, except from 0, and return it with its norm."""
     length, last = norm(x), view.state["last_norm"]
     growth = at_least(length / (last + TINY), limit) / limit
     growth = torch.where(last == 0, 1.0, growth)
     return x / growth, {"last_norm": length / growth}
-
-
-def _correction(ctx: Any, betas: Any) -> Tensor:
-    """Return Adam's factor of both bias corrections, which the inner Adam's direction includes."""
-    beta1, beta2 = betas
-    return ctx.bias_correction(beta2).sqrt() / ctx.bias_correction(beta1)
 
 
 @per_tensor(compiles=False)
@@ -129,7 +124,7 @@ def scale_by_fira(
     adam = scale_by_adam_hat(betas, eps)
 
     def finish(view, u):
-        correction = _correction(view.ctx, betas)
+        correction = hat_rate(1.0, view.ctx, betas)  # of the inner Adam
         rest = view.update - scale * view.outward(view.inside)
         rest, new = _limited(view, rest * _ratios(view, u / correction), limit)
         return scale * view.outward(u) + correction * rest, new
@@ -196,7 +191,7 @@ def scale_by_apollo_low_rank(
     before, after = (scale**0.5, 1.0) if scale_front else (1.0, scale**0.5)
 
     def finish(view, u):
-        correction = _correction(view.ctx, betas)
+        correction = hat_rate(1.0, view.ctx, betas)  # of the inner Adam
         ratios = _ratios(view, u / correction, by_channel)
         u, new = _limited(view, before * view.update * ratios, limit)
         return correction * after * u, new
@@ -415,13 +410,7 @@ def fira(
     betas=(0.9, 0.999),
     eps=1e-6,
     weight_decay=0.0,
-    rank: Count = 128,
-    update_proj_gap: Count = 200,
-    scale: NonNegative = 0.25,
-    side: Side = "short",
-    projection: Bases = "svd",
-    carry: Carry = "keep",
-    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
+    **options: Annotated[Any, scale_by_fira],
 ):
     r"""Fira: GaLore plus the rest of the gradient, scaled row by row as Adam scales the projection.
 
@@ -456,17 +445,7 @@ def fira(
 
     Source: Chen et al. 2024, arXiv:2410.01623. Departures: see `scale_by_fira`.
     """
-    direction = scale_by_fira(
-        betas,
-        eps,
-        rank,
-        update_proj_gap,
-        scale,
-        side=side,
-        projection=projection,
-        carry=carry,
-        limit=limit,
-    )
+    direction = scale_by_fira(betas, eps, **options)
     return decayed(direction, lr, weight_decay)
 
 

@@ -120,7 +120,7 @@ def scale_by_factored_rms(
 
 
 def _averaged(
-    rows: Tensor, columns: Tensor, sums: Any, x: Tensor, beta: Any
+    rows: Tensor, columns: Tensor, sums, x: Tensor, beta
 ) -> tuple[Tensor, Tensor]:
     """Average the mean squares of rows and columns over time."""
     of_rows = sums["rows"] / max(x.shape[-1], 1)
@@ -128,7 +128,7 @@ def _averaged(
     return running_mean(rows, of_rows, beta), running_mean(columns, of_columns, beta)
 
 
-def _rms(sums: Any, x: Tensor) -> Tensor:
+def _rms(sums, x: Tensor) -> Tensor:
     """Return the root mean square of a whole leaf, or 0 if it is empty."""
     return safe_sqrt(sums["square"] / max(x.numel(), 1))
 
@@ -411,7 +411,7 @@ def scale_by_confidence(
     return slots, update
 
 
-def _blocks(x: Tensor, block: Any) -> int:
+def _blocks(x: Tensor, block) -> int:
     """Return the number of blocks of a leaf, which are equal parts along dimension 0."""
     if block == "row":
         return x.shape[0] if x.ndim > 1 else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -159,7 +159,7 @@ def normalize_neurons(
 
 
 def equalized(
-    u: Tensor, q: Tensor, beta: Any, eps: Any, dim: int = -1, rms: Any = None
+    u: Tensor, q: Tensor, beta, eps, dim: int = -1, rms=None
 ) -> tuple[Tensor, Tensor]:
     """Divide by the running mean square q over a dimension, restore the norm or set the root mean square; return q."""
     q = running_mean(q, mean(u.square(), dim, keepdim=True), beta)

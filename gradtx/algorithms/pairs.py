@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -72,9 +72,9 @@ def _factors(owner: str, patterns: Factors, leaves: Mapping[str, Tensor]) -> Fac
 
 def _fork(
     owner: str,
-    pairs: Any,
+    pairs,
     rule: Callable[..., GradientTransformation],
-    *options: Any,
+    *options,
     reverse: bool = False,
 ) -> Fork:
     """Send the leaves of all pairs through a rule for whole trees; the others pass."""
@@ -99,7 +99,7 @@ def _as_leaf(x: Tensor, like: Tensor) -> Tensor:
     return placed_as(x.reshape(like.shape).contiguous(), like)
 
 
-def _solved(matrix: Tensor, ridge: Any, x: Tensor) -> Tensor:
+def _solved(matrix: Tensor, ridge, x: Tensor) -> Tensor:
     """Return (matrix + ridge I)^-1 x, without waiting for the device to report a singular matrix."""
     eye = torch.eye(len(matrix), dtype=x.dtype, device=x.device)
     return torch.linalg.solve_ex(matrix + ridge * eye, x)[0]
@@ -167,7 +167,7 @@ def precondition_pairs(pairs: Static[Mapping[str, str]], damping: Positive = 1e-
     return _fork("precondition_pairs", pairs, solve_pairs, damping)
 
 
-def _limited(g: Tree, clip: Any, skip: Any) -> Tree:
+def _limited(g: Tree, clip, skip) -> Tree:
     """Replace gradients by 0 that are too large, and clip all together."""
     if not is_off(skip):
         g = {n: torch.where(rms(x) - skip > 0, 0.0, x) for n, x in g.items()}

@@ -131,12 +131,12 @@ def _sums(g: Tensor, p: Tensor, d: Tensor, direction: Tensor) -> dict[str, Tenso
 def _followed(
     state: dict[str, Tensor],
     total: dict[str, Tensor],
-    ctx: Any,
-    keep: Any,
-    rho: Any,
-    lr: Any,
-    shrinkage: Any,
-    lb: Any,
+    ctx,
+    keep,
+    rho,
+    lr,
+    shrinkage,
+    lb,
     use_fstar: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     r"""Return $\tau$, at which the averaged model of the loss reaches its lower bound, and the next shared values."""

@@ -521,7 +521,7 @@ def scale_by_sophia(
     return {"exp_avg": ema(beta1), "hessian": torch.zeros_like}, update
 
 
-def _check_diagonal(owner: str, ctx: Any) -> None:
+def _check_diagonal(owner: str, ctx) -> None:
     """Check that a leaf with a gradient has a new diagonal."""
     if ctx.hessian_diag is None and ctx.has_gradient:
         raise ValueError(

@@ -183,7 +183,7 @@ def init_for_lmo(
     return (scale * start).to(param.device, param.dtype)
 
 
-def _check_start(param: Any, kind: Any, scale: Any) -> None:
+def _check_start(param, kind, scale) -> None:
     if not (isinstance(param, Tensor) and param.is_floating_point()):
         raise TypeError(
             f"init_for_lmo: param must be a tensor of a floating-point dtype, got {describe(param)}"
@@ -206,7 +206,7 @@ def oracle(
     kind: str,
     x: Tensor,
     orthogonal: Callable[[Tensor], Tensor],
-    eps: Any,
+    eps,
     normalized: bool | None,
     transpose: bool,
     maximum: bool,

@@ -172,7 +172,7 @@ class Blocked:
         sizes = [piece.shape[i] for piece in self.pieces(x) for i in self.dims]
         return [torch.eye(size, dtype=x.dtype, device=x.device) for size in sizes]
 
-    def averages(self, old: Sequence[Tensor], g: Tensor, beta: Any, ctx: Any) -> Any:
+    def averages(self, old: Sequence[Tensor], g: Tensor, beta, ctx) -> Any:
         """Return the statistics after this gradient."""
         pairs = zip(old, self.grams(g), strict=True)
         return [_averaged(statistics, new, beta, ctx) for statistics, new in pairs]

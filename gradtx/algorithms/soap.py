@@ -141,10 +141,9 @@ def adam_along_bases(
 @per_tensor
 def corrected_later(betas, normalizes: bool, corrects: bool):
     """Remove the bias correction from Adam's direction, normalize the result, and apply the correction again."""
-    beta1, beta2 = betas
 
     def update(update, state, param, ctx):
-        factor = ctx.bias_correction(beta2).sqrt() / ctx.bias_correction(beta1)
+        factor = hat_rate(1.0, ctx, betas)
         if not normalizes:
             return update / factor, state
         update = update / (1e-30 + rms(update))
@@ -323,7 +322,7 @@ def scale_by_gradient_rms(betas=(0.9, 0.999), eps=1e-8):
 
 
 def decayed(
-    direction: GradientTransformation, lr: Any, weight_decay: Any
+    direction: GradientTransformation, lr, weight_decay
 ) -> GradientTransformation:
     """Chain a direction, its rate, and decay after the step."""
     return chain(
@@ -332,7 +331,7 @@ def decayed(
 
 
 def decayed_from_second_step(
-    direction: GradientTransformation, lr: Any, weight_decay: Any
+    direction: GradientTransformation, lr, weight_decay
 ) -> GradientTransformation:
     """Chain the same with a first step that only initializes the bases, in which the decay does not act either."""
     return chain(decayed(direction, lr, weight_decay), hold_until(2))

@@ -8,27 +8,11 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 
-from gradtx.base.messages import describe, nearest
-
-
-class Sums(dict[str, Tensor]):
-    """The sums passed to a clock: zeros if no leaf had a gradient; a missing one raises an error."""
-
-    def __init__(self, values: Mapping[str, Tensor], owner: str, measured: bool):
-        super().__init__(values)
-        self._owner = owner
-        self._measured = measured
-
-    def __missing__(self, name: str) -> Tensor:
-        if self._measured and not self:  # no leaf had a gradient
-            return torch.zeros((), dtype=torch.float64)
-        raise ValueError(
-            f"{self._owner}: ticks requests the sum {name!r}, but measure returns {sorted(self)}"
-        )
+from gradtx.base.messages import describe
 
 
 def checked_ticks(
-    owner: str, result: Any, start: Iterable[str]
+    owner: str, result, start: Iterable[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the checked result of a clock's `ticks`."""
     is_pair = isinstance(result, tuple) and len(result) == 2
@@ -46,11 +30,11 @@ def checked_ticks(
     return counts, values
 
 
-def _is_number(value: Any, dtype: torch.dtype = torch.int64) -> TypeGuard[Tensor]:
+def _is_number(value, dtype: torch.dtype = torch.int64) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and not value.ndim and value.dtype == dtype
 
 
-def checked_sums(owner: str, sums: Any) -> dict[str, Tensor]:
+def checked_sums(owner: str, sums) -> dict[str, Tensor]:
     """Return the checked result of a clock's `measure` for one leaf."""
     if not isinstance(sums, Mapping) or any(value.ndim for value in sums.values()):
         raise TypeError(
@@ -62,12 +46,9 @@ def checked_sums(owner: str, sums: Any) -> dict[str, Tensor]:
 def check_inner(owner: str, new: Mapping[str, Any], old: Mapping[str, Tensor]) -> None:
     """Raise an error unless these values can replace inner slots."""
     for name, value in new.items():
-        if name not in old:
+        shape = old[name].shape if name in old else None
+        if not isinstance(value, Tensor) or value.shape != shape:
             raise ValueError(
-                f"{owner}: leave returns {name!r}, which is not an inner slot; {nearest(name, old)}"
-            )
-        if not isinstance(value, Tensor) or value.shape != old[name].shape:
-            shape = tuple(old[name].shape)
-            raise ValueError(
-                f"{owner}: leave returns the inner slot {name!r} as {describe(value)}, needs shape {shape}"
+                f"{owner}: leave must return inner slots in their shapes, which are {describe(old)}; got {name!r}: "
+                f"{describe(value)}"
             )

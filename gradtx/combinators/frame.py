@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -11,9 +13,9 @@ import torch
 from torch import Tensor
 
 from gradtx.base.errors import Path
+from gradtx.base.exact import exact
 from gradtx.base.messages import describe, shortly
 from gradtx.combinators._contract import (
-    Sums,
     check_inner,
     checked_sums,
     checked_ticks,
@@ -317,8 +319,9 @@ class Enter(RuleOperation):
         """Determine whether the clock counts this call."""
         clock, name = self.frame.clock, self.rule.name
         assert clock is not None
-        checked = Sums(sums, name, clock.measure is not None)
-        result = clock.ticks(dict(self._old_shared), checked)
+        if clock.measure is not None and not sums:  # no leaf had a gradient
+            sums = defaultdict(functools.partial(exact, 0.0, self.run.device))
+        result = clock.ticks(dict(self._old_shared), sums)
         self.ticks, self._new_shared = checked_ticks(name, result, clock.start)
         if self.clock is not None:
             step = torch.where(self.ticks, self.clock.step, self.old_step)
@@ -328,7 +331,7 @@ class Enter(RuleOperation):
         """Return whether the inner clock counts this call, on the leaf's device."""
         return None if self.ticks is None else self.ticks.to(leaf.device)
 
-    def _restarts_at(self, step: Any, outside: Any) -> Any:
+    def _restarts_at(self, step, outside) -> Any:
         """Return whether the inner transformation restarts at a step, or with its surroundings."""
         assert self.frame.restarts is not None
         restarts = self.frame.restarts(step)
@@ -401,7 +404,7 @@ class Enter(RuleOperation):
         measured = [(leaf, terms) for leaf, terms in waiting if terms]
         return super().combine(measured) if measured else {}
 
-    def resume(self, leaf: Leaf, total: Any) -> Any:
+    def resume(self, leaf: Leaf, total) -> Any:
         if self.ticks is None:
             self._decide(total)
         return self._enter(leaf)
@@ -424,7 +427,7 @@ class Enter(RuleOperation):
             leaf.clock = self.clock
 
     def call(
-        self, leaf: Leaf, update: Any, inner: Values, state: RuleState | None = None
+        self, leaf: Leaf, update, inner: Values, state: RuleState | None = None
     ) -> Call:
         """Return the arguments of `enter` or `leave` for a leaf; without a state, the stored one."""
         compute_dtype = self.stage.compute_dtype(leaf)
@@ -435,7 +438,7 @@ class Enter(RuleOperation):
         context = FrameContext(leaf, compute_dtype, self.ticks_for(leaf), inner)
         return Call(leaf, update, state, param, context, compute_dtype, old)
 
-    def _finish(self, call: Call, out: Any) -> None:
+    def _finish(self, call: Call, out) -> None:
         leaf = call.leaf
         if isinstance(out, types.GeneratorType):
             raise TypeError(
@@ -470,7 +473,7 @@ def _whole(start: int, device: torch.device) -> Callable[[], Tensor]:
     return lambda: torch.full((), start, dtype=torch.int64, device=device)
 
 
-def _checked(name: str, function: str, out: Any) -> tuple[Tensor, Values, Any]:
+def _checked(name: str, function: str, out) -> tuple[Tensor, Values, Any]:
     """Return the update and the state that a function of the frame has returned, and a third value or None."""
     values: Any = out if isinstance(out, tuple | list) else ()
     if len(values) not in (2, 3) or not isinstance(values[1], dict):
@@ -481,7 +484,7 @@ def _checked(name: str, function: str, out: Any) -> tuple[Tensor, Values, Any]:
     return update, state, third
 
 
-def _identity(update: Any, state: Any, param: Any, ctx: Any) -> Any:
+def _identity(update, state, param, ctx) -> Any:
     return update, state
 
 
@@ -564,13 +567,13 @@ class Leave(RuleOperation):
         leaf.update = updates[0]
         return arms
 
-    def _leave(self, leaf: Leaf, outside: Entered, update: Any) -> Any:
+    def _leave(self, leaf: Leaf, outside: Entered, update) -> Any:
         if update is None or (self._frame.leave is None and not outside.state):
             return None
         inner = self._enter.inner.values(leaf)
         return self._begin_rule(self._enter.call(leaf, update, inner, outside.state))
 
-    def _finish(self, call: Call, out: Any) -> None:
+    def _finish(self, call: Call, out) -> None:
         leaf = call.leaf
         update, state, new_inner = _checked(self.rule.name, "leave", out)
         if new_inner is not None:

@@ -163,7 +163,7 @@ class Line:
         return isinstance(self.ctx.is_first, bool) and bool(is_found)
 
 
-def backtracked(line: Line, first: Tensor, max_steps: int, shrink: Any) -> Tensor:
+def backtracked(line: Line, first: Tensor, max_steps: int, shrink) -> Tensor:
     """Return the first of a decreasing sequence of lengths with sufficient decrease; 0 if there is none."""
     accepted = torch.zeros_like(first)
     is_found = torch.zeros_like(first, dtype=torch.bool)
@@ -192,7 +192,7 @@ class End(NamedTuple):
         return End(*(torch.where(choice, a, b) for a, b in ends))
 
 
-def wolfe(line: Line, first: Tensor, max_steps: int, c2: Any) -> Tensor:
+def wolfe(line: Line, first: Tensor, max_steps: int, c2) -> Tensor:
     """Return a length that satisfies the strong Wolfe conditions, or the one of lowest loss with sufficient decrease.
 
     `low` is the best end so far, `high` the other end of the bracket once there is one.

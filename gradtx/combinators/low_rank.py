@@ -43,7 +43,7 @@ class Projection(Coordinates):
     seed: int
     numbers: tuple[str, ...] = ()
 
-    def init(self, param: Tensor, *random: Any) -> dict[str, Any]:
+    def init(self, param: Tensor, *random) -> dict[str, Any]:
         if param.ndim != 2:
             return {}
         # A leaf whose first gradient arrives later starts from the first columns of the identity.
@@ -55,7 +55,7 @@ class Projection(Coordinates):
         )
         return {"Q": basis, **{name: param.new_zeros(()) for name in self.numbers}}
 
-    def view(self, update: Tensor, state: Any, param: Any, ctx: Any) -> View:
+    def view(self, update: Tensor, state, param, ctx) -> View:
         if update.ndim != 2:
             return View()
         return LowRankView(self, update, state, ctx)
@@ -91,13 +91,13 @@ class Projection(Coordinates):
         shape = (rows, width) if self.is_right(x) else (width, columns)
         return x.new_zeros(shape)
 
-    def basis(self, x: Tensor, old: Tensor, ctx: Any) -> Tensor:
+    def basis(self, x: Tensor, old: Tensor, ctx) -> Tensor:
         """Return the basis of this step."""
         return ctx.every(
             self.every, 1, lambda: self._computed(x, old, ctx), lambda: old
         )
 
-    def _computed(self, x: Tensor, old: Tensor, ctx: Any) -> Tensor:
+    def _computed(self, x: Tensor, old: Tensor, ctx) -> Tensor:
         """Compute a basis: at random, from the singular vectors of `x`, or by one step of power iteration."""
         if self.kind == "random":
             return ctx.rng.normal(old) / self.rank**0.5
@@ -122,7 +122,7 @@ class LowRankView(View):
     """Project a matrix to a low rank for one call."""
 
     def __init__(
-        self, projection: Projection, update: Tensor, state: dict[str, Any], ctx: Any
+        self, projection: Projection, update: Tensor, state: dict[str, Any], ctx
     ):
         self.ctx = ctx
         self.right = projection.is_right(update)

@@ -82,7 +82,7 @@ def qk_clip(
     return Fork(Selector("qk_clip", tuple(branches), wheres), branches)
 
 
-def _checked(pattern: str, value: Any) -> tuple[str, str]:
+def _checked(pattern: str, value) -> tuple[str, str]:
     if not (
         isinstance(value, tuple | list)
         and len(value) == 2

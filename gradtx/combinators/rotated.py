@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -29,7 +30,7 @@ __all__ = [
 
 
 def change_basis(
-    x: Tensor, dims: list[int], bases: list[Tensor], back: bool = False
+    x: Tensor, dims: Sequence[int], bases: Sequence[Tensor], back: bool = False
 ) -> Tensor:
     """Transform a tensor into the coordinates of bases, or back."""
     for i, basis in zip(dims, bases, strict=True):
@@ -52,9 +53,7 @@ def whitened(
     return x
 
 
-def kl_scales(
-    statistics: list[Tensor], bases: list[Tensor], floor: Any
-) -> list[Tensor]:
+def kl_scales(statistics: list[Tensor], bases: list[Tensor], floor) -> list[Tensor]:
     """Return the eigenvalues used for whitening, diag(Q^T S Q) before this step, or 1 before the first gradient."""
     scales: list[Tensor] = []
     for matrix, basis in zip(statistics, bases, strict=True):
@@ -139,7 +138,7 @@ class Rotation(Coordinates):
             return [0] if shape[0] < shape[1] else [1]
         return [0] if self.sides == "left" else [1]
 
-    def init(self, param: Tensor, *random: Any) -> dict[str, Any]:
+    def init(self, param: Tensor, *random) -> dict[str, Any]:
         shape = self.shape(param.shape)
         sizes = [shape[i] for i in self.dims(param.shape)]
         # A leaf whose first gradient arrives later starts from the identity.
@@ -148,12 +147,10 @@ class Rotation(Coordinates):
             return {"Q": bases}
         return {"GG": [torch.zeros_like(basis) for basis in bases], "Q": bases}
 
-    def view(
-        self, update: Tensor, state: dict[str, Any], param: Any, ctx: Any
-    ) -> RotatedView:
+    def view(self, update: Tensor, state: dict[str, Any], param, ctx) -> RotatedView:
         return RotatedView(self, update, state, ctx)
 
-    def bases(self, x: Tensor, old: list[Tensor], ctx: Any) -> list[Tensor]:
+    def bases(self, x: Tensor, old: list[Tensor], ctx) -> list[Tensor]:
         """Return the bases of this step, computed from the update itself."""
 
         def computed() -> list[Tensor]:
@@ -176,7 +173,7 @@ class Rotation(Coordinates):
         old: list[Tensor],
         bases: list[Tensor],
         scales: list[Tensor],
-        ctx: Any,
+        ctx,
     ) -> list[Tensor]:
         """Return the same for "kl": Gram matrices are whitened along all other dimensions and divided by their size."""
         # Unbiased, because the scale of the factors matters. `blended` does not support such weights, which start at 1.
@@ -189,9 +186,7 @@ class Rotation(Coordinates):
             averages.append((1 - weight) * statistics + weight * new)
         return averages
 
-    def next_bases(
-        self, new: list[Tensor], old: list[Tensor], ctx: Any
-    ) -> list[Tensor]:
+    def next_bases(self, new: list[Tensor], old: list[Tensor], ctx) -> list[Tensor]:
         """Return the bases after this step."""
 
         def initial() -> list[Tensor]:
@@ -203,7 +198,7 @@ class Rotation(Coordinates):
         refreshed = initial if self.refresh == "eigh" else iterate
         return self._if_due(ctx, initial, refreshed, old)
 
-    def _if_due(self, ctx: Any, first: Any, refreshed: Any, old: Any) -> Any:
+    def _if_due(self, ctx, first, refreshed, old) -> Any:
         """Return `first()` in a leaf's first update, `refreshed()` at steps that refresh its bases, else `old`."""
         phase = (
             self.offset + ctx.turn(self.precondition_frequency)
@@ -221,9 +216,7 @@ class Rotation(Coordinates):
 class RotatedView(View):
     """View a leaf along the eigenvectors of its factors for one call."""
 
-    def __init__(
-        self, rotation: Rotation, update: Tensor, state: dict[str, Any], ctx: Any
-    ):
+    def __init__(self, rotation: Rotation, update: Tensor, state: dict[str, Any], ctx):
         self._rotation = rotation
         self._ctx = ctx
         self._state = state
@@ -240,7 +233,7 @@ class RotatedView(View):
             is_first = ctx.is_first
             self.takes_part = not is_first if isinstance(is_first, bool) else ~is_first
 
-    def average(self, value: Tensor, decay: Any) -> Tensor | None:
+    def average(self, value: Tensor, decay) -> Tensor | None:
         return blended(value, self._update, 1 - decay) if self._dims else None
 
     def inward(self, x: Tensor) -> Tensor:

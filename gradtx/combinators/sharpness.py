@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -43,9 +43,7 @@ def _magnitudes(params: Tree, adaptive: bool) -> Tree:
     return {name: p.abs() for name, p in params.items()} if adaptive else {}
 
 
-def _uphill(
-    ctx: Any, directions: Tree, params: Tree, weights: Tree, rho: Any, eps: Any
-) -> Tree:
+def _uphill(ctx, directions: Tree, params: Tree, weights: Tree, rho, eps) -> Tree:
     """Return the gradient at p + rho T^2 d / (|T d| + eps) for directions d."""
     scaled = _weighted(directions, weights)  # T d
     length = rho / (_norm(scaled) + eps)
@@ -61,9 +59,9 @@ def _uphill(
 def _around(
     base: GradientTransformation,
     combined: Callable[[Tree, Tree], Tree],
-    rho: Any,
+    rho,
     adaptive: bool,
-    eps: Any,
+    eps,
 ) -> Frame:
     """Pass the base what `combined` makes of the gradient and of the one at the point of `sam`."""
 
