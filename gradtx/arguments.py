@@ -479,7 +479,10 @@ def _annotated(
 def _with_options(
     signature: inspect.Signature, hints: dict[str, Any]
 ) -> inspect.Signature:
-    """Replace `**options: Annotated[Any, link]` by the arguments of that link which the function does not name."""
+    """Replace `**options: Annotated[Any, link]` by the arguments of that link which the function does not name.
+
+    Arguments after a `*` come after those of the link, and may be positional, too.
+    """
     parameters = dict(signature.parameters)
     last = next(reversed(parameters.values()), None)
     if last is None or last.kind is not last.VAR_KEYWORD or last.name not in hints:
@@ -490,8 +493,15 @@ def _with_options(
     hints_of_link = _hints_of(function)
     of_link = _annotated(function, hints_of_link)
     hints |= {**hints_of_link, **hints}
-    parameters = {**parameters, **of_link.parameters, **parameters}
-    return signature.replace(parameters=list(parameters.values()))
+    first, last = {}, {}
+    for name, parameter in parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            last[name] = parameter.replace(kind=parameter.POSITIONAL_OR_KEYWORD)
+        else:
+            first[name] = parameter
+    parameters = {**first, **of_link.parameters, **last, **first}
+    ordered = sorted(parameters.values(), key=lambda parameter: parameter.kind)
+    return signature.replace(parameters=ordered)
 
 
 def _check_annotations(

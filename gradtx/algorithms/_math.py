@@ -50,6 +50,11 @@ def largest(x: Tensor) -> Tensor:
     return x.amax() if x.numel() else x.sum()
 
 
+def at_most(x: Tensor, bound) -> Tensor:
+    """Clamp each entry from above by a number or 0-d tensor."""
+    return x.clamp(max=bound)
+
+
 def filled_like(x: Tensor, value) -> Tensor:
     """Return a tensor like `x` filled with `value`, which may be a 0-d tensor (`full_like` would synchronize)."""
     return (torch.zeros_like(x) + value).to(x.dtype)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -220,7 +220,7 @@ def _eigh(x: Tensor) -> tuple[Tensor, ...]:
 def inverse_root(
     x: Tensor,
     exponent,
-    floor: float | Tensor = 0.0,
+    floor: Any = 0.0,
     ridge=None,
     pseudo: bool = False,
 ) -> Tensor:

@@ -210,11 +210,10 @@ def scale_by_yogi(
 @alias
 def yogi(
     lr=1e-2,
-    betas=(0.9, 0.999),
-    eps=1e-3,
-    initial_accumulator_value: NonNegative = 1e-6,
+    *,
     weight_decay=0.0,
     decoupled_weight_decay=False,
+    **direction: Annotated[Any, scale_by_yogi],
 ):
     r"""Yogi: Adam whose mean square changes by at most the new squared gradient.
 
@@ -254,8 +253,9 @@ def yogi(
     in the authors' code. torch_optimizer's and pytorch_optimizer's Yogi also start the mean at 1e-6 and add eps after
     the correction, which with this eps makes a difference of 1 %.
     """
-    direction = scale_by_yogi(betas, eps, initial_accumulator_value)
-    return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
+    return with_decay(
+        scale_by_yogi(**direction), weight_decay, decoupled_weight_decay, lr
+    )
 
 
 def stable_decay(weight_decay, total):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradtx.algorithms._math import (
     at_least,
+    at_most,
     corrected_root,
     largest,
     norm,
@@ -437,7 +438,7 @@ def clip_by_zscore(
         collecting = count <= warmup_steps
         deviation = safe_sqrt(torch.where(collecting, 0.0, state["var"]))
         level = torch.where(collecting, size, level_of(size, state["mean"], deviation))
-        bound = level if max_norm is None else level.clamp(max=max_norm)
+        bound = level if max_norm is None else at_most(level, max_norm)
         factor = torch.where(size > bound, bound / (size + 1e-6), 1.0)
         mean, variance = statistics_after(level, state, count, collecting)
         yield factor * update, {"mean": mean, "var": variance, "count": count}

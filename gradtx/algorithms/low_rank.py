@@ -430,6 +430,7 @@ def fira(
         projection: "svd", "power" or "random"; see `low_rank`.
         carry: "keep", "reset" or "rotate"; see `low_rank`.
         limit: Largest factor by which the norm of the rest may grow in one step, >= 1.
+        seed: Seed of random bases.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `Q`, `last_norm`, and `exp_avg` and

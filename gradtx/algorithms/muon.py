@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -428,13 +428,9 @@ def polargrad(
     momentum: Decay = 0.95,
     nesterov=False,
     weight_decay=0.01,
-    method: Literal["newton_schulz", "exact"] = "newton_schulz",
-    alpha: NonNegative = 1.0,
-    center_rows=False,
-    ns_coefficients: Coefficients = "quintic",
-    ns_steps: Steps | None = None,
-    ns_dtype: torch.dtype | None = None,
+    *,
     fallback: GradientTransformation | None = None,
+    **options: Annotated[Any, scale_by_nuclear_norm],
 ):
     r"""PolarGrad: Muon's direction scaled by the nuclear norm of the momentum.
 
@@ -483,9 +479,7 @@ def polargrad(
         weight_decay,
         fallback,
         trace_ema(momentum, nesterov),
-        scale_by_nuclear_norm(
-            method, alpha, center_rows, ns_coefficients, ns_steps, ns_dtype
-        ),
+        scale_by_nuclear_norm(**options),
     )
 
 

@@ -326,13 +326,7 @@ def apollo(
 
 
 @alias(class_name="LBFGS")
-def lbfgs(
-    lr=1.0,
-    history: Count = 10,
-    curvature: NonNegative = 1e-10,
-    first: Literal["l1", "none"] = "l1",
-    weight_decay=0.0,
-):
+def lbfgs(lr=1.0, *, weight_decay=0.0, **direction: Annotated[Any, scale_by_lbfgs]):
     r"""L-BFGS: the gradient multiplied by an inverse Hessian estimated from the last steps.
 
     $p \leftarrow p (1 - \eta \lambda) - \eta\, H g$ with $H$ of `scale_by_lbfgs`.
@@ -375,11 +369,7 @@ def lbfgs(
     Source: Liu and Nocedal 1989. Departures: see `scale_by_lbfgs`; `max_iter` is an argument of
     the optimizer's `step`, and the line search is a separate transformation.
     """
-    return chain(
-        scale_by_lbfgs(history, curvature, first),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
-    )
+    return with_decay(scale_by_lbfgs(**direction), weight_decay, True, lr)
 
 
 @per_tensor(

@@ -510,15 +510,9 @@ def _row_norms(x: Tensor) -> Tensor:
 @alias
 def muown(
     lr=3e-4,
-    momentum: Decay = 0.95,
-    weight_decay=0.0,
-    betas=(0.9, 0.95),
-    eps=1e-8,
-    ns_coefficients: Coefficients = "quintic",
-    ns_steps: Steps | None = None,
-    adjust_lr_fn: Adjustment | None = "max_dim",
-    ns_dtype: torch.dtype | None = None,
+    *,
     fallback: GradientTransformation | None = None,
+    **options: Annotated[Any, scale_by_muown],
 ):
     r"""Muown: Muon for the directions of rows, Adam for their lengths.
 
@@ -560,18 +554,7 @@ def muown(
 
     Source: Muown, arXiv:2605.10797. Departures: none.
     """
-    matrices = scale_by_muown(
-        lr,
-        momentum,
-        weight_decay,
-        betas,
-        eps,
-        ns_coefficients,
-        ns_steps,
-        adjust_lr_fn,
-        ns_dtype,
-    )
-    return with_fallback("muown", matrices, fallback)
+    return with_fallback("muown", scale_by_muown(lr, **options), fallback)
 
 
 @combinator

@@ -8,6 +8,7 @@ import torch
 
 from gradtx.algorithms._math import (
     at_least,
+    at_most,
     corrected_root,
     filled_like,
     plus_decay,
@@ -232,7 +233,7 @@ def scale_by_rprop(
         size = torch.where(
             agreement > 0, grow * size, torch.where(turned, shrink * size, size)
         )
-        size = size.clamp(smallest, largest)
+        size = at_most(at_least(size, smallest), largest)
         masked = torch.where(turned, 0.0, g)
         return -masked.sign() * size, {"prev": masked, "step_size": size}
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradtx.algorithms._math import (
     at_least,
+    at_most,
     grafted,
     may_decay,
     norm,
@@ -126,7 +127,7 @@ def blend_by_agreement(
         trusted = ((cosine(other, update) - least) / (1 - least)).clamp(0, 1)
         downhill = at_least(cosine(update, g) - least_gradient, eps)
         follows = ((cosine(other, g) - least_gradient) / downhill).clamp(0, 1)
-        weight = (trusted * follows).clamp(floor, cap)
+        weight = at_most(at_least(trusted * follows, floor), cap)
         return resized(update + weight * (other - update), size), state
 
     return Frame({"raw": chain(), "tx": tx}, leave=leave, elementwise=False)

@@ -315,7 +315,7 @@ class Enter(RuleOperation):
                 self._decide({})
             run.commits.append(self._commit)
 
-    def _decide(self, sums: Mapping[str, Tensor]) -> None:
+    def _decide(self, sums: Any) -> None:
         """Determine whether the clock counts this call."""
         clock, name = self.frame.clock, self.rule.name
         assert clock is not None

@@ -115,10 +115,6 @@ def _check_heads(
         raise ValueError(
             f"qk_clip: max_logits[{key!r}] must be 1-D with one value per head, got a tensor {of_shape}"
         )
-    if largest.is_complex() or largest.dtype == torch.bool:
-        raise TypeError(
-            f"qk_clip: max_logits[{key!r}] must be real numbers, got a tensor of {largest.dtype}"
-        )
     rows = shape[0] if shape else 1
     if rows % len(largest):
         raise ValueError(

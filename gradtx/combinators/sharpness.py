@@ -12,6 +12,7 @@ from gradtx.algorithms._math import quotient, safe_sqrt
 from gradtx.arguments import Count, Decay, NonNegative, Static
 from gradtx.base.dtensor import total
 from gradtx.base.selectors import answer
+from gradtx.base.tree import map_tensors
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation
@@ -31,6 +32,18 @@ def _product(tree: Tree, other: Tree) -> Tensor:
     return total({name: x * other[name] for name, x in tree.items()})
 
 
+def _mixed(a, tree: Tree, b, other: Tree) -> Tree:
+    """Return a x + b y for the leaves x and y of two trees and numbers a and b, which may be 0-d tensors."""
+
+    def on_device(number, x):
+        return number.to(x.device) if isinstance(number, Tensor) else number
+
+    return {
+        name: on_device(a, x) * x + on_device(b, x) * other[name]
+        for name, x in tree.items()
+    }
+
+
 def _weighted(tree: Tree, weights: Tree) -> Tree:
     """Return T x for each leaf x; a T that is not in `weights` is 1."""
     return {
@@ -47,13 +60,7 @@ def _uphill(ctx, directions: Tree, params: Tree, weights: Tree, rho, eps) -> Tre
     """Return the gradient at p + rho T^2 d / (|T d| + eps) for directions d."""
     scaled = _weighted(directions, weights)  # T d
     length = rho / (_norm(scaled) + eps)
-    steps = _weighted(scaled, weights)  # T^2 d
-    return ctx.grad_fn(
-        {
-            name: params[name] + length.to(step.device) * step
-            for name, step in steps.items()
-        }
-    )
+    return ctx.grad_fn(_mixed(length, _weighted(scaled, weights), 1.0, params))
 
 
 def _around(
@@ -73,13 +80,8 @@ def _around(
     return Frame(base, gradient=update)
 
 
-def _zeros(slot: str) -> Callable[[Tree], dict[str, Tree]]:
-    """Return an `init` that creates a slot of zeros."""
-
-    def init(params):
-        return {slot: {name: torch.zeros_like(p) for name, p in params.items()}}
-
-    return init
+def _zeros(params: Tree) -> Tree:
+    return map_tensors(torch.zeros_like, params)
 
 
 @combinator(needs=("grad_fn", "params"))
@@ -225,10 +227,7 @@ def gsam(
         projection = cosine * norm / (uphill_norm + eps)
         factor = 1 + alpha * projection
         # g' - alpha (g - projection g')
-        return {
-            name: factor.to(g.device) * uphill[name] - alpha * g
-            for name, g in grads.items()
-        }
+        return _mixed(factor, uphill, -alpha, grads)
 
     return _around(base, combined, rho, adaptive, eps)
 
@@ -334,24 +333,20 @@ def looksam(
             weights = _magnitudes(params, adaptive)
             uphill = _uphill(ctx, grads, params, weights, rho, eps)
             share = quotient(_product(grads, uphill), norm.square())
-            sharpness = {
-                name: uphill[name] - share.to(g.device) * g for name, g in grads.items()
-            }
-            return uphill, sharpness
+            return uphill, _mixed(1.0, uphill, -share, grads)
 
         def reuse():
             sharpness = state["sharpness"]
             length = alpha * quotient(norm, _norm(sharpness) + eps)
-            result = {
-                name: g + length.to(g.device) * sharpness[name]
-                for name, g in grads.items()
-            }
-            return result, sharpness
+            return _mixed(length, sharpness, 1.0, grads), sharpness
 
         new, sharpness = ctx.every(k, 1, perturb, reuse)
         return new, {"sharpness": sharpness}
 
-    return Frame(base, gradient=(_zeros("sharpness"), update))
+    def init(params):
+        return {"sharpness": _zeros(params)}
+
+    return Frame(base, gradient=(init, update))
 
 
 @combinator(needs=("grad_fn", "params"))
@@ -410,4 +405,7 @@ def friendly_sam(
         uphill = _uphill(ctx, directions, params, weights, rho, eps)
         return uphill, {"exp_avg": means}
 
-    return Frame(base, gradient=(_zeros("exp_avg"), update))
+    def init(params):
+        return {"exp_avg": _zeros(params)}
+
+    return Frame(base, gradient=(init, update))
