@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
@@ -150,22 +150,6 @@ class Rotation(Coordinates):
     def view(self, update: Tensor, state: dict[str, Any], param, ctx) -> RotatedView:
         return RotatedView(self, update, state, ctx)
 
-    def bases(self, x: Tensor, old: list[Tensor], ctx) -> list[Tensor]:
-        """Return the bases of this step, computed from the update itself."""
-
-        def computed() -> list[Tensor]:
-            merged_x = self.inside(x)
-            return [left_basis(unfolded(merged_x, i)) for i in self.dims(x.shape)]
-
-        return self._if_due(ctx, computed, computed, old)
-
-    def averages(self, x: Tensor, dims: list[int], old: list[Tensor]) -> list[Tensor]:
-        """Return the factors after this step."""
-        return [
-            blended(statistics, gram(x, i), 1 - self.beta)
-            for i, statistics in zip(dims, old, strict=True)
-        ]
-
     def kl_averages(
         self,
         x: Tensor,
@@ -175,7 +159,10 @@ class Rotation(Coordinates):
         scales: list[Tensor],
         ctx,
     ) -> list[Tensor]:
-        """Return the same for "kl": Gram matrices are whitened along all other dimensions and divided by their size."""
+        """Return the factors after this step for "kl".
+
+        Gram matrices are whitened along all other dimensions and divided by their size.
+        """
         # Unbiased, because the scale of the factors matters. `blended` does not support such weights, which start at 1.
         weight = (1 - self.beta) / ctx.bias_correction(self.beta)
         averages: list[Tensor] = []
@@ -196,9 +183,9 @@ class Rotation(Coordinates):
             return list(map(iterated, new, old))
 
         refreshed = initial if self.refresh == "eigh" else iterate
-        return self._if_due(ctx, initial, refreshed, old)
+        return self.if_due(ctx, initial, refreshed, old)
 
-    def _if_due(self, ctx, first, refreshed, old) -> Any:
+    def if_due(self, ctx, first, refreshed, old) -> Any:
         """Return `first()` in a leaf's first update, `refreshed()` at steps that refresh its bases, else `old`."""
         phase = (
             self.offset + ctx.turn(self.precondition_frequency)
@@ -219,16 +206,13 @@ class RotatedView(View):
     def __init__(self, rotation: Rotation, update: Tensor, state: dict[str, Any], ctx):
         self._rotation = rotation
         self._ctx = ctx
-        self._state = state
         self._update = update
         self._shape = update.shape
         self._merged_shape = rotation.shape(update.shape)
         self._dims = rotation.dims(update.shape)
-        self._bases: list[Tensor] = state["Q"] if self._dims else []
-        if rotation.refresh == "svd":
-            self._bases = rotation.bases(update, self._bases, ctx)
-        elif self._dims and rotation.order == "before":
-            self._statistics, self._bases = self._renewed()
+        self._slots: Mapping[str, Any] = state if self._dims else {"Q": []}
+        if rotation.order == "before" or rotation.refresh == "svd":
+            self._renew()
         if rotation.delayed:
             is_first = ctx.is_first
             self.takes_part = not is_first if isinstance(is_first, bool) else ~is_first
@@ -237,11 +221,11 @@ class RotatedView(View):
         return blended(value, self._update, 1 - decay) if self._dims else None
 
     def inward(self, x: Tensor) -> Tensor:
-        return change_basis(x.reshape(self._merged_shape), self._dims, self._bases)
+        return change_basis(x.reshape(self._merged_shape), self._dims, self._slots["Q"])
 
     def _outward(self, x: Tensor) -> Tensor:
-        in_original_basis = change_basis(x, self._dims, self._bases, back=True)
-        return in_original_basis.reshape(self._shape)
+        original = change_basis(x, self._dims, self._slots["Q"], back=True)
+        return original.reshape(self._shape)
 
     def read(self, kind: str, value: Tensor) -> Tensor:
         if kind == "linear":
@@ -257,25 +241,32 @@ class RotatedView(View):
 
     def leave(self, update: Tensor) -> tuple[Tensor, dict[str, Any]]:
         update = self._outward(update)
-        if not self._dims:
-            return update, {}
-        if self._rotation.refresh == "svd":
-            return update, {"Q": self._bases}
-        if self._rotation.order == "after":
-            self._statistics, self._bases = self._renewed()
-        return update, {"GG": self._statistics, "Q": self._bases}
+        if self._rotation.order == "after" and self._rotation.refresh != "svd":
+            self._renew()
+        return update, dict(self._slots) if self._dims else {}
 
-    def _renewed(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the factors and the bases after this step."""
+    def _renew(self) -> None:
+        """Compute the factors and the bases after this step."""
         rotation, dims, ctx = self._rotation, self._dims, self._ctx
-        old, bases = self._state["GG"], self._bases
-        x = rotation.inside(ctx.grad if rotation.of == "grad" else self._update)
+        if not dims:
+            return
+        Q, of_update = self._slots["Q"], rotation.inside(self._update)
+        if rotation.refresh == "svd":
+
+            def computed() -> list[Tensor]:
+                return [left_basis(unfolded(of_update, i)) for i in dims]
+
+            self._slots = {"Q": rotation.if_due(ctx, computed, computed, Q)}
+            return
+        GG = self._slots["GG"]
+        x = rotation.inside(ctx.grad) if rotation.of == "grad" else of_update
         if rotation.statistics == "kl":
-            scales = kl_scales(old, bases, rotation.eps)
-            statistics = rotation.kl_averages(x, dims, old, bases, scales, ctx)
+            scales = kl_scales(GG, Q, rotation.eps)
+            GG = rotation.kl_averages(x, dims, GG, Q, scales, ctx)
         else:
-            statistics = rotation.averages(x, dims, old)
-        return statistics, rotation.next_bases(statistics, bases, ctx)
+            pairs = zip(dims, GG, strict=True)
+            GG = [blended(S, gram(x, i), 1 - rotation.beta) for i, S in pairs]
+        self._slots = {"GG": GG, "Q": rotation.next_bases(GG, Q, ctx)}
 
 
 @combinator
