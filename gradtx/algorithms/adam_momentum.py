@@ -20,7 +20,7 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms.clipping import clip_by_global_norm
 from gradtx.algorithms.momentum import positive_negative
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Decay, Fraction, Scalar, is_off
+from gradtx.arguments import Decay, Fraction, OpenFraction, Scalar, is_off
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
 from gradtx.transform import chain
@@ -100,7 +100,7 @@ def scale_by_adan(betas=(0.98, 0.92, 0.99), eps=1e-8):
 @per_tensor(elementwise=True)
 def scale_by_adai(
     betas=(0.1, 0.99),
-    eps: Annotated[Scalar, "(0, 1)"] = 1e-3,
+    eps: OpenFraction = 1e-3,
     dampening: Fraction = 1.0,
 ):
     r"""Average gradients with a separate inertia per entry, lower where gradients are large: Adai.
@@ -355,7 +355,7 @@ def adan(
 def adai(
     lr,
     betas=(0.1, 0.99),
-    eps: Annotated[Scalar, "(0, 1)"] = 1e-3,
+    eps: OpenFraction = 1e-3,
     weight_decay=0.0,
     decoupled_weight_decay=False,
     dampening: Fraction = 1.0,

@@ -18,7 +18,7 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms.averaging import dual_averaging
 from gradtx.algorithms.scaling import descend
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
-from gradtx.arguments import Decay, Positive, Scalar, is_off
+from gradtx.arguments import AtLeastOneOrInf, Decay, Positive, is_off
 from gradtx.base.exact import exact
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square, start
@@ -96,7 +96,7 @@ def scale_by_dadapt_adagrad(
     momentum: Decay = 0.0,
     eps=1e-6,
     d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    growth_rate: AtLeastOneOrInf = math.inf,
 ):
     r"""Run dual averaging over AdaGrad's denominator with an automatic rate: D-Adapt AdaGrad.
 
@@ -175,7 +175,7 @@ def scale_by_dadapt_adam(
     weight_decay=0.0,
     use_bias_correction=False,
     d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    growth_rate: AtLeastOneOrInf = math.inf,
 ):
     r"""Run Adam with an automatic rate: D-Adapt Adam.
 
@@ -248,7 +248,7 @@ def scale_by_dadapt_sgd(
     lr=1.0,
     momentum: Decay = 0.0,
     d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    growth_rate: AtLeastOneOrInf = math.inf,
 ):
     r"""Run SGD with an automatic rate, relative to the norm of the first gradient: D-Adapt SGD.
 
@@ -318,7 +318,7 @@ def scale_by_dadapt_adan(
     weight_decay=0.02,
     no_prox=False,
     d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    growth_rate: AtLeastOneOrInf = math.inf,
 ):
     r"""Run Adan with an automatic rate: D-Adapt Adan.
 

@@ -30,6 +30,7 @@ from gradtx.arguments import (
     NonNegative,
     NonNegativeInt,
     Positive,
+    PositiveOrInf,
     Scalar,
     is_off,
 )
@@ -464,7 +465,7 @@ def lamb(
     weight_decay=0.0,
     bias_correction=True,
     grad_averaging=True,
-    max_grad_norm: Annotated[Scalar, "(0, inf]"] | None = None,
+    max_grad_norm: PositiveOrInf | None = None,
     trust_clip=False,
     always_adapt=True,
 ):

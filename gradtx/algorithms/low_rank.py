@@ -20,7 +20,7 @@ from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.muon import Adjustment, muon_like
 from gradtx.algorithms.muon_variants import equalized
 from gradtx.algorithms.soap import decayed
-from gradtx.arguments import Count, Decay, NonNegative, Scalar
+from gradtx.arguments import AtLeastOne, Count, Decay, NonNegative
 from gradtx.combinators._spaces import Space
 from gradtx.combinators.low_rank import (
     Bases,
@@ -78,7 +78,7 @@ def scale_by_fira(
     side: Side = "short",
     projection: Bases = "svd",
     carry: Carry = "keep",
-    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
+    limit: AtLeastOne = 1.01,
     seed: int = 0,
 ):
     r"""Combine Adam's low-rank direction with the rest of the gradient, scaled row by row as in Adam: Fira.
@@ -144,7 +144,7 @@ def scale_by_apollo_low_rank(
     projection: Bases = "random",
     scale_type: Literal["channel", "tensor"] = "channel",
     scale_front=False,
-    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
+    limit: AtLeastOne = 1.01,
     seed: int = 0,
 ):
     r"""Scale each row of the gradient as a low-rank Adam would: APOLLO.

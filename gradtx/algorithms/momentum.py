@@ -12,6 +12,7 @@ from gradtx.algorithms._math import change_of, running_mean
 from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
 from gradtx.arguments import (
     AnyLength,
+    AtLeastOne,
     Decay,
     Decays,
     Fraction,
@@ -181,7 +182,7 @@ def ema(decay: Decay, debias=False):
 @per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_accsgd(
     lr,
-    kappa: Annotated[Scalar, "[1, inf)"] = 1000.0,
+    kappa: AtLeastOne = 1000.0,
     xi: NonNegative = 10.0,
     small_const: Annotated[Scalar, "(0, 1]"] = 0.7,
 ):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gradtx.arguments import Count, Positive, Scalar
+from gradtx.arguments import AtLeastOne, Count, OpenFraction, Positive
 from gradtx.base.dtensor import total
 from gradtx.base.exact import exact
 from gradtx.execution.runs import Scope
@@ -26,12 +26,12 @@ EDGE = 0.1
 def line_search(
     tx: GradientTransformation,
     max_steps: Count = 10,
-    shrink: Annotated[Scalar, "(0, 1)"] = 0.5,
-    c1: Annotated[Scalar, "(0, 1)"] = 1e-4,
+    shrink: OpenFraction = 0.5,
+    c1: OpenFraction = 1e-4,
     start: Positive = 1.0,
-    growth: Annotated[Scalar, "[1, inf)"] | None = None,
+    growth: AtLeastOne | None = None,
     conditions: Literal["armijo", "strong_wolfe"] = "armijo",
-    c2: Annotated[Scalar, "(0, 1)"] = 0.9,
+    c2: OpenFraction = 0.9,
 ):
     r"""Scale the updates of an optimizer so that the loss decreases sufficiently.
 

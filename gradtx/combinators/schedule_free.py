@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
 
 from gradtx.algorithms._math import quotient
 from gradtx.algorithms.scaling import descend
-from gradtx.arguments import Fraction, NonNegative, NonNegativeInt, Scalar
+from gradtx.arguments import Fraction, NonNegative, NonNegativeInt, OpenFraction
 from gradtx.base.exact import exact
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
@@ -21,7 +19,7 @@ __all__ = ["schedule_free"]
 def schedule_free(
     base: GradientTransformation,
     lr,
-    beta: Annotated[Scalar, "(0, 1)"],
+    beta: OpenFraction,
     warmup_steps: NonNegativeInt = 0,
     r: NonNegative = 0.0,
     weight_lr_power: NonNegative = 2.0,
