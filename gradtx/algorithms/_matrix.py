@@ -186,7 +186,9 @@ def _factors(factorize: Factorization, x: Tensor) -> list[Tensor]:
     except torch.linalg.LinAlgError:
         # Highly repeated eigenvalues, as in statistics of low rank, or NaN.
         factors = None
-    if factors is not None and _is_usable(factors, x.dtype):
+    # In float64, a second attempt would be the same.
+    is_final = x.dtype == torch.float64
+    if factors is not None and (is_final or all(map(_is_finite, factors))):
         return list(factors)
     if not _is_finite(x):
         factors_of_zeros = factorize(torch.zeros_like(x))
@@ -200,11 +202,6 @@ def _factors_without_reading(factorize: Factorization, x: Tensor) -> list[Tensor
     is_finite = x.isfinite().all()
     factors = factorize(torch.where(is_finite, x, 0.0))
     return [torch.where(is_finite, factor, torch.nan) for factor in factors]
-
-
-def _is_usable(factors: Sequence[Tensor], dtype: torch.dtype) -> bool:
-    """Whether a second attempt in float64 is unnecessary."""
-    return dtype == torch.float64 or all(map(_is_finite, factors))
 
 
 def _is_finite(x: Tensor) -> bool:

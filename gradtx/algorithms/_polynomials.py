@@ -191,18 +191,15 @@ def _named(
 
 def _listed(owner: str, coefs) -> Sequence[Triple]:
     """Validate explicit coefficients and return them as triples."""
-    items = coefs if isinstance(coefs, tuple | list) else ()
-    if not items or not all(isinstance(item, tuple | list) for item in items):
-        items = [coefs]
-    triples: list[Triple] = []
-    for item in items:
-        is_sequence = isinstance(item, tuple | list) and len(item) == 3
-        if not is_sequence or not all(isinstance(x, float | int) for x in item):
+    is_nested = isinstance(coefs, tuple | list) and coefs
+    if not is_nested or not all(isinstance(item, tuple | list) for item in coefs):
+        coefs = [coefs]
+    for item in coefs:
+        is_triple = isinstance(item, tuple | list) and len(item) == 3
+        if not is_triple or not all(isinstance(x, float | int) for x in item):
             raise ValueError(
-                f"{owner}: coefs must be three plain numbers, a tuple of such triples, or a name, got {describe(coefs)}"
+                f"{owner}: coefs must be three plain numbers, a tuple of such triples, or a name, got {describe(item)}"
             )
         if not all(map(math.isfinite, item)):
-            raise ValueError(f"{owner}: coefs must be finite, got {describe(coefs)}")
-        a, b, c = item
-        triples.append((float(a), float(b), float(c)))
-    return triples
+            raise ValueError(f"{owner}: coefs must be finite, got {describe(item)}")
+    return [(float(a), float(b), float(c)) for a, b, c in coefs]

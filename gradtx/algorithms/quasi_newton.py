@@ -317,12 +317,10 @@ def apollo(
     # The cosine part, from lr to lr, is constant.
     rate = warmup_cosine_schedule(warmup, lr, lr, first, warmup) if warmup else lr
     if kind == "L2":
-        direction = chain(
-            add_decayed_weights(weight_decay), scale_by_apollo(beta, eps, rebound)
-        )
+        links = add_decayed_weights(weight_decay), scale_by_apollo(beta, eps, rebound)
     else:
-        direction = scale_by_apollo(beta, eps, rebound, weight_decay, kind)
-    return chain(direction, scale_by_learning_rate(rate))
+        links = (scale_by_apollo(beta, eps, rebound, weight_decay, kind),)
+    return chain(*links, scale_by_learning_rate(rate))
 
 
 @alias(class_name="LBFGS")

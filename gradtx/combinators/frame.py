@@ -151,10 +151,12 @@ class Frame(Combinator):
 
     def rejects(self) -> tuple[str, ...]:
         rejected = []
-        if self.leave is not None or isinstance(self.inner, Mapping):
+        has_arms = isinstance(self.inner, Mapping)
+        if self.leave is not None or has_arms:
             rejected.append("rounds")
         # Such a leaf does not enter, but an inner combinator may update it.
-        if self.enter is not None and self.init is not None and not self.takes_none:
+        has_slots = self.enter is not None and self.init is not None
+        if has_arms or (has_slots and not self.takes_none):
             rejected.append("takes None")
         if self.clock is not None:
             rejected.append("exchanges")
@@ -358,14 +360,10 @@ class Enter(RuleOperation):
 
     def around_arms(self, txs: Mapping[str, GradientTransformation]) -> list[Any]:
         """Return the operations of the frame around several inner transformations."""
-        arms = {
-            arm: self.inside(tx, (*self.path, arm), i)
-            for i, (arm, tx) in enumerate(txs.items())
-        }
-        takes = any(takes_none(operations) for operations in arms.values())
         inner = []
-        for arm, operations in arms.items():
-            inner += [*operations, NextArm(self, arm, takes)]
+        for i, (arm, tx) in enumerate(txs.items()):
+            operations = self.inside(tx, (*self.path, arm), i)
+            inner += [*operations, NextArm(self, arm)]
         return self.between(inner)
 
     def _commit(self) -> None:
@@ -491,9 +489,8 @@ def _identity(update, state, param, ctx) -> Any:
 class NextArm(Operation):
     """The operation between inner transformations that all receive the same updates."""
 
-    def __init__(self, enter: Enter, arm: str, takes_none: bool):
+    def __init__(self, enter: Enter, arm: str):
         self.path = (*enter.path, arm, "")
-        self.takes_none = takes_none
         self._enter = enter
         self._arm = arm
 
@@ -526,12 +523,14 @@ class Leave(RuleOperation):
     def _begin(self, leaf: Leaf) -> Any:
         outside: Entered = leaf.saved.pop(self._enter)
         outside.restore(leaf)
-        update = self._of_arms(outside.arms, leaf) if outside.arms else leaf.update
-        if leaf.update is not None and outside.grad is None:
+        if outside.arms:
+            leaf.update, *_ = outside.arms.values()
+            return self._leave(leaf, outside, outside.arms)
+        if leaf.update is None:
+            return None
+        if outside.grad is None:
             # An inner combinator created an update for a leaf without a gradient.
             leaf.grad = torch.zeros_like(leaf.update)
-        if outside.arms or update is None:
-            return self._leave(leaf, outside, update)
         ticks = self._enter.ticks_for(leaf)
         if ticks is not None:
             self._discard_unless_counted(leaf, outside, ticks)
@@ -555,20 +554,8 @@ class Leave(RuleOperation):
             yes if outside.active is None else outside.active,
         )
 
-    def _of_arms(self, arms: dict[str, Any], leaf: Leaf) -> Any:
-        """Return the updates of all inner transformations; None unless all have one."""
-        updates = [update for update in arms.values() if update is not None]
-        if not updates:
-            return None
-        # No gradient, and not all inner transformations accumulate.
-        if len(updates) < len(arms):
-            leaf.update = torch.zeros_like(updates[0])
-            return None
-        leaf.update = updates[0]
-        return arms
-
     def _leave(self, leaf: Leaf, outside: Entered, update) -> Any:
-        if update is None or (self._frame.leave is None and not outside.state):
+        if self._frame.leave is None and not outside.state:
             return None
         inner = self._enter.inner.values(leaf)
         return self._begin_rule(self._enter.call(leaf, update, inner, outside.state))
