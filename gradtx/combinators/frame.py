@@ -6,8 +6,8 @@ import dataclasses
 import functools
 import types
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,17 +15,7 @@ from torch import Tensor
 from gradtx.base.errors import Path
 from gradtx.base.exact import exact
 from gradtx.base.messages import describe, shortly
-from gradtx.combinators._contract import (
-    check_inner,
-    checked_sums,
-    checked_ticks,
-)
-from gradtx.combinators._spaces import (
-    Inside,
-    Outside,
-    can_run_at_owner,
-    run_at_owner,
-)
+from gradtx.combinators._spaces import Inside, Outside, can_run_at_owner, run_at_owner
 from gradtx.execution.context import Clock, FrameContext
 from gradtx.execution.execute import Leaf, Operation, Position, takes_none
 from gradtx.execution.rule import (
@@ -42,7 +32,10 @@ from gradtx.execution.tree_rule import Functions, GradientOperation
 from gradtx.rules import Combinator
 from gradtx.transform import GradientTransformation
 
-__all__ = ["Frame", "InnerClock"]
+__all__ = [
+    "Frame",
+    "InnerClock",
+]
 
 # By name: slots and shared values, the values of a clock, or sums.
 Values: TypeAlias = dict[str, Tensor]
@@ -587,3 +580,46 @@ class Leave(RuleOperation):
     def follow(self, position: Position) -> None:
         if self._frame.clock is not None and self._frame.clock.counts:
             position.counts.pop()
+
+
+def checked_ticks(
+    owner: str, result, start: Iterable[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the checked result of a clock's `ticks`."""
+    is_pair = isinstance(result, tuple) and len(result) == 2
+    counts, new = result if is_pair else (None, None)
+    if not _is_number(counts, torch.bool) or not isinstance(new, Mapping):
+        raise TypeError(
+            f"{owner}: ticks must return (counts, values), a 0-d bool tensor and a dict, got {describe(result)}"
+        )
+    # The library counts steps itself.
+    values = {name: value for name, value in new.items() if name != "step"}
+    if values.keys() != set(start) or not all(map(_is_number, values.values())):
+        raise TypeError(
+            f"{owner}: ticks must return 0-d int64 tensors for {sorted(start)}, got {describe(values)}"
+        )
+    return counts, values
+
+
+def _is_number(value, dtype: torch.dtype = torch.int64) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and not value.ndim and value.dtype == dtype
+
+
+def checked_sums(owner: str, sums) -> dict[str, Tensor]:
+    """Return the checked result of a clock's `measure` for one leaf."""
+    if not isinstance(sums, Mapping) or any(value.ndim for value in sums.values()):
+        raise TypeError(
+            f"{owner}: measure must return a dict of 0-d tensors, got {describe(sums)}"
+        )
+    return dict(sums)
+
+
+def check_inner(owner: str, new: Mapping[str, Any], old: Mapping[str, Tensor]) -> None:
+    """Raise an error unless these values can replace inner slots."""
+    for name, value in new.items():
+        shape = old[name].shape if name in old else None
+        if not isinstance(value, Tensor) or value.shape != shape:
+            raise ValueError(
+                f"{owner}: leave must return inner slots in their shapes, which are {describe(old)}; got {name!r}: "
+                f"{describe(value)}"
+            )
