@@ -496,7 +496,7 @@ def _with_options(
     _, link = typing.get_args(hints.pop(last.name))
     function = link.spec.function if hasattr(link, "spec") else link
     hints_of_link = _hints_of(function)
-    of_link = _annotated(function, hints_of_link)
+    of_link = _with_options(_annotated(function, hints_of_link), hints_of_link)
     hints |= {**hints_of_link, **hints}
     first, last = {}, {}
     for name, parameter in parameters.items():

@@ -24,6 +24,7 @@ from gradtx.algorithms.scaling import hold_until, scale_by_learning_rate
 from gradtx.arguments import Betas, Count, Decay, NonNegative, Scalar, Static
 from gradtx.combinators._spaces import Space
 from gradtx.combinators.rotated import (
+    Factors,
     Rotation,
     change_basis,
     is_empty,
@@ -53,14 +54,11 @@ def scale_by_soap(
     betas=(0.95, 0.95),
     shampoo_beta: Decay | None = None,
     eps=1e-8,
-    precondition_frequency: Count = 10,
-    max_precondition_dim: Count = 10000,
-    merge_dims=False,
+    *,
     precondition_1d=False,
     normalize_gradient=False,
     correct_bias=True,
-    *,
-    stagger: Static[bool] = False,
+    **options: Annotated[Any, Factors],
 ):
     r"""Run Adam on the gradient rotated into the eigenbases of its Kronecker factors: SOAP.
 
@@ -114,14 +112,7 @@ def scale_by_soap(
     part, is finite, and does not match difference quotients. Second derivatives through the bases are not available.
     """
     beta = betas[1] if shampoo_beta is None else shampoo_beta
-    rotation = Rotation(
-        beta=beta,
-        precondition_frequency=precondition_frequency,
-        max_precondition_dim=max_precondition_dim,
-        merge_dims=merge_dims,
-        precondition_1d=precondition_1d,
-        stagger=stagger,
-    )
+    rotation = Rotation(beta=beta, precondition_1d=precondition_1d, **options)
     adam = adam_along_bases(betas, eps, correct_bias, normalize_gradient)
     return Space(adam, rotation, reads_grad=False)
 
@@ -157,11 +148,7 @@ def scale_by_kl_shampoo(
     betas=(0.95, 0.95),
     eps=1e-8,
     adam_eps: NonNegative = 1e-8,
-    precondition_frequency: Count = 10,
-    max_precondition_dim: Count = 10000,
-    merge_dims=False,
-    *,
-    stagger: Static[bool] = False,
+    **options: Annotated[Any, Factors],
 ):
     r"""Whiten the momentum with Kronecker factors that minimize a Kullback-Leibler divergence: KL-Shampoo.
 
@@ -203,13 +190,7 @@ def scale_by_kl_shampoo(
     on rounding where statistics are rank-deficient.
     """
     beta1, beta2 = betas
-    rotation = Rotation(
-        beta=beta2,
-        precondition_frequency=precondition_frequency,
-        max_precondition_dim=max_precondition_dim,
-        merge_dims=merge_dims,
-        stagger=stagger,
-    )
+    rotation = Rotation(beta=beta2, **options)
     moments, average = adam_moments(betas)
 
     def init(param):
@@ -397,12 +378,9 @@ def kl_soap(
     shampoo_beta: Decay | None = None,
     eps=1e-8,
     weight_decay=0.01,
-    precondition_frequency: Count = 10,
-    max_precondition_dim: Count = 10000,
-    merge_dims=False,
-    correct_bias=True,
     *,
-    stagger: Static[bool] = False,
+    correct_bias=True,
+    **options: Annotated[Any, Factors],
 ):
     r"""KL-SOAP: SOAP with factors that minimize a Kullback-Leibler divergence.
 
@@ -448,10 +426,7 @@ def kl_soap(
         adam_along_bases(betas, eps, correct_bias),
         statistics="kl",
         beta=betas[1] if shampoo_beta is None else shampoo_beta,
-        precondition_frequency=precondition_frequency,
-        max_precondition_dim=max_precondition_dim,
-        merge_dims=merge_dims,
-        stagger=stagger,
+        **options,
     )
     return decayed_from_second_step(direction, lr, weight_decay)
 
@@ -463,11 +438,7 @@ def soap_laprop(
     shampoo_beta: Decay | None = None,
     eps=1e-8,
     weight_decay=0.01,
-    precondition_frequency: Count = 10,
-    max_precondition_dim: Count = 10000,
-    merge_dims=False,
-    *,
-    stagger: Static[bool] = False,
+    **options: Annotated[Any, Factors],
 ):
     r"""SOAP with LaProp instead of Adam: gradients are normalized in the eigenbasis first, then averaged.
 
@@ -512,10 +483,7 @@ def soap_laprop(
     direction = rotated(
         scale_by_laprop(betas, eps),
         beta=betas[1] if shampoo_beta is None else shampoo_beta,
-        precondition_frequency=precondition_frequency,
-        max_precondition_dim=max_precondition_dim,
-        merge_dims=merge_dims,
-        stagger=stagger,
+        **options,
     )
     return decayed_from_second_step(direction, lr, weight_decay)
 

@@ -79,16 +79,24 @@ def iterated(statistics: Tensor, basis: Tensor) -> Tensor:
     return basis.index_select(1, order.argsort())
 
 
+@dataclasses.dataclass(frozen=True)
+class Factors:
+    """The options of `rotated` that SOAP and its relatives have, too."""
+
+    precondition_frequency: Count = 10
+    max_precondition_dim: Count = 10000
+    merge_dims: bool = False
+    _: dataclasses.KW_ONLY
+    stagger: Static[bool] = False
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Rotation(Coordinates):
+class Rotation(Factors, Coordinates):
     """The options of `rotated`, which documents them."""
 
     statistics: Literal["shampoo", "kl"] = "shampoo"
     sides: Literal["both", "left", "right", "short"] = "both"
     beta: Decay = 0.95
-    precondition_frequency: Count = 10
-    max_precondition_dim: Count = 10000
-    merge_dims: bool = False
     precondition_1d: bool = False
     start: Literal["skip", "identity"] = "skip"
     refresh: Literal["qr", "eigh", "svd"] = "qr"
@@ -96,7 +104,6 @@ class Rotation(Coordinates):
     of: Literal["update", "grad"] = "update"
     eps: NonNegative = 1e-8
     order: Literal["after", "before"] = "after"
-    stagger: Static[bool] = False
 
     @property
     def delayed(self) -> bool:
