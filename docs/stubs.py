@@ -57,7 +57,7 @@ IMPORTS = {
     "GradientTransformation": "from gradtx.transform import GradientTransformation\n",
     "ChainOptimizer": "from gradtx.optim.optimizer import ChainOptimizer\n",
     **{
-        name: f"from gradtx.combinators.low_rank import {name}\n"
+        name: f"from gradtx.combinators.coordinates import {name}\n"
         for name in ("Bases", "Carry", "Side")
     },
     **{

@@ -26,9 +26,9 @@ from gradtx.arguments import PositiveOrInf
 from gradtx.arguments import Static
 from gradtx.state.storage import StateDtype
 from gradtx.transform import GradientTransformation
-from gradtx.combinators.low_rank import Bases
-from gradtx.combinators.low_rank import Carry
-from gradtx.combinators.low_rank import Side
+from gradtx.combinators.coordinates import Bases
+from gradtx.combinators.coordinates import Carry
+from gradtx.combinators.coordinates import Side
 from gradtx.algorithms._polynomials import Coefficients
 from gradtx.algorithms._polynomials import Mixture
 from gradtx.algorithms._polynomials import StaticCoefficients
@@ -2648,13 +2648,14 @@ def rose(
 ) -> GradientTransformation: ...
 def rotated(
     inner: GradientTransformation,
-    *,
-    statistics: Literal['shampoo', 'kl'] = "shampoo",
-    sides: Literal['both', 'left', 'right', 'short'] = "both",
-    beta: Decay = 0.95,
     precondition_frequency: Count = 10,
     max_precondition_dim: Count = 10000,
     merge_dims: bool = False,
+    *,
+    stagger: Static[bool] = False,
+    statistics: Literal['shampoo', 'kl'] = "shampoo",
+    sides: Literal['both', 'left', 'right', 'short'] = "both",
+    beta: Decay = 0.95,
     precondition_1d: bool = False,
     start: Literal['skip', 'identity'] = "skip",
     refresh: Literal['qr', 'eigh', 'svd'] = "qr",
@@ -2662,7 +2663,6 @@ def rotated(
     of: Literal['update', 'grad'] = "update",
     eps: NonNegative = 1e-08,
     order: Literal['after', 'before'] = "after",
-    stagger: Static[bool] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def round_stochastically(

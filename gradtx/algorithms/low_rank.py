@@ -22,7 +22,7 @@ from gradtx.algorithms.muon_variants import equalized
 from gradtx.algorithms.soap import decayed
 from gradtx.arguments import AtLeastOne, Count, Decay, NonNegative
 from gradtx.combinators._spaces import Space
-from gradtx.combinators.low_rank import (
+from gradtx.combinators.coordinates import (
     Bases,
     Carry,
     LowRankView,

@@ -43,7 +43,7 @@ from gradtx.arguments import (
     is_off,
 )
 from gradtx.base.exact import exact
-from gradtx.combinators.rotated import change_basis, rotated
+from gradtx.combinators.coordinates import change_basis, rotated
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema, linear, square
 from gradtx.transform import chain

@@ -23,7 +23,7 @@ from gradtx.algorithms.projection import decay_after_step
 from gradtx.algorithms.scaling import hold_until, scale_by_learning_rate
 from gradtx.arguments import Betas, Count, Decay, NonNegative, Scalar, Static
 from gradtx.combinators._spaces import Space
-from gradtx.combinators.rotated import (
+from gradtx.combinators.coordinates import (
     Factors,
     Rotation,
     change_basis,

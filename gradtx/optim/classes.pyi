@@ -26,9 +26,9 @@ from gradtx.arguments import Static
 from gradtx.state.storage import StateDtype
 from gradtx.transform import GradientTransformation
 from gradtx.optim.optimizer import ChainOptimizer
-from gradtx.combinators.low_rank import Bases
-from gradtx.combinators.low_rank import Carry
-from gradtx.combinators.low_rank import Side
+from gradtx.combinators.coordinates import Bases
+from gradtx.combinators.coordinates import Carry
+from gradtx.combinators.coordinates import Side
 from gradtx.algorithms._polynomials import Coefficients
 from gradtx.algorithms._polynomials import Steps
 from gradtx.algorithms.muon import Adjustment

@@ -172,7 +172,7 @@ def work_of_a_step(kind):
     """How many matrices this rank iterates, and for how many it computes a basis."""
     with Calls(_polynomials, "newton_schulz") as iterated:
         trained(CHAINS["muon"], placement(kind), steps=1)
-    with Calls(sys.modules["gradtx.combinators.rotated"], "eigenbasis", "iterated") as bases:
+    with Calls(sys.modules["gradtx.combinators.coordinates"], "eigenbasis", "iterated") as bases:
         trained(STATEFUL["soap for matrices"], placement(kind), steps=1)
     return iterated.count, bases.count
 
