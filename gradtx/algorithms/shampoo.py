@@ -165,16 +165,14 @@ class Blocked:
     def pieces(self, x: Tensor) -> list[Tensor]:
         return blocks(x.reshape(self._shape), self._size) if x.numel() else []
 
-    def grams(self, x: Tensor) -> list[Tensor]:
-        return [gram(piece, i) for piece in self.pieces(x) for i in self.dims]
-
     def identities(self, x: Tensor) -> list[Tensor]:
         sizes = [piece.shape[i] for piece in self.pieces(x) for i in self.dims]
         return [torch.eye(size, dtype=x.dtype, device=x.device) for size in sizes]
 
     def averages(self, old: Sequence[Tensor], g: Tensor, beta, ctx) -> Any:
         """Return the statistics after this gradient."""
-        pairs = zip(old, self.grams(g), strict=True)
+        grams = [gram(piece, i) for piece in self.pieces(g) for i in self.dims]
+        pairs = zip(old, grams, strict=True)
         return [_averaged(statistics, new, beta, ctx) for statistics, new in pairs]
 
     def products(self, x: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
@@ -339,6 +337,20 @@ def _averaged(old, new, beta, ctx):
     return beta * old + torch.where(decay == 1, 1.0, 1 - decay) * new
 
 
+def _merged_from_the_end(shape: Sequence[int], limit: int, target: int) -> list[int]:
+    """Merge neighboring dimensions while their product is at most `limit`, until `target` dimensions are left."""
+    sizes = [size for size in shape if size != 1] or [1]
+    merged_sizes = [sizes.pop()]
+    while sizes:
+        merges = len(merged_sizes) + len(sizes) > target
+        size = sizes.pop()
+        if merges and size * merged_sizes[0] <= limit:
+            merged_sizes[0] *= size
+        else:
+            merged_sizes.insert(0, size)
+    return merged_sizes
+
+
 @per_tensor(compiles="lists", whole=True)
 def scale_by_distributed_shampoo(
     betas: tuple[Decay, Fraction] = (0.9, 1.0),
@@ -423,16 +435,7 @@ def scale_by_distributed_shampoo(
         )
 
     def blocks_of(x):
-        """Merge small dimensions from the last one on, unless as many as wanted are left."""
-        sizes = [size for size in x.shape if size != 1] or [1]
-        shape = [sizes.pop()]
-        while sizes:
-            merges = len(shape) + len(sizes) > target_dims
-            size = sizes.pop()
-            if merges and size * shape[0] <= max_preconditioner_dim:
-                shape[0] *= size
-            else:
-                shape.insert(0, size)
+        shape = _merged_from_the_end(x.shape, max_preconditioner_dim, target_dims)
         return Blocked(shape, max_preconditioner_dim, range(len(shape)))
 
     def identities(param):
