@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -296,18 +296,14 @@ def scion(
 
 def _oracles(kinds: Mapping[str, Any]) -> GradientTransformation:
     """Build the transformation that applies the oracle of every leaf."""
-    oracles: list[GradientTransformation] = []
     if not (isinstance(kinds, Mapping) and kinds):
         raise TypeError(
             f"scion: kinds must be a dict of name pattern -> kind, such as {{'*': 'auto'}}, got {kinds!r}"
         )
-    for pattern, kind in kinds.items():
-        if not isinstance(kind, str | GradientTransformation):
-            raise TypeError(
-                f"scion: kinds[{pattern!r}] must be a kind of lmo or an lmo(...), got {describe(kind)}"
-            )
-        is_name = isinstance(kind, str)
-        oracles.append(lmo(cast("Kind", kind)) if is_name else kind)
+    oracles = [
+        kind if isinstance(kind, GradientTransformation) else lmo(kind)
+        for kind in kinds.values()
+    ]
     if list(kinds) == ["*"]:
         return oracles[0]
     labels = {f"lmo_{i}": pattern for i, pattern in enumerate(kinds)}
