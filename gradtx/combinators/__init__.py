@@ -7,12 +7,11 @@ from gradtx.combinators.blocks import *
 from gradtx.combinators.clocks import *
 from gradtx.combinators.coordinates import *
 from gradtx.combinators.frame import *
-from gradtx.combinators.line_search import *
+from gradtx.combinators.multi_point import *
 from gradtx.combinators.outer import *
 from gradtx.combinators.precision import *
 from gradtx.combinators.qk_clip import *
 from gradtx.combinators.selection import *
-from gradtx.combinators.sharpness import *
 from gradtx.combinators.tuners import *
 
 # Type checkers read the names from the imports above.
