@@ -66,7 +66,7 @@ OTHERS = [
     Page(
         "sharpness",
         "Sharpness-aware minimization",
-        ("gradtx.combinators.sharpness",),
+        ("gradtx.combinators.multi_point",),
         "Combinators that compute the gradient at a point slightly uphill.",
     ),
     Page(

@@ -25,6 +25,14 @@ from gradtx.schedules._factory import COMMON_WORDS, word_for
 ROOT = Path(__file__).parent.parent / "gradtx"
 TITLE = '''"""Types of this module, written by docs/stubs.py: run `make docs-tables`."""
 '''
+# Types of ranges that are not public.
+RANGES = (
+    "AtLeastOne",
+    "AtLeastOneOrInf",
+    "NonPositive",
+    "OpenFraction",
+    "PositiveOrInf",
+)
 # Of what annotations and defaults refer to.
 IMPORTS = {
     "Callable": "from collections.abc import Callable\n",
@@ -43,16 +51,19 @@ IMPORTS = {
     "Where": "from gradtx.base.selectors import Where\n",
     **{
         name: f"from gradtx.arguments import {name}\n"
-        for name in sorted(set(arguments.__all__) - {"is_off"})
+        for name in sorted({*arguments.__all__, *RANGES} - {"is_off"})
     },
     "StateDtype": "from gradtx.state.storage import StateDtype\n",
     "GradientTransformation": "from gradtx.transform import GradientTransformation\n",
     "ChainOptimizer": "from gradtx.optim.optimizer import ChainOptimizer\n",
     **{
+        name: f"from gradtx.combinators.coordinates import {name}\n"
+        for name in ("Bases", "Carry", "Side")
+    },
+    **{
         name: f"from gradtx.algorithms.{module} import {name}\n"
         for module, names in {
             "_polynomials": ("Coefficients", "Mixture", "StaticCoefficients", "Steps"),
-            "_projection": ("Bases", "Carry", "Side"),
             "muon": ("Adjustment", "View"),
             "psgd": ("Mode",),
             "scaling": ("Quantity",),

@@ -11,23 +11,28 @@ from torch import Tensor
 from gradtx.arguments import Scalar
 from gradtx.base.selectors import Where
 from gradtx.arguments import AnyLength
+from gradtx.arguments import AtLeastOne
+from gradtx.arguments import AtLeastOneOrInf
 from gradtx.arguments import Count
 from gradtx.arguments import Decay
 from gradtx.arguments import Decays
 from gradtx.arguments import Fraction
 from gradtx.arguments import NonNegative
 from gradtx.arguments import NonNegativeInt
+from gradtx.arguments import NonPositive
+from gradtx.arguments import OpenFraction
 from gradtx.arguments import Positive
+from gradtx.arguments import PositiveOrInf
 from gradtx.arguments import Static
 from gradtx.state.storage import StateDtype
 from gradtx.transform import GradientTransformation
+from gradtx.combinators.coordinates import Bases
+from gradtx.combinators.coordinates import Carry
+from gradtx.combinators.coordinates import Side
 from gradtx.algorithms._polynomials import Coefficients
 from gradtx.algorithms._polynomials import Mixture
 from gradtx.algorithms._polynomials import StaticCoefficients
 from gradtx.algorithms._polynomials import Steps
-from gradtx.algorithms._projection import Bases
-from gradtx.algorithms._projection import Carry
-from gradtx.algorithms._projection import Side
 from gradtx.algorithms.muon import Adjustment
 from gradtx.algorithms.muon import View
 from gradtx.algorithms.psgd import Mode
@@ -579,7 +584,7 @@ def a2grad(
 ) -> GradientTransformation: ...
 def accsgd(
     lr: NonNegative,
-    kappa: Annotated[Scalar, '[1, inf)'] = 1000.0,
+    kappa: AtLeastOne = 1000.0,
     xi: NonNegative = 10.0,
     small_const: Annotated[Scalar, '(0, 1]'] = 0.7,
     weight_decay: NonNegative = 0.0,
@@ -657,7 +662,7 @@ def adafactor(
     lr: NonNegative | None = None,
     eps: tuple[Positive, NonNegative] = (1e-30, 0.001),
     clip_threshold: Positive = 1.0,
-    decay_rate: Annotated[Scalar, '(-inf, 0]'] = -0.8,
+    decay_rate: NonPositive = -0.8,
     beta1: Decay | None = None,
     weight_decay: NonNegative = 0.0,
     scale_parameter: bool = True,
@@ -671,9 +676,9 @@ def adafactor(
 ) -> GradientTransformation: ...
 def adafactor_torch(
     lr: NonNegative = 0.01,
-    beta2_decay: Annotated[Scalar, '(-inf, 0]'] = -0.8,
+    beta2_decay: NonPositive = -0.8,
     eps: tuple[NonNegative | None, NonNegative] = (None, 0.001),
-    d: Annotated[Scalar, '[1, inf)'] = 1.0,
+    d: AtLeastOne = 1.0,
     weight_decay: NonNegative = 0.0,
     *,
     maximize: bool = False,
@@ -726,7 +731,7 @@ def adahessian(
 def adai(
     lr: NonNegative,
     betas: Decays = (0.1, 0.99),
-    eps: Annotated[Scalar, '(0, 1)'] = 0.001,
+    eps: OpenFraction = 0.001,
     weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
     dampening: Fraction = 1.0,
@@ -948,7 +953,7 @@ def adaptive_gd(
     lr: NonNegative = 0.2,
     amplifier: NonNegative = 0.02,
     damping: Positive = 1.0,
-    theta: Annotated[Scalar, '(0, inf]'] = 1.0,
+    theta: PositiveOrInf = 1.0,
     eps: NonNegative = 1e-05,
     weight_decay: NonNegative = 0.0,
     *,
@@ -1072,7 +1077,7 @@ def alig(
     momentum: Decay = 0.0,
     adjusted_momentum: bool = False,
     eps: NonNegative = 1e-05,
-    max_norm: Annotated[Scalar, '(0, inf]'] | None = None,
+    max_norm: PositiveOrInf | None = None,
     *,
     maximize: bool = False,
     state_dtype: StateDtype | None = None,
@@ -1144,7 +1149,7 @@ def apollo_low_rank(
     projection: Bases = "random",
     scale_type: Literal['channel', 'tensor'] = "channel",
     scale_front: bool = False,
-    limit: Annotated[Scalar, '[1, inf)'] = 1.01,
+    limit: AtLeastOne = 1.01,
     seed: int = 0,
     *,
     maximize: bool = False,
@@ -1294,19 +1299,19 @@ def clip_by_block_rms(
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def clip_by_global_norm(
-    max_norm: Annotated[Scalar, '(0, inf]'],
+    max_norm: PositiveOrInf,
     eps: NonNegative = 1e-06,
     stale: Static[bool] = False,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def clip_by_norm(
-    max_norm: Annotated[Scalar, '(0, inf]'],
+    max_norm: PositiveOrInf,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def clip_by_value(
-    max_value: Annotated[Scalar, '(0, inf]'],
+    max_value: PositiveOrInf,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -1314,7 +1319,7 @@ def clip_by_zscore(
     z_thresh: Positive = 2.5,
     alpha: Decay = 0.97,
     warmup_steps: Count = 25,
-    max_norm: Annotated[Scalar, '(0, inf]'] | None = 1.0,
+    max_norm: PositiveOrInf | None = 1.0,
     eps: NonNegative = 1e-06,
     mode: Literal['zscore', 'percentile'] = "zscore",
     clip_to: Literal['scaled', 'mean'] = "scaled",
@@ -1411,7 +1416,7 @@ def dadapt_adagrad(
     weight_decay: NonNegative = 0.0,
     eps: NonNegative = 1e-06,
     d0: Positive = 1e-06,
-    growth_rate: Annotated[Scalar, '[1, inf]'] = float("inf"),
+    growth_rate: AtLeastOneOrInf = float("inf"),
     *,
     maximize: bool = False,
     mask: Where | None = None,
@@ -1426,7 +1431,7 @@ def dadapt_adam(
     decoupled_weight_decay: bool = False,
     use_bias_correction: bool = False,
     d0: Positive = 1e-06,
-    growth_rate: Annotated[Scalar, '[1, inf]'] = float("inf"),
+    growth_rate: AtLeastOneOrInf = float("inf"),
     *,
     maximize: bool = False,
     mask: Where | None = None,
@@ -1440,7 +1445,7 @@ def dadapt_adan(
     weight_decay: NonNegative = 0.02,
     no_prox: bool = False,
     d0: Positive = 1e-06,
-    growth_rate: Annotated[Scalar, '[1, inf]'] = float("inf"),
+    growth_rate: AtLeastOneOrInf = float("inf"),
     *,
     maximize: bool = False,
     mask: Where | None = None,
@@ -1463,7 +1468,7 @@ def dadapt_sgd(
     momentum: Decay = 0.0,
     weight_decay: NonNegative = 0.0,
     d0: Positive = 1e-06,
-    growth_rate: Annotated[Scalar, '[1, inf]'] = float("inf"),
+    growth_rate: AtLeastOneOrInf = float("inf"),
     *,
     maximize: bool = False,
     mask: Where | None = None,
@@ -1585,7 +1590,7 @@ def fadam(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-08,
     weight_decay: NonNegative = 0.1,
-    clip: Annotated[Scalar, '(0, inf]'] = 1.0,
+    clip: PositiveOrInf = 1.0,
     p: NonNegative = 0.5,
     eps2: NonNegative = 0.01,
     *,
@@ -1605,7 +1610,8 @@ def fira(
     side: Side = "short",
     projection: Bases = "svd",
     carry: Carry = "keep",
-    limit: Annotated[Scalar, '[1, inf)'] = 1.01,
+    limit: AtLeastOne = 1.01,
+    seed: int = 0,
     *,
     maximize: bool = False,
     mask: Where | None = None,
@@ -1655,7 +1661,7 @@ def fromage(
 ) -> GradientTransformation: ...
 def ftrl(
     lr: Positive = 0.001,
-    lr_power: Annotated[Scalar, '(-inf, 0]'] = -0.5,
+    lr_power: NonPositive = -0.5,
     beta: NonNegative = 0.0,
     l1: NonNegative = 0.0,
     l2: NonNegative = 0.0,
@@ -1687,7 +1693,7 @@ def gpa_adamw(
     eps: NonNegative = 1e-08,
     weight_decay: NonNegative = 0.0,
     mu_x: Decay = 0.9967,
-    mu_y: Annotated[Scalar, '(0, 1)'] = 0.7,
+    mu_y: OpenFraction = 0.7,
     *,
     maximize: bool = False,
     mask: Where | None = None,
@@ -1817,7 +1823,7 @@ def lamb(
     weight_decay: NonNegative = 0.0,
     bias_correction: bool = True,
     grad_averaging: bool = True,
-    max_grad_norm: Annotated[Scalar, '(0, inf]'] | None = None,
+    max_grad_norm: PositiveOrInf | None = None,
     trust_clip: bool = False,
     always_adapt: bool = True,
     *,
@@ -1883,12 +1889,12 @@ def ldog(
 def line_search(
     tx: GradientTransformation,
     max_steps: Count = 10,
-    shrink: Annotated[Scalar, '(0, 1)'] = 0.5,
-    c1: Annotated[Scalar, '(0, 1)'] = 0.0001,
+    shrink: OpenFraction = 0.5,
+    c1: OpenFraction = 0.0001,
     start: Positive = 1.0,
-    growth: Annotated[Scalar, '[1, inf)'] | None = None,
+    growth: AtLeastOne | None = None,
     conditions: Literal['armijo', 'strong_wolfe'] = "armijo",
-    c2: Annotated[Scalar, '(0, 1)'] = 0.9,
+    c2: OpenFraction = 0.9,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2418,7 +2424,7 @@ def prodigy(
     safeguard_warmup: bool = False,
     d0: Positive = 1e-06,
     d_coef: Positive = 1.0,
-    growth_rate: Annotated[Scalar, '[1, inf]'] = float("inf"),
+    growth_rate: AtLeastOneOrInf = float("inf"),
     slice_p: Count = 1,
     *,
     maximize: bool = False,
@@ -2427,7 +2433,7 @@ def prodigy(
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def project_l2_ball(
-    max_norm: Annotated[Scalar, '(0, inf]'],
+    max_norm: PositiveOrInf,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2642,13 +2648,14 @@ def rose(
 ) -> GradientTransformation: ...
 def rotated(
     inner: GradientTransformation,
-    *,
-    statistics: Literal['shampoo', 'kl'] = "shampoo",
-    sides: Literal['both', 'left', 'right', 'short'] = "both",
-    beta: Decay = 0.95,
     precondition_frequency: Count = 10,
     max_precondition_dim: Count = 10000,
     merge_dims: bool = False,
+    *,
+    stagger: Static[bool] = False,
+    statistics: Literal['shampoo', 'kl'] = "shampoo",
+    sides: Literal['both', 'left', 'right', 'short'] = "both",
+    beta: Decay = 0.95,
     precondition_1d: bool = False,
     start: Literal['skip', 'identity'] = "skip",
     refresh: Literal['qr', 'eigh', 'svd'] = "qr",
@@ -2656,7 +2663,6 @@ def rotated(
     of: Literal['update', 'grad'] = "update",
     eps: NonNegative = 1e-08,
     order: Literal['after', 'before'] = "after",
-    stagger: Static[bool] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def round_stochastically(
@@ -2666,7 +2672,7 @@ def round_stochastically(
 ) -> GradientTransformation: ...
 def rprop(
     lr: NonNegative = 0.01,
-    etas: tuple[Annotated[Scalar, '(0, 1)'], Annotated[Scalar, '(1, inf)']] = (0.5, 1.2),
+    etas: tuple[OpenFraction, Annotated[Scalar, '(1, inf)']] = (0.5, 1.2),
     step_sizes: tuple[NonNegative, NonNegative] = (1e-06, 50.0),
     *,
     maximize: bool = False,
@@ -2733,7 +2739,7 @@ def scale_by_a2grad(
 ) -> GradientTransformation: ...
 def scale_by_accsgd(
     lr: NonNegative,
-    kappa: Annotated[Scalar, '[1, inf)'] = 1000.0,
+    kappa: AtLeastOne = 1000.0,
     xi: NonNegative = 10.0,
     small_const: Annotated[Scalar, '(0, 1]'] = 0.7,
     *,
@@ -2782,7 +2788,7 @@ def scale_by_adafactor_torch(
 ) -> GradientTransformation: ...
 def scale_by_adai(
     betas: Decays = (0.1, 0.99),
-    eps: Annotated[Scalar, '(0, 1)'] = 0.001,
+    eps: OpenFraction = 0.001,
     dampening: Fraction = 1.0,
     *,
     state_dtype: StateDtype | None = None,
@@ -2938,7 +2944,7 @@ def scale_by_apollo_low_rank(
     projection: Bases = "random",
     scale_type: Literal['channel', 'tensor'] = "channel",
     scale_front: bool = False,
-    limit: Annotated[Scalar, '[1, inf)'] = 1.01,
+    limit: AtLeastOne = 1.01,
     seed: int = 0,
     *,
     state_dtype: StateDtype | None = None,
@@ -3014,7 +3020,7 @@ def scale_by_dadapt_adagrad(
     momentum: Decay = 0.0,
     eps: NonNegative = 1e-06,
     d0: Positive = 1e-06,
-    growth_rate: Annotated[Scalar, '[1, inf]'] = float("inf"),
+    growth_rate: AtLeastOneOrInf = float("inf"),
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -3025,7 +3031,7 @@ def scale_by_dadapt_adam(
     weight_decay: NonNegative = 0.0,
     use_bias_correction: bool = False,
     d0: Positive = 1e-06,
-    growth_rate: Annotated[Scalar, '[1, inf]'] = float("inf"),
+    growth_rate: AtLeastOneOrInf = float("inf"),
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -3036,7 +3042,7 @@ def scale_by_dadapt_adan(
     weight_decay: NonNegative = 0.02,
     no_prox: bool = False,
     d0: Positive = 1e-06,
-    growth_rate: Annotated[Scalar, '[1, inf]'] = float("inf"),
+    growth_rate: AtLeastOneOrInf = float("inf"),
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -3052,7 +3058,7 @@ def scale_by_dadapt_sgd(
     lr: NonNegative = 1.0,
     momentum: Decay = 0.0,
     d0: Positive = 1e-06,
-    growth_rate: Annotated[Scalar, '[1, inf]'] = float("inf"),
+    growth_rate: AtLeastOneOrInf = float("inf"),
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -3102,14 +3108,14 @@ def scale_by_dowg(
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scale_by_factored_rms(
-    decay_rate: Annotated[Scalar, '(-inf, 0]'] = -0.8,
+    decay_rate: NonPositive = -0.8,
     eps: Positive = 1e-30,
     beta: Decay | None = None,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scale_by_factored_rms_torch(
-    beta2_decay: Annotated[Scalar, '(-inf, 0]'] = -0.8,
+    beta2_decay: NonPositive = -0.8,
     eps: NonNegative | None = None,
     *,
     state_dtype: StateDtype | None = None,
@@ -3118,7 +3124,7 @@ def scale_by_fadam(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-08,
     weight_decay: NonNegative = 0.1,
-    clip: Annotated[Scalar, '(0, inf]'] = 1.0,
+    clip: PositiveOrInf = 1.0,
     p: NonNegative = 0.5,
     eps2: NonNegative = 0.01,
     *,
@@ -3133,7 +3139,7 @@ def scale_by_fira(
     side: Side = "short",
     projection: Bases = "svd",
     carry: Carry = "keep",
-    limit: Annotated[Scalar, '[1, inf)'] = 1.01,
+    limit: AtLeastOne = 1.01,
     seed: int = 0,
     *,
     state_dtype: StateDtype | None = None,
@@ -3147,7 +3153,7 @@ def scale_by_focus(
 ) -> GradientTransformation: ...
 def scale_by_ftrl(
     lr: Positive = 0.001,
-    lr_power: Annotated[Scalar, '(-inf, 0]'] = -0.5,
+    lr_power: NonPositive = -0.5,
     beta: NonNegative = 0.0,
     l1: NonNegative = 0.0,
     l2: NonNegative = 0.0,
@@ -3272,7 +3278,7 @@ def scale_by_local_smoothness(
     lr: NonNegative = 0.2,
     amplifier: NonNegative = 0.02,
     damping: Positive = 1.0,
-    theta: Annotated[Scalar, '(0, inf]'] = 1.0,
+    theta: PositiveOrInf = 1.0,
     eps: NonNegative = 1e-05,
     weight_decay: NonNegative = 0.0,
     *,
@@ -3412,7 +3418,7 @@ def scale_by_prodigy(
     safeguard_warmup: bool = False,
     d0: Positive = 1e-06,
     d_coef: Positive = 1.0,
-    growth_rate: Annotated[Scalar, '[1, inf]'] = float("inf"),
+    growth_rate: AtLeastOneOrInf = float("inf"),
     slice_p: Count = 1,
     *,
     state_dtype: StateDtype | None = None,
@@ -3504,7 +3510,7 @@ def scale_by_rms(
 ) -> GradientTransformation: ...
 def scale_by_rprop(
     lr: NonNegative,
-    etas: tuple[Annotated[Scalar, '(0, 1)'], Annotated[Scalar, '(1, inf)']] = (0.5, 1.2),
+    etas: tuple[OpenFraction, Annotated[Scalar, '(1, inf)']] = (0.5, 1.2),
     step_sizes: tuple[NonNegative, NonNegative] = (1e-06, 50.0),
     *,
     state_dtype: StateDtype | None = None,
@@ -3661,7 +3667,7 @@ def scale_to_radius(
 def schedule_free(
     base: GradientTransformation,
     lr: NonNegative,
-    beta: Annotated[Scalar, '(0, 1)'],
+    beta: OpenFraction,
     warmup_steps: NonNegativeInt = 0,
     r: NonNegative = 0.0,
     weight_lr_power: NonNegative = 2.0,
@@ -3671,7 +3677,7 @@ def schedule_free(
 ) -> GradientTransformation: ...
 def schedule_free_adamw(
     lr: NonNegative = 0.0025,
-    betas: tuple[Annotated[Scalar, '(0, 1)'], Decay] = (0.9, 0.999),
+    betas: tuple[OpenFraction, Decay] = (0.9, 0.999),
     eps: NonNegative = 1e-08,
     weight_decay: NonNegative = 0.0,
     warmup_steps: NonNegativeInt = 0,
@@ -3685,7 +3691,7 @@ def schedule_free_adamw(
 ) -> GradientTransformation: ...
 def schedule_free_radam(
     lr: NonNegative = 0.0025,
-    betas: tuple[Annotated[Scalar, '(0, 1)'], Decay] = (0.9, 0.999),
+    betas: tuple[OpenFraction, Decay] = (0.9, 0.999),
     eps: NonNegative = 1e-08,
     weight_decay: NonNegative = 0.0,
     r: NonNegative = 0.0,
@@ -3699,7 +3705,7 @@ def schedule_free_radam(
 ) -> GradientTransformation: ...
 def schedule_free_sgd(
     lr: NonNegative = 1.0,
-    momentum: Annotated[Scalar, '(0, 1)'] = 0.9,
+    momentum: OpenFraction = 0.9,
     weight_decay: NonNegative = 0.0,
     warmup_steps: NonNegativeInt = 0,
     r: NonNegative = 0.0,

@@ -64,6 +64,11 @@ NonNegative: TypeAlias = Annotated[Scalar, "[0, inf)"]
 Positive: TypeAlias = Annotated[Scalar, "(0, inf)"]
 Fraction: TypeAlias = Annotated[Scalar, "[0, 1]"]
 Decay: TypeAlias = Annotated[Scalar, "[0, 1)"]
+OpenFraction: TypeAlias = Annotated[Scalar, "(0, 1)"]
+AtLeastOne: TypeAlias = Annotated[Scalar, "[1, inf)"]
+AtLeastOneOrInf: TypeAlias = Annotated[Scalar, "[1, inf]"]
+PositiveOrInf: TypeAlias = Annotated[Scalar, "(0, inf]"]
+NonPositive: TypeAlias = Annotated[Scalar, "(-inf, 0]"]
 Decays: TypeAlias = tuple[Decay, ...]
 Count: TypeAlias = Annotated[int, "[1, inf)"]
 NonNegativeInt: TypeAlias = Annotated[int, "[0, inf)"]
@@ -477,7 +482,10 @@ def _annotated(
 def _with_options(
     signature: inspect.Signature, hints: dict[str, Any]
 ) -> inspect.Signature:
-    """Replace `**options: Annotated[Any, link]` by the arguments of that link which the function does not name."""
+    """Replace `**options: Annotated[Any, link]` by the arguments of that link which the function does not name.
+
+    Arguments after a `*` come after those of the link, and may be positional, too.
+    """
     parameters = dict(signature.parameters)
     last = next(reversed(parameters.values()), None)
     if last is None or last.kind is not last.VAR_KEYWORD or last.name not in hints:
@@ -486,10 +494,17 @@ def _with_options(
     _, link = typing.get_args(hints.pop(last.name))
     function = link.spec.function if hasattr(link, "spec") else link
     hints_of_link = _hints_of(function)
-    of_link = _annotated(function, hints_of_link)
+    of_link = _with_options(_annotated(function, hints_of_link), hints_of_link)
     hints |= {**hints_of_link, **hints}
-    parameters = {**parameters, **of_link.parameters, **parameters}
-    return signature.replace(parameters=list(parameters.values()))
+    first, last = {}, {}
+    for name, parameter in parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            last[name] = parameter.replace(kind=parameter.POSITIONAL_OR_KEYWORD)
+        else:
+            first[name] = parameter
+    parameters = {**first, **of_link.parameters, **last, **first}
+    ordered = sorted(parameters.values(), key=lambda parameter: parameter.kind)
+    return signature.replace(parameters=ordered)
 
 
 def _check_annotations(

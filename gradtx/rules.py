@@ -936,7 +936,8 @@ def alias(function: Any = None, /, **options: Any) -> Any:
     derived from them remain correct. The alias also accepts `maximize` (negates the gradient before any link) and
     `state_dtype` (for all inner links). Its only option is `class_name`, the name of its class in `gradtx.optim` if it
     differs from the function's name in CamelCase (`adam_atan2`: `AdamAtan2`). A last parameter
-    `**options: Annotated[Any, link]` stands for all arguments of that link which the function does not name.
+    `**options: Annotated[Any, link]` stands for all arguments of that link which the function does not name; arguments
+    after a `*` follow them.
 
     Example:
         >>> @gradtx.alias

@@ -29,7 +29,7 @@ def safe_sqrt(x: Tensor) -> Tensor:
     return torch.where(zero, 0.0, root)
 
 
-def safe_pow(x: Tensor, exponent: Any) -> Tensor:
+def safe_pow(x: Tensor, exponent) -> Tensor:
     """Return `x**exponent` for x >= 0 and exponent >= 0, with derivative 0 at 0 as in `safe_sqrt`."""
     if not differentiable():
         return x**exponent
@@ -39,7 +39,7 @@ def safe_pow(x: Tensor, exponent: Any) -> Tensor:
     return torch.where(zero, power_of_zero, power)
 
 
-def at_least(x: Tensor, bound: Any) -> Tensor:
+def at_least(x: Tensor, bound) -> Tensor:
     """Clamp each entry from below by a number or 0-d tensor."""
     return x.clamp(min=bound)
 
@@ -50,18 +50,18 @@ def largest(x: Tensor) -> Tensor:
     return x.amax() if x.numel() else x.sum()
 
 
-def at_most(x: Tensor, bound: Any) -> Tensor:
+def at_most(x: Tensor, bound) -> Tensor:
     """Clamp each entry from above by a number or 0-d tensor."""
     return x.clamp(max=bound)
 
 
-def filled_like(x: Tensor, value: Any) -> Tensor:
+def filled_like(x: Tensor, value) -> Tensor:
     """Return a tensor like `x` filled with `value`, which may be a 0-d tensor (`full_like` would synchronize)."""
     return (torch.zeros_like(x) + value).to(x.dtype)
 
 
 def quotient(
-    top: Any,
+    top,
     bottom: Tensor,
     known: Tensor | None = None,
     otherwise: float = 0.0,
@@ -84,9 +84,7 @@ def quotient(
     return torch.where(known, result, otherwise)
 
 
-def plus_decay(
-    direction: Tensor, weight_decay: Any, param: Tensor, rate: Any = None
-) -> Tensor:
+def plus_decay(direction: Tensor, weight_decay, param: Tensor, rate=None) -> Tensor:
     """Return direction + rate * weight_decay * param, or the direction itself if the decay is the plain number 0."""
     if is_off(weight_decay):
         return direction
@@ -109,7 +107,7 @@ def mean(x: Tensor, dim: int, keepdim: bool = False) -> Tensor:
     return x.sum(dim=dim, keepdim=keepdim) / max(x.shape[dim], 1)
 
 
-def grafted(direction: Tensor, magnitude: Tensor, eps: Any) -> Tensor:
+def grafted(direction: Tensor, magnitude: Tensor, eps) -> Tensor:
     """Rescale a direction to the norm of another tensor, both norms taken over the whole leaf."""
     return direction * (norm(magnitude) / (norm(direction) + eps))
 
@@ -126,7 +124,7 @@ def unit_centered(x: Tensor) -> Tensor:
     return x - x.mean(dim=tuple(range(1, x.ndim)), keepdim=True)
 
 
-def blended(old: Tensor, new: Tensor, weight: Any) -> Tensor:
+def blended(old: Tensor, new: Tensor, weight) -> Tensor:
     """Return (1 - weight) old + weight new in one pass over memory; the weight may be a 0-d tensor.
 
     The weight is rounded to the dtype of the tensors. That is accurate enough for a small weight but not for one near
@@ -137,7 +135,7 @@ def blended(old: Tensor, new: Tensor, weight: Any) -> Tensor:
     return torch.lerp(old, new, weight)
 
 
-def running_mean(old: Tensor, new: Tensor, beta: Any) -> Tensor:
+def running_mean(old: Tensor, new: Tensor, beta) -> Tensor:
     r"""Return $\beta x_{t-1} + (1-\beta) x_t$."""
     return beta * old + (1 - beta) * new
 
@@ -153,12 +151,12 @@ def peak(
     return new[largest_slot]
 
 
-def change_of(update: Tensor, state: Mapping[str, Tensor], ctx: Any) -> Tensor:
+def change_of(update: Tensor, state: Mapping[str, Tensor], ctx) -> Tensor:
     """Return $g_t - g_{t-1}$ with the slot `previous_grad`, and 0 in a leaf's first update."""
     return torch.where(ctx.seen, update - state["previous_grad"], 0.0)
 
 
-def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[dict[str, Any], Any]:
+def adam_moments(betas, amsgrad: bool = False) -> tuple[dict[str, Any], Any]:
     """Return Adam's slots and `average(update, state) -> (m, v, new state)`; v is the maximum with amsgrad."""
     beta1, beta2 = betas
 
@@ -176,7 +174,7 @@ def adam_moments(betas: Any, amsgrad: bool = False) -> tuple[dict[str, Any], Any
 
 
 def belief_moments(
-    g: Tensor, state: Mapping[str, Tensor], betas: Any, eps: Any, amsgrad: bool
+    g: Tensor, state: Mapping[str, Tensor], betas, eps, amsgrad: bool
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Return AdaBelief's m, variance around m (its maximum with amsgrad), and new state."""
     m = running_mean(state["exp_avg"], g, betas[0])
@@ -185,24 +183,24 @@ def belief_moments(
     return m, peak(new, state, "exp_avg_var", amsgrad), new
 
 
-def corrected_root(square: Tensor, ctx: Any, beta: Any) -> Tensor:
+def corrected_root(square: Tensor, ctx, beta) -> Tensor:
     r"""Return $\sqrt{v / c}$ as $\sqrt v / \sqrt c$, because quantized state also needs $\sqrt v$."""
     return safe_sqrt(square) / ctx.bias_correction(beta).sqrt()
 
 
-def hat_rate(root: Tensor, ctx: Any, betas: Any) -> Tensor:
+def hat_rate(root: float | Tensor, ctx, betas) -> Tensor:
     r"""Return $\sqrt{c_2} / (c_1 \, root)$, Adam's rate when eps was added to the root before bias correction."""
     beta1, beta2 = betas
     return ctx.bias_correction(beta2).sqrt() / ctx.bias_correction(beta1) / root
 
 
-def rectification(ctx: Any, beta2: Any, threshold: Any) -> tuple[Tensor, Tensor]:
+def rectification(ctx, beta2, threshold) -> tuple[Tensor, Tensor]:
     r"""Return RAdam's factor $r_t$ (1 until it applies) and whether $\rho_t >$ threshold (at least 4), both 0-d."""
     return rectification_at(ctx.time, ctx.bias_correction(beta2), beta2, threshold)
 
 
 def rectification_at(
-    time: Tensor, correction: Tensor, beta2: Any, threshold: Any
+    time: Tensor, correction: Tensor, beta2, threshold
 ) -> tuple[Tensor, Tensor]:
     r"""Return the result of `rectification` at a given time, where the bias correction is $1 - \beta_2^t$.
 
@@ -219,7 +217,7 @@ def rectification_at(
     return square.sqrt(), rectified
 
 
-def softplus(x: Tensor, beta: Any) -> Tensor:
+def softplus(x: Tensor, beta) -> Tensor:
     """Return log(1 + exp(beta x)) / beta, or x where beta x > 20, as torch does; beta may be a tensor."""
     scaled = beta * x
     is_linear = scaled > 20
@@ -227,7 +225,7 @@ def softplus(x: Tensor, beta: Any) -> Tensor:
     return torch.where(is_linear, x, logarithm / beta)
 
 
-def caution(direction: Tensor, gradient: Tensor, factor: Any) -> Tensor:
+def caution(direction: Tensor, gradient: Tensor, factor) -> Tensor:
     """Return weights, 1 where direction and gradient have equal signs and `factor` elsewhere, over their leaf mean."""
     # Signs, because the product can underflow.
     agree = (direction.sign() * gradient.sign() > 0).to(direction.dtype)

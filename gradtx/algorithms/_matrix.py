@@ -186,7 +186,9 @@ def _factors(factorize: Factorization, x: Tensor) -> list[Tensor]:
     except torch.linalg.LinAlgError:
         # Highly repeated eigenvalues, as in statistics of low rank, or NaN.
         factors = None
-    if factors is not None and _is_usable(factors, x.dtype):
+    # In float64, a second attempt would be the same.
+    is_final = x.dtype == torch.float64
+    if factors is not None and (is_final or all(map(_is_finite, factors))):
         return list(factors)
     if not _is_finite(x):
         factors_of_zeros = factorize(torch.zeros_like(x))
@@ -202,11 +204,6 @@ def _factors_without_reading(factorize: Factorization, x: Tensor) -> list[Tensor
     return [torch.where(is_finite, factor, torch.nan) for factor in factors]
 
 
-def _is_usable(factors: Sequence[Tensor], dtype: torch.dtype) -> bool:
-    """Whether a second attempt in float64 is unnecessary."""
-    return dtype == torch.float64 or all(map(_is_finite, factors))
-
-
 def _is_finite(x: Tensor) -> bool:
     if bool(x.sum().isfinite()):
         return True
@@ -219,9 +216,9 @@ def _eigh(x: Tensor) -> tuple[Tensor, ...]:
 
 def inverse_root(
     x: Tensor,
-    exponent: Any,
+    exponent,
     floor: Any = 0.0,
-    ridge: Any = None,
+    ridge=None,
     pseudo: bool = False,
 ) -> Tensor:
     """Return (x + ridge max(top eigenvalue, 1e-16) I)^(-exponent) of a symmetric matrix with eigenvalues >= `floor`.
@@ -256,7 +253,7 @@ def inverse_root(
 
 
 def _ridged(
-    values: Tensor, change: Tensor | None, ridge: Any
+    values: Tensor, change: Tensor | None, ridge
 ) -> tuple[Tensor, Tensor | None]:
     """Add ridge * max(top eigenvalue, 1e-16) to the eigenvalues, and its derivative to the matrix `change`."""
     top = values[-1] if change is None else values[-1] + change[-1, -1]
@@ -444,7 +441,7 @@ def polar_factor(x: Tensor) -> Tensor:
 def newton_schulz(
     x: Tensor,
     polynomials: Sequence[Sequence[float]],
-    eps: Any = 1e-7,
+    eps=1e-7,
     start: str = "fro",
     dtype: torch.dtype | None = None,
     mixture: Sequence[float] | None = None,
@@ -504,7 +501,7 @@ def schatten4_norms(x: Tensor) -> Tensor:
     return safe_sqrt(safe_sqrt(sum_of_fourth_powers))
 
 
-def _divided_by_bound(x: Tensor, eps: Any, start: str) -> Tensor:
+def _divided_by_bound(x: Tensor, eps, start: str) -> Tensor:
     """Divide a matrix of norm 1 by a tighter bound on its largest singular value.
 
     "schatten4" is the norm of this name; "aol" divides each row by the root of the sum of |A| over it, with A = X X^T.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Annotated, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -118,19 +118,19 @@ MIXTURES = {
 }
 
 
-def default_steps(coefs: Any) -> int:
+def default_steps(coefs) -> int:
     """Return the number of steps for which the coefficients were designed."""
     return SETS[coefs].steps if isinstance(coefs, str) and coefs in SETS else 5
 
 
 def orthogonalizer(
     owner: str,
-    coefs: Any,
+    coefs,
     steps: int | None,
     dtype: torch.dtype | None = None,
-    eps: Any = 1e-7,
+    eps=1e-7,
     start: str = "fro",
-    mixture: Any = None,
+    mixture=None,
 ) -> Callable[[Tensor], Tensor]:
     """Return the function that brings the singular values of a matrix near 1; the last polynomial is repeated.
 
@@ -189,20 +189,17 @@ def _named(
     return chosen
 
 
-def _listed(owner: str, coefs: Any) -> Sequence[Triple]:
+def _listed(owner: str, coefs) -> Sequence[Triple]:
     """Validate explicit coefficients and return them as triples."""
-    items = coefs if isinstance(coefs, tuple | list) else ()
-    if not items or not all(isinstance(item, tuple | list) for item in items):
-        items = [coefs]
-    triples: list[Triple] = []
-    for item in items:
-        is_sequence = isinstance(item, tuple | list) and len(item) == 3
-        if not is_sequence or not all(isinstance(x, float | int) for x in item):
+    is_nested = isinstance(coefs, tuple | list) and coefs
+    if not is_nested or not all(isinstance(item, tuple | list) for item in coefs):
+        coefs = [coefs]
+    for item in coefs:
+        is_triple = isinstance(item, tuple | list) and len(item) == 3
+        if not is_triple or not all(isinstance(x, float | int) for x in item):
             raise ValueError(
-                f"{owner}: coefs must be three plain numbers, a tuple of such triples, or a name, got {describe(coefs)}"
+                f"{owner}: coefs must be three plain numbers, a tuple of such triples, or a name, got {describe(item)}"
             )
         if not all(map(math.isfinite, item)):
-            raise ValueError(f"{owner}: coefs must be finite, got {describe(coefs)}")
-        a, b, c = item
-        triples.append((float(a), float(b), float(c)))
-    return triples
+            raise ValueError(f"{owner}: coefs must be finite, got {describe(item)}")
+    return [(float(a), float(b), float(c)) for a, b, c in coefs]

@@ -22,8 +22,8 @@ from gradtx.arguments import (
     Decay,
     Fraction,
     NonNegative,
+    NonPositive,
     Positive,
-    Scalar,
     is_off,
 )
 from gradtx.rules import alias, per_tensor
@@ -276,7 +276,7 @@ def scale_by_adasmooth(
 @per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_ftrl(
     lr: Positive = 1e-3,
-    lr_power: Annotated[Scalar, "(-inf, 0]"] = -0.5,
+    lr_power: NonPositive = -0.5,
     beta: NonNegative = 0.0,
     l1: NonNegative = 0.0,
     l2: NonNegative = 0.0,

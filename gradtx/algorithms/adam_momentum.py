@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms.clipping import clip_by_global_norm
 from gradtx.algorithms.momentum import positive_negative
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Decay, Fraction, Scalar, is_off
+from gradtx.arguments import Decay, Fraction, OpenFraction, Scalar, is_off
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
 from gradtx.transform import chain
@@ -100,7 +100,7 @@ def scale_by_adan(betas=(0.98, 0.92, 0.99), eps=1e-8):
 @per_tensor(elementwise=True)
 def scale_by_adai(
     betas=(0.1, 0.99),
-    eps: Annotated[Scalar, "(0, 1)"] = 1e-3,
+    eps: OpenFraction = 1e-3,
     dampening: Fraction = 1.0,
 ):
     r"""Average gradients with a separate inertia per entry, lower where gradients are large: Adai.
@@ -355,7 +355,7 @@ def adan(
 def adai(
     lr,
     betas=(0.1, 0.99),
-    eps: Annotated[Scalar, "(0, 1)"] = 1e-3,
+    eps: OpenFraction = 1e-3,
     weight_decay=0.0,
     decoupled_weight_decay=False,
     dampening: Fraction = 1.0,
@@ -400,11 +400,10 @@ def adai(
 @alias(class_name="QHAdam")
 def qhadam(
     lr=1e-3,
-    betas=(0.9, 0.999),
-    nus: tuple[Scalar, Fraction] = (1.0, 1.0),
-    eps=1e-8,
+    *,
     weight_decay=0.0,
     decoupled_weight_decay=False,
+    **direction: Annotated[Any, scale_by_qhadam],
 ):
     r"""QHAdam: Adam whose averages are both mixed with the current gradient.
 
@@ -440,7 +439,7 @@ def qhadam(
     Source: Ma and Yarats 2018, arXiv:1810.06801. Departures: none.
     """
     return with_decay(
-        scale_by_qhadam(betas, nus, eps), weight_decay, decoupled_weight_decay, lr
+        scale_by_qhadam(**direction), weight_decay, decoupled_weight_decay, lr
     )
 
 
@@ -493,13 +492,7 @@ def adapnm(
 
 
 @alias(class_name="AdaTAM")
-def adatam(
-    lr=1e-3,
-    betas=(0.9, 0.999),
-    decay_rate: Decay = 0.9,
-    eps=1e-8,
-    weight_decay=0.0,
-):
+def adatam(lr=1e-3, *, weight_decay=0.0, **direction: Annotated[Any, scale_by_adatam]):
     r"""AdaTAM: Adam whose momentum gives less weight to gradients that point away from it.
 
     $p \leftarrow p - \eta (m_t / (\sqrt{v_t} + \epsilon) + \lambda p)$ with the momentum of `scale_by_tam` and the
@@ -529,7 +522,7 @@ def adatam(
 
     Source: Malviya et al. 2024, arXiv:2412.18790. Departures: see `scale_by_adatam`.
     """
-    return with_decay(scale_by_adatam(betas, decay_rate, eps), weight_decay, True, lr)
+    return with_decay(scale_by_adatam(**direction), weight_decay, True, lr)
 
 
 def _directed(x: Tensor) -> Tensor:
@@ -591,13 +584,7 @@ def scale_by_tam(momentum: Decay = 0.9, decay_rate: Decay = 0.9, eps=1e-8):
 
 
 @alias(class_name="TAM")
-def tam(
-    lr=1e-3,
-    momentum: Decay = 0.9,
-    decay_rate: Decay = 0.9,
-    eps=1e-8,
-    weight_decay=0.0,
-):
+def tam(lr=1e-3, *, weight_decay=0.0, **direction: Annotated[Any, scale_by_tam]):
     r"""TAM: SGD whose momentum gives less weight to gradients that point away from it.
 
     $p \leftarrow p - \eta (m_t + \lambda p)$, $m_t = \mu m_{t-1} + (\frac{1 + s_t}{2} + \epsilon) g_t$ with the average
@@ -630,4 +617,4 @@ def tam(
 
     Source: Malviya et al. 2024, arXiv:2412.18790. Departures: see `scale_by_tam`.
     """
-    return with_decay(scale_by_tam(momentum, decay_rate, eps), weight_decay, True, lr)
+    return with_decay(scale_by_tam(**direction), weight_decay, True, lr)

@@ -18,8 +18,13 @@ from gradtx.algorithms._math import (
 )
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.scaling import scale_by_learning_rate
-from gradtx.algorithms.weight_decay import add_decayed_weights, initial_lr, with_decay
-from gradtx.arguments import Decay, NonNegative, Positive, Scalar, is_off
+from gradtx.algorithms.weight_decay import (
+    add_decayed_weights,
+    initial_lr,
+    split_decay,
+    with_decay,
+)
+from gradtx.arguments import Decay, NonNegative, Positive, PositiveOrInf, Scalar, is_off
 from gradtx.base.exact import exact
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
@@ -281,7 +286,7 @@ def scale_by_fadam(
     betas=(0.9, 0.999),
     eps=1e-8,
     weight_decay=0.1,
-    clip: Annotated[Scalar, "(0, inf]"] = 1.0,
+    clip: PositiveOrInf = 1.0,
     p: NonNegative = 0.5,
     eps2: NonNegative = 0.01,
 ):
@@ -432,10 +437,9 @@ def adamod(
     Source: Ding et al. 2019, arXiv:1910.12249. Departures: none; pytorch_optimizer's takes $\beta_3$ as a third beta,
     0.9999 by default.
     """
-    if decoupled_weight_decay:
-        return scale_by_adamod(lr, betas, beta3, eps, weight_decay)
+    coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
-        add_decayed_weights(weight_decay), scale_by_adamod(lr, betas, beta3, eps)
+        add_decayed_weights(coupled), scale_by_adamod(lr, betas, beta3, eps, decoupled)
     )
 
 

@@ -1,8 +1,11 @@
-"""Adam with steadier steps: StableAdamW, Adams, Yogi, AdaNorm, SAdam."""
+"""Adam with steadier steps: StableAdamW, AdamS, Yogi, AdaNorm, SAdam; against spikes: SPAM, Stable-SPAM, AdaGC."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
+
+import torch
+from torch import Tensor
 
 from gradtx.algorithms._math import (
     adam_moments,
@@ -16,23 +19,46 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms.adam import scale_by_adam_hat
-from gradtx.algorithms.scaling import scale_by_learning_rate
+from gradtx.algorithms.adam import scale_by_adam, scale_by_adam_hat
+from gradtx.algorithms.clipping import (
+    clip_to_history,
+    clip_to_peak_history,
+    normalize_by_norm_history,
+)
+from gradtx.algorithms.scaling import scale, scale_by_learning_rate
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Decay, NonNegative, Positive, is_off
+from gradtx.arguments import (
+    Count,
+    Decay,
+    Decays,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Scalar,
+    is_off,
+)
+from gradtx.base.exact import Schedule
+from gradtx.combinators.clocks import restart
 from gradtx.rules import alias, per_tensor
+from gradtx.schedules.warmup import restart_warmup_schedule, warmup_cosine_schedule
 from gradtx.slots import linear, scalar, square
 from gradtx.transform import chain
 
 __all__ = [
+    "adagc",
     "adams",
     "adanorm",
+    "clip_spikes",
     "sadam",
     "scale_by_adam_stable_decay",
     "scale_by_adanorm",
+    "scale_by_spam",
     "scale_by_stable_adam",
     "scale_by_yogi",
+    "spam",
     "stable_adamw",
+    "stable_spam",
     "yogi",
 ]
 
@@ -184,11 +210,10 @@ def scale_by_yogi(
 @alias
 def yogi(
     lr=1e-2,
-    betas=(0.9, 0.999),
-    eps=1e-3,
-    initial_accumulator_value: NonNegative = 1e-6,
+    *,
     weight_decay=0.0,
     decoupled_weight_decay=False,
+    **direction: Annotated[Any, scale_by_yogi],
 ):
     r"""Yogi: Adam whose mean square changes by at most the new squared gradient.
 
@@ -228,8 +253,9 @@ def yogi(
     in the authors' code. torch_optimizer's and pytorch_optimizer's Yogi also start the mean at 1e-6 and add eps after
     the correction, which with this eps makes a difference of 1 %.
     """
-    direction = scale_by_yogi(betas, eps, initial_accumulator_value)
-    return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
+    return with_decay(
+        scale_by_yogi(**direction), weight_decay, decoupled_weight_decay, lr
+    )
 
 
 def stable_decay(weight_decay, total):
@@ -482,3 +508,294 @@ def sadam(
     """
     direction = scale_by_adam_hat(betas, amsgrad=amsgrad, softplus=beta_softplus)
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr)
+
+
+def _cut(g: Tensor, v: Tensor, ctx, threshold, clip_after: int, every: int):
+    """Clip entries whose square exceeds the threshold times its average, except shortly after a restart."""
+    due = (ctx.step >= clip_after) & (ctx.step % every >= clip_after)
+    limit = threshold * v
+    return torch.where(due & (g.square() > limit), g.sign() * safe_sqrt(limit), g)
+
+
+@per_tensor(elementwise=True)
+def clip_spikes(
+    threshold: Positive = 5000.0,
+    beta2: Decay = 0.999,
+    clip_after: NonNegativeInt = 20,
+    every: Count = 500,
+):
+    r"""Clip entries whose square is many times its average: SPAM's clipping.
+
+    With $v$ the average of squares before this step, from 0 and without bias correction: where $g^2 > \theta v$, $g$
+    becomes $\mathrm{sign}(g) \sqrt{\theta v}$, if $t \ge c$ and $t \bmod N \ge c$. Then
+    $v \leftarrow \beta_2 v + (1-\beta_2) g^2$ with the clipped $g$. Use it inside `restart` with the same period, which
+    resets $v$ to 0. Before Adam, use `scale_by_spam` instead, which shares one $v$.
+
+    Args:
+        threshold: $\theta > 0$.
+        beta2: $\beta_2$ in [0, 1).
+        clip_after: $c \ge 0$, number of steps after a restart without clipping. Use at least 2: where $v$ is still 0,
+            the gradient is clipped to 0, as are all later ones.
+        every: $N \ge 1$, the number of steps between restarts.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> tx = gradtx.clip_spikes(threshold=4.0, beta2=0.75, clip_after=2)
+        >>> state = tx.init({"w": torch.zeros(2)})
+        >>> for grad in ([2.0, 2.0], [1.0, -9.0]):  # v is 1, so entries are clipped to 2
+        ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
+        ...     print(updates["w"])
+        tensor([2., 2.])
+        tensor([ 1., -2.])
+
+    Source: Huang et al. 2025, arXiv:2501.06842. Departures: none.
+    """
+
+    def update(g, state, p, ctx):
+        v = state["exp_avg_sq"]
+        g = _cut(g, v, ctx, threshold, clip_after, every)
+        return g, {"exp_avg_sq": running_mean(v, g.square(), beta2)}
+
+    return {"exp_avg_sq": square()}, update
+
+
+@per_tensor(elementwise=True)
+def scale_by_spam(
+    betas=(0.9, 0.999),
+    eps=1e-6,
+    threshold: Positive = 5000.0,
+    clip_after: NonNegativeInt = 20,
+    every: Count = 500,
+):
+    r"""Clip spikes using Adam's own average of squares: SPAM's direction.
+
+    Equivalent to `clip_spikes` with the same $\beta_2$ before `scale_by_adam_hat`, with one $v$ for both.
+
+    Args:
+        betas: $(\beta_1, \beta_2)$, each in [0, 1).
+        eps: $\epsilon \ge 0$, outside the root and before its bias correction, in the units of a gradient.
+        threshold: $\theta > 0$: entries with $g^2 > \theta v$ are clipped.
+        clip_after: $c \ge 0$, number of steps after a restart without clipping. Use at least 2: where $v$ is still 0,
+            the gradient is clipped to 0, as are all later ones.
+        every: $N \ge 1$, the number of steps between restarts.
+
+    Returns:
+        A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> tx = gradtx.scale_by_spam(betas=(0.0, 0.75), threshold=4.0, clip_after=2)
+        >>> state = tx.init({"w": torch.zeros(2)})
+        >>> for grad in ([2.0, 2.0], [1.0, -9.0]):  # -9 is clipped to -2
+        ...     updates, state = tx.update({"w": torch.tensor(grad)}, state)
+        ...     print(updates["w"])
+        tensor([1.0000, 1.0000])
+        tensor([ 0.6614, -1.0000])
+
+    Source: Huang et al. 2025, arXiv:2501.06842. Departures: none.
+    """
+    moments, average = adam_moments(betas)
+
+    def update(g, state, p, ctx):
+        g = _cut(g, state["exp_avg_sq"], ctx, threshold, clip_after, every)
+        m, v, new = average(g, state)
+        return hat_rate(safe_sqrt(v) + eps, ctx, betas) * m, new
+
+    return {**moments, "exp_avg": linear()}, update
+
+
+@alias(class_name="SPAM")
+def spam(
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-6,
+    weight_decay=0.0,
+    threshold: Positive = 5000.0,
+    clip_after: NonNegativeInt = 20,
+    every: Count = 500,
+    warmup_steps: NonNegativeInt = 150,
+):
+    r"""SPAM: AdamW that clips spikes of the gradient and resets its averages periodically.
+
+    `scale_by_spam` in `restart`, whose clock keeps running, and after each restart a warm-up that does not affect the
+    decay (`restart_warmup_schedule`).
+
+    When to use: language models whose loss spikes; the paper reports lower losses than AdamW's, in low precision as
+    well.
+
+    Args:
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of the two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, before its bias correction, in units of the gradient.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
+        threshold: $\theta > 0$: entries with $g^2 > \theta v$ are clipped.
+        clip_after: Number of steps at the start, and after a restart, without clipping, >= 0; below 2, gradients are
+            clipped to 0 indefinitely.
+        every: Number of steps between restarts, >= 1.
+        warmup_steps: Number of warm-up steps after a restart, >= 0.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
+
+    Raises:
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
+
+    Example:
+        >>> tx = gradtx.spam(lr=0.1, every=3, warmup_steps=2)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> # at the third step the averages start again, at a hundredth of the rate
+        >>> for _ in range(4):
+        ...     updates, state = tx.update({"w": torch.ones(1)}, state)
+        ...     print(updates["w"])
+        tensor([-0.1000])
+        tensor([-0.1000])
+        tensor([-0.0006])
+        tensor([-0.0201])
+
+    Source: Huang et al. 2025, arXiv:2501.06842. Departures: the decay is subtracted from the weights before the step;
+    all entries are trained (no `density`). pytorch_optimizer's warm-up is one step ahead, and wrong from the second
+    restart on.
+    """
+    direction = restart(
+        scale_by_spam(betas, eps, threshold, clip_after, every), every, keep_clock=True
+    )
+    warmup = scale(restart_warmup_schedule(1.0, every, warmup_steps))
+    return with_decay(chain(direction, warmup), weight_decay, True, lr)
+
+
+@per_tensor
+def stable_spam_direction(
+    beta1: Decay,
+    gamma1: Decay,
+    beta2: Decay,
+    gamma2: Scalar,
+    eps,
+    theta: Scalar,
+    every: Count,
+):
+    """Chain Stable-SPAM's links, with `beta1` and `gamma1` of the step of the whole run, even inside the restart."""
+    return chain(
+        clip_to_peak_history(theta),
+        normalize_by_norm_history((gamma1, gamma2), eps),
+        restart(scale_by_adam((beta1, beta2), eps), every),
+    )
+
+
+@alias(class_name="StableSPAM")
+def stable_spam(
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    gammas: Decays = (0.7, 0.9),
+    theta: Decay = 0.999,
+    every: Count = 1000,
+    total_steps: Count | None = None,
+    eta_min: Fraction = 0.5,
+):
+    r"""Stable-SPAM: AdamW on gradients bounded by their history, restarted periodically.
+
+    `clip_to_peak_history`, `normalize_by_norm_history`, then Adam in `restart`, with its own clock; the decay is
+    decoupled.
+
+    When to use: training in 4 or 8 bits, where single entries and whole norms of gradients spike; the paper reports the
+    results of AdamW in 16 bits.
+
+    Args:
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of Adam's two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, and in the normalization.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
+        gammas: Decay rates of the averages of norms and of their squares, each in [0, 1).
+        theta: Decay rate of the average of the largest entry, in [0, 1).
+        every: Number of steps between restarts of Adam, >= 1.
+        total_steps: $T \ge 1$: $\beta_1$ and $\gamma_1$ fall as half a cosine, to `eta_min` times their values at
+            $t = T + 1$. None keeps them constant.
+        eta_min: Final fraction of these values, in [0, 1]; read only with `total_steps`.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: per leaf, `max_avg`, `norm_avg` and
+        `norm_sq_avg`, 0-d; `exp_avg`, `exp_avg_sq` with their own `step`.
+
+    Raises:
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
+
+    Example:
+        >>> tx = gradtx.stable_spam(lr=0.1)
+        >>> state = tx.init({"w": torch.zeros(1)})
+        >>> for grad in (1.0, 1000.0):  # Adam's second step would be -0.0745
+        ...     updates, state = tx.update({"w": torch.tensor([grad])}, state)
+        ...     print(updates["w"])
+        tensor([-0.1000])
+        tensor([-0.0989])
+
+    Source: Huang et al. 2025, arXiv:2502.17055. Departures: averages of norms keep the step count of the whole run, and
+    at a restart Adam steps with new averages, as in pytorch_optimizer; the authors' code does neither. The cosine is
+    that of the paper; pytorch_optimizer's is one step ahead.
+    """
+    (beta1, beta2), (gamma1, gamma2) = betas, gammas
+    if total_steps is not None:
+        share = warmup_cosine_schedule(total_steps + 1, 1.0, eta_min)
+        beta1, gamma1 = _times(beta1, share), _times(gamma1, share)
+    direction = stable_spam_direction(beta1, gamma1, beta2, gamma2, eps, theta, every)
+    return with_decay(direction, weight_decay, True, lr)
+
+
+def _times(number: Scalar, share: Schedule) -> Schedule:
+    """Return `number` times a schedule that counts steps from 1."""
+    return Schedule(lambda step: number * share(step + 1))
+
+
+@alias(class_name="AdaGC")
+def adagc(
+    lr=1e-3,
+    betas=(0.9, 0.999),
+    eps=1e-8,
+    weight_decay=0.0,
+    beta: Decay = 0.98,
+    lambda_abs: Positive = 1.0,
+    lambda_rel: Positive = 1.05,
+    warmup_steps: NonNegativeInt = 100,
+):
+    r"""AdaGC: AdamW on gradients whose norms are bounded by their history, leaf by leaf.
+
+    AdamW after `clip_to_history`.
+
+    When to use: language models whose loss spikes although the global norm is clipped; the paper reports no spikes.
+
+    Args:
+        lr: $\eta$ in [0, inf), approximately the change of each weight per step.
+        betas: Decay rates of AdamW's two averages, each in [0, 1).
+        eps: $\epsilon \ge 0$, added outside the square root, and in the clipping.
+        weight_decay: $\lambda \ge 0$, decoupled, multiplied by the learning rate.
+        beta: Decay rate of the average norm, in [0, 1).
+        lambda_abs: Bound of the norm over all leaves during the warm-up, > 0.
+        lambda_rel: Bound of a leaf's norm relative to its average, > 0.
+        warmup_steps: Before this step, >= 0, the bound is absolute.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: `gamma`, `exp_avg`, `exp_avg_sq`.
+
+    Raises:
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
+
+    Example:
+        >>> # the first gradient is shortened to 1 over 1 + eps
+        >>> tx = gradtx.adagc(lr=0.1, eps=1.0)
+        >>> tx.update({"w": torch.tensor([1e6])}, tx.init({"w": torch.zeros(1)}))[0]["w"]
+        tensor([-0.0500])
+
+    Source: Wang et al. 2025, arXiv:2502.11034. Departures: none from pytorch_optimizer, which takes the norm over all
+    leaves in float32.
+    """
+    clipping = clip_to_history(lambda_rel, lambda_abs, beta, warmup_steps, eps)
+    return chain(
+        clipping, with_decay(scale_by_adam(betas, eps), weight_decay, True, lr)
+    )

@@ -34,7 +34,7 @@ from gradtx.arguments import (
     is_off,
 )
 from gradtx.rules import alias, per_tensor
-from gradtx.schedules.half_life import ademamix_alpha_schedule, half_life_schedule
+from gradtx.schedules.special import ademamix_alpha_schedule, half_life_schedule
 from gradtx.slots import linear, scalar, square
 from gradtx.transform import chain
 

@@ -67,7 +67,7 @@ def lookahead(k: Count = 5, alpha: Fraction = 0.5):
     return {"slow": start()}, update, lambda state, param: state["slow"]
 
 
-def synchronized(now: Tensor, slow: Tensor, fast: Tensor, alpha: Any) -> Tensor:
+def synchronized(now: Tensor, slow: Tensor, fast: Tensor, alpha) -> Tensor:
     """Move slow weights part of the way to the fast ones where `now` is true."""
     return torch.where(now, slow + alpha * (fast - slow), slow)
 
@@ -126,7 +126,7 @@ def average(decay: Decay | None = None, start: NonNegativeInt = 0, debias=False)
     return slots, update, lambda state, param: state["average"]
 
 
-def dual_averaging(target: Tensor, momentum: Any, param: Tensor) -> Tensor:
+def dual_averaging(target: Tensor, momentum, param: Tensor) -> Tensor:
     """Return the update of an averaged iterate, the fraction 1 - momentum of the way to the target."""
     return (1 - momentum) * (target - param)
 

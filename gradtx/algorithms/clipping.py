@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from gradtx.arguments import (
     NonNegative,
     NonNegativeInt,
     Positive,
+    PositiveOrInf,
     Scalar,
     Static,
 )
@@ -49,7 +50,7 @@ __all__ = [
 
 
 @per_tensor(elementwise=True)
-def clip_by_value(max_value: Annotated[Scalar, "(0, inf]"]):
+def clip_by_value(max_value: PositiveOrInf):
     """Clamp every entry to [-max_value, max_value].
 
     Args:
@@ -74,7 +75,7 @@ def clip_by_value(max_value: Annotated[Scalar, "(0, inf]"]):
 
 
 @per_tensor(takes_complex=True)
-def clip_by_norm(max_norm: Annotated[Scalar, "(0, inf]"]):
+def clip_by_norm(max_norm: PositiveOrInf):
     r"""Scale each leaf separately to a norm of at most `max_norm`: $u \min(1, c / \lVert u \rVert)$.
 
     Args:
@@ -113,7 +114,7 @@ def _norm_of_before(arguments):
     extras={"global_norm": "scalar?"},
 )
 def clip_by_global_norm(
-    max_norm: Annotated[Scalar, "(0, inf]"],
+    max_norm: PositiveOrInf,
     eps=1e-6,
     stale: Static[bool] = False,
 ):
@@ -365,7 +366,7 @@ def clip_by_zscore(
     z_thresh: Positive = 2.5,
     alpha: Decay = 0.97,
     warmup_steps: Count = 25,
-    max_norm: Annotated[Scalar, "(0, inf]"] | None = 1.0,
+    max_norm: PositiveOrInf | None = 1.0,
     eps=1e-6,
     mode: Literal["zscore", "percentile"] = "zscore",
     clip_to: Literal["scaled", "mean"] = "scaled",

@@ -18,7 +18,7 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms.averaging import dual_averaging
 from gradtx.algorithms.scaling import descend
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
-from gradtx.arguments import Decay, Positive, Scalar, is_off
+from gradtx.arguments import AtLeastOneOrInf, Decay, Positive, is_off
 from gradtx.base.exact import exact
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square, start
@@ -46,7 +46,7 @@ def started(*averages: str) -> Any:
     return lambda arguments: {"d": arguments["d0"], **dict.fromkeys(averages, 0.0)}
 
 
-def limited(estimate: Tensor, d: Tensor, growth_rate: Any) -> Tensor:
+def limited(estimate: Tensor, d: Tensor, growth_rate) -> Tensor:
     """Return the estimate, limited to `growth_rate` times d."""
     growth = exact(growth_rate, d.device)
     endless = growth == math.inf  # inf * d would have a NaN derivative
@@ -54,7 +54,7 @@ def limited(estimate: Tensor, d: Tensor, growth_rate: Any) -> Tensor:
     return torch.where(endless, estimate, torch.minimum(estimate, limit))
 
 
-def estimated(d: Tensor, top: Tensor, bottom: Tensor, growth_rate: Any) -> Tensor:
+def estimated(d: Tensor, top: Tensor, bottom: Tensor, growth_rate) -> Tensor:
     """Return the next d, which never falls: the estimate top / bottom, limited."""
     return torch.maximum(d, limited(quotient(top, bottom), d, growth_rate))
 
@@ -73,9 +73,7 @@ def resting(
     return torch.where(rests, 0.0, direction), new
 
 
-def corrected_rate(
-    d: Tensor, lr: Any, betas: Any, use_bias_correction: bool, ctx: Any
-) -> Tensor:
+def corrected_rate(d: Tensor, lr, betas, use_bias_correction: bool, ctx) -> Tensor:
     """Return the rate of a step: d times lr, optionally with Adam's bias correction."""
     if not use_bias_correction:
         return d * lr
@@ -98,7 +96,7 @@ def scale_by_dadapt_adagrad(
     momentum: Decay = 0.0,
     eps=1e-6,
     d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    growth_rate: AtLeastOneOrInf = math.inf,
 ):
     r"""Run dual averaging over AdaGrad's denominator with an automatic rate: D-Adapt AdaGrad.
 
@@ -177,7 +175,7 @@ def scale_by_dadapt_adam(
     weight_decay=0.0,
     use_bias_correction=False,
     d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    growth_rate: AtLeastOneOrInf = math.inf,
 ):
     r"""Run Adam with an automatic rate: D-Adapt Adam.
 
@@ -250,7 +248,7 @@ def scale_by_dadapt_sgd(
     lr=1.0,
     momentum: Decay = 0.0,
     d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    growth_rate: AtLeastOneOrInf = math.inf,
 ):
     r"""Run SGD with an automatic rate, relative to the norm of the first gradient: D-Adapt SGD.
 
@@ -320,7 +318,7 @@ def scale_by_dadapt_adan(
     weight_decay=0.02,
     no_prox=False,
     d0: Positive = 1e-6,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    growth_rate: AtLeastOneOrInf = math.inf,
 ):
     r"""Run Adan with an automatic rate: D-Adapt Adan.
 

@@ -30,6 +30,7 @@ from gradtx.arguments import (
     NonNegative,
     NonNegativeInt,
     Positive,
+    PositiveOrInf,
     Scalar,
     is_off,
 )
@@ -351,7 +352,7 @@ def scale_by_amos(
     return {"exp_avg_sq": first, "decay": first}, update
 
 
-def _expected_scale(eta: Any, shape: torch.Size) -> Any:
+def _expected_scale(eta, shape: torch.Size) -> Any:
     if callable(eta):
         return eta(shape)
     if eta is not None:
@@ -361,7 +362,7 @@ def _expected_scale(eta: Any, shape: torch.Size) -> Any:
     return math.sqrt((2 if len(shape) == 2 else 1) / max(shape[1], 1))
 
 
-def project_neurons(params: Any) -> Any:
+def project_neurons(params) -> Any:
     r"""Normalize each neuron's weights to mean 0 and norm 1: $w \mapsto (w - \bar w) / \lVert w - \bar w \rVert$.
 
     A neuron is an index of dimension 0; a neuron with equal weights becomes 0. Leaves with 0 or 1 dimensions are
@@ -464,7 +465,7 @@ def lamb(
     weight_decay=0.0,
     bias_correction=True,
     grad_averaging=True,
-    max_grad_norm: Annotated[Scalar, "(0, inf]"] | None = None,
+    max_grad_norm: PositiveOrInf | None = None,
     trust_clip=False,
     always_adapt=True,
 ):

@@ -10,19 +10,26 @@ from torch import Tensor
 
 from gradtx.algorithms._math import (
     at_least,
+    hat_rate,
     norm,
     safe_sqrt,
 )
 from gradtx.algorithms._matrix import orthonormal
 from gradtx.algorithms._polynomials import Coefficients, Steps, orthogonalizer
-from gradtx.algorithms._projection import Bases, Carry, LowRankView, Projection, Side
-from gradtx.algorithms._spaces import Space
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.muon import Adjustment, muon_like
 from gradtx.algorithms.muon_variants import equalized
 from gradtx.algorithms.soap import decayed
-from gradtx.arguments import Count, Decay, NonNegative, Scalar
-from gradtx.combinators.low_rank import low_rank
+from gradtx.arguments import AtLeastOne, Count, Decay, NonNegative
+from gradtx.combinators._spaces import Space
+from gradtx.combinators.coordinates import (
+    Bases,
+    Carry,
+    LowRankView,
+    Projection,
+    Side,
+    low_rank,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
 from gradtx.transform import GradientTransformation
@@ -53,18 +60,12 @@ def _ratios(view: LowRankView, direction: Tensor, by_channel: bool = True) -> Te
     return top / (bottom + TINY)
 
 
-def _limited(view: LowRankView, x: Tensor, limit: Any) -> tuple[Tensor, dict[str, Any]]:
+def _limited(view: LowRankView, x: Tensor, limit) -> tuple[Tensor, dict[str, Any]]:
     """Limit the growth of a direction to `limit` per step, except from 0, and return it with its norm."""
     length, last = norm(x), view.state["last_norm"]
     growth = at_least(length / (last + TINY), limit) / limit
     growth = torch.where(last == 0, 1.0, growth)
     return x / growth, {"last_norm": length / growth}
-
-
-def _correction(ctx: Any, betas: Any) -> Tensor:
-    """Return Adam's factor of both bias corrections, which the inner Adam's direction includes."""
-    beta1, beta2 = betas
-    return ctx.bias_correction(beta2).sqrt() / ctx.bias_correction(beta1)
 
 
 @per_tensor(compiles=False)
@@ -77,7 +78,7 @@ def scale_by_fira(
     side: Side = "short",
     projection: Bases = "svd",
     carry: Carry = "keep",
-    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
+    limit: AtLeastOne = 1.01,
     seed: int = 0,
 ):
     r"""Combine Adam's low-rank direction with the rest of the gradient, scaled row by row as in Adam: Fira.
@@ -123,7 +124,7 @@ def scale_by_fira(
     adam = scale_by_adam_hat(betas, eps)
 
     def finish(view, u):
-        correction = _correction(view.ctx, betas)
+        correction = hat_rate(1.0, view.ctx, betas)  # of the inner Adam
         rest = view.update - scale * view.outward(view.inside)
         rest, new = _limited(view, rest * _ratios(view, u / correction), limit)
         return scale * view.outward(u) + correction * rest, new
@@ -143,7 +144,7 @@ def scale_by_apollo_low_rank(
     projection: Bases = "random",
     scale_type: Literal["channel", "tensor"] = "channel",
     scale_front=False,
-    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
+    limit: AtLeastOne = 1.01,
     seed: int = 0,
 ):
     r"""Scale each row of the gradient as a low-rank Adam would: APOLLO.
@@ -190,7 +191,7 @@ def scale_by_apollo_low_rank(
     before, after = (scale**0.5, 1.0) if scale_front else (1.0, scale**0.5)
 
     def finish(view, u):
-        correction = _correction(view.ctx, betas)
+        correction = hat_rate(1.0, view.ctx, betas)  # of the inner Adam
         ratios = _ratios(view, u / correction, by_channel)
         u, new = _limited(view, before * view.update * ratios, limit)
         return correction * after * u, new
@@ -409,13 +410,7 @@ def fira(
     betas=(0.9, 0.999),
     eps=1e-6,
     weight_decay=0.0,
-    rank: Count = 128,
-    update_proj_gap: Count = 200,
-    scale: NonNegative = 0.25,
-    side: Side = "short",
-    projection: Bases = "svd",
-    carry: Carry = "keep",
-    limit: Annotated[Scalar, "[1, inf)"] = 1.01,
+    **options: Annotated[Any, scale_by_fira],
 ):
     r"""Fira: GaLore plus the rest of the gradient, scaled row by row as Adam scales the projection.
 
@@ -435,6 +430,7 @@ def fira(
         projection: "svd", "power" or "random"; see `low_rank`.
         carry: "keep", "reset" or "rotate"; see `low_rank`.
         limit: Largest factor by which the norm of the rest may grow in one step, >= 1.
+        seed: Seed of random bases.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `Q`, `last_norm`, and `exp_avg` and
@@ -450,17 +446,7 @@ def fira(
 
     Source: Chen et al. 2024, arXiv:2410.01623. Departures: see `scale_by_fira`.
     """
-    direction = scale_by_fira(
-        betas,
-        eps,
-        rank,
-        update_proj_gap,
-        scale,
-        side=side,
-        projection=projection,
-        carry=carry,
-        limit=limit,
-    )
+    direction = scale_by_fira(betas, eps, **options)
     return decayed(direction, lr, weight_decay)
 
 

@@ -16,7 +16,15 @@ from gradtx.algorithms._math import (
     safe_sqrt,
 )
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Count, Decay, NonNegative, Positive, Scalar, UnfitError
+from gradtx.arguments import (
+    AtLeastOne,
+    Count,
+    Decay,
+    NonNegative,
+    NonPositive,
+    Positive,
+    UnfitError,
+)
 from gradtx.execution.rule import OfLeaf
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import Slot, ema, linear, square
@@ -59,7 +67,7 @@ def _means_over(dim: int, keepdim: bool = False) -> Slot:
 
 @per_tensor(whole="sums")
 def scale_by_factored_rms(
-    decay_rate: Annotated[Scalar, "(-inf, 0]"] = -0.8,
+    decay_rate: NonPositive = -0.8,
     eps: Positive = 1e-30,
     beta: Decay | None = None,
 ):
@@ -120,7 +128,7 @@ def scale_by_factored_rms(
 
 
 def _averaged(
-    rows: Tensor, columns: Tensor, sums: Any, x: Tensor, beta: Any
+    rows: Tensor, columns: Tensor, sums, x: Tensor, beta
 ) -> tuple[Tensor, Tensor]:
     """Average the mean squares of rows and columns over time."""
     of_rows = sums["rows"] / max(x.shape[-1], 1)
@@ -128,7 +136,7 @@ def _averaged(
     return running_mean(rows, of_rows, beta), running_mean(columns, of_columns, beta)
 
 
-def _rms(sums: Any, x: Tensor) -> Tensor:
+def _rms(sums, x: Tensor) -> Tensor:
     """Return the root mean square of a whole leaf, or 0 if it is empty."""
     return safe_sqrt(sums["square"] / max(x.numel(), 1))
 
@@ -142,7 +150,7 @@ def over_root(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 @per_tensor(whole="sums")
 def scale_by_factored_rms_torch(
-    beta2_decay: Annotated[Scalar, "(-inf, 0]"] = -0.8, eps: NonNegative | None = None
+    beta2_decay: NonPositive = -0.8, eps: NonNegative | None = None
 ):
     r"""Divide by the root of a factored second moment, with the bounds and slots of torch.optim.Adafactor.
 
@@ -411,7 +419,7 @@ def scale_by_confidence(
     return slots, update
 
 
-def _blocks(x: Tensor, block: Any) -> int:
+def _blocks(x: Tensor, block) -> int:
     """Return the number of blocks of a leaf, which are equal parts along dimension 0."""
     if block == "row":
         return x.shape[0] if x.ndim > 1 else 1
@@ -497,7 +505,7 @@ def adafactor(
     lr: NonNegative | None = None,
     eps: tuple[Positive, NonNegative] = (1e-30, 1e-3),
     clip_threshold: Positive = 1.0,
-    decay_rate: Annotated[Scalar, "(-inf, 0]"] = -0.8,
+    decay_rate: NonPositive = -0.8,
     **options: Annotated[Any, scale_by_adafactor],
 ):
     r"""Adafactor as in the paper: factored second moments, clipped updates, and steps relative to the weights.
@@ -550,9 +558,9 @@ def adafactor(
 @alias(class_name="Adafactor")
 def adafactor_torch(
     lr=1e-2,
-    beta2_decay: Annotated[Scalar, "(-inf, 0]"] = -0.8,
+    beta2_decay: NonPositive = -0.8,
     eps: tuple[NonNegative | None, NonNegative] = (None, 1e-3),
-    d: Annotated[Scalar, "[1, inf)"] = 1.0,
+    d: AtLeastOne = 1.0,
     weight_decay=0.0,
 ):
     r"""Adafactor, equivalent to torch.optim.Adafactor: other bounds and slots, and a rate that caps the relative step.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from gradtx.algorithms._math import change_of, running_mean
 from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
 from gradtx.arguments import (
     AnyLength,
+    AtLeastOne,
     Decay,
     Decays,
     Fraction,
@@ -181,7 +182,7 @@ def ema(decay: Decay, debias=False):
 @per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_accsgd(
     lr,
-    kappa: Annotated[Scalar, "[1, inf)"] = 1000.0,
+    kappa: AtLeastOne = 1000.0,
     xi: NonNegative = 10.0,
     small_const: Annotated[Scalar, "(0, 1]"] = 0.7,
 ):
@@ -468,13 +469,7 @@ def scale_by_pnm(betas: tuple[Decay, Fraction] = (0.9, 1.0)):
 
 
 @alias(class_name="AccSGD")
-def accsgd(
-    lr,
-    kappa: Annotated[Scalar, "[1, inf)"] = 1000.0,
-    xi: NonNegative = 10.0,
-    small_const: Annotated[Scalar, "(0, 1]"] = 0.7,
-    weight_decay=0.0,
-):
+def accsgd(*, weight_decay=0.0, **options: Annotated[Any, scale_by_accsgd]):
     r"""AccSGD: accelerated SGD, a short step pulled toward an average of long steps.
 
     $\bar p \leftarrow \alpha \bar p + (1-\alpha)(p - \frac{\eta \kappa}{c} g)$,
@@ -507,9 +502,7 @@ def accsgd(
     steps are those of `qhm(lr * c * (1 + xi) / (1 + c), (kappa - c * c * xi) / (kappa + c * xi), (c * xi - 1) / (c *
     (1 + xi)))`.
     """
-    return chain(
-        add_decayed_weights(weight_decay), scale_by_accsgd(lr, kappa, xi, small_const)
-    )
+    return chain(add_decayed_weights(weight_decay), scale_by_accsgd(**options))
 
 
 @alias(class_name="AggMo")
@@ -594,14 +587,7 @@ def qhm(
 
 
 @alias(class_name="PID")
-def pid(
-    lr,
-    momentum=0.0,
-    dampening: Scalar = 0.0,
-    integral: Scalar = 5.0,
-    derivative: Scalar = 10.0,
-    weight_decay=0.0,
-):
+def pid(lr, momentum=0.0, *, weight_decay=0.0, **options: Annotated[Any, scale_by_pid]):
     r"""PID: SGD as a PID controller, along the gradient, its sum with momentum, and its change.
 
     $p \leftarrow p - \eta (g_t + K_I I_t + K_D D_t)$ with $I_t = \mu I_{t-1} + (1-\tau) g_t$,
@@ -638,9 +624,7 @@ def pid(
     Source: An et al. 2018, "A PID controller approach for stochastic optimization of deep networks", CVPR. Departures:
     none from the paper; the authors' code starts $D$ from $g_2 - 0$. Their `nesterov` had no effect.
     """
-    return with_decay(
-        scale_by_pid(momentum, dampening, integral, derivative), weight_decay, False, lr
-    )
+    return with_decay(scale_by_pid(momentum, **options), weight_decay, False, lr)
 
 
 @alias(class_name="PNM")

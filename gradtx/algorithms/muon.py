@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -223,11 +223,11 @@ def shape_factor(adjust: str | None, rows: int, columns: int, factor: Any = 0.2)
 
 
 # Module-level functions, not created at each call: a group identifies its branch by its selector.
-def is_matrix(name: str, tensor: Any) -> bool:
+def is_matrix(name: str, tensor) -> bool:
     return tensor.ndim == 2
 
 
-def has_a_matrix(name: str, tensor: Any) -> bool:
+def has_a_matrix(name: str, tensor) -> bool:
     return tensor.ndim >= 2
 
 
@@ -342,8 +342,8 @@ def muon(
 def muon_like(
     name: str,
     adjust_lr_fn: Adjustment | None,
-    lr: Any,
-    weight_decay: Any,
+    lr,
+    weight_decay,
     fallback: GradientTransformation | None,
     *direction: GradientTransformation,
     view: View = "matrix",
@@ -428,13 +428,9 @@ def polargrad(
     momentum: Decay = 0.95,
     nesterov=False,
     weight_decay=0.01,
-    method: Literal["newton_schulz", "exact"] = "newton_schulz",
-    alpha: NonNegative = 1.0,
-    center_rows=False,
-    ns_coefficients: Coefficients = "quintic",
-    ns_steps: Steps | None = None,
-    ns_dtype: torch.dtype | None = None,
+    *,
     fallback: GradientTransformation | None = None,
+    **options: Annotated[Any, scale_by_nuclear_norm],
 ):
     r"""PolarGrad: Muon's direction scaled by the nuclear norm of the momentum.
 
@@ -483,9 +479,7 @@ def polargrad(
         weight_decay,
         fallback,
         trace_ema(momentum, nesterov),
-        scale_by_nuclear_norm(
-            method, alpha, center_rows, ns_coefficients, ns_steps, ns_dtype
-        ),
+        scale_by_nuclear_norm(**options),
     )
 
 
@@ -499,7 +493,7 @@ def first_right_vectors(matrix: Tensor, steps: int) -> Tensor:
     return right
 
 
-def _without_largest(x: Tensor, matrix: Tensor, share: Any, power_steps: int) -> Tensor:
+def _without_largest(x: Tensor, matrix: Tensor, share, power_steps: int) -> Tensor:
     """Subtract `share / 2` times the matrix divided by its largest singular value, and restore the norm of `x`."""
     right = first_right_vectors(matrix, power_steps)
     largest = at_least(matrix_norms(matrix @ right), 1e-10)
@@ -508,7 +502,7 @@ def _without_largest(x: Tensor, matrix: Tensor, share: Any, power_steps: int) ->
 
 
 def _balanced(
-    iterate: Callable[[Tensor], Tensor], x: Tensor, eps: Any, steps: int, power: Any
+    iterate: Callable[[Tensor], Tensor], x: Tensor, eps, steps: int, power
 ) -> Tensor:
     """Orthogonalize a matrix whose rows, or columns if it is wide, are scaled to get equal norms in the result."""
     rows, columns = x.shape[-2:]
@@ -527,7 +521,7 @@ def _row_squares(x: Tensor) -> Tensor:
     return x.square().sum(dim=-1, keepdim=True)
 
 
-def _raised(result: Tensor, x: Tensor, eps: Any, power: Any) -> Tensor:
+def _raised(result: Tensor, x: Tensor, eps, power) -> Tensor:
     """Multiply by the second-order expansion of a power of the matrix divided by its norm, at singular values of 1."""
     if x.shape[-2] > x.shape[-1]:
         return _raised(result.mT, x.mT, eps, power).mT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -41,7 +41,8 @@ from gradtx.arguments import (
     Static,
 )
 from gradtx.base.dtensor import full_tensor, gathered
-from gradtx.combinators.norm_ratio import scale_by_norm_ratio
+from gradtx.base.selectors import listed
+from gradtx.combinators.agreement import scale_by_norm_ratio
 from gradtx.rules import alias, per_tensor, whole_tree
 from gradtx.slots import square
 from gradtx.transform import GradientTransformation, chain
@@ -159,7 +160,7 @@ def normalize_neurons(
 
 
 def equalized(
-    u: Tensor, q: Tensor, beta: Any, eps: Any, dim: int = -1, rms: Any = None
+    u: Tensor, q: Tensor, beta, eps, dim: int = -1, rms=None
 ) -> tuple[Tensor, Tensor]:
     """Divide by the running mean square q over a dimension, restore the norm or set the root mean square; return q."""
     q = running_mean(q, mean(u.square(), dim, keepdim=True), beta)
@@ -258,8 +259,8 @@ def precondition_inputs(
 
     Raises:
         TypeError: If `input_gram` is not a dict of tensors.
-        ValueError: If an argument is out of range, if `blocks` does not divide the columns of a matrix, or if an entry
-            has another shape.
+        ValueError: If an argument is out of range, if `blocks` does not divide the columns of a matrix, if an entry
+            has another shape, or if there are entries, but none for a matrix with a gradient.
 
     Example:
         >>> tx = gradtx.precondition_inputs(every=1, rate=1.0, ridge=0.0)
@@ -299,11 +300,15 @@ def precondition_inputs(
 
     def update(updates, state, params, ctx):
         grams = ctx.input_gram or {}
+        matrices = {name: g for name, g in updates.items() if g.ndim == 2}
+        if grams and matrices and grams.keys().isdisjoint(matrices):
+            raise ValueError(
+                f"precondition_inputs: no matrix has a name of input_gram, {listed(grams)}; "
+                f"matrices: {listed(matrices)}"
+            )
         new = {"covariance": {}, "inverse": {}}
         result = dict(updates)
-        for name, g in updates.items():
-            if g.ndim != 2:
-                continue
+        for name, g in matrices.items():
             old = C, K = [full_tensor(state[slot][name]) for slot in new]
             if name in grams:
                 compute = functools.partial(refreshed, name, C, grams[name])

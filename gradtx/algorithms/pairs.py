@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import full_tensor, placed_as
 from gradtx.base.messages import describe
 from gradtx.base.selectors import Selector, listed, without_wrappers
+from gradtx.base.tree import map_tensors
 from gradtx.combinators.selection import Fork
 from gradtx.rules import combinator, whole_tree
 from gradtx.transform import GradientTransformation, chain
@@ -26,6 +27,7 @@ __all__ = ["couple_pairs", "precondition_pairs", "scale_by_lora_rite"]
 
 # The names of the factors of each product L R, or patterns of them.
 Factors: TypeAlias = tuple[tuple[str, str], ...]
+Tree: TypeAlias = dict[str, Tensor]  # by leaf name
 
 
 @_torch.assume_constant
@@ -68,24 +70,11 @@ def _factors(owner: str, patterns: Factors, leaves: Mapping[str, Tensor]) -> Fac
     return matched
 
 
-class PairSelector(Selector):
-    """Choose the leaves that are in a pair, and check that their partners exist."""
-
-    def __init__(self, owner: str, factors: Factors):
-        super().__init__(owner, (True,), (sum(factors, ()),))
-        self._factors = factors
-
-    def check_used(self, names: list[str]) -> None:
-        super().check_used(names)
-        chosen = tuple(name for name in names if self.choose(name, None))
-        _matched(self.owner, self._factors, chosen)
-
-
 def _fork(
     owner: str,
-    pairs: Any,
+    pairs,
     rule: Callable[..., GradientTransformation],
-    *options: Any,
+    *options,
     reverse: bool = False,
 ) -> Fork:
     """Send the leaves of all pairs through a rule for whole trees; the others pass."""
@@ -96,7 +85,7 @@ def _fork(
         )
     if reverse:
         items = tuple((right, left) for left, right in items)
-    selector = PairSelector(owner, items)
+    selector = Selector(owner, (True,), (sum(items, ()),))
     return Fork(selector, {True: rule(items, *options), False: chain()})
 
 
@@ -110,7 +99,7 @@ def _as_leaf(x: Tensor, like: Tensor) -> Tensor:
     return placed_as(x.reshape(like.shape).contiguous(), like)
 
 
-def _solved(matrix: Tensor, ridge: Any, x: Tensor) -> Tensor:
+def _solved(matrix: Tensor, ridge, x: Tensor) -> Tensor:
     """Return (matrix + ridge I)^-1 x, without waiting for the device to report a singular matrix."""
     eye = torch.eye(len(matrix), dtype=x.dtype, device=x.device)
     return torch.linalg.solve_ex(matrix + ridge * eye, x)[0]
@@ -178,6 +167,17 @@ def precondition_pairs(pairs: Static[Mapping[str, str]], damping: Positive = 1e-
     return _fork("precondition_pairs", pairs, solve_pairs, damping)
 
 
+def _limited(g: Tree, clip, skip) -> Tree:
+    """Replace gradients by 0 that are too large, and clip all together."""
+    if not is_off(skip):
+        g = {n: torch.where(rms(x) - skip > 0, 0.0, x) for n, x in g.items()}
+    if is_off(clip):
+        return g
+    length = safe_sqrt(torch.stack([x.square().sum() for x in g.values()]).sum())
+    share = clip / at_least(length, clip)
+    return {name: share * x for name, x in g.items()}
+
+
 @whole_tree(needs="params")
 def rite_pairs(
     factors: Static[Factors],
@@ -188,68 +188,71 @@ def rite_pairs(
     cap: NonNegative,
 ):
     """Replace the gradients of both factors of each product by LoRA-RITE's directions."""
-    owner = "scale_by_lora_rite"
-    beta1, beta2 = betas
-    # Of B, whose last dimension is the rank, rather than A.
-    left = Selector(owner, (True,), (tuple(name for name, _ in factors),))
+    owner, names_of_B = "scale_by_lora_rite", tuple(name for name, _ in factors)
+    is_B = Selector(owner, (True,), (names_of_B,)).choose
 
-    def tall(name, x):
-        matrix = _matrix(x)
-        return matrix if left.choose(name, None) else matrix.mT
+    def turned(name, x):
+        return x if is_B(name, None) else x.mT
+
+    def tall(tree):
+        """Return leaves as matrices of shape (size, rank)."""
+        return {name: turned(name, _matrix(x)) for name, x in tree.items()}
+
+    def leaves(tree, like):
+        return {n: _as_leaf(turned(n, x), like[n]) for n, x in tree.items()}
 
     def init(params):
-        squares = {}
-        for name, param in params.items():
-            x = tall(name, param)
-            squares[name] = x.new_zeros(x.shape[1], x.shape[1])
-        first, basis = (
-            {n: torch.zeros_like(p) for n, p in params.items()} for _ in range(2)
+        return {
+            "exp_avg": map_tensors(torch.zeros_like, params),
+            "exp_avg_sq": {
+                n: x.new_zeros(2 * x.shape[1:]) for n, x in tall(params).items()
+            },
+            "basis": map_tensors(torch.zeros_like, params),
+        }
+
+    def averaged(m, V, g, P, ctx):
+        """Return both moments in the new basis: V of the gradient, and m of the gradient times V^(-1/2)."""
+        b1, b2 = (
+            beta * ctx.bias_correction(beta, ctx.time - 1) / ctx.bias_correction(beta)
+            for beta in betas
         )
-        return {"exp_avg": first, "exp_avg_sq": squares, "basis": basis}
+        V = P @ V @ P.mT
+        V = running_mean(0.5 * (V + V.mT), g.mT @ g / max(len(g), 1), b2)
+        root = inverse_root(V, -0.5, floor=torch.finfo(V.dtype).tiny)
+        return running_mean(m @ P.mT, _solved(root, eps, g.mT).mT, b1), V
 
     def update(updates, state, params, ctx):
-        partner_of = {}
-        for b, a in _factors(owner, factors, updates):
-            partner_of |= {b: a, a: b}
-        bases, inverses, grads = {}, {}, {}
-        for name in partner_of:
-            X = tall(name, params[name])
-            if X.shape[0] < X.shape[1]:
+        X, g, old_m, old_U = map(
+            tall, (params, updates, state["exp_avg"], state["basis"])
+        )
+        pairs = _factors(owner, factors, updates)
+        partners = {**dict(pairs), **{a: b for b, a in pairs}}
+        U, R, m, V, d = {}, {}, {}, {}, {}
+        for name in partners:
+            size, rank = X[name].shape
+            if size < rank:
                 raise ValueError(
-                    f"{owner}: leaf {name!r} has rank {X.shape[1]}, which exceeds its other size"
+                    f"{owner}: leaf {name!r} has rank {rank}, which exceeds its other size"
                 )
-            bases[name] = orthonormal(X)
-            inverses[name] = pseudo_inverse(bases[name].mT @ X)
-        for name, partner in partner_of.items():
-            g = tall(name, updates[name]) @ inverses[partner]
-            grads[name] = g if is_off(skip) else torch.where(rms(g) - skip > 0, 0.0, g)
-        total = safe_sqrt(torch.stack([g.square().sum() for g in grads.values()]).sum())
-        share = 1.0 if is_off(clip) else clip / at_least(total, clip)
-
-        def decay(beta):
-            before = ctx.bias_correction(beta, ctx.time - 1)
-            return beta * before / ctx.bias_correction(beta)
-
-        def as_leaf(name, x):
-            x = x if left.choose(name, None) else x.mT
-            return _as_leaf(x, updates[name])
-
-        new = {slot: {} for slot in state}
-        directions = {}
-        for name, partner in partner_of.items():
-            g = share * grads[name]
-            P = bases[partner].mT @ tall(partner, state["basis"][partner])
-            V = P @ full_tensor(state["exp_avg_sq"][name]) @ P.mT
-            V = running_mean(0.5 * (V + V.mT), g.mT @ g / max(len(g), 1), decay(beta2))
-            root = inverse_root(V, -0.5, floor=torch.finfo(V.dtype).tiny)
-            m = tall(name, state["exp_avg"][name]) @ P.mT
-            m = running_mean(m, _solved(root, eps, g.mT).mT, decay(beta1))
-            d = m if is_off(cap) else m / at_least(rms(m) / cap, 1.0)
-            directions[name] = as_leaf(name, d @ inverses[partner].mT)
-            new["exp_avg"][name] = as_leaf(name, m)
-            new["exp_avg_sq"][name] = V
-            new["basis"][name] = as_leaf(name, bases[name])
-        return directions, new
+            U[name] = orthonormal(X[name])
+            R[name] = pseudo_inverse(U[name].mT @ X[name])
+        g = _limited(
+            {n: g[n] @ R[partner] for n, partner in partners.items()}, clip, skip
+        )
+        for n, partner in partners.items():
+            P, old_V = (
+                U[partner].mT @ old_U[partner],
+                full_tensor(state["exp_avg_sq"][n]),
+            )
+            m[n], V[n] = averaged(old_m[n], old_V, g[n], P, ctx)
+            capped = m[n] if is_off(cap) else m[n] / at_least(rms(m[n]) / cap, 1.0)
+            d[n] = capped @ R[partner].mT
+        new = {
+            "exp_avg": leaves(m, updates),
+            "exp_avg_sq": V,
+            "basis": leaves(U, updates),
+        }
+        return leaves(d, updates), new
 
     return init, update
 

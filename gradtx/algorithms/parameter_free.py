@@ -17,7 +17,13 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms.d_adaptation import corrected_rate, limited, resting
 from gradtx.algorithms.scaling import descend
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay, with_decay
-from gradtx.arguments import Count, Decay, NonNegative, Positive, Scalar
+from gradtx.arguments import (
+    AtLeastOneOrInf,
+    Count,
+    Decay,
+    NonNegative,
+    Positive,
+)
 from gradtx.base.exact import exact, exact_dtype
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square, start
@@ -58,7 +64,7 @@ def scale_by_prodigy(
     safeguard_warmup=False,
     d0: Positive = 1e-6,
     d_coef: Positive = 1.0,
-    growth_rate: Annotated[Scalar, "[1, inf]"] = math.inf,
+    growth_rate: AtLeastOneOrInf = math.inf,
     slice_p: Count = 1,
 ):
     r"""Run Adam with an automatic rate from the distance that the weights have moved: Prodigy.

@@ -16,7 +16,7 @@ from gradtx.algorithms._math import (
 )
 from gradtx.algorithms.clipping import shrink
 from gradtx.algorithms.momentum import trace
-from gradtx.arguments import Decay, NonNegative, Positive, Scalar, is_off
+from gradtx.arguments import Decay, NonNegative, Positive, PositiveOrInf, Scalar, is_off
 from gradtx.base.exact import exact
 from gradtx.base.torch_names import readable
 from gradtx.rules import alias, per_tensor
@@ -77,7 +77,7 @@ def scale_by_polyak(max_lr: Annotated[Scalar, "[0, inf]"] | None = None, eps=1e-
 
 
 @per_tensor(elementwise=True, needs="params", agree="max_norm")
-def project_l2_ball(max_norm: Annotated[Scalar, "(0, inf]"]):
+def project_l2_ball(max_norm: PositiveOrInf):
     r"""Constrain all weights together to a ball: after the step, $p \leftarrow p \min(1, r / \lVert p \rVert)$.
 
     Last link of a chain: it changes the update so that $p + u$ is in the ball. The norm is over the whole tree; leaves
@@ -131,12 +131,12 @@ def _sums(g: Tensor, p: Tensor, d: Tensor, direction: Tensor) -> dict[str, Tenso
 def _followed(
     state: dict[str, Tensor],
     total: dict[str, Tensor],
-    ctx: Any,
-    keep: Any,
-    rho: Any,
-    lr: Any,
-    shrinkage: Any,
-    lb: Any,
+    ctx,
+    keep,
+    rho,
+    lr,
+    shrinkage,
+    lb,
     use_fstar: bool,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     r"""Return $\tau$, at which the averaged model of the loss reaches its lower bound, and the next shared values."""
@@ -324,7 +324,7 @@ def scale_by_local_smoothness(
     lr=0.2,
     amplifier: NonNegative = 0.02,
     damping: Positive = 1.0,
-    theta: Annotated[Scalar, "(0, inf]"] = 1.0,
+    theta: PositiveOrInf = 1.0,
     eps=1e-5,
     weight_decay=0.0,
 ):
@@ -404,7 +404,7 @@ def alig(
     momentum: Decay = 0.0,
     adjusted_momentum=False,
     eps=1e-5,
-    max_norm: Annotated[Scalar, "(0, inf]"] | None = None,
+    max_norm: PositiveOrInf | None = None,
 ):
     r"""ALI-G: SGD whose rate is computed from the loss, for models that can reach a loss of 0.
 

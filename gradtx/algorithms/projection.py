@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -394,7 +394,7 @@ def _radius(param: Tensor) -> dict[str, Tensor]:
     return {"radius": radius}
 
 
-def _on_sphere(x: Tensor, radius: Any, eps: Any) -> Tensor:
+def _on_sphere(x: Tensor, radius, eps) -> Tensor:
     return x * (radius / norm(x).clamp(min=eps))
 
 

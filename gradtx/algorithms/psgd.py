@@ -13,7 +13,6 @@ from torch import Tensor
 
 from gradtx.algorithms._math import (
     at_least,
-    at_most,
     may_decay,
     norm,
     quotient,
@@ -43,7 +42,7 @@ Mode: TypeAlias = Literal["one_diag", "smart_one_diag", "all_diag"]
 
 
 def first_factors(
-    x: Tensor, shape: Sequence[int], scale: Any, diagonal: Sequence[bool]
+    x: Tensor, shape: Sequence[int], scale, diagonal: Sequence[bool]
 ) -> list[Tensor]:
     """Return multiples of the identity, as vectors where a factor is diagonal."""
     factors: list[Tensor] = []
@@ -145,7 +144,7 @@ LEAST = 0.03  # the fraction of steps with an update in the end
 PERIOD = math.ceil(1 / LEAST)
 
 
-def annealed_probability(step: Any) -> Any:
+def annealed_probability(step) -> Any:
     """Return the fraction of steps with an update, decreasing from step 500 on; a number or tensor, as `step`."""
     exponent = -0.001 * (step - 1 - 500)
     if isinstance(step, Tensor):
@@ -178,9 +177,7 @@ def diagonal_sides(
     return flags
 
 
-def _noisy(
-    x: Tensor, factors: Sequence[Tensor], square_of_damping: Any
-) -> list[Tensor]:
+def _noisy(x: Tensor, factors: Sequence[Tensor], square_of_damping) -> list[Tensor]:
     """Return mat_i(A) mat_i(A)^T for A = (x + noise) x_i Q_i and each factor, averaged over the noise."""
     whole = applied(x, factors)
     sizes = _products_of_others([factor.square().sum() for factor in factors])
@@ -223,7 +220,7 @@ def _inverse(factor: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, identity, upper=True)
 
 
-def descended(factor: Tensor, first: Tensor, second: Tensor, rate: Any) -> Tensor:
+def descended(factor: Tensor, first: Tensor, second: Tensor, rate) -> Tensor:
     """Return a factor after one step of gradient descent."""
     bound = _above_zero(_lower_bound(first + second))
     if factor.ndim == 1:
@@ -356,15 +353,13 @@ def scale_by_psgd_kron(
         is_due, number, counts = _schedule(every, state, ctx)
         Q = ctx.when(is_due, lambda: fitted(h, Q, number, ctx), lambda: Q)
         u = preconditioned(mean, Q)
-        u = u * at_most(clip_rms / (rms(u) + 1e-12), 1.0)
+        u = u * (clip_rms / (rms(u) + 1e-12)).clamp(max=1.0)
         return u.reshape(g.shape), {"momentum_buffer": m, "Q": Q, **counts}
 
     return init, update
 
 
-def _schedule(
-    every: int | None, state: Any, ctx: Any
-) -> tuple[Any, Any, dict[str, Tensor]]:
+def _schedule(every: int | None, state, ctx) -> tuple[Any, Any, dict[str, Tensor]]:
     """Return whether an update is due at a step, the number of updates up to it, and the new counts."""
     if every is not None:
         return lambda step: step % every == 0, lambda step: step // every, {}
@@ -454,7 +449,7 @@ def scale_by_psgd_pro(
         Q, bounds = fitted(x, state["Q"], state["lipschitz"], rate)
         u = preconditioned(x, Q)
         if not is_off(max_update_rms):
-            u = u * at_most(max_update_rms / (rms(u) + 1e-7), 1.0)
+            u = u * (max_update_rms / (rms(u) + 1e-7)).clamp(max=1.0)
         return u.reshape(g.shape), {"exp_avg": m, "Q": Q, "lipschitz": bounds}
 
     def fitted(x, factors, bounds, rate):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from gradtx.algorithms.adam import scale_by_adam
 from gradtx.algorithms.radam import scale_by_rectified_rms
 from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import Decay, NonNegative, NonNegativeInt, Scalar
-from gradtx.combinators.schedule_free import schedule_free
+from gradtx.arguments import Decay, NonNegative, NonNegativeInt, OpenFraction
+from gradtx.combinators.averages import schedule_free
 from gradtx.rules import alias
 from gradtx.schedules.warmup import rectification_schedule
 from gradtx.transform import chain
@@ -24,7 +22,7 @@ __all__ = [
 @alias(class_name="ScheduleFreeSGD")
 def schedule_free_sgd(
     lr=1.0,
-    momentum: Annotated[Scalar, "(0, 1)"] = 0.9,
+    momentum: OpenFraction = 0.9,
     weight_decay=0.0,
     warmup_steps: NonNegativeInt = 0,
     r: NonNegative = 0.0,
@@ -74,7 +72,7 @@ def schedule_free_sgd(
 @alias(class_name="ScheduleFreeAdamW")
 def schedule_free_adamw(
     lr=0.0025,
-    betas: tuple[Annotated[Scalar, "(0, 1)"], Decay] = (0.9, 0.999),
+    betas: tuple[OpenFraction, Decay] = (0.9, 0.999),
     eps=1e-8,
     weight_decay=0.0,
     warmup_steps: NonNegativeInt = 0,
@@ -126,7 +124,7 @@ def schedule_free_adamw(
 @alias(class_name="ScheduleFreeRAdam")
 def schedule_free_radam(
     lr=0.0025,
-    betas: tuple[Annotated[Scalar, "(0, 1)"], Decay] = (0.9, 0.999),
+    betas: tuple[OpenFraction, Decay] = (0.9, 0.999),
     eps=1e-8,
     weight_decay=0.0,
     r: NonNegative = 0.0,
@@ -190,7 +188,7 @@ def gpa_adamw(
     eps=1e-8,
     weight_decay=0.0,
     mu_x: Decay = 0.9967,
-    mu_y: Annotated[Scalar, "(0, 1)"] = 0.7,
+    mu_y: OpenFraction = 0.7,
 ):
     r"""GPA-AdamW: AdamW with an exponential average of its weights, near which gradients are computed.
 

@@ -1,11 +1,11 @@
-"""Steps of fixed norm: Scion's linear minimization oracles, AdamH and MuonH on spheres; Muown."""
+"""Steps of fixed norm: Scion's linear minimization oracles; Hyperball, AdamH and MuonH on spheres; Muown."""
 
 from __future__ import annotations
 
 import math
 import typing
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -33,19 +33,20 @@ from gradtx.algorithms.muon import (
     shape_factor,
     with_fallback,
 )
+from gradtx.algorithms.projection import keep_norm, scale_to_radius
 from gradtx.algorithms.scaling import scale as multiply
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
 from gradtx.arguments import Decay, NonNegative, Scalar, Static, is_off, one_of
 from gradtx.base.messages import describe
-from gradtx.combinators.hyperball import hyperball
 from gradtx.combinators.selection import partition
-from gradtx.rules import alias, per_tensor
+from gradtx.rules import alias, combinator, per_tensor
 from gradtx.slots import linear, square
 from gradtx.transform import GradientTransformation, chain
 
 __all__ = [
     "adam_h",
+    "hyperball",
     "init_for_lmo",
     "lmo",
     "muon_h",
@@ -53,7 +54,6 @@ __all__ = [
     "scale_by_muown",
     "scion",
 ]
-
 
 Kind: TypeAlias = Literal["auto", "spectral", "conv", "sign", "column", "row", "bias"]
 
@@ -183,7 +183,7 @@ def init_for_lmo(
     return (scale * start).to(param.device, param.dtype)
 
 
-def _check_start(param: Any, kind: Any, scale: Any) -> None:
+def _check_start(param, kind, scale) -> None:
     if not (isinstance(param, Tensor) and param.is_floating_point()):
         raise TypeError(
             f"init_for_lmo: param must be a tensor of a floating-point dtype, got {describe(param)}"
@@ -206,7 +206,7 @@ def oracle(
     kind: str,
     x: Tensor,
     orthogonal: Callable[[Tensor], Tensor],
-    eps: Any,
+    eps,
     normalized: bool | None,
     transpose: bool,
     maximum: bool,
@@ -296,18 +296,14 @@ def scion(
 
 def _oracles(kinds: Mapping[str, Any]) -> GradientTransformation:
     """Build the transformation that applies the oracle of every leaf."""
-    oracles: list[GradientTransformation] = []
     if not (isinstance(kinds, Mapping) and kinds):
         raise TypeError(
             f"scion: kinds must be a dict of name pattern -> kind, such as {{'*': 'auto'}}, got {kinds!r}"
         )
-    for pattern, kind in kinds.items():
-        if not isinstance(kind, str | GradientTransformation):
-            raise TypeError(
-                f"scion: kinds[{pattern!r}] must be a kind of lmo or an lmo(...), got {describe(kind)}"
-            )
-        is_name = isinstance(kind, str)
-        oracles.append(lmo(cast("Kind", kind)) if is_name else kind)
+    oracles = [
+        kind if isinstance(kind, GradientTransformation) else lmo(kind)
+        for kind in kinds.values()
+    ]
     if list(kinds) == ["*"]:
         return oracles[0]
     labels = {f"lmo_{i}": pattern for i, pattern in enumerate(kinds)}
@@ -510,15 +506,9 @@ def _row_norms(x: Tensor) -> Tensor:
 @alias
 def muown(
     lr=3e-4,
-    momentum: Decay = 0.95,
-    weight_decay=0.0,
-    betas=(0.9, 0.95),
-    eps=1e-8,
-    ns_coefficients: Coefficients = "quintic",
-    ns_steps: Steps | None = None,
-    adjust_lr_fn: Adjustment | None = "max_dim",
-    ns_dtype: torch.dtype | None = None,
+    *,
     fallback: GradientTransformation | None = None,
+    **options: Annotated[Any, scale_by_muown],
 ):
     r"""Muown: Muon for the directions of rows, Adam for their lengths.
 
@@ -560,15 +550,39 @@ def muown(
 
     Source: Muown, arXiv:2605.10797. Departures: none.
     """
-    matrices = scale_by_muown(
-        lr,
-        momentum,
-        weight_decay,
-        betas,
-        eps,
-        ns_coefficients,
-        ns_steps,
-        adjust_lr_fn,
-        ns_dtype,
-    )
-    return with_fallback("muown", matrices, fallback)
+    return with_fallback("muown", scale_by_muown(lr, **options), fallback)
+
+
+@combinator
+def hyperball(tx: GradientTransformation, lr, eps=1e-12):
+    r"""Take steps of a fixed fraction of a leaf's norm, and preserve that norm.
+
+    With $R = \lVert p_0 \rVert$, $N(x) = x / \max(\lVert x \rVert, \epsilon)$ and the direction $u$ of `tx`,
+    $p \leftarrow R\, N(p - \eta R\, N(u))$.
+
+    Suited to weights whose scale does not matter because a normalization layer follows: one learning rate then fits
+    layers of all sizes, and weight decay is unnecessary.
+
+    Args:
+        tx: Computes the direction, without a learning rate.
+        lr: $\eta \ge 0$, the relative step size.
+        eps: $\epsilon \ge 0$. Keep it above 0 in case an update is 0.
+
+    Returns:
+        A transformation whose updates are added to the parameters. State: the entries of `tx`, and `radius`, 0-d, in
+        each of `scale_to_radius` and `keep_norm`.
+
+    Raises:
+        TypeError: If `tx` is not a transformation.
+        ValueError: If an argument is out of range, if `params` is missing, or if the initial norm of a leaf is 0.
+
+    Example:
+        >>> tx = gradtx.hyperball(gradtx.trace(0.9), lr=0.75)
+        >>> params = {"w": torch.tensor([4.0, 0.0])}
+        >>> updates, _ = tx.update({"w": torch.tensor([0.0, -1e-3])}, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)["w"]  # (4, 3), brought back to norm 4
+        tensor([3.2000, 2.4000])
+
+    Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none.
+    """
+    return chain(tx, scale_to_radius(eps), scale_by_learning_rate(lr), keep_norm(eps))

@@ -247,13 +247,7 @@ def sgds(
 
 
 @alias(class_name="ASGD")
-def asgd(
-    lr=1e-2,
-    lambd: NonNegative = 1e-4,
-    alpha: NonNegative = 0.75,
-    t0: NonNegative = 1e6,
-    weight_decay=0.0,
-):
+def asgd(*, weight_decay=0.0, **options: Annotated[Any, scale_by_asgd]):
     r"""ASGD, equivalent to torch.optim.ASGD: SGD with a decaying rate that also averages its weights.
 
     $p \leftarrow p (1 - \lambda \eta_t) - \eta_t (g + w p)$ with $\eta_t = \eta / (1 + \lambda \eta (t - 1))^\alpha$,
@@ -289,7 +283,7 @@ def asgd(
     Source: Polyak and Juditsky 1992. Departures: none from torch.optim.ASGD, except that `eta` and `mu` are float64.
     pytorch_optimizer's ASGD is a different method: see `adaptive_gd`.
     """
-    return chain(add_decayed_weights(weight_decay), scale_by_asgd(lr, lambd, alpha, t0))
+    return chain(add_decayed_weights(weight_decay), scale_by_asgd(**options))
 
 
 @alias(class_name="NoisySGD")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
 from gradtx.algorithms._math import (
     corrected_root,
@@ -21,7 +23,6 @@ from gradtx.algorithms._matrix import (
     merged,
     multiplied,
 )
-from gradtx.algorithms._rotation import change_basis
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.averaging import average
 from gradtx.algorithms.momentum import trace_ema
@@ -42,7 +43,7 @@ from gradtx.arguments import (
     is_off,
 )
 from gradtx.base.exact import exact
-from gradtx.combinators.rotated import rotated
+from gradtx.combinators.coordinates import change_basis, rotated
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema, linear, square
 from gradtx.transform import chain
@@ -153,6 +154,41 @@ def scale_by_shampoo(
     return init, update
 
 
+class Blocked:
+    """The blocks of a leaf in some shape, and their factors: one for each of some dimensions of each block."""
+
+    def __init__(self, shape: Sequence[int], size: int, dims: Sequence[int]):
+        self._shape = shape
+        self._size = size
+        self.dims = dims
+
+    def pieces(self, x: Tensor) -> list[Tensor]:
+        return blocks(x.reshape(self._shape), self._size) if x.numel() else []
+
+    def identities(self, x: Tensor) -> list[Tensor]:
+        sizes = [piece.shape[i] for piece in self.pieces(x) for i in self.dims]
+        return [torch.eye(size, dtype=x.dtype, device=x.device) for size in sizes]
+
+    def averages(self, old: Sequence[Tensor], g: Tensor, beta, ctx) -> Any:
+        """Return the statistics after this gradient."""
+        grams = [gram(piece, i) for piece in self.pieces(g) for i in self.dims]
+        pairs = zip(old, grams, strict=True)
+        return [_averaged(statistics, new, beta, ctx) for statistics, new in pairs]
+
+    def products(self, x: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
+        """Multiply each block along its dimensions by its factors."""
+        remaining = iter(factors)
+        return [
+            change_basis(
+                piece, self.dims, [next(remaining) for _ in self.dims], back=True
+            )
+            for piece in self.pieces(x)
+        ]
+
+    def joined(self, pieces: list[Tensor], like: Tensor) -> Tensor:
+        return joined(pieces, self._shape, self._size).reshape(like.shape)
+
+
 Graft: TypeAlias = Literal["none", "sgd", "adagrad", "rmsprop", "sqrtn"]
 _DIMENSIONS = {"all": slice(None), "input": slice(-1), "output": slice(-1, None)}
 
@@ -231,64 +267,51 @@ def scale_by_scalable_shampoo(
     has_statistics = graft_type in ("adagrad", "rmsprop")
     share = 1 - beta1 if moving_average_for_momentum else 1.0
 
-    def shape_of(x):
-        """Return the shape in which a leaf is preconditioned, or () if it is not."""
+    def blocks_of(x):
+        """Return the blocks of a leaf, without dimensions if it is not preconditioned."""
         shape = merged(x.shape, block_size) if shape_interpretation else tuple(x.shape)
-        small = (
-            x.numel() == 0 or len(shape) < 2 or x.ndim < skip_preconditioning_rank_lt
-        )
-        return (
-            ()
-            if small or max(x.shape) > no_preconditioning_for_layers_with_dim_gt
-            else shape
-        )
-
-    def dimensions(shape):
-        return list(range(len(shape)))[_DIMENSIONS[pre_conditioner_type]]
+        dims = range(len(shape))[_DIMENSIONS[pre_conditioner_type]]
+        is_small = len(shape) < 2 or x.ndim < skip_preconditioning_rank_lt
+        if is_small or max(x.shape) > no_preconditioning_for_layers_with_dim_gt:
+            dims = range(0)
+        return Blocked(shape, block_size, dims)
 
     def identities(param):
-        shape = shape_of(param)
-        pieces = blocks(param.reshape(shape), block_size) if shape else []
-        return _identities(param, pieces, dimensions(shape))
+        return blocks_of(param).identities(param)
 
-    def preconditioned(g, state, shape, ctx):
-        """Return the direction, the statistics and the roots."""
-        dims, pieces = dimensions(shape), blocks(g.reshape(shape), block_size)
-        exponent = 1 / (inverse_exponent_override or 2 * len(dims))
+    def magnitude(g, state, ctx):
+        """Return the direction of the grafted method, and its new slot."""
+        if not has_statistics:
+            return g.sign() if graft_type == "sqrtn" else g, {}
+        square, D = g.square(), state["graft_statistics"]
+        summed = graft_type == "adagrad"
+        D = D + square if summed else _averaged(D, square, beta2, ctx)
+        return g / (safe_sqrt(D) + diagonal_eps), {"graft_statistics": D}
+
+    def preconditioned(blocked, g, state, ctx):
+        """Return the direction, and the new statistics and roots."""
         old_L, old_P = state["statistics"], state["preconditioners"]
-
-        def statistics():
-            grams = [gram(piece, i) for piece in pieces for i in dims]
-            pairs = zip(old_L, grams, strict=True)
-            return [_averaged(L, G, beta2, ctx) for L, G in pairs]
+        exponent = 1 / (inverse_exponent_override or 2 * len(blocked.dims))
 
         def roots():
             return [inverse_root(x, exponent, ridge=matrix_eps) for x in L]
 
-        L = ctx.every(statistics_compute_steps, 0, statistics, lambda: old_L)
+        L = ctx.every(
+            statistics_compute_steps,
+            0,
+            lambda: blocked.averages(old_L, g, beta2, ctx),
+            lambda: old_L,
+        )
         P = ctx.every(preconditioning_compute_steps, 0, roots, lambda: old_P)
-        remaining = iter(P)
-        directions = []
-        for piece in pieces:
-            of_piece = [next(remaining) for _ in dims]
-            directions.append(change_basis(piece, dims, of_piece, back=True))
-        return joined(directions, shape, block_size).reshape(g.shape), L, P
+        s = blocked.joined(blocked.products(g, P), g)
+        return s, {"statistics": L, "preconditioners": P}
 
     def update(g, state, p, ctx):
-        new, u = {}, g
-        if has_statistics:
-            square, D = g.square(), state["graft_statistics"]
-            summed = graft_type == "adagrad"
-            D = D + square if summed else _averaged(D, square, beta2, ctx)
-            new["graft_statistics"] = D
-            u = g / (safe_sqrt(D) + diagonal_eps)
-        elif graft_type == "sqrtn":
-            u = g.sign()
-        shape, s = shape_of(g), u
-        if shape:
-            s, new["statistics"], new["preconditioners"] = preconditioned(
-                g, state, shape, ctx
-            )
+        u, new = magnitude(g, state, ctx)
+        s, blocked = u, blocks_of(g)
+        if blocked.dims and g.numel():
+            s, of_blocks = preconditioned(blocked, g, state, ctx)
+            new |= of_blocks
         if graft_type != "none":
             s = grafted(s, u, 1e-16)
         directions = []
@@ -308,16 +331,24 @@ def scale_by_scalable_shampoo(
     return slots, update
 
 
-def _identities(param, pieces, dims):
-    """Return an identity matrix for each of these dimensions of all blocks of a leaf."""
-    like = {"dtype": param.dtype, "device": param.device}
-    return [torch.eye(piece.shape[i], **like) for piece in pieces for i in dims]
-
-
 def _averaged(old, new, beta, ctx):
     """Return the average with this decay, or the sum if it is 1."""
     decay = exact(beta, ctx.time.device)
     return beta * old + torch.where(decay == 1, 1.0, 1 - decay) * new
+
+
+def _merged_from_the_end(shape: Sequence[int], limit: int, target: int) -> list[int]:
+    """Merge neighboring dimensions while their product is at most `limit`, until `target` dimensions are left."""
+    sizes = [size for size in shape if size != 1] or [1]
+    merged_sizes = [sizes.pop()]
+    while sizes:
+        merges = len(merged_sizes) + len(sizes) > target
+        size = sizes.pop()
+        if merges and size * merged_sizes[0] <= limit:
+            merged_sizes[0] *= size
+        else:
+            merged_sizes.insert(0, size)
+    return merged_sizes
 
 
 @per_tensor(compiles="lists", whole=True)
@@ -403,71 +434,61 @@ def scale_by_distributed_shampoo(
             "scale_by_distributed_shampoo: pass either a positive eps or pseudo_inverse=True with eps=0.0"
         )
 
-    def shape_of(x):
-        sizes = [size for size in x.shape if size != 1] or [1]
-        shape = [sizes.pop()]
-        while sizes:
-            merges = len(shape) + len(sizes) > target_dims
-            size = sizes.pop()
-            if merges and size * shape[0] <= max_preconditioner_dim:
-                shape[0] *= size
-            else:
-                shape.insert(0, size)
-        return shape
-
-    def pieces_of(x):
-        whole = x.reshape(shape_of(x))
-        return blocks(whole, max_preconditioner_dim) if x.numel() else []
+    def blocks_of(x):
+        shape = _merged_from_the_end(x.shape, max_preconditioner_dim, target_dims)
+        return Blocked(shape, max_preconditioner_dim, range(len(shape)))
 
     def identities(param):
-        return _identities(param, pieces_of(param), range(len(shape_of(param))))
+        return blocks_of(param).identities(param)
 
-    def averages(g, state, ctx):
-        """Return the filtered gradient, the direction of the grafted method, and their new slots."""
-        new, f = {}, g
-        if not is_off(beta1):
-            m = state["filtered_grad"]
-            new["filtered_grad"] = running_mean(m, g, beta1)
-            f = running_mean(m, g, beta3)
-            if use_bias_correction:
-                power = 1 - ctx.bias_correction(beta1, ctx.time - 1)
-                # A 0-d leaf would become float64.
-                f = (f / (1 - beta3 * power)).to(g.dtype)
+    def filtered(g, state, ctx):
+        """Return the filtered gradient, and its new slot."""
+        if is_off(beta1):
+            return g, {}
+        m = state["filtered_grad"]
+        new, f = running_mean(m, g, beta1), running_mean(m, g, beta3)
+        if use_bias_correction:
+            power = 1 - ctx.bias_correction(beta1, ctx.time - 1)
+            # A 0-d leaf would become float64.
+            f = (f / (1 - beta3 * power)).to(g.dtype)
+        return f, {"filtered_grad": new}
+
+    def magnitude(f, g, state, ctx):
+        """Return the direction of the grafted method, and its new slot."""
         if not has_squares:
-            return f, f, new
+            return f, {}
         v, square_of_g = state["adagrad"], g.square()
         summed = graft == "adagrad"
         v = v + square_of_g if summed else running_mean(v, square_of_g, graft_beta2)
         root = corrected_root(v, ctx, graft_beta2) if graft == "adam" else safe_sqrt(v)
-        return f, f / (root + graft_eps), {**new, "adagrad": v}
+        return f / (root + graft_eps), {"adagrad": v}
 
     def is_due(step):
         return (step == start) | (step > start) & (step % precondition_frequency == 0)
 
     def update(g, state, p, ctx):
-        f, u, new = averages(g, state, ctx)
+        f, of_filter = filtered(g, state, ctx)
+        u, of_graft = magnitude(f, g, state, ctx)
+        new, blocked = of_filter | of_graft, blocks_of(g)
         if not g.numel():
             return u, new
-        dims = list(range(len(shape_of(g))))
-        grams = [gram(piece, i) for piece in pieces_of(g) for i in dims]
-        pairs = zip(state["factor_matrices"], grams, strict=True)
-        S = [_averaged(old, G, beta2, ctx) for old, G in pairs]
+        S = blocked.averages(state["factor_matrices"], g, beta2, ctx)
         corrects = (exact(beta2, ctx.time.device) < 1) & use_bias_correction
         c = torch.where(corrects, ctx.bias_correction(beta2), 1.0)
-        e = 1 / (2 * len(dims)) if exponent is None else exponent
+        e = 1 / (2 * len(blocked.dims)) if exponent is None else exponent
 
         def roots():
             return [
                 inverse_root(s / c + eps * eye, e, floor=eps, pseudo=pseudo_inverse)
-                for s, eye in zip(S, identities(g), strict=True)
+                for s, eye in zip(S, blocked.identities(g), strict=True)
             ]
 
         R = ctx.when(is_due, roots, lambda: state["inv_factor_matrices"])
-        remaining, directions = iter(R), []
-        for piece, magnitude in zip(pieces_of(f), pieces_of(u), strict=True):
-            d = change_basis(piece, dims, [next(remaining) for _ in dims], back=True)
-            directions.append(d if graft is None else grafted(d, magnitude, 1e-16))
-        d = joined(directions, shape_of(g), max_preconditioner_dim).reshape(g.shape)
+        directions = blocked.products(f, R)
+        if graft is not None:
+            pairs = zip(directions, blocked.pieces(u), strict=True)
+            directions = [grafted(d, magnitude, 1e-16) for d, magnitude in pairs]
+        d = blocked.joined(directions, g)
         new |= {"factor_matrices": S, "inv_factor_matrices": R}
         return torch.where(ctx.step >= start, d, u), new
 

@@ -17,7 +17,7 @@ from gradtx.algorithms._math import (
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Decay, NonNegative, Scalar, is_off
+from gradtx.arguments import Decay, NonNegative, OpenFraction, Scalar, is_off
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema, linear, square
 from gradtx.transform import chain
@@ -181,7 +181,7 @@ def scale_by_focus(
 @per_tensor(elementwise=True, owns_lr=True)
 def scale_by_rprop(
     lr,
-    etas: tuple[Annotated[Scalar, "(0, 1)"], Annotated[Scalar, "(1, inf)"]] = (
+    etas: tuple[OpenFraction, Annotated[Scalar, "(1, inf)"]] = (
         0.5,
         1.2,
     ),

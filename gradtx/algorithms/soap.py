@@ -15,14 +15,6 @@ from gradtx.algorithms._math import (
     safe_sqrt,
 )
 from gradtx.algorithms._polynomials import Coefficients, Steps
-from gradtx.algorithms._rotation import (
-    Rotation,
-    change_basis,
-    is_empty,
-    kl_scales,
-    whitened,
-)
-from gradtx.algorithms._spaces import Space
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.adam_variants import scale_by_laprop
 from gradtx.algorithms.momentum import trace_ema
@@ -30,7 +22,16 @@ from gradtx.algorithms.muon import Adjustment, muon_like, orthogonalize
 from gradtx.algorithms.projection import decay_after_step
 from gradtx.algorithms.scaling import hold_until, scale_by_learning_rate
 from gradtx.arguments import Betas, Count, Decay, NonNegative, Scalar, Static
-from gradtx.combinators.rotated import rotated
+from gradtx.combinators._spaces import Space
+from gradtx.combinators.coordinates import (
+    Factors,
+    Rotation,
+    change_basis,
+    is_empty,
+    kl_scales,
+    rotated,
+    whitened,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import init_of, square
 from gradtx.transform import GradientTransformation, chain
@@ -53,14 +54,11 @@ def scale_by_soap(
     betas=(0.95, 0.95),
     shampoo_beta: Decay | None = None,
     eps=1e-8,
-    precondition_frequency: Count = 10,
-    max_precondition_dim: Count = 10000,
-    merge_dims=False,
+    *,
     precondition_1d=False,
     normalize_gradient=False,
     correct_bias=True,
-    *,
-    stagger: Static[bool] = False,
+    **options: Annotated[Any, Factors],
 ):
     r"""Run Adam on the gradient rotated into the eigenbases of its Kronecker factors: SOAP.
 
@@ -114,14 +112,7 @@ def scale_by_soap(
     part, is finite, and does not match difference quotients. Second derivatives through the bases are not available.
     """
     beta = betas[1] if shampoo_beta is None else shampoo_beta
-    rotation = Rotation(
-        beta=beta,
-        precondition_frequency=precondition_frequency,
-        max_precondition_dim=max_precondition_dim,
-        merge_dims=merge_dims,
-        precondition_1d=precondition_1d,
-        stagger=stagger,
-    )
+    rotation = Rotation(beta=beta, precondition_1d=precondition_1d, **options)
     adam = adam_along_bases(betas, eps, correct_bias, normalize_gradient)
     return Space(adam, rotation, reads_grad=False)
 
@@ -141,10 +132,9 @@ def adam_along_bases(
 @per_tensor
 def corrected_later(betas, normalizes: bool, corrects: bool):
     """Remove the bias correction from Adam's direction, normalize the result, and apply the correction again."""
-    beta1, beta2 = betas
 
     def update(update, state, param, ctx):
-        factor = ctx.bias_correction(beta2).sqrt() / ctx.bias_correction(beta1)
+        factor = hat_rate(1.0, ctx, betas)
         if not normalizes:
             return update / factor, state
         update = update / (1e-30 + rms(update))
@@ -158,11 +148,7 @@ def scale_by_kl_shampoo(
     betas=(0.95, 0.95),
     eps=1e-8,
     adam_eps: NonNegative = 1e-8,
-    precondition_frequency: Count = 10,
-    max_precondition_dim: Count = 10000,
-    merge_dims=False,
-    *,
-    stagger: Static[bool] = False,
+    **options: Annotated[Any, Factors],
 ):
     r"""Whiten the momentum with Kronecker factors that minimize a Kullback-Leibler divergence: KL-Shampoo.
 
@@ -204,13 +190,7 @@ def scale_by_kl_shampoo(
     on rounding where statistics are rank-deficient.
     """
     beta1, beta2 = betas
-    rotation = Rotation(
-        beta=beta2,
-        precondition_frequency=precondition_frequency,
-        max_precondition_dim=max_precondition_dim,
-        merge_dims=merge_dims,
-        stagger=stagger,
-    )
+    rotation = Rotation(beta=beta2, **options)
     moments, average = adam_moments(betas)
 
     def init(param):
@@ -323,7 +303,7 @@ def scale_by_gradient_rms(betas=(0.9, 0.999), eps=1e-8):
 
 
 def decayed(
-    direction: GradientTransformation, lr: Any, weight_decay: Any
+    direction: GradientTransformation, lr, weight_decay
 ) -> GradientTransformation:
     """Chain a direction, its rate, and decay after the step."""
     return chain(
@@ -332,7 +312,7 @@ def decayed(
 
 
 def decayed_from_second_step(
-    direction: GradientTransformation, lr: Any, weight_decay: Any
+    direction: GradientTransformation, lr, weight_decay
 ) -> GradientTransformation:
     """Chain the same with a first step that only initializes the bases, in which the decay does not act either."""
     return chain(decayed(direction, lr, weight_decay), hold_until(2))
@@ -398,12 +378,9 @@ def kl_soap(
     shampoo_beta: Decay | None = None,
     eps=1e-8,
     weight_decay=0.01,
-    precondition_frequency: Count = 10,
-    max_precondition_dim: Count = 10000,
-    merge_dims=False,
-    correct_bias=True,
     *,
-    stagger: Static[bool] = False,
+    correct_bias=True,
+    **options: Annotated[Any, Factors],
 ):
     r"""KL-SOAP: SOAP with factors that minimize a Kullback-Leibler divergence.
 
@@ -449,10 +426,7 @@ def kl_soap(
         adam_along_bases(betas, eps, correct_bias),
         statistics="kl",
         beta=betas[1] if shampoo_beta is None else shampoo_beta,
-        precondition_frequency=precondition_frequency,
-        max_precondition_dim=max_precondition_dim,
-        merge_dims=merge_dims,
-        stagger=stagger,
+        **options,
     )
     return decayed_from_second_step(direction, lr, weight_decay)
 
@@ -464,11 +438,7 @@ def soap_laprop(
     shampoo_beta: Decay | None = None,
     eps=1e-8,
     weight_decay=0.01,
-    precondition_frequency: Count = 10,
-    max_precondition_dim: Count = 10000,
-    merge_dims=False,
-    *,
-    stagger: Static[bool] = False,
+    **options: Annotated[Any, Factors],
 ):
     r"""SOAP with LaProp instead of Adam: gradients are normalized in the eigenbasis first, then averaged.
 
@@ -513,10 +483,7 @@ def soap_laprop(
     direction = rotated(
         scale_by_laprop(betas, eps),
         beta=betas[1] if shampoo_beta is None else shampoo_beta,
-        precondition_frequency=precondition_frequency,
-        max_precondition_dim=max_precondition_dim,
-        merge_dims=merge_dims,
-        stagger=stagger,
+        **options,
     )
     return decayed_from_second_step(direction, lr, weight_decay)
 

@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 
-def _corrected(grad: Tensor, last: Tensor, gamma: Any, beta: Any) -> Tensor:
+def _corrected(grad: Tensor, last: Tensor, gamma, beta) -> Tensor:
     """Return g + gamma beta / (1 - beta) (g - g_last), clipped to a norm of at most 1."""
     change = grad + gamma * beta / (1 - beta) * (grad - last)
     return change / norm(change).clamp(min=1.0)

@@ -11,4 +11,4 @@ Transformation: TypeAlias = Any  # gradtx.transform.GradientTransformation
 Leaf: TypeAlias = Any  # gradtx.execution.execute.Leaf
 Operation: TypeAlias = Any  # gradtx.execution.execute.Operation
 Run: TypeAlias = Any  # gradtx.execution.runs.Run
-SpaceRun: TypeAlias = Any  # gradtx.algorithms._spaces.SpaceRun
+SpaceRun: TypeAlias = Any  # gradtx.combinators._spaces.SpaceRun

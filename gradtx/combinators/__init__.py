@@ -2,22 +2,16 @@
 
 from gradtx.base.names import public_names as _public_names
 from gradtx.combinators.agreement import *
+from gradtx.combinators.averages import *
 from gradtx.combinators.blocks import *
 from gradtx.combinators.clocks import *
+from gradtx.combinators.coordinates import *
 from gradtx.combinators.frame import *
-from gradtx.combinators.graft import *
-from gradtx.combinators.hyperball import *
-from gradtx.combinators.line_search import *
-from gradtx.combinators.lookahead import *
-from gradtx.combinators.low_rank import *
-from gradtx.combinators.norm_ratio import *
+from gradtx.combinators.multi_point import *
 from gradtx.combinators.outer import *
 from gradtx.combinators.precision import *
 from gradtx.combinators.qk_clip import *
-from gradtx.combinators.rotated import *
-from gradtx.combinators.schedule_free import *
 from gradtx.combinators.selection import *
-from gradtx.combinators.sharpness import *
 from gradtx.combinators.tuners import *
 
 # Type checkers read the names from the imports above.

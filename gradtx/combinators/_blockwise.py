@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx.algorithms._spaces import run_at_owner
 from gradtx.base.dtensor import (
     from_local_like,
     full_tensor,
@@ -25,6 +24,7 @@ from gradtx.base.dtensor import (
 from gradtx.base.errors import Path
 from gradtx.base.tree import map_tensors
 from gradtx.combinators._division import Division, LocalBlocks, local_blocks
+from gradtx.combinators._spaces import run_at_owner
 from gradtx.distributed.layouts import placements_by_rows
 from gradtx.execution.execute import Block, Leaf, Operation, Position, complex_error
 from gradtx.execution.runs import LateTerm, Run
@@ -47,7 +47,7 @@ class BlockRun:
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         return self._slots.get(path, {})
 
-    def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
+    def add_late(self, place: LateTerm, leaf: str, term) -> None:
         raise ValueError(
             f"{'.'.join(place.path)}: {place.name!r} cannot be summed over blocks; move it outside blocks"
         )
@@ -81,13 +81,13 @@ class Choosing:
     is_complex = False  # complex leaves cannot be divided
     inputs = (None, None)
 
-    def __init__(self, leaf: Any, division: Division):
+    def __init__(self, leaf, division: Division):
         self.name: str = leaf.name
         self.run = self
         self._leaf = leaf
         self._division = division
 
-    def choice(self, path: Path, leaf: Any, selector: Any) -> Any:
+    def choice(self, path: Path, leaf, selector) -> Any:
         selector_of_block = OfBlock(selector, self._division)
         return self._leaf.run.choice(path, self._leaf, selector_of_block)
 
@@ -95,14 +95,14 @@ class Choosing:
 class OfBlock:
     """A selector that is applied to the first block of a leaf."""
 
-    def __init__(self, selector: Any, division: Division):
+    def __init__(self, selector, division: Division):
         self.by_name = selector.by_name
         self.mark = selector.mark
         self.recall = selector.recall
         self._selector = selector
         self._division = division
 
-    def choose(self, name: str, tensor: Any) -> Any:
+    def choose(self, name: str, tensor) -> Any:
         if tensor is not None and not is_lazy(tensor):
             self._division.check(name, tensor.shape)
             blocks = self._division.batch(0, full_tensor(tensor.detach()))
@@ -133,7 +133,7 @@ class DividedBlock(Block):
         self._division = division
         self._alone = alone
 
-    def for_leaf(self, leaf: Any) -> list[Any]:
+    def for_leaf(self, leaf) -> list[Any]:
         if leaf.is_complex:
             raise complex_error("blocks", leaf)
         inner = super().for_leaf(Choosing(leaf, self._division))  # type: ignore[arg-type]
@@ -149,7 +149,7 @@ class DividedBlock(Block):
                 run_at_owner(operations, self._tx)
         return operations
 
-    def labels(self, leaf: Any) -> list[tuple[Any, Any]]:
+    def labels(self, leaf) -> list[tuple[Any, Any]]:
         return super().labels(Choosing(leaf, self._division))  # type: ignore[arg-type]
 
 
@@ -202,7 +202,7 @@ class InBlocks(Operation):
             pieces.run()
         return self._payload(leaf)
 
-    def resume(self, leaf: Leaf, total: Any) -> Any:
+    def resume(self, leaf: Leaf, total) -> Any:
         leaf.saved[self._program].resume(self._position, total)
         return self._payload(leaf)
 
@@ -258,11 +258,11 @@ class Pieces:
         self._batches = [Batch(numbers, {}, []) for numbers in groups]
         self._stack()
 
-    def _plain(self, tensor: Any) -> Tensor:
+    def _plain(self, tensor) -> Tensor:
         """Return the tensor to divide into blocks: the whole tensor, or this rank's local shard."""
         return full_tensor(tensor) if self._local is None else local(tensor)
 
-    def _placed(self, tensor: Tensor, like: Any) -> Any:
+    def _placed(self, tensor: Tensor, like) -> Any:
         """Invert `_plain`, for a tensor sharded like `like`."""
         if self._local is None:
             return placed_as(tensor, like)
@@ -346,7 +346,7 @@ class Pieces:
             name: sum(terms[name].sum() for terms in waiting) for name in waiting[0]
         }
 
-    def resume(self, position: int, total: Any) -> None:
+    def resume(self, position: int, total) -> None:
         """Continue with the blocks that wait for the sums of an operation."""
         for batch in self._batches:
             if batch.stop == position:
@@ -424,7 +424,7 @@ class Pieces:
             for i, block in zip(batch.numbers, value.unbind(), strict=True):
                 yield f"{slot}_{i}", block
 
-    def _stored(self, value: Tensor, old: Any) -> Any:
+    def _stored(self, value: Tensor, old) -> Any:
         """Return a slot with the placements of its old value; a new one is sharded if the blocks are."""
         if old is not None:
             return self._placed(value, old)

@@ -39,6 +39,7 @@ class EvenParts(Division):
 
     heads: int
     dim: int
+    size: int = -1  # of a part; -1 for the quotient, as is `heads` if the size is known
 
     def check(self, name: str, shape: Sequence[int]) -> None:
         size = _size(name, shape, self.dim)
@@ -49,8 +50,7 @@ class EvenParts(Division):
             )
 
     def batch(self, i: int, x: Tensor) -> Tensor:
-        shape = (self.heads, x.shape[self.dim] // self.heads)
-        parts = cast("Tensor", x.unflatten(self.dim, shape))
+        parts = cast("Tensor", x.unflatten(self.dim, (self.heads, self.size)))
         return parts.movedim(self.dim % x.ndim, 0)
 
     def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:
@@ -72,16 +72,6 @@ class LeadingIndices(Division):
 
     def batch(self, i: int, x: Tensor) -> Tensor:
         return x.flatten(0, self.dims - 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class EqualRuns(Division):
-    """Divide dimension 0 into as many consecutive runs of a given size as it contains."""
-
-    size: int
-
-    def batch(self, i: int, x: Tensor) -> Tensor:
-        return x.reshape((len(x) // self.size, self.size, *x.shape[1:]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +162,7 @@ def _size(name: str, shape: Sequence[int], dim: int) -> int:
 LocalBlocks: TypeAlias = tuple[Division, int]
 
 
-def local_blocks(division: Division, like: Any) -> LocalBlocks | None:
+def local_blocks(division: Division, like) -> LocalBlocks | None:
     """Return the blocks of a sharded leaf if each is on a single rank; None if a block is split across ranks."""
     ranks = ranks_along_rows(like)
     if ranks is None:
@@ -186,10 +176,10 @@ def local_blocks(division: Division, like: Any) -> LocalBlocks | None:
     rows_of_shard = -(-rows // ranks)  # rounded up
     if not rows_of_block or rows_of_shard % rows_of_block:
         return None
-    return EqualRuns(rows_of_block), division.heads
+    return EvenParts(-1, 0, rows_of_block), division.heads
 
 
-def division(heads: Any, sizes: Any, batch: Any, view: Any, dim: int) -> Division:
+def division(heads, sizes, batch, view, dim: int) -> Division:
     """Return the division specified by the arguments of `blocks`.
 
     Raises:
@@ -219,7 +209,7 @@ def division(heads: Any, sizes: Any, batch: Any, view: Any, dim: int) -> Divisio
     return _runs(sizes, heads, dim)
 
 
-def _runs(sizes: Any, heads: Any, dim: int) -> Runs:
+def _runs(sizes, heads, dim: int) -> Runs:
     """Return the division into runs of the given sizes, each with its number of heads."""
     _check_counts("sizes", sizes)
     if not isinstance(heads, tuple | list):
@@ -237,7 +227,7 @@ def _runs(sizes: Any, heads: Any, dim: int) -> Runs:
     return Runs(split, join, tuple(sizes), tuple(heads), dim)
 
 
-def _check_counts(what: str, counts: Any) -> None:
+def _check_counts(what: str, counts) -> None:
     """Raise an error unless `counts` is a non-empty sequence of positive integers."""
     is_list = isinstance(counts, tuple | list) and len(counts) > 0
     if not is_list or not all(type(count) is int and count > 0 for count in counts):

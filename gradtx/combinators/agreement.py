@@ -1,4 +1,4 @@
-"""Combinators that act where a transformation agrees with its input: cautious decay after the step, a trust gate."""
+"""Combinators that compare transformations with each other or with their input: agreement, lengths."""
 
 from __future__ import annotations
 
@@ -7,14 +7,26 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import at_least, at_most, may_decay, norm
+from gradtx.algorithms._math import (
+    at_least,
+    at_most,
+    grafted,
+    may_decay,
+    norm,
+    safe_sqrt,
+)
 from gradtx.algorithms._matrix import schatten4_norms
 from gradtx.arguments import Scalar
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, chain
 
-__all__ = ["blend_by_agreement", "cautious_decay_after"]
+__all__ = [
+    "blend_by_agreement",
+    "cautious_decay_after",
+    "graft",
+    "scale_by_norm_ratio",
+]
 
 
 @combinator(needs="params")
@@ -124,3 +136,101 @@ def blend_by_agreement(
 def _schatten4(x: Tensor) -> Tensor:
     matrix = x.flatten(1) if x.ndim > 1 else x.reshape(1, -1)
     return schatten4_norms(matrix).reshape(())
+
+
+@combinator
+def graft(
+    direction: GradientTransformation,
+    magnitude: GradientTransformation,
+    eps=1e-16,
+):
+    r"""Take the direction of one transformation and the length of another, leaf by leaf.
+
+    Both receive the same update. With the result $d$ of the first and $m$ of the second, the update is
+    $d \, \lVert m \rVert / (\lVert d \rVert + \epsilon)$. This transfers a tuned learning rate to a new direction.
+
+    Args:
+        direction: Computes the direction $d$, usually without a learning rate.
+        magnitude: Determines the length $\lVert m \rVert$.
+        eps: $\epsilon \ge 0$, for leaves where $d$ is 0.
+
+    Returns:
+        A transformation that preserves shapes and dtypes. State: the entries of both transformations, under `direction`
+        and `magnitude`; `graft` itself has none.
+
+    Raises:
+        TypeError: If an argument is not a transformation.
+        ValueError: If `eps` is negative.
+
+    Example:
+        >>> tx = gradtx.graft(gradtx.scale(1.0), gradtx.clip_by_value(0.5))
+        >>> # 5 long -> as long as (0.5, 0.5)
+        >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init({}))[0]["w"]
+        tensor([0.4243, 0.5657])
+
+    Source: Agarwal et al. 2020, arXiv:2002.11803. Departures: none.
+    """
+
+    def leave(updates, state, param, ctx):
+        return grafted(updates["direction"], updates["magnitude"], eps), state
+
+    return Frame(
+        {"direction": direction, "magnitude": magnitude}, leave=leave, elementwise=False
+    )
+
+
+@combinator
+def scale_by_norm_ratio(
+    tx: GradientTransformation,
+    betas=(0.95, 0.95),
+    eps=1e-8,
+    correct_bias=False,
+):
+    r"""Scale the direction of a transformation by the norm of its input, relative to that of the gradients.
+
+    With the input $u$, the gradient $g$ of the leaf and $v_t = \beta_2 v_{t-1} + (1-\beta_2) \lVert g \rVert^2$ from 0,
+    the update is $\mathrm{tx}(u)\, \lVert u \rVert / (\sqrt{v_t} + \epsilon)$: the ratio is near 1 while gradients
+    agree, and small while they are noise. Suited to directions whose size carries no information, such as that of
+    `orthogonalize`.
+
+    Args:
+        tx: Computes the direction.
+        betas: $\beta_1$ of the momentum $u$, used by `correct_bias` only, and $\beta_2$, each in [0, 1).
+        eps: $\epsilon \ge 0$.
+        correct_bias: Divide $\lVert u \rVert$ by $1 - \beta_1^t$ and $v_t$ by $1 - \beta_2^t$.
+
+    Returns:
+        A transformation that preserves shapes and dtypes. State: `exp_avg_sq`, 0-d in the dtype of the leaf, and the
+        entries of `tx`.
+
+    Raises:
+        TypeError: If `tx` is not a transformation.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> tx = gradtx.scale_by_norm_ratio(gradtx.scale_by_sign(), betas=(0.0, 0.75))
+        >>> # 5 / sqrt(25 / 4)
+        >>> tx.update({"w": torch.tensor([3.0, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
+        tensor([ 2., -2.])
+
+    Source: NAMO, arXiv:2602.17080. Departures: none.
+    """
+    beta1, beta2 = betas
+
+    def init(param):
+        return {"exp_avg_sq": param.new_zeros(())}
+
+    def enter(update, state, param, ctx):
+        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * ctx.grad.square().sum()
+        return update, {"exp_avg_sq": square, "size": norm(update)}
+
+    def leave(update, state, param, ctx):
+        size, square = state["size"], state["exp_avg_sq"]
+        if correct_bias:
+            size = size / ctx.bias_correction(beta1)
+            corrected = square / ctx.bias_correction(beta2)
+        else:
+            corrected = square
+        return update * (size / (safe_sqrt(corrected) + eps)), {"exp_avg_sq": square}
+
+    return Frame(tx, init, enter, leave, elementwise=False, whole=True)

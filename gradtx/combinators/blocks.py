@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from gradtx.algorithms._spaces import can_run_at_owner, reads_by_leaf
 from gradtx.arguments import Static
 from gradtx.base.selectors import Selector, Where, check_not_empty
 from gradtx.combinators._blockwise import DividedBlock
 from gradtx.combinators._division import Division, division
+from gradtx.combinators._spaces import can_run_at_owner, reads_by_leaf
 from gradtx.execution.execute import Block, Branch
 from gradtx.execution.runs import Scope
 from gradtx.rules import Combinator, combinator

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._spaces import (
-    Inside,
-    Outside,
-    can_run_at_owner,
-    run_at_owner,
-)
 from gradtx.base.errors import Path
+from gradtx.base.exact import exact
 from gradtx.base.messages import describe, shortly
-from gradtx.combinators._contract import (
-    Sums,
-    check_inner,
-    checked_sums,
-    checked_ticks,
-)
+from gradtx.combinators._spaces import Inside, Outside, can_run_at_owner, run_at_owner
 from gradtx.execution.context import Clock, FrameContext
 from gradtx.execution.execute import Leaf, Operation, Position, takes_none
 from gradtx.execution.rule import (
@@ -40,7 +32,10 @@ from gradtx.execution.tree_rule import Functions, GradientOperation
 from gradtx.rules import Combinator
 from gradtx.transform import GradientTransformation
 
-__all__ = ["Frame", "InnerClock"]
+__all__ = [
+    "Frame",
+    "InnerClock",
+]
 
 # By name: slots and shared values, the values of a clock, or sums.
 Values: TypeAlias = dict[str, Tensor]
@@ -149,10 +144,12 @@ class Frame(Combinator):
 
     def rejects(self) -> tuple[str, ...]:
         rejected = []
-        if self.leave is not None or isinstance(self.inner, Mapping):
+        has_arms = isinstance(self.inner, Mapping)
+        if self.leave is not None or has_arms:
             rejected.append("rounds")
         # Such a leaf does not enter, but an inner combinator may update it.
-        if self.enter is not None and self.init is not None and not self.takes_none:
+        has_slots = self.enter is not None and self.init is not None
+        if has_arms or (has_slots and not self.takes_none):
             rejected.append("takes None")
         if self.clock is not None:
             rejected.append("exchanges")
@@ -312,12 +309,13 @@ class Enter(RuleOperation):
                 self._decide({})
             run.commits.append(self._commit)
 
-    def _decide(self, sums: Mapping[str, Tensor]) -> None:
+    def _decide(self, sums: Any) -> None:
         """Determine whether the clock counts this call."""
         clock, name = self.frame.clock, self.rule.name
         assert clock is not None
-        checked = Sums(sums, name, clock.measure is not None)
-        result = clock.ticks(dict(self._old_shared), checked)
+        if clock.measure is not None and not sums:  # no leaf had a gradient
+            sums = defaultdict(functools.partial(exact, 0.0, self.run.device))
+        result = clock.ticks(dict(self._old_shared), sums)
         self.ticks, self._new_shared = checked_ticks(name, result, clock.start)
         if self.clock is not None:
             step = torch.where(self.ticks, self.clock.step, self.old_step)
@@ -327,7 +325,7 @@ class Enter(RuleOperation):
         """Return whether the inner clock counts this call, on the leaf's device."""
         return None if self.ticks is None else self.ticks.to(leaf.device)
 
-    def _restarts_at(self, step: Any, outside: Any) -> Any:
+    def _restarts_at(self, step, outside) -> Any:
         """Return whether the inner transformation restarts at a step, or with its surroundings."""
         assert self.frame.restarts is not None
         restarts = self.frame.restarts(step)
@@ -354,14 +352,10 @@ class Enter(RuleOperation):
 
     def around_arms(self, txs: Mapping[str, GradientTransformation]) -> list[Any]:
         """Return the operations of the frame around several inner transformations."""
-        arms = {
-            arm: self.inside(tx, (*self.path, arm), i)
-            for i, (arm, tx) in enumerate(txs.items())
-        }
-        takes = any(takes_none(operations) for operations in arms.values())
         inner = []
-        for arm, operations in arms.items():
-            inner += [*operations, NextArm(self, arm, takes)]
+        for i, (arm, tx) in enumerate(txs.items()):
+            operations = self.inside(tx, (*self.path, arm), i)
+            inner += [*operations, NextArm(self, arm)]
         return self.between(inner)
 
     def _commit(self) -> None:
@@ -400,7 +394,7 @@ class Enter(RuleOperation):
         measured = [(leaf, terms) for leaf, terms in waiting if terms]
         return super().combine(measured) if measured else {}
 
-    def resume(self, leaf: Leaf, total: Any) -> Any:
+    def resume(self, leaf: Leaf, total) -> Any:
         if self.ticks is None:
             self._decide(total)
         return self._enter(leaf)
@@ -423,7 +417,7 @@ class Enter(RuleOperation):
             leaf.clock = self.clock
 
     def call(
-        self, leaf: Leaf, update: Any, inner: Values, state: RuleState | None = None
+        self, leaf: Leaf, update, inner: Values, state: RuleState | None = None
     ) -> Call:
         """Return the arguments of `enter` or `leave` for a leaf; without a state, the stored one."""
         compute_dtype = self.stage.compute_dtype(leaf)
@@ -434,7 +428,7 @@ class Enter(RuleOperation):
         context = FrameContext(leaf, compute_dtype, self.ticks_for(leaf), inner)
         return Call(leaf, update, state, param, context, compute_dtype, old)
 
-    def _finish(self, call: Call, out: Any) -> None:
+    def _finish(self, call: Call, out) -> None:
         leaf = call.leaf
         if isinstance(out, types.GeneratorType):
             raise TypeError(
@@ -469,7 +463,7 @@ def _whole(start: int, device: torch.device) -> Callable[[], Tensor]:
     return lambda: torch.full((), start, dtype=torch.int64, device=device)
 
 
-def _checked(name: str, function: str, out: Any) -> tuple[Tensor, Values, Any]:
+def _checked(name: str, function: str, out) -> tuple[Tensor, Values, Any]:
     """Return the update and the state that a function of the frame has returned, and a third value or None."""
     values: Any = out if isinstance(out, tuple | list) else ()
     if len(values) not in (2, 3) or not isinstance(values[1], dict):
@@ -480,16 +474,15 @@ def _checked(name: str, function: str, out: Any) -> tuple[Tensor, Values, Any]:
     return update, state, third
 
 
-def _identity(update: Any, state: Any, param: Any, ctx: Any) -> Any:
+def _identity(update, state, param, ctx) -> Any:
     return update, state
 
 
 class NextArm(Operation):
     """The operation between inner transformations that all receive the same updates."""
 
-    def __init__(self, enter: Enter, arm: str, takes_none: bool):
+    def __init__(self, enter: Enter, arm: str):
         self.path = (*enter.path, arm, "")
-        self.takes_none = takes_none
         self._enter = enter
         self._arm = arm
 
@@ -522,12 +515,14 @@ class Leave(RuleOperation):
     def _begin(self, leaf: Leaf) -> Any:
         outside: Entered = leaf.saved.pop(self._enter)
         outside.restore(leaf)
-        update = self._of_arms(outside.arms, leaf) if outside.arms else leaf.update
-        if leaf.update is not None and outside.grad is None:
+        if outside.arms:
+            leaf.update, *_ = outside.arms.values()
+            return self._leave(leaf, outside, outside.arms)
+        if leaf.update is None:
+            return None
+        if outside.grad is None:
             # An inner combinator created an update for a leaf without a gradient.
             leaf.grad = torch.zeros_like(leaf.update)
-        if outside.arms or update is None:
-            return self._leave(leaf, outside, update)
         ticks = self._enter.ticks_for(leaf)
         if ticks is not None:
             self._discard_unless_counted(leaf, outside, ticks)
@@ -551,25 +546,13 @@ class Leave(RuleOperation):
             yes if outside.active is None else outside.active,
         )
 
-    def _of_arms(self, arms: dict[str, Any], leaf: Leaf) -> Any:
-        """Return the updates of all inner transformations; None unless all have one."""
-        updates = [update for update in arms.values() if update is not None]
-        if not updates:
-            return None
-        # No gradient, and not all inner transformations accumulate.
-        if len(updates) < len(arms):
-            leaf.update = torch.zeros_like(updates[0])
-            return None
-        leaf.update = updates[0]
-        return arms
-
-    def _leave(self, leaf: Leaf, outside: Entered, update: Any) -> Any:
-        if update is None or (self._frame.leave is None and not outside.state):
+    def _leave(self, leaf: Leaf, outside: Entered, update) -> Any:
+        if self._frame.leave is None and not outside.state:
             return None
         inner = self._enter.inner.values(leaf)
         return self._begin_rule(self._enter.call(leaf, update, inner, outside.state))
 
-    def _finish(self, call: Call, out: Any) -> None:
+    def _finish(self, call: Call, out) -> None:
         leaf = call.leaf
         update, state, new_inner = _checked(self.rule.name, "leave", out)
         if new_inner is not None:
@@ -596,3 +579,46 @@ class Leave(RuleOperation):
     def follow(self, position: Position) -> None:
         if self._frame.clock is not None and self._frame.clock.counts:
             position.counts.pop()
+
+
+def checked_ticks(
+    owner: str, result, start: Iterable[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the checked result of a clock's `ticks`."""
+    is_pair = isinstance(result, tuple) and len(result) == 2
+    counts, new = result if is_pair else (None, None)
+    if not _is_number(counts, torch.bool) or not isinstance(new, Mapping):
+        raise TypeError(
+            f"{owner}: ticks must return (counts, values), a 0-d bool tensor and a dict, got {describe(result)}"
+        )
+    # The library counts steps itself.
+    values = {name: value for name, value in new.items() if name != "step"}
+    if values.keys() != set(start) or not all(map(_is_number, values.values())):
+        raise TypeError(
+            f"{owner}: ticks must return 0-d int64 tensors for {sorted(start)}, got {describe(values)}"
+        )
+    return counts, values
+
+
+def _is_number(value, dtype: torch.dtype = torch.int64) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and not value.ndim and value.dtype == dtype
+
+
+def checked_sums(owner: str, sums) -> dict[str, Tensor]:
+    """Return the checked result of a clock's `measure` for one leaf."""
+    if not isinstance(sums, Mapping) or any(value.ndim for value in sums.values()):
+        raise TypeError(
+            f"{owner}: measure must return a dict of 0-d tensors, got {describe(sums)}"
+        )
+    return dict(sums)
+
+
+def check_inner(owner: str, new: Mapping[str, Any], old: Mapping[str, Tensor]) -> None:
+    """Raise an error unless these values can replace inner slots."""
+    for name, value in new.items():
+        shape = old[name].shape if name in old else None
+        if not isinstance(value, Tensor) or value.shape != shape:
+            raise ValueError(
+                f"{owner}: leave must return inner slots in their shapes, which are {describe(old)}; got {name!r}: "
+                f"{describe(value)}"
+            )

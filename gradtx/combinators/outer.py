@@ -277,10 +277,10 @@ class Synchronize(Enter):
             )
         return means
 
-    def resume(self, leaf: Leaf, total: Any) -> Any:
+    def resume(self, leaf: Leaf, total) -> Any:
         return self._receive(leaf, total[leaf.name])
 
-    def _receive(self, leaf: Leaf, delta: Any) -> None:
+    def _receive(self, leaf: Leaf, delta) -> None:
         """Pass the difference to the anchor to the outer transformation, or the pending one."""
         state = leaf.saved[self].state
         if "pending" in state:

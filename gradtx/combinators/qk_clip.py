@@ -82,7 +82,7 @@ def qk_clip(
     return Fork(Selector("qk_clip", tuple(branches), wheres), branches)
 
 
-def _checked(pattern: str, value: Any) -> tuple[str, str]:
+def _checked(pattern: str, value) -> tuple[str, str]:
     if not (
         isinstance(value, tuple | list)
         and len(value) == 2
@@ -114,10 +114,6 @@ def _check_heads(
         of_shape = f"of shape {tuple(largest.shape)}"
         raise ValueError(
             f"qk_clip: max_logits[{key!r}] must be 1-D with one value per head, got a tensor {of_shape}"
-        )
-    if largest.is_complex() or largest.dtype == torch.bool:
-        raise TypeError(
-            f"qk_clip: max_logits[{key!r}] must be real numbers, got a tensor of {largest.dtype}"
         )
     rows = shape[0] if shape else 1
     if rows % len(largest):

@@ -95,7 +95,7 @@ def partition(
     return Fork(_selector_of(labels, tuple(transforms)), transforms)
 
 
-def _selector_of(labels: Any, branches: tuple[str, ...]) -> Selector:
+def _selector_of(labels, branches: tuple[str, ...]) -> Selector:
     """Return the selector for the `labels` of `partition`: a tree of labels, a dict of selectors or a function."""
     if isinstance(labels, Mapping) and set(labels) == set(branches):
         wheres = tuple(patterns("partition", where) for where in labels.values())

@@ -10,22 +10,27 @@ from gradtx.base.inputs import Params
 from gradtx.arguments import Scalar
 from gradtx.base.selectors import Where
 from gradtx.arguments import AnyLength
+from gradtx.arguments import AtLeastOne
+from gradtx.arguments import AtLeastOneOrInf
 from gradtx.arguments import Count
 from gradtx.arguments import Decay
 from gradtx.arguments import Decays
 from gradtx.arguments import Fraction
 from gradtx.arguments import NonNegative
 from gradtx.arguments import NonNegativeInt
+from gradtx.arguments import NonPositive
+from gradtx.arguments import OpenFraction
 from gradtx.arguments import Positive
+from gradtx.arguments import PositiveOrInf
 from gradtx.arguments import Static
 from gradtx.state.storage import StateDtype
 from gradtx.transform import GradientTransformation
 from gradtx.optim.optimizer import ChainOptimizer
+from gradtx.combinators.coordinates import Bases
+from gradtx.combinators.coordinates import Carry
+from gradtx.combinators.coordinates import Side
 from gradtx.algorithms._polynomials import Coefficients
 from gradtx.algorithms._polynomials import Steps
-from gradtx.algorithms._projection import Bases
-from gradtx.algorithms._projection import Carry
-from gradtx.algorithms._projection import Side
 from gradtx.algorithms.muon import Adjustment
 from gradtx.algorithms.muon import View
 from gradtx.algorithms.psgd import Mode
@@ -281,7 +286,7 @@ class AccSGD(AliasOptimizer):
         self,
         params: Params,
         lr: NonNegative,
-        kappa: Annotated[Scalar, '[1, inf)'] = 1000.0,
+        kappa: AtLeastOne = 1000.0,
         xi: NonNegative = 10.0,
         small_const: Annotated[Scalar, '(0, 1]'] = 0.7,
         weight_decay: NonNegative = 0.0,
@@ -381,7 +386,7 @@ class AdaFactor(AliasOptimizer):
         lr: NonNegative | None = None,
         eps: tuple[Positive, NonNegative] = (1e-30, 0.001),
         clip_threshold: Positive = 1.0,
-        decay_rate: Annotated[Scalar, '(-inf, 0]'] = -0.8,
+        decay_rate: NonPositive = -0.8,
         beta1: Decay | None = None,
         weight_decay: NonNegative = 0.0,
         scale_parameter: bool = True,
@@ -643,9 +648,9 @@ class Adafactor(AliasOptimizer):
         self,
         params: Params,
         lr: NonNegative = 0.01,
-        beta2_decay: Annotated[Scalar, '(-inf, 0]'] = -0.8,
+        beta2_decay: NonPositive = -0.8,
         eps: tuple[NonNegative | None, NonNegative] = (None, 0.001),
-        d: Annotated[Scalar, '[1, inf)'] = 1.0,
+        d: AtLeastOne = 1.0,
         weight_decay: NonNegative = 0.0,
         *,
         maximize: bool = False,
@@ -689,7 +694,7 @@ class Adai(AliasOptimizer):
         params: Params,
         lr: NonNegative,
         betas: Decays = (0.1, 0.99),
-        eps: Annotated[Scalar, '(0, 1)'] = 0.001,
+        eps: OpenFraction = 0.001,
         weight_decay: NonNegative = 0.0,
         decoupled_weight_decay: bool = False,
         dampening: Fraction = 1.0,
@@ -970,7 +975,7 @@ class AdaptiveGD(AliasOptimizer):
         lr: NonNegative = 0.2,
         amplifier: NonNegative = 0.02,
         damping: Positive = 1.0,
-        theta: Annotated[Scalar, '(0, inf]'] = 1.0,
+        theta: PositiveOrInf = 1.0,
         eps: NonNegative = 1e-05,
         weight_decay: NonNegative = 0.0,
         *,
@@ -1039,7 +1044,7 @@ class AliG(AliasOptimizer):
         momentum: Decay = 0.0,
         adjusted_momentum: bool = False,
         eps: NonNegative = 1e-05,
-        max_norm: Annotated[Scalar, '(0, inf]'] | None = None,
+        max_norm: PositiveOrInf | None = None,
         *,
         maximize: bool = False,
         state_dtype: StateDtype | None = None,
@@ -1137,7 +1142,7 @@ class ApolloLowRank(AliasOptimizer):
         projection: Bases = "random",
         scale_type: Literal['channel', 'tensor'] = "channel",
         scale_front: bool = False,
-        limit: Annotated[Scalar, '[1, inf)'] = 1.01,
+        limit: AtLeastOne = 1.01,
         seed: int = 0,
         *,
         maximize: bool = False,
@@ -1331,7 +1336,7 @@ class DAdaptAdaGrad(AliasOptimizer):
         weight_decay: NonNegative = 0.0,
         eps: NonNegative = 1e-06,
         d0: Positive = 1e-06,
-        growth_rate: Annotated[Scalar, '[1, inf]'] = float("inf"),
+        growth_rate: AtLeastOneOrInf = float("inf"),
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1356,7 +1361,7 @@ class DAdaptAdam(AliasOptimizer):
         decoupled_weight_decay: bool = False,
         use_bias_correction: bool = False,
         d0: Positive = 1e-06,
-        growth_rate: Annotated[Scalar, '[1, inf]'] = float("inf"),
+        growth_rate: AtLeastOneOrInf = float("inf"),
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1380,7 +1385,7 @@ class DAdaptAdan(AliasOptimizer):
         weight_decay: NonNegative = 0.02,
         no_prox: bool = False,
         d0: Positive = 1e-06,
-        growth_rate: Annotated[Scalar, '[1, inf]'] = float("inf"),
+        growth_rate: AtLeastOneOrInf = float("inf"),
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1423,7 +1428,7 @@ class DAdaptSGD(AliasOptimizer):
         momentum: Decay = 0.0,
         weight_decay: NonNegative = 0.0,
         d0: Positive = 1e-06,
-        growth_rate: Annotated[Scalar, '[1, inf]'] = float("inf"),
+        growth_rate: AtLeastOneOrInf = float("inf"),
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1597,7 +1602,7 @@ class FAdam(AliasOptimizer):
         betas: Decays = (0.9, 0.999),
         eps: NonNegative = 1e-08,
         weight_decay: NonNegative = 0.1,
-        clip: Annotated[Scalar, '(0, inf]'] = 1.0,
+        clip: PositiveOrInf = 1.0,
         p: NonNegative = 0.5,
         eps2: NonNegative = 0.01,
         *,
@@ -1639,7 +1644,7 @@ class FTRL(AliasOptimizer):
         self,
         params: Params,
         lr: Positive = 0.001,
-        lr_power: Annotated[Scalar, '(-inf, 0]'] = -0.5,
+        lr_power: NonPositive = -0.5,
         beta: NonNegative = 0.0,
         l1: NonNegative = 0.0,
         l2: NonNegative = 0.0,
@@ -1669,7 +1674,8 @@ class Fira(AliasOptimizer):
         side: Side = "short",
         projection: Bases = "svd",
         carry: Carry = "keep",
-        limit: Annotated[Scalar, '[1, inf)'] = 1.01,
+        limit: AtLeastOne = 1.01,
+        seed: int = 0,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1709,7 +1715,7 @@ class GPAAdamW(AliasOptimizer):
         eps: NonNegative = 1e-08,
         weight_decay: NonNegative = 0.0,
         mu_x: Decay = 0.9967,
-        mu_y: Annotated[Scalar, '(0, 1)'] = 0.7,
+        mu_y: OpenFraction = 0.7,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1991,7 +1997,7 @@ class Lamb(AliasOptimizer):
         weight_decay: NonNegative = 0.0,
         bias_correction: bool = True,
         grad_averaging: bool = True,
-        max_grad_norm: Annotated[Scalar, '(0, inf]'] | None = None,
+        max_grad_norm: PositiveOrInf | None = None,
         trust_clip: bool = False,
         always_adapt: bool = True,
         *,
@@ -2658,7 +2664,7 @@ class Prodigy(AliasOptimizer):
         safeguard_warmup: bool = False,
         d0: Positive = 1e-06,
         d_coef: Positive = 1.0,
-        growth_rate: Annotated[Scalar, '[1, inf]'] = float("inf"),
+        growth_rate: AtLeastOneOrInf = float("inf"),
         slice_p: Count = 1,
         *,
         maximize: bool = False,
@@ -2857,7 +2863,7 @@ class Rprop(AliasOptimizer):
         self,
         params: Params,
         lr: NonNegative = 0.01,
-        etas: tuple[Annotated[Scalar, '(0, 1)'], Annotated[Scalar, '(1, inf)']] = (0.5, 1.2),
+        etas: tuple[OpenFraction, Annotated[Scalar, '(1, inf)']] = (0.5, 1.2),
         step_sizes: tuple[NonNegative, NonNegative] = (1e-06, 50.0),
         *,
         maximize: bool = False,
@@ -3241,7 +3247,7 @@ class ScheduleFreeAdamW(AliasOptimizer):
         self,
         params: Params,
         lr: NonNegative = 0.0025,
-        betas: tuple[Annotated[Scalar, '(0, 1)'], Decay] = (0.9, 0.999),
+        betas: tuple[OpenFraction, Decay] = (0.9, 0.999),
         eps: NonNegative = 1e-08,
         weight_decay: NonNegative = 0.0,
         warmup_steps: NonNegativeInt = 0,
@@ -3265,7 +3271,7 @@ class ScheduleFreeRAdam(AliasOptimizer):
         self,
         params: Params,
         lr: NonNegative = 0.0025,
-        betas: tuple[Annotated[Scalar, '(0, 1)'], Decay] = (0.9, 0.999),
+        betas: tuple[OpenFraction, Decay] = (0.9, 0.999),
         eps: NonNegative = 1e-08,
         weight_decay: NonNegative = 0.0,
         r: NonNegative = 0.0,
@@ -3289,7 +3295,7 @@ class ScheduleFreeSGD(AliasOptimizer):
         self,
         params: Params,
         lr: NonNegative = 1.0,
-        momentum: Annotated[Scalar, '(0, 1)'] = 0.9,
+        momentum: OpenFraction = 0.9,
         weight_decay: NonNegative = 0.0,
         warmup_steps: NonNegativeInt = 0,
         r: NonNegative = 0.0,

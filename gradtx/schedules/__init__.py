@@ -10,8 +10,7 @@ All schedules accept common keywords for the arguments that they have: `lr` (the
 from gradtx.base.names import public_names as _public_names
 from gradtx.schedules.adapter import *
 from gradtx.schedules.basic import *
-from gradtx.schedules.chebyshev import *
-from gradtx.schedules.half_life import *
+from gradtx.schedules.special import *
 from gradtx.schedules.warmup import *
 
 # Type checkers take the names from the imports above.

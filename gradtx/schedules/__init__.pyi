@@ -13,7 +13,7 @@ from gradtx.arguments import NonNegative
 from gradtx.arguments import NonNegativeInt
 from gradtx.arguments import Positive
 from gradtx.schedules.adapter import as_lr_scheduler as as_lr_scheduler
-from gradtx.schedules.chebyshev import get_chebyshev_schedule as get_chebyshev_schedule
+from gradtx.schedules.special import get_chebyshev_schedule as get_chebyshev_schedule
 
 __all__ = [
     "ademamix_alpha_schedule",
@@ -210,6 +210,10 @@ def step_schedule(
     step_size: Count,
     gamma: NonNegative = 0.1,
 ) -> Schedule: ...
+def ademamix_alpha_schedule(
+    alpha: NonNegative,
+    warmup_steps: NonNegativeInt | None,
+) -> Schedule: ...
 @overload
 def chebyshev_schedule(
     lr: NonNegative,
@@ -224,94 +228,90 @@ def chebyshev_schedule(
     small_m: Positive = 0.1,
     big_m: Positive = 1.0,
 ) -> Schedule: ...
-@overload
-def ranger21_schedule(
-    lr: NonNegative,
-    num_iterations: Count,
-    beta2: Decay = 0.999,
-    num_warm_up_iterations: NonNegativeInt | None = None,
-    num_warm_down_iterations: NonNegativeInt | None = None,
-    warm_down_min_lr: NonNegative = 3e-05,
-    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
-) -> Schedule: ...
-@overload
-def ranger21_schedule(
-    lr: NonNegative,
-    num_iterations: Count,
-    beta2: Decay = 0.999,
-    num_warm_up_iterations: NonNegativeInt | None = None,
-    num_warm_down_iterations: NonNegativeInt | None = None,
-    min_lr: NonNegative = 3e-05,
-    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
-) -> Schedule: ...
-@overload
-def ranger21_schedule(
-    lr: NonNegative,
-    num_iterations: Count,
-    beta2: Decay = 0.999,
-    warmup_steps: NonNegativeInt | None = None,
-    num_warm_down_iterations: NonNegativeInt | None = None,
-    warm_down_min_lr: NonNegative = 3e-05,
-    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
-) -> Schedule: ...
-@overload
-def ranger21_schedule(
-    lr: NonNegative,
-    num_iterations: Count,
-    beta2: Decay = 0.999,
-    warmup_steps: NonNegativeInt | None = None,
-    num_warm_down_iterations: NonNegativeInt | None = None,
-    min_lr: NonNegative = 3e-05,
-    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
-) -> Schedule: ...
-@overload
-def ranger21_schedule(
-    lr: NonNegative,
-    total_steps: Count,
-    beta2: Decay = 0.999,
-    num_warm_up_iterations: NonNegativeInt | None = None,
-    num_warm_down_iterations: NonNegativeInt | None = None,
-    warm_down_min_lr: NonNegative = 3e-05,
-    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
-) -> Schedule: ...
-@overload
-def ranger21_schedule(
-    lr: NonNegative,
-    total_steps: Count,
-    beta2: Decay = 0.999,
-    num_warm_up_iterations: NonNegativeInt | None = None,
-    num_warm_down_iterations: NonNegativeInt | None = None,
-    min_lr: NonNegative = 3e-05,
-    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
-) -> Schedule: ...
-@overload
-def ranger21_schedule(
-    lr: NonNegative,
-    total_steps: Count,
-    beta2: Decay = 0.999,
-    warmup_steps: NonNegativeInt | None = None,
-    num_warm_down_iterations: NonNegativeInt | None = None,
-    warm_down_min_lr: NonNegative = 3e-05,
-    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
-) -> Schedule: ...
-@overload
-def ranger21_schedule(
-    lr: NonNegative,
-    total_steps: Count,
-    beta2: Decay = 0.999,
-    warmup_steps: NonNegativeInt | None = None,
-    num_warm_down_iterations: NonNegativeInt | None = None,
-    min_lr: NonNegative = 3e-05,
-    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
-) -> Schedule: ...
-def ademamix_alpha_schedule(
-    alpha: NonNegative,
-    warmup_steps: NonNegativeInt | None,
-) -> Schedule: ...
 def half_life_schedule(
     end: Decay,
     warmup_steps: NonNegativeInt | None,
     start: Decay,
+) -> Schedule: ...
+@overload
+def ranger21_schedule(
+    lr: NonNegative,
+    num_iterations: Count,
+    beta2: Decay = 0.999,
+    num_warm_up_iterations: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    warm_down_min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
+) -> Schedule: ...
+@overload
+def ranger21_schedule(
+    lr: NonNegative,
+    num_iterations: Count,
+    beta2: Decay = 0.999,
+    num_warm_up_iterations: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
+) -> Schedule: ...
+@overload
+def ranger21_schedule(
+    lr: NonNegative,
+    num_iterations: Count,
+    beta2: Decay = 0.999,
+    warmup_steps: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    warm_down_min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
+) -> Schedule: ...
+@overload
+def ranger21_schedule(
+    lr: NonNegative,
+    num_iterations: Count,
+    beta2: Decay = 0.999,
+    warmup_steps: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
+) -> Schedule: ...
+@overload
+def ranger21_schedule(
+    lr: NonNegative,
+    total_steps: Count,
+    beta2: Decay = 0.999,
+    num_warm_up_iterations: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    warm_down_min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
+) -> Schedule: ...
+@overload
+def ranger21_schedule(
+    lr: NonNegative,
+    total_steps: Count,
+    beta2: Decay = 0.999,
+    num_warm_up_iterations: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
+) -> Schedule: ...
+@overload
+def ranger21_schedule(
+    lr: NonNegative,
+    total_steps: Count,
+    beta2: Decay = 0.999,
+    warmup_steps: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    warm_down_min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
+) -> Schedule: ...
+@overload
+def ranger21_schedule(
+    lr: NonNegative,
+    total_steps: Count,
+    beta2: Decay = 0.999,
+    warmup_steps: NonNegativeInt | None = None,
+    num_warm_down_iterations: NonNegativeInt | None = None,
+    min_lr: NonNegative = 3e-05,
+    chebyshev_epochs: Annotated[int, '[3, inf)'] | None = None,
 ) -> Schedule: ...
 @overload
 def cosine_warmup_restarts_schedule(

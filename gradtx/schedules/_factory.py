@@ -29,7 +29,7 @@ COMMON_WORDS: dict[str, tuple[str, ...]] = {
 class MadeSchedule(Schedule):
     """A call of a schedule's factory, which it prints, pickles and copies as."""
 
-    def __init__(self, factory: Any, arguments: dict[str, Any]):
+    def __init__(self, factory, arguments: dict[str, Any]):
         self.is_plain = all(map(_is_plain, arguments.values()))
         self._factory = factory
         self._arguments = arguments
@@ -51,7 +51,7 @@ class MadeSchedule(Schedule):
                 values[argument.name] = exact(number, step.device)
         return values
 
-    def _value(self, step: Any) -> Any:
+    def _value(self, step) -> Any:
         """Return the value at a step: a number at a Python number, unless it depends on tensors."""
         device = step.device if isinstance(step, Tensor) else torch.device("cpu")
         exact_step = exact(step, device)
@@ -86,7 +86,7 @@ class MadeSchedule(Schedule):
         return f"{self._factory.__name__}({', '.join(shown)})"
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value) -> bool:
     """Whether a value contains no tensors, including within nested schedules."""
     if isinstance(value, MadeSchedule):
         return value.is_plain
@@ -95,7 +95,7 @@ def _is_plain(value: Any) -> bool:
     return not isinstance(value, Tensor)
 
 
-def check_schedule(what: str, value: Any) -> None:
+def check_schedule(what: str, value) -> None:
     """Raise an error unless this is a Schedule."""
     if not isinstance(value, Schedule):
         raise TypeError(
@@ -142,7 +142,7 @@ def schedule(
     arguments = Arguments(function.__name__, function, is_alias=False)
 
     @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Schedule:
+    def call(*args, **kwargs) -> Schedule:
         options = in_its_words(arguments, kwargs)
         return MadeSchedule(factory, arguments.bind(args, options))
 

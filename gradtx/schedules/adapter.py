@@ -104,7 +104,7 @@ def as_lr_scheduler(
     return ScheduleLR(optimizer, schedule, last_epoch)
 
 
-def _check_optimizer(optimizer: Any) -> None:
+def _check_optimizer(optimizer) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"as_lr_scheduler: optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}"

@@ -59,14 +59,6 @@ BROKEN = {
         lambda: clocked(lambda values, sums: (YES, {"calls": 3})),
         r"mine: ticks must return 0-d int64 tensors for \['calls'\], got \{'calls': 3\}",
     ),
-    "a sum without measure": (
-        lambda: clocked(lambda values, sums: (sums["a"] == 0, values)),
-        r"mine: ticks requests the sum 'a', but measure returns \[\]",
-    ),
-    "a sum that measure does not make": (
-        lambda: clocked(lambda values, sums: (sums["a"] == 0, values), measure=lambda update: {"b": update.sum()}),
-        r"mine: ticks requests the sum 'a', but measure returns \['b'\]",
-    ),
     "a measure that is no dict": (
         lambda: clocked(lambda values, sums: (YES, values), measure=lambda update: update.sum()),
         "mine: measure must return a dict of 0-d tensors, got tensor",
@@ -87,14 +79,14 @@ BROKEN = {
         lambda: combined(
             inner_slots=("momentum_buffer",), leave=lambda u, s, p, ctx: (u, s, {"momentum_buffer": ctx.inner})
         ),
-        "mine: leave returns 'momentum_buffer', which is not an inner slot; did you mean 'trace.momentum_buffer'",
+        r"mine: leave must return inner slots in their shapes, .*'trace.momentum_buffer'.*; got 'momentum_buffer': \{",
     ),
     "an inner slot of another shape": (
         lambda: combined(
             inner_slots=("momentum_buffer",),
             leave=lambda u, s, p, ctx: (u, s, {name: x.sum() for name, x in ctx.inner.items()}),
         ),
-        r"mine: leave returns the inner slot 'trace.momentum_buffer' as tensor\(2\), needs shape \(2,\)",
+        r"mine: leave must return inner slots in their shapes, .*; got 'trace.momentum_buffer': tensor\(2\)",
     ),
     "a third value without inner_slots": (
         lambda: combined(leave=lambda u, s, p, ctx: (u, s, {})),

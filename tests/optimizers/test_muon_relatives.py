@@ -390,7 +390,7 @@ def test_what_makes_no_sense(make, message):
 
 
 def test_a_kind_that_is_none():
-    with pytest.raises(TypeError, match=r"scion: kinds\['\*'\] must be a kind of lmo or an lmo\(...\), got 3"):
+    with pytest.raises(TypeError, match="scion: lmo: kind must be a str, got 3"):
         gradtx.scion(kinds={"*": 3})
     with pytest.raises(ValueError, match=r"lmo: leaf 'b' has shape \(2,\), needs at least 2 dimensions"):
         gradtx.scion(kinds={"*": "row"}).init({"b": torch.zeros(2)})

@@ -58,6 +58,17 @@ def test_grams_that_do_not_fit_are_errors():
         tx.update(params, tx.init(params), input_gram=torch.eye(3))
     with pytest.raises(ValueError, match="rate must be"):
         gradtx.precondition_inputs(rate=1.5)
+    message = r"no matrix has a name of input_gram, module\.w; matrices: w"
+    with pytest.raises(ValueError, match=f"precondition_inputs: {message}"):
+        tx.update(params, tx.init(params), input_gram={"module.w": torch.eye(3).repeat(2, 1, 1)})
+
+
+def test_a_gram_of_one_group_is_no_error_for_another_group():
+    model, tx = network(), gradtx.precondition_inputs(every=1)
+    optimizer = gradtx.as_optimizer(tx, [{"params": [(n, p)]} for n, p in model.named_parameters()])
+    with gradtx.collect_input_grams(model, "0.*") as grams:
+        model(drawn(8, 3)).square().mean().backward()
+    optimizer.step(input_gram=grams)
 
 
 def network():

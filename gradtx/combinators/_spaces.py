@@ -36,7 +36,7 @@ class View:
     restarts: bool | Tensor = False
     inside: Tensor
 
-    def average(self, value: Tensor, decay: Any) -> Tensor | None:
+    def average(self, value: Tensor, decay) -> Tensor | None:
         """Return a stored average of updates that includes this one, if this is cheaper than `write`; else None."""
         return None
 
@@ -73,11 +73,11 @@ class Coordinates:
         """The seed if views draw random numbers."""
         return None
 
-    def init(self, param: Tensor, *random: Any) -> dict[str, Any]:
+    def init(self, param: Tensor, *random) -> dict[str, Any]:
         """Return the initial slots of the combinator."""
         return {}
 
-    def view(self, update: Tensor, state: Any, param: Any, ctx: Any) -> View:
+    def view(self, update: Tensor, state, param, ctx) -> View:
         """Return the view of a leaf in one call; pure."""
         return View()
 
@@ -219,7 +219,7 @@ class SpaceRun(Inside):
     def _like(self, leaf: Leaf, like: Tensor) -> Tensor:
         return like if self.outer is None else self.outer.stand_in(leaf, like)
 
-    def first(self, rule: Rule, slot: str, value: Any, leaf: Leaf, like: Tensor) -> Any:
+    def first(self, rule: Rule, slot: str, value, leaf: Leaf, like: Tensor) -> Any:
         """Convert a slot that an inner `init` returned to its stored form."""
         if not isinstance(value, Tensor):
             return value  # which the store refuses
@@ -284,7 +284,7 @@ class SpaceRun(Inside):
         self.keep_shared(takes_part, self._restarts)
 
 
-def can_run_at_owner(operation: Any) -> bool:
+def can_run_at_owner(operation) -> bool:
     """Whether an operation may run on a single rank: it has no sums over leaves, no shared values, no randomness."""
     if (
         not isinstance(operation, RuleOperation)
