@@ -70,6 +70,19 @@ def _factors(owner: str, patterns: Factors, leaves: Mapping[str, Tensor]) -> Fac
     return matched
 
 
+class PairSelector(Selector):
+    """Choose the leaves that are in a pair, and check that their partners exist."""
+
+    def __init__(self, owner: str, factors: Factors):
+        super().__init__(owner, (True,), (sum(factors, ()),))
+        self._factors = factors
+
+    def check_used(self, names: list[str]) -> None:
+        super().check_used(names)
+        chosen = tuple(name for name in names if self.choose(name, None))
+        _matched(self.owner, self._factors, chosen)
+
+
 def _fork(
     owner: str,
     pairs,
@@ -85,7 +98,7 @@ def _fork(
         )
     if reverse:
         items = tuple((right, left) for left, right in items)
-    selector = Selector(owner, (True,), (sum(items, ()),))
+    selector = PairSelector(owner, items)
     return Fork(selector, {True: rule(items, *options), False: chain()})
 
 
