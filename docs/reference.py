@@ -333,7 +333,9 @@ def written_out(annotation: Any, names: dict[str, Any]) -> Any:
             return name
         if kind is Literal:
             return f"Literal{list(get_args(names[name]))}"
-        first, *_ = get_args(names[name])
+        first, *about = get_args(names[name])
+        if first == gradtx.Scalar:
+            return f"Annotated[Scalar, {about[0]!r}]"
         return stringify_annotation(first, "smart")
 
     if not isinstance(annotation, str):
