@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.base import eager
+from gradtx.base import ambient
 from tests.optim.problems import assert_close, descend, made
 
 TOLERANCE = 1e-12  # the same float64 sums in a different order
@@ -67,7 +67,7 @@ def test_the_environment_variable_sets_the_switch_for_a_process(value, is_on, mo
         monkeypatch.delenv("GRADTX_EAGER", raising=False)
     else:
         monkeypatch.setenv("GRADTX_EAGER", value)
-    assert runpy.run_path(eager.__file__)["runs_eagerly"]() == is_on
+    assert runpy.run_path(ambient.__file__)["runs_eagerly"]() == is_on
 
 
 def test_explain_says_that_the_switch_is_on():

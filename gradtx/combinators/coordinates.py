@@ -299,13 +299,15 @@ def rotated(
     Args:
         inner: The chain that runs in the rotated coordinates, such as `scale_by_adam_hat()`. Its last link returns a
             direction; a learning rate and weight decay usually follow `rotated`.
+        precondition_frequency: Period >= 1: new bases are computed at steps t with (t - offset) mod period = 0.
+        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
+        merge_dims: Merge neighboring dimensions, left to right, while their product does not exceed that limit.
+        stagger: Renew the bases of each leaf at a separate step within the period, derived from its name, so that no
+            step after the first renews the bases of all leaves.
         statistics: "shampoo" or "kl".
         sides: "both" rotates every dimension; "left", "right" and "short" rotate matrices only, along the first, the
             last, or the smaller dimension (the last of a square).
         beta: $\beta$ in [0, 1).
-        precondition_frequency: Period >= 1: new bases are computed at steps t with (t - offset) mod period = 0.
-        max_precondition_dim: Dimensions larger than this, >= 1, are not rotated.
-        merge_dims: Merge neighboring dimensions, left to right, while their product does not exceed that limit.
         precondition_1d: Also rotate leaves with one dimension.
         start: "skip": the first step only collects statistics and returns 0, so the inner clock is one step behind;
             inner schedules follow the outer count.
@@ -318,8 +320,6 @@ def rotated(
         eps: $\epsilon \ge 0$, for "kl".
         order: "after": a step rotates with the bases of earlier steps, and then updates factors and bases. "before":
             every step, also the first, updates factors and bases first and rotates with the result.
-        stagger: Renew the bases of each leaf at a separate step within the period, derived from its name, so that no
-            step after the first renews the bases of all leaves.
 
     Returns:
         A transformation that preserves shapes and dtypes. State: `GG_i` ($S_i$) and `Q_i`, n x n, for every rotated

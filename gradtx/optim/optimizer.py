@@ -37,7 +37,6 @@ from gradtx.optim.chain_checks import (
 )
 from gradtx.optim.checkpoint import Checkpoint, check_form, require
 from gradtx.optim.device_counts import Scaling, check_capturable
-from gradtx.optim.engine.lists import ListEngine
 from gradtx.optim.evaluation import Evaluation, evaluated
 from gradtx.optim.explain import Explanation, explain
 from gradtx.optim.groups import (
@@ -83,7 +82,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         owner = type(self).__name__
         check_transformation(owner, "tx", tx)
         engine = offload = replicas = None
-        # Imported only where they are needed: the compiler's modules take long.
+        # Imported only where they are needed: `import gradtx` stays short, and the compiler's modules take long.
+        from gradtx.optim.engine.lists import ListEngine
+
         if compile is not False:
             from gradtx.optim.engine.compiled import CompiledEngine
             from gradtx.optim.engine.inductor import compiler_options

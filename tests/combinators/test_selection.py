@@ -366,7 +366,6 @@ SLOW = accumulate(gradtx.sgd(lr=RATES), every=2)
     [
         gradtx.hyperball(SLOW, 0.05),
         gradtx.hyperball(chain(gradtx.scale(2.0), SLOW), 0.05),
-        gradtx.graft(gradtx.trace(0.9), SLOW),
         gradtx.muon(lr=0.01, fallback=SLOW),
         gradtx.muon(lr=0.01, fallback=chain(gradtx.scale(2.0), SLOW), mask="*.weight"),
         gradtx.soap_muon(lr=0.01, fallback=SLOW),
