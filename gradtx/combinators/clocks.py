@@ -64,7 +64,7 @@ def accumulate(tx: GradientTransformation, every: Count):
         return total / every, {"acc": emptied, "seen": seen & ~ctx.ticks}, seen
 
     clock = InnerClock(ticks, start={"mini_step": 0})
-    return Frame(tx, init, enter, clock=clock, takes_none=True, agree={"every": every})
+    return Frame(tx, init, enter, clock=clock, takes_none="acc", agree={"every": every})
 
 
 @combinator

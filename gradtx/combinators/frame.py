@@ -103,8 +103,8 @@ class Frame(Combinator):
             with a clock has those of the clock instead.
         inner_slots: The names of inner slots that `init` and `leave` read, in `ctx.inner`; those of rules for whole
             trees are not among them.
-        takes_none: Whether leaves without a gradient also enter: `enter` receives None as their update, and the
-            functions must apply `ctx.keep` to their slots. Pure use then needs `params`.
+        takes_none: A slot shaped like the parameter. If set, leaves without a gradient also enter: `enter` receives
+            None as their update, and the functions must apply `ctx.keep` to their slots.
         agree: Hyperparameters that must agree across the groups of an optimizer; with `gradient`, all of them must.
         elementwise: Whether `enter` and `leave` compute every entry independently.
         whole: Whether `enter` and `leave` need whole leaves instead of shards, and no sums. The owner of a sharded leaf
@@ -131,7 +131,7 @@ class Frame(Combinator):
     restarts: Callable[[Any], Any] | None = None
     shared: Mapping[str, float] = dataclasses.field(default_factory=empty_dict)
     inner_slots: tuple[str, ...] = ()
-    takes_none: bool = False
+    takes_none: str | None = None
     agree: Mapping[str, Any] = dataclasses.field(default_factory=empty_dict)
     elementwise: bool = True
     whole: bool = False
@@ -157,7 +157,7 @@ class Frame(Combinator):
 
     def traits(self) -> set[str]:
         parts = {"averages": self.evaluate, "takes None": self.takes_none}
-        return {trait for trait, part in parts.items() if part}
+        return {trait for trait, part in parts.items() if part is not None}
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
@@ -265,6 +265,7 @@ class Enter(RuleOperation):
             agree=frame.agree,
         )
         super().__init__(rule, StageState(path, scope, rule), scope.run)
+        self.template_slot = frame.takes_none
         self.restarts_inner = frame.restarts is not None
         self.has_clock = frame.clock is not None
         self.waits = frame.clock is not None and frame.clock.measure is not None
@@ -343,7 +344,7 @@ class Enter(RuleOperation):
 
     def between(self, inner: list[Any]) -> list[Any]:
         """Return the inner operations enclosed by those of the frame."""
-        self.takes_none = self.frame.takes_none or takes_none(inner)
+        self.takes_none = self.frame.takes_none is not None or takes_none(inner)
         operations = [self, *inner, Leave(self)]
         if self.frame.whole and all(map(can_run_at_owner, inner)):
             assert isinstance(self.frame.inner, GradientTransformation)
@@ -401,7 +402,7 @@ class Enter(RuleOperation):
 
     def _enter(self, leaf: Leaf) -> None:
         outside: Entered = leaf.saved[self]
-        accepts_leaf = leaf.update is not None or self.frame.takes_none
+        accepts_leaf = leaf.update is not None or self.frame.takes_none is not None
         if self.frame.enter is not None and accepts_leaf:
             update = leaf.update
             if update is not None:
@@ -560,7 +561,7 @@ class Leave(RuleOperation):
         self._set_update(call, update)
         active = leaf.active
         # The functions of such a frame handle skipped leaves themselves.
-        if self._frame.takes_none:
+        if self._frame.takes_none is not None:
             leaf.active = None
         self.stage.write(leaf, state, call.old)
         leaf.active = active

@@ -215,7 +215,7 @@ class Outer(Combinator):
             return state["anchor"]
 
         clock = InnerClock(ticks)
-        return Frame(self.tx, init, enter, leave, evaluate, clock, takes_none=True)
+        return Frame(self.tx, init, enter, leave, evaluate, clock, takes_none="anchor")
 
 
 class Synchronize(Enter):

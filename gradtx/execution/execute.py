@@ -76,13 +76,14 @@ class Leaf:
         param: Any,
         extras: dict[str, Any],
         clock: Clock,
+        like: Any = None,
     ):
         self.run = run
         self.name = name
         self.stream_name: str | Tensor = name
         self.extras = extras
         self.clock = self.own_clock = clock
-        stored = _first_not_none(param, update)
+        stored = _first_not_none(param, like, update)
         self.is_complex: bool = stored.is_complex()
         if self.is_complex or (update is not None and update.is_complex()):
             _check_pair(name, update, stored)
@@ -226,6 +227,7 @@ class Operation:
     Attributes:
         path: The stage's entry in the state.
         takes_none: Whether it processes a leaf without a gradient; otherwise such a leaf skips it.
+        template_slot: A slot with the parameter's shape, if the operation itself needs leaves without a gradient.
         agree: Hyperparameters that must be the same in all groups of an optimizer.
         elementwise: Whether the entries of a leaf are independent, except for sums over leaves.
         takes_complex: Whether it may process real views of complex leaves: it depends neither on rows nor on the
@@ -254,6 +256,7 @@ class Operation:
 
     path: Path = ()
     takes_none = False
+    template_slot: str | None = None
     agree: Mapping[str, Any] = {}
     elementwise = True
     takes_complex = True

@@ -26,7 +26,6 @@ from gradtx.execution.execute import (
     checks_extras,
     execute,
     initialize,
-    takes_none,
 )
 from gradtx.execution.runs import Run
 from gradtx.state.nested import NestedState, check_plain, enter, is_plain
@@ -215,6 +214,24 @@ class TreeRun(Run):
                 0, device=leaf.device
             )
         return label
+
+    def template(self, name: str) -> Tensor | None:
+        """Return a stored tensor with the leaf's shape, for a leaf that has neither gradient nor parameter, or None.
+
+        Only a combinator that accepts leaves without a gradient processes such a leaf, and it keeps such a tensor.
+        """
+        for operation in self.block.walk():
+            slot, slots = operation.template_slot, {}
+            if slot is not None:
+                slots = self._old.slots_of(operation.path, name)
+            if slot not in slots:
+                continue
+            codes = slots[slot]
+            is_float = codes.dtype.is_floating_point and codes.element_size() > 1
+            if is_float or codes.is_complex():
+                return codes
+            return self.stores[operation.path].template(slot, slots)
+        return None
 
     def check(self, names: dict[str, Any]) -> None:
         """Raise an error, before anything runs, unless this is a state of this chain for these leaves."""
@@ -500,17 +517,16 @@ def leaves_of(
     for name, grad in grads.items():
         grad = completed(grad)
         param = None if params is None else params[name]
+        like = None
         if grad is None and param is None:
-            if params is None and takes_none(run.block.operations):
-                raise ValueError(
-                    f"updates: leaf {name!r} has no gradient, but this chain processes it as well: call "
-                    "update(updates, state, params)"
-                )
-            continue
+            like = run.template(name)
+            if like is None:
+                continue
         if params is not None and grad is not None:
             _check_pair(name, grad, param)
-        leaf = Leaf(run, name, grad, param, scalars, run.clock_of(name))
-        leaves[name] = leaf
+        leaf = leaves[name] = Leaf(
+            run, name, grad, param, scalars, run.clock_of(name), like
+        )
         if trees:
             leaf.extras = dict(scalars)
             for extra, values in trees.items():

@@ -435,6 +435,17 @@ class Store:
             stored[slot] if codec is None else unpacked(slot, codec, stored, leaf.shape)
         )
 
+    def template(self, slot: str, stored: Mapping[str, Tensor]) -> Tensor:
+        """Return an uninitialized float32 tensor with the shape of a coded slot."""
+        codec = self._codec(slot)
+        codes = stored[slot]
+        if codec is not None and codec.packs > 1:
+            raise ValueError(
+                f"{self._owner}: the shape of a leaf without a gradient cannot be derived from the packed codes of "
+                f"{slot!r}: call update(updates, state, params)"
+            )
+        return torch.empty(codes.shape, device=codes.device)
+
     def changed(self, slot: str, value: Tensor, stored: Slots, leaf: Leaf) -> Slots:
         """Return the stored tensors of a leaf with a new value for one slot."""
         codec = self.codecs_of(stored, leaf).get(slot)
