@@ -50,7 +50,6 @@ NIGHTLY = (
     "combinators/test_precision.py::test_noise_follows_the_places_of_entries_in_any_layout[[]True]",
     "distributed/test_release.py::test_compiled_programs_step_shards_during_backward",
     "fuzz/test_fuzz.py::test_random_chains_compile*",
-    "fuzz/test_fuzz.py::test_random_chains_skip_gradients*",
     "optim/test_compiled.py::test_many_small_leaves_share_a_bundle_and_its_sums*",
     "optim/test_complex.py::test_compiled_steps_equal_the_default*",
     "optim/test_grad_scaler.py::test_compiled_steps_under_a_scaler_equal_eager_ones_and_compile_once[[]design]",

@@ -314,13 +314,26 @@ class Enter(RuleOperation):
         """Determine whether the clock counts this call."""
         clock, name = self.frame.clock, self.rule.name
         assert clock is not None
-        if clock.measure is not None and not sums:  # no leaf had a gradient
+        is_idle = clock.measure is not None and not sums  # no leaf had a gradient
+        if is_idle:
             sums = defaultdict(functools.partial(exact, 0.0, self.run.device))
         result = clock.ticks(dict(self._old_shared), sums)
         self.ticks, self._new_shared = checked_ticks(name, result, clock.start)
+        if is_idle:
+            # Like the state of an optimizer, a clock starts with the first gradient of a leaf.
+            self.ticks = self.ticks & self._has_started()
         if self.clock is not None:
             step = torch.where(self.ticks, self.clock.step, self.old_step)
             self._new_shared["step"] = step
+
+    def _has_started(self) -> Tensor:
+        """Return whether a shared value has changed since `init`."""
+        assert self.frame.clock is not None
+        start = self.frame.clock.start
+        started = torch.zeros((), dtype=torch.bool, device=self.run.device)
+        for name, value in self._old_shared.items():
+            started = started | (value != start.get(name, 0))
+        return started
 
     def ticks_for(self, leaf: Leaf) -> Tensor | None:
         """Return whether the inner clock counts this call, on the leaf's device."""

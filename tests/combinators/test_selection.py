@@ -505,6 +505,24 @@ def test_a_call_without_any_gradient_in_one_of_two_branches_counts_for_both_cloc
         assert state["partition"][branch]["skip_nonfinite"]["step"] == 4
 
 
+def test_the_clock_of_a_branch_starts_with_its_first_gradient():
+    tx = partition({"head": skip_nonfinite(gradtx.adam(lr=0.1)), "body": gradtx.sgd(lr=0.1)}, HEAD)
+    late = full(1.0) | {"head.weight": None, "head.bias": None}
+    grads = [late, late, full(1.0), late, grads_of(1)]
+    weights = {name: torch.nn.Parameter(value.clone()) for name, value in PARAMS.items()}
+    optimizer = gradtx.as_optimizer(tx, weights.items())
+    for step in grads:
+        for name, weight in weights.items():
+            weight.grad = step[name]
+        optimizer.step()
+    _, state = run(tx, grads, PARAMS)
+    assert state["partition"]["head"]["skip_nonfinite"]["step"] == 3
+    expected = moved(tx, grads)
+    assert_close({name: weight.detach() for name, weight in weights.items()}, expected, rtol=1e-12, atol=1e-12)
+    first = moved(tx, grads[:3])["head.bias"] - PARAMS["head.bias"]
+    assert_close(first, torch.full_like(first, -0.1), rtol=1e-6, atol=0)
+
+
 def test_the_gradient_of_a_skipped_step_is_zero_not_nan():
     lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     tx = skip_nonfinite(gradtx.adamw(lr=lr))

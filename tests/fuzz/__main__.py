@@ -13,17 +13,19 @@ from tqdm import tqdm
 from tests.fuzz import chains, states, wide
 
 KINDS = {
-    "chains": chains.run,
-    "poisoned chains": chains.run_poisoned,
+    "vmap": chains.run,
+    "narrow": lambda seed: wide.run(seed, wide.narrow_case),
+    "poisoned narrow": lambda seed: wide.run_poisoned(seed, wide.narrow_case),
     "states": states.run,
     "wide": wide.run,
     "poisoned wide": wide.run_poisoned,
 }
 CASES = {
-    "chains": chains.drawn_case,
-    "poisoned chains": chains.poisoned_case,
+    "vmap": chains.drawn_case,
+    "narrow": wide.narrow_case,
+    "poisoned narrow": wide.narrow_case,
     "wide": wide.drawn_case,
-    "poisoned wide": wide.poisoned_case,
+    "poisoned wide": wide.drawn_case,
 }
 
 

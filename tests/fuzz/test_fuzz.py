@@ -11,16 +11,22 @@ def by_night(seeds):
     return [pytest.param(seed, marks=pytest.mark.nightly) for seed in seeds]
 
 
+@pytest.mark.parametrize("first", [72, *by_night(range(0, 152, 4))])
+def test_random_chains_of_few_combinators_agree_in_all_ways_to_run_them(first):
+    for seed in range(first, first + 4):
+        wide.run(seed, wide.narrow_case)
+
+
+@pytest.mark.parametrize("first", by_night(range(0, 120, 8)))
+def test_random_chains_of_few_combinators_skip_gradients_that_are_not_finite(first):
+    for seed in range(first, first + 8):
+        wide.run_poisoned(seed, wide.narrow_case)
+
+
 @pytest.mark.parametrize("first", [72, *by_night(range(0, 152, 8))])
-def test_random_chains_agree_in_all_ways_to_run_them(first):
-    for seed in range(first, first + 8):
+def test_random_chains_under_vmap_over_rates_equal_a_loop(first):
+    for seed in range(first, first + 8, 4):
         chains.run(seed)
-
-
-@pytest.mark.parametrize("first", [8, *by_night(range(0, 120, 8))])
-def test_random_chains_skip_gradients_that_are_not_finite_in_all_ways_to_run_them(first):
-    for seed in range(first, first + 8):
-        chains.run_poisoned(seed)
 
 
 @pytest.mark.parametrize("first", [9, *by_night(range(0, 39, 3))])
