@@ -60,6 +60,8 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
         require(group.get(CODES, {}), Mapping, f"{CODES!r} of {where}", "a dict")
         for name in group.get("param_names", ()):
             require(name, str, f"an entry of 'param_names' of {where}", "a str")
+        for number in group["params"]:
+            require(number, int | str, f"an entry of 'params' of {where}", "a number")
     if any(isinstance(key, str) and key.isdecimal() for key in entries):
         raise ValueError(
             "the keys of 'state' in the loaded state dict are strings such as '0', as after JSON; make them numbers: "

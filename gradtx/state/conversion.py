@@ -48,6 +48,9 @@ def converted(
         label = saved_codes.get(slot)
         if slot not in entry or label == (codec and codec.label):
             continue
+        # Codes of the blocks of a leaf, which its layout does not know, are those of the saved run, or do not fit.
+        if codec is None and not _is_value(like):
+            continue
         if label is not None:
             _decode(entry, slot, label, shape)
         value = entry[slot]

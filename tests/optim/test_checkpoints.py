@@ -87,6 +87,14 @@ def test_a_state_dict_loads_into_the_optimizer_that_it_came_from():
         optimizer.load_state_dict(optimizer.state_dict())
 
 
+def test_a_list_in_place_of_a_parameters_number_is_an_error_that_changes_nothing():
+    optimizer, _ = trained(CHAINS["design"])
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["params"] = [[]]
+    with unchanged(optimizer), pytest.raises(TypeError, match=r"entry of 'params' of loaded group 0 .*, got \[\]"):
+        optimizer.load_state_dict(saved)
+
+
 def test_an_older_checkpoint_takes_everything_back():
     optimizer, params = trained(CHAINS["accumulate"])
     saved, old = saved_and_loaded(optimizer.state_dict()), values(params)

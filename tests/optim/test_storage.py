@@ -192,6 +192,18 @@ def test_codes_of_blocks_are_not_converted(there, here):
     assert_equal(optimizer.state_dict(), before)
 
 
+@pytest.mark.parametrize("cut", [{"batch": 1}, {"heads": 2}], ids=str)
+def test_codes_of_blocks_are_loaded_beside_codes_of_a_whole_leaf(cut):
+    """One label names the code of both."""
+    params = [("w", torch.nn.Parameter(torch.ones(2, 2))), ("b", torch.nn.Parameter(torch.ones(2)))]
+    tx = with_state_dtype(gradtx.blocks(gradtx.adam(lr=0.1), where="w", **cut), "int8", min_size=0)
+    optimizer = gradtx.as_optimizer(tx, params)
+    run(optimizer, [param for _, param in params], 3)
+    before = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(before)
+    assert_equal(optimizer.state_dict(), before)
+
+
 @pytest.mark.parametrize("cut", [{}, {"heads": 2}, {"sizes": (2, 6)}], ids=str)
 @pytest.mark.parametrize("code", ["int8", "int4", "float8"])
 def test_codes_and_scales_that_do_not_fit_are_errors_that_name_the_parameter(code, cut):
