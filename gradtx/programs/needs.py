@@ -108,10 +108,10 @@ def is_selection(node: Node) -> bool:
         is_copy = user.target is aten.copy_.default
         if is_copy and not all(_is_unchanged(x, user.args[0]) for x in operands):
             return False
-    return not _is_read_after_writing(node, arguments_of(*lists))
+    return not is_read_after_writing(node, arguments_of(*lists))
 
 
-def _is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:
+def is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:
     """Whether a result, or a list that may share its memory, is read after one of these arguments was written."""
     if not arguments:
         return False

@@ -14,7 +14,7 @@ from gradtx.programs.contract import (
     same_meta,
     writers,
 )
-from gradtx.programs.needs import FILLING
+from gradtx.programs.needs import FILLING, is_read_after_writing
 from gradtx.programs.record import META
 
 aten = torch.ops.aten
@@ -48,8 +48,18 @@ def simplify(graph: Graph) -> None:
             _convert_by_writing(node)
         same = _same(node, flags)
         if same is not None:
+            if is_list(same) and is_read_after_writing(node, arguments_of(same)):
+                same = _clone(same, node)
             node.replace_all_uses_with(same)
             graph.erase_node(node)
+
+
+def _clone(argument: Node, node: Node) -> Node:
+    """Return the value that an argument, which is written later, has before a node."""
+    with node.graph.inserting_before(node):
+        clone = node.graph.call_function(aten.clone.default, (argument,))
+    clone.meta = dict(argument.meta)
+    return clone
 
 
 def _is_flag(node: Any) -> bool:

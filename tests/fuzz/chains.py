@@ -1,4 +1,4 @@
-"""Random chains of few combinators on odd trees, over rates by vmap and compiled; `wide` has all other ways to run them.
+"""Random chains of few combinators on odd trees, over rates by vmap and compiled; `wide` runs them in all other ways.
 
 A case is its seed: chain, tree, gradients and dtype follow from it.
 """

@@ -1,11 +1,13 @@
 """Programs over lists: what is recorded, what is refused, what is contracted, and what may be overwritten."""
 
+import contextlib
 import math
 
 import pytest
 import torch
 
 import gradtx
+from gradtx import chain
 from gradtx.execution import pure as _pure
 from gradtx.execution.phases import PhaseResult
 from gradtx.programs import UnrecordableError, list_function, numbers, record
@@ -630,3 +632,40 @@ def test_an_extra_that_no_link_reads_is_checked_at_every_call():
         tx.update(params, state, params, hessian_diag={"w": torch.ones(4)})
     with pytest.raises(ValueError, match="hessian_diag: leaf 'w' is missing"):
         tx.update(params, state, params, hessian_diag={})
+
+
+def moving_rule(update):
+    """A rule with two slots, of which one takes the place of the other."""
+
+    @gradtx.per_tensor
+    def moves():
+        return lambda param: {"a": torch.zeros_like(param), "b": torch.zeros_like(param)}, update
+
+    return moves()
+
+
+MOVING = {
+    "multiplied by one": moving_rule(lambda u, s, p, ctx: (s["b"] * 1.0, {"a": u, "b": s["a"] * 1.0})),
+    "as they are": moving_rule(lambda u, s, p, ctx: (s["b"], {"a": u, "b": s["a"]})),
+    "by views": moving_rule(lambda u, s, p, ctx: (s["b"].view(-1).view(u.shape), {"a": u + s["b"], "b": s["a"]})),
+}
+AROUND = {
+    "alone": chain,
+    "accumulate before": lambda tx: chain(gradtx.accumulate(gradtx.ema(0.5), 2), tx),
+    "skip_nonfinite": gradtx.skip_nonfinite,
+}
+
+
+@pytest.mark.parametrize("around", AROUND.values(), ids=AROUND)
+@pytest.mark.parametrize("tx", MOVING.values(), ids=MOVING)
+def test_a_slot_that_moves_into_another_has_the_value_from_before_the_step(tx, around):
+    tx, ends = around(tx), []
+    for context in (contextlib.nullcontext, gradtx.eagerly):
+        param = torch.nn.Parameter(torch.zeros(2))
+        optimizer = gradtx.as_optimizer(tx, [param])
+        for step in range(6):
+            param.grad = torch.tensor([1.0 + step, 2.0 + step**2])
+            with context():
+                optimizer.step()
+        ends.append(param.detach().clone())
+    assert_equal(*ends)
