@@ -6,6 +6,7 @@ The prose stands in guide.template.md. `{{expression}}` there calls a method of 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import re
 import statistics
@@ -14,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import gradtx
-from benchmarks.guide.results import NEAR_ZERO, REFERENCE, Results
+from benchmarks.guide.results import NEAR_ZERO, REFERENCE, Best, Results, best_of
 from benchmarks.guide.tasks import TASKS
 from benchmarks.guide.toys import TOYS
 
@@ -37,6 +38,10 @@ def number(x: float) -> str:
     if not math.isfinite(x):
         return "–"
     return f"{x:.2f}" if 0.095 < x < 9.95 else f"{x:.2g}" if x < 99.5 else ">99"
+
+
+def with_spread(best: Best) -> str:
+    return f"{best.mean:.2g} ± {best.std:.1g}"
 
 
 class Page:
@@ -78,8 +83,7 @@ class Page:
         return f"{number(min(ratios))} to {number(max(ratios))}"
 
     def loss(self, optimizer: str, task: str) -> str:
-        best = self.by_task[task][optimizer]
-        return f"{best.mean:.2g} ± {best.std:.1g}"
+        return with_spread(self.by_task[task][optimizer])
 
     def factor(self, optimizer: str) -> str:
         return f"×{self.results.width(optimizer):.1f}"
@@ -208,6 +212,22 @@ class Page:
                 by_reason.setdefault(reason, []).append(f"`{name}` on {spoken(task)}")
         rows = [f"{', '.join(names)} ({reason})" for reason, names in by_reason.items()]
         return "; ".join(rows) or "none"
+
+    def again(self) -> str:
+        """Compare the second runs of some methods, with other seeds, with the first."""
+        parts: list[str] = []
+        for path in sorted((FOLDER / "results" / "again").glob("*.json")):
+            first = self.by_task[path.stem]
+            content = json.loads(path.read_text(encoding="utf-8"))
+            for name, entry in content["optimizers"].items():
+                second = best_of(entry)
+                assert second is not None
+                differs = second.differs_from(first[name])
+                parts.append(
+                    f"`{name}` on {spoken(path.stem)} {with_spread(second)} against {with_spread(first[name])} "
+                    f"({'more than' if differs else 'within'} the spread)"
+                )
+        return "; ".join(parts)
 
     def machines(self) -> str:
         found = {
