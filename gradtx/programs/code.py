@@ -400,7 +400,7 @@ class _Writer:
         if target in OF_ONE:
             return OF_ONE[target], args[:1], {}
         if target is aten.lerp.Scalar:
-            return "lerp", args, {}
+            return ("lerp", args, {}) if all(map(is_list, args[:2])) else None
         if target in PRODUCTS and all(map(is_list, args)):
             return PRODUCTS[target], args, {"value": kwargs.get("value", 1)}
         if len(args) < 2:

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz --seconds 600 --seed 0`: random chains and damaged states, until the time is over."""
+"""`python -m tests.fuzz --seconds 600 --seed 0`: random rules, chains and damaged states for some time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import warnings
 
 from tqdm import tqdm
 
-from tests.fuzz import chains, states, wide
+from tests.fuzz import chains, rules, states, wide
 
 KINDS = {
+    "rules": rules.run,
     "vmap": chains.run,
     "narrow": lambda seed: wide.run(seed, wide.narrow_case),
     "poisoned narrow": lambda seed: wide.run_poisoned(seed, wide.narrow_case),

@@ -4,11 +4,22 @@ import pytest
 import torch
 
 import gradtx
-from tests.fuzz import chains, states, wide
+from tests.fuzz import chains, rules, states, wide
 
 
 def by_night(seeds):
     return [pytest.param(seed, marks=pytest.mark.nightly) for seed in seeds]
+
+
+@pytest.mark.parametrize("first", [0, *by_night(range(25, 1000, 25))])
+def test_programs_of_random_rules_equal_the_rules_line_by_line(first):
+    for seed in range(first, first + 25):
+        rules.run(seed)
+
+
+@pytest.mark.parametrize("seed", by_night(range(20)))
+def test_compiled_random_rules_equal_the_rules_line_by_line(seed):
+    rules.run(seed, compiled=True)
 
 
 @pytest.mark.parametrize("first", [72, *by_night(range(0, 152, 4))])

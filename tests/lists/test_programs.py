@@ -323,11 +323,15 @@ def pulled_after_writing(number, a, b, c):
     return [], [(b, c.clone()), (a, a + number * (b.view(3, 2).view(2, 3) - a))]
 
 
+def towards_a_constant(number, a, b, c):
+    return [], [(a, a.lerp(torch.zeros_like(a), 0.25)), (b, torch.ones_like(b).lerp(b, number))]
+
+
 DECAYED = [decayed_and_read, decayed_by_itself, decayed_after_writing]
 PULLED = [pulled_by_what_is_written, pulled_after_writing]
 
 
-@pytest.mark.parametrize("function", [swapped, selected, read_later, twice, *DECAYED, *PULLED])
+@pytest.mark.parametrize("function", [swapped, selected, read_later, twice, towards_a_constant, *DECAYED, *PULLED])
 @pytest.mark.parametrize("number", [0.5, -0.5])
 def test_no_argument_is_overwritten_before_it_is_read(function, number):
     program = list_function(recorded(function, [(2, 3)] * 3), CPU)
