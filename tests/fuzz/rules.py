@@ -56,27 +56,36 @@ def drawn_step(rng: random.Random, count: int, is_elementwise: bool) -> Step:
 
 
 def drawn_rule(rng: random.Random) -> GradientTransformation:
-    is_elementwise = rng.random() < 0.7
+    is_elementwise, sums = rng.random() < 0.7, rng.random() < 0.2
     steps = [drawn_step(rng, 5 + n, is_elementwise) for n in range(rng.randrange(1, 12))]
     count = 5 + len(steps)
     results = [max(rng.randrange(count), rng.randrange(count)) for _ in range(1 + len(SLOTS))]
 
-    @gradtx.per_tensor(elementwise=is_elementwise)
+    @gradtx.per_tensor(elementwise=is_elementwise and not sums)
     def rule(x: Scalar = 0.9, y: Scalar = 0.3, z: Scalar = 1.0):
         def init(param):
             return {"a": torch.zeros_like(param), "b": param * 0.5, "c": torch.ones_like(param)}
 
-        def update(g, state, p, ctx):
-            values = [g, p, *(state[slot] for slot in SLOTS)]
+        def begin(g, state, p, ctx):
             ctx.numbers = (x, y, z)
+            values = [g, p, *(state[slot] for slot in SLOTS)]
             for step in steps:
                 values.append(step(values, ctx))
-            new = {slot: values[i] for slot, i in zip(SLOTS, results[1:], strict=True)}
+            return values, {slot: values[i] for slot, i in zip(SLOTS, results[1:], strict=True)}
+
+        def update(g, state, p, ctx):
+            values, new = begin(g, state, p, ctx)
             return values[results[0]], new
 
-        return init, update
+        def update_with_sum(g, state, p, ctx):
+            values, new = begin(g, state, p, ctx)
+            total = yield {"size": values[-1].square().sum()}
+            yield values[results[0]] / (1 + total["size"]), new | {"a": new["a"] + total["size"]}
 
-    return rule(x=rng.choice([0.9, 0.5, 0.0, 1.0]), z=rng.choice([0.0, 1.0, 0.1]))
+        return init, update_with_sum if sums else update
+
+    rates = [0.0, 1.0, 0.1, gradtx.linear_schedule(1.0, 0.1, 1.0, total_iters=4)]
+    return rule(x=rng.choice([0.9, 0.5, 0.0, 1.0]), z=rng.choice(rates))
 
 
 def drawn_case(seed: int) -> GradientTransformation:
