@@ -48,7 +48,6 @@ class TreeRun(Run):
         params, unflatten_params: The caller's parameters by name, and the function that rebuilds their tree.
         grad_fn, value_fn: The caller's extras with these names.
         choices: The decisions of selectors for each leaf, by path.
-        lags: Whether the counts of leaves differ after this update; set by programs.
     """
 
     keeps_trees = True
@@ -57,7 +56,6 @@ class TreeRun(Run):
     unflatten_params: Any
     grad_fn: Any
     value_fn: Any
-    lags: bool
 
     def __init__(
         self,
@@ -476,6 +474,27 @@ def _update(
     params: Any,
     extras: dict[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
+    run, leaves = begin(tx, updates, state, params, extras)
+    execute(leaves.values())
+    run.end()
+    outputs: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        result = leaf.result()
+        if result is not None:
+            outputs[name] = leaf.in_callers_form(result)
+    new_state = run.rebuilt(leaves)
+    run.memory.register(_tree.tensors((updates, state, params, extras)))
+    return _tree.map_tensors(run.memory.unshared, (run.whole(outputs), new_state))
+
+
+def begin(
+    tx: Transformation,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extras: dict[str, Any],
+) -> tuple[TreeRun, dict[str, Leaf]]:
+    """Check a call of `update`; return its run, and the leaves that take part in it, with their programs."""
     grads, unflatten = _tree.flatten(updates, "updates")
     by_name: dict[str, Any] = {}
     unflatten_params = None
@@ -488,22 +507,11 @@ def _update(
     run.params, run.unflatten_params = by_name, unflatten_params
     run.grad_fn, run.value_fn = extras.get("grad_fn"), extras.get("value_fn")
     run.check(grads)
-    leaves = leaves_of(
-        run, grads, by_name if params is not None else None, extras, kinds
-    )
-    execute(leaves.values())
-    run.end()
-    outputs: dict[str, Any] = dict.fromkeys(grads)
-    for name, leaf in leaves.items():
-        result = leaf.result()
-        if result is not None:
-            outputs[name] = leaf.in_callers_form(result)
-    new_state = run.rebuilt(leaves)
-    run.memory.register(_tree.tensors((updates, state, params, extras)))
-    return _tree.map_tensors(run.memory.unshared, (unflatten(outputs), new_state))
+    values = None if params is None else by_name
+    return run, _leaves_of(run, grads, values, extras, kinds)
 
 
-def leaves_of(
+def _leaves_of(
     run: TreeRun,
     grads: dict[str, Any],
     params: dict[str, Any] | None,

@@ -6,9 +6,9 @@ by the structure of the trees, the dtypes and the shapes; they hold no tensor of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeGuard
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -25,20 +25,13 @@ from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import (
     FROZEN,
     Leaf,
-    Operation,
     checks_extras,
     execute,
     takes_none,
 )
 from gradtx.execution.phases import has_late_sums, phases_of
-from gradtx.execution.pure import (
-    LEAF_STEPS,
-    TreeRun,
-    as_number,
-    check_extras,
-    leaves_of,
-)
-from gradtx.execution.runs import clock_at
+from gradtx.execution.pure import LEAF_STEPS, TreeRun, as_number
+from gradtx.execution.runs import Run, clock_at
 from gradtx.programs.bundle import (
     ListBundle,
     ListPhase,
@@ -52,6 +45,7 @@ from gradtx.programs.function import LeafFunction, Signature
 from gradtx.programs.hyperparameters import ChainOf, Numbers
 from gradtx.programs.layout import Layout
 from gradtx.programs.planner import ListPrograms
+from gradtx.state.nested import NestedState
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
 MOST_STRUCTURES, MOST_SHAPES = 32, 8
@@ -80,21 +74,21 @@ def update(
         or _torch.forward_mode_active()
     ):
         return None
+    trees = updates, state, params
     tensors: list[Any] = []
     try:
-        steps, common_state = LeafSteps.split(state)
-        structure = _structure((updates, common_state, params), tensors)
+        structure = _structure(trees, tensors)
+        ranks = _ranks_of_counts(state)
     except _UnsuitableError:
         return None
-    known: dict[str, Any] = {}
-    unread: dict[str, Any] = {}  # unless recording finds that a rule reads them
+    known: dict[str, Tensor] = {}
     for name, value in extras.items():
         if _is_number(value):
             known[name] = as_number(name, value)
-        else:
-            unread[name] = value
+    # Unless recording finds that a rule reads them.
+    unread = [name for name in extras if name not in known]
     numbers = numbers_of(tx)
-    key = structure, tuple(known), tuple(unread), numbers.structure, steps.key
+    key = structure, tuple(known), tuple(unread), numbers.structure, ranks
     programs_by_key = programs_of(tx)
     try:
         programs = programs_by_key.setdefault(key, [])
@@ -112,10 +106,9 @@ def update(
         result = _pure.update(tx, updates, state, params, extras)
         try:
             with torch.no_grad():
-                arguments = _Extras(known, tuple(unread))
-                trees = updates, common_state, params
+                run, leaves = _pure.begin(tx, *trees, extras)
                 program = TreeProgram(
-                    tx, numbers, trees, structure, arguments, tensors, steps
+                    tx, run, leaves, structure, tensors, ranks, known, unread
                 )
         except Exception:
             # A user's rule may raise any error while it is recorded; it ran without programs, or raised it above.
@@ -126,10 +119,10 @@ def update(
         if len(programs_by_key) > MOST_STRUCTURES:
             oldest = next(iter(programs_by_key))
             programs_by_key.pop(oldest, None)  # another thread may have dropped it
-    values = program.resolved(numbers.values, tensors, steps)
+    values = program.resolved(numbers.values, tensors)
     if _records_gradients((), values):  # a schedule depends on a learned tensor
         return None
-    return program(tensors, known, values, steps)
+    return program(tensors, values, known.values())
 
 
 def _records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:
@@ -182,22 +175,6 @@ def _structure(tree: Any, tensors: list[Any]) -> Any:
     raise _UnsuitableError
 
 
-@dataclass(frozen=True)
-class _Extras:
-    """The extras of a call.
-
-    Attributes:
-        numbers: Those that are arguments of the program.
-        unread: The names of the others, which no rule may read.
-    """
-
-    numbers: dict[str, Tensor]
-    unread: tuple[str, ...]
-
-    def stand_ins(self) -> dict[str, Any]:
-        return dict.fromkeys(self.unread, UNREAD)
-
-
 def _is_number(value: Any) -> bool:
     if type(value) is Tensor:
         return value.ndim == 0 and not value.requires_grad
@@ -227,53 +204,20 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
     )
 
 
-class LeafSteps:
-    """The counts of the updates of each leaf, as numbers, for a state in which they differ.
+def _ranks_of_counts(state: Any) -> tuple[int, ...]:
+    """Return the rank of each leaf's count among the different counts, for a state with one count per leaf.
 
-    Attributes:
-        tensors: The count of each leaf by name; empty for a state with a single count.
-        key: The names of leaves with equal counts, in the order of their counts.
-        by_rank: The count of each of these groups.
-        rank: The index of the group of each leaf.
+    Raises:
+        _UnsuitableError: If the host cannot read them without waiting.
     """
-
-    def __init__(self, tensors: dict[str, Tensor]):
-        self.tensors = tensors
-        names_of: dict[int, list[str]] = {}
-        for name, count in tensors.items():
-            names_of.setdefault(int(count), []).append(name)
-        counts = sorted(names_of)
-        self.key = tuple(tuple(names_of[count]) for count in counts)
-        self.by_rank = [tensors[names_of[count][0]] for count in counts]
-        self.rank: dict[str, int] = {}
-        for i, names in enumerate(self.key):
-            self.rank.update(dict.fromkeys(names, i))
-
-    @classmethod
-    def split(cls, state: Any) -> tuple[LeafSteps, Any]:
-        """Take the counts out of a state.
-
-        Raises:
-            _UnsuitableError: If the host cannot read them without waiting.
-        """
-        if not isinstance(state, dict) or LEAF_STEPS not in state:
-            return cls({}), state
-        common = {key: value for key, value in state.items() if key != LEAF_STEPS}
-        counts = state[LEAF_STEPS]
-        if not isinstance(counts, dict):
+    counts = state.get(LEAF_STEPS) if isinstance(state, dict) else None
+    if not isinstance(counts, dict):
+        return ()
+    for count in counts.values():
+        if type(count) is not Tensor or count.ndim or count.device.type != "cpu":
             raise _UnsuitableError
-        for count in counts.values():
-            if type(count) is not Tensor or count.ndim or count.device.type != "cpu":
-                raise _UnsuitableError
-        return cls(counts), common
-
-    def after(self, like: Iterable[str], step: Tensor, counted: set[str]) -> Any:
-        """Return the counts after an update that counts for some leaves."""
-        after: dict[str, Tensor] = {}
-        for name in self.tensors or like:
-            count = self.tensors.get(name, step)
-            after[name] = count + 1 if name in counted else count.clone()
-        return after
+    values = list(map(int, counts.values()))
+    return tuple(map(sorted(set(values)).index, values))
 
 
 def numbers_of(tx: Transformation) -> Numbers:
@@ -286,6 +230,15 @@ def numbers_of(tx: Transformation) -> Numbers:
 class TreeProgram:
     """The program of one transformation for trees with the structure and the tensor layouts of these.
 
+    Args:
+        tx: The transformation.
+        run, leaves: A call that has begun.
+        structure: The structure of updates, state and parameters.
+        tensors: Their tensors.
+        ranks: The ranks of the counts of leaves that have their own; see `_ranks_of_counts`.
+        known: The extras that are arguments of the program.
+        unread: The names of the others, which no rule may read.
+
     Raises:
         Exception: If no program can process these leaves.
     """
@@ -293,69 +246,107 @@ class TreeProgram:
     def __init__(
         self,
         tx: Transformation,
-        numbers: Numbers,
-        trees: tuple[Any, Any, Any],
+        run: TreeRun,
+        leaves: dict[str, Leaf],
         structure: Any,
-        extras: _Extras,
         tensors: list[Tensor],
-        steps: LeafSteps,
+        ranks: tuple[int, ...],
+        known: dict[str, Tensor],
+        unread: list[str],
     ):
-        _, (self._updates, self._state, _) = structure
+        _check_call(run, leaves, known, unread)
+        kind, (updates, state, _) = structure
+        self._new = kind, (updates, state)
         updates, state, params = _tree_of(structure, iter(range(len(tensors))))
-        first, count = (len(list(_tree.tensors(tree))) for tree in trees[:2])
-        self._of_state = range(first, first + count)
         self._have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
         self._layouts = list(map(_layout, tensors))
         self._complex = [i for i, tensor in enumerate(tensors) if tensor.is_complex()]
         tensors = self._real(tensors)
-        run, leaves = _run_of(tx, *trees, extras)
-        self._names = list(run.names)
-        self._counted = {
-            name for name, leaf in leaves.items() if leaf.program != [FROZEN]
-        }
-        self._has_steps = bool(steps.tensors) or run.lags
-        slots: dict[SlotOf, dict[str, int]] = {}
+        self._step: int = state["step"]
+        self._count_leaves(run, leaves, state.get(LEAF_STEPS, {}), ranks)
+        old = NestedState(state, run.stages)
         self._shared: dict[SlotOf, int] = {}
-        for path, name, value in _entries(state, run.stages):
-            if isinstance(value, int):
-                self._shared[path, name] = value
-            else:
-                slots[path, name] = value
+        for path in run.stages:
+            for name in run.scalars(path):
+                self._shared[path, name] = old.tree((*path, name))
+        numbers = numbers_of(tx)
         self._counts = self._counts_for(numbers, run)
-        on_host = not any(
-            is_on_accelerator(value)
-            for value in (
-                *(tensors[i] for i in self._shared.values()),
-                *extras.numbers.values(),
-            )
-        )
-        columns = [*slots.values(), _tree.named(updates)]
-        if params is not None:
-            columns.insert(0, _tree.named(params))
+        scalars = [*(tensors[i] for i in self._shared.values()), *known.values()]
+        on_host = not any(map(is_on_accelerator, scalars))
+        gradients, params = _tree.named(updates), _tree.named(params)
+        rows: dict[Any, list[_Row]] = {}
+        for name, leaf in leaves.items():
+            if not leaf.has_gradient:
+                continue
+            slots = {
+                (path, slot): i
+                for path in run.stages
+                for slot, i in old.slots_of(path, name).items()
+            }
+            indices = [*slots.values(), gradients[name]]
+            if leaf.param is not None:
+                indices.insert(0, params[name])
+            row = _Row(leaf, list(slots), indices, [tensors[i] for i in indices])
+            key = self._count_of.get(name), row.kind()
+            rows.setdefault(key, []).append(row)
         self._bundles: list[_Leaves] = []
-        self._ranks: list[int] = []
-        for names in _group_by_program(leaves, columns, tensors, steps.rank):
-            leaf = leaves[names[0]]
-            signature = self._signature(run, leaf, slots, tensors, numbers, extras)
-            present = [column for column in columns if leaf.name in column]
-            rows = {name: [column[name] for column in present] for name in names}
+        for (count, _), alike in rows.items():
+            signature = self._signature(run, alike[0], tensors, numbers, known, unread)
             function = LeafFunction(signature, ChainOf(tx, numbers.structure))
-            bundles = _bundles(rows, function, on_host, tensors)
-            self._bundles.extend(bundles)
-            self._ranks.extend([steps.rank.get(leaf.name, 0)] * len(bundles))
+            for phases, of_program in _by_program(alike, function, on_host):
+                shared = {place: self._shared[place] for place in signature.shared}
+                leaves_of_program = _Leaves(
+                    of_program,
+                    phases,
+                    self._step if count is None else count,
+                    shared,
+                    signature.has_param,
+                )
+                self._bundles.append(leaves_of_program)
         self._check_clocks(run)
+
+    def _count_leaves(
+        self,
+        run: TreeRun,
+        leaves: dict[str, Leaf],
+        counts: dict[str, int],
+        ranks: tuple[int, ...],
+    ) -> None:
+        """Note which counts leaves have before and after the update.
+
+        Args:
+            run, leaves: A call that has begun.
+            counts: The index of the count of each leaf, if leaves have their own.
+            ranks: Their ranks.
+        """
+        count_of_rank = dict(sorted(zip(ranks, counts.values(), strict=True)))
+        # Leaves with equal counts share the first of them.
+        self._count_of = {
+            name: count_of_rank[rank] for name, rank in zip(counts, ranks, strict=True)
+        }
+        self._latest = [self._step, *count_of_rank.values()][-1]
+        counted = [
+            name
+            for name, leaf in leaves.items()
+            if leaf.has_gradient and leaf.program != [FROZEN]
+        ]
+        self._counted = [self._step, *(counts[name] for name in counted if counts)]
+        # How much the count of each leaf grows in the first update after which counts differ.
+        self._first_ticks: dict[str, int] = {}
+        if not counts and run.has_lag(leaves):
+            self._first_ticks = {name: int(name in counted) for name in run.names}
 
     def _signature(
         self,
         run: TreeRun,
-        leaf: Leaf,
-        slots: Mapping[SlotOf, Mapping[str, int]],
+        row: _Row,
         tensors: list[Tensor],
         numbers: Numbers,
-        extras: _Extras,
+        known: dict[str, Tensor],
+        unread: list[str],
     ) -> Signature:
         """Return the arguments of the program of a leaf, whose slots are keyed by path and name."""
-        own = [place for place, column in slots.items() if leaf.name in column]
+        leaf = row.leaf
         passed = {part.path for operation in leaf.program for part in operation.parts}
         shared = [place for place in self._shared if place[0] in passed]
         codes = {
@@ -363,13 +354,13 @@ class TreeProgram:
             for path, store in run.stores.items()
         }
         return Signature(
-            layout=Layout.keyed_by_place(own, shared, codes),
+            layout=Layout.keyed_by_place(row.slots, shared, codes),
             choices=run.choices.get(leaf.name, {}),
             numbers=len(numbers.values),
             shared={place: tensors[self._shared[place]].dtype for place in shared},
-            scalars={name: value.dtype for name, value in extras.numbers.items()},
+            scalars={name: value.dtype for name, value in known.items()},
             by_leaf=(),
-            absent=extras.stand_ins(),
+            absent=dict.fromkeys(unread, UNREAD),
             known_extras=run.known_extras,
             has_param=leaf.param is not None,
             writes=False,
@@ -382,25 +373,20 @@ class TreeProgram:
             _UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
         """
         restarts = any(each.restarts_inner for each in run.block.walk())
-        self._step = self._shared.pop(((), "step"))
         counts: list[int] = []
         for value, place in zip(numbers.values, numbers.places, strict=True):
             path = clock_at(place, run.clock_paths)
             if isinstance(value, Schedule) and path is not None and restarts:
                 raise _UnsuitableError
-            counts.append(self._shared[path, "step"] if path else self._step)
+            counts.append(self._shared[path, "step"] if path else self._latest)
         return counts
 
-    def resolved(
-        self, values: list[Any], tensors: list[Tensor], steps: LeafSteps
-    ) -> list[Any]:
+    def resolved(self, values: list[Any], tensors: list[Tensor]) -> list[Any]:
         """Return the numbers of a call: schedules are called at every update, because they may change."""
         numbers: list[Any] = []
         for value, i in zip(values, self._counts, strict=True):
-            if isinstance(value, Schedule):
-                latest = steps.by_rank if i == self._step else []
-                value = resolve(value, latest[-1] if latest else tensors[i])
-            numbers.append(value)
+            is_schedule = isinstance(value, Schedule)
+            numbers.append(resolve(value, tensors[i]) if is_schedule else value)
         return numbers
 
     def _check_clocks(self, run: TreeRun) -> None:
@@ -424,25 +410,18 @@ class TreeProgram:
         return list(map(as_real, tensors)) if self._complex else tensors
 
     def __call__(
-        self,
-        tensors: list[Tensor],
-        extras: dict[str, Any],
-        values: list[Any],
-        steps: LeafSteps,
+        self, tensors: list[Tensor], numbers: list[Any], extras: Iterable[Tensor]
     ) -> tuple[Any, dict[str, Any]]:
         """Return new `(updates, state)`."""
-        tensors = self._real(tensors)
-        results: list[Any] = [None] * len(tensors)
-        step = tensors[self._step]
-        latest = steps.by_rank[-1] if steps.by_rank else step
+        old, tensors = tensors, self._real(tensors)
+        new: list[Any] = [None] * len(tensors)
+        run = Run()
         calls: list[_Call] = []
-        for bundle, rank in zip(self._bundles, self._ranks, strict=True):
-            call = _Call(bundle, tensors, results, self._shared)
-            count = steps.by_rank[rank] if steps.by_rank else step
-            shared = [tensors[self._shared[place]] for place in bundle.shared]
-            call.begin(
-                call, [count + 1, latest, *values, *shared, *extras.values()], True
-            )
+        for leaves in self._bundles:
+            call = _Call(leaves, tensors, new)
+            shared = [tensors[i] for i in leaves.shared.values()]
+            counts = tensors[leaves.count] + 1, tensors[self._latest]
+            call.begin(run, [*counts, *numbers, *shared, *extras], True)
             calls.append(call)
         try:
             with torch.no_grad():
@@ -450,112 +429,101 @@ class TreeProgram:
         except Exception as error:
             add_note(error)
             raise
-        results[self._step] = step + 1
-        for i in self._of_state:
-            # A leaf without a gradient, or a stage that no leaf passes through.
-            if results[i] is None:
-                results[i] = tensors[i].clone()
+        for path, values in run.new_shared.items():
+            for name, value in values.items():
+                new[self._shared[path, name]] = value
+        for i in self._counted:
+            new[i] = tensors[i] + 1
         for i in self._complex:
-            results[i] = None if results[i] is None else as_complex(results[i])
-        leaves = iter(results)
-        new_updates, state = (
-            _tree_of(self._updates, leaves),
-            _tree_of(self._state, leaves),
+            new[i] = None if new[i] is None else as_complex(new[i])
+        # None for a leaf without a gradient, or a stage that no leaf passes through.
+        results = (
+            before.clone() if after is None else after
+            for before, after in zip(old, new, strict=True)
         )
-        if self._has_steps:
-            state[LEAF_STEPS] = steps.after(self._names, step, self._counted)
-        return new_updates, state
+        updates, state = _tree_of(self._new, results)
+        if self._first_ticks:
+            step = tensors[self._step]
+            state[LEAF_STEPS] = {
+                name: step + tick for name, tick in self._first_ticks.items()
+            }
+        return updates, state
 
 
-def _run_of(
-    tx: Transformation,
-    updates: Any,
-    state: Any,
-    params: Any,
-    extras: _Extras,
-) -> tuple[TreeRun, dict[str, Leaf]]:
-    """Return the run of a call, and the leaves that have a gradient.
+def _check_call(
+    run: TreeRun,
+    leaves: dict[str, Leaf],
+    known: dict[str, Tensor],
+    unread: list[str],
+) -> None:
+    """Check that programs may run a call.
 
     Raises:
-        _UnsuitableError: If no program can process the leaves, or if a rule checks extras.
+        _UnsuitableError: If they may not, for example because a rule checks extras.
     """
-    gradients, _ = _tree.flatten(updates, "updates")
-    values: dict[str, Any] = {}
-    if params is not None:
-        values, _ = _tree.flatten(params, "params")
-    kinds = check_extras(tx, params, {**extras.numbers, **extras.stand_ins()})
-    if any(kinds[name].startswith("leaf") for name in extras.numbers):
+    operations = run.block.operations
+    if any(name in run.leaf_extras for name in known):
         raise _UnsuitableError
-    run = TreeRun(tx, values or gradients, None, state)
-    run.check(gradients)
-    has_extras = bool(extras.numbers or extras.unread)
-    if run.opaque or (has_extras and checks_extras(run.block.operations)):
+    if run.opaque or ((known or unread) and checks_extras(operations)):
         raise _UnsuitableError
-    present: dict[str, Leaf] = {}
-    leaves = leaves_of(run, gradients, values or None, extras.numbers, kinds)
-    for name, leaf in leaves.items():
-        if leaf.inputs[0] is not None:
-            present[name] = leaf
-    run.lags = run.has_lag(leaves)
-    has_missing = len(present) < len(gradients)
-    if not present or (has_missing and takes_none(run.block.operations)):
+    have_gradients = [leaf.has_gradient for leaf in leaves.values()]
+    has_missing = sum(have_gradients) < len(list(run.names))
+    if not any(have_gradients) or (has_missing and takes_none(operations)):
         raise _UnsuitableError
-    return run, present
+    for leaf in leaves.values():
+        for operation in leaf.program:
+            if leaf.has_gradient and not operation.has_list_program(leaf, True):
+                raise _UnsuitableError
 
 
-def _entries(
-    state: Any, stages: Any, path: Path = ()
-) -> Iterator[tuple[Path, str, Any]]:
-    """Yield the path, the name and the value of each entry of a state whose tensors are replaced by indices.
+class _Row(NamedTuple):
+    """The arguments of a leaf.
 
-    The value is the index of a shared value, or a dict of the indices of a slot by leaf.
+    Attributes:
+        leaf: The leaf.
+        slots: Its slots.
+        indices: The indices of its parameter if there is one, its slots and its gradient.
+        tensors: These tensors.
     """
-    for key, value in state.items():
-        if isinstance(value, dict) and (*path, key) in stages:
-            yield from _entries(value, stages, (*path, key))
-        elif isinstance(value, int | dict):
-            yield path, key, value
-        else:
-            raise _UnsuitableError
 
+    leaf: Leaf
+    slots: list[SlotOf]
+    indices: list[int]
+    tensors: list[Tensor]
 
-def _group_by_program(
-    leaves: dict[str, Leaf],
-    columns: list[dict[str, int]],
-    tensors: list[Tensor],
-    rank: dict[str, int],
-) -> Iterable[list[str]]:
-    """Group the names of leaves that may share a program: those of one shape, or elementwise ones of any shape.
-
-    Leaves in a group have the same count, and thus the same `rank`.
-    """
-    groups: dict[Any, list[str]] = {}
-    for name, leaf in leaves.items():
-        if not all(
-            operation.has_list_program(leaf, True) for operation in leaf.program
-        ):
-            raise _UnsuitableError
-        present = [name in column for column in columns]
-        values = [tensors[column[name]] for column in columns if name in column]
-        is_flat = _is_flat(leaf, values)
+    def kind(self) -> Any:
+        """Return what leaves with a common program share: elementwise ones may have any shape."""
+        program = self.leaf.program
+        is_flat = all(
+            operation.elementwise and not operation.positional for operation in program
+        ) and all(tensor.shape in (self.leaf.shape, ()) for tensor in self.tensors)
         traits: list[Any] = []
-        for tensor in values:
+        for tensor in self.tensors:
             shape = tensor.ndim > 0 if is_flat else tensor.shape
             traits.append((tensor.dtype, tensor.device, shape))
-        program = tuple(map(id, leaf.program))
-        key = rank.get(name), program, tuple(present), tuple(traits)
-        groups.setdefault(key, []).append(name)
-    return groups.values()
+        has_param = self.leaf.param is not None
+        return has_param, tuple(map(id, program)), tuple(self.slots), tuple(traits)
 
 
-def _is_flat(leaf: Leaf, values: list[Tensor]) -> bool:
-    """Whether no operation of a leaf depends on the leaf's shape or name."""
-    shape = values[0].shape
-    if any(tensor.shape not in (shape, ()) for tensor in values):
-        return False
-    return all(
-        operation.elementwise and not operation.positional for operation in leaf.program
-    )
+def _by_program(
+    rows: list[_Row], function: LeafFunction, on_host: bool
+) -> Iterator[tuple[list[ListPhase], list[_Row]]]:
+    """Sort leaves that may have the same program by the programs that they have.
+
+    Raises:
+        _UnsuitableError: If a leaf has none.
+    """
+    common = function.signature.shared_arguments()
+
+    def record(arguments: list[Tensor]) -> list[ListPhase]:
+        return phases_of(function, common, arguments, ListPhase)
+
+    programs = ListPrograms(record, on_host, None, {})
+    arguments = [(row, row.leaf.shape, row.tensors) for row in rows]
+    for program, of_program in programs.by_program(arguments):
+        if isinstance(program, str) or has_late_sums(program):
+            raise _UnsuitableError
+        yield program, of_program
 
 
 class _Leaves:
@@ -566,80 +534,41 @@ class _Leaves:
         columns: The indices of their parameters if there are any, slots, and updates.
         written: The columns of updates and slots, in the order of the results.
         phases: The program.
-        shared: The shared values that are arguments.
+        count: The index of their count.
+        shared: The index of each shared value that is an argument.
         device: The device of the leaves.
         chunks: The range of leaves for each call.
     """
 
     def __init__(
         self,
-        rows: dict[str, list[int]],
-        signature: Signature,
+        rows: list[_Row],
         phases: list[ListPhase],
-        tensors: list[Tensor],
+        count: int,
+        shared: dict[SlotOf, int],
+        has_param: bool,
     ):
-        self.names = list(rows)
-        self.columns = list(map(list, zip(*rows.values(), strict=True)))
-        slots = self.columns[1 if signature.has_param else 0 : -1]
-        self.written = [self.columns[-1], *slots]
+        self.names = [row.leaf.name for row in rows]
+        self.columns = list(map(list, zip(*(row.indices for row in rows), strict=True)))
+        *slots, updates = self.columns[1:] if has_param else self.columns
+        self.written = [updates, *slots]
         self.phases = phases
-        self.shared = list(signature.shared)
-        self.device = tensors[self.columns[0][0]].device
-        sizes = [max(tensors[i].numel() for i in row) for row in rows.values()]
+        self.count = count
+        self.shared = shared
+        self.device = rows[0].leaf.device
+        sizes = [max(map(Tensor.numel, row.tensors)) for row in rows]
         self.chunks = list(chunks(sizes, entries_of_a_call(self.device)))
 
 
-def _bundles(
-    rows: dict[str, list[int]],
-    function: LeafFunction,
-    on_host: bool,
-    tensors: list[Tensor],
-) -> list[_Leaves]:
-    """Split leaves that may have the same program into bundles of those that do."""
-    common_arguments = function.signature.shared_arguments()
-
-    def record(arguments: list[Tensor]) -> list[ListPhase]:
-        return phases_of(function, common_arguments, arguments, ListPhase)
-
-    programs = ListPrograms(record, on_host, None, {})
-    examples: dict[torch.Size, list[Tensor]] = {}
-    for row in rows.values():
-        examples.setdefault(tensors[row[-1]].shape, [tensors[i] for i in row])
-    common = programs.common(examples)
-    rows_of_program: dict[int, dict[str, list[int]]] = {}
-    program_of_id: dict[int, list[ListPhase]] = {}
-    for name, row in rows.items():
-        program = common or programs.of(examples[tensors[row[-1]].shape])
-        if isinstance(program, str) or has_late_sums(program):
-            raise _UnsuitableError
-        program_of_id[id(program)] = program
-        rows_of_program.setdefault(id(program), {})[name] = row
-    return [
-        _Leaves(rows_of_program[i], function.signature, program, tensors)
-        for i, program in program_of_id.items()
-    ]
-
-
 class _Call(ListBundle):
-    """One call of a program with the caller's tensors."""
+    """One call of a program with the caller's tensors; it writes the new ones to `results`."""
 
-    def __init__(
-        self,
-        leaves: _Leaves,
-        tensors: list[Tensor],
-        results: list[Any],
-        index_of_shared: Mapping[SlotOf, int],
-    ):
+    def __init__(self, leaves: _Leaves, tensors: list[Tensor], results: list[Any]):
         super().__init__(leaves.names[0], leaves.device)
         self.set_phases(leaves.phases)
         self._leaves = leaves
         self._tensors = tensors
         self._results = results
-        self._index_of_shared = index_of_shared
-
-    def combined(self, operation: Operation, waiting: list[tuple[Any, Any]]) -> Any:
-        """Return the total for the bundles that wait at an operation."""
-        return operation.combine(waiting)
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
         for chunk in self._leaves.chunks:
@@ -658,15 +587,11 @@ class _Call(ListBundle):
             for column, dtype, values in zip(
                 written, phase.dtypes, of_chunk, strict=False
             ):
-                numbers = column[chunk]
+                indices = column[chunk]
                 if not differ_by_leaf(values):  # the same for all leaves
-                    values = [self.as_tensor(values, dtype).clone() for _ in numbers]
-                for i, value in zip(numbers, values, strict=True):
+                    values = [self.as_tensor(values, dtype).clone() for _ in indices]
+                for i, value in zip(indices, values, strict=True):
                     self._results[i] = value
-        # Shared values are the same in every call.
-        for position in range(len(written), len(phase.names)):
-            number = self._index_of_shared[phase.names[position]]
-            if self._results[number] is None:
-                self._results[number] = self.as_tensor(
-                    results[0][position], phase.dtypes[position]
-                )
+        outputs = zip(phase.names, phase.dtypes, results[0], strict=True)
+        for name, dtype, value in itertools.islice(outputs, len(written), None):
+            self.share(name, self.as_tensor(value, dtype))
