@@ -250,7 +250,7 @@ class TreeRun(Run):
         def new(path: Path, key: str, old: Any) -> Any:
             if path == () and key == LEAF_STEPS:
                 return {
-                    name: _count_after(leaves.get(name), count)
+                    name: count_after(leaves.get(name), count)
                     for name, count in old.items()
                 }
             if not isinstance(old, dict):
@@ -264,7 +264,7 @@ class TreeRun(Run):
         state["step"] = self.clock.step
         if self.leaf_steps is None and self.has_lag(leaves):
             state[LEAF_STEPS] = {
-                name: _count_after(leaves.get(name), self.old_step).clone()
+                name: count_after(leaves.get(name), self.old_step).clone()
                 for name in self._like
             }
         return state
@@ -363,7 +363,7 @@ def _device_of(leaves: dict[str, Any]) -> torch.device:
     return torch.device("cpu")
 
 
-def _count_after(leaf: Leaf | None, count: Tensor) -> Tensor:
+def count_after(leaf: Leaf | None, count: Any) -> Any:
     """Return a leaf's count after the update, which counts if the leaf took part and is not frozen."""
     if leaf is None or leaf.update is None or leaf.program == [FROZEN]:
         return count
@@ -535,10 +535,7 @@ def _leaves_of(
         leaf = leaves[name] = Leaf(
             run, name, grad, param, scalars, run.clock_of(name), like
         )
-        if trees:
-            leaf.extras = dict(scalars)
-            for extra, values in trees.items():
-                leaf.extras[extra] = by_leaf(extra, values[name], leaf)
+        add_extras(leaf, trees)
     for leaf in leaves.values():
         leaf.program = run.block.for_leaf(leaf)
     if extras and checks_extras(run.block.operations):
@@ -555,20 +552,21 @@ def _check_pair(name: str, grad: Tensor, param: Tensor | None) -> None:
         )
 
 
-def by_leaf(extra: str, value: Any, leaf: Leaf) -> Any:
-    """Return a leaf's entry of an extra, in the dtype that rules compute in."""
-    if value is None:
-        return None
-    like = next(tensor for tensor in leaf.inputs if tensor is not None)
-    _check_entry(extra, leaf.name, value, like.shape, leaf.is_complex)
-    return value.to(leaf.compute_dtype)
+def add_extras(leaf: Leaf, trees: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give a leaf its entries of the extras by leaf, in the dtype that rules compute in."""
+    if trees:
+        leaf.extras = dict(leaf.extras)  # all leaves share it
+    for extra, values in trees.items():
+        value = values[leaf.name]
+        if value is not None:
+            _check_entry(extra, leaf, value)
+            value = value.to(leaf.compute_dtype)
+        leaf.extras[extra] = value
 
 
-def _check_entry(
-    extra: str, name: str, value: Tensor, shape: torch.Size, is_complex: bool
-) -> None:
-    """Check a leaf's entry of an extra."""
-    if is_complex:
+def _check_entry(extra: str, leaf: Leaf, value: Tensor) -> None:
+    name, shape = leaf.name, leaf.shape
+    if leaf.is_complex:
         raise TypeError(
             f"{extra}: leaf {name!r} is complex, but per-leaf extras support only real leaves; pass None"
         )
@@ -577,22 +575,6 @@ def _check_entry(
         raise ValueError(
             f"{extra}: leaf {name!r} has shape {tuple(value.shape)}, needs {tuple(shape)}"
         )
-
-
-def check_unread(
-    tx: Transformation, updates: Any, params: Any, extras: dict[str, Any]
-) -> None:
-    """Check the extras of a call in which no rule reads them, as a call that reads them does."""
-    kinds = check_extras(tx, params, extras)
-    likes: dict[str, Any] = {}
-    if any(kinds[name].startswith("leaf") for name in extras):
-        likes = _tree.named(updates if params is None else params)
-    _, trees = split_extras(extras, kinds, likes)
-    for extra, values in trees.items():
-        for name, value in values.items():
-            like = likes[name]
-            if value is not None and like is not None:
-                _check_entry(extra, name, value, like.shape, like.is_complex())
 
 
 def check_extras(

@@ -211,14 +211,16 @@ class PhaseOperation(Operation):
 
 
 class ListBundle(ProgramBundle):
-    """Leaves that one list program processes. Subclasses provide the tensors."""
+    """Leaves that one list program processes. Subclasses provide the tensors.
+
+    Attributes:
+        leaf_names: The names of the leaves in each item of `columns`.
+    """
+
+    leaf_names: list[list[str]]
 
     def columns(self) -> Iterable[list[list[Tensor]]]:
         """Return the lists of each call of the program; their size bounds temporary memory."""
-        raise NotImplementedError
-
-    def leaf_names(self) -> Iterable[list[str]]:
-        """Return the names of the leaves in each item of `columns`."""
         raise NotImplementedError
 
     def end(self, phase: ListPhase, results: list[list[Any]]) -> None:
@@ -241,7 +243,7 @@ class ListBundle(ProgramBundle):
     def terms(self, phase: ListPhase, results: list[list[Any]]) -> LeafTerms:
         """Return the terms of each leaf in sums over leaves; those of the parts of a leaf are added."""
         terms_of_leaf: dict[str, dict[Any, Tensor]] = {}
-        for leaves, results_of_call in zip(self.leaf_names(), results, strict=True):
+        for leaves, results_of_call in zip(self.leaf_names, results, strict=True):
             outputs = zip(phase.names, phase.dtypes, results_of_call, strict=True)
             for key, dtype, values in outputs:
                 if not phase.is_term(key):

@@ -6,9 +6,10 @@ by the structure of the trees, the dtypes and the shapes; they hold no tensor of
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias, TypeGuard
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,14 +24,13 @@ from gradtx.base.forward import Transformation
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import (
-    FROZEN,
     Leaf,
     checks_extras,
     execute,
     takes_none,
 )
-from gradtx.execution.phases import has_late_sums, phases_of
-from gradtx.execution.pure import LEAF_STEPS, TreeRun, as_number
+from gradtx.execution.phases import has_late_sums
+from gradtx.execution.pure import LEAF_STEPS, TreeRun, as_number, count_after
 from gradtx.execution.runs import Run, clock_at
 from gradtx.programs.bundle import (
     ListBundle,
@@ -78,7 +78,7 @@ def update(
     tensors: list[Any] = []
     try:
         structure = _structure(trees, tensors)
-        ranks = _ranks_of_counts(state)
+        equal_counts = _equal_counts(state)
     except _UnsuitableError:
         return None
     known: dict[str, Tensor] = {}
@@ -88,7 +88,8 @@ def update(
     # Unless recording finds that a rule reads them.
     unread = [name for name in extras if name not in known]
     numbers = numbers_of(tx)
-    key = structure, tuple(known), tuple(unread), numbers.structure, ranks
+    names = tuple(known), tuple(unread)
+    key = structure, *names, numbers.structure, equal_counts
     programs_by_key = programs_of(tx)
     try:
         programs = programs_by_key.setdefault(key, [])
@@ -98,17 +99,14 @@ def update(
         return None
     fitting = (program for program in programs if program.fits(tensors))
     program = next(fitting, None)
-    if program is not None:
-        if unread:
-            _pure.check_unread(tx, updates, params, extras)
-    else:
+    if program is None:
         # Raises an error if the call is invalid.
         result = _pure.update(tx, updates, state, params, extras)
         try:
             with torch.no_grad():
                 run, leaves = _pure.begin(tx, *trees, extras)
                 program = TreeProgram(
-                    tx, run, leaves, structure, tensors, ranks, known, unread
+                    tx, run, leaves, structure, tensors, equal_counts, known, unread
                 )
         except Exception:
             # A user's rule may raise any error while it is recorded; it ran without programs, or raised it above.
@@ -148,10 +146,6 @@ def programs_of(tx: Transformation) -> dict[Any, Any]:
     if tx._program_cache is None:
         tx._set(_program_cache=_SHARED.of_chain(tx))
     return tx._program_cache  # type: ignore[return-value]
-
-
-def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
-    return type(value) is tuple
 
 
 def _structure(tree: Any, tensors: list[Any]) -> Any:
@@ -204,20 +198,24 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
     )
 
 
-def _ranks_of_counts(state: Any) -> tuple[int, ...]:
-    """Return the rank of each leaf's count among the different counts, for a state with one count per leaf.
+def _equal_counts(state: Any) -> tuple[int, ...]:
+    """Return which counts are equal in a state with one count per leaf; else nothing.
+
+    This is, for each leaf, the position of the first leaf with the same count, and then that of the greatest count.
 
     Raises:
         _UnsuitableError: If the host cannot read them without waiting.
     """
     counts = state.get(LEAF_STEPS) if isinstance(state, dict) else None
-    if not isinstance(counts, dict):
+    if not counts or not isinstance(counts, dict):
         return ()
     for count in counts.values():
         if type(count) is not Tensor or count.ndim or count.device.type != "cpu":
             raise _UnsuitableError
     values = list(map(int, counts.values()))
-    return tuple(map(sorted(set(values)).index, values))
+    first: dict[int, int] = {}
+    equal = [first.setdefault(value, i) for i, value in enumerate(values)]
+    return *equal, first[max(values)]
 
 
 def numbers_of(tx: Transformation) -> Numbers:
@@ -235,7 +233,7 @@ class TreeProgram:
         run, leaves: A call that has begun.
         structure: The structure of updates, state and parameters.
         tensors: Their tensors.
-        ranks: The ranks of the counts of leaves that have their own; see `_ranks_of_counts`.
+        equal_counts: See `_equal_counts`.
         known: The extras that are arguments of the program.
         unread: The names of the others, which no rule may read.
 
@@ -250,7 +248,7 @@ class TreeProgram:
         leaves: dict[str, Leaf],
         structure: Any,
         tensors: list[Tensor],
-        ranks: tuple[int, ...],
+        equal_counts: tuple[int, ...],
         known: dict[str, Tensor],
         unread: list[str],
     ):
@@ -263,7 +261,16 @@ class TreeProgram:
         self._complex = [i for i, tensor in enumerate(tensors) if tensor.is_complex()]
         tensors = self._real(tensors)
         self._step: int = state["step"]
-        self._count_leaves(run, leaves, state.get(LEAF_STEPS, {}), ranks)
+        counts: dict[str, int] = state.get(LEAF_STEPS, {})
+        own = list(counts.values()) or [self._step]
+        *equal, greatest = equal_counts or [0]
+        self._latest = own[greatest]
+        # Leaves with equal counts share the first of them.
+        count_of = {name: own[i] for name, i in zip(counts, equal, strict=True)}
+        ticks = {name: count_after(leaves.get(name), 0) for name in run.names}
+        self._counted = [self._step, *(i for name, i in counts.items() if ticks[name])]
+        # In the first update after which the counts of leaves differ.
+        self._first_ticks = {} if counts or not run.has_lag(leaves) else ticks
         old = NestedState(state, run.stages)
         self._shared: dict[SlotOf, int] = {}
         for path in run.stages:
@@ -287,54 +294,21 @@ class TreeProgram:
             if leaf.param is not None:
                 indices.insert(0, params[name])
             row = _Row(leaf, list(slots), indices, [tensors[i] for i in indices])
-            key = self._count_of.get(name), row.kind()
+            key = count_of.get(name, self._step), row.kind()
             rows.setdefault(key, []).append(row)
-        self._bundles: list[_Leaves] = []
+        self._bundles: list[_TreeBundle] = []
         for (count, _), alike in rows.items():
             signature = self._signature(run, alike[0], tensors, numbers, known, unread)
             function = LeafFunction(signature, ChainOf(tx, numbers.structure))
-            for phases, of_program in _by_program(alike, function, on_host):
-                shared = {place: self._shared[place] for place in signature.shared}
-                leaves_of_program = _Leaves(
-                    of_program,
-                    phases,
-                    self._step if count is None else count,
-                    shared,
-                    signature.has_param,
-                )
-                self._bundles.append(leaves_of_program)
+            programs = ListPrograms(function.record, on_host, None, {})
+            shared = [self._shared[place] for place in signature.shared]
+            arguments = [(row, row.leaf.shape, row.tensors) for row in alike]
+            for phases, of_program in programs.by_program(arguments):
+                if isinstance(phases, str) or has_late_sums(phases):
+                    raise _UnsuitableError
+                bundle = _TreeBundle(of_program, phases, count, shared)
+                self._bundles.append(bundle)
         self._check_clocks(run)
-
-    def _count_leaves(
-        self,
-        run: TreeRun,
-        leaves: dict[str, Leaf],
-        counts: dict[str, int],
-        ranks: tuple[int, ...],
-    ) -> None:
-        """Note which counts leaves have before and after the update.
-
-        Args:
-            run, leaves: A call that has begun.
-            counts: The index of the count of each leaf, if leaves have their own.
-            ranks: Their ranks.
-        """
-        count_of_rank = dict(sorted(zip(ranks, counts.values(), strict=True)))
-        # Leaves with equal counts share the first of them.
-        self._count_of = {
-            name: count_of_rank[rank] for name, rank in zip(counts, ranks, strict=True)
-        }
-        self._latest = [self._step, *count_of_rank.values()][-1]
-        counted = [
-            name
-            for name, leaf in leaves.items()
-            if leaf.has_gradient and leaf.program != [FROZEN]
-        ]
-        self._counted = [self._step, *(counts[name] for name in counted if counts)]
-        # How much the count of each leaf grows in the first update after which counts differ.
-        self._first_ticks: dict[str, int] = {}
-        if not counts and run.has_lag(leaves):
-            self._first_ticks = {name: int(name in counted) for name in run.names}
 
     def _signature(
         self,
@@ -416,11 +390,11 @@ class TreeProgram:
         old, tensors = tensors, self._real(tensors)
         new: list[Any] = [None] * len(tensors)
         run = Run()
-        calls: list[_Call] = []
-        for leaves in self._bundles:
-            call = _Call(leaves, tensors, new)
-            shared = [tensors[i] for i in leaves.shared.values()]
-            counts = tensors[leaves.count] + 1, tensors[self._latest]
+        calls: list[_TreeBundle] = []
+        for bundle in self._bundles:
+            call = bundle.of_call(tensors, new)
+            shared = [tensors[i] for i in bundle.shared]
+            counts = tensors[bundle.count] + 1, tensors[self._latest]
             call.begin(run, [*counts, *numbers, *shared, *extras], True)
             calls.append(call)
         try:
@@ -505,93 +479,62 @@ class _Row(NamedTuple):
         return has_param, tuple(map(id, program)), tuple(self.slots), tuple(traits)
 
 
-def _by_program(
-    rows: list[_Row], function: LeafFunction, on_host: bool
-) -> Iterator[tuple[list[ListPhase], list[_Row]]]:
-    """Sort leaves that may have the same program by the programs that they have.
+class _TreeBundle(ListBundle):
+    """Leaves with the same program, whose tensors are those of a call with these indices.
 
-    Raises:
-        _UnsuitableError: If a leaf has none.
-    """
-    common = function.signature.shared_arguments()
-
-    def record(arguments: list[Tensor]) -> list[ListPhase]:
-        return phases_of(function, common, arguments, ListPhase)
-
-    programs = ListPrograms(record, on_host, None, {})
-    arguments = [(row, row.leaf.shape, row.tensors) for row in rows]
-    for program, of_program in programs.by_program(arguments):
-        if isinstance(program, str) or has_late_sums(program):
-            raise _UnsuitableError
-        yield program, of_program
-
-
-class _Leaves:
-    """Leaves with the same program, and the indices of their tensors among those of the trees.
-
-    Attributes:
-        names: The names of the leaves.
-        columns: The indices of their parameters if there are any, slots, and updates.
-        written: The columns of updates and slots, in the order of the results.
+    Args:
+        rows: The arguments of the leaves.
         phases: The program.
         count: The index of their count.
-        shared: The index of each shared value that is an argument.
-        device: The device of the leaves.
-        chunks: The range of leaves for each call.
+        shared: The indices of the shared values that are arguments.
     """
+
+    _tensors: list[Tensor]
+    _results: list[Any]
 
     def __init__(
         self,
         rows: list[_Row],
         phases: list[ListPhase],
         count: int,
-        shared: dict[SlotOf, int],
-        has_param: bool,
+        shared: list[int],
     ):
-        self.names = [row.leaf.name for row in rows]
-        self.columns = list(map(list, zip(*(row.indices for row in rows), strict=True)))
-        *slots, updates = self.columns[1:] if has_param else self.columns
-        self.written = [updates, *slots]
+        leaf = rows[0].leaf
+        super().__init__(leaf.name, leaf.device)
+        self.set_phases(phases)
         self.phases = phases
         self.count = count
         self.shared = shared
-        self.device = rows[0].leaf.device
+        self._columns = list(zip(*(row.indices for row in rows), strict=True))
+        *slots, updates = self._columns[leaf.param is not None :]
+        self._written = [updates, *slots]  # in the order of the results
         sizes = [max(map(Tensor.numel, row.tensors)) for row in rows]
-        self.chunks = list(chunks(sizes, entries_of_a_call(self.device)))
+        self._chunks = list(chunks(sizes, entries_of_a_call(self.device)))
+        names = [row.leaf.name for row in rows]
+        self.leaf_names = [names[chunk] for chunk in self._chunks]
 
-
-class _Call(ListBundle):
-    """One call of a program with the caller's tensors; it writes the new ones to `results`."""
-
-    def __init__(self, leaves: _Leaves, tensors: list[Tensor], results: list[Any]):
-        super().__init__(leaves.names[0], leaves.device)
-        self.set_phases(leaves.phases)
-        self._leaves = leaves
-        self._tensors = tensors
-        self._results = results
+    def of_call(self, tensors: list[Tensor], results: list[Any]) -> _TreeBundle:
+        """Return the bundle for one call, which writes the new tensors to `results`."""
+        call = copy.copy(self)
+        call._tensors = tensors
+        call._results = results
+        return call
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
-        for chunk in self._leaves.chunks:
+        for chunk in self._chunks:
             yield [
-                [self._tensors[i] for i in column[chunk]]
-                for column in self._leaves.columns
+                [self._tensors[i] for i in column[chunk]] for column in self._columns
             ]
 
-    def leaf_names(self) -> Iterator[list[str]]:
-        for chunk in self._leaves.chunks:
-            yield self._leaves.names[chunk]
-
     def end(self, phase: ListPhase, results: list[list[Any]]) -> None:
-        written = self._leaves.written
-        for chunk, of_chunk in zip(self._leaves.chunks, results, strict=True):
-            for column, dtype, values in zip(
-                written, phase.dtypes, of_chunk, strict=False
-            ):
+        for chunk, of_chunk in zip(self._chunks, results, strict=True):
+            columns = zip(self._written, phase.dtypes, of_chunk, strict=False)
+            for column, dtype, values in columns:
                 indices = column[chunk]
                 if not differ_by_leaf(values):  # the same for all leaves
                     values = [self.as_tensor(values, dtype).clone() for _ in indices]
                 for i, value in zip(indices, values, strict=True):
                     self._results[i] = value
         outputs = zip(phase.names, phase.dtypes, results[0], strict=True)
-        for name, dtype, value in itertools.islice(outputs, len(written), None):
+        for name, dtype, value in itertools.islice(outputs, len(self._written), None):
             self.share(name, self.as_tensor(value, dtype))

@@ -17,7 +17,7 @@ from gradtx.base.messages import warn_user
 from gradtx.distributed.owners import OwnedRegion
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.optim.engine.family import Family, LeafKind, Pairs
-from gradtx.optim.engine.views import OddTensorError, alias, is_positional
+from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_positional
 from gradtx.optim.run import Count, Member
 from gradtx.optim.step import Step
 from gradtx.programs.function import Signature
@@ -178,16 +178,11 @@ def _spans(members: Iterable[Member]) -> list[Span]:
 
 logger = logging.getLogger("gradtx")
 READS_SHAPE = "a rule reads the shape of its leaf"
-ODD = "its size or layout is not supported"
 SUM_OVER_SHARDS = "it is sharded, and a sum over leaves must include all shards"
 
 
 class UnsuitableError(Exception):
     """Programs cannot run these leaves; the message gives the reason."""
-
-
-class RefusedError(Exception):
-    """An engine does not run a leaf; the message gives the reason."""
 
 
 class Engine:
@@ -297,7 +292,7 @@ class Engine:
             try:
                 kind = self._kind(member, leaf, step, id(member) in shared)
             except RefusedError as refusal:
-                self._refuse(leaf, str(refusal))
+                self._refuse([(member, leaf)], str(refusal))
                 continue
             key = member.group, member.count, kind
             pairs_of_kind.setdefault(key, []).append((member, leaf))
@@ -330,11 +325,7 @@ class Engine:
             raise RefusedError(
                 "it is sharded, and a reduction over a shard differs from one over the whole tensor"
             )
-        try:
-            tensors = _aliases(member, flat)
-        except OddTensorError:
-            raise RefusedError(ODD) from None
-        written = self._traits_of_written(tensors, flat)
+        written = self._traits_of_written(_aliases(member, flat), flat)
         by_leaf = [
             name for name, tree in step.trees.items() if tree[leaf.name] is not None
         ]
@@ -369,8 +360,8 @@ class Engine:
         """Whether programs of this engine may run an operation for a leaf."""
         return operation.has_program(leaf)
 
-    def _refuse(self, leaf: Leaf, reason: str) -> None:
-        self.reasons[leaf.name] = reason
+    def _refuse(self, pairs: Pairs, reason: str) -> None:
+        self.reasons.update({leaf.name: reason for _, leaf in pairs})
 
 
 def _check_shard(leaf: Leaf) -> None:

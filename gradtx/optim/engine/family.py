@@ -13,12 +13,11 @@ from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.errors import Path
 from gradtx.execution.execute import Leaf
-from gradtx.execution.phases import phases_of
 from gradtx.optim.device_counts import scaling_from
 from gradtx.optim.engine.views import cut
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
-from gradtx.programs.bundle import ListPhase, phases_of_shards
+from gradtx.programs.bundle import ListPhase
 from gradtx.programs.function import LeafFunction, Signature
 from gradtx.programs.hyperparameters import ChainOf
 from gradtx.programs.planner import probes
@@ -111,17 +110,10 @@ class Family:
         )
         return [as_real(local(tensor)) for tensor in tensors]
 
-    def record(self, tensors: list[Tensor]) -> list[ListPhase]:
-        """Record the list program for these arguments."""
-        function, scalars = self.function(), self.signature.shared_arguments()
-        if self.signature.has_owners:
-            return phases_of_shards(function, scalars, tensors)
-        return phases_of(function, scalars, tensors, ListPhase)
-
     def recorded(self, tensors: list[Tensor]) -> list[ListPhase]:
         """Record the list program for these arguments; return an empty list if that is impossible."""
         try:
-            return self.record(tensors)
+            return self.function().record(tensors)
         except Exception:
             # Where a program is required, recording it again raises the error.
             return []

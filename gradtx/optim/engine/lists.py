@@ -74,6 +74,7 @@ class MemberBundle(ListBundle):
         self._results: list[dict[str, Any]] = []  # the owners' results, by leaf name
         self._leaves: dict[str, Leaf] = {}
         self._chunks = _chunks_of(members, splits, signature)
+        self.leaf_names = [chunk.names for chunk in self._chunks]
         self.trees: Trees = {}
         self.consumes = False
         self._equal = {
@@ -126,10 +127,6 @@ class MemberBundle(ListBundle):
                 for slot, value in slots.items():
                     member.state[self.signature.layout.slots[path][slot]] = value
             leaf.new = {}
-
-    def leaf_names(self) -> Iterator[list[str]]:
-        for chunk in self._chunks:
-            yield chunk.names
 
     def end(self, phase: ListPhase, results: list[list[Any]]) -> None:
         """Hand over the new shared values and the terms of late sums."""
@@ -378,36 +375,34 @@ class ListEngine(Engine):
     def _bundles(self, family: Family, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves of one kind, each with its program."""
         on_host, known = family.step.on_host, self._programs_of(family)
-        programs = ListPrograms(family.record, on_host, family.key, known)
-        common = None
-        may_have_any_shape = family.kind.flat and not family.signature.layout.codes
-        if may_have_any_shape:
-            pair_of_shape = {
-                leaf.shape: (member, leaf) for member, leaf in family.pairs
-            }
-            examples: dict[torch.Size, list[Tensor]] = {}
-            for shape, pair in pair_of_shape.items():
-                examples[shape] = _arguments(family, *pair, splits)
-            common = programs.common(examples)
-        members_of_program: dict[int, tuple[list[ListPhase], list[Member]]] = {}
-        for member, leaf in family.pairs:
-            program = common or programs.of(_arguments(family, member, leaf, splits))
-            if is_sharded(member.param) and not isinstance(program, str):
-                if not family.signature.has_owners and have_sums(program):
-                    program = SUM_OVER_SHARDS
-                elif may_have_any_shape and programs.depends_on_shape(
+        programs = ListPrograms(family.function().record, on_host, family.key, known)
+        have_any_shape = family.kind.flat and not family.signature.layout.codes
+        leaves = [
+            (pair, pair[1].shape, _arguments(family, *pair, splits))
+            for pair in family.pairs
+        ]
+        bundles: list[MemberBundle] = []
+        for program, pairs in programs.by_program(leaves, have_any_shape):
+            if isinstance(program, str):
+                self._refuse(pairs, program)
+                continue
+            has_sums = not family.signature.has_owners and have_sums(program)
+            members: list[Member] = []
+            for member, leaf in pairs:
+                if not is_sharded(member.param):
+                    members.append(member)
+                elif has_sums:
+                    self._refuse([(member, leaf)], SUM_OVER_SHARDS)
+                elif have_any_shape and programs.depends_on_shape(
                     family.arguments(member, leaf)
                 ):
-                    program = READS_SHAPE
-            if isinstance(program, str):
-                self._refuse(leaf, program)
-                continue
-            _, members = members_of_program.setdefault(id(program), (program, []))
-            members.append(member)
-        return [
-            MemberBundle(members, family.signature, program, splits)
-            for program, members in members_of_program.values()
-        ]
+                    self._refuse([(member, leaf)], READS_SHAPE)
+                else:
+                    members.append(member)
+            if members:
+                bundle = MemberBundle(members, family.signature, program, splits)
+                bundles.append(bundle)
+        return bundles
 
     def _programs_of(self, family: Family) -> dict[Any, Any]:
         if self._programs is None:

@@ -27,8 +27,15 @@ SMALLEST_PARTS = 64
 WINDOW = 2**18
 
 
-class OddTensorError(Exception):
+class RefusedError(Exception):
+    """An engine does not run a leaf; the message gives the reason."""
+
+
+class OddTensorError(RefusedError):
     """No program accepts this tensor, so its leaf steps eagerly."""
+
+    def __init__(self) -> None:
+        super().__init__("its size or layout is not supported")
 
 
 def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
