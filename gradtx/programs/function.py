@@ -17,9 +17,9 @@ from gradtx.base.forward import Transformation
 from gradtx.distributed.owners import regions_of
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, Operation, execute
-from gradtx.execution.phases import AwaitedSumError, Names, PhaseResult, phases_of
+from gradtx.execution.phases import AwaitedSumError, Names, PhaseResult
 from gradtx.execution.runs import LateTerm, Run, memory_of
-from gradtx.programs.bundle import ListPhase, phases_of_shards
+from gradtx.programs.bundle import ListPhase, phases_of, phases_of_shards
 from gradtx.programs.layout import Layout
 from gradtx.programs.record import (
     UnrecordableError,

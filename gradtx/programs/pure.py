@@ -29,7 +29,6 @@ from gradtx.execution.execute import (
     execute,
     takes_none,
 )
-from gradtx.execution.phases import has_late_sums
 from gradtx.execution.pure import LEAF_STEPS, TreeRun, as_number, count_after
 from gradtx.execution.runs import Run, clock_at
 from gradtx.programs.bundle import (
@@ -38,6 +37,7 @@ from gradtx.programs.bundle import (
     chunks,
     differ_by_leaf,
     entries_of_a_call,
+    has_late_sums,
     is_on_accelerator,
 )
 from gradtx.programs.cache import SharedPrograms
@@ -367,7 +367,7 @@ class TreeProgram:
         """Check that some program advances each inner clock: without leaves, a clock counts the call nevertheless."""
         advanced: set[Any] = set()
         for bundle in self._bundles:
-            advanced.update(bundle.phases[-1].names)
+            advanced.update(bundle.program[-1].names)
         clocks = run.block.clock_paths()
         if any(place[0] in clocks and place not in advanced for place in self._shared):
             raise _UnsuitableError
@@ -501,8 +501,7 @@ class _TreeBundle(ListBundle):
     ):
         leaf = rows[0].leaf
         super().__init__(leaf.name, leaf.device)
-        self.set_phases(phases)
-        self.phases = phases
+        self.program = phases
         self.count = count
         self.shared = shared
         self._columns = list(zip(*(row.indices for row in rows), strict=True))

@@ -49,7 +49,6 @@ class Bundle(ProgramBundle):
         super().__init__(leaf.name, local(first.param).device)
         self.members = family.members
         self.signature = signature = family.signature
-        self._phases: list[TracedPhase] = []
         self._entries = sum(entries_of(member.param) for member in self.members)
         self._flat = family.kind.flat
         self._row = row
@@ -103,7 +102,7 @@ class Bundle(ProgramBundle):
 
     def may_absorb(self, other: Bundle, most: int) -> bool:
         """Whether both bundles run the same program without windows, and have at most this many entries together."""
-        if self._phases is not other._phases or self._window is not None:
+        if self.program is not other.program or self._window is not None:
             return False
         return self._entries + other._entries <= most
 
@@ -191,10 +190,9 @@ class Bundle(ProgramBundle):
 
     def compile_for(self, program: BundleProgram) -> None:
         """Use this program from now on."""
-        self._phases = program.phases
-        self.set_phases(self._phases)
+        self.program = program.phases
         self._takes_any_shape = self._window is None and all(
-            each.reads_only_memory for each in self._phases
+            each.reads_only_memory for each in program.phases
         )
 
     # During a step.

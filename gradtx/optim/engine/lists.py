@@ -12,7 +12,6 @@ from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.torch_names import copy_each_
 from gradtx.distributed.owners import has_regions
 from gradtx.execution.execute import Leaf, LeafTerms, Operation
-from gradtx.execution.phases import have_sums
 from gradtx.optim.engine.base import (
     GRADIENT,
     READS_SHAPE,
@@ -39,6 +38,7 @@ from gradtx.programs.bundle import (
     ListPhase,
     chunks,
     entries_of_a_call,
+    have_sums,
 )
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.equal import may_be_number, slots_from_numbers
@@ -68,7 +68,7 @@ class MemberBundle(ListBundle):
         splits: bool,
     ):
         super().__init__(members[0].name, local(members[0].param).device)
-        self.set_phases(phases)
+        self.program = phases
         self.members = members
         self.signature = signature
         self._results: list[dict[str, Any]] = []  # the owners' results, by leaf name
@@ -104,7 +104,7 @@ class MemberBundle(ListBundle):
                 chunk.free_gradients()
 
     def terms(self, phase: ListPhase, results: list[list[Any]]) -> LeafTerms:
-        if not phase.is_for_owners:
+        if not phase.of_leaf:
             return super().terms(phase, results)
         terms = LeafTerms()
         for chunk, columns in zip(self._chunks, results, strict=True):
@@ -114,7 +114,7 @@ class MemberBundle(ListBundle):
         return terms
 
     def receive(self, phase: Any, total: dict[str, Any]) -> None:
-        if phase.is_for_owners:
+        if phase.of_leaf:
             self._add_results(total)
         else:
             super().receive(phase, total)
