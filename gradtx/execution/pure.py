@@ -329,31 +329,21 @@ def blame_state(tx: Transformation, like: Any, state: Any, error: Exception) -> 
         expected = init(tx, like)
     except Exception:
         return
-    fault = _difference(expected, state, ())
-    if fault is not None:
-        raise ValueError(f"{fault}; {OWN_STATE}") from error
+    present = _tree.named(state)
+    for name, needed in _tree.named(expected).items():
+        value = present.get(name, needed)
+        if isinstance(value, Tensor) and isinstance(needed, Tensor):
+            needs, has = _form(needed), _form(value)
+            fault = None if needs == has else f"is {has}, needs {needs}"
+        else:
+            is_same = type(value) is type(needed)
+            fault = None if is_same else f"has an unexpected value {value!r}"
+        if fault is not None:
+            raise ValueError(f"state at {name!r} {fault}; {OWN_STATE}") from error
 
 
-def _difference(expected: Any, state: Any, path: Path) -> str | None:
-    """Describe the first difference in shape, kind of dtype or device; None if there is none."""
-    if isinstance(expected, dict) and isinstance(state, dict):
-        for key in expected:
-            if key in state:
-                fault = _difference(expected[key], state[key], (*path, key))
-                if fault is not None:
-                    return fault
-        return None
-    if not (isinstance(expected, Tensor) and isinstance(state, Tensor)):
-        return (
-            None
-            if type(expected) is type(state)
-            else f"state at {'.'.join(path)!r} has an unexpected value {state!r}"
-        )
-    needs = (tuple(expected.shape), kind_of(expected.dtype), expected.device.type)
-    has = (tuple(state.shape), kind_of(state.dtype), state.device.type)
-    return (
-        None if needs == has else f"state at {'.'.join(path)!r} is {has}, needs {needs}"
-    )
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), kind_of(tensor.dtype), tensor.device.type
 
 
 def _device_of(leaves: dict[str, Any]) -> torch.device:

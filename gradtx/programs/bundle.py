@@ -83,7 +83,7 @@ PhaseT = TypeVar("PhaseT", bound=Phase)
 
 def have_sums(phases: Sequence[Phase]) -> bool:
     """Whether a program sums over leaves, for its own step or for the next one."""
-    return any(each.is_term(name) for each in phases for name in each.names)
+    return any(each.terms(each.names) for each in phases)
 
 
 def has_late_sums(phases: Sequence[Phase]) -> bool:

@@ -16,10 +16,10 @@ from gradtx.optim.engine.trace import BundleProgram, TracedPhase
 from gradtx.optim.engine.views import (
     PLAIN,
     alias,
-    alias_or_copy,
     entries_of,
     holds_its_values,
     in_rows,
+    readable,
     resized,
     windows,
 )
@@ -166,7 +166,7 @@ class Bundle(ProgramBundle):
         """Return an alias of a tensor, or of a copy if its layout differs."""
         if tensor.ndim == 1 and _is_usual_gradient(tensor):
             return tensor  # a shortcut: the alias would be the same
-        return alias_or_copy(tensor, member.param, self._flat)
+        return readable(alias, tensor, member.param, member.param, self._flat)
 
     def _calls(self, arguments: list[Tensor]) -> Iterable[list[Tensor]]:
         """Split the arguments of the leaves into those of each call."""

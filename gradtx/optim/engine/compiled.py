@@ -321,7 +321,7 @@ def _window(member: Member, leaf: Leaf, row: int) -> int | None:
     """
     most = window_of(local(member.param).device, row)
     rows = entries_of(member.param) // row
-    if rows <= most or is_positional(leaf) or not can_be_split(member, leaf):
+    if rows <= most or is_positional(leaf) or not can_be_split(leaf):
         return None
     windows = -(-rows // most)
     return -(-rows // windows)
@@ -330,7 +330,7 @@ def _window(member: Member, leaf: Leaf, row: int) -> int | None:
 def _can_be_padded(member: Member, leaf: Leaf) -> bool:
     """Whether leaves that are not flat aliases can share a bundle: vectors whose slots have the same length."""
     is_coded = row_of(member) is not None
-    return len(leaf.shape) <= 1 and not is_coded and slots_are_shaped_as(member)
+    return len(leaf.shape) <= 1 and not is_coded and slots_are_shaped_as(leaf)
 
 
 def _traits_of(tensor: Tensor) -> tuple[Any, ...]:

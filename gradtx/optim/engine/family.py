@@ -103,11 +103,8 @@ class Family:
             *(member.state[key] for key in self.signature.slots_by_leaf),
             member.param.grad,
         ]
-        tensors.extend(
-            tree[leaf.name]
-            for tree in self.step.trees.values()
-            if tree[leaf.name] is not None
-        )
+        trees = self.step.trees
+        tensors.extend(trees[name][leaf.name] for name in self.signature.by_leaf)
         return [as_real(local(tensor)) for tensor in tensors]
 
     def recorded(self, tensors: list[Tensor]) -> list[ListPhase]:
@@ -152,8 +149,7 @@ def first_entries(tensors: list[Tensor], count: int) -> list[Tensor]:
 
 def _signature_of(member: Member, leaf: Leaf, kind: LeafKind, step: Step) -> Signature:
     """Return the signature of all leaves like this one."""
-    layout = member.layout
-    assert layout is not None
+    layout = leaf.layout
     shared: dict[tuple[Path, str], torch.dtype] = {}
     for path, names in layout.shared.items():
         values = step.run.scalars(path)

@@ -22,14 +22,13 @@ from gradtx.optim.engine.base import (
 from gradtx.optim.engine.family import Family, Pairs, first_entries
 from gradtx.optim.engine.views import (
     alias,
-    alias_or_copy,
     can_be_split,
     cut,
     entries_of,
     is_positional,
     part_of,
     plain,
-    plain_or_copy,
+    readable,
 )
 from gradtx.optim.run import Member, Trees
 from gradtx.optim.step import Step
@@ -226,8 +225,8 @@ class Chunk:
         """Return a read-only tensor with the parameter's layout."""
         member, window = piece
         if window is None:
-            return plain_or_copy(tensor, member.param)
-        return alias_or_copy(tensor, member.param, True)[window]
+            return readable(plain, tensor, member.param)
+        return readable(alias, tensor, member.param, member.param, True)[window]
 
 
 def _first_entry(member: Member, window: slice | None) -> Tensor:
@@ -292,11 +291,13 @@ class ListEngine(Engine):
         has_owners = has_regions(family.pairs[0][1].program)
         family = family.signed(width=1, padded=False, has_owners=has_owners)
         equal = self._equal_slots(family)
-        if not equal:
-            return self._bundles_of_signature(family)
+        pairs_of_values: dict[Any, Pairs] = {}
+        for member, leaf in family.pairs:
+            values = tuple(leaf.state[key].item() for key in equal)
+            pairs_of_values.setdefault(values, []).append((member, leaf))
         bundles: list[MemberBundle] = []
-        for pairs in _grouped_by_values(family.pairs, equal):
-            dtypes = {key: pairs[0][0].state[key].dtype for key in equal}
+        for pairs in pairs_of_values.values():
+            dtypes = {key: pairs[0][1].state[key].dtype for key in equal}
             of_values = family.some(pairs).signed(equal=dtypes)
             bundles.extend(self._bundles_of_signature(of_values))
         return bundles
@@ -350,11 +351,11 @@ class ListEngine(Engine):
 
     def _bundles_of_signature(self, family: Family) -> list[MemberBundle]:
         """Return bundles of leaves of one signature; parts of leaves that need their positions have another one."""
-        first, leaf = family.pairs[0]
+        _, leaf = family.pairs[0]
         splits = (
             family.kind.flat
             and not family.signature.has_owners
-            and can_be_split(first, leaf, family.signature.equal)
+            and can_be_split(leaf, family.signature.equal)
             and self._runs_in_parts(family)
         )
         if not splits or not is_positional(leaf):
@@ -408,15 +409,6 @@ class ListEngine(Engine):
         if self._programs is None:
             self._programs = _SHARED.of_chain(family.step.views[0].tx)
         return self._programs
-
-
-def _grouped_by_values(pairs: Pairs, keys: Sequence[str]) -> list[Pairs]:
-    """Group leaves by the values of their slots."""
-    pairs_of_values: dict[Any, Pairs] = {}
-    for member, leaf in pairs:
-        values = tuple(member.state[key].item() for key in keys)
-        pairs_of_values.setdefault(values, []).append((member, leaf))
-    return list(pairs_of_values.values())
 
 
 def _size(pair: tuple[Member, Leaf]) -> tuple[bool, int]:
