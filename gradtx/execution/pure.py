@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -43,6 +43,7 @@ class TreeRun(Run):
 
     Attributes:
         block: The expanded transformation.
+        names: The leaves of the parameters, or of the updates if there are none, by name.
         clock: The outermost clock.
         old_step: The count of finished updates.
         params, unflatten_params: The caller's parameters by name, and the function that rebuilds their tree.
@@ -66,7 +67,7 @@ class TreeRun(Run):
     ):
         super().__init__()
         self._unflatten = unflatten
-        self._like = like
+        self.names = like
         self.initial = state is None
         self.device = _device_of(like)
         if state is None:
@@ -133,12 +134,12 @@ class TreeRun(Run):
         return _tree.map_tensors(chosen, new, old)
 
     def whole(self, values: dict[str, Any]) -> Any:
-        return self._unflatten({name: values.get(name) for name in self._like})
+        return self._unflatten({name: values.get(name) for name in self.names})
 
     def by_name(self, tree: Any) -> dict[str, Any]:
         return _tree.match(
             tree,
-            self._like,
+            self.names,
             "updates returned by a plain function",
             "the updates given to it",
         )
@@ -204,7 +205,7 @@ class TreeRun(Run):
         return label
 
     def _first_choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
-        label = selector.choose(leaf.name, self._like[leaf.name])
+        label = selector.choose(leaf.name, self.names[leaf.name])
         # A predicate may depend on the parameter's current value, so the state records its answer as a mark.
         if not selector.by_name:
             *stage, slot = selector.mark(path, label)
@@ -235,7 +236,7 @@ class TreeRun(Run):
         """Raise an error, before anything runs, unless this is a state of this chain for these leaves."""
         may_be_complex = {
             name
-            for name, leaf in self._like.items()
+            for name, leaf in self.names.items()
             if leaf is None or leaf.is_complex()
         }
         self._old.check(names, self.opaque, self._has_shared_value, may_be_complex)
@@ -265,18 +266,13 @@ class TreeRun(Run):
         if self.leaf_steps is None and self.has_lag(leaves):
             state[LEAF_STEPS] = {
                 name: count_after(leaves.get(name), self.old_step).clone()
-                for name in self._like
+                for name in self.names
             }
         return state
 
-    @property
-    def names(self) -> Iterable[str]:
-        """The names of all leaves."""
-        return self._like
-
     def has_lag(self, leaves: dict[str, Leaf]) -> bool:
         """Whether the counts of leaves differ after this update."""
-        return any(self._lags(name, leaves.get(name)) for name in self._like)
+        return any(self._lags(name, leaves.get(name)) for name in self.names)
 
     def _lags(self, name: str, leaf: Leaf | None) -> bool:
         """Whether a leaf takes no part in an update that the common count counts."""
@@ -521,7 +517,15 @@ def _leaves_of(
             if like is None:
                 continue
         if params is not None and grad is not None:
-            _check_pair(name, grad, param)
+            if param is None:
+                raise ValueError(
+                    f"params: leaf {name!r} is None, but it has a gradient"
+                )
+            if grad.shape != param.shape:
+                shapes = (
+                    f"{tuple(grad.shape)}, but its parameter has {tuple(param.shape)}"
+                )
+                raise ValueError(f"updates: leaf {name!r} has shape {shapes}")
         leaf = leaves[name] = Leaf(
             run, name, grad, param, scalars, run.clock_of(name), like
         )
@@ -531,15 +535,6 @@ def _leaves_of(
     if extras and checks_extras(run.block.operations):
         check_extras_of(leaves.values())
     return leaves
-
-
-def _check_pair(name: str, grad: Tensor, param: Tensor | None) -> None:
-    if param is None:
-        raise ValueError(f"params: leaf {name!r} is None, but it has a gradient")
-    if grad.shape != param.shape:
-        raise ValueError(
-            f"updates: leaf {name!r} has shape {tuple(grad.shape)}, but its parameter has {tuple(param.shape)}"
-        )
 
 
 def add_extras(leaf: Leaf, trees: Mapping[str, Mapping[str, Any]]) -> None:

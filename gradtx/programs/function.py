@@ -65,9 +65,9 @@ class Signature:
     numbers: int
     shared: Mapping[tuple[Path, str], torch.dtype]
     scalars: Mapping[str, torch.dtype]
-    by_leaf: tuple[str, ...]
     absent: Mapping[str, Any]
     known_extras: Any
+    by_leaf: tuple[str, ...] = ()
     has_param: bool = True
     writes: bool = True
     width: int = 1

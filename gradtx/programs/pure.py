@@ -97,8 +97,7 @@ def update(
         return None
     if programs is None or _records_gradients(tensors, numbers.values):
         return None
-    fitting = (program for program in programs if program.fits(tensors))
-    program = next(fitting, None)
+    program = next((each for each in programs if each.fits(tensors)), None)
     if program is None:
         # Raises an error if the call is invalid.
         result = _pure.update(tx, updates, state, params, extras)
@@ -280,22 +279,13 @@ class TreeProgram:
         self._counts = self._counts_for(numbers, run)
         scalars = [*(tensors[i] for i in self._shared.values()), *known.values()]
         on_host = not any(map(is_on_accelerator, scalars))
-        gradients, params = _tree.named(updates), _tree.named(params)
+        trees = _tree.named(params), old, _tree.named(updates)
         rows: dict[Any, list[_Row]] = {}
         for name, leaf in leaves.items():
-            if not leaf.has_gradient:
-                continue
-            slots = {
-                (path, slot): i
-                for path in run.stages
-                for slot, i in old.slots_of(path, name).items()
-            }
-            indices = [*slots.values(), gradients[name]]
-            if leaf.param is not None:
-                indices.insert(0, params[name])
-            row = _Row(leaf, list(slots), indices, [tensors[i] for i in indices])
-            key = count_of.get(name, self._step), row.kind()
-            rows.setdefault(key, []).append(row)
+            if leaf.has_gradient:
+                row = _Row.of(leaf, *trees, tensors)
+                key = count_of.get(name, self._step), row.kind()
+                rows.setdefault(key, []).append(row)
         self._bundles: list[_TreeBundle] = []
         for (count, _), alike in rows.items():
             signature = self._signature(run, alike[0], tensors, numbers, known, unread)
@@ -333,7 +323,6 @@ class TreeProgram:
             numbers=len(numbers.values),
             shared={place: tensors[self._shared[place]].dtype for place in shared},
             scalars={name: value.dtype for name, value in known.items()},
-            by_leaf=(),
             absent=dict.fromkeys(unread, UNREAD),
             known_extras=run.known_extras,
             has_param=leaf.param is not None,
@@ -374,10 +363,11 @@ class TreeProgram:
 
     def fits(self, tensors: list[Tensor]) -> bool:
         """Whether tensors have the dtypes, devices, shapes and strides that the program was created for."""
-        if self._have_same_layout(*tensors):
-            return True
         # The quick check rejects a tensor that occurs twice.
-        return list(map(_layout, tensors)) == self._layouts
+        return (
+            self._have_same_layout(*tensors)
+            or list(map(_layout, tensors)) == self._layouts
+        )
 
     def _real(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return the tensors as rules see them, with real views of complex ones."""
@@ -392,7 +382,8 @@ class TreeProgram:
         run = Run()
         calls: list[_TreeBundle] = []
         for bundle in self._bundles:
-            call = bundle.of_call(tensors, new)
+            call = copy.copy(bundle)
+            call.tensors, call.results = tensors, new
             shared = [tensors[i] for i in bundle.shared]
             counts = tensors[bundle.count] + 1, tensors[self._latest]
             call.begin(run, [*counts, *numbers, *shared, *extras], True)
@@ -441,7 +432,7 @@ def _check_call(
     if run.opaque or ((known or unread) and checks_extras(operations)):
         raise _UnsuitableError
     have_gradients = [leaf.has_gradient for leaf in leaves.values()]
-    has_missing = sum(have_gradients) < len(list(run.names))
+    has_missing = sum(have_gradients) < len(run.names)
     if not any(have_gradients) or (has_missing and takes_none(operations)):
         raise _UnsuitableError
     for leaf in leaves.values():
@@ -465,6 +456,26 @@ class _Row(NamedTuple):
     indices: list[int]
     tensors: list[Tensor]
 
+    @classmethod
+    def of(
+        cls,
+        leaf: Leaf,
+        params: dict[str, int],
+        state: NestedState,
+        gradients: dict[str, int],
+        tensors: list[Tensor],
+    ) -> _Row:
+        """Return the arguments of a leaf from trees of indices of tensors."""
+        slots: dict[SlotOf, Any] = {
+            (path, slot): i
+            for path in state.stages
+            for slot, i in state.slots_of(path, leaf.name).items()
+        }
+        indices = [*slots.values(), gradients[leaf.name]]
+        if leaf.param is not None:
+            indices.insert(0, params[leaf.name])
+        return cls(leaf, list(slots), indices, [tensors[i] for i in indices])
+
     def kind(self) -> Any:
         """Return what leaves with a common program share: elementwise ones may have any shape."""
         program = self.leaf.program
@@ -480,17 +491,21 @@ class _Row(NamedTuple):
 
 
 class _TreeBundle(ListBundle):
-    """Leaves with the same program, whose tensors are those of a call with these indices.
+    """Leaves with the same program, whose tensors are those of a call with these indices; each call has a copy.
 
     Args:
         rows: The arguments of the leaves.
         phases: The program.
         count: The index of their count.
         shared: The indices of the shared values that are arguments.
+
+    Attributes:
+        tensors: The tensors of the call.
+        results: Receives the new ones.
     """
 
-    _tensors: list[Tensor]
-    _results: list[Any]
+    tensors: list[Tensor]
+    results: list[Any]
 
     def __init__(
         self,
@@ -512,18 +527,9 @@ class _TreeBundle(ListBundle):
         names = [row.leaf.name for row in rows]
         self.leaf_names = [names[chunk] for chunk in self._chunks]
 
-    def of_call(self, tensors: list[Tensor], results: list[Any]) -> _TreeBundle:
-        """Return the bundle for one call, which writes the new tensors to `results`."""
-        call = copy.copy(self)
-        call._tensors = tensors
-        call._results = results
-        return call
-
     def columns(self) -> Iterator[list[list[Tensor]]]:
         for chunk in self._chunks:
-            yield [
-                [self._tensors[i] for i in column[chunk]] for column in self._columns
-            ]
+            yield [[self.tensors[i] for i in column[chunk]] for column in self._columns]
 
     def end(self, phase: ListPhase, results: list[list[Any]]) -> None:
         for chunk, of_chunk in zip(self._chunks, results, strict=True):
@@ -533,7 +539,7 @@ class _TreeBundle(ListBundle):
                 if not differ_by_leaf(values):  # the same for all leaves
                     values = [self.as_tensor(values, dtype).clone() for _ in indices]
                 for i, value in zip(indices, values, strict=True):
-                    self._results[i] = value
+                    self.results[i] = value
         outputs = zip(phase.names, phase.dtypes, results[0], strict=True)
         for name, dtype, value in itertools.islice(outputs, len(self._written), None):
             self.share(name, self.as_tensor(value, dtype))

@@ -18,7 +18,6 @@ from gradtx.optim.engine.views import (
     alias,
     entries_of,
     holds_its_values,
-    in_rows,
     readable,
     resized,
     windows,
@@ -98,7 +97,7 @@ class Bundle(ProgramBundle):
         if self._row is None:
             return written
         rows = entries_of(member.param) // self._row
-        return [in_rows(vector, rows) for vector in written]
+        return [each.view(rows, -1) if each.ndim else each for each in written]
 
     def may_absorb(self, other: Bundle, most: int) -> bool:
         """Whether both bundles run the same program without windows, and have at most this many entries together."""

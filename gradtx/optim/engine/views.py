@@ -87,11 +87,6 @@ def entries_of(param: Tensor) -> int:
     return 2 * param.numel() if param.is_complex() else param.numel()
 
 
-def in_rows(vector: Tensor, rows: int) -> Tensor:
-    """Return a flat alias as a matrix with this number of rows; a 0-d tensor as it is."""
-    return vector.view(rows, -1) if vector.ndim else vector
-
-
 def resized(tensor: Tensor, length: int) -> Tensor:
     """Return an uninitialized tensor like another, but of this length; 0-d like a 0-d one."""
     shape = (length, *tensor.shape[1:]) if tensor.ndim else ()
