@@ -206,7 +206,7 @@ def _equal_counts(state: Any) -> tuple[int, ...]:
         _UnsuitableError: If the host cannot read them without waiting.
     """
     counts = state.get(LEAF_STEPS) if isinstance(state, dict) else None
-    if not counts or not isinstance(counts, dict):
+    if not isinstance(counts, dict) or not counts:
         return ()
     for count in counts.values():
         if type(count) is not Tensor or count.ndim or count.device.type != "cpu":
@@ -267,7 +267,8 @@ class TreeProgram:
         # Leaves with equal counts share the first of them.
         count_of = {name: own[i] for name, i in zip(counts, equal, strict=True)}
         ticks = {name: count_after(leaves.get(name), 0) for name in run.names}
-        self._counted = [self._step, *(i for name, i in counts.items() if ticks[name])]
+        counted = [i for name, i in counts.items() if ticks.get(name)]
+        self._counted = [self._step, *counted]
         # In the first update after which the counts of leaves differ.
         self._first_ticks = {} if counts or not run.has_lag(leaves) else ticks
         old = NestedState(state, run.stages)
