@@ -252,9 +252,13 @@ class TreeProgram:
         unread: list[str],
     ):
         _check_call(run, leaves, known, unread)
-        kind, (updates, state, _) = structure
-        self._new = kind, (updates, state)
-        updates, state, params = _tree_of(structure, iter(range(len(tensors))))
+        kind, (*of_results, of_params) = structure
+        self._new = kind, of_results
+        indices = iter(range(len(tensors)))
+        updates, state = _tree_of(self._new, indices)
+        rest = list(indices)
+        self._of_results = range(len(tensors) - len(rest))
+        params = _tree_of(of_params, iter(rest))
         self._have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
         self._layouts = list(map(_layout, tensors))
         self._complex = [i for i, tensor in enumerate(tensors) if tensor.is_complex()]
@@ -402,12 +406,11 @@ class TreeProgram:
             new[i] = tensors[i] + 1
         for i in self._complex:
             new[i] = None if new[i] is None else as_complex(new[i])
-        # None for a leaf without a gradient, or a stage that no leaf passes through.
-        results = (
-            before.clone() if after is None else after
-            for before, after in zip(old, new, strict=True)
-        )
-        updates, state = _tree_of(self._new, results)
+        for i in self._of_results:
+            # A leaf without a gradient, or a stage that no leaf passes through.
+            if new[i] is None:
+                new[i] = old[i].clone()
+        updates, state = _tree_of(self._new, iter(new))
         if self._first_ticks:
             step = tensors[self._step]
             state[LEAF_STEPS] = {
