@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -43,12 +43,12 @@ class TreeRun(Run):
 
     Attributes:
         block: The expanded transformation.
+        names: The leaves of the parameters, or of the updates if there are none, by name.
         clock: The outermost clock.
         old_step: The count of finished updates.
         params, unflatten_params: The caller's parameters by name, and the function that rebuilds their tree.
         grad_fn, value_fn: The caller's extras with these names.
         choices: The decisions of selectors for each leaf, by path.
-        lags: Whether the counts of leaves differ after this update; set by programs.
     """
 
     keeps_trees = True
@@ -57,7 +57,6 @@ class TreeRun(Run):
     unflatten_params: Any
     grad_fn: Any
     value_fn: Any
-    lags: bool
 
     def __init__(
         self,
@@ -68,7 +67,7 @@ class TreeRun(Run):
     ):
         super().__init__()
         self._unflatten = unflatten
-        self._like = like
+        self.names = like
         self.initial = state is None
         self.device = _device_of(like)
         if state is None:
@@ -135,12 +134,12 @@ class TreeRun(Run):
         return _tree.map_tensors(chosen, new, old)
 
     def whole(self, values: dict[str, Any]) -> Any:
-        return self._unflatten({name: values.get(name) for name in self._like})
+        return self._unflatten({name: values.get(name) for name in self.names})
 
     def by_name(self, tree: Any) -> dict[str, Any]:
         return _tree.match(
             tree,
-            self._like,
+            self.names,
             "updates returned by a plain function",
             "the updates given to it",
         )
@@ -206,7 +205,7 @@ class TreeRun(Run):
         return label
 
     def _first_choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
-        label = selector.choose(leaf.name, self._like[leaf.name])
+        label = selector.choose(leaf.name, self.names[leaf.name])
         # A predicate may depend on the parameter's current value, so the state records its answer as a mark.
         if not selector.by_name:
             *stage, slot = selector.mark(path, label)
@@ -237,7 +236,7 @@ class TreeRun(Run):
         """Raise an error, before anything runs, unless this is a state of this chain for these leaves."""
         may_be_complex = {
             name
-            for name, leaf in self._like.items()
+            for name, leaf in self.names.items()
             if leaf is None or leaf.is_complex()
         }
         self._old.check(names, self.opaque, self._has_shared_value, may_be_complex)
@@ -252,7 +251,7 @@ class TreeRun(Run):
         def new(path: Path, key: str, old: Any) -> Any:
             if path == () and key == LEAF_STEPS:
                 return {
-                    name: _count_after(leaves.get(name), count)
+                    name: count_after(leaves.get(name), count)
                     for name, count in old.items()
                 }
             if not isinstance(old, dict):
@@ -266,19 +265,14 @@ class TreeRun(Run):
         state["step"] = self.clock.step
         if self.leaf_steps is None and self.has_lag(leaves):
             state[LEAF_STEPS] = {
-                name: _count_after(leaves.get(name), self.old_step).clone()
-                for name in self._like
+                name: count_after(leaves.get(name), self.old_step).clone()
+                for name in self.names
             }
         return state
 
-    @property
-    def names(self) -> Iterable[str]:
-        """The names of all leaves."""
-        return self._like
-
     def has_lag(self, leaves: dict[str, Leaf]) -> bool:
         """Whether the counts of leaves differ after this update."""
-        return any(self._lags(name, leaves.get(name)) for name in self._like)
+        return any(self._lags(name, leaves.get(name)) for name in self.names)
 
     def _lags(self, name: str, leaf: Leaf | None) -> bool:
         """Whether a leaf takes no part in an update that the common count counts."""
@@ -331,31 +325,21 @@ def blame_state(tx: Transformation, like: Any, state: Any, error: Exception) -> 
         expected = init(tx, like)
     except Exception:
         return
-    fault = _difference(expected, state, ())
-    if fault is not None:
-        raise ValueError(f"{fault}; {OWN_STATE}") from error
+    present = _tree.named(state)
+    for name, needed in _tree.named(expected).items():
+        value = present.get(name, needed)
+        if isinstance(value, Tensor) and isinstance(needed, Tensor):
+            needs, has = _form(needed), _form(value)
+            fault = None if needs == has else f"is {has}, needs {needs}"
+        else:
+            is_same = type(value) is type(needed)
+            fault = None if is_same else f"has an unexpected value {value!r}"
+        if fault is not None:
+            raise ValueError(f"state at {name!r} {fault}; {OWN_STATE}") from error
 
 
-def _difference(expected: Any, state: Any, path: Path) -> str | None:
-    """Describe the first difference in shape, kind of dtype or device; None if there is none."""
-    if isinstance(expected, dict) and isinstance(state, dict):
-        for key in expected:
-            if key in state:
-                fault = _difference(expected[key], state[key], (*path, key))
-                if fault is not None:
-                    return fault
-        return None
-    if not (isinstance(expected, Tensor) and isinstance(state, Tensor)):
-        return (
-            None
-            if type(expected) is type(state)
-            else f"state at {'.'.join(path)!r} has an unexpected value {state!r}"
-        )
-    needs = (tuple(expected.shape), kind_of(expected.dtype), expected.device.type)
-    has = (tuple(state.shape), kind_of(state.dtype), state.device.type)
-    return (
-        None if needs == has else f"state at {'.'.join(path)!r} is {has}, needs {needs}"
-    )
+def _form(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), kind_of(tensor.dtype), tensor.device.type
 
 
 def _device_of(leaves: dict[str, Any]) -> torch.device:
@@ -365,7 +349,7 @@ def _device_of(leaves: dict[str, Any]) -> torch.device:
     return torch.device("cpu")
 
 
-def _count_after(leaf: Leaf | None, count: Tensor) -> Tensor:
+def count_after(leaf: Leaf | None, count: Any) -> Any:
     """Return a leaf's count after the update, which counts if the leaf took part and is not frozen."""
     if leaf is None or leaf.update is None or leaf.program == [FROZEN]:
         return count
@@ -476,6 +460,27 @@ def _update(
     params: Any,
     extras: dict[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
+    run, leaves = begin(tx, updates, state, params, extras)
+    execute(leaves.values())
+    run.end()
+    outputs: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        result = leaf.result()
+        if result is not None:
+            outputs[name] = leaf.in_callers_form(result)
+    new_state = run.rebuilt(leaves)
+    run.memory.register(_tree.tensors((updates, state, params, extras)))
+    return _tree.map_tensors(run.memory.unshared, (run.whole(outputs), new_state))
+
+
+def begin(
+    tx: Transformation,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extras: dict[str, Any],
+) -> tuple[TreeRun, dict[str, Leaf]]:
+    """Check a call of `update`; return its run, and the leaves that take part in it, with their programs."""
     grads, unflatten = _tree.flatten(updates, "updates")
     by_name: dict[str, Any] = {}
     unflatten_params = None
@@ -488,22 +493,11 @@ def _update(
     run.params, run.unflatten_params = by_name, unflatten_params
     run.grad_fn, run.value_fn = extras.get("grad_fn"), extras.get("value_fn")
     run.check(grads)
-    leaves = leaves_of(
-        run, grads, by_name if params is not None else None, extras, kinds
-    )
-    execute(leaves.values())
-    run.end()
-    outputs: dict[str, Any] = dict.fromkeys(grads)
-    for name, leaf in leaves.items():
-        result = leaf.result()
-        if result is not None:
-            outputs[name] = leaf.in_callers_form(result)
-    new_state = run.rebuilt(leaves)
-    run.memory.register(_tree.tensors((updates, state, params, extras)))
-    return _tree.map_tensors(run.memory.unshared, (unflatten(outputs), new_state))
+    values = None if params is None else by_name
+    return run, _leaves_of(run, grads, values, extras, kinds)
 
 
-def leaves_of(
+def _leaves_of(
     run: TreeRun,
     grads: dict[str, Any],
     params: dict[str, Any] | None,
@@ -523,14 +517,19 @@ def leaves_of(
             if like is None:
                 continue
         if params is not None and grad is not None:
-            _check_pair(name, grad, param)
+            if param is None:
+                raise ValueError(
+                    f"params: leaf {name!r} is None, but it has a gradient"
+                )
+            if grad.shape != param.shape:
+                shapes = (
+                    f"{tuple(grad.shape)}, but its parameter has {tuple(param.shape)}"
+                )
+                raise ValueError(f"updates: leaf {name!r} has shape {shapes}")
         leaf = leaves[name] = Leaf(
             run, name, grad, param, scalars, run.clock_of(name), like
         )
-        if trees:
-            leaf.extras = dict(scalars)
-            for extra, values in trees.items():
-                leaf.extras[extra] = by_leaf(extra, values[name], leaf)
+        add_extras(leaf, trees)
     for leaf in leaves.values():
         leaf.program = run.block.for_leaf(leaf)
     if extras and checks_extras(run.block.operations):
@@ -538,29 +537,21 @@ def leaves_of(
     return leaves
 
 
-def _check_pair(name: str, grad: Tensor, param: Tensor | None) -> None:
-    if param is None:
-        raise ValueError(f"params: leaf {name!r} is None, but it has a gradient")
-    if grad.shape != param.shape:
-        raise ValueError(
-            f"updates: leaf {name!r} has shape {tuple(grad.shape)}, but its parameter has {tuple(param.shape)}"
-        )
+def add_extras(leaf: Leaf, trees: Mapping[str, Mapping[str, Any]]) -> None:
+    """Give a leaf its entries of the extras by leaf, in the dtype that rules compute in."""
+    if trees:
+        leaf.extras = dict(leaf.extras)  # all leaves share it
+    for extra, values in trees.items():
+        value = values[leaf.name]
+        if value is not None:
+            _check_entry(extra, leaf, value)
+            value = value.to(leaf.compute_dtype)
+        leaf.extras[extra] = value
 
 
-def by_leaf(extra: str, value: Any, leaf: Leaf) -> Any:
-    """Return a leaf's entry of an extra, in the dtype that rules compute in."""
-    if value is None:
-        return None
-    like = next(tensor for tensor in leaf.inputs if tensor is not None)
-    _check_entry(extra, leaf.name, value, like.shape, leaf.is_complex)
-    return value.to(leaf.compute_dtype)
-
-
-def _check_entry(
-    extra: str, name: str, value: Tensor, shape: torch.Size, is_complex: bool
-) -> None:
-    """Check a leaf's entry of an extra."""
-    if is_complex:
+def _check_entry(extra: str, leaf: Leaf, value: Tensor) -> None:
+    name, shape = leaf.name, leaf.shape
+    if leaf.is_complex:
         raise TypeError(
             f"{extra}: leaf {name!r} is complex, but per-leaf extras support only real leaves; pass None"
         )
@@ -569,22 +560,6 @@ def _check_entry(
         raise ValueError(
             f"{extra}: leaf {name!r} has shape {tuple(value.shape)}, needs {tuple(shape)}"
         )
-
-
-def check_unread(
-    tx: Transformation, updates: Any, params: Any, extras: dict[str, Any]
-) -> None:
-    """Check the extras of a call in which no rule reads them, as a call that reads them does."""
-    kinds = check_extras(tx, params, extras)
-    likes: dict[str, Any] = {}
-    if any(kinds[name].startswith("leaf") for name in extras):
-        likes = _tree.named(updates if params is None else params)
-    _, trees = split_extras(extras, kinds, likes)
-    for extra, values in trees.items():
-        for name, value in values.items():
-            like = likes[name]
-            if value is not None and like is not None:
-                _check_entry(extra, name, value, like.shape, like.is_complex())
 
 
 def check_extras(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
+from gradtx.base.complex_views import real_views
 from gradtx.base.dtensor import local, total_of
 from gradtx.base.errors import OWN_STATE, Path, lacking
 from gradtx.base.forward import Leaf, Operation, SpaceRun, Transformation
@@ -72,6 +73,7 @@ class Run:
         initial: Whether this is a call of `init`.
         watches: Whether rules that write in place are detected, unless dynamo is tracing or a transform is active.
         has_names: Whether leaves have their names; those of a program stand for any leaves.
+        completes: Whether a stage without old shared values, in a branch without leaves, gets initial ones.
         keeps_trees: Whether a pair of plain functions may keep any tree as state.
         device: The device of shared values.
         known_extras: The names of the extras that any link of the chain declares.
@@ -97,6 +99,7 @@ class Run:
     initial = False
     watches = False
     has_names = True
+    completes = False
     keeps_trees = False
     device = torch.device("cpu")
     known_extras: Container[str] = ()
@@ -128,8 +131,10 @@ class Run:
         raise NotImplementedError
 
     def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
-        """Return the old slots of a leaf at a stage."""
-        raise NotImplementedError
+        """Return the old slots of a leaf at a stage, with real views of complex ones."""
+        keys = leaf.layout.slots.get(path, {})
+        slots = {slot: leaf.state[key] for slot, key in keys.items()}
+        return real_views(slots) if leaf.is_complex else slots
 
     def tree(self, path: Path) -> Any:
         """Return the old state of a pair of plain functions."""
@@ -221,10 +226,12 @@ class Run:
     ) -> dict[str, Tensor]:
         """Return a stage's old shared values; at init, create them with `start` and record them."""
         self.declared[path] = tuple(start)
-        if self.initial:
-            self.new_shared[path] = {name: make() for name, make in start.items()}
-            return self.new_shared[path]
-        old = self.scalars(path)
+        old = {} if self.initial else self.scalars(path)
+        if self.initial or (self.completes and not old):
+            first = {name: make() for name, make in start.items()}
+            if self.initial:
+                self.new_shared[path] = first
+            return first
         for name in start:
             if name not in old:
                 raise lacking((*path, name))

@@ -23,6 +23,7 @@ from gradtx.optim.groups import (
 )
 from gradtx.optim.run import never_trains
 from gradtx.optim.state import Initial, States, matched, misfits_of
+from gradtx.programs.layout import by_place
 
 # The names of `decoupled_weight_decay` in qhoptim and pytorch_optimizer, each with the value that enables it.
 DECOUPLED = (
@@ -269,7 +270,7 @@ class Checkpoint:
         for param, member in self.states.members.by_param.items():
             if member.layout is None:
                 continue
-            for place, key in member.layout.shared_places():
+            for place, key in by_place(member.layout.shared):
                 value = self.states.of(param)[key]
                 first = shared.setdefault(place, value)
                 if not torch.equal(first, value) and not (

@@ -13,7 +13,6 @@ from torch.nn.parameter import Parameter, is_lazy
 
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
-from gradtx.base.complex_views import real_views
 from gradtx.base.dtensor import gradient_like, local, placed_as, total
 from gradtx.base.errors import Path
 from gradtx.base.tree import check_names
@@ -233,6 +232,7 @@ class OptimizerRun(Run):
     """
 
     watches = True
+    completes = True
     functions: Mapping[str, Callable[[], Any]]
     tick: int | Tensor = 1
 
@@ -257,21 +257,8 @@ class OptimizerRun(Run):
                 return {name: state[key] for name, key in keys.items()}
         return {}
 
-    def shared(self, path: Path, start: Mapping[str, Callable[[], Tensor]]) -> Leaves:
-        """Return the shared values of a stage; initial values for a branch without parameters, which has no state."""
-        if self.initial or any(
-            member.layout is not None and path in member.layout.shared
-            for member in self._members.values()
-        ):
-            return super().shared(path, start)
-        return {name: make() for name, make in start.items()}
-
     def slots(self, path: Path, leaf: Leaf) -> Leaves:
-        if self.initial:
-            return {}
-        keys = leaf.layout.slots.get(path, {})
-        slots = {slot: leaf.state[key] for slot, key in keys.items()}
-        return real_views(slots) if leaf.is_complex else slots
+        return {} if self.initial else super().slots(path, leaf)
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         choices = self._members[leaf.key].choices

@@ -24,7 +24,7 @@ from gradtx.distributed.owners import with_regions
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import FROZEN, Block, Leaf, check_extras_of, execute
 from gradtx.execution.pure import (
-    by_leaf,
+    add_extras,
     check_extras,
     split_extras,
 )
@@ -270,10 +270,7 @@ class Step:
         # Not written to the parameter: its gradient may have a graph, from which the Hessian is estimated.
         gradient = gradient_like(member.param.grad, member.param)
         leaf = leaf_of(self.run, member, clock, gradient, self.scalars)
-        if self.trees:
-            leaf.extras = dict(self.scalars)
-            for name, tree in self.trees.items():
-                leaf.extras[name] = by_leaf(name, tree[leaf.name], leaf)
+        add_extras(leaf, self.trees)
         program = self._blocks[member.group].for_leaf(leaf)
         leaf.program = with_regions(program, member.param, self._parts.members.replicas)
         return leaf
@@ -384,40 +381,32 @@ class Step:
 
         No parameter may change before the last call of a closure.
         """
-        waiting = list(bundles)
+        done: list[Any] = []  # bundles, which have written their results
         finished: list[Leaf] = []
 
         def finish(leaf: Any) -> None:
-            if isinstance(leaf, Leaf):
-                if self._parts.traits.calls_again:
-                    finished.append(leaf)
-                else:
-                    self._write(leaf)
-                return
-            waiting.remove(leaf)
-            for member in leaf.members:
-                if self._counts_on_device:
-                    member.set_count(self._after[member.count])
-                if self.consumes:
+            if not isinstance(leaf, Leaf):
+                done.append(leaf)
+                for member in leaf.members if self.consumes else ():
                     member.param.grad = None
+            elif self._parts.traits.calls_again:
+                finished.append(leaf)
+            else:
+                self._write(leaf)
 
         leaves: Iterable[Any] = bundles
         if eager:
             leaves = itertools.chain(bundles, self._eager_leaves(eager))
-        # At this point, because the states are in the processor's cache.
-        _count_up(bundles, self._after)
         try:
             execute(leaves, finish)
             for leaf in finished:
                 self._write(leaf)
         except Exception as error:
-            if waiting:
+            if len(done) < len(bundles):
                 add_note(error)
             raise
         finally:
-            if waiting:
-                # A leaf has raised an error: bundles that were not written keep their old counts.
-                _count_back(waiting)
+            _count_up(done, self._after)
 
     def _schedule_count(self, place: Place) -> int | Tensor:
         """Return the count that a hyperparameter's schedule follows."""
@@ -513,7 +502,7 @@ def _clock_after(count: int | Count) -> Clock:
 
 
 def _count_up(bundles: Iterable[Any], after: Mapping[int | Count, int | Count]) -> None:
-    """Write the counts after the step into the states of the members of bundles."""
+    """Write the counts after the step into the states of the members of bundles that are done."""
     counted: list[Tensor] = []  # counts on the host, to be incremented
     on_device: list[Member] = []
     for bundle in bundles:
@@ -524,16 +513,11 @@ def _count_up(bundles: Iterable[Any], after: Mapping[int | Count, int | Count]) 
                 on_device.append(member)
     _torch.count_up_(counted)
     if on_device:
+        counts = [after[member.count] for member in on_device]
         steps = [member.state["step"] for member in on_device]
-        values = [as_step(after[member.count]) for member in on_device]
-        _torch.copy_each_(steps, values)
-
-
-def _count_back(bundles: Iterable[Any]) -> None:
-    """Restore the counts before the step for bundles that did not finish."""
-    for bundle in bundles:
-        for member in bundle.members:
-            member.state["step"].copy_(as_step(member.count))
+        _torch.copy_each_(steps, list(map(as_step, counts)))
+        for member, count in zip(on_device, counts, strict=True):
+            member.set_count(count)
 
 
 def _agree(a: Any, b: Any) -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,11 +12,12 @@ from torch import Tensor
 from gradtx.base.errors import Path
 from gradtx.base.exact import python_scalar
 from gradtx.execution.execute import LeafTerms, Operation
-from gradtx.execution.phases import Phase, PhaseFunction, PhaseResult, RunPhase
+from gradtx.execution.phases import Names, PhaseFunction, PhaseResult, RunPhase
+from gradtx.execution.runs import LateTerm
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.code import ListFunction, list_function
 from gradtx.programs.record import META, Recording, UnrecordableError, record
-from gradtx.programs.terms import parts_add_up, terms_of
+from gradtx.programs.terms import parts_add_up
 
 # Entries in the lists of one call. On the CPU, temporaries then remain in the cache. Accelerators need long lists;
 # their limit bounds temporary memory.
@@ -31,6 +32,84 @@ _FUNCTIONS = SharedPrograms()
 def entries_of_a_call(device: torch.device) -> int:
     """Return the maximum number of entries in the lists of one call."""
     return CHUNK if device.type == "cpu" else CHUNK_OF_ACCELERATOR
+
+
+class Phase(Operation):
+    """One pass of a program, as an operation of the bundles that run the program.
+
+    If it ends where owners compute (`of_leaf`), its outputs go to the owner of each leaf.
+
+    Attributes:
+        examples: Examples of the sums that it returns; empty for the last phase.
+        names: The names of its outputs.
+        operation: The operation that waits for the outputs; None for the last phase.
+    """
+
+    examples: list[Tensor]
+    names: tuple[Any, ...]
+    operation: Operation | None
+
+    def note(self, result: PhaseResult) -> None:
+        """Note what the phase returns."""
+        self.names = result.names
+        self.operation = result.operation
+        self.examples = []
+        if result.operation is not None:
+            self.examples = result.outputs
+            self.path = result.operation.path
+
+    def start(self, leaf: Any) -> Any:
+        return leaf.process(self)
+
+    def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
+        assert self.operation is not None
+        return self.operation.combine(waiting)
+
+    def resume(self, leaf: Any, total: dict[str, Tensor]) -> None:
+        leaf.receive(self, total)
+
+    def is_term(self, name: Any) -> bool:
+        """Whether an output is a term of a sum over leaves, for this step or for the next one."""
+        return self.operation is not None or isinstance(name, LateTerm)
+
+    def terms(self, outputs: Iterable[Any]) -> list[Any]:
+        """Return the outputs that are terms of sums over leaves."""
+        pairs = zip(self.names, outputs, strict=True)
+        return [output for name, output in pairs if self.is_term(name)]
+
+
+PhaseT = TypeVar("PhaseT", bound=Phase)
+
+
+def have_sums(phases: Sequence[Phase]) -> bool:
+    """Whether a program sums over leaves, for its own step or for the next one."""
+    return any(each.terms(each.names) for each in phases)
+
+
+def has_late_sums(phases: Sequence[Phase]) -> bool:
+    """Whether a program sums over leaves for the next step."""
+    return any(isinstance(name, LateTerm) for name in phases[-1].names)
+
+
+def phases_of(
+    function: PhaseFunction,
+    common: list[Tensor],
+    leaves: list[Tensor],
+    make_phase: Callable[[RunPhase, list[Tensor], list[Tensor]], PhaseT],
+) -> list[PhaseT]:
+    """Return the phases of a function: each but the last ends at sums, whose totals the later ones also receive."""
+    phases: list[PhaseT] = []
+    known: Names = ()
+    totals: list[Tensor] = []
+    while True:
+        run = functools.partial(function, known=known)
+        next_phase = make_phase(run, [*common, *totals], leaves)
+        phases.append(next_phase)
+        if next_phase.operation is None:
+            return phases
+        known = (*known, next_phase.names)
+        for total in next_phase.examples:
+            totals.append(torch.zeros((), dtype=total.dtype, device=total.device))
 
 
 class ListPhase(Phase):
@@ -79,16 +158,16 @@ class ListPhase(Phase):
         owned = self.recording.owned
         self.text = f"{self.text}\npart {part} of {len(owned) + 1}"
         if part < len(owned):
-            self.is_for_owners = True
-            self.operation = owned[part].meta["operation"]
-            payload: dict[str, torch.dtype] = owned[part].meta["payload"]
-            self.names = tuple(payload)
+            self.of_leaf = True
+            meta = owned[part].meta
+            payload: dict[str, torch.dtype] = meta["payload"]
+            self.note(PhaseResult([], tuple(payload), meta["operation"]))
             self.dtypes = list(payload.values())
 
     def parts_add_up(self) -> bool:
         """Whether the terms of a leaf's parts, apart from constants, add up to its terms."""
         graph, leaves = self.recording.graph, self.recording.leaves
-        terms = terms_of(self, self.recording.outputs)
+        terms = self.terms(self.recording.outputs)
         return parts_add_up(graph, leaves, terms, with_constants=True)
 
     def function(self, device: torch.device, on_host: bool) -> ListFunction:
@@ -147,7 +226,7 @@ class ProgramBundle:
         device: The device of the leaves.
 
     Attributes:
-        program: The phases of the program, as operations.
+        program: The phases of the program.
         run: The run of the current call; leaves have the same attribute.
     """
 
@@ -158,12 +237,9 @@ class ProgramBundle:
     def __init__(self, name: str, device: torch.device):
         self.name = name
         self.device = device
-        self.program: list[PhaseOperation] = []
+        self.program: Sequence[Phase] = []
         self._numbers: list[Any] = []
         self._on_host = True
-
-    def set_phases(self, phases: Iterable[Phase]) -> None:
-        self.program = [PhaseOperation(each) for each in phases]
 
     def begin(self, run: Any, numbers: list[Any], on_host: bool) -> None:
         """Receive the run and the scalars of the current call; `on_host` is whether the host may read the scalars."""
@@ -191,34 +267,17 @@ class ProgramBundle:
         self._numbers = [*self._numbers, *(total[name] for name in phase.names)]
 
 
-class PhaseOperation(Operation):
-    """One pass of a bundle as an operation."""
-
-    def __init__(self, phase: Phase):
-        self._phase = phase
-        self.of_leaf = phase.is_for_owners
-        self.path = () if phase.operation is None else phase.operation.path
-
-    def start(self, leaf: Any) -> Any:
-        return leaf.process(self._phase)
-
-    def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
-        assert self._phase.operation is not None
-        return self._phase.operation.combine(waiting)
-
-    def resume(self, leaf: Any, total: dict[str, Tensor]) -> None:
-        leaf.receive(self._phase, total)
-
-
 class ListBundle(ProgramBundle):
-    """Leaves that one list program processes. Subclasses provide the tensors."""
+    """Leaves that one list program processes. Subclasses provide the tensors.
+
+    Attributes:
+        leaf_names: The names of the leaves in each item of `columns`.
+    """
+
+    leaf_names: list[list[str]]
 
     def columns(self) -> Iterable[list[list[Tensor]]]:
         """Return the lists of each call of the program; their size bounds temporary memory."""
-        raise NotImplementedError
-
-    def leaf_names(self) -> Iterable[list[str]]:
-        """Return the names of the leaves in each item of `columns`."""
         raise NotImplementedError
 
     def end(self, phase: ListPhase, results: list[list[Any]]) -> None:
@@ -241,7 +300,7 @@ class ListBundle(ProgramBundle):
     def terms(self, phase: ListPhase, results: list[list[Any]]) -> LeafTerms:
         """Return the terms of each leaf in sums over leaves; those of the parts of a leaf are added."""
         terms_of_leaf: dict[str, dict[Any, Tensor]] = {}
-        for leaves, results_of_call in zip(self.leaf_names(), results, strict=True):
+        for leaves, results_of_call in zip(self.leaf_names, results, strict=True):
             outputs = zip(phase.names, phase.dtypes, results_of_call, strict=True)
             for key, dtype, values in outputs:
                 if not phase.is_term(key):

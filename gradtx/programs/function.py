@@ -19,6 +19,7 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, Operation, execute
 from gradtx.execution.phases import AwaitedSumError, Names, PhaseResult
 from gradtx.execution.runs import LateTerm, Run, memory_of
+from gradtx.programs.bundle import ListPhase, phases_of, phases_of_shards
 from gradtx.programs.layout import Layout
 from gradtx.programs.record import (
     UnrecordableError,
@@ -64,9 +65,9 @@ class Signature:
     numbers: int
     shared: Mapping[tuple[Path, str], torch.dtype]
     scalars: Mapping[str, torch.dtype]
-    by_leaf: tuple[str, ...]
     absent: Mapping[str, Any]
     known_extras: Any
+    by_leaf: tuple[str, ...] = ()
     has_param: bool = True
     writes: bool = True
     width: int = 1
@@ -128,6 +129,7 @@ class RecordedRun(Run):
     """
 
     has_names = False
+    completes = True
 
     def __init__(self, signature: Signature, device: torch.device):
         super().__init__()
@@ -143,18 +145,6 @@ class RecordedRun(Run):
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
         return self.old.get(path, {})
-
-    def shared(
-        self, path: Path, start: Mapping[str, Callable[[], Tensor]]
-    ) -> dict[str, Tensor]:
-        """Return shared values; a branch that these leaves do not take gets initial values, which nothing uses."""
-        if path in self.old:
-            return super().shared(path, dict(start))
-        return {name: make() for name, make in start.items()}
-
-    def slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
-        keys = leaf.layout.slots.get(path, {})
-        return {slot: leaf.state[key] for slot, key in keys.items()}
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         return self._choices[path]
@@ -246,6 +236,13 @@ class LeafFunction:
         # In memory that no argument shares.
         copies = [value.clone() for value in outputs.values()]
         return PhaseResult(copies, tuple(outputs), None, write)
+
+    def record(self, leaves: list[Tensor]) -> list[ListPhase]:
+        """Record the list program for leaves with these arguments."""
+        common = self.signature.shared_arguments()
+        if self.signature.has_owners:
+            return phases_of_shards(self, common, leaves)
+        return phases_of(self, common, leaves, ListPhase)
 
     def _leaf_outputs(self, leaf: Leaf) -> dict[Any, Tensor]:
         """Return the update and the slots of a leaf by their position among the results."""

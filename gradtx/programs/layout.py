@@ -81,11 +81,7 @@ class Layout(NamedTuple):
     @property
     def slot_keys(self) -> list[str]:
         """The keys of all slots, stage by stage."""
-        return [key for _, key in _places(self.slots)]
-
-    def shared_places(self) -> list[tuple[tuple[Path, str], str]]:
-        """Return the (path, name) and the key of each shared value."""
-        return _places(self.shared)
+        return [key for _, key in by_place(self.slots)]
 
     @property
     def program_keys(self) -> list[str]:
@@ -124,10 +120,10 @@ class Layout(NamedTuple):
 
     def owners(self) -> dict[tuple[Path, str], str]:
         """Return the key of each (path, slot)."""
-        return dict([*_places(self.slots), *_places(self.shared)])
+        return dict([*by_place(self.slots), *by_place(self.shared)])
 
 
-def _places(
+def by_place(
     keys_of_stages: Mapping[Path, Mapping[str, str]],
 ) -> list[tuple[tuple[Path, str], str]]:
     """Return the (path, name) and the key of each slot, stage by stage."""

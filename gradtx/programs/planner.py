@@ -52,6 +52,28 @@ class ListPrograms:
             self.known[of_text] = program
         return self.known[of_text]
 
+    def by_program(
+        self,
+        leaves: Sequence[tuple[Any, torch.Size, list[Tensor]]],
+        have_any_shape: bool = True,
+    ) -> list[tuple[Any, list[Any]]]:
+        """Sort leaves by their programs, or by the reasons why they have none.
+
+        Args:
+            leaves: Each leaf with its shape and its arguments.
+            have_any_shape: Whether a program may run leaves of other shapes than its own.
+        """
+        common = None
+        if have_any_shape:
+            examples = {shape: arguments for _, shape, arguments in leaves}
+            common = self.common(examples)
+        sorted_leaves: dict[int, tuple[Any, list[Any]]] = {}
+        for leaf, _, arguments in leaves:
+            program = common or self.of(arguments)
+            _, of_program = sorted_leaves.setdefault(id(program), (program, []))
+            of_program.append(leaf)
+        return list(sorted_leaves.values())
+
     def common(self, examples: Mapping[torch.Size, list[Tensor]]) -> Any:
         """Return the program of elementwise leaves, given arguments of each shape; None if it depends on the shape."""
         if len(examples) == 1:

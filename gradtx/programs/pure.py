@@ -6,9 +6,10 @@ by the structure of the trees, the dtypes and the shapes; they hold no tensor of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeGuard
+import copy
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,28 +24,20 @@ from gradtx.base.forward import Transformation
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import (
-    FROZEN,
     Leaf,
-    Operation,
     checks_extras,
     execute,
     takes_none,
 )
-from gradtx.execution.phases import has_late_sums, phases_of
-from gradtx.execution.pure import (
-    LEAF_STEPS,
-    TreeRun,
-    as_number,
-    check_extras,
-    leaves_of,
-)
-from gradtx.execution.runs import clock_at
+from gradtx.execution.pure import LEAF_STEPS, TreeRun, as_number, count_after
+from gradtx.execution.runs import Run, clock_at
 from gradtx.programs.bundle import (
     ListBundle,
     ListPhase,
     chunks,
     differ_by_leaf,
     entries_of_a_call,
+    has_late_sums,
     is_on_accelerator,
 )
 from gradtx.programs.cache import SharedPrograms
@@ -52,6 +45,7 @@ from gradtx.programs.function import LeafFunction, Signature
 from gradtx.programs.hyperparameters import ChainOf, Numbers
 from gradtx.programs.layout import Layout
 from gradtx.programs.planner import ListPrograms
+from gradtx.state.nested import NestedState
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
 MOST_STRUCTURES, MOST_SHAPES = 32, 8
@@ -80,21 +74,22 @@ def update(
         or _torch.forward_mode_active()
     ):
         return None
+    trees = updates, state, params
     tensors: list[Any] = []
     try:
-        steps, common_state = LeafSteps.split(state)
-        structure = _structure((updates, common_state, params), tensors)
+        structure = _structure(trees, tensors)
+        equal_counts = _equal_counts(state)
     except _UnsuitableError:
         return None
-    known: dict[str, Any] = {}
-    unread: dict[str, Any] = {}  # unless recording finds that a rule reads them
+    known: dict[str, Tensor] = {}
     for name, value in extras.items():
         if _is_number(value):
             known[name] = as_number(name, value)
-        else:
-            unread[name] = value
+    # Unless recording finds that a rule reads them.
+    unread = [name for name in extras if name not in known]
     numbers = numbers_of(tx)
-    key = structure, tuple(known), tuple(unread), numbers.structure, steps.key
+    names = tuple(known), tuple(unread)
+    key = structure, *names, numbers.structure, equal_counts
     programs_by_key = programs_of(tx)
     try:
         programs = programs_by_key.setdefault(key, [])
@@ -102,20 +97,15 @@ def update(
         return None
     if programs is None or _records_gradients(tensors, numbers.values):
         return None
-    fitting = (program for program in programs if program.fits(tensors))
-    program = next(fitting, None)
-    if program is not None:
-        if unread:
-            _pure.check_unread(tx, updates, params, extras)
-    else:
+    program = next((each for each in programs if each.fits(tensors)), None)
+    if program is None:
         # Raises an error if the call is invalid.
         result = _pure.update(tx, updates, state, params, extras)
         try:
             with torch.no_grad():
-                arguments = _Extras(known, tuple(unread))
-                trees = updates, common_state, params
+                run, leaves = _pure.begin(tx, *trees, extras)
                 program = TreeProgram(
-                    tx, numbers, trees, structure, arguments, tensors, steps
+                    tx, run, leaves, structure, tensors, equal_counts, known, unread
                 )
         except Exception:
             # A user's rule may raise any error while it is recorded; it ran without programs, or raised it above.
@@ -126,10 +116,10 @@ def update(
         if len(programs_by_key) > MOST_STRUCTURES:
             oldest = next(iter(programs_by_key))
             programs_by_key.pop(oldest, None)  # another thread may have dropped it
-    values = program.resolved(numbers.values, tensors, steps)
+    values = program.resolved(numbers.values, tensors)
     if _records_gradients((), values):  # a schedule depends on a learned tensor
         return None
-    return program(tensors, known, values, steps)
+    return program(tensors, values, known.values())
 
 
 def _records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:
@@ -157,10 +147,6 @@ def programs_of(tx: Transformation) -> dict[Any, Any]:
     return tx._program_cache  # type: ignore[return-value]
 
 
-def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
-    return type(value) is tuple
-
-
 def _structure(tree: Any, tensors: list[Any]) -> Any:
     """Return the structure of a tree of dicts, lists and tuples, and append its tensors in order to `tensors`.
 
@@ -180,22 +166,6 @@ def _structure(tree: Any, tensors: list[Any]) -> Any:
     if tree is None:
         return "None"
     raise _UnsuitableError
-
-
-@dataclass(frozen=True)
-class _Extras:
-    """The extras of a call.
-
-    Attributes:
-        numbers: Those that are arguments of the program.
-        unread: The names of the others, which no rule may read.
-    """
-
-    numbers: dict[str, Tensor]
-    unread: tuple[str, ...]
-
-    def stand_ins(self) -> dict[str, Any]:
-        return dict.fromkeys(self.unread, UNREAD)
 
 
 def _is_number(value: Any) -> bool:
@@ -227,53 +197,24 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
     )
 
 
-class LeafSteps:
-    """The counts of the updates of each leaf, as numbers, for a state in which they differ.
+def _equal_counts(state: Any) -> tuple[int, ...]:
+    """Return which counts are equal in a state with one count per leaf; else nothing.
 
-    Attributes:
-        tensors: The count of each leaf by name; empty for a state with a single count.
-        key: The names of leaves with equal counts, in the order of their counts.
-        by_rank: The count of each of these groups.
-        rank: The index of the group of each leaf.
+    This is, for each leaf, the position of the first leaf with the same count, and then that of the greatest count.
+
+    Raises:
+        _UnsuitableError: If the host cannot read them without waiting.
     """
-
-    def __init__(self, tensors: dict[str, Tensor]):
-        self.tensors = tensors
-        names_of: dict[int, list[str]] = {}
-        for name, count in tensors.items():
-            names_of.setdefault(int(count), []).append(name)
-        counts = sorted(names_of)
-        self.key = tuple(tuple(names_of[count]) for count in counts)
-        self.by_rank = [tensors[names_of[count][0]] for count in counts]
-        self.rank: dict[str, int] = {}
-        for i, names in enumerate(self.key):
-            self.rank.update(dict.fromkeys(names, i))
-
-    @classmethod
-    def split(cls, state: Any) -> tuple[LeafSteps, Any]:
-        """Take the counts out of a state.
-
-        Raises:
-            _UnsuitableError: If the host cannot read them without waiting.
-        """
-        if not isinstance(state, dict) or LEAF_STEPS not in state:
-            return cls({}), state
-        common = {key: value for key, value in state.items() if key != LEAF_STEPS}
-        counts = state[LEAF_STEPS]
-        if not isinstance(counts, dict):
+    counts = state.get(LEAF_STEPS) if isinstance(state, dict) else None
+    if not isinstance(counts, dict) or not counts:
+        return ()
+    for count in counts.values():
+        if type(count) is not Tensor or count.ndim or count.device.type != "cpu":
             raise _UnsuitableError
-        for count in counts.values():
-            if type(count) is not Tensor or count.ndim or count.device.type != "cpu":
-                raise _UnsuitableError
-        return cls(counts), common
-
-    def after(self, like: Iterable[str], step: Tensor, counted: set[str]) -> Any:
-        """Return the counts after an update that counts for some leaves."""
-        after: dict[str, Tensor] = {}
-        for name in self.tensors or like:
-            count = self.tensors.get(name, step)
-            after[name] = count + 1 if name in counted else count.clone()
-        return after
+    values = list(map(int, counts.values()))
+    first: dict[int, int] = {}
+    equal = [first.setdefault(value, i) for i, value in enumerate(values)]
+    return *equal, first[max(values)]
 
 
 def numbers_of(tx: Transformation) -> Numbers:
@@ -286,6 +227,15 @@ def numbers_of(tx: Transformation) -> Numbers:
 class TreeProgram:
     """The program of one transformation for trees with the structure and the tensor layouts of these.
 
+    Args:
+        tx: The transformation.
+        run, leaves: A call that has begun.
+        structure: The structure of updates, state and parameters.
+        tensors: Their tensors.
+        equal_counts: See `_equal_counts`.
+        known: The extras that are arguments of the program.
+        unread: The names of the others, which no rule may read.
+
     Raises:
         Exception: If no program can process these leaves.
     """
@@ -293,69 +243,79 @@ class TreeProgram:
     def __init__(
         self,
         tx: Transformation,
-        numbers: Numbers,
-        trees: tuple[Any, Any, Any],
+        run: TreeRun,
+        leaves: dict[str, Leaf],
         structure: Any,
-        extras: _Extras,
         tensors: list[Tensor],
-        steps: LeafSteps,
+        equal_counts: tuple[int, ...],
+        known: dict[str, Tensor],
+        unread: list[str],
     ):
-        _, (self._updates, self._state, _) = structure
-        updates, state, params = _tree_of(structure, iter(range(len(tensors))))
-        first, count = (len(list(_tree.tensors(tree))) for tree in trees[:2])
-        self._of_state = range(first, first + count)
+        _check_call(run, leaves, known, unread)
+        kind, (*of_results, of_params) = structure
+        self._new = kind, of_results
+        indices = iter(range(len(tensors)))
+        updates, state = _tree_of(self._new, indices)
+        rest = list(indices)
+        self._of_results = range(len(tensors) - len(rest))
+        params = _tree_of(of_params, iter(rest))
         self._have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
         self._layouts = list(map(_layout, tensors))
         self._complex = [i for i, tensor in enumerate(tensors) if tensor.is_complex()]
         tensors = self._real(tensors)
-        run, leaves = _run_of(tx, *trees, extras)
-        self._names = list(run.names)
-        self._counted = {
-            name for name, leaf in leaves.items() if leaf.program != [FROZEN]
-        }
-        self._has_steps = bool(steps.tensors) or run.lags
-        slots: dict[SlotOf, dict[str, int]] = {}
+        self._step: int = state["step"]
+        counts: dict[str, int] = state.get(LEAF_STEPS, {})
+        own = list(counts.values()) or [self._step]
+        *equal, greatest = equal_counts or [0]
+        self._latest = own[greatest]
+        # Leaves with equal counts share the first of them.
+        count_of = {name: own[i] for name, i in zip(counts, equal, strict=True)}
+        ticks = {name: count_after(leaves.get(name), 0) for name in run.names}
+        counted = [i for name, i in counts.items() if ticks.get(name)]
+        self._counted = [self._step, *counted]
+        # In the first update after which the counts of leaves differ.
+        self._first_ticks = {} if counts or not run.has_lag(leaves) else ticks
+        old = NestedState(state, run.stages)
         self._shared: dict[SlotOf, int] = {}
-        for path, name, value in _entries(state, run.stages):
-            if isinstance(value, int):
-                self._shared[path, name] = value
-            else:
-                slots[path, name] = value
+        for path in run.stages:
+            for name in run.scalars(path):
+                self._shared[path, name] = old.tree((*path, name))
+        numbers = numbers_of(tx)
         self._counts = self._counts_for(numbers, run)
-        on_host = not any(
-            is_on_accelerator(value)
-            for value in (
-                *(tensors[i] for i in self._shared.values()),
-                *extras.numbers.values(),
-            )
-        )
-        columns = [*slots.values(), _tree.named(updates)]
-        if params is not None:
-            columns.insert(0, _tree.named(params))
-        self._bundles: list[_Leaves] = []
-        self._ranks: list[int] = []
-        for names in _group_by_program(leaves, columns, tensors, steps.rank):
-            leaf = leaves[names[0]]
-            signature = self._signature(run, leaf, slots, tensors, numbers, extras)
-            present = [column for column in columns if leaf.name in column]
-            rows = {name: [column[name] for column in present] for name in names}
+        scalars = [*(tensors[i] for i in self._shared.values()), *known.values()]
+        on_host = not any(map(is_on_accelerator, scalars))
+        trees = _tree.named(params), old, _tree.named(updates)
+        rows: dict[Any, list[_Row]] = {}
+        for name, leaf in leaves.items():
+            if leaf.has_gradient:
+                row = _Row.of(leaf, *trees, tensors)
+                key = count_of.get(name, self._step), row.kind()
+                rows.setdefault(key, []).append(row)
+        self._bundles: list[_TreeBundle] = []
+        for (count, _), alike in rows.items():
+            signature = self._signature(run, alike[0], tensors, numbers, known, unread)
             function = LeafFunction(signature, ChainOf(tx, numbers.structure))
-            bundles = _bundles(rows, function, on_host, tensors)
-            self._bundles.extend(bundles)
-            self._ranks.extend([steps.rank.get(leaf.name, 0)] * len(bundles))
+            programs = ListPrograms(function.record, on_host, None, {})
+            shared = [self._shared[place] for place in signature.shared]
+            arguments = [(row, row.leaf.shape, row.tensors) for row in alike]
+            for phases, of_program in programs.by_program(arguments):
+                if isinstance(phases, str) or has_late_sums(phases):
+                    raise _UnsuitableError
+                bundle = _TreeBundle(of_program, phases, count, shared)
+                self._bundles.append(bundle)
         self._check_clocks(run)
 
     def _signature(
         self,
         run: TreeRun,
-        leaf: Leaf,
-        slots: Mapping[SlotOf, Mapping[str, int]],
+        row: _Row,
         tensors: list[Tensor],
         numbers: Numbers,
-        extras: _Extras,
+        known: dict[str, Tensor],
+        unread: list[str],
     ) -> Signature:
         """Return the arguments of the program of a leaf, whose slots are keyed by path and name."""
-        own = [place for place, column in slots.items() if leaf.name in column]
+        leaf = row.leaf
         passed = {part.path for operation in leaf.program for part in operation.parts}
         shared = [place for place in self._shared if place[0] in passed]
         codes = {
@@ -363,13 +323,12 @@ class TreeProgram:
             for path, store in run.stores.items()
         }
         return Signature(
-            layout=Layout.keyed_by_place(own, shared, codes),
+            layout=Layout.keyed_by_place(row.slots, shared, codes),
             choices=run.choices.get(leaf.name, {}),
             numbers=len(numbers.values),
             shared={place: tensors[self._shared[place]].dtype for place in shared},
-            scalars={name: value.dtype for name, value in extras.numbers.items()},
-            by_leaf=(),
-            absent=extras.stand_ins(),
+            scalars={name: value.dtype for name, value in known.items()},
+            absent=dict.fromkeys(unread, UNREAD),
             known_extras=run.known_extras,
             has_param=leaf.param is not None,
             writes=False,
@@ -382,67 +341,57 @@ class TreeProgram:
             _UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
         """
         restarts = any(each.restarts_inner for each in run.block.walk())
-        self._step = self._shared.pop(((), "step"))
         counts: list[int] = []
         for value, place in zip(numbers.values, numbers.places, strict=True):
             path = clock_at(place, run.clock_paths)
             if isinstance(value, Schedule) and path is not None and restarts:
                 raise _UnsuitableError
-            counts.append(self._shared[path, "step"] if path else self._step)
+            counts.append(self._shared[path, "step"] if path else self._latest)
         return counts
 
-    def resolved(
-        self, values: list[Any], tensors: list[Tensor], steps: LeafSteps
-    ) -> list[Any]:
+    def resolved(self, values: list[Any], tensors: list[Tensor]) -> list[Any]:
         """Return the numbers of a call: schedules are called at every update, because they may change."""
         numbers: list[Any] = []
         for value, i in zip(values, self._counts, strict=True):
-            if isinstance(value, Schedule):
-                latest = steps.by_rank if i == self._step else []
-                value = resolve(value, latest[-1] if latest else tensors[i])
-            numbers.append(value)
+            is_schedule = isinstance(value, Schedule)
+            numbers.append(resolve(value, tensors[i]) if is_schedule else value)
         return numbers
 
     def _check_clocks(self, run: TreeRun) -> None:
         """Check that some program advances each inner clock: without leaves, a clock counts the call nevertheless."""
         advanced: set[Any] = set()
         for bundle in self._bundles:
-            advanced.update(bundle.phases[-1].names)
+            advanced.update(bundle.program[-1].names)
         clocks = run.block.clock_paths()
         if any(place[0] in clocks and place not in advanced for place in self._shared):
             raise _UnsuitableError
 
     def fits(self, tensors: list[Tensor]) -> bool:
         """Whether tensors have the dtypes, devices, shapes and strides that the program was created for."""
-        if self._have_same_layout(*tensors):
-            return True
         # The quick check rejects a tensor that occurs twice.
-        return list(map(_layout, tensors)) == self._layouts
+        return (
+            self._have_same_layout(*tensors)
+            or list(map(_layout, tensors)) == self._layouts
+        )
 
     def _real(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return the tensors as rules see them, with real views of complex ones."""
         return list(map(as_real, tensors)) if self._complex else tensors
 
     def __call__(
-        self,
-        tensors: list[Tensor],
-        extras: dict[str, Any],
-        values: list[Any],
-        steps: LeafSteps,
+        self, tensors: list[Tensor], numbers: list[Any], extras: Iterable[Tensor]
     ) -> tuple[Any, dict[str, Any]]:
         """Return new `(updates, state)`."""
-        tensors = self._real(tensors)
-        results: list[Any] = [None] * len(tensors)
-        step = tensors[self._step]
-        latest = steps.by_rank[-1] if steps.by_rank else step
-        calls: list[_Call] = []
-        for bundle, rank in zip(self._bundles, self._ranks, strict=True):
-            call = _Call(bundle, tensors, results, self._shared)
-            count = steps.by_rank[rank] if steps.by_rank else step
-            shared = [tensors[self._shared[place]] for place in bundle.shared]
-            call.begin(
-                call, [count + 1, latest, *values, *shared, *extras.values()], True
-            )
+        old, tensors = tensors, self._real(tensors)
+        new: list[Any] = [None] * len(tensors)
+        run = Run()
+        calls: list[_TreeBundle] = []
+        for bundle in self._bundles:
+            call = copy.copy(bundle)
+            call.tensors, call.results = tensors, new
+            shared = [tensors[i] for i in bundle.shared]
+            counts = tensors[bundle.count] + 1, tensors[self._latest]
+            call.begin(run, [*counts, *numbers, *shared, *extras], True)
             calls.append(call)
         try:
             with torch.no_grad():
@@ -450,223 +399,151 @@ class TreeProgram:
         except Exception as error:
             add_note(error)
             raise
-        results[self._step] = step + 1
-        for i in self._of_state:
-            # A leaf without a gradient, or a stage that no leaf passes through.
-            if results[i] is None:
-                results[i] = tensors[i].clone()
+        for path, values in run.new_shared.items():
+            for name, value in values.items():
+                new[self._shared[path, name]] = value
+        for i in self._counted:
+            new[i] = tensors[i] + 1
         for i in self._complex:
-            results[i] = None if results[i] is None else as_complex(results[i])
-        leaves = iter(results)
-        new_updates, state = (
-            _tree_of(self._updates, leaves),
-            _tree_of(self._state, leaves),
-        )
-        if self._has_steps:
-            state[LEAF_STEPS] = steps.after(self._names, step, self._counted)
-        return new_updates, state
+            new[i] = None if new[i] is None else as_complex(new[i])
+        for i in self._of_results:
+            # A leaf without a gradient, or a stage that no leaf passes through.
+            if new[i] is None:
+                new[i] = old[i].clone()
+        updates, state = _tree_of(self._new, iter(new))
+        if self._first_ticks:
+            step = tensors[self._step]
+            state[LEAF_STEPS] = {
+                name: step + tick for name, tick in self._first_ticks.items()
+            }
+        return updates, state
 
 
-def _run_of(
-    tx: Transformation,
-    updates: Any,
-    state: Any,
-    params: Any,
-    extras: _Extras,
-) -> tuple[TreeRun, dict[str, Leaf]]:
-    """Return the run of a call, and the leaves that have a gradient.
+def _check_call(
+    run: TreeRun,
+    leaves: dict[str, Leaf],
+    known: dict[str, Tensor],
+    unread: list[str],
+) -> None:
+    """Check that programs may run a call.
 
     Raises:
-        _UnsuitableError: If no program can process the leaves, or if a rule checks extras.
+        _UnsuitableError: If they may not, for example because a rule checks extras.
     """
-    gradients, _ = _tree.flatten(updates, "updates")
-    values: dict[str, Any] = {}
-    if params is not None:
-        values, _ = _tree.flatten(params, "params")
-    kinds = check_extras(tx, params, {**extras.numbers, **extras.stand_ins()})
-    if any(kinds[name].startswith("leaf") for name in extras.numbers):
+    operations = run.block.operations
+    if any(name in run.leaf_extras for name in known):
         raise _UnsuitableError
-    run = TreeRun(tx, values or gradients, None, state)
-    run.check(gradients)
-    has_extras = bool(extras.numbers or extras.unread)
-    if run.opaque or (has_extras and checks_extras(run.block.operations)):
+    if run.opaque or ((known or unread) and checks_extras(operations)):
         raise _UnsuitableError
-    present: dict[str, Leaf] = {}
-    leaves = leaves_of(run, gradients, values or None, extras.numbers, kinds)
-    for name, leaf in leaves.items():
-        if leaf.inputs[0] is not None:
-            present[name] = leaf
-    run.lags = run.has_lag(leaves)
-    has_missing = len(present) < len(gradients)
-    if not present or (has_missing and takes_none(run.block.operations)):
+    have_gradients = [leaf.has_gradient for leaf in leaves.values()]
+    has_missing = sum(have_gradients) < len(run.names)
+    if not any(have_gradients) or (has_missing and takes_none(operations)):
         raise _UnsuitableError
-    return run, present
+    for leaf in leaves.values():
+        for operation in leaf.program:
+            if leaf.has_gradient and not operation.has_list_program(leaf, True):
+                raise _UnsuitableError
 
 
-def _entries(
-    state: Any, stages: Any, path: Path = ()
-) -> Iterator[tuple[Path, str, Any]]:
-    """Yield the path, the name and the value of each entry of a state whose tensors are replaced by indices.
-
-    The value is the index of a shared value, or a dict of the indices of a slot by leaf.
-    """
-    for key, value in state.items():
-        if isinstance(value, dict) and (*path, key) in stages:
-            yield from _entries(value, stages, (*path, key))
-        elif isinstance(value, int | dict):
-            yield path, key, value
-        else:
-            raise _UnsuitableError
-
-
-def _group_by_program(
-    leaves: dict[str, Leaf],
-    columns: list[dict[str, int]],
-    tensors: list[Tensor],
-    rank: dict[str, int],
-) -> Iterable[list[str]]:
-    """Group the names of leaves that may share a program: those of one shape, or elementwise ones of any shape.
-
-    Leaves in a group have the same count, and thus the same `rank`.
-    """
-    groups: dict[Any, list[str]] = {}
-    for name, leaf in leaves.items():
-        if not all(
-            operation.has_list_program(leaf, True) for operation in leaf.program
-        ):
-            raise _UnsuitableError
-        present = [name in column for column in columns]
-        values = [tensors[column[name]] for column in columns if name in column]
-        is_flat = _is_flat(leaf, values)
-        traits: list[Any] = []
-        for tensor in values:
-            shape = tensor.ndim > 0 if is_flat else tensor.shape
-            traits.append((tensor.dtype, tensor.device, shape))
-        program = tuple(map(id, leaf.program))
-        key = rank.get(name), program, tuple(present), tuple(traits)
-        groups.setdefault(key, []).append(name)
-    return groups.values()
-
-
-def _is_flat(leaf: Leaf, values: list[Tensor]) -> bool:
-    """Whether no operation of a leaf depends on the leaf's shape or name."""
-    shape = values[0].shape
-    if any(tensor.shape not in (shape, ()) for tensor in values):
-        return False
-    return all(
-        operation.elementwise and not operation.positional for operation in leaf.program
-    )
-
-
-class _Leaves:
-    """Leaves with the same program, and the indices of their tensors among those of the trees.
+class _Row(NamedTuple):
+    """The arguments of a leaf.
 
     Attributes:
-        names: The names of the leaves.
-        columns: The indices of their parameters if there are any, slots, and updates.
-        written: The columns of updates and slots, in the order of the results.
-        phases: The program.
-        shared: The shared values that are arguments.
-        device: The device of the leaves.
-        chunks: The range of leaves for each call.
+        leaf: The leaf.
+        slots: Its slots.
+        indices: The indices of its parameter if there is one, its slots and its gradient.
+        tensors: These tensors.
     """
 
+    leaf: Leaf
+    slots: list[SlotOf]
+    indices: list[int]
+    tensors: list[Tensor]
+
+    @classmethod
+    def of(
+        cls,
+        leaf: Leaf,
+        params: dict[str, int],
+        state: NestedState,
+        gradients: dict[str, int],
+        tensors: list[Tensor],
+    ) -> _Row:
+        """Return the arguments of a leaf from trees of indices of tensors."""
+        slots: dict[SlotOf, Any] = {
+            (path, slot): i
+            for path in state.stages
+            for slot, i in state.slots_of(path, leaf.name).items()
+        }
+        indices = [*slots.values(), gradients[leaf.name]]
+        if leaf.param is not None:
+            indices.insert(0, params[leaf.name])
+        return cls(leaf, list(slots), indices, [tensors[i] for i in indices])
+
+    def kind(self) -> Any:
+        """Return what leaves with a common program share: elementwise ones may have any shape."""
+        program = self.leaf.program
+        is_flat = all(
+            operation.elementwise and not operation.positional for operation in program
+        ) and all(tensor.shape in (self.leaf.shape, ()) for tensor in self.tensors)
+        traits: list[Any] = []
+        for tensor in self.tensors:
+            shape = tensor.ndim > 0 if is_flat else tensor.shape
+            traits.append((tensor.dtype, tensor.device, shape))
+        has_param = self.leaf.param is not None
+        return has_param, tuple(map(id, program)), tuple(self.slots), tuple(traits)
+
+
+class _TreeBundle(ListBundle):
+    """Leaves with the same program, whose tensors are those of a call with these indices; each call has a copy.
+
+    Args:
+        rows: The arguments of the leaves.
+        phases: The program.
+        count: The index of their count.
+        shared: The indices of the shared values that are arguments.
+
+    Attributes:
+        tensors: The tensors of the call.
+        results: Receives the new ones.
+    """
+
+    tensors: list[Tensor]
+    results: list[Any]
+
     def __init__(
         self,
-        rows: dict[str, list[int]],
-        signature: Signature,
+        rows: list[_Row],
         phases: list[ListPhase],
-        tensors: list[Tensor],
+        count: int,
+        shared: list[int],
     ):
-        self.names = list(rows)
-        self.columns = list(map(list, zip(*rows.values(), strict=True)))
-        slots = self.columns[1 if signature.has_param else 0 : -1]
-        self.written = [self.columns[-1], *slots]
-        self.phases = phases
-        self.shared = list(signature.shared)
-        self.device = tensors[self.columns[0][0]].device
-        sizes = [max(tensors[i].numel() for i in row) for row in rows.values()]
-        self.chunks = list(chunks(sizes, entries_of_a_call(self.device)))
-
-
-def _bundles(
-    rows: dict[str, list[int]],
-    function: LeafFunction,
-    on_host: bool,
-    tensors: list[Tensor],
-) -> list[_Leaves]:
-    """Split leaves that may have the same program into bundles of those that do."""
-    common_arguments = function.signature.shared_arguments()
-
-    def record(arguments: list[Tensor]) -> list[ListPhase]:
-        return phases_of(function, common_arguments, arguments, ListPhase)
-
-    programs = ListPrograms(record, on_host, None, {})
-    examples: dict[torch.Size, list[Tensor]] = {}
-    for row in rows.values():
-        examples.setdefault(tensors[row[-1]].shape, [tensors[i] for i in row])
-    common = programs.common(examples)
-    rows_of_program: dict[int, dict[str, list[int]]] = {}
-    program_of_id: dict[int, list[ListPhase]] = {}
-    for name, row in rows.items():
-        program = common or programs.of(examples[tensors[row[-1]].shape])
-        if isinstance(program, str) or has_late_sums(program):
-            raise _UnsuitableError
-        program_of_id[id(program)] = program
-        rows_of_program.setdefault(id(program), {})[name] = row
-    return [
-        _Leaves(rows_of_program[i], function.signature, program, tensors)
-        for i, program in program_of_id.items()
-    ]
-
-
-class _Call(ListBundle):
-    """One call of a program with the caller's tensors."""
-
-    def __init__(
-        self,
-        leaves: _Leaves,
-        tensors: list[Tensor],
-        results: list[Any],
-        index_of_shared: Mapping[SlotOf, int],
-    ):
-        super().__init__(leaves.names[0], leaves.device)
-        self.set_phases(leaves.phases)
-        self._leaves = leaves
-        self._tensors = tensors
-        self._results = results
-        self._index_of_shared = index_of_shared
-
-    def combined(self, operation: Operation, waiting: list[tuple[Any, Any]]) -> Any:
-        """Return the total for the bundles that wait at an operation."""
-        return operation.combine(waiting)
+        leaf = rows[0].leaf
+        super().__init__(leaf.name, leaf.device)
+        self.program = phases
+        self.count = count
+        self.shared = shared
+        self._columns = list(zip(*(row.indices for row in rows), strict=True))
+        *slots, updates = self._columns[leaf.param is not None :]
+        self._written = [updates, *slots]  # in the order of the results
+        sizes = [max(map(Tensor.numel, row.tensors)) for row in rows]
+        self._chunks = list(chunks(sizes, entries_of_a_call(self.device)))
+        names = [row.leaf.name for row in rows]
+        self.leaf_names = [names[chunk] for chunk in self._chunks]
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
-        for chunk in self._leaves.chunks:
-            yield [
-                [self._tensors[i] for i in column[chunk]]
-                for column in self._leaves.columns
-            ]
-
-    def leaf_names(self) -> Iterator[list[str]]:
-        for chunk in self._leaves.chunks:
-            yield self._leaves.names[chunk]
+        for chunk in self._chunks:
+            yield [[self.tensors[i] for i in column[chunk]] for column in self._columns]
 
     def end(self, phase: ListPhase, results: list[list[Any]]) -> None:
-        written = self._leaves.written
-        for chunk, of_chunk in zip(self._leaves.chunks, results, strict=True):
-            for column, dtype, values in zip(
-                written, phase.dtypes, of_chunk, strict=False
-            ):
-                numbers = column[chunk]
+        for chunk, of_chunk in zip(self._chunks, results, strict=True):
+            columns = zip(self._written, phase.dtypes, of_chunk, strict=False)
+            for column, dtype, values in columns:
+                indices = column[chunk]
                 if not differ_by_leaf(values):  # the same for all leaves
-                    values = [self.as_tensor(values, dtype).clone() for _ in numbers]
-                for i, value in zip(numbers, values, strict=True):
-                    self._results[i] = value
-        # Shared values are the same in every call.
-        for position in range(len(written), len(phase.names)):
-            number = self._index_of_shared[phase.names[position]]
-            if self._results[number] is None:
-                self._results[number] = self.as_tensor(
-                    results[0][position], phase.dtypes[position]
-                )
+                    values = [self.as_tensor(values, dtype).clone() for _ in indices]
+                for i, value in zip(indices, values, strict=True):
+                    self.results[i] = value
+        outputs = zip(phase.names, phase.dtypes, results[0], strict=True)
+        for name, dtype, value in itertools.islice(outputs, len(self._written), None):
+            self.share(name, self.as_tensor(value, dtype))

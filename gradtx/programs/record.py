@@ -144,19 +144,14 @@ def record(
             in place itself.
     """
     recorder = _Recorder(device)
-    number_nodes: list[Node] = []
-    arguments: list[Tensor] = []
-    for i, dtype in enumerate(numbers):
-        arguments.append(torch.empty((), dtype=dtype, device=META))
-        number_nodes.append(recorder.argument(f"number{i}", arguments[-1]))
-    leaf_nodes: list[Node] = []
-    for i, (dtype, shape) in enumerate(leaves):
-        arguments.append(torch.empty(tuple(shape), dtype=dtype, device=META))
-        leaf_nodes.append(recorder.argument(f"leaf{i}", arguments[-1]))
+    number_nodes = [
+        recorder.argument(f"number{i}", dtype, ()) for i, dtype in enumerate(numbers)
+    ]
+    leaf_nodes = [recorder.argument(f"leaf{i}", *leaf) for i, leaf in enumerate(leaves)]
     _ACTIVE.recorders.append(recorder)
     try:
         with torch.no_grad(), _torch.intercepting(recorder.call):
-            result = function(arguments)
+            result = function(list(recorder.arguments))
             if result.operation is not None and recorder.opaque:
                 raise UnrecordableError(
                     f"a sum over leaves follows {recorder.opaque[0].name}, which would run twice"
@@ -244,7 +239,7 @@ class _Recorder:
         self.device = device
         # Keyed by the id of the stand-in, which `meta` keeps alive.
         self._nodes: dict[int, Node] = {}
-        self._arguments: set[int] = set()
+        self.arguments: list[Tensor] = []  # their stand-ins
         self.may_write = False
         self.as_written = False
         self.fuses = True
@@ -253,11 +248,11 @@ class _Recorder:
         self._unchanged: list[Tensor] = []  # keeps their ids unique
         self._is_paused = False
 
-    def argument(self, name: str, stand_in: Tensor) -> Node:
+    def argument(self, name: str, dtype: torch.dtype, shape: Sequence[int]) -> Node:
+        stand_in = torch.empty(tuple(shape), dtype=dtype, device=META)
         node = self.graph.placeholder(name)
-        node.meta["val"] = stand_in
-        self._nodes[id(stand_in)] = node
-        self._arguments.add(id(stand_in))
+        self._name(stand_in, node)
+        self.arguments.append(stand_in)
         return node
 
     def node_of(self, tensor: Tensor) -> Node:
@@ -293,7 +288,9 @@ class _Recorder:
             return result
         node = self._node_for(operator, traits.name, args, kwargs)
         if traits.writes:
-            if not self.may_write or id(args[0]) not in self._arguments:
+            if not self.may_write or not any(
+                args[0] is each for each in self.arguments
+            ):
                 raise _write_error(operator)
             node.meta["val"] = result
         else:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from gradtx.execution.phases import Phase
 from gradtx.programs.contract import following, is_view
 
 aten = torch.ops.aten
@@ -45,12 +44,6 @@ BY_ENTRY = (
 SCALARS = (bool, int, float, complex)
 # The positions of the values of constants.
 POSITIONS: dict[Any, int] = {aten.full.default: 1, aten.scalar_tensor.default: 0}
-
-
-def terms_of(phase: Phase, outputs: Sequence[Node]) -> list[Node]:
-    """Return the outputs of a phase that are terms of sums over leaves."""
-    pairs = zip(phase.names, outputs, strict=True)
-    return [output for name, output in pairs if phase.is_term(name)]
 
 
 def parts_add_up(

@@ -624,14 +624,14 @@ def test_an_extra_that_no_link_reads_changes_neither_the_program_nor_a_bit(make,
     with_extras, without = _pure_lists.programs_of(tx).values()
     texts = []
     for programs in (with_extras, without):
-        texts.append([[each.text for each in leaves.phases] for leaves in programs[0]._bundles])
+        texts.append([[each.text for each in leaves.program] for leaves in programs[0]._bundles])
     assert texts[0] == texts[1]
 
 
-def test_an_extra_that_no_link_reads_is_checked_at_every_call():
+def test_an_extra_that_no_link_reads_is_checked_by_the_first_call_with_it():
     tx, params = gradtx.sgd(lr=1.0), {"w": torch.ones(3)}
     state = tx.init(params)
-    tx.update(params, state, params, hessian_diag=params)  # records a program
+    tx.update(params, state, params)  # records a program
     with pytest.raises(ValueError, match=r"hessian_diag: leaf 'w' has shape \(4,\), needs \(3,\)"):
         tx.update(params, state, params, hessian_diag={"w": torch.ones(4)})
     with pytest.raises(ValueError, match="hessian_diag: leaf 'w' is missing"):

@@ -17,7 +17,7 @@ from gradtx.base.messages import warn_user
 from gradtx.distributed.owners import OwnedRegion
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.optim.engine.family import Family, LeafKind, Pairs
-from gradtx.optim.engine.views import OddTensorError, alias, is_positional
+from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_positional
 from gradtx.optim.run import Count, Member
 from gradtx.optim.step import Step
 from gradtx.programs.function import Signature
@@ -178,16 +178,11 @@ def _spans(members: Iterable[Member]) -> list[Span]:
 
 logger = logging.getLogger("gradtx")
 READS_SHAPE = "a rule reads the shape of its leaf"
-ODD = "its size or layout is not supported"
 SUM_OVER_SHARDS = "it is sharded, and a sum over leaves must include all shards"
 
 
 class UnsuitableError(Exception):
     """Programs cannot run these leaves; the message gives the reason."""
-
-
-class RefusedError(Exception):
-    """An engine does not run a leaf; the message gives the reason."""
 
 
 class Engine:
@@ -297,7 +292,7 @@ class Engine:
             try:
                 kind = self._kind(member, leaf, step, id(member) in shared)
             except RefusedError as refusal:
-                self._refuse(leaf, str(refusal))
+                self._refuse([(member, leaf)], str(refusal))
                 continue
             key = member.group, member.count, kind
             pairs_of_kind.setdefault(key, []).append((member, leaf))
@@ -314,15 +309,14 @@ class Engine:
         Raises:
             RefusedError: If this engine does not run the leaf.
         """
-        param, layout = member.param, member.layout
-        assert layout is not None
+        param = member.param
         if shares:
             raise RefusedError("it shares memory with another parameter")
         gradient = param.grad
         has_gradient = gradient is not None and gradient.shape == param.shape
         if not has_gradient or FROZEN in leaf.program:
             raise RefusedError("it has no gradient of matching shape, or it is frozen")
-        flat = _is_flat(member, leaf)
+        flat = _is_flat(leaf)
         if is_sharded(param):
             _check_shard(leaf)
         self._check(leaf, step)
@@ -330,11 +324,7 @@ class Engine:
             raise RefusedError(
                 "it is sharded, and a reduction over a shard differs from one over the whole tensor"
             )
-        try:
-            tensors = _aliases(member, flat)
-        except OddTensorError:
-            raise RefusedError(ODD) from None
-        written = self._traits_of_written(tensors, flat)
+        written = self._traits_of_written(_aliases(leaf, flat), flat)
         by_leaf = [
             name for name, tree in step.trees.items() if tree[leaf.name] is not None
         ]
@@ -349,7 +339,7 @@ class Engine:
             read=tuple((tensor.dtype.to_real(), tensor.device) for tensor in read),
             by_leaf=tuple(by_leaf),
             choices=tuple(sorted(member.choices.items())),
-            layout=layout.label,
+            layout=leaf.layout.label,
             width=self._width(member, leaf, flat),
         )
 
@@ -369,8 +359,8 @@ class Engine:
         """Whether programs of this engine may run an operation for a leaf."""
         return operation.has_program(leaf)
 
-    def _refuse(self, leaf: Leaf, reason: str) -> None:
-        self.reasons[leaf.name] = reason
+    def _refuse(self, pairs: Pairs, reason: str) -> None:
+        self.reasons.update({leaf.name: reason for _, leaf in pairs})
 
 
 def _check_shard(leaf: Leaf) -> None:
@@ -410,46 +400,44 @@ def _sums_over_shards(operation: Operation) -> bool:
     return operation.waits or operation.sums_late or operation.of_leaf
 
 
-def _is_flat(member: Member, leaf: Leaf) -> bool:
+def _is_flat(leaf: Leaf) -> bool:
     """Whether a leaf may be passed as a vector: all rules are elementwise, slots are 0-d or shaped like the leaf."""
     for operation in leaf.program:
         if not operation.elementwise:
             return False
-    return slots_are_shaped_as(member)
+    return slots_are_shaped_as(leaf)
 
 
-def slots_are_shaped_as(member: Member) -> bool:
+def slots_are_shaped_as(leaf: Leaf) -> bool:
     """Whether every slot is 0-d or shaped like its parameter, so that padding can have any length."""
-    layout = member.layout
-    assert layout is not None
+    layout, param = leaf.layout, leaf.key
     coded: set[str] = set()
     if layout.codes:
-        if not layout.is_flat(as_real(local(member.param)).shape):
+        if not layout.is_flat(as_real(local(param)).shape):
             # Even if a scale has the parameter's shape, since blocks are incomplete.
             return False
-        shape = as_real(member.param).shape
+        shape = as_real(param).shape
         for key, codec in layout.coded_keys.items():
-            if member.state[key].shape != codec.shapes(shape)[""]:
+            if leaf.state[key].shape != codec.shapes(shape)[""]:
                 return False
         coded = layout.coded_tensors
     return all(
-        key in coded or member.state[key].shape in (member.param.shape, ())
+        key in coded or leaf.state[key].shape in (param.shape, ())
         for key in layout.program_keys
     )
 
 
-def _aliases(member: Member, flat: bool) -> list[Tensor]:
+def _aliases(leaf: Leaf, flat: bool) -> list[Tensor]:
     """Return aliases of a parameter and its slots, which programs write: inference tensors only in inference mode.
 
     Raises:
         OddTensorError: If a program cannot use or write them.
     """
-    assert member.layout is not None
-    param = member.param
+    param, state = leaf.key, leaf.state
     tensors = [alias(param, param, flat)]
-    for key in member.layout.program_keys:
-        tensors.append(alias(member.state[key], param, flat))
-    written = [*tensors, member.state["step"]]
+    for key in leaf.layout.program_keys:
+        tensors.append(alias(state[key], param, flat))
+    written = [*tensors, state["step"]]
     if any(map(Tensor.is_inference, written)) and not torch.is_inference_mode_enabled():
         raise OddTensorError
     return tensors

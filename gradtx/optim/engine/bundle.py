@@ -16,10 +16,9 @@ from gradtx.optim.engine.trace import BundleProgram, TracedPhase
 from gradtx.optim.engine.views import (
     PLAIN,
     alias,
-    alias_or_copy,
     entries_of,
     holds_its_values,
-    in_rows,
+    readable,
     resized,
     windows,
 )
@@ -49,7 +48,6 @@ class Bundle(ProgramBundle):
         super().__init__(leaf.name, local(first.param).device)
         self.members = family.members
         self.signature = signature = family.signature
-        self._phases: list[TracedPhase] = []
         self._entries = sum(entries_of(member.param) for member in self.members)
         self._flat = family.kind.flat
         self._row = row
@@ -99,11 +97,11 @@ class Bundle(ProgramBundle):
         if self._row is None:
             return written
         rows = entries_of(member.param) // self._row
-        return [in_rows(vector, rows) for vector in written]
+        return [each.view(rows, -1) if each.ndim else each for each in written]
 
     def may_absorb(self, other: Bundle, most: int) -> bool:
         """Whether both bundles run the same program without windows, and have at most this many entries together."""
-        if self._phases is not other._phases or self._window is not None:
+        if self.program is not other.program or self._window is not None:
             return False
         return self._entries + other._entries <= most
 
@@ -167,7 +165,7 @@ class Bundle(ProgramBundle):
         """Return an alias of a tensor, or of a copy if its layout differs."""
         if tensor.ndim == 1 and _is_usual_gradient(tensor):
             return tensor  # a shortcut: the alias would be the same
-        return alias_or_copy(tensor, member.param, self._flat)
+        return readable(alias, tensor, member.param, member.param, self._flat)
 
     def _calls(self, arguments: list[Tensor]) -> Iterable[list[Tensor]]:
         """Split the arguments of the leaves into those of each call."""
@@ -191,10 +189,9 @@ class Bundle(ProgramBundle):
 
     def compile_for(self, program: BundleProgram) -> None:
         """Use this program from now on."""
-        self._phases = program.phases
-        self.set_phases(self._phases)
+        self.program = program.phases
         self._takes_any_shape = self._window is None and all(
-            each.reads_only_memory for each in self._phases
+            each.reads_only_memory for each in program.phases
         )
 
     # During a step.

@@ -17,11 +17,9 @@ from gradtx.distributed.owners import has_regions
 from gradtx.execution.context import UnknownInProgramError
 from gradtx.execution.execute import Leaf
 from gradtx.optim.engine.base import (
-    ODD,
     READS_SHAPE,
     Engine,
     Plan,
-    RefusedError,
     UnsuitableError,
     slots_are_shaped_as,
 )
@@ -31,6 +29,8 @@ from gradtx.optim.engine.inductor import Backend, compile_with_inductor
 from gradtx.optim.engine.torch_names import missing_name
 from gradtx.optim.engine.trace import BundleProgram
 from gradtx.optim.engine.views import (
+    OddTensorError,
+    RefusedError,
     can_be_split,
     entries_of,
     is_positional,
@@ -143,8 +143,7 @@ class CompiledEngine(Engine):
             row = family.some(pairs[start : start + family.kind.width])
             bundle = self._bundle(row)
             if isinstance(bundle, str):
-                for _, leaf in row.pairs:
-                    self._refuse(leaf, bundle)
+                self._refuse(row.pairs, bundle)
             elif bundles and bundles[-1].may_absorb(bundle, BUNDLED):
                 bundles[-1].absorb(bundle)
             else:
@@ -162,7 +161,7 @@ class CompiledEngine(Engine):
             if key not in reads_shape:
                 reads_shape[key] = family.reads_shape(member, leaf)
             if reads_shape[key]:
-                self._refuse(leaf, READS_SHAPE)
+                self._refuse([(member, leaf)], READS_SHAPE)
             else:
                 kept.append((member, leaf))
         return kept
@@ -176,7 +175,7 @@ class CompiledEngine(Engine):
     def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
         if tensors[0].numel() < (1 if flat else 2):
             # Compilers specialize on sizes 0 and 1, unless all operations are elementwise.
-            raise RefusedError(ODD)
+            raise OddTensorError
         if flat:
             traits = [(tensor.dtype, tensor.device, tensor.ndim) for tensor in tensors]
             return tensors[0].numel() >= LARGE, *traits
@@ -322,7 +321,7 @@ def _window(member: Member, leaf: Leaf, row: int) -> int | None:
     """
     most = window_of(local(member.param).device, row)
     rows = entries_of(member.param) // row
-    if rows <= most or is_positional(leaf) or not can_be_split(member, leaf):
+    if rows <= most or is_positional(leaf) or not can_be_split(leaf):
         return None
     windows = -(-rows // most)
     return -(-rows // windows)
@@ -331,7 +330,7 @@ def _window(member: Member, leaf: Leaf, row: int) -> int | None:
 def _can_be_padded(member: Member, leaf: Leaf) -> bool:
     """Whether leaves that are not flat aliases can share a bundle: vectors whose slots have the same length."""
     is_coded = row_of(member) is not None
-    return len(leaf.shape) <= 1 and not is_coded and slots_are_shaped_as(member)
+    return len(leaf.shape) <= 1 and not is_coded and slots_are_shaped_as(leaf)
 
 
 def _traits_of(tensor: Tensor) -> tuple[Any, ...]:

@@ -13,12 +13,11 @@ from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.errors import Path
 from gradtx.execution.execute import Leaf
-from gradtx.execution.phases import phases_of
 from gradtx.optim.device_counts import scaling_from
 from gradtx.optim.engine.views import cut
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
-from gradtx.programs.bundle import ListPhase, phases_of_shards
+from gradtx.programs.bundle import ListPhase
 from gradtx.programs.function import LeafFunction, Signature
 from gradtx.programs.hyperparameters import ChainOf
 from gradtx.programs.planner import probes
@@ -104,24 +103,14 @@ class Family:
             *(member.state[key] for key in self.signature.slots_by_leaf),
             member.param.grad,
         ]
-        tensors.extend(
-            tree[leaf.name]
-            for tree in self.step.trees.values()
-            if tree[leaf.name] is not None
-        )
+        trees = self.step.trees
+        tensors.extend(trees[name][leaf.name] for name in self.signature.by_leaf)
         return [as_real(local(tensor)) for tensor in tensors]
-
-    def record(self, tensors: list[Tensor]) -> list[ListPhase]:
-        """Record the list program for these arguments."""
-        function, scalars = self.function(), self.signature.shared_arguments()
-        if self.signature.has_owners:
-            return phases_of_shards(function, scalars, tensors)
-        return phases_of(function, scalars, tensors, ListPhase)
 
     def recorded(self, tensors: list[Tensor]) -> list[ListPhase]:
         """Record the list program for these arguments; return an empty list if that is impossible."""
         try:
-            return self.record(tensors)
+            return self.function().record(tensors)
         except Exception:
             # Where a program is required, recording it again raises the error.
             return []
@@ -160,8 +149,7 @@ def first_entries(tensors: list[Tensor], count: int) -> list[Tensor]:
 
 def _signature_of(member: Member, leaf: Leaf, kind: LeafKind, step: Step) -> Signature:
     """Return the signature of all leaves like this one."""
-    layout = member.layout
-    assert layout is not None
+    layout = leaf.layout
     shared: dict[tuple[Path, str], torch.dtype] = {}
     for path, names in layout.shared.items():
         values = step.run.scalars(path)

@@ -12,7 +12,6 @@ from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.torch_names import copy_each_
 from gradtx.distributed.owners import has_regions
 from gradtx.execution.execute import Leaf, LeafTerms, Operation
-from gradtx.execution.phases import have_sums
 from gradtx.optim.engine.base import (
     GRADIENT,
     READS_SHAPE,
@@ -23,14 +22,13 @@ from gradtx.optim.engine.base import (
 from gradtx.optim.engine.family import Family, Pairs, first_entries
 from gradtx.optim.engine.views import (
     alias,
-    alias_or_copy,
     can_be_split,
     cut,
     entries_of,
     is_positional,
     part_of,
     plain,
-    plain_or_copy,
+    readable,
 )
 from gradtx.optim.run import Member, Trees
 from gradtx.optim.step import Step
@@ -39,6 +37,7 @@ from gradtx.programs.bundle import (
     ListPhase,
     chunks,
     entries_of_a_call,
+    have_sums,
 )
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.equal import may_be_number, slots_from_numbers
@@ -68,12 +67,13 @@ class MemberBundle(ListBundle):
         splits: bool,
     ):
         super().__init__(members[0].name, local(members[0].param).device)
-        self.set_phases(phases)
+        self.program = phases
         self.members = members
         self.signature = signature
         self._results: list[dict[str, Any]] = []  # the owners' results, by leaf name
         self._leaves: dict[str, Leaf] = {}
         self._chunks = _chunks_of(members, splits, signature)
+        self.leaf_names = [chunk.names for chunk in self._chunks]
         self.trees: Trees = {}
         self.consumes = False
         self._equal = {
@@ -103,7 +103,7 @@ class MemberBundle(ListBundle):
                 chunk.free_gradients()
 
     def terms(self, phase: ListPhase, results: list[list[Any]]) -> LeafTerms:
-        if not phase.is_for_owners:
+        if not phase.of_leaf:
             return super().terms(phase, results)
         terms = LeafTerms()
         for chunk, columns in zip(self._chunks, results, strict=True):
@@ -113,7 +113,7 @@ class MemberBundle(ListBundle):
         return terms
 
     def receive(self, phase: Any, total: dict[str, Any]) -> None:
-        if phase.is_for_owners:
+        if phase.of_leaf:
             self._add_results(total)
         else:
             super().receive(phase, total)
@@ -126,10 +126,6 @@ class MemberBundle(ListBundle):
                 for slot, value in slots.items():
                     member.state[self.signature.layout.slots[path][slot]] = value
             leaf.new = {}
-
-    def leaf_names(self) -> Iterator[list[str]]:
-        for chunk in self._chunks:
-            yield chunk.names
 
     def end(self, phase: ListPhase, results: list[list[Any]]) -> None:
         """Hand over the new shared values and the terms of late sums."""
@@ -229,8 +225,8 @@ class Chunk:
         """Return a read-only tensor with the parameter's layout."""
         member, window = piece
         if window is None:
-            return plain_or_copy(tensor, member.param)
-        return alias_or_copy(tensor, member.param, True)[window]
+            return readable(plain, tensor, member.param)
+        return readable(alias, tensor, member.param, member.param, True)[window]
 
 
 def _first_entry(member: Member, window: slice | None) -> Tensor:
@@ -295,11 +291,13 @@ class ListEngine(Engine):
         has_owners = has_regions(family.pairs[0][1].program)
         family = family.signed(width=1, padded=False, has_owners=has_owners)
         equal = self._equal_slots(family)
-        if not equal:
-            return self._bundles_of_signature(family)
+        pairs_of_values: dict[Any, Pairs] = {}
+        for member, leaf in family.pairs:
+            values = tuple(leaf.state[key].item() for key in equal)
+            pairs_of_values.setdefault(values, []).append((member, leaf))
         bundles: list[MemberBundle] = []
-        for pairs in _grouped_by_values(family.pairs, equal):
-            dtypes = {key: pairs[0][0].state[key].dtype for key in equal}
+        for pairs in pairs_of_values.values():
+            dtypes = {key: pairs[0][1].state[key].dtype for key in equal}
             of_values = family.some(pairs).signed(equal=dtypes)
             bundles.extend(self._bundles_of_signature(of_values))
         return bundles
@@ -353,11 +351,11 @@ class ListEngine(Engine):
 
     def _bundles_of_signature(self, family: Family) -> list[MemberBundle]:
         """Return bundles of leaves of one signature; parts of leaves that need their positions have another one."""
-        first, leaf = family.pairs[0]
+        _, leaf = family.pairs[0]
         splits = (
             family.kind.flat
             and not family.signature.has_owners
-            and can_be_split(first, leaf, family.signature.equal)
+            and can_be_split(leaf, family.signature.equal)
             and self._runs_in_parts(family)
         )
         if not splits or not is_positional(leaf):
@@ -378,50 +376,39 @@ class ListEngine(Engine):
     def _bundles(self, family: Family, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves of one kind, each with its program."""
         on_host, known = family.step.on_host, self._programs_of(family)
-        programs = ListPrograms(family.record, on_host, family.key, known)
-        common = None
-        may_have_any_shape = family.kind.flat and not family.signature.layout.codes
-        if may_have_any_shape:
-            pair_of_shape = {
-                leaf.shape: (member, leaf) for member, leaf in family.pairs
-            }
-            examples: dict[torch.Size, list[Tensor]] = {}
-            for shape, pair in pair_of_shape.items():
-                examples[shape] = _arguments(family, *pair, splits)
-            common = programs.common(examples)
-        members_of_program: dict[int, tuple[list[ListPhase], list[Member]]] = {}
-        for member, leaf in family.pairs:
-            program = common or programs.of(_arguments(family, member, leaf, splits))
-            if is_sharded(member.param) and not isinstance(program, str):
-                if not family.signature.has_owners and have_sums(program):
-                    program = SUM_OVER_SHARDS
-                elif may_have_any_shape and programs.depends_on_shape(
+        programs = ListPrograms(family.function().record, on_host, family.key, known)
+        have_any_shape = family.kind.flat and not family.signature.layout.codes
+        leaves = [
+            (pair, pair[1].shape, _arguments(family, *pair, splits))
+            for pair in family.pairs
+        ]
+        bundles: list[MemberBundle] = []
+        for program, pairs in programs.by_program(leaves, have_any_shape):
+            if isinstance(program, str):
+                self._refuse(pairs, program)
+                continue
+            has_sums = not family.signature.has_owners and have_sums(program)
+            members: list[Member] = []
+            for member, leaf in pairs:
+                if not is_sharded(member.param):
+                    members.append(member)
+                elif has_sums:
+                    self._refuse([(member, leaf)], SUM_OVER_SHARDS)
+                elif have_any_shape and programs.depends_on_shape(
                     family.arguments(member, leaf)
                 ):
-                    program = READS_SHAPE
-            if isinstance(program, str):
-                self._refuse(leaf, program)
-                continue
-            _, members = members_of_program.setdefault(id(program), (program, []))
-            members.append(member)
-        return [
-            MemberBundle(members, family.signature, program, splits)
-            for program, members in members_of_program.values()
-        ]
+                    self._refuse([(member, leaf)], READS_SHAPE)
+                else:
+                    members.append(member)
+            if members:
+                bundle = MemberBundle(members, family.signature, program, splits)
+                bundles.append(bundle)
+        return bundles
 
     def _programs_of(self, family: Family) -> dict[Any, Any]:
         if self._programs is None:
             self._programs = _SHARED.of_chain(family.step.views[0].tx)
         return self._programs
-
-
-def _grouped_by_values(pairs: Pairs, keys: Sequence[str]) -> list[Pairs]:
-    """Group leaves by the values of their slots."""
-    pairs_of_values: dict[Any, Pairs] = {}
-    for member, leaf in pairs:
-        values = tuple(member.state[key].item() for key in keys)
-        pairs_of_values.setdefault(values, []).append((member, leaf))
-    return list(pairs_of_values.values())
 
 
 def _size(pair: tuple[Member, Leaf]) -> tuple[bool, int]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
-from gradtx.execution.phases import Phase, RunPhase, phases_of
+from gradtx.execution.phases import RunPhase
 from gradtx.execution.runs import LateTerm
 from gradtx.optim.engine import torch_names
 from gradtx.optim.engine.hoist import (
@@ -30,10 +30,11 @@ from gradtx.optim.engine.hoist import (
     narrow,
 )
 from gradtx.optim.engine.views import resized
+from gradtx.programs.bundle import Phase, phases_of
 from gradtx.programs.contract import following
 from gradtx.programs.function import LeafFunction
 from gradtx.programs.record import check_traced
-from gradtx.programs.terms import parts_add_up, reads_sizes, terms_of
+from gradtx.programs.terms import parts_add_up, reads_sizes
 
 
 def replicated(
@@ -178,7 +179,7 @@ class TracedPhase(Phase):
             return False
         arguments = graph.find_nodes(op="placeholder")[len(self._common) :]
         (outputs,) = graph.output_node().args
-        terms = terms_of(self, outputs)
+        terms = self.terms(outputs)
         return parts_add_up(graph, arguments, terms, with_constants=False)
 
     def fits(self, leaves: list[Tensor]) -> bool:

@@ -6,7 +6,8 @@ temporaries are small.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,15 @@ SMALLEST_PARTS = 64
 WINDOW = 2**18
 
 
-class OddTensorError(Exception):
+class RefusedError(Exception):
+    """An engine does not run a leaf; the message gives the reason."""
+
+
+class OddTensorError(RefusedError):
     """No program accepts this tensor, so its leaf steps eagerly."""
+
+    def __init__(self) -> None:
+        super().__init__("its size or layout is not supported")
 
 
 def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
@@ -49,27 +57,23 @@ def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
     raise OddTensorError
 
 
-def alias_or_copy(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
-    """Return the alias of a read-only tensor, or of a copy of it if its layout differs from that of `like`."""
+def readable(
+    view: Callable[..., Tensor], tensor: Tensor, like: Tensor, *args: Any
+) -> Tensor:
+    """Return the view of a read-only tensor, or of a copy with the layout of `like` if no program accepts it.
+
+    Args:
+        view: `plain`, or `alias` with its arguments `args`.
+        tensor: The tensor.
+        like: The parameter.
+        args: The arguments of `view` after the tensor.
+    """
     try:
-        return alias(tensor, like, flat)
+        return view(tensor, *args)
     except OddTensorError:
-        return alias(_copy(tensor, like), like, flat)
-
-
-def plain_or_copy(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return a read-only tensor as `plain` does, or a copy of it if no program accepts it."""
-    try:
-        return plain(tensor)
-    except OddTensorError:
-        return plain(_copy(tensor, like))
-
-
-def _copy(tensor: Tensor, like: Tensor) -> Tensor:
-    """Return the same values with the layout of `like`."""
-    copy = torch.empty_like(like, dtype=tensor.dtype)
-    copy.copy_(tensor)  # its result would have the class of a subclass
-    return copy
+        copy = torch.empty_like(like, dtype=tensor.dtype)
+        copy.copy_(tensor)  # its result would have the class of a subclass
+        return view(copy, *args)
 
 
 def holds_its_values(tensor: Tensor) -> bool:
@@ -81,11 +85,6 @@ def entries_of(param: Tensor) -> int:
     """Return the number of entries in the alias of a parameter."""
     param = local(param)
     return 2 * param.numel() if param.is_complex() else param.numel()
-
-
-def in_rows(vector: Tensor, rows: int) -> Tensor:
-    """Return a flat alias as a matrix with this number of rows; a 0-d tensor as it is."""
-    return vector.view(rows, -1) if vector.ndim else vector
 
 
 def resized(tensor: Tensor, length: int) -> Tensor:
@@ -122,14 +121,13 @@ def _is_dense(tensor: Tensor) -> bool:
 # Parts.
 
 
-def can_be_split(member: Member, leaf: Leaf, equal: Collection[str] = ()) -> bool:
+def can_be_split(leaf: Leaf, equal: Collection[str] = ()) -> bool:
     """Whether a leaf whose operations are elementwise may be updated in parts, one at a time.
 
     A slot that is 0-d rules this out because each part would update it again, unless it is constant or one of the
     `equal` slots, which are written after the last part.
     """
-    layout = member.layout
-    assert layout is not None
+    layout = leaf.layout
     constants = {
         f"{key}.{KEY}" for key, codec in layout.coded_keys.items() if codec.random
     }
@@ -138,7 +136,7 @@ def can_be_split(member: Member, leaf: Leaf, equal: Collection[str] = ()) -> boo
         keys = layout.slots.get(operation.path, {})
         constants.update(keys[slot] for slot in operation.constants if slot in keys)
     return not any(
-        member.state[key].ndim == 0 for key in layout.slot_keys if key not in constants
+        leaf.state[key].ndim == 0 for key in layout.slot_keys if key not in constants
     )
 
 
