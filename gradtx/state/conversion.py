@@ -51,7 +51,7 @@ def converted(
         # Codes of the blocks of a leaf, which its layout does not know, are those of the saved run, or do not fit.
         if codec is None and not _is_value(like):
             continue
-        if label is not None:
+        if label is not None and not _is_uncoded(entry, slot, like):
             _decode(entry, slot, label, shape)
         value = entry[slot]
         if codec is None or not _is_value(value):
@@ -59,6 +59,13 @@ def converted(
         if value.shape == codec.shape_of(like.shape, shape):
             entry.update(_encoded(slot, codec, value.detach(), first))
     return entry
+
+
+def _is_uncoded(entry: Entry, slot: str, like: Tensor) -> bool:
+    """Whether a slot has the dtype of this run and nothing beside it, as in a leaf that is too small to be coded."""
+    if any(str(key).startswith(f"{slot}.") for key in entry):
+        return False
+    return isinstance(entry[slot], Tensor) and entry[slot].dtype == like.dtype
 
 
 def _is_value(value: Any) -> bool:

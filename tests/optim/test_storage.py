@@ -181,6 +181,22 @@ def test_a_checkpoint_of_a_users_code_is_an_error_that_changes_nothing(strict):
         assert_equal(optimizer.state_dict(), before)
 
 
+def test_a_users_code_is_loaded_beside_a_leaf_that_is_too_small_for_it():
+    code = gradtx.Codec(
+        lambda values, scale: (values / scale).round().to(torch.int16),
+        lambda codes, scale: codes * scale,
+        block=64,
+        scale=lambda largest: largest.float().clamp(min=1e-30) / 32767,
+        name="int16",
+    )
+    params = [torch.nn.Parameter(torch.ones(80, 100)), torch.nn.Parameter(torch.ones(80))]
+    optimizer = gradtx.as_optimizer(gradtx.adam(lr=0.1, state_dtype=code), params)
+    run(optimizer, params, 3)
+    before = copy.deepcopy(optimizer.state_dict())
+    optimizer.load_state_dict(before)
+    assert_equal(optimizer.state_dict(), before)
+
+
 @pytest.mark.parametrize(
     ("there", "here"), [("int8", "int4"), ("int8", "float8"), ("float8", "int8"), ("bfloat16+8", "int8")]
 )
