@@ -345,3 +345,17 @@ def test_a_group_added_later_shows_the_number_of_its_schedule_that_the_next_step
         optimizer.step()
         assert_equal(late.detach(), before - shown[-1])
     assert shown == [0.75, 0.5]
+
+
+def test_groups_may_be_replaced_by_copies_and_reordered():
+    params = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
+    optimizer = gradtx.optim.SGD([{"params": [param], "lr": 0.1 * (1 + i)} for i, param in enumerate(params)])
+    optimizer.param_groups = [dict(group) for group in reversed(optimizer.param_groups)]
+    optimizer.param_groups[0]["lr"] = 0.5
+    for param in params:
+        param.grad = torch.ones(2)
+    optimizer.step()
+    assert [param[0].item() for param in params] == pytest.approx([0.9, 0.5])
+    optimizer.param_groups[0] = {"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.1}
+    with pytest.raises(ValueError, match="a group with other parameters was put into param_groups; call add_param"):
+        optimizer.step()
