@@ -70,9 +70,17 @@ def save(path: str | os.PathLike[str], params: Any, state: Any) -> None:
         tensors[name] = memory.unshared(leaf.detach().contiguous())
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save: folder {str(path.parent)!r} does not exist")
+    metadata = {"format": "pt"}
+    replace_file(
+        path, lambda file: safetensors.torch.save_file(tensors, file, metadata)
+    )
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Write a new file in the same folder and rename it when it is complete, so that the old one is never lost."""
     unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        safetensors.torch.save_file(tensors, unfinished, metadata={"format": "pt"})
+        write(unfinished)
         with open(unfinished, "rb+") as file:
             # The content must reach the disk before the new name does.
             os.fsync(file.fileno())

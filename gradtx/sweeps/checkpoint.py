@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gradtx.checkpoint import replace_file
 from gradtx.sweeps.members import Progress, Record
 
 
@@ -59,7 +60,7 @@ class Checkpoint:
         return Progress(**{**saved, "records": records})
 
     def save(self, chunk: int, progress: Progress, is_finished: bool) -> None:
-        """Write the progress to the file, by way of a new one, so that the file is always complete."""
+        """Write the progress to the file, which is complete at any time."""
         if self._path is None:
             return
         fields = {
@@ -69,7 +70,6 @@ class Checkpoint:
         if is_finished:
             fields["state"] = None  # nothing reads it again
         self._chunks[chunk] = fields
-        new = self._path.with_name(f"{self._path.name}.new")
         content: dict[str, Any] = {
             "arguments": self._arguments,
             "chunks": self._chunks,
@@ -77,5 +77,4 @@ class Checkpoint:
         }
         if torch.cuda.is_available():
             content["cuda_random"] = torch.cuda.get_rng_state_all()
-        torch.save(content, new)
-        os.replace(new, self._path)
+        replace_file(self._path, lambda file: torch.save(content, file))
