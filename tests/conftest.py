@@ -2,6 +2,7 @@
 
 import fnmatch
 import functools
+import gc
 import logging
 from pathlib import Path
 
@@ -36,14 +37,14 @@ SLOW = (
 )  # fmt: skip
 
 # Of whose long products `make quick` has every other case.
-HALVED = [
-    TESTS / name
-    for name in (
-        "combinators", "optimizers", "transforms", "test_conformance.py", "lists/test_selections.py",
-        "optim/test_adapter.py", "optim/test_classes.py", "optim/test_equals_torch.py", "optim/test_hessian.py",
-        "optim/test_names.py", "optim/test_offload.py", "optim/test_schedulers.py",
-    )
-]  # fmt: skip
+HALVED = (
+    "combinators", "optimizers", "transforms", "test_conformance.py", "lists/test_selections.py",
+    "optim/test_adapter.py", "optim/test_classes.py", "optim/test_equals_torch.py", "optim/test_hessian.py",
+    "optim/test_names.py", "optim/test_offload.py", "optim/test_schedulers.py",
+)  # fmt: skip
+
+# Examples in docstrings that take seconds: the program of a search is long. tests/optimizers/test_manifolds.py has it.
+SLOW_EXAMPLES = ("gradtx.algorithms.manifolds.orthogonalize_tangent", "gradtx.algorithms.manifolds.spectral_sphere")
 
 # Whole tests that take 4 s or more and that others repeat on smaller chains; `make test-all` runs them.
 NIGHTLY = (
@@ -61,8 +62,8 @@ NIGHTLY = (
 
 
 @functools.cache  # a path has hundreds of cases
-def _is_slow(path):
-    return any(path == TESTS / name or TESTS / name in path.parents for name in SLOW)
+def _is_in(path, names):
+    return any(path == TESTS / name or TESTS / name in path.parents for name in names)
 
 
 def pytest_configure(config):
@@ -70,13 +71,13 @@ def pytest_configure(config):
 
 
 def pytest_ignore_collect(collection_path, config):
-    return True if "not slow" in config.option.markexpr and _is_slow(collection_path) else None
+    return True if "not slow" in config.option.markexpr and _is_in(collection_path, SLOW) else None
 
 
 def pytest_collection_modifyitems(config, items):
     unmatched = set(NIGHTLY)
     for item in items:
-        if _is_slow(item.path):
+        if _is_in(item.path, SLOW) or item.name in SLOW_EXAMPLES:
             item.add_marker(pytest.mark.slow)
         name = item.nodeid.removeprefix("tests/")
         matched = {pattern for pattern in NIGHTLY if fnmatch.fnmatchcase(name, pattern)}
@@ -86,7 +87,11 @@ def pytest_collection_modifyitems(config, items):
     if unmatched and config.args_source is config.ArgsSource.TESTPATHS and "not slow" not in config.option.markexpr:
         raise pytest.UsageError(f"NIGHTLY of tests/conftest.py: no test matches {sorted(unmatched)}")
     mark_nightly(items, are_all=not any("::" in argument for argument in config.args))
-    mark_every_other_slow([item for item in items if any(item.path.is_relative_to(path) for path in HALVED)])
+    mark_every_other_slow([item for item in items if _is_in(item.path, HALVED)])
+
+
+def pytest_collection_finish():
+    gc.freeze()  # the collector need not go through modules and cases again
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,7 @@
 """No room of the package imports from above, and no module imports in a circle; imports for types count too."""
 
 import ast
+import functools
 import graphlib
 from pathlib import Path
 
@@ -30,13 +31,16 @@ def name_of(path):
 MODULES = {name_of(path): path for path in PACKAGE.rglob("*.py")}
 
 
+@functools.cache
 def imports_of(name):
+    found = []
     for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "gradtx":
             source = node.module.partition(".")[2]
             for imported in node.names:
                 inner = f"{source}.{imported.name}".strip(".")
-                yield inner if inner in MODULES else source
+                found.append(inner if inner in MODULES else source)
+    return found
 
 
 def height_of(name):

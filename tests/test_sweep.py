@@ -187,6 +187,7 @@ def test_sums_have_a_column_for_the_optimizer():
     both.params({"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1}, 1)
 
 
+@pytest.mark.slow
 def test_records_as_csv_and_as_a_plot(tmp_path):
     pytest.importorskip("matplotlib")
     result = sweep(gradtx.sgd, {"lr": [0.01, 0.1, 1e200]})
@@ -201,6 +202,7 @@ def test_records_as_csv_and_as_a_plot(tmp_path):
     assert [axes.get_xscale() for axes in figure.axes] == ["log", "linear"]
 
 
+@pytest.mark.slow
 def test_plots_of_a_numeric_name_with_another_name_and_of_sums(tmp_path):
     pytest.importorskip("matplotlib")
     result = sweep(over={"lr": RATES, "amsgrad": [True, False]})

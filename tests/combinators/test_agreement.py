@@ -54,7 +54,7 @@ def muon_by_hand(cautious):
     )
 
 
-@pytest.mark.parametrize("cautious", [True, "inclusive"])
+@pytest.mark.parametrize("cautious", [True, pytest.param("inclusive", marks=pytest.mark.slow)])
 def test_the_option_reaches_the_link_of_a_chain_of_every_form(cautious):
     sgd = gradtx.chain(
         gradtx.trace(0.9), gradtx.add_decayed_weights(0.3, cautious=cautious), gradtx.scale_by_learning_rate(0.05)

@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-import transformers
 
 import gradtx
 from tests.optim.problems import assert_close, descend, parameters, saved_and_loaded, twins
@@ -120,6 +119,8 @@ def test_adafactor_torch_is_torch_optim_adafactor(options):
     ids=str,
 )
 def test_adafactor_is_the_one_of_transformers(options):
+    import transformers  # takes a second, which `make quick` need not wait for
+
     published = Published(transformers.Adafactor, **options)
     assert difference_of_weights(gradtx.adafactor(**options), published) < PUBLISHED
 

@@ -314,24 +314,6 @@ def test_the_weights_are_those_of_the_adopt_of_adam_atan2_pytorch(options):
     assert difference_of_weights(gradtx.adopt_atan2(**options), published) < PUBLISHED
 
 
-@pytest.mark.parametrize(
-    ("tx", "expected"),
-    [
-        (gradtx.adam(lr=0.5, eps=0.0, weight_decay=1.0), [-0.5, -0.5]),  # signs of 3 + 4 and of -1 + 2
-        (gradtx.adamw(lr=0.5, eps=0.0, weight_decay=1.0), [-2.5, -0.5]),  # 0.5 * (1 + 4), 0.5 * (-1 + 2)
-        (gradtx.adam_atan2(lr=0.5, a=4 / math.pi), [-0.5, 0.5]),  # atan2 of 45 degrees
-        (gradtx.adam_atan2(lr=0.5, a=4 / math.pi, weight_decay=0.25), [-1.0, 0.25]),  # and an eighth of 4 and of 2
-        (gradtx.adam_atan2(lr=0.5, a=4 / math.pi, weight_decay=0.25, cautious_wd=True), [-1.0, 0.5]),
-        (gradtx.adam_atan2(lr=0.5, a=4 / math.pi, weight_decay=0.25, decoupled_wd=True), [-1.5, 0.0]),
-        (gradtx.adopt(lr=0.5, weight_decay=1.0, decoupled_weight_decay=True), [0.0, 0.0]),
-        (gradtx.adopt_atan2(lr=0.5, weight_decay=0.25), [-1.0, -0.5]),  # decays at the first step, relative to lr
-    ],
-    ids=str,
-)
-def test_one_step_equals_the_hand_computed_values(tx, expected):
-    assert first_update(tx, [3.0, -1.0], [4.0, 2.0]) == pytest.approx(expected)
-
-
 def test_adamp_takes_the_radial_part_out_of_its_step_and_nine_tenths_of_the_decay():
     # The gradient [-4 3] is orthogonal to [3 4]; Adam's direction [-1 1] has (4 - 3)/25 of [3 4] in it.
     expected = [0.1 * (1.0 + 0.12 - 0.3), 0.1 * (-1.0 + 0.16 - 0.4)]

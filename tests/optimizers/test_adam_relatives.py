@@ -216,25 +216,6 @@ def test_adabelief_has_the_weights_of_the_authors(options):
     assert difference_of_weights(gradtx.adabelief(**options), published) < PUBLISHED
 
 
-@pytest.mark.parametrize(
-    ("tx", "expected"),
-    [
-        (gradtx.adabelief(lr=0.5, betas=(0.75, 0.9), eps=0.0, rectify=False), [-2 / 3, 2 / 3]),  # s = (0.75 g)^2
-        (gradtx.adabelief(lr=0.5, weight_decay=0.25), [-2.0, 0.25]),  # g / 2, and an eighth of 4 and of 2
-        (gradtx.adabelief(lr=0.5, weight_decay=0.25, fixed_decay=True), [-2.5, 0.0]),  # a quarter
-        (gradtx.adabelief(lr=0.5, weight_decay=0.25, degenerated_to_sgd=False), [-0.5, -0.25]),  # the decay only
-        (gradtx.radam(lr=0.5, weight_decay=0.25), [-2.0, 0.25]),
-        (gradtx.radam(lr=0.5, weight_decay=0.25, decoupled_weight_decay=True), [-2.0, 0.25]),
-        (gradtx.radam(lr=0.5, weight_decay=0.25, degenerated_to_sgd=False), [0.0, 0.0]),
-        (gradtx.adamd(lr=0.5, betas=(0.75, 0.9), eps=0.0), [-0.125, 0.125]),
-        (gradtx.adams(lr=0.5, eps=0.0, weight_decay=5**0.5), [-0.5 - 2, 0.5 - 1]),  # the mean square is 5
-    ],
-    ids=str,
-)
-def test_one_step_equals_the_hand_computed_values(tx, expected):
-    assert first_update(tx, [3.0, -1.0], [4.0, 2.0]) == pytest.approx(expected)
-
-
 def test_sadam_divides_by_at_least_the_logarithm_of_2_over_its_beta():
     tx = gradtx.sadam(lr=1.0, betas=(0.0, 0.0), beta_softplus=4.0)
     assert first_update(tx, [1e-9, -100.0]) == pytest.approx([-1e-9 * 4 / math.log(2), 1.0], rel=1e-8)

@@ -13,7 +13,6 @@ from tests.references import (
     TreeLoop,
     adam_moments,
     difference,
-    first_update,
     named,
     problem,
 )
@@ -248,37 +247,6 @@ def test_decoupled_and_coupled_decay_differ():
     for alias in (gradtx.adabound, gradtx.adamod, gradtx.adanorm, gradtx.avagrad, gradtx.adasmooth):
         both = (alias(lr=0.02, weight_decay=0.2, decoupled_weight_decay=flag) for flag in (True, False))
         assert difference(*both) > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("tx", "expected"),
-    [
-        # m = 0.1 g; Adam's rate 1 / (0.1 * 3) is clipped to 0.5 * (1 + 1)
-        (gradtx.adabound(lr=1.0, final_lr=0.5, gamma=1.0, eps=0.0), [-0.3]),
-        (gradtx.adabound(lr=1.0, final_lr=0.5, gamma=1.0, eps=0.0, weight_decay=1.0), [-0.7]),  # of 7
-        (
-            gradtx.adabound(lr=0.5, final_lr=0.5, gamma=1.0, weight_decay=1.0, decoupled_weight_decay=True),
-            [-0.3 - 2.0],
-        ),
-        (
-            gradtx.adabound(lr=0.5, final_lr=0.5, gamma=1.0, weight_decay=0.25, decoupled_weight_decay=True)
-            .replace(fixed_decay=True),
-            [-0.3 - 1.0],
-        ),
-        (gradtx.adamod(lr=1.0, beta3=0.75, eps=0.0), [-0.25]),
-        (gradtx.adamod(lr=1.0, beta3=0.75, eps=0.0, weight_decay=0.25), [-1.25]),
-        (gradtx.adanorm(lr=1.0, eps=0.0, weight_decay=1.0), [-1.0]),
-        (gradtx.adanorm(lr=1.0, eps=0.0, weight_decay=1.0, decoupled_weight_decay=True), [-5.0]),
-        (gradtx.avagrad(weight_decay=1.0, decoupled_weight_decay=True), [0.0]),
-        (gradtx.adashift(), [0.0]),
-        (gradtx.adasmooth(lr=1.0, betas=(0.5, 0.75), eps=0.0), [-4.0]),
-        (gradtx.adasmooth(lr=1.0, betas=(0.5, 0.75), eps=0.0, weight_decay=1.0), [-4.0]),
-        (gradtx.swats(lr=1.0, eps=0.0, weight_decay=1.0), [-1.0]),
-    ],
-    ids=named,
-)  # fmt: skip
-def test_one_step_equals_the_hand_computed_values(tx, expected):
-    assert first_update(tx, [3.0], [4.0]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

@@ -155,30 +155,6 @@ def test_the_weights_are_those_of_torch_optim(alias, name, rule, options):
     assert difference_of_weights(negated(alias(**uphill)), negated(Published(optimizer, **uphill))) < PUBLISHED
 
 
-HALF = {"lr": 0.5, "weight_decay": 0.5, "eps": 0.0}
-
-
-@pytest.mark.parametrize(
-    ("tx", "expected"),
-    [
-        # coupled: signs of 3 + 2 and -1 + 2; decoupled: 0.5 * (1 + 2) and 0.5 * (-1 + 2)
-        (gradtx.adagrad(**HALF), [-0.5, -0.5]),
-        (gradtx.adagrad(**HALF, decoupled_weight_decay=True), [-1.5, -0.5]),
-        (gradtx.rmsprop(**HALF, alpha=0.75), [-1.0, -1.0]),  # directions twice as long
-        (gradtx.rmsprop(**HALF, alpha=0.75, decoupled_weight_decay=True), [-2.0, 0.0]),
-        (gradtx.adamax(**HALF), [-0.5, -0.5]),
-        (gradtx.adamax(**HALF, decoupled_weight_decay=True), [-1.5, -0.5]),
-        (gradtx.adadelta(**HALF, decoupled_weight_decay=True), [-1.0, -1.0]),  # never starts without eps
-        (gradtx.nadam(**HALF, betas=(0.0, 0.9)), [-0.5, -0.5]),
-        (gradtx.nadam(**HALF, betas=(0.0, 0.9), decoupled_weight_decay=True), [-1.5, -0.5]),
-        (gradtx.rprop(lr=0.5), [-0.5, 0.5]),
-    ],
-    ids=str,
-)
-def test_one_step_equals_the_hand_computed_values(tx, expected):
-    assert first_update(tx, [3.0, -1.0], [4.0, 4.0]) == pytest.approx(expected)
-
-
 def test_decoupled_decay_of_adagrad_falls_with_its_rate():
     tx = gradtx.adagrad(lr=1.0, lr_decay=1.0, weight_decay=0.5, decoupled_weight_decay=True)
     assert [first_update(tx, [0.0], [4.0], steps=n) for n in (1, 2, 3, 4)] == [[-2.0], [-1.0], [-2 / 3], [-0.5]]

@@ -111,12 +111,6 @@ def test_the_options_above_take_both_branches(rule, options):
 # What papers promise, and where they are silent.
 
 
-def test_the_proximal_decay_of_adan_equals_the_hand_computed_value():
-    # the direction is 1: (4 - 0.5) / (1 + 0.5 * 2), or 4 * (1 - 0.5 * 2) - 0.5
-    assert first_update(gradtx.adan(lr=0.5, weight_decay=2.0), [7.0], [4.0]) == pytest.approx([1.75 - 4])
-    assert first_update(gradtx.adan(lr=0.5, weight_decay=2.0, no_prox=True), [7.0], [4.0]) == pytest.approx([-4.5])
-
-
 def test_adan_keeps_the_clipped_gradient():
     params = {"w": torch.zeros(2)}
     tx = gradtx.adan(max_grad_norm=1.0, eps=0.0)

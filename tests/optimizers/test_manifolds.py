@@ -62,7 +62,8 @@ CASES = [
 @pytest.mark.parametrize("options", CASES, ids=named)
 def test_weights_are_retracted_as_in_the_loop(options, seed):
     tx = gradtx.chain(gradtx.scale_by_learning_rate(0.05), gradtx.retract(**options))
-    assert apart(tx, WeightsLoop(sgd_retracted, **options), seed, STEPS, MATRICES) < TOLERANCE
+    with gradtx.eagerly():  # a program of many iterations takes long to record
+        assert apart(tx, WeightsLoop(sgd_retracted, **options), seed, STEPS, MATRICES) < TOLERANCE
 
 
 def oblique_adam(s, t, g, p, kind, lr):
@@ -126,7 +127,7 @@ def sphere(
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(
-    ("options", "names"),  # a program of the search takes seconds to record, for each shape and each set of options
+    ("options", "names"),
     [
         ({}, ("tall",)),
         (
@@ -140,10 +141,11 @@ def sphere(
     ids=named,
 )  # fmt: skip
 def test_the_spectral_sphere_follows_the_loop(options, names, seed):
-    assert apart(gradtx.spectral_sphere(**options), WeightsLoop(sphere, **options), seed, STEPS, names) < TOLERANCE
+    with gradtx.eagerly():
+        assert apart(gradtx.spectral_sphere(**options), WeightsLoop(sphere, **options), seed, STEPS, names) < TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a program of the search takes seconds to record
 def test_coefficients_and_steps_reach_the_search():
     tx = gradtx.spectral_sphere(ns_coefficients="newton_schulz", ns_steps=12, lr=0.02)
     reference = WeightsLoop(sphere, polynomials=CLASSICAL, lr=0.02)
@@ -156,7 +158,8 @@ def test_a_tangent_direction_keeps_the_largest_singular_value_to_first_order():
     left, _, right = torch.linalg.svd(p, full_matrices=False)
     p = left @ torch.diag(torch.tensor([9.0, 1.0, 0.5], dtype=torch.float64)) @ right  # quick to iterate
     tx = gradtx.orthogonalize_tangent()
-    d = tx.update({"w": u}, tx.init({"w": p}), {"w": p})[0]["w"]
+    with gradtx.eagerly():
+        d = tx.update({"w": u}, tx.init({"w": p}), {"w": p})[0]["w"]
     assert abs(left[:, 0] @ d @ right[0]) < 1e-10
     assert (torch.linalg.svdvals(d) - 1).abs().max() < 1e-2
 

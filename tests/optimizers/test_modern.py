@@ -274,22 +274,6 @@ def test_blocks_have_one_entry_each():
     assert shapes(4) == {"w": (4,), "b": (4,)}
 
 
-@pytest.mark.parametrize(
-    ("tx", "grad", "expected"),
-    [
-        (gradtx.laprop(lr=0.5), [4.0, -1e-3], [-0.5, 0.5]),
-        (gradtx.grams(lr=0.5, eps=0.0), [4.0, -1e-3], [-0.5, 0.5]),
-        (gradtx.came(lr=0.5, betas=(0.5, 0.75, 0.9)), [4.0, -2.0], [-0.25, 0.25]),  # 2 and -2, clipped to 1
-        (gradtx.adam_mini(lr=0.5, eps=0.0), [1.0, -7.0], [-0.1, 0.7]),
-        (gradtx.ftrl(lr=0.5), [4.0, -2.0], [-0.5, 0.5]),
-        (gradtx.ftrl(lr=0.5, l1=3.0), [4.0, -2.0], [-0.125, 0.0]),
-    ],
-    ids=str,
-)
-def test_the_first_step_has_the_hand_computed_values(tx, grad, expected):
-    assert first_update(tx, grad) == pytest.approx(expected, rel=1e-12)
-
-
 def test_ftrl_makes_a_weight_without_gradients_zero():
     assert first_update(gradtx.ftrl(), [0.0, 0.0], [3.0, -1.0]) == [-3.0, 1.0]
 

@@ -15,7 +15,6 @@ from tests.references import (
     adam_moments,
     difference,
     difference_of_weights,
-    first_update,
     named,
 )
 
@@ -156,24 +155,6 @@ def test_accsgd_is_qhm_with_other_words():
 
 def test_aggmo_with_one_beta_is_sgd_with_momentum():
     assert difference(gradtx.aggmo(0.1, (0.9,)), gradtx.sgd(0.1, momentum=0.9)) < 1e-13
-
-
-@pytest.mark.parametrize(
-    ("tx", "expected"),
-    [
-        (gradtx.accsgd(0.1, kappa=4.0, xi=2.0, small_const=1.0, weight_decay=0.5), [-2 / 3 * 0.3 - 0.6 / 3]),
-        (gradtx.aggmo(0.5, betas=(0.0, 0.5), weight_decay=0.5), [-1.5]),
-        (gradtx.qhm(1.0, momentum=0.75, nu=0.5, weight_decay=0.5), [-1.5 - 0.375]),
-        (gradtx.qhm(1.0, momentum=0.75, nu=0.5, weight_decay=0.5, decoupled_weight_decay=True), [-1.0 - 0.25 - 1.0]),
-        (gradtx.qhadam(0.5, eps=0.0, weight_decay=0.5), [-0.5]),
-        (gradtx.qhadam(0.5, eps=0.0, weight_decay=0.5, decoupled_weight_decay=True), [-1.0]),
-        (gradtx.pid(0.1, momentum=0.5, dampening=0.5, weight_decay=0.5), [-0.3 * 6]),  # I = 3, not dampened
-        (gradtx.gravity(1.0, alpha=0.0, beta=0.0), [-2 / 3 * 2 / 17]),
-    ],
-    ids=str,
-)
-def test_one_step_equals_the_hand_computed_values(tx, expected):
-    assert first_update(tx, [2.0], [2.0]) == pytest.approx(expected)
 
 
 # The number of betas is the structure of aggmo's state.

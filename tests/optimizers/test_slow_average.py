@@ -15,7 +15,6 @@ from tests.references import (
     adam_moments,
     arguments,
     difference,
-    first_update,
     named,
 )
 
@@ -165,27 +164,6 @@ def test_the_half_life_changes_linearly():
     steps = [after - before for before, after in itertools.pairwise(lives[:10])]
     assert max(steps) - min(steps) < 1e-2  # the schedule itself is without the 1e-8
     assert lives[9] == lives[10]
-
-
-@pytest.mark.parametrize(
-    ("tx", "grad", "steps", "expected"),
-    [
-        # Adam's 1 and 2 * 0.5 g over g
-        (gradtx.ademamix(lr=0.5, betas=(0.9, 0.99, 0.5), eps=0.0), [4.0], 1, -1.0),
-        (gradtx.ademamix(lr=0.5, betas=(0.9, 0.99, 0.5), eps=0.0), [4.0], 2, -0.5 * (1 + 2 * 0.75)),
-        (gradtx.simplified_ademamix(lr=1.0, betas=(0.5, 0.9), alpha=3.0, eps=0.0), [4.0], 2, -4.5),
-        (
-            gradtx.simplified_ademamix(lr=1.0, betas=(0.5, 0.75), eps=0.0, bias_correction2=False),
-            [4.0],
-            1,
-            -2.0,  # g over sqrt(v) = g / 2
-        ),
-        (gradtx.grokfast_adamw(lr=1.0, eps=4.0, lamb=0.5), [8.0], 1, -12.0 / 16.0),
-    ],
-    ids=str,
-)
-def test_a_constant_gradient_gives_the_hand_computed_step(tx, grad, steps, expected):
-    assert first_update(tx, grad, steps=steps)[0] == pytest.approx(expected, rel=1e-12)
 
 
 def test_an_unknown_filter_is_refused():

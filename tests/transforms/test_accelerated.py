@@ -30,12 +30,6 @@ def test_rejects_a_number_out_of_range(make, options, message):
 # AccSGD.
 
 
-def test_a_step_of_accsgd_equals_the_hand_computed_one():
-    # alpha = 1/2, zeta = 2/3: the average of 1 and 1 - 0.4 * 3 is 0.4; then 2/3 * 0.7 + 1/3 * 0.4
-    tx = gradtx.scale_by_accsgd(0.1, kappa=4.0, xi=2.0, small_const=1.0)
-    assert first_update(tx, [3.0], [1.0]) == pytest.approx([2 / 3 * 0.7 + 0.4 / 3 - 1])
-
-
 def test_the_average_of_accsgd_starts_as_the_parameter_and_needs_it():
     tx, params = gradtx.scale_by_accsgd(0.1), {"w": torch.tensor([2.0, -3.0])}
     state = tx.init(params)
@@ -89,13 +83,6 @@ def test_the_second_change_of_pid_is_from_the_first_gradient():
 
 
 # Gravity.
-
-
-def test_steps_of_gravity_equal_the_hand_computed_ones():
-    # beta_t = 1.5 / 3, 2 / 4; zeta = 2 / (1 + 16) at both
-    assert updates_of(gradtx.scale_by_gravity(1.0, alpha=0.0, beta=0.5), [2.0, -2.0]) == pytest.approx(
-        [1 / 17, -1 / 34]
-    )
 
 
 def test_the_largest_gradient_is_that_of_each_tensor():

@@ -2,22 +2,6 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import first_update
-
-
-@pytest.mark.parametrize(
-    ("tx", "updates"),
-    [
-        (gradtx.scale_by_rss(eps=4.0), [0.5, 4 / (4 + 32**0.5)]),
-        (gradtx.scale_by_rss(eps=0.0, initial_accumulator_value=48.0), [0.5, 4 / 80**0.5]),
-        # q = 4, 7; a = 0, then a quarter of the first step squared
-        (gradtx.scale_by_adadelta(rho=0.75, eps=1.0), [4 / 5**0.5, (4.8 / 4) ** 0.5 * 4 / 8**0.5 * (1.8 / 1.2) ** 0.5]),
-        (gradtx.scale_by_adamax((0.5, 0.5), eps=4.0), [0.5, 0.5]),  # 4 / (4 + 4), the maximum would be 4
-    ],
-    ids=str,
-)
-def test_two_steps_with_a_gradient_of_four_equal_the_hand_computed_values(tx, updates):
-    assert [first_update(tx, [4.0], steps=n)[0] for n in (1, 2)] == pytest.approx(updates, rel=1e-14)
 
 
 def test_the_maximum_of_adamax_is_not_corrected_and_eps_fades_with_it():

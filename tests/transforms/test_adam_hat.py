@@ -10,26 +10,6 @@ from tests.references import (
 )
 
 
-@pytest.mark.parametrize(
-    ("tx", "updates"),
-    [
-        (gradtx.scale_by_adam_hat((0.9, 0.99), eps=0.0), [1.0, 1.0]),
-        (gradtx.scale_by_adam_hat((0.5, 0.75), eps=2.0), [0.5, 4 * (7 / 16) ** 0.5 / (7**0.5 + 2)]),  # v = 4, then 7
-        (gradtx.scale_by_adam_hat((0.5, 0.75), eps=0.0, debias_first=False), [0.5, 0.75]),
-        (gradtx.scale_by_adam_hat((0.5, 0.75), softplus=100.0), [1.0, 1.0]),  # 100 * 2 is above 20
-        (gradtx.scale_by_adam_hat((0.5, 0.75), softplus=0.5), [1 / math.log1p(math.e), None]),  # b sqrt(v) = 1
-        # v = 1, then 1 + 0.25 * 16, then 5 + 4
-        (gradtx.scale_by_yogi((0.5, 0.75), eps=1.0, initial_accumulator_value=1.0), [2 / (5**0.5 + 1), 7**0.5 / 4]),
-        (gradtx.scale_by_diffgrad((0.9, 0.99), eps=0.0), [1 / (1 + math.exp(-4)), 0.5]),
-    ],
-    ids=str,
-)
-def test_two_steps_with_a_gradient_of_four_equal_the_hand_computed_values(tx, updates):
-    for n, expected in enumerate(updates, start=1):
-        if expected is not None:
-            assert first_update(tx, [4.0], steps=n)[0] == pytest.approx(expected, rel=1e-12)
-
-
 def test_softplus_is_the_identity_above_torchs_threshold():
     # One step: sqrt(v) = |g| / 2, and b sqrt(v) on both sides of 20, where log(1 + exp(x)) - x is 2e-9.
     below, above = (

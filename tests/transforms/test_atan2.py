@@ -61,21 +61,6 @@ def test_the_part_along_earlier_gradients_of_a_float32_leaf_is_taken_out_in_floa
     assert torch.equal(updates["w"], (g - (g * u).sum() * u).float())
 
 
-def test_one_step_equals_the_hand_computed_values():
-    assert first_update(gradtx.scale_by_atan2(a=1.0, b=1.0), [3.0, -3.0, 0.0]) == pytest.approx(
-        [math.pi / 4, -math.pi / 4, 0.0]
-    )
-    assert first_update(gradtx.scale_by_atan2(a=3.0, b=3**0.5), [5.0]) == pytest.approx(
-        [math.pi / 2]
-    )  # atan(1/√3) = π/6
-    assert first_update(gradtx.scale_by_adopt_atan2(), [3.0]) == [0.0]
-    assert first_update(gradtx.scale_by_adopt_atan2((0.5, 0.5), a=2.0), [3.0], steps=2) == pytest.approx([math.pi / 4])
-    # e = (1, 0) / 2 after (1, 0), so the first entry of a second gradient goes
-    tx = gradtx.orthogonalize_against_ema(0.5)
-    _, state = tx.update({"w": torch.tensor([1.0, 0.0])}, tx.init({"w": torch.zeros(2)}))
-    assert tx.update({"w": torch.tensor([3.0, 4.0])}, state)[0]["w"].tolist() == [0.0, 4.0]
-
-
 @pytest.mark.parametrize(("factor", "expected"), [(0.0, [0.0, 2.0]), (0.5, [2 / 3, 4 / 3]), (1.0, [1.0, 1.0])])
 def test_caution_divides_the_weights_by_their_mean(factor, expected):
     # the first entry points against its gradient after the sign change of `flip`

@@ -4,17 +4,6 @@ import torch
 import gradtx
 
 
-def test_two_steps_equal_the_hand_computed_values():
-    # w = 1/2, then 1/3: mean weight 4, then 2/3 * 4 + 1/3 * 3; mean gradient 1, then 2/3 + 1/3 * 2
-    params = {"w": torch.tensor([4.0], dtype=torch.float64)}
-    tx = gradtx.scale_by_srmm(lr=1.0, beta=1.0)
-    state = tx.init(params)
-    for expected in (3.0, 8 / 3 + 1 - 4 / 3):
-        updates, state = tx.update({"w": torch.full((1,), 2.0, dtype=torch.float64)}, state, params)
-        params = gradtx.apply_updates(params, updates)
-        assert params["w"].item() == pytest.approx(expected)
-
-
 def test_bad_input_is_an_error():
     with pytest.raises(ValueError, match="scale_by_srmm owns the learning rate"):
         gradtx.chain(gradtx.scale_by_srmm(), gradtx.scale_by_learning_rate(0.1))

@@ -57,12 +57,6 @@ def test_decays_run_over_a_scale_under_vmap_as_one_by_one():
     torch.testing.assert_close(torch.vmap(update)(etas), torch.stack([update(0.1), update(2.0)]))
 
 
-def test_one_step_equals_the_hand_computed_values():
-    # v = 4, r = 1 / 4, s = 4: gamma = 0.25; the step is 0.5 * 2 * 0.5 * g and half of gamma, and 0.1, of p
-    tx = gradtx.scale_by_amos(lr=0.5, beta=0.5, eta=2.0, extra_l2=0.1)
-    assert first_update(tx, [2.0], [8.0]) == pytest.approx([-(1.0 + 0.225 * 8)])
-
-
 def test_a_gradient_below_eps_is_divided_by_eps():
     # v = 0.5 * 0.01, below eps = 1: r = 0.5
     tx = gradtx.scale_by_amos(lr=1.0, beta=0.5, eta=1.0, eps=1.0)

@@ -8,7 +8,6 @@ from tests.references import (
     Published,
     difference,
     difference_of_weights,
-    first_update,
 )
 
 FALLING = gradtx.linear_schedule(0.9, start_factor=1.0, end_factor=0.2, total_iters=20)
@@ -55,23 +54,6 @@ def test_trace_and_a_learning_rate_are_torch_sgd(options):
     tx = gradtx.chain(gradtx.trace(**options), gradtx.scale_by_learning_rate(0.1))
     # torch rounds p - lr * b once, the chain twice
     assert difference_of_weights(tx, Published(torch.optim.SGD, lr=0.1, **options)) < 1e-12
-
-
-@pytest.mark.parametrize(
-    ("tx", "updates"),
-    [
-        (gradtx.trace(0.5, dampening=0.25), [8.0, 10.0]),  # 8, then 0.5 * 8 + 0.75 * 8
-        (gradtx.trace(0.5, nesterov=True), [12.0, 14.0]),  # 8 + 0.5 * 8, then 8 + 0.5 * 12
-        (gradtx.trace(0.5, dampening=0.25, dampen_first=True), [6.0, 9.0]),  # 0.75 * 8, then 0.5 * 6 + 6
-        (gradtx.ema(0.75), [2.0, 3.5]),  # 8 / 4, then 0.75 * 2 + 2
-        (gradtx.ema(0.75, debias=True), [8.0, 8.0]),
-        (gradtx.trace_ema(0.75), [2.0, 3.5]),
-        (gradtx.trace_ema(0.75, nesterov=True), [3.5, 4.625]),  # 0.75 * 2 + 2, 0.75 * 3.5 + 2
-    ],
-    ids=str,
-)
-def test_two_steps_with_a_gradient_of_eight_equal_the_hand_computed_values(tx, updates):
-    assert [first_update(tx, [8.0], steps=n)[0] for n in (1, 2)] == pytest.approx(updates)
 
 
 @pytest.mark.parametrize("options", [{"momentum": 0.0}, {"momentum": 0.9, "dampening": 0.1}], ids=str)

@@ -2,14 +2,6 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import first_update
-
-
-def test_two_steps_equal_the_hand_computed_values():
-    # mu is 1/4 throughout, m is 1 and 1.5 times a half of the gradient
-    tx = gradtx.scale_by_nadam((0.5, 0.75), eps=0.0, momentum_decay=0.0)
-    expected = [1 + 0.25 / (1 - 1 / 16) * 0.5, 0.75 / (1 - 1 / 16) + 0.25 / (1 - 1 / 64) * 0.75]
-    assert [first_update(tx, [-4.0], steps=n)[0] for n in (1, 2)] == pytest.approx([-x for x in expected], rel=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

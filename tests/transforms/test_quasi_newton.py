@@ -7,21 +7,6 @@ from tests.references import Transformed, first_update
 DOUBLE = {"dtype": torch.float64}
 
 
-@pytest.mark.parametrize(
-    ("tx", "expected"),
-    [
-        # no step yet, so no curvature: the bound is all that divides
-        (gradtx.scale_by_apollo(), [200.0, -100.0]),
-        (gradtx.scale_by_apollo(rebound="belief", eps=1.0), [2 / 3, -1 / 3]),  # max |g| + eps / 1
-        (gradtx.scale_by_apollo(weight_decay=0.5), [202.0, -104.0]),
-        (gradtx.scale_by_apollo(weight_decay=0.5, weight_decay_type="stable"), [400.0, -500.0]),  # / 0.01
-    ],
-    ids=str,
-)
-def test_one_step_equals_the_hand_computed_values(tx, expected):
-    assert first_update(tx, [2.0, -1.0], [4.0, -8.0]) == pytest.approx(expected)
-
-
 def test_the_second_step_fits_the_curvature_along_the_first():
     # beta 0: d = 1 / 0.01 = 100, then the gradient falls by 0.5 a step: B = 0.5 / 100 below the bound, or 50 / 100
     tx = gradtx.scale_by_apollo(beta=0.0, eps=1e-12)

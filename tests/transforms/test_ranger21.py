@@ -51,13 +51,6 @@ def updates_of(grads, params=1.0, **options):
     return found, state["scale_by_ranger21"]
 
 
-def test_two_steps_equal_the_hand_computed_values():
-    found, state = updates_of([2.0, 2.0], lr=1.0, beta0=1.0, betas=(0.5, 0.5), eps=0.0)
-    # a = 0.75 * 2; n = 2 a / sqrt(5), over c1 = 0.5 and 2; then 2 a - a, over 0.75 and 2
-    assert found == pytest.approx([-3 / 5**0.5 / 0.5 / 2, -1.5 / 5**0.5 / 0.75 / 2])
-    assert state["grad_ma"]["w"].item() == state["neg_grad_ma"]["w"].item() == 1.5
-
-
 def test_the_decays_follow_one_another_on_the_weights():
     found, _ = updates_of(
         [3.0], 4.0, lr=0.5, beta0=0.0, betas=(0.0, 0.0), eps=0.0, weight_decay=3.0, norm_loss_factor=0.5

@@ -44,25 +44,6 @@ def test_with_its_defaults_it_is_adams_direction():
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
-    [
-        # |p| = 10, |g| = 5
-        ({"eps": 0.0}, [0.6, 0.8]),
-        ({"eps": 0.0, "weight_decay": 0.5}, [0.1 * 6, 0.1 * 8]),  # 0.1 * 10 / (5 + 5)
-        ({"eps": 5.0}, [0.3, 0.4]),
-        ({"eps": 0.0, "trust_clip": True, "lr": 0.4}, [1.5, 2.0]),  # 0.2 / 0.4
-        ({"eps": 0.0, "trust_clip": True, "lr": 0.1}, [3.0, 4.0]),  # no more than plain descent
-        ({"eps": 0.0, "trust_clip": True, "lr": 0.0}, [3.0, 4.0]),
-        ({"min_ndim": 2, "weight_decay": 0.5}, [3.0, 4.0]),
-    ],
-    ids=str,
-)
-def test_one_step_of_lars_equals_the_hand_computed_values(options, expected):
-    tx = gradtx.scale_by_lars(trust_coefficient=0.1, **options)
-    assert first_update(tx, [3.0, 4.0], [6.0, 8.0]) == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
     "tx", [gradtx.scale_by_trust_ratio(), gradtx.scale_by_lars(eps=0.0), gradtx.scale_by_lars(1.0)], ids=str
 )
 def test_the_ratio_is_one_where_a_norm_is_zero(tx):
