@@ -120,10 +120,6 @@ BROKEN = {
         lambda: combined(clock=InnerClock(lambda values, sums: (YES, values), {"calls": 0.5})),
         r"InnerClock: start must be ints by name, without 'step', .*; got \{'calls': 0.5\}",
     ),
-    "a start of the step": (
-        lambda: combined(clock=InnerClock(lambda values, sums: (YES, values), {"step": 0})),
-        "InnerClock: start must be ints by name, without 'step', the name of the clock's count",
-    ),
 }
 
 

@@ -237,7 +237,6 @@ SGD = gradtx.sgd(0.1)
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: outer(SGD, SGD, 0), r"outer: every must be in \[1, inf\), got 0"),
         (lambda: outer(SGD, SGD, 5, fragments=TWO), "every must be divisible by the number of fragments, got 5 and 2"),
         (lambda: outer(SGD, SGD, 4, fragments=()), "every must be divisible by the number of fragments, got 4 and 0"),
         (lambda: outer(SGD, SGD, 4, fragments=TWO, delay=2), "delay must be less than every / fragments = 2, got 2"),

@@ -217,9 +217,6 @@ UNKNOWN = r"rotated: the inner link 'scale_by_tam' has the slot 's', which canno
             "rotated: statistics must be 'shampoo' or 'kl', .*",
         ),
         (lambda: gradtx.rotated(gradtx.adam(), sides="x"), "rotated: sides must be 'both', .*, got 'x'"),
-        (lambda: gradtx.rotated(gradtx.adam(), start="x"), "rotated: start must be 'skip' or 'identity', .*"),
-        (lambda: gradtx.rotated(gradtx.adam(), refresh="x"), "rotated: refresh must be 'qr', .*, got 'x'"),
-        (lambda: gradtx.rotated(gradtx.adam(), of="x"), "rotated: of must be 'update' or 'grad', got 'x'"),
     ],
 )
 def test_what_makes_no_sense_is_an_error(make, message):

@@ -60,14 +60,12 @@ OTHER_NAMES = {
 
 BUILDING = {
     # numbers
-    "adam: lr must be in [0, inf), got -1.0": (ValueError, lambda: gradtx.adam(lr=-1)),
     "adam: lr must be in [0, inf), got nan": (ValueError, lambda: gradtx.adam(lr=NAN)),
     "adam: lr must be in [0, inf), got inf": (ValueError, lambda: gradtx.adam(lr=math.inf)),
     "adamw: betas[1] must be in [0, 1), got 1.5": (ValueError, lambda: gradtx.adamw(betas=(0.9, 1.5))),
     "adamw: betas[0] must be in [0, 1), got 1.0": (ValueError, lambda: gradtx.adamw(betas=(1, 0.9))),
     "adamw: betas[0] must be in [0, 1), got nan": (ValueError, lambda: gradtx.adamw(betas=(NAN, 0.9))),
     "adamw: betas must have 2 entries, got 3": (ValueError, lambda: gradtx.adamw(betas=(0.9, 0.9, 0.9))),
-    "adamw: betas must have 2 entries, got 1": (ValueError, lambda: gradtx.adamw(betas=[0.9])),
     "adamw: betas must be a tuple of numbers, got 0.9": (TypeError, lambda: gradtx.adamw(betas=0.9)),
     "adamw: betas must be a tuple of numbers, got tensor(shape=(2,))": (
         TypeError,
@@ -80,8 +78,6 @@ BUILDING = {
         lambda: gradtx.adamw(betas=(constant, 0.9)),
     ),
     f"adamw: lr {NUMBER}, got True": (TypeError, lambda: gradtx.adamw(lr=True)),
-    f"adamw: lr {NUMBER}, got '0.1'": (TypeError, lambda: gradtx.adamw(lr="0.1")),
-    f"adamw: lr {NUMBER}, got None": (TypeError, lambda: gradtx.adamw(lr=None)),
     "adamw: lr must be 0-d, got a tensor of shape (3,); use torch.vmap to run one member per value": (
         ValueError,
         lambda: gradtx.adamw(lr=torch.ones(3)),
@@ -92,10 +88,6 @@ BUILDING = {
     "lookahead: alpha must be in [0, 1], got 1.5": (ValueError, lambda: gradtx.lookahead(alpha=1.5)),
     "accumulate: every must be in [1, inf), got 0": (ValueError, lambda: gradtx.accumulate(gradtx.adam(), 0)),
     "accumulate: every must be an int, got 2.0": (TypeError, lambda: gradtx.accumulate(gradtx.adam(), 2.0)),
-    "clip_by_global_norm: max_norm must be in (0, inf], got 0.0": (
-        ValueError,
-        lambda: gradtx.clip_by_global_norm(0.0),
-    ),
     "sgdp: momentum must be in [0, 1), got 1.0": (ValueError, lambda: gradtx.sgdp(0.1, momentum=1.0)),
     # switches and words
     "adam: amsgrad must be a bool, got 1": (TypeError, lambda: gradtx.adam(amsgrad=1)),
@@ -132,28 +124,18 @@ BUILDING = {
         TypeError,
         lambda: gradtx.lbfgs(history_size=5),
     ),
-    "adam: unknown argument 'learning_rate'; did you mean 'lr'?": (
-        TypeError,
-        lambda: gradtx.adam(learning_rate=0.1),
-    ),
     f"adam: unknown argument 'init_value'; known: {ADAM_NAMES}": (
         TypeError,
         lambda: gradtx.adam(init_value=0.1),
     ),
     "per_tensor: needs a function that returns the rule, got 'mine'": (TypeError, lambda: per_tensor("mine")),
     "adam: got two values for 'lr'": (TypeError, lambda: gradtx.adam(0.1, lr=0.1)),
-    "sgdp: missing argument 'lr'": (TypeError, lambda: gradtx.sgdp()),
     "accumulate: missing argument 'every'": (TypeError, lambda: gradtx.accumulate(gradtx.adam())),
     "adam: takes at most 5 positional arguments, got 6": (
         TypeError,
         lambda: gradtx.adam(0.1, (0.9, 0.9), 0.1, 0.1, False, True),
     ),
     # state_dtype
-    "adam: state_dtype must be a floating-point torch.dtype, got torch.int64; or a code, 'int8', 'int4', 'float8', "
-    "'bfloat16+8', 'bfloat16:stochastic', a Codec, or a dict slot pattern -> one of these": (
-        TypeError,
-        lambda: gradtx.adam(state_dtype=torch.int64),
-    ),
     "adam: state_dtype must be a floating-point torch.dtype, got 'float32'; did you mean 'float8'? or a code, "
     "'int8', 'int4', 'float8', "
     "'bfloat16+8', 'bfloat16:stochastic', a Codec, or a dict slot pattern -> one of these": (
@@ -251,10 +233,6 @@ BUILDING = {
     f"freeze: {SELECT}, got adam()": (TypeError, lambda: gradtx.freeze(gradtx.adam())),
     f"masked: {SELECT}, got ['a', 2]": (TypeError, lambda: gradtx.masked(gradtx.adam(), ["a", 2])),
     "map_after_step: fn must be a function of a tensor, got 3": (TypeError, lambda: gradtx.map_after_step(3)),
-    "GradientTransformation: init must be a function, got 1": (
-        TypeError,
-        lambda: gradtx.GradientTransformation(1, bare),
-    ),
     "GradientTransformation: update must be a function, got None": (
         TypeError,
         lambda: gradtx.GradientTransformation(bare, None),

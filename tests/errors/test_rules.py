@@ -77,14 +77,6 @@ RULES = {
         "broken: the update of leaf 'w' must be a tensor, got None",
         rule(lambda u, s, p, c: (None, s)),
     ),
-    "a number for the update": (
-        "broken: the update of leaf 'w' must be a tensor, got 1.0",
-        rule(lambda u, s, p, c: (1.0, s)),
-    ),
-    "no shared scalar": (
-        "broken.d: the new value of leaf 'w' must be a tensor, got None",
-        sharing(lambda u, s, p, c: (u, {})),
-    ),
     "a number for a shared scalar": (
         "broken.d: the new value of leaf 'w' must be a tensor, got 2.0",
         sharing(lambda u, s, p, c: (u, {"d": 2.0})),
@@ -100,10 +92,6 @@ RULES = {
     "a plain function, the updates alone": (
         "transformation: update must return (updates, state), got dict",
         gradtx.GradientTransformation(dict, lambda u, s, p: u),
-    ),
-    "a plain function, nothing": (
-        "transformation: update must return (updates, state), got NoneType",
-        gradtx.GradientTransformation(dict, lambda u, s, p: None),
     ),
     "a tree rule, a leaf too few": (
         "broken: update must return a tensor for each leaf, got none for 'b'",
@@ -141,7 +129,6 @@ INITS = {
     "nothing": ("None", lambda p: None),
     "no dict": ("[]", lambda p: []),
     "a number for a slot": ("0.0 for 'x'", lambda p: {"x": 0.0}),
-    "None for a slot": ("None for 'x'", lambda p: {"x": None}),
     "a number for a name": ("{0: 1}", lambda p: {0: 1}),
     "numbers in a list": ("0.0 for 'x_0'", lambda p: {"x": [0.0]}),
 }

@@ -29,22 +29,11 @@ def uses_hessian():
 BY_NAME = "; leaves are matched by name"
 TREES = {
     f"params: leaf 'b' is not in updates{BY_NAME}": (ValueError, ADAM, {"updates": without("b")}),
-    f"params: leaf 'c' is missing, but is in updates{BY_NAME}": (
-        ValueError,
-        ADAM,
-        {"updates": params(c=torch.ones(1))},
-    ),
     f"params: leaf 'b' is missing, but is in updates{BY_NAME}": (ValueError, ADAM, {"params": without("b")}),
-    f"params: leaf 'c' is not in updates{BY_NAME}": (ValueError, ADAM, {"params": params(c=torch.ones(1))}),
     f"params: leaf '0' is missing, but is in updates{BY_NAME}": (
         ValueError,
         ADAM,
         {"updates": list(params().values())},
-    ),
-    f"params: leaf '' is missing, but is in updates{BY_NAME}": (
-        ValueError,
-        ADAM,
-        {"updates": torch.ones(3)},
     ),
     "updates lack leaf 'b', which the state has at 'scale_by_adam.exp_avg'; pass None for a leaf without a gradient": (
         ValueError,
@@ -61,25 +50,14 @@ TREES = {
         ADAM,
         {"updates": params(b=torch.ones(4))},
     ),
-    "updates: leaf 'b' has shape (1,), but its parameter has (3,)": (
-        ValueError,
-        ADAM,
-        {"updates": params(b=torch.ones(1))},
-    ),
     f"updates: leaf 'b' is a float, needs a tensor or None{NAMED}": (TypeError, ADAM, {"updates": params(b=1.0)}),
     f"params: leaf 'b' is a str, needs a tensor or None{NAMED}": (TypeError, ADAM, {"params": params(b="x")}),
     f"params: leaf '' is a Linear, needs a tensor or None{NAMED}": (TypeError, ADAM, {"params": torch.nn.Linear(1, 1)}),
-    f"updates: leaf '' is a Linear, needs a tensor or None{NAMED}": (
-        TypeError,
-        ADAM,
-        {"updates": torch.nn.Linear(1, 1)},
-    ),
     "updates: leaf 'b' has dtype torch.int32, " + DTYPE: (
         TypeError,
         ADAM,
         {"updates": params(b=torch.ones(3, dtype=torch.int32))},
     ),
-    f"updates: leaf 'step' has dtype torch.int64, {DTYPE}": (TypeError, ADAM, {"updates": ADAM.init(params())}),
     f"params: leaf 'step' has dtype torch.int64, {DTYPE}": (TypeError, ADAM, {"params": ADAM.init(params())}),
     "add_decayed_weights needs params: call update(updates, state, params)": (
         ValueError,
@@ -192,10 +170,6 @@ APPLY = {
     "a shape that would broadcast": (
         "apply_updates: leaf 'b' has shape (1,), but its parameter has (3,)",
         params(b=torch.ones(1)),
-    ),
-    "a shape that would widen": (
-        "apply_updates: leaf 'b' has shape (3, 1), but its parameter has (3,)",
-        params(b=torch.ones(3, 1)),
     ),
 }
 

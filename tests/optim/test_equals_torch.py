@@ -34,13 +34,22 @@ RADAM = [
     {"betas": (0.9, 0.6)},
     {"betas": (0.0, 0.0)},
 ]
+ASGD = [
+    {},
+    {"lambd": 0.3, "alpha": 0.5, "t0": 4},
+    {"lambd": 0.3, "alpha": 2.0, "t0": 0, "weight_decay": 0.1},
+    {"lambd": 0.0, "t0": 6, "maximize": True},
+]
 CASES = [
     *(("SGD", options) for options in SGD),
     *(("Adam", options) for options in ADAM),
     *(("AdamW", options) for options in [*ADAM, {"weight_decay": 0.0}]),
     ("Adam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
     *(("RAdam", options) for options in RADAM),
+    *(("ASGD", options) for options in ASGD),
     ("Adafactor", {}),
+    ("Adafactor", {"lr": 0.3, "beta2_decay": -0.4, "d": 1.2, "weight_decay": 0.1}),
+    ("Adafactor", {"lr": 0.05, "eps": (0.2, 0.7), "maximize": True}),
     *((name, options) for _, name, _, options in CLASSIC),
 ]
 NAMES = ["SGD", "Adam", "AdamW", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop", "Adamax", "NAdam"]
@@ -92,7 +101,7 @@ def test_the_state_has_the_keys_shapes_and_dtypes_of_torch(name, options):
         state, expected = ours.state[a], theirs.state[b]
         assert set(state) == set(expected)
         for key, value in expected.items():
-            kept = torch.float64 if key == "mu_product" else value.dtype
+            kept = torch.float64 if key in ("mu_product", "eta", "mu") else value.dtype
             assert (state[key].shape, state[key].dtype) == (value.shape, kept)
         assert_equal(state["step"], expected["step"])
 

@@ -45,6 +45,8 @@ CASES = [
     ("Adamax", {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.1}),
     ("NAdam", {"betas": (0.5, 0.9), "momentum_decay": 0.1, "weight_decay": 0.1}),
     ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    ("ASGD", {"lambd": 0.3, "alpha": 0.5, "t0": 4}),
+    ("ASGD", {"lambd": 0.3, "alpha": 2.0, "t0": 0, "weight_decay": 0.1}),
 ]
 
 # torch.optim.NAdam stores its product in the default dtype.

@@ -21,7 +21,6 @@ from tests.references import (
     difference_of_weights,
     first_update,
     named,
-    negated,
     placed_by_rank,
     project,
 )
@@ -208,25 +207,6 @@ def test_cautious_decay_spares_some_entries_and_takes_others():
     reference = WeightsLoop(adam_atan2, lr=0.02, weight_decay=0.3, cautious_wd=True)
     difference(gradtx.adam_atan2(lr=0.02), reference)
     assert reference.seen == {True, False}
-
-
-TORCH = [
-    (gradtx.adam, torch.optim.Adam, {}),
-    (gradtx.adam, torch.optim.Adam, {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2}),
-    (gradtx.adam, torch.optim.Adam, {"lr": 0.02, "betas": (0.8, 0.7), "amsgrad": True, "weight_decay": 0.2}),
-    (gradtx.adam, torch.optim.Adam, {"lr": 0.02, "weight_decay": 0.2, "decoupled_weight_decay": True}),
-    (gradtx.adamw, torch.optim.AdamW, {}),
-    (gradtx.adamw, torch.optim.AdamW, {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2}),
-    (gradtx.adamw, torch.optim.AdamW, {"lr": 0.02, "betas": (0.8, 0.7), "amsgrad": True}),
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("alias", "optimizer", "options"), TORCH, ids=named)
-def test_the_weights_are_those_of_torch_optim(alias, optimizer, options):
-    assert difference_of_weights(alias(**options), Published(optimizer, **options)) < PUBLISHED
-    uphill = {**options, "maximize": True}
-    assert difference_of_weights(negated(alias(**uphill)), negated(Published(optimizer, **uphill))) < PUBLISHED
 
 
 NESTEROV = {"momentum": 0.8, "nesterov": True}  # without it the package projects its momentum buffer

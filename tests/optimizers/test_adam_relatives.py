@@ -22,7 +22,6 @@ from tests.references import (
     first_update,
     friction,
     named,
-    negated,
     problem,
     rectified,
     rectifier,
@@ -173,24 +172,6 @@ def test_adams_follows_the_loop(options):
         return {name: -0.02 * direction for name, direction in loop(grads, params).items()}
 
     assert difference(gradtx.adams(lr=0.02, **options), step) < TOLERANCE
-
-
-TORCH = [
-    {},
-    {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2},
-    {"lr": 0.02, "betas": (0.8, 0.9), "weight_decay": 0.2, "decoupled_weight_decay": True},
-    {"lr": 0.02, "betas": (0.9, 0.6)},
-    {"lr": 0.02, "betas": (0.0, 0.0)},
-]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("options", TORCH, ids=str)
-def test_radam_has_the_weights_of_torch(options):
-    assert difference_of_weights(gradtx.radam(**options), Published(torch.optim.RAdam, **options)) < PUBLISHED
-    uphill = {**options, "maximize": True}
-    published = Published(torch.optim.RAdam, **uphill)
-    assert difference_of_weights(negated(gradtx.radam(**uphill)), negated(published)) < PUBLISHED
 
 
 # Our options, and those of theirs that have other names.

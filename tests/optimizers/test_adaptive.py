@@ -243,12 +243,6 @@ def test_the_options_above_take_every_branch(rule, options, branches):
     assert reference.seen == branches
 
 
-def test_decoupled_and_coupled_decay_differ():
-    for alias in (gradtx.adabound, gradtx.adamod, gradtx.adanorm, gradtx.avagrad, gradtx.adasmooth):
-        both = (alias(lr=0.02, weight_decay=0.2, decoupled_weight_decay=flag) for flag in (True, False))
-        assert difference(*both) > 1e-3
-
-
 @pytest.mark.parametrize(
     ("alias", "options", "message"),
     [

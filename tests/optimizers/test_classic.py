@@ -6,17 +6,13 @@ from tests.optim.problems import descend, parameters
 from tests.references import (
     BETA,
     DECAY,
-    PUBLISHED,
     RATE,
     TOLERANCE,
-    Published,
     WeightsLoop,
     adam_moments,
     difference,
-    difference_of_weights,
     first_update,
     named,
-    negated,
 )
 
 
@@ -143,16 +139,6 @@ OPTIONS = [
 @pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
 def test_the_weights_follow_the_loop(alias, rule, options):
     assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("float64_by_default")
-@pytest.mark.parametrize(("alias", "name", "rule", "options"), SHARED, ids=named)
-def test_the_weights_are_those_of_torch_optim(alias, name, rule, options):
-    optimizer = getattr(torch.optim, name)
-    assert difference_of_weights(alias(**options), Published(optimizer, **options)) < PUBLISHED
-    uphill = {**options, "maximize": True}
-    assert difference_of_weights(negated(alias(**uphill)), negated(Published(optimizer, **uphill))) < PUBLISHED
 
 
 def test_decoupled_decay_of_adagrad_falls_with_its_rate():

@@ -226,10 +226,7 @@ def test_the_learning_rate_of_gravity_may_change_after_the_start():
             {"lr": 0.1, "xi": 40.0},
             r"scale_by_accsgd: xi must be at most sqrt\(kappa\) = 31.6228, got 40.0",
         ),
-        (gradtx.aggmo, {}, "missing argument 'lr'"),
         (gradtx.aggmo, {"lr": 0.1, "betas": []}, "betas must have at least one entry"),
-        (gradtx.qhm, {}, "missing argument 'lr'"),
-        (gradtx.pid, {}, "missing argument 'lr'"),
     ],
     ids=named,
 )

@@ -375,11 +375,6 @@ def exact_iteration(monkeypatch):
     ("make", "message"),
     [
         (lambda: gradtx.normuon(axis="columns"), "normuon: axis must be 'rows' or 'long', got 'columns'"),
-        (
-            lambda: gradtx.adamuon(rescale="max"),
-            "adamuon: rescale must be 'sqrt_min', 'rms' or None, got 'max'",
-        ),
-        (lambda: gradtx.polargrad(method="svd"), "method must be 'newton_schulz' or 'exact', got 'svd'"),
         (lambda: gradtx.muown(ns_coefficients="other"), "scale_by_muown: coefs must be one of simple, .*, got 'other'"),
         (lambda: gradtx.scion(kinds={"*": "l2"}), "lmo: kind must be 'auto', 'spectral', .*, got 'l2'"),
     ],

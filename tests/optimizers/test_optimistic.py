@@ -1,7 +1,6 @@
 """Optimistic gradient descent and Adam against loops for one leaf, and optimistic Adam against torch's Adam."""
 
 import pytest
-import torch
 
 import gradtx
 from tests.references import (
@@ -9,7 +8,6 @@ from tests.references import (
     DECAY,
     RATE,
     TOLERANCE,
-    Published,
     WeightsLoop,
     adam_moments,
     difference_along,
@@ -47,11 +45,6 @@ OPTIONS = [
 @pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
 def test_the_weights_follow_the_loop(alias, rule, options):
     assert difference_along(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
-
-
-@pytest.mark.slow
-def test_without_beta_optimistic_adam_is_torchs_adam():
-    assert difference_along(gradtx.optimistic_adam(lr=0.02, beta=0.0), Published(torch.optim.Adam, lr=0.02)) < 1e-12
 
 
 def test_a_steady_gradient_is_left_alone():

@@ -279,7 +279,6 @@ def agree_in_both_ways(tx):
     ("alias", "options", "message"),
     [
         (gradtx.psgd_kron, {"probes": "x"}, "probes must be 'expected' or 'random', got 'x'"),
-        (gradtx.psgd_kron, {"memory_save_mode": "x"}, "memory_save_mode must be 'one_diag', .*"),
         (gradtx.psgd_kron, {"precondition_frequency": 0}, r"precondition_frequency must be in \[1, inf\), got 0"),
         (
             gradtx.psgd_kron,

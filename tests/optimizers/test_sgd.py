@@ -8,19 +8,16 @@ from tests.references import (
     LONG,
     STEPS,
     TOLERANCE,
-    Published,
     Transformed,
     TreeLoop,
     WeightsLoop,
     arguments,
     difference,
-    difference_of_weights,
     distance,
     first_update,
     global_norm,
     gradients,
     named,
-    negated,
     problem,
 )
 
@@ -62,19 +59,6 @@ def test_the_weights_follow_the_loop(alias, rule, options):
     assert arguments(alias) == arguments(rule)
 
 
-@pytest.mark.parametrize("options", SHARED, ids=str)
-def test_sgd_is_torch_sgd(options):
-    # torch rounds p - lr * b once, p + (-lr * b) is rounded twice
-    assert difference_of_weights(gradtx.sgd(**options), Published(torch.optim.SGD, **options)) < 1e-12
-
-
-@pytest.mark.parametrize("options", SHARED, ids=str)
-def test_sgd_that_maximizes_is_torch_sgd_that_maximizes(options):
-    published = Published(torch.optim.SGD, **options, maximize=True)
-    # as above
-    assert difference_of_weights(negated(gradtx.sgd(**options, maximize=True)), negated(published)) < 1e-12
-
-
 @pytest.mark.parametrize("alias", [gradtx.sgd, gradtx.sgdw, gradtx.sgds], ids=named)
 def test_maximize_negates_the_gradient_but_not_the_decay(alias):
     options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
@@ -113,11 +97,6 @@ def test_sgds_decays_as_much_more_as_its_momentum_moves(momentum):
     # lr * 0.3 * (1 - 0.2) / (1 - momentum) of 10, and the gradient
     tx = gradtx.sgds(lr=0.1, momentum=momentum, dampening=0.2, weight_decay=0.3)
     assert first_update(tx, [2.0], [10.0])[0] == pytest.approx(-0.2 - 0.24 / (1 - momentum))
-
-
-def test_sgds_without_decay_is_torch_sgd():
-    options = {"lr": 0.1, "momentum": 0.8, "dampening": 0.3}
-    assert difference_of_weights(gradtx.sgds(**options), Published(torch.optim.SGD, **options)) < 1e-12
 
 
 # Averaged and adaptive descent.

@@ -3,18 +3,8 @@ import torch
 
 import gradtx
 from tests.references import (
-    Published,
-    difference_of_weights,
     first_update,
 )
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9])
-@pytest.mark.parametrize("options", [{}, {"alpha": 0.8, "eps": 1e-3}, {"alpha": 0.9, "centered": True}], ids=str)
-def test_with_a_trace_and_a_learning_rate_it_is_torch_rmsprop(options, momentum):
-    tx = gradtx.chain(gradtx.scale_by_rms(**options), gradtx.trace(momentum), gradtx.scale_by_learning_rate(0.01))
-    # rounding, more of it in the root of q - a^2 where that nearly cancels
-    assert difference_of_weights(tx, Published(torch.optim.RMSprop, lr=0.01, momentum=momentum, **options)) < 1e-12
 
 
 def test_a_constant_gradient_keeps_the_centered_form_finite():

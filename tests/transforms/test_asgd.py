@@ -4,7 +4,7 @@ import torch
 import gradtx
 from tests.references import TOLERANCE, Transformed, arguments, difference
 
-# Loops and torch's own: tests/optimizers/test_sgd.py, tests/optim/test_asgd.py.
+# Loops and torch's own: tests/optimizers/test_sgd.py, tests/optim/test_equals_torch.py.
 
 
 def test_without_decay_it_is_gradient_descent():

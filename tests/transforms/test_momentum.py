@@ -5,9 +5,7 @@ import gradtx
 from tests.references import (
     TOLERANCE,
     Loop,
-    Published,
     difference,
-    difference_of_weights,
 )
 
 FALLING = gradtx.linear_schedule(0.9, start_factor=1.0, end_factor=0.2, total_iters=20)
@@ -47,13 +45,6 @@ def test_trace_ema_keeps_its_average_as_a_momentum_buffer():
     tx = gradtx.trace_ema(0.75, nesterov=True)
     _, state = tx.update({"w": torch.tensor([8.0])}, tx.init({"w": torch.zeros(1)}))
     assert state["trace_ema"]["momentum_buffer"]["w"].tolist() == [2.0]
-
-
-@pytest.mark.parametrize("options", [{"momentum": 0.9, "dampening": 0.4}, {"momentum": 0.7, "nesterov": True}], ids=str)
-def test_trace_and_a_learning_rate_are_torch_sgd(options):
-    tx = gradtx.chain(gradtx.trace(**options), gradtx.scale_by_learning_rate(0.1))
-    # torch rounds p - lr * b once, the chain twice
-    assert difference_of_weights(tx, Published(torch.optim.SGD, lr=0.1, **options)) < 1e-12
 
 
 @pytest.mark.parametrize("options", [{"momentum": 0.0}, {"momentum": 0.9, "dampening": 0.1}], ids=str)

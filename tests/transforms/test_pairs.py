@@ -219,9 +219,7 @@ def test_pairs_are_a_dict_of_patterns(make, pairs):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: gradtx.precondition_pairs(LORA, 0.0), "damping must be"),
         (lambda: gradtx.scale_by_lora_rite(LORA, eps=0.0), "eps must be"),
-        (lambda: gradtx.scale_by_lora_rite(LORA, cap=-1.0), "cap must be"),
         (lambda: gradtx.couple_pairs(LORA, 0), "heads must be"),
     ],
 )
