@@ -44,7 +44,10 @@ HALVED = (
 )  # fmt: skip
 
 # Examples in docstrings that take seconds: the program of a search is long. tests/optimizers/test_manifolds.py has it.
-SLOW_EXAMPLES = ("gradtx.algorithms.manifolds.orthogonalize_tangent", "gradtx.algorithms.manifolds.spectral_sphere")
+SLOW_EXAMPLES = (
+    "gradtx.algorithms.manifolds.orthogonalize_tangent", "gradtx.algorithms.manifolds.spectral_sphere",
+    "gradtx.optim.SpectralSphere",
+)  # fmt: skip
 
 # Whole tests that take 4 s or more and that others repeat on smaller chains; `make test-all` runs them.
 NIGHTLY = (

@@ -19,7 +19,6 @@ from tests.references import (
     caution_weights,
     difference,
     difference_of_weights,
-    first_update,
     named,
     placed_by_rank,
     project,
@@ -292,19 +291,6 @@ def test_with_wasserstein_regularization_they_are_those_of_its_class(options):
 def test_the_weights_are_those_of_the_adopt_of_adam_atan2_pytorch(options):
     published = Published(adam_atan2_pytorch.AdoptAtan2, **options)
     assert difference_of_weights(gradtx.adopt_atan2(**options), published) < PUBLISHED
-
-
-def test_adamp_takes_the_radial_part_out_of_its_step_and_nine_tenths_of_the_decay():
-    # The gradient [-4 3] is orthogonal to [3 4]; Adam's direction [-1 1] has (4 - 3)/25 of [3 4] in it.
-    expected = [0.1 * (1.0 + 0.12 - 0.3), 0.1 * (-1.0 + 0.16 - 0.4)]
-    tx = gradtx.adamp(lr=0.1, weight_decay=1.0, eps=0.0)
-    assert first_update(tx, [[-4.0, 3.0]], [[3.0, 4.0]]) == [pytest.approx(expected)]
-
-
-def test_sgdp_decays_as_much_more_as_its_momentum_moves():
-    # wd_ratio * weight_decay / (1 - momentum) = 0.1 * 0.2 / 0.5 of the weights, and the dampened gradient
-    tx = gradtx.sgdp(lr=1.0, momentum=0.5, dampening=0.25, weight_decay=0.2)
-    assert first_update(tx, [[-4.0, 3.0]], [[3.0, 4.0]]) == [pytest.approx([3.0 - 0.12, -2.25 - 0.16])]
 
 
 def test_sgdp_keeps_a_momentum_that_is_not_projected():

@@ -19,7 +19,6 @@ from tests.references import (
     belief_moments,
     difference,
     difference_of_weights,
-    first_update,
     friction,
     named,
     problem,
@@ -195,18 +194,6 @@ def test_adabelief_has_the_weights_of_the_authors(options):
     theirs = {("weight_decouple" if k == "decoupled_weight_decay" else k): v for k, v in options.items()}
     published = Published(AdaBelief, **theirs, print_change_log=False)
     assert difference_of_weights(gradtx.adabelief(**options), published) < PUBLISHED
-
-
-def test_sadam_divides_by_at_least_the_logarithm_of_2_over_its_beta():
-    tx = gradtx.sadam(lr=1.0, betas=(0.0, 0.0), beta_softplus=4.0)
-    assert first_update(tx, [1e-9, -100.0]) == pytest.approx([-1e-9 * 4 / math.log(2), 1.0], rel=1e-8)
-
-
-def test_the_decay_of_adabelief_acts_before_its_first_rectified_step_and_that_of_radam_does_not():
-    options = {"lr": 0.5, "weight_decay": 0.1, "degenerated_to_sgd": False, "decoupled_weight_decay": True}
-    held = [first_update(alias(**options), [1.0], [2.0], steps=5)[0] for alias in (gradtx.adabelief, gradtx.radam)]
-    assert held == pytest.approx([-0.1, 0.0])
-    assert first_update(gradtx.radam(**options), [1.0], [2.0], steps=6)[0] < -0.1
 
 
 def test_diffgrad_compares_decayed_gradients_only_where_the_decay_is_coupled():

@@ -13,7 +13,6 @@ from tests.references import (
     TOLERANCE,
     WeightsLoop,
     difference_along,
-    first_update,
     named,
 )
 
@@ -140,10 +139,6 @@ def test_bcos_has_finite_updates_where_squares_underflow():
     for grad in (1e-30, -1e-30, 1e-30):
         update, state = tx.update(torch.tensor(grad), state, param)
         assert abs(update) < 1e-20
-
-
-def test_the_first_step_of_acprop_is_one_of_sgd():
-    assert first_update(gradtx.acprop(lr=0.5), [3.0, -0.2]) == [-1.5, 0.1]
 
 
 @pytest.mark.parametrize(

@@ -118,12 +118,6 @@ def test_adan_keeps_the_clipped_gradient():
     torch.testing.assert_close(state["scale_by_adan"]["previous_grad"]["w"], torch.tensor([0.6, 0.8]))
 
 
-@pytest.mark.slow
-def test_the_first_step_of_adai_is_that_of_gradient_descent():
-    # m = (1 - b1) g over 1 - b1, whatever b1 is
-    assert first_update(gradtx.adai(lr=0.1, dampening=1.0), [1.0, -3.0, 0.0]) == pytest.approx([-0.1, 0.3, 0.0])
-
-
 def test_adai_does_not_depend_on_the_scale_of_the_loss_other_than_by_its_gradient():
     # M has no lower bound: tiny gradients have the inertia of large ones
     tiny = first_update(gradtx.adai(lr=1.0, betas=(0.5, 0.9)), [1e-20, -2e-20], steps=3)

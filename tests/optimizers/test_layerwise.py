@@ -267,20 +267,6 @@ def test_neurons_of_one_weight_cannot_be_constrained():
     assert tx.update(params, tx.init(params), params)[0]["w"].isfinite().all()
 
 
-def test_fromage_shrinks_weights_without_a_gradient_too():
-    assert first_update(gradtx.fromage(lr=0.75), [0.0], [5.0]) == pytest.approx([-1.0])
-
-
-def test_fromage_keeps_the_norm_where_the_gradient_is_orthogonal_to_the_weights():
-    update = first_update(gradtx.fromage(lr=0.75), [0.0, 1e-9], [5.0, 0.0])
-    assert update == pytest.approx([-1.0, -3.0])
-
-
-def test_the_momentum_of_sm3_is_an_average():
-    assert first_update(gradtx.sm3(lr=1.0, momentum=0.75), [2.0]) == pytest.approx([-0.25])
-    assert "ema" not in gradtx.sm3().init(problem())
-
-
 def test_decay_and_rate_of_amos_fall_as_the_decay_adds_up():
     # v = 4, r = 1 / 4, gamma = 0.25: b = 0.25 after the first step, where c = d = 1
     tx = gradtx.amos(lr=0.5, beta=0.0, eta=0.5, extra_l2=0.125)

@@ -11,7 +11,6 @@ from tests.references import (
     WeightsLoop,
     adam_moments,
     difference_along,
-    first_update,
     named,
 )
 
@@ -45,8 +44,3 @@ OPTIONS = [
 @pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
 def test_the_weights_follow_the_loop(alias, rule, options):
     assert difference_along(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
-
-
-def test_a_steady_gradient_is_left_alone():
-    assert first_update(gradtx.scale_by_optimistic_gradient(), [3.0, -1.0], steps=4) == [3.0, -1.0]
-    assert first_update(gradtx.optimistic_gradient_descent(lr=1.0, alpha=2.0), [3.0]) == [-6.0]

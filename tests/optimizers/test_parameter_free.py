@@ -159,9 +159,9 @@ def test_follows_the_loop_that_is_handed_the_loss(make, rule, options):
 
 def test_the_loops_of_momo_go_through_all_cases():
     seen = [0, 0, 0]
-    for make, rule, options in VALUED:
+    for _, rule, options in VALUED:
         reference = LossLoop(rule, **options)
-        difference_along(Valued(make(**options)), reference)
+        run(reference)
         slots = reference.slots
         seen = [a + b for a, b in zip(seen, (slots.capped, slots.stopped, slots.resets), strict=True)]
     assert min(seen) > 0, seen

@@ -14,7 +14,6 @@ from tests.references import (
     arguments,
     difference,
     distance,
-    first_update,
     global_norm,
     gradients,
     named,
@@ -59,15 +58,6 @@ def test_the_weights_follow_the_loop(alias, rule, options):
     assert arguments(alias) == arguments(rule)
 
 
-@pytest.mark.parametrize("alias", [gradtx.sgd, gradtx.sgdw, gradtx.sgds], ids=named)
-def test_maximize_negates_the_gradient_but_not_the_decay(alias):
-    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
-    uphill, downhill = alias(**options, maximize=True), alias(**options)
-    grad, param = [1.0, -2.0], [3.0, 4.0]
-    assert first_update(uphill, grad, param, steps=2) == first_update(downhill, [-1.0, 2.0], param, steps=2)
-    assert first_update(uphill, grad, param) != first_update(downhill, grad, param)
-
-
 def test_decay_enters_the_momentum_of_sgd_only():
     def buffer(alias):
         params = {"w": torch.tensor([4.0])}
@@ -90,13 +80,6 @@ def test_a_momentum_of_1_by_which_sgds_would_divide_is_an_error():
         gradtx.sgds(momentum=1.0)
     with pytest.raises(ValueError, match=r"^sgds: dampening must be in \[0, 1\], got 1.5$"):
         gradtx.sgds(dampening=1.5)
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.5])
-def test_sgds_decays_as_much_more_as_its_momentum_moves(momentum):
-    # lr * 0.3 * (1 - 0.2) / (1 - momentum) of 10, and the gradient
-    tx = gradtx.sgds(lr=0.1, momentum=momentum, dampening=0.2, weight_decay=0.3)
-    assert first_update(tx, [2.0], [10.0])[0] == pytest.approx(-0.2 - 0.24 / (1 - momentum))
 
 
 # Averaged and adaptive descent.

@@ -9,7 +9,6 @@ from tests.references import (
     TOLERANCE,
     WeightsLoop,
     difference,
-    first_update,
     named,
 )
 
@@ -62,8 +61,3 @@ def test_without_momentum_nothing_is_kept(tx):
 def test_a_momentum_that_may_change_keeps_its_slot():
     tx = gradtx.signum(momentum=torch.tensor(0.0))
     assert list(tx.init({"w": torch.zeros(2)})["scale_by_lion"]) == ["exp_avg"]
-
-
-def test_a_coupled_decay_may_turn_the_sign():
-    assert first_update(gradtx.signsgd(0.1, 1.0, False), [-1.0, -1.0], [2.0, 0.5]) == [-0.1, 0.1]
-    assert first_update(gradtx.signsgd(0.5, 0.5), [-1.0, 0.0], [2.0, 2.0]) == [0.0, -0.5]

@@ -258,23 +258,6 @@ def test_with_no_step_to_fall_in_the_lowest_rate_holds_after_the_highest():
     assert [schedule(step) for step in (4, 5, 6, 7, 100)] == [0.4, 0.5, 0.25, 0.25, 0.25]
 
 
-@pytest.mark.parametrize(
-    ("schedule", "values"),
-    [
-        (gradtx.constant_schedule(0.5, 0.5, 2), [0.25, 0.25, 0.5, 0.5]),
-        (gradtx.constant_schedule(0.5, 0.5), [0.5, 0.5]),  # for 0 steps
-        (gradtx.linear_schedule(1.0, 0.25, 0.75, 2), [0.25, 0.5, 0.75, 0.75]),
-        (gradtx.cosine_schedule(1.0, 2), [1.0, 0.5, 0.0, 0.5, 1.0]),
-        (gradtx.cosine_schedule(1.0, 3, 0.5), [1.0, 0.875, 0.625, 0.5]),  # cosine of 60 degrees
-        (gradtx.warmup_cosine_schedule(4, 1.0, 0.5, 0.25, 2), [0.25, 0.625, 1.0, 0.75, 0.5, 0.5]),
-        (gradtx.join_schedules([gradtx.constant_schedule(0.5)], []), [0.5, 0.5]),
-    ],
-    ids=str,
-)
-def test_the_first_values_equal_the_hand_computed_ones(schedule, values):
-    assert [schedule(step) for step in range(len(values))] == pytest.approx(values, abs=1e-15)
-
-
 @pytest.mark.parametrize("schedule", MADE, ids=str)
 def test_a_python_step_gives_a_float_and_a_tensor_step_the_same_as_a_float64_tensor(schedule):
     for step in (0, 3, 5, 11, 1000):

@@ -68,20 +68,6 @@ def test_a_literal_momentum_of_zero_is_plain_descent_and_a_tensor_follows_the_fo
     assert first_update(on, [2.0]) == [12.0]  # 2 + 5 * 2
 
 
-def updates_of(tx, grads):
-    state, updates = tx.init({"w": torch.zeros(1, dtype=torch.float64)}), []
-    for grad in grads:
-        update, state = tx.update({"w": torch.tensor([grad], dtype=torch.float64)}, state)
-        updates.append(update["w"].item())
-    return updates
-
-
-def test_the_second_change_of_pid_is_from_the_first_gradient():
-    # 1 + 2 + 0; 3 + 2 * (0.5 * 1 + 3 * 0.75) + 4 * 0.5 * (3 - 1)
-    tx = gradtx.scale_by_pid(0.5, dampening=0.25, integral=2.0, derivative=4.0)
-    assert updates_of(tx, [1.0, 3.0]) == [3.0, 3 + 2 * 2.75 + 4.0]
-
-
 # Gravity.
 
 

@@ -7,11 +7,6 @@ from tests.references import Transformed, difference, first_update, problem, run
 FALLING = gradtx.linear_schedule(0.2, end_factor=0.1, start_factor=1.0, total_iters=10)
 
 
-def test_adabound_ends_at_its_final_rate_whatever_the_gradient():
-    tx = gradtx.chain(gradtx.scale_by_adabound(0.01, 0.1, (0.0, 0.9), gamma=1e4), gradtx.scale_by_learning_rate(0.01))
-    assert first_update(tx, [1e-6, -300.0]) == pytest.approx([-1e-7, 30.0], rel=1e-3)
-
-
 def test_amsgrad_bounds_with_the_largest_square_so_far():
     tx = gradtx.scale_by_adabound(1.0, 1.0, (0.0, 0.5), eps=0.0, gamma=1e-9, amsgrad=True)
     state = tx.init({"w": torch.zeros(1, dtype=torch.float64)})

@@ -128,18 +128,6 @@ def test_one_step_equals_the_hand_computed_values(tx, grad, expected):
     assert first_update(tx, grad) == pytest.approx(expected, rel=1e-15)
 
 
-def test_clip_adaptive_bounds_each_row_by_its_own_weights():
-    # limits 0.1 * 5, 0.1 * 0.2 (the floor), 0.1 * 10 for norms 5, 1, 1
-    tx = gradtx.clip_adaptive(0.1, eps=0.2)
-    grad, param = [[3.0, 4.0], [0.0, 1.0], [1.0, 0.0]], [[3.0, 4.0], [0.0, 0.0], [6.0, 8.0]]
-    expected = [[0.3, 0.4], [0.0, 0.02], [1.0, 0.0]]
-    assert first_update(tx, grad, param) == [pytest.approx(row) for row in expected]
-
-
-def test_a_vector_is_one_unit_of_clip_adaptive():
-    assert first_update(gradtx.clip_adaptive(0.1), [3.0, 4.0], [0.0, 10.0]) == pytest.approx([0.6, 0.8])
-
-
 def bound_norm(s, t, g, p, p_bound):
     if t == 1:
         s.limit = p_bound * p.norm()

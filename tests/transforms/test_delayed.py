@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import Transformed, first_update, problem
+from tests.references import Transformed, problem
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -59,23 +59,6 @@ def test_a_leaf_without_gradient_is_in_neither_part_of_the_mean():
     for _ in range(3):
         update = both(grads, params)
         assert torch.equal(update["a"], alone({"a": grads["a"]}, {"a": params["a"]})["a"])
-
-
-@pytest.mark.parametrize(
-    ("reduce", "expected"),
-    # n = 2: the third step has m = (g3 + g2/2) / 1.5, v of g1 = [3, 4]
-    [("max", [4 / 4, -2 / 4]), ("mean", [4 / 12.5**0.5, -2 / 12.5**0.5]), ("none", [4 / 3, -2 / 4])],
-)
-def test_adashift_divides_the_window_by_the_gradient_that_left_it(reduce, expected):
-    tx = gradtx.scale_by_adashift((0.5, 0.9), keep_num=2, reduce=reduce)
-    got = updates_of(tx, [3.0, 4.0], [6.0, -2.0], [3.0, -2.0])
-    assert got == [[0.0, 0.0], [0.0, 0.0], pytest.approx(expected)]
-
-
-@pytest.mark.parametrize("n", [1, 2, 5])
-def test_adashift_moves_nothing_in_its_first_n_steps(n):
-    got = [first_update(gradtx.scale_by_adashift(keep_num=n), [2.0], steps=t)[0] for t in range(1, n + 3)]
-    assert got == [0.0] * n + [pytest.approx(1.0), pytest.approx(1.0)]  # a constant gradient over its size
 
 
 def test_the_window_keeps_the_last_gradients_newest_first():

@@ -2,12 +2,6 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import first_update
-
-
-def test_the_first_step_forgets_nothing_and_makes_a_matrix_of_rank_one_all_signs():
-    tx = gradtx.scale_by_factored_rms()
-    assert first_update(tx, [[2.0, -4.0], [3.0, -6.0]]) == [pytest.approx([1.0, -1.0])] * 2
 
 
 def test_a_rank_three_leaf_is_factored_in_its_last_two_dimensions():

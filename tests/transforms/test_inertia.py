@@ -1,4 +1,3 @@
-import pytest
 import torch
 
 import gradtx
@@ -24,22 +23,6 @@ def test_leaves_without_a_gradient_and_empty_ones_do_not_enter_the_mean():
     _, state = tx.update(grads, tx.init(params))
     # the mean is 5
     torch.testing.assert_close(state["scale_by_adai"]["beta1_prod"]["a"], torch.tensor([0.98, 0.82]))
-
-
-def test_the_product_corrects_the_bias_of_the_average():
-    # a constant gradient comes out as itself, at every inertia
-    for steps in (1, 2, 5):
-        assert first_update(gradtx.scale_by_adai(betas=(0.5, 0.9)), [1.0, -3.0, 0.0], steps=steps) == pytest.approx(
-            [1.0, -3.0, 0.0]
-        )
-
-
-def test_less_dampening_takes_more_of_the_gradient():
-    # of one entry: inertia 1 - 0.25, so 0.25^0.5 g over 0.25, times 0.25^0.5
-    assert first_update(gradtx.scale_by_adai(betas=(0.25, 0.0), dampening=0.5), [2.0]) == pytest.approx([2.0])
-    # at step 2 the average is 0.75 * 1 + 0.5 * 2, over 1 - 0.75^2
-    update = first_update(gradtx.scale_by_adai(betas=(0.25, 0.0), dampening=0.5), [2.0], steps=2)
-    assert update == pytest.approx([0.5 * 1.75 / (1 - 0.5625)])
 
 
 def test_all_gradients_zero_give_zero():

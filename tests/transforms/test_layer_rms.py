@@ -1,15 +1,9 @@
-import pytest
 import torch
 
 import gradtx
 from tests.references import (
     Transformed,
-    first_update,
 )
-
-
-def test_eps_is_outside_the_root():
-    assert first_update(gradtx.scale_by_layer_rms(eps=5.0), [3.0, 4.0]) == pytest.approx([0.3, 0.4])
 
 
 def test_the_average_starts_from_the_first_gradient_that_is_not_zero():

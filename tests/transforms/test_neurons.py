@@ -42,13 +42,6 @@ def test_project_neurons_keeps_the_tree_and_leaves_the_given_one_alone():
     assert gradtx.project_neurons(torch.tensor([[2.0, 2.0], [0.0, 0.0]])).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
-def test_the_first_direction_has_the_mean_norm_of_the_first_weights():
-    # rows of norm 1 and 3 at the start, without constraints
-    tx = gradtx.scale_by_neuron_norm(constraints=False)
-    update = first_update(tx, [[30.0, 40.0], [0.0, -0.1]], [[1.0, 0.0], [0.0, 3.0]])
-    assert update == [pytest.approx([1.2, 1.6]), pytest.approx([0.0, -2.0])]
-
-
 @pytest.mark.parametrize("constraints", [True, False])
 @pytest.mark.parametrize("param", [[0.0, 0.0], [[0.0, 0.0], [0.0, 0.0]]], ids=str)
 def test_weights_of_zero_have_a_scale_of_a_hundredth(param, constraints):

@@ -7,18 +7,11 @@ import gradtx
 from tests.references import (
     TOLERANCE,
     Loop,
-    adam_moments,
     difference,
     first_update,
     named,
-    rectified,
     rectifier,
 )
-
-
-def radam(s, t, g, p, betas=(0.9, 0.999), eps=1e-8, rho_threshold=5.0, degenerated_to_sgd=True):
-    adam_moments(s, t, g, betas)
-    return rectified(s, t, s.m, s.v, betas, eps, rho_threshold, degenerated_to_sgd)
 
 
 def held(s, t, g, p, beta2=0.999, rho_threshold=5.0):
@@ -38,20 +31,6 @@ def test_hold_until_rectified_passes_nothing_before_while_momentum_collects(opti
 
 def test_held_updates_are_zero_even_where_they_were_not_finite():
     assert first_update(gradtx.hold_until_rectified(0.999), [math.inf, -1.0]) == [0.0, 0.0]
-
-
-@pytest.mark.parametrize(("beta2", "first"), [(0.999, 6), (0.9, 6), (0.75, 8), (0.66, None)])
-def test_the_first_rectified_step(beta2, first):
-    tx = gradtx.hold_until_rectified(beta2)
-    passed = [t for t in range(1, 60) if first_update(tx, [1.0], steps=t) == [1.0]]
-    assert passed == ([] if first is None else list(range(first, 60)))
-
-
-def test_rectification_tends_to_adam():
-    # beta2 = 0.9: rho tends to 19, r to 1
-    radam, adam = gradtx.scale_by_radam((0.5, 0.9), eps=0.0), gradtx.scale_by_adam((0.5, 0.9), eps=0.0)
-    assert first_update(radam, [4.0], steps=200) == pytest.approx(first_update(adam, [4.0], steps=200), rel=1e-6)
-    assert first_update(radam, [4.0], steps=8)[0] < 0.7
 
 
 @pytest.mark.parametrize("beta2", [0.0, 1 / 3, 0.5, 0.6, 2 / 3, 0.75, 0.999])
