@@ -15,16 +15,16 @@ from tests.fuzz import chains, rules, states, wide
 KINDS = {
     "rules": rules.run,
     "vmap": chains.run,
-    "narrow": lambda seed: wide.run(seed, wide.narrow_case),
-    "poisoned narrow": lambda seed: wide.run_poisoned(seed, wide.narrow_case),
+    "narrow": lambda seed: wide.run(seed, chains.drawn_case),
+    "poisoned narrow": lambda seed: wide.run_poisoned(seed, chains.drawn_case),
     "states": states.run,
     "wide": wide.run,
     "poisoned wide": wide.run_poisoned,
 }
 CASES = {
     "vmap": chains.drawn_case,
-    "narrow": wide.narrow_case,
-    "poisoned narrow": wide.narrow_case,
+    "narrow": chains.drawn_case,
+    "poisoned narrow": chains.drawn_case,
     "wide": wide.drawn_case,
     "poisoned wide": wide.drawn_case,
 }

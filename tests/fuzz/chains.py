@@ -37,13 +37,17 @@ TREES: list[Callable[[], Any]] = [
 
 @dataclasses.dataclass
 class Case:
-    """A chain with its parameters and gradients."""
+    """A chain with its parameters, gradients and other inputs."""
 
     tx: GradientTransformation
     params: dict[str, Tensor]
     gradients: Gradients
-    dtype: torch.dtype
-    takes_closure: bool = False
+    extras: list[dict[str, Any]]
+    takes_closure: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(iter(self.params.values())).dtype
 
     def __repr__(self) -> str:
         shapes = {name: tuple(param.shape) for name, param in self.params.items()}
@@ -224,7 +228,7 @@ def drawn_case(seed: int, rate: Any = None) -> Case:
     takes_closure = "grad_fn" in tx.needs
     if takes_closure:
         gradients = [{name: params[name] for name in names} for _ in range(STEPS)]  # the closure makes them
-    return Case(tx, params, gradients, dtype, takes_closure)
+    return Case(tx, params, gradients, [{} for _ in range(STEPS)], takes_closure)
 
 
 def poisoned(case: Any, seed: int) -> Any:
@@ -260,20 +264,53 @@ def drawn_chain(seed: int, names: list[str], rate: Any) -> GradientTransformatio
 # Ways to run a case.
 
 
-def gradient_of(params: Any) -> Any:
-    """The gradients of the loss that closures have."""
-    return {name: 0.5 * param + torch.sin(3 * param) for name, param in params.items()}
+# Loss of the cases whose chain takes a closure; by leaf, since a leaf may be out of it.
 
 
-def functional(case: Case, tx: GradientTransformation | None = None) -> dict[str, Tensor]:
-    """Final parameters by pure functions, in which every leaf counts its steps."""
-    tx, params = tx or case.tx, dict(case.params)
-    state = tx.init(params, counts="leaves")
-    for step in case.gradients:
+def loss_of(values: dict[str, Tensor], names: set[str]) -> Tensor:
+    terms = [torch.zeros((), dtype=torch.float64)]
+    for name in sorted(names):
+        value = values[name].double()
+        terms.append(0.25 * value.square().sum() - torch.cos(3 * value).sum() / 3)
+    return torch.stack(terms).sum()
+
+
+def gradients_of(values: dict[str, Tensor], names: set[str]) -> dict[str, Tensor | None]:
+    gradients: dict[str, Tensor | None] = dict.fromkeys(values)
+    for name in names:
+        value = values[name].detach().double()
+        gradients[name] = (0.5 * value + torch.sin(3 * value)).to(values[name].dtype)
+    return gradients
+
+
+def present(step: dict[str, Tensor | None]) -> set[str]:
+    return {name for name, gradient in step.items() if gradient is not None}
+
+
+def functional(
+    case: Case, nudge: Callable[[Tensor], Tensor] = lambda gradient: gradient, counts: str = "leaves"
+) -> dict[str, Tensor]:
+    """Final parameters by pure functions, in which every leaf counts its steps; `nudge` changes each gradient."""
+
+    def nudged(gradients: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
+        return {name: None if gradient is None else nudge(gradient) for name, gradient in gradients.items()}
+
+    tx, params = case.tx, dict(case.params)
+    state = tx.init(params, counts=counts)
+    for step, extras in zip(case.gradients, case.extras, strict=True):
+        names, grads, extras = present(step), nudged(step), dict(extras)
         if case.takes_closure:
-            updates, state = tx.update(gradient_of(params), state, params, grad_fn=gradient_of)
-        else:
-            updates, state = tx.update(step, state, params)
+
+            def grad_fn(values: Any, names: set[str] = names) -> Any:
+                return nudged(gradients_of(values, names))
+
+            def value_fn(values: Any, names: set[str] = names) -> Tensor:
+                return loss_of(values, names)
+
+            grads = grad_fn(params)
+            given = {"grad_fn": grad_fn, "value_fn": value_fn, "value": value_fn(params)}
+            extras.update({name: value for name, value in given.items() if name in tx.needs})
+        updates, state = tx.update(grads, state, params, **extras)
         params = gradtx.apply_updates(params, updates)
     return params
 
@@ -281,7 +318,7 @@ def functional(case: Case, tx: GradientTransformation | None = None) -> dict[str
 class Adapted:
     """A case by the adapter, with its parameters in a number of groups."""
 
-    def __init__(self, case: Any, groups: int = 1, **options: Any):
+    def __init__(self, case: Case, groups: int = 1, **options: Any):
         self.case = case
         self.named = {name: Parameter(param.clone()) for name, param in case.params.items()}
         named = list(self.named.items())
@@ -291,21 +328,52 @@ class Adapted:
     def values(self) -> dict[str, Tensor]:
         return {name: param.detach().clone() for name, param in self.named.items()}
 
-    def steps(self, first: int = 0, last: int = STEPS) -> dict[str, Tensor]:
-        for step in self.case.gradients[first:last]:
+    def steps(self, first: int = 0, last: int = STEPS, **options: Any) -> dict[str, Tensor]:
+        for i in range(first, last):
+            step, extras = self.case.gradients[i], self.case.extras[i]
             if self.case.takes_closure:
-                self.optimizer.step(self.closure)
+                self.optimizer.step(self._closure(present(step)), **extras, **options)
                 continue
             for name, param in self.named.items():
                 gradient = step[name]
                 param.grad = None if gradient is None else gradient.clone()
-            self.optimizer.step()
+            self.optimizer.step(**extras, **options)
         return self.values()
 
-    def closure(self) -> float:
-        for name, gradient in gradient_of({name: param.detach() for name, param in self.named.items()}).items():
-            self.named[name].grad = gradient
-        return 0.0
+    def _closure(self, names: set[str]) -> Callable[[], Tensor]:
+        def closure() -> Tensor:
+            values = {name: param.detach() for name, param in self.named.items()}
+            for name, gradient in gradients_of(values, names).items():
+                self.named[name].grad = gradient
+            return loss_of(values, names)
+
+        return closure
+
+    def give_in_place(self, i: int) -> None:
+        """Write the gradients of a step into the tensors of the step before."""
+        for name, param in self.named.items():
+            gradient = self.case.gradients[i][name]
+            if param.grad is None:
+                param.grad = gradient.clone()
+            else:
+                param.grad.copy_(gradient)
+
+    def places(self) -> list[tuple[str, int]]:
+        """Where the tensors of the state are."""
+        places: list[tuple[str, int]] = []
+        for state in self.optimizer.state.values():
+            places.extend((key, tensor.data_ptr()) for key, tensor in state.items())
+        return places
+
+    def released_steps(self) -> dict[str, Tensor]:
+        """Steps during backward."""
+        self.optimizer.release_gradients()
+        for step in self.case.gradients:
+            terms = [(self.named[name] * step[name]).sum() for name in sorted(present(step))]
+            if terms:
+                torch.stack(terms).sum().backward()
+            self.optimizer.step()
+        return self.values()
 
 
 def assert_near(actual: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float, what: str) -> None:
@@ -347,11 +415,11 @@ def check_vmap(seed: int) -> None:
     case = drawn_case(seed)
     names = list(case.params)
 
-    def run(rate: Tensor) -> dict[str, Tensor]:
-        return functional(case, drawn_chain(seed, names, rate))
+    def run(rate: Any) -> dict[str, Tensor]:
+        return functional(dataclasses.replace(case, tx=drawn_chain(seed, names, rate)))
 
     together = torch.vmap(run)(rates)
-    apart = [functional(case, drawn_chain(seed, names, float(rate))) for rate in rates]
+    apart = [run(float(rate)) for rate in rates]
     stacked = {name: torch.stack([values[name] for values in apart]) for name in case.params}
     tolerance = 1e-10 if case.dtype == torch.float64 else 1e-5
     assert_near(together, stacked, tolerance, "vmap against a loop")

@@ -25,13 +25,13 @@ def test_compiled_random_rules_equal_the_rules_line_by_line(seed):
 @pytest.mark.parametrize("first", [72, *by_night(range(0, 152, 4))])
 def test_random_chains_of_few_combinators_agree_in_all_ways_to_run_them(first):
     for seed in range(first, first + 4):
-        wide.run(seed, wide.narrow_case)
+        wide.run(seed, chains.drawn_case)
 
 
 @pytest.mark.parametrize("first", by_night(range(0, 120, 8)))
 def test_random_chains_of_few_combinators_skip_gradients_that_are_not_finite(first):
     for seed in range(first, first + 8):
-        wide.run_poisoned(seed, wide.narrow_case)
+        wide.run_poisoned(seed, chains.drawn_case)
 
 
 @pytest.mark.parametrize("first", [72, *by_night(range(0, 152, 8))])

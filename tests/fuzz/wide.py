@@ -17,7 +17,6 @@ import dataclasses
 import random
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,7 +26,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import gradtx
 from gradtx import GradientTransformation, chain
 from tests.fuzz import chains
-from tests.fuzz.chains import STEPS, TREES, Gradients, Maker, check_resumed, check_same, drawn_tensors, normal
+from tests.fuzz.chains import (
+    STEPS,
+    TREES,
+    Adapted,
+    Case,
+    Gradients,
+    Maker,
+    check_resumed,
+    check_same,
+    drawn_tensors,
+    functional,
+    normal,
+    present,
+)
 from tests.optim.problems import assert_equal, saved_and_loaded
 from tests.optim.tape import Tape
 
@@ -42,26 +54,6 @@ CODES = ["int8", "int4", "float8", "bfloat16+8", "bfloat16:stochastic", torch.bf
 FACTORIES = {name: value for name in gradtx.__all__ if hasattr(value := getattr(gradtx, name), "spec")}
 ALIASES = [name for name, factory in FACTORIES.items() if factory.spec.kind == "alias"]
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-2}
-
-
-@dataclass
-class Case:
-    """A chain with its parameters, gradients and other inputs."""
-
-    tx: GradientTransformation
-    params: dict[str, Tensor]
-    gradients: Gradients
-    extras: list[dict[str, Any]]
-    takes_closure: bool
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(iter(self.params.values())).dtype
-
-    def __repr__(self) -> str:
-        shapes = {name: tuple(param.shape) for name, param in self.params.items()}
-        missing = [[name for name, grad in step.items() if grad is None] for step in self.gradients]
-        return f"{self.tx!r}\n  {shapes}, {self.dtype}, without gradient: {missing}"
 
 
 class WideMaker(Maker):
@@ -170,25 +162,6 @@ class WideMaker(Maker):
         return tx
 
 
-# Loss of the cases whose chain takes a closure; by leaf, since a leaf may be out of it.
-
-
-def loss_of(values: dict[str, Tensor], names: set[str]) -> Tensor:
-    terms = [torch.zeros((), dtype=torch.float64)]
-    for name in sorted(names):
-        value = values[name].double()
-        terms.append(0.25 * value.square().sum() - torch.cos(3 * value).sum() / 3)
-    return torch.stack(terms).sum()
-
-
-def gradients_of(values: dict[str, Tensor], names: set[str]) -> dict[str, Tensor | None]:
-    gradients: dict[str, Tensor | None] = dict.fromkeys(values)
-    for name in names:
-        value = values[name].detach().double()
-        gradients[name] = (0.5 * value + torch.sin(3 * value)).to(values[name].dtype)
-    return gradients
-
-
 def drawn_case(seed: int) -> Case:
     """The case of a seed."""
     rng = random.Random(f"wide {seed}")
@@ -205,12 +178,6 @@ def drawn_case(seed: int) -> Case:
     return Case(tx, params, gradients, extras, takes_closure)
 
 
-def narrow_case(seed: int) -> Case:
-    """The case of a seed in `chains`."""
-    case = chains.drawn_case(seed)
-    return Case(case.tx, case.params, case.gradients, [{} for _ in range(STEPS)], case.takes_closure)
-
-
 # Ways to run a case.
 
 
@@ -219,89 +186,6 @@ class LeafByLeaf(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return func(*args, **(kwargs or {}))
-
-
-def present(step: dict[str, Tensor | None]) -> set[str]:
-    return {name for name, gradient in step.items() if gradient is not None}
-
-
-def functional(
-    case: Case, nudge: Callable[[Tensor], Tensor] = lambda gradient: gradient, counts: str = "leaves"
-) -> dict[str, Tensor]:
-    """Final parameters by pure functions, in which every leaf counts its steps; `nudge` changes each gradient."""
-
-    def nudged(gradients: dict[str, Tensor | None]) -> dict[str, Tensor | None]:
-        return {name: None if gradient is None else nudge(gradient) for name, gradient in gradients.items()}
-
-    tx, params = case.tx, dict(case.params)
-    state = tx.init(params, counts=counts)
-    for step, extras in zip(case.gradients, case.extras, strict=True):
-        names, grads, extras = present(step), nudged(step), dict(extras)
-        if case.takes_closure:
-
-            def grad_fn(values: Any, names: set[str] = names) -> Any:
-                return nudged(gradients_of(values, names))
-
-            def value_fn(values: Any, names: set[str] = names) -> Tensor:
-                return loss_of(values, names)
-
-            grads = grad_fn(params)
-            given = {"grad_fn": grad_fn, "value_fn": value_fn, "value": value_fn(params)}
-            extras.update({name: value for name, value in given.items() if name in tx.needs})
-        updates, state = tx.update(grads, state, params, **extras)
-        params = gradtx.apply_updates(params, updates)
-    return params
-
-
-class Adapted(chains.Adapted):
-    """A case by the adapter, with closures and extras."""
-
-    def steps(self, first: int = 0, last: int = STEPS, **options: Any) -> dict[str, Tensor]:
-        for i in range(first, last):
-            step, extras = self.case.gradients[i], self.case.extras[i]
-            if self.case.takes_closure:
-                self.optimizer.step(self._closure(present(step)), **extras, **options)
-                continue
-            for name, param in self.named.items():
-                gradient = step[name]
-                param.grad = None if gradient is None else gradient.clone()
-            self.optimizer.step(**extras, **options)
-        return self.values()
-
-    def _closure(self, names: set[str]) -> Callable[[], Tensor]:
-        def closure() -> Tensor:
-            values = {name: param.detach() for name, param in self.named.items()}
-            for name, gradient in gradients_of(values, names).items():
-                self.named[name].grad = gradient
-            return loss_of(values, names)
-
-        return closure
-
-    def give_in_place(self, i: int) -> None:
-        """Write the gradients of a step into the tensors of the step before."""
-        for name, param in self.named.items():
-            gradient = self.case.gradients[i][name]
-            if param.grad is None:
-                param.grad = gradient.clone()
-            else:
-                param.grad.copy_(gradient)
-
-    def places(self) -> list[tuple[str, int]]:
-        """Where the tensors of the state are."""
-        places: list[tuple[str, int]] = []
-        for state in self.optimizer.state.values():
-            places.extend((key, tensor.data_ptr()) for key, tensor in state.items())
-        return places
-
-    def released_steps(self) -> dict[str, Tensor]:
-        """Steps during backward."""
-        self.optimizer.release_gradients()
-        for step in self.case.gradients:
-            terms = [(self.named[name] * step[name]).sum() for name in sorted(present(step))]
-            if terms:
-                torch.stack(terms).sum().backward()
-            self.optimizer.step()
-        return self.values()
 
 
 # Comparisons.
