@@ -74,31 +74,6 @@ def owner(lr: Scalar = 1.0):
     return lambda update, state, param, ctx: (-lr * update, state)
 
 
-AFTER_OWNER = {
-    "scale_by_learning_rate": gradtx.scale_by_learning_rate(0.1),
-    "add_decayed_weights": gradtx.add_decayed_weights(0.1),
-    "owner": owner(),
-    "regenerate_towards_init": gradtx.regenerate_towards_init(0.1),
-}
-
-
-@pytest.mark.parametrize(("name", "tx"), AFTER_OWNER.items(), ids=AFTER_OWNER)
-@pytest.mark.parametrize("before", [(), (gradtx.trace(0.9),)], ids=["first", "later"])
-def test_what_has_no_place_after_an_owner_of_the_rate_is_refused_by_name(name, tx, before):
-    with pytest.raises(ValueError, match=f"owner owns the learning rate .* so {name} cannot follow it"):
-        chain(*before, owner(), gradtx.scale(1.0), tx)
-
-
-@pytest.mark.parametrize(
-    "tx",
-    [gradtx.accumulate(owner(), every=2), gradtx.masked(owner(), "a"), gradtx.skip_nonfinite(owner())],
-    ids=["accumulate", "masked", "skip_nonfinite"],
-)
-def test_an_owner_inside_a_wrapper_owns_the_rate_of_the_chain_too(tx):
-    with pytest.raises(ValueError, match=r"owns the learning rate .* so scale_by_learning_rate cannot follow it"):
-        chain(tx, gradtx.scale_by_learning_rate(0.1))
-
-
 def test_an_owner_may_stand_after_clipping_and_before_lookahead():
     tx = chain(gradtx.clip_by_global_norm(1.0), owner(lr=2.0), gradtx.lookahead())
     assert tx.hyperparams["lr"] == 2.0

@@ -353,14 +353,9 @@ def test_a_rate_is_found_by_every_name_that_replace_takes():
 
 
 def test_an_owner_inside_a_wrapper_is_named_itself():
-    with pytest.raises(ValueError, match=matching("chain: " + FOLLOWS.format("scale_by_learning_rate"))):
-        chain(gradtx.accumulate(owner(), every=2), gradtx.scale_by_learning_rate(0.1))
-
-
-def test_hyperparams_say_how_to_change_a_value():
-    message = "partition: hyperparams is a copy; replace(lr=...) returns a transformation with another value"
-    with pytest.raises(TypeError, match=matching(message)):
-        TWO.hyperparams["lr"] = 0.5
+    for tx in (gradtx.accumulate(owner(), every=2), gradtx.masked(owner(), "a"), gradtx.skip_nonfinite(owner())):
+        with pytest.raises(ValueError, match=matching("chain: " + FOLLOWS.format("scale_by_learning_rate"))):
+            chain(tx, gradtx.scale_by_learning_rate(0.1))
 
 
 def test_an_attribute_error_of_a_factory_or_a_schedule_is_the_users_own():

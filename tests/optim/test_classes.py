@@ -104,11 +104,6 @@ def test_state_dtype_is_an_argument_of_the_classes():
     assert {state["exp_avg"].dtype for state in states} == {torch.float32}
 
 
-def test_an_unknown_argument_is_an_error_with_a_suggestion():
-    with pytest.raises(TypeError, match="adamw: unknown argument 'weight_deccay'; did you mean 'weight_decay'"):
-        gradtx.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], weight_deccay=0.1)
-
-
 @pytest.mark.parametrize("name", ALIASES)
 def test_the_defaults_of_an_optimizer_make_another_like_it(name):
     """Trainers and torch itself call `type(opt)(params, **opt.defaults)`."""
