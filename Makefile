@@ -9,8 +9,9 @@ export PYTHONDONTWRITEBYTECODE :=
 # that a second index does not have; errors are still shown.
 PIP := PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
+CORES := $(shell getconf _NPROCESSORS_ONLN)
 # One more than cores: tests that start processes wait for them.
-JOBS := $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+JOBS := $(shell echo $$(($(CORES) + 1)))
 
 .PHONY: demo quick test test-all install lint bench gpu docs versions docs-tables clean
 .DELETE_ON_ERROR:
@@ -25,7 +26,7 @@ test-all: $(VENV)/test  # with all cases of tests whose cases multiply
 	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 quick: $(VENV)/test  # no compiler, no processes, no other libraries: a minute and a half
-	@$(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not slow and not nightly" gradtx tests $(ARGS)
+	@$(RUN) -m pytest -n $(CORES) --dist worksteal -m "not slow and not nightly" gradtx tests $(ARGS)
 
 install: $(VENV)/all
 

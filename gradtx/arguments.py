@@ -163,9 +163,16 @@ def is_off(value: Any, off: float = 0.0) -> bool:
 
 
 _SCALAR = {float, Tensor, Schedule}
-_PLAIN_KINDS = {int: "int", bool: "bool", str: "str"}
-_NUMBERS = ("scalar", "betas", "named floats")
-_HYPERPARAMETERS = (*_NUMBERS, *_PLAIN_KINDS.values(), "bool or name")
+_TYPES_OF_KIND = {"bool": bool, "str": str, "bool or name": bool | str}
+_KINDS: dict[frozenset[Any], str] = {
+    frozenset((int,)): "int",
+    frozenset((bool,)): "bool",
+    frozenset((str,)): "str",
+    frozenset((bool, str)): "bool or name",
+    frozenset((int, str)): "int or name",
+    frozenset((int, float)): "number",
+}
+_HYPERPARAMETERS = ("scalar", "betas", "named floats", "int", *_TYPES_OF_KIND)
 
 
 class Hint(NamedTuple):
@@ -225,18 +232,11 @@ def _kind(members: frozenset[Any]) -> str:
         return "scalar"
     if {str, tuple[float, float, float]} < members:
         return "named floats"
-    if members == {float, int}:
-        return "number"
-    if members == {int, str}:
-        return "int or name"
-    if members == {bool, str}:
-        return "bool or name"
-    if len(members) != 1:
-        return "structure"
-    (hint,) = members
-    if typing.get_origin(hint) in (tuple, Sequence):
-        return _kind_of_tuple(typing.get_args(hint))
-    return _PLAIN_KINDS.get(hint, "structure")
+    if len(members) == 1:
+        (hint,) = members
+        if typing.get_origin(hint) in (tuple, Sequence):
+            return _kind_of_tuple(typing.get_args(hint))
+    return _KINDS.get(members, "structure")
 
 
 def _kind_of_tuple(entries: tuple[Any, ...]) -> str:
@@ -287,42 +287,38 @@ class Argument:
         One-entry tensors of any shape are numbers, as in torch, and rounding errors are corrected, since torch's
         schedulers write such values.
         """
-        if value is None and self.optional:
-            return None
+        if self.kind == "structure" or (value is None and self.optional):
+            return value
         if self.kind == "scalar":
             return self._scalar(value, self.name, self.range)
-        if self.kind == "betas":
-            return self._betas(value)
+        if self.kind in ("betas", "ints"):
+            return self._tuple(value)
         if self.kind == "named floats":
             return _as_tuples(value)
-        if self.kind == "int":
-            return self._chosen(self._int(value, self.name, self.range))
-        if self.kind == "ints":
-            return self._ints(value)
         if self.kind == "number":
-            return self._number(value)
-        if self.kind == "int or name":
-            if isinstance(value, str):
-                return self._chosen(value)
-            return self._int(value, self.name, self.range)
-        if self.kind == "bool or name":
-            return self._chosen(self._instance(value, bool | str))
-        if self.kind == "bool":
-            return self._instance(value, bool)
-        if self.kind == "str":
-            return self._chosen(self._instance(value, str))
+            # It determines structure: no tensor and no schedule.
+            if not _is_plain(value, numbers.Real):
+                raise self._misfit("a plain number", value)
+            return self._in_range(value, self.name, self.range)
+        is_name = self.kind == "int or name" and isinstance(value, str)
+        if self.kind in _TYPES_OF_KIND:
+            if not isinstance(value, _TYPES_OF_KIND[self.kind]):
+                raise self._misfit(f"a {self.kind}", value)
+        elif not is_name:
+            value = self._int(value, self.name, self.range)
+        if self.choices and (is_name or self.kind != "int or name"):
+            self._check_chosen(value)
         return value
 
-    def _chosen(self, value: Any) -> Any:
+    def _check_chosen(self, value: Any) -> None:
         """Check a value against those that the annotation lists."""
-        if self.choices and value not in self.choices:
+        if value not in self.choices:
             valid = one_of(self.choices, self.optional)
             if self.kind == "int or name":
                 valid = f"{valid} or an int"
             raise ValueError(
                 f"{self.owner}: {self.name} must be {valid}, got {value!r}"
             )
-        return value
 
     def sample(self) -> Any:
         """Return a valid value.
@@ -344,64 +340,40 @@ class Argument:
             )
         return value
 
-    def _instance(self, value: Any, kind: type | types.UnionType) -> Any:
-        if not isinstance(value, kind):
-            raise TypeError(
-                f"{self.owner}: {self.name} must be a {self.kind}, got {describe(value)}"
-            )
-        return value
-
-    def _int(self, value: Any, name: str, interval: Range) -> int:
-        # A bool is an int in Python, but a user who writes `every=True` means something else.
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-            raise TypeError(
-                f"{self.owner}: {name} must be an int, got {describe(value)}"
-            )
-        return self._in_range(int(value), name, interval)
-
-    def _ints(self, value: Any) -> tuple[int, ...]:
-        if not isinstance(value, tuple | list):
-            raise TypeError(
-                f"{self.owner}: {self.name} must be a list of ints, got {describe(value)}"
-            )
-        return tuple(
-            self._int(
-                entry,
-                f"{self.name}[{i}]",
-                self._entry_ranges[min(i, len(self._entry_ranges) - 1)],
-            )
-            for i, entry in enumerate(value)
+    def _misfit(
+        self, expected: str, value: Any, name: str = "", remedy: str = ""
+    ) -> TypeError:
+        return TypeError(
+            f"{self.owner}: {name or self.name} must be {expected}, got {describe(value)}{remedy}"
         )
 
-    def _number(self, value: Any) -> Any:
-        """Check a number that determines structure, which is no tensor and no schedule."""
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(
-                f"{self.owner}: {self.name} must be a plain number, got {describe(value)}"
-            )
-        return self._in_range(value, self.name, self.range)
+    def _int(self, value: Any, name: str, interval: Range) -> int:
+        # A user who writes `every=True` means something else than 1.
+        if not _is_plain(value, numbers.Integral):
+            raise self._misfit("an int", value, name)
+        return self._in_range(int(value), name, interval)
 
-    def _betas(self, value: Any) -> tuple[Any, ...]:
-        """Check a tuple of numbers, each of which may be a tensor or a schedule."""
+    def _tuple(self, value: Any) -> tuple[Any, ...]:
+        """Check a tuple of ints, or of numbers that may be tensors or schedules."""
+        are_ints = self.kind == "ints"
         if not isinstance(value, tuple | list):
-            raise TypeError(
-                f"{self.owner}: {self.name} must be a tuple of numbers, got {describe(value)}"
-            )
+            expected = "a list of ints" if are_ints else "a tuple of numbers"
+            raise self._misfit(expected, value)
         has_length = isinstance(self.default, tuple | list) and not self.any_length
-        if has_length and len(value) != len(self.default):
+        if not are_ints and has_length and len(value) != len(self.default):
             raise ValueError(
                 f"{self.owner}: {self.name} must have {len(self.default)} entries, got {len(value)}"
             )
-        if not value:
+        if not (are_ints or value):
             raise ValueError(f"{self.owner}: {self.name} must have at least one entry")
-        return tuple(self._entry(i, entry) for i, entry in enumerate(value))
-
-    def _entry(self, i: int, value: Any) -> Any:
-        """Check an entry of a tuple; None is valid where the annotation is `tuple[Scalar | None, ...]`."""
-        k = min(i, len(self._entries) - 1)
-        if value is None and type(None) in self._entries[k].members:
-            return None
-        return self._scalar(value, f"{self.name}[{i}]", self._entry_ranges[k])
+        check = self._int if are_ints else self._scalar
+        checked: list[Any] = []
+        for i, entry in enumerate(value):
+            k = min(i, len(self._entries) - 1)
+            if entry is not None or type(None) not in self._entries[k].members:
+                entry = check(entry, f"{self.name}[{i}]", self._entry_ranges[k])
+            checked.append(entry)
+        return tuple(checked)
 
     def _scalar(self, value: Any, name: str, interval: Range) -> Any:
         if isinstance(value, Schedule):
@@ -415,12 +387,15 @@ class Argument:
                     "use torch.vmap to run one member per value"
                 )
             return value.reshape(()) if value.ndim else value
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(
-                f"{self.owner}: {name} must be a number, a 0-d tensor or a gradtx.Schedule, "
-                f"got {describe(value)}{schedule_remedy(value)}"
-            )
+        if not _is_plain(value, numbers.Real):
+            expected = "a number, a 0-d tensor or a gradtx.Schedule"
+            raise self._misfit(expected, value, name, schedule_remedy(value))
         return self._in_range(interval.nearest(float(value)), name, interval)
+
+
+def _is_plain(value: Any, kind: type) -> bool:
+    """Return whether a value is a number of this kind, and not a bool, which Python counts as an int."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def one_of(choices: Iterable[Any], optional: bool = False) -> str:

@@ -112,6 +112,14 @@ def grafted(direction: Tensor, magnitude: Tensor, eps) -> Tensor:
     return direction * (norm(magnitude) / (norm(direction) + eps))
 
 
+def sum_of_squares(x: Tensor, dim: tuple[int, ...]) -> Tensor:
+    """Return the sums of squares over some dimensions, which are kept as size 1."""
+    if differentiable():
+        return x.square().sum(dim=dim, keepdim=True)
+    # One pass over memory, but the norm has no second derivative at 0.
+    return torch.linalg.vector_norm(x, dim=dim, keepdim=True).square()
+
+
 def unit_norm(x: Tensor) -> Tensor:
     """Return one norm per output unit, over all dimensions but the first (kept as size 1); one norm if ndim <= 1."""
     if x.ndim <= 1:

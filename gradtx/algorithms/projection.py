@@ -16,10 +16,11 @@ from gradtx.algorithms._math import (
     quotient,
     safe_pow,
     safe_sqrt,
+    sum_of_squares,
     unit_centered,
     unit_norm,
 )
-from gradtx.arguments import NonNegative, Scalar, Static, UnfitError
+from gradtx.arguments import NonNegative, Scalar, Static, UnfitError, is_off
 from gradtx.base import torch_names as _torch
 from gradtx.base.exact import exact
 from gradtx.base.messages import describe
@@ -85,15 +86,15 @@ def project_scale_invariant(
             return
         grad, inner = ctx.grad, tuple(range(1, p.ndim))
 
-        def rows(x, y):
+        def products(x, y):
             return (x * y).sum(dim=inner, keepdim=True)
 
         # Four sums per row determine everything; those of the whole leaf are their sums.
         sums = {
-            "grad_param": rows(grad, p),
-            "grad_grad": rows(grad, grad),
-            "param_param": rows(p, p),
-            "update_param": rows(u, p),
+            "grad_param": products(grad, p),
+            "grad_grad": sum_of_squares(grad, inner),
+            "param_param": sum_of_squares(p, inner),
+            "update_param": products(u, p),
         }
         aligned, row_radial = _view(sums, p.shape[1:].numel(), delta, eps)
         of_leaf = {name: x.sum() for name, x in sums.items()}
@@ -104,7 +105,9 @@ def project_scale_invariant(
         radial = torch.where(by_row, row_radial, radial)
         projected = (by_row | ~aligned).to(p.dtype)
         ratio = 1 - (1 - wd_ratio) * projected
-        yield plus_decay(u - radial * p, weight_decay, p, ratio), state
+        # Projection and decay in one pass over p.
+        multiple = -radial if is_off(weight_decay) else ratio * weight_decay - radial
+        yield u + multiple * p, state
 
     return update
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
@@ -257,7 +257,7 @@ class TreeRun(Run):
             if not isinstance(old, dict):
                 return self.new_shared.get(path, {}).get(key, old)
             return {
-                name: _new_slot(leaves.get(name), path, key, tensor)
+                name: new_slot(leaves.get(name), path, key, tensor)
                 for name, tensor in old.items()
             }
 
@@ -356,7 +356,7 @@ def count_after(leaf: Leaf | None, count: Any) -> Any:
     return count + 1 if leaf.counts else count
 
 
-def _new_slot(leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:
+def new_slot(leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:
     if leaf is None or leaf.update is None:
         return old  # no gradient: unchanged
     new = leaf.new.get(path, {}).get(slot)
@@ -479,8 +479,12 @@ def begin(
     state: Any,
     params: Any,
     extras: dict[str, Any],
+    only: Container[str] | None = None,
 ) -> tuple[TreeRun, dict[str, Leaf]]:
-    """Check a call of `update`; return its run, and the leaves that take part in it, with their programs."""
+    """Check a call of `update`; return its run, and the leaves that take part in it, with their programs.
+
+    `only` are the names of the leaves to return if the caller processes the others itself.
+    """
     grads, unflatten = _tree.flatten(updates, "updates")
     by_name: dict[str, Any] = {}
     unflatten_params = None
@@ -494,7 +498,7 @@ def begin(
     run.grad_fn, run.value_fn = extras.get("grad_fn"), extras.get("value_fn")
     run.check(grads)
     values = None if params is None else by_name
-    return run, _leaves_of(run, grads, values, extras, kinds)
+    return run, _leaves_of(run, grads, values, extras, kinds, only)
 
 
 def _leaves_of(
@@ -503,12 +507,14 @@ def _leaves_of(
     params: dict[str, Any] | None,
     extras: dict[str, Any],
     kinds: dict[str, str],
+    only: Container[str] | None,
 ) -> dict[str, Leaf]:
-    """Return the leaves that take part in this update, with their programs."""
     scalars, trees = split_extras(extras, kinds, grads)
     run.known_extras, run.leaf_extras = kinds, trees
     leaves: dict[str, Leaf] = {}
     for name, grad in grads.items():
+        if only is not None and name not in only:
+            continue
         grad = completed(grad)
         param = None if params is None else params[name]
         like = None

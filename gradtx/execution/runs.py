@@ -82,6 +82,7 @@ class Run:
         starts: The initial 0-d values of stages that may restart in this call.
         late_terms: The terms, by leaf, of each sum that is complete only when all leaves have finished.
         late_sums: How such a sum is stored, by its path and name.
+        sums: The sums over leaves, by the path of the operation at which they waited.
         new_trees: The new state of each pair of plain functions.
         stages: The name of each stage, in the order of the chain.
         opaque: The stages whose state is a user's tree.
@@ -110,6 +111,7 @@ class Run:
         self.starts: dict[Path, dict[str, Tensor]] = {}
         self.late_sums: dict[tuple[Path, str], LateTerm] = {}
         self.late_terms: dict[tuple[Path, str], dict[str, Any]] = {}
+        self.sums: dict[Path, Mapping[str, Tensor]] = {}
         self.new_trees: dict[Path, Any] = {}
         self.stages: dict[Path, str] = {}
         self.opaque: set[Path] = set()
@@ -215,11 +217,10 @@ class Run:
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         """Return the total for the leaves that wait at an operation."""
-        return operation.combine(waiting)
-
-    def sums_of_programs(self, path: Path) -> Mapping[str, Tensor]:
-        """Return the sums over leaves at a stage if only programs have reached it, else an empty mapping."""
-        return {}
+        total = operation.combine(waiting)
+        if operation.sums and not operation.of_leaf:
+            self.sums[operation.path] = total
+        return total
 
     def shared(
         self, path: Path, start: Mapping[str, Callable[[], Tensor]]

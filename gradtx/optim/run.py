@@ -17,7 +17,7 @@ from gradtx.base.dtensor import gradient_like, local, placed_as, total
 from gradtx.base.errors import Path
 from gradtx.base.tree import check_names
 from gradtx.execution.context import Clock
-from gradtx.execution.execute import Leaf, Operation
+from gradtx.execution.execute import Leaf
 from gradtx.execution.pure import as_number, moved_along
 from gradtx.execution.runs import Run
 from gradtx.optim.groups import CPU
@@ -247,7 +247,6 @@ class OptimizerRun(Run):
         self.device = next(iter(members)).device if members else torch.device("cpu")
         self.state = state
         self._members = members
-        self._sums: dict[Path, Mapping[str, Tensor]] = {}
 
     def scalars(self, path: Path) -> Leaves:
         for param, member in self._members.items():
@@ -265,15 +264,6 @@ class OptimizerRun(Run):
         if path not in choices:
             choices[path] = selector.choose(leaf.name, leaf.key)
         return choices[path]
-
-    def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
-        total = super().combined(operation, waiting)
-        if operation.sums and not operation.of_leaf:
-            self._sums[operation.path] = total
-        return total
-
-    def sums_of_programs(self, path: Path) -> Mapping[str, Tensor]:
-        return self._sums.get(path, {})
 
     def whole(self, values: dict[str, Any]) -> Any:
         return values

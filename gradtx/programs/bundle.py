@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeGuard, TypeVar
 
@@ -84,11 +85,6 @@ PhaseT = TypeVar("PhaseT", bound=Phase)
 def have_sums(phases: Sequence[Phase]) -> bool:
     """Whether a program sums over leaves, for its own step or for the next one."""
     return any(each.terms(each.names) for each in phases)
-
-
-def has_late_sums(phases: Sequence[Phase]) -> bool:
-    """Whether a program sums over leaves for the next step."""
-    return any(isinstance(name, LateTerm) for name in phases[-1].names)
 
 
 def phases_of(
@@ -296,6 +292,21 @@ class ListBundle(ProgramBundle):
         if phase.operation is None:
             return self.end(phase, results)
         return self.terms(phase, results)
+
+    def hand_over(
+        self, phase: ListPhase, results: list[list[Any]], start: int = 0
+    ) -> None:
+        """Hand over the results that are not columns: the new shared values, and the terms of late sums."""
+        outputs = zip(phase.names, phase.dtypes, results[0], strict=True)
+        has_terms = False
+        for name, dtype, value in itertools.islice(outputs, start, None):
+            if phase.is_term(name):
+                has_terms = True
+            else:
+                self.share(name, self.as_tensor(value, dtype))
+        for leaf, terms in self.terms(phase, results) if has_terms else ():
+            for place, term in terms.items():
+                self.run.add_late(place, leaf.name, term)
 
     def terms(self, phase: ListPhase, results: list[list[Any]]) -> LeafTerms:
         """Return the terms of each leaf in sums over leaves; those of the parts of a leaf are added."""

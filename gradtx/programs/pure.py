@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -30,14 +30,13 @@ from gradtx.execution.execute import (
     takes_none,
 )
 from gradtx.execution.pure import LEAF_STEPS, TreeRun, as_number, count_after
-from gradtx.execution.runs import Run, clock_at
+from gradtx.execution.runs import LateTerm, Run, clock_at
 from gradtx.programs.bundle import (
     ListBundle,
     ListPhase,
     chunks,
     differ_by_leaf,
     entries_of_a_call,
-    has_late_sums,
     is_on_accelerator,
 )
 from gradtx.programs.cache import SharedPrograms
@@ -119,7 +118,18 @@ def update(
     values = program.resolved(numbers.values, tensors)
     if _records_gradients((), values):  # a schedule depends on a learned tensor
         return None
-    return program(tensors, values, known.values())
+    call = Call(tx, updates, state, params, extras)
+    return program(call, tensors, values, known.values())
+
+
+class Call(NamedTuple):
+    """The arguments of `begin`."""
+
+    tx: Transformation
+    updates: Any
+    state: Any
+    params: Any
+    extras: dict[str, Any]
 
 
 def _records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:
@@ -286,11 +296,18 @@ class TreeProgram:
         on_host = not any(map(is_on_accelerator, scalars))
         trees = _tree.named(params), old, _tree.named(updates)
         rows: dict[Any, list[_Row]] = {}
+        self._alone: dict[str, _Row] = {}  # the leaves without a program
         for name, leaf in leaves.items():
-            if leaf.has_gradient:
-                row = _Row.of(leaf, *trees, tensors)
+            if not leaf.has_gradient:
+                continue
+            row = _Row.of(leaf, *trees, tensors)
+            if all(
+                operation.has_list_program(leaf, True) for operation in leaf.program
+            ):
                 key = count_of.get(name, self._step), row.kind()
                 rows.setdefault(key, []).append(row)
+            else:
+                self._alone[name] = row
         self._bundles: list[_TreeBundle] = []
         for (count, _), alike in rows.items():
             signature = self._signature(run, alike[0], tensors, numbers, known, unread)
@@ -299,11 +316,14 @@ class TreeProgram:
             shared = [self._shared[place] for place in signature.shared]
             arguments = [(row, row.leaf.shape, row.tensors) for row in alike]
             for phases, of_program in programs.by_program(arguments):
-                if isinstance(phases, str) or has_late_sums(phases):
-                    raise _UnsuitableError
-                bundle = _TreeBundle(of_program, phases, count, shared)
-                self._bundles.append(bundle)
-        self._check_clocks(run)
+                if isinstance(phases, str):
+                    self._alone.update((row.leaf.name, row) for row in of_program)
+                else:
+                    bundle = _TreeBundle(of_program, phases, count, shared)
+                    self._bundles.append(bundle)
+        if not self._bundles:
+            raise _UnsuitableError
+        self._has_tree_run = self._needs_tree_run(run.block.clock_paths())
 
     def _signature(
         self,
@@ -357,14 +377,14 @@ class TreeProgram:
             numbers.append(resolve(value, tensors[i]) if is_schedule else value)
         return numbers
 
-    def _check_clocks(self, run: TreeRun) -> None:
-        """Check that some program advances each inner clock: without leaves, a clock counts the call nevertheless."""
-        advanced: set[Any] = set()
+    def _needs_tree_run(self, clocks: Collection[Path]) -> bool:
+        """Whether programs leave work to the run: single leaves, sums that end late, clocks without leaves."""
+        names: set[Any] = set()
         for bundle in self._bundles:
-            advanced.update(bundle.program[-1].names)
-        clocks = run.block.clock_paths()
-        if any(place[0] in clocks and place not in advanced for place in self._shared):
-            raise _UnsuitableError
+            names.update(bundle.program[-1].names)
+        of_clocks = (place for place in self._shared if place[0] in clocks)
+        has_late_sums = any(isinstance(name, LateTerm) for name in names)
+        return bool(self._alone) or has_late_sums or not names.issuperset(of_clocks)
 
     def fits(self, tensors: list[Tensor]) -> bool:
         """Whether tensors have the dtypes, devices, shapes and strides that the program was created for."""
@@ -379,23 +399,30 @@ class TreeProgram:
         return list(map(as_real, tensors)) if self._complex else tensors
 
     def __call__(
-        self, tensors: list[Tensor], numbers: list[Any], extras: Iterable[Tensor]
+        self,
+        call: Call,
+        tensors: list[Tensor],
+        numbers: list[Any],
+        extras: Iterable[Tensor],
     ) -> tuple[Any, dict[str, Any]]:
         """Return new `(updates, state)`."""
         old, tensors = tensors, self._real(tensors)
         new: list[Any] = [None] * len(tensors)
-        run = Run()
+        run, leaves = Run(), {}
+        if self._has_tree_run:
+            run, leaves = _pure.begin(*call, self._alone)
         calls: list[_TreeBundle] = []
         for bundle in self._bundles:
-            call = copy.copy(bundle)
-            call.tensors, call.results = tensors, new
+            bundle = copy.copy(bundle)
+            bundle.tensors, bundle.results = tensors, new
             shared = [tensors[i] for i in bundle.shared]
             counts = tensors[bundle.count] + 1, tensors[self._latest]
-            call.begin(run, [*counts, *numbers, *shared, *extras], True)
-            calls.append(call)
+            bundle.begin(run, [*counts, *numbers, *shared, *extras], True)
+            calls.append(bundle)
         try:
             with torch.no_grad():
-                execute(calls)  # type: ignore[arg-type]
+                execute(itertools.chain(calls, leaves.values()))  # type: ignore[arg-type]
+                run.end()
         except Exception as error:
             add_note(error)
             raise
@@ -406,6 +433,8 @@ class TreeProgram:
             new[i] = tensors[i] + 1
         for i in self._complex:
             new[i] = None if new[i] is None else as_complex(new[i])
+        if isinstance(run, TreeRun):
+            self._write_alone(run, leaves, call, old, new)
         for i in self._of_results:
             # A leaf without a gradient, or a stage that no leaf passes through.
             if new[i] is None:
@@ -417,6 +446,28 @@ class TreeProgram:
                 name: step + tick for name, tick in self._first_ticks.items()
             }
         return updates, state
+
+    def _write_alone(
+        self,
+        run: TreeRun,
+        leaves: dict[str, Leaf],
+        call: Call,
+        old: list[Tensor],
+        new: list[Any],
+    ) -> None:
+        """Write the results of the leaves without a program, and ensure that no result shares memory with another."""
+        for name, leaf in leaves.items():
+            row = self._alone[name]
+            *_, gradient = row.indices
+            update: Any = leaf.result()
+            new[gradient] = leaf.in_callers_form(update)
+            indices = row.indices[leaf.param is not None :]
+            for (path, slot), i in zip(row.slots, indices, strict=False):
+                new[i] = _pure.new_slot(leaf, path, slot, old[i])
+        run.memory.register([*old, *_tree.tensors(call.extras)])
+        for i in self._of_results:
+            if new[i] is not None:
+                new[i] = run.memory.unshared(new[i])
 
 
 def _check_call(
@@ -436,13 +487,8 @@ def _check_call(
     if run.opaque or ((known or unread) and checks_extras(operations)):
         raise _UnsuitableError
     have_gradients = [leaf.has_gradient for leaf in leaves.values()]
-    has_missing = sum(have_gradients) < len(run.names)
-    if not any(have_gradients) or (has_missing and takes_none(operations)):
+    if sum(have_gradients) < len(run.names) and takes_none(operations):
         raise _UnsuitableError
-    for leaf in leaves.values():
-        for operation in leaf.program:
-            if leaf.has_gradient and not operation.has_list_program(leaf, True):
-                raise _UnsuitableError
 
 
 class _Row(NamedTuple):
@@ -544,6 +590,4 @@ class _TreeBundle(ListBundle):
                     values = [self.as_tensor(values, dtype).clone() for _ in indices]
                 for i, value in zip(indices, values, strict=True):
                     self.results[i] = value
-        outputs = zip(phase.names, phase.dtypes, results[0], strict=True)
-        for name, dtype, value in itertools.islice(outputs, len(self._written), None):
-            self.share(name, self.as_tensor(value, dtype))
+        self.hand_over(phase, results, len(self._written))

@@ -42,19 +42,6 @@ def _is_axis(values: Sequence[Any]) -> bool:
     return len(values) > 1 and all(map(is_number, values))
 
 
-def _is_geometric(values: Sequence[float]) -> bool:
-    """Whether values are positive, and their ratios vary less than their differences."""
-    ordered = sorted(set(values))
-    if ordered[0] <= 0 or len(ordered) < 2:
-        return False
-    pairs = list(itertools.pairwise(ordered))
-    ratios = [b / a for a, b in pairs]
-    differences = [b - a for a, b in pairs]
-    return max(ratios) / min(ratios) <= max(differences) / min(differences) * 0.999 or (
-        len(pairs) == 1 and ratios[0] > 2
-    )
-
-
 def _draw_lines(
     axes: Any,
     result: Any,
@@ -87,7 +74,8 @@ def _draw_lines(
                 axes.axvline(
                     row[axis], color=line.get_color(), alpha=0.3, linestyle=":"
                 )
-    if _is_geometric([row[axis] for row in rows if axis in row]):
+    values = result.values(axis)
+    if 0 < 10 * min(values) <= max(values):
         axes.set_xscale("log")
     _scale_losses(axes, [row["mean"] for row in rows])
     diverged = any(row["diverged"] for row in rows)

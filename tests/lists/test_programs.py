@@ -1,6 +1,7 @@
 """Programs over lists: what is recorded, what is refused, what is contracted, and what may be overwritten."""
 
 import contextlib
+import copy
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import gradtx
 from gradtx import chain
+from gradtx.base import tree as _tree
 from gradtx.execution import pure as _pure
 from gradtx.execution.phases import PhaseResult
 from gradtx.programs import UnrecordableError, list_function, numbers, record
@@ -530,6 +532,69 @@ def test_a_program_of_pure_use_keeps_no_tensor_alive():
     del params, updates, state
     gc.collect()
     assert [ref() for ref in kept] == [None, None]
+
+
+@gradtx.per_tensor
+def reads_a_value():
+    def update(u, state, p, ctx):
+        return (2 * u if u.sum().item() > 0 else u), {"calls": state["calls"] + 1}
+
+    return {"calls": torch.zeros_like}, update
+
+
+MIXED = gradtx.partition(
+    {"alone": chain(reads_a_value(), gradtx.sgd(lr=0.1)), "lists": gradtx.adamw(lr=0.01)},
+    {"alone": "a.*", "lists": "*"},
+)
+WAITING = gradtx.partition(
+    {"alone": reads_a_value(), "lists": gradtx.accumulate(gradtx.adam(), 2)}, {"alone": "a.*", "lists": "*"}
+)
+
+
+@pytest.mark.parametrize("missing", [None, "a.w", "c.b"])
+@pytest.mark.parametrize(
+    "tx",
+    [
+        MIXED,
+        WAITING,
+        chain(gradtx.clip_by_global_norm(0.5), MIXED),
+        chain(gradtx.clip_by_global_norm(0.5, stale=True), MIXED),
+        chain(gradtx.clip_by_global_norm(0.5, stale=True), gradtx.skip_nonfinite(gradtx.adam())),
+        gradtx.skip_nonfinite(MIXED),
+        chain(MIXED, gradtx.average()),
+    ],
+    ids=str,
+)
+def test_a_leaf_without_a_program_leaves_the_others_theirs(tx, missing, monkeypatch):
+    shapes = {"a.w": (3, 4), "a.b": (), "c.w": (4, 4), "c.b": (3,)}
+    start = noise(0, shapes)
+    ran = []
+    run_program = _pure_lists.TreeProgram.__call__
+    monkeypatch.setattr(_pure_lists.TreeProgram, "__call__", lambda *args: ran.append(1) or run_program(*args))
+
+    def trained():
+        params, state = start, tx.init(start)
+        for step in range(6):
+            grads = noise(step + 1, shapes)
+            if step in (0, 3) and missing:
+                grads[missing] = None
+            if step == 2:
+                grads["c.w"] = grads["c.w"] * (math.inf if "skip" in repr(tx) else 1.0)
+            given = (grads, state, params)
+            before = copy.deepcopy(given)
+            updates, state = tx.update(*given)
+            torch.testing.assert_close(given, before, rtol=0.0, atol=0.0, equal_nan=True)
+            tensors = _tree.tensors((grads, given[1:], updates, state))
+            assert len({tensor.data_ptr() for tensor in tensors}) == len(tensors)
+            params = gradtx.apply_updates(params, updates)
+        return params, state
+
+    with gradtx.eagerly():
+        expected = trained()
+    assert not ran
+    torch.testing.assert_close(trained(), expected, rtol=1e-14, atol=1e-14)
+    # `accumulate` also processes leaves without a gradient, which no program does.
+    assert len(ran) == (4 if missing and tx is WAITING else 6)
 
 
 DELAYED = {

@@ -141,11 +141,12 @@ def sphere(
     ids=named,
 )  # fmt: skip
 def test_the_spectral_sphere_follows_the_loop(options, names, seed):
-    with gradtx.eagerly():
-        assert apart(gradtx.spectral_sphere(**options), WeightsLoop(sphere, **options), seed, STEPS, names) < TOLERANCE
+    reference = WeightsLoop(sphere, **options)
+    with gradtx.eagerly():  # the search is a program of thousands of operations, which takes seconds to record
+        assert apart(gradtx.spectral_sphere(**options), reference, seed, STEPS, names) < TOLERANCE
 
 
-@pytest.mark.slow  # a program of the search takes seconds to record
+@pytest.mark.slow
 def test_coefficients_and_steps_reach_the_search():
     tx = gradtx.spectral_sphere(ns_coefficients="newton_schulz", ns_steps=12, lr=0.02)
     reference = WeightsLoop(sphere, polynomials=CLASSICAL, lr=0.02)
@@ -167,9 +168,14 @@ def test_a_tangent_direction_keeps_the_largest_singular_value_to_first_order():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: gradtx.retract("svd"),
+            "kind must be 'polar', 'qr', 'rows', 'columns', 'spectral' or 'cap', got 'svd'",
+        ),
         (lambda: gradtx.retract("polar", 0.0), "radius must be"),
         (lambda: gradtx.retract("polar", coefs="aol"), "retract: coefs must be one of"),
         (lambda: gradtx.retract("polar", adjust="other"), "adjust must be"),
+        (lambda: gradtx.project_tangent("diagonal"), "kind must be 'rows' or 'columns'"),
         (lambda: gradtx.orthogonalize_tangent(power_steps=0), "power_steps must be"),
         (lambda: gradtx.spectral_sphere(radius_scale=0.0), "radius_scale must be"),
         (lambda: gradtx.retract("polar").init({"b": torch.ones(3)}), "retract: leaf 'b' has shape"),

@@ -157,6 +157,7 @@ def test_follows_the_loop_that_is_handed_the_loss(make, rule, options):
     assert difference_along(Valued(make(**options)), LossLoop(rule, **options)) < CLOSE
 
 
+@pytest.mark.slow
 def test_the_loops_of_momo_go_through_all_cases():
     seen = [0, 0, 0]
     for _, rule, options in VALUED:

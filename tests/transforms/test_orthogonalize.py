@@ -238,7 +238,7 @@ def test_a_power_of_zero_and_no_balance_change_nothing():
     square = WIDE[:, :3].tolist()
     assert first_update(gradtx.orthogonalize(balance=3), square) == first_update(gradtx.orthogonalize(), square)
     balanced = gradtx.orthogonalize("newton_schulz", balance=60, view="flatten")
-    with gradtx.eagerly():  # a program of 60 balances takes long to record
+    with gradtx.eagerly():
         rows = torch.tensor(first_update(balanced, WIDE.T.reshape(4, 1, 3).tolist())).flatten(1).norm(dim=1)
     torch.testing.assert_close(rows, torch.full((4,), math.sqrt(3 / 4)), rtol=1e-4, atol=0)
 
@@ -274,6 +274,7 @@ def test_a_vector_is_an_error_that_names_it_at_init_and_at_update(make):
         (lambda: gradtx.orthogonalize(power=0.1, contra=0.4), "power cannot be combined with contra, mixture or bal"),
         (lambda: gradtx.orthogonalize(power=0.1, balance=1), "power cannot be combined with contra, mixture or bal"),
         (lambda: gradtx.orthogonalize(power=0.1, mixture="soft"), "power cannot be combined with contra, mixture or"),
+        (lambda: gradtx.orthogonalize(mixture="hard"), "mixture must be 'soft' or a tuple of numbers, got 'hard'"),
         (lambda: gradtx.orthogonalize(mixture=()), "mixture must be"),
         (lambda: gradtx.orthogonalize(mixture=(0.5, 0.5), steps=3), "a mixture of 2 requires steps=1, got 3"),
         (lambda: gradtx.orthogonalize("cubic5", mixture="soft"), "coefs='cubic5' requires steps=5, got 12"),

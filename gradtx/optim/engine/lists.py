@@ -112,6 +112,13 @@ class MemberBundle(ListBundle):
                 terms.append((self._leaves[name], payload))
         return terms
 
+    def share(self, name: Any, value: Tensor) -> None:
+        if isinstance(name, EqualSlot):
+            slots = self._equal[name.key]
+            copy_each_(slots, [value] * len(slots))
+        else:
+            super().share(name, value)
+
     def receive(self, phase: Any, total: dict[str, Any]) -> None:
         if phase.of_leaf:
             self._add_results(total)
@@ -128,22 +135,7 @@ class MemberBundle(ListBundle):
             leaf.new = {}
 
     def end(self, phase: ListPhase, results: list[list[Any]]) -> None:
-        """Hand over the new shared values and the terms of late sums."""
-        has_terms = False
-        for name, dtype, value in zip(
-            phase.names, phase.dtypes, results[0], strict=True
-        ):
-            if isinstance(name, EqualSlot):
-                slots = self._equal[name.key]
-                copy_each_(slots, [self.as_tensor(value, dtype)] * len(slots))
-            elif phase.is_term(name):
-                has_terms = True
-            else:
-                self.share(name, self.as_tensor(value, dtype))
-        if has_terms:
-            for leaf, terms in self.terms(phase, results):
-                for place, term in terms.items():
-                    self.run.add_late(place, leaf.name, term)
+        self.hand_over(phase, results)
         self.trees = {}
         self._results = []
         self._leaves = {}
