@@ -419,13 +419,17 @@ class TreeProgram:
             counts = tensors[bundle.count] + 1, tensors[self._latest]
             bundle.begin(run, [*counts, *numbers, *shared, *extras], True)
             calls.append(bundle)
+        # The functions of a caller, such as `grad_fn`, may need autograd.
+        needs_autograd = self._has_tree_run and torch.is_grad_enabled()
         try:
-            with torch.no_grad():
+            with torch.set_grad_enabled(needs_autograd):
                 execute(itertools.chain(calls, leaves.values()))  # type: ignore[arg-type]
                 run.end()
         except Exception as error:
             add_note(error)
             raise
+        if any(leaf.update.requires_grad for leaf in leaves.values()):
+            return _pure.update(*call)  # a rule has a learned tensor of its own
         for path, values in run.new_shared.items():
             for name, value in values.items():
                 new[self._shared[path, name]] = value

@@ -597,6 +597,22 @@ def test_a_leaf_without_a_program_leaves_the_others_theirs(tx, missing, monkeypa
     assert len(ran) == (4 if missing and tx is WAITING else 6)
 
 
+def test_the_gradient_of_a_rules_own_tensor_reaches_the_leaves_that_have_programs():
+    factor = torch.tensor(2.0, requires_grad=True)
+
+    @gradtx.per_tensor
+    def learned():
+        return lambda u, state, p, ctx: (factor * u, state)
+
+    learned_and_not = gradtx.partition({"learned": learned(), "rest": chain()}, {"learned": "a", "rest": "b"})
+    tx = chain(learned_and_not, gradtx.clip_by_global_norm(1.0))
+    params = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
+    for _ in range(2):  # the first call does not run a program
+        updates, _ = tx.update(params, tx.init(params))
+        (slope,) = torch.autograd.grad(updates["b"].sum(), factor)
+        torch.testing.assert_close(slope, torch.tensor(-4.0 * 2 * 9 / 52**1.5))
+
+
 DELAYED = {
     "old": lambda update, old, ctx: (old, update),
     "product": lambda update, old, ctx: (2 * (update * old), old + update),
