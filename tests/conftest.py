@@ -18,6 +18,8 @@ from tests.daily import mark_every_other_slow, mark_nightly
 cache.MOST = 2000  # structures: the programs of a case are recorded once for all of its tests
 
 
+collect_ignore = ["optax_reference.py"]  # a script for another process; `make test` does not install optax
+
 TESTS = Path(__file__).parent
 # What compiles, starts processes, uses other libraries or reads the documentation: `make quick` does not import it.
 # Single slow tests in other files have the mark.
