@@ -113,7 +113,7 @@ def project_scale_invariant(
 
 
 def _view(sums, length, delta, eps):
-    """Return which rows of a view are not orthogonal enough to p, and their radial part as a multiple of p."""
+    """Return which rows of the gradient are not orthogonal to p, and the radial part of u as a multiple of p."""
     grad_norm, param_norm = safe_sqrt(sums["grad_grad"]), safe_sqrt(sums["param_param"])
     cosine = sums["grad_param"].abs() / (
         grad_norm.clamp(min=eps) * param_norm.clamp(min=eps)

@@ -1,7 +1,7 @@
 """The messages that ranks send each other: sums, exchanges of tensors, and gathered tensors.
 
 `gradtx.optim.ranks` sends more: it compares the plans of ranks, and slots of owners. Whole tensors of DTensors are
-gathered by torch (`gradtx.base.dtensor`).
+gathered by torch (`gradtx.base.dtensor`, where the sums over all leaves are, too).
 """
 
 from __future__ import annotations

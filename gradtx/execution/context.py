@@ -225,8 +225,8 @@ class Context:
     ) -> Any:
         """Return `compute()` at steps with step % k == phase % k, else `keep()`: tensors or trees of equal structure.
 
-        With `first`, also `compute()` in a leaf's first update. In pure use both functions run and `torch.where`
-        selects; if the host knows the count, only one runs.
+        With `first`, also `compute()` in a leaf's first update. If the host knows the count, one function runs;
+        otherwise, as under `vmap`, both run and `torch.where` selects.
         """
 
         def later() -> Any:

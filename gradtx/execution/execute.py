@@ -250,7 +250,7 @@ class Operation:
         needs_shape: Whether entries are independent, but their results depend on the shape of the whole leaf.
         owner_reads: The tensors of a leaf, "param" or "grad", that its owner needs in addition to the update.
         keeps_slots: Whether it keeps slots.
-        wire: A dtype to which it converts its input first, and which represents its result exactly, if any.
+        wire: The dtype of messages with its input and its result, if both fit without loss; None for their own.
         checks_extras: Whether `check` may raise an error.
     """
 

@@ -1,5 +1,7 @@
 """The list back end: run a chain, recorded for one leaf, over lists of leaves, with one call per operation.
 
+- `function` is the function of one leaf that is recorded; `bundle` has its phases, and the leaves that run them.
+- `planner` chooses the program of each leaf, for trees (`pure`) and for optimizers (`gradtx.optim.engine.lists`).
 - `record` runs a function on stand-ins without values and records its operations.
 - `contract` fuses operations for which torch has a single one, such as a product that is added.
 - `memory` decides which operation may write into the memory of an operand.

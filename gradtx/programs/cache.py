@@ -31,7 +31,7 @@ class SharedPrograms:
         return {} if skeleton is None else self.of((skeleton, *options))
 
     def of(self, skeleton: Any) -> dict[Any, Any]:
-        """Return the programs of a structure, to which the caller may add."""
+        """Return the programs of a structure, or of a recording's text, to which the caller may add."""
         # Another thread must not drop the structure before it has moved to the end.
         with self._lock:
             programs = self._by_skeleton.setdefault(skeleton, {})

@@ -1,7 +1,7 @@
 """Pure updates of plain tensors with the list back end, by programs that each transformation caches.
 
-A program is recorded from `_pure.update` itself, for a tree with one leaf, and runs out of place. Programs are cached
-by the structure of the trees, the dtypes and the shapes; they hold no tensor of the caller.
+A program is recorded from `gradtx.execution.pure.update` itself, for a tree with one leaf, and runs out of place.
+Programs are cached by the structure of the trees, the dtypes and the shapes; they hold no tensor of the caller.
 """
 
 from __future__ import annotations
