@@ -300,13 +300,14 @@ class Argument:
             if not _is_plain(value, numbers.Real):
                 raise self._misfit("a plain number", value)
             return self._in_range(value, self.name, self.range)
-        is_name = self.kind == "int or name" and isinstance(value, str)
-        if self.kind in _TYPES_OF_KIND:
-            if not isinstance(value, _TYPES_OF_KIND[self.kind]):
-                raise self._misfit(f"a {self.kind}", value)
-        elif not is_name:
+        if self.kind == "int or name" and not isinstance(value, str):
+            return self._int(value, self.name, self.range)
+        if self.kind == "int":
             value = self._int(value, self.name, self.range)
-        if self.choices and (is_name or self.kind != "int or name"):
+        kind = _TYPES_OF_KIND.get(self.kind)
+        if kind is not None and not isinstance(value, kind):
+            raise self._misfit(f"a {self.kind}", value)
+        if self.choices:
             self._check_chosen(value)
         return value
 
@@ -359,13 +360,8 @@ class Argument:
         if not isinstance(value, tuple | list):
             expected = "a list of ints" if are_ints else "a tuple of numbers"
             raise self._misfit(expected, value)
-        has_length = isinstance(self.default, tuple | list) and not self.any_length
-        if not are_ints and has_length and len(value) != len(self.default):
-            raise ValueError(
-                f"{self.owner}: {self.name} must have {len(self.default)} entries, got {len(value)}"
-            )
-        if not (are_ints or value):
-            raise ValueError(f"{self.owner}: {self.name} must have at least one entry")
+        if not are_ints:
+            self._check_length(value)
         check = self._int if are_ints else self._scalar
         checked: list[Any] = []
         for i, entry in enumerate(value):
@@ -374,6 +370,15 @@ class Argument:
                 entry = check(entry, f"{self.name}[{i}]", self._entry_ranges[k])
             checked.append(entry)
         return tuple(checked)
+
+    def _check_length(self, value: Sequence[Any]) -> None:
+        has_length = isinstance(self.default, tuple | list) and not self.any_length
+        if has_length and len(value) != len(self.default):
+            raise ValueError(
+                f"{self.owner}: {self.name} must have {len(self.default)} entries, got {len(value)}"
+            )
+        if not value:
+            raise ValueError(f"{self.owner}: {self.name} must have at least one entry")
 
     def _scalar(self, value: Any, name: str, interval: Range) -> Any:
         if isinstance(value, Schedule):

@@ -119,11 +119,15 @@ def update(
     if _records_gradients((), values):  # a schedule depends on a learned tensor
         return None
     call = Call(tx, updates, state, params, extras)
-    return program(call, tensors, values, known.values())
+    try:
+        return program(call, tensors, values, known.values())
+    except _UnsuitableError:
+        programs_by_key[key] = None
+        return None
 
 
 class Call(NamedTuple):
-    """The arguments of `begin`."""
+    """The arguments of `update`."""
 
     tx: Transformation
     updates: Any
@@ -301,9 +305,7 @@ class TreeProgram:
             if not leaf.has_gradient:
                 continue
             row = _Row.of(leaf, *trees, tensors)
-            if all(
-                operation.has_list_program(leaf, True) for operation in leaf.program
-            ):
+            if row.may_have_program():
                 key = count_of.get(name, self._step), row.kind()
                 rows.setdefault(key, []).append(row)
             else:
@@ -405,7 +407,11 @@ class TreeProgram:
         numbers: list[Any],
         extras: Iterable[Tensor],
     ) -> tuple[Any, dict[str, Any]]:
-        """Return new `(updates, state)`."""
+        """Return new `(updates, state)`.
+
+        Raises:
+            _UnsuitableError: If autograd has recorded the update of a leaf without a program.
+        """
         old, tensors = tensors, self._real(tensors)
         new: list[Any] = [None] * len(tensors)
         run, leaves = Run(), {}
@@ -429,7 +435,7 @@ class TreeProgram:
             add_note(error)
             raise
         if any(leaf.update.requires_grad for leaf in leaves.values()):
-            return _pure.update(*call)  # a rule has a learned tensor of its own
+            raise _UnsuitableError  # a rule has a learned tensor of its own
         for path, values in run.new_shared.items():
             for name, value in values.items():
                 new[self._shared[path, name]] = value
@@ -529,6 +535,11 @@ class _Row(NamedTuple):
         if leaf.param is not None:
             indices.insert(0, params[leaf.name])
         return cls(leaf, list(slots), indices, [tensors[i] for i in indices])
+
+    def may_have_program(self) -> bool:
+        """Whether recording is worth an attempt."""
+        leaf = self.leaf
+        return all(operation.has_list_program(leaf, True) for operation in leaf.program)
 
     def kind(self) -> Any:
         """Return what leaves with a common program share: elementwise ones may have any shape."""
