@@ -55,6 +55,7 @@ IMPORTS = {
     },
     "StateDtype": "from gradtx.state.storage import StateDtype\n",
     "GradientTransformation": "from gradtx.transform import GradientTransformation\n",
+    "Engine": "from gradtx.optim.engine import Engine\n",
     "ChainOptimizer": "from gradtx.optim.optimizer import ChainOptimizer\n",
     **{
         name: f"from gradtx.combinators.coordinates import {name}\n"

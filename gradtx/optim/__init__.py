@@ -18,6 +18,9 @@ from gradtx.optim.classes import CLASSES
 from gradtx.optim.optimizer import ChainOptimizer as ChainOptimizer
 from gradtx.transform import GradientTransformation, check_transformation
 
+if TYPE_CHECKING:
+    from gradtx.optim.engine import Engine
+
 __all__ = ["ChainOptimizer", "as_optimizer"]
 __all__ += classes.__all__
 
@@ -26,7 +29,7 @@ def as_optimizer(
     tx: GradientTransformation,
     params: Params,
     *,
-    compile: bool | str | Mapping[str, Any] = False,
+    compile: bool | str | Mapping[str, Any] | Engine = False,
     seed: int = 0,
     process_group: Any = None,
     state_device: torch.device | str | None = None,
@@ -45,7 +48,7 @@ def as_optimizer(
             step waits for compilation: 5 to 10 s for elementwise chains, up to 30 s for chains that work on rows.
             Later processes find most of the result in torch's on-disk cache. A mode of `torch.compile`
             ("max-autotune") or a dict of its options is passed on. Without a working compiler, the optimizer warns
-            once and steps run as by default.
+            once and steps run as by default. An `Engine` is a back end of one's own (see docs/design).
         seed: Seed of the random vectors with which the optimizer estimates `hessian_diag` for links that need it.
             Shown in the groups as `hessian_seed` and saved with them. The Hessian is that of the loss on which
             `backward` was called, so a GradScaler is not supported.

@@ -42,7 +42,7 @@ class Option(NamedTuple):
 KEYWORDS = {
     "compile": Option(
         False,
-        "bool | str | Mapping[str, Any]",
+        "bool | str | Mapping[str, Any] | Engine",
         "True runs steps through torch's compiler, in place; a mode or a dict of options is passed on to it. This and "
         "the following arguments are those of `as_optimizer`, whose docstring says more.",
     ),

@@ -10,8 +10,7 @@ from gradtx.base.ambient import runs_eagerly
 if TYPE_CHECKING:
     from gradtx.optim.parts import Parts
 
-COMPILED, LISTS, ALONE = "compiled", "lists", "alone"
-FROZEN, NOT_YET = "frozen", "not yet"
+ALONE, FROZEN, NOT_YET = "alone", "frozen", "not yet"
 
 
 @dataclass(frozen=True)
@@ -54,14 +53,12 @@ def explain(parts: Parts) -> Explanation:
         return Explanation(Way(name, ALONE, "gradtx.eagerly() is on") for name in names)
     ways: dict[str, str] = {}
     reasons: dict[str, str] = {}
-    for way, engine in ((COMPILED, parts.engine), (LISTS, parts.lists)):
-        if engine is None:
-            continue
+    for engine in parts.back_ends:
         reasons.update(engine.reasons)
         for plan in engine.plans.values():
             for bundle in plan.bundles:
                 for member in bundle.members:
-                    ways.setdefault(member.name, way)
+                    ways.setdefault(member.name, engine.way)
             for member in plan.rest:
                 reasons.setdefault(member.name, "")
     explanation = Explanation()

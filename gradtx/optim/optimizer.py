@@ -57,6 +57,7 @@ from gradtx.state.storage import check_patterns
 from gradtx.transform import GradientTransformation, check_transformation
 
 if TYPE_CHECKING:
+    from gradtx.optim.engine import Engine
     from gradtx.optim.release import ReleasedGradients
 
 
@@ -73,7 +74,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         tx: GradientTransformation,
         params: Any = None,
         *,
-        compile: bool | str | Mapping[str, Any] = False,
+        compile: bool | str | Mapping[str, Any] | Engine = False,
         seed: int = 0,
         process_group: Any = None,
         state_device: torch.device | str | None = None,
@@ -81,15 +82,15 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     ):
         owner = type(self).__name__
         check_transformation(owner, "tx", tx)
-        engine = offload = replicas = None
+        offload = replicas = None
         # Imported only where they are needed: `import gradtx` stays short, and the compiler's modules take long.
         from gradtx.optim.engine.lists import ListEngine
 
+        back_ends: list[Engine] = [ListEngine()]
         if compile is not False:
-            from gradtx.optim.engine.compiled import CompiledEngine
-            from gradtx.optim.engine.inductor import compiler_options
+            from gradtx.optim.engine.compiled import engine_for
 
-            engine = CompiledEngine(compiler_options(compile))
+            back_ends.insert(0, engine_for(compile))
         if state_device is not None:
             from gradtx.optim.offload import offload_for
 
@@ -103,7 +104,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             replicas = team_of_group(f"{owner}: process_group", process_group)
         members = Members(owner, self._copy_hyperparameters(tx), replicas)
         states = States(members)
-        self._parts = Parts(members, states, engine, ListEngine(), offload, capturable)
+        self._parts = Parts(members, states, back_ends, offload, capturable)
         self._hessian = HessianSource.of_chain(owner, tx, seed)
         super().__init__(listed_params(owner, params), {})
         if capturable:
@@ -112,6 +113,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if not any(map(is_lazy, members.by_param)):  # otherwise slots are unknown
             check_patterns(states.seen_slots)
         self.defaults = defaults_of(members.views)
+        for engine in back_ends:
+            engine.is_taken = True
 
     def _copy_hyperparameters(
         self, tx: GradientTransformation
@@ -127,10 +130,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     @property
     def _tx(self) -> GradientTransformation:
         return self._parts.members.tx
-
-    @property
-    def _engine(self) -> Any:
-        return self._parts.engine
 
     @without_ambient
     def add_param_group(self, param_group: dict[str, Any]) -> None:

@@ -58,8 +58,8 @@ class Parts:
     Attributes:
         members: The parameters and groups.
         states: The states of the parameters.
-        engine: The compiled engine, if requested.
-        lists: The engine for leaves that are not compiled.
+        back_ends: The `Engine`s, in the order in which they take parameters: a compiled one if requested, and the one
+            for lists.
         offload: Moves parameters to the host for each step, if requested.
         capturable: Whether CUDA graphs may capture steps.
         evaluation: The training weights, while the parameters contain the evaluation weights. Not an attribute of the
@@ -71,8 +71,7 @@ class Parts:
 
     members: Members
     states: States
-    engine: Any
-    lists: Any
+    back_ends: list[Any]
     offload: Offload | None
     capturable: bool
     evaluation: Evaluation | None = None
@@ -98,8 +97,8 @@ class Parts:
         if runs_eagerly():
             return []
         if _torch.is_intercepted():
-            return [] if self.engine is None else [self.engine]
-        return [self.lists] if self.engine is None else [self.engine, self.lists]
+            return [each for each in self.back_ends if each.may_be_intercepted]
+        return self.back_ends
 
     @functools.cached_property
     def traits(self) -> ChainTraits:

@@ -62,7 +62,7 @@ def engine(kind: str) -> Iterator[bool]:
 
 def bundled(optimizer: Any) -> int:
     """How many leaves programs updated in the last step."""
-    return sum(len(bundle.members) for bundle in optimizer._engine.plans[None].bundles)
+    return sum(len(bundle.members) for bundle in optimizer._parts.back_ends[0].plans[None].bundles)
 
 
 def batch(t: int) -> Tensor:

@@ -72,7 +72,7 @@ def alone(code, steps):
 
 def run(code, kind, dims):
     optimizer = trained(code, kind, 3, dims)
-    plans = optimizer._engine.plans[None] if optimizer._engine else None
+    plans = optimizer._parts.back_ends[0].plans[None] if kind == "traced" else None
     resumed = copy.deepcopy(optimizer)
     trained(code, kind, 2, dims, optimizer, 3)
     trained(code, kind, 2, dims, resumed, 3)

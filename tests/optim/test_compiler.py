@@ -1,5 +1,6 @@
 """Calls of torch's compiler: without its tests of the processor, and with a second attempt after a failure."""
 
+import copy
 import platform
 
 import pytest
@@ -11,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradtx
 from gradtx.optim.engine import compiled, inductor, torch_names
+from gradtx.optim.engine.lists import ListEngine
 from tests.optim.problems import assert_close, descend, parameters
 
 ASKED = [cpu_vec_isa.valid_vec_isa_list, cpu_vec_isa.VecISA._VecISA__bool__impl]
@@ -33,7 +35,7 @@ def compiled_equals_eager(monkeypatch):
     def check():
         with torch._inductor.config.patch(force_disable_caches=True):
             optimizer, params = sgdp(compile=True)
-        assert not optimizer._engine.failed
+        assert not optimizer._parts.back_ends[0].failed
         assert_close(params.values(), sgdp(compile=False)[1].values(), 1e-12)
 
     return check
@@ -118,3 +120,18 @@ def test_what_fails_twice_is_an_error(monkeypatch):
     monkeypatch.setattr(torch._inductor, "compile", fails)
     with pytest.raises(InductorError, match="buf1"):
         inductor.compile_with_inductor(None, [], {})
+
+
+def test_an_engine_of_ones_own_serves_one_optimizer_and_its_copies_have_engines_of_their_own():
+    class Mine(ListEngine):
+        way = "mine"
+
+    params, engine = parameters(shapes={"weight": (3,)}), Mine()
+    with pytest.raises(ValueError, match="empty parameter list"):
+        gradtx.optim.SGD([], lr=0.1, compile=engine)
+    optimizer = gradtx.optim.SGD(params.values(), lr=0.1, compile=engine)
+    with pytest.raises(ValueError, match="compile: this Mine belongs to another optimizer; create one for each"):
+        gradtx.optim.Adam(params.values(), compile=engine)
+    for each in (optimizer, copy.deepcopy(optimizer)):
+        descend(each, dict(enumerate(each.param_groups[0]["params"])), 1)
+        assert [step.way for step in each.explain()] == ["mine"]

@@ -109,7 +109,7 @@ def test_programs_leave_no_trace_of_infinite_steps(name, uncompiled):
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), compiled(CHAINS[name])
     run(expected, theirs, scaled=False)
     run(optimizer, params, scaled=True)
-    assert not optimizer._engine.failed
+    assert not optimizer._parts.back_ends[0].failed
     assert_same(optimizer, expected, 1e-12)
 
 
@@ -127,10 +127,10 @@ def test_compiled_steps_under_a_scaler_equal_eager_ones_and_compile_once(name):
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), compiled(CHAINS[name])
     run(expected, theirs, scaled=False)
     run(optimizer, params, scaled=True, steps=range(6))  # every pattern of missing gradients has occurred
-    programs = len(optimizer._engine.programs)
+    programs = len(optimizer._parts.back_ends[0].programs)
     run(optimizer, params, scaled=True, steps=range(6, STEPS))
-    assert len(optimizer._engine.programs) == programs
-    assert not optimizer._engine.failed
+    assert len(optimizer._parts.back_ends[0].programs) == programs
+    assert not optimizer._parts.back_ends[0].failed
     assert_same(optimizer, expected, 1e-12)
 
 

@@ -186,21 +186,30 @@ class UnsuitableError(Exception):
 
 
 class Engine:
-    """Run steps through programs, which subclasses build.
+    """Run steps through programs, which subclasses build. An engine serves one optimizer; copies of it start anew.
 
     Attributes:
+        way: How this engine runs parameters, for `optimizer.explain()`.
+        may_be_intercepted: Whether it also runs where a dispatch mode or dynamo observes operations.
+        is_taken: Whether it was given to an optimizer.
         plans: The plan of the last step (None), and of the last step of each parameter whose gradient was released.
         failed: Whether the engine has given up and accepts no leaves.
         reasons: Why the engine does not run a leaf, by leaf name.
         consequence: The consequence of giving up, for a warning.
     """
 
+    way: str
+    may_be_intercepted = False
+    is_taken = False
     consequence: str
 
     def __init__(self) -> None:
         self.plans: dict[Member | None, Plan] = {}
         self.failed = False
         self.reasons: dict[str, str] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
 
     def bundles(
         self,

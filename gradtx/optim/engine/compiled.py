@@ -25,7 +25,11 @@ from gradtx.optim.engine.base import (
 )
 from gradtx.optim.engine.bundle import Bundle, Prepared
 from gradtx.optim.engine.family import Family, LeafKind, Pairs
-from gradtx.optim.engine.inductor import Backend, compile_with_inductor
+from gradtx.optim.engine.inductor import (
+    Backend,
+    compile_with_inductor,
+    compiler_options,
+)
 from gradtx.optim.engine.torch_names import missing_name
 from gradtx.optim.engine.trace import BundleProgram
 from gradtx.optim.engine.views import (
@@ -54,6 +58,22 @@ LARGE = 2**15
 READS = 8  # tensors that a value of a coded leaf may depend on to be computed again where it is needed
 PATIENCE = 3.0  # seconds of compile time after which a message is logged
 COMPILING = threading.RLock()  # torch's tracer patches global names while it runs
+
+
+def engine_for(compile: Any) -> Engine:
+    """Return the engine that the argument `compile=` asks for: one of the user's own, or one that compiles.
+
+    Raises:
+        ValueError: If the engine belongs to another optimizer, whose programs it would mix with the new one's.
+        TypeError, ValueError: As in `compiler_options`.
+    """
+    if isinstance(compile, Engine):
+        if compile.is_taken:
+            raise ValueError(
+                f"compile: this {type(compile).__name__} belongs to another optimizer; create one for each"
+            )
+        return compile
+    return CompiledEngine(compiler_options(compile))
 
 
 class CompilationError(UnsuitableError):
@@ -93,6 +113,8 @@ class CompiledEngine(Engine):
         backend: The function that compiles graphs.
     """
 
+    way = "compiled"
+    may_be_intercepted = True
     consequence = "compile=True has no effect, steps run eagerly"
 
     def __init__(

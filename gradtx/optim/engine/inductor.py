@@ -56,7 +56,7 @@ def compiler_options(compile: Any) -> dict[str, Any]:
             )
         return dict(modes[compile])
     raise TypeError(
-        f"compile must be True, False, a mode of torch.compile or a dict of its options, got {compile!r}"
+        f"compile must be True, False, a mode of torch.compile, a dict of its options or an Engine, got {compile!r}"
     )
 
 

@@ -253,16 +253,19 @@ _SHARED = SharedPrograms()
 
 
 class ListEngine(Engine):
-    """Run steps over lists of leaves."""
+    """Run steps over lists of leaves.
 
+    Attributes:
+        bundle_type: Creates a bundle of parameters with one program.
+    """
+
+    way = "lists"
+    bundle_type = MemberBundle
     consequence = "steps run leaf by leaf"
 
     def __init__(self) -> None:
         super().__init__()
         self._programs: dict[Any, Any] | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ListEngine, ()
 
     def _has_program(self, operation: Operation, leaf: Leaf, step: Step) -> bool:
         return operation.has_list_program(leaf, step.host_knows_scalars)
@@ -393,8 +396,9 @@ class ListEngine(Engine):
                 else:
                     members.append(member)
             if members:
-                bundle = MemberBundle(members, family.signature, program, splits)
-                bundles.append(bundle)
+                bundles.append(
+                    self.bundle_type(members, family.signature, program, splits)
+                )
         return bundles
 
     def _programs_of(self, family: Family) -> dict[Any, Any]:
