@@ -253,8 +253,8 @@ def _kind_of_tuple(entries: tuple[Any, ...]) -> str:
 class Argument:
     """One parameter of a factory: the values it accepts, and their conversion to the value that the body receives."""
 
-    def __init__(self, owner: str, parameter: inspect.Parameter, annotation: Any):
-        self.owner = owner
+    def __init__(self, who: str, parameter: inspect.Parameter, annotation: Any):
+        self.who = who
         self.name = parameter.name
         self.default: Any = parameter.default
         self.required = parameter.default is parameter.empty
@@ -317,9 +317,7 @@ class Argument:
             valid = one_of(self.choices, self.optional)
             if self.kind == "int or name":
                 valid = f"{valid} or an int"
-            raise ValueError(
-                f"{self.owner}: {self.name} must be {valid}, got {value!r}"
-            )
+            raise ValueError(f"{self.who}: {self.name} must be {valid}, got {value!r}")
 
     def sample(self) -> Any:
         """Return a valid value.
@@ -332,12 +330,12 @@ class Argument:
         for value in (0.5, 1, 12) if self.kind in ("scalar", "int") else ():
             if value in self.range:
                 return int(value + 0.5) if self.kind == "int" else float(value)
-        raise TypeError(f"{self.owner}: give {self.name!r} a default")
+        raise TypeError(f"{self.who}: give {self.name!r} a default")
 
     def _in_range(self, value: Any, name: str, interval: Range) -> Any:
         if value not in interval:
             raise ValueError(
-                f"{self.owner}: {name} must be in {interval.text}, got {value!r}"
+                f"{self.who}: {name} must be in {interval.text}, got {value!r}"
             )
         return value
 
@@ -345,7 +343,7 @@ class Argument:
         self, expected: str, value: Any, name: str = "", remedy: str = ""
     ) -> TypeError:
         return TypeError(
-            f"{self.owner}: {name or self.name} must be {expected}, got {describe(value)}{remedy}"
+            f"{self.who}: {name or self.name} must be {expected}, got {describe(value)}{remedy}"
         )
 
     def _int(self, value: Any, name: str, interval: Range) -> int:
@@ -375,10 +373,10 @@ class Argument:
         has_length = isinstance(self.default, tuple | list) and not self.any_length
         if has_length and len(value) != len(self.default):
             raise ValueError(
-                f"{self.owner}: {self.name} must have {len(self.default)} entries, got {len(value)}"
+                f"{self.who}: {self.name} must have {len(self.default)} entries, got {len(value)}"
             )
         if not value:
-            raise ValueError(f"{self.owner}: {self.name} must have at least one entry")
+            raise ValueError(f"{self.who}: {self.name} must have at least one entry")
 
     def _scalar(self, value: Any, name: str, interval: Range) -> Any:
         if isinstance(value, Schedule):
@@ -388,7 +386,7 @@ class Argument:
         ):
             if value.numel() != 1:
                 raise ValueError(
-                    f"{self.owner}: {name} must be 0-d, got a tensor of shape {tuple(value.shape)}; "
+                    f"{self.who}: {name} must be 0-d, got a tensor of shape {tuple(value.shape)}; "
                     "use torch.vmap to run one member per value"
                 )
             return value.reshape(()) if value.ndim else value

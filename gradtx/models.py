@@ -219,10 +219,10 @@ def collect_input_grams(
         yield grams
 
 
-def _check_model(owner: str, model: Any) -> None:
+def _check_model(who: str, model: Any) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"{owner}: model must be a torch.nn.Module, got {describe(model)}"
+            f"{who}: model must be a torch.nn.Module, got {describe(model)}"
         )
 
 

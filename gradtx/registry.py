@@ -97,18 +97,18 @@ class _Catalog:
     synonyms: Mapping[str, str]
     hint: Callable[[str, Mapping[str, str]], str]
 
-    def find(self, owner: str, name: Any) -> Any:
+    def find(self, who: str, name: Any) -> Any:
         """Return the entry of a name or a synonym; if none has this spelling, of one that differs in case, - or _."""
         if not isinstance(name, str):
             raise TypeError(
-                f"{owner}: the name of {self.what} must be a str, got {describe(name)}"
+                f"{who}: the name of {self.what} must be a str, got {describe(name)}"
             )
         target = self.synonyms.get(name, name)
         if target not in self.entries:
             names = self.by_spelling()
             if plain(name) not in names:
                 raise ValueError(
-                    f"{owner}: unknown {self.what} {name!r}; {self.hint(name, names)}"
+                    f"{who}: unknown {self.what} {name!r}; {self.hint(name, names)}"
                 )
             target = names[plain(name)]
         return self.entries[target]
@@ -118,14 +118,14 @@ class _Catalog:
         names = {**self.synonyms, **{name: name for name in self.entries}}
         return {plain(spelling): name for spelling, name in names.items()}
 
-    def matching(self, owner: str, filters: Names) -> list[str]:
+    def matching(self, who: str, filters: Names) -> list[str]:
         """Return the sorted names with a spelling that matches one of the wildcard patterns."""
         patterns = [filters] if isinstance(filters, str) else filters
         if patterns is None:
             patterns = ["*"]
         if not _are_strings(patterns):
             raise TypeError(
-                f"{owner}: filters must be a pattern or a list of patterns, got {describe(filters)}"
+                f"{who}: filters must be a pattern or a list of patterns, got {describe(filters)}"
             )
         names: set[str] = set()
         for pattern in patterns:
@@ -286,7 +286,7 @@ def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
         [0.25]
     """
     factory = _SCHEDULERS.find("load_lr_scheduler", lr_scheduler_name)
-    owner = factory.__name__
+    who = factory.__name__
     has_rate = "lr" in factory.arguments.by_name
 
     def scheduler(
@@ -294,7 +294,7 @@ def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
     ) -> LRScheduler:
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
-                f"{owner}: the first argument must be the optimizer, got {describe(optimizer)}"
+                f"{who}: the first argument must be the optimizer, got {describe(optimizer)}"
             )
         if not has_rate:
             return ScheduleLR(optimizer, [factory(*args, **options)], last_epoch)
@@ -307,7 +307,7 @@ def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
             schedule_of_group.append(factory(float(rate), *args, **options))
         return ScheduleLR(optimizer, schedule_of_group, last_epoch)
 
-    scheduler.__name__ = owner
+    scheduler.__name__ = who
     scheduler.__doc__ = factory.__doc__
     return scheduler
 

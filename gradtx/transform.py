@@ -408,13 +408,13 @@ def _found(
 class Hyperparams(dict[str, Any]):
     """The result of `hyperparams`, a dict that cannot be written to. Copies are plain dicts."""
 
-    def __init__(self, owner: str, values: Mapping[str, Any]):
+    def __init__(self, who: str, values: Mapping[str, Any]):
         super().__init__(values)
-        self._owner = owner
+        self._who = who
 
     def __setitem__(self, name: str, value: Any) -> None:
         raise TypeError(
-            f"{self._owner}: hyperparams is a copy; replace({name}=...) returns a transformation with another value"
+            f"{self._who}: hyperparams is a copy; replace({name}=...) returns a transformation with another value"
         )
 
     # Not `dict`, which torch.load(weights_only=True) rejects as code.
@@ -495,11 +495,11 @@ def chain(*txs: GradientTransformation) -> GradientTransformation:
     return flat[0] if len(flat) == 1 else Chain(flat)
 
 
-def check_transformation(owner: str, what: str, tx: Any) -> None:
+def check_transformation(who: str, what: str, tx: Any) -> None:
     """Check that an argument is a transformation.
 
     Args:
-        owner: The name of the calling function, for the error.
+        who: The name of the calling function, for the error.
         what: The name of the argument.
         tx: Its value.
 
@@ -511,7 +511,7 @@ def check_transformation(owner: str, what: str, tx: Any) -> None:
         if hasattr(tx, "spec"):
             remedy = f"call it: {describe(tx)}(...)"
         raise TypeError(
-            f"{owner}: {what} must be a GradientTransformation, got {shortly(tx)}; {remedy}"
+            f"{who}: {what} must be a GradientTransformation, got {shortly(tx)}; {remedy}"
         )
 
 

@@ -80,7 +80,7 @@ class PairSelector(Selector):
     def check_used(self, names: list[str]) -> None:
         super().check_used(names)
         chosen = tuple(name for name in names if self.choose(name, None))
-        _matched(self.owner, self._factors, chosen)
+        _matched(self.who, self._factors, chosen)
 
 
 def _fork(

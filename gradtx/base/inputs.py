@@ -24,7 +24,7 @@ def are_parameters(value: Any) -> bool:
     return isinstance(value, Module | Iterable) and not isinstance(value, str)
 
 
-def listed_params(owner: str, params: Any) -> Any:
+def listed_params(who: str, params: Any) -> Any:
     """Return parameters or groups as a list, but a tensor or a set unchanged, since torch itself rejects it.
 
     Raises:
@@ -35,37 +35,37 @@ def listed_params(owner: str, params: Any) -> Any:
         return cast("Any", params)
     if isinstance(params, Mapping):
         raise TypeError(
-            f"{owner}: needs a list of parameters or of groups, got a dict; pass list(params.items()), or put the "
+            f"{who}: needs a list of parameters or of groups, got a dict; pass list(params.items()), or put the "
             "group in a list"
         )
-    entries = _listed(owner, params)
+    entries = _listed(who, params)
     if not entries:
         raise ValueError(
-            f"{owner}: got an empty parameter list; a generator such as model.parameters() can be consumed only once"
+            f"{who}: got an empty parameter list; a generator such as model.parameters() can be consumed only once"
         )
     if not isinstance(entries[0], Mapping):
-        _check_entries(f"{owner}: params", entries)
+        _check_entries(f"{who}: params", entries)
     return entries
 
 
-def listed_group(owner: str, group: Any) -> Any:
+def listed_group(who: str, group: Any) -> Any:
     """Check a group and return it with its parameters as a list."""
-    _check_group(f"{owner}: a group", group)
+    _check_group(f"{who}: a group", group)
     params = group["params"]
     if not isinstance(params, Tensor | set):
-        group["params"] = _listed(owner, params)
-        _check_entries(f"{owner}: group['params']", group["params"])
+        group["params"] = _listed(who, params)
+        _check_entries(f"{who}: group['params']", group["params"])
     return group
 
 
-def check_groups(owner: str, groups: Iterable[Any]) -> None:
+def check_groups(who: str, groups: Iterable[Any]) -> None:
     """Check `param_groups`, which any code may have changed.
 
     Raises:
         TypeError, KeyError: If an entry is not a group of tensors.
     """
     for i, group in enumerate(groups):
-        what = f"{owner}: param_groups[{i}]"
+        what = f"{who}: param_groups[{i}]"
         _check_group(what, group)
         _check_entries(f"{what}['params']", _listed(what, group["params"]))
 
@@ -91,11 +91,11 @@ def without_repeats(group: dict[str, Any]) -> dict[str, Any]:
     return group
 
 
-def _listed(owner: str, params: Any) -> list[Any]:
+def _listed(who: str, params: Any) -> list[Any]:
     is_model = isinstance(params, Module) and not isinstance(params, ParameterList)
     if is_model or isinstance(params, str) or not isinstance(params, Iterable):
         raise TypeError(
-            f"{owner}: needs parameters, got {shortly(params)}; pass model.parameters() or model.named_parameters()"
+            f"{who}: needs parameters, got {shortly(params)}; pass model.parameters() or model.named_parameters()"
         )
     return list(params)
 

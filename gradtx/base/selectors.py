@@ -55,7 +55,7 @@ class MissingName:
     __str__ = __repr__ = __hash__ = __eq__ = __ne__ = __bool__ = _read
 
 
-def answer(owner: str, function: Callable[..., Any], name: str, *others: Any) -> Any:
+def answer(who: str, function: Callable[..., Any], name: str, *others: Any) -> Any:
     """Call a user's function of a leaf's name.
 
     Raises:
@@ -69,7 +69,7 @@ def answer(owner: str, function: Callable[..., Any], name: str, *others: Any) ->
         if MissingName.__name__ not in str(error):
             raise
         raise ValueError(
-            f"{owner}: {describe(function)} reads the names of parameters, which were passed without names; pass "
+            f"{who}: {describe(function)} reads the names of parameters, which were passed without names; pass "
             "model.named_parameters()"
         ) from error
 
@@ -95,12 +95,12 @@ class Selector:
 
     def __init__(
         self,
-        owner: str,
+        who: str,
         labels: tuple[Any, ...],
         wheres: tuple[Patterns | Predicate, ...] | Predicate | LabelTree,
         branches: tuple[str, ...] | None = None,
     ):
-        self.owner = owner
+        self.who = who
         self.labels = labels
         self.branches = branches
         if isinstance(wheres, tuple):
@@ -114,9 +114,9 @@ class Selector:
             self.by_name = isinstance(wheres, LabelTree)
 
     @classmethod
-    def of(cls, owner: str, where: Any) -> Selector:
+    def of(cls, who: str, where: Any) -> Selector:
         """Create a selector that chooses True where `where` matches, else False."""
-        return cls(owner, (True,), (patterns(owner, where),))
+        return cls(who, (True,), (patterns(who, where),))
 
     @property
     def key(self) -> Hashable:
@@ -132,7 +132,7 @@ class Selector:
             label = self._answer(self._wheres, name, tensor)
             if label not in self.labels:
                 raise ValueError(
-                    f"{self.owner}: leaf {name!r} has the unknown label {label!r}; labels: {listed(self.labels)}"
+                    f"{self.who}: leaf {name!r} has the unknown label {label!r}; labels: {listed(self.labels)}"
                 )
             return label
         for label, where in zip(self.labels, self._wheres, strict=True):
@@ -141,7 +141,7 @@ class Selector:
         if self.labels and self.labels[0] is True:
             return False
         raise ValueError(
-            f"{self.owner}: leaf {name!r} has no label; add a pattern that matches it, such as '*' for the rest"
+            f"{self.who}: leaf {name!r} has no label; add a pattern that matches it, such as '*' for the rest"
         )
 
     def _answer(self, where: Any, name: str, tensor: Any) -> Any:
@@ -150,7 +150,7 @@ class Selector:
             return _matches(name, where)
         if isinstance(where, LabelTree):
             return where(name)
-        return answer(self.owner, where, name, tensor)
+        return answer(self.who, where, name, tensor)
 
     def mark(self, path: Path, label: Any) -> Path:
         """Return the path at which the state marks a leaf as having this label."""
@@ -176,7 +176,7 @@ class Selector:
             for pattern in group if isinstance(group, tuple) else ():
                 if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
                     raise ValueError(
-                        f"{self.owner}: {pattern!r} matches no leaf; leaves: {listed(names)}"
+                        f"{self.who}: {pattern!r} matches no leaf; leaves: {listed(names)}"
                     )
 
 
@@ -201,7 +201,7 @@ class LabelTree:
         return self.labels[path]
 
 
-def patterns(owner: str, where: Any) -> Patterns | Predicate:
+def patterns(who: str, where: Any) -> Patterns | Predicate:
     """Return a selector as a tuple of patterns or as a predicate.
 
     Raises:
@@ -214,16 +214,16 @@ def patterns(owner: str, where: Any) -> Patterns | Predicate:
     if is_function(where):
         return where
     raise TypeError(
-        f"{owner}: select leaves by their names in the model with a pattern such as 'encoder.*', a tuple of patterns, "
+        f"{who}: select leaves by their names in the model with a pattern such as 'encoder.*', a tuple of patterns, "
         f"or a function (name, tensor) -> bool, got {shortly(where)}"
     )
 
 
-def check_not_empty(owner: str, where: Any) -> None:
+def check_not_empty(who: str, where: Any) -> None:
     """Raise an error for an empty selection, for links that are useless without leaves."""
     if isinstance(where, tuple | list) and not where:
         raise ValueError(
-            f"{owner}: {where!r} selects no leaves; pass a name pattern, such as '*' for all leaves, or omit it"
+            f"{who}: {where!r} selects no leaves; pass a name pattern, such as '*' for all leaves, or omit it"
         )
 
 

@@ -706,30 +706,30 @@ class Watch:
             if restores:
                 self._copies[name] = tensor.detach().clone()
 
-    def check(self, owner: str, leaf: str) -> None:
+    def check(self, who: str, leaf: str) -> None:
         for name, (tensor, version) in self._before.items():
             if _torch.version_of(tensor) != version:
                 with torch.no_grad():
                     for written, copy in self._copies.items():
                         self._before[written][0].copy_(copy)
                 raise ValueError(
-                    f"{owner}: the rule writes to {name} of leaf {leaf!r}; "
+                    f"{who}: the rule writes to {name} of leaf {leaf!r}; "
                     "return new tensors, without methods that end in an underscore"
                 )
 
 
-def without_extra(owner: str, name: str, error: Exception) -> TypeError:
+def without_extra(who: str, name: str, error: Exception) -> TypeError:
     """Return the error for a rule that failed because the caller did not pass an extra."""
     return TypeError(
-        f"{owner}: ctx.{name} was not passed, and the rule fails ({error}): pass {name}= to update or step; "
+        f"{who}: ctx.{name} was not passed, and the rule fails ({error}): pass {name}= to update or step; "
         f"if the rule always reads it, declare needs=({name!r},)"
     )
 
 
-def without_params(owner: str, error: Exception, plain: bool = False) -> ValueError:
+def without_params(who: str, error: Exception, plain: bool = False) -> ValueError:
     """Return the error for a rule that failed because the caller passed no parameters."""
     remedy = "" if plain else "; if it always reads them, declare needs=('params',)"
     return ValueError(
-        f"{owner}: params were not passed, and the rule fails without them ({error}): "
+        f"{who}: params were not passed, and the rule fails without them ({error}): "
         f"call update(updates, state, params){remedy}"
     )

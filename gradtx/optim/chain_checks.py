@@ -142,7 +142,7 @@ def _may_flip_sign(part: GradientTransformation) -> bool:
     return any(link._name == "scale" for link in _links_on_path(part))
 
 
-def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) -> None:
+def warn_of_misspelt(who: str, keys: Iterable[Any], entries: Iterable[Entry]) -> None:
     """Warn about unknown group keys that resemble a hyperparameter; other unknown keys are kept, as in torch."""
     known = {name for entry in entries for name in (*entry.names, entry.argument.name)}
     for key in keys:
@@ -153,11 +153,11 @@ def warn_of_misspelt(owner: str, keys: Iterable[Any], entries: Iterable[Entry]) 
             continue
         intended = name_here(key, known) or close(key, known, 0.8)
         if intended is not None:
-            message = f"{owner}: no link reads {key!r} of this parameter group; did you mean {intended!r}?"
+            message = f"{who}: no link reads {key!r} of this parameter group; did you mean {intended!r}?"
             warn_user(message, UserWarning)
 
 
-def check_scheduler(owner: str, views: Iterable[GroupView]) -> bool:
+def check_scheduler(who: str, views: Iterable[GroupView]) -> bool:
     """Warn that a torch scheduler writes a learning rate that follows a schedule; return whether one does.
 
     Raises:
@@ -176,11 +176,11 @@ def check_scheduler(owner: str, views: Iterable[GroupView]) -> bool:
         if first == 0:
             del view.group["initial_lr"]
             raise ValueError(
-                f"{owner}: the lr of a group follows {shown}, which starts at 0, and an LRScheduler multiplies "
+                f"{who}: the lr of a group follows {shown}, which starts at 0, and an LRScheduler multiplies "
                 f"this first value, so the rate would stay 0 for the whole run; {remedy}"
             )
         warn_user(
-            f"{owner}: the lr of a group follows {shown}, and an LRScheduler now writes it as well: it "
+            f"{who}: the lr of a group follows {shown}, and an LRScheduler now writes it as well: it "
             f"overrides the schedule with multiples of the schedule's first value, {first}; {remedy}",
             UserWarning,
         )
@@ -188,35 +188,35 @@ def check_scheduler(owner: str, views: Iterable[GroupView]) -> bool:
     return False
 
 
-def warn_of_unread(owner: str, unread: Mapping[str, str]) -> None:
+def warn_of_unread(who: str, unread: Mapping[str, str]) -> None:
     """Warn about hyperparameters that the parameters of a group do not read, because they take another branch."""
     for key, name in unread.items():
         warn_user(
-            f"{owner}: the parameters of this group do not read its {key!r}; pass {name!r}",
+            f"{who}: the parameters of this group do not read its {key!r}; pass {name!r}",
             UserWarning,
         )
 
 
-def warn_of_idle_steps(owner: str) -> None:
+def warn_of_idle_steps(who: str) -> None:
     """Warn about an optimizer that has not seen a gradient since it was created."""
     warn_user(
-        f"{owner}: no parameter had a gradient in the first {IDLE_STEPS} steps, so nothing was trained; call "
+        f"{who}: no parameter had a gradient in the first {IDLE_STEPS} steps, so nothing was trained; call "
         "loss.backward() before step(), and pass the parameters of the model that computes the loss",
         UserWarning,
     )
 
 
-def warn_of_engine_options(owner: str, options: Mapping[str, Any]) -> None:
+def warn_of_engine_options(who: str, options: Mapping[str, Any]) -> None:
     """Warn about enabled options that choose between torch's implementations; disabled options have no effect."""
     if options.get("capturable"):
         warn_user(
-            f"{owner}: capturable=True has no effect in a group; pass it to {owner}, for all groups",
+            f"{who}: capturable=True has no effect in a group; pass it to {who}, for all groups",
             UserWarning,
         )
     for name in ("foreach", "fused"):
         if options.get(name):
             warn_user(
-                f"{owner}: {name}={options[name]} chooses between implementations of torch, without effect here; "
+                f"{who}: {name}={options[name]} chooses between implementations of torch, without effect here; "
                 "omit it. A step runs over lists of tensors by default, and in compiled programs with compile=True",
                 UserWarning,
             )

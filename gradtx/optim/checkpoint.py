@@ -232,7 +232,7 @@ class Checkpoint:
             entry = self._entries[param]
             if entry and param not in first and not never_trains(param):
                 raise ValueError(
-                    f"{self._present.members.owner}: parameter {member.name!r} has no values yet, but the state dict "
+                    f"{self._present.members.who}: parameter {member.name!r} has no values yet, but the state dict "
                     "has its state; load it after the first forward pass"
                 )
             if not entry or param not in first:
@@ -292,7 +292,7 @@ class Checkpoint:
         for old, new in pairs:
             if old != new and old in ours:
                 warn_user(
-                    f"{self._present.members.owner}: the checkpoint has {old!r} where this optimizer has {new!r}; "
+                    f"{self._present.members.who}: the checkpoint has {old!r} where this optimizer has {new!r}; "
                     "state is loaded by position, as in torch.optim: pass the parameters "
                     "in the order of the checkpoint",
                     UserWarning,
@@ -308,7 +308,7 @@ class Checkpoint:
                 saved = tuple(saved) if isinstance(saved, list) else saved
                 if OVERRIDDEN not in group and not is_same(saved, shown):
                     warn_user(
-                        f"{self._present.members.owner}: {name} follows {describe(view.sources[name])} and is now "
+                        f"{self._present.members.who}: {name} follows {describe(view.sources[name])} and is now "
                         f"{shown}; the checkpoint's {saved} is not used. To use it, write "
                         f"optimizer.param_groups[{i}][{name!r}] = {saved}",
                         UserWarning,

@@ -142,7 +142,7 @@ def check_capturable(members: Members) -> None:
     Raises:
         ValueError: If a link needs the host, or if there are several devices.
     """
-    who = f"{members.owner}: capturable"
+    who = f"{members.who}: capturable"
     for operation in members.block().walk():
         if not operation.compiles or operation.hessian_period:
             link = ".".join(filter(None, operation.path))
@@ -158,12 +158,12 @@ def check_capturable(members: Members) -> None:
 
 
 def check_capture(
-    owner: str, capturable: bool, members: Iterable[Member], takes_none: bool
+    who: str, capturable: bool, members: Iterable[Member], takes_none: bool
 ) -> None:
     """Check that a graph may replay the step that is being captured.
 
     Args:
-        owner: The optimizer's class, for error messages.
+        who: The optimizer's class, for error messages.
         capturable: Whether the optimizer was constructed with `capturable=True`.
         members: All parameters.
         takes_none: Whether those without a gradient step as well.
@@ -173,7 +173,7 @@ def check_capture(
     """
     if not capturable:
         raise RuntimeError(
-            f"{owner}: a CUDA graph would replay this step with its present count; pass capturable=True to {owner}"
+            f"{who}: a CUDA graph would replay this step with its present count; pass capturable=True to {who}"
         )
     counts: set[int | Count] = set()
     waiting: set[int | Count] = set()
@@ -182,6 +182,6 @@ def check_capture(
         (counts if steps else waiting).add(member.count)
     if any(isinstance(count, int) for count in counts) or counts & waiting:
         raise RuntimeError(
-            f"{owner}: the first step with these gradients creates state, which a CUDA graph cannot replay; call "
+            f"{who}: the first step with these gradients creates state, which a CUDA graph cannot replay; call "
             "step() once before the capture"
         )

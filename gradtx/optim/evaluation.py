@@ -65,7 +65,7 @@ class Evaluation:
         for param, value in self._trained.items():
             param.copy_(value)
 
-    def check_training(self, owner: str) -> None:
+    def check_training(self, who: str) -> None:
         """Check that the parameters contain the training weights.
 
         Raises:
@@ -73,7 +73,7 @@ class Evaluation:
         """
         if self._trained:
             raise RuntimeError(
-                f"{owner}: the parameters contain the evaluation weights; call optimizer.train() before step()"
+                f"{who}: the parameters contain the evaluation weights; call optimizer.train() before step()"
             )
 
     def save(self, state_dict: dict[str, Any], params: Iterable[Tensor]) -> None:

@@ -35,25 +35,25 @@ class HessianSource:
     """Supplies the steps of a chain that needs it with `hessian_diag`.
 
     Args:
-        owner: The optimizer's class, for error messages.
+        who: The optimizer's class, for error messages.
         link: The name of the first link that needs `hessian_diag`.
         seed: The seed for new groups.
     """
 
-    def __init__(self, owner: str, link: str, seed: int):
-        self._owner = owner
+    def __init__(self, who: str, link: str, seed: int):
+        self._who = who
         self.link = link
         self._seed = seed
 
     @classmethod
     def of_chain(
-        cls, owner: str, tx: GradientTransformation, seed: Any
+        cls, who: str, tx: GradientTransformation, seed: Any
     ) -> HessianSource | None:
         """Return the source for a chain; None if no link needs `hessian_diag`."""
-        seed = _checked_seed(f"{owner}: seed", seed)
+        seed = _checked_seed(f"{who}: seed", seed)
         for link in tx._links():
             if "hessian_diag" in link._needs:
-                return cls(owner, link._name, seed)
+                return cls(who, link._name, seed)
         return None
 
     def mark(self, group: Group) -> None:
@@ -194,7 +194,7 @@ class HessianSource:
         vectors: Diagonal = {}
         for leaf in due:
             group = views[by_param[leaf.key].group].group
-            seed = _checked_seed(f"{self._owner}: {SEED}", group.get(SEED, self._seed))
+            seed = _checked_seed(f"{self._who}: {SEED}", group.get(SEED, self._seed))
             stream = Stream(torch.tensor(seed), counter, leaf.name)
             vectors[leaf.key] = stream.rademacher(leaf.key.detach())
         return vectors

@@ -103,11 +103,11 @@ class Offload:
     checkpoints equal those of parameters on the host.
 
     Args:
-        owner: The optimizer's class, for error messages.
+        who: The optimizer's class, for error messages.
     """
 
-    def __init__(self, owner: str):
-        self._owner = owner
+    def __init__(self, who: str):
+        self._who = who
         # Memory for copies, reused across steps.
         self._weights: dict[Tensor, Tensor] = {}
         self._gradients: dict[Tensor, Tensor] = {}
@@ -123,12 +123,12 @@ class Offload:
         for param in params:
             if is_sharded(param):
                 raise ValueError(
-                    f"{self._owner}: state_device does not support sharded parameters; pass CPUOffloadPolicy() to "
+                    f"{self._who}: state_device does not support sharded parameters; pass CPUOffloadPolicy() to "
                     "fully_shard, which keeps the shards themselves on the host"
                 )
             if type(param.data) is not Tensor and not is_lazy(param):
                 raise ValueError(
-                    f"{self._owner}: state_device supports only plain tensors, got {describe(param.data)}"
+                    f"{self._who}: state_device supports only plain tensors, got {describe(param.data)}"
                 )
         warn_of_replicas(
             "state_device", params, "it loses its hooks when a parameter moves"
@@ -217,10 +217,10 @@ class Offload:
             self._begin(params, reuses=False)  # the previous gradients are still in use
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Offload, (self._owner,)
+        return Offload, (self._who,)
 
 
-def offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> Offload:
+def offload_for(who: str, state_device: Any, tx: GradientTransformation) -> Offload:
     """Create the offload that `state_device` requests.
 
     Raises:
@@ -229,13 +229,13 @@ def offload_for(owner: str, state_device: Any, tx: GradientTransformation) -> Of
     """
     if str(state_device) != "cpu":
         raise ValueError(
-            f'{owner}: state_device must be "cpu" or None, got {state_device!r}'
+            f'{who}: state_device must be "cpu" or None, got {state_device!r}'
         )
     if "hessian_diag" in tx.needs:
         raise ValueError(
-            f"{owner}: state_device does not support chains that need 'hessian_diag'; omit state_device"
+            f"{who}: state_device does not support chains that need 'hessian_diag'; omit state_device"
         )
-    return Offload(owner)
+    return Offload(who)
 
 
 def _memory_for(tensor: Tensor, kept: dict[Tensor, Tensor], param: Tensor) -> Tensor:

@@ -80,8 +80,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         state_device: torch.device | str | None = None,
         capturable: bool = False,
     ):
-        owner = type(self).__name__
-        check_transformation(owner, "tx", tx)
+        who = type(self).__name__
+        check_transformation(who, "tx", tx)
         offload = replicas = None
         # Imported only where they are needed: `import gradtx` stays short, and the compiler's modules take long.
         from gradtx.optim.engine.lists import ListEngine
@@ -94,19 +94,17 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if state_device is not None:
             from gradtx.optim.offload import offload_for
 
-            offload = offload_for(owner, state_device, tx)
+            offload = offload_for(who, state_device, tx)
             if process_group is not None or capturable:
                 other = "capturable" if capturable else "process_group"
-                raise ValueError(
-                    f"{owner}: {other} cannot be combined with state_device"
-                )
+                raise ValueError(f"{who}: {other} cannot be combined with state_device")
         if process_group is not None:
-            replicas = team_of_group(f"{owner}: process_group", process_group)
-        members = Members(owner, self._copy_hyperparameters(tx), replicas)
+            replicas = team_of_group(f"{who}: process_group", process_group)
+        members = Members(who, self._copy_hyperparameters(tx), replicas)
         states = States(members)
         self._parts = Parts(members, states, back_ends, offload, capturable)
-        self._hessian = HessianSource.of_chain(owner, tx, seed)
-        super().__init__(listed_params(owner, params), {})
+        self._hessian = HessianSource.of_chain(who, tx, seed)
+        super().__init__(listed_params(who, params), {})
         if capturable:
             check_capturable(members)
         members.check_selectors()
@@ -138,9 +136,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         A partition splits the group into one group per label. Otherwise like torch's method, with the same errors.
         Parameters that still have state, from a group that was removed, keep it.
         """
-        owner = type(self).__name__
+        who = type(self).__name__
         parts = self._up_to_date()
-        group = listed_group(owner, param_group)
+        group = listed_group(who, param_group)
         group = without_repeats(self._checked_by_torch(group))
         keys = list(group)
         members, states = parts.members, parts.states
@@ -153,9 +151,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                     self._hessian.mark(view.group)
                 states.check(view, joining.by_param)
         # Warn before anything changes, because warnings may be turned into errors.
-        warn_of_misspelt(owner, keys, self._tx._entries())
-        warn_of_unread(owner, joining.unread)
-        warn_of_engine_options(owner, group)
+        warn_of_misspelt(who, keys, self._tx._entries())
+        warn_of_unread(who, joining.unread)
+        warn_of_engine_options(who, group)
         members.admit(joining)
         for view in joining.views:
             self.param_groups.append(view.group)
@@ -406,7 +404,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             parts = self._parts
             if not parts.expects_scheduler:
                 views = parts.members.views
-                parts.expects_scheduler = check_scheduler(parts.members.owner, views)
+                parts.expects_scheduler = check_scheduler(parts.members.who, views)
         super().__setattr__(name, value)
 
     def expect_scheduler(self) -> None:

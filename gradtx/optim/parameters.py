@@ -54,7 +54,7 @@ class Members:
     """The parameters of an optimizer, and a view of each of its groups.
 
     Args:
-        owner: The optimizer's class, for error messages.
+        who: The optimizer's class, for error messages.
         tx: The optimizer's transformation.
         replicas: The ranks that divide the work on whole parameters.
 
@@ -71,9 +71,9 @@ class Members:
     are_divided = False
 
     def __init__(
-        self, owner: str, tx: GradientTransformation, replicas: Team | None = None
+        self, who: str, tx: GradientTransformation, replicas: Team | None = None
     ):
-        self.owner = owner
+        self.who = who
         self.tx = tx
         self.replicas = replicas
         self.views: list[GroupView] = []
@@ -104,10 +104,10 @@ class Members:
         for param in params:
             name = by_param[param].name
             if not never_trains(param):
-                check_leaf(name, param, self.owner)
+                check_leaf(name, param, self.who)
             if not is_lazy(param) and param.is_conj():
                 raise ValueError(
-                    f"{self.owner}: parameter {name!r} is a conjugate view, to which steps cannot write; "
+                    f"{self.who}: parameter {name!r} is a conjugate view, to which steps cannot write; "
                     "pass param.resolve_conj()"
                 )
         self._check_pieces(params, by_param)
@@ -219,7 +219,7 @@ class Members:
         for operation in block.walk():
             if operation.waits or operation.sums_late or not operation.elementwise:
                 raise ValueError(
-                    f"{self.owner}: these parameters are flat pieces of memory, as created by FSDP1 or DeepSpeed's "
+                    f"{self.who}: these parameters are flat pieces of memory, as created by FSDP1 or DeepSpeed's "
                     f"ZeRO, but {'.'.join(operation.path)!r} depends on their shapes or sums over them; use FSDP2 "
                     "(fully_shard), or DistributedDataParallel alone"
                 )
@@ -244,7 +244,7 @@ class Members:
                     break
             else:
                 return None
-        check_groups(self.owner, groups)
+        check_groups(self.who, groups)
         self._follow_groups(groups)
         self._rows = []
         return self._follow_params(groups)
@@ -261,7 +261,7 @@ class Members:
             view = by_dict.get(id(group)) or by_params.get(_ids(group["params"]))
             if view is None:
                 raise ValueError(
-                    f"{self.owner}: a group with other parameters was put into param_groups; call add_param_group"
+                    f"{self.who}: a group with other parameters was put into param_groups; call add_param_group"
                 )
             views.append(view)
         for view, group in zip(views, groups, strict=True):

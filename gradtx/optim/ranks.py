@@ -78,11 +78,11 @@ class Agreement:
             whole = [member for member in stepping if not is_sharded(member.param)]
             if not is_known:
                 self._extremes = _extremes(_lines(whole, views))
-            _compare(members.owner, replicas, self._extremes, whole, views)
+            _compare(members.who, replicas, self._extremes, whole, views)
         if not is_known:
             for mesh, divided in _by_mesh(stepping):
                 extremes = _extremes(_lines(divided, views))
-                _compare(members.owner, team_of(mesh), extremes, divided, views)
+                _compare(members.who, team_of(mesh), extremes, divided, views)
         self._plan = plan
 
     def report_failure(self, members: Members) -> None:
@@ -140,7 +140,7 @@ def _lines(members: list[Member], views: list[GroupView]) -> list[str]:
 
 
 def _compare(
-    owner: str,
+    who: str,
     team: Team,
     extremes: list[int],
     members: list[Member],
@@ -149,7 +149,7 @@ def _compare(
     """Raise an error on all ranks unless they have the same digest."""
     if not _are_equal(team, extremes):
         lines = _lines(members, views)
-        raise RuntimeError(f"{owner}: {_difference(team, lines)}")
+        raise RuntimeError(f"{who}: {_difference(team, lines)}")
 
 
 def _are_equal(team: Team, extremes: list[int]) -> bool:

@@ -111,7 +111,7 @@ class ReleasedGradients:
 
     def __init__(self, optimizer: Any):
         parts = optimizer._up_to_date()
-        self._owner: str = parts.members.owner
+        self._who: str = parts.members.who
         check_released(parts)
         warn_of_replicas(WHO, parts.members.by_param, AVERAGES_LATE)
         self._optimizer = weakref.ref(optimizer)
@@ -150,12 +150,12 @@ class ReleasedGradients:
         if self.active and extras:
             name = next(iter(extras))
             raise TypeError(
-                f"{self._owner}: step does not accept {name!r} while gradients are released: parameters have already "
+                f"{self._who}: step does not accept {name!r} while gradients are released: parameters have already "
                 "been updated"
             )
         if self.active and scaling is not None:
             raise RuntimeError(
-                f"{self._owner}: a GradScaler cannot be used while gradients are released, because parameters step "
+                f"{self._who}: a GradScaler cannot be used while gradients are released, because parameters step "
                 "before it has read all gradients; train in bfloat16, or call handle.remove()"
             )
 
@@ -206,7 +206,7 @@ class ReleasedGradients:
         if self._open is None:
             parts = optimizer._up_to_date()
             if parts.evaluation is not None:
-                parts.evaluation.check_training(self._owner)
+                parts.evaluation.check_training(self._who)
             member = parts.members.by_param.get(param)
             if member is not None:
                 self._open = OpenStep(parts)
@@ -231,7 +231,7 @@ def check_released(parts: Parts) -> None:
     ):
         if excludes:
             raise RuntimeError(
-                f"{parts.members.owner}: {WHO} cannot be combined with {option}, for which gradients must stay "
+                f"{parts.members.who}: {WHO} cannot be combined with {option}, for which gradients must stay "
                 "together; use step(consume_gradients=True)"
             )
     for link in tx._links():

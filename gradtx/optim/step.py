@@ -86,7 +86,7 @@ class Step:
         if traits.exchanges:
             _check_exchanges(parts, scaling)
         self._parts = parts
-        self._owner = members.owner
+        self._who = members.who
         self._extras = extras
         self.scaling = scaling
         self.consumes = consumes
@@ -109,10 +109,10 @@ class Step:
             # A scheduler of a trainer's wrapper is noticed when it replaces a schedule by a number.
             is_replaced = "lr" in view.shown and not has_schedule(values["lr"])
             if is_replaced and not parts.expects_scheduler:
-                parts.expects_scheduler = check_scheduler(self._owner, [view])
+                parts.expects_scheduler = check_scheduler(self._who, [view])
         self._read(self._every)
         if _torch.is_captured(run.device):
-            check_capture(self._owner, parts.capturable, self._every, traits.takes_none)
+            check_capture(self._who, parts.capturable, self._every, traits.takes_none)
         self.structures: list[Structure] = []
         for view, row, values in zip(self.views, self._rows, self._values, strict=True):
             if values is not view.settled:
@@ -179,14 +179,14 @@ class Step:
             gradient = member.param.grad
             if gradient is not None and gradient.is_sparse:
                 raise RuntimeError(
-                    f"{self._owner}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
+                    f"{self._who}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
                     "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
                 )
             state, layout = states.get(member.param, {}), member.layout
             if state and layout is not None and not layout.keys <= state.keys():
                 lacking = min(layout.keys - state.keys())
                 raise ValueError(
-                    f"{self._owner}: the state of parameter {member.name!r} lacks {lacking!r}"
+                    f"{self._who}: the state of parameter {member.name!r} lacks {lacking!r}"
                 )
             member.state = state
             member.count = member.count_in(state)
@@ -200,7 +200,7 @@ class Step:
             if not member.state or made_for.suits(param):
                 continue
             raise ValueError(
-                f"{self._owner}: parameter {member.name!r} is {made_for.of(param)}, but its state was created for "
+                f"{self._who}: parameter {member.name!r} is {made_for.of(param)}, but its state was created for "
                 f"{made_for}; move the model before the first step, convert the state by "
                 "optimizer.load_state_dict(optimizer.state_dict()), or reset it: optimizer.state.pop(param)"
             )
@@ -475,7 +475,7 @@ def _check_exchanges(parts: Parts, scaling: Scaling | None) -> None:
         fault = "the optimizer's process_group, whose ranks have equal gradients; omit one of them"
     if fault is not None:
         raise RuntimeError(
-            f"{parts.members.owner}: outer(process_group=...) cannot be combined with {fault}"
+            f"{parts.members.who}: outer(process_group=...) cannot be combined with {fault}"
         )
 
 

@@ -32,12 +32,12 @@ __all__ = [
 
 
 def _after_warmup(
-    owner: str, step: Tensor, t_max: int, warmup_steps: int
+    who: str, step: Tensor, t_max: int, warmup_steps: int
 ) -> tuple[Tensor, Tensor]:
     """Return the steps since the warmup, and their share of all steps after it."""
     if warmup_steps > t_max:
         raise ValueError(
-            f"{owner}: warmup_steps must be at most t_max = {t_max}, got {warmup_steps}"
+            f"{who}: warmup_steps must be at most t_max = {t_max}, got {warmup_steps}"
         )
     since = (step - warmup_steps).clamp(min=0)
     return since, (since / max(t_max - warmup_steps, 1)).clamp(max=1)

@@ -22,14 +22,14 @@ def first_slots(
     slots: dict[str, Any],
     like: Tensor,
     stored: torch.dtype | Mapping[str, torch.dtype],
-    owner: str,
+    who: str,
 ) -> dict[str, Tensor]:
     """Convert the slots that `init` returned to `stored`, except those for which the rule chose its own dtype."""
     converted: dict[str, Tensor] = {}
     for slot, value in slots.items():
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"{owner}: init must return a dict of slot name -> tensor, got {value!r} for {slot!r}"
+                f"{who}: init must return a dict of slot name -> tensor, got {value!r} for {slot!r}"
             )
         scalar = value.ndim == 0 and like.ndim > 0 and value.dtype == exact_dtype(value)
         if value.dtype == like.dtype and not scalar:
@@ -45,17 +45,17 @@ def first_slots(
     return converted
 
 
-def check_slots(slots: Any, owner: str, numbers: bool = False) -> None:
+def check_slots(slots: Any, who: str, numbers: bool = False) -> None:
     """Raise an error unless `init` may return these slots; with `numbers`, names may end in a number."""
     names: Any = slots if isinstance(slots, dict) else [None]
     if not all(isinstance(slot, str) for slot in names):
         raise TypeError(
-            f"{owner}: init must return a dict of slot name -> tensor, got {shortly(slots)}"
+            f"{who}: init must return a dict of slot name -> tensor, got {shortly(slots)}"
         )
     for slot in names:
         if not numbers and slot.rpartition("_")[2].isdigit():
             raise TypeError(
-                f"{owner}: slots {sorted(names)}: trailing numbers are reserved for the library; return a list in one "
+                f"{who}: slots {sorted(names)}: trailing numbers are reserved for the library; return a list in one "
                 "slot"
             )
 

@@ -58,7 +58,7 @@ class Storage:
     """A checked `state_dtype`: a dtype or a code for each slot.
 
     Args:
-        owner: The name of the factory, for errors.
+        who: The name of the factory, for errors.
         given: A dtype, the name of a code, a `Codec`, or a dict slot pattern -> one of these.
         min_size: The smallest number of entries of a leaf whose slots are coded.
 
@@ -69,14 +69,14 @@ class Storage:
         draws: Whether a code rounds at random.
     """
 
-    def __init__(self, owner: str, given: Any, min_size: int = MIN_SIZE):
+    def __init__(self, who: str, given: Any, min_size: int = MIN_SIZE):
         if isinstance(given, Mapping) and not given:
             raise ValueError(
-                f"{owner}: state_dtype is empty; pass a dict slot -> dtype, such as {{'*': 'int8'}}"
+                f"{who}: state_dtype is empty; pass a dict slot -> dtype, such as {{'*': 'int8'}}"
             )
         if type(min_size) is not int or min_size < 0:
             raise ValueError(
-                f"{owner}: min_size must be a non-negative int, got {describe(min_size)}"
+                f"{who}: min_size must be a non-negative int, got {describe(min_size)}"
             )
         self.given: Any = given
         self.min_size = min_size
@@ -85,9 +85,9 @@ class Storage:
         for pattern, value in by_pattern.items():
             if not isinstance(pattern, str):
                 raise TypeError(
-                    f"{owner}: state_dtype has the key {pattern!r}, needs a slot pattern such as 'exp_avg'"
+                    f"{who}: state_dtype has the key {pattern!r}, needs a slot pattern such as 'exp_avg'"
                 )
-            rules.append(Rule(pattern, _choice_of(owner, value)))
+            rules.append(Rule(pattern, _choice_of(who, value)))
         self._rules = rules
         self._rule_of_slot: dict[tuple[Path, str], Rule | None] = {}
         codecs = [rule.choice for rule in rules if isinstance(rule.choice, Codec)]
@@ -144,7 +144,7 @@ def check_patterns(seen: Mapping[Storage, set[tuple[Path, str]]]) -> None:
         storage.check_patterns(slots)
 
 
-def _choice_of(owner: str, value: Any) -> Choice:
+def _choice_of(who: str, value: Any) -> Choice:
     """Check a value of `state_dtype` and return its dtype or code."""
     if isinstance(value, Codec):
         return value
@@ -155,7 +155,7 @@ def _choice_of(owner: str, value: Any) -> Choice:
     suggestion = close(value, CODES) if isinstance(value, str) else None
     hint = "" if suggestion is None else f"did you mean {suggestion!r}? "
     raise TypeError(
-        f"{owner}: state_dtype must be a floating-point torch.dtype, got {describe(value)}; {hint}"
+        f"{who}: state_dtype must be a floating-point torch.dtype, got {describe(value)}; {hint}"
         f"or a code, {', '.join(map(repr, CODES))}, a Codec, or a dict slot pattern -> one of these"
     )
 
@@ -165,7 +165,7 @@ class Store:
 
     Args:
         path: The stage's path.
-        owner: The name of the rule, for errors.
+        who: The name of the rule, for errors.
         storage: The `state_dtype` of the stage, if any.
         is_nonnegative: Whether the values of a slot are never negative.
         run: The call of `init` or `update`.
@@ -174,14 +174,14 @@ class Store:
     def __init__(
         self,
         path: Path,
-        owner: str,
+        who: str,
         storage: Storage | None,
         is_nonnegative: Callable[[str], bool],
         run: Run,
     ):
         self.path = path
         self.storage = storage
-        self._owner = owner
+        self._who = who
         self._is_nonnegative = is_nonnegative
         # Do not store `run` itself: a reference cycle would keep its tensors until the garbage collector runs.
         self._seen_slots = run.seen_slots if run.initial else None
@@ -255,7 +255,7 @@ class Store:
         """
         storage = self.storage
         if storage is None:
-            return first_slots(slots, like, leaf.param_dtype, self._owner)
+            return first_slots(slots, like, leaf.param_dtype, self._who)
         codecs = (
             self._codecs_for(slots, like, probe)
             if old is None
@@ -266,7 +266,7 @@ class Store:
             dtypes[slot] = like.dtype  # of a slot that is coded below
             if slot not in codecs:
                 dtypes[slot] = self._dtype(slot, value, like, leaf)
-        kept = first_slots(slots, like, dtypes, self._owner)
+        kept = first_slots(slots, like, dtypes, self._who)
         if leaf.run.initial:
             seen = leaf.run.seen_slots.setdefault(storage, set())
             seen.update((self.path, slot) for slot in slots)
@@ -361,7 +361,7 @@ class Store:
             return None
         if isinstance(rule.choice, Codec):
             raise ValueError(
-                f"{self._owner}: {name!r} is a shared scalar and cannot be coded; choose a floating-point dtype"
+                f"{self._who}: {name!r} is a shared scalar and cannot be coded; choose a floating-point dtype"
             )
         return rule.choice
 
@@ -441,7 +441,7 @@ class Store:
         codes = stored[slot]
         if codec is not None and codec.packs > 1:
             raise ValueError(
-                f"{self._owner}: the shape of a leaf without a gradient cannot be derived from the packed codes of "
+                f"{self._who}: the shape of a leaf without a gradient cannot be derived from the packed codes of "
                 f"{slot!r}: call update(updates, state, params)"
             )
         return torch.empty(codes.shape, device=codes.device)
