@@ -21,7 +21,7 @@ from gradtx.arguments import Argument, name_here
 from gradtx.base.counterparts import plain
 from gradtx.base.exact import Scalar, Schedule
 from gradtx.base.messages import describe, nearest, warn_user
-from gradtx.combinators.averages import with_lookahead
+from gradtx.combinators.slow_weights import with_lookahead
 from gradtx.models import label_by_role, named_in_model, places_of
 from gradtx.optim import ChainOptimizer, as_optimizer, class_names, optimizer_hint
 from gradtx.optim.chain_checks import warn_of_engine_options

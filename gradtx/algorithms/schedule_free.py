@@ -6,7 +6,7 @@ from gradtx.algorithms.adam import scale_by_adam
 from gradtx.algorithms.radam import scale_by_rectified_rms
 from gradtx.algorithms.weight_decay import add_decayed_weights
 from gradtx.arguments import Decay, NonNegative, NonNegativeInt, OpenFraction
-from gradtx.combinators.averages import schedule_free
+from gradtx.combinators.slow_weights import schedule_free
 from gradtx.rules import alias
 from gradtx.schedules.warmup import rectification_schedule
 from gradtx.transform import chain

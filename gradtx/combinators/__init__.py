@@ -2,7 +2,6 @@
 
 from gradtx.base.names import public_names as _public_names
 from gradtx.combinators.agreement import *
-from gradtx.combinators.averages import *
 from gradtx.combinators.blocks import *
 from gradtx.combinators.clocks import *
 from gradtx.combinators.coordinates import *
@@ -12,6 +11,7 @@ from gradtx.combinators.outer import *
 from gradtx.combinators.precision import *
 from gradtx.combinators.qk_clip import *
 from gradtx.combinators.selection import *
+from gradtx.combinators.slow_weights import *
 from gradtx.combinators.tuners import *
 
 # Type checkers read the names from the imports above.

@@ -69,7 +69,7 @@ class BlockLeaf(Leaf):
         super().__init__(run, whole.name, update, param, extras, whole.clock)
         self.stand_for(whole)
         self.device = whole.device
-        self.program = program
+        self.operations = program
         # Preserve object identity, since contexts are created once per object.
         self.grad = self.update if whole.grad is whole.update else inputs.get("grad")
         self.stream_name = inputs.get("stream", whole.name)

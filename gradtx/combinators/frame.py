@@ -230,7 +230,7 @@ class InnerState(Inside):
     def first_values(self, leaf: Leaf) -> Values:
         """Return the values of these slots at init, or after a restart of the inner transformation."""
         new, leaf.new = leaf.new, {}
-        for operation in leaf.program:
+        for operation in leaf.operations:
             # Skip the end of this frame or of an arm.
             if self.contains(operation.path) and operation.path[-1]:
                 operation.init(leaf)

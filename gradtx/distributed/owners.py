@@ -34,7 +34,7 @@ from gradtx.distributed.layouts import (
 )
 from gradtx.execution.execute import Leaf, Operation, Position, execute
 
-Program: TypeAlias = list[Any]  # operations
+Operations: TypeAlias = list[Any]
 Tensors: TypeAlias = dict[str, Tensor]
 
 
@@ -75,53 +75,55 @@ def assigned(
 # Regions of programs.
 
 
-def with_regions(program: Program, like: Any, replicas: Team | None) -> Program:
-    """Return a leaf's program, with its whole-tensor operations in regions if ranks divide the leaf or the work.
+def with_regions(
+    operations: Operations, like: Any, replicas: Team | None
+) -> Operations:
+    """Return a leaf's operations, with its whole-tensor operations in regions if ranks divide the leaf or the work.
 
     Args:
-        program: The operations.
+        operations: The operations.
         like: The parameter.
         replicas: The ranks that hold equal whole parameters and divide the work among them; None if there are none.
     """
     if is_sharded(like):
-        return regions_of(program) if can_be_owned(like) else program
-    return program if replicas is None else regions_of(program, replicas)
+        return regions_of(operations) if can_be_owned(like) else operations
+    return operations if replicas is None else regions_of(operations, replicas)
 
 
-def regions_of(program: Program, replicas: Team | None = None) -> Program:
-    """Return a program in which adjacent operations that need a whole tensor form one region."""
-    grouped: Program = []
+def regions_of(operations: Operations, replicas: Team | None = None) -> Operations:
+    """Return operations of which adjacent operations that need a whole tensor form one region."""
+    grouped: Operations = []
     i = 0
-    while i < len(program):
+    while i < len(operations):
         end = i  # of the operations that need a whole tensor
-        while end < len(program) and program[end].whole_until is not None:
-            end = program.index(program[end].whole_until, end) + 1
+        while end < len(operations) and operations[end].whole_until is not None:
+            end = operations.index(operations[end].whole_until, end) + 1
         if end == i:
-            grouped.append(program[i])
+            grouped.append(operations[i])
             i += 1
             continue
         end_of_shards = end
-        while end_of_shards < len(program) and program[end_of_shards].needs_shape:
+        while end_of_shards < len(operations) and operations[end_of_shards].needs_shape:
             end_of_shards += 1
         grouped.append(
-            OwnedRegion(program[i:end], program[end:end_of_shards], replicas)
+            OwnedRegion(operations[i:end], operations[end:end_of_shards], replicas)
         )
         i = end_of_shards
     return grouped
 
 
-def owned_paths(program: Program) -> list[Path]:
+def owned_paths(operations: Operations) -> list[Path]:
     """Return the stages whose slots are kept by the owner of a leaf."""
     return [
         part.path
-        for region in program
+        for region in operations
         if isinstance(region, OwnedRegion) and region.keeps_slots
         for part in region.operations
     ]
 
 
-def has_regions(program: Program) -> bool:
-    return any(isinstance(operation, OwnedRegion) for operation in program)
+def has_regions(operations: Operations) -> bool:
+    return any(isinstance(operation, OwnedRegion) for operation in operations)
 
 
 class OwnedRegion(Operation):
@@ -214,7 +216,7 @@ class OwnedRegion(Operation):
 
     def _region_of(self, leaf: Leaf) -> OwnedRegion:
         """Return the same region with the hyperparameters of the leaf's group."""
-        return next(each for each in leaf.program if each.path == self.path)
+        return next(each for each in leaf.operations if each.path == self.path)
 
     def resume(self, leaf: Leaf, total: dict[str, Any]) -> None:
         leaf.update = total[leaf.name]
@@ -244,7 +246,7 @@ class OwnedRegion(Operation):
         whole.key = leaf.key
         whole.state = leaf.state
         whole.layout = leaf.layout
-        whole.program = self.operations
+        whole.operations = self.operations
         execute([whole], lambda _: None)
         leaf.new.update(whole.new)
         leaf.starts.update(whole.starts)

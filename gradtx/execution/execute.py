@@ -44,8 +44,8 @@ class Leaf:
         codecs: The codec of each slot that `init` has encoded.
         saved: Values that a combinator keeps between `enter` and `leave`.
         key, state, layout: The adapter's parameter, its flat state, and the location of each stage's slots in it.
-        program: The operations that the leaf passes through.
-        at: The current index in the program.
+        operations: The operations that the leaf passes through.
+        at: The current index in the operations.
         pending: The suspended call of a rule while its leaf waits for a sum.
         owner: The rank that keeps the slots of rules that need the whole leaf, as an index into the ranks of
             `team_for`; None if there are no such slots.
@@ -104,7 +104,7 @@ class Leaf:
         self.codecs: dict[tuple[Path, str], Codec] = {}
         self.saved: dict[Any, Any] = {}
         self.state: dict[str, Any] = {}
-        self.program: list[Any] = []
+        self.operations: list[Any] = []
 
     def clock_reading(self) -> ClockReading:
         return self.clock.on(self.device)
@@ -219,7 +219,7 @@ class Position:
 
 
 class Operation:
-    """One operation in a leaf's program.
+    """One of a leaf's operations.
 
     `start` and `resume` process `leaf`. They return None when they have finished, or a payload if the leaf must wait
     until all leaves with this operation have arrived. `combine` then reduces the payloads to a total for `resume`.
@@ -367,24 +367,24 @@ class Block:
         return cls(operations, frozen)
 
     def for_leaf(self, leaf: Leaf) -> list[Operation]:
-        """Return the program of a leaf."""
+        """Return the operations of a leaf."""
         if self.is_frozen(leaf):
             return [FROZEN]
-        program = self._operations_for(leaf) if self._forks else self.operations
+        operations = self._operations_for(leaf) if self._forks else self.operations
         if leaf.is_complex:
-            _check_takes_complex(leaf, program)
-        return program
+            _check_takes_complex(leaf, operations)
+        return operations
 
     def _operations_for(self, leaf: Leaf) -> list[Operation]:
         """Return the operations on a leaf's route through the branches."""
-        program: list[Operation] = []
+        operations: list[Operation] = []
         for operation in self.operations:
             if isinstance(operation, Branch):
                 label = leaf.run.choice(operation.path, leaf, operation.selector)
-                program.extend(operation.blocks[label].for_leaf(leaf))
+                operations.extend(operation.blocks[label].for_leaf(leaf))
             else:
-                program.append(operation)
-        return program
+                operations.append(operation)
+        return operations
 
     def labels(self, leaf: Leaf) -> list[tuple[Any, Any]]:
         """Return (selector, label) for every partition with named branches that the leaf passes through."""
@@ -417,9 +417,9 @@ class Block:
         return frozenset(each.path for each in self.walk() if each.has_clock)
 
 
-def _check_takes_complex(leaf: Leaf, program: Iterable[Operation]) -> None:
+def _check_takes_complex(leaf: Leaf, operations: Iterable[Operation]) -> None:
     """Raise an error if an operation cannot process a complex leaf."""
-    for operation in program:
+    for operation in operations:
         if not operation.takes_complex:
             link = [part for part in operation.path if part][-1]
             raise complex_error(link, leaf)
@@ -441,7 +441,7 @@ def checks_extras(operations: list[Any]) -> bool:
 def check_extras_of(leaves: Iterable[Leaf]) -> None:
     """Raise an error for extras that do not fit a leaf."""
     for leaf in leaves:
-        for operation in leaf.program:
+        for operation in leaf.operations:
             for part in operation.parts:
                 part.check(leaf)
 
@@ -517,13 +517,13 @@ def execute(
     def advance(leaf: Leaf, payload: Any) -> None:
         while payload is None:
             leaf.at += 1
-            if leaf.at >= len(leaf.program):
+            if leaf.at >= len(leaf.operations):
                 finish(leaf)
                 return
-            operation = leaf.program[leaf.at]
+            operation = leaf.operations[leaf.at]
             if leaf.update is not None or operation.takes_none:
                 payload = operation.start(leaf)
-        blocked.setdefault(leaf.program[leaf.at].path, []).append((leaf, payload))
+        blocked.setdefault(leaf.operations[leaf.at].path, []).append((leaf, payload))
 
     for leaf in leaves:
         leaf.at = -1
@@ -532,9 +532,9 @@ def execute(
         path = _next_path(blocked)
         waiting = blocked.pop(path)
         first = waiting[0][0]
-        total = first.run.combined(first.program[first.at], _by_leaf(waiting))
+        total = first.run.combined(first.operations[first.at], _by_leaf(waiting))
         for leaf, _ in waiting:
-            advance(leaf, leaf.program[leaf.at].resume(leaf, total))
+            advance(leaf, leaf.operations[leaf.at].resume(leaf, total))
 
 
 class LeafTerms(list[tuple[Any, Any]]):
@@ -568,7 +568,9 @@ def _is_still_expected(path: Path, blocked: dict[Path, list[tuple[Leaf, Any]]]) 
         if other == path:
             continue
         for leaf, _ in waiting:
-            if any(operation.path == path for operation in leaf.program[leaf.at + 1 :]):
+            if any(
+                operation.path == path for operation in leaf.operations[leaf.at + 1 :]
+            ):
                 return True
     return False
 
@@ -577,7 +579,7 @@ def initialize(leaves: list[Leaf]) -> None:
     """Create the initial slots for every leaf's program."""
     operations: dict[int, Operation] = {}
     for leaf in leaves:
-        for operation in leaf.program:
+        for operation in leaf.operations:
             operation.init(leaf)
             operations[id(operation)] = operation
     for operation in operations.values():

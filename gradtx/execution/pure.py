@@ -279,7 +279,7 @@ class TreeRun(Run):
         if leaf is None:  # an update without parameters, or no leaf at all
             return any(self._old.slots_of(path, name) for path in self.stages)
         is_counted = leaf.update is not None and leaf.counts
-        return not is_counted and leaf.program != [FROZEN]
+        return not is_counted and leaf.operations != [FROZEN]
 
 
 def _checked_count(name: str, value: Any) -> Tensor:
@@ -351,7 +351,7 @@ def _device_of(leaves: dict[str, Any]) -> torch.device:
 
 def count_after(leaf: Leaf | None, count: Any) -> Any:
     """Return a leaf's count after the update, which counts if the leaf took part and is not frozen."""
-    if leaf is None or leaf.update is None or leaf.program == [FROZEN]:
+    if leaf is None or leaf.update is None or leaf.operations == [FROZEN]:
         return count
     return count + 1 if leaf.counts else count
 
@@ -379,7 +379,7 @@ def init(tx: Transformation, params: Any, counts: str = "calls") -> dict[str, An
         if tensor is not None:
             cells.append(Leaf(run, name, None, tensor, {}, run.clock))
     for cell in cells:
-        cell.program = run.block.for_leaf(cell)
+        cell.operations = run.block.for_leaf(cell)
     for selector in run.selectors:
         selector.check_used([cell.name for cell in cells])
     initialize(cells)
@@ -537,7 +537,7 @@ def _leaves_of(
         )
         add_extras(leaf, trees)
     for leaf in leaves.values():
-        leaf.program = run.block.for_leaf(leaf)
+        leaf.operations = run.block.for_leaf(leaf)
     if extras and checks_extras(run.block.operations):
         check_extras_of(leaves.values())
     return leaves
@@ -680,9 +680,9 @@ def _eval_params(tx: Transformation, state: Any, params: Any) -> Any:
     return unflatten(chosen)
 
 
-def evaluation_weights(leaf: Leaf, program: list[Any]) -> Any:
+def evaluation_weights(leaf: Leaf, operations: list[Any]) -> Any:
     """Return the evaluation weights of the last link that has any, or None."""
-    for operation in reversed(program):
+    for operation in reversed(operations):
         weights = operation.evaluate(leaf)
         if weights is not None:
             return weights

@@ -128,7 +128,8 @@ class Checkpoint:
         self._views = states.members.views
         own = {name for view in self._views for name in view.entries}
         groups = [
-            _with_our_keys(group, own) for group in deepcopy(state_dict["param_groups"])
+            _translated_group(group, own)
+            for group in deepcopy(state_dict["param_groups"])
         ]
         self._codes: dict[Tensor, Mapping[str, str]] = {}
         self._check_sizes(groups)
@@ -315,7 +316,7 @@ class Checkpoint:
                     )
 
 
-def _with_our_keys(group: Group, own: set[str]) -> Group:
+def _translated_group(group: Group, own: set[str]) -> Group:
     """Return a saved group without torch's implementation options, and with other libraries' keys renamed to ours.
 
     Keys that are hyperparameters of this optimizer (`own`) are not renamed.

@@ -86,7 +86,7 @@ class HessianSource:
                 member = states.members.by_param[param]
                 made = int(states.of(param).get("step", 0))
                 leaf = leaf_of(run, member, Clock(torch.tensor(made + 1), made + 1))
-                leaf.program = block.for_leaf(leaf)
+                leaf.operations = block.for_leaf(leaf)
                 if sign_of_use(leaf):
                     return True
         run.commits.clear()  # breaks a reference cycle with the run
@@ -243,7 +243,7 @@ def sign_of_use(leaf: Leaf) -> int | None:
     """Return the sign that `hessian_diag` needs; 0 if no link uses it at this step, None if none ever reads it."""
     position = Position(signs=[1], counts=[int(leaf.clock.step) - 1])
     reads, use = False, 0
-    for operation in leaf.program:
+    for operation in leaf.operations:
         operation.follow(position)
         if operation.hessian_period:
             reads = True

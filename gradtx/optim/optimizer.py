@@ -362,7 +362,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                     step = Step(parts, extras, scaling, consume_gradients)
                 if hessian is not None:
                     hessian.supply(step, parts.states, estimates)
-                step.finish()
+                step.apply()
             except Exception:
                 if step is None:  # other ranks must not wait
                     parts.agreement.report_failure(parts.members)

@@ -197,7 +197,7 @@ def assign_owners(
     """Assign an owner to each leaf that needs one and has none yet."""
     leaves_of_team: dict[Team, list[Leaf]] = defaultdict(list)
     for leaf in leaves:
-        if leaf.owner is None and owned_paths(leaf.program):
+        if leaf.owner is None and owned_paths(leaf.operations):
             leaves_of_team[team_for(leaf.key, replicas)].append(leaf)
     for team, leaves_without_owner in leaves_of_team.items():
         shapes = {leaf.name: leaf.shape for leaf in leaves_without_owner}

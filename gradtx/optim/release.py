@@ -87,7 +87,7 @@ class OpenStep(Step):
         self._place_gradients([member])
         self._complete(self.views[member.group], [member])
 
-    def finish(self) -> None:
+    def apply(self) -> None:
         """End the step: update the parameters whose hook has not run, and write new shared values."""
         late = [member for member in self._every if member not in self.arrived]
         for member in late:
@@ -96,7 +96,7 @@ class OpenStep(Step):
         self.members = [
             member for member in self._stepping() if member not in self.arrived
         ]
-        super().finish()
+        super().apply()
 
 
 class ReleasedGradients:
@@ -202,7 +202,7 @@ class ReleasedGradients:
                     f"{WHO}: parameter {member.name!r} has a second gradient, but was updated by the first; call "
                     "step() after each backward, or accumulate gradients with accumulate(tx, every)"
                 )
-            ending.finish()
+            ending.apply()
         if self._open is None:
             parts = optimizer._up_to_date()
             if parts.evaluation is not None:

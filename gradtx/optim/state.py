@@ -151,8 +151,8 @@ class States:
         leaves: list[Leaf] = []
         for param in params:
             leaf = leaf_of(run, members[param], clock, shown=shown(param))
-            program = block.for_leaf(leaf)
-            leaf.program = with_regions(program, param, self.members.replicas)
+            operations = block.for_leaf(leaf)
+            leaf.operations = with_regions(operations, param, self.members.replicas)
             leaves.append(leaf)
         assign_owners(leaves, members, self.members.replicas)
         initialize(leaves)
@@ -409,7 +409,7 @@ def matched(
             if key in state and isinstance(like, Tensor) and like.is_complex():
                 state[key] = as_complex(state[key])
         return state
-    saved = _with_our_keys(saved, first)
+    saved = _translated_entry(saved, first)
     try:
         saved = converted(saved, first, param.shape, saved_codes, layout.coded_keys)
     except ValueError as error:
@@ -435,7 +435,7 @@ def matched(
     return state
 
 
-def _with_our_keys(saved: Entry, first: Mapping[str, Tensor]) -> dict[str, Any]:
+def _translated_entry(saved: Entry, first: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return an entry without None values, with its count under "step"."""
     entry = {key: value for key, value in saved.items() if value is not None}
     # adam-atan2-pytorch's name of the count.
@@ -454,7 +454,7 @@ def misfits_of(saved: Entry, first: Mapping[str, Tensor]) -> int:
     """Return the number of slots that only one of a saved entry and a first state has; 0 for an empty entry."""
     if not saved:
         return 0
-    entry = _with_our_keys(saved, first)
+    entry = _translated_entry(saved, first)
     return len(_slots_among(entry.keys()) ^ _slots_among(first.keys()))
 
 

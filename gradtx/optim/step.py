@@ -50,7 +50,7 @@ FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
 class Step:
-    """One step. The constructor runs all checks and prepares the state; `finish` computes and writes.
+    """One step. The constructor runs all checks and prepares the state; `apply` computes and writes.
 
     Args:
         parts: The parts of the optimizer.
@@ -271,13 +271,15 @@ class Step:
         gradient = gradient_like(member.param.grad, member.param)
         leaf = leaf_of(self.run, member, clock, gradient, self.scalars)
         add_extras(leaf, self.trees)
-        program = self._blocks[member.group].for_leaf(leaf)
-        leaf.program = with_regions(program, member.param, self._parts.members.replicas)
+        operations = self._blocks[member.group].for_leaf(leaf)
+        leaf.operations = with_regions(
+            operations, member.param, self._parts.members.replicas
+        )
         return leaf
 
     # Computing.
 
-    def finish(self) -> None:
+    def apply(self) -> None:
         """Compute the step and write its results."""
         run, parts = self.run, self._parts
         self._advance(*self._planned())
@@ -335,7 +337,7 @@ class Step:
             self.leaves(members)  # checks the extras of all leaves first
         for member in members:
             (leaf,) = self.leaves([member])
-            if leaf.program != [FROZEN]:
+            if leaf.operations != [FROZEN]:
                 yield leaf
 
     def _compare_ranks(self) -> None:

@@ -114,36 +114,32 @@ class ListPhase(Phase):
     A program for shards also ends where the owner of a leaf computes. Its parts are cut out of one recording after its
     operations were fused, so that shards go through the same arithmetic as whole leaves.
 
-    Attributes:
-        common: The dtype of each scalar that all leaves share.
+    Args:
         recording: The operations, as they were recorded.
+        result: What the recorded function returned.
+        common: The dtype of each scalar that all leaves share.
+        part: Of a program for shards, the part between two owners; otherwise None.
+
+    Attributes:
+        common, recording: As above.
         dtypes: The dtype of each result.
         text: A text that identifies the program, so that leaves with equal programs can share one.
     """
 
-    dtypes: list[torch.dtype]
-
     def __init__(
         self,
-        run: RunPhase,
-        common: list[Tensor],
-        leaves: list[Tensor],
-        part: int | None = None,
+        recording: Recording,
+        result: PhaseResult,
+        common: list[torch.dtype],
+        part: int | None,
     ):
-        self.common = [tensor.dtype for tensor in common]
+        self.recording = recording
+        self.common = common
+        self.dtypes = [output.dtype for output in result.outputs]
+        self.text = recording.text()
         self._part = part
         self._functions: dict[Any, ListFunction] = {}
-
-        def function(arguments: list[Tensor]) -> PhaseResult:
-            result = run(arguments)
-            self.note(result)
-            self.dtypes = [output.dtype for output in result.outputs]
-            return result
-
-        of_leaf = [(tensor.dtype, tensor.shape) for tensor in leaves]
-        device = leaves[0].device if leaves else META
-        self.recording: Recording = record(function, self.common, of_leaf, device)
-        self.text = self.recording.text()
+        self.note(result)
         if part is not None:
             self._end_at_owner(part)
 
@@ -177,6 +173,26 @@ class ListPhase(Phase):
         return self._functions[key]
 
 
+def record_phase(
+    run: RunPhase,
+    common: list[Tensor],
+    leaves: list[Tensor],
+    part: int | None = None,
+) -> ListPhase:
+    """Record one pass of a program on stand-ins of its arguments."""
+    results: list[PhaseResult] = []
+
+    def function(arguments: list[Tensor]) -> PhaseResult:
+        results.append(run(arguments))
+        return results[0]
+
+    dtypes = [tensor.dtype for tensor in common]
+    of_leaf = [(tensor.dtype, tensor.shape) for tensor in leaves]
+    device = leaves[0].device if leaves else META
+    recording = record(function, dtypes, of_leaf, device)
+    return ListPhase(recording, results[0], dtypes, part)
+
+
 def phases_of_shards(
     function: PhaseFunction,
     common: list[Tensor],
@@ -184,9 +200,9 @@ def phases_of_shards(
 ) -> list[ListPhase]:
     """Return the parts of a program for shards."""
     run = functools.partial(function, known=())
-    phases = [ListPhase(run, common, leaves, 0)]
+    phases = [record_phase(run, common, leaves, 0)]
     for part, _ in enumerate(phases[0].recording.owned, start=1):
-        phases.append(ListPhase(run, common, leaves, part))
+        phases.append(record_phase(run, common, leaves, part))
     return phases
 
 
@@ -222,7 +238,7 @@ class ProgramBundle:
         device: The device of the leaves.
 
     Attributes:
-        program: The phases of the program.
+        operations: The phases of the program.
         run: The run of the current call; leaves have the same attribute.
     """
 
@@ -233,7 +249,7 @@ class ProgramBundle:
     def __init__(self, name: str, device: torch.device):
         self.name = name
         self.device = device
-        self.program: Sequence[Phase] = []
+        self.operations: Sequence[Phase] = []
         self._numbers: list[Any] = []
         self._on_host = True
 

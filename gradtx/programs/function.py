@@ -19,7 +19,12 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, Operation, execute
 from gradtx.execution.phases import AwaitedSumError, Names, PhaseResult
 from gradtx.execution.runs import LateTerm, Run, memory_of
-from gradtx.programs.bundle import ListPhase, phases_of, phases_of_shards
+from gradtx.programs.bundle import (
+    ListPhase,
+    phases_of,
+    phases_of_shards,
+    record_phase,
+)
 from gradtx.programs.layout import Layout
 from gradtx.programs.record import (
     UnrecordableError,
@@ -242,7 +247,7 @@ class LeafFunction:
         common = self.signature.shared_arguments()
         if self.signature.has_owners:
             return phases_of_shards(self, common, leaves)
-        return phases_of(self, common, leaves, ListPhase)
+        return phases_of(self, common, leaves, record_phase)
 
     def _leaf_outputs(self, leaf: Leaf) -> dict[Any, Tensor]:
         """Return the update and the slots of a leaf by their position among the results."""
@@ -284,9 +289,9 @@ class LeafFunction:
         leaves: list[Leaf] = []
         while arguments_left:
             leaf = self._leaf(run, str(len(leaves)), scalars, take)
-            leaf.program = block.for_leaf(leaf)
+            leaf.operations = block.for_leaf(leaf)
             if signature.has_owners:
-                leaf.program = regions_of(leaf.program)
+                leaf.operations = regions_of(leaf.operations)
             leaves.append(leaf)
         return leaves
 

@@ -40,7 +40,9 @@ class Layout(NamedTuple):
         slots: dict[Path, dict[str, str]] = {}
         shared: dict[Path, dict[str, str]] = {}
         keys = {"step"}
-        passed = {part.path for operation in leaf.program for part in operation.parts}
+        passed = {
+            part.path for operation in leaf.operations for part in operation.parts
+        }
         for path in run.stages:
             values = run.new_shared.get(path, {}) if path in passed else {}
             for names, places in ((leaf.new.get(path, {}), slots), (values, shared)):
@@ -55,7 +57,7 @@ class Layout(NamedTuple):
                     keys.add(key)
                     places.setdefault(path, {})[name] = key
         owned: set[str] = set()
-        for path in owned_paths(leaf.program):
+        for path in owned_paths(leaf.operations):
             owned.update(slots.get(path, {}).values())
         coded = {path: codecs for path, codecs in codes.items() if codecs}
         return cls(slots, shared, frozenset(keys), coded, frozenset(owned))

@@ -338,7 +338,9 @@ class TreeProgram:
     ) -> Signature:
         """Return the arguments of the program of a leaf, whose slots are keyed by path and name."""
         leaf = row.leaf
-        passed = {part.path for operation in leaf.program for part in operation.parts}
+        passed = {
+            part.path for operation in leaf.operations for part in operation.parts
+        }
         shared = [place for place in self._shared if place[0] in passed]
         codes = {
             path: store.codecs_of(run.slots(path, leaf), leaf)
@@ -383,7 +385,7 @@ class TreeProgram:
         """Whether programs leave work to the run: single leaves, sums that end late, clocks without leaves."""
         names: set[Any] = set()
         for bundle in self._bundles:
-            names.update(bundle.program[-1].names)
+            names.update(bundle.operations[-1].names)
         of_clocks = (place for place in self._shared if place[0] in clocks)
         has_late_sums = any(isinstance(name, LateTerm) for name in names)
         return bool(self._alone) or has_late_sums or not names.issuperset(of_clocks)
@@ -539,11 +541,13 @@ class _Row(NamedTuple):
     def may_have_program(self) -> bool:
         """Whether recording is worth an attempt."""
         leaf = self.leaf
-        return all(operation.has_list_program(leaf, True) for operation in leaf.program)
+        return all(
+            operation.has_list_program(leaf, True) for operation in leaf.operations
+        )
 
     def kind(self) -> Any:
         """Return what leaves with a common program share: elementwise ones may have any shape."""
-        program = self.leaf.program
+        program = self.leaf.operations
         is_flat = all(
             operation.elementwise and not operation.positional for operation in program
         ) and all(tensor.shape in (self.leaf.shape, ()) for tensor in self.tensors)
@@ -581,7 +585,7 @@ class _TreeBundle(ListBundle):
     ):
         leaf = rows[0].leaf
         super().__init__(leaf.name, leaf.device)
-        self.program = phases
+        self.operations = phases
         self.count = count
         self.shared = shared
         self._columns = list(zip(*(row.indices for row in rows), strict=True))

@@ -706,7 +706,7 @@ def test_an_extra_that_no_link_reads_changes_neither_the_program_nor_a_bit(make,
     with_extras, without = _pure_lists.programs_of(tx).values()
     texts = []
     for programs in (with_extras, without):
-        texts.append([[each.text for each in leaves.program] for leaves in programs[0]._bundles])
+        texts.append([[each.text for each in leaves.operations] for leaves in programs[0]._bundles])
     assert texts[0] == texts[1]
 
 

@@ -323,7 +323,7 @@ class Engine:
             raise RefusedError("it shares memory with another parameter")
         gradient = param.grad
         has_gradient = gradient is not None and gradient.shape == param.shape
-        if not has_gradient or FROZEN in leaf.program:
+        if not has_gradient or FROZEN in leaf.operations:
             raise RefusedError("it has no gradient of matching shape, or it is frozen")
         flat = _is_flat(leaf)
         if is_sharded(param):
@@ -358,7 +358,7 @@ class Engine:
         Raises:
             RefusedError: If they may not.
         """
-        for operation in leaf.program:
+        for operation in leaf.operations:
             if not self._has_program(operation, leaf, step):
                 stage = ".".join(operation.path)
                 self._report(stage)
@@ -378,7 +378,7 @@ def _check_shard(leaf: Leaf) -> None:
         raise RefusedError(
             "a link needs the positions of its entries in the whole tensor"
         )
-    if any(map(_sums_over_shards, leaf.program)):
+    if any(map(_sums_over_shards, leaf.operations)):
         raise RefusedError(SUM_OVER_SHARDS)
 
 
@@ -411,7 +411,7 @@ def _sums_over_shards(operation: Operation) -> bool:
 
 def _is_flat(leaf: Leaf) -> bool:
     """Whether a leaf may be passed as a vector: all rules are elementwise, slots are 0-d or shaped like the leaf."""
-    for operation in leaf.program:
+    for operation in leaf.operations:
         if not operation.elementwise:
             return False
     return slots_are_shaped_as(leaf)

@@ -101,7 +101,7 @@ class Bundle(ProgramBundle):
 
     def may_absorb(self, other: Bundle, most: int) -> bool:
         """Whether both bundles run the same program without windows, and have at most this many entries together."""
-        if self.program is not other.program or self._window is not None:
+        if self.operations is not other.operations or self._window is not None:
             return False
         return self._entries + other._entries <= most
 
@@ -189,7 +189,7 @@ class Bundle(ProgramBundle):
 
     def compile_for(self, program: BundleProgram) -> None:
         """Use this program from now on."""
-        self.program = program.phases
+        self.operations = program.phases
         self._takes_any_shape = self._window is None and all(
             each.reads_only_memory for each in program.phases
         )

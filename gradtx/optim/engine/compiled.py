@@ -211,7 +211,7 @@ class CompiledEngine(Engine):
             raise RefusedError(
                 "a link needs the positions of its entries, which a flat alias reorders"
             )
-        if has_regions(leaf.program):
+        if has_regions(leaf.operations):
             raise RefusedError(
                 "a link is computed by owners, which requires list programs"
             )

@@ -67,7 +67,7 @@ class MemberBundle(ListBundle):
         splits: bool,
     ):
         super().__init__(members[0].name, local(members[0].param).device)
-        self.program = phases
+        self.operations = phases
         self.members = members
         self.signature = signature
         self._results: list[dict[str, Any]] = []  # the owners' results, by leaf name
@@ -93,7 +93,7 @@ class MemberBundle(ListBundle):
         self._leaves = {leaf.name: leaf for leaf in leaves}
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
-        in_last_phase = self.at == len(self.program) - 1
+        in_last_phase = self.at == len(self.operations) - 1
         for chunk in self._chunks:
             columns = chunk.columns(self.signature.by_leaf, self.trees)
             for results in self._results:
@@ -283,7 +283,7 @@ class ListEngine(Engine):
         return tuple((tensor.dtype, tensor.device) for tensor in tensors)
 
     def _bundled(self, family: Family) -> list[MemberBundle]:
-        has_owners = has_regions(family.pairs[0][1].program)
+        has_owners = has_regions(family.pairs[0][1].operations)
         family = family.signed(width=1, padded=False, has_owners=has_owners)
         equal = self._equal_slots(family)
         pairs_of_values: dict[Any, Pairs] = {}
@@ -327,7 +327,7 @@ class ListEngine(Engine):
         large = [pair for pair in family.pairs if part_of(pair[0]) is not None]
         member, leaf = max(large or family.pairs, key=_size)
         part, is_coded = part_of(member), bool(family.signature.layout.codes)
-        has_sums = any(each.waits or each.sums_late for each in leaf.program)
+        has_sums = any(each.waits or each.sums_late for each in leaf.operations)
         if part is None or not (has_sums or is_coded):
             return True
         programs = self._programs_of(family)

@@ -132,7 +132,7 @@ def can_be_split(leaf: Leaf, equal: Collection[str] = ()) -> bool:
         f"{key}.{KEY}" for key, codec in layout.coded_keys.items() if codec.random
     }
     constants.update(equal)
-    for operation in leaf.program:
+    for operation in leaf.operations:
         keys = layout.slots.get(operation.path, {})
         constants.update(keys[slot] for slot in operation.constants if slot in keys)
     return not any(
@@ -142,7 +142,7 @@ def can_be_split(leaf: Leaf, equal: Collection[str] = ()) -> bool:
 
 def is_positional(leaf: Leaf) -> bool:
     """Whether some operation depends on the positions of entries in the whole parameter."""
-    return any(operation.positional for operation in leaf.program)
+    return any(operation.positional for operation in leaf.operations)
 
 
 def cut(vector: Tensor, window: slice, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Averages of weights around a transformation: Schedule-Free, lookahead with changes to the momentum."""
+"""Slow weights around a transformation: Schedule-Free, lookahead with changes to the momentum."""
 
 from __future__ import annotations
 
