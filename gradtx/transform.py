@@ -15,7 +15,7 @@ from gradtx.execution import pure as _pure
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.runs import Place, Scope
 from gradtx.execution.tree_rule import Functions, PlainOperation, check_plain
-from gradtx.programs import pure as _pure_lists
+from gradtx.programs import trees as _list_trees
 
 __all__ = ["GradientTransformation", "apply_updates", "chain"]
 
@@ -135,7 +135,7 @@ class GradientTransformation:
     def _updated(
         self, updates: Any, state: dict[str, Any], params: Any, extras: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        result = _pure_lists.update(self, updates, state, params, extras)
+        result = _list_trees.update(self, updates, state, params, extras)
         return (
             _pure.update(self, updates, state, params, extras)
             if result is None

@@ -11,7 +11,7 @@ import torch
 
 from gradtx.optim.engine import compiled, lists
 from gradtx.programs import bundle, cache
-from gradtx.programs import pure as _pure_lists
+from gradtx.programs import trees as _list_trees
 from tests import conformance
 from tests.daily import mark_every_other_slow, mark_nightly
 
@@ -125,7 +125,7 @@ def forget_programs(monkeypatch):
     """A function after which list programs are recorded and written again, for tests that change how."""
 
     def forget():
-        for module, name in ((bundle, "_FUNCTIONS"), (lists, "_SHARED"), (_pure_lists, "_SHARED")):
+        for module, name in ((bundle, "_FUNCTIONS"), (lists, "_SHARED"), (_list_trees, "_SHARED")):
             monkeypatch.setattr(module, name, cache.SharedPrograms())
 
     return forget

@@ -13,7 +13,7 @@ from torch import Tensor
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.selectors import in_model
 from gradtx.optim.groups import (
-    CODES,
+    CODES_KEY,
     ENGINE_OPTIONS,
     OVERRIDDEN,
     Group,
@@ -58,7 +58,9 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
             require(
                 group.get(key, default), list | tuple, f"{key!r} of {where}", "a list"
             )
-        require(group.get(CODES, {}), Mapping, f"{CODES!r} of {where}", "a dict")
+        require(
+            group.get(CODES_KEY, {}), Mapping, f"{CODES_KEY!r} of {where}", "a dict"
+        )
         for name in group.get("param_names", ()):
             require(name, str, f"an entry of 'param_names' of {where}", "a str")
         for number in group["params"]:
@@ -193,7 +195,7 @@ class Checkpoint:
         when it was saved, but not before.
         """
         params = group["params"] = present.group["params"]
-        self._codes.update(dict.fromkeys(params, group.pop(CODES, {})))
+        self._codes.update(dict.fromkeys(params, group.pop(CODES_KEY, {})))
         for key in ("param_names", "label"):
             if key in present.group:
                 group.setdefault(key, present.group[key])

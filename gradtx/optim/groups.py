@@ -25,7 +25,7 @@ SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_moment
 # The key in a saved group of the names whose number was written over a schedule.
 OVERRIDDEN = "overridden"
 # The key in a saved group of the labels of the codes of slots.
-CODES = "codes"
+CODES_KEY = "codes"
 # Options of torch's implementations.
 ENGINE_OPTIONS = ("foreach", "fused", "capturable", "differentiable")
 

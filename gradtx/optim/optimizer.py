@@ -40,7 +40,7 @@ from gradtx.optim.device_counts import Scaling, check_capturable
 from gradtx.optim.evaluation import Evaluation, evaluated
 from gradtx.optim.explain import Explanation, explain
 from gradtx.optim.groups import (
-    CODES,
+    CODES_KEY,
     OVERRIDDEN,
     Group,
     defaults_of,
@@ -527,7 +527,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 layout = parts.members.by_param[param].layout
                 codes.update({} if layout is None else layout.labels)
             if codes:
-                group[CODES] = codes
+                group[CODES_KEY] = codes
         if parts.evaluation is not None:
             parts.evaluation.save(state_dict, params_of(self.param_groups))
         return state_dict

@@ -213,7 +213,7 @@ def assign_owners(
 
 
 @dataclass(eq=False)
-class Slot:
+class OwnedSlot:
     """A slot that is sent from the owner of a leaf to all ranks.
 
     Attributes:
@@ -267,7 +267,7 @@ def states_of_owners(
         states: Their states.
         replicas: The ranks that have equal whole parameters and divide the work on them.
     """
-    slots_of_kind: dict[Any, list[Slot]] = defaultdict(list)
+    slots_of_kind: dict[Any, list[OwnedSlot]] = defaultdict(list)
     saved: dict[Any, Any] = {}
     for param, member in members.items():
         owned = layouts[param].owned if param in layouts else ()
@@ -277,17 +277,17 @@ def states_of_owners(
         saved[param] = dict(state)
         for key in sorted(owned):
             assert member.owner is not None
-            slot = Slot(member, key, state[key], member.owner)
+            slot = OwnedSlot(member, key, state[key], member.owner)
             slots_of_kind[slot.mesh, slot.value.dtype].append(slot)
     for slots in slots_of_kind.values():
         team = team_for(slots[0].member.param, replicas)
-        for bucket in in_buckets(slots, Slot.bytes):
+        for bucket in in_buckets(slots, OwnedSlot.bytes):
             for slot, value in zip(bucket, _sent(bucket, team), strict=True):
                 saved[slot.member.param][slot.key] = value
     return saved
 
 
-def _sent(bucket: list[Slot], team: Team) -> list[Any]:
+def _sent(bucket: list[OwnedSlot], team: Team) -> list[Any]:
     """Return the part of this rank of slots with one dtype, with one message."""
     dtype = bucket[0].value.dtype
     # Some back ends cannot send eight-bit floats and bools.

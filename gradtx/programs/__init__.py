@@ -1,10 +1,10 @@
 """The list back end: run a chain, recorded for one leaf, over lists of leaves, with one call per operation.
 
 - `function` is the function of one leaf that is recorded; `bundle` has its phases, and the leaves that run them.
-- `planner` chooses the program of each leaf, for trees (`pure`) and for optimizers (`gradtx.optim.engine.lists`).
+- `planner` chooses the program of each leaf, for trees (`trees`) and for optimizers (`gradtx.optim.engine.lists`).
 - `record` runs a function on stand-ins without values and records its operations.
 - `contract` fuses operations for which torch has a single one, such as a product that is added.
-- `memory` decides which operation may write into the memory of an operand.
+- `in_place` decides which operation may write into the memory of an operand.
 - `code` generates a Python function from the graph, `numbers` the part of it that computes scalars.
 
 The back end needs no compiler, and no rule has a second version. Operations without a list form run leaf by leaf inside

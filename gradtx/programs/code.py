@@ -21,7 +21,7 @@ from gradtx.programs.contract import (
     merge_equal,
     remove_unused,
 )
-from gradtx.programs.memory import MemoryPlan
+from gradtx.programs.in_place import MemoryPlan
 from gradtx.programs.needs import (
     ALWAYS,
     Case,

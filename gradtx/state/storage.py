@@ -30,7 +30,7 @@ Probe = Callable[[Tensor], Mapping[str, Tensor]]
 StateDtype = torch.dtype | str | Codec | Mapping[str, Any]
 
 
-class Rule(NamedTuple):
+class DtypeRule(NamedTuple):
     """One entry of a `state_dtype`: a pattern, and the dtype or code of the slots that it matches."""
 
     pattern: str
@@ -81,15 +81,15 @@ class Storage:
         self.given: Any = given
         self.min_size = min_size
         by_pattern: Any = given if isinstance(given, Mapping) else {"*": given}
-        rules: list[Rule] = []
+        rules: list[DtypeRule] = []
         for pattern, value in by_pattern.items():
             if not isinstance(pattern, str):
                 raise TypeError(
                     f"{who}: state_dtype has the key {pattern!r}, needs a slot pattern such as 'exp_avg'"
                 )
-            rules.append(Rule(pattern, _choice_of(who, value)))
+            rules.append(DtypeRule(pattern, _choice_of(who, value)))
         self._rules = rules
-        self._rule_of_slot: dict[tuple[Path, str], Rule | None] = {}
+        self._rule_of_slot: dict[tuple[Path, str], DtypeRule | None] = {}
         codecs = [rule.choice for rule in rules if isinstance(rule.choice, Codec)]
         self.has_codes = bool(codecs)
         self.draws = any(codec.random for codec in codecs)
@@ -113,7 +113,7 @@ class Storage:
                 dtype = torch.promote_types(dtype, choice)
         return dtype
 
-    def rule_for(self, path: Path, slot: str) -> Rule | None:
+    def rule_for(self, path: Path, slot: str) -> DtypeRule | None:
         """Return the first rule that matches a slot, or None."""
         key = (path, slot)
         if key not in self._rule_of_slot:
@@ -206,7 +206,7 @@ class Store:
             return None
         return rule.choice.for_sign(self._is_nonnegative(slot))
 
-    def _rule(self, slot: str) -> Rule | None:
+    def _rule(self, slot: str) -> DtypeRule | None:
         """Return the rule of `state_dtype` for a slot, or None."""
         return None if self.storage is None else self.storage.rule_for(self.path, slot)
 

@@ -13,7 +13,7 @@ from gradtx.base import tree as _tree
 from gradtx.execution import pure as _pure
 from gradtx.execution.phases import PhaseResult
 from gradtx.programs import UnrecordableError, list_function, numbers, record
-from gradtx.programs import pure as _pure_lists
+from gradtx.programs import trees as _list_trees
 from gradtx.programs.record import as_written
 from tests.conformance import noise
 from tests.optim.problems import assert_equal
@@ -527,7 +527,7 @@ def test_a_program_of_pure_use_keeps_no_tensor_alive():
     params = {"w": torch.ones(3)}
     state = tx.init(params)
     updates, state = tx.update(params, state, params)
-    assert any(_pure_lists.programs_of(tx).values())
+    assert any(_list_trees.programs_of(tx).values())
     kept = [weakref.ref(tensor) for tensor in (params["w"], updates["w"])]
     del params, updates, state
     gc.collect()
@@ -569,8 +569,8 @@ def test_a_leaf_without_a_program_leaves_the_others_theirs(tx, missing, monkeypa
     shapes = {"a.w": (3, 4), "a.b": (), "c.w": (4, 4), "c.b": (3,)}
     start = noise(0, shapes)
     ran = []
-    run_program = _pure_lists.TreeProgram.__call__
-    monkeypatch.setattr(_pure_lists.TreeProgram, "__call__", lambda *args: ran.append(1) or run_program(*args))
+    run_program = _list_trees.TreeProgram.__call__
+    monkeypatch.setattr(_list_trees.TreeProgram, "__call__", lambda *args: ran.append(1) or run_program(*args))
 
     def trained():
         params, state = start, tx.init(start)
@@ -611,7 +611,7 @@ def test_the_gradient_of_a_rules_own_tensor_reaches_the_leaves_that_have_program
         updates, _ = tx.update(params, tx.init(params))
         (slope,) = torch.autograd.grad(updates["b"].sum(), factor)
         torch.testing.assert_close(slope, torch.tensor(-4.0 * 2 * 9 / 52**1.5))
-    assert not any(_pure_lists.programs_of(tx).values())  # later calls do not try again
+    assert not any(_list_trees.programs_of(tx).values())  # later calls do not try again
 
 
 DELAYED = {
@@ -661,7 +661,7 @@ def test_transformations_that_differ_in_numbers_share_programs_and_use_their_own
     state = tx.init(params)
     first, _ = tx.update(params, state, params)
     second, _ = other.update(params, state, params)
-    assert _pure_lists.programs_of(tx) is _pure_lists.programs_of(other)
+    assert _list_trees.programs_of(tx) is _list_trees.programs_of(other)
     torch.testing.assert_close(second["w"], 5 * first["w"])
 
 
@@ -703,7 +703,7 @@ def test_an_extra_that_no_link_reads_changes_neither_the_program_nor_a_bit(make,
     expected = tx.update(params, state, params)
     for _ in range(2):
         assert_equal(tx.update(params, state, params, **extras), expected)
-    with_extras, without = _pure_lists.programs_of(tx).values()
+    with_extras, without = _list_trees.programs_of(tx).values()
     texts = []
     for programs in (with_extras, without):
         texts.append([[each.text for each in leaves.operations] for leaves in programs[0]._bundles])

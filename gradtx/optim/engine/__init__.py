@@ -7,8 +7,8 @@ gradient requires another program.
 - `base` sorts the leaves of a step into families and bundles, and reuses the plan as long as it is valid.
 - `trace` expresses the core as a function of flat arguments, which engines trace.
 - `lists` runs programs over lists of leaves, with `gradtx.programs`. Optimizers use it by default.
-- `compiled` compiles programs for eight leaves per call if `compile=` requests it. Its parts: `bundle` stores the
-  arguments, `hoist` moves scalar computations out of the traced graphs, to run once per step, and `inductor` calls
+- `compiled` compiles programs for eight leaves per call if `compile=` requests it. Its parts: `compiled_bundle` stores
+  the arguments, `hoist` moves scalar computations out of the traced graphs, to run once per step, and `inductor` calls
   torch's compiler.
 """
 

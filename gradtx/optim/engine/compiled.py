@@ -23,7 +23,7 @@ from gradtx.optim.engine.base import (
     UnsuitableError,
     slots_are_shaped_as,
 )
-from gradtx.optim.engine.bundle import Bundle, Prepared
+from gradtx.optim.engine.compiled_bundle import Bundle, Prepared
 from gradtx.optim.engine.family import Family, LeafKind, Pairs
 from gradtx.optim.engine.inductor import (
     Backend,
