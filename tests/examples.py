@@ -19,13 +19,7 @@ RANKS = {"rank": 2, "update_proj_gap": 2, "eps": 0.1}
 # Roots that are not due at every step, of matrices far from singular, which rounding barely changes.
 ROOTS = {"preconditioning_compute_steps": 2, "matrix_eps": 0.1}
 # Small blocks as well, so that a few steps on small leaves cover the whole rule; momenta that do not diverge.
-BLOCKS = {
-    "betas": (0.5, 0.9),
-    **ROOTS,
-    "block_size": 3,
-    "start_preconditioning_step": 2,
-    "graft_type": "rmsprop",
-}
+BLOCKS = {"betas": (0.5, 0.9), **ROOTS, "block_size": 3, "start_preconditioning_step": 2, "graft_type": "rmsprop"}
 
 DISTRIBUTED = {
     "betas": (0.5, 0.9),
@@ -163,12 +157,7 @@ EXAMPLES = {
     "with_state_dtype": lambda tx: {"tx": tx, "state_dtype": "int8"},
     "wsam": lambda tx: {"base": tx},
     "yogi": {"initial_accumulator_value": 2**-20},
-    "spectral_sphere": lambda tx: {
-        "fallback": tx,
-        "ns_coefficients": "newton_schulz",
-        "ns_steps": 1,
-        "power_steps": 2,
-    },
+    "spectral_sphere": lambda tx: {"fallback": tx, "ns_coefficients": "newton_schulz", "ns_steps": 1, "power_steps": 2},
 }
 
 

@@ -7,24 +7,9 @@ import pytest
 import torch
 
 import gradtx
-from gradtx import (
-    AnyLength,
-    Betas,
-    Count,
-    Decay,
-    Decays,
-    Fraction,
-    NonNegative,
-    Positive,
-    Scalar,
-    Schedule,
-    Static,
-)
+from gradtx import AnyLength, Betas, Count, Decay, Decays, Fraction, NonNegative, Positive, Scalar, Schedule, Static
 from gradtx.arguments import RANGES
-from tests.conformance import (
-    assert_close,
-    noise,
-)
+from tests.conformance import assert_close, noise
 from tests.rules import VECTORS, constant, ones, run
 
 

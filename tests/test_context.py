@@ -5,10 +5,7 @@ import torch
 
 import gradtx
 from gradtx import chain
-from tests.conformance import (
-    assert_same,
-    noise,
-)
+from tests.conformance import assert_same, noise
 from tests.rules import VECTORS, made, ones, run
 
 # Extras.

@@ -10,14 +10,7 @@ import torch
 
 import gradtx
 from gradtx import GradientTransformation, chain
-from tests.conformance import (
-    assert_own_memory,
-    assert_same,
-    layout,
-    noise,
-    tensors,
-    untouched,
-)
+from tests.conformance import assert_own_memory, assert_same, layout, noise, tensors, untouched
 from tests.rules import HALVE, VECTORS, WRAPPINGS, double, look_ahead, ones, run
 
 
@@ -105,8 +98,7 @@ def counting(first):
         return torch.utils._pytree.tree_map(lambda leaf: None if leaf is None else function(leaf), tree)
 
     return GradientTransformation(
-        lambda params: first,
-        lambda u, s, p: (mapped(lambda leaf: 2 * leaf, u), mapped(lambda leaf: leaf + 1, s)),
+        lambda params: first, lambda u, s, p: (mapped(lambda leaf: 2 * leaf, u), mapped(lambda leaf: leaf + 1, s))
     )
 
 

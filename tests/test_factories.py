@@ -5,9 +5,7 @@ import torch
 
 import gradtx
 from gradtx import Betas, Scalar, Schedule, alias, chain, per_tensor
-from tests.conformance import (
-    noise,
-)
+from tests.conformance import noise
 from tests.rules import count_init, made, ones, run
 
 # Forms of a rule for one tensor.
@@ -121,10 +119,7 @@ def test_maximize_inside_a_chain_negates_what_comes_in():
     assert torch.equal(run(tx, 2)[0]["a"], torch.full((3,), 1.5))
 
 
-@pytest.mark.parametrize(
-    ("options", "fault"),
-    [({"shared": {"total": 0.0}}, "share values"), ({}, "yield sums")],
-)
+@pytest.mark.parametrize(("options", "fault"), [({"shared": {"total": 0.0}}, "share values"), ({}, "yield sums")])
 def test_rules_that_run_at_an_owner_take_part_in_nothing_that_all_ranks_do(options, fault):
     def scale_by_size(seed: int = 0):
         def summed(update, state, param, ctx):

@@ -254,11 +254,7 @@ UNSTACKABLE = [
     ({"w": ONES}, TypeError, r"stack: needs a list of trees, got one dict"),
     (ONES, TypeError, r"stack: needs a list of trees, got one Tensor"),
     (1, TypeError, r"stack: needs a list of trees, got one int"),
-    (
-        [{"w": ONES}, {"w": torch.ones(3)}],
-        ValueError,
-        r"stack: tree 1: leaf 'w' is torch.float32 \(3,\) on cpu, needs",
-    ),
+    ([{"w": ONES}, {"w": torch.ones(3)}], ValueError, r"stack: tree 1: leaf 'w' is torch.float32 \(3,\) on cpu, needs"),
     ([{"w": ONES}, {"w": ONES.double()}], ValueError, r"tree 1: leaf 'w' is torch.float64 .*, needs torch.float32"),
     ([{"w": ONES}, {"w": ONES.to("meta")}], ValueError, r"tree 1: leaf 'w' is .* on meta, needs .* on cpu"),
     ([{"w": ONES}, {}], ValueError, r"tree 1: leaf 'w' is missing, but is in tree 0"),

@@ -3,11 +3,7 @@
 import pytest
 import torch
 
-from tests.conformance import (
-    assert_same,
-    layout,
-    noise,
-)
+from tests.conformance import assert_same, layout, noise
 from tests.rules import VECTORS, noisy, normal, rademacher, run, uniform
 
 MANY = {"w": torch.zeros(200, 500, dtype=torch.float64)}

@@ -7,11 +7,7 @@ import torch
 
 import gradtx
 from gradtx import Scalar, chain, per_tensor
-from tests.conformance import (
-    assert_same,
-    noise,
-    tensors,
-)
+from tests.conformance import assert_same, noise, tensors
 from tests.rules import VECTORS, count_init, made, ones, run
 
 # Sums over leaves.

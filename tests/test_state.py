@@ -133,19 +133,11 @@ UNFIT = [
         ValueError,
         r"'head.weight' is torch.float64 \(3, 2\) on cpu, needs torch.float64 \(2, 3\)",
     ),
-    (
-        {**ONE, "head.weight": torch.ones(2, 3)},
-        ValueError,
-        r"'head.weight' is torch.float32 .*, needs torch.float64",
-    ),
+    ({**ONE, "head.weight": torch.ones(2, 3)}, ValueError, r"'head.weight' is torch.float32 .*, needs torch.float64"),
     ({**ONE, "body.scale": ONE["body.scale"].to("meta")}, ValueError, r"'body.scale' is .* on meta, needs .* on cpu"),
     ({**ONE, "body.scale": 1.0}, TypeError, r"leaf 'body.scale' is a float"),
     ({**ONE, "body.scale": None}, ValueError, r"leaf 'body.scale' is None, needs torch.float64"),
-    (
-        torch.ones(2, 3),
-        ValueError,
-        "scale_by_adam.exp_avg: leaf '[a-z.]*' is missing, but is in the old value",
-    ),
+    (torch.ones(2, 3), ValueError, "scale_by_adam.exp_avg: leaf '[a-z.]*' is missing, but is in the old value"),
     (1.0, TypeError, "scale_by_adam.exp_avg: leaf '' is a float, needs a tensor"),
 ]
 
@@ -191,10 +183,7 @@ CLOCKED = {
     ),
     "nested": (lambda lr: gradtx.skip_nonfinite(accumulate(gradtx.sgd(lr=lr), every=3)), [1, 1, 1, 2, 2]),
     "beside": (lambda lr: chain(accumulate(gradtx.scale(1.0), every=2), gradtx.sgd(lr=lr)), [1, 2, 3, 4, 5]),
-    "branch": (
-        lambda lr: gradtx.partition({"a": accumulate(gradtx.sgd(lr=lr), every=2)}, {"a": "*"}),
-        [1, 1, 2, 2, 3],
-    ),
+    "branch": (lambda lr: gradtx.partition({"a": accumulate(gradtx.sgd(lr=lr), every=2)}, {"a": "*"}), [1, 1, 2, 2, 3]),
 }
 
 

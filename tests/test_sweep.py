@@ -97,10 +97,7 @@ CASES = {
     "entries of a tuple": (gradtx.adamw, {"betas": [(0.9, 0.99), (0.8, 0.9)], "lr": [0.01, 0.02]}),
     "a number that is off": (gradtx.sgd, {"momentum": [0.0, 0.9], "lr": [0.01]}),
     "what changes structure": (gradtx.adamw, {"amsgrad": [False, True], "lr": [0.01, 0.03]}),
-    "schedules of one form": (
-        gradtx.sgd,
-        {"lr": [gradtx.cosine_schedule(rate, STEPS) for rate in RATES]},
-    ),
+    "schedules of one form": (gradtx.sgd, {"lr": [gradtx.cosine_schedule(rate, STEPS) for rate in RATES]}),
     "schedules of two forms": (
         gradtx.sgd,
         {"lr": [gradtx.cosine_schedule(0.1, STEPS), gradtx.step_schedule(0.1, 3), 0.1]},
@@ -303,11 +300,7 @@ def branches(rate):
 
 
 ERRORS = {
-    "an unknown name": (
-        {"over": {"lrr": [1.0]}},
-        TypeError,
-        "sweep: adamw takes no argument 'lrr'; did you mean 'lr'",
-    ),
+    "an unknown name": ({"over": {"lrr": [1.0]}}, TypeError, "sweep: adamw takes no argument 'lrr'; did you mean 'lr'"),
     "no settings": ({"over": []}, ValueError, "over is empty"),
     "no names": ({"over": {}}, ValueError, "over is empty"),
     "no values": ({"over": {"lr": []}}, ValueError, r"over\['lr'\] is empty"),

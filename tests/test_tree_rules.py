@@ -6,11 +6,7 @@ from torch._dynamo.testing import CompileCounter
 
 import gradtx
 from gradtx import Schedule, chain, per_tensor
-from tests.conformance import (
-    assert_close,
-    assert_same,
-    noise,
-)
+from tests.conformance import assert_close, assert_same, noise
 from tests.rules import FLAT, double, look_ahead, normal, ones, run
 
 # Rules for whole trees.

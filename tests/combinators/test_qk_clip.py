@@ -151,10 +151,7 @@ def in_accumulate(tx):
     ("S", "message"),
     [
         # Of the last leaf only: those in front would have stepped by then.
-        (
-            {"keys": torch.ones(3)},
-            r"max_logits\['keys'\] has 3 heads, but the 4 rows of leaf 'k.weight'",
-        ),
+        ({"keys": torch.ones(3)}, r"max_logits\['keys'\] has 3 heads, but the 4 rows of leaf 'k.weight'"),
         ({"layer": torch.ones(6)}, r"max_logits\['layer'\] has 6 heads, .* the 3 rows of leaf 'qr.weight'"),
         ({"keys": torch.tensor([1.0, torch.nan])}, "has nan for head 1"),
     ],

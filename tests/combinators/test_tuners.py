@@ -8,14 +8,7 @@ import torch
 
 import gradtx
 from gradtx.combinators.tuners import erfi
-from tests.references import (
-    Transformed,
-    WholeLoop,
-    difference_along,
-    gradients,
-    named,
-    problem,
-)
+from tests.references import Transformed, WholeLoop, difference_along, gradients, named, problem
 
 RISING = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=20)
 FEW = (0.5, 0.9)

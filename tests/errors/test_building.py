@@ -125,10 +125,7 @@ BUILDING = {
         TypeError,
         lambda: gradtx.lbfgs(history_size=5),
     ),
-    f"adam: unknown argument 'init_value'; known: {ADAM_NAMES}": (
-        TypeError,
-        lambda: gradtx.adam(init_value=0.1),
-    ),
+    f"adam: unknown argument 'init_value'; known: {ADAM_NAMES}": (TypeError, lambda: gradtx.adam(init_value=0.1)),
     "per_tensor: needs a function that returns the rule, got 'mine'": (TypeError, lambda: per_tensor("mine")),
     "adam: got two values for 'lr'": (TypeError, lambda: gradtx.adam(0.1, lr=0.1)),
     "accumulate: missing argument 'every'": (TypeError, lambda: gradtx.accumulate(gradtx.adam())),
@@ -223,10 +220,7 @@ BUILDING = {
         lambda: gradtx.partition({"a": gradtx.adam()}, torch.nn.Linear(1, 1)),
     ),
     **{
-        f"{name}: {SELECT}, got Linear(...)": (
-            TypeError,
-            lambda make=make: make(torch.nn.Linear(1, 1)),
-        )
+        f"{name}: {SELECT}, got Linear(...)": (TypeError, lambda make=make: make(torch.nn.Linear(1, 1)))
         for name, make in {"freeze": gradtx.freeze, "masked": lambda where: gradtx.masked(gradtx.adam(), where)}.items()
     },
     f"freeze: {SELECT}, got Linear": (TypeError, lambda: gradtx.freeze(torch.nn.Linear)),
@@ -298,10 +292,7 @@ BUILDING = {
             **{
                 "extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with '?' appended if "
                 f"optional, got {given}": {"extras": extras}
-                for given, extras in {
-                    "('fisher',)": ("fisher",),
-                    "{'fisher': 'tensor'}": {"fisher": "tensor"},
-                }.items()
+                for given, extras in {"('fisher',)": ("fisher",), "{'fisher': 'tensor'}": {"fisher": "tensor"}}.items()
             },
         }.items()
     },
@@ -313,14 +304,8 @@ BUILDING = {
         TypeError,
         lambda: per_tensor(elementwize=True),
     ),
-    "whole_tree: unknown option 'elementwise'; known: extras, needs": (
-        TypeError,
-        lambda: whole_tree(elementwise=True),
-    ),
-    "alias: unknown option 'needs'; known: class_name": (
-        TypeError,
-        lambda: alias(needs=("params",)),
-    ),
+    "whole_tree: unknown option 'elementwise'; known: extras, needs": (TypeError, lambda: whole_tree(elementwise=True)),
+    "alias: unknown option 'needs'; known: class_name": (TypeError, lambda: alias(needs=("params",))),
     "unannotated: annotate 'x': gradtx.Scalar for a number, gradtx.GradientTransformation for an inner "
     "transformation; the decorated function is a factory, which returns the update": (
         TypeError,

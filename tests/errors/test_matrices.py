@@ -37,11 +37,7 @@ def test_coefficients_must_be_triples_of_numbers(alias, coefficients):
         (lambda: gradtx.dion(rank="x"), TypeError, "dion: rank must be a plain number, got 'x'"),
         (lambda: gradtx.dion(rank=True), TypeError, "dion: rank must be a plain number, got True"),
         (lambda: gradtx.dion(rank=torch.ones(2)), TypeError, "dion: rank must be a plain number, got "),
-        (
-            lambda: gradtx.dion(rank=math.nan),
-            ValueError,
-            "dion: rank must be in (0, inf), got nan",
-        ),
+        (lambda: gradtx.dion(rank=math.nan), ValueError, "dion: rank must be in (0, inf), got nan"),
         (
             lambda: gradtx.dion(rank=1.5),
             ValueError,

@@ -43,10 +43,7 @@ PARAMS = {
     f"params[0] is 'w', {PAIR}": (TypeError, lambda: ["w", W]),
     f"params[0] is Linear(...), {PAIR}": (TypeError, lambda: [LINEAR]),
     f"params[1] is [tensor(shape=(3,))], {PAIR}": (TypeError, lambda: [W, [B]]),
-    f"params[1] is a dict of 1, {PAIR}": (
-        TypeError,
-        lambda: [W, {"params": [B]}],
-    ),
+    f"params[1] is a dict of 1, {PAIR}": (TypeError, lambda: [W, {"params": [B]}]),
     f"params[0] is (tensor(shape=(3, 2)), tensor(shape=(3,))), {PAIR}": (TypeError, lambda: [(W, B)]),
     f"params[0] is (3, tensor(shape=(3, 2))), {PAIR}": (TypeError, lambda: [(3, W)]),
     f"params[0] is ('w', tensor(shape=(3, 2)), 1), {PAIR}": (TypeError, lambda: [("w", W, 1)]),

@@ -8,11 +8,7 @@ from gradtx import chain
 from tests.errors.common import ADAM, COMPLEX, DTYPE, NAMED, matching, params
 
 INIT = {
-    "params: leaf 'b' has dtype torch.int64, " + DTYPE: (
-        TypeError,
-        ADAM,
-        params(b=torch.ones(3, dtype=torch.int64)),
-    ),
+    "params: leaf 'b' has dtype torch.int64, " + DTYPE: (TypeError, ADAM, params(b=torch.ones(3, dtype=torch.int64))),
     "centralize: leaf 'b' is complex, " + COMPLEX: (
         TypeError,
         chain(gradtx.centralize(), ADAM),

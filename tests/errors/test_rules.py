@@ -206,10 +206,7 @@ LACKS_NORM, NO_FACTOR = (
     "unsupported operand type(s) for *: 'float' and 'NoneType'",
 )
 READERS = {
-    "an attribute": (
-        WITHOUT.format("broken", LACKS_NORM, DECLARE),
-        rule(lambda u, s, p, c: (u / p.norm(), s)),
-    ),
+    "an attribute": (WITHOUT.format("broken", LACKS_NORM, DECLARE), rule(lambda u, s, p, c: (u / p.norm(), s))),
     "a factor": (WITHOUT.format("broken", NO_FACTOR, DECLARE), rule(lambda u, s, p, c: (u + 0.1 * p, s))),
     "before a sum": (WITHOUT.format("broken", LACKS_NORM.replace("norm", "square"), DECLARE), rule(summed)),
     "a rule of trees": (

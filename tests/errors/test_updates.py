@@ -162,10 +162,7 @@ def test_a_leaf_that_a_freeze_by_predicate_never_saw_is_refused():
 
 APPLY = {
     "a leaf gone": ("updates: leaf 'b' is missing, but is in params; leaves are matched by name", without("b")),
-    "a leaf too many": (
-        "updates: leaf 'c' is not in params; leaves are matched by name",
-        params(c=torch.ones(1)),
-    ),
+    "a leaf too many": ("updates: leaf 'c' is not in params; leaves are matched by name", params(c=torch.ones(1))),
     "no tensor": (f"updates: leaf 'b' is a float, needs a tensor or None{NAMED}", params(b=1.0)),
     "a shape that would broadcast": (
         "apply_updates: leaf 'b' has shape (1,), but its parameter has (3,)",

@@ -6,11 +6,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import swa_utils
 
 import gradtx
-from tests.optim.problems import (
-    assert_close,
-    assert_equal,
-    values,
-)
+from tests.optim.problems import assert_close, assert_equal, values
 
 TOLERANCE = 1e-12  # the same float64 sums in a different order
 

@@ -8,15 +8,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.optim.problems import (
-    assert_close,
-    assert_equal,
-    descend,
-    parameters,
-    saved_and_loaded,
-    twins,
-    unchanged,
-)
+from tests.optim.problems import assert_close, assert_equal, descend, parameters, saved_and_loaded, twins, unchanged
 
 # The same float64 sums in a different order.
 TOLERANCE = 1e-12

@@ -4,15 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.optim.problems import (
-    assert_close,
-    assert_equal,
-    descend,
-    functional,
-    made,
-    parameters,
-    values,
-)
+from tests.optim.problems import assert_close, assert_equal, descend, functional, made, parameters, values
 
 TOLERANCE = 1e-12  # the same float64 sums in a different order
 LOOKAHEAD = gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=2))

@@ -303,13 +303,7 @@ def test_sgdp_keeps_a_momentum_that_is_not_projected():
     assert updates["w"].tolist() == [[pytest.approx(0.0, abs=1e-9), pytest.approx(-0.15)]]  # eps of 0.5 stays
 
 
-@pytest.mark.parametrize(
-    ("alias", "options", "message"),
-    [
-        (gradtx.sgdp, {}, "missing argument 'lr'"),
-    ],
-    ids=named,
-)
+@pytest.mark.parametrize(("alias", "options", "message"), [(gradtx.sgdp, {}, "missing argument 'lr'")], ids=named)
 def test_rejects_a_number_out_of_range(alias, options, message):
     with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
         alias(**options)

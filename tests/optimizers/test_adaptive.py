@@ -4,18 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    BETA,
-    DECAY,
-    RATE,
-    TOLERANCE,
-    Loop,
-    TreeLoop,
-    adam_moments,
-    difference,
-    named,
-    problem,
-)
+from tests.references import BETA, DECAY, RATE, TOLERANCE, Loop, TreeLoop, adam_moments, difference, named, problem
 
 
 def loop(rule, **options):

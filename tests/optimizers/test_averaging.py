@@ -4,16 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    RATE,
-    Published,
-    Transformed,
-    WeightsLoop,
-    difference_of_weights,
-    named,
-    problem,
-    run,
-)
+from tests.references import RATE, Published, Transformed, WeightsLoop, difference_of_weights, named, problem, run
 
 WARM_UP = gradtx.Schedule(lambda step: 0.05 * min(step / 8, 1.0))  # from 0
 FALLING = gradtx.linear_schedule(0.8, start_factor=1.0, end_factor=0.2, total_iters=25)
@@ -138,7 +129,7 @@ def test_srmm_forgets_all_at_every_memory_length_steps():
             gradtx.srmm,
             {"lr": 0.5, "proximal": 3.0},
             r"srmm: scale_by_srmm: lr \* proximal must be in \[0, 1\], got 0.5 \* 3.0; lower one of them",
-        ),
+        )
     ],
 )
 def test_a_number_out_of_range_is_an_error(make, options, message):

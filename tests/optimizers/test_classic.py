@@ -3,17 +3,7 @@ import torch
 
 import gradtx
 from tests.optim.problems import descend, parameters
-from tests.references import (
-    BETA,
-    DECAY,
-    RATE,
-    TOLERANCE,
-    WeightsLoop,
-    adam_moments,
-    difference,
-    first_update,
-    named,
-)
+from tests.references import BETA, DECAY, RATE, TOLERANCE, WeightsLoop, adam_moments, difference, first_update, named
 
 
 def with_decay(direction):

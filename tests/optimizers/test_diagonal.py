@@ -6,15 +6,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    BETA,
-    DECAY,
-    RATE,
-    TOLERANCE,
-    WeightsLoop,
-    difference_along,
-    named,
-)
+from tests.references import BETA, DECAY, RATE, TOLERANCE, WeightsLoop, difference_along, named
 
 
 def acprop(
@@ -143,9 +135,7 @@ def test_bcos_has_finite_updates_where_squares_underflow():
 
 @pytest.mark.parametrize(
     ("alias", "options", "message"),
-    [
-        (gradtx.bcos, {"mode": "x"}, "bcos: mode must be 'c', 'm' or 'g', got 'x'"),
-    ],
+    [(gradtx.bcos, {"mode": "x"}, "bcos: mode must be 'c', 'm' or 'g', got 'x'")],
     ids=named,
 )
 def test_arguments_out_of_range_are_refused(alias, options, message):

@@ -4,16 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    BETA,
-    DECAY,
-    RATE,
-    TOLERANCE,
-    WeightsLoop,
-    difference_along,
-    named,
-    problem,
-)
+from tests.references import BETA, DECAY, RATE, TOLERANCE, WeightsLoop, difference_along, named, problem
 
 
 def focus(s, t, g, p, lr=1e-2, betas=(0.9, 0.999), gamma=0.1, weight_decay=0.0):

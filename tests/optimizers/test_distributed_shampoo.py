@@ -97,8 +97,7 @@ def test_it_follows_the_loop_over_blocks(options):
 
 
 @pytest.mark.parametrize(
-    ("limit", "target", "sizes"),
-    [(16, 2, [4, 12]), (8, 1, [4, 3, 4]), (64, 1, [48]), (3, 2, [3, 3, 2, 2, 1, 3, 2, 2])],
+    ("limit", "target", "sizes"), [(16, 2, [4, 12]), (8, 1, [4, 3, 4]), (64, 1, [48]), (3, 2, [3, 3, 2, 2, 1, 3, 2, 2])]
 )
 def test_dimensions_merge_from_the_last_one_backwards_and_are_cut(limit, target, sizes):
     tx = gradtx.scale_by_distributed_shampoo(max_preconditioner_dim=limit, target_dims=target)

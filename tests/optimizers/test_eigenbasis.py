@@ -5,24 +5,8 @@ import torch
 from torch import Tensor
 
 import gradtx
-from tests.matrix_problem import (
-    MATRICES,
-    SEEDS,
-    apart,
-    eigenvectors,
-    newton_schulz,
-    refined,
-    times,
-    unfolded,
-    weights,
-)
-from tests.references import (
-    BETA,
-    RATE,
-    Transformed,
-    WeightsLoop,
-    named,
-)
+from tests.matrix_problem import MATRICES, SEEDS, apart, eigenvectors, newton_schulz, refined, times, unfolded, weights
+from tests.references import BETA, RATE, Transformed, WeightsLoop, named
 
 AGREEMENT = 1e-11  # rounding of 1e-16 turns bases by as much over an eigenvalue gap, twelve times
 

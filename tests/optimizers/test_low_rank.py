@@ -7,14 +7,7 @@ import gradtx
 from gradtx.state.random import Stream
 from tests.matrix_problem import MATRICES, SEEDS, apart, newton_schulz, start, weights
 from tests.optimizers.test_matrix import polar
-from tests.references import (
-    BETA,
-    RATE,
-    TOLERANCE,
-    Transformed,
-    WeightsLoop,
-    named,
-)
+from tests.references import BETA, RATE, TOLERANCE, Transformed, WeightsLoop, named
 
 AGREEMENT = 1e-12
 

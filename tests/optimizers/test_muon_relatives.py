@@ -8,13 +8,7 @@ import torch
 from torch import Tensor
 
 import gradtx
-from tests.references import (
-    BETA,
-    RATE,
-    WeightsLoop,
-    difference_of_weights,
-    named,
-)
+from tests.references import BETA, RATE, WeightsLoop, difference_of_weights, named
 from tests.transforms.test_orthogonalize import SETS
 
 NOT_MATRICES = ("kernel", "bias", "scalar")

@@ -3,16 +3,7 @@
 import pytest
 
 import gradtx
-from tests.references import (
-    BETA,
-    DECAY,
-    RATE,
-    TOLERANCE,
-    WeightsLoop,
-    adam_moments,
-    difference_along,
-    named,
-)
+from tests.references import BETA, DECAY, RATE, TOLERANCE, WeightsLoop, adam_moments, difference_along, named
 
 
 def look_ahead(s, t, u, alpha, beta):

@@ -7,16 +7,7 @@ import torch
 
 import gradtx
 from tests.optimizers.test_learning_rate_free import Valued, loss
-from tests.references import (
-    Transformed,
-    WeightsLoop,
-    WholeLoop,
-    difference_along,
-    gradients,
-    named,
-    problem,
-    run,
-)
+from tests.references import Transformed, WeightsLoop, WholeLoop, difference_along, gradients, named, problem, run
 
 FADING = gradtx.linear_schedule(1.0, start_factor=1.0, end_factor=0.2, total_iters=25)
 RISING = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=20)

@@ -4,13 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    BETA,
-    RATE,
-    WeightsLoop,
-    difference,
-    named,
-)
+from tests.references import BETA, RATE, WeightsLoop, difference, named
 
 TOLERANCE = 1e-11  # the same roundings in another order, fed back through the weights for 32 steps
 

@@ -2,16 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    BETA,
-    DECAY,
-    LONG,
-    RATE,
-    Loop,
-    difference,
-    first_update,
-    named,
-)
+from tests.references import BETA, DECAY, LONG, RATE, Loop, difference, first_update, named
 
 # Small denominators amplify the rounding of sums: H starts at 0.01.
 ROUNDING = 1e-10

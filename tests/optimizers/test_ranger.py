@@ -4,15 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    RATE,
-    TOLERANCE,
-    TreeLoop,
-    WeightsLoop,
-    adam_moments,
-    difference,
-    unit_norm,
-)
+from tests.references import RATE, TOLERANCE, TreeLoop, WeightsLoop, adam_moments, difference, unit_norm
 from tests.schedules.test_schedules import ranger21_rate
 from tests.transforms.test_ranger21 import stage
 
@@ -153,7 +145,7 @@ def test_the_rate_of_ranger21_follows_a_group_that_somebody_writes_to():
         (
             lambda: gradtx.ranger21(10, chebyshev_epochs=11),
             r"chebyshev_epochs must be at most num_iterations = 10, got 11",
-        ),
+        )
     ],
 )
 def test_numbers_out_of_range_are_errors(make, message):

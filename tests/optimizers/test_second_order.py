@@ -1,13 +1,7 @@
 import pytest
 
 import gradtx
-from tests.references import (
-    RATE,
-    TOLERANCE,
-    WeightsLoop,
-    difference,
-    named,
-)
+from tests.references import RATE, TOLERANCE, WeightsLoop, difference, named
 from tests.transforms.test_second_order import RISING, WithHessian, hessian
 from tests.transforms.test_second_order import sophia as sophia_direction
 

@@ -2,15 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    BETA,
-    DECAY,
-    RATE,
-    TOLERANCE,
-    WeightsLoop,
-    difference,
-    named,
-)
+from tests.references import BETA, DECAY, RATE, TOLERANCE, WeightsLoop, difference, named
 
 
 def sign_momentum(s, g, p, lr, b, weight_decay, decoupled):

@@ -5,18 +5,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    BETA,
-    DECAY,
-    RATE,
-    TOLERANCE,
-    Loop,
-    WeightsLoop,
-    adam_moments,
-    arguments,
-    difference,
-    named,
-)
+from tests.references import BETA, DECAY, RATE, TOLERANCE, Loop, WeightsLoop, adam_moments, arguments, difference, named
 
 
 def half_life(t, end, steps, start):

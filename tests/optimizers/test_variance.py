@@ -4,15 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    BETA,
-    RATE,
-    Loop,
-    difference,
-    first_update,
-    named,
-    problem,
-)
+from tests.references import BETA, RATE, Loop, difference, first_update, named, problem
 
 RISING = gradtx.linear_schedule(10.0, start_factor=0.5, total_iters=25)
 ROUNDING = 1e-12
@@ -91,11 +83,7 @@ def test_one_step_of_a2grad_is_the_gradient_over_twice_the_constant():
     [
         (gradtx.msvag, {}, "missing argument 'lr'"),
         (gradtx.a2grad, {"lr": 0.1}, "unknown argument 'lr'; .*"),
-        (
-            gradtx.a2grad,
-            {"variant": "all"},
-            "variant must be 'uni', 'inc' or 'exp', got 'all'",
-        ),
+        (gradtx.a2grad, {"variant": "all"}, "variant must be 'uni', 'inc' or 'exp', got 'all'"),
     ],
     ids=named,
 )

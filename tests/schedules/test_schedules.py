@@ -38,11 +38,7 @@ SCHEDULES = [  # factory, its numbers, the rest
     (gradtx.one_cycle_schedule, {"max_lr": LR}, {"total_steps": 11, "three_phase": True}),
     (gradtx.cyclic_schedule, {"base_lr": 0.1, "max_lr": LR}, {"step_size_up": 3, "step_size_down": 2}),
     (gradtx.cyclic_schedule, {"base_lr": 0.1, "max_lr": LR}, {"step_size_up": 3, "mode": "triangular2"}),
-    (
-        gradtx.cyclic_schedule,
-        {"base_lr": 0.1, "max_lr": LR, "gamma": 0.9},
-        {"step_size_up": 2, "mode": "exp_range"},
-    ),
+    (gradtx.cyclic_schedule, {"base_lr": 0.1, "max_lr": LR, "gamma": 0.9}, {"step_size_up": 2, "mode": "exp_range"}),
     (gradtx.warmup_linear_schedule, {"max_lr": LR, "min_lr": 0.02, "init_lr": 0.05}, {"t_max": 9, "warmup_steps": 3}),
     (
         gradtx.warmup_poly_schedule,

@@ -2,12 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    Transformed,
-    first_update,
-    named,
-    problem,
-)
+from tests.references import Transformed, first_update, named, problem
 
 
 @pytest.mark.parametrize(

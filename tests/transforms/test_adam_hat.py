@@ -4,10 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    Transformed,
-    first_update,
-)
+from tests.references import Transformed, first_update
 
 
 def test_softplus_is_the_identity_above_torchs_threshold():

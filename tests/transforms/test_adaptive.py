@@ -2,9 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    first_update,
-)
+from tests.references import first_update
 
 
 def test_a_constant_gradient_keeps_the_centered_form_finite():

@@ -1,13 +1,7 @@
 import pytest
 
 import gradtx
-from tests.references import (
-    TOLERANCE,
-    Loop,
-    difference,
-    first_update,
-    problem,
-)
+from tests.references import TOLERANCE, Loop, difference, first_update, problem
 
 
 def centralized(s, t, g, p, conv_only=False):

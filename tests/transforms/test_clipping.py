@@ -4,17 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    TOLERANCE,
-    Loop,
-    WeightsLoop,
-    difference,
-    first_update,
-    named,
-    problem,
-    run,
-    unit_norm,
-)
+from tests.references import TOLERANCE, Loop, WeightsLoop, difference, first_update, named, problem, run, unit_norm
 
 FALLING = gradtx.linear_schedule(0.5, start_factor=1.0, end_factor=0.01, total_iters=20)
 

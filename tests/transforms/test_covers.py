@@ -4,14 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    Loop,
-    Transformed,
-    finite_without_gradient,
-    first_update,
-    gradients,
-    problem,
-)
+from tests.references import Loop, Transformed, finite_without_gradient, first_update, gradients, problem
 
 
 def covers(s, t, g, p, beta=0.0, eps=1e-30):

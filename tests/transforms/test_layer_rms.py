@@ -1,9 +1,7 @@
 import torch
 
 import gradtx
-from tests.references import (
-    Transformed,
-)
+from tests.references import Transformed
 
 
 def test_the_average_starts_from_the_first_gradient_that_is_not_zero():

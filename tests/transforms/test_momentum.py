@@ -2,11 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    TOLERANCE,
-    Loop,
-    difference,
-)
+from tests.references import TOLERANCE, Loop, difference
 
 FALLING = gradtx.linear_schedule(0.9, start_factor=1.0, end_factor=0.2, total_iters=20)
 

@@ -4,11 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    finite_without_gradient,
-    first_update,
-    problem,
-)
+from tests.references import finite_without_gradient, first_update, problem
 
 
 def neurons(x):

@@ -2,12 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    TOLERANCE,
-    Loop,
-    difference,
-    first_update,
-)
+from tests.references import TOLERANCE, Loop, difference, first_update
 
 P = [[1.0, 0.0], [0.0, 2.0]]
 

@@ -1,9 +1,7 @@
 import torch
 
 import gradtx
-from tests.references import (
-    difference,
-)
+from tests.references import difference
 
 
 def test_the_ends_of_nu_are_the_gradient_and_its_average_and_beta_is_nesterov():

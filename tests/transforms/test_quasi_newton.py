@@ -66,10 +66,7 @@ def test_derivatives_of_training_by_its_numbers_are_the_difference_quotients(reb
     ("options", "message"),
     [
         ({"rebound": "other"}, "rebound must be 'constant' or 'belief', got 'other'"),
-        (
-            {"weight_decay_type": "L2"},
-            "weight_decay_type must be 'decoupled' or 'stable', got 'L2'",
-        ),
+        ({"weight_decay_type": "L2"}, "weight_decay_type must be 'decoupled' or 'stable', got 'L2'"),
     ],
     ids=str,
 )

@@ -4,12 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    finite_without_gradient,
-    problem,
-    softplus,
-    unit_norm,
-)
+from tests.references import finite_without_gradient, problem, softplus, unit_norm
 
 
 def stage(

@@ -4,14 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    TOLERANCE,
-    Loop,
-    difference,
-    first_update,
-    named,
-    rectifier,
-)
+from tests.references import TOLERANCE, Loop, difference, first_update, named, rectifier
 
 
 def held(s, t, g, p, beta2=0.999, rho_threshold=5.0):

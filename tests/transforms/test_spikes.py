@@ -2,14 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    BETA,
-    TOLERANCE,
-    Loop,
-    Transformed,
-    arguments,
-    difference,
-)
+from tests.references import BETA, TOLERANCE, Loop, Transformed, arguments, difference
 
 
 def peaks(s, t, g, p, theta=0.999):

@@ -2,14 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    LONG,
-    TOLERANCE,
-    Loop,
-    arguments,
-    difference,
-    first_update,
-)
+from tests.references import LONG, TOLERANCE, Loop, arguments, difference, first_update
 
 
 def trust_ratio(s, t, g, p, clip=False, weight_decay=0.0, always_adapt=True):
