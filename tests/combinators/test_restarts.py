@@ -4,22 +4,13 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    PUBLISHED,
-    STEPS,
-    TOLERANCE,
-    Published,
-    Transformed,
-    difference,
-    difference_of_weights,
-    gradients,
-    problem,
-)
+from tests import references as ref
+from tests.references import PUBLISHED, STEPS, TOLERANCE, gradients
 
 OPTIONS = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.1}
 
 
-class Zeroed(Published):
+class Zeroed(ref.Published):
     """torch's AdamW, whose state is set to zero every so many steps, with or without its count."""
 
     def __init__(self, every, keep_clock):
@@ -40,12 +31,12 @@ class Zeroed(Published):
 @pytest.mark.parametrize("keep_clock", [True, False])
 def test_adamw_is_torchs_with_its_state_zeroed(every, keep_clock):
     tx = gradtx.restart(gradtx.adamw(**OPTIONS), every, keep_clock)
-    assert difference_of_weights(tx, Zeroed(every, keep_clock)) < PUBLISHED
+    assert ref.difference_of_weights(tx, Zeroed(every, keep_clock)) < PUBLISHED
 
 
 def test_the_first_stretch_is_one_step_shorter():
     tx = gradtx.restart(gradtx.trace(1.0), every=4)
-    step, seen = Transformed(tx), []
+    step, seen = ref.Transformed(tx), []
     for _ in range(9):
         seen.append(step({"w": torch.ones(1)}, {"w": torch.zeros(1)})["w"].item())
     assert seen == [1, 2, 3, 1, 2, 3, 4, 1, 2]
@@ -53,7 +44,7 @@ def test_the_first_stretch_is_one_step_shorter():
 
 def test_slots_that_depend_on_the_parameters_start_at_the_present_ones():
     tx = gradtx.restart(gradtx.regenerate_towards_init(1.0), every=3)
-    step, updates = Transformed(tx), []
+    step, updates = ref.Transformed(tx), []
     for value in (5.0, 6.0, 7.0, 9.0):  # the first was the parameter at init, the third is that of the restart
         updates.append(step({"w": torch.zeros(1)}, {"w": torch.tensor([value])})["w"].item())
     assert updates == [0.0, 1.0, 0.0, 2.0]
@@ -61,7 +52,7 @@ def test_slots_that_depend_on_the_parameters_start_at_the_present_ones():
 
 def test_shared_values_start_again():
     tx = gradtx.restart(gradtx.clip_by_zscore(warmup_steps=10, max_norm=None), every=3)
-    step, counts = Transformed(tx), []
+    step, counts = ref.Transformed(tx), []
     for _ in range(7):
         step({"w": torch.ones(1)}, {"w": torch.zeros(1)})
         counts.append(int(step.state["restart"]["clip_by_zscore"]["count"]))
@@ -71,7 +62,7 @@ def test_shared_values_start_again():
 @pytest.mark.parametrize(("keep_clock", "expected"), [(False, [0, 1, 0, 1, 2, 0]), (True, [0, 1, 2, 3, 4, 5])])
 def test_schedules_inside_follow_the_clock_inside(keep_clock, expected):
     tx = gradtx.restart(gradtx.scale(gradtx.Schedule(lambda step: 1.0 * step)), 3, keep_clock)
-    step, seen = Transformed(tx), []
+    step, seen = ref.Transformed(tx), []
     for _ in expected:
         seen.append(step({"w": torch.ones(1)}, {"w": torch.zeros(1)})["w"].item())
     assert seen == expected
@@ -80,12 +71,12 @@ def test_schedules_inside_follow_the_clock_inside(keep_clock, expected):
 def test_a_period_without_end_changes_nothing():
     adamw = gradtx.adamw(**OPTIONS)
     for keep_clock in (True, False):
-        assert difference(gradtx.restart(adamw, STEPS + 1, keep_clock), adamw) < TOLERANCE
+        assert ref.difference(gradtx.restart(adamw, STEPS + 1, keep_clock), adamw) < TOLERANCE
 
 
 def test_a_restart_inside_a_restart_starts_again_with_it():
     inner = gradtx.restart(gradtx.trace(1.0), every=4)
-    step, seen = Transformed(gradtx.restart(inner, every=3)), []
+    step, seen = ref.Transformed(gradtx.restart(inner, every=3)), []
     for _ in range(8):
         seen.append(step({"w": torch.ones(1)}, {"w": torch.zeros(1)})["w"].item())
     # steps 3 and 6 of the outer clock; the inner one never counts to 4
@@ -95,9 +86,9 @@ def test_a_restart_inside_a_restart_starts_again_with_it():
 @pytest.mark.parametrize("keep_clock", [True, False])
 def test_a_torch_optimizer_restarts_too(keep_clock):
     tx = gradtx.restart(gradtx.adamw(**OPTIONS), 5, keep_clock)
-    weights = {name: torch.nn.Parameter(p) for name, p in problem().items()}
+    weights = {name: torch.nn.Parameter(p) for name, p in ref.problem().items()}
     optimizer = gradtx.as_optimizer(tx, list(weights.items()))
-    params, step = problem(), Transformed(tx)
+    params, step = ref.problem(), ref.Transformed(tx)
     for t in range(1, 13):
         for name, g in gradients({name: p.detach() for name, p in weights.items()}, t).items():
             weights[name].grad = g
@@ -129,7 +120,7 @@ def test_stochastic_rounding_of_slots_starts_again_with_the_key_of_each_leaf():
 
 
 def test_every_step_may_be_a_restart():
-    assert difference(gradtx.restart(gradtx.trace(0.9), 1), gradtx.chain(), rate=-0.02) < TOLERANCE
+    assert ref.difference(gradtx.restart(gradtx.trace(0.9), 1), gradtx.chain(), rate=-0.02) < TOLERANCE
 
 
 def test_something_else_than_a_transformation_is_an_error():

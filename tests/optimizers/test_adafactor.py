@@ -4,18 +4,9 @@ import pytest
 import torch
 
 import gradtx
+from tests import references as ref
 from tests.optim.problems import assert_close, descend, parameters, saved_and_loaded, twins
-from tests.references import (
-    BETA,
-    PUBLISHED,
-    RATE,
-    TOLERANCE,
-    Published,
-    WeightsLoop,
-    difference,
-    difference_of_weights,
-    named,
-)
+from tests.references import BETA, PUBLISHED, RATE, TOLERANCE
 
 
 def size(x):
@@ -74,21 +65,21 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=ref.named)
 def test_the_weights_follow_the_loop(alias, rule, options):
-    assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
+    assert ref.difference(alias(**options), ref.WeightsLoop(rule, **options)) < TOLERANCE
 
 
 def test_a_warm_up_follows_the_loop():
-    reference = WeightsLoop(adafactor, warmup_init=True)
+    reference = ref.WeightsLoop(adafactor, warmup_init=True)
     # Steps of 1e-6: rounding of the weights hides more of them than rounding of the math.
-    assert difference_of_weights(gradtx.adafactor(warmup_init=True), reference) < 1e-14
+    assert ref.difference_of_weights(gradtx.adafactor(warmup_init=True), reference) < 1e-14
 
 
 def test_the_bounds_of_the_references_are_met_and_not_met():
-    clipped, bounded = WeightsLoop(adafactor), WeightsLoop(adafactor_torch, eps=(0.2, 1e-3))
-    difference(gradtx.adafactor(), clipped)
-    difference(gradtx.adafactor(), bounded)
+    clipped, bounded = ref.WeightsLoop(adafactor), ref.WeightsLoop(adafactor_torch, eps=(0.2, 1e-3))
+    ref.difference(gradtx.adafactor(), clipped)
+    ref.difference(gradtx.adafactor(), bounded)
     assert clipped.seen == bounded.seen == {True, False}
 
 
@@ -107,8 +98,8 @@ def test_the_bounds_of_the_references_are_met_and_not_met():
 def test_adafactor_is_the_one_of_transformers(options):
     import transformers  # takes a second, which `make quick` need not wait for
 
-    published = Published(transformers.Adafactor, **options)
-    assert difference_of_weights(gradtx.adafactor(**options), published) < PUBLISHED
+    published = ref.Published(transformers.Adafactor, **options)
+    assert ref.difference_of_weights(gradtx.adafactor(**options), published) < PUBLISHED
 
 
 @pytest.mark.slow
@@ -148,7 +139,7 @@ def test_checkpoints_continue_in_and_from_torch(options, ours_first):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("make", [gradtx.adafactor, gradtx.adafactor_torch], ids=named)
+@pytest.mark.parametrize("make", [gradtx.adafactor, gradtx.adafactor_torch], ids=ref.named)
 def test_rows_of_zeros_stay_finite_in_narrow_dtypes(make, dtype):
     params = {"w": torch.ones(2, 3, dtype=dtype)}
     grads = {"w": torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 1e-5]], dtype=dtype)}
@@ -171,7 +162,7 @@ def test_rows_of_zeros_stay_finite_in_narrow_dtypes(make, dtype):
         ),
         (gradtx.adafactor_torch, {"eps": (0.1, None)}, r"eps\[1\] must be a number.*"),
     ],
-    ids=named,
+    ids=ref.named,
 )
 def test_rejects_what_makes_no_sense(alias, options, message):
     with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):

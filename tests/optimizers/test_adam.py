@@ -7,22 +7,8 @@ import torch
 from adam_atan2_pytorch import adam_atan2_with_orthog_grad, adam_atan2_with_wasserstein_reg
 
 import gradtx
-from tests.references import (
-    BETA,
-    DECAY,
-    PUBLISHED,
-    RATE,
-    TOLERANCE,
-    Published,
-    WeightsLoop,
-    adam_moments,
-    caution_weights,
-    difference,
-    difference_of_weights,
-    named,
-    placed_by_rank,
-    project,
-)
+from tests import references as ref
+from tests.references import BETA, DECAY, PUBLISHED, RATE, TOLERANCE
 
 
 def adam(
@@ -31,7 +17,7 @@ def adam(
 ):  # fmt: skip
     if not decoupled_weight_decay:
         g = g + weight_decay * p
-    m, v = adam_moments(s, t, g, betas)
+    m, v = ref.adam_moments(s, t, g, betas)
     if amsgrad:
         s.top = torch.maximum(s.top + 0 * s.v, s.v)
         v = s.top / (1 - betas[1] ** t)
@@ -47,10 +33,10 @@ def adamw(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, 
 
 def adamp(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, delta=0.1, wd_ratio=0.1, nesterov=False):
     b1, b2 = betas
-    adam_moments(s, t, g, betas)
+    ref.adam_moments(s, t, g, betas)
     denominator = s.v.sqrt() / math.sqrt(1 - b2**t) + eps
     direction = (b1 * s.m + (1 - b1) * g if nesterov else s.m) / denominator
-    direction, r, view = project(p, g, direction, delta, wd_ratio, eps)
+    direction, r, view = ref.project(p, g, direction, delta, wd_ratio, eps)
     s.seen.add((s.name, view))
     return p * (1 - lr * weight_decay * r) - lr / (1 - b1**t) * direction
 
@@ -59,7 +45,7 @@ def sgdp(
     s, t, g, p, lr, momentum=0.0, dampening=0.0, weight_decay=0.0, nesterov=False, eps=1e-8, delta=0.1, wd_ratio=0.1
 ):
     s.b = momentum * s.b + (1 - dampening) * g
-    direction, r, view = project(p, g, g + momentum * s.b if nesterov else s.b, delta, wd_ratio, eps)
+    direction, r, view = ref.project(p, g, g + momentum * s.b if nesterov else s.b, delta, wd_ratio, eps)
     s.seen.add((s.name, view))
     return p * (1 - lr * weight_decay * r / (1 - momentum)) - lr * direction
 
@@ -72,16 +58,16 @@ def adam_atan2(
     if t == 1:
         s.initial, s.initial_lr = p, lr if decoupled_wd else 1.0
     wd, regen = weight_decay / s.initial_lr, regen_reg_rate / s.initial_lr
-    target = placed_by_rank(s.initial, p) if wasserstein_reg else s.initial
+    target = ref.placed_by_rank(s.initial, p) if wasserstein_reg else s.initial
     x = p + lr * regen * (target - p)
     if orthog_grad:
         u = s.e / max(s.e.norm().item(), 1e-12) if t > 1 else 0 * g
         s.e = orig_grad_ema_beta * s.e + (1 - orig_grad_ema_beta) * g
         g = g - (g * u).sum() * u
-    m, v = adam_moments(s, t, g, betas)
+    m, v = ref.adam_moments(s, t, g, betas)
     u = torch.atan2(m, b * v.sqrt())
     if cautious_factor < 1:
-        u = u * caution_weights(u, g, cautious_factor)
+        u = u * ref.caution_weights(u, g, cautious_factor)
     s.seen.update((u * x > 0).flatten().tolist())
     x = torch.where(u * x > 0, x * (1 - lr * wd), x) if cautious_wd else x * (1 - lr * wd)
     x = x - lr * a * u
@@ -121,7 +107,7 @@ def adopt_atan2(
     if t == 1:
         s.v = g**2
         return x
-    w = caution_weights(s.m + 0 * g, g, cautious_factor) if cautious_factor < 1 else 1.0
+    w = ref.caution_weights(s.m + 0 * g, g, cautious_factor) if cautious_factor < 1 else 1.0
     s.m = b1 * s.m + (1 - b1) * torch.atan2(g, b * s.v.sqrt())
     s.v = b2 * s.v + (1 - b2) * g**2
     return x - lr * a * w * s.m
@@ -182,20 +168,20 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=ref.named)
 def test_the_weights_follow_the_loop(alias, rule, options):
-    assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
+    assert ref.difference(alias(**options), ref.WeightsLoop(rule, **options)) < TOLERANCE
 
 
 def test_decoupled_adam_is_adamw():
     options = {"lr": 0.02, "weight_decay": 0.2, "amsgrad": True}
-    assert difference(gradtx.adam(**options, decoupled_weight_decay=True), gradtx.adamw(**options)) == 0
+    assert ref.difference(gradtx.adam(**options, decoupled_weight_decay=True), gradtx.adamw(**options)) == 0
 
 
-@pytest.mark.parametrize(("alias", "rule"), [(gradtx.adamp, adamp), (gradtx.sgdp, sgdp)], ids=named)
+@pytest.mark.parametrize(("alias", "rule"), [(gradtx.adamp, adamp), (gradtx.sgdp, sgdp)], ids=ref.named)
 def test_both_views_of_the_projection_fire_on_their_leaves_and_on_no_other(alias, rule):
-    reference = WeightsLoop(rule, lr=0.02, weight_decay=0.3)
-    difference(alias(lr=0.02, weight_decay=0.3), reference)
+    reference = ref.WeightsLoop(rule, lr=0.02, weight_decay=0.3)
+    ref.difference(alias(lr=0.02, weight_decay=0.3), reference)
     views = {name: {view for leaf, view in reference.seen if leaf == name} for name, _ in reference.seen}
     assert (views["rows"], views["whole"], views["bias"], views["scalar"]) == ({"rows"}, {"layer"}, {"none"}, {"none"})
     assert "none" in views["matrix"]
@@ -203,8 +189,8 @@ def test_both_views_of_the_projection_fire_on_their_leaves_and_on_no_other(alias
 
 
 def test_cautious_decay_spares_some_entries_and_takes_others():
-    reference = WeightsLoop(adam_atan2, lr=0.02, weight_decay=0.3, cautious_wd=True)
-    difference(gradtx.adam_atan2(lr=0.02), reference)
+    reference = ref.WeightsLoop(adam_atan2, lr=0.02, weight_decay=0.3, cautious_wd=True)
+    ref.difference(gradtx.adam_atan2(lr=0.02), reference)
     assert reference.seen == {True, False}
 
 
@@ -222,10 +208,10 @@ NESTEROV = {"momentum": 0.8, "nesterov": True}  # without it the package project
         (gradtx.sgdp, naver.SGDP, {"lr": 0.1, **NESTEROV, "dampening": 0.3, "weight_decay": 0.1}),
         (gradtx.sgdp, naver.SGDP, {"lr": 0.1, **NESTEROV, "weight_decay": 0.1, "delta": 0.6, "wd_ratio": 0.4}),
     ],
-    ids=named,
+    ids=ref.named,
 )
 def test_the_weights_are_those_of_the_authors_adamp(alias, optimizer, options):
-    assert difference_of_weights(alias(**options), Published(optimizer, **options)) < PUBLISHED
+    assert ref.difference_of_weights(alias(**options), ref.Published(optimizer, **options)) < PUBLISHED
 
 
 # Powers of two: the package's mask for cautious decay is float32, and 1 - lr * weight_decay is exact in it.
@@ -243,23 +229,23 @@ PLAIN_ATAN2 = [
 @pytest.mark.slow
 @pytest.mark.parametrize("options", PLAIN_ATAN2, ids=str)
 def test_the_weights_are_those_of_adam_atan2_pytorch(options):
-    published = Published(adam_atan2_pytorch.AdamAtan2, **options)
-    assert difference_of_weights(gradtx.adam_atan2(**options), published) < PUBLISHED
+    published = ref.Published(adam_atan2_pytorch.AdamAtan2, **options)
+    assert ref.difference_of_weights(gradtx.adam_atan2(**options), published) < PUBLISHED
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [*PLAIN_ATAN2, {"lr": 0.02, "clip_to_grok_max_norm": 1.2}], ids=str)
 def test_with_clip_to_grok_they_are_those_of_its_class(options):
-    published = Published(adam_atan2_pytorch.AdamAtan2ClipGrok, **options)
-    assert difference_of_weights(gradtx.adam_atan2(**options, clip_to_grok=True), published) < PUBLISHED
+    published = ref.Published(adam_atan2_pytorch.AdamAtan2ClipGrok, **options)
+    assert ref.difference_of_weights(gradtx.adam_atan2(**options, clip_to_grok=True), published) < PUBLISHED
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [*PLAIN_ATAN2, {"lr": 0.02, "orig_grad_ema_beta": 0.6}], ids=str)
 def test_with_orthogonal_gradients_they_are_those_of_its_class(options):
-    published = Published(adam_atan2_with_orthog_grad.AdamAtan2, **options)
+    published = ref.Published(adam_atan2_with_orthog_grad.AdamAtan2, **options)
     tx = gradtx.adam_atan2(**options, orthog_grad=True)
-    assert difference_of_weights(tx, published, without=("scalar",)) < PUBLISHED  # the package fails on 0-d leaves
+    assert ref.difference_of_weights(tx, published, without=("scalar",)) < PUBLISHED  # the package fails on 0-d leaves
 
 
 @pytest.mark.slow
@@ -273,8 +259,8 @@ def test_with_orthogonal_gradients_they_are_those_of_its_class(options):
     ids=str,
 )
 def test_with_wasserstein_regularization_they_are_those_of_its_class(options):
-    published = Published(adam_atan2_with_wasserstein_reg.AdamAtan2, **options)
-    assert difference_of_weights(gradtx.adam_atan2(**options, wasserstein_reg=True), published) < PUBLISHED
+    published = ref.Published(adam_atan2_with_wasserstein_reg.AdamAtan2, **options)
+    assert ref.difference_of_weights(gradtx.adam_atan2(**options, wasserstein_reg=True), published) < PUBLISHED
 
 
 @pytest.mark.slow
@@ -289,8 +275,8 @@ def test_with_wasserstein_regularization_they_are_those_of_its_class(options):
     ids=str,
 )
 def test_the_weights_are_those_of_the_adopt_of_adam_atan2_pytorch(options):
-    published = Published(adam_atan2_pytorch.AdoptAtan2, **options)
-    assert difference_of_weights(gradtx.adopt_atan2(**options), published) < PUBLISHED
+    published = ref.Published(adam_atan2_pytorch.AdoptAtan2, **options)
+    assert ref.difference_of_weights(gradtx.adopt_atan2(**options), published) < PUBLISHED
 
 
 def test_sgdp_keeps_a_momentum_that_is_not_projected():
@@ -303,13 +289,13 @@ def test_sgdp_keeps_a_momentum_that_is_not_projected():
     assert updates["w"].tolist() == [[pytest.approx(0.0, abs=1e-9), pytest.approx(-0.15)]]  # eps of 0.5 stays
 
 
-@pytest.mark.parametrize(("alias", "options", "message"), [(gradtx.sgdp, {}, "missing argument 'lr'")], ids=named)
+@pytest.mark.parametrize(("alias", "options", "message"), [(gradtx.sgdp, {}, "missing argument 'lr'")], ids=ref.named)
 def test_rejects_a_number_out_of_range(alias, options, message):
     with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
         alias(**options)
 
 
-@pytest.mark.parametrize("alias", [gradtx.adam_atan2, gradtx.adopt_atan2], ids=named)
+@pytest.mark.parametrize("alias", [gradtx.adam_atan2, gradtx.adopt_atan2], ids=ref.named)
 def test_decay_and_regeneration_together_are_an_error_that_names_the_optimizer(alias):
     with pytest.raises(ValueError, match=f"^{alias.__name__}: weight_decay and regen_reg_rate are mutually exclusive"):
         alias(weight_decay=0.1, regen_reg_rate=0.1)

@@ -5,28 +5,8 @@ import torch
 from adabelief_pytorch import AdaBelief
 
 import gradtx
-from tests.references import (
-    BETA,
-    DECAY,
-    PUBLISHED,
-    RATE,
-    TOLERANCE,
-    Published,
-    StableDecay,
-    Transformed,
-    WeightsLoop,
-    adam_moments,
-    belief_moments,
-    difference,
-    difference_of_weights,
-    friction,
-    named,
-    problem,
-    rectified,
-    rectifier,
-    softplus,
-    yogi_moments,
-)
+from tests import references as ref
+from tests.references import BETA, DECAY, PUBLISHED, RATE, TOLERANCE
 
 
 def stepped(p, lr, direction, weight_decay, decoupled):
@@ -45,9 +25,9 @@ def adabelief(
     s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-16, weight_decay=0.0, decoupled_weight_decay=True,
     fixed_decay=False, rectify=True, degenerated_to_sgd=True, amsgrad=False,
 ):  # fmt: skip
-    m, v = belief_moments(s, decayed(g, p, weight_decay, decoupled_weight_decay), betas, eps, amsgrad)
+    m, v = ref.belief_moments(s, decayed(g, p, weight_decay, decoupled_weight_decay), betas, eps, amsgrad)
     if rectify:
-        direction = rectified(s, t, m, v, betas, eps, 5.0, degenerated_to_sgd)
+        direction = ref.rectified(s, t, m, v, betas, eps, 5.0, degenerated_to_sgd)
     else:
         direction = m / (1 - betas[0] ** t) / (v.sqrt() / math.sqrt(1 - betas[1] ** t) + eps)
     if fixed_decay and decoupled_weight_decay:
@@ -59,9 +39,9 @@ def radam(
     s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False,
     rho_threshold=5.0, degenerated_to_sgd=True,
 ):  # fmt: skip
-    adam_moments(s, t, decayed(g, p, weight_decay, decoupled_weight_decay), betas)
-    direction = rectified(s, t, s.m, s.v, betas, eps, rho_threshold, True)
-    if not degenerated_to_sgd and rectifier(t, betas[1], rho_threshold) is None:
+    ref.adam_moments(s, t, decayed(g, p, weight_decay, decoupled_weight_decay), betas)
+    direction = ref.rectified(s, t, s.m, s.v, betas, eps, rho_threshold, True)
+    if not degenerated_to_sgd and ref.rectifier(t, betas[1], rho_threshold) is None:
         return p
     return stepped(p, lr, direction, weight_decay, decoupled_weight_decay)
 
@@ -70,20 +50,20 @@ def yogi(
     s, t, g, p, lr=1e-2, betas=(0.9, 0.999), eps=1e-3, initial_accumulator_value=1e-6, weight_decay=0.0,
     decoupled_weight_decay=False,
 ):  # fmt: skip
-    m, v = yogi_moments(s, t, decayed(g, p, weight_decay, decoupled_weight_decay), betas, initial_accumulator_value)
+    m, v = ref.yogi_moments(s, t, decayed(g, p, weight_decay, decoupled_weight_decay), betas, initial_accumulator_value)
     return stepped(p, lr, hat(t, m, v, betas, eps), weight_decay, decoupled_weight_decay)
 
 
 def adamd(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False):
-    adam_moments(s, t, decayed(g, p, weight_decay, decoupled_weight_decay), betas)
+    ref.adam_moments(s, t, decayed(g, p, weight_decay, decoupled_weight_decay), betas)
     direction = math.sqrt(1 - betas[1] ** t) * s.m / (s.v.sqrt() + eps)
     return stepped(p, lr, direction, weight_decay, decoupled_weight_decay)
 
 
 def diffgrad(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False):
     g = decayed(g, p, weight_decay, decoupled_weight_decay)
-    adam_moments(s, t, g, betas)
-    return stepped(p, lr, friction(s, g) * hat(t, s.m, s.v, betas, eps), weight_decay, decoupled_weight_decay)
+    ref.adam_moments(s, t, g, betas)
+    return stepped(p, lr, ref.friction(s, g) * hat(t, s.m, s.v, betas, eps), weight_decay, decoupled_weight_decay)
 
 
 def sadam(
@@ -91,9 +71,9 @@ def sadam(
     amsgrad=False,
 ):  # fmt: skip
     b1, b2 = betas
-    adam_moments(s, t, decayed(g, p, weight_decay, decoupled_weight_decay), betas)
+    ref.adam_moments(s, t, decayed(g, p, weight_decay, decoupled_weight_decay), betas)
     s.top = torch.maximum(s.top + 0 * s.v, s.v)
-    divisor = softplus((s.top if amsgrad else s.v).sqrt(), beta_softplus)
+    divisor = ref.softplus((s.top if amsgrad else s.v).sqrt(), beta_softplus)
     direction = math.sqrt(1 - b2**t) / (1 - b1**t) * s.m / divisor
     return stepped(p, lr, direction, weight_decay, decoupled_weight_decay)
 
@@ -103,7 +83,7 @@ def padam(
     decoupled_weight_decay=False,
 ):  # fmt: skip
     b1, b2 = betas
-    adam_moments(s, t, decayed(g, p, weight_decay, decoupled_weight_decay), betas)
+    ref.adam_moments(s, t, decayed(g, p, weight_decay, decoupled_weight_decay), betas)
     s.top = torch.maximum(s.top + 0 * s.v, s.v)
     divisor = ((s.top if amsgrad else s.v).sqrt() + eps) ** (2 * partial)
     direction = math.sqrt(1 - b2**t) / (1 - b1**t) * s.m / divisor
@@ -149,9 +129,9 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=ref.named)
 def test_the_weights_follow_the_loop(alias, rule, options):
-    assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
+    assert ref.difference(alias(**options), ref.WeightsLoop(rule, **options)) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -165,12 +145,12 @@ def test_the_weights_follow_the_loop(alias, rule, options):
     ids=str,
 )
 def test_adams_follows_the_loop(options):
-    loop = StableDecay(**options)
+    loop = ref.StableDecay(**options)
 
     def step(grads, params):
         return {name: -0.02 * direction for name, direction in loop(grads, params).items()}
 
-    assert difference(gradtx.adams(lr=0.02, **options), step) < TOLERANCE
+    assert ref.difference(gradtx.adams(lr=0.02, **options), step) < TOLERANCE
 
 
 # Our options, and those of theirs that have other names.
@@ -192,13 +172,13 @@ def test_adams_follows_the_loop(options):
 )
 def test_adabelief_has_the_weights_of_the_authors(options):
     theirs = {("weight_decouple" if k == "decoupled_weight_decay" else k): v for k, v in options.items()}
-    published = Published(AdaBelief, **theirs, print_change_log=False)
-    assert difference_of_weights(gradtx.adabelief(**options), published) < PUBLISHED
+    published = ref.Published(AdaBelief, **theirs, print_change_log=False)
+    assert ref.difference_of_weights(gradtx.adabelief(**options), published) < PUBLISHED
 
 
 def test_diffgrad_compares_decayed_gradients_only_where_the_decay_is_coupled():
     def previous(**options):
-        step = Transformed(gradtx.diffgrad(weight_decay=0.5, **options))
+        step = ref.Transformed(gradtx.diffgrad(weight_decay=0.5, **options))
         step({"w": torch.tensor([1.0])}, {"w": torch.tensor([4.0])})
         return step.state["scale_by_diffgrad"]["previous_grad"]["w"].item()
 
@@ -208,7 +188,7 @@ def test_diffgrad_compares_decayed_gradients_only_where_the_decay_is_coupled():
 @pytest.mark.slow
 def test_the_mean_of_adams_spans_parameter_groups():
     def trained(groups):
-        params = [torch.nn.Parameter(param) for param in problem().values()]
+        params = [torch.nn.Parameter(param) for param in ref.problem().values()]
         optimizer = gradtx.optim.AdamS(groups(params), lr=0.02, weight_decay=0.3)
         for t in range(5):
             for i, param in enumerate(params):

@@ -2,18 +2,8 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    BETA,
-    DECAY,
-    RATE,
-    TOLERANCE,
-    TreeLoop,
-    WeightsLoop,
-    difference,
-    first_update,
-    global_norm,
-    named,
-)
+from tests import references as ref
+from tests.references import BETA, DECAY, RATE, TOLERANCE
 
 
 def lion(s, t, g, p, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0):
@@ -27,7 +17,7 @@ def lion(s, t, g, p, lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0):
 def adan(s, t, g, p, lr=1e-3, betas=(0.98, 0.92, 0.99), eps=1e-8, weight_decay=0.0, max_grad_norm=0.0, no_prox=False):
     b1, b2, b3 = betas
     if max_grad_norm > 0:
-        shrink = min(1.0, max_grad_norm / (global_norm(g) + eps))
+        shrink = min(1.0, max_grad_norm / (ref.global_norm(g) + eps))
         s[""].seen.add(shrink < 1)
         g = {name: x * shrink for name, x in g.items()}
     new = {}
@@ -88,20 +78,20 @@ OPTIONS = [
 
 
 def reference(rule, options):
-    return (WeightsLoop if rule is lion else TreeLoop)(rule, **options)
+    return (ref.WeightsLoop if rule is lion else ref.TreeLoop)(rule, **options)
 
 
-@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=ref.named)
 def test_the_weights_follow_the_loop(alias, rule, options):
-    assert difference(alias(**options), reference(rule, options)) < TOLERANCE
+    assert ref.difference(alias(**options), reference(rule, options)) < TOLERANCE
 
 
-@pytest.mark.parametrize(("rule", "options"), [(rule, options) for _, rule, options in OPTIONS[4:]], ids=named)
+@pytest.mark.parametrize(("rule", "options"), [(rule, options) for _, rule, options in OPTIONS[4:]], ids=ref.named)
 def test_the_options_above_take_both_branches(rule, options):
     if rule is adan and "max_grad_norm" not in options:
         return
     loop = reference(rule, options)
-    difference(loop, reference(rule, options))
+    ref.difference(loop, reference(rule, options))
     assert loop.seen == {True, False}
 
 
@@ -120,9 +110,9 @@ def test_adan_keeps_the_clipped_gradient():
 
 def test_adai_does_not_depend_on_the_scale_of_the_loss_other_than_by_its_gradient():
     # M has no lower bound: tiny gradients have the inertia of large ones
-    tiny = first_update(gradtx.adai(lr=1.0, betas=(0.5, 0.9)), [1e-20, -2e-20], steps=3)
+    tiny = ref.first_update(gradtx.adai(lr=1.0, betas=(0.5, 0.9)), [1e-20, -2e-20], steps=3)
     assert [1e20 * x for x in tiny] == pytest.approx(
-        first_update(gradtx.adai(lr=1.0, betas=(0.5, 0.9)), [1.0, -2.0], steps=3)
+        ref.first_update(gradtx.adai(lr=1.0, betas=(0.5, 0.9)), [1.0, -2.0], steps=3)
     )
 
 

@@ -4,20 +4,8 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    BETA,
-    DECAY,
-    LONG,
-    RATE,
-    TOLERANCE,
-    TreeLoop,
-    WeightsLoop,
-    difference,
-    first_update,
-    global_norm,
-    named,
-    problem,
-)
+from tests import references as ref
+from tests.references import BETA, DECAY, LONG, RATE, TOLERANCE
 
 
 def lamb(
@@ -26,8 +14,8 @@ def lamb(
 ):  # fmt: skip
     b1, b2 = betas
     if max_grad_norm is not None:
-        s[""].seen.add("clipped" if global_norm(g) > max_grad_norm else "short")
-        shrink = max(1.0, global_norm(g) / max_grad_norm)
+        s[""].seen.add("clipped" if ref.global_norm(g) > max_grad_norm else "short")
+        shrink = max(1.0, ref.global_norm(g) / max_grad_norm)
         g = {name: x / shrink for name, x in g.items()}
     new = {}
     for name, slots in s.items():
@@ -194,12 +182,12 @@ OPTIONS = [
 
 
 def reference(rule, options):
-    return (TreeLoop if rule is lamb else WeightsLoop)(rule, **options)
+    return (ref.TreeLoop if rule is lamb else ref.WeightsLoop)(rule, **options)
 
 
-@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=ref.named)
 def test_the_weights_follow_the_loop(alias, rule, options):
-    assert difference(alias(**options), reference(rule, options)) < TOLERANCE
+    assert ref.difference(alias(**options), reference(rule, options)) < TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -211,11 +199,11 @@ def test_the_weights_follow_the_loop(alias, rule, options):
         (novograd, {"lr": 0.02, "betas": (0.8, 0.6), "amsgrad": True}, {True, False}),
         (fromage, {"lr": 0.3, "p_bound": 1.0}, {True, False}),
     ],
-    ids=named,
+    ids=ref.named,
 )
 def test_the_options_above_take_both_branches(rule, options, seen):
     loop = reference(rule, options)
-    difference(loop, loop.__class__(rule, **options), steps=LONG)
+    ref.difference(loop, loop.__class__(rule, **options), steps=LONG)
     assert loop.seen == seen
 
 
@@ -226,7 +214,7 @@ def test_the_options_above_take_both_branches(rule, options, seen):
 
 
 def test_lamb_moves_every_leaf_by_its_rate_times_its_norm():
-    params = problem()
+    params = ref.problem()
     updates, _ = gradtx.lamb(lr=0.1).update(params, gradtx.lamb(lr=0.1).init(params), params)
     for name, update in updates.items():
         torch.testing.assert_close(update.norm(), 0.1 * params[name].norm())
@@ -234,19 +222,19 @@ def test_lamb_moves_every_leaf_by_its_rate_times_its_norm():
 
 def test_decay_stays_out_of_novograds_division():
     # the norm is 5: 3 / 5 + 2 and 4 / 5, times the rate
-    assert first_update(gradtx.novograd(lr=0.1, weight_decay=1.0, eps=0.0), [3.0, 4.0], [2.0, 0.0]) == pytest.approx(
-        [-0.26, -0.08]
-    )
+    assert ref.first_update(
+        gradtx.novograd(lr=0.1, weight_decay=1.0, eps=0.0), [3.0, 4.0], [2.0, 0.0]
+    ) == pytest.approx([-0.26, -0.08])
 
 
 def test_nero_projects_without_a_gradient_too():
     # [[1, 3]] is [[-1, 1]] from its mean, of norm sqrt 2
-    update = first_update(gradtx.nero(), [[0.0, 0.0]], [[1.0, 3.0]])
+    update = ref.first_update(gradtx.nero(), [[0.0, 0.0]], [[1.0, 3.0]])
     assert update[0] == pytest.approx([-(0.5**0.5) - 1, 0.5**0.5 - 3])
 
 
 def test_the_weights_of_nero_stay_unit_neurons():
-    params, tx = gradtx.project_neurons(problem()), gradtx.nero(lr=0.3)
+    params, tx = gradtx.project_neurons(ref.problem()), gradtx.nero(lr=0.3)
     state = tx.init(params)
     for sign in (1, -1, 1):
         updates, state = tx.update({name: sign * (2 + p).exp() for name, p in params.items()}, state, params)
@@ -271,10 +259,10 @@ def test_decay_and_rate_of_amos_fall_as_the_decay_adds_up():
     # v = 4, r = 1 / 4, gamma = 0.25: b = 0.25 after the first step, where c = d = 1
     tx = gradtx.amos(lr=0.5, beta=0.0, eta=0.5, extra_l2=0.125)
     first = -(0.25 * 1 + (0.125 + 0.125) * 8)
-    assert first_update(tx, [2.0], [8.0]) == pytest.approx([first])
+    assert ref.first_update(tx, [2.0], [8.0]) == pytest.approx([first])
     c, d = (1 + 0.25 * 0.5**0.5 * 0.25) ** -0.5, 1 / (1 + 0.25 * 0.5 * 0.25)
     second = -d * (0.25 * 1 + (c * 0.125 + 0.125) * 8)
-    assert first_update(tx, [2.0], [8.0], steps=2) == pytest.approx([second])
+    assert ref.first_update(tx, [2.0], [8.0], steps=2) == pytest.approx([second])
 
 
 # Errors.

@@ -6,23 +6,13 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    LONG,
-    STEPS,
-    Published,
-    Transformed,
-    WholeLoop,
-    difference_along,
-    distance,
-    named,
-    problem,
-    run,
-)
+from tests import references as ref
+from tests.references import LONG, STEPS
 
 WARM_UP = gradtx.Schedule(lambda step: step / 8 if step < 8 else 1.0)  # from 0
 FADING = gradtx.linear_schedule(1.0, start_factor=1.0, end_factor=0.2, total_iters=25)
 RISING = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=20)
-RATES = dict(zip(problem(), (1.0, 0.5, 0.0, 2.0, 1.0, 0.3), strict=True))  # one leaf stands still
+RATES = dict(zip(ref.problem(), (1.0, 0.5, 0.0, 2.0, 1.0, 0.3), strict=True))  # one leaf stands still
 # The same sums in other orders, over 32 steps, in estimates that are differences.
 CLOSE = 1e-13
 
@@ -205,10 +195,10 @@ def shared(step):
     return {name: value.item() for name, value in entry.items() if isinstance(value, torch.Tensor)}
 
 
-@pytest.mark.parametrize(("make", "rule", "options"), OPTIONS, ids=named)
+@pytest.mark.parametrize(("make", "rule", "options"), OPTIONS, ids=ref.named)
 def test_follows_the_loop_over_all_leaves_as_one_vector(make, rule, options):
-    step, reference = Transformed(make(**options)), WholeLoop(rule, **options)
-    assert difference_along(step, reference, steps=LONG) < CLOSE
+    step, reference = ref.Transformed(make(**options)), ref.WholeLoop(rule, **options)
+    assert ref.difference_along(step, reference, steps=LONG) < CLOSE
     found = shared(step)
     assert found["d"] == pytest.approx(float(reference.slots.d), rel=1e-11)
     assert found["d"] > options.get("d0", 1e-6), "d never grew, so nothing was tested"
@@ -228,7 +218,7 @@ def grouped(cls, **options):
         groups = [{"params": [param], "lr": lr} for param, lr in zip(params, RATES.values(), strict=True)]
         return cls(groups, **options)
 
-    return Published(make)
+    return ref.Published(make)
 
 
 GROUPED = {
@@ -245,9 +235,9 @@ GROUPED = {
 @pytest.mark.parametrize("name", CLASSES)
 def test_groups_with_rates_of_their_own_share_the_sums(name):
     options = GROUPED[name]
-    step, reference = grouped(CLASSES[name], **options), WholeLoop(RULES[name][1], lr=RATES, **options)
-    assert difference_along(step, reference) < CLOSE
-    assert torch.equal(step.params["rows"].detach(), problem()["rows"])  # the rate is 0 there
+    step, reference = grouped(CLASSES[name], **options), ref.WholeLoop(RULES[name][1], lr=RATES, **options)
+    assert ref.difference_along(step, reference) < CLOSE
+    assert torch.equal(step.params["rows"].detach(), ref.problem()["rows"])  # the rate is 0 there
     (d,) = {state["d"].item() for state in step.optimizer.state.values()}
     assert d == pytest.approx(float(reference.slots.d), rel=1e-11)
 
@@ -261,7 +251,7 @@ def test_a_warm_up_from_zero_by_a_torch_scheduler_follows_the_loop(name):
         return optimizer
 
     warm_up = gradtx.Schedule(lambda t: min(t / 5, 1.0))
-    assert difference_along(Published(make), WholeLoop(RULES[name][1], lr=warm_up, d0=0.01)) < CLOSE
+    assert ref.difference_along(ref.Published(make), ref.WholeLoop(RULES[name][1], lr=warm_up, d0=0.01)) < CLOSE
 
 
 @pytest.mark.slow
@@ -280,7 +270,7 @@ def test_numbers_that_the_sums_depend_on_must_agree_across_groups(name):
 
 def silent(step, steps=3):
     """A stepper whose first gradients are 0."""
-    step = Transformed(step) if isinstance(step, gradtx.GradientTransformation) else step
+    step = ref.Transformed(step) if isinstance(step, gradtx.GradientTransformation) else step
     left = iter([0.0] * steps + [1.0] * STEPS)
 
     def quiet(grads, params):
@@ -293,15 +283,17 @@ def silent(step, steps=3):
 @pytest.mark.parametrize("name", CLASSES)
 def test_nothing_moves_before_the_first_gradient_and_then_all_goes_as_in_the_loop(name):
     (make, rule), options = RULES[name], {**GROUPED[name], "weight_decay": 0.0}
-    assert difference_along(silent(Transformed(make(**options))), silent(WholeLoop(rule, **options))) < CLOSE
-    for weights in run(silent(make(**options)), weights=True)[:3]:
-        assert all(torch.equal(weights[leaf], start) for leaf, start in problem().items())
+    assert (
+        ref.difference_along(silent(ref.Transformed(make(**options))), silent(ref.WholeLoop(rule, **options))) < CLOSE
+    )
+    for weights in ref.run(silent(make(**options)), weights=True)[:3]:
+        assert all(torch.equal(weights[leaf], start) for leaf, start in ref.problem().items())
 
 
 @pytest.mark.parametrize("name", ["dadapt_adam", "dadapt_lion", "dadapt_adan", "prodigy"])
 def test_no_weight_decays_before_the_first_gradient(name):
     make, options = RULES[name][0], {"decoupled_weight_decay": True} if name in ("dadapt_adam", "prodigy") else {}
-    step, params = Transformed(make(weight_decay=0.5, d0=0.1, **options)), problem()
+    step, params = ref.Transformed(make(weight_decay=0.5, d0=0.1, **options)), ref.problem()
     zeros = {leaf: torch.zeros_like(p) for leaf, p in params.items()}
     for _ in range(3):
         assert not any(update.any() for update in step(zeros, params).values())
@@ -312,8 +304,8 @@ def test_no_weight_decays_before_the_first_gradient(name):
 def test_a_step_without_any_effect_leaves_d_and_the_numerator(name):
     make = RULES[name][0]
     slowly = {"growth_rate": 1.01} if "growth_rate" in make.spec.arguments.by_name else {}  # d is behind its estimate
-    step, params = Transformed(make(d0=0.01, **slowly)), problem()
-    run(step)
+    step, params = ref.Transformed(make(d0=0.01, **slowly)), ref.problem()
+    ref.run(step)
     before = shared(step)
     # only one leaf comes, and nothing has ever pulled at it
     (key,) = [key for key in step.state if key.startswith("scale_by")]
@@ -328,8 +320,8 @@ def test_a_step_without_any_effect_leaves_d_and_the_numerator(name):
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_leaf_that_is_left_out_is_left_out_of_the_sums(name):
     make, rule = RULES[name]
-    step, reference = make(d0=0.01), WholeLoop(rule, d0=0.01)
-    assert difference_along(step, reference, without=("whole", "bias")) < CLOSE
+    step, reference = make(d0=0.01), ref.WholeLoop(rule, d0=0.01)
+    assert ref.difference_along(step, reference, without=("whole", "bias")) < CLOSE
 
 
 def test_dadapt_sgd_takes_its_first_norm_from_the_gradient_that_it_is_given_before_its_decay():
@@ -341,7 +333,10 @@ def test_dadapt_sgd_takes_its_first_norm_from_the_gradient_that_it_is_given_befo
 
 
 def test_dadapt_sgd_waits_for_a_rate_above_zero_with_its_first_norm():
-    step, params = Transformed(gradtx.dadapt_sgd(lr=gradtx.Schedule(lambda t: 0.0 if t < 2 else 1.0))), problem()
+    step, params = (
+        ref.Transformed(gradtx.dadapt_sgd(lr=gradtx.Schedule(lambda t: 0.0 if t < 2 else 1.0))),
+        ref.problem(),
+    )
     seen = []
     for size in (1.0, 2.0, 3.0, 4.0):
         step({leaf: torch.full_like(p, size) for leaf, p in params.items()}, params)
@@ -353,15 +348,15 @@ def test_dadapt_sgd_waits_for_a_rate_above_zero_with_its_first_norm():
 def test_an_endless_growth_rate_as_a_number_or_a_tensor_gives_the_same_finite_weights():
     for make, _ in RULES.values():
         if "growth_rate" in make.spec.arguments.by_name:
-            other = run(make(d0=0.01, growth_rate=torch.tensor(math.inf)), weights=True)
-            assert distance(other, run(make(d0=0.01), weights=True)) < CLOSE
+            other = ref.run(make(d0=0.01, growth_rate=torch.tensor(math.inf)), weights=True)
+            assert ref.distance(other, ref.run(make(d0=0.01), weights=True)) < CLOSE
 
 
 def test_d_grows_by_no_more_than_the_growth_rate_in_a_step():
     for make, _ in RULES.values():
         if "growth_rate" not in make.spec.arguments.by_name:
             continue
-        step, params, d = Transformed(make(growth_rate=1.2)), {"w": torch.full((3,), 10.0)}, [1e-6]
+        step, params, d = ref.Transformed(make(growth_rate=1.2)), {"w": torch.full((3,), 10.0)}, [1e-6]
         for _ in range(20):
             updates = step({"w": (params["w"] - 7).sign()}, params)
             params = gradtx.apply_updates(params, updates)
@@ -373,7 +368,7 @@ def test_d_grows_by_no_more_than_the_growth_rate_in_a_step():
 
 
 def test_prodigy_starts_from_weights_of_zero_too():
-    step, reference = Transformed(gradtx.prodigy(d0=0.01)), WholeLoop(prodigy, d0=0.01)
+    step, reference = ref.Transformed(gradtx.prodigy(d0=0.01)), ref.WholeLoop(prodigy, d0=0.01)
     params = {"w": torch.zeros(3, dtype=torch.float64)}
     other = params
     for t in range(10):  # later weights are above 100, and the sine multiplies rounding by 7 a step
@@ -416,10 +411,10 @@ def theirs(options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("make", "published", "options"), PUBLISHED, ids=named)
+@pytest.mark.parametrize(("make", "published", "options"), PUBLISHED, ids=ref.named)
 def test_equals_the_authors_optimizer(make, published, options):
     extra = {"decouple": options.get("decoupled_weight_decay", True)} if make is gradtx.prodigy else {}
-    assert difference_along(make(**options), Published(published, **theirs(options) | extra)) < CLOSE
+    assert ref.difference_along(make(**options), ref.Published(published, **theirs(options) | extra)) < CLOSE
 
 
 @pytest.mark.slow
@@ -432,9 +427,9 @@ def test_a_group_at_rate_zero_is_as_in_the_authors_optimizers(name):
     }
 
     def of(cls):
-        return Published(lambda params: cls([{"params": params[:4]}, {"params": params[4:], "lr": 0.0}], d0=0.01))
+        return ref.Published(lambda params: cls([{"params": params[:4]}, {"params": params[4:], "lr": 0.0}], d0=0.01))
 
-    assert difference_along(of(CLASSES[name]), of(authors[name])) < CLOSE
+    assert ref.difference_along(of(CLASSES[name]), of(authors[name])) < CLOSE
 
 
 # ALI-G.
@@ -473,13 +468,13 @@ class Valued:
         return updates
 
 
-class ValuedLoop(WholeLoop):
+class ValuedLoop(ref.WholeLoop):
     def __call__(self, grads, params):
         self.options["f"] = loss(self.t + 1)
         return super().__call__(grads, params)
 
 
-class ValuedOptimizer(Published):
+class ValuedOptimizer(ref.Published):
     """A torch optimizer that takes the loss from a closure."""
 
     t = 0
@@ -501,14 +496,14 @@ ALIG = [
 @pytest.mark.parametrize("options", ALIG, ids=str)
 def test_alig_follows_the_loop(options):
     reference = ValuedLoop(alig, **options)
-    assert difference_along(Valued(gradtx.alig(**options)), reference, steps=LONG) < CLOSE
+    assert ref.difference_along(Valued(gradtx.alig(**options)), reference, steps=LONG) < CLOSE
     seen = reference.slots
     assert "max_lr" not in options or 0 < seen.clipped < LONG or options["max_lr"] == 0.1, seen.clipped
     assert "max_norm" not in options or seen.projected > 0
 
 
 def test_alig_in_an_optimizer_shows_its_largest_rate_as_lr():
-    params = [torch.nn.Parameter(p) for p in problem().values()]
+    params = [torch.nn.Parameter(p) for p in ref.problem().values()]
     optimizer = gradtx.optim.AliG(params, max_lr=0.2)
     assert optimizer.param_groups[0]["lr"] == 0.2
     assert "max_lr" not in optimizer.param_groups[0]
@@ -516,7 +511,7 @@ def test_alig_in_an_optimizer_shows_its_largest_rate_as_lr():
     for param in params:
         param.grad = torch.ones_like(param)
     optimizer.step(lambda: torch.tensor(1.0))
-    assert all(torch.equal(param, start) for param, start in zip(params, problem().values(), strict=True))
+    assert all(torch.equal(param, start) for param, start in zip(params, ref.problem().values(), strict=True))
 
 
 def test_alig_in_an_optimizer_follows_the_loop_also_under_a_scheduler():
@@ -528,7 +523,7 @@ def test_alig_in_an_optimizer_follows_the_loop_also_under_a_scheduler():
 
     falling = gradtx.Schedule(lambda t: 0.5 * 0.9**t)
     reference = ValuedLoop(alig, max_lr=falling, momentum=0.8, max_norm=6.0)
-    assert difference_along(ValuedOptimizer(make), reference) < CLOSE
+    assert ref.difference_along(ValuedOptimizer(make), reference) < CLOSE
 
 
 def test_alig_without_a_bound_shows_none():
@@ -544,7 +539,7 @@ def test_alig_without_a_bound_shows_none():
 
 
 def test_alig_without_the_loss_says_what_to_pass():
-    params = problem()
+    params = ref.problem()
     tx = gradtx.alig()
     with pytest.raises(ValueError, match=r"scale_by_polyak needs value: call update\(updates, state, params, value="):
         tx.update(params, tx.init(params), params)

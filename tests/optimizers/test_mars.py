@@ -5,20 +5,8 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    BETA,
-    DECAY,
-    RATE,
-    STEPS,
-    TOLERANCE,
-    WeightsLoop,
-    adam_moments,
-    difference,
-    distance,
-    gradients,
-    named,
-    problem,
-)
+from tests import references as ref
+from tests.references import BETA, DECAY, RATE, STEPS, TOLERANCE
 
 
 def corrected(s, g, last, gamma, beta):
@@ -37,7 +25,7 @@ def correction(s, t, g, p, gamma=0.025, beta=0.95, exact=False, min_ndim=0):
 
 
 def adam_step(s, t, c, p, lr, betas, eps, weight_decay, amsgrad):
-    adam_moments(s, t, c, betas)
+    ref.adam_moments(s, t, c, betas)
     s.top = torch.maximum(s.top + 0 * s.v, s.v)
     v = (s.top if amsgrad else s.v) / (1 - betas[1] ** t)
     return p - lr * (s.m / (1 - betas[0] ** t) / (v.sqrt() + eps) + weight_decay * p)
@@ -86,10 +74,10 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=ref.named)
 def test_the_weights_follow_the_loop(alias, rule, options):
-    reference = WeightsLoop(rule, **options)
-    assert difference(alias(**options), reference) < TOLERANCE
+    reference = ref.WeightsLoop(rule, **options)
+    assert ref.difference(alias(**options), reference) < TOLERANCE
     assert reference.seen == {True, False} or options.get("gamma") != 3.0
 
 
@@ -97,7 +85,7 @@ class Exact:
     """A loop for which the gradient of each batch at the last parameters is taken before the rule runs."""
 
     def __init__(self, rule, **options):
-        self.loop, self.last = WeightsLoop(rule, **options), None
+        self.loop, self.last = ref.WeightsLoop(rule, **options), None
 
     def __call__(self, grads, params, grad_fn):
         at_last = grad_fn(params if self.last is None else self.last)
@@ -127,11 +115,11 @@ def ours(tx):
 
 
 def run(step, turn=lambda tree: tree):
-    params, history = problem(), []
+    params, history = ref.problem(), []
     for t in range(1, STEPS + 1):
 
         def grad_fn(at, t=t):
-            return turn(gradients(at, t))
+            return turn(ref.gradients(at, t))
 
         updates = step(grad_fn(params), params, grad_fn)
         params = {name: params[name] + updates[name] for name in params}
@@ -148,32 +136,32 @@ EXACT = [
 ]
 
 
-@pytest.mark.parametrize(("alias", "rule", "options"), EXACT, ids=named)
+@pytest.mark.parametrize(("alias", "rule", "options"), EXACT, ids=ref.named)
 def test_the_exact_mode_follows_the_loop(alias, rule, options):
     expected = run(Exact(rule, **options, exact=True))
-    assert distance(run(ours(alias(**options, exact=True))), expected) < TOLERANCE
-    assert distance(run(ours(alias(**options))), expected) > 1e-3
+    assert ref.distance(run(ours(alias(**options, exact=True))), expected) < TOLERANCE
+    assert ref.distance(run(ours(alias(**options))), expected) > 1e-3
 
 
 def test_the_exact_mode_of_a_branch_calls_the_gradient_of_the_whole_tree():
     options = {"gamma": 1.0, "beta": 0.8, "exact": True}
     whole = run(ours(gradtx.chain(gradtx.correct_variance(**options), gradtx.sgd(lr=0.0))))
     assert len(whole) == STEPS
-    rest = problem().keys() - {"matrix"}
+    rest = ref.problem().keys() - {"matrix"}
 
     def grad_fn(at):
-        assert at.keys() == problem().keys()
-        return gradients(at, 1)
+        assert at.keys() == ref.problem().keys()
+        return ref.gradients(at, 1)
 
     tx = gradtx.masked(gradtx.correct_variance(**options), tuple(rest))
-    params = problem()
+    params = ref.problem()
     updates, _ = tx.update(grad_fn(params), tx.init(params), params, grad_fn=grad_fn)
     assert updates.keys() == params.keys()
 
 
 @pytest.mark.slow
 def test_the_exact_mode_runs_as_a_torch_optimizer_with_a_closure():
-    start = problem()
+    start = ref.problem()
     weights = {name: torch.nn.Parameter(p.clone()) for name, p in start.items()}
     optimizer = gradtx.optim.MARS(list(weights.items()), lr=0.02, gamma=1.0, exact=True)
     for t in range(1, 4):
@@ -181,21 +169,21 @@ def test_the_exact_mode_runs_as_a_torch_optimizer_with_a_closure():
         def closure(t=t):
             optimizer.zero_grad()
             at = {name: p.detach() for name, p in weights.items()}
-            for name, g in gradients(at, t).items():
+            for name, g in ref.gradients(at, t).items():
                 weights[name].grad = g
             return torch.zeros(())
 
         optimizer.step(closure)
     history = []
-    params, step = problem(), ours(gradtx.mars_adamw(lr=0.02, gamma=1.0, exact=True))
+    params, step = ref.problem(), ours(gradtx.mars_adamw(lr=0.02, gamma=1.0, exact=True))
     for t in range(1, 4):
-        updates = step(gradients(params, t), params, functools.partial(gradients, t=t))
+        updates = step(ref.gradients(params, t), params, functools.partial(ref.gradients, t=t))
         params = {name: params[name] + updates[name] for name in params}
         history.append(params)
-    assert distance([{name: p.detach() for name, p in weights.items()}], history[-1:]) < TOLERANCE
+    assert ref.distance([{name: p.detach() for name, p in weights.items()}], history[-1:]) < TOLERANCE
 
 
-@pytest.mark.parametrize("make", [gradtx.mars_adamw, gradtx.mars_lion, gradtx.correct_variance], ids=named)
+@pytest.mark.parametrize("make", [gradtx.mars_adamw, gradtx.mars_lion, gradtx.correct_variance], ids=ref.named)
 def test_the_exact_mode_needs_grad_fn_and_params(make):
     tx = make(exact=True)
     assert {"params", "grad_fn"} <= set(tx.needs)

@@ -7,19 +7,9 @@ import torch
 from torch import Tensor
 
 import gradtx
+from tests import references as ref
 from tests.optim.problems import assert_close, descend, gradient, parameters, saved_and_loaded, twins
-from tests.references import (
-    BETA,
-    PUBLISHED,
-    RATE,
-    Published,
-    WeightsLoop,
-    caution_weights,
-    difference,
-    difference_of_weights,
-    named,
-    run,
-)
+from tests.references import BETA, PUBLISHED, RATE
 
 NOT_MATRICES = ("kernel", "bias", "scalar")
 JORDAN = (3.4445, -4.7750, 2.0315)
@@ -70,12 +60,12 @@ MUON = [
 ]
 
 
-@pytest.mark.parametrize("options", MUON, ids=named)
+@pytest.mark.parametrize("options", MUON, ids=ref.named)
 @pytest.mark.parametrize("flatten", [False, True])
 def test_muon_follows_the_loop(options, flatten):
     without = ("bias", "scalar") if flatten else NOT_MATRICES
     tx = gradtx.muon(**options, flatten=flatten, ns_dtype=torch.float64)
-    assert difference_of_weights(tx, WeightsLoop(muon, **options), without=without) < PUBLISHED
+    assert ref.difference_of_weights(tx, ref.WeightsLoop(muon, **options), without=without) < PUBLISHED
 
 
 @pytest.mark.slow
@@ -86,11 +76,11 @@ def test_muon_follows_the_loop(options, flatten):
         {"lr": 0.02, "momentum": 0.8, "nesterov": False, "weight_decay": 0.3, "adjust_lr_fn": "original"},
         {"lr": 0.02, "ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 3, "adjust_lr_fn": "match_rms_adamw"},
     ],
-    ids=named,
+    ids=ref.named,
 )
 def test_muon_is_torch_optim_muon_in_bfloat16(options):
-    published = Published(torch.optim.Muon, **options)
-    assert difference_of_weights(gradtx.muon(**options), published, without=NOT_MATRICES) < PUBLISHED
+    published = ref.Published(torch.optim.Muon, **options)
+    assert ref.difference_of_weights(gradtx.muon(**options), published, without=NOT_MATRICES) < PUBLISHED
 
 
 def matrices(dtype=torch.float64):
@@ -98,7 +88,7 @@ def matrices(dtype=torch.float64):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 4}], ids=named)
+@pytest.mark.parametrize("options", [{}, {"ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 4}], ids=ref.named)
 def test_the_class_takes_the_steps_of_torchs_on_larger_matrices(options):
     (own, other) = matrices(), matrices()
     descend(gradtx.optim.Muon(own.values(), lr=0.02, **options), own)
@@ -125,7 +115,7 @@ def test_checkpoints_of_muon_continue_in_and_from_torch(ours_first):
 def test_muon_sends_other_leaves_to_its_fallback():
     tx = gradtx.muon(lr=0.02, ns_dtype=None, fallback=gradtx.adamw(lr=0.03))
     alone, other = gradtx.muon(lr=0.02, ns_dtype=None), gradtx.adamw(lr=0.03)
-    both = run(tx, weights=True)[-1]
+    both = ref.run(tx, weights=True)[-1]
     grads = {name: torch.ones_like(p) for name, p in both.items()}
     updates = tx.update(grads, tx.init(both), both)[0]
     for name, tree in (("rows", alone), ("bias", other), ("kernel", other)):
@@ -191,7 +181,7 @@ def test_a_view_takes_kernels_too(view):
     )
     tx = gradtx.muon(0.02, 0.0, ns_coefficients="cans", adjust_lr_fn="spectral", ns_dtype=None, view=view)
     without = ("bias", "scalar")
-    assert difference_of_weights(tx, chained, without=without) < PUBLISHED
+    assert ref.difference_of_weights(tx, chained, without=without) < PUBLISHED
     with pytest.raises(ValueError, match="muon: flatten=True is equivalent to view='flatten', but view='batch'"):
         gradtx.muon(flatten=True, view="batch")
 
@@ -242,7 +232,7 @@ def mixed(orth, prefix):
             s.m, s.v = b1 * s.m + (1 - b1) * g, b2 * s.v + (1 - b2) * g**2
             u = torch.atan2(s.m / (1 - b1**t), o["b"] * (s.v / (1 - b2**t)).sqrt())
             if factor < 1:
-                u = u * caution_weights(u, g, factor)
+                u = u * ref.caution_weights(u, g, factor)
             return p * (1 - lr * wd) - lr * o["a"] * u
         lr = lr if o[f"{prefix}_lr"] is None else o[f"{prefix}_lr"]
         if t == 1:
@@ -259,7 +249,7 @@ def mixed(orth, prefix):
             u = u * size / u.flatten(1).norm(dim=1).clamp(min=eps)[:, None, None]
         u = u.reshape(p.shape) * math.sqrt(max(p.shape[-2:])) * o[f"{prefix}_rms_factor"]
         if factor < 1:
-            u = u * caution_weights(u, g, factor)
+            u = u * ref.caution_weights(u, g, factor)
         return p * (1 - lr * wd) - lr * u
 
     return rule
@@ -291,9 +281,9 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("alias", "rule", "options"), CASES, ids=named)
+@pytest.mark.parametrize(("alias", "rule", "options"), CASES, ids=ref.named)
 def test_mixtures_with_adam_atan2_follow_the_loop(alias, rule, options):
-    assert difference_of_weights(alias(**options), WeightsLoop(rule, **options)) < PUBLISHED
+    assert ref.difference_of_weights(alias(**options), ref.WeightsLoop(rule, **options)) < PUBLISHED
 
 
 def published_mixture(cls):
@@ -319,12 +309,12 @@ def published_mixture(cls):
         ),
         (gradtx.muon_adam_atan2, NORMUON[0]),
     ],
-    ids=named,
+    ids=ref.named,
 )
 def test_mixtures_are_those_of_adam_atan2_pytorch(alias, options):
     cls = {"muon": adam_atan2_pytorch.MuonAdamAtan2, "polar": adam_atan2_pytorch.PolarAdamAtan2}
     make = published_mixture(cls[alias.__name__.partition("_")[0]])
-    assert difference_of_weights(alias(**options), Published(make, **options)) < PUBLISHED
+    assert ref.difference_of_weights(alias(**options), ref.Published(make, **options)) < PUBLISHED
 
 
 def test_a_batch_of_matrices_is_treated_matrix_by_matrix():
@@ -384,9 +374,9 @@ SHAMPOO = [
 ROOTS = 1e-10
 
 
-@pytest.mark.parametrize("options", SHAMPOO, ids=named)
+@pytest.mark.parametrize("options", SHAMPOO, ids=ref.named)
 def test_shampoo_follows_the_loop(options):
-    assert difference(gradtx.shampoo(**options), WeightsLoop(shampoo, **options)) < ROOTS
+    assert ref.difference(gradtx.shampoo(**options), ref.WeightsLoop(shampoo, **options)) < ROOTS
 
 
 # Scalable Shampoo.
@@ -480,14 +470,14 @@ SCALABLE = [
 ]
 
 
-@pytest.mark.parametrize("options", SCALABLE, ids=named)
+@pytest.mark.parametrize("options", SCALABLE, ids=ref.named)
 def test_scalable_shampoo_follows_the_loop(options):
-    assert difference(gradtx.scalable_shampoo(**options), WeightsLoop(scalable_shampoo, **options)) < ROOTS
+    assert ref.difference(gradtx.scalable_shampoo(**options), ref.WeightsLoop(scalable_shampoo, **options)) < ROOTS
 
 
 def test_leaves_are_cut_into_as_many_blocks_as_the_reference_says():
-    reference = WeightsLoop(scalable_shampoo, **BLOCKS)
-    difference(gradtx.scalable_shampoo(), reference)
+    reference = ref.WeightsLoop(scalable_shampoo, **BLOCKS)
+    ref.difference(gradtx.scalable_shampoo(), reference)
     assert reference.seen == {("matrix", 2), ("kernel", 1), ("rows", 2), ("whole", 2), ("bias", 0), ("scalar", 0)}
 
 
@@ -552,15 +542,15 @@ SOAP = [
 BASES = 1e-11
 
 
-@pytest.mark.parametrize("options", SOAP, ids=named)
+@pytest.mark.parametrize("options", SOAP, ids=ref.named)
 def test_soap_follows_the_loop(options):
-    reference = WeightsLoop(soap, **options)
-    assert difference_of_weights(gradtx.soap(**options), reference) < BASES
+    reference = ref.WeightsLoop(soap, **options)
+    assert ref.difference_of_weights(gradtx.soap(**options), reference) < BASES
 
 
 def test_columns_change_places_in_the_reference():
-    reference = WeightsLoop(soap, precondition_frequency=2, lr=0.02)
-    difference(gradtx.soap(), reference)
+    reference = ref.WeightsLoop(soap, precondition_frequency=2, lr=0.02)
+    ref.difference(gradtx.soap(), reference)
     assert reference.seen == {True, False}
 
 
@@ -586,7 +576,7 @@ def test_soap_has_a_derivative_by_its_second_beta_where_the_first_statistics_lea
 # All.
 
 
-@pytest.mark.parametrize("make", [gradtx.shampoo, gradtx.scalable_shampoo, gradtx.soap], ids=named)
+@pytest.mark.parametrize("make", [gradtx.shampoo, gradtx.scalable_shampoo, gradtx.soap], ids=ref.named)
 def test_a_leaf_whose_first_gradient_comes_late_moves(make):
     options = {gradtx.shampoo: {"preconditioning_compute_steps": 100}}.get(make, {})
     tx, params = make(**options), {"w": torch.ones(2, 3), "x": torch.ones(2)}
@@ -597,7 +587,7 @@ def test_a_leaf_whose_first_gradient_comes_late_moves(make):
     assert updates["w"].abs().min() > 0
 
 
-@pytest.mark.parametrize("tx", [gradtx.shampoo(lr=1.0), gradtx.soap(lr=1.0, precondition_1d=True)], ids=named)
+@pytest.mark.parametrize("tx", [gradtx.shampoo(lr=1.0), gradtx.soap(lr=1.0, precondition_1d=True)], ids=ref.named)
 def test_gradients_through_training_are_finite_at_equal_eigenvalues(tx):
     scale = torch.tensor(1.0, requires_grad=True)
     params = {"w": torch.ones(4), "m": torch.eye(3)}
@@ -619,7 +609,7 @@ def test_gradients_through_training_are_finite_at_equal_eigenvalues(tx):
         (gradtx.muon, {"fallback": gradtx.adamw}, "fallback must be a GradientTransformation, .*call it.*"),
         (gradtx.muon_adam_atan2, {"matrix_ndims": (1, 2)}, r"matrix_ndims\[0\] must be in \[2, inf\), got 1"),
     ],
-    ids=named,
+    ids=ref.named,
 )
 def test_rejects_what_makes_no_sense(alias, options, message):
     with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):

@@ -4,23 +4,8 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    BETA,
-    DECAY,
-    PUBLISHED,
-    RATE,
-    TOLERANCE,
-    Published,
-    Transformed,
-    TreeLoop,
-    WeightsLoop,
-    adam_moments,
-    difference,
-    difference_of_weights,
-    first_update,
-    global_norm,
-    named,
-)
+from tests import references as ref
+from tests.references import BETA, DECAY, PUBLISHED, RATE, TOLERANCE
 
 
 def laprop(
@@ -43,21 +28,21 @@ def laprop(
 
 def grams(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-6, weight_decay=0.0):
     b1, b2 = betas
-    adam_moments(s, t, g, betas)
+    ref.adam_moments(s, t, g, betas)
     s.seen.update((g * s.m < 0).flatten().tolist())
     size = math.sqrt(1 - b2**t) / (1 - b1**t) * s.m.abs() / (s.v.sqrt() + eps)
     return p - lr * g.sign() * size - lr * weight_decay * p
 
 
 def stable_adamw(s, t, g, p, lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=1e-2):
-    m, v = adam_moments(s, t, g, betas)
+    m, v = ref.adam_moments(s, t, g, betas)
     r = (g**2 / v.clamp(min=eps**2)).mean().sqrt().item()
     s.seen.add(r > 1)
     return p - lr / max(1.0, r) * (m / (v.sqrt() + eps) + weight_decay * p)
 
 
 def adamc(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False, max_lr=None):
-    adam_moments(s, t, g, betas)
+    ref.adam_moments(s, t, g, betas)
     s.top = torch.maximum(s.top + 0 * s.v, s.v)
     v = (s.top if amsgrad else s.v) / (1 - betas[1] ** t)
     s.peak = max(s.peak, lr)
@@ -117,7 +102,7 @@ def adam_mini(s, t, g, p, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.
 
 
 def history_clipped(s, t, grads, lambda_rel, lambda_abs, beta, warmup_steps, eps):
-    clipped, whole = {}, global_norm(grads)
+    clipped, whole = {}, ref.global_norm(grads)
     for name, g in grads.items():
         own, n = s[name], g.norm().item()
         gamma = own.gamma if t > 1 else math.inf
@@ -137,7 +122,7 @@ def adagc(
 ):  # fmt: skip
     new = {}
     for name, c in history_clipped(s, t, g, lambda_rel, lambda_abs, beta, warmup_steps, eps).items():
-        m, v = adam_moments(s[name], t, c, betas)
+        m, v = ref.adam_moments(s[name], t, c, betas)
         new[name] = p[name] - lr * (m / (v.sqrt() + eps) + weight_decay * p[name])
     return new
 
@@ -190,10 +175,10 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("alias", "rule", "options", "seen"), OPTIONS, ids=named)
+@pytest.mark.parametrize(("alias", "rule", "options", "seen"), OPTIONS, ids=ref.named)
 def test_the_weights_follow_the_loop(alias, rule, options, seen):
-    reference = WeightsLoop(rule, **options)
-    assert difference(alias(**options), reference) < TOLERANCE
+    reference = ref.WeightsLoop(rule, **options)
+    assert ref.difference(alias(**options), reference) < TOLERANCE
     assert reference.seen >= seen
 
 
@@ -210,14 +195,14 @@ ADAGC = [
 ]
 
 
-@pytest.mark.parametrize(("options", "seen"), ADAGC, ids=named)
+@pytest.mark.parametrize(("options", "seen"), ADAGC, ids=ref.named)
 def test_adagc_follows_the_loop(options, seen):
-    reference = TreeLoop(adagc, **options)
-    assert difference(gradtx.adagc(**options), reference) < TOLERANCE
+    reference = ref.TreeLoop(adagc, **options)
+    assert ref.difference(gradtx.adagc(**options), reference) < TOLERANCE
     assert reference.seen >= seen
 
 
-class Decaying(Published):
+class Decaying(ref.Published):
     """AdamW whose rate, and with it the decay that makes it AdamC, is written at every step."""
 
     def __init__(self, optimizer, rates, peak, weight_decay, **options):
@@ -233,13 +218,13 @@ class Decaying(Published):
 def test_adamc_is_adamw_with_the_decay_written_at_every_step():
     rates = [RATE(t) for t in range(40)]
     published = Decaying(torch.optim.AdamW, rates, max(rates), 0.5)
-    assert difference_of_weights(gradtx.adamc(lr=RATE, weight_decay=0.5), published) < PUBLISHED
-    assert difference(gradtx.adamc(lr=0.05, weight_decay=0.5), gradtx.adamw(lr=0.05, weight_decay=0.5)) < TOLERANCE
+    assert ref.difference_of_weights(gradtx.adamc(lr=RATE, weight_decay=0.5), published) < PUBLISHED
+    assert ref.difference(gradtx.adamc(lr=0.05, weight_decay=0.5), gradtx.adamw(lr=0.05, weight_decay=0.5)) < TOLERANCE
 
 
 def test_adam_mini_of_four_heads_follows_the_loop_on_leaves_that_they_divide():
     options = {**SOME, "block": 4}
-    tx, loop = Transformed(gradtx.adam_mini(**options)), WeightsLoop(adam_mini, **options)
+    tx, loop = ref.Transformed(gradtx.adam_mini(**options)), ref.WeightsLoop(adam_mini, **options)
     generator = torch.Generator().manual_seed(0)
     shapes = {"heads": (8, 3), "kernel": (4, 2, 2, 2), "vector": (12,)}
     params = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
@@ -275,12 +260,12 @@ def test_blocks_have_one_entry_each():
 
 
 def test_ftrl_makes_a_weight_without_gradients_zero():
-    assert first_update(gradtx.ftrl(), [0.0, 0.0], [3.0, -1.0]) == [-3.0, 1.0]
+    assert ref.first_update(gradtx.ftrl(), [0.0, 0.0], [3.0, -1.0]) == [-3.0, 1.0]
 
 
 def test_the_decay_of_stable_adamw_is_shortened_too():
     tx = gradtx.stable_adamw(lr=1.0, betas=(0.0, 0.99), weight_decay=0.5)
-    step = Transformed(tx)
+    step = ref.Transformed(tx)
     for grad in (1.0, 100.0):
         update = step({"w": torch.tensor([grad])}, {"w": torch.tensor([2.0])})["w"]
     v = (0.01 * 0.99 + 100) / (1 - 0.99**2)

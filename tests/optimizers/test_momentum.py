@@ -3,20 +3,9 @@ import qhoptim.pyt
 import torch
 
 import gradtx
+from tests import references as ref
 from tests.optim.problems import assert_close, assert_equal, descend, parameters, saved_and_loaded, twins
-from tests.references import (
-    BETA,
-    DECAY,
-    PUBLISHED,
-    RATE,
-    TOLERANCE,
-    Published,
-    WeightsLoop,
-    adam_moments,
-    difference,
-    difference_of_weights,
-    named,
-)
+from tests.references import BETA, DECAY, PUBLISHED, RATE, TOLERANCE
 
 
 def accsgd(s, t, g, p, lr, kappa=1000.0, xi=10.0, small_const=0.7, weight_decay=0.0):
@@ -48,7 +37,7 @@ def qhadam(
 ):
     start = p * (1 - lr * weight_decay) if decoupled_weight_decay else p
     g = g if decoupled_weight_decay else g + weight_decay * p
-    m, v = adam_moments(s, t, g, betas)
+    m, v = ref.adam_moments(s, t, g, betas)
     return start - lr * ((1 - nus[0]) * g + nus[0] * m) / (((1 - nus[1]) * g**2 + nus[1] * v).sqrt() + eps)
 
 
@@ -99,9 +88,9 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
+@pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=ref.named)
 def test_the_weights_follow_the_loop(alias, rule, options):
-    assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
+    assert ref.difference(alias(**options), ref.WeightsLoop(rule, **options)) < TOLERANCE
 
 
 # qhoptim adds with `add_(number, tensor)`, a form that torch calls deprecated.
@@ -124,8 +113,8 @@ DIRECT = {"weight_decay": 0.2, "weight_decay_type": "direct"}
     ids=str,
 )
 def test_qhm_is_that_of_its_authors(options, theirs):
-    published = Published(qhoptim.pyt.QHM, lr=0.3, **theirs)
-    assert difference_of_weights(gradtx.qhm(lr=0.3, **options), published) < PUBLISHED
+    published = ref.Published(qhoptim.pyt.QHM, lr=0.3, **theirs)
+    assert ref.difference_of_weights(gradtx.qhm(lr=0.3, **options), published) < PUBLISHED
 
 
 @pytest.mark.slow
@@ -137,9 +126,9 @@ def test_qhm_is_that_of_its_authors(options, theirs):
     ids=str,
 )
 def test_qhadam_is_that_of_its_authors(options, decoupled):
-    theirs = Published(qhoptim.pyt.QHAdam, **options, weight_decay=0.2, decouple_weight_decay=decoupled)
+    theirs = ref.Published(qhoptim.pyt.QHAdam, **options, weight_decay=0.2, decouple_weight_decay=decoupled)
     ours = gradtx.qhadam(**options, weight_decay=0.2, decoupled_weight_decay=decoupled)
-    assert difference_of_weights(ours, theirs) < PUBLISHED
+    assert ref.difference_of_weights(ours, theirs) < PUBLISHED
 
 
 def test_accsgd_is_qhm_with_other_words():
@@ -150,11 +139,11 @@ def test_accsgd_is_qhm_with_other_words():
         nu=(c * xi - 1) / (c * (1 + xi)),
     )
     # the same sequence of weights; its average of weights is another sum of the same gradients
-    assert difference_of_weights(gradtx.accsgd(lr, kappa, xi, c), other) < 1e-12
+    assert ref.difference_of_weights(gradtx.accsgd(lr, kappa, xi, c), other) < 1e-12
 
 
 def test_aggmo_with_one_beta_is_sgd_with_momentum():
-    assert difference(gradtx.aggmo(0.1, (0.9,)), gradtx.sgd(0.1, momentum=0.9)) < 1e-13
+    assert ref.difference(gradtx.aggmo(0.1, (0.9,)), gradtx.sgd(0.1, momentum=0.9)) < 1e-13
 
 
 # The number of betas is the structure of aggmo's state.
@@ -228,7 +217,7 @@ def test_the_learning_rate_of_gravity_may_change_after_the_start():
         ),
         (gradtx.aggmo, {"lr": 0.1, "betas": []}, "betas must have at least one entry"),
     ],
-    ids=named,
+    ids=ref.named,
 )
 def test_rejects_a_number_out_of_range(alias, options, message):
     with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):

@@ -2,18 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    Published,
-    Transformed,
-    WeightsLoop,
-    adam_moments,
-    difference_of_weights,
-    distance,
-    named,
-    problem,
-    rectifier,
-    run,
-)
+from tests import references as ref
 
 FALLING = gradtx.linear_schedule(0.3, start_factor=1.0, end_factor=0.1, total_iters=25)
 WARM_UP = gradtx.Schedule(lambda step: 0.1 * min(step / 8, 1.0))  # from 0
@@ -54,7 +43,7 @@ def schedule_free_radam(
 ):  # fmt: skip
     b1, b2 = betas
     s.v = b2 * s.v + (1 - b2) * g**2
-    factor = rectifier(t, b2, 4.0)
+    factor = ref.rectifier(t, b2, 4.0)
     s.seen.add(factor is None)
     if factor is None:
         rate, direction = 0.0 if silent_sgd_phase else lr, g
@@ -66,7 +55,7 @@ def schedule_free_radam(
 def gpa_adamw(s, t, g, p, lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, mu_x=0.9967, mu_y=0.7):
     if t == 1:
         s.z = s.x = p
-    m, v = adam_moments(s, t, g, betas)
+    m, v = ref.adam_moments(s, t, g, betas)
     s.z = s.z - lr * (m / (v.sqrt() + eps) + weight_decay * p)
     s.x = mu_x * s.x + (1 - mu_x) * s.z
     return mu_y * s.x + (1 - mu_y) * s.z
@@ -93,14 +82,14 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("make", "rule", "options"), OPTIONS, ids=named)
+@pytest.mark.parametrize(("make", "rule", "options"), OPTIONS, ids=ref.named)
 def test_trained_and_evaluated_weights_follow_the_loop(make, rule, options):
-    step, reference = Transformed(make(**options)), WeightsLoop(rule, **options)
-    assert difference_of_weights(step, reference) < CLOSE
-    weights = run(WeightsLoop(rule, **options), weights=True)[-1]
+    step, reference = ref.Transformed(make(**options)), ref.WeightsLoop(rule, **options)
+    assert ref.difference_of_weights(step, reference) < CLOSE
+    weights = ref.run(ref.WeightsLoop(rule, **options), weights=True)[-1]
     found = step.tx.eval_params(step.state, weights)
     expected = {name: slots.x for name, slots in reference.slots.items()}
-    assert distance([found], [expected]) < CLOSE
+    assert ref.distance([found], [expected]) < CLOSE
 
 
 CLASSES = [
@@ -115,7 +104,7 @@ CLASSES = [
     ("cls", "rule", "options"), CLASSES, ids=["ScheduleFreeSGD", "ScheduleFreeAdamW", "ScheduleFreeRAdam"]
 )
 def test_groups_have_rates_of_their_own_and_warm_up_from_zero(cls, rule, options):
-    rates = dict(zip(problem(), (0.1, 0.05, 0.0, 0.2, 0.1, 0.03), strict=True))
+    rates = dict(zip(ref.problem(), (0.1, 0.05, 0.0, 0.2, 0.1, 0.03), strict=True))
 
     def make(params):
         optimizer = cls([{"params": [p], "lr": lr} for p, lr in zip(params, rates.values(), strict=True)], **options)
@@ -126,18 +115,18 @@ def test_groups_have_rates_of_their_own_and_warm_up_from_zero(cls, rule, options
     def loop(s, t, g, p):
         return rule(s, t, g, p, lr=rates[s.name] * min((t - 1) / 5, 1.0), **options)
 
-    step, reference = Published(make), WeightsLoop(loop)
-    assert difference_of_weights(step, reference) < CLOSE
+    step, reference = ref.Published(make), ref.WeightsLoop(loop)
+    assert ref.difference_of_weights(step, reference) < CLOSE
     with step.optimizer.eval_params():
         found = {name: param.detach().clone() for name, param in step.params.items()}
-    assert distance([found], [{name: slots.x for name, slots in reference.slots.items()}]) < CLOSE
+    assert ref.distance([found], [{name: slots.x for name, slots in reference.slots.items()}]) < CLOSE
 
 
 @pytest.mark.parametrize(
-    "make", [gradtx.schedule_free_sgd, gradtx.schedule_free_adamw, gradtx.schedule_free_radam], ids=named
+    "make", [gradtx.schedule_free_sgd, gradtx.schedule_free_adamw, gradtx.schedule_free_radam], ids=ref.named
 )
 def test_before_the_first_step_the_weights_to_evaluate_with_are_the_parameters_bit_for_bit(make):
-    params = {name: param.float() for name, param in problem().items()}
+    params = {name: param.float() for name, param in ref.problem().items()}
     for options in ({}, {"state_dtype": torch.bfloat16}):
         tx = make(**options)
         state = tx.init(params)
@@ -147,8 +136,8 @@ def test_before_the_first_step_the_weights_to_evaluate_with_are_the_parameters_b
 
 
 def test_the_first_moment_of_adam_is_left_out():
-    params = problem()
-    step = Transformed(gradtx.schedule_free_adamw())
+    params = ref.problem()
+    step = ref.Transformed(gradtx.schedule_free_adamw())
     step(params, params)
     inner = step.state["schedule_free"]["scale_by_adam"]
     assert all(torch.equal(inner["exp_avg"][name], params[name]) for name in params)

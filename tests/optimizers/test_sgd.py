@@ -4,21 +4,8 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    LONG,
-    STEPS,
-    TOLERANCE,
-    Transformed,
-    TreeLoop,
-    WeightsLoop,
-    arguments,
-    difference,
-    distance,
-    global_norm,
-    gradients,
-    named,
-    problem,
-)
+from tests import references as ref
+from tests.references import LONG, STEPS, TOLERANCE
 
 RATE = gradtx.cosine_schedule(0.2, T_max=20, eta_min=0.01)
 SHARED = [
@@ -52,10 +39,12 @@ def sgds(s, t, g, p, lr=1e-3, momentum=0.0, dampening=0.0, weight_decay=0.0, nes
 
 
 @pytest.mark.parametrize("options", [*SHARED, SCHEDULED], ids=str)
-@pytest.mark.parametrize(("alias", "rule"), [(gradtx.sgd, sgd), (gradtx.sgdw, sgdw), (gradtx.sgds, sgds)], ids=named)
+@pytest.mark.parametrize(
+    ("alias", "rule"), [(gradtx.sgd, sgd), (gradtx.sgdw, sgdw), (gradtx.sgds, sgds)], ids=ref.named
+)
 def test_the_weights_follow_the_loop(alias, rule, options):
-    assert difference(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
-    assert arguments(alias) == arguments(rule)
+    assert ref.difference(alias(**options), ref.WeightsLoop(rule, **options)) < TOLERANCE
+    assert ref.arguments(alias) == ref.arguments(rule)
 
 
 def test_decay_enters_the_momentum_of_sgd_only():
@@ -69,7 +58,7 @@ def test_decay_enters_the_momentum_of_sgd_only():
 
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "dampening": 0.1}], ids=str)
-@pytest.mark.parametrize("alias", [gradtx.sgd, gradtx.sgdw, gradtx.sgds], ids=named)
+@pytest.mark.parametrize("alias", [gradtx.sgd, gradtx.sgdw, gradtx.sgds], ids=ref.named)
 def test_nesterov_without_momentum_or_with_dampening_is_an_error(alias, options):
     with pytest.raises(ValueError, match=r"nesterov needs a momentum above 0 and a dampening of 0$"):
         alias(nesterov=True, **options)
@@ -106,10 +95,10 @@ ASGD = [
 
 @pytest.mark.parametrize("options", [*ASGD, {"lr": RATE, "lambd": RATE, "t0": 3.0, "weight_decay": RATE}], ids=str)
 def test_weights_and_averages_of_asgd_follow_the_loop(options):
-    ours, loop, params = Transformed(gradtx.asgd(**options)), WeightsLoop(asgd, **options), problem()
-    assert arguments(gradtx.asgd) == arguments(asgd)
+    ours, loop, params = ref.Transformed(gradtx.asgd(**options)), ref.WeightsLoop(asgd, **options), ref.problem()
+    assert ref.arguments(gradtx.asgd) == ref.arguments(asgd)
     for t in range(1, STEPS + 1):
-        grads = gradients(params, t)
+        grads = ref.gradients(params, t)
         updates, expected = ours(grads, params), loop(grads, params)
         params = gradtx.apply_updates(params, updates)
         averages = ours.tx.eval_params(ours.state, params)
@@ -121,7 +110,7 @@ def test_weights_and_averages_of_asgd_follow_the_loop(options):
 
 def test_averaging_begins_two_steps_after_t0():
     # weights 1, 2, 3, 4, ...: at step 5 the first mean, of 4 and 5 in halves, then a third towards 6
-    step, params = Transformed(gradtx.asgd(lr=1.0, lambd=0.0, t0=2.0)), {"w": torch.zeros(1)}
+    step, params = ref.Transformed(gradtx.asgd(lr=1.0, lambd=0.0, t0=2.0)), {"w": torch.zeros(1)}
     averages = []
     for _ in range(6):
         params = gradtx.apply_updates(params, step({"w": -torch.ones(1)}, params))
@@ -133,8 +122,8 @@ def adaptive_gd(s, t, g, p, lr=0.2, amplifier=0.02, damping=1.0, theta=1.0, eps=
     own = s[""]
     if t == 1:
         own.rate, own.theta, own.p, own.g = lr, theta, p, g
-    D = global_norm({name: p[name] - own.p[name] for name in p})
-    G = global_norm({name: g[name] - own.g[name] for name in p})
+    D = ref.global_norm({name: p[name] - own.p[name] for name in p})
+    G = ref.global_norm({name: g[name] - own.g[name] for name in p})
     grown = own.rate * math.sqrt(1 + amplifier * own.theta)
     if D > 0 and G > 0:
         own.seen.add("measured" if D / (damping * G) < grown else "grown")
@@ -157,22 +146,26 @@ def adaptive_gd(s, t, g, p, lr=0.2, amplifier=0.02, damping=1.0, theta=1.0, eps=
     ids=str,
 )
 def test_the_weights_of_adaptive_gd_follow_the_loop(options):
-    loop = TreeLoop(adaptive_gd, **options)
+    loop = ref.TreeLoop(adaptive_gd, **options)
     # noisy gradients make steps tiny, and their difference from the weights loses digits
-    assert difference(gradtx.adaptive_gd(**options), loop, steps=LONG) < 1e-9
+    assert ref.difference(gradtx.adaptive_gd(**options), loop, steps=LONG) < 1e-9
     assert "measured" in loop.seen
-    assert arguments(gradtx.adaptive_gd) == arguments(adaptive_gd)
+    assert ref.arguments(gradtx.adaptive_gd) == ref.arguments(adaptive_gd)
 
 
 @pytest.mark.parametrize("lr", [1e-3, 0.1])
 def test_the_form_of_the_paper_follows_the_loop_on_one_loss(lr):
     # With a loss of each step's own the step size would shrink to nothing.
     options = {"lr": lr, "amplifier": 1.0, "damping": 2.0, "theta": math.inf, "eps": 0.0}
-    ours, loop, params = Transformed(gradtx.adaptive_gd(**options)), TreeLoop(adaptive_gd, **options), problem()
+    ours, loop, params = (
+        ref.Transformed(gradtx.adaptive_gd(**options)),
+        ref.TreeLoop(adaptive_gd, **options),
+        ref.problem(),
+    )
     for _ in range(32):
-        grads = gradients(params, 1)
+        grads = ref.gradients(params, 1)
         updates, expected = ours(grads, params), loop(grads, params)
-        assert distance([updates], [expected]) < TOLERANCE
+        assert ref.distance([updates], [expected]) < TOLERANCE
         params = gradtx.apply_updates(params, updates)
     assert loop.seen == {"measured", "grown"}
 
@@ -180,4 +173,4 @@ def test_the_form_of_the_paper_follows_the_loop_on_one_loss(lr):
 @pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0), gradtx.Schedule(lambda step: 0.1 * step)], ids=str)
 def test_adaptive_gd_from_a_rate_of_zero_is_an_error(lr):
     with pytest.raises(ValueError, match=r"^scale_by_local_smoothness: .* lr, which is 0; use an initial lr above 0$"):
-        gradtx.adaptive_gd(lr=lr).init(problem())
+        gradtx.adaptive_gd(lr=lr).init(ref.problem())

@@ -6,20 +6,8 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    DECAY,
-    PUBLISHED,
-    RATE,
-    TOLERANCE,
-    Loop,
-    Published,
-    Transformed,
-    WeightsLoop,
-    difference,
-    difference_of_weights,
-    first_update,
-    named,
-)
+from tests import references as ref
+from tests.references import DECAY, PUBLISHED, RATE, TOLERANCE
 from tests.rules import uniform
 
 STEPS = 30
@@ -37,19 +25,19 @@ def ano(s, t, g, p, lr=1e-4, betas=(0.92, 0.99), eps=1e-8, weight_decay=0.0, log
     "options",
     [{}, {"lr": RATE, "betas": (0.8, 0.7), "eps": 0.1, "weight_decay": DECAY}, {"logarithmic": True, "lr": 0.01},
      {"betas": (0.5, 0.3), "lr": 0.01}],
-    ids=named,
+    ids=ref.named,
 )  # fmt: skip
 def test_ano_follows_the_loop(options):
-    assert difference_of_weights(gradtx.ano(**options), WeightsLoop(ano, **options), steps=STEPS) < TOLERANCE
+    assert ref.difference_of_weights(gradtx.ano(**options), ref.WeightsLoop(ano, **options), steps=STEPS) < TOLERANCE
 
 
 @pytest.mark.parametrize("logarithmic", [False, True])
 def test_ano_is_that_of_pytorch_optimizer(logarithmic):
     from pytorch_optimizer import Ano
 
-    published = Published(Ano, lr=0.01, weight_decay=0.1, weight_decouple=True, logarithmic_schedule=logarithmic)
+    published = ref.Published(Ano, lr=0.01, weight_decay=0.1, weight_decouple=True, logarithmic_schedule=logarithmic)
     tx = gradtx.ano(0.01, weight_decay=0.1, logarithmic=logarithmic)
-    assert difference_of_weights(tx, published, steps=STEPS) < PUBLISHED
+    assert ref.difference_of_weights(tx, published, steps=STEPS) < PUBLISHED
 
 
 def rose(s, t, g, p, lr=1e-3, weight_decay=1e-4, centralize=True, stabilize=True):
@@ -70,9 +58,9 @@ def rose(s, t, g, p, lr=1e-3, weight_decay=1e-4, centralize=True, stabilize=True
 ROSES = [{}, {"lr": RATE, "weight_decay": DECAY}, {"centralize": False}, {"stabilize": False, "weight_decay": 0.0}]
 
 
-@pytest.mark.parametrize("options", ROSES, ids=named)
+@pytest.mark.parametrize("options", ROSES, ids=ref.named)
 def test_rose_follows_the_loop(options):
-    assert difference_of_weights(gradtx.rose(**options), WeightsLoop(rose, **options), steps=STEPS) < TOLERANCE
+    assert ref.difference_of_weights(gradtx.rose(**options), ref.WeightsLoop(rose, **options), steps=STEPS) < TOLERANCE
 
 
 @pytest.mark.parametrize("centralize", [False, True])
@@ -81,19 +69,19 @@ def test_rose_is_that_of_pytorch_optimizer(centralize, stabilize):
     from pytorch_optimizer import ROSE
 
     options = {"lr": 0.01, "weight_decay": 0.1, "centralize": centralize, "stabilize": stabilize}
-    published = Published(ROSE, bf16_sr=False, **options)
-    assert difference_of_weights(gradtx.rose(**options), published, steps=STEPS) < PUBLISHED
+    published = ref.Published(ROSE, bf16_sr=False, **options)
+    assert ref.difference_of_weights(gradtx.rose(**options), published, steps=STEPS) < PUBLISHED
 
 
 def test_equal_and_negative_entries_have_the_range_of_the_authors():
     tx = gradtx.scale_by_range(centralize=False, stabilize=False)
-    assert first_update(tx, [[2.0, 2.0], [-1.0, -3.0], [0.0, 0.0]]) == [[2.0, 2.0], [-0.25, -0.75], [0.0, 0.0]]
-    assert first_update(gradtx.scale_by_range(), [[2.0, 2.0]]) == [[0.0, 0.0]]
+    assert ref.first_update(tx, [[2.0, 2.0], [-1.0, -3.0], [0.0, 0.0]]) == [[2.0, 2.0], [-0.25, -0.75], [0.0, 0.0]]
+    assert ref.first_update(gradtx.scale_by_range(), [[2.0, 2.0]]) == [[0.0, 0.0]]
 
 
 def coins(steps, names, seed):
     """The first uniform number of each leaf's stream at each step."""
-    step, zeros = Transformed(uniform(seed=seed)), {n: torch.zeros((), dtype=torch.float64) for n in names}
+    step, zeros = ref.Transformed(uniform(seed=seed)), {n: torch.zeros((), dtype=torch.float64) for n in names}
     return [step(zeros, zeros) for _ in range(steps)]
 
 
@@ -117,8 +105,8 @@ def magma(s, t, g, p, keep=0.5, tau=2.0, momentum=0.9, smoothing=0.9, seed=0):
     ],
 )
 def test_masks_by_alignment_follow_the_loop(options, seen):
-    reference = Loop(magma, **options)
-    assert difference(gradtx.mask_by_alignment(**options), reference, rate=-0.02, steps=STEPS) < TOLERANCE
+    reference = ref.Loop(magma, **options)
+    assert ref.difference(gradtx.mask_by_alignment(**options), reference, rate=-0.02, steps=STEPS) < TOLERANCE
     assert reference.seen == seen
 
 
@@ -129,7 +117,7 @@ def test_magma_that_keeps_all_is_that_of_pytorch_optimizer():
         return Magma(torch.optim.SGD(params, lr=0.01), mask_prob=1.0, moment_key=None)
 
     tx = gradtx.chain(gradtx.sgd(lr=0.01), gradtx.mask_by_alignment(keep=1.0))
-    assert difference_of_weights(tx, Published(wrapped), steps=STEPS) < 1e-6  # alignment in float32 there
+    assert ref.difference_of_weights(tx, ref.Published(wrapped), steps=STEPS) < 1e-6  # alignment in float32 there
 
 
 @pytest.mark.parametrize(

@@ -4,20 +4,8 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    BETA,
-    DECAY,
-    LONG,
-    RATE,
-    TOLERANCE,
-    Loop,
-    WeightsLoop,
-    adam_moments,
-    arguments,
-    difference,
-    first_update,
-    named,
-)
+from tests import references as ref
+from tests.references import BETA, DECAY, LONG, RATE, TOLERANCE
 
 
 def cut(s, t, g, threshold, clip_after, every):
@@ -42,7 +30,7 @@ def spam(
     b1, b2 = betas
     if t % every == 0:
         s.m = s.v = 0.0
-    adam_moments(s, t, cut(s, t, g, threshold, clip_after, every), betas)
+    ref.adam_moments(s, t, cut(s, t, g, threshold, clip_after, every), betas)
     f = after_restart(t, every, warmup_steps)
     return p - lr * f * math.sqrt(1 - b2**t) / (1 - b1**t) * s.m / (s.v.sqrt() + eps) - lr * weight_decay * p
 
@@ -66,7 +54,7 @@ def stable_spam(
     if t % every == 0:
         s.m = s.v = s.count = 0.0
     s.count += 1
-    m, v = adam_moments(s, s.count, g, (b1, b2))
+    m, v = ref.adam_moments(s, s.count, g, (b1, b2))
     return p - lr * (m / (v.sqrt() + eps) + weight_decay * p)
 
 
@@ -90,21 +78,21 @@ STABLE = [
 ]
 
 
-@pytest.mark.parametrize(("options", "seen"), SPAM, ids=named)
+@pytest.mark.parametrize(("options", "seen"), SPAM, ids=ref.named)
 def test_spam_follows_the_loop(options, seen):
-    reference = WeightsLoop(spam, **options)
-    assert difference(gradtx.spam(**options), reference, steps=LONG) < TOLERANCE
+    reference = ref.WeightsLoop(spam, **options)
+    assert ref.difference(gradtx.spam(**options), reference, steps=LONG) < TOLERANCE
     assert reference.seen >= seen
 
 
 @pytest.mark.parametrize("options", STABLE, ids=str)
 def test_stable_spam_follows_the_loop(options):
-    assert difference(gradtx.stable_spam(**options), WeightsLoop(stable_spam, **options)) < TOLERANCE
+    assert ref.difference(gradtx.stable_spam(**options), ref.WeightsLoop(stable_spam, **options)) < TOLERANCE
 
 
 def direction(s, t, g, p, betas=(0.9, 0.999), eps=1e-6, threshold=5000.0, clip_after=20, every=500):
     b1, b2 = betas
-    adam_moments(s, t, cut(s, t, g, threshold, clip_after, every), betas)
+    ref.adam_moments(s, t, cut(s, t, g, threshold, clip_after, every), betas)
     return math.sqrt(1 - b2**t) / (1 - b1**t) * s.m / (s.v.sqrt() + eps)
 
 
@@ -113,11 +101,11 @@ def direction(s, t, g, p, betas=(0.9, 0.999), eps=1e-6, threshold=5000.0, clip_a
 )
 def test_scale_by_spam_is_clip_spikes_before_adam(options):
     one = gradtx.scale_by_spam(**options)
-    assert difference(one, Loop(direction, **options), rate=-0.02) < TOLERANCE
+    assert ref.difference(one, ref.Loop(direction, **options), rate=-0.02) < TOLERANCE
     betas, eps = options.pop("betas", (0.9, 0.999)), options.pop("eps", 1e-6)
     two = gradtx.chain(gradtx.clip_spikes(beta2=betas[1], **options), gradtx.scale_by_adam_hat(betas, eps))
-    assert difference(one, two, rate=-0.02) < TOLERANCE
-    assert arguments(gradtx.scale_by_spam) == arguments(direction)
+    assert ref.difference(one, two, rate=-0.02) < TOLERANCE
+    assert ref.arguments(gradtx.scale_by_spam) == ref.arguments(direction)
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 1, 3, 9])
@@ -134,5 +122,5 @@ def test_spam_keeps_two_slots():
 
 def test_a_restart_begins_at_a_hundredth_of_the_rate():
     tx = gradtx.spam(lr=1.0, betas=(0.0, 0.0), eps=0.0, every=3, warmup_steps=2)
-    steps = [first_update(tx, [4.0], steps=n)[0] for n in range(1, 4)]
+    steps = [ref.first_update(tx, [4.0], steps=n)[0] for n in range(1, 4)]
     assert steps == pytest.approx([-1.0, -1.0, -0.01], rel=1e-12)

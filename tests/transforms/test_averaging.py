@@ -2,17 +2,8 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    TOLERANCE,
-    Loop,
-    Transformed,
-    WeightsLoop,
-    adam_moments,
-    difference,
-    distance,
-    first_update,
-    run,
-)
+from tests import references as ref
+from tests.references import TOLERANCE
 
 RISING = gradtx.linear_schedule(0.8, start_factor=0.25, total_iters=20)
 
@@ -23,7 +14,7 @@ def momentum(s, t, g):
 
 
 def adam(s, t, g):
-    m, v = adam_moments(s, t, g, (0.9, 0.99))
+    m, v = ref.adam_moments(s, t, g, (0.9, 0.99))
     return m / (v.sqrt() + 1e-8)
 
 
@@ -52,8 +43,8 @@ def lookahead(s, t, g, p, direction, lr, k=5, alpha=0.5, pullback_momentum="none
 @pytest.mark.parametrize("base", BASES)
 def test_lookahead_as_the_last_link_follows_the_loop(base, options):
     tx, direction, lr = BASES[base]
-    reference = WeightsLoop(lookahead, direction=direction, lr=lr, **options)
-    assert difference(gradtx.chain(tx, gradtx.lookahead(**options)), reference) < TOLERANCE
+    reference = ref.WeightsLoop(lookahead, direction=direction, lr=lr, **options)
+    assert ref.difference(gradtx.chain(tx, gradtx.lookahead(**options)), reference) < TOLERANCE
 
 
 @pytest.mark.parametrize("mode", ["none", "reset", "pullback"])
@@ -61,8 +52,8 @@ def test_lookahead_as_the_last_link_follows_the_loop(base, options):
 @pytest.mark.parametrize("base", BASES)
 def test_with_lookahead_follows_the_loop_in_its_three_modes(base, options, mode):
     tx, direction, lr = BASES[base]
-    reference = WeightsLoop(lookahead, direction=direction, lr=lr, pullback_momentum=mode, **options)
-    assert difference(gradtx.with_lookahead(tx, pullback_momentum=mode, **options), reference) < TOLERANCE
+    reference = ref.WeightsLoop(lookahead, direction=direction, lr=lr, pullback_momentum=mode, **options)
+    assert ref.difference(gradtx.with_lookahead(tx, pullback_momentum=mode, **options), reference) < TOLERANCE
 
 
 def test_with_lookahead_pulls_back_every_momentum_slot_of_its_base():
@@ -83,7 +74,7 @@ def test_with_lookahead_pulls_back_every_momentum_slot_of_its_base():
 
     base = gradtx.chain(gradtx.trace(0.5), gradtx.ema(0.8), gradtx.scale_by_learning_rate(0.1))
     tx = gradtx.with_lookahead(base, k=3, alpha=0.5, pullback_momentum="pullback")
-    assert difference(tx, WeightsLoop(rule)) < TOLERANCE
+    assert ref.difference(tx, ref.WeightsLoop(rule)) < TOLERANCE
 
 
 def averaged(s, t, g, p, decay=None, start=0, debias=False):
@@ -103,7 +94,7 @@ def averaged(s, t, g, p, decay=None, start=0, debias=False):
 
 def evaluation_weights(tx):
     """What `eval_params` gives after every step of a run, and the weights themselves."""
-    step, weights, history = Transformed(tx), [], []
+    step, weights, history = ref.Transformed(tx), [], []
 
     def spy(grads, params):
         updates = step(grads, params)
@@ -111,7 +102,7 @@ def evaluation_weights(tx):
         history.append(tx.eval_params(step.state, weights[-1]))
         return updates
 
-    run(spy)
+    ref.run(spy)
     return history, weights
 
 
@@ -130,26 +121,26 @@ def evaluation_weights(tx):
     ids=str,
 )
 def test_average_gives_the_weights_to_evaluate_with_that_the_loop_gives(options):
-    expected, reference = [], Loop(averaged, **options)
+    expected, reference = [], ref.Loop(averaged, **options)
 
     def spy(grads, params):
         updates = reference(grads, params)
         expected.append({name: slots.average for name, slots in reference.slots.items()})
         return updates
 
-    run(spy)
+    ref.run(spy)
     history, _ = evaluation_weights(gradtx.chain(gradtx.scale(-0.1), gradtx.average(**options)))
-    assert distance(history, expected) < TOLERANCE
+    assert ref.distance(history, expected) < TOLERANCE
 
 
 def test_average_passes_updates_as_they_are():
-    assert difference(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.average()), gradtx.sgd(lr=0.1)) == 0
+    assert ref.difference(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.average()), gradtx.sgd(lr=0.1)) == 0
 
 
 def test_the_mean_of_all_weights_is_their_arithmetic_mean():
     history, weights = evaluation_weights(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.average()))
     mean = {name: torch.stack([tree[name] for tree in weights]).mean(dim=0) for name in weights[0]}
-    assert distance(history[-1:], [mean]) < 1e-14
+    assert ref.distance(history[-1:], [mean]) < 1e-14
 
 
 @pytest.mark.parametrize(
@@ -163,14 +154,14 @@ def test_the_mean_of_all_weights_is_their_arithmetic_mean():
 def test_lookahead_evaluates_with_the_slow_weights(tx):
     history, weights = evaluation_weights(tx)
     # the slow weights are those of the last synchronisation, where the parameters equal them
-    assert distance(history[3:], [weights[t - t % 4 - 1] for t in range(4, len(weights) + 1)]) < 1e-15
-    assert distance(history[4:5], weights[4:5]) > 1e-3
+    assert ref.distance(history[3:], [weights[t - t % 4 - 1] for t in range(4, len(weights) + 1)]) < 1e-15
+    assert ref.distance(history[4:5], weights[4:5]) > 1e-3
 
 
 def test_alpha_one_changes_nothing():
     base = gradtx.sgd(lr=0.1, momentum=0.9)
     # s - p with s = p + u costs one rounding of p
-    assert difference(gradtx.chain(base, gradtx.lookahead(k=2, alpha=1.0)), base) < 1e-11
+    assert ref.difference(gradtx.chain(base, gradtx.lookahead(k=2, alpha=1.0)), base) < 1e-11
 
 
 @pytest.mark.parametrize(
@@ -191,11 +182,11 @@ def test_one_cycle_equals_the_hand_computed_values(mode, third):
 
 def test_the_second_average_with_a_decay_equals_the_hand_computed_value():
     tx = gradtx.chain(gradtx.scale(-1.0), gradtx.average(decay=0.75, start=1))
-    step, params = Transformed(tx), {"w": torch.tensor([8.0])}
+    step, params = ref.Transformed(tx), {"w": torch.tensor([8.0])}
     for grad in (4.0, 8.0):  # weights 4, then -4: 0.75 * 4 - 0.25 * 4
         params = gradtx.apply_updates(params, step({"w": torch.tensor([grad])}, params))
     assert tx.eval_params(step.state, params)["w"].tolist() == [2.0]
-    assert first_update(gradtx.chain(gradtx.scale(-1.0), gradtx.average()), [4.0], [8.0]) == [-4.0]
+    assert ref.first_update(gradtx.chain(gradtx.scale(-1.0), gradtx.average()), [4.0], [8.0]) == [-4.0]
 
 
 def test_with_lookahead_lists_its_modes_for_an_unknown_one():

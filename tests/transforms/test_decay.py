@@ -2,19 +2,8 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    TOLERANCE,
-    Loop,
-    Transformed,
-    WeightsLoop,
-    difference,
-    first_update,
-    named,
-    placed_by_rank,
-    problem,
-    run,
-    unit_norm,
-)
+from tests import references as ref
+from tests.references import TOLERANCE
 
 FALLING = gradtx.linear_schedule(0.2, start_factor=1.0, end_factor=0.1, total_iters=20)
 RISING_AND_FALLING = gradtx.warmup_linear_schedule(25, max_lr=0.1, init_lr=0.01, warmup_steps=10)
@@ -53,8 +42,8 @@ def decayed(
     ids=str,
 )
 def test_add_decayed_weights_follows_the_loop(options):
-    reference = Loop(decayed, **options)
-    assert difference(gradtx.add_decayed_weights(**options), reference, rate=-0.05) < TOLERANCE
+    reference = ref.Loop(decayed, **options)
+    assert ref.difference(gradtx.add_decayed_weights(**options), reference, rate=-0.05) < TOLERANCE
     assert reference.seen == ({True, False} if options.get("cautious") else set())
 
 
@@ -88,13 +77,13 @@ def test_the_place_in_the_chain_makes_the_decay_coupled_decoupled_or_fixed(place
         s.buffer = buffer
         return weights(p, g, s)
 
-    assert difference(tx, WeightsLoop(rule)) < TOLERANCE
+    assert ref.difference(tx, ref.WeightsLoop(rule)) < TOLERANCE
 
 
 def regenerated(s, t, g, p, rate, wasserstein=False, relative_to=None):
     if t == 1:
         s.initial, s.initial_lr = p, 1.0 if relative_to is None else relative_to
-    target = placed_by_rank(s.initial, p) if wasserstein else s.initial
+    target = ref.placed_by_rank(s.initial, p) if wasserstein else s.initial
     s.seen.add("same order" if torch.equal(target, s.initial) else "other order")
     return g + rate / s.initial_lr * (p - target)
 
@@ -111,8 +100,8 @@ def regenerated(s, t, g, p, rate, wasserstein=False, relative_to=None):
     ids=str,
 )
 def test_regenerate_towards_init_follows_the_loop(options):
-    reference = Loop(regenerated, **options)
-    assert difference(gradtx.regenerate_towards_init(**options), reference, rate=-0.3) < TOLERANCE
+    reference = ref.Loop(regenerated, **options)
+    assert ref.difference(gradtx.regenerate_towards_init(**options), reference, rate=-0.3) < TOLERANCE
     assert not options.get("wasserstein") or reference.seen == {"same order", "other order"}
 
 
@@ -124,58 +113,58 @@ def test_wasserstein_places_initial_values_by_rank_and_ties_in_their_order():
     assert updates["w"].tolist() == [1.5, -0.5, 1.0, -0.5]
 
 
-@pytest.mark.parametrize("make", [gradtx.add_decayed_weights, gradtx.regenerate_towards_init], ids=named)
+@pytest.mark.parametrize("make", [gradtx.add_decayed_weights, gradtx.regenerate_towards_init], ids=ref.named)
 def test_relative_to_keeps_the_first_rate_of_a_schedule_in_a_slot_of_every_leaf(make):
-    step = Transformed(make(0.1, relative_to=FALLING))
-    run(step)
+    step = ref.Transformed(make(0.1, relative_to=FALLING))
+    ref.run(step)
     (entry,) = (entry for name, entry in step.state.items() if name != "step")
-    assert entry["initial_lr"].keys() == problem().keys()
+    assert entry["initial_lr"].keys() == ref.problem().keys()
     assert {(lr.item(), lr.shape, lr.dtype) for lr in entry["initial_lr"].values()} == {(0.2, (), torch.float64)}
 
 
 @pytest.mark.parametrize("lr", [0.0, gradtx.linear_schedule(0.0)], ids=str)
-@pytest.mark.parametrize("make", [gradtx.add_decayed_weights, gradtx.regenerate_towards_init], ids=named)
+@pytest.mark.parametrize("make", [gradtx.add_decayed_weights, gradtx.regenerate_towards_init], ids=ref.named)
 def test_relative_to_a_rate_that_starts_at_zero_is_a_named_error(make, lr):
     with pytest.raises(
         ValueError, match=f"^{make.__name__}: the rate is divided by the initial learning rate, which is 0"
     ):
-        make(0.1, relative_to=lr).init(problem())
+        make(0.1, relative_to=lr).init(ref.problem())
 
 
 def norm_loss(s, t, g, p, factor=1e-4, eps=1e-8):
-    return g + 2 * factor * (1 - 1 / (unit_norm(p) + eps)) * p
+    return g + 2 * factor * (1 - 1 / (ref.unit_norm(p) + eps)) * p
 
 
 @pytest.mark.parametrize("options", [{}, {"factor": 0.7}, {"factor": 0.7, "eps": 0.5}, {"factor": FALLING}], ids=str)
 def test_add_norm_loss_follows_the_loop(options):
-    assert difference(gradtx.add_norm_loss(**options), Loop(norm_loss, **options), rate=-0.1) < TOLERANCE
+    assert ref.difference(gradtx.add_norm_loss(**options), ref.Loop(norm_loss, **options), rate=-0.1) < TOLERANCE
 
 
 def test_one_step_equals_the_hand_computed_values():
-    assert first_update(gradtx.add_decayed_weights(0.5), [1.0, 1.0], [2.0, -4.0]) == [2.0, -1.0]
-    assert first_update(gradtx.add_decayed_weights(0.5, fixed=True), [1.0, 1.0], [2.0, -4.0]) == [0.0, 3.0]
-    assert first_update(gradtx.add_decayed_weights(0.5, cautious=True), [1.0, 1.0], [2.0, -4.0]) == [2.0, 1.0]
-    assert first_update(gradtx.add_decayed_weights(0.5, relative_to=0.25), [1.0], [2.0]) == [5.0]
+    assert ref.first_update(gradtx.add_decayed_weights(0.5), [1.0, 1.0], [2.0, -4.0]) == [2.0, -1.0]
+    assert ref.first_update(gradtx.add_decayed_weights(0.5, fixed=True), [1.0, 1.0], [2.0, -4.0]) == [0.0, 3.0]
+    assert ref.first_update(gradtx.add_decayed_weights(0.5, cautious=True), [1.0, 1.0], [2.0, -4.0]) == [2.0, 1.0]
+    assert ref.first_update(gradtx.add_decayed_weights(0.5, relative_to=0.25), [1.0], [2.0]) == [5.0]
     # rows of norm 5 and 0.5: 2 * 0.5 * (1 - 1/5) = 0.8 and 2 * 0.5 * (1 - 2) = -1 times the row
     tx = gradtx.add_norm_loss(0.5, eps=0.0)
-    assert first_update(tx, [[0.0, 0.0], [1.0, 0.0]], [[3.0, 4.0], [0.5, 0.0]]) == [
+    assert ref.first_update(tx, [[0.0, 0.0], [1.0, 0.0]], [[3.0, 4.0], [0.5, 0.0]]) == [
         [pytest.approx(2.4), pytest.approx(3.2)],
         [0.5, 0.0],
     ]
 
 
 def test_norm_loss_of_zero_weights_is_exactly_zero():
-    assert first_update(gradtx.add_norm_loss(0.5), [[0.0, 0.0]], [[0.0, 0.0]]) == [[0.0, 0.0]]
+    assert ref.first_update(gradtx.add_norm_loss(0.5), [[0.0, 0.0]], [[0.0, 0.0]]) == [[0.0, 0.0]]
 
 
 def test_nothing_decays_where_update_and_weight_have_no_common_sign():
     tx = gradtx.add_decayed_weights(0.5, cautious=True)
-    assert first_update(tx, [0.0, -1.0, 1.0, 1.0], [2.0, 2.0, 0.0, 2.0]) == [0.0, -1.0, 1.0, 2.0]
+    assert ref.first_update(tx, [0.0, -1.0, 1.0, 1.0], [2.0, 2.0, 0.0, 2.0]) == [0.0, -1.0, 1.0, 2.0]
 
 
 def test_a_rate_that_has_always_been_zero_decays_in_full():
     tx = gradtx.add_decayed_weights(0.5, corrected_by=gradtx.Schedule(lambda step: 0.0 * step))
-    assert first_update(tx, [0.0], [2.0]) == [1.0]
+    assert ref.first_update(tx, [0.0], [2.0]) == [1.0]
     kept = tx.init({"w": torch.zeros(2)})["add_decayed_weights"]["lr_max"]["w"]
     assert (kept.shape, kept.dtype, kept.item()) == ((), torch.float64, 0.0)
 

@@ -4,19 +4,8 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import (
-    BETA,
-    STEPS,
-    TOLERANCE,
-    Loop,
-    Transformed,
-    arguments,
-    difference,
-    global_norm,
-    gradients,
-    named,
-    problem,
-)
+from tests import references as ref
+from tests.references import BETA, STEPS, TOLERANCE
 
 
 class ZClip:
@@ -40,7 +29,7 @@ class ZClip:
 
     def __call__(self, grads, params):
         self.t += 1
-        n = global_norm(grads)
+        n = ref.global_norm(grads)
         level = n if self.t <= self.W else self.level(n)
         if level < n:
             self.outliers.append(self.t)
@@ -85,8 +74,8 @@ def spiky(step):
 @pytest.mark.parametrize("options", Z_OPTIONS, ids=str)
 def test_clip_by_zscore_follows_the_loop(options):
     reference = ZClip(**options)
-    step = Transformed(gradtx.clip_by_zscore(**options))
-    assert difference(spiky(step), spiky(reference), rate=-0.1) < TOLERANCE
+    step = ref.Transformed(gradtx.clip_by_zscore(**options))
+    assert ref.difference(spiky(step), spiky(reference), rate=-0.1) < TOLERANCE
     assert len(reference.outliers) >= 1 or options.get("warmup_steps", 25) >= 25
     if reference.t > reference.W:
         state = step.state["clip_by_zscore"]
@@ -96,9 +85,9 @@ def test_clip_by_zscore_follows_the_loop(options):
 
 def test_clip_by_zscore_takes_schedules():
     tx = gradtx.clip_by_zscore(alpha=BETA, warmup_steps=3, max_norm=BETA)
-    step, params = Transformed(tx), problem()
+    step, params = ref.Transformed(tx), ref.problem()
     for t in range(1, STEPS + 1):
-        updates = step(gradients(params, t), params)
+        updates = step(ref.gradients(params, t), params)
     assert all(update.isfinite().all() for update in updates.values())
 
 
@@ -127,14 +116,14 @@ def history(s, t, g, p, gammas=(0.7, 0.9), eps=1e-8):
 )
 def test_normalize_by_norm_history_follows_the_loop(options):
     tx = gradtx.normalize_by_norm_history(**options)
-    assert difference(tx, Loop(history, **options), rate=-0.02) < TOLERANCE
-    assert arguments(gradtx.normalize_by_norm_history) == arguments(history)
+    assert ref.difference(tx, ref.Loop(history, **options), rate=-0.02) < TOLERANCE
+    assert ref.arguments(gradtx.normalize_by_norm_history) == ref.arguments(history)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e15])
 def test_an_extreme_leaf_stays_finite(scale):
     tx = gradtx.chain(gradtx.clip_to_history(warmup_steps=2), gradtx.normalize_by_norm_history())
-    step = Transformed(tx)
+    step = ref.Transformed(tx)
     for _ in range(4):
         grads = {"w": scale * torch.ones(3), "b": torch.ones(2)}
         updates = step(grads, grads)
@@ -144,7 +133,7 @@ def test_an_extreme_leaf_stays_finite(scale):
 
 
 def test_gamma_is_the_smallest_norm_of_the_warm_up():
-    step = Transformed(gradtx.clip_to_history(warmup_steps=10, lambda_abs=5.0, eps=0.0))
+    step = ref.Transformed(gradtx.clip_to_history(warmup_steps=10, lambda_abs=5.0, eps=0.0))
     for grad in (4.0, 2.0, 3.0):
         grads = {"w": torch.tensor([grad])}
         step(grads, grads)
@@ -157,7 +146,7 @@ def test_gamma_is_the_smallest_norm_of_the_warm_up():
         (gradtx.clip_by_zscore, {"mode": "median"}, "mode must be 'zscore' or 'percentile', got 'median'"),
         (gradtx.clip_by_zscore, {"clip_to": "max"}, "clip_to must be 'scaled' or 'mean', got 'max'"),
     ],
-    ids=named,
+    ids=ref.named,
 )
 def test_rejects_an_argument_out_of_range(make, options, message):
     with pytest.raises(ValueError, match=f"^{make.__name__}: {message}$"):
