@@ -65,6 +65,7 @@ CHAINS = {
     "partition": gradtx.partition(
         {"bias": gradtx.sgd(lr=0.1), "weight": gradtx.adahessian(lr=0.1)}, {"bias": "*.bias", "weight": "*"}
     ),
+    "without a clock": gradtx.cautious_decay_after(gradtx.adahessian(lr=0.1, update_period=2), 0.1, 0.1),
     "a user's": newton(),
 }
 
