@@ -31,7 +31,7 @@ Tree: TypeAlias = dict[str, Tensor]  # by leaf name
 
 
 @_torch.assume_constant
-def _matched(owner: str, patterns: Factors, names: tuple[str, ...]) -> Factors:
+def _matched(who: str, patterns: Factors, names: tuple[str, ...]) -> Factors:
     """Return the names of the factors of each product.
 
     Raises:
@@ -53,19 +53,19 @@ def _matched(owner: str, patterns: Factors, names: tuple[str, ...]) -> Factors:
     odd += sorted(counts.keys() ^ leaves.keys())
     if odd:
         raise ValueError(
-            f"{owner}: every leaf of a pair needs exactly one partner, which has a gradient too; not so: {listed(odd)}"
+            f"{who}: every leaf of a pair needs exactly one partner, which has a gradient too; not so: {listed(odd)}"
         )
     return tuple((leaves[left], leaves[right]) for left, right in matched)
 
 
-def _factors(owner: str, patterns: Factors, leaves: Mapping[str, Tensor]) -> Factors:
+def _factors(who: str, patterns: Factors, leaves: Mapping[str, Tensor]) -> Factors:
     """Return the same, checked against the shapes of the leaves."""
-    matched = _matched(owner, patterns, tuple(leaves))
+    matched = _matched(who, patterns, tuple(leaves))
     for left, right in matched:
         shape, other = leaves[left].shape, leaves[right].shape
         if min(len(shape), len(other)) < 2 or math.prod(shape[1:]) != other[0]:
             raise ValueError(
-                f"{owner}: leaves {left!r} and {right!r}, of shapes {tuple(shape)} and {tuple(other)}, have no product"
+                f"{who}: leaves {left!r} and {right!r}, of shapes {tuple(shape)} and {tuple(other)}, have no product"
             )
     return matched
 
@@ -73,8 +73,8 @@ def _factors(owner: str, patterns: Factors, leaves: Mapping[str, Tensor]) -> Fac
 class PairSelector(Selector):
     """Choose the leaves that are in a pair, and check that their partners exist."""
 
-    def __init__(self, owner: str, factors: Factors):
-        super().__init__(owner, (True,), (sum(factors, ()),))
+    def __init__(self, who: str, factors: Factors):
+        super().__init__(who, (True,), (sum(factors, ()),))
         self._factors = factors
 
     def check_used(self, names: list[str]) -> None:
@@ -84,7 +84,7 @@ class PairSelector(Selector):
 
 
 def _fork(
-    owner: str,
+    who: str,
     pairs,
     rule: Callable[..., GradientTransformation],
     *options,
@@ -94,11 +94,11 @@ def _fork(
     items = tuple(pairs.items()) if isinstance(pairs, Mapping) else ()
     if not items or not all(isinstance(name, str) for name in sum(items, ())):
         raise TypeError(
-            f"{owner}: pairs must be a dict of name pattern -> pattern of the partner, got {describe(pairs)}"
+            f"{who}: pairs must be a dict of name pattern -> pattern of the partner, got {describe(pairs)}"
         )
     if reverse:
         items = tuple((right, left) for left, right in items)
-    selector = PairSelector(owner, items)
+    selector = PairSelector(who, items)
     return Fork(selector, {True: rule(items, *options), False: chain()})
 
 
@@ -191,6 +191,33 @@ def _limited(g: Tree, clip, skip) -> Tree:
     return {name: share * x for name, x in g.items()}
 
 
+def _tall(pairs: Factors, tree: Tree) -> Tree:
+    """Return both factors of each product as matrices of shape (size, rank)."""
+    tall: Tree = {}
+    for b, a in pairs:
+        tall[b] = _matrix(tree[b])
+        tall[a] = _matrix(tree[a]).mT
+    return tall
+
+
+def _as_leaves(pairs: Factors, tall: Tree, like: Tree) -> Tree:
+    """Reverse `_tall`."""
+    leaves: Tree = {}
+    for b, a in pairs:
+        leaves[b] = _as_leaf(tall[b], like[b])
+        leaves[a] = _as_leaf(tall[a].mT, like[a])
+    return leaves
+
+
+def _moments_in_basis(m, V, g, P, betas, eps):
+    """Return both moments in the new basis: m of the gradient times V^(-1/2), and V of the gradient."""
+    b1, b2 = betas
+    V = P @ V @ P.mT
+    V = running_mean(0.5 * (V + V.mT), g.mT @ g / max(len(g), 1), b2)
+    root = inverse_root(V, -0.5, floor=torch.finfo(V.dtype).tiny)
+    return running_mean(m @ P.mT, _solved(root, eps, g.mT).mT, b1), V
+
+
 @whole_tree(needs="params")
 def rite_pairs(
     factors: Static[Factors],
@@ -201,71 +228,45 @@ def rite_pairs(
     cap: NonNegative,
 ):
     """Replace the gradients of both factors of each product by LoRA-RITE's directions."""
-    owner, names_of_B = "scale_by_lora_rite", tuple(name for name, _ in factors)
-    is_B = Selector(owner, (True,), (names_of_B,)).choose
-
-    def turned(name, x):
-        return x if is_B(name, None) else x.mT
-
-    def tall(tree):
-        """Return leaves as matrices of shape (size, rank)."""
-        return {name: turned(name, _matrix(x)) for name, x in tree.items()}
-
-    def leaves(tree, like):
-        return {n: _as_leaf(turned(n, x), like[n]) for n, x in tree.items()}
+    owner = "scale_by_lora_rite"
 
     def init(params):
-        return {
-            "exp_avg": map_tensors(torch.zeros_like, params),
-            "exp_avg_sq": {
-                n: x.new_zeros(2 * x.shape[1:]) for n, x in tall(params).items()
-            },
-            "basis": map_tensors(torch.zeros_like, params),
-        }
-
-    def averaged(m, V, g, P, ctx):
-        """Return both moments in the new basis: V of the gradient, and m of the gradient times V^(-1/2)."""
-        b1, b2 = (
-            beta * ctx.bias_correction(beta, ctx.time - 1) / ctx.bias_correction(beta)
-            for beta in betas
-        )
-        V = P @ V @ P.mT
-        V = running_mean(0.5 * (V + V.mT), g.mT @ g / max(len(g), 1), b2)
-        root = inverse_root(V, -0.5, floor=torch.finfo(V.dtype).tiny)
-        return running_mean(m @ P.mT, _solved(root, eps, g.mT).mT, b1), V
+        tall = _tall(_factors(owner, factors, params), params)
+        zeros = map_tensors(torch.zeros_like, params)
+        squares = {n: x.new_zeros(2 * x.shape[1:]) for n, x in tall.items()}
+        return {"exp_avg": zeros, "exp_avg_sq": squares, "basis": zeros}
 
     def update(updates, state, params, ctx):
-        X, g, old_m, old_U = map(
-            tall, (params, updates, state["exp_avg"], state["basis"])
-        )
         pairs = _factors(owner, factors, updates)
-        partners = {**dict(pairs), **{a: b for b, a in pairs}}
-        U, R, m, V, d = {}, {}, {}, {}, {}
-        for name in partners:
-            size, rank = X[name].shape
+        X, g = _tall(pairs, params), _tall(pairs, updates)
+        old_m, old_U = _tall(pairs, state["exp_avg"]), _tall(pairs, state["basis"])
+        U, inverse, m, V, d = {}, {}, {}, {}, {}
+        for n, x in X.items():
+            size, rank = x.shape
             if size < rank:
                 raise ValueError(
-                    f"{owner}: leaf {name!r} has rank {rank}, which exceeds its other size"
+                    f"{owner}: leaf {n!r} has rank {rank}, which exceeds its other size"
                 )
-            U[name] = orthonormal(X[name])
-            R[name] = pseudo_inverse(U[name].mT @ X[name])
-        g = _limited(
-            {n: g[n] @ R[partner] for n, partner in partners.items()}, clip, skip
-        )
+            U[n] = orthonormal(x)
+            inverse[n] = pseudo_inverse(U[n].mT @ x)
+        corrected = [
+            beta * ctx.bias_correction(beta, ctx.time - 1) / ctx.bias_correction(beta)
+            for beta in betas
+        ]
+        partners = {**dict(pairs), **{a: b for b, a in pairs}}
+        g = {n: g[n] @ inverse[partner] for n, partner in partners.items()}
+        g = _limited(g, clip, skip)
         for n, partner in partners.items():
             P, old_V = (
                 U[partner].mT @ old_U[partner],
                 full_tensor(state["exp_avg_sq"][n]),
             )
-            m[n], V[n] = averaged(old_m[n], old_V, g[n], P, ctx)
+            m[n], V[n] = _moments_in_basis(old_m[n], old_V, g[n], P, corrected, eps)
             capped = m[n] if is_off(cap) else m[n] / at_least(rms(m[n]) / cap, 1.0)
-            d[n] = capped @ R[partner].mT
-        new = {
-            "exp_avg": leaves(m, updates),
-            "exp_avg_sq": V,
-            "basis": leaves(U, updates),
-        }
-        return leaves(d, updates), new
+            d[n] = capped @ inverse[partner].mT
+        means, basis = _as_leaves(pairs, m, updates), _as_leaves(pairs, U, updates)
+        new = {"exp_avg": means, "exp_avg_sq": V, "basis": basis}
+        return _as_leaves(pairs, d, updates), new
 
     return init, update
 
