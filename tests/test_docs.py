@@ -118,7 +118,7 @@ def test_the_guide_shows_the_results_of_its_benchmark():
     from benchmarks.guide.results import Results
 
     text = (DOCS / "guide.md").read_text(encoding="utf-8")
-    assert text == page(Results()), "run python -m benchmarks.guide.report"
+    assert text == page(Results()), "run `make docs-tables`"
     findings = text.partition("## In three sentences")[2].partition("##")[0].split()
     assert " ".join(findings) in " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
 
