@@ -175,6 +175,14 @@ def test_parameters_that_are_not_contiguous_move_as_contiguous_ones():
         assert_close([odd], [plain], TOLERANCE)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_images_in_either_layout_step_over_lists(layout):
+    param = torch.nn.Parameter(torch.ones(2, 3, 2, 2).to(memory_format=layout))
+    optimizer = gradtx.optim.AdamW([param])
+    descend(optimizer, {"w": param}, 1)
+    assert [step.way for step in optimizer.explain()] == ["lists"]
+
+
 def test_updates_of_a_step_do_not_depend_on_the_order_of_parameters():
     tx = gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.adam(lr=0.1))
     forth, back = parameters(), parameters()
