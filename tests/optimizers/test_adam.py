@@ -279,16 +279,6 @@ def test_the_weights_are_those_of_the_adopt_of_adam_atan2_pytorch(options):
     assert ref.difference_of_weights(gradtx.adopt_atan2(**options), published) < PUBLISHED
 
 
-def test_sgdp_keeps_a_momentum_that_is_not_projected():
-    tx = gradtx.sgdp(lr=0.1, momentum=0.5)
-    params = {"w": torch.tensor([[1.0, 0.0]], dtype=torch.float64)}
-    state = tx.init(params)
-    for grad in ([[1.0, 1.0]], [[0.0, 1.0]]):  # the second is orthogonal to w
-        updates, state = tx.update({"w": torch.tensor(grad, dtype=torch.float64)}, state, params)
-    assert state["trace"]["momentum_buffer"]["w"].tolist() == [[0.5, 1.5]]
-    assert updates["w"].tolist() == [[pytest.approx(0.0, abs=1e-9), pytest.approx(-0.15)]]  # eps of 0.5 stays
-
-
 @pytest.mark.parametrize(("alias", "options", "message"), [(gradtx.sgdp, {}, "missing argument 'lr'")], ids=ref.named)
 def test_rejects_a_number_out_of_range(alias, options, message):
     with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):

@@ -176,15 +176,6 @@ def test_adabelief_has_the_weights_of_the_authors(options):
     assert ref.difference_of_weights(gradtx.adabelief(**options), published) < PUBLISHED
 
 
-def test_diffgrad_compares_decayed_gradients_only_where_the_decay_is_coupled():
-    def previous(**options):
-        step = ref.Transformed(gradtx.diffgrad(weight_decay=0.5, **options))
-        step({"w": torch.tensor([1.0])}, {"w": torch.tensor([4.0])})
-        return step.state["scale_by_diffgrad"]["previous_grad"]["w"].item()
-
-    assert (previous(), previous(decoupled_weight_decay=True)) == (3.0, 1.0)
-
-
 @pytest.mark.slow
 def test_the_mean_of_adams_spans_parameter_groups():
     def trained(groups):

@@ -85,43 +85,6 @@ def test_madgrad_keeps_the_start_only_where_it_is_needed():
     assert "x0" in gradtx.madgrad(momentum=torch.tensor(0.0)).init(params)["scale_by_madgrad"]
 
 
-def test_madgrad_without_momentum_keeps_its_decay_and_with_a_fixed_start_loses_it():
-    def end(momentum):
-        params = {"w": torch.ones(1, dtype=torch.float64)}
-        step = Transformed(gradtx.madgrad(lr=0.1, momentum=momentum, weight_decay=1.0, decoupled_weight_decay=True))
-        for _ in range(20):
-            params = gradtx.apply_updates(params, step({"w": torch.zeros(1, dtype=torch.float64)}, params))
-        return params["w"].item()
-
-    assert end(0.0) == pytest.approx((1 - 0.1 - 1e-6) ** 20)
-    assert end(torch.tensor(0.0)) == pytest.approx(0.9, abs=0.02)
-
-
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.0}, {"eps": 0.0}, {"momentum": 0.0, "eps": 0.0}], ids=str)
-def test_madgrad_stays_where_no_gradient_came(options):
-    step, params = Transformed(gradtx.madgrad(lr=0.1, **options)), problem()
-    zeros = {name: torch.zeros_like(p) for name, p in params.items()}
-    for _ in range(3):
-        assert not any(update.any() for update in step(zeros, params).values())
-
-
-def test_srmm_starts_its_average_of_weights_at_the_weights():
-    params = {"w": torch.tensor([5.0])}
-    tx = gradtx.srmm(lr=0.1)
-    updates, state = tx.update({"w": torch.zeros(1)}, tx.init(params), params)
-    assert updates["w"] == 0
-    assert state["scale_by_srmm"]["mov_avg_param"]["w"] == 5
-
-
-def test_srmm_forgets_all_at_every_memory_length_steps():
-    step, params = Transformed(gradtx.srmm(lr=0.1, beta=0.5, memory_length=4)), {"w": torch.tensor([0.0])}
-    for t in range(1, 5):
-        step({"w": torch.tensor([float(t)])}, {"w": torch.tensor([10.0 * t])})
-    state = step.state["scale_by_srmm"]
-    assert (state["mov_avg_grad"]["w"].item(), state["mov_avg_param"]["w"].item()) == (4.0, 40.0)
-    assert params["w"] == 0
-
-
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [

@@ -1,10 +1,9 @@
 """FOCUS, TAM, AdaTAM and SGD-SaI against loops for one leaf, and against pytorch_optimizer."""
 
 import pytest
-import torch
 
 import gradtx
-from tests.references import BETA, DECAY, RATE, TOLERANCE, WeightsLoop, difference_along, named, problem
+from tests.references import BETA, DECAY, RATE, TOLERANCE, WeightsLoop, difference_along, named
 
 
 def focus(s, t, g, p, lr=1e-2, betas=(0.9, 0.999), gamma=0.1, weight_decay=0.0):
@@ -70,19 +69,3 @@ def test_the_weights_follow_the_loop(alias, rule, options):
 
 
 # Against published code.
-
-
-def test_an_even_gradient_has_its_norm_as_ratio():
-    params = {"w": torch.zeros(2, 2), "row": torch.zeros(1, 4)}
-    tx = gradtx.scale_by_gsnr()
-    _, state = tx.update({"w": torch.ones(2, 2), "row": torch.arange(4.0)}, tx.init(params))
-    assert state["scale_by_gsnr"]["gsnr"]["w"] == 2.0
-    assert state["scale_by_gsnr"]["gsnr"]["row"] == pytest.approx(14**0.5)
-
-
-def test_the_ratio_is_kept_for_ever():
-    tx, params = gradtx.sgd_sai(momentum=0.0, weight_decay=0.0, lr=1.0), problem()
-    first, state = tx.update(params, tx.init(params), params)
-    again, _ = tx.update({name: 3 * p for name, p in params.items()}, state, params)
-    for name in params:
-        torch.testing.assert_close(again[name], 3 * first[name], rtol=1e-15, atol=0.0)

@@ -106,11 +106,6 @@ def test_dimensions_merge_from_the_last_one_backwards_and_are_cut(limit, target,
     assert f"factor_matrices_{len(sizes)}" not in state
 
 
-def test_until_the_start_it_is_adam():
-    tx = gradtx.distributed_shampoo(0.01, (0.9, 0.99), eps=0.1, start_preconditioning_step=100, graft_beta2=0.999)
-    assert difference_of_weights(tx, gradtx.adam(lr=0.01)) < 1e-12
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

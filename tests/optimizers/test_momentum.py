@@ -131,21 +131,6 @@ def test_qhadam_is_that_of_its_authors(options, decoupled):
     assert ref.difference_of_weights(ours, theirs) < PUBLISHED
 
 
-def test_accsgd_is_qhm_with_other_words():
-    lr, kappa, xi, c = 0.02, 60.0, 5.0, 0.7
-    other = gradtx.qhm(
-        lr=lr * c * (1 + xi) / (1 + c),
-        momentum=(kappa - c * c * xi) / (kappa + c * xi),
-        nu=(c * xi - 1) / (c * (1 + xi)),
-    )
-    # the same sequence of weights; its average of weights is another sum of the same gradients
-    assert ref.difference_of_weights(gradtx.accsgd(lr, kappa, xi, c), other) < 1e-12
-
-
-def test_aggmo_with_one_beta_is_sgd_with_momentum():
-    assert ref.difference(gradtx.aggmo(0.1, (0.9,)), gradtx.sgd(0.1, momentum=0.9)) < 1e-13
-
-
 # The number of betas is the structure of aggmo's state.
 
 

@@ -58,13 +58,3 @@ def test_follows_the_loop(make, rule, options):
     reference = WeightsLoop(rule, **options)
     assert difference(make(**options), reference) < TOLERANCE
     assert reference.seen == (set() if rule is pnm else {True, False})
-
-
-def test_the_two_momenta_change_places_at_every_step():
-    params, grads = {"w": torch.zeros(1)}, [torch.tensor([x]) for x in (1.0, 10.0, 100.0)]
-    tx, seen = gradtx.pnm(lr=0.1, betas=(0.0, 1.0)), []
-    state = tx.init(params)
-    for grad in grads:
-        _, state = tx.update({"w": grad}, state)
-        seen.append([state["scale_by_pnm"][slot]["w"].item() for slot in ("pos_momentum", "neg_momentum")])
-    assert seen == [[0.0, 1.0], [1.0, 10.0], [10.0, 100.0]]

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import BETA, DECAY, LONG, RATE, Loop, difference, first_update, named
+from tests.references import BETA, DECAY, LONG, RATE, Loop, difference, named
 
 # Small denominators amplify the rounding of sums: H starts at 0.01.
 ROUNDING = 1e-10
@@ -65,12 +65,6 @@ def test_some_curvatures_are_above_their_bound_and_some_below(options):
     reference = loop(apollo, **options)
     difference(reference, reference, steps=LONG)
     assert reference.seen == {True, False}
-
-
-def test_the_rate_rises_over_the_warm_up_and_stays():
-    tx = gradtx.apollo(lr=1.0, warmup=4, init_lr=0.2, beta=0.0)
-    steps = [first_update(tx, [1e-3], [0.0], steps=n)[0] for n in range(1, 8)]  # d is 0.1
-    assert steps == pytest.approx([-0.02, -0.04, -0.06, -0.08, -0.1, -0.1, -0.1])
 
 
 @pytest.mark.parametrize(("rebound", "kind"), [("constant", "L2"), ("belief", "decoupled")])

@@ -135,14 +135,6 @@ def test_before_the_first_step_the_weights_to_evaluate_with_are_the_parameters_b
         assert all(found[name] is not params[name] for name in params)
 
 
-def test_the_first_moment_of_adam_is_left_out():
-    params = ref.problem()
-    step = ref.Transformed(gradtx.schedule_free_adamw())
-    step(params, params)
-    inner = step.state["schedule_free"]["scale_by_adam"]
-    assert all(torch.equal(inner["exp_avg"][name], params[name]) for name in params)
-
-
 def test_a_constant_share_keeps_no_numbers_and_is_an_average_of_its_own():
     params = {"w": torch.tensor([8.0], dtype=torch.float64)}
     tx = gradtx.schedule_free(gradtx.chain(), lr=1.0, beta=0.5, averaging=0.25)

@@ -1,8 +1,6 @@
-import itertools
 import math
 
 import pytest
-import torch
 
 import gradtx
 from tests.references import BETA, DECAY, RATE, TOLERANCE, Loop, WeightsLoop, adam_moments, arguments, difference, named
@@ -128,31 +126,6 @@ def test_the_window_follows_the_loop(options):
     reference = Loop(window, **options)
     assert difference(gradtx.amplify_slow_gradients_window(**options), reference, rate=-0.02) < TOLERANCE
     assert arguments(gradtx.amplify_slow_gradients_window) == arguments(window)
-
-
-def test_the_window_keeps_as_many_gradients_as_it_has_places():
-    tx = gradtx.amplify_slow_gradients_window(window_size=3)
-    slots = tx.init({"w": torch.zeros(2)})["amplify_slow_gradients_window"]
-    assert sorted(slots) == ["grad_0", "grad_1", "grad_2"]
-
-
-@pytest.mark.parametrize("steps", [None, 0, 1, 7])
-def test_the_schedules_count_from_one(steps):
-    for t in range(1, 12):
-        after = half_life(t, 0.999, steps, 0.9) if steps else 0.999
-        assert gradtx.half_life_schedule(0.999, steps, 0.9)(t - 1) == pytest.approx(after, rel=1e-14)
-        share = rising_alpha(t, 3.0, steps) if steps else 3.0
-        assert gradtx.ademamix_alpha_schedule(3.0, steps)(t - 1) == pytest.approx(share, rel=1e-14)
-
-
-def test_the_half_life_changes_linearly():
-    def life(beta):
-        return math.log(0.5) / math.log(beta + 1e-8)
-
-    lives = [life(gradtx.half_life_schedule(0.999, 10, 0.5)(s)) for s in range(11)]
-    steps = [after - before for before, after in itertools.pairwise(lives[:10])]
-    assert max(steps) - min(steps) < 1e-2  # the schedule itself is without the 1e-8
-    assert lives[9] == lives[10]
 
 
 def test_an_unknown_filter_is_refused():

@@ -106,21 +106,3 @@ def test_scale_by_spam_is_clip_spikes_before_adam(options):
     two = gradtx.chain(gradtx.clip_spikes(beta2=betas[1], **options), gradtx.scale_by_adam_hat(betas, eps))
     assert ref.difference(one, two, rate=-0.02) < TOLERANCE
     assert ref.arguments(gradtx.scale_by_spam) == ref.arguments(direction)
-
-
-@pytest.mark.parametrize("warmup_steps", [0, 1, 3, 9])
-def test_the_schedule_counts_from_one(warmup_steps):
-    schedule = gradtx.restart_warmup_schedule(0.5, every=5, warmup_steps=warmup_steps)
-    for t in range(1, 22):
-        assert schedule(t - 1) == pytest.approx(0.5 * after_restart(t, 5, warmup_steps), rel=1e-14)
-
-
-def test_spam_keeps_two_slots():
-    state = gradtx.spam().init({"w": torch.zeros(2)})
-    assert sorted(state["restart"]["scale_by_spam"]) == ["exp_avg", "exp_avg_sq"]
-
-
-def test_a_restart_begins_at_a_hundredth_of_the_rate():
-    tx = gradtx.spam(lr=1.0, betas=(0.0, 0.0), eps=0.0, every=3, warmup_steps=2)
-    steps = [ref.first_update(tx, [4.0], steps=n)[0] for n in range(1, 4)]
-    assert steps == pytest.approx([-1.0, -1.0, -0.01], rel=1e-12)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import BETA, RATE, Loop, difference, first_update, named, problem
+from tests.references import BETA, RATE, Loop, difference, named, problem
 
 RISING = gradtx.linear_schedule(10.0, start_factor=0.5, total_iters=25)
 ROUNDING = 1e-12
@@ -71,11 +71,6 @@ def test_msvag_shortens_some_steps_a_lot_and_others_little():
     reference = loop(msvag, lr=0.1)
     difference(reference, reference)
     assert reference.seen == {True, False}
-
-
-def test_one_step_of_a2grad_is_the_gradient_over_twice_the_constant():
-    # delta = 0: x = p - g/(2L), and p' = p/3 + 2 x/3 - g/(2L)/3
-    assert first_update(gradtx.a2grad(lips=2.0), [8.0, -4.0], [1.0, 1.0]) == pytest.approx([-2.0, 1.0], rel=1e-15)
 
 
 @pytest.mark.parametrize(

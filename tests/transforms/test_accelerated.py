@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import Transformed, first_update, named, problem
+from tests.references import first_update, named
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,6 @@ def test_rejects_a_number_out_of_range(make, options, message):
 
 
 # AccSGD.
-
-
-def test_the_average_of_accsgd_starts_as_the_parameter_and_needs_it():
-    tx, params = gradtx.scale_by_accsgd(0.1), {"w": torch.tensor([2.0, -3.0])}
-    state = tx.init(params)
-    assert state["scale_by_accsgd"]["avg"]["w"].tolist() == [2.0, -3.0]
-    with pytest.raises(ValueError, match="scale_by_accsgd needs params: call update"):
-        tx.update(params, state)
 
 
 # AggMo.
@@ -66,14 +58,6 @@ def test_a_literal_momentum_of_zero_is_plain_descent_and_a_tensor_follows_the_fo
 # Gravity.
 
 
-def test_the_largest_gradient_is_that_of_each_tensor():
-    tx = gradtx.scale_by_gravity(1.0, alpha=0.0, beta=0.0)
-    params = {"a": torch.zeros(2), "b": torch.zeros(2)}
-    updates, _ = tx.update({"a": torch.tensor([1.0, -3.0]), "b": torch.tensor([1.0, 1.0])}, tx.init(params))
-    assert updates["a"].tolist() == pytest.approx([2 / 3 / 10, -2 / 82])
-    assert updates["b"].tolist() == pytest.approx([1 / 3, 1 / 3])
-
-
 def starts(seed=0, names=("w",), shape=(200, 500), **options):
     state = gradtx.scale_by_gravity(**{"lr": 0.2, "alpha": 0.05, "seed": seed, **options}).init(
         {name: torch.zeros(shape, dtype=torch.float64) for name in names}
@@ -99,16 +83,6 @@ def test_it_follows_from_seed_and_leaf_name_and_never_from_torchs_generator():
     assert torch.equal(first["b"], again["b"])
     assert not torch.equal(first["a"], first["b"])
     assert not torch.equal(first["a"], starts(seed=1, names=("a",))["a"])
-
-
-def test_a_velocity_that_started_at_random_fades_as_beta_says():
-    tx = gradtx.scale_by_gravity(lr=0.2, alpha=0.05, beta=0.5)
-    step, params = Transformed(tx), problem()
-    zeros = {name: torch.zeros_like(param) for name, param in params.items()}
-    first = tx.init(params)["scale_by_gravity"]["v"]
-    updates = [step(zeros, params) for _ in range(2)]
-    for name, start in first.items():
-        torch.testing.assert_close(updates[1][name], start * (1.5 / 3) * (2 / 4))
 
 
 def test_an_initial_rate_of_zero_is_a_named_error_unless_alpha_is_zero():

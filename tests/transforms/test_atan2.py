@@ -55,14 +55,6 @@ def test_the_part_along_earlier_gradients_of_a_float32_leaf_is_taken_out_in_floa
     assert torch.equal(updates["w"], (g - (g * u).sum() * u).float())
 
 
-@pytest.mark.parametrize(("factor", "expected"), [(0.0, [0.0, 2.0]), (0.5, [2 / 3, 4 / 3]), (1.0, [1.0, 1.0])])
-def test_caution_divides_the_weights_by_their_mean(factor, expected):
-    # the first entry points against its gradient after the sign change of `flip`
-    flip = gradtx.GradientTransformation(lambda p: {}, lambda u, s, p: ({"w": u["w"] * torch.tensor([-1.0, 1.0])}, s))
-    tx = gradtx.chain(flip, gradtx.scale_by_caution(factor))
-    assert first_update(tx, [-1.0, 1.0]) == pytest.approx(expected)
-
-
 def test_where_no_entry_agrees_a_zero_factor_gives_zero_and_another_one_nothing_at_all():
     against = [gradtx.chain(gradtx.scale(-1.0), gradtx.scale_by_caution(factor)) for factor in (0.0, 0.3)]
     assert [first_update(tx, [1.0, 2.0]) for tx in against] == [[0.0, 0.0], [-1.0, -2.0]]

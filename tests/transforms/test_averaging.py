@@ -1,5 +1,4 @@
 import pytest
-import torch
 
 import gradtx
 from tests import references as ref
@@ -133,16 +132,6 @@ def test_average_gives_the_weights_to_evaluate_with_that_the_loop_gives(options)
     assert ref.distance(history, expected) < TOLERANCE
 
 
-def test_average_passes_updates_as_they_are():
-    assert ref.difference(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.average()), gradtx.sgd(lr=0.1)) == 0
-
-
-def test_the_mean_of_all_weights_is_their_arithmetic_mean():
-    history, weights = evaluation_weights(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.average()))
-    mean = {name: torch.stack([tree[name] for tree in weights]).mean(dim=0) for name in weights[0]}
-    assert ref.distance(history[-1:], [mean]) < 1e-14
-
-
 @pytest.mark.parametrize(
     "tx",
     [
@@ -156,37 +145,6 @@ def test_lookahead_evaluates_with_the_slow_weights(tx):
     # the slow weights are those of the last synchronisation, where the parameters equal them
     assert ref.distance(history[3:], [weights[t - t % 4 - 1] for t in range(4, len(weights) + 1)]) < 1e-15
     assert ref.distance(history[4:5], weights[4:5]) > 1e-3
-
-
-def test_alpha_one_changes_nothing():
-    base = gradtx.sgd(lr=0.1, momentum=0.9)
-    # s - p with s = p + u costs one rounding of p
-    assert ref.difference(gradtx.chain(base, gradtx.lookahead(k=2, alpha=1.0)), base) < 1e-11
-
-
-@pytest.mark.parametrize(
-    ("mode", "third"), [("none", -1.75), ("reset", -1.0), ("pullback", -1.375)], ids=["none", "reset", "pullback"]
-)
-def test_one_cycle_equals_the_hand_computed_values(mode, third):
-    # Steps of momentum 0.5 and gradient 1: -1, then -1.5 to -2.5, of which half: -1.25. The momentum of 1.5 becomes
-    # 1.5, 0 or 0.75, so the third step is 1.75, 1 or 1.375.
-    tx = gradtx.with_lookahead(gradtx.sgd(lr=1.0, momentum=0.5), k=2, alpha=0.5, pullback_momentum=mode)
-    params = {"w": torch.zeros(1)}
-    state, positions = tx.init(params), []
-    for _ in range(3):
-        updates, state = tx.update({"w": torch.ones(1)}, state, params)
-        params = gradtx.apply_updates(params, updates)
-        positions.append(params["w"].item())
-    assert positions == [-1.0, -1.25, -1.25 + third]
-
-
-def test_the_second_average_with_a_decay_equals_the_hand_computed_value():
-    tx = gradtx.chain(gradtx.scale(-1.0), gradtx.average(decay=0.75, start=1))
-    step, params = ref.Transformed(tx), {"w": torch.tensor([8.0])}
-    for grad in (4.0, 8.0):  # weights 4, then -4: 0.75 * 4 - 0.25 * 4
-        params = gradtx.apply_updates(params, step({"w": torch.tensor([grad])}, params))
-    assert tx.eval_params(step.state, params)["w"].tolist() == [2.0]
-    assert ref.first_update(gradtx.chain(gradtx.scale(-1.0), gradtx.average()), [4.0], [8.0]) == [-4.0]
 
 
 def test_with_lookahead_lists_its_modes_for_an_unknown_one():

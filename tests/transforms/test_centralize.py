@@ -1,7 +1,7 @@
 import pytest
 
 import gradtx
-from tests.references import TOLERANCE, Loop, difference, first_update, problem
+from tests.references import TOLERANCE, Loop, difference, problem
 
 
 def centralized(s, t, g, p, conv_only=False):
@@ -32,21 +32,3 @@ def test_centralized_units_have_mean_zero_and_small_leaves_pass():
         assert updates[name].flatten(1).mean(dim=1).abs().max() < 1e-15
     for name in ("bias", "scalar"):
         assert updates[name].equal(params[name])
-
-
-@pytest.mark.parametrize(
-    ("tx", "grad", "expected"),
-    [
-        (gradtx.centralize(), [[1.0, 3.0], [2.0, 4.0]], [[-1.0, 1.0], [-1.0, 1.0]]),
-        (gradtx.centralize(), [1.0, 3.0], [1.0, 3.0]),
-        (gradtx.centralize(conv_only=True), [[[1.0, 3.0]]], [[[1.0, 3.0]]]),
-        (gradtx.centralize(conv_only=True), [[[[1.0, 3.0]]]], [[[[-1.0, 1.0]]]]),
-        (gradtx.normalize_by_std(eps=0.0), [1.0, 3.0, 5.0], [0.5, 1.5, 2.5]),  # variance (4 + 0 + 4) / 2
-        (gradtx.normalize_by_std(eps=2.0), [1.0, 3.0, 5.0], [0.25, 0.75, 1.25]),
-        (gradtx.normalize_by_std(), [1.0, 3.0], [1.0, 3.0]),  # two entries pass
-        (gradtx.normalize_by_std(), 3.0, 3.0),
-    ],
-    ids=str,
-)
-def test_one_step_equals_the_hand_computed_values(tx, grad, expected):
-    assert first_update(tx, grad) == expected

@@ -44,19 +44,6 @@ def test_there_is_one_vector_a_dimension(shape, expected):
     assert [tuple(state[f"accumulator_{i}"]["w"].shape) for i in range(len(state))] == expected
 
 
-def test_a_vector_is_treated_as_by_adagrad():
-    assert first_update(gradtx.scale_by_sm3(), [3.0, -4.0], steps=4) == pytest.approx([0.5, -0.5])
-
-
-def test_an_entry_is_covered_by_its_row_and_its_column():
-    # step 1 leaves rows (4, 9) and columns (9, 4); the last entry then has 4 + 0.5^2 from its column
-    tx, params = gradtx.scale_by_sm3(), {"w": torch.zeros(2, 2)}
-    state = tx.init(params)
-    _, state = tx.update({"w": torch.tensor([[1.0, 2.0], [3.0, 0.0]])}, state)
-    updates, _ = tx.update({"w": torch.tensor([[0.0, 0.0], [0.0, 0.5]])}, state)
-    assert updates["w"][1, 1].item() == pytest.approx(0.5 / 4.25**0.5)
-
-
 def test_zero_gradients_give_zero_and_not_nan():
     assert first_update(gradtx.scale_by_sm3(), [[0.0, 0.0]]) == [[0.0, 0.0]]
     assert finite_without_gradient(gradtx.scale_by_sm3())

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.algorithms.d_adaptation import estimated, limited
+from gradtx.algorithms.d_adaptation import limited
 from tests.references import Transformed, difference, difference_along, gradients, named, problem
 
 PIECES = {
@@ -21,22 +21,6 @@ def double(x):
     return torch.tensor(x, dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("d", "estimate", "growth_rate", "expected"),
-    [
-        (2.0, 1.0, math.inf, 2.0),  # never falls
-        (2.0, -5.0, 1.5, 2.0),
-        (2.0, 9.0, math.inf, 9.0),
-        (2.0, 9.0, 1.5, 3.0),
-        (2.0, 2.5, 1.5, 2.5),
-        (2.0, 9.0, torch.tensor(1.5), 3.0),
-        (2.0, 9.0, torch.tensor(math.inf), 9.0),
-    ],
-)
-def test_d_grows_to_the_estimate_but_not_too_fast(d, estimate, growth_rate, expected):
-    assert estimated(double(d), double(estimate), double(1.0), growth_rate).item() == expected
-
-
 def test_an_endless_growth_rate_has_finite_derivatives():
     d, estimate, growth = (double(x).requires_grad_() for x in (1e-6, 3.0, math.inf))
     slopes = torch.autograd.grad(limited(estimate, d, growth), (d, estimate, growth))
@@ -50,23 +34,6 @@ def test_shared_scalars_are_kept_in_float64_and_d_starts_at_d0(make):
     scalars = {name: value for name, value in entry.items() if isinstance(value, torch.Tensor)}
     assert scalars["d"].item() == 0.3
     assert {value.dtype for value in scalars.values()} == {torch.float64}
-
-
-@pytest.mark.parametrize("name", [name for name in PIECES if name != "dadapt_lion"])  # which has no growth_rate
-def test_every_rate_of_a_step_is_that_of_the_old_d(name):
-    pieces = (PIECES[name](d0=1e-3, growth_rate=rate) for rate in (math.inf, 1.0))
-    free, bound = (gradtx.chain(piece, gradtx.descend()) for piece in pieces)
-    params, states = problem(), [tx.init(problem()) for tx in (free, bound)]
-    for _ in range(30):  # with the same gradients, until d jumps, which it may not with the second
-        grads = {leaf: p.sign() for leaf, p in params.items()}
-        found = [tx.update(grads, state, params) for tx, state in zip((free, bound), states, strict=True)]
-        states = [state for _, state in found]
-        # Prodigy has the new d in its eps
-        torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-6, atol=0.0)
-        if states[0][f"scale_by_{name}"]["d"] > 1e-3:
-            return
-        params = gradtx.apply_updates(params, found[0][0])
-    pytest.fail("d never grew")
 
 
 # What directions are good for: chains with a rate, a decay, an average of their own.
@@ -93,17 +60,6 @@ def test_decay_and_a_rate_may_follow_a_piece(name):
     directions, _ = piece.update(params, piece.init(params), params)
     for leaf, p in params.items():
         torch.testing.assert_close(updates[leaf], -0.5 * (directions[leaf] + 0.1 * p), rtol=1e-14, atol=0.0)
-
-
-@pytest.mark.parametrize("name", ["dadapt_adagrad", "dadapt_sgd"])
-def test_without_momentum_the_direction_does_not_depend_on_where_the_weights_are(name):
-    piece, params = PIECES[name](d0=0.1), problem()
-    state = piece.init(params)
-    for _ in range(3):
-        here, new = piece.update(params, state, params)
-        there, _ = piece.update(params, state, {leaf: p + 5.0 for leaf, p in params.items()})
-        assert all(torch.equal(here[leaf], there[leaf]) for leaf in params)
-        state = new
 
 
 def descended(tx, steps):

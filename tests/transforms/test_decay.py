@@ -47,39 +47,6 @@ def test_add_decayed_weights_follows_the_loop(options):
     assert reference.seen == ({True, False} if options.get("cautious") else set())
 
 
-PLACES = {  # place of the decay -> the chain, and the weights after a step of momentum 0.9, rate 0.1 and decay 0.2
-    "coupled": (
-        gradtx.chain(gradtx.add_decayed_weights(0.2), gradtx.trace(0.9), gradtx.scale_by_learning_rate(0.1)),
-        lambda p, g, s: p - 0.1 * s.buffer(g + 0.2 * p),
-    ),
-    "decoupled": (
-        gradtx.chain(gradtx.trace(0.9), gradtx.add_decayed_weights(0.2), gradtx.scale_by_learning_rate(0.1)),
-        lambda p, g, s: p * (1 - 0.1 * 0.2) - 0.1 * s.buffer(g),
-    ),
-    "fixed": (
-        gradtx.chain(
-            gradtx.trace(0.9), gradtx.scale_by_learning_rate(0.1), gradtx.add_decayed_weights(0.2, fixed=True)
-        ),
-        lambda p, g, s: p * (1 - 0.2) - 0.1 * s.buffer(g),
-    ),
-}
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_the_place_in_the_chain_makes_the_decay_coupled_decoupled_or_fixed(place):
-    tx, weights = PLACES[place]
-
-    def rule(s, t, g, p):
-        def buffer(g):
-            s.b = 0.9 * s.b + g
-            return s.b
-
-        s.buffer = buffer
-        return weights(p, g, s)
-
-    assert ref.difference(tx, ref.WeightsLoop(rule)) < TOLERANCE
-
-
 def regenerated(s, t, g, p, rate, wasserstein=False, relative_to=None):
     if t == 1:
         s.initial, s.initial_lr = p, 1.0 if relative_to is None else relative_to
@@ -140,26 +107,8 @@ def test_add_norm_loss_follows_the_loop(options):
     assert ref.difference(gradtx.add_norm_loss(**options), ref.Loop(norm_loss, **options), rate=-0.1) < TOLERANCE
 
 
-def test_one_step_equals_the_hand_computed_values():
-    assert ref.first_update(gradtx.add_decayed_weights(0.5), [1.0, 1.0], [2.0, -4.0]) == [2.0, -1.0]
-    assert ref.first_update(gradtx.add_decayed_weights(0.5, fixed=True), [1.0, 1.0], [2.0, -4.0]) == [0.0, 3.0]
-    assert ref.first_update(gradtx.add_decayed_weights(0.5, cautious=True), [1.0, 1.0], [2.0, -4.0]) == [2.0, 1.0]
-    assert ref.first_update(gradtx.add_decayed_weights(0.5, relative_to=0.25), [1.0], [2.0]) == [5.0]
-    # rows of norm 5 and 0.5: 2 * 0.5 * (1 - 1/5) = 0.8 and 2 * 0.5 * (1 - 2) = -1 times the row
-    tx = gradtx.add_norm_loss(0.5, eps=0.0)
-    assert ref.first_update(tx, [[0.0, 0.0], [1.0, 0.0]], [[3.0, 4.0], [0.5, 0.0]]) == [
-        [pytest.approx(2.4), pytest.approx(3.2)],
-        [0.5, 0.0],
-    ]
-
-
 def test_norm_loss_of_zero_weights_is_exactly_zero():
     assert ref.first_update(gradtx.add_norm_loss(0.5), [[0.0, 0.0]], [[0.0, 0.0]]) == [[0.0, 0.0]]
-
-
-def test_nothing_decays_where_update_and_weight_have_no_common_sign():
-    tx = gradtx.add_decayed_weights(0.5, cautious=True)
-    assert ref.first_update(tx, [0.0, -1.0, 1.0, 1.0], [2.0, 2.0, 0.0, 2.0]) == [0.0, -1.0, 1.0, 2.0]
 
 
 def test_a_rate_that_has_always_been_zero_decays_in_full():

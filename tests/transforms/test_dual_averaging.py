@@ -1,13 +1,6 @@
 import torch
 
 import gradtx
-from gradtx.algorithms.averaging import dual_averaging
-
-
-def test_the_average_goes_a_share_of_the_way():
-    target, param = torch.tensor([2.0]), torch.tensor([1.0])
-    assert dual_averaging(target, 0.0, param) == 1.0
-    assert dual_averaging(target, 0.75, param) == 0.25
 
 
 def test_a_rate_of_zero_leaves_sums_and_weights_although_eps_is_added_to_rates():

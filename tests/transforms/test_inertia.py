@@ -6,16 +6,6 @@ from tests.references import finite_without_gradient, first_update
 # Loops and published code: tests/optimizers/test_inertia.py.
 
 
-def test_inertia_depends_on_the_mean_over_all_leaves():
-    # squares 1, 9, 0, 0 with mean 2.5
-    grads = {"a": torch.tensor([[1.0, 3.0]]), "b": torch.zeros(2)}
-    tx = gradtx.scale_by_adai(betas=(0.1, 0.0), eps=0.01)
-    _, state = tx.update(grads, tx.init(grads))
-    inertia = state["scale_by_adai"]["beta1_prod"]
-    torch.testing.assert_close(inertia["a"], torch.tensor([[0.96, 0.64]]))
-    torch.testing.assert_close(inertia["b"], torch.tensor([0.99, 0.99]))
-
-
 def test_leaves_without_a_gradient_and_empty_ones_do_not_enter_the_mean():
     params = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(0)}
     grads = {"a": torch.tensor([1.0, 3.0]), "b": None, "c": torch.zeros(0)}

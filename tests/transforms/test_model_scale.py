@@ -2,7 +2,6 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import first_update
 
 # Loops and published code: tests/optimizers/test_layerwise.py.
 
@@ -27,21 +26,6 @@ def test_slots_have_the_size_that_the_option_says(slot, shape, expected):
         "decay": expected,
     }
     assert state["decay"]["w"].dtype == (torch.float64 if slot == "scalar" else torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("shape", "eta"), [((), 0.5), ((7,), 0.5), ((5, 8), 0.5), ((5, 2), 1.0), ((3, 16, 2, 2), 0.25)], ids=str
-)
-def test_the_expected_size_of_an_entry_follows_from_the_shape(shape, eta):
-    # the first step is rate * eta * the sign, without weights to decay
-    grad, zero = torch.ones(shape).tolist(), torch.zeros(shape).tolist()
-    update = torch.tensor(first_update(gradtx.scale_by_amos(lr=0.5), grad, zero))
-    torch.testing.assert_close(update, torch.full(shape, -0.5 * eta))
-
-
-@pytest.mark.parametrize("eta", [0.25, torch.tensor(0.25), lambda shape: 1 / shape[0], gradtx.Schedule(lambda t: 0.25)])
-def test_the_expected_size_may_be_a_number_or_a_function_of_the_shape(eta):
-    assert first_update(gradtx.scale_by_amos(lr=0.5, eta=eta), [3.0] * 4, [0.0] * 4) == pytest.approx([-0.125] * 4)
 
 
 def test_decays_run_over_a_scale_under_vmap_as_one_by_one():

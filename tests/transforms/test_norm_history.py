@@ -132,14 +132,6 @@ def test_an_extreme_leaf_stays_finite(scale):
         assert updates["w"].tolist() == [0.0, 0.0, 0.0]
 
 
-def test_gamma_is_the_smallest_norm_of_the_warm_up():
-    step = ref.Transformed(gradtx.clip_to_history(warmup_steps=10, lambda_abs=5.0, eps=0.0))
-    for grad in (4.0, 2.0, 3.0):
-        grads = {"w": torch.tensor([grad])}
-        step(grads, grads)
-    assert step.state["clip_to_history"]["gamma"]["w"].item() == 2.0
-
-
 @pytest.mark.parametrize(
     ("make", "options", "message"),
     [

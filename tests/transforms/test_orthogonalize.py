@@ -65,19 +65,6 @@ def test_the_updates_follow_the_loop(make, rule, options):
     assert compare(make(**options), rule, **options) < 1e-12
 
 
-def test_one_polynomial_step_equals_the_hand_computed_values():
-    # X = diag(0.6, 0.8); a x + b x^3 + c x^5
-    tx = gradtx.orthogonalize((2.0, -1.0, 0.5), steps=1)
-    expected = [2 * x - x**3 + 0.5 * x**5 for x in (0.6, 0.8)]
-    update = first_update(tx, [[3.0, 0.0], [0.0, 4.0]])
-    assert [update[0][0], update[1][1]] == pytest.approx(expected)
-
-
-def test_each_step_has_its_polynomial_and_the_last_is_repeated():
-    tx = gradtx.orthogonalize(((2.0, 0.0, 0.0), (3.0, 0.0, 0.0)), steps=4)
-    assert first_update(tx, [[5.0]]) == [[pytest.approx(2 * 27.0)]]
-
-
 # Name -> (triples, steps), from the papers and codes.
 J = (3.4445, -4.7750, 2.0315)
 SETS = {
@@ -138,14 +125,6 @@ def test_a_named_set_is_its_polynomials_with_its_own_number_of_steps(name, start
     assert first_update(again, x.tolist()) == first_update(gradtx.orthogonalize(name, start=start), x.tolist())
 
 
-def test_steps_beyond_a_set_repeat_its_last_polynomial():
-    x = WIDE
-    result = torch.tensor(first_update(gradtx.orthogonalize("quintic", 7), x.tolist()), dtype=torch.float64)
-    torch.testing.assert_close(result, orthogonal(x, SETS["quintic"][0], 7), rtol=1e-10, atol=1e-10)
-    named = first_update(gradtx.orthogonalize("polar_express", 8), x.tolist())
-    assert torch.linalg.svdvals(torch.tensor(named)).sub(1).abs().max() < 1e-5
-
-
 def test_polar_express_takes_every_singular_value_from_a_thousandth_to_1():
     values = torch.logspace(-3, 0, 200, dtype=torch.float64)
     for a, b, c in POLAR_EXPRESS:
@@ -174,21 +153,6 @@ def test_each_name_of_a_shape_scale(adjust, tall, wide):
     grads = {"tall": torch.ones(8, 2, dtype=torch.float64), "wide": torch.ones(2, 8, dtype=torch.float64)}
     updates, _ = tx.update(grads, tx.init(grads))
     assert [updates[name][0, 0].item() for name in ("tall", "wide")] == pytest.approx([tall, wide], rel=1e-15)
-
-
-def test_a_transposed_matrix_gives_the_transposed_update():
-    tx = gradtx.orthogonalize()
-    wide, tall = (torch.tensor(first_update(tx, x.tolist())) for x in (WIDE, WIDE.T))
-    torch.testing.assert_close(wide, tall.T)
-
-
-def test_views_of_a_kernel_differ():
-    kernel = WIDE.reshape(3, 1, 2, 2)
-    flat = torch.tensor(first_update(gradtx.orthogonalize(view="flatten"), kernel.tolist()))
-    torch.testing.assert_close(flat.reshape(3, 4), torch.tensor(first_update(gradtx.orthogonalize(), WIDE.tolist())))
-    batch = torch.tensor(first_update(gradtx.orthogonalize(view="batch"), kernel.tolist()))
-    one = torch.tensor(first_update(gradtx.orthogonalize(), kernel[1, 0].tolist()))
-    torch.testing.assert_close(batch[1, 0], one)
 
 
 def test_a_dtype_decides_what_is_iterated_in_and_the_update_keeps_its_own():

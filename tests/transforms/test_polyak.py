@@ -5,28 +5,11 @@ import gradtx
 from tests.references import problem
 
 
-def test_the_step_size_is_that_of_the_whole_tree():
-    params = {"a": torch.tensor([3.0]), "b": torch.tensor([[4.0]]), "c": torch.tensor(12.0)}
-    tx = gradtx.scale_by_polyak(eps=1.0)
-    updates, _ = tx.update(params, tx.init(params), params, value=17.0)
-    expected = {name: -0.1 * g for name, g in params.items()}  # 17 / (9 + 16 + 144 + 1)
-    torch.testing.assert_close(updates, expected)
-
-
 def test_the_norm_is_that_of_the_gradient_before_the_chain():
     params = {"w": torch.tensor([3.0, 4.0])}
     tx = gradtx.chain(gradtx.scale(10.0), gradtx.scale_by_polyak(eps=0.0))
     updates, _ = tx.update(params, tx.init(params), params, value=5.0)
     torch.testing.assert_close(updates["w"], torch.tensor([-6.0, -8.0]))
-
-
-@pytest.mark.parametrize(
-    ("max_lr", "step"), [(None, 2.0), (3.0, 2.0), (0.5, 0.5), (torch.tensor(0.5), 0.5), (0.0, 0.0)]
-)
-def test_the_step_size_is_bounded_by_max_lr(max_lr, step):
-    params = {"w": torch.tensor([1.0])}
-    tx = gradtx.scale_by_polyak(max_lr, eps=0.0)
-    assert tx.update(params, tx.init(params), params, value=2.0)[0]["w"] == -step
 
 
 def test_a_gradient_of_zero_gives_no_step_even_without_eps():

@@ -62,33 +62,6 @@ def test_the_updates_follow_the_loop(make, rule, options):
     assert loop.seen == {False, True}
 
 
-def test_the_component_is_braked_alike_before_and_after_the_rate_and_the_pin_completes_it():
-    before = [gradtx.radial_brake(form="component", descent=True), gradtx.scale_by_learning_rate(0.3)]
-    after = [gradtx.scale_by_learning_rate(0.3), gradtx.radial_brake(form="component")]
-    assert difference(gradtx.chain(*before), gradtx.chain(*after)) < 1e-14
-    pinned = gradtx.chain(*after, gradtx.radial_brake(1.0, 1.0))
-    assert difference(pinned, gradtx.chain(after[0], gradtx.radial_brake())) < 1e-13
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_braked_step_without_brakes_is_the_step_or_keeps_the_tangent_out(seed):
-    p, u = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    norm, direction = (gradtx.radial_brake(1.0, 1.0, form) for form in ("norm", "direction"))
-    moved = {tx: p + Transformed(tx)({"w": u}, {"w": p})["w"] for tx in (norm, direction)}
-    torch.testing.assert_close(moved[norm], p + u)
-    assert moved[direction].norm().item() == pytest.approx((p.norm() + (u * p).sum() / p.norm()).item())
-    cosine = (moved[direction] * (p + u)).sum() / moved[direction].norm() / (p + u).norm()
-    assert abs(cosine.item()) == pytest.approx(1.0)
-
-
-def test_a_tangential_step_grows_with_one_form_and_not_with_the_other():
-    p, u = torch.tensor([3.0, 0.0]).double(), torch.tensor([0.0, 4.0]).double()
-    norms = {}
-    for form in ("norm", "direction"):
-        norms[form] = (p + Transformed(gradtx.radial_brake(form=form))({"w": u}, {"w": p})["w"]).norm().item()
-    assert norms == {"norm": pytest.approx(4.0), "direction": pytest.approx(3.0)}
-
-
 @pytest.mark.parametrize(
     "tx", [gradtx.radial_brake(), gradtx.radial_brake(form="norm"), gradtx.floor_relative_update()], ids=str
 )

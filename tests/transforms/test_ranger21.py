@@ -46,24 +46,6 @@ def updates_of(grads, params=1.0, **options):
     return found, state["scale_by_ranger21"]
 
 
-def test_the_decays_follow_one_another_on_the_weights():
-    found, _ = updates_of(
-        [3.0], 4.0, lr=0.5, beta0=0.0, betas=(0.0, 0.0), eps=0.0, weight_decay=3.0, norm_loss_factor=0.5
-    )
-    # level 3: 4 (1 - 0.5 * 3 / 3) = 2; norm loss: 2 (1 - 0.5 (1 - 1/2)) = 1.5; then a step of 0.5
-    assert 4 + found[0] == pytest.approx(1.0)
-
-
-def test_the_level_of_the_decay_is_that_of_all_leaves_without_the_maximum():
-    tx = gradtx.scale_by_ranger21(lr=1.0, betas=(0.0, 0.0), weight_decay=0.5, norm_loss_factor=0.0)
-    params = {"a": torch.tensor([1.0]), "b": torch.tensor([1.0, 1.0, 1.0])}
-    state = tx.init(params)
-    _, state = tx.update({"a": torch.tensor([100.0]), "b": torch.zeros(3)}, state, params)
-    grads = {"a": torch.tensor([4.0]), "b": torch.zeros(3)}
-    updates, _ = tx.update(grads, state, params)
-    torch.testing.assert_close(updates["b"], torch.full((3,), -0.25))  # 0.5 / sqrt(16 / 4)
-
-
 def test_as_long_as_all_gradients_are_zero_only_the_norm_loss_acts():
     found, _ = updates_of([0.0, 0.0], 2.0, lr=0.1, weight_decay=7.0, norm_loss_factor=0.5)
     assert found == pytest.approx([-0.1, -0.1])

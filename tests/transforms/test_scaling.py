@@ -29,11 +29,6 @@ def test_scale_by_inverse_time_divides_by_the_steps_that_were_done(lr_decay):
     assert [first_update(gradtx.scale_by_inverse_time(0.5), [6.0], steps=n) for n in (1, 2, 3)] == [[6.0], [4.0], [3.0]]
 
 
-def test_one_step_equals_the_hand_computed_values():
-    assert first_update(gradtx.scale(-2.0), [1.0, 3.0]) == [-2.0, -6.0]
-    assert first_update(gradtx.scale_by_learning_rate(0.5), [1.0, -3.0]) == [-0.5, 1.5]
-
-
 def test_the_first_update_uses_the_schedule_at_step_zero():
     tx = gradtx.scale_by_learning_rate(gradtx.Schedule(lambda step: 1.0 + step))
     assert [first_update(tx, [1.0], steps=n) for n in (1, 2, 3)] == [[-1.0], [-2.0], [-3.0]]

@@ -1,7 +1,7 @@
 import torch
 
 import gradtx
-from tests.references import TOLERANCE, Loop, difference, first_update
+from tests.references import TOLERANCE, Loop, difference
 
 
 def lion(s, t, g, p, betas=(0.9, 0.99)):
@@ -41,16 +41,3 @@ def test_a_zero_gradient_gives_no_step():
 def test_caution_behind_it_changes_nothing():
     plain = gradtx.chain(gradtx.scale_by_adam(), gradtx.take_signs_of_gradient())
     assert difference(gradtx.chain(plain, gradtx.scale_by_caution(0.0)), plain, rate=-0.02) < TOLERANCE
-
-
-def test_the_direction_uses_the_old_momentum_and_its_own_beta():
-    tx, params = gradtx.scale_by_lion((0.5, 0.75)), {"w": torch.zeros(2)}
-    state = tx.init(params)
-    _, state = tx.update({"w": torch.tensor([4.0, 4.0])}, state)  # m = 1
-    updates, state = tx.update({"w": torch.tensor([-0.5, -2.0])}, state)
-    assert updates["w"].tolist() == [1.0, -1.0]  # 0.5 - 0.25 and 0.5 - 1
-    assert state["scale_by_lion"]["exp_avg"]["w"].tolist() == [0.625, 0.25]
-
-
-def test_no_gradient_and_no_momentum_give_zero():
-    assert first_update(gradtx.scale_by_lion(), [0.0, -1e-30], steps=2) == [0.0, -1.0]

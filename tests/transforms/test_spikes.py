@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import BETA, TOLERANCE, Loop, Transformed, arguments, difference
+from tests.references import BETA, TOLERANCE, Loop, arguments, difference
 
 
 def peaks(s, t, g, p, theta=0.999):
@@ -19,9 +19,3 @@ def test_clip_to_peak_history_follows_the_loop(options):
     assert difference(gradtx.clip_to_peak_history(**options), reference, rate=-0.02) < TOLERANCE
     assert True in reference.seen or options.get("theta") == 0.0
     assert arguments(gradtx.clip_to_peak_history) == arguments(peaks)
-
-
-def test_the_first_gradient_has_its_own_peak():
-    step = Transformed(gradtx.clip_to_peak_history())
-    grads = {"w": torch.tensor([3.0, -4.0])}
-    assert step(grads, grads)["w"].tolist() == pytest.approx([3.0, -4.0])
