@@ -107,6 +107,14 @@ def test_the_code_of_a_page_fits_into_a_window_of_1366_pixels(page):
             assert is_output or len(line) <= 88, line
 
 
+def test_the_page_on_design_names_files_that_exist():
+    page = (DOCS / "design.md").read_text(encoding="utf-8")
+    found = set(re.findall(r"[\w/]+\.py\b", page))
+    assert len(found) > 20
+    folders = (ROOT, ROOT / "gradtx", ROOT / "gradtx/optim", ROOT / "gradtx/distributed")
+    assert [name for name in found if not any((folder / name).exists() for folder in folders)] == []
+
+
 def test_pictures_are_small():
     sizes = {path.name: path.stat().st_size for path in DOCS.glob("*.png")}
     assert sizes
