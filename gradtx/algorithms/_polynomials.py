@@ -124,7 +124,7 @@ def default_steps(coefs) -> int:
 
 
 def orthogonalizer(
-    owner: str,
+    who: str,
     coefs,
     steps: int | None,
     dtype: torch.dtype | None = None,
@@ -142,24 +142,24 @@ def orthogonalizer(
     weights = MIXTURES.get(mixture, ()) if isinstance(mixture, str) else mixture
     if weights is not None and not weights:
         raise ValueError(
-            f"{owner}: mixture must be 'soft' or a tuple of numbers, got {mixture!r}"
+            f"{who}: mixture must be 'soft' or a tuple of numbers, got {mixture!r}"
         )
     if weights is not None:
         if steps not in (None, len(weights) - 1):
             raise ValueError(
-                f"{owner}: a mixture of {len(weights)} requires steps={len(weights) - 1}, got {steps}"
+                f"{who}: a mixture of {len(weights)} requires steps={len(weights) - 1}, got {steps}"
             )
         steps = len(weights) - 1
     if dtype is not None and not (
         isinstance(dtype, torch.dtype) and dtype.is_floating_point
     ):
         raise TypeError(
-            f"{owner}: dtype must be a floating-point torch.dtype or None, got {describe(dtype)}"
+            f"{who}: dtype must be a floating-point torch.dtype or None, got {describe(dtype)}"
         )
     triples = (
-        _named(owner, coefs, steps, dtype).triples
+        _named(who, coefs, steps, dtype).triples
         if isinstance(coefs, str)
-        else _listed(owner, coefs)
+        else _listed(who, coefs)
     )
     count = default_steps(coefs) if steps is None else steps
     of_steps = [triples[min(i, len(triples) - 1)] for i in range(count)]
@@ -171,25 +171,25 @@ def orthogonalizer(
 
 
 def _named(
-    owner: str, name: str, steps: int | None, dtype: torch.dtype | None
+    who: str, name: str, steps: int | None, dtype: torch.dtype | None
 ) -> CoefficientSet:
     if name not in SETS:
         raise ValueError(
-            f"{owner}: coefs must be one of {', '.join(SETS)}, or triples of numbers, got {name!r}"
+            f"{who}: coefs must be one of {', '.join(SETS)}, or triples of numbers, got {name!r}"
         )
     chosen = SETS[name]
     if chosen.fixed and steps not in (None, chosen.steps):
         raise ValueError(
-            f"{owner}: coefs={name!r} requires steps={chosen.steps}, got {steps}"
+            f"{who}: coefs={name!r} requires steps={chosen.steps}, got {steps}"
         )
     if not (chosen.in_half or dtype is None or torch.finfo(dtype).bits >= 32):
         raise ValueError(
-            f"{owner}: coefs={name!r} overflows in {dtype}; iterate in float32"
+            f"{who}: coefs={name!r} overflows in {dtype}; iterate in float32"
         )
     return chosen
 
 
-def _listed(owner: str, coefs) -> Sequence[Triple]:
+def _listed(who: str, coefs) -> Sequence[Triple]:
     """Validate explicit coefficients and return them as triples."""
     is_nested = isinstance(coefs, tuple | list) and coefs
     if not is_nested or not all(isinstance(item, tuple | list) for item in coefs):
@@ -198,8 +198,8 @@ def _listed(owner: str, coefs) -> Sequence[Triple]:
         is_triple = isinstance(item, tuple | list) and len(item) == 3
         if not is_triple or not all(isinstance(x, float | int) for x in item):
             raise ValueError(
-                f"{owner}: coefs must be three plain numbers, a tuple of such triples, or a name, got {describe(item)}"
+                f"{who}: coefs must be three plain numbers, a tuple of such triples, or a name, got {describe(item)}"
             )
         if not all(map(math.isfinite, item)):
-            raise ValueError(f"{owner}: coefs must be finite, got {describe(item)}")
+            raise ValueError(f"{who}: coefs must be finite, got {describe(item)}")
     return [(float(a), float(b), float(c)) for a, b, c in coefs]

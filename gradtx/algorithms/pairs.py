@@ -228,16 +228,16 @@ def rite_pairs(
     cap: NonNegative,
 ):
     """Replace the gradients of both factors of each product by LoRA-RITE's directions."""
-    owner = "scale_by_lora_rite"
+    who = "scale_by_lora_rite"
 
     def init(params):
-        tall = _tall(_factors(owner, factors, params), params)
+        tall = _tall(_factors(who, factors, params), params)
         zeros = map_tensors(torch.zeros_like, params)
         squares = {n: x.new_zeros(2 * x.shape[1:]) for n, x in tall.items()}
         return {"exp_avg": zeros, "exp_avg_sq": squares, "basis": zeros}
 
     def update(updates, state, params, ctx):
-        pairs = _factors(owner, factors, updates)
+        pairs = _factors(who, factors, updates)
         X, g = _tall(pairs, params), _tall(pairs, updates)
         old_m, old_U = _tall(pairs, state["exp_avg"]), _tall(pairs, state["basis"])
         U, inverse, m, V, d = {}, {}, {}, {}, {}
@@ -245,7 +245,7 @@ def rite_pairs(
             size, rank = x.shape
             if size < rank:
                 raise ValueError(
-                    f"{owner}: leaf {n!r} has rank {rank}, which exceeds its other size"
+                    f"{who}: leaf {n!r} has rank {rank}, which exceeds its other size"
                 )
             U[n] = orthonormal(x)
             inverse[n] = pseudo_inverse(U[n].mT @ x)

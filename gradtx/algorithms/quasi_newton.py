@@ -509,11 +509,11 @@ def scale_by_sophia(
     return {"exp_avg": ema(beta1), "hessian": torch.zeros_like}, update
 
 
-def _check_diagonal(owner: str, ctx) -> None:
+def _check_diagonal(who: str, ctx) -> None:
     """Check that a leaf with a gradient has a new diagonal."""
     if ctx.hessian_diag is None and ctx.has_gradient:
         raise ValueError(
-            f"{owner}: hessian_diag is None, which keeps the last one, but update_period=1 requires a new one at "
+            f"{who}: hessian_diag is None, which keeps the last one, but update_period=1 requires a new one at "
             "every step; pass a tensor for each leaf with a gradient"
         )
 

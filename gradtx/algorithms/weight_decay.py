@@ -167,7 +167,7 @@ def regenerate_towards_init(
 
 
 def initial_lr(
-    owner: str,
+    who: str,
     lr,
     divided: str = "the rate",
     remedy: str = "use an initial value above 0, or omit relative_to (decoupled_wd)",
@@ -176,17 +176,17 @@ def initial_lr(
 
     def first(param):
         value = exact(lr, param.device)
-        check_initial_lr(owner, value, divided, remedy)
+        check_initial_lr(who, value, divided, remedy)
         return value
 
     return None if lr is None else scalar(first)
 
 
-def check_initial_lr(owner: str, lr: Tensor, divided: str, remedy: str) -> None:
+def check_initial_lr(who: str, lr: Tensor, divided: str, remedy: str) -> None:
     """Raise an error if a value would be divided by an initial learning rate of 0."""
     if readable(lr) and lr == 0:
         raise ValueError(
-            f"{owner}: {divided} is divided by the initial learning rate, which is 0; {remedy}"
+            f"{who}: {divided} is divided by the initial learning rate, which is 0; {remedy}"
         )
 
 

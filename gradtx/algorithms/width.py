@@ -161,11 +161,11 @@ def _sizes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     return sizes
 
 
-def _check_names(owner: str, names: Collection[str], known: Collection[str]) -> None:
+def _check_names(who: str, names: Collection[str], known: Collection[str]) -> None:
     differing = set(names) ^ set(known)
     if differing:
         raise ValueError(
-            f"{owner}: all must have the same names of parameters; these are not in all: {listed(sorted(differing))}"
+            f"{who}: all must have the same names of parameters; these are not in all: {listed(sorted(differing))}"
         )
 
 
