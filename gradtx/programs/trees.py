@@ -277,18 +277,7 @@ class TreeProgram:
         self._layouts = list(map(_layout, tensors))
         self._complex = [i for i, tensor in enumerate(tensors) if tensor.is_complex()]
         tensors = self._real(tensors)
-        self._step: int = state["step"]
-        counts: dict[str, int] = state.get(LEAF_STEPS, {})
-        own = list(counts.values()) or [self._step]
-        *equal, greatest = equal_counts or [0]
-        self._latest = own[greatest]
-        # Leaves with equal counts share the first of them.
-        count_of = {name: own[i] for name, i in zip(counts, equal, strict=True)}
-        ticks = {name: count_after(leaves.get(name), 0) for name in run.names}
-        counted = [i for name, i in counts.items() if ticks.get(name)]
-        self._counted = [self._step, *counted]
-        # In the first update after which the counts of leaves differ.
-        self._first_ticks = {} if counts or not run.has_lag(leaves) else ticks
+        self._place_counts(run, leaves, state, equal_counts)
         old = NestedState(state, run.stages)
         self._shared: dict[SlotOf, int] = {}
         for path in run.stages:
@@ -299,33 +288,72 @@ class TreeProgram:
         scalars = [*(tensors[i] for i in self._shared.values()), *known.values()]
         on_host = not any(map(is_on_accelerator, scalars))
         trees = _tree.named(params), old, _tree.named(updates)
-        rows: dict[Any, list[_Row]] = {}
         self._alone: dict[str, _Row] = {}  # the leaves without a program
+        self._bundles: list[_TreeBundle] = []
+        for (count, _), rows in self._by_kind(leaves, trees, tensors).items():
+            signature = self._signature(run, rows[0], tensors, numbers, known, unread)
+            function = LeafFunction(signature, ChainOf(tx, numbers.structure))
+            programs = ListPrograms(function.record, on_host, None, {})
+            self._add_bundles(programs, rows, count, signature)
+        if not self._bundles:
+            raise _UnsuitableError
+        self._has_tree_run = self._needs_tree_run(run.block.clock_paths())
+
+    def _place_counts(
+        self,
+        run: TreeRun,
+        leaves: dict[str, Leaf],
+        state: dict[str, Any],
+        equal_counts: tuple[int, ...],
+    ) -> None:
+        """Note the indices of the counts, and which of them this call advances."""
+        self._step: int = state["step"]
+        counts: dict[str, int] = state.get(LEAF_STEPS, {})
+        own = list(counts.values()) or [self._step]
+        *equal, greatest = equal_counts or [0]
+        self._latest = own[greatest]
+        # Leaves with equal counts share the first of them.
+        self._count_of = {name: own[i] for name, i in zip(counts, equal, strict=True)}
+        ticks = {name: count_after(leaves.get(name), 0) for name in run.names}
+        counted = [i for name, i in counts.items() if ticks.get(name)]
+        self._counted = [self._step, *counted]
+        # In the first update after which the counts of leaves differ.
+        self._first_ticks = {} if counts or not run.has_lag(leaves) else ticks
+
+    def _by_kind(
+        self,
+        leaves: dict[str, Leaf],
+        trees: tuple[Any, NestedState, Any],
+        tensors: list[Tensor],
+    ) -> dict[Any, list[_Row]]:
+        """Return the leaves that may have a program, sorted by the index of their count and by kind."""
+        rows: dict[Any, list[_Row]] = {}
         for name, leaf in leaves.items():
             if not leaf.has_gradient:
                 continue
             row = _Row.of(leaf, *trees, tensors)
             if row.may_have_program():
-                key = count_of.get(name, self._step), row.kind()
+                key = self._count_of.get(name, self._step), row.kind()
                 rows.setdefault(key, []).append(row)
             else:
                 self._alone[name] = row
-        self._bundles: list[_TreeBundle] = []
-        for (count, _), alike in rows.items():
-            signature = self._signature(run, alike[0], tensors, numbers, known, unread)
-            function = LeafFunction(signature, ChainOf(tx, numbers.structure))
-            programs = ListPrograms(function.record, on_host, None, {})
-            shared = [self._shared[place] for place in signature.shared]
-            arguments = [(row, row.leaf.shape, row.tensors) for row in alike]
-            for phases, of_program in programs.by_program(arguments):
-                if isinstance(phases, str):
-                    self._alone.update((row.leaf.name, row) for row in of_program)
-                else:
-                    bundle = _TreeBundle(of_program, phases, count, shared)
-                    self._bundles.append(bundle)
-        if not self._bundles:
-            raise _UnsuitableError
-        self._has_tree_run = self._needs_tree_run(run.block.clock_paths())
+        return rows
+
+    def _add_bundles(
+        self,
+        programs: ListPrograms,
+        rows: list[_Row],
+        count: int,
+        signature: Signature,
+    ) -> None:
+        """Create the bundles of leaves of one kind; leaves that cannot be recorded stay alone."""
+        shared = [self._shared[place] for place in signature.shared]
+        arguments = [(row, row.leaf.shape, row.tensors) for row in rows]
+        for phases, of_program in programs.by_program(arguments):
+            if isinstance(phases, str):
+                self._alone.update((row.leaf.name, row) for row in of_program)
+            else:
+                self._bundles.append(_TreeBundle(of_program, phases, count, shared))
 
     def _signature(
         self,
