@@ -229,11 +229,13 @@ def rite_pairs(
 ):
     """Replace the gradients of both factors of each product by LoRA-RITE's directions."""
     who = "scale_by_lora_rite"
+    is_B = Selector(who, (True,), (tuple(b for b, _ in factors),)).choose
 
-    def init(params):
-        tall = _tall(_factors(who, factors, params), params)
-        zeros = map_tensors(torch.zeros_like, params)
-        squares = {n: x.new_zeros(2 * x.shape[1:]) for n, x in tall.items()}
+    def init(params):  # perhaps of one factor only: that of the other comes later
+        zeros, squares = map_tensors(torch.zeros_like, params), {}
+        for n, x in params.items():
+            rank = _matrix(x).shape[1] if is_B(n, None) else len(x)
+            squares[n] = x.new_zeros(rank, rank)
         return {"exp_avg": zeros, "exp_avg_sq": squares, "basis": zeros}
 
     def update(updates, state, params, ctx):
