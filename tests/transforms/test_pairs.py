@@ -209,6 +209,20 @@ def test_a_partner_without_gradient_is_an_error_and_a_pair_without_gradients_wai
     assert updates["2.A"].equal(params["2.A"])
 
 
+@pytest.mark.parametrize("name", LINKS)
+def test_the_factors_of_a_pair_may_be_in_different_groups(name):
+    tx = gradtx.chain(LINKS[name]({"1.B": "1.A"}), gradtx.sgd(lr=0.1))
+    params = {n: torch.nn.Parameter(torch.randn(s)) for n, s in LEAVES.items()}
+    expected, _ = tx.update(params, tx.init(params), params)
+    optimizer = gradtx.as_optimizer(tx, [{"params": [item]} for item in params.items()])
+    before = {n: p.detach().clone() for n, p in params.items()}
+    for p in params.values():
+        p.grad = p.detach().clone()
+    optimizer.step()
+    for n, p in params.items():
+        torch.testing.assert_close(p.detach() - before[n], expected[n].detach(), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("make", [gradtx.precondition_pairs, gradtx.scale_by_lora_rite])
 @pytest.mark.parametrize("pairs", [{}, [("B", "A")], {"B": 1}])
 def test_pairs_are_a_dict_of_patterns(make, pairs):
