@@ -15,7 +15,7 @@ from gradtx.algorithms._math import at_least, norm, rms, running_mean, safe_sqrt
 from gradtx.algorithms._matrix import inverse_root, orthonormal, pseudo_inverse
 from gradtx.arguments import Count, NonNegative, Positive, Static, is_off
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import full_tensor, placed_as
+from gradtx.base.dtensor import full_tensor, local, placed_as
 from gradtx.base.messages import describe
 from gradtx.base.selectors import Selector, listed, without_wrappers
 from gradtx.base.tree import map_tensors
@@ -232,16 +232,19 @@ def rite_pairs(
     is_B = Selector(who, (True,), (tuple(b for b, _ in factors),)).choose
 
     def init(params):  # perhaps of one factor only: that of the other comes later
-        zeros, squares = map_tensors(torch.zeros_like, params), {}
+        zeros = map_tensors(torch.zeros_like, params)
+        squares = {}
         for n, x in params.items():
-            rank = _matrix(x).shape[1] if is_B(n, None) else len(x)
-            squares[n] = x.new_zeros(rank, rank)
+            rank = math.prod(x.shape[1:]) if is_B(n, None) else x.shape[0]
+            squares[n] = local(x).new_zeros(rank, rank)
         return {"exp_avg": zeros, "exp_avg_sq": squares, "basis": zeros}
 
     def update(updates, state, params, ctx):
         pairs = _factors(who, factors, updates)
-        X, g = _tall(pairs, params), _tall(pairs, updates)
-        old_m, old_U = _tall(pairs, state["exp_avg"]), _tall(pairs, state["basis"])
+        X = _tall(pairs, params)
+        g = _tall(pairs, updates)
+        old_m = _tall(pairs, state["exp_avg"])
+        old_U = _tall(pairs, state["basis"])
         U, inverse, m, V, d = {}, {}, {}, {}, {}
         for n, x in X.items():
             size, rank = x.shape
@@ -259,15 +262,16 @@ def rite_pairs(
         g = {n: g[n] @ inverse[partner] for n, partner in partners.items()}
         g = _limited(g, clip, skip)
         for n, partner in partners.items():
-            P, old_V = (
-                U[partner].mT @ old_U[partner],
-                full_tensor(state["exp_avg_sq"][n]),
-            )
+            P = U[partner].mT @ old_U[partner]
+            old_V = full_tensor(state["exp_avg_sq"][n])
             m[n], V[n] = _moments_in_basis(old_m[n], old_V, g[n], P, corrected, eps)
             capped = m[n] if is_off(cap) else m[n] / at_least(rms(m[n]) / cap, 1.0)
             d[n] = capped @ inverse[partner].mT
-        means, basis = _as_leaves(pairs, m, updates), _as_leaves(pairs, U, updates)
-        new = {"exp_avg": means, "exp_avg_sq": V, "basis": basis}
+        new = {
+            "exp_avg": _as_leaves(pairs, m, updates),
+            "exp_avg_sq": V,
+            "basis": _as_leaves(pairs, U, updates),
+        }
         return _as_leaves(pairs, d, updates), new
 
     return init, update
