@@ -277,7 +277,7 @@ class TreeProgram:
         self._layouts = list(map(_layout, tensors))
         self._complex = [i for i, tensor in enumerate(tensors) if tensor.is_complex()]
         tensors = self._real(tensors)
-        self._place_counts(run, leaves, state, equal_counts)
+        count_of = self._place_counts(run, leaves, state, equal_counts)
         old = NestedState(state, run.stages)
         self._shared: dict[SlotOf, int] = {}
         for path in run.stages:
@@ -290,7 +290,7 @@ class TreeProgram:
         trees = _tree.named(params), old, _tree.named(updates)
         self._alone: dict[str, _Row] = {}  # the leaves without a program
         self._bundles: list[_TreeBundle] = []
-        for (count, _), rows in self._by_kind(leaves, trees, tensors).items():
+        for (count, _), rows in self._by_kind(leaves, count_of, trees, tensors).items():
             signature = self._signature(run, rows[0], tensors, numbers, known, unread)
             function = LeafFunction(signature, ChainOf(tx, numbers.structure))
             programs = ListPrograms(function.record, on_host, None, {})
@@ -305,35 +305,41 @@ class TreeProgram:
         leaves: dict[str, Leaf],
         state: dict[str, Any],
         equal_counts: tuple[int, ...],
-    ) -> None:
-        """Note the indices of the counts, and which of them this call advances."""
+    ) -> dict[str, int]:
+        """Note which counts a call advances; return the index of each leaf's own count, if leaves have their own.
+
+        Leaves with equal counts share the first of them.
+        """
         self._step: int = state["step"]
         counts: dict[str, int] = state.get(LEAF_STEPS, {})
         own = list(counts.values()) or [self._step]
         *equal, greatest = equal_counts or [0]
         self._latest = own[greatest]
-        # Leaves with equal counts share the first of them.
-        self._count_of = {name: own[i] for name, i in zip(counts, equal, strict=True)}
         ticks = {name: count_after(leaves.get(name), 0) for name in run.names}
         counted = [i for name, i in counts.items() if ticks.get(name)]
         self._counted = [self._step, *counted]
         # In the first update after which the counts of leaves differ.
         self._first_ticks = {} if counts or not run.has_lag(leaves) else ticks
+        return {name: own[i] for name, i in zip(counts, equal, strict=True)}
 
     def _by_kind(
         self,
         leaves: dict[str, Leaf],
+        count_of: dict[str, int],
         trees: tuple[Any, NestedState, Any],
         tensors: list[Tensor],
     ) -> dict[Any, list[_Row]]:
-        """Return the leaves that may have a program, sorted by the index of their count and by kind."""
+        """Return the leaves that may have a program, sorted by the index of their count and by kind.
+
+        The others stay alone.
+        """
         rows: dict[Any, list[_Row]] = {}
         for name, leaf in leaves.items():
             if not leaf.has_gradient:
                 continue
             row = _Row.of(leaf, *trees, tensors)
             if row.may_have_program():
-                key = self._count_of.get(name, self._step), row.kind()
+                key = count_of.get(name, self._step), row.kind()
                 rows.setdefault(key, []).append(row)
             else:
                 self._alone[name] = row
