@@ -97,6 +97,11 @@ def norm(x: Tensor) -> Tensor:
     return safe_sqrt(x.square().sum())
 
 
+def identity(size: int, like: Tensor) -> Tensor:
+    """Return an identity matrix with the dtype and on the device of a tensor."""
+    return torch.eye(size, dtype=like.dtype, device=like.device)
+
+
 def rms(x: Tensor) -> Tensor:
     """Return the root mean square of a whole leaf as a 0-d tensor, or 0 if the leaf is empty."""
     return safe_sqrt(x.square().sum() / max(x.numel(), 1))

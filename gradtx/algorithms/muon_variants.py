@@ -9,7 +9,14 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import at_least, mean, norm, running_mean, safe_sqrt
+from gradtx.algorithms._math import (
+    at_least,
+    identity,
+    mean,
+    norm,
+    running_mean,
+    safe_sqrt,
+)
 from gradtx.algorithms._polynomials import (
     NEWTON_SCHULZ,
     POLAR_EXPRESS,
@@ -283,8 +290,7 @@ def precondition_inputs(
                 raise ValueError(
                     f"precondition_inputs: {blocks} blocks do not divide the columns of {name!r}, {param.shape[1]}"
                 )
-            eye = torch.eye(n, dtype=param.dtype, device=param.device)
-            inverses[name] = eye.repeat(blocks, 1, 1)
+            inverses[name] = identity(n, param).repeat(blocks, 1, 1)
             covariances[name] = start * inverses[name]
         return {"covariance": covariances, "inverse": inverses}
 
@@ -295,8 +301,8 @@ def precondition_inputs(
             )
         C = running_mean(C, gram.to(C), 1 - rate)
         size = mean(C.diagonal(dim1=-2, dim2=-1), -1)[:, None, None]
-        eye = torch.eye(C.shape[-1], dtype=C.dtype, device=C.device)
-        return C, torch.linalg.inv_ex(C + (ridge * size + 1e-8) * eye)[0]
+        shift = (ridge * size + 1e-8) * identity(C.shape[-1], C)
+        return [C, torch.linalg.inv_ex(C + shift)[0]]
 
     def update(updates, state, params, ctx):
         grams = ctx.input_gram or {}
@@ -312,7 +318,7 @@ def precondition_inputs(
             old = C, K = [full_tensor(state[slot][name]) for slot in new]
             if name in grams:
                 compute = functools.partial(refreshed, name, C, grams[name])
-                C, K = ctx.every(every, 0, compute, functools.partial(tuple, old))
+                C, K = ctx.every(every, 0, compute, lambda old=old: old)
             new["covariance"][name], new["inverse"][name] = C, K
             runs = g.unflatten(1, (blocks, -1)).movedim(1, 0)
             result[name] = (runs @ gathered(K, g)).movedim(0, 1).flatten(1)

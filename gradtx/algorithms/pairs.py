@@ -11,7 +11,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import at_least, norm, rms, running_mean, safe_sqrt
+from gradtx.algorithms._math import (
+    at_least,
+    identity,
+    norm,
+    rms,
+    running_mean,
+    safe_sqrt,
+)
 from gradtx.algorithms._matrix import inverse_root, orthonormal, pseudo_inverse
 from gradtx.arguments import Count, NonNegative, Positive, Static, is_off
 from gradtx.base import torch_names as _torch
@@ -112,10 +119,32 @@ def _as_leaf(x: Tensor, like: Tensor) -> Tensor:
     return placed_as(x.reshape(like.shape).contiguous(), like)
 
 
+def _tall(pairs: Factors, tree: Tree) -> Tree:
+    """Return both factors of each product as matrices of shape (size, rank)."""
+    tall: Tree = {}
+    for b, a in pairs:
+        tall[b] = _matrix(tree[b])
+        tall[a] = _matrix(tree[a]).mT
+    return tall
+
+
+def _as_leaves(pairs: Factors, tall: Tree, like: Tree) -> Tree:
+    """Reverse `_tall`."""
+    leaves: Tree = {}
+    for b, a in pairs:
+        leaves[b] = _as_leaf(tall[b], like[b])
+        leaves[a] = _as_leaf(tall[a].mT, like[a])
+    return leaves
+
+
+def _partners(pairs: Factors) -> dict[str, str]:
+    """Return the name of the other factor of each factor's product."""
+    return {**dict(pairs), **{a: b for b, a in pairs}}
+
+
 def _solved(matrix: Tensor, ridge, x: Tensor) -> Tensor:
     """Return (matrix + ridge I)^-1 x, without waiting for the device to report a singular matrix."""
-    eye = torch.eye(len(matrix), dtype=x.dtype, device=x.device)
-    return torch.linalg.solve_ex(matrix + ridge * eye, x)[0]
+    return torch.linalg.solve_ex(matrix + ridge * identity(len(matrix), x), x)[0]
 
 
 @whole_tree(needs="params")
@@ -123,13 +152,13 @@ def solve_pairs(factors: Static[Factors], damping: Positive):
     """Precondition the gradients of both factors of each product."""
 
     def update(updates, state, params, ctx):
+        pairs = _factors("precondition_pairs", factors, updates)
+        X, g = _tall(pairs, params), _tall(pairs, updates)
         new = {}
-        for b, a in _factors("precondition_pairs", factors, updates):
-            B, A = _matrix(params[b]), _matrix(params[a])
-            g_B, g_A = _matrix(updates[b]), _matrix(updates[a])
-            new[a] = _as_leaf(_solved(B.mT @ B, damping, g_A), updates[a])
-            new[b] = _as_leaf(_solved(A @ A.mT, damping, g_B.mT).mT, updates[b])
-        return new, state
+        for n, partner in _partners(pairs).items():
+            Y = X[partner]
+            new[n] = _solved(Y.mT @ Y, damping, g[n].mT).mT
+        return _as_leaves(pairs, new, updates), state
 
     return update
 
@@ -191,24 +220,6 @@ def _limited(g: Tree, clip, skip) -> Tree:
     return {name: share * x for name, x in g.items()}
 
 
-def _tall(pairs: Factors, tree: Tree) -> Tree:
-    """Return both factors of each product as matrices of shape (size, rank)."""
-    tall: Tree = {}
-    for b, a in pairs:
-        tall[b] = _matrix(tree[b])
-        tall[a] = _matrix(tree[a]).mT
-    return tall
-
-
-def _as_leaves(pairs: Factors, tall: Tree, like: Tree) -> Tree:
-    """Reverse `_tall`."""
-    leaves: Tree = {}
-    for b, a in pairs:
-        leaves[b] = _as_leaf(tall[b], like[b])
-        leaves[a] = _as_leaf(tall[a].mT, like[a])
-    return leaves
-
-
 def _moments_in_basis(m, V, g, P, betas, eps):
     """Return both moments in the new basis: m of the gradient times V^(-1/2), and V of the gradient."""
     b1, b2 = betas
@@ -229,13 +240,12 @@ def rite_pairs(
 ):
     """Replace the gradients of both factors of each product by LoRA-RITE's directions."""
     who = "scale_by_lora_rite"
-    is_B = Selector(who, (True,), (tuple(b for b, _ in factors),)).choose
 
-    def init(params):  # perhaps of one factor only: that of the other comes later
+    def init(params):  # the rank of a product is the smaller size of its factors
         zeros = map_tensors(torch.zeros_like, params)
         squares = {}
         for n, x in params.items():
-            rank = math.prod(x.shape[1:]) if is_B(n, None) else x.shape[0]
+            rank = min(x.shape[0], math.prod(x.shape[1:]))
             squares[n] = local(x).new_zeros(rank, rank)
         return {"exp_avg": zeros, "exp_avg_sq": squares, "basis": zeros}
 
@@ -258,7 +268,7 @@ def rite_pairs(
             beta * ctx.bias_correction(beta, ctx.time - 1) / ctx.bias_correction(beta)
             for beta in betas
         ]
-        partners = {**dict(pairs), **{a: b for b, a in pairs}}
+        partners = _partners(pairs)
         g = {n: g[n] @ inverse[partner] for n, partner in partners.items()}
         g = _limited(g, clip, skip)
         for n, partner in partners.items():

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradtx.algorithms._math import (
     at_least,
+    identity,
     may_decay,
     norm,
     quotient,
@@ -216,8 +217,8 @@ def random_terms(
 def _inverse(factor: Tensor) -> Tensor:
     if factor.ndim == 1:
         return 1 / factor
-    identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-    return torch.linalg.solve_triangular(factor, identity, upper=True)
+    eye = identity(len(factor), factor)
+    return torch.linalg.solve_triangular(factor, eye, upper=True)
 
 
 def descended(factor: Tensor, first: Tensor, second: Tensor, rate) -> Tensor:

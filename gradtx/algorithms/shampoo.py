@@ -11,6 +11,7 @@ from torch import Tensor
 from gradtx.algorithms._math import (
     corrected_root,
     grafted,
+    identity,
     plus_decay,
     running_mean,
     safe_sqrt,
@@ -123,8 +124,7 @@ def scale_by_shampoo(
         return 1 / (2 * tensor.ndim) if variant == "paper" else 1 / tensor.ndim
 
     def init(param):
-        like = {"dtype": param.dtype, "device": param.device}
-        eyes = [torch.eye(size, **like) for size in param.shape]
+        eyes = [identity(size, param) for size in param.shape]
         return {
             "momentum_buffer": torch.zeros_like(param),
             "pre_cond": [matrix_eps * eye for eye in eyes],
@@ -167,7 +167,7 @@ class Blocked:
 
     def identities(self, x: Tensor) -> list[Tensor]:
         sizes = [piece.shape[i] for piece in self.pieces(x) for i in self.dims]
-        return [torch.eye(size, dtype=x.dtype, device=x.device) for size in sizes]
+        return [identity(size, x) for size in sizes]
 
     def averages(self, old: Sequence[Tensor], g: Tensor, beta, ctx) -> Any:
         """Return the statistics after this gradient."""
@@ -189,6 +189,24 @@ class Blocked:
         return joined(pieces, self._shape, self._size).reshape(like.shape)
 
 
+def _averaged(old, new, beta, ctx):
+    """Return the average with this decay, or the sum if it is 1."""
+    decay = exact(beta, ctx.time.device)
+    return beta * old + torch.where(decay == 1, 1.0, 1 - decay) * new
+
+
+def _grafted_step(f, g, state, ctx, kind, slot, beta, eps):
+    """Return the step of a grafted method for the filtered gradient f, and its new slot: squares of the gradient g."""
+    if kind not in _WITH_SQUARES:
+        return f.sign() if kind == "sqrtn" else f, {}
+    v, square_of_g = state[slot], g.square()
+    summed = kind == "adagrad"
+    v = v + square_of_g if summed else _averaged(v, square_of_g, beta, ctx)
+    root = corrected_root(v, ctx, beta) if kind == "adam" else safe_sqrt(v)
+    return f / (root + eps), {slot: v}
+
+
+_WITH_SQUARES = ("adam", "adagrad", "rmsprop")
 Graft: TypeAlias = Literal["none", "sgd", "adagrad", "rmsprop", "sqrtn"]
 _DIMENSIONS = {"all": slice(None), "input": slice(-1), "output": slice(-1, None)}
 
@@ -264,7 +282,6 @@ def scale_by_scalable_shampoo(
     derivatives are not available.
     """
     beta1, beta2 = betas
-    has_statistics = graft_type in ("adagrad", "rmsprop")
     share = 1 - beta1 if moving_average_for_momentum else 1.0
 
     def blocks_of(x):
@@ -278,15 +295,6 @@ def scale_by_scalable_shampoo(
 
     def identities(param):
         return blocks_of(param).identities(param)
-
-    def magnitude(g, state, ctx):
-        """Return the direction of the grafted method, and its new slot."""
-        if not has_statistics:
-            return g.sign() if graft_type == "sqrtn" else g, {}
-        square, D = g.square(), state["graft_statistics"]
-        summed = graft_type == "adagrad"
-        D = D + square if summed else _averaged(D, square, beta2, ctx)
-        return g / (safe_sqrt(D) + diagonal_eps), {"graft_statistics": D}
 
     def preconditioned(blocked, g, state, ctx):
         """Return the direction, and the new statistics and roots."""
@@ -307,7 +315,8 @@ def scale_by_scalable_shampoo(
         return s, {"statistics": L, "preconditioners": P}
 
     def update(g, state, p, ctx):
-        u, new = magnitude(g, state, ctx)
+        options = graft_type, "graft_statistics", beta2, diagonal_eps
+        u, new = _grafted_step(g, g, state, ctx, *options)
         s, blocked = u, blocks_of(g)
         if blocked.dims and g.numel():
             s, of_blocks = preconditioned(blocked, g, state, ctx)
@@ -324,17 +333,11 @@ def scale_by_scalable_shampoo(
     slots = {
         "momentum": linear(),
         "graft_momentum": linear(),
-        "graft_statistics": square() if has_statistics else None,
+        "graft_statistics": square() if graft_type in _WITH_SQUARES else None,
         "statistics": lambda p: [matrix_eps * eye for eye in identities(p)],
         "preconditioners": identities,
     }
     return slots, update
-
-
-def _averaged(old, new, beta, ctx):
-    """Return the average with this decay, or the sum if it is 1."""
-    decay = exact(beta, ctx.time.device)
-    return beta * old + torch.where(decay == 1, 1.0, 1 - decay) * new
 
 
 def _merged_from_the_end(shape: Sequence[int], limit: int, target: int) -> list[int]:
@@ -453,22 +456,13 @@ def scale_by_distributed_shampoo(
             f = (f / (1 - beta3 * power)).to(g.dtype)
         return f, {"filtered_grad": new}
 
-    def magnitude(f, g, state, ctx):
-        """Return the direction of the grafted method, and its new slot."""
-        if not has_squares:
-            return f, {}
-        v, square_of_g = state["adagrad"], g.square()
-        summed = graft == "adagrad"
-        v = v + square_of_g if summed else running_mean(v, square_of_g, graft_beta2)
-        root = corrected_root(v, ctx, graft_beta2) if graft == "adam" else safe_sqrt(v)
-        return f / (root + graft_eps), {"adagrad": v}
-
     def is_due(step):
         return (step == start) | (step > start) & (step % precondition_frequency == 0)
 
     def update(g, state, p, ctx):
         f, of_filter = filtered(g, state, ctx)
-        u, of_graft = magnitude(f, g, state, ctx)
+        options = graft, "adagrad", graft_beta2, graft_eps
+        u, of_graft = _grafted_step(f, g, state, ctx, *options)
         new, blocked = of_filter | of_graft, blocks_of(g)
         if not g.numel():
             return u, new
@@ -487,15 +481,14 @@ def scale_by_distributed_shampoo(
         directions = blocked.products(f, R)
         if graft is not None:
             pairs = zip(directions, blocked.pieces(u), strict=True)
-            directions = [grafted(d, magnitude, 1e-16) for d, magnitude in pairs]
+            directions = [grafted(d, step, 1e-16) for d, step in pairs]
         d = blocked.joined(directions, g)
         new |= {"factor_matrices": S, "inv_factor_matrices": R}
         return torch.where(ctx.step >= start, d, u), new
 
-    has_squares = graft in ("adam", "rmsprop", "adagrad")
     slots = {
         "filtered_grad": None if is_off(beta1) else ema(beta1),
-        "adagrad": square() if has_squares else None,
+        "adagrad": square() if graft in _WITH_SQUARES else None,
         "factor_matrices": lambda p: [0 * eye for eye in identities(p)],
         "inv_factor_matrices": identities,
     }

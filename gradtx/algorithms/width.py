@@ -88,18 +88,26 @@ def _widths(entries: Entries) -> list[float]:
     return [width for width in entries if width is not None]
 
 
+def _main(widths: list[float]) -> float:
+    """Return the last width, or 1 if there is none."""
+    return [1.0, *widths][-1]
+
+
 def _factor(name: str, entries: Entries, rule: str) -> float:
     widths = _widths(entries)
     if len(widths) > 2:
         raise ValueError(
             f"scale_by_width: leaf {name!r} has {len(widths)} dimensions that are widths; muP has a rule for at most 2"
         )
-    if rule == "sgd":
-        is_matrix = len(widths) == 2
-        return _ratio(entries, 0) / _ratio(entries, 1) if is_matrix else _main(widths)
+    main = _main(widths)
     if len(widths) < 2:
-        return 1.0
-    return widths[-1] if rule == "adam_eps" else 1 / widths[-1]
+        return main if rule == "sgd" else 1.0
+    factors = {
+        "adam": 1 / main,
+        "sgd": (entries[0] or 1.0) / (entries[1] or 1.0),
+        "adam_eps": main,
+    }
+    return factors[rule]
 
 
 def width_multipliers(
@@ -201,17 +209,17 @@ def init_for_width(
     """
     _check_names("init_for_width", params, multipliers)
     selector = Selector.of("init_for_width: readouts", readouts)
-    layers = {
-        name.removesuffix("weight"): entries
+    weights = {
+        name.removesuffix("weight").removesuffix("."): name
         for name, entries in multipliers.items()
         if name.endswith("weight") and len(entries) > 1
     }
-    selector.check_used([layer.removesuffix(".") for layer in layers])
+    selector.check_used(list(weights))
     scaled = dict(params)
-    for layer, entries in layers.items():
-        weight, bias = f"{layer}weight", f"{layer}bias"
-        ratio = _ratio(entries, 1)
-        if selector.choose(layer.removesuffix("."), params[weight]):
+    for layer, weight in weights.items():
+        entries = multipliers[weight]
+        ratio = entries[1] or 1.0
+        if selector.choose(layer, params[weight]):
             widths = _widths(entries)
             if len(widths) > 1:
                 raise ValueError(
@@ -219,15 +227,7 @@ def init_for_width(
                 )
             ratio = _main(widths)
             scaled[weight] = math.sqrt(ratio) * params[weight]
+        bias = weight.removesuffix("weight") + "bias"
         if bias in params:
             scaled[bias] = math.sqrt(ratio) * params[bias]
     return scaled
-
-
-def _ratio(entries: Entries, dim: int) -> float:
-    return entries[dim] or 1.0
-
-
-def _main(widths: list[float]) -> float:
-    """Return the last width, or 1 if there is none."""
-    return widths[-1] if widths else 1.0

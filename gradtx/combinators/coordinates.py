@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import at_least, blended
+from gradtx.algorithms._math import at_least, blended, identity
 from gradtx.algorithms._matrix import (
     eigenbasis,
     gram,
@@ -150,7 +150,7 @@ class Rotation(Factors, Coordinates):
         shape = self.shape(param.shape)
         sizes = [shape[i] for i in self.dims(param.shape)]
         # A leaf whose first gradient arrives later starts from the identity.
-        bases = [torch.eye(n, dtype=param.dtype, device=param.device) for n in sizes]
+        bases = [identity(n, param) for n in sizes]
         if self.refresh == "svd":
             return {"Q": bases}
         return {"GG": [torch.zeros_like(basis) for basis in bases], "Q": bases}

@@ -54,17 +54,21 @@ def summed_over_ranks(
         parts = list(map(_padded, values))
         for dim, has_differences in enumerate(differs):
             if has_differences:
-                vector = torch.cat([part.reshape(-1) for part in parts])
-                distributed: Any = torch.distributed  # its functions have no types
-                distributed.all_reduce(vector, group=mesh.get_group(dim))
-                totals = torch.split(vector, list(map(torch.numel, parts)))
-                shapes = [part.shape for part in parts]
-                parts = list(map(Tensor.view, totals, shapes))
+                parts = _summed(parts, mesh.get_group(dim))
         for (leaf, name), value, part in zip(places, values, parts, strict=True):
             complete[leaf][name] = from_local_like(
                 part, value, value.shape, on_every_rank(mesh)
             )
     return complete
+
+
+def _summed(parts: list[Tensor], group: Any) -> list[Tensor]:
+    """Return the sums over the ranks of a group of tensors with the same dtype and device, by one message."""
+    vector = torch.cat([part.reshape(-1) for part in parts])
+    distributed: Any = torch.distributed  # its functions have no types
+    distributed.all_reduce(vector, group=group)
+    totals = torch.split(vector, list(map(torch.numel, parts)))
+    return [total.view(x.shape) for total, x in zip(totals, parts, strict=True)]
 
 
 def mean_over_ranks(
@@ -81,16 +85,12 @@ def mean_over_ranks(
     parts = [local(tensors[name]) for name in names]
     numbers = parts[0].new_zeros(team.size)
     numbers[team.rank] = number
-    pieces = [part.reshape(-1).to(team.device) for part in (*parts, numbers)]
-    dtypes = [piece.dtype for piece in pieces]
-    wire = functools.reduce(torch.promote_types, dtypes)
-    vector = torch.cat([piece.to(wire) for piece in pieces])
-    distributed: Any = torch.distributed  # its functions have no types
-    distributed.all_reduce(vector, group=team.group)
-    *totals, numbers = torch.split(vector, list(map(torch.numel, pieces)))
+    wire = functools.reduce(torch.promote_types, [part.dtype for part in parts])
+    message = [part.to(team.device, wire) for part in (*parts, numbers)]
+    *totals, numbers = _summed(message, team.group)
     means: dict[str, Any] = {}
     for name, part, total in zip(names, parts, totals, strict=True):
-        mean = (total / team.size).view(part.shape).to(part)
+        mean = (total / team.size).to(part)
         means[name] = from_local_like(mean, tensors[name])
     return means, numbers
 
