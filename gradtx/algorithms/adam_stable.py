@@ -796,6 +796,5 @@ def adagc(
     leaves in float32.
     """
     clipping = clip_to_history(lambda_rel, lambda_abs, beta, warmup_steps, eps)
-    return chain(
-        clipping, with_decay(scale_by_adam(betas, eps), weight_decay, True, lr)
-    )
+    direction = scale_by_adam(betas, eps)
+    return chain(clipping, with_decay(direction, weight_decay, True, lr))

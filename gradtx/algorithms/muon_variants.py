@@ -7,13 +7,10 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from torch import Tensor
 
 from gradtx.algorithms._math import (
-    at_least,
     identity,
     mean,
-    norm,
     running_mean,
     safe_sqrt,
 )
@@ -31,6 +28,7 @@ from gradtx.algorithms.muon import (
     by_matrix,
     matrix_norms,
     muon_like,
+    normalize_neurons,
     orthogonalize,
     scale_by_shape,
 )
@@ -57,124 +55,14 @@ from gradtx.transform import GradientTransformation, chain
 __all__ = [
     "adamuon",
     "aurora",
-    "balance_energy",
     "contra_muon",
     "muon_adam_atan2",
     "namo",
     "normalize_entries",
-    "normalize_neurons",
     "normuon",
     "polar_adam_atan2",
     "precondition_inputs",
 ]
-
-
-@per_tensor(whole=True, dims=(2, 2))
-def balance_energy(steps: NonNegativeInt = 10, eps=1e-8):
-    r"""Rescale rows and columns of a matrix until all rows have equal norms, and all columns too: Sinkhorn's iteration.
-
-    With $B = x^2 + \epsilon$ of size $r \times c$ and $b = 1$, repeat $a = \frac{1/r}{B b + \epsilon}$,
-    $b = \frac{1/c}{B^\top a + \epsilon}$; then $y_{ij} = \sqrt{a_i}\, x_{ij} \sqrt{b_j}$, and the result is
-    $y \sqrt r / \max(\lVert y \rVert, \epsilon)$. It costs a few passes over the matrix, where `orthogonalize` costs
-    products of matrices. In the eigenbases of `rotated`, it is SinkSOAP, whose result does not depend on the signs of
-    the eigenvectors.
-
-    Args:
-        steps: Number of iterations, >= 0.
-        eps: $\epsilon > 0$, in the units of a squared gradient.
-
-    Returns:
-        A transformation that keeps shapes and dtypes; no state.
-
-    Raises:
-        ValueError: If an argument is out of range, or if a leaf is not a matrix.
-
-    Example:
-        >>> tx = gradtx.balance_energy()
-        >>> grads = {"w": torch.tensor([[30.0, -4.0], [30.0, 4.0]])}
-        >>> updates, _ = tx.update(grads, tx.init({}))
-        >>> updates["w"]
-        tensor([[ 0.7071, -0.7071],
-                [ 0.7071,  0.7071]])
-
-    Source: record 26 of track 3 of modded-nanogpt, SinkSOAP. Departures: none.
-    """
-
-    def update(x, state, p, ctx):
-        r, c = x.shape
-        B = x.square() + eps
-        a, b = x.new_ones(r), x.new_ones(c)
-        for _ in range(steps):
-            a = 1 / max(r, 1) / (B @ b + eps)
-            b = 1 / max(c, 1) / (B.mT @ a + eps)
-        y = safe_sqrt(a)[:, None] * x * safe_sqrt(b)
-        return y * (math.sqrt(r) / at_least(norm(y), eps)), state
-
-    return update
-
-
-@per_tensor(whole=True, dims=(2, math.inf))
-def normalize_neurons(
-    beta: Decay = 0.95,
-    eps: NonNegative = 1e-10,
-    axis: Literal["rows", "long"] = "rows",
-    rms: NonNegative | None = None,
-):
-    r"""Divide each row of a matrix by its running root mean square, preserving the norm of the matrix.
-
-    $q_t = \beta q_{t-1} + (1-\beta)\, \mathrm{mean}_{-1}(u^2)$ from 0, $\tilde u = u / (\sqrt{q_t} + \epsilon)$, result
-    $\tilde u \lVert u \rVert / \max(\lVert \tilde u \rVert, \epsilon)$. The last two dimensions form the matrix.
-
-    Args:
-        beta: $\beta$, in [0, 1).
-        eps: $\epsilon \ge 0$. Use a positive value if a row may be 0.
-        axis: "rows", or "long" for the longer side: the columns, if the matrix has more of them than rows.
-        rms: The root mean square of the result, >= 0, instead of that of the matrix; None preserves the norm.
-
-    Returns:
-        A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter with size 1 in the
-        last dimension, or in the one before it where columns are divided.
-
-    Raises:
-        ValueError: If an argument is out of range, if `axis` is unknown, or if a leaf has fewer than two dimensions.
-
-    Example:
-        >>> tx = gradtx.normalize_neurons()
-        >>> params = {"w": torch.zeros(2, 1)}
-        >>> # equal rows, same norm 5
-        >>> tx.update({"w": torch.tensor([[3.0], [4.0]])}, tx.init(params))[0]["w"]
-        tensor([[3.5355],
-                [3.5355]])
-
-    Source: Li et al. 2025, NorMuon, arXiv:2510.05491, in the form of adam-atan2-pytorch 0.4.1. Departures: none from
-    the latter.
-    """
-
-    def dim_of_means(x):
-        return -2 if axis == "long" and x.shape[-2] < x.shape[-1] else -1
-
-    def first(param):
-        shape = list(param.shape)
-        shape[dim_of_means(param)] = 1
-        return param.new_zeros(shape)
-
-    def update(u, state, p, ctx):
-        dim = dim_of_means(u)
-        u, q = equalized(u, state["exp_avg_sq"], beta, eps, dim, rms)
-        return u, {"exp_avg_sq": q}
-
-    return {"exp_avg_sq": square(first)}, update
-
-
-def equalized(
-    u: Tensor, q: Tensor, beta, eps, dim: int = -1, rms=None
-) -> tuple[Tensor, Tensor]:
-    """Divide by the running mean square q over a dimension, restore the norm or set the root mean square; return q."""
-    q = running_mean(q, mean(u.square(), dim, keepdim=True), beta)
-    scaled = u / (safe_sqrt(q) + eps)
-    entries = math.prod(u.shape[-2:])
-    size = matrix_norms(u) if rms is None else rms * math.sqrt(entries)
-    return scaled * (size / at_least(matrix_norms(scaled), eps)), q
 
 
 @per_tensor(whole=True, dims=(2, math.inf))
