@@ -116,7 +116,7 @@ def test_numbers_equal_those_of_ordinary_compiled_steps(name, uncompiled):
 
 def refused(tx, values):
     """Whether a chain refuses to release gradients."""
-    optimizer = gradtx.as_optimizer(tx, [torch.nn.Parameter(p) for p in values.values()])
+    optimizer = gradtx.as_optimizer(tx, [(name, torch.nn.Parameter(p)) for name, p in values.items()])
     try:
         optimizer.release_gradients().remove()
     except ValueError as error:
