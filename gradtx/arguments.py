@@ -361,7 +361,7 @@ class Argument:
         if not are_ints:
             self._check_length(value)
         check = self._int if are_ints else self._scalar
-        checked: list[Any] = []
+        checked = []
         for i, entry in enumerate(value):
             k = min(i, len(self._entries) - 1)
             if entry is not None or type(None) not in self._entries[k].members:
@@ -561,7 +561,7 @@ class Arguments:
             raise TypeError(
                 f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}"
             )
-        values: dict[str, Any] = {}
+        values = {}
         for argument, value in zip(self._positional, args, strict=False):
             values[argument.name] = value
         for key, value in kwargs.items():
@@ -572,7 +572,7 @@ class Arguments:
             if key in values:
                 raise TypeError(f"{self.name}: got two values for {key!r}")
             values[key] = value
-        bound: dict[str, Any] = {}
+        bound = {}
         for argument in self.all:
             if argument.name in values:
                 bound[argument.name] = argument.check(values[argument.name])

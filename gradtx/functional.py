@@ -91,7 +91,7 @@ def train_step(
             raise TypeError(
                 f"train_step: the loss must be a floating-point tensor, got {loss.dtype}"
             )
-        known: dict[str, Any] = {
+        known = {
             "value": loss,
             "value_fn": lambda params: loss_at(params)[0],
             "grad_fn": lambda params: gradients_at(params)[0],
@@ -184,7 +184,7 @@ def unstack(tree: Any) -> list[Any]:
         raise ValueError(
             f"unstack: tensors need one leading dimension of members, got the sizes {counts}"
         )
-    trees: list[Any] = []
+    trees = []
     for i in range(max(counts.values())):
         member: dict[str, Tensor | None] = {}
         for name, leaf in leaves.items():
@@ -219,7 +219,7 @@ def get(state: dict[str, Any], name: str) -> Any:
         >>> gradtx.get(state, "step")
         tensor(1)
     """
-    part: Any = state
+    part = state
     for key in _find("get", state, name):
         part = part[key]
     return _copied(part)

@@ -142,7 +142,7 @@ def draw_probe(
 ) -> Tensor:
     """Return a random vector with the shape, the dtype and the device of a leaf."""
     # Drawn on the generator's device in float32, so that a seed yields the same vectors for all devices and dtypes.
-    options: Any = {"generator": generator, "device": generator.device}
+    options = {"generator": generator, "device": generator.device}
     shape = tuple(like.shape)
     gaussian = distribution == "gaussian"
     z = (

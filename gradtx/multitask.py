@@ -84,8 +84,7 @@ def _orders(count: int, generator: torch.Generator | int | None) -> Iterator[lis
         generator = torch.Generator().manual_seed(generator)
     device = generator.device if generator is not None else None
     for _ in range(count):
-        order: Any = torch.randperm(count, generator=generator, device=device)
-        yield order.tolist()
+        yield torch.randperm(count, generator=generator, device=device).tolist()
 
 
 def _without_conflicts(
@@ -351,7 +350,7 @@ class RotoGrad(nn.Module):
         # Do not divide a loss whose initial value is 0.
         values = torch.where(values == 0, 1.0, values)
         self.initial_losses = torch.where(is_start, values, self.initial_losses)
-        relative: Any = torch.stack(list(losses))
+        relative = torch.stack(list(losses))
         if self.normalize_losses:
             relative = relative / self.initial_losses
         # Through each head, to the representation that it received.
@@ -369,7 +368,7 @@ class RotoGrad(nn.Module):
         ]
         norms = _norms(grads).to(self.initial_norms)
         self.initial_norms = torch.where(is_start, norms, self.initial_norms)
-        rotation_loss: Any = torch.stack(
+        rotation_loss = torch.stack(
             rotograd_rotation_loss(grads, rotated_grads, matrices)
         ).sum()
         rotation_loss.backward()

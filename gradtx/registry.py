@@ -357,8 +357,8 @@ def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
         names = {param: [name] for name, param in items}
     if _is_zero(weight_decay):
         return items
-    decayed: dict[str, Any] = {"params": []}
-    undecayed: dict[str, Any] = {"params": [], "weight_decay": 0.0}
+    decayed = {"params": []}
+    undecayed = {"params": [], "weight_decay": 0.0}
     for name, param in items:
         group = undecayed if _is_banned(ban_list, names[param]) else decayed
         group["params"].append((name, param))

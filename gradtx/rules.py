@@ -236,7 +236,7 @@ class Spec:
     def rule(self, functions: Functions, arguments: Bound) -> Rule:
         """Return the rule for these argument values."""
         option = functools.partial(self.option, arguments=arguments)
-        shared: dict[str, Any] = {}
+        shared = {}
         for name, value in option("shared").items():
             shared[name] = _with_arguments(value, arguments)
         summed: dict[str, Callable[[Tensor], Tensor]] = {}

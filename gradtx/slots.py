@@ -90,7 +90,7 @@ def init_of(slots: Mapping[str, Slot]) -> Callable[[Tensor], dict[str, Any]]:
     """Return the `init` of a rule that declares its slots."""
 
     def init(param: Tensor) -> dict[str, Any]:
-        values: dict[str, Any] = {}
+        values = {}
         for name, slot in slots.items():
             value = slot.first(param)
             if value is not None:

@@ -307,7 +307,7 @@ class GradientTransformation:
             child._replaced(values, checked, (*place, i))
             for i, child in enumerate(self._children())
         )
-        own: dict[str, Any] = {}
+        own = {}
         for name, _, _ in self._own_entries():
             if (place, name) in values:
                 own[name] = values[place, name]
@@ -451,7 +451,7 @@ class Chain(GradientTransformation):
         return self._txs
 
     def _expand(self, scope: Scope) -> list[Any]:
-        operations: list[Any] = []
+        operations = []
         scope = scope.of(self)
         for i, tx in enumerate(self._txs):
             operations.extend(tx._expand(scope.child(i, changed=bool(operations))))

@@ -336,7 +336,7 @@ def record(
             yield update, {name: safe_sqrt(total["square"])}
 
         return update_of_all
-    slots: dict[str, Any] = {}
+    slots = {}
     for each in what:
         if each not in SUMS_OF:
             raise ValueError(

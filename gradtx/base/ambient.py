@@ -156,6 +156,6 @@ def eagerly() -> Generator[None, None, None]:
 
 def add_note(error: Exception) -> None:
     """Add to an error from a recorded program how to run its rules line by line."""
-    add: Any = getattr(error, "add_note", None)
+    add = getattr(error, "add_note", None)
     if add is not None:  # Python 3.11
         add(NOTE)

@@ -72,8 +72,7 @@ def dtensor_of(
     """Build a DTensor from a local shard, without communication. Without a shape, all shards have equal shapes."""
     from torch.distributed.tensor import DTensor
 
-    dtensor: Any = DTensor  # its methods have no types
-    return dtensor.from_local(
+    return DTensor.from_local(
         part, mesh, placements, run_check=False, shape=shape, stride=stride
     )
 

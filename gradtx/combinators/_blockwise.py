@@ -273,7 +273,7 @@ class Pieces:
     def _stack(self) -> None:
         """Stack the tensors of the blocks."""
         leaf = self._leaf
-        tensors: dict[str, Any] = {"update": leaf.update, "param": leaf.param}
+        tensors = {"update": leaf.update, "param": leaf.param}
         if leaf.grad is not leaf.update:
             tensors["grad"] = leaf.grad
         tensors["extras"] = {
@@ -455,7 +455,7 @@ def _run(
 
 def _results(block: Leaf, whole: Leaf) -> dict[str, Any]:
     """Return the results of a block that has finished."""
-    results: dict[str, Any] = {
+    results = {
         "update": block.update,
         "slots": block.new,
         "starts": block.starts,

@@ -261,7 +261,7 @@ class Synchronize(Enter):
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         assert self._team is not None
-        deltas: dict[str, Any] = {}
+        deltas = {}
         sums: dict[str, Tensor] = {}
         for leaf, (delta, total) in waiting:
             deltas[leaf.name], sums[leaf.name] = delta, total

@@ -70,7 +70,7 @@ def qk_clip(
             f"qk_clip: roles must be a dict of pattern -> (name, role), got {describe(roles)}"
         )
     powers = {"query": alpha, "key": 1 - alpha, "query_rotary": 1.0}
-    branches: dict[Any, Any] = {}
+    branches = {}
     for i, (pattern, value) in enumerate(roles.items()):
         check_not_empty("qk_clip: roles", pattern)
         logits, role = _checked(pattern, value)

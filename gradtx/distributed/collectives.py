@@ -65,8 +65,7 @@ def summed_over_ranks(
 def _summed(parts: list[Tensor], group: Any) -> list[Tensor]:
     """Return the sums over the ranks of a group of tensors with the same dtype and device, by one message."""
     vector = torch.cat([part.reshape(-1) for part in parts])
-    distributed: Any = torch.distributed  # its functions have no types
-    distributed.all_reduce(vector, group=group)
+    torch.distributed.all_reduce(vector, group=group)
     totals = torch.split(vector, list(map(torch.numel, parts)))
     return [total.view(x.shape) for total, x in zip(totals, parts, strict=True)]
 
@@ -88,7 +87,7 @@ def mean_over_ranks(
     wire = functools.reduce(torch.promote_types, [part.dtype for part in parts])
     message = [part.to(team.device, wire) for part in (*parts, numbers)]
     *totals, numbers = _summed(message, team.group)
-    means: dict[str, Any] = {}
+    means = {}
     for name, part, total in zip(names, parts, totals, strict=True):
         mean = (total / team.size).to(part)
         means[name] = from_local_like(mean, tensors[name])
@@ -137,6 +136,8 @@ class Transfer:
         failed: Whether this rank has failed, which the message reports to all others.
     """
 
+    _collective: Any  # a handle
+
     def __init__(
         self,
         team: Team,
@@ -149,7 +150,6 @@ class Transfer:
         messages: list[Tensor] = []
         for row in rows:
             messages.append(torch.cat([flag, *(tensor.reshape(-1) for tensor in row)]))
-        distributed: Any = torch.distributed  # its functions are not annotated
         self._team = team
         self._sizes = sizes
         self._lengths = [FLAG + size for size in sizes]
@@ -159,11 +159,11 @@ class Transfer:
         self._sent = torch.cat(messages)
         self._received = self._sent.new_empty(sum(self._lengths))
         if len(rows) < team.size:
-            self._collective = distributed.all_gather_into_tensor(
+            self._collective = torch.distributed.all_gather_into_tensor(
                 self._received, self._sent, group=team.group, async_op=True
             )
         else:
-            self._collective = distributed.all_to_all_single(
+            self._collective = torch.distributed.all_to_all_single(
                 self._received,
                 self._sent,
                 self._lengths,
@@ -184,8 +184,7 @@ class Transfer:
         self.wait()
         parts = torch.split(self._received, self._lengths)
         flags = torch.stack([part[0] for part in parts])
-        nonzero: Any = flags.nonzero().flatten()
-        failed: list[int] = nonzero.tolist()
+        failed = flags.nonzero().flatten().tolist()
         if failed:
             raise RuntimeError(
                 f"rank {self._team.ranks[failed[0]]} failed in this step; see the error raised on that rank"

@@ -99,15 +99,13 @@ class Team:
 @functools.cache
 def team_of(mesh: DeviceMesh) -> Team:
     """Return the ranks of a mesh as a team."""
-    distributed: Any = torch.distributed
-    rank_at_place: Any = mesh.mesh
-    ranks: list[int] = rank_at_place.flatten().tolist()
-    if len(ranks) == distributed.get_world_size():
-        group = distributed.group.WORLD
+    ranks = mesh.mesh.flatten().tolist()
+    if len(ranks) == torch.distributed.get_world_size():
+        group = torch.distributed.group.WORLD
     elif mesh.ndim == 1:
         group = mesh.get_group()
     else:
-        group = distributed.new_group(ranks, use_local_synchronization=True)
+        group = torch.distributed.new_group(ranks, use_local_synchronization=True)
     return _team(group, torch.device(mesh.device_type))
 
 

@@ -321,7 +321,7 @@ class Operation:
                     f"{'.'.join(self.path)}: leaf {leaf.name!r} yields the sums {sorted(payload)}, "
                     f"but leaf {first.name!r} yields {sorted(sums)}; all leaves must yield the same sums"
                 )
-        total: dict[str, Any] = {}
+        total = {}
         for key in sums:
             total[key] = total_of(
                 [payload[key].to(first.device) for _, payload in waiting]
@@ -360,7 +360,7 @@ class Block:
     @classmethod
     def of(cls, tx: Any, run: Run, count: Any, around: Any = None) -> Block:
         """Expand a whole transformation for one run, optionally inside a frame (see `Enter.between`)."""
-        frozen: list[Any] = []
+        frozen = []
         operations = tx._expand(Scope(run, (), count, frozen))
         if around is not None:
             operations = around.between(operations)

@@ -406,7 +406,7 @@ def init(tx: Transformation, params: Any, counts: str = "calls") -> dict[str, An
 
 
 def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
-    state: dict[str, Any] = {"step": run.old_step}
+    state = {"step": run.old_step}
     for path in run.stages:
         if path in run.new_trees:
             enter(state, path[:-1])[path[-1]] = run.new_trees[path]
@@ -463,7 +463,7 @@ def _update(
     run, leaves = begin(tx, updates, state, params, extras)
     execute(leaves.values())
     run.end()
-    outputs: dict[str, Any] = {}
+    outputs = {}
     for name, leaf in leaves.items():
         result = leaf.result()
         if result is not None:
@@ -486,7 +486,7 @@ def begin(
     `only` are the names of the leaves to return if the caller processes the others itself.
     """
     grads, unflatten = _tree.flatten(updates, "updates")
-    by_name: dict[str, Any] = {}
+    by_name = {}
     unflatten_params = None
     if params is not None:
         by_name, unflatten_params = _tree.flatten(params, "params")
@@ -598,7 +598,7 @@ def split_extras(
     extras: dict[str, Any], kinds: dict[str, str], names: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Split extras into those that all leaves share and those by leaf."""
-    scalars: dict[str, Any] = {}
+    scalars = {}
     trees: dict[str, dict[str, Any]] = {}
     for name, value in extras.items():
         if value is None:

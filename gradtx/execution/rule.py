@@ -123,7 +123,7 @@ class RuleState(dict[str, Any]):
 
     def map(self, function: Callable[[Any], Any]) -> RuleState:
         """Return a copy with `function` applied to every tensor."""
-        values: dict[str, Any] = {}
+        values = {}
         for name, value in self.items():
             if isinstance(value, list):
                 values[name] = [function(item) for item in value]
@@ -186,7 +186,7 @@ class StageState:
         assert init is not None
         if self._rule.inner is not None:
             return init(like, self._rule.inner(leaf))
-        random: tuple[Any, ...] = ()
+        random = ()
         if self._rule.seed is not None:
             random = (
                 Stream(self.shared["seed"], self.shared["counter"], leaf.stream_name),

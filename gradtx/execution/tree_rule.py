@@ -261,10 +261,10 @@ class PlainOperation(TreeOperation):
 
     def _update(self, leaves: dict[str, Leaf]) -> Callable[[Any, Any, Any], Any]:
         context = TreeContext(leaves)
-        available: dict[str, Any] = {"value": context.known_value()}
+        available = {"value": context.known_value()}
         if "hessian_diag" in self._run.leaf_extras:
             available["hessian_diag"] = self._tree(context.hessian_diag)
-        extras: dict[str, Any] = {}
+        extras = {}
         for name, value in available.items():
             if name in self._extras and value is not None:
                 extras[name] = value

@@ -107,7 +107,7 @@ class AliasOptimizer(ChainOptimizer):
         cls.__doc__ = f"{summary}\n\n{docstring}" if docstring else summary
 
     def __init__(self, params: Params, *args: Any, **kwargs: Any):
-        engine: dict[str, Any] = {}
+        engine = {}
         for name, option in KEYWORDS.items():
             if name != "seed" or self._seeded:
                 engine[name] = kwargs.pop(name, option.default)
@@ -186,7 +186,7 @@ def _defaults_of(
         arguments: The arguments passed to the constructor. Those that are not hyperparameters are included in the
             result.
     """
-    defaults: dict[str, Any] = {}
+    defaults = {}
     hyperparameters: set[str] = set()
     for name, entry in names_in_group(tx._entries()).items():
         nodes, argument = entry.place

@@ -42,7 +42,7 @@ class Scaling:
     @classmethod
     def requested_by(cls, optimizer: Any) -> Scaling:
         """Return the request that a scaler has set on the optimizer."""
-        scale: Any = getattr(optimizer, "grad_scale", None)
+        scale = getattr(optimizer, "grad_scale", None)
         found_inf = full_tensor(torch.as_tensor(optimizer.found_inf)).reshape(())
         device = found_inf.device
         if scale is None:

@@ -197,7 +197,7 @@ class GroupView:
 
     def numbers(self, count: Callable[[Place], int | Tensor]) -> list[Any]:
         """Return the numbers of the last settled values, with those of schedules at a count."""
-        numbers: list[Any] = []
+        numbers = []
         pairs = zip(self._numbers.values, self._numbers.places, strict=True)
         for item, place in pairs:
             if isinstance(item, Schedule):

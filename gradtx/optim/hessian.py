@@ -171,7 +171,7 @@ class HessianSource:
         z = self._random_vectors(due, states)
         vectors = [z[param].to(gradient.dtype) for param, gradient in gradients.items()]
         try:
-            columns: Any = torch.autograd.grad(
+            columns = torch.autograd.grad(
                 list(gradients.values()), params, vectors, allow_unused=True
             )
         except torch.OutOfMemoryError:

@@ -293,7 +293,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             )
         params = params_of(self.param_groups)
         known = KnownClosure(closure, params)
-        losses: list[Any] = []
+        losses = []
         for _ in range(max_iter):
             before = Weights(params)
             losses.append(self._step(known, consume_gradients, dict(extras)))
@@ -336,7 +336,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             extras["hessian_diag"] = None
         loss = None
         if closure is not None:
-            keeping_graphs: Any = contextlib.nullcontext()
+            keeping_graphs = contextlib.nullcontext()
             if hessian is not None and estimates:
                 keeping_graphs = hessian.keeping_graphs(parts.states)
             with torch.enable_grad(), keeping_graphs:
@@ -350,7 +350,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             step = self._released.close()
         elif self._idle_steps is not None:
             self._count_idle_step(parts)
-        at_state: Any = contextlib.nullcontext()
+        at_state = contextlib.nullcontext()
         if parts.offload is not None:
             parts.offload.extras_on_host(extras)
             at_state = parts.at_state(

@@ -105,7 +105,7 @@ class Parts:
         """Properties of the chain."""
         block = self.members.block()
         operations = list(block.walk())
-        needs: Any = self.members.tx.needs
+        needs = self.members.tx.needs
         kinds, _ = self.members.tx._requirements()
         return ChainTraits(
             takes_none=takes_none(block.operations),

@@ -231,7 +231,7 @@ class OwnedSlot:
     @property
     def mesh(self) -> Any:
         """The mesh of a sharded parameter; None if every rank has the whole parameter."""
-        param: Any = self.member.param
+        param = self.member.param
         return param.device_mesh if is_sharded(param) else None
 
     @functools.cached_property
@@ -268,7 +268,7 @@ def states_of_owners(
         replicas: The ranks that have equal whole parameters and divide the work on them.
     """
     slots_of_kind: dict[Any, list[OwnedSlot]] = defaultdict(list)
-    saved: dict[Any, Any] = {}
+    saved = {}
     for param, member in members.items():
         owned = layouts[param].owned if param in layouts else ()
         if param not in states or not owned:
@@ -303,12 +303,12 @@ def _sent(bucket: list[OwnedSlot], team: Team) -> list[Any]:
                 rows.append(slot.value[window].reshape(-1).view(wire))
     received = Transfer(team, rows_for_ranks, sizes_from_ranks, wire, False).parts()
     ends = [0] * team.size  # of the last slot in each owner's buffer
-    parts: list[Any] = []
+    parts = []
     for slot in bucket:
         _, shape = slot.part_at(team.rank)
         start = ends[slot.owner]
         end = ends[slot.owner] = start + math.prod(shape)
-        part: Any = received[slot.owner][start:end].clone().view(dtype).view(shape)
+        part = received[slot.owner][start:end].clone().view(dtype).view(shape)
         if slot.mesh is not None:
             param = slot.member.param
             part = from_local_like(part, param, slot.value.shape, slot.placements)

@@ -73,7 +73,7 @@ class OpenStep(Step):
         self._prepare(member)
         self.arrived.add(member)
         eager = [member]
-        bundles: list[Any] = []
+        bundles = []
         for engine in self._engines:
             if eager:
                 bundles, eager = engine.bundles(self, eager, member)

@@ -144,7 +144,7 @@ class Step:
         self._unscale = None if scaling is None else unscaling(self.run, scaling)
         # For each count on the device, the count after the step.
         self._after: dict[Any, Count] = {}
-        counts: Any = set(map(COUNT, self._every))
+        counts = set(map(COUNT, self._every))
         if on_device or not set(map(type, counts)) <= {int}:
             place_counts(self._every, device if on_device else None)
             counts = set(map(COUNT, self._every))
@@ -309,7 +309,7 @@ class Step:
         if self._agrees:
             return
         self._expand()
-        first: dict[Any, Any] = {}
+        first = {}
         for block, row in zip(self._blocks, self._rows, strict=True):
             # The selectors' decisions that are the same for all members of the group.
             labels: dict[Path, set[Any]] = defaultdict(set)
@@ -357,7 +357,7 @@ class Step:
     def _planned(self) -> tuple[list[Any], list[Member]]:
         """Return the bundles of the step, and the members that step one at a time."""
         parts, traits, eager = self._parts, self._parts.traits, self.members
-        bundles: list[Any] = []
+        bundles = []
         if parts.members.are_divided:
             self._compare_ranks()
         if not (traits.calls_again or (traits.exchanges and self._exchanges())):
@@ -383,7 +383,7 @@ class Step:
 
         No parameter may change before the last call of a closure.
         """
-        done: list[Any] = []  # bundles, which have written their results
+        done = []  # bundles, which have written their results
         finished: list[Leaf] = []
 
         def finish(leaf: Any) -> None:

@@ -217,7 +217,7 @@ def numbers_for(
         return list(given), True
     if on_host and not any(map(is_on_accelerator, given)):
         return list(map(python_scalar, given)), True
-    placed: list[Any] = []
+    placed = []
     for value, dtype in zip(given, dtypes, strict=True):
         placed.append(_placed(value, dtype, device))
     return placed, False
@@ -302,7 +302,7 @@ class ListBundle(ProgramBundle):
         )
         function = phase.function(self.device, on_host)
         prepared = function.prepare(numbers)
-        results: list[list[Any]] = []
+        results = []
         for columns in self.columns():
             results.append(function.run(prepared, columns))
         if phase.operation is None:

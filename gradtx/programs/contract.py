@@ -19,6 +19,11 @@ aten = torch.ops.aten
 _Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
+def args_of(node: Node) -> Any:
+    """Return the arguments of a node, whose types depend on its operation."""
+    return node.args
+
+
 def is_list(node: Any) -> bool:
     """Whether each leaf has its own value of a node."""
     return isinstance(node, Node) and node.meta["kind"] == "list"
@@ -216,8 +221,7 @@ class _Contraction:
 
     def _multiply_instead(self, node: Node) -> None:
         """Replace a quotient by a scalar by a product; take factors out of a quotient of lists."""
-        operands: Any = node.args
-        dividend, divisor = operands
+        dividend, divisor = args_of(node)
         if is_list(dividend) and is_number(divisor):
             inverse = _number(aten.reciprocal.default, (divisor,), node)
             _replace(node, aten.mul.Tensor, (dividend, inverse))
@@ -226,8 +230,7 @@ class _Contraction:
 
     def _scale_quotient(self, node: Node) -> None:
         """Turn (c a) / b into c (a / b): other operations can include the factor there."""
-        operands: Any = node.args
-        dividend, divisor = operands
+        dividend, divisor = args_of(node)
         factor = self._without_root(divisor, node)
         inner_factor, inner = self._absorbable_factor_of(dividend, node)
         if inner is not None:
@@ -308,8 +311,7 @@ class _Contraction:
 
     def _move_factors_out(self, node: Node) -> None:
         """Replace (a / x) y and (a x) y by a (y / x) and a (x y), for a scalar a and lists x and y."""
-        operands: Any = node.args
-        x, y = operands
+        x, y = args_of(node)
         if x is y or not is_list(x) or not is_list(y):
             return
         if not self._move_factor_out(node, x, y):
@@ -320,8 +322,7 @@ class _Contraction:
         if not _can_absorb(scaled, node):
             return False
         if scaled.target is aten.div.Tensor and is_number(scaled.args[0]):
-            operands: Any = scaled.args
-            factor, inner = operands
+            factor, inner = args_of(scaled)
             target, lists = aten.div.Tensor, (other, inner)
         else:
             factor, inner = _factor_of(scaled)
@@ -341,8 +342,7 @@ class _Contraction:
 
     def join(self, node: Node) -> None:
         """Fuse a term of a sum into the operation that adds it."""
-        operands: Any = node.args[:2]
-        x, y = operands
+        x, y, *_ = args_of(node)
         if node.kwargs or not is_list(x) or not is_list(y):
             return
         if not same_meta(node, x, y):
@@ -531,14 +531,13 @@ def _weight_of(step: Node, update: Node) -> Node | None:
 
 def _parts_of(update: Node, weight: Node) -> _Parts | None:
     """Split a contracted update of a weight; None if it has another form."""
-    operands: Any = update.args
     pull = _pull_of(update, weight)
     if pull is not None:
         return _Parts(pull)
     target: Any = update.target
-    if target not in _SCALES or not all(map(is_list, operands)):
+    if target not in _SCALES or not all(map(is_list, update.args)):
         return None
-    first, *rest = operands
+    first, *rest = args_of(update)
     scale = update.kwargs.get(_SCALES[target], 1)
     pull = _pull_of(first, weight) if _can_absorb(first, update) else None
     if pull is not None:
@@ -557,10 +556,11 @@ def _pull_of(term: Node, weight: Node) -> _Pull | None:
         factor, inner = 1, term
     elif not _can_absorb(inner, term):
         return None
-    operands: Any = inner.args
-    if inner.target is not aten.sub.Tensor or inner.kwargs or operands[1] is not weight:
+    if inner.target is not aten.sub.Tensor or inner.kwargs:
         return None
-    goal = operands[0]
+    goal, subtracted = args_of(inner)
+    if subtracted is not weight:
+        return None
     return _Pull(factor, goal) if is_list(goal) and same_meta(inner, goal) else None
 
 
@@ -631,8 +631,7 @@ def _product_of_lists(factor: Any, node: Node, saved: int) -> _Product | None:
         node.target is not aten.mul.Tensor or _factor_of(node)[1] is not None
     ):
         return None
-    operands: Any = node.args
-    a, b = operands
+    a, b = args_of(node)
     return _Product(factor, a, b, divides, saved) if same_meta(node, a, b) else None
 
 

@@ -258,7 +258,7 @@ class LeafFunction:
 
     def _memory_of(self, leaves: list[Leaf]) -> set[Any]:
         """Return the memory of the leaves' arguments, which results must not share when they are written."""
-        memory: set[Any] = set()
+        memory = set()
         for leaf in leaves:
             extras = [leaf.extras[name] for name in self.signature.by_leaf]
             for tensor in (*leaf.inputs, *leaf.state.values(), *extras):
@@ -280,7 +280,7 @@ class LeafFunction:
         for path, name in signature.shared:
             run.old.setdefault(path, {})[name] = take()
         run.equal = {key: take() for key in signature.equal}
-        scalars: dict[str, Any] = {name: take() for name in signature.scalars}
+        scalars = {name: take() for name in signature.scalars}
         scalars.update(signature.absent)
         for names in known:
             run.totals.append({name: take() for name in names})

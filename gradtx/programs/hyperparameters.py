@@ -40,7 +40,7 @@ class Numbers:
         self.values: list[Any] = []
         self.places: list[Place] = []
         forms = dict(before)
-        structure: list[Any] = []
+        structure = []
         for entry in entries:
             value, argument = entry.value, entry.argument
             form = forms.get(entry.place)
@@ -78,7 +78,7 @@ class ChainOf:
 
     def __call__(self, numbers: Iterable[Any]) -> Any:
         given = iter(numbers)
-        arguments: dict[Any, Any] = {}
+        arguments = {}
         for place, form in self.structure:
             arguments[place] = each_item(
                 lambda item: next(given) if item == NUMBER else item, form

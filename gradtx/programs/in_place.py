@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from gradtx.programs.contract import is_list, same_layout, same_meta
+from gradtx.programs.contract import args_of, is_list, same_layout, same_meta
 from gradtx.programs.needs import (
     ALWAYS,
     Case,
@@ -110,8 +110,7 @@ class MemoryPlan:
         path = self._path_to_target(copy)
         if path is None:
             return
-        operands: Any = copy.args
-        argument, source = operands[:2]
+        argument, source, *_ = args_of(copy)
         self.operand.update(path)
         self.elided_copies.add(copy)
         last_use = max(self.last_use[argument], self.last_use[source])
@@ -123,8 +122,7 @@ class MemoryPlan:
         Each comes with the operand into whose memory it writes: the result of the next one, or at the end the target.
         None if there are no such operations.
         """
-        operands: Any = copy.args
-        argument, node = operands[:2]
+        argument, node, *_ = args_of(copy)
         path: list[tuple[Node, Node]] = []
         while self._may_be_computed_in_target(node, copy):
             candidates = self._candidates(node)

@@ -150,7 +150,7 @@ def in_python(node: Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
 
 def _function_of(node: Node, dtype: torch.dtype) -> Callable[..., Any]:
     """Return the function of an operation that computes its result from its arguments."""
-    target: Any = node.target
+    target = node.target
     dtypes = tuple(map(_dtype_of, node.args))
     by_tensors = functools.partial(_by_tensors, target, node.kwargs, dtypes)
     function = IN_PYTHON.get(target)
@@ -248,7 +248,7 @@ def _by_tensors(
     target: Any, kwargs: Any, dtypes: tuple[torch.dtype | None, ...], *args: Any
 ) -> Any:
     """Return the result of torch's operation on 0-d tensors, as a Python scalar."""
-    arguments: list[Any] = []
+    arguments = []
     for value, dtype in zip(args, dtypes, strict=True):
         if dtype is not None:
             value = torch.tensor(value, dtype=dtype)

@@ -106,7 +106,7 @@ class Recording:
         layouts: dict[Any, int] = {}
         for node in self.graph.nodes:
             value = node.meta.get("val")
-            kind: Any = (type(value), node.meta.get("as_written"))
+            kind = (type(value), node.meta.get("as_written"))
             if isinstance(value, Tensor):
                 layout = layouts.setdefault((value.shape, value.stride()), len(layouts))
                 kind = (*kind, value.dtype, value.ndim == 0, layout)

@@ -585,7 +585,7 @@ class _Row(NamedTuple):
         is_flat = all(
             operation.elementwise and not operation.positional for operation in program
         ) and all(tensor.shape in (self.leaf.shape, ()) for tensor in self.tensors)
-        traits: list[Any] = []
+        traits = []
         for tensor in self.tensors:
             shape = tensor.ndim > 0 if is_flat else tensor.shape
             traits.append((tensor.dtype, tensor.device, shape))

@@ -55,7 +55,7 @@ class NestedState:
 
     def tree(self, path: Path) -> Any:
         """Return the state of a pair of plain functions, in the form that they returned."""
-        entry: Any = self._state
+        entry = self._state
         for key in path:
             if not isinstance(entry, dict) or key not in entry:
                 raise lacking(path)
@@ -67,7 +67,7 @@ class NestedState:
         return leaf in self._entry(path)
 
     def _entry(self, path: Path) -> State:
-        entry: Any = self._state
+        entry = self._state
         for key in path:
             entry = entry.get(key) if isinstance(entry, dict) else None
         return entry if isinstance(entry, dict) else {}

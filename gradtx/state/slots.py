@@ -101,7 +101,7 @@ def wrong_shape(
 
 def numbered(slots: dict[str, Any]) -> dict[str, Any]:
     """Replace each list with numbered slots: `{"x": [a, b]}` becomes `{"x_0": a, "x_1": b}`."""
-    flat: dict[str, Any] = {}
+    flat = {}
     for slot, value in slots.items():
         if isinstance(value, list):
             for i, item in enumerate(value):
@@ -115,7 +115,7 @@ def with_lists(slots: dict[str, Any]) -> dict[str, Any]:
     """The reverse of `numbered`."""
     if all(without_number(slot) == slot for slot in slots):
         return slots
-    whole: dict[str, Any] = {}
+    whole = {}
     for slot in sorted(slots, key=lambda slot: (len(slot), slot)):
         name = without_number(slot)
         if name == slot:

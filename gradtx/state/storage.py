@@ -80,7 +80,7 @@ class Storage:
             )
         self.given: Any = given
         self.min_size = min_size
-        by_pattern: Any = given if isinstance(given, Mapping) else {"*": given}
+        by_pattern = given if isinstance(given, Mapping) else {"*": given}
         rules: list[DtypeRule] = []
         for pattern, value in by_pattern.items():
             if not isinstance(pattern, str):

@@ -70,7 +70,7 @@ class Checkpoint:
         if is_finished:
             fields["state"] = None  # nothing reads it again
         self._chunks[chunk] = fields
-        content: dict[str, Any] = {
+        content = {
             "arguments": self._arguments,
             "chunks": self._chunks,
             "random": torch.get_rng_state(),

@@ -173,7 +173,7 @@ class Trainer:
     ) -> tuple[Any, Any, Tensor, Tensor]:
         """Make one step, unless the member has diverged or diverges now."""
         step = train_step(self._loss_fn, self._transformation(numbers))
-        extras: dict[str, Any] = {}
+        extras = {}
         if self._hessian_periods:
             extras["hessian_diag"] = self._hessian_diag(params, batch, probes)
         new_params, new_state, loss = step(params, state, batch, **extras)
@@ -206,7 +206,7 @@ class Trainer:
         """Return random vectors for the Hessian, a tree per member, stacked; nothing in steps that do not read it."""
         if not any(progress.step % period == 0 for period in self._hessian_periods):
             return ()
-        trees: list[Any] = []
+        trees = []
         for i, params in enumerate(unstack(progress.params)):
             generator = torch.Generator()
             generator.set_state(progress.probes[i])

@@ -177,7 +177,7 @@ class Sweep:
 
     def values(self, name: str) -> list[Any]:
         """Return the different values of a name, in order."""
-        values: list[Any] = []
+        values = []
         for run in self._runs:
             if name in run.setting and run.setting[name] not in values:
                 values.append(run.setting[name])

@@ -295,7 +295,7 @@ def _check_scalars(
     taken: Sequence[str],
 ) -> None:
     """Check that losses and evaluations are 0-d tensors."""
-    results: dict[str, Any] = {"loss_fn": loss_fn(params, batch)}
+    results = {"loss_fn": loss_fn(params, batch)}
     if eval_fn is not None:
         evaluated = eval_fn(params)
         if not isinstance(evaluated, dict):

@@ -33,7 +33,7 @@ def settings_of(over: Any) -> list[Setting]:
 
 def _settings_of(over: Any) -> list[Setting]:
     if isinstance(over, Mapping):
-        columns: list[list[Any]] = []
+        columns = []
         for name, values in over.items():
             if isinstance(values, str) or not isinstance(values, Iterable):
                 raise TypeError(
@@ -124,7 +124,7 @@ def groups_of(make: Make, settings: Sequence[Setting]) -> list[Group]:
     """Divide settings into groups. `make` must accept each of them."""
     varying = [name for name in settings[0] if _may_vary(make, settings, name)]
     indices_of_form: dict[Any, list[int]] = {}
-    known: list[Any] = []  # a list, because values may have no hash
+    known = []  # a list, because values may have no hash
     for index, setting in enumerate(settings):
         form = [
             _form(value) if name in varying else ("value", type(value), value)

@@ -114,7 +114,7 @@ def fingerprint_of(step: Step, members: list[Member]) -> tuple[Any, ...]:
     """
     counts = list(map(COUNT, members))
     last_with_count = dict(zip(counts, range(len(counts)), strict=True))
-    trees: dict[str, Any] = {}
+    trees = {}
     for name, tree in step.trees.items():
         trees[name] = {leaf: dtype_and_shape(value) for leaf, value in tree.items()}
     return (
@@ -305,7 +305,7 @@ class Engine:
                 continue
             key = member.group, member.count, kind
             pairs_of_kind.setdefault(key, []).append((member, leaf))
-        bundles: list[Any] = []
+        bundles = []
         for (_, _, kind), pairs in pairs_of_kind.items():
             bundles.extend(self._bundled(Family.of(kind, pairs, step)))
         in_bundles = {id(member) for bundle in bundles for member in bundle.members}
@@ -337,7 +337,7 @@ class Engine:
         by_leaf = [
             name for name, tree in step.trees.items() if tree[leaf.name] is not None
         ]
-        read: list[Any] = [
+        read = [
             param.grad,
             *(step.trees[name][leaf.name] for name in by_leaf),
         ]
@@ -385,7 +385,7 @@ def _check_shard(leaf: Leaf) -> None:
 def _numbers(member: Member, signature: Signature, step: Step) -> list[Any]:
     """Return the scalars that the leaves of a bundle share, in the order of `Signature`."""
     count = member.count
-    numbers: list[Any] = [
+    numbers = [
         count.made + 1 if isinstance(count, Count) else count + 1,
         step.count,
     ]

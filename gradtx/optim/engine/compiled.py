@@ -310,7 +310,7 @@ class CompiledEngine(Engine):
 
     def _options_for(self, family: Family) -> dict[str, Any]:
         """Return the user's options, and those that suit the leaves."""
-        options: dict[str, Any] = {}
+        options = {}
         if entries_of(family.pairs[0][0].param) < LARGE:
             # This is an option because the key of the compiler's cache does not include the lengths of the examples.
             options["cpp.threads"] = 1

@@ -98,7 +98,7 @@ class Family:
 
     def arguments(self, member: Member, leaf: Leaf) -> list[Tensor]:
         """Return the arguments of a leaf, of which only dtypes and shapes matter."""
-        tensors: list[Any] = [
+        tensors = [
             member.param,
             *(member.state[key] for key in self.signature.slots_by_leaf),
             member.param.grad,

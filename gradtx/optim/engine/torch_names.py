@@ -82,7 +82,7 @@ class SymbolicTracer:
     def resizable(self, tensor: Tensor, name: str, only_length: bool) -> Tensor:
         """Create a stand-in for a tensor whose sizes, or only the first one, may change, except those that are 1."""
         kinds = _of(SHAPES, "DimDynamic")
-        dynamic: list[Any] = []
+        dynamic = []
         for dim, size in enumerate(tensor.shape):
             is_fixed = size == 1 or (only_length and dim > 0)
             dynamic.append(kinds.STATIC if is_fixed else kinds.DYNAMIC)
@@ -391,9 +391,9 @@ def named_instructions() -> contextlib.AbstractContextManager[None]:
     By default torch builds and loads one or two C++ programs per instruction set, 6 to 9 s in all, to test whether all
     tools support it; a compile error reveals that as well.
     """
-    instructions: Any = importlib.import_module("torch._inductor.cpu_vec_isa")
+    instructions = importlib.import_module("torch._inductor.cpu_vec_isa")
     config = importlib.import_module("torch._inductor.config")
-    sets: list[Any] = []
+    sets = []
     if config.cpp.vec_isa_ok is None:
         named = instructions.x86_isa_checker()
         known = {"avx512": instructions.VecAVX512, "avx2": instructions.VecAVX2}

@@ -236,7 +236,7 @@ class TracedPhase(Phase):
         self, compile: Compile, prepared: list[Any], leaves: list[Any]
     ) -> None:
         """Compile the functions that depend on leaves; `prepared` contains the nodes of the leading arguments."""
-        number_slots: list[Any] = []
+        number_slots = []
         for i, node in enumerate(leaves):
             if is_number(node):
                 self._number_slots.append(i)
