@@ -9,7 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -234,7 +234,7 @@ def named_in_model(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
     """Yield the modules by name, with type annotations that torch lacks."""
-    return cast("Iterable[tuple[str, nn.Module]]", model.named_modules())
+    return model.named_modules()
 
 
 def places_of(model: nn.Module) -> dict[Tensor, list[Place]]:

@@ -6,7 +6,7 @@ import fnmatch
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ from gradtx.optim import ChainOptimizer, as_optimizer, class_names, optimizer_hi
 from gradtx.optim.chain_checks import warn_of_engine_options
 from gradtx.optim.classes import CLASSES, AliasOptimizer, class_of
 from gradtx.optim.groups import ENGINE_OPTIONS, check_differentiable
-from gradtx.rules import Alias
 from gradtx.schedules.adapter import ScheduleLR
 from gradtx.transform import GradientTransformation, chain
 
@@ -458,7 +457,7 @@ def create_optimizer(
         [(0.01, ['0.weight']), (0.0, ['0.bias', '1.weight', '1.bias'])]
     """
     cls = _optimizers().find("create_optimizer", optimizer_name)
-    alias = cast("Alias[...]", cls._alias)
+    alias = cls._alias
     name = alias.__name__
     arguments = alias.spec.arguments.by_name
     of_optimizer: Options = {}

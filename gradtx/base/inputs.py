@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from torch import Tensor
 from torch.nn import Module, Parameter, ParameterList
@@ -32,7 +32,7 @@ def listed_params(who: str, params: Any) -> Any:
         ValueError: If the list is empty.
     """
     if isinstance(params, Tensor | set):
-        return cast("Any", params)
+        return params
     if isinstance(params, Mapping):
         raise TypeError(
             f"{who}: needs a list of parameters or of groups, got a dict; pass list(params.items()), or put the "

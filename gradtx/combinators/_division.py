@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class EvenParts(Division):
             )
 
     def batch(self, i: int, x: Tensor) -> Tensor:
-        parts = cast("Tensor", x.unflatten(self.dim, (self.heads, self.size)))
+        parts = x.unflatten(self.dim, (self.heads, self.size))
         return parts.movedim(self.dim % x.ndim, 0)
 
     def whole(self, batches: list[Tensor], like: Tensor) -> Tensor:

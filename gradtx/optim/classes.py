@@ -81,7 +81,7 @@ class AliasOptimizer(ChainOptimizer):
         if alias is None:  # a user's subclass of an alias class
             if "__init__" in cls.__dict__:
                 _, *own = inspect.signature(cls.__init__).parameters.values()
-                cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
+                cls.__signature__ = inspect.Signature(own)
             return
         cls._alias = staticmethod(alias)
         cls._fixed_options = FIXED_OPTIONS.get(alias.__name__, {})
@@ -98,7 +98,7 @@ class AliasOptimizer(ChainOptimizer):
         for name, option in engine.items():
             keywords.append(keyword_parameter(name, option.default, option.annotation))
             told[name] = option.told
-        cls.__signature__ = own.replace(  # type: ignore[attr-defined]
+        cls.__signature__ = own.replace(
             parameters=[params, *own.parameters.values(), *keywords],
             return_annotation=own.empty,
         )

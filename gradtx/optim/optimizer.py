@@ -8,7 +8,7 @@ import numbers
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -224,7 +224,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return self._released
 
     @torch.no_grad()
-    def step(  # type: ignore[override]
+    def step(
         self,
         closure: Callable[[], Any] | None = None,
         *,
@@ -512,7 +512,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         with parts.at_state(writes=False):
             saved = states.to_save()
         states.show_exactly()
-        everything = cast("defaultdict[Any, Any]", self.state)
+        everything = self.state
         self.state = defaultdict(dict, saved)
         try:
             state_dict = super().state_dict()
@@ -534,7 +534,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     @_torch.not_traced
     @without_ambient
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
         """Load a state dict of this optimizer, or of the torch.optim class with the same slots.
 
         If it raises one of the errors below, the optimizer is unchanged.

@@ -337,7 +337,7 @@ class _Writer:
         name, *operands = foreach_call
         target = self._operands.get(node)
         if node.target in WRITES:
-            target = node.args[0]  # type: ignore[assignment]
+            target = node.args[0]
         if target is None:
             self._assign(node, f"{self._on_lists(name)}({', '.join(operands)})")
             return

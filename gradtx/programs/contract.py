@@ -152,7 +152,7 @@ def _free_to_join(graph: Graph) -> Iterator[tuple[_Contraction, Node]]:
         if not node.meta.get("as_written"):
             yield contraction, node
         if node.op == "call_function" and _torch.writes(node.target):
-            written.add(node.args[0])  # type: ignore[arg-type]
+            written.add(node.args[0])
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,7 @@ def is_selection(node: Node) -> bool:
         return False
     operands = node.args[1:]
     lists = [operand for operand in operands if is_list(operand)]
-    if not lists or not same_meta(node, *lists):  # type: ignore[arg-type]
+    if not lists or not same_meta(node, *lists):
         return False
     # One may be a scalar, with which a list is filled that has the shape of an argument.
     can_fill = any(map(is_number, operands)) and argument_like(node) is not None

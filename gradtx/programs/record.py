@@ -501,7 +501,7 @@ def _of_single_entries(operator: Any, args: Any, kwargs: Any) -> Tensor:
     options = {
         name: CPU if name == "device" else value for name, value in kwargs.items()
     }
-    return operator(*entries, **options)  # type: ignore[misc]
+    return operator(*entries, **options)
 
 
 @functools.cache

@@ -163,9 +163,9 @@ def _same(node: Node, flags: dict[Any, bool]) -> Any:
 def _same_as_factor(node: Node) -> Any:
     """The operand that a product or a quotient multiplies or divides by 1."""
     x, y = node.args
-    if _is_one(y) and same_meta(node, x):  # type: ignore[arg-type]
+    if _is_one(y) and same_meta(node, x):
         return x
-    if node.target is aten.mul.Tensor and _is_one(x) and same_meta(node, y):  # type: ignore[arg-type]
+    if node.target is aten.mul.Tensor and _is_one(x) and same_meta(node, y):
         return y
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -252,7 +252,7 @@ def _pairs(codes: Tensor) -> Tensor:
     if codes.shape[-1] % 2:
         codes = torch.cat((codes, codes[..., -1:]), -1)
     halves = (codes.shape[-1] // 2, 2)
-    pairs = cast("Tensor", codes.unflatten(-1, halves))
+    pairs = codes.unflatten(-1, halves)
     high = pairs[..., 1] * 16
     low = pairs[..., 0] & 15
     return (high + low).to(codes.dtype)
