@@ -502,9 +502,7 @@ CAUTIOUS = Static[Literal[True, False, "inclusive"]]
 
 def _added_to_alias(signature: inspect.Signature) -> dict[inspect.Parameter, Any]:
     """Return the parameters that an alias has in addition to its function's, with their types."""
-    added: dict[inspect.Parameter, Any] = {
-        keyword_parameter("maximize", False, "bool"): bool
-    }
+    added: dict[Any, Any] = {keyword_parameter("maximize", False, "bool"): bool}
     if "weight_decay" in signature.parameters:
         # A selector, which the decorator checks.
         added[keyword_parameter("mask", None, "Where | None")] = object
@@ -584,7 +582,7 @@ class Arguments:
 
     def shown(self, values: Mapping[str, Any]) -> list[str]:
         """Return the arguments of a call as a user would type them."""
-        shown: list[str] = []
+        shown = []
         for argument in self.all:
             value = values[argument.name]
             text = describe(value)

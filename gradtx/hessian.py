@@ -78,7 +78,7 @@ def hutchinson_hessian_diag(
     def gradients(values: Leaves) -> Leaves:
         tree = grad_fn(unflatten({**leaves, **values}))
         grads = _tree.match(tree, leaves, "gradients from grad_fn", "params")
-        dense: Leaves = {}
+        dense = {}
         for name, value in values.items():
             grad = grads[name]
             dense[name] = torch.zeros_like(value) if grad is None else grad

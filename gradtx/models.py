@@ -239,7 +239,7 @@ def named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
 
 def places_of(model: nn.Module) -> dict[Tensor, list[Place]]:
     """Return all places of each parameter; a tied parameter has several."""
-    places: dict[Tensor, list[Place]] = {}
+    places = {}
     modules = {without_wrappers(name): module for name, module in named_modules(model)}
     for module_name, module in named_modules(model):
         for name, param in module.named_parameters(

@@ -226,7 +226,7 @@ def rotograd_rotation_loss(
         grad * (length / norm) for grad, norm in zip(grads, _norms(grads), strict=True)
     ]
     target = torch.stack(rescaled).mean(dim=0)
-    losses: list[Tensor] = []
+    losses = []
     for rotated_grad, rotation in zip(rotated_grads, rotations, strict=True):
         distances = (target @ rotation.T - rotated_grad.detach()).square().sum(dim=-1)
         losses.append(distances.mean())

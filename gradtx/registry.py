@@ -316,7 +316,7 @@ _WITH_LOOKAHEAD = ("ranger", "ranger21")
 
 def _translated(arguments: Mapping[str, Argument], options: Options) -> Options:
     """Rename options of other libraries, with a warning for each; the optimizer raises errors for unknown ones."""
-    translated: Options = {}
+    translated = {}
     for name, value in options.items():
         new_name = None if name in arguments else name_here(name, arguments)
         if new_name is not None:

@@ -501,7 +501,7 @@ class FactoryCall(GradientTransformation):
         return self
 
     def _inner_links(self) -> list[GradientTransformation]:
-        links: list[GradientTransformation] = []
+        links = []
         for child in self._children():
             links.extend(child._links())
         return links
@@ -512,7 +512,7 @@ class FactoryCall(GradientTransformation):
     @property
     def _traits(self) -> set[str]:
         body = self._body
-        traits: set[str] = set()
+        traits = set()
         if isinstance(body, Combinator):
             traits = body.traits()
         if isinstance(body, Functions) and body.evaluate is not None:

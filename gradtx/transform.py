@@ -237,7 +237,7 @@ class GradientTransformation:
         if caches and self._required is not None:
             return self._required
         kinds = dict.fromkeys(ALWAYS_KNOWN, "scalar") | {"hessian_diag": "leaf"}
-        needs: list[tuple[str, str]] = []
+        needs = []
         for link in self._links():
             kinds.update(link._extras)
             needs.extend((link._name, need) for need in link._needs)
@@ -290,7 +290,7 @@ class GradientTransformation:
     def _places(self) -> dict[str, Entry]:
         """Return every accepted name of a hyperparameter; shown names take precedence, then names with an owner."""
         entries = self._entries()
-        by_name: dict[str, Entry] = {}
+        by_name = {}
         for level in range(3):
             for entry in entries:
                 by_name.setdefault(entry.names[level], entry)

@@ -121,7 +121,7 @@ def _as_leaf(x: Tensor, like: Tensor) -> Tensor:
 
 def _tall(pairs: Factors, tree: Tree) -> Tree:
     """Return both factors of each product as matrices of shape (size, rank)."""
-    tall: Tree = {}
+    tall = {}
     for b, a in pairs:
         tall[b] = _matrix(tree[b])
         tall[a] = _matrix(tree[a]).mT
@@ -130,7 +130,7 @@ def _tall(pairs: Factors, tree: Tree) -> Tree:
 
 def _as_leaves(pairs: Factors, tall: Tree, like: Tree) -> Tree:
     """Reverse `_tall`."""
-    leaves: Tree = {}
+    leaves = {}
     for b, a in pairs:
         leaves[b] = _as_leaf(tall[b], like[b])
         leaves[a] = _as_leaf(tall[a].mT, like[a])

@@ -46,7 +46,7 @@ def first_factors(
     x: Tensor, shape: Sequence[int], scale, diagonal: Sequence[bool]
 ) -> list[Tensor]:
     """Return multiples of the identity, as vectors where a factor is diagonal."""
-    factors: list[Tensor] = []
+    factors = []
     for size, is_diagonal in zip(shape, diagonal, strict=True):
         entries = x.new_ones((size,)) * scale
         factors.append(entries if is_diagonal else torch.diag(entries))
@@ -182,7 +182,7 @@ def _noisy(x: Tensor, factors: Sequence[Tensor], square_of_damping) -> list[Tens
     """Return mat_i(A) mat_i(A)^T for A = (x + noise) x_i Q_i and each factor, averaged over the noise."""
     whole = applied(x, factors)
     sizes = _products_of_others([factor.square().sum() for factor in factors])
-    terms: list[Tensor] = []
+    terms = []
     for i, factor in enumerate(factors):
         noise = square_of_damping * sizes[i] * _square(factor)
         terms.append(_outer(whole, i, factor) + noise)

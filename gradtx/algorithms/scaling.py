@@ -243,7 +243,7 @@ def recorded_in(stages: Mapping[Path, Mapping[str, Any]]) -> dict[str, float]:
     Args:
         stages: The shared values (0-d tensors) and slots (dicts by leaf) of each stage, by its path.
     """
-    values: dict[str, float] = {}
+    values = {}
     for path, entry in stages.items():
         if not re.fullmatch(r"record(_\d+)?", path[-1]):
             continue

@@ -142,7 +142,7 @@ def width_multipliers(
     """
     sizes, base_sizes = _sizes(shapes), _sizes(base)
     others = sizes if delta is None else _sizes(delta)
-    multipliers: dict[str, Entries] = {}
+    multipliers = {}
     _check_names("width_multipliers", sizes, base_sizes)
     _check_names("width_multipliers", others, base_sizes)
     for name, shape in base_sizes.items():
@@ -163,7 +163,7 @@ def _sizes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     if isinstance(shapes, nn.Module):
         named = dict(shapes.named_parameters())
         shapes = dict(zip(in_model(named), named.values(), strict=True))
-    sizes: dict[str, tuple[int, ...]] = {}
+    sizes = {}
     for name, x in shapes.items():
         sizes[name] = tuple(x.shape if isinstance(x, Tensor) else x)
     return sizes

@@ -299,7 +299,7 @@ class Pieces:
         paths = dict.fromkeys(
             each.path for each in self._operations if any(each.path[-1:])
         )
-        slots_of_path: Slots = {}
+        slots_of_path = {}
         for path in paths:
             slots = leaf.run.slots(path, leaf)
             if self._is_one_batch():
@@ -404,7 +404,7 @@ class Pieces:
 
     def _united(self, kind: str) -> Slots:
         """Return the slots of the leaf from those of its blocks."""
-        new: Slots = {}
+        new = {}
         for batch in self._batches:
             for path, slots in batch.results[kind].items():
                 old = self._leaf.run.slots(path, self._leaf)

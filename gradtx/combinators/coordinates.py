@@ -56,7 +56,7 @@ def whitened(
 
 def kl_scales(statistics: list[Tensor], bases: list[Tensor], floor) -> list[Tensor]:
     """Return the eigenvalues used for whitening, diag(Q^T S Q) before this step, or 1 before the first gradient."""
-    scales: list[Tensor] = []
+    scales = []
     for matrix, basis in zip(statistics, bases, strict=True):
         eigenvalues = at_least((basis * (matrix @ basis)).sum(dim=0), floor)
         scales.append(torch.where(is_empty(matrix), 1.0, eigenvalues))
@@ -173,7 +173,7 @@ class Rotation(Factors, Coordinates):
         """
         # Unbiased, because the scale of the factors matters. `blended` does not support such weights, which start at 1.
         weight = (1 - self.beta) / ctx.bias_correction(self.beta)
-        averages: list[Tensor] = []
+        averages = []
         for i, statistics in zip(dims, old, strict=True):
             size_of_others = max(x.numel(), 1) / max(x.shape[i], 1)
             white = whitened(x, dims, bases, scales, skipped=i)

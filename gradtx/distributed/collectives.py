@@ -39,7 +39,7 @@ def summed_over_ranks(
     Args:
         sums: The sums of each leaf, by name; sharded tensors are passed as DTensors.
     """
-    complete: dict[str, dict[str, Any]] = {}
+    complete = {}
     messages: dict[Any, list[tuple[str, str]]] = defaultdict(list)
     for leaf in sorted(sums):
         complete[leaf] = dict(sums[leaf])

@@ -92,7 +92,7 @@ def with_regions(
 
 def regions_of(operations: Operations, replicas: Team | None = None) -> Operations:
     """Return operations of which adjacent operations that need a whole tensor form one region."""
-    grouped: Operations = []
+    grouped = []
     i = 0
     while i < len(operations):
         end = i  # of the operations that need a whole tensor
@@ -207,7 +207,7 @@ class OwnedRegion(Operation):
         for leaf, payload in sorted(waiting, key=_name_of_leaf):
             job = Job.of(leaf, self._region_of(leaf), payload)
             jobs_of_kind.setdefault(job.kind(), []).append(job)
-        results: Tensors = {}
+        results = {}
         for jobs in jobs_of_kind.values():
             Exchange(jobs).run()
             for job in jobs:
@@ -398,7 +398,7 @@ class Exchange:
         self, bucket: list[Job], arrived: list[Tensor]
     ) -> tuple[Tensors, Exception | None]:
         """Return the whole results of the leaves that this rank owns; zeros and the error if one of them fails."""
-        results: Tensors = {}
+        results = {}
         owned = self._owned(bucket, self._team.rank)
         messages = [
             iter(torch.split(message, self._sizes_from(bucket, rank)))

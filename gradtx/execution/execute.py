@@ -377,7 +377,7 @@ class Block:
 
     def _operations_for(self, leaf: Leaf) -> list[Operation]:
         """Return the operations on a leaf's route through the branches."""
-        operations: list[Operation] = []
+        operations = []
         for operation in self.operations:
             if isinstance(operation, Branch):
                 label = leaf.run.choice(operation.path, leaf, operation.selector)
@@ -388,7 +388,7 @@ class Block:
 
     def labels(self, leaf: Leaf) -> list[tuple[Any, Any]]:
         """Return (selector, label) for every partition with named branches that the leaf passes through."""
-        pairs: list[tuple[Any, Any]] = []
+        pairs = []
         for operation in self.operations:
             if isinstance(operation, Branch):
                 label = leaf.run.choice(operation.path, leaf, operation.selector)
@@ -545,7 +545,7 @@ def _by_leaf(waiting: list[tuple[Leaf, Any]]) -> list[tuple[Any, Any]]:
     """Return a (leaf, payload) pair for each waiting leaf, with bundles split into their leaves."""
     if not any(isinstance(payload, LeafTerms) for _, payload in waiting):
         return waiting
-    by_leaf: list[tuple[Any, Any]] = []
+    by_leaf = []
     for leaf, payload in waiting:
         by_leaf.extend(payload if isinstance(payload, LeafTerms) else [(leaf, payload)])
     return by_leaf

@@ -158,7 +158,7 @@ class TreeRun(Run):
             "gradients from grad_fn",
             "params",
         )
-        at: dict[str, Tensor] = {}
+        at = {}
         for name, value in values.items():
             gradient = gradients[name]
             at[name] = (
@@ -511,7 +511,7 @@ def _leaves_of(
 ) -> dict[str, Leaf]:
     scalars, trees = split_extras(extras, kinds, grads)
     run.known_extras, run.leaf_extras = kinds, trees
-    leaves: dict[str, Leaf] = {}
+    leaves = {}
     for name, grad in grads.items():
         if only is not None and name not in only:
             continue
@@ -599,7 +599,7 @@ def split_extras(
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Split extras into those that all leaves share and those by leaf."""
     scalars = {}
-    trees: dict[str, dict[str, Any]] = {}
+    trees = {}
     for name, value in extras.items():
         if value is None:
             scalars[name] = None

@@ -115,7 +115,7 @@ class TreeOperation(Operation):
         self, state: Any, leaves: Mapping[str, Leaf]
     ) -> dict[str, dict[str, Tensor]]:
         """Store the shared values of a state that a function returned, and return the slots of each leaf."""
-        of_leaf: dict[str, dict[str, Tensor]] = {}
+        of_leaf = {}
         shared: dict[str, Tensor] = {}
         if not isinstance(state, dict):
             state = {"": state} if state else {}

@@ -104,7 +104,7 @@ def as_optimizer(
 
 def class_names() -> dict[str, str]:
     """Map the plain names of all optimizers and of their classes to the class."""
-    class_of: dict[str, str] = {}
+    class_of = {}
     for alias, cls in CLASSES.items():
         class_of[plain(alias)] = cls.__name__
         class_of[plain(cls.__name__)] = cls.__name__

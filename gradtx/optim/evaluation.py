@@ -122,7 +122,7 @@ def evaluated(states: States) -> dict[Tensor, Tensor]:
     members = states.members
     run, count = states.run(), states.exact_count()
     clock = Clock(torch.tensor(count + 1, device=CPU))
-    weights: dict[Tensor, Tensor] = {}
+    weights = {}
     for view in members.views:
         states.adopt(view)
         block = Block.of(view.chain(view.values()), run, count)

@@ -279,7 +279,7 @@ def names_in_group(entries: Iterable[Entry]) -> dict[str, Entry]:
     entries = list(entries)
     has_rate = any(entry.argument.name == "lr" for entry in entries)
     places = {entry.place for entry in entries}
-    names: dict[str, Entry] = {}
+    names = {}
     for entry in entries:
         name = entry.full if entry.name in SCHEDULER_KEYS else entry.name
         # Then it bounds the rate of another link.

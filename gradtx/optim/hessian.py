@@ -191,7 +191,7 @@ class HessianSource:
     def _random_vectors(self, due: list[Leaf], states: States) -> Diagonal:
         counter = torch.tensor(states.count())
         views, by_param = states.members.views, states.members.by_param
-        vectors: Diagonal = {}
+        vectors = {}
         for leaf in due:
             group = views[by_param[leaf.key].group].group
             seed = _checked_seed(f"{self._who}: {SEED}", group.get(SEED, self._seed))

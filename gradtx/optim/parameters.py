@@ -366,7 +366,7 @@ def _unread(
     given: Group, new_names: Mapping[str, str | None], view: GroupView
 ) -> dict[str, str]:
     """Return the hyperparameters of a user's group that its branch does not read, with the names that it reads."""
-    unread: dict[str, str] = {}
+    unread = {}
     for key in given:
         if new_names.get(key, "") is not None:
             continue

@@ -114,7 +114,7 @@ def _by_mesh(members: list[Member]) -> list[tuple[Any, list[Member]]]:
 
 def _lines(members: list[Member], views: list[GroupView]) -> list[str]:
     """Describe the properties of these parameters and their groups that must be equal on all ranks."""
-    lines: list[str] = []
+    lines = []
     for member in sorted(members, key=lambda member: member.name):
         param: Any = member.param
         gradient = "no gradient"

@@ -323,7 +323,7 @@ class OptimizerRun(Run):
 def _gradients(params: Leaves, likes: Leaves) -> Leaves:
     """Return the gradients that a closure has computed, in the dtypes of `likes`."""
     check_closure(params.values())
-    gradients: Leaves = {}
+    gradients = {}
     for name, like in likes.items():
         param = params[name]
         gradients[name] = torch.zeros_like(like)

@@ -161,7 +161,7 @@ class States:
             run.new_shared[path] = {
                 name: value.clone() for name, value in values.items()
             }
-        first: dict[Tensor, Initial] = {}
+        first = {}
         for leaf in leaves:
             layout = Layout.of(run, leaf)
             first[leaf.key] = Initial(layout, _first_state(run, leaf, layout))
@@ -269,7 +269,7 @@ class States:
                 member.name, member.param, old, first, True, codes, layout, old.keys()
             )
         old_keys = (member.layout or layout).owners()
-        state: State = {"step": old.get("step", first["step"])}
+        state = {"step": old.get("step", first["step"])}
         # Matched by stage, not by key: the slot of a newly enabled link may now have a key that another slot had.
         for owner, key in layout.owners().items():
             state[key] = old.get(old_keys.get(owner, ""), first[key])

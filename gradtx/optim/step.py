@@ -207,7 +207,7 @@ class Step:
 
     def _stepping(self) -> list[Member]:
         takes_none = self._parts.traits.takes_none
-        stepping: list[Member] = []
+        stepping = []
         for member in self._every:
             has_input = takes_none or member.param.grad is not None
             if has_input and member.state and member.layout is not None:
@@ -245,7 +245,7 @@ class Step:
     def leaves_of(self, members: list[Member]) -> list[Leaf]:
         """Return leaves without values, for planning: values could be float32 copies of all weights and gradients."""
         self._check_fits(members)
-        outlines: list[Leaf] = []
+        outlines = []
         for member in members:
             leaf = self._leaves.get(member)
             if leaf is None:

@@ -52,7 +52,7 @@ def batches_of(
     runs = _runs_of_one_case(nodes, case_of)
     if not any(node.target in OF_MATRICES for run in runs for node in run):
         return []
-    batches: list[list[Node]] = []
+    batches = []
     for run in runs:
         batch = _trimmed(run, has_list_form)
         if batch:
@@ -64,7 +64,7 @@ def _runs_of_one_case(
     nodes: Sequence[Node], case_of: Callable[[Node], Case | None]
 ) -> list[list[Node]]:
     """Return the consecutive operations on lists that run in the same case."""
-    runs: list[list[Node]] = []
+    runs = []
     last_case: Case | None = None
     for node in nodes:
         if node.op != "call_function" or not is_list(node):

@@ -94,7 +94,7 @@ def phases_of(
     make_phase: Callable[[RunPhase, list[Tensor], list[Tensor]], PhaseT],
 ) -> list[PhaseT]:
     """Return the phases of a function: each but the last ends at sums, whose totals the later ones also receive."""
-    phases: list[PhaseT] = []
+    phases = []
     known: Names = ()
     totals: list[Tensor] = []
     while True:

@@ -269,7 +269,7 @@ class _Writer:
     def _results(self) -> list[str]:
         """Return the code of the results: lists that share memory with arguments or with other results are copied."""
         taken: set[Node] = set(self._recording.leaves)
-        texts: list[str] = []
+        texts = []
         for result in self._nodes[-1].args[0]:
             text = self._text(result)
             if is_list(result):

@@ -597,7 +597,7 @@ def _root_inverted_by(number: Any) -> Any:
     """Return r if a scalar is 1 / r, where r is the root of a scalar; else None."""
     if not isinstance(number, Node) or number.target is not aten.reciprocal.default:
         return None
-    root: Any = number.args[0]
+    root = number.args[0]
     if not isinstance(root, Node) or root.target is not aten.sqrt.default:
         return None
     return root

@@ -286,7 +286,7 @@ class LeafFunction:
             run.totals.append({name: take() for name in names})
         block = Block.of(chain, run, count, unscale)
         run.clock = Clock(step)
-        leaves: list[Leaf] = []
+        leaves = []
         while arguments_left:
             leaf = self._leaf(run, str(len(leaves)), scalars, take)
             leaf.operations = block.for_leaf(leaf)
@@ -325,7 +325,7 @@ class LeafFunction:
         late_sums: dict[tuple[Path, str], LateTerm],
     ) -> dict[Any, Tensor]:
         """Return new shared values and slots that are equal in all leaves, and the leaves' terms of late sums."""
-        outputs: dict[Any, Tensor] = {}
+        outputs = {}
         for path, values in run.new_shared.items():
             for name, value in values.items():
                 if (path, name) in self.signature.shared:

@@ -74,7 +74,7 @@ class MemoryPlan:
 
     def roots(self, node: Node) -> dict[Node, Case]:
         """Return the nodes whose memory a list may share, also through in-place operations, and in which case."""
-        roots: dict[Node, Case] = {}
+        roots = {}
         for root, case in self._roots[node].items():
             while root in self.operand:
                 root = self.operand[root]
@@ -83,7 +83,7 @@ class MemoryPlan:
 
     def freed_after(self, node: Node) -> list[Node]:
         """Return the nodes whose memory `node` is the last to read."""
-        freed: list[Node] = []
+        freed = []
         for argument in node.all_input_nodes:
             if all(
                 self.last_use[root] == self._at[node] for root in self._roots[argument]
@@ -187,11 +187,11 @@ class MemoryPlan:
             return []
         adds_plainly = node.target is aten.add.Tensor and not node.kwargs
         count = 2 if node.target in COMMUTES or adds_plainly else 1
-        candidates: list[Node] = []
+        candidates = []
         for operand in node.args[:count]:
             # The order of entries in memory determines the order of summation.
             if is_list(operand) and same_layout(node, operand):
-                candidates.append(operand)  # type: ignore[arg-type]
+                candidates.append(operand)
         return candidates
 
     def _owns_memory(self, node: Any) -> bool:

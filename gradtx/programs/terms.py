@@ -85,7 +85,7 @@ def _is_symbolic(argument: Any) -> bool:
 
 def numbers_in(graph: Graph) -> list[Any]:
     """Return the operations of a recording with their Python scalars, but without views and sizes."""
-    numbers: list[Any] = []
+    numbers = []
     for node in graph.nodes:
         # `is_view` is also true of arguments; positions follow from the size.
         if is_view(node) or node.target is aten.arange.default:

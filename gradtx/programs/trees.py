@@ -333,7 +333,7 @@ class TreeProgram:
 
         The others stay alone.
         """
-        rows: dict[Any, list[_Row]] = {}
+        rows = {}
         for name, leaf in leaves.items():
             if not leaf.has_gradient:
                 continue
@@ -399,7 +399,7 @@ class TreeProgram:
             _UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
         """
         restarts = any(each.restarts_inner for each in run.block.walk())
-        counts: list[int] = []
+        counts = []
         for value, place in zip(numbers.values, numbers.places, strict=True):
             path = clock_at(place, run.clock_paths)
             if isinstance(value, Schedule) and path is not None and restarts:
@@ -409,7 +409,7 @@ class TreeProgram:
 
     def resolved(self, values: list[Any], tensors: list[Tensor]) -> list[Any]:
         """Return the numbers of a call: schedules are called at every update, because they may change."""
-        numbers: list[Any] = []
+        numbers = []
         for value, i in zip(values, self._counts, strict=True):
             is_schedule = isinstance(value, Schedule)
             numbers.append(resolve(value, tensors[i]) if is_schedule else value)

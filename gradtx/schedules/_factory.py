@@ -111,7 +111,7 @@ def entry_at(values: Tensor, index: Tensor) -> Tensor:
 
 def in_its_words(arguments: Arguments, options: Mapping[str, Any]) -> dict[str, Any]:
     """Rename the common keywords in `options` to this schedule's own names."""
-    renamed: dict[str, Any] = {}
+    renamed = {}
     for name, value in options.items():
         word = word_for(name, arguments)
         is_given_twice = word != name and word in options

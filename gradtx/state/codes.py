@@ -146,7 +146,7 @@ class Codec:
     def _by_suffix(self, encoded: Any, values: Tensor) -> dict[str, Tensor]:
         """Return what `encode` returned as the tensors to store, except the scale: shaped like `values`, packed."""
         tensors = encoded if isinstance(encoded, tuple) else (encoded,)
-        packed: dict[str, Tensor] = {}
+        packed = {}
         for suffix, tensor in zip(("", *self.parts), tensors, strict=True):
             whole = tensor if self.block is None else _out_of_blocks(tensor, values)
             packed[suffix] = whole

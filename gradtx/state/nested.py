@@ -103,7 +103,7 @@ class NestedState:
         """Return a state in the same order: `new` supplies slots and shared values, `trees` plain functions' states."""
 
         def rebuild(entry: State, path: Path) -> State:
-            result: State = {}
+            result = {}
             for key, value in entry.items():
                 below = (*path, key)
                 if below in opaque:

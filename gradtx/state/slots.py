@@ -25,7 +25,7 @@ def first_slots(
     who: str,
 ) -> dict[str, Tensor]:
     """Convert the slots that `init` returned to `stored`, except those for which the rule chose its own dtype."""
-    converted: dict[str, Tensor] = {}
+    converted = {}
     for slot, value in slots.items():
         if not isinstance(value, Tensor):
             raise TypeError(

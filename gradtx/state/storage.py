@@ -300,7 +300,7 @@ class Store:
     ) -> dict[str, Codec]:
         """Return the code of each slot to code."""
         assert self.storage is not None
-        codecs: dict[str, Codec] = {}
+        codecs = {}
         by_shape: list[str] = []
         for slot, value in slots.items():
             rule, codec = self._rule(slot), self._codec(slot)
@@ -335,7 +335,7 @@ class Store:
         """Return the slots as rules see them."""
         codecs = self.codecs_of(stored, leaf)
         auxiliary = auxiliary_tensors(codecs)
-        values: Slots = {}
+        values = {}
         for slot, value in stored.items():
             if slot in codecs:
                 values[slot] = unpacked(slot, codecs[slot], stored, leaf.shape).to(
@@ -466,7 +466,7 @@ def packed(
     slot: str, codec: Codec, value: Tensor, noise: Tensor | None = None
 ) -> Slots:
     """Encode the value of a slot: return its tensors by name, with the placements of the value."""
-    tensors: Slots = {}
+    tensors = {}
     shapes = codec.shapes(value.shape)
     for suffix, tensor in codec.pack(local(value), noise).items():
         name = f"{slot}.{suffix}" if suffix else slot

@@ -89,7 +89,7 @@ class Sweep:
         return Sweep(optimizer, runs, self.finished and other.finished)
 
     def _with_optimizer(self) -> list[Run]:
-        runs: list[Run] = []
+        runs = []
         for run in self._runs:
             column = {"optimizer": self._optimizer}
             records = [{**column, **record} for record in run.records]
@@ -127,7 +127,7 @@ class Sweep:
 
     def _by_setting(self) -> list[tuple[Setting, list[Run]]]:
         """Return the runs of each setting; settings are compared, not hashed."""
-        groups: list[tuple[Setting, list[Run]]] = []
+        groups = []
         for run in self._runs:
             for setting, runs in groups:
                 if setting == run.setting:
@@ -167,7 +167,7 @@ class Sweep:
         best = self.best()
         if not best or "optimizer" in best[0] or math.isnan(best[0]["mean"]):
             return []
-        names: list[str] = []
+        names = []
         for name in self._runs[0].setting:
             values = self.values(name)
             numeric = len(values) > 2 and all(map(is_number, values))

@@ -133,7 +133,7 @@ def groups_of(make: Make, settings: Sequence[Setting]) -> list[Group]:
         if form not in known:
             known.append(form)
         indices_of_form.setdefault(known.index(form), []).append(index)
-    groups: list[Group] = []
+    groups = []
     for indices in indices_of_form.values():
         of_group = {index: settings[index] for index in indices}
         differing = [

@@ -146,7 +146,7 @@ class Span(NamedTuple):
 
 def overlapping(members: Iterable[Member]) -> set[int]:
     """Return the ids of members with overlapping tensors, whose writes must be visible to one another."""
-    shared: set[int] = set()
+    shared = set()
     reach: Span | None = None  # the span with the highest end so far
     for span in sorted(_spans(members)):
         if reach is not None and span.device == reach.device and span.start < reach.end:
@@ -157,7 +157,7 @@ def overlapping(members: Iterable[Member]) -> set[int]:
 
 
 def _spans(members: Iterable[Member]) -> list[Span]:
-    spans: list[Span] = []
+    spans = []
     for member in members:
         assert member.layout is not None
         for tensor in (

@@ -134,7 +134,7 @@ class CompiledEngine(Engine):
     @property
     def programs(self) -> list[BundleProgram]:
         """All compiled programs."""
-        programs: list[BundleProgram] = []
+        programs = []
         for similar in (self._programs or {}).values():
             programs.extend(similar.compiled)
         return programs
@@ -175,7 +175,7 @@ class CompiledEngine(Engine):
     def _independent_of_shape(self, family: Family) -> Pairs:
         """Refuse the leaves whose rules read their shape, and return the others."""
         reads_shape = self._programs_of(family).reads_shape
-        kept: Pairs = []
+        kept = []
         for member, leaf in family.pairs:
             is_coded = bool(family.signature.layout.codes)
             is_special = is_coded or is_sharded(member.param)
@@ -374,7 +374,7 @@ def _examples(tensors: list[Tensor], kind: LeafKind, row: int | None) -> list[Te
     is_large, *_ = kind.written
     # As many entries, not rows: blocks may be long, and the examples of eight leaves occupy memory.
     length = max(4 * LARGE // (row or 1), 64) if is_large else 64
-    examples: list[Tensor] = []
+    examples = []
     for start in range(0, len(tensors), per_leaf):
         for tensor in tensors[start : start + per_leaf]:
             examples.append(resized(tensor, length + start // per_leaf))

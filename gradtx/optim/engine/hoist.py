@@ -177,7 +177,7 @@ def hoist(
         ):
             needed.append(node)
     numbers = _recording_of(graph, computable, sources, needed)
-    arguments: list[Node] = []
+    arguments = []
     for node in needed:
         with graph.inserting_before(before):
             argument = graph.placeholder(f"{node.name}_known")
@@ -283,7 +283,7 @@ class StepNumbers:
     def _tensors(self, values: Sequence[Any], device: torch.device) -> list[Tensor]:
         """Return 0-d tensors, those of the previous step where values are the same: creating them takes longer."""
         known = self._known.setdefault(device, [KnownScalar()] * len(values))
-        tensors: list[Tensor] = []
+        tensors = []
         for i, (value, dtype) in enumerate(zip(values, self._dtypes, strict=True)):
             tensor = known[i].tensor
             # The signs of equal zeros may differ.

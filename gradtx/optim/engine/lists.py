@@ -290,7 +290,7 @@ class ListEngine(Engine):
         for member, leaf in family.pairs:
             values = tuple(leaf.state[key].item() for key in equal)
             pairs_of_values.setdefault(values, []).append((member, leaf))
-        bundles: list[MemberBundle] = []
+        bundles = []
         for pairs in pairs_of_values.values():
             dtypes = {key: pairs[0][1].state[key].dtype for key in equal}
             of_values = family.some(pairs).signed(equal=dtypes)
@@ -361,7 +361,7 @@ class ListEngine(Engine):
             param = local(pair[0].param)
             is_whole = part_of(pair[0], True) is None or not param.is_contiguous()
             (whole if is_whole else parts).append(pair)
-        bundles: list[MemberBundle] = []
+        bundles = []
         if whole:
             bundles += self._bundles(family.some(whole), False)
         if parts:
@@ -377,7 +377,7 @@ class ListEngine(Engine):
             (pair, pair[1].shape, _arguments(family, *pair, splits))
             for pair in family.pairs
         ]
-        bundles: list[MemberBundle] = []
+        bundles = []
         for program, pairs in programs.by_program(leaves, have_any_shape):
             if isinstance(program, str):
                 self._refuse(pairs, program)

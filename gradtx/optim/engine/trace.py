@@ -82,7 +82,7 @@ def _arguments(
     graph: Graph, name: str, like: Sequence[Node], tensors: Sequence[Tensor]
 ) -> list[Node]:
     """Add placeholders for the arguments of a leaf."""
-    arguments: list[Node] = []
+    arguments = []
     for node, tensor in zip(like, tensors, strict=True):
         argument = graph.placeholder(f"{name}_{node.name}")
         argument.meta = {**node.meta, "val": tensor}
@@ -142,7 +142,7 @@ class TracedPhase(Phase):
 
     def _stand_ins(self, leaf: list[Tensor]) -> list[Tensor]:
         """Create stand-ins; equally long tensors of a flat leaf share one size: compilation takes a quarter as long."""
-        stand_ins: list[Tensor] = []
+        stand_ins = []
         by_length: dict[int, Tensor] = {}
         for i, tensor in enumerate(leaf):
             if not tensor.ndim:
@@ -257,7 +257,7 @@ class TracedPhase(Phase):
 
     def _names_of_params(self, leaves: list[Any]) -> set[str]:
         """Return the names of the arguments from which kernels read sizes: the first vector of each leaf."""
-        names: set[str] = set()
+        names = set()
         per_leaf = len(leaves) // len(self._leaves)
         for start in range(0, len(leaves), per_leaf):
             of_leaf = leaves[start : start + per_leaf]
@@ -287,7 +287,7 @@ def _examples(nodes: list[Any]) -> list[Any]:
 
 def _with_two_entries_for_one(leaves: list[Tensor]) -> list[Tensor]:
     """Replace tensors of length 1: every variable size of a flat leaf is a length, and its loop suits 1 as well."""
-    replaced: list[Tensor] = []
+    replaced = []
     for tensor in leaves:
         replaced.append(resized(tensor, 2) if tensor.shape[:1] == (1,) else tensor)
     return replaced
