@@ -1,4 +1,4 @@
-"""Low rank: GaLore, Fira, APOLLO, Dion; Conda, which scales the columns of Adam's update in a basis of its gradient."""
+"""Low rank: GaLore, Fira, APOLLO, Dion; Conda, Adam along the singular vectors of the momentum."""
 
 from __future__ import annotations
 
