@@ -22,35 +22,35 @@ from gradtx.base.torch_names import writes
 logger = logging.getLogger("gradtx")
 
 SHAPES = "torch.fx.experimental.symbolic_shapes"
-# All names that this module uses. Those of inductor are looked up on use, because importing it takes a second.
-NAMES = (
-    ("torch.fx.experimental.proxy_tensor", "make_fx"),
-    ("torch._dynamo.source", "ConstantSource"),
-    (SHAPES, "StatelessSymbolicContext"),
-    (SHAPES, "DimDynamic"),
-    (SHAPES, "ShapeEnv"),
-    (SHAPES, "uninteresting_files"),
-    ("torch._guards", "TracingContext"),
-    ("torch._guards", "tracing"),
-    ("torch._subclasses.fake_tensor", "FakeTensorMode"),
-    ("torch._inductor", "compile"),
-    ("torch._inductor", "list_mode_options"),
-    ("torch._inductor", "list_options"),
-    ("torch._inductor.compile_fx", "compile_fx_inner"),
-    ("torch._inductor.config", "patch"),
-    ("torch._inductor.virtualized", "V"),
-    ("torch._inductor.cpu_vec_isa", "pick_vec_isa"),
-    ("torch._inductor.cpu_vec_isa", "valid_vec_isa_list"),
-    ("torch._inductor.cpu_vec_isa", "x86_isa_checker"),
-    ("torch._inductor.test_operators", "realize"),
-    ("torch._inductor.decomposition", "select_decomp_table"),
-    ("torch._inductor.exc", "InductorError"),
-    ("torch._inductor.codegen.cpp", "CppScheduling"),
-)
+# The module of each name. Those of inductor are looked up on use, because importing it takes a second.
+NAMES = {
+    "make_fx": "torch.fx.experimental.proxy_tensor",
+    "ConstantSource": "torch._dynamo.source",
+    "StatelessSymbolicContext": SHAPES,
+    "DimDynamic": SHAPES,
+    "ShapeEnv": SHAPES,
+    "uninteresting_files": SHAPES,
+    "TracingContext": "torch._guards",
+    "tracing": "torch._guards",
+    "FakeTensorMode": "torch._subclasses.fake_tensor",
+    "compile": "torch._inductor",
+    "list_mode_options": "torch._inductor",
+    "list_options": "torch._inductor",
+    "compile_fx_inner": "torch._inductor.compile_fx",
+    "patch": "torch._inductor.config",
+    "V": "torch._inductor.virtualized",
+    "pick_vec_isa": "torch._inductor.cpu_vec_isa",
+    "valid_vec_isa_list": "torch._inductor.cpu_vec_isa",
+    "x86_isa_checker": "torch._inductor.cpu_vec_isa",
+    "realize": "torch._inductor.test_operators",
+    "select_decomp_table": "torch._inductor.decomposition",
+    "InductorError": "torch._inductor.exc",
+    "CppScheduling": "torch._inductor.codegen.cpp",
+}
 
 
-def _of(module: str, name: str) -> Any:
-    return getattr(importlib.import_module(module), name)
+def _named(name: str) -> Any:
+    return getattr(importlib.import_module(NAMES[name]), name)
 
 
 @functools.cache
@@ -58,9 +58,9 @@ def missing_name() -> str | None:
     """Return the first private name that this version of torch lacks; None if it has all of them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's modules at their first import
-        for module, name in NAMES:
+        for name, module in NAMES.items():
             try:
-                _of(module, name)
+                _named(name)
             except (ImportError, AttributeError):
                 return f"{module}.{name}"
     return None
@@ -71,8 +71,8 @@ class SymbolicTracer:
 
     def __init__(self) -> None:
         # Without duck shapes, two sizes that happen to be equal remain distinct symbols.
-        self._sizes = _of(SHAPES, "ShapeEnv")(duck_shape=False)
-        fake_mode = _of("torch._subclasses.fake_tensor", "FakeTensorMode")
+        self._sizes = _named("ShapeEnv")(duck_shape=False)
+        fake_mode = _named("FakeTensorMode")
         self._mode = fake_mode(shape_env=self._sizes, allow_non_fake_inputs=True)
 
     def fixed(self, tensor: Tensor) -> Tensor:
@@ -81,13 +81,13 @@ class SymbolicTracer:
 
     def resizable(self, tensor: Tensor, name: str, only_length: bool) -> Tensor:
         """Create a stand-in for a tensor whose sizes, or only the first one, may change, except those that are 1."""
-        kinds = _of(SHAPES, "DimDynamic")
+        kinds = _named("DimDynamic")
         dynamic = []
         for dim, size in enumerate(tensor.shape):
             is_fixed = size == 1 or (only_length and dim > 0)
             dynamic.append(kinds.STATIC if is_fixed else kinds.DYNAMIC)
-        context = _of(SHAPES, "StatelessSymbolicContext")(dynamic_sizes=dynamic)
-        source = _of("torch._dynamo.source", "ConstantSource")(name)
+        context = _named("StatelessSymbolicContext")(dynamic_sizes=dynamic)
+        source = _named("ConstantSource")(name)
         with _unattributed_sizes():
             return self._mode.from_tensor(
                 tensor, symbolic_context=context, source=source
@@ -106,7 +106,7 @@ class SymbolicTracer:
         replaced: Mapping[Any, Any],
     ) -> torch.fx.GraphModule:
         """Trace `function(*arguments)`; `replaced` contains decompositions in addition to those of inductor."""
-        make_graph = _of("torch.fx.experimental.proxy_tensor", "make_fx")
+        make_graph = _named("make_fx")
         table = {**decompositions(), **replaced}
         with self._mode, torch.no_grad(), _unattributed_sizes():
             return make_graph(function, decomposition_table=table)(*arguments)
@@ -125,8 +125,8 @@ class SymbolicTracer:
     @contextlib.contextmanager
     def compiling(self) -> Generator[None, None, None]:
         """Set up the context in which traced graphs are compiled."""
-        context = _of("torch._guards", "TracingContext")(self._mode)
-        with _of("torch._guards", "tracing")(context), torch.no_grad():
+        context = _named("TracingContext")(self._mode)
+        with _named("tracing")(context), torch.no_grad():
             yield
 
 
@@ -165,18 +165,18 @@ OWN_OPTIONS = {"size_asserts", "cpp.threads", "realize_reads_threshold"}
 
 def compiler_modes() -> Mapping[str, dict[str, Any]]:
     """Return the modes of `torch.compile` and the options of each."""
-    return _of("torch._inductor", "list_mode_options")()
+    return _named("list_mode_options")()
 
 
 def compiler_option_names() -> Collection[str]:
     """Return the names of the compiler's options."""
-    return _of("torch._inductor", "list_options")()
+    return _named("list_options")()
 
 
 def _compiles_at_once(graph: torch.fx.GraphModule, options: Mapping[str, Any]) -> bool:
     """Whether a graph goes directly to inductor's inner compiler, without AOTAutograd."""
     # A replacement expects to receive the graphs.
-    if _of("torch._inductor", "compile").__module__ != "torch._inductor":
+    if _named("compile").__module__ != "torch._inductor":
         return False
     return options.keys() <= OWN_OPTIONS and _is_ready_for_inductor(graph)
 
@@ -187,7 +187,7 @@ def compile_graph(
     """Compile a traced graph with inductor."""
     if _compiles_at_once(graph, options):
         return _compiled_at_once(graph, examples, options)
-    compiler = _of("torch._inductor", "compile")
+    compiler = _named("compile")
     return compiler(graph, examples, options=dict(options))
 
 
@@ -217,11 +217,9 @@ def _compiled_at_once(
     The outer compiler has AOTAutograd trace the graph again, which takes a third of the compile time, and checks
     arguments at each call.
     """
-    compiler = _of("torch._inductor.compile_fx", "compile_fx_inner")
-    settings = _of("torch._inductor.config", "patch")
-    fake_mode = _of("torch._inductor.virtualized", "V").set_fake_mode(
-        examples[0].fake_mode
-    )
+    compiler = _named("compile_fx_inner")
+    settings = _named("patch")
+    fake_mode = _named("V").set_fake_mode(examples[0].fake_mode)
     copy = torch.fx.Graph()  # the compiler modifies its input, and may fail
     results = cast("Sequence[Any]", copy.graph_copy(graph.graph, {}))
     _keep_in_memory(copy)
@@ -242,7 +240,7 @@ def _vector_width() -> dict[str, int]:
     The key of inductor's cache omits the processor but includes options. Without this one, processors of different
     kinds that share the cache run kernels generated for wider or narrower vectors, which skip entries.
     """
-    chosen = _of("torch._inductor.cpu_vec_isa", "pick_vec_isa")()
+    chosen = _named("pick_vec_isa")()
     return {"cpp.simdlen": chosen.bit_width()}
 
 
@@ -349,7 +347,7 @@ def _is_number_of_rows(node: torch.fx.Node) -> bool:
 
 def decompositions() -> Mapping[Any, Any]:
     """Return inductor's decompositions of operators."""
-    return _of("torch._inductor.decomposition", "select_decomp_table")()
+    return _named("select_decomp_table")()
 
 
 def asserts_bind_sizes() -> bool:
@@ -363,7 +361,7 @@ def asserts_bind_sizes() -> bool:
 
 def compile_error() -> type[Exception]:
     """Return the exception that inductor raises when it fails on a graph."""
-    return _of("torch._inductor.exc", "InductorError")
+    return _named("InductorError")
 
 
 @contextlib.contextmanager
@@ -414,5 +412,5 @@ def separate_loops() -> contextlib.AbstractContextManager[None]:
 
     https://github.com/pytorch/pytorch/issues/196570, open as of torch 2.14.
     """
-    scheduling = _of("torch._inductor.codegen.cpp", "CppScheduling")
+    scheduling = _named("CppScheduling")
     return _patched(scheduling, "can_fuse_vertical_outer_loop", _never)
