@@ -28,10 +28,10 @@ def test_this_version_of_torch_has_every_private_name_of_compiled_steps():
     assert torch_names.missing_name() is None
 
 
-@pytest.mark.parametrize(("module", "name"), torch_names.NAMES)
-def test_without_a_name_of_the_compiler_there_is_one_warning_and_steps_run_as_by_default(module, name, monkeypatch):
+@pytest.mark.parametrize(("name", "module"), torch_names.NAMES.items())
+def test_without_a_name_of_the_compiler_there_is_one_warning_and_steps_run_as_by_default(name, module, monkeypatch):
     torch_names.missing_name.cache_clear()
-    monkeypatch.setattr(torch_names, "NAMES", ((module, f"{name}_of_another_version"), *torch_names.NAMES))
+    monkeypatch.setattr(torch_names, "NAMES", {f"{name}_of_another_version": module, **torch_names.NAMES})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         optimizer, params = trained(compile=True)
