@@ -502,7 +502,9 @@ CAUTIOUS = Static[Literal[True, False, "inclusive"]]
 
 def _added_to_alias(signature: inspect.Signature) -> dict[inspect.Parameter, Any]:
     """Return the parameters that an alias has in addition to its function's, with their types."""
-    added: dict[Any, Any] = {keyword_parameter("maximize", False, "bool"): bool}
+    added: dict[inspect.Parameter, Any] = {
+        keyword_parameter("maximize", False, "bool"): bool
+    }
     if "weight_decay" in signature.parameters:
         # A selector, which the decorator checks.
         added[keyword_parameter("mask", None, "Where | None")] = object

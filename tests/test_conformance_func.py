@@ -142,10 +142,8 @@ def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights
     at, ways = (values(places), double(0.0)), torch.eye(len(places) + 1, dtype=torch.float64)
     reverse = torch.cat([slope.reshape(-1) for slope in torch.func.grad(result, (0, 1))(*at)])
     forward = torch.vmap(lambda way: torch.func.jvp(result, at, (way[:-1], way[-1]))[1])(ways)
-    for h in (
-        1e-6,
-        1e-5,
-    ):  # the longer one if rounding, 1e-15 / h of the objective or of what it is made of, is too large
+    # The longer difference is for results whose rounding is too large for the shorter one: 1e-15 / h of their terms.
+    for h in (1e-6, 1e-5):
         up, down = (
             torch.vmap(lambda way, far=far: result(at[0] + far * way[:-1], far * way[-1]))(ways) for far in (h, -h)
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -192,7 +193,11 @@ def _averaged(old, new, beta, ctx):
     return beta * old + torch.where(decay == 1, 1.0, 1 - decay) * new
 
 
-def _grafted_step(f, g, state, ctx, kind, slot, beta, eps):
+# Grafted methods with an average or a sum of squares.
+_WITH_SQUARES = ("adam", "adagrad", "rmsprop")
+
+
+def _grafted_step(f, g, state, ctx, *, kind, slot, beta, eps):
     """Return the step of a grafted method for the filtered gradient f, and its new slot: squares of the gradient g."""
     if kind not in _WITH_SQUARES:
         return f.sign() if kind == "sqrtn" else f, {}
@@ -203,7 +208,6 @@ def _grafted_step(f, g, state, ctx, kind, slot, beta, eps):
     return f / (root + eps), {slot: v}
 
 
-_WITH_SQUARES = ("adam", "adagrad", "rmsprop")
 Graft: TypeAlias = Literal["none", "sgd", "adagrad", "rmsprop", "sqrtn"]
 _DIMENSIONS = {"all": slice(None), "input": slice(-1), "output": slice(-1, None)}
 
@@ -280,6 +284,13 @@ def scale_by_scalable_shampoo(
     """
     beta1, beta2 = betas
     share = 1 - beta1 if moving_average_for_momentum else 1.0
+    magnitude = functools.partial(
+        _grafted_step,
+        kind=graft_type,
+        slot="graft_statistics",
+        beta=beta2,
+        eps=diagonal_eps,
+    )
 
     def blocks_of(x):
         """Return the blocks of a leaf, without dimensions if it is not preconditioned."""
@@ -312,8 +323,7 @@ def scale_by_scalable_shampoo(
         return s, {"statistics": L, "preconditioners": P}
 
     def update(g, state, p, ctx):
-        options = graft_type, "graft_statistics", beta2, diagonal_eps
-        u, new = _grafted_step(g, g, state, ctx, *options)
+        u, new = magnitude(g, g, state, ctx)
         s, blocked = u, blocks_of(g)
         if blocked.dims and g.numel():
             s, of_blocks = preconditioned(blocked, g, state, ctx)
@@ -335,6 +345,16 @@ def scale_by_scalable_shampoo(
         "preconditioners": identities,
     }
     return slots, update
+
+
+def _filtered(m, g, beta1, beta3, corrects, ctx):
+    """Return the filtered gradient, and the average of gradients after the average m."""
+    new, f = running_mean(m, g, beta1), running_mean(m, g, beta3)
+    if corrects:
+        power = 1 - ctx.bias_correction(beta1, ctx.time - 1)
+        # A 0-d leaf would become float64.
+        f = (f / (1 - beta3 * power)).to(g.dtype)
+    return f, new
 
 
 def _merged_from_the_end(shape: Sequence[int], limit: int, target: int) -> list[int]:
@@ -433,6 +453,9 @@ def scale_by_distributed_shampoo(
         raise ValueError(
             "scale_by_distributed_shampoo: pass either a positive eps or pseudo_inverse=True with eps=0.0"
         )
+    magnitude = functools.partial(
+        _grafted_step, kind=graft, slot="adagrad", beta=graft_beta2, eps=graft_eps
+    )
 
     def blocks_of(x):
         shape = _merged_from_the_end(x.shape, max_preconditioner_dim, target_dims)
@@ -441,26 +464,17 @@ def scale_by_distributed_shampoo(
     def identities(param):
         return blocks_of(param).identities(param)
 
-    def filtered(g, state, ctx):
-        """Return the filtered gradient, and its new slot."""
-        if is_off(beta1):
-            return g, {}
-        m = state["filtered_grad"]
-        new, f = running_mean(m, g, beta1), running_mean(m, g, beta3)
-        if use_bias_correction:
-            power = 1 - ctx.bias_correction(beta1, ctx.time - 1)
-            # A 0-d leaf would become float64.
-            f = (f / (1 - beta3 * power)).to(g.dtype)
-        return f, {"filtered_grad": new}
-
     def is_due(step):
         return (step == start) | (step > start) & (step % precondition_frequency == 0)
 
     def update(g, state, p, ctx):
-        f, of_filter = filtered(g, state, ctx)
-        options = graft, "adagrad", graft_beta2, graft_eps
-        u, of_graft = _grafted_step(f, g, state, ctx, *options)
-        new, blocked = of_filter | of_graft, blocks_of(g)
+        f, new, blocked = g, {}, blocks_of(g)
+        if not is_off(beta1):
+            m = state["filtered_grad"]
+            f, m = _filtered(m, g, beta1, beta3, use_bias_correction, ctx)
+            new["filtered_grad"] = m
+        u, of_graft = magnitude(f, g, state, ctx)
+        new |= of_graft
         if not g.numel():
             return u, new
         S = blocked.averages(state["factor_matrices"], g, beta2, ctx)

@@ -136,7 +136,7 @@ class Transfer:
         failed: Whether this rank has failed, which the message reports to all others.
     """
 
-    _collective: Any  # a handle
+    _collective: Any  # what torch returns to wait for
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ def as_optimizer(
             step waits for compilation: 5 to 10 s for elementwise chains, up to 30 s for chains that work on rows.
             Later processes find most of the result in torch's on-disk cache. A mode of `torch.compile`
             ("max-autotune") or a dict of its options is passed on. Without a working compiler, the optimizer warns
-            once and steps run as by default. An `Engine` is a back end of one's own (see docs/design).
+            once and steps run as by default. Pass an `Engine` to use your own back end (see docs/design).
         seed: Seed of the random vectors with which the optimizer estimates `hessian_diag` for links that need it.
             Shown in the groups as `hessian_seed` and saved with them. The Hessian is that of the loss on which
             `backward` was called, so a GradScaler is not supported.

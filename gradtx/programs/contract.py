@@ -209,8 +209,7 @@ class _Contraction:
 
     def _simplify_power(self, node: Node) -> None:
         """Replace a square by a product, and a power with a scalar tensor as exponent by one with a scalar."""
-        base: Any = node.args[0]
-        exponent = node.args[1]
+        base, exponent = args_of(node)
         if exponent == 2 and node.target is aten.pow.Tensor_Scalar:
             _replace(node, aten.mul.Tensor, (base, base))
             return
@@ -521,9 +520,9 @@ def _weight_of(step: Node, update: Node) -> Node | None:
     """Return the weight p if a node is the step p + s u, with an update u, and only written into p."""
     if step.target is not aten.add.Tensor or step.meta.get("as_written"):
         return None
-    weight: Any = step.args[0]
+    weight, added = args_of(step)
     users = list(step.users)
-    if step.args[1] is not update or not is_list(weight) or len(users) != 1:
+    if added is not update or not is_list(weight) or len(users) != 1:
         return None
     is_next = users[0].target is aten.copy_.default and users[0].args[0] is weight
     return weight if is_next and same_meta(step, weight, update) else None
@@ -612,7 +611,7 @@ def _product_for(term: Node, user: Node) -> _Product | None:
     if not _can_absorb(term, user):
         return None
     if term.target is aten.neg.default:
-        return _Product(-1, term.args[0], None, False, 1)  # type: ignore[arg-type]
+        return _Product(-1, args_of(term)[0], None, False, 1)
     factor, inner = _factor_of(term)
     if inner is None:
         return _product_of_lists(None, term, 1)

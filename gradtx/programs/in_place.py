@@ -145,7 +145,7 @@ class MemoryPlan:
 
     def _may_be_computed_in_target(self, node: Node, copy: Node) -> bool:
         """Whether the result of a node could be in the memory of a copy's target."""
-        argument: Any = copy.args[0]
+        argument = args_of(copy)[0]
         if not self._owns_memory(node) or node in self.operand:
             return False
         if not same_meta(node, argument) or not self._may_write_to_target(node, copy):
@@ -160,7 +160,7 @@ class MemoryPlan:
 
     def _is_read_after_copies(self, node: Node, copy: Node) -> bool:
         """Whether a node is read, other than by `copy`, after the argument may have been written in another case."""
-        argument: Any = copy.args[0]
+        argument = args_of(copy)[0]
         first = min(
             self._at[user] for user in argument.users if _only_writes(user, argument)
         )

@@ -186,7 +186,9 @@ class UnsuitableError(Exception):
 
 
 class Engine:
-    """Run steps through programs, which subclasses build. An engine serves one optimizer; copies of it start anew.
+    """A back end of an optimizer: it runs steps through programs that its subclasses build.
+
+    Each optimizer needs an engine of its own. A copy of an engine has no programs yet.
 
     Attributes:
         way: How this engine runs parameters, for `optimizer.explain()`.
