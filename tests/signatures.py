@@ -13,10 +13,11 @@ import gradtx
 from tests.conformance import example, factories
 
 RECORD = Path(__file__).with_suffix(".txt")
+VALID = r"(?:in ([\[(].*?[\])])|(.*'.*|\d+ or \d+))"  # an interval, or words or counts
 
 
 def signatures() -> list[str]:
-    """A line for each: names and defaults, then the intervals that its errors name."""
+    """A line for each: names and defaults, then the intervals and the words that its errors name."""
     schedules = [getattr(gradtx, name) for name in gradtx.schedules.__all__ if name[0].islower()]
     lines = [_line(factory, example(factory)) for factory in factories()]
     return sorted(lines + [_line(schedule, {}) for schedule in schedules])
@@ -25,23 +26,23 @@ def signatures() -> list[str]:
 def _line(factory: Any, given: dict[str, Any]) -> str:
     parameters = inspect.signature(factory).parameters.values()
     names = (name.name if name.default is name.empty else f"{name.name}={name.default!r}" for name in parameters)
-    told = dict(_intervals(factory, given))
+    told = dict(_valid_values(factory, given))
     return f"{factory.__name__}({', '.join(names)}) {' '.join(f'{name} {told[name]}' for name in told)}".rstrip()
 
 
-def _intervals(factory: Any, given: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is said of numbers that are in no interval: NaN, and for counts a large negative one."""
+def _valid_values(factory: Any, given: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is said of numbers that are in no interval, NaN and for counts a large negative one, and of no word."""
     for name, parameter in inspect.signature(factory).parameters.items():
         value = given.get(name, parameter.default)
         tuples = (
             [(*value[:i], math.nan, *value[i + 1 :]) for i in range(len(value))] if isinstance(value, tuple) else []
         )
-        for wrong in (*tuples, math.nan, -(10**9)):
+        for wrong in (*tuples, math.nan, -(10**9), "?"):
             try:
                 factory(**{**given, name: wrong})
             except (TypeError, ValueError) as error:
-                if found := re.search(rf"({name}\S*) must be in ([\[(].*?[\])]), got", str(error)):
-                    yield found[1], found[2]
+                if told := re.search(rf"({name}\S*) must be {VALID}, got", str(error)):
+                    yield told[1], told[2] or told[3]
 
 
 if __name__ == "__main__":

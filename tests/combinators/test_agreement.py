@@ -251,8 +251,6 @@ def reads_gradient():
 
 
 def test_what_makes_no_sense():
-    with pytest.raises(ValueError, match="add_decayed_weights: cautious must be True, False or 'inclusive', got 'all'"):
-        gradtx.add_decayed_weights(0.1, cautious="all")
     with pytest.raises(TypeError, match="adamw: cautious_decay must be a bool or name, got 3"):
         gradtx.adamw(cautious_decay=3)
     with pytest.raises(
@@ -263,10 +261,6 @@ def test_what_makes_no_sense():
         gradtx.adabelief(weight_decay=0.1, fixed_decay=True, cautious_decay=True)
     with pytest.raises(TypeError, match=r"unknown argument 'cautious_wd'; did you mean 'cautious_decay'\?"):
         gradtx.lion(cautious_wd=True)
-    with pytest.raises(ValueError, match=r"cautious_decay_after: lr must be in \[0, inf\), got -1.0"):
-        gradtx.cautious_decay_after(gradtx.chain(), 0.1, -1.0)
-    with pytest.raises(ValueError, match=r"blend_by_agreement: least must be in \[-1, 1\), got 1.0"):
-        gradtx.blend_by_agreement(gradtx.chain(), 1.0)
     assert math.isfinite(
         gradtx.blend_by_agreement(gradtx.chain()).update({"w": torch.zeros(2)}, {"step": torch.tensor(0)})[0]["w"].sum()
     )

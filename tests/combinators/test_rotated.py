@@ -212,8 +212,6 @@ UNKNOWN = r"rotated: the inner link 'scale_by_tam' has the slot 's', which canno
         (lambda: gradtx.rotated(gradtx.adam), "rotated: inner must be a GradientTransformation, .*call it.*"),
         (lambda: gradtx.rotated(gradtx.scale_by_tam()), UNKNOWN),
         (lambda: gradtx.rotated(gradtx.schedule_free_sgd()), r"rotated: .* averages weights, .* outside rotated"),
-        (lambda: gradtx.rotated(gradtx.adam(), statistics="x"), "rotated: statistics must be 'shampoo' or 'kl', .*"),
-        (lambda: gradtx.rotated(gradtx.adam(), sides="x"), "rotated: sides must be 'both', .*, got 'x'"),
     ],
 )
 def test_what_makes_no_sense_is_an_error(make, message):

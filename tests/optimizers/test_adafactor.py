@@ -148,22 +148,3 @@ def test_rows_of_zeros_stay_finite_in_narrow_dtypes(make, dtype):
         updates, state = tx.update(grads, state, params)
         assert updates["w"].isfinite().all()
         assert not updates["w"][0].any()
-
-
-@pytest.mark.parametrize(
-    ("alias", "options", "message"),
-    [
-        (gradtx.adafactor, {"lr": 0.1}, ".*omit lr, or pass relative_step=False"),
-        (gradtx.adafactor, {"relative_step": False}, ".*needs lr, or relative_step=True"),
-        (
-            gradtx.adafactor,
-            {"lr": 0.1, "relative_step": False, "warmup_init": True},
-            ".*pass relative_step=True as well",
-        ),
-        (gradtx.adafactor_torch, {"eps": (0.1, None)}, r"eps\[1\] must be a number.*"),
-    ],
-    ids=ref.named,
-)
-def test_rejects_what_makes_no_sense(alias, options, message):
-    with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
-        alias(**options)

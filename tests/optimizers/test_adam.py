@@ -279,22 +279,7 @@ def test_the_weights_are_those_of_the_adopt_of_adam_atan2_pytorch(options):
     assert ref.difference_of_weights(gradtx.adopt_atan2(**options), published) < PUBLISHED
 
 
-@pytest.mark.parametrize(("alias", "options", "message"), [(gradtx.sgdp, {}, "missing argument 'lr'")], ids=ref.named)
-def test_rejects_a_number_out_of_range(alias, options, message):
-    with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
-        alias(**options)
-
-
 @pytest.mark.parametrize("alias", [gradtx.adam_atan2, gradtx.adopt_atan2], ids=ref.named)
 def test_decay_and_regeneration_together_are_an_error_that_names_the_optimizer(alias):
     with pytest.raises(ValueError, match=f"^{alias.__name__}: weight_decay and regen_reg_rate are mutually exclusive"):
         alias(weight_decay=0.1, regen_reg_rate=0.1)
-
-
-@pytest.mark.parametrize("lr", [0.0, gradtx.linear_schedule(0.0)], ids=str)
-@pytest.mark.parametrize(
-    ("alias", "rate"), [(gradtx.adam_atan2, "weight_decay"), (gradtx.adopt_atan2, "regen_reg_rate")]
-)
-def test_a_decoupled_rate_relative_to_a_learning_rate_that_starts_at_zero_is_a_named_error(alias, rate, lr):
-    with pytest.raises(ValueError, match="the rate is divided by the initial learning rate, which is 0"):
-        alias(lr=lr, decoupled_wd=True, **{rate: 0.1}).init({"w": torch.ones(2)})

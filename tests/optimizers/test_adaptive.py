@@ -232,27 +232,6 @@ def test_the_options_above_take_every_branch(rule, options, branches):
     assert reference.seen == branches
 
 
-@pytest.mark.parametrize(
-    ("alias", "options", "message"),
-    [
-        (gradtx.adashift, {"keep_num": 2.0}, "keep_num must be an int, got 2.0"),
-        (gradtx.adashift, {"reduce": "sum"}, "reduce must be 'max', 'mean' or 'none', got 'sum'"),
-        (gradtx.adasmooth, {"betas": (0.9, 0.5)}, r"scale_by_adasmooth: betas must be increasing .*, got \(0.9, 0.5\)"),
-    ],
-    ids=named,
-)
-def test_rejects_what_is_out_of_range(alias, options, message):
-    with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
-        alias(**options)
-
-
-@pytest.mark.parametrize("lr", [0.0, gradtx.linear_schedule(0.0)], ids=str)
-def test_adabound_with_a_learning_rate_that_starts_at_zero_is_a_named_error(lr):
-    message = "^scale_by_adabound: final_lr is divided by the initial .*, which is 0; use an initial value above 0$"
-    with pytest.raises(ValueError, match=message):
-        gradtx.adabound(lr=lr).init({"w": torch.ones(2)})
-
-
 # As torch optimizers.
 
 

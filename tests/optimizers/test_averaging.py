@@ -85,21 +85,6 @@ def test_madgrad_keeps_the_start_only_where_it_is_needed():
     assert "x0" in gradtx.madgrad(momentum=torch.tensor(0.0)).init(params)["scale_by_madgrad"]
 
 
-@pytest.mark.parametrize(
-    ("make", "options", "message"),
-    [
-        (
-            gradtx.srmm,
-            {"lr": 0.5, "proximal": 3.0},
-            r"srmm: scale_by_srmm: lr \* proximal must be in \[0, 1\], got 0.5 \* 3.0; lower one of them",
-        )
-    ],
-)
-def test_a_number_out_of_range_is_an_error(make, options, message):
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        make(**options)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("cls", "rule"), [(gradtx.optim.MADGRAD, madgrad), (gradtx.optim.SRMM, srmm)], ids=["MADGRAD", "SRMM"]

@@ -131,13 +131,3 @@ def test_bcos_has_finite_updates_where_squares_underflow():
     for grad in (1e-30, -1e-30, 1e-30):
         update, state = tx.update(torch.tensor(grad), state, param)
         assert abs(update) < 1e-20
-
-
-@pytest.mark.parametrize(
-    ("alias", "options", "message"),
-    [(gradtx.bcos, {"mode": "x"}, "bcos: mode must be 'c', 'm' or 'g', got 'x'")],
-    ids=named,
-)
-def test_arguments_out_of_range_are_refused(alias, options, message):
-    with pytest.raises(ValueError, match=message):
-        alias(**options)

@@ -104,21 +104,3 @@ def test_dimensions_merge_from_the_last_one_backwards_and_are_cut(limit, target,
     state = tx.init({"w": torch.zeros(4, 3, 2, 1, 2)})["scale_by_distributed_shampoo"]
     assert [len(state[f"factor_matrices_{i}"]["w"]) for i in range(len(sizes))] == sizes
     assert f"factor_matrices_{len(sizes)}" not in state
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"precondition_frequency": 5, "start_preconditioning_step": 4}, "at least precondition_frequency=5, got 4"),
-        ({"eps": 0.0}, "pass either a positive eps or pseudo_inverse=True with eps=0.0"),
-        ({"pseudo_inverse": True}, "pass either a positive eps or pseudo_inverse=True with eps=0.0"),
-        ({"graft": "lion"}, "graft must be 'adam', 'rmsprop', 'adagrad', 'sgd' or None"),
-        ({"exponent": 0.0}, "exponent must be"),
-        ({"betas": (1.0, 1.0)}, r"betas\[0\] must be in \[0, 1\)"),
-        ({"target_dims": 0}, "target_dims must be"),
-    ],
-)  # fmt: skip
-@pytest.mark.parametrize("make", [gradtx.scale_by_distributed_shampoo, gradtx.distributed_shampoo])
-def test_what_makes_no_sense_is_an_error(make, options, message):
-    with pytest.raises(ValueError, match=message):
-        make(**options)

@@ -291,19 +291,6 @@ def test_conda_follows_the_loop(options, seed):
 # All.
 
 
-@pytest.mark.parametrize(
-    ("alias", "options", "message"),
-    [
-        (gradtx.soap_muon, {"fallback": gradtx.adamw}, "fallback must be a GradientTransformation, .*call it.*"),
-        (gradtx.soap_muon, {"adjust_lr_fn": "x"}, "adjust_lr_fn must be 'original', .*, got 'x'"),
-    ],
-    ids=named,
-)
-def test_rejects_what_makes_no_sense(alias, options, message):
-    with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
-        alias(**options)
-
-
 def test_soap_muon_without_a_fallback_names_the_leaf_that_is_no_matrix():
     with pytest.raises(ValueError, match=r"leaf 'bias' has shape \(3,\), needs 2 dimensions"):
         gradtx.soap_muon().init({"bias": torch.ones(3)})

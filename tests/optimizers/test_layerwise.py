@@ -249,10 +249,3 @@ def test_neurons_of_one_weight_cannot_be_constrained():
 def test_lars_with_nesterov_but_without_momentum_or_with_dampening_is_an_error(options):
     with pytest.raises(ValueError, match=r"^lars: .*nesterov needs a momentum above 0 and a dampening of 0$"):
         gradtx.lars(nesterov=True, **options)
-
-
-@pytest.mark.parametrize("options", [{"slot": "entry"}, {"eta": 0.0}, {"eta": -1}, {"eta": math.inf}], ids=str)
-def test_an_unknown_slot_and_a_scale_that_is_not_above_zero_are_errors(options):
-    ((name, value),) = options.items()
-    with pytest.raises(ValueError, match=rf"^amos: (scale_by_amos: )?{name} must be .*, got {value!r}$"):
-        gradtx.amos(**options)

@@ -128,12 +128,6 @@ def test_a_pair_joins_only_from_the_second_step_and_the_state_counts_them():
     assert counts == [0, 1, 2, 3, 3, 3]
 
 
-@pytest.mark.parametrize(("options", "message"), [({"first": "x"}, "first must be 'l1' or 'none', got 'x'")])
-def test_rejects_what_makes_no_sense(options, message):
-    with pytest.raises(ValueError, match=f"^lbfgs: {message}$"):
-        gradtx.lbfgs(**options)
-
-
 # With a line search.
 
 

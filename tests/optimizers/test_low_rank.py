@@ -319,21 +319,6 @@ def test_it_nests_with_rotations():
 # All.
 
 
-@pytest.mark.parametrize(
-    ("alias", "options", "message"),
-    [
-        (gradtx.dion, {"rank": 0}, r"rank must be in \(0, inf\), got 0"),
-        (gradtx.dion, {"rank": 1.5}, "scale_by_dion: rank must be a positive int or a .*, got 1.5"),
-        (gradtx.dion, {"init": "x"}, "init must be 'random' or 'eye', got 'x'"),
-        (gradtx.dion, {"fallback": gradtx.adamw}, "fallback must be a GradientTransformation, .*call it.*"),
-    ],
-    ids=named,
-)
-def test_rejects_what_makes_no_sense(alias, options, message):
-    with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
-        alias(**options)
-
-
 def test_a_slot_without_a_kind_matters_only_where_slots_are_turned():
     tx = gradtx.scale_by_tam()
     params = {"w": torch.ones(4, 4)}

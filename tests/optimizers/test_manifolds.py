@@ -165,22 +165,6 @@ def test_a_tangent_direction_keeps_the_largest_singular_value_to_first_order():
     assert (torch.linalg.svdvals(d) - 1).abs().max() < 1e-2
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (
-            lambda: gradtx.retract("svd"),
-            "kind must be 'polar', 'qr', 'rows', 'columns', 'spectral' or 'cap', got 'svd'",
-        ),
-        (lambda: gradtx.retract("polar", 0.0), "radius must be"),
-        (lambda: gradtx.retract("polar", coefs="aol"), "retract: coefs must be one of"),
-        (lambda: gradtx.retract("polar", adjust="other"), "adjust must be"),
-        (lambda: gradtx.project_tangent("diagonal"), "kind must be 'rows' or 'columns'"),
-        (lambda: gradtx.orthogonalize_tangent(power_steps=0), "power_steps must be"),
-        (lambda: gradtx.spectral_sphere(radius_scale=0.0), "radius_scale must be"),
-        (lambda: gradtx.retract("polar").init({"b": torch.ones(3)}), "retract: leaf 'b' has shape"),
-    ],
-)
-def test_what_makes_no_sense_is_an_error(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
+def test_a_leaf_that_is_no_matrix_is_named():
+    with pytest.raises(ValueError, match="retract: leaf 'b' has shape"):
+        gradtx.retract("polar").init({"b": torch.ones(3)})

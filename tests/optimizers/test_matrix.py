@@ -597,27 +597,3 @@ def test_gradients_through_training_are_finite_at_equal_eigenvalues(tx):
         total = total + sum(u.sum() for u in updates.values())
     (slope,) = torch.autograd.grad(total, scale)
     assert slope.isfinite()
-
-
-@pytest.mark.parametrize(
-    ("alias", "options", "message"),
-    [
-        (gradtx.muon, {"adjust_lr_fn": "other"}, "adjust_lr_fn must be 'original', .*, got 'other'"),
-        (gradtx.muon, {"ns_coefficients": (1.0, 2.0)}, ".*coefs must be three plain numbers, .*"),
-        (gradtx.muon, {"ns_coefficients": torch.ones(3)}, ".*coefs must be three plain numbers, .*"),
-        (gradtx.muon, {"ns_dtype": torch.int64}, "orthogonalize: dtype must be a floating-point torch.dtype .*"),
-        (gradtx.muon, {"fallback": gradtx.adamw}, "fallback must be a GradientTransformation, .*call it.*"),
-        (gradtx.muon_adam_atan2, {"matrix_ndims": (1, 2)}, r"matrix_ndims\[0\] must be in \[2, inf\), got 1"),
-    ],
-    ids=ref.named,
-)
-def test_rejects_what_makes_no_sense(alias, options, message):
-    with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
-        alias(**options)
-
-
-@pytest.mark.parametrize("prefix", ["muon", "polar"])
-def test_a_decoupled_decay_of_matrices_with_a_rate_that_starts_at_zero_is_a_named_error(prefix):
-    alias = getattr(gradtx, f"{prefix}_adam_atan2")
-    with pytest.raises(ValueError, match="the rate is divided by the initial learning rate, which is 0"):
-        alias(**{f"{prefix}_lr": 0.0}, weight_decay=0.1, decoupled_wd=True).init({"w": torch.ones(2, 2)})

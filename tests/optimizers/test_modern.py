@@ -271,11 +271,3 @@ def test_the_decay_of_stable_adamw_is_shortened_too():
     v = (0.01 * 0.99 + 100) / (1 - 0.99**2)
     r = 100 / math.sqrt(v)
     assert update.item() == pytest.approx(-(r + 1) / r, rel=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("block", "error"), [("rows", ValueError), (0, ValueError), (2.0, TypeError), (True, TypeError)]
-)
-def test_rejects_an_unknown_block(block, error):
-    with pytest.raises(error, match="adam_mini: block must be "):
-        gradtx.adam_mini(block=block)

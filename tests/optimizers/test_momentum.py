@@ -189,21 +189,3 @@ def test_the_learning_rate_of_gravity_may_change_after_the_start():
         param.grad = torch.zeros_like(param)
     optimizer.step()
     assert_close([params["body.bias"]], [before - 0.05 * start * 1.9 / 3], 1e-14)
-
-
-@pytest.mark.parametrize(
-    ("alias", "options", "message"),
-    [
-        (gradtx.accsgd, {}, "missing argument 'lr'"),
-        (
-            gradtx.accsgd,
-            {"lr": 0.1, "xi": 40.0},
-            r"scale_by_accsgd: xi must be at most sqrt\(kappa\) = 31.6228, got 40.0",
-        ),
-        (gradtx.aggmo, {"lr": 0.1, "betas": []}, "betas must have at least one entry"),
-    ],
-    ids=ref.named,
-)
-def test_rejects_a_number_out_of_range(alias, options, message):
-    with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
-        alias(**options)

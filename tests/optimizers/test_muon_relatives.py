@@ -365,19 +365,6 @@ def exact_iteration(monkeypatch):
             monkeypatch.setattr(module, "zero_power_via_newton_schulz_5", iterate)
 
 
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: gradtx.normuon(axis="columns"), "normuon: axis must be 'rows' or 'long', got 'columns'"),
-        (lambda: gradtx.muown(ns_coefficients="other"), "scale_by_muown: coefs must be one of simple, .*, got 'other'"),
-        (lambda: gradtx.scion(kinds={"*": "l2"}), "lmo: kind must be 'auto', 'spectral', .*, got 'l2'"),
-    ],
-)
-def test_what_makes_no_sense(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()
-
-
 def test_a_kind_that_is_none():
     with pytest.raises(TypeError, match="scion: lmo: kind must be a str, got 3"):
         gradtx.scion(kinds={"*": 3})

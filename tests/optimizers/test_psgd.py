@@ -273,21 +273,3 @@ def agree_in_both_ways(tx):
         values = gradtx.apply_updates(values, updates)
         descend(optimizer, params, 1, start=t)
     assert_close(params.values(), values.values(), 1e-10)
-
-
-@pytest.mark.parametrize(
-    ("alias", "options", "message"),
-    [
-        (gradtx.psgd_kron, {"probes": "x"}, "probes must be 'expected' or 'random', got 'x'"),
-        (gradtx.psgd_kron, {"precondition_frequency": 0}, r"precondition_frequency must be in \[1, inf\), got 0"),
-        (
-            gradtx.psgd_kron,
-            {"precondition_frequency": "x"},
-            "precondition_frequency must be 'annealed' or an int, got 'x'",
-        ),
-    ],
-    ids=named,
-)
-def test_rejects_what_makes_no_sense(alias, options, message):
-    with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
-        alias(**options)

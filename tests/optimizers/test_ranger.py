@@ -137,17 +137,3 @@ def test_the_rate_of_ranger21_follows_a_group_that_somebody_writes_to():
         param.grad = torch.tensor([1.0, 2.0, 3.0])
         one.step()
     assert torch.equal(*params)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (
-            lambda: gradtx.ranger21(10, chebyshev_epochs=11),
-            r"chebyshev_epochs must be at most num_iterations = 10, got 11",
-        )
-    ],
-)
-def test_numbers_out_of_range_are_errors(make, message):
-    with pytest.raises(ValueError, match=message):
-        make()

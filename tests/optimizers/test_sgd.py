@@ -168,9 +168,3 @@ def test_the_form_of_the_paper_follows_the_loop_on_one_loss(lr):
         assert ref.distance([updates], [expected]) < TOLERANCE
         params = gradtx.apply_updates(params, updates)
     assert loop.seen == {"measured", "grown"}
-
-
-@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0), gradtx.Schedule(lambda step: 0.1 * step)], ids=str)
-def test_adaptive_gd_from_a_rate_of_zero_is_an_error(lr):
-    with pytest.raises(ValueError, match=r"^scale_by_local_smoothness: .* lr, which is 0; use an initial lr above 0$"):
-        gradtx.adaptive_gd(lr=lr).init(ref.problem())

@@ -73,20 +73,6 @@ def test_msvag_shortens_some_steps_a_lot_and_others_little():
     assert reference.seen == {True, False}
 
 
-@pytest.mark.parametrize(
-    ("alias", "options", "message"),
-    [
-        (gradtx.msvag, {}, "missing argument 'lr'"),
-        (gradtx.a2grad, {"lr": 0.1}, "unknown argument 'lr'; .*"),
-        (gradtx.a2grad, {"variant": "all"}, "variant must be 'uni', 'inc' or 'exp', got 'all'"),
-    ],
-    ids=named,
-)
-def test_rejects_what_is_out_of_range(alias, options, message):
-    with pytest.raises((ValueError, TypeError), match=f"^{alias.__name__}: {message}$"):
-        alias(**options)
-
-
 @pytest.mark.slow
 def test_a2grad_works_as_a_torch_optimizer_although_it_has_no_learning_rate():
     weights = [torch.nn.Parameter(x) for x in problem().values()]

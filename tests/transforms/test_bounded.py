@@ -18,11 +18,3 @@ def test_the_first_rate_is_kept_in_a_slot_of_every_leaf_and_never_changes(lr):
 
 def test_adabound_may_have_no_eps():
     assert first_update(gradtx.scale_by_adabound(1e-3, eps=0.0), [0.0, 1.0])[0] == 0.0  # the band is finite
-
-
-@pytest.mark.parametrize("lr", [0.0, gradtx.linear_schedule(0.0)], ids=str)
-def test_a_learning_rate_that_starts_at_zero_is_a_named_error(lr):
-    with pytest.raises(
-        ValueError, match=r"^scale_by_adabound: final_lr is divided by the initial learning rate, which is 0"
-    ):
-        gradtx.scale_by_adabound(lr).init(problem())

@@ -89,15 +89,6 @@ def test_relative_to_keeps_the_first_rate_of_a_schedule_in_a_slot_of_every_leaf(
     assert {(lr.item(), lr.shape, lr.dtype) for lr in entry["initial_lr"].values()} == {(0.2, (), torch.float64)}
 
 
-@pytest.mark.parametrize("lr", [0.0, gradtx.linear_schedule(0.0)], ids=str)
-@pytest.mark.parametrize("make", [gradtx.add_decayed_weights, gradtx.regenerate_towards_init], ids=ref.named)
-def test_relative_to_a_rate_that_starts_at_zero_is_a_named_error(make, lr):
-    with pytest.raises(
-        ValueError, match=f"^{make.__name__}: the rate is divided by the initial learning rate, which is 0"
-    ):
-        make(0.1, relative_to=lr).init(ref.problem())
-
-
 def norm_loss(s, t, g, p, factor=1e-4, eps=1e-8):
     return g + 2 * factor * (1 - 1 / (ref.unit_norm(p) + eps)) * p
 
@@ -116,16 +107,3 @@ def test_a_rate_that_has_always_been_zero_decays_in_full():
     assert ref.first_update(tx, [0.0], [2.0]) == [1.0]
     kept = tx.init({"w": torch.zeros(2)})["add_decayed_weights"]["lr_max"]["w"]
     assert (kept.shape, kept.dtype, kept.item()) == ((), torch.float64, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"relative_to": 0.1, "corrected_by": 0.1}, "relative_to and corrected_by cannot be combined"),
-        ({"max_lr": 0.1}, "max_lr is the divisor of corrected_by; pass corrected_by as well"),
-    ],
-    ids=str,
-)
-def test_rejects_options_of_the_corrected_decay_that_contradict_each_other(options, message):
-    with pytest.raises(ValueError, match=f"^add_decayed_weights: {message}"):
-        gradtx.add_decayed_weights(0.1, **options)

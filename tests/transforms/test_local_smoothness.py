@@ -115,9 +115,3 @@ def test_groups_that_disagree_on_the_first_step_size_are_an_error():
         param.grad = torch.ones(1)
     with pytest.raises(ValueError, match=r"^scale_by_local_smoothness: lr must agree across groups, got 0.5 and 0.2$"):
         optimizer.step()
-
-
-@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0), gradtx.Schedule(lambda step: 0.1 * step)], ids=str)
-def test_a_first_rate_of_zero_is_an_error(lr):
-    with pytest.raises(ValueError, match=r"^scale_by_local_smoothness: .* lr, which is 0; use an initial lr above 0$"):
-        gradtx.scale_by_local_smoothness(lr=lr).init({"w": torch.ones(1)})

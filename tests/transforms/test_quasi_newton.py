@@ -27,16 +27,3 @@ def test_derivatives_of_training_by_its_numbers_are_the_difference_quotients(reb
 
     numbers = [torch.tensor(x, **DOUBLE).requires_grad_() for x in (0.8, 0.05, 0.1)]
     assert torch.autograd.gradcheck(train, numbers)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"rebound": "other"}, "rebound must be 'constant' or 'belief', got 'other'"),
-        ({"weight_decay_type": "L2"}, "weight_decay_type must be 'decoupled' or 'stable', got 'L2'"),
-    ],
-    ids=str,
-)
-def test_rejects_an_unknown_option(options, message):
-    with pytest.raises(ValueError, match=f"^scale_by_apollo: {message}"):
-        gradtx.scale_by_apollo(**options)
