@@ -6,25 +6,13 @@ from torch import Tensor
 
 import gradtx
 from tests.conformance import all_cases, noise
+from tests.matrix_problem import eigenvectors, times, unfolded
 from tests.optim.problems import descend, gradient, parameters
 from tests.references import BETA, RATE, WeightsLoop, difference, difference_of_weights, named
 
 ROTATIONS = 1e-10  # bases of nearly equal eigenvalues amplify rounding: 1e-16 becomes 1e-13 in 32 steps
 # 3 x 5: the first statistics of its longer side have rank 3, so part of that basis is arbitrary.
 UNDETERMINED = ("whole",)
-
-
-def unfolded(x: Tensor, i: int) -> Tensor:
-    return x.movedim(i, 0).reshape(x.shape[i], -1)
-
-
-def times(x: Tensor, matrix: Tensor, i: int) -> Tensor:
-    rest = [size for k, size in enumerate(x.shape) if k != i]
-    return (matrix @ unfolded(x, i)).reshape([len(matrix), *rest]).movedim(0, i)
-
-
-def eigenvectors(S: Tensor) -> Tensor:
-    return torch.linalg.eigh(S)[1].flip(1)
 
 
 def rotated_dims(p: Tensor, sides: str, limit: int, vectors: bool) -> list[int]:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import gradtx
 from tests import references as ref
+from tests.matrix_problem import newton_schulz, times, unfolded
 from tests.optim.problems import assert_close, descend, gradient, parameters, saved_and_loaded, twins
 from tests.references import BETA, PUBLISHED, RATE
 
@@ -25,15 +26,6 @@ PUBLISHED_POLAR = [
 ]
 
 
-def orthogonal(U: Tensor, polynomials, eps=1e-7, shrink=1.0) -> Tensor:
-    """By singular values: an odd polynomial of a matrix is that of each of them."""
-    left, values, right = torch.linalg.svd(U, full_matrices=False)
-    values = values / max(U.norm().item(), eps) / shrink
-    for a, b, c in polynomials:
-        values = a * values + b * values**3 + c * values**5
-    return left @ torch.diag(values) @ right
-
-
 def polar(steps):
     listed = [(a / 1.01, b / 1.01**3, c / 1.01**5) for a, b, c in PUBLISHED_POLAR[:-1]] + [PUBLISHED_POLAR[-1]]
     return [listed[min(i, 7)] for i in range(steps)]
@@ -46,7 +38,7 @@ def muon(
     s.B = momentum * s.B + (1 - momentum) * g
     U = momentum * s.B + (1 - momentum) * g if nesterov else s.B
     U = U.reshape(p.shape[0], -1)
-    X = orthogonal(U, [ns_coefficients] * (ns_steps or 5), eps).reshape(p.shape)
+    X = newton_schulz(U, [ns_coefficients] * (ns_steps or 5), eps).reshape(p.shape)
     rows, cols = U.shape
     r = 0.2 * math.sqrt(max(rows, cols)) if adjust_lr_fn == "match_rms_adamw" else math.sqrt(max(1, rows / cols))
     return p * (1 - lr * weight_decay) - lr * r * X
@@ -255,8 +247,8 @@ def mixed(orth, prefix):
     return rule
 
 
-muon_mixed = mixed(lambda m, steps: orthogonal(m, [JORDAN] * steps), "muon")
-polar_mixed = mixed(lambda m, steps: orthogonal(m, polar(steps), shrink=1.01), "polar")
+muon_mixed = mixed(lambda m, steps: newton_schulz(m, [JORDAN] * steps), "muon")
+polar_mixed = mixed(lambda m, steps: newton_schulz(m, polar(steps), shrink=1.01), "polar")
 
 MIXED = [
     {},
@@ -330,15 +322,6 @@ def test_a_batch_of_matrices_is_treated_matrix_by_matrix():
 def powered(H: Tensor, exponent: float, floor: float = 0.0) -> Tensor:
     left, values, right = torch.linalg.svd(H)
     return left @ torch.diag(values.clamp(min=floor) ** exponent) @ right
-
-
-def unfolded(x: Tensor, i: int) -> Tensor:
-    return x.transpose(0, i).reshape(x.shape[i], -1) if i == 0 else x.movedim(i, 0).reshape(x.shape[i], -1)
-
-
-def times(x: Tensor, R: Tensor, i: int) -> Tensor:
-    rest = [size for k, size in enumerate(x.shape) if k != i]
-    return (R @ unfolded(x, i)).reshape([x.shape[i], *rest]).movedim(0, i)
 
 
 def shampoo(
@@ -481,77 +464,7 @@ def test_leaves_are_cut_into_as_many_blocks_as_the_reference_says():
     assert reference.seen == {("matrix", 2), ("kernel", 1), ("rows", 2), ("whole", 2), ("bias", 0), ("scalar", 0)}
 
 
-# SOAP.
-
-
-def soap(
-    s, t, g, p, lr=3e-3, betas=(0.95, 0.95), shampoo_beta=None, eps=1e-8, weight_decay=0.01, precondition_frequency=10,
-    max_precondition_dim=10000, merge_dims=False, precondition_1d=False, normalize_gradient=False, correct_bias=True,
-):  # fmt: skip
-    b1, b2 = betas
-    bs = b2 if shampoo_beta is None else shampoo_beta
-    shape = merge(p.shape, max_precondition_dim) if merge_dims and p.ndim > 1 else list(p.shape)
-    dims = [i for i, n in enumerate(shape) if n <= max_precondition_dim and (p.ndim > 1 or precondition_1d)]
-    g = g.reshape(shape)
-    outer = {i: unfolded(g, i) @ unfolded(g, i).T for i in dims}
-    if t == 1:
-        s.GG = {i: (1 - bs) * outer[i] for i in dims}
-        s.Q = {i: torch.linalg.eigh(s.GG[i])[1].flip(1) for i in dims}
-        return p
-    n = t - 1
-
-    def rotate(x, back=False):
-        for i in dims:
-            x = times(x, s.Q[i] if back else s.Q[i].T, i)
-        return x
-
-    s.m = b1 * s.m + (1 - b1) * g
-    s.v = b2 * s.v + (1 - b2) * rotate(g) ** 2
-    d = rotate(rotate(s.m) / (s.v.sqrt() + eps), back=True)
-    if normalize_gradient:
-        d = d / (1e-30 + (d**2).mean().sqrt())
-    a = lr * math.sqrt(1 - b2**n) / (1 - b1**n) if correct_bias else lr
-    new = (p - a * d.reshape(p.shape)) * (1 - lr * weight_decay)
-    s.GG = {i: bs * s.GG[i] + (1 - bs) * outer[i] for i in dims}
-    if n % precondition_frequency == 0:
-        for i in dims:
-            order = torch.diag(s.Q[i].T @ s.GG[i] @ s.Q[i]).argsort(descending=True)
-            s.seen.add(order.tolist() != sorted(order.tolist()))
-            s.v = s.v.index_select(i, order)
-            s.Q[i] = torch.linalg.qr(s.GG[i] @ s.Q[i][:, order])[0]
-    return new
-
-
-# eps is far above rounding: a rotation makes entries 0 in the first steps, and rounding of them would be divided by it.
-SOAP = [
-    {"eps": 1e-3},
-    {
-        "lr": 0.02,
-        "betas": (0.8, 0.9),
-        "shampoo_beta": 0.7,
-        "eps": 0.01,
-        "weight_decay": 0.3,
-        "precondition_frequency": 3,
-    },
-    {"lr": 0.02, "eps": 0.01, "precondition_frequency": 2, "max_precondition_dim": 3, "correct_bias": False},
-    {"lr": 0.02, "eps": 0.01, "precondition_frequency": 1, "normalize_gradient": True},
-    {"lr": 0.02, "eps": 0.01, "precondition_frequency": 4, "merge_dims": True, "max_precondition_dim": 6},
-    {"lr": RATE, "betas": (BETA, BETA), "weight_decay": RATE, "eps": 0.01},
-]
-# A basis of vectors of nearly equal eigenvalues turns far for little: 1e-16 becomes 1e-13 in 32 steps.
-BASES = 1e-11
-
-
-@pytest.mark.parametrize("options", SOAP, ids=ref.named)
-def test_soap_follows_the_loop(options):
-    reference = ref.WeightsLoop(soap, **options)
-    assert ref.difference_of_weights(gradtx.soap(**options), reference) < BASES
-
-
-def test_columns_change_places_in_the_reference():
-    reference = ref.WeightsLoop(soap, precondition_frequency=2, lr=0.02)
-    ref.difference(gradtx.soap(), reference)
-    assert reference.seen == {True, False}
+# SOAP; tests/optimizers/test_eigenbasis.py has its loop.
 
 
 @pytest.mark.parametrize(("shape", "is_quotient"), [((3, 4), True), ((5, 2), False), ((2, 5), False)], ids=str)
