@@ -26,7 +26,15 @@ from gradtx.base.tree import map_tensors
 from gradtx.combinators._division import Division, LocalBlocks, local_blocks
 from gradtx.combinators._spaces import run_at_owner
 from gradtx.distributed.layouts import placements_by_rows
-from gradtx.execution.execute import Block, Leaf, Operation, Position, complex_error
+from gradtx.execution.execute import (
+    Block,
+    Leaf,
+    Operation,
+    Position,
+    Steps,
+    complex_error,
+    resumed,
+)
 from gradtx.execution.runs import LateTerm, Run
 from gradtx.state.random import name_key
 from gradtx.transform import GradientTransformation
@@ -196,23 +204,17 @@ class InBlocks(Operation):
             self._program.division.check(leaf.name, leaf.shape)
             leaf.new.update(Pieces(self._program, leaf).first_slots())
 
-    def start(self, leaf: Leaf) -> Any:
+    def start(self, leaf: Leaf) -> Steps:
         if self._position == 0:
-            pieces = leaf.saved[self._program] = Pieces(self._program, leaf)
-            pieces.run()
-        return self._payload(leaf)
-
-    def resume(self, leaf: Leaf, total) -> Any:
-        leaf.saved[self._program].resume(self._position, total)
-        return self._payload(leaf)
-
-    def _payload(self, leaf: Leaf) -> Any:
+            leaf.saved[self._program] = Pieces(self._program, leaf)
+            leaf.saved[self._program].run()
         pieces: Pieces = leaf.saved[self._program]
-        payload = pieces.payload(self._position)
-        if payload is None and self._operation is self._program.operations[-1]:
+        while (payload := pieces.payload(self._position)) is not None:
+            total = yield payload
+            pieces.resume(self._position, total)
+        if self._operation is self._program.operations[-1]:
             pieces.finish()
             del leaf.saved[self._program]
-        return payload
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         return self._operation.combine(waiting)
@@ -445,11 +447,12 @@ def _run(
     """
     known = list(totals)
     for position, operation in enumerate(operations):
-        payload = operation.start(block)
+        steps = operation.start(block)
+        payload = resumed(steps)
         while payload is not None:
             if not known:
                 return position, payload
-            payload = operation.resume(block, known.pop(0))
+            payload = resumed(steps, known.pop(0))
     return None, None
 
 

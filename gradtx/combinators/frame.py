@@ -17,7 +17,7 @@ from gradtx.base.exact import exact
 from gradtx.base.messages import describe, shortly
 from gradtx.combinators._spaces import Inside, Outside, can_run_at_owner, run_at_owner
 from gradtx.execution.context import Clock, FrameContext
-from gradtx.execution.execute import Leaf, Operation, Position, takes_none
+from gradtx.execution.execute import Leaf, Operation, Position, Steps, takes_none
 from gradtx.execution.rule import (
     Call,
     Rule,
@@ -393,27 +393,29 @@ class Enter(RuleOperation):
     def init(self, leaf: Leaf) -> None:
         """Do nothing: `Leave` creates the frame's slots, after the inner ones."""
 
-    def _begin(self, leaf: Leaf) -> Any:
+    def _begin(self, leaf: Leaf) -> Steps | None:
         leaf.saved[self] = Entered.of(leaf)
         clock = self.frame.clock
         if clock is None or clock.measure is None:
             return self._enter(leaf)
+        return self._measure(leaf, clock.measure)
+
+    def _measure(self, leaf: Leaf, measure: Callable[[Tensor], Values]) -> Steps:
+        """Wait for the sums that decide whether the call counts, then enter."""
+        terms: Values = {}
         # An inner combinator accepts a leaf without a gradient.
-        if leaf.update is None:
-            return {}
-        terms = checked_sums(self.rule.name, clock.measure(leaf.update))
-        return {name: term_of(leaf, value) for name, value in terms.items()}
+        if leaf.update is not None:
+            terms = checked_sums(self.rule.name, measure(leaf.update))
+        total = yield {name: term_of(leaf, value) for name, value in terms.items()}
+        if self.ticks is None:
+            self._decide(total)
+        self._enter(leaf)
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         measured = [(leaf, terms) for leaf, terms in waiting if terms]
         return super().combine(measured) if measured else {}
 
-    def resume(self, leaf: Leaf, total) -> Any:
-        if self.ticks is None:
-            self._decide(total)
-        return self._enter(leaf)
-
-    def _enter(self, leaf: Leaf) -> None:
+    def _enter(self, leaf: Leaf) -> Steps | None:
         outside: Entered = leaf.saved[self]
         accepts_leaf = leaf.update is not None or self.frame.takes_none is not None
         if self.frame.enter is not None and accepts_leaf:
@@ -429,6 +431,7 @@ class Enter(RuleOperation):
         outside.inner_restarts = leaf.restarts
         if self.clock is not None:
             leaf.clock = self.clock
+        return None
 
     def call(
         self, leaf: Leaf, update, inner: Values, state: RuleState | None = None
@@ -526,7 +529,7 @@ class Leave(RuleOperation):
         if self._frame.init is not None:
             leaf.new[self.stage.path] = self.stage.first(leaf)
 
-    def _begin(self, leaf: Leaf) -> Any:
+    def _begin(self, leaf: Leaf) -> Steps | None:
         outside: Entered = leaf.saved.pop(self._enter)
         outside.restore(leaf)
         if outside.arms:
@@ -560,7 +563,7 @@ class Leave(RuleOperation):
             yes if outside.active is None else outside.active,
         )
 
-    def _leave(self, leaf: Leaf, outside: Entered, update) -> Any:
+    def _leave(self, leaf: Leaf, outside: Entered, update) -> Steps | None:
         if self._frame.leave is None and not outside.state:
             return None
         inner = self._enter.inner.values(leaf)

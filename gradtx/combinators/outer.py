@@ -19,7 +19,7 @@ from gradtx.combinators.frame import Enter, Frame, InnerClock
 from gradtx.distributed.collectives import mean_over_ranks
 from gradtx.distributed.layouts import Team, team_of_group
 from gradtx.execution.context import ALWAYS_KNOWN
-from gradtx.execution.execute import Block, Branch, Leaf
+from gradtx.execution.execute import Block, Branch, Leaf, Steps
 from gradtx.execution.nesting import check_inner
 from gradtx.execution.runs import Scope, as_flag
 from gradtx.rules import Combinator, combinator
@@ -250,14 +250,20 @@ class Synchronize(Enter):
         self.exchanges = self.waits or due is not False
         self.compiles = not self.exchanges and isinstance(scope.count, int)
 
-    def _enter(self, leaf: Leaf) -> Any:
+    def _enter(self, leaf: Leaf) -> Steps | None:
         leaf.counts = leaf.counts and leaf.update is not None
         super()._enter(leaf)
         leaf.own_clock = leaf.clock  # it synchronizes without a gradient, too
         anchor = leaf.param = leaf.saved[self].state["anchor"]
-        if not self.waits:
-            return self._receive(leaf, leaf.update)
-        return leaf.update, local(anchor).abs().sum(dtype=torch.float64)
+        if self.waits:
+            return self._average(leaf, anchor)
+        self._receive(leaf, leaf.update)
+        return None
+
+    def _average(self, leaf: Leaf, anchor: Tensor) -> Steps:
+        """Wait for the mean over ranks."""
+        means = yield leaf.update, local(anchor).abs().sum(dtype=torch.float64)
+        self._receive(leaf, means[leaf.name])
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         assert self._team is not None
@@ -276,9 +282,6 @@ class Synchronize(Enter):
                 "the same weights on all ranks before the first step"
             )
         return means
-
-    def resume(self, leaf: Leaf, total) -> Any:
-        return self._receive(leaf, total[leaf.name])
 
     def _receive(self, leaf: Leaf, delta) -> None:
         """Pass the difference to the anchor to the outer transformation, or the pending one."""

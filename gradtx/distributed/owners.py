@@ -32,7 +32,14 @@ from gradtx.distributed.layouts import (
     team_for,
     whole_piece,
 )
-from gradtx.execution.execute import Leaf, Operation, Position, execute
+from gradtx.execution.execute import (
+    Leaf,
+    Operation,
+    Position,
+    Steps,
+    execute,
+    resumed,
+)
 
 Operations: TypeAlias = list[Any]
 Tensors: TypeAlias = dict[str, Tensor]
@@ -180,8 +187,8 @@ class OwnedRegion(Operation):
         for operation in self.parts:
             operation.follow(position)
 
-    def start(self, leaf: Leaf) -> dict[str, Any] | None:
-        """Return the tensors that the owner needs: the update, and any others that the operations read."""
+    def start(self, leaf: Leaf) -> Steps:
+        """Send the tensors that the owner needs: the update, and any others that the operations read."""
         for operation in self.operations:
             if operation.random:
                 # Advances the counter of draws on every rank.
@@ -191,11 +198,11 @@ class OwnedRegion(Operation):
             payload["param"] = leaf.param
         if self._reads("grad") and leaf.grad is not leaf.update:
             payload["grad"] = leaf.grad
-        recorded = leaf.run.recorded_owner(self, leaf, payload)
-        if recorded is None:
-            return payload
-        leaf.update = recorded
-        return None
+        result = leaf.run.recorded_owner(self, leaf, payload)
+        if result is None:
+            results = yield payload
+            result = results[leaf.name]
+        leaf.update = result
 
     def _reads(self, name: str) -> bool:
         """Whether any operation reads this tensor of the leaf in addition to the update."""
@@ -218,16 +225,13 @@ class OwnedRegion(Operation):
         """Return the same region with the hyperparameters of the leaf's group."""
         return next(each for each in leaf.operations if each.path == self.path)
 
-    def resume(self, leaf: Leaf, total: dict[str, Any]) -> None:
-        leaf.update = total[leaf.name]
-
     def after(self, job: Job) -> Any:
         """Return a leaf's update after the operations that run on shards."""
         leaf = job.leaf
         update_of_region = leaf.update
         leaf.update = from_local_like(job.result, job.template)
         for operation in self._following:
-            operation.start(leaf)
+            resumed(operation.start(leaf))
         result = leaf.update
         leaf.update = update_of_region
         return result

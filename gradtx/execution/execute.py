@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import (
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,8 +28,33 @@ from gradtx.execution.runs import Run, Scope, selected
 from gradtx.state.codes import Codec
 from gradtx.state.random import indices
 
+# An operation that waits: it yields a payload, and receives the total of all payloads.
+Steps: TypeAlias = Generator[Any, Any, None]
 
-class Leaf:
+
+class Task:
+    """What `execute` runs: a leaf, or leaves that one program processes.
+
+    Attributes:
+        run: The run of the current call.
+        name: The name of the leaf, or of one of them.
+        device: The device of the leaf or leaves.
+        operations: What it passes through.
+        at: The current index in the operations.
+    """
+
+    run: Any
+    name: str
+    device: torch.device
+    operations: list[Any]
+    at = -1
+
+    def skips(self, operation: Operation) -> bool:
+        """Whether an operation does not process it."""
+        return False
+
+
+class Leaf(Task):
     """One tensor on its way through a chain.
 
     Attributes:
@@ -44,14 +75,12 @@ class Leaf:
         codecs: The codec of each slot that `init` has encoded.
         saved: Values that a combinator keeps between `enter` and `leave`.
         key, state, layout: The adapter's parameter, its flat state, and the location of each stage's slots in it.
-        operations: The operations that the leaf passes through.
-        at: The current index in the operations.
-        pending: The suspended call of a rule while its leaf waits for a sum.
         owner: The rank that keeps the slots of rules that need the whole leaf, as an index into the ranks of
             `team_for`; None if there are no such slots.
         first_entry: For a part of a parameter, the index of its first entry in the parameter, a 0-d int64 tensor.
     """
 
+    run: Run
     update: Any
     grad: Any
     param: Any
@@ -62,8 +91,6 @@ class Leaf:
     restarts: bool | Tensor = False
     key: Any = None
     layout: Any = None
-    at = 0
-    pending: Any = None
     owner: int | None = None
     first_entry: Tensor | None = None
     _context: Context | None = None
@@ -104,7 +131,10 @@ class Leaf:
         self.codecs: dict[tuple[Path, str], Codec] = {}
         self.saved: dict[Any, Any] = {}
         self.state: dict[str, Any] = {}
-        self.operations: list[Any] = []
+        self.operations = []
+
+    def skips(self, operation: Operation) -> bool:
+        return self.update is None and not operation.takes_none
 
     def clock_reading(self) -> ClockReading:
         return self.clock.on(self.device)
@@ -221,8 +251,8 @@ class Position:
 class Operation:
     """One of a leaf's operations.
 
-    `start` and `resume` process `leaf`. They return None when they have finished, or a payload if the leaf must wait
-    until all leaves with this operation have arrived. `combine` then reduces the payloads to a total for `resume`.
+    `start` processes a leaf. It returns None when it has finished, or a generator if the leaf must wait until all
+    leaves with this operation have arrived: it yields a payload, and receives the total that `combine` makes of all.
 
     Attributes:
         path: The stage's entry in the state.
@@ -305,10 +335,7 @@ class Operation:
     def init_all(self) -> None:
         """Finish initialization; called once, after `init` of all leaves."""
 
-    def start(self, leaf: Leaf) -> Any:
-        raise NotImplementedError
-
-    def resume(self, leaf: Leaf, total: Any) -> Any:
+    def start(self, leaf: Leaf) -> Steps | None:
         raise NotImplementedError
 
     def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> Any:
@@ -508,50 +535,64 @@ def _keep_results(leaf: Leaf) -> None:
     """Do nothing: results stay in the leaf."""
 
 
+def resumed(steps: Steps | None, total: Any = None) -> Any:
+    """Continue an operation; return the payload with which it waits again, or None if it has finished."""
+    if steps is None:
+        return None
+    try:
+        return steps.send(total)
+    except StopIteration:
+        return None
+
+
 def execute(
-    leaves: Iterable[Leaf], finish: Callable[[Leaf], None] = _keep_results
+    tasks: Iterable[Any], finish: Callable[[Any], None] = _keep_results
 ) -> None:
-    """Run every leaf through its program, and call `finish` for each as soon as it is done."""
-    blocked: dict[Path, list[tuple[Leaf, Any]]] = {}
+    """Run every task through its operations, and call `finish` for each as soon as it is done."""
+    blocked: dict[Path, list[Waiting]] = {}
 
-    def advance(leaf: Leaf, payload: Any) -> None:
+    def advance(task: Task, steps: Steps | None, total: Any = None) -> None:
+        payload = resumed(steps, total)
         while payload is None:
-            leaf.at += 1
-            if leaf.at >= len(leaf.operations):
-                finish(leaf)
+            task.at += 1
+            if task.at >= len(task.operations):
+                finish(task)
                 return
-            operation = leaf.operations[leaf.at]
-            if leaf.update is not None or operation.takes_none:
-                payload = operation.start(leaf)
-        blocked.setdefault(leaf.operations[leaf.at].path, []).append((leaf, payload))
+            operation = task.operations[task.at]
+            if not task.skips(operation):
+                steps = operation.start(task)
+                payload = resumed(steps)
+        path = task.operations[task.at].path
+        blocked.setdefault(path, []).append((task, steps, payload))
 
-    for leaf in leaves:
-        leaf.at = -1
-        advance(leaf, None)
+    for task in tasks:
+        task.at = -1
+        advance(task, None)
     while blocked:
-        path = _next_path(blocked)
-        waiting = blocked.pop(path)
-        first = waiting[0][0]
+        waiting = blocked.pop(_next_path(blocked))
+        first, *_ = waiting[0]
         total = first.run.combined(first.operations[first.at], _by_leaf(waiting))
-        for leaf, _ in waiting:
-            advance(leaf, leaf.operations[leaf.at].resume(leaf, total))
+        for task, steps, _ in waiting:
+            advance(task, steps, total)
+
+
+# A task, its operation that waits, and the payload.
+Waiting: TypeAlias = tuple[Task, Steps | None, Any]
 
 
 class LeafTerms(list[tuple[Any, Any]]):
-    """The payload of a bundle, which represents several leaves in `execute`: a (leaf, payload) pair for each."""
+    """The payload of a task that processes several leaves: a (leaf, payload) pair for each."""
 
 
-def _by_leaf(waiting: list[tuple[Leaf, Any]]) -> list[tuple[Any, Any]]:
-    """Return a (leaf, payload) pair for each waiting leaf, with bundles split into their leaves."""
-    if not any(isinstance(payload, LeafTerms) for _, payload in waiting):
-        return waiting
+def _by_leaf(waiting: list[Waiting]) -> list[tuple[Any, Any]]:
+    """Return a (leaf, payload) pair for each waiting leaf."""
     by_leaf = []
-    for leaf, payload in waiting:
-        by_leaf.extend(payload if isinstance(payload, LeafTerms) else [(leaf, payload)])
+    for task, _, payload in waiting:
+        by_leaf.extend(payload if isinstance(payload, LeafTerms) else [(task, payload)])
     return by_leaf
 
 
-def _next_path(blocked: dict[Path, list[tuple[Leaf, Any]]]) -> Path:
+def _next_path(blocked: dict[Path, list[Waiting]]) -> Path:
     """Return the barrier to lift next, in path order, because leaves arrive in another order on other processes."""
     paths = sorted(blocked)
     if len(paths) == 1:
@@ -562,15 +603,14 @@ def _next_path(blocked: dict[Path, list[tuple[Leaf, Any]]]) -> Path:
     raise AssertionError("every barrier waits for a leaf that is blocked at another")
 
 
-def _is_still_expected(path: Path, blocked: dict[Path, list[tuple[Leaf, Any]]]) -> bool:
-    """Whether a leaf that waits at another barrier has yet to reach `path`."""
+def _is_still_expected(path: Path, blocked: dict[Path, list[Waiting]]) -> bool:
+    """Whether a task that waits at another barrier has yet to reach `path`."""
     for other, waiting in blocked.items():
         if other == path:
             continue
-        for leaf, _ in waiting:
-            if any(
-                operation.path == path for operation in leaf.operations[leaf.at + 1 :]
-            ):
+        for task, *_ in waiting:
+            later = task.operations[task.at + 1 :]
+            if any(operation.path == path for operation in later):
                 return True
     return False
 

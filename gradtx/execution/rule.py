@@ -22,7 +22,7 @@ from gradtx.base.names import is_ours
 from gradtx.base.torch_names import readable
 from gradtx.distributed.collectives import summed_over_ranks
 from gradtx.execution.context import Context
-from gradtx.execution.execute import Leaf, Operation
+from gradtx.execution.execute import Leaf, Operation, Steps
 from gradtx.execution.runs import LateTerm, Run, Scope
 from gradtx.slots import Slot
 from gradtx.state.random import Stream
@@ -405,7 +405,6 @@ class Call:
     old: dict[str, Tensor]
     generator: Generator[Any, Any, Any] | None = None
     totals: tuple[Any, ...] = ()
-    sums_of_leaf: bool = False
 
     def with_full_tensors(self) -> Call:
         """Return the same call on full tensors instead of shards."""
@@ -493,12 +492,12 @@ class RuleOperation(Operation):
 
     # One call of the rule: prepare it, run it up to a sum or to the end, and finish it.
 
-    def start(self, leaf: Leaf) -> Any:
+    def start(self, leaf: Leaf) -> Steps | None:
         self._check_dims(leaf)
         with self._isolate_for_owners(leaf):
             return self._begin(leaf)
 
-    def _begin(self, leaf: Leaf) -> Any:
+    def _begin(self, leaf: Leaf) -> Steps | None:
         """Run the rule up to its first sum over leaves."""
         return self._begin_rule(self._call(leaf))
 
@@ -528,7 +527,7 @@ class RuleOperation(Operation):
             return Context(leaf, leaf.clock, compute_dtype, self.stage.stream(leaf))
         return leaf.context(compute_dtype)
 
-    def _begin_rule(self, call: Call) -> Any:
+    def _begin_rule(self, call: Call) -> Steps | None:
         watch = self._watch(call)
         out = self._guarded(call)
         if _is_generator(out):
@@ -537,20 +536,20 @@ class RuleOperation(Operation):
         if watch is not None:
             watch.check(self.rule.name, call.leaf.name)
         if call.generator is not None and not isinstance(out, tuple):
-            return self._waiting(call, out)
+            return self._wait(call, out)
         self._finish(call, out)
         return None
 
-    def resume(self, leaf: Leaf, total: Any) -> Any:
-        call = leaf.pending
-        if call.sums_of_leaf:
-            total = total[leaf.name]
-        out = self._continue_past_leaf_sums(call, self._guarded(call, total))
-        if isinstance(out, dict | OfLeaf):
-            return self._waiting(call, out)
-        leaf.pending = None
+    def _wait(self, call: Call, out: Any) -> Steps:
+        """Wait for each sum that the rule yields."""
+        is_sum = True
+        while is_sum:
+            total = yield self._terms(call, out)
+            if isinstance(out, OfLeaf):
+                total = total[call.leaf.name]
+            out = self._continue_past_leaf_sums(call, self._guarded(call, total))
+            is_sum = isinstance(out, dict | OfLeaf)
         self._finish(call, out)
-        return None
 
     def _continue_past_leaf_sums(self, call: Call, out: Any) -> Any:
         """Continue the rule past sums over its leaf that need no collective, and return the next value it yields."""
@@ -626,21 +625,17 @@ class RuleOperation(Operation):
             watched[f"state[{slot!r}]"] = value
         return Watch(watched, self._is_users)
 
-    def _waiting(self, call: Call, sums: Any) -> Any:
+    def _terms(self, call: Call, sums: Any) -> Any:
         """Check the sums that the rule yields, and return this leaf's terms."""
-        call.sums_of_leaf = isinstance(sums, OfLeaf)
-        if call.sums_of_leaf:
-            call.leaf.pending = call
+        if isinstance(sums, OfLeaf):
             return sums
         if not isinstance(sums, dict):
             raise TypeError(
                 f"{self.rule.name}: a rule must yield a dict of 0-d sums before the result, got {shortly(sums)}"
             )
-        leaf = call.leaf
-        leaf.pending = call
         payload: dict[str, Tensor] = {}
         for name, value in sums.items():
-            term = term_of(leaf, value)
+            term = term_of(call.leaf, value)
             if term.ndim:
                 raise ValueError(
                     f"{self.rule.name}: the sum {name!r} has shape {tuple(term.shape)}, needs 0-d"

@@ -13,7 +13,7 @@ from torch import Tensor
 from gradtx.base.dtensor import full_tensor
 from gradtx.base.errors import Path
 from gradtx.execution.context import Clock, Context
-from gradtx.execution.execute import Leaf, Operation
+from gradtx.execution.execute import Leaf, Operation, Steps
 from gradtx.execution.rule import without_params
 from gradtx.execution.runs import Run, Scope
 from gradtx.slots import Slot, declared, init_of
@@ -133,8 +133,9 @@ class TreeOperation(Operation):
         self._run.new_shared[self.path] = shared
         return of_leaf
 
-    def start(self, leaf: Leaf) -> Any:
-        return True  # nothing to send: `combine` reads the leaves themselves
+    def start(self, leaf: Leaf) -> Steps:
+        updates = yield True  # nothing to send: `combine` reads the leaves themselves
+        self._set_update(leaf, updates[leaf.name])
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         leaves = {leaf.name: leaf for leaf, _ in waiting}
@@ -204,8 +205,7 @@ class TreeOperation(Operation):
                 stored = self._store.encode_slots(new, old, leaf)
                 leaf.new[self.path] = leaf.unless_skipped(stored, old)
 
-    def resume(self, leaf: Leaf, total: Any) -> None:
-        update = total[leaf.name]
+    def _set_update(self, leaf: Leaf, update: Tensor) -> None:
         if update.shape != leaf.update.shape:
             raise ValueError(
                 f"{self._name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
@@ -306,8 +306,8 @@ def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 class GradientOperation(TreeOperation):
     """Run a function of whole trees whose result also replaces the gradient that later links read."""
 
-    def resume(self, leaf: Leaf, total: Any) -> None:
-        super().resume(leaf, total)
+    def _set_update(self, leaf: Leaf, update: Tensor) -> None:
+        super()._set_update(leaf, update)
         leaf.grad = leaf.update
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtx.base.errors import Path
 from gradtx.base.exact import python_scalar
-from gradtx.execution.execute import LeafTerms, Operation
+from gradtx.execution.execute import LeafTerms, Operation, Steps, Task
 from gradtx.execution.phases import Names, PhaseFunction, PhaseResult, RunPhase
 from gradtx.execution.runs import LateTerm
 from gradtx.programs.cache import SharedPrograms
@@ -59,15 +59,17 @@ class Phase(Operation):
             self.examples = result.outputs
             self.path = result.operation.path
 
-    def start(self, leaf: Any) -> Any:
-        return leaf.process(self)
+    def start(self, bundle: Any) -> Steps | None:  # type: ignore[override]
+        terms = bundle.process(self)
+        return None if terms is None else self._wait(bundle, terms)
+
+    def _wait(self, bundle: Any, terms: Any) -> Steps:
+        total = yield terms
+        bundle.receive(self, total)
 
     def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
         assert self.operation is not None
         return self.operation.combine(waiting)
-
-    def resume(self, leaf: Any, total: dict[str, Tensor]) -> None:
-        leaf.receive(self, total)
 
     def is_term(self, name: Any) -> bool:
         """Whether an output is a term of a sum over leaves, for this step or for the next one."""
@@ -230,32 +232,24 @@ class NamedLeaf(NamedTuple):
     device: torch.device
 
 
-class ProgramBundle:
-    """Leaves that one program processes; the bundle stands in for them in `execute`.
+class ProgramBundle(Task):
+    """Leaves that one program processes together. The operations are the phases of the program.
 
     Args:
         name: The name of a leaf, which determines the bundle's position in sums.
         device: The device of the leaves.
-
-    Attributes:
-        operations: The phases of the program.
-        run: The run of the current call; leaves have the same attribute.
     """
-
-    update = True  # `execute` runs all operations only on leaves with an update
-    at = -1
-    run: Any = None
 
     def __init__(self, name: str, device: torch.device):
         self.name = name
         self.device = device
-        self.operations: Sequence[Phase] = []
+        self.operations = []
+        self.run = None
         self._numbers: list[Any] = []
         self._on_host = True
 
     def begin(self, run: Any, numbers: list[Any], on_host: bool) -> None:
         """Receive the run and the scalars of the current call; `on_host` is whether the host may read the scalars."""
-        self.at = -1
         self.run = run
         self._numbers = numbers
         self._on_host = on_host

@@ -465,7 +465,7 @@ class TreeProgram:
         needs_autograd = self._has_tree_run and torch.is_grad_enabled()
         try:
             with torch.set_grad_enabled(needs_autograd):
-                execute(itertools.chain(calls, leaves.values()))  # type: ignore[arg-type]
+                execute(itertools.chain(calls, leaves.values()))
                 run.end()
         except Exception as error:
             add_note(error)

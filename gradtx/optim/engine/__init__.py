@@ -1,8 +1,7 @@
 """Engines group leaves into bundles and run programs that update them in place.
 
-A bundle stands in for its leaves in `execute`. A program depends on structure only: the static options of a chain, the
-slots that exist, and dtypes. Everything else is an argument, so no hyperparameter, schedule, param group or missing
-gradient requires another program.
+A program depends on structure only: the static options of a chain, the slots that exist, and dtypes. Everything else is
+an argument, so no hyperparameter, schedule, param group or missing gradient requires another program.
 
 - `base` sorts the leaves of a step into families and bundles, and reuses the plan as long as it is valid.
 - `trace` expresses the core as a function of flat arguments, which engines trace.

@@ -31,9 +31,7 @@ Prepared = dict[Any, tuple[list[Any], list[Tensor]]]
 
 
 class Bundle(ProgramBundle):
-    """Leaves of one group and count that one program processes; the bundle stands in for them in `execute`.
-
-    The program processes `signature.width` leaves at a time, or a window of the only leaf.
+    """Leaves of one group and count: the program processes `signature.width` at a time, or a window of the only leaf.
 
     Args:
         family: The leaves.
