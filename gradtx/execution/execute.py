@@ -561,7 +561,7 @@ def execute(
             operation = task.operations[task.at]
             if not task.skips(operation):
                 steps = operation.start(task)
-                payload = resumed(steps)
+                payload = None if steps is None else resumed(steps)
         path = task.operations[task.at].path
         blocked.setdefault(path, []).append((task, steps, payload))
 
