@@ -189,6 +189,7 @@ class InBlocks(Operation):
     def __init__(self, program: Program, position: int):
         operation: Operation = program.operations[position]
         self.path = operation.path
+        self.role = operation.role
         self.hessian_period = operation.hessian_period
         self.keeps_slots = operation.keeps_slots
         self.waits = operation.waits
@@ -297,10 +298,8 @@ class Pieces:
     def _slots_of(self, batch: Batch) -> Slots:
         """Return the slots of a batch; those of a single batch are stored that way."""
         leaf = self._leaf
-        # A dict, because a set has no order; the path of the end of a combinator ends in an empty name.
-        paths = dict.fromkeys(
-            each.path for each in self._operations if any(each.path[-1:])
-        )
+        # A dict, because a set has no order.
+        paths = dict.fromkeys(each.path for each in self._operations if each.path)
         slots_of_path = {}
         for path in paths:
             slots = leaf.run.slots(path, leaf)

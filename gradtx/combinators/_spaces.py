@@ -343,6 +343,8 @@ class LazyInnerTensor:
 class EnterSpace(RuleOperation):
     """Convert a leaf to the inner coordinates, before the inner transformation."""
 
+    role = "enter"
+
     def __init__(self, run: SpaceRun, scope: Scope):
         space = run.space
         rule = Rule(
@@ -401,9 +403,10 @@ class EnterSpace(RuleOperation):
 class LeaveSpace(RuleOperation):
     """Convert a leaf back from the inner coordinates, after the inner transformation."""
 
+    role = "leave"
+
     def __init__(self, run: SpaceRun, scope: Scope, enter: EnterSpace):
         super().__init__(enter.rule, enter.stage, scope.run)
-        self.path = (*run.path, "")
         self._run = run
         self._enter = enter
 

@@ -232,7 +232,7 @@ class InnerState(Inside):
         new, leaf.new = leaf.new, {}
         for operation in leaf.operations:
             # Skip the end of this frame or of an arm.
-            if self.contains(operation.path) and operation.path[-1]:
+            if self.contains(operation.path) and operation.role != "leave":
                 operation.init(leaf)
         values = self.values(leaf)
         leaf.new = new
@@ -250,6 +250,8 @@ class InnerState(Inside):
 
 class Enter(RuleOperation):
     """The operation before the inner transformation. It holds the state and the clock of the frame in one call."""
+
+    role = "enter"
 
     def __init__(self, frame: Frame, scope: Scope, path: Path, name: str):
         inner = InnerState(scope.run, path, frame.inner_slots)
@@ -377,7 +379,7 @@ class Enter(RuleOperation):
         run = self.run
         # No leaf had a gradient, or programs ran all that had.
         if self.ticks is None:
-            self._decide(run.sums.get(self.path, {}))
+            self._decide(run.sums.get(self.place, {}))
         assert self.ticks is not None
         ticks = self.ticks.to(run.device)
         if self._new_shared:
@@ -499,7 +501,6 @@ class NextArm(Operation):
     """The operation between inner transformations that all receive the same updates."""
 
     def __init__(self, enter: Enter, arm: str):
-        self.path = (*enter.path, arm, "")
         self._enter = enter
         self._arm = arm
 
@@ -514,13 +515,14 @@ class NextArm(Operation):
 class Leave(RuleOperation):
     """The operation after the inner transformation."""
 
+    role = "leave"
+
     def __init__(self, enter: Enter):
         frame = enter.frame
         rule = dataclasses.replace(
             enter.rule, update=frame.leave or _identity, evaluate=frame.evaluate
         )
         super().__init__(rule, enter.stage, enter.run)
-        self.path = (*enter.path, "")
         self.takes_none = enter.takes_none
         self._frame = frame
         self._enter = enter

@@ -28,6 +28,7 @@ from gradtx.execution.runs import Run, Scope, selected
 from gradtx.state.codes import Codec
 from gradtx.state.random import indices
 
+Place: TypeAlias = tuple[Path, str]
 # An operation that waits: it yields a payload, and receives the total of all payloads.
 Steps: TypeAlias = Generator[Any, Any, None]
 
@@ -256,6 +257,8 @@ class Operation:
 
     Attributes:
         path: The stage's entry in the state.
+        role: "enter" or "leave" for the operations of a combinator around those of its inner transformation, which
+            share a path; else "op".
         takes_none: Whether it processes a leaf without a gradient; otherwise such a leaf skips it.
         template_slot: A slot with the parameter's shape, if the operation itself needs leaves without a gradient.
         agree: Hyperparameters that must be the same in all groups of an optimizer.
@@ -285,6 +288,7 @@ class Operation:
     """
 
     path: Path = ()
+    role = "op"
     takes_none = False
     template_slot: str | None = None
     agree: Mapping[str, Any] = {}
@@ -312,6 +316,11 @@ class Operation:
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the dtype that it computes in."""
         return leaf.compute_dtype
+
+    @property
+    def place(self) -> Place:
+        """Where leaves wait for one another."""
+        return self.path, self.role
 
     @property
     def parts(self) -> list[Operation]:
@@ -448,8 +457,7 @@ def _check_takes_complex(leaf: Leaf, operations: Iterable[Operation]) -> None:
     """Raise an error if an operation cannot process a complex leaf."""
     for operation in operations:
         if not operation.takes_complex:
-            link = [part for part in operation.path if part][-1]
-            raise complex_error(link, leaf)
+            raise complex_error(operation.path[-1], leaf)
 
 
 def complex_error(link: str, leaf: Leaf) -> TypeError:
@@ -549,7 +557,7 @@ def execute(
     tasks: Iterable[Any], finish: Callable[[Any], None] = _keep_results
 ) -> None:
     """Run every task through its operations, and call `finish` for each as soon as it is done."""
-    blocked: dict[Path, list[Waiting]] = {}
+    blocked: dict[Place, list[Waiting]] = {}
 
     def advance(task: Task, steps: Steps | None, total: Any = None) -> None:
         payload = resumed(steps, total)
@@ -562,14 +570,14 @@ def execute(
             if not task.skips(operation):
                 steps = operation.start(task)
                 payload = None if steps is None else resumed(steps)
-        path = task.operations[task.at].path
-        blocked.setdefault(path, []).append((task, steps, payload))
+        place = task.operations[task.at].place
+        blocked.setdefault(place, []).append((task, steps, payload))
 
     for task in tasks:
         task.at = -1
         advance(task, None)
     while blocked:
-        waiting = blocked.pop(_next_path(blocked))
+        waiting = blocked.pop(_next_place(blocked))
         first, *_ = waiting[0]
         total = first.run.combined(first.operations[first.at], _by_leaf(waiting))
         for task, steps, _ in waiting:
@@ -592,25 +600,25 @@ def _by_leaf(waiting: list[Waiting]) -> list[tuple[Any, Any]]:
     return by_leaf
 
 
-def _next_path(blocked: dict[Path, list[Waiting]]) -> Path:
+def _next_place(blocked: dict[Place, list[Waiting]]) -> Place:
     """Return the barrier to lift next, in path order, because leaves arrive in another order on other processes."""
-    paths = sorted(blocked)
-    if len(paths) == 1:
-        return paths[0]
-    for path in paths:
-        if not _is_still_expected(path, blocked):
-            return path
+    places = sorted(blocked)
+    if len(places) == 1:
+        return places[0]
+    for place in places:
+        if not _is_still_expected(place, blocked):
+            return place
     raise AssertionError("every barrier waits for a leaf that is blocked at another")
 
 
-def _is_still_expected(path: Path, blocked: dict[Path, list[Waiting]]) -> bool:
-    """Whether a task that waits at another barrier has yet to reach `path`."""
+def _is_still_expected(place: Place, blocked: dict[Place, list[Waiting]]) -> bool:
+    """Whether a task that waits at another barrier has yet to reach `place`."""
     for other, waiting in blocked.items():
-        if other == path:
+        if other == place:
             continue
         for task, *_ in waiting:
             later = task.operations[task.at + 1 :]
-            if any(operation.path == path for operation in later):
+            if any(operation.place == place for operation in later):
                 return True
     return False
 

@@ -111,7 +111,7 @@ class Run:
         self.starts: dict[Path, dict[str, Tensor]] = {}
         self.late_sums: dict[tuple[Path, str], LateTerm] = {}
         self.late_terms: dict[tuple[Path, str], dict[str, Any]] = {}
-        self.sums: dict[Path, Mapping[str, Tensor]] = {}
+        self.sums: dict[tuple[Path, str], Mapping[str, Tensor]] = {}
         self.new_trees: dict[Path, Any] = {}
         self.stages: dict[Path, str] = {}
         self.opaque: set[Path] = set()
@@ -219,7 +219,7 @@ class Run:
         """Return the total for the leaves that wait at an operation."""
         total = operation.combine(waiting)
         if operation.sums and not operation.of_leaf:
-            self.sums[operation.path] = total
+            self.sums[operation.place] = total
         return total
 
     def shared(

@@ -242,7 +242,7 @@ def check_released(parts: Parts) -> None:
             )
     for operation in parts.members.block().walk():
         if operation.waits or operation.hessian_period:
-            name = ".".join(filter(None, operation.path))
+            name = ".".join(operation.path)
             way_out = WAY_OUT
             if "clip_by_global_norm" in operation.path:
                 way_out = f"pass stale=True to clip by the norm of the previous step, or {way_out}"

@@ -57,7 +57,7 @@ class Phase(Operation):
         self.examples = []
         if result.operation is not None:
             self.examples = result.outputs
-            self.path = result.operation.path
+            self.path, self.role = result.operation.place
 
     def start(self, bundle: Any) -> Steps | None:  # type: ignore[override]
         terms = bundle.process(self)
