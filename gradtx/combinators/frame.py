@@ -231,7 +231,7 @@ class InnerState(Inside):
         """Return the values of these slots at init, or after a restart of the inner transformation."""
         new, leaf.new = leaf.new, {}
         for operation in leaf.operations:
-            # Skip the end of this frame or of an arm.
+            # The ends of frames inside create the slots of these frames.
             if self.contains(operation.path) and operation.role != "leave":
                 operation.init(leaf)
         values = self.values(leaf)

@@ -28,6 +28,7 @@ from gradtx.execution.runs import Run, Scope, selected
 from gradtx.state.codes import Codec
 from gradtx.state.random import indices
 
+# Where leaves wait for one another: the path and the role of an operation.
 Place: TypeAlias = tuple[Path, str]
 # An operation that waits: it yields a payload, and receives the total of all payloads.
 Steps: TypeAlias = Generator[Any, Any, None]
@@ -543,6 +544,10 @@ def _keep_results(leaf: Leaf) -> None:
     """Do nothing: results stay in the leaf."""
 
 
+# A task, its operation that waits, and the payload.
+Waiting: TypeAlias = tuple[Task, Steps | None, Any]
+
+
 def resumed(steps: Steps | None, total: Any = None) -> Any:
     """Continue an operation; return the payload with which it waits again, or None if it has finished."""
     if steps is None:
@@ -582,10 +587,6 @@ def execute(
         total = first.run.combined(first.operations[first.at], _by_leaf(waiting))
         for task, steps, _ in waiting:
             advance(task, steps, total)
-
-
-# A task, its operation that waits, and the payload.
-Waiting: TypeAlias = tuple[Task, Steps | None, Any]
 
 
 class LeafTerms(list[tuple[Any, Any]]):
