@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 Path = tuple[str, ...]
+StateKey = tuple[Path, str]  # of a slot or of a shared value, by name
 
 OWN_STATE = "pass the state made by this chain's own init, with these parameters"
 

@@ -379,7 +379,7 @@ class Enter(RuleOperation):
         run = self.run
         # No leaf had a gradient, or programs ran all that had.
         if self.ticks is None:
-            self._decide(run.sums.get(self.place, {}))
+            self._decide(run.sums.get(self.barrier, {}))
         assert self.ticks is not None
         ticks = self.ticks.to(run.device)
         if self._new_shared:
@@ -417,7 +417,7 @@ class Enter(RuleOperation):
         measured = [(leaf, terms) for leaf, terms in waiting if terms]
         return super().combine(measured) if measured else {}
 
-    def _enter(self, leaf: Leaf) -> Steps | None:
+    def _enter(self, leaf: Leaf) -> Any:
         outside: Entered = leaf.saved[self]
         accepts_leaf = leaf.update is not None or self.frame.takes_none is not None
         if self.frame.enter is not None and accepts_leaf:
@@ -433,7 +433,6 @@ class Enter(RuleOperation):
         outside.inner_restarts = leaf.restarts
         if self.clock is not None:
             leaf.clock = self.clock
-        return None
 
     def call(
         self, leaf: Leaf, update, inner: Values, state: RuleState | None = None

@@ -250,7 +250,7 @@ class Synchronize(Enter):
         self.exchanges = self.waits or due is not False
         self.compiles = not self.exchanges and isinstance(scope.count, int)
 
-    def _enter(self, leaf: Leaf) -> Steps | None:
+    def _enter(self, leaf: Leaf) -> Any:
         leaf.counts = leaf.counts and leaf.update is not None
         super()._enter(leaf)
         leaf.own_clock = leaf.clock  # it synchronizes without a gradient, too
@@ -258,7 +258,6 @@ class Synchronize(Enter):
         if self.waits:
             return self._average(leaf, anchor)
         self._receive(leaf, leaf.update)
-        return None
 
     def _average(self, leaf: Leaf, anchor: Tensor) -> Steps:
         """Wait for the mean over ranks."""

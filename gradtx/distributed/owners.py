@@ -149,7 +149,7 @@ class OwnedRegion(Operation):
     ):
         self.operations = operations
         self.replicas = replicas
-        self.path, self.role = operations[0].place
+        self.path, self.role = operations[0].barrier
         self._following = following
         self.keeps_slots = any(operation.keeps_slots for operation in operations)
         self.compiles = all(
@@ -223,7 +223,7 @@ class OwnedRegion(Operation):
 
     def _region_of(self, leaf: Leaf) -> OwnedRegion:
         """Return the same region with the hyperparameters of the leaf's group."""
-        return next(each for each in leaf.operations if each.place == self.place)
+        return next(each for each in leaf.operations if each.barrier == self.barrier)
 
     def after(self, job: Job) -> Any:
         """Return a leaf's update after the operations that run on shards."""

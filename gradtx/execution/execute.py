@@ -22,14 +22,14 @@ from torch import Tensor
 
 from gradtx.base.complex_views import PARTS, REMEDY, as_complex, as_real
 from gradtx.base.dtensor import placed_as, total_of
-from gradtx.base.errors import Path
+from gradtx.base.errors import Path, StateKey
 from gradtx.execution.context import Clock, ClockReading, Context
 from gradtx.execution.runs import Run, Scope, selected
 from gradtx.state.codes import Codec
 from gradtx.state.random import indices
 
 # Where leaves wait for one another: the path and the role of an operation.
-Place: TypeAlias = tuple[Path, str]
+Barrier: TypeAlias = tuple[Path, str]
 # An operation that waits: it yields a payload, and receives the total of all payloads.
 Steps: TypeAlias = Generator[Any, Any, None]
 
@@ -130,7 +130,7 @@ class Leaf(Task):
         self.grad = self.update
         self.new: dict[Path, dict[str, Tensor]] = {}
         self.starts: dict[Path, dict[str, Tensor]] = {}
-        self.codecs: dict[tuple[Path, str], Codec] = {}
+        self.codecs: dict[StateKey, Codec] = {}
         self.saved: dict[Any, Any] = {}
         self.state: dict[str, Any] = {}
         self.operations = []
@@ -319,7 +319,7 @@ class Operation:
         return leaf.compute_dtype
 
     @property
-    def place(self) -> Place:
+    def barrier(self) -> Barrier:
         """Where leaves wait for one another."""
         return self.path, self.role
 
@@ -562,7 +562,7 @@ def execute(
     tasks: Iterable[Any], finish: Callable[[Any], None] = _keep_results
 ) -> None:
     """Run every task through its operations, and call `finish` for each as soon as it is done."""
-    blocked: dict[Place, list[Waiting]] = {}
+    blocked: dict[Barrier, list[Waiting]] = {}
 
     def advance(task: Task, steps: Steps | None, total: Any = None) -> None:
         payload = resumed(steps, total)
@@ -575,14 +575,14 @@ def execute(
             if not task.skips(operation):
                 steps = operation.start(task)
                 payload = None if steps is None else resumed(steps)
-        place = task.operations[task.at].place
-        blocked.setdefault(place, []).append((task, steps, payload))
+        barrier = task.operations[task.at].barrier
+        blocked.setdefault(barrier, []).append((task, steps, payload))
 
     for task in tasks:
         task.at = -1
         advance(task, None)
     while blocked:
-        waiting = blocked.pop(_next_place(blocked))
+        waiting = blocked.pop(_next_barrier(blocked))
         first, *_ = waiting[0]
         total = first.run.combined(first.operations[first.at], _by_leaf(waiting))
         for task, steps, _ in waiting:
@@ -601,25 +601,25 @@ def _by_leaf(waiting: list[Waiting]) -> list[tuple[Any, Any]]:
     return by_leaf
 
 
-def _next_place(blocked: dict[Place, list[Waiting]]) -> Place:
+def _next_barrier(blocked: dict[Barrier, list[Waiting]]) -> Barrier:
     """Return the barrier to lift next, in path order, because leaves arrive in another order on other processes."""
-    places = sorted(blocked)
-    if len(places) == 1:
-        return places[0]
-    for place in places:
-        if not _is_still_expected(place, blocked):
-            return place
+    barriers = sorted(blocked)
+    if len(barriers) == 1:
+        return barriers[0]
+    for barrier in barriers:
+        if not _is_still_expected(barrier, blocked):
+            return barrier
     raise AssertionError("every barrier waits for a leaf that is blocked at another")
 
 
-def _is_still_expected(place: Place, blocked: dict[Place, list[Waiting]]) -> bool:
-    """Whether a task that waits at another barrier has yet to reach `place`."""
+def _is_still_expected(barrier: Barrier, blocked: dict[Barrier, list[Waiting]]) -> bool:
+    """Whether a task that waits at another barrier has yet to reach this one."""
     for other, waiting in blocked.items():
-        if other == place:
+        if other == barrier:
             continue
         for task, *_ in waiting:
             later = task.operations[task.at + 1 :]
-            if any(operation.place == place for operation in later):
+            if any(operation.barrier == barrier for operation in later):
                 return True
     return False
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base.complex_views import real_views
 from gradtx.base.dtensor import local, total_of
-from gradtx.base.errors import OWN_STATE, Path, lacking
+from gradtx.base.errors import OWN_STATE, Path, StateKey, lacking
 from gradtx.base.forward import Leaf, Operation, SpaceRun, Transformation
 from gradtx.state.storage import Storage, Store
 
@@ -109,8 +109,8 @@ class Run:
     def __init__(self) -> None:
         self.new_shared: dict[Path, dict[str, Any]] = {}
         self.starts: dict[Path, dict[str, Tensor]] = {}
-        self.late_sums: dict[tuple[Path, str], LateTerm] = {}
-        self.late_terms: dict[tuple[Path, str], dict[str, Any]] = {}
+        self.late_sums: dict[StateKey, LateTerm] = {}
+        self.late_terms: dict[StateKey, dict[str, Any]] = {}
         self.sums: dict[tuple[Path, str], Mapping[str, Tensor]] = {}
         self.new_trees: dict[Path, Any] = {}
         self.stages: dict[Path, str] = {}
@@ -124,7 +124,7 @@ class Run:
         self.commits: list[Callable[[], None]] = []
         self.memory = Memory()
         self.stores: dict[Path, Store] = {}
-        self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
+        self.seen_slots: dict[Storage, set[StateKey]] = {}
 
     # Subclasses look up the old state.
 
@@ -219,7 +219,7 @@ class Run:
         """Return the total for the leaves that wait at an operation."""
         total = operation.combine(waiting)
         if operation.sums and not operation.of_leaf:
-            self.sums[operation.place] = total
+            self.sums[operation.barrier] = total
         return total
 
     def shared(

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base.complex_views import as_complex, as_real, real_views
 from gradtx.base.dtensor import is_sharded
-from gradtx.base.errors import Path
+from gradtx.base.errors import Path, StateKey
 from gradtx.distributed.owners import with_regions
 from gradtx.execution.execute import Block, Leaf, initialize
 from gradtx.execution.runs import Place, memory_of
@@ -60,7 +60,7 @@ class States:
     def __init__(self, members: Members):
         self.members = members
         self.by_param: MutableMapping[Tensor, State] = {}
-        self.seen_slots: dict[Storage, set[tuple[Path, str]]] = {}
+        self.seen_slots: dict[Storage, set[StateKey]] = {}
         self.created: list[tuple[Member, dict[str, Any], State]] = []
 
     def of(self, param: Tensor) -> State:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeGuard, TypeVar
 import torch
 from torch import Tensor
 
-from gradtx.base.errors import Path
+from gradtx.base.errors import StateKey
 from gradtx.base.exact import python_scalar
 from gradtx.execution.execute import LeafTerms, Operation, Steps, Task
 from gradtx.execution.phases import Names, PhaseFunction, PhaseResult, RunPhase
@@ -57,15 +57,13 @@ class Phase(Operation):
         self.examples = []
         if result.operation is not None:
             self.examples = result.outputs
-            self.path, self.role = result.operation.place
+            self.path, self.role = result.operation.barrier
 
-    def start(self, bundle: Any) -> Steps | None:  # type: ignore[override]
+    def start(self, bundle: Any) -> Steps:  # type: ignore[override]
         terms = bundle.process(self)
-        return None if terms is None else self._wait(bundle, terms)
-
-    def _wait(self, bundle: Any, terms: Any) -> Steps:
-        total = yield terms
-        bundle.receive(self, total)
+        if terms is not None:
+            total = yield terms
+            bundle.receive(self, total)
 
     def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
         assert self.operation is not None
@@ -263,7 +261,7 @@ class ProgramBundle(Task):
         """Run a phase; return the terms of its sums, or None if it is the last one."""
         raise NotImplementedError
 
-    def share(self, name: tuple[Path, str], value: Tensor) -> None:
+    def share(self, name: StateKey, value: Tensor) -> None:
         """Hand over a new shared value, which is the same for all bundles."""
         path, key = name
         self.run.new_shared.setdefault(path, {}).setdefault(key, value)

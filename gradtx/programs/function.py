@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from gradtx.base.errors import Path
+from gradtx.base.errors import Path, StateKey
 from gradtx.base.forward import Transformation
 from gradtx.distributed.owners import regions_of
 from gradtx.execution.context import Clock
@@ -68,7 +68,7 @@ class Signature:
     layout: Layout
     choices: Mapping[Path, Any]
     numbers: int
-    shared: Mapping[tuple[Path, str], torch.dtype]
+    shared: Mapping[StateKey, torch.dtype]
     scalars: Mapping[str, torch.dtype]
     absent: Mapping[str, Any]
     known_extras: Any
@@ -322,7 +322,7 @@ class LeafFunction:
         self,
         run: RecordedRun,
         leaves: list[Leaf],
-        late_sums: dict[tuple[Path, str], LateTerm],
+        late_sums: dict[StateKey, LateTerm],
     ) -> dict[Any, Tensor]:
         """Return new shared values and slots that are equal in all leaves, and the leaves' terms of late sums."""
         outputs = {}

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
-from gradtx.base.errors import Path
+from gradtx.base.errors import Path, StateKey
 from gradtx.distributed.owners import owned_paths
 from gradtx.execution.execute import Leaf
 from gradtx.execution.runs import Run
@@ -65,8 +65,8 @@ class Layout(NamedTuple):
     @classmethod
     def keyed_by_place(
         cls,
-        slots: Iterable[tuple[Path, str]],
-        shared: Iterable[tuple[Path, str]],
+        slots: Iterable[StateKey],
+        shared: Iterable[StateKey],
         codes: Mapping[Path, Mapping[str, Codec]],
     ) -> Layout:
         """Return a layout of these slots and shared values, whose keys are their paths."""
@@ -120,14 +120,14 @@ class Layout(NamedTuple):
         """Whether coding the concatenated rows of a parameter as one long row has the same result."""
         return all(codec.fills_rows(shape) for codec in self.coded_keys.values())
 
-    def owners(self) -> dict[tuple[Path, str], str]:
+    def owners(self) -> dict[StateKey, str]:
         """Return the key of each (path, slot)."""
         return dict([*by_place(self.slots), *by_place(self.shared)])
 
 
 def by_place(
     keys_of_stages: Mapping[Path, Mapping[str, str]],
-) -> list[tuple[tuple[Path, str], str]]:
+) -> list[tuple[StateKey, str]]:
     """Return the (path, name) and the key of each slot, stage by stage."""
     return [
         ((path, name), key)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import from_local_like, is_sharded, local, placed_as
-from gradtx.base.errors import Path
+from gradtx.base.errors import Path, StateKey
 from gradtx.base.forward import Leaf, Run
 from gradtx.base.messages import close, describe
 from gradtx.distributed.layouts import splits_rows
@@ -89,7 +89,7 @@ class Storage:
                 )
             rules.append(DtypeRule(pattern, _choice_of(who, value)))
         self._rules = rules
-        self._rule_of_slot: dict[tuple[Path, str], DtypeRule | None] = {}
+        self._rule_of_slot: dict[StateKey, DtypeRule | None] = {}
         codecs = [rule.choice for rule in rules if isinstance(rule.choice, Codec)]
         self.has_codes = bool(codecs)
         self.draws = any(codec.random for codec in codecs)
@@ -121,7 +121,7 @@ class Storage:
             self._rule_of_slot[key] = next(matching, None)
         return self._rule_of_slot[key]
 
-    def check_patterns(self, slots: set[tuple[Path, str]]) -> None:
+    def check_patterns(self, slots: set[StateKey]) -> None:
         """Raise an error for a pattern that matches no slot of its chain."""
         if not isinstance(self.given, Mapping):
             return
@@ -138,7 +138,7 @@ def _name_matches(name: str, pattern: str) -> bool:
     return fnmatch.fnmatchcase(name, pattern)
 
 
-def check_patterns(seen: Mapping[Storage, set[tuple[Path, str]]]) -> None:
+def check_patterns(seen: Mapping[Storage, set[StateKey]]) -> None:
     """Raise an error for a pattern of a `state_dtype` that matches none of the slots that it applies to."""
     for storage, slots in seen.items():
         storage.check_patterns(slots)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
-from gradtx.base.errors import Path
+from gradtx.base.errors import StateKey
 from gradtx.execution.execute import Leaf
 from gradtx.optim.device_counts import scaling_from
 from gradtx.optim.engine.views import cut
@@ -150,7 +150,7 @@ def first_entries(tensors: list[Tensor], count: int) -> list[Tensor]:
 def _signature_of(member: Member, leaf: Leaf, kind: LeafKind, step: Step) -> Signature:
     """Return the signature of all leaves like this one."""
     layout = leaf.layout
-    shared: dict[tuple[Path, str], torch.dtype] = {}
+    shared: dict[StateKey, torch.dtype] = {}
     for path, names in layout.shared.items():
         values = step.run.scalars(path)
         for name in names:
