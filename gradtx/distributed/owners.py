@@ -251,7 +251,7 @@ class OwnedRegion(Operation):
         whole.state = leaf.state
         whole.layout = leaf.layout
         whole.operations = self.operations
-        execute([whole], lambda _: None)
+        execute([whole])
         leaf.new.update(whole.new)
         leaf.starts.update(whole.starts)
         return whole.update

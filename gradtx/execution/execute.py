@@ -603,10 +603,7 @@ def _by_leaf(waiting: list[Waiting]) -> list[tuple[Any, Any]]:
 
 def _next_barrier(blocked: dict[Barrier, list[Waiting]]) -> Barrier:
     """Return the barrier to lift next, in path order, because leaves arrive in another order on other processes."""
-    barriers = sorted(blocked)
-    if len(barriers) == 1:
-        return barriers[0]
-    for barrier in barriers:
+    for barrier in sorted(blocked):
         if not _is_still_expected(barrier, blocked):
             return barrier
     raise AssertionError("every barrier waits for a leaf that is blocked at another")

@@ -59,11 +59,13 @@ class Phase(Operation):
             self.examples = result.outputs
             self.path, self.role = result.operation.barrier
 
-    def start(self, bundle: Any) -> Steps:  # type: ignore[override]
+    def start(self, bundle: Any) -> Steps | None:  # type: ignore[override]
         terms = bundle.process(self)
-        if terms is not None:
-            total = yield terms
-            bundle.receive(self, total)
+        return None if terms is None else self._wait(bundle, terms)
+
+    def _wait(self, bundle: Any, terms: Any) -> Steps:
+        total = yield terms
+        bundle.receive(self, total)
 
     def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
         assert self.operation is not None
