@@ -82,7 +82,7 @@ class Run:
         starts: The initial 0-d values of stages that may restart in this call.
         late_terms: The terms, by leaf, of each sum that is complete only when all leaves have finished.
         late_sums: How such a sum is stored, by its path and name.
-        sums: The sums over leaves, by the path of the operation at which they waited.
+        sums: The sums over leaves, by the barrier at which they waited (`Operation.barrier`).
         new_trees: The new state of each pair of plain functions.
         stages: The name of each stage, in the order of the chain.
         opaque: The stages whose state is a user's tree.
@@ -111,7 +111,7 @@ class Run:
         self.starts: dict[Path, dict[str, Tensor]] = {}
         self.late_sums: dict[StateKey, LateTerm] = {}
         self.late_terms: dict[StateKey, dict[str, Any]] = {}
-        self.sums: dict[tuple[Path, str], Mapping[str, Tensor]] = {}
+        self.sums: dict[Any, Mapping[str, Tensor]] = {}
         self.new_trees: dict[Path, Any] = {}
         self.stages: dict[Path, str] = {}
         self.opaque: set[Path] = set()
