@@ -53,6 +53,17 @@ def times(x: Tensor, matrix: Tensor, i: int) -> Tensor:
     return (matrix @ unfolded(x, i)).reshape([len(matrix), *rest]).movedim(0, i)
 
 
+def merge(shape, limit):
+    out, product = [], 1
+    for n in shape:
+        if product * n <= limit:
+            product *= n
+        else:
+            out += [product] if product > 1 else []
+            product = n
+    return out + ([product] if product > 1 else [])
+
+
 def eigenvectors(S: Tensor) -> Tensor:
     return torch.linalg.eigh(S)[1].flip(1)
 

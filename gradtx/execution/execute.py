@@ -574,6 +574,7 @@ def execute(
             operation = task.operations[task.at]
             if not task.skips(operation):
                 steps = operation.start(task)
+                # A shortcut: few operations wait.
                 payload = None if steps is None else resumed(steps)
         barrier = task.operations[task.at].barrier
         blocked.setdefault(barrier, []).append((task, steps, payload))

@@ -5,8 +5,19 @@ import torch
 from torch import Tensor
 
 import gradtx
-from tests.matrix_problem import MATRICES, SEEDS, apart, eigenvectors, newton_schulz, refined, times, unfolded, weights
-from tests.references import BETA, RATE, Transformed, WeightsLoop, named
+from tests.matrix_problem import (
+    MATRICES,
+    SEEDS,
+    apart,
+    eigenvectors,
+    merge,
+    newton_schulz,
+    refined,
+    times,
+    unfolded,
+    weights,
+)
+from tests.references import BETA, RATE, Transformed, WeightsLoop, difference_of_weights, named
 
 AGREEMENT = 1e-11  # rounding of 1e-16 turns bases by as much over an eigenvalue gap, twelve times
 
@@ -39,25 +50,30 @@ def kl_factors(s, t, g, dims, beta, floor):
 def soap_like(direction, kl):
     """SOAP's loop around `direction(s, n, g, g', options) -> direction in the basis`."""
 
-    def rule(s, t, g, p, lr=3e-3, weight_decay=0.01, precondition_frequency=10, max_precondition_dim=10000, **options):
+    def rule(
+        s, t, g, p, lr=3e-3, weight_decay=0.01, precondition_frequency=10, max_precondition_dim=10000,
+        merge_dims=False, **options,
+    ):  # fmt: skip
         betas = options["betas"]
         beta = options.get("shampoo_beta")
         beta = betas[1] if beta is None else beta
-        dims = rotated_dims(p, max_precondition_dim)
+        if merge_dims and p.ndim > 1:
+            g = g.reshape(merge(p.shape, max_precondition_dim))
+        dims = rotated_dims(g, max_precondition_dim)
         if t == 1:
             if kl:
                 s.S = kl_factors(s, t, g, dims, beta, 1e-8)
             else:
-                s.S = {i: (1 - beta) * unfolded(g, i) @ unfolded(g, i).T for i in dims}
+                s.S = {i: (1 - beta) * (unfolded(g, i) @ unfolded(g, i).T) for i in dims}
             s.Q = {i: eigenvectors(s.S[i]) for i in dims}
             return p
         n = t - 1
         d = direction(s, n, g, rotate(g, s.Q), **options)
-        new = (p - lr * rotate(d, s.Q, back=True)) * (1 - lr * weight_decay)
+        new = (p - lr * rotate(d, s.Q, back=True).reshape(p.shape)) * (1 - lr * weight_decay)
         if kl:
             s.S = kl_factors(s, t, g, dims, beta, 1e-8)
         else:
-            s.S = {i: beta * s.S[i] + (1 - beta) * unfolded(g, i) @ unfolded(g, i).T for i in dims}
+            s.S = {i: beta * s.S[i] + (1 - beta) * (unfolded(g, i) @ unfolded(g, i).T) for i in dims}
         if n % precondition_frequency == 0:
             old, s.Q = s.Q, {}
             for i in dims:
@@ -134,7 +150,21 @@ KL_SHAMPOO = [
     {"lr": RATE, "betas": (BETA, BETA), "weight_decay": RATE, "precondition_frequency": 2},
 ]
 # eps is far above rounding: a rotation makes entries 0 in the first steps, and rounding of them would be divided by it.
-SOAP = [*KL_SOAP, {"lr": 0.02, "eps": 0.01, "betas": (0.9, 0.95), "normalize_gradient": True}]
+SOAP = [
+    {"betas": (0.95, 0.95), "eps": 1e-3},
+    *KL_SOAP[1:3],
+    {"betas": (0.95, 0.95), "lr": 0.02, "eps": 0.01, "precondition_frequency": 2, "max_precondition_dim": 3},
+    {"betas": (0.95, 0.95), "lr": 0.02, "eps": 0.01, "precondition_frequency": 1, "normalize_gradient": True},
+    {
+        "betas": (0.95, 0.95),
+        "lr": 0.02,
+        "eps": 0.01,
+        "precondition_frequency": 4,
+        "merge_dims": True,
+        "max_precondition_dim": 6,
+    },
+    {"lr": RATE, "betas": (BETA, BETA), "weight_decay": RATE, "eps": 0.01},
+]
 LOOPS = [
     *((gradtx.soap, soap_like(adam_in_basis, kl=False), options) for options in SOAP),
     *((gradtx.kl_soap, soap_like(adam_in_basis, kl=True), options) for options in KL_SOAP),
@@ -156,6 +186,12 @@ def test_they_follow_the_loop_where_the_first_factors_have_an_eigenvalue_0(alias
     # Rounding stands in the place of that eigenvalue, and the root of its floor 1e-8 divides by it: a reference whose
     # gradients are moved by one bit is as far from itself.
     assert apart(alias(**options), WeightsLoop(rule, **options), seed, names=("wide", "tall")) < 1e-8
+
+
+@pytest.mark.parametrize("options", SOAP, ids=named)
+def test_soap_follows_the_loop_for_many_steps_on_leaves_of_all_ranks(options):
+    reference = WeightsLoop(soap_like(adam_in_basis, kl=False), **options)
+    assert difference_of_weights(gradtx.soap(**options), reference) < AGREEMENT
 
 
 def test_columns_change_places_in_the_reference():

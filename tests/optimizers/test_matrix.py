@@ -8,7 +8,7 @@ from torch import Tensor
 
 import gradtx
 from tests import references as ref
-from tests.matrix_problem import newton_schulz, times, unfolded
+from tests.matrix_problem import merge, newton_schulz, times, unfolded
 from tests.optim.problems import assert_close, descend, gradient, parameters, saved_and_loaded, twins
 from tests.references import BETA, PUBLISHED, RATE
 
@@ -363,17 +363,6 @@ def test_shampoo_follows_the_loop(options):
 
 
 # Scalable Shampoo.
-
-
-def merge(shape, limit):
-    out, product = [], 1
-    for n in shape:
-        if product * n <= limit:
-            product *= n
-        else:
-            out += [product] if product > 1 else []
-            product = n
-    return out + ([product] if product > 1 else [])
 
 
 def cut(shape, size):
