@@ -33,6 +33,7 @@ from gradtx.execution.execute import NEGATE, Block, Branch, Operation, around_al
 from gradtx.execution.nesting import check_inner
 from gradtx.execution.rule import Rule, RuleOperation, StageState
 from gradtx.execution.runs import Passed, Place, Scope
+from gradtx.execution.traits import Traits
 from gradtx.execution.tree_rule import Functions, TreeOperation
 from gradtx.state.storage import StateDtype, Storage
 from gradtx.transform import (
@@ -253,25 +254,37 @@ class Spec:
             whole, owner_reads = True, whole
         elif whole is True and "params" in self.needs_of(arguments):
             owner_reads = ("param",)
-        return Rule(
-            self.name,
-            functions.update,
-            functions.init,
-            functions.evaluate,
-            shared,
+        yields = inspect.isgeneratorfunction(functions.update)
+        reads_hessian = "hessian_diag" in self.needs
+        traits = Traits(
             elementwise=option("elementwise"),
             takes_complex=self._takes_complex(arguments),
             compiles=compiles is True and "grad_fn" not in self.needs,
             agree={name: arguments[name] for name in self._options["agree"]},
+            keeps_slots=functions.init is not None,
+            random=option("random"),
+            checks_extras=self._options["check"] is not None,
+            waits=yields and whole != "sums",
+            sums_late=bool(summed),
+            of_leaf=whole == "sums",
+            hessian_period=arguments.get("update_period", 1) if reads_hessian else 0,
+            at_owner=whole is True,
+            needs_shape=whole == "shape",
+            owner_reads=owner_reads,
+            wire=option("wire"),
+        )
+        return Rule(
+            self.name,
+            functions.update,
+            traits,
+            functions.init,
+            functions.evaluate,
+            shared,
             dims=(dims, dims) if isinstance(dims, int) else dims,
             seed=arguments["seed"] if option("random") else None,
             readable=_are_readable(arguments),
             slots=functions.slots,
             summed=summed,
-            sums_of_leaf=whole == "sums",
-            whole=False if whole == "sums" else whole,
-            owner_reads=owner_reads,
-            wire=option("wire"),
             check=_with_arguments(self._options["check"], arguments),
             lists=_every_shape if compiles == "lists" else None,
         )
@@ -586,10 +599,7 @@ class FactoryCall(GradientTransformation):
         if spec.kind == "tree":
             return TreeOperation(path, scope, spec.name, functions, agree=arguments)
         rule = spec.rule(functions, arguments)
-        operation = RuleOperation(rule, StageState(path, scope, rule), scope.run)
-        if "hessian_diag" in spec.needs:
-            operation.hessian_period = arguments.get("update_period", 1)
-        return operation
+        return RuleOperation(rule, StageState(path, scope, rule), scope.run)
 
     def _expand_chain(
         self, body: GradientTransformation, arguments: Bound, scope: Scope

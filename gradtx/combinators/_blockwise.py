@@ -36,6 +36,7 @@ from gradtx.execution.execute import (
     resumed,
 )
 from gradtx.execution.runs import LateTerm, Run
+from gradtx.execution.traits import Traits
 from gradtx.state.random import name_key
 from gradtx.transform import GradientTransformation
 
@@ -183,16 +184,17 @@ class InBlocks(Operation):
     update of the leaf from those of its blocks.
     """
 
-    elementwise = False
-    compiles = False
-
     def __init__(self, program: Program, position: int):
         operation: Operation = program.operations[position]
         self.path = operation.path
         self.role = operation.role
-        self.hessian_period = operation.hessian_period
-        self.keeps_slots = operation.keeps_slots
-        self.waits = operation.waits
+        self.traits = Traits(
+            elementwise=False,
+            compiles=False,
+            hessian_period=operation.traits.hessian_period,
+            keeps_slots=operation.traits.keeps_slots,
+            waits=operation.traits.waits,
+        )
         self._operation = operation
         self._position = position
         self._program = program
@@ -287,7 +289,7 @@ class Pieces:
         tensors = {name: value for name, value in tensors.items() if value is not None}
         tensors = map_tensors(self._plain, tensors)
         # At init also for the keys of codes that round at random.
-        draws = leaf.run.initial or any(each.random for each in self._operations)
+        draws = leaf.run.initial or any(each.traits.random for each in self._operations)
         for i, batch in enumerate(self._batches):
             division = functools.partial(self._division.batch, i)
             batch.inputs = map_tensors(division, tensors)

@@ -19,6 +19,7 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf
 from gradtx.execution.rule import Rule, RuleOperation, StageState
 from gradtx.execution.runs import Run, Scope, as_flag, selected
+from gradtx.execution.traits import Traits
 from gradtx.rules import Combinator
 from gradtx.transform import GradientTransformation
 
@@ -288,8 +289,8 @@ def can_run_at_owner(operation) -> bool:
     """Whether an operation may run on a single rank: it has no sums over leaves, no shared values, no randomness."""
     if (
         not isinstance(operation, RuleOperation)
-        or operation.waits
-        or operation.sums_late
+        or operation.traits.waits
+        or operation.traits.sums_late
     ):
         return False
     rule = operation.rule
@@ -306,11 +307,13 @@ def run_at_owner(
     The owner runs them as written, so programs for other leaves do not fuse them: both must round alike.
     """
     for operation in operations:
-        operation.at_owner = True
+        operation.traits = dataclasses.replace(operation.traits, at_owner=True)
         operation.whole_until = None
-    operations[0].whole_until = operations[-1]
+    first = operations[0]
+    first.whole_until = operations[-1]
     reads_param = "params" in tx.needs
-    operations[0].owner_reads = ("param",) * reads_param + ("grad",) * reads_grad
+    owner_reads = ("param",) * reads_param + ("grad",) * reads_grad
+    first.traits = dataclasses.replace(first.traits, owner_reads=owner_reads)
 
 
 def reads_by_leaf(tx: GradientTransformation) -> bool:
@@ -347,11 +350,18 @@ class EnterSpace(RuleOperation):
 
     def __init__(self, run: SpaceRun, scope: Scope):
         space = run.space
+        traits = Traits(
+            elementwise=False,
+            takes_complex=False,
+            compiles=False,
+            random=space.draws is not None,
+            keeps_slots=space.init is not None,
+        )
         rule = Rule(
             run.name,
             space.view,
+            traits,
             space.init,
-            compiles=False,
             lists=run.has_list_programs,
             seed=space.draws,
         )

@@ -32,7 +32,9 @@ class Blocks(Combinator):
         scope.run.selectors.append(self.where)
         operations = self.tx._expand(scope.inside(path))
         whole = Block(operations, [])
-        if scope.space is not None and any(each.keeps_slots for each in whole.walk()):
+        if scope.space is not None and any(
+            each.traits.keeps_slots for each in whole.walk()
+        ):
             around = scope.space.name
             raise TypeError(
                 f"{name}: divides leaves into blocks, whose slots {around} cannot rotate; move it outside {around}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import types
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,10 +25,10 @@ from gradtx.execution.rule import (
     RuleOperation,
     RuleState,
     StageState,
-    empty_dict,
     term_of,
 )
 from gradtx.execution.runs import Run, Scope, as_flag, selected
+from gradtx.execution.traits import Traits, empty_dict
 from gradtx.execution.tree_rule import Functions, GradientOperation
 from gradtx.rules import Combinator
 from gradtx.transform import GradientTransformation
@@ -255,22 +256,26 @@ class Enter(RuleOperation):
 
     def __init__(self, frame: Frame, scope: Scope, path: Path, name: str):
         inner = InnerState(scope.run, path, frame.inner_slots)
+        traits = Traits(
+            elementwise=frame.elementwise,
+            takes_complex=frame.elementwise,
+            agree=frame.agree,
+            keeps_slots=frame.init is not None,
+            template_slot=frame.takes_none,
+            restarts_inner=frame.restarts is not None,
+            has_clock=frame.clock is not None,
+            waits=frame.clock is not None and frame.clock.measure is not None,
+        )
         rule = Rule(
             name,
             frame.enter or _identity,
+            traits,
             init=frame.init,
             inner=inner.first_values if frame.inner_slots else None,
             single=True,
             shared=frame.shared,
-            elementwise=frame.elementwise,
-            takes_complex=frame.elementwise,
-            agree=frame.agree,
         )
         super().__init__(rule, StageState(path, scope, rule), scope.run)
-        self.template_slot = frame.takes_none
-        self.restarts_inner = frame.restarts is not None
-        self.has_clock = frame.clock is not None
-        self.waits = frame.clock is not None and frame.clock.measure is not None
         self.frame = frame
         self.inner = inner
         self.run: Run = scope.run
@@ -359,7 +364,8 @@ class Enter(RuleOperation):
 
     def between(self, inner: list[Any]) -> list[Any]:
         """Return the inner operations enclosed by those of the frame."""
-        self.takes_none = self.frame.takes_none is not None or takes_none(inner)
+        accepts_none = self.frame.takes_none is not None or takes_none(inner)
+        self.traits = dataclasses.replace(self.traits, takes_none=accepts_none)
         operations = [self, *inner, Leave(self)]
         if self.frame.whole and all(map(can_run_at_owner, inner)):
             assert isinstance(self.frame.inner, GradientTransformation)
@@ -522,7 +528,8 @@ class Leave(RuleOperation):
             enter.rule, update=frame.leave or _identity, evaluate=frame.evaluate
         )
         super().__init__(rule, enter.stage, enter.run)
-        self.takes_none = enter.takes_none
+        is_generator = inspect.isgeneratorfunction(frame.leave)
+        self.traits = dataclasses.replace(enter.traits, waits=is_generator)
         self._frame = frame
         self._enter = enter
 

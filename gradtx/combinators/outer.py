@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -132,7 +132,7 @@ class Fragments(Selector):
         super().__init__("outer: fragments", labels, wheres)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Outer(Combinator):
     """The inner transformation, followed by the synchronizations of all fragments.
 
@@ -246,16 +246,21 @@ class Synchronize(Enter):
                 "outer: process_group cannot be combined with torch.func transforms or torch.compile around update(); "
                 "call it outside, or use as_optimizer"
             )
-        self.waits = self.run.initial or sends is not False
-        self.exchanges = self.waits or due is not False
-        self.compiles = not self.exchanges and isinstance(scope.count, int)
+        waits = self.run.initial or sends is not False
+        exchanges = waits or due is not False
+        self.traits = dataclasses.replace(
+            self.traits,
+            waits=waits,
+            exchanges=exchanges,
+            compiles=not exchanges and isinstance(scope.count, int),
+        )
 
     def _enter(self, leaf: Leaf) -> Any:
         leaf.counts = leaf.counts and leaf.update is not None
         super()._enter(leaf)
         leaf.own_clock = leaf.clock  # it synchronizes without a gradient, too
         anchor = leaf.param = leaf.saved[self].state["anchor"]
-        if self.waits:
+        if self.traits.waits:
             return self._average(leaf, anchor)
         self._receive(leaf, leaf.update)
 

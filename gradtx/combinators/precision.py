@@ -15,6 +15,7 @@ from gradtx.base.dtensor import from_local_like, local, placed_as
 from gradtx.base.errors import Path
 from gradtx.execution.execute import Leaf, Operation
 from gradtx.execution.runs import Scope
+from gradtx.execution.traits import Traits
 from gradtx.rules import Combinator, combinator
 from gradtx.state.codes import CODES, bits_to_round
 from gradtx.state.random import bits16, name_key
@@ -195,7 +196,7 @@ class Rounded(Combinator):
     Attributes:
         first: `leaf -> slots`, the initial slots.
         rounded: `(leaf, param, update, slots) -> (new_param, slots)` for weights and updates in float32.
-        positional: As in `Operation`.
+        positional: As in `Traits`.
     """
 
     first: Callable[[Leaf], dict[str, Tensor]]
@@ -209,11 +210,9 @@ class Rounded(Combinator):
 class Rounding(Operation):
     """Replace the update so that the new weight is representable in the parameter's dtype; skip float32 leaves."""
 
-    constants = ("key",)
-
     def __init__(self, rounding: Rounded, path: Path, name: str):
         self.path = path
-        self.positional = rounding.positional
+        self.traits = Traits(constants=("key",), positional=rounding.positional)
         self._rounding = rounding
         self._name = name
 

@@ -8,6 +8,7 @@ returns the results. Results do not depend on the number of ranks.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -40,6 +41,7 @@ from gradtx.execution.execute import (
     execute,
     resumed,
 )
+from gradtx.execution.traits import Traits
 
 Operations: TypeAlias = list[Any]
 Tensors: TypeAlias = dict[str, Tensor]
@@ -109,14 +111,15 @@ def regions_of(operations: Operations, replicas: Team | None = None) -> Operatio
             grouped.append(operations[i])
             i += 1
             continue
-        end_of_shards = end
-        while end_of_shards < len(operations) and operations[end_of_shards].needs_shape:
-            end_of_shards += 1
-        grouped.append(
-            OwnedRegion(operations[i:end], operations[end:end_of_shards], replicas)
-        )
-        i = end_of_shards
+        following = list(itertools.takewhile(_runs_on_shards, operations[end:]))
+        grouped.append(OwnedRegion(operations[i:end], following, replicas))
+        i = end + len(following)
     return grouped
+
+
+def _runs_on_shards(operation: Any) -> bool:
+    """Whether an operation can follow the owner's on the same message: it needs the whole shape, but no other leaf."""
+    return operation.traits.needs_shape and not operation.traits.waits
 
 
 def owned_paths(operations: Operations) -> list[Path]:
@@ -124,7 +127,7 @@ def owned_paths(operations: Operations) -> list[Path]:
     return [
         part.path
         for region in operations
-        if isinstance(region, OwnedRegion) and region.keeps_slots
+        if isinstance(region, OwnedRegion) and region.traits.keeps_slots
         for part in region.operations
     ]
 
@@ -142,8 +145,6 @@ class OwnedRegion(Operation):
         replicas: The ranks, if each holds the whole leaf; else None.
     """
 
-    of_leaf = True
-
     def __init__(
         self, operations: list[Any], following: list[Any], replicas: Team | None = None
     ):
@@ -151,9 +152,11 @@ class OwnedRegion(Operation):
         self.replicas = replicas
         self.path, self.role = operations[0].barrier
         self._following = following
-        self.keeps_slots = any(operation.keeps_slots for operation in operations)
-        self.compiles = all(
-            operation.compiles and not operation.random for operation in self.parts
+        traits = [operation.traits for operation in self.parts]
+        self.traits = Traits(
+            compiles=all(each.compiles and not each.random for each in traits),
+            keeps_slots=any(operation.traits.keeps_slots for operation in operations),
+            of_leaf=True,
         )
 
     @property
@@ -162,7 +165,7 @@ class OwnedRegion(Operation):
 
     def init(self, leaf: Leaf) -> None:
         operations = self.parts
-        if self.keeps_slots:
+        if self.traits.keeps_slots:
             self._init_at_owner(leaf)
             operations = self._following
         for operation in operations:
@@ -190,7 +193,7 @@ class OwnedRegion(Operation):
     def start(self, leaf: Leaf) -> Steps:
         """Send the tensors that the owner needs: the update, and any others that the operations read."""
         for operation in self.operations:
-            if operation.random:
+            if operation.traits.random:
                 # Advances the counter of draws on every rank.
                 operation.stage.stream(leaf)
         payload = {"update": leaf.update}
@@ -206,7 +209,9 @@ class OwnedRegion(Operation):
 
     def _reads(self, name: str) -> bool:
         """Whether any operation reads this tensor of the leaf in addition to the update."""
-        return any(name in operation.owner_reads for operation in self.operations)
+        return any(
+            name in operation.traits.owner_reads for operation in self.operations
+        )
 
     def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> Tensors:
         """Return the local part of every leaf's update after the region."""
@@ -299,7 +304,7 @@ class Job:
         update, param = leaf.inputs
         template = update if param is None else param
         dtype = payload["update"].dtype
-        wire = _narrower_dtype(region.operations[0].wire, dtype)
+        wire = _narrower_dtype(region.operations[0].traits.wire, dtype)
         parts: Tensors = {}
         for name, tensor in payload.items():
             if is_sharded(tensor):  # a program passes the local part itself
@@ -308,7 +313,7 @@ class Job:
         dtype_back = dtype
         for operation in region.operations:
             dtype_back = torch.promote_types(dtype_back, operation.compute_dtype(leaf))
-        wire_back = _narrower_dtype(region.operations[-1].wire, dtype_back)
+        wire_back = _narrower_dtype(region.operations[-1].traits.wire, dtype_back)
         return cls(leaf, region, template, parts, dtype, wire, wire_back, dtype_back)
 
     def kind(self) -> tuple[Any, ...]:

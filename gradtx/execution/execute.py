@@ -25,6 +25,7 @@ from gradtx.base.dtensor import placed_as, total_of
 from gradtx.base.errors import Path, StateKey
 from gradtx.execution.context import Clock, ClockReading, Context
 from gradtx.execution.runs import Run, Scope, selected
+from gradtx.execution.traits import Traits
 from gradtx.state.codes import Codec
 from gradtx.state.random import indices
 
@@ -136,7 +137,7 @@ class Leaf(Task):
         self.operations = []
 
     def skips(self, operation: Operation) -> bool:
-        return self.update is None and not operation.takes_none
+        return self.update is None and not operation.traits.takes_none
 
     def clock_reading(self) -> ClockReading:
         return self.clock.on(self.device)
@@ -260,59 +261,15 @@ class Operation:
         path: The stage's entry in the state.
         role: "enter" or "leave" for the operations of a combinator around those of its inner transformation, which
             share a path; else "op".
-        takes_none: Whether it processes a leaf without a gradient; otherwise such a leaf skips it.
-        template_slot: A slot with the parameter's shape, if the operation itself needs leaves without a gradient.
-        agree: Hyperparameters that must be the same in all groups of an optimizer.
-        elementwise: Whether the entries of a leaf are independent, except for sums over leaves.
-        takes_complex: Whether it may process real views of complex leaves: it depends neither on rows nor on the
-            number of dimensions.
-        compiles: Whether programs may run it for all leaves; see `has_program` and `has_list_program`.
-        restarts_inner: Whether the operations after it may restart from their initial state.
-        has_clock: Whether it starts an inner clock, whose values are stored at its path.
-        waits: Whether it needs all leaves at once: for a sum over leaves, or as a rule for whole trees.
-        sums: Whether it needs nothing from other leaves but sums.
-        sums_late: Whether it sums over all leaves for its next step, without waiting in the current one.
-        exchanges: Whether it needs tensors of other ranks in this step, which no program runs then.
-        of_leaf: Whether a sharded leaf waits at it for its own shards only, which ranks exchange without other leaves.
-        random: Whether it draws random numbers.
-        positional: Whether results depend on an entry's index in the whole tensor.
-        constants: The slots that no step changes.
-        hessian_period: The number of steps from one read of `hessian_diag` to the next, starting with the first step;
-            0 if it never reads it.
+        traits: What combinators and back ends may assume of it.
         whole_until: The last of consecutive operations, starting with this one, that need the whole of a sharded leaf;
             None if this one does not.
-        needs_shape: Whether entries are independent, but their results depend on the shape of the whole leaf.
-        owner_reads: The tensors of a leaf, "param" or "grad", that its owner needs in addition to the update.
-        keeps_slots: Whether it keeps slots.
-        wire: The dtype of messages with its input and its result, if both fit without loss; None for their own.
-        checks_extras: Whether `check` may raise an error.
     """
 
     path: Path = ()
     role = "op"
-    takes_none = False
-    template_slot: str | None = None
-    agree: Mapping[str, Any] = {}
-    elementwise = True
-    takes_complex = True
-    compiles = True
-    restarts_inner = False
-    has_clock = False
-    waits = False
-    sums = True
-    sums_late = False
-    exchanges = False
-    of_leaf = False
-    random = False
-    positional = False
-    constants: tuple[str, ...] = ()
-    hessian_period = 0
+    traits = Traits()
     whole_until: Operation | None = None
-    needs_shape = False
-    owner_reads: tuple[str, ...] = ()
-    keeps_slots = False
-    wire: torch.dtype | None = None
-    checks_extras = False
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the dtype that it computes in."""
@@ -330,7 +287,7 @@ class Operation:
 
     def has_program(self, leaf: Leaf) -> bool:
         """Whether programs may run it for this leaf."""
-        return self.compiles
+        return self.traits.compiles
 
     def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
         """Whether programs over lists may run it for this leaf; `on_host` is whether the host knows all scalars."""
@@ -451,13 +408,13 @@ class Block:
 
     def clock_paths(self) -> frozenset[Path]:
         """Return the paths of inner clocks."""
-        return frozenset(each.path for each in self.walk() if each.has_clock)
+        return frozenset(each.path for each in self.walk() if each.traits.has_clock)
 
 
 def _check_takes_complex(leaf: Leaf, operations: Iterable[Operation]) -> None:
     """Raise an error if an operation cannot process a complex leaf."""
     for operation in operations:
-        if not operation.takes_complex:
+        if not operation.traits.takes_complex:
             raise complex_error(operation.path[-1], leaf)
 
 
@@ -471,7 +428,9 @@ def complex_error(link: str, leaf: Leaf) -> TypeError:
 
 def checks_extras(operations: list[Any]) -> bool:
     """Whether any operation checks the extras of a leaf."""
-    return any(operation.checks_extras for operation in Block(operations, []).walk())
+    return any(
+        operation.traits.checks_extras for operation in Block(operations, []).walk()
+    )
 
 
 def check_extras_of(leaves: Iterable[Leaf]) -> None:
@@ -484,7 +443,9 @@ def check_extras_of(leaves: Iterable[Leaf]) -> None:
 
 def takes_none(operations: list[Any]) -> bool:
     """Whether any operation also processes leaves without a gradient."""
-    return any(operation.takes_none for operation in Block(operations, []).walk())
+    return any(
+        operation.traits.takes_none for operation in Block(operations, []).walk()
+    )
 
 
 class _Frozen(Operation):

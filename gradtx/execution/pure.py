@@ -220,7 +220,7 @@ class TreeRun(Run):
         Only a combinator that accepts leaves without a gradient processes such a leaf, and it keeps such a tensor.
         """
         for operation in self.block.walk():
-            slot, slots = operation.template_slot, {}
+            slot, slots = operation.traits.template_slot, {}
             if slot is not None:
                 slots = self._old.slots_of(operation.path, name)
             if slot not in slots:

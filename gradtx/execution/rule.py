@@ -24,6 +24,7 @@ from gradtx.distributed.collectives import summed_over_ranks
 from gradtx.execution.context import Context
 from gradtx.execution.execute import Leaf, Operation, Steps
 from gradtx.execution.runs import LateTerm, Run, Scope
+from gradtx.execution.traits import Traits, empty_dict
 from gradtx.slots import Slot
 from gradtx.state.random import Stream
 from gradtx.state.slots import (
@@ -36,11 +37,6 @@ from gradtx.state.slots import (
 from gradtx.state.storage import Store
 
 
-def empty_dict() -> dict[str, Any]:
-    """Return an empty dict; as the default of a field, dynamo accepts this function, but not `dict[str, Any]`."""
-    return {}
-
-
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """A single-tensor rule whose arguments are bound to values.
@@ -48,10 +44,10 @@ class Rule:
     Attributes:
         name: The factory's name.
         update: `(update, state, param, ctx) -> (update, state)`.
+        traits: What combinators and back ends may assume of the rule.
         init: `param -> slots`, or None for a rule without slots.
         evaluate: `(state, param) -> tensor`, or None.
         shared: Name -> initial value or function that returns it, for each 0-d value that all leaves share.
-        elementwise, takes_complex, compiles, agree: As in `Operation`.
         dims: The minimum and maximum number of dimensions of a leaf.
         seed: The seed if the rule draws random numbers, else None.
         readable: Whether the values of all arguments can be read on the host.
@@ -60,9 +56,6 @@ class Rule:
         inner: Function of the leaf that returns a second argument of `init`, or None.
         summed: Name -> function of the sum that returns the stored value, for shared values that are sums over
             leaves and that `update` does not read within the same step.
-        sums_of_leaf: Whether each sum covers only one leaf, so that leaves do not wait for each other; see `OfLeaf`.
-        whole: Whether the rule needs all of a sharded leaf; "shape" if it needs only the shape.
-        owner_reads, wire: As in `Operation`.
         check: `(name, shape, extras) -> None`, which raises an error for extras that do not fit a leaf; or None.
         lists: `shape -> bool`: whether programs over lists may run the rule for a leaf, although `compiles` is False;
             or None.
@@ -70,13 +63,10 @@ class Rule:
 
     name: str
     update: Callable[..., Any]
+    traits: Traits
     init: Callable[..., Any] | None = None
     evaluate: Callable[..., Any] | None = None
     shared: Mapping[str, Any] = dataclasses.field(default_factory=empty_dict)
-    elementwise: bool = False
-    takes_complex: bool = False
-    compiles: bool = True
-    agree: Mapping[str, Any] = dataclasses.field(default_factory=empty_dict)
     dims: tuple[int, float] | None = None
     seed: int | None = None
     readable: bool = True
@@ -86,10 +76,6 @@ class Rule:
     summed: Mapping[str, Callable[[Tensor], Tensor]] = dataclasses.field(
         default_factory=empty_dict
     )
-    sums_of_leaf: bool = False
-    whole: bool | str = False
-    owner_reads: tuple[str, ...] = ()
-    wire: torch.dtype | None = None
     check: Callable[[str, torch.Size, Mapping[str, Any]], None] | None = None
     lists: Callable[[torch.Size], bool] | None = None
 
@@ -421,30 +407,14 @@ _NO_CONTEXT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 
 
 class RuleOperation(Operation):
-    """Run a rule that is written for one tensor.
-
-    Attributes:
-        at_owner: Whether one rank runs the rule on all of a sharded leaf.
-    """
+    """Run a rule that is written for one tensor."""
 
     def __init__(self, rule: Rule, stage: StageState, run: Run):
         self.path = stage.path
-        self.elementwise = rule.elementwise
-        self.takes_complex = rule.takes_complex
-        self.compiles = rule.compiles
-        self.agree = rule.agree
-        self.random = rule.seed is not None
-        self.positional = stage.store.draws
-        self.sums_late = bool(rule.summed)
-        self.of_leaf = rule.sums_of_leaf
-        self.waits = inspect.isgeneratorfunction(rule.update) and not rule.sums_of_leaf
-        self.whole_until = self if rule.whole is True else None
-        self.needs_shape = rule.whole == "shape"
-        self.owner_reads = rule.owner_reads
-        self.keeps_slots = rule.init is not None
-        self.wire = rule.wire
-        self.checks_extras = rule.check is not None
-        self.at_owner = rule.whole is True
+        self.traits = rule.traits
+        if stage.store.draws:
+            self.traits = dataclasses.replace(rule.traits, positional=True)
+        self.whole_until = self if rule.traits.at_owner else None
         self.stage = stage
         self.rule = rule
         self._function = rule.update
@@ -505,7 +475,7 @@ class RuleOperation(Operation):
         self, leaf: Leaf
     ) -> contextlib.AbstractContextManager[None]:
         """Prevent fusion with surrounding operations if, for sharded leaves, owner ranks run this rule separately."""
-        if not self.at_owner:
+        if not self.traits.at_owner:
             return _NO_CONTEXT
         # Nothing is fused inside a region, and a space compares the update there by identity.
         if self.whole_until is not None:
@@ -667,7 +637,7 @@ class RuleOperation(Operation):
         if update.dtype != call.compute_dtype:
             update = update.to(call.compute_dtype)
         leaf.update = placed_as(update, leaf.update)
-        if self.at_owner or self.needs_shape:
+        if self.traits.at_owner or self.traits.needs_shape:
             leaf.update = leaf.run.fusion_barrier(leaf.update)
 
     def evaluate(self, leaf: Leaf) -> Any:

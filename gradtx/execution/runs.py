@@ -218,7 +218,7 @@ class Run:
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         """Return the total for the leaves that wait at an operation."""
         total = operation.combine(waiting)
-        if operation.sums and not operation.of_leaf:
+        if operation.traits.sums and not operation.traits.of_leaf:
             self.sums[operation.barrier] = total
         return total
 

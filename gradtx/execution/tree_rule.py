@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +17,7 @@ from gradtx.execution.context import Clock, Context
 from gradtx.execution.execute import Leaf, Operation, Steps
 from gradtx.execution.rule import without_params
 from gradtx.execution.runs import Run, Scope
+from gradtx.execution.traits import Traits
 from gradtx.slots import Slot, declared, init_of
 from gradtx.state.slots import check_slots
 from gradtx.state.storage import Store
@@ -62,11 +64,9 @@ class TreeOperation(Operation):
     The state is stored as slots (dicts keyed by leaf name) and shared 0-d tensors.
     """
 
-    compiles = False
-    elementwise = False
-    takes_complex = False
-    waits = True
-    sums = False
+    traits = Traits(
+        elementwise=False, takes_complex=False, compiles=False, waits=True, sums=False
+    )
     is_plain = False
 
     def __init__(
@@ -87,7 +87,8 @@ class TreeOperation(Operation):
                 f"{name}: processes whole trees, whose slots {around} cannot transform; move it outside {around}"
             )
         self.path = path
-        self.agree = agree or {}
+        if agree:
+            self.traits = dataclasses.replace(self.traits, agree=agree)
         self._run: Run = scope.run
         self._name = name
         self._functions = functions

@@ -144,9 +144,9 @@ def check_capturable(members: Members) -> None:
     """
     who = f"{members.who}: capturable"
     for operation in members.block().walk():
-        if not operation.compiles or operation.hessian_period:
+        if not operation.traits.compiles or operation.traits.hessian_period:
             link = ".".join(operation.path)
-            is_due = operation.hessian_period
+            is_due = operation.traits.hessian_period
             needs = (
                 "reads a count for hessian_diag" if is_due else "reads counts or values"
             )

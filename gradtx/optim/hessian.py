@@ -245,9 +245,9 @@ def sign_of_use(leaf: Leaf) -> int | None:
     reads, use = False, 0
     for operation in leaf.operations:
         operation.follow(position)
-        if operation.hessian_period:
+        if operation.traits.hessian_period:
             reads = True
             count = position.counts[-1]
-            if count is not None and count % operation.hessian_period == 0:
+            if count is not None and count % operation.traits.hessian_period == 0:
                 use = use or position.signs[-1]
     return use if reads else None

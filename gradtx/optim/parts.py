@@ -109,15 +109,15 @@ class Parts:
         kinds, _ = self.members.tx._requirements()
         return ChainTraits(
             takes_none=takes_none(block.operations),
-            agrees=any(operation.agree for operation in operations),
+            agrees=any(operation.traits.agree for operation in operations),
             needs_host_counts="hessian_diag" in needs
-            or not all(operation.compiles for operation in operations),
+            or not all(operation.traits.compiles for operation in operations),
             clocks=block.clock_paths(),
             checks_extras=checks_extras(block.operations),
             known_extras=kinds,
             needs_extras=any(need != "params" for need in needs),
             calls_again="grad_fn" in needs or "value_fn" in needs,
-            exchanges=any(operation.exchanges for operation in operations),
+            exchanges=any(operation.traits.exchanges for operation in operations),
         )
 
     def counts_on_host(self) -> bool:

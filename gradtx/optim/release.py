@@ -38,7 +38,7 @@ class SingleRun(OptimizerRun):
     """A run in which parameters step one at a time, so that sums over parameters are not available."""
 
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
-        if operation.of_leaf:
+        if operation.traits.of_leaf:
             return operation.combine(waiting)
         stage = ".".join(operation.path)
         raise RuntimeError(
@@ -241,7 +241,7 @@ def check_released(parts: Parts) -> None:
                 f"{WHO}: {link._name} needs {needs[0]!r}, which is known only after backward; {WAY_OUT}"
             )
     for operation in parts.members.block().walk():
-        if operation.waits or operation.hessian_period:
+        if operation.traits.waits or operation.traits.hessian_period:
             name = ".".join(operation.path)
             way_out = WAY_OUT
             if "clip_by_global_norm" in operation.path:

@@ -320,7 +320,7 @@ class Step:
                 path: min(all_) for path, all_ in labels.items() if len(all_) == 1
             }
             for operation in block.walk(common):
-                for name, value in operation.agree.items():
+                for name, value in operation.traits.agree.items():
                     value = each_item(python_scalar, value)
                     expected = first.setdefault((operation.path, name), value)
                     if not _agree(expected, value):
@@ -375,7 +375,9 @@ class Step:
         """Whether ranks exchange tensors in this step, in which no engine runs."""
         self._expand()
         return any(
-            operation.exchanges for block in self._blocks for operation in block.walk()
+            operation.traits.exchanges
+            for block in self._blocks
+            for operation in block.walk()
         )
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:

@@ -15,6 +15,7 @@ from gradtx.base.exact import python_scalar
 from gradtx.execution.execute import LeafTerms, Operation, Steps, Task
 from gradtx.execution.phases import Names, PhaseFunction, PhaseResult, RunPhase
 from gradtx.execution.runs import LateTerm
+from gradtx.execution.traits import Traits
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.code import ListFunction, list_function
 from gradtx.programs.record import META, Recording, UnrecordableError, record
@@ -152,7 +153,7 @@ class ListPhase(Phase):
         owned = self.recording.owned
         self.text = f"{self.text}\npart {part} of {len(owned) + 1}"
         if part < len(owned):
-            self.of_leaf = True
+            self.traits = Traits(of_leaf=True)
             meta = owned[part].meta
             payload: dict[str, torch.dtype] = meta["payload"]
             self.note(PhaseResult([], tuple(payload), meta["operation"]))

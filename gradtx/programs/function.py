@@ -163,15 +163,15 @@ class RecordedRun(Run):
     def recorded_owner(
         self, operation: Any, leaf: Leaf, payload: Mapping[str, Tensor]
     ) -> Tensor | None:
-        if operation.keeps_slots and self._is_decided(leaf):
+        if operation.traits.keeps_slots and self._is_decided(leaf):
             raise UnrecordableError(
                 "a combinator decides whether slots stored by an owner change"
             )
         return owned(payload, operation)
 
     def as_written(self, operation: Any, leaf: Leaf) -> AbstractContextManager[None]:
-        is_decided = operation.keeps_slots and self._is_decided(leaf)
-        if is_decided or not operation.compiles:
+        is_decided = operation.traits.keeps_slots and self._is_decided(leaf)
+        if is_decided or not operation.traits.compiles:
             # No program runs a sharded leaf, which must not round differently before or after.
             record_as_written()
         return as_written()

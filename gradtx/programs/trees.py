@@ -398,7 +398,7 @@ class TreeProgram:
         Raises:
             _UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
         """
-        restarts = any(each.restarts_inner for each in run.block.walk())
+        restarts = any(each.traits.restarts_inner for each in run.block.walk())
         counts = []
         for value, place in zip(numbers.values, numbers.places, strict=True):
             path = clock_at(place, run.clock_paths)
@@ -583,7 +583,8 @@ class _Row(NamedTuple):
         """Return what leaves with a common program share: elementwise ones may have any shape."""
         program = self.leaf.operations
         is_flat = all(
-            operation.elementwise and not operation.positional for operation in program
+            operation.traits.elementwise and not operation.traits.positional
+            for operation in program
         ) and all(tensor.shape in (self.leaf.shape, ()) for tensor in self.tensors)
         traits = []
         for tensor in self.tensors:

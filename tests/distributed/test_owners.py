@@ -247,6 +247,29 @@ def test_a_failure_at_an_owner_is_raised_on_all_ranks(four):
     )
 
 
+@gradtx.per_tensor(whole="shape")
+def scale_by_norm_of_all():
+    """Divides by the norm of all leaves, and by the number of rows of the whole leaf."""
+
+    def update(update, state, param, ctx):
+        total = yield {"square": update.square().sum()}
+        yield update / total["square"].sqrt() / len(update), state
+
+    return update
+
+
+def weights_behind_owners(divide):
+    tx = gradtx.chain(gradtx.scale_by_shampoo(), scale_by_norm_of_all(), gradtx.scale(-1.0))
+    return trained(tx, placement("fsdp") if divide else undivided)[1]
+
+
+def test_a_rule_that_reads_the_shape_behind_an_owner_may_sum_over_leaves(two):
+    expected = weights_behind_owners(False)
+    for weights in two.run(weights_behind_owners, True):
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, expected[name])
+
+
 class TwoLayers(torch.nn.Module):
     def __init__(self):
         super().__init__()

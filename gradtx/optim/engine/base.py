@@ -408,13 +408,15 @@ def _sums_over_shards(operation: Operation) -> bool:
     """Whether an operation sums entries of a leaf, for this step or the next."""
     if isinstance(operation, OwnedRegion):  # its sums are those of the whole leaf
         return False
-    return operation.waits or operation.sums_late or operation.of_leaf
+    return (
+        operation.traits.waits or operation.traits.sums_late or operation.traits.of_leaf
+    )
 
 
 def _is_flat(leaf: Leaf) -> bool:
     """Whether a leaf may be passed as a vector: all rules are elementwise, slots are 0-d or shaped like the leaf."""
     for operation in leaf.operations:
-        if not operation.elementwise:
+        if not operation.traits.elementwise:
             return False
     return slots_are_shaped_as(leaf)
 

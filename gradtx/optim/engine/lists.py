@@ -103,7 +103,7 @@ class MemberBundle(ListBundle):
                 chunk.free_gradients()
 
     def terms(self, phase: ListPhase, results: list[list[Any]]) -> LeafTerms:
-        if not phase.of_leaf:
+        if not phase.traits.of_leaf:
             return super().terms(phase, results)
         terms = LeafTerms()
         for chunk, columns in zip(self._chunks, results, strict=True):
@@ -120,7 +120,7 @@ class MemberBundle(ListBundle):
             super().share(name, value)
 
     def receive(self, phase: Any, total: dict[str, Any]) -> None:
-        if phase.of_leaf:
+        if phase.traits.of_leaf:
             self._add_results(total)
         else:
             super().receive(phase, total)
@@ -327,7 +327,9 @@ class ListEngine(Engine):
         large = [pair for pair in family.pairs if part_of(pair[0]) is not None]
         member, leaf = max(large or family.pairs, key=_size)
         part, is_coded = part_of(member), bool(family.signature.layout.codes)
-        has_sums = any(each.waits or each.sums_late for each in leaf.operations)
+        has_sums = any(
+            each.traits.waits or each.traits.sums_late for each in leaf.operations
+        )
         if part is None or not (has_sums or is_coded):
             return True
         programs = self._programs_of(family)

@@ -134,7 +134,9 @@ def can_be_split(leaf: Leaf, equal: Collection[str] = ()) -> bool:
     constants.update(equal)
     for operation in leaf.operations:
         keys = layout.slots.get(operation.path, {})
-        constants.update(keys[slot] for slot in operation.constants if slot in keys)
+        constants.update(
+            keys[slot] for slot in operation.traits.constants if slot in keys
+        )
     return not any(
         leaf.state[key].ndim == 0 for key in layout.slot_keys if key not in constants
     )
@@ -142,7 +144,7 @@ def can_be_split(leaf: Leaf, equal: Collection[str] = ()) -> bool:
 
 def is_positional(leaf: Leaf) -> bool:
     """Whether some operation depends on the positions of entries in the whole parameter."""
-    return any(operation.positional for operation in leaf.operations)
+    return any(operation.traits.positional for operation in leaf.operations)
 
 
 def cut(vector: Tensor, window: slice, size: int) -> Tensor:
