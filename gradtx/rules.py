@@ -58,11 +58,11 @@ class Combinator:
     selector: Any = None
 
     def rejects(self) -> tuple[str, ...]:
-        """Return the traits of links that do not work inside; see `gradtx.execution.nesting`."""
+        """Return the effects of links that do not work inside; see `gradtx.execution.nesting`."""
         return ("rounds",)  # because updates may change when they leave
 
-    def traits(self) -> set[str]:
-        """Return its own traits."""
+    def effects(self) -> set[str]:
+        """Return its own effects."""
         return set()
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
@@ -260,6 +260,7 @@ class Spec:
             elementwise=option("elementwise"),
             takes_complex=self._takes_complex(arguments),
             compiles=compiles is True and "grad_fn" not in self.needs,
+            lists=compiles == "lists",
             agree={name: arguments[name] for name in self._options["agree"]},
             keeps_slots=functions.init is not None,
             random=option("random"),
@@ -286,7 +287,6 @@ class Spec:
             slots=functions.slots,
             summed=summed,
             check=_with_arguments(self._options["check"], arguments),
-            lists=_every_shape if compiles == "lists" else None,
         )
 
     def _takes_complex(self, arguments: Bound) -> bool:
@@ -392,10 +392,6 @@ def _checked_extras(name: str, extras: Any) -> dict[str, str]:
             f"optional, got {describe(extras)}"
         )
     return dict(extras)
-
-
-def _every_shape(shape: torch.Size) -> bool:
-    return True
 
 
 def _with_arguments(option: Any, arguments: Bound) -> Any:
@@ -523,18 +519,18 @@ class FactoryCall(GradientTransformation):
         return tuple(tx for _, _, tx in self._inner)
 
     @property
-    def _traits(self) -> set[str]:
+    def _effects(self) -> set[str]:
         body = self._body
-        traits = set()
+        effects = set()
         if isinstance(body, Combinator):
-            traits = body.traits()
+            effects = body.effects()
         if isinstance(body, Functions) and body.evaluate is not None:
-            traits.add("averages")
+            effects.add("averages")
         if self._spec.rounds:
-            traits.add("rounds")
+            effects.add("rounds")
         if self._spec.processes_whole_leaves(self._arguments):
-            traits.add("whole")
-        return traits
+            effects.add("whole")
+        return effects
 
     def _branches(self) -> Branches | None:
         body = self._body

@@ -216,8 +216,8 @@ class GradientTransformation:
         return False
 
     @property
-    def _traits(self) -> set[str]:
-        """Its properties for which some combinators reject it; see `gradtx.execution.nesting`."""
+    def _effects(self) -> set[str]:
+        """Its effects, for which some combinators reject it; see `gradtx.execution.nesting`."""
         return {"whole"}
 
     @property

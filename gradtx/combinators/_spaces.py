@@ -7,7 +7,6 @@ entry, the update on exit, and the inner slots between their stored form and the
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from typing import Any
 
 import torch
@@ -117,13 +116,12 @@ class Space(Combinator):
         inside.lag += self.coordinates.delayed
         enter = EnterSpace(run, scope)
         inner = self.inner._expand(inside)
-        run.by_leaf = all(map(can_run_at_owner, inner))
+        by_leaf = self.coordinates.draws is None and all(map(can_run_at_owner, inner))
+        enter.traits = dataclasses.replace(enter.traits, lists=by_leaf)
         enter.inner = Block(inner, [])
-        leave = LeaveSpace(run, scope, enter)
-        operations = [enter, *inner, leave]
+        operations = [enter, *inner, LeaveSpace(enter)]
         has_spaces = any(isinstance(operation, EnterSpace) for operation in inner)
-        draws = self.coordinates.draws is not None
-        if run.by_leaf and not (draws or has_spaces or reads_by_leaf(self.inner)):
+        if by_leaf and not (has_spaces or reads_by_leaf(self.inner)):
             run_at_owner(operations, self.inner, self.reads_grad)
         return operations
 
@@ -195,23 +193,12 @@ class SpaceRun(Inside):
         self.name = name
         self.outer: SpaceRun | None = scope.space
         self.reads_params = "params" in space.inner.needs
-        # Whether inner operations have no sums over leaves and no shared values.
-        self.by_leaf = False
         # Whether each leaf took part; a chain is expanded for each group of an optimizer, but has one state.
         self.parts: list[bool | Tensor] = self.run.parts_of_spaces.setdefault(path, [])
         self._restarts = scope.restarts
         self._clocks: dict[Clock, Clock] = {}
         if self.space.delayed and not self.run.initial:
             self.run.commits.append(self._commit)
-
-    def has_program(self, leaf: Leaf) -> bool:
-        """Whether programs may run the space for a leaf: they compute no bases, and take no part in `_commit`."""
-        shape = leaf.shape
-        return self.has_list_programs(shape) and not self.space.changes(shape)
-
-    def has_list_programs(self, shape: torch.Size) -> bool:
-        """Whether programs over lists may run the space for leaves of a shape, if the host knows what is due."""
-        return self.by_leaf and self.space.draws is None
 
     def stand_in(self, leaf: Leaf, like: Tensor) -> Tensor:
         """Return a tensor in the inner coordinates before the first step, for a leaf like this one."""
@@ -287,16 +274,10 @@ class SpaceRun(Inside):
 
 def can_run_at_owner(operation) -> bool:
     """Whether an operation may run on a single rank: it has no sums over leaves, no shared values, no randomness."""
-    if (
-        not isinstance(operation, RuleOperation)
-        or operation.traits.waits
-        or operation.traits.sums_late
-    ):
+    if not isinstance(operation, RuleOperation) or operation.rule.shared:
         return False
-    rule = operation.rule
-    return not (
-        rule.shared or rule.seed is not None or inspect.isgeneratorfunction(rule.update)
-    )
+    traits = operation.traits
+    return not (traits.has_sums or traits.of_leaf or traits.random)
 
 
 def run_at_owner(
@@ -308,9 +289,7 @@ def run_at_owner(
     """
     for operation in operations:
         operation.traits = dataclasses.replace(operation.traits, at_owner=True)
-        operation.whole_until = None
     first = operations[0]
-    first.whole_until = operations[-1]
     reads_param = "params" in tx.needs
     owner_reads = ("param",) * reads_param + ("grad",) * reads_grad
     first.traits = dataclasses.replace(first.traits, owner_reads=owner_reads)
@@ -355,14 +334,13 @@ class EnterSpace(RuleOperation):
             takes_complex=False,
             compiles=False,
             random=space.draws is not None,
-            keeps_slots=space.init is not None,
+            keeps_slots=True,
         )
         rule = Rule(
             run.name,
             space.view,
             traits,
             space.init,
-            lists=run.has_list_programs,
             seed=space.draws,
         )
         super().__init__(rule, StageState(run.path, scope, rule), scope.run)
@@ -370,7 +348,8 @@ class EnterSpace(RuleOperation):
         self.inner = Block([], [])
 
     def has_program(self, leaf: Leaf) -> bool:
-        return self.space_run.has_program(leaf)
+        """Whether programs may run the space: they compute no bases, and take no part in its commit."""
+        return self.traits.lists and not self.space_run.space.changes(leaf.shape)
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the widest dtype that any inner link computes in, since the view converts all their values."""
@@ -415,20 +394,20 @@ class LeaveSpace(RuleOperation):
 
     role = "leave"
 
-    def __init__(self, run: SpaceRun, scope: Scope, enter: EnterSpace):
-        super().__init__(enter.rule, enter.stage, scope.run)
-        self._run = run
+    def __init__(self, enter: EnterSpace):
+        super().__init__(enter.rule, enter.stage, enter.space_run.run)
+        self.traits = enter.traits
         self._enter = enter
 
     def has_program(self, leaf: Leaf) -> bool:
-        return self._run.has_program(leaf)
+        return self._enter.has_program(leaf)
 
     def init(self, leaf: Leaf) -> None:
         """Do nothing: `EnterSpace` initializes the slots."""
 
     def _begin(self, leaf: Leaf) -> None:
         call, outside = leaf.saved.pop(self._enter)
-        view: View = leaf.saved.pop(self._run)
+        view: View = leaf.saved.pop(self._enter.space_run)
         update, state = view.leave(leaf.update)
         outside.restore(leaf)
         if view.takes_part is not True:
@@ -438,6 +417,3 @@ class LeaveSpace(RuleOperation):
         leaf.update = outside.update
         self._set_update(call, update)
         self.stage.write(leaf, state, call.old)
-
-    def evaluate(self, leaf: Leaf) -> Any:
-        """Return None: a space has no weights for evaluation."""

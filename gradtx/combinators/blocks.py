@@ -32,9 +32,8 @@ class Blocks(Combinator):
         scope.run.selectors.append(self.where)
         operations = self.tx._expand(scope.inside(path))
         whole = Block(operations, [])
-        if scope.space is not None and any(
-            each.traits.keeps_slots for each in whole.walk()
-        ):
+        keeps_slots = any(each.keeps_slots for each in whole.traits())
+        if scope.space is not None and keeps_slots:
             around = scope.space.name
             raise TypeError(
                 f"{name}: divides leaves into blocks, whose slots {around} cannot rotate; move it outside {around}"

@@ -18,7 +18,7 @@ from gradtx.base.exact import exact
 from gradtx.base.messages import describe, shortly
 from gradtx.combinators._spaces import Inside, Outside, can_run_at_owner, run_at_owner
 from gradtx.execution.context import Clock, FrameContext
-from gradtx.execution.execute import Leaf, Operation, Position, Steps, takes_none
+from gradtx.execution.execute import Block, Leaf, Operation, Position, Steps
 from gradtx.execution.rule import (
     Call,
     Rule,
@@ -156,9 +156,9 @@ class Frame(Combinator):
             rejected.append("exchanges")
         return tuple(rejected)
 
-    def traits(self) -> set[str]:
+    def effects(self) -> set[str]:
         parts = {"averages": self.evaluate, "takes None": self.takes_none}
-        return {trait for trait, part in parts.items() if part is not None}
+        return {effect for effect, part in parts.items() if part is not None}
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
@@ -364,8 +364,10 @@ class Enter(RuleOperation):
 
     def between(self, inner: list[Any]) -> list[Any]:
         """Return the inner operations enclosed by those of the frame."""
-        accepts_none = self.frame.takes_none is not None or takes_none(inner)
-        self.traits = dataclasses.replace(self.traits, takes_none=accepts_none)
+        takes_none = self.frame.takes_none is not None or any(
+            each.takes_none for each in Block(inner, []).traits()
+        )
+        self.traits = dataclasses.replace(self.traits, takes_none=takes_none)
         operations = [self, *inner, Leave(self)]
         if self.frame.whole and all(map(can_run_at_owner, inner)):
             assert isinstance(self.frame.inner, GradientTransformation)

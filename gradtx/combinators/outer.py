@@ -154,9 +154,9 @@ class Outer(Combinator):
     mix: Any
     team: Team | None
 
-    def traits(self) -> set[str]:
-        traits = {"averages", "takes None"}
-        return traits if self.team is None else {*traits, "exchanges"}
+    def effects(self) -> set[str]:
+        effects = {"averages", "takes None"}
+        return effects if self.team is None else {*effects, "exchanges"}
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         operations = self.inner._expand(scope.child(0, changed=False))

@@ -104,17 +104,20 @@ def regions_of(operations: Operations, replicas: Team | None = None) -> Operatio
     grouped = []
     i = 0
     while i < len(operations):
-        end = i  # of the operations that need a whole tensor
-        while end < len(operations) and operations[end].whole_until is not None:
-            end = operations.index(operations[end].whole_until, end) + 1
-        if end == i:
+        owned = list(itertools.takewhile(_is_owned, operations[i:]))
+        if not owned:
             grouped.append(operations[i])
             i += 1
             continue
-        following = list(itertools.takewhile(_runs_on_shards, operations[end:]))
-        grouped.append(OwnedRegion(operations[i:end], following, replicas))
-        i = end + len(following)
+        i += len(owned)
+        following = list(itertools.takewhile(_runs_on_shards, operations[i:]))
+        i += len(following)
+        grouped.append(OwnedRegion(owned, following, replicas))
     return grouped
+
+
+def _is_owned(operation: Any) -> bool:
+    return operation.traits.at_owner
 
 
 def _runs_on_shards(operation: Any) -> bool:

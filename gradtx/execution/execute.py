@@ -262,14 +262,11 @@ class Operation:
         role: "enter" or "leave" for the operations of a combinator around those of its inner transformation, which
             share a path; else "op".
         traits: What combinators and back ends may assume of it.
-        whole_until: The last of consecutive operations, starting with this one, that need the whole of a sharded leaf;
-            None if this one does not.
     """
 
     path: Path = ()
     role = "op"
     traits = Traits()
-    whole_until: Operation | None = None
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the dtype that it computes in."""
@@ -291,7 +288,7 @@ class Operation:
 
     def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
         """Whether programs over lists may run it for this leaf; `on_host` is whether the host knows all scalars."""
-        return self.has_program(leaf)
+        return self.has_program(leaf) or (on_host and self.traits.lists)
 
     def check(self, leaf: Leaf) -> None:
         """Raise an error for extras that do not fit the leaf, before any computation."""
@@ -406,6 +403,10 @@ class Block:
                 if choices is None or choices.get(operation.path, label) == label:
                     yield from block.walk(choices)
 
+    def traits(self) -> list[Traits]:
+        """Return the traits of every operation."""
+        return [operation.traits for operation in self.walk()]
+
     def clock_paths(self) -> frozenset[Path]:
         """Return the paths of inner clocks."""
         return frozenset(each.path for each in self.walk() if each.traits.has_clock)
@@ -426,26 +427,12 @@ def complex_error(link: str, leaf: Leaf) -> TypeError:
     )
 
 
-def checks_extras(operations: list[Any]) -> bool:
-    """Whether any operation checks the extras of a leaf."""
-    return any(
-        operation.traits.checks_extras for operation in Block(operations, []).walk()
-    )
-
-
 def check_extras_of(leaves: Iterable[Leaf]) -> None:
     """Raise an error for extras that do not fit a leaf."""
     for leaf in leaves:
         for operation in leaf.operations:
             for part in operation.parts:
                 part.check(leaf)
-
-
-def takes_none(operations: list[Any]) -> bool:
-    """Whether any operation also processes leaves without a gradient."""
-    return any(
-        operation.traits.takes_none for operation in Block(operations, []).walk()
-    )
 
 
 class _Frozen(Operation):

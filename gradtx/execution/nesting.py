@@ -1,4 +1,4 @@
-"""Links that do not work inside some combinators: one table of traits, and one check."""
+"""Links that do not work inside some combinators: one table of effects, and one check."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from gradtx.base.forward import Transformation
 
-# A trait of a link that some combinators reject -> what the link does, and what to do.
+# An effect of a link that some combinators reject -> what the link does, and what to do.
 FAULTS = {
     "rounds": "rounds weights, but updates change when they leave {outer}; move it after {outer}",
     "whole": "processes whole trees or leaves; move it outside {outer}",
@@ -24,17 +24,17 @@ def check_inner(
 
     Args:
         outer: The name of the combinator.
-        rejects: The traits of links that do not work inside.
+        rejects: The effects of links that do not work inside.
         inner: The inner transformations.
 
     Raises:
-        TypeError: If a link inside has one of these traits.
+        TypeError: If a link inside has one of these effects.
     """
     for tx in inner:
         for link in _links_of(tx):
-            for trait in rejects:
-                if trait in link._traits:
-                    fault = FAULTS[trait].format(outer=outer, link=link._name)
+            for effect in rejects:
+                if effect in link._effects:
+                    fault = FAULTS[effect].format(outer=outer, link=link._name)
                     raise TypeError(f"{outer}: {link._name} {fault}")
 
 

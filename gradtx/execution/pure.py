@@ -23,7 +23,6 @@ from gradtx.execution.execute import (
     Block,
     Leaf,
     check_extras_of,
-    checks_extras,
     execute,
     initialize,
 )
@@ -538,7 +537,7 @@ def _leaves_of(
         add_extras(leaf, trees)
     for leaf in leaves.values():
         leaf.operations = run.block.for_leaf(leaf)
-    if extras and checks_extras(run.block.operations):
+    if extras and any(each.checks_extras for each in run.block.traits()):
         check_extras_of(leaves.values())
     return leaves
 

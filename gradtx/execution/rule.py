@@ -57,8 +57,6 @@ class Rule:
         summed: Name -> function of the sum that returns the stored value, for shared values that are sums over
             leaves and that `update` does not read within the same step.
         check: `(name, shape, extras) -> None`, which raises an error for extras that do not fit a leaf; or None.
-        lists: `shape -> bool`: whether programs over lists may run the rule for a leaf, although `compiles` is False;
-            or None.
     """
 
     name: str
@@ -77,7 +75,6 @@ class Rule:
         default_factory=empty_dict
     )
     check: Callable[[str, torch.Size, Mapping[str, Any]], None] | None = None
-    lists: Callable[[torch.Size], bool] | None = None
 
     def slot(self, name: str) -> Slot:
         """Return what the rule declares of a slot, or of the list of which it is an entry."""
@@ -414,7 +411,6 @@ class RuleOperation(Operation):
         self.traits = rule.traits
         if stage.store.draws:
             self.traits = dataclasses.replace(rule.traits, positional=True)
-        self.whole_until = self if rule.traits.at_owner else None
         self.stage = stage
         self.rule = rule
         self._function = rule.update
@@ -429,14 +425,6 @@ class RuleOperation(Operation):
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         return self.stage.compute_dtype(leaf)
-
-    def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
-        if self.has_program(leaf):
-            return True
-        if self.rule.lists is None or not on_host:
-            # A program skips work that is not due only if the host knows the counts.
-            return False
-        return self.rule.lists(leaf.shape)
 
     def check(self, leaf: Leaf) -> None:
         if self.rule.check is not None:
@@ -478,8 +466,7 @@ class RuleOperation(Operation):
         if not self.traits.at_owner:
             return _NO_CONTEXT
         # Nothing is fused inside a region, and a space compares the update there by identity.
-        if self.whole_until is not None:
-            leaf.update = leaf.run.fusion_barrier(leaf.update)
+        leaf.update = leaf.run.fusion_barrier(leaf.update)
         return leaf.run.as_written(self, leaf)
 
     def _call(self, leaf: Leaf) -> Call:

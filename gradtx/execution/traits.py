@@ -26,7 +26,9 @@ class Traits:
             number of dimensions.
         takes_none: Whether it processes a leaf without a gradient; otherwise such a leaf skips it.
         template_slot: A slot with the parameter's shape, if the operation itself needs leaves without a gradient.
-        compiles: Whether programs may run it for all leaves; see `Operation.has_program` and `has_list_program`.
+        compiles: Whether programs may run it for all leaves; see `Operation.has_program`.
+        lists: Whether programs over lists may run it, although `compiles` is False, if the host knows all scalars: such
+            programs skip work that is not due.
         agree: Hyperparameters that must be the same in all groups of an optimizer.
         keeps_slots: Whether it keeps slots.
         constants: The slots that no step changes.
@@ -53,6 +55,7 @@ class Traits:
     takes_none: bool = False
     template_slot: str | None = None
     compiles: bool = True
+    lists: bool = False
     agree: Mapping[str, Any] = field(default_factory=empty_dict)
     keeps_slots: bool = False
     constants: tuple[str, ...] = ()
@@ -71,3 +74,8 @@ class Traits:
     needs_shape: bool = False
     owner_reads: tuple[str, ...] = ()
     wire: torch.dtype | None = None
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether it sums over leaves, for this step or for the next one."""
+        return self.waits or self.sums_late

@@ -155,9 +155,7 @@ class Members:
         self.by_param = joining.by_param
         run, block = self._expanded(self.by_param)
         self._clock_paths = run.clock_paths
-        self.restarts = any(
-            operation.traits.restarts_inner for operation in block.walk()
-        )
+        self.restarts = any(each.restarts_inner for each in block.traits())
         self._present += [list(view.group["params"]) for view in joining.views]
         self._rows = []
 
@@ -219,11 +217,7 @@ class Members:
             return
         _, block = self._expanded(by_param)
         for operation in block.walk():
-            if (
-                operation.traits.waits
-                or operation.traits.sums_late
-                or not operation.traits.elementwise
-            ):
+            if operation.traits.has_sums or not operation.traits.elementwise:
                 raise ValueError(
                     f"{self.who}: these parameters are flat pieces of memory, as created by FSDP1 or DeepSpeed's "
                     f"ZeRO, but {'.'.join(operation.path)!r} depends on their shapes or sums over them; use FSDP2 "

@@ -13,7 +13,6 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import runs_eagerly
 from gradtx.base.errors import Path
-from gradtx.execution.execute import checks_extras, takes_none
 from gradtx.optim.evaluation import Evaluation
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import Agreement
@@ -104,20 +103,20 @@ class Parts:
     def traits(self) -> ChainTraits:
         """Properties of the chain."""
         block = self.members.block()
-        operations = list(block.walk())
+        traits = block.traits()
         needs = self.members.tx.needs
         kinds, _ = self.members.tx._requirements()
         return ChainTraits(
-            takes_none=takes_none(block.operations),
-            agrees=any(operation.traits.agree for operation in operations),
+            takes_none=any(each.takes_none for each in traits),
+            agrees=any(each.agree for each in traits),
             needs_host_counts="hessian_diag" in needs
-            or not all(operation.traits.compiles for operation in operations),
+            or not all(each.compiles for each in traits),
             clocks=block.clock_paths(),
-            checks_extras=checks_extras(block.operations),
+            checks_extras=any(each.checks_extras for each in traits),
             known_extras=kinds,
             needs_extras=any(need != "params" for need in needs),
             calls_again="grad_fn" in needs or "value_fn" in needs,
-            exchanges=any(operation.traits.exchanges for operation in operations),
+            exchanges=any(each.exchanges for each in traits),
         )
 
     def counts_on_host(self) -> bool:

@@ -374,11 +374,7 @@ class Step:
     def _exchanges(self) -> bool:
         """Whether ranks exchange tensors in this step, in which no engine runs."""
         self._expand()
-        return any(
-            operation.traits.exchanges
-            for block in self._blocks
-            for operation in block.walk()
-        )
+        return any(each.exchanges for block in self._blocks for each in block.traits())
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
         """Run bundles and single leaves, and write the results of each as soon as it has finished.

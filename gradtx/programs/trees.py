@@ -23,12 +23,7 @@ from gradtx.base.exact import Schedule, resolve
 from gradtx.base.forward import Transformation
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import UNREAD
-from gradtx.execution.execute import (
-    Leaf,
-    checks_extras,
-    execute,
-    takes_none,
-)
+from gradtx.execution.execute import Leaf, execute
 from gradtx.execution.pure import LEAF_STEPS, TreeRun, as_number, count_after
 from gradtx.execution.runs import LateTerm, Run, clock_at
 from gradtx.programs.bundle import (
@@ -398,7 +393,7 @@ class TreeProgram:
         Raises:
             _UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
         """
-        restarts = any(each.traits.restarts_inner for each in run.block.walk())
+        restarts = any(each.restarts_inner for each in run.block.traits())
         counts = []
         for value, place in zip(numbers.values, numbers.places, strict=True):
             path = clock_at(place, run.clock_paths)
@@ -527,13 +522,13 @@ def _check_call(
     Raises:
         _UnsuitableError: If they may not, for example because a rule checks extras.
     """
-    operations = run.block.operations
+    traits = run.block.traits()
     if any(name in run.leaf_extras for name in known):
         raise _UnsuitableError
-    if run.opaque or ((known or unread) and checks_extras(operations)):
+    if run.opaque or ((known or unread) and any(each.checks_extras for each in traits)):
         raise _UnsuitableError
     have_gradients = [leaf.has_gradient for leaf in leaves.values()]
-    if sum(have_gradients) < len(run.names) and takes_none(operations):
+    if sum(have_gradients) < len(run.names) and any(each.takes_none for each in traits):
         raise _UnsuitableError
 
 
@@ -586,12 +581,12 @@ class _Row(NamedTuple):
             operation.traits.elementwise and not operation.traits.positional
             for operation in program
         ) and all(tensor.shape in (self.leaf.shape, ()) for tensor in self.tensors)
-        traits = []
+        forms = []
         for tensor in self.tensors:
             shape = tensor.ndim > 0 if is_flat else tensor.shape
-            traits.append((tensor.dtype, tensor.device, shape))
+            forms.append((tensor.dtype, tensor.device, shape))
         has_param = self.leaf.param is not None
-        return has_param, tuple(map(id, program)), tuple(self.slots), tuple(traits)
+        return has_param, tuple(map(id, program)), tuple(self.slots), tuple(forms)
 
 
 class _TreeBundle(ListBundle):

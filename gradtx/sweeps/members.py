@@ -100,7 +100,7 @@ class Trainer:
         self._tx = group.with_numbers({})
         self._params_of = params_of
         run = TreeRun(self._tx, _tree.named(params_of(members[0].seed)), None)
-        periods = (operation.traits.hessian_period for operation in run.block.walk())
+        periods = (each.hessian_period for each in run.block.traits())
         self._hessian_periods = [period for period in periods if period]
 
     def start(self) -> Progress:

@@ -55,7 +55,7 @@ class Plan:
         self._states = [member.state for member in members]
         self._params = [member.param for member in members]
         gradients = list(map(GRADIENT, self._params))
-        self._gradient_traits = list(map(dtype_and_shape, gradients))
+        self._gradient_forms = list(map(dtype_and_shape, gradients))
         # Links that process parameters without a gradient accept None, for which there is no such check.
         self._have_planned_layout: Callable[..., bool] | None = None
         if all(isinstance(gradient, Tensor) for gradient in gradients):
@@ -103,7 +103,7 @@ class Plan:
         )
         return (
             self.gradients_are_as_planned
-            or list(map(dtype_and_shape, gradients)) == self._gradient_traits
+            or list(map(dtype_and_shape, gradients)) == self._gradient_forms
         )
 
 
@@ -277,7 +277,7 @@ class Engine:
         """Return the number of leaves that a program processes."""
         return 1
 
-    def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
+    def _form_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
         """Return the properties shared by the parameters and slots of a program.
 
         Raises:
@@ -335,7 +335,7 @@ class Engine:
             raise RefusedError(
                 "it is sharded, and a reduction over a shard differs from one over the whole tensor"
             )
-        written = self._traits_of_written(_aliases(leaf, flat), flat)
+        written = self._form_of_written(_aliases(leaf, flat), flat)
         by_leaf = [
             name for name, tree in step.trees.items() if tree[leaf.name] is not None
         ]
@@ -408,9 +408,7 @@ def _sums_over_shards(operation: Operation) -> bool:
     """Whether an operation sums entries of a leaf, for this step or the next."""
     if isinstance(operation, OwnedRegion):  # its sums are those of the whole leaf
         return False
-    return (
-        operation.traits.waits or operation.traits.sums_late or operation.traits.of_leaf
-    )
+    return operation.traits.has_sums or operation.traits.of_leaf
 
 
 def _is_flat(leaf: Leaf) -> bool:

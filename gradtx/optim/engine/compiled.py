@@ -194,14 +194,14 @@ class CompiledEngine(Engine):
             return 1
         return WIDTH if flat or _can_be_padded(member, leaf) else 1
 
-    def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
+    def _form_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
         if tensors[0].numel() < (1 if flat else 2):
             # Compilers specialize on sizes 0 and 1, unless all operations are elementwise.
             raise OddTensorError
         if flat:
-            traits = [(tensor.dtype, tensor.device, tensor.ndim) for tensor in tensors]
-            return tensors[0].numel() >= LARGE, *traits
-        return False, *map(_traits_of, tensors)
+            forms = [(tensor.dtype, tensor.device, tensor.ndim) for tensor in tensors]
+            return tensors[0].numel() >= LARGE, *forms
+        return False, *map(_form_of, tensors)
 
     def _check(self, leaf: Leaf, step: Step) -> None:
         # A 0-d slot cannot be distinguished from one shaped like the leaf.
@@ -355,8 +355,8 @@ def _can_be_padded(member: Member, leaf: Leaf) -> bool:
     return len(leaf.shape) <= 1 and not is_coded and slots_are_shaped_as(leaf)
 
 
-def _traits_of(tensor: Tensor) -> tuple[Any, ...]:
-    """Return dtype, device and which sizes are 1; a program for one tensor accepts others with the same traits."""
+def _form_of(tensor: Tensor) -> tuple[Any, ...]:
+    """Return dtype, device and which sizes are 1; a program for one tensor accepts others of the same form."""
     return tensor.dtype, tensor.device, tuple(size == 1 for size in tensor.shape)
 
 

@@ -32,7 +32,7 @@ class LeafKind:
 
     Attributes:
         flat: Whether they are passed as flat aliases of their memory.
-        written: The traits of the parameter and slots that a program depends on: dtype, device, and more for some
+        written: The forms of the parameter and slots that a program depends on: dtype, device, and more for some
             engines.
         read: The dtype and device of the gradient and of each per-leaf extra.
         by_leaf: The names of per-leaf extras.

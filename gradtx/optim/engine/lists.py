@@ -279,7 +279,7 @@ class ListEngine(Engine):
 
     # Planning.
 
-    def _traits_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
+    def _form_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
         return tuple((tensor.dtype, tensor.device) for tensor in tensors)
 
     def _bundled(self, family: Family) -> list[MemberBundle]:
@@ -327,9 +327,7 @@ class ListEngine(Engine):
         large = [pair for pair in family.pairs if part_of(pair[0]) is not None]
         member, leaf = max(large or family.pairs, key=_size)
         part, is_coded = part_of(member), bool(family.signature.layout.codes)
-        has_sums = any(
-            each.traits.waits or each.traits.sums_late for each in leaf.operations
-        )
+        has_sums = any(each.traits.has_sums for each in leaf.operations)
         if part is None or not (has_sums or is_coded):
             return True
         programs = self._programs_of(family)
