@@ -270,6 +270,7 @@ class Spec:
             of_leaf=whole == "sums",
             hessian_period=arguments.get("update_period", 1) if reads_hessian else 0,
             at_owner=whole is True,
+            begins_at_owner=whole is True,
             needs_shape=whole == "shape",
             owner_reads=owner_reads,
             wire=option("wire"),

@@ -466,7 +466,8 @@ class RuleOperation(Operation):
         if not self.traits.at_owner:
             return _NO_CONTEXT
         # Nothing is fused inside a region, and a space compares the update there by identity.
-        leaf.update = leaf.run.fusion_barrier(leaf.update)
+        if self.traits.begins_at_owner:
+            leaf.update = leaf.run.fusion_barrier(leaf.update)
         return leaf.run.as_written(self, leaf)
 
     def _call(self, leaf: Leaf) -> Call:

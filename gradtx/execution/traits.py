@@ -45,6 +45,7 @@ class Traits:
         hessian_period: The number of steps from one read of `hessian_diag` to the next, starting with the first step;
             0 if it never reads it.
         at_owner: Whether the owner of a sharded leaf runs it, on the whole tensor.
+        begins_at_owner: Whether it is the first that the owner runs: no program merges it with what comes before.
         needs_shape: Whether entries are independent, but their results depend on the shape of the whole leaf.
         owner_reads: The tensors of a leaf, "param" or "grad", that its owner needs in addition to the update.
         wire: The dtype of messages with its input and its result, if both fit without loss; None for their own.
@@ -71,6 +72,7 @@ class Traits:
     restarts_inner: bool = False
     hessian_period: int = 0
     at_owner: bool = False
+    begins_at_owner: bool = False
     needs_shape: bool = False
     owner_reads: tuple[str, ...] = ()
     wire: torch.dtype | None = None
