@@ -260,7 +260,7 @@ class Spec:
             elementwise=option("elementwise"),
             takes_complex=self._takes_complex(arguments),
             compiles=compiles is True and "grad_fn" not in self.needs,
-            lists=compiles == "lists",
+            skippable=compiles == "lists",
             agree={name: arguments[name] for name in self._options["agree"]},
             keeps_slots=functions.init is not None,
             random=option("random"),

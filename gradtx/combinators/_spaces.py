@@ -117,7 +117,7 @@ class Space(Combinator):
         enter = EnterSpace(run, scope)
         inner = self.inner._expand(inside)
         by_leaf = self.coordinates.draws is None and all(map(can_run_at_owner, inner))
-        enter.traits = dataclasses.replace(enter.traits, lists=by_leaf)
+        enter.traits = dataclasses.replace(enter.traits, skippable=by_leaf)
         enter.inner = Block(inner, [])
         operations = [enter, *inner, LeaveSpace(enter)]
         has_spaces = any(isinstance(operation, EnterSpace) for operation in inner)
@@ -350,9 +350,10 @@ class EnterSpace(RuleOperation):
         self.space_run = run
         self.inner = Block([], [])
 
-    def has_program(self, leaf: Leaf) -> bool:
-        """Whether programs may run the space: they compute no bases, and take no part in its commit."""
-        return self.traits.lists and not self.space_run.space.changes(leaf.shape)
+    def has_program(self, leaf: Leaf, skips_work: bool = False) -> bool:
+        """Without skipping, programs compute no bases and take no part in the space's commit."""
+        changes = self.space_run.space.changes(leaf.shape)
+        return self.traits.skippable and (skips_work or not changes)
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the widest dtype that any inner link computes in, since the view converts all their values."""
@@ -402,8 +403,8 @@ class LeaveSpace(RuleOperation):
         self.traits = enter.traits
         self._enter = enter
 
-    def has_program(self, leaf: Leaf) -> bool:
-        return self._enter.has_program(leaf)
+    def has_program(self, leaf: Leaf, skips_work: bool = False) -> bool:
+        return self._enter.has_program(leaf, skips_work)
 
     def init(self, leaf: Leaf) -> None:
         """Do nothing: `EnterSpace` initializes the slots."""

@@ -282,13 +282,9 @@ class Operation:
         """The operations that it represents in a program."""
         return [self]
 
-    def has_program(self, leaf: Leaf) -> bool:
-        """Whether programs may run it for this leaf."""
-        return self.traits.compiles
-
-    def has_list_program(self, leaf: Leaf, on_host: bool) -> bool:
-        """Whether programs over lists may run it for this leaf; `on_host` is whether the host knows all scalars."""
-        return self.has_program(leaf) or (on_host and self.traits.lists)
+    def has_program(self, leaf: Leaf, skips_work: bool = False) -> bool:
+        """Whether programs may run it for this leaf; `skips_work` is whether they skip work that is not due."""
+        return self.traits.compiles or (skips_work and self.traits.skippable)
 
     def check(self, leaf: Leaf) -> None:
         """Raise an error for extras that do not fit the leaf, before any computation."""

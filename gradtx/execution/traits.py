@@ -27,8 +27,7 @@ class Traits:
         takes_none: Whether it processes a leaf without a gradient; otherwise such a leaf skips it.
         template_slot: A slot with the parameter's shape, if the operation itself needs leaves without a gradient.
         compiles: Whether programs may run it for all leaves; see `Operation.has_program`.
-        lists: Whether programs over lists may run it, although `compiles` is False, if the host knows all scalars: such
-            programs skip work that is not due.
+        skippable: Whether programs may run it, although `compiles` is False, if they skip work that is not due.
         agree: Hyperparameters that must be the same in all groups of an optimizer.
         keeps_slots: Whether it keeps slots.
         constants: The slots that no step changes.
@@ -56,7 +55,7 @@ class Traits:
     takes_none: bool = False
     template_slot: str | None = None
     compiles: bool = True
-    lists: bool = False
+    skippable: bool = False
     agree: Mapping[str, Any] = field(default_factory=empty_dict)
     keeps_slots: bool = False
     constants: tuple[str, ...] = ()

@@ -571,7 +571,8 @@ class _Row(NamedTuple):
         """Whether recording is worth an attempt."""
         leaf = self.leaf
         return all(
-            operation.has_list_program(leaf, True) for operation in leaf.operations
+            operation.has_program(leaf, skips_work=True)
+            for operation in leaf.operations
         )
 
     def kind(self) -> Any:

@@ -65,7 +65,7 @@ def noise(seed, dtype=F32):
 
 def alone(monkeypatch):
     """Have leaves step one at a time."""
-    monkeypatch.setattr(RuleOperation, "has_list_program", lambda operation, leaf, on_host: False)
+    monkeypatch.setattr(RuleOperation, "has_program", lambda operation, leaf, skips_work: False)
 
 
 def trained(tx, steps=7, without=lambda step: (), **options):

@@ -192,6 +192,7 @@ class Engine:
 
     Attributes:
         way: How this engine runs parameters, for `optimizer.explain()`.
+        skips_work: Whether its programs skip work that is not due, if the host knows all scalars.
         may_be_intercepted: Whether it also runs where a dispatch mode or dynamo observes operations.
         is_taken: Whether it was given to an optimizer.
         plans: The plan of the last step (None), and of the last step of each parameter whose gradient was released.
@@ -201,6 +202,7 @@ class Engine:
     """
 
     way: str
+    skips_work = False
     may_be_intercepted = False
     is_taken = False
     consequence: str
@@ -360,15 +362,12 @@ class Engine:
         Raises:
             RefusedError: If they may not.
         """
+        skips_work = self.skips_work and step.host_knows_scalars
         for operation in leaf.operations:
-            if not self._has_program(operation, leaf, step):
+            if not operation.has_program(leaf, skips_work):
                 stage = ".".join(operation.path)
                 self._report(stage)
                 raise RefusedError(f"{stage} has no program")
-
-    def _has_program(self, operation: Operation, leaf: Leaf, step: Step) -> bool:
-        """Whether programs of this engine may run an operation for a leaf."""
-        return operation.has_program(leaf)
 
     def _refuse(self, pairs: Pairs, reason: str) -> None:
         self.reasons.update({leaf.name: reason for _, leaf in pairs})

@@ -11,7 +11,7 @@ from torch import Tensor
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.torch_names import copy_each_
 from gradtx.distributed.owners import has_regions
-from gradtx.execution.execute import Leaf, LeafTerms, Operation
+from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.optim.engine.base import (
     GRADIENT,
     READS_SHAPE,
@@ -260,15 +260,13 @@ class ListEngine(Engine):
     """
 
     way = "lists"
+    skips_work = True
     bundle_type = MemberBundle
     consequence = "steps run leaf by leaf"
 
     def __init__(self) -> None:
         super().__init__()
         self._programs: dict[Any, Any] | None = None
-
-    def _has_program(self, operation: Operation, leaf: Leaf, step: Step) -> bool:
-        return operation.has_list_program(leaf, step.host_knows_scalars)
 
     def _begin(self, plan: Plan, step: Step) -> None:
         super()._begin(plan, step)
