@@ -27,7 +27,6 @@ from gradtx.base.exact import resolve
 from gradtx.base.messages import describe, nearest
 from gradtx.base.names import is_ours
 from gradtx.base.selectors import Selector, Where
-from gradtx.base.torch_names import readable
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import NEGATE, Block, Branch, Operation, around_alias
 from gradtx.execution.nesting import check_inner
@@ -284,7 +283,6 @@ class Spec:
             shared,
             dims=(dims, dims) if isinstance(dims, int) else dims,
             seed=arguments["seed"] if option("random") else None,
-            readable=_are_readable(arguments),
             slots=functions.slots,
             summed=summed,
             check=_with_arguments(self._options["check"], arguments),
@@ -398,14 +396,6 @@ def _checked_extras(name: str, extras: Any) -> dict[str, str]:
 def _with_arguments(option: Any, arguments: Bound) -> Any:
     """Return an option; a function of the arguments and more as a function of the rest."""
     return functools.partial(option, arguments) if callable(option) else option
-
-
-def _are_readable(arguments: Bound) -> bool:
-    """Whether the host can read the values of all arguments."""
-    tensors: list[Tensor] = []
-    for value in arguments.values():
-        tensors.extend(tensors_in(value))
-    return all(map(readable, tensors))
 
 
 class FactoryCall(GradientTransformation):

@@ -50,7 +50,6 @@ class Rule:
         shared: Name -> initial value or function that returns it, for each 0-d value that all leaves share.
         dims: The minimum and maximum number of dimensions of a leaf.
         seed: The seed if the rule draws random numbers, else None.
-        readable: Whether the values of all arguments can be read on the host.
         slots: What the rule declares of its slots, by name; empty for a rule with a function `init`.
         single: Whether every slot is one tensor, so that its name may end in a number, in the leaf's own coordinates.
         inner: Function of the leaf that returns a second argument of `init`, or None.
@@ -67,7 +66,6 @@ class Rule:
     shared: Mapping[str, Any] = dataclasses.field(default_factory=empty_dict)
     dims: tuple[int, float] | None = None
     seed: int | None = None
-    readable: bool = True
     slots: Mapping[str, Slot] = dataclasses.field(default_factory=empty_dict)
     single: bool = False
     inner: Callable[[Leaf], Any] | None = None
@@ -255,7 +253,7 @@ class StageState:
     def _check_lists(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
         # A missing entry of a list would otherwise go unnoticed: the list would only be shorter.
         update, param = leaf.inputs
-        if self._rule.readable and readable(param if update is None else update):
+        if readable(param if update is None else update):
             for slot in numbered(self.init_slots(leaf, "meta")):
                 if slot not in old:
                     raise lacking((*self.path, slot), leaf.name)
