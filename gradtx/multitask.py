@@ -82,7 +82,7 @@ def _orders(count: int, generator: torch.Generator | int | None) -> Iterator[lis
     """Yield a random order of all tasks for each task."""
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
-    device = generator.device if generator is not None else None
+    device = None if generator is None else generator.device
     for _ in range(count):
         yield torch.randperm(count, generator=generator, device=device).tolist()
 

@@ -253,7 +253,6 @@ class Spec:
             whole, owner_reads = True, whole
         elif whole is True and "params" in self.needs_of(arguments):
             owner_reads = ("param",)
-        yields = inspect.isgeneratorfunction(functions.update)
         reads_hessian = "hessian_diag" in self.needs
         traits = Traits(
             elementwise=option("elementwise"),
@@ -264,7 +263,7 @@ class Spec:
             keeps_slots=functions.init is not None,
             random=option("random"),
             checks_extras=self._options["check"] is not None,
-            waits=yields and whole != "sums",
+            waits=whole != "sums" and inspect.isgeneratorfunction(functions.update),
             sums_late=bool(summed),
             of_leaf=whole == "sums",
             hessian_period=arguments.get("update_period", 1) if reads_hessian else 0,

@@ -82,7 +82,7 @@ class Run:
         starts: The initial 0-d values of stages that may restart in this call.
         late_terms: The terms, by leaf, of each sum that is complete only when all leaves have finished.
         late_sums: How such a sum is stored, by its path and name.
-        sums: The sums over leaves, by the barrier at which they waited (`Operation.barrier`).
+        sums: The sums that decide whether a clock counts, by the barrier at which leaves waited (`Operation.barrier`).
         new_trees: The new state of each pair of plain functions.
         stages: The name of each stage, in the order of the chain.
         opaque: The stages whose state is a user's tree.
@@ -218,7 +218,7 @@ class Run:
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         """Return the total for the leaves that wait at an operation."""
         total = operation.combine(waiting)
-        if operation.traits.sums and not operation.traits.of_leaf:
+        if operation.traits.has_clock:
             self.sums[operation.barrier] = total
         return total
 

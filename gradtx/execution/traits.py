@@ -35,7 +35,6 @@ class Traits:
         positional: Whether results depend on an entry's index in the whole tensor.
         checks_extras: Whether its `check` may raise an error.
         waits: Whether it needs all leaves at once: for a sum over leaves, or as a rule for whole trees.
-        sums: Whether it needs nothing from other leaves but sums.
         sums_late: Whether it sums over all leaves for its next step, without waiting in the current one.
         of_leaf: Whether a sharded leaf waits at it for its own shards only, which ranks exchange without other leaves.
         exchanges: Whether it needs tensors of other ranks in this step, which no program runs then.
@@ -63,7 +62,6 @@ class Traits:
     positional: bool = False
     checks_extras: bool = False
     waits: bool = False
-    sums: bool = True
     sums_late: bool = False
     of_leaf: bool = False
     exchanges: bool = False

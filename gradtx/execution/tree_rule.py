@@ -64,10 +64,7 @@ class TreeOperation(Operation):
     The state is stored as slots (dicts keyed by leaf name) and shared 0-d tensors.
     """
 
-    traits = Traits(
-        elementwise=False, takes_complex=False, compiles=False, waits=True, sums=False
-    )
-    is_plain = False
+    traits = Traits(elementwise=False, takes_complex=False, compiles=False, waits=True)
 
     def __init__(
         self,
@@ -168,7 +165,9 @@ class TreeOperation(Operation):
             return update(updates, state, None)
         except (AttributeError, TypeError) as error:
             if "NoneType" in str(error):
-                raise without_params(self._name, error, self.is_plain) from error
+                raise without_params(
+                    self._name, error, isinstance(self, PlainOperation)
+                ) from error
             raise
 
     def _update(self, leaves: dict[str, Leaf]) -> Callable[[Any, Any, Any], Any]:
@@ -229,8 +228,6 @@ class PlainOperation(TreeOperation):
     Extras are passed to parameters with their names, or to `**extras`. In functional use the state is stored exactly
     as the functions return it.
     """
-
-    is_plain = True
 
     def __init__(self, path: Path, scope: Scope, name: str, functions: Functions):
         super().__init__(path, scope, name, functions)

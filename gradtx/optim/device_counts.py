@@ -144,13 +144,14 @@ def check_capturable(members: Members) -> None:
     """
     who = f"{members.who}: capturable"
     for operation in members.block().walk():
-        if not operation.traits.compiles or operation.traits.hessian_period:
+        fault = None
+        if operation.traits.hessian_period:
+            fault = "reads a count for hessian_diag"
+        elif not operation.traits.compiles:
+            fault = "reads counts or values"
+        if fault is not None:
             link = ".".join(operation.path)
-            is_due = operation.traits.hessian_period
-            needs = (
-                "reads a count for hessian_diag" if is_due else "reads counts or values"
-            )
-            raise ValueError(f"{who}: {link} {needs} on the host; use another link")
+            raise ValueError(f"{who}: {link} {fault} on the host; use another link")
     if len({param.device for param in members.by_param}) > 1:
         raise ValueError(
             f"{who}: the parameters are on several devices; create one optimizer per device"

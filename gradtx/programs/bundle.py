@@ -15,7 +15,6 @@ from gradtx.base.exact import python_scalar
 from gradtx.execution.execute import LeafTerms, Operation, Steps, Task
 from gradtx.execution.phases import Names, PhaseFunction, PhaseResult, RunPhase
 from gradtx.execution.runs import LateTerm
-from gradtx.execution.traits import Traits
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.code import ListFunction, list_function
 from gradtx.programs.record import META, Recording, UnrecordableError, record
@@ -59,6 +58,7 @@ class Phase(Operation):
         if result.operation is not None:
             self.examples = result.outputs
             self.path, self.role = result.operation.barrier
+            self.traits = result.operation.traits
 
     def start(self, bundle: Any) -> Steps | None:  # type: ignore[override]
         terms = bundle.process(self)
@@ -153,7 +153,6 @@ class ListPhase(Phase):
         owned = self.recording.owned
         self.text = f"{self.text}\npart {part} of {len(owned) + 1}"
         if part < len(owned):
-            self.traits = Traits(of_leaf=True)
             meta = owned[part].meta
             payload: dict[str, torch.dtype] = meta["payload"]
             self.note(PhaseResult([], tuple(payload), meta["operation"]))

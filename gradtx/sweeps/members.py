@@ -100,8 +100,9 @@ class Trainer:
         self._tx = group.with_numbers({})
         self._params_of = params_of
         run = TreeRun(self._tx, _tree.named(params_of(members[0].seed)), None)
-        periods = (each.hessian_period for each in run.block.traits())
-        self._hessian_periods = [period for period in periods if period]
+        self._hessian_periods = [
+            each.hessian_period for each in run.block.traits() if each.hessian_period
+        ]
 
     def start(self) -> Progress:
         """Return the members before their first step."""
