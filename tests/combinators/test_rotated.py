@@ -1,3 +1,4 @@
+import contextlib
 import pickle
 
 import pytest
@@ -360,3 +361,19 @@ def test_every_slot_that_is_declared_an_average_of_updates_is_one():
                 expected[slot] = decay * expected[slot] + (1 - decay) * update
                 torch.testing.assert_close(state[case.factory.__name__][slot]["w"], expected[slot])
     assert declared >= 15
+
+
+@pytest.mark.parametrize("make", [gradtx.soap, gradtx.kl_soap])
+def test_a_program_multiplies_matrices_as_often_as_an_eager_step(make):
+    """It takes the average of updates from the rotated update, too, and does not rotate it once more."""
+    counts = []
+    for surroundings in (gradtx.eagerly(), contextlib.nullcontext()):
+        param = torch.nn.Parameter(torch.ones(6, 4))
+        optimizer = gradtx.as_optimizer(make(lr=0.1), [param])
+        with surroundings:
+            for i in range(3):
+                param.grad = torch.linspace(-1.0, 1.0, 24).reshape(6, 4) * (i + 1)
+                with torch.profiler.profile(acc_events=True) as profile:
+                    optimizer.step()
+        counts.append(sum(event.name == "aten::mm" for event in profile.events()))
+    assert counts[0] == counts[1] > 0
