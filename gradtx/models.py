@@ -9,7 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,9 @@ from gradtx.combinators.blocks import blocks
 from gradtx.combinators.selection import freeze, partition
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.transform import GradientTransformation
+
+if TYPE_CHECKING:
+    from gradtx.optim.engine import Engine
 
 __all__ = [
     "ModelOptimizer",
@@ -426,7 +429,7 @@ def muon_for(
     tied: str = "embedding",
     betas: Betas = (0.9, 0.95),
     eps: Scalar = 1e-10,
-    compile: bool | str | Mapping[str, Any] = False,
+    compile: bool | str | Mapping[str, Any] | Engine = False,
     process_group: Any = None,
     **options: Any,
 ) -> ModelOptimizer:

@@ -319,6 +319,54 @@ def test_a_codec_of_a_user():
     assert state["scale_by_adam"]["exp_avg"]["small"].dtype == torch.float32
 
 
+def test_codes_of_blocks_can_round_at_random():
+    stochastic = Codec(
+        lambda values, scale, noise: (values / scale * 10 + noise / 2**16).floor().to(torch.int8),
+        lambda codes, scale: codes.float() / 10 * scale,
+        block=32,
+        random=True,
+        name="stochastic",
+    )
+    tx = gradtx.trace(0.5, state_dtype=stochastic)
+    gradient = torch.linspace(-1, 1, 64 * 70).reshape(64, 70)
+    state = tx.init(torch.zeros(64, 70))
+    sum_ = torch.zeros(64, 70)
+    for _ in range(400):
+        update, state = tx.update(gradient, state)
+        sum_ += update
+    # Rounding to nearest would be off by up to 0.1 of the scale.
+    torch.testing.assert_close(sum_ / 400, 2 * gradient, rtol=0, atol=0.05)
+
+
+def halved(values):
+    return values.half()
+
+
+@pytest.mark.parametrize(
+    ("encode", "decode", "options", "error"),
+    [
+        (lambda values, scale: values, torch.clone, {}, r"encode must be a function of \(values\), got <lambda>"),
+        (torch.clone, halved, {"parts": ("low",)}, r"decode must be a function of \(codes, low\), got halved"),
+        (None, torch.clone, {"block": 64}, r"encode must be a function of \(values, scale\), got None"),
+        (torch.clone, torch.clone, {"packs": 4}, "packs must be 1 or 2, got 4"),
+        (torch.clone, torch.clone, {"name": "int8"}, "'int8' is a built-in code; give your Codec another name"),
+        (torch.ravel, torch.clone, {}, r"'mine': encode must return \(codes\) of shape \(64, 65\), got tensor"),
+        (lambda values: None, torch.clone, {}, r"'mine': encode must return \(codes\) of shape \(64, 65\), got None"),
+        (halved, halved, {}, r"'mine': decode must return float32 values of shape \(64, 65\), got torch.float16"),
+        (halved, torch.ravel, {}, r"'mine': decode must return float32 values of shape \(64, 65\)"),
+    ],
+)
+def test_errors_name_the_function_of_a_codec(encode, decode, options, error):
+    def step():
+        codec = Codec(encode, decode, **{"name": "mine", **options})
+        tx = gradtx.sgd(momentum=0.9, state_dtype=codec)
+        params = {"matrix": torch.ones(64, 65)}
+        tx.update(params, tx.init(params))
+
+    with pytest.raises((TypeError, ValueError), match=error):
+        step()
+
+
 PAIRS = Codec(lambda values: (4 * values).round().clamp(-8, 7).to(torch.int8), lambda codes: codes / 4, packs=2)
 
 

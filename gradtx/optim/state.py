@@ -411,7 +411,7 @@ def matched(
         return state
     saved = _translated_entry(saved, first)
     try:
-        saved = converted(saved, first, param.shape, saved_codes, layout.coded_keys)
+        saved = converted(saved, first, param, saved_codes, layout.coded_keys)
     except ValueError as error:
         raise ValueError(f"state of parameter {name!r}: {error}") from None
     state = dict(first)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.base.messages import describe, nearest
+from gradtx.base.messages import describe, form, nearest
 
 __all__ = ["Codec"]
 
@@ -35,20 +36,21 @@ class Codec:
     (rows, blocks, 1).
 
     Args:
-        encode: `(values, scale) -> codes`, with the shape of the values; without a block `values -> codes`. With
-            `parts` it returns a tuple of the codes and each part.
-        decode: `(codes, scale) -> values` in at least float32; without a block `codes -> values`. Parts follow the
-            codes.
+        encode: `(values, scale) -> codes`; without a block `values -> codes`. With `parts` it returns a tuple of the
+            codes and each part. All have the shape of the values.
+        decode: `(codes, *parts, scale) -> values` in at least float32; without a block `(codes, *parts) -> values`.
         block: The number of entries that share a scale, a power of two; None for a code without scales.
         scale: The scale of a block as a function of its largest magnitude; by default the magnitude itself.
         parts: The names of additional tensors that `encode` returns, stored as `<slot>.<part>`.
         nonnegative: A different code for slots whose values are never negative, if any.
         packs: The number of codes, from 0 to 15 or from -8 to 7, per byte: 1, or 2 along the last dimension, if any.
         random: Whether `encode` receives 16 random bits per entry as its last argument.
-        name: The name in errors and tables.
+        name: The name in errors and checkpoints. Checkpoints tell codes apart by it, so change it with the functions.
 
     Raises:
-        ValueError: If `block` is not a power of two.
+        TypeError: If `encode` or `decode` does not accept its arguments.
+        ValueError: If `block` is not a power of two or `packs` is neither 1 nor 2; on use, if `encode` or `decode`
+            returns another shape or fewer bits.
 
     Example:
         >>> halves = gradtx.Codec(
@@ -72,6 +74,12 @@ class Codec:
     def __post_init__(self) -> None:
         if self.block is not None and not _is_block(self.block):
             raise ValueError(f"Codec: block must be a power of two, got {self.block!r}")
+        if self.packs not in (1, 2):
+            raise ValueError(f"Codec: packs must be 1 or 2, got {self.packs!r}")
+        scale = () if self.block is None else ("scale",)
+        noise = ("noise",) if self.random else ()
+        _check_accepts("encode", self.encode, ("values", *scale, *noise))
+        _check_accepts("decode", self.decode, ("codes", *self.parts, *scale))
 
     @classmethod
     def named(cls, name: str, block: int | None = None) -> Codec:
@@ -132,22 +140,32 @@ class Codec:
 
     def pack(self, values: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
         """Encode `values`: return the tensors that store them, by suffix; "" for the codes."""
+        noises = () if noise is None else (noise,)
         if self.block is None:
-            arguments = (values,) if noise is None else (values, noise)
-            return self._by_suffix(self.encode(*arguments), values)
-        blocks = _in_blocks(
-            values, self.block, _blocks_of_row(values.shape, self.block)
+            return self._by_suffix(self.encode(values, *noises), values, values)
+        count = _blocks_of_row(values.shape, self.block)
+        blocks, *noises = (
+            _in_blocks(tensor, self.block, count) for tensor in (values, *noises)
         )
         scale = self.scale(blocks.abs().amax(-1, keepdim=True))
-        packed = self._by_suffix(self.encode(blocks, scale), values)
+        packed = self._by_suffix(self.encode(blocks, scale, *noises), blocks, values)
         packed[SCALE] = scale.squeeze(-1) if values.ndim > 1 else scale.reshape(-1)
         return packed
 
-    def _by_suffix(self, encoded: Any, values: Tensor) -> dict[str, Tensor]:
-        """Return what `encode` returned as the tensors to store, except the scale: shaped like `values`, packed."""
+    def _by_suffix(
+        self, encoded: Any, given: Tensor, values: Tensor
+    ) -> dict[str, Tensor]:
+        """Return what `encode` returned for `given`, as the tensors to store, shaped like `values` and packed."""
+        suffixes = ("", *self.parts)
         tensors = encoded if isinstance(encoded, tuple) else (encoded,)
+        shapes = [getattr(tensor, "shape", None) for tensor in tensors]
+        if shapes != [given.shape] * len(suffixes):
+            raise ValueError(
+                f"Codec {self.name!r}: encode must return ({', '.join(('codes', *self.parts))}) of shape "
+                f"{tuple(given.shape)}, got {describe(encoded)}"
+            )
         packed = {}
-        for suffix, tensor in zip(("", *self.parts), tensors, strict=True):
+        for suffix, tensor in zip(suffixes, tensors, strict=True):
             whole = tensor if self.block is None else _out_of_blocks(tensor, values)
             packed[suffix] = whole
         if self.packs == 2 and values.ndim:
@@ -161,12 +179,22 @@ class Codec:
             codes = _halves(codes, shape)
         tensors = [codes, *(packed[part] for part in self.parts)]
         if self.block is None:
-            return self.decode(*tensors)
+            return self._decoded(tensors)
         scale = packed[SCALE]
         count = scale.shape[-1]
         blocks = [_in_blocks(tensor, self.block, count) for tensor in tensors]
-        values = self.decode(*blocks, scale.reshape(blocks[0].shape[0], count, 1))
+        values = self._decoded([*blocks, scale.reshape(blocks[0].shape[0], count, 1)])
         return _out_of_blocks(values, codes)
+
+    def _decoded(self, arguments: list[Tensor]) -> Tensor:
+        """Return what `decode` returns, if that has the shape of the codes and enough bits."""
+        values = self.decode(*arguments)
+        shape = arguments[0].shape
+        if values.shape != shape or values.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"Codec {self.name!r}: decode must return float32 values of shape {tuple(shape)}, got {form(values)}"
+            )
+        return values
 
     def shape_of(self, codes: Shape, like: Shape) -> Shape:
         """Return the shape of the values, given the shapes of the codes and of the leaf."""
@@ -202,6 +230,18 @@ class Codec:
         if self.packs == 2 and shape and shape[-1] % 2:
             return False
         return self.block is None or _row_length(shape) % self.block == 0
+
+
+def _check_accepts(what: str, function: Any, arguments: tuple[str, ...]) -> None:
+    """Raise an error for a function of a code that does not accept its arguments."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except ValueError:  # functions of torch have no signature
+        return
+    except TypeError:
+        raise TypeError(
+            f"Codec: {what} must be a function of ({', '.join(arguments)}), got {describe(function)}"
+        ) from None
 
 
 def _is_block(length: Any) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradtx.base.dtensor import full_tensor, is_sharded, local, placed_as
 from gradtx.state.codes import BUILT_IN, KEY, Codec
-from gradtx.state.storage import packed, unpacked
+from gradtx.state.storage import MIN_SIZE, packed, unpacked
 
 Entry: TypeAlias = Mapping[str, Any]  # the tensors of a leaf by slot
 
@@ -19,7 +19,7 @@ Entry: TypeAlias = Mapping[str, Any]  # the tensors of a leaf by slot
 def converted(
     saved: Entry,
     first: Mapping[str, Tensor],
-    shape: torch.Size,
+    param: Tensor,
     saved_codes: Mapping[str, str],
     codes: Mapping[str, Codec],
 ) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def converted(
     Args:
         saved: The tensors of a leaf by slot, from a run with any `state_dtype`.
         first: The initial tensors of the same leaf in this run.
-        shape: The shape of the leaf.
+        param: The leaf.
         saved_codes: The label of each slot's code in the saved run.
         codes: The code of each coded slot in this run.
 
@@ -51,21 +51,25 @@ def converted(
         # Codes of the blocks of a leaf, which its layout does not know, are those of the saved run, or do not fit.
         if codec is None and not _is_value(like):
             continue
-        if label is not None and not _is_uncoded(entry, slot, like):
-            _decode(entry, slot, label, shape)
+        if label is not None and not _is_uncoded(entry, slot, param):
+            _decode(entry, slot, label, param.shape)
         value = entry[slot]
         if codec is None or not _is_value(value):
             continue
-        if value.shape == codec.shape_of(like.shape, shape):
+        if value.shape == codec.shape_of(like.shape, param.shape):
             entry.update(_encoded(slot, codec, value.detach(), first))
     return entry
 
 
-def _is_uncoded(entry: Entry, slot: str, like: Tensor) -> bool:
-    """Whether a slot has the dtype of this run and nothing beside it, as in a leaf that is too small to be coded."""
-    if any(str(key).startswith(f"{slot}.") for key in entry):
+def _is_uncoded(entry: Entry, slot: str, param: Tensor) -> bool:
+    """Whether a slot of a group with codes has values, as in a leaf that is too small to be coded."""
+    has_more = any(str(key).startswith(f"{slot}.") for key in entry)
+    if has_more or not _is_value(entry[slot]):
         return False
-    return isinstance(entry[slot], Tensor) and entry[slot].dtype == like.dtype
+    # Floats of 16 bits are codes, unless a small parameter has them too.
+    if entry[slot].itemsize == 2:
+        return entry[slot].dtype == param.dtype and param.numel() < MIN_SIZE
+    return True
 
 
 def _is_value(value: Any) -> bool:

@@ -16,7 +16,7 @@ from gradtx.base.errors import Path, StateKey
 from gradtx.base.forward import Leaf, Run
 from gradtx.base.messages import close, describe
 from gradtx.distributed.layouts import splits_rows
-from gradtx.state.codes import CODES, KEY, Codec
+from gradtx.state.codes import BUILT_IN, CODES, KEY, Codec
 from gradtx.state.random import bits16, name_key
 from gradtx.state.slots import first_slots, value_for, widened, wrong_shape
 
@@ -147,6 +147,10 @@ def check_patterns(seen: Mapping[Storage, set[StateKey]]) -> None:
 def _choice_of(who: str, value: Any) -> Choice:
     """Check a value of `state_dtype` and return its dtype or code."""
     if isinstance(value, Codec):
+        if BUILT_IN.get(value.name, value).encode is not value.encode:
+            raise ValueError(
+                f"{who}: {value.name!r} is a built-in code; give your Codec another name"
+            )
         return value
     if isinstance(value, str) and value in CODES:
         return CODES[value]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -185,7 +186,7 @@ class UnsuitableError(Exception):
     """Programs cannot run these leaves; the message gives the reason."""
 
 
-class Engine:
+class Engine(ABC):
     """A back end of an optimizer: it runs steps through programs that its subclasses build.
 
     Each optimizer needs an engine of its own. A copy of an engine has no programs yet.
@@ -269,26 +270,27 @@ class Engine:
             f"{self.consequence}: {type(error).__name__}: {reason}", RuntimeWarning
         )
 
-    # Methods that subclasses implement.
+    # Methods of subclasses.
 
+    @abstractmethod
     def _bundled(self, family: Family) -> list[Any]:
         """Return the bundles of a family; it may leave out leaves."""
-        raise NotImplementedError
 
     def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
         """Return the number of leaves that a program processes."""
         return 1
 
+    @abstractmethod
     def _form_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
         """Return the properties shared by the parameters and slots of a program.
 
         Raises:
             RefusedError: If a program cannot use these.
         """
-        raise NotImplementedError
 
     def _report(self, stage: str) -> None:
         """Learn that a stage has no program."""
+        logger.debug("%s has no program", stage)
 
     # Planning.
 
