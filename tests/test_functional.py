@@ -303,6 +303,3 @@ def test_a_loop_over_parameters_that_require_gradients_is_warned_once_of_the_gra
     (message,) = looped(detached=False)
     assert "graph of 100 updates" in message
     assert "p.detach()" in message
-
-
-# Loops over parameters that require gradients.

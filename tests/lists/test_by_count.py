@@ -300,9 +300,6 @@ def test_a_gradient_of_nan_makes_its_own_leaf_nan_and_the_others_step(tx):
         assert_equal(tensors_of(optimizer, params[i]), tensors_of(other, expected[i]))
 
 
-# Functions recorded as one operation.
-
-
 # Lists.
 
 

@@ -183,9 +183,6 @@ def test_a_chain_that_may_be_meant_is_not_warned_of(tx):
     gradtx.as_optimizer(tx, parameters().values())  # warnings are errors in these tests
 
 
-# Names.
-
-
 # Unusual tensors.
 
 

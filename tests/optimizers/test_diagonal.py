@@ -119,9 +119,6 @@ def test_the_weights_of_fadam_follow_the_loop(options):
     assert difference_along(gradtx.fadam(**options), fadam_loop(**options)) < TOLERANCE
 
 
-# Against published code.
-
-
 # Edges.
 
 

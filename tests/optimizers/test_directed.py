@@ -66,6 +66,3 @@ OPTIONS = [
 @pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
 def test_the_weights_follow_the_loop(alias, rule, options):
     assert difference_along(alias(**options), WeightsLoop(rule, **options)) < TOLERANCE
-
-
-# Against published code.

@@ -94,12 +94,6 @@ def test_the_options_above_take_both_branches(rule, options):
     assert loop.seen == {True, False}
 
 
-# Published code.
-
-
-# What papers promise, and where they are silent.
-
-
 # Errors.
 
 

@@ -207,9 +207,6 @@ def test_the_options_above_take_both_branches(rule, options, seen):
     assert loop.seen == seen
 
 
-# Published code.
-
-
 # What papers promise, and where they are silent.
 
 

@@ -520,6 +520,3 @@ def test_alig_without_the_loss_says_what_to_pass():
     tx = gradtx.alig()
     with pytest.raises(ValueError, match=r"scale_by_polyak needs value: call update\(updates, state, params, value="):
         tx.update(params, tx.init(params), params)
-
-
-# Bad input.

@@ -4,9 +4,6 @@ import torch
 import gradtx
 from tests.references import first_update
 
-# AccSGD.
-
-
 # AggMo.
 
 
