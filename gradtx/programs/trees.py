@@ -349,7 +349,7 @@ class TreeProgram:
     ) -> None:
         """Create the bundles of leaves of one kind; leaves that cannot be recorded stay alone."""
         shared = [self._shared[place] for place in signature.shared]
-        arguments = [(row, row.leaf.shape, row.tensors) for row in rows]
+        arguments = [(row, row.tensors) for row in rows]
         for phases, of_program in programs.by_program(arguments):
             if isinstance(phases, str):
                 self._alone.update((row.leaf.name, row) for row in of_program)

@@ -126,3 +126,25 @@ def test_slots_of_leaves_have_memory_of_their_own(make):
     slots = [slot for param in params for slot in optimizer.state[param].values() if slot.numel()]
     addresses = [slot.data_ptr() for slot in slots]
     assert len(set(addresses)) == len(addresses)
+
+
+@gradtx.per_tensor
+def divide_by_total():
+    """Count the updates of matrices; sum the norms of other leaves."""
+
+    def update(update, state, param, ctx):
+        total = state["total"] + (1 if update.ndim == 2 else update.norm().double())
+        return update / total, {"total": total}
+
+    return {"total": gradtx.slots.scalar(0.0)}, update
+
+
+def test_slots_that_are_numbers_in_leaves_of_some_shapes_only_stay_apart():
+    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((4, 4), 1, 1)]
+    optimizer = gradtx.as_optimizer(gradtx.chain(divide_by_total(), gradtx.scale_by_learning_rate(1.0)), params)
+    for _ in range(2):
+        for param, value in zip(params, (1.0, 1.0, 100.0), strict=True):
+            param.grad = torch.full_like(param, value)
+        optimizer.step()
+    assert [optimizer.state[param]["total"].item() for param in params] == [2.0, 2.0, 200.0]
+    assert [param.flatten()[0].item() for param in params] == [-1.5, -1.5, -1.5]

@@ -402,6 +402,16 @@ def test_numbers_are_as_torch_computes_them(operation, value):
     assert result == pytest.approx(expected, rel=1e-15, nan_ok=True)
 
 
+def test_a_list_is_divided_by_a_literal_zero():
+    @gradtx.per_tensor(elementwise=True)
+    def sign(width: gradtx.Scalar = 1.0):
+        return lambda update, state, param, ctx: ((update / width).tanh(), state)
+
+    tx = sign(0.0)
+    updates, _ = tx.update({"w": torch.tensor([1.0, -2.0])}, tx.init({"w": torch.zeros(2)}))
+    assert updates["w"].tolist() == [1.0, -1.0]
+
+
 def test_python_operations_never_give_complex_numbers():
     for function in numbers.IN_PYTHON.values():
         assert function is not pow

@@ -172,6 +172,7 @@ READS = {
     "dimensions": lambda leaf: 2.0 if leaf.ndim > 1 else 1.0,
     "many dimensions": lambda leaf: 2.0 if leaf.ndim > 2 else 1.0,
     "rows": lambda leaf: float(len(leaf)),
+    "one number of rows": lambda leaf: 2.0 if leaf.ndim > 1 and len(leaf) == 30 else 1.0,
     "ratio": lambda leaf: max(1.0, leaf.shape[0] ** 2 / leaf.numel()),
     "size": lambda leaf: 2.0 if leaf.numel() > 60 else 1.0,
     "nothing": lambda leaf: 3.0,
@@ -244,3 +245,28 @@ def test_coded_leaves_of_equal_size_may_have_different_shapes(compile, uncompile
         for optimizer in optimizers:
             optimizer.step()
     torch.testing.assert_close(together, alone)
+
+
+@pytest.mark.parametrize("code", [None, "int8"])
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_rule_reads_the_fan_in_of_leaves_in_parts(code, compile, uncompiled, monkeypatch):
+    """The largest leaf has no fan-in, so that only the others show that the rule reads it."""
+    monkeypatch.setattr(bundle, "CHUNK", 4096)
+    monkeypatch.setattr(views, "WINDOW", 4096 // torch.get_num_threads())
+
+    @gradtx.per_tensor(elementwise=True)
+    def momentum_by_fan_in():
+        def update(update, state, param, ctx):
+            momentum = 0.9 * state["momentum"] + update
+            return (momentum / update[0].numel() if update.ndim == 4 else momentum), {"momentum": momentum}
+
+        return {"momentum": gradtx.slots.linear()}, update
+
+    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((200, 128), (32, 64, 3, 3))]
+    tx = gradtx.chain(momentum_by_fan_in(state_dtype=code or torch.float32), gradtx.scale_by_learning_rate(1.0))
+    optimizer = gradtx.as_optimizer(tx, params, compile=compile)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    torch.testing.assert_close(params[0].detach(), torch.full((200, 128), -1.0))
+    torch.testing.assert_close(params[1].detach(), torch.full((32, 64, 3, 3), -1 / 576))

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.base.dtensor import is_sharded, local
+from gradtx.base.dtensor import local
 from gradtx.distributed.owners import has_regions
 from gradtx.execution.context import UnknownInProgramError
 from gradtx.execution.execute import Leaf
@@ -90,7 +90,7 @@ class Similar:
     Attributes:
         compiled: The programs.
         reason: Why there are none, if a rule cannot be traced.
-        reads_shape: Whether rules read the shape of their leaf, for each shape, or for each number of dimensions.
+        reads_shape: Whether rules read the shape of their leaf, for each shape.
     """
 
     compiled: list[BundleProgram] = field(default_factory=list[BundleProgram])
@@ -177,12 +177,10 @@ class CompiledEngine(Engine):
         reads_shape = self._programs_of(family).reads_shape
         kept = []
         for member, leaf in family.pairs:
-            is_coded = bool(family.signature.layout.codes)
-            is_special = is_coded or is_sharded(member.param)
-            key = leaf.shape if is_special else len(leaf.shape)
-            if key not in reads_shape:
-                reads_shape[key] = family.reads_shape(member, leaf)
-            if reads_shape[key]:
+            shapes = leaf.shape, local(member.param).shape
+            if shapes not in reads_shape:
+                reads_shape[shapes] = family.reads_shape(member, leaf)
+            if reads_shape[shapes]:
                 self._refuse([(member, leaf)], READS_SHAPE)
             else:
                 kept.append((member, leaf))

@@ -20,7 +20,7 @@ from gradtx.optim.step import Step
 from gradtx.programs.bundle import ListPhase
 from gradtx.programs.function import LeafFunction, Signature
 from gradtx.programs.hyperparameters import ChainOf
-from gradtx.programs.planner import probes
+from gradtx.programs.planner import of_shape
 from gradtx.programs.terms import numbers_in
 
 Pairs = list[tuple[Member, Leaf]]
@@ -126,18 +126,20 @@ class Family:
         """
         family = self.signed(width=1, padded=False)
         tensors = family.arguments(member, leaf)
-        is_coded = self.signature.layout.codes
-        # The slots of coded leaves have several shapes, so there are no examples in other shapes.
-        examples = [tensors] if is_coded else list(probes(tensors))
-        compared: list[tuple[list[Tensor], list[Tensor]]] = []
-        for example in examples if tensors[0].ndim > 1 else ():
-            compared.append((example, first_entries(example, example[0].numel())))
-        if is_sharded(member.param):
-            compared.append((tensors, examples[-1]))
-        return any(
-            family.operations(one) != family.operations(other)
-            for one, other in compared
-        )
+        others: list[list[Tensor]] = []
+        if tensors[0].ndim > 1:
+            others.append(first_entries(tensors, tensors[0].numel()))
+        # The slots of a coded leaf have several shapes.
+        if is_sharded(member.param) and not self.signature.layout.codes:
+            others.append(whole_arguments(member, tensors))
+        operations = family.operations(tensors) if others else []
+        return any(family.operations(other) != operations for other in others)
+
+
+def whole_arguments(member: Member, tensors: list[Tensor]) -> list[Tensor]:
+    """Return the arguments of the whole leaf, given those of a shard."""
+    real_and_imaginary = (2,) if member.param.is_complex() else ()
+    return of_shape(tensors, (*member.param.shape, *real_and_imaginary))
 
 
 def first_entries(tensors: list[Tensor], count: int) -> list[Tensor]:

@@ -19,7 +19,7 @@ from gradtx.optim.engine.base import (
     Engine,
     Plan,
 )
-from gradtx.optim.engine.family import Family, Pairs, first_entries
+from gradtx.optim.engine.family import Family, Pairs, first_entries, whole_arguments
 from gradtx.optim.engine.views import (
     alias,
     can_be_split,
@@ -308,39 +308,56 @@ class ListEngine(Engine):
             candidates = {key for key in candidates if may_be_number(member.state[key])}
         if not candidates:
             return ()
+        first, *others = (
+            self._slots_from_numbers(family, *pair)
+            for pair in _one_of_each_shape(family.pairs)
+        )
+        # A rule may do something else for leaves of another shape.
+        if any(other != first for other in others):
+            return ()
+        return tuple(key for key in slots if key in candidates & first)
+
+    def _slots_from_numbers(
+        self, family: Family, member: Member, leaf: Leaf
+    ) -> set[str]:
+        """Return the keys of a leaf's 0-d slots whose new values depend only on scalars and on each other."""
+        tensors = family.arguments(member, leaf)
+        shapes = tuple(tensor.shape for tensor in tensors)
         programs = self._programs_of(family)
-        key = ("equal slots", frozenset(candidates), family.key)
+        key = ("slots from numbers", family.key, shapes)
         if key not in programs:
-            # All slots of a 0-d leaf may be 0-d.
-            phases = family.recorded(family.arguments(*max(family.pairs, key=_size)))
-            if not phases:
-                return ()
+            phases = family.recorded(tensors)
+            numbers = slots_from_numbers(phases[-1].recording) if phases else []
             # The parameter is the first argument.
-            keys = [slots[i - 1] for i in slots_from_numbers(phases[-1].recording)]
-            programs[key] = tuple(key for key in keys if key in candidates)
+            slots = family.signature.slots
+            programs[key] = {slots[i - 1] for i in numbers}
         return programs[key]
 
     def _runs_in_parts(self, family: Family) -> bool:
         """Whether the program may process large leaves in parts."""
-        large = [pair for pair in family.pairs if part_of(pair[0]) is not None]
-        member, leaf = max(large or family.pairs, key=_size)
-        part, is_coded = part_of(member), bool(family.signature.layout.codes)
-        has_sums = any(each.traits.has_sums for each in leaf.operations)
-        if part is None or not (has_sums or is_coded):
+        is_coded = bool(family.signature.layout.codes)
+        operations = family.pairs[0][1].operations
+        if not is_coded and not any(each.traits.has_sums for each in operations):
             return True
         programs = self._programs_of(family)
-        key = ("in parts", family.key)
-        if key not in programs:
+        for member, leaf in _one_of_each_shape(family.pairs):
+            part = part_of(member)
+            if part is None:
+                continue
             tensors = family.arguments(member, leaf)
-            whole = first_entries(tensors, entries_of(member.param))
-            adds_up = all(each.parts_add_up() for each in family.recorded(whole))
-            # The programs of coded leaves are recorded for a part.
-            programs[key] = adds_up and (
-                not is_coded
-                or family.operations(whole)
-                == family.operations(first_entries(tensors, part))
-            )
-        return programs[key]
+            key = ("in parts", family.key, tensors[0].shape)
+            if key not in programs:
+                whole = first_entries(tensors, entries_of(member.param))
+                adds_up = all(each.parts_add_up() for each in family.recorded(whole))
+                # The programs of coded leaves are recorded for a part.
+                programs[key] = adds_up and (
+                    not is_coded
+                    or family.operations(tensors)
+                    == family.operations(first_entries(tensors, part))
+                )
+            if not programs[key]:
+                return False
+        return True
 
     def _bundles_of_signature(self, family: Family) -> list[MemberBundle]:
         """Return bundles of leaves of one signature; parts of leaves that need their positions have another one."""
@@ -371,12 +388,9 @@ class ListEngine(Engine):
         on_host, known = family.step.on_host, self._programs_of(family)
         programs = ListPrograms(family.function().record, on_host, family.key, known)
         have_any_shape = family.kind.flat and not family.signature.layout.codes
-        leaves = [
-            (pair, pair[1].shape, _arguments(family, *pair, splits))
-            for pair in family.pairs
-        ]
+        leaves = [(pair, _arguments(family, *pair, splits)) for pair in family.pairs]
         bundles = []
-        for program, pairs in programs.by_program(leaves, have_any_shape):
+        for program, pairs in programs.by_program(leaves):
             if isinstance(program, str):
                 self._refuse(pairs, program)
                 continue
@@ -387,8 +401,8 @@ class ListEngine(Engine):
                     members.append(member)
                 elif has_sums:
                     self._refuse([(member, leaf)], SUM_OVER_SHARDS)
-                elif have_any_shape and programs.depends_on_shape(
-                    family.arguments(member, leaf)
+                elif have_any_shape and program is not programs.of(
+                    whole_arguments(member, family.arguments(member, leaf))
                 ):
                     self._refuse([(member, leaf)], READS_SHAPE)
                 else:
@@ -405,10 +419,9 @@ class ListEngine(Engine):
         return self._programs
 
 
-def _size(pair: tuple[Member, Leaf]) -> tuple[bool, int]:
-    """Return a sort key by size; leaves without dimensions, which float64 scalars promote, precede empty ones."""
-    shape = pair[1].shape
-    return len(shape) > 0, shape.numel()
+def _one_of_each_shape(pairs: Pairs) -> Pairs:
+    """Return one leaf of each shape."""
+    return list({leaf.shape: (member, leaf) for member, leaf in pairs}.values())
 
 
 def _arguments(
