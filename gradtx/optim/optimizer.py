@@ -510,7 +510,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         parts = self._up_to_date()
         members, states = parts.members, parts.states
         with parts.at_state(writes=False):
-            saved = states.to_save()
+            saved, layouts = states.to_save()
         states.show_exactly()
         everything = self.state
         self.state = defaultdict(dict, saved)
@@ -524,8 +524,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 group[OVERRIDDEN] = overridden
             codes: dict[str, str] = {}
             for param in view.group["params"]:
-                layout = parts.members.by_param[param].layout
-                codes.update({} if layout is None else layout.labels)
+                if param in layouts:
+                    codes.update(layouts[param].labels)
             if codes:
                 group[CODES_KEY] = codes
         if parts.evaluation is not None:

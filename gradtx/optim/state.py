@@ -214,8 +214,8 @@ class States:
         member.made_for = view.structure
         member.made_on = ParameterKind.of(member.param)
 
-    def to_save(self) -> dict[Any, State]:
-        """Return the states of all members, with slots for every parameter that requires a gradient.
+    def to_save(self) -> tuple[dict[Any, State], dict[Tensor, Layout]]:
+        """Return the states of all members and their layouts, with slots for every parameter that requires a gradient.
 
         If ranks own matrices, all ranks must call it together.
         """
@@ -248,7 +248,7 @@ class States:
                     self.by_param[param] = states[param]
                     member.mark_fresh(initial.state)
         owned = states_of_owners(members, layouts, states, self.members.replicas)
-        return {**states, **owned}
+        return {**states, **owned}, layouts
 
     def _lacks_slots(self, member: Member, view: GroupView) -> bool:
         """Whether a member lacks slots, or has those of other links."""

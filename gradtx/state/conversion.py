@@ -46,7 +46,7 @@ def converted(
     for slot, like in first.items():
         codec = codes.get(slot)
         label = saved_codes.get(slot)
-        if slot not in entry or label == (codec and codec.label):
+        if slot not in entry or _has_form(entry, slot, like, label, codec):
             continue
         # Codes of the blocks of a leaf, which its layout does not know, are those of the saved run, or do not fit.
         if codec is None and not _is_value(like):
@@ -57,8 +57,20 @@ def converted(
         if codec is None or not _is_value(value):
             continue
         if value.shape == codec.shape_of(like.shape, param.shape):
-            entry.update(_encoded(slot, codec, value.detach(), first))
+            # As from a rule: roots of 16 bits may be rounded to more than the largest code.
+            value = value.detach().to(torch.promote_types(value.dtype, torch.float32))
+            entry.update(_encoded(slot, codec, value, first))
     return entry
+
+
+def _has_form(
+    entry: Entry, slot: str, like: Tensor, label: str | None, codec: Codec | None
+) -> bool:
+    """Whether a slot is stored as in this run; one of a leaf that was too small for its code is not."""
+    if codec is None or codec.label != label:
+        return codec is None and label is None
+    has_dtype = isinstance(entry[slot], Tensor) and entry[slot].dtype == like.dtype
+    return has_dtype and all(f"{slot}.{suffix}" in entry for suffix in codec.suffixes)
 
 
 def _is_uncoded(entry: Entry, slot: str, param: Tensor) -> bool:

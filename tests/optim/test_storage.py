@@ -168,6 +168,50 @@ def test_a_checkpoint_of_another_code_is_decoded_and_encoded(there, here):
     assert_equal(optimizer.state_dict()["state"], expected.state_dict()["state"])
 
 
+@pytest.mark.parametrize("here", NAMES)
+def test_values_of_16_bits_are_encoded_as_those_of_32(here):
+    params = parameters([(64, 64)])
+    halves = gradtx.optim.AdamW(params, state_dtype=torch.bfloat16)
+    run(halves, params, 4)
+    expected, optimizer = (gradtx.optim.AdamW(params, state_dtype=here) for _ in range(2))
+    saved = halves.state_dict()
+    optimizer.load_state_dict(saved)
+    for slot in ("exp_avg", "exp_avg_sq"):
+        saved["state"][0][slot] = saved["state"][0][slot].float()
+    expected.load_state_dict(saved)
+    assert_equal(optimizer.state_dict()["state"], expected.state_dict()["state"])
+
+
+@pytest.mark.parametrize("code", NAMES)
+def test_a_group_without_a_step_names_its_codes(code):
+    params = [torch.nn.Parameter(torch.full((64, 64), value)) for value in (1.0, 0.7)]
+    tx = gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=2, state_dtype=code))
+    groups = [{"params": [param]} for param in params]
+    optimizer = gradtx.as_optimizer(tx, groups)
+    run(optimizer, params[:1], 1)
+    saved = optimizer.state_dict()
+    first, second = saved["param_groups"]
+    assert first["codes"] == second["codes"]
+    plain = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=2)), groups)
+    plain.load_state_dict(saved)
+    torch.testing.assert_close(plain.state[params[1]]["slow"], params[1].detach(), rtol=0.02, atol=0.0)
+
+
+@pytest.mark.parametrize("there", NAMES)
+def test_a_leaf_that_was_too_small_for_a_code_is_encoded(there):
+    params = parameters([(64, 64), (64,)])
+    saved = gradtx.optim.AdamW(params, state_dtype=there)
+    run(saved, params, 2)
+    # A slot without wildcards is coded at any size.
+    optimizer = gradtx.optim.AdamW(params, state_dtype={"exp_avg": there})
+    optimizer.load_state_dict(saved.state_dict())
+    run(optimizer, params, 1)
+    plain = gradtx.optim.AdamW(params)
+    plain.load_state_dict(optimizer.state_dict())
+    run(saved, params, 1)
+    torch.testing.assert_close(plain.state[params[1]]["exp_avg"], saved.state[params[1]]["exp_avg"], rtol=0.0, atol=0.1)
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_checkpoint_of_a_users_code_is_an_error_that_changes_nothing(strict):
     halves = gradtx.Codec(lambda values: values.half(), lambda codes: codes.float(), name="halves")
