@@ -58,13 +58,3 @@ class ListPrograms:
             _, of_program = sorted_leaves.setdefault(id(program), (program, []))
             of_program.append(leaf)
         return list(sorted_leaves.values())
-
-
-def of_shape(tensors: Sequence[Tensor], shape: Sequence[int]) -> list[Tensor]:
-    """Return the arguments of an elementwise leaf of another shape, without memory of that size."""
-    return [
-        tensor.new_empty(()).expand(shape)
-        if tensor.shape == tensors[0].shape
-        else tensor
-        for tensor in tensors
-    ]

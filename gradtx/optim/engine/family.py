@@ -20,7 +20,6 @@ from gradtx.optim.step import Step
 from gradtx.programs.bundle import ListPhase
 from gradtx.programs.function import LeafFunction, Signature
 from gradtx.programs.hyperparameters import ChainOf
-from gradtx.programs.planner import of_shape
 from gradtx.programs.terms import numbers_in
 
 Pairs = list[tuple[Member, Leaf]]
@@ -137,9 +136,14 @@ class Family:
 
 
 def whole_arguments(member: Member, tensors: list[Tensor]) -> list[Tensor]:
-    """Return the arguments of the whole leaf, given those of a shard."""
+    """Return the arguments of the whole elementwise leaf, given those of a shard, without memory of its size."""
     real_and_imaginary = (2,) if member.param.is_complex() else ()
-    return of_shape(tensors, (*member.param.shape, *real_and_imaginary))
+    shape = *member.param.shape, *real_and_imaginary
+    whole = tensors.copy()
+    for i, tensor in enumerate(tensors):
+        if tensor.shape == tensors[0].shape:
+            whole[i] = tensor.new_empty(()).expand(shape)
+    return whole
 
 
 def first_entries(tensors: list[Tensor], count: int) -> list[Tensor]:
