@@ -270,3 +270,16 @@ def test_a_rule_reads_the_fan_in_of_leaves_in_parts(code, compile, uncompiled, m
     optimizer.step()
     torch.testing.assert_close(params[0].detach(), torch.full((200, 128), -1.0))
     torch.testing.assert_close(params[1].detach(), torch.full((32, 64, 3, 3), -1 / 576))
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_term_that_adds_up_for_vectors_only_is_not_summed_over_parts_of_matrices(compile, uncompiled, monkeypatch):
+    monkeypatch.setattr(bundle, "CHUNK", 1024)
+    tx = dividing_by_sum(lambda update: update.square().sum().sqrt() if update.ndim == 2 else update.sum())
+    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((64, 64), (6,))]
+    optimizer = gradtx.as_optimizer(gradtx.chain(tx, gradtx.scale_by_learning_rate(1.0)), params, compile=compile)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    for param in params:
+        torch.testing.assert_close(param.detach(), torch.full_like(param, -1 / (64 + 6)))

@@ -90,7 +90,7 @@ class Similar:
     Attributes:
         compiled: The programs.
         reason: Why there are none, if a rule cannot be traced.
-        reads_shape: Whether rules read the shape of their leaf, for each shape.
+        reads_shape: Whether rules read the shape of their leaf, for each shape of a leaf and its local part.
     """
 
     compiled: list[BundleProgram] = field(default_factory=list[BundleProgram])

@@ -114,10 +114,6 @@ class Family:
             # Where a program is required, recording it again raises the error.
             return []
 
-    def operations(self, tensors: list[Tensor]) -> list[Any]:
-        """Return the operations of the program for these arguments with their Python scalars; see `numbers_in`."""
-        return [numbers_in(each.recording.graph) for each in self.recorded(tensors)]
-
     def reads_shape(self, member: Member, leaf: Leaf) -> bool:
         """Whether the program of an elementwise leaf depends on its shape beyond the number of entries.
 
@@ -131,8 +127,15 @@ class Family:
         # The slots of a coded leaf have several shapes.
         if is_sharded(member.param) and not self.signature.layout.codes:
             others.append(whole_arguments(member, tensors))
-        operations = family.operations(tensors) if others else []
-        return any(family.operations(other) != operations for other in others)
+        operations = operations_of(family.recorded(tensors)) if others else []
+        return any(
+            operations_of(family.recorded(other)) != operations for other in others
+        )
+
+
+def operations_of(phases: list[ListPhase]) -> list[Any]:
+    """Return the operations of a program with their Python scalars; see `numbers_in`."""
+    return [numbers_in(each.recording.graph) for each in phases]
 
 
 def whole_arguments(member: Member, tensors: list[Tensor]) -> list[Tensor]:

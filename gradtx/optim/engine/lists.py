@@ -19,7 +19,13 @@ from gradtx.optim.engine.base import (
     Engine,
     Plan,
 )
-from gradtx.optim.engine.family import Family, Pairs, first_entries, whole_arguments
+from gradtx.optim.engine.family import (
+    Family,
+    Pairs,
+    first_entries,
+    operations_of,
+    whole_arguments,
+)
 from gradtx.optim.engine.views import (
     alias,
     can_be_split,
@@ -347,13 +353,11 @@ class ListEngine(Engine):
             tensors = family.arguments(member, leaf)
             key = ("in parts", family.key, tensors[0].shape)
             if key not in programs:
-                whole = first_entries(tensors, entries_of(member.param))
-                adds_up = all(each.parts_add_up() for each in family.recorded(whole))
-                # The programs of coded leaves are recorded for a part.
-                programs[key] = adds_up and (
-                    not is_coded
-                    or family.operations(tensors)
-                    == family.operations(first_entries(tensors, part))
+                # The programs of coded leaves are recorded for a part, those of others for the whole leaf.
+                count = part if is_coded else entries_of(member.param)
+                as_vector = family.recorded(first_entries(tensors, count))
+                programs[key] = all(each.parts_add_up() for each in as_vector) and (
+                    operations_of(as_vector) == operations_of(family.recorded(tensors))
                 )
             if not programs[key]:
                 return False
