@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from gradtx.base.messages import describe
+from gradtx.base.torch_names import is_transformed
 
 __all__ = ["Betas", "Scalar", "Schedule"]
+
+CPU = torch.device("cpu")
 
 
 class Schedule:
@@ -66,7 +69,8 @@ def exact(value: Any, device: torch.device) -> Tensor:
     """
     if not isinstance(value, Tensor):
         return torch.full((), value, dtype=exact_dtype(device), device=device)
-    if value.device.type == "cpu" and device.type != "cpu" and value.ndim == 0:
+    is_on_host = value.device.type == "cpu" and device.type != "cpu"
+    if is_on_host and value.ndim == 0 and not is_transformed(value):
         return torch.zeros((), dtype=exact_dtype(device), device=device) + value
     if value.is_meta:  # has no value to copy, for example where `memory` plans a run
         device = value.device
@@ -94,12 +98,13 @@ def log_or_zero(beta: Any) -> Any:
 def resolve(value: Any, count: Any) -> Any:
     """Return the value of an argument at `count` finished updates.
 
-    Tensors and the values of schedules become float64, because 1 - 0.999 in float32 is off by 1e-5.
+    Tensors and the values of schedules become float64, because 1 - 0.999 in float32 is off by 1e-5, and move to the
+    device of the count.
     """
     if isinstance(value, tuple):
         return tuple(resolve(item, count) for item in value)
     if isinstance(value, Schedule):
-        device = count.device if isinstance(count, Tensor) else torch.device("cpu")
+        device = count.device if isinstance(count, Tensor) else CPU
         # Pass a tensor, so that `torch.where` works, in float64, because int64 times a Python float would be float32.
         number = value(exact(count, device))
         if not isinstance(number, Tensor | numbers.Real):
@@ -108,5 +113,19 @@ def resolve(value: Any, count: Any) -> Any:
             )
         return exact(number, device)
     if isinstance(value, Tensor):
-        return exact(value, value.device)
+        return number_on(count.device if isinstance(count, Tensor) else CPU, value)
     return value
+
+
+def number_on(device: torch.device, value: Any) -> Any:
+    """Return a number as rules receive it for leaves on a device: 0-d float64; a schedule returns such numbers there.
+
+    Most operations take a 0-d operand from the host, but `clamp` raises an error, and `where` waits for its copy.
+    """
+    if isinstance(value, Schedule):
+        if device.type == "cpu":
+            return value
+        return Schedule(lambda step: exact(value(step), device))
+    if isinstance(value, Tensor) and value.device.type != "cpu":
+        device = value.device
+    return exact(value, device)

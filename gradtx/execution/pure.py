@@ -27,7 +27,7 @@ from gradtx.execution.execute import (
     initialize,
 )
 from gradtx.execution.runs import Run
-from gradtx.state.nested import NestedState, check_plain, enter, is_plain
+from gradtx.state.nested import NestedState, can_be_kept, check_plain, enter
 from gradtx.state.slots import kind_of
 from gradtx.state.storage import check_patterns
 
@@ -286,7 +286,7 @@ def _checked_count(name: str, value: Any) -> Tensor:
     fits = (
         isinstance(value, Tensor)
         and value.ndim == 0
-        and is_plain(value)
+        and can_be_kept(value)
         and kind_of(value.dtype) == "int"
     )
     if not fits:

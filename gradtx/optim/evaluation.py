@@ -125,7 +125,7 @@ def evaluated(states: States) -> dict[Tensor, Tensor]:
     weights = {}
     for view in members.views:
         states.adopt(view)
-        block = Block.of(view.chain(view.values()), run, count)
+        block = Block.of(view.chain(view.values(), run.device), run, count)
         for param in view.group["params"]:
             member = members.by_param[param]
             if member.layout is not None and states.of(param):

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.base.exact import Schedule, exact, python_scalar, resolve
+from gradtx.base.exact import CPU, Schedule, number_on, python_scalar, resolve
 from gradtx.execution.runs import Place
 from gradtx.programs.hyperparameters import (
     ChainOf,
@@ -43,7 +43,6 @@ def check_differentiable(options: Mapping[str, Any]) -> None:
         )
 
 
-CPU = torch.device("cpu")
 Group: TypeAlias = dict[str, Any]
 # Hyperparameters by their names in a group. A value is a number, a schedule, another option, or a tuple of these.
 Values: TypeAlias = dict[str, Any]
@@ -102,7 +101,7 @@ class GroupView:
         # The group's contents and the values when `values` was last computed.
         self._seen: list[Any] = []
         self._values: Values = {}
-        self._chain: tuple[Values, GradientTransformation] | None = None
+        self._chains: dict[torch.device, tuple[Values, GradientTransformation]] = {}
 
     def follows_schedule(self, name: str) -> bool:
         return has_schedule(self.sources[name])
@@ -157,7 +156,7 @@ class GroupView:
         self._numbers = self._numbers_of(values, before, literals)
         if self._numbers.structure != self.structure:
             self.structure = self._numbers.structure
-            self._chain = None
+            self._chains = {}
 
     def _numbers_of(
         self, values: Values, before: Structure = (), literals: bool = True
@@ -169,22 +168,19 @@ class GroupView:
 
     # During a step.
 
-    def chain(self, values: Values) -> GradientTransformation:
-        """Return the transformation with these values, converted to the tensors that rules receive."""
-        if self._chain is not None and self._chain[0] is values:
-            return self._chain[1]
-
+    def chain(self, values: Values, device: torch.device) -> GradientTransformation:
+        """Return the transformation with these values, converted to the tensors that rules receive for leaves there."""
+        known, tx = self._chains.get(device, (None, self.tx))
+        if known is values:
+            return tx
         numbers = self._numbers_of(values, self.structure)
-        tensors = [
-            exact(item, CPU) if isinstance(item, float) else item
-            for item in numbers.values
-        ]
+        tensors = [number_on(device, item) for item in numbers.values]
         tx = ChainOf(self.tx, numbers.structure)(tensors)
-        if not _any(Tensor, values.values()):
-            self._chain = values, tx
+        if not has_tensor(values.values()):
+            self._chains[device] = values, tx
         return tx
 
-    def first_chain(self) -> GradientTransformation:
+    def first_chain(self, device: torch.device) -> GradientTransformation:
         """Return the transformation that creates slots.
 
         It has the values of the last step, but the learning rate of construction, since a warm-up may already have
@@ -193,7 +189,7 @@ class GroupView:
         first = dict(self.settled)
         if "lr" in first:
             first["lr"] = self.sources["lr"]
-        return self.chain(first)
+        return self.chain(first, device)
 
     def numbers(self, count: Callable[[Place], int | Tensor]) -> list[Any]:
         """Return the numbers of the last settled values, with those of schedules at a count."""
@@ -353,6 +349,11 @@ def are_identical(a: Collection[Any], b: Collection[Any]) -> bool:
 def has_schedule(value: Any) -> bool:
     """Whether a value, or any item of a tuple, is a schedule."""
     return _any(Schedule, (value,))
+
+
+def has_tensor(values: Iterable[Any]) -> bool:
+    """Whether a value, or any item of a tuple, is a tensor."""
+    return _any(Tensor, values)
 
 
 def _any(kind: Any, values: Iterable[Any]) -> bool:

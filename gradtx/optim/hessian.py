@@ -79,7 +79,7 @@ class HessianSource:
         """Whether any parameter would use second derivatives if it received a gradient now."""
         run, count = states.run(), states.count()
         for view in states.members.views:
-            block = Block.of(view.chain(view.values()), run, count)
+            block = Block.of(view.chain(view.values(), run.device), run, count)
             for param in view.group["params"]:
                 if not param.requires_grad:
                     continue

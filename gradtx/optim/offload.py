@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.messages import describe
+from gradtx.base.plain import is_plain
 from gradtx.execution.pure import FUNCTIONS
 from gradtx.optim.chain_checks import warn_of_replicas
 from gradtx.transform import GradientTransformation
@@ -126,7 +127,7 @@ class Offload:
                     f"{self._who}: state_device does not support sharded parameters; pass CPUOffloadPolicy() to "
                     "fully_shard, which keeps the shards themselves on the host"
                 )
-            if type(param.data) is not Tensor and not is_lazy(param):
+            if not is_plain(param.data) and not is_lazy(param):
                 raise ValueError(
                     f"{self._who}: state_device supports only plain tensors, got {describe(param.data)}"
                 )

@@ -167,8 +167,12 @@ class Members:
 
     def block(self) -> Block:
         """Return the chain, expanded for all members."""
-        _, block = self._expanded(self.by_param)
-        return block
+        return self.expanded(self.tx, 0)
+
+    def expanded(self, tx: GradientTransformation, count: int) -> Block:
+        """Return the chain with other hyperparameters, as after `count` steps."""
+        run = OptimizerRun({}, self.by_param, initial=True)
+        return Block.of(tx, run, count)
 
     def check_selectors(self) -> None:
         """Check that every pattern matches a parameter.

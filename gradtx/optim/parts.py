@@ -14,6 +14,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import runs_eagerly
 from gradtx.base.errors import Path
 from gradtx.optim.evaluation import Evaluation
+from gradtx.optim.groups import Values
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import Agreement
 from gradtx.optim.state import States
@@ -66,6 +67,7 @@ class Parts:
             set would end up on the wrapper.
         expects_scheduler: Whether schedulers may override schedules of the chain without a (further) warning.
         agreement: Compares this rank's steps with those of other ranks.
+        agreed: The values of each group whose hyperparameters are known to agree, as the last check saw them.
     """
 
     members: Members
@@ -76,6 +78,7 @@ class Parts:
     evaluation: Evaluation | None = None
     expects_scheduler: bool = False
     agreement: Agreement = field(default_factory=Agreement)
+    agreed: list[Values] = field(default_factory=list[Values])
 
     def at_state(
         self, params: Iterable[Tensor] | None = None, **changes: bool

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from gradtx.base.complex_views import as_complex, as_real, real_views
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path, StateKey
+from gradtx.base.plain import is_plain
 from gradtx.distributed.owners import with_regions
 from gradtx.execution.execute import Block, Leaf, initialize
 from gradtx.execution.runs import Place, memory_of
@@ -146,7 +147,7 @@ class States:
             return {}
         members = self.members.by_param if members is None else members
         run = OptimizerRun(self.by_param, members, initial=True)
-        block = Block.of(view.first_chain(), run, 0)
+        block = Block.of(view.first_chain(run.device), run, 0)
         clock = first_clock(run.device)
         leaves: list[Leaf] = []
         for param in params:
@@ -330,7 +331,7 @@ def _one_of_each_kind(
 
 def _without_memory(param: Tensor) -> Tensor:
     """Return a tensor without memory in place of a parameter; the parameter itself if it is not a plain tensor."""
-    if type(param.data) is not Tensor:
+    if not is_plain(param.data):
         return param.detach()
     return torch.empty_like(param, device="meta", requires_grad=False)
 

@@ -38,7 +38,14 @@ from gradtx.optim.device_counts import (
     place_counts,
     unscaling,
 )
-from gradtx.optim.groups import CPU, GroupView, Values, has_schedule
+from gradtx.optim.groups import (
+    CPU,
+    GroupView,
+    Values,
+    are_identical,
+    has_schedule,
+    has_tensor,
+)
 from gradtx.optim.parts import Parts
 from gradtx.optim.run import Count, Extras, Member, OptimizerRun, Trees, leaf_of
 from gradtx.programs.bundle import is_on_accelerator
@@ -122,7 +129,7 @@ class Step:
         self.members = self._stepping()
         self._stays = parts.capturable  # whether all state keeps its memory
         self._count(parts)
-        self._blocks: list[Block] = []
+        self._blocks: dict[tuple[int, torch.device], Block] = {}
         self._leaves: dict[Member, Leaf] = {}
         self._clocks: dict[int | Count, Clock] = {}
         # Whether hyperparameters are known to agree across groups.
@@ -255,12 +262,17 @@ class Step:
         return outlines
 
     def _expand(self) -> None:
-        """Expand the chain into the operations of each group, on first use."""
-        if not self._blocks:
-            self._blocks = [
-                Block.of(view.chain(values), self.run, self.count, self._unscale)
-                for view, values in zip(self.views, self._values, strict=True)
-            ]
+        """Expand the chain into the operations of each group and device, on first use."""
+        if self._blocks:
+            return
+        for group, (view, values) in enumerate(
+            zip(self.views, self._values, strict=True)
+        ):
+            devices = {member.param.device for member in self._rows[group]}
+            for device in devices or {self.run.device}:
+                chain = view.chain(values, device)
+                block = Block.of(chain, self.run, self.count, self._unscale)
+                self._blocks[group, device] = block
 
     def _leaf(self, member: Member) -> Leaf:
         self._expand()
@@ -271,7 +283,8 @@ class Step:
         gradient = gradient_like(member.param.grad, member.param)
         leaf = leaf_of(self.run, member, clock, gradient, self.scalars)
         add_extras(leaf, self.trees)
-        operations = self._blocks[member.group].for_leaf(leaf)
+        block = self._blocks[member.group, member.param.device]
+        operations = block.for_leaf(leaf)
         leaf.operations = with_regions(
             operations, member.param, self._parts.members.replicas
         )
@@ -306,11 +319,23 @@ class Step:
 
     def _check_agreement(self) -> None:
         """Check that hyperparameters that apply to all leaves jointly are equal in all groups."""
-        if self._agrees:
-            return
-        self._expand()
+        known = self._parts.agreed
+        if not self._agrees and not are_identical(self._values, known):
+            self._compare_groups()
+            tensors_of = [value for values in self._values for value in values.values()]
+            # Tensors may be written in place.
+            is_fixed = not has_tensor(tensors_of)
+            self._parts.agreed = self._values if is_fixed else []
+        self._agrees = True
+
+    def _compare_groups(self) -> None:
         first = {}
-        for block, row in zip(self._blocks, self._rows, strict=True):
+        count = self.count if isinstance(self.count, int) else 0
+        for view, values, row in zip(
+            self.views, self._values, self._rows, strict=True
+        ):
+            # On the host, which need not wait then.
+            block = self._parts.members.expanded(view.chain(values, CPU), count)
             # The selectors' decisions that are the same for all members of the group.
             labels: dict[Path, set[Any]] = defaultdict(set)
             for member in row:
@@ -321,14 +346,12 @@ class Step:
             }
             for operation in block.walk(common):
                 for name, value in operation.traits.agree.items():
-                    value = each_item(python_scalar, value)
                     expected = first.setdefault((operation.path, name), value)
                     if not _agree(expected, value):
                         stage = ".".join(operation.path)
                         raise ValueError(
-                            f"{stage}: {name} must agree across groups, got {expected!r} and {value!r}"
+                            f"{stage}: {name} must agree across groups, got {_shown(expected)!r} and {_shown(value)!r}"
                         )
-        self._agrees = True
 
     def _eager_leaves(self, members: list[Member]) -> Iterator[Leaf]:
         """Yield leaves that are in no bundle, each created when the previous leaves have finished or are suspended."""
@@ -374,7 +397,11 @@ class Step:
     def _exchanges(self) -> bool:
         """Whether ranks exchange tensors in this step, in which no engine runs."""
         self._expand()
-        return any(each.exchanges for block in self._blocks for each in block.traits())
+        return any(
+            each.exchanges
+            for block in self._blocks.values()
+            for each in block.traits()
+        )
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
         """Run bundles and single leaves, and write the results of each as soon as it has finished.
@@ -522,8 +549,15 @@ def _count_up(bundles: Iterable[Any], after: Mapping[int | Count, int | Count]) 
 
 def _agree(a: Any, b: Any) -> bool:
     """Whether two values are equal, up to the rounding of a float32 tensor."""
+    if a is b:
+        return True
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(_agree, a, b))
+    a, b = python_scalar(a), python_scalar(b)
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=FLOAT32_EPS)
-    return a is b or bool(a == b)
+    return bool(a == b)
+
+
+def _shown(value: Any) -> Any:
+    return each_item(python_scalar, value)

@@ -74,7 +74,8 @@ WRITES: dict[Any, str] = {
     aten.addcdiv_.default: "addcdiv",
     aten.copy_.default: "copy",
 }
-ON_TENSORS = ("mul", "div", "add")  # accept a list and a 0-d tensor
+# Accept a list and a 0-d tensor. Without `alpha`, torch would read the tensor, to call the operation for numbers.
+ON_TENSORS: dict[str, dict[str, Any]] = {"mul": {}, "div": {}, "add": {"alpha": 1}}
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ class _Writer:
         self._lines: list[str] = []  # of the function that is being generated
         self._namespace: dict[str, Any] = {
             "torch": torch,
+            "device": device,
             "converted": _converted,
             "filled": _filled,
             "batched": batches.batched,
@@ -229,8 +231,9 @@ class _Writer:
             if node.op == "call_function" and is_number(node):
                 self._write(node)
         for number, name in self._tensors.items():
+            dtype = number.meta["val"].dtype
             self._lines.append(
-                f"{name} = torch.tensor({number.name}, dtype={number.meta['val'].dtype})"
+                f"{name} = torch.full((), {number.name}, dtype={dtype}, device=device)"
             )
         self._lines.append(f"return {_tuple_of(self._prepared())}")
         return _function("prepare(numbers)", self._lines)
@@ -428,12 +431,14 @@ class _Writer:
         if not is_list(first) or not is_number(second):
             return None
         name = OF_NUMBER[node.target]
-        is_tensor = isinstance(second, Node) and not self._on_host
-        if is_tensor and name not in ON_TENSORS:
-            return None
+        options: dict[str, Any] = {}
+        if isinstance(second, Node) and not self._on_host:
+            if name not in ON_TENSORS:
+                return None
+            options = ON_TENSORS[name]
         if node.meta["val"].dtype != first.meta["val"].dtype:  # type: ignore[union-attr]
             return None
-        return name, (first, second), {}
+        return name, (first, second), options
 
     def _loop_over_leaves(self, node: Node) -> str:
         """Return the code of an operation that runs leaf by leaf."""
@@ -536,7 +541,6 @@ class _Writer:
 
     def _option(self, value: Any) -> str:
         if value == META:
-            self._namespace["device"] = self._device
             return "device"
         return self._text(value)
 

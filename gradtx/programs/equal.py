@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from gradtx.base.plain import is_plain
 from gradtx.programs.contract import following, writers
 from gradtx.programs.record import Recording
 
@@ -15,7 +16,7 @@ EXACT = (torch.float64, torch.int64)  # the dtypes whose values Python scalars r
 def may_be_number(tensor: Tensor) -> bool:
     """Whether a slot is a scalar of such a dtype that the host can read without waiting for a device."""
     return (
-        type(tensor) is Tensor
+        is_plain(tensor)
         and tensor.ndim == 0
         and tensor.dtype in EXACT
         and tensor.device.type == "cpu"

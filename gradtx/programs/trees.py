@@ -21,6 +21,7 @@ from gradtx.base.complex_views import as_complex, as_real
 from gradtx.base.errors import Path
 from gradtx.base.exact import Schedule, resolve
 from gradtx.base.forward import Transformation
+from gradtx.base.plain import TYPES, is_plain
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import Leaf, execute
@@ -46,7 +47,6 @@ MOST_STRUCTURES, MOST_SHAPES = 32, 8
 SlotOf: TypeAlias = tuple[
     Path, str
 ]  # the path of a stage, and the name of a slot or a shared value there
-PLAIN = (Tensor, torch.nn.Parameter)
 
 
 class _UnsuitableError(Exception):
@@ -163,7 +163,7 @@ def _structure(tree: Any, tensors: list[Any]) -> Any:
         _UnsuitableError: If the tree contains anything else.
     """
     kind = tree.__class__
-    if kind in PLAIN and tree.layout is torch.strided and not tree.is_nested:
+    if kind in TYPES and tree.layout is torch.strided and not tree.is_nested:
         tensors.append(tree)
         return None
     if kind is dict:
@@ -178,7 +178,7 @@ def _structure(tree: Any, tensors: list[Any]) -> Any:
 
 
 def _is_number(value: Any) -> bool:
-    if type(value) is Tensor:
+    if is_plain(value):
         return value.ndim == 0 and not value.requires_grad
     return type(value) is float
 
@@ -218,7 +218,7 @@ def _equal_counts(state: Any) -> tuple[int, ...]:
     if not isinstance(counts, dict) or not counts:
         return ()
     for count in counts.values():
-        if type(count) is not Tensor or count.ndim or count.device.type != "cpu":
+        if not is_plain(count) or count.ndim or count.device.type != "cpu":
             raise _UnsuitableError
     values = list(map(int, counts.values()))
     first: dict[int, int] = {}

@@ -142,7 +142,7 @@ def _check_slot(
             raise ValueError(
                 f"state at {where!r} must be a tensor for leaf {name!r}, got {value!r}; {OWN_STATE}"
             )
-        if not is_plain(value) and not (value.is_complex() and name in may_be_complex):
+        if not can_be_kept(value) and not (value.is_complex() and name in may_be_complex):
             raise ValueError(
                 f"state at {where!r} must be a dense real tensor for leaf {name!r}; {OWN_STATE}"
             )
@@ -150,13 +150,13 @@ def _check_slot(
 
 def check_plain(path: Path, value: Tensor) -> None:
     """Raise an error unless a tensor can be a shared value."""
-    if not is_plain(value):
+    if not can_be_kept(value):
         raise ValueError(
             f"state at {'.'.join(path)!r} must be a dense real tensor; {OWN_STATE}"
         )
 
 
-def is_plain(value: Tensor) -> bool:
+def can_be_kept(value: Tensor) -> bool:
     """Whether a tensor can be a slot or a shared value."""
     return (
         value.layout is torch.strided and not value.is_nested and not value.is_complex()

@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from gradtx.base.dtensor import local
+from gradtx.base.plain import is_plain
 from gradtx.execution.runs import LateTerm
 from gradtx.optim.engine.family import Family
 from gradtx.optim.engine.trace import BundleProgram, TracedPhase
 from gradtx.optim.engine.views import (
-    PLAIN,
     alias,
     entries_of,
     holds_its_values,
@@ -59,7 +59,7 @@ class Bundle(ProgramBundle):
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
         # Whether the flat aliases of the parameters are views.
         self._has_usual_params = self._flat and all(
-            type(param) in PLAIN and param.is_contiguous() and not param.is_complex()
+            is_plain(param) and param.is_contiguous() and not param.is_complex()
             for param in self._params
         )
         # Whether this was true of the gradients for which the bundle was planned; see `_have_usual_gradients`.
@@ -242,7 +242,7 @@ class Bundle(ProgramBundle):
 def _is_usual_gradient(gradient: Any) -> bool:
     """Whether a gradient is a plain contiguous tensor without a graph."""
     return (
-        type(gradient) is Tensor
+        is_plain(gradient)
         and not gradient.requires_grad
         and not gradient.is_complex()
         and gradient.is_contiguous()

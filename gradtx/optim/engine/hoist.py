@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from gradtx.base import torch_names as _torch
+from gradtx.base.plain import is_plain
 from gradtx.programs.bundle import numbers_for
 from gradtx.programs.code import ListFunction, list_function
 from gradtx.programs.contract import computes, merge_equal
@@ -290,7 +291,7 @@ class StepNumbers:
             if tensor is None or value != known[i].value or value == 0:
                 tensor = torch.full((), value, dtype=dtype, device=device)
                 # Tensors of a trace may be fake.
-                if type(tensor) is Tensor:
+                if is_plain(tensor):
                     known[i] = KnownScalar(value, tensor)
             tensors.append(tensor)
         return tensors

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.dtensor import is_sharded, local
+from gradtx.base.plain import are_plain
 from gradtx.base.torch_names import copy_each_
 from gradtx.distributed.owners import has_regions
 from gradtx.execution.execute import Leaf, LeafTerms
@@ -150,8 +151,6 @@ class MemberBundle(ListBundle):
 
 # Chunks.
 
-TENSOR = frozenset((Tensor,))
-
 # A range of entries of a parameter's flat alias, or None for the whole parameter.
 Piece = tuple[Member, slice | None]
 
@@ -199,7 +198,7 @@ class Chunk:
     def columns(self, by_leaf: Sequence[str], trees: Trees) -> list[list[Tensor]]:
         """Return the arguments of all leaves, with the current gradients and extras."""
         gradients = list(map(GRADIENT, self._params))
-        if not self._whole or not TENSOR.issuperset(map(type, gradients)):
+        if not self._whole or not are_plain(gradients):
             gradients = list(map(self._read, gradients, self._pieces))
         columns = [*self._columns, gradients]
         for name in by_leaf:

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
+from gradtx.base.plain import is_plain
 from gradtx.execution.execute import Leaf
 from gradtx.optim.run import Member
 from gradtx.programs.bundle import entries_of_a_call
 from gradtx.state.codes import KEY
-
-PLAIN = (Tensor, torch.nn.Parameter)
 
 # Equal parts of a coded leaf may be this many times smaller than a call's lists.
 SMALLEST_PARTS = 64
@@ -99,13 +98,14 @@ def plain(tensor: Tensor) -> Tensor:
     Raises:
         OddTensorError: If it belongs to another class, or its memory holds negated or conjugate values.
     """
-    if type(tensor) is not Tensor:
-        tensor = local(tensor).detach()
-        if type(tensor) is not Tensor:
+    if not is_plain(tensor):
+        tensor = local(tensor)
+        if not is_plain(tensor):
             raise OddTensorError
     if not holds_its_values(tensor):
         raise OddTensorError
-    return as_real(tensor.detach() if tensor.requires_grad else tensor)
+    is_parameter = tensor.requires_grad or isinstance(tensor, torch.nn.Parameter)
+    return as_real(tensor.detach() if is_parameter else tensor)
 
 
 def _is_dense(tensor: Tensor) -> bool:
