@@ -79,14 +79,20 @@ Dims: TypeAlias = int | tuple[int, float] | None
 REAL_EXTRAS = frozenset(("hessian_diag", "grad_fn", "value_fn"))
 
 
-class TreeOptions(TypedDict, total=False):
-    """The options of `whole_tree`."""
+class InputOptions(TypedDict, total=False):
+    """The options of all decorators but `alias`."""
 
     needs: str | tuple[str, ...] | Callable[[Bound], Iterable[str]]
     extras: Mapping[str, str]
 
 
-class CombinatorOptions(TreeOptions, total=False):
+class TreeOptions(InputOptions, total=False):
+    """The options of `whole_tree`, documented there and at `per_tensor`."""
+
+    capturable: bool | str | Callable[[Bound], bool | str] | None
+
+
+class CombinatorOptions(InputOptions, total=False):
     """The options of `combinator`, documented there."""
 
     owns_lr: bool
@@ -139,6 +145,7 @@ _DEFAULTS: dict[str, Any] = {
     "rate": None,
     "dims": None,
     "compiles": None,
+    "capturable": None,
     "random": False,
     "whole": False,
     "wire": None,
@@ -244,6 +251,9 @@ class Spec:
             if name in shared:
                 summed[name] = function
         compiles = option("compiles")
+        capturable = option("capturable")
+        if capturable is None:
+            capturable = compiles is not False
         if compiles is None:
             compiles = not self._options["random"]
         dims = option("dims")
@@ -259,6 +269,8 @@ class Spec:
             takes_complex=self._takes_complex(arguments),
             compiles=compiles is True and "grad_fn" not in self.needs,
             skippable=compiles == "lists",
+            capturable=capturable is not False,
+            waits_at_first=capturable == "after first",
             agree={name: arguments[name] for name in self._options["agree"]},
             keeps_slots=functions.init is not None,
             random=option("random"),
@@ -583,7 +595,10 @@ class FactoryCall(GradientTransformation):
         spec = self._spec
         path = scope.claim(spec.name)
         if spec.kind == "tree":
-            return TreeOperation(path, scope, spec.name, functions, agree=arguments)
+            capturable = bool(spec.option("capturable", arguments))
+            return TreeOperation(
+                path, scope, spec.name, functions, arguments, capturable
+            )
         rule = spec.rule(functions, arguments)
         return RuleOperation(rule, StageState(path, scope, rule), scope.run)
 
@@ -872,6 +887,10 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             the adapter's `compile=True`; False for one that always runs for each leaf alone; or a function of the
             arguments that returns this. Random rules default to False; with True or "lists", only `init` may draw,
             since noise depends on the leaf's name, which a program for many leaves does not know.
+        capturable: Whether a CUDA graph may replay the rule: it reads no value on the host, and calls no factorization
+            for which the host waits (`torch.linalg.eigh`, `svd`, `inv`; `qr` and `cholesky_ex` are fine); "after first"
+            if this holds for all updates of a leaf but the first; or a function of the arguments that returns this.
+            Defaults to True, except for rules with `compiles=False`.
         dims: The number of dimensions of a leaf, or a pair of the minimum and maximum, or a function of the arguments
             that returns either; other leaves raise an error with their name.
         random: Whether to add `ctx.rng` (and a second argument to `init`), with `normal(like)`, `rademacher(like)` and
@@ -914,7 +933,7 @@ def whole_tree(function: Any = None, /, **options: Any) -> Any:
 
     Like `per_tensor`, but `init(params)` and `update(updates, state, params, ctx)` receive dicts keyed by leaf name
     instead of tensors. The state is a dict of slots (dicts keyed by leaf name) and 0-d tensors. `ctx.grad_fn(params)`
-    accepts and returns such dicts. The options are `needs` and `extras`.
+    accepts and returns such dicts. The options are `needs`, `extras` and `capturable`, which defaults to False here.
     """
     return _decorated("whole_tree", "tree", function, options)
 

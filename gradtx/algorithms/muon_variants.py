@@ -119,7 +119,7 @@ def normalize_entries(
     return {"exp_avg_sq": square()}, update
 
 
-@whole_tree(extras={"input_gram": "tensors?"})
+@whole_tree(extras={"input_gram": "tensors?"}, capturable=True)
 def precondition_inputs(
     every: Count = 64,
     rate: Fraction = 0.05,

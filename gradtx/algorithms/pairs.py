@@ -147,7 +147,7 @@ def _solved(matrix: Tensor, ridge, x: Tensor) -> Tensor:
     return torch.linalg.solve_ex(matrix + ridge * identity(len(matrix), x), x)[0]
 
 
-@whole_tree(needs="params")
+@whole_tree(needs="params", capturable=True)
 def solve_pairs(factors: Static[Factors], damping: Positive):
     """Precondition the gradients of both factors of each product."""
 
@@ -346,7 +346,7 @@ def scale_by_lora_rite(
     return _fork("scale_by_lora_rite", pairs, rite_pairs, *options)
 
 
-@whole_tree(needs="params")
+@whole_tree(needs="params", capturable=True)
 def align_pairs(factors: Static[Factors], heads: Count, damping: Positive):
     """Couple the updates of both factors of each product."""
 

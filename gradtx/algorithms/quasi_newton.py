@@ -44,6 +44,7 @@ __all__ = [
     shared={"count": 0.0, "gamma": 1.0},
     agree=("history", "curvature", "first"),
     compiles=False,
+    capturable=True,
 )
 def scale_by_lbfgs(
     history: Count = 10,

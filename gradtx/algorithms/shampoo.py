@@ -65,7 +65,7 @@ def _decays(arguments: dict[str, Any]) -> tuple[str, ...]:
     return () if is_off(arguments["weight_decay"]) else ("param",)
 
 
-@per_tensor(needs="params", compiles="lists", whole=_decays)
+@per_tensor(needs="params", compiles="lists", capturable=False, whole=_decays)
 def scale_by_shampoo(
     momentum: Decay = 0.0,
     weight_decay=0.0,
@@ -212,7 +212,7 @@ Graft: TypeAlias = Literal["none", "sgd", "adagrad", "rmsprop", "sqrtn"]
 _DIMENSIONS = {"all": slice(None), "input": slice(-1), "output": slice(-1, None)}
 
 
-@per_tensor(needs="params", compiles="lists", whole=_decays)
+@per_tensor(needs="params", compiles="lists", capturable=False, whole=_decays)
 def scale_by_scalable_shampoo(
     betas: tuple[Fraction, Fraction] = (0.9, 0.999),
     moving_average_for_momentum=False,
@@ -371,7 +371,7 @@ def _merged_from_the_end(shape: Sequence[int], limit: int, target: int) -> list[
     return merged_sizes
 
 
-@per_tensor(compiles="lists", whole=True)
+@per_tensor(compiles="lists", capturable=False, whole=True)
 def scale_by_distributed_shampoo(
     betas: tuple[Decay, Fraction] = (0.9, 1.0),
     beta3: Decay | None = None,

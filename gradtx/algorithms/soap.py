@@ -143,7 +143,7 @@ def corrected_later(betas, normalizes: bool, corrects: bool):
     return update
 
 
-@per_tensor(whole=True, compiles="lists")
+@per_tensor(whole=True, compiles="lists", capturable="after first")
 def scale_by_kl_shampoo(
     betas=(0.95, 0.95),
     eps=1e-8,

@@ -56,7 +56,7 @@ def _corrected(grad: Tensor, last: Tensor, gamma, beta) -> Tensor:
     return change / norm(change).clamp(min=1.0)
 
 
-@whole_tree(needs=("params", "grad_fn"))
+@whole_tree(needs=("params", "grad_fn"), capturable=True)
 def correct_variance_exactly(gamma: NonNegative, beta: Decay, min_ndim: NonNegativeInt):
     """Apply `correct_variance` with the gradient of the current batch at the previous parameters."""
 

@@ -191,6 +191,8 @@ class InBlocks(Operation):
         self.traits = Traits(
             elementwise=False,
             compiles=False,
+            capturable=operation.traits.capturable,
+            waits_at_first=operation.traits.waits_at_first,
             hessian_period=operation.traits.hessian_period,
             keeps_slots=operation.traits.keeps_slots,
             waits=operation.traits.waits,

@@ -63,10 +63,13 @@ class Coordinates:
     Attributes:
         delayed: Whether the inner clock lags one step behind.
         needs_kinds: Whether inner slots need a kind.
+        capturable, waits_at_first: Traits of its computations; see `Traits`.
     """
 
     delayed = False
     needs_kinds = True
+    capturable = True
+    waits_at_first = False
 
     @property
     def draws(self) -> int | None:
@@ -261,7 +264,7 @@ class SpaceRun(Inside):
             # The inner transformation never takes part in the first step.
             step = (outside.step - 1).clamp(min=1)
             host = None if outside.host is None else max(outside.host - 1, 1)
-            self._clocks[outside] = Clock(step, host)
+            self._clocks[outside] = Clock(step, host, max(outside.least - 1, 1))
         return self._clocks[outside]
 
     def _commit(self) -> None:
@@ -336,6 +339,8 @@ class EnterSpace(RuleOperation):
             elementwise=False,
             takes_complex=False,
             compiles=False,
+            capturable=space.capturable,
+            waits_at_first=space.waits_at_first,
             random=space.draws is not None,
             keeps_slots=True,
         )

@@ -107,6 +107,14 @@ class Rotation(Factors, Coordinates):
     order: Literal["after", "before"] = "after"
 
     @property
+    def capturable(self) -> bool:
+        return self.refresh == "qr"
+
+    @property
+    def waits_at_first(self) -> bool:
+        return True
+
+    @property
     def delayed(self) -> bool:
         return self.start == "skip" and self.order == "after"
 
@@ -393,6 +401,10 @@ class Projection(Coordinates):
     @property
     def needs_kinds(self) -> bool:
         return self.carry == "rotate"
+
+    @property
+    def capturable(self) -> bool:
+        return self.kind != "svd"
 
     @property
     def draws(self) -> int | None:

@@ -166,7 +166,9 @@ class Frame(Combinator):
         if self.gradient is not None:
             assert isinstance(inner, GradientTransformation)
             functions = Functions.of(self.gradient, name)
-            operation = GradientOperation(path, scope, name, functions, scope.own)
+            operation = GradientOperation(
+                path, scope, name, functions, scope.own, capturable=True
+            )
             inside = scope.child(0, changed=False)
             inside.changed = False
             return [operation, *inner._expand(inside)]

@@ -573,7 +573,7 @@ class Line:
 
     def is_over(self, is_found: Tensor) -> bool:
         """Whether no further trial is needed, if the host may read `is_found`."""
-        return isinstance(self.ctx.is_first, bool) and bool(is_found)
+        return self.ctx.counts_on_host and bool(is_found)
 
 
 def backtracked(line: Line, first: Tensor, max_steps: int, shrink) -> Tensor:

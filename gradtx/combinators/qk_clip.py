@@ -137,6 +137,7 @@ def _check_heads(
     extras={"max_logits": "tensors"},
     check=_check_heads,
     compiles=False,
+    capturable=True,
 )
 def _shrink_heads(logits: str, tau: Scalar, power: Scalar):
     """Multiply each head by a power of its gamma."""

@@ -25,6 +25,7 @@ ALWAYS_KNOWN = ("value", "value_fn", "grad_fn", "hessian_diag")
 # Available in every rule's context.
 OWN = (
     "bias_correction",
+    "counts_on_host",
     "every",
     "first",
     "grad",
@@ -41,12 +42,14 @@ OWN = (
 class Clock:
     """A count of updates: `step` is the 1-based number of the current update, a 0-d int64 tensor.
 
-    `host` is the same number as a Python int if the caller (the adapter) knows it, else None.
+    `host` is the same number as a Python int if the caller (the adapter) knows it, else None; `least` is a number that
+    it cannot be below.
     """
 
-    def __init__(self, step: Tensor, host: int | None = None):
+    def __init__(self, step: Tensor, host: int | None = None, least: int = 1):
         self.step = step
         self.host = host
+        self.least = least if host is None else host
         self._moments: dict[torch.device, ClockReading] = {}
 
     def on(self, device: torch.device) -> ClockReading:
@@ -57,16 +60,17 @@ class Clock:
                 if self.host is None
                 else torch.full_like(self.step, self.host, device=device)
             )
-            self._moments[device] = ClockReading(step, self.host)
+            self._moments[device] = ClockReading(step, self.host, self.least)
         return self._moments[device]
 
 
 class ClockReading:
     """A clock's step on one device, with values derived from it, computed once for all leaves."""
 
-    def __init__(self, step: Tensor, host: int | None):
+    def __init__(self, step: Tensor, host: int | None, least: int):
         self.step = step
         self.host = host
+        self.least = least
         self.time = step.to(exact_dtype(step))
         self._corrections: list[tuple[Any, Tensor]] = []
 
@@ -208,12 +212,19 @@ class Context:
         return seen
 
     @property
+    def counts_on_host(self) -> bool:
+        """Whether the host knows the count, so that a rule may also read values there."""
+        return self._moment.host is not None
+
+    @property
     def is_first(self) -> bool | Tensor:
         """Whether this leaf has not been updated before: a bool if the host knows, else a 0-d tensor."""
-        counts = (self._moment.host, self._of_leaf.host)
-        if self._restarts is not False or None in counts:
+        if self._restarts is not False:
             return ~self.seen
-        return 1 in counts
+        if min(self._moment.least, self._of_leaf.least) > 1:
+            return False
+        counts = (self._moment.host, self._of_leaf.host)
+        return ~self.seen if None in counts else True
 
     def every(
         self,

@@ -129,7 +129,7 @@ class StageState:
         for name, value in rule.shared.items():
             starts[name] = _initial_value(value, device, self.store.shared_dtype(name))
         if rule.seed is not None:
-            starts["seed"] = lambda: torch.tensor(rule.seed, device=device)
+            starts["seed"] = lambda: torch.full((), rule.seed, device=device)
             starts["counter"] = lambda: torch.zeros(
                 (), dtype=torch.int64, device=device
             )

@@ -28,6 +28,9 @@ class Traits:
         template_slot: A slot with the parameter's shape, if the operation itself needs leaves without a gradient.
         compiles: Whether programs may run it for all leaves; see `Operation.has_program`.
         skippable: Whether programs may run it, although `compiles` is False, if they skip work that is not due.
+        capturable: Whether a CUDA graph may replay it: it reads no value on the host, and no factorization in it has
+            the host wait.
+        waits_at_first: Whether this holds only from the second update of a leaf on.
         agree: Hyperparameters that must be the same in all groups of an optimizer.
         keeps_slots: Whether it keeps slots.
         constants: The slots that no step changes.
@@ -55,6 +58,8 @@ class Traits:
     template_slot: str | None = None
     compiles: bool = True
     skippable: bool = False
+    capturable: bool = True
+    waits_at_first: bool = False
     agree: Mapping[str, Any] = field(default_factory=empty_dict)
     keeps_slots: bool = False
     constants: tuple[str, ...] = ()

@@ -64,8 +64,6 @@ class TreeOperation(Operation):
     The state is stored as slots (dicts keyed by leaf name) and shared 0-d tensors.
     """
 
-    traits = Traits(elementwise=False, takes_complex=False, compiles=False, waits=True)
-
     def __init__(
         self,
         path: Path,
@@ -73,6 +71,7 @@ class TreeOperation(Operation):
         name: str,
         functions: Functions,
         agree: Mapping[str, Any] | None = None,
+        capturable: bool = False,
     ):
         if scope.restarts is not False:
             raise TypeError(
@@ -84,8 +83,14 @@ class TreeOperation(Operation):
                 f"{name}: processes whole trees, whose slots {around} cannot transform; move it outside {around}"
             )
         self.path = path
-        if agree:
-            self.traits = dataclasses.replace(self.traits, agree=agree)
+        self.traits = Traits(
+            elementwise=False,
+            takes_complex=False,
+            compiles=False,
+            capturable=capturable,
+            agree=agree or {},
+            waits=True,
+        )
         self._run: Run = scope.run
         self._name = name
         self._functions = functions

@@ -103,7 +103,7 @@ def place_counts(members: Iterable[Member], device: torch.device | None) -> None
         elif count not in moved:
             # A fill, unlike a copy from the host, does not synchronize.
             made = torch.full((), count, dtype=torch.int64, device=device)
-            moved[count] = Count(made, count)
+            moved[count] = Count(made, count, count)
         member.state["step"] = as_step(moved[count], member.state["step"].dtype)
         member.set_count(moved[count])
 
@@ -143,15 +143,22 @@ def check_capturable(members: Members) -> None:
         ValueError: If a link needs the host, or if there are several devices.
     """
     who = f"{members.who}: capturable"
-    for operation in members.block().walk():
+    operations = list(members.block().walk())
+    clocks = [
+        operation.path
+        for operation in operations
+        if operation.traits.has_clock or operation.traits.restarts_inner
+    ]
+    for operation in operations:
+        path, traits = operation.path, operation.traits
+        around = [".".join(clock) for clock in clocks if clock == path[: len(clock)]]
         fault = None
-        if operation.traits.hessian_period:
-            fault = "reads a count for hessian_diag"
-        elif not operation.traits.compiles:
-            fault = "reads counts or values"
+        if not traits.capturable:
+            fault = "has the host wait, for a value or a factorization; use another link"
+        elif traits.waits_at_first and around:
+            fault = f"has the host wait in first updates, which {around[0]} may begin in any step; move it outside"
         if fault is not None:
-            link = ".".join(operation.path)
-            raise ValueError(f"{who}: {link} {fault} on the host; use another link")
+            raise ValueError(f"{who}: {'.'.join(path)} {fault}")
     if len({param.device for param in members.by_param}) > 1:
         raise ValueError(
             f"{who}: the parameters are on several devices; create one optimizer per device"
@@ -159,7 +166,11 @@ def check_capturable(members: Members) -> None:
 
 
 def check_capture(
-    who: str, capturable: bool, members: Iterable[Member], takes_none: bool
+    who: str,
+    capturable: bool,
+    members: Iterable[Member],
+    takes_none: bool,
+    waits_at_first: bool,
 ) -> None:
     """Check that a graph may replay the step that is being captured.
 
@@ -168,6 +179,7 @@ def check_capture(
         capturable: Whether the optimizer was constructed with `capturable=True`.
         members: All parameters.
         takes_none: Whether those without a gradient step as well.
+        waits_at_first: Whether a first update has the host wait.
 
     Raises:
         RuntimeError: If the step would count on the host, or if it is the first step with these gradients.
@@ -185,4 +197,9 @@ def check_capture(
         raise RuntimeError(
             f"{who}: the first step with these gradients creates state, which a CUDA graph cannot replay; call "
             "step() once before the capture"
+        )
+    if waits_at_first and min((count.least for count in counts), default=1) == 0:  # type: ignore[union-attr]
+        raise RuntimeError(
+            f"{who}: a GradScaler may have skipped all steps so far, so that the captured step might be the first, "
+            "which has the host wait; call step() once without a scaler before the capture"
         )

@@ -107,6 +107,13 @@ class HessianSource:
             ValueError: If the diagonal is due, but was neither passed nor can be estimated.
         """
         leaves = step.leaves(step.members)
+        if not estimates and all(map(_has_diagonal, leaves)):
+            return
+        if not step.on_host:
+            raise RuntimeError(
+                f"{self.link}: with capturable=True, every step needs step(hessian_diag=...) with a tensor for each "
+                "parameter that has a gradient; an estimate depends on a count that only the device knows"
+            )
         signs = list(map(sign_of_use, leaves))
         diagonal: Diagonal = {}
         if estimates:
@@ -237,6 +244,11 @@ class _KeepGraph(TorchFunctionMode):
                 "ignore", r"Using backward\(\) with create_graph", UserWarning
             )
             return func(*args, **{**kwargs, "create_graph": True})
+
+
+def _has_diagonal(leaf: Leaf) -> bool:
+    given = leaf.extras.get("hessian_diag") is not None
+    return given or not leaf.has_gradient
 
 
 def sign_of_use(leaf: Leaf) -> int | None:

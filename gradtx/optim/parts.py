@@ -38,6 +38,7 @@ class ChainTraits:
         needs_extras: Whether a link needs an extra.
         calls_again: Whether a link calls the closure at other weights.
         exchanges: Whether ranks exchange tensors in some steps.
+        waits_at_first: Whether a leaf's first update has the host wait.
     """
 
     takes_none: bool
@@ -49,6 +50,7 @@ class ChainTraits:
     needs_extras: bool
     calls_again: bool
     exchanges: bool
+    waits_at_first: bool
 
 
 @dataclass(eq=False)
@@ -120,9 +122,11 @@ class Parts:
             needs_extras=any(need != "params" for need in needs),
             calls_again="grad_fn" in needs or "value_fn" in needs,
             exchanges=any(each.exchanges for each in traits),
+            waits_at_first=any(each.waits_at_first for each in traits),
         )
 
     def counts_on_host(self) -> bool:
         """Whether the host must know the counts even under a GradScaler."""
         devices = {param.device for param in self.members.by_param}
-        return self.traits.needs_host_counts or len(devices) > 1
+        is_needed = self.traits.needs_host_counts and not self.capturable
+        return is_needed or len(devices) > 1

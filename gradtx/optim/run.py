@@ -31,10 +31,12 @@ class Count:
     Attributes:
         made: The number of steps made, 0-d int64.
         bound: An upper bound known to the host, which includes skipped steps.
+        least: A lower bound, without those that may have been skipped.
     """
 
     made: Tensor
     bound: int
+    least: int
 
     @property
     def most(self) -> int:
@@ -43,12 +45,14 @@ class Count:
 
     def after(self, tick: int | Tensor) -> Count:
         """Return the count after a step that adds `tick`."""
-        return Count(self.made + tick, self.most + 1)
+        least = self.least if isinstance(tick, Tensor) else self.least + tick
+        return Count(self.made + tick, self.most + 1, least)
 
     def copy_from(self, other: Count) -> None:
         """Copy another count into this one's tensor."""
         self.made.copy_(other.made)
         self.bound = other.bound
+        self.least = other.least
 
 
 class ParameterKind(NamedTuple):

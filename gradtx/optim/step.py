@@ -119,7 +119,13 @@ class Step:
                 parts.expects_scheduler = check_scheduler(self._who, [view])
         self._read(self._every)
         if _torch.is_captured(run.device):
-            check_capture(self._who, parts.capturable, self._every, traits.takes_none)
+            check_capture(
+                self._who,
+                parts.capturable,
+                self._every,
+                traits.takes_none,
+                traits.waits_at_first,
+            )
         self.structures: list[Structure] = []
         for view, row, values in zip(self.views, self._rows, self._values, strict=True):
             if values is not view.settled:
@@ -524,7 +530,7 @@ def _by_name(extra: str, values: Any, names: list[str]) -> Any:
 def _clock_after(count: int | Count) -> Clock:
     """Return the clock of the step that follows `count` steps."""
     if isinstance(count, Count):
-        return Clock(count.made + 1)
+        return Clock(count.made + 1, least=count.least + 1)
     return Clock(torch.tensor(count + 1, device=CPU), count + 1)
 
 
