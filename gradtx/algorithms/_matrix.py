@@ -411,7 +411,9 @@ def _change_of_q(
 
 
 def _qr(x: Tensor) -> tuple[Tensor, ...]:
-    basis, upper = _factors(torch.linalg.qr, x)
+    # An accelerator reports no errors of this factorization, for which the host would wait.
+    factors = _factors if x.device.type == "cpu" else _factors_without_reading
+    basis, upper = factors(torch.linalg.qr, x)
     return basis.contiguous(), upper
 
 

@@ -357,9 +357,7 @@ def scale_by_qhm(momentum: Decay = 0.999, nu: Scalar = 0.7):
     return {"momentum_buffer": average_of(momentum)}, update
 
 
-@per_tensor(
-    elementwise=True, compiles=False, capturable=True, ahead="step_size"
-)
+@per_tensor(elementwise=True, compiles=False, capturable=True, ahead="step_size")
 def ema_nesterov(
     decay: Decay = 0.99,
     step_size: Scalar = 0.3,

@@ -169,8 +169,10 @@ def load_hooks(optimizer: torch.optim.Optimizer) -> tuple[Hooks, Hooks]:
 
 
 def is_captured(device: torch.device) -> bool:
-    """Whether a CUDA graph is capturing the device's current stream."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    """Whether a graph, such as a CUDA graph, is capturing the device's current stream."""
+    of_device = getattr(torch, device.type, None)  # such as torch.cuda
+    asks = getattr(of_device, "is_current_stream_capturing", None)
+    return asks is not None and asks()
 
 
 def unscale_(gradients: list[Tensor], inverse: Tensor) -> None:

@@ -154,7 +154,9 @@ def check_capturable(members: Members) -> None:
         around = [".".join(clock) for clock in clocks if clock == path[: len(clock)]]
         fault = None
         if not traits.capturable:
-            fault = "has the host wait, for a value or a factorization; use another link"
+            fault = (
+                "has the host wait, for a value or a factorization; use another link"
+            )
         elif traits.waits_at_first and around:
             fault = f"has the host wait in first updates, which {around[0]} may begin in any step; move it outside"
         if fault is not None:

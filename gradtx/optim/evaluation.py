@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from gradtx.base.dtensor import is_sharded
+from gradtx.base.exact import CPU
 from gradtx.base.messages import warn_user
 from gradtx.base.torch_names import version_of
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block
 from gradtx.execution.pure import evaluation_weights
-from gradtx.optim.groups import CPU, params_of
+from gradtx.optim.groups import params_of
 from gradtx.optim.run import leaf_of
 from gradtx.optim.state import States, as_slot
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.base.exact import CPU, Schedule, number_on, python_scalar, resolve
+from gradtx.base.exact import Schedule, number_on, python_scalar, resolve
 from gradtx.execution.runs import Place
 from gradtx.programs.hyperparameters import (
     ChainOf,

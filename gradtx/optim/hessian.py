@@ -109,7 +109,7 @@ class HessianSource:
         leaves = step.leaves(step.members)
         if not estimates and all(map(_has_diagonal, leaves)):
             return
-        if not step.on_host:
+        if isinstance(step.count, Tensor):
             raise RuntimeError(
                 f"{self.link}: with capturable=True, every step needs step(hessian_diag=...) with a tensor for each "
                 "parameter that has a gradient; an estimate depends on a count that only the device knows"

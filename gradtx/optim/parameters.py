@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path
+from gradtx.base.exact import CPU
 from gradtx.base.inputs import check_groups
 from gradtx.base.selectors import NumberedName, in_model
 from gradtx.base.tree import check_leaf
@@ -20,7 +21,6 @@ from gradtx.distributed.layouts import Team
 from gradtx.execution.execute import Block
 from gradtx.execution.runs import Place, clock_at
 from gradtx.optim.groups import (
-    CPU,
     Group,
     GroupView,
     are_identical,

@@ -15,12 +15,12 @@ from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.dtensor import gradient_like, local, placed_as, total
 from gradtx.base.errors import Path
+from gradtx.base.exact import CPU
 from gradtx.base.tree import check_names
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Leaf
 from gradtx.execution.pure import as_number, moved_along
 from gradtx.execution.runs import Run
-from gradtx.optim.groups import CPU
 from gradtx.programs.layout import Layout, State
 
 

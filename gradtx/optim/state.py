@@ -13,11 +13,12 @@ from torch.nn.parameter import is_lazy
 from gradtx.base.complex_views import as_complex, as_real, real_views
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path, StateKey
+from gradtx.base.exact import CPU
 from gradtx.base.plain import is_plain
 from gradtx.distributed.owners import with_regions
 from gradtx.execution.execute import Block, Leaf, initialize
 from gradtx.execution.runs import Place, memory_of
-from gradtx.optim.groups import CPU, GroupView
+from gradtx.optim.groups import GroupView
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import assign_owners, states_of_owners
 from gradtx.optim.run import (

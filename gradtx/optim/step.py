@@ -17,7 +17,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import add_note
 from gradtx.base.dtensor import gradient_like
 from gradtx.base.errors import Path
-from gradtx.base.exact import python_scalar
+from gradtx.base.exact import CPU, python_scalar
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
 from gradtx.distributed.owners import with_regions
@@ -39,7 +39,6 @@ from gradtx.optim.device_counts import (
     unscaling,
 )
 from gradtx.optim.groups import (
-    CPU,
     GroupView,
     Values,
     are_identical,
@@ -337,9 +336,7 @@ class Step:
     def _compare_groups(self) -> None:
         first = {}
         count = self.count if isinstance(self.count, int) else 0
-        for view, values, row in zip(
-            self.views, self._values, self._rows, strict=True
-        ):
+        for view, values, row in zip(self.views, self._values, self._rows, strict=True):
             # On the host, which need not wait then.
             block = self._parts.members.expanded(view.chain(values, CPU), count)
             # The selectors' decisions that are the same for all members of the group.
@@ -404,9 +401,7 @@ class Step:
         """Whether ranks exchange tensors in this step, in which no engine runs."""
         self._expand()
         return any(
-            each.exchanges
-            for block in self._blocks.values()
-            for each in block.traits()
+            each.exchanges for block in self._blocks.values() for each in block.traits()
         )
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
 
 from gradtx.arguments import Arguments
-from gradtx.base.exact import Schedule, exact
+from gradtx.base.exact import CPU, Schedule, exact
 from gradtx.base.messages import describe, schedule_remedy
 from gradtx.base.torch_names import readable
 
@@ -31,10 +31,11 @@ class MadeSchedule(Schedule):
 
     def __init__(self, factory, arguments: dict[str, Any]):
         self.is_plain = all(map(_is_plain, arguments.values()))
+        self._accelerator = _accelerator_of(arguments.values())
         self._factory = factory
         self._arguments = arguments
         # Run the body's own checks at construction.
-        self._value(exact(0, torch.device("cpu")))
+        self._value(exact(0, CPU))
         super().__init__(self._value)
 
     def _exact(self, step: Tensor) -> dict[str, Any]:
@@ -53,7 +54,8 @@ class MadeSchedule(Schedule):
 
     def _value(self, step) -> Any:
         """Return the value at a step: a number at a Python number, unless it depends on tensors."""
-        device = step.device if isinstance(step, Tensor) else torch.device("cpu")
+        # A tensor from there would arrive on the host only after all queued work.
+        device = self._accelerator or (step.device if isinstance(step, Tensor) else CPU)
         exact_step = exact(step, device)
         value = self._factory.function(exact_step, **self._exact(exact_step))
         is_number = not isinstance(step, Tensor) and self.is_plain
@@ -84,6 +86,21 @@ class MadeSchedule(Schedule):
     def __repr__(self) -> str:
         shown = self._factory.arguments.shown(self._arguments)
         return f"{self._factory.__name__}({', '.join(shown)})"
+
+
+def _accelerator_of(values: Iterable[Any]) -> torch.device | None:
+    """Return the device of a tensor that is not on the host; None if there is none."""
+    for value in values:
+        device = None
+        if isinstance(value, Tensor) and value.device.type != "cpu":
+            device = value.device
+        elif isinstance(value, tuple | list):
+            device = _accelerator_of(value)
+        elif isinstance(value, MadeSchedule):
+            device = value._accelerator
+        if device is not None:
+            return device
+    return None
 
 
 def _is_plain(value) -> bool:

@@ -142,7 +142,9 @@ def _check_slot(
             raise ValueError(
                 f"state at {where!r} must be a tensor for leaf {name!r}, got {value!r}; {OWN_STATE}"
             )
-        if not can_be_kept(value) and not (value.is_complex() and name in may_be_complex):
+        if not can_be_kept(value) and not (
+            value.is_complex() and name in may_be_complex
+        ):
             raise ValueError(
                 f"state at {where!r} must be a dense real tensor for leaf {name!r}; {OWN_STATE}"
             )

@@ -304,7 +304,10 @@ BUILDING = {
         TypeError,
         lambda: per_tensor(elementwize=True),
     ),
-    "whole_tree: unknown option 'elementwise'; known: extras, needs": (TypeError, lambda: whole_tree(elementwise=True)),
+    "whole_tree: unknown option 'elementwise'; known: capturable, extras, needs": (
+        TypeError,
+        lambda: whole_tree(elementwise=True),
+    ),
     "alias: unknown option 'needs'; known: class_name": (TypeError, lambda: alias(needs=("params",))),
     "unannotated: annotate 'x': gradtx.Scalar for a number, gradtx.GradientTransformation for an inner "
     "transformation; the decorated function is a factory, which returns the update": (

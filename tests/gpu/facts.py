@@ -40,9 +40,10 @@ FLAG = torch.tensor(True)
 
 # Operations of a tensor on the device and a 0-d one on the host, in both orders.
 TWO = (
-    "add sub mul div pow maximum minimum fmax fmin atan2 fmod remainder rsub eq ne lt gt ge le logical_and logical_or "
-    "logical_xor copysign hypot xlogy true_divide floor_divide heaviside logaddexp float_power nextafter"
-).split()
+    "add sub mul div pow maximum minimum fmax fmin atan2 fmod remainder rsub eq ne lt gt ge le "
+    "logical_and logical_or logical_xor copysign hypot xlogy true_divide floor_divide heaviside logaddexp "
+    "float_power nextafter"
+)
 
 
 def _two(name: str, host_first: bool) -> Fact:
@@ -54,7 +55,7 @@ def _two(name: str, host_first: bool) -> Fact:
     return made
 
 
-for _name in TWO:
+for _name in TWO.split():
     FACTS[f"{_name}(device, host)"] = _two(_name, False)
     FACTS[f"{_name}(host, device)"] = _two(_name, True)
 
@@ -176,7 +177,7 @@ _ON_DEVICE: dict[str, Callable[[torch.Tensor], Any]] = {
     "randn of a generator on the host": lambda x: torch.randn(6, generator=torch.Generator()).to(x.device),
     "randperm": lambda x: torch.randperm(6, device=x.device),
     "multinomial": lambda x: torch.multinomial(x, 2),
-    "repeat_interleave by a tensor": lambda x: x.repeat_interleave(torch.ones(6, dtype=torch.int64, device=x.device), 0),
+    "repeat_interleave by a tensor": lambda x: x.repeat_interleave((x[0] > 0).long(), 0),
     "split by sizes": lambda x: x.split([2, 4]),
     "max of rows": lambda x: x.max(1),
     "argmax": lambda x: x.argmax(),

@@ -24,36 +24,35 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from gradtx.base import plain
+
 aten = torch.ops.aten
 CPU = torch.device("cpu")
 NAME = "pretend"
 
 # Operations of a tensor on the device and a 0-d one on the host, which are any operand, or the one of this index.
-EITHER = set(
-    "add sub mul div pow maximum minimum fmax fmin atan2 fmod remainder rsub eq ne lt gt ge le copysign hypot xlogy "
-    "floor_divide float_power bitwise_and bitwise_or true_divide".split()
+EITHER_NAMES = (
+    "add sub mul div pow maximum minimum fmax fmin atan2 fmod remainder rsub eq ne lt gt ge le copysign "
+    "hypot xlogy floor_divide float_power bitwise_and bitwise_or true_divide"
 )
+EITHER = set(EITHER_NAMES.split())
 OF_INDEX = {"logical_and": 1, "logical_or": 1, "logical_xor": 1, "fill": 1, "lerp": 2, "addcmul": 2, "masked_fill": 2}
-WAITS = set(
-    "_local_scalar_dense is_nonzero equal nonzero masked_select unique_consecutive _unique _unique2 unique_dim "
-    "allclose histc bincount repeat_interleave linalg_matrix_exp linalg_eigh _linalg_eigh linalg_eigvalsh _linalg_svd "
-    "linalg_svd linalg_svdvals linalg_cholesky linalg_inv linalg_solve _linalg_solve linalg_pinv linalg_lstsq "
-    "linalg_ldl_factor_ex linalg_matrix_rank _linalg_check_errors".split()
+WAITS_NAMES = (
+    "_local_scalar_dense is_nonzero equal nonzero masked_select unique_consecutive _unique _unique2 "
+    "unique_dim allclose histc bincount repeat_interleave linalg_matrix_exp linalg_eigh _linalg_eigh "
+    "linalg_eigvalsh _linalg_svd linalg_svd linalg_svdvals linalg_cholesky linalg_inv linalg_solve "
+    "_linalg_solve linalg_pinv linalg_lstsq linalg_ldl_factor_ex linalg_matrix_rank _linalg_check_errors"
 )
+WAITS = set(WAITS_NAMES.split())
 # Those of several matrices wait, that of one does not.
 WAITS_IN_BATCHES = {"cholesky_inverse", "cholesky_solve"}
-VIEWS = set(
-    "view _unsafe_view reshape alias detach expand permute transpose t numpy_T unsqueeze squeeze slice select "
-    "as_strided split split_with_sizes unbind diagonal narrow movedim unflatten flatten lift_fresh view_as_real "
-    "view_as_complex _reshape_alias is_same_size unfold mT broadcast_to chunk empty empty_like empty_strided "
-    "new_empty new_empty_strided result_type".split()
+VIEWS_NAMES = (
+    "view _unsafe_view reshape alias detach expand permute transpose t numpy_T unsqueeze squeeze slice "
+    "select as_strided split split_with_sizes unbind diagonal narrow movedim unflatten flatten lift_fresh "
+    "view_as_real view_as_complex _reshape_alias is_same_size unfold mT broadcast_to chunk empty "
+    "empty_like empty_strided new_empty new_empty_strided result_type"
 )
-
-
-def on_gpu(inner: Tensor, device: torch.device) -> OnGpu:
-    tensor = OnGpu(inner, device)
-    GPU.allocated(tensor)
-    return tensor
+VIEWS = set(VIEWS_NAMES.split())
 
 
 class OnGpu(Tensor):
@@ -78,31 +77,37 @@ class OnGpu(Tensor):
         return _from_host, (self.detach().inner.clone(), self.device.index, self.requires_grad)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        copy = on_gpu(self.inner.clone(), self.device).requires_grad_(self.requires_grad)
+        copy = OnGpu(self.inner.clone(), self.device).requires_grad_(self.requires_grad)
         if isinstance(self, torch.nn.Parameter):
             copy._is_param = True
         memo[id(self)] = copy
         return copy
 
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (Tensor.data_ptr, Tensor.untyped_storage):
-            return func(args[0].inner)
-        if func is Tensor.tolist:
-            return args[0].cpu().tolist()
-        if func is Tensor.new_tensor:
-            GPU.wait("a copy from pageable memory")
-            return on_gpu(func(args[0].inner, *args[1:], **(kwargs or {})), args[0].device)
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
+    def data_ptr(self) -> int:
+        return self.inner.data_ptr()
+
+    def untyped_storage(self) -> Any:
+        return self.inner.untyped_storage()
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    def new_tensor(self, data: Any, **options: Any) -> Tensor:
+        GPU.wait("a copy from pageable memory")
+        return OnGpu(self.inner.new_tensor(data, **options), self.device)
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return GPU.call(func, args, kwargs or {})
 
 
+plain.TYPES.add(OnGpu)
+
+
 def _from_host(values: Tensor, index: int, requires_grad: bool) -> Tensor:
-    return on_gpu(values, torch.device(NAME, index)).requires_grad_(requires_grad)
+    return OnGpu(values, torch.device(NAME, index)).requires_grad_(requires_grad)
 
 
 class Seen:
@@ -170,31 +175,35 @@ class PretendedGpu:
 
     # Memory.
 
-    def allocated(self, tensor: OnGpu) -> None:
+    def _allocated(self, tensor: OnGpu, inputs: set[int]) -> None:
+        """Count the memory of a new tensor until the last tensor over it dies, unless an input has this memory."""
         storage = tensor.inner.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
+        if key not in self._holders:
+            if key in inputs:
+                return
+            self._hold(size)
         self._holders[key] += 1
-        is_new = self._holders[key] == 1
-        counted = list(self._seen) if is_new else []
-        for seen in counted:
+        weakref.finalize(tensor, self._released, key, size).atexit = False
+
+    def _hold(self, size: int) -> None:
+        for seen in self._seen:
             seen.held += size
             seen.peak = max(seen.peak, seen.held)
-        weakref.finalize(tensor, self._released, key, size).atexit = False
 
     def _released(self, key: int, size: int) -> None:
         self._holders[key] -= 1
         if not self._holders[key]:
             del self._holders[key]
-            for seen in self._seen:
-                seen.held -= size
+            self._hold(-size)
 
     # Operations.
 
     def call(self, func: Any, args: Any, kwargs: Any) -> Any:
         name = func.overloadpacket.__name__
-        leaves = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        there = [x for x in leaves if isinstance(x, OnGpu)]
-        here = [x for x in leaves if not isinstance(x, OnGpu)]
+        leaves = _tensors_in(args, kwargs)
+        there = [x for x in leaves if type(x) is OnGpu]
+        here = [x for x in leaves if type(x) is not OnGpu]
         device = there[0].device if there else torch.device(kwargs["device"])
         if device.index is None:
             device = torch.device(NAME, 0)
@@ -249,10 +258,11 @@ class PretendedGpu:
         single = next((x for x in (*args[1:], *kwargs.values()) if isinstance(x, Tensor)), None)
         if func._overloadname == "Tensor" and base == "add" and single is not None and not isinstance(single, OnGpu):
             raise RuntimeError(f"scalar tensor expected to be on {device} but is on cpu")
-        if any(not isinstance(x, OnGpu) for x in args[0]) or any(x.ndim for x in here):
-            if base not in ("addcmul", "addcdiv"):
-                raise _apart(func, device, CPU)
-        if base in ("addcmul", "addcdiv") and isinstance(single, OnGpu) and single.ndim:
+        takes_vector = base in ("addcmul", "addcdiv")  # of factors, on the host
+        is_mixed = any(not isinstance(x, OnGpu) for x in args[0]) or any(x.ndim for x in here)
+        if is_mixed and not takes_vector:
+            raise _apart(func, device, CPU)
+        if takes_vector and isinstance(single, OnGpu) and single.ndim:
             raise RuntimeError(f"Expected scalars to be on CPU, got {device} instead.")
 
     def _convert(self, func: Any, args: Any, kwargs: Any, device: torch.device) -> Any:
@@ -272,19 +282,24 @@ class PretendedGpu:
     ) -> Any:
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": CPU}
-        inner_args, inner_kwargs = pytree.tree_map(_inner, (args, kwargs))
-        results = func(*inner_args, **inner_kwargs)
+        results = func(*map(_inner, args), **{name: _inner(x) for name, x in kwargs.items()})
         self._count(func, args, there, here)
         given = {id(x.inner): x for x in there}
+        memory = {x.inner.untyped_storage()._cdata for x in there} if self._seen else set()
 
         def outer(x: Any) -> Any:
+            if isinstance(x, (list, tuple)):
+                return type(x)(map(outer, x)) if type(x) in (list, tuple) else type(x)(*map(outer, x))
             if not isinstance(x, Tensor):
                 return x
-            return given[id(x)] if id(x) in given else on_gpu(x, device)
+            if id(x) in given:
+                return given[id(x)]
+            tensor = OnGpu(x, device)
+            if self._seen:
+                self._allocated(tensor, memory)
+            return tensor
 
-        if any(results is x for x in here):
-            return results
-        return pytree.tree_map(outer, results)
+        return results if any(results is x for x in here) else outer(results)
 
     def copy(self, what: str, does_not_block: Any) -> None:
         """Copy between the device and pageable memory, which no capture allows."""
@@ -323,8 +338,22 @@ class PretendedGpu:
                 seen.slow[str(func)] += launches
 
 
+def _tensors_in(args: Any, kwargs: Any) -> list[Tensor]:
+    found = []
+    for x in (*args, *kwargs.values()):
+        if isinstance(x, Tensor):
+            found.append(x)
+        elif isinstance(x, (list, tuple)):
+            found += [item for item in x if isinstance(item, Tensor)]
+    return found
+
+
 def _inner(x: Any) -> Any:
-    return x.inner if isinstance(x, OnGpu) else x
+    if type(x) is OnGpu:
+        return x.inner
+    if isinstance(x, (list, tuple)):
+        return [_inner(item) for item in x]
+    return x
 
 
 def _are_apart(there: Sequence[OnGpu]) -> bool:
@@ -401,16 +430,16 @@ _ALL = torch.library.Library("_", "IMPL")
 _ALL.fallback(GPU.create, "PrivateUse1")
 _ATEN = torch.library.Library("aten", "IMPL")
 # These would resize an empty tensor, which keeps its shape outside.
-for _name in (
-    "eye eye.m arange arange.start arange.start_step linspace logspace randperm tril_indices triu_indices".split()
-):
-    _operator = getattr(getattr(aten, _name.split(".")[0]), (_name.split(".") + ["default"])[1])
+RESIZING = "eye eye.m arange arange.start arange.start_step linspace logspace randperm tril_indices triu_indices"
+for _name in RESIZING.split():
+    _packet, _, _overload = _name.partition(".")
+    _operator = getattr(getattr(aten, _packet), _overload or "default")
     _ATEN.impl(_name, functools.partial(GPU.create, _operator), "PrivateUse1")
 
 
 @contextlib.contextmanager
 def seeing_constants() -> Iterator[None]:
-    """Make `torch.tensor` and `torch.as_tensor` wait in the block: their copy to the device goes around all dispatch."""
+    """Make `torch.tensor` and `torch.as_tensor` wait in the block: their copy goes around all dispatch."""
     before = torch.tensor, torch.as_tensor
     torch.tensor, torch.as_tensor = map(_made, before)
     try:
@@ -424,7 +453,7 @@ def _made(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         if device is None or torch.device(device).type != NAME or isinstance(data, OnGpu):
             return function(data, *args, device=device, **kwargs)
         GPU.wait("a copy from pageable memory")
-        return on_gpu(function(data, *args, **kwargs), torch.device(NAME, torch.device(device).index or 0))
+        return OnGpu(function(data, *args, **kwargs), torch.device(NAME, torch.device(device).index or 0))
 
     return made
 
@@ -435,7 +464,7 @@ def to_gpu(tree: Any, index: int = 0) -> Any:
     def moved(x: Any) -> Any:
         if not isinstance(x, Tensor) or isinstance(x, OnGpu):
             return x
-        tensor = on_gpu(x.detach().clone(), torch.device(NAME, index))
+        tensor = OnGpu(x.detach().clone(), torch.device(NAME, index))
         return torch.nn.Parameter(tensor, x.requires_grad) if isinstance(x, torch.nn.Parameter) else tensor
 
     return pytree.tree_map(moved, tree)

@@ -172,14 +172,44 @@ def test_nothing_is_captured_on_the_processor():
 @pytest.mark.parametrize(
     ("tx", "culprit"),
     [
-        (gradtx.chain(gradtx.add_noise(1.0, 0.55, seed=0), gradtx.sgd()), "add_noise"),
-        (gradtx.sophia(), "hessian_diag"),
-        (CHAINS["whole tree"], "on the host"),
+        (gradtx.shampoo(), "scale_by_shampoo has the host wait"),
+        (gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.galore(2)), "low_rank has the host wait"),
+        (gradtx.polargrad(method="exact"), "scale_by_nuclear_norm has the host wait"),
+        (gradtx.line_search(gradtx.sgd(lr=1.0)), "line_search has the host wait"),
+        (CHAINS["whole tree"], "has the host wait"),
+        (CHAINS["plain functions"], "has the host wait"),
+        (gradtx.accumulate(gradtx.soap(), 2), "scale_by_soap has the host wait in first updates, which acc"),
+        (gradtx.restart(gradtx.kl_shampoo(), 9), "kl_shampoo has the host wait in first updates, which restart"),
     ],
 )
 def test_links_that_need_the_host_are_refused_by_name(tx, culprit):
     with pytest.raises(ValueError, match=f"^ChainOptimizer: capturable: .*{culprit}"):
-        gradtx.as_optimizer(tx, [torch.nn.Parameter(torch.zeros(2))], capturable=True)
+        gradtx.as_optimizer(tx, [torch.nn.Parameter(torch.zeros(2, 2))], capturable=True)
+
+
+def test_a_captured_step_takes_the_hessian_diagonal_and_estimates_none():
+    params = [torch.nn.Parameter(torch.ones(2))]
+    optimizer = gradtx.optim.SophiaH(params, capturable=True)
+    params[0].grad = torch.ones(2)
+    with pytest.raises(RuntimeError, match=r"with capturable=True, every step needs step\(hessian_diag="):
+        optimizer.step()
+    optimizer.step(hessian_diag=[torch.ones(2)])
+    with capturing():
+        optimizer.step(hessian_diag=[torch.ones(2)])
+
+
+def test_a_capture_may_not_contain_a_first_update_that_waits(device_counts):
+    params = [torch.nn.Parameter(torch.eye(3))]
+    optimizer = gradtx.optim.SOAP(params, capturable=True)
+    params[0].grad = torch.eye(3)
+    optimizer.grad_scale, optimizer.found_inf = torch.ones(()), torch.ones(())  # skipped, as far as the host knows
+    optimizer.step()
+    with capturing(), pytest.raises(RuntimeError, match="may have skipped all steps so far"):
+        optimizer.step()
+    del optimizer.grad_scale, optimizer.found_inf
+    optimizer.step()
+    with capturing():
+        optimizer.step()
 
 
 def test_what_excludes_capturable_is_refused():
