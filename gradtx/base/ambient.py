@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, TypeVar, cast
 import torch
 
 from gradtx.base import torch_names as _torch
+from gradtx.base.messages import add_note
 
 __all__ = ["eagerly"]
 
@@ -154,8 +155,6 @@ def eagerly() -> Generator[None, None, None]:
         _SWITCH.is_on = before
 
 
-def add_note(error: Exception) -> None:
+def note_program(error: Exception) -> None:
     """Add to an error from a recorded program how to run its rules line by line."""
-    add = getattr(error, "add_note", None)
-    if add is not None:  # Python 3.11
-        add(NOTE)
+    add_note(error, NOTE)

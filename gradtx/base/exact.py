@@ -78,7 +78,7 @@ def exact(value: Any, device: torch.device) -> Tensor:
 
 
 def exact_dtype(like: Any) -> torch.dtype:
-    """Return float64, or float32 on a device without float64."""
+    """Return float64, or float32 if the device, or that of a tensor, has no float64."""
     device = like.device if isinstance(like, Tensor) else like
     return torch.float32 if getattr(device, "type", "cpu") == "mps" else torch.float64
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import linecache
 import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -103,3 +105,23 @@ def warn_user(message: str, category: type[Warning]) -> None:
         frame = frame.f_back
         level += 1
     warnings.warn(message, category, stacklevel=level)
+
+
+def line_of_user(error: Exception) -> str:
+    """Return the innermost line of the user's code that an error comes from; empty if there is none."""
+    where = ""
+    traceback = error.__traceback__
+    while traceback is not None:
+        code, number = traceback.tb_frame.f_code, traceback.tb_lineno
+        module = traceback.tb_frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] not in INNER_PACKAGES:
+            line = linecache.getline(code.co_filename, number).strip()
+            where = f", {Path(code.co_filename).name}:{number}: {line}"
+        traceback = traceback.tb_next
+    return where
+
+
+def add_note(error: Exception, note: str) -> None:
+    add = getattr(error, "add_note", None)
+    if add is not None:  # Python 3.11
+        add(note)

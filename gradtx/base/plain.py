@@ -5,7 +5,6 @@ DTensors are plain where their local shards are; see `gradtx.base.dtensor`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -17,7 +16,3 @@ TYPES: set[type] = {Tensor, Parameter}
 
 def is_plain(value: Any) -> bool:
     return type(value) in TYPES
-
-
-def are_plain(values: Iterable[Any]) -> bool:
-    return TYPES.issuperset(map(type, values))

@@ -253,6 +253,7 @@ class Synchronize(Enter):
             waits=waits,
             exchanges=exchanges,
             compiles=not exchanges and isinstance(scope.count, int),
+            capturable=False,
         )
 
     def _enter(self, leaf: Leaf) -> Any:

@@ -565,6 +565,11 @@ def _check_entry(extra: str, leaf: Leaf, value: Tensor) -> None:
         raise ValueError(
             f"{extra}: leaf {name!r} has shape {tuple(value.shape)}, needs {tuple(shape)}"
         )
+    if value.device != leaf.device:
+        raise ValueError(
+            f"{extra}: leaf {name!r} is on {value.device}, but its parameter is on {leaf.device}; pass "
+            f"{extra} there, by .to(param.device)"
+        )
 
 
 def check_extras(

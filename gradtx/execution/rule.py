@@ -17,7 +17,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import full_tensor, is_sharded, placed_as
 from gradtx.base.errors import OWN_STATE, Path, lacking
 from gradtx.base.exact import exact
-from gradtx.base.messages import nearest, shortly
+from gradtx.base.messages import add_note, line_of_user, nearest, shortly
 from gradtx.base.names import is_ours
 from gradtx.base.torch_names import readable
 from gradtx.distributed.collectives import summed_over_ranks
@@ -233,8 +233,9 @@ class StageState:
         self, leaf: Leaf, compute_dtype: torch.dtype
     ) -> tuple[dict[str, Tensor], RuleState]:
         """Return a leaf's slots in stored form, and the state to pass to the rule."""
+        shared = {name: value.to(leaf.device) for name, value in self.shared.items()}
         if self._rule.init is None:
-            return {}, RuleState(self.shared, self, leaf)
+            return {}, RuleState(shared, self, leaf)
         old = leaf.run.slots(self.path, leaf)
         if not old and self.first(leaf):
             raise lacking(self.path, leaf.name)
@@ -248,7 +249,7 @@ class StageState:
                 for slot, value in flat.items()
             }
         state = self._as_rule_sees(leaf, old, flat)
-        return old, RuleState({**state, **self.shared}, self, leaf)
+        return old, RuleState({**state, **shared}, self, leaf)
 
     def _check_lists(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
         # A missing entry of a list would otherwise go unnoticed: the list would only be shorter.
@@ -503,6 +504,9 @@ class RuleOperation(Operation):
             total = yield self._terms(call, out)
             if isinstance(out, OfLeaf):
                 total = total[call.leaf.name]
+            else:
+                device = call.leaf.device
+                total = {name: value.to(device) for name, value in total.items()}
             out = self._continue_past_leaf_sums(call, self._guarded(call, total))
             is_sum = isinstance(out, dict | OfLeaf)
         self._finish(call, out)
@@ -519,6 +523,20 @@ class RuleOperation(Operation):
         return summed_over_ranks({leaf.name: sums.sums for leaf, sums in waiting})
 
     def _guarded(self, call: Call, *total: Any) -> Any:
+        """Call the rule, or continue it with a total; an error in a user's rule names rule, leaf and line."""
+        try:
+            return self._called(call, *total)
+        except Exception as error:
+            if self._is_users:
+                leaf = call.leaf
+                add_note(
+                    error,
+                    f"{self.rule.name}: leaf {leaf.name!r} of shape {tuple(leaf.shape)} on {leaf.device}"
+                    f"{line_of_user(error)}",
+                )
+            raise
+
+    def _called(self, call: Call, *total: Any) -> Any:
         """Call the rule, or continue it with a total; if it fails because of a missing input, name that input."""
         try:
             if not total:

@@ -148,12 +148,14 @@ class States:
             return {}
         members = self.members.by_param if members is None else members
         run = OptimizerRun(self.by_param, members, initial=True)
-        block = Block.of(view.first_chain(run.device), run, 0)
+        blocks: dict[torch.device, Block] = {}
+        for device in dict.fromkeys(param.device for param in params):
+            blocks[device] = Block.of(view.first_chain(device), run, 0)
         clock = first_clock(run.device)
         leaves: list[Leaf] = []
         for param in params:
             leaf = leaf_of(run, members[param], clock, shown=shown(param))
-            operations = block.for_leaf(leaf)
+            operations = blocks[param.device].for_leaf(leaf)
             leaf.operations = with_regions(operations, param, self.members.replicas)
             leaves.append(leaf)
         assign_owners(leaves, members, self.members.replicas)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.ambient import add_note
+from gradtx.base.ambient import note_program
 from gradtx.base.dtensor import gradient_like
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU, python_scalar
@@ -216,6 +216,14 @@ class Step:
                 f"{made_for}; move the model before the first step, convert the state by "
                 "optimizer.load_state_dict(optimizer.state_dict()), or reset it: optimizer.state.pop(param)"
             )
+        for member in members:
+            for key in member.layout.slot_keys if member.layout is not None else ():
+                slot = member.state.get(key)
+                if slot is not None and slot.device != member.param.device:
+                    raise ValueError(
+                        f"{self._who}: parameter {member.name!r} is on {member.param.device}, but {key!r} in its state "
+                        f"is on {slot.device}; move it: state[{key!r}] = state[{key!r}].to(param.device)"
+                    )
 
     def _stepping(self) -> list[Member]:
         takes_none = self._parts.traits.takes_none
@@ -431,7 +439,7 @@ class Step:
                 self._write(leaf)
         except Exception as error:
             if len(done) < len(bundles):
-                add_note(error)
+                note_program(error)
             raise
         finally:
             _count_up(done, self._after)

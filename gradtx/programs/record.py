@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import linecache
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +15,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.messages import INNER_PACKAGES
+from gradtx.base.messages import line_of_user
 from gradtx.execution.context import UnknownInProgramError
 from gradtx.execution.phases import PhaseResult
 
@@ -42,7 +40,7 @@ def reason_of(error: Exception) -> str:
     reason = str(error)
     if not isinstance(error, UnrecordableError):
         reason = f"{type(error).__name__}: {error}"
-    return f"{reason}{line_of_rule(error)}"
+    return f"{reason}{line_of_user(error)}"
 
 
 def _read_error(operator: Any) -> ImpureError:
@@ -64,20 +62,6 @@ def check_traced(operator: Any, args: tuple[Any, ...]) -> None:
         raise _read_error(operator)
     if traits.writes:
         raise _write_error(operator)
-
-
-def line_of_rule(error: Exception) -> str:
-    """Return the innermost line of the user's code that an error comes from; empty if there is none."""
-    where = ""
-    traceback = error.__traceback__
-    while traceback is not None:
-        code, number = traceback.tb_frame.f_code, traceback.tb_lineno
-        module = traceback.tb_frame.f_globals.get("__name__", "")
-        if module.partition(".")[0] not in INNER_PACKAGES:
-            line = linecache.getline(code.co_filename, number).strip()
-            where = f", {Path(code.co_filename).name}:{number}: {line}"
-        traceback = traceback.tb_next
-    return where
 
 
 @dataclass

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
-from gradtx.base.ambient import add_note, runs_eagerly
+from gradtx.base.ambient import note_program, runs_eagerly
 from gradtx.base.complex_views import as_complex, as_real
 from gradtx.base.errors import Path
 from gradtx.base.exact import Schedule, resolve
@@ -463,7 +463,7 @@ class TreeProgram:
                 execute(itertools.chain(calls, leaves.values()))
                 run.end()
         except Exception as error:
-            add_note(error)
+            note_program(error)
             raise
         if any(leaf.update.requires_grad for leaf in leaves.values()):
             raise _UnsuitableError  # a rule has a learned tensor of its own

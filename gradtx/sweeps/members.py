@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import tree as _tree
+from gradtx.base.exact import exact_dtype
 from gradtx.execution.pure import TreeRun
 from gradtx.functional import stack, train_step, unstack
 from gradtx.hessian import draw_probe
@@ -89,17 +90,19 @@ class Trainer:
         for member in members:
             for name, entries in group.numbers_of(member.setting).items():
                 columns.setdefault(name, []).append(entries)
-        self._numbers = {
-            name: tuple(torch.tensor(rows, dtype=torch.float64).unbind(1))
-            for name, rows in columns.items()
-        }
+        first = _tree.named(params_of(members[0].seed))
+        run = TreeRun(group.with_numbers({}), first, None)
+        # On the parameters' device: `vmap` makes vectors of them, which operations with other devices refuse.
+        self._numbers: dict[str, tuple[Tensor, ...]] = {}
+        for name, rows in columns.items():
+            table = torch.tensor(rows, dtype=exact_dtype(run.device), device=run.device)
+            self._numbers[name] = table.unbind(1)
         axes = (0, 0, 0, 0, None, 0)
         step = torch.vmap(self._step, in_dims=axes, randomness=randomness)
         self._step_all = torch.compile(step) if compiled else step
         self._evaluate_all = torch.vmap(self._evaluate, randomness=randomness)
         self._tx = group.with_numbers({})
         self._params_of = params_of
-        run = TreeRun(self._tx, _tree.named(params_of(members[0].seed)), None)
         self._hessian_periods = [
             each.hessian_period for each in run.block.traits() if each.hessian_period
         ]

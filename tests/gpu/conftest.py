@@ -1,11 +1,18 @@
-"""The pretended GPU, for all tests of this folder."""
+"""The GPU that the tests of this folder run on: a pretended one, or a real one with GRADTX_GPU=cuda."""
+
+import os
 
 import pytest
-
-from tests.gpu import pretend
 
 
 @pytest.fixture(autouse=True)
 def gpu():
-    with pretend.seeing_constants():
-        yield pretend.GPU
+    if os.environ.get("GRADTX_GPU") == "cuda":
+        from tests.gpu.real import GPU
+
+        yield GPU
+    else:
+        from tests.gpu import pretend
+
+        with pretend.seeing_constants():
+            yield pretend.GPU

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from gradtx.base import plain
+from tests.gpu.seen import Seen
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
@@ -89,6 +90,9 @@ class OnGpu(Tensor):
     def untyped_storage(self) -> Any:
         return self.inner.untyped_storage()
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if not self.ndim else super().__format__(spec)
+
     def tolist(self) -> Any:
         return self.cpu().tolist()
 
@@ -110,30 +114,11 @@ def _from_host(values: Tensor, index: int, requires_grad: bool) -> Tensor:
     return OnGpu(values, torch.device(NAME, index)).requires_grad_(requires_grad)
 
 
-class Seen:
-    """What ran on the device during a block.
-
-    Attributes:
-        launches: The number of kernels.
-        kernels: That number by operation.
-        slow: That number by operation on lists off their fast route.
-        waits: What made the host wait.
-        bytes: The bytes that kernels read and wrote.
-        peak: The most bytes that were allocated at one time, beyond those from before the block.
-    """
-
-    def __init__(self) -> None:
-        self.launches = 0
-        self.kernels: Counter[str] = Counter()
-        self.slow: Counter[str] = Counter()
-        self.waits: Counter[str] = Counter()
-        self.bytes = 0
-        self.peak = 0
-        self.held = 0
-
-
 class PretendedGpu:
     """The rules of the device; `GPU` is the only one."""
+
+    is_real = False
+    name = NAME
 
     def __init__(self) -> None:
         self._seen: list[Seen] = []
@@ -142,6 +127,20 @@ class PretendedGpu:
         self._holders: Counter[int] = Counter()  # tensors by storage
 
     # What tests ask for.
+
+    def device(self, index: int = 0) -> torch.device:
+        return torch.device(NAME, index)
+
+    def to(self, tree: Any, index: int = 0) -> Any:
+        """Move the tensors of a tree, parameters too."""
+
+        def moved(x: Any) -> Any:
+            if not isinstance(x, Tensor) or isinstance(x, OnGpu):
+                return x
+            tensor = OnGpu(x.detach().clone(), self.device(index))
+            return torch.nn.Parameter(tensor, x.requires_grad) if isinstance(x, torch.nn.Parameter) else tensor
+
+        return pytree.tree_map(moved, tree)
 
     @contextlib.contextmanager
     def counting(self) -> Iterator[Seen]:
@@ -456,19 +455,3 @@ def _made(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return OnGpu(function(data, *args, **kwargs), torch.device(NAME, torch.device(device).index or 0))
 
     return made
-
-
-def to_gpu(tree: Any, index: int = 0) -> Any:
-    """Move the tensors of a tree, parameters too."""
-
-    def moved(x: Any) -> Any:
-        if not isinstance(x, Tensor) or isinstance(x, OnGpu):
-            return x
-        tensor = OnGpu(x.detach().clone(), torch.device(NAME, index))
-        return torch.nn.Parameter(tensor, x.requires_grad) if isinstance(x, torch.nn.Parameter) else tensor
-
-    return pytree.tree_map(moved, tree)
-
-
-def to_host(tree: Any) -> Any:
-    return pytree.tree_map(lambda x: x.detach().inner.clone() if isinstance(x, OnGpu) else x, tree)

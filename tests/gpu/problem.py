@@ -35,7 +35,7 @@ def field(params: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def noise(params: Mapping[str, Tensor], t: int) -> dict[str, Tensor]:
     """Gradients of a step, on the CPU."""
-    return {name: drawn(100 * t + i, tuple(p.shape)).to(p.dtype) for i, (name, p) in enumerate(params.items())}
+    return {name: drawn(100 * t + i, tuple(p.shape)).clone().to(p.dtype) for i, (name, p) in enumerate(params.items())}
 
 
 def _slowed(tx: gradtx.GradientTransformation) -> gradtx.GradientTransformation:
@@ -49,11 +49,13 @@ def _slowed(tx: gradtx.GradientTransformation) -> gradtx.GradientTransformation:
 class Problem:
     """An optimizer of a case, and its parameters, on a device."""
 
-    def __init__(self, case: Case, move: Move, dtype: torch.dtype = torch.float64, **options: Any):
+    def __init__(
+        self, case: Case, move: Move, dtype: torch.dtype = torch.float64, spread: Move | None = None, **options: Any
+    ):
         self.case = case
         self.move = move
         start = case.noise(1, TWICE, dtype)
-        self.params: Params = {name: torch.nn.Parameter(move(p.clone())) for name, p in start.items()}
+        self.params: Params = {name: torch.nn.Parameter(p) for name, p in (spread or move)(start).items()}
         self.optimizer = gradtx.as_optimizer(_slowed(case.make()), self.params.items(), **options)
         self.needs = set(case.example.needs)
 
@@ -67,7 +69,7 @@ class Problem:
             if name in without:
                 param.grad = None
             elif param.grad is None:
-                param.grad = self.move(gradient)
+                param.grad = gradient.to(param.device)
             else:
                 param.grad.copy_(gradient)
         given = conformance.extras(self.case.example, {name: p.detach().cpu() for name, p in self.params.items()})

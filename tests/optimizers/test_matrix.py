@@ -80,6 +80,10 @@ def matrices(dtype=torch.float64):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="on this processor, torch's own products in bfloat16 round partial sums, so that they depend on the shape",
+)
 @pytest.mark.parametrize("options", [{}, {"ns_coefficients": (2.0, -1.5, 0.5), "ns_steps": 4}], ids=ref.named)
 def test_the_class_takes_the_steps_of_torchs_on_larger_matrices(options):
     (own, other) = matrices(), matrices()

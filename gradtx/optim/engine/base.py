@@ -117,7 +117,7 @@ def fingerprint_of(step: Step, members: list[Member]) -> tuple[Any, ...]:
     last_with_count = dict(zip(counts, range(len(counts)), strict=True))
     trees = {}
     for name, tree in step.trees.items():
-        trees[name] = {leaf: dtype_and_shape(value) for leaf, value in tree.items()}
+        trees[name] = {leaf: kind_of_extra(value) for leaf, value in tree.items()}
     return (
         members,
         list(map(GROUP_AND_LAYOUT, members)),
@@ -132,8 +132,13 @@ def fingerprint_of(step: Step, members: list[Member]) -> tuple[Any, ...]:
 
 
 def dtype_and_shape(tensor: Tensor | None) -> tuple[torch.dtype, torch.Size] | None:
-    """Return the properties of a gradient or an extra that a plan depends on."""
+    """Return the properties of a gradient that a plan depends on; its device is that of the parameter."""
     return None if tensor is None else (tensor.dtype, tensor.shape)
+
+
+def kind_of_extra(tensor: Tensor | None) -> tuple[Any, ...] | None:
+    """Return the properties of a leaf's extra that a plan depends on."""
+    return None if tensor is None else (tensor.dtype, tensor.shape, tensor.device)
 
 
 class Span(NamedTuple):

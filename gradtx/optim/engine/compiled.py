@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.dtensor import local
+from gradtx.base.messages import line_of_user
 from gradtx.distributed.owners import has_regions
 from gradtx.execution.context import UnknownInProgramError
 from gradtx.execution.execute import Leaf
@@ -45,7 +46,7 @@ from gradtx.optim.engine.views import (
 from gradtx.optim.run import Member, Trees
 from gradtx.optim.step import Step
 from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.record import ImpureError, line_of_rule, reason_of
+from gradtx.programs.record import ImpureError, reason_of
 
 logger = logging.getLogger("gradtx")
 
@@ -289,7 +290,7 @@ class CompiledEngine(Engine):
             program = _traced(family, [*examples, tensors])
         except Exception as error:
             is_known = isinstance(error, ImpureError | UnknownInProgramError)
-            if not is_known and not line_of_rule(error):
+            if not is_known and not line_of_user(error):
                 raise CompilationError(name) from error
             programs.reason = reason_of(error)
             return programs.reason

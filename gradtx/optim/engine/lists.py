@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.dtensor import is_sharded, local
-from gradtx.base.plain import are_plain
+from gradtx.base.plain import TYPES
 from gradtx.base.torch_names import copy_each_
 from gradtx.distributed.owners import has_regions
 from gradtx.execution.execute import Leaf, LeafTerms
@@ -198,7 +198,7 @@ class Chunk:
     def columns(self, by_leaf: Sequence[str], trees: Trees) -> list[list[Tensor]]:
         """Return the arguments of all leaves, with the current gradients and extras."""
         gradients = list(map(GRADIENT, self._params))
-        if not self._whole or not are_plain(gradients):
+        if not self._whole or not TYPES.issuperset(map(type, gradients)):
             gradients = list(map(self._read, gradients, self._pieces))
         columns = [*self._columns, gradients]
         for name in by_leaf:

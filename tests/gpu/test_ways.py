@@ -1,0 +1,234 @@
+"""Other ways to run chains on a GPU: scaled and coded steps, late gradients, several devices, checkpoints, helpers."""
+
+import copy
+import io
+
+import pytest
+import torch
+
+import gradtx
+from tests.conformance import each_case, of_each_kind, plain_cases
+from tests.gpu.problem import Problem, loss, noise, on_host, worst
+
+PLAIN, OF_EACH_KIND = plain_cases(), of_each_kind()
+NO_CLOSURE = [case for case in PLAIN if not {"grad_fn", "value_fn", "hessian_diag"} & set(case.example.needs)]
+SCALE = 4.0
+STEPS = 4
+TOLERANCE = 1e-7  # as in test_conformance.py
+
+
+def unmoved(tree):
+    return tree
+
+
+# A GradScaler.
+
+
+def scaled(case, move, gpu=None):
+    """Four steps of which the second is skipped, and what the last one waited for."""
+    problem, waits = Problem(case, move), {}
+    for t in range(STEPS):
+        extras = problem.prepare(t)
+        for param in problem.params.values():
+            param.grad.mul_(SCALE)
+        problem.optimizer.grad_scale = move(torch.full((), SCALE))
+        problem.optimizer.found_inf = move(torch.full((), float(t == 1)))
+        if gpu is None or t < STEPS - 1:
+            problem.step(extras)
+            continue
+        with gpu.counting() as seen:
+            problem.step(extras)
+        waits = seen.waits
+    return problem, waits
+
+
+@each_case(NO_CLOSURE, [case for case in OF_EACH_KIND if case in NO_CLOSURE])
+def test_steps_under_a_grad_scaler_equal_those_on_the_cpu(case, gpu):
+    (found, waits), (expected, _) = scaled(case, gpu.to, gpu), scaled(case, unmoved)
+    assert worst(found.values(), expected.values()) < TOLERANCE
+    # For links that branch on counts or values, the host reads whether the step is skipped.
+    assert not waits or any(item.way != "lists" for item in found.optimizer.explain())
+
+
+# State.
+
+
+@each_case(PLAIN, OF_EACH_KIND)
+def test_late_and_missing_gradients(case, gpu):
+    def run(move):
+        without = ("matrix2", "vector", "partner2")
+        return Problem(case, move).run(range(2), without).run(range(2, STEPS)).run(range(STEPS, STEPS + 1), without)
+
+    assert worst(run(gpu.to).values(), run(unmoved).values()) < TOLERANCE
+
+
+@pytest.mark.parametrize("code", ["int8", "int4", "float8", "bfloat16+8", "bfloat16:stochastic", torch.bfloat16])
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "adafactor", "sgd", "soap", "ademamix", "prodigy"])
+def test_coded_state(name, code, gpu):
+    def run(move):
+        options = {
+            "sgd": {"momentum": 0.9},
+            "muon": {"fallback": gradtx.adamw()},
+            "adafactor": {"relative_step": False},
+        }.get(name, {})
+        tx = getattr(gradtx, name)(lr=0.01, state_dtype=code, **options)
+        start = noise({f"w{i}": torch.empty(64, 64) for i in range(2)} | {"b": torch.empty(64)}, 0)
+        params = {key: torch.nn.Parameter(move(value.float())) for key, value in start.items()}
+        optimizer = gradtx.as_optimizer(tx, params.items())
+        for t in range(1, 4):
+            for key, gradient in noise(start, t).items():
+                params[key].grad = move(gradient.float())
+            optimizer.step()
+        return on_host(params), repr(optimizer.explain())
+
+    (found, ways), (expected, ways_on_cpu) = run(gpu.to), run(unmoved)
+    assert ways == ways_on_cpu
+    # A code rounds what differs in the last bit to neighbors that are a step apart.
+    assert worst(found, expected) < 1e-3
+
+
+# Several devices.
+
+
+@each_case(NO_CLOSURE, [case for case in OF_EACH_KIND if case in NO_CLOSURE])
+def test_leaves_on_two_devices_step_as_on_one(case, gpu):
+    if gpu.is_real and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    if case.factory.spec.kind == "tree" or str(case) in ("precondition_pairs", "couple_pairs", "scale_by_lora_rite"):
+        pytest.skip("a rule for whole trees combines leaves as they are")
+
+    def move(tree):
+        return {name: gpu.to(leaf, index=int(name.endswith("2"))) for name, leaf in tree.items()}
+
+    found, expected = Problem(case, gpu.to, spread=move), Problem(case, unmoved)
+    assert {param.device.index for param in found.params.values()} == {0, 1}
+    found.run(range(STEPS))
+    expected.run(range(STEPS))
+    assert worst(found.values(), expected.values()) < TOLERANCE
+
+
+# Checkpoints.
+
+
+@each_case(PLAIN, OF_EACH_KIND)
+@pytest.mark.parametrize("map_location", [None, "cpu"])
+def test_a_checkpoint_of_one_device_continues_on_another(case, map_location, gpu):
+    def resumed(move, saved):
+        problem = Problem(case, move)
+        with torch.no_grad():
+            for param, value in zip(problem.params.values(), saved["weights"], strict=True):
+                param.copy_(value.cpu())
+        problem.optimizer.load_state_dict(saved["optimizer"])
+        return problem.run(range(2, STEPS)).values()
+
+    def saved(problem):
+        weights = [param.detach() for param in problem.params.values()]
+        contents = {"weights": weights, "optimizer": problem.optimizer.state_dict()}
+        if not gpu.is_real:  # torch saves no tensors of a pretended device
+            return on_host(contents) if map_location else copy.deepcopy(contents)
+        file = io.BytesIO()
+        torch.save(contents, file)
+        file.seek(0)
+        return torch.load(file, map_location=map_location)
+
+    there, here = (Problem(case, move).run(range(2)) for move in (gpu.to, unmoved))
+    expected = Problem(case, unmoved).run(range(STEPS)).values()
+    assert worst(resumed(unmoved, saved(there)), expected) < TOLERANCE
+    assert worst(resumed(gpu.to, saved(here)), expected) < TOLERANCE
+
+
+# Helpers.
+
+
+def model(move):
+    net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 4)).double()
+    with torch.no_grad():
+        for i, param in enumerate(net.parameters()):
+            param.copy_(noise({"w": param}, i)["w"])
+    for module in net:
+        for name, param in list(module.named_parameters(recurse=False)):
+            setattr(module, name, torch.nn.Parameter(move(param.detach())))
+    return net
+
+
+def test_gradients_that_are_released_during_backward(gpu):
+    def run(move):
+        net, x = model(move), move(noise({"x": torch.empty(5, 4).double()}, 7)["x"])
+        optimizer = gradtx.optim.AdamW(net.named_parameters(), lr=0.1)
+        optimizer.release_gradients()
+        for _ in range(3):
+            net(x).square().mean().backward()
+            optimizer.step()
+        return on_host(dict(net.named_parameters()))
+
+    assert worst(run(gpu.to), run(unmoved)) < TOLERANCE
+
+
+def test_a_sweep(gpu):
+    def run(move):
+        start = move({"w": torch.linspace(-1, 1, 6).double().reshape(2, 3), "b": torch.ones(3).double()})
+        swept = gradtx.sweep(
+            lambda params, batch: loss(params),
+            lambda lr: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=lr)),
+            start,
+            lambda step: move(torch.zeros(1)),
+            {"lr": [0.1, 0.2]},
+            steps=3,
+        )
+        return {str(i): torch.tensor(record["loss"]) for i, record in enumerate(swept.records)}
+
+    assert worst(run(gpu.to), run(unmoved)) < TOLERANCE
+
+
+def test_functional_steps_of_an_ensemble(gpu):
+    def run(move):
+        tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamp(lr=0.1))
+        members = [move(noise(dict.fromkeys(("w", "v"), torch.empty(3, 4).double()), t)) for t in range(3)]
+        params = gradtx.stack(members)
+        state = torch.vmap(tx.init)(params)
+        step = gradtx.train_step(lambda p, batch: loss(p), tx)
+        for _ in range(3):
+            params, state, _ = torch.vmap(step, in_dims=(0, 0, None))(params, state, None)
+        last = gradtx.unstack(params)[-1]
+        return on_host(last)
+
+    assert worst(run(gpu.to), run(unmoved)) < TOLERANCE
+
+
+def test_muon_for_a_model(gpu):
+    def run(move):
+        net = model(move)
+        optimizer = gradtx.muon_for(net, lr=0.1, ns_dtype=None)
+        for t in range(3):
+            for param in net.parameters():
+                param.grad = move(noise({"w": param}, t)["w"])
+            optimizer.step()
+        return on_host(dict(net.named_parameters()))
+
+    assert worst(run(gpu.to), run(unmoved)) < TOLERANCE
+
+
+def test_pcgrad_and_the_estimate_of_a_hessian(gpu):
+    def run(move):
+        params = move({"w": torch.linspace(-1, 1, 6).double(), "b": torch.ones(3).double()})
+        grads = [move(noise(params, t)) for t in (1, 2)]
+        projected = gradtx.pcgrad(grads, generator=0)
+        diagonal = gradtx.hutchinson_hessian_diag(torch.func.grad(loss), params, generator=0)
+        return on_host({**projected, **{f"{name} of H": x for name, x in diagonal.items()}})
+
+    assert worst(run(gpu.to), run(unmoved)) < TOLERANCE
+
+
+# Errors.
+
+
+def test_a_state_on_another_device_is_an_error_with_its_name(gpu):
+    params = {"w": torch.nn.Parameter(gpu.to(torch.ones(3)))}
+    optimizer = gradtx.optim.AdamW(params.items())
+    params["w"].grad = gpu.to(torch.ones(3))
+    optimizer.step()
+    before = on_host(dict(params))
+    optimizer.state[params["w"]]["exp_avg"] = torch.ones(3)
+    with pytest.raises(ValueError, match=r"'w'.*exp_avg.*cpu"):
+        optimizer.step()
+    assert worst(on_host(dict(params)), before) == 0
