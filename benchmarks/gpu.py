@@ -19,7 +19,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # a machine with a GPU may not let anything be installed
 
 import torch
 from common import Shapes, gpt, machine, parameters, ratio, resnet50
@@ -43,19 +47,20 @@ def part(function: Callable[[Any], None]) -> Callable[[Any], None]:
 
 def tested(arguments: Any, *tests: str) -> None:
     """Run tests in parallel on the device."""
-    environment = dict(os.environ)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if arguments.device == "cuda":
         environment["GRADTX_GPU"] = "cuda"
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=line"]
+    command += ["-p", "no:cacheprovider"]
     if importlib.util.find_spec("pytest_benchmark") is not None:
         command += ["-p", "no:benchmark"]
     command += ["-n", str(min(12, os.cpu_count() or 1)), "-m", "not nightly", *tests]
     finished = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=False
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     lines = finished.stdout.strip().splitlines()
-    shown = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    print("\n".join([*shown[:40], *lines[-1:]]) or finished.stderr[-2000:])
+    shown = [line[:300] for line in lines if line.startswith(("FAILED", "ERROR", "/"))]
+    print("\n".join([*shown[:60], *lines[-1:]]) or finished.stderr[-2000:])
 
 
 @part

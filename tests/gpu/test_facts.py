@@ -28,6 +28,7 @@ def test_an_operation_does_what_it_did_on_a_gpu(name, gpu):
     assert ("waits" if counted.waits else "runs") == seen["outcome"]
     if "launches" in seen:
         assert counted.launches == seen["launches"]
-    if seen["outcome"] == "waits":
+    # On a real GPU, a failed capture spoils later calls of some libraries.
+    if seen["outcome"] == "waits" and not gpu.is_real:
         with gpu.capturing(), pytest.raises(RuntimeError, match="stream is capturing"):
             call()
