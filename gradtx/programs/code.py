@@ -210,6 +210,8 @@ class _Writer:
         """Return the case of an operation; None for those that batches exclude."""
         if node not in self._needs or _torch.writes(node.target):
             return None
+        if node.target is aten.view.dtype:
+            return None  # before torch 2.13, `vmap` has no rule for it
         if self._on_host and is_selection(node):
             return None  # one operand may not have been computed
         return self._needs.of(node)
