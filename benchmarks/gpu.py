@@ -105,7 +105,7 @@ class Contest:
 
     def __init__(self, arguments: Any, title: str):
         self.device = torch.device(arguments.device)
-        self.rounds = arguments.rounds
+        self.rounds = arguments.rounds or (20 if arguments.device == "cuda" else 1)
         self.title = title
         self.steps: dict[str, Step] = {}
         self.first: dict[str, float] = {}
@@ -268,8 +268,10 @@ def peers(arguments: Any) -> None:
 @part
 def matrices(arguments: Any) -> None:
     """Muon on the 72 matrices of a transformer of width 768, and PSGD Kron on 24."""
-    shapes = [(2304, 768), (768, 768), (3072, 768), (768, 3072)] * 18
-    contest = Contest(arguments, "Muon, 72 matrices of 768 x 768 to 3072")
+    width = 768 if arguments.device == "cuda" else 48
+    kinds = [(3, 1), (1, 1), (4, 1), (1, 4)]
+    shapes: Shapes = [(width * rows, width * columns) for rows, columns in kinds] * 18
+    contest = Contest(arguments, f"Muon, 72 matrices of width {width}")
     contest.optimizers(
         shapes,
         {
@@ -284,7 +286,7 @@ def matrices(arguments: Any) -> None:
         shapes[:24],
         {
             "pytorch_optimizer": theirs("pytorch_optimizer", "Kron"),
-            "gradtx": ours("Kron"),
+            "gradtx": chained(gradtx.psgd_kron()),
         },
     )
     contest.run("pytorch_optimizer")
@@ -371,7 +373,7 @@ def main() -> None:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", choices=("cuda", "cpu"), default=default)
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, help="20 on a GPU, else 1")
     parser.add_argument(
         "--long", action="store_true", help="compile a step of all of GPT-2 as well"
     )
