@@ -5,13 +5,14 @@
 - `record` runs a function on stand-ins without values and records its operations.
 - `contract` fuses operations for which torch has a single one, such as a product that is added.
 - `in_place` decides which operation may write into the memory of an operand.
-- `code` generates a Python function from the graph, `numbers` the part of it that computes scalars.
+- `lower` runs all passes: a recording becomes a `Program`, from which every back end writes its code. `scalars` has the
+  function of its scalars, in Python (`numbers`); `write_lists` writes a Python function of lists.
 
 The back end needs no compiler, and no rule has a second version. Operations without a list form run leaf by leaf inside
 the same function.
 """
 
-from gradtx.programs.code import ListFunction, list_function
 from gradtx.programs.record import Recording, UnrecordableError, record
+from gradtx.programs.write_lists import ListFunction, list_function
 
 __all__ = ["ListFunction", "Recording", "UnrecordableError", "list_function", "record"]

@@ -16,9 +16,9 @@ from gradtx.execution.execute import LeafTerms, Operation, Steps, Task
 from gradtx.execution.phases import Names, PhaseFunction, PhaseResult, RunPhase
 from gradtx.execution.runs import LateTerm
 from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.code import ListFunction, list_function
 from gradtx.programs.record import META, Recording, UnrecordableError, record
 from gradtx.programs.terms import parts_add_up
+from gradtx.programs.write_lists import ListFunction, list_function
 
 # Entries in the lists of one call. On the CPU, temporaries then remain in the cache. Accelerators need long lists;
 # their limit bounds temporary memory.

@@ -14,9 +14,9 @@ from torch.fx import Graph, GraphModule, Node
 from gradtx.base import torch_names as _torch
 from gradtx.base.plain import is_plain
 from gradtx.programs.bundle import numbers_for
-from gradtx.programs.code import ListFunction, list_function
 from gradtx.programs.contract import computes, merge_equal
 from gradtx.programs.record import Recording, add_constant
+from gradtx.programs.write_lists import ListFunction, list_function
 
 # Minimax approximation of atan(t) / t by a polynomial in t^2 for t in [0, 1]: relative error 2e-8, rounding adds 1e-7.
 ATAN = (

@@ -1,0 +1,121 @@
+"""Lower a recording: the passes that all back ends share, in one place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from gradtx.base import torch_names as _torch
+from gradtx.programs.contract import (
+    contract,
+    is_number,
+    merge_equal,
+    remove_unused,
+)
+from gradtx.programs.needs import Needs, split_copies
+from gradtx.programs.record import Recording
+from gradtx.programs.simplify import simplify
+
+
+@dataclass
+class Program:
+    """A lowered recording, from which each back end writes its code.
+
+    `meta["kind"]` of a node is "number" for a 0-d value that all leaves share, "tensor" for another value that they
+    share, and "list" for one that each leaf has; `meta["val"]` is a stand-in with its shape and dtype. Scalars round to
+    the dtype of the list that they meet, as in torch's operations on a tensor and a number.
+
+    Attributes:
+        graph: The operations, in order, and at the end the results.
+        numbers: The arguments that all leaves share.
+        leaves: The arguments of a leaf.
+        needs: The case in which each value is read.
+    """
+
+    graph: Graph
+    numbers: list[Node]
+    leaves: list[Node]
+    needs: Needs
+
+    @property
+    def nodes(self) -> list[Node]:
+        return list(self.graph.nodes)
+
+    @property
+    def results(self) -> Any:
+        """The results: nodes, or Python scalars."""
+        return self.nodes[-1].args[0]
+
+    def scalars(self) -> list[Node]:
+        """Return the scalars that the rest of the program reads: its operations, cases and results."""
+        scalars: list[Node] = []
+        for node in self.graph.nodes:
+            is_read = any(not is_number(user) for user in node.users)
+            if is_number(node) and (is_read or node in self.needs.conditions):
+                scalars.append(node)
+        return scalars
+
+
+def lower(
+    recording: Recording, part: int | None = None, *, fuses: bool, decides: bool
+) -> Program:
+    """Return the program of a recording.
+
+    Args:
+        recording: The operations of one leaf.
+        part: The index of the part between operations that owners compute; None for a recording without any.
+        fuses: Whether operations that torch offers as one are merged, with Python scalars.
+        decides: Whether the program skips what is not due: it knows all conditions when it runs.
+    """
+    recording = recording.copy()  # the passes modify it
+    graph = recording.graph
+    graph.output(tuple(recording.outputs))
+    _set_kinds(recording)
+    simplify(graph)
+    _set_kinds(recording)  # again: values computed from leaf flags are scalars now
+    merge_equal(graph)
+    remove_unused(graph)
+    if fuses:
+        contract(graph)
+    # After `contract`: whether a term can be fused depends on its other users.
+    if part is not None:
+        _reduce_to_part(recording, part)
+        remove_unused(graph)
+    if decides:
+        split_copies(graph)
+    return Program(graph, recording.numbers, recording.leaves, Needs(graph, decides))
+
+
+def _reduce_to_part(recording: Recording, part: int) -> None:
+    """Reduce a graph to one part: the results of earlier owners become arguments, the next owner's inputs results."""
+    graph = recording.graph
+    first = next(node for node in graph.nodes if node.op != "placeholder")
+    for i, node in enumerate(recording.owned[:part]):
+        with graph.inserting_before(first):
+            argument = graph.placeholder(f"owned{i}")
+        argument.meta.update(node.meta)
+        node.replace_all_uses_with(argument)
+        recording.leaves.append(argument)
+    if part < len(recording.owned):
+        for node in reversed(graph.nodes):
+            if node.op == "call_function" and _torch.writes(node.target):
+                graph.erase_node(node)
+        output = next(iter(reversed(graph.nodes)))
+        output.args = (tuple(recording.owned[part].args),)
+
+
+def _set_kinds(recording: Recording) -> None:
+    """Record for each node whether its value is a scalar, a tensor that all leaves share, or a list."""
+    leaves = set(recording.leaves)
+    for node in recording.graph.nodes:
+        value = node.meta.get("val")
+        inputs = {argument.meta["kind"] for argument in node.all_input_nodes}
+        if node in leaves or "list" in inputs:
+            node.meta["kind"] = "list"
+        elif "tensor" in inputs or not isinstance(value, Tensor) or value.ndim:
+            node.meta["kind"] = "tensor"
+        else:
+            node.meta["kind"] = "number"

@@ -1,0 +1,140 @@
+"""The code of a program's operations as Python text: names, arguments and constants."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+from torch.fx.node import map_aggregate
+
+from gradtx.programs import numbers
+from gradtx.programs.contract import is_number
+from gradtx.programs.record import META
+
+aten = torch.ops.aten
+
+
+class Text:
+    """The text of operations, and the objects that it names.
+
+    Args:
+        device: The device of the leaves.
+        on_host: Whether scalars are Python scalars; otherwise they are 0-d tensors.
+
+    Attributes:
+        device, on_host: As above.
+        namespace: The objects by their names in the text.
+        tensors: The names of the scalars that are also needed as tensors.
+    """
+
+    def __init__(self, device: torch.device, on_host: bool):
+        self.device = device
+        self.on_host = on_host
+        self.namespace: dict[str, Any] = {"torch": torch, "device": device}
+        self.tensors: dict[Node, str] = {}
+
+    # Values shared by all leaves.
+
+    def number(self, node: Node) -> str:
+        """Return the code of a scalar."""
+        if not self.on_host:
+            return self.shared(node)
+        function, args = numbers.in_python(node)
+        operands = list(map(self.text, args))
+        if function in numbers.WRITTEN:
+            return numbers.WRITTEN[function].format(*operands)
+        return f"{self.name_of(node, function)}({', '.join(operands)})"
+
+    def shared(self, node: Node) -> str:
+        """Return the code of torch's operation."""
+        args = self.arguments(node)
+        return f"{self.name_of(node, node.target)}({args})"
+
+    def name_of(self, node: Node, function: Any) -> str:
+        name = f"f_{node.name}"
+        # stand-ins are contiguous, but leaves may not be.
+        if function is aten.view.default:
+            function = aten.reshape.default
+        self.namespace[name] = function
+        return name
+
+    # Arguments.
+
+    def arguments(self, node: Node, lists: dict[Node, str] | None = None) -> str:
+        """Return the code of all arguments of torch's operation; `lists` has the names of one leaf's values."""
+        texts: list[str] = []
+        for i, argument in enumerate(node.args):
+            texts.append(self._argument(node, i, argument, lists or {}))
+        for name, value in node.kwargs.items():
+            texts.append(f"{name}={self._option(value)}")
+        return ", ".join(texts)
+
+    def _argument(
+        self, node: Node, i: int, argument: Any, lists: dict[Node, str]
+    ) -> str:
+        if (
+            isinstance(argument, Node)
+            and is_number(argument)
+            and self.on_host
+            and _wants_tensor(node.target, i)
+        ):
+            return self._as_tensor(argument)
+
+        def text_of(item: Any) -> Any:
+            if not isinstance(item, Node):
+                return item
+            if is_number(item) and self.on_host:
+                return _Unquoted(self._as_tensor(item))
+            return _Unquoted(lists.get(item, item.name))
+
+        if isinstance(argument, tuple | list):
+            return repr(map_aggregate(argument, text_of))
+        return lists[argument] if argument in lists else self.text(argument)
+
+    def _as_tensor(self, number: Node) -> str:
+        return self.tensors.setdefault(number, f"{number.name}_as_0d")
+
+    def _option(self, value: Any) -> str:
+        return "device" if value == META else self.text(value)
+
+    def text(self, value: Any) -> str:
+        if isinstance(value, Node):
+            return value.name
+        if isinstance(value, float) and not _is_finite(value):
+            return f"float({str(value)!r})"
+        if isinstance(value, torch.memory_format | torch.layout | torch.device):
+            name = f"constant_{len(self.namespace)}"
+            self.namespace[name] = value
+            return name
+        return repr(value)
+
+
+def function_text(head: str, lines: Sequence[str]) -> str:
+    body = "\n    ".join(lines)
+    return f"def {head}:\n    {body}\n"
+
+
+def tuple_of(names: Sequence[str]) -> str:
+    return f"({', '.join(names)},)" if names else "()"
+
+
+class _Unquoted:
+    """Text that is inserted unquoted into a list of arguments."""
+
+    def __init__(self, text: str):
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _is_finite(value: float) -> bool:
+    return value == value and value not in (float("inf"), float("-inf"))
+
+
+def _wants_tensor(target: Any, position: int) -> bool:
+    """Whether an operator expects a tensor at a position."""
+    arguments = target._schema.arguments
+    return position < len(arguments) and "Tensor" in str(arguments[position].type)
