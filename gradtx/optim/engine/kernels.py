@@ -1,0 +1,405 @@
+"""The engine for accelerators: it runs the phases of a program as Triton kernels, each in one launch for all leaves."""
+
+from __future__ import annotations
+
+import functools
+import linecache
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.fx import Node
+
+from gradtx.base.dtensor import local
+from gradtx.base.plain import TYPES, is_plain
+from gradtx.execution.execute import Leaf, LeafTerms
+from gradtx.optim.engine.base import GRADIENT
+from gradtx.optim.engine.family import Family, LeafKind
+from gradtx.optim.engine.lists import ListEngine, MemberBundle
+from gradtx.optim.engine.views import RefusedError, alias, entries_of, readable
+from gradtx.optim.run import Member
+from gradtx.optim.step import Step
+from gradtx.programs.bundle import ListPhase, NamedLeaf, numbers_for
+from gradtx.programs.lower import lower
+from gradtx.programs.scalars import ScalarProgram
+from gradtx.programs.text import Text
+from gradtx.programs.write_triton import (
+    KernelText,
+    UnsuitableProgramError,
+    write_kernels,
+)
+
+BLOCK = 1024  # entries of a chunk, which one instance of a kernel processes
+WARPS = 8  # 16 bytes per thread and argument in float32
+WIDTH = 256  # partial sums that are added at a time
+ALIGNMENT = 16  # bytes
+
+
+@functools.cache
+def triton_or_none() -> Any:
+    """Return Triton if it is installed; torch's builds for GPUs bring it along."""
+    try:
+        import triton
+        import triton.language
+    except ImportError:
+        return None
+    return triton
+
+
+def runs_kernels(device: torch.device) -> bool:
+    """Whether Triton has a back end for a device."""
+    return device.type in ("cuda", "xpu") and triton_or_none() is not None
+
+
+@functools.cache
+def compiled(source: str) -> dict[str, Any]:
+    """Return the functions of a kernel's text by name; equal texts share them."""
+    import triton
+    import triton.language as tl
+    from triton.language.extra import libdevice
+
+    file = f"<gradtx kernel {hash(source):x}>"
+    lines = source.splitlines(keepends=True)
+    linecache.cache[file] = (len(source), None, lines, file)  # Triton reads the text
+    namespace = {"triton": triton, "tl": tl, "libdevice": libdevice}
+    exec(compile(source, file, "exec"), namespace)
+    return namespace
+
+
+def launch(
+    kernel: Any, instances: int, arguments: Sequence[Any], **constants: Any
+) -> None:
+    kernel[(instances,)](*arguments, **constants)
+
+
+@dataclass
+class PhaseKernels:
+    """The kernels of a phase.
+
+    Attributes:
+        text: Their text.
+        scalars: The program's scalars, in Python (True) and on the device.
+        places: The place of each scalar of the kernels among all scalars.
+        dtypes: Its dtype.
+        shared: For each result that is no value by leaf, its place among all scalars, or itself.
+        key: What identifies them: programs of leaves of several shapes may differ in constants only.
+    """
+
+    text: KernelText
+    scalars: dict[bool, Callable[[Sequence[Any]], tuple[Any, ...]]]
+    places: list[int]
+    dtypes: list[torch.dtype]
+    shared: list[Any]
+    key: str
+
+    def results(self, scalars: Sequence[Any], by_leaf: Tensor | None) -> list[Any]:
+        """Return the results of the phase: a vector of one entry per leaf, or a scalar."""
+        results = []
+        for row, shared in zip(self.text.outputs, self.shared, strict=True):
+            if row is not None and by_leaf is not None:
+                results.append(by_leaf[row])
+            elif isinstance(shared, Place):
+                results.append(scalars[shared.at])
+            else:
+                results.append(shared)
+        return results
+
+    @classmethod
+    def of(cls, phase: ListPhase, device: torch.device) -> PhaseKernels:
+        """Return the kernels of a phase, the same for equal phases.
+
+        Raises:
+            UnsuitableProgramError: If kernels cannot run it.
+        """
+        known = _KNOWN.setdefault((phase.text, device.type), {})
+        if "kernels" not in known:
+            known["kernels"] = cls._written(phase, device)
+        return known["kernels"]
+
+    @classmethod
+    def _written(cls, phase: ListPhase, device: torch.device) -> PhaseKernels:
+        program = lower(phase.recording, fuses=True, decides=False)
+        text = write_kernels(program)
+        functions = {}
+        texts = [text.source]
+        for on_host in (True, False):
+            scalars = ScalarProgram(program, Text(device, on_host))
+            functions[on_host] = scalars.function()
+            texts.append(scalars.text)
+        order = {node: i for i, node in enumerate(program.scalars())}
+        places = [order[node] for node in text.scalars]
+        dtypes = [node.meta["val"].dtype for node in text.scalars]
+        shared = [
+            Place(order[result])
+            if isinstance(result, Node) and result in order
+            else result
+            for result in program.results
+        ]
+        texts.append(repr(shared))
+        return cls(text, functions, places, dtypes, shared, "\n".join(texts))
+
+
+class Place(NamedTuple):
+    """The place of a scalar among those of a program."""
+
+    at: int
+
+
+_KNOWN: dict[Any, dict[str, PhaseKernels]] = {}
+
+
+class Table:
+    """Where the arguments of a bundle's leaves are, on the device.
+
+    Args:
+        sizes: The number of entries of each leaf.
+        pointers: The addresses of each argument's tensors, one per leaf.
+        device: The device.
+
+    Attributes:
+        chunks: The number of chunks of all leaves.
+        is_aligned: Whether all arguments start at multiples of 16 bytes.
+    """
+
+    def __init__(
+        self, sizes: list[int], pointers: list[list[int]], device: torch.device
+    ):
+        self._device = device
+        self.leaves = len(sizes)
+        chunk_leaf: list[int] = []
+        chunk_start: list[int] = []
+        leaf_chunks = [0]
+        for leaf, size in enumerate(sizes):
+            starts = range(0, size, BLOCK)
+            chunk_start += starts
+            chunk_leaf += [leaf] * len(starts)
+            leaf_chunks.append(len(chunk_leaf))
+        self.chunks = len(chunk_leaf)
+        self.chunk_leaf = sent(chunk_leaf, device)
+        self.chunk_start = sent(chunk_start, device)
+        self.leaf_chunks = sent(leaf_chunks, device)
+        self.sizes = sent(sizes, device)
+        self._known = pointers
+        self.pointers = sent([each for row in pointers for each in row], device)
+        self.is_aligned = all(map(_are_aligned, pointers))
+
+    def update(self, rows: dict[int, list[int]]) -> None:
+        """Send the addresses of arguments that have moved since the last step."""
+        for place, row in rows.items():
+            if row == self._known[place]:
+                continue
+            self._known[place] = row
+            self.is_aligned = all(map(_are_aligned, self._known))
+            start = place * self.leaves
+            target = self.pointers[start : start + self.leaves]
+            target.copy_(sent(row, self._device))
+
+
+def _are_aligned(pointers: list[int]) -> bool:
+    return not any(pointer % ALIGNMENT for pointer in pointers)
+
+
+def sent(numbers: list[int], device: torch.device) -> Tensor:
+    """Send 64-bit integers to a device, from pinned memory, so that the host does not wait."""
+    is_pinned = device.type == "cuda"
+    on_host = torch.tensor(numbers, dtype=torch.int64, pin_memory=is_pinned)
+    return on_host.to(device, non_blocking=True)
+
+
+class KernelBundle(MemberBundle):
+    """Parameters whose program runs as kernels."""
+
+    def __init__(self, members: list[Member], *arguments: Any):
+        super().__init__(members, *arguments)
+        self._table: Table | None = None
+        self._params = [member.param for member in members]
+        # Whether the memory of a contiguous gradient has the order of its parameter's.
+        self._are_usual = all(
+            is_plain(param) and param.is_contiguous() and not param.is_complex()
+            for param in self._params
+        )
+
+    def process(self, phase: ListPhase) -> Any:
+        kernels = PhaseKernels.of(phase, self.device)
+        numbers, on_host = numbers_for(
+            self._numbers, phase.common, self.device, self._on_host
+        )
+        scalars = kernels.scalars[on_host](numbers)
+        alive = self._place()
+        words = self._words([scalars[i] for i in kernels.places], kernels.dtypes)
+        assert self._table is not None
+        by_leaf = self._run(kernels.text, self._table, words)
+        del alive  # copies of gradients, which the kernels read
+        results = kernels.results(scalars, by_leaf)
+        if phase.operation is not None:
+            terms = self._totals(phase, results)
+            return LeafTerms([(NamedLeaf(self.name, self.device), terms)])
+        increment_version(self._params)
+        return self._finish(phase, results)
+
+    # Arguments.
+
+    def _place(self) -> list[Tensor]:
+        """Send where the arguments are, as far as they have moved; return copies that were made of some."""
+        changing = [list(map(GRADIENT, self._params))]
+        for name in self.signature.by_leaf:
+            changing.append([self.trees[name][member.name] for member in self.members])
+        copies: list[Tensor] = []
+        rows = [self._addresses(column, copies) for column in changing]
+        keys = self.signature.slots_by_leaf
+        if self._table is not None:
+            self._table.update(dict(enumerate(rows, 1 + len(keys))))
+            return copies
+        fixed = [self._params]
+        fixed += [[member.state[key] for member in self.members] for key in keys]
+        for place, column in enumerate(fixed):
+            pairs = zip(column, self._params, strict=True)
+            aliases = [alias(tensor, param, True) for tensor, param in pairs]
+            rows.insert(place, [each.data_ptr() for each in aliases])
+        sizes = [entries_of(param) for param in self._params]
+        self._table = Table(sizes, rows, self.device)
+        return copies
+
+    def _addresses(self, column: list[Any], copies: list[Tensor]) -> list[int]:
+        """Return where tensors are that programs only read, or copies of them in their parameters' layout."""
+        if (
+            self._are_usual
+            and TYPES.issuperset(map(type, column))
+            and all(map(Tensor.is_contiguous, column))
+            and not any(map(Tensor.is_neg, column))
+        ):
+            return [tensor.data_ptr() for tensor in column]
+        pairs = zip(column, self._params, strict=True)
+        views = [readable(alias, each, param, param, True) for each, param in pairs]
+        copies += views
+        return [view.data_ptr() for view in views]
+
+    def _words(self, scalars: list[Any], dtypes: list[torch.dtype]) -> Tensor:
+        """Return scalars on the device, as 64-bit words."""
+        if any(isinstance(scalar, Tensor) for scalar in scalars):
+            words = []
+            for scalar, dtype in zip(scalars, dtypes, strict=True):
+                if not isinstance(scalar, Tensor):
+                    scalar = torch.full((), scalar, dtype=dtype, device=self.device)
+                wide = torch.float64 if dtype.is_floating_point else torch.int64
+                words.append(scalar.to(wide).view(torch.int64))
+            return torch.stack(words)
+        kinds = "".join("d" if dtype.is_floating_point else "q" for dtype in dtypes)
+        packed = struct.pack(f"={kinds}", *scalars)
+        words = struct.unpack(f"={len(kinds)}q", packed)
+        return sent(list(words) or [0], self.device)
+
+    # Kernels.
+
+    def _run(self, text: KernelText, table: Table, words: Tensor) -> Tensor | None:
+        """Launch the kernels; return the results by leaf, a row for each."""
+        functions = compiled(text.source)
+        fixed = (table.pointers, table.sizes, table.chunk_leaf, table.chunk_start)
+        constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned, "num_warps": WARPS}
+        n_leaves, n_chunks = table.leaves, table.chunks
+        sums = [self._buffer(len(kinds), n_leaves) for kinds in text.reductions]
+        common = (*fixed, words, n_leaves, *sums)
+        for depth, kinds in enumerate(text.reductions):
+            partials = self._buffer(len(kinds), n_chunks)
+            stage = (*common, partials, n_chunks)
+            launch(functions[f"stage{depth}"], n_chunks, stage, **constants)
+            reduce = (partials, sums[depth], table.leaf_chunks, n_leaves, n_chunks)
+            launch(functions[f"reduce{depth}"], n_leaves, reduce, WIDTH=WIDTH)
+        if text.has_writes:
+            launch(functions["last_stage"], n_chunks, common, **constants)
+        rows = sum(place is not None for place in text.outputs)
+        if not rows:
+            return None
+        results = self._buffer(rows, n_leaves)
+        launch(functions["finish"], n_leaves, (*common, results))
+        return results
+
+    def _buffer(self, rows: int, columns: int) -> Tensor:
+        return torch.empty((rows, columns), dtype=torch.float64, device=self.device)
+
+    # Results.
+
+    def _totals(self, phase: ListPhase, results: list[Any]) -> dict[Any, Tensor]:
+        """Return the sums over the leaves of the bundle, which take part in larger sums as one leaf."""
+        totals = {}
+        pairs = zip(phase.names, phase.dtypes, results, strict=True)
+        for name, dtype, value in pairs:
+            if phase.is_term(name):
+                totals[name] = self._total(value, dtype)
+        return totals
+
+    def _total(self, value: Any, dtype: torch.dtype) -> Tensor:
+        if isinstance(value, Tensor) and value.ndim:
+            return value.sum().to(dtype)
+        return self.as_tensor(value, dtype) * len(self.members)
+
+    def _finish(self, phase: ListPhase, results: list[Any]) -> None:
+        for name, total in self._totals(phase, results).items():
+            self.run.add_late(name, self.name, total)
+        pairs = zip(phase.names, phase.dtypes, results, strict=True)
+        for name, dtype, value in pairs:
+            if not phase.is_term(name):
+                is_by_leaf = isinstance(value, Tensor) and value.ndim
+                first = value[0] if is_by_leaf else value
+                self.share(name, self.as_tensor(first, dtype))
+        if self.consumes:
+            for param in self._params:
+                param.grad = None
+        self.trees = {}
+        self.release_tensors()
+
+
+class KernelEngine(ListEngine):
+    """Run steps as Triton kernels."""
+
+    way = "kernels"
+    skips_work = False
+    bundle_type = KernelBundle
+    consequence = "steps run over lists of tensors"
+
+    def _kind(self, member: Member, leaf: Leaf, step: Step, shares: bool) -> LeafKind:
+        if not runs_kernels(local(member.param).device):
+            raise RefusedError("Triton has no kernels for its device")
+        return super()._kind(member, leaf, step, shares)
+
+    def _bundles_of_signature(self, family: Family) -> list[MemberBundle]:
+        return self._bundles(family, False)
+
+    def _bundles(self, family: Family, splits: bool) -> list[MemberBundle]:
+        """Return bundles of leaves with equal kernels, which those of several shapes often have."""
+        members_of: dict[Any, list[Member]] = {}
+        programs: dict[Any, list[ListPhase]] = {}
+        pair_of = {id(member): (member, leaf) for member, leaf in family.pairs}
+        for bundle in super()._bundles(family, splits):
+            pairs = [pair_of[id(member)] for member in bundle.members]
+            try:
+                key = self._key(bundle)
+            except (UnsuitableProgramError, RefusedError) as refusal:
+                self._refuse(pairs, str(refusal))
+                continue
+            programs.setdefault(key, bundle.operations)
+            members_of.setdefault(key, []).extend(bundle.members)
+        bundles: list[MemberBundle] = []
+        for key, members in members_of.items():
+            phases = programs[key]
+            bundles.append(KernelBundle(members, family.signature, phases, False))
+        return bundles
+
+    def _key(self, bundle: MemberBundle) -> tuple[str, ...]:
+        """Return what identifies a bundle's kernels.
+
+        Raises:
+            UnsuitableProgramError: If there are none.
+            OddTensorError: If the memory of a slot has another order than that of its parameter.
+        """
+        for member in bundle.members:
+            for key in bundle.signature.slots_by_leaf:
+                alias(member.state[key], member.param, True)
+        if bundle.signature.has_owners:
+            raise UnsuitableProgramError("the owners of some leaves compute")
+        kernels = [PhaseKernels.of(each, bundle.device) for each in bundle.operations]
+        return tuple(each.key for each in kernels)

@@ -1,0 +1,629 @@
+"""Write a program as Triton kernels that process all leaves of a bundle in one launch.
+
+A table of pointers has a row per argument and a column per leaf, and each program instance takes one chunk of one leaf.
+Sums over a leaf need all its chunks, so they divide the program into stages: each but the last stores partial sums per
+chunk, which a small kernel adds in a fixed order. A stage computes what it needs again from the leaf's arguments; only
+the last one writes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from gradtx.base import torch_names as _torch
+from gradtx.programs.contract import is_list, is_number
+from gradtx.programs.lower import Program
+from gradtx.programs.simplify import SAME, VIEWS
+
+aten = torch.ops.aten
+
+DTYPES: dict[torch.dtype, str] = {
+    torch.float64: "tl.float64",
+    torch.float32: "tl.float32",
+    torch.bfloat16: "tl.bfloat16",
+    torch.float16: "tl.float16",
+    torch.int64: "tl.int64",
+    torch.int32: "tl.int32",
+    torch.int16: "tl.int16",
+    torch.int8: "tl.int8",
+    torch.uint8: "tl.uint8",
+    torch.bool: "tl.int1",
+}
+HALF = (torch.bfloat16, torch.float16)
+# Blocks that have one scale: numbers of entries that a tile of a kernel can have in its second dimension.
+BLOCKS = (16, 32, 64, 128, 256)
+
+# Operations by their code: of operands in the common dtype of torch, or in that of the result.
+BY_COMMON: dict[str, str] = {
+    "gt": "{0} > {1}",
+    "ge": "{0} >= {1}",
+    "lt": "{0} < {1}",
+    "le": "{0} <= {1}",
+    "eq": "{0} == {1}",
+    "ne": "{0} != {1}",
+    "isnan": "{0} != {0}",
+    "isinf": 'tl.abs({0}) == float("inf")',
+    "isfinite": 'tl.abs({0}) < float("inf")',
+}
+NAN = "propagate_nan=tl.PropagateNan.ALL"
+BY_RESULT: dict[str, str] = {
+    "mul": "{0} * {1}",
+    "neg": "-({0})",
+    "abs": "tl.abs({0})",
+    "sign": "({0} > 0).to({type}) - ({0} < 0).to({type})",
+    "maximum": f"tl.maximum({{0}}, {{1}}, {NAN})",
+    "minimum": f"tl.minimum({{0}}, {{1}}, {NAN})",
+    "clamp_min": f"tl.maximum({{0}}, {{1}}, {NAN})",
+    "clamp_max": f"tl.minimum({{0}}, {{1}}, {NAN})",
+    "bitwise_and": "{0} & {1}",
+    "logical_and": "{0} & {1}",
+    "bitwise_or": "{0} | {1}",
+    "logical_or": "{0} | {1}",
+    "bitwise_xor": "{0} ^ {1}",
+    "__rshift__": "{0} >> {1}",
+    "__lshift__": "{0} << {1}",
+    "bitwise_not": "~({0})",
+    "logical_not": "~({0})",
+    "exp": "libdevice.exp({0})",
+    "expm1": "libdevice.expm1({0})",
+    "log": "libdevice.log({0})",
+    "log1p": "libdevice.log1p({0})",
+    "sin": "libdevice.sin({0})",
+    "cos": "libdevice.cos({0})",
+    "tanh": "libdevice.tanh({0})",
+    "atan": "libdevice.atan({0})",
+    "erf": "libdevice.erf({0})",
+    "atan2": "libdevice.atan2({0}, {1})",
+    "pow": "libdevice.pow({0}, {1})",
+    "round": "libdevice.rint({0})",
+    "floor": "tl.floor({0})",
+    "ceil": "tl.ceil({0})",
+}
+# Reductions of all entries of a leaf: the identity, and how to combine two values.
+REDUCTIONS: dict[Any, str] = {
+    aten.sum.default: "sum",
+    aten.mean.default: "sum",
+    aten.linalg_vector_norm.default: "sum",
+    aten.amax.default: "max",
+    aten.max.default: "max",
+    aten.amin.default: "min",
+    aten.min.default: "min",
+}
+IDENTITIES = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}
+CONSTANTS: dict[Any, float] = {
+    aten.zeros_like.default: 0.0,
+    aten.new_zeros.default: 0.0,
+    aten.ones_like.default: 1.0,
+    aten.new_ones.default: 1.0,
+}
+SAME_ENTRIES = (
+    *SAME,
+    *VIEWS,
+    aten._unsafe_view.default,
+    aten.clone.default,
+    aten.expand.default,
+)
+
+
+class UnsuitableProgramError(Exception):
+    """Kernels cannot run a program; the message gives the reason."""
+
+
+@dataclass
+class KernelText:
+    """A phase of a program as the text of Triton functions.
+
+    Attributes:
+        source: The functions: `stage0`, `stage1`, ..., and `reduce0`, ... between them.
+        scalars: The scalars that they read, in the order of their buffer.
+        reductions: For each stage but the last, how each of its sums is combined.
+        has_writes: Whether the last stage processes entries; otherwise only `finish` runs.
+        outputs: For each result of the phase, its row in the buffer of values by leaf; None for a scalar.
+    """
+
+    source: str
+    scalars: list[Node]
+    reductions: list[list[str]] = field(default_factory=list[list[str]])
+    has_writes: bool = True
+    outputs: list[int | None] = field(default_factory=list[int | None])
+
+
+def write_kernels(program: Program) -> KernelText:
+    """Return the kernels of a program.
+
+    Raises:
+        UnsuitableProgramError: If an operation combines entries in another way than by sums over all of a leaf.
+    """
+    return _KernelWriter(program).written()
+
+
+class _KernelWriter:
+    """Write one line for each operation, and each stage with the lines that it needs."""
+
+    def __init__(self, program: Program):
+        self._program = program
+        self._leaves = program.leaves
+        self._size = max(leaf.meta["val"].numel() for leaf in program.leaves)
+        self._block = 1  # entries with one scale
+        self._names: dict[Node, str] = {}
+        self._lines: dict[Node, str] = {}
+        self._depths: dict[Node, int] = {}
+        self._scalars: list[Node] = []
+        # The reductions of each stage, the names of their operands, and the operations that write.
+        self._reductions: list[list[Node]] = []
+        self._reduced: dict[Node, str] = {}
+        self._stores: list[tuple[Node, Node]] = []  # argument, operation
+
+    def written(self) -> KernelText:
+        for node in self._program.graph.nodes:
+            if node.op == "placeholder" and node in self._leaves:
+                self._names[node] = f"x{self._leaves.index(node)}"
+                self._depths[node] = 0
+                self._extent(node)
+            elif node.op == "call_function" and not is_number(node):
+                self._add(node)
+        by_leaf = [result for result in self._program.results if is_list(result)]
+        for result in by_leaf:
+            if self._extent(result) != "leaf":
+                raise UnsuitableProgramError("a result has an entry per element")
+        text = KernelText("", self._scalars)
+        text.reductions = [
+            [REDUCTIONS[node.target] for node in stage] for stage in self._reductions
+        ]
+        text.has_writes = bool(self._stores)
+        rows = iter(range(len(by_leaf)))
+        for result in self._program.results:
+            text.outputs.append(next(rows) if is_list(result) else None)
+        functions = [self._stage(depth) for depth in range(len(self._reductions))]
+        functions += [self._reduce(depth) for depth in range(len(self._reductions))]
+        if self._stores:
+            functions.append(self._last_stage())
+        if by_leaf:
+            functions.append(self._finish(by_leaf))
+        text.source = "\n\n".join(functions)
+        return text
+
+    # Operations.
+
+    def _extent(self, node: Node) -> str:
+        """Return what a value has one number for: each "entry", each "block" of entries with one scale, or a "leaf"."""
+        value: Any = node.meta["val"]
+        if not isinstance(value, Tensor) or value.dtype not in DTYPES:
+            raise UnsuitableProgramError(f"{_name(node)} of {_kind(value)}")
+        is_number = self._leaves[0].meta["val"].ndim == 0  # then so are its slots
+        if value.ndim == 0 or (is_number and value.numel() == 1):
+            return "leaf"
+        if value.numel() == self._size:
+            return "entry"
+        block = self._size // max(value.numel(), 1)
+        is_scale = block in BLOCKS and block * value.numel() == self._size
+        if not is_scale or self._block not in (1, block):
+            raise UnsuitableProgramError(f"{_name(node)} of rows or columns")
+        self._block = block
+        return "block"
+
+    def _add(self, node: Node) -> None:
+        """Write the line of an operation."""
+        inputs = [item for item in node.all_input_nodes if item in self._depths]
+        self._depths[node] = max((self._depths[item] for item in inputs), default=0)
+        if _torch.writes(node.target):
+            argument: Any = node.args[0]
+            self._stores.append((argument, node))
+        extent = self._extent(node)
+        name = f"t{len(self._lines)}"
+        reduced: Any = node.args[0] if node.args else None
+        if node.target in REDUCTIONS and self._is_over_entries(node, reduced):
+            self._reduce_entries(node, reduced, name)
+            return
+        self._lines[node] = f"{name} = {self._expression(node, extent)}"
+        self._names[node] = name
+        if _torch.writes(node.target):  # later operations read the new value
+            self._names[node.args[0]] = name  # type: ignore[index]
+
+    def _is_over_entries(self, node: Node, operand: Any) -> bool:
+        """Whether a reduction combines all entries of a leaf; that of a single number changes nothing."""
+        if len(node.args) > 1 and node.target is not aten.linalg_vector_norm.default:
+            return False
+        if node.target is aten.linalg_vector_norm.default and len(node.args) > 2:
+            raise UnsuitableProgramError("norms of rows or columns")
+        return self._extent(operand) == "entry"
+
+    def _reduce_entries(self, node: Node, operand: Node, name: str) -> None:
+        depth = self._depths[operand]
+        while len(self._reductions) <= depth:
+            self._reductions.append([])
+        stage = self._reductions[depth]
+        row = len(stage)
+        stage.append(node)
+        self._reduced[node] = self._operand(operand, _wide(node.meta["val"].dtype))
+        self._depths[node] = depth + 1
+        dtype = DTYPES[node.meta["val"].dtype]
+        value = f"tl.load(sums{depth} + {row} * n_leaves + leaf)"
+        if node.target is aten.mean.default:
+            value = f"{value} / size"
+        if node.target is aten.linalg_vector_norm.default:
+            if len(node.args) > 1 and node.args[1] != 2:
+                raise UnsuitableProgramError("a norm other than the Euclidean one")
+            value = f"tl.sqrt({value})"
+        self._lines[node] = f"{name} = ({value}).to({dtype})"
+        self._names[node] = name
+
+    def _expression(self, node: Node, extent: str) -> str:
+        """Return the code of an operation on one tile."""
+        target, args, kwargs = node.target, node.args, node.kwargs
+        dtype: torch.dtype = node.meta["val"].dtype
+        if target in CONSTANTS:
+            return self._constant(CONSTANTS[target], dtype)
+        if target in (aten.full_like.default, aten.full.default):
+            return self._operand(args[1], dtype)
+        if target is aten.arange.default:
+            if extent != "entry" or args != (self._size,):
+                raise UnsuitableProgramError("positions within a row")
+            return "i"
+        if target in SAME_ENTRIES or (target in REDUCTIONS and len(args) == 1):
+            return self._operand(args[0], dtype)
+        if target is aten._to_copy.default or target is aten.copy_.default:
+            source: Any = args[1] if target is aten.copy_.default else args[0]
+            return self._operand(source, dtype)
+        if target is aten.view.dtype:
+            return f"{self._names[args[0]]}.to({DTYPES[dtype]}, bitcast=True)"  # type: ignore[index]
+        if target in (aten.amax.default, aten.amin.default):
+            return self._of_block(node)
+        return self._arithmetic(_name(node).rstrip("_"), node, args, kwargs, dtype)
+
+    def _of_block(self, node: Node) -> str:
+        """Return the code of the largest entry of each block."""
+        operand, dims, *keeps = node.args
+        shape = operand.meta["val"].shape  # type: ignore[union-attr]
+        if dims not in ([-1], (-1,)) or keeps != [True] or shape[-1] != self._block:
+            raise UnsuitableProgramError("a reduction over rows or columns")
+        name = _name(node).removeprefix("a")
+        return f"tl.{name}({self._names[operand]}, axis=1, keep_dims=True)"  # type: ignore[index]
+
+    def _arithmetic(
+        self, name: str, node: Node, args: Any, kwargs: Any, dtype: torch.dtype
+    ) -> str:
+        compute = torch.float32 if dtype in HALF else dtype
+        if name in BY_COMMON:
+            compute = _common_dtype(args)
+            operands = [self._operand(item, compute) for item in args]
+            return BY_COMMON[name].format(*operands)
+        operands = [self._operand(item, compute) for item in args]
+        code = self._code(name, node, args, operands, kwargs, compute)
+        return code if compute is dtype else f"({code}).to({DTYPES[dtype]})"
+
+    def _code(
+        self,
+        name: str,
+        node: Node,
+        args: Any,
+        operands: list[str],
+        kwargs: Any,
+        dtype: torch.dtype,
+    ) -> str:
+        """Return the code of an operation whose operands have the dtype in which it computes."""
+        divide = _divides(dtype)
+        if name in ("add", "sub"):
+            sign = "+" if name == "add" else "-"
+            return f"{operands[0]} {sign} {self._scaled(operands[1], kwargs.get('alpha', 1), dtype)}"
+        if name == "rsub":
+            return f"{operands[1]} - {operands[0]}"
+        if name == "div" and not kwargs:
+            return divide(*operands)
+        if name in ("addcmul", "addcdiv"):
+            product = f"({operands[1]} * {operands[2]})"
+            if name == "addcdiv":
+                product = divide(operands[1], operands[2])
+            return f"{operands[0]} + {self._scaled(product, kwargs.get('value', 1), dtype)}"
+        if name == "lerp":
+            a, b, weight = operands
+            near, far = (
+                f"{a} + {weight} * ({b} - {a})",
+                f"{b} - ({b} - {a}) * (1 - {weight})",
+            )
+            return f"tl.where({weight} < 0.5, {near}, {far})"
+        if name == "sqrt":
+            return _root(operands[0], dtype)
+        if name == "rsqrt":
+            return divide(self._constant(1.0, dtype), _root(operands[0], dtype))
+        if name == "reciprocal":
+            return divide(self._constant(1.0, dtype), operands[0])
+        if name == "sigmoid":
+            one = self._constant(1.0, dtype)
+            return divide(one, f"(1.0 + libdevice.exp(-({operands[0]})))")
+        if name == "where":
+            condition = self._operand(args[0], torch.bool)
+            return f"tl.where({condition}, {operands[1]}, {operands[2]})"
+        if name == "pow" and args[1] == 2:
+            return f"{operands[0]} * {operands[0]}"
+        if name == "pow" and args[1] == 0.5:
+            return _root(operands[0], dtype)
+        if name == "square":
+            return f"{operands[0]} * {operands[0]}"
+        if name == "clamp":
+            return self._clamped(operands[0], args, kwargs, dtype)
+        if name not in BY_RESULT or kwargs:
+            raise UnsuitableProgramError(_name(node))
+        return BY_RESULT[name].format(*operands, type=DTYPES[dtype])
+
+    def _clamped(self, operand: str, args: Any, kwargs: Any, dtype: torch.dtype) -> str:
+        bounds = [*args[1:], None, None]
+        lower = kwargs.get("min", bounds[0])
+        upper = kwargs.get("max", bounds[1])
+        if lower is not None:
+            operand = f"tl.maximum({operand}, {self._operand(lower, dtype)}, {NAN})"
+        if upper is not None:
+            operand = f"tl.minimum({operand}, {self._operand(upper, dtype)}, {NAN})"
+        return operand
+
+    # Operands.
+
+    def _scaled(self, operand: str, factor: Any, dtype: torch.dtype) -> str:
+        if not isinstance(factor, Node) and factor == 1:
+            return operand
+        return f"{self._operand(factor, dtype)} * {operand}"
+
+    def _operand(self, value: Any, dtype: torch.dtype) -> str:
+        """Return the code of an operand in a dtype."""
+        if value is None:
+            return ""
+        if not isinstance(value, Node):
+            return self._constant(value, dtype)
+        if is_number(value):
+            return self._scalar(value, dtype)
+        name = self._names[value]
+        own: torch.dtype = value.meta["val"].dtype
+        if own is dtype:
+            return name
+        if dtype is torch.bool:
+            return f"({name} != 0)"
+        return f"{name}.to({DTYPES[dtype]})"
+
+    def _constant(self, value: Any, dtype: torch.dtype) -> str:
+        text = repr(value)
+        if isinstance(value, float) and not math.isfinite(value):
+            text = f"float({str(value)!r})"
+        return f"tl.full((), {text}, {DTYPES[dtype]})"
+
+    def _scalar(self, node: Node, dtype: torch.dtype) -> str:
+        if node not in self._scalars:
+            self._scalars.append(node)
+        word = f"s{self._scalars.index(node)}"
+        own: torch.dtype = node.meta["val"].dtype
+        if dtype is torch.bool:
+            return f"({word} != 0)"
+        if own.is_floating_point:
+            word = f"{word}.to(tl.float64, bitcast=True)"
+        return f"{word}.to({DTYPES[dtype]})"
+
+    # Kernels.
+
+    def _needed(self, nodes: Sequence[Node]) -> tuple[list[Node], set[Node]]:
+        """Return the operations that some nodes need, in order, and the arguments that these read."""
+        waiting, needed = list(nodes), set(nodes)
+        while waiting:
+            node = waiting.pop()
+            if node in self._reduced:
+                continue  # its value is loaded
+            for item in node.all_input_nodes:
+                if item in self._depths and item not in needed:
+                    needed.add(item)
+                    waiting.append(item)
+        lines = [node for node in self._program.graph.nodes if node in needed]
+        return [n for n in lines if n in self._lines], needed & set(self._leaves)
+
+    def _arguments(self) -> str:
+        sums = "".join(f", sums{depth}" for depth in range(len(self._reductions)))
+        return f"table, sizes, chunk_leaf, chunk_start, words, n_leaves{sums}"
+
+    def _head(self, nodes: Sequence[Node], start: str) -> list[str]:
+        """Return the lines that find the chunk, and load what its operations read apart from entries."""
+        lines = [
+            "pid = tl.program_id(0)",
+            f"leaf = {start}",
+            "size = tl.load(sizes + leaf)",
+        ]
+        for j in range(len(self._scalars)):
+            lines.append(f"s{j} = tl.load(words + {j})")
+        return lines
+
+    def _load(self, leaf: Node, mask: str) -> str:
+        j = self._leaves.index(leaf)
+        place = {"entry": "i", "block": "b", "leaf": "0"}[self._extent(leaf)]
+        masks = {
+            "entry": mask,
+            "block": mask.replace("i < size", f"b < size // {self._block}"),
+            "leaf": "",
+        }
+        loaded = f"tl.load(p{j} + {place}{masks[self._extent(leaf)]})"
+        is_flag = leaf.meta["val"].dtype is torch.bool
+        return f"x{j} = {loaded} != 0" if is_flag else f"x{j} = {loaded}"
+
+    def _pointers(self, leaves: Sequence[Node]) -> list[str]:
+        lines = []
+        for leaf in leaves:
+            j = self._leaves.index(leaf)
+            dtype = DTYPES[leaf.meta["val"].dtype]
+            if dtype == "tl.int1":
+                dtype = "tl.int8"
+            lines.append(
+                f"p{j} = tl.load(table + {j} * n_leaves + leaf).to(tl.pointer_type({dtype}))"
+            )
+        return lines
+
+    def _chunk(
+        self,
+        name: str,
+        more: str,
+        outputs: Sequence[Node],
+        end: Callable[[str], list[str]],
+    ) -> str:
+        """Return a kernel with an instance per chunk: operations, and at the end the lines of `end(mask)`."""
+        operations, read = self._needed(outputs)
+        stored = [argument for argument, node in self._stores if node in outputs]
+        leaves = [leaf for leaf in self._leaves if leaf in read or leaf in stored]
+        lines = self._head(operations, "tl.load(chunk_leaf + pid)")
+        lines.append("start = tl.multiple_of(tl.load(chunk_start + pid), 16)")
+        lines += self._pointers(leaves)
+        entries = [leaf for leaf in leaves if self._extent(leaf) != "leaf"]
+        names = [f"p{self._leaves.index(leaf)}" for leaf in entries]
+        if names:
+            lines.append("if ALIGNED:")
+            lines += [f"    {name} = tl.multiple_of({name}, 16)" for name in names]
+        lines.append("i = start + tl.arange(0, BLOCK)")
+        if self._block > 1:
+            rows = f"BLOCK // {self._block}"
+            lines.append(f"i = tl.reshape(i, ({rows}, {self._block}))")
+            lines.append(f"b = start // {self._block} + tl.arange(0, {rows})[:, None]")
+        loads = [leaf for leaf in leaves if leaf in read]
+        for condition, mask in (
+            ("if start + BLOCK <= size:", ""),
+            ("else:", ", mask=i < size"),
+        ):
+            lines.append(condition)
+            body = [self._load(leaf, mask) for leaf in loads]
+            body += [self._lines[node] for node in operations]
+            body += end(mask)
+            lines += [f"    {line}" for line in body]
+        head = f"{self._arguments()}{more}, BLOCK: tl.constexpr, ALIGNED: tl.constexpr"
+        return _function(name, head, lines)
+
+    def _stage(self, depth: int) -> str:
+        """Return the kernel that stores partial sums."""
+        stage = self._reductions[depth]
+        operands: list[Node] = [node.args[0] for node in stage]  # type: ignore[misc]
+
+        def end(mask: str) -> list[str]:
+            lines = []
+            for row, node in enumerate(stage):
+                kind, value = REDUCTIONS[node.target], self._reduced[node]
+                if node.target is aten.linalg_vector_norm.default:
+                    value = f"{value} * {value}"
+                if mask:
+                    value = f"tl.where(i < size, {value}, {IDENTITIES[kind]})"
+                lines.append(f"r{row} = {_combined(kind, value, self._block)}")
+                lines.append(
+                    f"tl.store(partials + {row} * n_chunks + pid, r{row}.to(tl.float64))"
+                )
+            return lines
+
+        more = ", partials, n_chunks"
+        return self._chunk(f"stage{depth}", more, operands, end)
+
+    def _reduce(self, depth: int) -> str:
+        """Return the kernel that combines the partial sums of each leaf, in a fixed order."""
+        lines = [
+            "leaf = tl.program_id(0)",
+            "first = tl.load(leaf_chunks + leaf)",
+            "last = tl.load(leaf_chunks + leaf + 1)",
+            "k = tl.arange(0, WIDTH)",
+        ]
+        for row, node in enumerate(self._reductions[depth]):
+            kind = REDUCTIONS[node.target]
+            identity = IDENTITIES[kind]
+            lines += [
+                f"total = tl.full((WIDTH,), {identity}, tl.float64)",
+                "start = first",
+                "while start < last:",
+                f"    part = tl.load(partials + {row} * n_chunks + start + k, mask=start + k < last, other={identity})",
+                f"    total = {_joined(kind, 'total', 'part')}",
+                "    start += WIDTH",
+                f"tl.store(sums + {row} * n_leaves + leaf, {_combined(kind, 'total', 1)})",
+            ]
+        head = "partials, sums, leaf_chunks, n_leaves, n_chunks, WIDTH: tl.constexpr"
+        return _function(f"reduce{depth}", head, lines)
+
+    def _last_stage(self) -> str:
+        """Return the kernel that writes."""
+
+        def end(mask: str) -> list[str]:
+            lines = []
+            for argument, node in self._stores:
+                j = self._leaves.index(argument)
+                extent, value = self._extent(argument), self._names[node]
+                if argument.meta["val"].dtype is torch.bool:
+                    value = f"{value}.to(tl.int8)"
+                if extent == "leaf":
+                    lines.append(f"tl.store(p{j}, {value}, mask=start == 0)")
+                elif extent == "block":
+                    inside = f", mask=b < size // {self._block}" if mask else ""
+                    lines.append(f"tl.store(p{j} + b, {value}{inside})")
+                else:
+                    lines.append(f"tl.store(p{j} + i, {value}{mask})")
+            return lines
+
+        nodes = [node for _, node in self._stores]
+        return self._chunk("last_stage", "", nodes, end)
+
+    def _finish(self, results: Sequence[Node]) -> str:
+        """Return the kernel that computes results by leaf, with an instance per leaf."""
+        operations, read = self._needed(results)
+        if any(self._extent(leaf) != "leaf" for leaf in read):
+            raise UnsuitableProgramError("a result depends on single entries")
+        lines = self._head(operations, "pid")
+        lines += self._pointers([leaf for leaf in self._leaves if leaf in read])
+        lines += [self._load(leaf, "") for leaf in self._leaves if leaf in read]
+        lines += [self._lines[node] for node in operations]
+        for row, result in enumerate(results):
+            name = self._names[result]
+            lines.append(
+                f"tl.store(results + {row} * n_leaves + leaf, {name}.to(tl.float64))"
+            )
+        return _function("finish", f"{self._arguments()}, results", lines)
+
+
+def _function(name: str, arguments: str, lines: Sequence[str]) -> str:
+    body = "\n    ".join(lines)
+    return f"@triton.jit\ndef {name}({arguments}):\n    {body}\n"
+
+
+def _combined(kind: str, value: str, block: int) -> str:
+    """Return the code that reduces a tile to one number; a maximum of NaN is NaN."""
+    value = f"tl.ravel({value})" if block > 1 else value
+    if kind == "sum":
+        return f"tl.sum({value}, axis=0)"
+    is_nan = f"tl.max(({value} != {value}).to(tl.int32), axis=0) > 0"
+    return f'tl.where({is_nan}, float("nan"), tl.{kind}({value}, axis=0))'
+
+
+def _joined(kind: str, a: str, b: str) -> str:
+    return f"{a} + {b}" if kind == "sum" else f"tl.{kind}imum({a}, {b}, {NAN})"
+
+
+def _divides(dtype: torch.dtype) -> Callable[[str, str], str]:
+    """Return the code of a quotient, rounded as torch rounds it."""
+    if dtype is torch.float32:
+        return lambda x, y: f"tl.div_rn({x}, {y})"
+    return lambda x, y: f"({x} / {y})"
+
+
+def _root(x: str, dtype: torch.dtype) -> str:
+    return f"tl.sqrt_rn({x})" if dtype is torch.float32 else f"tl.sqrt({x})"
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def _common_dtype(args: Sequence[Any]) -> torch.dtype:
+    """Return the dtype in which torch compares operands."""
+    values = [arg.meta["val"] if isinstance(arg, Node) else arg for arg in args]
+    if len(values) == 1:
+        return values[0].dtype
+    return torch.result_type(*values)
+
+
+def _name(node: Node) -> str:
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(getattr(packet or node.target, "__name__", node.target))
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -1,0 +1,95 @@
+"""Run Triton's kernels on the CPU, through its interpreter, which follows tables of pointers."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import linecache
+import math
+import os
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from gradtx.optim.engine import kernels
+
+# Before Triton is imported: its own functions, such as sums, are then interpreted as well.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+triton = pytest.importorskip("triton", reason="needs Triton, a package of its own on machines without a GPU")
+np = pytest.importorskip("numpy")
+
+# Functions of CUDA's library, which the interpreter lacks.
+FUNCTIONS = {
+    **{name: getattr(np, name) for name in "exp expm1 log log1p sin cos tanh rint".split()},
+    "atan": np.arctan,
+    "atan2": np.arctan2,
+    "pow": np.power,
+    "erf": np.vectorize(math.erf, otypes=[float]),
+}
+
+
+class Libdevice:
+    def __getattr__(self, name: str) -> Any:
+        from triton import language as tl
+        from triton.runtime.interpreter import TensorHandle
+
+        def called(*operands: Any) -> Any:
+            arrays = [operand.handle.data for operand in operands]
+            with np.errstate(all="ignore"):
+                result = np.asarray(FUNCTIONS[name](*arrays)).astype(arrays[0].dtype)
+            dtype = operands[0].dtype.scalar
+            is_block = any(operand.type.is_block() for operand in operands)
+            kind = tl.block_type(dtype, list(result.shape)) if is_block else dtype
+            return tl.tensor(TensorHandle(result, dtype), kind)
+
+        return called
+
+
+@functools.cache
+def compiled(source: str) -> dict[str, Any]:
+    from triton import language as tl
+    from triton.runtime.interpreter import InterpretedFunction
+
+    namespace = {"triton": triton, "tl": tl, "libdevice": Libdevice()}
+    made: dict[str, Any] = {}
+    file = f"<interpreted kernel {hash(source):x}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    plain = {**namespace, "triton": Plain}
+    exec(compile(source, file, "exec"), plain)
+    for name, function in plain.items():
+        if isinstance(function, types.FunctionType):
+            function.__globals__.update(namespace)
+            made[name] = InterpretedFunction(function)
+    return made
+
+
+class Plain:
+    """In place of Triton."""
+
+    @staticmethod
+    def jit(function: Any) -> Any:
+        return function
+
+
+def launch(kernel: Any, instances: int, arguments: Any, **constants: Any) -> None:
+    if not instances:
+        return
+    from tests.gpu import pretend
+
+    given = [each.inner if isinstance(each, pretend.OnGpu) else each for each in arguments]
+    pretend.GPU.launched(kernel.fn.__name__)
+    constants.pop("num_warps", None)
+    kernel[(instances,)](*given, **constants)
+
+
+@contextlib.contextmanager
+def interpreting() -> Iterator[None]:
+    """Let engines run kernels, on the CPU and on the pretended GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "runs_kernels", lambda device: True)
+        patch.setattr(kernels, "compiled", compiled)
+        patch.setattr(kernels, "launch", launch)
+        yield
