@@ -6,6 +6,9 @@ import os
 # Products of equal matrices then have equal bits wherever they lie in memory, which tests of shards assume: on some
 # processors MKL otherwise chooses an order of summation by alignment. MKL reads this at its first call.
 os.environ.setdefault("MKL_CBWR", "AUTO")
+# Triton's kernels run in its interpreter, on the CPU. Triton reads this when it is imported.
+if os.environ.get("GRADTX_GPU") != "cuda":
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch

@@ -82,6 +82,12 @@ def ways(arguments: Any) -> None:
 
 
 @part
+def kernels(arguments: Any) -> None:
+    """All optimizers as kernels."""
+    tested(arguments, "tests/gpu/test_kernels.py")
+
+
+@part
 def clients(arguments: Any) -> None:
     """Trainers of other projects."""
     tested(arguments, "tests/clients")

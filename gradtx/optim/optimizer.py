@@ -88,9 +88,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
         back_ends: list[Engine] = [ListEngine()]
         if compile is not False:
-            from gradtx.optim.engine.compiled import engine_for
+            from gradtx.optim.engine.compiled import engines_for
 
-            back_ends.insert(0, engine_for(compile))
+            back_ends = [*engines_for(compile), *back_ends]
         if state_device is not None:
             from gradtx.optim.offload import offload_for
 

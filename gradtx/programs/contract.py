@@ -443,6 +443,8 @@ def _times(x: Any, y: Any, user: Node) -> Any:
 
 
 def _negative(number: Any, user: Node) -> Any:
+    if not isinstance(number, Node):
+        return -number
     return _number(aten.neg.default, (number,), user)
 
 

@@ -124,14 +124,16 @@ class KernelText:
         source: The functions: `stage0`, `stage1`, ..., and `reduce0`, ... between them.
         scalars: The scalars that they read, in the order of their buffer.
         reductions: For each stage but the last, how each of its sums is combined.
-        has_writes: Whether the last stage processes entries; otherwise only `finish` runs.
+        has_entries: Whether `last_stage` writes entries.
+        has_numbers: Whether `finish` writes numbers of each leaf, which other chunks of the leaf have read by then.
         outputs: For each result of the phase, its row in the buffer of values by leaf; None for a scalar.
     """
 
     source: str
     scalars: list[Node]
     reductions: list[list[str]] = field(default_factory=list[list[str]])
-    has_writes: bool = True
+    has_entries: bool = True
+    has_numbers: bool = False
     outputs: list[int | None] = field(default_factory=list[int | None])
 
 
@@ -177,16 +179,18 @@ class _KernelWriter:
         text.reductions = [
             [REDUCTIONS[node.target] for node in stage] for stage in self._reductions
         ]
-        text.has_writes = bool(self._stores)
         rows = iter(range(len(by_leaf)))
         for result in self._program.results:
             text.outputs.append(next(rows) if is_list(result) else None)
         functions = [self._stage(depth) for depth in range(len(self._reductions))]
         functions += [self._reduce(depth) for depth in range(len(self._reductions))]
-        if self._stores:
-            functions.append(self._last_stage())
-        if by_leaf:
-            functions.append(self._finish(by_leaf))
+        entries = [store for store in self._stores if self._extent(store[0]) != "leaf"]
+        numbers = [store for store in self._stores if store not in entries]
+        text.has_entries, text.has_numbers = bool(entries), bool(by_leaf or numbers)
+        if text.has_entries:
+            functions.append(self._last_stage(entries))
+        if text.has_numbers:
+            functions.append(self._finish(by_leaf, numbers))
         text.source = "\n\n".join(functions)
         return text
 
@@ -276,7 +280,9 @@ class _KernelWriter:
             return f"{self._names[args[0]]}.to({DTYPES[dtype]}, bitcast=True)"  # type: ignore[index]
         if target in (aten.amax.default, aten.amin.default):
             return self._of_block(node)
-        return self._arithmetic(_name(node).rstrip("_"), node, args, kwargs, dtype)
+        name = _name(node)
+        name = name if name.startswith("__") else name.rstrip("_")
+        return self._arithmetic(name, node, args, kwargs, dtype)
 
     def _of_block(self, node: Node) -> str:
         """Return the code of the largest entry of each block."""
@@ -347,11 +353,26 @@ class _KernelWriter:
             return _root(operands[0], dtype)
         if name == "square":
             return f"{operands[0]} * {operands[0]}"
+        if name == "nan_to_num":
+            return self._without_nan(operands[0], args, dtype)
         if name == "clamp":
             return self._clamped(operands[0], args, kwargs, dtype)
         if name not in BY_RESULT or kwargs:
             raise UnsuitableProgramError(_name(node))
         return BY_RESULT[name].format(*operands, type=DTYPES[dtype])
+
+    def _without_nan(self, operand: str, args: Any, dtype: torch.dtype) -> str:
+        """Return the code of `nan_to_num`."""
+        largest = torch.finfo(dtype).max
+        instead = [0.0, largest, -largest]
+        for i, value in enumerate(args[1:]):
+            instead[i] = instead[i] if value is None else value
+        nan, top, bottom = (self._constant(value, dtype) for value in instead)
+        is_top, is_bottom = f'{operand} == float("inf")', f'{operand} == float("-inf")'
+        finite = (
+            f"tl.where({is_top}, {top}, tl.where({is_bottom}, {bottom}, {operand}))"
+        )
+        return f"tl.where({operand} == {operand}, {finite}, {nan})"
 
     def _clamped(self, operand: str, args: Any, kwargs: Any, dtype: torch.dtype) -> str:
         bounds = [*args[1:], None, None]
@@ -384,6 +405,8 @@ class _KernelWriter:
             return name
         if dtype is torch.bool:
             return f"({name} != 0)"
+        if own is torch.float64 and dtype in HALF:  # as torch rounds it
+            name = f"{name}.to(tl.float32)"
         return f"{name}.to({DTYPES[dtype]})"
 
     def _constant(self, value: Any, dtype: torch.dtype) -> str:
@@ -540,37 +563,42 @@ class _KernelWriter:
         head = "partials, sums, leaf_chunks, n_leaves, n_chunks, WIDTH: tl.constexpr"
         return _function(f"reduce{depth}", head, lines)
 
-    def _last_stage(self) -> str:
-        """Return the kernel that writes."""
+    def _last_stage(self, stores: Sequence[tuple[Node, Node]]) -> str:
+        """Return the kernel that writes entries and the scales of blocks."""
 
         def end(mask: str) -> list[str]:
             lines = []
-            for argument, node in self._stores:
-                j = self._leaves.index(argument)
-                extent, value = self._extent(argument), self._names[node]
-                if argument.meta["val"].dtype is torch.bool:
-                    value = f"{value}.to(tl.int8)"
-                if extent == "leaf":
-                    lines.append(f"tl.store(p{j}, {value}, mask=start == 0)")
-                elif extent == "block":
-                    inside = f", mask=b < size // {self._block}" if mask else ""
-                    lines.append(f"tl.store(p{j} + b, {value}{inside})")
-                else:
-                    lines.append(f"tl.store(p{j} + i, {value}{mask})")
+            for argument, node in stores:
+                place, inside = "i", mask
+                if self._extent(argument) == "block":
+                    place = "b"
+                    inside = mask.replace("i < size", f"b < size // {self._block}")
+                lines.append(self._store(argument, node, place, inside))
             return lines
 
-        nodes = [node for _, node in self._stores]
+        nodes = [node for _, node in stores]
         return self._chunk("last_stage", "", nodes, end)
 
-    def _finish(self, results: Sequence[Node]) -> str:
-        """Return the kernel that computes results by leaf, with an instance per leaf."""
-        operations, read = self._needed(results)
+    def _store(self, argument: Node, node: Node, place: str, mask: str) -> str:
+        value = self._names[node]
+        if argument.meta["val"].dtype is torch.bool:
+            value = f"{value}.to(tl.int8)"
+        return f"tl.store(p{self._leaves.index(argument)} + {place}, {value}{mask})"
+
+    def _finish(
+        self, results: Sequence[Node], stores: Sequence[tuple[Node, Node]]
+    ) -> str:
+        """Return the kernel that writes numbers of each leaf, with an instance per leaf."""
+        needed = [*results, *(node for _, node in stores)]
+        operations, read = self._needed(needed)
         if any(self._extent(leaf) != "leaf" for leaf in read):
-            raise UnsuitableProgramError("a result depends on single entries")
+            raise UnsuitableProgramError("a number of a leaf depends on single entries")
+        written = [argument for argument, _ in stores]
         lines = self._head(operations, "pid")
-        lines += self._pointers([leaf for leaf in self._leaves if leaf in read])
+        lines += self._pointers([x for x in self._leaves if x in read or x in written])
         lines += [self._load(leaf, "") for leaf in self._leaves if leaf in read]
         lines += [self._lines[node] for node in operations]
+        lines += [self._store(argument, node, "0", "") for argument, node in stores]
         for row, result in enumerate(results):
             name = self._names[result]
             lines.append(

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import linecache
 import math
-import os
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -16,19 +15,32 @@ import torch
 
 from gradtx.optim.engine import kernels
 
-# Before Triton is imported: its own functions, such as sums, are then interpreted as well.
-os.environ.setdefault("TRITON_INTERPRET", "1")
 triton = pytest.importorskip("triton", reason="needs Triton, a package of its own on machines without a GPU")
 np = pytest.importorskip("numpy")
 
+from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
+
+CAST = InterpreterBuilder.cast_impl
+
 # Functions of CUDA's library, which the interpreter lacks.
 FUNCTIONS = {
-    **{name: getattr(np, name) for name in "exp expm1 log log1p sin cos tanh rint".split()},
+    **{name: getattr(np, name) for name in ["exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "rint"]},
     "atan": np.arctan,
     "atan2": np.arctan2,
     "pow": np.power,
     "erf": np.vectorize(math.erf, otypes=[float]),
 }
+
+
+def _rounded(builder: Any, handle: Any, dtype: Any) -> Any:
+    """Convert float32 to bfloat16 as GPUs do, to the nearest value; the interpreter truncates."""
+    from triton import language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    if handle.dtype.scalar == tl.float32 and dtype.scalar == tl.bfloat16:
+        values = torch.from_numpy(np.array(handle.data, dtype=np.float32)).to(torch.bfloat16)
+        return TensorHandle(values.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
+    return CAST(builder, handle, dtype)
 
 
 class Libdevice:
@@ -92,4 +104,5 @@ def interpreting() -> Iterator[None]:
         patch.setattr(kernels, "runs_kernels", lambda device: True)
         patch.setattr(kernels, "compiled", compiled)
         patch.setattr(kernels, "launch", launch)
+        patch.setattr(InterpreterBuilder, "cast_impl", _rounded)
         yield

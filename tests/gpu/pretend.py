@@ -84,8 +84,14 @@ class OnGpu(Tensor):
         memo[id(self)] = copy
         return copy
 
-    def data_ptr(self) -> int:
-        return self.inner.data_ptr()
+    @property
+    def data(self) -> Tensor:
+        return Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, tensor: OnGpu) -> None:
+        Tensor.data.__set__(self, tensor)
+        self.inner = tensor.inner
 
     def untyped_storage(self) -> Any:
         return self.inner.untyped_storage()
@@ -444,13 +450,14 @@ for _name in RESIZING.split():
 
 @contextlib.contextmanager
 def seeing_constants() -> Iterator[None]:
-    """Make `torch.tensor` and `torch.as_tensor` wait in the block: their copy goes around all dispatch."""
-    before = torch.tensor, torch.as_tensor
-    torch.tensor, torch.as_tensor = map(_made, before)
+    """Imitate what goes around all dispatch: `torch.tensor` and `torch.as_tensor` wait, and tensors have addresses."""
+    before = torch.tensor, torch.as_tensor, Tensor.data_ptr
+    torch.tensor, torch.as_tensor = _made(torch.tensor), _made(torch.as_tensor)
+    Tensor.data_ptr = lambda tensor: before[-1](tensor.inner if isinstance(tensor, OnGpu) else tensor)
     try:
         yield
     finally:
-        torch.tensor, torch.as_tensor = before
+        torch.tensor, torch.as_tensor, Tensor.data_ptr = before
 
 
 def _made(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -58,8 +58,10 @@ class Cuda:
     def capturing(self) -> Iterator[None]:
         """Capture the block, and replay it once."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The CUDA Graph is empty")  # the block was refused
+            with torch.cuda.graph(graph):
+                yield
         graph.replay()
         torch.cuda.synchronize()
 

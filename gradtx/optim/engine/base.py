@@ -377,7 +377,9 @@ class Engine(ABC):
                 raise RefusedError(f"{stage} has no program")
 
     def _refuse(self, pairs: Pairs, reason: str) -> None:
-        self.reasons.update({leaf.name: reason for _, leaf in pairs})
+        """Leave leaves to the next engine; an empty reason is none that users would care about."""
+        if reason:
+            self.reasons.update({leaf.name: reason for _, leaf in pairs})
 
 
 def _check_shard(leaf: Leaf) -> None:

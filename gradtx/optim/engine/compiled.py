@@ -17,6 +17,7 @@ from gradtx.base.messages import line_of_user
 from gradtx.distributed.owners import has_regions
 from gradtx.execution.context import UnknownInProgramError
 from gradtx.execution.execute import Leaf
+from gradtx.optim.engine import kernels
 from gradtx.optim.engine.base import (
     READS_SHAPE,
     Engine,
@@ -61,8 +62,10 @@ PATIENCE = 3.0  # seconds of compile time after which a message is logged
 COMPILING = threading.RLock()  # torch's tracer patches global names while it runs
 
 
-def engine_for(compile: Any) -> Engine:
-    """Return the engine that the argument `compile=` asks for: one of the user's own, or one that compiles.
+def engines_for(compile: Any) -> list[Engine]:
+    """Return the engines that `compile=` asks for, in the order in which they take parameters.
+
+    They are one of the user's own; inductor with the user's options; or kernels on GPUs and inductor elsewhere.
 
     Raises:
         ValueError: If the engine belongs to another optimizer, whose programs it would mix with the new one's.
@@ -73,8 +76,11 @@ def engine_for(compile: Any) -> Engine:
             raise ValueError(
                 f"compile: this {type(compile).__name__} belongs to another optimizer; create one for each"
             )
-        return compile
-    return CompiledEngine(compiler_options(compile))
+        return [compile]
+    engines: list[Engine] = [CompiledEngine(compiler_options(compile))]
+    if compile is True:
+        engines.insert(0, kernels.KernelEngine())
+    return engines
 
 
 class CompilationError(UnsuitableError):
@@ -206,6 +212,10 @@ class CompiledEngine(Engine):
         # A 0-d slot cannot be distinguished from one shaped like the leaf.
         if leaf.key.ndim == 0:
             raise RefusedError("it has no dimensions")
+        if not self._options and kernels.runs_kernels(local(leaf.key).device):
+            raise RefusedError(
+                ""
+            )  # one kernel per operation takes less time than one per leaf
         if is_positional(leaf) and not local(leaf.key).is_contiguous():
             raise RefusedError(
                 "a link needs the positions of its entries, which a flat alias reorders"

@@ -15,12 +15,19 @@ from torch.autograd.graph import increment_version
 from torch.fx import Node
 
 from gradtx.base.dtensor import local
+from gradtx.base.messages import warn_user
 from gradtx.base.plain import TYPES, is_plain
 from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.optim.engine.base import GRADIENT
 from gradtx.optim.engine.family import Family, LeafKind
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
-from gradtx.optim.engine.views import RefusedError, alias, entries_of, readable
+from gradtx.optim.engine.views import (
+    RefusedError,
+    alias,
+    entries_of,
+    is_positional,
+    readable,
+)
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
 from gradtx.programs.bundle import ListPhase, NamedLeaf, numbers_for
@@ -51,8 +58,8 @@ def triton_or_none() -> Any:
 
 
 def runs_kernels(device: torch.device) -> bool:
-    """Whether Triton has a back end for a device."""
-    return device.type in ("cuda", "xpu") and triton_or_none() is not None
+    """Whether Triton writes kernels for a device; those of ROCm are "cuda" as well."""
+    return device.type in ("cuda", "xpu")
 
 
 @functools.cache
@@ -96,11 +103,11 @@ class PhaseKernels:
     shared: list[Any]
     key: str
 
-    def results(self, scalars: Sequence[Any], by_leaf: Tensor | None) -> list[Any]:
+    def results(self, scalars: Sequence[Any], by_leaf: Tensor) -> list[Any]:
         """Return the results of the phase: a vector of one entry per leaf, or a scalar."""
         results = []
         for row, shared in zip(self.text.outputs, self.shared, strict=True):
-            if row is not None and by_leaf is not None:
+            if row is not None:
                 results.append(by_leaf[row])
             elif isinstance(shared, Place):
                 results.append(scalars[shared.at])
@@ -162,7 +169,6 @@ class Table:
 
     Attributes:
         chunks: The number of chunks of all leaves.
-        is_aligned: Whether all arguments start at multiples of 16 bytes.
     """
 
     def __init__(
@@ -183,31 +189,39 @@ class Table:
         self.chunk_start = sent(chunk_start, device)
         self.leaf_chunks = sent(leaf_chunks, device)
         self.sizes = sent(sizes, device)
-        self._known = pointers
+        self._rows = pointers
+        self._are_aligned = list(map(_are_aligned, pointers))
         self.pointers = sent([each for row in pointers for each in row], device)
-        self.is_aligned = all(map(_are_aligned, pointers))
+
+    @property
+    def is_aligned(self) -> bool:
+        return all(self._are_aligned)
 
     def update(self, rows: dict[int, list[int]]) -> None:
         """Send the addresses of arguments that have moved since the last step."""
         for place, row in rows.items():
-            if row == self._known[place]:
+            if row == self._rows[place]:
                 continue
-            self._known[place] = row
-            self.is_aligned = all(map(_are_aligned, self._known))
+            self._rows[place] = row
+            self._are_aligned[place] = _are_aligned(row)
             start = place * self.leaves
             target = self.pointers[start : start + self.leaves]
-            target.copy_(sent(row, self._device))
+            target.copy_(on_host(row, self._device), non_blocking=True)
 
 
 def _are_aligned(pointers: list[int]) -> bool:
     return not any(pointer % ALIGNMENT for pointer in pointers)
 
 
-def sent(numbers: list[int], device: torch.device) -> Tensor:
-    """Send 64-bit integers to a device, from pinned memory, so that the host does not wait."""
+def on_host(numbers: list[int], device: torch.device) -> Tensor:
+    """Return 64-bit integers in memory from which a copy to the device does not wait."""
     is_pinned = device.type == "cuda"
-    on_host = torch.tensor(numbers, dtype=torch.int64, pin_memory=is_pinned)
-    return on_host.to(device, non_blocking=True)
+    return torch.tensor(numbers, dtype=torch.int64, pin_memory=is_pinned)
+
+
+def sent(numbers: list[int], device: torch.device) -> Tensor:
+    """Send 64-bit integers to a device."""
+    return on_host(numbers, device).to(device, non_blocking=True)
 
 
 class KernelBundle(MemberBundle):
@@ -295,7 +309,7 @@ class KernelBundle(MemberBundle):
 
     # Kernels.
 
-    def _run(self, text: KernelText, table: Table, words: Tensor) -> Tensor | None:
+    def _run(self, text: KernelText, table: Table, words: Tensor) -> Tensor:
         """Launch the kernels; return the results by leaf, a row for each."""
         functions = compiled(text.source)
         fixed = (table.pointers, table.sizes, table.chunk_leaf, table.chunk_start)
@@ -309,13 +323,12 @@ class KernelBundle(MemberBundle):
             launch(functions[f"stage{depth}"], n_chunks, stage, **constants)
             reduce = (partials, sums[depth], table.leaf_chunks, n_leaves, n_chunks)
             launch(functions[f"reduce{depth}"], n_leaves, reduce, WIDTH=WIDTH)
-        if text.has_writes:
+        if text.has_entries:
             launch(functions["last_stage"], n_chunks, common, **constants)
         rows = sum(place is not None for place in text.outputs)
-        if not rows:
-            return None
         results = self._buffer(rows, n_leaves)
-        launch(functions["finish"], n_leaves, (*common, results))
+        if text.has_numbers:
+            launch(functions["finish"], n_leaves, (*common, results))
         return results
 
     def _buffer(self, rows: int, columns: int) -> Tensor:
@@ -360,11 +373,28 @@ class KernelEngine(ListEngine):
     skips_work = False
     bundle_type = KernelBundle
     consequence = "steps run over lists of tensors"
+    _has_warned = False
 
     def _kind(self, member: Member, leaf: Leaf, step: Step, shares: bool) -> LeafKind:
-        if not runs_kernels(local(member.param).device):
-            raise RefusedError("Triton has no kernels for its device")
+        param = local(member.param)
+        if not runs_kernels(param.device):
+            raise RefusedError("")
+        if triton_or_none() is None:
+            self._warn_of_triton()
+            raise RefusedError("Triton cannot be imported")
+        needs_order = leaf.layout.codes or is_positional(leaf)
+        if needs_order and not param.is_contiguous():
+            raise RefusedError("a link needs the positions of its entries")
         return super()._kind(member, leaf, step, shares)
+
+    def _warn_of_triton(self) -> None:
+        if not self._has_warned:
+            warn_user(
+                "compile=True runs steps over lists of tensors on this GPU, because Triton cannot be imported; install "
+                "the version of Triton that belongs to this torch, to run each step as a few kernels",
+                RuntimeWarning,
+            )
+        self._has_warned = True
 
     def _bundles_of_signature(self, family: Family) -> list[MemberBundle]:
         return self._bundles(family, False)

@@ -1,0 +1,83 @@
+"""Compile the kernels of optimizers for GPUs, without one: `python -m tests.gpu.compile_kernels 90 adamw lamb ...`.
+
+Prints a line per kernel: its name, instances of 16-byte loads and stores, registers' spills, and bytes of the binary.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+
+os.environ["TRITON_INTERPRET"] = "0"
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import gradtx
+from gradtx.optim.engine import kernels
+
+KINDS = {
+    **dict.fromkeys(("table", "sizes", "chunk_leaf", "chunk_start", "leaf_chunks", "words"), "*i64"),
+    **dict.fromkeys(("partials", "sums", "results"), "*fp64"),
+    **dict.fromkeys(("n_leaves", "n_chunks"), "i32"),
+}
+CONSTANTS = {"BLOCK": kernels.BLOCK, "ALIGNED": True, "WIDTH": kernels.WIDTH}
+
+
+def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.float32) -> list[str]:
+    """Return the texts of an optimizer's kernels, without a step of theirs."""
+    found: dict[str, None] = {}
+
+    class Noted(kernels.KernelBundle):
+        def process(self, phase):
+            found[kernels.PhaseKernels.of(phase, self.device).text.source] = None
+            return kernels.MemberBundle.process(self, phase)
+
+    params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in ((64, 64), (128,))]
+    before = kernels.runs_kernels, kernels.KernelBundle
+    kernels.runs_kernels, kernels.KernelBundle = (lambda device: True), Noted
+    try:
+        optimizer = gradtx.as_optimizer(tx, params, compile=kernels.KernelEngine())
+        for _ in range(2):
+            for param in params:
+                param.grad = torch.randn_like(param)
+            optimizer.step()
+    finally:
+        kernels.runs_kernels, kernels.KernelBundle = before
+    return list(found)
+
+
+def compiled(source: str, capability: int):
+    """Yield the name and the compiled form of each kernel."""
+    for name, kernel in kernels.compiled(source).items():
+        if not isinstance(kernel, triton.JITFunction):
+            continue
+        names = kernel.arg_names
+        signature = {each: KINDS.get(each.rstrip("0123456789"), "constexpr") for each in names}
+        constants = {each: CONSTANTS[each] for each in names if each in CONSTANTS}
+        text = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        target = GPUTarget("cuda", capability, 32)
+        yield name, triton.compile(text, target=target, options={"num_warps": kernels.WARPS})
+
+
+def main() -> None:
+    capability, *names = sys.argv[1:]
+    for name in names:
+        tx = getattr(gradtx, name)()
+        for source in sources_of(tx):
+            for kernel, binary in compiled(source, int(capability)):
+                ptx = binary.asm["ptx"]
+                wide = [
+                    len(re.findall(rf"{each}\.global[.\w:]*\.v4\.b32|{each}\.global[.\w:]*\.v2\.b64", ptx))
+                    for each in ("ld", "st")
+                ]
+                spills = len(re.findall(r"\.local ", ptx))
+                size = len(binary.asm["cubin"])
+                print(f"{name} {kernel}: {wide[0]} wide loads, {wide[1]} wide stores, {spills} local, {size} bytes")
+
+
+if __name__ == "__main__":
+    main()

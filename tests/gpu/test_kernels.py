@@ -1,0 +1,258 @@
+"""Kernels: every optimizer equals lists, with odd leaves; what moves between steps; how many launches a step takes."""
+
+from __future__ import annotations
+
+import copy
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import gradtx
+from tests.conformance import each_case, of_each_kind, plain_cases
+from tests.gpu.problem import Problem, on_host, worst
+
+ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"]
+BY_DAY = [case for case in of_each_kind() if case in ALIASES]
+STEPS = 3
+ROOT = Path(__file__).parents[2]
+# Leaves of 0, 1, and one more and less than a chunk; a number; a strange layout.
+SIZES = ((0,), (1,), (7,), (1023,), (1025,), (64, 64), (3, 5), ())
+# Operations are in another order than those of lists; in bfloat16, lists round `param - lr * gradient` once more.
+TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 2**-7}
+CODED: dict[str, Any] = {
+    "int8": {"state_dtype": "int8"},
+    "bfloat16": {"state_dtype": torch.bfloat16},
+    "bfloat16:stochastic": {"state_dtype": "bfloat16:stochastic"},
+    "bfloat16+8": {"state_dtype": "bfloat16+8"},
+}
+
+
+@pytest.fixture(autouse=True)
+def running(gpu):
+    """Kernels run: on a pretended GPU, Triton's interpreter runs them."""
+    if gpu.is_real:
+        yield
+        return
+    pytest.importorskip("triton", reason="needs Triton, which builds of torch for the CPU do not bring along")
+    from tests.gpu.interpreted import interpreting
+
+    with interpreting():
+        yield
+
+
+def ways(optimizer) -> set[str]:
+    return {item.way for item in optimizer.explain()}
+
+
+def steps(optimizer, count: int) -> None:
+    for _ in range(count):
+        optimizer.step()
+
+
+# Equality.
+
+
+@each_case(ALIASES, BY_DAY)
+def test_an_optimizer_equals_lists(case, gpu):
+    """In float64; a leaf that kernels cannot process says why."""
+    kernels = Problem(case, gpu.to, compile=True).run(range(STEPS))
+    lists = Problem(case, unmoved).run(range(STEPS))
+    largest = max(float(value.abs().max()) for value in lists.values().values() if value.numel())
+    assert worst(kernels.values(), lists.values()) <= TOLERANCES[torch.float64] * max(1.0, largest)
+    for item in kernels.optimizer.explain():
+        assert item.way == "kernels" or item.reason
+
+
+def unmoved(tree):
+    return tree
+
+
+def made(gpu, move, make, dtype, **options):
+    """Parameters of strange sizes and layouts, and their optimizer."""
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(size, generator=generator).to(dtype) for size in SIZES]
+    values += [torch.randn(2, 3, 5, 7, generator=generator).to(dtype, memory_format=torch.channels_last)]
+    values += [torch.randn(6, 4, generator=generator).to(dtype).t()]
+    params = {f"p{i}": torch.nn.Parameter(value) for i, value in enumerate(move(values))}
+    return params, gradtx.as_optimizer(make(), params.items(), **options)
+
+
+def set_gradients(params, t, late=()):
+    """Set gradients, of which some have another layout than their parameters."""
+    generator = torch.Generator().manual_seed(100 + t)
+    for name, param in params.items():
+        gradient = torch.randn(param.shape, generator=generator).to(param.device, param.dtype)
+        param.grad = None if name in late else gradient
+
+
+def differences(gpu, make, dtype, **options):
+    results = []
+    for move, compiles in ((gpu.to, True), (unmoved, False)):
+        params, optimizer = made(gpu, move, make, dtype, compile=compiles, **options)
+        for t in range(STEPS + 1):
+            set_gradients(params, t, ("p3", "p6", "p8") if t < 2 else ())
+            optimizer.step()
+        results.append((on_host(params), optimizer))
+    (found, optimizer), (expected, _) = results
+    return worst(found, expected), optimizer
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@pytest.mark.parametrize("name", ["adamw", "lamb", "lion", "sgd", "adan"])
+def test_odd_sizes_layouts_and_late_gradients(name, dtype, gpu):
+    options = {"momentum": 0.9} if name == "sgd" else {}
+    difference, optimizer = differences(gpu, lambda: getattr(gradtx, name)(lr=0.01, **options), dtype)
+    assert ways(optimizer) == ({"kernels", "alone"} if name == "lamb" else {"kernels"})
+    sums_of_bfloat16 = name == "lamb" and dtype is torch.bfloat16
+    assert difference <= (0.01 if sums_of_bfloat16 else TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("code", CODED)
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_codes_are_read_and_written_within_the_kernels(name, code, gpu):
+    difference, optimizer = differences(gpu, lambda: getattr(gradtx, name)(lr=0.01, **CODED[code]), torch.float32)
+    assert "kernels" in ways(optimizer)
+    # On a GPU, a value between two codes may be rounded to the other one.
+    assert difference <= (1e-3 if gpu.is_real else 1e-6)
+
+
+@pytest.mark.parametrize("last", [gradtx.round_stochastically, gradtx.compensate_rounding])
+def test_roundings_of_bfloat16(last, gpu):
+    options = {"seed": 0} if last is gradtx.round_stochastically else {}
+    difference, _ = differences(gpu, lambda: gradtx.chain(gradtx.adamw(lr=0.01), last(**options)), torch.bfloat16)
+    assert difference == 0.0
+
+
+def test_leaves_of_several_dtypes(gpu):
+    results = []
+    for move, compiles in ((gpu.to, True), (unmoved, False)):
+        values = [torch.linspace(-1, 1, 33), torch.linspace(-1, 1, 9, dtype=torch.float64)]
+        values += [torch.linspace(-1, 1, 40).to(torch.bfloat16)]
+        params = {f"p{i}": torch.nn.Parameter(value) for i, value in enumerate(move(values))}
+        clipped = gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.adamw(lr=0.01))
+        optimizer = gradtx.as_optimizer(clipped, params.items(), compile=compiles)
+        for t in range(STEPS):
+            set_gradients(params, t)
+            optimizer.step()
+        results.append(on_host(params))
+    assert ways(optimizer) == {"lists"}
+    assert worst(*results) < 1e-6
+
+
+# What moves between steps.
+
+
+def replaced(params, optimizer):
+    for param in params.values():
+        param.data = param.data.clone()
+
+
+def loaded(params, optimizer):
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def swapped_slots(params, optimizer):
+    for param in params.values():
+        optimizer.state[param]["exp_avg"] = optimizer.state[param]["exp_avg"].clone()
+
+
+def laid_out_otherwise(params, optimizer):
+    params["p8"].data = params["p8"].data.contiguous()
+
+
+def added(params, optimizer):
+    late = torch.nn.Parameter(torch.ones_like(params["p5"]))
+    optimizer.add_param_group({"params": [("late", late)]})
+    params["late"] = late
+
+
+@pytest.mark.parametrize("change", [replaced, loaded, swapped_slots, laid_out_otherwise, added])
+def test_tensors_that_are_replaced_are_noticed_before_a_launch(change, gpu):
+    results = []
+    for move, compiles in ((gpu.to, True), (unmoved, False)):
+        params, optimizer = made(gpu, move, lambda: gradtx.adamw(lr=0.01), torch.float32, compile=compiles)
+        old = []
+        for t in range(2 * STEPS):
+            if t == STEPS:
+                old = [(param.data, param.data.clone()) for param in params.values()]
+                change(params, optimizer)
+            set_gradients(params, t)
+            optimizer.step()
+        if change is replaced:  # and the old memory is left alone
+            assert all(torch.equal(tensor, before) for tensor, before in old)
+        results.append(on_host(params))
+    assert worst(*results) < TOLERANCES[torch.float32]
+
+
+def test_tensors_count_the_writes_of_kernels(gpu):
+    """Autograd's error for a tensor that it saved and that a step wrote to."""
+    param = torch.nn.Parameter(gpu.to(torch.ones(3)))
+    optimizer = gradtx.as_optimizer(gradtx.adamw(lr=0.1), [param], compile=True)
+    for _ in range(2):
+        loss = param.square().sum()
+        loss.backward(retain_graph=True)
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_without_triton_compile_says_so_once(gpu, monkeypatch):
+    if gpu.is_real:
+        pytest.skip("Triton is there")
+    from gradtx.optim.engine import kernels
+
+    monkeypatch.setattr(kernels, "triton_or_none", lambda: None)
+    params = [torch.nn.Parameter(gpu.to(torch.ones(3))) for _ in range(2)]
+    optimizer = gradtx.as_optimizer(gradtx.adamw(lr=0.1), params, compile=kernels.KernelEngine())
+    for param in params:
+        param.grad = torch.ones_like(param)
+    with pytest.warns(RuntimeWarning, match="install the version of Triton") as warned:
+        steps(optimizer, 2)
+    assert len(warned) == 1
+    assert ways(optimizer) == {"lists"}
+
+
+# Launches.
+
+
+@pytest.mark.parametrize(
+    ("make", "launches"),
+    [
+        (lambda: gradtx.adamw(lr=0.01), 2),  # the rates are sent, and one kernel runs
+        (lambda: gradtx.adamw(lr=0.01, state_dtype="int8"), 2),
+        (lambda: gradtx.adam_atan2(lr=0.01), 2),
+        (lambda: gradtx.lamb(lr=0.01), 4),  # partial sums, sums, the step
+    ],
+    ids=["adamw", "adamw int8", "adam_atan2", "lamb"],
+)
+def test_launches_of_a_warm_step(make, launches, gpu):
+    if gpu.is_real:
+        pytest.skip("counted on the pretended GPU")
+    params = {f"p{i}": torch.nn.Parameter(gpu.to(torch.ones(4, i + 1))) for i in range(60)}
+    optimizer = gradtx.as_optimizer(make(), params.items(), compile=True)
+    for t in range(4):
+        for param in params.values():
+            gradient = gpu.to(torch.full(param.shape, float(t + 1)))
+            param.grad = gradient if param.grad is None else param.grad.copy_(gradient)
+        with gpu.counting() as seen:
+            optimizer.step()
+    assert seen.launches == launches, seen.kernels
+    assert not seen.waits
+
+
+# Compiled for a GPU.
+
+
+@pytest.mark.parametrize(
+    "capability", ["90", *(pytest.param(each, marks=pytest.mark.nightly) for each in ("80", "100"))]
+)
+def test_kernels_compile_without_a_gpu_and_without_spills(capability, gpu):
+    command = [sys.executable, "-m", "tests.gpu.compile_kernels", capability, "adamw", "lamb"]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert re.search(r"last_stage: [1-9]\d* wide loads, [1-9]\d* wide stores, 0 local", output)
+    assert not re.search(r"[1-9]\d* local", output)
