@@ -501,3 +501,56 @@ def starts_late(case, mode):
     expected = late_steps(tx, params, gradients, mode)
     moved = late_steps(tx, params, before + gradients, mode)
     assert_close(moved[missed:], expected, rtol=1e-11, atol=1e-13)
+
+
+def is_refused(wrap, case) -> bool:
+    """Whether a combinator refuses a transformation, as the table in gradtx/execution/nesting.py has it."""
+    try:
+        wrap(case.make()).init(case.noise())
+    except (TypeError, ValueError):
+        return True
+    return False
+
+
+def steps_with_gaps(tx, params, in_optimizer):
+    """The weights after each of some steps, in which gradients come late or are missing in between."""
+    missing = {0: ("late",), 1: ("late", "gap"), 2: ("late",), 4: ("gap",), 5: ("late", "other")}
+    params, after, state = dict(params), [], None
+    weights = {name: torch.nn.Parameter(value.clone()) for name, value in params.items()}
+    optimizer = gradtx.as_optimizer(tx, list(weights.items())) if in_optimizer else None
+    for t in range(8):
+        grads = {name: None if name in missing.get(t, ()) else grad for name, grad in field(params).items()}
+        if optimizer is None:
+            state = tx.init(params) if state is None else state
+            updates, state = tx.update(grads, state, params, **extras(tx, params))
+            params = gradtx.apply_updates(params, updates)
+        else:
+            for name, weight in weights.items():
+                weight.grad = grads[name]
+            optimizer.step(**step_extras(tx, weights))
+            params = {name: weight.detach().clone() for name, weight in weights.items()}
+        after.append(params)
+    return after
+
+
+WRAPPERS = {"skip_nonfinite": gradtx.skip_nonfinite, "accumulate": functools.partial(gradtx.accumulate, every=1)}
+# Rules that read the count in several ways, sums, and clocks inside.
+READERS = (
+    "scale_by_adam", "scale_by_prodigy", "rotated", "restart", "accumulate", "sam", "schedule_free_adamw",
+    "clip_to_peak_history",
+)  # fmt: skip
+
+
+@each("wrapper", list(WRAPPERS))
+@each_case(LEAN, [case for case in LEAN if str(case) in READERS])
+def test_of_finite_gradients_a_transformation_wrapped_for_safety_is_the_same(case, wrapper):
+    wrap = WRAPPERS[wrapper]
+    if is_refused(wrap, case):
+        return
+    shape = max((x.shape for x in case.noise(1).values()), key=len)
+    params = noise(1, {"late": tuple(shape), "gap": tuple(shape), "other": tuple(shape)})
+    for in_optimizer in (False, True):
+        if in_optimizer and {"grad_fn", "value_fn"} & set(case.example.needs):
+            continue
+        plain, wrapped = (steps_with_gaps(tx, params, in_optimizer) for tx in (case.make(), wrap(case.make())))
+        assert_close(wrapped, plain, rtol=1e-11, atol=1e-13)

@@ -162,7 +162,6 @@ class Outside:
     grad: Any
     param: Any
     clock: Clock
-    own_clock: Clock
     active: Tensor | None
     restarts: bool | Tensor
 
@@ -173,7 +172,6 @@ class Outside:
             leaf.grad,
             leaf.param,
             leaf.clock,
-            leaf.own_clock,
             leaf.active,
             leaf.restarts,
         )
@@ -183,7 +181,6 @@ class Outside:
         leaf.grad = self.grad
         leaf.param = self.param
         leaf.clock = self.clock
-        leaf.own_clock = self.own_clock
         leaf.restarts = self.restarts
 
 

@@ -153,7 +153,6 @@ class Context:
         self._grad = leaf.grad
         self.has_gradient = leaf.has_gradient
         self._moment = clock.on(leaf.device)
-        self._of_leaf = leaf.own_clock.on(leaf.device)
         self._restarts = leaf.restarts
         if rng is not None:
             self.rng = rng
@@ -202,11 +201,9 @@ class Context:
     def seen(self) -> Tensor:
         """Whether this leaf has been updated before, 0-d bool: False in the update with its first gradient.
 
-        A clock that leaves share may be past step 1 then, and so may one that goes on when a leaf restarts.
+        A clock that goes on when a leaf restarts is past step 1 then.
         """
         seen = self._moment.step > 1
-        if self._of_leaf is not self._moment:
-            seen = seen & (self._of_leaf.step > 1)
         if self._restarts is not False:
             seen = seen & (torch.full_like(seen, True) ^ self._restarts)
         return seen
@@ -221,10 +218,9 @@ class Context:
         """Whether this leaf has not been updated before: a bool if the host knows, else a 0-d tensor."""
         if self._restarts is not False:
             return ~self.seen
-        if min(self._moment.least, self._of_leaf.least) > 1:
+        if self._moment.least > 1:
             return False
-        counts = (self._moment.host, self._of_leaf.host)
-        return ~self.seen if None in counts else True
+        return ~self.seen if self._moment.host is None else True
 
     def every(
         self,

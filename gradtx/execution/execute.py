@@ -112,7 +112,7 @@ class Leaf(Task):
         self.name = name
         self.stream_name: str | Tensor = name
         self.extras = extras
-        self.clock = self.own_clock = clock
+        self.clock = clock
         stored = _first_not_none(param, like, update)
         self.is_complex: bool = stored.is_complex()
         if self.is_complex or (update is not None and update.is_complex()):
