@@ -16,6 +16,7 @@ from gradtx.base.dtensor import is_sharded
 from gradtx.base.messages import form
 from gradtx.base.torch_names import readable
 from gradtx.execution.runs import Memory
+from gradtx.state.nested import LEAF_STEPS
 
 __all__ = ["load", "save"]
 
@@ -95,7 +96,8 @@ def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, An
     Args:
         path: The file.
         params: Parameters with the names, shapes and dtypes of the saved run; their values are ignored. Not changed.
-        state: A state for these parameters, such as `tx.init(params)`.
+        state: A state for these parameters, such as `tx.init(params)`. It may lack the counts of leaves, `leaf_steps`,
+            which a state has from the first missing gradient on; if only it has them, all are the file's `step`.
 
     Returns:
         `(params, state)`, new trees with the saved values, in the memory layouts and on the devices of the given trees.
@@ -112,7 +114,6 @@ def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, An
     """
     safetensors = _safetensors("load")
     path = Path(path)
-    expected, unflatten = _named("load", params, state)
     if not path.is_file():
         raise FileNotFoundError(f"load: file {str(path)!r} does not exist")
     try:
@@ -121,6 +122,15 @@ def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, An
         raise ValueError(
             f"load: {str(path)!r} is not a complete safetensors file ({error})"
         ) from error
+    order = {name: i for i, name in enumerate(_tree.named(params))}
+    counts = [name for name in sorted(saved) if f".{LEAF_STEPS}." in name]
+    counts.sort(key=lambda name: order.get(_clock_and_leaf(name)[1], len(order)))
+    state = _with_counts(state, "state", counts)
+    expected, unflatten = _named("load", params, state)
+    for name in expected:
+        clock, leaf = _clock_and_leaf(name)
+        if leaf and f"{clock}.step" in saved:
+            saved.setdefault(name, saved[f"{clock}.step"])
     _check(path, saved, expected)
     tree = unflatten(
         {name: _filled(like, saved[name]) for name, like in expected.items()}
@@ -150,6 +160,26 @@ def _named(
         return unflatten({name: values.get(name) for name in leaves})
 
     return tensors, rebuild
+
+
+def _clock_and_leaf(name: str) -> tuple[str, str]:
+    """Return the clock and the leaf of an entry with the count of a leaf; an empty leaf for another entry."""
+    clock, _, leaf = name.partition(f".{LEAF_STEPS}.")
+    return clock, leaf
+
+
+def _with_counts(state: Any, path: str, saved: list[str]) -> Any:
+    """Return a state with the counts of leaves that were saved, which it need not have yet."""
+    if not isinstance(state, dict):
+        return state
+    completed = {
+        key: _with_counts(value, f"{path}.{key}", saved) for key, value in state.items()
+    }
+    prefix = f"{path}.{LEAF_STEPS}."
+    leaves = [name.removeprefix(prefix) for name in saved if name.startswith(prefix)]
+    if "step" in state and leaves:
+        completed.setdefault(LEAF_STEPS, dict.fromkeys(leaves, state["step"]))
+    return completed
 
 
 def _check(

@@ -101,7 +101,8 @@ class GradientTransformation:
             counts: As in torch's optimizers, each leaf counts the updates in which it had a gradient, or in which
                 `accumulate` took a missing one for zero. "calls": one count for all leaves, until an update lacks the
                 gradient of a leaf; that update adds an entry `leaf_steps` to the state. "leaves": with this entry from
-                the beginning, so that the structure of the state never changes.
+                the beginning, so that the structure of the state never changes, as `gradtx.stack` and loops under
+                transforms need. `gradtx.load` fills in the entry where it is missing.
 
         Raises:
             TypeError: If a leaf is neither a floating-point or complex tensor nor None.
