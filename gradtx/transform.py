@@ -198,6 +198,8 @@ class GradientTransformation:
 
     # Whether it processes the finished step, so that no learning rate or decay should follow.
     _follows_rate: bool = False
+    # Whether it maximizes: a combinator around it minimizes the negated loss then.
+    _maximizes: bool = False
     # Whether this is an alias, whose hyperparameters have bare names.
     _is_optimizer: bool = False
 
@@ -450,6 +452,10 @@ class Chain(GradientTransformation):
 
     def _children(self) -> tuple[GradientTransformation, ...]:
         return self._txs
+
+    @property
+    def _maximizes(self) -> bool:  # type: ignore[override]
+        return any(tx._maximizes for tx in self._txs)
 
     def _expand(self, scope: Scope) -> list[Any]:
         operations = []

@@ -332,17 +332,49 @@ def test_a_saved_and_reloaded_state_continues_bit_for_bit(case):
 
 @each_case([case for case in PLAIN if case.factory.spec.kind == "alias"], OF_EACH_KIND)
 def test_maximize_equals_the_negated_gradient(case):
-    other = case.make(maximize=not case.arguments.get("maximize", False))
-    params, grads, tx = case.noise(1), case.noise(2), case.make()
+    maximize_equals_the_negated_loss(case.make(), case.make(maximize=not case.arguments.get("maximize", False)), case)
+
+
+SEARCHES = {
+    "sam": lambda tx: gradtx.sam(tx, 0.1),
+    "gsam": lambda tx: gradtx.gsam(tx, 0.1),
+    "mechanize": gradtx.mechanize,
+    "trac": gradtx.trac,
+    "line_search": gradtx.line_search,
+    "in a chain": lambda tx: gradtx.chain(
+        gradtx.clip_by_global_norm(1.0), gradtx.line_search(gradtx.chain(gradtx.trace(0.5), tx))
+    ),
+    "in both branches": lambda tx: gradtx.sam(gradtx.partition({"a": tx, "b": tx}, {"a": "matrix", "b": "*"}), 0.1),
+    "around a search": lambda tx: gradtx.accumulate(gradtx.line_search(tx), 2),
+}
+
+
+@each("name", list(SEARCHES))
+def test_a_combinator_around_what_maximizes_minimizes_the_negated_loss(name):
+    case = next(case for case in PLAIN if str(case) == "sgd")
+    plain, other = (SEARCHES[name](gradtx.sgd(lr=0.1, momentum=0.9, maximize=maximize)) for maximize in (False, True))
+    maximize_equals_the_negated_loss(plain, other, case, steps=6, with_state=False)
+
+
+def opposite(extra):
+    """What is known of the negated loss."""
+    if callable(extra):
+        return lambda params: opposite(extra(params))
+    return {name: -value for name, value in extra.items()} if isinstance(extra, dict) else -extra
+
+
+def maximize_equals_the_negated_loss(tx, other, case, steps=3, with_state=True):
+    params = case.noise(1)
     state, other_state = tx.init(params), other.init(params)
-    for _ in range(3):
-        updates, state = step(tx, grads, state, params)
-        known = extras(other, params)
-        if "grad_fn" in known:  # which gives gradients of the same loss
-            known["grad_fn"] = lambda at: {n: -g for n, g in field(at).items()}
+    for _ in range(steps):
+        grads, known = field(params), extras(tx, params)
+        updates, state = tx.update(grads, state, params, **known)
+        known = {name: value if name == "max_logits" else opposite(value) for name, value in known.items()}
         negated, other_state = other.update({n: -g for n, g in grads.items()}, other_state, params, **known)
         assert_same(negated, updates)
-    assert_same(other_state, state)
+        params = gradtx.apply_updates(params, updates)
+    if with_state:
+        assert_same(other_state, state)
 
 
 def _text_says_all(value) -> bool:

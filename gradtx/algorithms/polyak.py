@@ -547,8 +547,8 @@ def adaptive_gd(**arguments: Annotated[Any, scale_by_local_smoothness]):
 
     Returns:
         A transformation whose updates are added to the parameters; it accepts the extra `prev_grad` (see
-        `scale_by_local_smoothness`; with `maximize`, pass it negated). State: `prev_param`, `previous_grad`; shared by
-        all leaves, 0-d: `step_size`, `theta`.
+        `scale_by_local_smoothness`). State: `prev_param`, `previous_grad`; shared by all leaves, 0-d: `step_size`,
+        `theta`.
 
     Raises:
         ValueError: If a hyperparameter is out of range, if the initial rate is 0, or if `params` is missing.

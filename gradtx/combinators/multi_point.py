@@ -506,7 +506,7 @@ def line_search(
 
     def update(updates, state, params, ctx):
         slope = total({name: ctx.grad[name] * u for name, u in updates.items()})
-        value = ctx.known_value()
+        value = ctx.value
         if value is None:
             value, _ = ctx.value_along(params, updates, torch.zeros_like(slope))
         line = Line(params, updates, ctx, value.to(slope), slope, c1)

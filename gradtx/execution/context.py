@@ -22,6 +22,8 @@ from gradtx.state.random import name_key
 __all__ = ["Context"]
 
 ALWAYS_KNOWN = ("value", "value_fn", "grad_fn", "hessian_diag")
+# The extras that are the loss or derivatives of it: where a rule maximizes, they are those of the negated loss.
+OF_LOSS = (*ALWAYS_KNOWN, "prev_grad")
 # Available in every rule's context.
 OWN = (
     "bias_correction",
@@ -151,6 +153,7 @@ class Context:
         self._clock = clock
         self._dtype = dtype
         self._grad = leaf.grad
+        self._negated = leaf.negated
         self.has_gradient = leaf.has_gradient
         self._moment = clock.on(leaf.device)
         self._restarts = leaf.restarts
@@ -273,7 +276,7 @@ class Context:
             value = own["_extras"][name]
             if value is UNREAD:
                 raise UnknownInProgramError(f"the program has no argument {name!r}")
-            return value
+            return negated(value) if own["_negated"] and name in OF_LOSS else value
         known = own.get("_known", ())
         if name in ALWAYS_KNOWN or name in known:
             self.absent = name
@@ -291,6 +294,15 @@ class Context:
             else f"use extras={{{name!r}: 'leaf'}}"
         )
         raise AttributeError(f"ctx.{name}: no link declares it; {remedy}")
+
+
+def negated(value: Any) -> Any:
+    """Return an extra of the negated loss: a number, a tree of tensors, a function that returns one, or None."""
+    if callable(value):
+        return lambda *args, **kwargs: negated(value(*args, **kwargs))
+    if isinstance(value, int | float):
+        return -value
+    return _tree.map_tensors(torch.neg, value)
 
 
 def _selected(condition: Tensor, new: Any, old: Any) -> Any:
