@@ -164,6 +164,7 @@ class Outside:
     clock: Clock
     active: Tensor | None
     restarts: bool | Tensor
+    counts: bool
 
     @classmethod
     def of(cls, leaf: Leaf) -> Outside:
@@ -174,6 +175,7 @@ class Outside:
             leaf.clock,
             leaf.active,
             leaf.restarts,
+            leaf.counts,
         )
 
     def restore(self, leaf: Leaf) -> None:

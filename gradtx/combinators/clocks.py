@@ -28,7 +28,8 @@ def accumulate(tx: GradientTransformation, every: Count):
     Returns:
         A transformation with the state `step` and `mini_step` (int64), `acc` (the sum so far, shaped as the
         parameter), `seen` (a bool per leaf), `leaf_steps` (int64: the updates of each leaf) and the entries of `tx`.
-        With `every=1` updates are those of `tx`, except that schedules inside also count calls without any gradient.
+        With `every=1` updates are those of `tx`, with two exceptions: schedules and shared values inside go on in a
+        call without any gradient, and a rule for whole trees sees a missing gradient as zeros.
 
     Raises:
         TypeError: If `tx` is not a transformation.

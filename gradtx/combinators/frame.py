@@ -569,7 +569,8 @@ class Leave(RuleOperation):
             accept = ticks if leaf.active is None else ticks & leaf.active
             if self._enter.counts:
                 now = clock.on(leaf.device).step
-                leaf.saved[self] = {LEAF_STEPS: torch.where(accept, now, now - 1)}
+                counts = accept & (leaf.counts or not outside.counts)
+                leaf.saved[self] = {LEAF_STEPS: torch.where(counts, now, now - 1)}
             self._discard_unless_counted(leaf, outside, ticks, accept)
         return self._leave(leaf, outside, leaf.update)
 

@@ -256,8 +256,11 @@ class Synchronize(Enter):
             capturable=False,
         )
 
-    def _enter(self, leaf: Leaf) -> Any:
+    def _begin(self, leaf: Leaf) -> Steps | None:
         leaf.counts = leaf.counts and leaf.update is not None
+        return super()._begin(leaf)
+
+    def _enter(self, leaf: Leaf) -> Any:
         super()._enter(leaf)
         anchor = leaf.param = leaf.saved[self].state["anchor"]
         if self.traits.waits:
