@@ -191,7 +191,7 @@ def _check(
     for name, like in expected.items():
         if name not in saved:
             entries["missing"].append(repr(name))
-        elif (saved[name].dtype, saved[name].shape) != (like.dtype, like.shape):
+        elif not _fits(name, saved[name], like):
             entries["different"].append(
                 f"{name!r} is {form(saved[name])}, needs {form(like)}"
             )
@@ -201,6 +201,16 @@ def _check(
             f"load: {str(path)!r} does not match these params and this state; {'; '.join(problems)}; "
             "build them as for the saved run, with its state_dtype"
         )
+
+
+def _fits(name: str, saved: Tensor, like: Tensor) -> bool:
+    """Whether a saved tensor has the form of another one; a slot may also have been saved in 16 bits."""
+    is_widened = name.startswith("state.") and saved.dtype in (
+        torch.float16,
+        torch.bfloat16,
+    )
+    dtype = torch.float32 if is_widened else saved.dtype
+    return saved.shape == like.shape and like.dtype in (saved.dtype, dtype)
 
 
 def _first(items: list[str]) -> str:

@@ -31,6 +31,7 @@ from gradtx.execution.runs import Run, Scope, as_flag, selected
 from gradtx.execution.traits import Traits, empty_dict
 from gradtx.execution.tree_rule import Functions, GradientOperation
 from gradtx.rules import Combinator
+from gradtx.slots import declared, init_of
 from gradtx.state.nested import LEAF_STEPS
 from gradtx.transform import GradientTransformation
 
@@ -89,7 +90,8 @@ class Frame(Combinator):
 
     Args:
         inner: The inner transformation, or a dict of several, which all receive the same updates.
-        init: `param -> slots`, the slots of the combinator for one leaf. With `inner_slots`: `(param, inner) -> slots`.
+        init: `param -> slots`, the slots of the combinator for one leaf; float32 for 16-bit weights. Or a dict of
+            `gradtx.slots`, as in a rule. With `inner_slots`: `(param, inner) -> slots`.
         enter: `(update, state, param, ctx) -> (update, state)`, runs before the inner links. The new update is their
             gradient. An optional third value, a 0-d bool tensor, is whether the leaf takes part. Around links that
             also process leaves without a gradient (`accumulate`), `enter` cannot be combined with `init`.
@@ -125,7 +127,7 @@ class Frame(Combinator):
     """
 
     inner: GradientTransformation | Mapping[str, GradientTransformation]
-    init: Callable[..., dict[str, Any]] | None = None
+    init: Callable[..., dict[str, Any]] | Mapping[str, Any] | None = None
     enter: Callable[..., Any] | None = None
     leave: Callable[..., Any] | None = None
     evaluate: Callable[..., Any] | None = None
@@ -260,10 +262,13 @@ class Enter(RuleOperation):
 
     def __init__(self, frame: Frame, scope: Scope, path: Path, name: str):
         inner = InnerState(scope.run, path, frame.inner_slots)
-        init = frame.init
+        slots, init = {}, frame.init
+        if isinstance(init, Mapping):
+            slots = declared(init)
+            init = init_of(slots)
         self.counts = frame.clock is not None and frame.clock.counts
         if self.counts:
-            init = functools.partial(_with_leaf_steps, frame.init)
+            init = functools.partial(_with_leaf_steps, init)
         traits = Traits(
             elementwise=frame.elementwise,
             takes_complex=frame.elementwise,
@@ -279,6 +284,7 @@ class Enter(RuleOperation):
             frame.enter or _identity,
             traits,
             init=init,
+            slots=slots,
             inner=inner.first_values if frame.inner_slots else None,
             single=True,
             shared=frame.shared,

@@ -34,6 +34,10 @@ class Functions(NamedTuple):
     evaluate: Callable[..., Any] | None = None
     slots: Mapping[str, Slot] = {}
 
+    def slot(self, name: str) -> Slot:
+        """Return what is known of a slot."""
+        return self.slots.get(name, Slot(torch.zeros_like))
+
     @classmethod
     def of(cls, returned: Any, name: str) -> Functions:
         functions: tuple[Any, ...] = (
@@ -50,11 +54,6 @@ class Functions(NamedTuple):
             return made
         slots = declared(made.init)
         return made._replace(init=init_of(slots), slots=slots)
-
-
-def _is_unknown(slot: str) -> bool:
-    """Return False: nothing is known of the values of a slot."""
-    return False
 
 
 class TreeOperation(Operation):
@@ -93,7 +92,7 @@ class TreeOperation(Operation):
         self._run: Run = scope.run
         self._name = name
         self._functions = functions
-        self._store = Store(path, name, scope.state_dtype, _is_unknown, scope.run)
+        self._store = Store(path, name, scope.state_dtype, functions.slot, scope.run)
         self._members: list[Leaf] = []
         self._run.free.add(path)
 
