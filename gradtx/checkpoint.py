@@ -16,6 +16,7 @@ from gradtx.base.dtensor import is_sharded
 from gradtx.base.messages import form
 from gradtx.base.torch_names import readable
 from gradtx.execution.runs import Memory
+from gradtx.state.nested import LEAF_STEPS
 
 __all__ = ["load", "save"]
 
@@ -95,7 +96,8 @@ def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, An
     Args:
         path: The file.
         params: Parameters with the names, shapes and dtypes of the saved run; their values are ignored. Not changed.
-        state: A state for these parameters, such as `tx.init(params)`.
+        state: A state for these parameters, such as `tx.init(params)`. It may lack the counts of leaves, `leaf_steps`,
+            which a state has from the first missing gradient on; if only it has them, all are the file's `step`.
 
     Returns:
         `(params, state)`, new trees with the saved values, in the memory layouts and on the devices of the given trees.
@@ -112,7 +114,6 @@ def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, An
     """
     safetensors = _safetensors("load")
     path = Path(path)
-    expected, unflatten = _named("load", params, state)
     if not path.is_file():
         raise FileNotFoundError(f"load: file {str(path)!r} does not exist")
     try:
@@ -121,6 +122,15 @@ def load(path: str | os.PathLike[str], params: Any, state: Any) -> tuple[Any, An
         raise ValueError(
             f"load: {str(path)!r} is not a complete safetensors file ({error})"
         ) from error
+    order = {name: i for i, name in enumerate(_tree.named(params))}
+    counts = [name for name in sorted(saved) if f".{LEAF_STEPS}." in name]
+    counts.sort(key=lambda name: order.get(_clock_and_leaf(name)[1], len(order)))
+    state = _with_counts(state, "state", counts)
+    expected, unflatten = _named("load", params, state)
+    for name in expected:
+        clock, leaf = _clock_and_leaf(name)
+        if leaf and f"{clock}.step" in saved:
+            saved.setdefault(name, saved[f"{clock}.step"])
     _check(path, saved, expected)
     tree = unflatten(
         {name: _filled(like, saved[name]) for name, like in expected.items()}
@@ -152,6 +162,26 @@ def _named(
     return tensors, rebuild
 
 
+def _clock_and_leaf(name: str) -> tuple[str, str]:
+    """Return the clock and the leaf of an entry with the count of a leaf; an empty leaf for another entry."""
+    clock, _, leaf = name.partition(f".{LEAF_STEPS}.")
+    return clock, leaf
+
+
+def _with_counts(state: Any, path: str, saved: list[str]) -> Any:
+    """Return a state with the counts of leaves that were saved, which it need not have yet."""
+    if not isinstance(state, dict):
+        return state
+    completed = {
+        key: _with_counts(value, f"{path}.{key}", saved) for key, value in state.items()
+    }
+    prefix = f"{path}.{LEAF_STEPS}."
+    leaves = [name.removeprefix(prefix) for name in saved if name.startswith(prefix)]
+    if "step" in state and leaves:
+        completed.setdefault(LEAF_STEPS, dict.fromkeys(leaves, state["step"]))
+    return completed
+
+
 def _check(
     path: Path, saved: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> None:
@@ -161,7 +191,7 @@ def _check(
     for name, like in expected.items():
         if name not in saved:
             entries["missing"].append(repr(name))
-        elif (saved[name].dtype, saved[name].shape) != (like.dtype, like.shape):
+        elif not _fits(name, saved[name], like):
             entries["different"].append(
                 f"{name!r} is {form(saved[name])}, needs {form(like)}"
             )
@@ -171,6 +201,16 @@ def _check(
             f"load: {str(path)!r} does not match these params and this state; {'; '.join(problems)}; "
             "build them as for the saved run, with its state_dtype"
         )
+
+
+def _fits(name: str, saved: Tensor, like: Tensor) -> bool:
+    """Whether a saved tensor has the form of another one; a slot may also have been saved in 16 bits."""
+    is_widened = name.startswith("state.") and saved.dtype in (
+        torch.float16,
+        torch.bfloat16,
+    )
+    dtype = torch.float32 if is_widened else saved.dtype
+    return saved.shape == like.shape and like.dtype in (saved.dtype, dtype)
 
 
 def _first(items: list[str]) -> str:

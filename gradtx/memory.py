@@ -145,6 +145,8 @@ def memory(
 ) -> Memory:
     """Compute the memory of a training run without allocating any; parameters may be on the meta device.
 
+    Slots have the dtypes that `init` gives them: sums and averages of 16-bit weights are float32.
+
     Args:
         tx: The transformation.
         params: A model, a tree of tensors, or pairs (name, tensor). For sharded tensors, the local shard counts.

@@ -28,7 +28,14 @@ from gradtx.base.messages import describe, nearest
 from gradtx.base.names import is_ours
 from gradtx.base.selectors import Selector, Where
 from gradtx.execution.context import ALWAYS_KNOWN
-from gradtx.execution.execute import NEGATE, Block, Branch, Operation, around_alias
+from gradtx.execution.execute import (
+    NEGATE,
+    Block,
+    Branch,
+    Operation,
+    around_alias,
+    negating,
+)
 from gradtx.execution.nesting import check_inner
 from gradtx.execution.rule import Rule, RuleOperation, StageState
 from gradtx.execution.runs import Passed, Place, Scope
@@ -456,6 +463,13 @@ class FactoryCall(GradientTransformation):
             shown.append(f"state_dtype={self._storage!r}")
         return f"{self._name}({', '.join(shown)})"
 
+    @property
+    def _maximizes(self) -> bool:  # type: ignore[override]
+        if self._is_optimizer:
+            return bool(self._arguments.get("maximize"))
+        children = self._children()
+        return bool(children) and all(child._maximizes for child in children)
+
     def _skeleton(self) -> Any:
         storage = (
             None
@@ -465,7 +479,8 @@ class FactoryCall(GradientTransformation):
         if not is_ours(self._spec.function) or not _is_constant(storage):
             # A user's function may reference any object, which a shared program would keep alive.
             return None
-        parts: list[Any] = [self._spec, storage]
+        # The group of an alias's other branch, such as Muon's fallback, does not show whether the alias maximizes.
+        parts: list[Any] = [self._spec, storage, self._maximizes]
         for argument in self._spec.arguments.all:
             value = self._arguments[argument.name]
             if argument.is_hyperparameter:
@@ -583,7 +598,9 @@ class FactoryCall(GradientTransformation):
                 for name, value in arguments.items()
                 if name not in spec.inner
             }
-            return body.expand(scope, spec.name)
+            if scope.negated or not self._maximizes:
+                return body.expand(scope, spec.name)
+            return negating(body.expand(scope._with(negated=True), spec.name))
         if isinstance(body, GradientTransformation):
             return self._expand_chain(body, arguments, scope)
         return [self._operation(body, arguments, scope)]
@@ -638,10 +655,10 @@ class FactoryCall(GradientTransformation):
     ) -> list[Any]:
         """Return the operations of an alias that treats all leaves alike."""
         operations = body._expand(scope.alias(self._passed()))
-        maximize = bool(arguments.get("maximize"))
-        if maximize:
+        negates = bool(arguments.get("maximize")) != scope.negated
+        if negates:
             operations = [NEGATE, *operations]
-        return around_alias(operations) if maximize or scope.changed else operations
+        return around_alias(operations) if negates or scope.changed else operations
 
     def _rebuilt(
         self,
@@ -788,7 +805,7 @@ class Alias(Protocol[P]):
 
 # What docstrings say of the arguments that decorators add.
 ADDED = {
-    "maximize": "Whether to maximize: the gradient is negated before any link.",
+    "maximize": "Whether to maximize: all links see the gradient and the loss (`value`, `hessian_diag`, ...) negated.",
     "cautious_decay": "Whether to decay only where the step shrinks a weight, too: where direction and weight have the "
     'same sign; with "inclusive", also where either is 0 (Chen et al. 2025). Needs decoupled decay.',
     "mask": "The parameters to which `weight_decay` applies: a name pattern, a tuple of patterns, or a function "
@@ -948,7 +965,7 @@ def alias(function: Any = None, /, **options: Any) -> Any:
     """Create a named optimizer from a function that returns a chain.
 
     The alias owns its arguments as hyperparameters. Its body runs again with each step's values, so that values
-    derived from them remain correct. The alias also accepts `maximize` (negates the gradient before any link) and
+    derived from them remain correct. The alias also accepts `maximize` (all links see the negated loss) and
     `state_dtype` (for all inner links). Its only option is `class_name`, the name of its class in `gradtx.optim` if it
     differs from the function's name in CamelCase (`adam_atan2`: `AdamAtan2`). A last parameter
     `**options: Annotated[Any, link]` stands for all arguments of that link which the function does not name; arguments

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gradtx.base.exact import exact, exact_dtype
 
-__all__ = ["Slot", "ema", "linear", "scalar", "square", "start"]
+__all__ = ["Slot", "ema", "linear", "rounded", "scalar", "square", "start"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +27,16 @@ class Slot:
         kind: "linear" for a vector in the space of the update, "square" for values that are never negative, one for
             each coordinate, "scalar" for a number that does not depend on coordinates; "" if nothing is known.
         decay: The decay b of a running average `b * slot + (1 - b) * update`; None for other slots.
+        slow: Whether a step may change a value by little of its size, as in sums, slow weights and averages of weights,
+            which 16 bits would round away. Such slots have at least float32, unless `state_dtype` says otherwise.
+        rounded: Whether only leaves with 16-bit weights have it.
     """
 
     first: Callable[[Tensor], Any]
     kind: str = ""
     decay: Any = None
+    slow: bool = False
+    rounded: bool = False
 
     @classmethod
     def of(cls, declared: Slot | Callable[[Tensor], Any]) -> Slot:
@@ -39,9 +44,11 @@ class Slot:
         return declared if isinstance(declared, Slot) else cls(declared)
 
 
-def linear(first: Callable[[Tensor], Any] = torch.zeros_like) -> Slot:
-    """Declare a vector in the space of the update, such as a momentum; it starts at zero."""
-    return Slot(first, "linear")
+def linear(
+    first: Callable[[Tensor], Any] = torch.zeros_like, slow: bool = False
+) -> Slot:
+    """Declare a vector in the space of the update, such as a momentum, or with `slow` a sum; it starts at zero."""
+    return Slot(first, "linear", slow=slow)
 
 
 def ema(decay: Any) -> Slot:
@@ -49,14 +56,21 @@ def ema(decay: Any) -> Slot:
     return Slot(torch.zeros_like, "linear", decay)
 
 
-def square(first: Callable[[Tensor], Any] = torch.zeros_like) -> Slot:
-    """Declare values that are never negative, such as averages of squares; they start at zero."""
-    return Slot(first, "square")
+def square(
+    first: Callable[[Tensor], Any] = torch.zeros_like, slow: bool = False
+) -> Slot:
+    """Declare values that are never negative, such as averages of squares, or with `slow` sums; they start at zero."""
+    return Slot(first, "square", slow=slow)
 
 
-def start() -> Slot:
-    """Declare a slot that starts as the parameter."""
-    return Slot(_itself, "linear")
+def start(slow: bool = False) -> Slot:
+    """Declare a slot that starts as the parameter: a copy of weights, or with `slow` an average that follows them."""
+    return Slot(_itself, "linear", slow=slow)
+
+
+def rounded(slot: Slot) -> Slot:
+    """Declare a slot that only leaves with 16-bit weights have, for what others compute from their exact weights."""
+    return dataclasses.replace(slot, rounded=True)
 
 
 def scalar(value: Any = 0.0) -> Slot:

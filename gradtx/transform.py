@@ -101,7 +101,8 @@ class GradientTransformation:
             counts: As in torch's optimizers, each leaf counts the updates in which it had a gradient, or in which
                 `accumulate` took a missing one for zero. "calls": one count for all leaves, until an update lacks the
                 gradient of a leaf; that update adds an entry `leaf_steps` to the state. "leaves": with this entry from
-                the beginning, so that the structure of the state never changes.
+                the beginning, so that the structure of the state never changes, as `gradtx.stack` and loops under
+                transforms need. `gradtx.load` fills in the entry where it is missing.
 
         Raises:
             TypeError: If a leaf is neither a floating-point or complex tensor nor None.
@@ -197,6 +198,8 @@ class GradientTransformation:
 
     # Whether it processes the finished step, so that no learning rate or decay should follow.
     _follows_rate: bool = False
+    # Whether it maximizes: a combinator around it minimizes the negated loss then.
+    _maximizes: bool = False
     # Whether this is an alias, whose hyperparameters have bare names.
     _is_optimizer: bool = False
 
@@ -449,6 +452,10 @@ class Chain(GradientTransformation):
 
     def _children(self) -> tuple[GradientTransformation, ...]:
         return self._txs
+
+    @property
+    def _maximizes(self) -> bool:  # type: ignore[override]
+        return any(tx._maximizes for tx in self._txs)
 
     def _expand(self, scope: Scope) -> list[Any]:
         operations = []

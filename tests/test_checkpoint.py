@@ -42,6 +42,40 @@ def test_a_resumed_run_continues_bit_for_bit(name, tmp_path):
     assert_same(trained(make(), 5, params, state, start=4), whole)
 
 
+MISSED = {0: ("body.scale",), 1: (), 2: ("body.weight", "body.scale")}  # the leaves without a gradient, by step
+
+
+def trained_with_gaps(tx, params, state, steps):
+    for step in steps:
+        grads = {name: None if name in MISSED.get(step, ()) else grad for name, grad in noise(step, SHAPES).items()}
+        updates, state = tx.update(grads, state, params)
+        params = gradtx.apply_updates(params, updates)
+    return params, state
+
+
+@pytest.mark.parametrize("template", ["calls", "leaves"])
+@pytest.mark.parametrize("missing_from", [0, 2])
+@pytest.mark.parametrize("name", ["plain", "wrappers"])
+def test_a_run_whose_gradients_go_missing_resumes_from_every_step(name, missing_from, template, tmp_path):
+    make = {**CHAINS, "plain": gradtx.adam}[name]
+    first, last = missing_from, missing_from + 4
+    whole, _ = trained_with_gaps(make(), PARAMS, make().init(PARAMS), range(first, last))
+    for middle in range(first, last):
+        gradtx.save(tmp_path / "run", *trained_with_gaps(make(), PARAMS, make().init(PARAMS), range(first, middle)))
+        params, state = gradtx.load(tmp_path / "run", PARAMS, make().init(PARAMS, counts=template))
+        assert_same(trained_with_gaps(make(), params, state, range(middle, last))[0], whole)
+
+
+def test_states_before_and_after_a_missing_gradient_fill_each_other(tmp_path):
+    tx, path = gradtx.adam(), tmp_path / "run"
+    early, late = (trained_with_gaps(tx, PARAMS, tx.init(PARAMS), range(1, last)) for last in (2, 4))
+    gradtx.save(path, *early)
+    _, state = gradtx.load(path, *late)
+    assert {name: int(count) for name, count in state["leaf_steps"].items()} == dict.fromkeys(SHAPES, 1)
+    gradtx.save(path, *late)
+    assert_same(gradtx.load(path, *early), late)
+
+
 @pytest.mark.slow
 def test_the_state_of_everything_comes_back_bit_for_bit(tmp_path):
     params = {str(case).replace(".", "_"): case.noise() for case in all_cases()}

@@ -100,8 +100,8 @@ def test_a_wrapper_holds_its_own_slots_beside_the_entries_of_its_chain():
     )
     state = tx.init(ones())
     assert set(state) == {"step", "trace", "accumulate"}
-    assert set(state["accumulate"]) == {"step", "mini_step", "acc", "seen", "trace", "skip_nonfinite"}
-    assert set(state["accumulate"]["skip_nonfinite"]) == {"step", "skipped", "scale_by_adam"}
+    assert set(state["accumulate"]) == {"step", "leaf_steps", "mini_step", "acc", "seen", "trace", "skip_nonfinite"}
+    assert set(state["accumulate"]["skip_nonfinite"]) == {"step", "leaf_steps", "skipped", "scale_by_adam"}
 
 
 def test_a_partition_has_one_entry_a_label():

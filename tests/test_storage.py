@@ -401,3 +401,94 @@ def test_shared_values_change_only_where_they_are_named():
     assert gradtx.get(gradtx.prodigy(state_dtype="int8").init(params_of()), "d").dtype == torch.float64
     with pytest.raises(ValueError, match="'d' is a shared scalar and cannot be coded; choose a floating-point dtype"):
         gradtx.prodigy(state_dtype={"d": "int8"}).init(params_of())
+
+
+# What 16-bit weights do not round away.
+
+
+def weights_after(tx, steps, gradient, dtype, start=1.0):
+    """The weights after some steps with gradients `gradient(step)`, and what to evaluate with."""
+    weight = torch.nn.Parameter(torch.full((3,), start, dtype=dtype))
+    optimizer = gradtx.as_optimizer(tx, [("w", weight)])
+    for step in range(steps):
+        weight.grad = torch.full_like(weight, gradient(step))
+        optimizer.step()
+    with optimizer.eval_params():
+        return weight.detach().clone()[0].item()
+
+
+SLOW = {
+    # From 1 to 2 in the first step: 2 - 0.999^2999.
+    "average": (lambda: chain(gradtx.sgd(lr=1.0), gradtx.average(0.999)), 3000, lambda t: -float(t == 0), 1.9503),
+    # Ten times a hundredth of five steps of 0.01.
+    "lookahead": (lambda: chain(gradtx.sgd(lr=0.1), gradtx.lookahead(alpha=0.01)), 50, lambda t: 0.1, 0.995),
+    "with_lookahead": (lambda: gradtx.with_lookahead(gradtx.sgd(lr=0.1), alpha=0.01), 50, lambda t: 0.1, 0.995),
+    # The mean of 0.999, 0.998, ..., 0.5.
+    "schedule_free_sgd": (lambda: gradtx.schedule_free_sgd(lr=1e-3), 500, lambda t: 1.0, 0.7495),
+    "outer": (lambda: gradtx.outer(gradtx.sgd(lr=0.1), gradtx.sgd(lr=0.01), 2), 100, lambda t: 0.1, 0.99),
+    "accumulate": (lambda: gradtx.accumulate(gradtx.sgd(lr=1.0), 1000), 1000, lambda t: 1.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", SLOW)
+def test_small_increments_arrive_beside_16_bit_weights(name, dtype):
+    make, steps, gradient, expected = SLOW[name]
+    rounding = torch.finfo(dtype).eps
+    assert weights_after(make(), steps, gradient, torch.float32) == pytest.approx(expected, abs=1e-4)
+    assert weights_after(make(), steps, gradient, dtype) == pytest.approx(expected, abs=rounding)
+
+
+def test_a_scale_that_is_learned_from_tiny_steps_grows_beside_16_bit_weights():
+    ends = []
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = torch.nn.Parameter(torch.ones(2, dtype=dtype))
+        optimizer = gradtx.as_optimizer(gradtx.mechanize(gradtx.sgd(lr=1.0)), [weight])
+        for _ in range(40):
+            weight.grad = weight.detach().clone()
+            optimizer.step()
+        ends.append(weight.detach().float())
+    torch.testing.assert_close(ends[1], ends[0], rtol=0.0, atol=0.02)
+
+
+def test_sums_of_squares_grow_beside_16_bit_weights_unless_state_dtype_says_otherwise():
+    params = {"w": torch.full((2,), 100.0, dtype=torch.bfloat16)}
+    for state_dtype, total in ((None, 2000.0), (torch.bfloat16, 256.0)):
+        tx = gradtx.scale_by_rss(initial_accumulator_value=0.0, state_dtype=state_dtype)
+        state = tx.init(params)
+        for _ in range(2000):
+            _, state = tx.update({"w": torch.ones(2, dtype=torch.bfloat16)}, state, params)
+        (slots,) = (entry for key, entry in state.items() if key != "step")
+        assert slots["sum"]["w"].tolist() == [total] * 2
+
+
+def test_memory_counts_float32_for_sums_beside_16_bit_weights():
+    params = {"w": torch.zeros(1000, dtype=torch.bfloat16)}
+    tx = gradtx.accumulate(gradtx.adam(), every=4)
+    assert gradtx.memory(tx, params).slots == {
+        "acc": 4000,
+        "seen": 1,
+        "leaf_steps": 8,
+        "exp_avg": 2000,
+        "exp_avg_sq": 2000,
+    }
+    assert gradtx.memory(gradtx.with_state_dtype(tx, torch.bfloat16), params).slots["acc"] == 2000
+
+
+def test_a_checkpoint_with_16_bit_sums_loads_into_float32(tmp_path):
+    tx = chain(gradtx.trace(0.9), gradtx.lookahead(k=2))
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0], dtype=torch.bfloat16))
+    optimizer = gradtx.as_optimizer(tx, [("w", weight)])
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    narrow = {**saved["state"][0], "slow": saved["state"][0]["slow"].bfloat16()}
+    optimizer.load_state_dict({**saved, "state": {0: narrow}})
+    assert optimizer.state[weight]["slow"].dtype == torch.float32
+    assert torch.equal(optimizer.state[weight]["slow"], narrow["slow"].float())
+
+    params = {"w": weight.detach()}
+    state = tx.init(params)
+    gradtx.save(tmp_path / "run", params, {**state, "lookahead": {"slow": params}})
+    _, loaded = gradtx.load(tmp_path / "run", params, state)
+    assert torch.equal(loaded["lookahead"]["slow"]["w"], weight.detach().float())

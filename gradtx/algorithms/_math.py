@@ -70,13 +70,13 @@ def quotient(
 ) -> Tensor:
     """Return top / bottom where `known` (default: bottom != 0), and `otherwise` elsewhere, with safe gradients.
 
+    The quotient by NaN is NaN, or a norm that is not a number would switch off the clipping of all other leaves.
     `floor` is a lower bound of the bottom, such as an eps that it includes. If it is positive, no entry is checked.
     """
     tiny = torch.finfo(bottom.dtype).tiny
     if isinstance(floor, float) and floor > tiny:
         return top / bottom
-    if known is None:
-        known = bottom != 0
+    known = bottom != 0 if known is None else known | bottom.isnan()
     if not is_off(floor):
         # Whether the floor is positive is known on the device only.
         known = known | (exact(floor, bottom.device) > tiny)

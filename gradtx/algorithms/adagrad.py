@@ -81,7 +81,8 @@ def scale_by_rss(eps=1e-10, initial_accumulator_value: NonNegative = 0.0):
         total = state["sum"] + update.square()
         return update / (safe_sqrt(total) + eps), {"sum": total}
 
-    return {"sum": square(lambda p: filled_like(p, initial_accumulator_value))}, update
+    first = functools.partial(filled_like, value=initial_accumulator_value)
+    return {"sum": square(first, slow=True)}, update
 
 
 @per_tensor(elementwise=True)
@@ -205,7 +206,7 @@ def scale_by_kate(delta: NonNegative = 0.0, eps=1e-8):
             m = m + delta * square
         return quotient(safe_sqrt(m) * g, b, floor=eps), {"b_sq": b, "m_sq": m}
 
-    return {"b_sq": square(), "m_sq": square()}, update
+    return {"b_sq": square(slow=True), "m_sq": square(slow=True)}, update
 
 
 @per_tensor(elementwise=True, needs="params")
@@ -268,8 +269,8 @@ def scale_by_adasmooth(
     return {
         "prev_param": start(),
         "exp_avg_sq": square(),
-        "sum": linear(),
-        "abs_sum": square(),
+        "sum": linear(slow=True),
+        "abs_sum": square(slow=True),
     }, update
 
 
@@ -324,8 +325,8 @@ def scale_by_ftrl(
         return quotient(z.sign() * l1 - z, curvature, moved) - p, {"z": z, "n": n}
 
     return {
-        "z": linear(),
-        "n": square(lambda p: filled_like(p, initial_accumulator_value)),
+        "z": linear(slow=True),
+        "n": square(lambda p: filled_like(p, initial_accumulator_value), slow=True),
     }, update
 
 
@@ -380,7 +381,7 @@ def scale_by_sm3(beta: Decay = 0.0, eps: Positive = 1e-30):
         maxima = [torch.maximum(x, _maxima(cover, i)) for i, x in enumerate(old)]
         return g / (cover + eps).sqrt(), {"accumulator": maxima}
 
-    return {"accumulator": square(covers)}, update
+    return {"accumulator": square(covers, slow=True)}, update
 
 
 def _maxima(x, dim):

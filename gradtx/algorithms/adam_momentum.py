@@ -321,7 +321,8 @@ def adan(
             the paper are one minus these.
         eps: $\epsilon \ge 0$, added outside the square root; with `max_grad_norm`, also added to the norm.
         weight_decay: $\lambda \ge 0$, multiplied by the learning rate.
-        max_grad_norm: Clip the gradient norm over all leaves to this value, >= 0; a literal 0.0 disables clipping.
+        max_grad_norm: Clip the gradient norm over all leaves to this value, >= 0, as `clip_by_global_norm` does: a NaN
+            makes every update NaN. A literal 0.0 disables clipping.
         no_prox: Apply the decay as AdamW does, $p \leftarrow p (1 - \eta \lambda) - \eta u$.
 
     Returns:

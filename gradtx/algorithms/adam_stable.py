@@ -722,7 +722,7 @@ def stable_spam(
 
     Returns:
         A transformation whose updates are added to the parameters. State: per leaf, `max_avg`, `norm_avg` and
-        `norm_sq_avg`, 0-d; `exp_avg`, `exp_avg_sq` with their own `step`.
+        `norm_sq_avg`, 0-d; `exp_avg`, `exp_avg_sq` with their own `step` and `leaf_steps`.
 
     Raises:
         ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.

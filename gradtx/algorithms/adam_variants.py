@@ -330,7 +330,7 @@ def scale_by_ademamix(
         root = corrected_root(v, ctx, beta2) + eps
         return (m / ctx.bias_correction(beta1) + alpha * slow) / root, new
 
-    return {**moments, "exp_avg_slow": linear()}, update
+    return {**moments, "exp_avg_slow": linear(slow=True)}, update
 
 
 @per_tensor(elementwise=True)

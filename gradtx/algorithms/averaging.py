@@ -64,7 +64,7 @@ def lookahead(k: Count = 5, alpha: Fraction = 0.5):
         slow = synchronized(now, state["slow"], p + u, alpha)
         return torch.where(now, slow - p, u), {"slow": slow}
 
-    return {"slow": start()}, update, lambda state, param: state["slow"]
+    return {"slow": start(slow=True)}, update, lambda state, param: state["slow"]
 
 
 def synchronized(now: Tensor, slow: Tensor, fast: Tensor, alpha) -> Tensor:
@@ -122,7 +122,7 @@ def average(decay: Decay | None = None, start: NonNegativeInt = 0, debias=False)
         mean = averaged(state["average"], new, ctx)
         return update, {"average": torch.where(ctx.step <= start, new, mean)}
 
-    slots = {"average": linear(lambda p: p)}
+    slots = {"average": linear(lambda p: p, slow=True)}
     return slots, update, lambda state, param: state["average"]
 
 
@@ -187,8 +187,8 @@ def scale_by_madgrad(
         return plus_decay(step, weight_decay, p, -rate), new
 
     slots = {
-        "grad_sum_sq": square(),
-        "s": linear(),
+        "grad_sum_sq": square(slow=True),
+        "s": linear(slow=True),
         "x0": None if reconstructs else start(),
     }
     return slots, update
@@ -248,7 +248,7 @@ def scale_by_srmm(
         step = (1 - lr * proximal) * (mean - p) - lr * grad
         return step, {"mov_avg_grad": grad, "mov_avg_param": mean}
 
-    return {"mov_avg_grad": linear(), "mov_avg_param": start()}, update
+    return {"mov_avg_grad": linear(), "mov_avg_param": start(slow=True)}, update
 
 
 @per_tensor(elementwise=True, needs="params", owns_lr=True)
@@ -302,7 +302,7 @@ def scale_by_asgd(
         rate = lr / (1 + lambd * lr * ctx.time) ** alpha
         return step, {"ax": mean, "eta": rate, "mu": 1 / (ctx.time - t0).clamp(min=1)}
 
-    slots = {"ax": start(), "eta": scalar(lr), "mu": scalar(1.0)}
+    slots = {"ax": start(slow=True), "eta": scalar(lr), "mu": scalar(1.0)}
     return slots, update, lambda state, p: state["ax"]
 
 

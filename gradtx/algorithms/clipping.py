@@ -78,6 +78,8 @@ def clip_by_value(max_value: PositiveOrInf):
 def clip_by_norm(max_norm: PositiveOrInf):
     r"""Scale each leaf separately to a norm of at most `max_norm`: $u \min(1, c / \lVert u \rVert)$.
 
+    An infinite norm gives the factor 0, a NaN makes the whole leaf NaN.
+
     Args:
         max_norm: $c > 0$.
 
@@ -121,8 +123,9 @@ def clip_by_global_norm(
     r"""Scale the whole tree to a norm of at most `max_norm`, preserving its direction.
 
     $u \min(1, c / (G + \epsilon))$, where $G$ is the 2-norm over all leaves together, as in torch's `clip_grad_norm_`.
-    If other processes have more leaves of the model, as the stages of a pipeline do, pass the norm over all of them to
-    `update` or `step` as the extra `global_norm`.
+    An infinite norm gives the factor 0, a NaN makes every update NaN, as there. If other processes have more leaves of
+    the model, as the stages of a pipeline do, pass the norm over all of them to `update` or `step` as the extra
+    `global_norm`.
 
     Args:
         max_norm: $c > 0$.
@@ -164,7 +167,7 @@ def clip_by_global_norm(
 def normalize_by_global_norm(eps=1e-6):
     r"""Scale the whole tree to norm 1, preserving its direction: $u / (G + \epsilon)$.
 
-    $G$ is the 2-norm over all leaves together.
+    $G$ is the 2-norm over all leaves together. An infinite norm gives the factor 0, a NaN makes every update NaN.
 
     Args:
         eps: $\epsilon \ge 0$; with 0, a tree of zeros is unchanged.
@@ -201,7 +204,8 @@ def clip_adaptive(clipping: Positive = 0.01, eps: NonNegative = 1e-3):
     r"""Clip the update of each output unit relative to the norm of its weights (adaptive gradient clipping).
 
     If a unit's $\lVert u_i \rVert > \lambda \max(\lVert p_i \rVert, \epsilon)$, it is scaled down to that bound.
-    A unit is an index of dimension 0; a leaf with 0 or 1 dimensions is one unit.
+    A unit is an index of dimension 0; a leaf with 0 or 1 dimensions is one unit. An infinite norm gives the factor 0, a
+    NaN makes the whole unit NaN.
 
     Args:
         clipping: $\lambda > 0$.
@@ -229,7 +233,7 @@ def clip_adaptive(clipping: Positive = 0.01, eps: NonNegative = 1e-3):
     def update(g, state, p, ctx):
         size, limit = unit_norm(g), clipping * at_least(unit_norm(p), eps)
         clipped = g * (limit / size.clamp(min=1e-6))
-        return torch.where(size > limit, clipped, g), state
+        return torch.where(size <= limit, g, clipped), state
 
     return update
 
@@ -239,7 +243,8 @@ def bound_norm(p_bound: Positive):
     r"""Keep the norm of each leaf of weights below a multiple of its initial norm.
 
     Place it after the learning rate. With $x = p + u$ the update becomes
-    $x \min(1, b / \lVert x \rVert) - p$, $b = c \lVert p_0 \rVert$.
+    $x \min(1, b / \lVert x \rVert) - p$, $b = c \lVert p_0 \rVert$. An infinite norm gives the factor 0, a NaN makes
+    the whole leaf NaN.
 
     Args:
         p_bound: $c > 0$; only read by `init`.
@@ -312,7 +317,8 @@ def clip_to_history(
     While $t < T$, and at a leaf's first gradient, $\hat g = g \min(1, \lambda_{abs} / (G + \epsilon))$, where $G$ is
     the norm over all leaves, and $\gamma \leftarrow \min(\gamma, \lVert \hat g \rVert)$ for each leaf. Afterwards
     $\hat g = g \min(1, \lambda_{rel} \max(\gamma, \epsilon) / \max(\lVert g \rVert, \epsilon))$ and
-    $\gamma \leftarrow \beta \gamma + (1-\beta) \lVert \hat g \rVert$.
+    $\gamma \leftarrow \beta \gamma + (1-\beta) \lVert \hat g \rVert$. An infinite norm gives the factor 0, a NaN makes
+    all updates that it scales NaN, and with them $\gamma$: wrap the chain in `skip_nonfinite`.
 
     Args:
         lambda_rel: $\lambda_{rel} > 0$, bound relative to $\gamma$. A value below 1 shrinks $\gamma$ to 0.
@@ -377,7 +383,8 @@ def clip_by_zscore(
     where $z > z^*$, the level is $\mu + z^{*2} \sigma / z$ (or $\mu$), otherwise $n$. The tree is scaled to the smaller
     of the level and `max_norm`. $\mu \leftarrow \alpha \mu + (1-\alpha) \mathrm{level}$, then
     $\sigma^2 \leftarrow \alpha \sigma^2 + (1-\alpha) (\mathrm{level} - \mu)^2$. During the first $W$ steps the level is
-    $n$, and $\mu$ and $\sigma^2$ are those of all norms so far. First link of a chain.
+    $n$, and $\mu$ and $\sigma^2$ are those of all norms so far. First link of a chain. Clipped to a finite level, an
+    infinite norm gives the factor 0; a NaN makes every update NaN.
 
     Args:
         z_thresh: $z^* > 0$.
@@ -440,7 +447,7 @@ def clip_by_zscore(
         deviation = safe_sqrt(torch.where(collecting, 0.0, state["var"]))
         level = torch.where(collecting, size, level_of(size, state["mean"], deviation))
         bound = level if max_norm is None else at_most(level, max_norm)
-        factor = torch.where(size > bound, bound / (size + 1e-6), 1.0)
+        factor = torch.where(size <= bound, 1.0, bound / (size + 1e-6))
         mean, variance = statistics_after(level, state, count, collecting)
         yield factor * update, {"mean": mean, "var": variance, "count": count}
 
@@ -452,7 +459,8 @@ def normalize_by_norm_history(gammas: Decays = (0.7, 0.9), eps=1e-8):
     r"""Scale each leaf to its mean norm relative to the variation of that norm: Stable-SPAM's normalization.
 
     With $n = \lVert g \rVert$ for each leaf, $a = \gamma_1 a + (1-\gamma_1) n$ and $b = \gamma_2 b + (1-\gamma_2) n^2$:
-    $\frac{g}{n} \frac{a}{1-\gamma_1^t} / (\sqrt{b / (1-\gamma_2^t)} + \epsilon)$. A zero leaf remains zero.
+    $\frac{g}{n} \frac{a}{1-\gamma_1^t} / (\sqrt{b / (1-\gamma_2^t)} + \epsilon)$. A zero leaf remains zero. A norm that
+    is not finite makes the whole leaf NaN, also later: wrap the chain in `skip_nonfinite`.
 
     Args:
         gammas: $(\gamma_1, \gamma_2)$, each in [0, 1).
@@ -493,7 +501,8 @@ def clip_to_peak_history(theta: Decay = 0.999):
     r"""Scale down entries that exceed the usual largest entry: Stable-SPAM's clipping.
 
     With $G = \max |g|$ over a leaf, $M \leftarrow \theta M + (1-\theta) G$ and $\hat M = M / (1-\theta^t)$: where
-    $|g| > \hat M$, $g$ becomes $g \hat M / G$.
+    $|g| > \hat M$, $g$ becomes $g \hat M / G$. An entry that is not finite makes the whole leaf NaN, also later: wrap
+    the chain in `skip_nonfinite`.
 
     Args:
         theta: $\theta$ in [0, 1).
@@ -523,6 +532,8 @@ def clip_to_peak_history(theta: Decay = 0.999):
         average = running_mean(state["max_avg"], peak, theta)
         usual = average / ctx.bias_correction(theta)
         clipped = update * quotient(usual, peak)
-        return torch.where(sizes > usual, clipped, update), {"max_avg": average}
+        # An infinite peak would allow any entry.
+        within = (sizes <= usual) & peak.isfinite()
+        return torch.where(within, update, clipped), {"max_avg": average}
 
     return {"max_avg": scalar()}, update

@@ -159,8 +159,8 @@ def scale_by_dadapt_adagrad(
         yield resting(size, state, direction, new, shared)
 
     return {
-        "alphak": square(lambda p: torch.full_like(p, 1e-6)),
-        "sk": linear(),
+        "alphak": square(lambda p: torch.full_like(p, 1e-6), slow=True),
+        "sk": linear(slow=True),
         "x0": start(),
     }, update
 
@@ -236,7 +236,11 @@ def scale_by_dadapt_adam(
         shared = {"d": d, "numerator_weighted": r}
         yield resting(total["size"], state, direction, new, shared)
 
-    return {"exp_avg": linear(), "exp_avg_sq": square(), "s": linear()}, update
+    return {
+        "exp_avg": linear(),
+        "exp_avg_sq": square(),
+        "s": linear(slow=True),
+    }, update
 
 
 @per_tensor(
@@ -307,7 +311,7 @@ def scale_by_dadapt_sgd(
         shared = {"d": d, "numerator_weighted": r, "g0_norm": norm}
         yield resting(norm, state, direction, {"s": s}, shared)
 
-    return {"s": linear(), "x0": start()}, update
+    return {"s": linear(slow=True), "x0": start()}, update
 
 
 @per_tensor(**OWN, shared=started("gsq_weighted"), agree=("betas", "d0", "growth_rate"))
@@ -391,7 +395,7 @@ def scale_by_dadapt_adan(
         "exp_avg": linear(),
         "exp_avg_diff": linear(),
         "exp_avg_sq": square(),
-        "s": linear(),
+        "s": linear(slow=True),
         "previous_grad": linear(),
     }
     return slots, update
@@ -456,7 +460,7 @@ def scale_by_dadapt_lion(
         shared = {"d": d, "numerator_weighted": r}
         yield resting(total["size"], state, direction, {"exp_avg": m, "s": s}, shared)
 
-    return {"exp_avg": linear(), "s": linear()}, update
+    return {"exp_avg": linear(), "s": linear(slow=True)}, update
 
 
 @alias(class_name="DAdaptAdaGrad")

@@ -67,7 +67,7 @@ def _sums(p: Tensor, u: Tensor) -> OfLeaf:
 def scale_by_trust_ratio(clip=False, weight_decay=0.0, always_adapt=True):
     r"""Rescale each update to the norm of its leaf's weights: $u \mapsto u \lVert p \rVert / \lVert u \rVert$.
 
-    The ratio is 1 where either norm is 0.
+    The ratio is 1 where either norm is 0, 0 where the update's norm is infinite, and NaN where it is NaN.
 
     Args:
         clip: Limit the ratio to 1 (LAMBC).
@@ -122,7 +122,8 @@ def scale_by_lars(
     r"""Decay the weights and scale by one rate per leaf, from the norms of its weights and its gradient: LARS.
 
     $d = \gamma (g + \lambda p)$ with $\gamma = c \lVert p \rVert / (\lVert g \rVert + \lambda \lVert p \rVert +
-    \epsilon)$, and $\gamma = 1$ where $\lVert p \rVert$ or $\lVert g \rVert$ is 0.
+    \epsilon)$, and $\gamma = 1$ where $\lVert p \rVert$ or $\lVert g \rVert$ is 0. An
+    infinite norm of the gradient gives $\gamma = 0$, a NaN makes the whole leaf NaN.
 
     Args:
         trust_coefficient: $c > 0$, the change of a leaf relative to its size, per unit of the learning rate.
@@ -481,7 +482,8 @@ def lamb(
         weight_decay: $\lambda \ge 0$; included in the ratio.
         bias_correction: If False, use $m$ and $v$ instead of $\hat m$ and $\hat v$.
         grad_averaging: If False, $m = \beta_1 m + g$.
-        max_grad_norm: Clip the gradient norm over all leaves to this value, > 0; None disables clipping.
+        max_grad_norm: Clip the gradient norm over all leaves to this value, > 0, as `clip_by_global_norm` does: a NaN
+            makes every update NaN. None disables clipping.
         trust_clip: Limit the ratio to at most 1 (LAMBC).
         always_adapt: If False, the ratio is 1 where `weight_decay` is 0.
 

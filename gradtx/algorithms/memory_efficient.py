@@ -206,6 +206,8 @@ def scale_by_factored_rms_torch(
 def clip_by_block_rms(threshold: Positive = 1.0):
     r"""Scale each leaf to a root mean square of at most `threshold`: $u / \max(1, \mathrm{rms}(u)/d)$.
 
+    An infinite root mean square gives the factor 0, a NaN makes the whole leaf NaN.
+
     Args:
         threshold: $d > 0$.
 

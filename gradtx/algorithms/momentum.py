@@ -228,7 +228,7 @@ def scale_by_accsgd(
         average = (1 - rest) * state["avg"] + rest * (param - long_lr * update)
         return (1 - zeta) * (average - param) - (zeta * lr) * update, {"avg": average}
 
-    return {"avg": start()}, update
+    return {"avg": start(slow=True)}, update
 
 
 @per_tensor(elementwise=True)
@@ -411,7 +411,7 @@ def ema_nesterov(
     def evaluate(state, param):
         return param - state["reach"] * state["ema"]
 
-    return {"ema": linear(), "reach": scalar()}, update, evaluate
+    return {"ema": linear(slow=True), "reach": scalar()}, update, evaluate
 
 
 def positive_negative(

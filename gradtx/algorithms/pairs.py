@@ -312,7 +312,7 @@ def scale_by_lora_rite(
             Leaves in no pair pass unchanged.
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         eps: $\epsilon > 0$.
-        clip: Largest norm of all $\bar g$, >= 0; 0 for no limit.
+        clip: Largest norm of all $\bar g$, >= 0; 0 for no limit. A NaN makes every update NaN.
         skip: Largest root mean square of $\bar g$, >= 0; 0 for no limit.
         cap: Largest root mean square of $m$, >= 0; 0 for no limit.
 

@@ -26,7 +26,7 @@ from gradtx.arguments import (
 )
 from gradtx.base.exact import exact, exact_dtype
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import linear, scalar, square, start
+from gradtx.slots import Slot, linear, scalar, square, start
 from gradtx.transform import chain
 
 __all__ = [
@@ -149,7 +149,7 @@ def scale_by_prodigy(
     slots = {
         "exp_avg": linear(),
         "exp_avg_sq": square(),
-        "s": lambda p: torch.zeros_like(part(p)),
+        "s": Slot(lambda p: torch.zeros_like(part(p)), slow=True),
         "p0": part,
     }
     return slots, update
@@ -386,9 +386,9 @@ def scale_by_cocob(alpha: NonNegative = 100.0, eps=1e-8):
     return {
         "param_init": start(),
         "scale": square(lambda p: filled_like(p, eps)),
-        "abs_sum": square(),
-        "reward": square(),
-        "grad_sum": linear(),
+        "abs_sum": square(slow=True),
+        "reward": square(slow=True),
+        "grad_sum": linear(slow=True),
     }, update
 
 

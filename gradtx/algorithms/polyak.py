@@ -81,7 +81,7 @@ def project_l2_ball(max_norm: PositiveOrInf):
     r"""Constrain all weights together to a ball: after the step, $p \leftarrow p \min(1, r / \lVert p \rVert)$.
 
     Last link of a chain: it changes the update so that $p + u$ is in the ball. The norm is over the whole tree; leaves
-    without a gradient are neither counted nor moved.
+    without a gradient are neither counted nor moved. An infinite norm gives the factor 0, a NaN makes every update NaN.
 
     Args:
         max_norm: $r > 0$.
@@ -110,7 +110,7 @@ def project_l2_ball(max_norm: PositiveOrInf):
         total = yield {"square": moved.square().sum()}
         size = safe_sqrt(total["square"])
         projected = shrink(size, max_norm) * moved - p
-        yield torch.where(size > exact(max_norm, size.device), projected, u), state
+        yield torch.where(size <= exact(max_norm, size.device), u, projected), state
 
     return update
 
@@ -547,8 +547,8 @@ def adaptive_gd(**arguments: Annotated[Any, scale_by_local_smoothness]):
 
     Returns:
         A transformation whose updates are added to the parameters; it accepts the extra `prev_grad` (see
-        `scale_by_local_smoothness`; with `maximize`, pass it negated). State: `prev_param`, `previous_grad`; shared by
-        all leaves, 0-d: `step_size`, `theta`.
+        `scale_by_local_smoothness`). State: `prev_param`, `previous_grad`; shared by all leaves, 0-d: `step_size`,
+        `theta`.
 
     Raises:
         ValueError: If a hyperparameter is out of range, if the initial rate is 0, or if `params` is missing.

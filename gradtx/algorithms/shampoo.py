@@ -45,7 +45,7 @@ from gradtx.arguments import (
 from gradtx.base.exact import exact
 from gradtx.combinators.coordinates import change_basis, rotated
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import ema, linear, square
+from gradtx.slots import Slot, ema, linear, square
 from gradtx.transform import chain
 
 __all__ = [
@@ -121,14 +121,13 @@ def scale_by_shampoo(
     def exponent(tensor):
         return 1 / (2 * tensor.ndim) if variant == "paper" else 1 / tensor.ndim
 
-    def init(param):
+    def factors(param):
+        return [matrix_eps * identity(size, param) for size in param.shape]
+
+    def roots(param):
+        # Of the factors, so that a leaf whose first gradient arrives between two roots can move.
         eyes = [identity(size, param) for size in param.shape]
-        return {
-            "momentum_buffer": torch.zeros_like(param),
-            "pre_cond": [matrix_eps * eye for eye in eyes],
-            # Their roots, so that a leaf whose first gradient arrives between two roots can move.
-            "inv_pre_cond": [matrix_eps ** -exponent(param) * eye for eye in eyes],
-        }
+        return [matrix_eps ** -exponent(param) * eye for eye in eyes]
 
     def update(g, state, p, ctx):
         u = (1 - momentum) * g + momentum * state["momentum_buffer"]
@@ -149,7 +148,12 @@ def scale_by_shampoo(
         new = {"pre_cond": H, "inv_pre_cond": R} if g.ndim else {}
         return b, {"momentum_buffer": b, **new}
 
-    return init, update
+    slots = {
+        "momentum_buffer": torch.zeros_like,
+        "pre_cond": Slot(factors, slow=True),
+        "inv_pre_cond": roots,
+    }
+    return slots, update
 
 
 class Blocked:
@@ -195,6 +199,11 @@ def _averaged(old, new, beta, ctx):
 
 # Grafted methods with an average or a sum of squares.
 _WITH_SQUARES = ("adam", "adagrad", "rmsprop")
+
+
+def _graft_slot(kind: str) -> Slot | None:
+    """Declare the squares that a grafted method averages or sums."""
+    return square(slow=kind == "adagrad") if kind in _WITH_SQUARES else None
 
 
 def _grafted_step(f, g, state, ctx, *, kind, slot, beta, eps):
@@ -340,8 +349,10 @@ def scale_by_scalable_shampoo(
     slots = {
         "momentum": linear(),
         "graft_momentum": linear(),
-        "graft_statistics": square() if graft_type in _WITH_SQUARES else None,
-        "statistics": lambda p: [matrix_eps * eye for eye in identities(p)],
+        "graft_statistics": _graft_slot(graft_type),
+        "statistics": Slot(
+            lambda p: [matrix_eps * eye for eye in identities(p)], slow=True
+        ),
         "preconditioners": identities,
     }
     return slots, update
@@ -499,8 +510,10 @@ def scale_by_distributed_shampoo(
 
     slots = {
         "filtered_grad": None if is_off(beta1) else ema(beta1),
-        "adagrad": square() if graft in _WITH_SQUARES else None,
-        "factor_matrices": lambda p: [0 * eye for eye in identities(p)],
+        "adagrad": _graft_slot(graft),
+        "factor_matrices": Slot(
+            lambda p: [0 * eye for eye in identities(p)], slow=True
+        ),
         "inv_factor_matrices": identities,
     }
     return slots, update

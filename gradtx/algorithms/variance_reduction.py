@@ -238,9 +238,9 @@ def scale_by_a2grad(
         return following * (x - p) - (1 - following) * alpha * step, new
 
     slots = {
-        "x": start(),
-        "avg_grad": linear(),
-        "v": square(),
+        "x": start(slow=True),
+        "avg_grad": linear(slow=True),
+        "v": square(slow=True),
         "v_tilde": square() if variant == "exp" else None,
     }
     return slots, update

@@ -162,9 +162,9 @@ class Outside:
     grad: Any
     param: Any
     clock: Clock
-    own_clock: Clock
     active: Tensor | None
     restarts: bool | Tensor
+    counts: bool
 
     @classmethod
     def of(cls, leaf: Leaf) -> Outside:
@@ -173,9 +173,9 @@ class Outside:
             leaf.grad,
             leaf.param,
             leaf.clock,
-            leaf.own_clock,
             leaf.active,
             leaf.restarts,
+            leaf.counts,
         )
 
     def restore(self, leaf: Leaf) -> None:
@@ -183,7 +183,6 @@ class Outside:
         leaf.grad = self.grad
         leaf.param = self.param
         leaf.clock = self.clock
-        leaf.own_clock = self.own_clock
         leaf.restarts = self.restarts
 
 

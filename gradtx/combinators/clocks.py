@@ -18,8 +18,8 @@ def accumulate(tx: GradientTransformation, every: Count):
 
     Calls in between return zero updates. The inner transformation has its own clock, which counts actual updates;
     inner schedules follow this clock, and `ctx.grad` is the averaged gradient. A None gradient counts as zero; a leaf
-    without any gradient in a cycle is skipped. Extras (`value`, `hessian_diag`) are not averaged: `tx` receives those
-    of the last call of a cycle, so pass a mean loss there to rules that read it.
+    without any gradient in a cycle is skipped, and its own count does not advance. Extras (`value`, `hessian_diag`) are
+    not averaged: `tx` receives those of the last call of a cycle, so pass a mean loss there to rules that read it.
 
     Args:
         tx: The transformation of the averaged gradient.
@@ -27,7 +27,9 @@ def accumulate(tx: GradientTransformation, every: Count):
 
     Returns:
         A transformation with the state `step` and `mini_step` (int64), `acc` (the sum so far, shaped as the
-        parameter), `seen` (a bool per leaf) and the entries of `tx`.
+        parameter), `seen` (a bool per leaf), `leaf_steps` (int64: the updates of each leaf) and the entries of `tx`.
+        With `every=1` updates are those of `tx`, with two exceptions: schedules and shared values inside go on in a
+        call without any gradient, and a rule for whole trees sees a missing gradient as zeros.
 
     Raises:
         TypeError: If `tx` is not a transformation.
@@ -71,14 +73,15 @@ def accumulate(tx: GradientTransformation, every: Count):
 def skip_nonfinite(tx: GradientTransformation):
     """Skip an update, including its changes to state and count, if any leaf has a non-finite entry.
 
-    A skipped call returns zero updates. The inner clock counts actual updates. No value is read on the host.
+    A skipped call returns zero updates. The inner clock counts actual updates. No value is read on the host. Of finite
+    gradients, updates are those of `tx`.
 
     Args:
         tx: The transformation of finite updates.
 
     Returns:
-        A transformation with the state `step` and `skipped` (int64: the number of calls that did and did not count) and
-        the entries of `tx`.
+        A transformation with the state `step` and `skipped` (int64: the number of calls that did and did not count),
+        `leaf_steps` (int64: the updates of each leaf) and the entries of `tx`.
 
     Raises:
         TypeError: If `tx` is not a transformation.
@@ -122,7 +125,8 @@ def restart(tx: GradientTransformation, every: Count, keep_clock=False):
             $(1-\beta_1) / \sqrt{1-\beta_2}$ times as long, 3.2 at its defaults (see `restart_warmup_schedule`).
 
     Returns:
-        A transformation with the entries of `tx` and, unless `keep_clock` is set, its own `step`, int64.
+        A transformation with the entries of `tx` and, unless `keep_clock` is set, `step` and, for each leaf,
+        `leaf_steps` (int64: the updates since the restart).
 
     Raises:
         TypeError: If `tx` is not a transformation, or if it contains a rule on whole trees.

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 
-from gradtx.base.errors import Path
+from gradtx.base.errors import Path, lacking
 from gradtx.base.exact import exact
 from gradtx.base.messages import describe, shortly
 from gradtx.combinators._spaces import Inside, Outside, can_run_at_owner, run_at_owner
@@ -31,6 +31,8 @@ from gradtx.execution.runs import Run, Scope, as_flag, selected
 from gradtx.execution.traits import Traits, empty_dict
 from gradtx.execution.tree_rule import Functions, GradientOperation
 from gradtx.rules import Combinator
+from gradtx.slots import declared, init_of
+from gradtx.state.nested import LEAF_STEPS
 from gradtx.transform import GradientTransformation
 
 __all__ = [
@@ -50,7 +52,8 @@ class InnerClock:
     """The clock of a combinator whose inner transformation does not update in every call.
 
     In a call that the clock does not count, the inner transformation runs, but its state does not change and its update
-    is zero. The state of the clock consists of `step`, the number of counted calls, and the values in `start`.
+    is zero. The state of the clock consists of `step`, the number of counted calls, which inner schedules follow, the
+    values in `start`, and `leaf_steps`, the number of counted calls in which each leaf took part: its count inside.
 
     Args:
         ticks: `(values, sums) -> (counts, values)`: whether this call counts, as a 0-d bool tensor, and the new values,
@@ -87,7 +90,8 @@ class Frame(Combinator):
 
     Args:
         inner: The inner transformation, or a dict of several, which all receive the same updates.
-        init: `param -> slots`, the slots of the combinator for one leaf. With `inner_slots`: `(param, inner) -> slots`.
+        init: `param -> slots`, the slots of the combinator for one leaf; float32 for 16-bit weights. Or a dict of
+            `gradtx.slots`, as in a rule. With `inner_slots`: `(param, inner) -> slots`.
         enter: `(update, state, param, ctx) -> (update, state)`, runs before the inner links. The new update is their
             gradient. An optional third value, a 0-d bool tensor, is whether the leaf takes part. Around links that
             also process leaves without a gradient (`accumulate`), `enter` cannot be combined with `init`.
@@ -123,7 +127,7 @@ class Frame(Combinator):
     """
 
     inner: GradientTransformation | Mapping[str, GradientTransformation]
-    init: Callable[..., dict[str, Any]] | None = None
+    init: Callable[..., dict[str, Any]] | Mapping[str, Any] | None = None
     enter: Callable[..., Any] | None = None
     leave: Callable[..., Any] | None = None
     evaluate: Callable[..., Any] | None = None
@@ -175,7 +179,7 @@ class Frame(Combinator):
         enter = Enter(self, scope, path, name)
         if isinstance(inner, Mapping):
             return enter.around_arms(inner)
-        if enter.clock is not None and scope.place is not None:
+        if enter.counts and scope.place is not None:
             scope.run.clock_paths[scope.place] = path
         return enter.between(enter.inside(inner, path, 0))
 
@@ -258,11 +262,18 @@ class Enter(RuleOperation):
 
     def __init__(self, frame: Frame, scope: Scope, path: Path, name: str):
         inner = InnerState(scope.run, path, frame.inner_slots)
+        slots, init = {}, frame.init
+        if isinstance(init, Mapping):
+            slots = declared(init)
+            init = init_of(slots)
+        self.counts = frame.clock is not None and frame.clock.counts
+        if self.counts:
+            init = functools.partial(_with_leaf_steps, init)
         traits = Traits(
             elementwise=frame.elementwise,
             takes_complex=frame.elementwise,
             agree=frame.agree,
-            keeps_slots=frame.init is not None,
+            keeps_slots=init is not None,
             template_slot=frame.takes_none,
             restarts_inner=frame.restarts is not None,
             has_clock=frame.clock is not None,
@@ -272,7 +283,8 @@ class Enter(RuleOperation):
             name,
             frame.enter or _identity,
             traits,
-            init=frame.init,
+            init=init,
+            slots=slots,
             inner=inner.first_values if frame.inner_slots else None,
             single=True,
             shared=frame.shared,
@@ -281,7 +293,6 @@ class Enter(RuleOperation):
         self.frame = frame
         self.inner = inner
         self.run: Run = scope.run
-        self.clock: Clock | None = None
         self.old_step: Any = None
         # Whether the inner clock counts this call; None until this is known.
         self.ticks: Tensor | None = None
@@ -313,36 +324,33 @@ class Enter(RuleOperation):
             if self._restarts is not False:
                 step = torch.where(as_flag(self._restarts, step), 0, step)
             self.old_step = run.inner_counts[self.path] = step
-            self.clock = Clock(step + 1)
         if not run.initial:
             if clock.measure is None:
                 self._decide({})
             run.commits.append(self._commit)
 
     def _decide(self, sums: Any) -> None:
-        """Determine whether the clock counts this call."""
+        """Determine whether the clock counts this call; `sums` is None if it measures leaves, and none has arrived."""
         clock, name = self.frame.clock, self.rule.name
         assert clock is not None
-        is_idle = clock.measure is not None and not sums  # no leaf had a gradient
-        if is_idle:
-            sums = defaultdict(functools.partial(exact, 0.0, self.run.device))
-        result = clock.ticks(dict(self._old_shared), sums)
+        nothing = defaultdict(functools.partial(exact, 0.0, self.run.device))
+        result = clock.ticks(dict(self._old_shared), sums or nothing)
         self.ticks, self._new_shared = checked_ticks(name, result, clock.start)
-        if is_idle:
-            # Like the state of an optimizer, a clock starts with the first gradient of a leaf.
-            self.ticks = self.ticks & self._has_started()
-        if self.clock is not None:
-            step = torch.where(self.ticks, self.clock.step, self.old_step)
+        if sums is None:
+            # As without the combinator, nothing is updated.
+            self.ticks = torch.zeros_like(self.ticks)
+        if self.counts:
+            step = torch.where(self.ticks, self.old_step + 1, self.old_step)
             self._new_shared["step"] = step
 
-    def _has_started(self) -> Tensor:
-        """Return whether a shared value has changed since `init`."""
-        assert self.frame.clock is not None
-        start = self.frame.clock.start
-        started = torch.zeros((), dtype=torch.bool, device=self.run.device)
-        for name, value in self._old_shared.items():
-            started = started | (value != start.get(name, 0))
-        return started
+    def _clock_of(self, leaf: Leaf) -> Clock:
+        """Return the inner clock of a leaf, which counts its own updates: a leaf may come late, or miss some."""
+        steps = leaf.run.slots(self.path, leaf).get(LEAF_STEPS)
+        if steps is None:
+            raise lacking((*self.path, LEAF_STEPS), leaf.name)
+        if leaf.restarts is not False:
+            steps = torch.where(as_flag(leaf.restarts, steps), 0, steps)
+        return Clock(steps + 1)
 
     def ticks_for(self, leaf: Leaf) -> Tensor | None:
         """Return whether the inner clock counts this call, on the leaf's device."""
@@ -389,7 +397,7 @@ class Enter(RuleOperation):
         run = self.run
         # No leaf had a gradient, or programs ran all that had.
         if self.ticks is None:
-            self._decide(run.sums.get(self.barrier, {}))
+            self._decide(run.sums.get(self.barrier))
         assert self.ticks is not None
         ticks = self.ticks.to(run.device)
         if self._new_shared:
@@ -441,8 +449,8 @@ class Enter(RuleOperation):
             step = now.step if now.host is None else now.host
             leaf.restarts = self._restarts_at(step, outside.restarts)
         outside.inner_restarts = leaf.restarts
-        if self.clock is not None:
-            leaf.clock = self.clock
+        if self.counts:
+            leaf.clock = self._clock_of(leaf)
 
     def call(
         self, leaf: Leaf, update, inner: Values, state: RuleState | None = None
@@ -450,6 +458,7 @@ class Enter(RuleOperation):
         """Return the arguments of `enter` or `leave` for a leaf; without a state, the stored one."""
         compute_dtype = self.stage.compute_dtype(leaf)
         old, stored = self.stage.read(leaf, compute_dtype)
+        stored.pop(LEAF_STEPS, None)
         if state is None:
             state = stored
         param = None if leaf.param is None else leaf.param.to(compute_dtype)
@@ -477,7 +486,7 @@ class Enter(RuleOperation):
 
     def follow(self, position: Position) -> None:
         clock = self.frame.clock
-        if clock is None or not clock.counts:
+        if clock is None or not self.counts:
             return
         counts = position.counts[-1] is not None
         # With sums over leaves, the call is assumed to count.
@@ -489,6 +498,14 @@ class Enter(RuleOperation):
 def _whole(start: int, device: torch.device) -> Callable[[], Tensor]:
     """Return a function that creates the initial value of a clock."""
     return lambda: torch.full((), start, dtype=torch.int64, device=device)
+
+
+def _with_leaf_steps(
+    init: Callable[..., dict[str, Any]] | None, param: Tensor, *inner: Any
+) -> dict[str, Any]:
+    """Return the slots of a frame, and the count of the leaf on its clock."""
+    slots = {} if init is None else init(param, *inner)
+    return {**slots, LEAF_STEPS: param.new_zeros((), dtype=torch.int64)}
 
 
 def _checked(name: str, function: str, out) -> tuple[Tensor, Values, Any]:
@@ -538,11 +555,12 @@ class Leave(RuleOperation):
         self._enter = enter
 
     def init(self, leaf: Leaf) -> None:
-        if self._frame.init is not None:
+        if self.traits.keeps_slots:
             leaf.new[self.stage.path] = self.stage.first(leaf)
 
     def _begin(self, leaf: Leaf) -> Steps | None:
         outside: Entered = leaf.saved.pop(self._enter)
+        clock = leaf.clock
         outside.restore(leaf)
         if outside.arms:
             leaf.update, *_ = outside.arms.values()
@@ -554,14 +572,18 @@ class Leave(RuleOperation):
             leaf.grad = torch.zeros_like(leaf.update)
         ticks = self._enter.ticks_for(leaf)
         if ticks is not None:
-            self._discard_unless_counted(leaf, outside, ticks)
+            accept = ticks if leaf.active is None else ticks & leaf.active
+            if self._enter.counts:
+                now = clock.on(leaf.device).step
+                counts = accept & (leaf.counts or not outside.counts)
+                leaf.saved[self] = {LEAF_STEPS: torch.where(counts, now, now - 1)}
+            self._discard_unless_counted(leaf, outside, ticks, accept)
         return self._leave(leaf, outside, leaf.update)
 
     def _discard_unless_counted(
-        self, leaf: Leaf, outside: Entered, ticks: Tensor
+        self, leaf: Leaf, outside: Entered, ticks: Tensor, accept: Tensor
     ) -> None:
         """Unless this call counts, set the update to zero and keep the old inner state."""
-        accept = ticks if leaf.active is None else ticks & leaf.active
         leaf.update = torch.where(accept, leaf.update, torch.zeros_like(leaf.update))
         self._enter.inner.keep(leaf, ticks, outside.inner_restarts)
         inside = leaf.active
@@ -576,7 +598,8 @@ class Leave(RuleOperation):
         )
 
     def _leave(self, leaf: Leaf, outside: Entered, update) -> Steps | None:
-        if self._frame.leave is None and not outside.state:
+        is_idle = self._frame.leave is None and not outside.state
+        if is_idle and self not in leaf.saved:
             return None
         inner = self._enter.inner.values(leaf)
         return self._begin_rule(self._enter.call(leaf, update, inner, outside.state))
@@ -591,7 +614,8 @@ class Leave(RuleOperation):
         # The functions of such a frame handle skipped leaves themselves.
         if self._frame.takes_none is not None:
             leaf.active = None
-        self.stage.write(leaf, state, call.old)
+        count = leaf.saved.pop(self, {})
+        self.stage.write(leaf, {**state, **count}, call.old)
         leaf.active = active
 
     def _finish_inner(self, call: Call, new: Mapping[str, Any]) -> None:

@@ -115,7 +115,8 @@ def sam(
 
     $q = p + \rho T^2 g / (\lVert T g \rVert + \epsilon)$ with $T = 1$, or $|p|$ elementwise if adaptive, and the norm
     over all leaves; the base updates $p$ with the gradient at $q$. Requires the extra `grad_fn`, which computes a
-    second gradient per step on the same batch; a torch optimizer calls the closure again.
+    second gradient per step on the same batch; a torch optimizer calls the closure again. An infinite norm gives the
+    distance 0, a NaN makes every update NaN.
 
     Batch normalization: the second pass must not update the running statistics; set the layers' momentum to 0 in it.
     To accumulate gradients, put `accumulate` inside, `sam(accumulate(tx, every))`: each call then goes uphill for its
@@ -506,7 +507,7 @@ def line_search(
 
     def update(updates, state, params, ctx):
         slope = total({name: ctx.grad[name] * u for name, u in updates.items()})
-        value = ctx.known_value()
+        value = ctx.value
         if value is None:
             value, _ = ctx.value_along(params, updates, torch.zeros_like(slope))
         line = Line(params, updates, ctx, value.to(slope), slope, c1)

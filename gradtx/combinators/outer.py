@@ -70,8 +70,8 @@ def outer(
 
     Returns:
         A transformation with the entries of `inner` beside its own: `anchor` ($a$), which `eval_params` returns, with a
-        delay `pending`, the entries of `tx` and their `step`; with fragments, one entry per fragment, "0", "1", ....
-        All of these are equal on all ranks. A leaf without a gradient synchronizes as well.
+        delay `pending`, the entries of `tx`, their `step` and `leaf_steps`; with fragments, one entry per fragment,
+        "0", "1", .... All of these are equal on all ranks. A leaf without a gradient synchronizes as well.
 
     Raises:
         TypeError: If an argument is not a transformation, no sequence of patterns, or not a process group, or if `tx`
@@ -256,10 +256,12 @@ class Synchronize(Enter):
             capturable=False,
         )
 
-    def _enter(self, leaf: Leaf) -> Any:
+    def _begin(self, leaf: Leaf) -> Steps | None:
         leaf.counts = leaf.counts and leaf.update is not None
+        return super()._begin(leaf)
+
+    def _enter(self, leaf: Leaf) -> Any:
         super()._enter(leaf)
-        leaf.own_clock = leaf.clock  # it synchronizes without a gradient, too
         anchor = leaf.param = leaf.saved[self].state["anchor"]
         if self.traits.waits:
             return self._average(leaf, anchor)

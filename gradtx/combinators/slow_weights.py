@@ -13,6 +13,7 @@ from gradtx.arguments import Count, Fraction, NonNegative, NonNegativeInt, OpenF
 from gradtx.base.exact import exact
 from gradtx.combinators.frame import Frame
 from gradtx.rules import combinator
+from gradtx.slots import rounded, scalar, start
 from gradtx.transform import GradientTransformation
 
 __all__ = [
@@ -57,7 +58,7 @@ def schedule_free(
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, shaped like the parameter, `lr_max` and
         `weight_sum`, 0-d float64 per leaf (not with `averaging`), and the entries of `base`. $x$ is computed from
-        $y$ and $z$.
+        $y$ and $z$; for 16-bit weights, which round $y$, it is stored as `x`. Both are float32 then.
 
     Raises:
         TypeError: If `base` is not a transformation.
@@ -89,12 +90,12 @@ def schedule_free(
 
     sign = -1.0 if descends else 1.0
 
-    def init(param):
-        slots = {"z": param}
-        if averaging is None:
-            slots["lr_max"] = exact(-1.0, param.device)
-            slots["weight_sum"] = exact(0.0, param.device)
-        return slots
+    slots = {
+        "z": start(slow=True),
+        "x": rounded(start(slow=True)),
+        "lr_max": scalar(-1.0) if averaging is None else None,
+        "weight_sum": scalar() if averaging is None else None,
+    }
 
     def share_of(rate, state, ctx):
         """Return the share of the new point in the average, and the slots that determine the next share."""
@@ -113,18 +114,23 @@ def schedule_free(
             rate = rate * (ctx.time / warmup_steps).clamp(max=1)
         share, numbers = share_of(rate, state, ctx)
         direction = sign * update
+        moved = z - rate * direction
+        if "x" in state:
+            x = state["x"] + share * (moved - state["x"])
+            return (1 - beta) * moved + beta * x - y, {"z": moved, "x": x, **numbers}
         # y' - y, with x computed from y and the z before and after the step
         step = share * (z - y) - (rate * (1 - beta * (1 - share))) * direction
-        return step, {"z": z - rate * direction, **numbers}
+        return step, {"z": moved, **numbers}
 
     def evaluate(state, y):
-        x = state["z"] + (y - state["z"]) / beta
+        z = state["z"]
+        x = state["x"] if "x" in state else z + (y - z) / beta
         if averaging is not None:
             return x
         # Exactly the caller's parameters before the first step.
         return torch.where(state["lr_max"] < 0, y, x)
 
-    return Frame(base, init, leave=leave, evaluate=evaluate)
+    return Frame(base, slots, leave=leave, evaluate=evaluate)
 
 
 MOMENTA = ("momentum_buffer", "exp_avg")

@@ -17,6 +17,8 @@ from gradtx.algorithms._math import at_least, quotient, safe_sqrt
 from gradtx.arguments import AnyLength, Betas, Decays, NonNegative, Positive, Scalar
 from gradtx.combinators.frame import Frame, Values
 from gradtx.rules import combinator
+from gradtx.slots import linear, rounded
+from gradtx.slots import start as start_of_weights
 from gradtx.state.slots import numbered, with_lists
 from gradtx.transform import GradientTransformation
 
@@ -41,9 +43,6 @@ def _scale_by_learners(
     """
     shared = numbered({name: [value] * len(betas) for name, value in start.items()})
 
-    def init(param):
-        return {"param_init": param}
-
     def enter(update, state, param, ctx):
         return update, {**state, "gradient": update}
 
@@ -52,7 +51,8 @@ def _scale_by_learners(
         old = with_lists(state)
         scale = torch.stack(old["s"]).sum()
         # At scale 0 the parameters are the origin. Cotangents of 1 / eps for both would cancel only up to rounding.
-        way = quotient(param - origin, scale + eps, floor=eps)
+        moved = scale * state["sum"] if "sum" in state else param - origin
+        way = quotient(moved, scale + eps, floor=eps)
         way = torch.where(scale > 0, way, 0.0)
         sums = yield {
             "gradient": gradient.square().sum(),
@@ -67,11 +67,15 @@ def _scale_by_learners(
             for name, value in learner(beta, old_of_learner, product_of_step).items():
                 new[name].append(value)
         scale = at_least(torch.stack(new["s"]).sum(), 0.0)
+        if "sum" in state:
+            new["sum"] = way + update
         yield origin + scale * (way + update) - param, new
 
     agree = {f"betas[{i}]": beta for i, beta in enumerate(betas)}
     agree["eps"] = eps
-    return Frame(tx, init, enter, leave, shared=shared, agree=agree)
+    # Rounded weights do not show the first, small steps.
+    slots = {"param_init": start_of_weights(), "sum": rounded(linear(slow=True))}
+    return Frame(tx, slots, enter, leave, shared=shared, agree=agree)
 
 
 @combinator(needs="params", owns_lr=True)
@@ -99,9 +103,10 @@ def mechanize(
         eps: $\epsilon > 0$.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `param_init`, shaped like the parameter; for
-        each beta, shared by all leaves, `s_i`, `max_product_i`, `sum_squared_products_i` and `reward_i`, 0-d; and the
-        entries of `tx`.
+        A transformation whose updates are added to the parameters. State: `param_init` and, for 16-bit
+        weights, `sum`, that of all updates in float32, shaped like the parameter; for each beta, shared by all leaves,
+        `s_i`, `max_product_i`, `sum_squared_products_i` and `reward_i`, 0-d; and the entries
+        of `tx`.
 
     Raises:
         TypeError: If `tx` is not a transformation, or if it processes leaves without a gradient.
@@ -118,9 +123,9 @@ def mechanize(
         >>> bool((params["w"] - 7).abs() < 2)
         True
 
-    Source: Cutkosky, Defazio and Mehta 2023, arXiv:2306.00144. Departures: none from the authors' code; $\Delta$ is
-    computed from $p$, so the first steps are lost if $p$ has low precision. The package mechanic-pytorch computes the
-    decay at $p + u$; optax uses other initial values.
+    Source: Cutkosky, Defazio and Mehta 2023, arXiv:2306.00144. Departures: none from the authors' code; for
+    16-bit weights $\Delta$ is stored. The package mechanic-pytorch computes the decay at $p + u$; optax uses other
+    initial values.
     """
 
     def product(sums, scale):
@@ -166,8 +171,9 @@ def trac(
         eps: $\epsilon > 0$.
 
     Returns:
-        A transformation whose updates are added to the parameters. State: `param_init`, shaped like the parameter; for
-        each beta, shared by all leaves, `s_i`, `variance_i` and `sigma_i`, 0-d; and the entries of `tx`.
+        A transformation whose updates are added to the parameters. State: `param_init` and, for 16-bit
+        weights, `sum`, that of all updates in float32, shaped like the parameter; for each beta, shared by all leaves,
+        `s_i`, `variance_i` and `sigma_i`, 0-d; and the entries of `tx`.
 
     Raises:
         TypeError: If `tx` is not a transformation, or if it processes leaves without a gradient.

@@ -22,6 +22,8 @@ from gradtx.state.random import name_key
 __all__ = ["Context"]
 
 ALWAYS_KNOWN = ("value", "value_fn", "grad_fn", "hessian_diag")
+# The extras that are the loss or derivatives of it: where a rule maximizes, they are those of the negated loss.
+OF_LOSS = (*ALWAYS_KNOWN, "prev_grad")
 # Available in every rule's context.
 OWN = (
     "bias_correction",
@@ -151,9 +153,9 @@ class Context:
         self._clock = clock
         self._dtype = dtype
         self._grad = leaf.grad
+        self._negated = leaf.negated
         self.has_gradient = leaf.has_gradient
         self._moment = clock.on(leaf.device)
-        self._of_leaf = leaf.own_clock.on(leaf.device)
         self._restarts = leaf.restarts
         if rng is not None:
             self.rng = rng
@@ -202,11 +204,9 @@ class Context:
     def seen(self) -> Tensor:
         """Whether this leaf has been updated before, 0-d bool: False in the update with its first gradient.
 
-        A clock that leaves share may be past step 1 then, and so may one that goes on when a leaf restarts.
+        A clock that goes on when a leaf restarts is past step 1 then.
         """
         seen = self._moment.step > 1
-        if self._of_leaf is not self._moment:
-            seen = seen & (self._of_leaf.step > 1)
         if self._restarts is not False:
             seen = seen & (torch.full_like(seen, True) ^ self._restarts)
         return seen
@@ -221,10 +221,9 @@ class Context:
         """Whether this leaf has not been updated before: a bool if the host knows, else a 0-d tensor."""
         if self._restarts is not False:
             return ~self.seen
-        if min(self._moment.least, self._of_leaf.least) > 1:
+        if self._moment.least > 1:
             return False
-        counts = (self._moment.host, self._of_leaf.host)
-        return ~self.seen if None in counts else True
+        return ~self.seen if self._moment.host is None else True
 
     def every(
         self,
@@ -277,7 +276,7 @@ class Context:
             value = own["_extras"][name]
             if value is UNREAD:
                 raise UnknownInProgramError(f"the program has no argument {name!r}")
-            return value
+            return negated(value) if own["_negated"] and name in OF_LOSS else value
         known = own.get("_known", ())
         if name in ALWAYS_KNOWN or name in known:
             self.absent = name
@@ -295,6 +294,15 @@ class Context:
             else f"use extras={{{name!r}: 'leaf'}}"
         )
         raise AttributeError(f"ctx.{name}: no link declares it; {remedy}")
+
+
+def negated(value: Any) -> Any:
+    """Return an extra of the negated loss: a number, a tree of tensors, a function that returns one, or None."""
+    if callable(value):
+        return lambda *args, **kwargs: negated(value(*args, **kwargs))
+    if isinstance(value, int | float):
+        return -value
+    return _tree.map_tensors(torch.neg, value)
 
 
 def _selected(condition: Tensor, new: Any, old: Any) -> Any:

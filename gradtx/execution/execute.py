@@ -112,7 +112,7 @@ class Leaf(Task):
         self.name = name
         self.stream_name: str | Tensor = name
         self.extras = extras
-        self.clock = self.own_clock = clock
+        self.clock = clock
         stored = _first_not_none(param, like, update)
         self.is_complex: bool = stored.is_complex()
         if self.is_complex or (update is not None and update.is_complex()):
@@ -240,14 +240,12 @@ def _compute_dtype(stored_dtype: torch.dtype, input_dtype: torch.dtype) -> torch
 
 @dataclasses.dataclass
 class Position:
-    """The position of a walk over a program on the host, which tracks gradient signs and clock counts only.
+    """The position of a walk over a program on the host, which tracks clock counts only.
 
     Attributes:
-        signs: The sign of the gradient in each alias around the current operation.
         counts: The finished updates of each clock around it; None for a clock that does not tick in this call.
     """
 
-    signs: list[int]
     counts: list[int | None]
 
 
@@ -445,9 +443,6 @@ class _Negate(Operation):
         leaf.update, leaf.grad = -leaf.update, -leaf.grad
         leaf.negated = not leaf.negated
 
-    def follow(self, position: Position) -> None:
-        position.signs[-1] = -position.signs[-1]
-
 
 class _BeginAlias(Operation):
     """Sets the gradient of the links in an alias to the input of the alias."""
@@ -455,9 +450,6 @@ class _BeginAlias(Operation):
     def start(self, leaf: Leaf) -> None:
         leaf.saved[self] = (leaf.grad, leaf.negated)
         leaf.grad = leaf.update
-
-    def follow(self, position: Position) -> None:
-        position.signs.append(position.signs[-1])
 
 
 class _EndAlias(Operation):
@@ -471,14 +463,25 @@ class _EndAlias(Operation):
         if self._begin in leaf.saved:
             leaf.grad, leaf.negated = leaf.saved.pop(self._begin)
 
-    def follow(self, position: Position) -> None:
-        position.signs.pop()
-
 
 def around_alias(operations: list[Any]) -> list[Any]:
     """Wrap the operations of an alias whose input is not the gradient that the clock saw."""
     begin = _BeginAlias()
     return [begin, *operations, _EndAlias(begin)]
+
+
+class _EndNegated(Operation):
+    """Restores the sign of the gradient for the links after a combinator that maximizes."""
+
+    def start(self, leaf: Leaf) -> None:
+        # Not negated if a link inside created an update for a leaf without a gradient.
+        if leaf.negated:
+            leaf.grad, leaf.negated = -leaf.grad, False
+
+
+def negating(operations: list[Any]) -> list[Any]:
+    """Let the operations of a combinator, and what it wraps, see the gradient of the negated loss."""
+    return [NEGATE, *operations, _EndNegated()]
 
 
 FROZEN, NEGATE = _Frozen(), _Negate()

@@ -27,14 +27,19 @@ from gradtx.execution.execute import (
     initialize,
 )
 from gradtx.execution.runs import Run
-from gradtx.state.nested import NestedState, can_be_kept, check_plain, enter
+from gradtx.state.nested import (
+    LEAF_STEPS,
+    NestedState,
+    can_be_kept,
+    check_plain,
+    enter,
+)
 from gradtx.state.slots import kind_of
 from gradtx.state.storage import check_patterns
 
 # Extras that are functions, and their results.
 FUNCTIONS = {"grad_fn": "gradients", "value_fn": "0-d tensor"}
 LONG = 100  # updates of one graph, after which a loop is warned
-LEAF_STEPS = "leaf_steps"  # the state entry with the count of updates of each leaf
 
 
 class TreeRun(Run):

@@ -51,7 +51,8 @@ class Rule:
         dims: The minimum and maximum number of dimensions of a leaf.
         seed: The seed if the rule draws random numbers, else None.
         slots: What the rule declares of its slots, by name; empty for a rule with a function `init`.
-        single: Whether every slot is one tensor, so that its name may end in a number, in the leaf's own coordinates.
+        single: Whether this is a combinator's: every slot is one tensor, so that its name may end in a number, in the
+            leaf's own coordinates, and `slow` unless it is declared, as sums and weights that follow others are.
         inner: Function of the leaf that returns a second argument of `init`, or None.
         summed: Name -> function of the sum that returns the stored value, for shared values that are sums over
             leaves and that `update` does not read within the same step.
@@ -77,7 +78,7 @@ class Rule:
     def slot(self, name: str) -> Slot:
         """Return what the rule declares of a slot, or of the list of which it is an entry."""
         declared = self.slots.get(name) or self.slots.get(without_number(name))
-        return declared or Slot(torch.zeros_like)
+        return declared or Slot(torch.zeros_like, slow=self.single)
 
 
 class OfLeaf:
@@ -121,9 +122,7 @@ class StageState:
         self._rule = rule
         self.path = path
         self.shared: dict[str, Tensor] = {}
-        self.store = Store(
-            path, rule.name, scope.state_dtype, self._is_nonnegative, scope.run
-        )
+        self.store = Store(path, rule.name, scope.state_dtype, rule.slot, scope.run)
         self._space = scope.space
         starts: dict[str, Callable[[], Tensor]] = {}
         for name, value in rule.shared.items():
@@ -135,9 +134,6 @@ class StageState:
             )
         if starts:
             self.shared = scope.shared(path, starts)
-
-    def _is_nonnegative(self, slot: str) -> bool:
-        return self._rule.slot(slot).kind == "square"
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the dtype that the rule computes in."""
@@ -163,6 +159,13 @@ class StageState:
         return self._call_init(self.like(leaf, device), leaf)
 
     def _call_init(self, like: Tensor, leaf: Leaf) -> dict[str, Any]:
+        created = self._created(like, leaf)
+        if leaf.param_dtype.itemsize < 4:
+            return created
+        rounded = [name for name, slot in self._rule.slots.items() if slot.rounded]
+        return {name: created[name] for name in created if name not in rounded}
+
+    def _created(self, like: Tensor, leaf: Leaf) -> dict[str, Any]:
         init = self._rule.init
         assert init is not None
         if self._rule.inner is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtx.base.dtensor import full_tensor
 from gradtx.base.errors import Path
-from gradtx.execution.context import Clock, Context
+from gradtx.execution.context import OF_LOSS, Clock, Context, negated
 from gradtx.execution.execute import Leaf, Operation, Steps
 from gradtx.execution.rule import without_params
 from gradtx.execution.runs import Run, Scope
@@ -34,6 +34,10 @@ class Functions(NamedTuple):
     evaluate: Callable[..., Any] | None = None
     slots: Mapping[str, Slot] = {}
 
+    def slot(self, name: str) -> Slot:
+        """Return what is known of a slot."""
+        return self.slots.get(name, Slot(torch.zeros_like))
+
     @classmethod
     def of(cls, returned: Any, name: str) -> Functions:
         functions: tuple[Any, ...] = (
@@ -50,11 +54,6 @@ class Functions(NamedTuple):
             return made
         slots = declared(made.init)
         return made._replace(init=init_of(slots), slots=slots)
-
-
-def _is_unknown(slot: str) -> bool:
-    """Return False: nothing is known of the values of a slot."""
-    return False
 
 
 class TreeOperation(Operation):
@@ -93,7 +92,7 @@ class TreeOperation(Operation):
         self._run: Run = scope.run
         self._name = name
         self._functions = functions
-        self._store = Store(path, name, scope.state_dtype, _is_unknown, scope.run)
+        self._store = Store(path, name, scope.state_dtype, functions.slot, scope.run)
         self._members: list[Leaf] = []
         self._run.free.add(path)
 
@@ -263,7 +262,7 @@ class PlainOperation(TreeOperation):
 
     def _update(self, leaves: dict[str, Leaf]) -> Callable[[Any, Any, Any], Any]:
         context = TreeContext(leaves)
-        available = {"value": context.known_value()}
+        available = {"value": context.value}
         if "hessian_diag" in self._run.leaf_extras:
             available["hessian_diag"] = self._tree(context.hessian_diag)
         extras = {}
@@ -346,10 +345,7 @@ class TreeContext(Context):
     def grad_fn(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the gradients at `params` (by leaf name; missing leaves keep their current values)."""
         gradients = self._first.run.gradients_at(params)
-        for name, leaf in self._leaves.items():
-            if leaf.negated:
-                gradients[name] = -gradients[name]
-        return gradients
+        return negated(gradients) if self._negated else gradients
 
     def value_along(
         self,
@@ -359,19 +355,13 @@ class TreeContext(Context):
         sloped: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the loss at `origin` + length x direction (by leaf name; others stay), and if `sloped`, its slope."""
-        value, slope = self._first.run.value_along(origin, direction, length, sloped)
-        if not self._first.negated:
-            return value, slope
-        return -value, None if slope is None else -slope
-
-    def known_value(self) -> Tensor | None:
-        """Return the loss at the parameters if the caller passed it, negated when maximizing."""
-        value = self._extras.get("value")
-        return -value if value is not None and self._first.negated else value
+        ends = self._first.run.value_along(origin, direction, length, sloped)
+        return negated(ends) if self._negated else ends
 
     def __getattr__(self, name: str) -> Any:
         # While a context is being copied, its attributes are not set yet.
         attributes = self.__dict__
         if "_leaves" in attributes and name in self._first.run.leaf_extras:
-            return {key: leaf.extras.get(name) for key, leaf in self._leaves.items()}
+            tree = {key: leaf.extras.get(name) for key, leaf in self._leaves.items()}
+            return negated(tree) if self._negated and name in OF_LOSS else tree
         return super().__getattr__(name)

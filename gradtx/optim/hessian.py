@@ -87,7 +87,7 @@ class HessianSource:
                 made = int(states.of(param).get("step", 0))
                 leaf = leaf_of(run, member, Clock(torch.tensor(made + 1), made + 1))
                 leaf.operations = block.for_leaf(leaf)
-                if sign_of_use(leaf):
+                if is_used(leaf):
                     return True
         run.commits.clear()  # breaks a reference cycle with the run
         return False
@@ -114,31 +114,31 @@ class HessianSource:
                 f"{self.link}: with capturable=True, every step needs step(hessian_diag=...) with a tensor for each "
                 "parameter that has a gradient; an estimate depends on a count that only the device knows"
             )
-        signs = list(map(sign_of_use, leaves))
+        uses = list(map(is_used, leaves))
         diagonal: Diagonal = {}
         if estimates:
             due = [
                 leaf
-                for leaf, sign in zip(leaves, signs, strict=True)
-                if sign and leaf.has_gradient
+                for leaf, use in zip(leaves, uses, strict=True)
+                if use and leaf.has_gradient
             ]
             try:
                 if due:
                     diagonal = self._estimate(due, step, states)
             finally:
                 drop_graphs(states.members.by_param)
-        for leaf, sign in zip(leaves, signs, strict=True):
-            if sign is not None:
-                self._supply_leaf(leaf, sign, diagonal)
+        for leaf, use in zip(leaves, uses, strict=True):
+            if use is not None:
+                self._supply_leaf(leaf, use, diagonal)
         tree = {leaf.name: leaf.extras.get("hessian_diag") for leaf in leaves}
         step.trees = {**step.trees, "hessian_diag": tree}
 
-    def _supply_leaf(self, leaf: Leaf, sign: int, diagonal: Diagonal) -> None:
+    def _supply_leaf(self, leaf: Leaf, is_due: bool, diagonal: Diagonal) -> None:
         if leaf.key in diagonal:
-            value = diagonal[leaf.key].to(leaf.compute_dtype) * sign
+            value = diagonal[leaf.key].to(leaf.compute_dtype)
         elif leaf.extras.get("hessian_diag") is not None:
             return
-        elif not sign:
+        elif not is_due:
             # No rule reads it in this step. A zero, because None means "keep the last one", which some rules lack.
             zero = torch.zeros((), device=leaf.device, dtype=leaf.compute_dtype)
             value = zero.expand(leaf.inputs[1].shape)
@@ -251,15 +251,15 @@ def _has_diagonal(leaf: Leaf) -> bool:
     return given or not leaf.has_gradient
 
 
-def sign_of_use(leaf: Leaf) -> int | None:
-    """Return the sign that `hessian_diag` needs; 0 if no link uses it at this step, None if none ever reads it."""
-    position = Position(signs=[1], counts=[int(leaf.clock.step) - 1])
-    reads, use = False, 0
+def is_used(leaf: Leaf) -> bool | None:
+    """Return whether a link uses `hessian_diag` at this step; None if none ever reads it."""
+    position = Position(counts=[int(leaf.clock.step) - 1])
+    reads = is_due = False
     for operation in leaf.operations:
         operation.follow(position)
         if operation.traits.hessian_period:
             reads = True
             count = position.counts[-1]
             if count is not None and count % operation.traits.hessian_period == 0:
-                use = use or position.signs[-1]
-    return use if reads else None
+                is_due = True
+    return is_due if reads else None

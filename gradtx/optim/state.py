@@ -32,6 +32,7 @@ from gradtx.optim.run import (
 )
 from gradtx.programs.layout import Layout, State
 from gradtx.state.conversion import Entry, converted
+from gradtx.state.nested import LEAF_STEPS
 from gradtx.state.slots import kind_of
 from gradtx.state.storage import Storage
 
@@ -366,7 +367,7 @@ REMEDY = (
 )
 
 # Slots that contain the counts of clocks and random rules.
-COUNTS = ("step", "mini_step", "skipped", "counter")
+COUNTS = ("step", LEAF_STEPS, "mini_step", "skipped", "counter")
 
 
 def matched(
@@ -414,6 +415,10 @@ def matched(
                 state[key] = as_complex(state[key])
         return state
     saved = _translated_entry(saved, first)
+    for path, keys in layout.slots.items():
+        # Once, all leaves had the count of their clock.
+        if LEAF_STEPS in keys and layout.shared[path]["step"] in saved:
+            saved.setdefault(keys[LEAF_STEPS], saved[layout.shared[path]["step"]])
     try:
         saved = converted(saved, first, param, saved_codes, layout.coded_keys)
     except ValueError as error:

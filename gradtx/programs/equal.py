@@ -10,7 +10,11 @@ from gradtx.base.plain import is_plain
 from gradtx.programs.contract import following, writers
 from gradtx.programs.record import Recording
 
-EXACT = (torch.float64, torch.int64)  # the dtypes whose values Python scalars represent
+EXACT = (
+    torch.float64,
+    torch.int64,
+    torch.bool,
+)  # the dtypes whose values Python scalars represent
 
 
 def may_be_number(tensor: Tensor) -> bool:

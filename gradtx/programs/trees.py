@@ -25,7 +25,7 @@ from gradtx.base.plain import TYPES, is_plain
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import Leaf, execute
-from gradtx.execution.pure import LEAF_STEPS, TreeRun, as_number, count_after
+from gradtx.execution.pure import TreeRun, as_number, count_after
 from gradtx.execution.runs import LateTerm, Run, clock_at
 from gradtx.programs.bundle import (
     ListBundle,
@@ -40,7 +40,7 @@ from gradtx.programs.function import LeafFunction, Signature
 from gradtx.programs.hyperparameters import ChainOf, Numbers
 from gradtx.programs.layout import Layout
 from gradtx.programs.planner import ListPrograms
-from gradtx.state.nested import NestedState
+from gradtx.state.nested import LEAF_STEPS, NestedState
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
 MOST_STRUCTURES, MOST_SHAPES = 32, 8

@@ -15,6 +15,7 @@ from torch import Tensor
 from gradtx.base.errors import OWN_STATE, Path, foreign, lacking
 
 State: TypeAlias = dict[str, Any]
+LEAF_STEPS = "leaf_steps"  # the updates of each leaf on a clock: one whose gradient is missing has fewer
 Slots = list[tuple[str, dict[str, Tensor]]]
 
 
@@ -82,7 +83,7 @@ class NestedState:
         """Raise an error unless this is a state of the chain for these leaves."""
         for key in self._state:
             _check_key((), key)
-            if key not in ("step", "leaf_steps") and (key,) not in self.stages:
+            if key not in ("step", LEAF_STEPS) and (key,) not in self.stages:
                 raise foreign((key,))
         for path in self.stages:
             if path in opaque:

@@ -21,7 +21,7 @@ from gradtx.base.messages import shortly
 def first_slots(
     slots: dict[str, Any],
     like: Tensor,
-    stored: torch.dtype | Mapping[str, torch.dtype],
+    stored: Mapping[str, torch.dtype],
     who: str,
 ) -> dict[str, Tensor]:
     """Convert the slots that `init` returned to `stored`, except those for which the rule chose its own dtype."""
@@ -33,9 +33,7 @@ def first_slots(
             )
         scalar = value.ndim == 0 and like.ndim > 0 and value.dtype == exact_dtype(value)
         if value.dtype == like.dtype and not scalar:
-            value = value.to(
-                stored if isinstance(stored, torch.dtype) else stored[slot]
-            )
+            value = value.to(stored[slot])
         if value.shape == like.shape:
             converted[slot] = placed_as(value, like)
         elif value.ndim:

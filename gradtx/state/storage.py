@@ -16,6 +16,7 @@ from gradtx.base.errors import Path, StateKey
 from gradtx.base.forward import Leaf, Run
 from gradtx.base.messages import close, describe
 from gradtx.distributed.layouts import splits_rows
+from gradtx.slots import Slot
 from gradtx.state.codes import BUILT_IN, CODES, KEY, Codec
 from gradtx.state.random import bits16, name_key
 from gradtx.state.slots import first_slots, value_for, widened, wrong_shape
@@ -171,7 +172,7 @@ class Store:
         path: The stage's path.
         who: The name of the rule, for errors.
         storage: The `state_dtype` of the stage, if any.
-        is_nonnegative: Whether the values of a slot are never negative.
+        slot_of: Returns what the rule declares of a slot.
         run: The call of `init` or `update`.
     """
 
@@ -180,13 +181,13 @@ class Store:
         path: Path,
         who: str,
         storage: Storage | None,
-        is_nonnegative: Callable[[str], bool],
+        slot_of: Callable[[str], Slot],
         run: Run,
     ):
         self.path = path
         self.storage = storage
         self._who = who
-        self._is_nonnegative = is_nonnegative
+        self._slot_of = slot_of
         # Do not store `run` itself: a reference cycle would keep its tensors until the garbage collector runs.
         self._seen_slots = run.seen_slots if run.initial else None
         run.stores[path] = self
@@ -208,7 +209,7 @@ class Store:
         rule = self._rule(slot)
         if rule is None or not isinstance(rule.choice, Codec):
             return None
-        return rule.choice.for_sign(self._is_nonnegative(slot))
+        return rule.choice.for_sign(self._slot_of(slot).kind == "square")
 
     def _rule(self, slot: str) -> DtypeRule | None:
         """Return the rule of `state_dtype` for a slot, or None."""
@@ -258,20 +259,18 @@ class Store:
             probe: Returns the slots of another parameter, to distinguish a square factor from a slot of leaf shape.
         """
         storage = self.storage
-        if storage is None:
-            return first_slots(slots, like, leaf.param_dtype, self._who)
-        codecs = (
-            self._codecs_for(slots, like, probe)
-            if old is None
-            else self.codecs_of(old, leaf)
-        )
+        codecs: Mapping[str, Codec] = {}
+        if storage is not None and old is None:
+            codecs = self._codecs_for(slots, like, probe)
+        elif old is not None:
+            codecs = self.codecs_of(old, leaf)
         dtypes: dict[str, torch.dtype] = {}
         for slot, value in slots.items():
             dtypes[slot] = like.dtype  # of a slot that is coded below
             if slot not in codecs:
                 dtypes[slot] = self._dtype(slot, value, like, leaf)
         kept = first_slots(slots, like, dtypes, self._who)
-        if leaf.run.initial:
+        if storage is not None and leaf.run.initial:
             seen = leaf.run.seen_slots.setdefault(storage, set())
             seen.update((self.path, slot) for slot in slots)
             for slot, codec in codecs.items():
@@ -288,16 +287,15 @@ class Store:
 
     def _dtype(self, slot: str, value: Any, like: Tensor, leaf: Leaf) -> torch.dtype:
         """Return the dtype to store a slot in that is not coded."""
-        rule = self._rule(slot)
-        if rule is None:
-            return leaf.param_dtype
-        if isinstance(rule.choice, torch.dtype):
-            return rule.choice
-        assert self.storage is not None
-        # Not coded, because sharding splits a block, or because codes would not determine the slot's shape.
-        if rule.may_code(value, like, self.storage.min_size):
-            return torch.promote_types(leaf.param_dtype, torch.float32)
-        return leaf.param_dtype
+        rule, is_wide = self._rule(slot), self._slot_of(slot).slow
+        if rule is not None:
+            if isinstance(rule.choice, torch.dtype):
+                return rule.choice
+            assert self.storage is not None
+            # Not coded, because sharding splits a block, or because codes would not determine the slot's shape.
+            is_wide |= rule.may_code(value, like, self.storage.min_size)
+        wide = torch.promote_types(leaf.param_dtype, torch.float32)
+        return wide if is_wide else leaf.param_dtype
 
     def _codecs_for(
         self, slots: dict[str, Any], like: Tensor, probe: Probe | None

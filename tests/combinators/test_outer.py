@@ -226,7 +226,7 @@ def test_inner_entries_stand_beside_its_own_and_fragments_split_no_group():
     tx = outer(gradtx.adamw(0.1), NESTEROV, 6, fragments=TWO, delay=1)
     state = tx.init(START)
     assert state.keys() == {"step", "scale_by_adam", "outer"}
-    assert state["outer"]["0"].keys() == {"step", "anchor", "pending", "trace"}
+    assert state["outer"]["0"].keys() == {"step", "leaf_steps", "anchor", "pending", "trace"}
     assert list(state["outer"]["1"]["anchor"]) == ["a.b"]
     assert len(built(tx)[0].param_groups) == 1
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import gradtx
+from tests.conformance import each_case, plain_cases
 from tests.optim.problems import (
     assert_close,
     assert_equal,
@@ -50,6 +51,67 @@ def closure_of(optimizer, params, calls=None, fail_at=None):
         return loss
 
     return closure
+
+
+ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"]
+READERS_OF_THE_LOSS = ("alig", "momo", "momo_adam", "adaptive_gd", "lbfgs", "prodigy", "dadapt_adam", "sophia", "muon")
+
+
+def ten_steps(make, start, sign):
+    """The weights after ten steps on `sign` times a loss, uphill if the sign is negative."""
+    weights = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}
+    optimizer = gradtx.as_optimizer(make(maximize=sign < 0), weights.items())
+
+    def closure():
+        optimizer.zero_grad()
+        loss = sign * sum((weight - 0.1).square().sum() + (2 * weight).cos().sum() for weight in weights.values())
+        loss.backward()
+        return loss
+
+    for _ in range(10):
+        optimizer.step(closure)
+    return [weight.detach() for weight in weights.values()]
+
+
+def goes_the_same_way(make, start):
+    downhill = ten_steps(make, start, 1.0)
+    assert_equal(ten_steps(make, start, -1.0), downhill)
+    with gradtx.eagerly():
+        assert_close(ten_steps(make, start, -1.0), downhill, 1e-9)  # feedback amplifies other roundings
+
+
+@each_case(ALIASES, [case for case in ALIASES if str(case) in READERS_OF_THE_LOSS])
+def test_ten_steps_that_maximize_the_negative_loss_are_those_that_minimize_the_loss(case):
+    goes_the_same_way(case.make, case.noise(1, scale=0.5))
+
+
+@pytest.mark.parametrize("around", ["sam", "mechanize", "line_search"])
+def test_a_search_around_an_optimizer_that_maximizes_takes_the_steps_that_minimize_the_negative_loss(around):
+    start = {"a": torch.tensor([0.5, -1.0], dtype=torch.float64), "b": torch.tensor(0.3, dtype=torch.float64)}
+    goes_the_same_way(lambda maximize: getattr(gradtx, around)(gradtx.sgd(lr=0.1, maximize=maximize)), start)
+
+
+def maximized(lr, sign):
+    """The parameters after three steps of MoMo by functions, under any transform."""
+    params = {"w": torch.tensor([3.0, -2.0], dtype=torch.float64)}
+    tx = gradtx.momo(lr=lr, maximize=sign < 0)
+    state = tx.init(params)
+    for _ in range(3):
+        grads, value = torch.func.grad_and_value(lambda params: sign * params["w"].square().sum())(params)
+        updates, state = tx.update(grads, state, params, value=value)
+        params = gradtx.apply_updates(params, updates)
+    return params["w"]
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_maximizing_under_vmap_and_grad_is_minimizing_the_negated_loss(sign):
+    rates = torch.tensor([0.1, 0.5], dtype=torch.float64)
+    members = torch.vmap(lambda lr: maximized(lr, sign))(rates)
+    assert_equal(members, torch.vmap(lambda lr: maximized(lr, 1.0))(rates))
+    assert_close(members, torch.stack([maximized(lr, sign) for lr in rates.tolist()]), TOLERANCE)
+    slope = torch.func.jacrev(lambda lr: maximized(lr, sign))(rates[0])
+    assert slope.abs().min() > 0
+    assert_equal(slope, torch.func.jacrev(lambda lr: maximized(lr, 1.0))(rates[0]))
 
 
 def ones(params):

@@ -26,7 +26,7 @@ def test_state_is_flat_and_later_owners_of_a_name_are_spelled_out():
     )
     optimizer, params = made(tx)
     keys = ["step", "exp_avg", "scale_by_adam.exp_avg", "exp_avg_sq"]
-    wrapped = {"accumulate.step", "mini_step", "acc", "seen", "accumulate.ema.exp_avg"}
+    wrapped = {"accumulate.step", "leaf_steps", "mini_step", "acc", "seen", "accumulate.ema.exp_avg"}
     descend(optimizer, params, 1)
     own = {name: set(optimizer.state[param]) for name, param in params.items()}
     assert own["head.scale"] == {*keys, *wrapped}

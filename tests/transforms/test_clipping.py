@@ -1,3 +1,4 @@
+import contextlib
 import math
 
 import pytest
@@ -230,3 +231,64 @@ def test_an_optimizer_clips_by_the_norm_passed_to_its_step(compile, uncompiled):
         optimizer.step(global_norm=torch.tensor(total))
         for param, old in zip(params, before, strict=True):
             torch.testing.assert_close(param.detach(), old - 1.0 / total)
+
+
+# A gradient that is not finite: by links that scale all leaves by one norm, and by those that scale leaves alone.
+WEIGHTS = {"bad": torch.tensor([3.0, 4.0]), "good": torch.tensor([6.0, 8.0])}
+OF_THE_TREE = {
+    "clip_by_global_norm": lambda: gradtx.clip_by_global_norm(1.0),
+    "normalize_by_global_norm": gradtx.normalize_by_global_norm,
+    "normalize_by_global_norm without eps": lambda: gradtx.normalize_by_global_norm(0.0),
+    "clip_to_history, warming up": gradtx.clip_to_history,
+    "clip_by_zscore, warming up": gradtx.clip_by_zscore,
+    "clip_by_zscore": lambda: gradtx.clip_by_zscore(warmup_steps=1, max_norm=None),
+    "clip_by_zscore of percentiles": lambda: gradtx.clip_by_zscore(warmup_steps=1, mode="percentile", max_norm=None),
+    "project_l2_ball": lambda: gradtx.project_l2_ball(5.0),
+    "lamb": lambda: gradtx.lamb(max_grad_norm=1.0),
+    "sam": lambda: gradtx.sam(gradtx.sgd(lr=1.0)),
+}
+OF_A_LEAF = {
+    "clip_by_norm": lambda: gradtx.clip_by_norm(1.0),
+    "clip_adaptive": gradtx.clip_adaptive,
+    "bound_norm": lambda: gradtx.bound_norm(1.0),
+    "clip_to_history": lambda: gradtx.clip_to_history(warmup_steps=0),
+    "normalize_by_norm_history": gradtx.normalize_by_norm_history,
+    "clip_to_peak_history": gradtx.clip_to_peak_history,
+    "clip_by_block_rms": lambda: gradtx.clip_by_block_rms(1.0),
+    "scale_by_trust_ratio": gradtx.scale_by_trust_ratio,
+    "scale_by_lars": gradtx.scale_by_lars,
+}
+
+
+def updates_with(tx, entry):
+    """The updates after two ordinary steps, and of huge gradients one of whose entries is `entry`."""
+    state = tx.init(WEIGHTS)
+    known = {"grad_fn": lambda params: params} if "grad_fn" in tx.needs else {}
+    for _ in range(2):
+        _, state = tx.update({name: torch.ones(2) for name in WEIGHTS}, state, WEIGHTS, **known)
+    grads = {"bad": torch.tensor([entry, 1e6]), "good": torch.tensor([1e6, -1e6])}
+    updates, _ = tx.update(grads, state, WEIGHTS, **known)
+    return updates
+
+
+@pytest.mark.parametrize("engine", ["lists", "eager"])
+@pytest.mark.parametrize("name", [*OF_THE_TREE, *OF_A_LEAF])
+def test_no_leaf_takes_an_unclipped_step_beside_an_entry_that_is_not_finite(name, engine):
+    tx = {**OF_THE_TREE, **OF_A_LEAF}[name]()
+    with gradtx.eagerly() if engine == "eager" else contextlib.nullcontext():
+        of_nan, of_inf = updates_with(tx, math.nan), updates_with(tx, math.inf)
+    scaled = WEIGHTS if name in OF_THE_TREE else ("bad",)
+    assert all(of_nan[leaf].isnan().all() for leaf in scaled)
+    assert all(of_inf[leaf].nan_to_num().abs().max() < 30 for leaf in scaled)
+
+
+@pytest.mark.parametrize("entry", [math.nan, math.inf, 1e30])
+def test_the_global_norm_treats_entries_that_are_not_finite_as_torch_does(entry):
+    grads = {"bad": torch.tensor([entry, 1e6]), "good": torch.tensor([1e6, -1e6])}
+    tx, params = gradtx.clip_by_global_norm(1.0), [torch.nn.Parameter(value.clone()) for value in grads.values()]
+    for param, grad in zip(params, grads.values(), strict=True):
+        param.grad = grad.clone()
+    torch.nn.utils.clip_grad_norm_(params, 1.0)
+    updates, _ = tx.update(grads, tx.init(grads))
+    for param, update in zip(params, updates.values(), strict=True):
+        torch.testing.assert_close(update, param.grad, equal_nan=True)
