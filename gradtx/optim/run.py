@@ -87,6 +87,7 @@ class Member:
         count: The number of steps it has made, looked up for the current step.
         group: The index of its group, looked up for the current step.
         kinds: The kind of the parameter (None) and of each slot (its key) when they were last found to fit together.
+        listed: The name in `param_names` of its group; empty if it has none there.
         device_count: A tensor `step` whose value is known to be `count` without a read, and that tensor's version.
     """
 
@@ -103,6 +104,7 @@ class Member:
     count: int | Count = 0
     group: int = 0
     device_count: tuple[Tensor, int] | None = None
+    listed: str = ""
     kinds: dict[str | None, TensorKind] = field(
         default_factory=dict[str | None, TensorKind]
     )
@@ -120,7 +122,7 @@ class Member:
         """Return the present kinds of the parameter and of its slots; a slot that is no tensor has none."""
         kinds: dict[str | None, TensorKind] = {None: TensorKind.of(self.param)}
         for key in () if self.layout is None else self.layout.slot_keys:
-            if isinstance(self.state[key], Tensor):
+            if isinstance(self.state.get(key), Tensor):
                 kinds[key] = TensorKind.of(self.state[key])
         return kinds
 

@@ -228,14 +228,14 @@ class States:
         """Return a state that the user has edited or moved, after checking that its slots fit the parameter."""
         who = f"{self.members.who}: state of parameter {member.name!r}"
         layout, first = initial
-        lacking = layout.keys - state.keys()
-        if lacking:
-            raise ValueError(f"{who} lacks {min(lacking)!r}; see {EDITING}")
         codes = layout.coded_keys
         try:
             state = converted(state, first, member.param, layout.labels, codes)
         except ValueError as error:
             raise ValueError(f"{who}: {error}") from None
+        lacking = layout.keys - state.keys()
+        if lacking:
+            raise ValueError(f"{who} lacks {min(lacking)!r}; see {EDITING}")
         if not isinstance(state["step"], Tensor):
             state["step"] = _zero_steps() + state["step"]
         for key in layout.slot_keys:
@@ -405,10 +405,10 @@ def _fitting(what: str, slot: Any, first: Tensor) -> Tensor:
     if kind == needed:
         return slot
     if kind[::2] == needed[::2] and kind_of(kind.dtype) == kind_of(needed.dtype):
-        if not first.ndim:
-            return slot.to(first.dtype)
         if torch.promote_types(kind.dtype, needed.dtype) == kind.dtype:
             return slot
+        if not first.ndim:
+            return slot.to(first.dtype)
     raise ValueError(f"{what} is {kind}, needs {needed}; {REFIT}")
 
 
@@ -547,13 +547,15 @@ def as_slot(
         device: The device of slots with dimensions; that of `first` by default.
     """
     value = torch.as_tensor(saved)
+    is_count = key.rpartition(".")[2] in COUNTS
+    if is_count and value.numel() == 1:  # torch also counts in tensors of shape (1,)
+        value = value.reshape(first.shape)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
         raise ValueError(f"{what} has shape {shapes}")
     kinds = {kind_of(value.dtype), kind_of(first.dtype)}
     if len(kinds) > 1 and not (value.ndim == 0 and kinds == {"int", "float"}):
         raise ValueError(f"{what} has dtype {value.dtype}, needs {first.dtype}")
-    is_count = key.rpartition(".")[2] in COUNTS
     if is_count and not (_is_whole(value) and (value >= 0).all()):
         raise ValueError(f"{what} must be a non-negative integer, got {value.item():g}")
     if kind_of(first.dtype) == "int" and not _is_whole(value):

@@ -195,13 +195,11 @@ class Step:
                     f"{self._who}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
                     "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
                 )
-            state, layout = states.get(member.param, {}), member.layout
+            state = member.state = states.get(member.param, {})
+            layout = member.layout
             if state and layout is not None and not layout.keys <= state.keys():
-                lacking = min(layout.keys - state.keys())
-                raise ValueError(
-                    f"{self._who}: the state of parameter {member.name!r} lacks {lacking!r}"
-                )
-            member.state = state
+                self._parts.states.refit(self.views[member.group], member)
+                state = member.state
             try:
                 member.count = member.count_in(state)
             except (ValueError, TypeError, OverflowError) as error:

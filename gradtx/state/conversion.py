@@ -91,7 +91,9 @@ def _check_dtype(
     """Raise an error for a slot with auxiliary tensors, as codes have them, but with the dtype of values."""
     code = BUILT_IN.get(str(label).partition("/")[0], codec)
     suffixes = () if code is None else code.suffixes
-    others = [key for key in (f"{slot}.{suffix}" for suffix in suffixes) if key in entry]
+    others = [
+        key for key in (f"{slot}.{suffix}" for suffix in suffixes) if key in entry
+    ]
     if not others or not _is_value(entry[slot]):
         return
     dtype = entry[slot].dtype
@@ -99,8 +101,8 @@ def _check_dtype(
     if dtype != like.dtype if has_this_code else dtype.itemsize > 2:
         raise ValueError(
             f"{slot!r} has dtype {dtype} beside {others[0]!r}, so it could hold values or codes, as after appending "
-            f"values to codes; append to {' and '.join(map(repr, (slot, *others)))} in their own dtypes, or pass values "
-            f"without {others[0]!r} (docs/howto/edit-an-optimizer.md)"
+            f"values to codes; append to {' and '.join(map(repr, (slot, *others)))} in their own dtypes, or pass "
+            f"values without {others[0]!r} (docs/howto/edit-an-optimizer.md)"
         )
 
 
