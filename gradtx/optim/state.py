@@ -47,9 +47,8 @@ class Initial(NamedTuple):
 class States:
     """The states of an optimizer's parameters.
 
-    As in torch, the slots of a parameter come with its first gradient. Before, the state of a parameter that requires a
-    gradient has only a count, and fresh slots once it was saved. The optimizer's constructor computes slots without
-    memory, so that errors are raised there.
+    As in torch, the state of a parameter comes with its first gradient, or earlier for torch.distributed.checkpoint, as
+    fresh slots. The optimizer's constructor computes slots without memory, so that errors are raised there.
 
     Args:
         members: The optimizer's parameters.
@@ -175,12 +174,19 @@ class States:
             self.seen_slots.setdefault(storage, set()).update(slots)
         return first
 
-    def begin_count(self, params: Iterable[Tensor]) -> None:
-        """Begin the count of new parameters that require a gradient."""
-        for param in params:
-            has_shape = not (is_lazy(param) or param.is_meta)
-            if param.requires_grad and has_shape and not self.of(param):
-                self.by_param[param] = {"step": _zero_steps()}
+    def begin(self) -> None:
+        """Create fresh slots for all trained parameters: torch.distributed.checkpoint loads into them."""
+        for view in self.members.views:
+            params = [param for param in view.group["params"] if param.requires_grad]
+            for param, initial in self.first(view, params).items():
+                self.by_param[param] = initial.state
+                self.members.by_param[param].mark_fresh(initial.state)
+
+    def clear(self) -> None:
+        """Remove fresh slots, as before the first step."""
+        self.by_param.clear()
+        for member in self.members.by_param.values():
+            member.fresh = {}
 
     # Slots.
 
@@ -249,6 +255,8 @@ class States:
             if member.count_in(self.of(member.param)) == before["count"]:
                 vars(member).update(before)
                 self.by_param[member.param] = state
+                if not state:
+                    del self.by_param[member.param]
 
     def set(
         self, member: Member, view: GroupView, layout: Layout, state: State
@@ -261,10 +269,13 @@ class States:
         member.made_for = view.structure
         member.kinds = member.present_kinds()
 
-    def to_save(self) -> tuple[dict[Any, State], dict[Tensor, Layout]]:
+    def to_save(self, keeps: bool) -> tuple[dict[Any, State], dict[Tensor, Layout]]:
         """Return the states of all members and their layouts, with slots for every parameter that requires a gradient.
 
         If ranks own matrices, all ranks must call it together.
+
+        Args:
+            keeps: Whether slots that are created here stay in the state, fresh.
         """
         members = self.members.by_param
         states: dict[Any, State] = {
@@ -290,7 +301,7 @@ class States:
                 member = members[param]
                 layouts[param] = initial.layout
                 states[param] = self._completed(member, initial)
-                if member.layout is None:
+                if member.layout is None and keeps:
                     # torch.distributed.checkpoint loads what the state has.
                     self.by_param[param] = states[param]
                     member.mark_fresh(initial.state)

@@ -166,8 +166,12 @@ class Step:
             return
         if scaling is not None:
             _, self.run.tick = scaling.on(device)
-        self._after = {count: count.after(self.run.tick) for count in counts}
-        self.count = torch.stack([count.made for count in counts]).amax()
+        # Parameters without state have a count on the host.
+        placed = [count for count in counts if isinstance(count, Count)]
+        self._after = {count: count.after(self.run.tick) for count in placed}
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        if placed:
+            self.count = torch.stack([count.made for count in placed]).amax()
 
     def _split_extras(self) -> None:
         """Check the extras, and split them into 0-d values and trees by leaf."""
