@@ -573,8 +573,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         check_form(state_dict, list(names.values()))
         state_dict = self._accepted(state_dict)
         entries = state_dict["state"]
-        has_lost = entries and not any(entries.values()) and not self.state
-        if has_lost and _torch.is_called_by_checkpoint():
+        is_lost = entries and not any((*entries.values(), *self.state.values()))
+        if is_lost and _torch.is_called_by_checkpoint():
+            self.state.clear()  # it has added empty entries
             raise ValueError(
                 f"{type(self).__name__}: torch.distributed.checkpoint loads only what the optimizer has, and creates "
                 "no state while there are gradients: call optimizer.zero_grad() before set_optimizer_state_dict"

@@ -1,6 +1,8 @@
 """Optimizers that users edit by hand: what torch allows works alike, the rest is one error before any write."""
 
 import copy
+import doctest
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,12 +17,14 @@ from tests.optim.problems import (
     parameters,
     saved_and_loaded,
     set_gradients,
+    twins,
     unchanged,
     values,
 )
 
 TOLERANCE = 1e-12  # the same float64 sums in a different order
 PAGE = "edit-an-optimizer"
+PAGE_FILE = Path(__file__).parents[2] / "docs" / "howto" / f"{PAGE}.md"
 CLASSES = {
     "AdamW": {"lr": 0.1},
     "SGD": {"lr": 0.1, "momentum": 0.9},
@@ -440,3 +444,118 @@ def test_a_generator_in_a_group_is_an_error_instead_of_a_step_that_trains_nothin
     optimizer.param_groups[0]["params"] = generator
     with pytest.raises(TypeError, match=r"param_groups\[0\]\['params'\] is <generator .*put a list there"):
         call(optimizer)
+
+
+# The recipes of the page, with its own functions, against torch's class.
+
+
+def function_of_page(name):
+    """Return a function that the page defines."""
+    blocks = doctest.DocTestParser().get_examples(PAGE_FILE.read_text())
+    (source,) = [block.source for block in blocks if block.source.startswith(f"def {name}(")]
+    namespace = {"torch": torch}
+    exec(source, namespace)
+    return namespace[name]
+
+
+def densified(module, first):
+    """Append rows before step `first` and before the next one, as splatting does, and prune some."""
+    append_rows = function_of_page("append_rows")
+    start = parameters(shapes={"xyz": (3, 2), "opacity": (3, 1)})
+    groups = [{"params": [param], "name": name} for name, param in start.items()]
+    optimizer = module.Adam(groups, lr=0.1)
+    descend(optimizer, start, first)
+    for t in range(first, first + 2):
+        extensions = {name: torch.ones(2, *param.shape[1:], dtype=param.dtype) for name, param in start.items()}
+        append_rows(optimizer, extensions)
+        params = {group["name"]: group["params"][0] for group in optimizer.param_groups}
+        descend(optimizer, params, 1, start=t)
+    for group in optimizer.param_groups:
+        (old,) = group["params"]
+        new = group["params"][0] = torch.nn.Parameter(old.detach()[1:])
+        state = optimizer.state[new] = optimizer.state.pop(old)
+        for key, slot in state.items():
+            state[key] = slot[1:] if slot.ndim else slot
+    params = {group["name"]: group["params"][0] for group in optimizer.param_groups}
+    descend(optimizer, params, 2, start=t + 1)
+    return params.values()
+
+
+@pytest.mark.parametrize("first", [0, 2])
+def test_points_added_before_and_after_the_first_step_train_as_in_torch(first):
+    assert_close(*both(lambda module: densified(module, first)), TOLERANCE)
+
+
+@each_class
+@pytest.mark.parametrize("with_state", [True, False])
+def test_a_larger_vocabulary_trains_as_in_torch(name, with_state):
+    def enlarged(optimizer, params):
+        old = params["head.weight"]
+        new = params["head.weight"] = torch.nn.Parameter(torch.cat([old.detach(), torch.ones_like(old)]))
+        if not with_state:
+            del optimizer.state[old]
+        function_of_page("replace")(optimizer, old, new)
+
+    (_, ours), (_, theirs) = both(lambda module: edited(module, name, enlarged))
+    assert_close(ours.values(), theirs.values(), TOLERANCES.get(name, TOLERANCE))
+
+
+@each_class
+def test_a_model_that_is_unfrozen_step_by_step_trains_as_in_torch(name):
+    def run(module):
+        params = parameters()
+        body = [params.pop("body.weight"), params.pop("body.bias")]
+        optimizer = getattr(module, name)(params.values(), **CLASSES[name])
+        descend(optimizer, params, 2)
+        optimizer.add_param_group({"params": [body[0]], "lr": 0.01})
+        params["body.weight"] = body[0]
+        descend(optimizer, params, 2, start=2)
+        optimizer.param_groups[1]["params"].append(body[1])
+        params["body.bias"] = body[1]
+        optimizer.param_groups[0]["params"] = [params["head.weight"]]
+        descend(optimizer, params, 2, start=4)
+        optimizer.param_groups[0]["params"].append(params["head.scale"])
+        descend(optimizer, params, 2, start=6)
+        return params.values()
+
+    assert_close(*both(run), TOLERANCES.get(name, TOLERANCE))
+
+
+@each_class
+def test_groups_exchanged_at_resume_train_as_in_torch(name):
+    """As by Lightning's BaseFinetuning: a fresh optimizer of the head gets the groups of the run, then its state."""
+
+    def run(module):
+        params = parameters()
+        first = [params["head.weight"], params["head.scale"]]
+        optimizer = getattr(module, name)(first, **CLASSES[name])
+        descend(optimizer, params, 1)
+        optimizer.add_param_group({"params": [params["body.weight"]], "lr": 0.01})
+        descend(optimizer, params, 2, start=1)
+        saved = saved_and_loaded(optimizer.state_dict())
+        again = twins(params)
+        resumed = getattr(module, name)([again["head.weight"], again["head.scale"]], **CLASSES[name])
+        head, body = saved["param_groups"]
+        resumed.param_groups = [
+            {**head, "params": [again["head.weight"], again["head.scale"]]},
+            {**body, "params": [again["body.weight"]]},
+        ]
+        resumed.load_state_dict(saved)
+        descend(resumed, again, 2, start=3)
+        descend(optimizer, params, 2, start=3)
+        assert_equal(values(again), values(params))
+        return again.values()
+
+    assert_close(*both(run), TOLERANCES.get(name, TOLERANCE))
+
+
+@each_class
+def test_a_reset_starts_the_averages_of_one_parameter_again_as_in_torch(name):
+    def reset(optimizer, params):
+        del optimizer.state[params["head.weight"]]
+        for key, slot in optimizer.state[params["body.bias"]].items():
+            if slot.ndim:
+                optimizer.state[params["body.bias"]][key] = torch.zeros_like(slot)
+
+    (_, ours), (_, theirs) = both(lambda module: edited(module, name, reset))
+    assert_close(ours.values(), theirs.values(), TOLERANCES.get(name, TOLERANCE))
