@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -67,7 +67,13 @@ def check_groups(who: str, groups: Iterable[Any]) -> None:
     for i, group in enumerate(groups):
         what = f"{who}: param_groups[{i}]"
         _check_group(what, group)
-        _check_entries(f"{what}['params']", _listed(what, group["params"]))
+        what, params = f"{what}['params']", group["params"]
+        if isinstance(params, Iterator):
+            raise TypeError(
+                f"{what} is {shortly(params)}, which can be read only once, so that no step would find the parameters; "
+                "put a list there: list(model.parameters())"
+            )
+        _check_entries(what, _listed(what, params))
 
 
 def _check_group(what: str, group: Any) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import sys
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -156,9 +157,26 @@ Hooks: TypeAlias = list[Callable[..., Any]]
 
 
 class TakesScaledGradients:
-    """Indicate to `torch.amp.GradScaler` that `step` itself unscales gradients and skips steps."""
+    """Tell `torch.amp.GradScaler` whether `step` itself unscales gradients and skips steps."""
 
-    _step_supports_amp_scaling = True
+    def takes_scaled_gradients(self) -> bool:
+        raise NotImplementedError
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        return self.takes_scaled_gradients()
+
+
+def is_called_by_checkpoint() -> bool:
+    """Whether a function of `torch.distributed.checkpoint` for state dicts is running.
+
+    It steps optimizers without state, with gradients and learning rates of 0, only to create their state.
+    """
+    frame: Any = sys._getframe(1)
+    name = "torch.distributed.checkpoint.state_dict"
+    while frame is not None and frame.f_globals.get("__name__") != name:
+        frame = frame.f_back
+    return frame is not None
 
 
 def load_hooks(optimizer: torch.optim.Optimizer) -> tuple[Hooks, Hooks]:

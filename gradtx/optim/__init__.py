@@ -34,6 +34,7 @@ def as_optimizer(
     process_group: Any = None,
     state_device: torch.device | str | None = None,
     capturable: bool = False,
+    amp_scaling: bool = False,
 ) -> ChainOptimizer:
     """Wrap any transformation in a `torch.optim.Optimizer`.
 
@@ -65,6 +66,9 @@ def as_optimizer(
             device, and all state keeps its memory. Run one step before the capture. Replays use the group values of
             the capture, except tensors on that device; schedules in the chain advance. Cannot be combined with links
             that read values or counts on the host, `state_device` or `release_gradients`.
+        amp_scaling: Whether a GradScaler leaves unscaling and the skipping of steps to `step`, as to torch's fused
+            optimizers, so that neither waits for the device; always with `capturable`. By default the scaler unscales
+            gradients itself and does not call a step that it skips, as with torch's other optimizers.
 
     Warns about links that would flip the sign twice (a learning rate or a decay after a learning rate), about links
     that expect the finished step but precede a learning rate (`average`, `lookahead`, `map_after_step`), and about
@@ -97,6 +101,7 @@ def as_optimizer(
         process_group=process_group,
         state_device=state_device,
         capturable=capturable,
+        amp_scaling=amp_scaling,
     )
     warn_of_chain(tx)
     return optimizer

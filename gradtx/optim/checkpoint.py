@@ -143,6 +143,9 @@ class Checkpoint:
         members.views = [view for view, _ in matches]
         for view, first in matches:
             self._set(view, first)
+        has_stepped = any(each.layout is not None for each in members.by_param.values())
+        if not (has_stepped or states.by_param):
+            self.states.clear()
         for key, value in self._foreign.items():
             self.states.by_param[key] = value
         self._check_shared()
@@ -239,7 +242,6 @@ class Checkpoint:
                     "has its state; load it after the first forward pass"
                 )
             if not entry or param not in first:
-                self.states.begin_count([param])
                 continue
             layout, initial = first[param]
             present = self._present.members.by_param[param]

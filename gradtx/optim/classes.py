@@ -61,6 +61,11 @@ KEYWORDS = {
         "bool",
         "Whether `torch.cuda.graph` may capture steps: counts are kept on the parameters' device.",
     ),
+    "amp_scaling": Option(
+        False,
+        "bool",
+        "Whether a `GradScaler` leaves unscaling and the skipping of steps to `step`, as to fused optimizers.",
+    ),
     "seed": Option(
         0, "int", "Seed of the random vectors with which steps estimate `hessian_diag`."
     ),

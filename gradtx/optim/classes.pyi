@@ -209,6 +209,7 @@ class A2Grad(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class ACProp(AliasOptimizer):
@@ -233,6 +234,7 @@ class ACProp(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class ADOPT(AliasOptimizer):
@@ -256,6 +258,7 @@ class ADOPT(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class ASGD(AliasOptimizer):
@@ -278,6 +281,7 @@ class ASGD(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AccSGD(AliasOptimizer):
@@ -300,6 +304,7 @@ class AccSGD(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdEMAMix(AliasOptimizer):
@@ -324,6 +329,7 @@ class AdEMAMix(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdaBelief(AliasOptimizer):
@@ -350,6 +356,7 @@ class AdaBelief(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdaBound(AliasOptimizer):
@@ -376,6 +383,7 @@ class AdaBound(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdaFactor(AliasOptimizer):
@@ -402,6 +410,7 @@ class AdaFactor(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdaGC(AliasOptimizer):
@@ -427,6 +436,7 @@ class AdaGC(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdaHessian(AliasOptimizer):
@@ -451,6 +461,7 @@ class AdaHessian(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -475,6 +486,7 @@ class AdaMod(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdaMuon(AliasOptimizer):
@@ -505,6 +517,7 @@ class AdaMuon(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdaNorm(AliasOptimizer):
@@ -530,6 +543,7 @@ class AdaNorm(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdaPNM(AliasOptimizer):
@@ -553,6 +567,7 @@ class AdaPNM(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdaShift(AliasOptimizer):
@@ -573,6 +588,7 @@ class AdaShift(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdaSmooth(AliasOptimizer):
@@ -596,6 +612,7 @@ class AdaSmooth(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdaTAM(AliasOptimizer):
@@ -618,6 +635,7 @@ class AdaTAM(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Adadelta(AliasOptimizer):
@@ -640,6 +658,7 @@ class Adadelta(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Adafactor(AliasOptimizer):
@@ -662,6 +681,7 @@ class Adafactor(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Adagrad(AliasOptimizer):
@@ -685,6 +705,7 @@ class Adagrad(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Adai(AliasOptimizer):
@@ -708,6 +729,7 @@ class Adai(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Adam(AliasOptimizer):
@@ -732,6 +754,7 @@ class Adam(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdamAtan2(AliasOptimizer):
@@ -763,6 +786,7 @@ class AdamAtan2(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdamC(AliasOptimizer):
@@ -786,6 +810,7 @@ class AdamC(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdamD(AliasOptimizer):
@@ -808,6 +833,7 @@ class AdamD(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdamH(AliasOptimizer):
@@ -829,6 +855,7 @@ class AdamH(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdamMini(AliasOptimizer):
@@ -851,6 +878,7 @@ class AdamMini(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdamP(AliasOptimizer):
@@ -875,6 +903,7 @@ class AdamP(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdamS(AliasOptimizer):
@@ -897,6 +926,7 @@ class AdamS(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdamW(AliasOptimizer):
@@ -920,6 +950,7 @@ class AdamW(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Adamax(AliasOptimizer):
@@ -942,6 +973,7 @@ class Adamax(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Adan(AliasOptimizer):
@@ -965,6 +997,7 @@ class Adan(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdaptiveGD(AliasOptimizer):
@@ -988,6 +1021,7 @@ class AdaptiveGD(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AdoptAtan2(AliasOptimizer):
@@ -1013,6 +1047,7 @@ class AdoptAtan2(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AggMo(AliasOptimizer):
@@ -1033,6 +1068,7 @@ class AggMo(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AliG(AliasOptimizer):
@@ -1053,6 +1089,7 @@ class AliG(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Amos(AliasOptimizer):
@@ -1077,6 +1114,7 @@ class Amos(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Ano(AliasOptimizer):
@@ -1099,6 +1137,7 @@ class Ano(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class ApolloDQN(AliasOptimizer):
@@ -1124,6 +1163,7 @@ class ApolloDQN(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class ApolloLowRank(AliasOptimizer):
@@ -1154,6 +1194,7 @@ class ApolloLowRank(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Aurora(AliasOptimizer):
@@ -1182,6 +1223,7 @@ class Aurora(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class AvaGrad(AliasOptimizer):
@@ -1205,6 +1247,7 @@ class AvaGrad(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class BCOS(AliasOptimizer):
@@ -1230,6 +1273,7 @@ class BCOS(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class CAME(AliasOptimizer):
@@ -1252,6 +1296,7 @@ class CAME(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class COCOB(AliasOptimizer):
@@ -1272,6 +1317,7 @@ class COCOB(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Conda(AliasOptimizer):
@@ -1296,6 +1342,7 @@ class Conda(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class ContraMuon(AliasOptimizer):
@@ -1324,6 +1371,7 @@ class ContraMuon(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class DAdaptAdaGrad(AliasOptimizer):
@@ -1347,6 +1395,7 @@ class DAdaptAdaGrad(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class DAdaptAdam(AliasOptimizer):
@@ -1372,6 +1421,7 @@ class DAdaptAdam(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class DAdaptAdan(AliasOptimizer):
@@ -1396,6 +1446,7 @@ class DAdaptAdan(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class DAdaptLion(AliasOptimizer):
@@ -1417,6 +1468,7 @@ class DAdaptLion(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class DAdaptSGD(AliasOptimizer):
@@ -1439,6 +1491,7 @@ class DAdaptSGD(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class DiffGrad(AliasOptimizer):
@@ -1461,6 +1514,7 @@ class DiffGrad(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Dion(AliasOptimizer):
@@ -1487,6 +1541,7 @@ class Dion(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Dion2(AliasOptimizer):
@@ -1516,6 +1571,7 @@ class Dion2(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class DistributedShampoo(AliasOptimizer):
@@ -1548,6 +1604,7 @@ class DistributedShampoo(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class DoG(AliasOptimizer):
@@ -1570,6 +1627,7 @@ class DoG(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class DoWG(AliasOptimizer):
@@ -1591,6 +1649,7 @@ class DoWG(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class FAdam(AliasOptimizer):
@@ -1615,6 +1674,7 @@ class FAdam(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class FOCUS(AliasOptimizer):
@@ -1636,6 +1696,7 @@ class FOCUS(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class FTRL(AliasOptimizer):
@@ -1657,6 +1718,7 @@ class FTRL(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Fira(AliasOptimizer):
@@ -1686,6 +1748,7 @@ class Fira(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Fromage(AliasOptimizer):
@@ -1703,6 +1766,7 @@ class Fromage(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class GPAAdamW(AliasOptimizer):
@@ -1726,6 +1790,7 @@ class GPAAdamW(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class GaLore(AliasOptimizer):
@@ -1753,6 +1818,7 @@ class GaLore(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Grams(AliasOptimizer):
@@ -1774,6 +1840,7 @@ class Grams(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Gravity(AliasOptimizer):
@@ -1793,6 +1860,7 @@ class Gravity(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class GrokFastAdamW(AliasOptimizer):
@@ -1816,6 +1884,7 @@ class GrokFastAdamW(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class KLSOAP(AliasOptimizer):
@@ -1843,6 +1912,7 @@ class KLSOAP(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class KLShampoo(AliasOptimizer):
@@ -1869,6 +1939,7 @@ class KLShampoo(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Kate(AliasOptimizer):
@@ -1890,6 +1961,7 @@ class Kate(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class LARS(AliasOptimizer):
@@ -1916,6 +1988,7 @@ class LARS(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class LBFGS(AliasOptimizer):
@@ -1938,6 +2011,7 @@ class LBFGS(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class LDoG(AliasOptimizer):
@@ -1960,6 +2034,7 @@ class LDoG(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class LaProp(AliasOptimizer):
@@ -1984,6 +2059,7 @@ class LaProp(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Lamb(AliasOptimizer):
@@ -2010,6 +2086,7 @@ class Lamb(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Lion(AliasOptimizer):
@@ -2030,6 +2107,7 @@ class Lion(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class MADGRAD(AliasOptimizer):
@@ -2052,6 +2130,7 @@ class MADGRAD(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class MARS(AliasOptimizer):
@@ -2080,6 +2159,7 @@ class MARS(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class MARSLion(AliasOptimizer):
@@ -2107,6 +2187,7 @@ class MARSLion(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class MSVAG(AliasOptimizer):
@@ -2124,6 +2205,7 @@ class MSVAG(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class MoMo(AliasOptimizer):
@@ -2147,6 +2229,7 @@ class MoMo(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class MoMoAdam(AliasOptimizer):
@@ -2171,6 +2254,7 @@ class MoMoAdam(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Muon(AliasOptimizer):
@@ -2200,6 +2284,7 @@ class Muon(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class MuonAdamAtan2(AliasOptimizer):
@@ -2232,6 +2317,7 @@ class MuonAdamAtan2(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class MuonH(AliasOptimizer):
@@ -2253,6 +2339,7 @@ class MuonH(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Muown(AliasOptimizer):
@@ -2280,6 +2367,7 @@ class Muown(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class NAMO(AliasOptimizer):
@@ -2308,6 +2396,7 @@ class NAMO(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class NAdam(AliasOptimizer):
@@ -2331,6 +2420,7 @@ class NAdam(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Nero(AliasOptimizer):
@@ -2349,6 +2439,7 @@ class Nero(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class NoisySGD(AliasOptimizer):
@@ -2368,6 +2459,7 @@ class NoisySGD(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class NorMuon(AliasOptimizer):
@@ -2398,6 +2490,7 @@ class NorMuon(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class NovoGrad(AliasOptimizer):
@@ -2421,6 +2514,7 @@ class NovoGrad(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class OptimisticAdam(AliasOptimizer):
@@ -2444,6 +2538,7 @@ class OptimisticAdam(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class OptimisticGradientDescent(AliasOptimizer):
@@ -2462,6 +2557,7 @@ class OptimisticGradientDescent(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class PAdam(AliasOptimizer):
@@ -2486,6 +2582,7 @@ class PAdam(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class PID(AliasOptimizer):
@@ -2509,6 +2606,7 @@ class PID(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class PNM(AliasOptimizer):
@@ -2530,6 +2628,7 @@ class PNM(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class PSGDKron(AliasOptimizer):
@@ -2562,6 +2661,7 @@ class PSGDKron(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class PSGDPro(AliasOptimizer):
@@ -2590,6 +2690,7 @@ class PSGDPro(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class PolarAdamAtan2(AliasOptimizer):
@@ -2619,6 +2720,7 @@ class PolarAdamAtan2(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class PolarGrad(AliasOptimizer):
@@ -2647,6 +2749,7 @@ class PolarGrad(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Prodigy(AliasOptimizer):
@@ -2676,6 +2779,7 @@ class Prodigy(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class QHAdam(AliasOptimizer):
@@ -2699,6 +2803,7 @@ class QHAdam(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class QHM(AliasOptimizer):
@@ -2721,6 +2826,7 @@ class QHM(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class RAdam(AliasOptimizer):
@@ -2745,6 +2851,7 @@ class RAdam(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class RMSprop(AliasOptimizer):
@@ -2771,6 +2878,7 @@ class RMSprop(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class ROSE(AliasOptimizer):
@@ -2792,6 +2900,7 @@ class ROSE(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Ranger(AliasOptimizer):
@@ -2818,6 +2927,7 @@ class Ranger(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Ranger21(AliasOptimizer):
@@ -2855,6 +2965,7 @@ class Ranger21(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Rprop(AliasOptimizer):
@@ -2873,6 +2984,7 @@ class Rprop(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SGD(AliasOptimizer):
@@ -2895,6 +3007,7 @@ class SGD(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SGDP(AliasOptimizer):
@@ -2920,6 +3033,7 @@ class SGDP(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SGDS(AliasOptimizer):
@@ -2942,6 +3056,7 @@ class SGDS(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SGDSaI(AliasOptimizer):
@@ -2963,6 +3078,7 @@ class SGDSaI(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SGDW(AliasOptimizer):
@@ -2985,6 +3101,7 @@ class SGDW(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SM3(AliasOptimizer):
@@ -3004,6 +3121,7 @@ class SM3(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SOAP(AliasOptimizer):
@@ -3033,6 +3151,7 @@ class SOAP(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SOAPLaProp(AliasOptimizer):
@@ -3059,6 +3178,7 @@ class SOAPLaProp(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SOAPMuon(AliasOptimizer):
@@ -3089,6 +3209,7 @@ class SOAPMuon(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SPAM(AliasOptimizer):
@@ -3114,6 +3235,7 @@ class SPAM(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SPlus(AliasOptimizer):
@@ -3139,6 +3261,7 @@ class SPlus(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SRMM(AliasOptimizer):
@@ -3158,6 +3281,7 @@ class SRMM(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SWATS(AliasOptimizer):
@@ -3181,6 +3305,7 @@ class SWATS(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Sadam(AliasOptimizer):
@@ -3204,6 +3329,7 @@ class Sadam(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class ScalableShampoo(AliasOptimizer):
@@ -3239,6 +3365,7 @@ class ScalableShampoo(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class ScheduleFreeAdamW(AliasOptimizer):
@@ -3263,6 +3390,7 @@ class ScheduleFreeAdamW(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class ScheduleFreeRAdam(AliasOptimizer):
@@ -3287,6 +3415,7 @@ class ScheduleFreeRAdam(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class ScheduleFreeSGD(AliasOptimizer):
@@ -3310,6 +3439,7 @@ class ScheduleFreeSGD(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Scion(AliasOptimizer):
@@ -3330,6 +3460,7 @@ class Scion(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Shampoo(AliasOptimizer):
@@ -3355,6 +3486,7 @@ class Shampoo(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SignSGD(AliasOptimizer):
@@ -3375,6 +3507,7 @@ class SignSGD(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Signum(AliasOptimizer):
@@ -3396,6 +3529,7 @@ class Signum(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SimplifiedAdEMAMix(AliasOptimizer):
@@ -3422,6 +3556,7 @@ class SimplifiedAdEMAMix(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class SophiaH(AliasOptimizer):
@@ -3445,6 +3580,7 @@ class SophiaH(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
         seed: int = 0,
     ) -> None: ...
 
@@ -3473,6 +3609,7 @@ class SpectralSphere(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class StableAdamW(AliasOptimizer):
@@ -3494,6 +3631,7 @@ class StableAdamW(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class StableSPAM(AliasOptimizer):
@@ -3520,6 +3658,7 @@ class StableSPAM(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class TAM(AliasOptimizer):
@@ -3542,6 +3681,7 @@ class TAM(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Tiger(AliasOptimizer):
@@ -3562,6 +3702,7 @@ class Tiger(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...
 
 class Yogi(AliasOptimizer):
@@ -3585,4 +3726,5 @@ class Yogi(AliasOptimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ) -> None: ...

@@ -104,7 +104,8 @@ def place_counts(members: Iterable[Member], device: torch.device | None) -> None
             # A fill, unlike a copy from the host, does not synchronize.
             made = torch.full((), count, dtype=torch.int64, device=device)
             moved[count] = Count(made, count, count)
-        member.state["step"] = as_step(moved[count], member.state["step"].dtype)
+        dtype = torch.as_tensor(member.state["step"]).dtype
+        member.state["step"] = as_step(moved[count], dtype)
         member.set_count(moved[count])
 
 

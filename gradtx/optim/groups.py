@@ -64,6 +64,7 @@ class GroupView:
     Attributes:
         tx: The optimizer's transformation.
         group: The group's dict.
+        labels: The label of each partition.
         entries: The hyperparameters, by their names in the group.
         sources: Their values when the group was created, or schedules that replaced them.
         shown: What the group shows of each schedule that has not been overwritten.
@@ -79,6 +80,7 @@ class GroupView:
     ):
         self.tx = tx
         self.group = group
+        self.labels = labels
         self.entries = names_in_group(tx._entries(labels))
         check_differentiable(group)
         self.sources: Values = {}
@@ -233,6 +235,17 @@ class GroupView:
             if name not in view.shown:
                 group[name] = value
         view._take(values)
+        return view
+
+    def of_copy(self, group: Group) -> GroupView:
+        """Return the view of another dict, in place of this one or of a part of its parameters."""
+        view = copy(self)
+        view.group = group
+        view.sources, view.shown = dict(self.sources), dict(self.shown)
+        view._clear()
+        for name in ("lr", "label", *self.entries):
+            if name in self.group:
+                group.setdefault(name, self.group[name])
         return view
 
     def without_literals(self) -> GroupView:

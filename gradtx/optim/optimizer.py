@@ -79,6 +79,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         process_group: Any = None,
         state_device: torch.device | str | None = None,
         capturable: bool = False,
+        amp_scaling: bool = False,
     ):
         who = type(self).__name__
         check_transformation(who, "tx", tx)
@@ -102,7 +103,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             replicas = team_of_group(f"{who}: process_group", process_group)
         members = Members(who, self._copy_hyperparameters(tx), replicas)
         states = States(members)
-        self._parts = Parts(members, states, back_ends, offload, capturable)
+        self._parts = Parts(
+            members, states, back_ends, offload, capturable, amp_scaling
+        )
         self._hessian = HessianSource.of_chain(who, tx, seed)
         super().__init__(listed_params(who, params), {})
         if capturable:
@@ -113,6 +116,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self.defaults = defaults_of(members.views)
         for engine in back_ends:
             engine.is_taken = True
+
+    def takes_scaled_gradients(self) -> bool:
+        """Whether a GradScaler leaves unscaling and skipping to `step`: on request, or so that `step` can refuse it."""
+        parts, is_released = self._parts, self._released is not None
+        is_refused = is_released or self._hessian is not None or parts.traits.exchanges
+        return parts.amp_scaling or parts.capturable or is_refused
 
     def _copy_hyperparameters(
         self, tx: GradientTransformation
@@ -157,7 +166,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         members.admit(joining)
         for view in joining.views:
             self.param_groups.append(view.group)
-            states.begin_count(view.group["params"])
             view.show(states.count)
         if self._released is not None:
             self._released.follow(members.by_param)
@@ -308,6 +316,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         extras: Extras,
     ) -> Any:
         parts = self._up_to_date()
+        if not self.state and _torch.is_called_by_checkpoint():
+            parts.states.begin()
+            return None
         scaling = None
         if getattr(self, "found_inf", None) is not None:
             scaling = Scaling.requested_by(self)
@@ -510,7 +521,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         parts = self._up_to_date()
         members, states = parts.members, parts.states
         with parts.at_state(writes=False):
-            saved, layouts = states.to_save()
+            keeps = bool(self.state) or _torch.is_called_by_checkpoint()
+            saved, layouts = states.to_save(keeps)
         states.show_exactly()
         everything = self.state
         self.state = defaultdict(dict, saved)
@@ -560,6 +572,14 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         names = {param: by_param[param].name for param in params_of(self.param_groups)}
         check_form(state_dict, list(names.values()))
         state_dict = self._accepted(state_dict)
+        entries = state_dict["state"]
+        is_lost = entries and not any((*entries.values(), *self.state.values()))
+        if is_lost and _torch.is_called_by_checkpoint():
+            self.state.clear()  # it has added empty entries
+            raise ValueError(
+                f"{type(self).__name__}: torch.distributed.checkpoint loads only what the optimizer has, and creates "
+                "no state while there are gradients: call optimizer.zero_grad() before set_optimizer_state_dict"
+            )
         evaluation, state_dict = Evaluation.take(state_dict, names)
         with parts.at_state(writes=False):
             states = Checkpoint(state_dict, parts.states, strict).states

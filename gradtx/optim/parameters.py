@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -88,7 +87,13 @@ class Members:
         members = copy(self)
         members._rows = []
         members.by_param = {
-            param: Member(member.name, param, member.choices, owner=member.owner)
+            param: Member(
+                member.name,
+                param,
+                member.choices,
+                owner=member.owner,
+                listed=member.listed,
+            )
             for param, member in self.by_param.items()
         }
         return members
@@ -99,8 +104,7 @@ class Members:
         """Name the parameters of a new group and split it by label, without changing this object."""
         params: list[Tensor] = group["params"]
         by_param = dict(self.by_param)
-        names = in_model(group.get("param_names") or ()) or [None] * len(params)
-        self._add(by_param, params, names)
+        self._add(by_param, params, group.get("param_names"))
         for param in params:
             name = by_param[param].name
             if not never_trains(param):
@@ -127,7 +131,7 @@ class Members:
                 if key in part:
                     part[key] = [given[key][i] for i in positions_of_labels[labels]]
             if labels:
-                part["label"] = ".".join(label for _, label in labels)
+                part["label"] = _joined(_by_selector(labels))
             new_names = in_names_of_branch(self.tx, part, _by_selector(labels))
             view = GroupView(self.tx, part, _by_selector(labels))
             read |= {name for name in given if new_names.get(name) is not None}
@@ -140,14 +144,21 @@ class Members:
         self,
         by_param: dict[Tensor, Member],
         params: Sequence[Tensor],
-        names: Sequence[str | None],
+        listed: Sequence[str] | None,
     ) -> None:
-        """Add members, named as in the model or by numbers; parameters that are already members keep their place."""
+        """Add members, named as in the model or by numbers; parameters that are already members keep their place.
+
+        Args:
+            by_param: The members.
+            params: The parameters.
+            listed: Their names in the group, if they have names.
+        """
         taken = {member.name for member in by_param.values()}
         start = len(by_param)
+        names = in_model(listed) if listed else [None] * len(params)
         for i, (param, name) in enumerate(zip(params, names, strict=True)):
             unique = _unique(NumberedName(start + i) if name is None else name, taken)
-            by_param[param] = Member(unique, param)
+            by_param[param] = Member(unique, param, listed=listed[i] if listed else "")
 
     def admit(self, joining: Joining) -> None:
         """Add the joining parameters and their groups."""
@@ -231,13 +242,17 @@ class Members:
     # Changes made to the groups from outside.
 
     def follow(self, groups: list[Group]) -> list[Tensor] | None:
-        """Update views and members to match the present groups.
+        """Update views and members to match the present groups; an error changes nothing.
 
         Args:
             groups: The optimizer's `param_groups`.
 
         Returns:
             The parameters that others have replaced; None if groups and parameters are the same as before.
+
+        Raises:
+            TypeError, KeyError: If an entry is not a group of tensors.
+            ValueError: If a parameter is in two groups, or in the group of another label.
         """
         if len(groups) == len(self.views):
             for group, view, params in zip(
@@ -249,56 +264,128 @@ class Members:
             else:
                 return None
         check_groups(self.who, groups)
-        self._follow_groups(groups)
-        self._rows = []
-        return self._follow_params(groups)
-
-    def _follow_groups(self, groups: list[Group]) -> None:
-        """Find each group's view by the identity of its dict or parameters."""
-        by_dict: dict[int, GroupView] = {}
-        by_params: dict[tuple[int, ...], GroupView] = {}
-        for view in self.views:
-            by_dict[id(view.group)] = view
-            by_params[_ids(view.group["params"])] = view
-        views: list[GroupView] = []
-        for group in groups:
-            view = by_dict.get(id(group)) or by_params.get(_ids(group["params"]))
-            if view is None:
-                raise ValueError(
-                    f"{self.who}: a group with other parameters was put into param_groups; call add_param_group"
-                )
-            views.append(view)
+        present = params_of(groups)
+        replacements = self._replacements(groups)
+        by_param = self._members_after(groups, replacements)
+        self._check_repeats(present, by_param)
+        if self.by_param.keys().isdisjoint(present):
+            self._check_pieces(present, by_param, replaced=self.by_param)
+        views = self._views_after(groups, by_param, replacements)
         for view, group in zip(views, groups, strict=True):
             view.group = group
-        self.views = views
+            if "param_names" in group:
+                members = [by_param[param] for param in group["params"]]
+                group["param_names"] = [
+                    each.listed or str(each.name) for each in members
+                ]
+        self.views, self.by_param, self._rows = views, by_param, []
+        self._present = [list(group["params"]) for group in groups]
+        here = set(present)
+        return [param for param in replacements if param not in here]
 
-    def _follow_params(self, groups: list[Group]) -> list[Tensor]:
-        """Update the members, and return the parameters that others have replaced.
+    def _replacements(self, groups: list[Group]) -> dict[Tensor, Tensor]:
+        """Return the new parameter in the position of each old one, if the sizes of the groups are the same."""
+        sizes = [len(params) for params in self._present]
+        if sizes != [len(group["params"]) for group in groups]:
+            return {}
+        replacements: dict[Tensor, Tensor] = {}
+        for group, params in zip(groups, self._present, strict=True):
+            names = [self.by_param[param].listed for param in params]
+            given = group.get("param_names", names)
+            pairs = zip(params, group["params"], names, given, strict=False)
+            for old, new, name, new_name in pairs:
+                if old is not new and name == new_name:
+                    replacements[old] = new
+        return replacements
+
+    def _members_after(
+        self, groups: list[Group], replacements: Mapping[Tensor, Tensor]
+    ) -> dict[Tensor, Member]:
+        """Return the members of changed groups, in the order in which they joined: lists of extras rely on it.
 
         A parameter that replaces another, in whose position it is, inherits its name and the selectors' decisions.
         """
-        old, self._present = self._present, [list(group["params"]) for group in groups]
-        present = params_of(groups)
-        before, here = self.by_param, set(present)
-        replacements: dict[Tensor, Tensor] = {}
-        if list(map(len, old)) == list(map(len, self._present)):
-            pairs = zip(chain.from_iterable(old), present, strict=True)
-            replacements = {a: b for a, b in pairs if a is not b}
-        if here.isdisjoint(before):
-            self._check_pieces(present, before, replaced=before)
-        self.by_param = {}
-        # Keeps the order, which extras passed as lists rely on.
-        for param, member in before.items():
+        here = set(params_of(groups))
+        by_param: dict[Tensor, Member] = {}
+        for param, member in self.by_param.items():
+            new = replacements.get(param)
             if param in here:
-                self.by_param[param] = member
-            elif (new := replacements.get(param)) is not None and new not in before:
-                self.by_param[new] = Member(member.name, new, dict(member.choices))
-        self._add_unnamed(present)
-        return [param for param in replacements if param not in here]
+                by_param[param] = member
+            elif new is not None and new not in self.by_param:
+                by_param[new] = Member(
+                    member.name, new, dict(member.choices), listed=member.listed
+                )
+        for group in groups:
+            names = group.get("param_names", ())
+            names_of = dict(zip(group["params"], names, strict=False))
+            new_params = [param for param in group["params"] if param not in by_param]
+            has_names = len(names) == len(group["params"])
+            listed = [names_of[param] for param in new_params] if has_names else None
+            self._add(by_param, new_params, listed)
+        return by_param
 
-    def _add_unnamed(self, params: Iterable[Tensor]) -> None:
-        new = [param for param in params if param not in self.by_param]
-        self._add(self.by_param, new, [None] * len(new))
+    def _check_repeats(
+        self, params: list[Tensor], by_param: Mapping[Tensor, Member]
+    ) -> None:
+        seen: set[Tensor] = set()
+        for param in params:
+            if param in seen:
+                raise ValueError(
+                    f"{self.who}: parameter {by_param[param].name!r} is twice in param_groups; remove it from its old "
+                    "group when it moves to another"
+                )
+            seen.add(param)
+
+    def _views_after(
+        self,
+        groups: list[Group],
+        by_param: Mapping[Tensor, Member],
+        replacements: Mapping[Tensor, Tensor],
+    ) -> list[GroupView]:
+        """Return the view of each group: that of its dict, or one like the view in which its parameters were."""
+        views = {id(view.group): view for view in self.views}
+        homes: dict[Tensor, GroupView] = {}
+        for view, params in zip(self.views, self._present, strict=True):
+            for param in params:
+                homes[replacements.get(param, param)] = homes[param] = view
+        after: list[GroupView] = []
+        for group in groups:
+            params: list[Tensor] = list(group["params"])
+            view = views.get(id(group))
+            if view is None:
+                known = [homes[param] for param in params if param in homes]
+                labels = known[0].labels if known else {}
+                if params and not known:
+                    labels = self._labels_after(params[0], by_param)
+                alike = [each for each in self.views if each.labels == labels]
+                view = (
+                    (known or alike)[0].of_copy(group)
+                    if known or alike
+                    else GroupView(self.tx, group, labels)
+                )
+            for param in params:
+                if param not in homes or homes[param].labels != view.labels:
+                    self._check_label(param, by_param, view)
+            after.append(view)
+        return after
+
+    def _labels_after(
+        self, param: Tensor, by_param: Mapping[Tensor, Member]
+    ) -> dict[Any, str]:
+        run, block = self._expanded(by_param)
+        return _by_selector(_labels(run, block, by_param[param]))
+
+    def _check_label(
+        self, param: Tensor, by_param: Mapping[Tensor, Member], view: GroupView
+    ) -> None:
+        """Check that a parameter that has come to a group has its label, or none, as if it is frozen."""
+        labels = self._labels_after(param, by_param)
+        if labels and labels != view.labels:
+            raise ValueError(
+                f"{self.who}: parameter {by_param[param].name!r} has the label {_joined(labels)!r}, but is in a group "
+                f"of {_joined(view.labels)!r}; the labels of partition decide how a parameter steps, so move it back, "
+                "or build an optimizer with other labels"
+            )
 
     # Lookups.
 
@@ -356,6 +443,10 @@ def _labels(run: OptimizerRun, block: Block, member: Member) -> Labels:
         raise
 
 
+def _joined(labels: Mapping[Any, str]) -> str:
+    return ".".join(labels.values())
+
+
 def _by_selector(labels: Labels) -> dict[Any, str]:
     """Return the labels by the keys of their selectors."""
     return {selector.key: label for selector, label in labels}
@@ -380,10 +471,6 @@ def _unread(
             if view.entries[shown].argument.name == key.rpartition(".")[2]:
                 unread.setdefault(key, name)
     return unread
-
-
-def _ids(values: Iterable[Any]) -> tuple[int, ...]:
-    return tuple(map(id, values))
 
 
 def _unique(name: str, taken: set[str]) -> str:

@@ -64,6 +64,7 @@ class Parts:
             for lists.
         offload: Moves parameters to the host for each step, if requested.
         capturable: Whether CUDA graphs may capture steps.
+        amp_scaling: Whether `step` unscales gradients and skips steps for a GradScaler.
         evaluation: The training weights, while the parameters contain the evaluation weights. Not an attribute of the
             optimizer, because Lightning's wrapper inherits the optimizer's methods, so attributes that these methods
             set would end up on the wrapper.
@@ -77,6 +78,7 @@ class Parts:
     back_ends: list[Any]
     offload: Offload | None
     capturable: bool
+    amp_scaling: bool = False
     evaluation: Evaluation | None = None
     expects_scheduler: bool = False
     agreement: Agreement = field(default_factory=Agreement)

@@ -55,27 +55,19 @@ class Count:
         self.least = other.least
 
 
-class ParameterKind(NamedTuple):
-    """The properties of a parameter that its slots depend on."""
+class TensorKind(NamedTuple):
+    """The properties of a parameter that its slots depend on, or of a slot."""
 
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
 
     @classmethod
-    def of(cls, param: Tensor) -> ParameterKind:
-        return cls(param.shape, param.dtype, param.device)
+    def of(cls, tensor: Tensor) -> TensorKind:
+        return cls(tensor.shape, tensor.dtype, tensor.device)
 
     def __str__(self) -> str:
         return f"{self.dtype} of shape {tuple(self.shape)} on {self.device}"
-
-    def suits(self, param: Tensor) -> bool:
-        """Whether slots for this kind can serve a parameter: their dtype may be wider than the parameter's."""
-        return (
-            self.shape == param.shape
-            and self.device == param.device
-            and torch.promote_types(self.dtype, param.dtype) == self.dtype
-        )
 
 
 @dataclass(eq=False)
@@ -94,7 +86,8 @@ class Member:
         state: Its state, looked up for the current step.
         count: The number of steps it has made, looked up for the current step.
         group: The index of its group, looked up for the current step.
-        made_on: The kind of the parameter when its slots were created or loaded; None if the user moved them here.
+        kinds: The kind of the parameter (None) and of each slot (its key) when they were last found to fit together.
+        listed: The name in `param_names` of its group; empty if it has none there.
         device_count: A tensor `step` whose value is known to be `count` without a read, and that tensor's version.
     """
 
@@ -111,7 +104,10 @@ class Member:
     count: int | Count = 0
     group: int = 0
     device_count: tuple[Tensor, int] | None = None
-    made_on: ParameterKind | None = None
+    listed: str = ""
+    kinds: dict[str | None, TensorKind] = field(
+        default_factory=dict[str | None, TensorKind]
+    )
 
     def count_in(self, state: State) -> int | Count:
         """Return the number of steps the parameter has made, without synchronizing if the device counts."""
@@ -121,6 +117,14 @@ class Member:
             if tensor is step and version(tensor) == counted_at:
                 return self.count
         return int(step)
+
+    def present_kinds(self) -> dict[str | None, TensorKind]:
+        """Return the present kinds of the parameter and of its slots; a slot that is no tensor has none."""
+        kinds: dict[str | None, TensorKind] = {None: TensorKind.of(self.param)}
+        for key in () if self.layout is None else self.layout.slot_keys:
+            if isinstance(self.state.get(key), Tensor):
+                kinds[key] = TensorKind.of(self.state[key])
+        return kinds
 
     def set_count(self, count: int | Count) -> None:
         """Record the value of the state's tensor `step`, which the caller knows without reading it."""

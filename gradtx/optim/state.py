@@ -14,6 +14,7 @@ from gradtx.base.complex_views import as_complex, as_real, real_views
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import CPU
+from gradtx.base.messages import describe
 from gradtx.base.plain import is_plain
 from gradtx.distributed.owners import with_regions
 from gradtx.execution.execute import Block, Leaf, initialize
@@ -25,7 +26,7 @@ from gradtx.optim.run import (
     Count,
     Member,
     OptimizerRun,
-    ParameterKind,
+    TensorKind,
     first_clock,
     leaf_of,
     never_trains,
@@ -47,9 +48,8 @@ class Initial(NamedTuple):
 class States:
     """The states of an optimizer's parameters.
 
-    As in torch, the slots of a parameter come with its first gradient. Before, the state of a parameter that requires a
-    gradient has only a count, and fresh slots once it was saved. The optimizer's constructor computes slots without
-    memory, so that errors are raised there.
+    As in torch, the state of a parameter comes with its first gradient, or earlier for torch.distributed.checkpoint, as
+    fresh slots. The optimizer's constructor computes slots without memory, so that errors are raised there.
 
     Args:
         members: The optimizer's parameters.
@@ -175,12 +175,19 @@ class States:
             self.seen_slots.setdefault(storage, set()).update(slots)
         return first
 
-    def begin_count(self, params: Iterable[Tensor]) -> None:
-        """Begin the count of new parameters that require a gradient."""
-        for param in params:
-            has_shape = not (is_lazy(param) or param.is_meta)
-            if param.requires_grad and has_shape and not self.of(param):
-                self.by_param[param] = {"step": _zero_steps()}
+    def begin(self) -> None:
+        """Create fresh slots for all trained parameters: torch.distributed.checkpoint loads into them."""
+        for view in self.members.views:
+            params = [param for param in view.group["params"] if param.requires_grad]
+            for param, initial in self.first(view, params).items():
+                self.by_param[param] = initial.state
+                self.members.by_param[param].mark_fresh(initial.state)
+
+    def clear(self) -> None:
+        """Remove fresh slots, as before the first step."""
+        self.by_param.clear()
+        for member in self.members.by_param.values():
+            member.fresh = {}
 
     # Slots.
 
@@ -201,12 +208,56 @@ class States:
             self.created.append((member, dict(vars(member)), self.of(param)))
             self.set(member, view, initial.layout, self._completed(member, initial))
 
+    def refit(self, view: GroupView, member: Member) -> None:
+        """Check and accept a parameter and its state after the user has changed either.
+
+        Raises:
+            ValueError: If a slot does not fit the parameter.
+        """
+        old, kinds = member.state, member.present_kinds()
+        for initial in self.first(view, [member.param]).values():
+            try:
+                state = self._fitted(member, initial, old)
+            except ValueError as error:
+                before = {**member.kinds, None: kinds[None]}
+                if before != kinds or member.kinds[None] == kinds[None]:
+                    raise
+                raise ValueError(
+                    f"{self.members.who}: parameter {member.name!r} is {kinds[None]}, but its state was created for "
+                    f"{member.kinds[None]}; convert or resize the state as well ({EDITING}), by "
+                    "optimizer.load_state_dict(optimizer.state_dict()) if only the dtype or the device differs, or "
+                    "reset it: optimizer.state.pop(param)"
+                ) from error
+            self.created.append((member, dict(vars(member)), old))
+            self.set(member, view, initial.layout, state)
+
+    def _fitted(self, member: Member, initial: Initial, state: State) -> State:
+        """Return a state that the user has edited or moved, after checking that its slots fit the parameter."""
+        who = f"{self.members.who}: state of parameter {member.name!r}"
+        layout, first = initial
+        codes = layout.coded_keys
+        try:
+            state = converted(state, first, member.param, layout.labels, codes)
+        except ValueError as error:
+            raise ValueError(f"{who}: {error}") from None
+        lacking = layout.keys - state.keys()
+        if lacking:
+            raise ValueError(f"{who} lacks {min(lacking)!r}; see {EDITING}")
+        if not isinstance(state["step"], Tensor):
+            state["step"] = _zero_steps() + state["step"]
+        for key in layout.slot_keys:
+            if key not in layout.owned:
+                state[key] = _fitting(f"{who}: {key!r}", state[key], first[key])
+        return state
+
     def undo(self) -> None:
         """Remove the slots that a failed step has created, unless it has written them."""
         for member, before, state in self.created:
             if member.count_in(self.of(member.param)) == before["count"]:
                 vars(member).update(before)
                 self.by_param[member.param] = state
+                if not state:
+                    del self.by_param[member.param]
 
     def set(
         self, member: Member, view: GroupView, layout: Layout, state: State
@@ -217,12 +268,15 @@ class States:
         member.layout = layout
         member.fresh = {}
         member.made_for = view.structure
-        member.made_on = ParameterKind.of(member.param)
+        member.kinds = member.present_kinds()
 
-    def to_save(self) -> tuple[dict[Any, State], dict[Tensor, Layout]]:
+    def to_save(self, keeps: bool) -> tuple[dict[Any, State], dict[Tensor, Layout]]:
         """Return the states of all members and their layouts, with slots for every parameter that requires a gradient.
 
         If ranks own matrices, all ranks must call it together.
+
+        Args:
+            keeps: Whether slots that are created here stay in the state, fresh.
         """
         members = self.members.by_param
         states: dict[Any, State] = {
@@ -248,7 +302,7 @@ class States:
                 member = members[param]
                 layouts[param] = initial.layout
                 states[param] = self._completed(member, initial)
-                if member.layout is None:
+                if member.layout is None and keeps:
                     # torch.distributed.checkpoint loads what the state has.
                     self.by_param[param] = states[param]
                     member.mark_fresh(initial.state)
@@ -266,13 +320,10 @@ class States:
         if (
             member.layout is None
             and not member.fresh
-            and layout.keys & old.keys() != {"step"}
+            and layout.keys & (old.keys() - {"step"})
         ):
             # The user has moved it here, from another parameter.
-            codes = layout.labels
-            return matched(
-                member.name, member.param, old, first, True, codes, layout, old.keys()
-            )
+            return self._fitted(member, initial, _translated_entry(old, first))
         old_keys = (member.layout or layout).owners()
         state = {"step": old.get("step", first["step"])}
         # Matched by stage, not by key: the slot of a newly enabled link may now have a key that another slot had.
@@ -328,7 +379,7 @@ def _one_of_each_kind(
     of_kind: dict[Any, Tensor] = {}
     for param in params:
         choices = tuple(members[param].choices.items())
-        kind = None if is_lazy(param) else ParameterKind.of(param)
+        kind = None if is_lazy(param) else TensorKind.of(param)
         of_kind.setdefault((kind, choices), param)
     return list(of_kind.values())
 
@@ -354,6 +405,25 @@ def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout) -> State:
     return state
 
 
+def _fitting(what: str, slot: Any, first: Tensor) -> Tensor:
+    """Return a slot that fits a parameter with this first slot: its dtype may be wider.
+
+    Raises:
+        ValueError: If it does not fit.
+    """
+    if not isinstance(slot, Tensor):
+        raise ValueError(f"{what} must be a tensor, got {describe(slot)}; {REFIT}")
+    kind, needed = TensorKind.of(slot), TensorKind.of(first)
+    if kind == needed:
+        return slot
+    if kind[::2] == needed[::2] and kind_of(kind.dtype) == kind_of(needed.dtype):
+        if torch.promote_types(kind.dtype, needed.dtype) == kind.dtype:
+            return slot
+        if not first.ndim:
+            return slot.to(first.dtype)
+    raise ValueError(f"{what} is {kind}, needs {needed}; {REFIT}")
+
+
 def _zero_steps() -> Tensor:
     is_double = torch.get_default_dtype() == torch.float64  # as in torch.optim
     return torch.tensor(
@@ -365,6 +435,10 @@ REMEDY = (
     "load the state of an optimizer built from the same chain, or pass strict=False, which keeps fresh state for what "
     "is absent and carries unknown keys along"
 )
+
+# The page on states that users edit.
+EDITING = "docs/howto/edit-an-optimizer.md"
+REFIT = f"change it along with the parameter ({EDITING}), or reset the state: optimizer.state.pop(param)"
 
 # Slots that contain the counts of clocks and random rules.
 COUNTS = ("step", LEAF_STEPS, "mini_step", "skipped", "counter")
@@ -489,13 +563,15 @@ def as_slot(
         device: The device of slots with dimensions; that of `first` by default.
     """
     value = torch.as_tensor(saved)
+    is_count = key.rpartition(".")[2] in COUNTS
+    if is_count and value.numel() == 1:  # torch also counts in tensors of shape (1,)
+        value = value.reshape(first.shape)
     if value.shape != first.shape:
         shapes = f"{tuple(value.shape)}, needs {tuple(first.shape)}"
         raise ValueError(f"{what} has shape {shapes}")
     kinds = {kind_of(value.dtype), kind_of(first.dtype)}
     if len(kinds) > 1 and not (value.ndim == 0 and kinds == {"int", "float"}):
         raise ValueError(f"{what} has dtype {value.dtype}, needs {first.dtype}")
-    is_count = key.rpartition(".")[2] in COUNTS
     if is_count and not (_is_whole(value) and (value >= 0).all()):
         raise ValueError(f"{what} must be a non-negative integer, got {value.item():g}")
     if kind_of(first.dtype) == "int" and not _is_whole(value):

@@ -18,6 +18,7 @@ from gradtx.base.ambient import note_program
 from gradtx.base.dtensor import gradient_like
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU, python_scalar
+from gradtx.base.messages import describe
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
 from gradtx.distributed.owners import with_regions
@@ -165,8 +166,12 @@ class Step:
             return
         if scaling is not None:
             _, self.run.tick = scaling.on(device)
-        self._after = {count: count.after(self.run.tick) for count in counts}
-        self.count = torch.stack([count.made for count in counts]).amax()
+        # Parameters without state have a count on the host.
+        placed = [count for count in counts if isinstance(count, Count)]
+        self._after = {count: count.after(self.run.tick) for count in placed}
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        if placed:
+            self.count = torch.stack([count.made for count in placed]).amax()
 
     def _split_extras(self) -> None:
         """Check the extras, and split them into 0-d values and trees by leaf."""
@@ -194,36 +199,37 @@ class Step:
                     f"{self._who}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
                     "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
                 )
-            state, layout = states.get(member.param, {}), member.layout
+            state = member.state = states.get(member.param, {})
+            layout = member.layout
             if state and layout is not None and not layout.keys <= state.keys():
-                lacking = min(layout.keys - state.keys())
+                self._parts.states.refit(self.views[member.group], member)
+                state = member.state
+            try:
+                member.count = member.count_in(state)
+            except (ValueError, TypeError, OverflowError) as error:
                 raise ValueError(
-                    f"{self._who}: the state of parameter {member.name!r} lacks {lacking!r}"
-                )
-            member.state = state
-            member.count = member.count_in(state)
+                    f"{self._who}: state of parameter {member.name!r}: 'step' must be a number of steps, got "
+                    f"{describe(state['step'])}"
+                ) from error
 
     def _check_fits(self, members: list[Member]) -> None:
-        """Check that slots fit their parameters. A valid plan implies this without a look at them."""
+        """Check that parameters, gradients and slots fit. A valid plan implies this without a look at them."""
         for member in members:
-            param, made_for, layout = member.param, member.made_on, member.layout
-            if made_for is None or layout is None or not layout.slots:
-                continue
-            if not member.state or made_for.suits(param):
-                continue
-            raise ValueError(
-                f"{self._who}: parameter {member.name!r} is {made_for.of(param)}, but its state was created for "
-                f"{made_for}; move the model before the first step, convert the state by "
-                "optimizer.load_state_dict(optimizer.state_dict()), or reset it: optimizer.state.pop(param)"
-            )
-        for member in members:
-            for key in member.layout.slot_keys if member.layout is not None else ():
-                slot = member.state.get(key)
-                if slot is not None and slot.device != member.param.device:
-                    raise ValueError(
-                        f"{self._who}: parameter {member.name!r} is on {member.param.device}, but {key!r} in its state "
-                        f"is on {slot.device}; move it: state[{key!r}] = state[{key!r}].to(param.device)"
-                    )
+            param, gradient = member.param, member.param.grad
+            what = f"{self._who}: parameter {member.name!r}"
+            if gradient is not None and gradient.shape != param.shape:
+                raise ValueError(
+                    f"{what} has shape {tuple(param.shape)}, but its gradient has shape {tuple(gradient.shape)}, as "
+                    "from before a change of the parameter; call zero_grad() and backward() again"
+                )
+            if _has_shared_entries(param):
+                raise ValueError(
+                    f"{what} has several entries in the same memory, as after expand(), so a step cannot write them; "
+                    "copy it: param.data = param.data.clone(memory_format=torch.contiguous_format)"
+                )
+            is_known = member.present_kinds() == member.kinds
+            if not (is_known and isinstance(member.state["step"], Tensor)):
+                self._parts.states.refit(self.views[member.group], member)
 
     def _stepping(self) -> list[Member]:
         takes_none = self._parts.traits.takes_none
@@ -257,6 +263,7 @@ class Step:
 
     def leaves(self, members: list[Member]) -> list[Leaf]:
         """Return the leaves of some members, created on first use because bundles need none."""
+        self._check_fits(members)
         for member in members:
             if member not in self._leaves:
                 self._leaves[member] = self._leaf(member)
@@ -366,11 +373,10 @@ class Step:
 
     def _eager_leaves(self, members: list[Member]) -> Iterator[Leaf]:
         """Yield leaves that are in no bundle, each created when the previous leaves have finished or are suspended."""
-        self._check_fits(members)
         if self.trees:
             self.leaves(members)  # checks the extras of all leaves first
         for member in members:
-            (leaf,) = self.leaves([member])
+            leaf = self._leaves.get(member) or self._leaf(member)
             if leaf.operations != [FROZEN]:
                 yield leaf
 
@@ -417,6 +423,7 @@ class Step:
 
         No parameter may change before the last call of a closure.
         """
+        self._check_fits(eager)
         done = []  # bundles, which have written their results
         finished: list[Leaf] = []
 
@@ -502,6 +509,14 @@ class Step:
             member.set_count(self._after[member.count])
 
 
+def _has_shared_entries(tensor: Tensor) -> bool:
+    """Whether entries of a tensor have the same memory, as after `expand`."""
+    return any(
+        stride == 0 and size > 1
+        for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
+
+
 def _check_exchanges(parts: Parts, scaling: Scaling | None) -> None:
     """Check that all ranks step at the same time, each with its own gradients."""
     fault = None
@@ -539,15 +554,20 @@ def _clock_after(count: int | Count) -> Clock:
 
 def _count_up(bundles: Iterable[Any], after: Mapping[int | Count, int | Count]) -> None:
     """Write the counts after the step into the states of the members of bundles that are done."""
-    counted: list[Tensor] = []  # counts on the host, to be incremented
+    counted: list[Member] = []  # on the host
     on_device: list[Member] = []
     for bundle in bundles:
         for member in bundle.members:
             if isinstance(member.count, int):
-                counted.append(member.state["step"])
+                counted.append(member)
             else:
                 on_device.append(member)
-    _torch.count_up_(counted)
+    try:
+        _torch.count_up_([member.state["step"] for member in counted])
+    except (RuntimeError, TypeError):  # the user has written an integer
+        for member in counted:
+            step = torch.as_tensor(member.state["step"])
+            member.state["step"] = step.fill_(member.count + 1)
     if on_device:
         counts = [after[member.count] for member in on_device]
         steps = [member.state["step"] for member in on_device]

@@ -35,7 +35,7 @@ def converted(
         codes: The code of each coded slot in this run.
 
     Raises:
-        ValueError: If a slot is stored in a code that only the saved run knows.
+        ValueError: If a slot is stored in a code that only the saved run knows, or may hold codes or values.
     """
     entry = dict(saved)
     for key, value in saved.items():
@@ -51,6 +51,7 @@ def converted(
         # Codes of the blocks of a leaf, which its layout does not know, are those of the saved run, or do not fit.
         if codec is None and not _is_value(like):
             continue
+        _check_dtype(entry, slot, like, label, codec)
         if label is not None and not _is_uncoded(entry, slot, param):
             _decode(entry, slot, label, param.shape)
         value = entry[slot]
@@ -82,6 +83,27 @@ def _is_uncoded(entry: Entry, slot: str, param: Tensor) -> bool:
     if entry[slot].itemsize == 2:
         return entry[slot].dtype == param.dtype and param.numel() < MIN_SIZE
     return True
+
+
+def _check_dtype(
+    entry: Entry, slot: str, like: Tensor, label: str | None, codec: Codec | None
+) -> None:
+    """Raise an error for a slot with auxiliary tensors, as codes have them, but with the dtype of values."""
+    code = BUILT_IN.get(str(label).partition("/")[0], codec)
+    suffixes = () if code is None else code.suffixes
+    others = [
+        key for key in (f"{slot}.{suffix}" for suffix in suffixes) if key in entry
+    ]
+    if not others or not _is_value(entry[slot]):
+        return
+    dtype = entry[slot].dtype
+    has_this_code = codec is not None and label in (None, codec.label)
+    if dtype != like.dtype if has_this_code else dtype.itemsize > 2:
+        raise ValueError(
+            f"{slot!r} has dtype {dtype} beside {others[0]!r}, so it could hold values or codes, as after appending "
+            f"values to codes; append to {' and '.join(map(repr, (slot, *others)))} in their own dtypes, or pass "
+            f"values without {others[0]!r} (docs/howto/edit-an-optimizer.md)"
+        )
 
 
 def _is_value(value: Any) -> bool:

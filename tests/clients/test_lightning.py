@@ -28,6 +28,14 @@ def test_a_lightning_run_equals_the_reference(name, automatic, tmp_path):
     assert ours.losses[0] > ours.losses[-1]
 
 
+def test_lightning_clips_gradients_in_mixed_precision_as_with_torchs_class(tmp_path):
+    contest = CONTESTS["AdamW"]
+    options = {"precision": "bf16-mixed"}
+    ours, _ = regressions.trained(tmp_path, contest.ours, CLIP, **options)
+    theirs, _ = regressions.trained(tmp_path, contest.theirs, CLIP, **options)
+    assert_close(regressions.weights(ours), regressions.weights(theirs), 1e-6)
+
+
 @pytest.mark.parametrize("name", CONTESTS)
 def test_gradients_accumulated_by_lightning_equal_the_reference(name, tmp_path):
     contest = CONTESTS[name]

@@ -153,7 +153,7 @@ def test_a_parameter_without_any_entry_starts_again_with_its_next_gradient():
     del saved["state"][1]
     again, own = trained(gradtx.adam(lr=0.1), steps=2)
     again.load_state_dict(saved)
-    assert_equal(dict(again.state[own["body.bias"]]), {"step": torch.tensor(0.0)})
+    assert own["body.bias"] not in again.state
     again.state_dict()
     state = again.state[own["body.bias"]]
     assert_equal(dict(state), {"step": torch.tensor(0.0), "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)})

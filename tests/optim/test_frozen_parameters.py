@@ -60,8 +60,7 @@ def test_the_state_of_a_model_with_adapters_is_as_large_as_torchs(steps):
         optimizer = module.AdamW(model.parameters())
         train(model, optimizer, steps)
         sizes.append(bytes_of_state(optimizer))
-    counts = 4 * 2  # the counts of the adapters are there from the start
-    assert sizes[1] <= sizes[0] <= sizes[1] + counts
+    assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW", "Adagrad", "RMSprop"])
@@ -150,7 +149,7 @@ def test_memory_counts_only_parameters_that_require_a_gradient():
 def test_the_constructor_needs_no_memory_for_state_and_still_checks_every_parameter():
     huge = torch.nn.Parameter(torch.empty(1).expand(2**20, 2**20), requires_grad=True)
     optimizer = gradtx.optim.AdamW([huge])
-    assert bytes_of_state(optimizer) == 4
+    assert bytes_of_state(optimizer) == 0
     with pytest.raises(ValueError, match=r"orthogonalize: leaf '0' has shape"):
         gradtx.optim.Muon([torch.nn.Parameter(torch.ones(3))])
 

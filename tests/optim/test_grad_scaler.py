@@ -1,6 +1,7 @@
-"""GradScaler: gradients are unscaled, and non-finite steps skipped with their state and counts, without host reads.
+"""GradScaler: gradients are unscaled, and non-finite steps skipped with their state and counts.
 
-`found_inf` and `grad_scale` are the attributes that torch's scaler sets around its call of `step`.
+By default the scaler does both, as for torch's optimizers that are not fused. With `amp_scaling=True`, `step` does,
+without host reads: `found_inf` and `grad_scale` are the attributes that torch's scaler sets around its call of `step`.
 """
 
 import contextlib
@@ -257,14 +258,79 @@ def trained(make, steps=8):
     return params, optimizer, scaler
 
 
+@pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_grad_scaler_skips_steps_with_infinite_gradients_as_with_torch(compile):
-    params, optimizer, scaler = trained(lambda ps: gradtx.optim.AdamW(ps.values(), lr=0.1, compile=compile))
+def test_a_grad_scaler_skips_steps_with_infinite_gradients_as_with_torch(compile, inside):
+    options = {"compile": compile, "amp_scaling": inside}
+    params, optimizer, scaler = trained(lambda ps: gradtx.optim.AdamW(ps.values(), lr=0.1, **options))
     theirs, _, reference = trained(lambda ps: torch.optim.AdamW(ps.values(), lr=0.1))
     # Eight float32 roundings.
     assert_close(params.values(), theirs.values(), 1e-6)
     assert scaler.get_scale() == reference.get_scale()
     assert {optimizer.state[param]["step"].item() for param in params.values()} == {7.0}
+
+
+def calls_of_step(optimizer):
+    """Whether each of two steps under a GradScaler, of which the second is skipped, calls `step`."""
+    (param,) = optimizer.param_groups[0]["params"]
+    calls = []
+    step = optimizer.step
+    optimizer.step = lambda *args, **kwargs: calls.append(step(*args, **kwargs))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    counts = []
+    for factor in (1.0, math.inf):
+        optimizer.zero_grad()
+        scaler.scale(factor * param.sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        counts.append(len(calls))
+    return counts
+
+
+def test_a_skipped_step_is_not_called_as_with_torchs_class_unless_step_itself_skips():
+    def param():
+        return [torch.nn.Parameter(torch.ones(2))]
+
+    assert calls_of_step(torch.optim.AdamW(param(), foreach=False)) == [1, 1]
+    assert calls_of_step(gradtx.optim.AdamW(param())) == [1, 1]
+    assert calls_of_step(gradtx.as_optimizer(gradtx.adamw(), param())) == [1, 1]
+    assert calls_of_step(torch.optim.AdamW(param(), fused=True)) == [1, 2]
+    assert calls_of_step(gradtx.optim.AdamW(param(), amp_scaling=True)) == [1, 2]
+    assert calls_of_step(gradtx.as_optimizer(gradtx.adamw(), param(), amp_scaling=True)) == [1, 2]
+    assert calls_of_step(gradtx.optim.AdamW(param(), capturable=True)) == [1, 2]
+    again = copy.deepcopy(gradtx.optim.AdamW(param(), amp_scaling=True))
+    assert calls_of_step(again) == [1, 2]
+
+
+@pytest.mark.filterwarnings("ignore:Using backward")
+def test_what_a_grad_scaler_would_spoil_is_still_refused():
+    """A Hessian of the scaled loss, and gradients that are used before they are unscaled."""
+    for tx, released in ((gradtx.adahessian(lr=0.1), False), (gradtx.adamw(), True)):
+        param = torch.nn.Parameter(torch.ones(2))
+        optimizer = gradtx.as_optimizer(tx, [param])
+        if released:
+            optimizer.release_gradients()
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        scaler.scale(param.square().sum()).backward(create_graph=not released)
+        with pytest.raises((RuntimeError, AssertionError), match=r"hessian_diag cannot be estimated|inf checks"):
+            scaler.step(optimizer)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_frozen_and_idle_parameters_do_not_disturb_steps_under_a_scaler(inside):
+    def run(module, **options):
+        params = [torch.nn.Parameter(torch.ones(2), requires_grad=i != 1) for i in range(3)]
+        optimizer = module.AdamW(params, lr=0.1, **options)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        for t in range(4):
+            optimizer.zero_grad()
+            loss = params[0].sin().sum() + (params[2].cos().sum() if t > 1 else 0.0)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        return params
+
+    assert_close(run(gradtx.optim, amp_scaling=inside), run(torch.optim), 1e-6)
 
 
 def test_a_skipped_step_of_a_grad_scaler_changes_no_state_and_no_schedule():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
 import gradtx
 from tests.optim.problems import assert_close, assert_equal, descend, functional, made, parameters, values
@@ -35,11 +36,78 @@ def test_state_is_flat_and_later_owners_of_a_name_are_spelled_out():
 
 def test_step_is_a_0d_float32_tensor_as_torchs():
     optimizer, params = made(gradtx.adamw())
-    for expected in (0.0, 1.0, 2.0):
+    for expected in (1.0, 2.0):
+        descend(optimizer, params, 1)
         for param in params.values():
             step = optimizer.state[param]["step"]
             assert (step.shape, step.dtype, step.item()) == ((), torch.float32, expected)
-        descend(optimizer, params, 1)
+
+
+@pytest.mark.parametrize("tx", [gradtx.adamw(), LOOKAHEAD, gradtx.sgd(lr=0.1), gradtx.prodigy()])
+def test_before_the_first_step_the_state_is_empty_as_in_torch(tx):
+    optimizer, params = made(tx)
+    assert optimizer.state == {}
+    entries = optimizer.state_dict()["state"]
+    assert all("step" in entries[i] for i in range(len(params)))  # complete, so that every checkpoint loads everywhere
+    assert optimizer.state == {}
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert optimizer.state == {}
+    optimizer.add_param_group({"params": [("late", torch.nn.Parameter(torch.ones(2, dtype=torch.float64)))]})
+    assert optimizer.state == {}
+    descend(optimizer, params, 1, skip=lambda name, t: name == "body.bias")
+    assert params["body.bias"] not in optimizer.state
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("tx", [gradtx.adamw(lr=0.1), LOOKAHEAD, gradtx.sgd(lr=gradtx.cosine_schedule(0.1, T_max=9))])
+def test_a_fresh_optimizer_loads_a_dict_of_torchs_distributed_checkpoint_and_is_not_changed_by_its_step(tx, flat):
+    def build():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+        return model, gradtx.as_optimizer(tx, model.named_parameters())
+
+    def train(model, optimizer, steps):
+        for t in range(steps):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3) * (t + 1)).square().mean().backward()
+            optimizer.step()
+
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    model, optimizer = build()
+    first = get_optimizer_state_dict(model, optimizer, options=options)
+    again, resumed = build()
+    set_optimizer_state_dict(again, resumed, first, options=options)
+    train(model, optimizer, 2)
+    train(again, resumed, 2)
+    expected, plain = build()
+    train(expected, plain, 2)
+    assert_equal(values(model.parameters()), values(expected.parameters()))
+    assert_equal(values(again.parameters()), values(expected.parameters()))
+    assert optimizer.param_groups[0]["lr"] == plain.param_groups[0]["lr"]
+    saved = get_optimizer_state_dict(model, optimizer, options=options)
+    again, resumed = build()
+    again.load_state_dict(model.state_dict())
+    set_optimizer_state_dict(again, resumed, saved, options=options)
+    train(again, resumed, 2)
+    train(model, optimizer, 2)
+    assert_equal(values(again.parameters()), values(model.parameters()))
+    assert_equal(resumed.state_dict()["state"], optimizer.state_dict()["state"])
+
+
+def test_a_state_that_torchs_distributed_checkpoint_would_lose_is_an_error_with_the_remedy():
+    """It asks the optimizer for its slots, but creates them only if there are no gradients."""
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    model = torch.nn.Linear(3, 2)
+    optimizer = gradtx.optim.AdamW(model.parameters())
+    model(torch.ones(2, 3)).sum().backward()
+    optimizer.step()
+    saved = get_optimizer_state_dict(model, optimizer, options=options)
+    resumed = gradtx.optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match=r"creates no state while there are gradients: call optimizer.zero_grad\(\)"):
+        set_optimizer_state_dict(model, resumed, saved, options=options)
+    resumed.zero_grad()
+    set_optimizer_state_dict(model, resumed, saved, options=options)
+    assert_equal(resumed.state_dict()["state"], optimizer.state_dict()["state"])
 
 
 def test_rules_see_the_step_as_int64():
