@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.exact import Schedule, number_on, python_scalar, resolve
+from gradtx.base.inputs import as_builtin
 from gradtx.execution.runs import Place
 from gradtx.programs.hyperparameters import (
     ChainOf,
@@ -83,6 +84,8 @@ class GroupView:
         check_differentiable(group)
         self.sources: Values = {}
         for name, entry in self.entries.items():
+            if name in group:
+                group[name] = as_builtin(group[name])
             # A tensor is not copied, as in torch: its owner and schedulers write to it in place.
             self.sources[name] = (
                 entry.argument.check(group[name]) if name in group else entry.value
@@ -132,6 +135,7 @@ class GroupView:
         return self._values
 
     def _value(self, name: str, value: Any) -> Any:
+        value = self.group[name] = as_builtin(value)
         if isinstance(value, list):  # JSON turns tuples into lists
             value = tuple(value)
         if name in self.shown and is_same(value, self.shown[name]):
