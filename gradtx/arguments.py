@@ -265,6 +265,11 @@ class Argument:
         self.choices = hint.choices
         self.types = hint.members
         self.any_length = "any length" in hint.notes
+        self._classes = tuple(
+            member
+            for member in hint.members - {object, Any}
+            if isinstance(member, type) and typing.get_origin(member) is None
+        )
         self._takes_tuple = any(
             typing.get_origin(member) in (tuple, Sequence)
             and str not in typing.get_args(member)
@@ -292,7 +297,7 @@ class Argument:
         One-entry tensors of any shape are numbers, as in torch, and rounding errors are corrected, since torch's
         schedulers write such values.
         """
-        if type(value) not in self.types:
+        if not isinstance(value, self._classes):
             value = self._as_builtin(value)
         if self.kind == "structure" or (value is None and self.optional):
             return value
