@@ -79,16 +79,12 @@ class AliasOptimizer(ChainOptimizer):
     def __init_subclass__(cls, alias: Any = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if alias is None:  # a user's subclass of an alias class
-            if "__init__" in cls.__dict__:
-                _, *own = inspect.signature(cls.__init__).parameters.values()
-                cls.__signature__ = inspect.Signature(own)
             return
         cls._alias = staticmethod(alias)
         cls._fixed_options = FIXED_OPTIONS.get(alias.__name__, {})
         own = cls._arguments = inspect.signature(alias)
-        params = inspect.Parameter(
-            "params", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Params"
-        )
+        of_instance = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        params = of_instance.replace(name="params", annotation="Params")
         engine = dict(KEYWORDS)
         cls._seeded = "hessian_diag" in alias(**alias.spec.arguments.sample()).needs
         if not cls._seeded:
@@ -98,10 +94,9 @@ class AliasOptimizer(ChainOptimizer):
         for name, option in engine.items():
             keywords.append(keyword_parameter(name, option.default, option.annotation))
             told[name] = option.told
-        cls.__signature__ = own.replace(
-            parameters=[params, *own.parameters.values(), *keywords],
-            return_annotation=own.empty,
-        )
+        parameters = [of_instance, params, *own.parameters.values(), *keywords]
+        signature = own.replace(parameters=parameters, return_annotation=own.empty)
+        cls.__init__ = _constructor(cls, signature)
         summary = f"`{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`, as for `as_optimizer`."
         docstring = with_arguments(inspect.getdoc(alias), told)
         cls.__doc__ = f"{summary}\n\n{docstring}" if docstring else summary
@@ -174,6 +169,23 @@ class AliasOptimizer(ChainOptimizer):
             self._check_fixed("loaded group", group, "load it into Adam")
             groups.append({**group, **self._fixed_options})
         return {**state_dict, "param_groups": groups}
+
+
+def _constructor(
+    cls: type[AliasOptimizer], signature: inspect.Signature
+) -> Callable[..., None]:
+    """Return an `__init__` with the signature of a class, which frameworks read to know the class's arguments."""
+
+    def init(self: AliasOptimizer, *args: Any, **kwargs: Any) -> None:
+        AliasOptimizer.__init__(self, *args, **kwargs)
+
+    function: Any = init
+    function.__name__ = "__init__"
+    function.__qualname__ = f"{cls.__qualname__}.__init__"
+    function.__module__ = cls.__module__
+    function.__signature__ = signature
+    function.__annotations__ = {}
+    return function
 
 
 def _defaults_of(

@@ -1,5 +1,6 @@
 """The generated classes: real signatures and docstrings, real torch optimizers, torch's errors."""
 
+import functools
 import inspect
 import itertools
 import pickle
@@ -398,3 +399,31 @@ def test_every_class_named_as_in_torch_has_torchs_arguments():
         ours = inspect.signature(getattr(gradtx.optim, name)).parameters
         elsewhere = {*ENGINE_OPTIONS, "foreach", "fused", "differentiable", "capturable", *_OTHER_FORMS, *_OTHER_NAMES}
         assert set(theirs) - set(ours) <= elsewhere, name
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_code_that_filters_options_by_the_signature_of_init_drops_none(name):
+    cls = getattr(gradtx.optim, name)
+    _, *arguments = inspect.signature(cls.__init__).parameters.values()
+    assert arguments == list(inspect.signature(cls).parameters.values())
+    assert cls.__init__.__qualname__ == f"{name}.__init__"
+    assert cls.__init__.__module__ == cls.__module__
+
+
+def test_filtered_options_reach_a_users_subclass():
+    class Mine(gradtx.optim.AdamW):
+        pass
+
+    options = {"lr": 0.5, "betas": (0.5, 0.75), "epochs": 3}
+    accepted = {k: v for k, v in options.items() if k in inspect.signature(Mine.__init__).parameters}
+    optimizer = Mine([torch.nn.Parameter(torch.ones(1))], **accepted)
+    assert (optimizer.defaults["lr"], optimizer.defaults["betas"]) == (0.5, (0.5, 0.75))
+
+
+def test_a_partial_call_with_the_transformation_by_name_makes_an_optimizer():
+    """As frameworks build optimizers: `_partial_: true` of Hydra, `optimizer_factory(params)` of others."""
+    make = functools.partial(gradtx.as_optimizer, tx=gradtx.adamw(lr=0.5), seed=3)
+    params = [torch.nn.Parameter(torch.ones(1))]
+    assert make(params).param_groups[0]["lr"] == make(params=params).param_groups[0]["lr"] == 0.5
+    with pytest.raises(TypeError, match="tx"):
+        gradtx.as_optimizer(gradtx.sgd(), params, tx=gradtx.adamw())
