@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -22,14 +22,13 @@ from gradtx.transform import GradientTransformation, check_transformation
 if TYPE_CHECKING:
     from gradtx.optim.engine import Engine
 
-P = ParamSpec("P")
-R = TypeVar("R")
+MakerT = TypeVar("MakerT", bound=Callable[..., ChainOptimizer])
 
 __all__ = ["ChainOptimizer", "as_optimizer"]
 __all__ += classes.__all__
 
 
-def _takes_tx_by_name(function: Callable[P, R]) -> Callable[P, R]:
+def _takes_tx_by_name(function: MakerT) -> MakerT:
     """Let `params` be the only positional argument, as in `functools.partial(as_optimizer, tx=tx)(params)`."""
 
     @functools.wraps(function)
@@ -38,7 +37,7 @@ def _takes_tx_by_name(function: Callable[P, R]) -> Callable[P, R]:
             args = (kwargs.pop("tx"), *args)
         return function(*args, **kwargs)
 
-    return call
+    return cast("MakerT", call)
 
 
 @_takes_tx_by_name

@@ -209,7 +209,7 @@ def warn_of_unread(who: str, unread: Mapping[str, str]) -> None:
     """Warn about hyperparameters that the parameters of a group do not read, because they take another branch."""
     for key, name in unread.items():
         warn_user(
-            f"{who}: the parameters of this group do not read its {key!r}; pass {name!r}",
+            f"{who}: the {key!r} of this group is not that of its parameters, which take another branch; pass {name!r}",
             UserWarning,
         )
 

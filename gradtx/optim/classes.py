@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -102,6 +103,8 @@ class AliasOptimizer(ChainOptimizer):
         cls.__doc__ = f"{summary}\n\n{docstring}" if docstring else summary
 
     def __init__(self, params: Params, *args: Any, **kwargs: Any):
+        for name, value in self._options_of_groups(params).items():
+            kwargs.setdefault(name, value)
         engine = {}
         for name, option in KEYWORDS.items():
             if name != "seed" or self._seeded:
@@ -119,6 +122,21 @@ class AliasOptimizer(ChainOptimizer):
             if value != KEYWORDS[name].default:
                 arguments[name] = value
         self.defaults = _defaults_of(self._tx, arguments)
+        _LIVING.add(self)
+
+    def _options_of_groups(self, params: Any) -> dict[str, Any]:
+        """Return the options that groups lack, if they are those of another optimizer of this class.
+
+        So `cls([*first.param_groups, *second.param_groups])`, as torchrl merges optimizers, keeps all options.
+        """
+        if not isinstance(params, list | tuple):
+            return {}
+        for other in _LIVING:
+            for group in other.param_groups if type(other) is type(self) else ():
+                if any(group is each for each in params):
+                    options = other.defaults.items()
+                    return {name: value for name, value in options if name not in group}
+        return {}
 
     def _argument_named(self, key: str) -> str:
         """Return the name of the alias's argument that groups and `defaults` show under this key."""
@@ -169,6 +187,10 @@ class AliasOptimizer(ChainOptimizer):
             self._check_fixed("loaded group", group, "load it into Adam")
             groups.append({**group, **self._fixed_options})
         return {**state_dict, "param_groups": groups}
+
+
+# Weakly, so that optimizers end with their owners.
+_LIVING: weakref.WeakSet[AliasOptimizer] = weakref.WeakSet()
 
 
 def _constructor(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from copy import copy
 from typing import Any, TypeAlias
 
@@ -295,13 +295,15 @@ def in_names_of_branch(
 ) -> dict[str, str | None]:
     """Rename a group's hyperparameters from the names of the whole optimizer to the names in the group's branch.
 
-    The names differ in an alias's branch for other leaves (the fallback of Muon). Names with an owner or a label are
-    accepted in all groups. Hyperparameters that the branch does not read are removed.
+    The names differ in an alias's branch for other leaves (the fallback of Muon), whose rate and decay follow the
+    alias's, see `_of_fallback`. Names with an owner or a label are accepted in all groups. Hyperparameters that the
+    branch does not read are removed.
 
     Returns:
         The name in the branch of each accepted name; None if the branch does not read it.
     """
-    places = {entry.name: entry.place for entry in tx._entries(labels, apart=False)}
+    outer = {entry.name: entry for entry in tx._entries(labels, apart=False)}
+    places = {name: entry.place for name, entry in outer.items()}
     for entry in tx._entries():
         for name in entry.names:
             if "." in name:
@@ -314,7 +316,37 @@ def in_names_of_branch(
         new_name = new_names[name]
         if new_name is not None:
             group[new_name] = value
+    for name, value in values.items():
+        if new_names[name] is not None or name not in outer:
+            continue
+        for inner, number, is_clear in _of_fallback(outer[name], value, entries):
+            group.setdefault(inner, number)
+            if is_clear:
+                new_names[name] = inner
     return new_names
+
+
+def _of_fallback(
+    outer: Entry, value: Any, entries: Mapping[str, Entry]
+) -> Iterator[tuple[str, float, bool]]:
+    """Yield the names and values of a fallback's numbers that follow from the alias's in a group, and whether clearly.
+
+    A framework that makes groups knows only the names of the alias. Its decay is that of all parameters in the group,
+    unless the fallback has none. Its rate multiplies the fallback's as it does the alias's own; by a factor of 10 and
+    more, it is a rate for the fallback, which has another name.
+    """
+    node, argument = outer.place
+    for name, entry in entries.items():
+        place, inner_argument = entry.place
+        numbers = (value, outer.value, entry.value)
+        is_inside = place[: len(node)] == node and inner_argument == argument
+        if not is_inside or not all(isinstance(x, float | int) for x in numbers):
+            continue
+        if argument == "weight_decay" and entry.value:
+            yield name, value, True
+        elif argument == "lr" and outer.value and value < 10 * outer.value:
+            factor = value / outer.value
+            yield name, entry.value * factor, factor == 0 or factor > 0.1
 
 
 def params_of(groups: Iterable[Mapping[str, Any]]) -> list[Any]:

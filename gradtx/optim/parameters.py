@@ -126,9 +126,13 @@ class Members:
             for key in ("params", "param_names"):
                 if key in part:
                     part[key] = [given[key][i] for i in positions_of_labels[labels]]
+            new_names = {}
+            label = ".".join(label for _, label in labels)
+            # Otherwise a group of another optimizer, in the names of its branch.
+            if not labels or part.get("label") != label:
+                new_names = in_names_of_branch(self.tx, part, _by_selector(labels))
             if labels:
-                part["label"] = ".".join(label for _, label in labels)
-            new_names = in_names_of_branch(self.tx, part, _by_selector(labels))
+                part["label"] = label
             view = GroupView(self.tx, part, _by_selector(labels))
             read |= {name for name in given if new_names.get(name) is not None}
             unread.update(_unread(given, new_names, view))
