@@ -81,6 +81,7 @@ class GroupView:
         self.tx = tx
         self.group = group
         self.entries = names_in_group(tx._entries(labels))
+        given = self.entries.keys() & group.keys()
         check_differentiable(group)
         self.sources: Values = {}
         for name, entry in self.entries.items():
@@ -97,7 +98,9 @@ class GroupView:
             name: group[name] for name in self.sources if self.follows_schedule(name)
         }
         self._clear()
-        self._take(self.sources)
+        if not given:
+            self._values = dict(self.sources)  # as the transformation checked them
+        self._take(self._values or self.sources)
 
     def _clear(self) -> None:
         """Clear the caches."""
@@ -126,7 +129,7 @@ class GroupView:
             name: self._value(name, value)
             for name, value in zip(self.entries, contents, strict=True)
         }
-        if not are_identical(values.values(), self._values.values()):
+        if not have_same_values(values, self._values):
             places = {self.entries[name].place: values[name] for name in values}
             self.tx._replaced(places, checked=True)
             self._values = values
@@ -175,7 +178,7 @@ class GroupView:
     def chain(self, values: Values, device: torch.device) -> GradientTransformation:
         """Return the transformation with these values, converted to the tensors that rules receive for leaves there."""
         known, tx = self._chains.get(device, (None, self.tx))
-        if known is values:
+        if known is values or (known is not None and have_same_values(known, values)):
             return tx
         numbers = self._numbers_of(values, self.structure)
         tensors = [number_on(device, item) for item in numbers.values]
@@ -375,6 +378,11 @@ def is_same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(is_same, a, b))
     return bool(a == b)
+
+
+def have_same_values(a: Values, b: Values) -> bool:
+    """Whether two sets of hyperparameters are equal, where tensors are compared by identity."""
+    return len(a) == len(b) and all(map(is_same, a.values(), b.values()))
 
 
 def are_identical(a: Collection[Any], b: Collection[Any]) -> bool:
