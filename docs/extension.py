@@ -181,7 +181,9 @@ def module_of(app: Any, module: str, name: str) -> str | None:
     """Return the module with the source of a public name."""
     if module == "gradtx.optim":
         return "gradtx.optim.optimizer"
-    return "gradtx.transform" if name in reference.TYPES else HOMES.get(name)
+    if name in reference.TYPES:
+        return "gradtx.transform"
+    return HOMES.get(name) if module == "gradtx" else None
 
 
 # Links.

@@ -311,7 +311,8 @@ def without_self(signature: inspect.Signature) -> inspect.Signature:
 def signature(value: Any) -> str:
     shown = inspect.signature(value)
     function = inspect.unwrap(getattr(value, "_alias", value))
-    names = vars(sys.modules[HOMES.get(function.__name__, function.__module__)])
+    place = function.__module__
+    names = vars(sys.modules[HOMES[function.__name__] if place == "gradtx" else place])
     parameters = [
         p.replace(annotation=written_out(p.annotation, names))
         for p in shown.parameters.values()
