@@ -1,5 +1,6 @@
 """What docstrings may use without importing it, and one thread a test process: `make test` runs a process a core."""
 
+import doctest
 import gc
 import os
 
@@ -14,12 +15,26 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.base.names import HOMES
 
 torch.set_num_threads(1)
 # Python looks for cycles less often: each time it goes through all tests and programs.
 gc.set_threshold(50_000, 50, 50)
 # Sphinx imports them, which may be absent.
 collect_ignore = ["docs/conf.py", "docs/extension.py", "docs/reference.py"]
+
+
+_IS_OF_MODULE = doctest.DocTestFinder._from_module
+
+
+def _is_of_module(finder, module, value):
+    """Whether a doctest belongs to a module: public names are part of the one that defines them."""
+    if getattr(value, "__module__", None) == "gradtx":
+        return module.__name__ == HOMES.get(value.__name__, "gradtx")
+    return _IS_OF_MODULE(finder, module, value)
+
+
+doctest.DocTestFinder._from_module = _is_of_module
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ import torch
 
 import gradtx
 import gradtx.algorithms
+from gradtx.base.names import HOMES
 from gradtx.optim.classes import CLASSES
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -285,8 +286,7 @@ def families() -> dict[str, str]:
 
 def module_of(name: str) -> str:
     """Return the module that defines a public name of `gradtx.algorithms`."""
-    value = getattr(gradtx.algorithms, name)
-    return module(value) if hasattr(value, "spec") else value.__module__
+    return HOMES[name]
 
 
 def by_family(

@@ -20,6 +20,7 @@ from sphinx.transforms import SphinxTransform
 from sphinx.util import logging
 
 import gradtx
+from gradtx.base.names import HOMES
 
 log = logging.getLogger(__name__)
 
@@ -177,14 +178,12 @@ def extent(node: Any) -> tuple[str, int, int]:
 
 
 def module_of(app: Any, module: str, name: str) -> str | None:
-    """Return the module with the source of types without `__module__`, and of the names in `gradtx.optim`."""
-    return (
-        "gradtx.optim.optimizer"
-        if module == "gradtx.optim"
-        else "gradtx.transform"
-        if name in reference.TYPES
-        else None
-    )
+    """Return the module with the source of a public name."""
+    if module == "gradtx.optim":
+        return "gradtx.optim.optimizer"
+    if name in reference.TYPES:
+        return "gradtx.transform"
+    return HOMES.get(name) if module == "gradtx" else None
 
 
 # Links.

@@ -22,6 +22,7 @@ from sphinx.util.typing import stringify_annotation
 import gradtx
 from benchmarks.guide.report import Page as Guide
 from benchmarks.guide.results import Results
+from gradtx.base.names import HOMES
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,7 @@ def homes() -> dict[str, list[str]]:
     found = defaultdict(list)
     for name in gradtx.__all__:
         if not inspect.ismodule(value := getattr(gradtx, name)):
-            found["gradtx.base.exact" if name in TYPES else value.__module__].append(
-                name
-            )
+            found["gradtx.base.exact" if name in TYPES else HOMES[name]].append(name)
     for name in gradtx.optim.__all__:
         value = getattr(gradtx.optim, name)
         if name not in gradtx.__all__ and not hasattr(value, "_alias"):
@@ -311,7 +310,9 @@ def without_self(signature: inspect.Signature) -> inspect.Signature:
 
 def signature(value: Any) -> str:
     shown = inspect.signature(value)
-    names = vars(sys.modules[getattr(value, "_alias", value).__module__])
+    function = inspect.unwrap(getattr(value, "_alias", value))
+    place = function.__module__
+    names = vars(sys.modules[HOMES[function.__name__] if place == "gradtx" else place])
     parameters = [
         p.replace(annotation=written_out(p.annotation, names))
         for p in shown.parameters.values()

@@ -19,6 +19,7 @@ import algorithms
 
 import gradtx
 from gradtx import arguments, schedules
+from gradtx.base.names import HOMES
 from gradtx.optim.classes import CLASSES
 from gradtx.schedules._factory import COMMON_WORDS, word_for
 
@@ -215,7 +216,7 @@ def schedules_stub() -> str:
         if hasattr(value, "arguments"):
             body += function(name, value)
         else:
-            others += f"from {value.__module__} import {name} as {name}\n"
+            others += f"from {HOMES[name]} import {name} as {name}\n"
     return page(schedules.__all__, body, others)
 
 

@@ -12,6 +12,7 @@ from gradtx.arguments import *
 from gradtx.base.ambient import *
 from gradtx.base.exact import *
 from gradtx.base.names import public_names as _public_names
+from gradtx.base.names import publish as _publish
 from gradtx.checkpoint import *
 from gradtx.combinators import *
 from gradtx.execution.context import *
@@ -53,3 +54,4 @@ def __getattr__(name: str) -> object:
 
 # Type checkers infer the public names from the imports above.
 __all__ = sorted([*_public_names(globals()), "optim", "schedules", "slots"])
+_publish(__name__, {_name: globals()[_name] for _name in __all__})

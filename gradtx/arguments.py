@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.exact import Betas, Scalar, Schedule
-from gradtx.base.inputs import are_parameters
+from gradtx.base.inputs import are_parameters, as_builtin, as_tuples
 from gradtx.base.messages import describe, nearest, schedule_remedy, shortly
 from gradtx.base.names import is_ours
 
@@ -265,6 +265,16 @@ class Argument:
         self.choices = hint.choices
         self.types = hint.members
         self.any_length = "any length" in hint.notes
+        self._classes = tuple(
+            member
+            for member in hint.members - {object, Any}
+            if isinstance(member, type) and typing.get_origin(member) is None
+        )
+        self._takes_tuple = any(
+            typing.get_origin(member) in (tuple, Sequence)
+            and str not in typing.get_args(member)
+            for member in hint.members
+        )
         self.range = hint.range(RANGES.get(self.name, _NO_RANGE))
         # Of each entry of a tuple; the last one repeats.
         self._entries: list[Hint] = []
@@ -287,6 +297,8 @@ class Argument:
         One-entry tensors of any shape are numbers, as in torch, and rounding errors are corrected, since torch's
         schedulers write such values.
         """
+        if not isinstance(value, self._classes):
+            value = self._as_builtin(value)
         if self.kind == "structure" or (value is None and self.optional):
             return value
         if self.kind == "scalar":
@@ -294,7 +306,7 @@ class Argument:
         if self.kind in ("betas", "ints"):
             return self._tuple(value)
         if self.kind == "named floats":
-            return _as_tuples(value)
+            return as_tuples(value)
         if self.kind == "number":
             # It determines structure: no tensor and no schedule.
             if not _is_plain(value, numbers.Real):
@@ -310,6 +322,15 @@ class Argument:
         if self.choices:
             self._check_chosen(value)
         return value
+
+    def _as_builtin(self, value: Any) -> Any:
+        """Return a tuple in place of any other sequence, an array or, if the argument is a tuple, a tensor."""
+        if not isinstance(value, Tensor):
+            return as_builtin(value)
+        if not value.ndim or not self._takes_tuple:
+            return value
+        # Hyperparameters stay tensors.
+        return value.unbind() if self.kind == "betas" else as_tuples(value)
 
     def _check_chosen(self, value: Any) -> None:
         """Check a value against those that the annotation lists."""
@@ -405,11 +426,6 @@ def one_of(choices: Iterable[Any], optional: bool = False) -> str:
     """Return "'a', 'b' or 'c'" for an error message."""
     *most, last = [*map(repr, choices), *(["None"] if optional else [])]
     return f"{', '.join(most)} or {last}" if most else last
-
-
-def _as_tuples(value: Any) -> Any:
-    """Return a value with tuples in place of lists, as after JSON."""
-    return tuple(map(_as_tuples, value)) if isinstance(value, tuple | list) else value
 
 
 def keyword_parameter(name: str, default: Any, annotation: str) -> inspect.Parameter:
@@ -553,7 +569,7 @@ class Arguments:
             TypeError, ValueError: If an argument is unknown, missing, given twice or not valid.
         """
         is_first_plain = self._positional and self._positional[0].kind != "structure"
-        if args and is_first_plain and are_parameters(args[0]):
+        if args and is_first_plain and are_parameters(as_builtin(args[0])):
             raise TypeError(
                 f"{self.name}: takes hyperparameters, got {shortly(args[0])}; {self._use_with_parameters()}"
             )

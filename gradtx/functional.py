@@ -14,6 +14,7 @@ from gradtx.base import tree as _tree
 from gradtx.base.errors import Path
 from gradtx.base.exact import exact, resolve
 from gradtx.base.messages import describe, form, nearest
+from gradtx.base.torch_names import with_own_code
 from gradtx.execution.pure import TreeRun
 from gradtx.execution.runs import clock_at
 from gradtx.transform import (
@@ -100,7 +101,7 @@ def train_step(
         new_params = apply_updates(params, updates)
         return new_params, state, (loss, aux) if has_aux else loss
 
-    return step
+    return with_own_code(step)
 
 
 def stack(trees: Iterable[Any]) -> Any:

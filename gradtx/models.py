@@ -42,10 +42,11 @@ EMBEDDING_WORDS = (
     "position_embedding",
     "positional_embedding",
     "class_embedding",
-    "position_bias_table",
 )
-# Of class, mask, distillation and register tokens.
-TOKEN_ENDINGS = ("_token", "_tokens")
+# Of class, mask, distillation and register tokens, and of tables of vectors that are parameters of a module.
+EMBEDDING_ENDINGS = ("_token", "_tokens", "_embed", "_table")
+# The logarithms of the decays of a state-space model.
+INDEPENDENT_NUMBERS = ("A_log", "A_logs")
 HEAD_NAMES = ("lm_head", "head", "classifier", "fc_out", "score")
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 CONVOLUTIONS = (
@@ -80,10 +81,10 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
     | role | parameter |
     |---|---|
     | "frozen" | requires no gradient |
-    | "embedding" | the weight of an `Embedding` or `EmbeddingBag`, position embeddings and learned tokens by name |
+    | "embedding" | the weight of an `Embedding` or `EmbeddingBag`; position embeddings, tokens and tables by name |
     | "head" | the weight of an output layer (see below) |
     | "norm", "bias" | the weight and bias of a norm: torch's classes, and modules whose class name ends in Norm |
-    | "scalar" | has a single entry |
+    | "scalar" | has a single entry, or is named A_log |
     | "norm" | the magnitudes of `weight_norm` |
     | "bias" | its name ends in "bias", or it has one dimension ("norm" if its name is weight, gamma or scale) |
     | "conv" | the weight of a convolution |
@@ -306,9 +307,9 @@ def _role(param: Tensor, places: list[Place], last: nn.Module | None, tied: str)
 def _is_embedding(place: Place) -> bool:
     if isinstance(place.module, EMBEDDINGS) and place.name == "weight":
         return True
-    return place.name.endswith(TOKEN_ENDINGS) or any(
-        word in place.path for word in EMBEDDING_WORDS
-    )
+    is_table = place.name.endswith(EMBEDDING_ENDINGS)
+    is_table = is_table or place.name.startswith("rel_pos_")
+    return is_table or any(word in place.path for word in EMBEDDING_WORDS)
 
 
 def _is_head(place: Place, last: nn.Module | None) -> bool:
@@ -318,7 +319,8 @@ def _is_head(place: Place, last: nn.Module | None) -> bool:
 
 
 def _role_by_shape(param: Tensor, place: Place) -> str:
-    if not is_lazy(param) and param.numel() == 1:
+    is_number = not is_lazy(param) and param.numel() == 1
+    if is_number or place.name in INDEPENDENT_NUMBERS:
         return "scalar"
     if place.name.endswith("bias"):
         return "bias"
@@ -336,6 +338,7 @@ def _has_scales(place: Place) -> bool:
 
 
 HEADS = ("num_heads", "n_head", "n_heads", "num_attention_heads")
+HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "dim_head", "d_head")
 KEY_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "n_kv_head")
 # The numbers of blocks of projections: how often queries have a block per head, and keys or values have.
 BLOCKS = {
@@ -362,8 +365,14 @@ BLOCKS = {
         (1, 2),
     ),
 }
-# Others: no decay.
-BRANCH = {"matrix": "muon", "conv": "muon_conv", "head": "adamw", "frozen": "frozen"}
+# The branch of each role; see `label_by_role`.
+BRANCH = {
+    "matrix": "muon",
+    "conv": "muon_conv",
+    "head": "adamw",
+    "frozen": "frozen",
+    **dict.fromkeys(("embedding", "norm", "bias", "scalar"), "adamw_no_decay"),
+}
 
 
 @dataclass(frozen=True)
@@ -426,6 +435,7 @@ def muon_for(
     *,
     per_head: bool = True,
     conv: str = "muon",
+    roles: Mapping[str, str] | None = None,
     tied: str = "embedding",
     betas: Betas = (0.9, 0.95),
     eps: Scalar = 1e-10,
@@ -436,10 +446,12 @@ def muon_for(
     r"""Create the optimizer of a whole model: Muon for its matrices, AdamW for everything else.
 
     Roles are those of `label_by_role`. Matrices use `muon`: query, key and value weights with one block per head, and
-    expert weights with one block per expert. Convolutions use `muon`, viewed as (out, all others); heads use `adamw`;
-    embeddings, norms, biases and scalars use `adamw` without decay. The number of heads is read from the attributes
-    `num_heads`, `n_head`, `n_heads` or `num_attention_heads` of a module or of its `config`; that of keys and values
-    from `num_key_value_heads`, `n_kv_heads`, `num_kv_heads` or `n_kv_head`. Weights that do not fit are not split.
+    expert weights with one block per expert. Convolutions use `muon`, viewed as (out, all others), but depthwise ones
+    `adamw`; heads use `adamw`; embeddings, norms, biases and scalars use `adamw` without decay. The number of heads is
+    read from the attributes `num_heads`, `n_head`, `n_heads` or `num_attention_heads` of a module or of its `config`;
+    that of keys and values from `num_key_value_heads`, `n_kv_heads`, `num_kv_heads` or `n_kv_head`; the size of a head
+    from `head_dim`, `attention_head_size`, `head_size`, `dim_head` or `d_head`. Weights that do not fit, because a
+    block would not be a multiple of a head, are not split.
 
     The optimizer has one group per branch. Its `label` names the branch and its `lr` is the rate of that branch, so a
     scheduler controls all rates. Print the optimizer to see the branch of each parameter.
@@ -452,6 +464,8 @@ def muon_for(
         adamw_weight_decay: AdamW's decay of heads, >= 0.
         per_head: Whether query, key and value weights are split into one block per head.
         conv: "muon" or "adamw", for convolutions.
+        roles: Other treatments by name pattern, of which the first match applies: `{"*.router.weight": "adamw"}`. A
+            treatment is a role, or the label of a branch: "muon", "muon_conv", "adamw", "adamw_no_decay" or "frozen".
         tied: The role of a weight that is both an embedding and a head: "embedding" (no decay) or "head".
         betas: AdamW's, each in [0, 1).
         eps: AdamW's, >= 0.
@@ -465,8 +479,8 @@ def muon_for(
 
     Raises:
         TypeError: If `model` is not a module, or if an option is unknown.
-        ValueError: If a hyperparameter is out of range, if `conv` or `tied` is unknown, or if no parameter requires a
-            gradient.
+        ValueError: If a hyperparameter is out of range, if `conv`, `tied` or a treatment is unknown, if a pattern of
+            `roles` matches no parameter or sends a vector to Muon, or if no parameter requires a gradient.
 
     Example:
         >>> model = torch.nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16)
@@ -481,7 +495,7 @@ def muon_for(
     if tied not in ("embedding", "head"):
         raise ValueError(f"muon_for: tied must be 'embedding' or 'head', got {tied!r}")
     _check_model("muon_for", model)
-    rows = list(_rows(model, per_head, conv, tied))
+    rows = list(_rows(model, per_head, conv, tied, roles or {}))
     if all(row.branch == "frozen" for row in rows):
         raise ValueError(
             "muon_for: the model has no parameters that require a gradient"
@@ -514,8 +528,11 @@ def muon_for(
 # Rows.
 
 
-def _rows(model: nn.Module, per_head: bool, conv: str, tied: str) -> Iterator[Row]:
+def _rows(
+    model: nn.Module, per_head: bool, conv: str, tied: str, others: Mapping[str, str]
+) -> Iterator[Row]:
     roles = label_by_role(model, tied=tied)
+    chosen = _chosen(model, others)
     places = places_of(model)
     modules = {without_wrappers(name): module for name, module in named_modules(model)}
     for name, param in named_in_model(model):
@@ -523,18 +540,48 @@ def _rows(model: nn.Module, per_head: bool, conv: str, tied: str) -> Iterator[Ro
             raise ValueError(
                 f"muon_for: parameter {name!r} has no shape yet; run the model once on an input"
             )
-        role = roles[name]
-        branch = BRANCH.get(role, "adamw_no_decay")
-        if role == "conv" and conv == "adamw":
+        role = chosen.get(name, roles[name])
+        branch = BRANCH.get(role, role)  # or the label of a branch itself
+        is_conv = branch == "muon_conv" and name not in chosen
+        if is_conv and (
+            conv == "adamw" or _is_depthwise(param, places[param][0].module)
+        ):
             branch = "adamw"
         shape = tuple(param.shape)
-        if role != "matrix":
+        if branch in ("muon", "muon_conv") and param.ndim < 2:
+            raise ValueError(
+                f"muon_for: roles sends {name!r} of shape {shape} to {branch!r}, which needs at least 2 dimensions"
+            )
+        if branch != "muon":
             yield Row(name, shape, role, branch)
         elif param.ndim > 2:
             yield Row(name, shape, role, branch, batch=param.ndim - 2)
         else:
             heads, dim = _cut(param, places[param][0], modules) if per_head else (1, 0)
             yield Row(name, shape, role, branch, heads, dim)
+
+
+def _chosen(model: nn.Module, others: Mapping[str, str]) -> dict[str, str]:
+    """Return the treatment of each parameter that a pattern of the user selects."""
+    named = dict(named_in_model(model))
+    known = {*BRANCH, *BRANCH.values()}
+    chosen: dict[str, str] = {}
+    for pattern, treatment in others.items():
+        if treatment not in known:
+            raise ValueError(
+                f"muon_for: roles[{pattern!r}] must be one of {', '.join(sorted(known))}, got {treatment!r}"
+            )
+        selector = Selector.of("muon_for: roles", pattern)
+        selector.check_used(list(named))
+        for name, param in named.items():
+            if selector.choose(name, param):
+                chosen.setdefault(name, treatment)
+    return chosen
+
+
+def _is_depthwise(weight: Tensor, module: nn.Module) -> bool:
+    """Whether a convolution has one kernel per channel, so that its weight is no matrix."""
+    return isinstance(module, CONVOLUTIONS) and module.groups > 1 == weight.shape[1]
 
 
 def _cut(
@@ -549,19 +596,33 @@ def _cut(
         heads = _heads_of(modules.get(around))
         if heads is not None:
             queries, keys = BLOCKS.get(part, (0, 0))
-            count = queries * heads[0] + keys * heads[1] or 1
-            return (count, dim) if param.shape[dim] % count == 0 else (1, 0)
+            count = queries * heads.queries + keys * heads.keys or 1
+            size, rest = divmod(param.shape[dim], count)
+            # Of a weight for queries, keys and values that has other rows too, such as those of a gate.
+            of_input = param.shape[1 - dim] // heads.queries if queries and keys else 1
+            fits = rest == 0 and size % (heads.size or of_input or 1) == 0
+            return (count, dim) if fits else (1, 0)
     return 1, 0
 
 
-def _heads_of(module: nn.Module | None) -> tuple[int, int] | None:
-    """Return the numbers of query and key heads of an attention module; None for other modules."""
+class Heads(NamedTuple):
+    """The numbers of query and key heads of an attention module, and their size; None if it is unknown."""
+
+    queries: int
+    keys: int
+    size: int | None
+
+
+def _heads_of(module: nn.Module | None) -> Heads | None:
+    """Return the heads of an attention module; None for other modules."""
     config = getattr(module, "config", None)
     is_attention = "attention" in type(module).__name__.lower()
-    queries = _first_count(HEADS, module, config if is_attention else None)
+    config_of_heads = config if is_attention else None
+    queries = _first_count(HEADS, module, config_of_heads)
     if queries is None:
         return None
-    return queries, _first_count(KEY_HEADS, module, config) or queries
+    keys = _first_count(KEY_HEADS, module, config) or queries
+    return Heads(queries, keys, _first_count(HEAD_SIZES, module, config_of_heads))
 
 
 def _first_count(names: tuple[str, ...], *sources: Any) -> int | None:

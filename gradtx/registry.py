@@ -20,6 +20,7 @@ from gradtx.algorithms.projection import centralize, orthogonalize_against_param
 from gradtx.arguments import Argument, name_here
 from gradtx.base.counterparts import plain
 from gradtx.base.exact import Scalar, Schedule
+from gradtx.base.inputs import as_builtin
 from gradtx.base.messages import describe, nearest, warn_user
 from gradtx.combinators.slow_weights import with_lookahead
 from gradtx.models import label_by_role, named_in_model, places_of
@@ -119,7 +120,7 @@ class _Catalog:
 
     def matching(self, who: str, filters: Names) -> list[str]:
         """Return the sorted names with a spelling that matches one of the wildcard patterns."""
-        patterns = [filters] if isinstance(filters, str) else filters
+        patterns = [filters] if isinstance(filters, str) else as_builtin(filters)
         if patterns is None:
             patterns = ["*"]
         if not _are_strings(patterns):

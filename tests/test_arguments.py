@@ -1,8 +1,11 @@
 """Arguments of factories: which ranges follow from names, and how a user-defined factory replaces them."""
 
+import functools
 import re
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
+import numpy
 import pytest
 import torch
 
@@ -236,3 +239,73 @@ def test_one_need_may_be_named_without_a_tuple():
         return lambda update, state, param, ctx: (update + size * param, state)
 
     assert pull().needs == ("params",)
+
+
+class Listed(Sequence):
+    """A sequence that is no list, as those of OmegaConf."""
+
+    def __init__(self, entries):
+        self.entries = [Listed(entry) if isinstance(entry, list) else entry for entry in entries]
+
+    def __len__(self):
+        return len(self.entries)
+
+    def __getitem__(self, index):
+        return self.entries[index]
+
+
+TRIPLE = [3.0, -4.0, 2.0]
+ANY_SEQUENCE = pytest.mark.parametrize("sequence", [list, Listed, numpy.array, torch.tensor])
+
+
+@ANY_SEQUENCE
+@pytest.mark.parametrize(
+    ("factory", "name", "entries"),
+    [
+        (gradtx.adamw, "betas", [0.5, 0.75]),
+        (gradtx.adafactor, "eps", [0.5, 0.25]),
+        (gradtx.muon, "ns_coefficients", TRIPLE),
+        (gradtx.muon, "ns_coefficients", [TRIPLE, TRIPLE]),
+        (gradtx.orthogonalize, "coefs", [TRIPLE, TRIPLE]),
+        (gradtx.orthogonalize, "mixture", [0.5, 0.5]),
+        (functools.partial(gradtx.multistep_schedule, 0.1), "milestones", [3, 6]),
+        (functools.partial(gradtx.blocks, gradtx.sgd(), "*"), "sizes", [1, 2]),
+        (functools.partial(gradtx.blocks, gradtx.sgd(), "*", sizes=(1, 2)), "heads", [1, 2]),
+    ],
+)
+def test_any_sequence_of_numbers_does_what_a_tuple_does(sequence, factory, name, entries):
+    weights, results = {"w": torch.eye(3)}, []
+    for value in (gradtx.base.inputs.as_tuples(entries), sequence(entries)):
+        made = factory(**{name: value})
+        is_schedule = isinstance(made, Schedule)
+        results.append(made(4) if is_schedule else made.update(weights, made.init(weights), weights)[0]["w"])
+    assert results[0] == results[1] if isinstance(results[0], float) else torch.equal(*results)
+
+
+@pytest.mark.parametrize("sequence", [list, Listed, numpy.array])
+def test_any_sequence_of_patterns_selects_what_a_tuple_does(sequence):
+    where = sequence(["a", "b"])
+    for tx in (
+        gradtx.freeze(where),
+        gradtx.partition({"x": gradtx.freeze("*"), "y": gradtx.sgd(lr=1.0)}, {"x": where, "y": "*"}),
+    ):
+        weights = {name: torch.ones(1) for name in "abc"}
+        updates, _ = tx.update(weights, tx.init(weights), weights)
+        assert [name for name in updates if updates[name].any()] == ["c"]
+
+
+@ANY_SEQUENCE
+def test_any_sequence_of_numbers_may_stand_in_a_group_and_be_saved(sequence, tmp_path):
+    params, betas = torch.nn.Parameter(torch.ones(2)), sequence([0.5, 0.75])
+    optimizer = gradtx.optim.AdamW([{"params": [params], "betas": betas}], betas=sequence([0.9, 0.95]))
+    params.grad = torch.ones(2)
+    optimizer.step()
+    optimizer.param_groups[0]["betas"] = betas
+    optimizer.step()
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    loaded = torch.load(tmp_path / "optimizer.pt", weights_only=True)
+    assert list(map(float, loaded["param_groups"][0]["betas"])) == [0.5, 0.75]
+
+
+def test_a_number_of_numpy_is_a_number():
+    assert gradtx.adamw(numpy.float32(0.5)).hyperparams == gradtx.adamw(numpy.array(0.5)).hyperparams

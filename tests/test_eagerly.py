@@ -81,7 +81,7 @@ def test_explain_says_that_the_switch_is_on():
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have no notes")
 @pytest.mark.parametrize("use", ["optimizer", "pure"])
-def test_an_error_inside_a_recorded_rule_names_the_switch(use):
+def test_an_error_inside_a_recorded_rule_names_the_switch_the_rule_the_leaf_and_the_line(use):
     @gradtx.per_tensor
     def permute():
         def update(update, state, param, ctx):
@@ -102,10 +102,14 @@ def test_an_error_inside_a_recorded_rule_names_the_switch(use):
     step(torch.ones(2))
     with pytest.raises(RuntimeError, match="out of bounds") as caught:
         step(torch.full((2,), 5.0))
-    assert "gradtx.eagerly()" in caught.value.__notes__[0]
+    switch, *notes = caught.value.__notes__
+    assert "gradtx.eagerly()" in switch
+    (note,) = notes
+    assert note.startswith("permute: leaf 'w' of shape (2,) on cpu, test_eagerly.py:")
+    assert note.endswith("return update.gather(0, update.long()), state")
     with gradtx.eagerly(), pytest.raises(RuntimeError, match="out of bounds") as caught:
         step(torch.full((2,), 5.0))
-    assert not hasattr(caught.value, "__notes__")
+    assert caught.value.__notes__ == notes
 
 
 # Schedules.

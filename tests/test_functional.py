@@ -303,3 +303,13 @@ def test_a_loop_over_parameters_that_require_gradients_is_warned_once_of_the_gra
     (message,) = looped(detached=False)
     assert "graph of 100 updates" in message
     assert "p.detach()" in message
+
+
+def test_compiled_steps_of_many_chains_in_one_process_are_all_compiled():
+    torch._dynamo.reset()
+    counter, params, x = CompileCounter(), {"w": torch.ones(3)}, torch.ones(3)
+    for i in range(10):  # dynamo's limit is 8
+        tx = gradtx.chain(*[gradtx.scale(0.5)] * i, gradtx.sgd(lr=0.1))
+        step = torch.compile(gradtx.train_step(lambda params, x: (params["w"] * x).square().sum(), tx), backend=counter)
+        step(params, tx.init(params), x)
+    assert counter.frame_count == 10

@@ -1,11 +1,15 @@
 """What the wheel and the source distribution contain."""
 
+import functools
+import importlib
+import pickle
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
@@ -66,3 +70,26 @@ def test_the_metadata_names_the_project_and_what_it_was_tested_with(distribution
     assert [field for field in fields if field.startswith("Classifier: Programming Language :: Python :: 3.")] == [
         f"Classifier: Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)
     ]
+
+
+PACKAGES = {"gradtx": gradtx, "gradtx.optim": gradtx.optim, "gradtx.schedules": gradtx.schedules}
+
+
+@pytest.mark.parametrize("package", PACKAGES.values(), ids=PACKAGES)
+def test_every_public_name_is_found_under_its_own_module_as_configuration_files_look_it_up(package):
+    for name in package.__all__:
+        value = getattr(package, name)
+        if isinstance(value, type | FunctionType):
+            place, *parts = f"{value.__module__}.{value.__qualname__}".split(".")
+            assert functools.reduce(getattr, parts, importlib.import_module(place)) is value, name
+            if package is gradtx:
+                assert value.__module__ == "gradtx"
+            assert pickle.loads(pickle.dumps(value)) is value
+
+
+def test_pickles_that_name_the_module_that_defines_a_function_load():
+    assert pickle.loads(b"cgradtx.algorithms.adam\nadamw\n.") is gradtx.adamw
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=0.5))
+    for old in (b"gradtx.algorithms.adam", b"gradtx.algorithms.clipping"):
+        assert old not in pickle.dumps(tx)
+    assert repr(pickle.loads(pickle.dumps(tx))) == repr(tx)

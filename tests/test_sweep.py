@@ -373,3 +373,10 @@ def test_questions_that_have_no_answer_are_named():
         result.params({"lr": 0.01})
     with pytest.raises(KeyError, match="no member has the setting"):
         result.params({"lr": 0.5}, 0)
+
+
+@pytest.mark.parametrize(("progress", "shows"), [(True, True), (None, False), (False, False)])
+def test_progress_true_shows_where_stderr_is_no_terminal(progress, shows, capsys):
+    pytest.importorskip("tqdm")
+    sweep(gradtx.sgd, {"lr": [0.1]}, seeds=1, steps=2, progress=progress)
+    assert ("sweep" in capsys.readouterr().err) == shows

@@ -568,6 +568,72 @@ def test_its_switches():
     assert gradtx.muon_for(wrapped).rows[3].heads == 4
 
 
+class Heads(nn.Module):
+    """An attention module with sizes of its own, and a fused weight of so many rows."""
+
+    def __init__(self, rows, width=64, heads=4, keys=2, name="qkv_proj", **sizes):
+        super().__init__()
+        self.num_heads, self.num_key_value_heads = heads, keys
+        self.add_module(name, nn.Linear(width, rows, bias=False))
+        for attribute, value in sizes.items():
+            setattr(self, attribute, value)
+
+
+@pytest.mark.parametrize(
+    ("model", "heads"),
+    [
+        (Heads((4 + 2 * 2) * 16, head_dim=16), 8),
+        (Heads((4 + 2 * 2 + 4) * 16, head_dim=16), 1),  # and a gate for every query head: blocks of 24 rows
+        (Heads((16 + 2 * 8 + 16) * 128, width=8, heads=16, keys=8, head_dim=128), 1),
+        (Heads((4 + 2 * 2 + 4) * 16), 1),  # the size of a head follows from the width
+        (Heads(3 * 4 * 27, width=32, keys=4, name="in_proj", head_dim=32), 1),  # the mixer of a state-space model
+        (Heads(4 * 24, name="q_proj", head_dim=24), 4),  # heads whose size does not follow from the width
+        (Heads(4 * 32, name="q_proj", head_dim=16), 4),  # a query and its gate for every head
+        (Heads(4 * 24, name="q_proj", attention_head_size=16), 1),
+    ],
+)
+def test_a_weight_is_split_only_into_multiples_of_a_head(model, heads):
+    (row,) = gradtx.muon_for(model).rows
+    assert row.heads == heads
+
+
+class Mixer(nn.Module):
+    """Parameters that are no matrices, although they have two dimensions, by the names of known models."""
+
+    NAMES = (
+        "A_log", "level_embed", "query_embed", "rel_pos_h", "rel_pos_w", "scale_shift_table",
+        "relative_position_bias_table",
+    )  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        for name in self.NAMES:
+            self.register_parameter(name, nn.Parameter(torch.ones(4, 8)))
+        self.depthwise = nn.Conv2d(4, 4, 3, groups=4, bias=False)
+        self.grouped = nn.Conv2d(4, 4, 3, groups=2, bias=False)
+        self.gray = nn.Conv2d(1, 4, 3, bias=False)
+        self.router, self.out = nn.Linear(8, 8, bias=False), nn.Linear(8, 8)
+
+
+def test_parameters_that_are_no_matrices_by_their_names_and_depthwise_kernels_go_to_adamw():
+    branches = {row.name: row.branch for row in gradtx.muon_for(Mixer()).rows}
+    assert branches == {
+        **dict.fromkeys(Mixer.NAMES, "adamw_no_decay"), "depthwise.weight": "adamw", "grouped.weight": "muon_conv",
+        "gray.weight": "muon_conv", "router.weight": "muon", "out.weight": "muon", "out.bias": "adamw_no_decay",
+    }  # fmt: skip
+
+
+def test_roles_by_pattern_override_those_of_modules_and_the_first_match_applies():
+    roles = {"router.*": "adamw", "*.bias": "frozen", "A_log": "muon", "g*": "embedding", "*": "muon"}
+    model = Mixer()
+    del model.depthwise
+    rows = {row.name: (row.role, row.branch) for row in gradtx.muon_for(model, roles=roles).rows}
+    assert rows["router.weight"] == ("adamw", "adamw")
+    assert rows["grouped.weight"] == rows["gray.weight"] == ("embedding", "adamw_no_decay")
+    assert rows["out.bias"][1] == "frozen"
+    assert rows["A_log"][1] == rows["level_embed"][1] == rows["out.weight"][1] == "muon"
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
@@ -578,6 +644,17 @@ def test_its_switches():
         (lambda: gradtx.muon_for(ResNet(), betas2=1), TypeError, "muon: unknown argument 'betas2'"),
         (lambda: gradtx.muon_for(ResNet(), lr=-1.0), ValueError, r"muon: lr must be in \[0, inf\), got -1.0"),
         (lambda: gradtx.muon_for(ResNet(), adamw_lr=-1.0), ValueError, r"adamw: lr must be in \[0, inf\), got -1.0"),
+        (
+            lambda: gradtx.muon_for(ResNet(), roles={"*.bias": "muon"}),
+            ValueError,
+            r"sends 'bn1.bias' .* needs at least 2",
+        ),
+        (lambda: gradtx.muon_for(ResNet(), roles={"x": "muon"}), ValueError, "muon_for: roles: 'x' matches no leaf"),
+        (
+            lambda: gradtx.muon_for(ResNet(), roles={"*": "adam"}),
+            ValueError,
+            r"roles\['\*'\] must be one of adamw, .*'adam'",
+        ),
         (lambda: gradtx.muon_for(nn.ReLU()), ValueError, "the model has no parameters that require a gradient"),
         (lambda: gradtx.muon_for(nn.LazyLinear(3)), ValueError, "muon_for: parameter 'weight' has no shape yet"),
     ],

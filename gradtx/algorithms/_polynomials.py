@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradtx.algorithms._matrix import newton_schulz
 from gradtx.arguments import AnyLength, Static
+from gradtx.base.inputs import as_tuples
 from gradtx.base.messages import describe
 
 Triple: TypeAlias = tuple[float, float, float]
@@ -191,11 +192,12 @@ def _named(
 
 def _listed(who: str, coefs) -> Sequence[Triple]:
     """Validate explicit coefficients and return them as triples."""
-    is_nested = isinstance(coefs, tuple | list) and coefs
-    if not is_nested or not all(isinstance(item, tuple | list) for item in coefs):
+    coefs = as_tuples(coefs)
+    is_nested = isinstance(coefs, tuple) and coefs
+    if not is_nested or not all(isinstance(item, tuple) for item in coefs):
         coefs = [coefs]
     for item in coefs:
-        is_triple = isinstance(item, tuple | list) and len(item) == 3
+        is_triple = isinstance(item, tuple) and len(item) == 3
         if not is_triple or not all(isinstance(x, float | int) for x in item):
             raise ValueError(
                 f"{who}: coefs must be three plain numbers, a tuple of such triples, or a name, got {describe(item)}"

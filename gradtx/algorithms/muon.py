@@ -421,7 +421,8 @@ def muon(
         A transformation whose updates are added to the parameters. State: `momentum_buffer`; with a fallback, that and
         the fallback's entries, under `partition`. An optimizer puts the leaves of the fallback into a group whose `lr`
         and other hyperparameters are the fallback's: a scheduler drives both rates, each from its own initial value. In
-        groups that you pass, `lr` is Muon's and `adamw.lr` the fallback's.
+        groups that you pass, `lr` is Muon's and `adamw.lr` the fallback's; without `adamw.lr`, `lr` multiplies both
+        rates by the same factor, and `weight_decay` is that of both, unless the fallback has none.
 
     Raises:
         TypeError: If `fallback` is not a transformation.

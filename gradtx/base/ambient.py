@@ -155,6 +155,17 @@ def eagerly() -> Generator[None, None, None]:
         _SWITCH.is_on = before
 
 
-def note_program(error: Exception) -> None:
-    """Add to an error from a recorded program how to run its rules line by line."""
+def note_program(error: Exception, run: Callable[[], object]) -> None:
+    """Add to an error from a recorded program how to run rules line by line, and the notes that name the rule.
+
+    Args:
+        error: The error.
+        run: Runs the same rules again. Inside it they run line by line, and nothing is written.
+    """
     add_note(error, NOTE)
+    try:
+        with eagerly():
+            run()
+    except Exception as again:
+        for note in getattr(again, "__notes__", ()):
+            add_note(error, note)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -12,6 +12,28 @@ from gradtx.base.messages import shortly
 
 # Not a union of iterables, from which mypy cannot infer the type of a list of groups.
 Params: TypeAlias = Iterable[Tensor | dict[str, Any] | tuple[str, Tensor]]
+
+
+def as_builtin(value: Any) -> Any:
+    """Return a tuple or dict in place of another library's sequence, array or mapping, and other values unchanged.
+
+    Configuration files contain such values, those of OmegaConf for example.
+    """
+    if isinstance(value, float | int | str | bytes | tuple | list | dict | Tensor):
+        return value
+    if hasattr(value, "tolist"):  # of an array, or a number of its dtype
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: as_builtin(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(map(as_builtin, value))
+    return value
+
+
+def as_tuples(value: Any) -> Any:
+    """Return nested tuples in place of lists, arrays and tensors, and other values unchanged."""
+    value = value.tolist() if isinstance(value, Tensor) else as_builtin(value)
+    return tuple(map(as_tuples, value)) if isinstance(value, tuple | list) else value
 
 
 def are_parameters(value: Any) -> bool:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import linecache
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -107,18 +109,46 @@ def warn_user(message: str, category: type[Warning]) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
-def line_of_user(error: Exception) -> str:
-    """Return the innermost line of the user's code that an error comes from; empty if there is none."""
-    where = ""
+def _frames(error: BaseException) -> list[tuple[str, FrameType, int]]:
+    """Return the package, the frame and the line number of each call that an error left, innermost last."""
+    frames: list[tuple[str, FrameType, int]] = []
     traceback = error.__traceback__
     while traceback is not None:
-        code, number = traceback.tb_frame.f_code, traceback.tb_lineno
-        module = traceback.tb_frame.f_globals.get("__name__", "")
-        if module.partition(".")[0] not in INNER_PACKAGES:
-            line = linecache.getline(code.co_filename, number).strip()
-            where = f", {Path(code.co_filename).name}:{number}: {line}"
+        frame = traceback.tb_frame
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        frames.append((package, frame, traceback.tb_lineno))
         traceback = traceback.tb_next
-    return where
+    return frames
+
+
+def line_of_user(error: Exception) -> str:
+    """Return the innermost line of the user's code that an error comes from; empty if there is none."""
+    for package, frame, number in reversed(_frames(error)):
+        if package not in INNER_PACKAGES:
+            path = frame.f_code.co_filename
+            line = linecache.getline(path, number).strip()
+            return f", {Path(path).name}:{number}: {line}"
+    return ""
+
+
+def note_rule(error: Exception, rule: str, leaves: Collection[Any]) -> None:
+    """Add to an error in a user's rule the rule's name, its leaves with their shapes, and the user's line.
+
+    Errors that gradtx raises itself need no note, only those of torch inside it.
+    """
+    line = line_of_user(error)
+    packages = [package for package, _, _ in _frames(error) if package != "torch"]
+    is_ours = packages[-1:] == ["gradtx"] and not isinstance(error, RuntimeError)
+    if not line or is_ours:
+        return
+    shown = [
+        f"{leaf.name!r} of shape {tuple(leaf.shape)} on {leaf.device}"
+        for leaf in itertools.islice(leaves, 4)
+    ]
+    if len(leaves) > len(shown):
+        shown.append(f"... ({len(leaves)} in all)")
+    what = "leaf" if len(leaves) == 1 else "leaves"
+    add_note(error, f"{rule}: {what} {', '.join(shown)}{line}")
 
 
 def add_note(error: Exception, note: str) -> None:

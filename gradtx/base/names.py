@@ -1,8 +1,11 @@
-"""Public names of a package, collected from the `__all__` of its modules, and what the package itself defines."""
+"""Public names of a package, collected from the `__all__` of its modules, and where they are defined."""
 
 from collections.abc import Mapping
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
+
+HOMES: dict[str, str] = {}
+"""The module that defines each public function and class, whose `__module__` is the package."""
 
 
 def public_names(namespace: Mapping[str, Any]) -> list[str]:
@@ -16,4 +19,17 @@ def public_names(namespace: Mapping[str, Any]) -> list[str]:
 
 def is_ours(function: Any) -> bool:
     """Whether gradtx defines a function; false for objects of no module, such as some built-in functions."""
-    return (getattr(function, "__module__", None) or "").startswith("gradtx.")
+    module = getattr(function, "__module__", None) or ""
+    return module.partition(".")[0] == "gradtx"
+
+
+def publish(package: str, values: Mapping[str, Any]) -> None:
+    """Make the package the `__module__` of its public functions and classes.
+
+    There, pickle and configuration files find them. In the module that defines it, a name may be out of reach of
+    attributes: `gradtx.algorithms.adam` is a function, which hides the module.
+    """
+    for name, value in values.items():
+        if isinstance(value, FunctionType | type) and is_ours(value):
+            HOMES[name] = value.__module__
+            value.__module__ = package

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.errors import Path
+from gradtx.base.inputs import as_builtin
 from gradtx.base.messages import describe, shortly
 
 Where = str | tuple[str, ...] | list[str] | Callable[[str, Tensor], bool]
@@ -207,6 +208,7 @@ def patterns(who: str, where: Any) -> Patterns | Predicate:
     Raises:
         TypeError: If `where` is neither patterns nor a function.
     """
+    where = as_builtin(where)
     if isinstance(where, str):
         return (where,)
     if isinstance(where, tuple | list) and all(isinstance(item, str) for item in where):

@@ -151,6 +151,15 @@ def not_traced(function: Function) -> Function:
     return disable(function)
 
 
+def with_own_code(function: Function) -> Function:
+    """Give a function a code object of its own, because dynamo counts what it has compiled by code object.
+
+    Otherwise functions that one `def` makes for several chains share the limit of 8, and later ones run uncompiled.
+    """
+    function.__code__ = function.__code__.replace()
+    return function
+
+
 # Optimizers.
 
 Hooks: TypeAlias = list[Callable[..., Any]]

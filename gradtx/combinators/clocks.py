@@ -23,7 +23,8 @@ def accumulate(tx: GradientTransformation, every: Count):
 
     Args:
         tx: The transformation of the averaged gradient.
-        every: Number of calls in a cycle, >= 1.
+        every: Number of calls in a cycle, >= 1. A loaded optimizer has the number of its checkpoint; write
+            `group["every"]` to change it. Pure functions have that of the code.
 
     Returns:
         A transformation with the state `step` and `mini_step` (int64), `acc` (the sum so far, shaped as the

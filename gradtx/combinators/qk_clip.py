@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx.arguments import Fraction, Positive, Scalar, Static
+from gradtx.base.inputs import as_builtin
 from gradtx.base.messages import describe
 from gradtx.base.selectors import Selector, check_not_empty, patterns
 from gradtx.base.torch_names import readable
@@ -83,6 +84,7 @@ def qk_clip(
 
 
 def _checked(pattern: str, value) -> tuple[str, str]:
+    value = as_builtin(value)
     if not (
         isinstance(value, tuple | list)
         and len(value) == 2

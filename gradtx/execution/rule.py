@@ -17,7 +17,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import full_tensor, is_sharded, placed_as
 from gradtx.base.errors import OWN_STATE, Path, lacking
 from gradtx.base.exact import exact
-from gradtx.base.messages import add_note, line_of_user, nearest, shortly
+from gradtx.base.messages import nearest, note_rule, shortly
 from gradtx.base.names import is_ours
 from gradtx.base.torch_names import readable
 from gradtx.distributed.collectives import summed_over_ranks
@@ -156,7 +156,11 @@ class StageState:
         """Return the slots exactly as the rule's `init` returns them."""
         if self._rule.init is None:
             return {}
-        return self._call_init(self.like(leaf, device), leaf)
+        try:
+            return self._call_init(self.like(leaf, device), leaf)
+        except Exception as error:
+            note_rule(error, self._rule.name, [leaf])
+            raise
 
     def _call_init(self, like: Tensor, leaf: Leaf) -> dict[str, Any]:
         created = self._created(like, leaf)
@@ -526,17 +530,11 @@ class RuleOperation(Operation):
         return summed_over_ranks({leaf.name: sums.sums for leaf, sums in waiting})
 
     def _guarded(self, call: Call, *total: Any) -> Any:
-        """Call the rule, or continue it with a total; an error in a user's rule names rule, leaf and line."""
+        """Call the rule, or continue it with a total; a note of an error names the rule, the leaf and the line."""
         try:
             return self._called(call, *total)
         except Exception as error:
-            if self._is_users:
-                leaf = call.leaf
-                add_note(
-                    error,
-                    f"{self.rule.name}: leaf {leaf.name!r} of shape {tuple(leaf.shape)} on {leaf.device}"
-                    f"{line_of_user(error)}",
-                )
+            note_rule(error, self.rule.name, [call.leaf])
             raise
 
     def _called(self, call: Call, *total: Any) -> Any:
@@ -652,7 +650,11 @@ class RuleOperation(Operation):
             return None
         compute_dtype = self.stage.compute_dtype(leaf)
         _, state = self.stage.read(leaf, compute_dtype)
-        return self.rule.evaluate(state, leaf.param.to(compute_dtype))
+        try:
+            return self.rule.evaluate(state, leaf.param.to(compute_dtype))
+        except Exception as error:
+            note_rule(error, self.rule.name, [leaf])
+            raise
 
 
 def _is_generator(value: Any) -> TypeGuard[Generator[Any, Any, Any]]:

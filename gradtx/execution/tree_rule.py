@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradtx.base.dtensor import full_tensor
 from gradtx.base.errors import Path
+from gradtx.base.messages import note_rule
 from gradtx.execution.context import OF_LOSS, Clock, Context, negated
 from gradtx.execution.execute import Leaf, Operation, Steps
 from gradtx.execution.rule import without_params
@@ -102,7 +103,11 @@ class TreeOperation(Operation):
     def init_all(self) -> None:
         if self._functions.init is not None:
             params = {leaf.name: leaf.param for leaf in self._members}
-            state = self._functions.init(self._tree(params))
+            try:
+                state = self._functions.init(self._tree(params))
+            except Exception as error:
+                note_rule(error, self._name, self._members)
+                raise
             self._store_initial(state)
 
     def _store_initial(self, state: Any) -> None:
@@ -140,7 +145,11 @@ class TreeOperation(Operation):
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         leaves = {leaf.name: leaf for leaf, _ in waiting}
-        out = self._call_update(leaves)
+        try:
+            out = self._call_update(leaves)
+        except Exception as error:
+            note_rule(error, self._name, leaves.values())
+            raise
         if not (isinstance(out, tuple) and len(out) == 2):
             raise TypeError(
                 f"{self._name}: update must return (updates, state), got {type(out).__name__}"

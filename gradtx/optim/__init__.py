@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
@@ -21,10 +22,25 @@ from gradtx.transform import GradientTransformation, check_transformation
 if TYPE_CHECKING:
     from gradtx.optim.engine import Engine
 
+MakerT = TypeVar("MakerT", bound=Callable[..., ChainOptimizer])
+
 __all__ = ["ChainOptimizer", "as_optimizer"]
 __all__ += classes.__all__
 
 
+def _takes_tx_by_name(function: MakerT) -> MakerT:
+    """Let `params` be the only positional argument, as in `functools.partial(as_optimizer, tx=tx)(params)`."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and "tx" in kwargs and "params" not in kwargs:
+            args = (kwargs.pop("tx"), *args)
+        return function(*args, **kwargs)
+
+    return cast("MakerT", call)
+
+
+@_takes_tx_by_name
 def as_optimizer(
     tx: GradientTransformation,
     params: Params,
@@ -44,7 +60,8 @@ def as_optimizer(
     Args:
         tx: A transformation whose updates are added to the parameters.
         params: `model.parameters()`, `model.named_parameters()` (for name patterns), or a list of group dicts, each
-            with "params" and its own hyperparameters.
+            with "params" and its own hyperparameters. It may be the only positional argument, as frameworks pass it:
+            `functools.partial(gradtx.as_optimizer, tx=tx)(params)`.
         compile: True compiles steps with torch's compiler; they run in place, at the speed of fused kernels. The first
             step waits for compilation: 5 to 10 s for elementwise chains, up to 30 s for chains that work on rows.
             Later processes find most of the result in torch's on-disk cache. A mode of `torch.compile`

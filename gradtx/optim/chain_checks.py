@@ -161,10 +161,13 @@ def check_scheduler(who: str, views: Iterable[GroupView]) -> bool:
     """Warn that a torch scheduler writes a learning rate that follows a schedule; return whether one does.
 
     Raises:
-        ValueError: If a scheduler would multiply a schedule that starts at 0.
+        ValueError: If a scheduler would multiply a schedule that starts at 0, or a rate that is None.
     """
     for view in views:
         schedule = view.sources.get("lr")
+        if view.group.get("initial_lr", 0.0) is None:
+            del view.group["initial_lr"]
+            raise ValueError(f"{who}: {_without_rate(view.group)}")
         # torch's schedulers add the key.
         if "initial_lr" not in view.group or not isinstance(schedule, Schedule):
             continue
@@ -188,11 +191,25 @@ def check_scheduler(who: str, views: Iterable[GroupView]) -> bool:
     return False
 
 
+def _without_rate(group: Mapping[str, Any]) -> str:
+    """Say what sets the rate of a group whose `lr` is None, and what to pass for a scheduler."""
+    setter, remedy = (
+        "the rule computes the rate of each step",
+        "lr=..., its upper bound,",
+    )
+    if group.get("relative_step"):
+        setter, remedy = (
+            "relative_step sets the rate of each step",
+            ("relative_step=False and lr=..."),
+        )
+    return f"lr is None, because {setter}, so an LRScheduler has no number to change; pass {remedy} or no scheduler"
+
+
 def warn_of_unread(who: str, unread: Mapping[str, str]) -> None:
     """Warn about hyperparameters that the parameters of a group do not read, because they take another branch."""
     for key, name in unread.items():
         warn_user(
-            f"{who}: the parameters of this group do not read its {key!r}; pass {name!r}",
+            f"{who}: the {key!r} of this group is not that of its parameters, which take another branch; pass {name!r}",
             UserWarning,
         )
 

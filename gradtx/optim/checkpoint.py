@@ -141,6 +141,7 @@ class Checkpoint:
         pairs = zip(self._views, groups, strict=True)
         matches = [self._matched(view, dict(group)) for view, group in pairs]
         members.views = [view for view, _ in matches]
+        self._unknown: set[str] = set()  # keys that belong to no link
         for view, first in matches:
             self._set(view, first)
         has_stepped = any(each.layout is not None for each in members.by_param.values())
@@ -150,6 +151,7 @@ class Checkpoint:
             self.states.by_param[key] = value
         self._check_shared()
         self._warn_of_other_order(groups)
+        self._warn_of_unknown()
         for view in members.views:
             view.show(self.states.count)
         self._warn_of_schedules(groups)
@@ -247,6 +249,7 @@ class Checkpoint:
             present = self._present.members.by_param[param]
             before = present.layout
             known = {"step", *present.fresh} if before is None else before.keys
+            wrapper_keys = self._present.of(param).keys() - known
             state = matched(
                 member.name,
                 param,
@@ -255,8 +258,9 @@ class Checkpoint:
                 self._strict,
                 self._codes[param],
                 layout,
-                self._present.of(param).keys() - known,
+                wrapper_keys,
             )
+            self._unknown |= state.keys() - layout.keys - wrapper_keys
             # One rank has the slots of owners.
             keys = layout.keys - layout.owned
             if (
@@ -303,6 +307,16 @@ class Checkpoint:
                     UserWarning,
                 )
                 return
+
+    def _warn_of_unknown(self) -> None:
+        """Warn about keys of entries that no link keeps."""
+        if self._strict and self._unknown:
+            keys = ", ".join(map(repr, sorted(self._unknown)))
+            warn_user(
+                f"{self._present.members.who}: the checkpoint's state has {keys}, which no link of gradtx keeps; it is "
+                "loaded as well, for the wrapper that has written it; strict=False loads it without this warning",
+                UserWarning,
+            )
 
     def _warn_of_schedules(self, groups: list[Group]) -> None:
         """Warn about saved numbers that a schedule replaces, unless the checkpoint says that they followed another."""

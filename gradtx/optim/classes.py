@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import types
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -84,16 +85,12 @@ class AliasOptimizer(ChainOptimizer):
     def __init_subclass__(cls, alias: Any = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if alias is None:  # a user's subclass of an alias class
-            if "__init__" in cls.__dict__:
-                _, *own = inspect.signature(cls.__init__).parameters.values()
-                cls.__signature__ = inspect.Signature(own)
             return
         cls._alias = staticmethod(alias)
         cls._fixed_options = FIXED_OPTIONS.get(alias.__name__, {})
         own = cls._arguments = inspect.signature(alias)
-        params = inspect.Parameter(
-            "params", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation="Params"
-        )
+        of_instance = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        params = of_instance.replace(name="params", annotation="Params")
         engine = dict(KEYWORDS)
         cls._seeded = "hessian_diag" in alias(**alias.spec.arguments.sample()).needs
         if not cls._seeded:
@@ -103,15 +100,16 @@ class AliasOptimizer(ChainOptimizer):
         for name, option in engine.items():
             keywords.append(keyword_parameter(name, option.default, option.annotation))
             told[name] = option.told
-        cls.__signature__ = own.replace(
-            parameters=[params, *own.parameters.values(), *keywords],
-            return_annotation=own.empty,
-        )
+        parameters = [of_instance, params, *own.parameters.values(), *keywords]
+        signature = own.replace(parameters=parameters, return_annotation=own.empty)
+        cls.__init__ = _constructor(cls, signature)
         summary = f"`{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`, as for `as_optimizer`."
         docstring = with_arguments(inspect.getdoc(alias), told)
         cls.__doc__ = f"{summary}\n\n{docstring}" if docstring else summary
 
     def __init__(self, params: Params, *args: Any, **kwargs: Any):
+        for name, value in self._options_of_groups(params).items():
+            kwargs.setdefault(name, value)
         engine = {}
         for name, option in KEYWORDS.items():
             if name != "seed" or self._seeded:
@@ -129,6 +127,21 @@ class AliasOptimizer(ChainOptimizer):
             if value != KEYWORDS[name].default:
                 arguments[name] = value
         self.defaults = _defaults_of(self._tx, arguments)
+        _LIVING.add(self)
+
+    def _options_of_groups(self, params: Any) -> dict[str, Any]:
+        """Return the options that groups lack, if they are those of another optimizer of this class.
+
+        So `cls([*first.param_groups, *second.param_groups])`, as torchrl merges optimizers, keeps all options.
+        """
+        if not isinstance(params, list | tuple):
+            return {}
+        for other in _LIVING:
+            for group in other.param_groups if type(other) is type(self) else ():
+                if any(group is each for each in params):
+                    options = other.defaults.items()
+                    return {name: value for name, value in options if name not in group}
+        return {}
 
     def _argument_named(self, key: str) -> str:
         """Return the name of the alias's argument that groups and `defaults` show under this key."""
@@ -179,6 +192,27 @@ class AliasOptimizer(ChainOptimizer):
             self._check_fixed("loaded group", group, "load it into Adam")
             groups.append({**group, **self._fixed_options})
         return {**state_dict, "param_groups": groups}
+
+
+# Weakly, so that optimizers end with their owners.
+_LIVING: weakref.WeakSet[AliasOptimizer] = weakref.WeakSet()
+
+
+def _constructor(
+    cls: type[AliasOptimizer], signature: inspect.Signature
+) -> Callable[..., None]:
+    """Return an `__init__` with the signature of a class, which frameworks read to know the class's arguments."""
+
+    def init(self: AliasOptimizer, *args: Any, **kwargs: Any) -> None:
+        AliasOptimizer.__init__(self, *args, **kwargs)
+
+    function: Any = init
+    function.__name__ = "__init__"
+    function.__qualname__ = f"{cls.__qualname__}.__init__"
+    function.__module__ = cls.__module__
+    function.__signature__ = signature
+    function.__annotations__ = {}
+    return function
 
 
 def _defaults_of(

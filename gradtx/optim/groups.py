@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from copy import copy
 from typing import Any, TypeAlias
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.exact import Schedule, number_on, python_scalar, resolve
+from gradtx.base.inputs import as_builtin
 from gradtx.execution.runs import Place
 from gradtx.programs.hyperparameters import (
     ChainOf,
@@ -82,9 +83,12 @@ class GroupView:
         self.group = group
         self.labels = labels
         self.entries = names_in_group(tx._entries(labels))
+        given = self.entries.keys() & group.keys()
         check_differentiable(group)
         self.sources: Values = {}
         for name, entry in self.entries.items():
+            if name in group:
+                group[name] = as_builtin(group[name])
             # A tensor is not copied, as in torch: its owner and schedulers write to it in place.
             self.sources[name] = (
                 entry.argument.check(group[name]) if name in group else entry.value
@@ -96,7 +100,9 @@ class GroupView:
             name: group[name] for name in self.sources if self.follows_schedule(name)
         }
         self._clear()
-        self._take(self.sources)
+        if not given:
+            self._values = dict(self.sources)  # as the transformation checked them
+        self._take(self._values or self.sources)
 
     def _clear(self) -> None:
         """Clear the caches."""
@@ -125,7 +131,7 @@ class GroupView:
             name: self._value(name, value)
             for name, value in zip(self.entries, contents, strict=True)
         }
-        if not are_identical(values.values(), self._values.values()):
+        if not have_same_values(values, self._values):
             places = {self.entries[name].place: values[name] for name in values}
             self.tx._replaced(places, checked=True)
             self._values = values
@@ -134,6 +140,7 @@ class GroupView:
         return self._values
 
     def _value(self, name: str, value: Any) -> Any:
+        value = self.group[name] = as_builtin(value)
         if isinstance(value, list):  # JSON turns tuples into lists
             value = tuple(value)
         if name in self.shown and is_same(value, self.shown[name]):
@@ -173,7 +180,7 @@ class GroupView:
     def chain(self, values: Values, device: torch.device) -> GradientTransformation:
         """Return the transformation with these values, converted to the tensors that rules receive for leaves there."""
         known, tx = self._chains.get(device, (None, self.tx))
-        if known is values:
+        if known is values or (known is not None and have_same_values(known, values)):
             return tx
         numbers = self._numbers_of(values, self.structure)
         tensors = [number_on(device, item) for item in numbers.values]
@@ -304,13 +311,15 @@ def in_names_of_branch(
 ) -> dict[str, str | None]:
     """Rename a group's hyperparameters from the names of the whole optimizer to the names in the group's branch.
 
-    The names differ in an alias's branch for other leaves (the fallback of Muon). Names with an owner or a label are
-    accepted in all groups. Hyperparameters that the branch does not read are removed.
+    The names differ in an alias's branch for other leaves (the fallback of Muon), whose rate and decay follow the
+    alias's, see `_of_fallback`. Names with an owner or a label are accepted in all groups. Hyperparameters that the
+    branch does not read are removed.
 
     Returns:
         The name in the branch of each accepted name; None if the branch does not read it.
     """
-    places = {entry.name: entry.place for entry in tx._entries(labels, apart=False)}
+    outer = {entry.name: entry for entry in tx._entries(labels, apart=False)}
+    places = {name: entry.place for name, entry in outer.items()}
     for entry in tx._entries():
         for name in entry.names:
             if "." in name:
@@ -323,7 +332,37 @@ def in_names_of_branch(
         new_name = new_names[name]
         if new_name is not None:
             group[new_name] = value
+    for name, value in values.items():
+        if new_names[name] is not None or name not in outer:
+            continue
+        for inner, number, is_clear in _of_fallback(outer[name], value, entries):
+            group.setdefault(inner, number)
+            if is_clear:
+                new_names[name] = inner
     return new_names
+
+
+def _of_fallback(
+    outer: Entry, value: Any, entries: Mapping[str, Entry]
+) -> Iterator[tuple[str, float, bool]]:
+    """Yield the names and values of a fallback's numbers that follow from the alias's in a group, and whether clearly.
+
+    A framework that makes groups knows only the names of the alias. Its decay is that of all parameters in the group,
+    unless the fallback has none. Its rate multiplies the fallback's as it does the alias's own; by a factor of 10 and
+    more, it is a rate for the fallback, which has another name.
+    """
+    node, argument = outer.place
+    for name, entry in entries.items():
+        place, inner_argument = entry.place
+        numbers = (value, outer.value, entry.value)
+        is_inside = place[: len(node)] == node and inner_argument == argument
+        if not is_inside or not all(isinstance(x, float | int) for x in numbers):
+            continue
+        if argument == "weight_decay" and entry.value:
+            yield name, value, True
+        elif argument == "lr" and outer.value and value < 10 * outer.value:
+            factor = value / outer.value
+            yield name, entry.value * factor, factor == 0 or factor > 0.1
 
 
 def params_of(groups: Iterable[Mapping[str, Any]]) -> list[Any]:
@@ -352,6 +391,11 @@ def is_same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple) and isinstance(b, tuple):
         return len(a) == len(b) and all(map(is_same, a, b))
     return bool(a == b)
+
+
+def have_same_values(a: Values, b: Values) -> bool:
+    """Whether two sets of hyperparameters are equal, where tensors are compared by identity."""
+    return len(a) == len(b) and all(map(is_same, a.values(), b.values()))
 
 
 def are_identical(a: Collection[Any], b: Collection[Any]) -> bool:

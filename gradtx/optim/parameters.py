@@ -14,7 +14,7 @@ from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU
 from gradtx.base.inputs import check_groups
-from gradtx.base.selectors import NumberedName, in_model
+from gradtx.base.selectors import NumberedName, Selector, in_model
 from gradtx.base.tree import check_leaf
 from gradtx.distributed.layouts import Team
 from gradtx.execution.execute import Block
@@ -42,11 +42,14 @@ class Joining:
         views: Views of their groups, one for each label of a partition.
         by_param: All members, including the new ones.
         unread: Keys of the user's group that no link of its branches reads, with the names that they read.
+        run, block: The chain, expanded for all members.
     """
 
     views: list[GroupView]
     by_param: dict[Tensor, Member]
     unread: dict[str, str]
+    run: OptimizerRun
+    block: Block
 
 
 class Members:
@@ -81,6 +84,7 @@ class Members:
         # The parameters of each group at the last `follow`.
         self._present: list[list[Any]] = []
         self._clock_paths: dict[Any, Path] = {}
+        self._selectors: list[Selector] = []
 
     def without_state(self) -> Members:
         """Return a copy whose members have the same names and branches, but no state."""
@@ -130,15 +134,20 @@ class Members:
             for key in ("params", "param_names"):
                 if key in part:
                     part[key] = [given[key][i] for i in positions_of_labels[labels]]
+            selected = _by_selector(labels)
+            label = _joined(selected)
+            new_names = {}
+            # Otherwise a group of another optimizer, in the names of its branch.
+            if not labels or part.get("label") != label:
+                new_names = in_names_of_branch(self.tx, part, selected)
             if labels:
-                part["label"] = _joined(_by_selector(labels))
-            new_names = in_names_of_branch(self.tx, part, _by_selector(labels))
-            view = GroupView(self.tx, part, _by_selector(labels))
+                part["label"] = label
+            view = GroupView(self.tx, part, selected)
             read |= {name for name in given if new_names.get(name) is not None}
             unread.update(_unread(given, new_names, view))
             views.append(view)
         unread = {name: other for name, other in unread.items() if name not in read}
-        return Joining(views, by_param, unread)
+        return Joining(views, by_param, unread, run, block)
 
     def _add(
         self,
@@ -164,9 +173,9 @@ class Members:
         """Add the joining parameters and their groups."""
         self.views.extend(joining.views)
         self.by_param = joining.by_param
-        run, block = self._expanded(self.by_param)
-        self._clock_paths = run.clock_paths
-        self.restarts = any(each.restarts_inner for each in block.traits())
+        self._clock_paths = joining.run.clock_paths
+        self._selectors = joining.run.selectors
+        self.restarts = any(each.restarts_inner for each in joining.block.traits())
         self._present += [list(view.group["params"]) for view in joining.views]
         self._rows = []
 
@@ -191,8 +200,7 @@ class Members:
         Raises:
             ValueError: If a pattern matches no parameter.
         """
-        run, _ = self._expanded(self.by_param)
-        for selector in run.selectors:
+        for selector in self._selectors:
             try:
                 selector.check_used(self.names())
             except ValueError as error:

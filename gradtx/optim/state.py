@@ -31,6 +31,7 @@ from gradtx.optim.run import (
     leaf_of,
     never_trains,
 )
+from gradtx.optim.slot_names import is_slot_name
 from gradtx.programs.layout import Layout, State
 from gradtx.state.conversion import Entry, converted
 from gradtx.state.nested import LEAF_STEPS
@@ -464,7 +465,8 @@ def matched(
         strict: Whether a missing or unknown slot is an error; otherwise unknown ones are kept unchanged.
         saved_codes: The label of each slot's code in the saved run.
         layout: The layout of the first state.
-        wrapper_keys: Keys that a wrapper has written into the present state.
+        wrapper_keys: Keys that a wrapper has written into the present state. Other keys that are no slot of any link
+            are also a wrapper's.
 
     Returns:
         The state, including the keys of wrappers.
@@ -506,7 +508,7 @@ def matched(
             raise ValueError(f"state of parameter {name!r} lacks {key!r}; {REMEDY}")
     for key in sorted(saved.keys() - first.keys()):
         value = saved[key]
-        if strict and key not in wrapper_keys:
+        if strict and key not in wrapper_keys and is_slot_name(key):
             raise ValueError(
                 f"state of parameter {name!r} has {key!r}, which this chain does not use; {REMEDY}"
             )

@@ -445,11 +445,18 @@ class Step:
             for leaf in finished:
                 self._write(leaf)
         except Exception as error:
-            if len(done) < len(bundles):
-                note_program(error)
+            failed = [each for each in bundles if each not in done]
+            # Otherwise all ranks would have to run the rules again.
+            if failed and not self._parts.members.are_divided:
+                note_program(error, functools.partial(self._run_again, failed))
             raise
         finally:
             _count_up(done, self._after)
+
+    def _run_again(self, bundles: list[Any]) -> None:
+        """Run the rules of bundles for each leaf alone, without writing the results."""
+        for bundle in bundles:
+            execute(self._eager_leaves(bundle.members))
 
     def _schedule_count(self, place: Place) -> int | Tensor:
         """Return the count that a hyperparameter's schedule follows."""

@@ -7,6 +7,7 @@ Programs are cached by the structure of the trees, the dtypes and the shapes; th
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias
@@ -463,7 +464,7 @@ class TreeProgram:
                 execute(itertools.chain(calls, leaves.values()))
                 run.end()
         except Exception as error:
-            note_program(error)
+            note_program(error, functools.partial(_pure.update, *call))
             raise
         if any(leaf.update.requires_grad for leaf in leaves.values()):
             raise _UnsuitableError  # a rule has a learned tensor of its own

@@ -115,8 +115,8 @@ def _warn_of_different_rates(optimizer: Optimizer) -> None:
     """Warn if one schedule is about to replace the rates of groups that differ, such as those of a fallback."""
     rates: list[float] = []
     for group in optimizer.param_groups:
-        rate = float(group["lr"])
-        # 0.0 is a placeholder in groups whose chain has no rate.
+        # 0.0 is a placeholder in groups whose chain has no rate; None is refused later.
+        rate = float(group["lr"] or 0.0)
         if rate and rate not in rates:
             rates.append(rate)
     if len(rates) > 1:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradtx.base import tree as _tree
 from gradtx.base.exact import exact_dtype
+from gradtx.base.torch_names import with_own_code
 from gradtx.execution.pure import TreeRun
 from gradtx.functional import stack, train_step, unstack
 from gradtx.hessian import draw_probe
@@ -98,8 +99,12 @@ class Trainer:
             table = torch.tensor(rows, dtype=exact_dtype(run.device), device=run.device)
             self._numbers[name] = table.unbind(1)
         axes = (0, 0, 0, 0, None, 0)
-        step = torch.vmap(self._step, in_dims=axes, randomness=randomness)
-        self._step_all = torch.compile(step) if compiled else step
+        vmapped = torch.vmap(self._step, in_dims=axes, randomness=randomness)
+
+        def step(*arguments: Any) -> Any:
+            return vmapped(*arguments)
+
+        self._step_all = torch.compile(with_own_code(step)) if compiled else vmapped
         self._evaluate_all = torch.vmap(self._evaluate, randomness=randomness)
         self._tx = group.with_numbers({})
         self._params_of = params_of

@@ -79,7 +79,8 @@ def sweep(
         compile: Whether to compile the step of all members, once per group and number of members.
         checkpoint: A file to which the sweep is saved at every record. A later call with the same arguments goes on
             where the file ends, with the same results bit for bit: it sets torch's generators as they were then.
-        progress: Whether to show a progress bar; None for "if tqdm is installed".
+        progress: Whether to show a progress bar, which needs tqdm; None for "if stderr is a terminal and tqdm is
+            installed".
         randomness: As in `torch.vmap`: "error", "same" or "different" random numbers in the members' losses.
 
     Returns:
@@ -388,7 +389,12 @@ def _bar(progress: bool | None, total: int) -> Any:
                 "sweep: progress=True needs tqdm: pip install tqdm"
             ) from None
         return _NoBar()
-    return tqdm(total=total, desc="sweep", unit=" steps", leave=False, disable=None)
+    is_disabled = (
+        None if progress is None else False
+    )  # None: unless stderr is a terminal
+    return tqdm(
+        total=total, desc="sweep", unit=" steps", leave=False, disable=is_disabled
+    )
 
 
 def _show_best(bar: Any, state: Progress) -> None:

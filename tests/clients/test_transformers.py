@@ -112,6 +112,23 @@ def test_a_trainer_makes_the_optimizer_of_a_users_alias_and_that_of_a_whole_mode
     assert {group["label"] for group in optimizer.param_groups} == {"muon", "adamw_no_decay"}
 
 
+def test_a_trainer_that_gives_the_class_in_a_method_reads_the_learning_rate_of_each_trial(tmp_path):
+    class LionTrainer(transformers.Trainer):
+        @staticmethod
+        def get_optimizer_cls_and_kwargs(args, model=None):
+            return gradtx.optimizer_class(clipped_lion), {"lr": args.learning_rate}
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path), weight_decay=0.1, report_to="none", use_cpu=True
+    )
+    trainer = LionTrainer(language_model(), arguments)
+    for rate in (0.5, 0.25):  # as a search does between trials
+        trainer.args.learning_rate, trainer.optimizer = rate, None
+        optimizer = trainer.create_optimizer()
+        assert [group["lr"] for group in optimizer.param_groups] == [rate, rate]
+        assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
 def evaluating_trainer(folder, optimizer, model):
     arguments = transformers.TrainingArguments(
         output_dir=str(folder),

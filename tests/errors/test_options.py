@@ -42,7 +42,7 @@ CASES = [
     (gradtx.adam_mini, {"block": True}, r"block must be .*"),
     (gradtx.scion, {"kinds": {"*": "l2"}}, "lmo: kind must be 'auto', 'spectral', .*, got 'l2'"),
     (gradtx.muown, {"ns_coefficients": "other"}, "scale_by_muown: coefs must be one of simple, .*, got 'other'"),
-    (gradtx.muon, {"ns_coefficients": torch.ones(3)}, ".*coefs must be three plain numbers, .*"),
+    (gradtx.muon, {"ns_coefficients": torch.ones(2)}, ".*coefs must be three plain numbers, .*"),
     (gradtx.muon, {"ns_coefficients": "cans"}, ".*coefs='cans' overflows in torch.bfloat16.*"),
     (
         gradtx.ranger21,

@@ -1,5 +1,7 @@
 """Errors of rules that return the wrong thing, read what is missing, or work in place."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -229,7 +231,7 @@ def test_errors_of_a_rule_that_have_nothing_to_do_with_missing_parameters_stay_a
     failing(
         AttributeError, "'Tensor' object has no attribute 'nrom'", rule(lambda u, s, p, c: u.nrom()), {"params": None}
     )
-    failing(AttributeError, matching(LACKS_NORM), rule(lambda u, s, p, c: (u * c.value.norm(), s)), {})
+    failing(AttributeError, f"^{LACKS_NORM}\nbroken: leaf 'w'", rule(lambda u, s, p, c: (u * c.value.norm(), s)), {})
 
 
 def decayed(update, state, param, ctx):
@@ -300,3 +302,63 @@ def test_a_key_error_in_a_rule_says_which_key():
         return {}["typo"], state
 
     failing((KeyError, ValueError), "typo", rule(update), {})
+
+
+# Errors of torch inside a user's functions: a note says where.
+
+W = torch.ones(2, 3)
+
+
+@gradtx.combinator
+def wrong_leave(tx: gradtx.GradientTransformation):
+    return gradtx.Frame(tx, leave=lambda u, s, p, c: (u @ u, s))
+
+
+def after_a_sum(u, s, p, c):
+    total = yield {"sum": u.sum()}
+    yield u @ u + total["sum"], s
+
+
+# A transformation, the name in the note, and the line that fails.
+WRONG = {
+    "update": (rule(lambda u, s, p, c: (u @ u, s)), "broken", "(u @ u, s)"),
+    "init": (rule(lambda u, s, p, c: (u, s), lambda p: {"x": p @ p}), "broken", "p @ p"),
+    "after a sum": (rule(after_a_sum), "broken", 'yield u @ u + total["sum"], s'),
+    "inside an alias": (chain(rule(lambda u, s, p, c: (u @ u, s)), gradtx.sgd()), "broken", "u @ u, s"),
+    "combinator": (wrong_leave(gradtx.sgd()), "wrong_leave", "leave=lambda"),
+    "whole tree": (rule_of_trees(lambda u, s, p, c: ({"w": u["w"] @ u["w"]}, s)), "broken", 'u["w"] @ u["w"]'),
+    "function of a link": (gradtx.map_after_step(lambda p: p @ p), "map_after_step", "lambda p: p @ p"),
+    # Its shapes are right, so that a recorded program raises the error.
+    "value": (rule(lambda u, s, p, c: (u.gather(0, u.long() + 5), s)), "broken", "u.gather(0,"),
+}
+
+
+def take_a_step(tx, way):
+    param = torch.nn.Parameter(W)
+    if way == "pure":
+        tx.update({"w": W}, tx.init({"w": W}), {"w": W})
+    elif way == "gradients":
+        tx.update({"w": param * 2}, tx.init({"w": param}), {"w": param})
+    elif way == "vmap":
+        torch.vmap(lambda w: tx.update({"w": w}, tx.init({"w": w}), {"w": w})[0])(W[None])
+    else:
+        optimizer = gradtx.as_optimizer(tx, [("w", param)], compile=way == "compiled")
+        param.grad = W.clone()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("way", ["pure", "gradients", "vmap", "lists", "compiled", "eager"])
+@pytest.mark.parametrize(("tx", "name", "line"), WRONG.values(), ids=WRONG)
+def test_a_torch_error_in_a_users_rule_names_rule_leaf_shape_and_line(tx, name, line, way, uncompiled):
+    with pytest.raises((RuntimeError, IndexError)) as caught, gradtx.eagerly() if way == "eager" else nullcontext():
+        take_a_step(tx, way)
+    note = caught.value.__notes__[-1]
+    assert note.startswith(f"{name}: leaf 'w' of shape (2, 3) on cpu, test_rules.py:")
+    assert line in note
+
+
+def test_a_torch_error_in_a_compiled_training_step_shows_the_users_line():
+    tx = rule(lambda u, s, p, c: (u @ u, s))
+    step = torch.compile(lambda w: tx.update({"w": w}, tx.init({"w": w}), {"w": w})[0], backend="eager")
+    with pytest.raises(RuntimeError, match=r"tx = rule\(lambda u, s, p, c: \(u @ u, s\)\)|test_rules.py"):
+        step(W)

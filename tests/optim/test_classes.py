@@ -1,5 +1,6 @@
 """The generated classes: real signatures and docstrings, real torch optimizers, torch's errors."""
 
+import functools
 import inspect
 import itertools
 import pickle
@@ -14,7 +15,7 @@ from gradtx.optim.classes import CLASSES
 from gradtx.optim.groups import ENGINE_OPTIONS
 from tests.conformance import example
 from tests.daily import by_day
-from tests.optim.problems import assert_close, assert_equal, descend, loss_of, parameters, values
+from tests.optim.problems import assert_close, assert_equal, descend, loss_of, parameters, set_gradients, values
 
 ALIASES = {cls.__name__: getattr(gradtx, alias) for alias, cls in CLASSES.items()}
 
@@ -398,3 +399,67 @@ def test_every_class_named_as_in_torch_has_torchs_arguments():
         ours = inspect.signature(getattr(gradtx.optim, name)).parameters
         elsewhere = {*ENGINE_OPTIONS, "foreach", "fused", "differentiable", "capturable", *_OTHER_FORMS, *_OTHER_NAMES}
         assert set(theirs) - set(ours) <= elsewhere, name
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_code_that_filters_options_by_the_signature_of_init_drops_none(name):
+    cls = getattr(gradtx.optim, name)
+    _, *arguments = inspect.signature(cls.__init__).parameters.values()
+    assert arguments == list(inspect.signature(cls).parameters.values())
+    assert cls.__init__.__qualname__ == f"{name}.__init__"
+    assert cls.__init__.__module__ == cls.__module__
+
+
+def test_filtered_options_reach_a_users_subclass():
+    class Mine(gradtx.optim.AdamW):
+        pass
+
+    options = {"lr": 0.5, "betas": (0.5, 0.75), "epochs": 3}
+    accepted = {k: v for k, v in options.items() if k in inspect.signature(Mine.__init__).parameters}
+    optimizer = Mine([torch.nn.Parameter(torch.ones(1))], **accepted)
+    assert (optimizer.defaults["lr"], optimizer.defaults["betas"]) == (0.5, (0.5, 0.75))
+
+
+def test_a_partial_call_with_the_transformation_by_name_makes_an_optimizer():
+    """As frameworks build optimizers: `_partial_: true` of Hydra, `optimizer_factory(params)` of others."""
+    make = functools.partial(gradtx.as_optimizer, tx=gradtx.adamw(lr=0.5), seed=3)
+    params = [torch.nn.Parameter(torch.ones(1))]
+    assert make(params).param_groups[0]["lr"] == make(params=params).param_groups[0]["lr"] == 0.5
+    with pytest.raises(TypeError, match="tx"):
+        gradtx.as_optimizer(gradtx.sgd(), params, tx=gradtx.adamw())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("AdamW", {"state_dtype": "int8", "mask": lambda name, p: p.ndim > 1, "correct_bias": False}),
+        ("SGD", {"state_dtype": torch.float64, "momentum": 0.5}),
+        ("Muon", {"fallback": gradtx.adamw(lr=0.25), "ns_dtype": torch.float64}),
+    ],
+)
+def test_groups_of_two_optimizers_in_one_keep_the_options_of_both(name, options):
+    """As torchrl merges the optimizers of actor and critic: `type(first)([*first.param_groups, ...])`."""
+    cls = getattr(gradtx.optim, name)
+    ours, theirs = parameters(), parameters()
+
+    def parts_of(params):
+        """Two optimizers with other rates, of every second parameter each."""
+        halves = list(params.values())[::2], list(params.values())[1::2]
+        return [cls(half, lr=rate, **options) for half, rate in zip(halves, (0.1, 0.2), strict=True)]
+
+    parts = parts_of(ours)
+    merged = cls([group for part in parts for group in part.param_groups])
+    expected = parts_of(theirs)
+    for step in range(3):
+        set_gradients(ours, step)
+        set_gradients(theirs, step)
+        for optimizer in (merged, *expected):
+            optimizer.step()
+    assert_equal(values(ours), values(theirs))
+
+
+def test_options_that_are_passed_replace_those_of_the_optimizer_whose_groups_are_passed():
+    first = gradtx.optim.AdamW([torch.nn.Parameter(torch.ones(2))], state_dtype="int8", mask="*", lr=0.5)
+    second = gradtx.optim.AdamW(first.param_groups, state_dtype=torch.float64)
+    assert (second.defaults["state_dtype"], second.defaults["mask"]) == (torch.float64, "*")
+    assert "mask" not in gradtx.optim.AdamW([dict(first.param_groups[0])]).defaults

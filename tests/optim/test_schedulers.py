@@ -179,3 +179,43 @@ def test_momentum_written_over_0_in_one_group_adds_slots_to_that_group_only():
     optimizer.param_groups[1]["momentum"] = 0.9
     descend(optimizer, params, 1)
     assert ["momentum_buffer" in optimizer.state[param] for param in params.values()] == [False, False, True, True]
+
+
+SCHEDULERS_OF_RATES = {
+    "LambdaLR": lambda optimizer: lr_scheduler.LambdaLR(optimizer, lambda step: 0.5),
+    "LinearLR": lr_scheduler.LinearLR,
+    "CosineAnnealingLR": lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, 4),
+}
+
+
+@pytest.mark.parametrize("make", SCHEDULERS_OF_RATES.values(), ids=SCHEDULERS_OF_RATES)
+@pytest.mark.parametrize(
+    ("name", "message", "options"),
+    [
+        ("AdaFactor", "relative_step sets the rate .* pass relative_step=False and lr=", {"relative_step": False}),
+        ("AliG", "the rule computes the rate .* pass lr=..., its upper bound, or no scheduler", {}),
+    ],
+)
+def test_a_scheduler_of_an_optimizer_that_sets_its_rate_itself_is_told_what_to_pass(name, message, options, make):
+    cls, param = getattr(gradtx.optim, name), torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = cls([param])
+    with pytest.raises(ValueError, match=f"{name}: lr is None, because {message}"):
+        make(optimizer)
+    optimizer.step(lambda: torch.tensor(1.0))  # as before
+    optimizer = cls([param], lr=0.1, **options)
+    scheduler = make(optimizer)
+    optimizer.step(lambda: torch.tensor(1.0))
+    scheduler.step()
+
+
+def test_a_schedule_of_numbers_bounds_the_rate_that_an_optimizer_computes_itself_or_is_refused():
+    schedule, param = gradtx.constant_schedule(0.125), torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = gradtx.optim.AliG([param])
+    gradtx.as_lr_scheduler(optimizer, schedule)
+    param.grad = torch.ones(2, 2)
+    optimizer.step(lambda: torch.tensor(1.0))
+    assert_equal(param.detach(), torch.full((2, 2), 0.875))
+    optimizer = gradtx.optim.AdaFactor([param])
+    gradtx.as_lr_scheduler(optimizer, schedule)
+    with pytest.raises(ValueError, match="relative_step sets the rate itself; omit lr, or pass relative_step=False"):
+        optimizer.step()

@@ -160,11 +160,56 @@ def test_a_scheduler_drives_the_rate_of_the_fallback_too_each_from_its_own(rate)
 def test_in_groups_of_the_user_bare_names_are_muons_and_the_fallbacks_have_its_name():
     params = list(parameters().values())
     groups = [{"params": params[:3], "lr": 0.5, "adamw.lr": 0.25, "eps": 1e-3}, {"params": params[3:], "lr": 0.125}]
-    with pytest.warns(UserWarning, match="do not read its 'lr'; pass 'adamw.lr'"):  # the second group has no matrix
+    with pytest.warns(
+        UserWarning, match="'lr' of this group is not that of its .*; pass 'adamw.lr'"
+    ):  # the second group has no matrix
         optimizer = gradtx.optim.Muon(groups, fallback=gradtx.adamw(lr=0.03))
     rates = {(group["label"], group["lr"]) for group in optimizer.param_groups}
     assert rates <= {("muon", 0.5), ("fallback", 0.25), ("muon", 0.125), ("fallback", 0.03)}
     assert {group["eps"] for group in optimizer.param_groups if group["label"] == "fallback"} == {1e-8}
+
+
+def framework_groups(named, lr=None):
+    """Groups as the Trainer of transformers and timm make them, and mmengine with rates that are multiples of one."""
+    groups = []
+    for name, param in named.items():
+        bare = param.ndim < 2
+        rate = {} if lr is None else {"lr": lr / 2 if bare else lr}
+        groups.append({"params": [param], "weight_decay": 0.0 if bare else 0.25, "name": name, **rate})
+    return groups
+
+
+@pytest.mark.parametrize("lr", [None, 0.5], ids=["decay alone", "rates too"])
+def test_groups_that_a_framework_made_hold_for_the_fallback_too(lr):
+    """Like two optimizers whose groups have these decays, and rates with the factors of the framework."""
+    sizes = {"weight": (2, 2), "kernel": (2, 2, 2), "bias": (2,)}
+    ours, theirs = (
+        {name: torch.nn.Parameter(torch.ones(size).double()) for name, size in sizes.items()} for _ in range(2)
+    )
+    optimizer = gradtx.optim.Muon(framework_groups(ours, lr), lr=0.5, ns_dtype=None, fallback=gradtx.adamw(lr=0.125))
+    factor = 1.0 if lr is None else 0.5
+    others = (
+        torch.optim.AdamW([theirs["kernel"]], lr=0.125, weight_decay=0.25),
+        torch.optim.AdamW([theirs["bias"]], lr=0.125 * factor, weight_decay=0.0),
+        gradtx.optim.Muon([theirs["weight"]], lr=0.5, ns_dtype=None, weight_decay=0.25),
+    )
+    for step in range(3):
+        for param in (*ours.values(), *theirs.values()):
+            param.grad = gradient(param, step)
+        for each in (optimizer, *others):
+            each.step()
+    assert_close(ours.values(), theirs.values(), PUBLISHED)
+
+
+def test_a_fallback_without_decay_stays_without_and_a_group_in_which_leaves_mix_scales_both_rates():
+    params = [torch.nn.Parameter(torch.ones(size)) for size in ((2, 2), (2,))]
+    groups = [{"params": params, "lr": 0.0, "weight_decay": 0.5}]
+    fallback = gradtx.adamw(lr=0.125, weight_decay=0.0)
+    optimizer = gradtx.optim.Muon(groups, lr=0.5, fallback=fallback)
+    assert [(group["lr"], group["weight_decay"]) for group in optimizer.param_groups] == [(0.0, 0.5), (0.0, 0.0)]
+    groups = [{"params": params, "lr": 0.25, "adamw.lr": 1.0}]
+    optimizer = gradtx.optim.Muon(groups, lr=0.5, fallback=fallback)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 1.0]
 
 
 @pytest.mark.parametrize("view", ["flatten", "batch"])

@@ -1,0 +1,54 @@
+"""The names of all slots, which tell a checkpoint of another chain from one to which a wrapper has added keys."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from gradtx import algorithms, combinators
+from gradtx.algorithms.sgd import sgd
+from gradtx.rules import Spec
+from gradtx.state.slots import without_number
+
+
+def is_slot_name(key: str) -> bool:
+    """Whether a key of an optimizer's state may be that of a slot, of any link of this library."""
+    parts = {without_number(part) for part in key.split(".")}
+    return not parts.isdisjoint(_slot_names())
+
+
+@functools.cache
+def _slot_names() -> frozenset[str]:
+    """Return the names of the slots of all links: initialized on first use, in 0.3 s, because rules compute them."""
+    names: set[str] = set()
+    for package in (algorithms, combinators):
+        for name in package.__all__:
+            spec = getattr(getattr(package, name), "spec", None)
+            # Those whose arguments cannot be guessed keep nothing.
+            with contextlib.suppress(TypeError, ValueError):
+                if spec is not None:
+                    tx = spec.factory(**_sample(spec))
+                    names.update(_names_in(tx.init({"": torch.ones(2, 2)})))
+    return frozenset(map(without_number, names))
+
+
+def _sample(spec: Spec) -> dict[str, Any]:
+    """Return values for the required arguments of a factory."""
+    return {
+        argument.name: sgd() if argument.name in spec.inner else argument.sample()
+        for argument in spec.arguments.all
+        if argument.required
+    }
+
+
+def _names_in(state: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of the slots and shared values of a state."""
+    for name, value in state.items():
+        if isinstance(value, dict) and "" not in value:
+            yield from _names_in(value)
+        else:
+            yield name
