@@ -342,10 +342,9 @@ def pure(arguments: Any) -> None:
         import optax
 
         tx = optax.adamw(1e-3)
-        grads = [jax.numpy.asarray(p.grad.cpu().numpy()) for p in parameters(shapes)]
-        params: Any = [
-            jax.numpy.asarray(p.detach().numpy()) for p in parameters(shapes)
-        ]
+        tensors: Any = parameters(shapes)
+        grads = [jax.numpy.asarray(p.grad.numpy()) for p in tensors]
+        params: Any = [jax.numpy.asarray(p.detach().numpy()) for p in tensors]
         state = tx.init(params)
 
         @jax.jit

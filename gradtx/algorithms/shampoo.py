@@ -201,7 +201,7 @@ def _averaged(old, new, beta, ctx):
 _WITH_SQUARES = ("adam", "adagrad", "rmsprop")
 
 
-def _graft_slot(kind: str) -> Slot | None:
+def _graft_slot(kind: str | None) -> Slot | None:
     """Declare the squares that a grafted method averages or sums."""
     return square(slow=kind == "adagrad") if kind in _WITH_SQUARES else None
 

@@ -127,8 +127,9 @@ class StageState:
         starts: dict[str, Callable[[], Tensor]] = {}
         for name, value in rule.shared.items():
             starts[name] = _initial_value(value, device, self.store.shared_dtype(name))
-        if rule.seed is not None:
-            starts["seed"] = lambda: torch.full((), rule.seed, device=device)
+        seed = rule.seed
+        if seed is not None:
+            starts["seed"] = lambda: torch.full((), seed, device=device)
             starts["counter"] = lambda: torch.zeros(
                 (), dtype=torch.int64, device=device
             )

@@ -562,24 +562,26 @@ def _clock_after(count: int | Count) -> Clock:
 def _count_up(bundles: Iterable[Any], after: Mapping[int | Count, int | Count]) -> None:
     """Write the counts after the step into the states of the members of bundles that are done."""
     counted: list[Member] = []  # on the host
+    counts: list[int] = []
     on_device: list[Member] = []
     for bundle in bundles:
         for member in bundle.members:
             if isinstance(member.count, int):
                 counted.append(member)
+                counts.append(member.count + 1)
             else:
                 on_device.append(member)
     try:
         _torch.count_up_([member.state["step"] for member in counted])
     except (RuntimeError, TypeError):  # the user has written an integer
-        for member in counted:
+        for member, count in zip(counted, counts, strict=True):
             step = torch.as_tensor(member.state["step"])
-            member.state["step"] = step.fill_(member.count + 1)
+            member.state["step"] = step.fill_(count)
     if on_device:
-        counts = [after[member.count] for member in on_device]
+        later = [after[member.count] for member in on_device]
         steps = [member.state["step"] for member in on_device]
-        _torch.copy_each_(steps, list(map(as_step, counts)))
-        for member, count in zip(on_device, counts, strict=True):
+        _torch.copy_each_(steps, list(map(as_step, later)))
+        for member, count in zip(on_device, later, strict=True):
             member.set_count(count)
 
 
