@@ -17,6 +17,7 @@ from gradtx.optim.evaluation import Evaluation
 from gradtx.optim.groups import Values
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import Agreement
+from gradtx.optim.run import KnownCounts
 from gradtx.optim.state import States
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Parts:
         expects_scheduler: Whether schedulers may override schedules of the chain without a (further) warning.
         agreement: Compares this rank's steps with those of other ranks.
         agreed: The values of each group whose hyperparameters are known to agree, as the last check saw them.
+        known_counts: The counts after the last step, if they are known.
     """
 
     members: Members
@@ -83,6 +85,11 @@ class Parts:
     expects_scheduler: bool = False
     agreement: Agreement = field(default_factory=Agreement)
     agreed: list[Values] = field(default_factory=list[Values])
+    known_counts: KnownCounts | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copied tensor counts its writes from 0, and would later have the recorded version with another value.
+        return {**self.__dict__, "known_counts": None}
 
     def at_state(
         self, params: Iterable[Tensor] | None = None, **changes: bool

@@ -47,7 +47,15 @@ from gradtx.optim.groups import (
     has_tensor,
 )
 from gradtx.optim.parts import Parts
-from gradtx.optim.run import Count, Extras, Member, OptimizerRun, Trees, leaf_of
+from gradtx.optim.run import (
+    Count,
+    Extras,
+    KnownCounts,
+    Member,
+    OptimizerRun,
+    Trees,
+    leaf_of,
+)
 from gradtx.programs.bundle import is_on_accelerator
 from gradtx.programs.hyperparameters import Structure, each_item
 
@@ -199,6 +207,11 @@ class Step:
                     f"{self._who}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
                     "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
                 )
+        known = self._parts.known_counts
+        if known is not None and known.hold(members, states):
+            return
+        self._parts.known_counts = None
+        for member in members:
             state = member.state = states.get(member.param, {})
             layout = member.layout
             if state and layout is not None and not layout.keys <= state.keys():
@@ -233,12 +246,13 @@ class Step:
 
     def _stepping(self) -> list[Member]:
         takes_none = self._parts.traits.takes_none
-        stepping = []
-        for member in self._every:
-            has_input = takes_none or member.param.grad is not None
-            if has_input and member.state and member.layout is not None:
-                stepping.append(member)
-        return stepping
+        return [
+            member
+            for member in self._every
+            if (takes_none or member.param.grad is not None)
+            and member.state
+            and member.layout is not None
+        ]
 
     def _complete(self, view: GroupView, row: list[Member]) -> None:
         """Create or update the slots of parameters that are about to step, to match their group's links."""
@@ -251,6 +265,7 @@ class Step:
             if param.grad is not None or (takes_none and param.requires_grad):
                 params.append(param)
         if params:
+            self._parts.known_counts = None
             self._parts.states.create(view, params)
 
     @functools.cached_property
@@ -315,7 +330,8 @@ class Step:
     def apply(self) -> None:
         """Compute the step and write its results."""
         run, parts = self.run, self._parts
-        self._advance(*self._planned())
+        bundles, eager = self._planned()
+        self._advance(bundles, eager)
         has_idle_clock = not parts.traits.clocks <= run.new_shared.keys()
         if run.late_sums or has_idle_clock:
             # Combinators decide whether the sums take effect, and count steps without any of their leaves.
@@ -327,6 +343,13 @@ class Step:
             self.scaling.unscale(parts.members.by_param)
         if self._stays:
             keep_counts_in_place(parts.members.by_param.values(), self._after)
+        known = parts.known_counts
+        if eager:  # those have new tensors
+            parts.known_counts = None
+        elif known is None:
+            parts.known_counts = KnownCounts.of(self._every)
+        else:
+            known.count_writes()
         for view in self.views:
             if view.shown:
                 view.show(self._known_count)
@@ -562,21 +585,20 @@ def _clock_after(count: int | Count) -> Clock:
 def _count_up(bundles: Iterable[Any], after: Mapping[int | Count, int | Count]) -> None:
     """Write the counts after the step into the states of the members of bundles that are done."""
     counted: list[Member] = []  # on the host
-    counts: list[int] = []
     on_device: list[Member] = []
     for bundle in bundles:
         for member in bundle.members:
             if isinstance(member.count, int):
+                member.count += 1
                 counted.append(member)
-                counts.append(member.count + 1)
             else:
                 on_device.append(member)
     try:
         _torch.count_up_([member.state["step"] for member in counted])
     except (RuntimeError, TypeError):  # the user has written an integer
-        for member, count in zip(counted, counts, strict=True):
+        for member in counted:
             step = torch.as_tensor(member.state["step"])
-            member.state["step"] = step.fill_(count)
+            member.state["step"] = step.fill_(member.count)  # type: ignore[arg-type]
     if on_device:
         later = [after[member.count] for member in on_device]
         steps = [member.state["step"] for member in on_device]

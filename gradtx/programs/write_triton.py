@@ -122,7 +122,7 @@ class KernelText:
 
     Attributes:
         source: The functions: `stage0`, `stage1`, ..., and `reduce0`, ... between them.
-        scalars: The scalars that they read, in the order of their buffer.
+        scalars: The scalars that they read, each a word of 64 bits: an argument, or an entry of a buffer on the device.
         reductions: For each stage but the last, how each of its sums is combined.
         has_entries: Whether `last_stage` writes entries.
         has_numbers: Whether `finish` writes numbers of each leaf, which other chunks of the leaf have read by then.
@@ -357,6 +357,8 @@ class _KernelWriter:
             return self._without_nan(operands[0], args, dtype)
         if name == "clamp":
             return self._clamped(operands[0], args, kwargs, dtype)
+        if name == "mul" and dtype is torch.bool:
+            name = "logical_and"
         if name not in BY_RESULT or kwargs:
             raise UnsuitableProgramError(_name(node))
         return BY_RESULT[name].format(*operands, type=DTYPES[dtype])
@@ -443,8 +445,10 @@ class _KernelWriter:
         return [n for n in lines if n in self._lines], needed & set(self._leaves)
 
     def _arguments(self) -> str:
+        words = "".join(f", w{j}: tl.int64" for j in range(len(self._scalars)))
         sums = "".join(f", sums{depth}" for depth in range(len(self._reductions)))
-        return f"table, sizes, chunk_leaf, chunk_start, words, n_leaves{sums}"
+        start = f"IN_ARGUMENTS: tl.constexpr, words{words}"
+        return f"{start}, table, sizes, chunk_leaf, chunk_start, n_leaves{sums}"
 
     def _head(self, nodes: Sequence[Node], start: str) -> list[str]:
         """Return the lines that find the chunk, and load what its operations read apart from entries."""
@@ -453,8 +457,15 @@ class _KernelWriter:
             f"leaf = {start}",
             "size = tl.load(sizes + leaf)",
         ]
-        for j in range(len(self._scalars)):
-            lines.append(f"s{j} = tl.load(words + {j})")
+        for condition, word in (
+            ("if IN_ARGUMENTS:", "w{}.to(tl.int64)"),
+            ("else:", "tl.load(words + {})"),
+        ):
+            lines.append(condition)
+            words = [word.format(j) for j in range(len(self._scalars))]
+            lines += [f"    s{j} = {each}" for j, each in enumerate(words)] or [
+                "    pass"
+            ]
         return lines
 
     def _load(self, leaf: Node, mask: str) -> str:
@@ -500,11 +511,14 @@ class _KernelWriter:
         if names:
             lines.append("if ALIGNED:")
             lines += [f"    {name} = tl.multiple_of({name}, 16)" for name in names]
-        lines.append("i = start + tl.arange(0, BLOCK)")
         if self._block > 1:
-            rows = f"BLOCK // {self._block}"
-            lines.append(f"i = tl.reshape(i, ({rows}, {self._block}))")
-            lines.append(f"b = start // {self._block} + tl.arange(0, {rows})[:, None]")
+            lines.append(f"row = tl.arange(0, BLOCK // {self._block})[:, None]")
+            lines.append(f"b = start // {self._block} + row")
+            lines.append(
+                f"i = start + row * {self._block} + tl.arange(0, {self._block})[None, :]"
+            )
+        else:
+            lines.append("i = start + tl.arange(0, BLOCK)")
         loads = [leaf for leaf in leaves if leaf in read]
         for condition, mask in (
             ("if start + BLOCK <= size:", ""),
@@ -609,7 +623,9 @@ class _KernelWriter:
 
 def _function(name: str, arguments: str, lines: Sequence[str]) -> str:
     body = "\n    ".join(lines)
-    return f"@triton.jit\ndef {name}({arguments}):\n    {body}\n"
+    # Otherwise Triton would compile again for words that are multiples of 16.
+    words = [each.split(":")[0] for each in arguments.split(", ") if each[0] == "w"]
+    return f"@triton.jit(do_not_specialize={words})\ndef {name}({arguments}):\n    {body}\n"
 
 
 def _combined(kind: str, value: str, block: int) -> str:

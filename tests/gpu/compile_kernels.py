@@ -1,4 +1,4 @@
-"""Compile the kernels of optimizers for GPUs, without one: `python -m tests.gpu.compile_kernels 90 adamw lamb ...`.
+"""Compile the kernels of optimizers for GPUs, without one: `python -m tests.gpu.compile_kernels 90 adamw lamb adamw:int8 ...`.
 
 Prints a line per kernel: its name, instances of 16-byte loads and stores, registers' spills, and bytes of the binary.
 """
@@ -23,8 +23,9 @@ KINDS = {
     **dict.fromkeys(("table", "sizes", "chunk_leaf", "chunk_start", "leaf_chunks", "words"), "*i64"),
     **dict.fromkeys(("partials", "sums", "results"), "*fp64"),
     **dict.fromkeys(("n_leaves", "n_chunks"), "i32"),
+    "w": "i64",
 }
-CONSTANTS = {"BLOCK": kernels.BLOCK, "ALIGNED": True, "WIDTH": kernels.WIDTH}
+CONSTANTS = {"IN_ARGUMENTS": True, "BLOCK": kernels.BLOCK, "ALIGNED": True, "WIDTH": kernels.WIDTH}
 
 
 def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.float32) -> list[str]:
@@ -36,7 +37,7 @@ def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.flo
             found[kernels.PhaseKernels.of(phase, self.device).text.source] = None
             return kernels.MemberBundle.process(self, phase)
 
-    params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in ((64, 64), (128,))]
+    params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in ((128, 64), (128,))]
     before = kernels.runs_kernels, kernels.KernelBundle
     kernels.runs_kernels, kernels.KernelBundle = (lambda device: True), Noted
     try:
@@ -66,7 +67,8 @@ def compiled(source: str, capability: int):
 def main() -> None:
     capability, *names = sys.argv[1:]
     for name in names:
-        tx = getattr(gradtx, name)()
+        alias, _, code = name.partition(":")
+        tx = getattr(gradtx, alias)(**{"state_dtype": code} if code else {})
         for source in sources_of(tx):
             for kernel, binary in compiled(source, int(capability)):
                 ptx = binary.asm["ptx"]

@@ -20,7 +20,7 @@ np = pytest.importorskip("numpy")
 
 from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
 
-CAST = InterpreterBuilder.cast_impl
+CAST, SPLAT = InterpreterBuilder.cast_impl, InterpreterBuilder.create_splat
 
 # Functions of CUDA's library, which the interpreter lacks.
 FUNCTIONS = {
@@ -41,6 +41,16 @@ def _rounded(builder: Any, handle: Any, dtype: Any) -> Any:
         values = torch.from_numpy(np.array(handle.data, dtype=np.float32)).to(torch.bfloat16)
         return TensorHandle(values.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
     return CAST(builder, handle, dtype)
+
+
+def _splat(builder: Any, shape: Any, handle: Any) -> Any:
+    """Repeat a number; the interpreter takes the result of a comparison for a number of the operands' dtype."""
+    from triton import language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    if handle.data.dtype == np.bool_:
+        handle = TensorHandle(handle.data, tl.int1)
+    return SPLAT(builder, shape, handle)
 
 
 class Libdevice:
@@ -82,8 +92,8 @@ class Plain:
     """In place of Triton."""
 
     @staticmethod
-    def jit(function: Any) -> Any:
-        return function
+    def jit(do_not_specialize: Any) -> Any:
+        return lambda function: function
 
 
 def launch(kernel: Any, instances: int, arguments: Any, **constants: Any) -> None:
@@ -105,4 +115,5 @@ def interpreting() -> Iterator[None]:
         patch.setattr(kernels, "compiled", compiled)
         patch.setattr(kernels, "launch", launch)
         patch.setattr(InterpreterBuilder, "cast_impl", _rounded)
+        patch.setattr(InterpreterBuilder, "create_splat", _splat)
         yield

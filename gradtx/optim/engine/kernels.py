@@ -17,8 +17,9 @@ from torch.fx import Node
 from gradtx.base.dtensor import local
 from gradtx.base.messages import warn_user
 from gradtx.base.plain import TYPES, is_plain
+from gradtx.base.torch_names import is_captured
 from gradtx.execution.execute import Leaf, LeafTerms
-from gradtx.optim.engine.base import GRADIENT
+from gradtx.optim.engine.base import GRADIENT, Plan
 from gradtx.optim.engine.family import Family, LeafKind
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
 from gradtx.optim.engine.views import (
@@ -44,6 +45,8 @@ BLOCK = 1024  # entries of a chunk, which one instance of a kernel processes
 WARPS = 8  # 16 bytes per thread and argument in float32
 WIDTH = 256  # partial sums that are added at a time
 ALIGNMENT = 16  # bytes
+# Where the arguments of captured steps are; graphs may replay these at any time.
+CAPTURED: list[Table] = []
 
 
 @functools.cache
@@ -191,7 +194,8 @@ class Table:
         self.sizes = sent(sizes, device)
         self._rows = pointers
         self._are_aligned = list(map(_are_aligned, pointers))
-        self.pointers = sent([each for row in pointers for each in row], device)
+        self._buffer = on_host([each for row in pointers for each in row], device)
+        self.pointers = self._buffer.to(device, non_blocking=True)
 
     @property
     def is_aligned(self) -> bool:
@@ -204,9 +208,11 @@ class Table:
                 continue
             self._rows[place] = row
             self._are_aligned[place] = _are_aligned(row)
-            start = place * self.leaves
-            target = self.pointers[start : start + self.leaves]
-            target.copy_(on_host(row, self._device), non_blocking=True)
+            window = slice(place * self.leaves, (place + 1) * self.leaves)
+            source = on_host(row, self._device)
+            if is_captured(self._device):  # replays copy from memory that stays
+                source = self._buffer[window].copy_(source)
+            self.pointers[window].copy_(source, non_blocking=True)
 
 
 def _are_aligned(pointers: list[int]) -> bool:
@@ -236,6 +242,9 @@ class KernelBundle(MemberBundle):
             is_plain(param) and param.is_contiguous() and not param.is_complex()
             for param in self._params
         )
+        # Whether the gradients are like those of the plan, and whether kernels read those where they are.
+        self.are_as_planned = False
+        self._are_read_in_place = False
 
     def process(self, phase: ListPhase) -> Any:
         kernels = PhaseKernels.of(phase, self.device)
@@ -243,10 +252,12 @@ class KernelBundle(MemberBundle):
             self._numbers, phase.common, self.device, self._on_host
         )
         scalars = kernels.scalars[on_host](numbers)
-        alive = self._place()
+        table, alive = self._placed()
         words = self._words([scalars[i] for i in kernels.places], kernels.dtypes)
-        assert self._table is not None
-        by_leaf = self._run(kernels.text, self._table, words)
+        by_leaf = self._run(kernels.text, table, words)
+        if is_captured(self.device):
+            CAPTURED.append(table)
+            self._table = None  # later steps do not change this one
         del alive  # copies of gradients, which the kernels read
         results = kernels.results(scalars, by_leaf)
         if phase.operation is not None:
@@ -257,17 +268,26 @@ class KernelBundle(MemberBundle):
 
     # Arguments.
 
-    def _place(self) -> list[Tensor]:
-        """Send where the arguments are, as far as they have moved; return copies that were made of some."""
-        changing = [list(map(GRADIENT, self._params))]
-        for name in self.signature.by_leaf:
-            changing.append([self.trees[name][member.name] for member in self.members])
+    def _placed(self) -> tuple[Table, list[Tensor]]:
+        """Return where the arguments are, and copies that were made of some."""
         copies: list[Tensor] = []
-        rows = [self._addresses(column, copies) for column in changing]
+        gradients = list(map(GRADIENT, self._params))
+        if self.are_as_planned and self._are_read_in_place:
+            rows = [list(map(Tensor.data_ptr, gradients))]
+        else:
+            rows = [self._addresses(gradients, copies)]
+            self._are_read_in_place = (
+                not copies
+                and self.are_as_planned
+                and TYPES.issuperset(map(type, gradients))
+            )
+        for name in self.signature.by_leaf:
+            column = [self.trees[name][member.name] for member in self.members]
+            rows.append(self._addresses(column, copies))
         keys = self.signature.slots_by_leaf
         if self._table is not None:
             self._table.update(dict(enumerate(rows, 1 + len(keys))))
-            return copies
+            return self._table, copies
         fixed = [self._params]
         fixed += [[member.state[key] for member in self.members] for key in keys]
         for place, column in enumerate(fixed):
@@ -276,7 +296,7 @@ class KernelBundle(MemberBundle):
             rows.insert(place, [each.data_ptr() for each in aliases])
         sizes = [entries_of(param) for param in self._params]
         self._table = Table(sizes, rows, self.device)
-        return copies
+        return self._table, copies
 
     def _addresses(self, column: list[Any], copies: list[Tensor]) -> list[int]:
         """Return where tensors are that programs only read, or copies of them in their parameters' layout."""
@@ -292,8 +312,10 @@ class KernelBundle(MemberBundle):
         copies += views
         return [view.data_ptr() for view in views]
 
-    def _words(self, scalars: list[Any], dtypes: list[torch.dtype]) -> Tensor:
-        """Return scalars on the device, as 64-bit words."""
+    def _words(
+        self, scalars: list[Any], dtypes: list[torch.dtype]
+    ) -> tuple[int, ...] | Tensor:
+        """Return scalars as 64-bit words, on the device if one of them is there."""
         if any(isinstance(scalar, Tensor) for scalar in scalars):
             words = []
             for scalar, dtype in zip(scalars, dtypes, strict=True):
@@ -304,19 +326,23 @@ class KernelBundle(MemberBundle):
             return torch.stack(words)
         kinds = "".join("d" if dtype.is_floating_point else "q" for dtype in dtypes)
         packed = struct.pack(f"={kinds}", *scalars)
-        words = struct.unpack(f"={len(kinds)}q", packed)
-        return sent(list(words) or [0], self.device)
+        return struct.unpack(f"={len(kinds)}q", packed)
 
     # Kernels.
 
-    def _run(self, text: KernelText, table: Table, words: Tensor) -> Tensor:
+    def _run(
+        self, text: KernelText, table: Table, words: tuple[int, ...] | Tensor
+    ) -> Tensor:
         """Launch the kernels; return the results by leaf, a row for each."""
         functions = compiled(text.source)
+        scalars: tuple[Any, ...] = (True, table.pointers, *words)
+        if isinstance(words, Tensor):
+            scalars = (False, words, *[0] * len(text.scalars))
         fixed = (table.pointers, table.sizes, table.chunk_leaf, table.chunk_start)
         constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned, "num_warps": WARPS}
         n_leaves, n_chunks = table.leaves, table.chunks
         sums = [self._buffer(len(kinds), n_leaves) for kinds in text.reductions]
-        common = (*fixed, words, n_leaves, *sums)
+        common = (*scalars, *fixed, n_leaves, *sums)
         for depth, kinds in enumerate(text.reductions):
             partials = self._buffer(len(kinds), n_chunks)
             stage = (*common, partials, n_chunks)
@@ -386,6 +412,11 @@ class KernelEngine(ListEngine):
         if needs_order and not param.is_contiguous():
             raise RefusedError("a link needs the positions of its entries")
         return super()._kind(member, leaf, step, shares)
+
+    def _begin(self, plan: Plan, step: Step) -> None:
+        super()._begin(plan, step)
+        for bundle in plan.bundles:
+            bundle.are_as_planned = plan.gradients_are_as_planned
 
     def _warn_of_triton(self) -> None:
         if not self._has_warned:
