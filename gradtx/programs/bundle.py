@@ -25,6 +25,7 @@ from gradtx.programs.write_lists import ListFunction, list_function
 CHUNK = 2**18
 CHUNK_OF_ACCELERATOR = 2**25
 PYTHON_NUMBERS = frozenset((float, int, bool))
+KNOWN: frozenset[int] = frozenset()
 
 # By the text of a recording: optimizers with other settings often repeat programs.
 _FUNCTIONS = SharedPrograms()
@@ -164,9 +165,9 @@ class ListPhase(Phase):
         terms = self.terms(self.recording.outputs)
         return parts_add_up(graph, leaves, terms, with_constants=True)
 
-    def function(self, device: torch.device, on_host: bool) -> ListFunction:
-        """Return the function for lists of leaves on a device, with Python scalars or with 0-d tensors."""
-        key = (device, on_host)
+    def function(self, device: torch.device, on_device: frozenset[int]) -> ListFunction:
+        """Return the function for lists of leaves on a device; some scalars are 0-d tensors."""
+        key = (device, on_device)
         if key not in self._functions:
             functions = _FUNCTIONS.of(self.text)
             if key not in functions:
@@ -213,16 +214,26 @@ def numbers_for(
     dtypes: Sequence[torch.dtype],
     device: torch.device,
     on_host: bool,
-) -> tuple[list[Any], bool]:
-    """Return Python scalars if the host may read the given ones without synchronizing; otherwise 0-d tensors."""
-    if on_host and PYTHON_NUMBERS.issuperset(map(type, given)):  # a shortcut
-        return list(given), True
-    if on_host and not any(map(is_on_accelerator, given)):
-        return list(map(python_scalar, given)), True
-    placed = []
-    for value, dtype in zip(given, dtypes, strict=True):
-        placed.append(_placed(value, dtype, device))
-    return placed, False
+) -> tuple[list[Any], frozenset[int]]:
+    """Return Python scalars, and 0-d tensors on the device for those that the host does not know, with their indices.
+
+    Args:
+        given: The scalars.
+        dtypes: Their dtypes.
+        device: The device.
+        on_host: Whether the host may read tensors that are on the host.
+    """
+    if PYTHON_NUMBERS.issuperset(map(type, given)):  # a shortcut
+        return list(given), KNOWN
+    numbers: list[Any] = []
+    on_device: set[int] = set()
+    for i, (value, dtype) in enumerate(zip(given, dtypes, strict=True)):
+        if is_on_accelerator(value) or (isinstance(value, Tensor) and not on_host):
+            on_device.add(i)
+            numbers.append(_placed(value, dtype, device))
+        else:
+            numbers.append(python_scalar(value))
+    return numbers, frozenset(on_device)
 
 
 class NamedLeaf(NamedTuple):
@@ -291,10 +302,10 @@ class ListBundle(ProgramBundle):
         raise NotImplementedError
 
     def process(self, phase: ListPhase) -> Any:
-        numbers, on_host = numbers_for(
+        numbers, on_device = numbers_for(
             self._numbers, phase.common, self.device, self._on_host
         )
-        function = phase.function(self.device, on_host)
+        function = phase.function(self.device, on_device)
         prepared = function.prepare(numbers)
         results = []
         for columns in self.columns():

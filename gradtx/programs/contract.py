@@ -34,6 +34,11 @@ def is_number(node: Any) -> bool:
     return not isinstance(node, Node) or node.meta["kind"] == "number"
 
 
+def is_on_device(number: Any) -> bool:
+    """Whether a scalar is a 0-d tensor, because the host would have to wait for its value."""
+    return isinstance(number, Node) and number.meta.get("on_device", False)
+
+
 def same_meta(*nodes: Any) -> bool:
     """Whether a leaf's values of these nodes have the same shape and dtype."""
     first = nodes[0].meta["val"]
@@ -128,7 +133,7 @@ def remove_unused(graph: Graph) -> None:
 
 
 def contract(graph: Graph) -> None:
-    """Fuse operations for which torch has a single one. All scalars must be Python scalars."""
+    """Fuse operations for which torch has a single one; those that take scalars take only Python scalars."""
     for contraction, node in _free_to_join(graph):
         if node.op == "call_function" and any(map(is_list, node.all_input_nodes)):
             contraction.canonicalize(node)
@@ -142,6 +147,18 @@ def contract(graph: Graph) -> None:
         if len(node.users) == 1 and is_list(node):
             contraction.move_weight_first(node)
     remove_unused(graph)
+
+
+def use_norms(graph: Graph) -> None:
+    """Replace the sum of a leaf's squares by the square of its norm."""
+    for node in graph.find_nodes(op="call_function", target=aten.sum.default):
+        squares: Any = node.args[0]
+        if node.kwargs or squares.target is not aten.mul.Tensor:
+            continue
+        x, y = squares.args
+        if x is y and is_list(x) and same_meta(squares, x):
+            norm = _list(aten.linalg_vector_norm.default, (x,), node)
+            _replace(node, aten.mul.Tensor, (norm, norm))
 
 
 def _free_to_join(graph: Graph) -> Iterator[tuple[_Contraction, Node]]:
@@ -215,7 +232,8 @@ class _Contraction:
             return
         if node.target is not aten.pow.Tensor_Tensor:
             return
-        if is_list(base) and is_number(exponent) and same_meta(node, base):
+        is_known = is_number(exponent) and not is_on_device(exponent)
+        if is_list(base) and is_known and same_meta(node, base):
             _replace(node, aten.pow.Tensor_Scalar, node.args)
 
     def _multiply_instead(self, node: Node) -> None:
@@ -277,6 +295,8 @@ class _Contraction:
         """Replace `clamp` with scalar bounds by `clamp_min` and `clamp_max`."""
         x, *bounds = node.args
         if node.kwargs or not all(map(is_number, bounds)):
+            return
+        if any(map(is_on_device, bounds)):
             return
         if not is_list(x) or not same_meta(node, x):
             return
@@ -359,6 +379,8 @@ class _Contraction:
             product = _product_for(term, node)
             if product is None or _scales_in_place(node, rest, product):
                 continue
+            if is_on_device(product.factor):
+                continue
             if not self._are_unchanged(*product.lists()):
                 continue
             if best is None or product.saved > best[1].saved:
@@ -374,6 +396,8 @@ class _Contraction:
             rest, a = _factor_of(start)
             weight, b = _factor_of(end)
             if a is None or b is None or not _is_complement(weight, rest):
+                continue
+            if is_on_device(weight):
                 continue
             if not same_meta(node, a, b) or not self._are_unchanged(a, b):
                 continue
@@ -406,6 +430,8 @@ class _Contraction:
         if weight is None or parts is None or not self._are_unchanged(weight):
             return
         size = step.kwargs.get("alpha", 1)
+        if any(map(is_on_device, (size, parts.pull.factor, parts.scale))):
+            return
         _move_before(update, size)
         target, args, kwargs = _pulled(weight, parts.pull, size, update)
         if parts.rest is not None:
@@ -454,6 +480,7 @@ def _number(target: Any, args: tuple[Any, ...], user: Node) -> Node:
         node = user.graph.call_function(target, args)
     node.meta["val"] = torch.empty((), dtype=torch.float64, device="meta")
     node.meta["kind"] = "number"
+    node.meta["on_device"] = any(map(is_on_device, args))
     return node
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ from gradtx.base import torch_names as _torch
 from gradtx.programs.contract import (
     contract,
     is_number,
+    is_on_device,
     merge_equal,
     remove_unused,
+    use_norms,
 )
 from gradtx.programs.needs import Needs, split_copies
 from gradtx.programs.record import Recording
@@ -25,20 +28,23 @@ class Program:
     """A lowered recording, from which each back end writes its code.
 
     `meta["kind"]` of a node is "number" for a 0-d value that all leaves share, "tensor" for another value that they
-    share, and "list" for one that each leaf has; `meta["val"]` is a stand-in with its shape and dtype. Scalars round to
-    the dtype of the list that they meet, as in torch's operations on a tensor and a number.
+    share, and "list" for one that each leaf has; `meta["val"]` is a stand-in with its shape and dtype;
+    `meta["on_device"]` says that the host does not know a scalar. Scalars round to the dtype of the list that they
+    meet, as in torch's operations on a tensor and a number.
 
     Attributes:
         graph: The operations, in order, and at the end the results.
         numbers: The arguments that all leaves share.
         leaves: The arguments of a leaf.
         needs: The case in which each value is read.
+        decides: Whether the program skips what is not due.
     """
 
     graph: Graph
     numbers: list[Node]
     leaves: list[Node]
     needs: Needs
+    decides: bool
 
     @property
     def nodes(self) -> list[Node]:
@@ -60,15 +66,21 @@ class Program:
 
 
 def lower(
-    recording: Recording, part: int | None = None, *, fuses: bool, decides: bool
+    recording: Recording,
+    part: int | None = None,
+    *,
+    on_device: Collection[int] = (),
+    decides: bool,
+    prefers_norms: bool = False,
 ) -> Program:
     """Return the program of a recording.
 
     Args:
         recording: The operations of one leaf.
         part: The index of the part between operations that owners compute; None for a recording without any.
-        fuses: Whether operations that torch offers as one are merged, with Python scalars.
+        on_device: The indices of the arguments that all leaves share and that the host does not know.
         decides: Whether the program skips what is not due: it knows all conditions when it runs.
+        prefers_norms: Whether sums of squares become squared norms, which GPUs compute for all leaves at once.
     """
     recording = recording.copy()  # the passes modify it
     graph = recording.graph
@@ -76,17 +88,29 @@ def lower(
     _set_kinds(recording)
     simplify(graph)
     _set_kinds(recording)  # again: values computed from leaf flags are scalars now
+    mark_on_device(graph, [recording.numbers[i] for i in on_device])
     merge_equal(graph)
     remove_unused(graph)
-    if fuses:
-        contract(graph)
+    contract(graph)
+    if prefers_norms:
+        use_norms(graph)
+        remove_unused(graph)
     # After `contract`: whether a term can be fused depends on its other users.
     if part is not None:
         _reduce_to_part(recording, part)
         remove_unused(graph)
     if decides:
         split_copies(graph)
-    return Program(graph, recording.numbers, recording.leaves, Needs(graph, decides))
+    needs = Needs(graph, decides)
+    return Program(graph, recording.numbers, recording.leaves, needs, decides)
+
+
+def mark_on_device(graph: Graph, numbers: Collection[Node]) -> None:
+    """Mark the scalars that the host does not know: some arguments, and what is computed from these."""
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        unknown = node in numbers or any(map(is_on_device, inputs))
+        node.meta["on_device"] = unknown and is_number(node)
 
 
 def _reduce_to_part(recording: Recording, part: int) -> None:

@@ -44,7 +44,8 @@ class ListPrograms:
         of_text = self.key, tuple(phase.text for phase in program)
         if of_text not in self.known:
             for phase in program:  # now, because errors of planning are handled
-                phase.function(tensors[0].device, self.on_host)
+                numbers = range(0 if self.on_host else len(phase.common))
+                phase.function(tensors[0].device, frozenset(numbers))
             self.known[of_text] = program
         return self.known[of_text]
 

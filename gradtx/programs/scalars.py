@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch.fx import Node
 
-from gradtx.programs.contract import is_number
+from gradtx.programs.contract import is_number, is_on_device
 from gradtx.programs.lower import Program
 from gradtx.programs.text import Text, function_text, tuple_of
 
 
 class ScalarProgram:
-    """The function of a program's scalars: Python scalars, or 0-d tensors if the host would have to wait.
+    """The function of a program's scalars: Python scalars, or 0-d tensors where the host would have to wait.
 
     Args:
         program: The program.
-        text: Writes its operations.
-        tensors: The names of scalars that are needed as 0-d tensors as well.
+        text: Writes its operations; knows which scalars the program needs as 0-d tensors as well.
 
     Attributes:
         nodes: The scalars that the rest of the program reads, in the order of the result.
@@ -26,25 +26,24 @@ class ScalarProgram:
         text: The code of the function.
     """
 
-    def __init__(
-        self, program: Program, text: Text, tensors: Mapping[Node, str] | None = None
-    ):
-        tensors = tensors or {}
+    def __init__(self, program: Program, text: Text):
+        of_program = list(text.tensors.values())
         self.nodes = program.scalars()
-        self.names = [*(node.name for node in self.nodes), *tensors.values()]
+        self.names = [*(node.name for node in self.nodes), *of_program]
         self._namespace = text.namespace
+        numbers = [node for node in program.nodes if is_number(node)]
+        calls = [node for node in numbers if node.op == "call_function"]
+        code = {node: text.number(node) for node in calls}
         lines: list[str] = []
         if program.numbers:
             given = tuple_of([node.name for node in program.numbers])
             lines.append(f"{given} = numbers")
-        for node in program.nodes:
-            if node.op == "call_function" and is_number(node):
-                lines.append(f"{node.name} = {text.number(node)}")
-        for number, name in tensors.items():
-            dtype = number.meta["val"].dtype
-            lines.append(
-                f"{name} = torch.full((), {number.name}, dtype={dtype}, device=device)"
-            )
+        for node in [*program.numbers, *calls]:
+            if node in code:
+                lines.append(f"{node.name} = {code[node]}")
+            for (number, dtype), name in text.tensors.items():
+                if number is node:
+                    lines.append(f"{name} = {_as_tensor(node, dtype)}")
         lines.append(f"return {tuple_of(self.names)}")
         self.text = function_text("prepare(numbers)", lines)
 
@@ -52,3 +51,10 @@ class ScalarProgram:
         """Return the function alone, for back ends that write no Python."""
         exec(compile(self.text, "<gradtx scalars>", "exec"), self._namespace)
         return self._namespace["prepare"]
+
+
+def _as_tensor(number: Node, dtype: torch.dtype) -> str:
+    """Return the code of a scalar as a 0-d tensor."""
+    if is_on_device(number):
+        return f"{number.name}.to({dtype})"
+    return f"torch.full((), {number.name}, dtype={dtype}, device=device)"

@@ -140,8 +140,10 @@ def _convert_by_writing(node: Node) -> None:
 
 def is_conversion(node: Node) -> bool:
     """Whether an operation converts the tensors of a list to another dtype."""
-    is_cast = node.target is aten._to_copy.default and node.kwargs.keys() == {"dtype"}
-    return is_cast and is_list(node) and is_list(node.args[0])
+    if node.target is not aten._to_copy.default or "dtype" not in node.kwargs:
+        return False
+    stays = {"dtype": node.kwargs["dtype"], "device": META}  # the device of the leaf
+    return node.kwargs.items() <= stays.items() and is_list(node.args[0])
 
 
 def _same(node: Node, flags: dict[Any, bool]) -> Any:

@@ -10,7 +10,7 @@ from torch.fx import Node
 from torch.fx.node import map_aggregate
 
 from gradtx.programs import numbers
-from gradtx.programs.contract import is_number
+from gradtx.programs.contract import is_number, is_on_device
 from gradtx.programs.record import META
 
 aten = torch.ops.aten
@@ -21,25 +21,23 @@ class Text:
 
     Args:
         device: The device of the leaves.
-        on_host: Whether scalars are Python scalars; otherwise they are 0-d tensors.
 
     Attributes:
-        device, on_host: As above.
+        device: As above.
         namespace: The objects by their names in the text.
-        tensors: The names of the scalars that are also needed as tensors.
+        tensors: The names of the scalars that are also needed as tensors of some dtype.
     """
 
-    def __init__(self, device: torch.device, on_host: bool):
+    def __init__(self, device: torch.device):
         self.device = device
-        self.on_host = on_host
         self.namespace: dict[str, Any] = {"torch": torch, "device": device}
-        self.tensors: dict[Node, str] = {}
+        self.tensors: dict[tuple[Node, torch.dtype], str] = {}
 
     # Values shared by all leaves.
 
     def number(self, node: Node) -> str:
         """Return the code of a scalar."""
-        if not self.on_host:
+        if is_on_device(node):
             return self.shared(node)
         function, args = numbers.in_python(node)
         operands = list(map(self.text, args))
@@ -77,24 +75,26 @@ class Text:
         if (
             isinstance(argument, Node)
             and is_number(argument)
-            and self.on_host
+            and not is_on_device(argument)
             and _wants_tensor(node.target, i)
         ):
-            return self._as_tensor(argument)
+            return self.as_tensor(argument, argument.meta["val"].dtype)
 
         def text_of(item: Any) -> Any:
             if not isinstance(item, Node):
                 return item
-            if is_number(item) and self.on_host:
-                return _Unquoted(self._as_tensor(item))
-            return _Unquoted(lists.get(item, item.name))
+            if is_number(item) and not is_on_device(item):
+                return Unquoted(self.as_tensor(item, item.meta["val"].dtype))
+            return Unquoted(lists.get(item, item.name))
 
         if isinstance(argument, tuple | list):
             return repr(map_aggregate(argument, text_of))
         return lists[argument] if argument in lists else self.text(argument)
 
-    def _as_tensor(self, number: Node) -> str:
-        return self.tensors.setdefault(number, f"{number.name}_as_0d")
+    def as_tensor(self, number: Node, dtype: torch.dtype) -> str:
+        """Return the name of a scalar as a 0-d tensor of a dtype."""
+        name = f"{number.name}_as_{str(dtype).removeprefix('torch.')}"
+        return self.tensors.setdefault((number, dtype), name)
 
     def _option(self, value: Any) -> str:
         return "device" if value == META else self.text(value)
@@ -120,7 +120,7 @@ def tuple_of(names: Sequence[str]) -> str:
     return f"({', '.join(names)},)" if names else "()"
 
 
-class _Unquoted:
+class Unquoted:
     """Text that is inserted unquoted into a list of arguments."""
 
     def __init__(self, text: str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +12,20 @@ from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
 from gradtx.programs import batches
-from gradtx.programs.contract import argument_like, is_list, is_number
+from gradtx.programs.contract import (
+    args_of,
+    argument_like,
+    is_list,
+    is_number,
+    is_on_device,
+)
 from gradtx.programs.in_place import MemoryPlan
 from gradtx.programs.lower import Program, lower
 from gradtx.programs.needs import ALWAYS, Case, is_selection, text_of
 from gradtx.programs.record import Recording
 from gradtx.programs.scalars import ScalarProgram
 from gradtx.programs.simplify import is_conversion
-from gradtx.programs.text import Text, function_text, tuple_of
+from gradtx.programs.text import Text, Unquoted, function_text, tuple_of
 
 aten = torch.ops.aten
 
@@ -62,6 +68,7 @@ WRITES: dict[Any, str] = {
     aten.addcdiv_.default: "addcdiv",
     aten.copy_.default: "copy",
 }
+NORMS = ((), (2,))  # the Euclidean one
 # Accept a list and a 0-d tensor. Without `alpha`, torch would read the tensor, to call the operation for numbers.
 ON_TENSORS: dict[str, dict[str, Any]] = {"mul": {}, "div": {}, "add": {"alpha": 1}}
 
@@ -71,8 +78,7 @@ class ListFunction:
     """A recording as a function of lists.
 
     Attributes:
-        prepare: Computes the scalars that `run` uses from those given: Python scalars, or 0-d tensors if `on_host` is
-            False.
+        prepare: Computes the scalars that `run` uses from those given: Python scalars or 0-d tensors.
         run: `(prepared, columns) -> results`: `columns` contains a list for each of a leaf's arguments, with one tensor
             per leaf; arguments are written in place. A result that differs by leaf is a list.
         source: The Python code of both.
@@ -88,7 +94,7 @@ class ListFunction:
 def list_function(
     recording: Recording,
     device: torch.device,
-    on_host: bool = True,
+    on_device: Collection[int] = (),
     part: int | None = None,
 ) -> ListFunction:
     """Generate the function of a recording.
@@ -96,18 +102,24 @@ def list_function(
     Args:
         recording: The operations of one leaf.
         device: The device of the leaves.
-        on_host: Whether scalars are Python scalars; otherwise they are 0-d tensors.
+        on_device: The indices of the scalars that are 0-d tensors; the others are Python scalars.
         part: The index of the part between operations that owners compute; None for a recording without any.
     """
-    program = lower(recording, part, fuses=on_host, decides=on_host)
-    return _Writer(program, device, on_host).function()
+    program = lower(
+        recording,
+        part,
+        on_device=on_device,
+        decides=not on_device,
+        prefers_norms=batches.batches_on(device),
+    )
+    return _Writer(program, device).function()
 
 
 class _Writer(Text):
     """Generate one line for each operation on lists, in order."""
 
-    def __init__(self, program: Program, device: torch.device, on_host: bool):
-        super().__init__(device, on_host)
+    def __init__(self, program: Program, device: torch.device):
+        super().__init__(device)
         self._program = program
         self._nodes = program.nodes
         self._needs = program.needs
@@ -146,13 +158,13 @@ class _Writer(Text):
             return None
         if node.target is aten.view.dtype:
             return None  # before torch 2.13, `vmap` has no rule for it
-        if self.on_host and is_selection(node):
+        if self._program.decides and is_selection(node):
             return None  # one operand may not have been computed
         return self._needs.of(node)
 
     def function(self) -> ListFunction:
         body = self._run()  # first, because it determines which scalars must be tensors
-        scalars = ScalarProgram(self._program, self, self.tensors)
+        scalars = ScalarProgram(self._program, self)
         head = f"{tuple_of(scalars.names)} = prepared"
         run = function_text("run(prepared, columns)", [head, *body])
         source = f"{scalars.text}\n\n{run}"
@@ -264,10 +276,9 @@ class _Writer(Text):
         if form is None:
             return None
         name, operands, options = form
-        values = options.values()
-        if any(isinstance(value, Node) for value in values) and not self.on_host:
+        if any(map(is_on_device, options.values())):
             return None  # the options of operations on lists are Python scalars
-        if _torch.on_lists(f"{name}_") is None:
+        if name != "norm" and _torch.on_lists(f"{name}_") is None:
             return None
         texts = [f"{option}={self.text(value)}" for option, value in options.items()]
         return [name, *map(self.text, operands), *texts]
@@ -280,6 +291,8 @@ class _Writer(Text):
             return (WRITES[target], args, dict(kwargs)) if are_lists else None
         if target in OF_ONE:
             return OF_ONE[target], args[:1], {}
+        if target is aten.linalg_vector_norm.default and args[1:] in NORMS:
+            return "norm", args[:1], {}
         if target is aten.lerp.Scalar:
             return ("lerp", args, {}) if all(map(is_list, args[:2])) else None
         if target in PRODUCTS and all(map(is_list, args)):
@@ -301,7 +314,7 @@ class _Writer(Text):
         self, node: Node
     ) -> tuple[str, Sequence[Any], dict[str, Any]] | None:
         """Return the form of an operation on a list and a scalar."""
-        first, second = node.args[:2]
+        first, second, *_ = args_of(node)
         if is_list(second) and node.target in (aten.mul.Tensor, aten.add.Tensor):
             first, second = second, first
         if node.kwargs or node.target not in OF_NUMBER:
@@ -310,12 +323,14 @@ class _Writer(Text):
             return None
         name = OF_NUMBER[node.target]
         options: dict[str, Any] = {}
-        if isinstance(second, Node) and not self.on_host:
+        dtype: torch.dtype = first.meta["val"].dtype
+        if node.meta["val"].dtype != dtype:
+            return None
+        if is_on_device(second):
             if name not in ON_TENSORS:
                 return None
-            options = ON_TENSORS[name]
-        if node.meta["val"].dtype != first.meta["val"].dtype:  # type: ignore[union-attr]
-            return None
+            # In the dtype of the list, as GPUs need it to compute all at once.
+            second, options = Unquoted(self.as_tensor(second, dtype)), ON_TENSORS[name]
         return name, (first, second), options
 
     def _loop_over_leaves(self, node: Node) -> str:
@@ -324,10 +339,10 @@ class _Writer(Text):
         for argument in node.all_input_nodes:
             if is_list(argument):
                 lists[argument] = f"{argument.name}_"
-        if self.on_host and is_selection(node):
+        if self._program.decides and is_selection(node):
             return self._selection(node)
         call = f"{self.name_of(node, node.target)}({self.arguments(node, lists)})"
-        if self.on_host and _fills(node):
+        if _fills(node):
             # A copy of a 0-d tensor would send it to the device.
             leaf, number = node.args
             call = f"{lists[leaf]}.fill_({self.text(number)})"  # type: ignore[index]
@@ -389,6 +404,7 @@ def _fills(node: Node) -> bool:
     slot, number = node.args
     return (
         isinstance(number, Node)
+        and not is_on_device(number)
         and is_list(slot)
         and number.meta["val"].dtype == slot.meta["val"].dtype  # type: ignore[union-attr]
     )

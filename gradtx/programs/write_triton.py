@@ -447,7 +447,7 @@ class _KernelWriter:
     def _arguments(self) -> str:
         words = "".join(f", w{j}: tl.int64" for j in range(len(self._scalars)))
         sums = "".join(f", sums{depth}" for depth in range(len(self._reductions)))
-        start = f"IN_ARGUMENTS: tl.constexpr, words{words}"
+        start = f"ON_DEVICE: tl.constexpr, words{words}"
         return f"{start}, table, sizes, chunk_leaf, chunk_start, n_leaves{sums}"
 
     def _head(self, nodes: Sequence[Node], start: str) -> list[str]:
@@ -457,15 +457,10 @@ class _KernelWriter:
             f"leaf = {start}",
             "size = tl.load(sizes + leaf)",
         ]
-        for condition, word in (
-            ("if IN_ARGUMENTS:", "w{}.to(tl.int64)"),
-            ("else:", "tl.load(words + {})"),
-        ):
-            lines.append(condition)
-            words = [word.format(j) for j in range(len(self._scalars))]
-            lines += [f"    s{j} = {each}" for j, each in enumerate(words)] or [
-                "    pass"
-            ]
+        for j in range(len(self._scalars)):
+            lines.append(f"s{j} = w{j}.to(tl.int64)")
+            lines.append(f"if ON_DEVICE & {1 << j}:")  # then the argument is its place
+            lines.append(f"    s{j} = tl.load(words + w{j})")
         return lines
 
     def _load(self, leaf: Node, mask: str) -> str:

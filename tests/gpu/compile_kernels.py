@@ -1,4 +1,4 @@
-"""Compile the kernels of optimizers for GPUs, without one: `python -m tests.gpu.compile_kernels 90 adamw lamb adamw:int8 ...`.
+"""Compile kernels for GPUs, without one: `python -m tests.gpu.compile_kernels 90 adamw adamw:int8 ...`.
 
 Prints a line per kernel: its name, instances of 16-byte loads and stores, registers' spills, and bytes of the binary.
 """
@@ -25,7 +25,7 @@ KINDS = {
     **dict.fromkeys(("n_leaves", "n_chunks"), "i32"),
     "w": "i64",
 }
-CONSTANTS = {"IN_ARGUMENTS": True, "BLOCK": kernels.BLOCK, "ALIGNED": True, "WIDTH": kernels.WIDTH}
+CONSTANTS = {"ON_DEVICE": 0, "BLOCK": kernels.BLOCK, "ALIGNED": True, "WIDTH": kernels.WIDTH}
 
 
 def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.float32) -> list[str]:

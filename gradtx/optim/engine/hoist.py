@@ -264,7 +264,7 @@ class StepNumbers:
         self._recording = recording
         self._argument_dtypes = _dtypes_of(recording.numbers)
         self._dtypes = _dtypes_of(recording.outputs)
-        self._functions: dict[tuple[torch.device, bool], ListFunction] = {}
+        self._functions: dict[tuple[torch.device, frozenset[int]], ListFunction] = {}
         self._known: dict[torch.device, list[KnownScalar]] = {}
         _write_constants(recording.graph, owner)
 
@@ -272,13 +272,12 @@ class StepNumbers:
         self, given: Sequence[Any], device: torch.device, on_host: bool
     ) -> list[Tensor]:
         """Return the kernel's scalars as 0-d tensors; `on_host` is whether the host may read the given ones."""
-        numbers, on_host = numbers_for(given, self._argument_dtypes, device, on_host)
-        function = self._function(device, on_host)
+        dtypes = self._argument_dtypes
+        numbers, on_device = numbers_for(given, dtypes, device, on_host)
+        function = self._function(device, on_device)
         # `prepare` alone orders its values by the graph, and returns two equal results once.
         prepared = function.prepare(numbers)
         values = function.run(prepared, ())
-        if not on_host:
-            return values
         return self._tensors(values, device)
 
     def _tensors(self, values: Sequence[Any], device: torch.device) -> list[Tensor]:
@@ -286,6 +285,9 @@ class StepNumbers:
         known = self._known.setdefault(device, [KnownScalar()] * len(values))
         tensors = []
         for i, (value, dtype) in enumerate(zip(values, self._dtypes, strict=True)):
+            if isinstance(value, Tensor):
+                tensors.append(value)
+                continue
             tensor = known[i].tensor
             # The signs of equal zeros may differ.
             if tensor is None or value != known[i].value or value == 0:
@@ -296,11 +298,13 @@ class StepNumbers:
             tensors.append(tensor)
         return tensors
 
-    def _function(self, device: torch.device, on_host: bool) -> ListFunction:
-        """Return the function for a device and for Python scalars or tensors, created at the first call."""
-        key = device, on_host
+    def _function(
+        self, device: torch.device, on_device: frozenset[int]
+    ) -> ListFunction:
+        """Return the function for a device and for some scalars that are tensors, created at the first call."""
+        key = device, on_device
         if key not in self._functions:
-            self._functions[key] = list_function(self._recording, device, on_host)
+            self._functions[key] = list_function(self._recording, device, on_device)
         return self._functions[key]
 
 

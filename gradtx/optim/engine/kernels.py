@@ -6,7 +6,7 @@ import functools
 import linecache
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +32,7 @@ from gradtx.optim.engine.views import (
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
 from gradtx.programs.bundle import ListPhase, NamedLeaf, numbers_for
-from gradtx.programs.lower import lower
+from gradtx.programs.lower import Program, lower, mark_on_device
 from gradtx.programs.scalars import ScalarProgram
 from gradtx.programs.text import Text
 from gradtx.programs.write_triton import (
@@ -92,7 +92,8 @@ class PhaseKernels:
 
     Attributes:
         text: Their text.
-        scalars: The program's scalars, in Python (True) and on the device.
+        program: What they run.
+        device: The device.
         places: The place of each scalar of the kernels among all scalars.
         dtypes: Its dtype.
         shared: For each result that is no value by leaf, its place among all scalars, or itself.
@@ -100,11 +101,26 @@ class PhaseKernels:
     """
 
     text: KernelText
-    scalars: dict[bool, Callable[[Sequence[Any]], tuple[Any, ...]]]
+    program: Program
+    device: torch.device
     places: list[int]
     dtypes: list[torch.dtype]
     shared: list[Any]
     key: str
+    _scalars: dict[frozenset[int], Callable[[Sequence[Any]], tuple[Any, ...]]] = field(
+        default_factory=dict[Any, Any]
+    )
+
+    def scalars_for(
+        self, on_device: frozenset[int]
+    ) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
+        """Return the function of the program's scalars, of which the host does not know some."""
+        if on_device not in self._scalars:
+            numbers = [self.program.numbers[i] for i in on_device]
+            mark_on_device(self.program.graph, numbers)
+            scalars = ScalarProgram(self.program, Text(self.device))
+            self._scalars[on_device] = scalars.function()
+        return self._scalars[on_device]
 
     def results(self, scalars: Sequence[Any], by_leaf: Tensor) -> list[Any]:
         """Return the results of the phase: a vector of one entry per leaf, or a scalar."""
@@ -132,14 +148,8 @@ class PhaseKernels:
 
     @classmethod
     def _written(cls, phase: ListPhase, device: torch.device) -> PhaseKernels:
-        program = lower(phase.recording, fuses=True, decides=False)
+        program = lower(phase.recording, decides=False)
         text = write_kernels(program)
-        functions = {}
-        texts = [text.source]
-        for on_host in (True, False):
-            scalars = ScalarProgram(program, Text(device, on_host))
-            functions[on_host] = scalars.function()
-            texts.append(scalars.text)
         order = {node: i for i, node in enumerate(program.scalars())}
         places = [order[node] for node in text.scalars]
         dtypes = [node.meta["val"].dtype for node in text.scalars]
@@ -149,8 +159,17 @@ class PhaseKernels:
             else result
             for result in program.results
         ]
-        texts.append(repr(shared))
-        return cls(text, functions, places, dtypes, shared, "\n".join(texts))
+        scalars = ScalarProgram(program, Text(device))
+        key = "\n".join([text.source, scalars.text, repr(shared)])
+        return cls(text, program, device, places, dtypes, shared, key)
+
+
+class Words(NamedTuple):
+    """Scalars as 64-bit words: arguments of kernels or, where a bit of `on_device` is set, places in `stored`."""
+
+    on_device: int
+    stored: Tensor | None
+    arguments: tuple[int, ...]
 
 
 class Place(NamedTuple):
@@ -248,10 +267,10 @@ class KernelBundle(MemberBundle):
 
     def process(self, phase: ListPhase) -> Any:
         kernels = PhaseKernels.of(phase, self.device)
-        numbers, on_host = numbers_for(
+        numbers, on_device = numbers_for(
             self._numbers, phase.common, self.device, self._on_host
         )
-        scalars = kernels.scalars[on_host](numbers)
+        scalars = kernels.scalars_for(on_device)(numbers)
         table, alive = self._placed()
         words = self._words([scalars[i] for i in kernels.places], kernels.dtypes)
         by_leaf = self._run(kernels.text, table, words)
@@ -312,32 +331,28 @@ class KernelBundle(MemberBundle):
         copies += views
         return [view.data_ptr() for view in views]
 
-    def _words(
-        self, scalars: list[Any], dtypes: list[torch.dtype]
-    ) -> tuple[int, ...] | Tensor:
-        """Return scalars as 64-bit words, on the device if one of them is there."""
-        if any(isinstance(scalar, Tensor) for scalar in scalars):
-            words = []
-            for scalar, dtype in zip(scalars, dtypes, strict=True):
-                if not isinstance(scalar, Tensor):
-                    scalar = torch.full((), scalar, dtype=dtype, device=self.device)
-                wide = torch.float64 if dtype.is_floating_point else torch.int64
-                words.append(scalar.to(wide).view(torch.int64))
-            return torch.stack(words)
-        kinds = "".join("d" if dtype.is_floating_point else "q" for dtype in dtypes)
-        packed = struct.pack(f"={kinds}", *scalars)
-        return struct.unpack(f"={len(kinds)}q", packed)
+    def _words(self, scalars: list[Any], dtypes: list[torch.dtype]) -> Words:
+        """Return scalars as 64-bit words."""
+        on_device = 0
+        stored: list[Tensor] = []
+        kinds = ["d" if dtype.is_floating_point else "q" for dtype in dtypes]
+        for i, scalar in enumerate(scalars):
+            if isinstance(scalar, Tensor):
+                wide = torch.float64 if kinds[i] == "d" else torch.int64
+                on_device |= 1 << i
+                scalars[i], kinds[i] = len(stored), "q"
+                stored.append(scalar.to(wide).view(torch.int64))
+        packed = struct.pack(f"={''.join(kinds)}", *scalars)
+        words = struct.unpack(f"={len(kinds)}q", packed)
+        return Words(on_device, torch.stack(stored) if stored else None, words)
 
     # Kernels.
 
-    def _run(
-        self, text: KernelText, table: Table, words: tuple[int, ...] | Tensor
-    ) -> Tensor:
+    def _run(self, text: KernelText, table: Table, words: Words) -> Tensor:
         """Launch the kernels; return the results by leaf, a row for each."""
         functions = compiled(text.source)
-        scalars: tuple[Any, ...] = (True, table.pointers, *words)
-        if isinstance(words, Tensor):
-            scalars = (False, words, *[0] * len(text.scalars))
+        stored = table.pointers if words.stored is None else words.stored
+        scalars = (words.on_device, stored, *words.arguments)
         fixed = (table.pointers, table.sizes, table.chunk_leaf, table.chunk_start)
         constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned, "num_warps": WARPS}
         n_leaves, n_chunks = table.leaves, table.chunks
