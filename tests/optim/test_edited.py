@@ -446,6 +446,15 @@ def test_a_generator_in_a_group_is_an_error_instead_of_a_step_that_trains_nothin
         call(optimizer)
 
 
+def test_a_tensor_in_a_group_is_an_error_instead_of_a_list_of_its_rows():
+    params = parameters()
+    optimizer = gradtx.optim.AdamW(params.values())
+    descend(optimizer, params, 1)
+    optimizer.param_groups[0]["params"] = params["head.weight"]
+    with pytest.raises(TypeError, match=r"param_groups\[0\]\['params'\] is a tensor; put a list there: \[parameter\]"):
+        optimizer.step()
+
+
 # The recipes of the page, with its own functions, against torch's class.
 
 
