@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
+from inspect import get_annotations
 from types import FunctionType, ModuleType
 from typing import Any, get_type_hints
 
@@ -40,7 +41,7 @@ def publish(package: str, values: Mapping[str, Any]) -> None:
 
 def _resolve_annotations(of_class: type) -> None:
     """Replace the annotations of a class by their values: `get_type_hints` looks for names in its `__module__`."""
-    annotations = of_class.__dict__.get("__annotations__", {})
     with suppress(NameError):  # of names that only type checkers import
         hints = get_type_hints(of_class, include_extras=True)
-        annotations.update({name: hints[name] for name in annotations})
+        own = get_annotations(of_class)
+        of_class.__annotations__ = {name: hints[name] for name in own}

@@ -295,10 +295,13 @@ def matrices(gpu):
 def refused(tx, gpu, optimizer, **extras):
     """Return the error of an update or of a step, which changes nothing, with its notes."""
     params = matrices(gpu)
+
+    def update():
+        tx.update(params, tx.init(params), params, **extras)
+
     if not optimizer:
         with pytest.raises((RuntimeError, ValueError)) as caught:
-            state = tx.init(params)
-            tx.update(params, state, params, **extras)
+            update()
     else:
         weights = {name: torch.nn.Parameter(param) for name, param in params.items()}
         optimizer = gradtx.as_optimizer(tx, weights.items())
