@@ -83,7 +83,8 @@ def value_for(value: Any, old: Tensor, path: Path, slot: str, leaf: str) -> Tens
         )
     if value.shape != old.shape:
         raise wrong_shape(path, slot, leaf, old.shape, value.shape)
-    check_device(where, f"the new value of leaf {leaf!r}", value, old)
+    if value.ndim:  # shared values, which have none, are on the device of one leaf
+        check_device(where, f"the new value of leaf {leaf!r}", value, old)
     if value.dtype != old.dtype:
         value = value.to(old.dtype)
     return placed_as(value, old)
