@@ -165,9 +165,9 @@ class StageState:
 
     def _call_init(self, like: Tensor, leaf: Leaf) -> dict[str, Any]:
         created = self._created(like, leaf)
-        if leaf.param_dtype.itemsize < 4:
-            return created
         rounded = [name for name, slot in self._rule.slots.items() if slot.rounded]
+        if leaf.param_dtype.itemsize < 4 or not rounded:
+            return created
         return {name: created[name] for name in created if name not in rounded}
 
     def _created(self, like: Tensor, leaf: Leaf) -> dict[str, Any]:

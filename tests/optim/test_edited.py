@@ -552,7 +552,9 @@ def test_groups_exchanged_at_resume_train_as_in_torch(name):
         resumed.load_state_dict(saved)
         descend(resumed, again, 2, start=3)
         descend(optimizer, params, 2, start=3)
-        assert_equal(values(again), values(params))
+        # torch's NAdam loads its float32 product of rates in the dtype of the parameter.
+        exactly = 0.0 if module is gradtx.optim else TOLERANCES.get(name, 0.0)
+        assert_close(values(again), values(params), exactly)
         return again.values()
 
     assert_close(*both(run), TOLERANCES.get(name, TOLERANCE))
