@@ -161,6 +161,30 @@ def test_leaves_on_two_devices_step_as_on_one(case, gpu):
     assert worst(found.values(), expected.values()) < TOLERANCE
 
 
+def test_scaled_steps_of_leaves_on_two_devices_equal_those_on_the_cpu(gpu):
+    if gpu.is_real and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+
+    def run(move):
+        params = {name: torch.nn.Parameter(param) for name, param in move(start).items()}
+        optimizer = gradtx.optim.AdamW(params.items(), lr=0.1, amp_scaling=True)
+        for t in range(STEPS):
+            for name, gradient in move(noise(start, t)).items():
+                params[name].grad = gradient * SCALE
+            device = params["w"].device
+            optimizer.grad_scale = torch.full((), SCALE, device=device)
+            optimizer.found_inf = torch.full((), float(t == 1), device=device)
+            optimizer.step()
+        return on_host(params)
+
+    start = noise({name: torch.empty(3, 4).double() for name in ("w", "v")}, 1)
+
+    def spread(tree):
+        return {name: gpu.to(leaf, index=int(name == "v")) for name, leaf in tree.items()}
+
+    assert worst(run(spread), run(unmoved)) < TOLERANCE
+
+
 # Checkpoints.
 
 
@@ -232,6 +256,25 @@ def test_a_sweep(gpu):
         return {str(i): torch.tensor(record["loss"]) for i, record in enumerate(swept.records)}
 
     assert worst(run(gpu.to), run(unmoved)) < TOLERANCE
+
+
+def test_a_sweep_copies_no_hyperparameter_to_the_device_in_its_steps(gpu):
+    if gpu.is_real:
+        pytest.skip("copies are counted on the pretended device")
+    copies = []
+    for steps in (2, 6):
+        start = gpu.to({"w": torch.ones(2, 3).double()})
+        with gpu.counting() as seen:
+            gradtx.sweep(
+                lambda params, batch: loss(params),
+                lambda lr, size: gradtx.chain(gradtx.clip_by_global_norm(size), gradtx.sgd(lr=lr)),
+                start,
+                lambda step: gpu.to(torch.zeros(1)),
+                {"lr": [0.1, 0.2], "size": [1.0, 2.0]},
+                steps=steps,
+            )
+        copies.append(seen.waits["a copy from pageable memory"])
+    assert copies[0] == copies[1]
 
 
 def test_functional_steps_of_an_ensemble(gpu):
