@@ -44,7 +44,14 @@ EMBEDDING_WORDS = (
     "class_embedding",
 )
 # Of class, mask, distillation and register tokens, and of tables of vectors that are parameters of a module.
-EMBEDDING_ENDINGS = ("_token", "_tokens", "_embed", "_table")
+EMBEDDING_ENDINGS = (
+    "_token",
+    "_tokens",
+    "_embed",
+    "_embedding",
+    "_embeddings",
+    "_table",
+)
 # The logarithms of the decays of a state-space model.
 INDEPENDENT_NUMBERS = ("A_log", "A_logs")
 HEAD_NAMES = ("lm_head", "head", "classifier", "fc_out", "score")
@@ -495,6 +502,10 @@ def muon_for(
     if tied not in ("embedding", "head"):
         raise ValueError(f"muon_for: tied must be 'embedding' or 'head', got {tied!r}")
     _check_model("muon_for", model)
+    if not isinstance(roles, Mapping | None):
+        raise TypeError(
+            f"muon_for: roles must be a dict such as {{'*.router.weight': 'adamw'}}, got {describe(roles)}"
+        )
     rows = list(_rows(model, per_head, conv, tied, roles or {}))
     if all(row.branch == "frozen" for row in rows):
         raise ValueError(

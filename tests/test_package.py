@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 from types import FunctionType
+from typing import get_type_hints
 
 import pytest
 
@@ -85,6 +86,14 @@ def test_every_public_name_is_found_under_its_own_module_as_configuration_files_
             if package is gradtx:
                 assert value.__module__ == "gradtx"
             assert pickle.loads(pickle.dumps(value)) is value
+
+
+def test_annotations_of_public_classes_are_found_by_tools_that_read_types():
+    classes = {name: value for name in gradtx.__all__ if isinstance(value := getattr(gradtx, name), type)}
+    del classes["ModelOptimizer"]  # as torch's classes, it has annotations for type checkers only
+    assert classes
+    for value in classes.values():
+        get_type_hints(value)
 
 
 def test_pickles_that_name_the_module_that_defines_a_function_load():

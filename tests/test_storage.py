@@ -430,6 +430,19 @@ SLOW = {
 }
 
 
+def test_the_lengths_of_rows_grow_beside_16_bit_weights():
+    ends = []
+    for dtype in (torch.float32, torch.bfloat16):
+        params = {"w": torch.tensor([[2.0, 0.0], [0.0, 2.0]], dtype=dtype)}
+        tx = gradtx.scale_by_muown(lr=1e-3)
+        state = tx.init(params)
+        for _ in range(100):
+            _, state = tx.update({"w": -params["w"]}, state, params)
+        ends.append(state["scale_by_muown"]["magnitude"]["w"].float())
+    torch.testing.assert_close(ends[0], torch.full((2, 1), 2.1), rtol=0, atol=0.02)
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=0.01)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", SLOW)
 def test_small_increments_arrive_beside_16_bit_weights(name, dtype):

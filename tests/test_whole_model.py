@@ -602,7 +602,7 @@ class Mixer(nn.Module):
 
     NAMES = (
         "A_log", "level_embed", "query_embed", "rel_pos_h", "rel_pos_w", "scale_shift_table",
-        "relative_position_bias_table",
+        "relative_position_bias_table", "temporal_embedding", "view_embeddings",
     )  # fmt: skip
 
     def __init__(self):
@@ -648,6 +648,11 @@ def test_roles_by_pattern_override_those_of_modules_and_the_first_match_applies(
             lambda: gradtx.muon_for(ResNet(), roles={"*.bias": "muon"}),
             ValueError,
             r"sends 'bn1.bias' .* needs at least 2",
+        ),
+        (
+            lambda: gradtx.muon_for(ResNet(), roles=[("*", "adamw")]),
+            TypeError,
+            r"muon_for: roles must be a dict such as .*, got \[\('\*', 'adamw'\)\]",
         ),
         (lambda: gradtx.muon_for(ResNet(), roles={"x": "muon"}), ValueError, "muon_for: roles: 'x' matches no leaf"),
         (

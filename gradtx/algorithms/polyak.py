@@ -381,7 +381,8 @@ def scale_by_local_smoothness(
         old, growth = state["step_size"], state["theta"]
         free = growth.isinf()
         grown = old * (1 + amplifier * torch.where(free, 0.0, growth)).sqrt()
-        known = (total["moved"] > 0) & (total["changed"] > 0)
+        # Of a NaN, too, so that it does not switch off the bound.
+        known = ~((total["moved"] <= 0) | (total["changed"] <= 0))
         measured = quotient(
             safe_sqrt(total["moved"]), damping * safe_sqrt(total["changed"]), known
         )

@@ -41,7 +41,7 @@ from gradtx.arguments import Decay, NonNegative, Scalar, Static, is_off, one_of
 from gradtx.base.messages import describe
 from gradtx.combinators.selection import partition
 from gradtx.rules import alias, combinator, per_tensor
-from gradtx.slots import linear, square
+from gradtx.slots import Slot, linear, square
 from gradtx.transform import GradientTransformation, chain
 
 __all__ = [
@@ -438,7 +438,8 @@ def scale_by_muown(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, shaped as the parameter;
-        `magnitude` ($\gamma$), `length` ($\ell$), `exp_avg` and `exp_avg_sq`, one value per row.
+        `magnitude` ($\gamma$) and `length` ($\ell$), float32 for 16-bit weights, `exp_avg` and `exp_avg_sq`, one value
+        per row.
 
     Raises:
         TypeError: If `ns_dtype` is not a floating-point dtype.
@@ -463,6 +464,8 @@ def scale_by_muown(
 
     def zeros(param):
         return torch.zeros_like(lengths(param))
+
+    slow = Slot(lengths, slow=True)
 
     def update(g, state, p, ctx):
         gamma = state["magnitude"]
@@ -491,8 +494,8 @@ def scale_by_muown(
 
     slots = {
         "momentum_buffer": linear(),
-        "magnitude": lengths,
-        "length": lengths,
+        "magnitude": slow,
+        "length": slow,
         "exp_avg": zeros,
         "exp_avg_sq": square(zeros),
     }

@@ -99,7 +99,7 @@ def resolve(value: Any, count: Any) -> Any:
     """Return the value of an argument at `count` finished updates.
 
     Tensors and the values of schedules become float64, because 1 - 0.999 in float32 is off by 1e-5, and move to the
-    device of the count.
+    device of the count, unless they are on an accelerator.
     """
     if isinstance(value, tuple):
         return tuple(resolve(item, count) for item in value)
@@ -111,7 +111,7 @@ def resolve(value: Any, count: Any) -> Any:
             raise TypeError(
                 f"{value!r} returned {describe(number)}; a schedule must return a number or a 0-d tensor"
             )
-        return exact(number, device)
+        return number_on(device, number)
     if isinstance(value, Tensor):
         return number_on(count.device if isinstance(count, Tensor) else CPU, value)
     return value

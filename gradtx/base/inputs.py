@@ -95,6 +95,8 @@ def check_groups(who: str, groups: Iterable[Any]) -> None:
                 f"{what} is {shortly(params)}, which can be read only once, so that no step would find the parameters; "
                 "put a list there: list(model.parameters())"
             )
+        if isinstance(params, Tensor):
+            raise TypeError(f"{what} is a tensor; put a list there: [parameter]")
         _check_entries(what, _listed(what, params))
 
 

@@ -20,6 +20,9 @@ from gradtx.base.torch_names import readable
 
 # Packages whose lines a warning passes over, to show the line that called gradtx.
 INNER_PACKAGES = ("gradtx", "torch", "contextlib", "functools")
+ON_ITS_DEVICE = (
+    "create tensors on the device of the others, as torch.zeros_like(update) does"
+)
 
 
 def describe(value: Any) -> str:
@@ -148,7 +151,16 @@ def note_rule(error: Exception, rule: str, leaves: Collection[Any]) -> None:
     if len(leaves) > len(shown):
         shown.append(f"... ({len(leaves)} in all)")
     what = "leaf" if len(leaves) == 1 else "leaves"
-    add_note(error, f"{rule}: {what} {', '.join(shown)}{line}")
+    remedy = f"; {ON_ITS_DEVICE}" if "same device" in str(error) else ""
+    add_note(error, f"{rule}: {what} {', '.join(shown)}{line}{remedy}")
+
+
+def check_device(who: str, what: str, value: Tensor, like: Tensor) -> None:
+    """Raise an error for a tensor that a user's function returned on another device than it received."""
+    if value.device != like.device and not (value.is_meta or like.is_meta):
+        raise ValueError(
+            f"{who}: {what} is on {value.device}, needs {like.device}; {ON_ITS_DEVICE}"
+        )
 
 
 def add_note(error: Exception, note: str) -> None:

@@ -1,8 +1,10 @@
 """Public names of a package, collected from the `__all__` of its modules, and where they are defined."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from inspect import get_annotations
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 HOMES: dict[str, str] = {}
 """The module that defines each public function and class, whose `__module__` is the package."""
@@ -31,5 +33,15 @@ def publish(package: str, values: Mapping[str, Any]) -> None:
     """
     for name, value in values.items():
         if isinstance(value, FunctionType | type) and is_ours(value):
+            if isinstance(value, type):
+                _resolve_annotations(value)
             HOMES[name] = value.__module__
             value.__module__ = package
+
+
+def _resolve_annotations(of_class: type) -> None:
+    """Replace the annotations of a class by their values: `get_type_hints` looks for names in its `__module__`."""
+    with suppress(NameError):  # of names that only type checkers import
+        hints = get_type_hints(of_class, include_extras=True)
+        own = get_annotations(of_class)
+        of_class.__annotations__ = {name: hints[name] for name in own}

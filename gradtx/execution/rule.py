@@ -17,7 +17,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import full_tensor, is_sharded, placed_as
 from gradtx.base.errors import OWN_STATE, Path, lacking
 from gradtx.base.exact import exact
-from gradtx.base.messages import nearest, note_rule, shortly
+from gradtx.base.messages import check_device, nearest, note_rule, shortly
 from gradtx.base.names import is_ours
 from gradtx.base.torch_names import readable
 from gradtx.distributed.collectives import summed_over_ranks
@@ -165,9 +165,9 @@ class StageState:
 
     def _call_init(self, like: Tensor, leaf: Leaf) -> dict[str, Any]:
         created = self._created(like, leaf)
-        if leaf.param_dtype.itemsize < 4:
-            return created
         rounded = [name for name, slot in self._rule.slots.items() if slot.rounded]
+        if leaf.param_dtype.itemsize < 4 or not rounded:
+            return created
         return {name: created[name] for name in created if name not in rounded}
 
     def _created(self, like: Tensor, leaf: Leaf) -> dict[str, Any]:
@@ -640,6 +640,9 @@ class RuleOperation(Operation):
                 f"{self.rule.name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
                 f"but its update has shape {tuple(update.shape)}"
             )
+        check_device(
+            self.rule.name, f"the update of leaf {leaf.name!r}", update, leaf.update
+        )
         if update.dtype != call.compute_dtype:
             update = update.to(call.compute_dtype)
         leaf.update = placed_as(update, leaf.update)

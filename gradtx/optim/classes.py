@@ -136,9 +136,10 @@ class AliasOptimizer(ChainOptimizer):
         """
         if not isinstance(params, list | tuple):
             return {}
-        for other in _LIVING:
+        given = {id(each) for each in params if isinstance(each, dict)}
+        for other in _LIVING if given else ():
             for group in other.param_groups if type(other) is type(self) else ():
-                if any(group is each for each in params):
+                if id(group) in given:
                     options = other.defaults.items()
                     return {name: value for name, value in options if name not in group}
         return {}

@@ -17,7 +17,7 @@ from gradtx.state.slots import without_number
 
 def is_slot_name(key: str) -> bool:
     """Whether a key of an optimizer's state may be that of a slot, of any link of this library."""
-    parts = {without_number(part) for part in key.split(".")}
+    parts = {without_number(part) for part in str(key).split(".")}
     return not parts.isdisjoint(_slot_names())
 
 
@@ -32,7 +32,9 @@ def _slot_names() -> frozenset[str]:
             with contextlib.suppress(TypeError, ValueError):
                 if spec is not None:
                     tx = spec.factory(**_sample(spec))
-                    names.update(_names_in(tx.init({"": torch.ones(2, 2)})))
+                    # Some slots exist only for 16-bit weights.
+                    params = {"": torch.ones(2, 2, dtype=torch.bfloat16)}
+                    names.update(_names_in(tx.init(params)))
     return frozenset(map(without_number, names))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from gradtx.base.dtensor import full_tensor, gathered, placed_as
 from gradtx.base.errors import OWN_STATE, Path
 from gradtx.base.exact import exact_dtype
-from gradtx.base.messages import shortly
+from gradtx.base.messages import check_device, shortly
 
 
 def first_slots(
@@ -76,12 +76,15 @@ def kind_of(dtype: torch.dtype) -> str:
 
 def value_for(value: Any, old: Tensor, path: Path, slot: str, leaf: str) -> Tensor:
     """Convert a new value of a slot to the dtype and layout of the old value."""
+    where = ".".join([*path, slot])
     if not isinstance(value, Tensor):
         raise TypeError(
-            f"{'.'.join([*path, slot])}: the new value of leaf {leaf!r} must be a tensor, got {value!r}"
+            f"{where}: the new value of leaf {leaf!r} must be a tensor, got {value!r}"
         )
     if value.shape != old.shape:
         raise wrong_shape(path, slot, leaf, old.shape, value.shape)
+    if value.ndim:  # shared values, which have none, are on the device of one leaf
+        check_device(where, f"the new value of leaf {leaf!r}", value, old)
     if value.dtype != old.dtype:
         value = value.to(old.dtype)
     return placed_as(value, old)

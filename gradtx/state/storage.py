@@ -14,7 +14,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import from_local_like, is_sharded, local, placed_as
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.forward import Leaf, Run
-from gradtx.base.messages import close, describe
+from gradtx.base.messages import check_device, close, describe, note_rule
 from gradtx.distributed.layouts import splits_rows
 from gradtx.slots import Slot
 from gradtx.state.codes import BUILT_IN, CODES, KEY, Codec
@@ -340,9 +340,8 @@ class Store:
         values = {}
         for slot, value in stored.items():
             if slot in codecs:
-                values[slot] = unpacked(slot, codecs[slot], stored, leaf.shape).to(
-                    compute_dtype
-                )
+                value = self._decoded(slot, codecs[slot], stored, leaf)
+                values[slot] = value.to(compute_dtype)
             elif slot not in auxiliary:
                 values[slot] = widened(value, compute_dtype)
         return values
@@ -418,7 +417,7 @@ class Store:
                 )
             value = placed_as(value, old[slot])
         if not codec.random:
-            return packed(slot, codec, value)
+            return self._encoded(slot, codec, value, leaf)
         key = None if old is None else old.get(f"{slot}.{KEY}")
         if key is None:
             key = _first_key(dotted, leaf, local(value).device)
@@ -428,14 +427,47 @@ class Store:
             else leaf.clock_reading().step
         )
         noise = bits16(local(key), step, leaf.places(value))
-        return {**packed(slot, codec, value, noise), f"{slot}.{KEY}": key}
+        tensors = self._encoded(slot, codec, value, leaf, noise)
+        return {**tensors, f"{slot}.{KEY}": key}
+
+    def _encoded(
+        self,
+        slot: str,
+        codec: Codec,
+        value: Tensor,
+        leaf: Leaf,
+        noise: Tensor | None = None,
+    ) -> Slots:
+        """Encode a value; an error in the function of a user names slot, leaf and line."""
+        who = f"{'.'.join([*self.path, slot])}: encode of {codec.name!r}"
+        try:
+            tensors = packed(slot, codec, value, noise)
+        except Exception as error:
+            note_rule(error, who, [leaf])
+            raise
+        for tensor in tensors.values():
+            check_device(who, f"its result for leaf {leaf.name!r}", tensor, value)
+        return tensors
+
+    def _decoded(
+        self, slot: str, codec: Codec, stored: Mapping[str, Tensor], leaf: Leaf
+    ) -> Tensor:
+        """Decode a slot; an error in the function of a user names slot, leaf and line."""
+        who = f"{'.'.join([*self.path, slot])}: decode of {codec.name!r}"
+        try:
+            value = unpacked(slot, codec, stored, leaf.shape)
+        except Exception as error:
+            note_rule(error, who, [leaf])
+            raise
+        check_device(who, f"its result for leaf {leaf.name!r}", value, stored[slot])
+        return value
 
     def value_of(self, slot: str, stored: Mapping[str, Tensor], leaf: Leaf) -> Tensor:
         """Return the value of one slot in its stored dtype, or in float32 if it is coded."""
         codec = self.codecs_of(stored, leaf).get(slot)
-        return (
-            stored[slot] if codec is None else unpacked(slot, codec, stored, leaf.shape)
-        )
+        if codec is None:
+            return stored[slot]
+        return self._decoded(slot, codec, stored, leaf)
 
     def template(self, slot: str, stored: Mapping[str, Tensor]) -> Tensor:
         """Return an uninitialized float32 tensor with the shape of a coded slot."""

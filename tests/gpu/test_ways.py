@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 
 import pytest
 import torch
@@ -87,6 +88,59 @@ def test_coded_state(name, code, gpu):
     assert worst(found, expected) < 1e-3
 
 
+# Numbers of rules that run one leaf at a time.
+
+
+@gradtx.per_tensor(compiles=False)
+def below(most: gradtx.Scalar = 0.5):
+    def update(update, state, param, ctx):
+        return update.clamp(max=most), state  # CUDA takes no bound from the host
+
+    return update
+
+
+def half_in_float64():
+    return torch.tensor(0.5, dtype=torch.float64)
+
+
+BOUNDS = {
+    "a number": lambda: 0.5,
+    "a tensor on the host": half_in_float64,
+    "a schedule": lambda: gradtx.cosine_schedule(0.5, T_max=10),
+    "a schedule of numbers": lambda: gradtx.Schedule(lambda step: 0.5),
+    "a schedule of tensors on the host": lambda: gradtx.Schedule(lambda step: half_in_float64()),
+}
+
+
+@pytest.mark.parametrize("way", ["optimizer", "two devices", "functions"])
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_a_bound_of_a_rule_that_runs_one_leaf_at_a_time_is_on_the_device(bound, way, gpu):
+    if gpu.is_real and way == "two devices" and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    start = noise({name: torch.empty(3, 4).double() for name in ("w", "v")}, 1)
+
+    def run(move):
+        tx, params = gradtx.chain(below(BOUNDS[bound]()), gradtx.sgd(lr=0.1)), move(start)
+        if way == "functions":
+            state = tx.init(params)
+            for t in range(3):
+                updates, state = tx.update(move(noise(start, t)), state, params)
+                params = gradtx.apply_updates(params, updates)
+            return on_host(params)
+        params = {name: torch.nn.Parameter(param) for name, param in params.items()}
+        optimizer = gradtx.as_optimizer(tx, params.items())
+        for t in range(3):
+            for name, gradient in move(noise(start, t)).items():
+                params[name].grad = gradient
+            optimizer.step()
+        return on_host(params)
+
+    def moved(tree):
+        return {name: gpu.to(leaf, index=int(way == "two devices" and name == "v")) for name, leaf in tree.items()}
+
+    assert worst(run(moved), run(unmoved)) == 0
+
+
 # Several devices.
 
 
@@ -105,6 +159,30 @@ def test_leaves_on_two_devices_step_as_on_one(case, gpu):
     found.run(range(STEPS))
     expected.run(range(STEPS))
     assert worst(found.values(), expected.values()) < TOLERANCE
+
+
+def test_scaled_steps_of_leaves_on_two_devices_equal_those_on_the_cpu(gpu):
+    if gpu.is_real and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+
+    def run(move):
+        params = {name: torch.nn.Parameter(param) for name, param in move(start).items()}
+        optimizer = gradtx.optim.AdamW(params.items(), lr=0.1, amp_scaling=True)
+        for t in range(STEPS):
+            for name, gradient in move(noise(start, t)).items():
+                params[name].grad = gradient * SCALE
+            device = params["w"].device
+            optimizer.grad_scale = torch.full((), SCALE, device=device)
+            optimizer.found_inf = torch.full((), float(t == 1), device=device)
+            optimizer.step()
+        return on_host(params)
+
+    start = noise({name: torch.empty(3, 4).double() for name in ("w", "v")}, 1)
+
+    def spread(tree):
+        return {name: gpu.to(leaf, index=int(name == "v")) for name, leaf in tree.items()}
+
+    assert worst(run(spread), run(unmoved)) < TOLERANCE
 
 
 # Checkpoints.
@@ -180,6 +258,25 @@ def test_a_sweep(gpu):
     assert worst(run(gpu.to), run(unmoved)) < TOLERANCE
 
 
+def test_a_sweep_copies_no_hyperparameter_to_the_device_in_its_steps(gpu):
+    if gpu.is_real:
+        pytest.skip("copies are counted on the pretended device")
+    copies = []
+    for steps in (2, 6):
+        start = gpu.to({"w": torch.ones(2, 3).double()})
+        with gpu.counting() as seen:
+            gradtx.sweep(
+                lambda params, batch: loss(params),
+                lambda lr, size: gradtx.chain(gradtx.clip_by_global_norm(size), gradtx.sgd(lr=lr)),
+                start,
+                lambda step: gpu.to(torch.zeros(1)),
+                {"lr": [0.1, 0.2], "size": [1.0, 2.0]},
+                steps=steps,
+            )
+        copies.append(seen.waits["a copy from pageable memory"])
+    assert copies[0] == copies[1]
+
+
 def test_functional_steps_of_an_ensemble(gpu):
     def run(move):
         tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamp(lr=0.1))
@@ -232,3 +329,91 @@ def test_a_state_on_another_device_is_an_error_with_its_name(gpu):
     with pytest.raises(ValueError, match=r"'w'.*exp_avg.*cpu"):
         optimizer.step()
     assert worst(on_host(dict(params)), before) == 0
+
+
+def matrices(gpu):
+    return gpu.to({name: torch.ones(64, 128) for name in ("a", "b")})
+
+
+def refused(tx, gpu, optimizer, **extras):
+    """Return the error of an update or of a step, which changes nothing, with its notes."""
+    params = matrices(gpu)
+
+    def update():
+        tx.update(params, tx.init(params), params, **extras)
+
+    if not optimizer:
+        with pytest.raises((RuntimeError, ValueError)) as caught:
+            update()
+    else:
+        weights = {name: torch.nn.Parameter(param) for name, param in params.items()}
+        optimizer = gradtx.as_optimizer(tx, weights.items())
+        for weight in weights.values():
+            weight.grad = torch.ones_like(weight)
+        before = on_host(weights)
+        with pytest.raises((RuntimeError, ValueError)) as caught:
+            optimizer.step(**extras)
+        assert worst(on_host(weights), before) == 0
+        assert not any(int(entry.get("step", 0)) for entry in optimizer.state.values())
+    return "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+
+
+@gradtx.per_tensor(extras={"fisher": "leaf"})
+def scale_by_fisher():
+    def update(update, state, param, ctx):
+        return update * ctx.fisher, state
+
+    return update
+
+
+@pytest.mark.parametrize("optimizer", [True, False], ids=["step", "update"])
+def test_an_extra_on_the_host_is_an_error_with_its_leaf_and_the_remedy(optimizer, gpu):
+    fisher = {**matrices(gpu), "b": torch.ones(64, 128)}
+    message = refused(gradtx.chain(scale_by_fisher(), gradtx.sgd(lr=0.1)), gpu, optimizer, fisher=fisher)
+    assert message.startswith("fisher: leaf 'b' is on cpu")
+    assert "pass fisher there, by .to(param.device)" in message
+
+
+@gradtx.per_tensor(compiles=False)
+def mixing(place: str = "inside"):
+    def init(param):
+        return {"memory": torch.zeros_like(param)}
+
+    def update(update, state, param, ctx):
+        on_cpu = torch.ones(update.shape)
+        if place == "inside":
+            return update + on_cpu, state
+        return (on_cpu, state) if place == "update" else (update, {"memory": on_cpu})
+
+    return init, update
+
+
+MIXED = {
+    "inside": r"mixing: leaf 'a' of shape \(64, 128\) on {device}, .*; create tensors on the device of the others",
+    "update": "mixing: the update of leaf 'a' is on cpu, needs {device}; create tensors on the device of the others",
+    "slot": "mixing.memory: the new value of leaf 'a' is on cpu, needs {device}; create tensors on the device of",
+}
+
+
+@pytest.mark.parametrize("optimizer", [True, False], ids=["step", "update"])
+@pytest.mark.parametrize("place", MIXED)
+def test_a_rule_that_mixes_devices_is_an_error_with_rule_leaf_and_remedy(place, optimizer, gpu):
+    message = refused(gradtx.chain(mixing(place), gradtx.sgd(lr=0.1)), gpu, optimizer)
+    assert re.search(MIXED[place].format(device=gpu.device()), message)
+
+
+CODECS = {
+    "encode": gradtx.Codec(lambda x: (x * torch.ones(x.shape)).half(), lambda codes: codes.float(), name="mine"),
+    "encode's result": gradtx.Codec(lambda x: x.cpu().half(), lambda codes: codes.float(), name="mine"),
+    "decode": gradtx.Codec(torch.Tensor.half, lambda codes: codes.float() * torch.ones(codes.shape), name="mine"),
+    "decode's result": gradtx.Codec(torch.Tensor.half, lambda codes: codes.cpu().float(), name="mine"),
+}
+
+
+@pytest.mark.parametrize("place", CODECS)
+def test_a_codec_that_mixes_devices_is_an_error_with_slot_leaf_and_remedy(place, gpu):
+    message = refused(gradtx.trace(0.9, state_dtype=CODECS[place]), gpu, optimizer=False)
+    function = place.removesuffix("'s result")
+    assert f"trace.momentum_buffer: {function} of 'mine': " in message
+    assert "leaf 'a'" in message
+    assert "; create tensors on the device of the others, as torch.zeros_like(update) does" in message

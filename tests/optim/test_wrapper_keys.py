@@ -99,3 +99,26 @@ def test_the_state_of_links_that_are_not_in_the_chain_is_refused(name):
     expected = parameters()
     descend(gradtx.optim.SGD(expected.values()), expected, 2)
     assert_close(params.values(), expected.values(), 0.0)
+
+
+def test_the_state_of_links_that_only_16_bit_weights_need_is_refused():
+    params = [torch.nn.Parameter(torch.ones(2, 3, dtype=torch.bfloat16))]
+    compensated = gradtx.as_optimizer(gradtx.chain(gradtx.adam(), gradtx.compensate_rounding()), params)
+    params[0].grad = torch.ones_like(params[0])
+    compensated.step()
+    optimizer = gradtx.optim.Adam(params)
+    saved = {**compensated.state_dict(), "param_groups": optimizer.state_dict()["param_groups"]}
+    with unchanged(optimizer), pytest.raises(ValueError, match="'compensation', which this chain does not use"):
+        optimizer.load_state_dict(saved)
+
+
+@pytest.mark.filterwarnings("ignore:.*which no link of gradtx keeps")
+@pytest.mark.parametrize("key", [3, ("slow", 1)])
+def test_a_key_that_is_no_text_is_loaded_too(key):
+    params = parameters()
+    optimizer = gradtx.optim.Adam(params.values())
+    descend(optimizer, params, 1)
+    optimizer.state[params["head.weight"]][key] = torch.ones(2)
+    other = gradtx.optim.Adam(parameters().values())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert key in other.state[other.param_groups[0]["params"][list(params).index("head.weight")]]

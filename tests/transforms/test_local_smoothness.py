@@ -115,3 +115,14 @@ def test_groups_that_disagree_on_the_first_step_size_are_an_error():
         param.grad = torch.ones(1)
     with pytest.raises(ValueError, match=r"^scale_by_local_smoothness: lr must agree across groups, got 0.5 and 0.2$"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("amplifier", [0.02, 1.0])
+def test_a_nan_in_a_gradient_makes_every_update_nan_and_lets_no_leaf_step_unbounded(amplifier):
+    params = {"bad": torch.ones(2), "good": torch.ones(2)}
+    step = Transformed(gradtx.scale_by_local_smoothness(lr=0.1, amplifier=amplifier))
+    for size in (1.0, 2.0):
+        updates = step({name: size * param for name, param in params.items()}, params)
+        params = gradtx.apply_updates(params, updates)
+    updates = step({"bad": torch.tensor([math.nan, 1.0]), "good": torch.full((2,), 1e6)}, params)
+    assert all(update.isnan().all() for update in updates.values())
