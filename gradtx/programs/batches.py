@@ -1,8 +1,9 @@
-"""Batch matrices of one shape: on accelerators, one batched product replaces one product per matrix."""
+"""Batch leaves of one shape: on accelerators, one operation on a batch replaces one per leaf."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,9 @@ OF_MATRICES = (
 )
 
 
+SMALL = 2**18  # entries: a launch takes as long as to read and write half a million
+
+
 def batches_on(device: torch.device) -> bool:
     """Whether to batch leaves of one shape on this device.
 
@@ -41,19 +45,15 @@ def batches_of(
 ) -> list[list[Node]]:
     """Return the operations of a program to run on batches; those of one batch are consecutive.
 
-    If a program includes a product or a factorization of matrices, a batch extends from the first to the last operation
-    without a list form among consecutive operations of one case.
+    A batch extends from the first to the last operation without a list form among consecutive operations of one case.
 
     Args:
         nodes: The program.
         has_list_form: Whether one call runs an operation for a list of leaves.
         case_of: The case in which an operation runs; None if it cannot be part of a batch.
     """
-    runs = _runs_of_one_case(nodes, case_of)
-    if not any(node.target in OF_MATRICES for run in runs for node in run):
-        return []
     batches = []
-    for run in runs:
+    for run in _runs_of_one_case(nodes, case_of):
         batch = _trimmed(run, has_list_form)
         if batch:
             batches.append(batch)
@@ -86,12 +86,20 @@ def _trimmed(nodes: list[Node], has_list_form: Callable[[Node], bool]) -> list[N
     return nodes[without_form[0] : without_form[-1] + 1]
 
 
+def has_matrices(batch: Sequence[Node]) -> bool:
+    """Whether a batch includes a product or a factorization of matrices, which pays for leaves of any size."""
+    return any(node.target in OF_MATRICES for node in batch)
+
+
 def batched(
-    function: Callable[..., tuple[Tensor, ...]], *columns: Sequence[Tensor]
+    limit: float,
+    function: Callable[..., tuple[Tensor, ...]],
+    *columns: Sequence[Tensor],
 ) -> tuple[list[Tensor], ...]:
     """Call a function of one leaf for all leaves: once per group of equal shapes.
 
     Args:
+        limit: The most entries of a tensor in a group; the copy of a larger one takes longer than its launches.
         function: Accepts one tensor from each column and returns a tuple of tensors.
         columns: Lists of tensors, one tensor per leaf.
 
@@ -99,10 +107,12 @@ def batched(
         One list per result.
     """
     rows = list(zip(*columns, strict=True))
-    leaves_of_shapes: dict[tuple[torch.Size, ...], list[int]] = {}
+    leaves_of_shapes: dict[Any, list[int]] = {}
     for leaf, tensors in enumerate(rows):
-        shapes = tuple([tensor.shape for tensor in tensors])
-        leaves_of_shapes.setdefault(shapes, []).append(leaf)
+        key: Any = tuple([tensor.shape for tensor in tensors])
+        if max(map(Tensor.numel, tensors)) > limit:
+            key = leaf
+        leaves_of_shapes.setdefault(key, []).append(leaf)
     results_of_leaf: dict[int, tuple[Tensor, ...]] = {}
     for leaves in leaves_of_shapes.values():
         results = _of_equal_shapes(function, [rows[leaf] for leaf in leaves])

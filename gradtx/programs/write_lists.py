@@ -136,7 +136,7 @@ class _Writer(Text):
         self._batches: dict[Node, list[Node]] = {}
         if batches.batches_on(device):
             for batch in batches.batches_of(
-                self._nodes, self._has_list_form, self._case_in_batch
+                self._nodes, self._runs_at_once, self._case_in_batch
             ):
                 self._batches.update(dict.fromkeys(batch, batch))
         self._memory = MemoryPlan(program.graph, self._has_form_in_place, self._needs)
@@ -144,6 +144,13 @@ class _Writer(Text):
 
     def _has_list_form(self, node: Node) -> bool:
         return self._foreach_call(node) is not None
+
+    def _runs_at_once(self, node: Node) -> bool:
+        """Whether a GPU runs an operation for all leaves at once: operands of different shapes prevent that."""
+        if not self._has_list_form(node):
+            return False
+        lists = filter(is_list, node.all_input_nodes)
+        return len({item.meta["val"].shape for item in lists}) == 1
 
     def _has_form_in_place(self, node: Node) -> bool:
         return (
@@ -376,7 +383,7 @@ class _Writer(Text):
         dead_after_batch: list[Node] = []  # lists that are not needed after the batch
         outside, self._lines = self._lines, []
         for node in batch:
-            self._assign(node, self.shared(node))
+            self._assign(node, self.shared(node) + _conversion(node))
             for item in node.all_input_nodes:
                 if is_list(item) and item not in members:
                     inputs[item.name] = None
@@ -386,15 +393,27 @@ class _Writer(Text):
             self._delete([item for item in dead if item in members])
             dead_after_batch.extend(item for item in dead if item not in members)
         body, self._lines = self._lines, outside
+        limit = 'float("inf")' if batches.has_matrices(batch) else batches.SMALL
         lines = [
             f"def batch({', '.join(inputs)}):",
             *(f"    {line}" for line in body),
             f"    return {tuple_of(outputs)}",
-            f"{tuple_of(outputs)} = batched(batch, {', '.join(inputs)})",
+            f"{tuple_of(outputs)} = batched({limit}, batch, {', '.join(inputs)})",
         ]
         self._add(lines, self._needs.of(batch[0]))
         self._delete(dead_after_batch)
         self._calls += 1
+
+
+def _conversion(node: Node) -> str:
+    """Return the code that converts the result of operands of several dtypes, which `vmap` promotes in its own way."""
+    value = node.meta["val"]
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return ""
+    values = [item.meta["val"] for item in node.all_input_nodes]
+    dtypes = {item.dtype for item in values if isinstance(item, Tensor)}
+    is_mixed = dtypes - {value.dtype, torch.bool}
+    return f".to({value.dtype})" if is_mixed else ""
 
 
 def _fills(node: Node) -> bool:
