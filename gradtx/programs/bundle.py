@@ -23,7 +23,7 @@ from gradtx.execution.phases import (
 )
 from gradtx.execution.runs import LateTerm
 from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.record import META, Recording, UnrecordableError, record
+from gradtx.programs.record import META, Recording, record
 from gradtx.programs.terms import parts_add_up, runs_on_shards
 from gradtx.programs.write_lists import ListFunction, list_function
 
@@ -139,9 +139,10 @@ class ListPhase(Phase):
         recording: Recording,
         result: PhaseResult,
         common: list[torch.dtype],
-        part: int | None,
+        part: int | None = None,
     ):
         self.recording = recording
+        self._result = result
         self.common = common
         self.dtypes = [output.dtype for output in result.outputs]
         self.text = recording.text()
@@ -155,8 +156,6 @@ class ListPhase(Phase):
 
     def _end_at_owner(self, part: int) -> None:
         """Reduce the phase to one part of a program for shards."""
-        if self.operation is not None:
-            raise UnrecordableError("a sum over leaves must include all shards")
         owned = self.recording.owned
         self.text = f"{self.text}\npart {part} of {len(owned) + 1}"
         self.ends_at_owner = part < len(owned)
@@ -165,6 +164,13 @@ class ListPhase(Phase):
             payload: dict[str, torch.dtype] = meta["payload"]
             self.note(PhaseResult([], tuple(payload), meta["operation"]))
             self.dtypes = list(payload.values())
+
+    def parts_at_owners(self) -> list[ListPhase]:
+        """Return the parts of a last phase, between operations that owners compute."""
+        parts = []
+        for part in range(len(self.recording.owned) + 1):
+            parts.append(ListPhase(self.recording, self._result, self.common, part))
+        return parts
 
     def parts_add_up(self) -> bool:
         """Whether the terms of a leaf's parts, apart from constants, add up to its terms."""
@@ -194,10 +200,7 @@ class ListPhase(Phase):
 
 
 def record_phase(
-    run: RunPhase,
-    common: list[Tensor],
-    leaves: list[Tensor],
-    part: int | None = None,
+    run: RunPhase, common: list[Tensor], leaves: list[Tensor]
 ) -> ListPhase:
     """Record one pass of a program on stand-ins of its arguments."""
     results: list[PhaseResult] = []
@@ -210,20 +213,7 @@ def record_phase(
     of_leaf = [(tensor.dtype, tensor.shape) for tensor in leaves]
     device = leaves[0].device if leaves else META
     recording = record(function, dtypes, of_leaf, device)
-    return ListPhase(recording, results[0], dtypes, part)
-
-
-def phases_of_shards(
-    function: PhaseFunction,
-    common: list[Tensor],
-    leaves: list[Tensor],
-) -> list[ListPhase]:
-    """Return the parts of a program for shards."""
-    run = functools.partial(function, known=())
-    phases = [record_phase(run, common, leaves, 0)]
-    for part, _ in enumerate(phases[0].recording.owned, start=1):
-        phases.append(record_phase(run, common, leaves, part))
-    return phases
+    return ListPhase(recording, results[0], dtypes)
 
 
 def numbers_for(

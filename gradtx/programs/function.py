@@ -23,7 +23,6 @@ from gradtx.execution.runs import LateTerm, Run, memory_of
 from gradtx.programs.bundle import (
     ListPhase,
     phases_of,
-    phases_of_shards,
     record_phase,
 )
 from gradtx.programs.layout import Layout
@@ -253,9 +252,12 @@ class LeafFunction:
     def record(self, leaves: list[Tensor]) -> list[ListPhase]:
         """Record the list program for leaves with these arguments."""
         common = self.signature.shared_arguments()
-        if self.signature.has_owners:
-            return phases_of_shards(self, common, leaves)
-        return phases_of(self, common, leaves, record_phase)
+        *sums, last = phases_of(self, common, leaves, record_phase)
+        if not self.signature.has_owners:
+            return [*sums, last]
+        if any(phase.recording.owned for phase in sums):
+            raise UnrecordableError("a sum needs what owners compute")
+        return [*sums, *last.parts_at_owners()]
 
     def _leaf_outputs(self, leaf: Leaf) -> dict[Any, Tensor]:
         """Return the update and the slots of a leaf by their position among the results."""

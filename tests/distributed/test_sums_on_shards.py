@@ -69,6 +69,10 @@ CHAINS = {
     "rows": gradtx.chain(divide_rows(), SGD),
     "columns": gradtx.chain(divide_columns(), SGD),
     "sizes": gradtx.chain(weigh_rows(), SGD),
+    "owners": gradtx.chain(
+        CLIP,
+        gradtx.partition({"matrix": gradtx.muon(lr=0.1), "other": SGD}, {"matrix": ("matrix", "row"), "other": "*"}),
+    ),
     "skip": gradtx.skip_nonfinite(gradtx.chain(CLIP, SGD)),
 }
 
@@ -117,7 +121,7 @@ def test_programs_run_shards_of_whole_rows_and_equal_whole_tensors(name, two):
         assert reasons == {}
 
 
-@pytest.mark.parametrize(("name", "count"), [("clip", 1), ("two sums", 2), ("adamp", 1), ("prodigy", 2)])
+@pytest.mark.parametrize(("name", "count"), [("clip", 1), ("two sums", 2), ("adamp", 1), ("prodigy", 2), ("owners", 3)])
 def test_a_barrier_sends_one_message_on_copies_of_empty_and_uneven_shards(name, count, four):
     for reasons, messages in four.run(reasons_on_shards, name, 0, 2):
         assert reasons == {}

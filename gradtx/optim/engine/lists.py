@@ -475,10 +475,8 @@ class ListEngine(Engine):
 
 def _against_shards(family: Family, program: list[ListPhase], whole_rows: bool) -> str:
     """Return why shards may not run a program; empty if they may."""
-    if family.signature.has_owners:
-        return ""  # it has no sums
     if family.kind.flat:
-        add_up = all(phase.parts_add_up() for phase in program)
+        add_up = all(phase.ends_at_owner or phase.parts_add_up() for phase in program)
         return "" if add_up else REDUCES_SHARD
     if all(phase.runs_on_shards(whole_rows) for phase in program):
         return ""
