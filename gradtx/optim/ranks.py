@@ -23,7 +23,7 @@ from gradtx.distributed.layouts import (
     team_for,
     team_of,
 )
-from gradtx.distributed.owners import assigned, owned_paths
+from gradtx.distributed.owners import assigned
 from gradtx.execution.execute import Leaf
 from gradtx.optim.groups import GroupView
 from gradtx.optim.parameters import Members
@@ -197,7 +197,8 @@ def assign_owners(
     """Assign an owner to each leaf that needs one and has none yet."""
     leaves_of_team: dict[Team, list[Leaf]] = defaultdict(list)
     for leaf in leaves:
-        if leaf.owner is None and owned_paths(leaf.operations):
+        is_owned = any(operation.owned_paths for operation in leaf.operations)
+        if leaf.owner is None and is_owned:
             leaves_of_team[team_for(leaf.key, replicas)].append(leaf)
     for team, leaves_without_owner in leaves_of_team.items():
         shapes = {leaf.name: leaf.shape for leaf in leaves_without_owner}
