@@ -13,7 +13,7 @@ LAYERS = (
     ("distributed",),
     ("state", "arguments"),
     ("execution",),
-    ("programs", "distributed.owners"),
+    ("programs",),
     ("transform", "rules"),
     ("algorithms", "combinators", "schedules"),
     ("optim",),

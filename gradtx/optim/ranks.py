@@ -23,12 +23,12 @@ from gradtx.distributed.layouts import (
     team_for,
     team_of,
 )
-from gradtx.distributed.owners import assigned
 from gradtx.execution.execute import Leaf
+from gradtx.execution.owners import assigned
 from gradtx.optim.groups import GroupView
 from gradtx.optim.parameters import Members
 from gradtx.optim.run import Member
-from gradtx.programs.layout import Layout
+from gradtx.state.layout import Layout
 
 BITS = 62  # size of a digest: the digest and its negative both fit in int64
 # Sent in place of a digest and of its negative; no plan has this digest.

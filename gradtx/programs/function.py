@@ -14,9 +14,9 @@ from torch import Tensor
 
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.forward import Transformation
-from gradtx.distributed.owners import regions_of
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, Operation, execute
+from gradtx.execution.owners import regions_of
 from gradtx.execution.phases import AwaitedSumError, LeafSum, Names, PhaseResult
 from gradtx.execution.rule import OfLeaf
 from gradtx.execution.runs import LateTerm, Run, memory_of
@@ -25,13 +25,13 @@ from gradtx.programs.bundle import (
     phases_of,
     record_phase,
 )
-from gradtx.programs.layout import Layout
 from gradtx.programs.record import (
     UnrecordableError,
     as_written,
     owned,
     record_as_written,
 )
+from gradtx.state.layout import Layout
 
 Take: TypeAlias = Callable[[], Tensor]  # returns the next argument
 MakeChain: TypeAlias = Callable[[list[Tensor]], Transformation]

@@ -15,8 +15,8 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import warn_user
-from gradtx.distributed.owners import OwnedRegion
 from gradtx.execution.execute import FROZEN, Leaf, Operation
+from gradtx.execution.owners import OwnedRegion
 from gradtx.optim.engine.family import Family, LeafKind, Pairs
 from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_positional
 from gradtx.optim.run import Count, Member
