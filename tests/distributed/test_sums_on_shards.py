@@ -1,5 +1,7 @@
 """Programs on shards: their terms of sums over leaves, or over one leaf, are those of whole tensors."""
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import distributed
@@ -7,6 +9,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import gradtx
+from gradtx.optim.engine import kernels
 from tests.distributed.problems import assert_close, whole
 from tests.distributed.traffic import Traffic
 
@@ -77,7 +80,7 @@ CHAINS = {
 }
 
 
-def trained(name, place):
+def trained(name, place, compile=False):
     """The weights, what `explain` says, and the messages of the last step."""
     generator = torch.Generator().manual_seed(0)
 
@@ -85,7 +88,7 @@ def trained(name, place):
         return place(torch.randn(shape, generator=generator, dtype=torch.float64))
 
     params = {leaf: torch.nn.Parameter(noise(shape)) for leaf, shape in SHAPES.items()}
-    optimizer = gradtx.as_optimizer(CHAINS[name], list(params.items()))
+    optimizer = gradtx.as_optimizer(CHAINS[name], list(params.items()), compile=compile)
     for _ in range(4):
         for leaf, param in params.items():
             param.grad = noise(SHAPES[leaf])
@@ -144,3 +147,16 @@ def test_leaves_with_parts_of_rows_step_alone_and_explain_says_so(name, two):
 def test_leaves_step_alone_if_a_value_depends_on_other_rows_or_has_their_number(name, two):
     for reasons, _ in two.run(reasons_on_shards, name, 0):
         assert reasons == dict.fromkeys(SHAPES, REDUCES)
+
+
+def ways_with_kernels(name):
+    """The ways of leaves where kernels would run, were it not for their shards."""
+    runs = mock.patch.object(kernels, "runs_kernels", lambda device: True)
+    with runs, mock.patch.object(kernels, "triton_or_none", lambda: torch):
+        return [item.way for item in trained(name, along(0), compile=True)[1]]
+
+
+@pytest.mark.parametrize("name", ["clip", "stale", "two sums"])
+def test_kernels_leave_sums_over_shards_to_lists(name, two):
+    for ways in two.run(ways_with_kernels, name):
+        assert ways == ["lists"] * len(SHAPES)

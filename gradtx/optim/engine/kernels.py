@@ -18,7 +18,7 @@ from gradtx.base.dtensor import local
 from gradtx.base.messages import warn_user
 from gradtx.base.plain import TYPES, is_plain
 from gradtx.execution.execute import Leaf, LeafTerms
-from gradtx.optim.engine.base import GRADIENT
+from gradtx.optim.engine.base import GRADIENT, Engine
 from gradtx.optim.engine.family import Family, LeafKind
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
 from gradtx.optim.engine.views import (
@@ -386,6 +386,10 @@ class KernelEngine(ListEngine):
         if needs_order and not param.is_contiguous():
             raise RefusedError("a link needs the positions of its entries")
         return super()._kind(member, leaf, step, shares)
+
+    def _check_shard(self, leaf: Leaf, flat: bool) -> None:
+        # Terms of a bundle are added up here, but leaves may be in other bundles on other ranks.
+        Engine._check_shard(self, leaf, flat)
 
     def _warn_of_triton(self) -> None:
         if not self._has_warned:
