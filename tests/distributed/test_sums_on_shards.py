@@ -151,8 +151,8 @@ def test_leaves_step_alone_if_a_value_depends_on_other_rows_or_has_their_number(
 
 def ways_with_kernels(name):
     """The ways of leaves where kernels would run, were it not for their shards."""
-    runs = mock.patch.object(kernels, "runs_kernels", lambda device: True)
-    with runs, mock.patch.object(kernels, "triton_or_none", lambda: torch):
+    runs = mock.patch.object(kernels, "runs_kernels", return_value=True)
+    with runs, mock.patch.object(kernels, "triton_or_none", return_value=torch):
         return [item.way for item in trained(name, along(0), compile=True)[1]]
 
 
