@@ -12,6 +12,7 @@ from gradtx.arguments import is_off
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import exact
+from gradtx.schedules.warmup import rectification_at
 from gradtx.slots import ema, square
 
 
@@ -210,24 +211,6 @@ def hat_rate(root: float | Tensor, ctx, betas) -> Tensor:
 def rectification(ctx, beta2, threshold) -> tuple[Tensor, Tensor]:
     r"""Return RAdam's factor $r_t$ (1 until it applies) and whether $\rho_t >$ threshold (at least 4), both 0-d."""
     return rectification_at(ctx.time, ctx.bias_correction(beta2), beta2, threshold)
-
-
-def rectification_at(
-    time: Tensor, correction: Tensor, beta2, threshold
-) -> tuple[Tensor, Tensor]:
-    r"""Return the result of `rectification` at a given time, where the bias correction is $1 - \beta_2^t$.
-
-    $\rho_\infty = 2 / (1 - \beta_2) - 1$, $\rho_t = \rho_\infty - 2 t \beta_2^t / (1 - \beta_2^t)$ and
-    $r_t^2 = (\rho_t - 4)(\rho_t - 2) \rho_\infty / ((\rho_\infty - 4)(\rho_\infty - 2) \rho_t)$.
-    """
-    limit = exact(2 / (1 - beta2) - 1, correction.device)
-    rho = limit - 2 * time * (1 - correction) / correction
-    rectified = rho > threshold
-    # Until then the root may be of a negative number, or of 0/0 at beta2 = 0.6, so substitute an arbitrary value.
-    rho = torch.where(rectified, rho, 5.0)
-    limit = torch.where(rectified, limit, 5.0)
-    square = (rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)
-    return square.sqrt(), rectified
 
 
 def softplus(x: Tensor, beta) -> Tensor:

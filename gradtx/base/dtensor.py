@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -54,9 +55,10 @@ def from_local_like(
         shape: The shape of the whole; None for that of `like`.
         placements: The placements; None for those of `like`.
     """
-    whole = like if shape is None else torch.empty(tuple(shape), device="meta")
-    if not is_sharded(like) or not whole.ndim:
+    ndim = like.ndim if shape is None else len(shape)
+    if not is_sharded(like) or not ndim:
         return part
+    whole = like if shape is None else torch.empty(tuple(shape), device="meta")
     if placements is None:
         placements = like.placements
     return dtensor_of(part, like.device_mesh, placements, whole.shape, whole.stride())
@@ -114,6 +116,8 @@ def gradient_like(gradient: Any, param: Any) -> Any:
     """
     if not (is_sharded(gradient) and is_sharded(param)):
         return gradient
+    if gradient.placements == param.placements:
+        return gradient
     return placed_as(gradient, param)
 
 
@@ -132,6 +136,42 @@ def without_pending_sums(placements: Placements) -> Placements:
     return tuple(
         replicated() if placement.is_partial() else placement
         for placement in placements
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class PartialSum:
+    """The sum over this rank's shard: a 0-d DTensor with a pending sum, as far as sums read one.
+
+    A DTensor for each term of a program would take longer than the program.
+    """
+
+    term: Tensor
+    device_mesh: DeviceMesh
+    placements: Placements
+    shape: ClassVar[torch.Size] = torch.Size(())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.term.dtype
+
+    def to_local(self) -> Tensor:
+        return self.term
+
+    def to(self, device: torch.device) -> PartialSum:
+        return PartialSum(self.term.to(device), self.device_mesh, self.placements)
+
+    def __add__(self, other: PartialSum) -> PartialSum:
+        term = self.term + other.term
+        return PartialSum(term, self.device_mesh, self.placements)
+
+
+def with_pending_sums(placements: Placements) -> Placements:
+    """Return the placements of a sum over the entries of a shard."""
+    from torch.distributed.tensor import Partial
+
+    return tuple(
+        placement if placement.is_replicate() else Partial() for placement in placements
     )
 
 

@@ -1,1 +1,1 @@
-"""Work shared by ranks: layouts of shards, the messages that ranks send, and ranks that own matrices."""
+"""Work shared by ranks: layouts of shards, and the messages that ranks send."""

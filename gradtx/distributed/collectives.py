@@ -55,15 +55,18 @@ def summed_over_ranks(
         for dim, has_differences in enumerate(differs):
             if has_differences:
                 parts = _summed(parts, mesh.get_group(dim))
+        everywhere = on_every_rank(mesh)
         for (leaf, name), value, part in zip(places, values, parts, strict=True):
-            complete[leaf][name] = from_local_like(
-                part, value, value.shape, on_every_rank(mesh)
-            )
+            complete[leaf][name] = from_local_like(part, value, value.shape, everywhere)
     return complete
 
 
 def _summed(parts: list[Tensor], group: Any) -> list[Tensor]:
     """Return the sums over the ranks of a group of tensors with the same dtype and device, by one message."""
+    if not any(map(Tensor.dim, parts)):  # a shortcut
+        vector = torch.stack(parts)
+        torch.distributed.all_reduce(vector, group=group)
+        return list(vector.unbind())
     vector = torch.cat([part.reshape(-1) for part in parts])
     torch.distributed.all_reduce(vector, group=group)
     totals = torch.split(vector, list(map(torch.numel, parts)))
@@ -97,7 +100,7 @@ def mean_over_ranks(
 def _padded(value: DTensor) -> Tensor:
     """Return the local shard padded with zeros to the full shape; summed over the ranks, it is the full tensor."""
     part = local(value)
-    if part.shape == value.shape and not is_split(value):
+    if not part.ndim or (part.shape == value.shape and not is_split(value)):
         return part
     mesh = value.device_mesh
     as_if_summed = without_pending_sums(value.placements)

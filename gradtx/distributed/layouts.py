@@ -184,6 +184,11 @@ def ranks_along_rows(like: Any) -> int | None:
     return ranks[0] if len(ranks) == 1 else None
 
 
+def rows_are_whole(like: Any) -> bool:
+    """Whether shards of a DTensor consist of whole rows, which are indices of dimension 0."""
+    return all(_sharded_dim(placement) in (None, 0) for placement in like.placements)
+
+
 def whole_piece(shape: Sequence[int]) -> Piece:
     """Return the piece that covers a whole tensor."""
     return Piece(tuple(slice(0, size) for size in shape), tuple(shape), True)

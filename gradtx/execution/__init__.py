@@ -1,1 +1,1 @@
-"""How a chain runs: leaves, contexts, rules, calls."""
+"""How a chain runs: leaves, contexts, rules, calls, ranks that own matrices."""

@@ -280,6 +280,11 @@ class Operation:
         """The operations that it represents in a program."""
         return [self]
 
+    @property
+    def owned_paths(self) -> list[Path]:
+        """The stages whose slots are kept by the owner of a leaf."""
+        return []
+
     def has_program(self, leaf: Leaf, skips_work: bool = False) -> bool:
         """Whether programs may run it for this leaf; `skips_work` is whether they skip work that is not due."""
         return self.traits.compiles or (skips_work and self.traits.skippable)

@@ -7,13 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from torch import Tensor
 
 from gradtx.execution.execute import Operation
 
-Names: TypeAlias = tuple[tuple[str, ...], ...]  # of the totals of each earlier phase
+
+class LeafSum(NamedTuple):
+    """The name of a sum over one leaf, whose total only this leaf receives."""
+
+    name: str
+
+
+# The names of the totals of each earlier phase.
+Names: TypeAlias = tuple[tuple[str | LeafSum, ...], ...]
 
 
 def _write_nothing() -> None:
@@ -49,7 +57,7 @@ RunPhase: TypeAlias = Callable[[list[Tensor]], PhaseResult]
 class AwaitedSumError(Exception):
     """Raised when a phase reaches a sum whose total is not known yet."""
 
-    def __init__(self, operation: Operation, sums: dict[str, Tensor]):
+    def __init__(self, operation: Operation, sums: dict[Any, Tensor]):
         super().__init__(operation.path)
         self.operation = operation
         self.sums = sums

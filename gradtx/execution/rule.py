@@ -521,6 +521,8 @@ class RuleOperation(Operation):
 
     def _continue_past_leaf_sums(self, call: Call, out: Any) -> Any:
         """Continue the rule past sums over its leaf that need no collective, and return the next value it yields."""
+        if call.leaf.run.has_shards:
+            return out
         while isinstance(out, OfLeaf) and not any(map(is_sharded, out.sums.values())):
             out = self._guarded(call, out.sums)
         return out

@@ -74,6 +74,7 @@ class Run:
         watches: Whether rules that write in place are detected, unless dynamo is tracing or a transform is active.
         has_names: Whether leaves have their names; those of a program stand for any leaves.
         completes: Whether a stage without old shared values, in a branch without leaves, gets initial ones.
+        has_shards: Whether leaves are shards without their layouts, whose sums are terms of those of whole leaves.
         keeps_trees: Whether a pair of plain functions may keep any tree as state.
         device: The device of shared values.
         known_extras: The names of the extras that any link of the chain declares.
@@ -101,6 +102,7 @@ class Run:
     watches = False
     has_names = True
     completes = False
+    has_shards = False
     keeps_trees = False
     device = torch.device("cpu")
     known_extras: Container[str] = ()

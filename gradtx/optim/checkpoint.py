@@ -23,7 +23,7 @@ from gradtx.optim.groups import (
 )
 from gradtx.optim.run import never_trains
 from gradtx.optim.state import Initial, States, matched, misfits_of
-from gradtx.programs.layout import by_place
+from gradtx.state.layout import by_place
 
 # The names of `decoupled_weight_decay` in qhoptim and pytorch_optimizer, each with the value that enables it.
 DECOUPLED = (

@@ -23,12 +23,12 @@ from gradtx.distributed.layouts import (
     team_for,
     team_of,
 )
-from gradtx.distributed.owners import assigned, owned_paths
 from gradtx.execution.execute import Leaf
+from gradtx.execution.owners import assigned
 from gradtx.optim.groups import GroupView
 from gradtx.optim.parameters import Members
 from gradtx.optim.run import Member
-from gradtx.programs.layout import Layout
+from gradtx.state.layout import Layout
 
 BITS = 62  # size of a digest: the digest and its negative both fit in int64
 # Sent in place of a digest and of its negative; no plan has this digest.
@@ -197,7 +197,8 @@ def assign_owners(
     """Assign an owner to each leaf that needs one and has none yet."""
     leaves_of_team: dict[Team, list[Leaf]] = defaultdict(list)
     for leaf in leaves:
-        if leaf.owner is None and owned_paths(leaf.operations):
+        is_owned = any(operation.owned_paths for operation in leaf.operations)
+        if leaf.owner is None and is_owned:
             leaves_of_team[team_for(leaf.key, replicas)].append(leaf)
     for team, leaves_without_owner in leaves_of_team.items():
         shapes = {leaf.name: leaf.shape for leaf in leaves_without_owner}

@@ -22,7 +22,7 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Leaf
 from gradtx.execution.pure import as_number, moved_along
 from gradtx.execution.runs import Run
-from gradtx.programs.layout import Layout, State
+from gradtx.state.layout import Layout, State
 
 
 @dataclass(eq=False)

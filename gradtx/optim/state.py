@@ -16,8 +16,8 @@ from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import CPU
 from gradtx.base.messages import describe
 from gradtx.base.plain import is_plain
-from gradtx.distributed.owners import with_regions
 from gradtx.execution.execute import Block, Leaf, initialize
+from gradtx.execution.owners import with_regions
 from gradtx.execution.runs import Place, memory_of
 from gradtx.optim.groups import GroupView
 from gradtx.optim.parameters import Members
@@ -32,8 +32,8 @@ from gradtx.optim.run import (
     never_trains,
 )
 from gradtx.optim.slot_names import is_slot_name
-from gradtx.programs.layout import Layout, State
 from gradtx.state.conversion import Entry, converted
+from gradtx.state.layout import Layout, State
 from gradtx.state.nested import LEAF_STEPS
 from gradtx.state.slots import kind_of
 from gradtx.state.storage import Storage

@@ -21,9 +21,9 @@ from gradtx.base.exact import CPU, python_scalar
 from gradtx.base.messages import describe
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
-from gradtx.distributed.owners import with_regions
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import FROZEN, Block, Leaf, check_extras_of, execute
+from gradtx.execution.owners import with_regions
 from gradtx.execution.pure import (
     add_extras,
     check_extras,

@@ -10,14 +10,21 @@ from typing import Any, NamedTuple, TypeGuard, TypeVar
 import torch
 from torch import Tensor
 
+from gradtx.base import torch_names as _torch
 from gradtx.base.errors import StateKey
 from gradtx.base.exact import python_scalar
 from gradtx.execution.execute import LeafTerms, Operation, Steps, Task
-from gradtx.execution.phases import Names, PhaseFunction, PhaseResult, RunPhase
+from gradtx.execution.phases import (
+    LeafSum,
+    Names,
+    PhaseFunction,
+    PhaseResult,
+    RunPhase,
+)
 from gradtx.execution.runs import LateTerm
 from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.record import META, Recording, UnrecordableError, record
-from gradtx.programs.terms import parts_add_up
+from gradtx.programs.record import META, Recording, record
+from gradtx.programs.terms import parts_add_up, runs_on_shards
 from gradtx.programs.write_lists import ListFunction, list_function
 
 # Entries in the lists of one call. On the CPU, temporaries then remain in the cache. Accelerators need long lists;
@@ -86,11 +93,6 @@ class Phase(Operation):
 PhaseT = TypeVar("PhaseT", bound=Phase)
 
 
-def have_sums(phases: Sequence[Phase]) -> bool:
-    """Whether a program sums over leaves, for its own step or for the next one."""
-    return any(each.terms(each.names) for each in phases)
-
-
 def phases_of(
     function: PhaseFunction,
     common: list[Tensor],
@@ -100,16 +102,17 @@ def phases_of(
     """Return the phases of a function: each but the last ends at sums, whose totals the later ones also receive."""
     phases = []
     known: Names = ()
-    totals: list[Tensor] = []
+    common, leaves = list(common), list(leaves)
     while True:
         run = functools.partial(function, known=known)
-        next_phase = make_phase(run, [*common, *totals], leaves)
+        next_phase = make_phase(run, list(common), list(leaves))
         phases.append(next_phase)
         if next_phase.operation is None:
             return phases
         known = (*known, next_phase.names)
-        for total in next_phase.examples:
-            totals.append(torch.zeros((), dtype=total.dtype, device=total.device))
+        for name, total in zip(next_phase.names, next_phase.examples, strict=True):
+            arguments = leaves if isinstance(name, LeafSum) else common
+            arguments.append(torch.zeros((), dtype=total.dtype, device=total.device))
 
 
 class ListPhase(Phase):
@@ -128,6 +131,8 @@ class ListPhase(Phase):
         common, recording: As above.
         dtypes: The dtype of each result.
         text: A text that identifies the program, so that leaves with equal programs can share one.
+        ends_at_owner: Whether it ends where owners compute.
+        ends_at_leaf_sum: Whether it ends at sums over single leaves.
     """
 
     def __init__(
@@ -135,35 +140,54 @@ class ListPhase(Phase):
         recording: Recording,
         result: PhaseResult,
         common: list[torch.dtype],
-        part: int | None,
+        part: int | None = None,
     ):
         self.recording = recording
+        self._result = result
         self.common = common
         self.dtypes = [output.dtype for output in result.outputs]
         self.text = recording.text()
         self._part = part
         self._functions: dict[Any, ListFunction] = {}
+        self.ends_at_owner = False
+        self.ends_at_leaf_sum = any(isinstance(name, LeafSum) for name in result.names)
         self.note(result)
         if part is not None:
             self._end_at_owner(part)
 
     def _end_at_owner(self, part: int) -> None:
         """Reduce the phase to one part of a program for shards."""
-        if self.operation is not None:
-            raise UnrecordableError("a sum over leaves must include all shards")
         owned = self.recording.owned
         self.text = f"{self.text}\npart {part} of {len(owned) + 1}"
-        if part < len(owned):
+        self.ends_at_owner = part < len(owned)
+        if self.ends_at_owner:
             meta = owned[part].meta
             payload: dict[str, torch.dtype] = meta["payload"]
             self.note(PhaseResult([], tuple(payload), meta["operation"]))
             self.dtypes = list(payload.values())
+
+    def parts_at_owners(self) -> list[ListPhase]:
+        """Return the parts of a last phase, between operations that owners compute."""
+        parts = []
+        for part in range(len(self.recording.owned) + 1):
+            parts.append(ListPhase(self.recording, self._result, self.common, part))
+        return parts
 
     def parts_add_up(self) -> bool:
         """Whether the terms of a leaf's parts, apart from constants, add up to its terms."""
         graph, leaves = self.recording.graph, self.recording.leaves
         terms = self.terms(self.recording.outputs)
         return parts_add_up(graph, leaves, terms, with_constants=True)
+
+    def runs_on_shards(self, whole_rows: bool) -> bool:
+        """Whether shards may run it, the program of the whole leaf; `whole_rows` is whether they have whole rows."""
+        graph, outputs = self.recording.graph, self.recording.outputs
+        terms = self.terms(outputs)
+        results = [node for node in outputs if node not in terms]
+        for node in graph.nodes:
+            if node.op == "call_function" and _torch.writes(node.target):
+                results.extend(node.args)
+        return runs_on_shards(graph, self.recording.leaves, terms, results, whole_rows)
 
     def function(self, device: torch.device, on_device: frozenset[int]) -> ListFunction:
         """Return the function for lists of leaves on a device; some scalars are 0-d tensors."""
@@ -177,10 +201,7 @@ class ListPhase(Phase):
 
 
 def record_phase(
-    run: RunPhase,
-    common: list[Tensor],
-    leaves: list[Tensor],
-    part: int | None = None,
+    run: RunPhase, common: list[Tensor], leaves: list[Tensor]
 ) -> ListPhase:
     """Record one pass of a program on stand-ins of its arguments."""
     results: list[PhaseResult] = []
@@ -193,20 +214,7 @@ def record_phase(
     of_leaf = [(tensor.dtype, tensor.shape) for tensor in leaves]
     device = leaves[0].device if leaves else META
     recording = record(function, dtypes, of_leaf, device)
-    return ListPhase(recording, results[0], dtypes, part)
-
-
-def phases_of_shards(
-    function: PhaseFunction,
-    common: list[Tensor],
-    leaves: list[Tensor],
-) -> list[ListPhase]:
-    """Return the parts of a program for shards."""
-    run = functools.partial(function, known=())
-    phases = [record_phase(run, common, leaves, 0)]
-    for part, _ in enumerate(phases[0].recording.owned, start=1):
-        phases.append(record_phase(run, common, leaves, part))
-    return phases
+    return ListPhase(recording, results[0], dtypes)
 
 
 def numbers_for(
@@ -337,7 +345,7 @@ class ListBundle(ProgramBundle):
             for key, dtype, values in outputs:
                 if not phase.is_term(key):
                     continue
-                terms_of_call = self._by_leaf(values, dtype, len(leaves))
+                terms_of_call = self._by_leaf(values, dtype, leaves)
                 for leaf, term in zip(leaves, terms_of_call, strict=True):
                     terms = terms_of_leaf.setdefault(leaf, {})
                     if key not in terms:
@@ -350,12 +358,12 @@ class ListBundle(ProgramBundle):
         )
 
     def _by_leaf(
-        self, values: Any, dtype: torch.dtype, leaves: int
-    ) -> Sequence[Tensor]:
+        self, values: Any, dtype: torch.dtype, leaves: list[str]
+    ) -> Sequence[Any]:
         """Return a result of a call for each of its leaves."""
         if differ_by_leaf(values):
             return values
-        return [self.as_tensor(values, dtype)] * leaves
+        return [self.as_tensor(values, dtype)] * len(leaves)
 
     def as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
         """Return a result that all leaves share, as a 0-d tensor."""

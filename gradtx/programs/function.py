@@ -14,24 +14,24 @@ from torch import Tensor
 
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.forward import Transformation
-from gradtx.distributed.owners import regions_of
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, Operation, execute
-from gradtx.execution.phases import AwaitedSumError, Names, PhaseResult
+from gradtx.execution.owners import regions_of
+from gradtx.execution.phases import AwaitedSumError, LeafSum, Names, PhaseResult
+from gradtx.execution.rule import OfLeaf
 from gradtx.execution.runs import LateTerm, Run, memory_of
 from gradtx.programs.bundle import (
     ListPhase,
     phases_of,
-    phases_of_shards,
     record_phase,
 )
-from gradtx.programs.layout import Layout
 from gradtx.programs.record import (
     UnrecordableError,
     as_written,
     owned,
     record_as_written,
 )
+from gradtx.state.layout import Layout
 
 Take: TypeAlias = Callable[[], Tensor]  # returns the next argument
 MakeChain: TypeAlias = Callable[[list[Tensor]], Transformation]
@@ -44,7 +44,7 @@ class Signature:
     The flat arguments are: the number of this step; the count passed to schedules; under a GradScaler, the inverse
     scale and whether to proceed; hyperparameters; shared values; equal slots; 0-d extras; totals of earlier phases. For
     each leaf they continue with: whether it is real (if the last bundle is padded), the parameter if there is one,
-    slots, gradient, extras, and the index of its first entry.
+    slots, gradient, extras, the index of its first entry, and its own totals of earlier phases.
 
     Attributes:
         layout: The positions of a leaf's slots in its state.
@@ -62,6 +62,7 @@ class Signature:
         padded: Whether some leaves may be padding, so that each has a flag that marks it as real.
         placed: Whether leaves are parts of parameters, so that each has the index of its first entry.
         has_owners: Whether owners compute the operations that need whole leaves.
+        sharded: Whether leaves are shards.
         equal: The dtype of each 0-d slot that is equal in all leaves and is passed once, by key.
     """
 
@@ -79,6 +80,7 @@ class Signature:
     scaled: bool = False
     padded: bool = False
     has_owners: bool = False
+    sharded: bool = False
     placed: bool = False
     equal: Mapping[str, torch.dtype] = field(default_factory=dict[str, torch.dtype])
 
@@ -128,7 +130,7 @@ class RecordedRun(Run):
     Attributes:
         old: The old shared values, by stage.
         equal: The old values of the slots that are equal in all leaves.
-        totals: The totals of earlier phases, in order.
+        totals: The totals of earlier phases, in order; those of `LeafSum`s by leaf.
         clock: The clock outside of all combinators.
         real: Whether each leaf is real, a 0-d bool; padding adds nothing to sums. Empty if there is no padding.
     """
@@ -143,9 +145,10 @@ class RecordedRun(Run):
         self.leaf_extras = signature.by_leaf
         self.old: dict[Path, dict[str, Tensor]] = {}
         self.equal: dict[str, Tensor] = {}
-        self.totals: list[dict[str, Tensor]] = []
+        self.totals: list[dict[Any, Any]] = []
         self.real: dict[str, Tensor] = {}
         self.clock: Clock | None = None
+        self.has_shards = signature.sharded
         self._choices = signature.choices
 
     def scalars(self, path: Path) -> dict[str, Tensor]:
@@ -190,6 +193,10 @@ class RecordedRun(Run):
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         if self.totals:
             return self.totals.pop(0)
+        _, terms = waiting[0]
+        if isinstance(terms, OfLeaf):
+            sums = {LeafSum(name): term for name, term in terms.sums.items()}
+            raise AwaitedSumError(operation, sums)
         if self.real:
             waiting = [(leaf, self._real_terms(leaf, terms)) for leaf, terms in waiting]
         raise AwaitedSumError(operation, operation.combine(waiting))
@@ -245,9 +252,12 @@ class LeafFunction:
     def record(self, leaves: list[Tensor]) -> list[ListPhase]:
         """Record the list program for leaves with these arguments."""
         common = self.signature.shared_arguments()
-        if self.signature.has_owners:
-            return phases_of_shards(self, common, leaves)
-        return phases_of(self, common, leaves, record_phase)
+        *sums, last = phases_of(self, common, leaves, record_phase)
+        if not self.signature.has_owners:
+            return [*sums, last]
+        if any(phase.recording.owned for phase in sums):
+            raise UnrecordableError("a sum needs what owners compute")
+        return [*sums, *last.parts_at_owners()]
 
     def _leaf_outputs(self, leaf: Leaf) -> dict[Any, Tensor]:
         """Return the update and the slots of a leaf by their position among the results."""
@@ -283,12 +293,18 @@ class LeafFunction:
         scalars = {name: take() for name in signature.scalars}
         scalars.update(signature.absent)
         for names in known:
-            run.totals.append({name: take() for name in names})
+            run.totals.append(
+                {name: take() for name in names if not isinstance(name, LeafSum)}
+            )
         block = Block.of(chain, run, count, unscale)
         run.clock = Clock(step)
         leaves = []
         while arguments_left:
             leaf = self._leaf(run, str(len(leaves)), scalars, take)
+            for names, totals in zip(known, run.totals, strict=True):
+                of_leaf = [each.name for each in names if isinstance(each, LeafSum)]
+                if of_leaf:
+                    totals[leaf.name] = {name: take() for name in of_leaf}
             leaf.operations = block.for_leaf(leaf)
             if signature.has_owners:
                 leaf.operations = regions_of(leaf.operations)

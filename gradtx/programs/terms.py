@@ -1,4 +1,4 @@
-"""Find out whether a program may process a leaf in parts.
+"""Find out whether a program may process a leaf in parts, or a shard of it.
 
 The terms of the parts add up to the term of the leaf only if it is itself a sum over entries; a mean or a norm is not.
 A program that reads the number of entries would read that of a part.
@@ -7,8 +7,8 @@ A program that reads the number of entries would read that of a part.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,13 +26,16 @@ COPIES = (
     aten.clone.default,
     aten.detach.default,
 )
+LIKE_OTHERS = (
+    aten.ones_like.default,
+    aten.zeros_like.default,
+    aten.full_like.default,
+)
 JOINS = (aten.stack.default, aten.cat.default)
 # Operations that torch does not tag as pointwise, although an entry of the result depends on one entry only.
 BY_ENTRY = (
     *COPIES,
-    aten.ones_like.default,
-    aten.zeros_like.default,
-    aten.full_like.default,
+    *LIKE_OTHERS,
     aten.view.default,
     aten.view.dtype,
     aten._unsafe_view.default,
@@ -41,9 +44,22 @@ BY_ENTRY = (
     aten.squeeze.dim,
     *JOINS,
 )
+# The positions of the dimensions of reductions.
+REDUCTIONS: dict[Any, int] = {
+    aten.sum.dim_IntList: 1,
+    aten.mean.dim: 1,
+    aten.amax.default: 1,
+    aten.linalg_vector_norm.default: 2,
+}
 SCALARS = (bool, int, float, complex)
+# Whether a value of shards, one of these nodes, needs only one entry, or one row, of its operands.
+IsLocal: TypeAlias = Callable[[Node, set[Node]], bool]
 # The positions of the values of constants.
 POSITIONS: dict[Any, int] = {aten.full.default: 1, aten.scalar_tensor.default: 0}
+
+
+def _is_by_entry(node: Node, varying: set[Node]) -> bool:
+    return node.target in BY_ENTRY or _is_pointwise(node.target)
 
 
 def parts_add_up(
@@ -51,6 +67,7 @@ def parts_add_up(
     arguments: Collection[Node],
     terms: Sequence[Node],
     with_constants: bool,
+    is_local: IsLocal = _is_by_entry,
 ) -> bool:
     """Whether terms are certainly sums over entries.
 
@@ -59,15 +76,68 @@ def parts_add_up(
         arguments: The arguments that belong to a leaf.
         terms: The results of these operations that are terms of sums.
         with_constants: Whether terms may also be independent of the leaf.
+        is_local: Whether parts may compute a value.
     """
-    entries = [node for node in arguments if node.meta["val"].ndim]
-    varying = following(graph, entries)
+    varying = _varying(graph, arguments)
     others = set(terms) - varying
     if others and not with_constants:
         return False
     if not others.isdisjoint(following(graph, arguments)):
         return False
-    return all(_sums_entries(term, varying) for term in varying.intersection(terms))
+    return all(
+        _sums_entries(term, varying, is_local) for term in varying.intersection(terms)
+    )
+
+
+def runs_on_shards(
+    graph: Graph,
+    arguments: Collection[Node],
+    terms: Sequence[Node],
+    results: Sequence[Node],
+    whole_rows: bool,
+) -> bool:
+    """Whether a program of a whole leaf certainly gives a shard its terms, and its part of the other results.
+
+    Args:
+        graph: The operations.
+        arguments: The arguments that belong to a leaf.
+        terms: The results of these operations that are terms of sums.
+        results: The other results.
+        whole_rows: Whether shards consist of whole rows, which are indices of dimension 0.
+    """
+    is_local = _is_by_row if whole_rows else _is_by_entry_of_shard
+    varying = _varying(graph, arguments)
+    others = [node for node in results if node in varying]
+    return parts_add_up(
+        graph, arguments, terms, with_constants=True, is_local=is_local
+    ) and _are_local(others, varying, is_local)
+
+
+def _varying(graph: Graph, arguments: Collection[Node]) -> set[Node]:
+    """Return the nodes that depend on entries of a leaf."""
+    return following(graph, [node for node in arguments if node.meta["val"].ndim])
+
+
+def _is_by_entry_of_shard(node: Node, varying: set[Node]) -> bool:
+    """Whether a value has the entries of its operands, and no size of the whole leaf."""
+    if node.target not in (*COPIES, *LIKE_OTHERS) and not _is_pointwise(node.target):
+        return False
+    dims = node.meta["val"].ndim
+    return all(
+        operand.meta["val"].ndim == (dims if operand in varying else 0)
+        for operand in node.all_input_nodes
+    )
+
+
+def _is_by_row(node: Node, varying: set[Node]) -> bool:
+    """Whether a value has the rows of its operands."""
+    position = REDUCTIONS.get(node.target)
+    if position is None:
+        return _is_by_entry_of_shard(node, varying)
+    dims: Any = node.args[position] if len(node.args) > position else None
+    (operand,) = node.all_input_nodes
+    ndim = operand.meta["val"].ndim
+    return bool(dims) and all(dim % ndim for dim in dims)
 
 
 def reads_sizes(graph: Graph) -> bool:
@@ -95,11 +165,11 @@ def numbers_in(graph: Graph) -> list[Any]:
     return numbers
 
 
-def _sums_entries(node: Node, varying: set[Node]) -> bool:
+def _sums_entries(node: Node, varying: set[Node], is_local: IsLocal) -> bool:
     """Whether a node is a sum over entries; `varying` contains the nodes that depend on entries."""
     operands = _operands(node, varying)
     if node.target in SUMS:
-        return _depend_on_one_entry(operands, varying)
+        return _are_local(operands, varying, is_local)
     if node.target in (*COPIES, aten.neg.default):
         is_sum = True
     elif node.target in (aten.add.Tensor, aten.sub.Tensor):
@@ -113,7 +183,9 @@ def _sums_entries(node: Node, varying: set[Node]) -> bool:
         is_sum = node.args[0] not in varying and all(map(_is_zero, others))
     else:
         is_sum = False
-    return is_sum and all(_sums_entries(operand, varying) for operand in operands)
+    return is_sum and all(
+        _sums_entries(operand, varying, is_local) for operand in operands
+    )
 
 
 def _is_in(nodes: set[Node], argument: Any) -> bool:
@@ -128,15 +200,15 @@ def _is_zero(node: Any) -> bool:
     return position is not None and node.args[position] == 0
 
 
-def _depend_on_one_entry(nodes: Sequence[Any], varying: set[Node]) -> bool:
-    """Whether each entry of these nodes depends on one entry of the arguments."""
+def _are_local(nodes: Sequence[Any], varying: set[Node], is_local: IsLocal) -> bool:
+    """Whether parts of the arguments determine the same parts of these nodes."""
     reached: set[Node] = set()
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()
         if node in reached or node.op == "placeholder":
             continue
-        if not _is_by_entry(node.target):
+        if not is_local(node, varying):
             return False
         reached.add(node)
         waiting.extend(_operands(node, varying))
@@ -150,5 +222,5 @@ def _operands(node: Node, varying: set[Node]) -> list[Any]:
 
 
 @functools.cache
-def _is_by_entry(operator: Any) -> bool:
-    return operator in BY_ENTRY or torch.Tag.pointwise in getattr(operator, "tags", ())
+def _is_pointwise(operator: Any) -> bool:
+    return torch.Tag.pointwise in getattr(operator, "tags", ())

@@ -39,8 +39,8 @@ from gradtx.programs.bundle import (
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.function import LeafFunction, Signature
 from gradtx.programs.hyperparameters import ChainOf, Numbers
-from gradtx.programs.layout import Layout
 from gradtx.programs.planner import ListPrograms
+from gradtx.state.layout import Layout
 from gradtx.state.nested import LEAF_STEPS, NestedState
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.

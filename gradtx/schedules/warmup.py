@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import rectification_at
 from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt, Scalar
 from gradtx.base import torch_names as _torch
 from gradtx.base.exact import Schedule, exact
@@ -473,6 +472,24 @@ def untuned_exponential_warmup(step, lr=1.0, beta2: Decay = 0.999):
     Source: Ma and Yarats 2019, arXiv:1910.04209.
     """
     return lr * -torch.expm1((step + 1) * (beta2 - 1))
+
+
+def rectification_at(
+    time: Tensor, correction: Tensor, beta2: Any, threshold: Any
+) -> tuple[Tensor, Tensor]:
+    r"""Return RAdam's factor $r_t$ (1 until it applies) and whether $\rho_t >$ threshold (at least 4), both 0-d.
+
+    $\rho_\infty = 2 / (1 - \beta_2) - 1$, $\rho_t = \rho_\infty - 2 t \beta_2^t / (1 - \beta_2^t)$ and
+    $r_t^2 = (\rho_t - 4)(\rho_t - 2) \rho_\infty / ((\rho_\infty - 4)(\rho_\infty - 2) \rho_t)$.
+    """
+    limit = exact(2 / (1 - beta2) - 1, correction.device)
+    rho = limit - 2 * time * (1 - correction) / correction
+    rectified = rho > threshold
+    # Until then the root may be of a negative number, or of 0/0 at beta2 = 0.6, so substitute an arbitrary value.
+    rho = torch.where(rectified, rho, 5.0)
+    limit = torch.where(rectified, limit, 5.0)
+    square = (rho - 4) * (rho - 2) * limit / ((limit - 4) * (limit - 2) * rho)
+    return square.sqrt(), rectified
 
 
 @schedule

@@ -1,1 +1,1 @@
-"""How slots are stored: dtypes, codes, saved layouts."""
+"""How slots are stored: dtypes, codes, keys, saved layouts."""

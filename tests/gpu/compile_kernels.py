@@ -11,13 +11,13 @@ import sys
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="needs Triton, a package of its own on machines without a GPU")
-
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 import gradtx
 from gradtx.optim.engine import kernels
+
+triton = pytest.importorskip("triton", reason="needs Triton, a package of its own on machines without a GPU")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
 
 KINDS = {
     **dict.fromkeys(("table", "sizes", "chunk_leaf", "chunk_start", "leaf_chunks", "words"), "*i64"),

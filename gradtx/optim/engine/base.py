@@ -15,8 +15,8 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import warn_user
-from gradtx.distributed.owners import OwnedRegion
 from gradtx.execution.execute import FROZEN, Leaf, Operation
+from gradtx.execution.owners import OwnedRegion
 from gradtx.optim.engine.family import Family, LeafKind, Pairs
 from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_positional
 from gradtx.optim.run import Count, Member
@@ -185,6 +185,10 @@ def _spans(members: Iterable[Member]) -> list[Span]:
 logger = logging.getLogger("gradtx")
 READS_SHAPE = "a rule reads the shape of its leaf"
 SUM_OVER_SHARDS = "it is sharded, and a sum over leaves must include all shards"
+PARTS_OF_ROWS = "it is sharded, and a rank has only a part of its rows"
+REDUCES_SHARD = (
+    "it is sharded, and a reduction over a shard differs from one over the whole tensor"
+)
 
 
 class UnsuitableError(Exception):
@@ -337,13 +341,14 @@ class Engine(ABC):
         if not has_gradient or FROZEN in leaf.operations:
             raise RefusedError("it has no gradient of matching shape, or it is frozen")
         flat = _is_flat(leaf)
-        if is_sharded(param):
-            _check_shard(leaf)
+        sharded = is_sharded(param)
+        if sharded:
+            if is_positional(leaf):
+                raise RefusedError(
+                    "a link needs the positions of its entries in the whole tensor"
+                )
+            self._check_shard(leaf, flat)
         self._check(leaf, step)
-        if is_sharded(param) and not flat:
-            raise RefusedError(
-                "it is sharded, and a reduction over a shard differs from one over the whole tensor"
-            )
         written = self._form_of_written(_aliases(leaf, flat), flat)
         by_leaf = [
             name for name, tree in step.trees.items() if tree[leaf.name] is not None
@@ -361,6 +366,7 @@ class Engine(ABC):
             choices=tuple(sorted(member.choices.items())),
             layout=leaf.layout.label,
             width=self._width(member, leaf, flat),
+            sharded=sharded,
         )
 
     def _check(self, leaf: Leaf, step: Step) -> None:
@@ -376,20 +382,21 @@ class Engine(ABC):
                 self._report(stage)
                 raise RefusedError(f"{stage} has no program")
 
+    def _check_shard(self, leaf: Leaf, flat: bool) -> None:
+        """Check that programs may run a shard.
+
+        Raises:
+            RefusedError: If its entries may depend on other shards.
+        """
+        if any(map(_sums_over_shards, leaf.operations)):
+            raise RefusedError(SUM_OVER_SHARDS)
+        if not flat:
+            raise RefusedError(REDUCES_SHARD)
+
     def _refuse(self, pairs: Pairs, reason: str) -> None:
         """Leave leaves to the next engine; an empty reason is none that users would care about."""
         if reason:
             self.reasons.update({leaf.name: reason for _, leaf in pairs})
-
-
-def _check_shard(leaf: Leaf) -> None:
-    """Check that the entries of a sharded leaf depend neither on their positions nor on other shards."""
-    if is_positional(leaf):
-        raise RefusedError(
-            "a link needs the positions of its entries in the whole tensor"
-        )
-    if any(map(_sums_over_shards, leaf.operations)):
-        raise RefusedError(SUM_OVER_SHARDS)
 
 
 def _numbers(member: Member, signature: Signature, step: Step) -> list[Any]:

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from gradtx.base.dtensor import local
 from gradtx.base.messages import line_of_user
-from gradtx.distributed.owners import has_regions
 from gradtx.execution.context import UnknownInProgramError
 from gradtx.execution.execute import Leaf
+from gradtx.execution.owners import has_regions
 from gradtx.optim.engine import kernels
 from gradtx.optim.engine.base import (
     READS_SHAPE,

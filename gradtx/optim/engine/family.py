@@ -38,6 +38,7 @@ class LeafKind:
         choices: The decisions of selectors.
         layout: The positions of slots and shared values in the state.
         width: The number of leaves that a program processes.
+        sharded: Whether they are shards.
     """
 
     flat: bool
@@ -47,6 +48,7 @@ class LeafKind:
     choices: tuple[Any, ...]
     layout: str
     width: int
+    sharded: bool
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,7 @@ def _signature_of(member: Member, leaf: Leaf, kind: LeafKind, step: Step) -> Sig
         absent={name: None for name, value in leaf.extras.items() if value is None},
         known_extras=step.run.known_extras,
         width=kind.width,
+        sharded=kind.sharded,
         scaled=step.scaling is not None,
         padded=True,
     )

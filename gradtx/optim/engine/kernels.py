@@ -19,7 +19,7 @@ from gradtx.base.messages import warn_user
 from gradtx.base.plain import TYPES, is_plain
 from gradtx.base.torch_names import is_captured
 from gradtx.execution.execute import Leaf, LeafTerms
-from gradtx.optim.engine.base import GRADIENT, Plan
+from gradtx.optim.engine.base import GRADIENT, Engine, Plan
 from gradtx.optim.engine.family import Family, LeafKind
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
 from gradtx.optim.engine.views import (
@@ -432,6 +432,10 @@ class KernelEngine(ListEngine):
         super()._begin(plan, step)
         for bundle in plan.bundles:
             bundle.are_as_planned = plan.gradients_are_as_planned
+
+    def _check_shard(self, leaf: Leaf, flat: bool) -> None:
+        # Terms of a bundle are added up here, but leaves may be in other bundles on other ranks.
+        Engine._check_shard(self, leaf, flat)
 
     def _warn_of_triton(self) -> None:
         if not self._has_warned:

@@ -8,17 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.base.dtensor import is_sharded, local
+from gradtx.base.dtensor import PartialSum, local, with_pending_sums
 from gradtx.base.plain import TYPES
 from gradtx.base.torch_names import copy_each_
-from gradtx.distributed.owners import has_regions
+from gradtx.distributed.layouts import rows_are_whole
 from gradtx.execution.execute import Leaf, LeafTerms
+from gradtx.execution.owners import has_regions
+from gradtx.execution.rule import OfLeaf
 from gradtx.optim.engine.base import (
     GRADIENT,
+    PARTS_OF_ROWS,
     READS_SHAPE,
-    SUM_OVER_SHARDS,
+    REDUCES_SHARD,
     Engine,
     Plan,
+    slots_are_shaped_as,
 )
 from gradtx.optim.engine.family import (
     Family,
@@ -28,6 +32,7 @@ from gradtx.optim.engine.family import (
     whole_arguments,
 )
 from gradtx.optim.engine.views import (
+    RefusedError,
     alias,
     can_be_split,
     cut,
@@ -43,8 +48,8 @@ from gradtx.programs.bundle import (
     ListBundle,
     ListPhase,
     chunks,
+    differ_by_leaf,
     entries_of_a_call,
-    have_sums,
 )
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.equal import may_be_number, slots_from_numbers
@@ -77,12 +82,20 @@ class MemberBundle(ListBundle):
         self.operations = phases
         self.members = members
         self.signature = signature
-        self._results: list[dict[str, Any]] = []  # the owners' results, by leaf name
+        # The owners' results, and totals of one leaf, by leaf name.
+        self._results: list[dict[str, Any]] = []
         self._leaves: dict[str, Leaf] = {}
         self._chunks = _chunks_of(members, splits, signature)
         self.leaf_names = [chunk.names for chunk in self._chunks]
         self.trees: Trees = {}
         self.consumes = False
+        # The mesh and placements of terms of sums, by leaf name.
+        self._placed_sums: dict[str, tuple[Any, Any]] = {}
+        if signature.sharded:
+            for member in members:
+                param: Any = member.param
+                placements = with_pending_sums(param.placements)
+                self._placed_sums[member.name] = param.device_mesh, placements
         self._equal = {
             key: [member.state[key] for member in members] for key in signature.equal
         }
@@ -110,9 +123,13 @@ class MemberBundle(ListBundle):
                 chunk.free_gradients()
 
     def terms(self, phase: ListPhase, results: list[list[Any]]) -> LeafTerms:
-        if not phase.traits.of_leaf:
-            return super().terms(phase, results)
         terms = LeafTerms()
+        if not phase.ends_at_owner:
+            for leaf, sums in super().terms(phase, results):
+                if phase.ends_at_leaf_sum:
+                    sums = OfLeaf(**{key.name: term for key, term in sums.items()})
+                terms.append((leaf, sums))
+            return terms
         for chunk, columns in zip(self._chunks, results, strict=True):
             for name, *tensors in zip(chunk.names, *columns, strict=True):
                 payload = dict(zip(phase.names, tensors, strict=True))
@@ -126,9 +143,24 @@ class MemberBundle(ListBundle):
         else:
             super().share(name, value)
 
+    def _by_leaf(
+        self, values: Any, dtype: torch.dtype, leaves: list[str]
+    ) -> Sequence[Any]:
+        terms = super()._by_leaf(values, dtype, leaves)
+        if not self._placed_sums or not differ_by_leaf(values):
+            return terms
+        return [
+            PartialSum(term, *self._placed_sums[leaf])
+            for leaf, term in zip(leaves, terms, strict=True)
+        ]
+
     def receive(self, phase: Any, total: dict[str, Any]) -> None:
-        if phase.traits.of_leaf:
+        if phase.ends_at_owner:
             self._add_results(total)
+        elif phase.ends_at_leaf_sum:
+            for key in phase.names:
+                totals = {leaf: total[leaf][key.name] for leaf in self._placed_sums}
+                self._results.append(totals)
         else:
             super().receive(phase, total)
 
@@ -282,6 +314,11 @@ class ListEngine(Engine):
 
     # Planning.
 
+    def _check_shard(self, leaf: Leaf, flat: bool) -> None:
+        has_shapes = not leaf.layout.codes and slots_are_shaped_as(leaf)
+        if not flat and (not has_shapes or has_regions(leaf.operations)):
+            raise RefusedError(REDUCES_SHARD)
+
     def _form_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
         return tuple((tensor.dtype, tensor.device) for tensor in tensors)
 
@@ -390,36 +427,61 @@ class ListEngine(Engine):
         """Return bundles of leaves of one kind, each with its program."""
         on_host, known = family.step.on_host, self._programs_of(family)
         programs = ListPrograms(family.function().record, on_host, family.key, known)
-        have_any_shape = family.kind.flat and not family.signature.layout.codes
         leaves = [(pair, _arguments(family, *pair, splits)) for pair in family.pairs]
         bundles = []
         for program, pairs in programs.by_program(leaves):
             if isinstance(program, str):
                 self._refuse(pairs, program)
                 continue
-            has_sums = not family.signature.has_owners and have_sums(program)
-            members: list[Member] = []
-            for member, leaf in pairs:
-                if not is_sharded(member.param):
-                    members.append(member)
-                elif has_sums:
-                    self._refuse([(member, leaf)], SUM_OVER_SHARDS)
-                elif have_any_shape and program is not programs.of(
-                    whole_arguments(member, family.arguments(member, leaf))
-                ):
-                    self._refuse([(member, leaf)], READS_SHAPE)
-                else:
-                    members.append(member)
+            if family.kind.sharded:
+                pairs = self._accepted_shards(family, programs, program, pairs)
+            members = [member for member, _ in pairs]
             if members:
                 bundles.append(
                     self.bundle_type(members, family.signature, program, splits)
                 )
         return bundles
 
+    def _accepted_shards(
+        self,
+        family: Family,
+        programs: ListPrograms,
+        program: list[ListPhase],
+        pairs: Pairs,
+    ) -> Pairs:
+        """Return the shards that a program may run; refuse the others."""
+        reason_of_rows = {
+            rows: _against_shards(family, program, rows) for rows in (True, False)
+        }
+        have_any_shape = family.kind.flat and not family.signature.layout.codes
+        accepted: Pairs = []
+        for member, leaf in pairs:
+            reason = reason_of_rows[rows_are_whole(member.param)]
+            if have_any_shape and program is not programs.of(
+                whole_arguments(member, family.arguments(member, leaf))
+            ):
+                reason = READS_SHAPE
+            if reason:
+                self._refuse([(member, leaf)], reason)
+            else:
+                accepted.append((member, leaf))
+        return accepted
+
     def _programs_of(self, family: Family) -> dict[Any, Any]:
         if self._programs is None:
             self._programs = _SHARED.of_chain(family.step.views[0].tx)
         return self._programs
+
+
+def _against_shards(family: Family, program: list[ListPhase], whole_rows: bool) -> str:
+    """Return why shards may not run a program; empty if they may."""
+    if family.kind.flat:
+        add_up = all(phase.ends_at_owner or phase.parts_add_up() for phase in program)
+        return "" if add_up else REDUCES_SHARD
+    if all(phase.runs_on_shards(whole_rows) for phase in program):
+        return ""
+    by_rows = not whole_rows and all(phase.runs_on_shards(True) for phase in program)
+    return PARTS_OF_ROWS if by_rows else REDUCES_SHARD
 
 
 def _one_of_each_shape(pairs: Pairs) -> Pairs:
@@ -430,9 +492,14 @@ def _one_of_each_shape(pairs: Pairs) -> Pairs:
 def _arguments(
     family: Family, member: Member, leaf: Leaf, splits: bool
 ) -> list[Tensor]:
-    """Return the arguments of a program for a leaf, or for its first part if its parts have other programs."""
+    """Return the arguments of a program for a leaf, or for its first part if its parts have other programs.
+
+    Unless entries are independent, the program of a shard is that of the whole leaf.
+    """
     signature = family.signature
     tensors = family.arguments(member, leaf)
+    if family.kind.sharded and not family.kind.flat:
+        return whole_arguments(member, tensors)
     has_own_parts = signature.placed or signature.layout.codes
     part = part_of(member, signature.placed) if splits and has_own_parts else None
     if part is not None:

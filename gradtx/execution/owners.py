@@ -125,16 +125,6 @@ def _runs_on_shards(operation: Any) -> bool:
     return operation.traits.needs_shape and not operation.traits.waits
 
 
-def owned_paths(operations: Operations) -> list[Path]:
-    """Return the stages whose slots are kept by the owner of a leaf."""
-    return [
-        part.path
-        for region in operations
-        if isinstance(region, OwnedRegion) and region.traits.keeps_slots
-        for part in region.operations
-    ]
-
-
 def has_regions(operations: Operations) -> bool:
     return any(isinstance(operation, OwnedRegion) for operation in operations)
 
@@ -165,6 +155,12 @@ class OwnedRegion(Operation):
     @property
     def parts(self) -> list[Operation]:
         return [*self.operations, *self._following]
+
+    @property
+    def owned_paths(self) -> list[Path]:
+        if not self.traits.keeps_slots:
+            return []
+        return [operation.path for operation in self.operations]
 
     def init(self, leaf: Leaf) -> None:
         operations = self.parts

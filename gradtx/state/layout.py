@@ -9,9 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 
 from gradtx.base.errors import Path, StateKey
-from gradtx.distributed.owners import owned_paths
-from gradtx.execution.execute import Leaf
-from gradtx.execution.runs import Run
+from gradtx.base.forward import Leaf, Run
 from gradtx.state.codes import Codec
 from gradtx.state.storage import auxiliary_tensors
 
@@ -57,8 +55,9 @@ class Layout(NamedTuple):
                     keys.add(key)
                     places.setdefault(path, {})[name] = key
         owned: set[str] = set()
-        for path in owned_paths(leaf.operations):
-            owned.update(slots.get(path, {}).values())
+        for operation in leaf.operations:
+            for path in operation.owned_paths:
+                owned.update(slots.get(path, {}).values())
         coded = {path: codecs for path, codecs in codes.items() if codecs}
         return cls(slots, shared, frozenset(keys), coded, frozenset(owned))
 
