@@ -62,9 +62,10 @@ def as_optimizer(
         params: `model.parameters()`, `model.named_parameters()` (for name patterns), or a list of group dicts, each
             with "params" and its own hyperparameters. It may be the only positional argument, as frameworks pass it:
             `functools.partial(gradtx.as_optimizer, tx=tx)(params)`.
-        compile: True compiles steps with torch's compiler; they run in place, at the speed of fused kernels. The first
-            step waits for compilation: 5 to 10 s for elementwise chains, up to 30 s for chains that work on rows.
-            Later processes find most of the result in torch's on-disk cache. A mode of `torch.compile`
+        compile: True compiles steps; they run in place, at the speed of fused kernels. On a GPU, Triton kernels process
+            all leaves in one launch; leaves that these cannot process run over lists. Elsewhere, torch's compiler is
+            used, and the first step waits for it: 5 to 10 s for elementwise chains, up to 30 s for chains that work
+            on rows. Later processes find most of the result in torch's on-disk cache. A mode of `torch.compile`
             ("max-autotune") or a dict of its options is passed on. Without a working compiler, the optimizer warns
             once and steps run as by default. Pass an `Engine` to use your own back end (see docs/design).
         seed: Seed of the random vectors with which the optimizer estimates `hessian_diag` for links that need it.

@@ -19,9 +19,10 @@ class Way:
 
     Attributes:
         name: The parameter's name.
-        way: "compiled" (a program built by torch's compiler), "lists" (a program over lists of tensors), "alone" (its
-            rules ran for this parameter only), "frozen" (it requires no gradient, or a link freezes it), or "not yet"
-            (it had no gradient, or there was no step).
+        way: "kernels" (Triton kernels, each one launch for all such parameters), "compiled" (a program built by torch's
+            compiler), "lists" (a program over lists of tensors), "alone" (its rules ran for this parameter only),
+            "frozen" (it requires no gradient, or a link freezes it), or "not yet" (it had no gradient, or there was no
+            step).
         reason: Why no faster program updates it; empty otherwise.
     """
 

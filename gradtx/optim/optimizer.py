@@ -426,8 +426,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def explain(self) -> Explanation:
         """Report how each parameter was updated in the last step, and why not in a faster way, as `Way` objects.
 
-        The printed form counts the parameters for each way: compiled programs (`compile=`), programs over lists of
-        tensors (the default), or each parameter alone (rules that read values on the host, draw random numbers, or
+        The printed form counts the parameters for each way: kernels or compiled programs (`compile=`), programs over
+        lists of tensors (the default), or each parameter alone (rules that read values on the host, draw random numbers, or
         process whole trees). A program records each rule once, so a rule must depend only on its arguments.
 
         Example:

@@ -1,0 +1,62 @@
+"""How many kernels a warm step launches by default: one list operation is one, and a batch of equal shapes is one."""
+
+import pytest
+import torch
+
+import gradtx
+
+OF_LISTS = {
+    "adamw": (gradtx.adamw, 25),
+    "clip and adamw": (lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()), 60),
+    "adam_atan2": (gradtx.adam_atan2, 40),
+    "adamw in int8": (lambda: gradtx.adamw(state_dtype="int8"), 80),
+    "lamb": (lambda: gradtx.lamb(lr=0.01), 80),
+    "adamp": (gradtx.adamp, 100),
+    "adafactor": (gradtx.adafactor, 100),
+}
+OF_MATRICES = {
+    "muon": (lambda: gradtx.muon(lr=0.01), 150),
+    "normuon": (lambda: gradtx.normuon(lr=0.01), 210),
+    "soap": (lambda: gradtx.soap(lr=0.01), 250),
+}
+
+
+@pytest.fixture(autouse=True)
+def pretended(gpu):
+    if gpu.is_real:
+        pytest.skip("counted on the pretended GPU")
+
+
+def warm_step(gpu, make, shapes):
+    """Return what a warm step of parameters with these shapes launches."""
+    params = [torch.nn.Parameter(gpu.to(torch.ones(shape))) for shape in shapes]
+    optimizer = gradtx.as_optimizer(make(), params)
+    for t in range(3):
+        for param in params:
+            param.grad = gpu.to(torch.linspace(-1.0 - t, 1.0, param.numel()).reshape(param.shape))
+        with gpu.counting() as seen:
+            optimizer.step()
+    return seen
+
+
+@pytest.mark.parametrize("name", OF_LISTS)
+def test_a_warm_step_of_many_small_leaves_takes_few_launches(name, gpu):
+    make, most = OF_LISTS[name]
+    seen = warm_step(gpu, make, [(8, 8)] * 161)
+    assert seen.launches <= most, seen.kernels
+    assert not seen.slow
+
+
+@pytest.mark.parametrize("name", OF_MATRICES)
+def test_matrices_of_one_shape_are_batched(name, gpu):
+    make, most = OF_MATRICES[name]
+    seen = warm_step(gpu, make, [(8, 8), (8, 16), (16, 8)] * 24)
+    assert seen.launches <= most, seen.kernels
+
+
+def test_large_leaves_are_not_copied_into_batches(gpu):
+    """A copy would take longer than its launches."""
+    shapes = [(1024, 512)] * 2
+    seen = warm_step(gpu, gradtx.adam_atan2, shapes)
+    assert "stack" not in seen.kernels
+    assert seen.kernels["atan2"] == len(shapes)
