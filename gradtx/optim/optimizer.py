@@ -427,8 +427,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """Report how each parameter was updated in the last step, and why not in a faster way, as `Way` objects.
 
         The printed form counts the parameters for each way: kernels or compiled programs (`compile=`), programs over
-        lists of tensors (the default), or each parameter alone (rules that read values on the host, draw random numbers, or
-        process whole trees). A program records each rule once, so a rule must depend only on its arguments.
+        lists of tensors (the default), or each parameter alone (rules that read values on the host, draw random
+        numbers, or process whole trees). A program records each rule once, so a rule must depend only on its arguments.
 
         Example:
             >>> model = torch.nn.Linear(2, 1)
