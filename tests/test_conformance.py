@@ -152,14 +152,19 @@ def test_a_bf16_update_is_the_float32_one(case):
     tx = case.make()
     params, grads = case.noise(1, dtype=torch.bfloat16), case.noise(2, dtype=torch.bfloat16)
     wide_params, wide_grads = ({name: x.float() for name, x in tree.items()} for tree in (params, grads))
-    start, like = tx.init(params), tensors(tx.init(wide_params))
+    start = tx.init(params)
     narrow, narrow_state = step(tx, grads, start, params)
     # From the same numbers: a state that starts with others than 0 was rounded when it was made.
-    start = tree_map_with_path(lambda path, slot: slot.to(like[keystr(path)].dtype), start)
-    wide, wide_state = step(tx, wide_grads, start, wide_params)
+    rounded = tensors(start)
+    wide_start = tree_map_with_path(lambda path, slot: rounded[keystr(path)].to(slot.dtype), tx.init(wide_params))
+    wide, wide_state = step(tx, wide_grads, wide_start, wide_params)
+    narrow_slots, wide_slots = tensors(narrow_state), tensors(wide_state)
+    if narrow_slots.keys() != wide_slots.keys():  # slow weights are copies in float32, and float32 weights themselves
+        assert_close(narrow, wide, rtol=1e-5, atol=1e-7)
+        return
     assert_same(narrow, wide)
-    for path, slot in tensors(narrow_state).items():
-        assert torch.equal(slot, tensors(wide_state)[path].to(slot.dtype)), path
+    for path, slot in narrow_slots.items():
+        assert torch.equal(slot, wide_slots[path].to(slot.dtype)), path
 
 
 @pytest.mark.slow
@@ -539,6 +544,8 @@ def is_comparable(wrapper, case) -> bool:
     """Whether a combinator takes a transformation at all, and is to be transparent for it."""
     arguments, needs = case.factory.spec.arguments.by_name, case.example.needs
     if "pairs" in arguments:  # which need leaves of their own names
+        return False
+    if str(case) == "project_tangent":  # without `retract`, weights grow without bound, and rounding with them
         return False
     # Inside `accumulate`, a rule of whole trees sees a missing gradient as zeros, and `outer` does not synchronize its
     # leaf. MoMo's averages of the loss, which leaves share, start again with a late leaf.

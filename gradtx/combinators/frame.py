@@ -337,11 +337,20 @@ class Enter(RuleOperation):
         result = clock.ticks(dict(self._old_shared), sums or nothing)
         self.ticks, self._new_shared = checked_ticks(name, result, clock.start)
         if sums is None:
-            # As without the combinator, nothing is updated.
-            self.ticks = torch.zeros_like(self.ticks)
+            # Like the state of an optimizer, a clock starts with the first gradient of a leaf.
+            self.ticks = self.ticks & self._has_started()
         if self.counts:
             step = torch.where(self.ticks, self.old_step + 1, self.old_step)
             self._new_shared["step"] = step
+
+    def _has_started(self) -> Tensor:
+        """Return whether a shared value has changed since `init`."""
+        assert self.frame.clock is not None
+        start = self.frame.clock.start
+        started = torch.zeros((), dtype=torch.bool, device=self.run.device)
+        for name, value in self._old_shared.items():
+            started = started | (value != start.get(name, 0))
+        return started
 
     def _clock_of(self, leaf: Leaf) -> Clock:
         """Return the inner clock of a leaf, which counts its own updates: a leaf may come late, or miss some."""

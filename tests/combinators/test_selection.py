@@ -474,7 +474,8 @@ def test_training_with_skipped_steps_equals_training_without_them():
     good = [grads_of(i) for i in range(1, 6)]
     bad = grads_of(9, **{"body.bias": torch.tensor(math.nan).double()})
     mixed = [bad, good[0], bad, bad, *good[1:4], bad, good[4]]
-    assert_same(moved(skip_nonfinite(inner), mixed), moved(inner, good))
+    # Inside, leaves have counts of their own, so that the operations on counts are others.
+    assert_close(moved(skip_nonfinite(inner), mixed), moved(inner, good), rtol=1e-14, atol=1e-15)
 
 
 def test_a_none_gradient_is_not_nonfinite():

@@ -173,7 +173,7 @@ def reloaded(optimizer, params):
 def test_counts_are_not_read_where_a_device_has_them(monkeypatch, uncompiled):
     monkeypatch.setattr(_device_counts.Count, "most", property(lambda count: count.bound))  # as on another device
     for optimizer, params in (made(gradtx.adamw()), compiled(gradtx.adamw())):
-        scaled_step(optimizer, params, 1)
+        scaled_step(optimizer, params, 1, skip=lambda name, t: False)  # state comes with the first gradient
         with monkeypatch.context() as patch:
             for name in ("__int__", "__bool__", "__float__", "item", "tolist"):
                 patch.setattr(torch.Tensor, name, lambda tensor: pytest.fail("read"))
@@ -312,7 +312,9 @@ def test_what_a_grad_scaler_would_spoil_is_still_refused():
             optimizer.release_gradients()
         scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
         scaler.scale(param.square().sum()).backward(create_graph=not released)
-        with pytest.raises((RuntimeError, AssertionError), match=r"hessian_diag cannot be estimated|inf checks"):
+        with pytest.raises(
+            (RuntimeError, AssertionError), match=r"hessian_diag cannot be estimated|gradients are released"
+        ):
             scaler.step(optimizer)
 
 

@@ -235,7 +235,7 @@ class Engine(ABC):
 
         The plan of a `released` member, the only one of a step, is kept separately from that of whole steps.
         """
-        if self.failed or not members:
+        if self.failed or not members or not self.runs_on(step.run.device):
             return [], members
         fingerprint = fingerprint_of(step, members)
         plan = self.plans.get(released)
@@ -280,6 +280,10 @@ class Engine(ABC):
         )
 
     # Methods of subclasses.
+
+    def runs_on(self, device: torch.device) -> bool:
+        """Whether the engine takes leaves on a device."""
+        return True
 
     @abstractmethod
     def _bundled(self, family: Family) -> list[Any]:

@@ -79,7 +79,7 @@ def engines_for(compile: Any) -> list[Engine]:
         return [compile]
     engines: list[Engine] = [CompiledEngine(compiler_options(compile))]
     if compile is True:
-        engines.insert(0, kernels.KernelEngine())
+        engines.append(kernels.KernelEngine())
     return engines
 
 

@@ -416,6 +416,9 @@ class KernelEngine(ListEngine):
     consequence = "steps run over lists of tensors"
     _has_warned = False
 
+    def runs_on(self, device: torch.device) -> bool:
+        return runs_kernels(device)
+
     def _kind(self, member: Member, leaf: Leaf, step: Step, shares: bool) -> LeafKind:
         param = local(member.param)
         if not runs_kernels(param.device):
