@@ -199,10 +199,9 @@ def module_of(name: str) -> str:
     """Return the module whose `__all__` lists a public name; of a package, the module inside it."""
     sources: list[str] = []
     for module in list(sys.modules.values()):
-        if module.__name__.startswith("gradtx.") and name in getattr(
-            module, "__all__", ()
-        ):
-            sources.append(module.__name__)
+        source = str(getattr(module, "__name__", ""))  # some have none
+        if source.startswith("gradtx.") and name in getattr(module, "__all__", ()):
+            sources.append(source)
     # A type checker takes a schedule's overloads from the stub of its package.
     return min(sources, key=lambda source: (source != "gradtx.schedules", -len(source)))
 

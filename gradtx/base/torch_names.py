@@ -162,7 +162,8 @@ def with_own_code(function: Function) -> Function:
 
     Otherwise functions that one `def` makes for several chains share the limit of 8, and later ones run uncompiled.
     """
-    function.__code__ = function.__code__.replace()
+    if not torch.compiler.is_compiling():
+        function.__code__ = function.__code__.replace()
     return function
 
 

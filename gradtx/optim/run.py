@@ -167,6 +167,10 @@ class KnownCounts:
     """The counts of parameters after a step, which need no read while nobody replaces or writes what holds them.
 
     A read of each count would take a quarter of a step of many small parameters.
+
+    Attributes:
+        steps: The tensors that hold the counts.
+        versions: How often each was written, up to the end of the last step.
     """
 
     def __init__(self, members: list[Member]):
@@ -176,8 +180,8 @@ class KnownCounts:
             {"step"} if member.layout is None else member.layout.keys
             for member in members
         ]
-        self._steps = list(map(STEP, self._states))
-        self.count_writes()
+        self.steps = list(map(STEP, self._states))
+        self.versions = _torch.versions_of(self.steps)
 
     @classmethod
     def of(cls, members: list[Member]) -> KnownCounts | None:
@@ -188,10 +192,6 @@ class KnownCounts:
             return cls(members)
         return None
 
-    def count_writes(self) -> None:
-        """Record that the present writes are those of a step."""
-        self._versions = _torch.versions_of(self._steps)
-
     def hold(self, members: list[Member], states: Mapping[Tensor, State]) -> bool:
         """Whether these are the members of the last step, in unchanged states."""
         if members != self._members:
@@ -200,8 +200,8 @@ class KnownCounts:
         return (
             all(map(operator.is_, present, self._states))
             and all(map(operator.ge, map(dict.keys, self._states), self._keys))
-            and all(map(operator.is_, map(STEP, self._states), self._steps))
-            and _torch.versions_of(self._steps) == self._versions
+            and all(map(operator.is_, map(STEP, self._states), self.steps))
+            and _torch.versions_of(self.steps) == self.versions
         )
 
 

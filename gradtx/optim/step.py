@@ -349,7 +349,7 @@ class Step:
         elif known is None:
             parts.known_counts = KnownCounts.of(self._every)
         else:
-            known.count_writes()
+            known.versions = _torch.versions_of(known.steps)
         for view in self.views:
             if view.shown:
                 view.show(self._known_count)

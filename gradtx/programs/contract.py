@@ -239,8 +239,9 @@ class _Contraction:
     def _multiply_instead(self, node: Node) -> None:
         """Replace a quotient by a scalar by a product; take factors out of a quotient of lists."""
         dividend, divisor = args_of(node)
-        # The inverse of a literal zero is not a number of Python.
-        if is_list(dividend) and is_number(divisor) and divisor != 0:
+        # The inverse of a literal zero is not a number of Python, and a tensor's of integers has less than its digits.
+        is_known = is_number(divisor) and not is_on_device(divisor)
+        if is_list(dividend) and is_known and divisor != 0:
             inverse = _number(aten.reciprocal.default, (divisor,), node)
             _replace(node, aten.mul.Tensor, (dividend, inverse))
         elif _divides_lists(node) and same_meta(node, dividend, divisor):

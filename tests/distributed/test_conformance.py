@@ -212,14 +212,13 @@ def gathers_what_cannot_be_divided():
     assert_close(run(tx, divided)[0], run(tx, undivided)[0])
     param = torch.nn.Parameter(divided(torch.ones(SHAPES["conv"], dtype=torch.float64)))
     optimizer = gradtx.as_optimizer(tx, [param])
-    optimizer.state_dict()  # creates slots
     for _ in range(2):
+        param.grad = param.detach()
+        optimizer.step()
         state = optimizer.state[param]
         assert state["first"].placements == param.placements
         assert [isinstance(state[key], DTensor) for key in ("sizes_0", "sizes_1", "step")] == [True, False, False]
         assert all(placement.is_replicate() for placement in state["sizes_0"].placements)
-        param.grad = param.detach()
-        optimizer.step()
     with pytest.raises(RuntimeError, match="not today"):
         run(refuse(), divided)
 
