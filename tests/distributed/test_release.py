@@ -26,8 +26,9 @@ TRANSFORMATIONS = {
 
 def saved(optimizer):
     """The saved slots, in one piece, whichever rank keeps them."""
-    entries = optimizer.state_dict()["state"].values()
-    return [{key: whole(value) for key, value in entry.items()} for entry in entries]
+    entries = optimizer.state_dict()["state"]
+    in_order = [entries[key] for key in sorted(entries)]  # they come with gradients, during backward the last first
+    return [{key: whole(value) for key, value in entry.items()} for entry in in_order]
 
 
 def trained(name, released, compile):

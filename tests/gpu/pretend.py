@@ -129,6 +129,7 @@ class PretendedGpu:
     def __init__(self) -> None:
         self._seen: list[Seen] = []
         self._capturing = False
+        self.is_there = False  # only within tests that use it: others run in the same process
         self._refuses_waits = False
         self._holders: Counter[int] = Counter()  # tensors by storage
 
@@ -411,7 +412,7 @@ class _Module:
     """What torch asks the module of a device."""
 
     def is_available(self) -> bool:
-        return True
+        return GPU.is_there
 
     def is_initialized(self) -> bool:
         return True
@@ -427,6 +428,9 @@ class _Module:
 
     def manual_seed_all(self, seed: int) -> None:
         pass
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.float16, torch.bfloat16]
 
     def is_current_stream_capturing(self) -> bool:
         return GPU.is_capturing()
@@ -454,10 +458,12 @@ def seeing_constants() -> Iterator[None]:
     before = torch.tensor, torch.as_tensor, Tensor.data_ptr
     torch.tensor, torch.as_tensor = _made(torch.tensor), _made(torch.as_tensor)
     Tensor.data_ptr = lambda tensor: before[-1](tensor.inner if isinstance(tensor, OnGpu) else tensor)
+    GPU.is_there = True
     try:
         yield
     finally:
         torch.tensor, torch.as_tensor, Tensor.data_ptr = before
+        GPU.is_there = False
 
 
 def _made(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
