@@ -164,7 +164,7 @@ class Member:
 
 
 class KnownCounts:
-    """The counts of parameters after a step, which need no read while nobody replaces or writes what holds them.
+    """The counts of parameters after a step; the next step reads them only if somebody has replaced or written them.
 
     A read of each count would take a quarter of a step of many small parameters.
 

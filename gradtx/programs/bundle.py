@@ -32,7 +32,6 @@ from gradtx.programs.write_lists import ListFunction, list_function
 CHUNK = 2**18
 CHUNK_OF_ACCELERATOR = 2**25
 PYTHON_NUMBERS = frozenset((float, int, bool))
-KNOWN: frozenset[int] = frozenset()
 
 # By the text of a recording: optimizers with other settings often repeat programs.
 _FUNCTIONS = SharedPrograms()
@@ -232,7 +231,7 @@ def numbers_for(
         on_host: Whether the host may read tensors that are on the host.
     """
     if PYTHON_NUMBERS.issuperset(map(type, given)):  # a shortcut
-        return list(given), KNOWN
+        return list(given), frozenset()
     numbers: list[Any] = []
     on_device: set[int] = set()
     for i, (value, dtype) in enumerate(zip(given, dtypes, strict=True)):

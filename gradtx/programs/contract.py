@@ -39,6 +39,11 @@ def is_on_device(number: Any) -> bool:
     return isinstance(number, Node) and number.meta.get("on_device", False)
 
 
+def is_known(value: Any) -> bool:
+    """Whether a value is a constant or a scalar that the host knows, which are Python scalars."""
+    return is_number(value) and not is_on_device(value)
+
+
 def same_meta(*nodes: Any) -> bool:
     """Whether a leaf's values of these nodes have the same shape and dtype."""
     first = nodes[0].meta["val"]
@@ -232,16 +237,14 @@ class _Contraction:
             return
         if node.target is not aten.pow.Tensor_Tensor:
             return
-        is_known = is_number(exponent) and not is_on_device(exponent)
-        if is_list(base) and is_known and same_meta(node, base):
+        if is_list(base) and is_known(exponent) and same_meta(node, base):
             _replace(node, aten.pow.Tensor_Scalar, node.args)
 
     def _multiply_instead(self, node: Node) -> None:
         """Replace a quotient by a scalar by a product; take factors out of a quotient of lists."""
         dividend, divisor = args_of(node)
         # The inverse of a literal zero is not a number of Python, and a tensor's of integers has less than its digits.
-        is_known = is_number(divisor) and not is_on_device(divisor)
-        if is_list(dividend) and is_known and divisor != 0:
+        if is_list(dividend) and is_known(divisor) and divisor != 0:
             inverse = _number(aten.reciprocal.default, (divisor,), node)
             _replace(node, aten.mul.Tensor, (dividend, inverse))
         elif _divides_lists(node) and same_meta(node, dividend, divisor):
@@ -295,9 +298,7 @@ class _Contraction:
     def _split_clamp(self, node: Node) -> None:
         """Replace `clamp` with scalar bounds by `clamp_min` and `clamp_max`."""
         x, *bounds = node.args
-        if node.kwargs or not all(map(is_number, bounds)):
-            return
-        if any(map(is_on_device, bounds)):
+        if node.kwargs or not all(map(is_known, bounds)):
             return
         if not is_list(x) or not same_meta(node, x):
             return

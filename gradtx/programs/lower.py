@@ -37,14 +37,12 @@ class Program:
         numbers: The arguments that all leaves share.
         leaves: The arguments of a leaf.
         needs: The case in which each value is read.
-        decides: Whether the program skips what is not due.
     """
 
     graph: Graph
     numbers: list[Node]
     leaves: list[Node]
     needs: Needs
-    decides: bool
 
     @property
     def nodes(self) -> list[Node]:
@@ -101,8 +99,7 @@ def lower(
         remove_unused(graph)
     if decides:
         split_copies(graph)
-    needs = Needs(graph, decides)
-    return Program(graph, recording.numbers, recording.leaves, needs, decides)
+    return Program(graph, recording.numbers, recording.leaves, Needs(graph, decides))
 
 
 def mark_on_device(graph: Graph, numbers: Collection[Node]) -> None:

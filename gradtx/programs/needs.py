@@ -57,6 +57,10 @@ class Needs:
             condition for case in self._cases.values() for condition, _ in case
         }
 
+    def select(self, node: Node) -> bool:
+        """Whether the program computes only the operand that a selection returns."""
+        return self._decides and is_selection(node)
+
     def _note(self, node: Node) -> None:
         if node.op == "output" or _torch.writes(node.target):
             self._cases[node] = node.meta.get("case", ALWAYS)
@@ -76,7 +80,7 @@ class Needs:
 
     def reading(self, user: Node, operand: Node) -> Case:
         """Return the conditions under which a node reads an operand, apart from those under which it is read itself."""
-        if not (self._decides and is_selection(user)):
+        if not self.select(user):
             return ALWAYS
         condition, x, y = user.args
         if x is y or operand is condition:

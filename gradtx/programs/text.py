@@ -10,7 +10,7 @@ from torch.fx import Node
 from torch.fx.node import map_aggregate
 
 from gradtx.programs import numbers
-from gradtx.programs.contract import is_number, is_on_device
+from gradtx.programs.contract import is_known, is_on_device
 from gradtx.programs.record import META
 
 aten = torch.ops.aten
@@ -74,8 +74,7 @@ class Text:
     ) -> str:
         if (
             isinstance(argument, Node)
-            and is_number(argument)
-            and not is_on_device(argument)
+            and is_known(argument)
             and _wants_tensor(node.target, i)
         ):
             return self.as_tensor(argument, argument.meta["val"].dtype)
@@ -83,7 +82,7 @@ class Text:
         def text_of(item: Any) -> Any:
             if not isinstance(item, Node):
                 return item
-            if is_number(item) and not is_on_device(item):
+            if is_known(item):
                 return Unquoted(self.as_tensor(item, item.meta["val"].dtype))
             return Unquoted(lists.get(item, item.name))
 

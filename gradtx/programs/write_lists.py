@@ -21,7 +21,7 @@ from gradtx.programs.contract import (
 )
 from gradtx.programs.in_place import MemoryPlan
 from gradtx.programs.lower import Program, lower
-from gradtx.programs.needs import ALWAYS, Case, is_selection, text_of
+from gradtx.programs.needs import ALWAYS, Case, text_of
 from gradtx.programs.record import Recording
 from gradtx.programs.scalars import ScalarProgram
 from gradtx.programs.simplify import is_conversion
@@ -165,7 +165,7 @@ class _Writer(Text):
             return None
         if node.target is aten.view.dtype:
             return None  # before torch 2.13, `vmap` has no rule for it
-        if self._program.decides and is_selection(node):
+        if self._needs.select(node):
             return None  # one operand may not have been computed
         return self._needs.of(node)
 
@@ -346,7 +346,7 @@ class _Writer(Text):
         for argument in node.all_input_nodes:
             if is_list(argument):
                 lists[argument] = f"{argument.name}_"
-        if self._program.decides and is_selection(node):
+        if self._needs.select(node):
             return self._selection(node)
         call = f"{self.name_of(node, node.target)}({self.arguments(node, lists)})"
         if _fills(node):

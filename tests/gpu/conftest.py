@@ -16,3 +16,11 @@ def gpu():
 
         with pretend.seeing_constants():
             yield pretend.GPU
+
+
+@pytest.fixture
+def counted(gpu):
+    """The pretended GPU, on which launches are counted."""
+    if gpu.is_real:
+        pytest.skip("counted on the pretended GPU")
+    return gpu

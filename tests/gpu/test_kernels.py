@@ -232,16 +232,14 @@ def test_without_triton_compile_says_so_once(gpu, monkeypatch):
     ],
     ids=["adamw", "adamw int8", "adam_atan2", "lamb", "clip"],
 )
-def test_launches_of_a_warm_step(make, launches, gpu):
-    if gpu.is_real:
-        pytest.skip("counted on the pretended GPU")
-    params = {f"p{i}": torch.nn.Parameter(gpu.to(torch.ones(4, i + 1))) for i in range(5)}
+def test_launches_of_a_warm_step(make, launches, counted):
+    params = {f"p{i}": torch.nn.Parameter(counted.to(torch.ones(4, i + 1))) for i in range(5)}
     optimizer = gradtx.as_optimizer(make(), params.items(), compile=True)
     for t in range(3):
         for param in params.values():
-            gradient = gpu.to(torch.full(param.shape, float(t + 1)))
+            gradient = counted.to(torch.full(param.shape, float(t + 1)))
             param.grad = gradient if param.grad is None else param.grad.copy_(gradient)
-        with gpu.counting() as seen:
+        with counted.counting() as seen:
             optimizer.step()
     assert seen.launches == launches, seen.kernels
     assert not seen.waits

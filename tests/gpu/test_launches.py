@@ -21,12 +21,6 @@ OF_MATRICES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def pretended(gpu):
-    if gpu.is_real:
-        pytest.skip("counted on the pretended GPU")
-
-
 def warm_step(gpu, make, shapes):
     """Return what a warm step of parameters with these shapes launches."""
     params = [torch.nn.Parameter(gpu.to(torch.ones(shape))) for shape in shapes]
@@ -40,23 +34,23 @@ def warm_step(gpu, make, shapes):
 
 
 @pytest.mark.parametrize("name", OF_LISTS)
-def test_a_warm_step_of_many_small_leaves_takes_few_launches(name, gpu):
+def test_a_warm_step_of_many_small_leaves_takes_few_launches(name, counted):
     make, most = OF_LISTS[name]
-    seen = warm_step(gpu, make, [(8, 8)] * 161)
+    seen = warm_step(counted, make, [(8, 8)] * 161)
     assert seen.launches <= most, seen.kernels
     assert not seen.slow
 
 
 @pytest.mark.parametrize("name", OF_MATRICES)
-def test_matrices_of_one_shape_are_batched(name, gpu):
+def test_matrices_of_one_shape_are_batched(name, counted):
     make, most = OF_MATRICES[name]
-    seen = warm_step(gpu, make, [(8, 8), (8, 16), (16, 8)] * 24)
+    seen = warm_step(counted, make, [(8, 8), (8, 16), (16, 8)] * 24)
     assert seen.launches <= most, seen.kernels
 
 
-def test_large_leaves_are_not_copied_into_batches(gpu):
+def test_large_leaves_are_not_copied_into_batches(counted):
     """A copy would take longer than its launches."""
     shapes = [(1024, 512)] * 2
-    seen = warm_step(gpu, gradtx.adam_atan2, shapes)
+    seen = warm_step(counted, gradtx.adam_atan2, shapes)
     assert "stack" not in seen.kernels
     assert seen.kernels["atan2"] == len(shapes)

@@ -208,14 +208,16 @@ class CompiledEngine(Engine):
             return tensors[0].numel() >= LARGE, *forms
         return False, *map(_form_of, tensors)
 
+    def runs_on(self, device: torch.device) -> bool:
+        # Where kernels run, lists need fewer launches than inductor, which makes one per leaf.
+        return bool(self._options) or not kernels.runs_kernels(device)
+
     def _check(self, leaf: Leaf, step: Step) -> None:
         # A 0-d slot cannot be distinguished from one shaped like the leaf.
         if leaf.key.ndim == 0:
             raise RefusedError("it has no dimensions")
-        if not self._options and kernels.runs_kernels(local(leaf.key).device):
-            raise RefusedError(
-                ""
-            )  # one kernel per operation takes less time than one per leaf
+        if not self.runs_on(local(leaf.key).device):
+            raise RefusedError("")
         if is_positional(leaf) and not local(leaf.key).is_contiguous():
             raise RefusedError(
                 "a link needs the positions of its entries, which a flat alias reorders"

@@ -32,6 +32,7 @@ from gradtx.optim.engine.views import (
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
 from gradtx.programs.bundle import ListPhase, NamedLeaf, numbers_for
+from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.lower import Program, lower, mark_on_device
 from gradtx.programs.scalars import ScalarProgram
 from gradtx.programs.text import Text
@@ -141,10 +142,10 @@ class PhaseKernels:
         Raises:
             UnsuitableProgramError: If kernels cannot run it.
         """
-        known = _KNOWN.setdefault((phase.text, device.type), {})
-        if "kernels" not in known:
-            known["kernels"] = cls._written(phase, device)
-        return known["kernels"]
+        known = _KERNELS.of(phase.text)
+        if device not in known:
+            known[device] = cls._written(phase, device)
+        return known[device]
 
     @classmethod
     def _written(cls, phase: ListPhase, device: torch.device) -> PhaseKernels:
@@ -161,7 +162,9 @@ class PhaseKernels:
         ]
         scalars = ScalarProgram(program, Text(device))
         key = "\n".join([text.source, scalars.text, repr(shared)])
-        return cls(text, program, device, places, dtypes, shared, key)
+        kernels = cls(text, program, device, places, dtypes, shared, key)
+        kernels._scalars[frozenset()] = scalars.function()
+        return kernels
 
 
 class Words(NamedTuple):
@@ -178,7 +181,8 @@ class Place(NamedTuple):
     at: int
 
 
-_KNOWN: dict[Any, dict[str, PhaseKernels]] = {}
+# By the text of a recording, as list functions are.
+_KERNELS = SharedPrograms()
 
 
 class Table:
@@ -265,8 +269,17 @@ class KernelBundle(MemberBundle):
         self.are_as_planned = False
         self._are_read_in_place = False
 
+    @functools.cached_property
+    def kernels(self) -> list[PhaseKernels]:
+        """The kernels of each phase.
+
+        Raises:
+            UnsuitableProgramError: If there are none.
+        """
+        return [PhaseKernels.of(phase, self.device) for phase in self.operations]
+
     def process(self, phase: ListPhase) -> Any:
-        kernels = PhaseKernels.of(phase, self.device)
+        kernels = self.kernels[self.at]
         numbers, on_device = numbers_for(
             self._numbers, phase.common, self.device, self._on_host
         )
@@ -400,9 +413,6 @@ class KernelBundle(MemberBundle):
                 is_by_leaf = isinstance(value, Tensor) and value.ndim
                 first = value[0] if is_by_leaf else value
                 self.share(name, self.as_tensor(first, dtype))
-        if self.consumes:
-            for param in self._params:
-                param.grad = None
         self.trees = {}
         self.release_tensors()
 
@@ -421,7 +431,7 @@ class KernelEngine(ListEngine):
 
     def _kind(self, member: Member, leaf: Leaf, step: Step, shares: bool) -> LeafKind:
         param = local(member.param)
-        if not runs_kernels(param.device):
+        if not self.runs_on(param.device):
             raise RefusedError("")
         if triton_or_none() is None:
             self._warn_of_triton()
@@ -457,7 +467,8 @@ class KernelEngine(ListEngine):
         members_of: dict[Any, list[Member]] = {}
         programs: dict[Any, list[ListPhase]] = {}
         pair_of = {id(member): (member, leaf) for member, leaf in family.pairs}
-        for bundle in super()._bundles(family, splits):
+        of_shapes: list[Any] = super()._bundles(family, splits)
+        for bundle in of_shapes:
             pairs = [pair_of[id(member)] for member in bundle.members]
             try:
                 key = self._key(bundle)
@@ -472,7 +483,7 @@ class KernelEngine(ListEngine):
             bundles.append(KernelBundle(members, family.signature, phases, False))
         return bundles
 
-    def _key(self, bundle: MemberBundle) -> tuple[str, ...]:
+    def _key(self, bundle: KernelBundle) -> tuple[str, ...]:
         """Return what identifies a bundle's kernels.
 
         Raises:
@@ -484,5 +495,4 @@ class KernelEngine(ListEngine):
                 alias(member.state[key], member.param, True)
         if bundle.signature.has_owners:
             raise UnsuitableProgramError("the owners of some leaves compute")
-        kernels = [PhaseKernels.of(each, bundle.device) for each in bundle.operations]
-        return tuple(each.key for each in kernels)
+        return tuple(each.key for each in bundle.kernels)
