@@ -32,8 +32,9 @@ SLOW = (
     "combinators/test_tuners.py", "lists/test_batches.py", "lists/test_by_count.py", "optim/test_capture.py",
     "optim/test_checkpoints.py", "optim/test_compiled.py", "optim/test_compiled_rough.py", "optim/test_compiler.py",
     "optim/test_complex.py", "optim/test_copies.py", "optim/test_devices.py", "optim/test_ecosystem.py",
-    "optim/test_exchanged.py", "optim/test_foreign_checkpoints.py", "optim/test_grad_scaler.py", "optim/test_hoist.py",
+    "optim/test_exchanged.py", "optim/test_foreign_checkpoints.py", "optim/test_grad_scaler.py",
     "optim/test_large_leaves.py", "optim/test_release.py", "optim/test_storage.py", "optim/test_surroundings.py",
+    "optim/test_write_inductor.py",
     "transforms/test_dadapt.py", "transforms/test_stagger.py", "users/test_language_models.py",
     "users/test_optimizer_research.py",
 )  # fmt: skip

@@ -12,7 +12,7 @@ import gradtx
 from gradtx.algorithms._math import atan2
 from gradtx.base import torch_names as _torch
 from gradtx.optim.engine import compiled, torch_names
-from tests.optim.problems import assert_close, assert_equal, descend, parameters, values
+from tests.optim.problems import assert_equal, descend, parameters, values
 
 SHAPES = {"weight": (3, 4), "bias": (5,)}
 
@@ -85,25 +85,6 @@ def test_products_are_in_bfloat16_with_tiles_and_with_amds_vectors(processor):
     assert not processor(**x86, cpu_name="Intel Xeon")
     assert processor(**x86 | {"amx_bf16": True}, cpu_name="Intel Xeon")
     assert not processor(**x86 | {"avx512_bf16": False}, cpu_name="AMD Ryzen 5")
-
-
-def test_a_factor_of_a_block_is_computed_once(monkeypatch):
-    additional, keep = [], torch_names._keep_in_memory
-
-    def counted(graph):
-        before = len(graph.nodes)
-        keep(graph)
-        additional.append(len(graph.nodes) - before)
-
-    def trained_with_codes(compile):
-        params = parameters(shapes={"weight": (64, 64)})
-        tx = gradtx.chain(gradtx.trace(0.9, state_dtype="int4"), gradtx.scale(-0.1))
-        descend(gradtx.as_optimizer(tx, [params["weight"]], compile=compile), params, 3)
-        return params.values()
-
-    monkeypatch.setattr(torch_names, "_keep_in_memory", counted)
-    assert_close(trained_with_codes(compile=True), trained_with_codes(compile=False), 1e-5)
-    assert sum(additional)
 
 
 def test_a_fault_of_the_engine_itself_is_logged_with_its_traceback(uncompiled, monkeypatch, logged):

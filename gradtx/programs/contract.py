@@ -5,14 +5,16 @@ Every operation on lists reads and writes whole tensors, so each operation saved
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Graph, Node
 
 from gradtx.base import torch_names as _torch
+from gradtx.programs import numbers
 
 aten = torch.ops.aten
 
@@ -46,12 +48,13 @@ def is_known(value: Any) -> bool:
 
 def same_meta(*nodes: Any) -> bool:
     """Whether a leaf's values of these nodes have the same shape and dtype."""
-    first = nodes[0].meta["val"]
-    for node in nodes[1:]:
-        value = node.meta["val"]
-        if value.shape != first.shape or value.dtype != first.dtype:
-            return False
-    return True
+    first, *others = [node.meta["val"] for node in nodes]
+    if not isinstance(first, Tensor):  # a symbolic size
+        return False
+    kind = first.shape, first.dtype
+    return all(
+        isinstance(each, Tensor) and (each.shape, each.dtype) == kind for each in others
+    )
 
 
 def same_layout(x: Any, y: Any) -> bool:
@@ -117,11 +120,11 @@ def computes(node: Node) -> bool:
     return node.op == "call_function" and not _torch.writes(node.target)
 
 
-def merge_equal(graph: Graph, may_merge: Callable[[Node], bool] = computes) -> None:
+def merge_equal(graph: Graph) -> None:
     """Compute equal operations only once."""
     first: dict[str, Node] = {}
     for node in list(graph.nodes):
-        if not may_merge(node):
+        if not computes(node):
             continue
         operation = f"{node.target} {node.args} {node.kwargs}"
         equal = first.setdefault(operation, node)
@@ -476,8 +479,10 @@ def _negative(number: Any, user: Node) -> Any:
     return _number(aten.neg.default, (number,), user)
 
 
-def _number(target: Any, args: tuple[Any, ...], user: Node) -> Node:
-    """Insert an operation on scalars before a node."""
+def _number(target: Any, args: tuple[Any, ...], user: Node) -> Any:
+    """Insert an operation on scalars before a node; return its result if they are constants."""
+    if not any(isinstance(each, Node) for each in args):
+        return numbers.IN_PYTHON[target](*args)
     with user.graph.inserting_before(user):
         node = user.graph.call_function(target, args)
     node.meta["val"] = torch.empty((), dtype=torch.float64, device="meta")

@@ -29,10 +29,6 @@ class UnrecordableError(Exception):
     """A function does something that a recording cannot repeat; the message names it."""
 
 
-class ImpureError(UnrecordableError):
-    """A function reads a value on the host, or writes in place: a program would repeat it with the wrong tensors."""
-
-
 def reason_of(error: Exception) -> str:
     """Return why a rule cannot be recorded, with the line of the rule if a user has written it."""
     if isinstance(error, UnknownInProgramError):
@@ -43,23 +39,29 @@ def reason_of(error: Exception) -> str:
     return f"{reason}{line_of_user(error)}"
 
 
-def _read_error(operator: Any) -> ImpureError:
-    return ImpureError(f"the rule reads the value of a tensor ({operator})")
+def _read_error(operator: Any) -> UnrecordableError:
+    return UnrecordableError(f"the rule reads the value of a tensor ({operator})")
 
 
-def _write_error(operator: Any) -> ImpureError:
-    return ImpureError(f"the rule writes to a tensor in place ({operator})")
+def _write_error(operator: Any) -> UnrecordableError:
+    return UnrecordableError(f"the rule writes to a tensor in place ({operator})")
+
+
+def _random_error(operator: Any) -> UnrecordableError:
+    return UnrecordableError(f"the rule draws random numbers ({operator})")
 
 
 def check_traced(operator: Any, args: tuple[Any, ...]) -> None:
     """Check an operation of a rule that is traced: the trace would use the values of its examples, and write to them.
 
     Raises:
-        ImpureError: If the operation reads a value or writes in place.
+        UnrecordableError: If the operation reads a value, draws random numbers or writes in place.
     """
     traits = _Traits.of(operator)
     if traits.reads_value and getattr(args[0], "constant", None) is None:
         raise _read_error(operator)
+    if traits.is_random:
+        raise _random_error(operator)
     if traits.writes:
         raise _write_error(operator)
 
@@ -256,7 +258,7 @@ class _Recorder:
                 raise _read_error(operator)
             return operator(*args, **kwargs)
         if traits.is_random:
-            raise UnrecordableError(f"the rule draws random numbers ({operator})")
+            raise _random_error(operator)
         if operator is aten.lift_fresh.default:
             return self._constant(args[0])
         if "device" in kwargs and operator is aten._to_copy.default:

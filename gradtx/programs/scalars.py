@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.fx import Node
 
 from gradtx.programs.contract import is_number, is_on_device
-from gradtx.programs.lower import Program
+from gradtx.programs.lower import Program, mark_on_device
 from gradtx.programs.text import Text, function_text, tuple_of
 
 
@@ -47,10 +48,43 @@ class ScalarProgram:
         lines.append(f"return {tuple_of(self.names)}")
         self.text = function_text("prepare(numbers)", lines)
 
+    @functools.cached_property
     def function(self) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-        """Return the function alone, for back ends that write no Python."""
+        """The function alone, for back ends that write no Python."""
         exec(compile(self.text, "<gradtx scalars>", "exec"), self._namespace)
         return self._namespace["prepare"]
+
+
+class Scalars:
+    """The scalars of a program, for back ends that write no Python.
+
+    Args:
+        program: The program.
+        device: The device of its leaves.
+        as_tensors: The scalars that are needed as tensors, with their dtypes.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        device: torch.device,
+        as_tensors: Iterable[tuple[Node, torch.dtype]] = (),
+    ):
+        self._program = program
+        self._device = device
+        self._as_tensors = list(as_tensors)
+        self._known: dict[frozenset[int], ScalarProgram] = {}
+
+    def given(self, on_device: frozenset[int]) -> ScalarProgram:
+        """Return their program, given which of the shared arguments the host does not know."""
+        if on_device not in self._known:
+            numbers = [self._program.numbers[i] for i in on_device]
+            mark_on_device(self._program.graph, numbers)
+            text = Text(self._device)
+            for number, dtype in self._as_tensors:
+                text.as_tensor(number, dtype)
+            self._known[on_device] = ScalarProgram(self._program, text)
+        return self._known[on_device]
 
 
 def _as_tensor(number: Node, dtype: torch.dtype) -> str:

@@ -1,4 +1,4 @@
-"""Calls of torch's compiler: without its tests of the processor, and with a second attempt after a failure."""
+"""Calls of torch's compiler: without its tests of the processor."""
 
 import copy
 import platform
@@ -6,12 +6,10 @@ import platform
 import pytest
 import torch
 from torch._inductor import cpu_vec_isa
-from torch._inductor.codegen.cpp import CppScheduling
 from torch._inductor.exc import InductorError
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradtx
-from gradtx.optim.engine import compiled, inductor, torch_names
+from gradtx.optim.engine import compiled, inductor
 from gradtx.optim.engine.lists import ListEngine
 from tests.optim.problems import assert_close, descend, parameters
 
@@ -52,68 +50,14 @@ def nothing_asked():
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="torch tests other processors otherwise")
-def test_instruction_sets_are_believed_while_we_compile_and_not_later(
-    compiled_equals_eager, nothing_asked, monkeypatch
-):
+def test_instruction_sets_are_believed(compiled_equals_eager, nothing_asked, monkeypatch):
     asked = []
     monkeypatch.setattr(cpu_vec_isa.VecISA, "check_build", lambda self, code: asked.append(self) or False)
     compiled_equals_eager()
     assert asked == []
-    assert cpu_vec_isa.valid_vec_isa_list() == []  # other callers get the results of these tests
-    assert asked
 
 
-@pytest.mark.nightly  # compiles twice, which takes 20 s
-def test_what_fails_to_compile_is_tried_once_more_with_care(compiled_equals_eager, monkeypatch):
-    real, fuses, careful = torch._inductor.compile, CppScheduling.can_fuse_vertical_outer_loop, []
-
-    def fails_at_first(graph, examples, options):
-        careful.append(CppScheduling.can_fuse_vertical_outer_loop is not fuses)
-        if not careful[-1]:
-            raise InductorError(KeyError("buf1"), None)
-        return real(graph, examples, options=options)
-
-    monkeypatch.setattr(torch._inductor, "compile", fails_at_first)
-    compiled_equals_eager()
-    assert careful == [False, True] * (len(careful) // 2) != []
-    assert CppScheduling.can_fuse_vertical_outer_loop is fuses
-
-
-def test_a_program_goes_to_the_inner_compiler_untraced(compiled_equals_eager, monkeypatch):
-    real, functions = torch_names._compiled_at_once, []
-
-    def counted(*arguments):
-        functions.append(real(*arguments))
-        return functions[-1]
-
-    monkeypatch.setattr(torch_names, "_compiled_at_once", counted)
-    monkeypatch.setattr("torch._functorch.aot_autograd.aot_module_simplified", None)
-    compiled_equals_eager()
-    assert functions
-    assert None not in functions
-
-
-def takes_a_temporary(x, y):
-    return x.copy_((x + y).mul_(2))
-
-
-def takes_noise(x, y):
-    return x.copy_(y + torch.rand_like(y))
-
-
-def takes_a_sum(x, y):
-    return x.copy_(x + y)
-
-
-@pytest.mark.parametrize(
-    ("function", "is_ready"), [(takes_a_temporary, False), (takes_noise, False), (takes_a_sum, True)]
-)
-def test_the_inner_compiler_gets_programs_that_write_into_arguments_alone_and_draw_nothing(function, is_ready):
-    graph = make_fx(function)(torch.ones(3), torch.ones(3))
-    assert torch_names._is_ready_for_inductor(graph) is is_ready
-
-
-def test_what_fails_twice_is_an_error(monkeypatch):
+def test_what_the_compiler_raises_is_raised(monkeypatch):
     def fails(graph, examples, options):
         raise InductorError(KeyError("buf1"), None)
 

@@ -111,3 +111,22 @@ def test_pure_rules_beside_an_impure_one_stay_in_programs(compile, uncompiled):
         param.grad = torch.ones_like(param)
     optimizer.step()
     assert [each.way for each in optimizer.explain()] == ["alone", *["compiled" if compile else "lists"] * 2]
+
+
+@MODES
+def test_a_rule_that_draws_from_torchs_generator_draws_the_same_numbers_in_every_way(compile, uncompiled):
+    def steps(**options):
+        torch.manual_seed(0)
+        params = leaves()
+        tx = gradtx.chain(reading(lambda x: torch.rand_like(x) - torch.rand_like(x)), gradtx.sgd(lr=0.1))
+        optimizer = gradtx.as_optimizer(tx, params, **options)
+        for param in params:
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        return params, optimizer
+
+    with gradtx.eagerly():
+        expected, _ = steps()
+    found, optimizer = steps(compile=compile)
+    assert all(map(torch.equal, found, expected))
+    assert all("draws random numbers" in step.reason for step in optimizer.explain())

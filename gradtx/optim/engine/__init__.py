@@ -4,11 +4,10 @@ A program depends on structure only: the static options of a chain, the slots th
 an argument, so no hyperparameter, schedule, param group or missing gradient requires another program.
 
 - `base` sorts the leaves of a step into families and bundles, and reuses the plan as long as it is valid.
-- `trace` expresses the core as a function of flat arguments, which engines trace.
 - `lists` runs programs over lists of leaves, with `gradtx.programs`. Optimizers use it by default.
-- `compiled` compiles programs for eight leaves per call if `compile=` requests it. Its parts: `compiled_bundle` stores
-  the arguments, `hoist` moves scalar computations out of the traced graphs, to run once per step, and `inductor` calls
-  torch's compiler.
+- `kernels` runs them on GPUs as Triton kernels if `compile=` requests it.
+- `compiled` compiles programs for eight leaves per call where no kernels run. Its parts: `trace`
+  traces the core for all sizes, `compiled_bundle` stores the arguments, and `inductor` calls torch's compiler.
 """
 
 from gradtx.optim.engine.base import Engine

@@ -47,7 +47,7 @@ from gradtx.optim.engine.views import (
 from gradtx.optim.run import Member, Trees
 from gradtx.optim.step import Step
 from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.record import ImpureError, reason_of
+from gradtx.programs.record import UnrecordableError, reason_of
 
 logger = logging.getLogger("gradtx")
 
@@ -301,7 +301,7 @@ class CompiledEngine(Engine):
         try:
             program = _traced(family, [*examples, tensors])
         except Exception as error:
-            is_known = isinstance(error, ImpureError | UnknownInProgramError)
+            is_known = isinstance(error, UnrecordableError | UnknownInProgramError)
             if not is_known and not line_of_user(error):
                 raise CompilationError(name) from error
             programs.reason = reason_of(error)

@@ -64,8 +64,6 @@ class Bundle(ProgramBundle):
         )
         # Whether this was true of the gradients for which the bundle was planned; see `_have_usual_gradients`.
         self._was_planned_for_usual = False
-        # Whether gradients may have any shape, since the program reads their memory only.
-        self._takes_any_shape = False
         # The arguments of the leaves in the current step.
         self._of_leaves: list[Tensor] = []
         # The values that bundles of the same group and count compute once per step.
@@ -149,8 +147,6 @@ class Bundle(ProgramBundle):
         )
         if not are_usual:
             return self._in_rows(list(map(self._read, gradients, self.members)))
-        if self._takes_any_shape:  # creating views takes longer than all checks
-            return gradients
         return self._in_rows([gradient.view(-1) for gradient in gradients])
 
     def _have_usual_gradients(self) -> bool:
@@ -188,9 +184,6 @@ class Bundle(ProgramBundle):
     def compile_for(self, program: BundleProgram) -> None:
         """Use this program from now on."""
         self.operations = program.phases
-        self._takes_any_shape = self._window is None and all(
-            each.reads_only_memory for each in program.phases
-        )
 
     # During a step.
 

@@ -1,11 +1,16 @@
-"""The back end that compiles programs with torch's inductor."""
+"""The back end that compiles programs with torch's inductor, and what it is given instead of some operations."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import torch
+from torch import Tensor
+
+from gradtx.base import torch_names as _torch
 from gradtx.base.messages import close
 from gradtx.optim.engine import torch_names
 
@@ -20,18 +25,16 @@ Backend: TypeAlias = Callable[
 def compile_with_inductor(
     graph: Any, examples: Sequence[Any], options: Mapping[str, Any]
 ) -> Callable[..., Any]:
-    """Compile a graph; if that fails, try again without fusing unlike loops."""
+    """Compile a graph."""
+    # Otherwise torch builds a C++ program for each instruction set, 6 to 9 s in all, to test whether all tools support
+    # it; a compile error reveals that as well.
+    options = {"cpp.vec_isa_ok": True, **options}
     if not torch_names.asserts_bind_sizes():
         options = {"size_asserts": False, **options}
     with warnings.catch_warnings():
         # Of the compiler, such as a deprecation warning at its first import.
         warnings.simplefilter("ignore")
-        try:
-            with torch_names.named_instructions():
-                return torch_names.compile_graph(graph, examples, options)
-        except torch_names.compile_error():
-            with torch_names.separate_loops():
-                return torch_names.compile_graph(graph, examples, options)
+        return torch_names.compile_graph(graph, examples, options)
 
 
 def compiler_options(compile: Any) -> dict[str, Any]:
@@ -71,3 +74,95 @@ def _checked_options(options: Mapping[Any, Any]) -> dict[str, Any]:
             hint = "" if meant is None else f"; did you mean {meant!r}?"
             raise ValueError(f"compile: torch's compiler has no option {name!r}{hint}")
     return dict(options)
+
+
+# Minimax approximation of atan(t) / t by a polynomial in t^2 for t in [0, 1]: relative error 2e-8, rounding adds 1e-7.
+ATAN = (
+    *(0.999999985, -0.333330733, 0.199926194, -0.142036447, 0.106409344),
+    *(-0.0750429475, 0.0426915161, -0.0160686242, 0.00284988782),
+)
+
+
+def _atan(x: Tensor) -> Any:
+    """Return the float32 arc tangent in operations that a kernel can inline; torch's kernels call a library."""
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return NotImplemented
+    size = x.abs()
+    t = torch.where(size > 1, 1 / size, size)
+    square = t * t
+    value = torch.full_like(t, ATAN[-1])
+    for coefficient in reversed(ATAN[:-1]):
+        value = value * square + coefficient
+    value = torch.where(size > 1, math.pi / 2 - t * value, t * value)
+    return torch.where(x < 0, -value, value)
+
+
+def _in_single(function: Any) -> Any:
+    """Compute a bfloat16 product in float32, rounded once, where that is faster."""
+
+    def product(*arguments: Any, **options: Any) -> Any:
+        first: Tensor = arguments[0]
+        if (
+            first.dtype != torch.bfloat16
+            or first.device.type != "cpu"
+            or _torch.multiplies_in_bfloat16()
+        ):
+            return NotImplemented
+        wide = [
+            argument.float() if isinstance(argument, Tensor) else argument
+            for argument in arguments
+        ]
+        return function(*wide, **options).to(torch.bfloat16)
+
+    return product
+
+
+def _in_two_steps(x: Tensor, **options: Any) -> Any:
+    """Convert float32 to an 8-bit integer by way of int32, in 2 instructions; torch's direct conversion takes 7."""
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return NotImplemented
+    if options.keys() != {"dtype"} or options["dtype"] not in INTEGERS:
+        return NotImplemented
+    return x.to(torch.int32).to(**options)
+
+
+def _isnan(x: Tensor) -> Any:
+    """Find NaN by a comparison: torch's CPU kernels test each entry alone."""
+    return x != x if x.device.type == "cpu" else NotImplemented
+
+
+def _nan_to_num(
+    x: Tensor,
+    nan: float | None = None,
+    posinf: float | None = None,
+    neginf: float | None = None,
+) -> Any:
+    """Replace NaN in one operation if infinities remain."""
+    if x.device.type != "cpu" or not x.is_floating_point():
+        return NotImplemented
+    keeps_infinities = posinf == math.inf and neginf == -math.inf
+    if nan is None or not keeps_infinities:
+        return NotImplemented
+    return torch.where(x.isnan(), nan, x)
+
+
+def _where(condition: Tensor, x: Tensor, other: Tensor) -> Tensor:
+    """Select among 8-bit floats as float32, which represents them exactly: the compiler has no other form of it."""
+    if x.dtype is not other.dtype or x.dtype not in EIGHT_BITS:
+        return NotImplemented
+    return torch.where(condition, x.float(), other.float()).to(x.dtype)
+
+
+aten = torch.ops.aten
+INTEGERS = (torch.int8, torch.uint8)
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
+PRODUCTS = (aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default)
+REPLACED = {
+    aten.atan.default: _atan,
+    aten.isnan.default: _isnan,
+    aten.nan_to_num.default: _nan_to_num,
+    aten.where.self: _where,
+    aten._to_copy.default: _in_two_steps,
+    aten.lift_fresh_copy.default: torch.clone,
+    **{product: _in_single(product) for product in PRODUCTS},
+}

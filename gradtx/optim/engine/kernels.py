@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import linecache
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -33,9 +33,8 @@ from gradtx.optim.run import Member
 from gradtx.optim.step import Step
 from gradtx.programs.bundle import ListPhase, NamedLeaf, numbers_for
 from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.lower import Program, lower, mark_on_device
-from gradtx.programs.scalars import ScalarProgram
-from gradtx.programs.text import Text
+from gradtx.programs.lower import lower
+from gradtx.programs.scalars import Scalars
 from gradtx.programs.write_triton import (
     KernelText,
     UnsuitableProgramError,
@@ -93,35 +92,19 @@ class PhaseKernels:
 
     Attributes:
         text: Their text.
-        program: What they run.
-        device: The device.
         places: The place of each scalar of the kernels among all scalars.
         dtypes: Its dtype.
         shared: For each result that is no value by leaf, its place among all scalars, or itself.
         key: What identifies them: programs of leaves of several shapes may differ in constants only.
+        scalars: All scalars of the program.
     """
 
     text: KernelText
-    program: Program
-    device: torch.device
     places: list[int]
     dtypes: list[torch.dtype]
     shared: list[Any]
     key: str
-    _scalars: dict[frozenset[int], Callable[[Sequence[Any]], tuple[Any, ...]]] = field(
-        default_factory=dict[Any, Any]
-    )
-
-    def scalars_for(
-        self, on_device: frozenset[int]
-    ) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
-        """Return the function of the program's scalars, of which the host does not know some."""
-        if on_device not in self._scalars:
-            numbers = [self.program.numbers[i] for i in on_device]
-            mark_on_device(self.program.graph, numbers)
-            scalars = ScalarProgram(self.program, Text(self.device))
-            self._scalars[on_device] = scalars.function()
-        return self._scalars[on_device]
+    scalars: Scalars
 
     def results(self, scalars: Sequence[Any], by_leaf: Tensor) -> list[Any]:
         """Return the results of the phase: a vector of one entry per leaf, or a scalar."""
@@ -160,11 +143,9 @@ class PhaseKernels:
             else result
             for result in program.results
         ]
-        scalars = ScalarProgram(program, Text(device))
-        key = "\n".join([text.source, scalars.text, repr(shared)])
-        kernels = cls(text, program, device, places, dtypes, shared, key)
-        kernels._scalars[frozenset()] = scalars.function()
-        return kernels
+        scalars = Scalars(program, device)
+        key = "\n".join([text.source, scalars.given(frozenset()).text, repr(shared)])
+        return cls(text, places, dtypes, shared, key, scalars)
 
 
 class Words(NamedTuple):
@@ -283,7 +264,7 @@ class KernelBundle(MemberBundle):
         numbers, on_device = numbers_for(
             self._numbers, phase.common, self.device, self._on_host
         )
-        scalars = kernels.scalars_for(on_device)(numbers)
+        scalars = kernels.scalars.given(on_device).function(numbers)
         table, alive = self._placed()
         words = self._words([scalars[i] for i in kernels.places], kernels.dtypes)
         by_leaf = self._run(kernels.text, table, words)

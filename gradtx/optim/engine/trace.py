@@ -15,80 +15,19 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
 from gradtx.execution.phases import RunPhase
-from gradtx.execution.runs import LateTerm
 from gradtx.optim.engine import torch_names
-from gradtx.optim.engine.hoist import (
-    REPLACED,
-    StepNumbers,
-    hoist,
-    is_number,
-    module_of,
-    multiply,
-    narrow,
-)
+from gradtx.optim.engine.inductor import REPLACED
 from gradtx.optim.engine.views import resized
-from gradtx.programs.bundle import Phase, phases_of
-from gradtx.programs.contract import following
+from gradtx.programs.bundle import Phase, numbers_for, phases_of
 from gradtx.programs.function import LeafFunction
-from gradtx.programs.record import check_traced
+from gradtx.programs.lower import lower
+from gradtx.programs.record import Recording, add_constant, check_traced
+from gradtx.programs.scalars import Scalars
 from gradtx.programs.terms import parts_add_up, reads_sizes
-
-
-def replicated(
-    module: GraphModule, leaves: Sequence[Sequence[Tensor]], of_leaves: Sequence[bool]
-) -> GraphModule:
-    """Return the graph of several leaves, given that of one leaf, whose arguments are the last ones.
-
-    Nodes that depend on no leaf are not repeated. Copies have the sizes of the first leaf in their metadata.
-
-    Args:
-        module: The graph of one leaf. Its results are a list.
-        leaves: The arguments of each leaf, with the same order and dtypes.
-        of_leaves: Whether each result is one of each leaf; the others are those of the first leaf.
-
-    Returns:
-        A graph whose results are those of the first leaf, followed by those of each other leaf.
-    """
-    arguments = module.graph.find_nodes(op="placeholder")
-    of_leaf = arguments[len(arguments) - len(leaves[0]) :]
-    (output,) = module.graph.find_nodes(op="output")
-    repeated = following(module.graph, of_leaf).difference(of_leaf)
-    graph = Graph()
-    copies: dict[Node, Node] = {}
-    for argument in arguments[: -len(of_leaf)]:
-        copies[argument] = graph.node_copy(argument)
-    columns: list[list[Node]] = []
-    for i, tensors in enumerate(leaves):
-        columns.append(_arguments(graph, f"leaf{i}", of_leaf, tensors))
-    results: list[Node] = []
-    for column in columns:
-        copies.update(zip(of_leaf, column, strict=True))
-        for node in module.graph.nodes:
-            if node is output:
-                continue
-            if node in repeated or node not in copies:
-                copies[node] = graph.node_copy(node, copies.__getitem__)
-        for result, is_of_leaf in zip(output.args[0], of_leaves, strict=True):
-            if is_of_leaf or column is columns[0]:
-                results.append(copies[result])
-    graph.output(results)
-    return GraphModule(module, graph)
-
-
-def _arguments(
-    graph: Graph, name: str, like: Sequence[Node], tensors: Sequence[Tensor]
-) -> list[Node]:
-    """Add placeholders for the arguments of a leaf."""
-    arguments = []
-    for node, tensor in zip(like, tensors, strict=True):
-        argument = graph.placeholder(f"{name}_{node.name}")
-        argument.meta = {**node.meta, "val": tensor}
-        arguments.append(argument)
-    return arguments
-
+from gradtx.programs.write_inductor import multiply, scalars_read, write_graph
 
 # Creates a callable from a traced graph and example arguments; see `Backend`.
 Compile: TypeAlias = Callable[[Any, Sequence[Any]], Callable[..., Any]]
@@ -105,11 +44,8 @@ class TracedPhase(Phase):
         flat: Whether operations are elementwise, so that only the lengths of leaves differ: their first dimension.
 
     Attributes:
-        reads_only_memory: Whether the shapes of a leaf's tensors after its parameter do not matter, only their memory.
         runs_in_parts: Whether it may process a leaf in parts; see `gradtx.programs.terms`.
     """
-
-    reads_only_memory = False
 
     def __init__(
         self,
@@ -128,30 +64,24 @@ class TracedPhase(Phase):
         self._leaves: list[list[Tensor]] = []
         for start in range(0, len(leaves), per_leaf):
             self._leaves.append(self._stand_ins(leaves[start : start + per_leaf]))
-        # The positions of 0-d arguments among the leaves' arguments.
-        self._number_slots: list[int] = []
-        self._of_bundle: Any = None
         self._kernel: Any = None
         # Whether sizes satisfy the compiler's assumptions; None before it has run.
         self._suits_kernel: Callable[[Sequence[Tensor]], bool] | None = None
         self._trace(run, self._leaves[0])
-        # A program with sums also adds the terms of its leaves. Rules may depend on lengths, which may differ.
-        adds_terms = self.operation is not None and width > 1
-        if adds_terms or not self.fits(leaves):
+        if not self.fits(leaves):  # a rule depends on lengths, which may differ
             self._trace(run, _concatenated(self._leaves))
 
     def _stand_ins(self, leaf: list[Tensor]) -> list[Tensor]:
         """Create stand-ins; equally long tensors of a flat leaf share one size: compilation takes a quarter as long."""
         stand_ins = []
         by_length: dict[int, Tensor] = {}
-        for i, tensor in enumerate(leaf):
+        for tensor in leaf:
             if not tensor.ndim:
                 stand_in = self._tracer.fixed(_distinct(tensor))
             elif self._flat and len(tensor) in by_length:
                 stand_in = self._tracer.sized_as(by_length[len(tensor)], tensor)
             else:
-                resizable = self._tracer.resizable
-                stand_in = resizable(tensor, f"leaf{i}", only_length=self._flat)
+                stand_in = self._tracer.resizable(tensor, only_length=self._flat)
                 by_length[len(tensor)] = stand_in
             stand_ins.append(stand_in)
         return stand_ins
@@ -166,21 +96,20 @@ class TracedPhase(Phase):
             self.note(result)
             return result.outputs
 
-        self._graph: Any = self._tracer.graph(
-            traced, [*self._common, *leaves], REPLACED
-        )
+        self._owner = self._tracer.graph(traced, [*self._common, *leaves], REPLACED)
+        self._recording = _recording_of(self._owner, len(self._common))
         self._traced = len(leaves)
         self.runs_in_parts = self._may_run_in_parts()
         self._suits_trace = self._tracer.assumptions(leaves)
 
     def _may_run_in_parts(self) -> bool:
-        graph = self._graph.graph
-        if reads_sizes(graph):
+        recording = self._recording
+        if reads_sizes(recording.graph):
             return False
-        arguments = graph.find_nodes(op="placeholder")[len(self._common) :]
-        (outputs,) = graph.output_node().args
-        terms = self.terms(outputs)
-        return parts_add_up(graph, arguments, terms, with_constants=False)
+        terms = self.terms(recording.outputs)
+        return parts_add_up(
+            recording.graph, recording.leaves, terms, with_constants=False
+        )
 
     def fits(self, leaves: list[Tensor]) -> bool:
         """Whether the sizes of these tensors satisfy the assumptions made while tracing."""
@@ -191,98 +120,55 @@ class TracedPhase(Phase):
                 return False
         return self._suits_kernel is None or self._suits_kernel(leaves)
 
-    def _repeat(self) -> None:
-        """Repeat the graph for all leaves if it is that of one."""
-        leaves = _concatenated(self._leaves)
-        if self._traced == len(leaves):
-            return
-        are_by_leaf = [isinstance(name, LateTerm) for name in self.names]
-        self._graph = replicated(self._graph, self._leaves, are_by_leaf)
-        names = list(self.names)
-        late_terms = [name for name in names if isinstance(name, LateTerm)]
-        for i in range(1, len(self._leaves)):
-            for name in late_terms:
-                names.append(name._replace(leaf=str(i)))
-        self.names = tuple(names)
-
     def compile(self, compile: Compile) -> None:
-        """Compile the graph as three functions.
-
-        The first computes the scalars that follow from those of the step, such as a bias correction, once per step and
-        without a compiler. The second computes scalars that also depend on 0-d slots, such as a product over steps,
-        once per bundle. The kernel computes all entries.
-        """
-        self._graph.graph.eliminate_dead_code()
-        multiply(self._graph)
-        narrow(self._graph)
-        self._repeat()
-        graph = self._graph.graph
-        arguments = graph.find_nodes(op="placeholder")
-        count = len(self._common)
-        common = arguments[:count]
-        leaves = arguments[count:]
-        of_step, step_arguments = hoist(self._graph, common, leaves[0])
-        # The kernel receives only those scalars of the step that it still uses.
-        copy_of = dict(zip(common, of_step.numbers, strict=True))
-        used = [node for node in common if node.users]
-        copies = [copy_of[node] for node in used]
-        self._numbers = StepNumbers(of_step, copies, self._graph)
-        for node in set(common).difference(used):
-            graph.erase_node(node)
-        self._compile_kernel(compile, [*used, *step_arguments], leaves)
-        del self._graph
-
-    def _compile_kernel(
-        self, compile: Compile, prepared: list[Any], leaves: list[Any]
-    ) -> None:
-        """Compile the functions that depend on leaves; `prepared` contains the nodes of the leading arguments."""
-        number_slots = []
-        for i, node in enumerate(leaves):
-            if is_number(node):
-                self._number_slots.append(i)
-                number_slots.append(node)
-        arguments = [*prepared, *number_slots]
-        of_bundle, bundle_arguments = hoist(self._graph, arguments, leaves[0])
-        leaves_of_all = _concatenated(self._leaves)
-        with self._tracer.compiling():
-            if bundle_arguments:
-                module = module_of(of_bundle, self._graph)
-                self._of_bundle = compile(module, _examples(arguments))
-            examples = _examples([*prepared, *bundle_arguments])
-            self._kernel = compile(self._graph, [*examples, *leaves_of_all])
-        self._suits_kernel = self._tracer.assumptions(leaves_of_all)
-        self.reads_only_memory = torch_names.reads_only_memory(
-            self._kernel, self._names_of_params(leaves)
-        )
-
-    def _names_of_params(self, leaves: list[Any]) -> set[str]:
-        """Return the names of the arguments from which kernels read sizes: the first vector of each leaf."""
-        names = set()
-        per_leaf = len(leaves) // len(self._leaves)
-        for start in range(0, len(leaves), per_leaf):
-            of_leaf = leaves[start : start + per_leaf]
-            vectors = [node.name for node in of_leaf if not is_number(node)]
-            names.update(vectors[:1])
-        return names
+        """Compile the graph for all leaves. The scalars of a step are computed outside of it, once per step."""
+        leaves = _concatenated(self._leaves)
+        program = lower(self._recording, on_device=None, decides=False)
+        multiply(program.graph)
+        read = scalars_read(program)
+        self._scalars = Scalars(program, leaves[-1].device, read)
+        width = len(leaves) // len(program.leaves)
+        adds_up = self.operation is not None
+        graph, names = write_graph(program, self.names, width, adds_up)
+        self.names = tuple(names)
+        stand_ins = [
+            self._tracer.fixed(torch.zeros((), dtype=dtype)) for _, dtype in read
+        ]
+        module = GraphModule(self._owner, graph)
+        self._kernel = compile(module, [*stand_ins, *leaves])
+        self._suits_kernel = self._tracer.assumptions(leaves)
+        del self._recording, self._owner
 
     def prepare(
-        self, numbers: Sequence[Any], device: torch.device, on_host: bool
+        self, given: Sequence[Any], device: torch.device, on_host: bool
     ) -> list[Tensor]:
-        """Compute `prepared` of `call` from the scalars of a step; `on_host` is whether the host may read them."""
-        return self._numbers.compute(numbers, device, on_host)
+        """Compute the scalars of the kernel from those of a step; `on_host` is whether the host may read them."""
+        dtypes = [tensor.dtype for tensor in self._common]
+        numbers, on_device = numbers_for(given, dtypes, device, on_host)
+        scalars = self._scalars.given(on_device)
+        return list(scalars.function(numbers)[len(scalars.nodes) :])
 
-    def call(self, prepared: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
-        """Run for a bundle; `prepared` is a result of `prepare`."""
-        if self._of_bundle is None:
-            return self._kernel(*prepared, *leaves)
-        number_slots = [leaves[i] for i in self._number_slots]
-        numbers_of_bundle = self._of_bundle(*prepared, *number_slots)
-        return self._kernel(*prepared, *numbers_of_bundle, *leaves)
+    def call(self, scalars: list[Tensor], leaves: list[Tensor]) -> Sequence[Tensor]:
+        """Run for a bundle; `scalars` is a result of `prepare`."""
+        return self._kernel(*scalars, *leaves)
 
 
-def _examples(nodes: list[Any]) -> list[Any]:
-    """Return the stand-ins that nodes were traced with."""
-    return [node.meta["val"] for node in nodes]
+def _recording_of(module: GraphModule, common: int) -> Recording:
+    """Return a trace as a recording; `common` is the number of arguments that all leaves share."""
+    graph = module.graph
+    for node in graph.find_nodes(op="get_attr"):
+        value: Tensor = getattr(module, node.target)
+        if not value.ndim:
+            with graph.inserting_before(node):
+                constant = add_constant(graph, value)
+            constant.meta = node.meta
+            node.replace_all_uses_with(constant)
+            graph.erase_node(node)
+    arguments = graph.find_nodes(op="placeholder")
+    output = graph.output_node()
+    outputs: Any = output.args[0]
+    graph.erase_node(output)
+    return Recording(graph, arguments[:common], arguments[common:], list(outputs), [])
 
 
 def _with_two_entries_for_one(leaves: list[Tensor]) -> list[Tensor]:
