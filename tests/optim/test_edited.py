@@ -423,6 +423,18 @@ def test_a_new_parameter_in_the_group_of_another_label_is_an_error_too():
     assert optimizer.state[new].keys() == {"step", "exp_avg", "exp_avg_sq"}
 
 
+def test_a_checkpoint_of_a_group_that_was_appended_without_its_label_loads_in_a_new_process():
+    optimizer, _ = of_two_labels()
+    slow, fast = optimizer.param_groups
+    optimizer.param_groups = [slow]
+    optimizer.step()
+    optimizer.param_groups.append({"params": fast["params"], "param_names": fast["param_names"]})
+    optimizer.step()
+    other, _ = of_two_labels()
+    other.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    assert [group["label"] for group in other.param_groups] == ["slow", "fast"]
+
+
 def test_a_parameter_in_two_groups_is_an_error():
     params = parameters()
     optimizer = gradtx.optim.AdamW([{"params": [param]} for param in params.values()])
