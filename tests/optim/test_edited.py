@@ -220,12 +220,12 @@ def grown(optimizer, rows, append):
 CODES = ["int8", "int4", "float8", "bfloat16+8", "bfloat16:stochastic"]
 
 
-def of_codes(code, seed=0):
-    torch.manual_seed(seed)
-    param = torch.nn.Parameter(torch.randn(64, 128))
+def of_codes(code, rows=64, dtype=torch.float32):
+    torch.manual_seed(0)
+    param = torch.nn.Parameter(torch.randn(rows, 128, dtype=dtype))
     optimizer = gradtx.optim.AdamW([param], lr=0.1, state_dtype=code)
     for _ in range(2):
-        param.grad = torch.randn(64, 128)
+        param.grad = torch.randn(rows, 128, dtype=dtype)
         optimizer.step()
     return optimizer
 
@@ -278,6 +278,49 @@ def test_values_in_place_of_codes_are_encoded():
     assert optimizer.state[new]["exp_avg"].dtype == torch.int8
     expected = before * (1 - 0.1 * 0.01) - 0.1 / (1 - 0.9**3) / (1 / (1 - 0.999**3)) ** 0.5
     assert_close([new], [expected], 1e-4)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("code", CODES)
+def test_rows_pruned_to_fewer_entries_than_are_coded_keep_their_values(code, dtype, in_place):
+    """The other rows step as in an optimizer that keeps all, whose slots stay coded."""
+    optimizer, same = of_codes(code, dtype=dtype), of_codes(code, dtype=dtype)
+    (old,) = same.param_groups[0]["params"]
+    (new,) = optimizer.param_groups[0]["params"]
+    state = optimizer.state[new]
+    for key, value in state.items():
+        state[key] = value[1::3] if value.ndim else value
+    new.grad = None
+    if in_place:
+        new.data = new.data[1::3]
+    else:
+        new = torch.nn.Parameter(new.detach()[1::3])
+        optimizer.state[new] = optimizer.state.pop(optimizer.param_groups[0]["params"][0])
+        optimizer.param_groups[0]["params"] = [new]
+    old.grad = torch.randn(64, 128, dtype=dtype)
+    new.grad = old.grad[1::3].clone()
+    optimizer.step()
+    same.step()
+    assert_close([new.float()], [old[1::3].float()], 1e-6 if dtype == torch.float32 else 1e-2)
+    optimizer.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    optimizer.step()
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_parameter_that_grows_until_its_slots_are_coded_keeps_their_values(code):
+    """As in an optimizer without codes, up to what they round off."""
+
+    def grown_twice(state_dtype):
+        optimizer = of_codes(state_dtype, rows=20)
+        new = grown(optimizer, 44, lambda key, value, shape: torch.cat([value, value.new_zeros(shape)]))
+        new.grad = torch.linspace(-1, 1, new.numel()).reshape(new.shape)
+        optimizer.step()
+        return optimizer.state[new]["exp_avg"].dtype, new
+
+    (dtype, ours), (_, theirs) = grown_twice(code), grown_twice(None)
+    assert dtype != torch.float32
+    assert_close([ours], [theirs], 0.1 if code == "int4" else 0.02)
 
 
 def test_a_saved_state_with_values_appended_to_codes_is_an_error_too():
