@@ -86,6 +86,25 @@ def test_weights_and_slots_that_were_converted_together_step_as_in_torch(name, c
     assert_close(ours.values(), theirs.values(), tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_and_averages_that_were_converted_to_16_bits_with_the_weights_go_on_in_float32(dtype):
+    """As in torch, where a sum of 16 bits would lose small squares later."""
+
+    def run(module):
+        params = parameters(torch.float32)
+        optimizer = module.Adagrad(params.values(), lr=0.1)
+        descend(optimizer, params, 2)
+        for param in params.values():
+            param.grad, param.data = None, param.data.to(dtype)
+            optimizer.state[param]["sum"] = optimizer.state[param]["sum"].to(dtype)
+        descend(optimizer, params, 2, start=2)
+        return optimizer, params.values()
+
+    (ours, our_params), (_, their_params) = both(run)
+    assert {ours.state[param]["sum"].dtype for param in our_params} == {torch.float32}
+    assert_close(our_params, their_params, 0.02)
+
+
 def test_state_that_was_converted_alone_to_more_bits_keeps_them():
     def edit(optimizer, params):
         for param in params.values():
