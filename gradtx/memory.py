@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradtx.base import tree as _tree
+from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.selectors import NumberedName
 from gradtx.execution.pure import TreeRun
@@ -172,7 +173,7 @@ def memory(
     check_transformation(WHO, "tx", tx)
     tensors = _named(params)
     stand_ins = {
-        name: torch.empty_like(local(tensor.detach()), device=META)
+        name: torch.empty_like(as_real(local(tensor.detach())), device=META)
         for name, tensor in tensors.items()
     }
     state = tx.init(stand_ins)
@@ -196,7 +197,7 @@ def memory(
         rows.append(
             MemoryRow(
                 name=name,
-                shape=stand_in.shape,
+                shape=local(tensor.detach()).shape,
                 weights=_bytes(stand_in),
                 gradient=0 if is_frozen else _bytes(stand_in),
                 slots=dict(of_leaf),
@@ -220,7 +221,7 @@ def _named(params: Any) -> dict[str, Tensor]:
             params = dict(params)
         else:
             params = {NumberedName(i): entry for i, entry in enumerate(params)}
-    leaves, _ = _tree.flatten_real(params, WHO)
+    leaves, _ = _tree.flatten(params, WHO)
     tensors = {name: leaf for name, leaf in leaves.items() if leaf is not None}
     for name, tensor in tensors.items():
         if is_lazy(tensor):

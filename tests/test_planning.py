@@ -92,6 +92,20 @@ def test_parameters_come_as_a_model_a_dict_pairs_or_a_list():
     assert plans[0].rows[0].shape == (128, 96)
 
 
+@pytest.mark.parametrize(
+    "tx", [gradtx.adamw(), gradtx.adamw(state_dtype="int8"), gradtx.lamb(), gradtx.lbfgs(history=2)], ids=repr
+)
+def test_the_memory_of_complex_parameters_is_that_of_their_state(tx):
+    params = {"w": torch.nn.Parameter(torch.randn(40, 70, dtype=torch.complex64))}
+    plan = gradtx.memory(tx, params)
+    optimizer = gradtx.as_optimizer(tx, list(params.items()))
+    params["w"].grad = torch.randn_like(params["w"])
+    optimizer.step()
+    state = optimizer.state[params["w"]].values()
+    assert sum(plan.slots.values()) == sum(slot.nbytes for slot in state if slot.ndim)
+    assert (plan.weights, plan.rows[0].shape) == (40 * 70 * 8, (40, 70))
+
+
 def test_a_table_lists_slots():
     plan = gradtx.memory(gradtx.lion(), [torch.empty(1000, device="meta")])
     assert repr(plan).splitlines()[:6] == [

@@ -70,6 +70,7 @@ class GroupView:
         sources: Their values when the group was created, or schedules that replaced them.
         shown: What the group shows of each schedule that has not been overwritten.
         settled: The values of the last step, or those with which the group was created.
+        codes: The label of the code of each slot that a parameter of the group has, or had before it became small.
         structure: What determines links and slots: the place and the form of each value, with `NUMBER` in place of each
             number, except those that are literally off. Another object after each change.
     """
@@ -82,6 +83,7 @@ class GroupView:
         self.tx = tx
         self.group = group
         self.labels = labels
+        self.codes: dict[str, str] = {}
         self.entries = names_in_group(tx._entries(labels))
         given = self.entries.keys() & group.keys()
         check_differentiable(group)

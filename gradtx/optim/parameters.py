@@ -281,6 +281,8 @@ class Members:
         views = self._views_after(groups, by_param, replacements)
         for view, group in zip(views, groups, strict=True):
             view.group = group
+            if view.labels:
+                group["label"] = _joined(view.labels)
             if "param_names" in group:
                 members = [by_param[param] for param in group["params"]]
                 group["param_names"] = [

@@ -207,7 +207,8 @@ class States:
         for param, initial in self.first(view, params).items():
             member = self.members.by_param[param]
             self.created.append((member, dict(vars(member)), self.of(param)))
-            self.set(member, view, initial.layout, self._completed(member, initial))
+            state = self._completed(view, member, initial)
+            self.set(member, view, initial.layout, state)
 
     def refit(self, view: GroupView, member: Member) -> None:
         """Check and accept a parameter and its state after the user has changed either.
@@ -218,7 +219,7 @@ class States:
         old, kinds = member.state, member.present_kinds()
         for initial in self.first(view, [member.param]).values():
             try:
-                state = self._fitted(member, initial, old)
+                state = self._fitted(view, member, initial, old)
             except ValueError as error:
                 before = {**member.kinds, None: kinds[None]}
                 if before != kinds or member.kinds[None] == kinds[None]:
@@ -232,13 +233,15 @@ class States:
             self.created.append((member, dict(vars(member)), old))
             self.set(member, view, initial.layout, state)
 
-    def _fitted(self, member: Member, initial: Initial, state: State) -> State:
+    def _fitted(
+        self, view: GroupView, member: Member, initial: Initial, state: State
+    ) -> State:
         """Return a state that the user has edited or moved, after checking that its slots fit the parameter."""
         who = f"{self.members.who}: state of parameter {member.name!r}"
         layout, first = initial
-        codes = layout.coded_keys
+        param, labels = member.param, {**view.codes, **layout.labels}
         try:
-            state = converted(state, first, member.param, layout.labels, codes)
+            state = converted(state, first, param, labels, layout.coded_keys)
         except ValueError as error:
             raise ValueError(f"{who}: {error}") from None
         lacking = layout.keys - state.keys()
@@ -248,7 +251,8 @@ class States:
             state["step"] = _zero_steps() + state["step"]
         for key in layout.slot_keys:
             if key not in layout.owned:
-                state[key] = _fitting(f"{who}: {key!r}", state[key], first[key])
+                what = f"{who}: {key!r}"
+                state[key] = _fitting(what, state[key], first[key], param.dtype)
         return state
 
     def undo(self) -> None:
@@ -267,6 +271,7 @@ class States:
         self.by_param[member.param] = member.state = state
         member.count = member.count_in(state)
         member.layout = layout
+        view.codes.update(layout.labels)
         member.fresh = {}
         member.made_for = view.structure
         member.kinds = member.present_kinds()
@@ -302,7 +307,7 @@ class States:
             for param, initial in self.first(view, incomplete).items():
                 member = members[param]
                 layouts[param] = initial.layout
-                states[param] = self._completed(member, initial)
+                states[param] = self._completed(view, member, initial)
                 if member.layout is None and keeps:
                     # torch.distributed.checkpoint loads what the state has.
                     self.by_param[param] = states[param]
@@ -314,7 +319,7 @@ class States:
         """Whether a member lacks slots, or has those of other links."""
         return member.made_for is not view.structure or not self.of(member.param)
 
-    def _completed(self, member: Member, initial: Initial) -> State:
+    def _completed(self, view: GroupView, member: Member, initial: Initial) -> State:
         """Return a parameter's state in another layout: existing values are kept, missing values are initial ones."""
         layout, first = initial
         old = member.used(self.of(member.param))
@@ -324,7 +329,7 @@ class States:
             and layout.keys & (old.keys() - {"step"})
         ):
             # The user has moved it here, from another parameter.
-            return self._fitted(member, initial, _translated_entry(old, first))
+            return self._fitted(view, member, initial, _translated_entry(old, first))
         old_keys = (member.layout or layout).owners()
         state = {"step": old.get("step", first["step"])}
         # Matched by stage, not by key: the slot of a newly enabled link may now have a key that another slot had.
@@ -406,8 +411,10 @@ def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout) -> State:
     return state
 
 
-def _fitting(what: str, slot: Any, first: Tensor) -> Tensor:
-    """Return a slot that fits a parameter with this first slot: its dtype may be wider.
+def _fitting(what: str, slot: Any, first: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a slot that fits a parameter of some dtype with this first slot: its dtype may be wider.
+
+    A slot that was converted to the parameter's dtype is stored in the dtype of the first one.
 
     Raises:
         ValueError: If it does not fit.
@@ -420,7 +427,7 @@ def _fitting(what: str, slot: Any, first: Tensor) -> Tensor:
     if kind[::2] == needed[::2] and kind_of(kind.dtype) == kind_of(needed.dtype):
         if torch.promote_types(kind.dtype, needed.dtype) == kind.dtype:
             return slot
-        if not first.ndim:
+        if not first.ndim or slot.dtype == dtype:
             return slot.to(first.dtype)
     raise ValueError(f"{what} is {kind}, needs {needed}; {REFIT}")
 

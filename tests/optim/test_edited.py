@@ -86,6 +86,25 @@ def test_weights_and_slots_that_were_converted_together_step_as_in_torch(name, c
     assert_close(ours.values(), theirs.values(), tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_and_averages_that_were_converted_to_16_bits_with_the_weights_go_on_in_float32(dtype):
+    """As in torch, where a sum of 16 bits would lose small squares later."""
+
+    def run(module):
+        params = parameters(torch.float32)
+        optimizer = module.Adagrad(params.values(), lr=0.1)
+        descend(optimizer, params, 2)
+        for param in params.values():
+            param.grad, param.data = None, param.data.to(dtype)
+            optimizer.state[param]["sum"] = optimizer.state[param]["sum"].to(dtype)
+        descend(optimizer, params, 2, start=2)
+        return optimizer, params.values()
+
+    (ours, our_params), (_, their_params) = both(run)
+    assert {ours.state[param]["sum"].dtype for param in our_params} == {torch.float32}
+    assert_close(our_params, their_params, 0.02)
+
+
 def test_state_that_was_converted_alone_to_more_bits_keeps_them():
     def edit(optimizer, params):
         for param in params.values():
@@ -220,12 +239,12 @@ def grown(optimizer, rows, append):
 CODES = ["int8", "int4", "float8", "bfloat16+8", "bfloat16:stochastic"]
 
 
-def of_codes(code, seed=0):
-    torch.manual_seed(seed)
-    param = torch.nn.Parameter(torch.randn(64, 128))
+def of_codes(code, rows=64, dtype=torch.float32):
+    torch.manual_seed(0)
+    param = torch.nn.Parameter(torch.randn(rows, 128, dtype=dtype))
     optimizer = gradtx.optim.AdamW([param], lr=0.1, state_dtype=code)
     for _ in range(2):
-        param.grad = torch.randn(64, 128)
+        param.grad = torch.randn(rows, 128, dtype=dtype)
         optimizer.step()
     return optimizer
 
@@ -278,6 +297,49 @@ def test_values_in_place_of_codes_are_encoded():
     assert optimizer.state[new]["exp_avg"].dtype == torch.int8
     expected = before * (1 - 0.1 * 0.01) - 0.1 / (1 - 0.9**3) / (1 / (1 - 0.999**3)) ** 0.5
     assert_close([new], [expected], 1e-4)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("code", CODES)
+def test_rows_pruned_to_fewer_entries_than_are_coded_keep_their_values(code, dtype, in_place):
+    """The other rows step as in an optimizer that keeps all, whose slots stay coded."""
+    optimizer, same = of_codes(code, dtype=dtype), of_codes(code, dtype=dtype)
+    (old,) = same.param_groups[0]["params"]
+    (new,) = optimizer.param_groups[0]["params"]
+    state = optimizer.state[new]
+    for key, value in state.items():
+        state[key] = value[1::3] if value.ndim else value
+    new.grad = None
+    if in_place:
+        new.data = new.data[1::3]
+    else:
+        new = torch.nn.Parameter(new.detach()[1::3])
+        optimizer.state[new] = optimizer.state.pop(optimizer.param_groups[0]["params"][0])
+        optimizer.param_groups[0]["params"] = [new]
+    old.grad = torch.randn(64, 128, dtype=dtype)
+    new.grad = old.grad[1::3].clone()
+    optimizer.step()
+    same.step()
+    assert_close([new.float()], [old[1::3].float()], 1e-6 if dtype == torch.float32 else 1e-2)
+    optimizer.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    optimizer.step()
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_a_parameter_that_grows_until_its_slots_are_coded_keeps_their_values(code):
+    """As in an optimizer without codes, up to what they round off."""
+
+    def grown_twice(state_dtype):
+        optimizer = of_codes(state_dtype, rows=20)
+        new = grown(optimizer, 44, lambda key, value, shape: torch.cat([value, value.new_zeros(shape)]))
+        new.grad = torch.linspace(-1, 1, new.numel()).reshape(new.shape)
+        optimizer.step()
+        return optimizer.state[new]["exp_avg"].dtype, new
+
+    (dtype, ours), (_, theirs) = grown_twice(code), grown_twice(None)
+    assert dtype != torch.float32
+    assert_close([ours], [theirs], 0.1 if code == "int4" else 0.02)
 
 
 def test_a_saved_state_with_values_appended_to_codes_is_an_error_too():
@@ -421,6 +483,18 @@ def test_a_new_parameter_in_the_group_of_another_label_is_an_error_too():
     fast["param_names"].append(slow["param_names"].pop())
     optimizer.step()
     assert optimizer.state[new].keys() == {"step", "exp_avg", "exp_avg_sq"}
+
+
+def test_a_checkpoint_of_a_group_that_was_appended_without_its_label_loads_in_a_new_process():
+    optimizer, _ = of_two_labels()
+    slow, fast = optimizer.param_groups
+    optimizer.param_groups = [slow]
+    optimizer.step()
+    optimizer.param_groups.append({"params": fast["params"], "param_names": fast["param_names"]})
+    optimizer.step()
+    other, _ = of_two_labels()
+    other.load_state_dict(saved_and_loaded(optimizer.state_dict()))
+    assert [group["label"] for group in other.param_groups] == ["slow", "fast"]
 
 
 def test_a_parameter_in_two_groups_is_an_error():
