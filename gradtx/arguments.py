@@ -309,7 +309,7 @@ class Argument:
             return as_tuples(value)
         if self.kind == "number":
             # It determines structure: no tensor and no schedule.
-            if not _is_plain(value, numbers.Real):
+            if not is_number(value):
                 raise self._misfit("a plain number", value)
             return self._in_range(value, self.name, self.range)
         if self.kind == "int or name" and not isinstance(value, str):
@@ -369,7 +369,7 @@ class Argument:
 
     def _int(self, value: Any, name: str, interval: Range) -> int:
         # A user who writes `every=True` means something else than 1.
-        if not _is_plain(value, numbers.Integral):
+        if not is_number(value, numbers.Integral):
             raise self._misfit("an int", value, name)
         return self._in_range(int(value), name, interval)
 
@@ -411,14 +411,14 @@ class Argument:
                     "use torch.vmap to run one member per value"
                 )
             return value.reshape(()) if value.ndim else value
-        if not _is_plain(value, numbers.Real):
+        if not is_number(value):
             expected = "a number, a 0-d tensor or a gradtx.Schedule"
             raise self._misfit(expected, value, name, schedule_remedy(value))
         return self._in_range(interval.nearest(float(value)), name, interval)
 
 
-def _is_plain(value: Any, kind: type) -> bool:
-    """Return whether a value is a number of this kind, and not a bool, which Python counts as an int."""
+def is_number(value: Any, kind: type = numbers.Real) -> bool:
+    """Whether a value is a number of this kind, and not a bool, which Python counts as an int."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 

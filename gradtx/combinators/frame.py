@@ -635,7 +635,7 @@ class Leave(RuleOperation):
             )
         context = call.context
         assert isinstance(context, FrameContext)
-        check_inner(self.rule.name, new, context.inner)
+        check_inner_slots(self.rule.name, new, context.inner)
         self._enter.inner.replace(call.leaf, new, context)
 
     def follow(self, position: Position) -> None:
@@ -649,20 +649,20 @@ def checked_ticks(
     """Return the checked result of a clock's `ticks`."""
     is_pair = isinstance(result, tuple) and len(result) == 2
     counts, new = result if is_pair else (None, None)
-    if not _is_number(counts, torch.bool) or not isinstance(new, Mapping):
+    if not _is_scalar(counts, torch.bool) or not isinstance(new, Mapping):
         raise TypeError(
             f"{who}: ticks must return (counts, values), a 0-d bool tensor and a dict, got {describe(result)}"
         )
     # The library counts steps itself.
     values = {name: value for name, value in new.items() if name != "step"}
-    if values.keys() != set(start) or not all(map(_is_number, values.values())):
+    if values.keys() != set(start) or not all(map(_is_scalar, values.values())):
         raise TypeError(
             f"{who}: ticks must return 0-d int64 tensors for {sorted(start)}, got {describe(values)}"
         )
     return counts, values
 
 
-def _is_number(value, dtype: torch.dtype = torch.int64) -> TypeGuard[Tensor]:
+def _is_scalar(value, dtype: torch.dtype = torch.int64) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and not value.ndim and value.dtype == dtype
 
 
@@ -675,7 +675,9 @@ def checked_sums(who: str, sums) -> dict[str, Tensor]:
     return dict(sums)
 
 
-def check_inner(who: str, new: Mapping[str, Any], old: Mapping[str, Tensor]) -> None:
+def check_inner_slots(
+    who: str, new: Mapping[str, Any], old: Mapping[str, Tensor]
+) -> None:
     """Raise an error unless these values can replace inner slots."""
     for name, value in new.items():
         shape = old[name].shape if name in old else None

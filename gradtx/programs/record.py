@@ -57,7 +57,7 @@ def check_traced(operator: Any, args: tuple[Any, ...]) -> None:
     Raises:
         UnrecordableError: If the operation reads a value, draws random numbers or writes in place.
     """
-    traits = _Traits.of(operator)
+    traits = _OperatorTraits.of(operator)
     if traits.reads_value and getattr(args[0], "constant", None) is None:
         raise _read_error(operator)
     if traits.is_random:
@@ -251,7 +251,7 @@ class _Recorder:
         """Execute and record one operation."""
         if self._is_paused:
             return operator(*args, **kwargs)
-        traits = _Traits.of(operator)
+        traits = _OperatorTraits.of(operator)
         if traits.reads_value:
             # Values computed from arguments are on the meta device, constants are not.
             if args[0].device.type != "cpu":
@@ -375,7 +375,7 @@ FACTORIES = (aten.full.default, aten.zeros.default, aten.ones.default)
 
 
 @dataclass(frozen=True)
-class _Traits:
+class _OperatorTraits:
     """Properties of an operator, which torch takes microseconds to look up.
 
     Attributes:
@@ -394,10 +394,10 @@ class _Traits:
 
     @staticmethod
     @functools.cache
-    def of(operator: Any) -> _Traits:
+    def of(operator: Any) -> _OperatorTraits:
         tags = operator.tags
         is_pointwise = torch.Tag.pointwise in tags and _torch.makes_new_tensor(operator)
-        return _Traits(
+        return _OperatorTraits(
             reads_value=torch.Tag.data_dependent_output in tags,
             is_random=torch.Tag.nondeterministic_seeded in tags,
             writes=_torch.writes(operator),
@@ -465,7 +465,7 @@ def _plain_shape(operator: Any, args: Any) -> Sequence[int] | None:
         return args[0]
     if operator in WITHOUT_DIMENSION:
         return ()
-    if not _Traits.of(operator).keeps_shape:
+    if not _OperatorTraits.of(operator).keeps_shape:
         return None
     shape: Sequence[int] = ()
     for tensor in args:

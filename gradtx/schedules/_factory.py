@@ -30,7 +30,7 @@ class MadeSchedule(Schedule):
     """A call of a schedule's factory, which it prints, pickles and copies as."""
 
     def __init__(self, factory, arguments: dict[str, Any]):
-        self.is_plain = all(map(_is_plain, arguments.values()))
+        self.has_no_tensor = all(map(_has_no_tensor, arguments.values()))
         self._accelerator = _accelerator_of(arguments.values())
         self._factory = factory
         self._arguments = arguments
@@ -58,7 +58,7 @@ class MadeSchedule(Schedule):
         device = self._accelerator or (step.device if isinstance(step, Tensor) else CPU)
         exact_step = exact(step, device)
         value = self._factory.function(exact_step, **self._exact(exact_step))
-        is_number = not isinstance(step, Tensor) and self.is_plain
+        is_number = not isinstance(step, Tensor) and self.has_no_tensor
         return value.item() if is_number and readable(value) else value
 
     def numbers(self) -> dict[str, float]:
@@ -103,12 +103,12 @@ def _accelerator_of(values: Iterable[Any]) -> torch.device | None:
     return None
 
 
-def _is_plain(value) -> bool:
+def _has_no_tensor(value) -> bool:
     """Whether a value contains no tensors, including within nested schedules."""
     if isinstance(value, MadeSchedule):
-        return value.is_plain
+        return value.has_no_tensor
     if isinstance(value, tuple | list):
-        return all(map(_is_plain, value))
+        return all(map(_has_no_tensor, value))
     return not isinstance(value, Tensor)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from gradtx.arguments import is_number
 from gradtx.base.messages import describe
-from gradtx.sweeps.settings import is_number
 
 CURVES = 5  # of the best settings
 

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
+from gradtx.arguments import is_number
 from gradtx.base.messages import describe, nearest
 from gradtx.sweeps.members import Member, Record
-from gradtx.sweeps.settings import Setting, is_number
+from gradtx.sweeps.settings import Setting
 
 __all__ = ["Sweep"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -12,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from gradtx.arguments import is_number
 from gradtx.base.messages import describe, nearest
 from gradtx.schedules._factory import MadeSchedule
 from gradtx.transform import GradientTransformation
@@ -161,11 +161,6 @@ def _may_vary(make: Make, settings: Sequence[Setting], name: str) -> bool:
         except Exception:  # whatever the user's callable raises
             return False
     return True
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a number, and not a bool."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _numbers(value: Any) -> tuple[float, ...]:

@@ -18,8 +18,8 @@ from gradtx.optim.engine.views import (
     alias,
     entries_of,
     holds_its_values,
-    readable,
     resized,
+    view_or_copy,
     windows,
 )
 from gradtx.optim.run import Member, Trees
@@ -159,7 +159,7 @@ class Bundle(ProgramBundle):
         """Return an alias of a tensor, or of a copy if its layout differs."""
         if tensor.ndim == 1 and _is_usual_gradient(tensor):
             return tensor  # a shortcut: the alias would be the same
-        return readable(alias, tensor, member.param, member.param, self._flat)
+        return view_or_copy(alias, tensor, member.param, member.param, self._flat)
 
     def _calls(self, arguments: list[Tensor]) -> Iterable[list[Tensor]]:
         """Split the arguments of the leaves into those of each call."""

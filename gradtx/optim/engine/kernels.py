@@ -27,7 +27,7 @@ from gradtx.optim.engine.views import (
     alias,
     entries_of,
     is_positional,
-    readable,
+    view_or_copy,
 )
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
@@ -321,7 +321,7 @@ class KernelBundle(MemberBundle):
         ):
             return [tensor.data_ptr() for tensor in column]
         pairs = zip(column, self._params, strict=True)
-        views = [readable(alias, each, param, param, True) for each, param in pairs]
+        views = [view_or_copy(alias, each, param, param, True) for each, param in pairs]
         copies += views
         return [view.data_ptr() for view in views]
 

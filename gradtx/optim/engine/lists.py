@@ -40,7 +40,7 @@ from gradtx.optim.engine.views import (
     is_positional,
     part_of,
     plain,
-    readable,
+    view_or_copy,
 )
 from gradtx.optim.run import Member, Trees
 from gradtx.optim.step import Step
@@ -254,8 +254,8 @@ class Chunk:
         """Return a read-only tensor with the parameter's layout."""
         member, window = piece
         if window is None:
-            return readable(plain, tensor, member.param)
-        return readable(alias, tensor, member.param, member.param, True)[window]
+            return view_or_copy(plain, tensor, member.param)
+        return view_or_copy(alias, tensor, member.param, member.param, True)[window]
 
 
 def _first_entry(member: Member, window: slice | None) -> Tensor:

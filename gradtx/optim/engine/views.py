@@ -56,7 +56,7 @@ def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
     raise OddTensorError
 
 
-def readable(
+def view_or_copy(
     view: Callable[..., Tensor], tensor: Tensor, like: Tensor, *args: Any
 ) -> Tensor:
     """Return the view of a read-only tensor, or of a copy with the layout of `like` if no program accepts it.
