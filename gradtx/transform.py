@@ -15,6 +15,7 @@ from gradtx.execution import pure as _pure
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.runs import Place, Scope
 from gradtx.execution.tree_rule import Functions, PlainOperation, check_plain
+from gradtx.programs import graphs as _graphs
 from gradtx.programs import trees as _list_trees
 
 __all__ = ["GradientTransformation", "apply_updates", "chain"]
@@ -60,7 +61,13 @@ class GradientTransformation:
         check_plain(update)
         self._set(_functions=Functions(init, update))
 
+    _is_traced = (
+        False  # whether dynamo traced its construction, so that it has no values
+    )
+
     def _set(self, **attributes: Any) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            attributes["_is_traced"] = True
         for name, value in attributes.items():
             object.__setattr__(self, name, value)
 
@@ -133,10 +140,24 @@ class GradientTransformation:
         extras = around.around_all(extras)
         return around.suspend(self._updated, updates, state, params, extras)
 
+    def _stepped(
+        self, updates: Any, state: dict[str, Any], params: Any, extras: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return new `(params, state)`."""
+        if torch.compiler.is_dynamo_compiling():
+            result = _graphs.update(self, (updates, state, params), extras, True)
+            if result is not None:
+                return result
+        updates, state = self.update(updates, state, params, **extras)
+        return apply_updates(params, updates), state
+
     def _updated(
         self, updates: Any, state: dict[str, Any], params: Any, extras: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        result = _list_trees.update(self, updates, state, params, extras)
+        if torch.compiler.is_dynamo_compiling():
+            result = _graphs.update(self, (updates, state, params), extras)
+        else:
+            result = _list_trees.update(self, updates, state, params, extras)
         return (
             _pure.update(self, updates, state, params, extras)
             if result is None
@@ -556,4 +577,8 @@ def apply_updates(params: Any, updates: Any) -> Any:
         ... )
         {'w': tensor([2., 3.]), 'b': tensor([1.])}
     """
+    if torch.compiler.is_dynamo_compiling():
+        result = _graphs.apply_updates(params, updates)
+        if result is not None:
+            return result
     return _pure.apply_updates(params, updates)

@@ -11,12 +11,13 @@ import torch
 from gradtx import algorithms, combinators
 from gradtx.base.counterparts import counterpart, plain
 from gradtx.base.inputs import Params
-from gradtx.base.messages import close
+from gradtx.base.messages import close, warn_user
 from gradtx.optim import classes
 from gradtx.optim.chain_checks import warn_of_chain
 from gradtx.optim.classes import *
 from gradtx.optim.classes import CLASSES
 from gradtx.optim.optimizer import ChainOptimizer as ChainOptimizer
+from gradtx.programs import graphs
 from gradtx.transform import GradientTransformation, check_transformation
 
 if TYPE_CHECKING:
@@ -38,6 +39,22 @@ def _takes_tx_by_name(function: MakerT) -> MakerT:
         return function(*args, **kwargs)
 
     return cast("MakerT", call)
+
+
+def _compile_lists(run: Any, *examples: Any) -> Any:
+    from gradtx.optim.engine.compiled_lists import CompiledLists
+
+    try:
+        return CompiledLists(run, *examples)
+    except Exception as error:  # such as a machine without a compiler for C++
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        warn_user(
+            f"updates in torch.compile run leaf by leaf: {reason}", RuntimeWarning
+        )
+        return run
+
+
+graphs.COMPILERS["cpu"] = _compile_lists
 
 
 @_takes_tx_by_name

@@ -57,6 +57,7 @@ class Signature:
         known_extras: The extras that some link declares.
         has_param: Whether each leaf has a parameter among the arguments.
         writes: Whether the program writes new values into its arguments; otherwise it returns them.
+        applies: Whether it returns the new parameter of a leaf in place of its update.
         width: The number of leaves.
         scaled: Whether a GradScaler is active.
         padded: Whether some leaves may be padding, so that each has a flag that marks it as real.
@@ -76,6 +77,7 @@ class Signature:
     by_leaf: tuple[str, ...] = ()
     has_param: bool = True
     writes: bool = True
+    applies: bool = False
     width: int = 1
     scaled: bool = False
     padded: bool = False
@@ -262,7 +264,9 @@ class LeafFunction:
     def _leaf_outputs(self, leaf: Leaf) -> dict[Any, Tensor]:
         """Return the update and the slots of a leaf by their position among the results."""
         slots = {**leaf.state, **dict(_slots_by_key(leaf))}
-        results = [cast("Tensor", leaf.result())]
+        update, param = cast("Tensor", leaf.result()), leaf.inputs[1]
+        applies = self.signature.applies
+        results = [(param + update).to(param.dtype) if applies else update]
         results.extend(slots[key] for key in self.signature.slots)
         return dict(enumerate(results))
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -40,17 +40,19 @@ from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.function import LeafFunction, Signature
 from gradtx.programs.hyperparameters import ChainOf, Numbers
 from gradtx.programs.planner import ListPrograms
+from gradtx.programs.write_lists import RunLists
 from gradtx.state.layout import Layout
 from gradtx.state.nested import LEAF_STEPS, NestedState
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
 MOST_STRUCTURES, MOST_SHAPES = 32, 8
+WIDTH = 4  # flat leaves of each call of a compiled program
 SlotOf: TypeAlias = tuple[
     Path, str
 ]  # the path of a stage, and the name of a slot or a shared value there
 
 
-class _UnsuitableError(Exception):
+class UnsuitableError(Exception):
     """Raised for a call that no program can run."""
 
 
@@ -72,9 +74,9 @@ def update(
     trees = updates, state, params
     tensors: list[Any] = []
     try:
-        structure = _structure(trees, tensors)
+        structure = structure_of(trees, tensors)
         equal_counts = _equal_counts(state)
-    except _UnsuitableError:
+    except UnsuitableError:
         return None
     known: dict[str, Tensor] = {}
     for name, value in extras.items():
@@ -90,7 +92,7 @@ def update(
         programs = programs_by_key.setdefault(key, [])
     except TypeError:  # an option that cannot be hashed
         return None
-    if programs is None or _records_gradients(tensors, numbers.values):
+    if programs is None or records_gradients(tensors, numbers.values):
         return None
     program = next((each for each in programs if each.fits(tensors)), None)
     if program is None:
@@ -112,12 +114,12 @@ def update(
             oldest = next(iter(programs_by_key))
             programs_by_key.pop(oldest, None)  # another thread may have dropped it
     values = program.resolved(numbers.values, tensors)
-    if _records_gradients((), values):  # a schedule depends on a learned tensor
+    if records_gradients((), values):  # a schedule depends on a learned tensor
         return None
     call = Call(tx, updates, state, params, extras)
     try:
         return program(call, tensors, values, known.values())
-    except _UnsuitableError:
+    except UnsuitableError:
         programs_by_key[key] = None
         return None
 
@@ -132,7 +134,7 @@ class Call(NamedTuple):
     extras: dict[str, Any]
 
 
-def _records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:
+def records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:
     """Whether autograd would record a call with these values."""
     if not torch.is_grad_enabled():
         return False
@@ -157,11 +159,11 @@ def programs_of(tx: Transformation) -> dict[Any, Any]:
     return tx._program_cache  # type: ignore[return-value]
 
 
-def _structure(tree: Any, tensors: list[Any]) -> Any:
+def structure_of(tree: Any, tensors: list[Any]) -> Any:
     """Return the structure of a tree of dicts, lists and tuples, and append its tensors in order to `tensors`.
 
     Raises:
-        _UnsuitableError: If the tree contains anything else.
+        UnsuitableError: If the tree contains anything else.
     """
     kind = tree.__class__
     if kind in TYPES and tree.layout is torch.strided and not tree.is_nested:
@@ -169,13 +171,13 @@ def _structure(tree: Any, tensors: list[Any]) -> Any:
         return None
     if kind is dict:
         return tuple(tree), tuple(
-            [_structure(value, tensors) for value in tree.values()]
+            [structure_of(value, tensors) for value in tree.values()]
         )
     if kind is tuple or kind is list:
-        return kind, tuple([_structure(value, tensors) for value in tree])
+        return kind, tuple([structure_of(value, tensors) for value in tree])
     if tree is None:
         return "None"
-    raise _UnsuitableError
+    raise UnsuitableError
 
 
 def _is_number(value: Any) -> bool:
@@ -184,14 +186,14 @@ def _is_number(value: Any) -> bool:
     return type(value) is float
 
 
-def _tree_of(structure: Any, leaves: Iterator[Any]) -> Any:
+def tree_of(structure: Any, leaves: Iterator[Any]) -> Any:
     """Return a tree with this structure."""
     if structure is None:
         return next(leaves)
     if structure.__class__ is str:
         return None
     kind, children = structure
-    values = [_tree_of(child, leaves) for child in children]
+    values = [tree_of(child, leaves) for child in children]
     if kind is tuple or kind is list:
         return kind(values)
     return dict(zip(kind, values, strict=True))
@@ -213,14 +215,14 @@ def _equal_counts(state: Any) -> tuple[int, ...]:
     This is, for each leaf, the position of the first leaf with the same count, and then that of the greatest count.
 
     Raises:
-        _UnsuitableError: If the host cannot read them without waiting.
+        UnsuitableError: If the host cannot read them without waiting.
     """
     counts = state.get(LEAF_STEPS) if isinstance(state, dict) else None
     if not isinstance(counts, dict) or not counts:
         return ()
     for count in counts.values():
         if not is_plain(count) or count.ndim or count.device.type != "cpu":
-            raise _UnsuitableError
+            raise UnsuitableError
     values = list(map(int, counts.values()))
     first: dict[int, int] = {}
     equal = [first.setdefault(value, i) for i, value in enumerate(values)]
@@ -260,15 +262,20 @@ class TreeProgram:
         equal_counts: tuple[int, ...],
         known: dict[str, Tensor],
         unread: list[str],
+        on_host: bool = True,
+        applies: bool = False,
+        compile_lists: CompileLists | None = None,
     ):
         _check_call(run, leaves, known, unread)
+        self._applies = applies
+        self._compile_lists = compile_lists
         kind, (*of_results, of_params) = structure
         self._new = kind, of_results
         indices = iter(range(len(tensors)))
-        updates, state = _tree_of(self._new, indices)
+        updates, state = tree_of(self._new, indices)
         rest = list(indices)
         self._of_results = range(len(tensors) - len(rest))
-        params = _tree_of(of_params, iter(rest))
+        params = tree_of(of_params, iter(rest))
         self._have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
         self._layouts = list(map(_layout, tensors))
         self._complex = [i for i, tensor in enumerate(tensors) if tensor.is_complex()]
@@ -282,7 +289,8 @@ class TreeProgram:
         numbers = numbers_of(tx)
         self._counts = self._counts_for(numbers, run)
         scalars = [*(tensors[i] for i in self._shared.values()), *known.values()]
-        on_host = not any(map(is_on_accelerator, scalars))
+        on_host = on_host and not any(map(is_on_accelerator, scalars))
+        self._on_host = on_host
         trees = _tree.named(params), old, _tree.named(updates)
         self._alone: dict[str, _Row] = {}  # the leaves without a program
         self._bundles: list[_TreeBundle] = []
@@ -292,7 +300,7 @@ class TreeProgram:
             programs = ListPrograms(function.record, on_host, None, {})
             self._add_bundles(programs, rows, count, signature)
         if not self._bundles:
-            raise _UnsuitableError
+            raise UnsuitableError
         self._has_tree_run = self._needs_tree_run(run.block.clock_paths())
 
     def _place_counts(
@@ -355,7 +363,15 @@ class TreeProgram:
             if isinstance(phases, str):
                 self._alone.update((row.leaf.name, row) for row in of_program)
             else:
-                self._bundles.append(_TreeBundle(of_program, phases, count, shared))
+                compile_lists, rest = self._compile_lists, of_program
+                if compile_lists is not None:
+                    flat = [row for row in of_program if row.may_be_flat()]
+                    rest = [row for row in of_program if not row.may_be_flat()]
+                    if flat:
+                        bundle = _FlatBundle(flat, phases, count, shared, compile_lists)
+                        self._bundles.append(bundle)
+                if rest:
+                    self._bundles.append(_TreeBundle(rest, phases, count, shared))
 
     def _signature(
         self,
@@ -386,20 +402,21 @@ class TreeProgram:
             known_extras=run.known_extras,
             has_param=leaf.param is not None,
             writes=False,
+            applies=self._applies,
         )
 
     def _counts_for(self, numbers: Numbers, run: TreeRun) -> list[int]:
         """Return the index of the count that a schedule in place of each number would follow.
 
         Raises:
-            _UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
+            UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
         """
         restarts = any(each.restarts_inner for each in run.block.traits())
         counts = []
         for value, place in zip(numbers.values, numbers.places, strict=True):
             path = clock_at(place, run.clock_paths)
             if isinstance(value, Schedule) and path is not None and restarts:
-                raise _UnsuitableError
+                raise UnsuitableError
             counts.append(self._shared[path, "step"] if path else self._latest)
         return counts
 
@@ -442,8 +459,25 @@ class TreeProgram:
         """Return new `(updates, state)`.
 
         Raises:
-            _UnsuitableError: If autograd has recorded the update of a leaf without a program.
+            UnsuitableError: If autograd has recorded the update of a leaf without a program.
         """
+        new = self.results(call, tensors, numbers, extras)
+        updates, state = tree_of(self._new, iter(new))
+        if self._first_ticks:
+            step = tensors[self._step]
+            state[LEAF_STEPS] = {
+                name: step + tick for name, tick in self._first_ticks.items()
+            }
+        return updates, state
+
+    def results(
+        self,
+        call: Call,
+        tensors: list[Tensor],
+        numbers: list[Any],
+        extras: Iterable[Tensor],
+    ) -> list[Tensor]:
+        """Return the new tensor for each of `updates` and `state`."""
         old, tensors = tensors, self._real(tensors)
         new: list[Any] = [None] * len(tensors)
         run, leaves = Run(), {}
@@ -455,7 +489,7 @@ class TreeProgram:
             bundle.tensors, bundle.results = tensors, new
             shared = [tensors[i] for i in bundle.shared]
             counts = tensors[bundle.count] + 1, tensors[self._latest]
-            bundle.begin(run, [*counts, *numbers, *shared, *extras], True)
+            bundle.begin(run, [*counts, *numbers, *shared, *extras], self._on_host)
             calls.append(bundle)
         # The functions of a caller, such as `grad_fn`, may need autograd.
         needs_autograd = self._has_tree_run and torch.is_grad_enabled()
@@ -467,7 +501,7 @@ class TreeProgram:
             note_program(error, functools.partial(_pure.update, *call))
             raise
         if any(leaf.update.requires_grad for leaf in leaves.values()):
-            raise _UnsuitableError  # a rule has a learned tensor of its own
+            raise UnsuitableError  # a rule has a learned tensor of its own
         for path, values in run.new_shared.items():
             for name, value in values.items():
                 new[self._shared[path, name]] = value
@@ -481,13 +515,7 @@ class TreeProgram:
             # A leaf without a gradient, or a stage that no leaf passes through.
             if new[i] is None:
                 new[i] = old[i].clone()
-        updates, state = _tree_of(self._new, iter(new))
-        if self._first_ticks:
-            step = tensors[self._step]
-            state[LEAF_STEPS] = {
-                name: step + tick for name, tick in self._first_ticks.items()
-            }
-        return updates, state
+        return new
 
     def _write_alone(
         self,
@@ -501,8 +529,11 @@ class TreeProgram:
         for name, leaf in leaves.items():
             row = self._alone[name]
             *_, gradient = row.indices
-            update: Any = leaf.result()
-            new[gradient] = leaf.in_callers_form(update)
+            update = leaf.in_callers_form(cast("Tensor", leaf.result()))
+            if self._applies:
+                param = old[row.indices[0]]
+                update = (param + update).to(param.dtype)
+            new[gradient] = update
             indices = row.indices[leaf.param is not None :]
             for (path, slot), i in zip(row.slots, indices, strict=False):
                 new[i] = _pure.new_slot(leaf, path, slot, old[i])
@@ -521,16 +552,16 @@ def _check_call(
     """Check that programs may run a call.
 
     Raises:
-        _UnsuitableError: If they may not, for example because a rule checks extras.
+        UnsuitableError: If they may not, for example because a rule checks extras.
     """
     traits = run.block.traits()
     if any(name in run.leaf_extras for name in known):
-        raise _UnsuitableError
+        raise UnsuitableError
     if run.opaque or ((known or unread) and any(each.checks_extras for each in traits)):
-        raise _UnsuitableError
+        raise UnsuitableError
     have_gradients = [leaf.has_gradient for leaf in leaves.values()]
     if sum(have_gradients) < len(run.names) and any(each.takes_none for each in traits):
-        raise _UnsuitableError
+        raise UnsuitableError
 
 
 class _Row(NamedTuple):
@@ -576,19 +607,33 @@ class _Row(NamedTuple):
             for operation in leaf.operations
         )
 
+    def may_be_flat(self) -> bool:
+        """Whether a compiled program may process it as a vector; compilers specialize on 0 or 1 entries."""
+        return self.leaf.shape.numel() > 1 and self.is_flat()
+
+    def is_flat(self) -> bool:
+        """Whether only the number of entries matters."""
+        return all(
+            operation.traits.elementwise and not operation.traits.positional
+            for operation in self.leaf.operations
+        ) and all(tensor.shape in (self.leaf.shape, ()) for tensor in self.tensors)
+
     def kind(self) -> Any:
         """Return what leaves with a common program share: elementwise ones may have any shape."""
         program = self.leaf.operations
-        is_flat = all(
-            operation.traits.elementwise and not operation.traits.positional
-            for operation in program
-        ) and all(tensor.shape in (self.leaf.shape, ()) for tensor in self.tensors)
+        is_flat = self.is_flat()
         forms = []
         for tensor in self.tensors:
             shape = tensor.ndim > 0 if is_flat else tensor.shape
             forms.append((tensor.dtype, tensor.device, shape))
         has_param = self.leaf.param is not None
         return has_param, tuple(map(id, program)), tuple(self.slots), tuple(forms)
+
+
+# Creates a faster function for lists of flat leaves, from the function and examples of its arguments.
+CompileLists: TypeAlias = Callable[
+    [RunLists, Sequence[Tensor], Sequence[list[Tensor]]], RunLists
+]
 
 
 class _TreeBundle(ListBundle):
@@ -623,10 +668,13 @@ class _TreeBundle(ListBundle):
         self._columns = list(zip(*(row.indices for row in rows), strict=True))
         *slots, updates = self._columns[leaf.param is not None :]
         self._written = [updates, *slots]  # in the order of the results
-        sizes = [max(map(Tensor.numel, row.tensors)) for row in rows]
-        self._chunks = list(chunks(sizes, entries_of_a_call(self.device)))
+        self._chunks = self._chunks_of(rows)
         names = [row.leaf.name for row in rows]
         self.leaf_names = [names[chunk] for chunk in self._chunks]
+
+    def _chunks_of(self, rows: list[_Row]) -> list[slice]:
+        sizes = [max(map(Tensor.numel, row.tensors)) for row in rows]
+        return list(chunks(sizes, entries_of_a_call(self.device)))
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
         for chunk in self._chunks:
@@ -642,3 +690,52 @@ class _TreeBundle(ListBundle):
                 for i, value in zip(indices, values, strict=True):
                     self.results[i] = value
         self.hand_over(phase, results, len(self._written))
+
+
+class _FlatBundle(_TreeBundle):
+    """Leaves that a compiled program processes `WIDTH` at a time; the last call repeats a leaf."""
+
+    by_leaf = True
+
+    def __init__(
+        self,
+        rows: list[_Row],
+        phases: list[ListPhase],
+        count: int,
+        shared: list[int],
+        compile_lists: CompileLists,
+    ):
+        super().__init__(rows, phases, count, shared)
+        self._compile_lists = compile_lists
+        self._compiled: dict[int, RunLists] = {}
+
+    def _chunks_of(self, rows: list[_Row]) -> list[slice]:
+        starts = range(0, len(rows), WIDTH)
+        return [slice(start, min(start + WIDTH, len(rows))) for start in starts]
+
+    def run_lists(
+        self, phase: ListPhase, run: RunLists, prepared: Sequence[Any]
+    ) -> list[list[Any]]:
+        results = []
+        for columns in self.columns():
+            *_, like = columns
+            padding = WIDTH - len(like)
+            flat = []
+            for column in columns:
+                vectors = [x.reshape(-1) if x.ndim else x for x in column]
+                flat.append(vectors + vectors[-1:] * padding)
+            if id(phase) not in self._compiled:
+                self._compiled[id(phase)] = self._compile_lists(run, prepared, flat)
+            of_call = self._compiled[id(phase)](prepared, flat)
+            results.append([_shaped(values, like) for values in of_call])
+        return results
+
+
+def _shaped(values: Any, like: list[Tensor]) -> Any:
+    """Return the results for the first leaves with their shapes."""
+    if not differ_by_leaf(values):
+        return values
+    return [
+        value.view(leaf.shape) if value.ndim else value
+        for value, leaf in zip(values, like, strict=False)
+    ]
