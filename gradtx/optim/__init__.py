@@ -11,7 +11,7 @@ import torch
 from gradtx import algorithms, combinators
 from gradtx.base.counterparts import counterpart, plain
 from gradtx.base.inputs import Params
-from gradtx.base.messages import close, warn_user
+from gradtx.base.messages import close
 from gradtx.optim import classes
 from gradtx.optim.chain_checks import warn_of_chain
 from gradtx.optim.classes import *
@@ -41,20 +41,13 @@ def _takes_tx_by_name(function: MakerT) -> MakerT:
     return cast("MakerT", call)
 
 
-def _compile_lists(run: Any, *examples: Any) -> Any:
-    from gradtx.optim.engine.compiled_lists import CompiledLists
+def _compile_flat(*arguments: Any) -> Any:
+    from gradtx.optim.engine.compiled_trees import compile_flat
 
-    try:
-        return CompiledLists(run, *examples)
-    except Exception as error:  # such as a machine without a compiler for C++
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        warn_user(
-            f"updates in torch.compile run leaf by leaf: {reason}", RuntimeWarning
-        )
-        return run
+    return compile_flat(*arguments)
 
 
-graphs.COMPILERS["cpu"] = _compile_lists
+graphs.COMPILERS["cpu"] = _compile_flat
 
 
 @_takes_tx_by_name

@@ -25,7 +25,7 @@ from gradtx.execution.runs import LateTerm
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.record import META, Recording, record
 from gradtx.programs.terms import parts_add_up, runs_on_shards
-from gradtx.programs.write_lists import ListFunction, RunLists, list_function
+from gradtx.programs.write_lists import ListFunction, list_function
 
 # Entries in the lists of one call. On the CPU, temporaries then remain in the cache. Accelerators need long lists;
 # their limit bounds temporary memory.
@@ -188,15 +188,13 @@ class ListPhase(Phase):
                 results.extend(node.args)
         return runs_on_shards(graph, self.recording.leaves, terms, results, whole_rows)
 
-    def function(
-        self, device: torch.device, on_device: frozenset[int], by_leaf: bool = False
-    ) -> ListFunction:
+    def function(self, device: torch.device, on_device: frozenset[int]) -> ListFunction:
         """Return the function for lists of leaves on a device; some scalars are 0-d tensors."""
-        key = (device, on_device, self._part, by_leaf)
+        key = (device, on_device)
         if key not in self._functions:
             functions = _FUNCTIONS.of(self.text)
             if key not in functions:
-                functions[key] = list_function(self.recording, *key)
+                functions[key] = list_function(self.recording, *key, self._part)
             self._functions[key] = functions[key]
         return self._functions[key]
 
@@ -298,11 +296,9 @@ class ListBundle(ProgramBundle):
 
     Attributes:
         leaf_names: The names of the leaves in each item of `columns`.
-        by_leaf: Whether the operations of its program run leaf by leaf.
     """
 
     leaf_names: list[list[str]]
-    by_leaf = False
 
     def columns(self) -> Iterable[list[list[Tensor]]]:
         """Return the lists of each call of the program; their size bounds temporary memory."""
@@ -316,18 +312,14 @@ class ListBundle(ProgramBundle):
         numbers, on_device = numbers_for(
             self._numbers, phase.common, self.device, self._on_host
         )
-        function = phase.function(self.device, on_device, self.by_leaf)
+        function = phase.function(self.device, on_device)
         prepared = function.prepare(numbers)
-        results = self.run_lists(phase, function.run, prepared)
+        results = []
+        for columns in self.columns():
+            results.append(function.run(prepared, columns))
         if phase.operation is None:
             return self.end(phase, results)
         return self.terms(phase, results)
-
-    def run_lists(
-        self, phase: ListPhase, run: RunLists, prepared: Sequence[Any]
-    ) -> list[list[Any]]:
-        """Return the results of a phase for each item of `columns`."""
-        return [run(prepared, columns) for columns in self.columns()]
 
     def hand_over(
         self, phase: ListPhase, results: list[list[Any]], start: int = 0

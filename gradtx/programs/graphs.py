@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import weakref
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
@@ -20,7 +21,6 @@ from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.forward import Transformation
 from gradtx.execution import pure as _pure
-from gradtx.execution.runs import Memory
 from gradtx.programs import trees as _trees
 from gradtx.programs.hyperparameters import ChainOf
 
@@ -141,21 +141,13 @@ class Plan:
                 self.applies,
                 COMPILERS.get(tensors[0].device.type),
             )
-        self.structure, self.known, self.program = structure, list(known), program
+        self.program = program
         indices = _trees.tree_of(structure, iter(range(len(tensors))))
         updates, state, params = map(_tree.named, indices)
+        # The indices of each result and of the tensor it replaces; a parameter without a gradient is kept.
         results = params if self.applies else updates
-        self.like = [*(i for i in results.values() if i is not None), *state.values()]
-        self.dtypes = [tensors[i].dtype for i in self.like]
-        if not self.applies:
-            given = [(params.get(n), i) for n, i in updates.items() if i is not None]
-            for n, pair in enumerate(given):
-                dtypes = [tensors[i].dtype for i in pair if i is not None]
-                # As of the result of a leaf, which rounds when it is added.
-                wide = functools.reduce(torch.promote_types, dtypes, torch.float32)
-                self.dtypes[n] = wide
-        by_update = {i: updates[name] for name, i in results.items()}
-        self.sources = [by_update.get(i, i) for i in self.like]
+        self.sources = [(updates.get(n), i) for n, i in results.items() if i is not None]
+        self.sources.extend((i, i) for i in state.values())
 
     def numbers(self, tensors: list[Tensor]) -> list[Any]:
         """Return the numbers of the chain with these tensors."""
@@ -177,12 +169,13 @@ class Plan:
                 self.make_program(trees, known)
         if needs_rules or self.program is None:
             return self.by_rules(numbers, trees, {**known, **self.unread})
-        # An error if a schedule holds a tensor, which may be learned.
-        self.program.resolved(self.numbers(numbers), tensors)
-        scalars = list(known.values())
-        if tensors[0].device.type in COMPILERS:
-            return torch.ops.gradtx.run(key, numbers, scalars, tensors)
-        return self.by_program(numbers, scalars, tensors)
+        values = self.program.resolved(self.numbers(numbers), tensors)
+        call = _trees.Call(self.tx, *trees, {**known, **self.unread})
+        new = self.program.results(call, tensors, values, known.values())
+        results = []
+        for source, i in self.sources:
+            results.append(tensors[i].clone() if source is None else new[source])
+        return results
 
     def by_rules(
         self, numbers: list[Tensor], trees: Trees, extras: dict[str, Any]
@@ -195,25 +188,6 @@ class Plan:
         if self.applies:
             updates = _pure.apply_updates(trees[2], updates)
         return _tree.tensors((updates, state))
-
-    def by_program(
-        self, numbers: list[Tensor], known: list[Tensor], tensors: list[Tensor]
-    ) -> list[Tensor]:
-        """Run the program."""
-        assert self.program is not None
-        updates, state, params = _trees.tree_of(self.structure, iter(tensors))
-        extras = {**dict(zip(self.known, known, strict=True)), **self.unread}
-        call = _trees.Call(self.tx, updates, state, params, extras)
-        values = self.program.resolved(self.numbers(numbers), tensors)
-        new = self.program.results(call, tensors, values, known)
-        memory = Memory()
-        memory.register(x for x in [*tensors, *known, *values] if isinstance(x, Tensor))
-        results = []
-        for i, source in zip(self.like, self.sources, strict=True):
-            # A parameter without a gradient is kept.
-            result = tensors[i] if source is None else new[source]
-            results.append(memory.unshared(result))
-        return results
 
 
 def _unread(*arguments: Any) -> Any:
@@ -233,7 +207,7 @@ def _examples(tree: Any) -> Any:
     return torch.zeros((), dtype=tree.dtype, device=tree.device).expand(shape)
 
 
-COMPILERS: dict[str, _trees.CompileLists] = {}  # by type of device
+COMPILERS: dict[str, _trees.CompileFlat] = {}  # by type of device
 _PLANS: dict[str, Plan] = {}
 _KEYS = itertools.count()
 
@@ -286,29 +260,27 @@ def _as_extra(name: str, value: Any) -> Any:
     return value
 
 
-def _run_program(
-    key: str, numbers: list[Tensor], known: list[Tensor], tensors: list[Tensor]
-) -> list[Tensor]:
-    plan = _PLANS[key]
-    results = plan.by_program(numbers, known, tensors)
-    for n, i in enumerate(plan.like):
-        if not (results[n].is_contiguous() and tensors[i].is_contiguous()):
-            like = torch.empty_like(tensors[i], dtype=results[n].dtype)
-            results[n] = like.copy_(results[n])
-    return results
+_PHASES: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
 
-def _results_like(
-    key: str, numbers: list[Tensor], known: list[Tensor], tensors: list[Tensor]
-) -> list[Tensor]:
-    plan = _PLANS[key]
-    of_results = zip(plan.like, plan.dtypes, strict=True)
-    return [torch.empty_like(tensors[i], dtype=dtype) for i, dtype in of_results]
+def add_phase(phase: Any) -> str:
+    """Return the name of a compiled phase in graphs."""
+    key = str(next(_KEYS))
+    _PHASES[key] = phase
+    return key
 
 
 _LIBRARY = torch.library.Library("gradtx", "FRAGMENT")
-_LIBRARY.define(
-    "run(str key, Tensor[] numbers, Tensor[] known, Tensor[] tensors) -> Tensor[]"
-)
-_LIBRARY.impl("run", _run_program, "CompositeExplicitAutograd")
-torch.library.register_fake("gradtx::run", _results_like, lib=_LIBRARY)
+_LIBRARY.define("run(str phase, Tensor[] numbers, Tensor[] leaves) -> Tensor[]")
+
+
+def _run_phase(key: str, numbers: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    return _PHASES[key](numbers, leaves)
+
+
+def _like_phase(key: str, numbers: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    return _PHASES[key].like(leaves)
+
+
+_LIBRARY.impl("run", _run_phase, "CompositeExplicitAutograd")
+torch.library.register_fake("gradtx::run", _like_phase, lib=_LIBRARY)

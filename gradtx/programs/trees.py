@@ -25,7 +25,7 @@ from gradtx.base.forward import Transformation
 from gradtx.base.plain import TYPES, is_plain
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import UNREAD
-from gradtx.execution.execute import Leaf, execute
+from gradtx.execution.execute import Leaf, LeafTerms, execute
 from gradtx.execution.pure import TreeRun, as_number, count_after
 from gradtx.execution.runs import LateTerm, Run, clock_at
 from gradtx.programs.bundle import (
@@ -37,19 +37,25 @@ from gradtx.programs.bundle import (
     is_on_accelerator,
 )
 from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.function import LeafFunction, Signature
+from gradtx.programs.function import LeafFunction, LeafResult, Signature
 from gradtx.programs.hyperparameters import ChainOf, Numbers
 from gradtx.programs.planner import ListPrograms
-from gradtx.programs.write_lists import RunLists
 from gradtx.state.layout import Layout
 from gradtx.state.nested import LEAF_STEPS, NestedState
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
 MOST_STRUCTURES, MOST_SHAPES = 32, 8
-WIDTH = 4  # flat leaves of each call of a compiled program
+# Flat leaves of an operator in a graph: compilers need time that is quadratic in the number of an operator's results.
+LEAVES_OF_A_CALL = 32
 SlotOf: TypeAlias = tuple[
     Path, str
 ]  # the path of a stage, and the name of a slot or a shared value there
+
+
+# Compiles programs for rows of flat leaves; returns the phases and rows of each, and the rows that have none.
+CompileFlat: TypeAlias = Callable[
+    [LeafFunction, list[Any]], tuple[list[tuple[list[Any], list[Any]]], list[Any]]
+]
 
 
 class UnsuitableError(Exception):
@@ -264,11 +270,10 @@ class TreeProgram:
         unread: list[str],
         on_host: bool = True,
         applies: bool = False,
-        compile_lists: CompileLists | None = None,
+        compile_flat: CompileFlat | None = None,
     ):
         _check_call(run, leaves, known, unread)
         self._applies = applies
-        self._compile_lists = compile_lists
         kind, (*of_results, of_params) = structure
         self._new = kind, of_results
         indices = iter(range(len(tensors)))
@@ -297,8 +302,13 @@ class TreeProgram:
         for (count, _), rows in self._by_kind(leaves, count_of, trees, tensors).items():
             signature = self._signature(run, rows[0], tensors, numbers, known, unread)
             function = LeafFunction(signature, ChainOf(tx, numbers.structure))
+            shared = [self._shared[place] for place in signature.shared]
+            if compile_flat is not None and rows[0].is_flat():
+                flat, rows = compile_flat(function, rows)
+                for phases, of_program in flat:
+                    self._bundles.append(_FlatBundle(of_program, phases, count, shared))
             programs = ListPrograms(function.record, on_host, None, {})
-            self._add_bundles(programs, rows, count, signature)
+            self._add_bundles(programs, rows, count, shared)
         if not self._bundles:
             raise UnsuitableError
         self._has_tree_run = self._needs_tree_run(run.block.clock_paths())
@@ -354,24 +364,15 @@ class TreeProgram:
         programs: ListPrograms,
         rows: list[_Row],
         count: int,
-        signature: Signature,
+        shared: list[int],
     ) -> None:
         """Create the bundles of leaves of one kind; leaves that cannot be recorded stay alone."""
-        shared = [self._shared[place] for place in signature.shared]
         arguments = [(row, row.tensors) for row in rows]
         for phases, of_program in programs.by_program(arguments):
             if isinstance(phases, str):
                 self._alone.update((row.leaf.name, row) for row in of_program)
             else:
-                compile_lists, rest = self._compile_lists, of_program
-                if compile_lists is not None:
-                    flat = [row for row in of_program if row.may_be_flat()]
-                    rest = [row for row in of_program if not row.may_be_flat()]
-                    if flat:
-                        bundle = _FlatBundle(flat, phases, count, shared, compile_lists)
-                        self._bundles.append(bundle)
-                if rest:
-                    self._bundles.append(_TreeBundle(rest, phases, count, shared))
+                self._bundles.append(_TreeBundle(of_program, phases, count, shared))
 
     def _signature(
         self,
@@ -607,10 +608,6 @@ class _Row(NamedTuple):
             for operation in leaf.operations
         )
 
-    def may_be_flat(self) -> bool:
-        """Whether a compiled program may process it as a vector; compilers specialize on 0 or 1 entries."""
-        return self.leaf.shape.numel() > 1 and self.is_flat()
-
     def is_flat(self) -> bool:
         """Whether only the number of entries matters."""
         return all(
@@ -628,12 +625,6 @@ class _Row(NamedTuple):
             forms.append((tensor.dtype, tensor.device, shape))
         has_param = self.leaf.param is not None
         return has_param, tuple(map(id, program)), tuple(self.slots), tuple(forms)
-
-
-# Creates a faster function for lists of flat leaves, from the function and examples of its arguments.
-CompileLists: TypeAlias = Callable[
-    [RunLists, Sequence[Tensor], Sequence[list[Tensor]]], RunLists
-]
 
 
 class _TreeBundle(ListBundle):
@@ -669,8 +660,8 @@ class _TreeBundle(ListBundle):
         *slots, updates = self._columns[leaf.param is not None :]
         self._written = [updates, *slots]  # in the order of the results
         self._chunks = self._chunks_of(rows)
-        names = [row.leaf.name for row in rows]
-        self.leaf_names = [names[chunk] for chunk in self._chunks]
+        self._names = [row.leaf.name for row in rows]
+        self.leaf_names = [self._names[chunk] for chunk in self._chunks]
 
     def _chunks_of(self, rows: list[_Row]) -> list[slice]:
         sizes = [max(map(Tensor.numel, row.tensors)) for row in rows]
@@ -693,49 +684,35 @@ class _TreeBundle(ListBundle):
 
 
 class _FlatBundle(_TreeBundle):
-    """Leaves that a compiled program processes `WIDTH` at a time; the last call repeats a leaf."""
-
-    by_leaf = True
-
-    def __init__(
-        self,
-        rows: list[_Row],
-        phases: list[ListPhase],
-        count: int,
-        shared: list[int],
-        compile_lists: CompileLists,
-    ):
-        super().__init__(rows, phases, count, shared)
-        self._compile_lists = compile_lists
-        self._compiled: dict[int, RunLists] = {}
+    """Elementwise leaves of any shapes, whose compiled program is an operator in the graph of a compiler."""
 
     def _chunks_of(self, rows: list[_Row]) -> list[slice]:
-        starts = range(0, len(rows), WIDTH)
-        return [slice(start, min(start + WIDTH, len(rows))) for start in starts]
+        starts = range(0, len(rows), LEAVES_OF_A_CALL)
+        return [slice(start, start + LEAVES_OF_A_CALL) for start in starts]
 
-    def run_lists(
-        self, phase: ListPhase, run: RunLists, prepared: Sequence[Any]
-    ) -> list[list[Any]]:
-        results = []
-        for columns in self.columns():
-            *_, like = columns
-            padding = WIDTH - len(like)
-            flat = []
-            for column in columns:
-                vectors = [x.reshape(-1) if x.ndim else x for x in column]
-                flat.append(vectors + vectors[-1:] * padding)
-            if id(phase) not in self._compiled:
-                self._compiled[id(phase)] = self._compile_lists(run, prepared, flat)
-            of_call = self._compiled[id(phase)](prepared, flat)
-            results.append([_shaped(values, like) for values in of_call])
-        return results
+    def process(self, phase: Any) -> Any:
+        numbers = []
+        for number in self._numbers:
+            numbers.append(self.as_tensor(number, torch.float64))
+        sums = LeafTerms()
+        for chunk, columns in zip(self._chunks, self.columns(), strict=True):
+            leaves = list(itertools.chain.from_iterable(zip(*columns, strict=True)))
+            results = iter(torch.ops.gradtx.run(phase.key, numbers, leaves))
+            for first, names in phase.calls(len(columns[0])):
+                of_call = {name: next(results) for name in names}
+                if phase.operation is None:
+                    self._end_call(of_call, chunk.start + first)
+                else:
+                    sums.append((self, of_call))
+        return None if phase.operation is None else sums
 
-
-def _shaped(values: Any, like: list[Tensor]) -> Any:
-    """Return the results for the first leaves with their shapes."""
-    if not differ_by_leaf(values):
-        return values
-    return [
-        value.view(leaf.shape) if value.ndim else value
-        for value, leaf in zip(values, like, strict=False)
-    ]
+    def _end_call(self, results: dict[Any, Tensor], first: int) -> None:
+        """Hand over the results of a call; `first` is the index of its first leaf."""
+        for name, value in results.items():
+            if isinstance(name, LeafResult):
+                i = self._written[name.column][first + int(name.leaf)]
+                self.results[i] = value
+            elif isinstance(name, LateTerm):
+                self.run.add_late(name, self._names[first + int(name.leaf)], value)
+            else:
+                self.share(name, value)

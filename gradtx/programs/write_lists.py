@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,9 +73,6 @@ NORMS = ((), (2,))  # the Euclidean one
 ON_TENSORS: dict[str, dict[str, Any]] = {"mul": {}, "div": {}, "add": {"alpha": 1}}
 
 
-RunLists: TypeAlias = Callable[[Sequence[Any], Sequence[list[Tensor]]], list[Any]]
-
-
 @dataclass(frozen=True)
 class ListFunction:
     """A recording as a function of lists.
@@ -89,7 +86,7 @@ class ListFunction:
     """
 
     prepare: Callable[[Sequence[Any]], tuple[Any, ...]]
-    run: RunLists
+    run: Callable[[tuple[Any, ...], Sequence[list[Tensor]]], list[Any]]
     source: str
     calls: int
 
@@ -99,7 +96,6 @@ def list_function(
     device: torch.device,
     on_device: Collection[int] = (),
     part: int | None = None,
-    by_leaf: bool = False,
 ) -> ListFunction:
     """Generate the function of a recording.
 
@@ -108,7 +104,6 @@ def list_function(
         device: The device of the leaves.
         on_device: The indices of the scalars that are 0-d tensors; the others are Python scalars.
         part: The index of the part between operations that owners compute; None for a recording without any.
-        by_leaf: Whether all operations run leaf by leaf, for compilers.
     """
     program = lower(
         recording,
@@ -117,15 +112,14 @@ def list_function(
         decides=not on_device,
         prefers_norms=batches.batches_on(device),
     )
-    return _Writer(program, device, by_leaf).function()
+    return _Writer(program, device).function()
 
 
 class _Writer(Text):
     """Generate one line for each operation on lists, in order."""
 
-    def __init__(self, program: Program, device: torch.device, by_leaf: bool):
+    def __init__(self, program: Program, device: torch.device):
         super().__init__(device)
-        self._by_leaf = by_leaf
         self._program = program
         self._nodes = program.nodes
         self._needs = program.needs
@@ -140,7 +134,7 @@ class _Writer(Text):
         self._operands: dict[Node, Node] = {}
         # For each operation that runs on batches of leaves, all operations of its batch.
         self._batches: dict[Node, list[Node]] = {}
-        if batches.batches_on(device) and not by_leaf:
+        if batches.batches_on(device):
             for batch in batches.batches_of(
                 self._nodes, self._runs_at_once, self._case_in_batch
             ):
@@ -254,7 +248,7 @@ class _Writer(Text):
 
     def _write(self, node: Node) -> None:
         self._calls += 1
-        if is_conversion(node) and not self._by_leaf:
+        if is_conversion(node):
             tensors, dtype = node.args[0], node.kwargs["dtype"]
             text = f"converted({self.text(tensors)}, {self.text(dtype)})"
             self._assign(node, text)
@@ -285,7 +279,7 @@ class _Writer(Text):
 
     def _foreach_call(self, node: Node) -> list[str] | None:
         """Return the operation on lists and its operands as text; None if torch has no in-place form of it."""
-        form = None if self._by_leaf else self._form(node)
+        form = self._form(node)
         if form is None:
             return None
         name, operands, options = form

@@ -32,7 +32,7 @@ from gradtx.optim.engine.hoist import (
 from gradtx.optim.engine.views import resized
 from gradtx.programs.bundle import Phase, phases_of
 from gradtx.programs.contract import following
-from gradtx.programs.function import LeafFunction
+from gradtx.programs.function import LeafFunction, LeafResult
 from gradtx.programs.record import check_traced
 from gradtx.programs.terms import parts_add_up, reads_sizes
 
@@ -90,6 +90,11 @@ def _arguments(
     return arguments
 
 
+def is_by_leaf(name: Any) -> bool:
+    """Whether each leaf has a result of this name."""
+    return isinstance(name, LateTerm | LeafResult)
+
+
 # Creates a callable from a traced graph and example arguments; see `Backend`.
 Compile: TypeAlias = Callable[[Any, Sequence[Any]], Callable[..., Any]]
 
@@ -106,6 +111,7 @@ class TracedPhase(Phase):
 
     Attributes:
         reads_only_memory: Whether the shapes of a leaf's tensors after its parameter do not matter, only their memory.
+        forms: The dtype and the number of dimensions of each result.
         runs_in_parts: Whether it may process a leaf in parts; see `gradtx.programs.terms`.
     """
 
@@ -164,6 +170,7 @@ class TracedPhase(Phase):
                 result = run(list(arguments))
             result.write()
             self.note(result)
+            self.forms = [(output.dtype, output.ndim) for output in result.outputs]
             return result.outputs
 
         self._graph: Any = self._tracer.graph(
@@ -196,14 +203,14 @@ class TracedPhase(Phase):
         leaves = _concatenated(self._leaves)
         if self._traced == len(leaves):
             return
-        are_by_leaf = [isinstance(name, LateTerm) for name in self.names]
+        are_by_leaf = list(map(is_by_leaf, self.names))
         self._graph = replicated(self._graph, self._leaves, are_by_leaf)
-        names = list(self.names)
-        late_terms = [name for name in names if isinstance(name, LateTerm)]
+        pairs = list(zip(self.names, self.forms, strict=True))
         for i in range(1, len(self._leaves)):
-            for name in late_terms:
-                names.append(name._replace(leaf=str(i)))
-        self.names = tuple(names)
+            for name, form in pairs:
+                if is_by_leaf(name):
+                    self.names = (*self.names, name._replace(leaf=str(i)))
+                    self.forms.append(form)
 
     def compile(self, compile: Compile) -> None:
         """Compile the graph as three functions.

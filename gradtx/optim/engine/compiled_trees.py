@@ -1,0 +1,159 @@
+"""Programs of flat leaves, compiled as operators for pure updates inside `torch.compile`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.messages import warn_user
+from gradtx.optim.engine import compiled
+from gradtx.optim.engine.family import first_entries, operations_of
+from gradtx.optim.engine.inductor import compile_with_inductor
+from gradtx.optim.engine.trace import TracedPhase, is_by_leaf
+from gradtx.optim.engine.views import resized
+from gradtx.programs import graphs
+from gradtx.programs.bundle import phases_of
+from gradtx.programs.function import LeafFunction
+
+
+class FlatPhase(TracedPhase):
+    """A phase for any number of flat leaves, in calls of `width`; the last call is padded.
+
+    Attributes:
+        key: Its name in graphs.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.key = graphs.add_phase(self)
+        self._width = len(self._leaves)
+        flag, *like = self._leaves[0]
+        self._per_leaf = len(like)
+        self._is_real = torch.ones((), dtype=flag.dtype)
+        self._padding = [torch.zeros((), dtype=flag.dtype)]
+        for tensor in like:
+            size = [5] * tensor.ndim
+            self._padding.append(torch.zeros(size, dtype=tensor.dtype))
+
+    def calls(self, leaves: int) -> Iterator[tuple[int, list[Any]]]:
+        """Yield the index of the first leaf of each call, and the names of its results."""
+        for first in range(0, leaves, self._width):
+            names = []
+            for name in self.names:
+                if not is_by_leaf(name) or first + int(name.leaf) < leaves:
+                    names.append(name)
+            yield first, names
+
+    def arguments(self, leaves: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """Yield the arguments of each call."""
+        step = self._per_leaf
+        call: list[Tensor] = []
+        for start in range(0, len(leaves), step):
+            call.append(self._is_real)
+            call.extend([x.reshape(-1) if x.ndim else x for x in leaves[start : start + step]])
+            if len(call) == self._width * (step + 1):
+                yield call
+                call = []
+        if call:
+            yield call + self._padding * (self._width - len(call) // (step + 1))
+
+    def accepts(self, leaves: Sequence[Tensor]) -> bool:
+        """Whether the sizes of these tensors satisfy the assumptions made while tracing and compiling."""
+        return all(map(self.fits, self.arguments(leaves)))
+
+    def __call__(
+        self, numbers: Sequence[Tensor], leaves: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Run the kernel."""
+        prepared = self.prepare(numbers, leaves[0].device, True)
+        calls = self.calls(len(leaves) // self._per_leaf)
+        results = []
+        for (first, names), arguments in zip(calls, self.arguments(leaves), strict=True):
+            values = dict(zip(self.names, self.call(prepared, arguments), strict=True))
+            for name in names:
+                value = values[name]
+                if value.ndim:
+                    results.append(value.view(self._of(first, name, leaves).shape))
+                else:
+                    results.append(value.clone())  # it may be an argument
+        return results
+
+    def like(self, leaves: Sequence[Tensor]) -> list[Tensor]:
+        """Return stand-ins for the results."""
+        forms = dict(zip(self.names, self.forms, strict=True))
+        results = []
+        for first, names in self.calls(len(leaves) // self._per_leaf):
+            for name in names:
+                dtype, dims = forms[name]
+                shape = self._of(first, name, leaves).shape if dims else ()
+                results.append(leaves[0].new_empty(shape, dtype=dtype))
+        return results
+
+    def _of(self, first: int, name: Any, leaves: Sequence[Tensor]) -> Tensor:
+        """Return the gradient of the leaf of a result."""
+        return leaves[(first + int(name.leaf) + 1) * self._per_leaf - 1]
+
+
+def compile_flat(
+    function: LeafFunction, rows: list[Any]
+) -> tuple[list[tuple[list[FlatPhase], list[Any]]], list[Any]]:
+    """Compile programs for rows of flat leaves; return the phases and rows of each, and the rows that have none."""
+    flat: dict[bool, list[Any]] = {}
+    rest = []
+    reads_shape: dict[torch.Size, bool] = {}
+    for row in rows:
+        shape = row.leaf.shape
+        if shape not in reads_shape:
+            reads_shape[shape] = not shape.numel() or _reads_shape(function, row)
+        if reads_shape[shape] or not all(x.is_contiguous() for x in row.tensors):
+            rest.append(row)
+        else:
+            flat.setdefault(shape.numel() >= compiled.LARGE, []).append(row)
+    programs = []
+    for is_large, of_size in flat.items():
+        phases = _compiled(function, of_size, is_large)
+        if phases:
+            programs.append((phases, of_size))
+        else:
+            rest.extend(of_size)
+    return programs, rest
+
+
+def _reads_shape(function: LeafFunction, row: Any) -> bool:
+    """Whether the program of a leaf depends on its shape beyond the number of entries."""
+    if row.leaf.shape == row.leaf.shape[:1]:
+        return not row.leaf.shape  # 0-d slots cannot be told from those with its shape
+    flat = first_entries(row.tensors, row.leaf.shape.numel())
+    recorded = operations_of(function.record(row.tensors))
+    return operations_of(function.record(flat)) != recorded
+
+
+def _compiled(
+    function: LeafFunction, rows: list[Any], is_large: bool
+) -> list[FlatPhase]:
+    """Return the compiled phases; none if they cannot be compiled."""
+    width = compiled.WIDTH
+    function = function.signed(width=width, padded=True)
+    length = 4 * compiled.LARGE if is_large else 64  # as for optimizers
+    examples = []
+    for i in range(width):
+        examples.append(torch.ones((), dtype=torch.bool))
+        examples.extend(resized(x, length + i) for x in rows[0].tensors)
+    make_phase = functools.partial(FlatPhase, width=width, flat=True)
+    options = {} if is_large else {"cpp.threads": 1}
+    try:
+        with compiled.COMPILING:
+            common = function.signature.shared_arguments()
+            phases = phases_of(function, common, examples, make_phase)
+            for phase in phases:
+                phase.compile(lambda graph, args: compile_with_inductor(graph, args, options))
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        warn_user(f"updates in torch.compile are not compiled ...: {reason}", RuntimeWarning)
+        return []
+    leaves = [x for row in rows for x in row.tensors]
+    return phases if all(phase.accepts(leaves) for phase in phases) else []
