@@ -195,7 +195,7 @@ def _unread(*arguments: Any) -> Any:
 
 
 def _examples(tree: Any) -> Any:
-    """Return a tree with zeros that take no memory in place of stand-ins; its containers are Python's, not of fx."""
+    """Return a tree with other tensors in place of stand-ins; its containers are Python's, not of fx."""
     if isinstance(tree, dict):
         return {name: _examples(item) for name, item in tree.items()}
     if isinstance(tree, tuple | list):
@@ -203,8 +203,10 @@ def _examples(tree: Any) -> Any:
         return tuple(items) if isinstance(tree, tuple) else list(items)
     if tree is None:
         return None
-    shape = [int(size) for size in tree.shape]
-    return torch.zeros((), dtype=tree.dtype, device=tree.device).expand(shape)
+    if tree.ndim:  # memory that is never touched
+        form = list(map(int, tree.shape)), list(map(int, tree.stride()))
+        return torch.empty_strided(*form, dtype=tree.dtype, device=tree.device)
+    return torch.zeros((), dtype=tree.dtype, device=tree.device)
 
 
 COMPILERS: dict[str, _trees.CompileFlat] = {}  # by type of device

@@ -691,9 +691,7 @@ class _FlatBundle(_TreeBundle):
         return [slice(start, start + LEAVES_OF_A_CALL) for start in starts]
 
     def process(self, phase: Any) -> Any:
-        numbers = []
-        for number in self._numbers:
-            numbers.append(self.as_tensor(number, torch.float64))
+        numbers = phase.set_numbers(self._numbers)
         sums = LeafTerms()
         for chunk, columns in zip(self._chunks, self.columns(), strict=True):
             leaves = list(itertools.chain.from_iterable(zip(*columns, strict=True)))

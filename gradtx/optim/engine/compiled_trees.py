@@ -39,6 +39,11 @@ class FlatPhase(TracedPhase):
             size = [5] * tensor.ndim
             self._padding.append(torch.zeros(size, dtype=tensor.dtype))
 
+    def set_numbers(self, numbers: Sequence[Any]) -> list[Tensor]:
+        """Keep the scalars that are constants of the graph, and return the others, which are its arguments."""
+        self._known = [None if isinstance(x, Tensor) else x for x in numbers]
+        return [x for x in numbers if isinstance(x, Tensor)]
+
     def calls(self, leaves: int) -> Iterator[tuple[int, list[Any]]]:
         """Yield the index of the first leaf of each call, and the names of its results."""
         for first in range(0, leaves, self._width):
@@ -69,6 +74,8 @@ class FlatPhase(TracedPhase):
         self, numbers: Sequence[Tensor], leaves: Sequence[Tensor]
     ) -> list[Tensor]:
         """Run the kernel."""
+        given = iter(numbers)
+        numbers = [next(given) if x is None else x for x in self._known]
         prepared = self.prepare(numbers, leaves[0].device, True)
         calls = self.calls(len(leaves) // self._per_leaf)
         results = []
