@@ -112,7 +112,6 @@ def _narrow_programs(monkeypatch):
     Programs in processes that tests start are for as many leaves as those of users.
     """
     monkeypatch.setattr(compiled, "WIDTH", 2)
-    monkeypatch.setattr(_list_trees, "WIDTH", 2)
 
 
 @pytest.fixture

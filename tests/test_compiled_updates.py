@@ -239,13 +239,11 @@ def test_no_output_shares_memory_with_an_input(by_list, monkeypatch):
     assert_own_memory(compiled(tx.update)(params, state, params), params, state)
 
 
-def test_without_a_compiler_of_the_machine_updates_are_slow_but_equal(monkeypatch):
+def test_where_kernels_cannot_be_compiled_the_graph_has_operations_on_lists(monkeypatch):
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: 1 / 0)
     tx, params = gradtx.adamw(0.1), drawn(0)
     at = drawn(1), tx.init(params), params
-    with pytest.warns(RuntimeWarning, match="run leaf by leaf: ZeroDivisionError"):
-        found = compiled(tx.update)(*at)
-    assert_close(found, tx.update(*at), rtol=1e-11)
+    assert_close(compiled(tx.update)(*at), tx.update(*at), rtol=1e-11)
 
 
 def test_errors_keep_the_text_of_the_library():

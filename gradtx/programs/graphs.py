@@ -8,7 +8,6 @@ transforms it calls the rules themselves.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import weakref
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.forward import Transformation
 from gradtx.execution import pure as _pure
+from gradtx.execution.runs import Memory
 from gradtx.programs import trees as _trees
 from gradtx.programs.hyperparameters import ChainOf
 
@@ -144,9 +144,11 @@ class Plan:
         self.program = program
         indices = _trees.tree_of(structure, iter(range(len(tensors))))
         updates, state, params = map(_tree.named, indices)
-        # The indices of each result and of the tensor it replaces; a parameter without a gradient is kept.
+        # The indices of each result and of the tensor it replaces.
         results = params if self.applies else updates
-        self.sources = [(updates.get(n), i) for n, i in results.items() if i is not None]
+        self.sources = [
+            (updates.get(n), i) for n, i in results.items() if i is not None
+        ]
         self.sources.extend((i, i) for i in state.values())
 
     def numbers(self, tensors: list[Tensor]) -> list[Any]:
@@ -172,9 +174,13 @@ class Plan:
         values = self.program.resolved(self.numbers(numbers), tensors)
         call = _trees.Call(self.tx, *trees, {**known, **self.unread})
         new = self.program.results(call, tensors, values, known.values())
+        memory = Memory()
+        memory.register([*tensors, *known.values()])
         results = []
         for source, i in self.sources:
-            results.append(tensors[i].clone() if source is None else new[source])
+            # A parameter without a gradient is kept.
+            result = tensors[i] if source is None else new[source]
+            results.append(memory.unshared(result))
         return results
 
     def by_rules(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
@@ -696,7 +696,7 @@ class _FlatBundle(_TreeBundle):
         for chunk, columns in zip(self._chunks, self.columns(), strict=True):
             leaves = list(itertools.chain.from_iterable(zip(*columns, strict=True)))
             results = iter(torch.ops.gradtx.run(phase.key, numbers, leaves))
-            for first, names in phase.calls(len(columns[0])):
+            for first, names in phase.calls(leaves):
                 of_call = {name: next(results) for name in names}
                 if phase.operation is None:
                     self._end_call(of_call, chunk.start + first)

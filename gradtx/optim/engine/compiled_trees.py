@@ -9,11 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.base.messages import warn_user
 from gradtx.optim.engine import compiled
 from gradtx.optim.engine.family import first_entries, operations_of
 from gradtx.optim.engine.inductor import compile_with_inductor
-from gradtx.optim.engine.trace import TracedPhase, is_by_leaf
+from gradtx.optim.engine.trace import Compile, TracedPhase, is_by_leaf
 from gradtx.optim.engine.views import resized
 from gradtx.programs import graphs
 from gradtx.programs.bundle import phases_of
@@ -33,6 +32,7 @@ class FlatPhase(TracedPhase):
         self._width = len(self._leaves)
         flag, *like = self._leaves[0]
         self._per_leaf = len(like)
+        self._vectors = [i for i, tensor in enumerate(like) if tensor.ndim]
         self._is_real = torch.ones((), dtype=flag.dtype)
         self._padding = [torch.zeros((), dtype=flag.dtype)]
         for tensor in like:
@@ -44,31 +44,46 @@ class FlatPhase(TracedPhase):
         self._known = [None if isinstance(x, Tensor) else x for x in numbers]
         return [x for x in numbers if isinstance(x, Tensor)]
 
-    def calls(self, leaves: int) -> Iterator[tuple[int, list[Any]]]:
+    def compile(self, compile: Compile) -> None:
+        super().compile(compile)
+        # The index of the gradient of each result's leaf in a call, which has its shape.
+        self._like: list[int] = []
+        for name in self.names:
+            leaf = int(name.leaf) if is_by_leaf(name) else 0
+            self._like.append(leaf * self._per_leaf + self._per_leaf - 1)
+
+    def calls(self, leaves: Sequence[Tensor]) -> Iterator[tuple[int, list[Any]]]:
         """Yield the index of the first leaf of each call, and the names of its results."""
-        for first in range(0, leaves, self._width):
+        for start in range(0, len(leaves), self._width * self._per_leaf):
             names = []
-            for name in self.names:
-                if not is_by_leaf(name) or first + int(name.leaf) < leaves:
+            for name, at in zip(self.names, self._like, strict=True):
+                if start + at < len(leaves):  # the others are padding
                     names.append(name)
-            yield first, names
+            yield start // self._per_leaf, names
 
     def arguments(self, leaves: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """Yield the arguments of each call."""
         step = self._per_leaf
+        full = self._width * (step + 1)
         call: list[Tensor] = []
         for start in range(0, len(leaves), step):
-            call.append(self._is_real)
-            call.extend([x.reshape(-1) if x.ndim else x for x in leaves[start : start + step]])
-            if len(call) == self._width * (step + 1):
+            leaf = list(leaves[start : start + step])
+            for i in self._vectors:
+                leaf[i] = leaf[i].reshape(-1)
+            call += self._is_real, *leaf
+            if len(call) == full:
                 yield call
                 call = []
         if call:
-            yield call + self._padding * (self._width - len(call) // (step + 1))
+            yield call + self._padding * ((full - len(call)) // (step + 1))
 
     def accepts(self, leaves: Sequence[Tensor]) -> bool:
         """Whether the sizes of these tensors satisfy the assumptions made while tracing and compiling."""
-        return all(map(self.fits, self.arguments(leaves)))
+        if not all(map(self.fits, self.arguments(leaves))):
+            return False
+        if self.reads_only_memory:  # the sizes of the first vector
+            del self._vectors[1:]
+        return True
 
     def __call__(
         self, numbers: Sequence[Tensor], leaves: Sequence[Tensor]
@@ -77,32 +92,28 @@ class FlatPhase(TracedPhase):
         given = iter(numbers)
         numbers = [next(given) if x is None else x for x in self._known]
         prepared = self.prepare(numbers, leaves[0].device, True)
-        calls = self.calls(len(leaves) // self._per_leaf)
         results = []
-        for (first, names), arguments in zip(calls, self.arguments(leaves), strict=True):
-            values = dict(zip(self.names, self.call(prepared, arguments), strict=True))
-            for name in names:
-                value = values[name]
-                if value.ndim:
-                    results.append(value.view(self._of(first, name, leaves).shape))
-                else:
-                    results.append(value.clone())  # it may be an argument
+        start = 0
+        for arguments in self.arguments(leaves):
+            for at, value in zip(
+                self._like, self.call(prepared, arguments), strict=True
+            ):
+                if start + at < len(leaves):
+                    # A scalar may be an argument. `view` takes three times as long.
+                    like = leaves[start + at]
+                    results.append(value.view_as(like) if value.ndim else value.clone())
+            start += self._width * self._per_leaf
         return results
 
     def like(self, leaves: Sequence[Tensor]) -> list[Tensor]:
         """Return stand-ins for the results."""
-        forms = dict(zip(self.names, self.forms, strict=True))
         results = []
-        for first, names in self.calls(len(leaves) // self._per_leaf):
-            for name in names:
-                dtype, dims = forms[name]
-                shape = self._of(first, name, leaves).shape if dims else ()
-                results.append(leaves[0].new_empty(shape, dtype=dtype))
+        for start in range(0, len(leaves), self._width * self._per_leaf):
+            for at, (dtype, dims) in zip(self._like, self.forms, strict=True):
+                if start + at < len(leaves):
+                    shape = leaves[start + at].shape if dims else ()
+                    results.append(leaves[0].new_empty(shape, dtype=dtype))
         return results
-
-    def _of(self, first: int, name: Any, leaves: Sequence[Tensor]) -> Tensor:
-        """Return the gradient of the leaf of a result."""
-        return leaves[(first + int(name.leaf) + 1) * self._per_leaf - 1]
 
 
 def compile_flat(
@@ -157,10 +168,10 @@ def _compiled(
             common = function.signature.shared_arguments()
             phases = phases_of(function, common, examples, make_phase)
             for phase in phases:
-                phase.compile(lambda graph, args: compile_with_inductor(graph, args, options))
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        warn_user(f"updates in torch.compile are not compiled ...: {reason}", RuntimeWarning)
-        return []
+                phase.compile(
+                    lambda graph, args: compile_with_inductor(graph, args, options)
+                )
+    except Exception:
+        return []  # then the graph has their operations on lists
     leaves = [x for row in rows for x in row.tensors]
     return phases if all(phase.accepts(leaves) for phase in phases) else []
