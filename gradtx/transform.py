@@ -61,9 +61,9 @@ class GradientTransformation:
         check_plain(update)
         self._set(_functions=Functions(init, update))
 
-    _is_traced = (
-        False  # whether dynamo traced its construction, so that it has no values
-    )
+    # Whether dynamo traced its construction, so that it has no values.
+    _is_traced: bool = False
+    _plans: tuple[Any, ...] = ()  # of updates in graphs of compilers
 
     def _set(self, **attributes: Any) -> None:
         if torch.compiler.is_dynamo_compiling():
@@ -145,7 +145,7 @@ class GradientTransformation:
     ) -> tuple[Any, dict[str, Any]]:
         """Return new `(params, state)`."""
         if torch.compiler.is_dynamo_compiling():
-            result = _graphs.update(self, (updates, state, params), extras, True)
+            result = _graphs.update(self, updates, state, params, extras, True)
             if result is not None:
                 return result
         updates, state = self.update(updates, state, params, **extras)
@@ -155,7 +155,7 @@ class GradientTransformation:
         self, updates: Any, state: dict[str, Any], params: Any, extras: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         if torch.compiler.is_dynamo_compiling():
-            result = _graphs.update(self, (updates, state, params), extras)
+            result = _graphs.update(self, updates, state, params, extras)
         else:
             result = _list_trees.update(self, updates, state, params, extras)
         return (

@@ -1,17 +1,15 @@
 """Pure updates inside a function that `torch.compile` traces: one node of its graph for all leaves.
 
-Dynamo does not read the library leaf by leaf: `_run` becomes a node with trees of tensors as arguments, through which
-AOTAutograd sees. It calls the operator `gradtx::run`, which runs the recorded program of the chain; for derivatives and
-transforms it calls the rules themselves.
+Dynamo does not read the library leaf by leaf: `_run` becomes a node with tensors as arguments, through which AOTAutograd
+sees. It runs the program of the chain, whose kernels for flat leaves are the operator `gradtx::run`; for derivatives and
+transforms it runs the rules themselves.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import weakref
-from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,81 +22,74 @@ from gradtx.execution.runs import Memory
 from gradtx.programs import trees as _trees
 from gradtx.programs.hyperparameters import ChainOf
 
-Trees: TypeAlias = tuple[Any, Any, Any]  # updates, state, params
-
+COMPILERS: dict[str, _trees.CompileFlat] = {}  # by type of device
+_KEYS = itertools.count()
 
 # Dynamo traces these functions.
 
 
 def update(
-    tx: Transformation, trees: Trees, extras: dict[str, Any], applies: bool = False
+    tx: Transformation,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extras: dict[str, Any],
+    applies: bool = False,
 ) -> Any:
-    """Return new `(updates, state)`, or with `applies` new `(params, state)`; None if it must be traced instead."""
+    """Return new `(updates, state)`, or with `applies` new `(params, state)`; None if dynamo must trace the rules."""
     known = {}
     for name, value in extras.items():
-        if isinstance(value, float):  # to dynamo a symbol, which no node takes
+        if isinstance(value, float | Tensor):
             known[name] = _pure.as_number(name, value)
-        elif isinstance(value, Tensor) or _has_usual_containers(value):
-            known[name] = value
-    # Dynamo has no values of a chain that the compiled function makes.
-    if tx._is_traced or not _has_usual_containers(trees):
-        return None
     unread = tuple([name for name in extras if name not in known])
-    key = _key_of(unread, applies, tx)
-    numbers = [value for value in tx._numbers.values if isinstance(value, Tensor)]
-    results = _run(key, numbers, trees, known)
-    if not _suits(key):
+    tensors: list[Tensor] = []
+    structure = _structure_of((updates, state, params), tensors)
+    # Dynamo has no values of a chain that the compiled function makes.
+    if structure is None or tx._is_traced:
         return None
-    updates, state, params = trees
-    return _filled((params if applies else updates, state), iter(results))
+    key = _key_of(tx, structure, unread, applies)
+    numbers = [value for value in tx._numbers.values if isinstance(value, Tensor)]
+    results = _run(key, numbers, tensors, known)
+    if not results:
+        return None
+    kind, (of_updates, of_state, of_params) = structure
+    new = kind, (of_params if applies else of_updates, of_state)
+    return _trees.tree_of(new, iter(results))
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
     """Return new parameters; None if they are trees that no node takes."""
-    if not _has_usual_containers((params, updates)):
+    structure = _structure_of((params, updates), [])
+    if structure is None:
         return None
     _allow()
-    return _filled(params, iter(_applied(params, updates)))
+    return _trees.tree_of(structure[1][0], iter(_applied(params, updates)))
 
 
-def _has_usual_containers(tree: Any) -> bool:
-    kind = type(tree)
-    if kind is dict:
-        tree = tree.values()
-    elif kind is not tuple and kind is not list:
-        return False
-    for item in tree:
-        if isinstance(item, Tensor) or item is None or _has_usual_containers(item):
-            continue
-        return False
-    return True
-
-
-def _filled(tree: Any, tensors: Iterator[Tensor]) -> Any:
-    """Return a tree with other tensors."""
-    values = tree.values() if type(tree) is dict else tree
-    new = []
-    for item in values:
-        if isinstance(item, Tensor):
-            new.append(next(tensors))
-        else:
-            new.append(None if item is None else _filled(item, tensors))
-    if type(tree) is dict:
-        return dict(zip(tree, new, strict=True))
-    return tuple(new) if type(tree) is tuple else new
+def _structure_of(trees: Any, tensors: list[Tensor]) -> Any:
+    try:
+        return _trees.structure_of(trees, tensors)
+    except _trees.UnsuitableError:
+        return None
 
 
 # Dynamo calls these functions.
 
 
+def _unread(*arguments: Any) -> Any:
+    raise AssertionError("a rule calls an extra that its program does not read")
+
+
 class Plan:
     """The updates at one place in a graph.
 
-    Attributes:
+    Args:
         tx: The transformation.
-        tensors: The tensors among its numbers, in the order in which they are passed.
+        structure: The structure of updates, state and parameters.
         unread: The names of extras that no rule reads.
         applies: Whether it returns new parameters instead of updates.
+
+    Attributes:
         suits: Whether the graph may have a node; None before the first call.
         program: The program; None if none can run it.
     """
@@ -109,115 +100,105 @@ class Plan:
     def __init__(
         self,
         tx: Transformation,
+        structure: Any,
         unread: tuple[str, ...],
         applies: bool,
     ):
-        self.tx = tx
-        values = _trees.numbers_of(tx).values
-        self.tensors = [id(value) for value in values if isinstance(value, Tensor)]
-        self.unread = dict.fromkeys(unread, _unread)
-        self.applies = applies
+        self._tx = weakref.ref(tx)  # which owns the plan
+        self._structure = structure
+        self._unread = dict.fromkeys(unread, _unread)
+        self._applies = applies
 
-    def make_program(self, trees: Trees, known: dict[str, Any]) -> None:
-        """Record the program, with other tensors in place of stand-ins."""
-        with _torch.without_modes():
-            examples = updates, state, params = _examples(trees)
-            tensors: list[Tensor] = []
-            structure = _trees.structure_of(examples, tensors)
-            extras = {**_examples(known), **self.unread}
-            run, leaves = _pure.begin(self.tx, updates, state, params, extras)
-            if run.has_lag(leaves):
-                raise _trees.UnsuitableError
-            program = _trees.TreeProgram(
-                self.tx,
-                run,
-                leaves,
-                structure,
-                tensors,
-                (),
-                known,
-                list(self.unread),
-                False,
-                self.applies,
-                COMPILERS.get(tensors[0].device.type),
-            )
-        self.program = program
-        indices = _trees.tree_of(structure, iter(range(len(tensors))))
-        updates, state, params = map(_tree.named, indices)
-        # The indices of each result and of the tensor it replaces.
-        results = params if self.applies else updates
-        self.sources = [
-            (updates.get(n), i) for n, i in results.items() if i is not None
-        ]
-        self.sources.extend((i, i) for i in state.values())
-
-    def numbers(self, tensors: list[Tensor]) -> list[Any]:
-        """Return the numbers of the chain with these tensors."""
-        given = dict(zip(self.tensors, tensors, strict=True))
-        return [given.get(id(x), x) for x in _trees.numbers_of(self.tx).values]
-
-    def results(
-        self, key: str, numbers: list[Tensor], trees: Trees, known: dict[str, Any]
+    def run(
+        self, numbers: list[Tensor], tensors: list[Tensor], known: dict[str, Tensor]
     ) -> list[Tensor]:
         """Return the tensors of the results, by the program or by the rules."""
-        tensors = _tree.tensors(trees)
+        tx, extras = self._tx(), {**known, **self._unread}
+        trees = _trees.tree_of(self._structure, iter(tensors))
         needs_rules = (
             _torch.inside_transform()
             or _torch.forward_mode_active()
-            or _trees.records_gradients([*tensors, *_tree.tensors(known)], numbers)
+            or _trees.records_gradients([*tensors, *known.values()], numbers)
         )
+        of_tx = _trees.numbers_of(tx)
+        given = iter(numbers)
+        values = [next(given) if isinstance(x, Tensor) else x for x in of_tx.values]
         if self.suits is None and not needs_rules:
-            with contextlib.suppress(Exception):  # a user's rule may raise any error
-                self.make_program(trees, known)
+            self.program = self._program(tx, tensors, known)
         if needs_rules or self.program is None:
-            return self.by_rules(numbers, trees, {**known, **self.unread})
-        values = self.program.resolved(self.numbers(numbers), tensors)
-        call = _trees.Call(self.tx, *trees, {**known, **self.unread})
+            chain = ChainOf(tx, of_tx.structure)(values)
+            updates, state = _pure.update(chain, *trees, extras)
+            if self._applies:
+                updates = _pure.apply_updates(trees[2], updates)
+            if _tree.named(state).keys() != _tree.named(trees[1]).keys():
+                raise _trees.UnsuitableError
+            return _tree.tensors((updates, state))
+        call = _trees.Call(tx, *trees, extras)
+        values = self.program.resolved(values, tensors)
         new = self.program.results(call, tensors, values, known.values())
         memory = Memory()
         memory.register([*tensors, *known.values()])
         results = []
-        for source, i in self.sources:
+        for source, i in self._sources:
             # A parameter without a gradient is kept.
             result = tensors[i] if source is None else new[source]
             results.append(memory.unshared(result))
         return results
 
-    def by_rules(
-        self, numbers: list[Tensor], trees: Trees, extras: dict[str, Any]
-    ) -> list[Tensor]:
-        """Run the rules, leaf by leaf."""
-        chain = ChainOf(self.tx, _trees.numbers_of(self.tx).structure)
-        updates, state = _pure.update(chain(self.numbers(numbers)), *trees, extras)
-        if _tree.named(state).keys() != _tree.named(trees[1]).keys():
-            raise _trees.UnsuitableError
-        if self.applies:
-            updates = _pure.apply_updates(trees[2], updates)
-        return _tree.tensors((updates, state))
+    def _program(
+        self, tx: Transformation, tensors: list[Tensor], known: dict[str, Tensor]
+    ) -> _trees.TreeProgram | None:
+        """Return the program, recorded with other tensors in place of stand-ins; None if there is none."""
+        try:
+            with _torch.without_modes():
+                tensors = list(map(_example, tensors))
+                known = {name: _example(value) for name, value in known.items()}
+                trees = _trees.tree_of(self._structure, iter(tensors))
+                run, leaves = _pure.begin(tx, *trees, {**known, **self._unread})
+                program = _trees.TreeProgram(
+                    tx,
+                    run,
+                    leaves,
+                    self._structure,
+                    tensors,
+                    (),
+                    known,
+                    list(self._unread),
+                    False,
+                    self._applies,
+                    COMPILERS.get(tensors[0].device.type),
+                )
+        except Exception:  # a user's rule may raise any error
+            return None
+        if run.has_lag(leaves):
+            return None
+        indices = _trees.tree_of(self._structure, iter(range(len(tensors))))
+        updates, state, params = map(_tree.named, indices)
+        results = params if self._applies else updates
+        # The indices of each result and of the tensor it replaces.
+        self._sources = [
+            (updates.get(name), i) for name, i in results.items() if i is not None
+        ]
+        self._sources.extend((i, i) for i in state.values())
+        return program
 
 
-def _unread(*arguments: Any) -> Any:
-    raise AssertionError("a rule calls an extra that its program does not read")
+def _example(tensor: Tensor) -> Tensor:
+    if tensor.ndim:  # memory that is never touched
+        form = list(map(int, tensor.shape)), list(map(int, tensor.stride()))
+        return torch.empty_strided(*form, dtype=tensor.dtype, device=tensor.device)
+    return torch.zeros((), dtype=tensor.dtype, device=tensor.device)
 
 
-def _examples(tree: Any) -> Any:
-    """Return a tree with other tensors in place of stand-ins; its containers are Python's, not of fx."""
-    if isinstance(tree, dict):
-        return {name: _examples(item) for name, item in tree.items()}
-    if isinstance(tree, tuple | list):
-        items = map(_examples, tree)
-        return tuple(items) if isinstance(tree, tuple) else list(items)
-    if tree is None:
-        return None
-    if tree.ndim:  # memory that is never touched
-        form = list(map(int, tree.shape)), list(map(int, tree.stride()))
-        return torch.empty_strided(*form, dtype=tree.dtype, device=tree.device)
-    return torch.zeros((), dtype=tree.dtype, device=tree.device)
+# Plans and compiled phases by their keys in graphs.
+_NAMED: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
 
 
-COMPILERS: dict[str, _trees.CompileFlat] = {}  # by type of device
-_PLANS: dict[str, Plan] = {}
-_KEYS = itertools.count()
+def key_for(value: Any) -> str:
+    """Return the key of a plan or a compiled phase in graphs, which do not keep it alive."""
+    key = str(next(_KEYS))
+    _NAMED[key] = value
+    return key
 
 
 @_torch.assume_constant
@@ -227,16 +208,14 @@ def _allow() -> None:
 
 
 @_torch.assume_constant
-def _key_of(unread: tuple[str, ...], applies: bool, tx: Transformation) -> str:
+def _key_of(
+    tx: Transformation, structure: Any, unread: tuple[str, ...], applies: bool
+) -> str:
     _allow()
-    key = str(next(_KEYS))
-    _PLANS[key] = Plan(tx, unread, applies)
-    return key
-
-
-@_torch.assume_constant
-def _suits(key: str) -> bool:
-    return bool(_PLANS[key].suits)
+    plan = Plan(tx, structure, unread, applies)
+    tx._set(_plans=(*tx._plans, plan))
+    _trees.numbers_of(tx)  # dynamo reads them
+    return key_for(plan)
 
 
 def _applied(params: Any, updates: Any) -> list[Tensor]:
@@ -244,38 +223,20 @@ def _applied(params: Any, updates: Any) -> list[Tensor]:
 
 
 def _run(
-    key: str, numbers: list[Tensor], trees: Trees, known: dict[str, Any]
+    key: str, numbers: list[Tensor], tensors: list[Tensor], known: dict[str, Tensor]
 ) -> list[Tensor]:
     """Return the tensors of the results; nothing if dynamo has to trace the update itself."""
-    plan = _PLANS[key]
-    known = {name: _as_extra(name, value) for name, value in known.items()}
-    if plan.suits is None:
+    plan: Plan = _NAMED[key]
+    results = []
+    if plan.suits is not False:
         try:
-            results = plan.results(key, numbers, trees, known)
-        except (TypeError, ValueError):
-            raise  # of an invalid call
+            results = plan.run(numbers, tensors, known)
         except Exception:
-            plan.suits = False  # what dynamo traces itself may read any tensor
-        else:
-            plan.suits = True
-            return results
-    return plan.results(key, numbers, trees, known) if plan.suits else []
-
-
-def _as_extra(name: str, value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return _pure.as_number(name, value)
-    return value
-
-
-_PHASES: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-
-
-def add_phase(phase: Any) -> str:
-    """Return the name of a compiled phase in graphs."""
-    key = str(next(_KEYS))
-    _PHASES[key] = phase
-    return key
+            if plan.suits:
+                raise
+    if plan.suits is None:  # what dynamo traces itself may read any tensor, or raises
+        plan.suits = bool(results)
+    return results
 
 
 _LIBRARY = torch.library.Library("gradtx", "FRAGMENT")
@@ -283,11 +244,11 @@ _LIBRARY.define("run(str phase, Tensor[] numbers, Tensor[] leaves) -> Tensor[]")
 
 
 def _run_phase(key: str, numbers: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
-    return _PHASES[key](numbers, leaves)
+    return _NAMED[key](numbers, leaves)
 
 
 def _like_phase(key: str, numbers: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
-    return _PHASES[key].like(leaves)
+    return _NAMED[key].like(leaves)
 
 
 _LIBRARY.impl("run", _run_phase, "CompositeExplicitAutograd")

@@ -28,7 +28,7 @@ class FlatPhase(TracedPhase):
 
     def __init__(self, *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
-        self.key = graphs.add_phase(self)
+        self.key = graphs.key_for(self)
         self._width = len(self._leaves)
         flag, *like = self._leaves[0]
         self._per_leaf = len(like)
