@@ -1,8 +1,8 @@
 """Pure updates inside a function that `torch.compile` traces: one node of its graph for all leaves.
 
-Dynamo does not read the library leaf by leaf: `_run` becomes a node with tensors as arguments, through which AOTAutograd
-sees. It runs the program of the chain, whose kernels for flat leaves are the operator `gradtx::run`; for derivatives and
-transforms it runs the rules themselves.
+Dynamo does not read the library leaf by leaf: `_run` becomes a node with tensors as arguments, through which
+AOTAutograd sees. It runs the program of the chain, whose kernels for flat leaves are the operator `gradtx::run`; for
+derivatives and transforms it runs the rules themselves.
 """
 
 from __future__ import annotations

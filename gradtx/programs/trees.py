@@ -171,19 +171,26 @@ def structure_of(tree: Any, tensors: list[Any]) -> Any:
     Raises:
         UnsuitableError: If the tree contains anything else.
     """
-    kind = tree.__class__
-    if kind in TYPES and tree.layout is torch.strided and not tree.is_nested:
-        tensors.append(tree)
-        return None
-    if kind is dict:
-        return tuple(tree), tuple(
-            [structure_of(value, tensors) for value in tree.values()]
-        )
-    if kind is tuple or kind is list:
-        return kind, tuple([structure_of(value, tensors) for value in tree])
-    if tree is None:
+    head: Any = tree.__class__
+    values = tree
+    if head is dict:
+        head, values = tuple(tree), tree.values()
+    elif tree is None:
         return "None"
-    raise UnsuitableError
+    elif head is not tuple and head is not list:
+        raise UnsuitableError
+    children: list[Any] = []
+    for value in values:  # no call per tensor: dynamo takes milliseconds for each
+        if (
+            value.__class__ in TYPES
+            and value.layout is torch.strided
+            and not value.is_nested
+        ):
+            tensors.append(value)
+            children.append(None)
+        else:
+            children.append(structure_of(value, tensors))
+    return head, tuple(children)
 
 
 def _is_number(value: Any) -> bool:
@@ -196,10 +203,12 @@ def tree_of(structure: Any, leaves: Iterator[Any]) -> Any:
     """Return a tree with this structure."""
     if structure is None:
         return next(leaves)
-    if structure.__class__ is str:
+    if structure == "None":
         return None
     kind, children = structure
-    values = [tree_of(child, leaves) for child in children]
+    values = []
+    for child in children:
+        values.append(next(leaves) if child is None else tree_of(child, leaves))
     if kind is tuple or kind is list:
         return kind(values)
     return dict(zip(kind, values, strict=True))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradtx.execution.phases import RunPhase
 from gradtx.optim.engine import compiled
 from gradtx.optim.engine.family import first_entries, operations_of
 from gradtx.optim.engine.inductor import compile_with_inductor
@@ -18,6 +20,8 @@ from gradtx.programs import graphs
 from gradtx.programs.bundle import phases_of
 from gradtx.programs.function import LeafFunction
 
+SUMMED_AT_ONCE = 4096  # entries up to which inductor sums without intermediate sums
+
 
 class FlatPhase(TracedPhase):
     """A phase for any number of flat leaves, in calls of `width`; the last call is padded.
@@ -26,18 +30,19 @@ class FlatPhase(TracedPhase):
         key: Its name in graphs.
     """
 
-    def __init__(self, *arguments: Any, **options: Any):
-        super().__init__(*arguments, **options)
+    def __init__(
+        self, run: RunPhase, common: list[Tensor], leaves: list[Tensor], width: int
+    ):
+        super().__init__(run, common, leaves, width, flat=True)
         self.key = graphs.key_for(self)
-        self._width = len(self._leaves)
-        flag, *like = self._leaves[0]
-        self._per_leaf = len(like)
-        self._vectors = [i for i, tensor in enumerate(like) if tensor.ndim]
-        self._is_real = torch.ones((), dtype=flag.dtype)
-        self._padding = [torch.zeros((), dtype=flag.dtype)]
-        for tensor in like:
-            size = [5] * tensor.ndim
-            self._padding.append(torch.zeros(size, dtype=tensor.dtype))
+        self._width = width
+        self._per_leaf = len(leaves) // width - 1
+        self._is_real = torch.tensor(True)
+        self._padding = [torch.tensor(False)]
+        for tensor in leaves[1 : self._per_leaf + 1]:
+            is_short = tensor.numel() <= SUMMED_AT_ONCE
+            length = 5 if is_short else SUMMED_AT_ONCE + 1
+            self._padding.append(tensor.new_zeros([length] * tensor.ndim))
 
     def set_numbers(self, numbers: Sequence[Any]) -> list[Tensor]:
         """Keep the scalars that are constants of the graph, and return the others, which are its arguments."""
@@ -46,6 +51,11 @@ class FlatPhase(TracedPhase):
 
     def compile(self, compile: Compile) -> None:
         super().compile(compile)
+        # The vectors of a leaf that must have one dimension: all, or the one from which the kernel reads the length.
+        _, *like = self._leaves[0]
+        self._vectors = [i for i, tensor in enumerate(like) if tensor.ndim]
+        if self.reads_only_memory:
+            del self._vectors[1:]
         # The index of the gradient of each result's leaf in a call, which has its shape.
         self._like: list[int] = []
         for name in self.names:
@@ -78,12 +88,9 @@ class FlatPhase(TracedPhase):
             yield call + self._padding * ((full - len(call)) // (step + 1))
 
     def accepts(self, leaves: Sequence[Tensor]) -> bool:
-        """Whether the sizes of these tensors satisfy the assumptions made while tracing and compiling."""
-        if not all(map(self.fits, self.arguments(leaves))):
-            return False
-        if self.reads_only_memory:  # the sizes of the first vector
-            del self._vectors[1:]
-        return True
+        """Whether leaves satisfy the assumptions made while tracing and compiling."""
+        flat = [tensor.reshape(-1) if tensor.ndim else tensor for tensor in leaves]
+        return all(map(self.fits, self.arguments(flat)))
 
     def __call__(
         self, numbers: Sequence[Tensor], leaves: Sequence[Tensor]
@@ -120,48 +127,90 @@ def compile_flat(
     function: LeafFunction, rows: list[Any]
 ) -> tuple[list[tuple[list[FlatPhase], list[Any]]], list[Any]]:
     """Compile programs for rows of flat leaves; return the phases and rows of each, and the rows that have none."""
-    flat: dict[bool, list[Any]] = {}
-    rest = []
-    reads_shape: dict[torch.Size, bool] = {}
+    rows_of_pattern: dict[Any, list[Any]] = {}
     for row in rows:
-        shape = row.leaf.shape
-        if shape not in reads_shape:
-            reads_shape[shape] = not shape.numel() or _reads_shape(function, row)
-        if reads_shape[shape] or not all(x.is_contiguous() for x in row.tensors):
-            rest.append(row)
-        else:
-            flat.setdefault(shape.numel() >= compiled.LARGE, []).append(row)
+        pattern = tuple(size == 1 for size in row.leaf.shape)
+        rows_of_pattern.setdefault(pattern, []).append(row)
+    flat: dict[bool, list[Any]] = {}
+    for some in rows_of_pattern.values():
+        for row in _independent_of_shape(function, some):
+            flat.setdefault(row.leaf.shape.numel() >= compiled.LARGE, []).append(row)
     programs = []
-    for is_large, of_size in flat.items():
-        phases = _compiled(function, of_size, is_large)
-        if phases:
-            programs.append((phases, of_size))
-        else:
-            rest.extend(of_size)
-    return programs, rest
+    for is_large, waiting in flat.items():
+        length = 4 * compiled.LARGE if is_large else 64  # as for optimizers
+        for _ in range(2):  # sums of short leaves and of others have their own kernels
+            phases = _compiled(function, waiting[0], length, is_large)
+            accepted = _accepted(phases, waiting)
+            if accepted:
+                programs.append((phases, accepted))
+                names = {row.leaf.name for row in accepted}
+                waiting = [row for row in waiting if row.leaf.name not in names]
+            if not waiting:
+                break
+            length = max(row.leaf.shape.numel() for row in waiting)
+    names = {row.leaf.name for _, some in programs for row in some}
+    return programs, [row for row in rows if row.leaf.name not in names]
 
 
-def _reads_shape(function: LeafFunction, row: Any) -> bool:
-    """Whether the program of a leaf depends on its shape beyond the number of entries."""
-    if row.leaf.shape == row.leaf.shape[:1]:
-        return not row.leaf.shape  # 0-d slots cannot be told from those with its shape
-    flat = first_entries(row.tensors, row.leaf.shape.numel())
-    recorded = operations_of(function.record(row.tensors))
-    return operations_of(function.record(flat)) != recorded
+def _accepted(phases: Sequence[FlatPhase], rows: list[Any]) -> list[Any]:
+    """Return the rows that phases may run: one check for those of a call takes as long as for one."""
+    accepted = []
+    for start in range(0, len(rows), compiled.WIDTH):
+        of_call = rows[start : start + compiled.WIDTH]
+        for some in [of_call], [[row] for row in of_call]:
+            fitting = [each for each in some if _accept(phases, each)]
+            accepted.extend(itertools.chain.from_iterable(fitting))
+            if fitting:
+                break
+    return accepted
+
+
+def _accept(phases: Sequence[FlatPhase], rows: list[Any]) -> bool:
+    leaves = [tensor for row in rows for tensor in row.tensors]
+    return bool(phases) and all(phase.accepts(leaves) for phase in phases)
+
+
+def _independent_of_shape(function: LeafFunction, rows: list[Any]) -> list[Any]:
+    """Return the rows whose program depends only on the number of entries, given rows with equal sizes of 1."""
+    first = rows[0]
+    shape = first.leaf.shape
+    if not shape:  # its slots cannot be told from 0-d ones
+        return []
+    fitting = []
+    make_phase = functools.partial(TracedPhase, width=1, flat=False)
+    try:
+        if len(shape) > 1:
+            flat = function.record(first_entries(first.tensors, shape.numel()))
+            if operations_of(flat) != operations_of(function.record(first.tensors)):
+                return []
+        # Their assumptions are the shapes that rules ask for in Python.
+        common = function.signature.shared_arguments()
+        phases = phases_of(function, common, first.tensors, make_phase)
+    except Exception:
+        return []
+    for row in rows:
+        is_usual = row.leaf.shape.numel() and all(
+            tensor.is_contiguous() for tensor in row.tensors
+        )
+        if is_usual and all(phase.fits(row.tensors) for phase in phases):
+            fitting.append(row)
+    return fitting
 
 
 def _compiled(
-    function: LeafFunction, rows: list[Any], is_large: bool
+    function: LeafFunction, row: Any, length: int, is_large: bool
 ) -> list[FlatPhase]:
     """Return the compiled phases; none if they cannot be compiled."""
     width = compiled.WIDTH
     function = function.signed(width=width, padded=True)
-    length = 4 * compiled.LARGE if is_large else 64  # as for optimizers
     examples = []
     for i in range(width):
-        examples.append(torch.ones((), dtype=torch.bool))
-        examples.extend(resized(x, length + i) for x in rows[0].tensors)
-    make_phase = functools.partial(FlatPhase, width=width, flat=True)
+        examples.append(torch.tensor(True))
+        examples.extend(
+            resized(tensor.view(-1) if tensor.ndim else tensor, length + i)
+            for tensor in row.tensors
+        )
+    make_phase = functools.partial(FlatPhase, width=width)
     options = {} if is_large else {"cpp.threads": 1}
     try:
         with compiled.COMPILING:
@@ -173,5 +222,4 @@ def _compiled(
                 )
     except Exception:
         return []  # then the graph has their operations on lists
-    leaves = [x for row in rows for x in row.tensors]
-    return phases if all(phase.accepts(leaves) for phase in phases) else []
+    return phases
