@@ -1,5 +1,8 @@
 """Pure updates under torch.compile: one node of the graph, equal to the update that runs eagerly."""
 
+import gc
+import threading
+
 import pytest
 import torch
 from torch._dynamo.backends.common import aot_autograd
@@ -228,6 +231,67 @@ def test_a_state_whose_structure_changes_costs_one_more_graph():
         assert_close(tree_leaves(updates), tree_leaves(eager), rtol=1e-11)
         assert_close(state, expected, rtol=1e-11)
     assert counter.frame_count == 3  # all gradients; one missing; with counts by leaf
+
+
+@gradtx.per_tensor(elementwise=True)
+def double_long_leaves():
+    return lambda update, state, param, ctx: (update * (2 if update.shape[0] > 2 else 1), state)
+
+
+def test_an_elementwise_rule_may_ask_for_the_shape_of_some_leaves():
+    tx, params = double_long_leaves(), drawn(0)
+    found, _ = compiled(tx.update)(params, tx.init(params))
+    assert_close(
+        found, {"weight": 2 * params["weight"], "bias": 2 * params["bias"], "columns": params["columns"]}, rtol=0
+    )
+
+
+def test_leaves_of_all_shapes_are_one_operator():
+    tx, params, operations = gradtx.adamw(0.1), drawn(0), []
+
+    def keep(graph, examples):
+        operations.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    compiled(tx.update, aot_autograd(fw_compiler=keep))(params, tx.init(params), params)
+    assert operations.count("gradtx.run.default") == 1
+
+
+def test_leaves_whose_sums_need_another_kernel_are_clipped_together():
+    tx, params = gradtx.clip_by_global_norm(1.0), {"short": torch.ones(5), "long": torch.ones(50, 100)}
+    state = tx.init(params)
+    found, expected = compiled(tx.update)(params, state)[0], tx.update(params, state)[0]
+    assert_close(found, expected, rtol=1e-6)
+
+
+def test_threads_may_make_the_first_call_at_once():
+    tx, params, errors = CHAINS["sum"](), one_leaf(), []
+    step, state = compiled(tx.update), tx.init(params)
+
+    def call():
+        try:
+            step(params, state, params)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_what_a_graph_needs_is_freed_with_the_chain():
+    gc.collect()
+    before, tx, params = len(graphs._NAMED), gradtx.adamw(0.1), one_leaf()
+    step = compiled(tx.update)
+    step(params, tx.init(params), params)
+    assert len(graphs._NAMED) > before
+    torch._dynamo.reset()
+    del step, tx
+    gc.collect()
+    assert len(graphs._NAMED) <= before
 
 
 @pytest.mark.parametrize("by_list", [True, False])

@@ -114,7 +114,7 @@ class Plan:
     ) -> list[Tensor]:
         """Return the tensors of the results, by the program or by the rules."""
         tx, extras = self._tx(), {**known, **self._unread}
-        trees = _trees.tree_of(self._structure, iter(tensors))
+        updates, state, params = _trees.tree_of(self._structure, iter(tensors))
         needs_rules = (
             _torch.inside_transform()
             or _torch.forward_mode_active()
@@ -127,13 +127,13 @@ class Plan:
             self.program = self._program(tx, tensors, known)
         if needs_rules or self.program is None:
             chain = ChainOf(tx, of_tx.structure)(values)
-            updates, state = _pure.update(chain, *trees, extras)
+            updates, new_state = _pure.update(chain, updates, state, params, extras)
             if self._applies:
-                updates = _pure.apply_updates(trees[2], updates)
-            if _tree.named(state).keys() != _tree.named(trees[1]).keys():
+                updates = _pure.apply_updates(params, updates)
+            if _tree.named(new_state).keys() != _tree.named(state).keys():
                 raise _trees.UnsuitableError
-            return _tree.tensors((updates, state))
-        call = _trees.Call(tx, *trees, extras)
+            return _tree.tensors((updates, new_state))
+        call = _trees.Call(tx, updates, state, params, extras)
         values = self.program.resolved(values, tensors)
         new = self.program.results(call, tensors, values, known.values())
         memory = Memory()
@@ -154,7 +154,8 @@ class Plan:
                 tensors = list(map(_example, tensors))
                 known = {name: _example(value) for name, value in known.items()}
                 trees = _trees.tree_of(self._structure, iter(tensors))
-                run, leaves = _pure.begin(tx, *trees, {**known, **self._unread})
+                extras = {**known, **self._unread}
+                run, leaves = _pure.begin(tx, trees[0], trees[1], trees[2], extras)
                 program = _trees.TreeProgram(
                     tx,
                     run,

@@ -701,25 +701,27 @@ class _FlatBundle(_TreeBundle):
 
     def process(self, phase: Any) -> Any:
         numbers = phase.set_numbers(self._numbers)
-        sums = LeafTerms()
+        sums: dict[Any, dict[str, Tensor]] = {}
         for chunk, columns in zip(self._chunks, self.columns(), strict=True):
             leaves = list(itertools.chain.from_iterable(zip(*columns, strict=True)))
-            results = iter(torch.ops.gradtx.run(phase.key, numbers, leaves))
-            for first, names in phase.calls(leaves):
-                of_call = {name: next(results) for name in names}
+            results = torch.ops.gradtx.run(phase.key, numbers, leaves)
+            places = phase.places(leaves)
+            for (call, _, name, _), value in zip(places, results, strict=True):
+                first = chunk.start + call * phase.width
                 if phase.operation is None:
-                    self._end_call(of_call, chunk.start + first)
+                    self._receive_result(name, first, value)
                 else:
-                    sums.append((self, of_call))
-        return None if phase.operation is None else sums
+                    sums.setdefault(first, {})[name] = value
+        if phase.operation is None:
+            return None
+        return LeafTerms((self, of_call) for of_call in sums.values())
 
-    def _end_call(self, results: dict[Any, Tensor], first: int) -> None:
-        """Hand over the results of a call; `first` is the index of its first leaf."""
-        for name, value in results.items():
-            if isinstance(name, LeafResult):
-                i = self._written[name.column][first + int(name.leaf)]
-                self.results[i] = value
-            elif isinstance(name, LateTerm):
-                self.run.add_late(name, self._names[first + int(name.leaf)], value)
-            else:
-                self.share(name, value)
+    def _receive_result(self, name: Any, first: int, value: Tensor) -> None:
+        """Hand over a result of a call; `first` is the index of its first leaf."""
+        if isinstance(name, LeafResult):
+            i = self._written[name.column][first + int(name.leaf)]
+            self.results[i] = value
+        elif isinstance(name, LateTerm):
+            self.run.add_late(name, self._names[first + int(name.leaf)], value)
+        else:
+            self.share(name, value)

@@ -28,6 +28,7 @@ class FlatPhase(TracedPhase):
 
     Attributes:
         key: Its name in graphs.
+        width: The number of leaves of a call.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class FlatPhase(TracedPhase):
     ):
         super().__init__(run, common, leaves, width, flat=True)
         self.key = graphs.key_for(self)
-        self._width = width
+        self.width = width
         self._per_leaf = len(leaves) // width - 1
         self._is_real = torch.tensor(True)
         self._padding = [torch.tensor(False)]
@@ -62,19 +63,21 @@ class FlatPhase(TracedPhase):
             leaf = int(name.leaf) if is_by_leaf(name) else 0
             self._like.append(leaf * self._per_leaf + self._per_leaf - 1)
 
-    def calls(self, leaves: Sequence[Tensor]) -> Iterator[tuple[int, list[Any]]]:
-        """Yield the index of the first leaf of each call, and the names of its results."""
-        for start in range(0, len(leaves), self._width * self._per_leaf):
-            names = []
-            for name, at in zip(self.names, self._like, strict=True):
-                if start + at < len(leaves):  # the others are padding
-                    names.append(name)
-            yield start // self._per_leaf, names
+    def places(
+        self, leaves: Sequence[Tensor]
+    ) -> Iterator[tuple[int, int, Any, Tensor]]:
+        """Yield the call of each result, its index and name there, and the gradient of its leaf; skip padding."""
+        entries = list(zip(range(len(self.names)), self.names, self._like, strict=True))
+        step = self.width * self._per_leaf
+        for start in range(0, len(leaves), step):
+            for i, name, at in entries:
+                if start + at < len(leaves):
+                    yield start // step, i, name, leaves[start + at]
 
     def arguments(self, leaves: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """Yield the arguments of each call."""
         step = self._per_leaf
-        full = self._width * (step + 1)
+        full = self.width * (step + 1)
         call: list[Tensor] = []
         for start in range(0, len(leaves), step):
             leaf = list(leaves[start : start + step])
@@ -99,27 +102,20 @@ class FlatPhase(TracedPhase):
         given = iter(numbers)
         numbers = [next(given) if x is None else x for x in self._known]
         prepared = self.prepare(numbers, leaves[0].device, True)
+        calls = [self.call(prepared, each) for each in self.arguments(leaves)]
         results = []
-        start = 0
-        for arguments in self.arguments(leaves):
-            for at, value in zip(
-                self._like, self.call(prepared, arguments), strict=True
-            ):
-                if start + at < len(leaves):
-                    # A scalar may be an argument. `view` takes three times as long.
-                    like = leaves[start + at]
-                    results.append(value.view_as(like) if value.ndim else value.clone())
-            start += self._width * self._per_leaf
+        for call, i, _, like in self.places(leaves):
+            value = calls[call][i]
+            # A scalar may be an argument. `view` takes three times as long.
+            results.append(value.view_as(like) if value.ndim else value.clone())
         return results
 
     def like(self, leaves: Sequence[Tensor]) -> list[Tensor]:
         """Return stand-ins for the results."""
         results = []
-        for start in range(0, len(leaves), self._width * self._per_leaf):
-            for at, (dtype, dims) in zip(self._like, self.forms, strict=True):
-                if start + at < len(leaves):
-                    shape = leaves[start + at].shape if dims else ()
-                    results.append(leaves[0].new_empty(shape, dtype=dtype))
+        for _, i, _, like in self.places(leaves):
+            dtype, dims = self.forms[i]
+            results.append(like.new_empty(like.shape if dims else (), dtype=dtype))
         return results
 
 

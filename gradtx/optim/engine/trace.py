@@ -116,6 +116,7 @@ class TracedPhase(Phase):
     """
 
     reads_only_memory = False
+    forms: list[tuple[torch.dtype, int]]
 
     def __init__(
         self,
