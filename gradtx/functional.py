@@ -96,7 +96,8 @@ def train_step(
             "value_fn": lambda params: loss_at(params)[0],
             "grad_fn": lambda params: gradients_at(params)[0],
         }
-        new_params, state = tx._stepped(grads, state, params, {**known, **extras})
+        known.update(extras)
+        new_params, state = tx._step(grads, state, params, known, applies=True)
         return new_params, state, (loss, aux) if has_aux else loss
 
     return with_own_code(step)

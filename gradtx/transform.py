@@ -134,35 +134,43 @@ class GradientTransformation:
             ValueError: If `params` or a required extra is missing, if the trees do not match each other, or if the
                 state belongs to another chain.
         """
+        return self._step(updates, state, params, extras)
+
+    def _step(
+        self,
+        updates: Any,
+        state: dict[str, Any],
+        params: Any,
+        extras: dict[str, Any],
+        applies: bool = False,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return new `(updates, state)`, or with `applies` new `(params, state)`."""
         around = ambient()
         if around is None:
-            return self._updated(updates, state, params, extras)
+            return self._updated(updates, state, params, extras, applies)
         extras = around.around_all(extras)
-        return around.suspend(self._updated, updates, state, params, extras)
-
-    def _stepped(
-        self, updates: Any, state: dict[str, Any], params: Any, extras: dict[str, Any]
-    ) -> tuple[Any, dict[str, Any]]:
-        """Return new `(params, state)`."""
-        if torch.compiler.is_dynamo_compiling():
-            result = _graphs.update(self, updates, state, params, extras, True)
-            if result is not None:
-                return result
-        updates, state = self.update(updates, state, params, **extras)
-        return apply_updates(params, updates), state
+        return around.suspend(self._updated, updates, state, params, extras, applies)
 
     def _updated(
-        self, updates: Any, state: dict[str, Any], params: Any, extras: dict[str, Any]
+        self,
+        updates: Any,
+        state: dict[str, Any],
+        params: Any,
+        extras: dict[str, Any],
+        applies: bool,
     ) -> tuple[Any, dict[str, Any]]:
         if torch.compiler.is_dynamo_compiling():
-            result = _graphs.update(self, updates, state, params, extras)
+            result = _graphs.update(self, updates, state, params, extras, applies)
+            if result is not None:
+                return result
         else:
             result = _list_trees.update(self, updates, state, params, extras)
-        return (
-            _pure.update(self, updates, state, params, extras)
-            if result is None
-            else result
-        )
+        if result is None:
+            result = _pure.update(self, updates, state, params, extras)
+        if not applies:
+            return result
+        updates, state = result
+        return apply_updates(params, updates), state
 
     @without_ambient
     def eval_params(self, state: dict[str, Any], params: Any) -> Any:

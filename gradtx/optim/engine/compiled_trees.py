@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -119,103 +118,82 @@ class FlatPhase(TracedPhase):
         return results
 
 
-def compile_flat(
-    function: LeafFunction, rows: list[Any]
-) -> tuple[list[tuple[list[FlatPhase], list[Any]]], list[Any]]:
+Programs: TypeAlias = list[tuple[list[FlatPhase], list[Any]]]
+
+
+def compile_flat(function: LeafFunction, rows: list[Any]) -> tuple[Programs, list[Any]]:
     """Compile programs for rows of flat leaves; return the phases and rows of each, and the rows that have none."""
-    rows_of_pattern: dict[Any, list[Any]] = {}
-    for row in rows:
-        pattern = tuple(size == 1 for size in row.leaf.shape)
-        rows_of_pattern.setdefault(pattern, []).append(row)
-    flat: dict[bool, list[Any]] = {}
-    for some in rows_of_pattern.values():
-        for row in _independent_of_shape(function, some):
-            flat.setdefault(row.leaf.shape.numel() >= compiled.LARGE, []).append(row)
-    programs = []
-    for is_large, waiting in flat.items():
-        length = 4 * compiled.LARGE if is_large else 64  # as for optimizers
-        for _ in range(2):  # sums of short leaves and of others have their own kernels
-            phases = _compiled(function, waiting[0], length, is_large)
-            accepted = _accepted(phases, waiting)
-            if accepted:
-                programs.append((phases, accepted))
-                names = {row.leaf.name for row in accepted}
-                waiting = [row for row in waiting if row.leaf.name not in names]
-            if not waiting:
-                break
-            length = max(row.leaf.shape.numel() for row in waiting)
+    try:
+        with compiled.COMPILING:
+            programs = _programs(function, rows)
+    except Exception:
+        programs = []  # then the graph has their operations on lists
     names = {row.leaf.name for _, some in programs for row in some}
     return programs, [row for row in rows if row.leaf.name not in names]
 
 
-def _accepted(phases: Sequence[FlatPhase], rows: list[Any]) -> list[Any]:
-    """Return the rows that phases may run: one check for those of a call takes as long as for one."""
-    accepted = []
-    for start in range(0, len(rows), compiled.WIDTH):
-        of_call = rows[start : start + compiled.WIDTH]
-        for some in [of_call], [[row] for row in of_call]:
-            fitting = [each for each in some if _accept(phases, each)]
-            accepted.extend(itertools.chain.from_iterable(fitting))
-            if fitting:
-                break
-    return accepted
+def _programs(function: LeafFunction, rows: list[Any]) -> Programs:
+    by_pattern: dict[Any, list[Any]] = {}
+    for row in rows:
+        shape = row.leaf.shape
+        # Slots of a 0-d leaf cannot be told from 0-d ones.
+        if shape and shape.numel() and all(x.is_contiguous() for x in row.tensors):
+            pattern = tuple(size == 1 for size in shape)
+            by_pattern.setdefault(pattern, []).append(row)
+    by_size: dict[int, list[Any]] = {}
+    for some in by_pattern.values():
+        for row in _independent_of_shape(function, some):
+            size = row.leaf.shape.numel()
+            kind = (size > SUMMED_AT_ONCE) + (size >= compiled.LARGE)
+            by_size.setdefault(kind, []).append(row)
+    programs: Programs = []
+    phases: list[FlatPhase] = []
+    for kind, some in sorted(by_size.items()):
+        leaves = [tensor for row in some for tensor in row.tensors]
+        is_large = kind == 2
+        if is_large or not _accept(phases, leaves):
+            length = (64, 2 * SUMMED_AT_ONCE, 4 * compiled.LARGE)[kind]
+            phases = _compiled(function, some[0], length, is_large)
+        if _accept(phases, leaves):
+            programs.append((phases, some))
+    return programs
 
 
-def _accept(phases: Sequence[FlatPhase], rows: list[Any]) -> bool:
-    leaves = [tensor for row in rows for tensor in row.tensors]
+def _accept(phases: Sequence[FlatPhase], leaves: list[Tensor]) -> bool:
     return bool(phases) and all(phase.accepts(leaves) for phase in phases)
 
 
 def _independent_of_shape(function: LeafFunction, rows: list[Any]) -> list[Any]:
     """Return the rows whose program depends only on the number of entries, given rows with equal sizes of 1."""
-    first = rows[0]
+    first, *_ = rows
     shape = first.leaf.shape
-    if not shape:  # its slots cannot be told from 0-d ones
-        return []
-    fitting = []
+    if len(shape) > 1:
+        flat = function.record(first_entries(first.tensors, shape.numel()))
+        if operations_of(flat) != operations_of(function.record(first.tensors)):
+            return []
+    # The assumptions of a trace are what rules ask of a shape in Python.
     make_phase = functools.partial(TracedPhase, width=1, flat=False)
-    try:
-        if len(shape) > 1:
-            flat = function.record(first_entries(first.tensors, shape.numel()))
-            if operations_of(flat) != operations_of(function.record(first.tensors)):
-                return []
-        # Their assumptions are the shapes that rules ask for in Python.
-        common = function.signature.shared_arguments()
-        phases = phases_of(function, common, first.tensors, make_phase)
-    except Exception:
-        return []
-    for row in rows:
-        is_usual = row.leaf.shape.numel() and all(
-            tensor.is_contiguous() for tensor in row.tensors
-        )
-        if is_usual and all(phase.fits(row.tensors) for phase in phases):
-            fitting.append(row)
-    return fitting
+    common = function.signature.shared_arguments()
+    phases = phases_of(function, common, first.tensors, make_phase)
+    return [row for row in rows if all(each.fits(row.tensors) for each in phases)]
 
 
 def _compiled(
     function: LeafFunction, row: Any, length: int, is_large: bool
 ) -> list[FlatPhase]:
-    """Return the compiled phases; none if they cannot be compiled."""
+    """Return compiled phases."""
     width = compiled.WIDTH
     function = function.signed(width=width, padded=True)
     examples = []
     for i in range(width):
         examples.append(torch.tensor(True))
-        examples.extend(
-            resized(tensor.view(-1) if tensor.ndim else tensor, length + i)
-            for tensor in row.tensors
-        )
+        for tensor in row.tensors:
+            vector = tensor.reshape(-1) if tensor.ndim else tensor
+            examples.append(resized(vector, length + i))
     make_phase = functools.partial(FlatPhase, width=width)
     options = {} if is_large else {"cpp.threads": 1}
-    try:
-        with compiled.COMPILING:
-            common = function.signature.shared_arguments()
-            phases = phases_of(function, common, examples, make_phase)
-            for phase in phases:
-                phase.compile(
-                    lambda graph, args: compile_with_inductor(graph, args, options)
-                )
-    except Exception:
-        return []  # then the graph has their operations on lists
+    common = function.signature.shared_arguments()
+    phases = phases_of(function, common, examples, make_phase)
+    for phase in phases:
+        phase.compile(lambda graph, args: compile_with_inductor(graph, args, options))
     return phases
