@@ -15,6 +15,7 @@ from gradtx.execution import pure as _pure
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.runs import Place, Scope
 from gradtx.execution.tree_rule import Functions, PlainOperation, check_plain
+from gradtx.programs import graphs as _graphs
 from gradtx.programs import trees as _list_trees
 
 __all__ = ["GradientTransformation", "apply_updates", "chain"]
@@ -60,7 +61,13 @@ class GradientTransformation:
         check_plain(update)
         self._set(_functions=Functions(init, update))
 
+    # Whether dynamo traced its construction, so that it has no values.
+    _is_traced: bool = False
+    _plans: tuple[Any, ...] = ()  # of updates in graphs of compilers
+
     def _set(self, **attributes: Any) -> None:
+        if torch.compiler.is_dynamo_compiling():
+            attributes["_is_traced"] = True
         for name, value in attributes.items():
             object.__setattr__(self, name, value)
 
@@ -127,21 +134,43 @@ class GradientTransformation:
             ValueError: If `params` or a required extra is missing, if the trees do not match each other, or if the
                 state belongs to another chain.
         """
+        return self._step(updates, state, params, extras)
+
+    def _step(
+        self,
+        updates: Any,
+        state: dict[str, Any],
+        params: Any,
+        extras: dict[str, Any],
+        applies: bool = False,
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return new `(updates, state)`, or with `applies` new `(params, state)`."""
         around = ambient()
         if around is None:
-            return self._updated(updates, state, params, extras)
+            return self._updated(updates, state, params, extras, applies)
         extras = around.around_all(extras)
-        return around.suspend(self._updated, updates, state, params, extras)
+        return around.suspend(self._updated, updates, state, params, extras, applies)
 
     def _updated(
-        self, updates: Any, state: dict[str, Any], params: Any, extras: dict[str, Any]
+        self,
+        updates: Any,
+        state: dict[str, Any],
+        params: Any,
+        extras: dict[str, Any],
+        applies: bool,
     ) -> tuple[Any, dict[str, Any]]:
-        result = _list_trees.update(self, updates, state, params, extras)
-        return (
-            _pure.update(self, updates, state, params, extras)
-            if result is None
-            else result
-        )
+        if torch.compiler.is_dynamo_compiling():
+            result = _graphs.update(self, updates, state, params, extras, applies)
+            if result is not None:
+                return result
+        else:
+            result = _list_trees.update(self, updates, state, params, extras)
+        if result is None:
+            result = _pure.update(self, updates, state, params, extras)
+        if not applies:
+            return result
+        updates, state = result
+        return apply_updates(params, updates), state
 
     @without_ambient
     def eval_params(self, state: dict[str, Any], params: Any) -> Any:
@@ -556,4 +585,8 @@ def apply_updates(params: Any, updates: Any) -> Any:
         ... )
         {'w': tensor([2., 3.]), 'b': tensor([1.])}
     """
+    if torch.compiler.is_dynamo_compiling():
+        result = _graphs.apply_updates(params, updates)
+        if result is not None:
+            return result
     return _pure.apply_updates(params, updates)

@@ -222,6 +222,25 @@ def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(p
     assert counter.frame_count == 1
 
 
+# Rules whose compiled updates differ from eager ones, with the reason.
+DIFFER: dict[object, str] = {}
+
+
+@pytest.mark.nightly
+@each_case([case for case in ALL if case.factory not in DIFFER])
+def test_a_compiled_update_equals_the_eager_one(case):
+    torch._dynamo.reset()
+    tx = chain_of((case,), {})
+    compiled = torch.compile(training_step(tx), backend="aot_eager", fullgraph=True)
+    params = case.noise(1, ALL_SHAPES)
+    at = eager = params, tx.init(params)
+    for i in range(3):
+        at = compiled(*at, double(0.1 * i))[:2]
+        eager = training_step(tx)(*eager, double(0.1 * i))[:2]
+        assert_close(at, eager, rtol=1e-9, atol=1e-11)  # kernels fuse products and sums
+        eager = at  # differences may grow
+
+
 # Bodies with constant arguments run only at construction, so dynamo sees their closures from outside.
 CONSTANTS = {
     "bfloat16": lambda: gradtx.muon(),

@@ -162,7 +162,7 @@ def with_own_code(function: Function) -> Function:
 
     Otherwise functions that one `def` makes for several chains share the limit of 8, and later ones run uncompiled.
     """
-    if not torch.compiler.is_compiling():
+    if not torch.compiler.is_dynamo_compiling():
         function.__code__ = function.__code__.replace()
     return function
 
@@ -279,6 +279,13 @@ def intercepting(
 
     with _disable_current_modes(), Intercepting():
         yield
+
+
+def without_modes() -> contextlib.AbstractContextManager[Any]:
+    """Return a context without the modes that are active outside: tensors inside have values."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return _disable_current_modes()
 
 
 def is_intercepted() -> bool:

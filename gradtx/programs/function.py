@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -57,6 +58,7 @@ class Signature:
         known_extras: The extras that some link declares.
         has_param: Whether each leaf has a parameter among the arguments.
         writes: Whether the program writes new values into its arguments; otherwise it returns them.
+        applies: Whether it returns the new parameter of a leaf in place of its update.
         width: The number of leaves.
         scaled: Whether a GradScaler is active.
         padded: Whether some leaves may be padding, so that each has a flag that marks it as real.
@@ -76,6 +78,7 @@ class Signature:
     by_leaf: tuple[str, ...] = ()
     has_param: bool = True
     writes: bool = True
+    applies: bool = False
     width: int = 1
     scaled: bool = False
     padded: bool = False
@@ -122,6 +125,13 @@ class EqualSlot(NamedTuple):
     """The name of a result that is the new value of a slot in all leaves."""
 
     key: str
+
+
+class LeafResult(NamedTuple):
+    """The name of a result of one leaf: its update (column 0) or the new value of a slot."""
+
+    leaf: str
+    column: int
 
 
 class RecordedRun(Run):
@@ -226,6 +236,11 @@ class LeafFunction:
         self._make_chain = make_chain
         self._scaling = scaling
 
+    def signed(self, **changes: Any) -> LeafFunction:
+        """Return the step of leaves with other arguments."""
+        signature = dataclasses.replace(self.signature, **changes)
+        return LeafFunction(signature, self._make_chain, self._scaling)
+
     def __call__(self, arguments: list[Tensor], known: Names) -> PhaseResult:
         """Run up to the first sum whose total is not an argument; `known` contains the names of the totals that are."""
         arguments_left = deque(arguments)
@@ -241,9 +256,14 @@ class LeafFunction:
         run.end()
         outputs = self._shared_outputs(run, leaves, late_sums)
         if not self.signature.writes:
-            (leaf,) = leaves
-            outputs = {**self._leaf_outputs(leaf), **outputs}
-            return PhaseResult(list(outputs.values()), tuple(outputs), None)
+            of_leaves: dict[Any, Tensor] = {}
+            for leaf in leaves:
+                of_leaves.update(self._leaf_outputs(leaf))
+            outputs = {**of_leaves, **outputs}
+            values = list(outputs.values())
+            if self.signature.padded:  # compiled programs do not copy by themselves
+                values = list(map(torch.clone, values))
+            return PhaseResult(values, tuple(outputs), None)
         write = functools.partial(self._write, run, leaves, memory_of_arguments)
         # In memory that no argument shares.
         copies = [value.clone() for value in outputs.values()]
@@ -260,11 +280,13 @@ class LeafFunction:
         return [*sums, *last.parts_at_owners()]
 
     def _leaf_outputs(self, leaf: Leaf) -> dict[Any, Tensor]:
-        """Return the update and the slots of a leaf by their position among the results."""
+        """Return the update and the slots of a leaf."""
         slots = {**leaf.state, **dict(_slots_by_key(leaf))}
-        results = [cast("Tensor", leaf.result())]
+        update, param = cast("Tensor", leaf.result()), leaf.inputs[1]
+        applies = self.signature.applies
+        results = [(param + update).to(param.dtype) if applies else update]
         results.extend(slots[key] for key in self.signature.slots)
-        return dict(enumerate(results))
+        return {LeafResult(leaf.name, i): value for i, value in enumerate(results)}
 
     def _memory_of(self, leaves: list[Leaf]) -> set[Any]:
         """Return the memory of the leaves' arguments, which results must not share when they are written."""

@@ -10,7 +10,7 @@ import copy
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from gradtx.base.forward import Transformation
 from gradtx.base.plain import TYPES, is_plain
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import UNREAD
-from gradtx.execution.execute import Leaf, execute
+from gradtx.execution.execute import Leaf, LeafTerms, execute
 from gradtx.execution.pure import TreeRun, as_number, count_after
 from gradtx.execution.runs import LateTerm, Run, clock_at
 from gradtx.programs.bundle import (
@@ -37,7 +37,7 @@ from gradtx.programs.bundle import (
     is_on_accelerator,
 )
 from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.function import LeafFunction, Signature
+from gradtx.programs.function import LeafFunction, LeafResult, Signature
 from gradtx.programs.hyperparameters import ChainOf, Numbers
 from gradtx.programs.planner import ListPrograms
 from gradtx.state.layout import Layout
@@ -45,12 +45,20 @@ from gradtx.state.nested import LEAF_STEPS, NestedState
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
 MOST_STRUCTURES, MOST_SHAPES = 32, 8
+# Flat leaves of an operator in a graph: compilers need time that is quadratic in the number of an operator's results.
+LEAVES_OF_A_CALL = 32
 SlotOf: TypeAlias = tuple[
     Path, str
 ]  # the path of a stage, and the name of a slot or a shared value there
 
 
-class _UnsuitableError(Exception):
+# Compiles programs for rows of flat leaves; returns the phases and rows of each, and the rows that have none.
+CompileFlat: TypeAlias = Callable[
+    [LeafFunction, list[Any]], tuple[list[tuple[list[Any], list[Any]]], list[Any]]
+]
+
+
+class UnsuitableError(Exception):
     """Raised for a call that no program can run."""
 
 
@@ -72,9 +80,9 @@ def update(
     trees = updates, state, params
     tensors: list[Any] = []
     try:
-        structure = _structure(trees, tensors)
+        structure = structure_of(trees, tensors)
         equal_counts = _equal_counts(state)
-    except _UnsuitableError:
+    except UnsuitableError:
         return None
     known: dict[str, Tensor] = {}
     for name, value in extras.items():
@@ -90,7 +98,7 @@ def update(
         programs = programs_by_key.setdefault(key, [])
     except TypeError:  # an option that cannot be hashed
         return None
-    if programs is None or _records_gradients(tensors, numbers.values):
+    if programs is None or records_gradients(tensors, numbers.values):
         return None
     program = next((each for each in programs if each.fits(tensors)), None)
     if program is None:
@@ -112,12 +120,12 @@ def update(
             oldest = next(iter(programs_by_key))
             programs_by_key.pop(oldest, None)  # another thread may have dropped it
     values = program.resolved(numbers.values, tensors)
-    if _records_gradients((), values):  # a schedule depends on a learned tensor
+    if records_gradients((), values):  # a schedule depends on a learned tensor
         return None
     call = Call(tx, updates, state, params, extras)
     try:
         return program(call, tensors, values, known.values())
-    except _UnsuitableError:
+    except UnsuitableError:
         programs_by_key[key] = None
         return None
 
@@ -132,7 +140,7 @@ class Call(NamedTuple):
     extras: dict[str, Any]
 
 
-def _records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:
+def records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:
     """Whether autograd would record a call with these values."""
     if not torch.is_grad_enabled():
         return False
@@ -157,25 +165,32 @@ def programs_of(tx: Transformation) -> dict[Any, Any]:
     return tx._program_cache  # type: ignore[return-value]
 
 
-def _structure(tree: Any, tensors: list[Any]) -> Any:
+def structure_of(tree: Any, tensors: list[Any]) -> Any:
     """Return the structure of a tree of dicts, lists and tuples, and append its tensors in order to `tensors`.
 
     Raises:
-        _UnsuitableError: If the tree contains anything else.
+        UnsuitableError: If the tree contains anything else.
     """
-    kind = tree.__class__
-    if kind in TYPES and tree.layout is torch.strided and not tree.is_nested:
-        tensors.append(tree)
-        return None
-    if kind is dict:
-        return tuple(tree), tuple(
-            [_structure(value, tensors) for value in tree.values()]
-        )
-    if kind is tuple or kind is list:
-        return kind, tuple([_structure(value, tensors) for value in tree])
-    if tree is None:
+    head: Any = tree.__class__
+    values = tree
+    if head is dict:
+        head, values = tuple(tree), tree.values()
+    elif tree is None:
         return "None"
-    raise _UnsuitableError
+    elif head is not tuple and head is not list:
+        raise UnsuitableError
+    children: list[Any] = []
+    for value in values:  # no call per tensor: dynamo takes milliseconds for each
+        if (
+            value.__class__ in TYPES
+            and value.layout is torch.strided
+            and not value.is_nested
+        ):
+            tensors.append(value)
+            children.append(None)
+        else:
+            children.append(structure_of(value, tensors))
+    return head, tuple(children)
 
 
 def _is_number(value: Any) -> bool:
@@ -184,14 +199,16 @@ def _is_number(value: Any) -> bool:
     return type(value) is float
 
 
-def _tree_of(structure: Any, leaves: Iterator[Any]) -> Any:
+def tree_of(structure: Any, leaves: Iterator[Any]) -> Any:
     """Return a tree with this structure."""
     if structure is None:
         return next(leaves)
-    if structure.__class__ is str:
+    if structure == "None":
         return None
     kind, children = structure
-    values = [_tree_of(child, leaves) for child in children]
+    values = []
+    for child in children:
+        values.append(next(leaves) if child is None else tree_of(child, leaves))
     if kind is tuple or kind is list:
         return kind(values)
     return dict(zip(kind, values, strict=True))
@@ -213,14 +230,14 @@ def _equal_counts(state: Any) -> tuple[int, ...]:
     This is, for each leaf, the position of the first leaf with the same count, and then that of the greatest count.
 
     Raises:
-        _UnsuitableError: If the host cannot read them without waiting.
+        UnsuitableError: If the host cannot read them without waiting.
     """
     counts = state.get(LEAF_STEPS) if isinstance(state, dict) else None
     if not isinstance(counts, dict) or not counts:
         return ()
     for count in counts.values():
         if not is_plain(count) or count.ndim or count.device.type != "cpu":
-            raise _UnsuitableError
+            raise UnsuitableError
     values = list(map(int, counts.values()))
     first: dict[int, int] = {}
     equal = [first.setdefault(value, i) for i, value in enumerate(values)]
@@ -260,15 +277,19 @@ class TreeProgram:
         equal_counts: tuple[int, ...],
         known: dict[str, Tensor],
         unread: list[str],
+        on_host: bool = True,
+        applies: bool = False,
+        compile_flat: CompileFlat | None = None,
     ):
         _check_call(run, leaves, known, unread)
+        self._applies = applies
         kind, (*of_results, of_params) = structure
         self._new = kind, of_results
         indices = iter(range(len(tensors)))
-        updates, state = _tree_of(self._new, indices)
+        updates, state = tree_of(self._new, indices)
         rest = list(indices)
         self._of_results = range(len(tensors) - len(rest))
-        params = _tree_of(of_params, iter(rest))
+        params = tree_of(of_params, iter(rest))
         self._have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
         self._layouts = list(map(_layout, tensors))
         self._complex = [i for i, tensor in enumerate(tensors) if tensor.is_complex()]
@@ -282,17 +303,23 @@ class TreeProgram:
         numbers = numbers_of(tx)
         self._counts = self._counts_for(numbers, run)
         scalars = [*(tensors[i] for i in self._shared.values()), *known.values()]
-        on_host = not any(map(is_on_accelerator, scalars))
+        on_host = on_host and not any(map(is_on_accelerator, scalars))
+        self._on_host = on_host
         trees = _tree.named(params), old, _tree.named(updates)
         self._alone: dict[str, _Row] = {}  # the leaves without a program
         self._bundles: list[_TreeBundle] = []
         for (count, _), rows in self._by_kind(leaves, count_of, trees, tensors).items():
             signature = self._signature(run, rows[0], tensors, numbers, known, unread)
             function = LeafFunction(signature, ChainOf(tx, numbers.structure))
+            shared = [self._shared[place] for place in signature.shared]
+            if compile_flat is not None and rows[0].is_flat():
+                flat, rows = compile_flat(function, rows)
+                for phases, of_program in flat:
+                    self._bundles.append(_FlatBundle(of_program, phases, count, shared))
             programs = ListPrograms(function.record, on_host, None, {})
-            self._add_bundles(programs, rows, count, signature)
+            self._add_bundles(programs, rows, count, shared)
         if not self._bundles:
-            raise _UnsuitableError
+            raise UnsuitableError
         self._has_tree_run = self._needs_tree_run(run.block.clock_paths())
 
     def _place_counts(
@@ -346,10 +373,9 @@ class TreeProgram:
         programs: ListPrograms,
         rows: list[_Row],
         count: int,
-        signature: Signature,
+        shared: list[int],
     ) -> None:
         """Create the bundles of leaves of one kind; leaves that cannot be recorded stay alone."""
-        shared = [self._shared[place] for place in signature.shared]
         arguments = [(row, row.tensors) for row in rows]
         for phases, of_program in programs.by_program(arguments):
             if isinstance(phases, str):
@@ -386,20 +412,21 @@ class TreeProgram:
             known_extras=run.known_extras,
             has_param=leaf.param is not None,
             writes=False,
+            applies=self._applies,
         )
 
     def _counts_for(self, numbers: Numbers, run: TreeRun) -> list[int]:
         """Return the index of the count that a schedule in place of each number would follow.
 
         Raises:
-            _UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
+            UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
         """
         restarts = any(each.restarts_inner for each in run.block.traits())
         counts = []
         for value, place in zip(numbers.values, numbers.places, strict=True):
             path = clock_at(place, run.clock_paths)
             if isinstance(value, Schedule) and path is not None and restarts:
-                raise _UnsuitableError
+                raise UnsuitableError
             counts.append(self._shared[path, "step"] if path else self._latest)
         return counts
 
@@ -442,8 +469,25 @@ class TreeProgram:
         """Return new `(updates, state)`.
 
         Raises:
-            _UnsuitableError: If autograd has recorded the update of a leaf without a program.
+            UnsuitableError: If autograd has recorded the update of a leaf without a program.
         """
+        new = self.results(call, tensors, numbers, extras)
+        updates, state = tree_of(self._new, iter(new))
+        if self._first_ticks:
+            step = tensors[self._step]
+            state[LEAF_STEPS] = {
+                name: step + tick for name, tick in self._first_ticks.items()
+            }
+        return updates, state
+
+    def results(
+        self,
+        call: Call,
+        tensors: list[Tensor],
+        numbers: list[Any],
+        extras: Iterable[Tensor],
+    ) -> list[Tensor]:
+        """Return the new tensor for each of `updates` and `state`."""
         old, tensors = tensors, self._real(tensors)
         new: list[Any] = [None] * len(tensors)
         run, leaves = Run(), {}
@@ -455,7 +499,7 @@ class TreeProgram:
             bundle.tensors, bundle.results = tensors, new
             shared = [tensors[i] for i in bundle.shared]
             counts = tensors[bundle.count] + 1, tensors[self._latest]
-            bundle.begin(run, [*counts, *numbers, *shared, *extras], True)
+            bundle.begin(run, [*counts, *numbers, *shared, *extras], self._on_host)
             calls.append(bundle)
         # The functions of a caller, such as `grad_fn`, may need autograd.
         needs_autograd = self._has_tree_run and torch.is_grad_enabled()
@@ -467,7 +511,7 @@ class TreeProgram:
             note_program(error, functools.partial(_pure.update, *call))
             raise
         if any(leaf.update.requires_grad for leaf in leaves.values()):
-            raise _UnsuitableError  # a rule has a learned tensor of its own
+            raise UnsuitableError  # a rule has a learned tensor of its own
         for path, values in run.new_shared.items():
             for name, value in values.items():
                 new[self._shared[path, name]] = value
@@ -481,13 +525,7 @@ class TreeProgram:
             # A leaf without a gradient, or a stage that no leaf passes through.
             if new[i] is None:
                 new[i] = old[i].clone()
-        updates, state = _tree_of(self._new, iter(new))
-        if self._first_ticks:
-            step = tensors[self._step]
-            state[LEAF_STEPS] = {
-                name: step + tick for name, tick in self._first_ticks.items()
-            }
-        return updates, state
+        return new
 
     def _write_alone(
         self,
@@ -501,8 +539,11 @@ class TreeProgram:
         for name, leaf in leaves.items():
             row = self._alone[name]
             *_, gradient = row.indices
-            update: Any = leaf.result()
-            new[gradient] = leaf.in_callers_form(update)
+            update = leaf.in_callers_form(cast("Tensor", leaf.result()))
+            if self._applies:
+                param = old[row.indices[0]]
+                update = (param + update).to(param.dtype)
+            new[gradient] = update
             indices = row.indices[leaf.param is not None :]
             for (path, slot), i in zip(row.slots, indices, strict=False):
                 new[i] = _pure.new_slot(leaf, path, slot, old[i])
@@ -521,16 +562,16 @@ def _check_call(
     """Check that programs may run a call.
 
     Raises:
-        _UnsuitableError: If they may not, for example because a rule checks extras.
+        UnsuitableError: If they may not, for example because a rule checks extras.
     """
     traits = run.block.traits()
     if any(name in run.leaf_extras for name in known):
-        raise _UnsuitableError
+        raise UnsuitableError
     if run.opaque or ((known or unread) and any(each.checks_extras for each in traits)):
-        raise _UnsuitableError
+        raise UnsuitableError
     have_gradients = [leaf.has_gradient for leaf in leaves.values()]
     if sum(have_gradients) < len(run.names) and any(each.takes_none for each in traits):
-        raise _UnsuitableError
+        raise UnsuitableError
 
 
 class _Row(NamedTuple):
@@ -576,13 +617,17 @@ class _Row(NamedTuple):
             for operation in leaf.operations
         )
 
+    def is_flat(self) -> bool:
+        """Whether only the number of entries matters."""
+        return all(
+            operation.traits.elementwise and not operation.traits.positional
+            for operation in self.leaf.operations
+        ) and all(tensor.shape in (self.leaf.shape, ()) for tensor in self.tensors)
+
     def kind(self) -> Any:
         """Return what leaves with a common program share: elementwise ones may have any shape."""
         program = self.leaf.operations
-        is_flat = all(
-            operation.traits.elementwise and not operation.traits.positional
-            for operation in program
-        ) and all(tensor.shape in (self.leaf.shape, ()) for tensor in self.tensors)
+        is_flat = self.is_flat()
         forms = []
         for tensor in self.tensors:
             shape = tensor.ndim > 0 if is_flat else tensor.shape
@@ -623,10 +668,13 @@ class _TreeBundle(ListBundle):
         self._columns = list(zip(*(row.indices for row in rows), strict=True))
         *slots, updates = self._columns[leaf.param is not None :]
         self._written = [updates, *slots]  # in the order of the results
+        self._chunks = self._chunks_of(rows)
+        self._names = [row.leaf.name for row in rows]
+        self.leaf_names = [self._names[chunk] for chunk in self._chunks]
+
+    def _chunks_of(self, rows: list[_Row]) -> list[slice]:
         sizes = [max(map(Tensor.numel, row.tensors)) for row in rows]
-        self._chunks = list(chunks(sizes, entries_of_a_call(self.device)))
-        names = [row.leaf.name for row in rows]
-        self.leaf_names = [names[chunk] for chunk in self._chunks]
+        return list(chunks(sizes, entries_of_a_call(self.device)))
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
         for chunk in self._chunks:
@@ -642,3 +690,38 @@ class _TreeBundle(ListBundle):
                 for i, value in zip(indices, values, strict=True):
                     self.results[i] = value
         self.hand_over(phase, results, len(self._written))
+
+
+class _FlatBundle(_TreeBundle):
+    """Elementwise leaves of any shapes, whose compiled program is an operator in the graph of a compiler."""
+
+    def _chunks_of(self, rows: list[_Row]) -> list[slice]:
+        starts = range(0, len(rows), LEAVES_OF_A_CALL)
+        return [slice(start, start + LEAVES_OF_A_CALL) for start in starts]
+
+    def process(self, phase: Any) -> Any:
+        numbers = phase.set_numbers(self._numbers)
+        sums: dict[Any, dict[str, Tensor]] = {}
+        for chunk, columns in zip(self._chunks, self.columns(), strict=True):
+            leaves = list(itertools.chain.from_iterable(zip(*columns, strict=True)))
+            results = torch.ops.gradtx.run(phase.key, numbers, leaves)
+            places = phase.places(leaves)
+            for (call, _, name, _), value in zip(places, results, strict=True):
+                first = chunk.start + call * phase.width
+                if phase.operation is None:
+                    self._receive_result(name, first, value)
+                else:
+                    sums.setdefault(first, {})[name] = value
+        if phase.operation is None:
+            return None
+        return LeafTerms((self, of_call) for of_call in sums.values())
+
+    def _receive_result(self, name: Any, first: int, value: Tensor) -> None:
+        """Hand over a result of a call; `first` is the index of its first leaf."""
+        if isinstance(name, LeafResult):
+            i = self._written[name.column][first + int(name.leaf)]
+            self.results[i] = value
+        elif isinstance(name, LateTerm):
+            self.run.add_late(name, self._names[first + int(name.leaf)], value)
+        else:
+            self.share(name, value)

@@ -12,9 +12,15 @@ from torch.fx import Graph, Node
 
 from gradtx.execution.runs import LateTerm
 from gradtx.programs.contract import following, is_number
+from gradtx.programs.function import LeafResult
 from gradtx.programs.lower import Program
 
 aten = torch.ops.aten
+
+
+def is_by_leaf(name: Any) -> bool:
+    """Whether each leaf has a result of this name."""
+    return isinstance(name, LateTerm | LeafResult)
 
 
 def multiply(graph: Graph) -> None:
@@ -62,17 +68,19 @@ def write_graph(
         names: The names of its results.
         width: The number of leaves.
         adds_up: Whether the results of the leaves are added up; otherwise those of the first leaf are returned, and
-            the late terms of each.
+            those that each leaf has.
     """
     graph = Graph()
     arguments: dict[Any, Node] = {}
     for i, read in enumerate(scalars_read(program)):
         arguments[read] = graph.placeholder(f"scalar{i}")
+        arguments[read].meta["val"] = torch.empty((), dtype=read[1], device="meta")
     columns: list[dict[Node, Node]] = []
     for i in range(width):
         copies: dict[Node, Node] = {}
         for node in program.leaves:
             copies[node] = graph.placeholder(f"leaf{i}_{node.name}")
+            copies[node].meta = dict(node.meta)
         columns.append(copies)
 
     def operand(user: Node, copies: dict[Node, Node], node: Node) -> Node:
@@ -96,13 +104,14 @@ def write_graph(
     all_names: list[Any] = []
     outputs: list[Node] = []
     for name, *of_leaves in zip(names, *results, strict=True):
-        if isinstance(name, LateTerm) and width > 1:
+        if is_by_leaf(name) and width > 1:
             all_names += [name._replace(leaf=str(i)) for i in range(width)]
             outputs += of_leaves
             continue
         result, *others = of_leaves
         for other in others if adds_up else ():
-            result = graph.call_function(aten.add.Tensor, (result, other))
+            total = graph.call_function(aten.add.Tensor, (result, other))
+            total.meta, result = result.meta, total
         all_names.append(name)
         outputs.append(result)
     graph.output(outputs)

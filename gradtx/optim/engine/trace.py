@@ -44,8 +44,11 @@ class TracedPhase(Phase):
         flat: Whether operations are elementwise, so that only the lengths of leaves differ: their first dimension.
 
     Attributes:
+        forms: The dtype and the number of dimensions of each result, once it is compiled.
         runs_in_parts: Whether it may process a leaf in parts; see `gradtx.programs.terms`.
     """
+
+    forms: list[tuple[torch.dtype, int]]
 
     def __init__(
         self,
@@ -131,6 +134,9 @@ class TracedPhase(Phase):
         adds_up = self.operation is not None
         graph, names = write_graph(program, self.names, width, adds_up)
         self.names = tuple(names)
+        results: Any = graph.output_node().args[0]
+        values = [node.meta["val"] for node in results]
+        self.forms = [(value.dtype, value.ndim) for value in values]
         stand_ins = [
             self._tracer.fixed(torch.zeros((), dtype=dtype)) for _, dtype in read
         ]

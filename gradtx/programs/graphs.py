@@ -1,0 +1,256 @@
+"""Pure updates inside a function that `torch.compile` traces: one node of its graph for all leaves.
+
+Dynamo does not read the library leaf by leaf: `_run` becomes a node with tensors as arguments, through which
+AOTAutograd sees. It runs the program of the chain, whose kernels for flat leaves are the operator `gradtx::run`; for
+derivatives and transforms it runs the rules themselves.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base import torch_names as _torch
+from gradtx.base import tree as _tree
+from gradtx.base.forward import Transformation
+from gradtx.execution import pure as _pure
+from gradtx.execution.runs import Memory
+from gradtx.programs import trees as _trees
+from gradtx.programs.hyperparameters import ChainOf
+
+COMPILERS: dict[str, _trees.CompileFlat] = {}  # by type of device
+_KEYS = itertools.count()
+
+# Dynamo traces these functions.
+
+
+def update(
+    tx: Transformation,
+    updates: Any,
+    state: Any,
+    params: Any,
+    extras: dict[str, Any],
+    applies: bool = False,
+) -> Any:
+    """Return new `(updates, state)`, or with `applies` new `(params, state)`; None if dynamo must trace the rules."""
+    known = {}
+    for name, value in extras.items():
+        if isinstance(value, float | Tensor):
+            known[name] = _pure.as_number(name, value)
+    unread = tuple([name for name in extras if name not in known])
+    tensors: list[Tensor] = []
+    structure = _structure_of((updates, state, params), tensors)
+    # Dynamo has no values of a chain that the compiled function makes.
+    if structure is None or tx._is_traced:
+        return None
+    key = _key_of(tx, structure, unread, applies)
+    numbers = [value for value in tx._numbers.values if isinstance(value, Tensor)]
+    results = _run(key, numbers, tensors, known)
+    if not results:
+        return None
+    kind, (of_updates, of_state, of_params) = structure
+    new = kind, (of_params if applies else of_updates, of_state)
+    return _trees.tree_of(new, iter(results))
+
+
+def apply_updates(params: Any, updates: Any) -> Any:
+    """Return new parameters; None if they are trees that no node takes."""
+    structure = _structure_of((params, updates), [])
+    if structure is None:
+        return None
+    _allow()
+    return _trees.tree_of(structure[1][0], iter(_applied(params, updates)))
+
+
+def _structure_of(trees: Any, tensors: list[Tensor]) -> Any:
+    try:
+        return _trees.structure_of(trees, tensors)
+    except _trees.UnsuitableError:
+        return None
+
+
+# Dynamo calls these functions.
+
+
+def _unread(*arguments: Any) -> Any:
+    raise AssertionError("a rule calls an extra that its program does not read")
+
+
+class Plan:
+    """The updates at one place in a graph.
+
+    Args:
+        tx: The transformation.
+        structure: The structure of updates, state and parameters.
+        unread: The names of extras that no rule reads.
+        applies: Whether it returns new parameters instead of updates.
+
+    Attributes:
+        suits: Whether the graph may have a node; None before the first call.
+        program: The program; None if none can run it.
+    """
+
+    suits: bool | None = None
+    program: _trees.TreeProgram | None = None
+
+    def __init__(
+        self,
+        tx: Transformation,
+        structure: Any,
+        unread: tuple[str, ...],
+        applies: bool,
+    ):
+        self._tx = weakref.ref(tx)  # which owns the plan
+        self._structure = structure
+        self._unread = dict.fromkeys(unread, _unread)
+        self._applies = applies
+
+    def run(
+        self, numbers: list[Tensor], tensors: list[Tensor], known: dict[str, Tensor]
+    ) -> list[Tensor]:
+        """Return the tensors of the results, by the program or by the rules."""
+        tx, extras = self._tx(), {**known, **self._unread}
+        updates, state, params = _trees.tree_of(self._structure, iter(tensors))
+        needs_rules = (
+            _torch.inside_transform()
+            or _torch.forward_mode_active()
+            or _trees.records_gradients([*tensors, *known.values()], numbers)
+        )
+        of_tx = _trees.numbers_of(tx)
+        given = iter(numbers)
+        values = [next(given) if isinstance(x, Tensor) else x for x in of_tx.values]
+        if self.suits is None and not needs_rules:
+            self.program = self._program(tx, tensors, known)
+        if needs_rules or self.program is None:
+            chain = ChainOf(tx, of_tx.structure)(values)
+            updates, new_state = _pure.update(chain, updates, state, params, extras)
+            if self._applies:
+                updates = _pure.apply_updates(params, updates)
+            if _tree.named(new_state).keys() != _tree.named(state).keys():
+                raise _trees.UnsuitableError
+            return _tree.tensors((updates, new_state))
+        call = _trees.Call(tx, updates, state, params, extras)
+        values = self.program.resolved(values, tensors)
+        new = self.program.results(call, tensors, values, known.values())
+        memory = Memory()
+        memory.register([*tensors, *known.values()])
+        results = []
+        for source, i in self._sources:
+            # A parameter without a gradient is kept.
+            result = tensors[i] if source is None else new[source]
+            results.append(memory.unshared(result))
+        return results
+
+    def _program(
+        self, tx: Transformation, tensors: list[Tensor], known: dict[str, Tensor]
+    ) -> _trees.TreeProgram | None:
+        """Return the program, recorded with other tensors in place of stand-ins; None if there is none."""
+        try:
+            with _torch.without_modes():
+                tensors = list(map(_example, tensors))
+                known = {name: _example(value) for name, value in known.items()}
+                trees = _trees.tree_of(self._structure, iter(tensors))
+                extras = {**known, **self._unread}
+                run, leaves = _pure.begin(tx, trees[0], trees[1], trees[2], extras)
+                program = _trees.TreeProgram(
+                    tx,
+                    run,
+                    leaves,
+                    self._structure,
+                    tensors,
+                    (),
+                    known,
+                    list(self._unread),
+                    False,
+                    self._applies,
+                    COMPILERS.get(tensors[0].device.type),
+                )
+        except Exception:  # a user's rule may raise any error
+            return None
+        if run.has_lag(leaves):
+            return None
+        indices = _trees.tree_of(self._structure, iter(range(len(tensors))))
+        updates, state, params = map(_tree.named, indices)
+        results = params if self._applies else updates
+        # The indices of each result and of the tensor it replaces.
+        self._sources = [
+            (updates.get(name), i) for name, i in results.items() if i is not None
+        ]
+        self._sources.extend((i, i) for i in state.values())
+        return program
+
+
+def _example(tensor: Tensor) -> Tensor:
+    if tensor.ndim:  # memory that is never touched
+        form = list(map(int, tensor.shape)), list(map(int, tensor.stride()))
+        return torch.empty_strided(*form, dtype=tensor.dtype, device=tensor.device)
+    return torch.zeros((), dtype=tensor.dtype, device=tensor.device)
+
+
+# Plans and compiled phases by their keys in graphs.
+_NAMED: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
+
+
+def key_for(value: Any) -> str:
+    """Return the key of a plan or a compiled phase in graphs, which do not keep it alive."""
+    key = str(next(_KEYS))
+    _NAMED[key] = value
+    return key
+
+
+@_torch.assume_constant
+def _allow() -> None:
+    """Make dynamo take functions as nodes; not before it runs, because this imports dynamo."""
+    torch.compiler.allow_in_graph((_run, _applied))
+
+
+@_torch.assume_constant
+def _key_of(
+    tx: Transformation, structure: Any, unread: tuple[str, ...], applies: bool
+) -> str:
+    _allow()
+    plan = Plan(tx, structure, unread, applies)
+    tx._set(_plans=(*tx._plans, plan))
+    _trees.numbers_of(tx)  # dynamo reads them
+    return key_for(plan)
+
+
+def _applied(params: Any, updates: Any) -> list[Tensor]:
+    return _tree.tensors(_pure.apply_updates(params, updates))
+
+
+def _run(
+    key: str, numbers: list[Tensor], tensors: list[Tensor], known: dict[str, Tensor]
+) -> list[Tensor]:
+    """Return the tensors of the results; nothing if dynamo has to trace the update itself."""
+    plan: Plan = _NAMED[key]
+    results = []
+    if plan.suits is not False:
+        try:
+            results = plan.run(numbers, tensors, known)
+        except Exception:
+            if plan.suits:
+                raise
+    if plan.suits is None:  # what dynamo traces itself may read any tensor, or raises
+        plan.suits = bool(results)
+    return results
+
+
+_LIBRARY = torch.library.Library("gradtx", "FRAGMENT")
+_LIBRARY.define("run(str phase, Tensor[] numbers, Tensor[] leaves) -> Tensor[]")
+
+
+def _run_phase(key: str, numbers: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    return _NAMED[key](numbers, leaves)
+
+
+def _like_phase(key: str, numbers: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    return _NAMED[key].like(leaves)
+
+
+_LIBRARY.impl("run", _run_phase, "CompositeExplicitAutograd")
+torch.library.register_fake("gradtx::run", _like_phase, lib=_LIBRARY)

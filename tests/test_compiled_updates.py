@@ -1,0 +1,374 @@
+"""Pure updates under torch.compile: one node of the graph, equal to the update that runs eagerly."""
+
+import gc
+import threading
+
+import pytest
+import torch
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounter, EagerAndRecordGraphs
+from torch.utils._pytree import tree_leaves, tree_map
+
+import gradtx
+from gradtx.programs import graphs
+from tests.conformance import assert_close, assert_own_memory
+from tests.daily import by_day
+from tests.test_slots import shared_constant
+
+pytestmark = pytest.mark.usefixtures("uncompiled")
+# torch.func.jvp and inductor load parts of torch that use it.
+torchs_own_deprecation = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+SHAPES = {"weight": (3, 4), "bias": (5,), "columns": (2, 3)}
+
+
+def drawn(seed, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator, dtype=dtype) for name, shape in SHAPES.items()}
+
+
+def one_leaf():
+    return {"bias": drawn(0)["bias"]}
+
+
+def number(value):
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def compiled(function, backend="aot_eager"):
+    torch._dynamo.reset()
+    return torch.compile(function, backend=backend, fullgraph=True)
+
+
+def calls_of(function, *args):
+    """The operations of the graph that dynamo makes."""
+    recorder = EagerAndRecordGraphs()
+    compiled(function, recorder)(*args)
+    (graph,) = recorder.graphs
+    names = [getattr(node.target, "__name__", "") for node in graph.graph.nodes if node.op == "call_function"]
+    return [name for name in names if name != "getitem"]
+
+
+CHAINS = {
+    "adamw": lambda lr=0.1: gradtx.adamw(lr),
+    "sum": lambda lr=0.1: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr)),
+    "momentum": lambda lr=0.1: gradtx.sgd(lr, momentum=0.9),
+    "shared value": lambda lr=1.0: gradtx.prodigy(lr),
+    "own count": lambda lr=0.1: gradtx.accumulate(gradtx.adam(lr), every=2),
+    "rows": lambda lr=0.1: gradtx.adamp(lr),
+    "schedule": lambda lr=0.1: gradtx.sgd(gradtx.cosine_schedule(lr, T_max=5), momentum=0.9),
+    "branches": lambda lr=0.1: gradtx.partition({"a": gradtx.sgd(lr), "b": gradtx.lion(lr)}, {"a": "bias", "b": "*"}),
+}
+
+
+@by_day("adamw", "own count")
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_compiled_update_of_any_number_of_leaves_is_one_call_in_the_graph(chain):
+    tx, params = CHAINS[chain](), drawn(0)
+    assert calls_of(tx.update, drawn(1), tx.init(params), params) == ["_run"]
+
+
+@by_day("sum", "rows", "branches")
+@pytest.mark.parametrize("chain", CHAINS)
+def test_compiled_updates_equal_eager_ones_for_several_steps_of_one_graph(chain):
+    tx, params = CHAINS[chain](), drawn(0)
+    counter = CompileCounter()
+
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return gradtx.apply_updates(params, updates), state
+
+    one_graph = compiled(step, counter)
+    at = eager = params, tx.init(params)
+    for i in range(4):
+        at, eager = one_graph(drawn(i), at[1], at[0]), step(drawn(i), eager[1], eager[0])
+        assert_close(at, eager, rtol=1e-11, atol=1e-13)  # fused sums round differently
+    assert counter.frame_count == 1
+
+
+def loss_fn(params, x):
+    return sum((p * x - 1).square().sum() for p in params.values())
+
+
+@by_day("sum")
+@pytest.mark.parametrize("chain", ["sum", "own count", "branches"])
+def test_a_compiled_training_step_equals_the_eager_one_and_owns_its_results(chain):
+    tx, params, x = CHAINS[chain](), drawn(0), number(0.5)
+    step, state = gradtx.train_step(loss_fn, tx), CHAINS[chain]().init(params)
+    found = compiled(step)(params, state, x)
+    assert_close(found, step(params, state, x), rtol=1e-11)
+    assert_own_memory(found, params, state)
+
+
+def test_parameters_may_be_nested_and_lack_gradients():
+    params = {"a": [torch.ones(3), None], "b": (torch.ones(2, 2), torch.ones(4))}
+    grads = {"a": [torch.ones(3), None], "b": (None, torch.ones(4))}
+    tx = gradtx.sgd(0.1)
+    state = tx.init(params)
+
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return gradtx.apply_updates(params, updates), state
+
+    found, expected = compiled(step)(grads, state, params), step(grads, state, params)
+    assert_close(tree_leaves(found), tree_leaves(expected), rtol=1e-6)
+    assert found[0]["a"][1] is None
+
+
+def test_a_number_that_changes_in_place_needs_no_second_graph():
+    lr, counter, params = number(0.1), CompileCounter(), drawn(0)
+    tx = gradtx.sgd(lr)
+    step = compiled(tx.update, counter)
+    state = tx.init(params)
+    before, _ = step(params, state, params)
+    lr.mul_(2)
+    after, _ = step(params, state, params)
+    assert_close(after, tree_map(lambda u: 2 * u, before), rtol=1e-12)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.nightly
+def test_a_chain_that_the_compiled_function_makes_of_floats_is_traced():
+    def step(rate, grads, state):
+        return gradtx.sgd(rate, momentum=0.9).update(grads, state)
+
+    params, one_graph = one_leaf(), compiled(step)
+    state = gradtx.sgd(0.1, momentum=0.9).init(params)
+    for rate in (0.1, 0.2, 0.3):  # dynamo makes a symbol of a float that changes
+        assert_close(one_graph(rate, params, state), step(rate, params, state), rtol=1e-12)
+
+
+@gradtx.per_tensor(needs="value")
+def scale_by_value():
+    return lambda update, state, param, ctx: (update * ctx.value, state)
+
+
+def test_an_extra_may_be_a_float_that_changes():
+    tx, params, counter = scale_by_value(), one_leaf(), CompileCounter()
+    step = compiled(lambda value: tx.update(params, tx.init(params), params, value=value)[0], counter)
+    for value in (1.0, 2.0, 3.0):
+        assert_close(step(value), tree_map(lambda p, value=value: value * p, params), rtol=1e-12)
+    assert counter.frame_count == 2  # then dynamo makes a symbol of it
+
+
+START = one_leaf()
+
+
+def trained(lr, steps=2):
+    tx, params = gradtx.adam(lr), START
+    state = tx.init(params)
+    for _ in range(steps):
+        grads = torch.func.grad(loss_fn)(params, number(0.5))
+        updates, state = tx.update(grads, state, params)
+        params = gradtx.apply_updates(params, updates)
+    return loss_fn(params, number(0.5))
+
+
+TRANSFORMS = {
+    "gradient": torch.func.grad(trained),
+    "second derivative": torch.func.grad(torch.func.grad(trained)),
+    "vmap": lambda lr: torch.vmap(trained)(torch.stack([lr, 2 * lr])),
+    "forward derivative": lambda lr: torch.func.jvp(trained, (lr,), (torch.ones_like(lr),)),
+}
+
+
+@torchs_own_deprecation
+@pytest.mark.nightly
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms_of_training_compile_and_equal_eager_ones(transform):
+    function = TRANSFORMS[transform]
+    assert_close(compiled(function)(number(0.05)), function(number(0.05)), rtol=1e-10)
+
+
+def test_autograd_differentiates_through_a_compiled_update():
+    tx, params = gradtx.adamw(0.1), drawn(0)
+    state = tx.init(params)
+
+    def moved(grads):
+        return sum(u.square().sum() for u in tree_leaves(tx.update(grads, state, params)[0]))
+
+    found, expected = ({name: g.requires_grad_() for name, g in drawn(1).items()} for _ in range(2))
+    compiled(moved)(found).backward()
+    moved(expected).backward()
+    assert_close([g.grad for g in found.values()], [g.grad for g in expected.values()], rtol=1e-9)
+
+
+OUTSIDE = number(2.0)
+
+
+@gradtx.per_tensor
+def scale_by_outside():
+    return lambda update, state, param, ctx: (update * OUTSIDE, state)
+
+
+def test_what_a_rule_takes_from_outside_is_still_read_at_each_call():
+    tx, params = scale_by_outside(), one_leaf()
+    step, state = compiled(tx.update), tx.init(params)
+    for value in (2.0, 3.0):
+        OUTSIDE.fill_(value)
+        assert_close(step(params, state)[0], tree_map(lambda p, value=value: value * p, params), rtol=1e-12)
+
+
+def test_a_learned_rate_in_a_schedule_keeps_its_gradient():
+    rate, params = number(0.1).requires_grad_(), one_leaf()
+    tx = gradtx.sgd(gradtx.Schedule(lambda step: rate / (1 + step)))
+    state = tx.init(params)
+
+    def moved(grads):
+        return sum(u.sum() for u in tx.update(grads, state, params)[0].values())
+
+    compiled(moved)(params).backward()
+    assert_close(rate.grad, -params["bias"].sum(), rtol=1e-12)
+
+
+def test_a_state_whose_structure_changes_costs_one_more_graph():
+    tx, params, counter = gradtx.adam(0.1), drawn(0), CompileCounter()
+    step, state = compiled(tx.update, counter), tx.init(params)
+    expected = state
+    partly = {**drawn(1), "bias": None}
+    for grads in (drawn(1), partly, partly, partly):
+        updates, state = step(grads, state, params)
+        eager, expected = tx.update(grads, expected, params)
+        assert_close(tree_leaves(updates), tree_leaves(eager), rtol=1e-11)
+        assert_close(state, expected, rtol=1e-11)
+    assert counter.frame_count == 3  # all gradients; one missing; with counts by leaf
+
+
+@gradtx.per_tensor(elementwise=True)
+def double_long_leaves():
+    return lambda update, state, param, ctx: (update * (2 if update.shape[0] > 2 else 1), state)
+
+
+def test_an_elementwise_rule_may_ask_for_the_shape_of_some_leaves():
+    tx, params = double_long_leaves(), drawn(0)
+    found, _ = compiled(tx.update)(params, tx.init(params))
+    assert_close(
+        found, {"weight": 2 * params["weight"], "bias": 2 * params["bias"], "columns": params["columns"]}, rtol=0
+    )
+
+
+def test_leaves_of_all_shapes_are_one_operator():
+    tx, params, operations = gradtx.adamw(0.1), drawn(0), []
+
+    def keep(graph, examples):
+        operations.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    compiled(tx.update, aot_autograd(fw_compiler=keep))(params, tx.init(params), params)
+    assert operations.count("gradtx.run.default") == 1
+
+
+def test_leaves_whose_sums_need_another_kernel_are_clipped_together():
+    tx, params = gradtx.clip_by_global_norm(1.0), {"short": torch.ones(5), "long": torch.ones(50, 100)}
+    state = tx.init(params)
+    found, expected = compiled(tx.update)(params, state)[0], tx.update(params, state)[0]
+    assert_close(found, expected, rtol=1e-6)
+
+
+def test_threads_may_make_the_first_call_at_once():
+    tx, params, errors = CHAINS["sum"](), one_leaf(), []
+    step, state = compiled(tx.update), tx.init(params)
+
+    def call():
+        try:
+            step(params, state, params)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=call) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+
+
+def test_what_a_graph_needs_is_freed_with_the_chain():
+    gc.collect()
+    before, tx, params = len(graphs._NAMED), gradtx.adamw(0.1), one_leaf()
+    step = compiled(tx.update)
+    step(params, tx.init(params), params)
+    assert len(graphs._NAMED) > before
+    torch._dynamo.reset()
+    del step, tx
+    gc.collect()
+    assert len(graphs._NAMED) <= before
+
+
+@pytest.mark.parametrize("by_list", [True, False])
+def test_no_output_shares_memory_with_an_input(by_list, monkeypatch):
+    if not by_list:
+        monkeypatch.setattr(graphs, "COMPILERS", {})
+    tx, params = shared_constant(), one_leaf()
+    state = tx.init(params)
+    assert_own_memory(compiled(tx.update)(params, state, params), params, state)
+
+
+def test_where_kernels_cannot_be_compiled_the_graph_has_operations_on_lists(monkeypatch):
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: 1 / 0)
+    tx, params = gradtx.adamw(0.1), drawn(0)
+    at = drawn(1), tx.init(params), params
+    assert_close(compiled(tx.update)(*at), tx.update(*at), rtol=1e-11)
+
+
+def test_errors_keep_the_text_of_the_library():
+    tx, params = gradtx.adamw(0.1), drawn(0)
+    other = gradtx.sgd(0.1, momentum=0.9).init(params)
+    with pytest.raises(Exception, match="state has 'trace', which this chain does not use"):
+        compiled(tx.update)(drawn(1), other, params)
+    with pytest.raises(Exception, match="needs params"):
+        compiled(tx.update)(drawn(1), tx.init(params))
+
+
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16,) * 2, (torch.float64, torch.float32), (torch.complex64,) * 2])
+def test_updates_of_any_dtypes_are_as_wide_as_eager_ones_and_are_rounded_when_they_are_added(dtypes):
+    of_params, of_grads = dtypes
+    params, grads = ({"bias": drawn(0)["bias"].to(dtype)} for dtype in (of_params, of_grads))
+    tx = gradtx.adamw(0.1)
+
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return updates, state, gradtx.apply_updates(params, updates)
+
+    at = grads, tx.init(params), params
+    found, expected = compiled(step)(*at), step(*at)
+    assert [x.dtype for x in tree_leaves(found)] == [x.dtype for x in tree_leaves(expected)]
+    assert_close(found, expected, rtol=1e-2 if of_params is torch.bfloat16 else 1e-6)
+
+
+def test_leaves_with_other_strides_get_results_with_the_same_strides():
+    tx = gradtx.adamw(0.1)
+    params = {"image": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last), "turned": torch.randn(3, 4).t()}
+    state = tx.init(params)
+    found, expected = compiled(tx.update)(params, state, params), tx.update(params, state, params)
+    assert_close(found, expected, rtol=1e-5, atol=1e-6)  # single precision
+    assert [u.stride() for u in tree_leaves(found)] == [u.stride() for u in tree_leaves(expected)]
+
+
+def test_without_a_compiler_of_lists_the_graph_has_operations_on_lists(monkeypatch):
+    monkeypatch.setattr(graphs, "COMPILERS", {})
+    tx, params, operations = gradtx.adamw(0.1), drawn(0), []
+    state = tx.init(params)
+
+    def keep(graph, examples):
+        operations.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    found = compiled(tx.update, aot_autograd(fw_compiler=keep))(drawn(1), state, params)
+    assert_close(found, tx.update(drawn(1), state, params), rtol=1e-11)
+    assert sum("_foreach" in operation for operation in operations) >= 8
+    assert not any(operation.startswith("gradtx") for operation in operations)
+
+
+@torchs_own_deprecation
+@pytest.mark.nightly
+@pytest.mark.parametrize("chain", ["adamw", "sum", "momentum"])
+def test_a_step_through_inductor_equals_eager_in_single_precision(chain, monkeypatch):
+    monkeypatch.undo()
+    tx, params = CHAINS[chain](), drawn(0, torch.float32)
+    step, at = compiled(tx.update, "inductor"), tx.init(params)
+    eager = at
+    for i in range(3):
+        grads = drawn(i, torch.float32)
+        updates, at = step(grads, at, params)
+        expected, eager = tx.update(grads, eager, params)
+        assert_close(updates, expected, rtol=1e-5, atol=1e-6)  # kernels fuse products and sums
