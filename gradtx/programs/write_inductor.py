@@ -13,6 +13,7 @@ from torch.fx import Graph, Node
 from gradtx.execution.runs import LateTerm
 from gradtx.programs.contract import following, is_number
 from gradtx.programs.lower import Program
+from gradtx.programs.terms import is_pointwise
 
 aten = torch.ops.aten
 
@@ -30,6 +31,48 @@ def multiply(graph: Graph) -> None:
         inverse.meta = dict(divisor.meta)
         node.target = aten.mul.Tensor
         node.args = (node.args[0], inverse)
+
+
+def keep_in_memory(graph: Graph) -> None:
+    """Make inductor write some values to memory that it would otherwise compute again wherever they are read.
+
+    A value per row, such as 1 / scale, is computed once rather than for each vector of the row's entries. Codes are
+    written to memory before two of them are packed into a byte and after they are unpacked: the loop that does this is
+    not vectorized, and neither would be any computation fused into it.
+    """
+    for node in list(graph.nodes):
+        readers = _readers_of_kept(node)
+        if readers:
+            with graph.inserting_after(node):
+                kept = graph.call_function(_in_memory, (node,))
+            kept.meta = dict(node.meta)
+            for user in readers:
+                user.replace_input_with(node, kept)
+
+
+def _in_memory(x: Tensor) -> Tensor:
+    return x.as_strided(x.shape, x.stride())  # inductor makes views of memory only
+
+
+def _readers_of_kept(node: Node) -> list[Node]:
+    """Return the users of a node that must read it from memory."""
+    users = list(node.users)
+    if is_pointwise(node.target) and _is_by_row(node):
+        return [
+            user for user in users if is_pointwise(user.target) and not _is_by_row(user)
+        ]
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dtype not in (torch.int8, torch.uint8):
+        return []
+    if node.target is aten.cat.default:
+        return users
+    return [user for user in users if user.target is aten.select.int]
+
+
+def _is_by_row(node: Node) -> bool:
+    """Whether a node has one entry per row."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.ndim > 1 and value.shape[-1] == 1
 
 
 def scalars_read(program: Program) -> list[tuple[Node, torch.dtype]]:

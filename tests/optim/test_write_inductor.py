@@ -15,7 +15,7 @@ from gradtx.optim.engine.inductor import REPLACED
 from gradtx.programs import record
 from gradtx.programs.lower import lower
 from gradtx.programs.scalars import Scalars
-from gradtx.programs.write_inductor import multiply, scalars_read, write_graph
+from gradtx.programs.write_inductor import _in_memory, keep_in_memory, multiply, scalars_read, write_graph
 
 CPU = torch.device("cpu")
 
@@ -29,6 +29,7 @@ def written(function, numbers, leaves, names=("a",), width=1, adds_up=False):
     recording = record(result, numbers, leaves)
     program = lower(recording, on_device=None, decides=False)
     multiply(program.graph)
+    keep_in_memory(program.graph)
     read = scalars_read(program)
     scalars = Scalars(program, CPU, read)
     graph, all_names = write_graph(program, names, width, adds_up)
@@ -101,6 +102,19 @@ def test_leaves_repeat_what_depends_on_them_and_share_the_rest():
     assert torch.equal(found["first"], leaves[0] / 2)
     sums = [found[late._replace(leaf=str(i))] for i in range(3)]
     assert sums == [leaf.sum() for leaf in leaves]
+
+
+def test_a_value_per_row_is_written_to_memory_before_entries_read_it():
+    def function(x):
+        scale = x.square().sum(1, keepdim=True).sqrt() + 1.0
+        return [x / scale]
+
+    run, graph, _ = written(function, [], [(REAL, (3, 4))])
+    kept = [node for node in graph.nodes if node.target is _in_memory]
+    assert len(kept) == 1
+    assert [reader.target for reader in kept[0].users] == [torch.ops.aten.div.Tensor]
+    x = torch.randn(3, 4, dtype=REAL)
+    torch.testing.assert_close(run([], x), function(x), rtol=1e-15, atol=0)
 
 
 def test_terms_of_all_leaves_are_added_up_in_order():

@@ -27,7 +27,12 @@ from gradtx.programs.lower import lower
 from gradtx.programs.record import Recording, add_constant, check_traced
 from gradtx.programs.scalars import Scalars
 from gradtx.programs.terms import parts_add_up, reads_sizes
-from gradtx.programs.write_inductor import multiply, scalars_read, write_graph
+from gradtx.programs.write_inductor import (
+    keep_in_memory,
+    multiply,
+    scalars_read,
+    write_graph,
+)
 
 # Creates a callable from a traced graph and example arguments; see `Backend`.
 Compile: TypeAlias = Callable[[Any, Sequence[Any]], Callable[..., Any]]
@@ -125,6 +130,7 @@ class TracedPhase(Phase):
         leaves = _concatenated(self._leaves)
         program = lower(self._recording, on_device=None, decides=False)
         multiply(program.graph)
+        keep_in_memory(program.graph)
         read = scalars_read(program)
         self._scalars = Scalars(program, leaves[-1].device, read)
         width = len(leaves) // len(program.leaves)
