@@ -15,7 +15,7 @@ from gradtx.optim.engine.inductor import REPLACED
 from gradtx.programs import record
 from gradtx.programs.lower import lower
 from gradtx.programs.scalars import Scalars
-from gradtx.programs.write_inductor import _in_memory, keep_in_memory, multiply, scalars_read, write_graph
+from gradtx.programs.write_inductor import _in_memory, write_graph
 
 CPU = torch.device("cpu")
 
@@ -28,11 +28,8 @@ def written(function, numbers, leaves, names=("a",), width=1, adds_up=False):
 
     recording = record(result, numbers, leaves)
     program = lower(recording, on_device=None, decides=False)
-    multiply(program.graph)
-    keep_in_memory(program.graph)
-    read = scalars_read(program)
+    graph, all_names, read = write_graph(program, names, width, adds_up)
     scalars = Scalars(program, CPU, read)
-    graph, all_names = write_graph(program, names, width, adds_up)
     module = GraphModule({}, graph)
 
     def run(given, *tensors, on_device=frozenset()):
@@ -121,7 +118,7 @@ def test_terms_of_all_leaves_are_added_up_in_order():
     run, _, names = written(lambda x: [(x * x).sum()], [], [VECTOR], ("sum",), width=3, adds_up=True)
     leaves = [torch.randn(size, dtype=REAL) for size in (5, 2, 7)]
     first, second, third = [(leaf * leaf).sum() for leaf in leaves]
-    assert names == ["sum"]
+    assert names == ("sum",)
     assert run([], *leaves) == [first + second + third]
 
 
