@@ -164,9 +164,10 @@ class Member:
 
 
 class KnownCounts:
-    """The counts of parameters after a step; the next step reads them only if somebody has replaced or written them.
+    """The counts of parameters after a step.
 
-    A read of each count would take a quarter of a step of many small parameters.
+    The next step reads them again only if they have been replaced or written in between: reading each count would take
+    a quarter of a step of many small parameters.
 
     Attributes:
         steps: The tensors that hold the counts.

@@ -59,7 +59,7 @@ POSITIONS: dict[Any, int] = {aten.full.default: 1, aten.scalar_tensor.default: 0
 
 
 def _is_by_entry(node: Node, varying: set[Node]) -> bool:
-    return node.target in BY_ENTRY or _is_pointwise(node.target)
+    return node.target in BY_ENTRY or is_pointwise(node.target)
 
 
 def parts_add_up(
@@ -120,7 +120,7 @@ def _varying(graph: Graph, arguments: Collection[Node]) -> set[Node]:
 
 def _is_by_entry_of_shard(node: Node, varying: set[Node]) -> bool:
     """Whether a value has the entries of its operands, and no size of the whole leaf."""
-    if node.target not in (*COPIES, *LIKE_OTHERS) and not _is_pointwise(node.target):
+    if node.target not in (*COPIES, *LIKE_OTHERS) and not is_pointwise(node.target):
         return False
     dims = node.meta["val"].ndim
     return all(
@@ -222,5 +222,5 @@ def _operands(node: Node, varying: set[Node]) -> list[Any]:
 
 
 @functools.cache
-def _is_pointwise(operator: Any) -> bool:
+def is_pointwise(operator: Any) -> bool:
     return torch.Tag.pointwise in getattr(operator, "tags", ())

@@ -57,6 +57,15 @@ def test_instruction_sets_are_believed(compiled_equals_eager, nothing_asked, mon
     assert asked == []
 
 
+def test_caches_that_processors_share_hold_kernels_for_each_width_of_vectors(monkeypatch):
+    given = []
+    monkeypatch.setattr(torch._inductor, "compile", lambda graph, examples, options: given.append(options))
+    for capability in ("AVX512", "AVX2", "DEFAULT"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        inductor.compile_with_inductor(None, [], {})
+    assert [options.get("cpp.simdlen") for options in given] == [512, 256, None]
+
+
 def test_what_the_compiler_raises_is_raised(monkeypatch):
     def fails(graph, examples, options):
         raise InductorError(KeyError("buf1"), None)

@@ -15,7 +15,7 @@ from gradtx.optim.engine.inductor import REPLACED
 from gradtx.programs import record
 from gradtx.programs.lower import lower
 from gradtx.programs.scalars import Scalars
-from gradtx.programs.write_inductor import multiply, scalars_read, write_graph
+from gradtx.programs.write_inductor import _in_memory, write_graph
 
 CPU = torch.device("cpu")
 
@@ -28,10 +28,8 @@ def written(function, numbers, leaves, names=("a",), width=1, adds_up=False):
 
     recording = record(result, numbers, leaves)
     program = lower(recording, on_device=None, decides=False)
-    multiply(program.graph)
-    read = scalars_read(program)
+    graph, all_names, read = write_graph(program, names, width, adds_up)
     scalars = Scalars(program, CPU, read)
-    graph, all_names = write_graph(program, names, width, adds_up)
     module = GraphModule({}, graph)
 
     def run(given, *tensors, on_device=frozenset()):
@@ -103,11 +101,24 @@ def test_leaves_repeat_what_depends_on_them_and_share_the_rest():
     assert sums == [leaf.sum() for leaf in leaves]
 
 
+def test_a_value_per_row_is_written_to_memory_before_entries_read_it():
+    def function(x):
+        scale = x.square().sum(1, keepdim=True).sqrt() + 1.0
+        return [x / scale]
+
+    run, graph, _ = written(function, [], [(REAL, (3, 4))])
+    kept = [node for node in graph.nodes if node.target is _in_memory]
+    assert len(kept) == 1
+    assert [reader.target for reader in kept[0].users] == [torch.ops.aten.div.Tensor]
+    x = torch.randn(3, 4, dtype=REAL)
+    torch.testing.assert_close(run([], x), function(x), rtol=1e-15, atol=0)
+
+
 def test_terms_of_all_leaves_are_added_up_in_order():
     run, _, names = written(lambda x: [(x * x).sum()], [], [VECTOR], ("sum",), width=3, adds_up=True)
     leaves = [torch.randn(size, dtype=REAL) for size in (5, 2, 7)]
     first, second, third = [(leaf * leaf).sum() for leaf in leaves]
-    assert names == ["sum"]
+    assert names == ("sum",)
     assert run([], *leaves) == [first + second + third]
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.execution.phases import RunPhase
+from gradtx.execution.phases import PhaseResult, RunPhase
 from gradtx.optim.engine import compiled
 from gradtx.optim.engine.family import first_entries, operations_of
 from gradtx.optim.engine.inductor import compile_with_inductor
@@ -50,6 +50,11 @@ class FlatPhase(TracedPhase):
         self._known = [None if isinstance(x, Tensor) else x for x in numbers]
         return [x for x in numbers if isinstance(x, Tensor)]
 
+    def note(self, result: PhaseResult) -> None:
+        super().note(result)
+        outputs = zip(result.names, result.outputs, strict=True)
+        self._form_of = {name: (x.dtype, x.ndim == 0) for name, x in outputs}
+
     def compile(self, compile: Compile) -> None:
         super().compile(compile)
         # The vectors of a leaf.
@@ -57,9 +62,14 @@ class FlatPhase(TracedPhase):
         self._vectors = [i for i, tensor in enumerate(like) if tensor.ndim]
         # The index of the gradient of each result's leaf in a call, which has its shape.
         self._like: list[int] = []
+        # The dtype of each result, and whether it is a scalar.
+        self._forms: list[tuple[torch.dtype, bool]] = []
         for name in self.names:
             leaf = int(name.leaf) if is_by_leaf(name) else 0
             self._like.append(leaf * self._per_leaf + self._per_leaf - 1)
+            # One leaf may stand for all in the trace.
+            first = name._replace(leaf="0") if is_by_leaf(name) else name
+            self._forms.append(self._form_of[first])
 
     def places(
         self, leaves: Sequence[Tensor]
@@ -112,8 +122,9 @@ class FlatPhase(TracedPhase):
         """Return stand-ins for the results."""
         results = []
         for _, i, _, like in self.places(leaves):
-            dtype, dims = self.forms[i]
-            results.append(like.new_empty(like.shape if dims else (), dtype=dtype))
+            dtype, is_scalar = self._forms[i]
+            shape = () if is_scalar else like.shape
+            results.append(like.new_empty(shape, dtype=dtype))
         return results
 
 

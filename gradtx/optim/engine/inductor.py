@@ -1,4 +1,4 @@
-"""The back end that compiles programs with torch's inductor, and what it is given instead of some operations."""
+"""The back end that compiles programs with torch's inductor, and faster forms of some operations for it."""
 
 from __future__ import annotations
 
@@ -28,13 +28,24 @@ def compile_with_inductor(
     """Compile a graph."""
     # Otherwise torch builds a C++ program for each instruction set, 6 to 9 s in all, to test whether all tools support
     # it; a compile error reveals that as well.
-    options = {"cpp.vec_isa_ok": True, **options}
+    options = {"cpp.vec_isa_ok": True, **_vector_width(), **options}
     if not torch_names.asserts_bind_sizes():
         options = {"size_asserts": False, **options}
     with warnings.catch_warnings():
         # Of the compiler, such as a deprecation warning at its first import.
         warnings.simplefilter("ignore")
         return torch_names.compile_graph(graph, examples, options)
+
+
+def _vector_width() -> dict[str, int]:
+    """Return the option for the width of this processor's vectors.
+
+    The key of inductor's cache omits the processor but includes options. Without this one, processors of different
+    kinds that share the cache run kernels generated for wider or narrower vectors, which skip entries.
+    """
+    widths = {"AVX512": 512, "AVX2": 256}
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"cpp.simdlen": widths[capability]} if capability in widths else {}
 
 
 def compiler_options(compile: Any) -> dict[str, Any]:

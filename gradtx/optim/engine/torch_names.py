@@ -8,15 +8,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import logging
 import warnings
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-
-logger = logging.getLogger("gradtx")
 
 SHAPES = "torch.fx.experimental.symbolic_shapes"
 # The module of each name. Those of inductor are looked up on use, because importing it takes a second.

@@ -27,7 +27,7 @@ from gradtx.programs.lower import lower
 from gradtx.programs.record import Recording, add_constant, check_traced
 from gradtx.programs.scalars import Scalars
 from gradtx.programs.terms import parts_add_up, reads_sizes
-from gradtx.programs.write_inductor import multiply, scalars_read, write_graph
+from gradtx.programs.write_inductor import write_graph
 
 # Creates a callable from a traced graph and example arguments; see `Backend`.
 Compile: TypeAlias = Callable[[Any, Sequence[Any]], Callable[..., Any]]
@@ -44,11 +44,8 @@ class TracedPhase(Phase):
         flat: Whether operations are elementwise, so that only the lengths of leaves differ: their first dimension.
 
     Attributes:
-        forms: The dtype and the number of dimensions of each result, once it is compiled.
         runs_in_parts: Whether it may process a leaf in parts; see `gradtx.programs.terms`.
     """
-
-    forms: list[tuple[torch.dtype, int]]
 
     def __init__(
         self,
@@ -60,6 +57,7 @@ class TracedPhase(Phase):
     ):
         self._tracer = torch_names.SymbolicTracer()
         self._flat = flat
+        self._dtypes = [tensor.dtype for tensor in common]
         self._common: list[Tensor] = []
         for tensor in common:
             self._common.append(self._tracer.fixed(_distinct(tensor)))
@@ -127,21 +125,15 @@ class TracedPhase(Phase):
         """Compile the graph for all leaves. The scalars of a step are computed outside of it, once per step."""
         leaves = _concatenated(self._leaves)
         program = lower(self._recording, on_device=None, decides=False)
-        multiply(program.graph)
-        read = scalars_read(program)
-        self._scalars = Scalars(program, leaves[-1].device, read)
         width = len(leaves) // len(program.leaves)
         adds_up = self.operation is not None
-        graph, names = write_graph(program, self.names, width, adds_up)
-        self.names = tuple(names)
-        results: Any = graph.output_node().args[0]
-        values = [node.meta["val"] for node in results]
-        self.forms = [(value.dtype, value.ndim) for value in values]
-        stand_ins = [
-            self._tracer.fixed(torch.zeros((), dtype=dtype)) for _, dtype in read
-        ]
-        module = GraphModule(self._owner, graph)
-        self._kernel = compile(module, [*stand_ins, *leaves])
+        written = write_graph(program, self.names, width, adds_up)
+        self.names = written.names
+        self._scalars = Scalars(program, leaves[-1].device, written.scalars)
+        examples = list(leaves)
+        for i, (_, dtype) in enumerate(written.scalars):
+            examples.insert(i, self._tracer.fixed(torch.zeros((), dtype=dtype)))
+        self._kernel = compile(GraphModule(self._owner, written.graph), examples)
         self._suits_kernel = self._tracer.assumptions(leaves)
         del self._recording, self._owner
 
@@ -149,8 +141,7 @@ class TracedPhase(Phase):
         self, given: Sequence[Any], device: torch.device, on_host: bool
     ) -> list[Tensor]:
         """Compute the scalars of the kernel from those of a step; `on_host` is whether the host may read them."""
-        dtypes = [tensor.dtype for tensor in self._common]
-        numbers, on_device = numbers_for(given, dtypes, device, on_host)
+        numbers, on_device = numbers_for(given, self._dtypes, device, on_host)
         scalars = self._scalars.given(on_device)
         return list(scalars.function(numbers)[len(scalars.nodes) :])
 
