@@ -109,6 +109,18 @@ class Plan:
         self._unread = dict.fromkeys(unread, _unread)
         self._applies = applies
 
+    def tried(
+        self, numbers: list[Tensor], tensors: list[Tensor], known: dict[str, Tensor]
+    ) -> list[Tensor]:
+        """Return the results of the first `run`; nothing if it fails."""
+        try:
+            with _torch.refusing_reads():
+                results = self.run(numbers, tensors, known)
+        except Exception:  # what dynamo traces itself may read any tensor, or raises
+            results = []
+        self.suits = bool(results)
+        return results
+
     def run(
         self, numbers: list[Tensor], tensors: list[Tensor], known: dict[str, Tensor]
     ) -> list[Tensor]:
@@ -228,16 +240,9 @@ def _run(
 ) -> list[Tensor]:
     """Return the tensors of the results; nothing if dynamo has to trace the update itself."""
     plan: Plan = _NAMED[key]
-    results = []
-    if plan.suits is not False:
-        try:
-            results = plan.run(numbers, tensors, known)
-        except Exception:
-            if plan.suits:
-                raise
-    if plan.suits is None:  # what dynamo traces itself may read any tensor, or raises
-        plan.suits = bool(results)
-    return results
+    if plan.suits is None:
+        return plan.tried(numbers, tensors, known)
+    return plan.run(numbers, tensors, known) if plan.suits else []
 
 
 _LIBRARY = torch.library.Library("gradtx", "FRAGMENT")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from gradtx.base import torch_names as _torch
 from gradtx.base.exact import python_scalar
 
 aten = torch.ops.aten
@@ -248,13 +249,13 @@ def _by_tensors(
     target: Any, kwargs: Any, dtypes: tuple[torch.dtype | None, ...], *args: Any
 ) -> Any:
     """Return the result of torch's operation on 0-d tensors, as a Python scalar."""
-    arguments = []
-    for value, dtype in zip(args, dtypes, strict=True):
-        if dtype is not None:
-            value = torch.tensor(value, dtype=dtype)
-        arguments.append(value)
     options = dict(kwargs)
     if "device" in options:
         options["device"] = torch.device("cpu")
-    result = target(*arguments, **options)
-    return python_scalar(result)
+    with _torch.without_modes():  # in which a compiler's stand-ins have no values
+        arguments = []
+        for value, dtype in zip(args, dtypes, strict=True):
+            if dtype is not None:
+                value = torch.tensor(value, dtype=dtype)
+            arguments.append(value)
+        return python_scalar(target(*arguments, **options))
