@@ -303,11 +303,14 @@ def test_no_output_shares_memory_with_an_input(by_list, monkeypatch):
     assert_own_memory(compiled(tx.update)(params, state, params), params, state)
 
 
-def test_where_kernels_cannot_be_compiled_the_graph_has_operations_on_lists(monkeypatch):
+def test_where_kernels_cannot_be_compiled_the_graph_has_operations_on_lists_and_a_warning_tells(monkeypatch):
     monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: 1 / 0)
     tx, params = gradtx.adamw(0.1), drawn(0)
     at = drawn(1), tx.init(params), params
-    assert_close(compiled(tx.update)(*at), tx.update(*at), rtol=1e-11)
+    with pytest.warns(RuntimeWarning, match="operations on lists: ZeroDivisionError") as warned:
+        found = compiled(tx.update)(*at)
+    assert len(warned) == 1
+    assert_close(found, tx.update(*at), rtol=1e-11)
 
 
 def test_errors_keep_the_text_of_the_library():

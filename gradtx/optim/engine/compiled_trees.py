@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from gradtx.execution.phases import PhaseResult, RunPhase
 from gradtx.optim.engine import compiled
+from gradtx.optim.engine.base import report_fault
 from gradtx.optim.engine.family import first_entries, operations_of
 from gradtx.optim.engine.inductor import compile_with_inductor
 from gradtx.optim.engine.trace import Compile, TracedPhase
@@ -20,6 +22,9 @@ from gradtx.programs.bundle import phases_of
 from gradtx.programs.function import LeafFunction
 from gradtx.programs.write_inductor import is_by_leaf
 
+WITHOUT_KERNELS = (
+    "gradtx cannot compile kernels for this update, which becomes operations on lists"
+)
 SUMMED_AT_ONCE = 4096  # entries up to which inductor sums without intermediate sums
 
 
@@ -136,8 +141,10 @@ def compile_flat(function: LeafFunction, rows: list[Any]) -> tuple[Programs, lis
     try:
         with compiled.COMPILING:
             programs = _programs(function, rows)
-    except Exception:
-        programs = []  # then the graph has their operations on lists
+    except Exception as error:
+        programs = []
+        if not compiled.is_of_rule(error):
+            report_fault(WITHOUT_KERNELS, error.__cause__ or error, logging.ERROR)
     names = {row.leaf.name for _, some in programs for row in some}
     return programs, [row for row in rows if row.leaf.name not in names]
 
@@ -204,6 +211,11 @@ def _compiled(
     options = {} if is_large else {"cpp.threads": 1}
     common = function.signature.shared_arguments()
     phases = phases_of(function, common, examples, make_phase)
-    for phase in phases:
-        phase.compile(lambda graph, args: compile_with_inductor(graph, args, options))
+    try:
+        for phase in phases:
+            phase.compile(
+                lambda graph, examples: compile_with_inductor(graph, examples, options)
+            )
+    except Exception as error:
+        raise compiled.CompilationError(row.leaf.name) from error
     return phases
