@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 from torch._dynamo.backends.common import aot_autograd
-from torch._dynamo.testing import CompileCounter, EagerAndRecordGraphs
+from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend, EagerAndRecordGraphs
 from torch.utils._pytree import tree_leaves, tree_map
 
 import gradtx
@@ -231,6 +231,17 @@ def test_a_state_whose_structure_changes_costs_one_more_graph():
         assert_close(tree_leaves(updates), tree_leaves(eager), rtol=1e-11)
         assert_close(state, expected, rtol=1e-11)
     assert counter.frame_count == 3  # all gradients; one missing; with counts by leaf
+
+
+@pytest.mark.parametrize("chain", ["sum", "rows"])
+def test_leaves_of_any_widths_cost_one_more_graph(chain):
+    tx, counter = CHAINS[chain](), CompileCounterWithBackend("aot_eager")
+    step = compiled(tx.update, counter)
+    for width in range(2, 14):  # torch's limit is 8 graphs
+        params = {"w": torch.linspace(-1, 1, 3 * width, dtype=torch.float64).reshape(width, 3)}
+        at = params, tx.init(params), params
+        assert_close(step(*at), tx.update(*at), rtol=1e-11, atol=1e-13)  # fused sums round differently
+    assert counter.frame_count == 2
 
 
 @gradtx.per_tensor(elementwise=True)

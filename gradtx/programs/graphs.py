@@ -131,6 +131,7 @@ class Plan:
             _torch.inside_transform()
             or _torch.forward_mode_active()
             or _trees.records_gradients([*tensors, *known.values()], numbers)
+            or any(map(_has_symbols, tensors))
         )
         of_tx = _trees.numbers_of(tx)
         given = iter(numbers)
@@ -194,6 +195,11 @@ class Plan:
         ]
         self._sources.extend((i, i) for i in state.values())
         return program
+
+
+def _has_symbols(tensor: Tensor) -> bool:
+    """Whether a graph is for any size of a tensor: dynamo has seen several."""
+    return any(isinstance(size, torch.SymInt) for size in tensor.shape)
 
 
 def _example(tensor: Tensor) -> Tensor:
