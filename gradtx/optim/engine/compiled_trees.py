@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx.execution.phases import PhaseResult, RunPhase
-from gradtx.optim.engine import compiled
+from gradtx.optim.engine import compiled, torch_names
 from gradtx.optim.engine.base import report_fault
 from gradtx.optim.engine.family import first_entries, operations_of
 from gradtx.optim.engine.inductor import compile_with_inductor
@@ -94,8 +94,9 @@ class FlatPhase(TracedPhase):
         call: list[Tensor] = []
         for start in range(0, len(leaves), step):
             leaf = list(leaves[start : start + step])
-            for i in self._vectors:
-                leaf[i] = leaf[i].reshape(-1)
+            if leaf[-1].ndim > 1:
+                for i in self._vectors:
+                    leaf[i] = leaf[i].reshape(-1)
             call += self._is_real, *leaf
             if len(call) == full:
                 yield call
@@ -115,12 +116,16 @@ class FlatPhase(TracedPhase):
         given = iter(numbers)
         numbers = [next(given) if x is None else x for x in self._known]
         prepared = self.prepare(numbers, leaves[0].device, True)
-        calls = [self.call(prepared, each) for each in self.arguments(leaves)]
         results = []
-        for call, i, _, like in self.places(leaves):
-            value = calls[call][i]
-            # A scalar may be an argument. `view` takes three times as long.
-            results.append(value.view_as(like) if value.ndim else value.clone())
+        with torch_names.without_autograd():
+            calls = [self.call(prepared, each) for each in self.arguments(leaves)]
+            for call, i, _, like in self.places(leaves):
+                value = calls[call][i]
+                if not value.ndim:
+                    value = value.clone()  # it may be an argument
+                elif like.ndim > 1:
+                    value = value.view_as(like)  # `view` takes three times as long
+                results.append(value)
         return results
 
     def like(self, leaves: Sequence[Tensor]) -> list[Tensor]:
