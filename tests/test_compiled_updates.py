@@ -126,6 +126,16 @@ def test_a_number_that_changes_in_place_needs_no_second_graph():
     assert counter.frame_count == 1
 
 
+def test_chains_with_other_floats_are_compiled_once_each():
+    counter, params = CompileCounterWithBackend("aot_eager"), {"w": torch.ones(3)}
+    step = compiled(lambda tx, state: tx.update(params, state)[0], counter)
+    for i in range(1, 4):
+        tx = gradtx.sgd(0.1 * i)
+        at = params, tx.init(params)
+        assert_close(step(tx, at[1]), tx.update(*at)[0], rtol=0)
+    assert counter.frame_count == 3
+
+
 @pytest.mark.nightly
 def test_a_chain_that_the_compiled_function_makes_of_floats_is_traced():
     def step(rate, grads, state):

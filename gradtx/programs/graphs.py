@@ -48,7 +48,8 @@ def update(
     if structure is None or tx._is_traced:
         return None
     key = _key_of(tx, structure, unread, applies)
-    numbers = [value for value in tx._numbers.values if isinstance(value, Tensor)]
+    # Not its floats, of which dynamo would make symbols where two chains have other ones, and compile twice.
+    numbers = list(tx._numbers.tensors)
     results = _run(key, numbers, tensors, known)
     if not results:
         return None

@@ -31,6 +31,7 @@ class Numbers:
     Attributes:
         structure: All values, with `NUMBER` in place of each number.
         values: The numbers: floats, tensors and schedules.
+        tensors: The tensors among them.
         places: The place in the chain of the node to which each number belongs.
     """
 
@@ -62,6 +63,7 @@ class Numbers:
                 value = each_item(take, value, old)
             structure.append((entry.place, value))
         self.structure: Structure = tuple(structure)
+        self.tensors = [item for item in self.values if isinstance(item, Tensor)]
 
 
 @dataclass(frozen=True)
