@@ -298,7 +298,8 @@ def refusing_reads() -> Generator[None, None, None]:
     """
     from torch._guards import detect_fake_mode
 
-    sizes: Any = detect_fake_mode().shape_env
+    mode: Any = detect_fake_mode()
+    sizes = mode.shape_env
     pending = list(sizes.pending_fresh_unbacked_symbols)
     try:
         yield
