@@ -1,30 +1,19 @@
-"""Bundles of leaves that one list program processes, and the phases of such a program."""
+"""Bundles of leaves that one program processes together, and those of list programs."""
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeGuard, TypeVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
 
-from gradtx.base import torch_names as _torch
 from gradtx.base.errors import StateKey
 from gradtx.base.exact import python_scalar
-from gradtx.execution.execute import LeafTerms, Operation, Steps, Task
-from gradtx.execution.phases import (
-    LeafSum,
-    Names,
-    PhaseFunction,
-    PhaseResult,
-    RunPhase,
-)
-from gradtx.execution.runs import LateTerm
+from gradtx.execution.execute import LeafTerms, Task
 from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.record import META, Recording, record
-from gradtx.programs.terms import parts_add_up, runs_on_shards
+from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.write_lists import ListFunction, list_function
 
 # Entries in the lists of one call. On the CPU, temporaries then remain in the cache. Accelerators need long lists;
@@ -42,178 +31,15 @@ def entries_of_a_call(device: torch.device) -> int:
     return CHUNK if device.type == "cpu" else CHUNK_OF_ACCELERATOR
 
 
-class Phase(Operation):
-    """One pass of a program, as an operation of the bundles that run the program.
-
-    If it ends where owners compute (`of_leaf`), its outputs go to the owner of each leaf.
-
-    Attributes:
-        examples: Examples of the sums that it returns; empty for the last phase.
-        names: The names of its outputs.
-        operation: The operation that waits for the outputs; None for the last phase.
-    """
-
-    examples: list[Tensor]
-    names: tuple[Any, ...]
-    operation: Operation | None
-
-    def note(self, result: PhaseResult) -> None:
-        """Note what the phase returns."""
-        self.names = result.names
-        self.operation = result.operation
-        self.examples = []
-        if result.operation is not None:
-            self.examples = result.outputs
-            self.path, self.role = result.operation.barrier
-            self.traits = result.operation.traits
-
-    def start(self, bundle: Any) -> Steps | None:  # type: ignore[override]
-        terms = bundle.process(self)
-        return None if terms is None else self._wait(bundle, terms)
-
-    def _wait(self, bundle: Any, terms: Any) -> Steps:
-        total = yield terms
-        bundle.receive(self, total)
-
-    def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
-        assert self.operation is not None
-        return self.operation.combine(waiting)
-
-    def is_term(self, name: Any) -> bool:
-        """Whether an output is a term of a sum over leaves, for this step or for the next one."""
-        return self.operation is not None or isinstance(name, LateTerm)
-
-    def terms(self, outputs: Iterable[Any]) -> list[Any]:
-        """Return the outputs that are terms of sums over leaves."""
-        pairs = zip(self.names, outputs, strict=True)
-        return [output for name, output in pairs if self.is_term(name)]
-
-
-PhaseT = TypeVar("PhaseT", bound=Phase)
-
-
-def phases_of(
-    function: PhaseFunction,
-    common: list[Tensor],
-    leaves: list[Tensor],
-    make_phase: Callable[[RunPhase, list[Tensor], list[Tensor]], PhaseT],
-) -> list[PhaseT]:
-    """Return the phases of a function: each but the last ends at sums, whose totals the later ones also receive."""
-    phases = []
-    known: Names = ()
-    common, leaves = list(common), list(leaves)
-    while True:
-        run = functools.partial(function, known=known)
-        next_phase = make_phase(run, list(common), list(leaves))
-        phases.append(next_phase)
-        if next_phase.operation is None:
-            return phases
-        known = (*known, next_phase.names)
-        for name, total in zip(next_phase.names, next_phase.examples, strict=True):
-            arguments = leaves if isinstance(name, LeafSum) else common
-            arguments.append(torch.zeros((), dtype=total.dtype, device=total.device))
-
-
-class ListPhase(Phase):
-    """One pass of a program over lists, which ends at a sum over leaves or at the end of the program.
-
-    A program for shards also ends where the owner of a leaf computes. Its parts are cut out of one recording after its
-    operations were fused, so that shards go through the same arithmetic as whole leaves.
-
-    Args:
-        recording: The operations, as they were recorded.
-        result: What the recorded function returned.
-        common: The dtype of each scalar that all leaves share.
-        part: Of a program for shards, the part between two owners; otherwise None.
-
-    Attributes:
-        common, recording: As above.
-        dtypes: The dtype of each result.
-        text: A text that identifies the program, so that leaves with equal programs can share one.
-        ends_at_owner: Whether it ends where owners compute.
-        ends_at_leaf_sum: Whether it ends at sums over single leaves.
-    """
-
-    def __init__(
-        self,
-        recording: Recording,
-        result: PhaseResult,
-        common: list[torch.dtype],
-        part: int | None = None,
-    ):
-        self.recording = recording
-        self._result = result
-        self.common = common
-        self.dtypes = [output.dtype for output in result.outputs]
-        self.text = recording.text()
-        self._part = part
-        self._functions: dict[Any, ListFunction] = {}
-        self.ends_at_owner = False
-        self.ends_at_leaf_sum = any(isinstance(name, LeafSum) for name in result.names)
-        self.note(result)
-        if part is not None:
-            self._end_at_owner(part)
-
-    def _end_at_owner(self, part: int) -> None:
-        """Reduce the phase to one part of a program for shards."""
-        owned = self.recording.owned
-        self.text = f"{self.text}\npart {part} of {len(owned) + 1}"
-        self.ends_at_owner = part < len(owned)
-        if self.ends_at_owner:
-            meta = owned[part].meta
-            payload: dict[str, torch.dtype] = meta["payload"]
-            self.note(PhaseResult([], tuple(payload), meta["operation"]))
-            self.dtypes = list(payload.values())
-
-    def parts_at_owners(self) -> list[ListPhase]:
-        """Return the parts of a last phase, between operations that owners compute."""
-        parts = []
-        for part in range(len(self.recording.owned) + 1):
-            parts.append(ListPhase(self.recording, self._result, self.common, part))
-        return parts
-
-    def parts_add_up(self) -> bool:
-        """Whether the terms of a leaf's parts, apart from constants, add up to its terms."""
-        graph, leaves = self.recording.graph, self.recording.leaves
-        terms = self.terms(self.recording.outputs)
-        return parts_add_up(graph, leaves, terms, with_constants=True)
-
-    def runs_on_shards(self, whole_rows: bool) -> bool:
-        """Whether shards may run it, the program of the whole leaf; `whole_rows` is whether they have whole rows."""
-        graph, outputs = self.recording.graph, self.recording.outputs
-        terms = self.terms(outputs)
-        results = [node for node in outputs if node not in terms]
-        for node in graph.nodes:
-            if node.op == "call_function" and _torch.writes(node.target):
-                results.extend(node.args)
-        return runs_on_shards(graph, self.recording.leaves, terms, results, whole_rows)
-
-    def function(self, device: torch.device, on_device: frozenset[int]) -> ListFunction:
-        """Return the function for lists of leaves on a device; some scalars are 0-d tensors."""
-        key = (device, on_device)
-        if key not in self._functions:
-            functions = _FUNCTIONS.of(self.text)
-            if key not in functions:
-                functions[key] = list_function(self.recording, *key, self._part)
-            self._functions[key] = functions[key]
-        return self._functions[key]
-
-
-def record_phase(
-    run: RunPhase, common: list[Tensor], leaves: list[Tensor]
-) -> ListPhase:
-    """Record one pass of a program on stand-ins of its arguments."""
-    results: list[PhaseResult] = []
-
-    def function(arguments: list[Tensor]) -> PhaseResult:
-        results.append(run(arguments))
-        return results[0]
-
-    dtypes = [tensor.dtype for tensor in common]
-    of_leaf = [(tensor.dtype, tensor.shape) for tensor in leaves]
-    device = leaves[0].device if leaves else META
-    recording = record(function, dtypes, of_leaf, device)
-    return ListPhase(recording, results[0], dtypes)
+def list_function_of(
+    phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
+) -> ListFunction:
+    """Return the function of a phase for lists on a device; some scalars are 0-d tensors."""
+    functions = _FUNCTIONS.of(phase.text)
+    key = device, on_device
+    if key not in functions:
+        functions[key] = list_function(phase.recording, *key, phase.segment)
+    return functions[key]
 
 
 def numbers_for(
@@ -304,15 +130,15 @@ class ListBundle(ProgramBundle):
         """Return the lists of each call of the program; their size bounds temporary memory."""
         raise NotImplementedError
 
-    def end(self, phase: ListPhase, results: list[list[Any]]) -> None:
+    def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
         """Receive the results of the last phase, one list for each item of `columns`."""
         raise NotImplementedError
 
-    def process(self, phase: ListPhase) -> Any:
+    def process(self, phase: RecordedPhase) -> Any:
         numbers, on_device = numbers_for(
             self._numbers, phase.common, self.device, self._on_host
         )
-        function = phase.function(self.device, on_device)
+        function = list_function_of(phase, self.device, on_device)
         prepared = function.prepare(numbers)
         results = []
         for columns in self.columns():
@@ -322,7 +148,7 @@ class ListBundle(ProgramBundle):
         return self.terms(phase, results)
 
     def hand_over(
-        self, phase: ListPhase, results: list[list[Any]], start: int = 0
+        self, phase: RecordedPhase, results: list[list[Any]], start: int = 0
     ) -> None:
         """Hand over the results that are not columns: the new shared values, and the terms of late sums."""
         outputs = zip(phase.names, phase.dtypes, results[0], strict=True)
@@ -336,7 +162,7 @@ class ListBundle(ProgramBundle):
             for place, term in terms.items():
                 self.run.add_late(place, leaf.name, term)
 
-    def terms(self, phase: ListPhase, results: list[list[Any]]) -> LeafTerms:
+    def terms(self, phase: RecordedPhase, results: list[list[Any]]) -> LeafTerms:
         """Return the terms of each leaf in sums over leaves; those of the parts of a leaf are added."""
         terms_of_leaf: dict[str, dict[Any, Tensor]] = {}
         for leaves, results_of_call in zip(self.leaf_names, results, strict=True):

@@ -18,15 +18,18 @@ from gradtx.base.forward import Transformation
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Block, Leaf, Operation, execute
 from gradtx.execution.owners import regions_of
-from gradtx.execution.phases import AwaitedSumError, LeafSum, Names, PhaseResult
 from gradtx.execution.rule import OfLeaf
 from gradtx.execution.runs import LateTerm, Run, memory_of
-from gradtx.programs.bundle import (
-    ListPhase,
+from gradtx.programs.phases import (
+    AwaitedSumError,
+    LeafSum,
+    Names,
+    RecordedPhase,
     phases_of,
     record_phase,
 )
 from gradtx.programs.record import (
+    PhaseResult,
     UnrecordableError,
     as_written,
     owned,
@@ -269,7 +272,7 @@ class LeafFunction:
         copies = [value.clone() for value in outputs.values()]
         return PhaseResult(copies, tuple(outputs), None, write)
 
-    def record(self, leaves: list[Tensor]) -> list[ListPhase]:
+    def record(self, leaves: list[Tensor]) -> list[RecordedPhase]:
         """Record the list program for leaves with these arguments."""
         common = self.signature.shared_arguments()
         *sums, last = phases_of(self, common, leaves, record_phase)
@@ -277,7 +280,7 @@ class LeafFunction:
             return [*sums, last]
         if any(phase.recording.owned for phase in sums):
             raise UnrecordableError("a sum needs what owners compute")
-        return [*sums, *last.parts_at_owners()]
+        return [*sums, *last.segments()]
 
     def _leaf_outputs(self, leaf: Leaf) -> dict[Any, Tensor]:
         """Return the update and the slots of a leaf."""

@@ -65,7 +65,7 @@ class Program:
 
 def lower(
     recording: Recording,
-    part: int | None = None,
+    segment: int | None = None,
     *,
     on_device: Collection[int] | None = (),
     decides: bool,
@@ -75,7 +75,7 @@ def lower(
 
     Args:
         recording: The operations of one leaf.
-        part: The index of the part between operations that owners compute; None for a recording without any.
+        segment: The index of the segment between operations that owners compute; None for a recording without any.
         on_device: The indices of the arguments that all leaves share and that the host does not know; None if the back
             end takes all scalars as tensors, constants too.
         decides: Whether the program skips what is not due: it knows all conditions when it runs.
@@ -98,8 +98,8 @@ def lower(
         use_norms(graph)
         remove_unused(graph)
     # After `contract`: whether a term can be fused depends on its other users.
-    if part is not None:
-        _reduce_to_part(recording, part)
+    if segment is not None:
+        _reduce_to_segment(recording, segment)
         remove_unused(graph)
     if decides:
         split_copies(graph)
@@ -114,22 +114,22 @@ def mark_on_device(graph: Graph, numbers: Collection[Node]) -> None:
         node.meta["on_device"] = unknown and is_number(node)
 
 
-def _reduce_to_part(recording: Recording, part: int) -> None:
-    """Reduce a graph to one part: the results of earlier owners become arguments, the next owner's inputs results."""
+def _reduce_to_segment(recording: Recording, segment: int) -> None:
+    """Keep one segment: the results of earlier owners become arguments, the inputs of the next owner results."""
     graph = recording.graph
     first = next(node for node in graph.nodes if node.op != "placeholder")
-    for i, node in enumerate(recording.owned[:part]):
+    for i, node in enumerate(recording.owned[:segment]):
         with graph.inserting_before(first):
             argument = graph.placeholder(f"owned{i}")
         argument.meta.update(node.meta)
         node.replace_all_uses_with(argument)
         recording.leaves.append(argument)
-    if part < len(recording.owned):
+    if segment < len(recording.owned):
         for node in reversed(graph.nodes):
             if node.op == "call_function" and _torch.writes(node.target):
                 graph.erase_node(node)
         output = next(iter(reversed(graph.nodes)))
-        output.args = (tuple(recording.owned[part].args),)
+        output.args = (tuple(recording.owned[segment].args),)
 
 
 def _set_kinds(recording: Recording) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtx.programs.bundle import ListPhase
+from gradtx.programs.bundle import list_function_of
+from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.record import reason_of
 
 
@@ -23,19 +24,19 @@ class ListPrograms:
         known: Programs, or the reasons why there is none.
     """
 
-    record: Callable[[list[Tensor]], list[ListPhase]]
+    record: Callable[[list[Tensor]], list[RecordedPhase]]
     on_host: bool
     key: Any
     known: dict[Any, Any]
 
-    def of(self, tensors: list[Tensor]) -> list[ListPhase] | str:
+    def of(self, tensors: list[Tensor]) -> list[RecordedPhase] | str:
         """Return the program for arguments of these shapes, or the reason why it cannot be recorded."""
         of_shapes = self.key, tuple(tensor.shape for tensor in tensors)
         if of_shapes not in self.known:
             self.known[of_shapes] = self._recorded(tensors)
         return self.known[of_shapes]
 
-    def _recorded(self, tensors: list[Tensor]) -> list[ListPhase] | str:
+    def _recorded(self, tensors: list[Tensor]) -> list[RecordedPhase] | str:
         try:
             program = self.record(tensors)
         except Exception as error:
@@ -45,7 +46,7 @@ class ListPrograms:
         if of_text not in self.known:
             for phase in program:  # now, because errors of planning are handled
                 numbers = range(0 if self.on_host else len(phase.common))
-                phase.function(tensors[0].device, frozenset(numbers))
+                list_function_of(phase, tensors[0].device, frozenset(numbers))
             self.known[of_text] = program
         return self.known[of_text]
 

@@ -17,7 +17,7 @@ from torch.fx.node import map_aggregate
 from gradtx.base import torch_names as _torch
 from gradtx.base.messages import line_of_user
 from gradtx.execution.context import UnknownInProgramError
-from gradtx.execution.phases import PhaseResult
+from gradtx.execution.execute import Operation
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
@@ -64,6 +64,27 @@ def check_traced(operator: Any, args: tuple[Any, ...]) -> None:
         raise _random_error(operator)
     if traits.writes:
         raise _write_error(operator)
+
+
+def _write_nothing() -> None:
+    """Write nothing."""
+
+
+@dataclass
+class PhaseResult:
+    """The outcome of a phase.
+
+    Attributes:
+        outputs: The sums over the leaves of the bundle; in the last phase, new values, such as shared ones.
+        names: The name of each output.
+        operation: The operation that waits for the sums; None in the last phase.
+        write: Writes the new values into the arguments, after everything is computed.
+    """
+
+    outputs: list[Tensor]
+    names: tuple[Any, ...]
+    operation: Operation | None
+    write: Callable[[], None] = _write_nothing
 
 
 @dataclass

@@ -30,7 +30,6 @@ from gradtx.execution.pure import TreeRun, as_number, count_after
 from gradtx.execution.runs import LateTerm, Run, clock_at
 from gradtx.programs.bundle import (
     ListBundle,
-    ListPhase,
     chunks,
     differ_by_leaf,
     entries_of_a_call,
@@ -39,6 +38,7 @@ from gradtx.programs.bundle import (
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.function import LeafFunction, LeafResult, Signature
 from gradtx.programs.hyperparameters import ChainOf, Numbers
+from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.planner import ListPrograms
 from gradtx.state.layout import Layout
 from gradtx.state.nested import LEAF_STEPS, NestedState
@@ -656,7 +656,7 @@ class _TreeBundle(ListBundle):
     def __init__(
         self,
         rows: list[_Row],
-        phases: list[ListPhase],
+        phases: list[RecordedPhase],
         count: int,
         shared: list[int],
     ):
@@ -680,7 +680,7 @@ class _TreeBundle(ListBundle):
         for chunk in self._chunks:
             yield [[self.tensors[i] for i in column[chunk]] for column in self._columns]
 
-    def end(self, phase: ListPhase, results: list[list[Any]]) -> None:
+    def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
         for chunk, of_chunk in zip(self._chunks, results, strict=True):
             columns = zip(self._written, phase.dtypes, of_chunk, strict=False)
             for column, dtype, values in columns:

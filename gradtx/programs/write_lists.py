@@ -95,7 +95,7 @@ def list_function(
     recording: Recording,
     device: torch.device,
     on_device: Collection[int] = (),
-    part: int | None = None,
+    segment: int | None = None,
 ) -> ListFunction:
     """Generate the function of a recording.
 
@@ -103,11 +103,11 @@ def list_function(
         recording: The operations of one leaf.
         device: The device of the leaves.
         on_device: The indices of the scalars that are 0-d tensors; the others are Python scalars.
-        part: The index of the part between operations that owners compute; None for a recording without any.
+        segment: As in `lower`.
     """
     program = lower(
         recording,
-        part,
+        segment,
         on_device=on_device,
         decides=not on_device,
         prefers_norms=batches.batches_on(device),

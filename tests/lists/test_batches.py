@@ -7,8 +7,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import gradtx
-from gradtx.execution.phases import PhaseResult
 from gradtx.programs import batches, list_function, record
+from gradtx.programs.record import PhaseResult
 from tests.daily import by_day
 
 SHAPES = {

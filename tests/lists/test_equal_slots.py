@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.execution.phases import PhaseResult
 from gradtx.optim.engine import lists
 from gradtx.programs import record
 from gradtx.programs.equal import slots_from_numbers
+from gradtx.programs.record import PhaseResult
 
 F64 = torch.float64
 

@@ -11,10 +11,9 @@ import gradtx
 from gradtx import chain
 from gradtx.base import tree as _tree
 from gradtx.execution import pure as _pure
-from gradtx.execution.phases import PhaseResult
 from gradtx.programs import UnrecordableError, list_function, numbers, record
 from gradtx.programs import trees as _list_trees
-from gradtx.programs.record import as_written
+from gradtx.programs.record import PhaseResult, as_written
 from tests.conformance import noise
 from tests.optim.problems import assert_equal
 
@@ -505,7 +504,7 @@ def test_a_new_number_a_scheduler_or_a_missing_gradient_records_nothing_again(mo
         scheduler.step()
 
     step(1.0, 1.0)
-    monkeypatch.setattr("gradtx.programs.bundle.record", lambda *arguments: pytest.fail("recorded again"))
+    monkeypatch.setattr("gradtx.programs.phases.record", lambda *arguments: pytest.fail("recorded again"))
     step(2.0, 1.0)
     step(None, 1.0)
     optimizer.param_groups[0]["weight_decay"] = 0.3

@@ -9,11 +9,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import gradtx
 from gradtx.base import torch_names as _torch
-from gradtx.execution.phases import PhaseResult
 from gradtx.execution.runs import LateTerm
 from gradtx.optim.engine.inductor import REPLACED
 from gradtx.programs import record
 from gradtx.programs.lower import lower
+from gradtx.programs.record import PhaseResult
 from gradtx.programs.scalars import Scalars
 from gradtx.programs.write_inductor import _in_memory, write_graph
 

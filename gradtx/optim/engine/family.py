@@ -17,9 +17,9 @@ from gradtx.optim.device_counts import scaling_from
 from gradtx.optim.engine.views import cut
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
-from gradtx.programs.bundle import ListPhase
 from gradtx.programs.function import LeafFunction, Signature
 from gradtx.programs.hyperparameters import ChainOf
+from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.terms import numbers_in
 
 Pairs = list[tuple[Member, Leaf]]
@@ -108,7 +108,7 @@ class Family:
         tensors.extend(trees[name][leaf.name] for name in self.signature.by_leaf)
         return [as_real(local(tensor)) for tensor in tensors]
 
-    def recorded(self, tensors: list[Tensor]) -> list[ListPhase]:
+    def recorded(self, tensors: list[Tensor]) -> list[RecordedPhase]:
         """Record the list program for these arguments; return an empty list if that is impossible."""
         try:
             return self.function().record(tensors)
@@ -135,7 +135,7 @@ class Family:
         )
 
 
-def operations_of(phases: list[ListPhase]) -> list[Any]:
+def operations_of(phases: list[RecordedPhase]) -> list[Any]:
     """Return the operations of a program with their Python scalars; see `numbers_in`."""
     return [numbers_in(each.recording.graph) for each in phases]
 

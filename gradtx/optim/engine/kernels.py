@@ -31,9 +31,10 @@ from gradtx.optim.engine.views import (
 )
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
-from gradtx.programs.bundle import ListPhase, NamedLeaf, numbers_for
+from gradtx.programs.bundle import NamedLeaf, numbers_for
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.lower import lower
+from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.scalars import Scalars
 from gradtx.programs.write_triton import (
     KernelText,
@@ -119,7 +120,7 @@ class PhaseKernels:
         return results
 
     @classmethod
-    def of(cls, phase: ListPhase, device: torch.device) -> PhaseKernels:
+    def of(cls, phase: RecordedPhase, device: torch.device) -> PhaseKernels:
         """Return the kernels of a phase, the same for equal phases.
 
         Raises:
@@ -131,7 +132,7 @@ class PhaseKernels:
         return known[device]
 
     @classmethod
-    def _written(cls, phase: ListPhase, device: torch.device) -> PhaseKernels:
+    def _written(cls, phase: RecordedPhase, device: torch.device) -> PhaseKernels:
         program = lower(phase.recording, decides=False)
         text = write_kernels(program)
         order = {node: i for i, node in enumerate(program.scalars())}
@@ -259,7 +260,7 @@ class KernelBundle(MemberBundle):
         """
         return [PhaseKernels.of(phase, self.device) for phase in self.operations]
 
-    def process(self, phase: ListPhase) -> Any:
+    def process(self, phase: RecordedPhase) -> Any:
         kernels = self.kernels[self.at]
         numbers, on_device = numbers_for(
             self._numbers, phase.common, self.device, self._on_host
@@ -371,7 +372,7 @@ class KernelBundle(MemberBundle):
 
     # Results.
 
-    def _totals(self, phase: ListPhase, results: list[Any]) -> dict[Any, Tensor]:
+    def _totals(self, phase: RecordedPhase, results: list[Any]) -> dict[Any, Tensor]:
         """Return the sums over the leaves of the bundle, which take part in larger sums as one leaf."""
         totals = {}
         pairs = zip(phase.names, phase.dtypes, results, strict=True)
@@ -385,7 +386,7 @@ class KernelBundle(MemberBundle):
             return value.sum().to(dtype)
         return self.as_tensor(value, dtype) * len(self.members)
 
-    def _finish(self, phase: ListPhase, results: list[Any]) -> None:
+    def _finish(self, phase: RecordedPhase, results: list[Any]) -> None:
         for name, total in self._totals(phase, results).items():
             self.run.add_late(name, self.name, total)
         pairs = zip(phase.names, phase.dtypes, results, strict=True)
@@ -446,7 +447,7 @@ class KernelEngine(ListEngine):
     def _bundles(self, family: Family, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves with equal kernels, which those of several shapes often have."""
         members_of: dict[Any, list[Member]] = {}
-        programs: dict[Any, list[ListPhase]] = {}
+        programs: dict[Any, list[RecordedPhase]] = {}
         pair_of = {id(member): (member, leaf) for member, leaf in family.pairs}
         of_shapes: list[Any] = super()._bundles(family, splits)
         for bundle in of_shapes:

@@ -46,7 +46,6 @@ from gradtx.optim.run import Member, Trees
 from gradtx.optim.step import Step
 from gradtx.programs.bundle import (
     ListBundle,
-    ListPhase,
     chunks,
     differ_by_leaf,
     entries_of_a_call,
@@ -54,6 +53,7 @@ from gradtx.programs.bundle import (
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.equal import may_be_number, slots_from_numbers
 from gradtx.programs.function import EqualSlot, Signature
+from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.planner import ListPrograms
 
 
@@ -75,7 +75,7 @@ class MemberBundle(ListBundle):
         self,
         members: list[Member],
         signature: Signature,
-        phases: list[ListPhase],
+        phases: list[RecordedPhase],
         splits: bool,
     ):
         super().__init__(members[0].name, local(members[0].param).device)
@@ -122,7 +122,7 @@ class MemberBundle(ListBundle):
             if self.consumes and in_last_phase:
                 chunk.free_gradients()
 
-    def terms(self, phase: ListPhase, results: list[list[Any]]) -> LeafTerms:
+    def terms(self, phase: RecordedPhase, results: list[list[Any]]) -> LeafTerms:
         terms = LeafTerms()
         if not phase.ends_at_owner:
             for leaf, sums in super().terms(phase, results):
@@ -173,7 +173,7 @@ class MemberBundle(ListBundle):
                     member.state[self.signature.layout.slots[path][slot]] = value
             leaf.new = {}
 
-    def end(self, phase: ListPhase, results: list[list[Any]]) -> None:
+    def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
         self.hand_over(phase, results)
         self.trees = {}
         self._results = []
@@ -446,7 +446,7 @@ class ListEngine(Engine):
         self,
         family: Family,
         programs: ListPrograms,
-        program: list[ListPhase],
+        program: list[RecordedPhase],
         pairs: Pairs,
     ) -> Pairs:
         """Return the shards that a program may run; refuse the others."""
@@ -473,7 +473,9 @@ class ListEngine(Engine):
         return self._programs
 
 
-def _against_shards(family: Family, program: list[ListPhase], whole_rows: bool) -> str:
+def _against_shards(
+    family: Family, program: list[RecordedPhase], whole_rows: bool
+) -> str:
     """Return why shards may not run a program; empty if they may."""
     if family.kind.flat:
         add_up = all(phase.ends_at_owner or phase.parts_add_up() for phase in program)

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from gradtx.execution.phases import RunPhase
 from gradtx.optim.engine import torch_names
 from gradtx.optim.engine.inductor import REPLACED
 from gradtx.optim.engine.views import resized
-from gradtx.programs.bundle import Phase, numbers_for, phases_of
+from gradtx.programs.bundle import numbers_for
 from gradtx.programs.function import LeafFunction
 from gradtx.programs.lower import lower
+from gradtx.programs.phases import Phase, RunPhase, phases_of
 from gradtx.programs.record import Recording, add_constant, check_traced
 from gradtx.programs.scalars import Scalars
 from gradtx.programs.terms import parts_add_up, reads_sizes
