@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.execution.phases import PhaseResult, RunPhase
 from gradtx.optim.engine import compiled, torch_names
 from gradtx.optim.engine.base import report_fault
 from gradtx.optim.engine.family import first_entries, operations_of
@@ -18,8 +17,9 @@ from gradtx.optim.engine.inductor import compile_with_inductor
 from gradtx.optim.engine.trace import Compile, TracedPhase
 from gradtx.optim.engine.views import resized
 from gradtx.programs import graphs
-from gradtx.programs.bundle import phases_of
 from gradtx.programs.function import LeafFunction
+from gradtx.programs.phases import RunPhase, phases_of
+from gradtx.programs.record import PhaseResult
 from gradtx.programs.write_inductor import is_by_leaf
 
 WITHOUT_KERNELS = (
