@@ -91,7 +91,7 @@ def test_a_fault_of_the_engine_itself_is_logged_with_its_traceback(uncompiled, m
     monkeypatch.setattr(compiled, "_examples", lambda *arguments: 1 / 0)
     with pytest.warns(RuntimeWarning, match="steps run eagerly: ZeroDivisionError"):
         optimizer, params = trained(compile=True)
-    assert optimizer._parts.back_ends[0].failed
+    assert optimizer._core.back_ends[0].failed
     assert [(record.levelname, record.exc_info[0]) for record in logged] == [("ERROR", ZeroDivisionError)]
     assert_equal(values(params), values(trained()[1]))
 

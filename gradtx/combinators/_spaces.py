@@ -196,7 +196,9 @@ class SpaceRun(Inside):
         self.outer: SpaceRun | None = scope.space
         self.reads_params = "params" in space.inner.needs
         # Whether each leaf took part; a chain is expanded for each group of an optimizer, but has one state.
-        self.parts: list[bool | Tensor] = self.run.parts_of_spaces.setdefault(path, [])
+        self.taking_part: list[bool | Tensor] = self.run.taking_part.setdefault(
+            path, []
+        )
         self._restarts = scope.restarts
         self._clocks: dict[Clock, Clock] = {}
         if self.space.delayed and not self.run.initial:
@@ -269,8 +271,8 @@ class SpaceRun(Inside):
     def _commit(self) -> None:
         """Keep the old shared values of the inner transformation if no leaf took part."""
         like = torch.empty((), device=self.run.device)
-        parts = [as_flag(part, like) for part in self.parts]
-        takes_part = torch.stack(parts).any() if parts else torch.tensor(False)
+        flags = [as_flag(each, like) for each in self.taking_part]
+        takes_part = torch.stack(flags).any() if flags else torch.tensor(False)
         self.keep_shared(takes_part, self._restarts)
 
 
@@ -390,7 +392,7 @@ class EnterSpace(RuleOperation):
         self._set_active(leaf, view)
 
     def _set_active(self, leaf: Leaf, view: View) -> None:
-        self.space_run.parts.append(view.takes_part)
+        self.space_run.taking_part.append(view.takes_part)
         if view.takes_part is True:
             return
         part = torch.as_tensor(view.takes_part, device=leaf.device)

@@ -143,7 +143,7 @@ class Leaf(Task):
         return self.clock.on(self.device)
 
     def places(self, like: Tensor) -> Tensor:
-        """Return each entry's index in the whole parameter, for the local part of a tensor of the leaf's shape."""
+        """Return each entry's index in the whole parameter, for the local shard of a tensor of the leaf's shape."""
         places = indices(like)
         return places if self.first_entry is None else places + self.first_entry
 
@@ -276,7 +276,7 @@ class Operation:
         return self.path, self.role
 
     @property
-    def parts(self) -> list[Operation]:
+    def represents(self) -> list[Operation]:
         """The operations that it represents in a program."""
         return [self]
 
@@ -430,8 +430,8 @@ def check_extras_of(leaves: Iterable[Leaf]) -> None:
     """Raise an error for extras that do not fit a leaf."""
     for leaf in leaves:
         for operation in leaf.operations:
-            for part in operation.parts:
-                part.check(leaf)
+            for each in operation.represents:
+                each.check(leaf)
 
 
 class _Frozen(Operation):

@@ -94,7 +94,7 @@ class Run:
         inner_counts: The number of finished updates on each combinator's clock, after any restart in this call.
         stores: The store of each stage, which converts its slots.
         seen_slots: The slots that each `state_dtype` applies to; recorded at init.
-        parts_of_spaces: Whether each leaf took part in a space whose clock lags, by the path of the space.
+        taking_part: Whether each leaf took part in a space whose clock lags, by the path of the space.
         commits: Functions to call when all leaves are finished, in reverse order.
     """
 
@@ -122,7 +122,7 @@ class Run:
         self.selectors: list[Any] = []
         self.clock_paths: dict[Place, Path] = {}
         self.inner_counts: dict[Path, Tensor] = {}
-        self.parts_of_spaces: dict[Path, list[bool | Tensor]] = {}
+        self.taking_part: dict[Path, list[bool | Tensor]] = {}
         self.commits: list[Callable[[], None]] = []
         self.memory = Memory()
         self.stores: dict[Path, Store] = {}

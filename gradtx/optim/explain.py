@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gradtx.base.ambient import runs_eagerly
 
 if TYPE_CHECKING:
-    from gradtx.optim.parts import Parts
+    from gradtx.optim.core import Core
 
 ALONE, FROZEN, NOT_YET = "alone", "frozen", "not yet"
 
@@ -47,14 +47,14 @@ class Explanation(list[Way]):
         return "\n".join(lines)
 
 
-def explain(parts: Parts) -> Explanation:
+def explain(core: Core) -> Explanation:
     """Report how each parameter was updated in the last step."""
     if runs_eagerly():
-        names = parts.members.names()
+        names = core.members.names()
         return Explanation(Way(name, ALONE, "gradtx.eagerly() is on") for name in names)
     ways: dict[str, str] = {}
     reasons: dict[str, str] = {}
-    for engine in parts.back_ends:
+    for engine in core.back_ends:
         reasons.update(engine.reasons)
         for plan in engine.plans.values():
             for bundle in plan.bundles:
@@ -63,9 +63,9 @@ def explain(parts: Parts) -> Explanation:
             for member in plan.rest:
                 reasons.setdefault(member.name, "")
     explanation = Explanation()
-    for member in parts.members.by_param.values():
+    for member in core.members.by_param.values():
         way, reason = ways.get(member.name), reasons.get(member.name)
-        if way is None and member.count_in(parts.states.of(member.param)) == 0:
+        if way is None and member.count_in(core.states.of(member.param)) == 0:
             # A step that left this one alone would have counted.
             is_frozen = not member.param.requires_grad or reason is not None
             way, reason = (FROZEN if is_frozen else NOT_YET), ""

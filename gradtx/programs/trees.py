@@ -369,7 +369,7 @@ class TreeProgram:
         """Return the arguments of the program of a leaf, whose slots are keyed by path and name."""
         leaf = row.leaf
         passed = {
-            part.path for operation in leaf.operations for part in operation.parts
+            each.path for operation in leaf.operations for each in operation.represents
         }
         shared = [place for place in self._shared if place[0] in passed]
         codes = {

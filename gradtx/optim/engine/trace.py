@@ -1,7 +1,7 @@
 """Programs of the compiled engine: the links of a chain, traced for a bundle of leaves and compiled to work in place.
 
-Tracing runs the core itself on stand-ins with symbolic sizes; there is no second version of any rule. The graph of one
-leaf is repeated for all leaves of a bundle. A sum over leaves ends a phase. The next phase starts again from the
+Tracing runs the rules themselves on stand-ins with symbolic sizes; there is no second version of any rule. The graph of
+one leaf is repeated for all leaves of a bundle. A sum over leaves ends a phase. The next phase starts again from the
 beginning with the total as an argument, so that no intermediate values have to be stored. All phases but the last
 compute only their sums.
 """

@@ -1,4 +1,4 @@
-"""The parts of an optimizer that its steps, checkpoints and copies share."""
+"""The core of an optimizer that its steps, checkpoints and copies share."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class ChainTraits:
 
 
 @dataclass(eq=False)
-class Parts:
-    """The parts of an optimizer.
+class Core:
+    """The core of an optimizer.
 
     Attributes:
         members: The parameters and groups.
