@@ -15,7 +15,7 @@ from torch import Tensor
 from gradtx.base.dtensor import full_tensor, is_sharded
 from gradtx.base.errors import Path
 from gradtx.execution.context import Clock
-from gradtx.execution.execute import Block, Leaf
+from gradtx.execution.execute import Leaf, Route
 from gradtx.execution.rule import Rule, RuleOperation, StageState
 from gradtx.execution.runs import Run, Scope, as_flag, selected
 from gradtx.execution.traits import Traits
@@ -121,7 +121,7 @@ class Space(Combinator):
         inner = self.inner._expand(inside)
         by_leaf = self.coordinates.draws is None and all(map(can_run_at_owner, inner))
         enter.traits = dataclasses.replace(enter.traits, skippable=by_leaf)
-        enter.inner = Block(inner, [])
+        enter.inner = Route(inner, [])
         operations = [enter, *inner, LeaveSpace(enter)]
         has_spaces = any(isinstance(operation, EnterSpace) for operation in inner)
         if by_leaf and not (has_spaces or reads_by_leaf(self.inner)):
@@ -354,7 +354,7 @@ class EnterSpace(RuleOperation):
         )
         super().__init__(rule, StageState(run.path, scope, rule), scope.run)
         self.space_run = run
-        self.inner = Block([], [])
+        self.inner = Route([], [])
 
     def has_program(self, leaf: Leaf, skips_work: bool = False) -> bool:
         """Without skipping, programs compute no bases and take no part in the space's commit."""

@@ -1,7 +1,7 @@
 """Execution of chains: every leaf passes through a list of operations, and a sum over leaves is a barrier.
 
 Functional use and the optimizer adapter share this module: both create `Leaf` objects, expand a transformation into a
-`Block` of operations and call `execute`. Their `Run` objects provide the old state.
+`Route` of operations and call `execute`. Their `Run` objects provide the old state.
 """
 
 from __future__ import annotations
@@ -331,15 +331,15 @@ def _name_of_leaf(item: tuple[Leaf, Any]) -> str:
 
 
 class Branch:
-    """A fork in the program: every leaf continues with the block for its label."""
+    """A fork in the program: every leaf continues with the route for its label."""
 
-    def __init__(self, path: Path, selector: Any, blocks: dict[Any, Block]):
+    def __init__(self, path: Path, selector: Any, routes: dict[Any, Route]):
         self.path = path
         self.selector = selector
-        self.blocks = blocks
+        self.routes = routes
 
 
-class Block:
+class Route:
     """A sequence of operations, and the selectors of leaves that are frozen within it."""
 
     def __init__(self, operations: list[Any], frozen: list[tuple[Path, Any]]):
@@ -348,7 +348,7 @@ class Block:
         self._forks = any(isinstance(operation, Branch) for operation in operations)
 
     @classmethod
-    def of(cls, tx: Any, run: Run, count: Any, around: Any = None) -> Block:
+    def of(cls, tx: Any, run: Run, count: Any, around: Any = None) -> Route:
         """Expand a whole transformation for one run, optionally inside a frame (see `Enter.between`)."""
         frozen = []
         operations = tx._expand(Scope(run, (), count, frozen))
@@ -371,7 +371,7 @@ class Block:
         for operation in self.operations:
             if isinstance(operation, Branch):
                 label = leaf.run.choice(operation.path, leaf, operation.selector)
-                operations.extend(operation.blocks[label].for_leaf(leaf))
+                operations.extend(operation.routes[label].for_leaf(leaf))
             else:
                 operations.append(operation)
         return operations
@@ -384,7 +384,7 @@ class Block:
                 label = leaf.run.choice(operation.path, leaf, operation.selector)
                 if operation.selector.branches is not None:
                     pairs.append((operation.selector, label))
-                pairs.extend(operation.blocks[label].labels(leaf))
+                pairs.extend(operation.routes[label].labels(leaf))
         return pairs
 
     def is_frozen(self, leaf: Leaf) -> bool:
@@ -398,9 +398,9 @@ class Block:
             if not isinstance(operation, Branch):
                 yield operation
                 continue
-            for label, block in operation.blocks.items():
+            for label, route in operation.routes.items():
                 if choices is None or choices.get(operation.path, label) == label:
-                    yield from block.walk(choices)
+                    yield from route.walk(choices)
 
     def traits(self) -> list[Traits]:
         """Return the traits of every operation."""

@@ -289,7 +289,7 @@ class Scope:
         run: The call that the operations belong to.
         path: The path of the enclosing combinator's state entry.
         count: The number of finished updates that schedules follow.
-        frozen: Collects the selectors of `freeze`, for the enclosing block.
+        frozen: Collects the selectors of `freeze`, for the enclosing route.
         state_dtype: How slots are stored, unless a link specifies otherwise.
         place: The child indices that lead here; None inside an alias, whose own links have no public place.
         changed: Whether an earlier link has processed the updates since the clock saw the gradient.

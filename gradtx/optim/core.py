@@ -116,8 +116,8 @@ class Core:
     @functools.cached_property
     def traits(self) -> ChainTraits:
         """Properties of the chain."""
-        block = self.members.block()
-        traits = block.traits()
+        route = self.members.route()
+        traits = route.traits()
         needs = self.members.tx.needs
         kinds, _ = self.members.tx._requirements()
         return ChainTraits(
@@ -125,7 +125,7 @@ class Core:
             agrees=any(each.agree for each in traits),
             needs_host_counts="hessian_diag" in needs
             or not all(each.compiles for each in traits),
-            clocks=block.clock_paths(),
+            clocks=route.clock_paths(),
             checks_extras=any(each.checks_extras for each in traits),
             known_extras=kinds,
             needs_extras=any(need != "params" for need in needs),

@@ -240,7 +240,7 @@ def check_released(core: Core) -> None:
             raise ValueError(
                 f"{WHO}: {link._name} needs {needs[0]!r}, which is known only after backward; {WAY_OUT}"
             )
-    for operation in core.members.block().walk():
+    for operation in core.members.route().walk():
         if operation.traits.waits or operation.traits.hessian_period:
             name = ".".join(operation.path)
             way_out = WAY_OUT

@@ -22,7 +22,7 @@ from gradtx.base.messages import describe
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
 from gradtx.execution.context import Clock
-from gradtx.execution.execute import FROZEN, Block, Leaf, check_extras_of, execute
+from gradtx.execution.execute import FROZEN, Leaf, Route, check_extras_of, execute
 from gradtx.execution.owners import with_regions
 from gradtx.execution.pure import (
     add_extras,
@@ -143,7 +143,7 @@ class Step:
         self.members = self._stepping()
         self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
-        self._blocks: dict[tuple[int, torch.device], Block] = {}
+        self._routes: dict[tuple[int, torch.device], Route] = {}
         self._leaves: dict[Member, Leaf] = {}
         self._clocks: dict[int | Count, Clock] = {}
         # Whether hyperparameters are known to agree across groups.
@@ -298,7 +298,7 @@ class Step:
 
     def _expand(self) -> None:
         """Expand the chain into the operations of each group and device, on first use."""
-        if self._blocks:
+        if self._routes:
             return
         for group, (view, values) in enumerate(
             zip(self.views, self._values, strict=True)
@@ -306,8 +306,8 @@ class Step:
             devices = {member.param.device for member in self._rows[group]}
             for device in devices or {self.run.device}:
                 chain = view.chain(values, device)
-                block = Block.of(chain, self.run, self.count, self._unscale)
-                self._blocks[group, device] = block
+                route = Route.of(chain, self.run, self.count, self._unscale)
+                self._routes[group, device] = route
 
     def _leaf(self, member: Member) -> Leaf:
         self._expand()
@@ -318,8 +318,8 @@ class Step:
         gradient = gradient_like(member.param.grad, member.param)
         leaf = leaf_of(self.run, member, clock, gradient, self.scalars)
         add_extras(leaf, self.trees)
-        block = self._blocks[member.group, member.param.device]
-        operations = block.for_leaf(leaf)
+        route = self._routes[member.group, member.param.device]
+        operations = route.for_leaf(leaf)
         leaf.operations = with_regions(
             operations, member.param, self._core.members.replicas
         )
@@ -376,7 +376,7 @@ class Step:
         count = self.count if isinstance(self.count, int) else 0
         for view, values, row in zip(self.views, self._values, self._rows, strict=True):
             # On the host, which need not wait then.
-            block = self._core.members.expanded(view.chain(values, CPU), count)
+            route = self._core.members.expanded(view.chain(values, CPU), count)
             # The selectors' decisions that are the same for all members of the group.
             labels: dict[Path, set[Any]] = defaultdict(set)
             for member in row:
@@ -385,7 +385,7 @@ class Step:
             common = {
                 path: min(all_) for path, all_ in labels.items() if len(all_) == 1
             }
-            for operation in block.walk(common):
+            for operation in route.walk(common):
                 for name, value in operation.traits.agree.items():
                     expected = first.setdefault((operation.path, name), value)
                     if not _agree(expected, value):
@@ -438,7 +438,7 @@ class Step:
         """Whether ranks exchange tensors in this step, in which no engine runs."""
         self._expand()
         return any(
-            each.exchanges for block in self._blocks.values() for each in block.traits()
+            each.exchanges for route in self._routes.values() for each in route.traits()
         )
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:

@@ -293,7 +293,7 @@ class TreeProgram:
             self._add_bundles(programs, rows, count, signature)
         if not self._bundles:
             raise _UnsuitableError
-        self._has_tree_run = self._needs_tree_run(run.block.clock_paths())
+        self._has_tree_run = self._needs_tree_run(run.route.clock_paths())
 
     def _place_counts(
         self,
@@ -394,7 +394,7 @@ class TreeProgram:
         Raises:
             _UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
         """
-        restarts = any(each.restarts_inner for each in run.block.traits())
+        restarts = any(each.restarts_inner for each in run.route.traits())
         counts = []
         for value, place in zip(numbers.values, numbers.places, strict=True):
             path = clock_at(place, run.clock_paths)
@@ -523,7 +523,7 @@ def _check_call(
     Raises:
         _UnsuitableError: If they may not, for example because a rule checks extras.
     """
-    traits = run.block.traits()
+    traits = run.route.traits()
     if any(name in run.leaf_extras for name in known):
         raise _UnsuitableError
     if run.opaque or ((known or unread) and any(each.checks_extras for each in traits)):
