@@ -9,8 +9,8 @@ import torch
 import torch._inductor
 
 import gradtx
-from gradtx.algorithms._math import atan2
 from gradtx.base import torch_names as _torch
+from gradtx.maths.entries import atan2
 from gradtx.optim.engine import compiled, torch_names
 from tests.optim.problems import assert_equal, descend, parameters, values
 
