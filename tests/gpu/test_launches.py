@@ -15,8 +15,8 @@ OF_LISTS = {
     "adafactor": (gradtx.adafactor, 100),
 }
 OF_MATRICES = {
-    "muon": (lambda: gradtx.muon(lr=0.01), 150),
-    "normuon": (lambda: gradtx.normuon(lr=0.01), 210),
+    "muon": (lambda: gradtx.muon(lr=0.01), 90),
+    "normuon": (lambda: gradtx.normuon(lr=0.01), 150),
     "soap": (lambda: gradtx.soap(lr=0.01), 250),
 }
 
