@@ -98,7 +98,7 @@ def below_transforms(tensor: Tensor) -> Tensor:
 def added_products(
     plus: Tensor, x: Tensor, y: Tensor, *, beta: float = 1, alpha: float = 1
 ) -> Tensor:
-    """Return what `torch.addmm` does, under `vmap` in one call; torch would multiply and add in four, and round in each."""
+    """Return what `torch.addmm` does; under `vmap` in one call, where torch makes several and rounds in each."""
     interpreter = _C._functorch.peek_interpreter_stack()
     if interpreter is None:
         return torch.addmm(plus, x, y, beta=beta, alpha=alpha)
