@@ -428,6 +428,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         lists of tensors (the default), or each parameter alone (rules that read values on the host, draw random
         numbers, or process whole trees). A program records each rule once, so a rule must depend only on its arguments.
 
+        On a GPU, with `compile=True`, there is a line for each kernel of a step (`launches`), and the total: the bytes
+        that kernels read and write, and the least if each tensor were read and written once (`bytes`, `least_bytes`).
+
         Example:
             >>> model = torch.nn.Linear(2, 1)
             >>> optimizer = gradtx.optim.AdamW(model.named_parameters())
@@ -435,6 +438,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             >>> optimizer.step()
             >>> optimizer.explain()
             lists: 2 parameters (weight, bias)
+            >>> optimizer.explain().launches  # not on a CPU
+            []
         """
         return explain(self._up_to_date())
 

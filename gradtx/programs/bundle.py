@@ -16,19 +16,22 @@ from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.write_lists import ListFunction, list_function
 
-# Entries in the lists of one call. On the CPU, temporaries then remain in the cache. Accelerators need long lists;
-# their limit bounds temporary memory.
+# Entries in the lists of one call. On the CPU, temporaries then remain in the cache. Accelerators need long lists, to
+# which they take longer than the host; the limit bounds temporary memory, of which codes need up to 40 bytes per entry.
 CHUNK = 2**18
-CHUNK_OF_ACCELERATOR = 2**25
+CHUNK_OF_ACCELERATOR = 2**24
+CHUNK_OF_CODES = 2**22
 PYTHON_NUMBERS = frozenset((float, int, bool))
 
 # By the text of a recording: optimizers with other settings often repeat programs.
 _FUNCTIONS = SharedPrograms()
 
 
-def entries_of_a_call(device: torch.device) -> int:
+def entries_of_a_call(device: torch.device, has_codes: bool = False) -> int:
     """Return the maximum number of entries in the lists of one call."""
-    return CHUNK if device.type == "cpu" else CHUNK_OF_ACCELERATOR
+    if device.type == "cpu":
+        return CHUNK
+    return CHUNK_OF_CODES if has_codes else CHUNK_OF_ACCELERATOR
 
 
 def list_function_of(

@@ -29,6 +29,7 @@ from gradtx.optim.engine.views import (
     is_positional,
     view_or_copy,
 )
+from gradtx.optim.explain import Launch
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
 from gradtx.programs.bundle import NamedLeaf, numbers_for
@@ -359,11 +360,12 @@ class KernelBundle(MemberBundle):
             launch(functions[f"stage{depth}"], n_chunks, stage, **constants)
             reduce = (partials, sums[depth], table.leaf_chunks, n_leaves, n_chunks)
             launch(functions[f"reduce{depth}"], n_leaves, reduce, WIDTH=WIDTH)
-        if text.has_entries:
+        names = [kernel.name for kernel in text.kernels]
+        if "last_stage" in names:
             launch(functions["last_stage"], n_chunks, common, **constants)
         rows = sum(place is not None for place in text.outputs)
         results = self._buffer(rows, n_leaves)
-        if text.has_numbers:
+        if "finish" in names:
             launch(functions["finish"], n_leaves, (*common, results))
         return results
 
@@ -422,6 +424,18 @@ class KernelEngine(ListEngine):
         if needs_order and not param.is_contiguous():
             raise RefusedError("a link needs the positions of its entries")
         return super()._kind(member, leaf, step, shares)
+
+    def launches(self, bundle: KernelBundle) -> list[Launch]:
+        entries = sum(entries_of(member.param) for member in bundle.members)
+        known: set[int] = set()  # arguments that an earlier kernel has read
+        launches = []
+        for kernel in [each for phase in bundle.kernels for each in phase.text.kernels]:
+            again = sum(kernel.reads[i] for i in known & kernel.reads.keys())
+            known |= kernel.reads.keys()
+            sizes = sum(kernel.reads.values()), sum(kernel.writes.values()), again
+            moved = [round(entries * size) for size in sizes]
+            launches.append(Launch(kernel.name, len(bundle.members), *moved))
+        return launches
 
     def _begin(self, plan: Plan, step: Step) -> None:
         super()._begin(plan, step)
