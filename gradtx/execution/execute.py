@@ -52,9 +52,9 @@ class Task:
     operations: list[Any]
     at = -1
 
-    def skips(self, operation: Operation) -> bool:
-        """Whether an operation does not process it."""
-        return False
+    def start(self, operation: Operation) -> Steps | None:
+        """Begin an operation; return what follows if it waits for other tasks."""
+        raise NotImplementedError
 
 
 class Leaf(Task):
@@ -136,8 +136,10 @@ class Leaf(Task):
         self.state: dict[str, Any] = {}
         self.operations = []
 
-    def skips(self, operation: Operation) -> bool:
-        return self.update is None and not operation.traits.takes_none
+    def start(self, operation: Operation) -> Steps | None:
+        if self.update is None and not operation.traits.takes_none:
+            return None
+        return operation.start(self)
 
     def clock_reading(self) -> ClockReading:
         return self.clock.on(self.device)
@@ -523,11 +525,9 @@ def execute(
             if task.at >= len(task.operations):
                 finish(task)
                 return
-            operation = task.operations[task.at]
-            if not task.skips(operation):
-                steps = operation.start(task)
-                # A shortcut: few operations wait.
-                payload = None if steps is None else resumed(steps)
+            steps = task.start(task.operations[task.at])
+            # A shortcut: few operations wait.
+            payload = None if steps is None else resumed(steps)
         barrier = task.operations[task.at].barrier
         blocked.setdefault(barrier, []).append((task, steps, payload))
 
