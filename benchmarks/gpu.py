@@ -2,6 +2,7 @@
 
     python benchmarks/gpu.py                       # all parts, in less than 8 minutes
     python benchmarks/gpu.py --part equality       # one or several
+    python benchmarks/gpu.py --plot gpu.png        # and a plot of the ratios (matplotlib)
     python benchmarks/gpu.py --device cpu --rounds 2 --part adamw   # tries the script out
 
 It uses the interpreter that it is called with, and no network. Correctness runs on the GPU, and without one on the
@@ -35,6 +36,7 @@ Step = Callable[[], object]
 STEPS = 4  # of one round, between two waits for the device
 WARM = 3
 PARTS: dict[str, Callable[[Any], None]] = {}
+RATIOS: dict[str, float] = {}  # of gradtx to the reference, by contest and contestant
 
 
 def part(function: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -162,6 +164,9 @@ class Contest:
             relative = float("nan")
             if reference in wall:
                 relative = ratio(wall[name], wall[reference])
+                if name.startswith("gradtx"):
+                    label = f"{self.title}: {name}, relative to {reference}"
+                    RATIOS[label] = relative
             milliseconds = [1e3 * statistics.median(t[name]) for t in (wall, host)]
             print(
                 f"| {name} | {milliseconds[0]:.3f} | {relative:.2f} | {milliseconds[1]:.3f} | "
@@ -257,6 +262,7 @@ def peers(arguments: Any) -> None:
         "Adan": ("pytorch_optimizer", "Adan", "Adan", {}),
         "AdamP": ("adamp", "AdamP", "AdamP", {}),
         "AdamAtan2": ("adam_atan2_pytorch.foreach", "AdamAtan2", "AdamAtan2", {}),
+        "AdamAtan2 in a loop": ("adam_atan2_pytorch", "AdamAtan2", "AdamAtan2", {}),
     }
     for title, (module, name, own, options) in contestants.items():
         contest = Contest(arguments, f"{title}, ResNet-50")
@@ -282,6 +288,10 @@ def matrices(arguments: Any) -> None:
         shapes,
         {
             "torch": lambda params: torch.optim.Muon(params),
+            "Keller Jordan": theirs("muon", "SingleDeviceMuon", lr=0.02),
+            "Emerging-Optimizers": theirs(
+                "emerging_optimizers.orthogonalized_optimizers", "Muon"
+            ),
             "gradtx": ours("Muon"),
             "gradtx, compiled": ours("Muon", compile=True),
         },
@@ -359,16 +369,49 @@ def pure(arguments: Any) -> None:
 
         return step
 
+    def torchopt_step(shapes: Shapes) -> Step:
+        torchopt: Any = importlib.import_module("torchopt")
+
+        tx = torchopt.adamw(1e-3)
+        tensors = on_device(shapes, torch.device(arguments.device))
+        grads = {str(i): p.grad for i, p in enumerate(tensors)}
+        params: Any = {str(i): p.detach() for i, p in enumerate(tensors)}
+        state = tx.init(params)
+
+        def step() -> None:
+            nonlocal params, state
+            updates, state = tx.update(grads, state, params=params, inplace=False)
+            params = torchopt.apply_updates(params, updates, inplace=False)
+
+        return step
+
     for name in ("161 of 64 x 64", "GPT-2 small"):
         contest = Contest(arguments, f"Pure AdamW, {name}")
         shapes = MODELS[name]
         contest.add("optax, jit", lambda shapes=shapes: optax_step(shapes))
+        contest.add("TorchOpt", lambda shapes=shapes: torchopt_step(shapes))
         contest.add("gradtx", lambda shapes=shapes: ours(shapes, False))
         if name != "GPT-2 small" or arguments.long:
             contest.add(
                 "gradtx, torch.compile", lambda shapes=shapes: ours(shapes, True)
             )
         contest.run("optax, jit")
+
+
+def plot(path: Path) -> None:
+    """Draw the ratio of each contestant of gradtx to the reference of its contest."""
+    import matplotlib.pyplot as plt
+
+    labels = list(RATIOS)[::-1]
+    figure, axes = plt.subplots(
+        figsize=(9, 1 + 0.25 * len(labels)), layout="constrained"
+    )
+    axes.barh(labels, [RATIOS[label] for label in labels])
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlabel("time of a step, relative to the reference")
+    axes.tick_params(axis="y", labelsize=7)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
@@ -382,6 +425,7 @@ def main() -> None:
     parser.add_argument(
         "--long", action="store_true", help="compile a step of all of GPT-2 as well"
     )
+    parser.add_argument("--plot", type=Path, help="file for a plot of all ratios")
     arguments = parser.parse_args()
     print(f"{machine()}\n")
     for name in PARTS:
@@ -390,6 +434,8 @@ def main() -> None:
             print(f"## {name}: {PARTS[name].__doc__}\n", flush=True)
             PARTS[name](arguments)
             print(f"({name}: {time.perf_counter() - start:.0f} s)\n", flush=True)
+    if arguments.plot is not None and RATIOS:
+        plot(arguments.plot)
 
 
 if __name__ == "__main__":

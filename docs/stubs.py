@@ -63,9 +63,12 @@ IMPORTS = {
         for name in ("Bases", "Carry", "Side")
     },
     **{
+        name: f"from gradtx.maths.polynomials import {name}\n"
+        for name in ("Coefficients", "Mixture", "StaticCoefficients", "Steps")
+    },
+    **{
         name: f"from gradtx.algorithms.{module} import {name}\n"
         for module, names in {
-            "_polynomials": ("Coefficients", "Mixture", "StaticCoefficients", "Steps"),
             "muon": ("Adjustment", "View"),
             "psgd": ("Mode",),
             "scaling": ("Quantity",),

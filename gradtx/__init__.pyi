@@ -29,10 +29,10 @@ from gradtx.transform import GradientTransformation
 from gradtx.combinators.coordinates import Bases
 from gradtx.combinators.coordinates import Carry
 from gradtx.combinators.coordinates import Side
-from gradtx.algorithms._polynomials import Coefficients
-from gradtx.algorithms._polynomials import Mixture
-from gradtx.algorithms._polynomials import StaticCoefficients
-from gradtx.algorithms._polynomials import Steps
+from gradtx.maths.polynomials import Coefficients
+from gradtx.maths.polynomials import Mixture
+from gradtx.maths.polynomials import StaticCoefficients
+from gradtx.maths.polynomials import Steps
 from gradtx.algorithms.muon import Adjustment
 from gradtx.algorithms.muon import View
 from gradtx.algorithms.psgd import Mode

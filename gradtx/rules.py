@@ -30,9 +30,9 @@ from gradtx.base.selectors import Selector, Where
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import (
     NEGATE,
-    Block,
     Branch,
     Operation,
+    Route,
     around_alias,
     negating,
 )
@@ -636,7 +636,7 @@ class FactoryCall(GradientTransformation):
         body_of_rest = cast("GradientTransformation", self._spec.body(rest))
         undecayed = self._optimizer(body_of_rest, rest, again)
         scope.run.selectors.append(selector)
-        blocks = {True: Block(operations, []), False: Block(undecayed, [])}
+        blocks = {True: Route(operations, []), False: Route(undecayed, [])}
         return [Branch(scope.claim(f"{self._name}_mask"), selector, blocks)]
 
     def _passed(self) -> Passed:

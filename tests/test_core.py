@@ -48,7 +48,7 @@ def test_a_copy_behaves_as_the_original(tx, copied):
     assert_same(run(other, 3), run(tx, 3))
 
 
-@pytest.mark.parametrize("name", ["lr", "_name", "_parts", "_txs", "anything"])
+@pytest.mark.parametrize("name", ["lr", "_name", "_core", "_txs", "anything"])
 @pytest.mark.parametrize("tx", SAMPLES, ids=repr)
 def test_no_attribute_can_be_set(tx, name):
     with pytest.raises(AttributeError, match="is immutable; use replace"):

@@ -16,7 +16,9 @@ LAYERS = (
     ("programs",),
     ("transform", "rules"),
     ("schedules",),
-    ("algorithms", "combinators"),
+    ("maths",),
+    ("combinators",),
+    ("algorithms",),
     ("optim",),
     ("functional", "checkpoint", "hessian", "models", "registry", "memory", "multitask"),
     ("sweeps",),
@@ -59,13 +61,10 @@ def test_no_modules_import_in_a_circle():
 
 
 def test_no_packages_import_in_a_circle():
-    """Links of `algorithms` wrap chains, and those of `combinators` share their math: together, they are one room."""
-    room_of = {"combinators": "algorithms"}
     packages = {}
     for name in filter(None, MODULES):
         package, *others = (each.partition(".")[0] for each in (name, *imports_of(name)))
-        rooms = packages.setdefault(room_of.get(package, package), set())
-        rooms.update(room_of.get(other, other) for other in others)
+        packages.setdefault(package, set()).update(others)
     for package, others in packages.items():
         others.discard(package)
     graphlib.TopologicalSorter(packages).prepare()

@@ -348,7 +348,7 @@ def test_schedules_tensors_seeds_and_engines_go_through():
     assert gradtx.create_optimizer(model(), "alig", lr=0.2).param_groups[0]["lr"] == 0.2
     for options in ({}, {"use_lookahead": True}):
         compiled = gradtx.create_optimizer(model(), "adamw", compile={"max_autotune": True}, **options)
-        assert compiled._parts.back_ends[0]._options == {"max_autotune": True}
+        assert compiled._core.back_ends[0]._options == {"max_autotune": True}
 
 
 # Old names.

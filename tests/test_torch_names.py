@@ -9,9 +9,9 @@ import torch
 import torch._inductor
 
 import gradtx
-from gradtx.algorithms._math import atan2
 from gradtx.base import torch_names as _torch
-from gradtx.optim.engine import compiled, torch_names
+from gradtx.maths.entries import atan2
+from gradtx.optim.engine import compiled, torch_compiler
 from gradtx.optim.engine.compiled import CompiledEngine
 from tests.optim.problems import assert_equal, descend, parameters, values
 
@@ -26,17 +26,17 @@ def trained(compile=False):
 
 
 def test_this_version_of_torch_has_every_private_name_of_compiled_steps():
-    assert torch_names.missing_name() is None
+    assert torch_compiler.missing_name() is None
 
 
-@pytest.mark.parametrize(("name", "module"), torch_names.NAMES.items())
+@pytest.mark.parametrize(("name", "module"), torch_compiler.NAMES.items())
 def test_without_a_name_of_the_compiler_there_is_one_warning_and_steps_run_as_by_default(name, module, monkeypatch):
-    torch_names.missing_name.cache_clear()
-    monkeypatch.setattr(torch_names, "NAMES", {f"{name}_of_another_version": module, **torch_names.NAMES})
+    torch_compiler.missing_name.cache_clear()
+    monkeypatch.setattr(torch_compiler, "NAMES", {f"{name}_of_another_version": module, **torch_compiler.NAMES})
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         optimizer, params = trained(compile=True)
-    torch_names.missing_name.cache_clear()
+    torch_compiler.missing_name.cache_clear()
     (message,) = [str(warning.message) for warning in caught if issubclass(warning.category, RuntimeWarning)]
     assert f"this version of torch lacks {module}.{name}" in message
     assert {way.way for way in optimizer.explain()} == {"lists"}
@@ -49,7 +49,7 @@ def test_names_of_lists_are_those_of_this_version_of_torch():
 
 
 def test_programs_for_a_compiler_compute_the_arc_tangent_of_a_quotient():
-    tracer = torch_names.SymbolicTracer()
+    tracer = torch_compiler.SymbolicTracer()
     y, x = tracer.fixed(torch.ones(3)), tracer.fixed(torch.ones(3))
     operations = {node.target for node in tracer.graph(atan2, [y, x], {}).graph.nodes}
     assert {torch.ops.aten.div.Tensor, torch.ops.aten.atan.default} < operations
@@ -92,7 +92,7 @@ def test_a_fault_of_the_engine_itself_is_logged_with_its_traceback(uncompiled, m
     monkeypatch.setattr(compiled, "_examples", lambda *arguments: 1 / 0)
     with pytest.warns(RuntimeWarning, match="steps run eagerly: ZeroDivisionError"):
         optimizer, params = trained(compile=True)
-    assert [engine.failed for engine in optimizer._parts.back_ends if isinstance(engine, CompiledEngine)] == [True]
+    assert [engine.failed for engine in optimizer._core.back_ends if isinstance(engine, CompiledEngine)] == [True]
     assert [(record.levelname, record.exc_info[0]) for record in logged] == [("ERROR", ZeroDivisionError)]
     assert_equal(values(params), values(trained()[1]))
 

@@ -7,13 +7,6 @@ from typing import Annotated, Any
 
 import torch
 
-from gradtx.algorithms._math import (
-    filled_like,
-    quotient,
-    running_mean,
-    safe_pow,
-    safe_sqrt,
-)
 from gradtx.algorithms.momentum import ema
 from gradtx.algorithms.scaling import scale_by_inverse_time, scale_by_learning_rate
 from gradtx.algorithms.weight_decay import decayed, with_decay
@@ -25,6 +18,13 @@ from gradtx.arguments import (
     NonPositive,
     Positive,
     is_off,
+)
+from gradtx.maths.entries import (
+    filled_like,
+    quotient,
+    running_mean,
+    safe_pow,
+    safe_sqrt,
 )
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema as average_of

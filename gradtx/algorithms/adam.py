@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from gradtx.algorithms._math import (
+from gradtx.algorithms.momentum import trace
+from gradtx.algorithms.projection import project_scale_invariant
+from gradtx.algorithms.scaling import scale_by_learning_rate
+from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
+from gradtx.arguments import Decay, NonNegative, Positive, Scalar, Static, is_off
+from gradtx.maths.entries import (
     adam_moments,
     caution,
     corrected_root,
@@ -15,12 +20,7 @@ from gradtx.algorithms._math import (
     safe_pow,
     safe_sqrt,
 )
-from gradtx.algorithms._math import softplus as smooth
-from gradtx.algorithms.momentum import trace
-from gradtx.algorithms.projection import project_scale_invariant
-from gradtx.algorithms.scaling import scale_by_learning_rate
-from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
-from gradtx.arguments import Decay, NonNegative, Positive, Scalar, Static, is_off
+from gradtx.maths.entries import softplus as smooth
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square
 from gradtx.transform import chain

@@ -6,7 +6,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from gradtx.algorithms._math import (
+from gradtx.algorithms.scaling import hold_until, scale_by_learning_rate
+from gradtx.algorithms.weight_decay import with_decay
+from gradtx.arguments import Count, Decay
+from gradtx.maths.entries import (
     adam_moments,
     belief_moments,
     corrected_root,
@@ -15,9 +18,6 @@ from gradtx.algorithms._math import (
     running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms.scaling import hold_until, scale_by_learning_rate
-from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Count, Decay
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square
 from gradtx.transform import chain

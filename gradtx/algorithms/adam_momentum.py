@@ -7,7 +7,11 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
+from gradtx.algorithms.clipping import clip_by_global_norm
+from gradtx.algorithms.momentum import positive_negative
+from gradtx.algorithms.weight_decay import with_decay
+from gradtx.arguments import Decay, Fraction, OpenFraction, Scalar, is_off
+from gradtx.maths.entries import (
     adam_moments,
     change_of,
     corrected_root,
@@ -17,10 +21,6 @@ from gradtx.algorithms._math import (
     safe_pow,
     safe_sqrt,
 )
-from gradtx.algorithms.clipping import clip_by_global_norm
-from gradtx.algorithms.momentum import positive_negative
-from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Decay, Fraction, OpenFraction, Scalar, is_off
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
 from gradtx.transform import chain

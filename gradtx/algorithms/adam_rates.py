@@ -6,16 +6,6 @@ from typing import Annotated, Any
 
 import torch
 
-from gradtx.algorithms._math import (
-    adam_moments,
-    hat_rate,
-    plus_decay,
-    quotient,
-    rms,
-    running_mean,
-    safe_pow,
-    safe_sqrt,
-)
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import (
@@ -26,6 +16,16 @@ from gradtx.algorithms.weight_decay import (
 )
 from gradtx.arguments import Decay, NonNegative, Positive, PositiveOrInf, Scalar, is_off
 from gradtx.base.exact import exact
+from gradtx.maths.entries import (
+    adam_moments,
+    hat_rate,
+    plus_decay,
+    quotient,
+    rms,
+    running_mean,
+    safe_pow,
+    safe_sqrt,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
 from gradtx.transform import chain

@@ -7,18 +7,6 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
-    adam_moments,
-    corrected_root,
-    filled_like,
-    hat_rate,
-    norm,
-    peak,
-    plus_decay,
-    quotient,
-    running_mean,
-    safe_sqrt,
-)
 from gradtx.algorithms.adam import scale_by_adam, scale_by_adam_hat
 from gradtx.algorithms.clipping import (
     clip_to_history,
@@ -40,6 +28,18 @@ from gradtx.arguments import (
 )
 from gradtx.base.exact import Schedule
 from gradtx.combinators.clocks import restart
+from gradtx.maths.entries import (
+    adam_moments,
+    corrected_root,
+    filled_like,
+    hat_rate,
+    norm,
+    peak,
+    plus_decay,
+    quotient,
+    running_mean,
+    safe_sqrt,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.schedules.warmup import restart_warmup_schedule, warmup_cosine_schedule
 from gradtx.slots import linear, scalar, square

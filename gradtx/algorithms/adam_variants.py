@@ -7,15 +7,6 @@ from typing import Annotated
 
 import torch
 
-from gradtx.algorithms._math import (
-    adam_moments,
-    at_least,
-    atan2,
-    caution,
-    corrected_root,
-    running_mean,
-    safe_sqrt,
-)
 from gradtx.algorithms.adam import orthogonalize_against_ema
 from gradtx.algorithms.clipping import soft_row_clip
 from gradtx.algorithms.projection import map_after_step
@@ -32,6 +23,15 @@ from gradtx.arguments import (
     Positive,
     Scalar,
     is_off,
+)
+from gradtx.maths.entries import (
+    adam_moments,
+    at_least,
+    atan2,
+    caution,
+    corrected_root,
+    running_mean,
+    safe_sqrt,
 )
 from gradtx.rules import alias, per_tensor
 from gradtx.schedules.special import ademamix_alpha_schedule, half_life_schedule

@@ -7,10 +7,16 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import plus_decay, quotient, running_mean, safe_pow
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
 from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt, is_off
 from gradtx.base.exact import exact
+from gradtx.maths.entries import (
+    plus_decay,
+    quotient,
+    running_mean,
+    safe_pow,
+    synchronized,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square, start
 from gradtx.transform import chain
@@ -65,11 +71,6 @@ def lookahead(k: Count = 5, alpha: Fraction = 0.5):
         return torch.where(now, slow - p, u), {"slow": slow}
 
     return {"slow": start(slow=True)}, update, lambda state, param: state["slow"]
-
-
-def synchronized(now: Tensor, slow: Tensor, fast: Tensor, alpha) -> Tensor:
-    """Move slow weights part of the way to the fast ones where `now` is true."""
-    return torch.where(now, slow + alpha * (fast - slow), slow)
 
 
 @per_tensor(elementwise=True, needs="params", rate="after")

@@ -8,17 +8,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
-    at_least,
-    at_most,
-    corrected_root,
-    largest,
-    norm,
-    quotient,
-    running_mean,
-    safe_sqrt,
-    unit_norm,
-)
 from gradtx.arguments import (
     Count,
     Decay,
@@ -31,6 +20,17 @@ from gradtx.arguments import (
     Static,
 )
 from gradtx.base.dtensor import full_tensor
+from gradtx.maths.entries import (
+    at_least,
+    at_most,
+    corrected_root,
+    largest,
+    norm,
+    quotient,
+    running_mean,
+    safe_sqrt,
+    unit_norm,
+)
 from gradtx.rules import per_tensor
 from gradtx.slots import scalar
 

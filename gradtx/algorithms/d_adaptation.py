@@ -8,18 +8,18 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
+from gradtx.algorithms.averaging import dual_averaging
+from gradtx.algorithms.scaling import descend
+from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
+from gradtx.arguments import AtLeastOneOrInf, Decay, Positive, is_off
+from gradtx.base.exact import exact
+from gradtx.maths.entries import (
     change_of,
     plus_decay,
     quotient,
     running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms.averaging import dual_averaging
-from gradtx.algorithms.scaling import descend
-from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
-from gradtx.arguments import AtLeastOneOrInf, Decay, Positive, is_off
-from gradtx.base.exact import exact
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square, start
 from gradtx.transform import chain

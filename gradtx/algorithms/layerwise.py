@@ -9,17 +9,6 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
-    at_least,
-    corrected_root,
-    peak,
-    plus_decay,
-    quotient,
-    running_mean,
-    safe_sqrt,
-    unit_centered,
-    unit_norm,
-)
 from gradtx.algorithms.clipping import bound_norm, clip_by_global_norm
 from gradtx.algorithms.momentum import ema, trace
 from gradtx.algorithms.projection import map_after_step
@@ -38,6 +27,17 @@ from gradtx.base import tree as _tree
 from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import exact, exact_dtype
 from gradtx.execution.rule import OfLeaf
+from gradtx.maths.entries import (
+    at_least,
+    corrected_root,
+    peak,
+    plus_decay,
+    quotient,
+    running_mean,
+    safe_sqrt,
+    unit_centered,
+    unit_norm,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, scalar, square
 from gradtx.transform import chain

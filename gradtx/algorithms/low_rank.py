@@ -8,14 +8,6 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
-    at_least,
-    hat_rate,
-    norm,
-    safe_sqrt,
-)
-from gradtx.algorithms._matrix import orthonormal
-from gradtx.algorithms._polynomials import Coefficients, Steps, orthogonalizer
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.muon import Adjustment, by_matrix, equalized, muon_like
@@ -32,6 +24,14 @@ from gradtx.combinators.coordinates import (
     low_rank,
     rotated,
 )
+from gradtx.maths.entries import (
+    at_least,
+    hat_rate,
+    norm,
+    safe_sqrt,
+)
+from gradtx.maths.matrices import orthonormal
+from gradtx.maths.polynomials import Coefficients, Steps, orthogonalizer
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, square
 from gradtx.transform import GradientTransformation, chain

@@ -7,14 +7,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import at_least, differentiable, norm, quotient, safe_sqrt
-from gradtx.algorithms._matrix import orthonormal
-from gradtx.algorithms._polynomials import (
-    Coefficients,
-    StaticCoefficients,
-    Steps,
-    orthogonalizer,
-)
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.muon import (
     Adjustment,
@@ -28,6 +20,14 @@ from gradtx.algorithms.muon import (
 from gradtx.algorithms.scaling import scale, scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
 from gradtx.arguments import Count, Decay, Positive
+from gradtx.maths.entries import at_least, differentiable, norm, quotient, safe_sqrt
+from gradtx.maths.matrices import orthonormal
+from gradtx.maths.polynomials import (
+    Coefficients,
+    StaticCoefficients,
+    Steps,
+    orthogonalizer,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.transform import GradientTransformation, chain
 

@@ -7,14 +7,6 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
-    at_least,
-    corrected_root,
-    mean,
-    plus_decay,
-    running_mean,
-    safe_sqrt,
-)
 from gradtx.algorithms.weight_decay import with_decay
 from gradtx.arguments import (
     AtLeastOne,
@@ -26,6 +18,14 @@ from gradtx.arguments import (
     UnfitError,
 )
 from gradtx.execution.rule import OfLeaf
+from gradtx.maths.entries import (
+    at_least,
+    corrected_root,
+    mean,
+    plus_decay,
+    running_mean,
+    safe_sqrt,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import Slot, ema, linear, square
 from gradtx.transform import chain

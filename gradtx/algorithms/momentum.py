@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import change_of, running_mean
 from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
 from gradtx.arguments import (
     AnyLength,
@@ -22,6 +21,7 @@ from gradtx.arguments import (
     is_off,
 )
 from gradtx.base.exact import exact
+from gradtx.maths.entries import change_of, running_mean
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema as average_of
 from gradtx.slots import linear, scalar, start

@@ -9,23 +9,6 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
-    at_least,
-    mean,
-    norm,
-    running_mean,
-    safe_pow,
-    safe_sqrt,
-)
-from gradtx.algorithms._matrix import polar_factor, symmetric_product
-from gradtx.algorithms._polynomials import (
-    NEWTON_SCHULZ,
-    Coefficients,
-    Mixture,
-    StaticCoefficients,
-    Steps,
-    orthogonalizer,
-)
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
@@ -38,6 +21,23 @@ from gradtx.arguments import (
     is_off,
 )
 from gradtx.combinators.selection import partition
+from gradtx.maths.entries import (
+    at_least,
+    mean,
+    norm,
+    running_mean,
+    safe_pow,
+    safe_sqrt,
+)
+from gradtx.maths.matrices import polar_factor, symmetric_product
+from gradtx.maths.polynomials import (
+    NEWTON_SCHULZ,
+    Coefficients,
+    Mixture,
+    StaticCoefficients,
+    Steps,
+    orthogonalizer,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import square
 from gradtx.transform import GradientTransformation, chain, check_transformation

@@ -8,18 +8,6 @@ from typing import Annotated, Literal
 
 import torch
 
-from gradtx.algorithms._math import (
-    identity,
-    mean,
-    running_mean,
-    safe_sqrt,
-)
-from gradtx.algorithms._polynomials import (
-    NEWTON_SCHULZ,
-    POLAR_EXPRESS,
-    Coefficients,
-    Steps,
-)
 from gradtx.algorithms.adam import scale_by_caution
 from gradtx.algorithms.adam_variants import adam_atan2
 from gradtx.algorithms.momentum import trace_ema
@@ -48,6 +36,18 @@ from gradtx.arguments import (
 from gradtx.base.dtensor import full_tensor, gathered
 from gradtx.base.selectors import listed
 from gradtx.combinators.agreement import scale_by_norm_ratio
+from gradtx.maths.entries import (
+    identity,
+    mean,
+    running_mean,
+    safe_sqrt,
+)
+from gradtx.maths.polynomials import (
+    NEWTON_SCHULZ,
+    POLAR_EXPRESS,
+    Coefficients,
+    Steps,
+)
 from gradtx.rules import alias, per_tensor, whole_tree
 from gradtx.slots import square
 from gradtx.transform import GradientTransformation, chain

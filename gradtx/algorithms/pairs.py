@@ -11,15 +11,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
-    at_least,
-    identity,
-    norm,
-    rms,
-    running_mean,
-    safe_sqrt,
-)
-from gradtx.algorithms._matrix import inverse_root, orthonormal, pseudo_inverse
 from gradtx.arguments import Count, NonNegative, Positive, Static, is_off
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import full_tensor, local, placed_as
@@ -27,6 +18,15 @@ from gradtx.base.messages import describe
 from gradtx.base.selectors import Selector, listed, without_wrappers
 from gradtx.base.tree import map_tensors
 from gradtx.combinators.selection import Fork
+from gradtx.maths.entries import (
+    at_least,
+    identity,
+    norm,
+    rms,
+    running_mean,
+    safe_sqrt,
+)
+from gradtx.maths.matrices import inverse_root, orthonormal, pseudo_inverse
 from gradtx.rules import combinator, whole_tree
 from gradtx.transform import GradientTransformation, chain
 

@@ -7,13 +7,6 @@ from typing import Annotated, Any
 
 import torch
 
-from gradtx.algorithms._math import (
-    filled_like,
-    norm,
-    plus_decay,
-    quotient,
-    safe_sqrt,
-)
 from gradtx.algorithms.d_adaptation import corrected_rate, limited, resting
 from gradtx.algorithms.scaling import descend
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay, with_decay
@@ -25,6 +18,13 @@ from gradtx.arguments import (
     Positive,
 )
 from gradtx.base.exact import exact, exact_dtype
+from gradtx.maths.entries import (
+    filled_like,
+    norm,
+    plus_decay,
+    quotient,
+    safe_sqrt,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import Slot, linear, scalar, square, start
 from gradtx.transform import chain

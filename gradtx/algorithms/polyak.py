@@ -7,18 +7,18 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
+from gradtx.algorithms.clipping import shrink
+from gradtx.algorithms.momentum import trace
+from gradtx.arguments import Decay, NonNegative, Positive, PositiveOrInf, Scalar, is_off
+from gradtx.base.exact import exact
+from gradtx.base.torch_names import readable
+from gradtx.maths.entries import (
     adam_moments,
     corrected_root,
     quotient,
     running_mean,
     safe_sqrt,
 )
-from gradtx.algorithms.clipping import shrink
-from gradtx.algorithms.momentum import trace
-from gradtx.arguments import Decay, NonNegative, Positive, PositiveOrInf, Scalar, is_off
-from gradtx.base.exact import exact
-from gradtx.base.torch_names import readable
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import linear, start
 from gradtx.transform import chain

@@ -8,7 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
+from gradtx.arguments import NonNegative, Scalar, Static, UnfitError, is_off
+from gradtx.base import torch_names as _torch
+from gradtx.base.exact import exact
+from gradtx.base.messages import describe
+from gradtx.execution.rule import OfLeaf
+from gradtx.maths.entries import (
     at_least,
     may_decay,
     norm,
@@ -20,11 +25,6 @@ from gradtx.algorithms._math import (
     unit_centered,
     unit_norm,
 )
-from gradtx.arguments import NonNegative, Scalar, Static, UnfitError, is_off
-from gradtx.base import torch_names as _torch
-from gradtx.base.exact import exact
-from gradtx.base.messages import describe
-from gradtx.execution.rule import OfLeaf
 from gradtx.rules import per_tensor
 
 __all__ = [

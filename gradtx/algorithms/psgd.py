@@ -11,7 +11,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
+from gradtx.algorithms.scaling import scale_by_learning_rate
+from gradtx.algorithms.weight_decay import add_decayed_weights
+from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Positive, is_off
+from gradtx.maths.entries import (
     at_least,
     identity,
     may_decay,
@@ -20,10 +23,7 @@ from gradtx.algorithms._math import (
     rms,
     running_mean,
 )
-from gradtx.algorithms._matrix import gram, multiplied, symmetric_product
-from gradtx.algorithms.scaling import scale_by_learning_rate
-from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Positive, is_off
+from gradtx.maths.matrices import gram, multiplied, symmetric_product
 from gradtx.rules import alias, per_tensor
 from gradtx.transform import chain
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import at_least, largest, running_mean, safe_pow, safe_sqrt
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
 from gradtx.arguments import (
@@ -21,6 +20,7 @@ from gradtx.arguments import (
 )
 from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import exact_dtype
+from gradtx.maths.entries import at_least, largest, running_mean, safe_pow, safe_sqrt
 from gradtx.rules import alias, per_tensor
 from gradtx.schedules import warmup_cosine_schedule
 from gradtx.slots import ema, linear, square

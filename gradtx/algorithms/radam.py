@@ -6,18 +6,6 @@ from typing import Annotated
 
 import torch
 
-from gradtx.algorithms._math import (
-    adam_moments,
-    belief_moments,
-    corrected_root,
-    peak,
-    quotient,
-    rectification,
-    running_mean,
-    safe_sqrt,
-    softplus,
-    unit_norm,
-)
 from gradtx.algorithms.adam_stable import stable_decay
 from gradtx.algorithms.averaging import lookahead
 from gradtx.algorithms.clipping import clip_adaptive
@@ -32,6 +20,18 @@ from gradtx.arguments import (
     NonNegativeInt,
     Positive,
     Scalar,
+)
+from gradtx.maths.entries import (
+    adam_moments,
+    belief_moments,
+    corrected_root,
+    peak,
+    quotient,
+    rectification,
+    running_mean,
+    safe_sqrt,
+    softplus,
+    unit_norm,
 )
 from gradtx.rules import alias, per_tensor
 from gradtx.schedules import ranger21_schedule

@@ -9,14 +9,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
-    at_least,
-    largest,
-    norm,
-    quotient,
-    running_mean,
-    safe_sqrt,
-)
 from gradtx.arguments import (
     Decay,
     Fraction,
@@ -29,6 +21,14 @@ from gradtx.arguments import (
 from gradtx.base.dtensor import full_tensor
 from gradtx.base.errors import Path
 from gradtx.base.exact import exact
+from gradtx.maths.entries import (
+    at_least,
+    largest,
+    norm,
+    quotient,
+    running_mean,
+    safe_sqrt,
+)
 from gradtx.rules import per_tensor
 from gradtx.slots import linear, scalar
 

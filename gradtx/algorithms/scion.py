@@ -10,21 +10,6 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
-    at_least,
-    corrected_root,
-    quotient,
-    rms,
-    running_mean,
-    safe_sqrt,
-)
-from gradtx.algorithms._matrix import polar_factor
-from gradtx.algorithms._polynomials import (
-    Coefficients,
-    StaticCoefficients,
-    Steps,
-    orthogonalizer,
-)
 from gradtx.algorithms.adam import scale_by_adam
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.muon import (
@@ -40,6 +25,21 @@ from gradtx.algorithms.weight_decay import add_decayed_weights
 from gradtx.arguments import Decay, NonNegative, Scalar, Static, is_off, one_of
 from gradtx.base.messages import describe
 from gradtx.combinators.selection import partition
+from gradtx.maths.entries import (
+    at_least,
+    corrected_root,
+    quotient,
+    rms,
+    running_mean,
+    safe_sqrt,
+)
+from gradtx.maths.matrices import polar_factor
+from gradtx.maths.polynomials import (
+    Coefficients,
+    StaticCoefficients,
+    Steps,
+    orthogonalizer,
+)
 from gradtx.rules import alias, combinator, per_tensor
 from gradtx.slots import Slot, linear, square
 from gradtx.transform import GradientTransformation, chain

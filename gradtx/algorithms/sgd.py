@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import torch
 
-from gradtx.algorithms._math import largest, norm, quotient, safe_sqrt, unit_centered
 from gradtx.algorithms.averaging import scale_by_asgd
 from gradtx.algorithms.momentum import trace, trace_ema
 from gradtx.algorithms.scaling import scale_by_learning_rate
@@ -18,6 +17,7 @@ from gradtx.algorithms.weight_decay import (
 from gradtx.arguments import Decay, Fraction, NonNegative, Scalar, is_off
 from gradtx.base.exact import exact
 from gradtx.base.torch_names import readable
+from gradtx.maths.entries import largest, norm, quotient, safe_sqrt, unit_centered
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import scalar
 from gradtx.transform import chain

@@ -9,22 +9,6 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
-    corrected_root,
-    grafted,
-    identity,
-    plus_decay,
-    running_mean,
-    safe_sqrt,
-)
-from gradtx.algorithms._matrix import (
-    blocks,
-    gram,
-    inverse_root,
-    joined,
-    merged,
-    multiplied,
-)
 from gradtx.algorithms.averaging import average
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.muon import by_matrix
@@ -44,6 +28,22 @@ from gradtx.arguments import (
 )
 from gradtx.base.exact import exact
 from gradtx.combinators.coordinates import change_basis, rotated
+from gradtx.maths.entries import (
+    corrected_root,
+    grafted,
+    identity,
+    plus_decay,
+    running_mean,
+    safe_sqrt,
+)
+from gradtx.maths.matrices import (
+    blocks,
+    gram,
+    inverse_root,
+    joined,
+    merged,
+    multiplied,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import Slot, ema, linear, square
 from gradtx.transform import chain

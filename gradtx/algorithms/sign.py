@@ -6,7 +6,11 @@ from typing import Annotated, Any
 
 import torch
 
-from gradtx.algorithms._math import (
+from gradtx.algorithms.adam import scale_by_adam_hat
+from gradtx.algorithms.scaling import scale_by_learning_rate
+from gradtx.algorithms.weight_decay import with_decay
+from gradtx.arguments import Decay, NonNegative, OpenFraction, Scalar, is_off
+from gradtx.maths.entries import (
     at_least,
     at_most,
     corrected_root,
@@ -14,10 +18,6 @@ from gradtx.algorithms._math import (
     plus_decay,
     running_mean,
 )
-from gradtx.algorithms.adam import scale_by_adam_hat
-from gradtx.algorithms.scaling import scale_by_learning_rate
-from gradtx.algorithms.weight_decay import with_decay
-from gradtx.arguments import Decay, NonNegative, OpenFraction, Scalar, is_off
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema, linear, square
 from gradtx.transform import chain

@@ -6,15 +6,6 @@ from typing import Annotated, Any
 
 import torch
 
-from gradtx.algorithms._math import (
-    adam_moments,
-    at_least,
-    hat_rate,
-    rms,
-    running_mean,
-    safe_sqrt,
-)
-from gradtx.algorithms._polynomials import Coefficients, Steps
 from gradtx.algorithms.adam import scale_by_adam_hat
 from gradtx.algorithms.adam_variants import scale_by_laprop
 from gradtx.algorithms.momentum import trace_ema
@@ -32,6 +23,15 @@ from gradtx.combinators.coordinates import (
     rotated,
     whitened,
 )
+from gradtx.maths.entries import (
+    adam_moments,
+    at_least,
+    hat_rate,
+    rms,
+    running_mean,
+    safe_sqrt,
+)
+from gradtx.maths.polynomials import Coefficients, Steps
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import init_of, square
 from gradtx.transform import GradientTransformation, chain

@@ -7,14 +7,6 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
-    adam_moments,
-    change_of,
-    norm,
-    quotient,
-    running_mean,
-    safe_sqrt,
-)
 from gradtx.algorithms.adam import scale_by_adam
 from gradtx.algorithms.muon import by_matrix, has_a_matrix
 from gradtx.algorithms.scaling import scale_by_learning_rate
@@ -28,6 +20,14 @@ from gradtx.arguments import (
     NonNegativeInt,
     Positive,
     Scalar,
+)
+from gradtx.maths.entries import (
+    adam_moments,
+    change_of,
+    norm,
+    quotient,
+    running_mean,
+    safe_sqrt,
 )
 from gradtx.rules import alias, per_tensor, whole_tree
 from gradtx.slots import linear, square, start

@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import may_decay, quotient, unit_norm
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.arguments import NonNegative, Positive, Scalar, is_off
 from gradtx.base.exact import exact
 from gradtx.base.torch_names import readable
+from gradtx.maths.entries import may_decay, quotient, unit_norm
 from gradtx.rules import per_tensor
 from gradtx.slots import Slot, scalar
 from gradtx.transform import chain

@@ -42,7 +42,7 @@ def full_tensor(tensor: Any) -> Tensor:
 
 
 def from_local_like(
-    part: Tensor,
+    shard: Tensor,
     like: Any,
     shape: Sequence[int] | None = None,
     placements: Placements | None = None,
@@ -50,22 +50,22 @@ def from_local_like(
     """Rebuild a DTensor on the mesh of `like` from this process's local shard; a 0-d tensor stays plain.
 
     Args:
-        part: The local shard.
-        like: A DTensor; for a plain tensor, the result is `part`.
+        shard: The local shard.
+        like: A DTensor; for a plain tensor, the result is `shard`.
         shape: The shape of the whole; None for that of `like`.
         placements: The placements; None for those of `like`.
     """
     ndim = like.ndim if shape is None else len(shape)
     if not is_sharded(like) or not ndim:
-        return part
+        return shard
     whole = like if shape is None else torch.empty(tuple(shape), device="meta")
     if placements is None:
         placements = like.placements
-    return dtensor_of(part, like.device_mesh, placements, whole.shape, whole.stride())
+    return dtensor_of(shard, like.device_mesh, placements, whole.shape, whole.stride())
 
 
 def dtensor_of(
-    part: Tensor,
+    shard: Tensor,
     mesh: DeviceMesh,
     placements: Placements,
     shape: torch.Size | None = None,
@@ -75,7 +75,7 @@ def dtensor_of(
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(
-        part, mesh, placements, run_check=False, shape=shape, stride=stride
+        shard, mesh, placements, run_check=False, shape=shape, stride=stride
     )
 
 

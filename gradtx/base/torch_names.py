@@ -95,6 +95,24 @@ def below_transforms(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def added_products(
+    plus: Tensor, x: Tensor, y: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Tensor:
+    """Return what `torch.addmm` does; under `vmap` in one call, where torch makes several and rounds in each."""
+    interpreter = _C._functorch.peek_interpreter_stack()
+    if interpreter is None:
+        return torch.addmm(plus, x, y, beta=beta, alpha=alpha)
+    level = interpreter.level()
+    size = _C._functorch.CVmapInterpreterPtr(interpreter).batchSize()
+    plus = plus.expand(len(x), y.shape[1])
+    operands = [
+        _C._functorch._remove_batch_dim(operand, level, size, 0)
+        for operand in (plus, x, y)
+    ]
+    product = torch.baddbmm(*operands, beta=beta, alpha=alpha)
+    return _C._functorch._add_batch_dim(product, 0, level)
+
+
 def forward_mode_active() -> bool:
     """Whether forward-mode derivatives are being computed."""
     return forward_ad._current_level >= 0

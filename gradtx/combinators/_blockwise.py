@@ -27,10 +27,10 @@ from gradtx.combinators._division import Division, LocalBlocks, local_blocks
 from gradtx.combinators._spaces import run_at_owner
 from gradtx.distributed.layouts import placements_by_rows
 from gradtx.execution.execute import (
-    Block,
     Leaf,
     Operation,
     Position,
+    Route,
     Steps,
     complex_error,
     resumed,
@@ -67,18 +67,18 @@ class BlockLeaf(Leaf):
 
     Args:
         whole: The leaf.
-        program: The operations of the inner transformation.
+        operations: The operations of the inner transformation.
         inputs: The tensors of the block; see `Batch`.
     """
 
-    def __init__(self, whole: Leaf, program: list[Any], inputs: Mapping[str, Any]):
+    def __init__(self, whole: Leaf, operations: list[Any], inputs: Mapping[str, Any]):
         run: Any = BlockRun(whole.run, inputs["slots"])
         extras = {**whole.extras, **inputs["extras"]}
         update, param = inputs.get("update"), inputs.get("param")
         super().__init__(run, whole.name, update, param, extras, whole.clock)
         self.stand_for(whole)
         self.device = whole.device
-        self.operations = program
+        self.operations = operations
         # Preserve object identity, since contexts are created once per object.
         self.grad = self.update if whole.grad is whole.update else inputs.get("grad")
         self.stream_name = inputs.get("stream", whole.name)
@@ -120,7 +120,7 @@ class OfBlock:
         return self._selector.choose(name, tensor)
 
 
-class DividedBlock(Block):
+class DividedRoute(Route):
     """The operations of an inner transformation, applied to leaves block by block.
 
     Args:
@@ -146,15 +146,15 @@ class DividedBlock(Block):
         if leaf.is_complex:
             raise complex_error("blocks", leaf)
         inner = super().for_leaf(Choosing(leaf, self._division))  # type: ignore[arg-type]
-        program = Program(inner, self._division)
-        operations = [InBlocks(program, position) for position in range(len(inner))]
+        blockwise = Blockwise(inner, self._division)
+        operations = [InBlocks(blockwise, position) for position in range(len(inner))]
         if self._alone and operations:
             update, param = leaf.inputs
-            program.local = local_blocks(
+            blockwise.local = local_blocks(
                 self._division, update if param is None else param
             )
             # The owner of a sharded leaf computes all blocks.
-            if program.local is None:
+            if blockwise.local is None:
                 run_at_owner(operations, self._tx)
         return operations
 
@@ -163,8 +163,8 @@ class DividedBlock(Block):
 
 
 @dataclasses.dataclass(eq=False)
-class Program:
-    """What a leaf's blocks pass through.
+class Blockwise:
+    """How the blocks of a leaf are processed.
 
     Attributes:
         operations: The operations of the inner transformation.
@@ -184,8 +184,8 @@ class InBlocks(Operation):
     update of the leaf from those of its blocks.
     """
 
-    def __init__(self, program: Program, position: int):
-        operation: Operation = program.operations[position]
+    def __init__(self, blockwise: Blockwise, position: int):
+        operation: Operation = blockwise.operations[position]
         self.path = operation.path
         self.role = operation.role
         self.traits = Traits(
@@ -199,27 +199,27 @@ class InBlocks(Operation):
         )
         self._operation = operation
         self._position = position
-        self._program = program
+        self._blockwise = blockwise
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         return self._operation.compute_dtype(leaf)
 
     def init(self, leaf: Leaf) -> None:
         if self._position == 0:
-            self._program.division.check(leaf.name, leaf.shape)
-            leaf.new.update(Pieces(self._program, leaf).first_slots())
+            self._blockwise.division.check(leaf.name, leaf.shape)
+            leaf.new.update(Pieces(self._blockwise, leaf).first_slots())
 
     def start(self, leaf: Leaf) -> Steps:
         if self._position == 0:
-            leaf.saved[self._program] = Pieces(self._program, leaf)
-            leaf.saved[self._program].run()
-        pieces: Pieces = leaf.saved[self._program]
+            leaf.saved[self._blockwise] = Pieces(self._blockwise, leaf)
+            leaf.saved[self._blockwise].run()
+        pieces: Pieces = leaf.saved[self._blockwise]
         while (payload := pieces.payload(self._position)) is not None:
             total = yield payload
             pieces.resume(self._position, total)
-        if self._operation is self._program.operations[-1]:
+        if self._operation is self._blockwise.operations[-1]:
             pieces.finish()
-            del leaf.saved[self._program]
+            del leaf.saved[self._blockwise]
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         return self._operation.combine(waiting)
@@ -252,13 +252,13 @@ class Batch:
 class Pieces:
     """The blocks of one leaf in one call."""
 
-    def __init__(self, program: Program, leaf: Leaf):
-        self._operations = program.operations
+    def __init__(self, blockwise: Blockwise, leaf: Leaf):
+        self._operations = blockwise.operations
         self._leaf = leaf
-        self._local = program.local
-        self._division = program.division
-        if program.local is not None:
-            self._division, self._count = program.local
+        self._local = blockwise.local
+        self._division = blockwise.division
+        if blockwise.local is not None:
+            self._division, self._count = blockwise.local
         self._template = leaf.param if leaf.param is not None else leaf.update
         self._like = self._plain(self._template)
         groups = self._division.groups(self._like)

@@ -15,7 +15,7 @@ from torch import Tensor
 from gradtx.base.dtensor import full_tensor, is_sharded
 from gradtx.base.errors import Path
 from gradtx.execution.context import Clock
-from gradtx.execution.execute import Block, Leaf
+from gradtx.execution.execute import Leaf, Route
 from gradtx.execution.rule import Rule, RuleOperation, StageState
 from gradtx.execution.runs import Run, Scope, as_flag, selected
 from gradtx.execution.traits import Traits
@@ -121,7 +121,7 @@ class Space(Combinator):
         inner = self.inner._expand(inside)
         by_leaf = self.coordinates.draws is None and all(map(can_run_at_owner, inner))
         enter.traits = dataclasses.replace(enter.traits, skippable=by_leaf)
-        enter.inner = Block(inner, [])
+        enter.inner = Route(inner, [])
         operations = [enter, *inner, LeaveSpace(enter)]
         has_spaces = any(isinstance(operation, EnterSpace) for operation in inner)
         if by_leaf and not (has_spaces or reads_by_leaf(self.inner)):
@@ -196,7 +196,9 @@ class SpaceRun(Inside):
         self.outer: SpaceRun | None = scope.space
         self.reads_params = "params" in space.inner.needs
         # Whether each leaf took part; a chain is expanded for each group of an optimizer, but has one state.
-        self.parts: list[bool | Tensor] = self.run.parts_of_spaces.setdefault(path, [])
+        self.taking_part: list[bool | Tensor] = self.run.taking_part.setdefault(
+            path, []
+        )
         self._restarts = scope.restarts
         self._clocks: dict[Clock, Clock] = {}
         if self.space.delayed and not self.run.initial:
@@ -269,8 +271,8 @@ class SpaceRun(Inside):
     def _commit(self) -> None:
         """Keep the old shared values of the inner transformation if no leaf took part."""
         like = torch.empty((), device=self.run.device)
-        parts = [as_flag(part, like) for part in self.parts]
-        takes_part = torch.stack(parts).any() if parts else torch.tensor(False)
+        flags = [as_flag(each, like) for each in self.taking_part]
+        takes_part = torch.stack(flags).any() if flags else torch.tensor(False)
         self.keep_shared(takes_part, self._restarts)
 
 
@@ -352,7 +354,7 @@ class EnterSpace(RuleOperation):
         )
         super().__init__(rule, StageState(run.path, scope, rule), scope.run)
         self.space_run = run
-        self.inner = Block([], [])
+        self.inner = Route([], [])
 
     def has_program(self, leaf: Leaf, skips_work: bool = False) -> bool:
         """Without skipping, programs compute no bases and take no part in the space's commit."""
@@ -390,7 +392,7 @@ class EnterSpace(RuleOperation):
         self._set_active(leaf, view)
 
     def _set_active(self, leaf: Leaf, view: View) -> None:
-        self.space_run.parts.append(view.takes_part)
+        self.space_run.taking_part.append(view.takes_part)
         if view.takes_part is True:
             return
         part = torch.as_tensor(view.takes_part, device=leaf.device)

@@ -7,7 +7,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import (
+from gradtx.arguments import Scalar
+from gradtx.combinators.frame import Frame
+from gradtx.maths.entries import (
     at_least,
     at_most,
     grafted,
@@ -15,9 +17,7 @@ from gradtx.algorithms._math import (
     norm,
     safe_sqrt,
 )
-from gradtx.algorithms._matrix import schatten4_norms
-from gradtx.arguments import Scalar
-from gradtx.combinators.frame import Frame
+from gradtx.maths.matrices import schatten4_norms
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation, chain
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from gradtx.arguments import Static
 from gradtx.base.selectors import Selector, Where, check_not_empty
-from gradtx.combinators._blockwise import DividedBlock
+from gradtx.combinators._blockwise import DividedRoute
 from gradtx.combinators._division import Division, division
 from gradtx.combinators._spaces import can_run_at_owner, reads_by_leaf
-from gradtx.execution.execute import Block, Branch
+from gradtx.execution.execute import Branch, Route
 from gradtx.execution.runs import Scope
 from gradtx.rules import Combinator, combinator
 from gradtx.transform import GradientTransformation
@@ -31,7 +31,7 @@ class Blocks(Combinator):
         path = scope.claim(name)
         scope.run.selectors.append(self.where)
         operations = self.tx._expand(scope.inside(path))
-        whole = Block(operations, [])
+        whole = Route(operations, [])
         keeps_slots = any(each.keeps_slots for each in whole.traits())
         if scope.space is not None and keeps_slots:
             around = scope.space.name
@@ -39,7 +39,7 @@ class Blocks(Combinator):
                 f"{name}: divides leaves into blocks, whose slots {around} cannot rotate; move it outside {around}"
             )
         alone = not reads_by_leaf(self.tx) and all(map(can_run_at_owner, operations))
-        divided = DividedBlock(self.tx, operations, self.division, alone)
+        divided = DividedRoute(self.tx, operations, self.division, alone)
         return [Branch(path, self.where, {True: divided, False: whole})]
 
     def rejects(self) -> tuple[str, ...]:

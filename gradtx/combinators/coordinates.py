@@ -9,8 +9,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import at_least, blended, identity
-from gradtx.algorithms._matrix import (
+from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Static
+from gradtx.combinators._spaces import Coordinates, Space, View
+from gradtx.maths.entries import at_least, blended, identity
+from gradtx.maths.matrices import (
     eigenbasis,
     gram,
     left_basis,
@@ -19,8 +21,6 @@ from gradtx.algorithms._matrix import (
     orthonormal,
     unfolded,
 )
-from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Static
-from gradtx.combinators._spaces import Coordinates, Space, View
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation
 

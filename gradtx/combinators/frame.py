@@ -18,7 +18,7 @@ from gradtx.base.exact import exact
 from gradtx.base.messages import describe, shortly
 from gradtx.combinators._spaces import Inside, Outside, can_run_at_owner, run_at_owner
 from gradtx.execution.context import Clock, FrameContext
-from gradtx.execution.execute import Block, Leaf, Operation, Position, Steps
+from gradtx.execution.execute import Leaf, Operation, Position, Route, Steps
 from gradtx.execution.rule import (
     Call,
     Rule,
@@ -384,7 +384,7 @@ class Enter(RuleOperation):
     def between(self, inner: list[Any]) -> list[Any]:
         """Return the inner operations enclosed by those of the frame."""
         takes_none = self.frame.takes_none is not None or any(
-            each.takes_none for each in Block(inner, []).traits()
+            each.takes_none for each in Route(inner, []).traits()
         )
         self.traits = dataclasses.replace(self.traits, takes_none=takes_none)
         operations = [self, *inner, Leave(self)]

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import quotient, safe_sqrt
 from gradtx.arguments import (
     AtLeastOne,
     Count,
@@ -26,6 +25,7 @@ from gradtx.base.tree import map_tensors
 from gradtx.combinators.frame import Frame
 from gradtx.execution.runs import Scope
 from gradtx.execution.tree_rule import Functions, TreeOperation
+from gradtx.maths.entries import quotient, safe_sqrt
 from gradtx.rules import Combinator, combinator
 from gradtx.transform import GradientTransformation
 

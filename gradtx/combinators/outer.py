@@ -19,7 +19,7 @@ from gradtx.combinators.frame import Enter, Frame, InnerClock
 from gradtx.distributed.collectives import mean_over_ranks
 from gradtx.distributed.layouts import Team, team_of_group
 from gradtx.execution.context import ALWAYS_KNOWN
-from gradtx.execution.execute import Block, Branch, Leaf, Steps
+from gradtx.execution.execute import Branch, Leaf, Route, Steps
 from gradtx.execution.nesting import check_inner
 from gradtx.execution.runs import Scope, as_flag
 from gradtx.rules import Combinator, combinator
@@ -167,11 +167,11 @@ class Outer(Combinator):
         if self.fragments is None:
             return operations + self._synchronization(scope, path, 0)
         scope.run.selectors.append(self.fragments)
-        blocks: dict[Any, Block] = {}
+        routes: dict[Any, Route] = {}
         for i, label in enumerate(self.fragments.labels):
-            block = Block(self._synchronization(scope, (*path, label), i), [])
-            blocks[label] = block
-        return [*operations, Branch(path, self.fragments, blocks)]
+            route = Route(self._synchronization(scope, (*path, label), i), [])
+            routes[label] = route
+        return [*operations, Branch(path, self.fragments, routes)]
 
     def _synchronization(self, scope: Scope, path: Path, turn: int) -> list[Any]:
         """Return the operations of one fragment."""

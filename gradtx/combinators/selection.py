@@ -19,7 +19,7 @@ from gradtx.base.selectors import (
     listed,
     patterns,
 )
-from gradtx.execution.execute import Block, Branch
+from gradtx.execution.execute import Branch, Route
 from gradtx.execution.runs import Scope
 from gradtx.rules import Combinator, combinator
 from gradtx.transform import GradientTransformation, chain, check_transformation
@@ -39,11 +39,11 @@ class Fork(Combinator):
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
         scope.run.selectors.append(self._fork)
-        blocks = {}
+        routes = {}
         for i, (label, tx) in enumerate(self._txs.items()):
             inside = scope.branch(path if self.selector is None else (*path, label), i)
-            blocks[label] = Block(tx._expand(inside), inside.frozen)
-        return [Branch(path, self._fork, blocks)]
+            routes[label] = Route(tx._expand(inside), inside.frozen)
+        return [Branch(path, self._fork, routes)]
 
     def rejects(self) -> tuple[str, ...]:
         return ()

@@ -6,12 +6,10 @@ from typing import Literal
 
 import torch
 
-from gradtx.algorithms._math import quotient
-from gradtx.algorithms.averaging import synchronized
-from gradtx.algorithms.scaling import descend
 from gradtx.arguments import Count, Fraction, NonNegative, NonNegativeInt, OpenFraction
 from gradtx.base.exact import exact
 from gradtx.combinators.frame import Frame
+from gradtx.maths.entries import quotient, synchronized
 from gradtx.rules import combinator
 from gradtx.slots import rounded, scalar, start
 from gradtx.transform import GradientTransformation
@@ -80,7 +78,7 @@ def schedule_free(
     """
     links = base._links()
     # A base that estimates its learning rate negates the update in its last link, as `prodigy` does.
-    descends = bool(links) and links[-1]._name == descend.__name__
+    descends = bool(links) and links[-1]._name == "descend"
     for link in links[:-1] if descends else links:
         if link._lr_role == "owner" or link._name == "scale_by_learning_rate":
             raise ValueError(

@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import at_least, quotient, safe_sqrt
 from gradtx.arguments import AnyLength, Betas, Decays, NonNegative, Positive, Scalar
 from gradtx.combinators.frame import Frame, Values
+from gradtx.maths.entries import at_least, quotient, safe_sqrt
 from gradtx.rules import combinator
 from gradtx.slots import linear, rounded
 from gradtx.slots import start as start_of_weights

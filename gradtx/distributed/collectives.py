@@ -51,26 +51,28 @@ def summed_over_ranks(
                 messages[value.device_mesh, differs, value.dtype].append((leaf, name))
     for (mesh, differs, _), places in messages.items():
         values = [sums[leaf][name] for leaf, name in places]
-        parts = list(map(_padded, values))
+        shards = list(map(_padded, values))
         for dim, has_differences in enumerate(differs):
             if has_differences:
-                parts = _summed(parts, mesh.get_group(dim))
+                shards = _summed(shards, mesh.get_group(dim))
         everywhere = on_every_rank(mesh)
-        for (leaf, name), value, part in zip(places, values, parts, strict=True):
-            complete[leaf][name] = from_local_like(part, value, value.shape, everywhere)
+        for (leaf, name), value, shard in zip(places, values, shards, strict=True):
+            complete[leaf][name] = from_local_like(
+                shard, value, value.shape, everywhere
+            )
     return complete
 
 
-def _summed(parts: list[Tensor], group: Any) -> list[Tensor]:
+def _summed(shards: list[Tensor], group: Any) -> list[Tensor]:
     """Return the sums over the ranks of a group of tensors with the same dtype and device, by one message."""
-    if not any(map(Tensor.dim, parts)):  # a shortcut
-        vector = torch.stack(parts)
+    if not any(map(Tensor.dim, shards)):  # a shortcut
+        vector = torch.stack(shards)
         torch.distributed.all_reduce(vector, group=group)
         return list(vector.unbind())
-    vector = torch.cat([part.reshape(-1) for part in parts])
+    vector = torch.cat([shard.reshape(-1) for shard in shards])
     torch.distributed.all_reduce(vector, group=group)
-    totals = torch.split(vector, list(map(torch.numel, parts)))
-    return [total.view(x.shape) for total, x in zip(totals, parts, strict=True)]
+    totals = torch.split(vector, list(map(torch.numel, shards)))
+    return [total.view(x.shape) for total, x in zip(totals, shards, strict=True)]
 
 
 def mean_over_ranks(
@@ -84,29 +86,29 @@ def mean_over_ranks(
         team: The ranks.
     """
     names = sorted(tensors)
-    parts = [local(tensors[name]) for name in names]
-    numbers = parts[0].new_zeros(team.size)
+    shards = [local(tensors[name]) for name in names]
+    numbers = shards[0].new_zeros(team.size)
     numbers[team.rank] = number
-    wire = functools.reduce(torch.promote_types, [part.dtype for part in parts])
-    message = [part.to(team.device, wire) for part in (*parts, numbers)]
+    wire = functools.reduce(torch.promote_types, [shard.dtype for shard in shards])
+    message = [shard.to(team.device, wire) for shard in (*shards, numbers)]
     *totals, numbers = _summed(message, team.group)
     means = {}
-    for name, part, total in zip(names, parts, totals, strict=True):
-        mean = (total / team.size).to(part)
+    for name, shard, total in zip(names, shards, totals, strict=True):
+        mean = (total / team.size).to(shard)
         means[name] = from_local_like(mean, tensors[name])
     return means, numbers
 
 
 def _padded(value: DTensor) -> Tensor:
     """Return the local shard padded with zeros to the full shape; summed over the ranks, it is the full tensor."""
-    part = local(value)
-    if not part.ndim or (part.shape == value.shape and not is_split(value)):
-        return part
+    shard = local(value)
+    if not shard.ndim or (shard.shape == value.shape and not is_split(value)):
+        return shard
     mesh = value.device_mesh
     as_if_summed = without_pending_sums(value.placements)
     piece = pieces_at(tuple(value.shape), mesh, as_if_summed)[team_of(mesh).rank]
-    padded = part.new_zeros(value.shape)
-    padded[piece.window] = part
+    padded = shard.new_zeros(value.shape)
+    padded[piece.window] = shard
     return padded
 
 
@@ -178,21 +180,21 @@ class Transfer:
     def wait(self) -> None:
         self._collective.wait()
 
-    def parts(self) -> list[Tensor]:
+    def received(self) -> list[Tensor]:
         """Wait for the transfer, and return the entries from each rank.
 
         Raises:
             RuntimeError: If a rank has failed.
         """
         self.wait()
-        parts = torch.split(self._received, self._lengths)
-        flags = torch.stack([part[0] for part in parts])
+        messages = torch.split(self._received, self._lengths)
+        flags = torch.stack([message[0] for message in messages])
         failed = flags.nonzero().flatten().tolist()
         if failed:
             raise RuntimeError(
                 f"rank {self._team.ranks[failed[0]]} failed in this step; see the error raised on that rank"
             )
         return [
-            part[FLAG : FLAG + size]
-            for part, size in zip(parts, self._sizes, strict=True)
+            message[FLAG : FLAG + size]
+            for message, size in zip(messages, self._sizes, strict=True)
         ]

@@ -154,11 +154,11 @@ def team_for(param: Any, replicas: Team | None) -> Team:
 
 @dataclass(frozen=True)
 class Piece:
-    """One rank's part of a sharded tensor.
+    """The shard of one rank.
 
     Attributes:
-        window: The index range of the part in the full tensor.
-        shape: The shape of the part.
+        window: The index range of the shard in the full tensor.
+        shape: The shape of the shard.
         sends: Whether this is the first of several copies.
     """
 

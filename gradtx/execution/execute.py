@@ -1,7 +1,7 @@
 """Execution of chains: every leaf passes through a list of operations, and a sum over leaves is a barrier.
 
 Functional use and the optimizer adapter share this module: both create `Leaf` objects, expand a transformation into a
-`Block` of operations and call `execute`. Their `Run` objects provide the old state.
+`Route` of operations and call `execute`. Their `Run` objects provide the old state.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class Task:
     operations: list[Any]
     at = -1
 
-    def skips(self, operation: Operation) -> bool:
-        """Whether an operation does not process it."""
-        return False
+    def start(self, operation: Operation) -> Steps | None:
+        """Begin an operation; return what follows if it waits for other tasks."""
+        raise NotImplementedError
 
 
 class Leaf(Task):
@@ -136,14 +136,16 @@ class Leaf(Task):
         self.state: dict[str, Any] = {}
         self.operations = []
 
-    def skips(self, operation: Operation) -> bool:
-        return self.update is None and not operation.traits.takes_none
+    def start(self, operation: Operation) -> Steps | None:
+        if self.update is None and not operation.traits.takes_none:
+            return None
+        return operation.start(self)
 
     def clock_reading(self) -> ClockReading:
         return self.clock.on(self.device)
 
     def places(self, like: Tensor) -> Tensor:
-        """Return each entry's index in the whole parameter, for the local part of a tensor of the leaf's shape."""
+        """Return each entry's index in the whole parameter, for the local shard of a tensor of the leaf's shape."""
         places = indices(like)
         return places if self.first_entry is None else places + self.first_entry
 
@@ -276,7 +278,7 @@ class Operation:
         return self.path, self.role
 
     @property
-    def parts(self) -> list[Operation]:
+    def represents(self) -> list[Operation]:
         """The operations that it represents in a program."""
         return [self]
 
@@ -331,15 +333,15 @@ def _name_of_leaf(item: tuple[Leaf, Any]) -> str:
 
 
 class Branch:
-    """A fork in the program: every leaf continues with the block for its label."""
+    """A fork in the program: every leaf continues with the route for its label."""
 
-    def __init__(self, path: Path, selector: Any, blocks: dict[Any, Block]):
+    def __init__(self, path: Path, selector: Any, routes: dict[Any, Route]):
         self.path = path
         self.selector = selector
-        self.blocks = blocks
+        self.routes = routes
 
 
-class Block:
+class Route:
     """A sequence of operations, and the selectors of leaves that are frozen within it."""
 
     def __init__(self, operations: list[Any], frozen: list[tuple[Path, Any]]):
@@ -348,7 +350,7 @@ class Block:
         self._forks = any(isinstance(operation, Branch) for operation in operations)
 
     @classmethod
-    def of(cls, tx: Any, run: Run, count: Any, around: Any = None) -> Block:
+    def of(cls, tx: Any, run: Run, count: Any, around: Any = None) -> Route:
         """Expand a whole transformation for one run, optionally inside a frame (see `Enter.between`)."""
         frozen = []
         operations = tx._expand(Scope(run, (), count, frozen))
@@ -371,7 +373,7 @@ class Block:
         for operation in self.operations:
             if isinstance(operation, Branch):
                 label = leaf.run.choice(operation.path, leaf, operation.selector)
-                operations.extend(operation.blocks[label].for_leaf(leaf))
+                operations.extend(operation.routes[label].for_leaf(leaf))
             else:
                 operations.append(operation)
         return operations
@@ -384,7 +386,7 @@ class Block:
                 label = leaf.run.choice(operation.path, leaf, operation.selector)
                 if operation.selector.branches is not None:
                     pairs.append((operation.selector, label))
-                pairs.extend(operation.blocks[label].labels(leaf))
+                pairs.extend(operation.routes[label].labels(leaf))
         return pairs
 
     def is_frozen(self, leaf: Leaf) -> bool:
@@ -398,9 +400,9 @@ class Block:
             if not isinstance(operation, Branch):
                 yield operation
                 continue
-            for label, block in operation.blocks.items():
+            for label, route in operation.routes.items():
                 if choices is None or choices.get(operation.path, label) == label:
-                    yield from block.walk(choices)
+                    yield from route.walk(choices)
 
     def traits(self) -> list[Traits]:
         """Return the traits of every operation."""
@@ -430,8 +432,8 @@ def check_extras_of(leaves: Iterable[Leaf]) -> None:
     """Raise an error for extras that do not fit a leaf."""
     for leaf in leaves:
         for operation in leaf.operations:
-            for part in operation.parts:
-                part.check(leaf)
+            for each in operation.represents:
+                each.check(leaf)
 
 
 class _Frozen(Operation):
@@ -523,11 +525,9 @@ def execute(
             if task.at >= len(task.operations):
                 finish(task)
                 return
-            operation = task.operations[task.at]
-            if not task.skips(operation):
-                steps = operation.start(task)
-                # A shortcut: few operations wait.
-                payload = None if steps is None else resumed(steps)
+            steps = task.start(task.operations[task.at])
+            # A shortcut: few operations wait.
+            payload = None if steps is None else resumed(steps)
         barrier = task.operations[task.at].barrier
         blocked.setdefault(barrier, []).append((task, steps, payload))
 

@@ -145,7 +145,7 @@ class OwnedRegion(Operation):
         self.replicas = replicas
         self.path, self.role = operations[0].barrier
         self._following = following
-        traits = [operation.traits for operation in self.parts]
+        traits = [operation.traits for operation in self.represents]
         self.traits = Traits(
             compiles=all(each.compiles and not each.random for each in traits),
             keeps_slots=any(operation.traits.keeps_slots for operation in operations),
@@ -153,7 +153,7 @@ class OwnedRegion(Operation):
         )
 
     @property
-    def parts(self) -> list[Operation]:
+    def represents(self) -> list[Operation]:
         return [*self.operations, *self._following]
 
     @property
@@ -163,7 +163,7 @@ class OwnedRegion(Operation):
         return [operation.path for operation in self.operations]
 
     def init(self, leaf: Leaf) -> None:
-        operations = self.parts
+        operations = self.represents
         if self.traits.keeps_slots:
             self._init_at_owner(leaf)
             operations = self._following
@@ -186,7 +186,7 @@ class OwnedRegion(Operation):
         leaf.codecs.update(whole.codecs)
 
     def follow(self, position: Position) -> None:
-        for operation in self.parts:
+        for operation in self.represents:
             operation.follow(position)
 
     def start(self, leaf: Leaf) -> Steps:
@@ -213,7 +213,7 @@ class OwnedRegion(Operation):
         )
 
     def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> Tensors:
-        """Return the local part of every leaf's update after the region."""
+        """Return the local shard of every leaf's update after the region."""
         jobs_of_kind: dict[Any, list[Job]] = {}
         for leaf, payload in sorted(waiting, key=_name_of_leaf):
             job = Job.of(leaf, self._region_of(leaf), payload)
@@ -282,16 +282,16 @@ class Job:
         leaf: The leaf.
         region: The operations.
         template: A tensor with the leaf's sharding.
-        parts: The local part of each tensor that the owner needs.
+        shards: The local shard of each tensor that the owner needs.
         dtype, dtype_back: The dtypes of the update before and after the region.
         wire, wire_back: The dtypes in which tensors are sent to the owner and back.
-        result: The local part of the result.
+        result: The local shard of the result.
     """
 
     leaf: Leaf
     region: OwnedRegion
     template: Any
-    parts: Tensors
+    shards: Tensors
     dtype: torch.dtype
     wire: torch.dtype
     wire_back: torch.dtype
@@ -304,16 +304,16 @@ class Job:
         template = update if param is None else param
         dtype = payload["update"].dtype
         wire = _narrower_dtype(region.operations[0].traits.wire, dtype)
-        parts: Tensors = {}
+        shards: Tensors = {}
         for name, tensor in payload.items():
-            if is_sharded(tensor):  # a program passes the local part itself
+            if is_sharded(tensor):  # a program passes the local shard itself
                 tensor = local(placed_as(tensor, template))
-            parts[name] = tensor.to(wire)
+            shards[name] = tensor.to(wire)
         dtype_back = dtype
         for operation in region.operations:
             dtype_back = torch.promote_types(dtype_back, operation.compute_dtype(leaf))
         wire_back = _narrower_dtype(region.operations[-1].traits.wire, dtype_back)
-        return cls(leaf, region, template, parts, dtype, wire, wire_back, dtype_back)
+        return cls(leaf, region, template, shards, dtype, wire, wire_back, dtype_back)
 
     def kind(self) -> tuple[Any, ...]:
         """Return the kind of the job; jobs of one kind share their messages."""
@@ -325,7 +325,7 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        return self.parts["update"].device
+        return self.shards["update"].device
 
     @property
     def team(self) -> Team:
@@ -334,7 +334,7 @@ class Job:
 
     @functools.cached_property
     def pieces(self) -> tuple[Piece, ...]:
-        """The part of each rank; if every rank has the whole leaf, no rank sends it to the owner."""
+        """The shard of each rank; if every rank has the whole leaf, no rank sends it to the owner."""
         if self.region.replicas is None:
             return pieces_of(self.template)
         return (whole_piece(self.template.shape),) * self.region.replicas.size
@@ -342,10 +342,10 @@ class Job:
     def sizes_from(self, rank: int) -> list[int]:
         """Return the number of entries of each tensor that a rank sends to the owner."""
         piece = self.pieces[rank]
-        return [piece.numel] * len(self.parts) if piece.sends else []
+        return [piece.numel] * len(self.shards) if piece.sends else []
 
     def bytes(self) -> int:
-        return self.leaf.shape.numel() * len(self.parts) * self.wire.itemsize
+        return self.leaf.shape.numel() * len(self.shards) * self.wire.itemsize
 
 
 class Exchange:
@@ -369,7 +369,7 @@ class Exchange:
         arriving = self._to_owners(buckets[0])
         returning: list[tuple[list[Job], Transfer]] = []
         for i, bucket in enumerate(buckets):
-            arrived = [] if arriving is None else arriving.parts()
+            arrived = [] if arriving is None else arriving.received()
             if i + 1 < len(buckets):
                 arriving = self._to_owners(buckets[i + 1])
             results, error = self._results(bucket, arrived)
@@ -393,7 +393,7 @@ class Exchange:
         sizes: list[int] = []
         for rank in range(self._team.size):
             sent = [job for job in self._owned(bucket, rank) if job.pieces[me].sends]
-            rows.append([part for job in sent for part in job.parts.values()])
+            rows.append([shard for job in sent for shard in job.shards.values()])
             sizes.append(sum(self._sizes_from(bucket, rank)))
         return Transfer(self._team, rows, sizes, bucket[0].wire)
 
@@ -414,7 +414,7 @@ class Exchange:
         ]
         try:
             for job in owned:
-                whole = job.parts if self._are_whole else _assembled(job, messages)
+                whole = job.shards if self._are_whole else _assembled(job, messages)
                 results[job.name] = job.region.computed(job, whole)
         except Exception as error:
             # The other ranks are waiting: report the failure to them, then let `run` raise it.
@@ -443,19 +443,19 @@ class Exchange:
         return [job.pieces[me].numel for job in self._owned(bucket, rank)]
 
     def _receive(self, bucket: list[Job], transfer: Transfer) -> None:
-        for rank, message in enumerate(transfer.parts()):
-            parts = torch.split(message, self._sizes_back(bucket, rank))
-            for job, part in zip(self._owned(bucket, rank), parts, strict=True):
+        for rank, message in enumerate(transfer.received()):
+            results = torch.split(message, self._sizes_back(bucket, rank))
+            for job, result in zip(self._owned(bucket, rank), results, strict=True):
                 shape = job.pieces[self._team.rank].shape
                 # A copy, because a view would keep the whole message in memory as long as any of its leaves.
-                job.result = part.view(shape).to(job.dtype_back, copy=True)
+                job.result = result.view(shape).to(job.dtype_back, copy=True)
 
 
 def _assembled(job: Job, messages: list[Iterator[Tensor]]) -> Tensors:
     """Assemble whole tensors from the pieces that the ranks have sent, the next ones in their messages."""
     whole_tensors = {
         name: torch.empty(job.template.shape, dtype=job.wire, device=job.device)
-        for name in job.parts
+        for name in job.shards
     }
     for piece, message in zip(job.pieces, messages, strict=True):
         for whole in whole_tensors.values() if piece.sends else ():

@@ -20,8 +20,8 @@ from gradtx.base.messages import nearest, warn_user
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import (
     FROZEN,
-    Block,
     Leaf,
+    Route,
     check_extras_of,
     execute,
     initialize,
@@ -46,7 +46,7 @@ class TreeRun(Run):
     """A run whose old state is a nested dict, as created by `init`.
 
     Attributes:
-        block: The expanded transformation.
+        route: The expanded transformation.
         names: The leaves of the parameters, or of the updates if there are none, by name.
         clock: The outermost clock.
         old_step: The count of finished updates.
@@ -88,7 +88,7 @@ class TreeRun(Run):
         self.leaf_steps = (
             None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS))
         )
-        self.block = Block.of(tx, self, self._schedule_count())
+        self.route = Route.of(tx, self, self._schedule_count())
 
     def _schedule_count(self) -> Tensor:
         """Return the count that schedules follow: that of the leaf with the most updates, as in an optimizer."""
@@ -223,7 +223,7 @@ class TreeRun(Run):
 
         Only a combinator that accepts leaves without a gradient processes such a leaf, and it keeps such a tensor.
         """
-        for operation in self.block.walk():
+        for operation in self.route.walk():
             slot, slots = operation.traits.template_slot, {}
             if slot is not None:
                 slots = self._old.slots_of(operation.path, name)
@@ -383,7 +383,7 @@ def init(tx: Transformation, params: Any, counts: str = "calls") -> dict[str, An
         if tensor is not None:
             cells.append(Leaf(run, name, None, tensor, {}, run.clock))
     for cell in cells:
-        cell.operations = run.block.for_leaf(cell)
+        cell.operations = run.route.for_leaf(cell)
     for selector in run.selectors:
         selector.check_used([cell.name for cell in cells])
     initialize(cells)
@@ -541,8 +541,8 @@ def _leaves_of(
         )
         add_extras(leaf, trees)
     for leaf in leaves.values():
-        leaf.operations = run.block.for_leaf(leaf)
-    if extras and any(each.checks_extras for each in run.block.traits()):
+        leaf.operations = run.route.for_leaf(leaf)
+    if extras and any(each.checks_extras for each in run.route.traits()):
         check_extras_of(leaves.values())
     return leaves
 
@@ -676,7 +676,7 @@ def _eval_params(tx: Transformation, state: Any, params: Any) -> Any:
         if param is None:
             continue
         leaf = Leaf(run, name, None, param, {}, run.clock)
-        weights = evaluation_weights(leaf, run.block.for_leaf(leaf))
+        weights = evaluation_weights(leaf, run.route.for_leaf(leaf))
         if weights is None:
             continue
         weights = leaf.in_callers_form(weights)

@@ -94,7 +94,7 @@ class Run:
         inner_counts: The number of finished updates on each combinator's clock, after any restart in this call.
         stores: The store of each stage, which converts its slots.
         seen_slots: The slots that each `state_dtype` applies to; recorded at init.
-        parts_of_spaces: Whether each leaf took part in a space whose clock lags, by the path of the space.
+        taking_part: Whether each leaf took part in a space whose clock lags, by the path of the space.
         commits: Functions to call when all leaves are finished, in reverse order.
     """
 
@@ -122,7 +122,7 @@ class Run:
         self.selectors: list[Any] = []
         self.clock_paths: dict[Place, Path] = {}
         self.inner_counts: dict[Path, Tensor] = {}
-        self.parts_of_spaces: dict[Path, list[bool | Tensor]] = {}
+        self.taking_part: dict[Path, list[bool | Tensor]] = {}
         self.commits: list[Callable[[], None]] = []
         self.memory = Memory()
         self.stores: dict[Path, Store] = {}
@@ -289,7 +289,7 @@ class Scope:
         run: The call that the operations belong to.
         path: The path of the enclosing combinator's state entry.
         count: The number of finished updates that schedules follow.
-        frozen: Collects the selectors of `freeze`, for the enclosing block.
+        frozen: Collects the selectors of `freeze`, for the enclosing route.
         state_dtype: How slots are stored, unless a link specifies otherwise.
         place: The child indices that lead here; None inside an alias, whose own links have no public place.
         changed: Whether an earlier link has processed the updates since the clock saw the gradient.

@@ -77,7 +77,7 @@ def _ascends(tx: GradientTransformation) -> bool | None:
 
 
 def _jointly(ascend: Iterable[bool | None]) -> bool | None:
-    """Combine the answers for the parts of a chain."""
+    """Combine the answers for the links of a chain."""
     answers = set(ascend)
     return False not in answers and (True in answers or None)
 
@@ -86,16 +86,16 @@ def _faults(tx: GradientTransformation) -> Iterator[str]:
     """Follow each chain, and describe links whose sign or position is wrong, each with the link that precedes it."""
     while isinstance(tx, FactoryCall) and isinstance(tx._body, GradientTransformation):
         tx = tx._body
-    parts = tx._children()
-    for part in parts:
-        yield from _faults(part)
+    children = tx._children()
+    for child in children:
+        yield from _faults(child)
     if not isinstance(tx, Chain):
         return
-    flips_again = any(map(_may_flip_sign, parts))
-    rated = None  # the first part that scales by a learning rate
+    flips_again = any(map(_may_flip_sign, children))
+    rated = None  # the first child that scales by a learning rate
     early = None  # the last link that expects the finished step
-    for part in parts:
-        for link in part._links():
+    for child in children:
+        for link in child._links():
             if early is not None and link._lr_role is not None:
                 yield (
                     f"{early} needs the finished step, but {link._name} follows it, so {early} does not receive the "
@@ -103,13 +103,13 @@ def _faults(tx: GradientTransformation) -> Iterator[str]:
                 )
             if link._follows_rate:
                 early = link._name
-        links = _links_on_path(part)
+        links = _links_on_path(child)
         roles = [link for link in links if link._lr_role is not None]
         misplaced = [link for link in roles if not link._arguments.get("fixed")]
         if rated is not None and misplaced and not flips_again:
-            yield f"{part._name} follows {rated}, {_wrong_sign(misplaced[-1])}"
+            yield f"{child._name} follows {rated}, {_wrong_sign(misplaced[-1])}"
         if rated is None and any(link._name == RATE for link in links):
-            rated = part._name
+            rated = child._name
 
 
 def _wrong_sign(link: FactoryCall) -> str:
@@ -126,20 +126,20 @@ def _wrong_sign(link: FactoryCall) -> str:
     )
 
 
-def _links_on_path(part: GradientTransformation) -> list[FactoryCall]:
+def _links_on_path(child: GradientTransformation) -> list[FactoryCall]:
     """Return the links that apply to every leaf at every step, which excludes links inside combinators."""
     return [
         link
-        for link in part._links()
+        for link in child._links()
         if isinstance(link, FactoryCall) and not link._children()
     ]
 
 
-def _may_flip_sign(part: GradientTransformation) -> bool:
-    """Whether a part may flip the sign on its own."""
-    if isinstance(part, FactoryCall) and part._arguments.get("maximize", False):
+def _may_flip_sign(child: GradientTransformation) -> bool:
+    """Whether a child may flip the sign on its own."""
+    if isinstance(child, FactoryCall) and child._arguments.get("maximize", False):
         return True
-    return any(link._name == "scale" for link in _links_on_path(part))
+    return any(link._name == "scale" for link in _links_on_path(child))
 
 
 def warn_of_misspelt(who: str, keys: Iterable[Any], entries: Iterable[Entry]) -> None:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gradtx import algorithms
-from gradtx.algorithms._polynomials import default_steps
 from gradtx.arguments import keyword_parameter
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.inputs import Params
+from gradtx.maths.polynomials import default_steps
 from gradtx.optim.chain_checks import warn_of_engine_options
 from gradtx.optim.groups import (
     ENGINE_OPTIONS,

@@ -30,8 +30,8 @@ from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.combinators.coordinates import Bases
 from gradtx.combinators.coordinates import Carry
 from gradtx.combinators.coordinates import Side
-from gradtx.algorithms._polynomials import Coefficients
-from gradtx.algorithms._polynomials import Steps
+from gradtx.maths.polynomials import Coefficients
+from gradtx.maths.polynomials import Steps
 from gradtx.algorithms.muon import Adjustment
 from gradtx.algorithms.muon import View
 from gradtx.algorithms.psgd import Mode

@@ -13,7 +13,7 @@ from gradtx.base.exact import CPU
 from gradtx.base.messages import warn_user
 from gradtx.base.torch_names import version_of
 from gradtx.execution.context import Clock
-from gradtx.execution.execute import Block
+from gradtx.execution.execute import Route
 from gradtx.execution.pure import evaluation_weights
 from gradtx.optim.groups import params_of
 from gradtx.optim.run import leaf_of
@@ -126,12 +126,12 @@ def evaluated(states: States) -> dict[Tensor, Tensor]:
     weights = {}
     for view in members.views:
         states.adopt(view)
-        block = Block.of(view.chain(view.values(), run.device), run, count)
+        route = Route.of(view.chain(view.values(), run.device), run, count)
         for param in view.group["params"]:
             member = members.by_param[param]
             if member.layout is not None and states.of(param):
                 leaf = leaf_of(run, member, clock)
-                value = evaluation_weights(leaf, block.for_leaf(leaf))
+                value = evaluation_weights(leaf, route.for_leaf(leaf))
                 if value is not None:
                     weights[param] = leaf.in_callers_form(value)
     run.commits.clear()  # breaks a reference cycle with the run

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from gradtx.base.ambient import runs_eagerly
 
 if TYPE_CHECKING:
-    from gradtx.optim.parts import Parts
+    from gradtx.optim.core import Core
 
 ALONE, FROZEN, NOT_YET = "alone", "frozen", "not yet"
 
@@ -31,8 +31,50 @@ class Way:
     reason: str
 
 
+@dataclass(frozen=True)
+class Launch:
+    """The launch of a kernel in each step.
+
+    Attributes:
+        kernel: The kernel's name: "stage0", "stage1", ... compute partial sums over each parameter, "reduce0", ... add
+            these, "last_stage" writes parameters and state, "finish" writes numbers of each parameter.
+        parameters: The number of parameters that it processes.
+        read: The bytes of parameters, gradients, state and extras that it reads. Numbers of each parameter, such as
+            norms, and partial sums count as none.
+        written: The bytes that it writes.
+        again: The bytes it reads that an earlier launch has read in the same step.
+    """
+
+    kernel: str
+    parameters: int
+    read: int
+    written: int
+    again: int
+
+    def __str__(self) -> str:
+        return f"{self.kernel}: {self.read / 1e6:.3f} MB read, {self.written / 1e6:.3f} MB written"
+
+
 class Explanation(list[Way]):
-    """A list with one `Way` per parameter. Its printed form counts the parameters for each way and reason."""
+    """A list with one `Way` per parameter. Its printed form counts the parameters for each way and reason.
+
+    Attributes:
+        launches: The launches of kernels in each step, of parameters that kernels update.
+        bytes: The bytes that these read and write.
+        least_bytes: What they had to move if each tensor were read once and written once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: list[Launch] = []
+
+    @property
+    def bytes(self) -> int:
+        return sum(launch.read + launch.written for launch in self.launches)
+
+    @property
+    def least_bytes(self) -> int:
+        return self.bytes - sum(launch.again for launch in self.launches)
 
     def __repr__(self) -> str:
         names_of_way: dict[tuple[str, str], list[str]] = {}
@@ -44,28 +86,36 @@ class Explanation(list[Way]):
             parameters = "parameter" if len(names) == 1 else "parameters"
             because = f": {reason}" if reason else ""
             lines.append(f"{way}: {len(names)} {parameters} ({shown}){because}")
+        lines.extend(map(str, self.launches))
+        if self.launches:
+            total, least = self.bytes / 1e6, self.least_bytes / 1e6
+            lines.append(
+                f"launches: {len(self.launches)}; {total:.3f} MB, at least {least:.3f} MB"
+            )
         return "\n".join(lines)
 
 
-def explain(parts: Parts) -> Explanation:
+def explain(core: Core) -> Explanation:
     """Report how each parameter was updated in the last step."""
+    explanation = Explanation()
     if runs_eagerly():
-        names = parts.members.names()
-        return Explanation(Way(name, ALONE, "gradtx.eagerly() is on") for name in names)
+        for name in core.members.names():
+            explanation.append(Way(name, ALONE, "gradtx.eagerly() is on"))
+        return explanation
     ways: dict[str, str] = {}
     reasons: dict[str, str] = {}
-    for engine in parts.back_ends:
+    for engine in core.back_ends:
         reasons.update(engine.reasons)
         for plan in engine.plans.values():
             for bundle in plan.bundles:
+                explanation.launches.extend(engine.launches(bundle))
                 for member in bundle.members:
                     ways.setdefault(member.name, engine.way)
             for member in plan.rest:
                 reasons.setdefault(member.name, "")
-    explanation = Explanation()
-    for member in parts.members.by_param.values():
+    for member in core.members.by_param.values():
         way, reason = ways.get(member.name), reasons.get(member.name)
-        if way is None and member.count_in(parts.states.of(member.param)) == 0:
+        if way is None and member.count_in(core.states.of(member.param)) == 0:
             # A step that left this one alone would have counted.
             is_frozen = not member.param.requires_grad or reason is not None
             way, reason = (FROZEN if is_frozen else NOT_YET), ""

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from gradtx.base.dtensor import gradient_like, is_sharded
 from gradtx.base.messages import describe
 from gradtx.execution.context import Clock
-from gradtx.execution.execute import Block, Leaf, Position
+from gradtx.execution.execute import Leaf, Position, Route
 from gradtx.optim.groups import Group
 from gradtx.optim.run import leaf_of
 from gradtx.optim.state import States
@@ -79,14 +79,14 @@ class HessianSource:
         """Whether any parameter would use second derivatives if it received a gradient now."""
         run, count = states.run(), states.count()
         for view in states.members.views:
-            block = Block.of(view.chain(view.values(), run.device), run, count)
+            route = Route.of(view.chain(view.values(), run.device), run, count)
             for param in view.group["params"]:
                 if not param.requires_grad:
                     continue
                 member = states.members.by_param[param]
                 made = int(states.of(param).get("step", 0))
                 leaf = leaf_of(run, member, Clock(torch.tensor(made + 1), made + 1))
-                leaf.operations = block.for_leaf(leaf)
+                leaf.operations = route.for_leaf(leaf)
                 if is_used(leaf):
                     return True
         run.commits.clear()  # breaks a reference cycle with the run

@@ -36,6 +36,7 @@ from gradtx.optim.chain_checks import (
     warn_of_unread,
 )
 from gradtx.optim.checkpoint import Checkpoint, check_form, require
+from gradtx.optim.core import Core
 from gradtx.optim.device_counts import Scaling, check_capturable
 from gradtx.optim.evaluation import Evaluation, evaluated
 from gradtx.optim.explain import Explanation, explain
@@ -48,7 +49,6 @@ from gradtx.optim.groups import (
 )
 from gradtx.optim.hessian import HessianSource
 from gradtx.optim.parameters import Members
-from gradtx.optim.parts import Parts
 from gradtx.optim.run import Extras, KnownClosure, Weights, check_closure
 from gradtx.optim.state import States
 from gradtx.optim.step import Step
@@ -103,9 +103,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             replicas = team_of_group(f"{who}: process_group", process_group)
         members = Members(who, self._copy_hyperparameters(tx), replicas)
         states = States(members)
-        self._parts = Parts(
-            members, states, back_ends, offload, capturable, amp_scaling
-        )
+        self._core = Core(members, states, back_ends, offload, capturable, amp_scaling)
         self._hessian = HessianSource.of_chain(who, tx, seed)
         super().__init__(listed_params(who, params), {})
         if capturable:
@@ -119,9 +117,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def takes_scaled_gradients(self) -> bool:
         """Whether a GradScaler leaves unscaling and skipping to `step`: on request, or so that `step` can refuse it."""
-        parts, is_released = self._parts, self._released is not None
-        is_refused = is_released or self._hessian is not None or parts.traits.exchanges
-        return parts.amp_scaling or parts.capturable or is_refused
+        core, is_released = self._core, self._released is not None
+        is_refused = is_released or self._hessian is not None or core.traits.exchanges
+        return core.amp_scaling or core.capturable or is_refused
 
     def _copy_hyperparameters(
         self, tx: GradientTransformation
@@ -136,7 +134,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     @property
     def _tx(self) -> GradientTransformation:
-        return self._parts.members.tx
+        return self._core.members.tx
 
     @without_ambient
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -146,15 +144,15 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         Parameters that still have state, from a group that was removed, keep it.
         """
         who = type(self).__name__
-        parts = self._up_to_date()
+        core = self._up_to_date()
         group = listed_group(who, param_group)
         group = without_repeats(self._checked_by_torch(group))
         keys = list(group)
-        members, states = parts.members, parts.states
-        if parts.offload is not None:
-            parts.offload.check(group["params"])
+        members, states = core.members, core.states
+        if core.offload is not None:
+            core.offload.check(group["params"])
         joining = members.joining(group)
-        with parts.at_state(joining.by_param, writes=False):
+        with core.at_state(joining.by_param, writes=False):
             for view in joining.views:
                 if self._hessian is not None:
                     self._hessian.mark(view.group)
@@ -179,11 +177,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             self.defaults = defaults
         return self.param_groups.pop()
 
-    def _up_to_date(self) -> Parts:
-        """Return the parts, updated for changes to groups and state from outside."""
-        parts = self._parts
-        members = parts.members
-        parts.states.by_param = self.state
+    def _up_to_date(self) -> Core:
+        """Return the core, updated for changes to groups and state from outside."""
+        core = self._core
+        members = core.members
+        core.states.by_param = self.state
         replaced = members.follow(self.param_groups)
         if replaced is not None:
             for param in replaced:
@@ -191,7 +189,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 self.state.pop(param, None)
             if self._released is not None:
                 self._released.follow(members.by_param)
-        return parts
+        return core
 
     @without_ambient
     def release_gradients(self) -> ReleasedGradients:
@@ -315,31 +313,31 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         consume_gradients: bool,
         extras: Extras,
     ) -> Any:
-        parts = self._up_to_date()
+        core = self._up_to_date()
         if not self.state and _torch.is_called_by_checkpoint():
-            parts.states.begin()
+            core.states.begin()
             return None
         scaling = None
         if getattr(self, "found_inf", None) is not None:
             scaling = Scaling.requested_by(self)
-        if parts.evaluation is not None:
-            parts.evaluation.check_training(type(self).__name__)
+        if core.evaluation is not None:
+            core.evaluation.check_training(type(self).__name__)
         if self._released is not None:
             self._released.check_step(extras, scaling)
         if scaling is not None:
             if closure is not None:
                 remedy = (
                     "train in bfloat16, without a scaler"
-                    if parts.traits.calls_again
+                    if core.traits.calls_again
                     else "call step without a closure"
                 )
                 raise RuntimeError(
                     f"closures are not supported under an enabled GradScaler: {remedy}"
                 )
-            if parts.counts_on_host() and not scaling.proceed:
-                scaling.unscale(parts.members.by_param)
+            if core.counts_on_host() and not scaling.proceed:
+                scaling.unscale(core.members.by_param)
                 if consume_gradients:
-                    parts.members.drop_gradients()
+                    core.members.drop_gradients()
                 return None
         hessian = self._hessian
         estimates = hessian is not None and "hessian_diag" not in extras
@@ -349,40 +347,40 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if closure is not None:
             keeping_graphs = contextlib.nullcontext()
             if hessian is not None and estimates:
-                keeping_graphs = hessian.keeping_graphs(parts.states)
+                keeping_graphs = hessian.keeping_graphs(core.states)
             with torch.enable_grad(), keeping_graphs:
                 loss = closure()
             self._add_extras_of(closure, loss, extras)
-            parts = self._up_to_date()
-            if parts.traits.calls_again:
-                check_closure(parts.members.by_param)
+            core = self._up_to_date()
+            if core.traits.calls_again:
+                check_closure(core.members.by_param)
         step: Step | None = None
         if self._released is not None:
             step = self._released.close()
         elif self._idle_steps is not None:
-            self._count_idle_step(parts)
+            self._count_idle_step(core)
         at_state = contextlib.nullcontext()
-        if parts.offload is not None:
-            parts.offload.extras_on_host(extras)
-            at_state = parts.at_state(
+        if core.offload is not None:
+            core.offload.extras_on_host(extras)
+            at_state = core.at_state(
                 writes=True, consumes=consume_gradients, unscales=scaling is not None
             )
         with at_state:
             try:
                 if step is None:
-                    step = Step(parts, extras, scaling, consume_gradients)
+                    step = Step(core, extras, scaling, consume_gradients)
                 if hessian is not None:
-                    hessian.supply(step, parts.states, estimates)
+                    hessian.supply(step, core.states, estimates)
                 step.apply()
             except Exception:
                 if step is None:  # other ranks must not wait
-                    parts.agreement.report_failure(parts.members)
-                parts.states.undo()
+                    core.agreement.report_failure(core.members)
+                core.states.undo()
                 raise
             finally:
-                parts.states.created.clear()
+                core.states.created.clear()
         if consume_gradients:
-            parts.members.drop_gradients()  # those of frozen leaves are left
+            core.members.drop_gradients()  # those of frozen leaves are left
         return loss
 
     def _add_extras_of(
@@ -398,11 +396,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         extras.setdefault("grad_fn", closure)
         extras.setdefault("value_fn", closure)
 
-    def _count_idle_step(self, parts: Parts) -> None:
+    def _count_idle_step(self, core: Core) -> None:
         """Warn once if no parameter had a gradient in the first steps: then nothing is trained."""
         assert self._idle_steps is not None
         self._idle_steps += 1
-        is_idle = all(param.grad is None for param in parts.members.by_param)
+        is_idle = all(param.grad is None for param in core.members.by_param)
         if is_idle and self._idle_steps < IDLE_STEPS:
             return
         self._idle_steps = None
@@ -411,16 +409,16 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # torch's schedulers wrap `step` in a counter.
-        if name == "step" and "_parts" in self.__dict__:
-            parts = self._parts
-            if not parts.expects_scheduler:
-                views = parts.members.views
-                parts.expects_scheduler = check_scheduler(parts.members.who, views)
+        if name == "step" and "_core" in self.__dict__:
+            core = self._core
+            if not core.expects_scheduler:
+                views = core.members.views
+                core.expects_scheduler = check_scheduler(core.members.who, views)
         super().__setattr__(name, value)
 
     def expect_scheduler(self) -> None:
         """Allow schedulers to override schedules in the chain without a warning."""
-        self._parts.expects_scheduler = True
+        self._core.expects_scheduler = True
 
     @without_ambient
     def explain(self) -> Explanation:
@@ -430,6 +428,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         lists of tensors (the default), or each parameter alone (rules that read values on the host, draw random
         numbers, or process whole trees). A program records each rule once, so a rule must depend only on its arguments.
 
+        On a GPU, with `compile=True`, there is a line for each kernel of a step (`launches`), and the total: the bytes
+        that kernels read and write, and the least if each tensor were read and written once (`bytes`, `least_bytes`).
+
         Example:
             >>> model = torch.nn.Linear(2, 1)
             >>> optimizer = gradtx.optim.AdamW(model.named_parameters())
@@ -437,6 +438,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             >>> optimizer.step()
             >>> optimizer.explain()
             lists: 2 parameters (weight, bias)
+            >>> optimizer.explain().launches  # not on a CPU
+            []
         """
         return explain(self._up_to_date())
 
@@ -456,7 +459,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             {'record/max/weight': 1.0}
         """
         stages: dict[Path, dict[str, Any]] = defaultdict(dict)
-        for param, member in self._parts.members.by_param.items():
+        for param, member in self._core.members.by_param.items():
             state = self.state.get(param, {})
             if member.layout is None:
                 continue
@@ -483,25 +486,25 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         without backward, such as the root, do not see the new weights before `module.reshard()`; this also applies to
         `train`.
         """
-        if self._parts.evaluation is None:
-            parts = self._up_to_date()
-            with parts.at_state(writes=False):
-                weights = evaluated(parts.states)
-            parts.evaluation = Evaluation.start(weights)
+        if self._core.evaluation is None:
+            core = self._up_to_date()
+            with core.at_state(writes=False):
+                weights = evaluated(core.states)
+            core.evaluation = Evaluation.start(weights)
 
     @torch.no_grad()
     @without_ambient
     def train(self) -> None:
         """Restore the training weights after `eval`."""
-        evaluation = self._parts.evaluation
+        evaluation = self._core.evaluation
         if evaluation is not None:
             evaluation.end()
-            self._parts.evaluation = None
+            self._core.evaluation = None
 
     @contextlib.contextmanager
     def eval_params(self) -> Generator[None, None, None]:
         """Replace the parameters with the evaluation weights inside a `with` block."""
-        if self._parts.evaluation is not None:  # evaluation mode is already active
+        if self._core.evaluation is not None:  # evaluation mode is already active
             yield
             return
         self.eval()
@@ -518,9 +521,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         are divided among ranks, all ranks must call it together. Slots that only the owner of a matrix keeps are then
         saved whole, or divided by rows if the parameter is sharded.
         """
-        parts = self._up_to_date()
-        members, states = parts.members, parts.states
-        with parts.at_state(writes=False):
+        core = self._up_to_date()
+        members, states = core.members, core.states
+        with core.at_state(writes=False):
             keeps = bool(self.state) or _torch.is_called_by_checkpoint()
             saved, layouts = states.to_save(keeps)
         states.show_exactly()
@@ -540,8 +543,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                     codes.update(layouts[param].labels)
             if codes:
                 group[CODES_KEY] = codes
-        if parts.evaluation is not None:
-            parts.evaluation.save(state_dict, params_of(self.param_groups))
+        if core.evaluation is not None:
+            core.evaluation.save(state_dict, params_of(self.param_groups))
         return state_dict
 
     @_torch.not_traced
@@ -567,8 +570,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         state_dict = dict(state_dict)
         for hook in before:
             state_dict = hook(self, state_dict) or state_dict
-        parts = self._up_to_date()
-        by_param = parts.members.by_param
+        core = self._up_to_date()
+        by_param = core.members.by_param
         names = {param: by_param[param].name for param in params_of(self.param_groups)}
         check_form(state_dict, list(names.values()))
         state_dict = self._accepted(state_dict)
@@ -581,17 +584,17 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 "no state while there are gradients: call optimizer.zero_grad() before set_optimizer_state_dict"
             )
         evaluation, state_dict = Evaluation.take(state_dict, names)
-        with parts.at_state(writes=False):
-            states = Checkpoint(state_dict, parts.states, strict).states
+        with core.at_state(writes=False):
+            states = Checkpoint(state_dict, core.states, strict).states
         self.state.clear()
         self.state.update(states.by_param)
         states.by_param = self.state
-        parts.states, parts.members = states, states.members
-        parts.evaluation = evaluation
+        core.states, core.members = states, states.members
+        core.evaluation = evaluation
         if self._released is not None:
             self._released.close()
         # In place: wrappers share the list.
-        self.param_groups[:] = [view.group for view in parts.members.views]
+        self.param_groups[:] = [view.group for view in core.members.views]
         # Subclasses complete old groups there.
         if type(self).__setstate__ is not ChainOptimizer.__setstate__:
             self.__setstate__({"state": self.state, "param_groups": self.param_groups})
@@ -618,15 +621,15 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         return super().__reduce_ex__(protocol)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_parts": self._parts, "_hessian": self._hessian}
+        own = {"_core": self._core, "_hessian": self._hessian}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if hasattr(self, "_parts") and state.keys() <= {"state", "param_groups"}:
+        if hasattr(self, "_core") and state.keys() <= {"state", "param_groups"}:
             super().__setstate__(state)  # the next call adapts to the changes
             return
         super().__setstate__(state)
-        self._parts.states.by_param = self.state
+        self._core.states.by_param = self.state
 
 
 def _cloned(value: Any) -> Any:

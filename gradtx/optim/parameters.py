@@ -17,7 +17,7 @@ from gradtx.base.inputs import check_groups
 from gradtx.base.selectors import NumberedName, Selector, in_model
 from gradtx.base.tree import check_leaf
 from gradtx.distributed.layouts import Team
-from gradtx.execution.execute import Block
+from gradtx.execution.execute import Route
 from gradtx.execution.runs import Place, clock_at
 from gradtx.optim.groups import (
     Group,
@@ -42,14 +42,14 @@ class Joining:
         views: Views of their groups, one for each label of a partition.
         by_param: All members, including the new ones.
         unread: Keys of the user's group that no link of its branches reads, with the names that they read.
-        run, block: The chain, expanded for all members.
+        run, route: The chain, expanded for all members.
     """
 
     views: list[GroupView]
     by_param: dict[Tensor, Member]
     unread: dict[str, str]
     run: OptimizerRun
-    block: Block
+    route: Route
 
 
 class Members:
@@ -120,9 +120,9 @@ class Members:
                 )
         self._check_pieces(params, by_param)
         positions_of_labels: dict[Labels, list[int]] = {} if params else {(): []}
-        run, block = self._expanded(by_param)
+        run, route = self._expanded(by_param)
         for i, param in enumerate(params):
-            labels = _labels(run, block, by_param[param])
+            labels = _labels(run, route, by_param[param])
             positions_of_labels.setdefault(labels, []).append(i)
         views: list[GroupView] = []
         given = dict(group)
@@ -147,7 +147,7 @@ class Members:
             unread.update(_unread(given, new_names, view))
             views.append(view)
         unread = {name: other for name, other in unread.items() if name not in read}
-        return Joining(views, by_param, unread, run, block)
+        return Joining(views, by_param, unread, run, route)
 
     def _add(
         self,
@@ -175,24 +175,24 @@ class Members:
         self.by_param = joining.by_param
         self._clock_paths = joining.run.clock_paths
         self._selectors = joining.run.selectors
-        self.restarts = any(each.restarts_inner for each in joining.block.traits())
+        self.restarts = any(each.restarts_inner for each in joining.route.traits())
         self._present += [list(view.group["params"]) for view in joining.views]
         self._rows = []
 
     def _expanded(
         self, by_param: Mapping[Tensor, Member]
-    ) -> tuple[OptimizerRun, Block]:
+    ) -> tuple[OptimizerRun, Route]:
         run = OptimizerRun({}, by_param, initial=True)
-        return run, Block.of(self.tx, run, 0)
+        return run, Route.of(self.tx, run, 0)
 
-    def block(self) -> Block:
+    def route(self) -> Route:
         """Return the chain, expanded for all members."""
         return self.expanded(self.tx, 0)
 
-    def expanded(self, tx: GradientTransformation, count: int) -> Block:
+    def expanded(self, tx: GradientTransformation, count: int) -> Route:
         """Return the chain with other hyperparameters, as after `count` steps."""
         run = OptimizerRun({}, self.by_param, initial=True)
-        return Block.of(tx, run, count)
+        return Route.of(tx, run, count)
 
     def check_selectors(self) -> None:
         """Check that every pattern matches a parameter.
@@ -238,8 +238,8 @@ class Members:
         # With FSDP1's NO_SHARD, the parameters remain as views with their own shapes.
         if not pieces or any(param.ndim != 1 for param in pieces):
             return
-        _, block = self._expanded(by_param)
-        for operation in block.walk():
+        _, route = self._expanded(by_param)
+        for operation in route.walk():
             if operation.traits.has_sums or not operation.traits.elementwise:
                 raise ValueError(
                     f"{self.who}: these parameters are flat pieces of memory, as created by FSDP1 or DeepSpeed's "
@@ -382,8 +382,8 @@ class Members:
     def _labels_after(
         self, param: Tensor, by_param: Mapping[Tensor, Member]
     ) -> dict[Any, str]:
-        run, block = self._expanded(by_param)
-        return _by_selector(_labels(run, block, by_param[param]))
+        run, route = self._expanded(by_param)
+        return _by_selector(_labels(run, route, by_param[param]))
 
     def _check_label(
         self, param: Tensor, by_param: Mapping[Tensor, Member], view: GroupView
@@ -437,18 +437,18 @@ class Members:
         run = OptimizerRun(state, self.by_param, initial=False)
         if not self.restarts:
             return int(run.scalars(path).get("step", 0))
-        Block.of(self.tx, run, outer)
+        Route.of(self.tx, run, outer)
         run.commits.clear()  # breaks a reference cycle with the run
         return int(run.inner_counts[path])
 
 
-def _labels(run: OptimizerRun, block: Block, member: Member) -> Labels:
+def _labels(run: OptimizerRun, route: Route, member: Member) -> Labels:
     """Return the labels of a parameter; empty if it is frozen."""
     leaf = leaf_of(run, member, first_clock(CPU))
     try:
-        return tuple(block.labels(leaf))
+        return tuple(route.labels(leaf))
     except ValueError:
-        if block.is_frozen(leaf):
+        if route.is_frozen(leaf):
             return ()
         raise
 

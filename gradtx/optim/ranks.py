@@ -241,7 +241,7 @@ class OwnedSlot:
         return placements_by_rows(self.member.param, self.value.shape)
 
     def part_at(self, rank: int) -> tuple[tuple[slice, ...], tuple[int, ...]]:
-        """Return the window and the shape of a rank's part: rows of a sharded parameter, otherwise the whole slot."""
+        """Return the window and the shape of a rank's shard: rows of a sharded parameter, otherwise the whole slot."""
         shape = tuple(self.value.shape)
         if self.mesh is None:
             return (), shape
@@ -289,7 +289,7 @@ def states_of_owners(
 
 
 def _sent(bucket: list[OwnedSlot], team: Team) -> list[Any]:
-    """Return the part of this rank of slots with one dtype, with one message."""
+    """Return this rank's shards of slots with one dtype, with one message."""
     dtype = bucket[0].value.dtype
     # Some back ends cannot send eight-bit floats and bools.
     wire = torch.uint8 if dtype.itemsize == 1 else dtype
@@ -302,16 +302,16 @@ def _sent(bucket: list[OwnedSlot], team: Team) -> list[Any]:
             for rank, rows in enumerate(rows_for_ranks):
                 window, _ = slot.part_at(rank)
                 rows.append(slot.value[window].reshape(-1).view(wire))
-    received = Transfer(team, rows_for_ranks, sizes_from_ranks, wire, False).parts()
+    received = Transfer(team, rows_for_ranks, sizes_from_ranks, wire, False).received()
     ends = [0] * team.size  # of the last slot in each owner's buffer
-    parts = []
+    shards = []
     for slot in bucket:
         _, shape = slot.part_at(team.rank)
         start = ends[slot.owner]
         end = ends[slot.owner] = start + math.prod(shape)
-        part = received[slot.owner][start:end].clone().view(dtype).view(shape)
+        shard = received[slot.owner][start:end].clone().view(dtype).view(shape)
         if slot.mesh is not None:
             param = slot.member.param
-            part = from_local_like(part, param, slot.value.shape, slot.placements)
-        parts.append(part)
-    return parts
+            shard = from_local_like(shard, param, slot.value.shape, slot.placements)
+        shards.append(shard)
+    return shards

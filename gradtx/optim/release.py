@@ -15,8 +15,8 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import without_ambient
 from gradtx.execution.execute import Leaf, Operation
 from gradtx.optim.chain_checks import warn_of_replicas
+from gradtx.optim.core import Core
 from gradtx.optim.device_counts import Scaling
-from gradtx.optim.parts import Parts
 from gradtx.optim.run import Extras, Member, OptimizerRun
 from gradtx.optim.step import Step
 
@@ -53,7 +53,7 @@ class OpenStep(Step):
     when the step ends.
 
     Args:
-        parts: The parts of the optimizer.
+        core: The core of the optimizer.
 
     Attributes:
         arrived: The parameters that this step has updated.
@@ -61,11 +61,11 @@ class OpenStep(Step):
 
     run_type = SingleRun
 
-    def __init__(self, parts: Parts):
-        super().__init__(parts, {}, None, consumes=True)
+    def __init__(self, core: Core):
+        super().__init__(core, {}, None, consumes=True)
         self.arrived: set[Member] = set()
-        self._engines = parts.engines()
-        if parts.traits.agrees:
+        self._engines = core.engines()
+        if core.traits.agrees:
             self._check_agreement()
 
     def update(self, member: Member) -> None:
@@ -110,16 +110,16 @@ class ReleasedGradients:
     """
 
     def __init__(self, optimizer: Any):
-        parts = optimizer._up_to_date()
-        self._who: str = parts.members.who
-        check_released(parts)
-        warn_of_replicas(WHO, parts.members.by_param, AVERAGES_LATE)
+        core = optimizer._up_to_date()
+        self._who: str = core.members.who
+        check_released(core)
+        warn_of_replicas(WHO, core.members.by_param, AVERAGES_LATE)
         self._optimizer = weakref.ref(optimizer)
         self._lock = threading.RLock()  # autograd runs one thread per device
         self._hooks: dict[Tensor, Any] = {}
         self._open: OpenStep | None = None
         self.active = True
-        self.follow(parts.members.by_param)
+        self.follow(core.members.by_param)
 
     def __repr__(self) -> str:
         state = f"of {len(self._hooks)} parameters" if self.active else "removed"
@@ -133,7 +133,7 @@ class ReleasedGradients:
         self._hooks.clear()
         optimizer = self._optimizer()
         if optimizer is not None:
-            for engine in optimizer._parts.engines():
+            for engine in optimizer._core.engines():
                 engine.plans.clear()
 
     def follow(self, params: Iterable[Tensor]) -> None:
@@ -188,8 +188,8 @@ class ReleasedGradients:
 
     @without_ambient
     def _step(self, optimizer: Any, param: Tensor) -> None:
-        parts: Parts = optimizer._parts
-        member = parts.members.by_param.get(param)
+        core: Core = optimizer._core
+        member = core.members.by_param.get(param)
         if (
             self._open is not None
             and member is not None
@@ -197,19 +197,19 @@ class ReleasedGradients:
         ):
             # A second gradient, which is allowed if a combinator counts calls.
             ending, self._open = self._open, None
-            if not parts.traits.takes_none:
+            if not core.traits.takes_none:
                 raise RuntimeError(
                     f"{WHO}: parameter {member.name!r} has a second gradient, but was updated by the first; call "
                     "step() after each backward, or accumulate gradients with accumulate(tx, every)"
                 )
             ending.apply()
         if self._open is None:
-            parts = optimizer._up_to_date()
-            if parts.evaluation is not None:
-                parts.evaluation.check_training(self._who)
-            member = parts.members.by_param.get(param)
+            core = optimizer._up_to_date()
+            if core.evaluation is not None:
+                core.evaluation.check_training(self._who)
+            member = core.members.by_param.get(param)
             if member is not None:
-                self._open = OpenStep(parts)
+                self._open = OpenStep(core)
         if member is not None and self._open is not None:
             self._open.update(member)
 
@@ -217,21 +217,21 @@ class ReleasedGradients:
 # Checks.
 
 
-def check_released(parts: Parts) -> None:
+def check_released(core: Core) -> None:
     """Check that parameters may step one at a time.
 
     Raises:
         RuntimeError: If the optimizer has `state_device` or `capturable`.
         ValueError: If a link needs all gradients, or an input that is known only after backward.
     """
-    tx = parts.members.tx
+    tx = core.members.tx
     for option, excludes in (
-        ("state_device", parts.offload is not None),
-        ("capturable", parts.capturable),
+        ("state_device", core.offload is not None),
+        ("capturable", core.capturable),
     ):
         if excludes:
             raise RuntimeError(
-                f"{parts.members.who}: {WHO} cannot be combined with {option}, for which gradients must stay "
+                f"{core.members.who}: {WHO} cannot be combined with {option}, for which gradients must stay "
                 "together; use step(consume_gradients=True)"
             )
     for link in tx._links():
@@ -240,7 +240,7 @@ def check_released(parts: Parts) -> None:
             raise ValueError(
                 f"{WHO}: {link._name} needs {needs[0]!r}, which is known only after backward; {WAY_OUT}"
             )
-    for operation in parts.members.block().walk():
+    for operation in core.members.route().walk():
         if operation.traits.waits or operation.traits.hessian_period:
             name = ".".join(operation.path)
             way_out = WAY_OUT

@@ -16,7 +16,7 @@ from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import CPU
 from gradtx.base.messages import describe
 from gradtx.base.plain import is_plain
-from gradtx.execution.execute import Block, Leaf, initialize
+from gradtx.execution.execute import Leaf, Route, initialize
 from gradtx.execution.owners import with_regions
 from gradtx.execution.runs import Place, memory_of
 from gradtx.optim.groups import GroupView
@@ -150,14 +150,14 @@ class States:
             return {}
         members = self.members.by_param if members is None else members
         run = OptimizerRun(self.by_param, members, initial=True)
-        blocks: dict[torch.device, Block] = {}
+        routes: dict[torch.device, Route] = {}
         for device in dict.fromkeys(param.device for param in params):
-            blocks[device] = Block.of(view.first_chain(device), run, 0)
+            routes[device] = Route.of(view.first_chain(device), run, 0)
         clock = first_clock(run.device)
         leaves: list[Leaf] = []
         for param in params:
             leaf = leaf_of(run, members[param], clock, shown=shown(param))
-            operations = blocks[param.device].for_leaf(leaf)
+            operations = routes[param.device].for_leaf(leaf)
             leaf.operations = with_regions(operations, param, self.members.replicas)
             leaves.append(leaf)
         assign_owners(leaves, members, self.members.replicas)

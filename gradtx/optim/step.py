@@ -22,7 +22,7 @@ from gradtx.base.messages import describe
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
 from gradtx.execution.context import Clock
-from gradtx.execution.execute import FROZEN, Block, Leaf, check_extras_of, execute
+from gradtx.execution.execute import FROZEN, Leaf, Route, check_extras_of, execute
 from gradtx.execution.owners import with_regions
 from gradtx.execution.pure import (
     add_extras,
@@ -31,6 +31,7 @@ from gradtx.execution.pure import (
 )
 from gradtx.execution.runs import Place, memory_of
 from gradtx.optim.chain_checks import check_scheduler
+from gradtx.optim.core import Core
 from gradtx.optim.device_counts import (
     Scaling,
     as_step,
@@ -46,7 +47,6 @@ from gradtx.optim.groups import (
     has_schedule,
     has_tensor,
 )
-from gradtx.optim.parts import Parts
 from gradtx.optim.run import (
     Count,
     Extras,
@@ -68,7 +68,7 @@ class Step:
     """One step. The constructor runs all checks and prepares the state; `apply` computes and writes.
 
     Args:
-        parts: The parts of the optimizer.
+        core: The core of the optimizer.
         extras: The caller's inputs other than gradients.
         scaling: What a GradScaler asks for.
         consumes: Whether each gradient is freed as soon as it is used.
@@ -92,15 +92,15 @@ class Step:
 
     def __init__(
         self,
-        parts: Parts,
+        core: Core,
         extras: Extras,
         scaling: Scaling | None,
         consumes: bool = False,
     ):
-        members, states, traits = parts.members, parts.states, parts.traits
+        members, states, traits = core.members, core.states, core.traits
         if traits.exchanges:
-            _check_exchanges(parts, scaling)
-        self._parts = parts
+            _check_exchanges(core, scaling)
+        self._core = core
         self._who = members.who
         self._extras = extras
         self.scaling = scaling
@@ -123,13 +123,13 @@ class Step:
             self._values.append(values)
             # A scheduler of a trainer's wrapper is noticed when it replaces a schedule by a number.
             is_replaced = "lr" in view.shown and not has_schedule(values["lr"])
-            if is_replaced and not parts.expects_scheduler:
-                parts.expects_scheduler = check_scheduler(self._who, [view])
+            if is_replaced and not core.expects_scheduler:
+                core.expects_scheduler = check_scheduler(self._who, [view])
         self._read(self._every)
         if _torch.is_captured(run.device):
             check_capture(
                 self._who,
-                parts.capturable,
+                core.capturable,
                 self._every,
                 traits.takes_none,
                 traits.waits_at_first,
@@ -141,9 +141,9 @@ class Step:
             self.structures.append(view.structure)
             self._complete(view, row)
         self.members = self._stepping()
-        self._stays = parts.capturable  # whether all state keeps its memory
-        self._count(parts)
-        self._blocks: dict[tuple[int, torch.device], Block] = {}
+        self._stays = core.capturable  # whether all state keeps its memory
+        self._count(core)
+        self._routes: dict[tuple[int, torch.device], Route] = {}
         self._leaves: dict[Member, Leaf] = {}
         self._clocks: dict[int | Count, Clock] = {}
         # Whether hyperparameters are known to agree across groups.
@@ -155,11 +155,11 @@ class Step:
         if traits.checks_extras:
             check_extras_of(self.leaves_of(self.members))
 
-    def _count(self, parts: Parts) -> None:
+    def _count(self, core: Core) -> None:
         """Decide whether the device counts, and compute the counts after the step."""
         scaling, device = self.scaling, self.run.device
-        may_count_on_device = scaling is not None or parts.capturable
-        on_device = may_count_on_device and not parts.counts_on_host()
+        may_count_on_device = scaling is not None or core.capturable
+        on_device = may_count_on_device and not core.counts_on_host()
         self._counts_on_device = on_device
         self.on_host = not on_device and scaling is None
         self._unscale = None if scaling is None else unscaling(self.run, scaling)
@@ -184,8 +184,8 @@ class Step:
     def _split_extras(self) -> None:
         """Check the extras, and split them into 0-d values and trees by leaf."""
         run, extras = self.run, self._extras
-        kinds = check_extras(self._parts.members.tx, True, extras, CALL)
-        names = self._parts.members.names()
+        kinds = check_extras(self._core.members.tx, True, extras, CALL)
+        names = self._core.members.names()
         for key, value in extras.items():
             if kinds[key].startswith("leaf"):
                 extras[key] = _by_name(key, value, names)
@@ -199,7 +199,7 @@ class Step:
 
     def _read(self, members: list[Member]) -> None:
         """Look up the state and count of members, and check their gradients and slots."""
-        states = self._parts.states.by_param
+        states = self._core.states.by_param
         for member in members:
             gradient = member.param.grad
             if gradient is not None and gradient.is_sparse:
@@ -207,15 +207,15 @@ class Step:
                     f"{self._who}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
                     "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
                 )
-        known = self._parts.known_counts
+        known = self._core.known_counts
         if known is not None and known.hold(members, states):
             return
-        self._parts.known_counts = None
+        self._core.known_counts = None
         for member in members:
             state = member.state = states.get(member.param, {})
             layout = member.layout
             if state and layout is not None and not layout.keys <= state.keys():
-                self._parts.states.refit(self.views[member.group], member)
+                self._core.states.refit(self.views[member.group], member)
                 state = member.state
             try:
                 member.count = member.count_in(state)
@@ -242,10 +242,10 @@ class Step:
                 )
             is_known = member.present_kinds() == member.kinds
             if not (is_known and isinstance(member.state["step"], Tensor)):
-                self._parts.states.refit(self.views[member.group], member)
+                self._core.states.refit(self.views[member.group], member)
 
     def _stepping(self) -> list[Member]:
-        takes_none = self._parts.traits.takes_none
+        takes_none = self._core.traits.takes_none
         return [
             member
             for member in self._every
@@ -256,7 +256,7 @@ class Step:
 
     def _complete(self, view: GroupView, row: list[Member]) -> None:
         """Create or update the slots of parameters that are about to step, to match their group's links."""
-        structure, takes_none = view.structure, self._parts.traits.takes_none
+        structure, takes_none = view.structure, self._core.traits.takes_none
         params: list[Tensor] = []
         for member in row:
             if member.made_for is structure and member.state:
@@ -265,8 +265,8 @@ class Step:
             if param.grad is not None or (takes_none and param.requires_grad):
                 params.append(param)
         if params:
-            self._parts.known_counts = None
-            self._parts.states.create(view, params)
+            self._core.known_counts = None
+            self._core.states.create(view, params)
 
     @functools.cached_property
     def host_knows_scalars(self) -> bool:
@@ -298,7 +298,7 @@ class Step:
 
     def _expand(self) -> None:
         """Expand the chain into the operations of each group and device, on first use."""
-        if self._blocks:
+        if self._routes:
             return
         for group, (view, values) in enumerate(
             zip(self.views, self._values, strict=True)
@@ -306,8 +306,8 @@ class Step:
             devices = {member.param.device for member in self._rows[group]}
             for device in devices or {self.run.device}:
                 chain = view.chain(values, device)
-                block = Block.of(chain, self.run, self.count, self._unscale)
-                self._blocks[group, device] = block
+                route = Route.of(chain, self.run, self.count, self._unscale)
+                self._routes[group, device] = route
 
     def _leaf(self, member: Member) -> Leaf:
         self._expand()
@@ -318,10 +318,10 @@ class Step:
         gradient = gradient_like(member.param.grad, member.param)
         leaf = leaf_of(self.run, member, clock, gradient, self.scalars)
         add_extras(leaf, self.trees)
-        block = self._blocks[member.group, member.param.device]
-        operations = block.for_leaf(leaf)
+        route = self._routes[member.group, member.param.device]
+        operations = route.for_leaf(leaf)
         leaf.operations = with_regions(
-            operations, member.param, self._parts.members.replicas
+            operations, member.param, self._core.members.replicas
         )
         return leaf
 
@@ -329,25 +329,25 @@ class Step:
 
     def apply(self) -> None:
         """Compute the step and write its results."""
-        run, parts = self.run, self._parts
+        run, core = self.run, self._core
         bundles, eager = self._planned()
         self._advance(bundles, eager)
-        has_idle_clock = not parts.traits.clocks <= run.new_shared.keys()
+        has_idle_clock = not core.traits.clocks <= run.new_shared.keys()
         if run.late_sums or has_idle_clock:
             # Combinators decide whether the sums take effect, and count steps without any of their leaves.
             self._expand()
         run.end()
         if run.new_shared:
-            parts.states.write_shared(run, self._stays)
+            core.states.write_shared(run, self._stays)
         if self.scaling is not None:
-            self.scaling.unscale(parts.members.by_param)
+            self.scaling.unscale(core.members.by_param)
         if self._stays:
-            keep_counts_in_place(parts.members.by_param.values(), self._after)
-        known = parts.known_counts
+            keep_counts_in_place(core.members.by_param.values(), self._after)
+        known = core.known_counts
         if eager:  # those have new tensors
-            parts.known_counts = None
+            core.known_counts = None
         elif known is None:
-            parts.known_counts = KnownCounts.of(self._every)
+            core.known_counts = KnownCounts.of(self._every)
         else:
             known.versions = _torch.versions_of(known.steps)
         for view in self.views:
@@ -356,19 +356,19 @@ class Step:
 
     def _known_count(self, place: Place) -> int | None:
         """Return the count that a schedule follows; None if reading it would synchronize in a captured step."""
-        if self._stays and self._parts.members.clock_path(place) is not None:
+        if self._stays and self._core.members.clock_path(place) is not None:
             return None
-        return self._parts.states.count(place)
+        return self._core.states.count(place)
 
     def _check_agreement(self) -> None:
         """Check that hyperparameters that apply to all leaves jointly are equal in all groups."""
-        known = self._parts.agreed
+        known = self._core.agreed
         if not self._agrees and not are_identical(self._values, known):
             self._compare_groups()
             tensors_of = [value for values in self._values for value in values.values()]
             # Tensors may be written in place.
             is_fixed = not has_tensor(tensors_of)
-            self._parts.agreed = self._values if is_fixed else []
+            self._core.agreed = self._values if is_fixed else []
         self._agrees = True
 
     def _compare_groups(self) -> None:
@@ -376,7 +376,7 @@ class Step:
         count = self.count if isinstance(self.count, int) else 0
         for view, values, row in zip(self.views, self._values, self._rows, strict=True):
             # On the host, which need not wait then.
-            block = self._parts.members.expanded(view.chain(values, CPU), count)
+            route = self._core.members.expanded(view.chain(values, CPU), count)
             # The selectors' decisions that are the same for all members of the group.
             labels: dict[Path, set[Any]] = defaultdict(set)
             for member in row:
@@ -385,7 +385,7 @@ class Step:
             common = {
                 path: min(all_) for path, all_ in labels.items() if len(all_) == 1
             }
-            for operation in block.walk(common):
+            for operation in route.walk(common):
                 for name, value in operation.traits.agree.items():
                     expected = first.setdefault((operation.path, name), value)
                     if not _agree(expected, value):
@@ -405,8 +405,8 @@ class Step:
 
     def _compare_ranks(self) -> None:
         """Compare the plan of the step with those of the other ranks, and place the gradients of shards."""
-        members = self._parts.members
-        self._parts.agreement.check(self.members, members)
+        members = self._core.members
+        self._core.agreement.check(self.members, members)
         # After the comparison, because ranks communicate here.
         if members.are_sharded:
             self._place_gradients(self.members)
@@ -419,12 +419,12 @@ class Step:
 
     def _planned(self) -> tuple[list[Any], list[Member]]:
         """Return the bundles of the step, and the members that step one at a time."""
-        parts, traits, eager = self._parts, self._parts.traits, self.members
+        core, traits, eager = self._core, self._core.traits, self.members
         bundles = []
-        if parts.members.are_divided:
+        if core.members.are_divided:
             self._compare_ranks()
         if not (traits.calls_again or (traits.exchanges and self._exchanges())):
-            for engine in parts.engines():
+            for engine in core.engines():
                 of_engine, eager = engine.bundles(self, eager)
                 bundles += of_engine
         self._has_bundles = self._has_bundles or bool(bundles)
@@ -438,7 +438,7 @@ class Step:
         """Whether ranks exchange tensors in this step, in which no engine runs."""
         self._expand()
         return any(
-            each.exchanges for block in self._blocks.values() for each in block.traits()
+            each.exchanges for route in self._routes.values() for each in route.traits()
         )
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
@@ -455,7 +455,7 @@ class Step:
                 done.append(leaf)
                 for member in leaf.members if self.consumes else ():
                     member.param.grad = None
-            elif self._parts.traits.calls_again:
+            elif self._core.traits.calls_again:
                 finished.append(leaf)
             else:
                 self._write(leaf)
@@ -470,7 +470,7 @@ class Step:
         except Exception as error:
             failed = [each for each in bundles if each not in done]
             # Otherwise all ranks would have to run the rules again.
-            if failed and not self._parts.members.are_divided:
+            if failed and not self._core.members.are_divided:
                 note_program(error, functools.partial(self._run_again, failed))
             raise
         finally:
@@ -483,10 +483,10 @@ class Step:
 
     def _schedule_count(self, place: Place) -> int | Tensor:
         """Return the count that a hyperparameter's schedule follows."""
-        path = self._parts.members.clock_path(place)
+        path = self._core.members.clock_path(place)
         if path is None:
             return self.count
-        if self._parts.members.restarts:  # the count may restart in this step
+        if self._core.members.restarts:  # the count may restart in this step
             self._expand()
             step = self.run.inner_counts[path]
         else:
@@ -535,7 +535,7 @@ class Step:
         else:
             leaf.state["step"] = leaf.state["step"] + self.run.tick
         if self._counts_on_device:
-            member = self._parts.members.by_param[leaf.key]
+            member = self._core.members.by_param[leaf.key]
             member.set_count(self._after[member.count])
 
 
@@ -547,16 +547,16 @@ def _has_shared_entries(tensor: Tensor) -> bool:
     )
 
 
-def _check_exchanges(parts: Parts, scaling: Scaling | None) -> None:
+def _check_exchanges(core: Core, scaling: Scaling | None) -> None:
     """Check that all ranks step at the same time, each with its own gradients."""
     fault = None
     if scaling is not None:
         fault = "a GradScaler, which skips steps of single ranks; train in bfloat16"
-    elif parts.members.replicas is not None:
+    elif core.members.replicas is not None:
         fault = "the optimizer's process_group, whose ranks have equal gradients; omit one of them"
     if fault is not None:
         raise RuntimeError(
-            f"{parts.members.who}: outer(process_group=...) cannot be combined with {fault}"
+            f"{core.members.who}: outer(process_group=...) cannot be combined with {fault}"
         )
 
 

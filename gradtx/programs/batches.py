@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from gradtx.base.torch_names import storage_id
 from gradtx.programs.contract import is_list
 from gradtx.programs.needs import Case
 
@@ -129,5 +130,11 @@ def _of_equal_shapes(
         return [function(*rows[0])]
     stacked_columns = [torch.stack(tensors) for tensors in zip(*rows, strict=True)]
     stacked_results = torch.vmap(function)(*stacked_columns)
-    results = [stacked.unbind() for stacked in stacked_results]
+    results = [_in_order(each, stacked_columns).unbind() for each in stacked_results]
     return list(zip(*results, strict=True))
+
+
+def _in_order(result: Tensor, arguments: Sequence[Tensor]) -> Tensor:
+    """Return a result with the strides of leaves, for the fast route of operations on lists, unless it is a view."""
+    memory = map(storage_id, arguments)
+    return result if storage_id(result) in memory else result.contiguous()

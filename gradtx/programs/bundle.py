@@ -11,24 +11,27 @@ from torch import Tensor
 
 from gradtx.base.errors import StateKey
 from gradtx.base.exact import python_scalar
-from gradtx.execution.execute import LeafTerms, Task
+from gradtx.execution.execute import LeafTerms, Steps, Task
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.write_lists import ListFunction, list_function
 
-# Entries in the lists of one call. On the CPU, temporaries then remain in the cache. Accelerators need long lists;
-# their limit bounds temporary memory.
+# Entries in the lists of one call. On the CPU, temporaries then remain in the cache. Accelerators need long lists, to
+# which they take longer than the host; the limit bounds temporary memory, of which codes need up to 40 bytes per entry.
 CHUNK = 2**18
-CHUNK_OF_ACCELERATOR = 2**25
+CHUNK_OF_ACCELERATOR = 2**24
+CHUNK_OF_CODES = 2**22
 PYTHON_NUMBERS = frozenset((float, int, bool))
 
 # By the text of a recording: optimizers with other settings often repeat programs.
 _FUNCTIONS = SharedPrograms()
 
 
-def entries_of_a_call(device: torch.device) -> int:
+def entries_of_a_call(device: torch.device, has_codes: bool = False) -> int:
     """Return the maximum number of entries in the lists of one call."""
-    return CHUNK if device.type == "cpu" else CHUNK_OF_ACCELERATOR
+    if device.type == "cpu":
+        return CHUNK
+    return CHUNK_OF_CODES if has_codes else CHUNK_OF_ACCELERATOR
 
 
 def list_function_of(
@@ -103,6 +106,14 @@ class ProgramBundle(Task):
         self.run = None
         self._numbers = []
 
+    def start(self, operation: Any) -> Steps | None:
+        terms = self.process(operation)
+        return None if terms is None else self._wait(operation, terms)
+
+    def _wait(self, phase: Any, terms: Any) -> Steps:
+        total = yield terms
+        self.receive(phase, total)
+
     def process(self, phase: Any) -> Any:
         """Run a phase; return the terms of its sums, or None if it is the last one."""
         raise NotImplementedError
@@ -126,6 +137,10 @@ class ListBundle(ProgramBundle):
 
     leaf_names: list[list[str]]
 
+    def __init__(self, name: str, device: torch.device):
+        super().__init__(name, device)
+        self._functions: dict[Any, ListFunction] = {}
+
     def columns(self) -> Iterable[list[list[Tensor]]]:
         """Return the lists of each call of the program; their size bounds temporary memory."""
         raise NotImplementedError
@@ -138,7 +153,10 @@ class ListBundle(ProgramBundle):
         numbers, on_device = numbers_for(
             self._numbers, phase.common, self.device, self._on_host
         )
-        function = list_function_of(phase, self.device, on_device)
+        key = phase, on_device
+        if key not in self._functions:
+            self._functions[key] = list_function_of(phase, self.device, on_device)
+        function = self._functions[key]
         prepared = function.prepare(numbers)
         results = []
         for columns in self.columns():

@@ -246,8 +246,7 @@ class _Contraction:
     def _multiply_instead(self, node: Node) -> None:
         """Replace a quotient by a scalar by a product; take factors out of a quotient of lists."""
         dividend, divisor = args_of(node)
-        # The inverse of a literal zero is not a number of Python, and a tensor's of integers has less than its digits.
-        if is_list(dividend) and is_known(divisor) and divisor != 0:
+        if is_list(dividend) and _has_inverse(divisor):
             inverse = _number(aten.reciprocal.default, (divisor,), node)
             _replace(node, aten.mul.Tensor, (dividend, inverse))
         elif _divides_lists(node) and same_meta(node, dividend, divisor):
@@ -447,6 +446,13 @@ class _Contraction:
         _replace(update, target, args, kwargs)
         step.replace_all_uses_with(update)
         step.graph.erase_node(step)
+
+
+def _has_inverse(number: Any) -> bool:
+    """Whether a scalar has an inverse: not a literal zero, nor a whole number on a device, which loses digits."""
+    if is_on_device(number):
+        return number.meta["val"].is_floating_point()
+    return is_number(number) and number != 0
 
 
 def _pulled(weight: Node, pull: _Pull, size: Any, user: Node) -> _Call:

@@ -16,7 +16,7 @@ from torch import Tensor
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.forward import Transformation
 from gradtx.execution.context import Clock
-from gradtx.execution.execute import Block, Leaf, Operation, execute
+from gradtx.execution.execute import Leaf, Operation, Route, execute
 from gradtx.execution.owners import regions_of
 from gradtx.execution.rule import OfLeaf
 from gradtx.execution.runs import LateTerm, Run, memory_of
@@ -321,7 +321,7 @@ class LeafFunction:
             run.totals.append(
                 {name: take() for name in names if not isinstance(name, LeafSum)}
             )
-        block = Block.of(chain, run, count, unscale)
+        route = Route.of(chain, run, count, unscale)
         run.clock = Clock(step)
         leaves = []
         while arguments_left:
@@ -330,7 +330,7 @@ class LeafFunction:
                 of_leaf = [each.name for each in names if isinstance(each, LeafSum)]
                 if of_leaf:
                     totals[leaf.name] = {name: take() for name in of_leaf}
-            leaf.operations = block.for_leaf(leaf)
+            leaf.operations = route.for_leaf(leaf)
             if signature.has_owners:
                 leaf.operations = regions_of(leaf.operations)
             leaves.append(leaf)

@@ -82,14 +82,18 @@ class MemoryPlan:
         return roots
 
     def freed_after(self, node: Node) -> list[Node]:
-        """Return the nodes whose memory `node` is the last to read."""
-        freed = []
+        """Return the nodes whose memory `node` is the last to read: its arguments, and those whose views these are."""
+        freed: dict[Node, None] = {}
         for argument in node.all_input_nodes:
-            if all(
-                self.last_use[root] == self._at[node] for root in self._roots[argument]
-            ):
-                freed.append(argument)
-        return freed
+            for root in self._roots[argument]:
+                for item in self._sharing[root]:
+                    if self._last_use_of(item) == self._at[node]:
+                        freed[item] = None
+        return list(freed)
+
+    def _last_use_of(self, node: Node) -> int:
+        """Return the index of the last node that reads the memory of a node."""
+        return max(self.last_use[root] for root in self._roots[node])
 
     def _roots_of(self, node: Node) -> dict[Node, Case]:
         """Return the nodes whose memory a node may share, each with its case; itself if it has its own memory."""

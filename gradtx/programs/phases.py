@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.execution.execute import Operation, Steps
+from gradtx.execution.execute import Operation
 from gradtx.execution.runs import LateTerm
 from gradtx.programs.record import META, PhaseResult, Recording, record
 from gradtx.programs.terms import parts_add_up, runs_on_shards
@@ -75,14 +75,6 @@ class Phase(Operation):
             self.examples = result.outputs
             self.path, self.role = result.operation.barrier
             self.traits = result.operation.traits
-
-    def start(self, bundle: Any) -> Steps | None:  # type: ignore[override]
-        terms = bundle.process(self)
-        return None if terms is None else self._wait(bundle, terms)
-
-    def _wait(self, bundle: Any, terms: Any) -> Steps:
-        total = yield terms
-        bundle.receive(self, total)
 
     def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
         assert self.operation is not None

@@ -320,7 +320,7 @@ class TreeProgram:
             self._add_bundles(programs, rows, count, shared)
         if not self._bundles:
             raise UnsuitableError
-        self._has_tree_run = self._needs_tree_run(run.block.clock_paths())
+        self._has_tree_run = self._needs_tree_run(run.route.clock_paths())
 
     def _place_counts(
         self,
@@ -395,7 +395,7 @@ class TreeProgram:
         """Return the arguments of the program of a leaf, whose slots are keyed by path and name."""
         leaf = row.leaf
         passed = {
-            part.path for operation in leaf.operations for part in operation.parts
+            each.path for operation in leaf.operations for each in operation.represents
         }
         shared = [place for place in self._shared if place[0] in passed]
         codes = {
@@ -421,7 +421,7 @@ class TreeProgram:
         Raises:
             UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
         """
-        restarts = any(each.restarts_inner for each in run.block.traits())
+        restarts = any(each.restarts_inner for each in run.route.traits())
         counts = []
         for value, place in zip(numbers.values, numbers.places, strict=True):
             path = clock_at(place, run.clock_paths)
@@ -564,7 +564,7 @@ def _check_call(
     Raises:
         UnsuitableError: If they may not, for example because a rule checks extras.
     """
-    traits = run.block.traits()
+    traits = run.route.traits()
     if any(name in run.leaf_extras for name in known):
         raise UnsuitableError
     if run.opaque or ((known or unread) and any(each.checks_extras for each in traits)):

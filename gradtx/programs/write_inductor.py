@@ -51,7 +51,6 @@ def write_graph(
         adds_up: Whether the results of the leaves are added up; otherwise those of the first leaf are returned, and
             those that each leaf has.
     """
-    _multiply(program.graph)
     _keep_in_memory(program.graph)
     graph = Graph()
     arguments: dict[tuple[Node, torch.dtype], Node] = {}
@@ -122,21 +121,6 @@ def _dtype_for(user: Node, scalar: Node) -> torch.dtype:
     dtype, result = scalar.meta["val"].dtype, user.meta.get("val")
     is_single = isinstance(result, Tensor) and result.dtype is torch.float32
     return torch.float32 if is_single and dtype is torch.float64 else dtype
-
-
-def _multiply(graph: Graph) -> None:
-    """Replace divisions by scalars with products by reciprocals: a division takes longer than loading its operand."""
-    for node in graph.find_nodes(op="call_function", target=aten.div.Tensor):
-        divisor: Any = node.args[1]
-        if is_number(node) or not isinstance(divisor, Node) or not is_number(divisor):
-            continue
-        if not divisor.meta["val"].is_floating_point():
-            continue
-        with graph.inserting_before(node):
-            inverse = graph.call_function(aten.reciprocal.default, (divisor,))
-        inverse.meta = dict(divisor.meta)
-        node.target = aten.mul.Tensor
-        node.args = (node.args[0], inverse)
 
 
 def _keep_in_memory(graph: Graph) -> None:

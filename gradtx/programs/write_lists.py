@@ -142,6 +142,11 @@ class _Writer(Text):
         self._memory = MemoryPlan(program.graph, self._has_form_in_place, self._needs)
         self._operands = self._memory.operand
 
+    def name_of(self, node: Node, function: Any) -> str:
+        if node in self._batches and function is aten.addmm.default:
+            function = _torch.added_products
+        return super().name_of(node, function)
+
     def _has_list_form(self, node: Node) -> bool:
         return self._foreach_call(node) is not None
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -116,24 +116,37 @@ class UnsuitableProgramError(Exception):
     """Kernels cannot run a program; the message gives the reason."""
 
 
+class Kernel(NamedTuple):
+    """A kernel, and the bytes that it moves per entry of a leaf.
+
+    Attributes:
+        name: The name of its function.
+        reads: The bytes that it reads of each argument of the leaf, by the argument's index.
+        writes: Those that it writes.
+    """
+
+    name: str
+    reads: dict[int, float]
+    writes: dict[int, float]
+
+
 @dataclass
 class KernelText:
     """A phase of a program as the text of Triton functions.
 
     Attributes:
-        source: The functions: `stage0`, `stage1`, ..., and `reduce0`, ... between them.
+        source: The functions.
+        kernels: These in the order of their launches: `stage0` and `reduce0`, ..., `last_stage` if there are entries to
+            write, and `finish` if there are numbers of each leaf to write.
         scalars: The scalars that they read, each a word of 64 bits: an argument, or an entry of a buffer on the device.
         reductions: For each stage but the last, how each of its sums is combined.
-        has_entries: Whether `last_stage` writes entries.
-        has_numbers: Whether `finish` writes numbers of each leaf, which other chunks of the leaf have read by then.
         outputs: For each result of the phase, its row in the buffer of values by leaf; None for a scalar.
     """
 
     source: str
+    kernels: list[Kernel]
     scalars: list[Node]
     reductions: list[list[str]] = field(default_factory=list[list[str]])
-    has_entries: bool = True
-    has_numbers: bool = False
     outputs: list[int | None] = field(default_factory=list[int | None])
 
 
@@ -158,6 +171,7 @@ class _KernelWriter:
         self._lines: dict[Node, str] = {}
         self._depths: dict[Node, int] = {}
         self._scalars: list[Node] = []
+        self._kernels: list[Kernel] = []
         # The reductions of each stage, the names of their operands, and the operations that write.
         self._reductions: list[list[Node]] = []
         self._reduced: dict[Node, str] = {}
@@ -175,21 +189,23 @@ class _KernelWriter:
         for result in by_leaf:
             if self._extent(result) != "leaf":
                 raise UnsuitableProgramError("a result has an entry per element")
-        text = KernelText("", self._scalars)
+        text = KernelText("", self._kernels, self._scalars)
         text.reductions = [
             [REDUCTIONS[node.target] for node in stage] for stage in self._reductions
         ]
         rows = iter(range(len(by_leaf)))
         for result in self._program.results:
             text.outputs.append(next(rows) if is_list(result) else None)
-        functions = [self._stage(depth) for depth in range(len(self._reductions))]
-        functions += [self._reduce(depth) for depth in range(len(self._reductions))]
+        functions: list[str] = []
+        for depth in range(len(self._reductions)):
+            functions += [self._stage(depth), self._reduce(depth)]
         entries = [store for store in self._stores if self._extent(store[0]) != "leaf"]
         numbers = [store for store in self._stores if store not in entries]
-        text.has_entries, text.has_numbers = bool(entries), bool(by_leaf or numbers)
-        if text.has_entries:
+        if entries:
             functions.append(self._last_stage(entries))
-        if text.has_numbers:
+        if (
+            by_leaf or numbers
+        ):  # written when all chunks of the leaf have read the old ones
             functions.append(self._finish(by_leaf, numbers))
         text.source = "\n\n".join(functions)
         return text
@@ -430,6 +446,20 @@ class _KernelWriter:
 
     # Kernels.
 
+    def _note(self, name: str, read: Sequence[Node], written: Sequence[Node]) -> None:
+        """Add a kernel, and what it moves."""
+        reads, writes = (
+            {self._leaves.index(leaf): self._bytes_per_entry(leaf) for leaf in leaves}
+            for leaves in (read, written)
+        )
+        self._kernels.append(Kernel(name, reads, writes))
+
+    def _bytes_per_entry(self, leaf: Node) -> float:
+        """Return the bytes of an argument per entry of the leaf; a number of a leaf counts as none."""
+        entries = {"entry": 1.0, "block": 1 / self._block, "leaf": 0.0}
+        size: int = leaf.meta["val"].dtype.itemsize
+        return size * entries[self._extent(leaf)]
+
     def _needed(self, nodes: Sequence[Node]) -> tuple[list[Node], set[Node]]:
         """Return the operations that some nodes need, in order, and the arguments that these read."""
         waiting, needed = list(nodes), set(nodes)
@@ -492,11 +522,11 @@ class _KernelWriter:
         name: str,
         more: str,
         outputs: Sequence[Node],
+        stored: Sequence[Node],
         end: Callable[[str], list[str]],
     ) -> str:
         """Return a kernel with an instance per chunk: operations, and at the end the lines of `end(mask)`."""
         operations, read = self._needed(outputs)
-        stored = [argument for argument, node in self._stores if node in outputs]
         leaves = [leaf for leaf in self._leaves if leaf in read or leaf in stored]
         lines = self._head(operations, "tl.load(chunk_leaf + pid)")
         lines.append("start = tl.multiple_of(tl.load(chunk_start + pid), 16)")
@@ -515,6 +545,7 @@ class _KernelWriter:
         else:
             lines.append("i = start + tl.arange(0, BLOCK)")
         loads = [leaf for leaf in leaves if leaf in read]
+        self._note(name, loads, stored)
         for condition, mask in (
             ("if start + BLOCK <= size:", ""),
             ("else:", ", mask=i < size"),
@@ -547,7 +578,7 @@ class _KernelWriter:
             return lines
 
         more = ", partials, n_chunks"
-        return self._chunk(f"stage{depth}", more, operands, end)
+        return self._chunk(f"stage{depth}", more, operands, (), end)
 
     def _reduce(self, depth: int) -> str:
         """Return the kernel that combines the partial sums of each leaf, in a fixed order."""
@@ -569,6 +600,7 @@ class _KernelWriter:
                 "    start += WIDTH",
                 f"tl.store(sums + {row} * n_leaves + leaf, {_combined(kind, 'total', 1)})",
             ]
+        self._note(f"reduce{depth}", (), ())
         head = "partials, sums, leaf_chunks, n_leaves, n_chunks, WIDTH: tl.constexpr"
         return _function(f"reduce{depth}", head, lines)
 
@@ -586,7 +618,8 @@ class _KernelWriter:
             return lines
 
         nodes = [node for _, node in stores]
-        return self._chunk("last_stage", "", nodes, end)
+        stored = [argument for argument, _ in stores]
+        return self._chunk("last_stage", "", nodes, stored, end)
 
     def _store(self, argument: Node, node: Node, place: str, mask: str) -> str:
         value = self._names[node]
@@ -603,6 +636,7 @@ class _KernelWriter:
         if any(self._extent(leaf) != "leaf" for leaf in read):
             raise UnsuitableProgramError("a number of a leaf depends on single entries")
         written = [argument for argument, _ in stores]
+        self._note("finish", (), ())  # numbers of each leaf only
         lines = self._head(operations, "pid")
         lines += self._pointers([x for x in self._leaves if x in read or x in written])
         lines += [self._load(leaf, "") for leaf in self._leaves if leaf in read]

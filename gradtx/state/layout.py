@@ -39,7 +39,7 @@ class Layout(NamedTuple):
         shared: dict[Path, dict[str, str]] = {}
         keys = {"step"}
         passed = {
-            part.path for operation in leaf.operations for part in operation.parts
+            each.path for operation in leaf.operations for each in operation.represents
         }
         for path in run.stages:
             values = run.new_shared.get(path, {}) if path in passed else {}

@@ -95,24 +95,24 @@ class Stream:
 
 
 def indices(like: Tensor) -> Tensor:
-    """Return each entry's index in the whole tensor, for the local part of `like`."""
+    """Return each entry's index in the whole tensor, for the local shard of `like`."""
     if not is_sharded(like):
         return torch.arange(like.numel(), device=like.device).reshape(like.shape)
-    part = local(like)
+    shard = local(like)
     firsts = first_entries(like)
     if firsts is None:
-        whole = torch.arange(like.numel(), device=part.device).reshape(like.shape)
+        whole = torch.arange(like.numel(), device=shard.device).reshape(like.shape)
         return local(placed_as(whole, like))
     # The sum over dimensions of (position in the dimension) * (stride of the dimension), last dimension first.
-    places = torch.zeros((), dtype=torch.int64, device=part.device)
+    places = torch.zeros((), dtype=torch.int64, device=shard.device)
     stride = 1
     for dim in reversed(range(like.ndim)):
-        positions = torch.arange(part.shape[dim], device=part.device) + firsts[dim]
+        positions = torch.arange(shard.shape[dim], device=shard.device) + firsts[dim]
         later_dims = like.ndim - 1 - dim
         offsets = (positions * stride).reshape(-1, *[1] * later_dims)
         places = places + offsets
         stride *= like.shape[dim]
-    return places.expand(part.shape)
+    return places.expand(shard.shape)
 
 
 def bits16(key: Tensor, step: Tensor, places: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -514,15 +514,15 @@ def unpacked(
     """Decode the tensors of a slot, for a leaf with the given shape."""
     codes = stored[slot]
     whole = codec.shape_of(codes.shape, shape)
-    part = whole
+    local_shape: Sequence[int] = whole
     if is_sharded(codes) and codec.packs > 1:
-        part = (*local(codes).shape[:-1], whole[-1])
+        local_shape = (*local(codes).shape[:-1], whole[-1])
     elif is_sharded(codes):
-        part = local(codes).shape
+        local_shape = local(codes).shape
     tensors = {"": local(codes)}
     for suffix in codec.suffixes:
         tensors[suffix] = local(stored[f"{slot}.{suffix}"])
-    return from_local_like(codec.unpack(tensors, part), codes, whole)
+    return from_local_like(codec.unpack(tensors, local_shape), codes, whole)
 
 
 def _with_other_sizes(like: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ class Trainer:
         self._tx = group.with_numbers({})
         self._params_of = params_of
         self._hessian_periods = [
-            each.hessian_period for each in run.block.traits() if each.hessian_period
+            each.hessian_period for each in run.route.traits() if each.hessian_period
         ]
 
     def start(self) -> Progress:

@@ -12,10 +12,10 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import gradtx
-from gradtx.algorithms import _polynomials
 from gradtx.base.dtensor import from_local_like
 from gradtx.distributed import collectives
 from gradtx.distributed.layouts import pieces_of
+from gradtx.maths import polynomials
 from tests.daily import by_day
 from tests.distributed.problems import whole
 from tests.distributed.traffic import Traffic
@@ -170,7 +170,7 @@ class Calls:
 
 def work_of_a_step(kind):
     """How many matrices this rank iterates, and for how many it computes a basis."""
-    with Calls(_polynomials, "newton_schulz") as iterated:
+    with Calls(polynomials, "newton_schulz") as iterated:
         trained(CHAINS["muon"], placement(kind), steps=1)
     with Calls(sys.modules["gradtx.combinators.coordinates"], "eigenbasis", "iterated") as bases:
         trained(STATEFUL["soap for matrices"], placement(kind), steps=1)
@@ -357,7 +357,7 @@ def shared_work(name, steps):
     """Weights, saved states, the messages of the last step, and the work and the state of this rank."""
     tx = {**CHAINS, **STATEFUL}[name]
     group = distributed.group.WORLD
-    with Calls(_polynomials, "newton_schulz") as iterated:
+    with Calls(polynomials, "newton_schulz") as iterated:
         optimizer, weights, traffic = trained(tx, undivided, steps, process_group=group)
     kept = 0
     for state in optimizer.state.values():

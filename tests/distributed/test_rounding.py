@@ -7,7 +7,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import gradtx
-from gradtx.optim.parts import Parts
+from gradtx.optim.core import Core
 
 SHAPES = {"matrix": (67, 128), "columns": (8, 70), "vector": (1000,), "small": (1, 3)}
 LINKS = {
@@ -34,7 +34,7 @@ def trained(link, dtype, tensors_of):
     optimizer = gradtx.as_optimizer(tx, list(params.items()))
     with pytest.MonkeyPatch.context() as patch:
         # Programs differ from single leaves in the last bit of float32, which rounding may show.
-        patch.setattr(Parts, "engines", lambda parts: [])
+        patch.setattr(Core, "engines", lambda core: [])
         for step in range(4):
             gradients = tensors_of(step + 1, dtype)
             for name, param in params.items():

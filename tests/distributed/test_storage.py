@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import gradtx
 from gradtx.distributed.layouts import splits_rows
-from gradtx.optim.parts import Parts
+from gradtx.optim.core import Core
 from gradtx.state.codes import CODES
 from tests.daily import by_day
 from tests.distributed.problems import engine
@@ -62,7 +62,7 @@ def alone(code, steps):
         if CODES[code].random:
             # Divided leaves with random codes step alone. Programs differ from that in the last bit, and a value on
             # the edge between two roundings would then show a whole unit of bfloat16.
-            patch.setattr(Parts, "engines", lambda parts: [])
+            patch.setattr(Core, "engines", lambda core: [])
         for i in range(steps):
             for name, param in params.items():
                 param.grad = whole(i + 1, name)
@@ -72,7 +72,7 @@ def alone(code, steps):
 
 def run(code, kind, dims):
     optimizer = trained(code, kind, 3, dims)
-    plans = optimizer._parts.back_ends[0].plans[None] if kind == "traced" else None
+    plans = optimizer._core.back_ends[0].plans[None] if kind == "traced" else None
     resumed = copy.deepcopy(optimizer)
     trained(code, kind, 2, dims, optimizer, 3)
     trained(code, kind, 2, dims, resumed, 3)

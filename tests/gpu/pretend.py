@@ -292,20 +292,21 @@ class PretendedGpu:
         self._count(func, args, there, here)
         given = {id(x.inner): x for x in there}
         memory = {x.inner.untyped_storage()._cdata for x in there} if self._seen else set()
+        return results if any(results is x for x in here) else self._outer(results, device, given, memory)
 
-        def outer(x: Any) -> Any:
-            if isinstance(x, (list, tuple)):
-                return type(x)(map(outer, x)) if type(x) in (list, tuple) else type(x)(*map(outer, x))
-            if not isinstance(x, Tensor):
-                return x
-            if id(x) in given:
-                return given[id(x)]
-            tensor = OnGpu(x, device)
-            if self._seen:
-                self._allocated(tensor, memory)
-            return tensor
-
-        return results if any(results is x for x in here) else outer(results)
+    def _outer(self, x: Any, device: torch.device, given: dict[int, OnGpu], memory: set[int]) -> Any:
+        """Put results on the device. No closure: a recursive one is a cycle, which would keep the operands alive."""
+        if isinstance(x, (list, tuple)):
+            items = [self._outer(item, device, given, memory) for item in x]
+            return type(x)(items) if type(x) in (list, tuple) else type(x)(*items)
+        if not isinstance(x, Tensor):
+            return x
+        if id(x) in given:
+            return given[id(x)]
+        tensor = OnGpu(x, device)
+        if self._seen:
+            self._allocated(tensor, memory)
+        return tensor
 
     def copy(self, what: str, does_not_block: Any) -> None:
         """Copy between the device and pageable memory, which no capture allows."""

@@ -245,6 +245,58 @@ def test_launches_of_a_warm_step(make, launches, counted):
     assert not seen.waits
 
 
+# Bytes of a step: those that are read and written per entry, and those of them that are read again.
+@pytest.mark.parametrize(
+    ("make", "launches"),
+    [
+        (lambda: gradtx.adamw(lr=0.01), {"last_stage": (16, 12, 0)}),
+        (
+            lambda: gradtx.adamw(lr=0.01, state_dtype="int8"),
+            # Of parameter and gradient, two codes and two scales of 64 entries.
+            {"last_stage": (8 + 2 + 2 * 4 / 64, 4 + 2 + 2 * 4 / 64, 0)},
+        ),
+        (
+            lambda: gradtx.lamb(lr=0.01),  # its norms need a pass of their own over all that the step reads
+            {"stage0": (16, 0, 0), "reduce0": (0, 0, 0), "last_stage": (16, 12, 16)},
+        ),
+        (
+            lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=0.01)),
+            {"stage0": (4, 0, 0), "reduce0": (0, 0, 0), "finish": (0, 0, 0), "last_stage": (16, 12, 4)},
+        ),
+    ],
+    ids=["adamw", "adamw int8", "lamb", "clip"],
+)
+def test_explain_says_what_kernels_read_and_write(make, launches, gpu):
+    shapes = [(64, 64), (32, 128), (128, 64)]
+    params = [torch.nn.Parameter(gpu.to(torch.ones(shape))) for shape in shapes]
+    optimizer = gradtx.as_optimizer(make(), params, compile=True)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    steps(optimizer, 2)
+    found, entries = optimizer.explain(), 2**14
+    moved = {
+        each.kernel: (each.read / entries, each.written / entries, each.again / entries) for each in found.launches
+    }
+    assert moved == launches
+    assert {each.parameters for each in found.launches} == {3}
+    assert found.bytes == entries * sum(read + written for read, written, _ in launches.values())
+    assert found.least_bytes == found.bytes - entries * sum(again for *_, again in launches.values())
+
+
+def test_explain_prints_a_line_per_kernel_and_a_total(gpu):
+    params = [torch.nn.Parameter(gpu.to(torch.ones(1000)))]
+    optimizer = gradtx.as_optimizer(gradtx.lamb(lr=0.01), params, compile=True)
+    params[0].grad = torch.ones_like(params[0])
+    optimizer.step()
+    assert str(optimizer.explain()).splitlines() == [
+        "kernels: 1 parameter (0)",
+        "stage0: 0.016 MB read, 0.000 MB written",
+        "reduce0: 0.000 MB read, 0.000 MB written",
+        "last_stage: 0.016 MB read, 0.012 MB written",
+        "launches: 3; 0.044 MB, at least 0.028 MB",
+    ]
+
+
 # Compiled for a GPU.
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.programs import bundle
 
 OF_LISTS = {
     "adamw": (gradtx.adamw, 25),
@@ -15,8 +16,8 @@ OF_LISTS = {
     "adafactor": (gradtx.adafactor, 100),
 }
 OF_MATRICES = {
-    "muon": (lambda: gradtx.muon(lr=0.01), 150),
-    "normuon": (lambda: gradtx.normuon(lr=0.01), 210),
+    "muon": (lambda: gradtx.muon(lr=0.01), 90),
+    "normuon": (lambda: gradtx.normuon(lr=0.01), 150),
     "soap": (lambda: gradtx.soap(lr=0.01), 250),
 }
 
@@ -46,6 +47,28 @@ def test_matrices_of_one_shape_are_batched(name, counted):
     make, most = OF_MATRICES[name]
     seen = warm_step(counted, make, [(8, 8), (8, 16), (16, 8)] * 24)
     assert seen.launches <= most, seen.kernels
+
+
+@pytest.mark.parametrize(
+    ("make", "bytes_per_entry"),
+    [
+        (gradtx.adamw, 4),
+        (gradtx.lamb, 13),
+        (lambda: gradtx.muon(lr=0.01), 19),
+        (gradtx.soap, 49),
+        (gradtx.psgd_kron, 51),
+        (lambda: gradtx.adamw(state_dtype="int8"), 32),
+        (lambda: gradtx.adamw(state_dtype="bfloat16+8"), 41),
+    ],
+    ids=["adamw", "lamb", "muon", "soap", "psgd_kron", "int8", "bfloat16+8"],
+)
+def test_temporaries_are_bounded(make, bytes_per_entry, counted, monkeypatch):
+    """By the lists of one call, however many leaves there are."""
+    most = 2**15
+    monkeypatch.setattr(bundle, "CHUNK_OF_ACCELERATOR", most)
+    monkeypatch.setattr(bundle, "CHUNK_OF_CODES", most)
+    seen = warm_step(counted, make, [(128, 128)] * 9)
+    assert 0 < seen.peak <= bytes_per_entry * most
 
 
 def test_large_leaves_are_not_copied_into_batches(counted):

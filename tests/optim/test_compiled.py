@@ -104,7 +104,7 @@ def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(ca
     eager, compiled = optimizers(case.make, shapes={name: tuple(x.shape) for name, x in case.noise(3, SHAPES).items()})
     for pair in (eager, compiled):
         walk(*pair, steps=4, missing=(2, "vector"))
-    assert not compiled[1]._parts.back_ends[0].failed
+    assert not compiled[1]._core.back_ends[0].failed
     assert_equal(eager, compiled, 1e-12)
 
 
@@ -115,7 +115,7 @@ def test_every_alias_compiled_equals_eager(case, monkeypatch):
     eager, compiled = optimizers(case.make, shapes={"matrix": (3, 4)})
     for pair in (eager, compiled):
         walk(*pair, steps=3)
-    assert not compiled[1]._parts.back_ends[0].failed
+    assert not compiled[1]._core.back_ends[0].failed
     assert_equal(eager, compiled, 1e-12)
 
 
@@ -125,7 +125,7 @@ def test_in_single_precision_compiled_equals_eager_to_rounding(make):
     eager, compiled = optimizers(make, torch.float32, {"matrix": (3, 4), "vector": (5,), "other": (7,)})
     for pair in (eager, compiled):
         walk(*pair, steps=3)
-    assert not compiled[1]._parts.back_ends[0].failed
+    assert not compiled[1]._core.back_ends[0].failed
     assert_equal(eager, compiled, 1e-6)
 
 
@@ -135,7 +135,7 @@ def test_every_kind_of_chain_compiled_equals_eager(name):
     eager, compiled = optimizers(CHAINS[name])
     for pair in (eager, compiled):
         walk(*pair, steps=5, missing=(3, "vector"))
-    assert not compiled[1]._parts.back_ends[0].failed
+    assert not compiled[1]._core.back_ends[0].failed
     assert_equal(eager, compiled, 1e-12)
 
 
@@ -347,7 +347,7 @@ def test_many_small_leaves_share_a_bundle_and_its_sums(name, most, bundles, monk
     eager, compiled = optimizers(SUMS[name], shapes={f"leaf{i}": (i + 3,) for i in range(19)})
     for pair in (eager, compiled):
         walk(*pair, steps=3)
-    assert len(compiled[1]._parts.back_ends[0].plans[None].bundles) == bundles
+    assert len(compiled[1]._core.back_ends[0].plans[None].bundles) == bundles
     assert_equal(eager, compiled, 1e-12)
     for pair in (eager, compiled):
         walk(*pair, steps=3, missing=(1, "leaf5"))
@@ -390,10 +390,10 @@ def test_a_backend_is_a_function_of_graph_examples_and_options():
         return graph
 
     eager, traced = optimizers(lambda: gradtx.adamw(lr=0.1))
-    traced[1]._parts.back_ends[0] = CompiledEngine({"depth": 3}, backend=interpreted)
+    traced[1]._core.back_ends[0] = CompiledEngine({"depth": 3}, backend=interpreted)
     for pair in (eager, traced):
         walk(*pair, steps=3)
-    assert not traced[1]._parts.back_ends[0].failed
+    assert not traced[1]._core.back_ends[0].failed
     assert_equal(eager, traced, 1e-12)
     assert calls
     assert all(arguments == examples and depth == 3 for arguments, examples, depth in calls)

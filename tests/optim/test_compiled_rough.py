@@ -42,7 +42,7 @@ def step(optimizer, factor=1.0, **extras):
 def assert_same(run, tolerance=1e-12):
     """Assert that `run` yields equal parameters and state in both modes, and that the engine ran."""
     eager, compiled = run(False), run(True)
-    assert not compiled._parts.back_ends[0].failed
+    assert not compiled._core.back_ends[0].failed
     for group, other in zip(eager.param_groups, compiled.param_groups, strict=True):
         for param, twin in zip(group["params"], other["params"], strict=True):
             torch.testing.assert_close(twin, param, rtol=tolerance, atol=tolerance)
@@ -69,7 +69,7 @@ def test_parameters_in_one_memory_see_what_the_others_wrote(name, real):
         for i in range(3):
             step(optimizer, i + 1)
         if compile:
-            assert len(optimizer._parts.back_ends[0].plans[None].bundles) == 2 * (name == "apart")
+            assert len(optimizer._core.back_ends[0].plans[None].bundles) == 2 * (name == "apart")
         return optimizer
 
     assert_same(run)

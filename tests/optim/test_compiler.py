@@ -33,7 +33,7 @@ def compiled_equals_eager(monkeypatch):
     def check():
         with torch._inductor.config.patch(force_disable_caches=True):
             optimizer, params = sgdp(compile=True)
-        assert not optimizer._parts.back_ends[0].failed
+        assert not optimizer._core.back_ends[0].failed
         assert_close(params.values(), sgdp(compile=False)[1].values(), 1e-12)
 
     return check

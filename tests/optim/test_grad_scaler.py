@@ -110,7 +110,7 @@ def test_programs_leave_no_trace_of_infinite_steps(name, uncompiled):
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), compiled(CHAINS[name])
     run(expected, theirs, scaled=False)
     run(optimizer, params, scaled=True)
-    assert not optimizer._parts.back_ends[0].failed
+    assert not optimizer._core.back_ends[0].failed
     assert_same(optimizer, expected, 1e-12)
 
 
@@ -128,10 +128,10 @@ def test_compiled_steps_under_a_scaler_equal_eager_ones_and_compile_once(name):
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), compiled(CHAINS[name])
     run(expected, theirs, scaled=False)
     run(optimizer, params, scaled=True, steps=range(6))  # every pattern of missing gradients has occurred
-    programs = len(optimizer._parts.back_ends[0].programs)
+    programs = len(optimizer._core.back_ends[0].programs)
     run(optimizer, params, scaled=True, steps=range(6, STEPS))
-    assert len(optimizer._parts.back_ends[0].programs) == programs
-    assert not optimizer._parts.back_ends[0].failed
+    assert len(optimizer._core.back_ends[0].programs) == programs
+    assert not optimizer._core.back_ends[0].failed
     assert_same(optimizer, expected, 1e-12)
 
 

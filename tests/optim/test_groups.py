@@ -181,7 +181,7 @@ def test_capturable_is_an_option_of_all_groups_together():
     ):
         param.grad = torch.ones(2)
         optimizer.step()
-        assert optimizer._parts.capturable
+        assert optimizer._core.capturable
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def test_a_rule_reads_the_shape_of_its_leaf(name, mode, uncompiled):
             optimizer.step()
         if mode == "compiled":
             reads = "a rule reads the shape of its leaf"
-            assert (reads in optimizer._parts.back_ends[0].reasons.values()) == (name not in {"nothing", "size"})
+            assert (reads in optimizer._core.back_ends[0].reasons.values()) == (name not in {"nothing", "size"})
     for leaf, param in params.items():
         torch.testing.assert_close(param.detach(), expected[leaf])
 
@@ -229,7 +229,7 @@ def test_no_elementwise_chain_of_the_library_reads_the_shape(code, cases, monkey
             param.grad = noise(4, param.shape)
         optimizer = gradtx.as_optimizer(tx, list(params.items()), compile=True)
         optimizer.step(**step_extras(optimizer._tx, params))
-        assert "a rule reads the shape of its leaf" not in optimizer._parts.back_ends[0].reasons.values(), case
+        assert "a rule reads the shape of its leaf" not in optimizer._core.back_ends[0].reasons.values(), case
 
 
 @pytest.mark.slow

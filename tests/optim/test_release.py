@@ -312,7 +312,7 @@ def test_later_steps_record_no_program_and_make_no_plan(monkeypatch):
     optimizer.release_gradients()
     backward(net, 0)
     optimizer.step()
-    engine = optimizer._parts.back_ends[-1]
+    engine = optimizer._core.back_ends[-1]
     monkeypatch.setattr(engine, "_make_plan", None)
     backward(net, 1)
     optimizer.step()

@@ -72,8 +72,8 @@ def test_an_optimizer_equals_pure_use(name, compile):
                 ours, theirs = optimizer.state[param][slot].float(), state["scale_by_adam"][slot][str(j)].float()
                 agree[j] &= of_entries(torch.isclose(ours, theirs, rtol=3e-7, atol=1e-7), param.shape)
     if compile:
-        assert not optimizer._parts.back_ends[0].failed
-        assert not optimizer._parts.back_ends[0].plans[None].rest
+        assert not optimizer._core.back_ends[0].failed
+        assert not optimizer._core.back_ends[0].plans[None].rest
     for i, param in enumerate(params):
         expected = pure[str(i)]
         torch.testing.assert_close(param.detach()[agree[i]], expected[agree[i]], rtol=0.0, atol=2e-6)
@@ -355,7 +355,7 @@ def test_programs_are_shared_by_lengths():
     for param in params:
         param.grad = torch.randn_like(param)
     optimizer.step()
-    assert len(optimizer._parts.back_ends[0].programs) == 1
+    assert len(optimizer._core.back_ends[0].programs) == 1
 
 
 def test_a_pattern_without_match_is_an_error_when_the_optimizer_is_made():
@@ -410,9 +410,9 @@ def test_compiled_windows_of_a_large_coded_leaf_have_the_same_numbers(code, link
             for i, param in enumerate(params):
                 param.grad = noise(10 * step + i, param.shape)
             optimizer.step()
-        assert not optimizer._parts.back_ends[0].failed
-        assert not optimizer._parts.back_ends[0].plans[None].rest
-        calls = [len(bundle.arguments({})) for bundle in optimizer._parts.back_ends[0].plans[None].bundles]
+        assert not optimizer._core.back_ends[0].failed
+        assert not optimizer._core.back_ends[0].plans[None].rest
+        calls = [len(bundle.arguments({})) for bundle in optimizer._core.back_ends[0].plans[None].bundles]
         assert sorted(calls) == ([1, 4, 4] if entries == 2048 else [1, 1])  # the two large leaves share one
         slots = [optimizer.state[param][key] for param in params for key in optimizer.state[param]]
         runs.append([*params, *(slots if link == "alone" else [])])  # otherwise codes may be adjacent
@@ -433,7 +433,7 @@ def compared(tx, shapes, dtype=torch.float32):
             for i, param in enumerate(params):
                 param.grad = noise(10 * step + i, (*param.shape, 2))[..., 0].to(dtype)
             optimizer.step()
-        assert not compile or optimizer._parts.back_ends[0].plans[None].rest == []
+        assert not compile or optimizer._core.back_ends[0].plans[None].rest == []
         runs.append((params, [optimizer.state[param] for param in params]))
     return runs
 
@@ -460,7 +460,7 @@ def noise(seed, shape):
 
 
 def plan_of(optimizer):
-    return optimizer._parts.back_ends[-1].plans[None].bundles
+    return optimizer._core.back_ends[-1].plans[None].bundles
 
 
 # A name used by several links, some of which are coded.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.algorithms._polynomials import POLAR_EXPRESS
+from gradtx.maths.polynomials import POLAR_EXPRESS
 from tests.matrix_problem import MATRICES, SEEDS, apart, newton_schulz
 from tests.references import RATE, TOLERANCE, WeightsLoop, named
 

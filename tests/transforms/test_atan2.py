@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.algorithms._math import atan2 as atan2_of
+from gradtx.maths.entries import atan2 as atan2_of
 from tests.references import TOLERANCE, Loop, caution_weights, difference, first_update
 
 RISING = gradtx.linear_schedule(0.99, start_factor=0.5, total_iters=20)

@@ -3,8 +3,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import gradtx
-from gradtx.algorithms import _matrix
-from gradtx.algorithms._math import blended
+from gradtx.maths import matrices
+from gradtx.maths.entries import blended
 
 
 def rand(*shape, seed=0):
@@ -23,10 +23,10 @@ def test_a_gram_matrix_and_a_product_act_on_their_dimension(shape):
     for i in range(len(shape)):
         other = letters.replace(letters[i], "z")
         expected = torch.einsum(f"{letters},{other}->{letters[i]}z", x, x)
-        torch.testing.assert_close(_matrix.gram(x, i), expected)
+        torch.testing.assert_close(matrices.gram(x, i), expected)
         matrix = rand(shape[i], shape[i], seed=1)
         expected = torch.einsum(f"z{letters[i]},{letters}->{other}", matrix, x)
-        torch.testing.assert_close(_matrix.multiplied(x, matrix, i), expected)
+        torch.testing.assert_close(matrices.multiplied(x, matrix, i), expected)
 
 
 @pytest.mark.parametrize(
@@ -43,32 +43,32 @@ def test_a_gram_matrix_and_a_product_act_on_their_dimension(shape):
     ids=str,
 )
 def test_neighbouring_dimensions_merge_up_to_a_limit(shape, limit, expected):
-    assert _matrix.merged(shape, limit) == expected
+    assert matrices.merged(shape, limit) == expected
 
 
 @pytest.mark.parametrize(("shape", "size"), [((5, 7), 3), ((4, 4, 2), 2), ((3,), 8), ((6, 2), 6)], ids=str)
 def test_blocks_are_joined_to_what_was_cut(shape, size):
     x = rand(*shape)
-    pieces = _matrix.blocks(x, size)
+    pieces = matrices.blocks(x, size)
     assert all(max(piece.shape) <= size for piece in pieces)
-    assert torch.equal(_matrix.joined(pieces, shape, size), x)
+    assert torch.equal(matrices.joined(pieces, shape, size), x)
 
 
 @pytest.mark.parametrize("exponent", [0.25, 0.5, 1.0])
 def test_an_inverse_root_to_its_power_is_the_inverse(exponent):
     x = spd(4)
-    root = _matrix.inverse_root(x, exponent)
+    root = matrices.inverse_root(x, exponent)
     power = torch.linalg.matrix_power(root, round(1 / exponent))
     torch.testing.assert_close(power @ x, torch.eye(4, dtype=x.dtype))
 
 
 def test_a_ridge_is_relative_to_the_largest_eigenvalue_and_a_floor_lifts_the_small_ones():
     x = torch.diag(torch.tensor([4.0, 1.0, -1e-18], dtype=torch.float64))
-    lifted = _matrix.inverse_root(x, 1.0, ridge=0.25)
+    lifted = matrices.inverse_root(x, 1.0, ridge=0.25)
     torch.testing.assert_close(lifted.diagonal(), torch.tensor([0.2, 0.5, 1.0], dtype=x.dtype))
-    floored = _matrix.inverse_root(x, 1.0, floor=0.5)
+    floored = matrices.inverse_root(x, 1.0, floor=0.5)
     torch.testing.assert_close(floored.diagonal(), torch.tensor([0.25, 1.0, 2.0], dtype=x.dtype))
-    assert _matrix.inverse_root(torch.zeros(2, 2), 0.5, ridge=1.0).diagonal().tolist() == pytest.approx([1e8, 1e8])
+    assert matrices.inverse_root(torch.zeros(2, 2), 0.5, ridge=1.0).diagonal().tolist() == pytest.approx([1e8, 1e8])
 
 
 MATRICES = {
@@ -85,7 +85,7 @@ def test_the_derivative_of_a_root_is_the_difference_quotient_also_at_equal_eigen
     x, direction, weights, h = MATRICES[name], spd(4, seed=1), rand(4, 4, seed=2), 1e-5
     if ridge is not None and name == "identity":
         pytest.skip("the largest eigenvalue of an identity has no derivative")
-    f = lambda s: (weights * _matrix.inverse_root(x + s * direction, 0.25, ridge=ridge)).sum()  # noqa: E731
+    f = lambda s: (weights * matrices.inverse_root(x + s * direction, 0.25, ridge=ridge)).sum()  # noqa: E731
     zero = torch.zeros((), dtype=torch.float64)
     quotient = (f(zero + h) - f(zero - h)) / (2 * h)
     torch.testing.assert_close(torch.func.grad(f)(zero), quotient, rtol=1e-6, atol=1e-6)
@@ -98,10 +98,10 @@ def with_positive_entries(basis):
     return basis * basis[0].detach().sign()
 
 
-@pytest.mark.parametrize("function", [_matrix.eigenbasis, _matrix.orthonormal])
+@pytest.mark.parametrize("function", [matrices.eigenbasis, matrices.orthonormal])
 def test_the_derivative_of_a_basis_is_the_difference_quotient(function):
     x, direction, weights, h = spd(4), spd(4, seed=1), rand(4, 4, seed=2), 1e-6
-    if function is _matrix.orthonormal:
+    if function is matrices.orthonormal:
         x, direction = rand(4, 4), rand(4, 4, seed=1)
     f = lambda s: (weights * with_positive_entries(function(x + s * direction))).sum()  # noqa: E731
     zero = torch.zeros((), dtype=torch.float64)
@@ -111,13 +111,13 @@ def test_the_derivative_of_a_basis_is_the_difference_quotient(function):
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch.func.jvp's
 @pytest.mark.parametrize("shape", [(4, 4), (5, 3)], ids=["square", "tall"])
-@pytest.mark.parametrize("function", [_matrix.left_basis, _matrix.eigenbasis, _matrix.orthonormal])
+@pytest.mark.parametrize("function", [matrices.left_basis, matrices.eigenbasis, matrices.orthonormal])
 def test_the_second_derivative_of_a_basis_is_the_difference_quotient_of_the_first(function, shape):
     x, direction, weights, h = rand(*shape), rand(*shape, seed=1), rand(*shape, seed=2), 1e-5
 
     def f(s):
         moved = x + s * direction
-        basis = function(moved @ moved.T if function is _matrix.eigenbasis else moved)
+        basis = function(moved @ moved.T if function is matrices.eigenbasis else moved)
         return (weights * with_positive_entries(basis)[:, : shape[1]]).sum()
 
     slope = torch.func.grad(f)
@@ -130,7 +130,7 @@ def test_the_second_derivative_of_a_basis_is_the_difference_quotient_of_the_firs
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch.func.jvp's
 @pytest.mark.parametrize("scale", [1.0, 1e-20, 1e-30])
 @pytest.mark.parametrize("x", [torch.diag(torch.tensor([1.0, 2.0, 2.0, 5.0])), torch.zeros(3, 3), torch.ones(3, 3)])
-@pytest.mark.parametrize("function", [_matrix.left_basis, _matrix.eigenbasis, _matrix.orthonormal])
+@pytest.mark.parametrize("function", [matrices.left_basis, matrices.eigenbasis, matrices.orthonormal])
 def test_two_derivatives_of_bases_of_small_and_singular_matrices_are_finite(function, x, scale):
     weights = rand(*x.shape).float()
     f = lambda s: (function(scale * x * s) * weights).sum()  # noqa: E731
@@ -144,14 +144,14 @@ def test_two_derivatives_of_bases_of_small_and_singular_matrices_are_finite(func
 @pytest.mark.parametrize("x", [torch.zeros(3, 3), torch.eye(3), torch.ones(3, 3), torch.zeros(0, 0)], ids=str)
 def test_derivatives_of_singular_matrices_are_finite(x):
     scale = torch.ones((), requires_grad=True)
-    for function in (_matrix.eigenbasis, _matrix.orthonormal, lambda x: _matrix.inverse_root(x, 0.5, floor=1e-4)):
+    for function in (matrices.eigenbasis, matrices.orthonormal, lambda x: matrices.inverse_root(x, 0.5, floor=1e-4)):
         (slope,) = torch.autograd.grad(function(scale * x).sum(), scale)
         assert slope.isfinite()
 
 
 def test_a_basis_has_its_largest_eigenvalue_first():
     x = spd(4)
-    basis = _matrix.eigenbasis(x)
+    basis = matrices.eigenbasis(x)
     values = (basis.T @ x @ basis).diagonal()
     assert (values.diff() < 0).all()
     torch.testing.assert_close(basis @ basis.T, torch.eye(4, dtype=x.dtype))
@@ -160,14 +160,16 @@ def test_a_basis_has_its_largest_eigenvalue_first():
 def test_without_gradients_nothing_more_than_the_factorization_is_computed_and_the_value_is_the_same():
     x = spd(4)
     with torch.no_grad():
-        plain = _matrix.inverse_root(x, 0.25), _matrix.eigenbasis(x), _matrix.orthonormal(x)
-    for a, b in zip(plain, (_matrix.inverse_root(x, 0.25), _matrix.eigenbasis(x), _matrix.orthonormal(x)), strict=True):
+        plain = matrices.inverse_root(x, 0.25), matrices.eigenbasis(x), matrices.orthonormal(x)
+    for a, b in zip(
+        plain, (matrices.inverse_root(x, 0.25), matrices.eigenbasis(x), matrices.orthonormal(x)), strict=True
+    ):
         assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (5, 3), (2, 4, 3), (2, 2, 3, 4)], ids=str)
 def test_newton_schulz_makes_the_rows_or_columns_orthogonal(shape):
-    x = _matrix.newton_schulz(rand(*shape), [(1.5, -0.5, 0.0)] * 60, 1e-7)
+    x = matrices.newton_schulz(rand(*shape), [(1.5, -0.5, 0.0)] * 60, 1e-7)
     square = x.mT @ x if shape[-2] > shape[-1] else x @ x.mT
     eye = torch.eye(square.shape[-1], dtype=x.dtype).expand_as(square)
     torch.testing.assert_close(square, eye)
@@ -195,20 +197,20 @@ def test_a_blend_with_a_small_weight_keeps_its_digits_in_single_precision():
 def test_an_orthonormal_factor_is_that_of_a_whole_decomposition(shape):
     x = rand(*shape)
     with torch.no_grad():
-        assert torch.equal(_matrix.orthonormal(x), torch.linalg.qr(x).Q)
+        assert torch.equal(matrices.orthonormal(x), torch.linalg.qr(x).Q)
 
 
 def test_what_is_large_counts_as_finite_though_its_sum_is_not():
-    assert _matrix._is_finite(torch.full((4,), 3e38))
-    assert not _matrix._is_finite(torch.tensor([1.0, torch.inf]))
-    assert not _matrix._is_finite(torch.tensor([1.0, torch.nan]))
+    assert matrices._is_finite(torch.full((4,), 3e38))
+    assert not matrices._is_finite(torch.tensor([1.0, torch.inf]))
+    assert not matrices._is_finite(torch.tensor([1.0, torch.nan]))
 
 
 @pytest.fixture
 def in_strips(monkeypatch):
     """Products in strips from three rows on."""
-    monkeypatch.setattr(_matrix, "LEAST_ROWS", 3)
-    monkeypatch.setattr(_matrix, "LEAST_ENTRIES", 9)
+    monkeypatch.setattr(matrices, "LEAST_ROWS", 3)
+    monkeypatch.setattr(matrices, "LEAST_ENTRIES", 9)
 
 
 SHAPES = [(3, 3), (4, 4), (7, 11), (12, 13)]
@@ -217,28 +219,28 @@ SHAPES = [(3, 3), (4, 4), (7, 11), (12, 13)]
 @pytest.mark.parametrize("shape", [*SHAPES, (2, 5, 9)], ids=str)
 def test_a_product_in_strips_is_the_plain_one_and_symmetric(shape, in_strips):
     x = rand(*shape)
-    square = _matrix.symmetric_product(x, x.mT)
+    square = matrices.symmetric_product(x, x.mT)
     torch.testing.assert_close(square, x @ x.mT, rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(square, square.mT, rtol=1e-14, atol=1e-14)
-    step = _matrix.symmetric_product(square, square, square, -0.3, 0.7)
+    step = matrices.symmetric_product(square, square, square, -0.3, 0.7)
     torch.testing.assert_close(step, -0.3 * square + 0.7 * square @ square, rtol=1e-13, atol=1e-13)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_product_in_strips_works_in_a_batch_a_derivative_and_on_the_meta_device(shape, in_strips):
     x = rand(3, *shape)
-    product = torch.vmap(lambda matrix: _matrix.symmetric_product(matrix, matrix.mT))
+    product = torch.vmap(lambda matrix: matrices.symmetric_product(matrix, matrix.mT))
     torch.testing.assert_close(product(x), x @ x.mT, rtol=1e-14, atol=1e-14)
     matrix = x[0].clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda y: _matrix.symmetric_product(y, y.mT), matrix)
-    assert _matrix.symmetric_product(x[0].to("meta"), x[0].mT.to("meta")).shape == (shape[0], shape[0])
+    assert torch.autograd.gradcheck(lambda y: matrices.symmetric_product(y, y.mT), matrix)
+    assert matrices.symmetric_product(x[0].to("meta"), x[0].mT.to("meta")).shape == (shape[0], shape[0])
 
 
 @pytest.mark.parametrize(("shape", "share"), [((768, 768), 0.625), ((511, 2000), 1.0), ((1024, 512), 1.0)], ids=str)
 def test_large_products_take_five_eighths_of_the_multiplications(shape, share):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     with FlopCounterMode(display=False) as counter:
-        square = _matrix.symmetric_product(x, x.mT)
+        square = matrices.symmetric_product(x, x.mT)
     assert counter.get_total_flops() == share * 2 * shape[0] * shape[0] * shape[1]
     torch.testing.assert_close(square, x @ x.mT)
     torch.testing.assert_close(square, square.mT)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.algorithms._polynomials import POLAR_EXPRESS
 from gradtx.base import torch_names as _torch
+from gradtx.maths.polynomials import POLAR_EXPRESS
 from tests.references import Loop, Transformed, difference, first_update, named
 
 WIDE = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -7,7 +7,7 @@ an argument, so no hyperparameter, schedule, param group or missing gradient req
 - `lists` runs programs over lists of leaves, with `gradtx.programs`. Optimizers use it by default.
 - `kernels` runs them on GPUs as Triton kernels if `compile=` requests it.
 - `compiled` compiles programs for eight leaves per call where no kernels run. Its parts: `trace`
-  traces the core for all sizes, `compiled_bundle` stores the arguments, and `inductor` calls torch's compiler.
+  traces the rules for all sizes, `compiled_bundle` stores the arguments, and `inductor` calls torch's compiler.
 """
 
 from gradtx.optim.engine.base import Engine

@@ -19,6 +19,7 @@ from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.execution.owners import OwnedRegion
 from gradtx.optim.engine.family import Family, LeafKind, Pairs
 from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_positional
+from gradtx.optim.explain import Launch
 from gradtx.optim.run import Count, Member
 from gradtx.optim.step import Step
 from gradtx.programs.function import Signature
@@ -287,6 +288,10 @@ class Engine(ABC):
     def runs_on(self, device: torch.device) -> bool:
         """Whether the engine takes leaves on a device."""
         return True
+
+    def launches(self, bundle: Any) -> list[Launch]:
+        """Return the kernels that a step of a bundle launches, for `optimizer.explain()`, if the engine writes them."""
+        return []
 
     @abstractmethod
     def _bundled(self, family: Family) -> list[Any]:

@@ -32,7 +32,7 @@ from gradtx.optim.engine.inductor import (
     compile_with_inductor,
     compiler_options,
 )
-from gradtx.optim.engine.torch_names import missing_name
+from gradtx.optim.engine.torch_compiler import missing_name
 from gradtx.optim.engine.trace import BundleProgram
 from gradtx.optim.engine.views import (
     OddTensorError,

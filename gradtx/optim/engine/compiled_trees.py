@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.optim.engine import compiled, torch_names
+from gradtx.optim.engine import compiled, torch_compiler
 from gradtx.optim.engine.base import report_fault
 from gradtx.optim.engine.family import first_entries, operations_of
 from gradtx.optim.engine.inductor import compile_with_inductor
@@ -117,7 +117,7 @@ class FlatPhase(TracedPhase):
         numbers = [next(given) if x is None else x for x in self._known]
         prepared = self.prepare(numbers, leaves[0].device, True)
         results = []
-        with torch_names.without_autograd():
+        with torch_compiler.without_autograd():
             calls = [self.call(prepared, each) for each in self.arguments(leaves)]
             for call, i, _, like in self.places(leaves):
                 value = calls[call][i]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.messages import close
-from gradtx.optim.engine import torch_names
+from gradtx.optim.engine import torch_compiler
 
 # Creates a callable from a traced graph, example arguments and the user's options. The callable accepts tensors like
 # the examples (their symbolic sizes may differ), writes in place to the same arguments as the graph, and returns the
@@ -29,12 +29,12 @@ def compile_with_inductor(
     # Otherwise torch builds a C++ program for each instruction set, 6 to 9 s in all, to test whether all tools support
     # it; a compile error reveals that as well.
     options = {"cpp.vec_isa_ok": True, **_vector_width(), **options}
-    if not torch_names.asserts_bind_sizes():
+    if not torch_compiler.asserts_bind_sizes():
         options = {"size_asserts": False, **options}
     with warnings.catch_warnings():
         # Of the compiler, such as a deprecation warning at its first import.
         warnings.simplefilter("ignore")
-        return torch_names.compile_graph(graph, examples, options)
+        return torch_compiler.compile_graph(graph, examples, options)
 
 
 def _vector_width() -> dict[str, int]:
@@ -63,7 +63,7 @@ def compiler_options(compile: Any) -> dict[str, Any]:
     if isinstance(compile, Mapping):
         return _checked_options(compile)
     if isinstance(compile, str):
-        modes = torch_names.compiler_modes()
+        modes = torch_compiler.compiler_modes()
         if compile not in modes:
             raise ValueError(
                 f"compile: unknown mode {compile!r}; modes: {', '.join(modes)}"
@@ -75,7 +75,7 @@ def compiler_options(compile: Any) -> dict[str, Any]:
 
 
 def _checked_options(options: Mapping[Any, Any]) -> dict[str, Any]:
-    known = torch_names.compiler_option_names()
+    known = torch_compiler.compiler_option_names()
     for name in options:
         if not isinstance(name, str):
             raise TypeError(f"compile: option names must be strings, got {name!r}")

@@ -29,6 +29,7 @@ from gradtx.optim.engine.views import (
     is_positional,
     view_or_copy,
 )
+from gradtx.optim.explain import Launch
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
 from gradtx.programs.bundle import NamedLeaf, numbers_for
@@ -93,15 +94,15 @@ class PhaseKernels:
 
     Attributes:
         text: Their text.
-        places: The place of each scalar of the kernels among all scalars.
+        indices: The index of each scalar of the kernels among all scalars.
         dtypes: Its dtype.
-        shared: For each result that is no value by leaf, its place among all scalars, or itself.
+        shared: For each result that is no value by leaf, its index among all scalars, or itself.
         key: What identifies them: programs of leaves of several shapes may differ in constants only.
         scalars: All scalars of the program.
     """
 
     text: KernelText
-    places: list[int]
+    indices: list[int]
     dtypes: list[torch.dtype]
     shared: list[Any]
     key: str
@@ -113,7 +114,7 @@ class PhaseKernels:
         for row, shared in zip(self.text.outputs, self.shared, strict=True):
             if row is not None:
                 results.append(by_leaf[row])
-            elif isinstance(shared, Place):
+            elif isinstance(shared, ScalarIndex):
                 results.append(scalars[shared.at])
             else:
                 results.append(shared)
@@ -136,29 +137,29 @@ class PhaseKernels:
         program = lower(phase.recording, decides=False)
         text = write_kernels(program)
         order = {node: i for i, node in enumerate(program.scalars())}
-        places = [order[node] for node in text.scalars]
+        indices = [order[node] for node in text.scalars]
         dtypes = [node.meta["val"].dtype for node in text.scalars]
         shared = [
-            Place(order[result])
+            ScalarIndex(order[result])
             if isinstance(result, Node) and result in order
             else result
             for result in program.results
         ]
         scalars = Scalars(program, device)
         key = "\n".join([text.source, scalars.given(frozenset()).text, repr(shared)])
-        return cls(text, places, dtypes, shared, key, scalars)
+        return cls(text, indices, dtypes, shared, key, scalars)
 
 
 class Words(NamedTuple):
-    """Scalars as 64-bit words: arguments of kernels or, where a bit of `on_device` is set, places in `stored`."""
+    """Scalars as 64-bit words: arguments of kernels or, where a bit of `on_device` is set, indices of `stored`."""
 
     on_device: int
     stored: Tensor | None
     arguments: tuple[int, ...]
 
 
-class Place(NamedTuple):
-    """The place of a scalar among those of a program."""
+class ScalarIndex(NamedTuple):
+    """The index of a scalar among those of a program."""
 
     at: int
 
@@ -208,12 +209,12 @@ class Table:
 
     def update(self, rows: dict[int, list[int]]) -> None:
         """Send the addresses of arguments that have moved since the last step."""
-        for place, row in rows.items():
-            if row == self._rows[place]:
+        for i, row in rows.items():
+            if row == self._rows[i]:
                 continue
-            self._rows[place] = row
-            self._are_aligned[place] = _are_aligned(row)
-            window = slice(place * self.leaves, (place + 1) * self.leaves)
+            self._rows[i] = row
+            self._are_aligned[i] = _are_aligned(row)
+            window = slice(i * self.leaves, (i + 1) * self.leaves)
             source = on_host(row, self._device)
             if is_captured(self._device):  # replays copy from memory that stays
                 source = self._buffer[window].copy_(source)
@@ -267,7 +268,7 @@ class KernelBundle(MemberBundle):
         )
         scalars = kernels.scalars.given(on_device).function(numbers)
         table, alive = self._placed()
-        words = self._words([scalars[i] for i in kernels.places], kernels.dtypes)
+        words = self._words([scalars[i] for i in kernels.indices], kernels.dtypes)
         by_leaf = self._run(kernels.text, table, words)
         if is_captured(self.device):
             CAPTURED.append(table)
@@ -304,10 +305,10 @@ class KernelBundle(MemberBundle):
             return self._table, copies
         fixed = [self._params]
         fixed += [[member.state[key] for member in self.members] for key in keys]
-        for place, column in enumerate(fixed):
+        for i, column in enumerate(fixed):
             pairs = zip(column, self._params, strict=True)
             aliases = [alias(tensor, param, True) for tensor, param in pairs]
-            rows.insert(place, [each.data_ptr() for each in aliases])
+            rows.insert(i, [each.data_ptr() for each in aliases])
         sizes = [entries_of(param) for param in self._params]
         self._table = Table(sizes, rows, self.device)
         return self._table, copies
@@ -359,11 +360,12 @@ class KernelBundle(MemberBundle):
             launch(functions[f"stage{depth}"], n_chunks, stage, **constants)
             reduce = (partials, sums[depth], table.leaf_chunks, n_leaves, n_chunks)
             launch(functions[f"reduce{depth}"], n_leaves, reduce, WIDTH=WIDTH)
-        if text.has_entries:
+        names = [kernel.name for kernel in text.kernels]
+        if "last_stage" in names:
             launch(functions["last_stage"], n_chunks, common, **constants)
         rows = sum(place is not None for place in text.outputs)
         results = self._buffer(rows, n_leaves)
-        if text.has_numbers:
+        if "finish" in names:
             launch(functions["finish"], n_leaves, (*common, results))
         return results
 
@@ -422,6 +424,18 @@ class KernelEngine(ListEngine):
         if needs_order and not param.is_contiguous():
             raise RefusedError("a link needs the positions of its entries")
         return super()._kind(member, leaf, step, shares)
+
+    def launches(self, bundle: KernelBundle) -> list[Launch]:
+        entries = sum(entries_of(member.param) for member in bundle.members)
+        known: set[int] = set()  # arguments that an earlier kernel has read
+        launches = []
+        for kernel in [each for phase in bundle.kernels for each in phase.text.kernels]:
+            again = sum(kernel.reads[i] for i in known & kernel.reads.keys())
+            known |= kernel.reads.keys()
+            sizes = sum(kernel.reads.values()), sum(kernel.writes.values()), again
+            moved = [round(entries * size) for size in sizes]
+            launches.append(Launch(kernel.name, len(bundle.members), *moved))
+        return launches
 
     def _begin(self, plan: Plan, step: Step) -> None:
         super()._begin(plan, step)

@@ -268,7 +268,8 @@ def _chunks_of(
     members: list[Member], splits: bool, signature: Signature
 ) -> list[Chunk]:
     """Divide leaves into lists of bounded size: of the leaves, and of their largest slots."""
-    limit = entries_of_a_call(local(members[0].param).device)
+    has_codes = bool(signature.layout.codes)
+    limit = entries_of_a_call(local(members[0].param).device, has_codes)
     pieces: list[Piece] = []
     sizes: list[int] = []
     for member in members:

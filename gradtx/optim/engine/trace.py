@@ -1,7 +1,7 @@
 """Programs of the compiled engine: the links of a chain, traced for a bundle of leaves and compiled to work in place.
 
-Tracing runs the core itself on stand-ins with symbolic sizes; there is no second version of any rule. The graph of one
-leaf is repeated for all leaves of a bundle. A sum over leaves ends a phase. The next phase starts again from the
+Tracing runs the rules themselves on stand-ins with symbolic sizes; there is no second version of any rule. The graph of
+one leaf is repeated for all leaves of a bundle. A sum over leaves ends a phase. The next phase starts again from the
 beginning with the total as an argument, so that no intermediate values have to be stored. All phases but the last
 compute only their sums.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from gradtx.optim.engine import torch_names
+from gradtx.optim.engine import torch_compiler
 from gradtx.optim.engine.inductor import REPLACED
 from gradtx.optim.engine.views import resized
 from gradtx.programs.bundle import numbers_for
@@ -55,7 +55,7 @@ class TracedPhase(Phase):
         width: int,
         flat: bool,
     ):
-        self._tracer = torch_names.SymbolicTracer()
+        self._tracer = torch_compiler.SymbolicTracer()
         self._flat = flat
         self._dtypes = [tensor.dtype for tensor in common]
         self._common: list[Tensor] = []
@@ -91,7 +91,7 @@ class TracedPhase(Phase):
         """Trace the step of one leaf or of all, and note the assumptions about their sizes."""
 
         def traced(*arguments: Tensor) -> list[Tensor]:
-            with torch_names.observing(check_traced):
+            with torch_compiler.observing(check_traced):
                 result = run(list(arguments))
             result.write()
             self.note(result)

@@ -167,7 +167,8 @@ def part_of(member: Member, equal: bool = False) -> int | None:
     List programs for codes are specialized to one shape, so parts of coded leaves are equal and contain whole blocks.
     `equal` is whether parts of other leaves must be equal as well.
     """
-    size, most = entries_of(member.param), entries_of_a_call(local(member.param).device)
+    size, has_codes = entries_of(member.param), row_of(member) is not None
+    most = entries_of_a_call(local(member.param).device, has_codes)
     if size <= most:
         return None
     unit = row_of(member) or (1 if equal else None)

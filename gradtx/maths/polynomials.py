@@ -9,10 +9,10 @@ from typing import Annotated, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._matrix import newton_schulz
 from gradtx.arguments import AnyLength, Static
 from gradtx.base.inputs import as_tuples
 from gradtx.base.messages import describe
+from gradtx.maths.matrices import newton_schulz
 
 Triple: TypeAlias = tuple[float, float, float]
 # A name, the coefficients of every step, or those of each step.

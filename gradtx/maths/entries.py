@@ -1,4 +1,4 @@
-"""Private math helpers shared by several transformations."""
+"""Functions of the entries of tensors, and moments, that several transformations share."""
 
 from __future__ import annotations
 
@@ -147,6 +147,11 @@ def blended(old: Tensor, new: Tensor, weight) -> Tensor:
     if isinstance(weight, Tensor):
         weight = weight.to(old.dtype)
     return torch.lerp(old, new, weight)
+
+
+def synchronized(now: Tensor, slow: Tensor, fast: Tensor, alpha) -> Tensor:
+    """Move slow weights part of the way to the fast ones where `now` is true."""
+    return torch.where(now, slow + alpha * (fast - slow), slow)
 
 
 def running_mean(old: Tensor, new: Tensor, beta) -> Tensor:

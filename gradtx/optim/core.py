@@ -1,4 +1,4 @@
-"""The parts of an optimizer that its steps, checkpoints and copies share."""
+"""The core of an optimizer that its steps, checkpoints and copies share."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class ChainTraits:
 
 
 @dataclass(eq=False)
-class Parts:
-    """The parts of an optimizer.
+class Core:
+    """The core of an optimizer.
 
     Attributes:
         members: The parameters and groups.
@@ -116,8 +116,8 @@ class Parts:
     @functools.cached_property
     def traits(self) -> ChainTraits:
         """Properties of the chain."""
-        block = self.members.block()
-        traits = block.traits()
+        route = self.members.route()
+        traits = route.traits()
         needs = self.members.tx.needs
         kinds, _ = self.members.tx._requirements()
         return ChainTraits(
@@ -125,7 +125,7 @@ class Parts:
             agrees=any(each.agree for each in traits),
             needs_host_counts="hessian_diag" in needs
             or not all(each.compiles for each in traits),
-            clocks=block.clock_paths(),
+            clocks=route.clock_paths(),
             checks_extras=any(each.checks_extras for each in traits),
             known_extras=kinds,
             needs_extras=any(need != "params" for need in needs),

@@ -1,4 +1,4 @@
-"""Matrix math shared by several transformations: roots, bases, matrix views of tensors, blocks.
+"""Functions of matrices: roots, bases, matrix views of tensors, blocks.
 
 The derivatives of the factorizations are implemented by hand. The factors are computed from a detached matrix, then a
 function of `x - x.detach()`, which is 0 but has the derivative of `x`, is added. The derivatives therefore stay finite
@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms._math import at_least, differentiable, quotient, safe_sqrt
 from gradtx.base import torch_names as _torch
+from gradtx.maths.entries import at_least, differentiable, quotient, safe_sqrt
 from gradtx.programs.record import as_one, device_of
 
 # Tensors viewed as matrices.
