@@ -6,6 +6,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._pytree import tree_map
 
 import gradtx
+from gradtx.programs import graphs
 from tests.conformance import (
     ALL_SHAPES,
     all_cases,
@@ -222,13 +223,11 @@ def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(p
     assert counter.frame_count == 1
 
 
-# Rules whose compiled updates differ from eager ones, with the reason.
-DIFFER: dict[object, str] = {}
-
-
 @pytest.mark.nightly
-@each_case([case for case in ALL if case.factory not in DIFFER])
-def test_a_compiled_update_equals_the_eager_one(case):
+@each_case(ALL)
+@pytest.mark.parametrize("few", [0, 100])
+def test_a_compiled_update_equals_the_eager_one(few, case, monkeypatch):
+    monkeypatch.setattr(graphs, "FEW_LEAVES", few)
     torch._dynamo.reset()
     tx = chain_of((case,), {})
     compiled = torch.compile(training_step(tx), backend="aot_eager", fullgraph=True)

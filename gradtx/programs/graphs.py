@@ -23,6 +23,8 @@ from gradtx.programs import trees as _trees
 from gradtx.programs.hyperparameters import ChainOf
 
 COMPILERS: dict[str, _trees.CompileFlat] = {}  # by type of device
+# Compilers fuse the rules of few leaves with what surrounds the update; for more, this takes them too long.
+FEW_LEAVES = 16
 _KEYS = itertools.count()
 
 # Dynamo traces these functions.
@@ -137,8 +139,10 @@ class Plan:
         of_tx = _trees.numbers_of(tx)
         given = iter(numbers)
         values = [next(given) if isinstance(x, Tensor) else x for x in of_tx.values]
-        if self.suits is None and not needs_rules:
-            self.program = self._program(tx, tensors, known)
+        compile_flat = COMPILERS.get(tensors[0].device.type)
+        has_few = len(_tree.tensors(updates)) < FEW_LEAVES
+        if self.suits is None and not (needs_rules or has_few or compile_flat is None):
+            self.program = self._program(tx, tensors, known, compile_flat)
         if needs_rules or self.program is None:
             chain = ChainOf(tx, of_tx.structure)(values)
             updates, new_state = _pure.update(chain, updates, state, params, extras)
@@ -160,7 +164,11 @@ class Plan:
         return results
 
     def _program(
-        self, tx: Transformation, tensors: list[Tensor], known: dict[str, Tensor]
+        self,
+        tx: Transformation,
+        tensors: list[Tensor],
+        known: dict[str, Tensor],
+        compile_flat: _trees.CompileFlat,
     ) -> _trees.TreeProgram | None:
         """Return the program, recorded with other tensors in place of stand-ins; None if there is none."""
         try:
@@ -181,7 +189,7 @@ class Plan:
                     list(self._unread),
                     False,
                     self._applies,
-                    COMPILERS.get(tensors[0].device.type),
+                    compile_flat,
                 )
         except Exception:  # a user's rule may raise any error
             return None
