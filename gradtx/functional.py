@@ -20,6 +20,7 @@ from gradtx.execution.runs import clock_at
 from gradtx.transform import (
     Entry,
     GradientTransformation,
+    apply_updates,
     check_transformation,
 )
 
@@ -96,8 +97,8 @@ def train_step(
             "value_fn": lambda params: loss_at(params)[0],
             "grad_fn": lambda params: gradients_at(params)[0],
         }
-        known.update(extras)
-        new_params, state = tx._step(grads, state, params, known, applies=True)
+        updates, state = tx.update(grads, state, params, **{**known, **extras})
+        new_params = apply_updates(params, updates)
         return new_params, state, (loss, aux) if has_aux else loss
 
     return with_own_code(step)

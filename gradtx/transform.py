@@ -134,43 +134,23 @@ class GradientTransformation:
             ValueError: If `params` or a required extra is missing, if the trees do not match each other, or if the
                 state belongs to another chain.
         """
-        return self._step(updates, state, params, extras)
-
-    def _step(
-        self,
-        updates: Any,
-        state: dict[str, Any],
-        params: Any,
-        extras: dict[str, Any],
-        applies: bool = False,
-    ) -> tuple[Any, dict[str, Any]]:
-        """Return new `(updates, state)`, or with `applies` new `(params, state)`."""
         around = ambient()
         if around is None:
-            return self._updated(updates, state, params, extras, applies)
+            return self._updated(updates, state, params, extras)
         extras = around.around_all(extras)
-        return around.suspend(self._updated, updates, state, params, extras, applies)
+        return around.suspend(self._updated, updates, state, params, extras)
 
     def _updated(
-        self,
-        updates: Any,
-        state: dict[str, Any],
-        params: Any,
-        extras: dict[str, Any],
-        applies: bool,
+        self, updates: Any, state: dict[str, Any], params: Any, extras: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
-        if torch.compiler.is_dynamo_compiling():
-            result = _graphs.update(self, updates, state, params, extras, applies)
-            if result is not None:
-                return result
-        else:
-            result = _list_trees.update(self, updates, state, params, extras)
-        if result is None:
-            result = _pure.update(self, updates, state, params, extras)
-        if not applies:
-            return result
-        updates, state = result
-        return apply_updates(params, updates), state
+        is_traced = torch.compiler.is_dynamo_compiling()
+        update = _graphs.update if is_traced else _list_trees.update
+        result = update(self, updates, state, params, extras)
+        return (
+            _pure.update(self, updates, state, params, extras)
+            if result is None
+            else result
+        )
 
     @without_ambient
     def eval_params(self, state: dict[str, Any], params: Any) -> Any:

@@ -24,7 +24,7 @@ SHAPES = {"weight": (3, 4), "bias": (5,), "columns": (2, 3)}
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
     """Programs run for any number of leaves."""
-    monkeypatch.setattr(graphs, "FEW_LEAVES", 0)
+    monkeypatch.setattr(graphs, "FEW_LEAVES", 1)
 
 
 def drawn(seed, dtype=torch.float64):

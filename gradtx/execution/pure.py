@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -698,11 +698,20 @@ def evaluation_weights(leaf: Leaf, operations: list[Any]) -> Any:
     return None
 
 
-def apply_updates(params: Any, updates: Any) -> Any:
+def added(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Return new parameters, given pairs of a parameter and its update."""
+    return [(param + step).to(param.dtype) for param, step in pairs]
+
+
+def apply_updates(
+    params: Any,
+    updates: Any,
+    added: Callable[[list[tuple[Tensor, Tensor]]], list[Tensor]] = added,
+) -> Any:
     by_name, unflatten = _tree.flatten(params, "params")
     steps, _ = _tree.flatten(updates, "updates")
     _tree.check_names(steps, by_name, "updates", "params")
-    new = dict(by_name)
+    pairs: dict[str, tuple[Tensor, Tensor]] = {}
     for name, param in by_name.items():
         step = steps[name]
         if param is None or step is None:
@@ -714,5 +723,6 @@ def apply_updates(params: Any, updates: Any) -> Any:
             raise TypeError(
                 f"apply_updates: leaf {name!r} has dtype {step.dtype}, but its parameter has {param.dtype}"
             )
-        new[name] = (param + step).to(param.dtype)
-    return unflatten(new)
+        pairs[name] = param, step
+    new = dict(zip(pairs, added(list(pairs.values())), strict=True))
+    return unflatten({**by_name, **new})

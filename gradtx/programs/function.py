@@ -61,7 +61,6 @@ class Signature:
         known_extras: The extras that some link declares.
         has_param: Whether each leaf has a parameter among the arguments.
         writes: Whether the program writes new values into its arguments; otherwise it returns them.
-        applies: Whether it returns the new parameter of a leaf in place of its update.
         width: The number of leaves.
         scaled: Whether a GradScaler is active.
         padded: Whether some leaves may be padding, so that each has a flag that marks it as real.
@@ -81,7 +80,6 @@ class Signature:
     by_leaf: tuple[str, ...] = ()
     has_param: bool = True
     writes: bool = True
-    applies: bool = False
     width: int = 1
     scaled: bool = False
     padded: bool = False
@@ -285,9 +283,7 @@ class LeafFunction:
     def _leaf_outputs(self, leaf: Leaf) -> dict[Any, Tensor]:
         """Return the update and the slots of a leaf."""
         slots = {**leaf.state, **dict(_slots_by_key(leaf))}
-        update, param = cast("Tensor", leaf.result()), leaf.inputs[1]
-        applies = self.signature.applies
-        results = [(param + update).to(param.dtype) if applies else update]
+        results = [cast("Tensor", leaf.result())]
         results.extend(slots[key] for key in self.signature.slots)
         return {LeafResult(leaf.name, i): value for i, value in enumerate(results)}
 

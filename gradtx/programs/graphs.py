@@ -36,9 +36,8 @@ def update(
     state: Any,
     params: Any,
     extras: dict[str, Any],
-    applies: bool = False,
 ) -> Any:
-    """Return new `(updates, state)`, or with `applies` new `(params, state)`; None if dynamo must trace the rules."""
+    """Return new `(updates, state)`; None if dynamo must trace the rules."""
     known = {}
     for name, value in extras.items():
         if isinstance(value, float | Tensor):
@@ -49,15 +48,14 @@ def update(
     # Dynamo has no values of a chain that the compiled function makes.
     if structure is None or tx._is_traced:
         return None
-    key = _key_of(tx, structure, unread, applies)
+    key = _key_of(tx, structure, unread)
     # Not its floats, of which dynamo would make symbols where two chains have other ones, and compile twice.
     numbers = list(tx._numbers.tensors)
     results = _run(key, numbers, tensors, known)
     if not results:
         return None
-    kind, (of_updates, of_state, of_params) = structure
-    new = kind, (of_params if applies else of_updates, of_state)
-    return _trees.tree_of(new, iter(results))
+    kind, (of_updates, of_state, _) = structure
+    return _trees.tree_of((kind, (of_updates, of_state)), iter(results))
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
@@ -90,7 +88,6 @@ class Plan:
         tx: The transformation.
         structure: The structure of updates, state and parameters.
         unread: The names of extras that no rule reads.
-        applies: Whether it returns new parameters instead of updates.
 
     Attributes:
         suits: Whether the graph may have a node; None before the first call.
@@ -100,17 +97,10 @@ class Plan:
     suits: bool | None = None
     program: _trees.TreeProgram | None = None
 
-    def __init__(
-        self,
-        tx: Transformation,
-        structure: Any,
-        unread: tuple[str, ...],
-        applies: bool,
-    ):
+    def __init__(self, tx: Transformation, structure: Any, unread: tuple[str, ...]):
         self._tx = weakref.ref(tx)  # which owns the plan
         self._structure = structure
         self._unread = dict.fromkeys(unread, _unread)
-        self._applies = applies
 
     def tried(
         self, numbers: list[Tensor], tensors: list[Tensor], known: dict[str, Tensor]
@@ -130,24 +120,18 @@ class Plan:
         """Return the tensors of the results, by the program or by the rules."""
         tx, extras = self._tx(), {**known, **self._unread}
         updates, state, params = _trees.tree_of(self._structure, iter(tensors))
-        needs_rules = (
-            _torch.inside_transform()
-            or _torch.forward_mode_active()
-            or _trees.records_gradients([*tensors, *known.values()], numbers)
-            or any(map(_has_symbols, tensors))
+        compile_flat = _compiler_for(_tree.tensors(updates))
+        needs_rules = compile_flat is None or _needs_rules(
+            [*tensors, *known.values()], numbers
         )
         of_tx = _trees.numbers_of(tx)
         given = iter(numbers)
         values = [next(given) if isinstance(x, Tensor) else x for x in of_tx.values]
-        compile_flat = COMPILERS.get(tensors[0].device.type)
-        has_few = len(_tree.tensors(updates)) < FEW_LEAVES
-        if self.suits is None and not (needs_rules or has_few or compile_flat is None):
+        if self.suits is None and not needs_rules:
             self.program = self._program(tx, tensors, known, compile_flat)
         if needs_rules or self.program is None:
             chain = ChainOf(tx, of_tx.structure)(values)
             updates, new_state = _pure.update(chain, updates, state, params, extras)
-            if self._applies:
-                updates = _pure.apply_updates(params, updates)
             if _tree.named(new_state).keys() != _tree.named(state).keys():
                 raise _trees.UnsuitableError
             return _tree.tensors((updates, new_state))
@@ -156,19 +140,15 @@ class Plan:
         new = self.program.results(call, tensors, values, known.values())
         memory = Memory()
         memory.register([*tensors, *known.values()])
-        results = []
-        for source, i in self._sources:
-            # A parameter without a gradient is kept.
-            result = tensors[i] if source is None else new[source]
-            results.append(memory.unshared(result))
-        return results
+        count = len(_tree.tensors((updates, state)))
+        return list(map(memory.unshared, new[:count]))
 
     def _program(
         self,
         tx: Transformation,
         tensors: list[Tensor],
         known: dict[str, Tensor],
-        compile_flat: _trees.CompileFlat,
+        compile_flat: _trees.CompileFlat | None,
     ) -> _trees.TreeProgram | None:
         """Return the program, recorded with other tensors in place of stand-ins; None if there is none."""
         try:
@@ -188,22 +168,28 @@ class Plan:
                     known,
                     list(self._unread),
                     False,
-                    self._applies,
                     compile_flat,
                 )
         except Exception:  # a user's rule may raise any error
             return None
-        if run.has_lag(leaves):
-            return None
-        indices = _trees.tree_of(self._structure, iter(range(len(tensors))))
-        updates, state, params = map(_tree.named, indices)
-        results = params if self._applies else updates
-        # The indices of each result and of the tensor it replaces.
-        self._sources = [
-            (updates.get(name), i) for name, i in results.items() if i is not None
-        ]
-        self._sources.extend((i, i) for i in state.values())
-        return program
+        return None if run.has_lag(leaves) else program
+
+
+def _compiler_for(leaves: list[Tensor]) -> _trees.CompileFlat | None:
+    """Return what compiles kernels for leaves; None if the compiler is to see the operations of each."""
+    if len(leaves) < FEW_LEAVES:
+        return None
+    return COMPILERS.get(leaves[0].device.type)
+
+
+def _needs_rules(tensors: list[Tensor], numbers: list[Tensor]) -> bool:
+    """Whether a call needs derivatives, a transform or any size, for which operators are not made."""
+    return (
+        _torch.inside_transform()
+        or _torch.forward_mode_active()
+        or _trees.records_gradients(tensors, numbers)
+        or any(map(_has_symbols, tensors))
+    )
 
 
 def _has_symbols(tensor: Tensor) -> bool:
@@ -236,18 +222,28 @@ def _allow() -> None:
 
 
 @_torch.assume_constant
-def _key_of(
-    tx: Transformation, structure: Any, unread: tuple[str, ...], applies: bool
-) -> str:
+def _key_of(tx: Transformation, structure: Any, unread: tuple[str, ...]) -> str:
     _allow()
-    plan = Plan(tx, structure, unread, applies)
+    plan = Plan(tx, structure, unread)
     tx._set(_plans=(*tx._plans, plan))
     _trees.numbers_of(tx)  # dynamo reads them
     return key_for(plan)
 
 
 def _applied(params: Any, updates: Any) -> list[Tensor]:
-    return _tree.tensors(_pure.apply_updates(params, updates))
+    return _tree.tensors(_pure.apply_updates(params, updates, _added))
+
+
+def _added(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Return new parameters, by operators for many leaves at a time."""
+    params, updates = map(list, zip(*pairs, strict=True))
+    if _compiler_for(params) is None or _needs_rules([*params, *updates], []):
+        return _pure.added(pairs)
+    new: list[Tensor] = []
+    for start in range(0, len(pairs), _trees.LEAVES_OF_A_CALL):
+        some = slice(start, start + _trees.LEAVES_OF_A_CALL)
+        new += torch.ops.gradtx.add(params[some], updates[some])
+    return new
 
 
 def _run(
@@ -272,5 +268,14 @@ def _like_phase(key: str, numbers: list[Tensor], leaves: list[Tensor]) -> list[T
     return _NAMED[key].like(leaves)
 
 
+_LIBRARY.define("add(Tensor[] params, Tensor[] updates) -> Tensor[]")
+
+
+def _add(params: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
+    return _pure.added(zip(params, updates, strict=True))
+
+
+_LIBRARY.impl("add", _add, "CompositeExplicitAutograd")
+torch.library.register_fake("gradtx::add", _add, lib=_LIBRARY)
 _LIBRARY.impl("run", _run_phase, "CompositeExplicitAutograd")
 torch.library.register_fake("gradtx::run", _like_phase, lib=_LIBRARY)

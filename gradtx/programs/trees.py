@@ -10,7 +10,7 @@ import copy
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -278,11 +278,9 @@ class TreeProgram:
         known: dict[str, Tensor],
         unread: list[str],
         on_host: bool = True,
-        applies: bool = False,
         compile_flat: CompileFlat | None = None,
     ):
         _check_call(run, leaves, known, unread)
-        self._applies = applies
         kind, (*of_results, of_params) = structure
         self._new = kind, of_results
         indices = iter(range(len(tensors)))
@@ -412,7 +410,6 @@ class TreeProgram:
             known_extras=run.known_extras,
             has_param=leaf.param is not None,
             writes=False,
-            applies=self._applies,
         )
 
     def _counts_for(self, numbers: Numbers, run: TreeRun) -> list[int]:
@@ -539,11 +536,8 @@ class TreeProgram:
         for name, leaf in leaves.items():
             row = self._alone[name]
             *_, gradient = row.indices
-            update = leaf.in_callers_form(cast("Tensor", leaf.result()))
-            if self._applies:
-                param = old[row.indices[0]]
-                update = (param + update).to(param.dtype)
-            new[gradient] = update
+            update: Any = leaf.result()
+            new[gradient] = leaf.in_callers_form(update)
             indices = row.indices[leaf.param is not None :]
             for (path, slot), i in zip(row.slots, indices, strict=False):
                 new[i] = _pure.new_slot(leaf, path, slot, old[i])
