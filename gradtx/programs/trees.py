@@ -171,7 +171,7 @@ def structure_of(tree: Any, tensors: list[Any]) -> Any:
     Raises:
         UnsuitableError: If the tree contains anything else.
     """
-    head: Any = tree.__class__
+    head: Any = type(tree)  # torch 2.15 does not trace `__class__` of a dict
     values = tree
     if head is dict:
         head, values = tuple(tree), tree.values()
@@ -182,7 +182,7 @@ def structure_of(tree: Any, tensors: list[Any]) -> Any:
     children: list[Any] = []
     for value in values:  # no call per tensor: dynamo takes milliseconds for each
         if (
-            value.__class__ in TYPES
+            type(value) in TYPES
             and value.layout is torch.strided
             and not value.is_nested
         ):
