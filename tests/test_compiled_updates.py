@@ -404,3 +404,7 @@ def test_a_step_through_inductor_equals_eager_in_single_precision(chain, monkeyp
         updates, at = step(grads, at, params)
         expected, eager = tx.update(grads, eager, params)
         assert_close(updates, expected, rtol=1e-5, atol=1e-6)  # kernels fuse products and sums
+
+
+def test_a_tree_without_leaves_is_returned_as_it_is():
+    assert compiled(gradtx.apply_updates)({}, {}) == {}

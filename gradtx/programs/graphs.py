@@ -236,7 +236,8 @@ def _applied(params: Any, updates: Any) -> list[Tensor]:
 
 def _added(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """Return new parameters, by operators for many leaves at a time."""
-    params, updates = map(list, zip(*pairs, strict=True))
+    params = [param for param, _ in pairs]
+    updates = [update for _, update in pairs]
     if _compiler_for(params) is None or _needs_rules([*params, *updates], []):
         return _pure.added(pairs)
     new: list[Tensor] = []
