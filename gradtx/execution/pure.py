@@ -706,7 +706,7 @@ def added(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
 def apply_updates(
     params: Any,
     updates: Any,
-    added: Callable[[list[tuple[Tensor, Tensor]]], list[Tensor]] = added,
+    add: Callable[[list[tuple[Tensor, Tensor]]], list[Tensor]] = added,
 ) -> Any:
     by_name, unflatten = _tree.flatten(params, "params")
     steps, _ = _tree.flatten(updates, "updates")
@@ -724,5 +724,5 @@ def apply_updates(
                 f"apply_updates: leaf {name!r} has dtype {step.dtype}, but its parameter has {param.dtype}"
             )
         pairs[name] = param, step
-    new = dict(zip(pairs, added(list(pairs.values())), strict=True))
+    new = dict(zip(pairs, add(list(pairs.values())), strict=True))
     return unflatten({**by_name, **new})

@@ -1,8 +1,8 @@
 """Pure updates inside a function that `torch.compile` traces: one node of its graph for all leaves.
 
 Dynamo does not read the library leaf by leaf: `_run` becomes a node with tensors as arguments, through which
-AOTAutograd sees. It runs the program of the chain, whose kernels for flat leaves are the operator `gradtx::run`; for
-derivatives and transforms it runs the rules themselves.
+AOTAutograd sees. For many leaves on the CPU it runs the program of the chain, whose kernels for flat leaves are the
+operator `gradtx::run`; for few leaves, other devices, derivatives and transforms it runs the rules themselves.
 """
 
 from __future__ import annotations
@@ -167,7 +167,6 @@ class Plan:
                     (),
                     known,
                     list(self._unread),
-                    False,
                     compile_flat,
                 )
         except Exception:  # a user's rule may raise any error
@@ -241,8 +240,7 @@ def _added(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     if _compiler_for(params) is None or _needs_rules([*params, *updates], []):
         return _pure.added(pairs)
     new: list[Tensor] = []
-    for start in range(0, len(pairs), _trees.LEAVES_OF_A_CALL):
-        some = slice(start, start + _trees.LEAVES_OF_A_CALL)
+    for some in _trees.calls_in_graph(len(pairs)):
         new += torch.ops.gradtx.add(params[some], updates[some])
     return new
 

@@ -244,6 +244,12 @@ def _equal_counts(state: Any) -> tuple[int, ...]:
     return *equal, first[max(values)]
 
 
+def calls_in_graph(leaves: int) -> list[slice]:
+    """Return the ranges of leaves that the calls of an operator in a graph process."""
+    starts = range(0, leaves, LEAVES_OF_A_CALL)
+    return [slice(start, start + LEAVES_OF_A_CALL) for start in starts]
+
+
 def numbers_of(tx: Transformation) -> Numbers:
     """Return the numbers of a transformation, which keeps them."""
     if tx._numbers is None:
@@ -262,6 +268,7 @@ class TreeProgram:
         equal_counts: See `_equal_counts`.
         known: The extras that are arguments of the program.
         unread: The names of the others, which no rule may read.
+        compile_flat: Compiles programs for flat leaves, in a graph; scalars are then tensors. None outside of graphs.
 
     Raises:
         Exception: If no program can process these leaves.
@@ -277,7 +284,6 @@ class TreeProgram:
         equal_counts: tuple[int, ...],
         known: dict[str, Tensor],
         unread: list[str],
-        on_host: bool = True,
         compile_flat: CompileFlat | None = None,
     ):
         _check_call(run, leaves, known, unread)
@@ -301,8 +307,8 @@ class TreeProgram:
         numbers = numbers_of(tx)
         self._counts = self._counts_for(numbers, run)
         scalars = [*(tensors[i] for i in self._shared.values()), *known.values()]
-        on_host = on_host and not any(map(is_on_accelerator, scalars))
-        self._on_host = on_host
+        in_graph = compile_flat is not None
+        self._on_host = not in_graph and not any(map(is_on_accelerator, scalars))
         trees = _tree.named(params), old, _tree.named(updates)
         self._alone: dict[str, _Row] = {}  # the leaves without a program
         self._bundles: list[_TreeBundle] = []
@@ -314,7 +320,7 @@ class TreeProgram:
                 flat, rows = compile_flat(function, rows)
                 for phases, of_program in flat:
                     self._bundles.append(_FlatBundle(of_program, phases, count, shared))
-            programs = ListPrograms(function.record, on_host, None, {})
+            programs = ListPrograms(function.record, self._on_host, None, {})
             self._add_bundles(programs, rows, count, shared)
         if not self._bundles:
             raise UnsuitableError
@@ -690,8 +696,7 @@ class _FlatBundle(_TreeBundle):
     """Elementwise leaves of any shapes, whose compiled program is an operator in the graph of a compiler."""
 
     def _chunks_of(self, rows: list[_Row]) -> list[slice]:
-        starts = range(0, len(rows), LEAVES_OF_A_CALL)
-        return [slice(start, start + LEAVES_OF_A_CALL) for start in starts]
+        return calls_in_graph(len(rows))
 
     def process(self, phase: Any) -> Any:
         numbers = phase.set_numbers(self._numbers)

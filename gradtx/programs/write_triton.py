@@ -203,9 +203,8 @@ class _KernelWriter:
         numbers = [store for store in self._stores if store not in entries]
         if entries:
             functions.append(self._last_stage(entries))
-        if (
-            by_leaf or numbers
-        ):  # written when all chunks of the leaf have read the old ones
+        # After the last stage, when all chunks of a leaf have read its old numbers.
+        if by_leaf or numbers:
             functions.append(self._finish(by_leaf, numbers))
         text.source = "\n\n".join(functions)
         return text
