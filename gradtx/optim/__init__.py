@@ -17,7 +17,6 @@ from gradtx.optim.chain_checks import warn_of_chain
 from gradtx.optim.classes import *
 from gradtx.optim.classes import CLASSES
 from gradtx.optim.optimizer import ChainOptimizer as ChainOptimizer
-from gradtx.programs import graphs
 from gradtx.transform import GradientTransformation, check_transformation
 
 if TYPE_CHECKING:
@@ -39,15 +38,6 @@ def _takes_tx_by_name(function: MakerT) -> MakerT:
         return function(*args, **kwargs)
 
     return cast("MakerT", call)
-
-
-def _compile_flat(*arguments: Any) -> Any:
-    from gradtx.optim.engine.compiled_trees import compile_flat
-
-    return compile_flat(*arguments)
-
-
-graphs.COMPILERS["cpu"] = _compile_flat
 
 
 @_takes_tx_by_name

@@ -128,13 +128,6 @@ class EqualSlot(NamedTuple):
     key: str
 
 
-class LeafResult(NamedTuple):
-    """The name of a result of one leaf: its update (column 0) or the new value of a slot."""
-
-    leaf: str
-    column: int
-
-
 class RecordedRun(Run):
     """A run over the arguments of a program.
 
@@ -257,14 +250,9 @@ class LeafFunction:
         run.end()
         outputs = self._shared_outputs(run, leaves, late_sums)
         if not self.signature.writes:
-            of_leaves: dict[Any, Tensor] = {}
-            for leaf in leaves:
-                of_leaves.update(self._leaf_outputs(leaf))
-            outputs = {**of_leaves, **outputs}
-            values = list(outputs.values())
-            if self.signature.padded:  # compiled programs do not copy by themselves
-                values = list(map(torch.clone, values))
-            return PhaseResult(values, tuple(outputs), None)
+            (leaf,) = leaves
+            outputs = {**self._leaf_outputs(leaf), **outputs}
+            return PhaseResult(list(outputs.values()), tuple(outputs), None)
         write = functools.partial(self._write, run, leaves, memory_of_arguments)
         # In memory that no argument shares.
         copies = [value.clone() for value in outputs.values()]
@@ -281,11 +269,11 @@ class LeafFunction:
         return [*sums, *last.segments()]
 
     def _leaf_outputs(self, leaf: Leaf) -> dict[Any, Tensor]:
-        """Return the update and the slots of a leaf."""
+        """Return the update and the slots of a leaf by their position among the results."""
         slots = {**leaf.state, **dict(_slots_by_key(leaf))}
         results = [cast("Tensor", leaf.result())]
         results.extend(slots[key] for key in self.signature.slots)
-        return {LeafResult(leaf.name, i): value for i, value in enumerate(results)}
+        return dict(enumerate(results))
 
     def _memory_of(self, leaves: list[Leaf]) -> set[Any]:
         """Return the memory of the leaves' arguments, which results must not share when they are written."""

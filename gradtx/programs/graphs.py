@@ -1,30 +1,32 @@
 """Pure updates inside a function that `torch.compile` traces: one node of its graph for all leaves.
 
 Dynamo does not read the library leaf by leaf: `_run` becomes a node with tensors as arguments, through which
-AOTAutograd sees. For many leaves on the CPU it runs the program of the chain, whose kernels for flat leaves are the
-operator `gradtx::run`; for few leaves, other devices, derivatives and transforms it runs the rules themselves.
+AOTAutograd sees. For many leaves it is one operator, `gradtx::update`, which runs the list program of the chain; for
+few leaves, derivatives and transforms it runs the rules themselves.
 """
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
+from gradtx.base.ambient import without_ambient
 from gradtx.base.forward import Transformation
 from gradtx.execution import pure as _pure
-from gradtx.execution.runs import Memory
 from gradtx.programs import trees as _trees
 from gradtx.programs.hyperparameters import ChainOf
 
-COMPILERS: dict[str, _trees.CompileFlat] = {}  # by type of device
 # Compilers fuse the rules of few leaves with what surrounds the update; for more, this takes them too long.
 FEW_LEAVES = 16
+# Parameters that one call of `gradtx::add` updates: compilers need time that is quadratic in the number of its results.
+LEAVES_OF_A_CALL = 32
 _KEYS = itertools.count()
 
 # Dynamo traces these functions.
@@ -48,10 +50,10 @@ def update(
     # Dynamo has no values of a chain that the compiled function makes.
     if structure is None or tx._is_traced:
         return None
-    key = _key_of(tx, structure, unread)
+    key = _key_of(tx, structure, tuple(known), unread)
     # Not its floats, of which dynamo would make symbols where two chains have other ones, and compile twice.
     numbers = list(tx._numbers.tensors)
-    results = _run(key, numbers, tensors, known)
+    results = _run(key, numbers, tensors, list(known.values()))
     if not results:
         return None
     kind, (of_updates, of_state, _) = structure
@@ -60,11 +62,12 @@ def update(
 
 def apply_updates(params: Any, updates: Any) -> Any:
     """Return new parameters; None if they are trees that no node takes."""
-    structure = _structure_of((params, updates), [])
-    if structure is None:
+    structure = _structure_of((params,), [])
+    if structure is None or _structure_of((updates,), []) is None:
         return None
     _allow()
-    return _trees.tree_of(structure[1][0], iter(_applied(params, updates)))
+    (new,) = _trees.tree_of(structure, iter(_applied(params, updates)))
+    return new
 
 
 def _structure_of(trees: Any, tensors: list[Tensor]) -> Any:
@@ -81,112 +84,150 @@ def _unread(*arguments: Any) -> Any:
     raise AssertionError("a rule calls an extra that its program does not read")
 
 
+class Arguments(NamedTuple):
+    """The tensors of a call.
+
+    Attributes:
+        numbers: Those among the numbers of the chain.
+        tensors: Those of updates, state and parameters.
+        extras: The extras that are numbers.
+    """
+
+    numbers: list[Tensor]
+    tensors: list[Tensor]
+    extras: list[Tensor]
+
+
 class Plan:
     """The updates at one place in a graph.
 
     Args:
         tx: The transformation.
         structure: The structure of updates, state and parameters.
-        unread: The names of extras that no rule reads.
+        known: The names of extras that are numbers.
+        unread: The names of the others, which no rule reads.
 
     Attributes:
+        key: Its name in graphs.
         suits: Whether the graph may have a node; None before the first call.
-        program: The program; None if none can run it.
     """
 
     suits: bool | None = None
-    program: _trees.TreeProgram | None = None
 
-    def __init__(self, tx: Transformation, structure: Any, unread: tuple[str, ...]):
+    def __init__(
+        self,
+        tx: Transformation,
+        structure: Any,
+        known: tuple[str, ...],
+        unread: tuple[str, ...],
+    ):
+        self.key = str(next(_KEYS))
         self._tx = weakref.ref(tx)  # which owns the plan
         self._structure = structure
+        self._known = known
         self._unread = dict.fromkeys(unread, _unread)
+        # What the operator runs, and the sizes, strides and dtype of each of its results.
+        self._program: _trees.TreeProgram | None = None
+        self._forms: list[tuple[Any, ...]] = []
 
-    def tried(
-        self, numbers: list[Tensor], tensors: list[Tensor], known: dict[str, Tensor]
-    ) -> list[Tensor]:
+    def tried(self, given: Arguments) -> list[Tensor]:
         """Return the results of the first `run`; nothing if it fails."""
+        if not _trees.are_dense(given.tensors):
+            return []
+        self._program = self._recorded(given)
         try:
             with _torch.refusing_reads():
-                results = self.run(numbers, tensors, known)
+                results = self._first(given)
         except Exception:  # what dynamo traces itself may read any tensor, or raises
             results = []
+        self._forms = [(x.shape, x.stride(), x.dtype) for x in results]
         self.suits = bool(results)
         return results
 
-    def run(
-        self, numbers: list[Tensor], tensors: list[Tensor], known: dict[str, Tensor]
-    ) -> list[Tensor]:
-        """Return the tensors of the results, by the program or by the rules."""
-        tx, extras = self._tx(), {**known, **self._unread}
-        updates, state, params = _trees.tree_of(self._structure, iter(tensors))
-        compile_flat = _compiler_for(_tree.tensors(updates))
-        needs_rules = compile_flat is None or _needs_rules(
-            [*tensors, *known.values()], numbers
-        )
-        of_tx = _trees.numbers_of(tx)
-        given = iter(numbers)
-        values = [next(given) if isinstance(x, Tensor) else x for x in of_tx.values]
-        if self.suits is None and not needs_rules:
-            self.program = self._program(tx, tensors, known, compile_flat)
-        if needs_rules or self.program is None:
-            chain = ChainOf(tx, of_tx.structure)(values)
-            updates, new_state = _pure.update(chain, updates, state, params, extras)
-            if _tree.named(new_state).keys() != _tree.named(state).keys():
-                raise _trees.UnsuitableError
-            return _tree.tensors((updates, new_state))
-        call = _trees.Call(tx, updates, state, params, extras)
-        values = self.program.resolved(values, tensors)
-        new = self.program.results(call, tensors, values, known.values())
-        memory = Memory()
-        memory.register([*tensors, *known.values()])
-        count = len(_tree.tensors((updates, state)))
-        return list(map(memory.unshared, new[:count]))
+    def _first(self, given: Arguments) -> list[Tensor]:
+        if self._program is None:
+            return self._by_rules(given)
+        return self.computed(given, on_host=False)
 
-    def _program(
-        self,
-        tx: Transformation,
-        tensors: list[Tensor],
-        known: dict[str, Tensor],
-        compile_flat: _trees.CompileFlat | None,
-    ) -> _trees.TreeProgram | None:
-        """Return the program, recorded with other tensors in place of stand-ins; None if there is none."""
+    def run(self, given: Arguments) -> list[Tensor]:
+        """Return the tensors of the results, by the operator or by the rules."""
+        if self._program is None or _needs_rules(given):
+            return self._by_rules(given)
+        return torch.ops.gradtx.update(self.key, *given)
+
+    @without_ambient
+    def computed(self, given: Arguments, on_host: bool) -> list[Tensor]:
+        """Return the results of the program; `on_host` is whether the host may read scalars."""
+        assert self._program is not None
+        values = self._program.resolved(self._values(given), given.tensors)
+        return self._program.results(
+            self._call(given), given.tensors, values, given.extras, on_host
+        )
+
+    def like(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Return stand-ins for the results of the operator."""
+        results = []
+        for shape, stride, dtype in self._forms:
+            results.append(tensors[0].new_empty_strided(shape, stride, dtype=dtype))
+        return results
+
+    def _by_rules(self, given: Arguments) -> list[Tensor]:
+        call = self._call(given)
+        chain = ChainOf(call.tx, _trees.numbers_of(call.tx).structure)
+        tx = chain(self._values(given))
+        updates, state = _pure.update(
+            tx, call.updates, call.state, call.params, call.extras
+        )
+        if _tree.named(state).keys() != _tree.named(call.state).keys():
+            raise _trees.UnsuitableError
+        return _tree.tensors((updates, state))
+
+    def _call(self, given: Arguments) -> _trees.Call:
+        tx = self._tx()
+        assert tx is not None
+        updates, state, params = _trees.tree_of(self._structure, iter(given.tensors))
+        extras = {**dict(zip(self._known, given.extras, strict=True)), **self._unread}
+        return _trees.Call(tx, updates, state, params, extras)
+
+    def _values(self, given: Arguments) -> list[Any]:
+        """Return the numbers of the chain, with the tensors of this call."""
+        tensors = iter(given.numbers)
+        values = _trees.numbers_of(self._tx()).values
+        return [next(tensors) if isinstance(x, Tensor) else x for x in values]
+
+    def _recorded(self, given: Arguments) -> _trees.TreeProgram | None:
+        """Return the program, recorded with other tensors in place of stand-ins; None if rules are to run."""
+        if _needs_rules(given):
+            return None
         try:
             with _torch.without_modes():
-                tensors = list(map(_example, tensors))
-                known = {name: _example(value) for name, value in known.items()}
-                trees = _trees.tree_of(self._structure, iter(tensors))
-                extras = {**known, **self._unread}
-                run, leaves = _pure.begin(tx, trees[0], trees[1], trees[2], extras)
+                examples = Arguments(*(list(map(_example, each)) for each in given))
+                call = self._call(examples)
+                if len(_tree.tensors(call.updates)) < FEW_LEAVES:
+                    return None
+                run, leaves = _pure.begin(*call)
                 program = _trees.TreeProgram(
-                    tx,
+                    call.tx,
                     run,
                     leaves,
                     self._structure,
-                    tensors,
+                    examples.tensors,
                     (),
-                    known,
+                    {name: call.extras[name] for name in self._known},
                     list(self._unread),
-                    compile_flat,
                 )
         except Exception:  # a user's rule may raise any error
             return None
         return None if run.has_lag(leaves) else program
 
 
-def _compiler_for(leaves: list[Tensor]) -> _trees.CompileFlat | None:
-    """Return what compiles kernels for leaves; None if the compiler is to see the operations of each."""
-    if len(leaves) < FEW_LEAVES:
-        return None
-    return COMPILERS.get(leaves[0].device.type)
-
-
-def _needs_rules(tensors: list[Tensor], numbers: list[Tensor]) -> bool:
+def _needs_rules(lists: Iterable[list[Tensor]]) -> bool:
     """Whether a call needs derivatives, a transform or any size, for which operators are not made."""
+    tensors = list(itertools.chain.from_iterable(lists))
     return (
         _torch.inside_transform()
         or _torch.forward_mode_active()
-        or _trees.records_gradients(tensors, numbers)
+        or _trees.records_gradients(tensors, ())
         or any(map(_has_symbols, tensors))
     )
 
@@ -203,15 +244,8 @@ def _example(tensor: Tensor) -> Tensor:
     return torch.zeros((), dtype=tensor.dtype, device=tensor.device)
 
 
-# Plans and compiled phases by their keys in graphs.
-_NAMED: weakref.WeakValueDictionary[str, Any] = weakref.WeakValueDictionary()
-
-
-def key_for(value: Any) -> str:
-    """Return the key of a plan or a compiled phase in graphs, which do not keep it alive."""
-    key = str(next(_KEYS))
-    _NAMED[key] = value
-    return key
+# Plans by their keys in graphs, which do not keep them alive.
+_PLANS: weakref.WeakValueDictionary[str, Plan] = weakref.WeakValueDictionary()
 
 
 @_torch.assume_constant
@@ -221,12 +255,18 @@ def _allow() -> None:
 
 
 @_torch.assume_constant
-def _key_of(tx: Transformation, structure: Any, unread: tuple[str, ...]) -> str:
+def _key_of(
+    tx: Transformation,
+    structure: Any,
+    known: tuple[str, ...],
+    unread: tuple[str, ...],
+) -> str:
     _allow()
-    plan = Plan(tx, structure, unread)
+    plan = Plan(tx, structure, known, unread)
+    _PLANS[plan.key] = plan
     tx._set(_plans=(*tx._plans, plan))
     _trees.numbers_of(tx)  # dynamo reads them
-    return key_for(plan)
+    return plan.key
 
 
 def _applied(params: Any, updates: Any) -> list[Tensor]:
@@ -237,44 +277,44 @@ def _added(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
     """Return new parameters, by operators for many leaves at a time."""
     params = [param for param, _ in pairs]
     updates = [update for _, update in pairs]
-    if _compiler_for(params) is None or _needs_rules([*params, *updates], []):
+    if len(pairs) < FEW_LEAVES or _needs_rules([params, updates]):
         return _pure.added(pairs)
     new: list[Tensor] = []
-    for some in _trees.calls_in_graph(len(pairs)):
+    for start in range(0, len(pairs), LEAVES_OF_A_CALL):
+        some = slice(start, start + LEAVES_OF_A_CALL)
         new += torch.ops.gradtx.add(params[some], updates[some])
     return new
 
 
-def _run(
-    key: str, numbers: list[Tensor], tensors: list[Tensor], known: dict[str, Tensor]
-) -> list[Tensor]:
+def _run(key: str, *lists: list[Tensor]) -> list[Tensor]:
     """Return the tensors of the results; nothing if dynamo has to trace the update itself."""
-    plan: Plan = _NAMED[key]
+    plan, given = _PLANS[key], Arguments(*lists)
     if plan.suits is None:
-        return plan.tried(numbers, tensors, known)
-    return plan.run(numbers, tensors, known) if plan.suits else []
+        return plan.tried(given)
+    return plan.run(given) if plan.suits else []
 
 
-_LIBRARY = torch.library.Library("gradtx", "FRAGMENT")
-_LIBRARY.define("run(str phase, Tensor[] numbers, Tensor[] leaves) -> Tensor[]")
+# The operators.
 
 
-def _run_phase(key: str, numbers: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
-    return _NAMED[key](numbers, leaves)
+def _update(key: str, *lists: list[Tensor]) -> list[Tensor]:
+    return _PLANS[key].computed(Arguments(*lists), on_host=True)
 
 
-def _like_phase(key: str, numbers: list[Tensor], leaves: list[Tensor]) -> list[Tensor]:
-    return _NAMED[key].like(leaves)
-
-
-_LIBRARY.define("add(Tensor[] params, Tensor[] updates) -> Tensor[]")
+def _like_update(key: str, *lists: list[Tensor]) -> list[Tensor]:
+    return _PLANS[key].like(Arguments(*lists).tensors)
 
 
 def _add(params: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
     return _pure.added(zip(params, updates, strict=True))
 
 
+_LIBRARY = torch.library.Library("gradtx", "FRAGMENT")
+_LIBRARY.define(
+    "update(str plan, Tensor[] numbers, Tensor[] tensors, Tensor[] extras) -> Tensor[]"
+)
+_LIBRARY.define("add(Tensor[] params, Tensor[] updates) -> Tensor[]")
+_LIBRARY.impl("update", _update, "CompositeExplicitAutograd")
 _LIBRARY.impl("add", _add, "CompositeExplicitAutograd")
+torch.library.register_fake("gradtx::update", _like_update, lib=_LIBRARY)
 torch.library.register_fake("gradtx::add", _add, lib=_LIBRARY)
-_LIBRARY.impl("run", _run_phase, "CompositeExplicitAutograd")
-torch.library.register_fake("gradtx::run", _like_phase, lib=_LIBRARY)

@@ -25,7 +25,7 @@ from gradtx.base.forward import Transformation
 from gradtx.base.plain import TYPES, is_plain
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import UNREAD
-from gradtx.execution.execute import Leaf, LeafTerms, execute
+from gradtx.execution.execute import Leaf, execute
 from gradtx.execution.pure import TreeRun, as_number, count_after
 from gradtx.execution.runs import LateTerm, Run, clock_at
 from gradtx.programs.bundle import (
@@ -36,7 +36,7 @@ from gradtx.programs.bundle import (
     is_on_accelerator,
 )
 from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.function import LeafFunction, LeafResult, Signature
+from gradtx.programs.function import LeafFunction, Signature
 from gradtx.programs.hyperparameters import ChainOf, Numbers
 from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.planner import ListPrograms
@@ -45,17 +45,9 @@ from gradtx.state.nested import LEAF_STEPS, NestedState
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
 MOST_STRUCTURES, MOST_SHAPES = 32, 8
-# Flat leaves of an operator in a graph: compilers need time that is quadratic in the number of an operator's results.
-LEAVES_OF_A_CALL = 32
 SlotOf: TypeAlias = tuple[
     Path, str
 ]  # the path of a stage, and the name of a slot or a shared value there
-
-
-# Compiles programs for rows of flat leaves; returns the phases and rows of each, and the rows that have none.
-CompileFlat: TypeAlias = Callable[
-    [LeafFunction, list[Any]], tuple[list[tuple[list[Any], list[Any]]], list[Any]]
-]
 
 
 class UnsuitableError(Exception):
@@ -81,6 +73,8 @@ def update(
     tensors: list[Any] = []
     try:
         structure = structure_of(trees, tensors)
+        if not are_dense(tensors):
+            return None
         equal_counts = _equal_counts(state)
     except UnsuitableError:
         return None
@@ -175,22 +169,27 @@ def structure_of(tree: Any, tensors: list[Any]) -> Any:
     values = tree
     if head is dict:
         head, values = tuple(tree), tree.values()
+        # No instruction per tensor: dynamo takes 0.1 ms for each.
+        if frozenset(map(type, values)) <= TYPES:
+            tensors.extend(values)
+            return head, None
     elif tree is None:
         return "None"
     elif head is not tuple and head is not list:
         raise UnsuitableError
     children: list[Any] = []
-    for value in values:  # no call per tensor: dynamo takes milliseconds for each
-        if (
-            type(value) in TYPES
-            and value.layout is torch.strided
-            and not value.is_nested
-        ):
+    for value in values:
+        if type(value) in TYPES:
             tensors.append(value)
             children.append(None)
         else:
             children.append(structure_of(value, tensors))
     return head, tuple(children)
+
+
+def are_dense(tensors: list[Tensor]) -> bool:
+    """Whether no tensor is sparse or nested."""
+    return not any(x.layout is not torch.strided or x.is_nested for x in tensors)
 
 
 def _is_number(value: Any) -> bool:
@@ -206,9 +205,9 @@ def tree_of(structure: Any, leaves: Iterator[Any]) -> Any:
     if structure == "None":
         return None
     kind, children = structure
-    values = []
-    for child in children:
-        values.append(next(leaves) if child is None else tree_of(child, leaves))
+    if children is None:  # a dict of tensors
+        return dict(zip(kind, leaves, strict=False))
+    values = [tree_of(child, leaves) for child in children]
     if kind is tuple or kind is list:
         return kind(values)
     return dict(zip(kind, values, strict=True))
@@ -244,12 +243,6 @@ def _equal_counts(state: Any) -> tuple[int, ...]:
     return *equal, first[max(values)]
 
 
-def calls_in_graph(leaves: int) -> list[slice]:
-    """Return the ranges of leaves that the calls of an operator in a graph process."""
-    starts = range(0, leaves, LEAVES_OF_A_CALL)
-    return [slice(start, start + LEAVES_OF_A_CALL) for start in starts]
-
-
 def numbers_of(tx: Transformation) -> Numbers:
     """Return the numbers of a transformation, which keeps them."""
     if tx._numbers is None:
@@ -268,7 +261,6 @@ class TreeProgram:
         equal_counts: See `_equal_counts`.
         known: The extras that are arguments of the program.
         unread: The names of the others, which no rule may read.
-        compile_flat: Compiles programs for flat leaves, in a graph; scalars are then tensors. None outside of graphs.
 
     Raises:
         Exception: If no program can process these leaves.
@@ -284,7 +276,6 @@ class TreeProgram:
         equal_counts: tuple[int, ...],
         known: dict[str, Tensor],
         unread: list[str],
-        compile_flat: CompileFlat | None = None,
     ):
         _check_call(run, leaves, known, unread)
         kind, (*of_results, of_params) = structure
@@ -307,21 +298,15 @@ class TreeProgram:
         numbers = numbers_of(tx)
         self._counts = self._counts_for(numbers, run)
         scalars = [*(tensors[i] for i in self._shared.values()), *known.values()]
-        in_graph = compile_flat is not None
-        self._on_host = not in_graph and not any(map(is_on_accelerator, scalars))
+        on_host = not any(map(is_on_accelerator, scalars))
         trees = _tree.named(params), old, _tree.named(updates)
         self._alone: dict[str, _Row] = {}  # the leaves without a program
         self._bundles: list[_TreeBundle] = []
         for (count, _), rows in self._by_kind(leaves, count_of, trees, tensors).items():
             signature = self._signature(run, rows[0], tensors, numbers, known, unread)
             function = LeafFunction(signature, ChainOf(tx, numbers.structure))
-            shared = [self._shared[place] for place in signature.shared]
-            if compile_flat is not None and rows[0].is_flat():
-                flat, rows = compile_flat(function, rows)
-                for phases, of_program in flat:
-                    self._bundles.append(_FlatBundle(of_program, phases, count, shared))
-            programs = ListPrograms(function.record, self._on_host, None, {})
-            self._add_bundles(programs, rows, count, shared)
+            programs = ListPrograms(function.record, on_host, None, {})
+            self._add_bundles(programs, rows, count, signature)
         if not self._bundles:
             raise UnsuitableError
         self._has_tree_run = self._needs_tree_run(run.route.clock_paths())
@@ -377,9 +362,10 @@ class TreeProgram:
         programs: ListPrograms,
         rows: list[_Row],
         count: int,
-        shared: list[int],
+        signature: Signature,
     ) -> None:
         """Create the bundles of leaves of one kind; leaves that cannot be recorded stay alone."""
+        shared = [self._shared[place] for place in signature.shared]
         arguments = [(row, row.tensors) for row in rows]
         for phases, of_program in programs.by_program(arguments):
             if isinstance(phases, str):
@@ -489,8 +475,9 @@ class TreeProgram:
         tensors: list[Tensor],
         numbers: list[Any],
         extras: Iterable[Tensor],
+        on_host: bool = True,
     ) -> list[Tensor]:
-        """Return the new tensor for each of `updates` and `state`."""
+        """Return the new tensor for each of `updates` and `state`; `on_host` is whether the host may read scalars."""
         old, tensors = tensors, self._real(tensors)
         new: list[Any] = [None] * len(tensors)
         run, leaves = Run(), {}
@@ -502,7 +489,7 @@ class TreeProgram:
             bundle.tensors, bundle.results = tensors, new
             shared = [tensors[i] for i in bundle.shared]
             counts = tensors[bundle.count] + 1, tensors[self._latest]
-            bundle.begin(run, [*counts, *numbers, *shared, *extras], self._on_host)
+            bundle.begin(run, [*counts, *numbers, *shared, *extras], on_host)
             calls.append(bundle)
         # The functions of a caller, such as `grad_fn`, may need autograd.
         needs_autograd = self._has_tree_run and torch.is_grad_enabled()
@@ -528,7 +515,7 @@ class TreeProgram:
             # A leaf without a gradient, or a stage that no leaf passes through.
             if new[i] is None:
                 new[i] = old[i].clone()
-        return new
+        return new[: len(self._of_results)]
 
     def _write_alone(
         self,
@@ -617,17 +604,13 @@ class _Row(NamedTuple):
             for operation in leaf.operations
         )
 
-    def is_flat(self) -> bool:
-        """Whether only the number of entries matters."""
-        return all(
-            operation.traits.elementwise and not operation.traits.positional
-            for operation in self.leaf.operations
-        ) and all(tensor.shape in (self.leaf.shape, ()) for tensor in self.tensors)
-
     def kind(self) -> Any:
         """Return what leaves with a common program share: elementwise ones may have any shape."""
         program = self.leaf.operations
-        is_flat = self.is_flat()
+        is_flat = all(
+            operation.traits.elementwise and not operation.traits.positional
+            for operation in program
+        ) and all(tensor.shape in (self.leaf.shape, ()) for tensor in self.tensors)
         forms = []
         for tensor in self.tensors:
             shape = tensor.ndim > 0 if is_flat else tensor.shape
@@ -668,13 +651,10 @@ class _TreeBundle(ListBundle):
         self._columns = list(zip(*(row.indices for row in rows), strict=True))
         *slots, updates = self._columns[leaf.param is not None :]
         self._written = [updates, *slots]  # in the order of the results
-        self._chunks = self._chunks_of(rows)
-        self._names = [row.leaf.name for row in rows]
-        self.leaf_names = [self._names[chunk] for chunk in self._chunks]
-
-    def _chunks_of(self, rows: list[_Row]) -> list[slice]:
         sizes = [max(map(Tensor.numel, row.tensors)) for row in rows]
-        return list(chunks(sizes, entries_of_a_call(self.device)))
+        self._chunks = list(chunks(sizes, entries_of_a_call(self.device)))
+        names = [row.leaf.name for row in rows]
+        self.leaf_names = [names[chunk] for chunk in self._chunks]
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
         for chunk in self._chunks:
@@ -690,37 +670,3 @@ class _TreeBundle(ListBundle):
                 for i, value in zip(indices, values, strict=True):
                     self.results[i] = value
         self.hand_over(phase, results, len(self._written))
-
-
-class _FlatBundle(_TreeBundle):
-    """Elementwise leaves of any shapes, whose compiled program is an operator in the graph of a compiler."""
-
-    def _chunks_of(self, rows: list[_Row]) -> list[slice]:
-        return calls_in_graph(len(rows))
-
-    def process(self, phase: Any) -> Any:
-        numbers = phase.set_numbers(self._numbers)
-        sums: dict[Any, dict[str, Tensor]] = {}
-        for chunk, columns in zip(self._chunks, self.columns(), strict=True):
-            leaves = list(itertools.chain.from_iterable(zip(*columns, strict=True)))
-            results = torch.ops.gradtx.run(phase.key, numbers, leaves)
-            places = phase.places(leaves)
-            for (call, _, name, _), value in zip(places, results, strict=True):
-                first = chunk.start + call * phase.width
-                if phase.operation is None:
-                    self._receive_result(name, first, value)
-                else:
-                    sums.setdefault(first, {})[name] = value
-        if phase.operation is None:
-            return None
-        return LeafTerms((self, of_call) for of_call in sums.values())
-
-    def _receive_result(self, name: Any, first: int, value: Tensor) -> None:
-        """Hand over a result of a call; `first` is the index of its first leaf."""
-        if isinstance(name, LeafResult):
-            i = self._written[name.column][first + int(name.leaf)]
-            self.results[i] = value
-        elif isinstance(name, LateTerm):
-            self.run.add_late(name, self._names[first + int(name.leaf)], value)
-        else:
-            self.share(name, value)

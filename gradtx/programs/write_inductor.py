@@ -13,16 +13,10 @@ from torch.fx import Graph, Node
 
 from gradtx.execution.runs import LateTerm
 from gradtx.programs.contract import following, is_number
-from gradtx.programs.function import LeafResult
 from gradtx.programs.lower import Program
 from gradtx.programs.terms import is_pointwise
 
 aten = torch.ops.aten
-
-
-def is_by_leaf(name: Any) -> bool:
-    """Whether each leaf has a result of this name."""
-    return isinstance(name, LateTerm | LeafResult)
 
 
 class InductorGraph(NamedTuple):
@@ -49,7 +43,7 @@ def write_graph(
         names: The names of its results.
         width: The number of leaves.
         adds_up: Whether the results of the leaves are added up; otherwise those of the first leaf are returned, and
-            those that each leaf has.
+            the late terms of each.
     """
     _keep_in_memory(program.graph)
     graph = Graph()
@@ -92,7 +86,7 @@ def _by_name(
     """Return the results of a graph by name, given those of each leaf."""
     by_name: dict[Any, Node] = {}
     for name, *of_leaves in zip(names, *results, strict=True):
-        if is_by_leaf(name) and len(of_leaves) > 1:
+        if isinstance(name, LateTerm) and len(of_leaves) > 1:
             for i, result in enumerate(of_leaves):
                 by_name[name._replace(leaf=str(i))] = result
         elif adds_up:

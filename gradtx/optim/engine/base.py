@@ -196,13 +196,6 @@ class UnsuitableError(Exception):
     """Programs cannot run these leaves; the message gives the reason."""
 
 
-def report_fault(consequence: str, error: BaseException, level: int) -> None:
-    """Warn of the consequence of an error; the log has its traceback."""
-    logger.log(level, consequence, exc_info=error)
-    reason = next(iter(str(error).strip().splitlines()), "")
-    warn_user(f"{consequence}: {type(error).__name__}: {reason}", RuntimeWarning)
-
-
 class Engine(ABC):
     """A back end of an optimizer: it runs steps through programs that its subclasses build.
 
@@ -281,7 +274,11 @@ class Engine(ABC):
     def _give_up(self, error: BaseException, level: int) -> None:
         self.failed = True
         self.plans.clear()
-        report_fault(self.consequence, error, level)
+        logger.log(level, self.consequence, exc_info=error)
+        reason = next(iter(str(error).strip().splitlines()), "")
+        warn_user(
+            f"{self.consequence}: {type(error).__name__}: {reason}", RuntimeWarning
+        )
 
     # Methods of subclasses.
 

@@ -83,12 +83,6 @@ def engines_for(compile: Any) -> list[Engine]:
     return engines
 
 
-def is_of_rule(error: Exception) -> bool:
-    """Whether tracing failed because a program cannot contain what a rule does, not because of a fault here."""
-    is_known = isinstance(error, UnrecordableError | UnknownInProgramError)
-    return is_known or line_of_user(error) != ""
-
-
 class CompilationError(UnsuitableError):
     """A chain cannot be traced or compiled; `__cause__` is the reason."""
 
@@ -307,7 +301,8 @@ class CompiledEngine(Engine):
         try:
             program = _traced(family, [*examples, tensors])
         except Exception as error:
-            if not is_of_rule(error):
+            is_known = isinstance(error, UnrecordableError | UnknownInProgramError)
+            if not is_known and not line_of_user(error):
                 raise CompilationError(name) from error
             programs.reason = reason_of(error)
             return programs.reason

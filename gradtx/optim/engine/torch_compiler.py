@@ -133,11 +133,6 @@ def compile_graph(
     return _named("compile")(graph, examples, options=dict(options))
 
 
-def without_autograd() -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which autograd sees no operations, not even views, which take half of the time."""
-    return torch._C._AutoDispatchBelowADInplaceOrView()
-
-
 def asserts_bind_sizes() -> bool:
     """Whether compiled programs need their size assertions, because these also define the names of the sizes.
 
