@@ -18,7 +18,7 @@ from gradtx.combinators._spaces import Space
 from gradtx.combinators.coordinates import (
     Bases,
     Carry,
-    LowRankView,
+    LeafProjection,
     Projection,
     Side,
     low_rank,
@@ -53,19 +53,19 @@ __all__ = [
 TINY = 1e-8  # added to norms in denominators, as in the authors' code of both methods
 
 
-def _ratios(view: LowRankView, direction: Tensor, by_channel: bool = True) -> Tensor:
+def _ratios(leaf: LeafProjection, direction: Tensor, by_channel: bool = True) -> Tensor:
     """Return the norm of a low-rank direction over that of the low-rank gradient, per channel or overall."""
     if not by_channel:
-        return norm(direction) / (norm(view.inside) + TINY)
-    dim = 1 if view.right else 0
+        return norm(direction) / (norm(leaf.inside) + TINY)
+    dim = 1 if leaf.right else 0
     top = safe_sqrt(direction.square().sum(dim=dim, keepdim=True))
-    bottom = safe_sqrt(view.inside.square().sum(dim=dim, keepdim=True))
+    bottom = safe_sqrt(leaf.inside.square().sum(dim=dim, keepdim=True))
     return top / (bottom + TINY)
 
 
-def _limited(view: LowRankView, x: Tensor, limit) -> tuple[Tensor, dict[str, Any]]:
+def _limited(leaf: LeafProjection, x: Tensor, limit) -> tuple[Tensor, dict[str, Any]]:
     """Limit the growth of a direction to `limit` per step, except from 0, and return it with its norm."""
-    length, last = norm(x), view.state["last_norm"]
+    length, last = norm(x), leaf.state["last_norm"]
     growth = at_least(length / (last + TINY), limit) / limit
     growth = torch.where(last == 0, 1.0, growth)
     return x / growth, {"last_norm": length / growth}
@@ -126,11 +126,11 @@ def scale_by_fira(
     """
     adam = scale_by_adam_hat(betas, eps)
 
-    def finish(view, u):
-        correction = hat_rate(1.0, view.ctx, betas)  # of the inner Adam
-        rest = view.update - scale * view.outward(view.inside)
-        rest, new = _limited(view, rest * _ratios(view, u / correction), limit)
-        return scale * view.outward(u) + correction * rest, new
+    def finish(leaf, u):
+        correction = hat_rate(1.0, leaf.ctx, betas)  # of the inner Adam
+        rest = leaf.update - scale * leaf.outward(leaf.inside)
+        rest, new = _limited(leaf, rest * _ratios(leaf, u / correction), limit)
+        return scale * leaf.outward(u) + correction * rest, new
 
     options = rank, update_proj_gap, projection, side, carry, seed
     return Space(adam, Projection(finish, *options, ("last_norm",)))
@@ -193,10 +193,10 @@ def scale_by_apollo_low_rank(
     by_channel = scale_type == "channel"
     before, after = (scale**0.5, 1.0) if scale_front else (1.0, scale**0.5)
 
-    def finish(view, u):
-        correction = hat_rate(1.0, view.ctx, betas)  # of the inner Adam
-        ratios = _ratios(view, u / correction, by_channel)
-        u, new = _limited(view, before * view.update * ratios, limit)
+    def finish(leaf, u):
+        correction = hat_rate(1.0, leaf.ctx, betas)  # of the inner Adam
+        ratios = _ratios(leaf, u / correction, by_channel)
+        u, new = _limited(leaf, before * leaf.update * ratios, limit)
         return correction * after * u, new
 
     options = rank, update_proj_gap, projection, side, "keep", seed

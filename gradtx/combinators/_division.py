@@ -79,7 +79,7 @@ class ListedBlocks(Division):
     """Blocks that may differ in shape.
 
     Attributes:
-        split: Function of a tensor that returns its blocks; a user's is checked by `View.check`.
+        split: Function of a tensor that returns its blocks; a user's is checked by `SplitBlocks.check`.
         join: The reverse of `split`.
     """
 
@@ -126,7 +126,7 @@ class Runs(ListedBlocks):
                 )
 
 
-class View(ListedBlocks):
+class SplitBlocks(ListedBlocks):
     """Divide and reassemble a tensor with two user functions."""
 
     def check(self, name: str, shape: Sequence[int]) -> None:
@@ -202,7 +202,7 @@ def division(heads, sizes, batch, view, dim: int) -> Division:
             raise ValueError(
                 f"blocks: view must be two functions (split, join), got {view!r}"
             )
-        return View(*view)
+        return SplitBlocks(*view)
     if sizes is None:
         _check_counts("heads", (heads,))
         return EvenParts(heads, dim)

@@ -23,8 +23,8 @@ from gradtx.rules import Combinator
 from gradtx.transform import GradientTransformation
 
 
-class View:
-    """The inner transformation's view of one leaf in one call; this one does not change the coordinates.
+class LeafCoordinates:
+    """The coordinates of one leaf in one call; these do not change it.
 
     Attributes:
         takes_part: Whether the inner transformation takes part in this call; a tensor if the host does not know.
@@ -73,16 +73,16 @@ class Coordinates:
 
     @property
     def draws(self) -> int | None:
-        """The seed if views draw random numbers."""
+        """The seed if the coordinates are drawn at random."""
         return None
 
     def init(self, param: Tensor, *random) -> dict[str, Any]:
         """Return the initial slots of the combinator."""
         return {}
 
-    def view(self, update: Tensor, state, param, ctx) -> View:
-        """Return the view of a leaf in one call; pure."""
-        return View()
+    def of_leaf(self, update: Tensor, state, param, ctx) -> LeafCoordinates:
+        """Return the coordinates of a leaf in one call; pure."""
+        return LeafCoordinates()
 
     def inside(self, x: Tensor) -> Tensor:
         """Return a tensor in the shape that the inner transformation receives, for `init`."""
@@ -104,7 +104,7 @@ class Space(Combinator):
     Attributes:
         inner: The inner transformation.
         coordinates: Its coordinates.
-        reads_grad: Whether views or inner links may read `ctx.grad`.
+        reads_grad: Whether coordinates or inner links may read `ctx.grad`.
     """
 
     inner: GradientTransformation
@@ -227,20 +227,24 @@ class SpaceRun(Inside):
         """Return an inner slot as the rule sees it."""
         if self.outer is not None:
             value = self.outer.read(rule, slot, value, leaf)
-        view: View = leaf.saved[self]
+        coordinates: LeafCoordinates = leaf.saved[self]
         value = full_tensor(value)
         declared = rule.slot(slot)
-        if declared.decay is not None and leaf.update is view.inside:
-            average = view.average(value, declared.decay)
+        if declared.decay is not None and leaf.update is coordinates.inside:
+            average = coordinates.average(value, declared.decay)
             if average is not None:
                 leaf.saved[self, id(rule), slot] = average  # for `write`
-        return view.read(declared.kind, value)
+        return coordinates.read(declared.kind, value)
 
     def write(self, rule: Rule, slot: str, value: Tensor, leaf: Leaf) -> Tensor:
         """The reverse of `read`."""
-        view: View = leaf.saved[self]
+        coordinates: LeafCoordinates = leaf.saved[self]
         average = leaf.saved.pop((self, id(rule), slot), None)
-        value = view.write(rule.slot(slot).kind, value) if average is None else average
+        value = (
+            coordinates.write(rule.slot(slot).kind, value)
+            if average is None
+            else average
+        )
         return (
             value if self.outer is None else self.outer.write(rule, slot, value, leaf)
         )
@@ -315,18 +319,18 @@ def reads_by_leaf(tx: GradientTransformation) -> bool:
 class LazyInnerTensor:
     """A tensor in the inner coordinates, computed on first use."""
 
-    def __init__(self, view: View, tensor: Tensor):
-        self._view = view
+    def __init__(self, coordinates: LeafCoordinates, tensor: Tensor):
+        self._coordinates = coordinates
         self._tensor = tensor
         self._inside: Tensor | None = None
 
     def to(self, dtype: torch.dtype) -> Tensor:
         if self._inside is None:
-            self._inside = self._view.inward(full_tensor(self._tensor).to(dtype))
+            self._inside = self._coordinates.inward(full_tensor(self._tensor).to(dtype))
         return self._inside.to(dtype)
 
     def __neg__(self) -> LazyInnerTensor:
-        return LazyInnerTensor(self._view, -self._tensor)
+        return LazyInnerTensor(self._coordinates, -self._tensor)
 
 
 class EnterSpace(RuleOperation):
@@ -347,7 +351,7 @@ class EnterSpace(RuleOperation):
         )
         rule = Rule(
             run.name,
-            space.view,
+            space.of_leaf,
             traits,
             space.init,
             seed=space.draws,
@@ -362,7 +366,7 @@ class EnterSpace(RuleOperation):
         return self.traits.skippable and (skips_work or not changes)
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
-        """Return the widest dtype that any inner link computes in, since the view converts all their values."""
+        """Return the widest dtype that any inner link computes in, since the coordinates convert all their values."""
         dtype = super().compute_dtype(leaf)
         for operation in self.inner.walk():
             dtype = torch.promote_types(dtype, operation.compute_dtype(leaf))
@@ -376,26 +380,28 @@ class EnterSpace(RuleOperation):
             leaf.grad = leaf.update if leaf.grad is as_given else leaf.grad
         call = self._call(leaf)
         whole = call.with_full_tensors() if is_sharded(call.update) else call
-        view: View = self._guarded(whole)
+        coordinates: LeafCoordinates = self._guarded(whole)
         leaf.saved[self] = call, Outside.of(leaf)
-        leaf.saved[self.space_run] = view
-        update = view.inside = view.inward(whole.update)
+        leaf.saved[self.space_run] = coordinates
+        update = coordinates.inside = coordinates.inward(whole.update)
         leaf.grad = (
-            update if leaf.grad is leaf.update else LazyInnerTensor(view, leaf.grad)
+            update
+            if leaf.grad is leaf.update
+            else LazyInnerTensor(coordinates, leaf.grad)
         )
         leaf.update = update
         reads_param = self.space_run.reads_params and leaf.param is not None
-        leaf.param = view.inward(whole.param) if reads_param else None
+        leaf.param = coordinates.inward(whole.param) if reads_param else None
         leaf.clock = self.space_run.clock(leaf.clock)
-        if view.restarts is not False:
-            leaf.restarts = view.restarts | leaf.restarts
-        self._set_active(leaf, view)
+        if coordinates.restarts is not False:
+            leaf.restarts = coordinates.restarts | leaf.restarts
+        self._set_active(leaf, coordinates)
 
-    def _set_active(self, leaf: Leaf, view: View) -> None:
-        self.space_run.taking_part.append(view.takes_part)
-        if view.takes_part is True:
+    def _set_active(self, leaf: Leaf, coordinates: LeafCoordinates) -> None:
+        self.space_run.taking_part.append(coordinates.takes_part)
+        if coordinates.takes_part is True:
             return
-        part = torch.as_tensor(view.takes_part, device=leaf.device)
+        part = torch.as_tensor(coordinates.takes_part, device=leaf.device)
         leaf.active = part if leaf.active is None else part & leaf.active
 
 
@@ -417,11 +423,11 @@ class LeaveSpace(RuleOperation):
 
     def _begin(self, leaf: Leaf) -> None:
         call, outside = leaf.saved.pop(self._enter)
-        view: View = leaf.saved.pop(self._enter.space_run)
-        update, state = view.leave(leaf.update)
+        coordinates: LeafCoordinates = leaf.saved.pop(self._enter.space_run)
+        update, state = coordinates.leave(leaf.update)
         outside.restore(leaf)
-        if view.takes_part is not True:
-            part = torch.as_tensor(view.takes_part, device=leaf.device)
+        if coordinates.takes_part is not True:
+            part = torch.as_tensor(coordinates.takes_part, device=leaf.device)
             update = torch.where(part, update, torch.zeros_like(update))
             leaf.active = outside.active
         leaf.update = outside.update

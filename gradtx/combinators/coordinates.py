@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Static
-from gradtx.combinators._spaces import Coordinates, Space, View
+from gradtx.combinators._spaces import Coordinates, LeafCoordinates, Space
 from gradtx.maths.entries import at_least, blended, identity
 from gradtx.maths.matrices import (
     eigenbasis,
@@ -163,8 +163,10 @@ class Rotation(Factors, Coordinates):
             return {"Q": bases}
         return {"GG": [torch.zeros_like(basis) for basis in bases], "Q": bases}
 
-    def view(self, update: Tensor, state: dict[str, Any], param, ctx) -> RotatedView:
-        return RotatedView(self, update, state, ctx)
+    def of_leaf(
+        self, update: Tensor, state: dict[str, Any], param, ctx
+    ) -> LeafRotation:
+        return LeafRotation(self, update, state, ctx)
 
     def kl_averages(
         self,
@@ -216,8 +218,8 @@ class Rotation(Factors, Coordinates):
         )
 
 
-class RotatedView(View):
-    """View a leaf along the eigenvectors of its factors for one call."""
+class LeafRotation(LeafCoordinates):
+    """The eigenvectors of a leaf's factors as its coordinates in one call."""
 
     def __init__(self, rotation: Rotation, update: Tensor, state: dict[str, Any], ctx):
         self._rotation = rotation
@@ -365,11 +367,11 @@ class Projection(Coordinates):
     """Options of `low_rank`, which documents them, and how its result follows from the low-rank one.
 
     Attributes:
-        finish: `(view, update) -> (update, numbers)`: the result for a matrix, and the new values of `numbers`.
+        finish: `(leaf, update) -> (update, numbers)`: the result for a matrix, and the new values of `numbers`.
         numbers: The names of 0-d slots of a matrix, besides its basis.
     """
 
-    finish: Callable[[LowRankView, Tensor], tuple[Tensor, dict[str, Any]]]
+    finish: Callable[[LeafProjection, Tensor], tuple[Tensor, dict[str, Any]]]
     rank: int
     every: int
     kind: Bases
@@ -390,10 +392,10 @@ class Projection(Coordinates):
         )
         return {"Q": basis, **{name: param.new_zeros(()) for name in self.numbers}}
 
-    def view(self, update: Tensor, state, param, ctx) -> View:
+    def of_leaf(self, update: Tensor, state, param, ctx) -> LeafCoordinates:
         if update.ndim != 2:
-            return View()
-        return LowRankView(self, update, state, ctx)
+            return LeafCoordinates()
+        return LeafProjection(self, update, state, ctx)
 
     def changes(self, shape: torch.Size) -> bool:
         return len(shape) == 2
@@ -457,7 +459,7 @@ def signed(basis: Tensor) -> Tensor:
     return basis * torch.where(signs == 0, 1.0, signs)
 
 
-class LowRankView(View):
+class LeafProjection(LeafCoordinates):
     """Project a matrix to a low rank for one call."""
 
     def __init__(
@@ -543,7 +545,7 @@ def low_rank(
     signs of LAPACK are arbitrary; "power", "reset" and "rotate" are added.
     """
 
-    def finish(view, update):
-        return scale * view.outward(update), {}
+    def finish(leaf, update):
+        return scale * leaf.outward(update), {}
 
     return Space(tx, Projection(finish, rank, every, projection, side, carry, seed))

@@ -15,7 +15,7 @@ from gradtx.base.names import is_ours
 from gradtx.optim.groups import (
     ENGINE_OPTIONS,
     SCHEDULER_KEYS,
-    GroupView,
+    GroupSettings,
     next_value,
 )
 from gradtx.rules import FactoryCall
@@ -157,19 +157,19 @@ def warn_of_misspelt(who: str, keys: Iterable[Any], entries: Iterable[Entry]) ->
             warn_user(message, UserWarning)
 
 
-def check_scheduler(who: str, views: Iterable[GroupView]) -> bool:
+def check_scheduler(who: str, groups: Iterable[GroupSettings]) -> bool:
     """Warn that a torch scheduler writes a learning rate that follows a schedule; return whether one does.
 
     Raises:
         ValueError: If a scheduler would multiply a schedule that starts at 0, or a rate that is None.
     """
-    for view in views:
-        schedule = view.sources.get("lr")
-        if view.group.get("initial_lr", 0.0) is None:
-            del view.group["initial_lr"]
-            raise ValueError(f"{who}: {_without_rate(view.group)}")
+    for settings in groups:
+        schedule = settings.sources.get("lr")
+        if settings.group.get("initial_lr", 0.0) is None:
+            del settings.group["initial_lr"]
+            raise ValueError(f"{who}: {_without_rate(settings.group)}")
         # torch's schedulers add the key.
-        if "initial_lr" not in view.group or not isinstance(schedule, Schedule):
+        if "initial_lr" not in settings.group or not isinstance(schedule, Schedule):
             continue
         first, shown = next_value(schedule, 0), describe(schedule)
         remedy = (
@@ -177,7 +177,7 @@ def check_scheduler(who: str, views: Iterable[GroupView]) -> bool:
             f"gradtx.as_lr_scheduler(optimizer, {shown})"
         )
         if first == 0:
-            del view.group["initial_lr"]
+            del settings.group["initial_lr"]
             raise ValueError(
                 f"{who}: the lr of a group follows {shown}, which starts at 0, and an LRScheduler multiplies "
                 f"this first value, so the rate would stay 0 for the whole run; {remedy}"

@@ -17,7 +17,7 @@ from gradtx.optim.groups import (
     ENGINE_OPTIONS,
     OVERRIDDEN,
     Group,
-    GroupView,
+    GroupSettings,
     is_same,
     params_of,
 )
@@ -117,7 +117,7 @@ class Checkpoint:
         strict: Whether a missing or unknown slot is an error.
 
     Attributes:
-        states: The loaded states, of members with the views of the loaded groups.
+        states: The loaded states, of members with the settings of the loaded groups.
 
     Raises:
         TypeError: If a hyperparameter has another type.
@@ -127,8 +127,8 @@ class Checkpoint:
     def __init__(self, state_dict: Mapping[str, Any], states: States, strict: bool):
         self._present = states
         self._strict = strict
-        self._views = states.members.views
-        own = {name for view in self._views for name in view.entries}
+        self._groups = states.members.groups
+        own = {name for settings in self._groups for name in settings.entries}
         groups = [
             _translated_group(group, own)
             for group in deepcopy(state_dict["param_groups"])
@@ -138,12 +138,12 @@ class Checkpoint:
         self._take_entries(groups, state_dict["state"])
         members = states.members.without_state()
         self.states = States(members)
-        pairs = zip(self._views, groups, strict=True)
-        matches = [self._matched(view, dict(group)) for view, group in pairs]
-        members.views = [view for view, _ in matches]
+        pairs = zip(self._groups, groups, strict=True)
+        matches = [self._matched(settings, dict(group)) for settings, group in pairs]
+        members.groups = [settings for settings, _ in matches]
         self._unknown: set[str] = set()  # keys that belong to no link
-        for view, first in matches:
-            self._set(view, first)
+        for settings, first in matches:
+            self._set(settings, first)
         has_stepped = any(each.layout is not None for each in members.by_param.values())
         if not (has_stepped or states.by_param):
             self.states.clear()
@@ -152,13 +152,13 @@ class Checkpoint:
         self._check_shared()
         self._warn_of_other_order(groups)
         self._warn_of_unknown()
-        for view in members.views:
-            view.show(self.states.count)
+        for settings in members.groups:
+            settings.show(self.states.count)
         self._warn_of_schedules(groups)
 
     def _check_sizes(self, groups: list[Group]) -> None:
         saved = [len(group["params"]) for group in groups]
-        ours = [len(view.group["params"]) for view in self._views]
+        ours = [len(settings.group["params"]) for settings in self._groups]
         if saved != ours:
             raise ValueError(
                 f"loaded state dict has groups of {saved} parameters, the optimizer has groups of {ours}"
@@ -173,7 +173,7 @@ class Checkpoint:
     def _take_entries(self, groups: list[Group], entries: Mapping[Any, Any]) -> None:
         """Find the entry of each parameter."""
         numbers = params_of(groups)
-        params = params_of(view.group for view in self._views)
+        params = params_of(settings.group for settings in self._groups)
         self._entries: dict[Tensor, Mapping[str, Any]] = {
             param: entries.get(number, {})
             for number, param in zip(numbers, params, strict=True)
@@ -192,9 +192,9 @@ class Checkpoint:
             )
 
     def _matched(
-        self, present: GroupView, group: Group
-    ) -> tuple[GroupView, dict[Tensor, Initial]]:
-        """Return the view of a group with the structure whose slots its entries have, and first states for it.
+        self, present: GroupSettings, group: Group
+    ) -> tuple[GroupSettings, dict[Tensor, Initial]]:
+        """Return the settings of a group with the structure whose slots its entries have, and first states for it.
 
         Numbers that are off are literals, unless the entries fit better if no number is: a number may have been off
         when it was saved, but not before.
@@ -209,18 +209,18 @@ class Checkpoint:
                 f"loaded group has label {group.get('label')!r}, "
                 f"the optimizer's group has {present.group.get('label')!r}"
             )
-        view = present.loaded(group)
-        first = self.states.first(view, params)
+        settings = present.loaded(group)
+        first = self.states.first(settings, params)
         misfits = self._misfits(first)
         if misfits:
-            other = view.without_literals()
+            other = settings.without_literals()
             try:
                 of_other = self.states.first(other, params)
             except ValueError:  # numbers that exclude each other, unless they are off
-                return view, first
+                return settings, first
             if self._misfits(of_other) < misfits:
                 return other, of_other
-        return view, first
+        return settings, first
 
     def _misfits(self, first: Mapping[Tensor, Initial]) -> int:
         """Return the number of slots that only the entries or only these first states have."""
@@ -229,13 +229,13 @@ class Checkpoint:
             for param, (_, state) in first.items()
         )
 
-    def _set(self, view: GroupView, first: Mapping[Tensor, Initial]) -> None:
+    def _set(self, settings: GroupSettings, first: Mapping[Tensor, Initial]) -> None:
         """Set the states of a group's parameters.
 
         Parameters without an entry get slots with their first gradient. Those of an entry that no step has changed
         remain fresh: accelerate's `prepare` loads an optimizer's state back into the same optimizer.
         """
-        for param in view.group["params"]:
+        for param in settings.group["params"]:
             member = self.states.members.by_param[param]
             entry = self._entries[param]
             if entry and param not in first and not never_trains(param):
@@ -271,7 +271,7 @@ class Checkpoint:
                 self.states.by_param[param] = state
                 member.mark_fresh(state)
             else:
-                self.states.set(member, view, layout, state)
+                self.states.set(member, settings, layout, state)
 
     def _check_shared(self) -> None:
         """Check that the saved copies of each shared value are equal."""
@@ -293,9 +293,9 @@ class Checkpoint:
     def _warn_of_other_order(self, groups: list[Group]) -> None:
         """Warn if state would move to a parameter with another name; numbers match it by position, as in torch."""
         pairs: list[tuple[str, str]] = []
-        for view, group in zip(self._views, groups, strict=True):
-            if "param_names" in view.group and "param_names" in group:
-                names = in_model(view.group["param_names"])
+        for settings, group in zip(self._groups, groups, strict=True):
+            if "param_names" in settings.group and "param_names" in group:
+                names = in_model(settings.group["param_names"])
                 pairs.extend(zip(in_model(group["param_names"]), names, strict=True))
         ours = {name for _, name in pairs}
         for old, new in pairs:
@@ -320,14 +320,14 @@ class Checkpoint:
 
     def _warn_of_schedules(self, groups: list[Group]) -> None:
         """Warn about saved numbers that a schedule replaces, unless the checkpoint says that they followed another."""
-        pairs = zip(self.states.members.views, groups, strict=True)
-        for i, (view, group) in enumerate(pairs):
-            for name, shown in view.shown.items():
+        pairs = zip(self.states.members.groups, groups, strict=True)
+        for i, (settings, group) in enumerate(pairs):
+            for name, shown in settings.shown.items():
                 saved = group.get(name, shown)
                 saved = tuple(saved) if isinstance(saved, list) else saved
                 if OVERRIDDEN not in group and not is_same(saved, shown):
                     warn_user(
-                        f"{self._present.members.who}: {name} follows {describe(view.sources[name])} and is now "
+                        f"{self._present.members.who}: {name} follows {describe(settings.sources[name])} and is now "
                         f"{shown}; the checkpoint's {saved} is not used. To use it, write "
                         f"optimizer.param_groups[{i}][{name!r}] = {saved}",
                         UserWarning,

@@ -124,10 +124,10 @@ def evaluated(states: States) -> dict[Tensor, Tensor]:
     run, count = states.run(), states.exact_count()
     clock = Clock(torch.tensor(count + 1, device=CPU))
     weights = {}
-    for view in members.views:
-        states.adopt(view)
-        route = Route.of(view.chain(view.values(), run.device), run, count)
-        for param in view.group["params"]:
+    for settings in members.groups:
+        states.adopt(settings)
+        route = Route.of(settings.chain(settings.values(), run.device), run, count)
+        for param in settings.group["params"]:
             member = members.by_param[param]
             if member.layout is not None and states.of(param):
                 leaf = leaf_of(run, member, clock)

@@ -51,7 +51,7 @@ Values: TypeAlias = dict[str, Any]
 CountOf: TypeAlias = Callable[[Place], int | None]
 
 
-class GroupView:
+class GroupSettings:
     """The hyperparameters of one parameter group.
 
     Rules receive the group's numbers as 0-d float64 tensors. A number that was literally off (0.0) when the group was
@@ -222,47 +222,47 @@ class GroupView:
             if at is not None and is_same(self.group[name], shown):
                 self.shown[name] = self.group[name] = next_value(self.sources[name], at)
 
-    def loaded(self, group: Group) -> GroupView:
-        """Return the view of a group from a checkpoint, in which numbers that are off are literals.
+    def loaded(self, group: Group) -> GroupSettings:
+        """Return the settings of a group from a checkpoint, in which numbers that are off are literals.
 
         A schedule replaces the saved number, unless this number was written over a schedule.
         """
-        view = copy(self)
+        settings = copy(self)
         overridden = group.pop(OVERRIDDEN, None) or ()
-        view.group = group
-        view._clear()
-        view.shown = {}
+        settings.group = group
+        settings._clear()
+        settings.shown = {}
         for name, source in self.sources.items():
             if not self.follows_schedule(name):
                 group.setdefault(name, self.group[name])
             elif name not in group or (
                 name not in overridden and _differs_by_schedules(source, group[name])
             ):
-                group[name] = view.shown[name] = source
-        values = view.values()
+                group[name] = settings.shown[name] = source
+        values = settings.values()
         for name, value in values.items():
-            if name not in view.shown:
+            if name not in settings.shown:
                 group[name] = value
-        view._take(values)
-        return view
+        settings._take(values)
+        return settings
 
-    def of_copy(self, group: Group) -> GroupView:
-        """Return the view of another dict, in place of this one or of a part of its parameters."""
-        view = copy(self)
-        view.group = group
-        view.sources, view.shown = dict(self.sources), dict(self.shown)
-        view._clear()
+    def of_copy(self, group: Group) -> GroupSettings:
+        """Return the settings of another dict, in place of this one or of a part of its parameters."""
+        settings = copy(self)
+        settings.group = group
+        settings.sources, settings.shown = dict(self.sources), dict(self.shown)
+        settings._clear()
         for name in ("lr", "label", *self.entries):
             if name in self.group:
                 group.setdefault(name, self.group[name])
-        return view
+        return settings
 
-    def without_literals(self) -> GroupView:
-        """Return this view without literals: every number may be changed without a change of the slots."""
-        view = copy(self)
-        view._clear()
-        view._take(self.settled, literals=False)
-        return view
+    def without_literals(self) -> GroupSettings:
+        """Return these settings without literals: every number may be changed without a change of the slots."""
+        settings = copy(self)
+        settings._clear()
+        settings._take(self.settled, literals=False)
+        return settings
 
     def overridden(self) -> list[str] | None:
         """Return the names whose number was written over a schedule; None if the group has no schedules."""
@@ -276,15 +276,15 @@ class GroupView:
         ]
 
 
-def defaults_of(views: list[GroupView]) -> dict[str, Any]:
+def defaults_of(groups: list[GroupSettings]) -> dict[str, Any]:
     """Return the hyperparameters that all groups have, as the first group shows them at the start.
 
     OneCycleLR and CyclicLR read and write `betas` or `momentum` of every group if the defaults contain them.
     """
     return {
         name: next_value(entry.value, 0) if has_schedule(entry.value) else entry.value
-        for name, entry in views[0].entries.items()
-        if all(name in view.entries for view in views)
+        for name, entry in groups[0].entries.items()
+        if all(name in settings.entries for settings in groups)
     }
 
 

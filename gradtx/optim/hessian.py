@@ -78,9 +78,9 @@ class HessianSource:
     def _may_be_due(self, states: States) -> bool:
         """Whether any parameter would use second derivatives if it received a gradient now."""
         run, count = states.run(), states.count()
-        for view in states.members.views:
-            route = Route.of(view.chain(view.values(), run.device), run, count)
-            for param in view.group["params"]:
+        for settings in states.members.groups:
+            route = Route.of(settings.chain(settings.values(), run.device), run, count)
+            for param in settings.group["params"]:
                 if not param.requires_grad:
                     continue
                 member = states.members.by_param[param]
@@ -197,10 +197,10 @@ class HessianSource:
 
     def _random_vectors(self, due: list[Leaf], states: States) -> Diagonal:
         counter = torch.tensor(states.count())
-        views, by_param = states.members.views, states.members.by_param
+        groups, by_param = states.members.groups, states.members.by_param
         vectors = {}
         for leaf in due:
-            group = views[by_param[leaf.key].group].group
+            group = groups[by_param[leaf.key].group].group
             seed = _checked_seed(f"{self._who}: {SEED}", group.get(SEED, self._seed))
             stream = Stream(torch.tensor(seed), counter, leaf.name)
             vectors[leaf.key] = stream.rademacher(leaf.key.detach())

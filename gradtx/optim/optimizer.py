@@ -111,7 +111,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         members.check_selectors()
         if not any(map(is_lazy, members.by_param)):  # otherwise slots are unknown
             check_patterns(states.seen_slots)
-        self.defaults = defaults_of(members.views)
+        self.defaults = defaults_of(members.groups)
         for engine in back_ends:
             engine.is_taken = True
 
@@ -153,18 +153,18 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             core.offload.check(group["params"])
         joining = members.joining(group)
         with core.at_state(joining.by_param, writes=False):
-            for view in joining.views:
+            for settings in joining.groups:
                 if self._hessian is not None:
-                    self._hessian.mark(view.group)
-                states.check(view, joining.by_param)
+                    self._hessian.mark(settings.group)
+                states.check(settings, joining.by_param)
         # Warn before anything changes, because warnings may be turned into errors.
         warn_of_misspelt(who, keys, self._tx._entries())
         warn_of_unread(who, joining.unread)
         warn_of_engine_options(who, group)
         members.admit(joining)
-        for view in joining.views:
-            self.param_groups.append(view.group)
-            view.show(states.count)
+        for settings in joining.groups:
+            self.param_groups.append(settings.group)
+            settings.show(states.count)
         if self._released is not None:
             self._released.follow(members.by_param)
 
@@ -412,8 +412,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if name == "step" and "_core" in self.__dict__:
             core = self._core
             if not core.expects_scheduler:
-                views = core.members.views
-                core.expects_scheduler = check_scheduler(core.members.who, views)
+                members = core.members
+                core.expects_scheduler = check_scheduler(members.who, members.groups)
         super().__setattr__(name, value)
 
     def expect_scheduler(self) -> None:
@@ -533,12 +533,14 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             state_dict = super().state_dict()
         finally:
             self.state = everything
-        for view, group in zip(members.views, state_dict["param_groups"], strict=True):
-            overridden = view.overridden()
+        for settings, group in zip(
+            members.groups, state_dict["param_groups"], strict=True
+        ):
+            overridden = settings.overridden()
             if overridden is not None:
                 group[OVERRIDDEN] = overridden
             codes: dict[str, str] = {}
-            for param in view.group["params"]:
+            for param in settings.group["params"]:
                 if param in layouts:
                     codes.update(layouts[param].labels)
             if codes:
@@ -594,7 +596,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if self._released is not None:
             self._released.close()
         # In place: wrappers share the list.
-        self.param_groups[:] = [view.group for view in core.members.views]
+        self.param_groups[:] = [settings.group for settings in core.members.groups]
         # Subclasses complete old groups there.
         if type(self).__setstate__ is not ChainOptimizer.__setstate__:
             self.__setstate__({"state": self.state, "param_groups": self.param_groups})

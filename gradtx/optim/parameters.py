@@ -1,4 +1,4 @@
-"""The members of an optimizer's groups: its named parameters, and a view of each group."""
+"""The members of an optimizer's groups: its named parameters, and the settings of each group."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gradtx.execution.execute import Route
 from gradtx.execution.runs import Place, clock_at
 from gradtx.optim.groups import (
     Group,
-    GroupView,
+    GroupSettings,
     are_identical,
     in_names_of_branch,
     is_same,
@@ -39,13 +39,13 @@ class Joining:
     """Parameters that are about to join an optimizer.
 
     Attributes:
-        views: Views of their groups, one for each label of a partition.
+        groups: The settings of their groups, one for each label of a partition.
         by_param: All members, including the new ones.
         unread: Keys of the user's group that no link of its branches reads, with the names that they read.
         run, route: The chain, expanded for all members.
     """
 
-    views: list[GroupView]
+    groups: list[GroupSettings]
     by_param: dict[Tensor, Member]
     unread: dict[str, str]
     run: OptimizerRun
@@ -53,7 +53,7 @@ class Joining:
 
 
 class Members:
-    """The parameters of an optimizer, and a view of each of its groups.
+    """The parameters of an optimizer, and the settings of each of its groups.
 
     Args:
         who: The optimizer's class, for error messages.
@@ -61,7 +61,7 @@ class Members:
         replicas: The ranks that divide the work on whole parameters.
 
     Attributes:
-        views: One view per group.
+        groups: The settings of each group.
         by_param: The members, in the order in which they joined.
         restarts: Whether an inner clock may restart.
         are_sharded: Whether any parameter is sharded.
@@ -78,7 +78,7 @@ class Members:
         self.who = who
         self.tx = tx
         self.replicas = replicas
-        self.views: list[GroupView] = []
+        self.groups: list[GroupSettings] = []
         self.by_param: dict[Tensor, Member] = {}
         self._rows: list[list[Member]] = []  # the members of each group
         # The parameters of each group at the last `follow`.
@@ -124,7 +124,7 @@ class Members:
         for i, param in enumerate(params):
             labels = _labels(run, route, by_param[param])
             positions_of_labels.setdefault(labels, []).append(i)
-        views: list[GroupView] = []
+        all_settings: list[GroupSettings] = []
         given = dict(group)
         unread: dict[str, str] = {}
         read: set[str] = set()
@@ -142,12 +142,12 @@ class Members:
                 new_names = in_names_of_branch(self.tx, part, selected)
             if labels:
                 part["label"] = label
-            view = GroupView(self.tx, part, selected)
+            settings = GroupSettings(self.tx, part, selected)
             read |= {name for name in given if new_names.get(name) is not None}
-            unread.update(_unread(given, new_names, view))
-            views.append(view)
+            unread.update(_unread(given, new_names, settings))
+            all_settings.append(settings)
         unread = {name: other for name, other in unread.items() if name not in read}
-        return Joining(views, by_param, unread, run, route)
+        return Joining(all_settings, by_param, unread, run, route)
 
     def _add(
         self,
@@ -171,12 +171,12 @@ class Members:
 
     def admit(self, joining: Joining) -> None:
         """Add the joining parameters and their groups."""
-        self.views.extend(joining.views)
+        self.groups.extend(joining.groups)
         self.by_param = joining.by_param
         self._clock_paths = joining.run.clock_paths
         self._selectors = joining.run.selectors
         self.restarts = any(each.restarts_inner for each in joining.route.traits())
-        self._present += [list(view.group["params"]) for view in joining.views]
+        self._present += [list(settings.group["params"]) for settings in joining.groups]
         self._rows = []
 
     def _expanded(
@@ -204,7 +204,7 @@ class Members:
             try:
                 selector.check_used(self.names())
             except ValueError as error:
-                if "param_names" in self.views[0].group:
+                if "param_names" in self.groups[0].group:
                     raise
                 raise ValueError(
                     f"{error}; these parameters have no names: pass model.named_parameters()"
@@ -250,7 +250,7 @@ class Members:
     # Changes made to the groups from outside.
 
     def follow(self, groups: list[Group]) -> list[Tensor] | None:
-        """Update views and members to match the present groups; an error changes nothing.
+        """Update settings and members to match the present groups; an error changes nothing.
 
         Args:
             groups: The optimizer's `param_groups`.
@@ -262,11 +262,11 @@ class Members:
             TypeError, KeyError: If an entry is not a group of tensors.
             ValueError: If a parameter is in two groups, or in the group of another label.
         """
-        if len(groups) == len(self.views):
-            for group, view, params in zip(
-                groups, self.views, self._present, strict=True
+        if len(groups) == len(self.groups):
+            for group, settings, params in zip(
+                groups, self.groups, self._present, strict=True
             ):
-                present = group.get("params") if group is view.group else None
+                present = group.get("params") if group is settings.group else None
                 if type(present) is not list or not are_identical(present, params):
                     break
             else:
@@ -278,17 +278,17 @@ class Members:
         self._check_repeats(present, by_param)
         if self.by_param.keys().isdisjoint(present):
             self._check_pieces(present, by_param, replaced=self.by_param)
-        views = self._views_after(groups, by_param, replacements)
-        for view, group in zip(views, groups, strict=True):
-            view.group = group
-            if view.labels:
-                group["label"] = _joined(view.labels)
+        all_settings = self._groups_after(groups, by_param, replacements)
+        for settings, group in zip(all_settings, groups, strict=True):
+            settings.group = group
+            if settings.labels:
+                group["label"] = _joined(settings.labels)
             if "param_names" in group:
                 members = [by_param[param] for param in group["params"]]
                 group["param_names"] = [
                     each.listed or str(each.name) for each in members
                 ]
-        self.views, self.by_param, self._rows = views, by_param, []
+        self.groups, self.by_param, self._rows = all_settings, by_param, []
         self._present = [list(group["params"]) for group in groups]
         here = set(present)
         return [param for param in replacements if param not in here]
@@ -346,37 +346,37 @@ class Members:
                 )
             seen.add(param)
 
-    def _views_after(
+    def _groups_after(
         self,
         groups: list[Group],
         by_param: Mapping[Tensor, Member],
         replacements: Mapping[Tensor, Tensor],
-    ) -> list[GroupView]:
-        """Return the view of each group: that of its dict, or one like the view in which its parameters were."""
-        views = {id(view.group): view for view in self.views}
-        homes: dict[Tensor, GroupView] = {}
-        for view, params in zip(self.views, self._present, strict=True):
+    ) -> list[GroupSettings]:
+        """Return the settings of each group: that of its dict, or one like those in which its parameters were."""
+        by_group = {id(settings.group): settings for settings in self.groups}
+        homes: dict[Tensor, GroupSettings] = {}
+        for settings, params in zip(self.groups, self._present, strict=True):
             for param in params:
-                homes[replacements.get(param, param)] = homes[param] = view
-        after: list[GroupView] = []
+                homes[replacements.get(param, param)] = homes[param] = settings
+        after: list[GroupSettings] = []
         for group in groups:
             params: list[Tensor] = list(group["params"])
-            view = views.get(id(group))
-            if view is None:
+            settings = by_group.get(id(group))
+            if settings is None:
                 known = [homes[param] for param in params if param in homes]
                 labels = known[0].labels if known else {}
                 if params and not known:
                     labels = self._labels_after(params[0], by_param)
-                alike = [each for each in self.views if each.labels == labels]
-                view = (
+                alike = [each for each in self.groups if each.labels == labels]
+                settings = (
                     (known or alike)[0].of_copy(group)
                     if known or alike
-                    else GroupView(self.tx, group, labels)
+                    else GroupSettings(self.tx, group, labels)
                 )
             for param in params:
-                if param not in homes or homes[param].labels != view.labels:
-                    self._check_label(param, by_param, view)
-            after.append(view)
+                if param not in homes or homes[param].labels != settings.labels:
+                    self._check_label(param, by_param, settings)
+            after.append(settings)
         return after
 
     def _labels_after(
@@ -386,15 +386,15 @@ class Members:
         return _by_selector(_labels(run, route, by_param[param]))
 
     def _check_label(
-        self, param: Tensor, by_param: Mapping[Tensor, Member], view: GroupView
+        self, param: Tensor, by_param: Mapping[Tensor, Member], settings: GroupSettings
     ) -> None:
         """Check that a parameter that has come to a group has its label, or none, as if it is frozen."""
         labels = self._labels_after(param, by_param)
-        if labels and labels != view.labels:
+        if labels and labels != settings.labels:
             raise ValueError(
                 f"{self.who}: parameter {by_param[param].name!r} has the label {_joined(labels)!r}, but is in a group "
-                f"of {_joined(view.labels)!r}; the labels of partition decide how a parameter steps, so move it back, "
-                "or build an optimizer with other labels"
+                f"of {_joined(settings.labels)!r}; the labels of partition decide how a parameter steps, so move it "
+                "back, or build an optimizer with other labels"
             )
 
     # Lookups.
@@ -413,8 +413,8 @@ class Members:
         if not self._rows:
             self.are_sharded = any(map(is_sharded, self.by_param))
             self.are_divided = self.are_sharded or self.replicas is not None
-            for i, view in enumerate(self.views):
-                row = [self.by_param[param] for param in view.group["params"]]
+            for i, settings in enumerate(self.groups):
+                row = [self.by_param[param] for param in settings.group["params"]]
                 for member in row:
                     member.group = i
                 self._rows.append(row)
@@ -468,7 +468,7 @@ def _rank(labels: Labels) -> list[int]:
 
 
 def _unread(
-    given: Group, new_names: Mapping[str, str | None], view: GroupView
+    given: Group, new_names: Mapping[str, str | None], settings: GroupSettings
 ) -> dict[str, str]:
     """Return the hyperparameters of a user's group that its branch does not read, with the names that it reads."""
     unread = {}
@@ -476,9 +476,9 @@ def _unread(
         if new_names.get(key, "") is not None:
             continue
         for name, shown in new_names.items():
-            if shown is None or is_same(given[key], view.group[shown]):
+            if shown is None or is_same(given[key], settings.group[shown]):
                 continue
-            if view.entries[shown].argument.name == key.rpartition(".")[2]:
+            if settings.entries[shown].argument.name == key.rpartition(".")[2]:
                 unread.setdefault(key, name)
     return unread
 

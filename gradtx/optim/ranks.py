@@ -25,7 +25,7 @@ from gradtx.distributed.layouts import (
 )
 from gradtx.execution.execute import Leaf
 from gradtx.execution.owners import assigned
-from gradtx.optim.groups import GroupView
+from gradtx.optim.groups import GroupSettings
 from gradtx.optim.parameters import Members
 from gradtx.optim.run import Member
 from gradtx.state.layout import Layout
@@ -64,12 +64,12 @@ class Agreement:
         Raises:
             RuntimeError: If another rank has other parameters, gradients or hyperparameters.
         """
-        views, replicas = members.views, members.replicas
+        groups, replicas = members.groups, members.replicas
         plan = (
             stepping,
             [member.param.grad is not None for member in stepping],
             [member.layout for member in stepping],
-            [view.structure for view in views],
+            [settings.structure for settings in groups],
         )
         is_known = plan == self._plan
         # If the ranks differ, the next attempt compares again, with new digests: group values may have changed.
@@ -77,12 +77,12 @@ class Agreement:
         if replicas is not None:
             whole = [member for member in stepping if not is_sharded(member.param)]
             if not is_known:
-                self._extremes = _extremes(_lines(whole, views))
-            _compare(members.who, replicas, self._extremes, whole, views)
+                self._extremes = _extremes(_lines(whole, groups))
+            _compare(members.who, replicas, self._extremes, whole, groups)
         if not is_known:
             for mesh, divided in _by_mesh(stepping):
-                extremes = _extremes(_lines(divided, views))
-                _compare(members.who, team_of(mesh), extremes, divided, views)
+                extremes = _extremes(_lines(divided, groups))
+                _compare(members.who, team_of(mesh), extremes, divided, groups)
         self._plan = plan
 
     def report_failure(self, members: Members) -> None:
@@ -112,7 +112,7 @@ def _by_mesh(members: list[Member]) -> list[tuple[Any, list[Member]]]:
     return sorted(of_mesh.items(), key=lambda item: str(item[0]))
 
 
-def _lines(members: list[Member], views: list[GroupView]) -> list[str]:
+def _lines(members: list[Member], groups: list[GroupSettings]) -> list[str]:
     """Describe the properties of these parameters and their groups that must be equal on all ranks."""
     lines = []
     for member in sorted(members, key=lambda member: member.name):
@@ -130,10 +130,10 @@ def _lines(members: list[Member], views: list[GroupView]) -> list[str]:
     for i in sorted({member.group for member in members}):
         numbers = {
             name: value
-            for name, value in views[i].values().items()
+            for name, value in groups[i].values().items()
             if not isinstance(value, torch.Tensor)
         }
-        text = f"group {i} with {views[i].tx!r} and {numbers}"
+        text = f"group {i} with {groups[i].tx!r} and {numbers}"
         # The repr of a function contains its address.
         lines.append(re.sub(r" at 0x[0-9a-f]+", "", text))
     return lines
@@ -144,11 +144,11 @@ def _compare(
     team: Team,
     extremes: list[int],
     members: list[Member],
-    views: list[GroupView],
+    groups: list[GroupSettings],
 ) -> None:
     """Raise an error on all ranks unless they have the same digest."""
     if not _are_equal(team, extremes):
-        lines = _lines(members, views)
+        lines = _lines(members, groups)
         raise RuntimeError(f"{who}: {_difference(team, lines)}")
 
 

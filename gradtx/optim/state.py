@@ -19,7 +19,7 @@ from gradtx.base.plain import is_plain
 from gradtx.execution.execute import Leaf, Route, initialize
 from gradtx.execution.owners import with_regions
 from gradtx.execution.runs import Place, memory_of
-from gradtx.optim.groups import GroupView
+from gradtx.optim.groups import GroupSettings
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import assign_owners, states_of_owners
 from gradtx.optim.run import (
@@ -103,31 +103,31 @@ class States:
         """
         members = self.members.by_param.values()
         if any(isinstance(member.count, Count) for member in members):
-            for view in self.members.views:
-                view.show(self.exact_count)
+            for settings in self.members.groups:
+                settings.show(self.exact_count)
 
     # First states.
 
-    def check(self, view: GroupView, members: Mapping[Tensor, Member]) -> None:
+    def check(self, settings: GroupSettings, members: Mapping[Tensor, Member]) -> None:
         """Create the first states of a new group's parameters without memory, so that errors are raised now.
 
         Args:
-            view: The group.
+            settings: The group.
             members: All members, including those of the new group.
         """
-        params = [param for param in view.group["params"] if not self.of(param)]
+        params = [param for param in settings.group["params"] if not self.of(param)]
         is_divided = self.members.replicas is not None or any(map(is_sharded, params))
         if not is_divided:  # otherwise each parameter is assigned to an owner
             params = _one_of_each_kind(params, members)
         try:
-            self.first(view, params, members, _without_memory)
+            self.first(settings, params, members, _without_memory)
         except Exception:  # also if an `init` reads values
-            self.first(view, params, members)
+            self.first(settings, params, members)
 
     @torch.no_grad()
     def first(
         self,
-        view: GroupView,
+        settings: GroupSettings,
         params: Iterable[Tensor],
         members: Mapping[Tensor, Member] | None = None,
         shown: Callable[[Tensor], Tensor] = Tensor.detach,
@@ -135,7 +135,7 @@ class States:
         """Create the first states of parameters.
 
         Args:
-            view: Their group.
+            settings: Their group.
             params: The parameters. Lazy parameters and parameters on the meta device have no state yet; integer
                 parameters never do.
             members: All members, if some have not joined yet.
@@ -152,7 +152,7 @@ class States:
         run = OptimizerRun(self.by_param, members, initial=True)
         routes: dict[torch.device, Route] = {}
         for device in dict.fromkeys(param.device for param in params):
-            routes[device] = Route.of(view.first_chain(device), run, 0)
+            routes[device] = Route.of(settings.first_chain(device), run, 0)
         clock = first_clock(run.device)
         leaves: list[Leaf] = []
         for param in params:
@@ -178,9 +178,11 @@ class States:
 
     def begin(self) -> None:
         """Create fresh slots for all trained parameters: torch.distributed.checkpoint loads into them."""
-        for view in self.members.views:
-            params = [param for param in view.group["params"] if param.requires_grad]
-            for param, initial in self.first(view, params).items():
+        for settings in self.members.groups:
+            params = [
+                param for param in settings.group["params"] if param.requires_grad
+            ]
+            for param, initial in self.first(settings, params).items():
                 self.by_param[param] = initial.state
                 self.members.by_param[param].mark_fresh(initial.state)
 
@@ -192,34 +194,34 @@ class States:
 
     # Slots.
 
-    def adopt(self, view: GroupView) -> None:
+    def adopt(self, settings: GroupSettings) -> None:
         """Check and accept states that the user has moved to other parameters of a group."""
         moved: list[Tensor] = []
-        for param in view.group["params"]:
+        for param in settings.group["params"]:
             member = self.members.by_param[param]
             if member.layout is None and len(member.used(self.of(param))) > 1:
                 moved.append(param)
-        self.create(view, moved)
+        self.create(settings, moved)
         self.created.clear()
 
-    def create(self, view: GroupView, params: list[Tensor]) -> None:
+    def create(self, settings: GroupSettings, params: list[Tensor]) -> None:
         """Create or update the slots of a group's parameters, to match its links."""
-        for param, initial in self.first(view, params).items():
+        for param, initial in self.first(settings, params).items():
             member = self.members.by_param[param]
             self.created.append((member, dict(vars(member)), self.of(param)))
-            state = self._completed(view, member, initial)
-            self.set(member, view, initial.layout, state)
+            state = self._completed(settings, member, initial)
+            self.set(member, settings, initial.layout, state)
 
-    def refit(self, view: GroupView, member: Member) -> None:
+    def refit(self, settings: GroupSettings, member: Member) -> None:
         """Check and accept a parameter and its state after the user has changed either.
 
         Raises:
             ValueError: If a slot does not fit the parameter.
         """
         old, kinds = member.state, member.present_kinds()
-        for initial in self.first(view, [member.param]).values():
+        for initial in self.first(settings, [member.param]).values():
             try:
-                state = self._fitted(view, member, initial, old)
+                state = self._fitted(settings, member, initial, old)
             except ValueError as error:
                 before = {**member.kinds, None: kinds[None]}
                 if before != kinds or member.kinds[None] == kinds[None]:
@@ -231,15 +233,15 @@ class States:
                     "reset it: optimizer.state.pop(param)"
                 ) from error
             self.created.append((member, dict(vars(member)), old))
-            self.set(member, view, initial.layout, state)
+            self.set(member, settings, initial.layout, state)
 
     def _fitted(
-        self, view: GroupView, member: Member, initial: Initial, state: State
+        self, settings: GroupSettings, member: Member, initial: Initial, state: State
     ) -> State:
         """Return a state that the user has edited or moved, after checking that its slots fit the parameter."""
         who = f"{self.members.who}: state of parameter {member.name!r}"
         layout, first = initial
-        param, labels = member.param, {**view.codes, **layout.labels}
+        param, labels = member.param, {**settings.codes, **layout.labels}
         try:
             state = converted(state, first, param, labels, layout.coded_keys)
         except ValueError as error:
@@ -265,15 +267,15 @@ class States:
                     del self.by_param[member.param]
 
     def set(
-        self, member: Member, view: GroupView, layout: Layout, state: State
+        self, member: Member, settings: GroupSettings, layout: Layout, state: State
     ) -> None:
         """Install the state of a member, which matches the links of its group."""
         self.by_param[member.param] = member.state = state
         member.count = member.count_in(state)
         member.layout = layout
-        view.codes.update(layout.labels)
+        settings.codes.update(layout.labels)
         member.fresh = {}
-        member.made_for = view.structure
+        member.made_for = settings.structure
         member.kinds = member.present_kinds()
 
     def to_save(self, keeps: bool) -> tuple[dict[Any, State], dict[Tensor, Layout]]:
@@ -291,23 +293,23 @@ class States:
             if not isinstance(key, Tensor) or key in members
         }
         layouts: dict[Tensor, Layout] = {}
-        for view in self.members.views:
+        for settings in self.members.groups:
             # The slots of links that a value written to a group has switched on; the next step raises its errors.
             with contextlib.suppress(TypeError, ValueError):
-                view.settle(view.values())
+                settings.settle(settings.values())
             incomplete: list[Tensor] = []
-            for param in view.group["params"]:
+            for param in settings.group["params"]:
                 member = members[param]
                 if member.layout is not None:
                     layouts[param] = member.layout
-                if self._lacks_slots(member, view) and (
+                if self._lacks_slots(member, settings) and (
                     param.requires_grad or self.of(param)
                 ):
                     incomplete.append(param)
-            for param, initial in self.first(view, incomplete).items():
+            for param, initial in self.first(settings, incomplete).items():
                 member = members[param]
                 layouts[param] = initial.layout
-                states[param] = self._completed(view, member, initial)
+                states[param] = self._completed(settings, member, initial)
                 if member.layout is None and keeps:
                     # torch.distributed.checkpoint loads what the state has.
                     self.by_param[param] = states[param]
@@ -315,11 +317,13 @@ class States:
         owned = states_of_owners(members, layouts, states, self.members.replicas)
         return {**states, **owned}, layouts
 
-    def _lacks_slots(self, member: Member, view: GroupView) -> bool:
+    def _lacks_slots(self, member: Member, settings: GroupSettings) -> bool:
         """Whether a member lacks slots, or has those of other links."""
-        return member.made_for is not view.structure or not self.of(member.param)
+        return member.made_for is not settings.structure or not self.of(member.param)
 
-    def _completed(self, view: GroupView, member: Member, initial: Initial) -> State:
+    def _completed(
+        self, settings: GroupSettings, member: Member, initial: Initial
+    ) -> State:
         """Return a parameter's state in another layout: existing values are kept, missing values are initial ones."""
         layout, first = initial
         old = member.used(self.of(member.param))
@@ -329,7 +333,9 @@ class States:
             and layout.keys & (old.keys() - {"step"})
         ):
             # The user has moved it here, from another parameter.
-            return self._fitted(view, member, initial, _translated_entry(old, first))
+            return self._fitted(
+                settings, member, initial, _translated_entry(old, first)
+            )
         old_keys = (member.layout or layout).owners()
         state = {"step": old.get("step", first["step"])}
         # Matched by stage, not by key: the slot of a newly enabled link may now have a key that another slot had.

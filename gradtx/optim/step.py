@@ -41,7 +41,7 @@ from gradtx.optim.device_counts import (
     unscaling,
 )
 from gradtx.optim.groups import (
-    GroupView,
+    GroupSettings,
     Values,
     are_identical,
     has_schedule,
@@ -77,7 +77,7 @@ class Step:
         run: Provides operations with old values and collects new ones.
         count: The number of finished steps, which schedules follow.
         members: The parameters that step.
-        views: The parameter groups.
+        groups: The settings of the parameter groups.
         structures: The static part of each group's hyperparameters.
         numbers: The numbers of each group's hyperparameters, in the order of the structure.
         scalars: The extras that all leaves share.
@@ -105,7 +105,7 @@ class Step:
         self._extras = extras
         self.scaling = scaling
         self.consumes = consumes
-        self.views = members.views
+        self.groups = members.groups
         run = self.run = self.run_type(states.by_param, members.by_param, initial=False)
         run.functions = extras
         run.known_extras = traits.known_extras
@@ -118,13 +118,13 @@ class Step:
         self._every = list(itertools.chain.from_iterable(self._rows))
         # Everything that can be checked is checked before anything changes.
         self._values: list[Values] = []
-        for view in self.views:
-            values = view.values()
+        for settings in self.groups:
+            values = settings.values()
             self._values.append(values)
             # A scheduler of a trainer's wrapper is noticed when it replaces a schedule by a number.
-            is_replaced = "lr" in view.shown and not has_schedule(values["lr"])
+            is_replaced = "lr" in settings.shown and not has_schedule(values["lr"])
             if is_replaced and not core.expects_scheduler:
-                core.expects_scheduler = check_scheduler(self._who, [view])
+                core.expects_scheduler = check_scheduler(self._who, [settings])
         self._read(self._every)
         if _torch.is_captured(run.device):
             check_capture(
@@ -135,11 +135,13 @@ class Step:
                 traits.waits_at_first,
             )
         self.structures: list[Structure] = []
-        for view, row, values in zip(self.views, self._rows, self._values, strict=True):
-            if values is not view.settled:
-                view.settle(values)
-            self.structures.append(view.structure)
-            self._complete(view, row)
+        for settings, row, values in zip(
+            self.groups, self._rows, self._values, strict=True
+        ):
+            if values is not settings.settled:
+                settings.settle(values)
+            self.structures.append(settings.structure)
+            self._complete(settings, row)
         self.members = self._stepping()
         self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
@@ -147,11 +149,11 @@ class Step:
         self._leaves: dict[Member, Leaf] = {}
         self._clocks: dict[int | Count, Clock] = {}
         # Whether hyperparameters are known to agree across groups.
-        self._agrees = len(self.views) == 1
+        self._agrees = len(self.groups) == 1
         self._has_bundles = False
         self.numbers: list[list[Any]] = []
-        for view in self.views:
-            self.numbers.append(view.numbers(self._schedule_count))
+        for settings in self.groups:
+            self.numbers.append(settings.numbers(self._schedule_count))
         if traits.checks_extras:
             check_extras_of(self.leaves_of(self.members))
 
@@ -215,7 +217,7 @@ class Step:
             state = member.state = states.get(member.param, {})
             layout = member.layout
             if state and layout is not None and not layout.keys <= state.keys():
-                self._core.states.refit(self.views[member.group], member)
+                self._core.states.refit(self.groups[member.group], member)
                 state = member.state
             try:
                 member.count = member.count_in(state)
@@ -242,7 +244,7 @@ class Step:
                 )
             is_known = member.present_kinds() == member.kinds
             if not (is_known and isinstance(member.state["step"], Tensor)):
-                self._core.states.refit(self.views[member.group], member)
+                self._core.states.refit(self.groups[member.group], member)
 
     def _stepping(self) -> list[Member]:
         takes_none = self._core.traits.takes_none
@@ -254,9 +256,9 @@ class Step:
             and member.layout is not None
         ]
 
-    def _complete(self, view: GroupView, row: list[Member]) -> None:
+    def _complete(self, settings: GroupSettings, row: list[Member]) -> None:
         """Create or update the slots of parameters that are about to step, to match their group's links."""
-        structure, takes_none = view.structure, self._core.traits.takes_none
+        structure, takes_none = settings.structure, self._core.traits.takes_none
         params: list[Tensor] = []
         for member in row:
             if member.made_for is structure and member.state:
@@ -266,7 +268,7 @@ class Step:
                 params.append(param)
         if params:
             self._core.known_counts = None
-            self._core.states.create(view, params)
+            self._core.states.create(settings, params)
 
     @functools.cached_property
     def host_knows_scalars(self) -> bool:
@@ -300,12 +302,12 @@ class Step:
         """Expand the chain into the operations of each group and device, on first use."""
         if self._routes:
             return
-        for group, (view, values) in enumerate(
-            zip(self.views, self._values, strict=True)
+        for group, (settings, values) in enumerate(
+            zip(self.groups, self._values, strict=True)
         ):
             devices = {member.param.device for member in self._rows[group]}
             for device in devices or {self.run.device}:
-                chain = view.chain(values, device)
+                chain = settings.chain(values, device)
                 route = Route.of(chain, self.run, self.count, self._unscale)
                 self._routes[group, device] = route
 
@@ -350,9 +352,9 @@ class Step:
             core.known_counts = KnownCounts.of(self._every)
         else:
             known.versions = _torch.versions_of(known.steps)
-        for view in self.views:
-            if view.shown:
-                view.show(self._known_count)
+        for settings in self.groups:
+            if settings.shown:
+                settings.show(self._known_count)
 
     def _known_count(self, place: Place) -> int | None:
         """Return the count that a schedule follows; None if reading it would synchronize in a captured step."""
@@ -374,9 +376,11 @@ class Step:
     def _compare_groups(self) -> None:
         first = {}
         count = self.count if isinstance(self.count, int) else 0
-        for view, values, row in zip(self.views, self._values, self._rows, strict=True):
+        for settings, values, row in zip(
+            self.groups, self._values, self._rows, strict=True
+        ):
             # On the host, which need not wait then.
-            route = self._core.members.expanded(view.chain(values, CPU), count)
+            route = self._core.members.expanded(settings.chain(values, CPU), count)
             # The selectors' decisions that are the same for all members of the group.
             labels: dict[Path, set[Any]] = defaultdict(set)
             for member in row:

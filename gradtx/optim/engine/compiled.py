@@ -275,7 +275,7 @@ class CompiledEngine(Engine):
         """Return the programs of this structure."""
         if self._programs is None:
             options = repr(sorted(self._options.items()))
-            tx = family.step.views[0].tx
+            tx = family.step.groups[0].tx
             self._programs = _SHARED.of_chain(tx, self._backend, options)
         return self._programs.setdefault(family.key, Similar())
 

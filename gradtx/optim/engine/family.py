@@ -94,7 +94,7 @@ class Family:
 
     def function(self) -> LeafFunction:
         """Return the step of leaves as a function of flat arguments."""
-        make_chain = ChainOf(self.step.views[0].tx, self._structure())
+        make_chain = ChainOf(self.step.groups[0].tx, self._structure())
         return LeafFunction(self.signature, make_chain, scaling_from)
 
     def arguments(self, member: Member, leaf: Leaf) -> list[Tensor]:

@@ -470,7 +470,7 @@ class ListEngine(Engine):
 
     def _programs_of(self, family: Family) -> dict[Any, Any]:
         if self._programs is None:
-            self._programs = _SHARED.of_chain(family.step.views[0].tx)
+            self._programs = _SHARED.of_chain(family.step.groups[0].tx)
         return self._programs
 
 
