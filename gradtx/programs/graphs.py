@@ -196,7 +196,7 @@ class Plan:
         return [next(tensors) if isinstance(x, Tensor) else x for x in values]
 
     def _recorded(self, given: Arguments) -> _trees.TreeProgram | None:
-        """Return the program, recorded with other tensors in place of stand-ins; None if rules are to run."""
+        """Return the program; None if rules are to run."""
         if _needs_rules(given):
             return None
         try:
@@ -238,9 +238,9 @@ def _has_symbols(tensor: Tensor) -> bool:
 
 
 def _example(tensor: Tensor) -> Tensor:
-    if tensor.ndim:  # memory that is never touched
-        form = list(map(int, tensor.shape)), list(map(int, tensor.stride()))
-        return torch.empty_strided(*form, dtype=tensor.dtype, device=tensor.device)
+    """Return a scalar with a value in place of a compiler's stand-in; other stand-ins have no memory and need none."""
+    if tensor.ndim:
+        return tensor
     return torch.zeros((), dtype=tensor.dtype, device=tensor.device)
 
 

@@ -88,6 +88,28 @@ def test_coded_state(name, code, gpu):
     assert worst(found, expected) < 1e-3
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_compiled_step_of_functions(backend, gpu):
+    if not gpu.is_real:
+        pytest.skip("torch.compile does not trace tensors of a pretended device")
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=gradtx.cosine_schedule(0.1, T_max=10)))
+    start = noise({f"w{i}": torch.empty(4, 3 + i).double() for i in range(20)}, 0)
+
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return gradtx.apply_updates(params, updates), state
+
+    def run(move, step):
+        params = move(start)
+        state = tx.init(params)
+        for t in range(1, 4):
+            params, state = step(move(noise(start, t)), state, params)
+        return on_host(params)
+
+    compiled = torch.compile(step, backend=backend, fullgraph=True)
+    assert worst(run(gpu.to, compiled), run(unmoved, step)) < TOLERANCE
+
+
 # Numbers of rules that run one leaf at a time.
 
 
