@@ -17,6 +17,7 @@ from gradtx.optim.chain_checks import warn_of_chain
 from gradtx.optim.classes import *
 from gradtx.optim.classes import CLASSES
 from gradtx.optim.optimizer import ChainOptimizer as ChainOptimizer
+from gradtx.programs import graphs
 from gradtx.transform import GradientTransformation, check_transformation
 
 if TYPE_CHECKING:
@@ -38,6 +39,15 @@ def _takes_tx_by_name(function: MakerT) -> MakerT:
         return function(*args, **kwargs)
 
     return cast("MakerT", call)
+
+
+def _kernel_function_of(*arguments: Any) -> Any:
+    from gradtx.optim.engine.kernels import kernel_function_of
+
+    return kernel_function_of(*arguments)
+
+
+graphs.FUNCTIONS.update(cuda=_kernel_function_of, xpu=_kernel_function_of)
 
 
 @_takes_tx_by_name

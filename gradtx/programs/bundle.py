@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -43,6 +43,10 @@ def list_function_of(
     if key not in functions:
         functions[key] = list_function(phase.recording, *key, phase.segment)
     return functions[key]
+
+
+# Returns the function of a phase on a device, where scalars with these indices are 0-d tensors.
+FunctionOf: TypeAlias = Callable[[RecordedPhase, torch.device, frozenset[int]], Any]
 
 
 def numbers_for(
@@ -133,13 +137,16 @@ class ListBundle(ProgramBundle):
 
     Attributes:
         leaf_names: The names of the leaves in each item of `columns`.
+        function_of: Returns the function of a phase: a `ListFunction`, or what has its attributes.
     """
 
     leaf_names: list[list[str]]
+    function_of: FunctionOf
 
     def __init__(self, name: str, device: torch.device):
         super().__init__(name, device)
-        self._functions: dict[Any, ListFunction] = {}
+        self.function_of = list_function_of
+        self._functions: dict[Any, Any] = {}
 
     def columns(self) -> Iterable[list[list[Tensor]]]:
         """Return the lists of each call of the program; their size bounds temporary memory."""
@@ -155,7 +162,7 @@ class ListBundle(ProgramBundle):
         )
         key = phase, on_device
         if key not in self._functions:
-            self._functions[key] = list_function_of(phase, self.device, on_device)
+            self._functions[key] = self.function_of(phase, self.device, on_device)
         function = self._functions[key]
         prepared = function.prepare(numbers)
         results = []

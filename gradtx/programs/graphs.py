@@ -21,8 +21,11 @@ from gradtx.base.ambient import without_ambient
 from gradtx.base.forward import Transformation
 from gradtx.execution import pure as _pure
 from gradtx.programs import trees as _trees
+from gradtx.programs.bundle import FunctionOf, list_function_of
 from gradtx.programs.hyperparameters import ChainOf
 
+# What makes functions of phases, by the type of the device; on others, they are operations on lists.
+FUNCTIONS: dict[str, FunctionOf] = {}
 # Compilers fuse the rules of few leaves with what surrounds the update; for more, this takes them too long.
 FEW_LEAVES = 16
 # Parameters that one call of `gradtx::add` updates: compilers need time that is quadratic in the number of its results.
@@ -203,7 +206,8 @@ class Plan:
             with _torch.without_modes():
                 examples = Arguments(*(list(map(_example, each)) for each in given))
                 call = self._call(examples)
-                if len(_tree.tensors(call.updates)) < FEW_LEAVES:
+                updates = _tree.tensors(call.updates)
+                if len(updates) < FEW_LEAVES:
                     return None
                 run, leaves = _pure.begin(*call)
                 program = _trees.TreeProgram(
@@ -215,6 +219,7 @@ class Plan:
                     (),
                     {name: call.extras[name] for name in self._known},
                     list(self._unread),
+                    FUNCTIONS.get(updates[0].device.type, list_function_of),
                 )
         except Exception:  # a user's rule may raise any error
             return None

@@ -29,11 +29,13 @@ from gradtx.execution.execute import Leaf, execute
 from gradtx.execution.pure import TreeRun, as_number, count_after
 from gradtx.execution.runs import LateTerm, Run, clock_at
 from gradtx.programs.bundle import (
+    FunctionOf,
     ListBundle,
     chunks,
     differ_by_leaf,
     entries_of_a_call,
     is_on_accelerator,
+    list_function_of,
 )
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.function import LeafFunction, Signature
@@ -261,6 +263,7 @@ class TreeProgram:
         equal_counts: See `_equal_counts`.
         known: The extras that are arguments of the program.
         unread: The names of the others, which no rule may read.
+        function_of: As in `ListBundle`.
 
     Raises:
         Exception: If no program can process these leaves.
@@ -276,7 +279,9 @@ class TreeProgram:
         equal_counts: tuple[int, ...],
         known: dict[str, Tensor],
         unread: list[str],
+        function_of: FunctionOf = list_function_of,
     ):
+        self._function_of = function_of
         _check_call(run, leaves, known, unread)
         kind, (*of_results, of_params) = structure
         self._new = kind, of_results
@@ -371,7 +376,9 @@ class TreeProgram:
             if isinstance(phases, str):
                 self._alone.update((row.leaf.name, row) for row in of_program)
             else:
-                self._bundles.append(_TreeBundle(of_program, phases, count, shared))
+                bundle = _TreeBundle(of_program, phases, count, shared)
+                bundle.function_of = self._function_of
+                self._bundles.append(bundle)
 
     def _signature(
         self,

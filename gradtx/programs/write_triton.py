@@ -9,7 +9,7 @@ the last one writes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -130,6 +130,20 @@ class Kernel(NamedTuple):
     writes: dict[int, float]
 
 
+class Store(NamedTuple):
+    """What a kernel writes.
+
+    Attributes:
+        row: The row of the table with the tensors that it writes to.
+        like: A node like one of these tensors.
+        node: The value.
+    """
+
+    row: int
+    like: Node
+    node: Node
+
+
 @dataclass
 class KernelText:
     """A phase of a program as the text of Triton functions.
@@ -140,7 +154,7 @@ class KernelText:
             write, and `finish` if there are numbers of each leaf to write.
         scalars: The scalars that they read, each a word of 64 bits: an argument, or an entry of a buffer on the device.
         reductions: For each stage but the last, how each of its sums is combined.
-        outputs: For each result of the phase, its row in the buffer of values by leaf; None for a scalar.
+        outputs: For each result of the phase, its row in the buffer of values by leaf; None for others.
     """
 
     source: str
@@ -150,22 +164,30 @@ class KernelText:
     outputs: list[int | None] = field(default_factory=list[int | None])
 
 
-def write_kernels(program: Program) -> KernelText:
+def write_kernels(program: Program, leaf: int, columns: int) -> KernelText:
     """Return the kernels of a program.
+
+    Args:
+        program: The program.
+        leaf: The index of an argument with the shape of the leaf.
+        columns: The number of first results that a leaf has tensors for; their rows in the table follow those of its
+            arguments.
 
     Raises:
         UnsuitableProgramError: If an operation combines entries in another way than by sums over all of a leaf.
     """
-    return _KernelWriter(program).written()
+    return _KernelWriter(program, leaf).written(columns)
 
 
 class _KernelWriter:
     """Write one line for each operation, and each stage with the lines that it needs."""
 
-    def __init__(self, program: Program):
+    def __init__(self, program: Program, leaf: int):
         self._program = program
         self._leaves = program.leaves
-        self._size = max(leaf.meta["val"].numel() for leaf in program.leaves)
+        like: Any = program.leaves[leaf].meta["val"]
+        self._size = like.numel()
+        self._is_number = like.ndim == 0  # then so are its slots
         self._block = 1  # entries with one scale
         self._names: dict[Node, str] = {}
         self._lines: dict[Node, str] = {}
@@ -175,17 +197,22 @@ class _KernelWriter:
         # The reductions of each stage, the names of their operands, and the operations that write.
         self._reductions: list[list[Node]] = []
         self._reduced: dict[Node, str] = {}
-        self._stores: list[tuple[Node, Node]] = []  # argument, operation
+        self._stores: list[Store] = []
 
-    def written(self) -> KernelText:
+    def written(self, columns: int) -> KernelText:
         for node in self._program.graph.nodes:
             if node.op == "placeholder" and node in self._leaves:
                 self._names[node] = f"x{self._leaves.index(node)}"
                 self._depths[node] = 0
-                self._extent(node)
+                if not self._is_mark(node):
+                    self._extent(node)
             elif node.op == "call_function" and not is_number(node):
                 self._add(node)
-        by_leaf = [result for result in self._program.results if is_list(result)]
+        results = self._program.results
+        for i, result in enumerate(results[:columns], len(self._leaves)):
+            if is_list(result) and not self._is_mark(result):
+                self._stores.append(Store(i, result, result))
+        by_leaf = [result for result in results[columns:] if is_list(result)]
         for result in by_leaf:
             if self._extent(result) != "leaf":
                 raise UnsuitableProgramError("a result has an entry per element")
@@ -194,12 +221,13 @@ class _KernelWriter:
             [REDUCTIONS[node.target] for node in stage] for stage in self._reductions
         ]
         rows = iter(range(len(by_leaf)))
-        for result in self._program.results:
+        text.outputs = [None] * len(results[:columns])
+        for result in results[columns:]:
             text.outputs.append(next(rows) if is_list(result) else None)
         functions: list[str] = []
         for depth in range(len(self._reductions)):
             functions += [self._stage(depth), self._reduce(depth)]
-        entries = [store for store in self._stores if self._extent(store[0]) != "leaf"]
+        entries = [each for each in self._stores if self._extent(each.like) != "leaf"]
         numbers = [store for store in self._stores if store not in entries]
         if entries:
             functions.append(self._last_stage(entries))
@@ -211,13 +239,16 @@ class _KernelWriter:
 
     # Operations.
 
+    def _is_mark(self, node: Node) -> bool:
+        """Whether a value has no entries, although the leaf has some: slots that only mark a choice."""
+        return node.meta["val"].numel() == 0 < self._size
+
     def _extent(self, node: Node) -> str:
         """Return what a value has one number for: each "entry", each "block" of entries with one scale, or a "leaf"."""
         value: Any = node.meta["val"]
         if not isinstance(value, Tensor) or value.dtype not in DTYPES:
             raise UnsuitableProgramError(f"{_name(node)} of {_kind(value)}")
-        is_number = self._leaves[0].meta["val"].ndim == 0  # then so are its slots
-        if value.ndim == 0 or (is_number and value.numel() == 1):
+        if value.ndim == 0 or (self._is_number and value.numel() == 1):
             return "leaf"
         if value.numel() == self._size:
             return "entry"
@@ -234,7 +265,8 @@ class _KernelWriter:
         self._depths[node] = max((self._depths[item] for item in inputs), default=0)
         if _torch.writes(node.target):
             argument: Any = node.args[0]
-            self._stores.append((argument, node))
+            row = self._leaves.index(argument)
+            self._stores.append(Store(row, argument, node))
         extent = self._extent(node)
         name = f"t{len(self._lines)}"
         reduced: Any = node.args[0] if node.args else None
@@ -445,12 +477,10 @@ class _KernelWriter:
 
     # Kernels.
 
-    def _note(self, name: str, read: Sequence[Node], written: Sequence[Node]) -> None:
+    def _note(self, name: str, read: Sequence[Node], written: Sequence[Store]) -> None:
         """Add a kernel, and what it moves."""
-        reads, writes = (
-            {self._leaves.index(leaf): self._bytes_per_entry(leaf) for leaf in leaves}
-            for leaves in (read, written)
-        )
+        reads = {self._leaves.index(leaf): self._bytes_per_entry(leaf) for leaf in read}
+        writes = {store.row: self._bytes_per_entry(store.like) for store in written}
         self._kernels.append(Kernel(name, reads, writes))
 
     def _bytes_per_entry(self, leaf: Node) -> float:
@@ -504,11 +534,16 @@ class _KernelWriter:
         is_flag = leaf.meta["val"].dtype is torch.bool
         return f"x{j} = {loaded} != 0" if is_flag else f"x{j} = {loaded}"
 
-    def _pointers(self, leaves: Sequence[Node]) -> list[str]:
+    def _rows(self, read: Collection[Node], stored: Sequence[Store]) -> dict[int, Node]:
+        """Return the rows of the table with what is read and stored, and what the tensors there are like."""
+        rows = {i: leaf for i, leaf in enumerate(self._leaves) if leaf in read}
+        rows.update({store.row: store.like for store in stored})
+        return dict(sorted(rows.items()))
+
+    def _pointers(self, rows: dict[int, Node]) -> list[str]:
         lines = []
-        for leaf in leaves:
-            j = self._leaves.index(leaf)
-            dtype = DTYPES[leaf.meta["val"].dtype]
+        for j, like in rows.items():
+            dtype = DTYPES[like.meta["val"].dtype]
             if dtype == "tl.int1":
                 dtype = "tl.int8"
             lines.append(
@@ -521,17 +556,16 @@ class _KernelWriter:
         name: str,
         more: str,
         outputs: Sequence[Node],
-        stored: Sequence[Node],
+        stored: Sequence[Store],
         end: Callable[[str], list[str]],
     ) -> str:
         """Return a kernel with an instance per chunk: operations, and at the end the lines of `end(mask)`."""
         operations, read = self._needed(outputs)
-        leaves = [leaf for leaf in self._leaves if leaf in read or leaf in stored]
+        rows = self._rows(read, stored)
         lines = self._head(operations, "tl.load(chunk_leaf + pid)")
         lines.append("start = tl.multiple_of(tl.load(chunk_start + pid), 16)")
-        lines += self._pointers(leaves)
-        entries = [leaf for leaf in leaves if self._extent(leaf) != "leaf"]
-        names = [f"p{self._leaves.index(leaf)}" for leaf in entries]
+        lines += self._pointers(rows)
+        names = [f"p{j}" for j, like in rows.items() if self._extent(like) != "leaf"]
         if names:
             lines.append("if ALIGNED:")
             lines += [f"    {name} = tl.multiple_of({name}, 16)" for name in names]
@@ -543,7 +577,7 @@ class _KernelWriter:
             )
         else:
             lines.append("i = start + tl.arange(0, BLOCK)")
-        loads = [leaf for leaf in leaves if leaf in read]
+        loads = [leaf for leaf in self._leaves if leaf in read]
         self._note(name, loads, stored)
         for condition, mask in (
             ("if start + BLOCK <= size:", ""),
@@ -603,44 +637,40 @@ class _KernelWriter:
         head = "partials, sums, leaf_chunks, n_leaves, n_chunks, WIDTH: tl.constexpr"
         return _function(f"reduce{depth}", head, lines)
 
-    def _last_stage(self, stores: Sequence[tuple[Node, Node]]) -> str:
+    def _last_stage(self, stores: Sequence[Store]) -> str:
         """Return the kernel that writes entries and the scales of blocks."""
 
         def end(mask: str) -> list[str]:
             lines = []
-            for argument, node in stores:
+            for store in stores:
                 place, inside = "i", mask
-                if self._extent(argument) == "block":
+                if self._extent(store.like) == "block":
                     place = "b"
                     inside = mask.replace("i < size", f"b < size // {self._block}")
-                lines.append(self._store(argument, node, place, inside))
+                lines.append(self._store(store, place, inside))
             return lines
 
-        nodes = [node for _, node in stores]
-        stored = [argument for argument, _ in stores]
-        return self._chunk("last_stage", "", nodes, stored, end)
+        nodes = [store.node for store in stores]
+        return self._chunk("last_stage", "", nodes, stores, end)
 
-    def _store(self, argument: Node, node: Node, place: str, mask: str) -> str:
-        value = self._names[node]
-        if argument.meta["val"].dtype is torch.bool:
+    def _store(self, store: Store, place: str, mask: str) -> str:
+        value = self._names[store.node]
+        if store.like.meta["val"].dtype is torch.bool:
             value = f"{value}.to(tl.int8)"
-        return f"tl.store(p{self._leaves.index(argument)} + {place}, {value}{mask})"
+        return f"tl.store(p{store.row} + {place}, {value}{mask})"
 
-    def _finish(
-        self, results: Sequence[Node], stores: Sequence[tuple[Node, Node]]
-    ) -> str:
+    def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
         """Return the kernel that writes numbers of each leaf, with an instance per leaf."""
-        needed = [*results, *(node for _, node in stores)]
+        needed = [*results, *(store.node for store in stores)]
         operations, read = self._needed(needed)
         if any(self._extent(leaf) != "leaf" for leaf in read):
             raise UnsuitableProgramError("a number of a leaf depends on single entries")
-        written = [argument for argument, _ in stores]
         self._note("finish", (), ())  # numbers of each leaf only
         lines = self._head(operations, "pid")
-        lines += self._pointers([x for x in self._leaves if x in read or x in written])
+        lines += self._pointers(self._rows(read, stores))
         lines += [self._load(leaf, "") for leaf in self._leaves if leaf in read]
         lines += [self._lines[node] for node in operations]
-        lines += [self._store(argument, node, "0", "") for argument, node in stores]
+        lines += [self._store(store, "0", "") for store in stores]
         for row, result in enumerate(results):
             name = self._names[result]
             lines.append(

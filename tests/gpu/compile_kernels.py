@@ -34,7 +34,7 @@ def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.flo
 
     class Noted(kernels.KernelBundle):
         def process(self, phase):
-            found[kernels.PhaseKernels.of(phase, self.device).text.source] = None
+            found[kernels.PhaseKernels.of(phase, self.device, 0).text.source] = None
             return kernels.MemberBundle.process(self, phase)
 
     params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in ((128, 64), (128,))]

@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 import gradtx
-from tests.conformance import each_case, of_each_kind, plain_cases
+from gradtx.optim.engine import kernels
+from gradtx.programs import graphs
+from tests.conformance import assert_own_memory, each_case, of_each_kind, plain_cases
 from tests.gpu.problem import Problem, on_host, worst
 
 ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"]
@@ -53,6 +56,60 @@ def ways(optimizer) -> set[str]:
 def steps(optimizer, count: int) -> None:
     for _ in range(count):
         optimizer.step()
+
+
+# Functions of trees, in a compiled function.
+
+CHAINS = {
+    "adamw": lambda: gradtx.adamw(lr=0.01),
+    "sum over leaves": lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=0.01)),
+    "sum over a leaf": lambda: gradtx.lamb(lr=0.01),
+    "own count": lambda: gradtx.accumulate(gradtx.adamw(lr=0.01), 2),
+    "shared value": lambda: gradtx.prodigy(lr=1.0),
+    "numbers of leaves": lambda: gradtx.chain(count_in_leaf(), gradtx.sgd(lr=0.01)),
+    "codes": lambda: gradtx.adamw(lr=0.01, state_dtype="int8"),
+}
+
+
+@gradtx.per_tensor(elementwise=True)
+def count_in_leaf():
+    def init(param):
+        return {"count": torch.zeros((), dtype=torch.float32)}
+
+    def update(update, state, param, ctx):
+        return update / (1 + state["count"]), {"count": state["count"] + 1}
+
+    return init, update
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_an_update_in_a_compiled_function_runs_kernels(chain, gpu, monkeypatch):
+    launched = []
+
+    def launch(kernel, *arguments, **constants):
+        launched.append(kernel.fn.__name__)
+        launching(kernel, *arguments, **constants)
+
+    launching = kernels.launch
+    monkeypatch.setattr(kernels, "launch", launch)
+    monkeypatch.setitem(graphs.FUNCTIONS, "cpu", kernels.kernel_function_of)
+    monkeypatch.setattr(graphs, "FEW_LEAVES", 1)
+    device = gpu.device if gpu.is_real else "cpu"  # torch.compile does not trace tensors of a pretended device
+    tx, generator = CHAINS[chain](), torch.Generator().manual_seed(0)
+    sizes = ((64, 64), (3, 128)) if chain == "codes" else SIZES
+    params = {f"p{i}": torch.randn(size, generator=generator).to(device) for i, size in enumerate(sizes)}
+    torch._dynamo.reset()
+    compiled = torch.compile(tx.update, backend="aot_eager", fullgraph=True)
+    state = eager = tx.init(params)
+    for _ in range(STEPS):
+        launched.clear()
+        updates, state = compiled(params, state, params)
+        expected, eager = tx.update(params, eager, params)
+        assert worst(on_host(updates), on_host(expected)) <= 1e-5
+    for found, wanted in zip(tree_leaves(state), tree_leaves(eager), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    assert "last_stage" in launched
+    assert_own_memory((updates, state), params, eager)
 
 
 # Equality.

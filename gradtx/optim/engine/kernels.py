@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
+import itertools
 import linecache
 import struct
 from collections.abc import Sequence
@@ -32,7 +35,7 @@ from gradtx.optim.engine.views import (
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
-from gradtx.programs.bundle import NamedLeaf, numbers_for
+from gradtx.programs.bundle import NamedLeaf, list_function_of, numbers_for
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.lower import lower
 from gradtx.programs.phases import RecordedPhase
@@ -108,6 +111,33 @@ class PhaseKernels:
     key: str
     scalars: Scalars
 
+    def run(self, scalars: Sequence[Any], table: Table) -> Tensor:
+        """Launch the kernels; return the results by leaf, a row for each."""
+        text = self.text
+        words = _words([scalars[i] for i in self.indices], self.dtypes)
+        functions = compiled(text.source)
+        stored = table.pointers if words.stored is None else words.stored
+        given = (words.on_device, stored, *words.arguments)
+        fixed = (table.pointers, table.sizes, table.chunk_leaf, table.chunk_start)
+        constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned, "num_warps": WARPS}
+        n_leaves, n_chunks = table.leaves, table.chunks
+        sums = [table.numbers(len(kinds), n_leaves) for kinds in text.reductions]
+        common = (*given, *fixed, n_leaves, *sums)
+        for depth, kinds in enumerate(text.reductions):
+            partials = table.numbers(len(kinds), n_chunks)
+            stage = (*common, partials, n_chunks)
+            launch(functions[f"stage{depth}"], n_chunks, stage, **constants)
+            reduce = (partials, sums[depth], table.leaf_chunks, n_leaves, n_chunks)
+            launch(functions[f"reduce{depth}"], n_leaves, reduce, WIDTH=WIDTH)
+        names = [kernel.name for kernel in text.kernels]
+        if "last_stage" in names:
+            launch(functions["last_stage"], n_chunks, common, **constants)
+        rows = sum(place is not None for place in text.outputs)
+        results = table.numbers(rows, n_leaves)
+        if "finish" in names:
+            launch(functions["finish"], n_leaves, (*common, results))
+        return results
+
     def results(self, scalars: Sequence[Any], by_leaf: Tensor) -> list[Any]:
         """Return the results of the phase: a vector of one entry per leaf, or a scalar."""
         results = []
@@ -121,21 +151,29 @@ class PhaseKernels:
         return results
 
     @classmethod
-    def of(cls, phase: RecordedPhase, device: torch.device) -> PhaseKernels:
+    def of(cls, phase: RecordedPhase, device: torch.device, leaf: int) -> PhaseKernels:
         """Return the kernels of a phase, the same for equal phases.
+
+        Args:
+            phase: The phase.
+            device: The device of the leaves.
+            leaf: As in `write_kernels`.
 
         Raises:
             UnsuitableProgramError: If kernels cannot run it.
         """
         known = _KERNELS.of(phase.text)
-        if device not in known:
-            known[device] = cls._written(phase, device)
-        return known[device]
+        key = device, leaf, columns_of(phase)
+        if key not in known:
+            known[key] = cls._written(phase, *key)
+        return known[key]
 
     @classmethod
-    def _written(cls, phase: RecordedPhase, device: torch.device) -> PhaseKernels:
+    def _written(
+        cls, phase: RecordedPhase, device: torch.device, leaf: int, columns: int
+    ) -> PhaseKernels:
         program = lower(phase.recording, decides=False)
-        text = write_kernels(program)
+        text = write_kernels(program, leaf, columns)
         order = {node: i for i, node in enumerate(program.scalars())}
         indices = [order[node] for node in text.scalars]
         dtypes = [node.meta["val"].dtype for node in text.scalars]
@@ -150,6 +188,11 @@ class PhaseKernels:
         return cls(text, indices, dtypes, shared, key, scalars)
 
 
+def columns_of(phase: RecordedPhase) -> int:
+    """Return the number of results of a leaf, which a program that writes nothing returns first."""
+    return sum(isinstance(name, int) for name in phase.names)
+
+
 class Words(NamedTuple):
     """Scalars as 64-bit words: arguments of kernels or, where a bit of `on_device` is set, indices of `stored`."""
 
@@ -162,6 +205,22 @@ class ScalarIndex(NamedTuple):
     """The index of a scalar among those of a program."""
 
     at: int
+
+
+def _words(scalars: list[Any], dtypes: list[torch.dtype]) -> Words:
+    """Return scalars as 64-bit words."""
+    on_device = 0
+    stored: list[Tensor] = []
+    kinds = ["d" if dtype.is_floating_point else "q" for dtype in dtypes]
+    for i, scalar in enumerate(scalars):
+        if isinstance(scalar, Tensor):
+            wide = torch.float64 if kinds[i] == "d" else torch.int64
+            on_device |= 1 << i
+            scalars[i], kinds[i] = len(stored), "q"
+            stored.append(scalar.to(wide).view(torch.int64))
+    packed = struct.pack(f"={''.join(kinds)}", *scalars)
+    words = struct.unpack(f"={len(kinds)}q", packed)
+    return Words(on_device, torch.stack(stored) if stored else None, words)
 
 
 # By the text of a recording, as list functions are.
@@ -183,7 +242,7 @@ class Table:
     def __init__(
         self, sizes: list[int], pointers: list[list[int]], device: torch.device
     ):
-        self._device = device
+        self.device = device
         self.leaves = len(sizes)
         chunk_leaf: list[int] = []
         chunk_start: list[int] = []
@@ -198,14 +257,23 @@ class Table:
         self.chunk_start = sent(chunk_start, device)
         self.leaf_chunks = sent(leaf_chunks, device)
         self.sizes = sent(sizes, device)
+        self.place(pointers)
+
+    def place(self, pointers: list[list[int]]) -> None:
+        """Send the addresses of all arguments."""
         self._rows = pointers
         self._are_aligned = list(map(_are_aligned, pointers))
-        self._buffer = on_host([each for row in pointers for each in row], device)
-        self.pointers = self._buffer.to(device, non_blocking=True)
+        flat = list(itertools.chain.from_iterable(pointers))
+        self._buffer = on_host(flat, self.device)
+        self.pointers = self._buffer.to(self.device, non_blocking=True)
 
     @property
     def is_aligned(self) -> bool:
         return all(self._are_aligned)
+
+    def numbers(self, rows: int, columns: int) -> Tensor:
+        """Return memory for float64 numbers."""
+        return torch.empty((rows, columns), dtype=torch.float64, device=self.device)
 
     def update(self, rows: dict[int, list[int]]) -> None:
         """Send the addresses of arguments that have moved since the last step."""
@@ -215,8 +283,8 @@ class Table:
             self._rows[i] = row
             self._are_aligned[i] = _are_aligned(row)
             window = slice(i * self.leaves, (i + 1) * self.leaves)
-            source = on_host(row, self._device)
-            if is_captured(self._device):  # replays copy from memory that stays
+            source = on_host(row, self.device)
+            if is_captured(self.device):  # replays copy from memory that stays
                 source = self._buffer[window].copy_(source)
             self.pointers[window].copy_(source, non_blocking=True)
 
@@ -259,7 +327,8 @@ class KernelBundle(MemberBundle):
         Raises:
             UnsuitableProgramError: If there are none.
         """
-        return [PhaseKernels.of(phase, self.device) for phase in self.operations]
+        # The first argument is the parameter.
+        return [PhaseKernels.of(phase, self.device, 0) for phase in self.operations]
 
     def process(self, phase: RecordedPhase) -> Any:
         kernels = self.kernels[self.at]
@@ -268,8 +337,7 @@ class KernelBundle(MemberBundle):
         )
         scalars = kernels.scalars.given(on_device).function(numbers)
         table, alive = self._placed()
-        words = self._words([scalars[i] for i in kernels.indices], kernels.dtypes)
-        by_leaf = self._run(kernels.text, table, words)
+        by_leaf = kernels.run(scalars, table)
         if is_captured(self.device):
             CAPTURED.append(table)
             self._table = None  # later steps do not change this one
@@ -327,51 +395,6 @@ class KernelBundle(MemberBundle):
         copies += views
         return [view.data_ptr() for view in views]
 
-    def _words(self, scalars: list[Any], dtypes: list[torch.dtype]) -> Words:
-        """Return scalars as 64-bit words."""
-        on_device = 0
-        stored: list[Tensor] = []
-        kinds = ["d" if dtype.is_floating_point else "q" for dtype in dtypes]
-        for i, scalar in enumerate(scalars):
-            if isinstance(scalar, Tensor):
-                wide = torch.float64 if kinds[i] == "d" else torch.int64
-                on_device |= 1 << i
-                scalars[i], kinds[i] = len(stored), "q"
-                stored.append(scalar.to(wide).view(torch.int64))
-        packed = struct.pack(f"={''.join(kinds)}", *scalars)
-        words = struct.unpack(f"={len(kinds)}q", packed)
-        return Words(on_device, torch.stack(stored) if stored else None, words)
-
-    # Kernels.
-
-    def _run(self, text: KernelText, table: Table, words: Words) -> Tensor:
-        """Launch the kernels; return the results by leaf, a row for each."""
-        functions = compiled(text.source)
-        stored = table.pointers if words.stored is None else words.stored
-        scalars = (words.on_device, stored, *words.arguments)
-        fixed = (table.pointers, table.sizes, table.chunk_leaf, table.chunk_start)
-        constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned, "num_warps": WARPS}
-        n_leaves, n_chunks = table.leaves, table.chunks
-        sums = [self._buffer(len(kinds), n_leaves) for kinds in text.reductions]
-        common = (*scalars, *fixed, n_leaves, *sums)
-        for depth, kinds in enumerate(text.reductions):
-            partials = self._buffer(len(kinds), n_chunks)
-            stage = (*common, partials, n_chunks)
-            launch(functions[f"stage{depth}"], n_chunks, stage, **constants)
-            reduce = (partials, sums[depth], table.leaf_chunks, n_leaves, n_chunks)
-            launch(functions[f"reduce{depth}"], n_leaves, reduce, WIDTH=WIDTH)
-        names = [kernel.name for kernel in text.kernels]
-        if "last_stage" in names:
-            launch(functions["last_stage"], n_chunks, common, **constants)
-        rows = sum(place is not None for place in text.outputs)
-        results = self._buffer(rows, n_leaves)
-        if "finish" in names:
-            launch(functions["finish"], n_leaves, (*common, results))
-        return results
-
-    def _buffer(self, rows: int, columns: int) -> Tensor:
-        return torch.empty((rows, columns), dtype=torch.float64, device=self.device)
-
     # Results.
 
     def _totals(self, phase: RecordedPhase, results: list[Any]) -> dict[Any, Tensor]:
@@ -399,6 +422,73 @@ class KernelBundle(MemberBundle):
                 self.share(name, self.as_tensor(first, dtype))
         self.trees = {}
         self.release_tensors()
+
+
+class KernelFunction:
+    """A phase as kernels that write to new memory, with the attributes of its list function, which runs other leaves.
+
+    Args:
+        phase, device, on_device: As in `list_function_of`.
+
+    Raises:
+        UnsuitableProgramError: If there are no kernels.
+    """
+
+    def __init__(
+        self, phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
+    ):
+        self._kernels = PhaseKernels.of(phase, device, -1)  # the last is the gradient
+        self._scalars = self._kernels.scalars.given(on_device).function
+        self._lists = list_function_of(phase, device, on_device)
+        self._dtypes = phase.dtypes
+        self._columns = columns_of(phase)
+        self._tables: dict[tuple[int, ...], Table] = {}
+
+    def prepare(self, numbers: Sequence[Any]) -> Sequence[Any]:
+        return numbers
+
+    def run(self, numbers: Sequence[Any], columns: Sequence[list[Tensor]]) -> list[Any]:
+        tensors = list(itertools.chain.from_iterable(columns))
+        if is_captured(tensors[0].device) or not all(map(_is_contiguous, tensors)):
+            return self._lists.run(self._lists.prepare(numbers), columns)
+        *slots, gradients = columns
+        # The first column may be that of parameters, to which no result is like.
+        like = [gradients, *slots[len(columns) - max(self._columns, 1) :]]
+        new: list[list[Tensor]] = []
+        for column, dtype in zip(like[: self._columns], self._dtypes, strict=False):
+            new.append([torch.empty_like(each, dtype=dtype) for each in column])
+        addresses = [list(map(Tensor.data_ptr, each)) for each in (*columns, *new)]
+        scalars = self._scalars(numbers)
+        by_leaf = self._kernels.run(scalars, self._table(gradients, addresses))
+        results = self._kernels.results(scalars, by_leaf)
+        for i, (value, dtype) in enumerate(zip(results, self._dtypes, strict=True)):
+            if isinstance(value, Node):
+                results[i] = new[i]
+            elif isinstance(value, Tensor) and value.ndim:
+                results[i] = list(value.to(dtype).unbind())
+        return results
+
+    def _table(self, leaves: list[Tensor], addresses: list[list[int]]) -> Table:
+        sizes = tuple(map(Tensor.numel, leaves))
+        if sizes not in self._tables:
+            self._tables[sizes] = Table(list(sizes), addresses, leaves[0].device)
+        table = copy.copy(self._tables[sizes])  # another thread may run
+        table.place(addresses)
+        return table
+
+
+def _is_contiguous(tensor: Tensor) -> bool:
+    return is_plain(tensor) and tensor.is_contiguous()
+
+
+def kernel_function_of(
+    phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
+) -> Any:
+    """Return the function of a phase as kernels if there are any, else as operations on lists."""
+    if triton_or_none() is not None:
+        with contextlib.suppress(UnsuitableProgramError):
+            return KernelFunction(phase, device, on_device)
+    return list_function_of(phase, device, on_device)
 
 
 class KernelEngine(ListEngine):
