@@ -1,13 +1,15 @@
 """Pure updates under torch.compile: one node of the graph, equal to the update that runs eagerly."""
 
+import enum
 import gc
+import itertools
 import threading
 
 import pytest
 import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend, EagerAndRecordGraphs
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 import gradtx
 from gradtx.programs import graphs
@@ -342,6 +344,111 @@ def test_no_output_shares_memory_with_an_input(few_leaves, monkeypatch):
     tx, params = shared_constant(), one_leaf()
     state = tx.init(params)
     assert_own_memory(compiled(tx.update)(params, state, params), params, state)
+
+
+# What nodes leave to dynamo.
+
+
+def sums_up(state):
+    return gradtx.GradientTransformation(
+        lambda params: state, lambda u, s, p: (u, {"m": torch.ones(5), "z": s["z"] + 1})
+    )
+
+
+@pytest.mark.parametrize("few_leaves", [1, 100])
+@pytest.mark.parametrize(
+    "chain",
+    [
+        lambda: gradtx.accumulate(gradtx.adam(0.1), every=2),  # makes an update of a leaf without a gradient
+        lambda: sums_up({"m": None, "z": torch.zeros(5)}),
+        lambda: sums_up({"z": torch.zeros(5), "m": torch.zeros(5)}),
+    ],
+    ids=["updates", "state", "order"],
+)
+def test_results_may_have_another_structure_than_the_arguments(chain, few_leaves, monkeypatch):
+    monkeypatch.setattr(graphs, "FEW_LEAVES", few_leaves)
+    tx, params = chain(), drawn(0)
+    at = {**drawn(1), "bias": None}, tx.init(params), params
+    found, expected = compiled(tx.update)(*at), tx.update(*at)
+    assert tree_structure(found) == tree_structure(expected)
+    assert_close(tree_leaves(found), tree_leaves(expected), rtol=1e-11)
+
+
+RATE = {"lr": 0.1}
+FUNCTIONS_OF_USERS = {
+    "schedule": lambda: gradtx.sgd(gradtx.Schedule(lambda step: RATE["lr"])),
+    "schedule in a schedule": lambda: gradtx.sgd(
+        gradtx.join_schedules([gradtx.Schedule(lambda step: RATE["lr"]), gradtx.constant_schedule(0.1)], [5])
+    ),
+    "pair": lambda: gradtx.GradientTransformation(
+        lambda params: {}, lambda u, s, p: ({name: RATE["lr"] * value for name, value in u.items()}, s)
+    ),
+}
+
+
+@pytest.mark.parametrize("few_leaves", [1, 2])
+@pytest.mark.parametrize("chain", FUNCTIONS_OF_USERS)
+def test_what_a_function_of_a_user_reads_in_python_is_read_at_each_call(chain, few_leaves, monkeypatch):
+    monkeypatch.setattr(graphs, "FEW_LEAVES", few_leaves)
+    tx, params = FUNCTIONS_OF_USERS[chain](), one_leaf()
+    step, state = compiled(tx.update), tx.init(params)
+    for rate in (0.1, 0.5):
+        monkeypatch.setitem(RATE, "lr", rate)
+        assert_close(step(params, state)[0], tx.update(params, state)[0], rtol=1e-12)
+
+
+def test_an_extra_by_leaf_may_be_a_single_tensor():
+    tx, weights = gradtx.sophia(0.1), drawn(0)["bias"]
+    at = weights, tx.init(weights), weights
+
+    def step(diagonal):
+        return tx.update(*at, hessian_diag=diagonal)[0]
+
+    assert_close(compiled(step)(weights), step(weights), rtol=1e-12)
+
+
+class Layer(enum.Enum):
+    FIRST = "first"
+    LAST = "last"
+
+
+def test_keys_may_be_of_any_kind():
+    tx, params = gradtx.adamw(0.1), {Layer.FIRST: torch.ones(2), Layer.LAST: torch.ones(3)}
+
+    def step(state):
+        updates, state = tx.update(params, state, params)
+        return gradtx.apply_updates(params, updates), state
+
+    assert_close(tree_leaves(compiled(step)(tx.init(params))), tree_leaves(step(tx.init(params))), rtol=1e-6)
+
+
+def test_an_exported_step_needs_no_plan_of_this_process():
+    tx, params = gradtx.sgd(0.1), drawn(0)
+
+    class Step(torch.nn.Module):
+        def forward(self, grads, state, params):
+            updates, _ = tx.update(grads, state, params)
+            return gradtx.apply_updates(params, updates)
+
+    at = drawn(1), tx.init(params), params
+    exported = torch.export.export(Step(), at, strict=True)
+    assert "gradtx" not in exported.graph_module.code
+    assert_close(exported.module()(*at), Step()(*at), rtol=1e-12)
+
+
+def test_calls_of_operators_whose_results_differ_in_form_have_other_texts(monkeypatch):
+    """Inductor keeps graphs on disk, where a process finds those of another by their texts."""
+    calls = []
+    for tx in (gradtx.sgd(0.1, momentum=0.9), gradtx.muon(0.1)):
+        monkeypatch.setattr(graphs, "_KEYS", itertools.count())  # as in a new process
+        params = {"w": torch.randn(8, 4)}
+
+        def keep(graph, examples):
+            calls.append(next(node.args[0] for node in graph.graph.nodes if "update" in str(node.target)))
+            return graph.forward
+
+        compiled(tx.update, aot_autograd(fw_compiler=keep))(params, tx.init(params), params)
+    assert len(set(calls)) == 2
 
 
 def test_errors_keep_the_text_of_the_library():

@@ -37,6 +37,9 @@ class Schedule:
         (0.1, 0.025)
     """
 
+    # Whether it may read values of Python that change between calls.
+    reads_outside = True
+
     def __init__(self, function: Callable[[Any], Any]):
         if not callable(function):
             raise TypeError(f"Schedule: needs a function of the step, got {function!r}")

@@ -703,11 +703,7 @@ def added(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
     return [(param + step).to(param.dtype) for param, step in pairs]
 
 
-def apply_updates(
-    params: Any,
-    updates: Any,
-    add: Callable[[list[tuple[Tensor, Tensor]]], list[Tensor]] = added,
-) -> Any:
+def apply_updates(params: Any, updates: Any) -> Any:
     by_name, unflatten = _tree.flatten(params, "params")
     steps, _ = _tree.flatten(updates, "updates")
     _tree.check_names(steps, by_name, "updates", "params")
@@ -724,5 +720,5 @@ def apply_updates(
                 f"apply_updates: leaf {name!r} has dtype {step.dtype}, but its parameter has {param.dtype}"
             )
         pairs[name] = param, step
-    new = dict(zip(pairs, add(list(pairs.values())), strict=True))
+    new = dict(zip(pairs, added(pairs.values()), strict=True))
     return unflatten({**by_name, **new})

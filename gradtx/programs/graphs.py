@@ -7,6 +7,7 @@ few leaves, derivatives and transforms it runs the rules themselves.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import weakref
 from collections.abc import Iterable
@@ -18,6 +19,7 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.ambient import without_ambient
+from gradtx.base.exact import Schedule
 from gradtx.base.forward import Transformation
 from gradtx.execution import pure as _pure
 from gradtx.programs import trees as _trees
@@ -45,7 +47,7 @@ def update(
     """Return new `(updates, state)`; None if dynamo must trace the rules."""
     known = {}
     for name, value in extras.items():
-        if isinstance(value, float | Tensor):
+        if isinstance(value, float) or (isinstance(value, Tensor) and not value.ndim):
             known[name] = _pure.as_number(name, value)
     unread = tuple([name for name in extras if name not in known])
     tensors: list[Tensor] = []
@@ -65,15 +67,21 @@ def update(
 
 def apply_updates(params: Any, updates: Any) -> Any:
     """Return new parameters; None if they are trees that no node takes."""
-    structure = _structure_of((params,), [])
-    if structure is None or _structure_of((updates,), []) is None:
+    of_params: list[Tensor] = []
+    of_updates: list[Tensor] = []
+    structure = _structure_of((params,), of_params)
+    if structure is None or structure != _structure_of((updates,), of_updates):
         return None
     _allow()
-    (new,) = _trees.tree_of(structure, iter(_applied(params, updates)))
-    return new
+    new = _applied(of_params, of_updates)
+    if len(new) < len(of_params):
+        return None
+    return _trees.tree_of(structure, iter(new))[0]
 
 
 def _structure_of(trees: Any, tensors: list[Tensor]) -> Any:
+    if torch.compiler.is_exporting():  # other processes have no operators
+        return None
     try:
         return _trees.structure_of(trees, tensors)
     except _trees.UnsuitableError:
@@ -144,13 +152,22 @@ class Plan:
         except Exception:  # what dynamo traces itself may read any tensor, or raises
             results = []
         self._forms = [(x.shape, x.stride(), x.dtype) for x in results]
+        # Inductor finds a graph of another process by the text of its calls.
+        digest = hashlib.sha256(repr(self._forms).encode()).hexdigest()
+        self.key = f"{self.key} {digest}"
+        _PLANS[self.key] = self
         self.suits = bool(results)
         return results
 
     def _first(self, given: Arguments) -> list[Tensor]:
-        if self._program is None:
-            return self._by_rules(given)
-        return self.computed(given, on_host=False)
+        if self._program is not None:
+            return self.computed(given, on_host=False)
+        call = self._call(given)
+        run, _ = _pure.begin(*call)
+        schedules = [x for x in self._values(given) if isinstance(x, Schedule)]
+        if run.opaque or any(each.reads_outside for each in schedules):
+            raise _trees.UnsuitableError  # dynamo guards what functions of users read
+        return self._by_rules(given)
 
     def run(self, given: Arguments) -> list[Tensor]:
         """Return the tensors of the results, by the operator or by the rules."""
@@ -181,9 +198,11 @@ class Plan:
         updates, state = _pure.update(
             tx, call.updates, call.state, call.params, call.extras
         )
-        if _tree.named(state).keys() != _tree.named(call.state).keys():
+        results: list[Tensor] = []
+        kind, of_results = _trees.structure_of((updates, state), results)
+        if (kind, of_results) != (kind, self._structure[1][:2]):
             raise _trees.UnsuitableError
-        return _tree.tensors((updates, state))
+        return results
 
     def _call(self, given: Arguments) -> _trees.Call:
         tx = self._tx()
@@ -238,8 +257,9 @@ def _needs_rules(lists: Iterable[list[Tensor]]) -> bool:
 
 
 def _has_symbols(tensor: Tensor) -> bool:
-    """Whether a graph is for any size of a tensor: dynamo has seen several."""
-    return any(isinstance(size, torch.SymInt) for size in tensor.shape)
+    """Whether a graph is for any size or stride of a tensor: dynamo has seen several."""
+    numbers = *tensor.shape, *tensor.stride()
+    return any(isinstance(number, torch.SymInt) for number in numbers)
 
 
 def _example(tensor: Tensor) -> Tensor:
@@ -274,14 +294,13 @@ def _key_of(
     return plan.key
 
 
-def _applied(params: Any, updates: Any) -> list[Tensor]:
-    return _tree.tensors(_pure.apply_updates(params, updates, _added))
-
-
-def _added(pairs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Return new parameters, by operators for many leaves at a time."""
-    params = [param for param, _ in pairs]
-    updates = [update for _, update in pairs]
+def _applied(params: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
+    """Return new parameters, by operators for many leaves at a time; nothing if they and the updates do not match."""
+    pairs = list(zip(params, updates, strict=True))
+    for param, update in pairs:
+        is_wider = update.is_complex() and not param.is_complex()
+        if update.shape != param.shape or is_wider:
+            return []
     if len(pairs) < FEW_LEAVES or _needs_rules([params, updates]):
         return _pure.added(pairs)
     new: list[Tensor] = []

@@ -61,6 +61,10 @@ class MadeSchedule(Schedule):
         is_number = not isinstance(step, Tensor) and self.has_no_tensor
         return value.item() if is_number and readable(value) else value
 
+    @property
+    def reads_outside(self) -> bool:
+        return any(map(_reads_outside, self._arguments.values()))
+
     def numbers(self) -> dict[str, float]:
         """Return the arguments that are plain numbers and may also be tensors."""
         scalars = {a.name for a in self._factory.arguments.all if a.kind == "scalar"}
@@ -110,6 +114,13 @@ def _has_no_tensor(value) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_has_no_tensor, value))
     return not isinstance(value, Tensor)
+
+
+def _reads_outside(value) -> bool:
+    """Whether a function of a user is in a value."""
+    if isinstance(value, tuple | list):
+        return any(map(_reads_outside, value))
+    return isinstance(value, Schedule) and value.reads_outside
 
 
 def check_schedule(what: str, value) -> None:
