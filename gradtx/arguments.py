@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
-import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,7 +16,6 @@ from torch import Tensor
 from gradtx.base.exact import Betas, Scalar, Schedule
 from gradtx.base.inputs import are_parameters, as_builtin, as_tuples
 from gradtx.base.messages import describe, nearest, schedule_remedy, shortly
-from gradtx.base.names import is_ours
 
 __all__ = [
     "AnyLength",
@@ -434,29 +432,6 @@ def keyword_parameter(name: str, default: Any, annotation: str) -> inspect.Param
     )
 
 
-def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return a function's evaluated annotations, cached for this package, since importing it evaluates 1,600."""
-    module = sys.modules.get(function.__module__ or "")
-    # A doctest has its own globals.
-    if not is_ours(function) or getattr(function, "__globals__", None) is not vars(
-        module
-    ):
-        return typing.get_type_hints(function, include_extras=True)
-    return {
-        name: _evaluated(function.__module__, annotation)
-        for name, annotation in function.__annotations__.items()
-        if name != "return"
-    }
-
-
-@functools.cache
-def _evaluated(module: str, annotation: Any) -> Any:
-    """Return an annotation; the same few recur in many signatures."""
-    if not isinstance(annotation, str):
-        return annotation
-    return eval(annotation, vars(sys.modules[module]))
-
-
 def _annotated(
     function: Callable[..., Any], hints: dict[str, Any]
 ) -> inspect.Signature:
@@ -487,7 +462,7 @@ def _with_options(
     del parameters[last.name]
     _, link = typing.get_args(hints.pop(last.name))
     function = link.spec.function if hasattr(link, "spec") else link
-    hints_of_link = _hints_of(function)
+    hints_of_link = typing.get_type_hints(function, include_extras=True)
     of_link = _with_options(_annotated(function, hints_of_link), hints_of_link)
     hints |= {**hints_of_link, **hints}
     first, last = {}, {}
@@ -539,7 +514,7 @@ class Arguments:
     """
 
     def __init__(self, name: str, function: Callable[..., Any], is_alias: bool):
-        hints = _hints_of(function)
+        hints = typing.get_type_hints(function, include_extras=True)
         signature = _with_options(_annotated(function, hints), hints)
         parameters = list(signature.parameters.values())
         _check_annotations(name, parameters, hints)
