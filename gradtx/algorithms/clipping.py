@@ -232,7 +232,7 @@ def clip_adaptive(clipping: Positive = 0.01, eps: NonNegative = 1e-3):
 
     def update(g, state, p, ctx):
         size, limit = unit_norm(g), clipping * at_least(unit_norm(p), eps)
-        clipped = g * (limit / size.clamp(min=1e-6))
+        clipped = g * (limit / at_least(size, 1e-6))
         return torch.where(size <= limit, g, clipped), state
 
     return update
@@ -301,7 +301,7 @@ def soft_row_clip(x: Tensor, max_norm: Scalar) -> Tensor:
         return x
     middle, half = (max_norm + 1) / 2, (max_norm - 1) / 2
     size = safe_sqrt(x.square().sum(dim=-1, keepdim=True))
-    return x / (half * ((size - middle) / half).tanh() + middle).clamp(min=1e-5)
+    return x / at_least(half * ((size - middle) / half).tanh() + middle, 1e-5)
 
 
 @per_tensor(takes_complex=True)
@@ -422,7 +422,7 @@ def clip_by_zscore(
         if mode == "percentile":
             return torch.minimum(size, mean + z_thresh * deviation)
         tiny = torch.finfo(deviation.dtype).tiny
-        score = (size - mean) / (deviation + eps).clamp(min=tiny)
+        score = (size - mean) / at_least(deviation + eps, tiny)
         outlier, calm = score > z_thresh, mean
         if clip_to == "scaled":
             divisor = torch.where(outlier, score, 1.0)

@@ -29,6 +29,7 @@ from gradtx.base.exact import exact, exact_dtype
 from gradtx.execution.rule import OfLeaf
 from gradtx.maths.entries import (
     at_least,
+    at_most,
     corrected_root,
     peak,
     plus_decay,
@@ -98,7 +99,7 @@ def scale_by_trust_ratio(clip=False, weight_decay=0.0, always_adapt=True):
         weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
         ratio = quotient(weights, size, (weights > 0) & (size > 0), 1.0)
         if clip:
-            ratio = ratio.clamp(max=1)
+            ratio = at_most(ratio, 1)
         if not always_adapt:
             ratio = torch.where(exact(weight_decay, p.device) == 0, 1.0, ratio)
         yield ratio * u, state

@@ -20,6 +20,7 @@ from gradtx.arguments import (
 from gradtx.execution.rule import OfLeaf
 from gradtx.maths.entries import (
     at_least,
+    at_most,
     corrected_root,
     mean,
     plus_decay,
@@ -359,7 +360,7 @@ def scale_by_adafactor_torch(lr=1e-2, weight_decay=0.0):
     """
 
     def update(update, state, param, ctx):
-        step = -(ctx.time**-0.5).clamp(max=lr) * update
+        step = -at_most(ctx.time**-0.5, lr) * update
         return plus_decay(step, weight_decay, param, -lr), state
 
     return update

@@ -14,6 +14,8 @@ from gradtx.base.exact import exact
 from gradtx.base.torch_names import readable
 from gradtx.maths.entries import (
     adam_moments,
+    at_least,
+    at_most,
     corrected_root,
     quotient,
     running_mean,
@@ -149,13 +151,13 @@ def _followed(
     if use_fstar:
         # Lower the bound if the model is already below it.
         bound, cap = state["lb"], shrinkage * (loss - product) + slope
-        again = (cap / (2 * shrinkage * rho)).clamp(min=lb)
+        again = at_least(cap / (2 * shrinkage * rho), lb)
         bound = torch.where(cap < shrinkage * rho * bound, again, bound)
     height = shrinkage * (loss - rho * bound - product) + slope
-    tau = quotient(height.clamp(min=0.0), square).clamp(max=lr / rho)
+    tau = at_most(quotient(at_least(height, 0.0), square), lr / rho)
     if use_fstar:
         decrease = loss + slope - product - tau * square / 2
-        new["lb"] = (decrease / rho).clamp(min=lb)
+        new["lb"] = at_least(decrease / rho, lb)
     return tau, new
 
 
