@@ -421,6 +421,7 @@ class FactoryCall(GradientTransformation):
 
     _spec: Spec
     _arguments: Bound
+    _state_dtype: Any
     _storage: Storage | None
     _varies: bool
     _first: Body | None
@@ -431,12 +432,14 @@ class FactoryCall(GradientTransformation):
         self,
         spec: Spec,
         arguments: Bound,
-        storage: Storage | None = None,
+        state_dtype: StateDtype | None = None,
     ):
+        storage = None if state_dtype is None else Storage(spec.name, state_dtype)
         self._set(
             _name=spec.name,
             _spec=spec,
             _arguments=arguments,
+            _state_dtype=state_dtype,
             _storage=storage,
             _varies=any(map(varies, arguments.values())),
             _first=None,
@@ -454,8 +457,7 @@ class FactoryCall(GradientTransformation):
         return cast("Body", self._first)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state_dtype = None if self._storage is None else self._storage.given
-        return _remade, (self._spec.factory, self._arguments, state_dtype)
+        return _remade, (self._spec.factory, self._arguments, self._state_dtype)
 
     def __repr__(self) -> str:
         shown = self._spec.arguments.shown(self._arguments)
@@ -471,16 +473,11 @@ class FactoryCall(GradientTransformation):
         return bool(children) and all(child._maximizes for child in children)
 
     def _skeleton(self) -> Any:
-        storage = (
-            None
-            if self._storage is None
-            else (self._storage.given, self._storage.min_size)
-        )
-        if not is_ours(self._spec.function) or not _is_constant(storage):
+        if not is_ours(self._spec.function) or not _is_constant(self._state_dtype):
             # A user's function may reference any object, which a shared program would keep alive.
             return None
         # The group of an alias's other branch, such as Muon's fallback, does not show whether the alias maximizes.
-        parts: list[Any] = [self._spec, storage, self._maximizes]
+        parts: list[Any] = [self._spec, self._state_dtype, self._maximizes]
         for argument in self._spec.arguments.all:
             value = self._arguments[argument.name]
             if argument.is_hyperparameter:
@@ -674,7 +671,7 @@ class FactoryCall(GradientTransformation):
         for name, value in arguments.items():
             argument = self._spec.arguments.by_name[name]
             bound[name] = argument.check(value) if checked else value
-        rebuilt = FactoryCall(self._spec, bound, self._storage)
+        rebuilt = FactoryCall(self._spec, bound, self._state_dtype)
         if checked:
             rebuilt._links()  # runs the body, which may check the values as well
         return rebuilt
@@ -753,11 +750,7 @@ def _transformations(
 
 def _remade(factory: Any, arguments: Bound, state_dtype: Any) -> FactoryCall:
     """Rebuild a pickled call."""
-    return FactoryCall(factory.spec, arguments, _storage_of(factory.spec, state_dtype))
-
-
-def _storage_of(spec: Spec, state_dtype: Any) -> Storage | None:
-    return None if state_dtype is None else Storage(spec.name, state_dtype)
+    return FactoryCall(factory.spec, arguments, state_dtype)
 
 
 P = ParamSpec("P")
@@ -833,9 +826,7 @@ def _factory(
         state_dtype = None
         if "state_dtype" not in spec.arguments.by_name:
             state_dtype = kwargs.pop("state_dtype", None)
-        node = FactoryCall(
-            spec, spec.arguments.bind(args, kwargs), _storage_of(spec, state_dtype)
-        )
+        node = FactoryCall(spec, spec.arguments.bind(args, kwargs), state_dtype)
         node._check()
         return node
 
