@@ -60,8 +60,10 @@ __all__ = [
 ]
 
 
-def _sums(p: Tensor, u: Tensor) -> OfLeaf:
-    return OfLeaf(weights=p.square().sum(), size=u.square().sum())
+def _norms(p: Tensor, u: Tensor):
+    """Return the norms of a whole leaf's weights and update, as a part of a rule."""
+    sums = yield OfLeaf(weights=p.square().sum(), size=u.square().sum())
+    return safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
 
 
 @per_tensor(whole="sums", takes_complex=True, needs="params")
@@ -95,8 +97,7 @@ def scale_by_trust_ratio(clip=False, weight_decay=0.0, always_adapt=True):
     """
 
     def update(u, state, p, ctx):
-        sums = yield _sums(p, u)
-        weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
+        weights, size = yield from _norms(p, u)
         ratio = quotient(weights, size, (weights > 0) & (size > 0), 1.0)
         if clip:
             ratio = at_most(ratio, 1)
@@ -163,8 +164,7 @@ def scale_by_lars(
         if p.ndim < min_ndim:
             yield u, state
             return
-        sums = yield _sums(p, u)
-        weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
+        weights, size = yield from _norms(p, u)
         top, total = trust_coefficient * weights, size + weight_decay * weights + eps
         ratio = quotient(top, total, (weights > 0) & (size > 0), 1.0)
         if trust_clip:
