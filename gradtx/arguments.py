@@ -476,18 +476,6 @@ def _with_options(
     return signature.replace(parameters=ordered)
 
 
-def _check_annotations(
-    name: str, parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]
-) -> None:
-    """Raise an error for a parameter of a factory without an annotation."""
-    for parameter in parameters:
-        if parameter.name not in hints:
-            raise TypeError(
-                f"{name}: annotate {parameter.name!r}: gradtx.Scalar for a number, gradtx.GradientTransformation for "
-                "an inner transformation; the decorated function is a factory, which returns the update"
-            )
-
-
 CAUTIOUS = Static[Literal[True, False, "inclusive"]]
 
 
@@ -517,7 +505,12 @@ class Arguments:
         hints = typing.get_type_hints(function, include_extras=True)
         signature = _with_options(_annotated(function, hints), hints)
         parameters = list(signature.parameters.values())
-        _check_annotations(name, parameters, hints)
+        for parameter in parameters:
+            if parameter.name not in hints:
+                raise TypeError(
+                    f"{name}: annotate {parameter.name!r}: gradtx.Scalar for a number, gradtx.GradientTransformation "
+                    "for an inner transformation; the decorated function is a factory, which returns the update"
+                )
         self.name = name
         added = _added_to_alias(signature) if is_alias else {}
         self.added = tuple(parameter.name for parameter in added)

@@ -7,7 +7,7 @@ import functools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -206,7 +206,7 @@ def collect_input_grams(
     selector = Selector.of("collect_input_grams", where)
     layers = {
         f"{name}.weight" if name else "weight": module
-        for name, module in named_modules(model)
+        for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     }
     selector.check_used(list(layers))
@@ -243,16 +243,11 @@ def named_in_model(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return list(zip(in_model(named), named.values(), strict=True))
 
 
-def named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """Yield the modules by name, with type annotations that torch lacks."""
-    return model.named_modules()
-
-
 def places_of(model: nn.Module) -> dict[Tensor, list[Place]]:
     """Return all places of each parameter; a tied parameter has several."""
     places = {}
-    modules = {without_wrappers(name): module for name, module in named_modules(model)}
-    for module_name, module in named_modules(model):
+    modules = {without_wrappers(name): module for name, module in model.named_modules()}
+    for module_name, module in model.named_modules():
         for name, param in module.named_parameters(
             recurse=False, remove_duplicate=False
         ):
@@ -545,7 +540,7 @@ def _rows(
     roles = label_by_role(model, tied=tied)
     chosen = _chosen(model, others)
     places = places_of(model)
-    modules = {without_wrappers(name): module for name, module in named_modules(model)}
+    modules = {without_wrappers(name): module for name, module in model.named_modules()}
     for name, param in named_in_model(model):
         if is_lazy(param):
             raise ValueError(

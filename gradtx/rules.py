@@ -31,7 +31,6 @@ from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import (
     NEGATE,
     Branch,
-    Operation,
     Route,
     around_alias,
     negating,
@@ -190,7 +189,10 @@ class Spec:
         for option in ("needs", "agree", "ahead"):
             if isinstance(self._options[option], str):
                 self._options[option] = (self._options[option],)
-        self.class_name = self._options["class_name"] or _capitalized(self.name)
+        self.class_name = self._options["class_name"]
+        if not self.class_name:
+            words = self.name.split("_")
+            self.class_name = "".join(map(str.capitalize, words))
         self.arguments = Arguments(self.name, function, is_alias=kind == "alias")
         self.inner = [
             argument.name
@@ -398,10 +400,6 @@ class Spec:
 Body: TypeAlias = GradientTransformation | Combinator | Functions
 
 
-def _capitalized(name: str) -> str:
-    return "".join(word.capitalize() for word in name.split("_"))
-
-
 def _checked_extras(name: str, extras: Any) -> dict[str, str]:
     if not isinstance(extras, Mapping) or not set(extras.values()) <= EXTRA_KINDS:
         raise TypeError(
@@ -600,21 +598,12 @@ class FactoryCall(GradientTransformation):
             return negating(body.expand(scope._with(negated=True), spec.name))
         if isinstance(body, GradientTransformation):
             return self._expand_chain(body, arguments, scope)
-        return [self._operation(body, arguments, scope)]
-
-    def _operation(
-        self, functions: Functions, arguments: Bound, scope: Scope
-    ) -> Operation:
-        """Create the operation of a rule."""
-        spec = self._spec
         path = scope.claim(spec.name)
         if spec.kind == "tree":
             capturable = bool(spec.option("capturable", arguments))
-            return TreeOperation(
-                path, scope, spec.name, functions, arguments, capturable
-            )
-        rule = spec.rule(functions, arguments)
-        return RuleOperation(rule, StageState(path, scope, rule), scope.run)
+            return [TreeOperation(path, scope, spec.name, body, arguments, capturable)]
+        rule = spec.rule(body, arguments)
+        return [RuleOperation(rule, StageState(path, scope, rule), scope.run)]
 
     def _expand_chain(
         self, body: GradientTransformation, arguments: Bound, scope: Scope
@@ -807,24 +796,18 @@ ADDED = {
 }
 
 
-def _documented(spec: Spec) -> str | None:
-    """Return the docstring of a factory, with entries for the arguments that its function lacks."""
-    added = list(spec.arguments.added)
-    if "state_dtype" not in spec.arguments.by_name:
-        added.append("state_dtype")
-    entries = {name: ADDED[name] for name in added}
-    return with_arguments(spec.function.__doc__, entries)
-
-
 def _factory(
     kind: str, function: Callable[..., Any], options: Mapping[str, Any]
 ) -> Any:
     spec = Spec(kind, function, options)
+    added = list(spec.arguments.added)
+    if "state_dtype" not in spec.arguments.by_name:
+        added.append("state_dtype")
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> GradientTransformation:
         state_dtype = None
-        if "state_dtype" not in spec.arguments.by_name:
+        if "state_dtype" in added:
             state_dtype = kwargs.pop("state_dtype", None)
         node = FactoryCall(spec, spec.arguments.bind(args, kwargs), state_dtype)
         node._check()
@@ -833,7 +816,8 @@ def _factory(
     factory: Any = call
     factory.spec = spec
     factory.__signature__ = spec.arguments.signature
-    factory.__doc__ = _documented(spec)
+    texts = {name: ADDED[name] for name in added}
+    factory.__doc__ = with_arguments(function.__doc__, texts)
     spec.factory = factory
     return factory
 

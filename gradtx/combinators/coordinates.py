@@ -105,14 +105,11 @@ class Rotation(Factors, Coordinates):
     of: Literal["update", "grad"] = "update"
     eps: NonNegative = 1e-8
     order: Literal["after", "before"] = "after"
+    waits_at_first = True
 
     @property
     def capturable(self) -> bool:
         return self.refresh == "qr"
-
-    @property
-    def waits_at_first(self) -> bool:
-        return True
 
     @property
     def delayed(self) -> bool:

@@ -7,7 +7,6 @@ Functional use and the optimizer adapter share this module: both create `Leaf` o
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import (
     Callable,
     Generator,
@@ -122,7 +121,9 @@ class Leaf(Task):
         self.device: torch.device = stored.device
         self.dtype: torch.dtype = first_input.dtype
         self.param_dtype: torch.dtype = stored.dtype
-        self.compute_dtype = _compute_dtype(stored.dtype, first_input.dtype)
+        widest = torch.promote_types(self.param_dtype, self.dtype)
+        # Rules never compute in half precision.
+        self.compute_dtype = torch.promote_types(widest, torch.float32)
         self.inputs = (update, param)
         self.has_gradient = update is not None
         self.shape: torch.Size = stored.shape
@@ -231,15 +232,6 @@ def _first_not_none(*values: Any) -> Any:
     return None
 
 
-def _compute_dtype(stored_dtype: torch.dtype, input_dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that rules compute in, which is never half precision."""
-    if stored_dtype is torch.float32 and input_dtype is torch.float32:
-        return torch.float32
-    return functools.reduce(
-        torch.promote_types, (stored_dtype, input_dtype, torch.float32)
-    )
-
-
 @dataclasses.dataclass
 class Position:
     """The position of a walk over a program on the host, which tracks clock counts only.
@@ -305,7 +297,7 @@ class Operation:
 
     def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> Any:
         """Return the sums over leaves, added in name order."""
-        waiting = sorted(waiting, key=_name_of_leaf)
+        waiting = sorted(waiting, key=name_of_leaf)
         first, sums = waiting[0]
         for leaf, payload in waiting:
             if payload.keys() != sums.keys():
@@ -328,7 +320,7 @@ class Operation:
         """Advance a walk over the program past this operation."""
 
 
-def _name_of_leaf(item: tuple[Leaf, Any]) -> str:
+def name_of_leaf(item: tuple[Leaf, Any]) -> str:
     return item[0].name
 
 

@@ -227,16 +227,6 @@ class StageState:
             }
         return self.store.first(flat, like, leaf, old, None if single else probe)
 
-    def _as_rule_sees(
-        self, leaf: Leaf, old: dict[str, Tensor], flat: dict[str, Tensor]
-    ) -> dict[str, Any]:
-        """Return slots with lists in place of numbered slots."""
-        state = flat if self._rule.single else with_lists(flat)
-        # With a layout, an optimizer's slots are already known.
-        if state is not flat and leaf.layout is None:
-            self._check_lists(leaf, old)
-        return state
-
     def read(
         self, leaf: Leaf, compute_dtype: torch.dtype
     ) -> tuple[dict[str, Tensor], RuleState]:
@@ -256,7 +246,11 @@ class StageState:
                 slot: self._space.read(self._rule, slot, value, leaf)
                 for slot, value in flat.items()
             }
-        state = self._as_rule_sees(leaf, old, flat)
+        # Lists replace numbered slots.
+        state = flat if self._rule.single else with_lists(flat)
+        # With a layout, an optimizer's slots are already known.
+        if state is not flat and leaf.layout is None:
+            self._check_lists(leaf, old)
         return old, RuleState({**state, **shared}, self, leaf)
 
     def _check_lists(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
@@ -561,7 +555,12 @@ class RuleOperation(Operation):
             ):
                 raise
             # Some operations do not support DTensor. The failure is the same on every rank, so all ranks retry here.
-            return self._rerun(call.with_full_tensors(), call)
+            whole = call.with_full_tensors()
+            out = self._function(whole.update, whole.state, whole.param, whole.context)
+            if not (_is_generator(out) and call.totals):
+                return out
+            call.generator = out
+            return self._send(call, None)
 
     def _missing_input_error(self, call: Call, error: Exception) -> Exception | None:
         """Return the error that names the input that the caller did not pass; None if the rule fails otherwise."""
@@ -572,13 +571,6 @@ class RuleOperation(Operation):
         if call.param is None:
             return without_params(self.rule.name, error)
         return None
-
-    def _rerun(self, whole: Call, call: Call) -> Any:
-        out = self._function(whole.update, whole.state, whole.param, whole.context)
-        if _is_generator(out) and call.totals:
-            call.generator = out
-            return self._send(call, None)
-        return out
 
     def _send(self, call: Call, total: Any) -> Any:
         assert call.generator is not None

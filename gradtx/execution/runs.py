@@ -385,10 +385,6 @@ class Scope:
             self.run.seen_slots.setdefault(storage, set())
         return self._with(state_dtype=storage)
 
-    def stored_inside(self, storage: Storage) -> Scope:
-        """Return the position inside a stateless combinator that only specifies how slots are stored."""
-        return self.stored_as(storage)._with(place=self._child_place(0))
-
     def inside(self, path: Path, i: int = 0, count: Any = None) -> Scope:
         """Return the position inside a combinator, which may own a clock. A freeze inside covers the outer chain."""
         self.run.stages.setdefault(path, path[-1])
@@ -397,10 +393,6 @@ class Scope:
             scope.count = count
             scope.lag = 0
         return scope
-
-    def branch(self, path: Path, i: int) -> Scope:
-        """Return the position inside a branch. A freeze inside covers only the branch."""
-        return self.inside(path, i)._with(frozen=[])
 
     def _with(self, **changes: Any) -> Scope:
         # Not dataclasses.replace: older versions of dynamo cannot trace it.

@@ -8,6 +8,7 @@ Second derivatives are exact for a basis, and not for a root.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -230,7 +231,9 @@ def inverse_root(
     values, basis = as_one(_eigh, x.detach(), shapes)
     constant_floor = floor.detach() if isinstance(floor, Tensor) else floor
     values = at_least(values, constant_floor).to(x.dtype)
-    change = _change(x, basis)
+    change = None
+    if differentiable():
+        change = basis.mT @ _zero_with_derivative_of(x) @ basis
     if ridge is not None:
         values, change = _ridged(values, change, ridge)
     usable, known = values, None
@@ -315,12 +318,10 @@ def left_basis(x: Tensor) -> Tensor:
 
 
 def _left_vectors(x: Tensor) -> tuple[Tensor, ...]:
-    basis, values, _ = _factors(_left_svd, x)
+    is_tall = x.shape[-2] > x.shape[-1]
+    svd = functools.partial(torch.linalg.svd, full_matrices=is_tall)
+    basis, values, _ = _factors(svd, x)
     return basis.contiguous(), values
-
-
-def _left_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.linalg.svd(x, full_matrices=x.shape[-2] > x.shape[-1])
 
 
 def _with_derivative(x: Tensor, values: Tensor, basis: Tensor) -> Tensor:
@@ -415,13 +416,6 @@ def _qr(x: Tensor) -> tuple[Tensor, ...]:
     factors = _factors if x.device.type == "cpu" else _factors_without_reading
     basis, upper = factors(torch.linalg.qr, x)
     return basis.contiguous(), upper
-
-
-def _change(x: Tensor, basis: Tensor) -> Tensor | None:
-    """Return 0 with the derivative of x, in a basis; None if no derivative can be requested."""
-    if not differentiable():
-        return None
-    return basis.mT @ _zero_with_derivative_of(x) @ basis
 
 
 def pseudo_inverse(x: Tensor) -> Tensor:
