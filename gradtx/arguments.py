@@ -448,23 +448,24 @@ def _annotated(
     return signature.replace(parameters=parameters)
 
 
-def _with_options(
-    signature: inspect.Signature, hints: dict[str, Any]
-) -> inspect.Signature:
-    """Replace `**options: Annotated[Any, link]` by the arguments of that link which the function does not name.
+def _signature_of(
+    function: Callable[..., Any],
+) -> tuple[inspect.Signature, dict[str, Any]]:
+    """Return a function's signature and evaluated annotations.
 
+    `**options: Annotated[Any, link]` stands for the arguments of that link which the function does not name.
     Arguments after a `*` come after those of the link, and may be positional, too.
     """
+    hints = typing.get_type_hints(function, include_extras=True)
+    signature = _annotated(function, hints)
     parameters = dict(signature.parameters)
     last = next(reversed(parameters.values()), None)
     if last is None or last.kind is not last.VAR_KEYWORD or last.name not in hints:
-        return signature
+        return signature, hints
     del parameters[last.name]
     _, link = typing.get_args(hints.pop(last.name))
-    function = link.spec.function if hasattr(link, "spec") else link
-    hints_of_link = typing.get_type_hints(function, include_extras=True)
-    of_link = _with_options(_annotated(function, hints_of_link), hints_of_link)
-    hints |= {**hints_of_link, **hints}
+    function_of_link = link.spec.function if hasattr(link, "spec") else link
+    of_link, hints_of_link = _signature_of(function_of_link)
     first, last = {}, {}
     for name, parameter in parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
@@ -473,7 +474,7 @@ def _with_options(
             first[name] = parameter
     parameters = {**first, **of_link.parameters, **last, **first}
     ordered = sorted(parameters.values(), key=lambda parameter: parameter.kind)
-    return signature.replace(parameters=ordered)
+    return signature.replace(parameters=ordered), {**hints_of_link, **hints}
 
 
 CAUTIOUS = Static[Literal[True, False, "inclusive"]]
@@ -502,8 +503,7 @@ class Arguments:
     """
 
     def __init__(self, name: str, function: Callable[..., Any], is_alias: bool):
-        hints = typing.get_type_hints(function, include_extras=True)
-        signature = _with_options(_annotated(function, hints), hints)
+        signature, hints = _signature_of(function)
         parameters = list(signature.parameters.values())
         for parameter in parameters:
             if parameter.name not in hints:
