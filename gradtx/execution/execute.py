@@ -23,7 +23,7 @@ from gradtx.base.complex_views import PARTS, REMEDY, as_complex, as_real
 from gradtx.base.dtensor import placed_as, total_of
 from gradtx.base.errors import Path, StateKey
 from gradtx.execution.context import Clock, ClockReading, Context
-from gradtx.execution.runs import Run, Scope, selected
+from gradtx.execution.runs import Run, Scope, restarted, selected
 from gradtx.execution.traits import Traits
 from gradtx.state.codes import Codec
 from gradtx.state.random import indices
@@ -178,13 +178,7 @@ class Leaf(Task):
     def kept_slots(self, path: Path, restarts: bool | Tensor) -> dict[str, Tensor]:
         """Return the old slots of a stage whose new ones are discarded: the initial ones where it restarts."""
         old = self.run.slots(path, self)
-        first = self.starts.get(path, {})
-        if not isinstance(restarts, Tensor):
-            return {**old, **first} if restarts else old
-        return {
-            slot: torch.where(restarts, first.get(slot, value), value)
-            for slot, value in old.items()
-        }
+        return restarted(old, self.starts.get(path, {}), restarts)
 
     def in_callers_form(self, value: Tensor) -> Tensor:
         """Return a slot, an update or weights in the caller's form: complex if shaped like a complex leaf."""
