@@ -317,8 +317,11 @@ class Argument:
         kind = _TYPES_OF_KIND.get(self.kind)
         if kind is not None and not isinstance(value, kind):
             raise self._misfit(f"a {self.kind}", value)
-        if self.choices:
-            self._check_chosen(value)
+        if self.choices and value not in self.choices:
+            valid = one_of(self.choices, self.optional)
+            if self.kind == "int or name":
+                valid = f"{valid} or an int"
+            raise ValueError(f"{self.who}: {self.name} must be {valid}, got {value!r}")
         return value
 
     def _as_builtin(self, value: Any) -> Any:
@@ -329,14 +332,6 @@ class Argument:
             return value
         # Hyperparameters stay tensors.
         return value.unbind() if self.kind == "betas" else as_tuples(value)
-
-    def _check_chosen(self, value: Any) -> None:
-        """Check a value against those that the annotation lists."""
-        if value not in self.choices:
-            valid = one_of(self.choices, self.optional)
-            if self.kind == "int or name":
-                valid = f"{valid} or an int"
-            raise ValueError(f"{self.who}: {self.name} must be {valid}, got {value!r}")
 
     def sample(self) -> Any:
         """Return a valid value.

@@ -558,13 +558,12 @@ def _rows(
             raise ValueError(
                 f"muon_for: roles sends {name!r} of shape {shape} to {branch!r}, which needs at least 2 dimensions"
             )
-        if branch != "muon":
-            yield Row(name, shape, role, branch)
-        elif param.ndim > 2:
-            yield Row(name, shape, role, branch, batch=param.ndim - 2)
-        else:
-            heads, dim = _cut(param, places[param][0], modules) if per_head else (1, 0)
-            yield Row(name, shape, role, branch, heads, dim)
+        heads, dim, batch = 1, 0, 0
+        if branch == "muon" and param.ndim > 2:
+            batch = param.ndim - 2
+        elif branch == "muon" and per_head:
+            heads, dim = _cut(param, places[param][0], modules)
+        yield Row(name, shape, role, branch, heads, dim, batch)
 
 
 def _chosen(model: nn.Module, others: Mapping[str, str]) -> dict[str, str]:

@@ -31,7 +31,6 @@ from gradtx.execution.runs import Run, Scope, as_flag, selected
 from gradtx.execution.traits import Traits, empty_dict
 from gradtx.execution.tree_rule import Functions, GradientOperation
 from gradtx.rules import Combinator
-from gradtx.slots import declared, init_of
 from gradtx.state.nested import LEAF_STEPS
 from gradtx.transform import GradientTransformation
 
@@ -262,10 +261,8 @@ class Enter(RuleOperation):
 
     def __init__(self, frame: Frame, scope: Scope, path: Path, name: str):
         inner = InnerState(scope.run, path, frame.inner_slots)
-        slots, init = {}, frame.init
-        if isinstance(init, Mapping):
-            slots = declared(init)
-            init = init_of(slots)
+        functions = Functions.of((frame.init, frame.enter or _identity), name)
+        init = functions.init
         self.counts = frame.clock is not None and frame.clock.counts
         if self.counts:
             init = functools.partial(_with_leaf_steps, init)
@@ -281,10 +278,10 @@ class Enter(RuleOperation):
         )
         rule = Rule(
             name,
-            frame.enter or _identity,
+            functions.update,
             traits,
             init=init,
-            slots=slots,
+            slots=functions.slots,
             inner=inner.first_values if frame.inner_slots else None,
             single=True,
             shared=frame.shared,
@@ -651,7 +648,7 @@ class Leave(RuleOperation):
         self._enter.inner.replace(call.leaf, new, context)
 
     def follow(self, position: Position) -> None:
-        if self._frame.clock is not None and self._frame.clock.counts:
+        if self._enter.counts:
             position.counts.pop()
 
 

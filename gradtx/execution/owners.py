@@ -105,7 +105,7 @@ def regions_of(operations: Operations, replicas: Team | None = None) -> Operatio
     grouped = []
     i = 0
     while i < len(operations):
-        owned = list(itertools.takewhile(_is_owned, operations[i:]))
+        owned = list(itertools.takewhile(lambda op: op.traits.at_owner, operations[i:]))
         if not owned:
             grouped.append(operations[i])
             i += 1
@@ -115,10 +115,6 @@ def regions_of(operations: Operations, replicas: Team | None = None) -> Operatio
         i += len(following)
         grouped.append(OwnedRegion(owned, following, replicas))
     return grouped
-
-
-def _is_owned(operation: Any) -> bool:
-    return operation.traits.at_owner
 
 
 def _runs_on_shards(operation: Any) -> bool:
