@@ -114,8 +114,12 @@ class Leaf(Task):
         self.clock = clock
         stored = _first_not_none(param, like, update)
         self.is_complex: bool = stored.is_complex()
-        if self.is_complex or (update is not None and update.is_complex()):
-            _check_pair(name, update, stored)
+        if update is not None and update.is_complex() != self.is_complex:
+            raise TypeError(
+                f"leaf {name!r} has a gradient of dtype {update.dtype}, but its parameter has dtype {stored.dtype}; "
+                "both must be real or both complex"
+            )
+        if self.is_complex:
             update, param, stored = map(_real_view, (update, param, stored))
         first_input = _first_not_none(update, stored)
         self.device: torch.device = stored.device
@@ -203,15 +207,6 @@ class Leaf(Task):
         update, param = self.inputs
         return placed_as(
             self.update.to(self.compute_dtype), _first_not_none(param, update)
-        )
-
-
-def _check_pair(name: str, update: Tensor | None, stored: Tensor) -> None:
-    """Raise an error unless update and parameter are both real or both complex."""
-    if update is not None and update.is_complex() != stored.is_complex():
-        raise TypeError(
-            f"leaf {name!r} has a gradient of dtype {update.dtype}, but its parameter has dtype {stored.dtype}; "
-            "both must be real or both complex"
         )
 
 
@@ -349,8 +344,9 @@ class Route:
         if self.is_frozen(leaf):
             return [FROZEN]
         operations = self._operations_for(leaf) if self._forks else self.operations
-        if leaf.is_complex:
-            _check_takes_complex(leaf, operations)
+        for operation in operations if leaf.is_complex else ():
+            if not operation.traits.takes_complex:
+                raise complex_error(operation.path[-1], leaf)
         return operations
 
     def _operations_for(self, leaf: Leaf) -> list[Operation]:
@@ -397,13 +393,6 @@ class Route:
     def clock_paths(self) -> frozenset[Path]:
         """Return the paths of inner clocks."""
         return frozenset(each.path for each in self.walk() if each.traits.has_clock)
-
-
-def _check_takes_complex(leaf: Leaf, operations: Iterable[Operation]) -> None:
-    """Raise an error if an operation cannot process a complex leaf."""
-    for operation in operations:
-        if not operation.traits.takes_complex:
-            raise complex_error(operation.path[-1], leaf)
 
 
 def complex_error(link: str, leaf: Leaf) -> TypeError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import types
 from collections.abc import Callable, Generator, Mapping
@@ -126,7 +127,8 @@ class StageState:
         self._space = scope.space
         starts: dict[str, Callable[[], Tensor]] = {}
         for name, value in rule.shared.items():
-            starts[name] = _initial_value(value, device, self.store.shared_dtype(name))
+            dtype = self.store.shared_dtype(name)
+            starts[name] = functools.partial(_initial_value, value, device, dtype)
         seed = rule.seed
         if seed is not None:
             starts["seed"] = lambda: torch.full((), seed, device=device)
@@ -368,12 +370,9 @@ def term_of(leaf: Leaf, value: Any) -> Tensor:
 
 def _initial_value(
     value: Any, device: torch.device, dtype: torch.dtype | None
-) -> Callable[[], Tensor]:
-    def first() -> Tensor:
-        number = value() if callable(value) else value
-        return exact(number, device).to(dtype)
-
-    return first
+) -> Tensor:
+    number = value() if callable(value) else value
+    return exact(number, device).to(dtype)
 
 
 @dataclasses.dataclass

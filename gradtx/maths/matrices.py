@@ -50,18 +50,15 @@ def added_product(
     plus: Tensor, x: Tensor, y: Tensor, beta: float, alpha: float = 1.0
 ) -> Tensor:
     """Return `beta plus + alpha x y` with the operations of torch.optim.Muon, which round once in bfloat16."""
-    if x.dtype in (torch.bfloat16, torch.float16) and _is_in_batch(x):
+    is_half = x.dtype in (torch.bfloat16, torch.float16)
+    # Dynamo cannot tell whether a transform is active.
+    if is_half and not torch.compiler.is_compiling() and _torch.is_transformed(x):
         # The fused operation falls apart under `vmap`, and torch's sum with a factor rounds the last entries of a batch
         # in another way than the others: the result would depend on the other matrices.
         product = (x @ y).float()
         return (beta * plus.float() + alpha * product).to(x.dtype)
     fused = torch.addmm if x.ndim == 2 else torch.baddbmm
     return fused(plus, x, y, beta=beta, alpha=alpha)
-
-
-def _is_in_batch(x: Tensor) -> bool:
-    """Whether `vmap` or another transform is active; False while dynamo is tracing, which cannot tell."""
-    return not torch.compiler.is_compiling() and _torch.is_transformed(x)
 
 
 def symmetric_product(
