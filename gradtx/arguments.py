@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 import numbers
-import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,7 +16,6 @@ from torch import Tensor
 from gradtx.base.exact import Betas, Scalar, Schedule
 from gradtx.base.inputs import are_parameters, as_builtin, as_tuples
 from gradtx.base.messages import describe, nearest, schedule_remedy, shortly
-from gradtx.base.names import is_ours
 
 __all__ = [
     "AnyLength",
@@ -319,8 +317,11 @@ class Argument:
         kind = _TYPES_OF_KIND.get(self.kind)
         if kind is not None and not isinstance(value, kind):
             raise self._misfit(f"a {self.kind}", value)
-        if self.choices:
-            self._check_chosen(value)
+        if self.choices and value not in self.choices:
+            valid = one_of(self.choices, self.optional)
+            if self.kind == "int or name":
+                valid = f"{valid} or an int"
+            raise ValueError(f"{self.who}: {self.name} must be {valid}, got {value!r}")
         return value
 
     def _as_builtin(self, value: Any) -> Any:
@@ -331,14 +332,6 @@ class Argument:
             return value
         # Hyperparameters stay tensors.
         return value.unbind() if self.kind == "betas" else as_tuples(value)
-
-    def _check_chosen(self, value: Any) -> None:
-        """Check a value against those that the annotation lists."""
-        if value not in self.choices:
-            valid = one_of(self.choices, self.optional)
-            if self.kind == "int or name":
-                valid = f"{valid} or an int"
-            raise ValueError(f"{self.who}: {self.name} must be {valid}, got {value!r}")
 
     def sample(self) -> Any:
         """Return a valid value.
@@ -434,29 +427,6 @@ def keyword_parameter(name: str, default: Any, annotation: str) -> inspect.Param
     )
 
 
-def _hints_of(function: Callable[..., Any]) -> dict[str, Any]:
-    """Return a function's evaluated annotations, cached for this package, since importing it evaluates 1,600."""
-    module = sys.modules.get(function.__module__ or "")
-    # A doctest has its own globals.
-    if not is_ours(function) or getattr(function, "__globals__", None) is not vars(
-        module
-    ):
-        return typing.get_type_hints(function, include_extras=True)
-    return {
-        name: _evaluated(function.__module__, annotation)
-        for name, annotation in function.__annotations__.items()
-        if name != "return"
-    }
-
-
-@functools.cache
-def _evaluated(module: str, annotation: Any) -> Any:
-    """Return an annotation; the same few recur in many signatures."""
-    if not isinstance(annotation, str):
-        return annotation
-    return eval(annotation, vars(sys.modules[module]))
-
-
 def _annotated(
     function: Callable[..., Any], hints: dict[str, Any]
 ) -> inspect.Signature:
@@ -473,23 +443,24 @@ def _annotated(
     return signature.replace(parameters=parameters)
 
 
-def _with_options(
-    signature: inspect.Signature, hints: dict[str, Any]
-) -> inspect.Signature:
-    """Replace `**options: Annotated[Any, link]` by the arguments of that link which the function does not name.
+def _signature_of(
+    function: Callable[..., Any],
+) -> tuple[inspect.Signature, dict[str, Any]]:
+    """Return a function's signature and evaluated annotations.
 
+    `**options: Annotated[Any, link]` stands for the arguments of that link which the function does not name.
     Arguments after a `*` come after those of the link, and may be positional, too.
     """
+    hints = typing.get_type_hints(function, include_extras=True)
+    signature = _annotated(function, hints)
     parameters = dict(signature.parameters)
     last = next(reversed(parameters.values()), None)
     if last is None or last.kind is not last.VAR_KEYWORD or last.name not in hints:
-        return signature
+        return signature, hints
     del parameters[last.name]
     _, link = typing.get_args(hints.pop(last.name))
-    function = link.spec.function if hasattr(link, "spec") else link
-    hints_of_link = _hints_of(function)
-    of_link = _with_options(_annotated(function, hints_of_link), hints_of_link)
-    hints |= {**hints_of_link, **hints}
+    function_of_link = link.spec.function if hasattr(link, "spec") else link
+    of_link, hints_of_link = _signature_of(function_of_link)
     first, last = {}, {}
     for name, parameter in parameters.items():
         if parameter.kind is parameter.KEYWORD_ONLY:
@@ -498,19 +469,7 @@ def _with_options(
             first[name] = parameter
     parameters = {**first, **of_link.parameters, **last, **first}
     ordered = sorted(parameters.values(), key=lambda parameter: parameter.kind)
-    return signature.replace(parameters=ordered)
-
-
-def _check_annotations(
-    name: str, parameters: Iterable[inspect.Parameter], hints: Mapping[str, Any]
-) -> None:
-    """Raise an error for a parameter of a factory without an annotation."""
-    for parameter in parameters:
-        if parameter.name not in hints:
-            raise TypeError(
-                f"{name}: annotate {parameter.name!r}: gradtx.Scalar for a number, gradtx.GradientTransformation for "
-                "an inner transformation; the decorated function is a factory, which returns the update"
-            )
+    return signature.replace(parameters=ordered), {**hints_of_link, **hints}
 
 
 CAUTIOUS = Static[Literal[True, False, "inclusive"]]
@@ -539,10 +498,14 @@ class Arguments:
     """
 
     def __init__(self, name: str, function: Callable[..., Any], is_alias: bool):
-        hints = _hints_of(function)
-        signature = _with_options(_annotated(function, hints), hints)
+        signature, hints = _signature_of(function)
         parameters = list(signature.parameters.values())
-        _check_annotations(name, parameters, hints)
+        for parameter in parameters:
+            if parameter.name not in hints:
+                raise TypeError(
+                    f"{name}: annotate {parameter.name!r}: gradtx.Scalar for a number, gradtx.GradientTransformation "
+                    "for an inner transformation; the decorated function is a factory, which returns the update"
+                )
         self.name = name
         added = _added_to_alias(signature) if is_alias else {}
         self.added = tuple(parameter.name for parameter in added)

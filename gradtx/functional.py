@@ -242,17 +242,8 @@ def recorded(state: dict[str, Any]) -> dict[str, float]:
         >>> {name: round(value, 3) for name, value in gradtx.recorded(state).items()}
         {'record/rms': 0.1}
     """
-    stages: dict[Path, dict[str, Any]] = {}
-
-    def visit(path: Path, entry: Any) -> None:
-        if path:
-            stages[path] = entry
-        for key, value in entry.items():
-            if isinstance(value, dict):
-                visit((*path, key), value)
-
-    visit((), state)
-    return recorded_in(stages)
+    parts = _parts(state)
+    return recorded_in({path: part for path, part in parts if isinstance(part, dict)})
 
 
 def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
@@ -363,12 +354,12 @@ def _entry(tx: GradientTransformation, name: str | None) -> Entry:
     )
 
 
-def _paths(state: dict[str, Any], path: Path = ()) -> Iterator[Path]:
-    """Yield the paths of all parts of a state, including nested parts."""
+def _parts(state: dict[str, Any], path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Yield all parts of a state with their paths, including nested parts."""
     for key, value in state.items():
-        yield (*path, key)
+        yield (*path, key), value
         if isinstance(value, dict):
-            yield from _paths(value, (*path, key))
+            yield from _parts(value, (*path, key))
 
 
 def _find(caller: str, state: Any, name: str) -> Path:
@@ -377,7 +368,7 @@ def _find(caller: str, state: Any, name: str) -> Path:
         raise TypeError(
             f"{caller}: state must be a dict such as init returns, got {describe(state)}"
         )
-    paths = {".".join(map(str, path)): path for path in _paths(state)}
+    paths = {".".join(map(str, path)): path for path, _ in _parts(state)}
     if name in paths:
         return paths[name]
     ending = [dotted for dotted in paths if dotted.endswith(f".{name}")]

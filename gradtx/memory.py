@@ -183,11 +183,11 @@ def memory(
     # The bytes of each leaf's slots by name, with all tensors of a coded slot.
     slots: dict[str, Counter[str]] = defaultdict(Counter)
     for path in stages:
-        shared += sum(map(_bytes, nested.scalars(path).values()))
+        shared += sum(value.nbytes for value in nested.scalars(path).values())
         for name, values in nested.slots(path):
             for leaf, tensor in values.items():
                 if tensor.numel():  # a partition stores its decisions as empty tensors
-                    slots[leaf][name.partition(".")[0]] += _bytes(tensor)
+                    slots[leaf][name.partition(".")[0]] += tensor.nbytes
     rows: list[MemoryRow] = []
     for name, stand_in in stand_ins.items():
         tensor = tensors[name]
@@ -198,8 +198,8 @@ def memory(
             MemoryRow(
                 name=name,
                 shape=local(tensor.detach()).shape,
-                weights=_bytes(stand_in),
-                gradient=0 if is_frozen else _bytes(stand_in),
+                weights=stand_in.nbytes,
+                gradient=0 if is_frozen else stand_in.nbytes,
                 slots=dict(of_leaf),
                 master=master,
             )
@@ -231,7 +231,3 @@ def _named(params: Any) -> dict[str, Tensor]:
     if not tensors:
         raise ValueError(f"{WHO}: got no parameters")
     return tensors
-
-
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

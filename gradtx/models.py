@@ -7,7 +7,7 @@ import functools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -206,7 +206,7 @@ def collect_input_grams(
     selector = Selector.of("collect_input_grams", where)
     layers = {
         f"{name}.weight" if name else "weight": module
-        for name, module in named_modules(model)
+        for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     }
     selector.check_used(list(layers))
@@ -243,16 +243,11 @@ def named_in_model(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return list(zip(in_model(named), named.values(), strict=True))
 
 
-def named_modules(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """Yield the modules by name, with type annotations that torch lacks."""
-    return model.named_modules()
-
-
 def places_of(model: nn.Module) -> dict[Tensor, list[Place]]:
     """Return all places of each parameter; a tied parameter has several."""
     places = {}
-    modules = {without_wrappers(name): module for name, module in named_modules(model)}
-    for module_name, module in named_modules(model):
+    modules = {without_wrappers(name): module for name, module in model.named_modules()}
+    for module_name, module in model.named_modules():
         for name, param in module.named_parameters(
             recurse=False, remove_duplicate=False
         ):
@@ -545,7 +540,7 @@ def _rows(
     roles = label_by_role(model, tied=tied)
     chosen = _chosen(model, others)
     places = places_of(model)
-    modules = {without_wrappers(name): module for name, module in named_modules(model)}
+    modules = {without_wrappers(name): module for name, module in model.named_modules()}
     for name, param in named_in_model(model):
         if is_lazy(param):
             raise ValueError(
@@ -563,13 +558,12 @@ def _rows(
             raise ValueError(
                 f"muon_for: roles sends {name!r} of shape {shape} to {branch!r}, which needs at least 2 dimensions"
             )
-        if branch != "muon":
-            yield Row(name, shape, role, branch)
-        elif param.ndim > 2:
-            yield Row(name, shape, role, branch, batch=param.ndim - 2)
-        else:
-            heads, dim = _cut(param, places[param][0], modules) if per_head else (1, 0)
-            yield Row(name, shape, role, branch, heads, dim)
+        heads, dim, batch = 1, 0, 0
+        if branch == "muon" and param.ndim > 2:
+            batch = param.ndim - 2
+        elif branch == "muon" and per_head:
+            heads, dim = _cut(param, places[param][0], modules)
+        yield Row(name, shape, role, branch, heads, dim, batch)
 
 
 def _chosen(model: nn.Module, others: Mapping[str, str]) -> dict[str, str]:

@@ -221,7 +221,7 @@ def rotograd_rotation_loss(
     Source: Javaloy and Valera 2022, arXiv:2103.02631.
     """
     grads = [grad.detach() for grad in grads]
-    length = _norm(torch.stack(grads).mean(dim=0))
+    length = torch.stack(grads).mean(dim=0).norm()
     rescaled = [
         grad * (length / norm) for grad, norm in zip(grads, _norms(grads), strict=True)
     ]
@@ -235,11 +235,7 @@ def rotograd_rotation_loss(
 
 def _norms(grads: Sequence[Tensor]) -> Tensor:
     """Return the norm of each task's gradient, over the whole batch."""
-    return torch.stack([_norm(grad) for grad in grads]).clamp(min=TINY)
-
-
-def _norm(x: Any) -> Tensor:
-    return x.norm()
+    return torch.stack([grad.norm() for grad in grads]).clamp(min=TINY)
 
 
 def _rotation(size: int) -> nn.Module:

@@ -31,7 +31,6 @@ from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import (
     NEGATE,
     Branch,
-    Operation,
     Route,
     around_alias,
     negating,
@@ -190,7 +189,10 @@ class Spec:
         for option in ("needs", "agree", "ahead"):
             if isinstance(self._options[option], str):
                 self._options[option] = (self._options[option],)
-        self.class_name = self._options["class_name"] or _capitalized(self.name)
+        self.class_name = self._options["class_name"]
+        if not self.class_name:
+            words = self.name.split("_")
+            self.class_name = "".join(map(str.capitalize, words))
         self.arguments = Arguments(self.name, function, is_alias=kind == "alias")
         self.inner = [
             argument.name
@@ -398,10 +400,6 @@ class Spec:
 Body: TypeAlias = GradientTransformation | Combinator | Functions
 
 
-def _capitalized(name: str) -> str:
-    return "".join(word.capitalize() for word in name.split("_"))
-
-
 def _checked_extras(name: str, extras: Any) -> dict[str, str]:
     if not isinstance(extras, Mapping) or not set(extras.values()) <= EXTRA_KINDS:
         raise TypeError(
@@ -421,6 +419,7 @@ class FactoryCall(GradientTransformation):
 
     _spec: Spec
     _arguments: Bound
+    _state_dtype: Any
     _storage: Storage | None
     _varies: bool
     _first: Body | None
@@ -431,12 +430,14 @@ class FactoryCall(GradientTransformation):
         self,
         spec: Spec,
         arguments: Bound,
-        storage: Storage | None = None,
+        state_dtype: StateDtype | None = None,
     ):
+        storage = None if state_dtype is None else Storage(spec.name, state_dtype)
         self._set(
             _name=spec.name,
             _spec=spec,
             _arguments=arguments,
+            _state_dtype=state_dtype,
             _storage=storage,
             _varies=any(map(varies, arguments.values())),
             _first=None,
@@ -454,8 +455,7 @@ class FactoryCall(GradientTransformation):
         return cast("Body", self._first)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state_dtype = None if self._storage is None else self._storage.given
-        return _remade, (self._spec.factory, self._arguments, state_dtype)
+        return _remade, (self._spec.factory, self._arguments, self._state_dtype)
 
     def __repr__(self) -> str:
         shown = self._spec.arguments.shown(self._arguments)
@@ -471,16 +471,11 @@ class FactoryCall(GradientTransformation):
         return bool(children) and all(child._maximizes for child in children)
 
     def _skeleton(self) -> Any:
-        storage = (
-            None
-            if self._storage is None
-            else (self._storage.given, self._storage.min_size)
-        )
-        if not is_ours(self._spec.function) or not _is_constant(storage):
+        if not is_ours(self._spec.function) or not _is_constant(self._state_dtype):
             # A user's function may reference any object, which a shared program would keep alive.
             return None
         # The group of an alias's other branch, such as Muon's fallback, does not show whether the alias maximizes.
-        parts: list[Any] = [self._spec, storage, self._maximizes]
+        parts: list[Any] = [self._spec, self._state_dtype, self._maximizes]
         for argument in self._spec.arguments.all:
             value = self._arguments[argument.name]
             if argument.is_hyperparameter:
@@ -603,21 +598,12 @@ class FactoryCall(GradientTransformation):
             return negating(body.expand(scope._with(negated=True), spec.name))
         if isinstance(body, GradientTransformation):
             return self._expand_chain(body, arguments, scope)
-        return [self._operation(body, arguments, scope)]
-
-    def _operation(
-        self, functions: Functions, arguments: Bound, scope: Scope
-    ) -> Operation:
-        """Create the operation of a rule."""
-        spec = self._spec
         path = scope.claim(spec.name)
         if spec.kind == "tree":
             capturable = bool(spec.option("capturable", arguments))
-            return TreeOperation(
-                path, scope, spec.name, functions, arguments, capturable
-            )
-        rule = spec.rule(functions, arguments)
-        return RuleOperation(rule, StageState(path, scope, rule), scope.run)
+            return [TreeOperation(path, scope, spec.name, body, arguments, capturable)]
+        rule = spec.rule(body, arguments)
+        return [RuleOperation(rule, StageState(path, scope, rule), scope.run)]
 
     def _expand_chain(
         self, body: GradientTransformation, arguments: Bound, scope: Scope
@@ -674,7 +660,7 @@ class FactoryCall(GradientTransformation):
         for name, value in arguments.items():
             argument = self._spec.arguments.by_name[name]
             bound[name] = argument.check(value) if checked else value
-        rebuilt = FactoryCall(self._spec, bound, self._storage)
+        rebuilt = FactoryCall(self._spec, bound, self._state_dtype)
         if checked:
             rebuilt._links()  # runs the body, which may check the values as well
         return rebuilt
@@ -753,11 +739,7 @@ def _transformations(
 
 def _remade(factory: Any, arguments: Bound, state_dtype: Any) -> FactoryCall:
     """Rebuild a pickled call."""
-    return FactoryCall(factory.spec, arguments, _storage_of(factory.spec, state_dtype))
-
-
-def _storage_of(spec: Spec, state_dtype: Any) -> Storage | None:
-    return None if state_dtype is None else Storage(spec.name, state_dtype)
+    return FactoryCall(factory.spec, arguments, state_dtype)
 
 
 P = ParamSpec("P")
@@ -814,35 +796,28 @@ ADDED = {
 }
 
 
-def _documented(spec: Spec) -> str | None:
-    """Return the docstring of a factory, with entries for the arguments that its function lacks."""
-    added = list(spec.arguments.added)
-    if "state_dtype" not in spec.arguments.by_name:
-        added.append("state_dtype")
-    entries = {name: ADDED[name] for name in added}
-    return with_arguments(spec.function.__doc__, entries)
-
-
 def _factory(
     kind: str, function: Callable[..., Any], options: Mapping[str, Any]
 ) -> Any:
     spec = Spec(kind, function, options)
+    added = list(spec.arguments.added)
+    if "state_dtype" not in spec.arguments.by_name:
+        added.append("state_dtype")
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> GradientTransformation:
         state_dtype = None
-        if "state_dtype" not in spec.arguments.by_name:
+        if "state_dtype" in added:
             state_dtype = kwargs.pop("state_dtype", None)
-        node = FactoryCall(
-            spec, spec.arguments.bind(args, kwargs), _storage_of(spec, state_dtype)
-        )
+        node = FactoryCall(spec, spec.arguments.bind(args, kwargs), state_dtype)
         node._check()
         return node
 
     factory: Any = call
     factory.spec = spec
     factory.__signature__ = spec.arguments.signature
-    factory.__doc__ = _documented(spec)
+    texts = {name: ADDED[name] for name in added}
+    factory.__doc__ = with_arguments(function.__doc__, texts)
     spec.factory = factory
     return factory
 

@@ -11,6 +11,7 @@ from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
 from gradtx.arguments import Decay, NonNegative, Positive, Scalar, Static, is_off
 from gradtx.maths.entries import (
     adam_moments,
+    at_least,
     caution,
     corrected_root,
     filled_like,
@@ -136,7 +137,7 @@ def scale_by_rms(
         if centered:
             m = new["grad_avg"] = running_mean(state["grad_avg"], g, alpha)
             # Rounding can make the difference negative.
-            v = (v - m.square()).clamp(min=0)
+            v = at_least(v - m.square(), 0)
         return g / (safe_sqrt(v + eps) if eps_in_root else safe_sqrt(v) + eps), new
 
     return {
@@ -323,7 +324,7 @@ def orthogonalize_against_ema(beta: Decay = 0.9):
     def update(update, state, param, ctx):
         old, exact = state["grad_ema"], update.to(ctx.time.dtype)
         unit = old.to(exact.dtype)
-        unit = unit / norm(unit).clamp(min=1e-12)
+        unit = unit / at_least(norm(unit), 1e-12)
         return exact - (exact * unit).sum() * unit, {
             "grad_ema": running_mean(old, update, beta)
         }

@@ -11,6 +11,7 @@ from gradtx.algorithms.weight_decay import with_decay
 from gradtx.arguments import Count, Decay
 from gradtx.maths.entries import (
     adam_moments,
+    at_least,
     belief_moments,
     corrected_root,
     largest,
@@ -150,7 +151,7 @@ def scale_by_adashift(
         for grad in reversed(window[:-1]):  # both sums over the window by Horner's rule
             m, weight = grad + beta1 * m, 1 + beta1 * weight
         is_zero = v == 0  # includes the first n steps
-        correction = ctx.bias_correction(beta2, (ctx.step - keep_num).clamp(min=1))
+        correction = ctx.bias_correction(beta2, at_least(ctx.step - keep_num, 1))
         size = safe_sqrt(torch.where(is_zero, 1.0, v) / correction) + eps
         direction = torch.where(is_zero, 0.0, m / (weight * size))
         return direction, {"grad": window, "exp_avg_sq": v}

@@ -13,6 +13,8 @@ from gradtx.algorithms.weight_decay import with_decay
 from gradtx.arguments import Decay, Fraction, OpenFraction, Scalar, is_off
 from gradtx.maths.entries import (
     adam_moments,
+    at_least,
+    at_most,
     change_of,
     corrected_root,
     peak,
@@ -141,7 +143,7 @@ def scale_by_adai(
         total = yield {"square": unbiased.sum(), "entries": g.numel()}
         scale = quotient(total["entries"], total["square"], total["square"] > 0)
         share = safe_pow(unbiased * scale, exponent)
-        inertia = (1 - beta0 * share).clamp(min=0).clamp(max=1 - eps)
+        inertia = at_most(at_least(1 - beta0 * share, 0), 1 - eps)
         product = state["beta1_prod"] * inertia
         m = inertia * state["exp_avg"] + (1 - inertia) ** dampening * g
         new = {"exp_avg": m, "exp_avg_sq": v, "beta1_prod": product}
@@ -529,7 +531,7 @@ def adatam(lr=1e-3, *, weight_decay=0.0, **direction: Annotated[Any, scale_by_ad
 def _directed(x: Tensor) -> Tensor:
     """Divide by the norms along dimension 0, or by the absolute value of a 0-d tensor."""
     square = x.square().sum(dim=0, keepdim=True) if x.ndim else x.square()
-    return x / safe_sqrt(square).clamp(min=1e-12)
+    return x / at_least(safe_sqrt(square), 1e-12)
 
 
 def _damped(

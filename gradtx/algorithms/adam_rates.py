@@ -18,6 +18,7 @@ from gradtx.arguments import Decay, NonNegative, Positive, PositiveOrInf, Scalar
 from gradtx.base.exact import exact
 from gradtx.maths.entries import (
     adam_moments,
+    at_least,
     hat_rate,
     plus_decay,
     quotient,
@@ -323,7 +324,7 @@ def scale_by_fadam(
     beta1, beta2 = betas
 
     def clipped(x):
-        return x / (rms(x) / clip).clamp(min=1.0)
+        return x / at_least(rms(x) / clip, 1.0)
 
     def update(update, state, param, ctx):
         # 1 at t = 1: the stored average is unbiased.

@@ -30,6 +30,7 @@ from gradtx.base.exact import Schedule
 from gradtx.combinators.clocks import restart
 from gradtx.maths.entries import (
     adam_moments,
+    at_least,
     corrected_root,
     filled_like,
     hat_rate,
@@ -109,9 +110,9 @@ def scale_by_stable_adam(
         square = square / ctx.bias_correction(beta2)
         direction = mean / ctx.bias_correction(beta1) / (safe_sqrt(square) + eps)
         direction = plus_decay(direction, weight_decay, param)
-        ratio = quotient(update.square(), square.clamp(min=eps * eps), floor=eps * eps)
+        ratio = quotient(update.square(), at_least(square, eps * eps), floor=eps * eps)
         excess = safe_sqrt(ratio.sum() / max(update.numel(), 1))
-        return direction / excess.clamp(min=1.0), new
+        return direction / at_least(excess, 1.0), new
 
     return moments, update
 

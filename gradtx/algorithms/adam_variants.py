@@ -271,7 +271,7 @@ def scale_by_laprop(
         if centered:
             mean = running_mean(state["exp_mean_avg_beta2"], g, beta2)
             new["exp_mean_avg_beta2"] = mean
-            v = torch.where(late, (v - mean.square()).clamp(min=0.0), v)
+            v = torch.where(late, at_least(v - mean.square(), 0.0), v)
         if amsgrad:
             largest = torch.maximum(state["max_exp_avg_sq"], v)
             # The first phase collects no maximum.

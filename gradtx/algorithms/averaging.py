@@ -11,6 +11,7 @@ from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
 from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt, is_off
 from gradtx.base.exact import exact
 from gradtx.maths.entries import (
+    at_least,
     plus_decay,
     quotient,
     running_mean,
@@ -111,7 +112,7 @@ def average(decay: Decay | None = None, start: NonNegativeInt = 0, debias=False)
         raise ValueError("average: debias requires a decay")
 
     def averaged(old, new, ctx):
-        steps = (ctx.time - start).clamp(min=1)
+        steps = at_least(ctx.time - start, 1)
         if decay is None:
             return old + (new - old) / steps
         if debias:
@@ -301,7 +302,7 @@ def scale_by_asgd(
         moved = p + step
         mean = torch.where(weight == 1, moved, old + weight * (moved - old))
         rate = lr / (1 + lambd * lr * ctx.time) ** alpha
-        return step, {"ax": mean, "eta": rate, "mu": 1 / (ctx.time - t0).clamp(min=1)}
+        return step, {"ax": mean, "eta": rate, "mu": 1 / at_least(ctx.time - t0, 1)}
 
     slots = {"ax": start(slow=True), "eta": scalar(lr), "mu": scalar(1.0)}
     return slots, update, lambda state, p: state["ax"]

@@ -26,6 +26,8 @@ from gradtx.maths.entries import (
     corrected_root,
     largest,
     norm,
+    norm_of_all,
+    norms,
     quotient,
     running_mean,
     safe_sqrt,
@@ -152,8 +154,7 @@ def clip_by_global_norm(
     def update(g, state, p, ctx):
         norm = ctx.global_norm
         if norm is None:
-            total = yield {"square": g.square().sum()}
-            norm = safe_sqrt(total["square"])
+            norm = yield from norm_of_all(g)
         yield g * shrink(norm + eps, max_norm), state
 
     def update_by_norm_of_before(g, state, p, ctx):
@@ -188,8 +189,8 @@ def normalize_by_global_norm(eps=1e-6):
     """
 
     def update(update, state, param, ctx):
-        total = yield {"square": update.square().sum()}
-        yield quotient(update, safe_sqrt(total["square"]) + eps, floor=eps), state
+        size = yield from norm_of_all(update)
+        yield quotient(update, size + eps, floor=eps), state
 
     return update
 
@@ -232,7 +233,7 @@ def clip_adaptive(clipping: Positive = 0.01, eps: NonNegative = 1e-3):
 
     def update(g, state, p, ctx):
         size, limit = unit_norm(g), clipping * at_least(unit_norm(p), eps)
-        clipped = g * (limit / size.clamp(min=1e-6))
+        clipped = g * (limit / at_least(size, 1e-6))
         return torch.where(size <= limit, g, clipped), state
 
     return update
@@ -300,8 +301,8 @@ def soft_row_clip(x: Tensor, max_norm: Scalar) -> Tensor:
     if x.ndim < 2:
         return x
     middle, half = (max_norm + 1) / 2, (max_norm - 1) / 2
-    size = safe_sqrt(x.square().sum(dim=-1, keepdim=True))
-    return x / (half * ((size - middle) / half).tanh() + middle).clamp(min=1e-5)
+    size = norms(x, -1)
+    return x / at_least(half * ((size - middle) / half).tanh() + middle, 1e-5)
 
 
 @per_tensor(takes_complex=True)
@@ -422,7 +423,7 @@ def clip_by_zscore(
         if mode == "percentile":
             return torch.minimum(size, mean + z_thresh * deviation)
         tiny = torch.finfo(deviation.dtype).tiny
-        score = (size - mean) / (deviation + eps).clamp(min=tiny)
+        score = (size - mean) / at_least(deviation + eps, tiny)
         outlier, calm = score > z_thresh, mean
         if clip_to == "scaled":
             divisor = torch.where(outlier, score, 1.0)
@@ -439,8 +440,7 @@ def clip_by_zscore(
         return mean, torch.where(collecting, summed, averaged)
 
     def update(update, state, param, ctx):
-        total = yield {"square": update.square().sum()}
-        size = safe_sqrt(total["square"])
+        size = yield from norm_of_all(update)
         # Not the step of the leaf, which may have skipped some steps.
         count = state["count"] + 1
         collecting = count <= warmup_steps

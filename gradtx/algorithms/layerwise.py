@@ -29,6 +29,7 @@ from gradtx.base.exact import exact, exact_dtype
 from gradtx.execution.rule import OfLeaf
 from gradtx.maths.entries import (
     at_least,
+    at_most,
     corrected_root,
     peak,
     plus_decay,
@@ -59,8 +60,10 @@ __all__ = [
 ]
 
 
-def _sums(p: Tensor, u: Tensor) -> OfLeaf:
-    return OfLeaf(weights=p.square().sum(), size=u.square().sum())
+def _norms(p: Tensor, u: Tensor):
+    """Return the norms of a whole leaf's weights and update, as a part of a rule."""
+    sums = yield OfLeaf(weights=p.square().sum(), size=u.square().sum())
+    return safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
 
 
 @per_tensor(whole="sums", takes_complex=True, needs="params")
@@ -94,11 +97,10 @@ def scale_by_trust_ratio(clip=False, weight_decay=0.0, always_adapt=True):
     """
 
     def update(u, state, p, ctx):
-        sums = yield _sums(p, u)
-        weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
+        weights, size = yield from _norms(p, u)
         ratio = quotient(weights, size, (weights > 0) & (size > 0), 1.0)
         if clip:
-            ratio = ratio.clamp(max=1)
+            ratio = at_most(ratio, 1)
         if not always_adapt:
             ratio = torch.where(exact(weight_decay, p.device) == 0, 1.0, ratio)
         yield ratio * u, state
@@ -162,8 +164,7 @@ def scale_by_lars(
         if p.ndim < min_ndim:
             yield u, state
             return
-        sums = yield _sums(p, u)
-        weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
+        weights, size = yield from _norms(p, u)
         top, total = trust_coefficient * weights, size + weight_decay * weights + eps
         ratio = quotient(top, total, (weights > 0) & (size > 0), 1.0)
         if trust_clip:

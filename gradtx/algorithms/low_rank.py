@@ -28,7 +28,7 @@ from gradtx.maths.entries import (
     at_least,
     hat_rate,
     norm,
-    safe_sqrt,
+    norms,
 )
 from gradtx.maths.matrices import orthonormal
 from gradtx.maths.polynomials import Coefficients, Steps, orthogonalizer
@@ -58,8 +58,8 @@ def _ratios(leaf: LeafProjection, direction: Tensor, by_channel: bool = True) ->
     if not by_channel:
         return norm(direction) / (norm(leaf.inside) + TINY)
     dim = 1 if leaf.right else 0
-    top = safe_sqrt(direction.square().sum(dim=dim, keepdim=True))
-    bottom = safe_sqrt(leaf.inside.square().sum(dim=dim, keepdim=True))
+    top = norms(direction, dim)
+    bottom = norms(leaf.inside, dim)
     return top / (bottom + TINY)
 
 
@@ -256,7 +256,7 @@ def scale_by_dion(
         momentum, old = state["momentum"] + g, state["Q"]
         left = orthonormal(momentum @ old)
         right = momentum.mT @ left
-        lengths = safe_sqrt(right.square().sum(dim=0, keepdim=True))
+        lengths = norms(right, 0)
         # A zero column stays 0, even with eps 0.
         basis = right / (lengths + eps + (lengths == 0))
         return left @ basis.mT, {

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from gradtx.algorithms.momentum import trace_ema
 from gradtx.algorithms.muon import (
@@ -20,7 +19,7 @@ from gradtx.algorithms.muon import (
 from gradtx.algorithms.scaling import scale, scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
 from gradtx.arguments import Count, Decay, Positive
-from gradtx.maths.entries import at_least, differentiable, norm, quotient, safe_sqrt
+from gradtx.maths.entries import at_least, differentiable, norm, norms, quotient
 from gradtx.maths.matrices import orthonormal
 from gradtx.maths.polynomials import (
     Coefficients,
@@ -34,13 +33,8 @@ from gradtx.transform import GradientTransformation, chain
 __all__ = ["orthogonalize_tangent", "project_tangent", "retract", "spectral_sphere"]
 
 
-def _norms(x: Tensor, lines: str) -> Tensor:
-    """Return the norm of each row or column, >= 1e-8."""
-    return at_least(safe_sqrt(_sums(x.square(), lines)), 1e-8)
-
-
-def _sums(x: Tensor, lines: str) -> Tensor:
-    return x.sum(dim=1 if lines == "rows" else 0, keepdim=True)
+# The dimension along which rows or columns extend.
+_ALONG = {"rows": 1, "columns": 0}
 
 
 @per_tensor(whole=True, dims=(2, 2), needs=("params",))
@@ -114,7 +108,7 @@ def retract(
             diagonal = (Q * q).sum(dim=0)
             return size * torch.where(diagonal < 0, -Q, Q)
         if kind in ("rows", "columns"):
-            return q * (size / _norms(q, kind))
+            return q * (size / at_least(norms(q, _ALONG[kind]), 1e-8))
         if kind == "spectral":
             largest = matrix_norms(q @ first_right_vectors(q, power_steps))
             return q * (size / at_least(largest, 1e-20))
@@ -158,7 +152,7 @@ def project_tangent(kind: Literal["rows", "columns"]):
     """
 
     def update(u, state, p, ctx):
-        return u - p * _sums(p * u, kind), state
+        return u - p * (p * u).sum(dim=_ALONG[kind], keepdim=True), state
 
     return update
 

@@ -25,6 +25,7 @@ from gradtx.maths.entries import (
     at_least,
     mean,
     norm,
+    norms,
     running_mean,
     safe_pow,
     safe_sqrt,
@@ -631,17 +632,14 @@ def _balanced(
     rows, columns = x.shape[-2:]
     if columns > rows:
         return _balanced(iterate, x.mT, eps, steps, power).mT
-    scale = 1 / at_least(safe_sqrt(_row_squares(x)), eps)
+    scale = 1 / at_least(norms(x, -1), eps)
     result = iterate(scale * x)
     for _ in range(steps - 1):
-        squares = at_least(_row_squares(result), eps**2)
+        squares = result.square().sum(dim=-1, keepdim=True)
+        squares = at_least(squares, eps**2)
         scale = scale * (columns / max(rows, 1) / squares) ** power
         result = iterate(scale * x)
     return result
-
-
-def _row_squares(x: Tensor) -> Tensor:
-    return x.square().sum(dim=-1, keepdim=True)
 
 
 def _raised(result: Tensor, x: Tensor, eps, power) -> Tensor:
@@ -657,7 +655,7 @@ def _raised(result: Tensor, x: Tensor, eps, power) -> Tensor:
 
 def matrix_norms(x: Tensor) -> Tensor:
     """Return the norm of each matrix of a batch."""
-    return safe_sqrt(x.square().sum(dim=(-2, -1), keepdim=True))
+    return norms(x, (-2, -1))
 
 
 def unit_columns(vectors: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from gradtx.arguments import (
 )
 from gradtx.base.exact import exact, exact_dtype
 from gradtx.maths.entries import (
+    at_least,
     filled_like,
     norm,
     plus_decay,
@@ -371,7 +372,7 @@ def scale_by_cocob(alpha: NonNegative = 100.0, eps=1e-8):
         start = state["param_init"]
         size = torch.maximum(state["scale"], g.abs())
         path = state["abs_sum"] + g.abs()
-        reward = (state["reward"] - g * (p - start)).clamp(min=0.0)
+        reward = at_least(state["reward"] - g * (p - start), 0.0)
         total = state["grad_sum"] - g
         bet = quotient(size + reward, size * torch.maximum(path + size, alpha * size))
         new = {

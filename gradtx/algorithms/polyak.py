@@ -14,7 +14,10 @@ from gradtx.base.exact import exact
 from gradtx.base.torch_names import readable
 from gradtx.maths.entries import (
     adam_moments,
+    at_least,
+    at_most,
     corrected_root,
+    norm_of_all,
     quotient,
     running_mean,
     safe_sqrt,
@@ -107,8 +110,7 @@ def project_l2_ball(max_norm: PositiveOrInf):
 
     def update(u, state, p, ctx):
         moved = p + u
-        total = yield {"square": moved.square().sum()}
-        size = safe_sqrt(total["square"])
+        size = yield from norm_of_all(moved)
         projected = shrink(size, max_norm) * moved - p
         yield torch.where(size <= exact(max_norm, size.device), u, projected), state
 
@@ -149,13 +151,13 @@ def _followed(
     if use_fstar:
         # Lower the bound if the model is already below it.
         bound, cap = state["lb"], shrinkage * (loss - product) + slope
-        again = (cap / (2 * shrinkage * rho)).clamp(min=lb)
+        again = at_least(cap / (2 * shrinkage * rho), lb)
         bound = torch.where(cap < shrinkage * rho * bound, again, bound)
     height = shrinkage * (loss - rho * bound - product) + slope
-    tau = quotient(height.clamp(min=0.0), square).clamp(max=lr / rho)
+    tau = at_most(quotient(at_least(height, 0.0), square), lr / rho)
     if use_fstar:
         decrease = loss + slope - product - tau * square / 2
-        new["lb"] = (decrease / rho).clamp(min=lb)
+        new["lb"] = at_least(decrease / rho, lb)
     return tau, new
 
 

@@ -116,7 +116,7 @@ def _view(sums, length, delta, eps):
     """Return which rows of the gradient are not orthogonal to p, and the radial part of u as a multiple of p."""
     grad_norm, param_norm = safe_sqrt(sums["grad_grad"]), safe_sqrt(sums["param_param"])
     cosine = sums["grad_param"].abs() / (
-        grad_norm.clamp(min=eps) * param_norm.clamp(min=eps)
+        at_least(grad_norm, eps) * at_least(param_norm, eps)
     )
     radial = sums["update_param"] / (param_norm + eps).square()
     return ~(cosine < delta / length**0.5), radial
@@ -303,7 +303,7 @@ def floor_relative_update(
 
     def update(update, state, param, ctx):
         ratio = at_least(size(param), eps) / at_least(size(update), eps)
-        return update * safe_pow((floor * ratio).clamp(min=1.0), power), state
+        return update * safe_pow(at_least(floor * ratio, 1.0), power), state
 
     return update
 
@@ -398,7 +398,7 @@ def _radius(param: Tensor) -> dict[str, Tensor]:
 
 
 def _on_sphere(x: Tensor, radius, eps) -> Tensor:
-    return x * (radius / norm(x).clamp(min=eps))
+    return x * (radius / at_least(norm(x), eps))
 
 
 @per_tensor(takes_complex=True, needs="params")

@@ -16,6 +16,7 @@ from gradtx.algorithms.weight_decay import add_decayed_weights
 from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Positive, is_off
 from gradtx.maths.entries import (
     at_least,
+    at_most,
     identity,
     may_decay,
     norm,
@@ -354,7 +355,7 @@ def scale_by_psgd_kron(
         is_due, number, counts = _schedule(every, state, ctx)
         Q = ctx.when(is_due, lambda: fitted(h, Q, number, ctx), lambda: Q)
         u = preconditioned(mean, Q)
-        u = u * (clip_rms / (rms(u) + 1e-12)).clamp(max=1.0)
+        u = u * at_most(clip_rms / (rms(u) + 1e-12), 1.0)
         return u.reshape(g.shape), {"momentum_buffer": m, "Q": Q, **counts}
 
     return init, update
@@ -450,7 +451,7 @@ def scale_by_psgd_pro(
         Q, bounds = fitted(x, state["Q"], state["lipschitz"], rate)
         u = preconditioned(x, Q)
         if not is_off(max_update_rms):
-            u = u * (max_update_rms / (rms(u) + 1e-7)).clamp(max=1.0)
+            u = u * at_most(max_update_rms / (rms(u) + 1e-7), 1.0)
         return u.reshape(g.shape), {"exp_avg": m, "Q": Q, "lipschitz": bounds}
 
     def fitted(x, factors, bounds, rate):

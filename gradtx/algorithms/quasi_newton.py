@@ -20,7 +20,14 @@ from gradtx.arguments import (
 )
 from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import exact_dtype
-from gradtx.maths.entries import at_least, largest, running_mean, safe_pow, safe_sqrt
+from gradtx.maths.entries import (
+    at_least,
+    at_most,
+    largest,
+    running_mean,
+    safe_pow,
+    safe_sqrt,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.schedules import warmup_cosine_schedule
 from gradtx.slots import ema, linear, square
@@ -131,7 +138,7 @@ def scale_by_lbfgs(
         direction = gamma * g
         for weight, vector in zip(weights, [*S, *Y], strict=True):
             direction = direction + weight * vector
-        length = totals["length"].clamp(min=1.0)
+        length = at_least(totals["length"], 1.0)
         first_direction = g * (1 / length) if first == "l1" else g
         count = state["count"]
         new = {
@@ -141,7 +148,7 @@ def scale_by_lbfgs(
             "y": Y,
             "products_s": products_s,
             "products_y": products_y,
-            "count": kept((count + 1).clamp(max=history), count),
+            "count": kept(at_most(count + 1, history), count),
             "gamma": gamma,
         }
         yield torch.where(ctx.seen, direction, first_direction), new

@@ -25,6 +25,7 @@ from gradtx.maths.entries import (
     at_least,
     largest,
     norm,
+    norm_of_all,
     quotient,
     running_mean,
     safe_sqrt,
@@ -267,13 +268,11 @@ def recorded_in(stages: Mapping[Path, Mapping[str, Any]]) -> dict[str, float]:
     return values
 
 
-def _needs_of_record(arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    return ("params",) if "update_to_weight" in arguments["what"] else ()
-
-
 @per_tensor(
     elementwise=lambda arguments: arguments["name"] is not None,
-    needs=_needs_of_record,
+    needs=lambda arguments: (
+        ("params",) if "update_to_weight" in arguments["what"] else ()
+    ),
     shared=lambda arguments: {arguments["name"]: 0.0} if arguments["name"] else {},
 )
 def record(
@@ -332,8 +331,8 @@ def record(
             )
 
         def update_of_all(update, state, param, ctx):
-            total = yield {"square": update.square().sum()}
-            yield update, {name: safe_sqrt(total["square"])}
+            size = yield from norm_of_all(update)
+            yield update, {name: size}
 
         return update_of_all
     slots = {}

@@ -28,6 +28,7 @@ from gradtx.combinators.selection import partition
 from gradtx.maths.entries import (
     at_least,
     corrected_root,
+    norms,
     quotient,
     rms,
     running_mean,
@@ -66,16 +67,12 @@ _DIMS = {
 }
 
 
-def _dims_of_lmo(arguments: dict[str, Any]) -> Any:
-    return _DIMS.get(arguments["kind"])
-
-
 def _mixes_rows(arguments: dict[str, Any]) -> bool:
     """Whether the owner of a divided leaf must compute it; signs, rows and columns need no exchange of entries."""
     return arguments["kind"] not in ("sign", "row", "column")
 
 
-@per_tensor(whole=_mixes_rows, dims=_dims_of_lmo)
+@per_tensor(whole=_mixes_rows, dims=lambda arguments: _DIMS.get(arguments["kind"]))
 def lmo(
     kind: Kind = "auto",
     *,
@@ -231,7 +228,7 @@ def oracle(
         size = safe_sqrt(y.square().sum(dim=0, keepdim=True) / max(y.shape[0], 1))
         size = size * y.shape[1] if normalized else size
     else:
-        size = safe_sqrt(y.square().sum(dim=-1, keepdim=True))
+        size = norms(y, -1)
         size = size if normalized is False else size * math.sqrt(y.shape[-1])
     y = y / (size + eps)
     return y.transpose(0, 1) if transpose else y
@@ -460,7 +457,7 @@ def scale_by_muown(
     iterate = orthogonalizer("scale_by_muown", ns_coefficients, ns_steps, ns_dtype)
 
     def lengths(param):
-        return at_least(_row_norms(param), LEAST)
+        return at_least(norms(param, 1), LEAST)
 
     def zeros(param):
         return torch.zeros_like(lengths(param))
@@ -482,7 +479,7 @@ def scale_by_muown(
         root = corrected_root(v, ctx, beta2) + eps
         gamma = gamma - lr * m / ctx.bias_correction(beta1) / root
         gamma = gamma * (1 - lr * weight_decay)
-        length = at_least(_row_norms(direction), LEAST)
+        length = at_least(norms(direction, 1), LEAST)
         new = {
             "momentum_buffer": average,
             "magnitude": gamma,
@@ -500,10 +497,6 @@ def scale_by_muown(
         "exp_avg_sq": square(zeros),
     }
     return slots, update
-
-
-def _row_norms(x: Tensor) -> Tensor:
-    return safe_sqrt(x.square().sum(dim=1, keepdim=True))
 
 
 @alias

@@ -358,16 +358,6 @@ def scale_by_scalable_shampoo(
     return slots, update
 
 
-def _filtered(m, g, beta1, beta3, corrects, ctx):
-    """Return the filtered gradient, and the average of gradients after the average m."""
-    new, f = running_mean(m, g, beta1), running_mean(m, g, beta3)
-    if corrects:
-        power = 1 - ctx.bias_correction(beta1, ctx.time - 1)
-        # A 0-d leaf would become float64.
-        f = (f / (1 - beta3 * power)).to(g.dtype)
-    return f, new
-
-
 def _merged_from_the_end(shape: Sequence[int], limit: int, target: int) -> list[int]:
     """Merge neighboring dimensions while their product is at most `limit`, until `target` dimensions are left."""
     sizes = [size for size in shape if size != 1] or [1]
@@ -482,8 +472,12 @@ def scale_by_distributed_shampoo(
         f, new, blocked = g, {}, blocks_of(g)
         if not is_off(beta1):
             m = state["filtered_grad"]
-            f, m = _filtered(m, g, beta1, beta3, use_bias_correction, ctx)
-            new["filtered_grad"] = m
+            new["filtered_grad"] = running_mean(m, g, beta1)
+            f = running_mean(m, g, beta3)
+            if use_bias_correction:
+                power = 1 - ctx.bias_correction(beta1, ctx.time - 1)
+                # A 0-d leaf would become float64.
+                f = (f / (1 - beta3 * power)).to(g.dtype)
         u, of_graft = magnitude(f, g, state, ctx)
         new |= of_graft
         if not g.numel():

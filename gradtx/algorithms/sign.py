@@ -520,7 +520,7 @@ def scale_by_ano(betas=(0.92, 0.99), eps=1e-8, logarithmic=False):
     beta1, beta2 = betas
 
     def update(g, state, p, ctx):
-        decay = 1 - 1 / ctx.time.clamp(min=2).log() if logarithmic else beta1
+        decay = 1 - 1 / at_least(ctx.time, 2).log() if logarithmic else beta1
         m = running_mean(state["exp_avg"], g, decay)
         v, square_of_g = state["exp_avg_sq"], g.square()
         signed = (square_of_g - v).sign() * square_of_g

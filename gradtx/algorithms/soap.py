@@ -200,7 +200,7 @@ def scale_by_kl_shampoo(
 
     def update(g, state, p, ctx):
         dims = rotation.dims(g.shape)
-        count = (ctx.time - 1).clamp(min=1)  # the first step returns 0 in any case
+        count = at_least(ctx.time - 1, 1)  # the first step returns 0 in any case
         correction = ctx.bias_correction(beta1, count)
         if not dims:
             m, v, new = average(g, state)

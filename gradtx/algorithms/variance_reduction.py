@@ -23,6 +23,8 @@ from gradtx.arguments import (
 )
 from gradtx.maths.entries import (
     adam_moments,
+    at_least,
+    at_most,
     change_of,
     norm,
     quotient,
@@ -53,7 +55,7 @@ __all__ = [
 def _corrected(grad: Tensor, last: Tensor, gamma, beta) -> Tensor:
     """Return g + gamma beta / (1 - beta) (g - g_last), clipped to a norm of at most 1."""
     change = grad + gamma * beta / (1 - beta) * (grad - last)
-    return change / norm(change).clamp(min=1.0)
+    return change / at_least(norm(change), 1.0)
 
 
 @whole_tree(needs=("params", "grad_fn"), capturable=True)
@@ -166,7 +168,7 @@ def scale_by_msvag(beta: Decay = 0.9):
         correction = ctx.bias_correction(beta)
         # The paper's quotient with common factors canceled: 1 - b**2 = (1 - b) * (1 + b) for b = beta and b = beta**t.
         rho = (1 - beta) * (2 - correction) / ((1 + beta) * correction)
-        rho = rho.clamp(max=0.9999)
+        rho = at_most(rho, 0.9999)
         mean = m / correction
         square = mean.square()
         size = square + rho / (1 - rho) * (v / correction - square)
@@ -325,7 +327,7 @@ def amplify_slow_gradients_window(
         window = [update, *state["grad"][:-1]]
         slow = sum(window[1:], window[0])  # gradients before the first are zeros
         if filter_type == "mean":
-            slow = slow / ctx.time.clamp(max=window_size)
+            slow = slow / at_most(ctx.time, window_size)
         amplified = update + lamb * slow
         if warmup:
             amplified = torch.where(ctx.step < window_size, update, amplified)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -360,8 +360,18 @@ class Pieces:
 
     def _advance(self, batch: Batch) -> None:
         def run_block(block: BlockLeaf) -> Mapping[str, Any]:
-            batch.stop, payload = _run(self._operations, block, batch.totals)
-            return _results(block, self._leaf) if payload is None else payload
+            """Return the results of a block, or its terms of the next sum, if an operation waits for one."""
+            known = list(batch.totals)
+            for position, operation in enumerate(self._operations):
+                steps = operation.start(block)
+                payload = resumed(steps)
+                while payload is not None:
+                    if not known:
+                        batch.stop = position
+                        return payload
+                    payload = resumed(steps, known.pop(0))
+            batch.stop = None
+            return _results(block, self._leaf)
 
         batch.results = self._mapped(batch, run_block)
 
@@ -438,25 +448,6 @@ class Pieces:
         shape = (self._count, *value.shape[1:])
         placements = placements_by_rows(self._template, shape)
         return from_local_like(value, self._template, shape, placements)
-
-
-def _run(
-    operations: Sequence[Any], block: Leaf, totals: Sequence[Any]
-) -> tuple[int | None, Any]:
-    """Run the operations on a block, with the sums known so far.
-
-    Returns:
-        The position of the operation that requests another sum, and its terms; `(None, None)` if there is none.
-    """
-    known = list(totals)
-    for position, operation in enumerate(operations):
-        steps = operation.start(block)
-        payload = resumed(steps)
-        while payload is not None:
-            if not known:
-                return position, payload
-            payload = resumed(steps, known.pop(0))
-    return None, None
 
 
 def _results(block: Leaf, whole: Leaf) -> dict[str, Any]:

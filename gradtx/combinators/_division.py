@@ -206,11 +206,6 @@ def division(heads, sizes, batch, view, dim: int) -> Division:
     if sizes is None:
         _check_counts("heads", (heads,))
         return EvenParts(heads, dim)
-    return _runs(sizes, heads, dim)
-
-
-def _runs(sizes, heads, dim: int) -> Runs:
-    """Return the division into runs of the given sizes, each with its number of heads."""
     _check_counts("sizes", sizes)
     if not isinstance(heads, tuple | list):
         heads = (1 if heads is None else heads,) * len(sizes)

@@ -395,14 +395,10 @@ class EnterSpace(RuleOperation):
         leaf.clock = self.space_run.clock(leaf.clock)
         if coordinates.restarts is not False:
             leaf.restarts = coordinates.restarts | leaf.restarts
-        self._set_active(leaf, coordinates)
-
-    def _set_active(self, leaf: Leaf, coordinates: LeafCoordinates) -> None:
         self.space_run.taking_part.append(coordinates.takes_part)
-        if coordinates.takes_part is True:
-            return
-        part = torch.as_tensor(coordinates.takes_part, device=leaf.device)
-        leaf.active = part if leaf.active is None else part & leaf.active
+        if coordinates.takes_part is not True:
+            part = torch.as_tensor(coordinates.takes_part, device=leaf.device)
+            leaf.active = part if leaf.active is None else part & leaf.active
 
 
 class LeaveSpace(RuleOperation):

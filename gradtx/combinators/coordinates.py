@@ -105,14 +105,11 @@ class Rotation(Factors, Coordinates):
     of: Literal["update", "grad"] = "update"
     eps: NonNegative = 1e-8
     order: Literal["after", "before"] = "after"
+    waits_at_first = True
 
     @property
     def capturable(self) -> bool:
         return self.refresh == "qr"
-
-    @property
-    def waits_at_first(self) -> bool:
-        return True
 
     @property
     def delayed(self) -> bool:
@@ -433,20 +430,18 @@ class Projection(Coordinates):
         return x.new_zeros(shape)
 
     def basis(self, x: Tensor, old: Tensor, ctx) -> Tensor:
-        """Return the basis of this step."""
-        return ctx.every(
-            self.every, 1, lambda: self._computed(x, old, ctx), lambda: old
-        )
+        """Return the basis of this step: random, singular vectors of `x`, or after one step of power iteration."""
 
-    def _computed(self, x: Tensor, old: Tensor, ctx) -> Tensor:
-        """Compute a basis: at random, from the singular vectors of `x`, or by one step of power iteration."""
-        if self.kind == "random":
-            return ctx.rng.normal(old) / self.rank**0.5
-        matrix = x.mT if self.is_right(x) else x
-        if self.kind == "svd":
-            width = old.shape[1]
-            return signed(left_basis(matrix)[:, :width])
-        return signed(orthonormal(matrix @ (matrix.mT @ old)))
+        def computed() -> Tensor:
+            if self.kind == "random":
+                return ctx.rng.normal(old) / self.rank**0.5
+            matrix = x.mT if self.is_right(x) else x
+            if self.kind == "svd":
+                width = old.shape[1]
+                return signed(left_basis(matrix)[:, :width])
+            return signed(orthonormal(matrix @ (matrix.mT @ old)))
+
+        return ctx.every(self.every, 1, computed, lambda: old)
 
 
 def signed(basis: Tensor) -> Tensor:

@@ -31,7 +31,6 @@ from gradtx.execution.runs import Run, Scope, as_flag, selected
 from gradtx.execution.traits import Traits, empty_dict
 from gradtx.execution.tree_rule import Functions, GradientOperation
 from gradtx.rules import Combinator
-from gradtx.slots import declared, init_of
 from gradtx.state.nested import LEAF_STEPS
 from gradtx.transform import GradientTransformation
 
@@ -262,10 +261,8 @@ class Enter(RuleOperation):
 
     def __init__(self, frame: Frame, scope: Scope, path: Path, name: str):
         inner = InnerState(scope.run, path, frame.inner_slots)
-        slots, init = {}, frame.init
-        if isinstance(init, Mapping):
-            slots = declared(init)
-            init = init_of(slots)
+        functions = Functions.of((frame.init, frame.enter or _identity), name)
+        init = functions.init
         self.counts = frame.clock is not None and frame.clock.counts
         if self.counts:
             init = functools.partial(_with_leaf_steps, init)
@@ -281,10 +278,10 @@ class Enter(RuleOperation):
         )
         rule = Rule(
             name,
-            frame.enter or _identity,
+            functions.update,
             traits,
             init=init,
-            slots=slots,
+            slots=functions.slots,
             inner=inner.first_values if frame.inner_slots else None,
             single=True,
             shared=frame.shared,
@@ -316,7 +313,11 @@ class Enter(RuleOperation):
         run = self.run
         starts = {"step": 0, **clock.start} if clock.counts else clock.start
         if starts:
-            values = {name: _whole(start, run.device) for name, start in starts.items()}
+            number = functools.partial(torch.full, dtype=torch.int64, device=run.device)
+            values = {
+                name: functools.partial(number, (), start)
+                for name, start in starts.items()
+            }
             self._old_shared = self._scope.shared(self.path, values)
         if clock.counts:
             # It starts again where the inner transformation restarts.
@@ -434,7 +435,13 @@ class Enter(RuleOperation):
         terms: Values = {}
         # An inner combinator accepts a leaf without a gradient.
         if leaf.update is not None:
-            terms = checked_sums(self.rule.name, measure(leaf.update))
+            terms = measure(leaf.update)
+            if not isinstance(terms, Mapping) or any(
+                term.ndim for term in terms.values()
+            ):
+                raise TypeError(
+                    f"{self.rule.name}: measure must return a dict of 0-d tensors, got {describe(terms)}"
+                )
         total = yield {name: term_of(leaf, value) for name, value in terms.items()}
         if self.ticks is None:
             self._decide(total)
@@ -502,11 +509,6 @@ class Enter(RuleOperation):
         if clock.measure is None:
             counts = counts and bool(self.ticks)
         position.counts.append(int(self.old_step) if counts else None)
-
-
-def _whole(start: int, device: torch.device) -> Callable[[], Tensor]:
-    """Return a function that creates the initial value of a clock."""
-    return lambda: torch.full((), start, dtype=torch.int64, device=device)
 
 
 def _with_leaf_steps(
@@ -635,11 +637,18 @@ class Leave(RuleOperation):
             )
         context = call.context
         assert isinstance(context, FrameContext)
-        check_inner_slots(self.rule.name, new, context.inner)
+        old = context.inner
+        for name, value in new.items():
+            shape = old[name].shape if name in old else None
+            if not isinstance(value, Tensor) or value.shape != shape:
+                raise ValueError(
+                    f"{self.rule.name}: leave must return inner slots in their shapes, which are {describe(old)}; "
+                    f"got {name!r}: {describe(value)}"
+                )
         self._enter.inner.replace(call.leaf, new, context)
 
     def follow(self, position: Position) -> None:
-        if self._frame.clock is not None and self._frame.clock.counts:
+        if self._enter.counts:
             position.counts.pop()
 
 
@@ -664,25 +673,3 @@ def checked_ticks(
 
 def _is_scalar(value, dtype: torch.dtype = torch.int64) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and not value.ndim and value.dtype == dtype
-
-
-def checked_sums(who: str, sums) -> dict[str, Tensor]:
-    """Return the checked result of a clock's `measure` for one leaf."""
-    if not isinstance(sums, Mapping) or any(value.ndim for value in sums.values()):
-        raise TypeError(
-            f"{who}: measure must return a dict of 0-d tensors, got {describe(sums)}"
-        )
-    return dict(sums)
-
-
-def check_inner_slots(
-    who: str, new: Mapping[str, Any], old: Mapping[str, Tensor]
-) -> None:
-    """Raise an error unless these values can replace inner slots."""
-    for name, value in new.items():
-        shape = old[name].shape if name in old else None
-        if not isinstance(value, Tensor) or value.shape != shape:
-            raise ValueError(
-                f"{who}: leave must return inner slots in their shapes, which are {describe(old)}; got {name!r}: "
-                f"{describe(value)}"
-            )

@@ -100,10 +100,6 @@ def _around(
     return Frame(base, gradient=update)
 
 
-def _zeros(params: Tree) -> Tree:
-    return map_tensors(torch.zeros_like, params)
-
-
 @combinator(needs=("grad_fn", "params"))
 def sam(
     base: GradientTransformation,
@@ -365,7 +361,7 @@ def looksam(
         return new, {"sharpness": sharpness}
 
     def init(params):
-        return {"sharpness": _zeros(params)}
+        return {"sharpness": map_tensors(torch.zeros_like, params)}
 
     return Frame(base, gradient=(init, update))
 
@@ -427,7 +423,7 @@ def friendly_sam(
         return uphill, {"exp_avg": means}
 
     def init(params):
-        return {"exp_avg": _zeros(params)}
+        return {"exp_avg": map_tensors(torch.zeros_like, params)}
 
     return Frame(base, gradient=(init, update))
 

@@ -41,7 +41,9 @@ class Fork(Combinator):
         scope.run.selectors.append(self._fork)
         routes = {}
         for i, (label, tx) in enumerate(self._txs.items()):
-            inside = scope.branch(path if self.selector is None else (*path, label), i)
+            inside = scope.inside(path if self.selector is None else (*path, label), i)
+            # A freeze inside covers only this branch.
+            inside.frozen = []
             routes[label] = Route(tx._expand(inside), inside.frozen)
         return [Branch(path, self._fork, routes)]
 

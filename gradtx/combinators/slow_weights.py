@@ -9,7 +9,11 @@ import torch
 from gradtx.arguments import Count, Fraction, NonNegative, NonNegativeInt, OpenFraction
 from gradtx.base.exact import exact
 from gradtx.combinators.frame import Frame
-from gradtx.maths.entries import quotient, synchronized
+from gradtx.maths.entries import (
+    at_most,
+    quotient,
+    synchronized,
+)
 from gradtx.rules import combinator
 from gradtx.slots import rounded, scalar, start
 from gradtx.transform import GradientTransformation
@@ -109,7 +113,7 @@ def schedule_free(
         z = state["z"]
         rate = exact(lr, y.device)
         if warmup_steps:
-            rate = rate * (ctx.time / warmup_steps).clamp(max=1)
+            rate = rate * at_most(ctx.time / warmup_steps, 1)
         share, numbers = share_of(rate, state, ctx)
         direction = sign * update
         moved = z - rate * direction

@@ -7,7 +7,6 @@ Functional use and the optimizer adapter share this module: both create `Leaf` o
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import (
     Callable,
     Generator,
@@ -24,7 +23,7 @@ from gradtx.base.complex_views import PARTS, REMEDY, as_complex, as_real
 from gradtx.base.dtensor import placed_as, total_of
 from gradtx.base.errors import Path, StateKey
 from gradtx.execution.context import Clock, ClockReading, Context
-from gradtx.execution.runs import Run, Scope, selected
+from gradtx.execution.runs import Run, Scope, restarted, selected
 from gradtx.execution.traits import Traits
 from gradtx.state.codes import Codec
 from gradtx.state.random import indices
@@ -115,14 +114,20 @@ class Leaf(Task):
         self.clock = clock
         stored = _first_not_none(param, like, update)
         self.is_complex: bool = stored.is_complex()
-        if self.is_complex or (update is not None and update.is_complex()):
-            _check_pair(name, update, stored)
+        if update is not None and update.is_complex() != self.is_complex:
+            raise TypeError(
+                f"leaf {name!r} has a gradient of dtype {update.dtype}, but its parameter has dtype {stored.dtype}; "
+                "both must be real or both complex"
+            )
+        if self.is_complex:
             update, param, stored = map(_real_view, (update, param, stored))
         first_input = _first_not_none(update, stored)
         self.device: torch.device = stored.device
         self.dtype: torch.dtype = first_input.dtype
         self.param_dtype: torch.dtype = stored.dtype
-        self.compute_dtype = _compute_dtype(stored.dtype, first_input.dtype)
+        widest = torch.promote_types(self.param_dtype, self.dtype)
+        # Rules never compute in half precision.
+        self.compute_dtype = torch.promote_types(widest, torch.float32)
         self.inputs = (update, param)
         self.has_gradient = update is not None
         self.shape: torch.Size = stored.shape
@@ -177,13 +182,7 @@ class Leaf(Task):
     def kept_slots(self, path: Path, restarts: bool | Tensor) -> dict[str, Tensor]:
         """Return the old slots of a stage whose new ones are discarded: the initial ones where it restarts."""
         old = self.run.slots(path, self)
-        first = self.starts.get(path, {})
-        if not isinstance(restarts, Tensor):
-            return {**old, **first} if restarts else old
-        return {
-            slot: torch.where(restarts, first.get(slot, value), value)
-            for slot, value in old.items()
-        }
+        return restarted(old, self.starts.get(path, {}), restarts)
 
     def in_callers_form(self, value: Tensor) -> Tensor:
         """Return a slot, an update or weights in the caller's form: complex if shaped like a complex leaf."""
@@ -211,15 +210,6 @@ class Leaf(Task):
         )
 
 
-def _check_pair(name: str, update: Tensor | None, stored: Tensor) -> None:
-    """Raise an error unless update and parameter are both real or both complex."""
-    if update is not None and update.is_complex() != stored.is_complex():
-        raise TypeError(
-            f"leaf {name!r} has a gradient of dtype {update.dtype}, but its parameter has dtype {stored.dtype}; "
-            "both must be real or both complex"
-        )
-
-
 def _real_view(tensor: Any) -> Any:
     return None if tensor is None else as_real(tensor)
 
@@ -229,15 +219,6 @@ def _first_not_none(*values: Any) -> Any:
         if value is not None:
             return value
     return None
-
-
-def _compute_dtype(stored_dtype: torch.dtype, input_dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype that rules compute in, which is never half precision."""
-    if stored_dtype is torch.float32 and input_dtype is torch.float32:
-        return torch.float32
-    return functools.reduce(
-        torch.promote_types, (stored_dtype, input_dtype, torch.float32)
-    )
 
 
 @dataclasses.dataclass
@@ -305,7 +286,7 @@ class Operation:
 
     def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> Any:
         """Return the sums over leaves, added in name order."""
-        waiting = sorted(waiting, key=_name_of_leaf)
+        waiting = sorted(waiting, key=name_of_leaf)
         first, sums = waiting[0]
         for leaf, payload in waiting:
             if payload.keys() != sums.keys():
@@ -328,7 +309,7 @@ class Operation:
         """Advance a walk over the program past this operation."""
 
 
-def _name_of_leaf(item: tuple[Leaf, Any]) -> str:
+def name_of_leaf(item: tuple[Leaf, Any]) -> str:
     return item[0].name
 
 
@@ -363,8 +344,9 @@ class Route:
         if self.is_frozen(leaf):
             return [FROZEN]
         operations = self._operations_for(leaf) if self._forks else self.operations
-        if leaf.is_complex:
-            _check_takes_complex(leaf, operations)
+        for operation in operations if leaf.is_complex else ():
+            if not operation.traits.takes_complex:
+                raise complex_error(operation.path[-1], leaf)
         return operations
 
     def _operations_for(self, leaf: Leaf) -> list[Operation]:
@@ -411,13 +393,6 @@ class Route:
     def clock_paths(self) -> frozenset[Path]:
         """Return the paths of inner clocks."""
         return frozenset(each.path for each in self.walk() if each.traits.has_clock)
-
-
-def _check_takes_complex(leaf: Leaf, operations: Iterable[Operation]) -> None:
-    """Raise an error if an operation cannot process a complex leaf."""
-    for operation in operations:
-        if not operation.traits.takes_complex:
-            raise complex_error(operation.path[-1], leaf)
 
 
 def complex_error(link: str, leaf: Leaf) -> TypeError:

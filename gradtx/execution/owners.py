@@ -39,6 +39,7 @@ from gradtx.execution.execute import (
     Position,
     Steps,
     execute,
+    name_of_leaf,
     resumed,
 )
 from gradtx.execution.traits import Traits
@@ -104,7 +105,7 @@ def regions_of(operations: Operations, replicas: Team | None = None) -> Operatio
     grouped = []
     i = 0
     while i < len(operations):
-        owned = list(itertools.takewhile(_is_owned, operations[i:]))
+        owned = list(itertools.takewhile(lambda op: op.traits.at_owner, operations[i:]))
         if not owned:
             grouped.append(operations[i])
             i += 1
@@ -114,10 +115,6 @@ def regions_of(operations: Operations, replicas: Team | None = None) -> Operatio
         i += len(following)
         grouped.append(OwnedRegion(owned, following, replicas))
     return grouped
-
-
-def _is_owned(operation: Any) -> bool:
-    return operation.traits.at_owner
 
 
 def _runs_on_shards(operation: Any) -> bool:
@@ -215,8 +212,10 @@ class OwnedRegion(Operation):
     def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> Tensors:
         """Return the local shard of every leaf's update after the region."""
         jobs_of_kind: dict[Any, list[Job]] = {}
-        for leaf, payload in sorted(waiting, key=_name_of_leaf):
-            job = Job.of(leaf, self._region_of(leaf), payload)
+        for leaf, payload in sorted(waiting, key=name_of_leaf):
+            # The same region with the hyperparameters of the leaf's group.
+            region = next(op for op in leaf.operations if op.barrier == self.barrier)
+            job = Job.of(leaf, region, payload)
             jobs_of_kind.setdefault(job.kind(), []).append(job)
         results = {}
         for jobs in jobs_of_kind.values():
@@ -224,10 +223,6 @@ class OwnedRegion(Operation):
             for job in jobs:
                 results[job.leaf.name] = job.region.after(job)
         return results
-
-    def _region_of(self, leaf: Leaf) -> OwnedRegion:
-        """Return the same region with the hyperparameters of the leaf's group."""
-        return next(each for each in leaf.operations if each.barrier == self.barrier)
 
     def after(self, job: Job) -> Any:
         """Return a leaf's update after the operations that run on shards."""
@@ -259,10 +254,6 @@ class OwnedRegion(Operation):
         leaf.new.update(whole.new)
         leaf.starts.update(whole.starts)
         return whole.update
-
-
-def _name_of_leaf(item: tuple[Leaf, Any]) -> str:
-    return item[0].name
 
 
 def _narrower_dtype(wire: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import inspect
 import types
 from collections.abc import Callable, Generator, Mapping
@@ -126,7 +127,8 @@ class StageState:
         self._space = scope.space
         starts: dict[str, Callable[[], Tensor]] = {}
         for name, value in rule.shared.items():
-            starts[name] = _initial_value(value, device, self.store.shared_dtype(name))
+            dtype = self.store.shared_dtype(name)
+            starts[name] = functools.partial(_initial_value, value, device, dtype)
         seed = rule.seed
         if seed is not None:
             starts["seed"] = lambda: torch.full((), seed, device=device)
@@ -227,16 +229,6 @@ class StageState:
             }
         return self.store.first(flat, like, leaf, old, None if single else probe)
 
-    def _as_rule_sees(
-        self, leaf: Leaf, old: dict[str, Tensor], flat: dict[str, Tensor]
-    ) -> dict[str, Any]:
-        """Return slots with lists in place of numbered slots."""
-        state = flat if self._rule.single else with_lists(flat)
-        # With a layout, an optimizer's slots are already known.
-        if state is not flat and leaf.layout is None:
-            self._check_lists(leaf, old)
-        return state
-
     def read(
         self, leaf: Leaf, compute_dtype: torch.dtype
     ) -> tuple[dict[str, Tensor], RuleState]:
@@ -256,7 +248,11 @@ class StageState:
                 slot: self._space.read(self._rule, slot, value, leaf)
                 for slot, value in flat.items()
             }
-        state = self._as_rule_sees(leaf, old, flat)
+        # Lists replace numbered slots.
+        state = flat if self._rule.single else with_lists(flat)
+        # With a layout, an optimizer's slots are already known.
+        if state is not flat and leaf.layout is None:
+            self._check_lists(leaf, old)
         return old, RuleState({**state, **shared}, self, leaf)
 
     def _check_lists(self, leaf: Leaf, old: dict[str, Tensor]) -> None:
@@ -374,12 +370,9 @@ def term_of(leaf: Leaf, value: Any) -> Tensor:
 
 def _initial_value(
     value: Any, device: torch.device, dtype: torch.dtype | None
-) -> Callable[[], Tensor]:
-    def first() -> Tensor:
-        number = value() if callable(value) else value
-        return exact(number, device).to(dtype)
-
-    return first
+) -> Tensor:
+    number = value() if callable(value) else value
+    return exact(number, device).to(dtype)
 
 
 @dataclasses.dataclass
@@ -561,7 +554,12 @@ class RuleOperation(Operation):
             ):
                 raise
             # Some operations do not support DTensor. The failure is the same on every rank, so all ranks retry here.
-            return self._rerun(call.with_full_tensors(), call)
+            whole = call.with_full_tensors()
+            out = self._function(whole.update, whole.state, whole.param, whole.context)
+            if not (_is_generator(out) and call.totals):
+                return out
+            call.generator = out
+            return self._send(call, None)
 
     def _missing_input_error(self, call: Call, error: Exception) -> Exception | None:
         """Return the error that names the input that the caller did not pass; None if the rule fails otherwise."""
@@ -572,13 +570,6 @@ class RuleOperation(Operation):
         if call.param is None:
             return without_params(self.rule.name, error)
         return None
-
-    def _rerun(self, whole: Call, call: Call) -> Any:
-        out = self._function(whole.update, whole.state, whole.param, whole.context)
-        if _is_generator(out) and call.totals:
-            call.generator = out
-            return self._send(call, None)
-        return out
 
     def _send(self, call: Call, total: Any) -> Any:
         assert call.generator is not None

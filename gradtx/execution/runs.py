@@ -146,10 +146,7 @@ class Run:
 
     def kept_shared(self, path: Path, restarts: Any) -> dict[str, Tensor]:
         """Return the old shared values of a stage whose new ones are discarded: the initial ones if it restarts."""
-        old = self.scalars(path)
-        if restarts is False:
-            return old
-        return _restarted(old, self.starts.get(path, {}), restarts)
+        return restarted(self.scalars(path), self.starts.get(path, {}), restarts)
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         """Return the decision that a selector made for a leaf at init."""
@@ -262,12 +259,14 @@ def selected(
     return {name: torch.where(condition, new[name], old[name]) for name in new}
 
 
-def _restarted(
-    values: Mapping[str, Tensor], first: Mapping[str, Tensor], restarts: bool | Tensor
+def restarted(
+    values: dict[str, Tensor], first: Mapping[str, Tensor], restarts: bool | Tensor
 ) -> dict[str, Tensor]:
-    """Return the initial shared values if their stage restarts, else the present ones."""
+    """Return the initial values if their stage restarts, else the present ones."""
+    if not isinstance(restarts, Tensor):
+        return {**values, **first} if restarts else values
     return {
-        name: torch.where(as_flag(restarts, value), first.get(name, value), value)
+        name: torch.where(restarts.to(value.device), first.get(name, value), value)
         for name, value in values.items()
     }
 
@@ -335,7 +334,7 @@ class Scope:
         if self.restarts is False or self.run.initial:
             return values
         first = self.run.starts[path] = {name: start[name]() for name in values}
-        return _restarted(values, first, self.restarts)
+        return restarted(values, first, self.restarts)
 
     def claim(self, name: str) -> Path:
         """Return the path of the next stage called `name`; the second such stage is `name_1`."""
@@ -385,10 +384,6 @@ class Scope:
             self.run.seen_slots.setdefault(storage, set())
         return self._with(state_dtype=storage)
 
-    def stored_inside(self, storage: Storage) -> Scope:
-        """Return the position inside a stateless combinator that only specifies how slots are stored."""
-        return self.stored_as(storage)._with(place=self._child_place(0))
-
     def inside(self, path: Path, i: int = 0, count: Any = None) -> Scope:
         """Return the position inside a combinator, which may own a clock. A freeze inside covers the outer chain."""
         self.run.stages.setdefault(path, path[-1])
@@ -397,10 +392,6 @@ class Scope:
             scope.count = count
             scope.lag = 0
         return scope
-
-    def branch(self, path: Path, i: int) -> Scope:
-        """Return the position inside a branch. A freeze inside covers only the branch."""
-        return self.inside(path, i)._with(frozen=[])
 
     def _with(self, **changes: Any) -> Scope:
         # Not dataclasses.replace: older versions of dynamo cannot trace it.

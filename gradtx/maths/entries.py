@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import Any
 
 import torch
@@ -98,6 +98,20 @@ def norm(x: Tensor) -> Tensor:
     return safe_sqrt(x.square().sum())
 
 
+def norms(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """Return 2-norms over some dimensions, which are kept as size 1."""
+    return safe_sqrt(x.square().sum(dim=dim, keepdim=True))
+
+
+def norm_of_all(x: Tensor) -> Generator[dict[str, Tensor], Any, Tensor]:
+    """Return the 2-norm of all leaves together, as a part of a rule, which waits for the sum.
+
+    A rule writes `size = yield from norm_of_all(update)`.
+    """
+    total = yield {"square": x.square().sum()}
+    return safe_sqrt(total["square"])
+
+
 def identity(size: int, like: Tensor) -> Tensor:
     """Return an identity matrix with the dtype and on the device of a tensor."""
     return torch.eye(size, dtype=like.dtype, device=like.device)
@@ -130,7 +144,7 @@ def unit_norm(x: Tensor) -> Tensor:
     """Return one norm per output unit, over all dimensions but the first (kept as size 1); one norm if ndim <= 1."""
     if x.ndim <= 1:
         return norm(x)
-    return safe_sqrt(x.square().sum(dim=tuple(range(1, x.ndim)), keepdim=True))
+    return norms(x, tuple(range(1, x.ndim)))
 
 
 def unit_centered(x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Second derivatives are exact for a basis, and not for a root.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -49,18 +50,15 @@ def added_product(
     plus: Tensor, x: Tensor, y: Tensor, beta: float, alpha: float = 1.0
 ) -> Tensor:
     """Return `beta plus + alpha x y` with the operations of torch.optim.Muon, which round once in bfloat16."""
-    if x.dtype in (torch.bfloat16, torch.float16) and _is_in_batch(x):
+    is_half = x.dtype in (torch.bfloat16, torch.float16)
+    # Dynamo cannot tell whether a transform is active.
+    if is_half and not torch.compiler.is_compiling() and _torch.is_transformed(x):
         # The fused operation falls apart under `vmap`, and torch's sum with a factor rounds the last entries of a batch
         # in another way than the others: the result would depend on the other matrices.
         product = (x @ y).float()
         return (beta * plus.float() + alpha * product).to(x.dtype)
     fused = torch.addmm if x.ndim == 2 else torch.baddbmm
     return fused(plus, x, y, beta=beta, alpha=alpha)
-
-
-def _is_in_batch(x: Tensor) -> bool:
-    """Whether `vmap` or another transform is active; False while dynamo is tracing, which cannot tell."""
-    return not torch.compiler.is_compiling() and _torch.is_transformed(x)
 
 
 def symmetric_product(
@@ -230,7 +228,9 @@ def inverse_root(
     values, basis = as_one(_eigh, x.detach(), shapes)
     constant_floor = floor.detach() if isinstance(floor, Tensor) else floor
     values = at_least(values, constant_floor).to(x.dtype)
-    change = _change(x, basis)
+    change = None
+    if differentiable():
+        change = basis.mT @ _zero_with_derivative_of(x) @ basis
     if ridge is not None:
         values, change = _ridged(values, change, ridge)
     usable, known = values, None
@@ -315,12 +315,10 @@ def left_basis(x: Tensor) -> Tensor:
 
 
 def _left_vectors(x: Tensor) -> tuple[Tensor, ...]:
-    basis, values, _ = _factors(_left_svd, x)
+    is_tall = x.shape[-2] > x.shape[-1]
+    svd = functools.partial(torch.linalg.svd, full_matrices=is_tall)
+    basis, values, _ = _factors(svd, x)
     return basis.contiguous(), values
-
-
-def _left_svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.linalg.svd(x, full_matrices=x.shape[-2] > x.shape[-1])
 
 
 def _with_derivative(x: Tensor, values: Tensor, basis: Tensor) -> Tensor:
@@ -415,13 +413,6 @@ def _qr(x: Tensor) -> tuple[Tensor, ...]:
     factors = _factors if x.device.type == "cpu" else _factors_without_reading
     basis, upper = factors(torch.linalg.qr, x)
     return basis.contiguous(), upper
-
-
-def _change(x: Tensor, basis: Tensor) -> Tensor | None:
-    """Return 0 with the derivative of x, in a basis; None if no derivative can be requested."""
-    if not differentiable():
-        return None
-    return basis.mT @ _zero_with_derivative_of(x) @ basis
 
 
 def pseudo_inverse(x: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Concatenate, ParamSpec
 
 import torch
@@ -30,8 +30,7 @@ class MadeSchedule(Schedule):
     """A call of a schedule's factory, which it prints, pickles and copies as."""
 
     def __init__(self, factory, arguments: dict[str, Any]):
-        self.has_no_tensor = all(map(_has_no_tensor, arguments.values()))
-        self._accelerator = _accelerator_of(arguments.values())
+        self.tensors = _tensors_in(list(arguments.values()))
         self._factory = factory
         self._arguments = arguments
         # Run the body's own checks at construction.
@@ -54,11 +53,14 @@ class MadeSchedule(Schedule):
 
     def _value(self, step) -> Any:
         """Return the value at a step: a number at a Python number, unless it depends on tensors."""
-        # A tensor from there would arrive on the host only after all queued work.
-        device = self._accelerator or (step.device if isinstance(step, Tensor) else CPU)
+        device = step.device if isinstance(step, Tensor) else CPU
+        for tensor in self.tensors:
+            # Its value would arrive on the host only after all queued work.
+            if tensor.device.type != "cpu":
+                device = tensor.device
         exact_step = exact(step, device)
         value = self._factory.function(exact_step, **self._exact(exact_step))
-        is_number = not isinstance(step, Tensor) and self.has_no_tensor
+        is_number = not (isinstance(step, Tensor) or self.tensors)
         return value.item() if is_number and readable(value) else value
 
     @property
@@ -92,28 +94,17 @@ class MadeSchedule(Schedule):
         return f"{self._factory.__name__}({', '.join(shown)})"
 
 
-def _accelerator_of(values: Iterable[Any]) -> torch.device | None:
-    """Return the device of a tensor that is not on the host; None if there is none."""
-    for value in values:
-        device = None
-        if isinstance(value, Tensor) and value.device.type != "cpu":
-            device = value.device
-        elif isinstance(value, tuple | list):
-            device = _accelerator_of(value)
-        elif isinstance(value, MadeSchedule):
-            device = value._accelerator
-        if device is not None:
-            return device
-    return None
-
-
-def _has_no_tensor(value) -> bool:
-    """Whether a value contains no tensors, including within nested schedules."""
+def _tensors_in(value) -> list[Tensor]:
+    """Return the tensors in a value, including those of nested schedules."""
+    if isinstance(value, Tensor):
+        return [value]
     if isinstance(value, MadeSchedule):
-        return value.has_no_tensor
+        return value.tensors
+    tensors = []
     if isinstance(value, tuple | list):
-        return all(map(_has_no_tensor, value))
-    return not isinstance(value, Tensor)
+        for item in value:
+            tensors += _tensors_in(item)
+    return tensors
 
 
 def _reads_outside(value) -> bool:

@@ -93,7 +93,10 @@ def as_lr_scheduler(
         [0.75]
         [1.0]
     """
-    _check_optimizer(optimizer)
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"as_lr_scheduler: optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}"
+        )
     if not isinstance(schedule, tuple | list):
         check_schedule("as_lr_scheduler: schedule", schedule)
         _warn_of_different_rates(optimizer)
@@ -102,13 +105,6 @@ def as_lr_scheduler(
         check_schedule(f"as_lr_scheduler: schedule[{i}]", schedule_of_group)
     _check_number(len(schedule), len(optimizer.param_groups))
     return ScheduleLR(optimizer, schedule, last_epoch)
-
-
-def _check_optimizer(optimizer) -> None:
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"as_lr_scheduler: optimizer must be a torch.optim.Optimizer, got {describe(optimizer)}"
-        )
 
 
 def _warn_of_different_rates(optimizer: Optimizer) -> None:

@@ -301,7 +301,13 @@ def one_cycle_schedule(
     rise = pct_start * total_steps - 1
     if warmup_steps is not None:
         _check_instead("warmup_steps", "pct_start", pct_start, 0.3)
-        _check_peak(warmup_steps, end, three_phase)
+        most = end // 2 if three_phase else end
+        # The fall after the rise needs a step.
+        if warmup_steps > most:
+            raise ValueError(
+                f"one_cycle_schedule: warmup_steps must be at most {most} with total_steps={total_steps}, "
+                f"got {warmup_steps}"
+            )
         rise = exact(warmup_steps, peak.device)
     low = peak / div_factor
     floor = low / final_div_factor
@@ -331,15 +337,6 @@ def _check_instead(name: str, other: str, value: Scalar, default: float) -> None
     if value != default:
         raise TypeError(
             f"one_cycle_schedule: got both {name} and {other}, which are alternatives; pass one"
-        )
-
-
-def _check_peak(warmup_steps: int, end: int, three_phase: bool) -> None:
-    """Raise an error if no steps remain for the fall after the rise."""
-    most = end // 2 if three_phase else end
-    if warmup_steps > most:
-        raise ValueError(
-            f"one_cycle_schedule: warmup_steps must be at most {most} with total_steps={end + 1}, got {warmup_steps}"
         )
 
 
