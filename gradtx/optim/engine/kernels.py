@@ -150,14 +150,6 @@ class PhaseKernels:
         return cls(text, indices, dtypes, shared, key, scalars)
 
 
-class Words(NamedTuple):
-    """Scalars as 64-bit words: arguments of kernels or, where a bit of `on_device` is set, indices of `stored`."""
-
-    on_device: int
-    stored: Tensor | None
-    arguments: tuple[int, ...]
-
-
 class ScalarIndex(NamedTuple):
     """The index of a scalar among those of a program."""
 
@@ -268,18 +260,18 @@ class KernelBundle(MemberBundle):
         )
         scalars = kernels.scalars.given(on_device).function(numbers)
         table, alive = self._placed()
-        words = self._words([scalars[i] for i in kernels.indices], kernels.dtypes)
+        of_kernels = [scalars[i] for i in kernels.indices]
+        words = self._words(of_kernels, kernels.dtypes, table.pointers)
         by_leaf = self._run(kernels.text, table, words)
         if is_captured(self.device):
             CAPTURED.append(table)
             self._table = None  # later steps do not change this one
         del alive  # copies of gradients, which the kernels read
-        results = kernels.results(scalars, by_leaf)
+        results = [kernels.results(scalars, by_leaf)]
         if phase.operation is not None:
-            terms = self._totals(phase, results)
-            return LeafTerms([(NamedLeaf(self.name, self.device), terms)])
+            return self.terms(phase, results)
         increment_version(self._params)
-        return self._finish(phase, results)
+        return self.end(phase, results)
 
     # Arguments.
 
@@ -327,8 +319,13 @@ class KernelBundle(MemberBundle):
         copies += views
         return [view.data_ptr() for view in views]
 
-    def _words(self, scalars: list[Any], dtypes: list[torch.dtype]) -> Words:
-        """Return scalars as 64-bit words."""
+    def _words(
+        self, scalars: list[Any], dtypes: list[torch.dtype], unused: Tensor
+    ) -> tuple[Any, ...]:
+        """Return scalars as arguments of kernels: bits, words on the device (`unused` if there are none), and words.
+
+        A word has 64 bits. If a scalar's bit is set, its word is the index of its value among those on the device.
+        """
         on_device = 0
         stored: list[Tensor] = []
         kinds = ["d" if dtype.is_floating_point else "q" for dtype in dtypes]
@@ -340,20 +337,18 @@ class KernelBundle(MemberBundle):
                 stored.append(scalar.to(wide).view(torch.int64))
         packed = struct.pack(f"={''.join(kinds)}", *scalars)
         words = struct.unpack(f"={len(kinds)}q", packed)
-        return Words(on_device, torch.stack(stored) if stored else None, words)
+        return on_device, torch.stack(stored) if stored else unused, *words
 
     # Kernels.
 
-    def _run(self, text: KernelText, table: Table, words: Words) -> Tensor:
+    def _run(self, text: KernelText, table: Table, words: tuple[Any, ...]) -> Tensor:
         """Launch the kernels; return the results by leaf, a row for each."""
         functions = compiled(text.source)
-        stored = table.pointers if words.stored is None else words.stored
-        scalars = (words.on_device, stored, *words.arguments)
         fixed = (table.pointers, table.sizes, table.chunk_leaf, table.chunk_start)
         constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned, "num_warps": WARPS}
         n_leaves, n_chunks = table.leaves, table.chunks
         sums = [self._buffer(len(kinds), n_leaves) for kinds in text.reductions]
-        common = (*scalars, *fixed, n_leaves, *sums)
+        common = (*words, *fixed, n_leaves, *sums)
         for depth, kinds in enumerate(text.reductions):
             partials = self._buffer(len(kinds), n_chunks)
             stage = (*common, partials, n_chunks)
@@ -374,31 +369,23 @@ class KernelBundle(MemberBundle):
 
     # Results.
 
-    def _totals(self, phase: RecordedPhase, results: list[Any]) -> dict[Any, Tensor]:
+    def terms(self, phase: RecordedPhase, results: list[list[Any]]) -> LeafTerms:
         """Return the sums over the leaves of the bundle, which take part in larger sums as one leaf."""
-        totals = {}
-        pairs = zip(phase.names, phase.dtypes, results, strict=True)
+        totals: dict[Any, Tensor] = {}
+        pairs = zip(phase.names, phase.dtypes, results[0], strict=True)
         for name, dtype, value in pairs:
             if phase.is_term(name):
                 totals[name] = self._total(value, dtype)
-        return totals
+        return LeafTerms([(NamedLeaf(self.name, self.device), totals)])
 
     def _total(self, value: Any, dtype: torch.dtype) -> Tensor:
         if isinstance(value, Tensor) and value.ndim:
             return value.sum().to(dtype)
         return self.as_tensor(value, dtype) * len(self.members)
 
-    def _finish(self, phase: RecordedPhase, results: list[Any]) -> None:
-        for name, total in self._totals(phase, results).items():
-            self.run.add_late(name, self.name, total)
-        pairs = zip(phase.names, phase.dtypes, results, strict=True)
-        for name, dtype, value in pairs:
-            if not phase.is_term(name):
-                is_by_leaf = isinstance(value, Tensor) and value.ndim
-                first = value[0] if is_by_leaf else value
-                self.share(name, self.as_tensor(first, dtype))
-        self.trees = {}
-        self.release_tensors()
+    def as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
+        is_by_leaf = isinstance(value, Tensor) and value.ndim
+        return super().as_tensor(value[0] if is_by_leaf else value, dtype)
 
 
 class KernelEngine(ListEngine):
