@@ -83,10 +83,6 @@ def engines_for(compile: Any) -> list[Engine]:
     return engines
 
 
-class CompilationError(UnsuitableError):
-    """A chain cannot be traced or compiled; `__cause__` is the reason."""
-
-
 _SHARED = SharedPrograms()
 
 
@@ -216,8 +212,6 @@ class CompiledEngine(Engine):
         # A 0-d slot cannot be distinguished from one shaped like the leaf.
         if leaf.key.ndim == 0:
             raise RefusedError("it has no dimensions")
-        if not self.runs_on(local(leaf.key).device):
-            raise RefusedError("")
         if is_positional(leaf) and not local(leaf.key).is_contiguous():
             raise RefusedError(
                 "a link needs the positions of its entries, which a flat alias reorders"
@@ -289,7 +283,7 @@ class CompiledEngine(Engine):
         """Compile a program for these arguments; or return the reason why there is none.
 
         Raises:
-            CompilationError: If the chain cannot be traced or compiled.
+            UnsuitableError: If the chain cannot be traced or compiled; `__cause__` is the reason.
         """
         start = time.monotonic()
         missing = missing_name()
@@ -303,7 +297,7 @@ class CompiledEngine(Engine):
         except Exception as error:
             is_known = isinstance(error, UnrecordableError | UnknownInProgramError)
             if not is_known and not line_of_user(error):
-                raise CompilationError(name) from error
+                raise UnsuitableError(name) from error
             programs.reason = reason_of(error)
             return programs.reason
         options = self._options_for(family)
@@ -312,7 +306,7 @@ class CompiledEngine(Engine):
                 lambda graph, examples: self._backend(graph, examples, options)
             )
         except Exception as error:
-            raise CompilationError(name) from error
+            raise UnsuitableError(name) from error
         programs.compiled.append(program)
         duration = time.monotonic() - start
         if duration > PATIENCE:

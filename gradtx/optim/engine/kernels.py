@@ -20,7 +20,7 @@ from gradtx.base.plain import TYPES, is_plain
 from gradtx.base.torch_names import is_captured
 from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.optim.engine.base import GRADIENT, Engine, Plan
-from gradtx.optim.engine.family import Family, LeafKind
+from gradtx.optim.engine.family import Family
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
 from gradtx.optim.engine.views import (
     RefusedError,
@@ -400,17 +400,14 @@ class KernelEngine(ListEngine):
     def runs_on(self, device: torch.device) -> bool:
         return runs_kernels(device)
 
-    def _kind(self, member: Member, leaf: Leaf, step: Step, shares: bool) -> LeafKind:
-        param = local(member.param)
-        if not self.runs_on(param.device):
-            raise RefusedError("")
+    def _check(self, leaf: Leaf, step: Step) -> None:
         if triton_or_none() is None:
             self._warn_of_triton()
             raise RefusedError("Triton cannot be imported")
         needs_order = leaf.layout.codes or is_positional(leaf)
-        if needs_order and not param.is_contiguous():
+        if needs_order and not local(leaf.key).is_contiguous():
             raise RefusedError("a link needs the positions of its entries")
-        return super()._kind(member, leaf, step, shares)
+        super()._check(leaf, step)
 
     def launches(self, bundle: KernelBundle) -> list[Launch]:
         entries = sum(entries_of(member.param) for member in bundle.members)
