@@ -127,7 +127,6 @@ class CompiledEngine(Engine):
         self._options = dict(options)
         self._backend = backend
         self._programs: dict[Any, Similar] | None = None
-        self._flags: dict[tuple[torch.device, bool], Tensor] = {}
         self._logged: set[str] = set()  # stages that have been logged
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -150,17 +149,11 @@ class CompiledEngine(Engine):
         for bundle in plan.bundles:
             bundle.read_from(step.trees, prepared, plan.gradients_are_as_planned)
 
-    def _flag(self, device: torch.device, real: bool) -> Tensor:
-        """Return the flag for real leaves or for padding, one tensor for all leaves."""
-        if (device, real) not in self._flags:
-            self._flags[device, real] = torch.tensor(real, device=device)
-        return self._flags[device, real]
-
     # Planning.
 
     def _bundled(self, family: Family) -> list[Any]:
         # Compilers specialize on the first sizes they see.
-        pairs = sorted(family.pairs, key=_largest_first)
+        pairs = sorted(family.pairs, key=lambda pair: -entries_of(pair[0].param))
         if family.kind.flat:
             pairs = self._independent_of_shape(family.some(pairs))
         bundles: list[Bundle] = []
@@ -239,7 +232,7 @@ class CompiledEngine(Engine):
         row = row_of(first) if family.kind.flat else None
         window = _window(first, leaf, row) if row is not None and splits else None
         bundle = Bundle(family, row, window)
-        bundle.create_arguments(self._flag, trees)
+        bundle.create_arguments(trees)
         tensors, *others = bundle.arguments(trees)
         programs = self._programs_of(family)
         program = programs.get(tensors)
@@ -253,7 +246,7 @@ class CompiledEngine(Engine):
             return program
         if others and not self._runs_in_windows(program, bundle, trees):
             return self._bundle(family, splits=False)
-        bundle.compile_for(program)
+        bundle.operations = program.phases
         return bundle
 
     def _runs_in_windows(
@@ -335,10 +328,6 @@ def _traced(family: Family, examples: list[list[Tensor]]) -> BundleProgram:
         if leaves is last or program.fits(last):  # else a rule reads the length
             return program
     raise AssertionError("there are no examples")
-
-
-def _largest_first(pair: tuple[Member, Leaf]) -> int:
-    return -entries_of(pair[0].param)
 
 
 def _window(member: Member, leaf: Leaf, row: int) -> int | None:

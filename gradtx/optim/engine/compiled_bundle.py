@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from gradtx.base.dtensor import local
 from gradtx.base.plain import is_plain
 from gradtx.execution.runs import LateTerm
 from gradtx.optim.engine.family import Family
-from gradtx.optim.engine.trace import BundleProgram, TracedPhase
+from gradtx.optim.engine.trace import TracedPhase
 from gradtx.optim.engine.views import (
     alias,
     entries_of,
@@ -69,17 +69,20 @@ class Bundle(ProgramBundle):
 
     @torch.inference_mode(False)  # later steps write into padding as well
     @torch.no_grad()
-    def create_arguments(
-        self, flag: Callable[[torch.device, bool], Tensor], trees: Trees
-    ) -> None:
-        """Create the aliases of parameters and slots, and padding if the bundle is not full."""
+    def create_arguments(self, trees: Trees) -> None:
+        """Create the aliases of parameters and slots, and padding if the bundle is not full.
+
+        A flag in front of each leaf's arguments says whether it is real or padding.
+        """
+        is_real = torch.tensor(True, device=self.device)
+        is_padding = torch.tensor(False, device=self.device)
         for member in self.members:
-            self._template.append(flag(self.device, True))
+            self._template.append(is_real)
             self._template.extend(self._written_by(member))
             self._template.extend([None] * self._read_per_leaf)
         like = self.whole_arguments(trees)[1 : self._per_leaf]
         for i in range(len(self.members), self.signature.width):
-            self._template.append(flag(self.device, False))
+            self._template.append(is_padding)
             self._template.extend(resized(tensor, 5 + i).zero_() for tensor in like)
 
     def _written_by(self, member: Member) -> list[Tensor]:
@@ -165,10 +168,6 @@ class Bundle(ProgramBundle):
             self._written_windows, windows(arguments[read:], window), strict=True
         ):
             yield written + of_step
-
-    def compile_for(self, program: BundleProgram) -> None:
-        """Use this program from now on."""
-        self.operations = program.phases
 
     # During a step.
 
