@@ -388,8 +388,7 @@ def _warn_of_embeddings(name: str, model: Any) -> None:
     if named:
         warn_user(
             f"create_optimizer: {name} also steps embeddings and heads ({', '.join(named)}), since they are matrices; "
-            "gradtx.muon_for(model), or partition by the roles of label_by_role(model), sends them to AdamW",
-            UserWarning,
+            "gradtx.muon_for(model), or partition by the roles of label_by_role(model), sends them to AdamW"
         )
 
 
@@ -474,8 +473,7 @@ def create_optimizer(
         )
     if use_lookahead and name in _WITH_LOOKAHEAD:
         warn_user(
-            f"create_optimizer: {name} already includes a lookahead; omit use_lookahead",
-            UserWarning,
+            f"create_optimizer: {name} already includes a lookahead; omit use_lookahead"
         )
         use_lookahead = False
     before: list[GradientTransformation] = []

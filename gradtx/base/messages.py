@@ -99,7 +99,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known)}" if known else "there are none"
 
 
-def warn_user(message: str, category: type[Warning]) -> None:
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line that called gradtx, at any depth of the call stack."""
     level = 1  # the frame of this function
     frame = inspect.currentframe()

@@ -452,8 +452,7 @@ def _warn_of_long_graph(state: Any, params: Any) -> None:
         warn_user(
             f"update: the graph of {LONG} updates is kept, and each step needs more memory, because the parameters "
             "require gradients; detach them before the loop: {name: p.detach() for name, p in params.items()}. "
-            "Ignore this warning if you differentiate through training",
-            UserWarning,
+            "Ignore this warning if you differentiate through training"
         )
 
 

@@ -49,7 +49,7 @@ def warn_of_chain(tx: GradientTransformation) -> None:
             "is intended)"
         )
     if fault is not None:
-        warn_user(f"as_optimizer: {fault}", UserWarning)
+        warn_user(f"as_optimizer: {fault}")
 
 
 def _ascends(tx: GradientTransformation) -> bool | None:
@@ -154,7 +154,7 @@ def warn_of_misspelt(who: str, keys: Iterable[Any], entries: Iterable[Entry]) ->
         intended = name_here(key, known) or close(key, known, 0.8)
         if intended is not None:
             message = f"{who}: no link reads {key!r} of this parameter group; did you mean {intended!r}?"
-            warn_user(message, UserWarning)
+            warn_user(message)
 
 
 def check_scheduler(who: str, groups: Iterable[GroupSettings]) -> bool:
@@ -184,8 +184,7 @@ def check_scheduler(who: str, groups: Iterable[GroupSettings]) -> bool:
             )
         warn_user(
             f"{who}: the lr of a group follows {shown}, and an LRScheduler now writes it as well: it "
-            f"overrides the schedule with multiples of the schedule's first value, {first}; {remedy}",
-            UserWarning,
+            f"overrides the schedule with multiples of the schedule's first value, {first}; {remedy}"
         )
         return True
     return False
@@ -209,8 +208,7 @@ def warn_of_unread(who: str, unread: Mapping[str, str]) -> None:
     """Warn about hyperparameters that the parameters of a group do not read, because they take another branch."""
     for key, name in unread.items():
         warn_user(
-            f"{who}: the {key!r} of this group is not that of its parameters, which take another branch; pass {name!r}",
-            UserWarning,
+            f"{who}: the {key!r} of this group is not that of its parameters, which take another branch; pass {name!r}"
         )
 
 
@@ -218,8 +216,7 @@ def warn_of_idle_steps(who: str) -> None:
     """Warn about an optimizer that has not seen a gradient since it was created."""
     warn_user(
         f"{who}: no parameter had a gradient in the first {IDLE_STEPS} steps, so nothing was trained; call "
-        "loss.backward() before step(), and pass the parameters of the model that computes the loss",
-        UserWarning,
+        "loss.backward() before step(), and pass the parameters of the model that computes the loss"
     )
 
 
@@ -227,15 +224,13 @@ def warn_of_engine_options(who: str, options: Mapping[str, Any]) -> None:
     """Warn about enabled options that choose between torch's implementations; disabled options have no effect."""
     if options.get("capturable"):
         warn_user(
-            f"{who}: capturable=True has no effect in a group; pass it to {who}, for all groups",
-            UserWarning,
+            f"{who}: capturable=True has no effect in a group; pass it to {who}, for all groups"
         )
     for name in ("foreach", "fused"):
         if options.get(name):
             warn_user(
                 f"{who}: {name}={options[name]} chooses between implementations of torch, without effect here; "
-                "omit it. A step runs over lists of tensors by default, and in compiled programs with compile=True",
-                UserWarning,
+                "omit it. A step runs over lists of tensors by default, and in compiled programs with compile=True"
             )
 
 
@@ -245,6 +240,5 @@ def warn_of_replicas(feature: str, params: Iterable[Tensor], reason: str) -> Non
         return
     if distributed.get_world_size() > 1 and not all(map(is_sharded, params)):
         warn_user(
-            f"{feature}: do not wrap these parameters in DistributedDataParallel: {reason}",
-            UserWarning,
+            f"{feature}: do not wrap these parameters in DistributedDataParallel: {reason}"
         )

@@ -303,8 +303,7 @@ class Checkpoint:
                 warn_user(
                     f"{self._present.members.who}: the checkpoint has {old!r} where this optimizer has {new!r}; "
                     "state is loaded by position, as in torch.optim: pass the parameters "
-                    "in the order of the checkpoint",
-                    UserWarning,
+                    "in the order of the checkpoint"
                 )
                 return
 
@@ -314,8 +313,7 @@ class Checkpoint:
             keys = ", ".join(map(repr, sorted(self._unknown)))
             warn_user(
                 f"{self._present.members.who}: the checkpoint's state has {keys}, which no link of gradtx keeps; it is "
-                "loaded as well, for the wrapper that has written it; strict=False loads it without this warning",
-                UserWarning,
+                "loaded as well, for the wrapper that has written it; strict=False loads it without this warning"
             )
 
     def _warn_of_schedules(self, groups: list[Group]) -> None:
@@ -329,8 +327,7 @@ class Checkpoint:
                     warn_user(
                         f"{self._present.members.who}: {name} follows {describe(settings.sources[name])} and is now "
                         f"{shown}; the checkpoint's {saved} is not used. To use it, write "
-                        f"optimizer.param_groups[{i}][{name!r}] = {saved}",
-                        UserWarning,
+                        f"optimizer.param_groups[{i}][{name!r}] = {saved}"
                     )
 
 

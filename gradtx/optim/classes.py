@@ -241,13 +241,8 @@ def _defaults_of(
 
 def class_of(alias: Any, module: str) -> type[AliasOptimizer]:
     """Create the class of an alias; pickle finds it by its name in the module."""
-
-    def fill(namespace: dict[str, Any]) -> None:
-        namespace["__module__"] = module
-
-    return types.new_class(
-        alias.spec.class_name, (AliasOptimizer,), {"alias": alias}, fill
-    )
+    namespace = {"__module__": module}
+    return type(alias.spec.class_name, (AliasOptimizer,), namespace, alias=alias)
 
 
 def is_alias(value: Any) -> bool:

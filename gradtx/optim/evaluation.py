@@ -60,8 +60,7 @@ class Evaluation:
             warn_user(
                 f"train: {len(written)} of {len(self._trained)} parameters were written after eval(), for example by "
                 "loading a checkpoint; these values are lost, because the training weights are restored: load weights "
-                "in training mode",
-                UserWarning,
+                "in training mode"
             )
         for param, value in self._trained.items():
             param.copy_(value)
@@ -82,8 +81,7 @@ class Evaluation:
         if any(map(is_sharded, self._trained)):
             warn_user(
                 "state_dict: saved between eval() and train(); torch.distributed.checkpoint loads only the entries of "
-                "a new optimizer, so it loses the training weights: call train() before saving",
-                UserWarning,
+                "a new optimizer, so it loses the training weights: call train() before saving"
             )
         for number, param in enumerate(params):
             if param in self._trained:

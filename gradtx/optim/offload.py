@@ -37,20 +37,6 @@ def to_device(copy: Tensor, tensor: Tensor) -> None:
     tensor.copy_(copy, non_blocking=True)
 
 
-def wait_for(devices: Iterable[torch.device]) -> None:
-    """Wait until the copies on the devices' current streams are complete."""
-    for device in devices:
-        if device != HOST:
-            torch.accelerator.current_stream(device).synchronize()
-
-
-def host_like(tensor: Tensor) -> Tensor:
-    """Allocate host memory for a copy of a tensor, pinned so that the device can access it directly."""
-    return torch.empty_like(
-        tensor, device=HOST, pin_memory=tensor.device != HOST, requires_grad=False
-    )
-
-
 @dataclass(eq=False)
 class Visit:
     """A parameter whose data and gradient are temporarily replaced with copies on the host.
@@ -172,7 +158,9 @@ class Offload:
             for param in params
             if not is_lazy(param) and not param.is_meta and is_elsewhere(param)
         ]
-        wait_for({visit.weights.device for visit in visits})
+        for device in {visit.weights.device for visit in visits} - {HOST}:
+            # Until the copies on the device's current stream are complete.
+            torch.accelerator.current_stream(device).synchronize()
         for visit in visits:
             visit.begin()
         self._visits = visits
@@ -248,7 +236,12 @@ def _memory_for(tensor: Tensor, kept: dict[Tensor, Tensor], param: Tensor) -> Te
         or copy.shape != tensor.shape
         or copy.stride() != tensor.stride()
     ):
-        copy = kept[param] = host_like(tensor)
+        # Pinned, so that the device can access it directly.
+        is_pinned = tensor.device != HOST
+        copy = torch.empty_like(
+            tensor, device=HOST, pin_memory=is_pinned, requires_grad=False
+        )
+        kept[param] = copy
     return copy
 
 

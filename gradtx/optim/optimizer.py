@@ -53,6 +53,7 @@ from gradtx.optim.run import Extras, KnownClosure, Weights, check_closure
 from gradtx.optim.state import States
 from gradtx.optim.step import Step
 from gradtx.programs.hyperparameters import each_item
+from gradtx.state.layout import by_place
 from gradtx.state.storage import check_patterns
 from gradtx.transform import GradientTransformation, check_transformation
 
@@ -463,14 +464,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             state = self.state.get(param, {})
             if member.layout is None:
                 continue
-            for path, keys in member.layout.shared.items():
-                stages[path].update(
-                    {name: state[key] for name, key in keys.items() if key in state}
-                )
-            for path, keys in member.layout.slots.items():
-                for slot, key in keys.items():
-                    if key in state:
-                        stages[path].setdefault(slot, {})[member.name] = state[key]
+            for (path, name), key in by_place(member.layout.shared):
+                if key in state:
+                    stages[path][name] = state[key]
+            for (path, slot), key in by_place(member.layout.slots):
+                if key in state:
+                    stages[path].setdefault(slot, {})[member.name] = state[key]
         return recorded_in(stages)
 
     # Evaluation weights.

@@ -187,12 +187,8 @@ class Members:
 
     def route(self) -> Route:
         """Return the chain, expanded for all members."""
-        return self.expanded(self.tx, 0)
-
-    def expanded(self, tx: GradientTransformation, count: int) -> Route:
-        """Return the chain with other hyperparameters, as after `count` steps."""
-        run = OptimizerRun({}, self.by_param, initial=True)
-        return Route.of(tx, run, count)
+        _, route = self._expanded(self.by_param)
+        return route
 
     def check_selectors(self) -> None:
         """Check that every pattern matches a parameter.

@@ -47,9 +47,7 @@ class Agreement:
 
     def __init__(self) -> None:
         self._plan: Any = None  # the last plan that all ranks had
-        self._extremes: list[
-            int
-        ] = []  # its digest and the negative, of whole parameters
+        self._whole: list[str] = []  # its description, of whole parameters
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agreement, ()
@@ -75,14 +73,13 @@ class Agreement:
         # If the ranks differ, the next attempt compares again, with new digests: group values may have changed.
         self._plan = None
         if replicas is not None:
-            whole = [member for member in stepping if not is_sharded(member.param)]
             if not is_known:
-                self._extremes = _extremes(_lines(whole, groups))
-            _compare(members.who, replicas, self._extremes, whole, groups)
+                whole = [each for each in stepping if not is_sharded(each.param)]
+                self._whole = _lines(whole, groups)
+            _compare(members.who, replicas, self._whole)
         if not is_known:
             for mesh, divided in _by_mesh(stepping):
-                extremes = _extremes(_lines(divided, groups))
-                _compare(members.who, team_of(mesh), extremes, divided, groups)
+                _compare(members.who, team_of(mesh), _lines(divided, groups))
         self._plan = plan
 
     def report_failure(self, members: Members) -> None:
@@ -139,16 +136,9 @@ def _lines(members: list[Member], groups: list[GroupSettings]) -> list[str]:
     return lines
 
 
-def _compare(
-    who: str,
-    team: Team,
-    extremes: list[int],
-    members: list[Member],
-    groups: list[GroupSettings],
-) -> None:
-    """Raise an error on all ranks unless they have the same digest."""
-    if not _are_equal(team, extremes):
-        lines = _lines(members, groups)
+def _compare(who: str, team: Team, lines: list[str]) -> None:
+    """Raise an error on all ranks unless their plans have the same digest."""
+    if not _are_equal(team, _extremes(lines)):
         raise RuntimeError(f"{who}: {_difference(team, lines)}")
 
 

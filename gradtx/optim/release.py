@@ -89,9 +89,8 @@ class OpenStep(Step):
 
     def apply(self) -> None:
         """End the step: update the parameters whose hook has not run, and write new shared values."""
-        late = [member for member in self._every if member not in self.arrived]
-        for member in late:
-            if member.param.grad is not None:
+        for member in self._every:
+            if member not in self.arrived and member.param.grad is not None:
                 self._prepare(member)
         self.members = [
             member for member in self._stepping() if member not in self.arrived

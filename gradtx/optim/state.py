@@ -33,7 +33,7 @@ from gradtx.optim.run import (
 )
 from gradtx.optim.slot_names import is_slot_name
 from gradtx.state.conversion import Entry, converted
-from gradtx.state.layout import Layout, State
+from gradtx.state.layout import Layout, State, by_place
 from gradtx.state.nested import LEAF_STEPS
 from gradtx.state.slots import kind_of
 from gradtx.state.storage import Storage
@@ -364,8 +364,8 @@ class States:
             state, layout = self.of(param), member.layout
             if not state or layout is None:
                 continue
-            for path, keys in layout.shared.items():
-                for name, key in keys.items() if path in new else ():
+            for (path, name), key in by_place(layout.shared):
+                if path in new:
                     state[key] = new[path][name]
 
 
@@ -407,9 +407,8 @@ def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout) -> State:
     """Return the flat state of a leaf after `initialize`; its shared values are those of leaves with state."""
     run.memory.register([leaf.inputs[1]])
     state = {"step": _zero_steps()}
-    for path, keys in layout.slots.items():
-        for slot, key in keys.items():
-            state[key] = leaf.in_callers_form(run.memory.unshared(leaf.new[path][slot]))
+    for (path, slot), key in by_place(layout.slots):
+        state[key] = leaf.in_callers_form(run.memory.unshared(leaf.new[path][slot]))
     for path, keys in layout.shared.items():
         values = run.scalars(path) or run.new_shared[path]
         for name, key in keys.items():
@@ -487,22 +486,14 @@ def matched(
     Raises:
         ValueError: If a slot is missing, is unknown, belongs to another chain, or has another shape, kind or code.
     """
+    complex_keys: set[str] = set()
     if param.is_complex():
-        real, real_saved = as_real(param.detach()), real_views(saved)
-        state = matched(
-            name,
-            real,
-            real_saved,
-            real_views(first),
-            strict,
-            saved_codes,
-            layout,
-            wrapper_keys,
-        )
-        for key, like in {**saved, **first}.items():
-            if key in state and isinstance(like, Tensor) and like.is_complex():
-                state[key] = as_complex(state[key])
-        return state
+        for key, value in {**saved, **first}.items():
+            if isinstance(value, Tensor) and value.is_complex():
+                complex_keys.add(key)
+        param = as_real(param.detach())
+        saved = real_views(saved)
+        first = real_views(first)
     saved = _translated_entry(saved, first)
     for path, keys in layout.slots.items():
         # Once, all leaves had the count of their clock.
@@ -530,6 +521,8 @@ def matched(
             dtype = param.dtype if param.is_floating_point() else value.dtype
             value = value.detach().to(param.device, dtype, copy=True)
         state[key] = value
+    for key in complex_keys & state.keys():
+        state[key] = as_complex(state[key])
     return state
 
 

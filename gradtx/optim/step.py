@@ -380,7 +380,8 @@ class Step:
             self.groups, self._values, self._rows, strict=True
         ):
             # On the host, which need not wait then.
-            route = self._core.members.expanded(settings.chain(values, CPU), count)
+            run = OptimizerRun({}, self._core.members.by_param, initial=True)
+            route = Route.of(settings.chain(values, CPU), run, count)
             # The selectors' decisions that are the same for all members of the group.
             labels: dict[Path, set[Any]] = defaultdict(set)
             for member in row:

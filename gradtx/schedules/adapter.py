@@ -119,8 +119,7 @@ def _warn_of_different_rates(optimizer: Optimizer) -> None:
         given = ", ".join(f"{rate:g}" for rate in rates)
         warn_user(
             f"as_lr_scheduler: the groups have different learning rates ({given}), and one schedule gives all of them "
-            "the same; pass a list with one schedule per group",
-            UserWarning,
+            "the same; pass a list with one schedule per group"
         )
 
 

@@ -312,7 +312,7 @@ def _halves(pairs: Tensor, shape: Shape) -> Tensor:
 # cause huge steps.
 
 
-def _signed_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
+def _signed_codes(values: Tensor, scale: Tensor, most: int = 127) -> Tensor:
     """Softsign: x = s y / (2 - |y|) with y = q / most, so |q| = 2 most |x| / (s + |x|)."""
     size = values.abs()
     codes = size / (scale + size) * (2 * most)
@@ -320,37 +320,24 @@ def _signed_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
     return (codes * values.sign()).to(torch.int8)
 
 
-def _signed_values(codes: Tensor, scale: Tensor, most: int) -> Tensor:
+def _signed_values(codes: Tensor, scale: Tensor, most: int = 127) -> Tensor:
     q = codes.to(scale.dtype)
     return scale * (q / (2 * most - q.abs()))
 
 
-def _positive_codes(values: Tensor, scale: Tensor, most: int) -> Tensor:
+def _positive_codes(values: Tensor, scale: Tensor, most: int = 255) -> Tensor:
     """Square root: x = s (q / most)^2."""
     roots = values.sqrt() * (most / scale.sqrt())
     codes = roots.round().clamp(min=1)
     return torch.where(values > 0, codes, 0.0).to(torch.uint8)
 
 
-def _positive_values(codes: Tensor, scale: Tensor, most: int) -> Tensor:
+def _positive_values(codes: Tensor, scale: Tensor, most: int = 255) -> Tensor:
     y = codes.to(scale.dtype) * (1 / most)
     return scale * (y * y)
 
 
-def _encode_int8(values: Tensor, scale: Tensor) -> Tensor:
-    return _signed_codes(values, scale, 127)
-
-
-def _decode_int8(codes: Tensor, scale: Tensor) -> Tensor:
-    return _signed_values(codes, scale, 127)
-
-
-def _encode_uint8(values: Tensor, scale: Tensor) -> Tensor:
-    return _positive_codes(values, scale, 255)
-
-
-def _decode_uint8(codes: Tensor, scale: Tensor) -> Tensor:
-    return _positive_values(codes, scale, 255)
+# By name, not as `partial`: copies and pickles of a code must have the same functions.
 
 
 def _encode_int4(values: Tensor, scale: Tensor) -> Tensor:
@@ -432,11 +419,11 @@ def _decode_bfloat16(codes: Tensor) -> Tensor:
 
 
 # 64 by measurement: shorter blocks cost memory, longer ones accuracy. 4-bit codes need shorter blocks.
-_UINT8 = Codec(_encode_uint8, _decode_uint8, block=64, name="uint8")
+_UINT8 = Codec(_positive_codes, _positive_values, block=64, name="uint8")
 _UINT4 = Codec(_encode_uint4, _decode_uint4, block=32, packs=2, name="uint4")
 CODES = {
     "int8": Codec(
-        _encode_int8, _decode_int8, block=64, nonnegative=_UINT8, name="int8"
+        _signed_codes, _signed_values, block=64, nonnegative=_UINT8, name="int8"
     ),
     "int4": Codec(
         _encode_int4, _decode_int4, block=32, nonnegative=_UINT4, packs=2, name="int4"

@@ -69,15 +69,10 @@ class Layout(NamedTuple):
         codes: Mapping[Path, Mapping[str, Codec]],
     ) -> Layout:
         """Return a layout of these slots and shared values, whose keys are their paths."""
-        places: tuple[dict[Path, dict[str, str]], ...] = ({}, {})
-        keys: set[str] = set()
-        for names, keys_of_stages in zip((slots, shared), places, strict=True):
-            for path, name in names:
-                key = keys_of_stages.setdefault(path, {})[name] = ".".join(
-                    (*path, name)
-                )
-                keys.add(key)
-        return cls(*places, frozenset(keys), codes)
+        layout = cls(
+            _keyed_by_place(slots), _keyed_by_place(shared), frozenset(), codes
+        )
+        return layout._replace(keys=frozenset(layout.owners().values()))
 
     @property
     def slot_keys(self) -> list[str]:
@@ -122,6 +117,13 @@ class Layout(NamedTuple):
     def owners(self) -> dict[StateKey, str]:
         """Return the key of each (path, slot)."""
         return dict([*by_place(self.slots), *by_place(self.shared)])
+
+
+def _keyed_by_place(names: Iterable[StateKey]) -> dict[Path, dict[str, str]]:
+    keys_of_stages: dict[Path, dict[str, str]] = {}
+    for path, name in names:
+        keys_of_stages.setdefault(path, {})[name] = ".".join((*path, name))
+    return keys_of_stages
 
 
 def by_place(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -63,10 +62,8 @@ class Checkpoint:
         """Write the progress to the file, which is complete at any time."""
         if self._path is None:
             return
-        fields = {
-            f.name: getattr(progress, f.name) for f in dataclasses.fields(progress)
-        }
-        fields["records"] = [vars(record) for record in progress.records]
+        records = [vars(record) for record in progress.records]
+        fields = {**vars(progress), "records": records}
         if is_finished:
             fields["state"] = None  # nothing reads it again
         self._chunks[chunk] = fields

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,7 +106,6 @@ class Trainer:
 
         self._step_all = torch.compile(with_own_code(step)) if compiled else vmapped
         self._evaluate_all = torch.vmap(self._evaluate, randomness=randomness)
-        self._tx = group.with_numbers({})
         self._params_of = params_of
         self._hessian_periods = [
             each.hessian_period for each in run.route.traits() if each.hessian_period
@@ -157,19 +156,10 @@ class Trainer:
         progress.records.append(record)
         return record
 
-    def weights(self, progress: Progress) -> list[Any]:
-        """Return the weights of each member."""
-        return unstack(progress.params)
-
     # One member.
 
-    def _transformation(
-        self, numbers: Mapping[str, tuple[Tensor, ...]]
-    ) -> GradientTransformation:
-        return self._group.with_numbers(numbers) if numbers else self._tx
-
     def _init(self, numbers: Any, params: Any) -> Any:
-        return self._transformation(numbers).init(params)
+        return self._group.with_numbers(numbers).init(params)
 
     def _step(
         self,
@@ -181,7 +171,7 @@ class Trainer:
         probes: tuple[Any, ...],
     ) -> tuple[Any, Any, Tensor, Tensor]:
         """Make one step, unless the member has diverged or diverges now."""
-        step = train_step(self._loss_fn, self._transformation(numbers))
+        step = train_step(self._loss_fn, self._group.with_numbers(numbers))
         extras = {}
         if self._hessian_periods:
             extras["hessian_diag"] = self._hessian_diag(params, batch, probes)
@@ -207,7 +197,7 @@ class Trainer:
 
     def _evaluate(self, numbers: Any, params: Any, state: Any) -> dict[str, Tensor]:
         assert self._eval_fn is not None
-        weights = self._transformation(numbers).eval_params(state, params)
+        weights = self._group.with_numbers(numbers).eval_params(state, params)
         result = self._eval_fn(weights)
         return result if isinstance(result, dict) else {"eval": result}
 

@@ -308,13 +308,10 @@ def run_of(
 
 
 def _shown(value: Any) -> str:
-    return (
-        f"{value:.4g}"
-        if isinstance(value, float)
-        else describe(value)
-        if value != ""
-        else ""
-    )
+    """Return a value for the table; an absent one is shown as nothing."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if value == "" else describe(value)
 
 
 def _counted(count: int, word: str) -> str:

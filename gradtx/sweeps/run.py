@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtx.base import tree as _tree
 from gradtx.base.messages import describe
-from gradtx.functional import stack
+from gradtx.functional import stack, unstack
 from gradtx.sweeps.checkpoint import Checkpoint
 from gradtx.sweeps.members import Member, Progress, Trainer, check_supplied
 from gradtx.sweeps.result import Run, Sweep, run_of
@@ -130,12 +130,12 @@ def sweep(
     feed = Batches(batches, steps)
     first_params = params_of(seed_list[0])
     taken = (*COLUMNS, *settings[0])
-    _check_scalars(loss_fn, eval_fn, first_params, feed.first(), taken)
+    _check_scalars(loss_fn, eval_fn, first_params, feed.at(0), taken)
     groups = groups_of(make, settings)
     trainers: list[Trainer] = []
     for group in groups:
         members = [Member(i, seed) for i in group.settings for seed in seed_list]
-        _check_vmap(group, members, loss_fn, params_of, feed.first(), randomness)
+        _check_vmap(group, members, loss_fn, params_of, feed.at(0), randomness)
         for chunk in _chunks(members, members_at_once):
             trainers.append(
                 Trainer(group, chunk, loss_fn, eval_fn, params_of, compile, randomness)
@@ -169,7 +169,7 @@ def sweep(
                         saved.save(i, state, is_finished=state.step == steps)
                         _show_best(bar, state)
             finally:
-                weights = trainer.weights(state)
+                weights = unstack(state.params)
                 for j, member in enumerate(trainer.members):
                     setting = settings[member.setting]
                     runs[member] = run_of(setting, member, j, state.records, weights[j])
@@ -265,9 +265,6 @@ class Batches:
                     "pass a function of the step, or fewer steps"
                 )
             self._iterator: Iterator[Any] = iter(source)
-
-    def first(self) -> Any:
-        return self.at(0)
 
     def at(self, step: int) -> Any:
         """Return the batch of a step."""
@@ -389,12 +386,9 @@ def _bar(progress: bool | None, total: int) -> Any:
                 "sweep: progress=True needs tqdm: pip install tqdm"
             ) from None
         return _NoBar()
-    is_disabled = (
-        None if progress is None else False
-    )  # None: unless stderr is a terminal
-    return tqdm(
-        total=total, desc="sweep", unit=" steps", leave=False, disable=is_disabled
-    )
+    # tqdm takes None for "unless stderr is a terminal".
+    disable = None if progress is None else False
+    return tqdm(total=total, desc="sweep", unit=" steps", leave=False, disable=disable)
 
 
 def _show_best(bar: Any, state: Progress) -> None:

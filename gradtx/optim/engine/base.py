@@ -20,7 +20,7 @@ from gradtx.execution.owners import OwnedRegion
 from gradtx.optim.engine.family import Family, LeafKind, Pairs
 from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_positional
 from gradtx.optim.explain import Launch
-from gradtx.optim.run import Count, Member
+from gradtx.optim.run import Count, Member, TensorKind
 from gradtx.optim.step import Step
 from gradtx.programs.function import Signature
 
@@ -57,7 +57,7 @@ class Plan:
         self._states = [member.state for member in members]
         self._params = [member.param for member in members]
         gradients = list(map(GRADIENT, self._params))
-        self._gradient_forms = list(map(dtype_and_shape, gradients))
+        self._gradient_forms = list(map(form_of, gradients))
         # Links that process parameters without a gradient accept None, for which there is no such check.
         self._have_planned_layout: Callable[..., bool] | None = None
         if all(isinstance(gradient, Tensor) for gradient in gradients):
@@ -105,7 +105,7 @@ class Plan:
         )
         return (
             self.gradients_are_as_planned
-            or list(map(dtype_and_shape, gradients)) == self._gradient_forms
+            or list(map(form_of, gradients)) == self._gradient_forms
         )
 
 
@@ -118,7 +118,7 @@ def fingerprint_of(step: Step, members: list[Member]) -> tuple[Any, ...]:
     last_with_count = dict(zip(counts, range(len(counts)), strict=True))
     trees = {}
     for name, tree in step.trees.items():
-        trees[name] = {leaf: kind_of_extra(value) for leaf, value in tree.items()}
+        trees[name] = {leaf: form_of(value) for leaf, value in tree.items()}
     return (
         members,
         list(map(GROUP_AND_LAYOUT, members)),
@@ -132,14 +132,9 @@ def fingerprint_of(step: Step, members: list[Member]) -> tuple[Any, ...]:
     )
 
 
-def dtype_and_shape(tensor: Tensor | None) -> tuple[torch.dtype, torch.Size] | None:
-    """Return the properties of a gradient that a plan depends on; its device is that of the parameter."""
-    return None if tensor is None else (tensor.dtype, tensor.shape)
-
-
-def kind_of_extra(tensor: Tensor | None) -> tuple[Any, ...] | None:
-    """Return the properties of a leaf's extra that a plan depends on."""
-    return None if tensor is None else (tensor.dtype, tensor.shape, tensor.device)
+def form_of(tensor: Tensor | None) -> TensorKind | None:
+    """Return the properties of a leaf's gradient or extra that a plan depends on."""
+    return None if tensor is None else TensorKind.of(tensor)
 
 
 class Span(NamedTuple):
@@ -343,6 +338,8 @@ class Engine(ABC):
             RefusedError: If this engine does not run the leaf.
         """
         param = member.param
+        if not self.runs_on(local(param).device):
+            raise RefusedError("")
         if shares:
             raise RefusedError("it shares memory with another parameter")
         gradient = param.grad

@@ -83,10 +83,6 @@ def engines_for(compile: Any) -> list[Engine]:
     return engines
 
 
-class CompilationError(UnsuitableError):
-    """A chain cannot be traced or compiled; `__cause__` is the reason."""
-
-
 _SHARED = SharedPrograms()
 
 
@@ -131,7 +127,6 @@ class CompiledEngine(Engine):
         self._options = dict(options)
         self._backend = backend
         self._programs: dict[Any, Similar] | None = None
-        self._flags: dict[tuple[torch.device, bool], Tensor] = {}
         self._logged: set[str] = set()  # stages that have been logged
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -154,17 +149,11 @@ class CompiledEngine(Engine):
         for bundle in plan.bundles:
             bundle.read_from(step.trees, prepared, plan.gradients_are_as_planned)
 
-    def _flag(self, device: torch.device, real: bool) -> Tensor:
-        """Return the flag for real leaves or for padding, one tensor for all leaves."""
-        if (device, real) not in self._flags:
-            self._flags[device, real] = torch.tensor(real, device=device)
-        return self._flags[device, real]
-
     # Planning.
 
     def _bundled(self, family: Family) -> list[Any]:
         # Compilers specialize on the first sizes they see.
-        pairs = sorted(family.pairs, key=_largest_first)
+        pairs = sorted(family.pairs, key=lambda pair: -entries_of(pair[0].param))
         if family.kind.flat:
             pairs = self._independent_of_shape(family.some(pairs))
         bundles: list[Bundle] = []
@@ -216,8 +205,6 @@ class CompiledEngine(Engine):
         # A 0-d slot cannot be distinguished from one shaped like the leaf.
         if leaf.key.ndim == 0:
             raise RefusedError("it has no dimensions")
-        if not self.runs_on(local(leaf.key).device):
-            raise RefusedError("")
         if is_positional(leaf) and not local(leaf.key).is_contiguous():
             raise RefusedError(
                 "a link needs the positions of its entries, which a flat alias reorders"
@@ -245,7 +232,7 @@ class CompiledEngine(Engine):
         row = row_of(first) if family.kind.flat else None
         window = _window(first, leaf, row) if row is not None and splits else None
         bundle = Bundle(family, row, window)
-        bundle.create_arguments(self._flag, trees)
+        bundle.create_arguments(trees)
         tensors, *others = bundle.arguments(trees)
         programs = self._programs_of(family)
         program = programs.get(tensors)
@@ -259,7 +246,7 @@ class CompiledEngine(Engine):
             return program
         if others and not self._runs_in_windows(program, bundle, trees):
             return self._bundle(family, splits=False)
-        bundle.compile_for(program)
+        bundle.operations = program.phases
         return bundle
 
     def _runs_in_windows(
@@ -289,7 +276,7 @@ class CompiledEngine(Engine):
         """Compile a program for these arguments; or return the reason why there is none.
 
         Raises:
-            CompilationError: If the chain cannot be traced or compiled.
+            UnsuitableError: If the chain cannot be traced or compiled; `__cause__` is the reason.
         """
         start = time.monotonic()
         missing = missing_name()
@@ -303,7 +290,7 @@ class CompiledEngine(Engine):
         except Exception as error:
             is_known = isinstance(error, UnrecordableError | UnknownInProgramError)
             if not is_known and not line_of_user(error):
-                raise CompilationError(name) from error
+                raise UnsuitableError(name) from error
             programs.reason = reason_of(error)
             return programs.reason
         options = self._options_for(family)
@@ -312,7 +299,7 @@ class CompiledEngine(Engine):
                 lambda graph, examples: self._backend(graph, examples, options)
             )
         except Exception as error:
-            raise CompilationError(name) from error
+            raise UnsuitableError(name) from error
         programs.compiled.append(program)
         duration = time.monotonic() - start
         if duration > PATIENCE:
@@ -341,10 +328,6 @@ def _traced(family: Family, examples: list[list[Tensor]]) -> BundleProgram:
         if leaves is last or program.fits(last):  # else a rule reads the length
             return program
     raise AssertionError("there are no examples")
-
-
-def _largest_first(pair: tuple[Member, Leaf]) -> int:
-    return -entries_of(pair[0].param)
 
 
 def _window(member: Member, leaf: Leaf, row: int) -> int | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from gradtx.base.dtensor import local
 from gradtx.base.plain import is_plain
 from gradtx.execution.runs import LateTerm
 from gradtx.optim.engine.family import Family
-from gradtx.optim.engine.trace import BundleProgram, TracedPhase
+from gradtx.optim.engine.trace import TracedPhase
 from gradtx.optim.engine.views import (
     alias,
     entries_of,
@@ -57,13 +57,11 @@ class Bundle(ProgramBundle):
         self._params = [member.param for member in self.members]
         self._read_per_leaf = 1 + len(signature.by_leaf)
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
-        # Whether the flat aliases of the parameters are views.
-        self._has_usual_params = self._flat and all(
-            is_plain(param) and param.is_contiguous() and not param.is_complex()
+        # Whether parameters, and the gradients of the plan, are plain and contiguous, so that views are their aliases.
+        self._was_planned_for_views = self._flat and all(
+            _is_usual(param) and _is_usual_gradient(param.grad)
             for param in self._params
         )
-        # Whether this was true of the gradients for which the bundle was planned; see `_have_usual_gradients`.
-        self._was_planned_for_usual = False
         # The arguments of the leaves in the current step.
         self._of_leaves: list[Tensor] = []
         # The values that bundles of the same group and count compute once per step.
@@ -71,18 +69,20 @@ class Bundle(ProgramBundle):
 
     @torch.inference_mode(False)  # later steps write into padding as well
     @torch.no_grad()
-    def create_arguments(
-        self, flag: Callable[[torch.device, bool], Tensor], trees: Trees
-    ) -> None:
-        """Create the aliases of parameters and slots, and padding if the bundle is not full."""
-        self._was_planned_for_usual = self._have_usual_gradients()
+    def create_arguments(self, trees: Trees) -> None:
+        """Create the aliases of parameters and slots, and padding if the bundle is not full.
+
+        A flag in front of each leaf's arguments says whether it is real or padding.
+        """
+        is_real = torch.tensor(True, device=self.device)
+        is_padding = torch.tensor(False, device=self.device)
         for member in self.members:
-            self._template.append(flag(self.device, True))
+            self._template.append(is_real)
             self._template.extend(self._written_by(member))
             self._template.extend([None] * self._read_per_leaf)
         like = self.whole_arguments(trees)[1 : self._per_leaf]
         for i in range(len(self.members), self.signature.width):
-            self._template.append(flag(self.device, False))
+            self._template.append(is_padding)
             self._template.extend(resized(tensor, 5 + i).zero_() for tensor in like)
 
     def _written_by(self, member: Member) -> list[Tensor]:
@@ -107,8 +107,7 @@ class Bundle(ProgramBundle):
         self._entries += other._entries
         self._template += other._template
         self._params += other._params
-        self._has_usual_params &= other._has_usual_params
-        self._was_planned_for_usual &= other._was_planned_for_usual
+        self._was_planned_for_views &= other._was_planned_for_views
 
     def arguments(self, trees: Trees) -> list[list[Tensor]]:
         """Return the arguments of each call of the program."""
@@ -139,21 +138,10 @@ class Bundle(ProgramBundle):
         return read if row is None else [vector.view(-1, row) for vector in read]
 
     def _gradients(self, are_as_planned: bool) -> list[Tensor]:
-        gradients: list[Any] = [member.param.grad for member in self.members]
-        are_usual = (
-            self._was_planned_for_usual
-            if are_as_planned
-            else self._have_usual_gradients()
-        )
-        if not are_usual:
-            return self._in_rows(list(map(self._read, gradients, self.members)))
-        return self._in_rows([gradient.view(-1) for gradient in gradients])
-
-    def _have_usual_gradients(self) -> bool:
-        """Whether all parameters and gradients are plain, real and contiguous, so that views are their aliases."""
-        return self._has_usual_params and all(
-            _is_usual_gradient(member.param.grad) for member in self.members
-        )
+        gradients: list[Any] = [param.grad for param in self._params]
+        if are_as_planned and self._was_planned_for_views:
+            return self._in_rows([gradient.view(-1) for gradient in gradients])
+        return self._in_rows(list(map(self._read, gradients, self.members)))
 
     def _read(self, tensor: Any, member: Member) -> Tensor:
         """Return an alias of a tensor, or of a copy if its layout differs."""
@@ -180,10 +168,6 @@ class Bundle(ProgramBundle):
             self._written_windows, windows(arguments[read:], window), strict=True
         ):
             yield written + of_step
-
-    def compile_for(self, program: BundleProgram) -> None:
-        """Use this program from now on."""
-        self.operations = program.phases
 
     # During a step.
 
@@ -232,12 +216,15 @@ class Bundle(ProgramBundle):
         self.release_tensors()
 
 
+def _is_usual(tensor: Any) -> bool:
+    """Whether a tensor is plain, real and contiguous."""
+    return is_plain(tensor) and tensor.is_contiguous() and not tensor.is_complex()
+
+
 def _is_usual_gradient(gradient: Any) -> bool:
-    """Whether a gradient is a plain contiguous tensor without a graph."""
+    """Whether a gradient is a usual tensor without a graph."""
     return (
-        is_plain(gradient)
+        _is_usual(gradient)
         and not gradient.requires_grad
-        and not gradient.is_complex()
-        and gradient.is_contiguous()
         and holds_its_values(gradient)
     )

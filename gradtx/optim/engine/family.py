@@ -21,6 +21,7 @@ from gradtx.programs.function import LeafFunction, Signature
 from gradtx.programs.hyperparameters import ChainOf
 from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.terms import numbers_in
+from gradtx.state.layout import by_place
 
 Pairs = list[tuple[Member, Leaf]]
 
@@ -69,7 +70,26 @@ class Family:
 
     @classmethod
     def of(cls, kind: LeafKind, pairs: Pairs, step: Step) -> Family:
-        return cls(kind, _signature_of(*pairs[0], kind, step), pairs, step)
+        """Return the family of leaves whose programs have the arguments of the first one's."""
+        member, leaf = pairs[0]
+        shared: dict[StateKey, torch.dtype] = {}
+        for (path, name), _ in by_place(leaf.layout.shared):
+            shared[path, name] = step.run.scalars(path)[name].dtype
+        signature = Signature(
+            layout=leaf.layout,
+            choices=member.choices,
+            numbers=len(step.numbers[member.group]),
+            shared=shared,
+            scalars=step.scalar_dtypes,
+            by_leaf=kind.by_leaf,
+            absent={name: None for name, value in leaf.extras.items() if value is None},
+            known_extras=step.run.known_extras,
+            width=kind.width,
+            sharded=kind.sharded,
+            scaled=step.scaling is not None,
+            padded=True,
+        )
+        return cls(kind, signature, pairs, step)
 
     def some(self, pairs: Pairs) -> Family:
         """Return a family of some of the leaves."""
@@ -156,27 +176,3 @@ def first_entries(tensors: list[Tensor], count: int) -> list[Tensor]:
     size = tensors[0].numel()
     flat = [tensor.reshape(-1) if tensor.ndim else tensor for tensor in tensors]
     return [cut(tensor, slice(0, count), size) for tensor in flat]
-
-
-def _signature_of(member: Member, leaf: Leaf, kind: LeafKind, step: Step) -> Signature:
-    """Return the signature of all leaves like this one."""
-    layout = leaf.layout
-    shared: dict[StateKey, torch.dtype] = {}
-    for path, names in layout.shared.items():
-        values = step.run.scalars(path)
-        for name in names:
-            shared[path, name] = values[name].dtype
-    return Signature(
-        layout=layout,
-        choices=member.choices,
-        numbers=len(step.numbers[member.group]),
-        shared=shared,
-        scalars=step.scalar_dtypes,
-        by_leaf=kind.by_leaf,
-        absent={name: None for name, value in leaf.extras.items() if value is None},
-        known_extras=step.run.known_extras,
-        width=kind.width,
-        sharded=kind.sharded,
-        scaled=step.scaling is not None,
-        padded=True,
-    )

@@ -23,7 +23,7 @@ from gradtx.base.plain import TYPES, is_plain
 from gradtx.base.torch_names import is_captured
 from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.optim.engine.base import GRADIENT, Engine, Plan
-from gradtx.optim.engine.family import Family, LeafKind
+from gradtx.optim.engine.family import Family
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
 from gradtx.optim.engine.views import (
     RefusedError,
@@ -114,15 +114,14 @@ class PhaseKernels:
     def run(self, scalars: Sequence[Any], table: Table) -> Tensor:
         """Launch the kernels; return the results by leaf, a row for each."""
         text = self.text
-        words = _words([scalars[i] for i in self.indices], self.dtypes)
+        of_kernels = [scalars[i] for i in self.indices]
+        words = _words(of_kernels, self.dtypes, table.pointers)
         functions = compiled(text.source)
-        stored = table.pointers if words.stored is None else words.stored
-        given = (words.on_device, stored, *words.arguments)
         fixed = (table.pointers, table.sizes, table.chunk_leaf, table.chunk_start)
         constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned, "num_warps": WARPS}
         n_leaves, n_chunks = table.leaves, table.chunks
         sums = [table.numbers(len(kinds), n_leaves) for kinds in text.reductions]
-        common = (*given, *fixed, n_leaves, *sums)
+        common = (*words, *fixed, n_leaves, *sums)
         for depth, kinds in enumerate(text.reductions):
             partials = table.numbers(len(kinds), n_chunks)
             stage = (*common, partials, n_chunks)
@@ -193,22 +192,19 @@ def columns_of(phase: RecordedPhase) -> int:
     return sum(isinstance(name, int) for name in phase.names)
 
 
-class Words(NamedTuple):
-    """Scalars as 64-bit words: arguments of kernels or, where a bit of `on_device` is set, indices of `stored`."""
-
-    on_device: int
-    stored: Tensor | None
-    arguments: tuple[int, ...]
-
-
 class ScalarIndex(NamedTuple):
     """The index of a scalar among those of a program."""
 
     at: int
 
 
-def _words(scalars: list[Any], dtypes: list[torch.dtype]) -> Words:
-    """Return scalars as 64-bit words."""
+def _words(
+    scalars: list[Any], dtypes: list[torch.dtype], unused: Tensor
+) -> tuple[Any, ...]:
+    """Return scalars as arguments of kernels: bits, words on the device (`unused` if there are none), and words.
+
+    A word has 64 bits. If a scalar's bit is set, its word is the index of its value among those on the device.
+    """
     on_device = 0
     stored: list[Tensor] = []
     kinds = ["d" if dtype.is_floating_point else "q" for dtype in dtypes]
@@ -220,7 +216,7 @@ def _words(scalars: list[Any], dtypes: list[torch.dtype]) -> Words:
             stored.append(scalar.to(wide).view(torch.int64))
     packed = struct.pack(f"={''.join(kinds)}", *scalars)
     words = struct.unpack(f"={len(kinds)}q", packed)
-    return Words(on_device, torch.stack(stored) if stored else None, words)
+    return on_device, torch.stack(stored) if stored else unused, *words
 
 
 # By the text of a recording, as list functions are.
@@ -342,12 +338,11 @@ class KernelBundle(MemberBundle):
             CAPTURED.append(table)
             self._table = None  # later steps do not change this one
         del alive  # copies of gradients, which the kernels read
-        results = kernels.results(scalars, by_leaf)
+        results = [kernels.results(scalars, by_leaf)]
         if phase.operation is not None:
-            terms = self._totals(phase, results)
-            return LeafTerms([(NamedLeaf(self.name, self.device), terms)])
+            return self.terms(phase, results)
         increment_version(self._params)
-        return self._finish(phase, results)
+        return self.end(phase, results)
 
     # Arguments.
 
@@ -397,31 +392,23 @@ class KernelBundle(MemberBundle):
 
     # Results.
 
-    def _totals(self, phase: RecordedPhase, results: list[Any]) -> dict[Any, Tensor]:
+    def terms(self, phase: RecordedPhase, results: list[list[Any]]) -> LeafTerms:
         """Return the sums over the leaves of the bundle, which take part in larger sums as one leaf."""
-        totals = {}
-        pairs = zip(phase.names, phase.dtypes, results, strict=True)
+        totals: dict[Any, Tensor] = {}
+        pairs = zip(phase.names, phase.dtypes, results[0], strict=True)
         for name, dtype, value in pairs:
             if phase.is_term(name):
                 totals[name] = self._total(value, dtype)
-        return totals
+        return LeafTerms([(NamedLeaf(self.name, self.device), totals)])
 
     def _total(self, value: Any, dtype: torch.dtype) -> Tensor:
         if isinstance(value, Tensor) and value.ndim:
             return value.sum().to(dtype)
         return self.as_tensor(value, dtype) * len(self.members)
 
-    def _finish(self, phase: RecordedPhase, results: list[Any]) -> None:
-        for name, total in self._totals(phase, results).items():
-            self.run.add_late(name, self.name, total)
-        pairs = zip(phase.names, phase.dtypes, results, strict=True)
-        for name, dtype, value in pairs:
-            if not phase.is_term(name):
-                is_by_leaf = isinstance(value, Tensor) and value.ndim
-                first = value[0] if is_by_leaf else value
-                self.share(name, self.as_tensor(first, dtype))
-        self.trees = {}
-        self.release_tensors()
+    def as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
+        is_by_leaf = isinstance(value, Tensor) and value.ndim
+        return super().as_tensor(value[0] if is_by_leaf else value, dtype)
 
 
 class KernelFunction:
@@ -503,17 +490,14 @@ class KernelEngine(ListEngine):
     def runs_on(self, device: torch.device) -> bool:
         return runs_kernels(device)
 
-    def _kind(self, member: Member, leaf: Leaf, step: Step, shares: bool) -> LeafKind:
-        param = local(member.param)
-        if not self.runs_on(param.device):
-            raise RefusedError("")
+    def _check(self, leaf: Leaf, step: Step) -> None:
         if triton_or_none() is None:
             self._warn_of_triton()
             raise RefusedError("Triton cannot be imported")
         needs_order = leaf.layout.codes or is_positional(leaf)
-        if needs_order and not param.is_contiguous():
+        if needs_order and not local(leaf.key).is_contiguous():
             raise RefusedError("a link needs the positions of its entries")
-        return super()._kind(member, leaf, step, shares)
+        super()._check(leaf, step)
 
     def launches(self, bundle: KernelBundle) -> list[Launch]:
         entries = sum(entries_of(member.param) for member in bundle.members)

@@ -9,7 +9,6 @@ compute only their sums.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -62,15 +61,15 @@ class TracedPhase(Phase):
         for tensor in common:
             self._common.append(self._tracer.fixed(_distinct(tensor)))
         per_leaf = len(leaves) // width
-        self._leaves: list[list[Tensor]] = []
+        self._leaves: list[Tensor] = []
         for start in range(0, len(leaves), per_leaf):
-            self._leaves.append(self._stand_ins(leaves[start : start + per_leaf]))
+            self._leaves += self._stand_ins(leaves[start : start + per_leaf])
         self._kernel: Any = None
         # Whether sizes satisfy the compiler's assumptions; None before it has run.
         self._suits_kernel: Callable[[Sequence[Tensor]], bool] | None = None
-        self._trace(run, self._leaves[0])
+        self._trace(run, self._leaves[:per_leaf])
         if not self.fits(leaves):  # a rule depends on lengths, which may differ
-            self._trace(run, _concatenated(self._leaves))
+            self._trace(run, self._leaves)
 
     def _stand_ins(self, leaf: list[Tensor]) -> list[Tensor]:
         """Create stand-ins; equally long tensors of a flat leaf share one size: compilation takes a quarter as long."""
@@ -123,17 +122,18 @@ class TracedPhase(Phase):
 
     def compile(self, compile: Compile) -> None:
         """Compile the graph for all leaves. The scalars of a step are computed outside of it, once per step."""
-        leaves = _concatenated(self._leaves)
+        leaves = self._leaves
         program = lower(self._recording, on_device=None, decides=False)
         width = len(leaves) // len(program.leaves)
         adds_up = self.operation is not None
         written = write_graph(program, self.names, width, adds_up)
         self.names = written.names
         self._scalars = Scalars(program, leaves[-1].device, written.scalars)
-        examples = list(leaves)
-        for i, (_, dtype) in enumerate(written.scalars):
-            examples.insert(i, self._tracer.fixed(torch.zeros((), dtype=dtype)))
-        self._kernel = compile(GraphModule(self._owner, written.graph), examples)
+        scalars: list[Tensor] = []
+        for _, dtype in written.scalars:
+            scalars.append(self._tracer.fixed(torch.zeros((), dtype=dtype)))
+        module = GraphModule(self._owner, written.graph)
+        self._kernel = compile(module, [*scalars, *leaves])
         self._suits_kernel = self._tracer.assumptions(leaves)
         del self._recording, self._owner
 
@@ -174,10 +174,6 @@ def _with_two_entries_for_one(leaves: list[Tensor]) -> list[Tensor]:
     for tensor in leaves:
         replaced.append(resized(tensor, 2) if tensor.shape[:1] == (1,) else tensor)
     return replaced
-
-
-def _concatenated(lists: list[list[Tensor]]) -> list[Tensor]:
-    return list(itertools.chain.from_iterable(lists))
 
 
 def _distinct(tensor: Tensor) -> Tensor:
