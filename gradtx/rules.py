@@ -35,8 +35,8 @@ from gradtx.execution.execute import (
     around_alias,
     negating,
 )
+from gradtx.execution.leaf_rule import Rule, RuleOperation, StageState
 from gradtx.execution.nesting import check_inner
-from gradtx.execution.rule import Rule, RuleOperation, StageState
 from gradtx.execution.runs import Passed, Place, Scope
 from gradtx.execution.traits import Traits
 from gradtx.execution.tree_rule import Functions, TreeOperation

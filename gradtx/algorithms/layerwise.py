@@ -26,7 +26,7 @@ from gradtx.arguments import (
 from gradtx.base import tree as _tree
 from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import exact, exact_dtype
-from gradtx.execution.rule import OfLeaf
+from gradtx.execution.leaf_rule import OfLeaf
 from gradtx.maths.entries import (
     at_least,
     at_most,

@@ -17,7 +17,7 @@ from gradtx.arguments import (
     Positive,
     UnfitError,
 )
-from gradtx.execution.rule import OfLeaf
+from gradtx.execution.leaf_rule import OfLeaf
 from gradtx.maths.entries import (
     at_least,
     at_most,

@@ -12,7 +12,7 @@ from gradtx.arguments import NonNegative, Scalar, Static, UnfitError, is_off
 from gradtx.base import torch_names as _torch
 from gradtx.base.exact import exact
 from gradtx.base.messages import describe
-from gradtx.execution.rule import OfLeaf
+from gradtx.execution.leaf_rule import OfLeaf
 from gradtx.maths.entries import (
     at_least,
     may_decay,

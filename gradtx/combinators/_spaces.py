@@ -16,7 +16,7 @@ from gradtx.base.dtensor import full_tensor, is_sharded
 from gradtx.base.errors import Path
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Leaf, Route
-from gradtx.execution.rule import Rule, RuleOperation, StageState
+from gradtx.execution.leaf_rule import Rule, RuleOperation, StageState
 from gradtx.execution.runs import Run, Scope, as_flag, selected
 from gradtx.execution.traits import Traits
 from gradtx.rules import Combinator

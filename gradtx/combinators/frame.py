@@ -19,7 +19,7 @@ from gradtx.base.messages import describe, shortly
 from gradtx.combinators._spaces import Inside, Outside, can_run_at_owner, run_at_owner
 from gradtx.execution.context import Clock, FrameContext
 from gradtx.execution.execute import Leaf, Operation, Position, Route, Steps
-from gradtx.execution.rule import (
+from gradtx.execution.leaf_rule import (
     Call,
     Rule,
     RuleOperation,

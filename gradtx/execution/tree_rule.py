@@ -15,7 +15,7 @@ from gradtx.base.errors import Path
 from gradtx.base.messages import note_rule
 from gradtx.execution.context import OF_LOSS, Clock, Context, negated
 from gradtx.execution.execute import Leaf, Operation, Steps
-from gradtx.execution.rule import without_params
+from gradtx.execution.leaf_rule import without_params
 from gradtx.execution.runs import Run, Scope
 from gradtx.execution.traits import Traits
 from gradtx.slots import Slot, declared, init_of

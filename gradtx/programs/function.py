@@ -17,8 +17,8 @@ from gradtx.base.errors import Path, StateKey
 from gradtx.base.forward import Transformation
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Leaf, Operation, Route, execute
+from gradtx.execution.leaf_rule import OfLeaf
 from gradtx.execution.owners import regions_of
-from gradtx.execution.rule import OfLeaf
 from gradtx.execution.runs import LateTerm, Run, memory_of
 from gradtx.programs.phases import (
     AwaitedSumError,

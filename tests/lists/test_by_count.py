@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.execution.rule import RuleOperation
+from gradtx.execution.leaf_rule import RuleOperation
 from gradtx.optim.engine import lists
 from gradtx.state.random import name_key
 from tests.optim.problems import assert_equal

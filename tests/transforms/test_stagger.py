@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.execution.rule import RuleOperation
+from gradtx.execution.leaf_rule import RuleOperation
 
 PERIOD = 4
 NAMES = ["a.weight", "b.weight", "c.weight", "d.weight", "e.weight", "f.weight"]

@@ -13,8 +13,8 @@ from gradtx.base.plain import TYPES
 from gradtx.base.torch_names import copy_each_
 from gradtx.distributed.layouts import rows_are_whole
 from gradtx.execution.execute import Leaf, LeafTerms
+from gradtx.execution.leaf_rule import OfLeaf
 from gradtx.execution.owners import has_regions
-from gradtx.execution.rule import OfLeaf
 from gradtx.optim.engine.base import (
     GRADIENT,
     PARTS_OF_ROWS,
