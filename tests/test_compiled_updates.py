@@ -68,9 +68,11 @@ CHAINS = {
 }
 
 
-@by_day("adamw", "own count")
+@by_day("*adamw", "*own count")
 @pytest.mark.parametrize("chain", CHAINS)
-def test_a_compiled_update_of_any_number_of_leaves_is_one_call_in_the_graph(chain):
+@pytest.mark.parametrize("few_leaves", [1, 100])
+def test_a_compiled_update_of_any_number_of_leaves_is_one_call_in_the_graph(few_leaves, chain, monkeypatch):
+    monkeypatch.setattr(graphs, "FEW_LEAVES", few_leaves)
     tx, params = CHAINS[chain](), drawn(0)
     assert calls_of(tx.update, drawn(1), tx.init(params), params) == ["_run"]
 

@@ -26,7 +26,6 @@ from gradtx.maths.entries import (
     corrected_root,
     largest,
     norm,
-    norm_of_all,
     norms,
     quotient,
     running_mean,
@@ -154,7 +153,8 @@ def clip_by_global_norm(
     def update(g, state, p, ctx):
         norm = ctx.global_norm
         if norm is None:
-            norm = yield from norm_of_all(g)
+            total = yield {"square": g.square().sum()}
+            norm = safe_sqrt(total["square"])
         yield g * shrink(norm + eps, max_norm), state
 
     def update_by_norm_of_before(g, state, p, ctx):
@@ -189,8 +189,8 @@ def normalize_by_global_norm(eps=1e-6):
     """
 
     def update(update, state, param, ctx):
-        size = yield from norm_of_all(update)
-        yield quotient(update, size + eps, floor=eps), state
+        total = yield {"square": update.square().sum()}
+        yield quotient(update, safe_sqrt(total["square"]) + eps, floor=eps), state
 
     return update
 
@@ -440,7 +440,8 @@ def clip_by_zscore(
         return mean, torch.where(collecting, summed, averaged)
 
     def update(update, state, param, ctx):
-        size = yield from norm_of_all(update)
+        total = yield {"square": update.square().sum()}
+        size = safe_sqrt(total["square"])
         # Not the step of the leaf, which may have skipped some steps.
         count = state["count"] + 1
         collecting = count <= warmup_steps

@@ -60,10 +60,8 @@ __all__ = [
 ]
 
 
-def _norms(p: Tensor, u: Tensor):
-    """Return the norms of a whole leaf's weights and update, as a part of a rule."""
-    sums = yield OfLeaf(weights=p.square().sum(), size=u.square().sum())
-    return safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
+def _sums(p: Tensor, u: Tensor) -> OfLeaf:
+    return OfLeaf(weights=p.square().sum(), size=u.square().sum())
 
 
 @per_tensor(whole="sums", takes_complex=True, needs="params")
@@ -97,7 +95,8 @@ def scale_by_trust_ratio(clip=False, weight_decay=0.0, always_adapt=True):
     """
 
     def update(u, state, p, ctx):
-        weights, size = yield from _norms(p, u)
+        sums = yield _sums(p, u)
+        weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
         ratio = quotient(weights, size, (weights > 0) & (size > 0), 1.0)
         if clip:
             ratio = at_most(ratio, 1)
@@ -164,7 +163,8 @@ def scale_by_lars(
         if p.ndim < min_ndim:
             yield u, state
             return
-        weights, size = yield from _norms(p, u)
+        sums = yield _sums(p, u)
+        weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
         top, total = trust_coefficient * weights, size + weight_decay * weights + eps
         ratio = quotient(top, total, (weights > 0) & (size > 0), 1.0)
         if trust_clip:

@@ -137,9 +137,8 @@ def _averaged(
     return running_mean(rows, of_rows, beta), running_mean(columns, of_columns, beta)
 
 
-def _rms(x: Tensor):
-    """Return the root mean square of a whole leaf, or 0 if it is empty, as a part of a rule."""
-    sums = yield OfLeaf(square=x.square().sum())
+def _rms(sums, x: Tensor) -> Tensor:
+    """Return the root mean square of a whole leaf, or 0 if it is empty."""
     return safe_sqrt(sums["square"] / max(x.numel(), 1))
 
 
@@ -228,8 +227,8 @@ def clip_by_block_rms(threshold: Positive = 1.0):
     """
 
     def update(update, state, param, ctx):
-        size = yield from _rms(update)
-        yield update / at_least(size / threshold, 1.0), state
+        sums = yield OfLeaf(square=update.square().sum())
+        yield update / at_least(_rms(sums, update) / threshold, 1.0), state
 
     return update
 
@@ -257,8 +256,8 @@ def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     """
 
     def update(update, state, param, ctx):
-        size = yield from _rms(param)
-        yield update * at_least(size, min_scale), state
+        sums = yield OfLeaf(square=param.square().sum())
+        yield update * at_least(_rms(sums, param), min_scale), state
 
     return update
 
@@ -323,8 +322,8 @@ def scale_by_adafactor(
             most = 1e-6 * ctx.time if warmup_init else torch.full_like(ctx.time, 0.01)
             rate = torch.minimum(most, ctx.time**-0.5)
         if scale_parameter:
-            size = yield from _rms(p)
-            rate = rate * at_least(size, eps)
+            sums = yield OfLeaf(square=p.square().sum())
+            rate = rate * at_least(_rms(sums, p), eps)
         step, new = rate * u, {}
         if beta1 is not None:
             step = new["exp_avg"] = running_mean(state["exp_avg"], step, beta1)

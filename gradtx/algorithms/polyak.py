@@ -17,7 +17,6 @@ from gradtx.maths.entries import (
     at_least,
     at_most,
     corrected_root,
-    norm_of_all,
     quotient,
     running_mean,
     safe_sqrt,
@@ -110,7 +109,8 @@ def project_l2_ball(max_norm: PositiveOrInf):
 
     def update(u, state, p, ctx):
         moved = p + u
-        size = yield from norm_of_all(moved)
+        total = yield {"square": moved.square().sum()}
+        size = safe_sqrt(total["square"])
         projected = shrink(size, max_norm) * moved - p
         yield torch.where(size <= exact(max_norm, size.device), u, projected), state
 

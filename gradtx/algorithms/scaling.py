@@ -25,7 +25,6 @@ from gradtx.maths.entries import (
     at_least,
     largest,
     norm,
-    norm_of_all,
     quotient,
     running_mean,
     safe_sqrt,
@@ -268,11 +267,13 @@ def recorded_in(stages: Mapping[Path, Mapping[str, Any]]) -> dict[str, float]:
     return values
 
 
+def _needs_of_record(arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    return ("params",) if "update_to_weight" in arguments["what"] else ()
+
+
 @per_tensor(
     elementwise=lambda arguments: arguments["name"] is not None,
-    needs=lambda arguments: (
-        ("params",) if "update_to_weight" in arguments["what"] else ()
-    ),
+    needs=_needs_of_record,
     shared=lambda arguments: {arguments["name"]: 0.0} if arguments["name"] else {},
 )
 def record(
@@ -331,8 +332,8 @@ def record(
             )
 
         def update_of_all(update, state, param, ctx):
-            size = yield from norm_of_all(update)
-            yield update, {name: size}
+            total = yield {"square": update.square().sum()}
+            yield update, {name: safe_sqrt(total["square"])}
 
         return update_of_all
     slots = {}

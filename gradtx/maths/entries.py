@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -101,15 +101,6 @@ def norm(x: Tensor) -> Tensor:
 def norms(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """Return 2-norms over some dimensions, which are kept as size 1."""
     return safe_sqrt(x.square().sum(dim=dim, keepdim=True))
-
-
-def norm_of_all(x: Tensor) -> Generator[dict[str, Tensor], Any, Tensor]:
-    """Return the 2-norm of all leaves together, as a part of a rule, which waits for the sum.
-
-    A rule writes `size = yield from norm_of_all(update)`.
-    """
-    total = yield {"square": x.square().sum()}
-    return safe_sqrt(total["square"])
 
 
 def identity(size: int, like: Tensor) -> Tensor:

@@ -198,11 +198,9 @@ class Plan:
         updates, state = _pure.update(
             tx, call.updates, call.state, call.params, call.extras
         )
-        results: list[Tensor] = []
-        kind, of_results = _trees.structure_of((updates, state), results)
-        if (kind, of_results) != (kind, self._structure[1][:2]):
+        if not _are_alike((updates, state), (call.updates, call.state)):
             raise _trees.UnsuitableError
-        return results
+        return _tree.tensors((updates, state))
 
     def _call(self, given: Arguments) -> _trees.Call:
         tx = self._tx()
@@ -243,6 +241,19 @@ class Plan:
         except Exception:  # a user's rule may raise any error
             return None
         return None if run.has_lag(leaves) else program
+
+
+def _are_alike(new: Any, old: Any) -> bool:
+    """Whether trees have the same structure."""
+    if isinstance(new, Tensor) and isinstance(old, Tensor):
+        return True
+    if type(new) is not type(old) or new is None:
+        return new is old
+    if isinstance(new, dict):
+        if list(new) != list(old):
+            return False
+        new, old = new.values(), old.values()
+    return len(new) == len(old) and all(map(_are_alike, new, old))
 
 
 def _needs_rules(lists: Iterable[list[Tensor]]) -> bool:
