@@ -1,8 +1,8 @@
 """Pure updates inside a function that `torch.compile` traces: one node of its graph for all leaves.
 
 Dynamo does not read the library leaf by leaf: `_run` becomes a node with tensors as arguments, through which
-AOTAutograd sees. For many leaves it is one operator, `gradtx::update`, which runs the list program of the chain; for
-few leaves, derivatives and transforms it runs the rules themselves.
+AOTAutograd sees. For many leaves it is one operator, `gradtx::update`, which runs the program of the chain; for few
+leaves, derivatives and transforms it runs the rules themselves.
 """
 
 from __future__ import annotations

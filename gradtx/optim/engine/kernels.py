@@ -472,7 +472,7 @@ def kernel_function_of(
     phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
 ) -> Any:
     """Return the function of a phase as kernels if there are any, else as operations on lists."""
-    if triton_or_none() is not None:
+    if runs_kernels(device) and triton_or_none() is not None:
         with contextlib.suppress(UnsuitableProgramError):
             return KernelFunction(phase, device, on_device)
     return list_function_of(phase, device, on_device)
