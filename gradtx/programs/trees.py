@@ -614,10 +614,11 @@ class _Row(NamedTuple):
     def kind(self) -> Any:
         """Return what leaves with a common program share: elementwise ones may have any shape."""
         program = self.leaf.operations
+        shapes = self.leaf.shape, (), (0,)  # the last are those of marks of a choice
         is_flat = all(
             operation.traits.elementwise and not operation.traits.positional
             for operation in program
-        ) and all(tensor.shape in (self.leaf.shape, ()) for tensor in self.tensors)
+        ) and all(tensor.shape in shapes for tensor in self.tensors)
         forms = []
         for tensor in self.tensors:
             shape = tensor.ndim > 0 if is_flat else tensor.shape

@@ -111,6 +111,19 @@ def test_lookahead_synchronizes_every_k_steps_alone():
     assert counts[1] == counts[4] > counts[0] == counts[2]
 
 
+def test_leaves_that_a_choice_marks_share_lists_in_pure_updates_whatever_their_shapes():
+    def count(sizes):
+        tx = gradtx.muon(lr=0.1, fallback=gradtx.adamw(lr=0.1))
+        params = {f"w{i}": torch.ones(size) for i, size in enumerate(sizes)}
+        state = tx.init(params)
+        _, state = tx.update(params, state, params)  # the first call is recorded
+        with torch.profiler.profile(acc_events=True) as profile:
+            tx.update(params, state, params)
+        return sum(event.name.startswith("aten::_foreach") for event in profile.events())
+
+    assert count([(3,)]) == count([(3,), (4,), (5,)]) > 0
+
+
 def test_a_first_step_that_differs_writes_its_state_in_place():
     function = list_function(
         recorded(lambda n, m, g: ([], [(m, torch.where(n > 0, g * g, (1 - n) * m + n * g))]), [(2, 3)] * 2), CPU
