@@ -47,7 +47,9 @@ class Agreement:
 
     def __init__(self) -> None:
         self._plan: Any = None  # the last plan that all ranks had
-        self._whole: list[str] = []  # its description, of whole parameters
+        self._extremes: list[
+            int
+        ] = []  # its digest and the negative, of whole parameters
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agreement, ()
@@ -73,13 +75,14 @@ class Agreement:
         # If the ranks differ, the next attempt compares again, with new digests: group values may have changed.
         self._plan = None
         if replicas is not None:
+            whole = [member for member in stepping if not is_sharded(member.param)]
             if not is_known:
-                whole = [each for each in stepping if not is_sharded(each.param)]
-                self._whole = _lines(whole, groups)
-            _compare(members.who, replicas, self._whole)
+                self._extremes = _extremes(_lines(whole, groups))
+            _compare(members.who, replicas, self._extremes, whole, groups)
         if not is_known:
             for mesh, divided in _by_mesh(stepping):
-                _compare(members.who, team_of(mesh), _lines(divided, groups))
+                extremes = _extremes(_lines(divided, groups))
+                _compare(members.who, team_of(mesh), extremes, divided, groups)
         self._plan = plan
 
     def report_failure(self, members: Members) -> None:
@@ -136,9 +139,16 @@ def _lines(members: list[Member], groups: list[GroupSettings]) -> list[str]:
     return lines
 
 
-def _compare(who: str, team: Team, lines: list[str]) -> None:
-    """Raise an error on all ranks unless their plans have the same digest."""
-    if not _are_equal(team, _extremes(lines)):
+def _compare(
+    who: str,
+    team: Team,
+    extremes: list[int],
+    members: list[Member],
+    groups: list[GroupSettings],
+) -> None:
+    """Raise an error on all ranks unless they have the same digest."""
+    if not _are_equal(team, extremes):
+        lines = _lines(members, groups)
         raise RuntimeError(f"{who}: {_difference(team, lines)}")
 
 
