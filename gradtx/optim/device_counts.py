@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,6 +35,9 @@ class Scaling:
 
     inverse: Tensor
     proceed: Tensor
+    _placed: dict[torch.device, tuple[Tensor, Tensor]] = field(
+        default_factory=dict[torch.device, tuple[Tensor, Tensor]]
+    )
 
     @classmethod
     def requested_by(cls, optimizer: Any) -> Scaling:
@@ -50,7 +53,9 @@ class Scaling:
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return `inverse` and `proceed` on a device."""
-        return self.inverse.to(device), self.proceed.to(device)
+        if device not in self._placed:
+            self._placed[device] = self.inverse.to(device), self.proceed.to(device)
+        return self._placed[device]
 
     def unscale(self, params: Iterable[Tensor]) -> None:
         """Unscale the gradients of parameters in place, because users of a scaler expect that."""
