@@ -10,14 +10,13 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from gradtx.base.dtensor import local
-from gradtx.base.plain import is_plain
 from gradtx.execution.runs import LateTerm
 from gradtx.optim.engine.family import Family
 from gradtx.optim.engine.trace import TracedPhase
 from gradtx.optim.engine.views import (
     alias,
     entries_of,
-    holds_its_values,
+    is_usual,
     resized,
     view_or_copy,
     windows,
@@ -59,8 +58,7 @@ class Bundle(ProgramBundle):
         self._per_leaf = 2 + len(signature.slots) + self._read_per_leaf
         # Whether parameters, and the gradients of the plan, are plain and contiguous, so that views are their aliases.
         self._was_planned_for_views = self._flat and all(
-            _is_usual(param) and _is_usual_gradient(param.grad)
-            for param in self._params
+            is_usual(param) and _is_usual_gradient(param.grad) for param in self._params
         )
         # The arguments of the leaves in the current step.
         self._of_leaves: list[Tensor] = []
@@ -216,15 +214,6 @@ class Bundle(ProgramBundle):
         self.release_tensors()
 
 
-def _is_usual(tensor: Any) -> bool:
-    """Whether a tensor is plain, real and contiguous."""
-    return is_plain(tensor) and tensor.is_contiguous() and not tensor.is_complex()
-
-
 def _is_usual_gradient(gradient: Any) -> bool:
     """Whether a gradient is a usual tensor without a graph."""
-    return (
-        _is_usual(gradient)
-        and not gradient.requires_grad
-        and holds_its_values(gradient)
-    )
+    return is_usual(gradient) and not gradient.requires_grad

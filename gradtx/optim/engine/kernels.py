@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from gradtx.base.dtensor import local
 from gradtx.base.messages import warn_user
-from gradtx.base.plain import TYPES, is_plain
+from gradtx.base.plain import TYPES
 from gradtx.base.torch_names import is_captured
 from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.optim.engine.base import GRADIENT, Engine, Plan
@@ -30,6 +30,7 @@ from gradtx.optim.engine.views import (
     alias,
     entries_of,
     is_positional,
+    is_usual,
     view_or_copy,
 )
 from gradtx.optim.explain import Launch
@@ -308,10 +309,7 @@ class KernelBundle(MemberBundle):
         self._table: Table | None = None
         self._params = [member.param for member in members]
         # Whether the memory of a contiguous gradient has the order of its parameter's.
-        self._are_usual = all(
-            is_plain(param) and param.is_contiguous() and not param.is_complex()
-            for param in self._params
-        )
+        self._are_usual = all(map(is_usual, self._params))
         # Whether the gradients are like those of the plan, and whether kernels read those where they are.
         self.are_as_planned = False
         self._are_read_in_place = False
@@ -426,7 +424,7 @@ class KernelFunction:
     ):
         self._kernels = PhaseKernels.of(phase, device, -1)  # the last is the gradient
         self._scalars = self._kernels.scalars.given(on_device).function
-        self._lists = list_function_of(phase, device, on_device)
+        self._given = phase, device, on_device
         self._dtypes = phase.dtypes
         self._columns = columns_of(phase)
         self._tables: dict[tuple[int, ...], Table] = {}
@@ -436,11 +434,12 @@ class KernelFunction:
 
     def run(self, numbers: Sequence[Any], columns: Sequence[list[Tensor]]) -> list[Any]:
         tensors = list(itertools.chain.from_iterable(columns))
-        if is_captured(tensors[0].device) or not all(map(_is_contiguous, tensors)):
-            return self._lists.run(self._lists.prepare(numbers), columns)
-        *slots, gradients = columns
-        # The first column may be that of parameters, to which no result is like.
-        like = [gradients, *slots[len(columns) - max(self._columns, 1) :]]
+        if is_captured(tensors[0].device) or not all(map(is_usual, tensors)):
+            lists = list_function_of(*self._given)
+            return lists.run(lists.prepare(numbers), columns)
+        gradients = columns[-1]
+        # New slots, the last results, are like the columns before the gradients.
+        like = [gradients, *columns[-self._columns : -1]]
         new: list[list[Tensor]] = []
         for column, dtype in zip(like[: self._columns], self._dtypes, strict=False):
             new.append([torch.empty_like(each, dtype=dtype) for each in column])
@@ -457,15 +456,15 @@ class KernelFunction:
 
     def _table(self, leaves: list[Tensor], addresses: list[list[int]]) -> Table:
         sizes = tuple(map(Tensor.numel, leaves))
-        if sizes not in self._tables:
-            self._tables[sizes] = Table(list(sizes), addresses, leaves[0].device)
-        table = copy.copy(self._tables[sizes])  # another thread may run
-        table.place(addresses)
+        known = self._tables.get(sizes)
+        if known is None:
+            table = self._tables[sizes] = Table(
+                list(sizes), addresses, leaves[0].device
+            )
+        else:
+            table = copy.copy(known)  # another thread may run
+            table.place(addresses)
         return table
-
-
-def _is_contiguous(tensor: Tensor) -> bool:
-    return is_plain(tensor) and tensor.is_contiguous()
 
 
 def kernel_function_of(

@@ -80,6 +80,16 @@ def holds_its_values(tensor: Tensor) -> bool:
     return not (tensor.is_neg() or tensor.is_conj())
 
 
+def is_usual(tensor: Any) -> bool:
+    """Whether the memory of a tensor is its flat alias: it is plain, real and contiguous, and holds its values."""
+    return (
+        is_plain(tensor)
+        and tensor.is_contiguous()
+        and not tensor.is_complex()
+        and holds_its_values(tensor)
+    )
+
+
 def entries_of(param: Tensor) -> int:
     """Return the number of entries in the alias of a parameter."""
     param = local(param)
