@@ -30,7 +30,12 @@ class MadeSchedule(Schedule):
     """A call of a schedule's factory, which it prints, pickles and copies as."""
 
     def __init__(self, factory, arguments: dict[str, Any]):
-        self.tensors = _tensors_in(list(arguments.values()))
+        items = _items_in(list(arguments.values()))
+        self.tensors = [item for item in items if isinstance(item, Tensor)]
+        nested = [item for item in items if isinstance(item, Schedule)]
+        self.reads_outside = any(each.reads_outside for each in nested)
+        devices = [tensor.device for tensor in self.tensors]
+        self._accelerator = next((x for x in devices if x.type != "cpu"), None)
         self._factory = factory
         self._arguments = arguments
         # Run the body's own checks at construction.
@@ -53,19 +58,12 @@ class MadeSchedule(Schedule):
 
     def _value(self, step) -> Any:
         """Return the value at a step: a number at a Python number, unless it depends on tensors."""
-        device = step.device if isinstance(step, Tensor) else CPU
-        for tensor in self.tensors:
-            # Its value would arrive on the host only after all queued work.
-            if tensor.device.type != "cpu":
-                device = tensor.device
+        # A tensor from there would arrive on the host only after all queued work.
+        device = self._accelerator or (step.device if isinstance(step, Tensor) else CPU)
         exact_step = exact(step, device)
         value = self._factory.function(exact_step, **self._exact(exact_step))
         is_number = not (isinstance(step, Tensor) or self.tensors)
         return value.item() if is_number and readable(value) else value
-
-    @property
-    def reads_outside(self) -> bool:
-        return any(map(_reads_outside, self._arguments.values()))
 
     def numbers(self) -> dict[str, float]:
         """Return the arguments that are plain numbers and may also be tensors."""
@@ -94,24 +92,16 @@ class MadeSchedule(Schedule):
         return f"{self._factory.__name__}({', '.join(shown)})"
 
 
-def _tensors_in(value) -> list[Tensor]:
-    """Return the tensors in a value, including those of nested schedules."""
-    if isinstance(value, Tensor):
-        return [value]
+def _items_in(value) -> list[Any]:
+    """Return the items of a value, each nested schedule after its tensors."""
     if isinstance(value, MadeSchedule):
-        return value.tensors
-    tensors = []
-    if isinstance(value, tuple | list):
-        for item in value:
-            tensors += _tensors_in(item)
-    return tensors
-
-
-def _reads_outside(value) -> bool:
-    """Whether a function of a user is in a value."""
-    if isinstance(value, tuple | list):
-        return any(map(_reads_outside, value))
-    return isinstance(value, Schedule) and value.reads_outside
+        return [*value.tensors, value]
+    if not isinstance(value, tuple | list):
+        return [value]
+    items = []
+    for item in value:
+        items += _items_in(item)
+    return items
 
 
 def check_schedule(what: str, value) -> None:
