@@ -135,7 +135,7 @@ _OTHER_FORMS = {
     "use_gc": "add gradtx.centralize() before the optimizer",
     "use_lookahead": "add gradtx.lookahead() after the optimizer",
     "use_orthograd": "add gradtx.orthogonalize_against_params() before the optimizer",
-    "compile_kwargs": "pass a mode or a dict of options as compile=",
+    "compile_kwargs": "omit it; compile=True writes kernels of its own, which have no options",
 }
 
 

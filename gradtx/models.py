@@ -441,7 +441,7 @@ def muon_for(
     tied: str = "embedding",
     betas: Betas = (0.9, 0.95),
     eps: Scalar = 1e-10,
-    compile: bool | str | Mapping[str, Any] | Engine = False,
+    compile: bool | Engine = False,
     process_group: Any = None,
     **options: Any,
 ) -> ModelOptimizer:

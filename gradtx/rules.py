@@ -852,7 +852,7 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
 
     Args:
         elementwise: Whether each entry of the update depends only on the same entry of the inputs (apart from sums).
-            A rule may also read the leaf's shape, but is then not compiled.
+            A rule may also read the leaf's shape; leaves of other shapes may then have other programs.
         takes_complex: Whether the rule accepts complex leaves, whose real and imaginary parts it receives in a new last
             dimension; defaults to `elementwise`. True is also correct if entries interact only through norms of the
             leaf.

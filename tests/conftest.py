@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradtx.optim.engine import compiled, lists
+from gradtx.optim.engine import lists
 from gradtx.programs import bundle, cache
 from gradtx.programs import trees as _list_trees
 from tests import conformance
@@ -30,11 +30,10 @@ SLOW = (
     "combinators/test_blocks.py", "combinators/test_precision.py", "combinators/test_qk_clip.py",
     "combinators/test_rotated.py", "combinators/test_selection.py", "combinators/test_sharpness.py",
     "combinators/test_tuners.py", "lists/test_batches.py", "lists/test_by_count.py", "optim/test_capture.py",
-    "optim/test_checkpoints.py", "optim/test_compiled.py", "optim/test_compiled_rough.py", "optim/test_compiler.py",
+    "optim/test_checkpoints.py", "optim/test_compiled.py", "optim/test_compiled_rough.py",
     "optim/test_complex.py", "optim/test_copies.py", "optim/test_devices.py", "optim/test_ecosystem.py",
     "optim/test_exchanged.py", "optim/test_foreign_checkpoints.py", "optim/test_grad_scaler.py",
     "optim/test_large_leaves.py", "optim/test_release.py", "optim/test_storage.py", "optim/test_surroundings.py",
-    "optim/test_write_inductor.py",
     "transforms/test_dadapt.py", "transforms/test_stagger.py", "users/test_language_models.py",
     "users/test_optimizer_research.py",
 )  # fmt: skip
@@ -60,7 +59,6 @@ NIGHTLY = (
     "optim/test_compiled.py::test_many_small_leaves_share_a_bundle_and_its_sums*",
     "optim/test_complex.py::test_compiled_steps_equal_the_default*",
     "optim/test_grad_scaler.py::test_compiled_steps_under_a_scaler_equal_eager_ones_and_compile_once[[]design]",
-    "optim/test_parts_and_shapes.py::test_no_elementwise_chain_of_the_library_reads_the_shape[[]int8-*",
     "test_conformance_func.py::test_a_whole_step_through_inductor_equals_eager",
     "test_optax_names.py::test_*_that_are_said_to_be_equal_give_the_same_*",
     "test_typed.py::*[[]found_by_mypy*",
@@ -98,27 +96,6 @@ def pytest_collection_modifyitems(config, items):
 
 def pytest_collection_finish():
     gc.freeze()  # the collector need not go through modules and cases again
-
-
-@pytest.fixture(autouse=True)
-def _own_programs(monkeypatch):
-    """No test finds the compiled programs of another, some of which are not really compiled."""
-    monkeypatch.setattr(compiled, "_SHARED", cache.SharedPrograms())
-
-
-@pytest.fixture(autouse=True)
-def _narrow_programs(monkeypatch):
-    """Programs are for two leaves, since tracing and compiling take a time for each leaf and each leaf of padding.
-
-    Programs in processes that tests start are for as many leaves as those of users.
-    """
-    monkeypatch.setattr(compiled, "WIDTH", 2)
-
-
-@pytest.fixture
-def uncompiled(monkeypatch):
-    """Programs are traced, but run as they were traced: all of the engine but torch's compiler, and quick."""
-    monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
 
 
 @pytest.fixture

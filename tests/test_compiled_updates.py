@@ -17,7 +17,6 @@ from tests.conformance import assert_close, assert_own_memory
 from tests.daily import by_day
 from tests.test_slots import shared_constant
 
-pytestmark = pytest.mark.usefixtures("uncompiled")
 # torch.func.jvp and inductor load parts of torch that use it.
 torchs_own_deprecation = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 SHAPES = {"weight": (3, 4), "bias": (5,), "columns": (2, 3)}

@@ -153,7 +153,7 @@ def compiled(step):
 @pytest.mark.slow
 @by_day("loss")
 @pytest.mark.parametrize("chain", list(CHAINS))
-def test_a_compiled_step_is_one_graph_for_all_steps(chain, uncompiled):
+def test_a_compiled_step_is_one_graph_for_all_steps(chain):
     tx = CHAINS[chain]()
     step, counter = compiled(gradtx.train_step(loss_fn, tx))
     assert_close(ran(tx, step=step), ran(tx), rtol=1e-9)  # the compiler may fold constants
@@ -305,7 +305,7 @@ def test_a_loop_over_parameters_that_require_gradients_is_warned_once_of_the_gra
     assert "p.detach()" in message
 
 
-def test_compiled_steps_of_many_chains_in_one_process_are_all_compiled(uncompiled):
+def test_compiled_steps_of_many_chains_in_one_process_are_all_compiled():
     torch._dynamo.reset()
     counter, params, x = CompileCounter(), {"w": torch.ones(3)}, torch.ones(3)
     for i in range(10):  # dynamo's limit is 8

@@ -12,6 +12,7 @@ from torch.optim import lr_scheduler
 
 import gradtx
 from gradtx.optim.classes import CLASSES
+from gradtx.optim.engine.kernels import KernelEngine
 from tests.daily import by_day
 from tests.references import rates_left_by
 
@@ -347,8 +348,9 @@ def test_schedules_tensors_seeds_and_engines_go_through():
     assert gradtx.create_optimizer(model(), "sophia", seed=3).param_groups[0]["hessian_seed"] == 3
     assert gradtx.create_optimizer(model(), "alig", lr=0.2).param_groups[0]["lr"] == 0.2
     for options in ({}, {"use_lookahead": True}):
-        compiled = gradtx.create_optimizer(model(), "adamw", compile={"max_autotune": True}, **options)
-        assert compiled._core.back_ends[0]._options == {"max_autotune": True}
+        engine = KernelEngine()
+        compiled = gradtx.create_optimizer(model(), "adamw", compile=engine, **options)
+        assert compiled._core.back_ends[0] is engine
 
 
 # Old names.
@@ -453,7 +455,7 @@ def test_a_wrong_model_is_an_error_that_says_so():
         (
             lambda: gradtx.create_optimizer(torch.nn.Linear(2, 2), "adamp", compile_kwargs={}),
             TypeError,
-            "adamp: unknown argument 'compile_kwargs'; pass a mode or a dict of options as compile=",
+            "adamp: unknown argument 'compile_kwargs'; omit it; compile=True writes kernels of its own",
         ),
         (
             lambda: gradtx.create_optimizer(torch.nn.Linear(2, 2), "adamp", weight_decouple=True),

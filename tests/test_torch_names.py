@@ -1,18 +1,14 @@
-"""The private names of torch: all are there, and without those of the compiler steps run by default."""
+"""The private names of torch, what importing gradtx imports of it, and a fault of an engine itself."""
 
 import subprocess
 import sys
-import warnings
 
 import pytest
 import torch
-import torch._inductor
 
 import gradtx
 from gradtx.base import torch_names as _torch
-from gradtx.maths.entries import atan2
-from gradtx.optim.engine import compiled, torch_compiler
-from gradtx.optim.engine.compiled import CompiledEngine
+from gradtx.optim.engine import kernels
 from tests.optim.problems import assert_equal, descend, parameters, values
 
 SHAPES = {"weight": (3, 4), "bias": (5,)}
@@ -25,35 +21,9 @@ def trained(compile=False):
     return optimizer, params
 
 
-def test_this_version_of_torch_has_every_private_name_of_compiled_steps():
-    assert torch_compiler.missing_name() is None
-
-
-@pytest.mark.parametrize(("name", "module"), torch_compiler.NAMES.items())
-def test_without_a_name_of_the_compiler_there_is_one_warning_and_steps_run_as_by_default(name, module, monkeypatch):
-    torch_compiler.missing_name.cache_clear()
-    monkeypatch.setattr(torch_compiler, "NAMES", {f"{name}_of_another_version": module, **torch_compiler.NAMES})
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        optimizer, params = trained(compile=True)
-    torch_compiler.missing_name.cache_clear()
-    (message,) = [str(warning.message) for warning in caught if issubclass(warning.category, RuntimeWarning)]
-    assert f"this version of torch lacks {module}.{name}" in message
-    assert {way.way for way in optimizer.explain()} == {"lists"}
-    assert_equal(values(params), values(trained()[1]))
-
-
 def test_names_of_lists_are_those_of_this_version_of_torch():
     assert _torch.on_lists("add") is torch._foreach_add
     assert _torch.on_lists("of_no_version") is None
-
-
-def test_programs_for_a_compiler_compute_the_arc_tangent_of_a_quotient():
-    tracer = torch_compiler.SymbolicTracer()
-    y, x = tracer.fixed(torch.ones(3)), tracer.fixed(torch.ones(3))
-    operations = {node.target for node in tracer.graph(atan2, [y, x], {}).graph.nodes}
-    assert {torch.ops.aten.div.Tensor, torch.ops.aten.atan.default} < operations
-    assert torch.ops.aten.atan2.default not in operations
 
 
 def test_a_constant_function_is_marked_as_torch_marks_it():
@@ -88,11 +58,11 @@ def test_products_are_in_bfloat16_with_tiles_and_with_amds_vectors(processor):
     assert not processor(**x86 | {"avx512_bf16": False}, cpu_name="AMD Ryzen 5")
 
 
-def test_a_fault_of_the_engine_itself_is_logged_with_its_traceback(uncompiled, monkeypatch, logged):
-    monkeypatch.setattr(compiled, "_examples", lambda *arguments: 1 / 0)
-    with pytest.warns(RuntimeWarning, match="steps run eagerly: ZeroDivisionError"):
+def test_a_fault_of_the_engine_itself_is_logged_with_its_traceback(monkeypatch, logged):
+    monkeypatch.setattr(kernels, "columns_of", lambda phase: 1 / 0)
+    with pytest.warns(RuntimeWarning, match="steps run over lists of tensors: ZeroDivisionError"):
         optimizer, params = trained(compile=True)
-    assert [engine.failed for engine in optimizer._core.back_ends if isinstance(engine, CompiledEngine)] == [True]
+    assert [engine.failed for engine in optimizer._core.back_ends if isinstance(engine, kernels.KernelEngine)] == [True]
     assert [(record.levelname, record.exc_info[0]) for record in logged] == [("ERROR", ZeroDivisionError)]
     assert_equal(values(params), values(trained()[1]))
 

@@ -57,7 +57,7 @@ def _everything():
 
 
 @pytest.mark.slow
-def test_noise_schedules_and_tree_rules_compile_to_one_graph_for_all_steps(uncompiled):
+def test_noise_schedules_and_tree_rules_compile_to_one_graph_for_all_steps():
     torch._dynamo.reset()
     tx, counter, params, grads = _everything(), CompileCounter(), noise(1, FLAT), noise(2, FLAT)
     compiled = torch.compile(lambda g, s, p: tx.update(g, s, p, grad_fn=double), backend=counter, fullgraph=True)

@@ -92,8 +92,8 @@ def scale_by_atan2(
         tensor([ 1., -1.,  0.])
 
     Source: Everett et al. 2024, arXiv:2407.05872; caution: Liang et al. 2024, arXiv:2411.16085. Departures: none from
-    adam-atan2-pytorch 0.4.1, which also provides the defaults of `a` and `b`; where $m$ and $v$ are infinite, compiled
-    kernels return NaN instead of 45 degrees.
+    adam-atan2-pytorch 0.4.1, which also provides the defaults of `a` and `b`; inside `torch.compile`, where
+    $m$ and $v$ are infinite, the result is NaN instead of 45 degrees.
     """
     beta1, beta2 = betas
     moments, average = adam_moments(betas)

@@ -179,7 +179,7 @@ def orthogonalize_tangent(
         dtype: Dtype of the iteration for $O$; None for the leaf's own dtype. In half precision, f is 0 only up to 1e-2.
 
     Returns:
-        A transformation that keeps shapes and dtypes; no state. A program of `compile=True` does not include it.
+        A transformation that keeps shapes and dtypes; no state. It runs over lists, also with `compile=True`.
 
     Raises:
         TypeError: If `dtype` is not a floating-point dtype.

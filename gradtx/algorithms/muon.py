@@ -411,7 +411,7 @@ def muon(
             $\sqrt{\max(1, \mathrm{rows}/\mathrm{columns})}$, "match_rms_adamw" is
             $0.2 \sqrt{\max(\mathrm{rows}, \mathrm{columns})}$.
         ns_dtype: Dtype of the iteration; None for the dtype of the leaf. bfloat16 is accurate to about 1e-2, and for
-            nearly rank-one gradients to no digit: eager and compiled steps then differ by as much as a step. To
+            nearly rank-one gradients to no digit: updates inside `torch.compile` then differ by as much as a step. To
             differentiate through training, use None: a gradient computed in bfloat16 can have the wrong sign.
         flatten: Equivalent to `view="flatten"`.
         fallback: A complete transformation, such as `adamw(...)`, for all leaves that are not matrices. Embeddings and

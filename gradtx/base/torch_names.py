@@ -1,8 +1,7 @@
-"""The names of torch that are private, or that may move, and that pure updates and default steps need.
+"""The names of torch that are private, or that may move, and that gradtx needs.
 
-Names that only compiled steps need are in `gradtx.optim.engine.torch_names`; `_tree` uses `torch.utils._pytree`. All
-names are looked up on use, so that importing gradtx never fails because of them. Dynamo, inductor and sympy are not
-imported here.
+`_tree` uses `torch.utils._pytree`. All names are looked up on use, so that importing gradtx never fails because of
+them. Dynamo is not imported here.
 """
 
 from __future__ import annotations
@@ -80,12 +79,6 @@ def readable(tensor: Tensor) -> bool:
     return not (
         torch.compiler.is_compiling() or is_transformed(tensor) or tensor.is_meta
     )
-
-
-def is_fake(tensor: Tensor) -> bool:
-    """Whether a tensor stands in for others while a program is traced for a compiler."""
-    # Importing the class would make every import of gradtx slower.
-    return type(tensor).__module__ == "torch._subclasses.fake_tensor"
 
 
 def below_transforms(tensor: Tensor) -> Tensor:

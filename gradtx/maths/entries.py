@@ -250,9 +250,9 @@ def may_decay(direction: Tensor, param: Tensor, cautious: bool | str) -> Tensor:
 def atan2(y: Tensor, x: Tensor) -> Tensor:
     """Compute atan2 for x >= 0, with derivative 0 at x = 0.
 
-    Kernels of a compiler, where `torch.atan2` is scalar code, compute the arc tangent of the quotient instead.
+    Inside `torch.compile`, where `torch.atan2` is scalar code, this is the arc tangent of the quotient.
     """
-    if torch.compiler.is_compiling() or _torch.is_fake(x):
+    if torch.compiler.is_compiling():
         return _atan_of_quotient(y, x)
     if not differentiable():
         return torch.atan2(y, x)

@@ -97,7 +97,7 @@ def _pays_in_strips(x: Tensor) -> bool:
     if device_of(x).type != "cpu":
         return False
     rows, columns = x.shape[-2:]
-    # Symbolic, in a compiled program: the mirroring kernels take 10 s to compile.
+    # Symbolic, inside torch.compile: the mirroring kernels take 10 s to compile.
     if not isinstance(rows, int):
         return False
     return LEAST_ROWS <= rows <= columns and rows * columns >= LEAST_ENTRIES

@@ -47,7 +47,7 @@ def _kernel_function_of(*arguments: Any) -> Any:
     return kernel_function_of(*arguments)
 
 
-graphs.FUNCTIONS.update(cuda=_kernel_function_of, xpu=_kernel_function_of)
+graphs.FUNCTIONS.update(dict.fromkeys(("cpu", "cuda", "xpu"), _kernel_function_of))
 
 
 @_takes_tx_by_name
@@ -55,7 +55,7 @@ def as_optimizer(
     tx: GradientTransformation,
     params: Params,
     *,
-    compile: bool | str | Mapping[str, Any] | Engine = False,
+    compile: bool | Engine = False,
     seed: int = 0,
     process_group: Any = None,
     state_device: torch.device | str | None = None,
@@ -72,12 +72,11 @@ def as_optimizer(
         params: `model.parameters()`, `model.named_parameters()` (for name patterns), or a list of group dicts, each
             with "params" and its own hyperparameters. It may be the only positional argument, as frameworks pass it:
             `functools.partial(gradtx.as_optimizer, tx=tx)(params)`.
-        compile: True compiles steps; they run in place, at the speed of fused kernels. On a GPU, Triton kernels process
-            all leaves in one launch; leaves that these cannot process run over lists. Elsewhere, torch's compiler is
-            used, and the first step waits for it: 5 to 10 s for elementwise chains, up to 30 s for chains that work
-            on rows. Later processes find most of the result in torch's on-disk cache. A mode of `torch.compile`
-            ("max-autotune") or a dict of its options is passed on. Without a working compiler, the optimizer warns
-            once and steps run as by default. Pass an `Engine` to use your own back end (see docs/design).
+        compile: True runs steps as kernels, in place, at the speed of torch's fused kernels: in C++ on a CPU, in Triton
+            on a GPU. Each kernel processes all leaves; leaves that kernels cannot process run over lists. The first
+            step compiles them, on a CPU with g++ or clang, in less than a second for most chains. Without a compiler,
+            the optimizer warns once and steps run as by default. Pass an `Engine` to use your own back end (see
+            docs/howto/write-a-back-end).
         seed: Seed of the random vectors with which the optimizer estimates `hessian_diag` for links that need it.
             Shown in the groups as `hessian_seed` and saved with them. The Hessian is that of the loss on which
             `backward` was called, so a GradScaler is not supported.
@@ -103,9 +102,11 @@ def as_optimizer(
     unknown group keys that resemble a hyperparameter's name. Other unknown keys are kept.
 
     Raises:
-        TypeError: If `tx` is not a transformation, or if a parameter is not a tensor.
-        ValueError: If a mode or state device is unknown, if there are no parameters, if a parameter is repeated, if a
-            hyperparameter is out of range, if a pattern matches nothing, or if `capturable` does not support a link.
+        TypeError: If `tx` is not a transformation, if a parameter is not a tensor, or if `compile` is not True, False
+            or an `Engine`.
+        ValueError: If a state device is unknown, if an `Engine` belongs to another optimizer, if there are no
+            parameters, if a parameter is repeated, if a hyperparameter is out of range, if a pattern matches nothing,
+            or if `capturable` does not support a link.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)

@@ -230,7 +230,7 @@ def warn_of_engine_options(who: str, options: Mapping[str, Any]) -> None:
         if options.get(name):
             warn_user(
                 f"{who}: {name}={options[name]} chooses between implementations of torch, without effect here; "
-                "omit it. A step runs over lists of tensors by default, and in compiled programs with compile=True"
+                "omit it. A step runs over lists of tensors by default, and as kernels with compile=True"
             )
 
 

@@ -43,9 +43,9 @@ class Option(NamedTuple):
 KEYWORDS = {
     "compile": Option(
         False,
-        "bool | str | Mapping[str, Any] | Engine",
-        "True runs steps through torch's compiler, in place; a mode or a dict of options is passed on to it. This and "
-        "the following arguments are those of `as_optimizer`, whose docstring says more.",
+        "bool | Engine",
+        "True runs steps as kernels that write in place; an `Engine` is a back end of your own. This and the following "
+        "arguments are those of `as_optimizer`, whose docstring says more.",
     ),
     "process_group": Option(
         None,

@@ -61,8 +61,8 @@ class Core:
     Attributes:
         members: The parameters and groups.
         states: The states of the parameters.
-        back_ends: The `Engine`s, in the order in which they take parameters: a compiled one if requested, and the one
-            for lists.
+        back_ends: The `Engine`s, in the order in which they take parameters: that of `compile=` if requested, and the
+            one for lists.
         offload: Moves parameters to the host for each step, if requested.
         capturable: Whether CUDA graphs may capture steps.
         amp_scaling: Whether `step` unscales gradients and skips steps for a GradScaler.
@@ -107,11 +107,8 @@ class Core:
 
     def engines(self) -> list[Any]:
         """Return the engines of a step; each processes the parameters that the previous engines did not."""
-        if runs_eagerly():
-            return []
-        if _torch.is_intercepted():
-            return [each for each in self.back_ends if each.may_be_intercepted]
-        return self.back_ends
+        # A mode that observes operations sees those of each leaf.
+        return [] if runs_eagerly() or _torch.is_intercepted() else self.back_ends
 
     @functools.cached_property
     def traits(self) -> ChainTraits:

@@ -1,4 +1,4 @@
-"""Reports how each parameter of an optimizer is updated: by a compiled program, over lists, or alone."""
+"""Reports how each parameter of an optimizer is updated: by kernels, over lists, or alone."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ class Way:
 
     Attributes:
         name: The parameter's name.
-        way: "kernels" (Triton kernels, each one launch for all such parameters), "compiled" (a program built by torch's
-            compiler), "lists" (a program over lists of tensors), "alone" (its rules ran for this parameter only),
-            "frozen" (it requires no gradient, or a link freezes it), or "not yet" (it had no gradient, or there was no
-            step).
+        way: "kernels" (compiled, each for all such parameters), "lists" (a program over lists of tensors), "alone" (its
+            rules ran for this parameter only), "frozen" (it requires no gradient, or a link freezes it), or "not yet"
+            (it had no gradient, or there was no step).
         reason: Why no faster program updates it; empty otherwise.
     """
 

@@ -75,7 +75,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         tx: GradientTransformation,
         params: Any = None,
         *,
-        compile: bool | str | Mapping[str, Any] | Engine = False,
+        compile: bool | Engine = False,
         seed: int = 0,
         process_group: Any = None,
         state_device: torch.device | str | None = None,
@@ -85,12 +85,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         who = type(self).__name__
         check_transformation(who, "tx", tx)
         offload = replicas = None
-        # Imported only where they are needed: `import gradtx` stays short, and the compiler's modules take long.
+        # Imported only where they are needed: `import gradtx` stays short.
         from gradtx.optim.engine.lists import ListEngine
 
         back_ends: list[Engine] = [ListEngine()]
         if compile is not False:
-            from gradtx.optim.engine.compiled import engines_for
+            from gradtx.optim.engine.kernels import engines_for
 
             back_ends = [*engines_for(compile), *back_ends]
         if state_device is not None:
@@ -425,12 +425,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def explain(self) -> Explanation:
         """Report how each parameter was updated in the last step, and why not in a faster way, as `Way` objects.
 
-        The printed form counts the parameters for each way: kernels or compiled programs (`compile=`), programs over
-        lists of tensors (the default), or each parameter alone (rules that read values on the host, draw random
-        numbers, or process whole trees). A program records each rule once, so a rule must depend only on its arguments.
+        The printed form counts the parameters for each way: kernels (`compile=True`), programs over lists of tensors
+        (the default), or each parameter alone (rules that read values on the host, draw random numbers, or process
+        whole trees). A program records each rule once, so a rule must depend only on its arguments.
 
-        On a GPU, with `compile=True`, there is a line for each kernel of a step (`launches`), and the total: the bytes
-        that kernels read and write, and the least if each tensor were read and written once (`bytes`, `least_bytes`).
+        With `compile=True`, there is a line for each kernel of a step (`launches`), and the total: the bytes that
+        kernels read and write, and the least if each tensor were read and written once (`bytes`, `least_bytes`).
 
         Example:
             >>> model = torch.nn.Linear(2, 1)
@@ -439,7 +439,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             >>> optimizer.step()
             >>> optimizer.explain()
             lists: 2 parameters (weight, bias)
-            >>> optimizer.explain().launches  # not on a CPU
+            >>> optimizer.explain().launches  # with compile=True
             []
         """
         return explain(self._up_to_date())

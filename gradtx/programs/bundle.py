@@ -1,4 +1,4 @@
-"""Bundles of leaves that one program processes together, and those of list programs."""
+"""Bundles: leaves that one list program processes together."""
 
 from __future__ import annotations
 
@@ -83,19 +83,30 @@ class NamedLeaf(NamedTuple):
     device: torch.device
 
 
-class ProgramBundle(Task):
-    """Leaves that one program processes together. The operations are the phases of the program.
+class ListBundle(Task):
+    """Leaves that one list program processes together. The operations are the phases of the program.
+
+    Subclasses provide the tensors.
 
     Args:
         name: The name of a leaf, which determines the bundle's position in sums.
         device: The device of the leaves.
+
+    Attributes:
+        leaf_names: The names of the leaves in each item of `columns`.
+        function_of: Returns the function of a phase: a `ListFunction`, or what has its attributes.
     """
+
+    leaf_names: list[list[str]]
+    function_of: FunctionOf
 
     def __init__(self, name: str, device: torch.device):
         self.name = name
         self.device = device
         self.operations = []
         self.run = None
+        self.function_of = list_function_of
+        self._functions: dict[Any, Any] = {}
         self._numbers: list[Any] = []
         self._on_host = True
 
@@ -118,10 +129,6 @@ class ProgramBundle(Task):
         total = yield terms
         self.receive(phase, total)
 
-    def process(self, phase: Any) -> Any:
-        """Run a phase; return the terms of its sums, or None if it is the last one."""
-        raise NotImplementedError
-
     def share(self, name: StateKey, value: Tensor) -> None:
         """Hand over a new shared value, which is the same for all bundles."""
         path, key = name
@@ -130,23 +137,6 @@ class ProgramBundle(Task):
     def receive(self, phase: Any, total: dict[str, Tensor]) -> None:
         """Add the totals of a sum to the arguments."""
         self._numbers = [*self._numbers, *(total[name] for name in phase.names)]
-
-
-class ListBundle(ProgramBundle):
-    """Leaves that one list program processes. Subclasses provide the tensors.
-
-    Attributes:
-        leaf_names: The names of the leaves in each item of `columns`.
-        function_of: Returns the function of a phase: a `ListFunction`, or what has its attributes.
-    """
-
-    leaf_names: list[list[str]]
-    function_of: FunctionOf
-
-    def __init__(self, name: str, device: torch.device):
-        super().__init__(name, device)
-        self.function_of = list_function_of
-        self._functions: dict[Any, Any] = {}
 
     def columns(self) -> Iterable[list[list[Tensor]]]:
         """Return the lists of each call of the program; their size bounds temporary memory."""

@@ -25,8 +25,7 @@ from gradtx.programs.phases import (
     LeafSum,
     Names,
     RecordedPhase,
-    phases_of,
-    record_phase,
+    record_phases,
 )
 from gradtx.programs.record import (
     PhaseResult,
@@ -47,8 +46,8 @@ class Signature:
 
     The flat arguments are: the number of this step; the count passed to schedules; under a GradScaler, the inverse
     scale and whether to proceed; hyperparameters; shared values; equal slots; 0-d extras; totals of earlier phases. For
-    each leaf they continue with: whether it is real (if the last bundle is padded), the parameter if there is one,
-    slots, gradient, extras, the index of its first entry, and its own totals of earlier phases.
+    the leaf they continue with: the parameter if there is one, slots, gradient, extras, the index of its first entry,
+    and its own totals of earlier phases.
 
     Attributes:
         layout: The positions of a leaf's slots in its state.
@@ -61,9 +60,7 @@ class Signature:
         known_extras: The extras that some link declares.
         has_param: Whether each leaf has a parameter among the arguments.
         writes: Whether the program writes new values into its arguments; otherwise it returns them.
-        width: The number of leaves.
         scaled: Whether a GradScaler is active.
-        padded: Whether some leaves may be padding, so that each has a flag that marks it as real.
         placed: Whether leaves are parts of parameters, so that each has the index of its first entry.
         has_owners: Whether owners compute the operations that need whole leaves.
         sharded: Whether leaves are shards.
@@ -80,9 +77,7 @@ class Signature:
     by_leaf: tuple[str, ...] = ()
     has_param: bool = True
     writes: bool = True
-    width: int = 1
     scaled: bool = False
-    padded: bool = False
     has_owners: bool = False
     sharded: bool = False
     placed: bool = False
@@ -136,7 +131,6 @@ class RecordedRun(Run):
         equal: The old values of the slots that are equal in all leaves.
         totals: The totals of earlier phases, in order; those of `LeafSum`s by leaf.
         clock: The clock outside of all combinators.
-        real: Whether each leaf is real, a 0-d bool; padding adds nothing to sums. Empty if there is no padding.
     """
 
     has_names = False
@@ -150,7 +144,6 @@ class RecordedRun(Run):
         self.old: dict[Path, dict[str, Tensor]] = {}
         self.equal: dict[str, Tensor] = {}
         self.totals: list[dict[Any, Any]] = []
-        self.real: dict[str, Tensor] = {}
         self.clock: Clock | None = None
         self.has_shards = signature.sharded
         self._choices = signature.choices
@@ -160,12 +153,6 @@ class RecordedRun(Run):
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         return self._choices[path]
-
-    def copied(self, leaf: Leaf, value: Tensor) -> Tensor:
-        """Return the same values in other memory; compilers remove a plain clone, and with it the order of writes."""
-        if leaf.name not in self.real:
-            return value.clone()
-        return torch.where(self.real[leaf.name], value, value.new_zeros(()))
 
     def recorded_owner(
         self, operation: Any, leaf: Leaf, payload: Mapping[str, Tensor]
@@ -201,18 +188,11 @@ class RecordedRun(Run):
         if isinstance(terms, OfLeaf):
             sums = {LeafSum(name): term for name, term in terms.sums.items()}
             raise AwaitedSumError(operation, sums)
-        if self.real:
-            waiting = [(leaf, self._real_terms(leaf, terms)) for leaf, terms in waiting]
         raise AwaitedSumError(operation, operation.combine(waiting))
-
-    def _real_terms(self, leaf: Leaf, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the terms of a leaf, or zeros if it is padding."""
-        real = self.real[leaf.name]
-        return {name: torch.where(real, term, 0.0) for name, term in terms.items()}
 
 
 class LeafFunction:
-    """The step of leaves as a function of flat arguments, in the order of `Signature`, for any number of leaves.
+    """The step of a leaf as a function of flat arguments, in the order of `Signature`.
 
     Args:
         signature: The arguments.
@@ -231,7 +211,7 @@ class LeafFunction:
         self._scaling = scaling
 
     def signed(self, **changes: Any) -> LeafFunction:
-        """Return the step of leaves with other arguments."""
+        """Return the step of a leaf with other arguments."""
         signature = dataclasses.replace(self.signature, **changes)
         return LeafFunction(signature, self._make_chain, self._scaling)
 
@@ -239,21 +219,20 @@ class LeafFunction:
         """Run up to the first sum whose total is not an argument; `known` contains the names of the totals that are."""
         arguments_left = deque(arguments)
         run = RecordedRun(self.signature, arguments[-1].device)
-        leaves = self._leaves(run, arguments_left, known)
-        memory_of_arguments = self._memory_of(leaves)
+        leaf = self._leaf(run, arguments_left, known)
+        taken = self._memory_of(leaf)
         try:
-            execute(leaves)
+            execute([leaf])
         except AwaitedSumError as awaited:
             return awaited.result()
         late_sums = run.late_sums
         run.late_sums = {}  # the step completes these sums
         run.end()
-        outputs = self._shared_outputs(run, leaves, late_sums)
+        outputs = self._shared_outputs(run, leaf, late_sums)
         if not self.signature.writes:
-            (leaf,) = leaves
             outputs = {**self._leaf_outputs(leaf), **outputs}
             return PhaseResult(list(outputs.values()), tuple(outputs), None)
-        write = functools.partial(self._write, run, leaves, memory_of_arguments)
+        write = functools.partial(self._write, leaf, taken)
         # In memory that no argument shares.
         copies = [value.clone() for value in outputs.values()]
         return PhaseResult(copies, tuple(outputs), None, write)
@@ -261,7 +240,7 @@ class LeafFunction:
     def record(self, leaves: list[Tensor]) -> list[RecordedPhase]:
         """Record the list program for leaves with these arguments."""
         common = self.signature.shared_arguments()
-        *sums, last = phases_of(self, common, leaves, record_phase)
+        *sums, last = record_phases(self, common, leaves)
         if not self.signature.has_owners:
             return [*sums, last]
         if any(phase.recording.owned for phase in sums):
@@ -275,20 +254,16 @@ class LeafFunction:
         results.extend(slots[key] for key in self.signature.slots)
         return dict(enumerate(results))
 
-    def _memory_of(self, leaves: list[Leaf]) -> set[Any]:
-        """Return the memory of the leaves' arguments, which results must not share when they are written."""
-        memory = set()
-        for leaf in leaves:
-            extras = [leaf.extras[name] for name in self.signature.by_leaf]
-            for tensor in (*leaf.inputs, *leaf.state.values(), *extras):
-                if tensor is not None:
-                    memory.add(memory_of(tensor))
-        return memory
+    def _memory_of(self, leaf: Leaf) -> set[Any]:
+        """Return the memory of the leaf's arguments, which results must not share when they are written."""
+        extras = [leaf.extras[name] for name in self.signature.by_leaf]
+        tensors = (*leaf.inputs, *leaf.state.values(), *extras)
+        return {memory_of(tensor) for tensor in tensors if tensor is not None}
 
-    def _leaves(
+    def _leaf(
         self, run: RecordedRun, arguments_left: deque[Tensor], known: Names
-    ) -> list[Leaf]:
-        """Create leaves from the arguments, with their programs."""
+    ) -> Leaf:
+        """Create the leaf from the arguments, with its program."""
         signature, take = self.signature, arguments_left.popleft
         step, count = take(), take()
         unscale = None
@@ -307,84 +282,62 @@ class LeafFunction:
             )
         route = Route.of(chain, run, count, unscale)
         run.clock = Clock(step)
-        leaves = []
-        while arguments_left:
-            leaf = self._leaf(run, str(len(leaves)), scalars, take)
-            for names, totals in zip(known, run.totals, strict=True):
-                of_leaf = [each.name for each in names if isinstance(each, LeafSum)]
-                if of_leaf:
-                    totals[leaf.name] = {name: take() for name in of_leaf}
-            leaf.operations = route.for_leaf(leaf)
-            if signature.has_owners:
-                leaf.operations = regions_of(leaf.operations)
-            leaves.append(leaf)
-        return leaves
-
-    def _leaf(
-        self,
-        run: RecordedRun,
-        name: str,
-        scalars: dict[str, Any],
-        take: Take,
-    ) -> Leaf:
-        """Create a leaf from its arguments, the next ones."""
-        signature = self.signature
-        assert run.clock is not None
-        if signature.padded:
-            run.real[name] = take()
         param = take() if signature.has_param else None
         state = {key: take() for key in signature.slots_by_leaf}
-        leaf = Leaf(run, name, take(), param, dict(scalars), run.clock)
+        leaf = Leaf(run, "0", take(), param, scalars, run.clock)
         leaf.layout = signature.layout
         leaf.state = {**state, **run.equal}
         for extra in signature.by_leaf:
             leaf.extras[extra] = take().to(leaf.compute_dtype)
         if signature.placed:
             leaf.first_entry = take()
+        for names, totals in zip(known, run.totals, strict=True):
+            of_leaf = [each.name for each in names if isinstance(each, LeafSum)]
+            if of_leaf:
+                totals[leaf.name] = {name: take() for name in of_leaf}
+        leaf.operations = route.for_leaf(leaf)
+        if signature.has_owners:
+            leaf.operations = regions_of(leaf.operations)
         return leaf
 
     def _shared_outputs(
         self,
         run: RecordedRun,
-        leaves: list[Leaf],
+        leaf: Leaf,
         late_sums: dict[StateKey, LateTerm],
     ) -> dict[Any, Tensor]:
-        """Return new shared values and slots that are equal in all leaves, and the leaves' terms of late sums."""
+        """Return new shared values and slots that are equal in all leaves, and the leaf's terms of late sums."""
         outputs = {}
         for path, values in run.new_shared.items():
             for name, value in values.items():
                 if (path, name) in self.signature.shared:
                     outputs[path, name] = value
-        for key, value in _slots_by_key(leaves[0]):
+        for key, value in _slots_by_key(leaf):
             if key in self.signature.equal:
                 outputs[EqualSlot(key)] = value
         for name, place in late_sums.items():
-            for leaf, term in run.late_terms[name].items():
-                outputs[place._replace(leaf=leaf)] = term
+            for of, term in run.late_terms[name].items():
+                outputs[place._replace(leaf=of)] = term
         return outputs
 
-    def _write(self, run: RecordedRun, leaves: list[Leaf], taken: set[Any]) -> None:
-        """Write new slots and parameters in place, after all of them have been computed.
+    def _write(self, leaf: Leaf, taken: set[Any]) -> None:
+        """Write new slots and the parameter in place, after all of them have been computed.
 
         Values in the memory of the arguments, `taken`, are copied first, or writing could change them.
         """
 
-        def outside(leaf: Leaf, value: Tensor) -> Tensor:
-            return run.copied(leaf, value) if memory_of(value) in taken else value
+        def outside(value: Tensor) -> Tensor:
+            return value.clone() if memory_of(value) in taken else value
 
-        new_slots: list[list[tuple[Tensor, Tensor]]] = []
-        for leaf in leaves:
-            pairs: list[tuple[Tensor, Tensor]] = []
-            for key, value in _slots_by_key(leaf):
-                if key not in self.signature.equal:
-                    pairs.append((leaf.state[key], outside(leaf, value)))
-            new_slots.append(pairs)
-        updates = [outside(leaf, cast("Tensor", leaf.result())) for leaf in leaves]
-        for leaf, pairs, update in zip(leaves, new_slots, updates, strict=True):
-            for old, value in pairs:
-                old.copy_(value)
-            param = leaf.inputs[1]
-            param.copy_(param + update)
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for key, value in _slots_by_key(leaf):
+            if key not in self.signature.equal:
+                pairs.append((leaf.state[key], outside(value)))
+        update = outside(cast("Tensor", leaf.result()))
+        for old, value in pairs:
+            old.copy_(value)
+        param: Any = leaf.inputs[1]
+        param.copy_(param + update)
 
 
 def _slots_by_key(leaf: Leaf) -> Iterator[tuple[str, Tensor]]:

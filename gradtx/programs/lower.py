@@ -67,7 +67,7 @@ def lower(
     recording: Recording,
     segment: int | None = None,
     *,
-    on_device: Collection[int] | None = (),
+    on_device: Collection[int] = (),
     decides: bool,
     prefers_norms: bool = False,
 ) -> Program:
@@ -76,8 +76,7 @@ def lower(
     Args:
         recording: The operations of one leaf.
         segment: The index of the segment between operations that owners compute; None for a recording without any.
-        on_device: The indices of the arguments that all leaves share and that the host does not know; None if the back
-            end takes all scalars as tensors, constants too.
+        on_device: The indices of the arguments that all leaves share and that the host does not know.
         decides: Whether the program skips what is not due: it knows all conditions when it runs.
         prefers_norms: Whether sums of squares become squared norms, which GPUs compute for all leaves at once.
     """
@@ -87,10 +86,7 @@ def lower(
     _set_kinds(recording)
     simplify(graph)
     _set_kinds(recording)  # again: values computed from leaf flags are scalars now
-    if on_device is None:
-        mark_on_device(graph, set(graph.nodes))
-    else:
-        mark_on_device(graph, [recording.numbers[i] for i in on_device])
+    mark_on_device(graph, [recording.numbers[i] for i in on_device])
     merge_equal(graph)
     remove_unused(graph)
     contract(graph)

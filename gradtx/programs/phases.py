@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -35,9 +35,6 @@ class PhaseFunction(Protocol):
     def __call__(self, arguments: list[Tensor], known: Names) -> PhaseResult: ...
 
 
-RunPhase: TypeAlias = Callable[[list[Tensor]], PhaseResult]
-
-
 class AwaitedSumError(Exception):
     """Raised when a phase reaches a sum whose total is not known yet."""
 
@@ -51,72 +48,10 @@ class AwaitedSumError(Exception):
         return PhaseResult(list(self.sums.values()), tuple(self.sums), self.operation)
 
 
-class Phase(Operation):
-    """One pass of a program, as an operation of the bundles that run the program.
+class RecordedPhase(Operation):
+    """One pass of a program, as an operation of the bundles that run the program: a recording.
 
     If it ends where owners compute (`of_leaf`), its outputs go to the owner of each leaf.
-
-    Attributes:
-        examples: Examples of the sums that it returns; empty for the last phase.
-        names: The names of its outputs.
-        operation: The operation that waits for the outputs; None for the last phase.
-    """
-
-    examples: list[Tensor]
-    names: tuple[Any, ...]
-    operation: Operation | None
-
-    def note(self, result: PhaseResult) -> None:
-        """Note what the phase returns."""
-        self.names = result.names
-        self.operation = result.operation
-        self.examples = []
-        if result.operation is not None:
-            self.examples = result.outputs
-            self.path, self.role = result.operation.barrier
-            self.traits = result.operation.traits
-
-    def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
-        assert self.operation is not None
-        return self.operation.combine(waiting)
-
-    def is_term(self, name: Any) -> bool:
-        """Whether an output is a term of a sum over leaves, for this step or for the next one."""
-        return self.operation is not None or isinstance(name, LateTerm)
-
-    def terms(self, outputs: Iterable[Any]) -> list[Any]:
-        """Return the outputs that are terms of sums over leaves."""
-        pairs = zip(self.names, outputs, strict=True)
-        return [output for name, output in pairs if self.is_term(name)]
-
-
-PhaseT = TypeVar("PhaseT", bound=Phase)
-
-
-def phases_of(
-    function: PhaseFunction,
-    common: list[Tensor],
-    leaves: list[Tensor],
-    make_phase: Callable[[RunPhase, list[Tensor], list[Tensor]], PhaseT],
-) -> list[PhaseT]:
-    """Return the phases of a function: each but the last ends at sums, whose totals the later ones also receive."""
-    phases = []
-    known: Names = ()
-    common, leaves = list(common), list(leaves)
-    while True:
-        run = functools.partial(function, known=known)
-        next_phase = make_phase(run, list(common), list(leaves))
-        phases.append(next_phase)
-        if next_phase.operation is None:
-            return phases
-        known = (*known, next_phase.names)
-        for name, total in zip(next_phase.names, next_phase.examples, strict=True):
-            arguments = leaves if isinstance(name, LeafSum) else common
-            arguments.append(torch.zeros((), dtype=total.dtype, device=total.device))
-
-
-class RecordedPhase(Phase):
-    """The recording of a phase, from which list functions and kernels are written.
 
     A program for shards also ends where the owner of a leaf computes. Its segments, between owners, are cut out of one
     recording after its operations were fused, so that shards go through the same arithmetic as whole leaves.
@@ -129,6 +64,9 @@ class RecordedPhase(Phase):
 
     Attributes:
         common, recording, segment: As above.
+        examples: Examples of the sums that it returns; empty for the last phase.
+        names: The names of its outputs.
+        operation: The operation that waits for the outputs; None for the last phase.
         dtypes: The dtype of each result.
         text: A text that identifies the program, so that leaves with equal programs can share one.
         ends_at_owner: Whether it ends where owners compute.
@@ -154,6 +92,29 @@ class RecordedPhase(Phase):
         if segment is not None:
             self._end_at_owner(segment)
 
+    def note(self, result: PhaseResult) -> None:
+        """Note what the phase returns."""
+        self.names = result.names
+        self.operation = result.operation
+        self.examples: list[Tensor] = []
+        if result.operation is not None:
+            self.examples = result.outputs
+            self.path, self.role = result.operation.barrier
+            self.traits = result.operation.traits
+
+    def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
+        assert self.operation is not None
+        return self.operation.combine(waiting)
+
+    def is_term(self, name: Any) -> bool:
+        """Whether an output is a term of a sum over leaves, for this step or for the next one."""
+        return self.operation is not None or isinstance(name, LateTerm)
+
+    def terms(self, outputs: Iterable[Any]) -> list[Any]:
+        """Return the outputs that are terms of sums over leaves."""
+        pairs = zip(self.names, outputs, strict=True)
+        return [output for name, output in pairs if self.is_term(name)]
+
     def _end_at_owner(self, segment: int) -> None:
         """Reduce the phase to one segment."""
         owned = self.recording.owned
@@ -175,7 +136,7 @@ class RecordedPhase(Phase):
         """Whether the terms of a leaf's parts, apart from constants, add up to its terms."""
         graph, leaves = self.recording.graph, self.recording.leaves
         terms = self.terms(self.recording.outputs)
-        return parts_add_up(graph, leaves, terms, with_constants=True)
+        return parts_add_up(graph, leaves, terms)
 
     def runs_on_shards(self, whole_rows: bool) -> bool:
         """Whether shards may run it, the program of the whole leaf; `whole_rows` is whether they have whole rows."""
@@ -188,8 +149,28 @@ class RecordedPhase(Phase):
         return runs_on_shards(graph, self.recording.leaves, terms, results, whole_rows)
 
 
-def record_phase(
-    run: RunPhase, common: list[Tensor], leaves: list[Tensor]
+def record_phases(
+    function: PhaseFunction, common: list[Tensor], leaves: list[Tensor]
+) -> list[RecordedPhase]:
+    """Record a function: each phase but the last ends at sums, whose totals the later ones also receive."""
+    phases: list[RecordedPhase] = []
+    known: Names = ()
+    common, leaves = list(common), list(leaves)
+    while True:
+        phase = _recorded(functools.partial(function, known=known), common, leaves)
+        phases.append(phase)
+        if phase.operation is None:
+            return phases
+        known = (*known, phase.names)
+        for name, total in zip(phase.names, phase.examples, strict=True):
+            arguments = leaves if isinstance(name, LeafSum) else common
+            arguments.append(torch.zeros((), dtype=total.dtype, device=total.device))
+
+
+def _recorded(
+    run: Callable[[list[Tensor]], PhaseResult],
+    common: list[Tensor],
+    leaves: list[Tensor],
 ) -> RecordedPhase:
     """Record one pass of a program on stand-ins of its arguments."""
     results: list[PhaseResult] = []

@@ -51,21 +51,6 @@ def _random_error(operator: Any) -> UnrecordableError:
     return UnrecordableError(f"the rule draws random numbers ({operator})")
 
 
-def check_traced(operator: Any, args: tuple[Any, ...]) -> None:
-    """Check an operation of a rule that is traced: the trace would use the values of its examples, and write to them.
-
-    Raises:
-        UnrecordableError: If the operation reads a value, draws random numbers or writes in place.
-    """
-    traits = _OperatorTraits.of(operator)
-    if traits.reads_value and getattr(args[0], "constant", None) is None:
-        raise _read_error(operator)
-    if traits.is_random:
-        raise _random_error(operator)
-    if traits.writes:
-        raise _write_error(operator)
-
-
 def _write_nothing() -> None:
     """Write nothing."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -61,18 +61,11 @@ class Scalars:
     Args:
         program: The program.
         device: The device of its leaves.
-        as_tensors: The scalars that are needed as tensors, with their dtypes.
     """
 
-    def __init__(
-        self,
-        program: Program,
-        device: torch.device,
-        as_tensors: Iterable[tuple[Node, torch.dtype]] = (),
-    ):
+    def __init__(self, program: Program, device: torch.device):
         self._program = program
         self._device = device
-        self._as_tensors = list(as_tensors)
         self._known: dict[frozenset[int], ScalarProgram] = {}
 
     def given(self, on_device: frozenset[int]) -> ScalarProgram:
@@ -81,8 +74,6 @@ class Scalars:
             numbers = [self._program.numbers[i] for i in on_device]
             mark_on_device(self._program.graph, numbers)
             text = Text(self._device)
-            for number, dtype in self._as_tensors:
-                text.as_tensor(number, dtype)
             self._known[on_device] = ScalarProgram(self._program, text)
         return self._known[on_device]
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 from torch.fx import Graph, Node
 
 from gradtx.programs.contract import following, is_view
@@ -66,22 +65,18 @@ def parts_add_up(
     graph: Graph,
     arguments: Collection[Node],
     terms: Sequence[Node],
-    with_constants: bool,
     is_local: IsLocal = _is_by_entry,
 ) -> bool:
-    """Whether terms are certainly sums over entries.
+    """Whether terms are certainly sums over entries, or independent of the leaf.
 
     Args:
         graph: The operations.
         arguments: The arguments that belong to a leaf.
         terms: The results of these operations that are terms of sums.
-        with_constants: Whether terms may also be independent of the leaf.
         is_local: Whether parts may compute a value.
     """
     varying = _varying(graph, arguments)
     others = set(terms) - varying
-    if others and not with_constants:
-        return False
     if not others.isdisjoint(following(graph, arguments)):
         return False
     return all(
@@ -108,9 +103,9 @@ def runs_on_shards(
     is_local = _is_by_row if whole_rows else _is_by_entry_of_shard
     varying = _varying(graph, arguments)
     others = [node for node in results if node in varying]
-    return parts_add_up(
-        graph, arguments, terms, with_constants=True, is_local=is_local
-    ) and _are_local(others, varying, is_local)
+    return parts_add_up(graph, arguments, terms, is_local=is_local) and _are_local(
+        others, varying, is_local
+    )
 
 
 def _varying(graph: Graph, arguments: Collection[Node]) -> set[Node]:
@@ -138,19 +133,6 @@ def _is_by_row(node: Node, varying: set[Node]) -> bool:
     (operand,) = node.all_input_nodes
     ndim = operand.meta["val"].ndim
     return bool(dims) and all(dim % ndim for dim in dims)
-
-
-def reads_sizes(graph: Graph) -> bool:
-    """Whether an operation on tensors uses a symbolic size as a number."""
-    return any(
-        isinstance(node.meta.get("val"), Tensor) and any(map(_is_symbolic, node.args))
-        for node in graph.nodes
-    )
-
-
-def _is_symbolic(argument: Any) -> bool:
-    value = argument.meta.get("val") if isinstance(argument, Node) else None
-    return isinstance(value, torch.SymInt | torch.SymFloat)
 
 
 def numbers_in(graph: Graph) -> list[Any]:

@@ -105,7 +105,6 @@ def test_it_is_the_loop_over_thirty_steps(option, rule):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("option", ["plain", "all"])
 def test_compiled_steps_are_those_of_the_loop(option):
     expected = loop(OUTERS["nesterov"][1], **OPTIONS[option])

@@ -80,15 +80,15 @@ def load(folder, name, kind, flat, steps):
 CASES = [(name, False, BEFORE) for name in KINDS]
 CASES += [(name, True, BEFORE) for name in ("clip and adamw", "distance", "accumulate", "partition", "freeze")]
 CASES += [(name, flat, 0) for name in ("clip and adamw", "freeze", "lookahead") for flat in (False, True)]
-# Those that programs update; the others step eagerly on divided tensors.
-IN_PROGRAMS = ["sgd", "accumulate", "partition", "lookahead"]
-CASES = [(*case, "eager") for case in CASES] + [(name, False, BEFORE, "traced") for name in IN_PROGRAMS]
+# Those of which kernels update divided tensors; the others run over lists.
+IN_KERNELS = ["sgd", "accumulate", "partition", "lookahead"]
+CASES = [(*case, "eager") for case in CASES] + [(name, False, BEFORE, "compiled") for name in IN_KERNELS]
 
 
 @by_day(
     "adamp-False-3-eager-1-2", "distance-False-3-eager-2-1", "partition-False-3-eager-2-1",
     "record-False-3-eager-2-1", "random-False-3-eager-1-2", "accumulate-True-3-eager-1-2",
-    "lookahead-True-0-eager-1-2", "accumulate-False-3-traced-1-2", "lookahead-False-3-traced-1-2",
+    "lookahead-True-0-eager-1-2", "accumulate-False-3-compiled-1-2", "lookahead-False-3-compiled-1-2",
 )  # fmt: skip
 @pytest.mark.parametrize(("source", "target"), [(2, 1), (1, 2)])
 @pytest.mark.parametrize(("name", "flat", "steps", "kind"), CASES)

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils import _pytree
 
 import gradtx
-from gradtx.optim.engine import compiled
+from gradtx.optim.engine import kernels
 from tests.conformance import all_cases, chosen_aliases, noise
 from tests.daily import by_day
 from tests.distributed.problems import assert_close, bundled, engine, whole
@@ -105,10 +105,10 @@ def test_divided_tensors_take_the_steps_of_whole_ones(case, two):
 
 
 CLIP = gradtx.clip_by_global_norm(0.5)
-# With the number of leaves that go through programs in each process: those of two entries or more here, if the chain is
+# With the number of leaves that kernels update in each process: all, even those without entries there, if the chain is
 # elementwise and has no sums over leaves.
 IN_THE_ENGINE = {
-    "adamw": (gradtx.adamw(lr=0.1), (5, 4)),
+    "adamw": (gradtx.adamw(lr=0.1), (5, 5)),
     "adamp": (gradtx.adamp(lr=0.1, weight_decay=0.1), (0, 0)),
     "lamb": (gradtx.lamb(lr=0.1), (0, 0)),
     "clip and adamw": (gradtx.chain(CLIP, gradtx.adamw(lr=0.1)), (0, 0)),
@@ -126,22 +126,22 @@ IN_THE_ENGINE = {
             {"one": gradtx.chain(CLIP, gradtx.adamp(lr=0.1)), "other": gradtx.sgd(lr=0.1, momentum=0.9)},
             {"one": ("conv", "matrix"), "other": "*"},
         ),
-        (3, 2),
+        (3, 3),
     ),
 }
 
 
-def programs_equal_whole(name):
+def kernels_equal_whole(name):
     tx, _ = IN_THE_ENGINE[name]
-    with engine("traced") as compile:
+    with engine("compiled") as compile:
         found, optimizer = run(tx, divided, compile, DIVIDED)
     assert_close(found, run(tx, undivided, names=DIVIDED)[0])
     return bundled(optimizer)
 
 
 @pytest.mark.parametrize("name", IN_THE_ENGINE)
-def test_programs_update_what_a_process_has_and_leave_the_rest_to_eager_steps(name, two):
-    assert tuple(two.run(programs_equal_whole, name)) == IN_THE_ENGINE[name][1]
+def test_kernels_update_shards_of_elementwise_chains_and_leave_sums_to_lists(name, two):
+    assert tuple(two.run(kernels_equal_whole, name)) == IN_THE_ENGINE[name][1]
 
 
 @gradtx.per_tensor(elementwise=True)
@@ -151,8 +151,8 @@ def divide_by_size():
 
 def sizes_are_those_of_whole_tensors(compile):
     tx = gradtx.chain(divide_by_size(), gradtx.sgd(lr=0.1, momentum=0.5))
-    with engine("traced") as traced:
-        found, optimizer = run(tx, divided, compile and traced, DIVIDED)
+    with engine("compiled" if compile else "eager") as compile:
+        found, optimizer = run(tx, divided, compile, DIVIDED)
     assert_close(found, run(tx, undivided, names=DIVIDED)[0])
     return optimizer.explain().summary() if hasattr(optimizer.explain(), "summary") else str(optimizer.explain())
 
@@ -228,18 +228,18 @@ def test_rules_that_cannot_be_divided_run_on_gathered_tensors_and_keep_divided_s
 
 
 def says_what_is_not_compiled(name):
-    """What `explain` says of every tensor, and how many programs were traced."""
+    """What `explain` says of every tensor, and for how many phases kernels were looked up or written."""
     tx, _ = IN_THE_ENGINE[name]
-    traced = mock.Mock(wraps=compiled.BundleProgram)
-    with engine("traced") as compile, mock.patch.object(compiled, "BundleProgram", traced):
+    written = mock.Mock(wraps=kernels.PhaseKernels.of)
+    with engine("compiled") as compile, mock.patch.object(kernels.PhaseKernels, "of", written):
         _, optimizer = run(tx, divided, compile, DIVIDED)
-    return [(item.way, item.reason) for item in optimizer.explain()], traced.call_count
+    return [(item.way, item.reason) for item in optimizer.explain()], written.call_count
 
 
 @pytest.mark.parametrize("name", ["lamb", "clip and adamw", "adamp"])
-def test_sums_over_shards_are_left_to_lists_before_anything_is_traced(name, two):
-    for ways, traced in two.run(says_what_is_not_compiled, name):
-        assert traced == 0
+def test_sums_over_shards_are_left_to_lists_before_kernels_are_written(name, two):
+    for ways, written in two.run(says_what_is_not_compiled, name):
+        assert written == 0
         # `columns` is divided along its rows, of which AdamP needs the sums.
         alone = ["alone"] if name == "adamp" else ["lists"]
         assert [way for way, _ in ways] == ["lists", "lists", *alone, "lists", "lists"]

@@ -35,12 +35,12 @@ def replicated_equals_whole(name, kind):
 
 
 CASES = [(name, "eager") for name in [*CHAINS, "gradients elsewhere"]]  # each process has a loss of its own
-CASES += [(name, "traced") for name in ("clip and adamw", "adamp", "distance", "accumulate", "partition")]
+CASES += [(name, "compiled") for name in ("clip and adamw", "adamp", "distance", "accumulate", "partition")]
 
 
 @by_day(
     "trust ratio-eager", "regenerate-eager", "schedule-eager", "skip-eager", "lookahead-eager", "views-eager",
-    "divided otherwise-eager", "clip and adamw-traced",
+    "divided otherwise-eager", "clip and adamw-compiled",
 )  # fmt: skip
 @pytest.mark.parametrize(("name", "kind"), CASES)
 def test_processes_with_half_a_batch_each_take_the_steps_of_one_with_all_of_it(name, kind, two):
@@ -72,6 +72,6 @@ def divided_states_equal_whole(kind):
 
 
 @by_day("eager")
-@pytest.mark.parametrize("kind", ["eager", "traced"])
+@pytest.mark.parametrize("kind", ["eager", "compiled"])
 def test_states_divided_by_zero_redundancy_take_the_steps_of_whole_ones(kind, two):
     two.run(divided_states_equal_whole, kind)

@@ -62,7 +62,7 @@ def train(option, way, without=None):
             params = gradtx.apply_updates(params, updates)
             traffic.update({step: messages.reduced} if messages.count else {})
         return [params, tx.eval_params(state, params)], traffic
-    with engine("traced" if way == "compiled" else "eager") as compile:
+    with engine("compiled" if way == "compiled" else "eager") as compile:
         optimizer, params = adapted(tx, compile=compile)
         traffic = advance(optimizer, params, without=without)
     return results(optimizer, params), traffic

@@ -1,7 +1,5 @@
 """Programs on shards: their terms of sums over leaves, or over one leaf, are those of whole tensors."""
 
-from unittest import mock
-
 import pytest
 import torch
 from torch import distributed
@@ -9,7 +7,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import gradtx
-from gradtx.optim.engine import kernels
 from tests.distributed.problems import assert_close, whole
 from tests.distributed.traffic import Traffic
 
@@ -151,9 +148,7 @@ def test_leaves_step_alone_if_a_value_depends_on_other_rows_or_has_their_number(
 
 def ways_with_kernels(name):
     """The ways of leaves where kernels would run, were it not for their shards."""
-    runs = mock.patch.object(kernels, "runs_kernels", return_value=True)
-    with runs, mock.patch.object(kernels, "triton_or_none", return_value=torch):
-        return [item.way for item in trained(name, along(0), compile=True)[1]]
+    return [item.way for item in trained(name, along(0), compile=True)[1]]
 
 
 @pytest.mark.parametrize("name", ["clip", "stale", "two sums"])

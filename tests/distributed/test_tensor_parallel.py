@@ -68,7 +68,7 @@ def train(model, optimizer, create_graph):
 
 def divided_equals_whole(name, kind):
     plain, model = Model(), parallel(Model())
-    with engine("traced" if kind == "traced" else "eager") as compile:
+    with engine("compiled" if kind == "compiled" else "eager") as compile:
         for each in (plain, model):
             optimizer = gradtx.as_optimizer(CHAINS[name], each.named_parameters(), compile=compile)
             if kind == "released":
@@ -85,7 +85,7 @@ def divided_equals_whole(name, kind):
 
 @by_day("clip-lists", "distance-lists", "hessian-lists")
 @pytest.mark.parametrize(
-    ("name", "kind"), [*((name, "lists") for name in CHAINS), ("adamw", "traced"), ("adamw", "released")]
+    ("name", "kind"), [*((name, "lists") for name in CHAINS), ("adamw", "compiled"), ("adamw", "released")]
 )
 def test_sums_of_gradients_that_autograd_left_pending_are_completed(name, kind, two):
     assert all(map(all, two.run(divided_equals_whole, name, kind)))

@@ -349,7 +349,7 @@ def take_a_step(tx, way):
 
 @pytest.mark.parametrize("way", ["pure", "gradients", "vmap", "lists", "compiled", "eager"])
 @pytest.mark.parametrize(("tx", "name", "line"), WRONG.values(), ids=WRONG)
-def test_a_torch_error_in_a_users_rule_names_rule_leaf_shape_and_line(tx, name, line, way, uncompiled):
+def test_a_torch_error_in_a_users_rule_names_rule_leaf_shape_and_line(tx, name, line, way):
     with pytest.raises((RuntimeError, IndexError)) as caught, gradtx.eagerly() if way == "eager" else nullcontext():
         take_a_step(tx, way)
     note = caught.value.__notes__[-1]

@@ -38,8 +38,8 @@ def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.flo
             return kernels.MemberBundle.process(self, phase)
 
     params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in ((128, 64), (128,))]
-    before = kernels.runs_kernels, kernels.KernelBundle
-    kernels.runs_kernels, kernels.KernelBundle = (lambda device: True), Noted
+    before = kernels.language_of, kernels.KernelBundle
+    kernels.language_of, kernels.KernelBundle = (lambda device: kernels.TritonKernels), Noted
     try:
         optimizer = gradtx.as_optimizer(tx, params, compile=kernels.KernelEngine())
         for _ in range(2):
@@ -47,7 +47,7 @@ def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.flo
                 param.grad = torch.randn_like(param)
             optimizer.step()
     finally:
-        kernels.runs_kernels, kernels.KernelBundle = before
+        kernels.language_of, kernels.KernelBundle = before
     return list(found)
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from gradtx.optim.engine import kernels
+from gradtx.programs.cache import SharedPrograms
 
 triton = pytest.importorskip("triton", reason="needs Triton, a package of its own on machines without a GPU")
 np = pytest.importorskip("numpy")
@@ -21,6 +22,7 @@ np = pytest.importorskip("numpy")
 from triton.runtime.interpreter import InterpreterBuilder  # noqa: E402
 
 CAST, SPLAT = InterpreterBuilder.cast_impl, InterpreterBuilder.create_splat
+KERNELS = SharedPrograms()  # apart from those in C++ for the CPU
 
 # Functions of CUDA's library, which the interpreter lacks.
 FUNCTIONS = {
@@ -109,9 +111,10 @@ def launch(kernel: Any, instances: int, arguments: Any, **constants: Any) -> Non
 
 @contextlib.contextmanager
 def interpreting() -> Iterator[None]:
-    """Let engines run kernels, on the CPU and on the pretended GPU."""
+    """Let engines run kernels in Triton, on the CPU and on the pretended GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "runs_kernels", lambda device: True)
+        patch.setattr(kernels, "language_of", lambda device: kernels.TritonKernels)
+        patch.setattr(kernels, "_KERNELS", KERNELS)
         patch.setattr(kernels, "compiled", compiled)
         patch.setattr(kernels, "launch", launch)
         patch.setattr(InterpreterBuilder, "cast_impl", _rounded)

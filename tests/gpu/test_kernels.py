@@ -368,3 +368,25 @@ def test_kernels_compile_without_a_gpu_and_without_spills(capability, gpu):
     for name in names:
         assert re.search(rf"{name} last_stage: [1-9]\d* wide loads, [1-9]\d* wide stores, 0 local", output)
     assert not re.search(r"[1-9]\d* local", output)
+
+
+def test_a_slot_with_a_value_for_each_column_is_not_taken_for_scales_of_blocks(gpu):
+    """A matrix of 64 rows has as many entries for each of its columns as a block may have for its scale."""
+
+    @gradtx.per_tensor()
+    def multiply():
+        def init(param):
+            return {"factor": torch.linspace(1, 2, param.shape[-1], device=param.device)}
+
+        def update(update, state, param, ctx):
+            return update * state["factor"], state
+
+        return init, update
+
+    gradient = torch.linspace(-1, 1, 64 * 64).view(64, 64)
+    param = torch.nn.Parameter(gpu.to(torch.zeros(64, 64)))
+    optimizer = gradtx.as_optimizer(gradtx.chain(multiply(), gradtx.scale(1.0)), [param], compile=True)
+    param.grad = gpu.to(gradient)
+    optimizer.step()
+    torch.testing.assert_close(on_host({"": param})[""], gradient * torch.linspace(1, 2, 64))
+    assert ways(optimizer) == {"lists"}

@@ -181,7 +181,7 @@ def test_a_root_is_not_computed_twice_for_a_sum_that_follows(monkeypatch):
 
 
 @pytest.mark.parametrize("tx", [EVERYWHERE["shampoo"], EVERYWHERE["psgd_kron"]], ids=["shampoo", "psgd_kron"])
-def test_compiling_engines_leave_these_rules_to_programs_over_lists(tx):
+def test_kernels_leave_these_rules_to_programs_over_lists(tx):
     optimizer, _ = trained(tx, steps=2, compile=True)
     assert {way.way for way in optimizer.explain() if way.name in VECTORS} == {"lists"}
 

@@ -1,5 +1,6 @@
 """The contract of back ends, docs/howto/write-a-back-end.md, for any engine."""
 
+import copy
 import doctest
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim.engine.compiled import CompiledEngine
+from gradtx.optim.engine.kernels import KernelEngine
 from gradtx.optim.engine.lists import ListEngine
+from tests.optim.problems import descend, parameters
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "howto" / "write-a-back-end.md"
 
@@ -21,11 +23,7 @@ def toy():
     return names["CountingEngine"]()
 
 
-def traced():
-    return CompiledEngine({}, backend=lambda graph, examples, options: graph)
-
-
-ENGINES = {"lists": ListEngine, "toy": toy, "traced": traced}
+ENGINES = {"lists": ListEngine, "toy": toy, "kernels": KernelEngine}
 each_engine = pytest.mark.parametrize("engine", ENGINES)
 
 CHAINS = {
@@ -126,3 +124,18 @@ def test_what_an_engine_refuses_runs_alone_or_in_lists_with_the_same_totals(engi
         [param.detach().as_subclass(torch.Tensor) for param in params.values()],
         [param.detach() for param in leaves.values()], rtol=1e-5, atol=1e-6,
     )  # fmt: skip
+
+
+def test_an_engine_of_ones_own_serves_one_optimizer_and_its_copies_have_engines_of_their_own():
+    class Mine(ListEngine):
+        way = "mine"
+
+    params, engine = parameters(shapes={"weight": (3,)}), Mine()
+    with pytest.raises(ValueError, match="empty parameter list"):
+        gradtx.optim.SGD([], lr=0.1, compile=engine)
+    optimizer = gradtx.optim.SGD(params.values(), lr=0.1, compile=engine)
+    with pytest.raises(ValueError, match="compile: this Mine belongs to another optimizer; create one for each"):
+        gradtx.optim.Adam(params.values(), compile=engine)
+    for each in (optimizer, copy.deepcopy(optimizer)):
+        descend(each, dict(enumerate(each.param_groups[0]["params"])), 1)
+        assert [step.way for step in each.explain()] == ["mine"]

@@ -3,10 +3,7 @@
 import copy
 import functools
 import io
-import logging
-import os
 import pickle
-import subprocess
 import sys
 import weakref
 
@@ -14,14 +11,12 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim.engine import compiled as engine
-from gradtx.optim.engine import trace
-from gradtx.optim.engine.compiled import CompiledEngine
+from gradtx.optim.engine import cpp
 from tests.conformance import composed_cases, noise, plain_cases, step_extras, tensors
 from tests.daily import by_day
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
-# One in six is actually compiled, because each takes seconds; `test_every_transformation_...` traces all of them.
+# One in six by day.
 SIXTH = (
     "a2grad", "adafactor", "adam", "adamd", "adan", "adatam", "amos", "came", "dadapt_adan", "dog", "ftrl",
     "kate", "lbfgs", "momo", "muown", "novograd", "polar_adam_atan2", "qhm", "sadam", "sgd", "signsgd", "soap_muon",
@@ -100,7 +95,7 @@ def assert_equal(eager, compiled, tolerance):
     "scale_by_qhm", "scale_by_sign", "scale_by_trust_ratio", "spam", "yogi",
 )  # fmt: skip
 @each("case", composed_cases())
-def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(case, uncompiled):
+def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(case):
     eager, compiled = optimizers(case.make, shapes={name: tuple(x.shape) for name, x in case.noise(3, SHAPES).items()})
     for pair in (eager, compiled):
         walk(*pair, steps=4, missing=(2, "vector"))
@@ -110,8 +105,7 @@ def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(ca
 
 @by_day("adam", "ftrl")
 @each("case", ALIASES)
-def test_every_alias_compiled_equals_eager(case, monkeypatch):
-    monkeypatch.setattr(engine, "WIDTH", 1)  # small programs compile faster
+def test_every_alias_compiled_equals_eager(case):
     eager, compiled = optimizers(case.make, shapes={"matrix": (3, 4)})
     for pair in (eager, compiled):
         walk(*pair, steps=3)
@@ -144,16 +138,10 @@ def test_every_kind_of_chain_compiled_equals_eager(name):
 
 @pytest.fixture(name="programs")
 def _programs(monkeypatch):
-    """Record, per program, the options of its functions, without actually compiling them."""
-    made, compile = [], trace.BundleProgram.compile
-
-    def noted(program, compiler):
-        made.append([])
-        compile(program, compiler)
-
-    monkeypatch.setattr(trace.BundleProgram, "compile", noted)
-    monkeypatch.setattr(torch._inductor, "compile", lambda graph, _, options: made[-1].append(options) or graph)
-    return made
+    """The texts of all kernels."""
+    texts, compiled = set(), cpp.compiled
+    monkeypatch.setattr(cpp, "compiled", lambda text: texts.add(text) or compiled(text))
+    return texts
 
 
 SCHEDULERS = {
@@ -210,8 +198,6 @@ def test_optimizers_of_like_chains_share_programs(programs):
         param.grad = torch.ones_like(param)
         gradtx.optim.AdamW([param], lr=lr, compile=True).step()
     assert len(programs) == 1
-    gradtx.optim.AdamW([params[0]], compile="max-autotune").step()
-    assert len(programs) == 2
 
 
 def test_leaves_of_one_entry_join_the_programs_of_others(programs):
@@ -219,36 +205,12 @@ def test_leaves_of_one_entry_join_the_programs_of_others(programs):
     eager, compiled = optimizers(lambda: gradtx.adamw(lr=0.1), shapes=shapes)
     for pair in (eager, compiled):
         walk(*pair, steps=4, missing=(2, "vector"))
-    assert {way.way for way in compiled[1].explain()} == {"compiled"}
+    assert {way.way for way in compiled[1].explain()} == {"kernels"}
     assert len(programs) == 1
     assert_equal(eager, compiled, 1e-12)
 
 
 # In-place writes, for all kinds of tensors.
-
-
-@pytest.mark.parametrize("width", [2, 8])
-def test_a_rule_is_traced_for_one_leaf_of_a_program(width, uncompiled, monkeypatch):
-    monkeypatch.setattr(engine, "WIDTH", width)
-    traced = []
-
-    @gradtx.per_tensor(elementwise=True)
-    def doubled():
-        def update(update, state, param, ctx):
-            traced.append(param.shape)
-            return 2 * update, state
-
-        return update
-
-    def calls_for_two_steps(*links):
-        params = {str(i): torch.nn.Parameter(torch.ones(3 + i)) for i in range(8)}
-        tx = gradtx.chain(doubled(), *links, gradtx.sgd(lr=0.1))
-        traced.clear()
-        walk(params, gradtx.as_optimizer(tx, params.items(), compile=True), 2)
-        return len(traced)
-
-    assert calls_for_two_steps() == 1
-    assert calls_for_two_steps(gradtx.clip_by_global_norm(0.5)) == 2
 
 
 @gradtx.per_tensor(elementwise=True)
@@ -264,7 +226,7 @@ def _tripled_if_long():
     [_tripled_if_long(), gradtx.with_state_dtype(gradtx.trace(0.5), "float8", min_size=4)],
     ids=["branch", "float8"],
 )
-def test_leaves_that_the_program_of_the_first_does_not_fit_are_all_traced(tx, uncompiled):
+def test_leaves_whose_programs_differ_run_their_own(tx):
     weights = []
     for compiles in (False, True):
         params = [torch.nn.Parameter(torch.ones(n)) for n in (64, 3, 16, 12)]
@@ -276,7 +238,7 @@ def test_leaves_that_the_program_of_the_first_does_not_fit_are_all_traced(tx, un
     torch.testing.assert_close(*weights)
 
 
-def test_parameters_and_state_stay_where_they_are_and_gradients_are_let_go(uncompiled):
+def test_parameters_and_state_stay_where_they_are_and_gradients_are_let_go():
     param = torch.nn.Parameter(torch.randn(7))
     optimizer = gradtx.optim.AdamW([param], compile=True)
     places = []
@@ -290,7 +252,7 @@ def test_parameters_and_state_stay_where_they_are_and_gradients_are_let_go(uncom
     assert places[0] == places[1] == places[2]
 
 
-def test_later_use_of_a_changed_parameter_in_backward_is_an_error_as_ever(uncompiled):
+def test_later_use_of_a_changed_parameter_in_backward_is_an_error_as_ever():
     param = torch.nn.Parameter(torch.randn(7))
     optimizer = gradtx.optim.SGD([param], lr=0.1, compile=True)
     loss = param.square().sum()
@@ -310,7 +272,7 @@ ODD = {
 
 @pytest.mark.parametrize("make", [gradtx.optim.AdamW, gradtx.optim.AdamP], ids=["flat", "shaped"])
 @pytest.mark.parametrize("name", ODD)
-def test_tensors_in_any_layout_step_as_eagerly(name, make, uncompiled):
+def test_tensors_in_any_layout_step_as_eagerly(name, make):
     torch.manual_seed(0)
     start = ODD[name]()
     params = [torch.nn.Parameter(start.clone(memory_format=torch.preserve_format)) for _ in range(2)]
@@ -339,15 +301,12 @@ SUMS = {
 }
 
 
-@pytest.mark.parametrize(("most", "bundles"), [(2**20, 1), (200, 2)])
 @each("name", SUMS)
-def test_many_small_leaves_share_a_bundle_and_its_sums(name, most, bundles, monkeypatch):
-    """Programs process two leaves at a time, or one (Prodigy), and the last one also padding."""
-    monkeypatch.setattr(engine, "BUNDLED", most)
+def test_many_small_leaves_share_a_bundle_and_its_sums(name):
     eager, compiled = optimizers(SUMS[name], shapes={f"leaf{i}": (i + 3,) for i in range(19)})
     for pair in (eager, compiled):
         walk(*pair, steps=3)
-    assert len(compiled[1]._core.back_ends[0].plans[None].bundles) == bundles
+    assert len(compiled[1]._core.back_ends[0].plans[None].bundles) == 1
     assert_equal(eager, compiled, 1e-12)
     for pair in (eager, compiled):
         walk(*pair, steps=3, missing=(1, "leaf5"))
@@ -355,7 +314,7 @@ def test_many_small_leaves_share_a_bundle_and_its_sums(name, most, bundles, monk
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
-def test_a_copy_goes_on_by_itself(again, uncompiled):
+def test_a_copy_goes_on_by_itself(again):
     params, optimizer = optimizers(lambda: gradtx.adamw(lr=0.1))[1]
     walk(params, optimizer, 2)
     other = again(optimizer)
@@ -365,7 +324,7 @@ def test_a_copy_goes_on_by_itself(again, uncompiled):
     assert_equal((params, optimizer), (twins, other), 0.0)
 
 
-def test_a_compiled_run_resumes_bit_for_bit(uncompiled):
+def test_a_compiled_run_resumes_bit_for_bit():
     (params, optimizer), (others, other) = optimizers(lambda: gradtx.adamw(lr=0.1))[1], optimizers(gradtx.adamw)[1]
     walk(params, optimizer, 3)
     buffer = io.BytesIO()
@@ -382,80 +341,50 @@ def test_a_compiled_run_resumes_bit_for_bit(uncompiled):
 # Options, and failures to compile.
 
 
-def test_a_backend_is_a_function_of_graph_examples_and_options():
-    calls = []
-
-    def interpreted(graph, examples, options):
-        calls.append((len(graph.graph.find_nodes(op="placeholder")), len(examples), options["depth"]))
-        return graph
-
-    eager, traced = optimizers(lambda: gradtx.adamw(lr=0.1))
-    traced[1]._core.back_ends[0] = CompiledEngine({"depth": 3}, backend=interpreted)
-    for pair in (eager, traced):
-        walk(*pair, steps=3)
-    assert not traced[1]._core.back_ends[0].failed
-    assert_equal(eager, traced, 1e-12)
-    assert calls
-    assert all(arguments == examples and depth == 3 for arguments, examples, depth in calls)
-
-
-def test_modes_and_options_are_passed_on(programs):
-    param = torch.nn.Parameter(torch.ones(5))
-    for compile in ("max-autotune", {"max_autotune": True}):
-        param.grad = torch.ones(5)
-        gradtx.optim.SGD([param], compile=compile).step()
-    assert [{options["max_autotune"] for options in program} for program in programs] == [{True}, {True}]
-
-
-@pytest.mark.parametrize(
-    ("value", "error", "text"),
-    [
-        ("fastest", ValueError, "unknown mode 'fastest'; modes: default, "),
-        (3, TypeError, "compile must be True, False"),
-    ],
-)
-def test_an_unknown_option_is_an_error_at_construction(value, error, text):
-    with pytest.raises(error, match=text):
+@pytest.mark.parametrize("value", ["max-autotune", {"max_autotune": True}, 3])
+def test_options_of_other_compilers_are_refused_at_construction(value):
+    with pytest.raises(TypeError, match=r"compile must be True, False or an Engine, got .*; gradtx writes"):
         gradtx.optim.SGD([torch.nn.Parameter(torch.ones(5))], compile=value)
 
 
-def test_without_a_compiler_there_is_one_warning_and_eager_steps(monkeypatch):
-    def broken(graph, arguments, options):
-        raise RuntimeError("no C++ compiler here\nmore")
-
-    monkeypatch.setattr(torch._inductor, "compile", broken)
-    eager, compiled = optimizers(lambda: gradtx.adamw(lr=0.1))
+def warned(compiled, text):
+    """Take steps with the default results and one warning, from here."""
+    eager = optimizers(lambda: gradtx.adamw(lr=0.1))[0]
     walk(*eager, steps=3)
-    with pytest.warns(
-        RuntimeWarning, match="compile=True has no effect, steps run eagerly: RuntimeError: no C"
-    ) as seen:
+    with pytest.warns(RuntimeWarning, match=f"compile=True runs steps over lists of tensors: {text}") as seen:
         walk(*compiled, steps=3)
     assert [one.filename for one in seen] == [__file__]
+    assert {way.way for way in compiled[1].explain()} == {"lists"}
     assert_equal(eager, compiled, 0.0)
 
 
-@pytest.mark.nightly  # starts a process that imports the compiler
-def test_without_gpp_torchs_own_message_is_the_reason():
-    script = (
-        "import torch, gradtx\n"
-        "p = torch.nn.Parameter(torch.ones(5)); p.grad = torch.ones(5)\n"
-        "gradtx.optim.SGD([p], lr=0.5, compile=True).step()\n"
-        "assert p.tolist() == [0.5] * 5"
-    )
-    environment = {**os.environ, "CXX": "/nowhere/g++", "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
-    assert "RuntimeWarning: compile=True has no effect, steps run eagerly" in done.stderr
-    assert "ompiler" in done.stderr
+def test_without_a_compiler_there_is_one_warning(monkeypatch):
+    monkeypatch.setattr(cpp, "compiler_or_none", lambda: None)
+    warned(optimizers(lambda: gradtx.adamw(lr=0.1))[1], "there is no C.. compiler; install g.. or clang")
 
 
-def test_links_that_are_not_compiled_say_so_once(logged, uncompiled):
+def test_if_the_compiler_fails_there_is_one_warning_with_its_message(monkeypatch):
+    monkeypatch.setattr(cpp, "FLAGS", ("-x", "c++", "--of-no-compiler"))
+    cpp.compiled.cache_clear()
+    warned(optimizers(lambda: gradtx.adamw(lr=0.1))[1], ".*of-no-compiler")
+
+
+def test_the_compiler_of_the_environment_is_used(monkeypatch):
+    monkeypatch.setenv("CXX", sys.executable)
+    cpp.compiler_or_none.cache_clear()
+    try:
+        assert cpp.compiler_or_none() == sys.executable
+    finally:
+        cpp.compiler_or_none.cache_clear()
+
+
+def test_links_without_kernels_say_so():
     params, optimizer = optimizers(lambda: gradtx.soap(lr=0.1), shapes={"matrix": (3, 4), "other": (4, 3)})[1]
     walk(params, optimizer, 3)
-    warnings = [record.getMessage() for record in logged if record.levelno == logging.WARNING]
-    assert warnings == ["scale_by_soap is not compiled: leaves that pass through it step eagerly"]
+    assert {(way.way, way.reason) for way in optimizer.explain()} == {("lists", "scale_by_soap has no program")}
 
 
-def test_nothing_changes_when_a_step_is_refused(uncompiled):
+def test_nothing_changes_when_a_step_is_refused():
     params, optimizer = optimizers(lambda: gradtx.adamw(lr=0.1))[1]
     walk(params, optimizer, 2)
     optimizer.param_groups[0]["lr"] = -1.0
@@ -464,3 +393,22 @@ def test_nothing_changes_when_a_step_is_refused(uncompiled):
         optimizer.step()
     after = (values(params), optimizer.state_dict()["state"])
     assert all(torch.equal(a, b) for a, b in zip(tensors(before).values(), tensors(after).values(), strict=True))
+
+
+def test_without_the_library_for_threads_kernels_run_in_one(monkeypatch):
+    monkeypatch.setattr(cpp, "PARALLEL", ("-fopenmp=of-no-library", "-fopenmp-simd"))
+    cpp.compiled.cache_clear()
+    eager, compiled = optimizers(lambda: gradtx.adamw(lr=0.1))
+    for pair in (eager, compiled):
+        walk(*pair, steps=3)
+    assert {way.way for way in compiled[1].explain()} == {"kernels"}
+    assert_equal(eager, compiled, 1e-12)
+
+
+def test_where_no_library_may_be_loaded_there_is_one_warning(monkeypatch):
+    def refused(path):
+        raise OSError("failed to map segment: Operation not permitted")
+
+    monkeypatch.setattr(cpp.ctypes, "CDLL", refused)
+    cpp.compiled.cache_clear()
+    warned(optimizers(lambda: gradtx.adamw(lr=0.1))[1], "failed to map segment")

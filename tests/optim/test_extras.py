@@ -111,9 +111,7 @@ def shaped(params, shape):
     ],
     ids=["adahessian", "sophia", "smoothness", "user's", "momo"],
 )
-def test_an_extra_that_only_the_last_leaf_cannot_take_changes_nothing(
-    tx, good, bad, message, steps, compile, uncompiled
-):
+def test_an_extra_that_only_the_last_leaf_cannot_take_changes_nothing(tx, good, bad, message, steps, compile):
     params = {name: torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for name in "ayz"}
     transforms = {"first": gradtx.sgd(lr=0.1, momentum=0.9), "rest": tx}
     tx = gradtx.partition(transforms, {"first": "a", "rest": "*"})

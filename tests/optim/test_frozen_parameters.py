@@ -160,7 +160,7 @@ def test_the_constructor_needs_no_memory_for_state_and_still_checks_every_parame
 @pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, "traced"])
 @pytest.mark.parametrize("tx", [gradtx.adamw(lr=0.1), gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=2))])
-def test_state_follows_a_model_that_changes_its_dtype_before_the_first_step(tx, compile, uncompiled):
+def test_state_follows_a_model_that_changes_its_dtype_before_the_first_step(tx, compile):
     results = []
     for early in (True, False):
         model = Adapted().float()
@@ -177,7 +177,7 @@ def test_state_follows_a_model_that_changes_its_dtype_before_the_first_step(tx, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
-def test_used_state_of_less_precision_is_an_error_that_names_parameter_and_remedy(compile, uncompiled):
+def test_used_state_of_less_precision_is_an_error_that_names_parameter_and_remedy(compile):
     model = Adapted().float()
     optimizer = gradtx.optim.AdamW(model.named_parameters(), compile=compile)
     train(model, optimizer, 2)

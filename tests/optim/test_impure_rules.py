@@ -63,7 +63,7 @@ def leaves():
 @MODES
 @pytest.mark.parametrize("elementwise", [False, True])
 @pytest.mark.parametrize("name", READS)
-def test_each_leaf_is_updated_with_the_values_that_its_own_rule_read(name, elementwise, compile, uncompiled):
+def test_each_leaf_is_updated_with_the_values_that_its_own_rule_read(name, elementwise, compile):
     @gradtx.per_tensor(elementwise=elementwise)
     def read():
         def update(update, state, param, ctx):
@@ -87,7 +87,7 @@ def test_each_leaf_is_updated_with_the_values_that_its_own_rule_read(name, eleme
 @pytest.mark.slow
 @MODES
 @pytest.mark.parametrize("name", WRITES)
-def test_a_rule_that_writes_in_place_is_an_error_and_moves_no_weight(name, compile, uncompiled):
+def test_a_rule_that_writes_in_place_is_an_error_and_moves_no_weight(name, compile):
     params = leaves()
     optimizer = gradtx.as_optimizer(gradtx.chain(writing(WRITES[name]), gradtx.sgd(lr=1.0)), params, compile=compile)
     before = [param.detach().clone() for param in params]
@@ -100,7 +100,7 @@ def test_a_rule_that_writes_in_place_is_an_error_and_moves_no_weight(name, compi
 
 @pytest.mark.slow
 @MODES
-def test_pure_rules_beside_an_impure_one_stay_in_programs(compile, uncompiled):
+def test_pure_rules_beside_an_impure_one_stay_in_programs(compile):
     tx = gradtx.partition(
         {"mine": gradtx.chain(reading(READS["item"]), gradtx.sgd(lr=1.0)), "rest": gradtx.adamw()},
         {"mine": "first", "rest": "*"},
@@ -110,11 +110,11 @@ def test_pure_rules_beside_an_impure_one_stay_in_programs(compile, uncompiled):
     for param in params.values():
         param.grad = torch.ones_like(param)
     optimizer.step()
-    assert [each.way for each in optimizer.explain()] == ["alone", *["compiled" if compile else "lists"] * 2]
+    assert [each.way for each in optimizer.explain()] == ["alone", *["kernels" if compile else "lists"] * 2]
 
 
 @MODES
-def test_a_rule_that_draws_from_torchs_generator_draws_the_same_numbers_in_every_way(compile, uncompiled):
+def test_a_rule_that_draws_from_torchs_generator_draws_the_same_numbers_in_every_way(compile):
     def steps(**options):
         torch.manual_seed(0)
         params = leaves()

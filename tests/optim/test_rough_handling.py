@@ -60,7 +60,7 @@ class OwnTensor(torch.Tensor):
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("kind", [torch.nn.Parameter, OwnParameter, lambda value: value.as_subclass(OwnTensor)])
 @pytest.mark.parametrize("place", ["parameter", "gradient", "slot"])
-def test_tensors_of_another_class_step_as_plain_ones(place, kind, compile, uncompiled):
+def test_tensors_of_another_class_step_as_plain_ones(place, kind, compile):
     param, twin = (next(iter(parameters().values())) for _ in range(2))
     if place == "parameter":
         param = kind(param.detach()).requires_grad_()

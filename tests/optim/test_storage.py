@@ -10,29 +10,21 @@ import torch
 
 import gradtx
 from gradtx import chain, with_state_dtype
-from gradtx.optim.engine import compiled as planning
-from gradtx.optim.engine import views
 from gradtx.programs import bundle
 from gradtx.programs.bundle import CHUNK
-from gradtx.programs.cache import SharedPrograms
 from gradtx.state.codes import CODES
 from tests.daily import by_day
 from tests.optim.problems import assert_equal
 
 NAMES = list(CODES)
 SHAPES = [(64, 128), (8192,), (32, 3, 7, 7), (10,), (CHUNK // 512 + 3, 1024), (5000,), (50, 101)]
+KERNELS = ("int8", "float8", "bfloat16:stochastic", "bfloat16+8")
 FEW = [(64, 128), (8192,), (10,), (50, 101)]  # in which rows of blocks, a vector, a leaf in float32, and padding are
 
-TRACED = SharedPrograms()  # shared by the tests of this file, because programs with codes take seconds to trace
 
-
-@pytest.fixture(params=["eager", "traced"])
-def compile(request, monkeypatch):
-    """Run programs as traced: the whole engine without torch's compiler."""
-    if request.param == "traced":
-        monkeypatch.setattr(torch._inductor, "compile", lambda graph, arguments, options: graph)
-        monkeypatch.setattr(planning, "_SHARED", TRACED)
-    return request.param == "traced"
+@pytest.fixture(params=["eager", "compiled"])
+def compile(request):
+    return request.param == "compiled"
 
 
 def parameters(shapes=SHAPES):
@@ -54,8 +46,7 @@ def made(name, compile=False, shapes=FEW, **options):
     return params, gradtx.optim.AdamW(params, lr=1e-2, compile=compile, **chosen, **options)
 
 
-@by_day("eager-*", "traced-int8", "traced-bfloat16*")
-@pytest.mark.filterwarnings("error:compile=True has no effect")
+@by_day("eager-*", "compiled-int8", "compiled-bfloat16*")
 @pytest.mark.parametrize("name", NAMES)
 def test_an_optimizer_equals_pure_use(name, compile):
     params, optimizer = made(name, compile, SHAPES)
@@ -73,7 +64,7 @@ def test_an_optimizer_equals_pure_use(name, compile):
                 agree[j] &= of_entries(torch.isclose(ours, theirs, rtol=3e-7, atol=1e-7), param.shape)
     if compile:
         assert not optimizer._core.back_ends[0].failed
-        assert not optimizer._core.back_ends[0].plans[None].rest
+        assert optimizer.explain()[0].way == ("kernels" if name in KERNELS else "lists")
     for i, param in enumerate(params):
         expected = pure[str(i)]
         torch.testing.assert_close(param.detach()[agree[i]], expected[agree[i]], rtol=0.0, atol=2e-6)
@@ -93,7 +84,7 @@ def of_entries(of_codes, shape):
     return of_codes[..., : shape[-1]]
 
 
-@by_day("eager-*", "traced-int8", "traced-bfloat16:stochastic")
+@by_day("eager-*", "compiled-int8", "compiled-bfloat16:stochastic")
 @pytest.mark.parametrize("name", NAMES)
 def test_resuming_is_bitwise(name, compile):
     params, optimizer = made(name, compile)
@@ -302,7 +293,7 @@ def test_the_bytes_of_adamw():
         assert sum(t.nbytes for t in optimizer.state[param].values()) <= most * 2**20
 
 
-@by_day("eager-*", "traced-lookahead", "traced-partition")
+@by_day("eager-*", "compiled-lookahead", "compiled-partition")
 @pytest.mark.parametrize("wrap", ["accumulate", "lookahead", "partition", "lamb"])
 def test_chains_of_all_kinds_step_with_codes(wrap, compile):
     params = parameters(FEW[:3])
@@ -325,9 +316,8 @@ def test_chains_of_all_kinds_step_with_codes(wrap, compile):
 
 @by_day(
     "eager-int8-(1,)", "eager-int8-(64, 1)", "eager-int8-(1, 5)", "eager-int8-()", "eager-int4-(5, 1)",
-    "eager-int4-(4, 1, 1)", "eager-int4-(0, 5)", "traced-int8-(1,)", "traced-int8-(64, 1)", "traced-int4-(5, 1)",
+    "eager-int4-(4, 1, 1)", "eager-int4-(0, 5)", "compiled-int8-(1,)", "compiled-int8-(64, 1)", "compiled-int4-(5, 1)",
 )  # fmt: skip
-@pytest.mark.filterwarnings("error:compile=True has no effect")
 @pytest.mark.parametrize("shape", [(1,), (5, 1), (64, 1), (4, 1, 1), (1, 5), (0, 5), ()], ids=str)
 @pytest.mark.parametrize("code", ["int8", "int4"])
 def test_leaves_with_one_entry_a_row_equal_pure_use(shape, code, compile):
@@ -348,14 +338,13 @@ def test_leaves_with_one_entry_a_row_equal_pure_use(shape, code, compile):
         assert torch.allclose(param, pure[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.usefixtures("uncompiled")
 def test_programs_are_shared_by_lengths():
     params = [torch.nn.Parameter(torch.randn(64 * i, 64)) for i in range(2, 7)]
     optimizer = gradtx.optim.AdamW(params, compile=True, state_dtype="int8")
     for param in params:
         param.grad = torch.randn_like(param)
     optimizer.step()
-    assert len(optimizer._core.back_ends[0].programs) == 1
+    assert len(optimizer._core.back_ends[0].plans[None].bundles) == 1
 
 
 def test_a_pattern_without_match_is_an_error_when_the_optimizer_is_made():
@@ -387,40 +376,6 @@ def test_a_large_coded_leaf_is_decoded_in_parts_with_the_same_numbers(code, monk
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-WINDOWED = {  # keyed by the link before AdamW: sums over leaves are computed over windows
-    "alone": chain(),
-    "sum": gradtx.clip_by_global_norm(1.0),
-    "late sum": gradtx.clip_by_global_norm(1.0, stale=True),
-}
-
-
-@by_day("int8-late sum-traced", "int4-sum-traced", "float8-alone-traced")
-@pytest.mark.parametrize("compile", ["traced"], indirect=True)
-@pytest.mark.parametrize("link", WINDOWED)
-@pytest.mark.parametrize("code", ["int8", "int4", "float8", "bfloat16+8"])
-def test_compiled_windows_of_a_large_coded_leaf_have_the_same_numbers(code, link, compile, monkeypatch):
-    monkeypatch.setattr(planning, "LARGE", 4096)
-    tx = chain(WINDOWED[link], with_state_dtype(gradtx.adamw(lr=1e-2), code))
-    runs = []
-    for entries in (2048, 2**20):
-        monkeypatch.setattr(views, "WINDOW", entries // torch.get_num_threads())
-        params = [torch.nn.Parameter(noise(i, shape)) for i, shape in enumerate([(50, 128), (8192,), (7, 64)])]
-        optimizer = gradtx.as_optimizer(tx, params, compile=compile)
-        for step in range(3):
-            for i, param in enumerate(params):
-                param.grad = noise(10 * step + i, param.shape)
-            optimizer.step()
-        assert not optimizer._core.back_ends[0].failed
-        assert not optimizer._core.back_ends[0].plans[None].rest
-        calls = [len(bundle.arguments({})) for bundle in optimizer._core.back_ends[0].plans[None].bundles]
-        assert sorted(calls) == ([1, 4, 4] if entries == 2048 else [1, 1])  # the two large leaves share one
-        slots = [optimizer.state[param][key] for param in params for key in optimizer.state[param]]
-        runs.append([*params, *(slots if link == "alone" else [])])  # otherwise codes may be adjacent
-    for part, whole in zip(*runs, strict=True):
-        # The terms of a sum are added in a different order; the 3 steps are of 1e-2 each.
-        torch.testing.assert_close(part, whole, rtol=0.0, atol=0.0 if link == "alone" else 1e-4)
-
-
 def compared(tx, shapes, dtype=torch.float32):
     """Run three compiled and three default steps; return the parameters and the state of each."""
     runs = []
@@ -433,20 +388,17 @@ def compared(tx, shapes, dtype=torch.float32):
             for i, param in enumerate(params):
                 param.grad = noise(10 * step + i, (*param.shape, 2))[..., 0].to(dtype)
             optimizer.step()
-        assert not compile or optimizer._core.back_ends[0].plans[None].rest == []
         runs.append((params, [optimizer.state[param] for param in params]))
     return runs
 
 
-@pytest.mark.parametrize("compile", ["traced"], indirect=True)
-def test_numbers_with_blocks_are_compiled(compile):
+def test_numbers_with_blocks_step_as_by_default():
     tx = gradtx.nadam(lr=1e-2, state_dtype={"mu_product": "int8", "*": "int8"})
     (params, _), (by_default, _) = compared(tx, [(64, 128)])
     torch.testing.assert_close(params, by_default, rtol=0.0, atol=1e-4)
 
 
-@pytest.mark.parametrize("compile", ["traced"], indirect=True)
-def test_coded_and_small_leaves_of_one_dtype_are_compiled_separately(compile):
+def test_coded_and_small_leaves_of_one_dtype_have_kernels_of_their_own():
     roots = gradtx.Codec(lambda values: values.sign() * values.abs().sqrt(), lambda codes: codes * codes.abs())
     (params, slots), (by_default, default_slots) = compared(
         with_state_dtype(gradtx.ema(0.9), roots), [(64, 128), (5, 3), (7,)]

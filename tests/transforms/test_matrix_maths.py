@@ -246,10 +246,9 @@ def test_large_products_take_five_eighths_of_the_multiplications(shape, share):
     torch.testing.assert_close(square, square.mT)
 
 
-@pytest.mark.usefixtures("uncompiled")
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_muon_of_large_matrices_steps_as_torchs_does(compile, in_strips):
-    """Products in strips, in pure use, in programs over lists, and not in compiled ones."""
+    """Products in strips, in pure use and in programs over lists, which run them with `compile=True`, too."""
     start = {"wide": rand(6, 8), "tall": rand(9, 4, seed=1)}
     params = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}
     twins = [torch.nn.Parameter(value.clone()) for value in start.values()]
@@ -265,6 +264,7 @@ def test_muon_of_large_matrices_steps_as_torchs_does(compile, in_strips):
         expected.step()
         updates, state = pure.update(grads, state, values)
         values = gradtx.apply_updates(values, updates)
+    assert {item.way for item in optimizer.explain()} == {"lists"}
     for name, twin in zip(start, twins, strict=True):
         torch.testing.assert_close(params[name], twin, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(values[name], twin.detach(), rtol=1e-12, atol=1e-12)

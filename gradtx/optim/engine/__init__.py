@@ -5,9 +5,7 @@ an argument, so no hyperparameter, schedule, param group or missing gradient req
 
 - `base` sorts the leaves of a step into families and bundles, and reuses the plan as long as it is valid.
 - `lists` runs programs over lists of leaves, with `gradtx.programs`. Optimizers use it by default.
-- `kernels` runs them on GPUs as Triton kernels if `compile=` requests it.
-- `compiled` compiles programs for eight leaves per call where no kernels run. Its parts: `trace`
-  traces the rules for all sizes, `compiled_bundle` stores the arguments, and `inductor` calls torch's compiler.
+- `kernels` runs them as kernels if `compile=` requests it: in C++ on CPUs, which `cpp` compiles, in Triton on GPUs.
 """
 
 from gradtx.optim.engine.base import Engine

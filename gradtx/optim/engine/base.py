@@ -187,10 +187,6 @@ REDUCES_SHARD = (
 )
 
 
-class UnsuitableError(Exception):
-    """Programs cannot run these leaves; the message gives the reason."""
-
-
 class Engine(ABC):
     """A back end of an optimizer: it runs steps through programs that its subclasses build.
 
@@ -199,7 +195,6 @@ class Engine(ABC):
     Attributes:
         way: How this engine runs parameters, for `optimizer.explain()`.
         skips_work: Whether its programs skip work that is not due, if the host knows all scalars.
-        may_be_intercepted: Whether it also runs where a dispatch mode or dynamo observes operations.
         is_taken: Whether it was given to an optimizer.
         plans: The plan of the last step (None), and of the last step of each parameter whose gradient was released.
         failed: Whether the engine has given up and accepts no leaves.
@@ -209,7 +204,6 @@ class Engine(ABC):
 
     way: str
     skips_work = False
-    may_be_intercepted = False
     is_taken = False
     consequence: str
 
@@ -244,12 +238,9 @@ class Engine(ABC):
                     self.reasons = {}
                 plan = self._make_plan(fingerprint, members, leaves, step)
             self._begin(plan, step)
-        except UnsuitableError as error:
-            self._give_up(error.__cause__ or error, logging.DEBUG)
-            return [], members
         except Exception as error:
             # A bug in gradtx: training continues, but the traceback is logged.
-            self._give_up(error, logging.ERROR)
+            self._give_up(error)
             return [], members
         self.plans[released] = plan
         return plan.bundles, plan.rest
@@ -266,10 +257,10 @@ class Engine(ABC):
                 numbers[key] = _numbers(member, bundle.signature, step)
             bundle.begin(step.run, numbers[key], step.on_host)
 
-    def _give_up(self, error: BaseException, level: int) -> None:
+    def _give_up(self, error: BaseException) -> None:
         self.failed = True
         self.plans.clear()
-        logger.log(level, self.consequence, exc_info=error)
+        logger.error(self.consequence, exc_info=error)
         reason = next(iter(str(error).strip().splitlines()), "")
         warn_user(
             f"{self.consequence}: {type(error).__name__}: {reason}", RuntimeWarning
@@ -289,12 +280,8 @@ class Engine(ABC):
     def _bundled(self, family: Family) -> list[Any]:
         """Return the bundles of a family; it may leave out leaves."""
 
-    def _width(self, member: Member, leaf: Leaf, flat: bool) -> int:
-        """Return the number of leaves that a program processes."""
-        return 1
-
     @abstractmethod
-    def _form_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
+    def _form_of_written(self, tensors: list[Tensor]) -> tuple[Any, ...]:
         """Return the properties shared by the parameters and slots of a program.
 
         Raises:
@@ -355,7 +342,7 @@ class Engine(ABC):
                 )
             self._check_shard(leaf, flat)
         self._check(leaf, step)
-        written = self._form_of_written(_aliases(leaf, flat), flat)
+        written = self._form_of_written(_aliases(leaf, flat))
         by_leaf = [
             name for name, tree in step.trees.items() if tree[leaf.name] is not None
         ]
@@ -371,7 +358,6 @@ class Engine(ABC):
             by_leaf=tuple(by_leaf),
             choices=tuple(sorted(member.choices.items())),
             layout=leaf.layout.label,
-            width=self._width(member, leaf, flat),
             sharded=sharded,
         )
 
@@ -441,7 +427,7 @@ def _is_flat(leaf: Leaf) -> bool:
 
 
 def slots_are_shaped_as(leaf: Leaf) -> bool:
-    """Whether every slot is 0-d or shaped like its parameter, so that padding can have any length."""
+    """Whether every slot is 0-d or shaped like its parameter."""
     layout, param = leaf.layout, leaf.key
     coded: set[str] = set()
     if layout.codes:

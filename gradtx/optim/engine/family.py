@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.complex_views import as_real
-from gradtx.base.dtensor import is_sharded, local
+from gradtx.base.dtensor import local
 from gradtx.base.errors import StateKey
 from gradtx.execution.execute import Leaf
 from gradtx.optim.device_counts import scaling_from
@@ -38,7 +38,6 @@ class LeafKind:
         by_leaf: The names of per-leaf extras.
         choices: The decisions of selectors.
         layout: The positions of slots and shared values in the state.
-        width: The number of leaves that a program processes.
         sharded: Whether they are shards.
     """
 
@@ -48,7 +47,6 @@ class LeafKind:
     by_leaf: tuple[str, ...]
     choices: tuple[Any, ...]
     layout: str
-    width: int
     sharded: bool
 
 
@@ -84,10 +82,8 @@ class Family:
             by_leaf=kind.by_leaf,
             absent={name: None for name, value in leaf.extras.items() if value is None},
             known_extras=step.run.known_extras,
-            width=kind.width,
             sharded=kind.sharded,
             scaled=step.scaling is not None,
-            padded=True,
         )
         return cls(kind, signature, pairs, step)
 
@@ -135,24 +131,6 @@ class Family:
         except Exception:
             # Where a program is required, recording it again raises the error.
             return []
-
-    def reads_shape(self, member: Member, leaf: Leaf) -> bool:
-        """Whether the program of an elementwise leaf depends on its shape beyond the number of entries.
-
-        The program of a shard must not depend on that number either, since it is not that of the whole leaf.
-        """
-        family = self.signed(width=1, padded=False)
-        tensors = family.arguments(member, leaf)
-        others: list[list[Tensor]] = []
-        if tensors[0].ndim > 1:
-            others.append(first_entries(tensors, tensors[0].numel()))
-        # The slots of a coded leaf have several shapes.
-        if is_sharded(member.param) and not self.signature.layout.codes:
-            others.append(whole_arguments(member, tensors))
-        operations = operations_of(family.recorded(tensors)) if others else []
-        return any(
-            operations_of(family.recorded(other)) != operations for other in others
-        )
 
 
 def operations_of(phases: list[RecordedPhase]) -> list[Any]:

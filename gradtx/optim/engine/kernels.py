@@ -1,4 +1,7 @@
-"""The engine for accelerators: it runs the phases of a program as Triton kernels, each in one launch for all leaves."""
+"""The engine that compiles: it runs the phases of a program as kernels, each for all leaves at once.
+
+Kernels are written in C++ for CPUs and in Triton for GPUs; see `gradtx.programs.write_kernels`.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +11,25 @@ import functools
 import itertools
 import linecache
 import struct
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.fx import Node
 
+from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.messages import warn_user
 from gradtx.base.plain import TYPES
 from gradtx.base.torch_names import is_captured
 from gradtx.execution.execute import Leaf, LeafTerms
+from gradtx.optim.engine import cpp
 from gradtx.optim.engine.base import GRADIENT, Engine, Plan
-from gradtx.optim.engine.family import Family
+from gradtx.optim.engine.family import Family, Pairs
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
 from gradtx.optim.engine.views import (
     RefusedError,
@@ -41,13 +47,18 @@ from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.lower import lower
 from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.scalars import Scalars
-from gradtx.programs.write_triton import (
+from gradtx.programs.write_cpp import CppWriter
+from gradtx.programs.write_kernels import (
     KernelText,
+    KernelWriter,
     UnsuitableProgramError,
-    write_kernels,
 )
+from gradtx.programs.write_triton import TritonWriter
 
-BLOCK = 1024  # entries of a chunk, which one instance of a kernel processes
+# Entries of a chunk, which one instance of a kernel processes.
+BLOCK = 1024  # of Triton
+CHUNK = 8192  # of C++
+LARGE = 2**15  # entries of all leaves from which several threads are faster
 WARPS = 8  # 16 bytes per thread and argument in float32
 WIDTH = 256  # partial sums that are added at a time
 ALIGNMENT = 16  # bytes
@@ -64,11 +75,6 @@ def triton_or_none() -> Any:
     except ImportError:
         return None
     return triton
-
-
-def runs_kernels(device: torch.device) -> bool:
-    """Whether Triton writes kernels for a device; those of ROCm are "cuda" as well."""
-    return device.type in ("cuda", "xpu")
 
 
 @functools.cache
@@ -93,8 +99,8 @@ def launch(
 
 
 @dataclass
-class PhaseKernels:
-    """The kernels of a phase.
+class PhaseKernels(ABC):
+    """The kernels of a phase, in a language.
 
     Attributes:
         text: Their text.
@@ -105,6 +111,8 @@ class PhaseKernels:
         scalars: All scalars of the program.
     """
 
+    writer: ClassVar[type[KernelWriter]]
+    chunk: ClassVar[int]
     text: KernelText
     indices: list[int]
     dtypes: list[torch.dtype]
@@ -112,31 +120,40 @@ class PhaseKernels:
     key: str
     scalars: Scalars
 
+    @staticmethod
+    @abstractmethod
+    def missing() -> str:
+        """Say what the language needs and this machine lacks, and how to get it; empty if there is nothing."""
+
+    @abstractmethod
+    def compile(self) -> None:
+        """Compile the kernels, unless the first launch does.
+
+        Raises:
+            CompilerError: If that is impossible.
+        """
+
+    @abstractmethod
     def run(self, scalars: Sequence[Any], table: Table) -> Tensor:
         """Launch the kernels; return the results by leaf, a row for each."""
-        text = self.text
-        of_kernels = [scalars[i] for i in self.indices]
-        words = _words(of_kernels, self.dtypes, table.pointers)
-        functions = compiled(text.source)
-        fixed = (table.pointers, table.sizes, table.chunk_leaf, table.chunk_start)
-        constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned, "num_warps": WARPS}
-        n_leaves, n_chunks = table.leaves, table.chunks
-        sums = [table.numbers(len(kinds), n_leaves) for kinds in text.reductions]
-        common = (*words, *fixed, n_leaves, *sums)
-        for depth, kinds in enumerate(text.reductions):
-            partials = table.numbers(len(kinds), n_chunks)
-            stage = (*common, partials, n_chunks)
-            launch(functions[f"stage{depth}"], n_chunks, stage, **constants)
-            reduce = (partials, sums[depth], table.leaf_chunks, n_leaves, n_chunks)
-            launch(functions[f"reduce{depth}"], n_leaves, reduce, WIDTH=WIDTH)
-        names = [kernel.name for kernel in text.kernels]
-        if "last_stage" in names:
-            launch(functions["last_stage"], n_chunks, common, **constants)
-        rows = sum(place is not None for place in text.outputs)
-        results = table.numbers(rows, n_leaves)
-        if "finish" in names:
-            launch(functions["finish"], n_leaves, (*common, results))
-        return results
+
+    def words(self, scalars: Sequence[Any]) -> tuple[list[int], dict[int, Tensor]]:
+        """Return the scalars of the kernels as words of 64 bits, and those that the host does not know, by index."""
+        given = [scalars[i] for i in self.indices]
+        kinds = ["d" if dtype.is_floating_point else "q" for dtype in self.dtypes]
+        unknown: dict[int, Tensor] = {}
+        for i, (scalar, kind) in enumerate(zip(given, kinds, strict=True)):
+            if isinstance(scalar, Tensor):
+                wide = torch.float64 if kind == "d" else torch.int64
+                unknown[i] = scalar.to(wide).view(torch.int64)
+                given[i] = 0
+        packed = struct.pack(f"={''.join(kinds)}", *given)
+        return list(struct.unpack(f"={len(kinds)}q", packed)), unknown
+
+    def by_leaf(self, table: Table) -> Tensor:
+        """Return memory for the results by leaf."""
+        rows = sum(place is not None for place in self.text.outputs)
+        return table.numbers(rows, table.leaves)
 
     def results(self, scalars: Sequence[Any], by_leaf: Tensor) -> list[Any]:
         """Return the results of the phase: a vector of one entry per leaf, or a scalar."""
@@ -163,9 +180,11 @@ class PhaseKernels:
             UnsuitableProgramError: If kernels cannot run it.
         """
         known = _KERNELS.of(phase.text)
-        key = device, leaf, columns_of(phase)
+        key = device, leaf, columns_of(phase), shape_of(phase, leaf)
         if key not in known:
-            known[key] = cls._written(phase, *key)
+            language = language_of(device)
+            assert language is not None
+            known[key] = language._written(phase, *key[:3])
         return known[key]
 
     @classmethod
@@ -173,7 +192,7 @@ class PhaseKernels:
         cls, phase: RecordedPhase, device: torch.device, leaf: int, columns: int
     ) -> PhaseKernels:
         program = lower(phase.recording, decides=False)
-        text = write_kernels(program, leaf, columns)
+        text = cls.writer(program, leaf).written(columns)
         order = {node: i for i, node in enumerate(program.scalars())}
         indices = [order[node] for node in text.scalars]
         dtypes = [node.meta["val"].dtype for node in text.scalars]
@@ -193,31 +212,120 @@ def columns_of(phase: RecordedPhase) -> int:
     return sum(isinstance(name, int) for name in phase.names)
 
 
+Phases: TypeAlias = list[RecordedPhase]
+
+
+def shape_of(phase: RecordedPhase, leaf: int) -> torch.Size | None:
+    """Return the shape of the leaf if kernels may have rows, whose length depends on it; else they suit all shapes."""
+    values = [node.meta["val"] for node in phase.recording.graph.nodes]
+    tensors = [value for value in values if isinstance(value, Tensor) and value.ndim]
+    if len({tensor.shape for tensor in tensors}) < 2:
+        return None
+    shape: torch.Size = phase.recording.leaves[leaf].meta["val"].shape
+    return shape
+
+
 class ScalarIndex(NamedTuple):
     """The index of a scalar among those of a program."""
 
     at: int
 
 
-def _words(
-    scalars: list[Any], dtypes: list[torch.dtype], unused: Tensor
-) -> tuple[Any, ...]:
-    """Return scalars as arguments of kernels: bits, words on the device (`unused` if there are none), and words.
+class TritonKernels(PhaseKernels):
+    """Kernels in Triton, each in one launch for all leaves."""
 
-    A word has 64 bits. If a scalar's bit is set, its word is the index of its value among those on the device.
-    """
-    on_device = 0
-    stored: list[Tensor] = []
-    kinds = ["d" if dtype.is_floating_point else "q" for dtype in dtypes]
-    for i, scalar in enumerate(scalars):
-        if isinstance(scalar, Tensor):
-            wide = torch.float64 if kinds[i] == "d" else torch.int64
+    writer = TritonWriter
+    chunk = BLOCK
+
+    @staticmethod
+    def missing() -> str:
+        if triton_or_none() is not None:
+            return ""
+        return "Triton cannot be imported; install the version of Triton that belongs to this torch"
+
+    def compile(self) -> None:
+        pass
+
+    def run(self, scalars: Sequence[Any], table: Table) -> Tensor:
+        text = self.text
+        words = self._arguments(scalars, table.pointers)
+        functions = compiled(text.source)
+        fixed = (table.pointers, table.sizes, table.chunk_leaf, table.chunk_start)
+        constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned, "num_warps": WARPS}
+        n_leaves, n_chunks = table.leaves, table.chunks
+        sums = [table.numbers(len(kinds), n_leaves) for kinds in text.reductions]
+        common = (*words, *fixed, n_leaves, *sums)
+        for depth, kinds in enumerate(text.reductions):
+            partials = table.numbers(len(kinds), n_chunks)
+            stage = (*common, partials, n_chunks)
+            launch(functions[f"stage{depth}"], n_chunks, stage, **constants)
+            reduce = (partials, sums[depth], table.leaf_chunks, n_leaves, n_chunks)
+            launch(functions[f"reduce{depth}"], n_leaves, reduce, WIDTH=WIDTH)
+        names = [kernel.name for kernel in text.kernels]
+        if "last_stage" in names:
+            launch(functions["last_stage"], n_chunks, common, **constants)
+        results = self.by_leaf(table)
+        if "finish" in names:
+            launch(functions["finish"], n_leaves, (*common, results))
+        return results
+
+    def _arguments(self, scalars: Sequence[Any], unused: Tensor) -> tuple[Any, ...]:
+        """Return scalars as arguments: bits, words on the device (`unused` if there are none), and words.
+
+        If a scalar's bit is set, its word is the index of its value among those on the device.
+        """
+        words, unknown = self.words(scalars)
+        on_device = 0
+        for place, i in enumerate(unknown):
             on_device |= 1 << i
-            scalars[i], kinds[i] = len(stored), "q"
-            stored.append(scalar.to(wide).view(torch.int64))
-    packed = struct.pack(f"={''.join(kinds)}", *scalars)
-    words = struct.unpack(f"={len(kinds)}q", packed)
-    return on_device, torch.stack(stored) if stored else unused, *words
+            words[i] = place
+        stored = torch.stack(list(unknown.values())) if unknown else unused
+        return on_device, stored, *words
+
+
+class CppKernels(PhaseKernels):
+    """Kernels in C++, one call for all."""
+
+    writer = CppWriter
+    chunk = CHUNK
+
+    @staticmethod
+    def missing() -> str:
+        return "" if cpp.compiler_or_none() else cpp.MISSING
+
+    def compile(self) -> None:
+        cpp.compiled(self.text.source)
+
+    def run(self, scalars: Sequence[Any], table: Table) -> Tensor:
+        known, unknown = self.words(scalars)
+        words = torch.tensor(known, dtype=torch.int64)
+        for i, word in unknown.items():
+            words[i].copy_(word)
+        counts = list(map(len, self.text.reductions))
+        sums = table.numbers(sum(counts), table.leaves)
+        partials = table.numbers(max(counts, default=0), table.chunks)
+        results = self.by_leaf(table)
+        memory = [words, table.pointers, table.sizes, table.blocks, table.chunk_leaf]
+        memory += [table.chunk_start, table.leaf_chunks, sums, partials, results]
+        threads = torch.get_num_threads() if table.entries >= LARGE else 1
+        arguments = cpp.Arguments(
+            *map(Tensor.data_ptr, memory),
+            *(table.leaves, table.chunks, threads),
+        )
+        cpp.compiled(self.text.source)(arguments)
+        return results
+
+
+LANGUAGES: Mapping[str, type[PhaseKernels]] = {
+    "cpu": CppKernels,
+    "cuda": TritonKernels,  # ROCm, too
+    "xpu": TritonKernels,
+}
+
+
+def language_of(device: torch.device) -> type[PhaseKernels] | None:
+    """Return the language of a device's kernels; None if no kernels run there."""
+    return LANGUAGES.get(device.type)
 
 
 # By the text of a recording, as list functions are.
@@ -231,21 +339,30 @@ class Table:
         sizes: The number of entries of each leaf.
         pointers: The addresses of each argument's tensors, one per leaf.
         device: The device.
+        chunk: The most entries of a chunk, unless a block has more.
+        blocks: The number of entries in each block of each leaf.
 
     Attributes:
-        chunks: The number of chunks of all leaves.
+        entries, leaves, chunks: The number of entries, of leaves, and of chunks of all leaves.
     """
 
     def __init__(
-        self, sizes: list[int], pointers: list[list[int]], device: torch.device
+        self,
+        sizes: list[int],
+        pointers: list[list[int]],
+        device: torch.device,
+        chunk: int,
+        blocks: list[int],
     ):
         self.device = device
         self.leaves = len(sizes)
+        self.entries = sum(sizes)
+        self.blocks = torch.tensor(blocks)
         chunk_leaf: list[int] = []
         chunk_start: list[int] = []
         leaf_chunks = [0]
-        for leaf, size in enumerate(sizes):
-            starts = range(0, size, BLOCK)
+        for leaf, (size, block) in enumerate(zip(sizes, blocks, strict=True)):
+            starts = range(0, size, max(chunk // block, 1) * block)
             chunk_start += starts
             chunk_leaf += [leaf] * len(starts)
             leaf_chunks.append(len(chunk_leaf))
@@ -308,11 +425,47 @@ class KernelBundle(MemberBundle):
         super().__init__(members, *arguments)
         self._table: Table | None = None
         self._params = [member.param for member in members]
+        self.leaf_names = [[member.name for member in members]]
+        self._blocks: list[int] = []  # the number of entries in each block of each leaf
         # Whether the memory of a contiguous gradient has the order of its parameter's.
         self._are_usual = all(map(is_usual, self._params))
         # Whether the gradients are like those of the plan, and whether kernels read those where they are.
         self.are_as_planned = False
         self._are_read_in_place = False
+
+    def key(self) -> tuple[str, ...]:
+        """Compile the kernels, and return what identifies them.
+
+        Raises:
+            UnsuitableProgramError: If there are none.
+            CompilerError: If they cannot be compiled.
+            OddTensorError: If the memory of a slot has another order than that of its parameter.
+        """
+        for member in self.members:
+            for key in self.signature.slots_by_leaf:
+                alias(member.state[key], member.param, True)
+        if self.signature.has_owners:
+            raise UnsuitableProgramError("the owners of some leaves compute")
+        blocks = {each.text.block for each in self.kernels} - {1}
+        if len(blocks) > 1:
+            raise UnsuitableProgramError("rows of several lengths")
+        if blocks and not all(local(param).is_contiguous() for param in self._params):
+            raise UnsuitableProgramError("its rows are not contiguous")
+        self._blocks = [max(blocks, default=1)] * len(self.members)
+        for kernels in self.kernels:
+            kernels.compile()
+        return tuple(each.key for each in self.kernels)
+
+    @classmethod
+    def merged(cls, bundles: list[KernelBundle]) -> KernelBundle:
+        """Return one bundle for those with equal kernels."""
+        first, *others = bundles
+        if not others:
+            return first
+        members = [member for bundle in bundles for member in bundle.members]
+        merged = cls(members, first.signature, first.operations, False)
+        merged._blocks = [block for bundle in bundles for block in bundle._blocks]
+        return merged
 
     @functools.cached_property
     def kernels(self) -> list[PhaseKernels]:
@@ -336,6 +489,9 @@ class KernelBundle(MemberBundle):
             CAPTURED.append(table)
             self._table = None  # later steps do not change this one
         del alive  # copies of gradients, which the kernels read
+        if self.consumes and phase.operation is None:
+            for param in self._params:
+                param.grad = None
         results = [kernels.results(scalars, by_leaf)]
         if phase.operation is not None:
             return self.terms(phase, results)
@@ -371,7 +527,8 @@ class KernelBundle(MemberBundle):
             aliases = [alias(tensor, param, True) for tensor, param in pairs]
             rows.insert(i, [each.data_ptr() for each in aliases])
         sizes = [entries_of(param) for param in self._params]
-        self._table = Table(sizes, rows, self.device)
+        chunk = self.kernels[0].chunk
+        self._table = Table(sizes, rows, self.device, chunk, self._blocks)
         return self._table, copies
 
     def _addresses(self, column: list[Any], copies: list[Tensor]) -> list[int]:
@@ -391,10 +548,16 @@ class KernelBundle(MemberBundle):
     # Results.
 
     def terms(self, phase: RecordedPhase, results: list[list[Any]]) -> LeafTerms:
-        """Return the sums over the leaves of the bundle, which take part in larger sums as one leaf."""
+        """Return the sums over the leaves of the bundle, which take part in larger sums as one leaf.
+
+        Sums for the next step have the terms of all leaves, so that their bits do not depend on bundles.
+        """
+        if phase.operation is None:
+            pairs = zip(results[0], phase.dtypes, strict=True)
+            return super().terms(phase, [[_by_leaf(*pair) for pair in pairs]])
         totals: dict[Any, Tensor] = {}
-        pairs = zip(phase.names, phase.dtypes, results[0], strict=True)
-        for name, dtype, value in pairs:
+        outputs = zip(phase.names, phase.dtypes, results[0], strict=True)
+        for name, dtype, value in outputs:
             if phase.is_term(name):
                 totals[name] = self._total(value, dtype)
         return LeafTerms([(NamedLeaf(self.name, self.device), totals)])
@@ -409,6 +572,12 @@ class KernelBundle(MemberBundle):
         return super().as_tensor(value[0] if is_by_leaf else value, dtype)
 
 
+def _by_leaf(value: Any, dtype: torch.dtype) -> Any:
+    """Return the list of a result by leaf; another result as it is."""
+    is_by_leaf = isinstance(value, Tensor) and value.ndim
+    return list(value.to(dtype).unbind()) if is_by_leaf else value
+
+
 class KernelFunction:
     """A phase as kernels that write to new memory, with the attributes of its list function, which runs other leaves.
 
@@ -417,16 +586,19 @@ class KernelFunction:
 
     Raises:
         UnsuitableProgramError: If there are no kernels.
+        CompilerError: If they cannot be compiled.
     """
 
     def __init__(
         self, phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
     ):
         self._kernels = PhaseKernels.of(phase, device, -1)  # the last is the gradient
+        self._kernels.compile()
         self._scalars = self._kernels.scalars.given(on_device).function
         self._given = phase, device, on_device
         self._dtypes = phase.dtypes
         self._columns = columns_of(phase)
+        self._shape = shape_of(phase, -1)  # of all leaves
         self._tables: dict[tuple[int, ...], Table] = {}
 
     def prepare(self, numbers: Sequence[Any]) -> Sequence[Any]:
@@ -434,7 +606,12 @@ class KernelFunction:
 
     def run(self, numbers: Sequence[Any], columns: Sequence[list[Tensor]]) -> list[Any]:
         tensors = list(itertools.chain.from_iterable(columns))
-        if is_captured(tensors[0].device) or not all(map(is_usual, tensors)):
+        shapes = set(map(Tensor.size, columns[-1]))
+        if (
+            is_captured(tensors[0].device)
+            or not all(map(is_usual, tensors))
+            or (self._shape is not None and shapes != {self._shape})
+        ):
             lists = list_function_of(*self._given)
             return lists.run(lists.prepare(numbers), columns)
         gradients = columns[-1]
@@ -450,17 +627,18 @@ class KernelFunction:
         for i, (value, dtype) in enumerate(zip(results, self._dtypes, strict=True)):
             if isinstance(value, Node):
                 results[i] = new[i]
-            elif isinstance(value, Tensor) and value.ndim:
-                results[i] = list(value.to(dtype).unbind())
+            else:
+                results[i] = _by_leaf(value, dtype)
         return results
 
     def _table(self, leaves: list[Tensor], addresses: list[list[int]]) -> Table:
         sizes = tuple(map(Tensor.numel, leaves))
         known = self._tables.get(sizes)
         if known is None:
-            table = self._tables[sizes] = Table(
-                list(sizes), addresses, leaves[0].device
-            )
+            blocks = [self._kernels.text.block] * len(sizes)
+            given = list(sizes), addresses, leaves[0].device
+            table = Table(*given, self._kernels.chunk, blocks)
+            self._tables[sizes] = table
         else:
             table = copy.copy(known)  # another thread may run
             table.place(addresses)
@@ -471,14 +649,36 @@ def kernel_function_of(
     phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
 ) -> Any:
     """Return the function of a phase as kernels if there are any, else as operations on lists."""
-    if runs_kernels(device) and triton_or_none() is not None:
-        with contextlib.suppress(UnsuitableProgramError):
+    language = language_of(device)
+    if language is not None and not language.missing():
+        with contextlib.suppress(UnsuitableProgramError, cpp.CompilerError):
             return KernelFunction(phase, device, on_device)
     return list_function_of(phase, device, on_device)
 
 
+def engines_for(compile: Any) -> list[Engine]:
+    """Return the engine that `compile=` asks for, which takes parameters before those of other engines.
+
+    Raises:
+        ValueError: If the engine belongs to another optimizer, whose programs it would mix with the new one's.
+        TypeError: If `compile` is neither True nor an engine.
+    """
+    if compile is True:
+        return [KernelEngine()]
+    if not isinstance(compile, Engine):
+        raise TypeError(
+            f"compile must be True, False or an Engine, got {compile!r}; gradtx writes its own kernels, which take no "
+            "modes or options of torch.compile"
+        )
+    if compile.is_taken:
+        raise ValueError(
+            f"compile: this {type(compile).__name__} belongs to another optimizer; create one for each"
+        )
+    return [compile]
+
+
 class KernelEngine(ListEngine):
-    """Run steps as Triton kernels."""
+    """Run steps as kernels."""
 
     way = "kernels"
     skips_work = False
@@ -487,12 +687,14 @@ class KernelEngine(ListEngine):
     _has_warned = False
 
     def runs_on(self, device: torch.device) -> bool:
-        return runs_kernels(device)
+        return language_of(device) is not None
 
     def _check(self, leaf: Leaf, step: Step) -> None:
-        if triton_or_none() is None:
-            self._warn_of_triton()
-            raise RefusedError("Triton cannot be imported")
+        language = language_of(local(leaf.key).device)
+        missing = language.missing() if language is not None else ""
+        if missing:
+            self._warn(missing)
+            raise RefusedError(missing)
         needs_order = leaf.layout.codes or is_positional(leaf)
         if needs_order and not local(leaf.key).is_contiguous():
             raise RefusedError("a link needs the positions of its entries")
@@ -519,11 +721,10 @@ class KernelEngine(ListEngine):
         # Terms of a bundle are added up here, but leaves may be in other bundles on other ranks.
         Engine._check_shard(self, leaf, flat)
 
-    def _warn_of_triton(self) -> None:
+    def _warn(self, reason: str) -> None:
         if not self._has_warned:
             warn_user(
-                "compile=True runs steps over lists of tensors on this GPU, because Triton cannot be imported; install "
-                "the version of Triton that belongs to this torch, to run each step as a few kernels",
+                f"compile=True runs steps over lists of tensors: {reason}",
                 RuntimeWarning,
             )
         self._has_warned = True
@@ -533,35 +734,41 @@ class KernelEngine(ListEngine):
 
     def _bundles(self, family: Family, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves with equal kernels, which those of several shapes often have."""
-        members_of: dict[Any, list[Member]] = {}
-        programs: dict[Any, list[RecordedPhase]] = {}
         pair_of = {id(member): (member, leaf) for member, leaf in family.pairs}
-        of_shapes: list[Any] = super()._bundles(family, splits)
-        for bundle in of_shapes:
+        of_text: list[Any] = super()._bundles(family, splits)
+        programs: list[tuple[Phases, Pairs]] = []
+        for bundle in of_text:
             pairs = [pair_of[id(member)] for member in bundle.members]
+            programs.extend(_by_shape(family, bundle, pairs))
+        of_key: dict[Any, list[KernelBundle]] = {}
+        for phases, pairs in programs:
+            members = [member for member, _ in pairs]
+            bundle = KernelBundle(members, family.signature, phases, False)
             try:
-                key = self._key(bundle)
+                of_key.setdefault(bundle.key(), []).append(bundle)
+            except cpp.CompilerError as error:
+                self._warn(str(error))
+                self._refuse(pairs, "its kernels cannot be compiled")
             except (UnsuitableProgramError, RefusedError) as refusal:
                 self._refuse(pairs, str(refusal))
-                continue
-            programs.setdefault(key, bundle.operations)
-            members_of.setdefault(key, []).extend(bundle.members)
-        bundles: list[MemberBundle] = []
-        for key, members in members_of.items():
-            phases = programs[key]
-            bundles.append(KernelBundle(members, family.signature, phases, False))
-        return bundles
+        return list(map(KernelBundle.merged, of_key.values()))
 
-    def _key(self, bundle: KernelBundle) -> tuple[str, ...]:
-        """Return what identifies a bundle's kernels.
 
-        Raises:
-            UnsuitableProgramError: If there are none.
-            OddTensorError: If the memory of a slot has another order than that of its parameter.
-        """
-        for member in bundle.members:
-            for key in bundle.signature.slots_by_leaf:
-                alias(member.state[key], member.param, True)
-        if bundle.signature.has_owners:
-            raise UnsuitableProgramError("the owners of some leaves compute")
-        return tuple(each.key for each in bundle.kernels)
+def _by_shape(
+    family: Family, bundle: KernelBundle, pairs: Pairs
+) -> list[tuple[Phases, Pairs]]:
+    """Return programs with their leaves: one for each shape if it may have rows."""
+    recorded = {shape_of(phase, 0) for phase in bundle.operations} - {None}
+    if not recorded:
+        return [(bundle.operations, pairs)]
+    of_shape: dict[torch.Size, Pairs] = {}
+    for member, leaf in pairs:
+        shape = as_real(local(member.param)).shape
+        of_shape.setdefault(shape, []).append((member, leaf))
+    programs: list[tuple[Phases, Pairs]] = []
+    for shape, same in of_shape.items():
+        phases = bundle.operations
+        if shape not in recorded:
+            phases = family.function().record(family.arguments(*same[0]))
+        programs.append((phases, same))
+    return programs

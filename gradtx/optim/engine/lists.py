@@ -320,12 +320,12 @@ class ListEngine(Engine):
         if not flat and (not has_shapes or has_regions(leaf.operations)):
             raise RefusedError(REDUCES_SHARD)
 
-    def _form_of_written(self, tensors: list[Tensor], flat: bool) -> tuple[Any, ...]:
+    def _form_of_written(self, tensors: list[Tensor]) -> tuple[Any, ...]:
         return tuple((tensor.dtype, tensor.device) for tensor in tensors)
 
     def _bundled(self, family: Family) -> list[MemberBundle]:
         has_owners = has_regions(family.pairs[0][1].operations)
-        family = family.signed(width=1, padded=False, has_owners=has_owners)
+        family = family.signed(has_owners=has_owners)
         equal = self._equal_slots(family)
         pairs_of_values: dict[Any, Pairs] = {}
         for member, leaf in family.pairs:

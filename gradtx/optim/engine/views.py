@@ -1,12 +1,11 @@
 """Views of parameters and slots as programs accept them: plain real tensors over the same memory, whole or in parts.
 
-Compiled programs process a large coded leaf in windows, list programs process large leaves in parts, so that
-temporaries are small.
+List programs process large leaves in parts, so that temporaries are small.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -22,9 +21,6 @@ from gradtx.state.codes import KEY
 
 # Equal parts of a coded leaf may be this many times smaller than a call's lists.
 SMALLEST_PARTS = 64
-
-# Entries of a window per CPU thread, so that the temporaries of compiled programs are small.
-WINDOW = 2**18
 
 
 class RefusedError(Exception):
@@ -94,12 +90,6 @@ def entries_of(param: Tensor) -> int:
     """Return the number of entries in the alias of a parameter."""
     param = local(param)
     return 2 * param.numel() if param.is_complex() else param.numel()
-
-
-def resized(tensor: Tensor, length: int) -> Tensor:
-    """Return an uninitialized tensor like another, but of this length; 0-d like a 0-d one."""
-    shape = (length, *tensor.shape[1:]) if tensor.ndim else ()
-    return tensor.new_empty(shape)
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -189,27 +179,6 @@ def part_of(member: Member, equal: bool = False) -> int | None:
         if units % count == 0:
             return size // count
     return None
-
-
-def window_of(device: torch.device, row: int) -> int:
-    """Return the most rows per window of a coded leaf with `row` entries per row (compiled programs)."""
-    most = (
-        WINDOW * torch.get_num_threads()
-        if device.type == "cpu"
-        else entries_of_a_call(device)
-    )
-    return max(most // row, 1)
-
-
-def windows(arguments: list[Tensor], window: int) -> Iterator[list[Tensor]]:
-    """Yield the arguments of a leaf for each window of rows in turn; 0-d ones belong to all windows."""
-    rows = next(len(tensor) for tensor in arguments if tensor.ndim)
-    count = -(-rows // window)
-    columns: list[Sequence[Tensor]] = []
-    for tensor in arguments:
-        parts = torch.split(tensor, window) if tensor.ndim else [tensor] * count
-        columns.append(parts)
-    return map(list, zip(*columns, strict=True))
 
 
 def row_of(member: Member) -> int | None:

@@ -1,0 +1,427 @@
+"""Write a program as C++ kernels, whose loops the compiler vectorizes, and one function that runs them in order.
+
+A row is the entries that have one value, such as those of one channel. Reductions over rows divide the loop over each
+row into passes, of which the last one writes; a chunk contains whole rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch.fx import Node
+
+from gradtx.programs.write_kernels import (
+    BLOCKS,
+    HALF,
+    REDUCTIONS,
+    KernelWriter,
+    Store,
+    aten,
+)
+
+IN_PARALLEL = "#pragma omp parallel for num_threads(a.threads) if(a.threads > 1)\n"
+# Classes of dtypes, whose objects compilers do not load into vectors, but their words.
+WORDS = {torch.bfloat16: "uint16_t", torch.float8_e4m3fn: "uint8_t"}
+IDENTITIES = {"sum": "0.0", "max": "-INFINITE", "min": "INFINITE"}
+
+# Arguments of a phase, as `gradtx.optim.engine.cpp.Arguments` passes them.
+PRELUDE = """
+#include <stdint.h>
+#define INFINITE __builtin_inf()
+#define NOT_A_NUMBER __builtin_nan("")
+
+struct Arguments {
+  const int64_t *words, *table, *sizes, *blocks, *chunk_leaf, *chunk_start, *leaf_chunks;
+  double *sums, *partials, *results;
+  int64_t n_leaves, n_chunks, threads;
+};
+
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
+#if __GLIBC_PREREQ(2, 35)
+#define VECTOR __attribute__((simd("notinbranch")))
+#endif
+#endif
+#ifndef VECTOR
+#define VECTOR
+#endif
+#define UNARY(name) \\
+  extern "C" VECTOR double name(double) noexcept; \\
+  extern "C" VECTOR float name##f(float) noexcept; \\
+  static inline float name(float x) { return name##f(x); }
+#define BINARY(name) \\
+  extern "C" VECTOR double name(double, double) noexcept; \\
+  extern "C" VECTOR float name##f(float, float) noexcept; \\
+  static inline float name(float x, float y) { return name##f(x, y); }
+UNARY(exp) UNARY(expm1) UNARY(log) UNARY(log1p) UNARY(sin) UNARY(cos) UNARY(tanh)
+UNARY(atan) UNARY(erf) BINARY(atan2) BINARY(pow)
+
+static inline float sqrt(float x) { return __builtin_sqrtf(x); }
+static inline double sqrt(double x) { return __builtin_sqrt(x); }
+static inline float rint(float x) { return __builtin_rintf(x); }
+static inline double rint(double x) { return __builtin_rint(x); }
+static inline float floor(float x) { return __builtin_floorf(x); }
+static inline double floor(double x) { return __builtin_floor(x); }
+static inline float ceil(float x) { return __builtin_ceilf(x); }
+static inline double ceil(double x) { return __builtin_ceil(x); }
+template <class T> static inline T abs(T x) { return x < 0 ? -x : x; }
+static inline float abs(float x) { return __builtin_fabsf(x); }
+static inline double abs(double x) { return __builtin_fabs(x); }
+template <class T> static inline T maximum(T x, T y) { return x > y || x != x ? x : y; }
+template <class T> static inline T minimum(T x, T y) { return x < y || x != x ? x : y; }
+template <class T, class S> static inline T bits(S x) { return __builtin_bit_cast(T, x); }
+
+struct bfloat16 {
+  uint16_t word;
+  bfloat16() = default;
+  explicit inline bfloat16(float x) {
+    const uint32_t all = bits<uint32_t>(x);
+    const uint32_t nearest = (all + 0x7fff + ((all >> 16) & 1)) >> 16;
+    word = x != x ? 0x7fc0 : nearest;
+  }
+  static inline bfloat16 of(uint16_t word) { bfloat16 x; x.word = word; return x; }
+  inline operator float() const { return bits<float>(uint32_t(word) << 16); }
+};
+
+struct float8_e4m3fn {  // 4 bits of exponent and 3 of mantissa; NaN instead of infinity
+  uint8_t word;
+  float8_e4m3fn() = default;
+  explicit inline float8_e4m3fn(float x) {
+    const uint32_t all = bits<uint32_t>(x), size = all & 0x7fffffff;
+    const uint32_t small = bits<uint32_t>(bits<float>(size) + 16384.0f) - bits<uint32_t>(16384.0f);
+    const uint32_t usual = (size - (120 << 23) + 0x7ffff + ((size >> 20) & 1)) >> 20;
+    const uint32_t nearest = size < (121 << 23) ? small : usual;
+    const uint32_t finite = size > bits<uint32_t>(448.0f) ? 0x7e : nearest;
+    word = (x != x ? 0x7f : finite) | (all >> 24 & 0x80);
+  }
+  static inline float8_e4m3fn of(uint8_t word) { float8_e4m3fn x; x.word = word; return x; }
+  inline operator float() const {
+    const uint32_t size = word & 0x7f;
+    const float usual = bits<float>((size << 20) + (120 << 23)), small = int32_t(size) * 0x1p-9f;
+    const float finite = size < 8 ? small : usual;
+    const float x = size == 0x7f ? float(NOT_A_NUMBER) : finite;
+    return word & 0x80 ? -x : x;
+  }
+};
+"""
+
+
+class CppWriter(KernelWriter):
+    """Write C++ functions; scalars are words of 64 bits."""
+
+    types: ClassVar[Mapping[torch.dtype, str]] = {
+        torch.float64: "double",
+        torch.float32: "float",
+        torch.bfloat16: "bfloat16",
+        torch.float16: "_Float16",
+        torch.float8_e4m3fn: "float8_e4m3fn",
+        torch.int64: "int64_t",
+        torch.int32: "int32_t",
+        torch.int16: "int16_t",
+        torch.int8: "int8_t",
+        torch.uint8: "uint8_t",
+        torch.bool: "bool",
+    }
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self._row_operands: dict[Node, str] = {}  # of reductions over rows
+
+    def _takes_blocks_of(self, block: int) -> bool:
+        return block > 1
+
+    def _constant(self, value: Any, dtype: torch.dtype) -> str:
+        text = repr(value).lower() if isinstance(value, bool) else repr(value)
+        if isinstance(value, float) and math.isnan(value):
+            text = "NOT_A_NUMBER"
+        elif isinstance(value, float) and math.isinf(value):
+            text = "INFINITE" if value > 0 else "-INFINITE"
+        return self._converted(f"({text})", dtype)
+
+    def _converted(self, code: str, dtype: torch.dtype) -> str:
+        if dtype in (torch.int8, torch.uint8):  # two conversions are vectorized
+            code = f"(int32_t){code}"
+        if dtype in WORDS:
+            code = f"(float){code}"
+        return f"({self.types[dtype]}){code}"
+
+    def _same_bits(self, code: str, own: torch.dtype, dtype: torch.dtype) -> str:
+        return f"bits<{self.types[dtype]}>({code})"
+
+    def _assigned(self, name: str, node: Node, code: str) -> str:
+        dtype = node.meta["val"].dtype
+        return f"const {self.types[dtype]} {name} = {code};"
+
+    def _word(self, j: int, is_floating: bool) -> str:
+        return f"bits<double>(s{j})" if is_floating else f"s{j}"
+
+    def _call(self, function: str, operands: Sequence[str]) -> str:
+        return f"{function}({', '.join(operands)})"
+
+    def _divide(self, x: str, y: str, dtype: torch.dtype) -> str:
+        return f"({x} / {y})"
+
+    def _root(self, x: str, dtype: torch.dtype) -> str:
+        return f"sqrt({x})"
+
+    def _choose(self, condition: str, x: str, y: str) -> str:
+        return f"({condition} ? {x} : {y})"
+
+    def _not(self, x: str, dtype: torch.dtype) -> str:
+        return f"!({x})" if dtype is torch.bool else f"~({x})"
+
+    def _total(self, depth: int, row: int) -> str:
+        return f"sums{depth}[{row} * a.n_leaves + leaf]"
+
+    def _joined(self, functions: Sequence[str]) -> str:
+        calls = "".join(f"  {kernel.name}(*a);\n" for kernel in self._kernels)
+        run = f'extern "C" void run(const Arguments* a) {{\n{calls}}}\n'
+        return "\n".join([PRELUDE, *functions, run])
+
+    def _reduce_rows(self, node: Node, operand: Node, name: str) -> None:
+        self._row_operands[node] = self._names[operand]
+        self._lines[node] = self._of_total(name, node, f"{name}_total", "block")
+
+    # Kernels.
+
+    def _block_size(self) -> str:
+        # Compilers unroll loops over a known number of entries.
+        return str(self._block) if self._block in BLOCKS else "a.blocks[leaf]"
+
+    def _head(self) -> list[str]:
+        """Return the lines that load what all entries of a leaf share."""
+        lines = ["const int64_t size = a.sizes[leaf];"]
+        rows = 0
+        for depth, stage in enumerate(self._reductions):
+            lines.append(f"double* const sums{depth} = a.sums + {rows} * a.n_leaves;")
+            rows += len(stage)
+        if self._block > 1:
+            lines.append(f"const int64_t block = {self._block_size()};")
+        for j in range(len(self._scalars)):
+            lines.append(f"const int64_t s{j} = a.words[{j}];")
+        return lines
+
+    def _pointers(self, rows: dict[int, Node]) -> list[str]:
+        lines = []
+        for j, like in rows.items():
+            dtype = like.meta["val"].dtype
+            kind = WORDS.get(dtype, self.types[dtype])
+            lines.append(
+                f"{kind}* const p{j} = ({kind}*)a.table[{j} * a.n_leaves + leaf];"
+            )
+        return lines
+
+    def _load(self, leaf: Node) -> str:
+        j = self._leaves.index(leaf)
+        place = {"entry": "i", "block": "b", "leaf": "0"}[self._extent(leaf)]
+        code, dtype = f"p{j}[{place}]", leaf.meta["val"].dtype
+        code = f"{self.types[dtype]}::of({code})" if dtype in WORDS else code
+        return self._assigned(f"x{j}", leaf, code)
+
+    def _store(self, store: Store) -> str:
+        place = {"entry": "i", "block": "b", "leaf": "0"}[self._extent(store.like)]
+        word = ".word" if store.like.meta["val"].dtype in WORDS else ""
+        return f"p{store.row}[{place}] = {self._names[store.node]}{word};"
+
+    def _lines_of(self, nodes: Sequence[Node]) -> list[str]:
+        return [self._load(n) if n in self._leaves else self._lines[n] for n in nodes]
+
+    def _chunk(
+        self,
+        name: str,
+        outputs: Sequence[Node],
+        stored: Sequence[Store] = (),
+        totals: Sequence[Total] = (),
+    ) -> str:
+        """Return a kernel that stores the outputs of each chunk, or adds them up."""
+        operations, read = self._needed(outputs)
+        self._note(name, read, stored)
+        nodes = [*read, *operations]
+        extents = [self._extent(output) for output in outputs]
+        ends: dict[str, list[str]] = {"entry": [], "block": []}
+        for store in stored:
+            ends[self._extent(store.like)].append(self._store(store))
+        of_entries = []
+        for extent, total in zip(extents, totals, strict=False):
+            if extent == "entry":
+                of_entries.append(total)
+            else:
+                ends["block"].append(total.update())
+        entries = [
+            output
+            for output, extent in zip(outputs, extents, strict=True)
+            if extent == "entry"
+        ]
+        lines = [
+            "const int64_t leaf = a.chunk_leaf[pid], start = a.chunk_start[pid];",
+            *self._head(),
+            "const bool is_last = pid + 1 == a.leaf_chunks[leaf + 1];",
+            "const int64_t stop = is_last ? size : a.chunk_start[pid + 1];",
+            *self._pointers(self._rows(read, stored)),
+            *self._lines_of([each for each in nodes if self._extent(each) == "leaf"]),
+            *(line for total in totals for line in total.start()),
+        ]
+        if self._block == 1:
+            lines += self._loop("start", "stop", entries, of_entries, ends["entry"])
+        else:
+            lines.append("for (int64_t b = start / block; b < stop / block; b++) {")
+            lines.append("const int64_t first = b * block, last = first + block;")
+            lines += self._passes(nodes)
+            lines += self._loop("first", "last", entries, of_entries, ends["entry"])
+            lines += [*ends["block"], "}"]
+        for i, total in enumerate(totals):
+            lines.append(f"a.partials[{i} * a.n_chunks + pid] = {total.end()};")
+        return _function(name, "pid", "n_chunks", lines, IN_PARALLEL)
+
+    def _passes(self, nodes: Sequence[Node]) -> list[str]:
+        """Return the lines that compute the values of a row, by a loop over its entries for each pass."""
+        passes: dict[Node, int] = {}
+        for node in nodes:
+            if self._extent(node) != "leaf":
+                inputs = (passes.get(item, 0) for item in node.all_input_nodes)
+                passes[node] = max(inputs, default=0) + (node in self._row_operands)
+        lines: list[str] = []
+        for i in range(1 + max(passes.values(), default=0)):
+            of_pass = [node for node in passes if passes[node] == i]
+            reductions = [node for node in of_pass if node in self._row_operands]
+            totals = [
+                _total_of(self._names[node], node, self._row_operands[node])
+                for node in reductions
+            ]
+            operands: list[Any] = [node.args[0] for node in reductions]
+            lines += [line for total in totals for line in total.start()]
+            if totals:
+                lines += self._loop("first", "last", operands, totals, [])
+            for total in totals:
+                lines.append(f"const double {total.name}_total = {total.end()};")
+            of_rows = [node for node in of_pass if self._extent(node) == "block"]
+            lines += self._lines_of(of_rows)
+        return lines
+
+    def _loop(
+        self,
+        first: str,
+        last: str,
+        outputs: Sequence[Node],
+        totals: Sequence[Total],
+        ends: Sequence[str],
+    ) -> list[str]:
+        """Return a loop over entries that computes outputs, adds up some and stores others."""
+        if not outputs:
+            return []
+        operations, read = self._needed(outputs)
+        of_entries = [
+            node for node in [*read, *operations] if self._extent(node) == "entry"
+        ]
+        clauses = "".join(total.clause() for total in totals)
+        return [
+            f"#pragma omp simd{clauses}",
+            f"for (int64_t i = {first}; i < {last}; i++) {{",
+            *self._lines_of(of_entries),
+            *(total.update() for total in totals),
+            *ends,
+            "}",
+        ]
+
+    def _stage(self, depth: int) -> str:
+        stage = self._reductions[depth]
+        operands: list[Any] = [node.args[0] for node in stage]
+        totals = []
+        for i, node in enumerate(stage):
+            totals.append(_total_of(f"r{i}", node, self._reduced[node]))
+        return self._chunk(f"stage{depth}", operands, totals=totals)
+
+    def _reduce(self, depth: int) -> str:
+        lines = [*self._head(), "const int64_t end = a.leaf_chunks[leaf + 1];"]
+        for row, node in enumerate(self._reductions[depth]):
+            total = Total(f"r{row}", REDUCTIONS[node.target].kind, "part")
+            lines += [
+                *total.start(),
+                "for (int64_t k = a.leaf_chunks[leaf]; k < end; k++) {",
+                f"const double part = a.partials[{row} * a.n_chunks + k];",
+                total.update(),
+                "}",
+                f"{self._total(depth, row)} = {total.end()};",
+            ]
+        return _function(f"reduce{depth}", "leaf", "n_leaves", lines)
+
+    def _last_stage(self, stores: Sequence[Store]) -> str:
+        return self._chunk("last_stage", [store.node for store in stores], stores)
+
+    def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
+        operations, read = self._needed_by_leaf(results, stores)
+        lines = [*self._head(), *self._pointers(self._rows(read, stores))]
+        lines += self._lines_of([*read, *operations])
+        lines += map(self._store, stores)
+        for row, result in enumerate(results):
+            value = self._converted(self._names[result], torch.float64)
+            lines.append(f"a.results[{row} * a.n_leaves + leaf] = {value};")
+        return _function("finish", "leaf", "n_leaves", lines)
+
+
+class Total(NamedTuple):
+    """A reduction in a loop; a maximum of NaN is NaN.
+
+    Attributes:
+        name: The variable.
+        kind: As in `Reduction`.
+        value: The code of what an entry adds.
+        type: Its type; loops with others, or with flags of another size, are vectorized less well.
+    """
+
+    name: str
+    kind: str
+    value: str
+    type: str = "double"
+
+    def start(self) -> list[str]:
+        """Return the lines before the loop."""
+        lines = [f"{self.type} {self.name}_sum = {IDENTITIES[self.kind]};"]
+        if self.kind != "sum":
+            flag = {"double": "int64_t", "float": "int32_t"}[self.type]
+            lines.append(f"{flag} {self.name}_nan = 0;")
+        return lines
+
+    def clause(self) -> str:
+        """Return what a vectorizing compiler has to know."""
+        if self.kind == "sum":
+            return f" reduction(+:{self.name}_sum)"
+        return f" reduction({self.kind}:{self.name}_sum) reduction(|:{self.name}_nan)"
+
+    def update(self) -> str:
+        """Return the line of an entry."""
+        if self.kind == "sum":
+            return f"{self.name}_sum += {self.value};"
+        sign = ">" if self.kind == "max" else "<"
+        chosen = f"{self.value} {sign} {self.name}_sum ? {self.value} : {self.name}_sum"
+        is_nan = f"{self.name}_nan |= {self.value} != {self.value};"
+        return f"{self.name}_sum = {chosen}; {is_nan}"
+
+    def end(self) -> str:
+        """Return the code of the result."""
+        if self.kind == "sum":
+            return f"{self.name}_sum"
+        return f"({self.name}_nan ? NOT_A_NUMBER : {self.name}_sum)"
+
+
+def _total_of(name: str, node: Node, operand: str) -> Total:
+    kind = REDUCTIONS[node.target].kind
+    is_single = node.meta["val"].dtype in (torch.float32, *HALF)
+    kind_of_value = "float" if is_single and kind != "sum" else "double"
+    value = f"({kind_of_value}){operand}"
+    if node.target is aten.linalg_vector_norm.default:
+        value = f"{value} * {value}"
+    return Total(name, kind, value, kind_of_value)
+
+
+def _function(
+    name: str, index: str, count: str, lines: Sequence[str], pragma: str = ""
+) -> str:
+    """Return a function with a loop."""
+    body = "\n".join(lines)
+    loop = f"for (int64_t {index} = 0; {index} < a.{count}; {index}++) {{"
+    return (
+        f"static void {name}(const Arguments& a) {{\n{pragma}{loop}\n{body}\n}}\n}}\n"
+    )

@@ -1,0 +1,223 @@
+"""Kernels in C++: each operation as torch computes it, rows of all lengths, threads, and what is not finite."""
+
+import math
+
+import pytest
+import torch
+
+import gradtx
+from gradtx.optim.engine import kernels
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+TOLERANCES = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
+VALUES = (0.0, -0.0, 1.0, -1.0, 0.3, -0.7, 2.5, 1e-3, 1e3, math.inf, -math.inf, math.nan)
+each = pytest.mark.parametrize
+
+
+def rule(function, init=None):
+    """Return a chain whose steps add `function(gradient, ctx)` to parameters that are zero."""
+
+    @gradtx.per_tensor()
+    def apply():
+        def update(update, state, param, ctx):
+            result = function(update, state) if init is not None else function(update)
+            return result, state
+
+        return (init, update) if init is not None else update
+
+    return gradtx.chain(apply(), gradtx.scale(1.0))
+
+
+def moved(chain, gradients, compile=True):
+    """Return what a step adds to zeros, and the ways in which it runs."""
+    params = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+    optimizer = gradtx.as_optimizer(chain, params, compile=compile)
+    for param, gradient in zip(params, gradients, strict=True):
+        param.grad = gradient
+    optimizer.step()
+    return [param.detach() for param in params], {item.way for item in optimizer.explain()}
+
+
+# Operations.
+
+NAMES = ("exp", "expm1", "sin", "cos", "tanh", "atan", "erf", "floor", "ceil", "round", "abs", "sign", "neg", "square")
+UNARY = {
+    **{name: getattr(torch, name) for name in (*NAMES, "sigmoid", "reciprocal")},
+    "log": lambda x: x.abs().log(),
+    "log1p": lambda x: x.abs().log1p(),
+    "sqrt": lambda x: x.abs().sqrt(),
+    "rsqrt": lambda x: x.abs().rsqrt(),
+    "pow": lambda x: x.abs() ** 0.3,
+    "square root by pow": lambda x: x.abs() ** 0.5,
+    "nan_to_num": lambda x: x.nan_to_num(nan=0.5, posinf=2.0, neginf=-2.0),
+    "isnan": lambda x: x.isnan().to(x.dtype),
+    "isinf": lambda x: x.isinf().to(x.dtype),
+    "isfinite": lambda x: x.isfinite().to(x.dtype),
+    "not": lambda x: (~(x > 0)).to(x.dtype),
+    "clamp": lambda x: x.clamp(-0.5, 0.5),
+    "clamp_min": lambda x: x.clamp(min=0.2),
+    "clamp_max": lambda x: x.clamp(max=0.2),
+    "where": lambda x: torch.where(x > 0.1, x, 2 * x),
+    "lerp": lambda x: torch.lerp(x, 2 * x, 0.7),
+    "flags": lambda x: (((x > 0) & (x < 2)) | (x == -1) ^ (x != x)).to(x.dtype),
+    "integers": lambda x: ((x.nan_to_num(0.0, 5.0, -5.0).to(torch.int32) * 7 ^ 3) << 2 >> 1).to(x.dtype),
+    "bits": lambda x: (x.float().view(torch.int32) & 0x7FFFFFFF).view(torch.float32).to(x.dtype),
+}
+BINARY = {
+    **{name: getattr(torch, name) for name in ["add", "sub", "mul", "div", "atan2", "maximum", "minimum"]},
+    "pow": lambda x, y: x.abs() ** y,
+    "addcmul": lambda x, y: torch.addcmul(x, x, y, value=0.3),
+    "addcdiv": lambda x, y: torch.addcdiv(x, x, y, value=0.3),
+    "add with a factor": lambda x, y: torch.add(x, y, alpha=-0.3),
+}
+
+
+@each("dtype", DTYPES, ids=str)
+@each("name", UNARY)
+def test_an_operation_is_that_of_torch(name, dtype):
+    values = torch.tensor(VALUES * 5, dtype=dtype)  # also those that no vector holds
+    (found,), ways = moved(rule(UNARY[name]), [values])
+    assert ways == {"kernels"}
+    expected = torch.zeros_like(values) + UNARY[name](values)
+    torch.testing.assert_close(found, expected, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype], equal_nan=True)
+
+
+@each("dtype", DTYPES, ids=str)
+@each("name", BINARY)
+def test_an_operation_of_two_tensors_is_that_of_torch(name, dtype):
+    pairs = torch.cartesian_prod(torch.tensor(VALUES), torch.tensor(VALUES)).to(dtype)
+    chain = rule(
+        lambda update, state: BINARY[name](update, state["other"]), lambda param: {"other": pairs[:, 1].clone()}
+    )
+    (found,), ways = moved(chain, [pairs[:, 0].clone()])
+    assert ways == {"kernels"}
+    expected = torch.zeros(len(pairs), dtype=dtype) + BINARY[name](pairs[:, 0], pairs[:, 1])
+    torch.testing.assert_close(found, expected, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype], equal_nan=True)
+
+
+# Reductions.
+
+SHAPES = [(6, 4), (4, 6), (3, 16), (2, 3, 5), (2, 3, 2, 2), (1, 7), (7, 1), (5000, 3), (3, 5000)]
+ROWS = {
+    "sum": lambda x: x / (1 + x.abs().sum(dim=-1, keepdim=True)),
+    "mean": lambda x: x - x.mean(dim=-1, keepdim=True),
+    "norm": lambda x: x / torch.linalg.vector_norm(x, dim=-1, keepdim=True),
+    "largest": lambda x: x / x.abs().amax(dim=-1, keepdim=True),
+    "smallest": lambda x: x - x.amin(dim=-1, keepdim=True),
+    "all but the first": lambda x: x - x.mean(dim=tuple(range(1, x.ndim)), keepdim=True),
+    "a sum of rows": lambda x: x / x.square().sum(dim=-1).sqrt().sum(),
+    "of what rows give": lambda x: (x - x.mean(-1, keepdim=True)) / (x - x.mean(-1, keepdim=True)).abs().amax(-1, True),
+    "the leaf": lambda x: x / x.abs().amax() - x.mean() + x.norm() * x.amin(),
+    "a stage after a stage": lambda x: (x / x.norm()).abs().sum() * x,
+    "sums before a stage of other sums": lambda x: x * ((x / x.norm()).sum() + x.abs().amax() + x.sum()),
+}
+
+
+@each("name", ROWS)
+def test_reductions_of_rows_and_leaves_of_all_shapes_at_once(name):
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES]
+    found, ways = moved(rule(ROWS[name]), gradients)
+    assert ways == {"kernels"}
+    for gradient, values in zip(gradients, found, strict=True):
+        torch.testing.assert_close(values, ROWS[name](gradient), rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+@each("reduce", [torch.amax, torch.amin, torch.sum])
+@each("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_reaches_the_result_of_a_reduction(reduce, value):
+    gradient = torch.linspace(-1, 1, 40).view(4, 10).contiguous()
+    gradient[2, 7] = value
+    for chain in (rule(lambda x: x + reduce(x, -1, keepdim=True)), rule(lambda x: x + reduce(x, (0, 1)))):
+        (found,), _ = moved(chain, [gradient])
+        (expected,), _ = moved(chain, [gradient], compile=False)
+        torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+COLUMNS = {
+    "a sum": lambda x: x - x.mean(dim=0, keepdim=True),
+    "a part of the rows": lambda x: x - x.view(2, -1, x.shape[-1]).mean(dim=1).repeat(x.shape[0] // 2, 1),
+    "transposed": lambda x: x + x.sum(0, keepdim=True) * x.t().sum(0).sum(),
+}
+
+
+@each("name", COLUMNS)
+def test_what_has_no_kernels_runs_over_lists_and_says_why(name):
+    gradient = torch.randn(4, 64, dtype=torch.float64)
+    param = torch.nn.Parameter(torch.zeros_like(gradient))
+    optimizer = gradtx.as_optimizer(rule(COLUMNS[name]), [param], compile=True)
+    param.grad = gradient
+    optimizer.step()
+    (item,) = optimizer.explain()
+    assert item.way == "lists"
+    assert item.reason
+    torch.testing.assert_close(param.detach(), COLUMNS[name](gradient))
+
+
+@each("shape", [(64, 64), (32, 64), (64, 16)])
+def test_a_slot_with_a_value_for_each_column_is_not_taken_for_one_of_rows(shape):
+    """Even where there are as many rows as columns, or as a block has entries."""
+    scales = torch.linspace(1, 2, shape[-1])
+    chain = rule(lambda update, state: update * state["scale"], lambda param: {"scale": scales.clone()})
+    gradient = torch.randn(shape)
+    (found,), _ = moved(chain, [gradient])
+    torch.testing.assert_close(found, gradient * scales)
+
+
+def test_a_slot_with_a_value_for_each_row_is_read():
+    scales = torch.linspace(1, 2, 12).view(12, 1)
+    chain = rule(lambda update, state: update * state["scale"], lambda param: {"scale": scales.clone()})
+    gradient = torch.randn(12, 5)
+    (found,), ways = moved(chain, [gradient])
+    assert ways == {"kernels"}
+    torch.testing.assert_close(found, gradient * scales)
+
+
+# Threads, and functions of trees.
+
+
+@each("make", [gradtx.adamw, gradtx.lamb, lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamp(lr=0.1))])
+def test_threads_change_no_bit(make):
+    gradients = [torch.randn(300, 700), torch.randn(5), torch.randn(64, 3, 3, 3)]
+    threads = torch.get_num_threads()
+    runs = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            runs.append(moved(make(), gradients)[0])
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        assert all(map(torch.equal, run, runs[0]))
+
+
+def test_kernels_of_rows_write_new_memory_for_leaves_of_several_lengths(monkeypatch):
+    """One program serves leaves of all shapes, but its kernels have rows of one length: others run over lists."""
+    from gradtx.programs import graphs
+
+    monkeypatch.setattr(graphs, "FEW_LEAVES", 1)
+    tx = gradtx.chain(gradtx.centralize(), gradtx.sgd(lr=0.1))
+    params = {str(shape): torch.randn(shape, dtype=torch.float64) for shape in ((6, 4), (4, 6), (3, 8), (8, 3))}
+    torch._dynamo.reset()
+    compiled = torch.compile(tx.update, backend="aot_eager", fullgraph=True)
+    updates, _ = compiled(params, tx.init(params), params)
+    for name, param in params.items():
+        torch.testing.assert_close(updates[name], -0.1 * (param - param.mean(dim=1, keepdim=True)))
+
+
+def test_equal_texts_are_compiled_once():
+    text = '#include <stdint.h>\nextern "C" void run(const void*) {}\n'
+    assert kernels.cpp.compiled(text) is kernels.cpp.compiled(text)
+
+
+def test_numbers_of_8_bits_are_those_of_torch():
+    """All of them, and all between two of them, in both directions."""
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    halves = torch.linspace(-1, 1, 4001) ** 3 * 500
+    values = torch.cat(
+        [codes.float(), halves, codes[:127].float() + codes[1:128].float().diff(prepend=torch.zeros(1)) / 2]
+    )
+    chain = rule(lambda update: update.to(torch.float8_e4m3fn).to(torch.float32))
+    (found,), ways = moved(chain, [values])
+    assert ways == {"kernels"}
+    torch.testing.assert_close(found, values.to(torch.float8_e4m3fn).float(), rtol=0, atol=0, equal_nan=True)
