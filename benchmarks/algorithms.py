@@ -13,24 +13,18 @@ from __future__ import annotations
 import argparse
 import inspect
 import math
-import os
 import re
 import statistics
-import tempfile
 import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from common import gpt, interleaved, log_ticks, machine, parameters, ratio
-
-# Start with an empty cache.
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp())
-
 import matplotlib.pyplot as plt
 import pytorch_optimizer
 import torch
+from common import gpt, interleaved, log_ticks, machine, parameters, ratio
 from tqdm import tqdm
 
 import gradtx
