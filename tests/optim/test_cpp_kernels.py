@@ -221,3 +221,18 @@ def test_numbers_of_8_bits_are_those_of_torch():
     (found,), ways = moved(chain, [values])
     assert ways == {"kernels"}
     torch.testing.assert_close(found, values.to(torch.float8_e4m3fn).float(), rtol=0, atol=0, equal_nan=True)
+
+
+@each("make", [gradtx.adamw, gradtx.lamb, lambda: gradtx.chain(gradtx.centralize(), gradtx.sgd(lr=0.1))])
+def test_a_default_device_elsewhere_changes_nothing(make):
+    """What kernels read is on the host, or they would follow addresses of another device."""
+    gradients = [torch.linspace(-1, 1, 12).view(3, 4).contiguous(), torch.linspace(-1, 1, 5)]
+    expected, _ = moved(make(), gradients)
+    params = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+    optimizer = gradtx.as_optimizer(make(), params, compile=True)
+    for param, gradient in zip(params, gradients, strict=True):
+        param.grad = gradient
+    with torch.device("meta"):
+        optimizer.step()
+    assert {item.way for item in optimizer.explain()} == {"kernels"}
+    assert all(map(torch.equal, params, expected))

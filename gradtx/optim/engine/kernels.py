@@ -298,7 +298,7 @@ class CppKernels(PhaseKernels):
 
     def run(self, scalars: Sequence[Any], table: Table) -> Tensor:
         known, unknown = self.words(scalars)
-        words = torch.tensor(known, dtype=torch.int64)
+        words = torch.tensor(known, dtype=torch.int64, device="cpu")
         for i, word in unknown.items():
             words[i].copy_(word)
         counts = list(map(len, self.text.reductions))
@@ -357,7 +357,7 @@ class Table:
         self.device = device
         self.leaves = len(sizes)
         self.entries = sum(sizes)
-        self.blocks = torch.tensor(blocks)
+        self.blocks = torch.tensor(blocks, device="cpu")
         chunk_leaf: list[int] = []
         chunk_start: list[int] = []
         leaf_chunks = [0]
@@ -410,7 +410,8 @@ def _are_aligned(pointers: list[int]) -> bool:
 def on_host(numbers: list[int], device: torch.device) -> Tensor:
     """Return 64-bit integers in memory from which a copy to the device does not wait."""
     is_pinned = device.type == "cuda"
-    return torch.tensor(numbers, dtype=torch.int64, pin_memory=is_pinned)
+    options: Any = {"device": "cpu", "pin_memory": is_pinned}
+    return torch.tensor(numbers, dtype=torch.int64, **options)
 
 
 def sent(numbers: list[int], device: torch.device) -> Tensor:
