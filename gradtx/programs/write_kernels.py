@@ -183,6 +183,9 @@ class KernelWriter(ABC):
             elif node.op == "call_function" and not is_number(node):
                 self._add(node)
         results = self._program.results
+        for result in results:
+            if isinstance(result, Node) and not (is_list(result) or is_number(result)):
+                raise UnsuitableProgramError("what leaves share is computed by views")
         for i, result in enumerate(results[:columns], len(self._leaves)):
             if is_list(result) and not self._is_mark(result):
                 self._stores.append(Store(i, result, result))

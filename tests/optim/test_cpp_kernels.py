@@ -236,3 +236,20 @@ def test_a_default_device_elsewhere_changes_nothing(make):
         optimizer.step()
     assert {item.way for item in optimizer.explain()} == {"kernels"}
     assert all(map(torch.equal, params, expected))
+
+
+def test_what_leaves_share_may_go_through_a_view():
+    def keep(param):
+        return {"count": torch.ones((), dtype=torch.float64)}
+
+    @gradtx.per_tensor()
+    def viewed():
+        def update(update, state, param, ctx):
+            return update, {"count": state["count"].reshape(1).reshape(())}
+
+        return keep, update
+
+    gradient = torch.linspace(-1, 1, 3)
+    (found,), ways = moved(gradtx.chain(viewed(), gradtx.sgd(lr=0.5)), [gradient])
+    assert ways == {"lists"}
+    torch.testing.assert_close(found, -0.5 * gradient)
