@@ -57,13 +57,11 @@ class LateTerm(NamedTuple):
     Attributes:
         path, name: The path and name of the shared value that stores the sum.
         finish: Function of the sum that returns the stored value.
-        leaf: The index of the leaf, for a program of several leaves.
     """
 
     path: Path
     name: str
     finish: Callable[[Tensor], Tensor]
-    leaf: str = "0"
 
 
 class Run:

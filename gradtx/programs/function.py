@@ -316,8 +316,7 @@ class LeafFunction:
             if key in self.signature.equal:
                 outputs[EqualSlot(key)] = value
         for name, place in late_sums.items():
-            for of, term in run.late_terms[name].items():
-                outputs[place._replace(leaf=of)] = term
+            outputs[place] = run.late_terms[name][leaf.name]
         return outputs
 
     def _write(self, leaf: Leaf, taken: set[Any]) -> None:

@@ -39,18 +39,6 @@ def reason_of(error: Exception) -> str:
     return f"{reason}{line_of_user(error)}"
 
 
-def _read_error(operator: Any) -> UnrecordableError:
-    return UnrecordableError(f"the rule reads the value of a tensor ({operator})")
-
-
-def _write_error(operator: Any) -> UnrecordableError:
-    return UnrecordableError(f"the rule writes to a tensor in place ({operator})")
-
-
-def _random_error(operator: Any) -> UnrecordableError:
-    return UnrecordableError(f"the rule draws random numbers ({operator})")
-
-
 def _write_nothing() -> None:
     """Write nothing."""
 
@@ -261,10 +249,12 @@ class _Recorder:
         if traits.reads_value:
             # Values computed from arguments are on the meta device, constants are not.
             if args[0].device.type != "cpu":
-                raise _read_error(operator)
+                raise UnrecordableError(
+                    f"the rule reads the value of a tensor ({operator})"
+                )
             return operator(*args, **kwargs)
         if traits.is_random:
-            raise _random_error(operator)
+            raise UnrecordableError(f"the rule draws random numbers ({operator})")
         if operator is aten.lift_fresh.default:
             return self._constant(args[0])
         if "device" in kwargs and operator is aten._to_copy.default:
@@ -283,7 +273,9 @@ class _Recorder:
             if not self.may_write or not any(
                 args[0] is each for each in self.arguments
             ):
-                raise _write_error(operator)
+                raise UnrecordableError(
+                    f"the rule writes to a tensor in place ({operator})"
+                )
             node.meta["val"] = result
         else:
             self._name(result, node)
@@ -346,7 +338,10 @@ class _Recorder:
         """Record a tensor that the function creates from Python scalars, such as `torch.tensor(1.0)`."""
         if tensor.ndim or tensor.device.type != "cpu":
             raise UnrecordableError("the rule creates a tensor from Python numbers")
-        self._name(tensor, add_constant(self.graph, tensor))
+        options = {"dtype": tensor.dtype, "device": META}  # that of the leaves
+        arguments = [], tensor.item()
+        node = self.graph.call_function(aten.full.default, arguments, options)
+        self._name(tensor, node)
         return tensor
 
     def _recorded(self, value: Any) -> Any:
@@ -499,13 +494,6 @@ def _of_single_entries(operator: Any, args: Any, kwargs: Any) -> Tensor:
 @functools.cache
 def _ones(dtype: torch.dtype, dims: int) -> Tensor:
     return torch.ones((1,) * dims, device=CPU).to(dtype)
-
-
-def add_constant(graph: Graph, tensor: Tensor) -> Node:
-    """Add a 0-d tensor to a graph as a constant on the device of the leaves."""
-    return graph.call_function(
-        aten.full.default, ([], tensor.item()), {"dtype": tensor.dtype, "device": META}
-    )
 
 
 def _item(values: Any, i: int) -> Any:

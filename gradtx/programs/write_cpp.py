@@ -16,6 +16,7 @@ from torch.fx import Node
 from gradtx.programs.write_kernels import (
     BLOCKS,
     HALF,
+    PLACES,
     REDUCTIONS,
     KernelWriter,
     Store,
@@ -147,7 +148,7 @@ class CppWriter(KernelWriter):
             code = f"(float){code}"
         return f"({self.types[dtype]}){code}"
 
-    def _same_bits(self, code: str, own: torch.dtype, dtype: torch.dtype) -> str:
+    def _same_bits(self, code: str, dtype: torch.dtype) -> str:
         return f"bits<{self.types[dtype]}>({code})"
 
     def _assigned(self, name: str, node: Node, code: str) -> str:
@@ -215,13 +216,12 @@ class CppWriter(KernelWriter):
 
     def _load(self, leaf: Node) -> str:
         j = self._leaves.index(leaf)
-        place = {"entry": "i", "block": "b", "leaf": "0"}[self._extent(leaf)]
-        code, dtype = f"p{j}[{place}]", leaf.meta["val"].dtype
+        code, dtype = f"p{j}[{PLACES[self._extent(leaf)]}]", leaf.meta["val"].dtype
         code = f"{self.types[dtype]}::of({code})" if dtype in WORDS else code
         return self._assigned(f"x{j}", leaf, code)
 
     def _store(self, store: Store) -> str:
-        place = {"entry": "i", "block": "b", "leaf": "0"}[self._extent(store.like)]
+        place = PLACES[self._extent(store.like)]
         word = ".word" if store.like.meta["val"].dtype in WORDS else ""
         return f"p{store.row}[{place}] = {self._names[store.node]}{word};"
 
@@ -239,21 +239,16 @@ class CppWriter(KernelWriter):
         operations, read = self._needed(outputs)
         self._note(name, read, stored)
         nodes = [*read, *operations]
-        extents = [self._extent(output) for output in outputs]
+        entries = [each for each in outputs if self._extent(each) == "entry"]
         ends: dict[str, list[str]] = {"entry": [], "block": []}
         for store in stored:
             ends[self._extent(store.like)].append(self._store(store))
-        of_entries = []
-        for extent, total in zip(extents, totals, strict=False):
-            if extent == "entry":
+        of_entries: list[Total] = []
+        for output, total in zip(outputs, totals, strict=False):
+            if output in entries:
                 of_entries.append(total)
             else:
                 ends["block"].append(total.update())
-        entries = [
-            output
-            for output, extent in zip(outputs, extents, strict=True)
-            if extent == "entry"
-        ]
         lines = [
             "const int64_t leaf = a.chunk_leaf[pid], start = a.chunk_start[pid];",
             *self._head(),
@@ -292,8 +287,7 @@ class CppWriter(KernelWriter):
             ]
             operands: list[Any] = [node.args[0] for node in reductions]
             lines += [line for total in totals for line in total.start()]
-            if totals:
-                lines += self._loop("first", "last", operands, totals, [])
+            lines += self._loop("first", "last", operands, totals, [])
             for total in totals:
                 lines.append(f"const double {total.name}_total = {total.end()};")
             of_rows = [node for node in of_pass if self._extent(node) == "block"]

@@ -29,6 +29,8 @@ aten = torch.ops.aten
 HALF = (torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 # Blocks that have one scale: numbers of entries that a tile of a kernel can have in its second dimension.
 BLOCKS = (16, 32, 64, 128, 256)
+# The index of a value in memory, by its extent.
+PLACES = {"entry": "i", "block": "b", "leaf": "0"}
 
 # Operations by the name of their operator, as infix operators or functions.
 COMPARISONS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "eq": "==", "ne": "!="}
@@ -78,7 +80,6 @@ SAME_ENTRIES = (
     aten.expand.default,
 )
 
-
 # Why there are no kernels.
 ROWS = "it has values of rows or columns that kernels cannot compute"
 
@@ -124,7 +125,7 @@ class KernelText:
         kernels: These in the order of their launches: `stage0` and `reduce0`, ..., `last_stage` if there are entries to
             write, and `finish` if there are numbers of each leaf to write.
         scalars: The scalars that they read, each a word of 64 bits.
-        reductions: For each stage but the last, how each of its sums is combined.
+        sums: The number of sums of each stage but the last.
         outputs: For each result of the phase, its row in the buffer of values by leaf; None for others.
         block: The number of entries that have one value of a row, or one scale; a chunk contains whole blocks.
     """
@@ -132,7 +133,7 @@ class KernelText:
     source: str
     kernels: list[Kernel]
     scalars: list[Node]
-    reductions: list[list[str]] = field(default_factory=list[list[str]])
+    sums: list[int] = field(default_factory=list[int])
     outputs: list[int | None] = field(default_factory=list[int | None])
     block: int = 1
 
@@ -194,7 +195,7 @@ class KernelWriter(ABC):
             if self._extent(result) != "leaf":
                 raise UnsuitableProgramError("a result has an entry per element")
         text = KernelText("", self._kernels, self._scalars)
-        text.reductions = [list(map(_kind_of, stage)) for stage in self._reductions]
+        text.sums = list(map(len, self._reductions))
         rows = iter(range(len(by_leaf)))
         text.outputs = [None] * len(results[:columns])
         for result in results[columns:]:
@@ -224,7 +225,7 @@ class KernelWriter(ABC):
     def _converted(self, code: str, dtype: torch.dtype) -> str: ...
 
     @abstractmethod
-    def _same_bits(self, code: str, own: torch.dtype, dtype: torch.dtype) -> str:
+    def _same_bits(self, code: str, dtype: torch.dtype) -> str:
         """Return the code of a value that has the bits of another."""
 
     @abstractmethod
@@ -407,16 +408,14 @@ class KernelWriter(ABC):
             return self._operand(source, dtype)
         if target is aten.view.dtype:
             source = args[0]
-            return self._same_bits(self._names[source], _dtype(source), dtype)
+            return self._same_bits(self._names[source], dtype)
         if target is aten.linalg_vector_norm.default:  # of a single number
-            return self._arithmetic("abs", node, args[:1], {}, dtype)
+            return self._arithmetic("abs", args[:1], {}, dtype)
         name = _name(node)
         name = name if name.startswith("__") else name.rstrip("_")
-        return self._arithmetic(name, node, args, kwargs, dtype)
+        return self._arithmetic(name, args, kwargs, dtype)
 
-    def _arithmetic(
-        self, name: str, node: Node, args: Any, kwargs: Any, dtype: torch.dtype
-    ) -> str:
+    def _arithmetic(self, name: str, args: Any, kwargs: Any, dtype: torch.dtype) -> str:
         compute = torch.float32 if dtype in HALF else dtype
         if name in COMPARISONS:
             common = _common_dtype(args)
@@ -433,13 +432,12 @@ class KernelWriter(ABC):
                 "isfinite": f"{size} < {infinity}",
             }[name]
         operands = [self._operand(item, compute) for item in args]
-        code = self._code(name, node, args, operands, kwargs, compute)
+        code = self._code(name, args, operands, kwargs, compute)
         return code if compute is dtype else self._converted(f"({code})", dtype)
 
     def _code(
         self,
         name: str,
-        node: Node,
         args: Any,
         operands: list[str],
         kwargs: Any,
@@ -595,10 +593,6 @@ class KernelWriter(ABC):
         rows = {i: leaf for i, leaf in enumerate(self._leaves) if leaf in read}
         rows.update({store.row: store.like for store in stored})
         return dict(sorted(rows.items()))
-
-
-def _kind_of(reduction: Node) -> str:
-    return REDUCTIONS[reduction.target].kind
 
 
 def _dtype(node: Any) -> torch.dtype:

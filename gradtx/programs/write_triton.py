@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from gradtx.programs.write_kernels import (
+    PLACES,
     REDUCTIONS,
     KernelWriter,
     Store,
@@ -46,7 +47,7 @@ class TritonWriter(KernelWriter):
     def _converted(self, code: str, dtype: torch.dtype) -> str:
         return f"{code}.to({self.types[dtype]})"
 
-    def _same_bits(self, code: str, own: torch.dtype, dtype: torch.dtype) -> str:
+    def _same_bits(self, code: str, dtype: torch.dtype) -> str:
         return f"{code}.to({self.types[dtype]}, bitcast=True)"
 
     def _assigned(self, name: str, node: Node, code: str) -> str:
@@ -114,13 +115,13 @@ class TritonWriter(KernelWriter):
 
     def _load(self, leaf: Node, mask: str) -> str:
         j = self._leaves.index(leaf)
-        place = {"entry": "i", "block": "b", "leaf": "0"}[self._extent(leaf)]
+        extent = self._extent(leaf)
         masks = {
             "entry": mask,
             "block": mask.replace("i < size", f"b < size // {self._block}"),
             "leaf": "",
         }
-        loaded = f"tl.load(p{j} + {place}{masks[self._extent(leaf)]})"
+        loaded = f"tl.load(p{j} + {PLACES[extent]}{masks[extent]})"
         is_flag = leaf.meta["val"].dtype is torch.bool
         return f"x{j} = {loaded} != 0" if is_flag else f"x{j} = {loaded}"
 

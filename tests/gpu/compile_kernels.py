@@ -37,17 +37,19 @@ def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.flo
             found[kernels.PhaseKernels.of(phase, self.device, 0).text.source] = None
             return kernels.MemberBundle.process(self, phase)
 
+    class Writing(kernels.KernelEngine):
+        bundle_type = Noted
+
     params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in ((128, 64), (128,))]
-    before = kernels.language_of, kernels.KernelBundle
-    kernels.language_of, kernels.KernelBundle = (lambda device: kernels.TritonKernels), Noted
+    before, kernels.language_of = kernels.language_of, lambda device: kernels.TritonKernels
     try:
-        optimizer = gradtx.as_optimizer(tx, params, compile=kernels.KernelEngine())
+        optimizer = gradtx.as_optimizer(tx, params, compile=Writing())
         for _ in range(2):
             for param in params:
                 param.grad = torch.randn_like(param)
             optimizer.step()
     finally:
-        kernels.language_of, kernels.KernelBundle = before
+        kernels.language_of = before
     return list(found)
 
 

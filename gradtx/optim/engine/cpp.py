@@ -25,21 +25,23 @@ FLAGS = (
     # As torch's kernels compute: errors are values, integers wrap around, and each operation rounds.
     *("-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-ffp-contract=off"),
 )
-
-
 # With threads, which some compilers lack the library for, or without them.
 PARALLEL = ("-fopenmp", "-fopenmp-simd")
+
+
+ADDRESSES = (
+    *("words", "table", "sizes", "blocks", "chunk_leaf", "chunk_start", "leaf_chunks"),
+    *("sums", "partials", "results"),
+)
+COUNTS = ("n_leaves", "n_chunks", "threads")
 
 
 class Arguments(ctypes.Structure):
     """The arguments of a phase; see `gradtx.programs.write_cpp`."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("words", "table", "sizes", "blocks")),
-        *((name, ctypes.c_void_p) for name in ("chunk_leaf", "chunk_start")),
-        *((name, ctypes.c_void_p) for name in ("leaf_chunks", "sums", "partials")),
-        ("results", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("n_leaves", "n_chunks", "threads")),
+        *((name, ctypes.c_void_p) for name in ADDRESSES),
+        *((name, ctypes.c_int64) for name in COUNTS),
     ]
 
 

@@ -14,7 +14,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -174,7 +174,7 @@ class PhaseKernels(ABC):
         Args:
             phase: The phase.
             device: The device of the leaves.
-            leaf: As in `write_kernels`.
+            leaf: As in `KernelWriter`.
 
         Raises:
             UnsuitableProgramError: If kernels cannot run it.
@@ -210,9 +210,6 @@ class PhaseKernels(ABC):
 def columns_of(phase: RecordedPhase) -> int:
     """Return the number of results of a leaf, which a program that writes nothing returns first."""
     return sum(isinstance(name, int) for name in phase.names)
-
-
-Phases: TypeAlias = list[RecordedPhase]
 
 
 def shape_of(phase: RecordedPhase, leaf: int) -> torch.Size | None:
@@ -253,10 +250,10 @@ class TritonKernels(PhaseKernels):
         fixed = (table.pointers, table.sizes, table.chunk_leaf, table.chunk_start)
         constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned, "num_warps": WARPS}
         n_leaves, n_chunks = table.leaves, table.chunks
-        sums = [table.numbers(len(kinds), n_leaves) for kinds in text.reductions]
+        sums = [table.numbers(count, n_leaves) for count in text.sums]
         common = (*words, *fixed, n_leaves, *sums)
-        for depth, kinds in enumerate(text.reductions):
-            partials = table.numbers(len(kinds), n_chunks)
+        for depth, count in enumerate(text.sums):
+            partials = table.numbers(count, n_chunks)
             stage = (*common, partials, n_chunks)
             launch(functions[f"stage{depth}"], n_chunks, stage, **constants)
             reduce = (partials, sums[depth], table.leaf_chunks, n_leaves, n_chunks)
@@ -301,7 +298,7 @@ class CppKernels(PhaseKernels):
         words = torch.tensor(known, dtype=torch.int64, device="cpu")
         for i, word in unknown.items():
             words[i].copy_(word)
-        counts = list(map(len, self.text.reductions))
+        counts = self.text.sums
         sums = table.numbers(sum(counts), table.leaves)
         partials = table.numbers(max(counts, default=0), table.chunks)
         results = self.by_leaf(table)
@@ -457,14 +454,14 @@ class KernelBundle(MemberBundle):
             kernels.compile()
         return tuple(each.key for each in self.kernels)
 
-    @classmethod
-    def merged(cls, bundles: list[KernelBundle]) -> KernelBundle:
+    @staticmethod
+    def merged(bundles: list[KernelBundle]) -> KernelBundle:
         """Return one bundle for those with equal kernels."""
         first, *others = bundles
         if not others:
             return first
         members = [member for bundle in bundles for member in bundle.members]
-        merged = cls(members, first.signature, first.operations, False)
+        merged = type(first)(members, first.signature, first.operations, False)
         merged._blocks = [block for bundle in bundles for block in bundle._blocks]
         return merged
 
@@ -607,15 +604,14 @@ class KernelFunction:
 
     def run(self, numbers: Sequence[Any], columns: Sequence[list[Tensor]]) -> list[Any]:
         tensors = list(itertools.chain.from_iterable(columns))
-        shapes = set(map(Tensor.size, columns[-1]))
+        gradients = columns[-1]
         if (
             is_captured(tensors[0].device)
             or not all(map(is_usual, tensors))
-            or (self._shape is not None and shapes != {self._shape})
+            or not self._suits(gradients)
         ):
             lists = list_function_of(*self._given)
             return lists.run(lists.prepare(numbers), columns)
-        gradients = columns[-1]
         # New slots, the last results, are like the columns before the gradients.
         like = [gradients, *columns[-self._columns : -1]]
         new: list[list[Tensor]] = []
@@ -631,6 +627,10 @@ class KernelFunction:
             else:
                 results[i] = _by_leaf(value, dtype)
         return results
+
+    def _suits(self, leaves: list[Tensor]) -> bool:
+        """Whether rows of the leaves have the length of the kernels' rows."""
+        return self._shape is None or all(leaf.shape == self._shape for leaf in leaves)
 
     def _table(self, leaves: list[Tensor], addresses: list[list[int]]) -> Table:
         sizes = tuple(map(Tensor.numel, leaves))
@@ -736,15 +736,14 @@ class KernelEngine(ListEngine):
     def _bundles(self, family: Family, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves with equal kernels, which those of several shapes often have."""
         pair_of = {id(member): (member, leaf) for member, leaf in family.pairs}
-        of_text: list[Any] = super()._bundles(family, splits)
-        programs: list[tuple[Phases, Pairs]] = []
-        for bundle in of_text:
+        of_programs: list[Any] = super()._bundles(family, splits)
+        of_shapes: list[KernelBundle] = []
+        for bundle in of_programs:
             pairs = [pair_of[id(member)] for member in bundle.members]
-            programs.extend(_by_shape(family, bundle, pairs))
+            of_shapes += _by_shape(family, bundle, pairs)
         of_key: dict[Any, list[KernelBundle]] = {}
-        for phases, pairs in programs:
-            members = [member for member, _ in pairs]
-            bundle = KernelBundle(members, family.signature, phases, False)
+        for bundle in of_shapes:
+            pairs = [pair_of[id(member)] for member in bundle.members]
             try:
                 of_key.setdefault(bundle.key(), []).append(bundle)
             except cpp.CompilerError as error:
@@ -755,21 +754,20 @@ class KernelEngine(ListEngine):
         return list(map(KernelBundle.merged, of_key.values()))
 
 
-def _by_shape(
-    family: Family, bundle: KernelBundle, pairs: Pairs
-) -> list[tuple[Phases, Pairs]]:
-    """Return programs with their leaves: one for each shape if it may have rows."""
+def _by_shape(family: Family, bundle: KernelBundle, pairs: Pairs) -> list[KernelBundle]:
+    """Return the bundle of some leaves, or one for each shape, with its own program, if there may be rows."""
     recorded = {shape_of(phase, 0) for phase in bundle.operations} - {None}
     if not recorded:
-        return [(bundle.operations, pairs)]
+        return [bundle]
     of_shape: dict[torch.Size, Pairs] = {}
     for member, leaf in pairs:
         shape = as_real(local(member.param)).shape
         of_shape.setdefault(shape, []).append((member, leaf))
-    programs: list[tuple[Phases, Pairs]] = []
+    bundles: list[KernelBundle] = []
     for shape, same in of_shape.items():
         phases = bundle.operations
         if shape not in recorded:
             phases = family.function().record(family.arguments(*same[0]))
-        programs.append((phases, same))
-    return programs
+        members = [member for member, _ in same]
+        bundles.append(type(bundle)(members, family.signature, phases, False))
+    return bundles
