@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from gradtx.base import torch_names as _torch
-from gradtx.base.ambient import runs_eagerly
 from gradtx.base.errors import Path
 from gradtx.optim.evaluation import Evaluation
 from gradtx.optim.groups import Values
@@ -104,11 +102,6 @@ class Core:
             return contextlib.nullcontext()
         params = self.members.by_param if params is None else params
         return self.offload.on_host(params, **changes)
-
-    def engines(self) -> list[Any]:
-        """Return the engines of a step; each processes the parameters that the previous engines did not."""
-        # A mode that observes operations sees those of each leaf.
-        return [] if runs_eagerly() or _torch.is_intercepted() else self.back_ends
 
     @functools.cached_property
     def traits(self) -> ChainTraits:

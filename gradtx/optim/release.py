@@ -64,7 +64,6 @@ class OpenStep(Step):
     def __init__(self, core: Core):
         super().__init__(core, {}, None, consumes=True)
         self.arrived: set[Member] = set()
-        self._engines = core.engines()
         if core.traits.agrees:
             self._check_agreement()
 
@@ -74,7 +73,7 @@ class OpenStep(Step):
         self.arrived.add(member)
         eager = [member]
         bundles = []
-        for engine in self._engines:
+        for engine in self._core.back_ends:
             if eager:
                 bundles, eager = engine.bundles(self, eager, member)
         self._has_bundles = self._has_bundles or bool(bundles)
@@ -132,7 +131,7 @@ class ReleasedGradients:
         self._hooks.clear()
         optimizer = self._optimizer()
         if optimizer is not None:
-            for engine in optimizer._core.engines():
+            for engine in optimizer._core.back_ends:
                 engine.plans.clear()
 
     def follow(self, params: Iterable[Tensor]) -> None:

@@ -48,6 +48,7 @@ from gradtx.optim.groups import (
     has_tensor,
 )
 from gradtx.optim.run import (
+    STEP,
     Count,
     Extras,
     KnownCounts,
@@ -60,7 +61,7 @@ from gradtx.programs.bundle import is_on_accelerator
 from gradtx.programs.hyperparameters import Structure, each_item
 
 CALL = "step(closure"
-COUNT = operator.attrgetter("count")
+COUNT, STATE = operator.attrgetter("count"), operator.attrgetter("state")
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
@@ -429,7 +430,7 @@ class Step:
         if core.members.are_divided:
             self._compare_ranks()
         if not (traits.calls_again or (traits.exchanges and self._exchanges())):
-            for engine in core.engines():
+            for engine in core.back_ends:
                 of_engine, eager = engine.bundles(self, eager)
                 bundles += of_engine
         self._has_bundles = self._has_bundles or bool(bundles)
@@ -451,7 +452,6 @@ class Step:
 
         No parameter may change before the last call of a closure.
         """
-        self._check_fits(eager)
         done = []  # bundles, which have written their results
         finished: list[Leaf] = []
 
@@ -467,6 +467,7 @@ class Step:
 
         leaves: Iterable[Any] = bundles
         if eager:
+            self._check_fits(eager)
             leaves = itertools.chain(bundles, self._eager_leaves(eager))
         try:
             execute(leaves, finish)
@@ -599,7 +600,7 @@ def _count_up(bundles: Iterable[Any], after: Mapping[int | Count, int | Count]) 
             else:
                 on_device.append(member)
     try:
-        _torch.count_up_([member.state["step"] for member in counted])
+        _torch.count_up_(list(map(STEP, map(STATE, counted))))
     except (RuntimeError, TypeError):  # the user has written an integer
         for member in counted:
             step = torch.as_tensor(member.state["step"])

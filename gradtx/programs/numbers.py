@@ -10,7 +10,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.fx import Node
@@ -165,10 +165,22 @@ def _function_of(node: Node, dtype: torch.dtype) -> Callable[..., Any]:
         function = functools.partial(_wrapped, function, dtype)
     if function in _NEVER_RAISE:
         return function
-    return _or_else(function, by_tensors)
+    return OrElse(function, by_tensors)
 
 
-# Functions that never raise, as operator expressions, which take a third of the time of a call.
+def expression_of(function: Callable[..., Any]) -> str:
+    """Return how to write a function of `in_python`; the format's `{call}` calls it."""
+    if isinstance(function, OrElse):
+        return QUOTIENTS.get(function.function, "{call}")
+    return WRITTEN.get(function, "{call}")
+
+
+# As operator expressions, which take a third of the time of a call: functions that never raise, and those that raise
+# only where a divisor is 0.
+QUOTIENTS: dict[Callable[..., Any], str] = {
+    operator.truediv: "{0} / {1} if {1} else {call}",
+    _reciprocal: "1.0 / {0} if {0} else {call}",
+}
 WRITTEN: dict[Callable[..., Any], str] = {
     operator.add: "{} + {}",
     operator.sub: "{} - {}",
@@ -229,16 +241,17 @@ def _wrapped(function: Callable[..., Any], dtype: torch.dtype, *args: Any) -> An
     return (function(*args) - info.min) % 2**info.bits + info.min
 
 
-def _or_else(
-    function: Callable[..., Any], otherwise: Callable[..., Any]
-) -> Callable[..., Any]:
-    def computed(*args: Any) -> Any:
-        try:
-            return function(*args)
-        except (ArithmeticError, ValueError):  # torch returns inf or NaN
-            return otherwise(*args)
+class OrElse(NamedTuple):
+    """A function, or another one where it raises."""
 
-    return computed
+    function: Callable[..., Any]
+    otherwise: Callable[..., Any]
+
+    def __call__(self, *args: Any) -> Any:
+        try:
+            return self.function(*args)
+        except (ArithmeticError, ValueError):  # torch returns inf or NaN
+            return self.otherwise(*args)
 
 
 def _dtype_of(argument: Any) -> torch.dtype | None:

@@ -41,9 +41,8 @@ class Text:
             return self.shared(node)
         function, args = numbers.in_python(node)
         operands = list(map(self.text, args))
-        if function in numbers.WRITTEN:
-            return numbers.WRITTEN[function].format(*operands)
-        return f"{self.name_of(node, function)}({', '.join(operands)})"
+        call = f"{self.name_of(node, function)}({', '.join(operands)})"
+        return numbers.expression_of(function).format(*operands, call=call)
 
     def shared(self, node: Node) -> str:
         """Return the code of torch's operation."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
+from gradtx.base.ambient import runs_eagerly
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import warn_user
@@ -26,6 +27,7 @@ from gradtx.programs.function import Signature
 
 COUNT, STATE = operator.attrgetter("count"), operator.attrgetter("state")
 GRADIENT = operator.attrgetter("grad")
+ARE_STILL_EQUAL = operator.methodcaller("slots_are_still_equal")
 GROUP_AND_LAYOUT = operator.attrgetter("group", "layout")
 
 
@@ -94,7 +96,7 @@ class Plan:
             and self._have_same_layout(*present)
         ):
             return False
-        return all(bundle.slots_are_still_equal() for bundle in self._with_equal_slots)
+        return all(map(ARE_STILL_EQUAL, self._with_equal_slots))
 
     def _accepts_gradients(self) -> bool:
         """Whether the gradients have the same dtypes and shapes as those for which the plan was made."""
@@ -223,9 +225,13 @@ class Engine(ABC):
     ) -> tuple[list[Any], list[Member]]:
         """Return the bundles of a step, ready to run, and the members that are not in them.
 
+        A mode that observes operations sees those of each leaf.
+
         The plan of a `released` member, the only one of a step, is kept separately from that of whole steps.
         """
-        if self.failed or not members or not self.runs_on(step.run.device):
+        if self.failed or runs_eagerly() or _torch.is_intercepted():
+            return [], members
+        if not members or not self.runs_on(step.run.device):
             return [], members
         fingerprint = fingerprint_of(step, members)
         plan = self.plans.get(released)
