@@ -21,14 +21,14 @@ class SharedPrograms:
         )
         self._lock = threading.RLock()
 
-    def of_chain(self, tx: Transformation, *options: Any) -> dict[Any, Any]:
-        """Return the programs of a chain, shared by users with equal options whose chains differ only in scalars."""
+    def of_chain(self, tx: Transformation) -> dict[Any, Any]:
+        """Return the programs of a chain, shared by chains that differ only in scalars."""
         skeleton = tx._skeleton()
         for entry in tx._entries():
             # A shared program would keep a tensor, or the objects that a schedule refers to, alive.
             if varies(entry.value):
                 return {}
-        return {} if skeleton is None else self.of((skeleton, *options))
+        return {} if skeleton is None else self.of(skeleton)
 
     def of(self, skeleton: Any) -> dict[Any, Any]:
         """Return the programs of a structure, or of a recording's text, to which the caller may add."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -209,11 +208,6 @@ class LeafFunction:
         self.signature = signature
         self._make_chain = make_chain
         self._scaling = scaling
-
-    def signed(self, **changes: Any) -> LeafFunction:
-        """Return the step of a leaf with other arguments."""
-        signature = dataclasses.replace(self.signature, **changes)
-        return LeafFunction(signature, self._make_chain, self._scaling)
 
     def __call__(self, arguments: list[Tensor], known: Names) -> PhaseResult:
         """Run up to the first sum whose total is not an argument; `known` contains the names of the totals that are."""
