@@ -26,6 +26,7 @@ from gradtx.programs.contract import (
 
 aten = torch.ops.aten
 
+# Operations that fill a tensor like another one.
 FILLING = (aten.zeros_like.default, aten.ones_like.default, aten.full_like.default)
 # Conditions with the values that they all have in this case.
 Case = frozenset[tuple[Node, bool]]

@@ -18,6 +18,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.messages import line_of_user
 from gradtx.execution.context import UnknownInProgramError
 from gradtx.execution.execute import Operation
+from gradtx.programs.needs import FILLING
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")
@@ -365,12 +366,7 @@ class _Recorder:
 
 
 # Operations that torch does not tag as pointwise, although their result has the shape of their tensors.
-SHAPED_AS_ARGUMENTS = (
-    aten._to_copy.default,
-    aten.ones_like.default,
-    aten.zeros_like.default,
-    aten.full_like.default,
-)
+SHAPED_AS_ARGUMENTS = (aten._to_copy.default, *FILLING)
 WITHOUT_DIMENSION = (aten.sum.default, aten.mean.default, aten.scalar_tensor.default)
 FACTORIES = (aten.full.default, aten.zeros.default, aten.ones.default)
 

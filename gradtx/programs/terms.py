@@ -14,6 +14,7 @@ import torch
 from torch.fx import Graph, Node
 
 from gradtx.programs.contract import following, is_view
+from gradtx.programs.needs import FILLING
 
 aten = torch.ops.aten
 
@@ -25,16 +26,11 @@ COPIES = (
     aten.clone.default,
     aten.detach.default,
 )
-LIKE_OTHERS = (
-    aten.ones_like.default,
-    aten.zeros_like.default,
-    aten.full_like.default,
-)
 JOINS = (aten.stack.default, aten.cat.default)
 # Operations that torch does not tag as pointwise, although an entry of the result depends on one entry only.
 BY_ENTRY = (
     *COPIES,
-    *LIKE_OTHERS,
+    *FILLING,
     aten.view.default,
     aten.view.dtype,
     aten._unsafe_view.default,
@@ -115,7 +111,7 @@ def _varying(graph: Graph, arguments: Collection[Node]) -> set[Node]:
 
 def _is_by_entry_of_shard(node: Node, varying: set[Node]) -> bool:
     """Whether a value has the entries of its operands, and no size of the whole leaf."""
-    if node.target not in (*COPIES, *LIKE_OTHERS) and not is_pointwise(node.target):
+    if node.target not in (*COPIES, *FILLING) and not is_pointwise(node.target):
         return False
     dims = node.meta["val"].ndim
     return all(
