@@ -8,10 +8,11 @@ arguments; only the last one writes.
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -126,16 +127,16 @@ class KernelText:
             write, and `finish` if there are numbers of each leaf to write.
         scalars: The scalars that they read, each a word of 64 bits.
         sums: The number of sums of each stage but the last.
-        outputs: For each result of the phase, its row in the buffer of values by leaf; None for others.
+        rows: For each result of the phase, its row in the buffer of values by leaf; None for others.
         block: The number of entries that have one value of a row, or one scale; a chunk contains whole blocks.
     """
 
     source: str
     kernels: list[Kernel]
     scalars: list[Node]
-    sums: list[int] = field(default_factory=list[int])
-    outputs: list[int | None] = field(default_factory=list[int | None])
-    block: int = 1
+    sums: list[int]
+    rows: list[int | None]
+    block: int
 
 
 class KernelWriter(ABC):
@@ -194,12 +195,6 @@ class KernelWriter(ABC):
         for result in by_leaf:
             if self._extent(result) != "leaf":
                 raise UnsuitableProgramError("a result has an entry per element")
-        text = KernelText("", self._kernels, self._scalars)
-        text.sums = list(map(len, self._reductions))
-        rows = iter(range(len(by_leaf)))
-        text.outputs = [None] * len(results[:columns])
-        for result in results[columns:]:
-            text.outputs.append(next(rows) if is_list(result) else None)
         functions: list[str] = []
         for depth in range(len(self._reductions)):
             functions.append(self._stage(depth))
@@ -212,9 +207,18 @@ class KernelWriter(ABC):
         # After the last stage, when all chunks of a leaf have read its old numbers.
         if by_leaf or numbers:
             functions.append(self._finish(by_leaf, numbers))
-        text.source = self._joined(functions)
-        text.block = self._block
-        return text
+        row = itertools.count()
+        rows: list[int | None] = [None] * len(results[:columns])
+        for result in results[columns:]:
+            rows.append(next(row) if is_list(result) else None)
+        return KernelText(
+            self._joined(functions),
+            self._kernels,
+            self._scalars,
+            list(map(len, self._reductions)),
+            rows,
+            self._block,
+        )
 
     # The language.
 

@@ -14,7 +14,7 @@ import struct
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -104,20 +104,18 @@ class PhaseKernels(ABC):
 
     Attributes:
         text: Their text.
-        indices: The index of each scalar of the kernels among all scalars.
-        dtypes: Its dtype.
-        shared: For each result that is no value by leaf, its index among all scalars, or itself.
-        key: What identifies them: programs of leaves of several shapes may differ in constants only.
+        outputs: The results of the phase: nodes, or Python scalars.
+        order: The index of each scalar among all scalars of the program.
+        key: The texts that identify them: programs of leaves of several shapes may differ in constants only.
         scalars: All scalars of the program.
     """
 
     writer: ClassVar[type[KernelWriter]]
     chunk: ClassVar[int]
     text: KernelText
-    indices: list[int]
-    dtypes: list[torch.dtype]
-    shared: list[Any]
-    key: str
+    outputs: list[Any]
+    order: dict[Node, int]
+    key: tuple[str, ...]
     scalars: Scalars
 
     @staticmethod
@@ -139,8 +137,9 @@ class PhaseKernels(ABC):
 
     def words(self, scalars: Sequence[Any]) -> tuple[list[int], dict[int, Tensor]]:
         """Return the scalars of the kernels as words of 64 bits, and those that the host does not know, by index."""
-        given = [scalars[i] for i in self.indices]
-        kinds = ["d" if dtype.is_floating_point else "q" for dtype in self.dtypes]
+        nodes = self.text.scalars
+        given = [scalars[self.order[node]] for node in nodes]
+        kinds = ["d" if node.meta["val"].is_floating_point() else "q" for node in nodes]
         unknown: dict[int, Tensor] = {}
         for i, (scalar, kind) in enumerate(zip(given, kinds, strict=True)):
             if isinstance(scalar, Tensor):
@@ -152,23 +151,23 @@ class PhaseKernels(ABC):
 
     def by_leaf(self, table: Table) -> Tensor:
         """Return memory for the results by leaf."""
-        rows = sum(place is not None for place in self.text.outputs)
+        rows = sum(row is not None for row in self.text.rows)
         return table.numbers(rows, table.leaves)
 
     def results(self, scalars: Sequence[Any], by_leaf: Tensor) -> list[Any]:
         """Return the results of the phase: a vector of one entry per leaf, or a scalar."""
         results = []
-        for row, shared in zip(self.text.outputs, self.shared, strict=True):
+        for row, output in zip(self.text.rows, self.outputs, strict=True):
             if row is not None:
                 results.append(by_leaf[row])
-            elif isinstance(shared, ScalarIndex):
-                results.append(scalars[shared.at])
+            elif output in self.order:
+                results.append(scalars[self.order[output]])
             else:
-                results.append(shared)
+                results.append(output)
         return results
 
-    @classmethod
-    def of(cls, phase: RecordedPhase, device: torch.device, leaf: int) -> PhaseKernels:
+    @staticmethod
+    def of(phase: RecordedPhase, device: torch.device, leaf: int) -> PhaseKernels:
         """Return the kernels of a phase, the same for equal phases.
 
         Args:
@@ -180,31 +179,19 @@ class PhaseKernels(ABC):
             UnsuitableProgramError: If kernels cannot run it.
         """
         known = _KERNELS.of(phase.text)
-        key = device, leaf, columns_of(phase), shape_of(phase, leaf)
+        columns = columns_of(phase)
+        key = device, leaf, columns, shape_of(phase, leaf)
         if key not in known:
             language = language_of(device)
             assert language is not None
-            known[key] = language._written(phase, *key[:3])
+            program = lower(phase.recording, decides=False)
+            text = language.writer(program, leaf).written(columns)
+            order = {node: i for i, node in enumerate(program.scalars())}
+            scalars = Scalars(program, device)
+            outputs = list(program.results)
+            texts = text.source, scalars.given(frozenset()).text, repr(outputs)
+            known[key] = language(text, outputs, order, texts, scalars)
         return known[key]
-
-    @classmethod
-    def _written(
-        cls, phase: RecordedPhase, device: torch.device, leaf: int, columns: int
-    ) -> PhaseKernels:
-        program = lower(phase.recording, decides=False)
-        text = cls.writer(program, leaf).written(columns)
-        order = {node: i for i, node in enumerate(program.scalars())}
-        indices = [order[node] for node in text.scalars]
-        dtypes = [node.meta["val"].dtype for node in text.scalars]
-        shared = [
-            ScalarIndex(order[result])
-            if isinstance(result, Node) and result in order
-            else result
-            for result in program.results
-        ]
-        scalars = Scalars(program, device)
-        key = "\n".join([text.source, scalars.given(frozenset()).text, repr(shared)])
-        return cls(text, indices, dtypes, shared, key, scalars)
 
 
 def columns_of(phase: RecordedPhase) -> int:
@@ -220,12 +207,6 @@ def shape_of(phase: RecordedPhase, leaf: int) -> torch.Size | None:
         return None
     shape: torch.Size = phase.recording.leaves[leaf].meta["val"].shape
     return shape
-
-
-class ScalarIndex(NamedTuple):
-    """The index of a scalar among those of a program."""
-
-    at: int
 
 
 class TritonKernels(PhaseKernels):
@@ -431,7 +412,7 @@ class KernelBundle(MemberBundle):
         self.are_as_planned = False
         self._are_read_in_place = False
 
-    def key(self) -> tuple[str, ...]:
+    def key(self) -> tuple[Any, ...]:
         """Compile the kernels, and return what identifies them.
 
         Raises:
