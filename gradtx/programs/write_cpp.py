@@ -126,13 +126,6 @@ class CppWriter(KernelWriter):
         torch.bool: "bool",
     }
 
-    def __init__(self, *arguments: Any):
-        super().__init__(*arguments)
-        self._row_operands: dict[Node, str] = {}  # of reductions over rows
-
-    def _takes_blocks_of(self, block: int) -> bool:
-        return block > 1
-
     def _constant(self, value: Any, dtype: torch.dtype) -> str:
         text = repr(value).lower() if isinstance(value, bool) else repr(value)
         if isinstance(value, float) and math.isnan(value):
@@ -180,10 +173,6 @@ class CppWriter(KernelWriter):
         calls = "".join(f"  {kernel.name}(*a);\n" for kernel in self._kernels)
         run = f'extern "C" void run(const Arguments* a) {{\n{calls}}}\n'
         return "\n".join([PRELUDE, *functions, run])
-
-    def _reduce_rows(self, node: Node, operand: Node, name: str) -> None:
-        self._row_operands[node] = self._names[operand]
-        self._lines[node] = self._of_total(name, node, f"{name}_total", "block")
 
     # Kernels.
 
@@ -263,35 +252,26 @@ class CppWriter(KernelWriter):
         else:
             lines.append("for (int64_t b = start / block; b < stop / block; b++) {")
             lines.append("const int64_t first = b * block, last = first + block;")
-            lines += self._passes(nodes)
+            lines += self._values_of_row(nodes)
             lines += self._loop("first", "last", entries, of_entries, ends["entry"])
             lines += [*ends["block"], "}"]
         for i, total in enumerate(totals):
             lines.append(f"a.partials[{i} * a.n_chunks + pid] = {total.end()};")
         return _function(name, "pid", "n_chunks", lines, IN_PARALLEL)
 
-    def _passes(self, nodes: Sequence[Node]) -> list[str]:
-        """Return the lines that compute the values of a row, by a loop over its entries for each pass."""
-        passes: dict[Node, int] = {}
-        for node in nodes:
-            if self._extent(node) != "leaf":
-                inputs = (passes.get(item, 0) for item in node.all_input_nodes)
-                passes[node] = max(inputs, default=0) + (node in self._row_operands)
+    def _values_of_row(self, nodes: Sequence[Node]) -> list[str]:
+        """Return the lines that compute the values of a row."""
         lines: list[str] = []
-        for i in range(1 + max(passes.values(), default=0)):
-            of_pass = [node for node in passes if passes[node] == i]
-            reductions = [node for node in of_pass if node in self._row_operands]
-            totals = [
-                _total_of(self._names[node], node, self._row_operands[node])
-                for node in reductions
-            ]
+        for reductions, values in self._passes(nodes):
             operands: list[Any] = [node.args[0] for node in reductions]
+            totals: list[Total] = []
+            for node in reductions:
+                totals.append(_total_of(self._names[node], node, self._of_rows[node]))
             lines += [line for total in totals for line in total.start()]
             lines += self._loop("first", "last", operands, totals, [])
             for total in totals:
                 lines.append(f"const double {total.name}_total = {total.end()};")
-            of_rows = [node for node in of_pass if self._extent(node) == "block"]
-            lines += self._lines_of(of_rows)
+            lines += self._lines_of(values)
         return lines
 
     def _loop(

@@ -117,6 +117,18 @@ class Store(NamedTuple):
     node: Node
 
 
+class Pass(NamedTuple):
+    """A loop over the entries of a row.
+
+    Attributes:
+        reductions: What it computes.
+        values: The arguments and operations of the row that can then be computed, these included.
+    """
+
+    reductions: list[Node]
+    values: list[Node]
+
+
 @dataclass
 class KernelText:
     """A phase of a program as the text of kernels.
@@ -161,9 +173,10 @@ class KernelWriter(ABC):
         self._depths: dict[Node, int] = {}
         self._scalars: list[Node] = []
         self._kernels: list[Kernel] = []
-        # The reductions of each stage, the names of their operands, and the operations that write.
+        # The reductions of each stage, and the code of their operands and of those of reductions over rows.
         self._reductions: list[list[Node]] = []
         self._reduced: dict[Node, str] = {}
+        self._of_rows: dict[Node, str] = {}
         self._stores: list[Store] = []
 
     def written(self, columns: int) -> KernelText:
@@ -261,14 +274,6 @@ class KernelWriter(ABC):
         """Return the code of a sum over the leaf, which an earlier stage computed."""
 
     @abstractmethod
-    def _reduce_rows(self, node: Node, operand: Node, name: str) -> None:
-        """Write a reduction over each row.
-
-        Raises:
-            UnsuitableProgramError: If the language has no form of it.
-        """
-
-    @abstractmethod
     def _stage(self, depth: int) -> str:
         """Return the kernel that stores partial sums."""
 
@@ -304,14 +309,11 @@ class KernelWriter(ABC):
         if value.numel() == self._size:
             return "entry"
         block = self._size // max(value.numel(), 1)
-        is_whole = block * value.numel() == self._size and self._takes_blocks_of(block)
+        is_whole = block * value.numel() == self._size and block > 1
         if not is_whole or self._block not in (1, block):
             raise UnsuitableProgramError(ROWS)
         self._block = block
         return "block"
-
-    def _takes_blocks_of(self, block: int) -> bool:
-        return block in BLOCKS
 
     def _add(self, node: Node) -> None:
         """Write the line of an operation."""
@@ -369,7 +371,8 @@ class KernelWriter(ABC):
         is_last = reduced == list(range(len(shape) - len(reduced), len(shape)))
         if of != "entry" or not is_last or self._extent(node) != "block":
             raise UnsuitableProgramError(ROWS)
-        self._reduce_rows(node, operand, name)
+        self._of_rows[node] = self._operand(operand, wide(node.meta["val"].dtype))
+        self._lines[node] = self._of_total(name, node, f"{name}_total", "block")
         return True
 
     def _reduce_entries(self, node: Node, operand: Node, name: str) -> None:
@@ -379,7 +382,7 @@ class KernelWriter(ABC):
         stage = self._reductions[depth]
         row = len(stage)
         stage.append(node)
-        self._reduced[node] = self._operand(operand, _wide(node.meta["val"].dtype))
+        self._reduced[node] = self._operand(operand, wide(node.meta["val"].dtype))
         self._depths[node] = depth + 1
         count = "size" if self._extent(operand) == "entry" else "(size / block)"
         self._lines[node] = self._of_total(name, node, self._total(depth, row), count)
@@ -592,6 +595,21 @@ class KernelWriter(ABC):
         self._note("finish", (), ())  # numbers of each leaf only
         return operations, read
 
+    def _passes(self, nodes: Sequence[Node]) -> list[Pass]:
+        """Return the loops over the entries of a row that compute its values among some operations and arguments."""
+        passes: dict[Node, int] = {}
+        for node in nodes:
+            if self._extent(node) != "leaf":
+                inputs = (passes.get(item, 0) for item in node.all_input_nodes)
+                passes[node] = max(inputs, default=0) + (node in self._of_rows)
+        found = []
+        for i in range(1 + max(passes.values(), default=0)):
+            of_pass = [node for node in passes if passes[node] == i]
+            reductions = [node for node in of_pass if node in self._of_rows]
+            values = [node for node in of_pass if self._extent(node) == "block"]
+            found.append(Pass(reductions, values))
+        return found
+
     def _rows(self, read: Collection[Node], stored: Sequence[Store]) -> dict[int, Node]:
         """Return the rows of the table with what is read and stored, and what the tensors there are like."""
         rows = {i: leaf for i, leaf in enumerate(self._leaves) if leaf in read}
@@ -604,7 +622,7 @@ def _dtype(node: Any) -> torch.dtype:
     return dtype
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
 
 

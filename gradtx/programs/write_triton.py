@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
 
 from gradtx.programs.write_kernels import (
+    BLOCKS,
     PLACES,
     REDUCTIONS,
     KernelWriter,
     Store,
-    UnsuitableProgramError,
     aten,
+    wide,
 )
 
 NAN = "propagate_nan=tl.PropagateNan.ALL"
+NOWHERE: Mapping[str, str] = {}  # masks
 IDENTITIES = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}
 
 
@@ -80,25 +82,14 @@ class TritonWriter(KernelWriter):
     def _joined(self, functions: Sequence[str]) -> str:
         return "\n\n".join(functions)
 
-    def _reduce_rows(self, node: Node, operand: Node, name: str) -> None:
-        kind = REDUCTIONS[node.target].kind
-        if kind == "sum":
-            raise UnsuitableProgramError("a sum over rows")
-        code = f"tl.{kind}({self._names[operand]}, axis=1, keep_dims=True)"
-        self._lines[node] = self._assigned(name, node, code)
-
-    def _reduce_entries(self, node: Node, operand: Node, name: str) -> None:
-        if self._extent(operand) == "block":
-            raise UnsuitableProgramError("a reduction of values of rows")
-        super()._reduce_entries(node, operand, name)
-
     # Kernels.
 
     def _arguments(self) -> str:
         words = "".join(f", w{j}: tl.int64" for j in range(len(self._scalars)))
         sums = "".join(f", sums{depth}" for depth in range(len(self._reductions)))
         start = f"ON_DEVICE: tl.constexpr, words{words}"
-        return f"{start}, table, sizes, chunk_leaf, chunk_start, n_leaves{sums}"
+        fixed = "table, sizes, blocks, chunk_leaf, chunk_start, leaf_chunks"
+        return f"{start}, {fixed}, n_leaves{sums}"
 
     def _head(self, start: str) -> list[str]:
         """Return the lines that find the leaf, and load scalars."""
@@ -113,15 +104,9 @@ class TritonWriter(KernelWriter):
             lines.append(f"    s{j} = tl.load(words + w{j})")
         return lines
 
-    def _load(self, leaf: Node, mask: str) -> str:
-        j = self._leaves.index(leaf)
-        extent = self._extent(leaf)
-        masks = {
-            "entry": mask,
-            "block": mask.replace("i < size", f"b < size // {self._block}"),
-            "leaf": "",
-        }
-        loaded = f"tl.load(p{j} + {PLACES[extent]}{masks[extent]})"
+    def _load(self, leaf: Node, masks: Mapping[str, str]) -> str:
+        j, extent = self._leaves.index(leaf), self._extent(leaf)
+        loaded = f"tl.load(p{j} + {PLACES[extent]}{_masked(masks, extent)})"
         is_flag = leaf.meta["val"].dtype is torch.bool
         return f"x{j} = {loaded} != 0" if is_flag else f"x{j} = {loaded}"
 
@@ -139,62 +124,187 @@ class TritonWriter(KernelWriter):
     def _chunk(
         self,
         name: str,
-        more: str,
         outputs: Sequence[Node],
-        stored: Sequence[Store],
-        end: Callable[[str], list[str]],
+        stored: Sequence[Store] = (),
+        stage: Sequence[Node] = (),
     ) -> str:
-        """Return a kernel with an instance per chunk: operations, and at the end the lines of `end(mask)`."""
+        """Return a kernel with an instance per chunk, which stores entries or the partial sums of a stage."""
         operations, read = self._needed(outputs)
         rows = self._rows(read, stored)
         lines = self._head("tl.load(chunk_leaf + pid)")
-        lines.append("start = tl.multiple_of(tl.load(chunk_start + pid), 16)")
+        lines.append("start = tl.load(chunk_start + pid)")
         lines += self._pointers(rows)
         names = [f"p{j}" for j, like in rows.items() if self._extent(like) != "leaf"]
         if names:
             lines.append("if ALIGNED:")
             lines += [f"    {name} = tl.multiple_of({name}, 16)" for name in names]
-        if self._block > 1:
-            lines.append(f"row = tl.arange(0, BLOCK // {self._block})[:, None]")
-            lines.append(f"b = start // {self._block} + row")
-            lines.append(
-                f"i = start + row * {self._block} + tl.arange(0, {self._block})[None, :]"
-            )
-        else:
-            lines.append("i = start + tl.arange(0, BLOCK)")
         self._note(name, read, stored)
-        for condition, mask in (
-            ("if start + BLOCK <= size:", ""),
-            ("else:", ", mask=i < size"),
-        ):
-            lines.append(condition)
-            body = [self._load(leaf, mask) for leaf in read]
-            body += [self._lines[node] for node in operations]
-            body += end(mask)
-            lines += [f"    {line}" for line in body]
+        write = self._tile if self._is_tile() else self._loops
+        lines += write([*read, *operations], outputs, stored, stage)
+        for row in range(len(stage)):
+            place = f"partials + {row} * n_chunks + pid"
+            lines.append(f"tl.store({place}, r{row}.to(tl.float64))")
+        more = ", partials, n_chunks" if stage else ""
         head = f"{self._arguments()}{more}, BLOCK: tl.constexpr, ALIGNED: tl.constexpr"
         return _function(name, head, lines)
 
+    # A tile of all entries of a chunk: of leaves without rows, or with the short rows of codes.
+
+    def _is_tile(self) -> bool:
+        has_sums = any(map(self._is_sum, self._of_rows))
+        has_values_of_rows = any(map(self._adds_rows, self._reduced))
+        return self._block in (1, *BLOCKS) and not (has_sums or has_values_of_rows)
+
+    def _tile(
+        self,
+        nodes: Sequence[Node],
+        outputs: Sequence[Node],
+        stored: Sequence[Store],
+        stage: Sequence[Node],
+    ) -> list[str]:
+        lines = ["start = tl.multiple_of(start, 16)", "i = start + tl.arange(0, BLOCK)"]
+        if self._block > 1:
+            lines[1:] = [
+                f"row = tl.arange(0, BLOCK // {self._block})[:, None]",
+                f"b = start // {self._block} + row",
+                f"i = start + row * {self._block} + tl.arange(0, {self._block})[None, :]",
+            ]
+        inside = {"entry": "i < size", "block": f"b < size // {self._block}"}
+        for condition, masks in (
+            ("if start + BLOCK <= size:", NOWHERE),
+            ("else:", inside),
+        ):
+            body = []
+            for node in nodes:
+                if node in self._of_rows:
+                    kind, operand = REDUCTIONS[node.target].kind, self._of_rows[node]
+                    total = f"tl.{kind}({operand}, axis=1, keep_dims=True)"
+                    body.append(f"{self._names[node]}_total = {total}")
+                body.append(self._line(node, masks))
+            for row, node in enumerate(stage):
+                kind, value = REDUCTIONS[node.target].kind, self._term(node, masks)
+                body.append(f"r{row} = {_combined(kind, value, self._block)}")
+            body += [self._store(store, masks) for store in stored]
+            lines += [condition, *_indented(body)]
+        return lines
+
+    # Loops over the rows of a chunk, and over the entries of each.
+
+    def _loops(
+        self,
+        nodes: Sequence[Node],
+        outputs: Sequence[Node],
+        stored: Sequence[Store],
+        stage: Sequence[Node],
+    ) -> list[str]:
+        totals = {f"r{i}": node for i, node in enumerate(stage)}
+        body = self._values_of_row(nodes)
+        body += self._loop(outputs, totals, stored)
+        for name, node in totals.items():
+            if self._adds_rows(node):
+                body.append(self._added(name, node, NOWHERE))
+        for store in stored:
+            if self._extent(store.like) == "block":
+                body.append(self._store(store, NOWHERE))
+        return [
+            "block = tl.load(blocks + leaf)",
+            "if ALIGNED:",
+            "    block = tl.multiple_of(block, 16)",
+            "stop = size",
+            "if pid + 1 < tl.load(leaf_chunks + leaf + 1):",
+            "    stop = tl.load(chunk_start + pid + 1)",
+            *(self._line(n, NOWHERE) for n in nodes if self._extent(n) == "leaf"),
+            *map(self._begun, totals, totals.values()),
+            "b = start // block",
+            "while b < stop // block:",
+            *_indented([*body, "b += 1"]),
+            *map(self._ended, totals, totals.values()),
+        ]
+
+    def _values_of_row(self, nodes: Sequence[Node]) -> list[str]:
+        """Return the lines that compute the values of a row."""
+        lines: list[str] = []
+        for reductions, values in self._passes(nodes):
+            operands: list[Any] = [node.args[0] for node in reductions]
+            totals = {f"{self._names[node]}_total": node for node in reductions}
+            lines += map(self._begun, totals, reductions)
+            lines += self._loop(operands, totals, ())
+            lines += map(self._ended, totals, reductions)
+            lines += [self._line(node, NOWHERE) for node in values]
+        return lines
+
+    def _loop(
+        self,
+        outputs: Sequence[Node],
+        totals: Mapping[str, Node],
+        stored: Sequence[Store],
+    ) -> list[str]:
+        """Return a loop over the entries of a row that adds up some and stores others."""
+        entries = [each for each in outputs if self._extent(each) == "entry"]
+        if not entries:
+            return []
+        operations, read = self._needed(entries)
+        masks = {"entry": "column < block"}
+        lines = ["column = first + tl.arange(0, BLOCK)", "i = b * block + column"]
+        for node in (*read, *operations):
+            if self._extent(node) == "entry":
+                lines.append(self._line(node, masks))
+        for name, node in totals.items():
+            if not self._adds_rows(node):
+                lines.append(self._added(name, node, masks))
+        for store in stored:
+            if self._extent(store.like) == "entry":
+                lines.append(self._store(store, masks))
+        lines.append("first += BLOCK")
+        return ["first = 0", "while first < block:", *_indented(lines)]
+
+    # Reductions.
+
+    def _is_sum(self, node: Node) -> bool:
+        return REDUCTIONS[node.target].kind == "sum"
+
+    def _adds_rows(self, node: Node) -> bool:
+        """Whether a reduction adds up the values of rows."""
+        operand: Any = node.args[0]
+        return self._extent(operand) == "block"
+
+    def _begun(self, name: str, node: Node) -> str:
+        """Return the line before a loop with a reduction, of a vector or of the values of rows."""
+        shape = "()" if self._adds_rows(node) else "(BLOCK,)"
+        identity = IDENTITIES[REDUCTIONS[node.target].kind]
+        dtype = self.types[wide(node.meta["val"].dtype)]
+        return f"{name} = tl.full({shape}, {identity}, {dtype})"
+
+    def _added(self, name: str, node: Node, masks: Mapping[str, str]) -> str:
+        """Return the line in the loop."""
+        value = self._term(node, masks)
+        if self._is_sum(node):
+            return f"{name} = {name} + {value}"
+        kind = REDUCTIONS[node.target].kind
+        return f"{name} = {self._call(f'{kind}imum', [name, value])}"
+
+    def _ended(self, name: str, node: Node) -> str:
+        """Return the line after the loop."""
+        kind = REDUCTIONS[node.target].kind
+        total = name if self._adds_rows(node) else _combined(kind, name, 1)
+        return f"{name} = {total}"
+
+    def _term(self, node: Node, masks: Mapping[str, str]) -> str:
+        """Return what a reduction adds; entries outside of the leaf add nothing."""
+        of_row = self._of_rows.get(node)
+        value = self._reduced[node] if of_row is None else of_row
+        if node.target is aten.linalg_vector_norm.default:
+            value = f"{value} * {value}"
+        mask, kind = masks.get("entry"), REDUCTIONS[node.target].kind
+        return f"tl.where({mask}, {value}, {IDENTITIES[kind]})" if mask else value
+
+    def _line(self, node: Node, masks: Mapping[str, str]) -> str:
+        return self._load(node, masks) if node in self._leaves else self._lines[node]
+
     def _stage(self, depth: int) -> str:
         stage = self._reductions[depth]
-        operands: list[Node] = [node.args[0] for node in stage]  # type: ignore[misc]
-
-        def end(mask: str) -> list[str]:
-            lines = []
-            for row, node in enumerate(stage):
-                kind, value = REDUCTIONS[node.target].kind, self._reduced[node]
-                if node.target is aten.linalg_vector_norm.default:
-                    value = f"{value} * {value}"
-                if mask:
-                    value = f"tl.where(i < size, {value}, {IDENTITIES[kind]})"
-                lines.append(f"r{row} = {_combined(kind, value, self._block)}")
-                lines.append(
-                    f"tl.store(partials + {row} * n_chunks + pid, r{row}.to(tl.float64))"
-                )
-            return lines
-
-        more = ", partials, n_chunks"
-        return self._chunk(f"stage{depth}", more, operands, (), end)
+        operands: list[Any] = [node.args[0] for node in stage]
+        return self._chunk(f"stage{depth}", operands, stage=stage)
 
     def _reduce(self, depth: int) -> str:
         lines = [
@@ -222,32 +332,21 @@ class TritonWriter(KernelWriter):
         return _function(f"reduce{depth}", head, lines)
 
     def _last_stage(self, stores: Sequence[Store]) -> str:
-        def end(mask: str) -> list[str]:
-            lines = []
-            for store in stores:
-                place, inside = "i", mask
-                if self._extent(store.like) == "block":
-                    place = "b"
-                    inside = mask.replace("i < size", f"b < size // {self._block}")
-                lines.append(self._store(store, place, inside))
-            return lines
+        return self._chunk("last_stage", [store.node for store in stores], stores)
 
-        nodes = [store.node for store in stores]
-        return self._chunk("last_stage", "", nodes, stores, end)
-
-    def _store(self, store: Store, place: str, mask: str) -> str:
-        value = self._names[store.node]
+    def _store(self, store: Store, masks: Mapping[str, str]) -> str:
+        value, extent = self._names[store.node], self._extent(store.like)
         if store.like.meta["val"].dtype is torch.bool:
             value = f"{value}.to(tl.int8)"
-        return f"tl.store(p{store.row} + {place}, {value}{mask})"
+        place = f"p{store.row} + {PLACES[extent]}"
+        return f"tl.store({place}, {value}{_masked(masks, extent)})"
 
     def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
         operations, read = self._needed_by_leaf(results, stores)
         lines = self._head("pid")
         lines += self._pointers(self._rows(read, stores))
-        lines += [self._load(leaf, "") for leaf in read]
-        lines += [self._lines[node] for node in operations]
-        lines += [self._store(store, "0", "") for store in stores]
+        lines += [self._line(node, NOWHERE) for node in (*read, *operations)]
+        lines += [self._store(store, NOWHERE) for store in stores]
         for row, result in enumerate(results):
             name = self._names[result]
             lines.append(
@@ -261,6 +360,15 @@ def _function(name: str, arguments: str, lines: Sequence[str]) -> str:
     # Otherwise Triton would compile again for words that are multiples of 16.
     words = [each.split(":")[0] for each in arguments.split(", ") if each[0] == "w"]
     return f"@triton.jit(do_not_specialize={words})\ndef {name}({arguments}):\n    {body}\n"
+
+
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"    {line}" for line in lines]
+
+
+def _masked(masks: Mapping[str, str], extent: str) -> str:
+    mask = masks.get(extent)
+    return f", mask={mask}" if mask else ""
 
 
 def _combined(kind: str, value: str, block: int) -> str:

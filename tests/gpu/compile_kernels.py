@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 KINDS = {
-    **dict.fromkeys(("table", "sizes", "chunk_leaf", "chunk_start", "leaf_chunks", "words"), "*i64"),
+    **dict.fromkeys(("table", "sizes", "blocks", "chunk_leaf", "chunk_start", "leaf_chunks", "words"), "*i64"),
     **dict.fromkeys(("partials", "sums", "results"), "*fp64"),
     **dict.fromkeys(("n_leaves", "n_chunks"), "i32"),
     "w": "i64",

@@ -19,6 +19,7 @@ from gradtx.optim.engine import kernels
 from gradtx.programs import graphs
 from tests.conformance import assert_own_memory, each_case, of_each_kind, plain_cases
 from tests.gpu.problem import Problem, on_host, worst
+from tests.optim.test_cpp_kernels import ROWS, moved, rule
 
 ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"]
 BY_DAY = [case for case in of_each_kind() if case in ALIASES]
@@ -202,6 +203,39 @@ def test_leaves_of_several_dtypes(gpu):
     assert worst(*results) < 1e-6
 
 
+# Rows of one to three tiles, odd ones and those of whole words.
+ROW_SHAPES = [(6, 4), (5, 16), (2, 3, 5), (2, 3, 2, 2), (1, 7), (7, 1), (3, 2500), (2, 2048), (40, 64)]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_reductions_of_rows_and_leaves_of_all_shapes_at_once(name, gpu):
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ROW_SHAPES]
+    found, ways = moved(rule(ROWS[name]), gpu.to(gradients))
+    assert ways == {"kernels"}
+    for gradient, values in zip(gradients, on_host(dict(enumerate(found))).values(), strict=True):
+        torch.testing.assert_close(values, ROWS[name](gradient), rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rows_in_less_than_double_precision(dtype, gpu):
+    gradients = [torch.linspace(-1, 2, 80).view(5, 16).to(dtype), torch.linspace(-2, 1, 30).view(2, 3, 5).to(dtype)]
+    found, ways = moved(gradtx.adamp(lr=0.01), gpu.to(gradients))
+    assert ways == {"kernels"}
+    expected, _ = moved(gradtx.adamp(lr=0.01), gradients, compile=False)
+    assert worst(on_host(dict(enumerate(found))), dict(enumerate(expected))) <= TOLERANCES[dtype]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_reaches_the_result_of_a_row(value, gpu):
+    gradient = torch.linspace(-1, 1, 80).view(2, 40).contiguous()
+    gradient[1, 7] = value
+    for reduce in (torch.amax, torch.sum):
+        (found,), _ = moved(rule(lambda x, reduce=reduce: x + reduce(x, -1, keepdim=True)), [gpu.to(gradient)])
+        expected = gradient + reduce(gradient, -1, keepdim=True)
+        torch.testing.assert_close(on_host({"": found})[""], expected, equal_nan=True)
+
+
 # What moves between steps.
 
 
@@ -285,9 +319,10 @@ def test_without_triton_compile_says_so_once(gpu, monkeypatch):
         (lambda: gradtx.adamw(lr=0.01, state_dtype="int8"), 1),
         (lambda: gradtx.adam_atan2(lr=0.01), 1),
         (lambda: gradtx.lamb(lr=0.01), 3),  # partial sums, sums, the step
+        (lambda: gradtx.adamp(lr=0.01), 15),  # for each shape, because a threshold depends on the length of a row
         (lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=0.01)), 17),  # most for the norm alone
     ],
-    ids=["adamw", "adamw int8", "adam_atan2", "lamb", "clip"],
+    ids=["adamw", "adamw int8", "adam_atan2", "lamb", "adamp", "clip"],
 )
 def test_launches_of_a_warm_step(make, launches, counted):
     params = {f"p{i}": torch.nn.Parameter(counted.to(torch.ones(4, i + 1))) for i in range(5)}
@@ -361,7 +396,7 @@ def test_explain_prints_a_line_per_kernel_and_a_total(gpu):
     "capability", ["90", *(pytest.param(each, marks=pytest.mark.nightly) for each in ("80", "100"))]
 )
 def test_kernels_compile_without_a_gpu_and_without_spills(capability, gpu):
-    names = ["adamw", "adamw:int8", "lamb"]
+    names = ["adamw", "adamw:int8", "lamb", "adamp"]
     command = [sys.executable, "-m", "tests.gpu.compile_kernels", capability, *names]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment).stdout

@@ -228,7 +228,8 @@ class TritonKernels(PhaseKernels):
         text = self.text
         words = self._arguments(scalars, table.pointers)
         functions = compiled(text.source)
-        fixed = (table.pointers, table.sizes, table.chunk_leaf, table.chunk_start)
+        fixed = (table.pointers, table.sizes, table.blocks, table.chunk_leaf)
+        fixed += (table.chunk_start, table.leaf_chunks)
         constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned, "num_warps": WARPS}
         n_leaves, n_chunks = table.leaves, table.chunks
         sums = [table.numbers(count, n_leaves) for count in text.sums]
@@ -335,7 +336,8 @@ class Table:
         self.device = device
         self.leaves = len(sizes)
         self.entries = sum(sizes)
-        self.blocks = torch.tensor(blocks, device="cpu")
+        self.blocks = sent(blocks, device)
+        self._are_rows_aligned = _are_aligned([each for each in blocks if each > 1])
         chunk_leaf: list[int] = []
         chunk_start: list[int] = []
         leaf_chunks = [0]
@@ -361,7 +363,7 @@ class Table:
 
     @property
     def is_aligned(self) -> bool:
-        return all(self._are_aligned)
+        return self._are_rows_aligned and all(self._are_aligned)
 
     def numbers(self, rows: int, columns: int) -> Tensor:
         """Return memory for float64 numbers."""
@@ -381,8 +383,8 @@ class Table:
             self.pointers[window].copy_(source, non_blocking=True)
 
 
-def _are_aligned(pointers: list[int]) -> bool:
-    return not any(pointer % ALIGNMENT for pointer in pointers)
+def _are_aligned(numbers: list[int]) -> bool:
+    return not any(number % ALIGNMENT for number in numbers)
 
 
 def on_host(numbers: list[int], device: torch.device) -> Tensor:
