@@ -457,7 +457,7 @@ class Enter(RuleOperation):
         if self.frame.enter is not None and accepts_leaf:
             update = leaf.update
             if update is not None:
-                update = update.to(self.stage.compute_dtype(leaf))
+                update = update.to(self.compute_dtype(leaf))
             call = self.call(leaf, update, {})
             self._finish(call, self._guarded(call))
         if self.frame.restarts is not None:
@@ -472,7 +472,7 @@ class Enter(RuleOperation):
         self, leaf: Leaf, update, inner: Values, state: RuleState | None = None
     ) -> Call:
         """Return the arguments of `enter` or `leave` for a leaf; without a state, the stored one."""
-        compute_dtype = self.stage.compute_dtype(leaf)
+        compute_dtype = self.compute_dtype(leaf)
         old, stored = self.stage.read(leaf, compute_dtype)
         stored.pop(LEAF_STEPS, None)
         if state is None:
@@ -565,9 +565,6 @@ class Leave(RuleOperation):
         self._frame = frame
         self._enter = enter
 
-    def init(self, leaf: Leaf) -> None:
-        if self.traits.keeps_slots:
-            leaf.new[self.stage.path] = self.stage.first(leaf)
 
     def _begin(self, leaf: Leaf) -> Steps | None:
         outside: Entered = leaf.saved.pop(self._enter)

@@ -21,6 +21,7 @@ from gradtx.base.exact import exact
 from gradtx.base.messages import check_device, nearest, note_rule, shortly
 from gradtx.base.names import is_ours
 from gradtx.base.torch_names import readable
+from gradtx.base.tree import map_tensors
 from gradtx.distributed.collectives import summed_over_ranks
 from gradtx.execution.context import Context
 from gradtx.execution.execute import Leaf, Operation, Steps
@@ -104,14 +105,9 @@ class RuleState(dict[str, Any]):
     def __missing__(self, name: Any) -> Any:
         return self._stage.missing(name, self._leaf)
 
-    def map(self, function: Callable[[Any], Any]) -> RuleState:
-        """Return a copy with `function` applied to every tensor."""
-        values = {}
-        for name, value in self.items():
-            if isinstance(value, list):
-                values[name] = [function(item) for item in value]
-            else:
-                values[name] = function(value)
+    def with_full_tensors(self) -> RuleState:
+        """Return a copy with full tensors instead of shards."""
+        values = map_tensors(full_tensor, dict(self))
         return RuleState(values, self._stage, self._leaf)
 
 
@@ -138,9 +134,6 @@ class StageState:
         if starts:
             self.shared = scope.shared(path, starts)
 
-    def compute_dtype(self, leaf: Leaf) -> torch.dtype:
-        """Return the dtype that the rule computes in."""
-        return self.store.compute_dtype(leaf)
 
     def like(self, leaf: Leaf, device: Any = None) -> Tensor:
         """Return a tensor with the shape of the leaf as the rule sees it, in the rule's dtype."""
@@ -153,7 +146,7 @@ class StageState:
             (leaf.update, leaf.param) if self._space is None else leaf.inputs
         )
         tensor = param if param is not None else update
-        return tensor.to(device or leaf.device, self.compute_dtype(leaf))
+        return tensor.to(device or leaf.device, self.store.compute_dtype(leaf))
 
     def init_slots(self, leaf: Leaf, device: Any = None) -> dict[str, Any]:
         """Return the slots exactly as the rule's `init` returns them."""
@@ -203,12 +196,7 @@ class StageState:
         """Return the initial slots in stored form, with codes for the slots that are coded in `old`."""
         if self._rule.init is None:
             return {}
-        return self.stored(self.init_slots(leaf), leaf, old)
-
-    def stored(
-        self, slots: dict[str, Any], leaf: Leaf, old: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
-        """Convert slots that `init` returned to their stored form."""
+        slots = self.init_slots(leaf)
         single = self._rule.single
         check_slots(slots, self._rule.name, numbers=single)
         twice = slots.keys() & self._rule.shared.keys()
@@ -394,7 +382,7 @@ class Call:
         return dataclasses.replace(
             self,
             update=full_tensor(self.update),
-            state=self.state.map(full_tensor),
+            state=self.state.with_full_tensors(),
             param=full_tensor(self.param),
             context=self.context.with_full_tensors(),
         )
@@ -424,7 +412,7 @@ class RuleOperation(Operation):
         self._watched: set[int] | None = set() if watches else None
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
-        return self.stage.compute_dtype(leaf)
+        return self.stage.store.compute_dtype(leaf)
 
     def check(self, leaf: Leaf) -> None:
         if self.rule.check is not None:
@@ -471,7 +459,7 @@ class RuleOperation(Operation):
         return leaf.run.as_written(self, leaf)
 
     def _call(self, leaf: Leaf) -> Call:
-        compute_dtype = self.stage.compute_dtype(leaf)
+        compute_dtype = self.compute_dtype(leaf)
         if leaf.update.dtype != compute_dtype:
             compute_dtype = torch.promote_types(compute_dtype, leaf.update.dtype)
             leaf.update = leaf.update.to(compute_dtype)
@@ -645,7 +633,7 @@ class RuleOperation(Operation):
     def evaluate(self, leaf: Leaf) -> Any:
         if self.rule.evaluate is None:
             return None
-        compute_dtype = self.stage.compute_dtype(leaf)
+        compute_dtype = self.compute_dtype(leaf)
         _, state = self.stage.read(leaf, compute_dtype)
         try:
             return self.rule.evaluate(state, leaf.param.to(compute_dtype))
