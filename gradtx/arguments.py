@@ -475,29 +475,38 @@ def _signature_of(
 CAUTIOUS = Static[Literal[True, False, "inclusive"]]
 
 
-def _added_to_alias(signature: inspect.Signature) -> dict[inspect.Parameter, Any]:
-    """Return the parameters that an alias has in addition to its function's, with their types."""
-    added: dict[inspect.Parameter, Any] = {
-        keyword_parameter("maximize", False, "bool"): bool
-    }
-    if "weight_decay" in signature.parameters:
+def _added_to(
+    kind: str, signature: inspect.Signature
+) -> dict[inspect.Parameter, Any]:
+    """Return the parameters that a factory has in addition to its function's, with their types."""
+    added: dict[inspect.Parameter, Any] = {}
+    if kind == "alias":
+        added[keyword_parameter("maximize", False, "bool")] = bool
+    if kind == "alias" and "weight_decay" in signature.parameters:
         # A selector, which the decorator checks.
         added[keyword_parameter("mask", None, "Where | None")] = object
         # A user's alias may have its own.
         if "cautious_decay" not in signature.parameters:
             text = 'Literal[True, False, "inclusive"]'
             added[keyword_parameter("cautious_decay", False, text)] = CAUTIOUS
+    if kind != "schedule" and "state_dtype" not in signature.parameters:
+        added[keyword_parameter("state_dtype", None, "StateDtype | None")] = object
     return added
 
 
 class Arguments:
     """The signature of a factory, which binds calls to checked values.
 
+    Args:
+        name: The name of the factory.
+        function: Its function.
+        kind: "rule", "tree", "alias", "combinator" or "schedule".
+
     Attributes:
         added: Arguments that the body does not receive.
     """
 
-    def __init__(self, name: str, function: Callable[..., Any], is_alias: bool):
+    def __init__(self, name: str, function: Callable[..., Any], kind: str):
         signature, hints = _signature_of(function)
         parameters = list(signature.parameters.values())
         for parameter in parameters:
@@ -507,7 +516,7 @@ class Arguments:
                     "for an inner transformation; the decorated function is a factory, which returns the update"
                 )
         self.name = name
-        added = _added_to_alias(signature) if is_alias else {}
+        added = _added_to(kind, signature)
         self.added = tuple(parameter.name for parameter in added)
         for parameter, hint in added.items():
             parameters.append(parameter)
@@ -519,10 +528,6 @@ class Arguments:
         self._positional = [
             argument for argument in self.all if not argument.keyword_only
         ]
-        if "state_dtype" not in hints:
-            parameters.append(
-                keyword_parameter("state_dtype", None, "StateDtype | None")
-            )
         self.signature = signature.replace(parameters=parameters)
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:

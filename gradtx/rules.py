@@ -193,7 +193,7 @@ class Spec:
         if not self.class_name:
             words = self.name.split("_")
             self.class_name = "".join(map(str.capitalize, words))
-        self.arguments = Arguments(self.name, function, is_alias=kind == "alias")
+        self.arguments = Arguments(self.name, function, kind)
         self.inner = [
             argument.name
             for argument in self.arguments.all
@@ -419,25 +419,21 @@ class FactoryCall(GradientTransformation):
 
     _spec: Spec
     _arguments: Bound
-    _state_dtype: Any
     _storage: Storage | None
     _varies: bool
     _first: Body | None
     # The argument, the key in it if it is a dict, and the transformation.
     _inner: tuple[tuple[str, Any, GradientTransformation], ...]
 
-    def __init__(
-        self,
-        spec: Spec,
-        arguments: Bound,
-        state_dtype: StateDtype | None = None,
-    ):
-        storage = None if state_dtype is None else Storage(spec.name, state_dtype)
+    def __init__(self, spec: Spec, arguments: Bound):
+        storage = None
+        if "state_dtype" in spec.arguments.added:
+            state_dtype = arguments["state_dtype"]
+            storage = None if state_dtype is None else Storage(spec.name, state_dtype)
         self._set(
             _name=spec.name,
             _spec=spec,
             _arguments=arguments,
-            _state_dtype=state_dtype,
             _storage=storage,
             _varies=any(map(varies, arguments.values())),
             _first=None,
@@ -455,12 +451,10 @@ class FactoryCall(GradientTransformation):
         return cast("Body", self._first)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _remade, (self._spec.factory, self._arguments, self._state_dtype)
+        return _remade, (self._spec.factory, self._arguments)
 
     def __repr__(self) -> str:
         shown = self._spec.arguments.shown(self._arguments)
-        if self._storage is not None:
-            shown.append(f"state_dtype={self._storage!r}")
         return f"{self._name}({', '.join(shown)})"
 
     @property
@@ -471,11 +465,11 @@ class FactoryCall(GradientTransformation):
         return bool(children) and all(child._maximizes for child in children)
 
     def _skeleton(self) -> Any:
-        if not is_ours(self._spec.function) or not _is_constant(self._state_dtype):
+        if not is_ours(self._spec.function):
             # A user's function may reference any object, which a shared program would keep alive.
             return None
         # The group of an alias's other branch, such as Muon's fallback, does not show whether the alias maximizes.
-        parts: list[Any] = [self._spec, self._state_dtype, self._maximizes]
+        parts: list[Any] = [self._spec, self._maximizes]
         for argument in self._spec.arguments.all:
             value = self._arguments[argument.name]
             if argument.is_hyperparameter:
@@ -660,7 +654,7 @@ class FactoryCall(GradientTransformation):
         for name, value in arguments.items():
             argument = self._spec.arguments.by_name[name]
             bound[name] = argument.check(value) if checked else value
-        rebuilt = FactoryCall(self._spec, bound, self._state_dtype)
+        rebuilt = FactoryCall(self._spec, bound)
         if checked:
             rebuilt._links()  # runs the body, which may check the values as well
         return rebuilt
@@ -737,9 +731,9 @@ def _transformations(
                 yield name, key, item
 
 
-def _remade(factory: Any, arguments: Bound, state_dtype: Any) -> FactoryCall:
+def _remade(factory: Any, arguments: Bound) -> FactoryCall:
     """Rebuild a pickled call."""
-    return FactoryCall(factory.spec, arguments, state_dtype)
+    return FactoryCall(factory.spec, arguments)
 
 
 P = ParamSpec("P")
@@ -800,23 +794,17 @@ def _factory(
     kind: str, function: Callable[..., Any], options: Mapping[str, Any]
 ) -> Any:
     spec = Spec(kind, function, options)
-    added = list(spec.arguments.added)
-    if "state_dtype" not in spec.arguments.by_name:
-        added.append("state_dtype")
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> GradientTransformation:
-        state_dtype = None
-        if "state_dtype" in added:
-            state_dtype = kwargs.pop("state_dtype", None)
-        node = FactoryCall(spec, spec.arguments.bind(args, kwargs), state_dtype)
+        node = FactoryCall(spec, spec.arguments.bind(args, kwargs))
         node._check()
         return node
 
     factory: Any = call
     factory.spec = spec
     factory.__signature__ = spec.arguments.signature
-    texts = {name: ADDED[name] for name in added}
+    texts = {name: ADDED[name] for name in spec.arguments.added}
     factory.__doc__ = with_arguments(function.__doc__, texts)
     spec.factory = factory
     return factory

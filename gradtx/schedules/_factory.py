@@ -148,7 +148,7 @@ def schedule(
     signature = inspect.signature(function)
     arguments_only = [*signature.parameters.values()][1:]
     described.__signature__ = signature.replace(parameters=arguments_only)
-    arguments = Arguments(function.__name__, function, is_alias=False)
+    arguments = Arguments(function.__name__, function, "schedule")
 
     @functools.wraps(function)
     def call(*args, **kwargs) -> Schedule:
@@ -158,6 +158,5 @@ def schedule(
     factory: Any = call
     factory.function = function
     factory.arguments = arguments
-    *own, _ = arguments.signature.parameters.values()  # a schedule has no `state_dtype`
-    factory.__signature__ = signature.replace(parameters=own)
+    factory.__signature__ = arguments.signature
     return factory
