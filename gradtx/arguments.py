@@ -475,9 +475,7 @@ def _signature_of(
 CAUTIOUS = Static[Literal[True, False, "inclusive"]]
 
 
-def _added_to(
-    kind: str, signature: inspect.Signature
-) -> dict[inspect.Parameter, Any]:
+def _added_to(kind: str, signature: inspect.Signature) -> dict[inspect.Parameter, Any]:
     """Return the parameters that a factory has in addition to its function's, with their types."""
     added: dict[inspect.Parameter, Any] = {}
     if kind == "alias":

@@ -29,7 +29,6 @@ from gradtx.distributed.layouts import placements_by_rows
 from gradtx.execution.execute import (
     Leaf,
     Operation,
-    Position,
     Route,
     Steps,
     complex_error,
@@ -223,9 +222,6 @@ class InBlocks(Operation):
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         return self._operation.combine(waiting)
-
-    def follow(self, position: Position) -> None:
-        self._operation.follow(position)
 
 
 @dataclasses.dataclass

@@ -18,7 +18,7 @@ from gradtx.base.exact import exact
 from gradtx.base.messages import describe, shortly
 from gradtx.combinators._spaces import Inside, Outside, can_run_at_owner, run_at_owner
 from gradtx.execution.context import Clock, FrameContext
-from gradtx.execution.execute import Leaf, Operation, Position, Route, Steps
+from gradtx.execution.execute import Leaf, Operation, Route, Steps
 from gradtx.execution.leaf_rule import (
     Call,
     Rule,
@@ -341,6 +341,7 @@ class Enter(RuleOperation):
             # Like the state of an optimizer, a clock starts with the first gradient of a leaf.
             self.ticks = self.ticks & self._has_started()
         if self.counts:
+            self.run.ticks[self.path] = self.ticks
             step = torch.where(self.ticks, self.old_step + 1, self.old_step)
             self._new_shared["step"] = step
 
@@ -500,16 +501,6 @@ class Enter(RuleOperation):
         leaf.grad = leaf.update
         leaf.saved[self].state = RuleState(state, self.stage, leaf)
 
-    def follow(self, position: Position) -> None:
-        clock = self.frame.clock
-        if clock is None or not self.counts:
-            return
-        counts = position.counts[-1] is not None
-        # With sums over leaves, the call is assumed to count.
-        if clock.measure is None:
-            counts = counts and bool(self.ticks)
-        position.counts.append(int(self.old_step) if counts else None)
-
 
 def _with_leaf_steps(
     init: Callable[..., dict[str, Any]] | None, param: Tensor, *inner: Any
@@ -564,7 +555,6 @@ class Leave(RuleOperation):
         self.traits = dataclasses.replace(enter.traits, waits=is_generator)
         self._frame = frame
         self._enter = enter
-
 
     def _begin(self, leaf: Leaf) -> Steps | None:
         outside: Entered = leaf.saved.pop(self._enter)
@@ -643,10 +633,6 @@ class Leave(RuleOperation):
                     f"got {name!r}: {describe(value)}"
                 )
         self._enter.inner.replace(call.leaf, new, context)
-
-    def follow(self, position: Position) -> None:
-        if self._enter.counts:
-            position.counts.pop()
 
 
 def checked_ticks(

@@ -6,7 +6,6 @@ Functional use and the optimizer adapter share this module: both create `Leaf` o
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import (
     Callable,
     Generator,
@@ -221,17 +220,6 @@ def _first_not_none(*values: Any) -> Any:
     return None
 
 
-@dataclasses.dataclass
-class Position:
-    """The position of a walk over a program on the host, which tracks clock counts only.
-
-    Attributes:
-        counts: The finished updates of each clock around it; None for a clock that does not tick in this call.
-    """
-
-    counts: list[int | None]
-
-
 class Operation:
     """One of a leaf's operations.
 
@@ -304,9 +292,6 @@ class Operation:
     def evaluate(self, leaf: Leaf) -> Any:
         """Return the tensor to evaluate with in place of the parameter, or None."""
         return None
-
-    def follow(self, position: Position) -> None:
-        """Advance a walk over the program past this operation."""
 
 
 def name_of_leaf(item: tuple[Leaf, Any]) -> str:

@@ -134,7 +134,6 @@ class StageState:
         if starts:
             self.shared = scope.shared(path, starts)
 
-
     def like(self, leaf: Leaf, device: Any = None) -> Tensor:
         """Return a tensor with the shape of the leaf as the rule sees it, in the rule's dtype."""
         outside = self._outside(leaf, device)

@@ -36,7 +36,6 @@ from gradtx.distributed.layouts import (
 from gradtx.execution.execute import (
     Leaf,
     Operation,
-    Position,
     Steps,
     execute,
     name_of_leaf,
@@ -181,10 +180,6 @@ class OwnedRegion(Operation):
                 slots = {slot: value.to("meta") for slot, value in slots.items()}
             leaf.new[path] = slots
         leaf.codecs.update(whole.codecs)
-
-    def follow(self, position: Position) -> None:
-        for operation in self.represents:
-            operation.follow(position)
 
     def start(self, leaf: Leaf) -> Steps:
         """Send the tensors that the owner needs: the update, and any others that the operations read."""

@@ -90,6 +90,7 @@ class Run:
         selectors: All selectors of the chain.
         clock_paths: The path of each combinator with a clock, by its place.
         inner_counts: The number of finished updates on each combinator's clock, after any restart in this call.
+        ticks: Whether each of these clocks counts this call, as far as this is known.
         stores: The store of each stage, which converts its slots.
         seen_slots: The slots that each `state_dtype` applies to; recorded at init.
         taking_part: Whether each leaf took part in a space whose clock lags, by the path of the space.
@@ -120,6 +121,7 @@ class Run:
         self.selectors: list[Any] = []
         self.clock_paths: dict[Place, Path] = {}
         self.inner_counts: dict[Path, Tensor] = {}
+        self.ticks: dict[Path, Tensor] = {}
         self.taking_part: dict[Path, list[bool | Tensor]] = {}
         self.commits: list[Callable[[], None]] = []
         self.memory = Memory()

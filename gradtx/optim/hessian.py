@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gradtx.base.dtensor import gradient_like, is_sharded
+from gradtx.base.errors import Path
 from gradtx.base.messages import describe
 from gradtx.execution.context import Clock
-from gradtx.execution.execute import Leaf, Position, Route
+from gradtx.execution.execute import Leaf, Route
 from gradtx.optim.groups import Group
 from gradtx.optim.run import leaf_of
 from gradtx.optim.state import States
@@ -253,13 +254,27 @@ def _has_diagonal(leaf: Leaf) -> bool:
 
 def is_used(leaf: Leaf) -> bool | None:
     """Return whether a link uses `hessian_diag` at this step; None if none ever reads it."""
-    position = Position(counts=[int(leaf.clock.step) - 1])
     reads = is_due = False
     for operation in leaf.operations:
-        operation.follow(position)
-        if operation.traits.hessian_period:
+        period = operation.traits.hessian_period
+        if period:
             reads = True
-            count = position.counts[-1]
-            if count is not None and count % operation.traits.hessian_period == 0:
-                is_due = True
+            count = _count_at(operation.path, leaf)
+            is_due = is_due or (count is not None and count % period == 0)
     return is_due if reads else None
+
+
+def _count_at(path: Path, leaf: Leaf) -> int | None:
+    """Return the finished updates on the clock of a stage; None if a clock around it does not count this step.
+
+    Clocks that need a sum over leaves are assumed to count.
+    """
+    count = int(leaf.clock.step) - 1
+    for length in range(1, len(path)):
+        clock = path[:length]
+        if clock not in leaf.run.inner_counts:
+            continue
+        if not leaf.run.ticks.get(clock, True):
+            return None
+        count = int(leaf.run.inner_counts[clock])
+    return count
