@@ -17,7 +17,7 @@ from gradtx.base.errors import Path, lacking
 from gradtx.base.exact import exact
 from gradtx.base.messages import describe, shortly
 from gradtx.combinators._spaces import Inside, Outside, can_run_at_owner, run_at_owner
-from gradtx.execution.context import Clock, FrameContext
+from gradtx.execution.context import Clock, FrameContext, selected_tree
 from gradtx.execution.execute import Leaf, Operation, Route, Steps
 from gradtx.execution.leaf_rule import (
     Call,
@@ -417,7 +417,7 @@ class Enter(RuleOperation):
         self.inner.keep_shared(ticks, self._restarts)
         for path in filter(self.inner.contains, run.new_trees):
             old = run.tree(path)
-            run.new_trees[path] = run.select(ticks, run.new_trees[path], old)
+            run.new_trees[path] = selected_tree(ticks, run.new_trees[path], old)
 
     # One leaf.
 

@@ -257,7 +257,7 @@ class Context:
         is_first = self.is_first
         if isinstance(is_first, bool):
             return compute() if is_first else keep()
-        return _selected(is_first, compute(), keep())
+        return selected_tree(is_first, compute(), keep())
 
     def when(
         self,
@@ -268,7 +268,7 @@ class Context:
         """Return `compute()` if `due(step)` is true, else `keep()`, as in `every`; `step` is an int or a 0-d tensor."""
         if self._moment.host is not None:
             return compute() if due(self._moment.host) else keep()
-        return _selected(due(self._moment.step), compute(), keep())
+        return selected_tree(due(self._moment.step), compute(), keep())
 
     def __getattr__(self, name: str) -> Any:
         own = self.__dict__
@@ -305,8 +305,8 @@ def negated(value: Any) -> Any:
     return _tree.map_tensors(torch.neg, value)
 
 
-def _selected(condition: Tensor, new: Any, old: Any) -> Any:
-    """Return one of two trees of tensors."""
+def selected_tree(condition: Tensor, new: Any, old: Any) -> Any:
+    """Return the new tree of tensors where a 0-d condition holds, else the old one."""
 
     def chosen(new: Tensor, old: Tensor) -> Tensor:
         return torch.where(condition, new, old)

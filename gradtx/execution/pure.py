@@ -131,11 +131,6 @@ class TreeRun(Run):
     def tree(self, path: Path) -> Any:
         return self._old.tree(path)
 
-    def select(self, accept: Tensor, new: Any, old: Any) -> Any:
-        def chosen(new: Tensor, old: Tensor) -> Tensor:
-            return torch.where(accept, new, old)
-
-        return _tree.map_tensors(chosen, new, old)
 
     def whole(self, values: dict[str, Any]) -> Any:
         return self._unflatten({name: values.get(name) for name in self.names})

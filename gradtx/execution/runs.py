@@ -152,9 +152,6 @@ class Run:
         """Return the decision that a selector made for a leaf at init."""
         raise NotImplementedError
 
-    def select(self, accept: Tensor, new: Any, old: Any) -> Any:
-        """Return a user's new state where `accept` is true, else the old state."""
-        raise NotImplementedError
 
     def by_name(self, tree: Any) -> dict[str, Any]:
         """The reverse of `whole`."""
