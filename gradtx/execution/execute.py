@@ -266,8 +266,8 @@ class Operation:
     def init(self, leaf: Leaf) -> None:
         """Write the leaf's initial slots to `leaf.new`."""
 
-    def init_all(self) -> None:
-        """Finish initialization; called once, after `init` of all leaves."""
+    def init_all(self, members: list[Leaf]) -> None:
+        """Finish initialization; called once, after `init` of all leaves that pass through it."""
 
     def start(self, leaf: Leaf) -> Steps | None:
         raise NotImplementedError
@@ -536,10 +536,10 @@ def _is_still_expected(barrier: Barrier, blocked: dict[Barrier, list[Waiting]]) 
 
 def initialize(leaves: list[Leaf]) -> None:
     """Create the initial slots for every leaf's program."""
-    operations: dict[int, Operation] = {}
+    members: dict[Operation, list[Leaf]] = {}
     for leaf in leaves:
         for operation in leaf.operations:
             operation.init(leaf)
-            operations[id(operation)] = operation
-    for operation in operations.values():
-        operation.init_all()
+            members.setdefault(operation, []).append(leaf)
+    for operation, passing in members.items():
+        operation.init_all(passing)

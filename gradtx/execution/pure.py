@@ -131,7 +131,6 @@ class TreeRun(Run):
     def tree(self, path: Path) -> Any:
         return self._old.tree(path)
 
-
     def whole(self, values: dict[str, Any]) -> Any:
         return self._unflatten({name: values.get(name) for name in self.names})
 

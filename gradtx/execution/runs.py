@@ -152,7 +152,6 @@ class Run:
         """Return the decision that a selector made for a leaf at init."""
         raise NotImplementedError
 
-
     def by_name(self, tree: Any) -> dict[str, Any]:
         """The reverse of `whole`."""
         raise NotImplementedError

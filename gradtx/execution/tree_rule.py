@@ -94,28 +94,33 @@ class TreeOperation(Operation):
         self._name = name
         self._functions = functions
         self._store = Store(path, name, scope.state_dtype, functions.slot, scope.run)
-        self._members: list[Leaf] = []
         self._run.free.add(path)
 
-    def init(self, leaf: Leaf) -> None:
-        self._members.append(leaf)
-
-    def init_all(self) -> None:
+    def init_all(self, members: list[Leaf]) -> None:
         if self._functions.init is not None:
-            params = {leaf.name: leaf.param for leaf in self._members}
+            leaves = {leaf.name: leaf for leaf in members}
+            params = {name: leaf.param for name, leaf in leaves.items()}
             try:
                 state = self._functions.init(self._tree(params))
             except Exception as error:
-                note_rule(error, self._name, self._members)
+                note_rule(error, self._name, members)
                 raise
-            self._store_initial(state)
+            self._keep(state, leaves)
 
-    def _store_initial(self, state: Any) -> None:
-        leaves = {leaf.name: leaf for leaf in self._members}
-        for name, slots in self._split(state, leaves).items():
-            leaf = leaves[name]
-            check_slots(slots, self._name)
-            leaf.new[self.path] = self._store.first(slots, leaf.param, leaf, None)
+    def _keep(self, state: Any, leaves: Mapping[str, Leaf]) -> None:
+        """Store a state that a function returned."""
+        if not state:
+            return
+        of_leaf = self._split(state, leaves)
+        for name, leaf in leaves.items():
+            slots = of_leaf.get(name, {})
+            if not self._run.initial:
+                stored = self._encoded(slots, leaf)
+            else:
+                check_slots(slots, self._name)
+                stored = self._store.first(slots, leaf.param, leaf, None)
+            if slots:
+                leaf.new[self.path] = stored
 
     def _split(
         self, state: Any, leaves: Mapping[str, Leaf]
@@ -124,7 +129,7 @@ class TreeOperation(Operation):
         of_leaf = {}
         shared: dict[str, Tensor] = {}
         if not isinstance(state, dict):
-            state = {"": state} if state else {}
+            state = {"": state}
         for slot, value in state.items():
             if isinstance(value, Tensor) and value.ndim == 0:
                 shared[slot] = full_tensor(value)
@@ -155,7 +160,7 @@ class TreeOperation(Operation):
                 f"{self._name}: update must return (updates, state), got {type(out).__name__}"
             )
         updates, state = out
-        self._store_new(state, leaves)
+        self._keep(state, leaves)
         update_of_leaf = self._by_name(updates)
         for name in leaves:
             if not isinstance(update_of_leaf, dict) or not isinstance(
@@ -201,21 +206,15 @@ class TreeOperation(Operation):
                 state.setdefault(slot, {})[name] = value
         return state
 
-    def _store_new(self, state: Any, leaves: dict[str, Leaf]) -> None:
-        if not state:
-            return
-        of_leaf = self._split(state, leaves)
-        for name, leaf in leaves.items():
-            old = self._run.slots(self.path, leaf)
-            new = of_leaf.get(name, {})
-            kept = self._store.slots_of(old, leaf)
-            if kept != new.keys():
-                raise ValueError(
-                    f"{self._name}: the slots of leaf {name!r} must remain {sorted(kept)}, got {sorted(new)}"
-                )
-            if new:
-                stored = self._store.encode_slots(new, old, leaf)
-                leaf.new[self.path] = leaf.unless_skipped(stored, old)
+    def _encoded(self, slots: dict[str, Tensor], leaf: Leaf) -> dict[str, Tensor]:
+        """Return the new slots of a leaf as they are stored, or the old ones if it is skipped."""
+        old = self._run.slots(self.path, leaf)
+        kept = self._store.slots_of(old, leaf)
+        if kept != slots.keys():
+            raise ValueError(
+                f"{self._name}: the slots of leaf {leaf.name!r} must remain {sorted(kept)}, got {sorted(slots)}"
+            )
+        return leaf.unless_skipped(self._store.encode_slots(slots, old, leaf), old)
 
     def _set_update(self, leaf: Leaf, update: Tensor) -> None:
         if update.shape != leaf.update.shape:
@@ -248,20 +247,14 @@ class PlainOperation(TreeOperation):
         if self._opaque:
             self._run.opaque.add(path)
 
-    def _store_initial(self, state: Any) -> None:
-        if self._opaque:
-            self._run.new_trees[self.path] = state
-        else:
-            super()._store_initial(state)
-
     def _old(self, leaves: dict[str, Leaf]) -> Any:
         return self._run.tree(self.path) if self._opaque else super()._old(leaves)
 
-    def _store_new(self, state: Any, leaves: dict[str, Leaf]) -> None:
+    def _keep(self, state: Any, leaves: Mapping[str, Leaf]) -> None:
         if self._opaque:
             self._run.new_trees[self.path] = state
         else:
-            super()._store_new(state, leaves)
+            super()._keep(state, leaves)
 
     def _tree(self, values: dict[str, Any]) -> Any:
         return self._run.whole(values)
