@@ -207,8 +207,7 @@ def rules(tx: Any) -> list[Any]:
 
 def works_on(tx: Any) -> str:
     for rule in rules(tx):
-        elementwise = rule._spec.elementwise
-        if not (elementwise(rule._arguments) if callable(elementwise) else elementwise):
+        if not rule._spec.option("elementwise", rule._arguments):
             return "tensors"
     # A rule that yields requests sums over all leaves.
     sums = any(inspect.isgeneratorfunction(rule._body.update) for rule in rules(tx))

@@ -171,9 +171,8 @@ class Spec:
         class_name: The name of an alias's class in `gradtx.optim`.
         arguments: The signature of the factory.
         inner: The arguments that are transformations.
-        needs: The requirements of `update` that do not depend on the arguments.
         lr_role: "owner", "before owner" or None, as in `GradientTransformation`.
-        rounds, follows_rate, elementwise: As in the options and in `GradientTransformation`.
+        rounds, follows_rate: As in the options and in `GradientTransformation`.
         extras: The kind of each extra.
     """
 
@@ -205,13 +204,10 @@ class Spec:
             self.lr_role = "owner"
         self.follows_rate = rate == "after"
         self.rounds = self._options["rounds"]
-        self.elementwise = self._options["elementwise"]
         self.extras = _checked_extras(self.name, self._options["extras"])
         self._required = tuple(
             name for name, extra in self.extras.items() if not extra.endswith("?")
         )
-        needs = self._options["needs"]
-        self.needs = (*(() if callable(needs) else needs), *self._required)
         self._check_options()
 
     def _check_options(self) -> None:
@@ -220,7 +216,8 @@ class Spec:
         Raises:
             TypeError: If an option names an unknown input or argument.
         """
-        for need in self.needs:
+        needs = self._options["needs"]
+        for need in () if callable(needs) else needs:
             if need not in INPUTS and need not in self.extras:
                 raise TypeError(
                     f"{self.name}: unknown entry {need!r} in needs; valid: {', '.join(INPUTS)}; "
@@ -252,6 +249,7 @@ class Spec:
     def rule(self, functions: Functions, arguments: Bound) -> Rule:
         """Return the rule for these argument values."""
         option = functools.partial(self.option, arguments=arguments)
+        needs = self.needs_of(arguments)
         shared = {}
         for name, value in option("shared").items():
             shared[name] = _with_arguments(value, arguments)
@@ -270,13 +268,13 @@ class Spec:
         owner_reads: tuple[str, ...] = ()
         if isinstance(whole, tuple):
             whole, owner_reads = True, whole
-        elif whole is True and "params" in self.needs_of(arguments):
+        elif whole is True and "params" in needs:
             owner_reads = ("param",)
-        reads_hessian = "hessian_diag" in self.needs
+        reads_hessian = "hessian_diag" in needs
         traits = Traits(
             elementwise=option("elementwise"),
             takes_complex=self._takes_complex(arguments),
-            compiles=compiles is True and "grad_fn" not in self.needs,
+            compiles=compiles is True and "grad_fn" not in needs,
             skippable=compiles == "lists",
             capturable=capturable is not False,
             waits_at_first=capturable == "after first",
@@ -790,26 +788,6 @@ ADDED = {
 }
 
 
-def _factory(
-    kind: str, function: Callable[..., Any], options: Mapping[str, Any]
-) -> Any:
-    spec = Spec(kind, function, options)
-
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> GradientTransformation:
-        node = FactoryCall(spec, spec.arguments.bind(args, kwargs))
-        node._check()
-        return node
-
-    factory: Any = call
-    factory.spec = spec
-    factory.__signature__ = spec.arguments.signature
-    texts = {name: ADDED[name] for name in spec.arguments.added}
-    factory.__doc__ = with_arguments(function.__doc__, texts)
-    spec.factory = factory
-    return factory
-
-
 @overload
 def per_tensor(function: Callable[P, Any], /) -> Factory[P]: ...
 @overload
@@ -990,6 +968,20 @@ def _decorated(
             raise TypeError(
                 f"{name}: needs a function that returns the {kind}, got {describe(function)}"
             )
-        return _factory(kind, function, options)
+        spec = Spec(kind, function, options)
+
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> GradientTransformation:
+            node = FactoryCall(spec, spec.arguments.bind(args, kwargs))
+            node._check()
+            return node
+
+        factory: Any = call
+        factory.spec = spec
+        factory.__signature__ = spec.arguments.signature
+        texts = {name: ADDED[name] for name in spec.arguments.added}
+        factory.__doc__ = with_arguments(function.__doc__, texts)
+        spec.factory = factory
+        return factory
 
     return decorate if function is None else decorate(function)

@@ -435,7 +435,7 @@ def test_the_repr_evaluates_to_the_same_transformation(case):
 def _claims_elementwise(case: Case) -> bool:
     spec = case.factory.spec
     bound = {argument.name: argument.default for argument in spec.arguments.all} | case.arguments
-    return spec.elementwise(bound) if callable(spec.elementwise) else spec.elementwise
+    return spec.option("elementwise", bound)
 
 
 @pytest.mark.slow

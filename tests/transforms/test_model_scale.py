@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 import torch
 
@@ -41,7 +43,7 @@ def test_decays_run_over_a_scale_under_vmap_as_one_by_one():
 
 def test_a_slot_for_every_entry_and_one_scale_is_elementwise():
     # what the adapter asks before it runs a large leaf in parts; a scale from the shape needs the whole leaf
-    elementwise = gradtx.scale_by_amos.spec.elementwise
+    elementwise = functools.partial(gradtx.scale_by_amos.spec.option, "elementwise")
     assert elementwise({"slot": "full", "eta": 0.5})
     assert not elementwise({"slot": "full", "eta": None})
     assert not elementwise({"slot": "full", "eta": len})
