@@ -116,8 +116,6 @@ def gradient_like(gradient: Any, param: Any) -> Any:
     """
     if not (is_sharded(gradient) and is_sharded(param)):
         return gradient
-    if gradient.placements == param.placements:
-        return gradient
     return placed_as(gradient, param)
 
 

@@ -104,15 +104,10 @@ class Selector:
         self.who = who
         self.labels = labels
         self.branches = branches
-        if isinstance(wheres, tuple):
-            # Of each label.
-            self._wheres: Any = tuple(
-                tuple(where) if isinstance(where, list) else where for where in wheres
-            )
-            self.by_name = all(isinstance(where, tuple) for where in self._wheres)
-        else:
-            self._wheres = wheres  # a function that returns the label
-            self.by_name = isinstance(wheres, LabelTree)
+        # Of each label, or a function that returns the label.
+        self._wheres: Any = wheres
+        by_label = wheres if isinstance(wheres, tuple) else (wheres,)
+        self.by_name = all(isinstance(where, tuple | LabelTree) for where in by_label)
 
     @classmethod
     def of(cls, who: str, where: Any) -> Selector:

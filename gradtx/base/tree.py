@@ -49,7 +49,11 @@ def flatten_any(tree: Any, what: str) -> Flat:
             f"{what}: two leaves are both named {twice!r}; rename a key, because leaves are identified by dotted name"
         )
     for name, leaf in leaves.items():
-        _check_tensor(name, leaf, what)
+        if leaf is not None and not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"{what}: leaf {name!r} is a {type(leaf).__name__}, needs a tensor or None; pass a tree of tensors, "
+                "such as dict(model.named_parameters())"
+            )
 
     def unflatten(values: Mapping[str, Any]) -> Any:
         return _pytree.tree_unflatten([values[name] for name in names], spec)
@@ -57,17 +61,7 @@ def flatten_any(tree: Any, what: str) -> Flat:
     return leaves, unflatten
 
 
-def _check_tensor(name: str, leaf: Any, what: str) -> None:
-    if leaf is None or isinstance(leaf, Tensor):
-        return
-    raise TypeError(
-        f"{what}: leaf {name!r} is a {type(leaf).__name__}, needs a tensor or None; pass a tree of tensors, such as "
-        "dict(model.named_parameters())"
-    )
-
-
-def check_leaf(name: str, leaf: Any, what: str) -> None:
-    _check_tensor(name, leaf, what)
+def check_leaf(name: str, leaf: Tensor | None, what: str) -> None:
     if leaf is None:
         return
     if leaf.layout is not torch.strided:

@@ -295,15 +295,15 @@ def run_at_owner(
 
     The owner runs them as written, so programs for other leaves do not fuse them: both must round alike.
     """
-    for operation in operations:
-        operation.traits = dataclasses.replace(
-            operation.traits, at_owner=True, begins_at_owner=False
-        )
     reads_param = "params" in tx.needs
     owner_reads = ("param",) * reads_param + ("grad",) * reads_grad
-    operations[0].traits = dataclasses.replace(
-        operations[0].traits, begins_at_owner=True, owner_reads=owner_reads
-    )
+    for i, operation in enumerate(operations):
+        operation.traits = dataclasses.replace(
+            operation.traits,
+            at_owner=True,
+            begins_at_owner=i == 0,
+            owner_reads=owner_reads,
+        )
 
 
 def reads_by_leaf(tx: GradientTransformation) -> bool:
