@@ -32,10 +32,16 @@ StateDtype = torch.dtype | str | Codec | Mapping[str, Any]
 
 
 class DtypeRule(NamedTuple):
-    """One entry of a `state_dtype`: a pattern, and the dtype or code of the slots that it matches."""
+    """One entry of a `state_dtype`: a pattern, and the dtype or code of the slots that it matches.
+
+    Attributes:
+        pattern, choice: The entry.
+        min_size: The smallest number of entries of a leaf whose slots are coded.
+    """
 
     pattern: str
     choice: Choice
+    min_size: int
 
     @property
     def is_named(self) -> bool:
@@ -47,12 +53,12 @@ class DtypeRule(NamedTuple):
         names = (slot, ".".join([*path, slot]))
         return any(_name_matches(name, self.pattern) for name in names)
 
-    def may_code(self, value: Any, like: Tensor, min_size: int) -> bool:
+    def may_code(self, value: Any, like: Tensor) -> bool:
         """Whether a slot is of a kind that is coded: named, or of the parameter's shape and large enough."""
         if not isinstance(value, Tensor) or not value.is_floating_point():
             return False
         has_shape = value.ndim > 0 and value.shape == like.shape
-        return self.is_named or (has_shape and like.numel() >= min_size)
+        return self.is_named or (has_shape and like.numel() >= self.min_size)
 
 
 class Storage:
@@ -64,8 +70,6 @@ class Storage:
         min_size: The smallest number of entries of a leaf whose slots are coded.
 
     Attributes:
-        given: The argument, unchanged.
-        min_size: The argument, unchanged.
         has_codes: Whether any slot may be coded.
         draws: Whether a code rounds at random.
     """
@@ -79,16 +83,15 @@ class Storage:
             raise ValueError(
                 f"{who}: min_size must be a non-negative int, got {describe(min_size)}"
             )
-        self.given: Any = given
-        self.min_size = min_size
-        by_pattern = given if isinstance(given, Mapping) else {"*": given}
+        self._has_patterns = isinstance(given, Mapping)
+        by_pattern = given if self._has_patterns else {"*": given}
         rules: list[DtypeRule] = []
         for pattern, value in by_pattern.items():
             if not isinstance(pattern, str):
                 raise TypeError(
                     f"{who}: state_dtype has the key {pattern!r}, needs a slot pattern such as 'exp_avg'"
                 )
-            rules.append(DtypeRule(pattern, _choice_of(who, value)))
+            rules.append(DtypeRule(pattern, _choice_of(who, value), min_size))
         self._rules = rules
         self._rule_of_slot: dict[StateKey, DtypeRule | None] = {}
         codecs = [rule.choice for rule in rules if isinstance(rule.choice, Codec)]
@@ -96,22 +99,16 @@ class Storage:
         self.draws = any(codec.random for codec in codecs)
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Storage) and (self._rules, self.min_size) == (
-            other._rules,
-            other.min_size,
-        )
+        return isinstance(other, Storage) and self._rules == other._rules
 
     def __hash__(self) -> int:
-        return hash(self.min_size)
-
-    def __repr__(self) -> str:
-        return describe(self.given)
+        return hash(len(self._rules))
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype that rules compute in, given the one that they would use without this storage."""
-        for _, choice in self._rules:
-            if isinstance(choice, torch.dtype):
-                dtype = torch.promote_types(dtype, choice)
+        for rule in self._rules:
+            if isinstance(rule.choice, torch.dtype):
+                dtype = torch.promote_types(dtype, rule.choice)
         return dtype
 
     def rule_for(self, path: Path, slot: str) -> DtypeRule | None:
@@ -124,7 +121,7 @@ class Storage:
 
     def check_patterns(self, slots: set[StateKey]) -> None:
         """Raise an error for a pattern that matches no slot of its chain."""
-        if not isinstance(self.given, Mapping):
+        if not self._has_patterns:
             return
         for rule in self._rules:
             if not any(rule.matches(path, slot) for path, slot in slots):
@@ -223,7 +220,7 @@ class Store:
         if leaf.layout is not None:
             return leaf.layout.codes.get(self.path, {})
         codecs: dict[str, Codec] = {}
-        is_large = math.prod(leaf.shape) >= storage.min_size
+        size = math.prod(leaf.shape)
         for slot, tensor in stored.items():
             rule, codec = self._rule(slot), self._codec(slot)
             if rule is None or codec is None:
@@ -232,6 +229,7 @@ class Store:
             is_coded = all(key in stored for key in keys)
             if not keys:  # judged by its dtype and shape
                 has_shape = tensor.shape == codec.shapes(leaf.shape)[""]
+                is_large = size >= rule.min_size
                 is_coded = rule.is_named or (is_large and has_shape)
                 if tensor.dtype in (leaf.param_dtype, torch.int64, torch.bool):
                     is_coded = False
@@ -258,20 +256,19 @@ class Store:
             old: Existing slots, which determine the slots to code; None at init, where sizes determine them.
             probe: Returns the slots of another parameter, to distinguish a square factor from a slot of leaf shape.
         """
-        storage = self.storage
-        codecs: Mapping[str, Codec] = {}
-        if storage is not None and old is None:
-            codecs = self._codecs_for(slots, like, probe)
-        elif old is not None:
-            codecs = self.codecs_of(old, leaf)
+        codecs = (
+            self._codecs_for(slots, like, probe)
+            if old is None
+            else self.codecs_of(old, leaf)
+        )
         dtypes: dict[str, torch.dtype] = {}
         for slot, value in slots.items():
             dtypes[slot] = like.dtype  # of a slot that is coded below
             if slot not in codecs:
                 dtypes[slot] = self._dtype(slot, value, like, leaf)
         kept = first_slots(slots, like, dtypes, self._who)
-        if storage is not None and leaf.run.initial:
-            seen = leaf.run.seen_slots.setdefault(storage, set())
+        if self.storage is not None and leaf.run.initial:
+            seen = leaf.run.seen_slots.setdefault(self.storage, set())
             seen.update((self.path, slot) for slot in slots)
             for slot, codec in codecs.items():
                 leaf.codecs[self.path, slot] = codec
@@ -291,9 +288,8 @@ class Store:
         if rule is not None:
             if isinstance(rule.choice, torch.dtype):
                 return rule.choice
-            assert self.storage is not None
             # Not coded, because sharding splits a block, or because codes would not determine the slot's shape.
-            is_wide |= rule.may_code(value, like, self.storage.min_size)
+            is_wide |= rule.may_code(value, like)
         wide = torch.promote_types(leaf.param_dtype, torch.float32)
         return wide if is_wide else leaf.param_dtype
 
@@ -301,7 +297,6 @@ class Store:
         self, slots: dict[str, Any], like: Tensor, probe: Probe | None
     ) -> dict[str, Codec]:
         """Return the code of each slot to code."""
-        assert self.storage is not None
         codecs = {}
         by_shape: list[str] = []
         for slot, value in slots.items():
@@ -309,7 +304,7 @@ class Store:
             if rule is None or codec is None:
                 continue
             if (
-                rule.may_code(value, like, self.storage.min_size)
+                rule.may_code(value, like)
                 and not splits_rows(like, codec.block)
                 and codec.restores(value.shape, like.shape)
             ):
