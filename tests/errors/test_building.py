@@ -45,7 +45,8 @@ SELECT = (
 )
 NUMBER = "must be a number, a 0-d tensor or a gradtx.Schedule"
 ADAM_NAMES = (
-    "amsgrad, betas, cautious_decay, correct_bias, decoupled_weight_decay, eps, lr, mask, maximize, weight_decay"
+    "amsgrad, betas, cautious_decay, correct_bias, decoupled_weight_decay, eps, lr, mask, maximize, state_dtype, "
+    "weight_decay"
 )
 FOLLOWS = "owner owns the learning rate and returns the final update, so {} cannot follow it; "
 FOLLOWS += "pass lr and decay to owner, or remove one of the two links"
