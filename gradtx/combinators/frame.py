@@ -251,7 +251,7 @@ class InnerState(Inside):
                 slots = self._slots(path, leaf)
                 value = ctx.keep(values[name], ctx.inner[name])
                 store = self.run.stores[path]
-                leaf.new[path] = store.changed(slot, value, slots, leaf)
+                leaf.new[path] = store.encode_slots({slot: value}, slots, leaf)
 
 
 class Enter(RuleOperation):

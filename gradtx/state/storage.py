@@ -475,13 +475,6 @@ class Store:
             )
         return torch.empty(codes.shape, device=codes.device)
 
-    def changed(self, slot: str, value: Tensor, stored: Slots, leaf: Leaf) -> Slots:
-        """Return the stored tensors of a leaf with a new value for one slot."""
-        codec = self.codecs_of(stored, leaf).get(slot)
-        if codec is None:
-            return {**stored, slot: value.to(stored[slot].dtype)}
-        return {**stored, **self._packed(slot, codec, value, stored, leaf)}
-
 
 def _first_key(slot: str, leaf: Leaf, device: torch.device) -> Tensor:
     """Return the random key of a slot, given its path."""
