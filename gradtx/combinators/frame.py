@@ -172,7 +172,7 @@ class Frame(Combinator):
             operation = GradientOperation(
                 path, scope, name, functions, scope.own, capturable=True
             )
-            inside = scope.child(0, changed=False)
+            inside = scope.child(0)
             inside.changed = False
             return [operation, *inner._expand(inside)]
         enter = Enter(self, scope, path, name)

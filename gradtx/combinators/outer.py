@@ -98,7 +98,7 @@ def outer(
     arXiv:2505.23725. Departures: SNOO's code synchronizes at steps 1, H + 1, ...; here at H, 2H, .... The all-reduce of
     a delayed $\delta$ does not overlap with the steps in between.
     """
-    selector = None if fragments is None else Fragments(fragments)
+    selector = None if fragments is None else _selector_of(fragments)
     turns = 1 if selector is None else len(selector.labels)
     if not turns or every % turns:
         raise ValueError(
@@ -119,17 +119,15 @@ def outer(
     return Outer(inner, tx, every // turns, turns, selector, delay, mix, team)
 
 
-class Fragments(Selector):
-    """Choose the fragment of a leaf by its name. Fragments have no hyperparameters of their own."""
-
-    def __init__(self, fragments: Sequence[str | Patterns]):
-        wheres = tuple(patterns("outer: fragments", where) for where in fragments)
-        if isinstance(fragments, str) or any(map(callable, wheres)):
-            raise TypeError(
-                f"outer: fragments must be a sequence of name patterns or of tuples of them, got {shortly(fragments)}"
-            )
-        labels = tuple(str(i) for i in range(len(wheres)))
-        super().__init__("outer: fragments", labels, wheres)
+def _selector_of(fragments: Sequence[str | Patterns]) -> Selector:
+    """Return the selector of a leaf's fragment; without branches, as fragments have no hyperparameters of their own."""
+    wheres = tuple(patterns("outer: fragments", where) for where in fragments)
+    if isinstance(fragments, str) or any(map(callable, wheres)):
+        raise TypeError(
+            f"outer: fragments must be a sequence of name patterns or of tuples of them, got {shortly(fragments)}"
+        )
+    labels = tuple(str(i) for i in range(len(wheres)))
+    return Selector("outer: fragments", labels, wheres)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +147,7 @@ class Outer(Combinator):
     tx: GradientTransformation
     gap: int
     turns: int
-    fragments: Fragments | None
+    fragments: Selector | None
     delay: int
     mix: Any
     team: Team | None
@@ -159,7 +157,7 @@ class Outer(Combinator):
         return effects if self.team is None else {*effects, "exchanges"}
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
-        operations = self.inner._expand(scope.child(0, changed=False))
+        operations = self.inner._expand(scope.child(0))
         path = scope.claim(name)
         # Programs run only steps in which ranks exchange nothing.
         if self.team is not None and not scope.run.has_names:

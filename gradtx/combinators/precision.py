@@ -37,7 +37,7 @@ class Stored(Combinator):
     storage: Storage
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
-        return self.tx._expand(scope.stored_as(self.storage).child(0, changed=False))
+        return self.tx._expand(scope.stored_as(self.storage).child(0))
 
     def rejects(self) -> tuple[str, ...]:
         return ()

@@ -344,10 +344,10 @@ class Scope:
         """Count a stage that is left out, so that the names of other stages do not depend on it."""
         self.names[name] = self.names.get(name, 0) + 1
 
-    def child(self, i: int, changed: bool) -> Scope:
+    def child(self, i: int, changed: bool = False) -> Scope:
         """Return the position of the i-th child of a chain; `changed` if earlier links process the updates."""
-        changed = self.changed or changed
-        return self._with(place=self._child_place(i), changed=changed)
+        place = self._child_place(i)
+        return self._with(place=place, changed=self.changed or changed)
 
     def alias(self, passed: Passed) -> Scope:
         """Return the position inside an alias. Its links have no places, and their gradient is the alias's input."""
