@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -174,12 +173,11 @@ class TreeOperation(Operation):
     def _call_update(self, leaves: dict[str, Leaf]) -> Any:
         updates = self._tree({name: leaf.update for name, leaf in leaves.items()})
         state = self._old(leaves)
-        update = self._update(leaves)
         if all(leaf.param is not None for leaf in leaves.values()):
             params = self._tree({name: leaf.param for name, leaf in leaves.items()})
-            return update(updates, state, params)
+            return self._updated(leaves, updates, state, params)
         try:
-            return update(updates, state, None)
+            return self._updated(leaves, updates, state, None)
         except (AttributeError, TypeError) as error:
             if "NoneType" in str(error):
                 raise without_params(
@@ -187,14 +185,11 @@ class TreeOperation(Operation):
                 ) from error
             raise
 
-    def _update(self, leaves: dict[str, Leaf]) -> Callable[[Any, Any, Any], Any]:
-        """Return the user's function of updates, state and params."""
-        context = TreeContext(leaves)
-
-        def update(updates: Any, state: Any, params: Any) -> Any:
-            return self._functions.update(updates, state, params, context)
-
-        return update
+    def _updated(
+        self, leaves: dict[str, Leaf], updates: Any, state: Any, params: Any
+    ) -> Any:
+        """Call the user's function."""
+        return self._functions.update(updates, state, params, TreeContext(leaves))
 
     def _old(self, leaves: dict[str, Leaf]) -> Any:
         state: dict[str, Any] = dict(self._run.scalars(self.path))
@@ -262,7 +257,9 @@ class PlainOperation(TreeOperation):
     def _by_name(self, tree: Any) -> Any:
         return self._run.by_name(tree)
 
-    def _update(self, leaves: dict[str, Leaf]) -> Callable[[Any, Any, Any], Any]:
+    def _updated(
+        self, leaves: dict[str, Leaf], updates: Any, state: Any, params: Any
+    ) -> Any:
         context = TreeContext(leaves)
         available = {"value": context.value}
         if "hessian_diag" in self._run.leaf_extras:
@@ -271,7 +268,7 @@ class PlainOperation(TreeOperation):
         for name, value in available.items():
             if name in self._extras and value is not None:
                 extras[name] = value
-        return functools.partial(self._functions.update, **extras)
+        return self._functions.update(updates, state, params, **extras)
 
 
 def check_plain(update: Callable[..., Any]) -> None:
@@ -316,17 +313,12 @@ class GradientOperation(TreeOperation):
 
 def _latest(leaves: Iterable[Leaf]) -> Clock:
     """Return the clock with the highest count, independent of the order of the leaves."""
-    by_count: dict[int | None, Clock] = {}
-    clocks: dict[Clock, torch.device] = {}
-    for leaf in leaves:
-        clocks[leaf.clock] = leaf.device
-        by_count[leaf.clock.host] = leaf.clock
-    counts = [count for count in by_count if count is not None]
-    if len(counts) == len(by_count):
-        return by_count[max(counts)]
+    clocks = {leaf.clock: leaf.device for leaf in leaves}
     first, device = next(iter(clocks.items()))
     if len(clocks) == 1:
         return first
+    if all(clock.host is not None for clock in clocks):
+        return max(clocks, key=lambda clock: clock.host or 0)
     return Clock(torch.stack([clock.step.to(device) for clock in clocks]).amax())
 
 
