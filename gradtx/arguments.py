@@ -274,15 +274,16 @@ class Argument:
             for member in hint.members
         )
         self.range = hint.range(RANGES.get(self.name, _NO_RANGE))
-        # Of each entry of a tuple; the last one repeats.
-        self._entries: list[Hint] = []
+        # Of each entry of a tuple, whether it may be None, and its range; the last one repeats. Computed once: dynamo
+        # traces no cached function.
+        self._entries: list[tuple[bool, Range]] = []
         if self.kind in ("betas", "ints"):
             (annotated,) = hint.members - {type(None)}
             for entry in typing.get_args(annotated):
                 if entry is not Ellipsis:
-                    self._entries.append(Hint.of(entry))
-        # Computed once: dynamo traces no cached function.
-        self._entry_ranges = [entry.range(self.range) for entry in self._entries]
+                    of_entry = Hint.of(entry)
+                    optional = type(None) in of_entry.members
+                    self._entries.append((optional, of_entry.range(self.range)))
         self.is_hyperparameter = (
             "static" not in hint.notes and self.kind in _HYPERPARAMETERS
         )
@@ -377,9 +378,9 @@ class Argument:
         check = self._int if are_ints else self._scalar
         checked = []
         for i, entry in enumerate(value):
-            k = min(i, len(self._entries) - 1)
-            if entry is not None or type(None) not in self._entries[k].members:
-                entry = check(entry, f"{self.name}[{i}]", self._entry_ranges[k])
+            optional, interval = self._entries[min(i, len(self._entries) - 1)]
+            if entry is not None or not optional:
+                entry = check(entry, f"{self.name}[{i}]", interval)
             checked.append(entry)
         return tuple(checked)
 

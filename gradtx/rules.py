@@ -204,7 +204,13 @@ class Spec:
             self.lr_role = "owner"
         self.follows_rate = rate == "after"
         self.rounds = self._options["rounds"]
-        self.extras = _checked_extras(self.name, self._options["extras"])
+        extras = self._options["extras"]
+        if not isinstance(extras, Mapping) or not set(extras.values()) <= EXTRA_KINDS:
+            raise TypeError(
+                f"{self.name}: extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with '?' appended if "
+                f"optional, got {describe(extras)}"
+            )
+        self.extras: dict[str, str] = dict(extras)
         self._required = tuple(
             name for name, extra in self.extras.items() if not extra.endswith("?")
         )
@@ -396,15 +402,6 @@ class Spec:
 
 
 Body: TypeAlias = GradientTransformation | Combinator | Functions
-
-
-def _checked_extras(name: str, extras: Any) -> dict[str, str]:
-    if not isinstance(extras, Mapping) or not set(extras.values()) <= EXTRA_KINDS:
-        raise TypeError(
-            f"{name}: extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with '?' appended if "
-            f"optional, got {describe(extras)}"
-        )
-    return dict(extras)
 
 
 def _with_arguments(option: Any, arguments: Bound) -> Any:
