@@ -112,7 +112,7 @@ class Selector:
     @classmethod
     def of(cls, who: str, where: Any) -> Selector:
         """Create a selector that chooses True where `where` matches, else False."""
-        return cls(who, (True,), (patterns(who, where),))
+        return cls(who, (True, False), (patterns(who, where), ("*",)))
 
     @property
     def key(self) -> Hashable:
@@ -134,8 +134,6 @@ class Selector:
         for label, where in zip(self.labels, self._wheres, strict=True):
             if self._answer(where, name, tensor):
                 return label
-        if self.labels and self.labels[0] is True:
-            return False
         raise ValueError(
             f"{self.who}: leaf {name!r} has no label; add a pattern that matches it, such as '*' for the rest"
         )
@@ -156,8 +154,7 @@ class Selector:
 
     def recall(self, path: Path, marked: Callable[[Path], bool]) -> Any:
         """Return the label that the state marks, or None."""
-        labels = (True, False) if self.branches is None else self.labels
-        for label in labels:
+        for label in self.labels:
             if marked(self.mark(path, label)):
                 return label
         return None
