@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -21,7 +20,7 @@ class Layout(NamedTuple):
 
     slots: dict[Path, dict[str, str]]
     shared: dict[Path, dict[str, str]]
-    keys: frozenset[str]  # all keys, including "step"
+    keys: frozenset[str] = frozenset()  # all keys of an optimizer, including "step"
     codes: Mapping[Path, Mapping[str, Codec]] = {}  # the code of each coded slot
     # The keys of slots that only the leaf's owner keeps.
     owned: frozenset[str] = frozenset()
@@ -32,9 +31,9 @@ class Layout(NamedTuple):
 
         The key of an auxiliary tensor of a coded slot is the slot's key with a suffix.
         """
-        codes: dict[Path, dict[str, Codec]] = defaultdict(dict)
+        codes: dict[Path, dict[str, Codec]] = {}
         for (path, slot), codec in leaf.codecs.items():
-            codes[path][slot] = codec
+            codes.setdefault(path, {})[slot] = codec
         slots: dict[Path, dict[str, str]] = {}
         shared: dict[Path, dict[str, str]] = {}
         keys = {"step"}
@@ -44,7 +43,7 @@ class Layout(NamedTuple):
         for path in run.stages:
             values = run.new_shared.get(path, {}) if path in passed else {}
             for names, places in ((leaf.new.get(path, {}), slots), (values, shared)):
-                auxiliary = auxiliary_tensors(codes[path])
+                auxiliary = auxiliary_tensors(codes.get(path, {}))
                 # A slot before its auxiliary tensors.
                 for name in sorted(names, key=auxiliary.__contains__):
                     if name in auxiliary:
@@ -58,8 +57,7 @@ class Layout(NamedTuple):
         for operation in leaf.operations:
             for path in operation.owned_paths:
                 owned.update(slots.get(path, {}).values())
-        coded = {path: codecs for path, codecs in codes.items() if codecs}
-        return cls(slots, shared, frozenset(keys), coded, frozenset(owned))
+        return cls(slots, shared, frozenset(keys), codes, frozenset(owned))
 
     @classmethod
     def keyed_by_place(
@@ -69,10 +67,7 @@ class Layout(NamedTuple):
         codes: Mapping[Path, Mapping[str, Codec]],
     ) -> Layout:
         """Return a layout of these slots and shared values, whose keys are their paths."""
-        layout = cls(
-            _keyed_by_place(slots), _keyed_by_place(shared), frozenset(), codes
-        )
-        return layout._replace(keys=frozenset(layout.owners().values()))
+        return cls(_keyed_by_place(slots), _keyed_by_place(shared), codes=codes)
 
     @property
     def slot_keys(self) -> list[str]:
