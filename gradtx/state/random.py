@@ -61,11 +61,9 @@ class Stream:
     def _bits(self, like: Tensor) -> Tensor:
         """Return 64 random bits for each entry of the local shard of `like`."""
         self._draws += 1
-        index = torch.arange(like.numel(), device=like.device, dtype=torch.int64)
-        index = index.reshape(like.shape)
         key = _mix(self._key.to(like.device) + self._draws)
         # Only the local shard of a sharded leaf: torch 2.13 shifts the bits of DTensors incorrectly.
-        return _mix(key + local(placed_as(index, like)))
+        return _mix(key + indices(like))
 
     def _uniform(self, like: Tensor) -> Tensor:
         """Return uniform numbers between 0 and 1, for the local shard of `like`."""
