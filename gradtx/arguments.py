@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import numbers
 import types
@@ -41,9 +40,14 @@ class Range:
 
     def __init__(self, text: str):
         self.text, _, off = text.partition("; off at ")
-        self.off = float(off or 0.0)
-        low, high = self.text[1:-1].split(",")
-        self._low, self._high = float(low), float(high)
+        try:
+            self.off = float(off or 0.0)
+            low, high = self.text[1:-1].split(",")
+            self._low, self._high = float(low), float(high)
+        except ValueError:
+            raise ValueError(
+                f"an interval beside a type is written as in '[0, 1)', got {text!r}"
+            ) from None
         self._open_low, self._open_high = text[0] == "(", self.text[-1] == ")"
 
     def nearest(self, x: float) -> float:
@@ -210,18 +214,8 @@ class Hint(NamedTuple):
         """Return the interval beside the type."""
         for note in self.notes:
             if note not in ("static", "any length"):
-                return _range(note)
+                return Range(note)
         return default
-
-
-@functools.cache
-def _range(text: str) -> Range:
-    try:
-        return Range(text)
-    except (ValueError, IndexError):
-        raise ValueError(
-            f"an interval beside a type is written as in '[0, 1)', got {text!r}"
-        ) from None
 
 
 def _kind(members: frozenset[Any]) -> str:
@@ -274,8 +268,7 @@ class Argument:
             for member in hint.members
         )
         self.range = hint.range(RANGES.get(self.name, _NO_RANGE))
-        # Of each entry of a tuple, whether it may be None, and its range; the last one repeats. Computed once: dynamo
-        # traces no cached function.
+        # Of each entry of a tuple, whether it may be None, and its range; the last one repeats.
         self._entries: list[tuple[bool, Range]] = []
         if self.kind in ("betas", "ints"):
             (annotated,) = hint.members - {type(None)}

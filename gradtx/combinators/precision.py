@@ -129,7 +129,7 @@ def round_stochastically(seed: int = 0):
 
     def rounded(leaf, param, update, slots):
         stored = leaf.inputs[1]
-        step = leaf.clock_reading().step
+        step = leaf.clock.on(leaf.device).step
         noise = bits16(local(slots["key"]), step, leaf.places(stored))
         return stochastically_rounded(param + update, noise, stored.dtype), slots
 

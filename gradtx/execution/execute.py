@@ -21,7 +21,7 @@ from torch import Tensor
 from gradtx.base.complex_views import PARTS, REMEDY, as_complex, as_real
 from gradtx.base.dtensor import placed_as, total_of
 from gradtx.base.errors import Path, StateKey
-from gradtx.execution.context import Clock, ClockReading, Context
+from gradtx.execution.context import Clock, Context
 from gradtx.execution.runs import Run, Scope, restarted, selected
 from gradtx.execution.traits import Traits
 from gradtx.state.codes import Codec
@@ -144,9 +144,6 @@ class Leaf(Task):
         if self.update is None and not operation.traits.takes_none:
             return None
         return operation.start(self)
-
-    def clock_reading(self) -> ClockReading:
-        return self.clock.on(self.device)
 
     def places(self, like: Tensor) -> Tensor:
         """Return each entry's index in the whole parameter, for the local shard of a tensor of the leaf's shape."""

@@ -419,7 +419,7 @@ class Store:
         step = (
             torch.zeros((), dtype=torch.int64, device=value.device)
             if initial
-            else leaf.clock_reading().step
+            else leaf.clock.on(leaf.device).step
         )
         noise = bits16(local(key), step, leaf.places(value))
         tensors = self._encoded(slot, codec, value, leaf, noise)
