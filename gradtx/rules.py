@@ -592,7 +592,7 @@ class FactoryCall(GradientTransformation):
             capturable = bool(spec.option("capturable", arguments))
             return [TreeOperation(path, scope, spec.name, body, arguments, capturable)]
         rule = spec.rule(body, arguments)
-        return [RuleOperation(rule, StageState(path, scope, rule), scope.run)]
+        return [RuleOperation(rule, StageState(path, scope, rule))]
 
     def _expand_chain(
         self, body: GradientTransformation, arguments: Bound, scope: Scope

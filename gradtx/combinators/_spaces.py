@@ -356,7 +356,7 @@ class EnterSpace(RuleOperation):
             space.init,
             seed=space.draws,
         )
-        super().__init__(rule, StageState(run.path, scope, rule), scope.run)
+        super().__init__(rule, StageState(run.path, scope, rule))
         self.space_run = run
         self.inner = Route([], [])
 
@@ -407,7 +407,7 @@ class LeaveSpace(RuleOperation):
     role = "leave"
 
     def __init__(self, enter: EnterSpace):
-        super().__init__(enter.rule, enter.stage, enter.space_run.run)
+        super().__init__(enter.rule, enter.stage)
         self.traits = enter.traits
         self._enter = enter
 

@@ -286,7 +286,7 @@ class Enter(RuleOperation):
             single=True,
             shared=frame.shared,
         )
-        super().__init__(rule, StageState(path, scope, rule), scope.run)
+        super().__init__(rule, StageState(path, scope, rule))
         self.frame = frame
         self.inner = inner
         self.run: Run = scope.run
@@ -550,7 +550,7 @@ class Leave(RuleOperation):
         rule = dataclasses.replace(
             enter.rule, update=frame.leave or _identity, evaluate=frame.evaluate
         )
-        super().__init__(rule, enter.stage, enter.run)
+        super().__init__(rule, enter.stage)
         is_generator = inspect.isgeneratorfunction(frame.leave)
         self.traits = dataclasses.replace(enter.traits, waits=is_generator)
         self._frame = frame

@@ -25,7 +25,7 @@ from gradtx.base.tree import map_tensors
 from gradtx.distributed.collectives import summed_over_ranks
 from gradtx.execution.context import Context
 from gradtx.execution.execute import Leaf, Operation, Steps
-from gradtx.execution.runs import LateTerm, Run, Scope
+from gradtx.execution.runs import LateTerm, Scope
 from gradtx.execution.traits import Traits, empty_dict
 from gradtx.slots import Slot
 from gradtx.state.random import Stream
@@ -116,6 +116,7 @@ class StageState:
 
     def __init__(self, path: Path, scope: Scope, rule: Rule):
         device = scope.run.device
+        self.watches = scope.run.watches
         self._rule = rule
         self.path = path
         self.shared: dict[str, Tensor] = {}
@@ -393,7 +394,7 @@ _NO_CONTEXT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
 class RuleOperation(Operation):
     """Run a rule that is written for one tensor."""
 
-    def __init__(self, rule: Rule, stage: StageState, run: Run):
+    def __init__(self, rule: Rule, stage: StageState):
         self.path = stage.path
         self.traits = rule.traits
         if stage.store.draws:
@@ -404,7 +405,7 @@ class RuleOperation(Operation):
         self._is_users = not is_ours(rule.update)
         # Numbers of dimensions already watched.
         watches = (
-            run.watches
+            stage.watches
             and not torch.compiler.is_compiling()
             and not _torch.inside_transform()
         )
