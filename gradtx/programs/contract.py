@@ -46,6 +46,12 @@ def is_known(value: Any) -> bool:
     return is_number(value) and not is_on_device(value)
 
 
+def dtype_of(node: Any) -> torch.dtype:
+    """Return the dtype of a node's values."""
+    dtype: torch.dtype = node.meta["val"].dtype
+    return dtype
+
+
 def same_meta(*nodes: Any) -> bool:
     """Whether a leaf's values of these nodes have the same shape and dtype."""
     first, *others = [node.meta["val"] for node in nodes]

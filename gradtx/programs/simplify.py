@@ -10,6 +10,7 @@ from torch.fx import Graph, Node
 from gradtx.programs.contract import (
     argument_like,
     arguments_of,
+    dtype_of,
     is_list,
     same_meta,
     writers,
@@ -130,10 +131,10 @@ def _convert_by_writing(node: Node) -> None:
         return
     before: Any = source.args[0]
     is_computed = before.op == "call_function" and before.target not in VIEWS
-    if not is_computed or source.meta["val"].dtype != target.meta["val"].dtype:  # type: ignore[union-attr]
+    if not is_computed or dtype_of(source) != dtype_of(target):
         return  # an argument might be overwritten before the copy
     for view in views:
-        view.meta["val"] = view.meta["val"].to(before.meta["val"].dtype)
+        view.meta["val"] = view.meta["val"].to(dtype_of(before))
     source.replace_all_uses_with(before)
     source.graph.erase_node(source)
 
@@ -186,8 +187,4 @@ def _same_as_selection(node: Node, flags: dict[Any, bool]) -> Any:
     if condition not in flags:
         return None
     chosen: Any = x if flags[condition] else y
-    value = chosen.meta["val"]
-    is_same = (
-        value.shape == node.meta["val"].shape and value.dtype == node.meta["val"].dtype
-    )
-    return chosen if is_same else None
+    return chosen if same_meta(chosen, node) else None

@@ -10,7 +10,7 @@ from torch.fx import Node
 from torch.fx.node import map_aggregate
 
 from gradtx.programs import numbers
-from gradtx.programs.contract import is_known, is_on_device
+from gradtx.programs.contract import dtype_of, is_known, is_on_device
 from gradtx.programs.record import META
 
 aten = torch.ops.aten
@@ -71,21 +71,16 @@ class Text:
     def _argument(
         self, node: Node, i: int, argument: Any, lists: dict[Node, str]
     ) -> str:
-        if (
-            isinstance(argument, Node)
-            and is_known(argument)
-            and _wants_tensor(node.target, i)
-        ):
-            return self.as_tensor(argument, argument.meta["val"].dtype)
-
         def text_of(item: Any) -> Any:
             if not isinstance(item, Node):
                 return item
             if is_known(item):
-                return Unquoted(self.as_tensor(item, item.meta["val"].dtype))
+                return Unquoted(self.as_tensor(item, dtype_of(item)))
             return Unquoted(lists.get(item, item.name))
 
-        if isinstance(argument, tuple | list):
+        is_scalar = isinstance(argument, Node) and is_known(argument)
+        is_tensor = is_scalar and _wants_tensor(node.target, i)
+        if is_tensor or isinstance(argument, tuple | list):
             return repr(map_aggregate(argument, text_of))
         return lists[argument] if argument in lists else self.text(argument)
 

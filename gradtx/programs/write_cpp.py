@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch.fx import Node
 
+from gradtx.programs.contract import dtype_of
 from gradtx.programs.write_kernels import (
     BLOCKS,
     HALF,
@@ -145,7 +146,7 @@ class CppWriter(KernelWriter):
         return f"bits<{self.types[dtype]}>({code})"
 
     def _assigned(self, name: str, node: Node, code: str) -> str:
-        dtype = node.meta["val"].dtype
+        dtype = dtype_of(node)
         return f"const {self.types[dtype]} {name} = {code};"
 
     def _word(self, j: int, is_floating: bool) -> str:
@@ -196,7 +197,7 @@ class CppWriter(KernelWriter):
     def _pointers(self, rows: dict[int, Node]) -> list[str]:
         lines = []
         for j, like in rows.items():
-            dtype = like.meta["val"].dtype
+            dtype = dtype_of(like)
             kind = WORDS.get(dtype, self.types[dtype])
             lines.append(
                 f"{kind}* const p{j} = ({kind}*)a.table[{j} * a.n_leaves + leaf];"
@@ -205,13 +206,13 @@ class CppWriter(KernelWriter):
 
     def _load(self, leaf: Node) -> str:
         j = self._leaves.index(leaf)
-        code, dtype = f"p{j}[{PLACES[self._extent(leaf)]}]", leaf.meta["val"].dtype
+        code, dtype = f"p{j}[{PLACES[self._extent(leaf)]}]", dtype_of(leaf)
         code = f"{self.types[dtype]}::of({code})" if dtype in WORDS else code
         return self._assigned(f"x{j}", leaf, code)
 
     def _store(self, store: Store) -> str:
         place = PLACES[self._extent(store.like)]
-        word = ".word" if store.like.meta["val"].dtype in WORDS else ""
+        word = ".word" if dtype_of(store.like) in WORDS else ""
         return f"p{store.row}[{place}] = {self._names[store.node]}{word};"
 
     def _lines_of(self, nodes: Sequence[Node]) -> list[str]:
@@ -382,7 +383,7 @@ class Total(NamedTuple):
 
 def _total_of(name: str, node: Node, operand: str) -> Total:
     kind = REDUCTIONS[node.target].kind
-    is_single = node.meta["val"].dtype in (torch.float32, *HALF)
+    is_single = dtype_of(node) in (torch.float32, *HALF)
     kind_of_value = "float" if is_single and kind != "sum" else "double"
     value = f"({kind_of_value}){operand}"
     if node.target is aten.linalg_vector_norm.default:

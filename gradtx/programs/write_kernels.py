@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.programs.contract import is_list, is_number
+from gradtx.programs.contract import dtype_of, is_list, is_number
 from gradtx.programs.lower import Program
 from gradtx.programs.simplify import SAME, VIEWS
 
@@ -371,7 +371,7 @@ class KernelWriter(ABC):
         is_last = reduced == list(range(len(shape) - len(reduced), len(shape)))
         if of != "entry" or not is_last or self._extent(node) != "block":
             raise UnsuitableProgramError(ROWS)
-        self._of_rows[node] = self._operand(operand, wide(node.meta["val"].dtype))
+        self._of_rows[node] = self._operand(operand, wide(dtype_of(node)))
         self._lines[node] = self._of_total(name, node, f"{name}_total", "block")
         return True
 
@@ -382,7 +382,7 @@ class KernelWriter(ABC):
         stage = self._reductions[depth]
         row = len(stage)
         stage.append(node)
-        self._reduced[node] = self._operand(operand, wide(node.meta["val"].dtype))
+        self._reduced[node] = self._operand(operand, wide(dtype_of(node)))
         self._depths[node] = depth + 1
         count = "size" if self._extent(operand) == "entry" else "(size / block)"
         self._lines[node] = self._of_total(name, node, self._total(depth, row), count)
@@ -393,12 +393,12 @@ class KernelWriter(ABC):
             total = f"{total} / {count}"
         if node.target is aten.linalg_vector_norm.default:
             total = self._root(total, torch.float64)
-        return self._assigned(name, node, self._converted(f"({total})", _dtype(node)))
+        return self._assigned(name, node, self._converted(f"({total})", dtype_of(node)))
 
     def _expression(self, node: Node) -> str:
         """Return the code of an operation on one tile."""
         target, args, kwargs = node.target, node.args, node.kwargs
-        dtype = _dtype(node)
+        dtype = dtype_of(node)
         if target in CONSTANTS:
             return self._constant(CONSTANTS[target], dtype)
         if target in (aten.full_like.default, aten.full.default):
@@ -429,7 +429,7 @@ class KernelWriter(ABC):
             x, y = (self._operand(item, common) for item in args)
             return f"{x} {COMPARISONS[name]} {y}"
         if name in ("isnan", "isinf", "isfinite"):
-            own = _dtype(args[0])
+            own = dtype_of(args[0])
             own = torch.float32 if own in HALF else own
             x, infinity = self._operand(args[0], own), self._constant(math.inf, own)
             size = self._call("abs", [x])
@@ -540,7 +540,7 @@ class KernelWriter(ABC):
         if is_number(value):
             return self._scalar(value, dtype)
         name = self._names[value]
-        own = _dtype(value)
+        own = dtype_of(value)
         if own is dtype:
             return name
         if dtype is torch.bool:
@@ -552,7 +552,7 @@ class KernelWriter(ABC):
     def _scalar(self, node: Node, dtype: torch.dtype) -> str:
         if node not in self._scalars:
             self._scalars.append(node)
-        is_floating = _dtype(node).is_floating_point
+        is_floating = dtype_of(node).is_floating_point
         word = self._word(self._scalars.index(node), is_floating)
         if dtype is torch.bool:
             return f"({word} != 0)"
@@ -569,7 +569,7 @@ class KernelWriter(ABC):
     def _bytes_per_entry(self, leaf: Node) -> float:
         """Return the bytes of an argument per entry of the leaf; a number of a leaf counts as none."""
         entries = {"entry": 1.0, "block": 1 / self._block, "leaf": 0.0}
-        return _dtype(leaf).itemsize * entries[self._extent(leaf)]
+        return dtype_of(leaf).itemsize * entries[self._extent(leaf)]
 
     def _needed(self, nodes: Sequence[Node]) -> tuple[list[Node], list[Node]]:
         """Return the operations that some nodes need, in order, and the arguments that these read."""
@@ -615,11 +615,6 @@ class KernelWriter(ABC):
         rows = {i: leaf for i, leaf in enumerate(self._leaves) if leaf in read}
         rows.update({store.row: store.like for store in stored})
         return dict(sorted(rows.items()))
-
-
-def _dtype(node: Any) -> torch.dtype:
-    dtype: torch.dtype = node.meta["val"].dtype
-    return dtype
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -15,6 +15,8 @@ from gradtx.programs import batches
 from gradtx.programs.contract import (
     args_of,
     argument_like,
+    dtype_of,
+    is_known,
     is_list,
     is_number,
     is_on_device,
@@ -335,8 +337,8 @@ class _Writer(Text):
             return None
         name = OF_NUMBER[node.target]
         options: dict[str, Any] = {}
-        dtype: torch.dtype = first.meta["val"].dtype
-        if node.meta["val"].dtype != dtype:
+        dtype = dtype_of(first)
+        if dtype_of(node) != dtype:
             return None
         if is_on_device(second):
             if name not in ON_TENSORS:
@@ -423,15 +425,11 @@ def _conversion(node: Node) -> str:
 
 def _fills(node: Node) -> bool:
     """Whether an operation writes a scalar of the same dtype into a slot."""
-    if node.target is not aten.copy_.default or not is_number(node.args[1]):
+    if node.target is not aten.copy_.default:
         return False
     slot, number = node.args
-    return (
-        isinstance(number, Node)
-        and not is_on_device(number)
-        and is_list(slot)
-        and number.meta["val"].dtype == slot.meta["val"].dtype  # type: ignore[union-attr]
-    )
+    is_scalar = isinstance(number, Node) and is_known(number)
+    return is_scalar and is_list(slot) and dtype_of(number) == dtype_of(slot)
 
 
 def _cloned(text: str, cases: Sequence[Case]) -> str:

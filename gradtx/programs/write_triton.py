@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import Node
 
+from gradtx.programs.contract import dtype_of
 from gradtx.programs.write_kernels import (
     BLOCKS,
     PLACES,
@@ -107,13 +108,13 @@ class TritonWriter(KernelWriter):
     def _load(self, leaf: Node, masks: Mapping[str, str]) -> str:
         j, extent = self._leaves.index(leaf), self._extent(leaf)
         loaded = f"tl.load(p{j} + {PLACES[extent]}{_masked(masks, extent)})"
-        is_flag = leaf.meta["val"].dtype is torch.bool
+        is_flag = dtype_of(leaf) is torch.bool
         return f"x{j} = {loaded} != 0" if is_flag else f"x{j} = {loaded}"
 
     def _pointers(self, rows: dict[int, Node]) -> list[str]:
         lines = []
         for j, like in rows.items():
-            dtype = self.types[like.meta["val"].dtype]
+            dtype = self.types[dtype_of(like)]
             if dtype == "tl.int1":
                 dtype = "tl.int8"
             lines.append(
@@ -272,7 +273,7 @@ class TritonWriter(KernelWriter):
         """Return the line before a loop with a reduction, of a vector or of the values of rows."""
         shape = "()" if self._adds_rows(node) else "(BLOCK,)"
         identity = IDENTITIES[REDUCTIONS[node.target].kind]
-        dtype = self.types[wide(node.meta["val"].dtype)]
+        dtype = self.types[wide(dtype_of(node))]
         return f"{name} = tl.full({shape}, {identity}, {dtype})"
 
     def _added(self, name: str, node: Node, masks: Mapping[str, str]) -> str:
@@ -336,7 +337,7 @@ class TritonWriter(KernelWriter):
 
     def _store(self, store: Store, masks: Mapping[str, str]) -> str:
         value, extent = self._names[store.node], self._extent(store.like)
-        if store.like.meta["val"].dtype is torch.bool:
+        if dtype_of(store.like) is torch.bool:
             value = f"{value}.to(tl.int8)"
         place = f"p{store.row} + {PLACES[extent]}"
         return f"tl.store({place}, {value}{_masked(masks, extent)})"
