@@ -187,25 +187,20 @@ def _free_to_join(graph: Graph) -> Iterator[tuple[_Contraction, Node]]:
 
 
 @dataclass(frozen=True)
-class _Product:
-    """A term `factor * a * b` or `factor * a / b` of a sum, or `factor * a` if there is no `b`.
+class _Term:
+    """A term of a sum: a multiple of a list, or of the product or quotient of two.
 
     Attributes:
-        factor: A scalar, as a node or a constant; None for 1.
-        a: A list.
-        b: A list or None.
-        divides: Whether `b` is a divisor.
+        target: The operation that adds it to another list.
+        lists: One or two lists.
+        factor: A scalar, as a node or a constant.
         saved: The number of operations saved by fusing the term into the sum.
     """
 
-    factor: Any
-    a: Node
-    b: Node | None
-    divides: bool
-    saved: int
-
-    def lists(self) -> list[Node]:
-        return [self.a] if self.b is None else [self.a, self.b]
+    target: Any
+    lists: list[Node]
+    factor: Any = 1
+    saved: int = 1
 
 
 class _Contraction:
@@ -384,17 +379,17 @@ class _Contraction:
 
     def _join_best(self, node: Node, candidates: list[tuple[Node, Node]]) -> None:
         """Fuse the term that saves most operations, if any; `candidates` are pairs of the rest of a sum and a term."""
-        best: tuple[Node, _Product] | None = None
-        for rest, term in candidates:
-            product = _product_for(term, node)
-            if product is None or _scales_in_place(node, rest, product):
+        best: tuple[Node, _Term] | None = None
+        for rest, added in candidates:
+            term = _term_of(added, node)
+            if term is None or _scales_in_place(node, rest, term):
                 continue
-            if is_on_device(product.factor):
+            if is_on_device(term.factor):
                 continue
-            if not self._are_unchanged(*product.lists()):
+            if not self._are_unchanged(*term.lists):
                 continue
-            if best is None or product.saved > best[1].saved:
-                best = rest, product
+            if best is None or term.saved > best[1].saved:
+                best = rest, term
         if best is not None:
             self._absorb(node, *best)
 
@@ -416,17 +411,14 @@ class _Contraction:
                 return True
         return False
 
-    def _absorb(self, node: Node, rest: Node, product: _Product) -> None:
-        factor = 1 if product.factor is None else product.factor
+    def _absorb(self, node: Node, rest: Node, term: _Term) -> None:
+        target, factor = term.target, term.factor
         if node.target is aten.sub.Tensor:
             factor = _negative(factor, node)
-        in_place = node.target is aten.add_.Tensor
-        if product.b is None:
-            target = aten.add_.Tensor if in_place else aten.add.Tensor
-            _replace(node, target, (rest, product.a), {"alpha": factor})
-            return
-        target = _FUSED[product.divides, in_place]
-        _replace(node, target, (rest, product.a, product.b), {"value": factor})
+        option = _FACTORS[target]
+        if node.target is aten.add_.Tensor:
+            target = _IN_PLACE[target]
+        _replace(node, target, (rest, *term.lists), {option: factor})
 
     def move_weight_first(self, update: Node) -> None:
         """Save an operation of a step p + s u whose update u pulls the weight p.
@@ -440,15 +432,17 @@ class _Contraction:
         if weight is None or parts is None or not self._are_unchanged(weight):
             return
         size = step.kwargs.get("alpha", 1)
-        if any(map(is_on_device, (size, parts.pull.factor, parts.scale))):
+        rest = parts.rest
+        factors = (size, parts.pull.factor, 1 if rest is None else rest.factor)
+        if any(map(is_on_device, factors)):
             return
         _move_before(update, size)
         target, args, kwargs = _pulled(weight, parts.pull, size, update)
-        if parts.rest is not None:
+        if rest is not None:
             pulled = _list(target, args, update, kwargs)
-            target, args = parts.target, (pulled, *parts.rest)
-            scale = _number(aten.mul.Tensor, (size, parts.scale), update)
-            kwargs = {_SCALES[target]: scale}
+            target, args = rest.target, (pulled, *rest.lists)
+            factor = _number(aten.mul.Tensor, (size, rest.factor), update)
+            kwargs = {_FACTORS[target]: factor}
         _replace(update, target, args, kwargs)
         step.replace_all_uses_with(update)
         step.graph.erase_node(step)
@@ -542,26 +536,22 @@ class _Pull:
 
 @dataclass(frozen=True)
 class _Parts:
-    """The update of a weight: a pull, and a rest that `target` adds to a list.
-
-    Attributes:
-        pull: The term that depends on the weight.
-        target: The operation that adds the rest.
-        rest: The operands of the rest; None without a rest.
-        scale: A scalar by which the rest is multiplied.
-    """
+    """The update of a weight: the term that depends on the weight, and the rest if there is one."""
 
     pull: _Pull
-    target: Any = None
-    rest: list[Node] | None = None
-    scale: Any = 1
+    rest: _Term | None = None
 
 
-# The argument by which operations scale what they add.
-_SCALES = {
+# The argument of operations that multiplies what they add, and their forms that write into the first operand.
+_FACTORS = {
     aten.add.Tensor: "alpha",
     aten.addcmul.default: "value",
     aten.addcdiv.default: "value",
+}
+_IN_PLACE = {
+    aten.add.Tensor: aten.add_.Tensor,
+    aten.addcmul.default: aten.addcmul_.default,
+    aten.addcdiv.default: aten.addcdiv_.default,
 }
 
 
@@ -583,15 +573,15 @@ def _parts_of(update: Node, weight: Node) -> _Parts | None:
     if pull is not None:
         return _Parts(pull)
     target: Any = update.target
-    if target not in _SCALES or not all(map(is_list, update.args)):
+    if target not in _FACTORS or not all(map(is_list, update.args)):
         return None
     first, *rest = args_of(update)
-    scale = update.kwargs.get(_SCALES[target], 1)
+    factor = update.kwargs.get(_FACTORS[target], 1)
     pull = _pull_of(first, weight) if _can_absorb(first, update) else None
     if pull is not None:
-        return _Parts(pull, target, rest, scale)
+        return _Parts(pull, _Term(target, rest, factor))
     if target is aten.add.Tensor and rest == [weight]:  # y + c p
-        return _Parts(_Pull(scale, None), target, [first])
+        return _Parts(_Pull(factor, None), _Term(target, [first]))
     return None
 
 
@@ -611,14 +601,6 @@ def _pull_of(term: Node, weight: Node) -> _Pull | None:
         return None
     return _Pull(factor, goal) if is_list(goal) and same_meta(inner, goal) else None
 
-
-# Keys: whether the product is a quotient, and whether the sum writes into its first operand.
-_FUSED = {
-    (False, False): aten.addcmul.default,
-    (False, True): aten.addcmul_.default,
-    (True, False): aten.addcdiv.default,
-    (True, True): aten.addcdiv_.default,
-}
 
 # Operations whose result may be infinite if an operand is.
 _KEEP_INFINITE = {
@@ -655,32 +637,32 @@ def _divides_lists(node: Node) -> bool:
     return node.target is aten.div.Tensor and all(map(is_list, node.args))
 
 
-def _product_for(term: Node, user: Node) -> _Product | None:
-    """Return a term of a sum as a product, if nothing else uses the term."""
-    if not _can_absorb(term, user):
+def _term_of(added: Node, user: Node) -> _Term | None:
+    """Return a term of a sum that may be fused with it, if nothing else uses the term."""
+    if not _can_absorb(added, user):
         return None
-    if term.target is aten.neg.default:
-        return _Product(-1, args_of(term)[0], None, False, 1)
-    factor, inner = _factor_of(term)
+    if added.target is aten.neg.default:
+        return _Term(aten.add.Tensor, [args_of(added)[0]], -1)
+    factor, inner = _factor_of(added)
     if inner is None:
-        return _product_of_lists(None, term, 1)
-    if not same_meta(term, inner):
+        return _product_of_lists(1, added, 1)
+    if not same_meta(added, inner):
         return None
     product = None
-    if _can_absorb(inner, term):
+    if _can_absorb(inner, added):
         product = _product_of_lists(factor, inner, 2)
-    return product or _Product(factor, inner, None, False, 1)
+    return product or _Term(aten.add.Tensor, [inner], factor)
 
 
-def _product_of_lists(factor: Any, node: Node, saved: int) -> _Product | None:
+def _product_of_lists(factor: Any, node: Node, saved: int) -> _Term | None:
     """Return a scalar times a quotient or a product of lists, if a node is one of these."""
-    divides = _divides_lists(node)
-    if not divides and (
-        node.target is not aten.mul.Tensor or _factor_of(node)[1] is not None
-    ):
+    target = aten.addcmul.default
+    if _divides_lists(node):
+        target = aten.addcdiv.default
+    elif node.target is not aten.mul.Tensor or _factor_of(node)[1] is not None:
         return None
-    a, b = args_of(node)
-    return _Product(factor, a, b, divides, saved) if same_meta(node, a, b) else None
+    lists = list(args_of(node))
+    return _Term(target, lists, factor, saved) if same_meta(node, *lists) else None
 
 
 def _can_absorb(node: Any, user: Node) -> bool:
@@ -717,15 +699,15 @@ def _overflows(node: Node) -> bool:
     return False
 
 
-def _scales_in_place(node: Node, rest: Node, product: _Product) -> bool:
+def _scales_in_place(node: Node, rest: Node, term: _Term) -> bool:
     """Whether a sum may overwrite its scaled term, an argument such as a momentum, but not the rest, a gradient.
 
     Scaling and adding in place then takes as many operations as a fused sum and a copy, and no temporary. A negative
     gradient is treated like a gradient, so that `maximize` changes no other bit.
     """
-    if product.b is not None:
+    argument, *others = term.lists
+    if others:
         return False
-    argument = product.a
     unsigned: Any = rest.args[0] if rest.target is aten.neg.default else rest
     if unsigned.op != "placeholder" or argument.op != "placeholder":
         return False
