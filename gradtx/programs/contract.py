@@ -182,7 +182,7 @@ def _free_to_join(graph: Graph) -> Iterator[tuple[_Contraction, Node]]:
     for node in list(graph.nodes):
         if not node.meta.get("as_written"):
             yield contraction, node
-        if node.op == "call_function" and _torch.writes(node.target):
+        if _torch.writes(node.target):
             written.add(node.args[0])
 
 

@@ -122,7 +122,7 @@ def _reduce_to_segment(recording: Recording, segment: int) -> None:
         recording.leaves.append(argument)
     if segment < len(recording.owned):
         for node in reversed(graph.nodes):
-            if node.op == "call_function" and _torch.writes(node.target):
+            if _torch.writes(node.target):
                 graph.erase_node(node)
         output = next(iter(reversed(graph.nodes)))
         output.args = (tuple(recording.owned[segment].args),)

@@ -144,7 +144,7 @@ class RecordedPhase(Operation):
         terms = self.terms(outputs)
         results = [node for node in outputs if node not in terms]
         for node in graph.nodes:
-            if node.op == "call_function" and _torch.writes(node.target):
+            if _torch.writes(node.target):
                 results.extend(node.args)
         return runs_on_shards(graph, self.recording.leaves, terms, results, whole_rows)
 
