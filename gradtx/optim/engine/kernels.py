@@ -24,7 +24,6 @@ from torch.fx import Node
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.messages import warn_user
-from gradtx.base.plain import TYPES
 from gradtx.base.torch_names import is_captured
 from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.optim.engine import cpp
@@ -489,11 +488,7 @@ class KernelBundle(MemberBundle):
             rows = [list(map(Tensor.data_ptr, gradients))]
         else:
             rows = [self._addresses(gradients, copies)]
-            self._are_read_in_place = (
-                not copies
-                and self.are_as_planned
-                and TYPES.issuperset(map(type, gradients))
-            )
+            self._are_read_in_place = not copies and self.are_as_planned
         for name in self.signature.by_leaf:
             column = [self.trees[name][member.name] for member in self.members]
             rows.append(self._addresses(column, copies))
@@ -514,12 +509,7 @@ class KernelBundle(MemberBundle):
 
     def _addresses(self, column: list[Any], copies: list[Tensor]) -> list[int]:
         """Return where tensors are that programs only read, or copies of them in their parameters' layout."""
-        if (
-            self._are_usual
-            and TYPES.issuperset(map(type, column))
-            and all(map(Tensor.is_contiguous, column))
-            and not any(map(Tensor.is_neg, column))
-        ):
+        if self._are_usual and all(map(is_usual, column)):
             return [tensor.data_ptr() for tensor in column]
         pairs = zip(column, self._params, strict=True)
         views = [view_or_copy(alias, each, param, param, True) for each, param in pairs]
