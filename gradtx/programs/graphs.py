@@ -195,9 +195,7 @@ class Plan:
         call = self._call(given)
         chain = ChainOf(call.tx, _trees.numbers_of(call.tx).structure)
         tx = chain(self._values(given))
-        updates, state = _pure.update(
-            tx, call.updates, call.state, call.params, call.extras
-        )
+        updates, state = _pure.update(*call._replace(tx=tx))
         if not _are_alike((updates, state), (call.updates, call.state)):
             raise _trees.UnsuitableError
         return _tree.tensors((updates, state))

@@ -10,7 +10,7 @@ import copy
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.ambient import note_program, runs_eagerly
 from gradtx.base.complex_views import as_complex, as_real
-from gradtx.base.errors import Path
+from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import Schedule, resolve
 from gradtx.base.forward import Transformation
 from gradtx.base.plain import TYPES, is_plain
@@ -47,9 +47,6 @@ from gradtx.state.nested import LEAF_STEPS, NestedState
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
 MOST_STRUCTURES, MOST_SHAPES = 32, 8
-SlotOf: TypeAlias = tuple[
-    Path, str
-]  # the path of a stage, and the name of a slot or a shared value there
 
 
 class UnsuitableError(Exception):
@@ -71,10 +68,10 @@ def update(
         or _torch.forward_mode_active()
     ):
         return None
-    trees = updates, state, params
+    call = Call(tx, updates, state, params, extras)
     tensors: list[Any] = []
     try:
-        structure = structure_of(trees, tensors)
+        structure = structure_of((updates, state, params), tensors)
         if not are_dense(tensors):
             return None
         equal_counts = _equal_counts(state)
@@ -99,10 +96,10 @@ def update(
     program = next((each for each in programs if each.fits(tensors)), None)
     if program is None:
         # Raises an error if the call is invalid.
-        result = _pure.update(tx, updates, state, params, extras)
+        result = _pure.update(*call)
         try:
             with torch.no_grad():
-                run, leaves = _pure.begin(tx, *trees, extras)
+                run, leaves = _pure.begin(*call)
                 program = TreeProgram(
                     tx, run, leaves, structure, tensors, equal_counts, known, unread
                 )
@@ -118,7 +115,6 @@ def update(
     values = program.resolved(numbers.values, tensors)
     if records_gradients((), values):  # a schedule depends on a learned tensor
         return None
-    call = Call(tx, updates, state, params, extras)
     try:
         return program(call, tensors, values, known.values())
     except UnsuitableError:
@@ -296,7 +292,7 @@ class TreeProgram:
         tensors = self._real(tensors)
         count_of = self._place_counts(run, leaves, state, equal_counts)
         old = NestedState(state, run.stages)
-        self._shared: dict[SlotOf, int] = {}
+        self._shared: dict[StateKey, int] = {}
         for path in run.stages:
             for name in run.scalars(path):
                 self._shared[path, name] = old.tree((*path, name))
@@ -579,7 +575,7 @@ class _Row(NamedTuple):
     """
 
     leaf: Leaf
-    slots: list[SlotOf]
+    slots: list[StateKey]
     indices: list[int]
     tensors: list[Tensor]
 
@@ -593,7 +589,7 @@ class _Row(NamedTuple):
         tensors: list[Tensor],
     ) -> _Row:
         """Return the arguments of a leaf from trees of indices of tensors."""
-        slots: dict[SlotOf, Any] = {
+        slots: dict[StateKey, Any] = {
             (path, slot): i
             for path in state.stages
             for slot, i in state.slots_of(path, leaf.name).items()
