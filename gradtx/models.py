@@ -19,7 +19,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from gradtx.algorithms.adam import adamw
 from gradtx.algorithms.muon import muon
 from gradtx.base.exact import Betas, Scalar
-from gradtx.base.messages import describe
+from gradtx.base.messages import aligned, describe
 from gradtx.base.selectors import Selector, Where, in_model, without_wrappers
 from gradtx.combinators.blocks import blocks
 from gradtx.combinators.selection import freeze, partition
@@ -662,8 +662,4 @@ def table(rows: list[Row]) -> str:
     cells += [
         (row.name, str(row.shape), row.role, row.branch, row.blocks) for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines: list[str] = []
-    for line in cells:
-        lines.append("\n    " + "  ".join(map(str.ljust, line, widths)).rstrip())
-    return "".join(lines)
+    return "".join(f"\n    {line}" for line in aligned(cells, str.ljust))

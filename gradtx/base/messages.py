@@ -7,7 +7,7 @@ import inspect
 import itertools
 import linecache
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -161,6 +161,14 @@ def check_device(who: str, what: str, value: Tensor, like: Tensor) -> None:
         raise ValueError(
             f"{who}: {what} is on {value.device}, needs {like.device}; {ON_ITS_DEVICE}"
         )
+
+
+def aligned(
+    rows: Sequence[Sequence[str]], justified: Callable[[str, int], str]
+) -> list[str]:
+    """Return the lines of a table, whose cells are justified by `str.ljust` or `str.rjust`."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(justified, row, widths)).rstrip() for row in rows]
 
 
 def add_note(error: Exception, note: str) -> None:

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from gradtx.arguments import is_number
-from gradtx.base.messages import describe, nearest
+from gradtx.base.messages import aligned, describe, nearest
 from gradtx.sweeps.members import Member, Record
 from gradtx.sweeps.settings import Setting
 
@@ -218,21 +218,14 @@ class Sweep:
             head += f"; the best {' and '.join(edge)} is at the edge: widen the grid"
         names = list(dict.fromkeys(name for run in self._runs for name in run.setting))
         table = [[*names, "loss", "std", "diverged"]]
-        for i, row in enumerate(rows[:ROWS]):
+        for row in rows[:ROWS]:
             cells = [_shown(row.get(name, "")) for name in names]
-            for j, name in enumerate(names):
-                if i == 0 and name in edge:
-                    cells[j] += "*"
             table.append(
                 [*cells, _shown(row["mean"]), _shown(row["std"]), str(row["diverged"])]
             )
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        lines = [
-            "  ".join(
-                cell.rjust(width) for cell, width in zip(row, widths, strict=True)
-            )
-            for row in table
-        ]
+        for name in edge:
+            table[1][names.index(name)] += "*"
+        lines = aligned(table, str.rjust)
         if len(rows) > ROWS:
             lines.append(f"... and {_counted(len(rows) - ROWS, 'more setting')}")
         return "\n  ".join([head, *lines])
