@@ -6,10 +6,9 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from gradtx import algorithms
-from gradtx.arguments import keyword_parameter
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.inputs import Params
 from gradtx.maths.polynomials import default_steps
@@ -31,46 +30,19 @@ NUMBERS_OF_TORCH: dict[str, dict[str, Callable[[Group], Any]]] = {
 }
 
 
-class Option(NamedTuple):
-    """What a constructor accepts in addition to the arguments of its alias; `told` is for its docstring."""
-
-    default: Any
-    annotation: str
-    told: str
-
-
-# Constructor arguments in addition to those of the alias.
-KEYWORDS = {
-    "compile": Option(
-        False,
-        "bool | Engine",
-        "True runs steps as kernels that write in place; an `Engine` is a back end of your own. This and the following "
-        "arguments are those of `as_optimizer`, whose docstring says more.",
-    ),
-    "process_group": Option(
-        None,
-        "Any",
-        "Ranks that have these parameters and equal gradients, as under DDP, and divide the work of matrix methods.",
-    ),
-    "state_device": Option(
-        None,
-        "torch.device | str | None",
-        '"cpu" keeps the state, and computes steps, on the host; None: on the device of each parameter.',
-    ),
-    "capturable": Option(
-        False,
-        "bool",
-        "Whether `torch.cuda.graph` may capture steps: counts are kept on the parameters' device.",
-    ),
-    "amp_scaling": Option(
-        False,
-        "bool",
-        "Whether a `GradScaler` leaves unscaling and the skipping of steps to `step`, as to fused optimizers.",
-    ),
-    "seed": Option(
-        0, "int", "Seed of the random vectors with which steps estimate `hessian_diag`."
-    ),
+# Constructor arguments in addition to those of the alias, for its docstring; their defaults are those of the base.
+TOLD = {
+    "compile": "True runs steps as kernels that write in place; an `Engine` is a back end of your own. This and the "
+    "following arguments are those of `as_optimizer`, whose docstring says more.",
+    "process_group": "Ranks that have these parameters and equal gradients, as under DDP, and divide the work of "
+    "matrix methods.",
+    "state_device": '"cpu" keeps the state, and computes steps, on the host; None: on the device of each parameter.',
+    "capturable": "Whether `torch.cuda.graph` may capture steps: counts are kept on the parameters' device.",
+    "amp_scaling": "Whether a `GradScaler` leaves unscaling and the skipping of steps to `step`, as to fused "
+    "optimizers.",
+    "seed": "Seed of the random vectors with which steps estimate `hessian_diag`.",
 }
+OPTIONS = inspect.signature(ChainOptimizer.__init__).parameters
 
 
 class AliasOptimizer(ChainOptimizer):
@@ -91,16 +63,12 @@ class AliasOptimizer(ChainOptimizer):
         own = cls._arguments = inspect.signature(alias)
         of_instance = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         params = of_instance.replace(name="params", annotation="Params")
-        engine = dict(KEYWORDS)
+        told = dict(TOLD)
         cls._seeded = "hessian_diag" in alias(**alias.spec.arguments.sample()).needs
         if not cls._seeded:
-            del engine["seed"]
-        keywords: list[inspect.Parameter] = []
-        told: dict[str, str] = {}
-        for name, option in engine.items():
-            keywords.append(keyword_parameter(name, option.default, option.annotation))
-            told[name] = option.told
-        parameters = [of_instance, params, *own.parameters.values(), *keywords]
+            del told["seed"]
+        options = [OPTIONS[name] for name in told]
+        parameters = [of_instance, params, *own.parameters.values(), *options]
         signature = own.replace(parameters=parameters, return_annotation=own.empty)
         cls.__init__ = _constructor(cls, signature)
         summary = f"`{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`, as for `as_optimizer`."
@@ -111,9 +79,9 @@ class AliasOptimizer(ChainOptimizer):
         for name, value in self._options_of_groups(params).items():
             kwargs.setdefault(name, value)
         engine = {}
-        for name, option in KEYWORDS.items():
+        for name in TOLD:
             if name != "seed" or self._seeded:
-                engine[name] = kwargs.pop(name, option.default)
+                engine[name] = kwargs.pop(name, OPTIONS[name].default)
         engine["capturable"] = bool(engine["capturable"])
         of_torch = {name: kwargs.pop(name) for name in ENGINE_OPTIONS if name in kwargs}
         check_differentiable(of_torch)
@@ -124,7 +92,7 @@ class AliasOptimizer(ChainOptimizer):
         arguments = self._arguments.bind(*args, **named).arguments
         del engine["process_group"]  # `defaults` are copied and pickled
         for name, value in engine.items():
-            if value != KEYWORDS[name].default:
+            if value != OPTIONS[name].default:
                 arguments[name] = value
         self.defaults = _defaults_of(self._tx, arguments)
         _LIVING.add(self)
