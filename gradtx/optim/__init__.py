@@ -47,7 +47,7 @@ def _kernel_function_of(*arguments: Any) -> Any:
     return kernel_function_of(*arguments)
 
 
-graphs.FUNCTIONS.update(dict.fromkeys(("cpu", "cuda", "xpu"), _kernel_function_of))
+graphs.function_of = _kernel_function_of
 
 
 @_takes_tx_by_name

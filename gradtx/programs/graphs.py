@@ -26,8 +26,8 @@ from gradtx.programs import trees as _trees
 from gradtx.programs.bundle import FunctionOf, list_function_of
 from gradtx.programs.hyperparameters import ChainOf
 
-# What makes functions of phases, by the type of the device; on others, they are operations on lists.
-FUNCTIONS: dict[str, FunctionOf] = {}
+# Makes functions of phases; `gradtx.optim`, which this module may not import, replaces it by that of kernels.
+function_of: FunctionOf = list_function_of
 # Compilers fuse the rules of few leaves with what surrounds the update; for more, this takes them too long.
 FEW_LEAVES = 16
 # Parameters that one call of `gradtx::add` updates: compilers need time that is quadratic in the number of its results.
@@ -221,8 +221,7 @@ class Plan:
             with _torch.without_modes():
                 examples = Arguments(*(list(map(_example, each)) for each in given))
                 call = self._call(examples)
-                updates = _tree.tensors(call.updates)
-                if len(updates) < FEW_LEAVES:
+                if len(_tree.tensors(call.updates)) < FEW_LEAVES:
                     return None
                 run, leaves = _pure.begin(*call)
                 program = _trees.TreeProgram(
@@ -234,7 +233,7 @@ class Plan:
                     (),
                     {name: call.extras[name] for name in self._known},
                     list(self._unread),
-                    FUNCTIONS.get(updates[0].device.type, list_function_of),
+                    function_of,
                 )
         except Exception:  # a user's rule may raise any error
             return None

@@ -93,7 +93,7 @@ def test_an_update_in_a_compiled_function_runs_kernels(chain, gpu, monkeypatch):
 
     launching = kernels.launch
     monkeypatch.setattr(kernels, "launch", launch)
-    monkeypatch.setitem(graphs.FUNCTIONS, "cpu", kernels.kernel_function_of)
+    monkeypatch.setattr(graphs, "function_of", kernels.kernel_function_of)
     monkeypatch.setattr(graphs, "FEW_LEAVES", 1)
     device = gpu.device if gpu.is_real else "cpu"  # torch.compile does not trace tensors of a pretended device
     tx, generator = CHAINS[chain](), torch.Generator().manual_seed(0)
