@@ -507,7 +507,7 @@ def matched(
     for key, value in first.items():
         if key in saved:
             what = f"state of parameter {name!r}: {key!r}"
-            state[key] = as_slot(what, key, saved[key], value, param.device)
+            state[key] = as_slot(what, key, saved[key], value)
         elif strict and saved:
             raise ValueError(f"state of parameter {name!r} lacks {key!r}; {REMEDY}")
     for key in sorted(saved.keys() - first.keys()):
@@ -554,13 +554,7 @@ def _slots_among(keys: Collection[str]) -> set[str]:
     return {key for key in keys if str(key).rpartition(".")[0] not in keys}
 
 
-def as_slot(
-    what: str,
-    key: str,
-    saved: Any,
-    first: Tensor,
-    device: torch.device | None = None,
-) -> Tensor:
+def as_slot(what: str, key: str, saved: Any, first: Tensor) -> Tensor:
     """Return a copy of a saved value in the form of a first slot, after checking its shape, kind and value.
 
     Args:
@@ -568,7 +562,6 @@ def as_slot(
         key: Its key.
         saved: The saved value.
         first: The first slot.
-        device: The device of slots with dimensions; that of `first` by default.
     """
     value = torch.as_tensor(saved)
     is_count = key.rpartition(".")[2] in COUNTS
@@ -584,9 +577,7 @@ def as_slot(
         raise ValueError(f"{what} must be a non-negative integer, got {value.item():g}")
     if kind_of(first.dtype) == "int" and not _is_whole(value):
         raise ValueError(f"{what} must be an integer, got {value.item():g}")
-    stays = first.ndim == 0 or first.is_meta or device is None
-    on = first.device if stays else device
-    return value.detach().to(on, first.dtype, copy=True)
+    return value.detach().to(first.device, first.dtype, copy=True)
 
 
 def _is_whole(value: Tensor) -> bool:
