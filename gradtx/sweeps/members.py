@@ -87,16 +87,13 @@ class Trainer:
         self._group = group
         self._loss_fn = loss_fn
         self._eval_fn = eval_fn
-        columns: dict[str, list[tuple[float, ...]]] = {}
-        for member in members:
-            for name, entries in group.numbers_of(member.setting).items():
-                columns.setdefault(name, []).append(entries)
         first = _tree.named(params_of(members[0].seed))
         self._tx = group.with_numbers({})
         run = TreeRun(self._tx, first, None)
         # On the parameters' device: `vmap` makes vectors of them, which operations with other devices refuse.
         self._numbers: dict[str, tuple[Tensor, ...]] = {}
-        for name, rows in columns.items():
+        for name in group.varying:
+            rows = [group.numbers_of(member.setting, name) for member in members]
             table = torch.tensor(rows, dtype=exact_dtype(run.device), device=run.device)
             self._numbers[name] = table.unbind(1)
         axes = (0, 0, 0, 0, None, 0)

@@ -14,7 +14,7 @@ from typing import Any
 from gradtx.arguments import is_number
 from gradtx.base.messages import aligned, describe, nearest
 from gradtx.sweeps.members import Member, Record
-from gradtx.sweeps.settings import Setting
+from gradtx.sweeps.settings import Setting, by_key
 
 __all__ = ["Sweep"]
 
@@ -118,25 +118,13 @@ class Sweep:
         """
         rows = [
             {**setting, **self._statistics(runs, key, by)}
-            for setting, runs in self._by_setting()
+            for setting, runs in by_key((run.setting, run) for run in self._runs)
         ]
 
         def rank(row: dict[str, Any]) -> tuple[bool, int, float]:
             return math.isnan(row["mean"]), row["diverged"], row["mean"]
 
         return sorted(rows, key=rank)[:n]
-
-    def _by_setting(self) -> list[tuple[Setting, list[Run]]]:
-        """Return the runs of each setting; settings are compared, not hashed."""
-        groups = []
-        for run in self._runs:
-            for setting, runs in groups:
-                if setting == run.setting:
-                    runs.append(run)
-                    break
-            else:
-                groups.append((run.setting, [run]))
-        return groups
 
     def _statistics(self, runs: list[Run], key: str, by: str) -> dict[str, Any]:
         functions = {"last": lambda values: values[-1], "mean": fmean, "min": min}

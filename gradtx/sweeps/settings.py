@@ -6,7 +6,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from gradtx.schedules._factory import MadeSchedule
 from gradtx.transform import GradientTransformation
 
 Setting: TypeAlias = dict[str, Any]
+T = TypeVar("T")
 Make: TypeAlias = Callable[..., GradientTransformation]
 COLUMNS = ("optimizer", "seed", "step", "loss", "diverged")  # of the records
 
@@ -105,10 +106,9 @@ class Group:
     settings: dict[int, Setting]
     varying: tuple[str, ...]
 
-    def numbers_of(self, index: int) -> dict[str, tuple[float, ...]]:
-        """Return the numbers that differ, of one setting, by name."""
-        setting = self.settings[index]
-        return {name: _numbers(setting[name]) for name in self.varying}
+    def numbers_of(self, index: int, name: str) -> tuple[float, ...]:
+        """Return the numbers of one setting."""
+        return _numbers(self.settings[index][name])
 
     def with_numbers(
         self, values: Mapping[str, Sequence[Any]]
@@ -123,18 +123,15 @@ class Group:
 def groups_of(make: Make, settings: Sequence[Setting]) -> list[Group]:
     """Divide settings into groups. `make` must accept each of them."""
     varying = [name for name in settings[0] if _may_vary(make, settings, name)]
-    indices_of_form: dict[Any, list[int]] = {}
-    known = []  # a list, because values may have no hash
+    pairs = []
     for index, setting in enumerate(settings):
         form = [
             _form(value) if name in varying else ("value", type(value), value)
             for name, value in setting.items()
         ]
-        if form not in known:
-            known.append(form)
-        indices_of_form.setdefault(known.index(form), []).append(index)
+        pairs.append((form, index))
     groups = []
-    for indices in indices_of_form.values():
+    for _, indices in by_key(pairs):
         of_group = {index: settings[index] for index in indices}
         differing = [
             name
@@ -142,6 +139,19 @@ def groups_of(make: Make, settings: Sequence[Setting]) -> list[Group]:
             if len({_numbers(setting[name]) for setting in of_group.values()}) > 1
         ]
         groups.append(Group(make, of_group, tuple(differing)))
+    return groups
+
+
+def by_key(pairs: Iterable[tuple[Any, T]]) -> list[tuple[Any, list[T]]]:
+    """Return the items of each key; keys are compared, because settings may have no hash."""
+    groups: list[tuple[Any, list[T]]] = []
+    for key, item in pairs:
+        for known, items in groups:
+            if known == key:
+                items.append(item)
+                break
+        else:
+            groups.append((key, [item]))
     return groups
 
 
