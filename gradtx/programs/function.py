@@ -92,8 +92,8 @@ class Signature:
         """The keys of slots that are passed for each leaf, in order."""
         return [key for key in self.slots if key not in self.equal]
 
-    def shared_arguments(self) -> list[Tensor]:
-        """Return stand-ins for the arguments that all leaves share, in order."""
+    def shared_dtypes(self) -> list[torch.dtype]:
+        """Return the dtypes of the arguments that all leaves share, in order."""
         dtypes = [torch.int64, torch.int64]
         if self.scaled:
             dtypes += [torch.float64, torch.bool]
@@ -101,7 +101,7 @@ class Signature:
         dtypes += self.shared.values()
         dtypes += self.equal.values()
         dtypes += self.scalars.values()
-        return [torch.empty((), dtype=dtype) for dtype in dtypes]
+        return dtypes
 
     def key(self) -> tuple[Any, ...]:
         """Return the part of a program's cache key that `LeafKind` does not cover."""
@@ -233,8 +233,8 @@ class LeafFunction:
 
     def record(self, leaves: list[Tensor]) -> list[RecordedPhase]:
         """Record the list program for leaves with these arguments."""
-        common = self.signature.shared_arguments()
-        *sums, last = record_phases(self, common, leaves)
+        dtypes = self.signature.shared_dtypes()
+        *sums, last = record_phases(self, dtypes, leaves)
         if not self.signature.has_owners:
             return [*sums, last]
         if any(phase.recording.owned for phase in sums):

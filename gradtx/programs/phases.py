@@ -6,7 +6,7 @@ Each phase starts over, so that no intermediate values are kept. All phases but 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.execution.execute import Operation
 from gradtx.execution.runs import LateTerm
+from gradtx.programs.contract import dtype_of
 from gradtx.programs.record import META, PhaseResult, Recording, record
 from gradtx.programs.terms import parts_add_up, runs_on_shards
 
@@ -58,13 +59,11 @@ class RecordedPhase(Operation):
 
     Args:
         recording: The operations, as they were recorded.
-        result: What the recorded function returned.
-        common: The dtype of each scalar that all leaves share.
         segment: The index of the segment between owners; None for a program without any.
 
     Attributes:
-        common, recording, segment: As above.
-        examples: Examples of the sums that it returns; empty for the last phase.
+        recording, segment: As above.
+        common: The dtype of each scalar that all leaves share.
         names: The names of its outputs.
         operation: The operation that waits for the outputs; None for the last phase.
         dtypes: The dtype of each result.
@@ -73,34 +72,26 @@ class RecordedPhase(Operation):
         ends_at_leaf_sum: Whether it ends at sums over single leaves.
     """
 
-    def __init__(
-        self,
-        recording: Recording,
-        result: PhaseResult,
-        common: list[torch.dtype],
-        segment: int | None = None,
-    ):
+    def __init__(self, recording: Recording, segment: int | None = None):
+        result = recording.result
         self.recording = recording
-        self._result = result
-        self.common = common
+        self.common = list(map(dtype_of, recording.numbers))
         self.dtypes = [output.dtype for output in result.outputs]
         self.text = recording.text()
         self.segment = segment
         self.ends_at_owner = False
         self.ends_at_leaf_sum = any(isinstance(name, LeafSum) for name in result.names)
-        self.note(result)
+        self._note(result.names, result.operation)
         if segment is not None:
             self._end_at_owner(segment)
 
-    def note(self, result: PhaseResult) -> None:
+    def _note(self, names: tuple[Any, ...], operation: Operation | None) -> None:
         """Note what the phase returns."""
-        self.names = result.names
-        self.operation = result.operation
-        self.examples: list[Tensor] = []
-        if result.operation is not None:
-            self.examples = result.outputs
-            self.path, self.role = result.operation.barrier
-            self.traits = result.operation.traits
+        self.names = names
+        self.operation = operation
+        if operation is not None:
+            self.path, self.role = operation.barrier
+            self.traits = operation.traits
 
     def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
         assert self.operation is not None
@@ -123,14 +114,13 @@ class RecordedPhase(Operation):
         if self.ends_at_owner:
             meta = owned[segment].meta
             payload: dict[str, torch.dtype] = meta["payload"]
-            self.note(PhaseResult([], tuple(payload), meta["operation"]))
+            self._note(tuple(payload), meta["operation"])
             self.dtypes = list(payload.values())
 
     def segments(self) -> list[RecordedPhase]:
         """Return the segments of a last phase."""
-        arguments = self.recording, self._result, self.common
-        indices = range(len(self.recording.owned) + 1)
-        return [RecordedPhase(*arguments, segment) for segment in indices]
+        count = len(self.recording.owned) + 1
+        return [RecordedPhase(self.recording, segment) for segment in range(count)]
 
     def parts_add_up(self) -> bool:
         """Whether the terms of a leaf's parts, apart from constants, add up to its terms."""
@@ -150,37 +140,30 @@ class RecordedPhase(Operation):
 
 
 def record_phases(
-    function: PhaseFunction, common: list[Tensor], leaves: list[Tensor]
+    function: PhaseFunction, common: Sequence[torch.dtype], leaves: Sequence[Tensor]
 ) -> list[RecordedPhase]:
-    """Record a function: each phase but the last ends at sums, whose totals the later ones also receive."""
+    """Record a function: each phase but the last ends at sums, whose totals the later ones also receive.
+
+    Args:
+        function: The function.
+        common: The dtypes of the scalars that all leaves share.
+        leaves: The arguments of a leaf, of which only dtypes and shapes matter.
+    """
     phases: list[RecordedPhase] = []
     known: Names = ()
     common, leaves = list(common), list(leaves)
     while True:
-        phase = _recorded(functools.partial(function, known=known), common, leaves)
+        run = functools.partial(function, known=known)
+        of_leaf = [(tensor.dtype, tensor.shape) for tensor in leaves]
+        device = leaves[0].device if leaves else META
+        phase = RecordedPhase(record(run, common, of_leaf, device))
         phases.append(phase)
         if phase.operation is None:
             return phases
         known = (*known, phase.names)
-        for name, total in zip(phase.names, phase.examples, strict=True):
-            arguments = leaves if isinstance(name, LeafSum) else common
-            arguments.append(torch.zeros((), dtype=total.dtype, device=total.device))
-
-
-def _recorded(
-    run: Callable[[list[Tensor]], PhaseResult],
-    common: list[Tensor],
-    leaves: list[Tensor],
-) -> RecordedPhase:
-    """Record one pass of a program on stand-ins of its arguments."""
-    results: list[PhaseResult] = []
-
-    def function(arguments: list[Tensor]) -> PhaseResult:
-        results.append(run(arguments))
-        return results[0]
-
-    dtypes = [tensor.dtype for tensor in common]
-    of_leaf = [(tensor.dtype, tensor.shape) for tensor in leaves]
-    device = leaves[0].device if leaves else META
-    recording = record(function, dtypes, of_leaf, device)
-    return RecordedPhase(recording, results[0], dtypes)
+        totals = phase.recording.result.outputs
+        for name, total in zip(phase.names, totals, strict=True):
+            if isinstance(name, LeafSum):
+                leaves.append(torch.zeros((), dtype=total.dtype, device=total.device))
+            else:
+                common.append(total.dtype)

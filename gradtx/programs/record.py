@@ -72,6 +72,7 @@ class Recording:
         outputs: The nodes of the results.
         owned: The nodes of operations that the owner of a leaf computes; `meta["operation"]` is the operation,
             `meta["payload"]` the names and dtypes of its inputs.
+        result: What the function returned.
     """
 
     graph: Graph
@@ -79,6 +80,7 @@ class Recording:
     leaves: list[Node]
     outputs: list[Node]
     owned: list[Node]
+    result: PhaseResult
 
     def text(self) -> str:
         """Return a text of operations and constants that is equal for recordings of the same program."""
@@ -101,7 +103,8 @@ class Recording:
         copies: dict[Node, Node] = {}
         graph.graph_copy(self.graph, copies)
         lists = (self.numbers, self.leaves, self.outputs, self.owned)
-        return Recording(graph, *([copies[node] for node in nodes] for nodes in lists))
+        copied = ([copies[node] for node in nodes] for nodes in lists)
+        return Recording(graph, *copied, self.result)
 
 
 # Operations of inference tensors would be recorded before torch decomposes them.
@@ -145,7 +148,8 @@ def record(
     if not recorder.fuses:
         for node in recorder.graph.nodes:
             node.meta["as_written"] = True
-    return Recording(recorder.graph, number_nodes, leaf_nodes, outputs, recorder.owned)
+    nodes = (number_nodes, leaf_nodes, outputs, recorder.owned)
+    return Recording(recorder.graph, *nodes, result)
 
 
 def device_of(tensor: Tensor) -> torch.device:
