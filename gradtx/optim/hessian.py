@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
@@ -32,19 +33,19 @@ Diagonal: TypeAlias = dict[Tensor, Tensor]
 SEED = "hessian_seed"  # the seed's key in a group
 
 
+@dataclass
 class HessianSource:
     """Supplies the steps of a chain that needs it with `hessian_diag`.
 
-    Args:
+    Attributes:
         who: The optimizer's class, for error messages.
         link: The name of the first link that needs `hessian_diag`.
         seed: The seed for new groups.
     """
 
-    def __init__(self, who: str, link: str, seed: int):
-        self._who = who
-        self.link = link
-        self._seed = seed
+    who: str
+    link: str
+    seed: int
 
     @classmethod
     def of_chain(
@@ -59,7 +60,7 @@ class HessianSource:
 
     def mark(self, group: Group) -> None:
         """Add the seed to a group that lacks it."""
-        group.setdefault(SEED, self._seed)
+        group.setdefault(SEED, self.seed)
 
     # Around the closure.
 
@@ -202,7 +203,7 @@ class HessianSource:
         vectors = {}
         for leaf in due:
             group = groups[by_param[leaf.key].group].group
-            seed = _checked_seed(f"{self._who}: {SEED}", group.get(SEED, self._seed))
+            seed = _checked_seed(f"{self.who}: {SEED}", group.get(SEED, self.seed))
             stream = Stream(torch.tensor(seed), counter, leaf.name)
             vectors[leaf.key] = stream.rademacher(leaf.key.detach())
         return vectors

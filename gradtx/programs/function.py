@@ -190,24 +190,19 @@ class RecordedRun(Run):
         raise AwaitedSumError(operation, operation.combine(waiting))
 
 
+@dataclass
 class LeafFunction:
     """The step of a leaf as a function of flat arguments, in the order of `Signature`.
 
-    Args:
+    Attributes:
         signature: The arguments.
         make_chain: Builds the transformation from the hyperparameters.
         scaling: Takes the arguments of a GradScaler and returns the frame around the chain that applies them.
     """
 
-    def __init__(
-        self,
-        signature: Signature,
-        make_chain: MakeChain,
-        scaling: Callable[[Run, Take], Any] | None = None,
-    ):
-        self.signature = signature
-        self._make_chain = make_chain
-        self._scaling = scaling
+    signature: Signature
+    make_chain: MakeChain
+    scaling: Callable[[Run, Take], Any] | None = None
 
     def __call__(self, arguments: list[Tensor], known: Names) -> PhaseResult:
         """Run up to the first sum whose total is not an argument; `known` contains the names of the totals that are."""
@@ -262,9 +257,9 @@ class LeafFunction:
         step, count = take(), take()
         unscale = None
         if signature.scaled:
-            assert self._scaling is not None
-            unscale = self._scaling(run, take)
-        chain = self._make_chain([take() for _ in range(signature.numbers)])
+            assert self.scaling is not None
+            unscale = self.scaling(run, take)
+        chain = self.make_chain([take() for _ in range(signature.numbers)])
         for path, name in signature.shared:
             run.old.setdefault(path, {})[name] = take()
         run.equal = {key: take() for key in signature.equal}
