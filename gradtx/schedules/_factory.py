@@ -80,9 +80,7 @@ class MadeSchedule(Schedule):
 
     def form(self) -> tuple[Any, dict[str, Any]]:
         """Return what schedules that differ in numbers only have in common."""
-        numbers = self.numbers()
-        others = {n: v for n, v in self._arguments.items() if n not in numbers}
-        return self._factory, {**others, **dict.fromkeys(numbers)}
+        return self._factory, {**self._arguments, **dict.fromkeys(self.numbers())}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MadeSchedule, (self._factory, self._arguments)
