@@ -21,12 +21,19 @@ from gradtx.programs.record import META
 aten = torch.ops.aten
 
 SAME = (aten.detach.default, aten.alias.default)
-# With the same entries.
 VIEWS = (
     aten.view.default,
     aten.reshape.default,
     aten.squeeze.dim,
     aten.unsqueeze.default,
+)
+# The results of all of these have the entries of the operand.
+SAME_ENTRIES = (
+    *SAME,
+    *VIEWS,
+    aten._unsafe_view.default,
+    aten.clone.default,
+    aten.expand.default,
 )
 FLAGS: dict[Any, bool] = {aten.ones_like.default: True, aten.zeros_like.default: False}
 

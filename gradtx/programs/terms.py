@@ -15,30 +15,20 @@ from torch.fx import Graph, Node
 
 from gradtx.programs.contract import following, is_view
 from gradtx.programs.needs import FILLING
+from gradtx.programs.simplify import SAME, SAME_ENTRIES
 
 aten = torch.ops.aten
 
 SUMS = (aten.sum.default, aten.dot.default)
 COPIES = (
+    *SAME,
     aten._to_copy.default,
     torch.ops.prims.convert_element_type.default,
-    aten.alias.default,
     aten.clone.default,
-    aten.detach.default,
 )
 JOINS = (aten.stack.default, aten.cat.default)
 # Operations that torch does not tag as pointwise, although an entry of the result depends on one entry only.
-BY_ENTRY = (
-    *COPIES,
-    *FILLING,
-    aten.view.default,
-    aten.view.dtype,
-    aten._unsafe_view.default,
-    aten.expand.default,
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-    *JOINS,
-)
+BY_ENTRY = (*COPIES, *FILLING, *SAME_ENTRIES, aten.view.dtype, *JOINS)
 # The positions of the dimensions of reductions.
 REDUCTIONS: dict[Any, int] = {
     aten.sum.dim_IntList: 1,

@@ -22,7 +22,7 @@ from torch.fx import Node
 from gradtx.base import torch_names as _torch
 from gradtx.programs.contract import dtype_of, is_list, is_number
 from gradtx.programs.lower import Program
-from gradtx.programs.simplify import SAME, VIEWS
+from gradtx.programs.simplify import SAME_ENTRIES
 
 aten = torch.ops.aten
 
@@ -73,13 +73,6 @@ CONSTANTS: dict[Any, float] = {
     aten.ones_like.default: 1.0,
     aten.new_ones.default: 1.0,
 }
-SAME_ENTRIES = (
-    *SAME,
-    *VIEWS,
-    aten._unsafe_view.default,
-    aten.clone.default,
-    aten.expand.default,
-)
 
 # Why there are no kernels.
 ROWS = "it has values of rows or columns that kernels cannot compute"
