@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,13 +96,18 @@ class Text:
     def text(self, value: Any) -> str:
         if isinstance(value, Node):
             return value.name
-        if isinstance(value, float) and not _is_finite(value):
-            return f"float({str(value)!r})"
         if isinstance(value, torch.memory_format | torch.layout | torch.device):
             name = f"constant_{len(self.namespace)}"
             self.namespace[name] = value
             return name
-        return repr(value)
+        return constant(value)
+
+
+def constant(value: Any) -> str:
+    """Return the code of a constant."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float({str(value)!r})"
+    return repr(value)
 
 
 def function_text(head: str, lines: Sequence[str]) -> str:
@@ -121,10 +127,6 @@ class Unquoted:
 
     def __repr__(self) -> str:
         return self._text
-
-
-def _is_finite(value: float) -> bool:
-    return value == value and value not in (float("inf"), float("-inf"))
 
 
 def _wants_tensor(target: Any, position: int) -> bool:

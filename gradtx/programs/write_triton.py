@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -10,6 +9,7 @@ import torch
 from torch.fx import Node
 
 from gradtx.programs.contract import dtype_of
+from gradtx.programs.text import constant
 from gradtx.programs.write_kernels import (
     BLOCKS,
     PLACES,
@@ -42,10 +42,7 @@ class TritonWriter(KernelWriter):
     }
 
     def _constant(self, value: Any, dtype: torch.dtype) -> str:
-        text = repr(value)
-        if isinstance(value, float) and not math.isfinite(value):
-            text = f"float({str(value)!r})"
-        return f"tl.full((), {text}, {self.types[dtype]})"
+        return f"tl.full((), {constant(value)}, {self.types[dtype]})"
 
     def _converted(self, code: str, dtype: torch.dtype) -> str:
         return f"{code}.to({self.types[dtype]})"
