@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -53,30 +54,13 @@ def batches_of(
         has_list_form: Whether one call runs an operation for a list of leaves.
         case_of: The case in which an operation runs; None if it cannot be part of a batch.
     """
+    calls = [node for node in nodes if node.op == "call_function" and is_list(node)]
     batches = []
-    for run in _runs_of_one_case(nodes, case_of):
-        batch = _trimmed(run, has_list_form)
+    for case, run in itertools.groupby(calls, case_of):
+        batch = [] if case is None else _trimmed(list(run), has_list_form)
         if batch:
             batches.append(batch)
     return batches
-
-
-def _runs_of_one_case(
-    nodes: Sequence[Node], case_of: Callable[[Node], Case | None]
-) -> list[list[Node]]:
-    """Return the consecutive operations on lists that run in the same case."""
-    runs = []
-    last_case: Case | None = None
-    for node in nodes:
-        if node.op != "call_function" or not is_list(node):
-            continue
-        case = case_of(node)
-        if case is not None:
-            if case != last_case:
-                runs.append([])
-            runs[-1].append(node)
-        last_case = case
-    return runs
 
 
 def _trimmed(nodes: list[Node], has_list_form: Callable[[Node], bool]) -> list[Node]:
