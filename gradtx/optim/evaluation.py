@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,23 +24,21 @@ from gradtx.optim.state import States, as_slot
 TRAINED = "trained"
 
 
+@dataclass(eq=False)
 class Evaluation:
     """The training weights, while the parameters contain the evaluation weights.
 
-    Args:
+    Attributes:
         trained: The training weights, by parameter.
         versions: The version of each parameter with the evaluation weights, if it is known.
     """
 
-    def __init__(
-        self, trained: dict[Tensor, Tensor], versions: dict[Tensor, int] | None = None
-    ):
-        self._trained = trained
-        self._versions = versions or {}
+    trained: dict[Tensor, Tensor]
+    versions: dict[Tensor, int]
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy's parameters count their own versions.
-        return {**self.__dict__, "_versions": {}}
+        return {**self.__dict__, "versions": {}}
 
     @classmethod
     def start(cls, weights: dict[Tensor, Tensor]) -> Evaluation:
@@ -53,16 +52,16 @@ class Evaluation:
         """Copy the training weights back into the parameters; warn if this discards other values."""
         written = [
             param
-            for param, version in self._versions.items()
+            for param, version in self.versions.items()
             if version_of(param) != version
         ]
         if written:
             warn_user(
-                f"train: {len(written)} of {len(self._trained)} parameters were written after eval(), for example by "
+                f"train: {len(written)} of {len(self.trained)} parameters were written after eval(), for example by "
                 "loading a checkpoint; these values are lost, because the training weights are restored: load weights "
                 "in training mode"
             )
-        for param, value in self._trained.items():
+        for param, value in self.trained.items():
             param.copy_(value)
 
     def check_training(self, who: str) -> None:
@@ -71,22 +70,22 @@ class Evaluation:
         Raises:
             RuntimeError: If they contain evaluation weights.
         """
-        if self._trained:
+        if self.trained:
             raise RuntimeError(
                 f"{who}: the parameters contain the evaluation weights; call optimizer.train() before step()"
             )
 
     def save(self, state_dict: dict[str, Any], params: Iterable[Tensor]) -> None:
         """Add the training weights to a state dict, whose entries are numbered in the order of `params`."""
-        if any(map(is_sharded, self._trained)):
+        if any(map(is_sharded, self.trained)):
             warn_user(
                 "state_dict: saved between eval() and train(); torch.distributed.checkpoint loads only the entries of "
                 "a new optimizer, so it loses the training weights: call train() before saving"
             )
         for number, param in enumerate(params):
-            if param in self._trained:
+            if param in self.trained:
                 entry = state_dict["state"].get(number, {})
-                state_dict["state"][number] = {**entry, TRAINED: self._trained[param]}
+                state_dict["state"][number] = {**entry, TRAINED: self.trained[param]}
 
     @classmethod
     def take(
@@ -113,7 +112,7 @@ class Evaluation:
                 entries[number] = entry
         if not trained:
             return None, state_dict
-        return cls(trained), {**state_dict, "state": entries}
+        return cls(trained, {}), {**state_dict, "state": entries}
 
 
 def evaluated(states: States) -> dict[Tensor, Tensor]:

@@ -465,7 +465,7 @@ def matched(
     strict: bool,
     saved_codes: Mapping[str, str],
     layout: Layout,
-    wrapper_keys: Collection[str] = (),
+    wrapper_keys: Collection[str],
 ) -> dict[str, Tensor]:
     """Convert a parameter's saved entry to the dtypes, codes and devices of its first state.
 

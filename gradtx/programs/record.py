@@ -104,7 +104,7 @@ class Recording:
         graph.graph_copy(self.graph, copies)
         lists = (self.numbers, self.leaves, self.outputs, self.owned)
         copied = ([copies[node] for node in nodes] for nodes in lists)
-        return Recording(graph, *copied, self.result)
+        return Recording(graph, *copied, result=self.result)
 
 
 # Operations of inference tensors would be recorded before torch decomposes them.
