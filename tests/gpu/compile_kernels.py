@@ -13,6 +13,7 @@ import torch
 
 import gradtx
 from gradtx.optim.engine import kernels
+from gradtx.optim.engine import triton as engine_triton
 
 triton = pytest.importorskip("triton", reason="needs Triton, a package of its own on machines without a GPU")
 
@@ -55,7 +56,7 @@ def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.flo
 
 def compiled(source: str, capability: int):
     """Yield the name and the compiled form of each kernel."""
-    for name, kernel in kernels.compiled(source).items():
+    for name, kernel in engine_triton.compiled(source).items():
         if not isinstance(kernel, triton.JITFunction):
             continue
         names = kernel.arg_names

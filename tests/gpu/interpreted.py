@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from gradtx.optim.engine import kernels
+from gradtx.optim.engine import triton as engine_triton
 from gradtx.programs.cache import SharedPrograms
 
 triton = pytest.importorskip("triton", reason="needs Triton, a package of its own on machines without a GPU")
@@ -116,8 +117,8 @@ def interpreting() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "language_of", lambda device: kernels.TritonKernels)
         patch.setattr(kernels, "_KERNELS", KERNELS)
-        patch.setattr(kernels, "compiled", compiled)
-        patch.setattr(kernels, "launch", launch)
+        patch.setattr(engine_triton, "compiled", compiled)
+        patch.setattr(engine_triton, "launch", launch)
         patch.setattr(InterpreterBuilder, "cast_impl", _rounded)
         patch.setattr(InterpreterBuilder, "create_splat", _splat)
         yield

@@ -15,7 +15,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import gradtx
-from gradtx.optim.engine import kernels
+from gradtx.optim.engine import kernels, triton
 from gradtx.programs import graphs
 from tests.conformance import assert_own_memory, each_case, of_each_kind, plain_cases
 from tests.gpu.problem import Problem, on_host, worst
@@ -91,8 +91,8 @@ def test_an_update_in_a_compiled_function_runs_kernels(chain, gpu, monkeypatch):
         launched.append(kernel.fn.__name__)
         launching(kernel, *arguments, **constants)
 
-    launching = kernels.launch
-    monkeypatch.setattr(kernels, "launch", launch)
+    launching = triton.launch
+    monkeypatch.setattr(triton, "launch", launch)
     monkeypatch.setattr(graphs, "function_of", kernels.kernel_function_of)
     monkeypatch.setattr(graphs, "FEW_LEAVES", 1)
     device = gpu.device if gpu.is_real else "cpu"  # torch.compile does not trace tensors of a pretended device
@@ -296,9 +296,7 @@ def test_tensors_count_the_writes_of_kernels(gpu):
 def test_without_triton_compile_says_so_once(gpu, monkeypatch):
     if gpu.is_real:
         pytest.skip("Triton is there")
-    from gradtx.optim.engine import kernels
-
-    monkeypatch.setattr(kernels, "triton_or_none", lambda: None)
+    monkeypatch.setattr(triton, "is_importable", lambda: False)
     params = [torch.nn.Parameter(gpu.to(torch.ones(3))) for _ in range(2)]
     optimizer = gradtx.as_optimizer(gradtx.adamw(lr=0.1), params, compile=kernels.KernelEngine())
     for param in params:

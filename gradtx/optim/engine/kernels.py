@@ -9,7 +9,6 @@ import contextlib
 import copy
 import functools
 import itertools
-import linecache
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,7 @@ from gradtx.base.dtensor import local
 from gradtx.base.messages import warn_user
 from gradtx.base.torch_names import is_captured
 from gradtx.execution.execute import Leaf, LeafTerms
-from gradtx.optim.engine import cpp
+from gradtx.optim.engine import cpp, triton
 from gradtx.optim.engine.base import GRADIENT, Engine, Plan
 from gradtx.optim.engine.family import Family, Pairs
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
@@ -63,38 +62,6 @@ WIDTH = 256  # partial sums that are added at a time
 ALIGNMENT = 16  # bytes
 # Where the arguments of captured steps are; graphs may replay these at any time.
 CAPTURED: list[Table] = []
-
-
-@functools.cache
-def triton_or_none() -> Any:
-    """Return Triton if it is installed; torch's builds for GPUs bring it along."""
-    try:
-        import triton
-        import triton.language
-    except ImportError:
-        return None
-    return triton
-
-
-@functools.cache
-def compiled(source: str) -> dict[str, Any]:
-    """Return the functions of a kernel's text by name; equal texts share them."""
-    import triton
-    import triton.language as tl
-    from triton.language.extra import libdevice
-
-    file = f"<gradtx kernel {hash(source):x}>"
-    lines = source.splitlines(keepends=True)
-    linecache.cache[file] = (len(source), None, lines, file)  # Triton reads the text
-    namespace = {"triton": triton, "tl": tl, "libdevice": libdevice}
-    exec(compile(source, file, "exec"), namespace)
-    return namespace
-
-
-def launch(
-    kernel: Any, instances: int, arguments: Sequence[Any], **constants: Any
-) -> None:
-    kernel[(instances,)](*arguments, **constants)
 
 
 @dataclass
@@ -216,7 +183,7 @@ class TritonKernels(PhaseKernels):
 
     @staticmethod
     def missing() -> str:
-        if triton_or_none() is not None:
+        if triton.is_importable():
             return ""
         return "Triton cannot be imported; install the version of Triton that belongs to this torch"
 
@@ -226,7 +193,7 @@ class TritonKernels(PhaseKernels):
     def run(self, scalars: Sequence[Any], table: Table) -> Tensor:
         text = self.text
         words = self._arguments(scalars, table.pointers)
-        functions = compiled(text.source)
+        functions = triton.compiled(text.source)
         fixed = (table.pointers, table.sizes, table.blocks, table.chunk_leaf)
         fixed += (table.chunk_start, table.leaf_chunks)
         constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned, "num_warps": WARPS}
@@ -236,15 +203,15 @@ class TritonKernels(PhaseKernels):
         for depth, count in enumerate(text.sums):
             partials = table.numbers(count, n_chunks)
             stage = (*common, partials, n_chunks)
-            launch(functions[f"stage{depth}"], n_chunks, stage, **constants)
+            triton.launch(functions[f"stage{depth}"], n_chunks, stage, **constants)
             reduce = (partials, sums[depth], table.leaf_chunks, n_leaves, n_chunks)
-            launch(functions[f"reduce{depth}"], n_leaves, reduce, WIDTH=WIDTH)
+            triton.launch(functions[f"reduce{depth}"], n_leaves, reduce, WIDTH=WIDTH)
         names = [kernel.name for kernel in text.kernels]
         if "last_stage" in names:
-            launch(functions["last_stage"], n_chunks, common, **constants)
+            triton.launch(functions["last_stage"], n_chunks, common, **constants)
         results = self.by_leaf(table)
         if "finish" in names:
-            launch(functions["finish"], n_leaves, (*common, results))
+            triton.launch(functions["finish"], n_leaves, (*common, results))
         return results
 
     def _arguments(self, scalars: Sequence[Any], unused: Tensor) -> tuple[Any, ...]:
