@@ -10,7 +10,7 @@ from gradtx.optim.engine import kernels
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
-VALUES = (0.0, -0.0, 1.0, -1.0, 0.3, -0.7, 2.5, 1e-3, 1e3, math.inf, -math.inf, math.nan)
+VALUES = (0.0, -0.0, 1.0, -1.0, 0.3, -0.7, 1.6, 2.5, 1e-3, 1e3, math.inf, -math.inf, math.nan)
 each = pytest.mark.parametrize
 
 
@@ -69,6 +69,8 @@ BINARY = {
     "addcmul": lambda x, y: torch.addcmul(x, x, y, value=0.3),
     "addcdiv": lambda x, y: torch.addcdiv(x, x, y, value=0.3),
     "add with a factor": lambda x, y: torch.add(x, y, alpha=-0.3),
+    "at most": lambda x, y: (x <= y).to(x.dtype),
+    "at least": lambda x, y: (x >= y).to(x.dtype),
 }
 
 
