@@ -290,7 +290,9 @@ def matrices(arguments: Any) -> None:
             "torch": lambda params: torch.optim.Muon(params),
             "Keller Jordan": theirs("muon", "SingleDeviceMuon", lr=0.02),
             "Emerging-Optimizers": theirs(
-                "emerging_optimizers.orthogonalized_optimizers", "Muon"
+                "emerging_optimizers.orthogonalized_optimizers",
+                "Muon",
+                nesterov=True,  # as the others do
             ),
             "gradtx": ours("Muon"),
             "gradtx, compiled": ours("Muon", compile=True),
