@@ -71,8 +71,9 @@ static inline double ceil(double x) { return __builtin_ceil(x); }
 template <class T> static inline T abs(T x) { return x < 0 ? -x : x; }
 static inline float abs(float x) { return __builtin_fabsf(x); }
 static inline double abs(double x) { return __builtin_fabs(x); }
-template <class T> static inline T maximum(T x, T y) { return x > y || x != x ? x : y; }
-template <class T> static inline T minimum(T x, T y) { return x < y || x != x ? x : y; }
+template <class T> static inline T if_nan(T x, T y) { return x != x ? x : y; }
+template <class T> static inline T maximum(T x, T y) { return if_nan(x, x > y ? x : y); }
+template <class T> static inline T minimum(T x, T y) { return if_nan(x, x < y ? x : y); }
 template <class T, class S> static inline T bits(S x) { return __builtin_bit_cast(T, x); }
 
 struct bfloat16 {
