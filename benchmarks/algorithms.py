@@ -40,6 +40,7 @@ LEFT_OUT = (
         "AdaMuon",
         "NorMuon",
         "Scion",
+        "SpectralSphere",
         "Shampoo",
         "ScalableShampoo",
         "SOAP",
