@@ -150,17 +150,18 @@ class KernelWriter(ABC):
     Args:
         program: The program.
         leaf: The index of an argument with the shape of the leaf.
+        block: The number of entries of a row, if other phases have rows: then chunks contain whole rows.
     """
 
     types: ClassVar[Mapping[torch.dtype, str]]
 
-    def __init__(self, program: Program, leaf: int):
+    def __init__(self, program: Program, leaf: int, block: int = 1):
         self._program = program
         self._leaves = program.leaves
         like: Any = program.leaves[leaf].meta["val"]
         self._size = like.numel()
         self._is_number = like.ndim == 0  # then so are its slots
-        self._block = 1  # entries with one scale
+        self._block = block  # entries with one scale
         self._names: dict[Node, str] = {}
         self._lines: dict[Node, str] = {}
         self._depths: dict[Node, int] = {}

@@ -217,6 +217,24 @@ def test_reductions_of_rows_and_leaves_of_all_shapes_at_once(name, gpu):
         torch.testing.assert_close(values, ROWS[name](gradient), rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
+@pytest.mark.parametrize("last", ["adamp", "rows in the first phase", "neither"])
+def test_a_phase_without_rows_beside_one_with_rows(last, gpu):
+    """Chunks then have other sizes than tiles: sums over leaves would miss entries, or add some twice."""
+    clip = gradtx.clip_by_global_norm(0.5)
+    chain = {
+        "adamp": lambda: gradtx.chain(clip, gradtx.adamp(lr=0.01)),
+        "rows in the first phase": lambda: gradtx.chain(gradtx.centralize(), clip, gradtx.adamw(lr=0.01)),
+        "neither": lambda: gradtx.chain(clip, gradtx.adamw(lr=0.01)),
+    }[last]()
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 2500), (20, 147), (40, 64), (33,)]
+    gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    found, ways = moved(chain, gpu.to(gradients))
+    assert ways == {"kernels"}
+    expected, _ = moved(chain, gradients, compile=False)
+    assert worst(on_host(dict(enumerate(found))), dict(enumerate(expected))) <= 1e-14
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_rows_in_less_than_double_precision(dtype, gpu):
     gradients = [torch.linspace(-1, 2, 80).view(5, 16).to(dtype), torch.linspace(-2, 1, 30).view(2, 3, 5).to(dtype)]

@@ -69,6 +69,7 @@ class PhaseKernels(ABC):
     """The kernels of a phase, in a language.
 
     Attributes:
+        has_tiles: Whether kernels without rows take as many entries as a chunk usually has.
         text: Their text.
         outputs: The results of the phase: nodes, or Python scalars.
         order: The index of each scalar among all scalars of the program.
@@ -78,6 +79,7 @@ class PhaseKernels(ABC):
 
     writer: ClassVar[type[KernelWriter]]
     chunk: ClassVar[int]
+    has_tiles: ClassVar[bool] = False
     text: KernelText
     outputs: list[Any]
     order: dict[Node, int]
@@ -133,25 +135,27 @@ class PhaseKernels(ABC):
         return results
 
     @staticmethod
-    def of(phase: RecordedPhase, device: torch.device, leaf: int) -> PhaseKernels:
+    def of(
+        phase: RecordedPhase, device: torch.device, leaf: int, block: int = 1
+    ) -> PhaseKernels:
         """Return the kernels of a phase, the same for equal phases.
 
         Args:
             phase: The phase.
             device: The device of the leaves.
-            leaf: As in `KernelWriter`.
+            leaf, block: As in `KernelWriter`.
 
         Raises:
             UnsuitableProgramError: If kernels cannot run it.
         """
         known = _KERNELS.of(phase.text)
         columns = columns_of(phase)
-        key = device, leaf, columns, shape_of(phase, leaf)
+        key = device, leaf, block, columns, shape_of(phase, leaf)
         if key not in known:
             language = language_of(device)
             assert language is not None
             program = lower(phase.recording, decides=False)
-            text = language.writer(program, leaf).written(columns)
+            text = language.writer(program, leaf, block).written(columns)
             order = {node: i for i, node in enumerate(program.scalars())}
             scalars = Scalars(program, device)
             outputs = list(program.results)
@@ -180,6 +184,7 @@ class TritonKernels(PhaseKernels):
 
     writer = TritonWriter
     chunk = BLOCK
+    has_tiles = True
 
     @staticmethod
     def missing() -> str:
@@ -422,7 +427,11 @@ class KernelBundle(MemberBundle):
             UnsuitableProgramError: If there are none.
         """
         # The first argument is the parameter.
-        return [PhaseKernels.of(phase, self.device, 0) for phase in self.operations]
+        kernels = [PhaseKernels.of(phase, self.device, 0) for phase in self.operations]
+        block = max(each.text.block for each in kernels)
+        if not (kernels[0].has_tiles and kernels[0].chunk % block):
+            return kernels
+        return [PhaseKernels.of(p, self.device, 0, block) for p in self.operations]
 
     def process(self, phase: RecordedPhase) -> Any:
         kernels = self.kernels[self.at]
