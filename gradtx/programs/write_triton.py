@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -122,12 +122,11 @@ class TritonWriter(KernelWriter):
     def _chunk(
         self,
         name: str,
-        outputs: Sequence[Node],
         stored: Sequence[Store] = (),
         stage: Sequence[Node] = (),
     ) -> str:
         """Return a kernel with an instance per chunk, which stores entries or the partial sums of a stage."""
-        operations, read = self._needed(outputs)
+        operations, read = self._needed(_outputs(stored, stage))
         rows = self._rows(read, stored)
         lines = self._head("tl.load(chunk_leaf + pid)")
         lines.append("start = tl.load(chunk_start + pid)")
@@ -138,7 +137,7 @@ class TritonWriter(KernelWriter):
             lines += [f"    {name} = tl.multiple_of({name}, 16)" for name in names]
         self._note(name, read, stored)
         write = self._tile if self._is_tile() else self._loops
-        lines += write([*read, *operations], outputs, stored, stage)
+        lines += write([*read, *operations], stored, stage)
         for row in range(len(stage)):
             place = f"partials + {row} * n_chunks + pid"
             lines.append(f"tl.store({place}, r{row}.to(tl.float64))")
@@ -149,16 +148,14 @@ class TritonWriter(KernelWriter):
     # A tile of all entries of a chunk: of leaves without rows, or with the short rows of codes.
 
     def _is_tile(self) -> bool:
-        has_sums = any(map(self._is_sum, self._of_rows))
+        kinds = {REDUCTIONS[node.target].kind for node in self._of_rows}
         has_values_of_rows = any(map(self._adds_rows, self._reduced))
-        return self._block in (1, *BLOCKS) and not (has_sums or has_values_of_rows)
+        return self._block in (1, *BLOCKS) and not (
+            "sum" in kinds or has_values_of_rows
+        )
 
     def _tile(
-        self,
-        nodes: Sequence[Node],
-        outputs: Sequence[Node],
-        stored: Sequence[Store],
-        stage: Sequence[Node],
+        self, nodes: Sequence[Node], stored: Sequence[Store], stage: Sequence[Node]
     ) -> list[str]:
         lines = ["start = tl.multiple_of(start, 16)", "i = start + tl.arange(0, BLOCK)"]
         if self._block > 1:
@@ -189,15 +186,11 @@ class TritonWriter(KernelWriter):
     # Loops over the rows of a chunk, and over the entries of each.
 
     def _loops(
-        self,
-        nodes: Sequence[Node],
-        outputs: Sequence[Node],
-        stored: Sequence[Store],
-        stage: Sequence[Node],
+        self, nodes: Sequence[Node], stored: Sequence[Store], stage: Sequence[Node]
     ) -> list[str]:
         totals = {f"r{i}": node for i, node in enumerate(stage)}
         body = self._values_of_row(nodes)
-        body += self._loop(outputs, totals, stored)
+        body += self._loop(totals, stored)
         for name, node in totals.items():
             if self._adds_rows(node):
                 body.append(self._added(name, node, NOWHERE))
@@ -223,21 +216,16 @@ class TritonWriter(KernelWriter):
         """Return the lines that compute the values of a row."""
         lines: list[str] = []
         for reductions, values in self._passes(nodes):
-            operands: list[Any] = [node.args[0] for node in reductions]
             totals = {f"{self._names[node]}_total": node for node in reductions}
             lines += map(self._begun, totals, reductions)
-            lines += self._loop(operands, totals, ())
+            lines += self._loop(totals, ())
             lines += map(self._ended, totals, reductions)
             lines += [self._line(node, NOWHERE) for node in values]
         return lines
 
-    def _loop(
-        self,
-        outputs: Sequence[Node],
-        totals: Mapping[str, Node],
-        stored: Sequence[Store],
-    ) -> list[str]:
+    def _loop(self, totals: Mapping[str, Node], stored: Sequence[Store]) -> list[str]:
         """Return a loop over the entries of a row that adds up some and stores others."""
+        outputs = _outputs(stored, totals.values())
         entries = [each for each in outputs if self._extent(each) == "entry"]
         if not entries:
             return []
@@ -258,9 +246,6 @@ class TritonWriter(KernelWriter):
 
     # Reductions.
 
-    def _is_sum(self, node: Node) -> bool:
-        return REDUCTIONS[node.target].kind == "sum"
-
     def _adds_rows(self, node: Node) -> bool:
         """Whether a reduction adds up the values of rows."""
         operand: Any = node.args[0]
@@ -275,11 +260,12 @@ class TritonWriter(KernelWriter):
 
     def _added(self, name: str, node: Node, masks: Mapping[str, str]) -> str:
         """Return the line in the loop."""
-        value = self._term(node, masks)
-        if self._is_sum(node):
-            return f"{name} = {name} + {value}"
-        kind = REDUCTIONS[node.target].kind
-        return f"{name} = {self._call(f'{kind}imum', [name, value])}"
+        kind, value = REDUCTIONS[node.target].kind, self._term(node, masks)
+        return f"{name} = {self._reduced_pair(kind, name, value)}"
+
+    def _reduced_pair(self, kind: str, x: str, y: str) -> str:
+        """Return the code that reduces two values."""
+        return f"{x} + {y}" if kind == "sum" else self._call(f"{kind}imum", [x, y])
 
     def _ended(self, name: str, node: Node) -> str:
         """Return the line after the loop."""
@@ -300,9 +286,7 @@ class TritonWriter(KernelWriter):
         return self._load(node, masks) if node in self._leaves else self._lines[node]
 
     def _stage(self, depth: int) -> str:
-        stage = self._reductions[depth]
-        operands: list[Any] = [node.args[0] for node in stage]
-        return self._chunk(f"stage{depth}", operands, stage=stage)
+        return self._chunk(f"stage{depth}", stage=self._reductions[depth])
 
     def _reduce(self, depth: int) -> str:
         lines = [
@@ -314,15 +298,12 @@ class TritonWriter(KernelWriter):
         for row, node in enumerate(self._reductions[depth]):
             kind = REDUCTIONS[node.target].kind
             identity = IDENTITIES[kind]
-            joined = "total + part"
-            if kind != "sum":
-                joined = self._call(f"{kind}imum", ["total", "part"])
             lines += [
                 f"total = tl.full((WIDTH,), {identity}, tl.float64)",
                 "start = first",
                 "while start < last:",
                 f"    part = tl.load(partials + {row} * n_chunks + start + k, mask=start + k < last, other={identity})",
-                f"    total = {joined}",
+                f"    total = {self._reduced_pair(kind, 'total', 'part')}",
                 "    start += WIDTH",
                 f"tl.store(sums + {row} * n_leaves + leaf, {_combined(kind, 'total', 1)})",
             ]
@@ -330,7 +311,7 @@ class TritonWriter(KernelWriter):
         return _function(f"reduce{depth}", head, lines)
 
     def _last_stage(self, stores: Sequence[Store]) -> str:
-        return self._chunk("last_stage", [store.node for store in stores], stores)
+        return self._chunk("last_stage", stores)
 
     def _store(self, store: Store, masks: Mapping[str, str]) -> str:
         value, extent = self._names[store.node], self._extent(store.like)
@@ -358,6 +339,14 @@ def _function(name: str, arguments: str, lines: Sequence[str]) -> str:
     # Otherwise Triton would compile again for words that are multiples of 16.
     words = [each.split(":")[0] for each in arguments.split(", ") if each[0] == "w"]
     return f"@triton.jit(do_not_specialize={words})\ndef {name}({arguments}):\n    {body}\n"
+
+
+def _outputs(stored: Iterable[Store], reductions: Iterable[Node]) -> list[Any]:
+    """Return what a kernel stores or adds up."""
+    return [
+        *(store.node for store in stored),
+        *(node.args[0] for node in reductions),
+    ]
 
 
 def _indented(lines: Sequence[str]) -> list[str]:

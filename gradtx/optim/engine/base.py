@@ -225,9 +225,8 @@ class Engine(ABC):
     ) -> tuple[list[Any], list[Member]]:
         """Return the bundles of a step, ready to run, and the members that are not in them.
 
-        A mode that observes operations sees those of each leaf.
-
-        The plan of a `released` member, the only one of a step, is kept separately from that of whole steps.
+        None are in bundles where a mode observes operations: it sees those of each leaf. The plan of a `released`
+        member, the only one of a step, is kept separately from that of whole steps.
         """
         if self.failed or runs_eagerly() or _torch.is_intercepted():
             return [], members

@@ -103,19 +103,25 @@ class PhaseKernels(ABC):
     def run(self, scalars: Sequence[Any], table: Table) -> Tensor:
         """Launch the kernels; return the results by leaf, a row for each."""
 
+    @functools.cached_property
+    def kinds(self) -> str:
+        """The kind of each scalar of the kernels, as `struct` names it."""
+        are_floats = (
+            node.meta["val"].is_floating_point() for node in self.text.scalars
+        )
+        return "".join("d" if is_float else "q" for is_float in are_floats)
+
     def words(self, scalars: Sequence[Any]) -> tuple[list[int], dict[int, Tensor]]:
         """Return the scalars of the kernels as words of 64 bits, and those that the host does not know, by index."""
-        nodes = self.text.scalars
-        given = [scalars[self.order[node]] for node in nodes]
-        kinds = ["d" if node.meta["val"].is_floating_point() else "q" for node in nodes]
+        given = [scalars[self.order[node]] for node in self.text.scalars]
         unknown: dict[int, Tensor] = {}
-        for i, (scalar, kind) in enumerate(zip(given, kinds, strict=True)):
+        for i, (scalar, kind) in enumerate(zip(given, self.kinds, strict=True)):
             if isinstance(scalar, Tensor):
                 wide = torch.float64 if kind == "d" else torch.int64
                 unknown[i] = scalar.to(wide).view(torch.int64)
                 given[i] = 0
-        packed = struct.pack(f"={''.join(kinds)}", *given)
-        return list(struct.unpack(f"={len(kinds)}q", packed)), unknown
+        packed = struct.pack(f"={self.kinds}", *given)
+        return list(struct.unpack(f"={len(given)}q", packed)), unknown
 
     def by_leaf(self, table: Table) -> Tensor:
         """Return memory for the results by leaf."""
