@@ -8,47 +8,49 @@ from typing import Any
 
 from torch import Tensor
 
-from gradtx.programs.bundle import list_function_of
+from gradtx.programs.bundle import FunctionOf
 from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.record import reason_of
 
 
 @dataclass
 class ListPrograms:
-    """The programs of one function, by the shapes of a leaf's arguments; programs with the same text are one object.
+    """The programs of a leaf's step, by the shapes of its arguments; those with the same functions are one object.
 
     Attributes:
         record: Records the program for a leaf with these arguments.
+        function_of: Returns the function of a phase, the same object for phases that it can run.
         on_host: Whether the host knows the scalars.
-        key: Identifies the function among those whose programs are in `known`.
+        key: Identifies the step among those whose programs are in `known`.
         known: Programs, or the reasons why there is none.
     """
 
     record: Callable[[list[Tensor]], list[RecordedPhase]]
+    function_of: FunctionOf
     on_host: bool
     key: Any
     known: dict[Any, Any]
 
     def of(self, tensors: list[Tensor]) -> list[RecordedPhase] | str:
         """Return the program for arguments of these shapes, or the reason why it cannot be recorded."""
-        of_shapes = self.key, tuple(tensor.shape for tensor in tensors)
+        shapes = tuple(tensor.shape for tensor in tensors)
+        of_shapes = self.key, self.function_of, shapes
         if of_shapes not in self.known:
             self.known[of_shapes] = self._recorded(tensors)
         return self.known[of_shapes]
 
     def _recorded(self, tensors: list[Tensor]) -> list[RecordedPhase] | str:
+        functions: list[Any] = []
         try:
             program = self.record(tensors)
+            for phase in program:
+                numbers = range(0 if self.on_host else len(phase.common))
+                given = phase, tensors[0].device, frozenset(numbers)
+                functions.append(self.function_of(*given))
         except Exception as error:
             # A user's rule may raise any exception; eager execution shows it.
             return reason_of(error)
-        of_text = self.key, tuple(phase.text for phase in program)
-        if of_text not in self.known:
-            for phase in program:  # now, because errors of planning are handled
-                numbers = range(0 if self.on_host else len(phase.common))
-                list_function_of(phase, tensors[0].device, frozenset(numbers))
-            self.known[of_text] = program
-        return self.known[of_text]
+        return self.known.setdefault((self.key, *functions), program)
 
     def by_program(
         self, leaves: Sequence[tuple[Any, list[Tensor]]]

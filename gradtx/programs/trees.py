@@ -306,7 +306,9 @@ class TreeProgram:
         for (count, _), rows in self._by_kind(leaves, count_of, trees, tensors).items():
             signature = self._signature(run, rows[0], tensors, numbers, known, unread)
             function = LeafFunction(signature, ChainOf(tx, numbers.structure))
-            programs = ListPrograms(function.record, on_host, None, {})
+            programs = ListPrograms(
+                function.record, self._function_of, on_host, None, {}
+            )
             self._add_bundles(programs, rows, count, signature)
         if not self._bundles:
             raise UnsuitableError
@@ -608,19 +610,11 @@ class _Row(NamedTuple):
         )
 
     def kind(self) -> Any:
-        """Return what leaves with a common program share: elementwise ones may have any shape."""
-        program = self.leaf.operations
-        shapes = self.leaf.shape, (), (0,)  # the last are those of marks of a choice
-        is_flat = all(
-            operation.traits.elementwise and not operation.traits.positional
-            for operation in program
-        ) and all(tensor.shape in shapes for tensor in self.tensors)
-        forms = []
-        for tensor in self.tensors:
-            shape = tensor.ndim > 0 if is_flat else tensor.shape
-            forms.append((tensor.dtype, tensor.device, shape))
+        """Return what leaves with a common program share."""
+        operations = tuple(map(id, self.leaf.operations))
+        forms = tuple((tensor.dtype, tensor.device) for tensor in self.tensors)
         has_param = self.leaf.param is not None
-        return has_param, tuple(map(id, program)), tuple(self.slots), tuple(forms)
+        return has_param, operations, tuple(self.slots), forms
 
 
 class _TreeBundle(ListBundle):

@@ -22,6 +22,7 @@ from torch.fx import Node
 from gradtx.base import torch_names as _torch
 from gradtx.programs.contract import dtype_of, is_list, is_number
 from gradtx.programs.lower import Program
+from gradtx.programs.record import UnrecordableError
 from gradtx.programs.simplify import SAME_ENTRIES
 
 aten = torch.ops.aten
@@ -78,7 +79,7 @@ CONSTANTS: dict[Any, float] = {
 ROWS = "it has values of rows or columns that kernels cannot compute"
 
 
-class UnsuitableProgramError(Exception):
+class UnsuitableProgramError(UnrecordableError):
     """Kernels cannot run a program; the message gives the reason."""
 
 

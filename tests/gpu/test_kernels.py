@@ -109,7 +109,7 @@ def test_an_update_in_a_compiled_function_runs_kernels(chain, gpu, monkeypatch):
         assert worst(on_host(updates), on_host(expected)) <= 1e-5
     for found, wanted in zip(tree_leaves(state), tree_leaves(eager), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-    assert "last_stage" in launched
+    assert launched.count("last_stage") == (2 if chain == "codes" else 1)  # whose texts contain the numbers of blocks
     assert_own_memory((updates, state), params, eager)
 
 

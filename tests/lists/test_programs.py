@@ -719,6 +719,31 @@ def test_an_extra_that_no_link_reads_changes_neither_the_program_nor_a_bit(make,
     assert texts[0] == texts[1]
 
 
+OF_ALL_SHAPES = {
+    "lamb": (gradtx.lamb, 1),
+    "lars": (gradtx.lars, 1),
+    "centralize": (gradtx.centralize, 2),  # a vector has no rows
+    "soap": (gradtx.soap, 2),
+}
+
+
+@pytest.mark.parametrize(("make", "most"), OF_ALL_SHAPES.values(), ids=OF_ALL_SHAPES)
+def test_leaves_of_all_shapes_share_a_program_in_pure_use(make, most, forget_programs):
+    forget_programs()
+    shapes = {"a": (4, 6), "b": (6,), "c": (3, 5), "d": (2,), "e": (5, 7)}
+    tx, params = make(), noise(0, shapes)
+    state = expected = tx.init(params)
+    for seed in range(3):
+        grads = noise(seed, shapes)
+        updates, state = tx.update(grads, state, params)
+        with gradtx.eagerly():
+            one_by_one, expected = tx.update(grads, expected, params)
+        for name, update in updates.items():
+            torch.testing.assert_close(update, one_by_one[name], rtol=1e-12, atol=1e-14)
+    ((program,),) = _list_trees.programs_of(tx).values()
+    assert len(program._bundles) <= most
+
+
 def test_an_extra_that_no_link_reads_is_checked_by_the_first_call_with_it():
     tx, params = gradtx.sgd(lr=1.0), {"w": torch.ones(3)}
     state = tx.init(params)

@@ -20,14 +20,13 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.fx import Node
 
-from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.messages import warn_user
 from gradtx.base.torch_names import is_captured
 from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.optim.engine import cpp, triton
 from gradtx.optim.engine.base import GRADIENT, Engine, Plan
-from gradtx.optim.engine.family import Family, Pairs
+from gradtx.optim.engine.family import Family
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
 from gradtx.optim.engine.views import (
     RefusedError,
@@ -64,7 +63,7 @@ ALIGNMENT = 16  # bytes
 CAPTURED: list[Table] = []
 
 
-@dataclass
+@dataclass(eq=False)
 class PhaseKernels(ABC):
     """The kernels of a phase, in a language.
 
@@ -535,23 +534,22 @@ class KernelFunction:
     """A phase as kernels that write to new memory, with the attributes of its list function, which runs other leaves.
 
     Args:
+        kernels: The kernels.
         phase, device, on_device: As in `list_function_of`.
-
-    Raises:
-        UnsuitableProgramError: If there are no kernels.
-        CompilerError: If they cannot be compiled.
     """
 
     def __init__(
-        self, phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
+        self,
+        kernels: PhaseKernels,
+        phase: RecordedPhase,
+        device: torch.device,
+        on_device: frozenset[int],
     ):
-        self._kernels = PhaseKernels.of(phase, device, -1)  # the last is the gradient
-        self._kernels.compile()
-        self._scalars = self._kernels.scalars.given(on_device).function
+        self._kernels = kernels
+        self._scalars = kernels.scalars.given(on_device).function
         self._given = phase, device, on_device
         self._dtypes = phase.dtypes
         self._columns = columns_of(phase)
-        self._shape = shape_of(phase, -1)  # of all leaves
         self._tables: dict[tuple[int, ...], Table] = {}
 
     def prepare(self, numbers: Sequence[Any]) -> Sequence[Any]:
@@ -560,11 +558,7 @@ class KernelFunction:
     def run(self, numbers: Sequence[Any], columns: Sequence[list[Tensor]]) -> list[Any]:
         tensors = list(itertools.chain.from_iterable(columns))
         gradients = columns[-1]
-        if (
-            is_captured(tensors[0].device)
-            or not all(map(is_usual, tensors))
-            or not self._suits(gradients)
-        ):
+        if is_captured(tensors[0].device) or not all(map(is_usual, tensors)):
             lists = list_function_of(*self._given)
             return lists.run(lists.prepare(numbers), columns)
         # New slots, the last results, are like the columns before the gradients.
@@ -583,10 +577,6 @@ class KernelFunction:
                 results[i] = _by_leaf(value, dtype)
         return results
 
-    def _suits(self, leaves: list[Tensor]) -> bool:
-        """Whether rows of the leaves have the length of the kernels' rows."""
-        return self._shape is None or all(leaf.shape == self._shape for leaf in leaves)
-
     def _table(self, leaves: list[Tensor], addresses: list[list[int]]) -> Table:
         sizes = tuple(map(Tensor.numel, leaves))
         known = self._tables.get(sizes)
@@ -604,12 +594,28 @@ class KernelFunction:
 def kernel_function_of(
     phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
 ) -> Any:
-    """Return the function of a phase as kernels if there are any, else as operations on lists."""
+    """Return the function of a phase as kernels if there are any, else as operations on lists.
+
+    Phases for leaves of several shapes have one function if they have the same text and the same kernels.
+    """
     language = language_of(device)
     if language is not None and not language.missing():
         with contextlib.suppress(UnsuitableProgramError, cpp.CompilerError):
-            return KernelFunction(phase, device, on_device)
+            kernels = PhaseKernels.of(phase, device, -1)  # the last is the gradient
+            kernels.compile()
+            known = _KERNELS.of(phase.text)
+            key = device, on_device, kernels.key, kernels.text.block, columns_of(phase)
+            if key not in known:
+                known[key] = KernelFunction(kernels, phase, device, on_device)
+            return known[key]
     return list_function_of(phase, device, on_device)
+
+
+def _kernels_of_parameters(
+    phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
+) -> PhaseKernels:
+    """Return the kernels of a phase whose first argument is the parameter."""
+    return PhaseKernels.of(phase, device, 0)
 
 
 def engines_for(compile: Any) -> list[Engine]:
@@ -639,6 +645,7 @@ class KernelEngine(ListEngine):
     way = "kernels"
     skips_work = False
     bundle_type = KernelBundle
+    function_of = staticmethod(_kernels_of_parameters)
     consequence = "steps run over lists of tensors"
     _has_warned = False
 
@@ -691,13 +698,9 @@ class KernelEngine(ListEngine):
     def _bundles(self, family: Family, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves with equal kernels, which those of several shapes often have."""
         pair_of = {id(member): (member, leaf) for member, leaf in family.pairs}
-        of_programs: list[Any] = super()._bundles(family, splits)
-        of_shapes: list[KernelBundle] = []
-        for bundle in of_programs:
-            pairs = [pair_of[id(member)] for member in bundle.members]
-            of_shapes += _by_shape(family, bundle, pairs)
+        bundles: list[Any] = super()._bundles(family, splits)
         of_key: dict[Any, list[KernelBundle]] = {}
-        for bundle in of_shapes:
+        for bundle in bundles:
             pairs = [pair_of[id(member)] for member in bundle.members]
             try:
                 of_key.setdefault(bundle.key(), []).append(bundle)
@@ -707,22 +710,3 @@ class KernelEngine(ListEngine):
             except (UnsuitableProgramError, RefusedError) as refusal:
                 self._refuse(pairs, str(refusal))
         return list(map(KernelBundle.merged, of_key.values()))
-
-
-def _by_shape(family: Family, bundle: KernelBundle, pairs: Pairs) -> list[KernelBundle]:
-    """Return the bundle of some leaves, or one for each shape, with its own program, if there may be rows."""
-    recorded = {shape_of(phase, 0) for phase in bundle.operations} - {None}
-    if not recorded:
-        return [bundle]
-    of_shape: dict[torch.Size, Pairs] = {}
-    for member, leaf in pairs:
-        shape = as_real(local(member.param)).shape
-        of_shape.setdefault(shape, []).append((member, leaf))
-    bundles: list[KernelBundle] = []
-    for shape, same in of_shape.items():
-        phases = bundle.operations
-        if shape not in recorded:
-            phases = family.function().record(family.arguments(*same[0]))
-        members = [member for member, _ in same]
-        bundles.append(type(bundle)(members, family.signature, phases, False))
-    return bundles

@@ -45,10 +45,12 @@ from gradtx.optim.engine.views import (
 from gradtx.optim.run import Member, Trees
 from gradtx.optim.step import Step
 from gradtx.programs.bundle import (
+    FunctionOf,
     ListBundle,
     chunks,
     differ_by_leaf,
     entries_of_a_call,
+    list_function_of,
 )
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.equal import may_be_number, slots_from_numbers
@@ -295,11 +297,13 @@ class ListEngine(Engine):
 
     Attributes:
         bundle_type: Creates a bundle of parameters with one program.
+        function_of: As in `ListPrograms`.
     """
 
     way = "lists"
     skips_work = True
     bundle_type = MemberBundle
+    function_of: FunctionOf = staticmethod(list_function_of)
     consequence = "steps run leaf by leaf"
 
     def __init__(self) -> None:
@@ -427,7 +431,9 @@ class ListEngine(Engine):
     def _bundles(self, family: Family, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves of one kind, each with its program."""
         on_host, known = family.step.on_host, self._programs_of(family)
-        programs = ListPrograms(family.function().record, on_host, family.key, known)
+        programs = ListPrograms(
+            family.function().record, self.function_of, on_host, family.key, known
+        )
         leaves = [(pair, _arguments(family, *pair, splits)) for pair in family.pairs]
         bundles = []
         for program, pairs in programs.by_program(leaves):
