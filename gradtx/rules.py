@@ -7,13 +7,13 @@ import inspect
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import (
-    TYPE_CHECKING,
     Any,
     Literal,
     ParamSpec,
     Protocol,
     TypeAlias,
     TypedDict,
+    Unpack,
     cast,
     overload,
 )
@@ -49,9 +49,6 @@ from gradtx.transform import (
     check_transformation,
     same,
 )
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack  # in typing from Python 3.11
 
 __all__ = ["alias", "combinator", "per_tensor", "whole_tree"]
 
@@ -457,7 +454,7 @@ class FactoryCall(GradientTransformation):
         if self._is_optimizer:
             return bool(self._arguments.get("maximize"))
         children = self._children()
-        return bool(children) and all(child._maximizes for child in children)
+        return len(children) > 0 and all(child._maximizes for child in children)
 
     def _skeleton(self) -> Any:
         if not is_ours(self._spec.function):

@@ -470,7 +470,7 @@ class Chain(GradientTransformation):
         operations = []
         scope = scope.of(self)
         for i, tx in enumerate(self._txs):
-            operations.extend(tx._expand(scope.child(i, changed=bool(operations))))
+            operations.extend(tx._expand(scope.child(i, changed=len(operations) > 0)))
         return operations
 
     def _links(self) -> list[GradientTransformation]:

@@ -1,7 +1,6 @@
 """Rules are recorded; `gradtx.eagerly` runs them line by line; schedules are called at every update in both uses."""
 
 import runpy
-import sys
 
 import pytest
 import torch
@@ -79,7 +78,6 @@ def test_explain_says_that_the_switch_is_on():
         assert "alone: 1 parameter (0): gradtx.eagerly() is on" in str(optimizer.explain())
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have no notes")
 @pytest.mark.parametrize("use", ["optimizer", "pure"])
 def test_an_error_inside_a_recorded_rule_names_the_switch_the_rule_the_leaf_and_the_line(use):
     @gradtx.per_tensor

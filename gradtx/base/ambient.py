@@ -12,7 +12,6 @@ from typing import Any, TypeAlias, TypeVar, cast
 import torch
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.messages import add_note
 
 __all__ = ["eagerly"]
 
@@ -162,10 +161,10 @@ def note_program(error: Exception, run: Callable[[], object]) -> None:
         error: The error.
         run: Runs the same rules again. Inside it they run line by line, and nothing is written.
     """
-    add_note(error, NOTE)
+    error.add_note(NOTE)
     try:
         with eagerly():
             run()
     except Exception as again:
         for note in getattr(again, "__notes__", ()):
-            add_note(error, note)
+            error.add_note(note)

@@ -152,7 +152,7 @@ def note_rule(error: Exception, rule: str, leaves: Collection[Any]) -> None:
         shown.append(f"... ({len(leaves)} in all)")
     what = "leaf" if len(leaves) == 1 else "leaves"
     remedy = f"; {ON_ITS_DEVICE}" if "same device" in str(error) else ""
-    add_note(error, f"{rule}: {what} {', '.join(shown)}{line}{remedy}")
+    error.add_note(f"{rule}: {what} {', '.join(shown)}{line}{remedy}")
 
 
 def check_device(who: str, what: str, value: Tensor, like: Tensor) -> None:
@@ -169,9 +169,3 @@ def aligned(
     """Return the lines of a table, whose cells are justified by `str.ljust` or `str.rjust`."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(justified, row, widths)).rstrip() for row in rows]
-
-
-def add_note(error: Exception, note: str) -> None:
-    add = getattr(error, "add_note", None)
-    if add is not None:  # Python 3.11
-        add(note)

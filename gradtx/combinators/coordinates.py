@@ -87,8 +87,8 @@ class Factors:
     precondition_frequency: Count = 10
     max_precondition_dim: Count = 10000
     merge_dims: bool = False
-    # Not after `KW_ONLY`, which Python 3.10 does not accept among annotations.
-    stagger: Static[bool] = dataclasses.field(default=False, kw_only=True)
+    _: dataclasses.KW_ONLY
+    stagger: Static[bool] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ def walk_of(optimizer):
         if event == "call":
             depth += 1
             deepest = max(deepest, depth)
-            functions.add((code.co_filename, code.co_qualname if sys.version_info >= (3, 11) else code.co_name))
+            functions.add((code.co_filename, code.co_qualname))
         elif event == "return":
             depth -= 1
 
