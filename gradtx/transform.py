@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from gradtx.arguments import Argument
+from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import ambient, without_ambient
 from gradtx.base.messages import describe, nearest, shortly
 from gradtx.execution import pure as _pure
@@ -151,6 +152,14 @@ class GradientTransformation:
             if result is None
             else result
         )
+
+    @_torch.assume_constant
+    def _plan(self, identity: int, *arguments: Any) -> str:
+        """Return the key of a new plan for graphs of `torch.compile`, which dynamo guards by this identity.
+
+        Before torch 2.13, dynamo has only functions of constants called while it traces, and methods of other objects.
+        """
+        return _graphs.plan(self, *arguments)
 
     @without_ambient
     def eval_params(self, state: dict[str, Any], params: Any) -> Any:

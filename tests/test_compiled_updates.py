@@ -309,6 +309,7 @@ def test_leaves_of_all_shapes_are_one_operator_unless_they_are_few(few_leaves, m
         assert not any("_foreach" in operation or operation.startswith("gradtx") for operation in operations)
 
 
+@pytest.mark.skipif(torch.__version__ < "2.12", reason="dynamo crashes there when two threads trace at once")
 def test_threads_may_make_the_first_call_at_once():
     tx, params, errors = CHAINS["sum"](), one_leaf(), []
     step, state = compiled(tx.update), tx.init(params)

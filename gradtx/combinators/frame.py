@@ -334,7 +334,7 @@ class Enter(RuleOperation):
         """Determine whether the clock counts this call; `sums` is None if it measures leaves, and none has arrived."""
         clock, name = self.frame.clock, self.rule.name
         assert clock is not None
-        nothing = defaultdict(functools.partial(exact, 0.0, self.run.device))
+        nothing = defaultdict(lambda: exact(0.0, self.run.device))
         result = clock.ticks(dict(self._old_shared), sums or nothing)
         self.ticks, self._new_shared = checked_ticks(name, result, clock.start)
         if sums is None:
@@ -596,7 +596,7 @@ class Leave(RuleOperation):
         )
 
     def _leave(self, leaf: Leaf, outside: Entered, update) -> Steps | None:
-        is_idle = self._frame.leave is None and not outside.state
+        is_idle = self._frame.leave is None and len(outside.state) == 0
         if is_idle and self not in leaf.saved:
             return None
         inner = self._enter.inner.values(leaf)

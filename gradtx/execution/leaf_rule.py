@@ -308,11 +308,11 @@ class StageState:
         """Raise an error unless the rule returns some of the slots that it creates; the state keeps the others."""
         kept = self.store.slots_of(old, leaf)
         declared = self._rule.slots
-        if new.keys() <= kept and {*map(without_number, kept)} <= {
+        if {*new} <= kept and {*map(without_number, kept)} <= {
             *map(without_number, declared)
         }:
             return
-        created = numbered(self.init_slots(leaf, "meta")).keys()
+        created = {*numbered(self.init_slots(leaf, "meta"))}
         if kept != created:
             raise ValueError(
                 f"{'.'.join(self.path)}: leaf {leaf.name!r} has the slots {sorted(kept)}, but this chain uses "

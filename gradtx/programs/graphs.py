@@ -55,7 +55,7 @@ def update(
     # Dynamo has no values of a chain that the compiled function makes.
     if structure is None or tx._is_traced:
         return None
-    key = _key_of(tx, structure, tuple(known), unread)
+    key = tx._plan(id(tx), structure, tuple(known), unread)
     # Not its floats, of which dynamo would make symbols where two chains have other ones, and compile twice.
     numbers = list(tx._numbers.tensors)
     results = _run(key, numbers, tensors, list(known.values()))
@@ -79,8 +79,13 @@ def apply_updates(params: Any, updates: Any) -> Any:
     return _trees.tree_of(structure, iter(new))[0]
 
 
+@_torch.assume_constant
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()  # which dynamo of torch 2.10 always takes for True
+
+
 def _structure_of(trees: Any, tensors: list[Tensor]) -> Any:
-    if torch.compiler.is_exporting():  # other processes have no operators
+    if _is_exporting():  # other processes have no operators
         return None
     try:
         return _trees.structure_of(trees, tensors)
@@ -287,19 +292,19 @@ def _allow() -> None:
     torch.compiler.allow_in_graph((_run, _applied))
 
 
-@_torch.assume_constant
-def _key_of(
+def plan(
     tx: Transformation,
     structure: Any,
     known: tuple[str, ...],
     unread: tuple[str, ...],
 ) -> str:
+    """Return the key of a new plan."""
     _allow()
-    plan = Plan(tx, structure, known, unread)
-    _PLANS[plan.key] = plan
-    tx._set(_plans=(*tx._plans, plan))
+    made = Plan(tx, structure, known, unread)
+    _PLANS[made.key] = made
+    tx._set(_plans=(*tx._plans, made))
     _trees.numbers_of(tx)  # dynamo reads them
-    return plan.key
+    return made.key
 
 
 def _applied(params: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
