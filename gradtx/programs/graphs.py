@@ -81,7 +81,8 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
 @_torch.assume_constant
 def _is_exporting() -> bool:
-    return torch.compiler.is_exporting()  # which dynamo of torch 2.10 always takes for True
+    # Dynamo of torch 2.10 and 2.11 always takes this for True.
+    return torch.compiler.is_exporting()
 
 
 def _structure_of(trees: Any, tensors: list[Tensor]) -> Any:
