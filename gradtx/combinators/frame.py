@@ -596,8 +596,8 @@ class Leave(RuleOperation):
         )
 
     def _leave(self, leaf: Leaf, outside: Entered, update) -> Steps | None:
-        is_idle = self._frame.leave is None and len(outside.state) == 0
-        if is_idle and self not in leaf.saved:
+        has_state = outside.state is not None and len(outside.state) > 0
+        if self._frame.leave is None and not has_state and self not in leaf.saved:
             return None
         inner = self._enter.inner.values(leaf)
         return self._begin_rule(self._enter.call(leaf, update, inner, outside.state))

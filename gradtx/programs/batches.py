@@ -1,4 +1,4 @@
-"""Batch leaves of one shape: on accelerators, one operation on a batch replaces one per leaf."""
+"""Batch leaves: on accelerators, one operation on a batch replaces one per leaf."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def batches_of(
     """Return the operations of a program to run on batches; those of one batch are consecutive.
 
     A batch extends from the first to the last operation without a list form among consecutive operations of one case.
+    Operations on numbers of leaves at its start and end are batches of their own, which leaves of all shapes share.
 
     Args:
         nodes: The program.
@@ -58,9 +59,26 @@ def batches_of(
     batches = []
     for case, run in itertools.groupby(calls, case_of):
         batch = [] if case is None else _trimmed(list(run), has_list_form)
-        if batch:
-            batches.append(batch)
+        batches += _divided(batch)
     return batches
+
+
+def _divided(batch: list[Node]) -> list[list[Node]]:
+    """Divide a batch into those of its first operations and of its last ones on numbers, and the rest."""
+    others = [i for i, node in enumerate(batch) if not _is_on_numbers(node)]
+    first, last = (others[0], others[-1] + 1) if others else (len(batch), len(batch))
+    batches = [batch[:first], batch[first:last], batch[last:]]
+    return [each for each in batches if each]
+
+
+def _is_on_numbers(node: Node) -> bool:
+    """Whether all operands are numbers of leaves, which have no dimensions."""
+    return _shapes([item for item in node.all_input_nodes if is_list(item)]) == {()}
+
+
+def _shapes(nodes: Sequence[Node]) -> set[Any]:
+    values = [node.meta["val"] for node in nodes]
+    return {getattr(value, "shape", None) for value in values}
 
 
 def _trimmed(nodes: list[Node], has_list_form: Callable[[Node], bool]) -> list[Node]:
@@ -71,6 +89,16 @@ def _trimmed(nodes: list[Node], has_list_form: Callable[[Node], bool]) -> list[N
     return nodes[without_form[0] : without_form[-1] + 1]
 
 
+def is_by_entry(batch: Sequence[Node]) -> bool:
+    """Whether each entry of the results depends only on the same entry of the operands."""
+    for node in batch:
+        shapes = _shapes([node, *filter(is_list, node.all_input_nodes)])
+        tags = getattr(node.target, "tags", ())
+        if torch.Tag.pointwise not in tags or len(shapes) > 1 or () in shapes:
+            return False
+    return True
+
+
 def has_matrices(batch: Sequence[Node]) -> bool:
     """Whether a batch includes a product or a factorization of matrices, which pays for leaves of any size."""
     return any(node.target in OF_MATRICES for node in batch)
@@ -78,13 +106,15 @@ def has_matrices(batch: Sequence[Node]) -> bool:
 
 def batched(
     limit: float,
+    together: Callable[..., list[tuple[Tensor, ...]]],
     function: Callable[..., tuple[Tensor, ...]],
     *columns: Sequence[Tensor],
 ) -> tuple[list[Tensor], ...]:
-    """Call a function of one leaf for all leaves: once per group of equal shapes.
+    """Call a function of one leaf for all leaves: once per group.
 
     Args:
         limit: The most entries of a tensor in a group; the copy of a larger one takes longer than its launches.
+        together: `stacked` for leaves of equal shapes, or `joined` for those whose arguments have one shape.
         function: Accepts one tensor from each column and returns a tuple of tensors.
         columns: Lists of tensors, one tensor per leaf.
 
@@ -92,26 +122,43 @@ def batched(
         One list per result.
     """
     rows = list(zip(*columns, strict=True))
-    leaves_of_shapes: dict[Any, list[int]] = {}
+    groups: dict[Any, list[int]] = {}
     for leaf, tensors in enumerate(rows):
         key: Any = tuple([tensor.shape for tensor in tensors])
         if max(map(Tensor.numel, tensors)) > limit:
             key = leaf
-        leaves_of_shapes.setdefault(key, []).append(leaf)
+        elif together is joined and len(set(key)) == 1:
+            key = None
+        groups.setdefault(key, []).append(leaf)
     results_of_leaf: dict[int, tuple[Tensor, ...]] = {}
-    for leaves in leaves_of_shapes.values():
-        results = _of_equal_shapes(function, [rows[leaf] for leaf in leaves])
+    for leaves in groups.values():
+        group = [rows[leaf] for leaf in leaves]
+        is_alone = len(group) == 1
+        results = [function(*group[0])] if is_alone else together(function, group)
         results_of_leaf.update(zip(leaves, results, strict=True))
     results_by_leaf = [results_of_leaf[leaf] for leaf in range(len(rows))]
     return tuple(map(list, zip(*results_by_leaf, strict=True)))
 
 
-def _of_equal_shapes(
+def joined(
+    function: Callable[..., tuple[Tensor, ...]], rows: list[tuple[Tensor, ...]]
+) -> list[tuple[Tensor, ...]]:
+    """Return the results of each leaf from those of one vector with the entries of all."""
+    shapes = [first.shape for first, *_ in rows]
+    vectors = []
+    for tensors in zip(*rows, strict=True):
+        vectors.append(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+    sizes = list(map(torch.Size.numel, shapes))
+    results = [
+        list(map(Tensor.view, each.split(sizes), shapes)) for each in function(*vectors)
+    ]
+    return list(zip(*results, strict=True))
+
+
+def stacked(
     function: Callable[..., tuple[Tensor, ...]], rows: list[tuple[Tensor, ...]]
 ) -> list[tuple[Tensor, ...]]:
     """Return the results of each leaf, for leaves of equal shapes."""
-    if len(rows) == 1:
-        return [function(*rows[0])]
     stacked_columns = [torch.stack(tensors) for tensors in zip(*rows, strict=True)]
     stacked_results = torch.vmap(function)(*stacked_columns)
     results = [_in_order(each, stacked_columns).unbind() for each in stacked_results]

@@ -42,6 +42,16 @@ def test_a_warm_step_of_many_small_leaves_takes_few_launches(name, counted):
     assert not seen.slow
 
 
+OF_ALL_SHAPES = {"adamw": 25, "clip and adamw": 60, "adam_atan2": 40, "lamb": 150}
+
+
+@pytest.mark.parametrize("name", OF_ALL_SHAPES)
+def test_leaves_of_many_shapes_take_few_launches_too(name, counted):
+    shapes = [(8, i) for i in range(1, 20)] * 6 + [(8 * i,) for i in range(1, 9)] * 6  # as many as those of a ResNet-50
+    make, _ = OF_LISTS[name]
+    assert warm_step(counted, make, shapes).launches <= OF_ALL_SHAPES[name]
+
+
 @pytest.mark.parametrize("name", OF_MATRICES)
 def test_matrices_of_one_shape_are_batched(name, counted):
     make, most = OF_MATRICES[name]

@@ -56,6 +56,10 @@ CHAINS = {
     "scheduled and clipped": gradtx.chain(
         gradtx.clip_by_global_norm(1.0), gradtx.normuon(lr=gradtx.cosine_schedule(0.1, 10), fallback=ADAMW)
     ),
+    "adam_atan2": gradtx.adam_atan2(lr=0.02),
+    "lamb": gradtx.lamb(lr=0.02),
+    "adamp": gradtx.adamp(lr=0.02),
+    "adafactor": gradtx.adafactor(),
     "accumulate": gradtx.accumulate(gradtx.muon(lr=0.02, ns_dtype=None, fallback=ADAMW), every=2),
     "factorizations": gradtx.partition(
         {"matrices": gradtx.chain(whiten(), gradtx.scale(-0.02)), "rest": ADAMW},
@@ -110,7 +114,8 @@ def stepped(tx, count=4, dtype=torch.float64, shapes=SHAPES):
 
 @by_day(
     "muon", "normuon", "polargrad by eigenvalues", "psgd_pro", "scion", "scheduled and clipped", "accumulate",
-    "factorizations", "soap", "soap in accumulate", "kl_shampoo", "shampoo", "fira", "dion",
+    "adam_atan2", "lamb", "adafactor", "factorizations", "soap", "soap in accumulate", "kl_shampoo", "shampoo", "fira",
+    "dion",
 )  # fmt: skip
 @pytest.mark.parametrize("name", CHAINS)
 def test_batches_give_what_loops_over_leaves_give(name, as_batches):
@@ -185,6 +190,27 @@ def test_one_chain_of_products_for_each_shape(as_batches):
     batched, _ = products(tx, True, as_batches)
     assert batched == 15 * sum(1 for count in GROUPS.values() if count > 1)
     assert batched < 15 * matrices
+
+
+def test_entries_of_leaves_of_all_shapes_are_joined():
+    """Except of large leaves, which are not copied, and of one whose arguments have several shapes."""
+    calls = []
+
+    def function(x, y):
+        calls.append(x.shape)
+        return torch.atan2(x, y), x > y
+
+    xs = [torch.randn(shape) for shape in ((2, 3), (), (0,), (4,), (3, 5, 2, 2), (40,), (2, 3))]
+    xs[4] = xs[4].to(memory_format=torch.channels_last)
+    ys = [torch.randn_like(x) for x in xs[:-1]] + [torch.randn(3)]
+    results = batches.batched(30, batches.joined, function, xs[:4] + xs[5:], ys[:4] + ys[5:])
+    assert calls == [(11,), (40,), (2, 3)]
+    results += batches.batched(100, batches.joined, function, xs[3:5], ys[3:5])
+    pairs = [*zip(xs[:4] + xs[5:], ys[:4] + ys[5:], strict=True)]
+    for found, expected in zip(results[:2], (torch.atan2, torch.gt), strict=True):
+        torch.testing.assert_close(found, [expected(*pair) for pair in pairs])
+    for found, expected in zip(results[2:], (torch.atan2, torch.gt), strict=True):
+        torch.testing.assert_close(found, list(map(expected, xs[3:5], ys[3:5])))
 
 
 def test_a_processor_loops_and_accelerators_do_not():
