@@ -13,6 +13,7 @@ from torch.fx import Node
 from gradtx.base.torch_names import storage_id
 from gradtx.programs.contract import is_list
 from gradtx.programs.needs import Case
+from gradtx.programs.terms import is_pointwise
 
 aten = torch.ops.aten
 
@@ -93,8 +94,7 @@ def is_by_entry(batch: Sequence[Node]) -> bool:
     """Whether each entry of the results depends only on the same entry of the operands."""
     for node in batch:
         shapes = _shapes([node, *filter(is_list, node.all_input_nodes)])
-        tags = getattr(node.target, "tags", ())
-        if torch.Tag.pointwise not in tags or len(shapes) > 1 or () in shapes:
+        if not is_pointwise(node.target) or len(shapes) > 1 or () in shapes:
             return False
     return True
 
