@@ -194,9 +194,10 @@ class TritonWriter(KernelWriter):
         for name, node in totals.items():
             if self._adds_rows(node):
                 body.append(self._added(name, node, NOWHERE))
-        for store in stored:
-            if self._extent(store.like) == "block":
-                body.append(self._store(store, NOWHERE))
+        of_rows = [store for store in stored if self._extent(store.like) == "block"]
+        if of_rows:
+            body.append("tl.debug_barrier()")  # all threads have read the old values
+            body += [self._store(store, NOWHERE) for store in of_rows]
         return [
             "block = tl.load(blocks + leaf)",
             "if ALIGNED:",

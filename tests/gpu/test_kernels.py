@@ -217,6 +217,15 @@ def test_reductions_of_rows_and_leaves_of_all_shapes_at_once(name, gpu):
         torch.testing.assert_close(values, ROWS[name](gradient), rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
+def test_a_value_of_a_row_is_written_when_all_threads_have_read_the_old_one(gpu):
+    from tests.gpu.compile_kernels import sources_of
+
+    source = max(sources_of(gradtx.nero()), key=len)
+    lines = [line.strip() for line in source.splitlines()]
+    (store,) = (i for i, line in enumerate(lines) if re.match(r"tl\.store\(p\d+ \+ b,", line))
+    assert lines[store - 1] == "tl.debug_barrier()"
+
+
 @pytest.mark.parametrize("last", ["adamp", "rows in the first phase", "neither"])
 def test_a_phase_without_rows_beside_one_with_rows(last, gpu):
     """Chunks then have other sizes than tiles: sums over leaves would miss entries, or add some twice."""
