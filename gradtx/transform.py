@@ -116,6 +116,10 @@ class GradientTransformation:
             TypeError: If a leaf is neither a floating-point or complex tensor nor None.
             ValueError: If `counts` is unknown, if a selector matches no leaf, or if a leaf has no label.
         """
+        if torch.compiler.is_dynamo_compiling():
+            state = _graphs.init(self, params, counts)
+            if state is not None:
+                return state
         return _pure.init(self, params, counts)
 
     def update(

@@ -303,7 +303,7 @@ def test_leaves_of_all_shapes_are_one_operator_unless_they_are_few(few_leaves, m
 
     compiled(tx.update, aot_autograd(fw_compiler=keep))(params, tx.init(params), params)
     if few_leaves == len(SHAPES):
-        assert set(operations) == {"gradtx.update.default", "<built-in function getitem>"}
+        assert set(operations) == {"gradtx.run.default", "<built-in function getitem>"}
     else:
         assert operations.count("aten.sqrt.default") >= len(SHAPES)
         assert not any("_foreach" in operation or operation.startswith("gradtx") for operation in operations)
@@ -446,7 +446,7 @@ def test_calls_of_operators_whose_results_differ_in_form_have_other_texts(monkey
         params = {"w": torch.randn(8, 4)}
 
         def keep(graph, examples):
-            calls.append(next(node.args[0] for node in graph.graph.nodes if "update" in str(node.target)))
+            calls.append(next(node.args[0] for node in graph.graph.nodes if "gradtx.run" in str(node.target)))
             return graph.forward
 
         compiled(tx.update, aot_autograd(fw_compiler=keep))(params, tx.init(params), params)
@@ -504,3 +504,75 @@ def test_a_step_through_inductor_equals_eager_in_single_precision(chain, monkeyp
 
 def test_a_tree_without_leaves_is_returned_as_it_is():
     assert compiled(gradtx.apply_updates)({}, {}) == {}
+
+
+# Missing gradients, and the initial state.
+
+
+def step_of(tx):
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return gradtx.apply_updates(params, updates), state
+
+    return step
+
+
+@pytest.mark.parametrize("chain", ["adamw", "sum", "own count"])
+def test_steps_without_some_gradients_are_one_call_and_equal_eager_ones(chain):
+    """The counts of leaves then differ: the state gains them, and their values decide what the operator runs."""
+    tx, params, calls = CHAINS[chain](), drawn(0), []
+
+    def keep(graph, examples):
+        calls.append([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
+        return graph.forward
+
+    step = compiled(step_of(tx), aot_autograd(fw_compiler=keep))
+    at = eager = params, tx.init(params)
+    for i, missing in enumerate(["bias", "bias", None, "weight", "bias"]):
+        grads = {name: None if name == missing else grad for name, grad in drawn(i).items()}
+        at, eager = step(grads, at[1], at[0]), step_of(tx)(grads, eager[1], eager[0])
+        assert_close(at, eager, rtol=1e-11, atol=1e-13)
+    for operations in calls:
+        assert operations.count("gradtx.run.default") == 1
+        assert operations.count("gradtx.add.default") == 1
+    if chain != "own count":  # whose inner clock has them
+        assert at[1]["leaf_steps"]["columns"].item() == 5
+
+
+def test_a_missing_update_keeps_the_parameter():
+    params = {"a": [torch.ones(3), torch.ones(2)], "b": None, "c": {"d": torch.ones(1)}}
+    updates = {"a": [None, torch.ones(2)], "b": None, "c": {"d": torch.ones(1)}}
+    assert calls_of(gradtx.apply_updates, params, updates) == ["_applied"]
+    assert_close(compiled(gradtx.apply_updates)(params, updates), gradtx.apply_updates(params, updates), rtol=0)
+    with pytest.raises(Exception, match="updates"):
+        compiled(gradtx.apply_updates)(params, {**updates, "c": {"e": torch.ones(1)}})
+
+
+@pytest.mark.parametrize("few_leaves", [1, 100])
+@pytest.mark.parametrize("chain", ["adamw", "shared value", "own count", "branches"])
+def test_the_initial_state_is_one_call_and_equals_the_eager_one(chain, few_leaves, monkeypatch):
+    monkeypatch.setattr(graphs, "FEW_LEAVES", few_leaves)
+    tx, params = CHAINS[chain](), {**drawn(0), "none": None}
+    assert calls_of(tx.init, params) == ["_run"]
+    for counts in ("calls", "leaves"):
+        found, expected = compiled(lambda p, c=counts: tx.init(p, counts=c))(params), tx.init(params, counts=counts)
+        assert tree_structure(found) == tree_structure(expected)
+        assert_close(found, expected, rtol=0)
+        assert_own_memory(found, params)
+    with pytest.raises(Exception, match="counts must be 'calls' or 'leaves'"):
+        compiled(lambda p: tx.init(p, counts="none"))(params)
+
+
+def test_gradients_pass_through_an_initial_state_that_copies_the_parameters():
+    """Of a lookahead, whose slow weights are the parameters."""
+    tx, params = gradtx.with_lookahead(gradtx.sgd(0.1), la_steps=1), drawn(0)
+
+    def loss(params):
+        updates, _ = tx.update(params, tx.init(params), params)
+        return sum(value.square().sum() for value in gradtx.apply_updates(params, updates).values())
+
+    weights = [value.clone().requires_grad_() for value in params.values()]
+    total = compiled(lambda *values: loss(dict(zip(params, values, strict=True))))(*weights)
+    found = torch.autograd.grad(total, weights)
+    expected = torch.func.grad(loss)(params)
+    assert_close(list(found), list(expected.values()), rtol=1e-12)

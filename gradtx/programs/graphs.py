@@ -1,12 +1,13 @@
-"""Pure updates inside a function that `torch.compile` traces: one node of its graph for all leaves.
+"""Pure functions inside a function that `torch.compile` traces: one node of its graph for all leaves.
 
 Dynamo does not read the library leaf by leaf: `_run` becomes a node with tensors as arguments, through which
-AOTAutograd sees. For many leaves it is one operator, `gradtx::update`, which runs the program of the chain; for few
+AOTAutograd sees. For many leaves it is one operator, `gradtx::run`, which runs the program of the chain; for few
 leaves, derivatives and transforms it runs the rules themselves.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import weakref
@@ -37,6 +38,16 @@ _KEYS = itertools.count()
 # Dynamo traces these functions.
 
 
+def init(tx: Transformation, params: Any, counts: str) -> Any:
+    """Return the initial state; None if dynamo must trace the rules."""
+    tensors: list[Tensor] = []
+    structure = _structure_of(params, tensors)
+    if not tensors or tx._is_traced:
+        return None
+    key = tx._plan(id(tx), "init", structure, counts)
+    return _results(tx, key, tensors, [])
+
+
 def update(
     tx: Transformation,
     updates: Any,
@@ -55,14 +66,20 @@ def update(
     # Dynamo has no values of a chain that the compiled function makes.
     if structure is None or tx._is_traced:
         return None
-    key = tx._plan(id(tx), structure, tuple(known), unread)
+    key = tx._plan(id(tx), "update", structure, tuple(known), unread)
+    return _results(tx, key, tensors, list(known.values()))
+
+
+def _results(
+    tx: Transformation, key: str, tensors: list[Tensor], extras: list[Tensor]
+) -> Any:
+    """Return the trees of a node; None if there is none."""
     # Not its floats, of which dynamo would make symbols where two chains have other ones, and compile twice.
     numbers = list(tx._numbers.tensors)
-    results = _run(key, numbers, tensors, list(known.values()))
+    results = _run(key, numbers, tensors, extras)
     if not results:
         return None
-    kind, (of_updates, of_state, _) = structure
-    return _trees.tree_of((kind, (of_updates, of_state)), iter(results))
+    return _trees.tree_of(_structure_after(key), iter(results))
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
@@ -70,13 +87,20 @@ def apply_updates(params: Any, updates: Any) -> Any:
     of_params: list[Tensor] = []
     of_updates: list[Tensor] = []
     structure = _structure_of((params,), of_params)
-    if structure is None or structure != _structure_of((updates,), of_updates):
+    have_updates = _have_updates(structure, _structure_of((updates,), of_updates))
+    if have_updates is None:
         return None
-    _allow()
-    new = _applied(of_params, of_updates)
-    if len(new) < len(of_params):
+    if all(have_updates):
+        new = _applied(of_params, of_updates)
+        return _trees.tree_of(structure, iter(new))[0] if new else None
+    pairs = zip(of_params, have_updates, strict=True)
+    new = _applied([param for param, has_update in pairs if has_update], of_updates)
+    if not new:
         return None
-    return _trees.tree_of(structure, iter(new))[0]
+    changed = iter(new)
+    pairs = zip(of_params, have_updates, strict=True)
+    leaves = [next(changed) if has_update else param for param, has_update in pairs]
+    return _trees.tree_of(structure, iter(leaves))[0]
 
 
 @_torch.assume_constant
@@ -95,6 +119,36 @@ def _structure_of(trees: Any, tensors: list[Tensor]) -> Any:
 
 
 # Dynamo calls these functions.
+
+
+@_torch.assume_constant
+def _have_updates(params: Any, updates: Any) -> tuple[bool, ...] | None:
+    """Return whether each leaf has an update, given structures; None if they do not match, or if there is no leaf."""
+    _allow()
+    flags = _matched(params, updates)
+    return flags if flags and any(flags) else None
+
+
+def _matched(params: Any, updates: Any) -> tuple[bool, ...] | None:
+    if params is None:  # a tensor
+        return (updates is None,) if updates in (None, "None") else None
+    if params == "None" or not isinstance(updates, tuple) or updates[0] != params[0]:
+        return () if params == updates == "None" else None
+    kind, of_params = params
+    _, of_updates = updates
+    tensors = [None] * len(kind)  # of a dict
+    pairs = zip(
+        tensors if of_params is None else of_params,
+        tensors if of_updates is None else of_updates,
+        strict=True,
+    )
+    flags: tuple[bool, ...] = ()
+    for pair in pairs:
+        of_pair = _matched(*pair)
+        if of_pair is None:
+            return None
+        flags += of_pair
+    return flags
 
 
 def _unread(*arguments: Any) -> Any:
@@ -116,20 +170,139 @@ class Arguments(NamedTuple):
 
 
 class Plan:
-    """The updates at one place in a graph.
+    """What one node of a graph computes.
+
+    Args:
+        tx: The transformation.
+        structure: The structure of the trees that it takes.
+
+    Attributes:
+        key: Its name in graphs.
+        structure: The structure of its results; None before the first call.
+        suits: Whether the graph may have a node; None before the first call.
+    """
+
+    structure: Any = None
+    suits: bool | None = None
+
+    def __init__(self, tx: Transformation, structure: Any):
+        self.key = str(next(_KEYS))
+        self._tx = weakref.ref(tx)  # which owns the plan
+        self._given = structure
+        # The size, strides, dtype and device of each result of the operator.
+        self._forms: list[tuple[Any, ...]] = []
+
+    def tried(self, given: Arguments) -> list[Tensor]:
+        """Return the results of the first `run`; nothing if it fails."""
+        if not _trees.are_dense(given.tensors):
+            return []
+        results: list[Tensor] = []
+        try:
+            self._prepare(given)
+            with _torch.refusing_reads():
+                trees = self._first(given)
+            self.structure = _flattened(trees, results)
+        except Exception:  # what dynamo traces itself may read any tensor, or raises
+            results = []
+        self._forms = [(x.shape, x.stride(), x.dtype, x.device) for x in results]
+        # Inductor finds a graph of another process by the text of its calls.
+        digest = hashlib.sha256(repr(self._forms).encode()).hexdigest()
+        self.key = f"{self.key} {digest}"
+        _PLANS[self.key] = self
+        self.suits = bool(results)
+        return results
+
+    def run(self, given: Arguments) -> list[Tensor]:
+        """Return the tensors of the results, by the operator or by the rules."""
+        if not self._needs_rules(given):
+            return torch.ops.gradtx.run(self.key, *given)
+        results: list[Tensor] = []
+        if _flattened(self._by_rules(given), results) != self.structure:
+            raise _trees.UnsuitableError
+        return results
+
+    def computed(self, given: Arguments) -> list[Tensor]:
+        """Return the results of the operator."""
+        results: list[Tensor] = []
+        _flattened(self._computed(given), results)
+        return results
+
+    def like(self) -> list[Tensor]:
+        """Return stand-ins for the results of the operator."""
+        results = []
+        for shape, stride, dtype, device in self._forms:
+            options: Any = {"dtype": dtype, "device": device}
+            results.append(torch.empty_strided(shape, stride, **options))
+        return results
+
+    def _prepare(self, given: Arguments) -> None:
+        """Prepare the first call."""
+
+    def _first(self, given: Arguments) -> Any:
+        """Return the trees of the first call, whose arguments have no values."""
+        return self._by_rules(given)
+
+    def _needs_rules(self, given: Arguments) -> bool:
+        return _needs_rules(given)
+
+    def _by_rules(self, given: Arguments) -> Any:
+        """Return the trees that rules compute."""
+        raise NotImplementedError
+
+    def _computed(self, given: Arguments) -> Any:
+        """Return the trees that the operator computes."""
+        raise NotImplementedError
+
+    def _chain(self) -> Transformation:
+        tx = self._tx()
+        assert tx is not None
+        return tx
+
+    def _chain_of(self, given: Arguments) -> Transformation:
+        """Return the chain with the tensors of this call among its numbers."""
+        tx = self._chain()
+        return ChainOf(tx, _trees.numbers_of(tx).structure)(self._values(given))
+
+    def _values(self, given: Arguments) -> list[Any]:
+        """Return the numbers of the chain, with the tensors of this call."""
+        tensors = iter(given.numbers)
+        values = _trees.numbers_of(self._chain()).values
+        return [next(tensors) if isinstance(x, Tensor) else x for x in values]
+
+
+class Start(Plan):
+    """The initial state of a transformation.
+
+    Args:
+        tx, structure: As in `Plan`.
+        counts: As in `init`.
+    """
+
+    def __init__(self, tx: Transformation, structure: Any, counts: str):
+        super().__init__(tx, structure)
+        self._counts = counts
+
+    def _needs_rules(self, given: Arguments) -> bool:
+        return len(given.tensors) < FEW_LEAVES or super()._needs_rules(given)
+
+    def _by_rules(self, given: Arguments) -> Any:
+        params = _trees.tree_of(self._given, iter(given.tensors))
+        return _pure.init(self._chain_of(given), params, self._counts)
+
+    @without_ambient
+    def _computed(self, given: Arguments) -> Any:
+        return self._by_rules(given)
+
+
+class Update(Plan):
+    """An update.
 
     Args:
         tx: The transformation.
         structure: The structure of updates, state and parameters.
         known: The names of extras that are numbers.
         unread: The names of the others, which no rule reads.
-
-    Attributes:
-        key: Its name in graphs.
-        suits: Whether the graph may have a node; None before the first call.
     """
-
-    suits: bool | None = None
 
     def __init__(
         self,
@@ -138,125 +311,96 @@ class Plan:
         known: tuple[str, ...],
         unread: tuple[str, ...],
     ):
-        self.key = str(next(_KEYS))
-        self._tx = weakref.ref(tx)  # which owns the plan
-        self._structure = structure
+        super().__init__(tx, structure)
         self._known = known
         self._unread = dict.fromkeys(unread, _unread)
-        # What the operator runs, and the sizes, strides and dtype of each of its results.
+        # What the operator runs. If the counts of leaves differ, their values decide that at each call.
         self._program: _trees.TreeProgram | None = None
-        self._forms: list[tuple[Any, ...]] = []
+        self._has_lag = False
 
-    def tried(self, given: Arguments) -> list[Tensor]:
-        """Return the results of the first `run`; nothing if it fails."""
-        if not _trees.are_dense(given.tensors):
-            return []
-        self._program = self._recorded(given)
-        try:
-            with _torch.refusing_reads():
-                results = self._first(given)
-        except Exception:  # what dynamo traces itself may read any tensor, or raises
-            results = []
-        self._forms = [(x.shape, x.stride(), x.dtype) for x in results]
-        # Inductor finds a graph of another process by the text of its calls.
-        digest = hashlib.sha256(repr(self._forms).encode()).hexdigest()
-        self.key = f"{self.key} {digest}"
-        _PLANS[self.key] = self
-        self.suits = bool(results)
-        return results
+    def _prepare(self, given: Arguments) -> None:
+        if _needs_rules(given):
+            return
+        # A user's rule may raise any error.
+        with _torch.without_modes(), contextlib.suppress(Exception):
+            self._record(Arguments(*(list(map(_example, each)) for each in given)))
 
-    def _first(self, given: Arguments) -> list[Tensor]:
+    def _record(self, examples: Arguments) -> None:
+        """Record the program, unless rules are to run."""
+        call = self._call(examples)
+        if len(_tree.tensors(call.updates)) < FEW_LEAVES:
+            return
+        run, leaves = _pure.begin(*call)
+        self._has_lag = run.leaf_steps is not None or run.has_lag(leaves)
+        if self._has_lag:
+            return
+        self._program = _trees.TreeProgram(
+            call.tx,
+            run,
+            leaves,
+            self._given,
+            examples.tensors,
+            (),
+            {name: call.extras[name] for name in self._known},
+            list(self._unread),
+            function_of,
+        )
+
+    def _first(self, given: Arguments) -> Any:
         if self._program is not None:
-            return self.computed(given, on_host=False)
-        call = self._call(given)
-        run, _ = _pure.begin(*call)
+            return self._by_program(given, on_host=False)
+        run, _ = _pure.begin(*self._call(given))
         schedules = [x for x in self._values(given) if isinstance(x, Schedule)]
         if run.opaque or any(each.reads_outside for each in schedules):
             raise _trees.UnsuitableError  # dynamo guards what functions of users read
         return self._by_rules(given)
 
-    def run(self, given: Arguments) -> list[Tensor]:
-        """Return the tensors of the results, by the operator or by the rules."""
-        if self._program is None or _needs_rules(given):
-            return self._by_rules(given)
-        return torch.ops.gradtx.update(self.key, *given)
+    def _needs_rules(self, given: Arguments) -> bool:
+        has_operator = self._program is not None or self._has_lag
+        return not has_operator or super()._needs_rules(given)
+
+    def _by_rules(self, given: Arguments) -> Any:
+        return _pure.update(*self._call(given)._replace(tx=self._chain_of(given)))
 
     @without_ambient
-    def computed(self, given: Arguments, on_host: bool) -> list[Tensor]:
-        """Return the results of the program; `on_host` is whether the host may read scalars."""
+    def _computed(self, given: Arguments) -> Any:
+        if self._program is not None:
+            return self._by_program(given, on_host=True)
+        call = self._call(given)
+        return _trees.update(*call) or _pure.update(*call)
+
+    @without_ambient
+    def _by_program(self, given: Arguments, on_host: bool) -> Any:
+        """Return the trees of the program; `on_host` is whether the host may read scalars."""
         assert self._program is not None
         values = self._program.resolved(self._values(given), given.tensors)
-        return self._program.results(
-            self._call(given), given.tensors, values, given.extras, on_host
-        )
-
-    def like(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return stand-ins for the results of the operator."""
-        results = []
-        for shape, stride, dtype in self._forms:
-            results.append(tensors[0].new_empty_strided(shape, stride, dtype=dtype))
-        return results
-
-    def _by_rules(self, given: Arguments) -> list[Tensor]:
         call = self._call(given)
-        chain = ChainOf(call.tx, _trees.numbers_of(call.tx).structure)
-        tx = chain(self._values(given))
-        updates, state = _pure.update(*call._replace(tx=tx))
-        if not _are_alike((updates, state), (call.updates, call.state)):
-            raise _trees.UnsuitableError
-        return _tree.tensors((updates, state))
+        return self._program(call, given.tensors, values, given.extras, on_host)
 
     def _call(self, given: Arguments) -> _trees.Call:
-        tx = self._tx()
-        assert tx is not None
-        updates, state, params = _trees.tree_of(self._structure, iter(given.tensors))
+        updates, state, params = _trees.tree_of(self._given, iter(given.tensors))
         extras = {**dict(zip(self._known, given.extras, strict=True)), **self._unread}
-        return _trees.Call(tx, updates, state, params, extras)
-
-    def _values(self, given: Arguments) -> list[Any]:
-        """Return the numbers of the chain, with the tensors of this call."""
-        tensors = iter(given.numbers)
-        values = _trees.numbers_of(self._tx()).values
-        return [next(tensors) if isinstance(x, Tensor) else x for x in values]
-
-    def _recorded(self, given: Arguments) -> _trees.TreeProgram | None:
-        """Return the program; None if rules are to run."""
-        if _needs_rules(given):
-            return None
-        try:
-            with _torch.without_modes():
-                examples = Arguments(*(list(map(_example, each)) for each in given))
-                call = self._call(examples)
-                if len(_tree.tensors(call.updates)) < FEW_LEAVES:
-                    return None
-                run, leaves = _pure.begin(*call)
-                program = _trees.TreeProgram(
-                    call.tx,
-                    run,
-                    leaves,
-                    self._structure,
-                    examples.tensors,
-                    (),
-                    {name: call.extras[name] for name in self._known},
-                    list(self._unread),
-                    function_of,
-                )
-        except Exception:  # a user's rule may raise any error
-            return None
-        return None if run.has_lag(leaves) else program
+        return _trees.Call(self._chain(), updates, state, params, extras)
 
 
-def _are_alike(new: Any, old: Any) -> bool:
-    """Whether trees have the same structure."""
-    if isinstance(new, Tensor) and isinstance(old, Tensor):
-        return True
-    if type(new) is not type(old) or new is None:
-        return new is old
-    if isinstance(new, dict):
-        if list(new) != list(old):
-            return False
-        new, old = new.values(), old.values()
-    return len(new) == len(old) and all(map(_are_alike, new, old))
+KINDS: dict[str, type[Plan]] = {"init": Start, "update": Update}
+
+
+def _flattened(tree: Any, tensors: list[Tensor]) -> Any:
+    """Return the structure of results as `structure_of` does, also of a compiler's stand-ins."""
+    if isinstance(tree, Tensor):
+        tensors.append(tree)
+        return None
+    if tree is None:
+        return "None"
+    if type(tree) is not dict:
+        if type(tree) not in (list, tuple):
+            raise _trees.UnsuitableError
+        kind = type(tree).__name__
+        return kind, tuple([_flattened(child, tensors) for child in tree])
+    children = tuple([_flattened(child, tensors) for child in tree.values()])
+    has_only_tensors = all(child is None for child in children)
+    return tuple(tree), None if has_only_tensors else children
 
 
 def _needs_rules(lists: Iterable[list[Tensor]]) -> bool:
@@ -293,19 +437,20 @@ def _allow() -> None:
     torch.compiler.allow_in_graph((_run, _applied))
 
 
-def plan(
-    tx: Transformation,
-    structure: Any,
-    known: tuple[str, ...],
-    unread: tuple[str, ...],
-) -> str:
-    """Return the key of a new plan."""
+def plan(tx: Transformation, kind: str, structure: Any, *options: Any) -> str:
+    """Return the key of a new plan of a kind in `KINDS`."""
     _allow()
-    made = Plan(tx, structure, known, unread)
+    made = KINDS[kind](tx, structure, *options)
     _PLANS[made.key] = made
     tx._set(_plans=(*tx._plans, made))
     _trees.numbers_of(tx)  # dynamo reads them
     return made.key
+
+
+@_torch.assume_constant
+def _structure_after(key: str) -> Any:
+    """Return the structure of a node's results, which dynamo has called with stand-ins."""
+    return _PLANS[key].structure
 
 
 def _applied(params: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
@@ -335,12 +480,12 @@ def _run(key: str, *lists: list[Tensor]) -> list[Tensor]:
 # The operators.
 
 
-def _update(key: str, *lists: list[Tensor]) -> list[Tensor]:
-    return _PLANS[key].computed(Arguments(*lists), on_host=True)
+def _computed(key: str, *lists: list[Tensor]) -> list[Tensor]:
+    return _PLANS[key].computed(Arguments(*lists))
 
 
-def _like_update(key: str, *lists: list[Tensor]) -> list[Tensor]:
-    return _PLANS[key].like(Arguments(*lists).tensors)
+def _like(key: str, *lists: list[Tensor]) -> list[Tensor]:
+    return _PLANS[key].like()
 
 
 def _add(params: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
@@ -349,10 +494,10 @@ def _add(params: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
 
 _LIBRARY = torch.library.Library("gradtx", "FRAGMENT")
 _LIBRARY.define(
-    "update(str plan, Tensor[] numbers, Tensor[] tensors, Tensor[] extras) -> Tensor[]"
+    "run(str plan, Tensor[] numbers, Tensor[] tensors, Tensor[] extras) -> Tensor[]"
 )
 _LIBRARY.define("add(Tensor[] params, Tensor[] updates) -> Tensor[]")
-_LIBRARY.impl("update", _update, "CompositeExplicitAutograd")
+_LIBRARY.impl("run", _computed, "CompositeExplicitAutograd")
 _LIBRARY.impl("add", _add, "CompositeExplicitAutograd")
-torch.library.register_fake("gradtx::update", _like_update, lib=_LIBRARY)
+torch.library.register_fake("gradtx::run", _like, lib=_LIBRARY)
 torch.library.register_fake("gradtx::add", _add, lib=_LIBRARY)

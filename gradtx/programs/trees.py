@@ -173,7 +173,9 @@ def structure_of(tree: Any, tensors: list[Any]) -> Any:
             return head, None
     elif tree is None:
         return "None"
-    elif head is not tuple and head is not list:
+    elif head is tuple or head is list:
+        head = head.__name__  # dynamo has no constants that are types
+    else:
         raise UnsuitableError
     children: list[Any] = []
     for value in values:
@@ -206,8 +208,10 @@ def tree_of(structure: Any, leaves: Iterator[Any]) -> Any:
     if children is None:  # a dict of tensors
         return dict(zip(kind, leaves, strict=False))
     values = [tree_of(child, leaves) for child in children]
-    if kind is tuple or kind is list:
-        return kind(values)
+    if kind == "list":
+        return values
+    if kind == "tuple":
+        return tuple(values)
     return dict(zip(kind, values, strict=True))
 
 
@@ -459,13 +463,14 @@ class TreeProgram:
         tensors: list[Tensor],
         numbers: list[Any],
         extras: Iterable[Tensor],
+        on_host: bool = True,
     ) -> tuple[Any, dict[str, Any]]:
-        """Return new `(updates, state)`.
+        """Return new `(updates, state)`; `on_host` is whether the host may read scalars.
 
         Raises:
             UnsuitableError: If autograd has recorded the update of a leaf without a program.
         """
-        new = self.results(call, tensors, numbers, extras)
+        new = self._results(call, tensors, numbers, extras, on_host)
         updates, state = tree_of(self._new, iter(new))
         if self._first_ticks:
             step = tensors[self._step]
@@ -474,15 +479,15 @@ class TreeProgram:
             }
         return updates, state
 
-    def results(
+    def _results(
         self,
         call: Call,
         tensors: list[Tensor],
         numbers: list[Any],
         extras: Iterable[Tensor],
-        on_host: bool = True,
+        on_host: bool,
     ) -> list[Tensor]:
-        """Return the new tensor for each of `updates` and `state`; `on_host` is whether the host may read scalars."""
+        """Return the new tensor for each of `updates` and `state`."""
         old, tensors = tensors, self._real(tensors)
         new: list[Any] = [None] * len(tensors)
         run, leaves = Run(), {}
