@@ -573,7 +573,10 @@ class KernelWriter(ABC):
             node = waiting.pop()
             if node in self._reduced:
                 continue  # its value is loaded
-            for item in node.all_input_nodes:
+            inputs = set(node.all_input_nodes)
+            if node.target in (*CONSTANTS, aten.full_like.default):
+                inputs.intersection_update(node.args[1:])  # the first gives its shape
+            for item in inputs:
                 if item in self._depths and item not in needed:
                     needed.add(item)
                     waiting.append(item)

@@ -172,7 +172,7 @@ class TritonWriter(KernelWriter):
             body = []
             for node in nodes:
                 if node in self._of_rows:
-                    kind, operand = REDUCTIONS[node.target].kind, self._of_rows[node]
+                    kind, operand = REDUCTIONS[node.target].kind, self._operands(node)
                     total = f"tl.{kind}({operand}, axis=1, keep_dims=True)"
                     body.append(f"{self._names[node]}_total = {total}")
                 body.append(self._line(node, masks))
@@ -276,12 +276,22 @@ class TritonWriter(KernelWriter):
 
     def _term(self, node: Node, masks: Mapping[str, str]) -> str:
         """Return what a reduction adds; entries outside of the leaf add nothing."""
-        of_row = self._of_rows.get(node)
-        value = self._reduced[node] if of_row is None else of_row
+        value = self._operands(node)
         if node.target is aten.linalg_vector_norm.default:
             value = f"{value} * {value}"
         mask, kind = masks.get("entry"), REDUCTIONS[node.target].kind
         return f"tl.where({mask}, {value}, {IDENTITIES[kind]})" if mask else value
+
+    def _operands(self, node: Node) -> str:
+        """Return the code of what a reduction adds up, which has no entries of its own if it reads none."""
+        of_row = self._of_rows.get(node)
+        code = self._reduced[node] if of_row is None else of_row
+        operand: Any = node.args[0]
+        _, read = self._needed([operand])
+        has_entries = "entry" in map(self._extent, read)
+        if self._extent(operand) != "entry" or has_entries:
+            return code
+        return f"tl.broadcast_to({code}, i.shape)"
 
     def _line(self, node: Node, masks: Mapping[str, str]) -> str:
         return self._load(node, masks) if node in self._leaves else self._lines[node]

@@ -20,6 +20,8 @@ triton = pytest.importorskip("triton", reason="needs Triton, a package of its ow
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from tests.examples import example_of  # noqa: E402
+
 KINDS = {
     **dict.fromkeys(("table", "sizes", "blocks", "chunk_leaf", "chunk_start", "leaf_chunks", "words"), "*i64"),
     **dict.fromkeys(("partials", "sums", "results"), "*fp64"),
@@ -71,7 +73,9 @@ def main() -> None:
     capability, *names = sys.argv[1:]
     for name in names:
         alias, _, code = name.partition(":")
-        tx = getattr(gradtx, alias)(**{"state_dtype": code} if code else {})
+        factory = getattr(gradtx, alias)
+        options = {"state_dtype": code} if code else {}
+        tx = factory(**example_of(factory), **options)
         for source in sources_of(tx):
             for kernel, binary in compiled(source, int(capability)):
                 ptx = binary.asm["ptx"]

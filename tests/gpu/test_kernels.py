@@ -217,6 +217,25 @@ def test_reductions_of_rows_and_leaves_of_all_shapes_at_once(name, gpu):
         torch.testing.assert_close(values, ROWS[name](gradient), rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
+def test_reductions_of_what_reads_no_entries(gpu):
+    """Of constants, as SPAM's zeros when it resets its slots, and of numbers of a leaf."""
+    shapes = [(64, 64), (3, 128), (5,), (3, 2500)]
+    gradients = [torch.ones(shape, dtype=torch.float64) for shape in shapes]
+
+    def constants(u):
+        numbers = torch.full_like(u, 2.0) * u.sum()
+        return u + torch.zeros_like(u).amax() + numbers.sum() + torch.ones_like(u).sum()
+
+    found, ways = moved(rule(constants), gpu.to(gradients))
+    assert ways == {"kernels"}
+    for gradient, values in zip(gradients, on_host(dict(enumerate(found))).values(), strict=True):
+        torch.testing.assert_close(values, constants(gradient), rtol=1e-12, atol=1e-12)
+    found, ways = moved(gradtx.spam(lr=0.01, state_dtype="int8"), gpu.to(gradients))
+    assert "kernels" in ways
+    expected, _ = moved(gradtx.spam(lr=0.01, state_dtype="int8"), gradients, compile=False)
+    assert worst(on_host(dict(enumerate(found))), dict(enumerate(expected))) <= 1e-12
+
+
 def test_a_value_of_a_row_is_written_when_all_threads_have_read_the_old_one(gpu):
     from tests.gpu.compile_kernels import sources_of
 
@@ -421,12 +440,25 @@ def test_explain_prints_a_line_per_kernel_and_a_total(gpu):
     "capability", ["90", *(pytest.param(each, marks=pytest.mark.nightly) for each in ("80", "100"))]
 )
 def test_kernels_compile_without_a_gpu_and_without_spills(capability, gpu):
-    names = ["adamw", "adamw:int8", "lamb", "adamp"]
-    command = [sys.executable, "-m", "tests.gpu.compile_kernels", capability, *names]
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    output = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment).stdout
+    names = ["adamw", "adamw:int8", "lamb", "adamp", "spam:int8"]  # the last one reduces a constant
+    output = compiled_without_a_gpu(capability, names)
     for name in names:
         assert re.search(rf"{name} last_stage: [1-9]\d* wide loads, [1-9]\d* wide stores, 0 local", output)
+    assert not re.search(r"[1-9]\d* local", output)
+
+
+def compiled_without_a_gpu(capability, names):
+    command = [sys.executable, "-m", "tests.gpu.compile_kernels", capability, *names]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment).stdout
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("code", ["", ":int8", ":bfloat16+8"])
+def test_kernels_of_every_optimizer_compile_without_spills(code, gpu):
+    names = [f"{case.factory.__name__}{code}" for case in ALIASES if not case.example.needs - {"params"}]
+    output = compiled_without_a_gpu("90", names)
+    assert len(set(re.findall(r"^(\S+) last_stage", output, re.MULTILINE))) > 90
     assert not re.search(r"[1-9]\d* local", output)
 
 
