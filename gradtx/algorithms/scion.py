@@ -67,12 +67,11 @@ _DIMS = {
 }
 
 
-def _mixes_rows(arguments: dict[str, Any]) -> bool:
-    """Whether the owner of a divided leaf must compute it; signs, rows and columns need no exchange of entries."""
-    return arguments["kind"] not in ("sign", "row", "column")
-
-
-@per_tensor(whole=_mixes_rows, dims=lambda arguments: _DIMS.get(arguments["kind"]))
+@per_tensor(
+    # Signs, rows and columns need no exchange of a divided leaf's entries.
+    whole=lambda arguments: arguments["kind"] not in ("sign", "row", "column"),
+    dims=lambda arguments: _DIMS.get(arguments["kind"]),
+)
 def lmo(
     kind: Kind = "auto",
     *,
