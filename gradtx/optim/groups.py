@@ -169,7 +169,7 @@ class GroupSettings:
             self._chains = {}
 
     def _numbers_of(
-        self, values: Values, before: Structure = (), literals: bool = True
+        self, values: Values, before: Structure, literals: bool = True
     ) -> Numbers:
         entries = [
             entry._replace(value=values[name]) for name, entry in self.entries.items()

@@ -72,9 +72,7 @@ class Members:
     are_sharded = False
     are_divided = False
 
-    def __init__(
-        self, who: str, tx: GradientTransformation, replicas: Team | None = None
-    ):
+    def __init__(self, who: str, tx: GradientTransformation, replicas: Team | None):
         self.who = who
         self.tx = tx
         self.replicas = replicas

@@ -344,7 +344,7 @@ class States:
 
     # After a step.
 
-    def write_shared(self, run: OptimizerRun, stays: bool = False) -> None:
+    def write_shared(self, run: OptimizerRun, stays: bool) -> None:
         """Write the new shared values of a run into the state of every parameter that keeps them.
 
         Args:
