@@ -534,11 +534,11 @@ class FactoryCall(GradientTransformation):
     def _branches(self) -> Branches | None:
         body = self._body
         if isinstance(body, Combinator):
-            return (
-                None
-                if body.selector is None
-                else Branches(body.selector.key, body.selector.branches)
-            )
+            selector = body.selector
+            if selector is None or selector.branches is None:
+                return None
+            # Hyperparameters of branches carry their labels.
+            return Branches(selector.key, selector.branches)
         if not isinstance(body, GradientTransformation):
             return None
         inner = body._branches()
