@@ -28,8 +28,10 @@ TITLE = '''"""Types of this module, written by docs/stubs.py: run `make docs-tab
 '''
 # Types of ranges that are not public.
 RANGES = (
+    "AtLeastFour",
     "AtLeastOne",
     "AtLeastOneOrInf",
+    "FractionOffAtOne",
     "NonPositive",
     "OpenFraction",
     "PositiveOrInf",

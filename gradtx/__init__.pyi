@@ -11,12 +11,14 @@ from torch import Tensor
 from gradtx.arguments import Scalar
 from gradtx.base.selectors import Where
 from gradtx.arguments import AnyLength
+from gradtx.arguments import AtLeastFour
 from gradtx.arguments import AtLeastOne
 from gradtx.arguments import AtLeastOneOrInf
 from gradtx.arguments import Count
 from gradtx.arguments import Decay
 from gradtx.arguments import Decays
 from gradtx.arguments import Fraction
+from gradtx.arguments import FractionOffAtOne
 from gradtx.arguments import NonNegative
 from gradtx.arguments import NonNegativeInt
 from gradtx.arguments import NonPositive
@@ -762,7 +764,7 @@ def adam_atan2(
     regen_reg_rate: NonNegative = 0.0,
     decoupled_wd: bool = False,
     cautious_wd: bool = False,
-    cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
+    cautious_factor: FractionOffAtOne = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
     *,
@@ -1053,7 +1055,7 @@ def adopt_atan2(
     weight_decay: NonNegative = 0.0,
     regen_reg_rate: NonNegative = 0.0,
     decoupled_wd: bool = True,
-    cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
+    cautious_factor: FractionOffAtOne = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
     *,
@@ -1756,7 +1758,7 @@ def hold_until(
 ) -> GradientTransformation: ...
 def hold_until_rectified(
     beta2: Decay = 0.999,
-    rho_threshold: Annotated[Scalar, '[4, inf)'] = 5.0,
+    rho_threshold: AtLeastFour = 5.0,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2083,7 +2085,7 @@ def muon_adam_atan2(
     muon_lr: NonNegative | None = None,
     weight_decay: NonNegative = 0.0,
     decoupled_wd: bool = False,
-    cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
+    cautious_factor: FractionOffAtOne = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
     muon_beta1: Decay = 0.95,
@@ -2367,7 +2369,7 @@ def polar_adam_atan2(
     polar_lr: NonNegative | None = None,
     weight_decay: NonNegative = 0.0,
     decoupled_wd: bool = False,
-    cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
+    cautious_factor: FractionOffAtOne = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
     polar_beta1: Decay = 0.95,
@@ -2529,7 +2531,7 @@ def radam(
     weight_decay: NonNegative = 0.0,
     decoupled_weight_decay: bool = False,
     *,
-    rho_threshold: Annotated[Scalar, '[4, inf)'] = 5.0,
+    rho_threshold: AtLeastFour = 5.0,
     degenerated_to_sgd: bool = True,
     maximize: bool = False,
     mask: Where | None = None,
@@ -2552,7 +2554,7 @@ def ranger(
     weight_decay: NonNegative = 0.0,
     alpha: Fraction = 0.5,
     k: Count = 6,
-    n_sma_threshold: Annotated[Scalar, '[4, inf)'] = 5.0,
+    n_sma_threshold: AtLeastFour = 5.0,
     use_gc: bool = True,
     gc_conv_only: bool = False,
     *,
@@ -2897,7 +2899,7 @@ def scale_by_adopt_atan2(
     betas: Decays = (0.9, 0.99),
     a: Positive = 1.27,
     b: Positive = 1.0,
-    cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
+    cautious_factor: FractionOffAtOne = 1.0,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2961,7 +2963,7 @@ def scale_by_atan2(
     betas: Decays = (0.9, 0.99),
     a: Positive = 1.27,
     b: Positive = 1.0,
-    cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
+    cautious_factor: FractionOffAtOne = 1.0,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2998,7 +3000,7 @@ def scale_by_block_adam(
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scale_by_caution(
-    factor: Annotated[Scalar, '[0, 1]; off at 1'] = 0.0,
+    factor: FractionOffAtOne = 0.0,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -3469,7 +3471,7 @@ def scale_by_qhm(
 def scale_by_radam(
     betas: Decays = (0.9, 0.999),
     eps: NonNegative = 1e-08,
-    rho_threshold: Annotated[Scalar, '[4, inf)'] = 5.0,
+    rho_threshold: AtLeastFour = 5.0,
     degenerated_to_sgd: bool = True,
     *,
     state_dtype: StateDtype | None = None,
@@ -3718,7 +3720,7 @@ def schedule_free_sgd(
 ) -> GradientTransformation: ...
 def scion(
     lr: NonNegative = 0.001,
-    momentum: Annotated[Scalar, '[0, 1]; off at 1'] = 0.1,
+    momentum: FractionOffAtOne = 0.1,
     scale: NonNegative = 1.0,
     unconstrained: bool = False,
     kinds: Static[Mapping[str, Any]] | None = None,

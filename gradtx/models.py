@@ -395,9 +395,9 @@ class Row:
     shape: tuple[int, ...]
     role: str
     branch: str
-    heads: int = 1
-    dim: int = 0
-    batch: int = 0
+    heads: int
+    dim: int
+    batch: int
 
     @property
     def blocks(self) -> str:

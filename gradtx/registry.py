@@ -25,9 +25,8 @@ from gradtx.base.messages import describe, nearest, warn_user
 from gradtx.combinators.slow_weights import with_lookahead
 from gradtx.models import label_by_role, named_in_model, places_of
 from gradtx.optim import ChainOptimizer, as_optimizer, class_names, optimizer_hint
-from gradtx.optim.chain_checks import warn_of_engine_options
+from gradtx.optim.chain_checks import drop_engine_options
 from gradtx.optim.classes import CLASSES, AliasOptimizer, class_of
-from gradtx.optim.groups import ENGINE_OPTIONS, check_differentiable
 from gradtx.schedules.adapter import ScheduleLR
 from gradtx.transform import GradientTransformation, chain
 
@@ -464,9 +463,7 @@ def create_optimizer(
     for option in inspect.signature(as_optimizer).parameters:
         if option in options and option not in arguments:
             of_optimizer[option] = options.pop(option)
-    of_torch = {name: options.pop(name) for name in ENGINE_OPTIONS if name in options}
-    check_differentiable(of_torch)
-    warn_of_engine_options("create_optimizer", of_torch)
+    drop_engine_options("create_optimizer", options)
     if not _are_strings(wd_ban_list):
         raise TypeError(
             f"create_optimizer: wd_ban_list must be a list of patterns, got {describe(wd_ban_list)}"

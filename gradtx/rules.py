@@ -321,11 +321,12 @@ class Spec:
         return takes_complex
 
     def resolved(self, arguments: Bound, count: Any) -> Bound:
-        """Return the argument values at `count` finished updates; those in `ahead` as a pair with the next value."""
-        values = {name: resolve(value, count) for name, value in arguments.items()}
-        for name in self._options["ahead"]:
-            values[name] = (values[name], resolve(arguments[name], count + 1))
-        return values
+        """Return the argument values at `count` finished updates; those in `ahead` at the next count."""
+        ahead = self._options["ahead"]
+        return {
+            name: resolve(value, count + 1 if name in ahead else count)
+            for name, value in arguments.items()
+        }
 
     def selector(self, mask: Any) -> Selector:
         """Return the selector of the leaves to which an alias's `weight_decay` applies."""
@@ -533,11 +534,11 @@ class FactoryCall(GradientTransformation):
     def _branches(self) -> Branches | None:
         body = self._body
         if isinstance(body, Combinator):
-            return (
-                None
-                if body.selector is None
-                else Branches(body.selector.key, body.selector.branches)
-            )
+            selector = body.selector
+            if selector is None or selector.branches is None:
+                return None
+            # Hyperparameters of branches carry their labels.
+            return Branches(selector.key, selector.branches)
         if not isinstance(body, GradientTransformation):
             return None
         inner = body._branches()
@@ -830,8 +831,7 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             returns the leaf's term, and reads the value of the previous step. Unlike `yield`, leaves do not wait for
             each other.
         agree: Hyperparameters that must agree across the groups of an adapter.
-        ahead: Hyperparameters that the function receives as a pair: the current value and, for a schedule, the value
-            for the next update.
+        ahead: Hyperparameters whose schedules are evaluated for the next update instead of the current one.
         owns_lr: The update is final, including its sign; no later link may apply a learning rate or decay.
         rate: "before" for a link that must not follow a link that owns the learning rate; "after" for one that
             processes the final step: `as_optimizer` warns if a learning rate or decay follows it.

@@ -8,7 +8,15 @@ from gradtx.algorithms.momentum import trace
 from gradtx.algorithms.projection import project_scale_invariant
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights, with_decay
-from gradtx.arguments import Decay, NonNegative, Positive, Scalar, Static, is_off
+from gradtx.arguments import (
+    Decay,
+    FractionOffAtOne,
+    NonNegative,
+    Positive,
+    Scalar,
+    Static,
+    is_off,
+)
 from gradtx.maths.entries import (
     adam_moments,
     at_least,
@@ -258,7 +266,7 @@ def scale_by_nadam(
 
 
 @per_tensor
-def scale_by_caution(factor: Annotated[Scalar, "[0, 1]; off at 1"] = 0.0):
+def scale_by_caution(factor: FractionOffAtOne = 0.0):
     r"""Damp the entries of an update that point against the gradient.
 
     Entries with $u g \le 0$ are multiplied by $f$, then all entries are divided by the mean weight (at least 1e-5) of

@@ -18,6 +18,7 @@ from gradtx.algorithms.weight_decay import (
 )
 from gradtx.arguments import (
     Decay,
+    FractionOffAtOne,
     NonNegative,
     NonNegativeInt,
     Positive,
@@ -63,7 +64,7 @@ def scale_by_atan2(
     betas=(0.9, 0.99),
     a: Positive = 1.27,
     b: Positive = 1.0,
-    cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
+    cautious_factor: FractionOffAtOne = 1.0,
 ):
     r"""Combine Adam's two moments with the arc tangent, which needs no eps and is scale-invariant.
 
@@ -169,7 +170,7 @@ def scale_by_adopt_atan2(
     betas=(0.9, 0.99),
     a: Positive = 1.27,
     b: Positive = 1.0,
-    cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
+    cautious_factor: FractionOffAtOne = 1.0,
 ):
     r"""Replace the division and clamp of ADOPT's direction by the arc tangent.
 
@@ -398,7 +399,7 @@ def adam_atan2(
     regen_reg_rate: NonNegative = 0.0,
     decoupled_wd=False,
     cautious_wd=False,
-    cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
+    cautious_factor: FractionOffAtOne = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
     *,
@@ -545,7 +546,7 @@ def adopt_atan2(
     weight_decay=0.0,
     regen_reg_rate: NonNegative = 0.0,
     decoupled_wd=True,
-    cautious_factor: Annotated[Scalar, "[0, 1]; off at 1"] = 1.0,
+    cautious_factor: FractionOffAtOne = 1.0,
     a: Positive = 1.27,
     b: Positive = 1.0,
 ):

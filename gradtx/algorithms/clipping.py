@@ -104,15 +104,11 @@ def clip_by_norm(max_norm: PositiveOrInf):
     return update
 
 
-def _norm_of_before(arguments):
-    """Return the shared norm of the previous step, if `stale`; its initial value 0 does not clip."""
-    return {"norm": 0.0} if arguments["stale"] else {}
-
-
 @per_tensor(
     elementwise=True,
     agree=("max_norm", "eps"),
-    shared=_norm_of_before,
+    # Of the previous step; the initial value 0 does not clip.
+    shared=lambda arguments: {"norm": 0.0} if arguments["stale"] else {},
     summed={"norm": safe_sqrt},
     extras={"global_norm": "scalar?"},
 )

@@ -265,13 +265,14 @@ def scale_by_layer_rms(beta: Decay = 0.98, eps=1e-8, amsgrad=False):
     return slots, update
 
 
-def _entrywise(arguments):
-    return arguments["slot"] == "full" and isinstance(
-        arguments["eta"], float | int | Tensor
-    )
-
-
-@per_tensor(elementwise=_entrywise, needs="params", owns_lr=True)
+@per_tensor(
+    elementwise=lambda arguments: (
+        arguments["slot"] == "full"
+        and isinstance(arguments["eta"], float | int | Tensor)
+    ),
+    needs="params",
+    owns_lr=True,
+)
 def scale_by_amos(
     lr=1e-3,
     beta: Decay = 0.999,

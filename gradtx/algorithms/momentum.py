@@ -397,7 +397,6 @@ def ema_nesterov(
 
     Source: EMA-Nesterov, arXiv:2605.25395; modded-nanogpt, track 3. Departures: none.
     """
-    _, following = step_size  # type: ignore[misc]
 
     def update(update, state, param, ctx):
         average, reach = state["ema"], state["reach"]
@@ -405,7 +404,7 @@ def ema_nesterov(
         ahead = ctx.step >= start
         if stop is not None:
             ahead = ahead & (ctx.step < stop)
-        reach = torch.where(ahead, exact(following, update.device), 0.0)
+        reach = torch.where(ahead, exact(step_size, update.device), 0.0)
         return update + reach * average, {"ema": average, "reach": reach}
 
     def evaluate(state, param):

@@ -483,12 +483,13 @@ def _is_iterated(arguments):
     return arguments["method"] != "exact"
 
 
-def _compiles(arguments):
-    """Compile only the iteration: the host reads whether eigenvalues converged."""
-    return True if _is_iterated(arguments) else "lists"
-
-
-@per_tensor(whole=True, dims=(2, 2), compiles=_compiles, capturable=_is_iterated)
+@per_tensor(
+    whole=True,
+    dims=(2, 2),
+    # Only the iteration: the host reads whether eigenvalues converged.
+    compiles=lambda arguments: True if _is_iterated(arguments) else "lists",
+    capturable=_is_iterated,
+)
 def scale_by_nuclear_norm(
     method: Literal["newton_schulz", "exact"] = "newton_schulz",
     alpha: NonNegative = 1.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
@@ -242,15 +242,11 @@ def _lower_bound(x: Tensor) -> Tensor:
     return norm(x @ y) * size
 
 
-def _compiles(arguments: Mapping[str, Any]) -> str | bool:
-    """Run over lists unless probes depend on a leaf's name, which programs for many leaves do not know."""
-    return "lists" if arguments["probes"] == "expected" else False
-
-
 @per_tensor(
     whole=True,
     random=lambda arguments: arguments["probes"] == "random",
-    compiles=_compiles,
+    # Random probes depend on a leaf's name, which programs for many leaves do not know.
+    compiles=lambda arguments: "lists" if arguments["probes"] == "expected" else False,
 )
 def scale_by_psgd_kron(
     b1: Decay = 0.9,

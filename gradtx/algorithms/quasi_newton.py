@@ -107,9 +107,9 @@ def scale_by_lbfgs(
             "prev_param": param,
             "previous_grad": torch.zeros_like(param),
             "s": zeros,
-            "y": [zero.clone() for zero in zeros],
+            "y": zeros,
             "products_s": products,
-            "products_y": products.clone(),
+            "products_y": products,
         }
 
     def update(g, state, p, ctx):

@@ -13,13 +13,13 @@ from gradtx.algorithms.momentum import positive_negative
 from gradtx.algorithms.projection import centralize, normalize_by_std
 from gradtx.algorithms.weight_decay import with_decay
 from gradtx.arguments import (
+    AtLeastFour,
     Count,
     Decay,
     Fraction,
     NonNegative,
     NonNegativeInt,
     Positive,
-    Scalar,
 )
 from gradtx.maths.entries import (
     adam_moments,
@@ -142,7 +142,7 @@ def ranger(
     weight_decay=0.0,
     alpha: Fraction = 0.5,
     k: Count = 6,
-    n_sma_threshold: Annotated[Scalar, "[4, inf)"] = 5.0,
+    n_sma_threshold: AtLeastFour = 5.0,
     use_gc=True,
     gc_conv_only=False,
 ):
@@ -311,7 +311,7 @@ def _rectified(mean, square, ctx, betas, eps, threshold, degenerated_to_sgd: boo
 def scale_by_radam(
     betas=(0.9, 0.999),
     eps=1e-8,
-    rho_threshold: Annotated[Scalar, "[4, inf)"] = 5.0,
+    rho_threshold: AtLeastFour = 5.0,
     degenerated_to_sgd=True,
 ):
     r"""Weight Adam's direction by a factor that limits the variance of its step size: RAdam's direction.
@@ -427,7 +427,7 @@ def radam(
     weight_decay=0.0,
     decoupled_weight_decay=False,
     *,
-    rho_threshold: Annotated[Scalar, "[4, inf)"] = 5.0,
+    rho_threshold: AtLeastFour = 5.0,
     degenerated_to_sgd=True,
 ):
     r"""RAdam, equivalent to torch.optim.RAdam: plain momentum steps until Adam's step size is reliable.
@@ -563,9 +563,7 @@ def scale_by_rectified_rms(beta2: Decay = 0.999, eps=1e-8):
 
 
 @per_tensor(elementwise=True)
-def hold_until_rectified(
-    beta2: Decay = 0.999, rho_threshold: Annotated[Scalar, "[4, inf)"] = 5.0
-):
+def hold_until_rectified(beta2: Decay = 0.999, rho_threshold: AtLeastFour = 5.0):
     r"""Return zero updates before RAdam's first rectified step, while earlier links update their state.
 
     Last link of a chain; zero where $\rho_t$ of `scale_by_radam` is not above the threshold.

@@ -267,13 +267,11 @@ def recorded_in(stages: Mapping[Path, Mapping[str, Any]]) -> dict[str, float]:
     return values
 
 
-def _needs_of_record(arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    return ("params",) if "update_to_weight" in arguments["what"] else ()
-
-
 @per_tensor(
     elementwise=lambda arguments: arguments["name"] is not None,
-    needs=_needs_of_record,
+    needs=lambda arguments: (
+        ("params",) if "update_to_weight" in arguments["what"] else ()
+    ),
     shared=lambda arguments: {arguments["name"]: 0.0} if arguments["name"] else {},
 )
 def record(

@@ -22,7 +22,14 @@ from gradtx.algorithms.projection import keep_norm, scale_to_radius
 from gradtx.algorithms.scaling import scale as multiply
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import add_decayed_weights
-from gradtx.arguments import Decay, NonNegative, Scalar, Static, is_off, one_of
+from gradtx.arguments import (
+    Decay,
+    FractionOffAtOne,
+    NonNegative,
+    Static,
+    is_off,
+    one_of,
+)
 from gradtx.base.messages import describe
 from gradtx.combinators.selection import partition
 from gradtx.maths.entries import (
@@ -67,12 +74,11 @@ _DIMS = {
 }
 
 
-def _mixes_rows(arguments: dict[str, Any]) -> bool:
-    """Whether the owner of a divided leaf must compute it; signs, rows and columns need no exchange of entries."""
-    return arguments["kind"] not in ("sign", "row", "column")
-
-
-@per_tensor(whole=_mixes_rows, dims=lambda arguments: _DIMS.get(arguments["kind"]))
+@per_tensor(
+    # Signs, rows and columns need no exchange of a divided leaf's entries.
+    whole=lambda arguments: arguments["kind"] not in ("sign", "row", "column"),
+    dims=lambda arguments: _DIMS.get(arguments["kind"]),
+)
 def lmo(
     kind: Kind = "auto",
     *,
@@ -243,7 +249,7 @@ def _kind_for(ndim: int) -> Kind:
 @alias
 def scion(
     lr=1e-3,
-    momentum: Annotated[Scalar, "[0, 1]; off at 1"] = 0.1,
+    momentum: FractionOffAtOne = 0.1,
     scale: NonNegative = 1.0,
     unconstrained=False,
     kinds: Static[Mapping[str, Any]] | None = None,

@@ -68,16 +68,15 @@ def scale_by_lion(betas=(0.9, 0.99)):
     Source: Chen et al. 2023, arXiv:2302.06675. Departures: none.
     """
     beta1, beta2 = betas
+    if is_off(beta1) and is_off(beta2):
+        return scale_by_sign()
 
     def update(g, state, p, ctx):
         m = state["exp_avg"]
         direction = (beta1 * m + (1 - beta1) * g).sign()
         return direction, {"exp_avg": beta2 * m + (1 - beta2) * g}
 
-    def sign(update, state, param, ctx):
-        return update.sign(), state
-
-    return sign if is_off(beta1) and is_off(beta2) else ({"exp_avg": linear()}, update)
+    return {"exp_avg": linear()}, update
 
 
 @per_tensor(elementwise=True)
@@ -302,9 +301,7 @@ def signsgd(
 
     Source: Bernstein et al. 2018, arXiv:1802.04434. Departures: none.
     """
-    return with_decay(
-        scale_by_lion((0.0, 0.0)), weight_decay, decoupled_weight_decay, lr
-    )
+    return with_decay(scale_by_sign(), weight_decay, decoupled_weight_decay, lr)
 
 
 @alias

@@ -117,11 +117,9 @@ class Space(Combinator):
         inside = scope.inside(path, 0)
         inside.space = run
         inside.lag += self.coordinates.delayed
-        enter = EnterSpace(run, scope)
         inner = self.inner._expand(inside)
         by_leaf = self.coordinates.draws is None and all(map(can_run_at_owner, inner))
-        enter.traits = dataclasses.replace(enter.traits, skippable=by_leaf)
-        enter.inner = Route(inner, [])
+        enter = EnterSpace(run, scope, Route(inner, []), by_leaf)
         operations = [enter, *inner, LeaveSpace(enter)]
         has_spaces = any(isinstance(operation, EnterSpace) for operation in inner)
         if by_leaf and not (has_spaces or reads_by_leaf(self.inner)):
@@ -338,12 +336,13 @@ class EnterSpace(RuleOperation):
 
     role = "enter"
 
-    def __init__(self, run: SpaceRun, scope: Scope):
+    def __init__(self, run: SpaceRun, scope: Scope, inner: Route, by_leaf: bool):
         space = run.space
         traits = Traits(
             elementwise=False,
             takes_complex=False,
             compiles=False,
+            skippable=by_leaf,
             capturable=space.capturable,
             waits_at_first=space.waits_at_first,
             random=space.draws is not None,
@@ -358,7 +357,7 @@ class EnterSpace(RuleOperation):
         )
         super().__init__(rule, StageState(run.path, scope, rule))
         self.space_run = run
-        self.inner = Route([], [])
+        self.inner = inner
 
     def has_program(self, leaf: Leaf, skips_work: bool = False) -> bool:
         """Without skipping, programs compute no bases and take no part in the space's commit."""

@@ -177,7 +177,10 @@ class Frame(Combinator):
             return [operation, *inner._expand(inside)]
         enter = Enter(self, scope, path, name)
         if isinstance(inner, Mapping):
-            return enter.around_arms(inner)
+            arms = []
+            for i, (arm, tx) in enumerate(inner.items()):
+                arms += [*enter.inside(tx, (*path, arm), i), NextArm(enter, arm)]
+            return enter.between(arms)
         if enter.counts and scope.place is not None:
             scope.run.clock_paths[scope.place] = path
         return enter.between(enter.inside(inner, path, 0))
@@ -394,14 +397,6 @@ class Enter(RuleOperation):
             assert isinstance(self.frame.inner, GradientTransformation)
             run_at_owner(operations, self.frame.inner)
         return operations
-
-    def around_arms(self, txs: Mapping[str, GradientTransformation]) -> list[Any]:
-        """Return the operations of the frame around several inner transformations."""
-        inner = []
-        for i, (arm, tx) in enumerate(txs.items()):
-            operations = self.inside(tx, (*self.path, arm), i)
-            inner += [*operations, NextArm(self, arm)]
-        return self.between(inner)
 
     def _commit(self) -> None:
         """Keep or replace the shared values and trees inside, and write those of the clock."""

@@ -31,21 +31,20 @@ class Fork(Combinator):
     """Send every leaf through the transformation of its label."""
 
     def __init__(self, selector: Selector, txs: Mapping[Any, GradientTransformation]):
-        self._fork = selector
+        self.selector = selector
         self._txs = txs
-        # Branch hyperparameters carry its labels.
-        self.selector = selector if selector.branches is not None else None
 
     def expand(self, scope: Scope, name: str) -> list[Any]:
         path = scope.claim(name)
-        scope.run.selectors.append(self._fork)
+        scope.run.selectors.append(self.selector)
         routes = {}
         for i, (label, tx) in enumerate(self._txs.items()):
-            inside = scope.inside(path if self.selector is None else (*path, label), i)
+            of_label = path if self.selector.branches is None else (*path, label)
+            inside = scope.inside(of_label, i)
             # A freeze inside covers only this branch.
             inside.frozen = []
             routes[label] = Route(tx._expand(inside), inside.frozen)
-        return [Branch(path, self._fork, routes)]
+        return [Branch(path, self.selector, routes)]
 
     def rejects(self) -> tuple[str, ...]:
         return ()

@@ -16,6 +16,7 @@ from gradtx.optim.groups import (
     ENGINE_OPTIONS,
     SCHEDULER_KEYS,
     GroupSettings,
+    check_differentiable,
     next_value,
 )
 from gradtx.rules import FactoryCall
@@ -218,6 +219,13 @@ def warn_of_idle_steps(who: str) -> None:
         f"{who}: no parameter had a gradient in the first {IDLE_STEPS} steps, so nothing was trained; call "
         "loss.backward() before step(), and pass the parameters of the model that computes the loss"
     )
+
+
+def drop_engine_options(who: str, options: dict[str, Any]) -> None:
+    """Remove the options of torch's implementations from arguments, with an error or a warning for enabled ones."""
+    of_torch = {name: options.pop(name) for name in ENGINE_OPTIONS if name in options}
+    check_differentiable(of_torch)
+    warn_of_engine_options(who, of_torch)
 
 
 def warn_of_engine_options(who: str, options: Mapping[str, Any]) -> None:

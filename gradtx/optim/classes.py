@@ -12,13 +12,8 @@ from gradtx import algorithms
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.inputs import Params
 from gradtx.maths.polynomials import default_steps
-from gradtx.optim.chain_checks import warn_of_engine_options
-from gradtx.optim.groups import (
-    ENGINE_OPTIONS,
-    Group,
-    check_differentiable,
-    names_in_group,
-)
+from gradtx.optim.chain_checks import drop_engine_options
+from gradtx.optim.groups import Group, names_in_group
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.transform import GradientTransformation
 
@@ -83,9 +78,7 @@ class AliasOptimizer(ChainOptimizer):
             if name != "seed" or self._seeded:
                 engine[name] = kwargs.pop(name, OPTIONS[name].default)
         engine["capturable"] = bool(engine["capturable"])
-        of_torch = {name: kwargs.pop(name) for name in ENGINE_OPTIONS if name in kwargs}
-        check_differentiable(of_torch)
-        warn_of_engine_options(type(self).__name__, of_torch)
+        drop_engine_options(type(self).__name__, kwargs)
         named = {self._argument_named(name): value for name, value in kwargs.items()}
         tx = self._alias(*args, **named)
         super().__init__(tx, params, **engine)

@@ -10,12 +10,14 @@ from gradtx.base.inputs import Params
 from gradtx.arguments import Scalar
 from gradtx.base.selectors import Where
 from gradtx.arguments import AnyLength
+from gradtx.arguments import AtLeastFour
 from gradtx.arguments import AtLeastOne
 from gradtx.arguments import AtLeastOneOrInf
 from gradtx.arguments import Count
 from gradtx.arguments import Decay
 from gradtx.arguments import Decays
 from gradtx.arguments import Fraction
+from gradtx.arguments import FractionOffAtOne
 from gradtx.arguments import NonNegative
 from gradtx.arguments import NonNegativeInt
 from gradtx.arguments import NonPositive
@@ -769,7 +771,7 @@ class AdamAtan2(AliasOptimizer):
         regen_reg_rate: NonNegative = 0.0,
         decoupled_wd: bool = False,
         cautious_wd: bool = False,
-        cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
+        cautious_factor: FractionOffAtOne = 1.0,
         a: Positive = 1.27,
         b: Positive = 1.0,
         *,
@@ -1035,7 +1037,7 @@ class AdoptAtan2(AliasOptimizer):
         weight_decay: NonNegative = 0.0,
         regen_reg_rate: NonNegative = 0.0,
         decoupled_wd: bool = True,
-        cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
+        cautious_factor: FractionOffAtOne = 1.0,
         a: Positive = 1.27,
         b: Positive = 1.0,
         *,
@@ -2298,7 +2300,7 @@ class MuonAdamAtan2(AliasOptimizer):
         muon_lr: NonNegative | None = None,
         weight_decay: NonNegative = 0.0,
         decoupled_wd: bool = False,
-        cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
+        cautious_factor: FractionOffAtOne = 1.0,
         a: Positive = 1.27,
         b: Positive = 1.0,
         muon_beta1: Decay = 0.95,
@@ -2704,7 +2706,7 @@ class PolarAdamAtan2(AliasOptimizer):
         polar_lr: NonNegative | None = None,
         weight_decay: NonNegative = 0.0,
         decoupled_wd: bool = False,
-        cautious_factor: Annotated[Scalar, '[0, 1]; off at 1'] = 1.0,
+        cautious_factor: FractionOffAtOne = 1.0,
         a: Positive = 1.27,
         b: Positive = 1.0,
         polar_beta1: Decay = 0.95,
@@ -2841,7 +2843,7 @@ class RAdam(AliasOptimizer):
         weight_decay: NonNegative = 0.0,
         decoupled_weight_decay: bool = False,
         *,
-        rho_threshold: Annotated[Scalar, '[4, inf)'] = 5.0,
+        rho_threshold: AtLeastFour = 5.0,
         degenerated_to_sgd: bool = True,
         maximize: bool = False,
         mask: Where | None = None,
@@ -2915,7 +2917,7 @@ class Ranger(AliasOptimizer):
         weight_decay: NonNegative = 0.0,
         alpha: Fraction = 0.5,
         k: Count = 6,
-        n_sma_threshold: Annotated[Scalar, '[4, inf)'] = 5.0,
+        n_sma_threshold: AtLeastFour = 5.0,
         use_gc: bool = True,
         gc_conv_only: bool = False,
         *,
@@ -3449,7 +3451,7 @@ class Scion(AliasOptimizer):
         self,
         params: Params,
         lr: NonNegative = 0.001,
-        momentum: Annotated[Scalar, '[0, 1]; off at 1'] = 0.1,
+        momentum: FractionOffAtOne = 0.1,
         scale: NonNegative = 1.0,
         unconstrained: bool = False,
         kinds: Static[Mapping[str, Any]] | None = None,

@@ -78,7 +78,7 @@ class Core:
     back_ends: list[Any]
     offload: Offload | None
     capturable: bool
-    amp_scaling: bool = False
+    amp_scaling: bool
     evaluation: Evaluation | None = None
     expects_scheduler: bool = False
     agreement: Agreement = field(default_factory=Agreement)

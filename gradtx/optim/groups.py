@@ -90,12 +90,11 @@ class GroupSettings:
         self.sources: Values = {}
         for name, entry in self.entries.items():
             if name in group:
+                # A tensor is not copied, as in torch: its owner and schedulers write to it in place.
                 group[name] = as_builtin(group[name])
-            # A tensor is not copied, as in torch: its owner and schedulers write to it in place.
-            self.sources[name] = (
-                entry.argument.check(group[name]) if name in group else entry.value
-            )
-            group.setdefault(name, self.sources[name])
+                self.sources[name] = entry.argument.check(group[name])
+            else:
+                self.sources[name] = group[name] = entry.value
         # torch's schedulers require this key, even if no link reads it.
         group.setdefault("lr", 0.0)
         self.shown: Values = {
@@ -170,7 +169,7 @@ class GroupSettings:
             self._chains = {}
 
     def _numbers_of(
-        self, values: Values, before: Structure = (), literals: bool = True
+        self, values: Values, before: Structure, literals: bool = True
     ) -> Numbers:
         entries = [
             entry._replace(value=values[name]) for name, entry in self.entries.items()

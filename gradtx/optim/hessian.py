@@ -109,7 +109,11 @@ class HessianSource:
             ValueError: If the diagonal is due, but was neither passed nor can be estimated.
         """
         leaves = step.leaves(step.members)
-        if not estimates and all(map(_has_diagonal, leaves)):
+        lacks_none = all(
+            leaf.extras.get("hessian_diag") is not None or not leaf.has_gradient
+            for leaf in leaves
+        )
+        if lacks_none and not estimates:
             return
         if isinstance(step.count, Tensor):
             raise RuntimeError(
@@ -246,11 +250,6 @@ class _KeepGraph(TorchFunctionMode):
                 "ignore", r"Using backward\(\) with create_graph", UserWarning
             )
             return func(*args, **{**kwargs, "create_graph": True})
-
-
-def _has_diagonal(leaf: Leaf) -> bool:
-    given = leaf.extras.get("hessian_diag") is not None
-    return given or not leaf.has_gradient
 
 
 def is_used(leaf: Leaf) -> bool | None:

@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.messages import describe
 from gradtx.base.plain import is_plain
+from gradtx.base.tree import map_tensors
 from gradtx.execution.pure import FUNCTIONS
 from gradtx.optim.chain_checks import warn_of_replicas
 from gradtx.transform import GradientTransformation
@@ -247,10 +248,4 @@ def _memory_for(tensor: Tensor, kept: dict[Tensor, Tensor], param: Tensor) -> Te
 
 def _on_host(value: Any) -> Any:
     """Return a value with all its tensors on the host."""
-    if isinstance(value, Tensor):
-        return value.to(HOST)
-    if isinstance(value, tuple | list):
-        return [_on_host(each) for each in value]
-    if isinstance(value, dict):
-        return {key: _on_host(each) for key, each in value.items()}
-    return value
+    return map_tensors(Tensor.cpu, value)

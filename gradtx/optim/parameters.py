@@ -72,9 +72,7 @@ class Members:
     are_sharded = False
     are_divided = False
 
-    def __init__(
-        self, who: str, tx: GradientTransformation, replicas: Team | None = None
-    ):
+    def __init__(self, who: str, tx: GradientTransformation, replicas: Team | None):
         self.who = who
         self.tx = tx
         self.replicas = replicas
@@ -359,14 +357,15 @@ class Members:
             params: list[Tensor] = list(group["params"])
             settings = by_group.get(id(group))
             if settings is None:
-                known = [homes[param] for param in params if param in homes]
-                labels = known[0].labels if known else {}
-                if params and not known:
-                    labels = self._labels_after(params[0], by_param)
-                alike = [each for each in self.groups if each.labels == labels]
+                labels: dict[Any, str] = {}
+                alike = [homes[param] for param in params if param in homes]
+                if not alike:
+                    if params:
+                        labels = self._labels_after(params[0], by_param)
+                    alike = [each for each in self.groups if each.labels == labels]
                 settings = (
-                    (known or alike)[0].of_copy(group)
-                    if known or alike
+                    alike[0].of_copy(group)
+                    if alike
                     else GroupSettings(self.tx, group, labels)
                 )
             for param in params:

@@ -302,9 +302,10 @@ class States:
                 member = members[param]
                 if member.layout is not None:
                     layouts[param] = member.layout
-                if self._lacks_slots(member, settings) and (
-                    param.requires_grad or self.of(param)
-                ):
+                lacks_slots = param.requires_grad
+                if self.of(param):  # they may be those of other links
+                    lacks_slots = member.made_for is not settings.structure
+                if lacks_slots:
                     incomplete.append(param)
             for param, initial in self.first(settings, incomplete).items():
                 member = members[param]
@@ -316,10 +317,6 @@ class States:
                     member.mark_fresh(initial.state)
         owned = states_of_owners(members, layouts, states, self.members.replicas)
         return {**states, **owned}, layouts
-
-    def _lacks_slots(self, member: Member, settings: GroupSettings) -> bool:
-        """Whether a member lacks slots, or has those of other links."""
-        return member.made_for is not settings.structure or not self.of(member.param)
 
     def _completed(
         self, settings: GroupSettings, member: Member, initial: Initial
@@ -347,7 +344,7 @@ class States:
 
     # After a step.
 
-    def write_shared(self, run: OptimizerRun, stays: bool = False) -> None:
+    def write_shared(self, run: OptimizerRun, stays: bool) -> None:
         """Write the new shared values of a run into the state of every parameter that keeps them.
 
         Args:
