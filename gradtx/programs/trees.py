@@ -18,6 +18,7 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.ambient import note_program, runs_eagerly
+from gradtx.base.chunks import chunks
 from gradtx.base.complex_views import as_complex, as_real
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import Schedule, resolve
@@ -31,7 +32,6 @@ from gradtx.execution.runs import LateTerm, Run, clock_at
 from gradtx.programs.bundle import (
     FunctionOf,
     ListBundle,
-    chunks,
     differ_by_leaf,
     entries_of_a_call,
     is_on_accelerator,

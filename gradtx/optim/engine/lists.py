@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx.base.chunks import chunks
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import PartialSum, local, with_pending_sums
 from gradtx.base.plain import TYPES
@@ -47,7 +48,6 @@ from gradtx.optim.step import Step
 from gradtx.programs.bundle import (
     FunctionOf,
     ListBundle,
-    chunks,
     differ_by_leaf,
     entries_of_a_call,
     list_function_of,
