@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -111,18 +111,6 @@ class Store(NamedTuple):
     node: Node
 
 
-class Pass(NamedTuple):
-    """A loop over the entries of a row.
-
-    Attributes:
-        reductions: What it computes.
-        values: The arguments and operations of the row that can then be computed, these included.
-    """
-
-    reductions: list[Node]
-    values: list[Node]
-
-
 @dataclass
 class KernelText:
     """A phase of a program as the text of kernels.
@@ -204,14 +192,14 @@ class KernelWriter(ABC):
             if self._extent(result) != "leaf":
                 raise UnsuitableProgramError("a result has an entry per element")
         functions: list[str] = []
-        for depth in range(len(self._reductions)):
-            functions.append(self._stage(depth))
+        for depth, stage in enumerate(self._reductions):
+            functions.append(self._chunk(f"stage{depth}", (), stage))
             self._note(f"reduce{depth}", (), ())
             functions.append(self._reduce(depth))
         entries = [each for each in self._stores if self._extent(each.like) != "leaf"]
         numbers = [store for store in self._stores if store not in entries]
         if entries:
-            functions.append(self._last_stage(entries))
+            functions.append(self._chunk("last_stage", entries, ()))
         # After the last stage, when all chunks of a leaf have read its old numbers.
         if by_leaf or numbers:
             functions.append(self._finish(by_leaf, numbers))
@@ -269,16 +257,36 @@ class KernelWriter(ABC):
         """Return the code of a sum over the leaf, which an earlier stage computed."""
 
     @abstractmethod
-    def _stage(self, depth: int) -> str:
-        """Return the kernel that stores partial sums."""
+    def _line(self, node: Node) -> str:
+        """Return the line that loads or computes a value."""
+
+    @abstractmethod
+    def _store(self, store: Store) -> str:
+        """Return the line that writes a value."""
+
+    @abstractmethod
+    def _begun(self, name: str, node: Node) -> str:
+        """Return what comes before a loop with a reduction of this name."""
+
+    @abstractmethod
+    def _added(self, name: str, node: Node) -> str:
+        """Return the line in the loop."""
+
+    @abstractmethod
+    def _ended(self, name: str, node: Node) -> str:
+        """Return the line after the loop, which gives the total its name."""
+
+    @abstractmethod
+    def _looped(self, lines: Sequence[str], totals: Mapping[str, Node]) -> list[str]:
+        """Return a loop of these lines over the entries of a row, which adds up totals."""
+
+    @abstractmethod
+    def _chunk(self, name: str, stored: Sequence[Store], stage: Sequence[Node]) -> str:
+        """Return a kernel that writes entries and the scales of blocks, or stores the partial sums of a stage."""
 
     @abstractmethod
     def _reduce(self, depth: int) -> str:
         """Return the kernel that combines the partial sums of each leaf, in a fixed order."""
-
-    @abstractmethod
-    def _last_stage(self, stores: Sequence[Store]) -> str:
-        """Return the kernel that writes entries and the scales of blocks."""
 
     @abstractmethod
     def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
@@ -590,26 +598,67 @@ class KernelWriter(ABC):
         self._note("finish", (), ())  # numbers of each leaf only
         return operations, read
 
-    def _passes(self, nodes: Sequence[Node]) -> list[Pass]:
-        """Return the loops over the entries of a row that compute its values among some operations and arguments."""
+    def _values_of_row(self, nodes: Sequence[Node]) -> list[str]:
+        """Return the lines that compute the values of a row, among some operations and arguments, in several passes."""
         passes: dict[Node, int] = {}
         for node in nodes:
             if self._extent(node) != "leaf":
                 inputs = (passes.get(item, 0) for item in node.all_input_nodes)
                 passes[node] = max(inputs, default=0) + (node in self._of_rows)
-        found = []
+        lines: list[str] = []
         for i in range(1 + max(passes.values(), default=0)):
             of_pass = [node for node in passes if passes[node] == i]
-            reductions = [node for node in of_pass if node in self._of_rows]
-            values = [node for node in of_pass if self._extent(node) == "block"]
-            found.append(Pass(reductions, values))
-        return found
+            totals = {self._names[x]: x for x in of_pass if x in self._of_rows}
+            lines += map(self._begun, totals, totals.values())
+            lines += self._loop((), totals)
+            lines += map(self._ended, totals, totals.values())
+            lines += [self._line(x) for x in of_pass if self._extent(x) == "block"]
+        return lines
+
+    def _loop(self, stored: Sequence[Store], totals: Mapping[str, Node]) -> list[str]:
+        """Return a loop over the entries of a row that stores some and adds up others."""
+        outputs = outputs_of(stored, totals.values())
+        entries = [each for each in outputs if self._extent(each) == "entry"]
+        if not entries:
+            return []
+        operations, read = self._needed(entries)
+        nodes = [x for x in (*read, *operations) if self._extent(x) == "entry"]
+        added = {name: x for name, x in totals.items() if not self._adds_rows(x)}
+        lines = [*map(self._line, nodes), *map(self._added, added, added.values())]
+        lines += [self._store(x) for x in stored if self._extent(x.like) == "entry"]
+        return self._looped(lines, added)
+
+    def _after_loop(
+        self, stored: Sequence[Store], totals: Mapping[str, Node]
+    ) -> list[str]:
+        """Return the lines at the end of a row that store its values and add them up."""
+        added = {name: x for name, x in totals.items() if self._adds_rows(x)}
+        lines = list(map(self._added, added, added.values()))
+        lines += [self._store(x) for x in stored if self._extent(x.like) == "block"]
+        return lines
+
+    def _adds_rows(self, node: Node) -> bool:
+        """Whether a reduction adds up the values of rows."""
+        operand: Any = node.args[0]
+        return self._extent(operand) == "block"
+
+    def _term(self, node: Node) -> str:
+        """Return the code of what a reduction reduces."""
+        return self._of_rows[node] if node in self._of_rows else self._reduced[node]
 
     def _rows(self, read: Collection[Node], stored: Sequence[Store]) -> dict[int, Node]:
         """Return the rows of the table with what is read and stored, and what the tensors there are like."""
         rows = {i: leaf for i, leaf in enumerate(self._leaves) if leaf in read}
         rows.update({store.row: store.like for store in stored})
         return dict(sorted(rows.items()))
+
+
+def outputs_of(stored: Iterable[Store], reductions: Iterable[Node]) -> list[Any]:
+    """Return what a kernel stores or adds up."""
+    return [
+        *(store.node for store in stored),
+        *(node.args[0] for node in reductions),
+    ]
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

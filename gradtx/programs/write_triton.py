@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,11 +17,14 @@ from gradtx.programs.write_kernels import (
     KernelWriter,
     Store,
     aten,
+    outputs_of,
     wide,
 )
 
 NAN = "propagate_nan=tl.PropagateNan.ALL"
-NOWHERE: Mapping[str, str] = {}  # masks
+# Masks of loads and stores: in the loops over rows, and within a chunk that is inside a leaf.
+IN_ROWS = {"entry": "column < block"}
+NOWHERE: Mapping[str, str] = {}
 IDENTITIES = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}
 
 
@@ -122,11 +125,10 @@ class TritonWriter(KernelWriter):
     def _chunk(
         self,
         name: str,
-        stored: Sequence[Store] = (),
-        stage: Sequence[Node] = (),
+        stored: Sequence[Store],
+        stage: Sequence[Node],
     ) -> str:
-        """Return a kernel with an instance per chunk, which stores entries or the partial sums of a stage."""
-        operations, read = self._needed(_outputs(stored, stage))
+        operations, read = self._needed(outputs_of(stored, stage))
         rows = self._rows(read, stored)
         lines = self._head("tl.load(chunk_leaf + pid)")
         lines.append("start = tl.load(chunk_start + pid)")
@@ -140,7 +142,7 @@ class TritonWriter(KernelWriter):
         lines += write([*read, *operations], stored, stage)
         for row in range(len(stage)):
             place = f"partials + {row} * n_chunks + pid"
-            lines.append(f"tl.store({place}, r{row}.to(tl.float64))")
+            lines.append(f"tl.store({place}, r{row}_total.to(tl.float64))")
         more = ", partials, n_chunks" if stage else ""
         head = f"{self._arguments()}{more}, BLOCK: tl.constexpr, ALIGNED: tl.constexpr"
         return _function(name, head, lines)
@@ -177,8 +179,8 @@ class TritonWriter(KernelWriter):
                     body.append(f"{self._names[node]}_total = {total}")
                 body.append(self._line(node, masks))
             for row, node in enumerate(stage):
-                kind, value = REDUCTIONS[node.target].kind, self._term(node, masks)
-                body.append(f"r{row} = {_combined(kind, value, self._block)}")
+                kind, value = REDUCTIONS[node.target].kind, self._inside(node, masks)
+                body.append(f"r{row}_total = {_combined(kind, value, self._block)}")
             body += [self._store(store, masks) for store in stored]
             lines += [condition, *_indented(body)]
         return lines
@@ -190,13 +192,8 @@ class TritonWriter(KernelWriter):
     ) -> list[str]:
         totals = {f"r{i}": node for i, node in enumerate(stage)}
         body = self._values_of_row(nodes)
-        body += self._loop(totals, stored)
-        for name, node in totals.items():
-            if self._adds_rows(node):
-                body.append(self._added(name, node, NOWHERE))
-        for store in stored:
-            if self._extent(store.like) == "block":
-                body.append(self._store(store, NOWHERE))
+        body += self._loop(stored, totals)
+        body += self._after_loop(stored, totals)
         return [
             "block = tl.load(blocks + leaf)",
             "if ALIGNED:",
@@ -204,7 +201,7 @@ class TritonWriter(KernelWriter):
             "stop = size",
             "if pid + 1 < tl.load(leaf_chunks + leaf + 1):",
             "    stop = tl.load(chunk_start + pid + 1)",
-            *(self._line(n, NOWHERE) for n in nodes if self._extent(n) == "leaf"),
+            *(self._line(node) for node in nodes if self._extent(node) == "leaf"),
             *map(self._begun, totals, totals.values()),
             "b = start // block",
             "while b < stop // block:",
@@ -212,81 +209,45 @@ class TritonWriter(KernelWriter):
             *map(self._ended, totals, totals.values()),
         ]
 
-    def _values_of_row(self, nodes: Sequence[Node]) -> list[str]:
-        """Return the lines that compute the values of a row."""
-        lines: list[str] = []
-        for reductions, values in self._passes(nodes):
-            totals = {f"{self._names[node]}_total": node for node in reductions}
-            lines += map(self._begun, totals, reductions)
-            lines += self._loop(totals, ())
-            lines += map(self._ended, totals, reductions)
-            lines += [self._line(node, NOWHERE) for node in values]
-        return lines
-
-    def _loop(self, totals: Mapping[str, Node], stored: Sequence[Store]) -> list[str]:
-        """Return a loop over the entries of a row that adds up some and stores others."""
-        outputs = _outputs(stored, totals.values())
-        entries = [each for each in outputs if self._extent(each) == "entry"]
-        if not entries:
-            return []
-        operations, read = self._needed(entries)
-        masks = {"entry": "column < block"}
-        lines = ["column = first + tl.arange(0, BLOCK)", "i = b * block + column"]
-        for node in (*read, *operations):
-            if self._extent(node) == "entry":
-                lines.append(self._line(node, masks))
-        for name, node in totals.items():
-            if not self._adds_rows(node):
-                lines.append(self._added(name, node, masks))
-        for store in stored:
-            if self._extent(store.like) == "entry":
-                lines.append(self._store(store, masks))
-        lines.append("first += BLOCK")
-        return ["first = 0", "while first < block:", *_indented(lines)]
+    def _looped(self, lines: Sequence[str], totals: Mapping[str, Node]) -> list[str]:
+        places = ["column = first + tl.arange(0, BLOCK)", "i = b * block + column"]
+        body = _indented([*places, *lines, "first += BLOCK"])
+        return ["first = 0", "while first < block:", *body]
 
     # Reductions.
 
-    def _adds_rows(self, node: Node) -> bool:
-        """Whether a reduction adds up the values of rows."""
-        operand: Any = node.args[0]
-        return self._extent(operand) == "block"
-
     def _begun(self, name: str, node: Node) -> str:
-        """Return the line before a loop with a reduction, of a vector or of the values of rows."""
+        # Of a vector, or of the values of rows.
         shape = "()" if self._adds_rows(node) else "(BLOCK,)"
         identity = IDENTITIES[REDUCTIONS[node.target].kind]
         dtype = self.types[wide(dtype_of(node))]
-        return f"{name} = tl.full({shape}, {identity}, {dtype})"
+        return f"{name}_sum = tl.full({shape}, {identity}, {dtype})"
 
-    def _added(self, name: str, node: Node, masks: Mapping[str, str]) -> str:
-        """Return the line in the loop."""
-        kind, value = REDUCTIONS[node.target].kind, self._term(node, masks)
-        return f"{name} = {self._reduced_pair(kind, name, value)}"
+    def _added(self, name: str, node: Node) -> str:
+        kind, value = REDUCTIONS[node.target].kind, self._inside(node, IN_ROWS)
+        return f"{name}_sum = {self._reduced_pair(kind, f'{name}_sum', value)}"
 
     def _reduced_pair(self, kind: str, x: str, y: str) -> str:
         """Return the code that reduces two values."""
         return f"{x} + {y}" if kind == "sum" else self._call(f"{kind}imum", [x, y])
 
     def _ended(self, name: str, node: Node) -> str:
-        """Return the line after the loop."""
-        kind = REDUCTIONS[node.target].kind
-        total = name if self._adds_rows(node) else _combined(kind, name, 1)
-        return f"{name} = {total}"
+        kind, total = REDUCTIONS[node.target].kind, f"{name}_sum"
+        if not self._adds_rows(node):
+            total = _combined(kind, total, 1)
+        return f"{name}_total = {total}"
 
-    def _term(self, node: Node, masks: Mapping[str, str]) -> str:
+    def _inside(self, node: Node, masks: Mapping[str, str]) -> str:
         """Return what a reduction adds; entries outside of the leaf add nothing."""
-        of_row = self._of_rows.get(node)
-        value = self._reduced[node] if of_row is None else of_row
+        value, operand = self._term(node), node.args[0]
         if node.target is aten.linalg_vector_norm.default:
             value = f"{value} * {value}"
-        mask, kind = masks.get("entry"), REDUCTIONS[node.target].kind
+        mask = masks.get(self._extent(operand))  # type: ignore[arg-type]
+        kind = REDUCTIONS[node.target].kind
         return f"tl.where({mask}, {value}, {IDENTITIES[kind]})" if mask else value
 
-    def _line(self, node: Node, masks: Mapping[str, str]) -> str:
+    def _line(self, node: Node, masks: Mapping[str, str] = IN_ROWS) -> str:
         return self._load(node, masks) if node in self._leaves else self._lines[node]
-
-    def _stage(self, depth: int) -> str:
-        return self._chunk(f"stage{depth}", stage=self._reductions[depth])
 
     def _reduce(self, depth: int) -> str:
         lines = [
@@ -310,10 +271,7 @@ class TritonWriter(KernelWriter):
         head = "partials, sums, leaf_chunks, n_leaves, n_chunks, WIDTH: tl.constexpr"
         return _function(f"reduce{depth}", head, lines)
 
-    def _last_stage(self, stores: Sequence[Store]) -> str:
-        return self._chunk("last_stage", stores)
-
-    def _store(self, store: Store, masks: Mapping[str, str]) -> str:
+    def _store(self, store: Store, masks: Mapping[str, str] = IN_ROWS) -> str:
         value, extent = self._names[store.node], self._extent(store.like)
         if dtype_of(store.like) is torch.bool:
             value = f"{value}.to(tl.int8)"
@@ -324,8 +282,8 @@ class TritonWriter(KernelWriter):
         operations, read = self._needed_by_leaf(results, stores)
         lines = self._head("pid")
         lines += self._pointers(self._rows(read, stores))
-        lines += [self._line(node, NOWHERE) for node in (*read, *operations)]
-        lines += [self._store(store, NOWHERE) for store in stores]
+        lines += map(self._line, [*read, *operations])
+        lines += map(self._store, stores)
         for row, result in enumerate(results):
             name = self._names[result]
             lines.append(
@@ -339,14 +297,6 @@ def _function(name: str, arguments: str, lines: Sequence[str]) -> str:
     # Otherwise Triton would compile again for words that are multiples of 16.
     words = [each.split(":")[0] for each in arguments.split(", ") if each[0] == "w"]
     return f"@triton.jit(do_not_specialize={words})\ndef {name}({arguments}):\n    {body}\n"
-
-
-def _outputs(stored: Iterable[Store], reductions: Iterable[Node]) -> list[Any]:
-    """Return what a kernel stores or adds up."""
-    return [
-        *(store.node for store in stored),
-        *(node.args[0] for node in reductions),
-    ]
 
 
 def _indented(lines: Sequence[str]) -> list[str]:
