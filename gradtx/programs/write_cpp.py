@@ -179,10 +179,6 @@ class CppWriter(KernelWriter):
 
     # Kernels.
 
-    def _block_size(self) -> str:
-        # Compilers unroll loops over a known number of entries.
-        return str(self._block) if self._block in BLOCKS else "a.blocks[leaf]"
-
     def _head(self) -> list[str]:
         """Return the lines that load what all entries of a leaf share."""
         lines = ["const int64_t size = a.sizes[leaf];"]
@@ -191,7 +187,9 @@ class CppWriter(KernelWriter):
             lines.append(f"double* const sums{depth} = a.sums + {rows} * a.n_leaves;")
             rows += len(stage)
         if self._block > 1:
-            lines.append(f"const int64_t block = {self._block_size()};")
+            # Compilers unroll loops over a known number of entries.
+            block = self._block if self._block in BLOCKS else "a.blocks[leaf]"
+            lines.append(f"const int64_t block = {block};")
         for j in range(len(self._scalars)):
             lines.append(f"const int64_t s{j} = a.words[{j}];")
         return lines
@@ -291,10 +289,7 @@ class CppWriter(KernelWriter):
         return _function(f"reduce{depth}", "leaf", "n_leaves", lines)
 
     def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
-        operations, read = self._needed_by_leaf(results, stores)
-        lines = [*self._head(), *self._pointers(self._rows(read, stores))]
-        lines += map(self._line, [*read, *operations])
-        lines += map(self._store, stores)
+        lines = [*self._head(), *self._numbers_of_leaf(results, stores)]
         for row, result in enumerate(results):
             value = self._converted(self._names[result], torch.float64)
             lines.append(f"a.results[{row} * a.n_leaves + leaf] = {value};")

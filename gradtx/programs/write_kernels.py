@@ -257,6 +257,10 @@ class KernelWriter(ABC):
         """Return the code of a sum over the leaf, which an earlier stage computed."""
 
     @abstractmethod
+    def _pointers(self, rows: dict[int, Node]) -> list[str]:
+        """Return the lines that load the addresses of a leaf's tensors."""
+
+    @abstractmethod
     def _line(self, node: Node) -> str:
         """Return the line that loads or computes a value."""
 
@@ -588,15 +592,18 @@ class KernelWriter(ABC):
         operations = [node for node in self._lines if node in needed]
         return operations, [leaf for leaf in self._leaves if leaf in needed]
 
-    def _needed_by_leaf(
+    def _numbers_of_leaf(
         self, results: Sequence[Node], stores: Sequence[Store]
-    ) -> tuple[list[Node], list[Node]]:
-        """Return what the numbers of each leaf need; see `_needed`."""
+    ) -> list[str]:
+        """Return the lines that compute results, and write other numbers of a leaf."""
         operations, read = self._needed([*results, *(each.node for each in stores)])
         if any(self._extent(leaf) != "leaf" for leaf in read):
             raise UnsuitableProgramError("a number of a leaf depends on single entries")
         self._note("finish", (), ())  # numbers of each leaf only
-        return operations, read
+        lines = self._pointers(self._rows(read, stores))
+        lines += map(self._line, [*read, *operations])
+        lines += map(self._store, stores)
+        return lines
 
     def _values_of_row(self, nodes: Sequence[Node]) -> list[str]:
         """Return the lines that compute the values of a row, among some operations and arguments, in several passes."""

@@ -279,11 +279,7 @@ class TritonWriter(KernelWriter):
         return f"tl.store({place}, {value}{_masked(masks, extent)})"
 
     def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
-        operations, read = self._needed_by_leaf(results, stores)
-        lines = self._head("pid")
-        lines += self._pointers(self._rows(read, stores))
-        lines += map(self._line, [*read, *operations])
-        lines += map(self._store, stores)
+        lines = [*self._head("pid"), *self._numbers_of_leaf(results, stores)]
         for row, result in enumerate(results):
             name = self._names[result]
             lines.append(
