@@ -84,13 +84,11 @@ class ListFunction:
         run: `(prepared, columns) -> results`: `columns` contains a list for each of a leaf's arguments, with one tensor
             per leaf; arguments are written in place. A result that differs by leaf is a list.
         source: The Python code of both.
-        calls: The number of operations in `run`, on lists or on each leaf.
     """
 
     prepare: Callable[[Sequence[Any]], tuple[Any, ...]]
     run: Callable[[tuple[Any, ...], Sequence[list[Tensor]]], list[Any]]
     source: str
-    calls: int
 
 
 def list_function(
@@ -133,7 +131,6 @@ class _Writer(Text):
             stacked=batches.stacked,
             joined=batches.joined,
         )
-        self._calls = 0
         # The case of the latest lines, and the number of lines after them.
         self._block: tuple[Case, int] = (ALWAYS, 0)
         # For each operation that writes into an operand, that operand.
@@ -187,9 +184,7 @@ class _Writer(Text):
         run = function_text("run(prepared, columns)", [head, *body])
         source = f"{scalars.text}\n\n{run}"
         exec(compile(source, "<gradtx list program>", "exec"), self.namespace)
-        return ListFunction(
-            self.namespace["prepare"], self.namespace["run"], source, self._calls
-        )
+        return ListFunction(self.namespace["prepare"], self.namespace["run"], source)
 
     def _run(self) -> list[str]:
         """Generate the lines that compute lists."""
@@ -258,7 +253,6 @@ class _Writer(Text):
             self._lines.append(f"{' = '.join(temporaries)} = None")
 
     def _write(self, node: Node) -> None:
-        self._calls += 1
         if is_conversion(node):
             tensors, dtype = node.args[0], node.kwargs["dtype"]
             text = f"converted({self.text(tensors)}, {self.text(dtype)})"
@@ -414,7 +408,6 @@ class _Writer(Text):
         ]
         self._add(lines, self._needs.of(batch[0]))
         self._delete(dead_after_batch)
-        self._calls += 1
 
 
 def _conversion(node: Node) -> str:
