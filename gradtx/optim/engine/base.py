@@ -22,10 +22,9 @@ from gradtx.optim.engine.family import Family, LeafKind
 from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_positional
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import Count, Member, TensorKind
-from gradtx.optim.step import Step
+from gradtx.optim.step import COUNT, STATE, Step
 from gradtx.programs.function import Signature
 
-COUNT, STATE = operator.attrgetter("count"), operator.attrgetter("state")
 GRADIENT = operator.attrgetter("grad")
 ARE_STILL_EQUAL = operator.methodcaller("slots_are_still_equal")
 GROUP_AND_LAYOUT = operator.attrgetter("group", "layout")
@@ -293,10 +292,6 @@ class Engine(ABC):
             RefusedError: If a program cannot use these.
         """
 
-    def _report(self, stage: str) -> None:
-        """Learn that a stage has no program."""
-        logger.debug("%s has no program", stage)
-
     # Planning.
 
     def _make_plan(
@@ -379,7 +374,7 @@ class Engine(ABC):
         for operation in leaf.operations:
             if not operation.has_program(leaf, skips_work):
                 stage = ".".join(operation.path)
-                self._report(stage)
+                logger.debug("%s has no program", stage)
                 raise RefusedError(f"{stage} has no program")
 
     def _check_shard(self, leaf: Leaf, flat: bool) -> None:
