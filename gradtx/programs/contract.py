@@ -484,7 +484,7 @@ def _negative(number: Any, user: Node) -> Any:
 def _number(target: Any, args: tuple[Any, ...], user: Node) -> Any:
     """Insert an operation on scalars before a node; return its result if they are constants."""
     if not any(isinstance(each, Node) for each in args):
-        return numbers.IN_PYTHON[target](*args)
+        return numbers.IN_PYTHON[target.overloadpacket](*args)
     with user.graph.inserting_before(user):
         node = user.graph.call_function(target, args)
     node.meta["val"] = torch.empty((), dtype=torch.float64, device="meta")
