@@ -46,6 +46,12 @@ def is_known(value: Any) -> bool:
     return is_number(value) and not is_on_device(value)
 
 
+def operator_name(node: Any) -> str:
+    """Return the name of a node's operator, without its overload."""
+    name: str = node.target.__name__
+    return name.partition(".")[0]
+
+
 def dtype_of(node: Any) -> torch.dtype:
     """Return the dtype of a node's values."""
     dtype: torch.dtype = node.meta["val"].dtype

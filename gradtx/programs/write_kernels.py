@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.programs.contract import dtype_of, is_list, is_number
+from gradtx.programs.contract import dtype_of, is_list, is_number, operator_name
 from gradtx.programs.lower import Program
 from gradtx.programs.record import UnrecordableError
 from gradtx.programs.simplify import SAME_ENTRIES
@@ -425,7 +425,7 @@ class KernelWriter(ABC):
             return self._same_bits(self._names[source], dtype)
         if target is aten.linalg_vector_norm.default:  # of a single number
             return self._arithmetic("abs", args[:1], {}, dtype)
-        name = _name(node)
+        name = operator_name(node)
         name = name if name.startswith("__") else name.rstrip("_")
         return self._arithmetic(name, args, kwargs, dtype)
 
@@ -676,11 +676,6 @@ def _common_dtype(args: Sequence[Any]) -> torch.dtype:
     """Return the dtype in which torch compares operands."""
     values = [arg.meta["val"] if isinstance(arg, Node) else arg for arg in args]
     return torch.result_type(*values)
-
-
-def _name(node: Node) -> str:
-    packet = getattr(node.target, "overloadpacket", None)
-    return str(getattr(packet or node.target, "__name__", node.target))
 
 
 def _kind(value: Any) -> str:

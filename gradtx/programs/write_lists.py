@@ -20,6 +20,7 @@ from gradtx.programs.contract import (
     is_list,
     is_number,
     is_on_device,
+    operator_name,
 )
 from gradtx.programs.in_place import MemoryPlan
 from gradtx.programs.lower import Program, lower
@@ -37,38 +38,22 @@ UNARY = (
     "rsqrt sigmoid sign sin sinh sqrt tan tanh trunc"
 )
 # OF_ONE: a list; OF_TWO: two lists; OF_NUMBER: a list and a scalar; SUMS: two lists and a factor of the second;
-# PRODUCTS: three lists and a factor.
-OF_ONE: dict[Any, str] = {getattr(aten, name).default: name for name in UNARY.split()}
-OF_TWO: dict[Any, str] = {
-    aten.mul.Tensor: "mul",
-    aten.div.Tensor: "div",
-    aten.maximum.default: "maximum",
-    aten.minimum.default: "minimum",
+# PRODUCTS: three lists and a factor. Operations on lists have the names of those on tensors.
+OF_ONE = {getattr(aten, name).default for name in UNARY.split()}
+OF_TWO = {
+    *(aten.mul.Tensor, aten.div.Tensor),
+    *(aten.maximum.default, aten.minimum.default),
 }
-OF_NUMBER: dict[Any, str] = {
-    aten.mul.Tensor: "mul",
-    aten.mul.Scalar: "mul",
-    aten.add.Scalar: "add",
-    aten.add.Tensor: "add",
-    aten.sub.Scalar: "sub",
-    aten.sub.Tensor: "sub",
-    aten.div.Scalar: "div",
-    aten.div.Tensor: "div",
-    aten.clamp_min.default: "clamp_min",
-    aten.clamp_max.default: "clamp_max",
-    aten.pow.Tensor_Scalar: "pow",
+OF_NUMBER = {
+    *(aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar),
+    *(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar),
+    *(aten.clamp_min.default, aten.clamp_max.default, aten.pow.Tensor_Scalar),
 }
-SUMS: dict[Any, str] = {aten.add.Tensor: "add", aten.sub.Tensor: "sub"}
-PRODUCTS: dict[Any, str] = {
-    aten.addcmul.default: "addcmul",
-    aten.addcdiv.default: "addcdiv",
-}
-IN_PLACE = {*OF_ONE, *OF_TWO, *OF_NUMBER, *SUMS, *PRODUCTS, aten.lerp.Scalar}
-WRITES: dict[Any, str] = {
-    aten.add_.Tensor: "add",
-    aten.addcmul_.default: "addcmul",
-    aten.addcdiv_.default: "addcdiv",
-    aten.copy_.default: "copy",
+SUMS = {aten.add.Tensor, aten.sub.Tensor}
+PRODUCTS = {aten.addcmul.default, aten.addcdiv.default}
+WRITES = {
+    *(aten.add_.Tensor, aten.copy_.default),
+    *(aten.addcmul_.default, aten.addcdiv_.default),
 }
 NORMS = ((), (2,))  # the Euclidean one
 # Accept a list and a 0-d tensor. Without `alpha`, torch would read the tensor, to call the operation for numbers.
@@ -161,11 +146,10 @@ class _Writer(Text):
         return len({item.meta["val"].shape for item in lists}) == 1
 
     def _has_form_in_place(self, node: Node) -> bool:
-        return (
-            node.target in IN_PLACE
-            and node not in self._batches
-            and self._has_list_form(node)
-        )
+        if node in self._batches or node.target in WRITES:
+            return False
+        call = self._foreach_call(node)
+        return call is not None and call[0] != "norm"
 
     def _case_in_batch(self, node: Node) -> Case | None:
         """Return the case of an operation; None for those that batches exclude."""
@@ -298,17 +282,17 @@ class _Writer(Text):
     def _form(self, node: Node) -> tuple[str, Sequence[Any], dict[str, Any]] | None:
         """Return the name of the operation on lists, its operands and its options; None if there is none."""
         target, args, kwargs = node.target, node.args, node.kwargs
+        name = operator_name(node).removesuffix("_")
         if target in WRITES:
-            are_lists = all(map(is_list, args))
-            return (WRITES[target], args, dict(kwargs)) if are_lists else None
+            return (name, args, dict(kwargs)) if all(map(is_list, args)) else None
         if target in OF_ONE:
-            return OF_ONE[target], args[:1], {}
+            return name, args[:1], {}
         if target is aten.linalg_vector_norm.default and args[1:] in NORMS:
             return "norm", args[:1], {}
         if target is aten.lerp.Scalar:
-            return ("lerp", args, {}) if all(map(is_list, args[:2])) else None
+            return (name, args, {}) if all(map(is_list, args[:2])) else None
         if target in PRODUCTS and all(map(is_list, args)):
-            return PRODUCTS[target], args, {"value": kwargs.get("value", 1)}
+            return name, args, {"value": kwargs.get("value", 1)}
         if len(args) < 2:
             return None
         if not all(map(is_list, args[:2])):
@@ -317,9 +301,9 @@ class _Writer(Text):
         if self._operands.get(node) is args[1]:
             operands = operands[::-1]  # the one that is written comes first
         if target in OF_TWO and not kwargs:
-            return OF_TWO[target], operands, {}
+            return name, operands, {}
         if target in SUMS:
-            return SUMS[target], operands, {"alpha": kwargs.get("alpha", 1)}
+            return name, operands, {"alpha": kwargs.get("alpha", 1)}
         return None
 
     def _form_with_number(
@@ -333,7 +317,7 @@ class _Writer(Text):
             return None
         if not is_list(first) or not is_number(second):
             return None
-        name = OF_NUMBER[node.target]
+        name = operator_name(node)
         options: dict[str, Any] = {}
         dtype = dtype_of(first)
         if dtype_of(node) != dtype:
