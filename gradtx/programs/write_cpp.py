@@ -18,10 +18,10 @@ from gradtx.programs.write_kernels import (
     BLOCKS,
     HALF,
     PLACES,
-    REDUCTIONS,
     KernelWriter,
     Store,
     aten,
+    kind_of,
     outputs_of,
 )
 
@@ -266,7 +266,7 @@ class CppWriter(KernelWriter):
         return f"const double {name}_total = {self._total_of(name, node).end()};"
 
     def _total_of(self, name: str, node: Node) -> Total:
-        kind = REDUCTIONS[node.target].kind
+        kind = kind_of(node)
         is_single = dtype_of(node) in (torch.float32, *HALF)
         kind_of_value = "float" if is_single and kind != "sum" else "double"
         value = f"({kind_of_value}){self._term(node)}"
@@ -277,7 +277,7 @@ class CppWriter(KernelWriter):
     def _reduce(self, depth: int) -> str:
         lines = [*self._head(), "const int64_t end = a.leaf_chunks[leaf + 1];"]
         for row, node in enumerate(self._reductions[depth]):
-            total = Total(f"r{row}", REDUCTIONS[node.target].kind, "part")
+            total = Total(f"r{row}", kind_of(node), "part")
             lines += [
                 total.start(),
                 "for (int64_t k = a.leaf_chunks[leaf]; k < end; k++) {",

@@ -20,7 +20,13 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.programs.contract import dtype_of, is_list, is_number, operator_name
+from gradtx.programs.contract import (
+    args_of,
+    dtype_of,
+    is_list,
+    is_number,
+    operator_name,
+)
 from gradtx.programs.lower import Program
 from gradtx.programs.record import UnrecordableError
 from gradtx.programs.simplify import SAME_ENTRIES
@@ -41,12 +47,11 @@ INFIX = {
     **{"bitwise_or": "|", "logical_or": "|", "bitwise_xor": "^"},
     **{"__rshift__": ">>", "__lshift__": "<<"},
 }
-FUNCTIONS = {
-    **{name: name for name in ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh")},
-    **{name: name for name in ("atan", "erf", "atan2", "pow", "floor", "ceil", "abs")},
-    **{name: name for name in ("maximum", "minimum")},
-    **{"round": "rint", "clamp_min": "maximum", "clamp_max": "minimum"},
-}
+FUNCTIONS = (
+    "exp expm1 log log1p sin cos tanh atan erf atan2 pow floor ceil abs maximum minimum"
+)
+# Those of other names.
+RENAMED = {"round": "rint", "clamp_min": "maximum", "clamp_max": "minimum"}
 
 
 class Reduction(NamedTuple):
@@ -404,8 +409,7 @@ class KernelWriter(ABC):
 
     def _expression(self, node: Node) -> str:
         """Return the code of an operation on one tile."""
-        target, args, kwargs = node.target, node.args, node.kwargs
-        dtype = dtype_of(node)
+        target, args, dtype = node.target, args_of(node), dtype_of(node)
         if target in CONSTANTS:
             return self._constant(CONSTANTS[target], dtype)
         if target in (aten.full_like.default, aten.full.default):
@@ -414,20 +418,17 @@ class KernelWriter(ABC):
             if self._extent(node) != "entry" or args != (self._size,):
                 raise UnsuitableProgramError("positions within a row")
             return "i"
-        is_same = target in SAME_ENTRIES or target in REDUCTIONS
-        if is_same and target is not aten.linalg_vector_norm.default:
-            return self._operand(args[0], dtype)
-        if target is aten._to_copy.default or target is aten.copy_.default:
-            source: Any = args[1] if target is aten.copy_.default else args[0]
-            return self._operand(source, dtype)
-        if target is aten.view.dtype:
-            source = args[0]
-            return self._same_bits(self._names[source], dtype)
         if target is aten.linalg_vector_norm.default:  # of a single number
             return self._arithmetic("abs", args[:1], {}, dtype)
+        if target in (*SAME_ENTRIES, *REDUCTIONS, aten._to_copy.default):
+            return self._operand(args[0], dtype)
+        if target is aten.copy_.default:
+            return self._operand(args[1], dtype)
+        if target is aten.view.dtype:
+            return self._same_bits(self._names[args[0]], dtype)
         name = operator_name(node)
         name = name if name.startswith("__") else name.rstrip("_")
-        return self._arithmetic(name, args, kwargs, dtype)
+        return self._arithmetic(name, args, node.kwargs, dtype)
 
     def _arithmetic(self, name: str, args: Any, kwargs: Any, dtype: torch.dtype) -> str:
         compute = torch.float32 if dtype in HALF else dtype
@@ -498,8 +499,8 @@ class KernelWriter(ABC):
             name = "logical_and"
         if name in INFIX and not kwargs:
             return f"{operands[0]} {INFIX[name]} {operands[1]}"
-        if name in FUNCTIONS and not kwargs:
-            return self._call(FUNCTIONS[name], operands)
+        if (name in RENAMED or name in FUNCTIONS.split()) and not kwargs:
+            return self._call(RENAMED.get(name, name), operands)
         raise UnsuitableProgramError(f"kernels have no {name}")
 
     def _reciprocal(self, name: str, x: str, dtype: torch.dtype) -> tuple[str, str]:
@@ -666,6 +667,11 @@ def outputs_of(stored: Iterable[Store], reductions: Iterable[Node]) -> list[Any]
         *(store.node for store in stored),
         *(node.args[0] for node in reductions),
     ]
+
+
+def kind_of(node: Node) -> str:
+    """Return how a reduction combines two values."""
+    return REDUCTIONS[node.target].kind
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

@@ -13,10 +13,10 @@ from gradtx.programs.text import constant
 from gradtx.programs.write_kernels import (
     BLOCKS,
     PLACES,
-    REDUCTIONS,
     KernelWriter,
     Store,
     aten,
+    kind_of,
     outputs_of,
     wide,
 )
@@ -150,7 +150,7 @@ class TritonWriter(KernelWriter):
     # A tile of all entries of a chunk: of leaves without rows, or with the short rows of codes.
 
     def _is_tile(self) -> bool:
-        kinds = {REDUCTIONS[node.target].kind for node in self._of_rows}
+        kinds = {kind_of(node) for node in self._of_rows}
         has_values_of_rows = any(map(self._adds_rows, self._reduced))
         return self._block in (1, *BLOCKS) and not (
             "sum" in kinds or has_values_of_rows
@@ -174,12 +174,12 @@ class TritonWriter(KernelWriter):
             body = []
             for node in nodes:
                 if node in self._of_rows:
-                    kind, operand = REDUCTIONS[node.target].kind, self._of_rows[node]
+                    kind, operand = kind_of(node), self._of_rows[node]
                     total = f"tl.{kind}({operand}, axis=1, keep_dims=True)"
                     body.append(f"{self._names[node]}_total = {total}")
                 body.append(self._line(node, masks))
             for row, node in enumerate(stage):
-                kind, value = REDUCTIONS[node.target].kind, self._inside(node, masks)
+                kind, value = kind_of(node), self._inside(node, masks)
                 body.append(f"r{row}_total = {_combined(kind, value, self._block)}")
             body += [self._store(store, masks) for store in stored]
             lines += [condition, *_indented(body)]
@@ -219,12 +219,12 @@ class TritonWriter(KernelWriter):
     def _begun(self, name: str, node: Node) -> str:
         # Of a vector, or of the values of rows.
         shape = "()" if self._adds_rows(node) else "(BLOCK,)"
-        identity = IDENTITIES[REDUCTIONS[node.target].kind]
+        identity = IDENTITIES[kind_of(node)]
         dtype = self.types[wide(dtype_of(node))]
         return f"{name}_sum = tl.full({shape}, {identity}, {dtype})"
 
     def _added(self, name: str, node: Node) -> str:
-        kind, value = REDUCTIONS[node.target].kind, self._inside(node, IN_ROWS)
+        kind, value = kind_of(node), self._inside(node, IN_ROWS)
         return f"{name}_sum = {self._reduced_pair(kind, f'{name}_sum', value)}"
 
     def _reduced_pair(self, kind: str, x: str, y: str) -> str:
@@ -232,7 +232,7 @@ class TritonWriter(KernelWriter):
         return f"{x} + {y}" if kind == "sum" else self._call(f"{kind}imum", [x, y])
 
     def _ended(self, name: str, node: Node) -> str:
-        kind, total = REDUCTIONS[node.target].kind, f"{name}_sum"
+        kind, total = kind_of(node), f"{name}_sum"
         if not self._adds_rows(node):
             total = _combined(kind, total, 1)
         return f"{name}_total = {total}"
@@ -243,7 +243,7 @@ class TritonWriter(KernelWriter):
         if node.target is aten.linalg_vector_norm.default:
             value = f"{value} * {value}"
         mask = masks.get(self._extent(operand))  # type: ignore[arg-type]
-        kind = REDUCTIONS[node.target].kind
+        kind = kind_of(node)
         return f"tl.where({mask}, {value}, {IDENTITIES[kind]})" if mask else value
 
     def _line(self, node: Node, masks: Mapping[str, str] = IN_ROWS) -> str:
@@ -257,7 +257,7 @@ class TritonWriter(KernelWriter):
             "k = tl.arange(0, WIDTH)",
         ]
         for row, node in enumerate(self._reductions[depth]):
-            kind = REDUCTIONS[node.target].kind
+            kind = kind_of(node)
             identity = IDENTITIES[kind]
             lines += [
                 f"total = tl.full((WIDTH,), {identity}, tl.float64)",
