@@ -219,8 +219,11 @@ class _Contraction:
         """Use operations available for lists: products for squares and quotients, single bounds, one factor for two."""
         if node.op != "call_function" or not any(map(is_list, node.all_input_nodes)):
             return
-        if node.target in (aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor):
-            self._simplify_power(node)
+        if node.target is aten.pow.Tensor_Scalar and node.args[1] == 2:
+            base = node.args[0]
+            _replace(node, aten.mul.Tensor, (base, base))
+        elif node.target is aten.pow.Tensor_Tensor:
+            self._use_known_exponent(node)
         elif node.target is aten.div.Tensor:
             self._multiply_instead(node)
         elif node.target is aten.neg.default:
@@ -231,14 +234,9 @@ class _Contraction:
             self._merge_factors(node)
             self._move_factors_out(node)
 
-    def _simplify_power(self, node: Node) -> None:
-        """Replace a square by a product, and a power with a scalar tensor as exponent by one with a scalar."""
+    def _use_known_exponent(self, node: Node) -> None:
+        """Replace a power with a scalar tensor as exponent by one with a scalar."""
         base, exponent = args_of(node)
-        if exponent == 2 and node.target is aten.pow.Tensor_Scalar:
-            _replace(node, aten.mul.Tensor, (base, base))
-            return
-        if node.target is not aten.pow.Tensor_Tensor:
-            return
         if is_list(base) and is_known(exponent) and same_meta(node, base):
             _replace(node, aten.pow.Tensor_Scalar, node.args)
 

@@ -412,7 +412,7 @@ class KernelWriter(ABC):
         target, args, dtype = node.target, args_of(node), dtype_of(node)
         if target in CONSTANTS:
             return self._constant(CONSTANTS[target], dtype)
-        if target in (aten.full_like.default, aten.full.default):
+        if target in (aten.full_like.default, aten.full.default, aten.copy_.default):
             return self._operand(args[1], dtype)
         if target is aten.arange.default:
             if self._extent(node) != "entry" or args != (self._size,):
@@ -422,8 +422,6 @@ class KernelWriter(ABC):
             return self._arithmetic("abs", args[:1], {}, dtype)
         if target in (*SAME_ENTRIES, *REDUCTIONS, aten._to_copy.default):
             return self._operand(args[0], dtype)
-        if target is aten.copy_.default:
-            return self._operand(args[1], dtype)
         if target is aten.view.dtype:
             return self._same_bits(self._names[args[0]], dtype)
         name = operator_name(node)
@@ -482,8 +480,14 @@ class KernelWriter(ABC):
             return self._root(operands[0], dtype)
         if name == "square" or (name == "pow" and args[1] == 2):
             return f"{operands[0]} * {operands[0]}"
-        if name in ("rsqrt", "reciprocal", "sigmoid"):
-            return self._divide(*self._reciprocal(name, operands[0], dtype), dtype)
+        one = self._constant(1.0, dtype)
+        if name == "rsqrt":
+            return self._divide(one, self._root(operands[0], dtype), dtype)
+        if name == "reciprocal":
+            return self._divide(one, operands[0], dtype)
+        if name == "sigmoid":
+            power = self._call("exp", [f"-({operands[0]})"])
+            return self._divide(one, f"({one} + {power})", dtype)
         if name == "sign":
             above, below = f"({operands[0]} > 0)", f"({operands[0]} < 0)"
             return f"{self._converted(above, dtype)} - {self._converted(below, dtype)}"
@@ -502,13 +506,6 @@ class KernelWriter(ABC):
         if (name in RENAMED or name in FUNCTIONS.split()) and not kwargs:
             return self._call(RENAMED.get(name, name), operands)
         raise UnsuitableProgramError(f"kernels have no {name}")
-
-    def _reciprocal(self, name: str, x: str, dtype: torch.dtype) -> tuple[str, str]:
-        """Return numerator and denominator of `rsqrt`, `reciprocal` or `sigmoid`."""
-        one = self._constant(1.0, dtype)
-        if name == "sigmoid":
-            return one, f"({one} + {self._call('exp', [f'-({x})'])})"
-        return one, self._root(x, dtype) if name == "rsqrt" else x
 
     def _without_nan(self, operand: str, args: Any, dtype: torch.dtype) -> str:
         """Return the code of `nan_to_num`."""

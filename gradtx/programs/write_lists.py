@@ -135,12 +135,9 @@ class _Writer(Text):
             function = _torch.added_products
         return super().name_of(node, function)
 
-    def _has_list_form(self, node: Node) -> bool:
-        return self._foreach_call(node) is not None
-
     def _runs_at_once(self, node: Node) -> bool:
         """Whether a GPU runs an operation for all leaves at once: operands of different shapes prevent that."""
-        if not self._has_list_form(node):
+        if self._foreach_call(node) is None:
             return False
         lists = filter(is_list, node.all_input_nodes)
         return len({item.meta["val"].shape for item in lists}) == 1
