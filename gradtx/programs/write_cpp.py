@@ -301,7 +301,7 @@ class Total(NamedTuple):
 
     Attributes:
         name: The variable.
-        kind: As in `Reduction`.
+        kind: As in `REDUCTIONS`.
         value: The code of what an entry adds.
         type: Its type; loops with others, or with flags of another size, are vectorized less well.
     """

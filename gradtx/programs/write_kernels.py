@@ -29,7 +29,7 @@ from gradtx.programs.contract import (
 )
 from gradtx.programs.lower import Program
 from gradtx.programs.record import UnrecordableError
-from gradtx.programs.simplify import SAME_ENTRIES
+from gradtx.programs.simplify import SAME_ENTRIES, reduced_dimensions
 
 aten = torch.ops.aten
 
@@ -54,23 +54,17 @@ FUNCTIONS = (
 RENAMED = {"round": "rint", "clamp_min": "maximum", "clamp_max": "minimum"}
 
 
-class Reduction(NamedTuple):
-    """How a reduction combines two values, and the index of its argument with the dimensions, if it has one."""
-
-    kind: str
-    dims: int | None
-
-
-REDUCTIONS: dict[Any, Reduction] = {
-    aten.sum.default: Reduction("sum", None),
-    aten.sum.dim_IntList: Reduction("sum", 1),
-    aten.mean.default: Reduction("sum", None),
-    aten.mean.dim: Reduction("sum", 1),
-    aten.linalg_vector_norm.default: Reduction("sum", 2),
-    aten.max.default: Reduction("max", None),
-    aten.amax.default: Reduction("max", 1),
-    aten.min.default: Reduction("min", None),
-    aten.amin.default: Reduction("min", 1),
+# How reductions combine two values.
+REDUCTIONS: dict[Any, str] = {
+    aten.sum.default: "sum",
+    aten.sum.dim_IntList: "sum",
+    aten.mean.default: "sum",
+    aten.mean.dim: "sum",
+    aten.linalg_vector_norm.default: "sum",
+    aten.max.default: "max",
+    aten.amax.default: "max",
+    aten.min.default: "min",
+    aten.amin.default: "min",
 }
 MEANS = (aten.mean.default, aten.mean.dim)
 CONSTANTS: dict[Any, float] = {
@@ -367,9 +361,7 @@ class KernelWriter(ABC):
         if node.target not in REDUCTIONS:
             return False
         operand: Any = node.args[0]
-        of, place = self._extent(operand), REDUCTIONS[node.target].dims
-        dims: Any = node.args[place : place + 1] if place else ()
-        dims = dims[0] if dims and dims[0] is not None else []
+        of, dims = self._extent(operand), reduced_dimensions(node)
         is_norm = node.target is aten.linalg_vector_norm.default
         if is_norm and node.args[1:2] not in ((), (2,)):
             raise UnsuitableProgramError("kernels have the Euclidean norm only")
@@ -668,7 +660,7 @@ def outputs_of(stored: Iterable[Store], reductions: Iterable[Node]) -> list[Any]
 
 def kind_of(node: Node) -> str:
     """Return how a reduction combines two values."""
-    return REDUCTIONS[node.target].kind
+    return REDUCTIONS[node.target]
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
