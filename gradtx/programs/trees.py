@@ -353,7 +353,8 @@ class TreeProgram:
             if not leaf.has_gradient:
                 continue
             row = _Row.of(leaf, *trees, tensors)
-            if row.may_have_program():
+            # Whether recording is worth an attempt.
+            if all(each.has_program(leaf, skips_work=True) for each in leaf.operations):
                 key = count_of.get(name, self._step), row.kind()
                 rows.setdefault(key, []).append(row)
             else:
@@ -600,14 +601,6 @@ class _Row(NamedTuple):
         if leaf.param is not None:
             indices.insert(0, params[leaf.name])
         return cls(leaf, list(slots), indices, [tensors[i] for i in indices])
-
-    def may_have_program(self) -> bool:
-        """Whether recording is worth an attempt."""
-        leaf = self.leaf
-        return all(
-            operation.has_program(leaf, skips_work=True)
-            for operation in leaf.operations
-        )
 
     def kind(self) -> Any:
         """Return what leaves with a common program share."""
