@@ -20,6 +20,7 @@ from gradtx.programs.write_kernels import (
     PLACES,
     KernelWriter,
     Store,
+    Totals,
     aten,
     kind_of,
     outputs_of,
@@ -245,7 +246,7 @@ class CppWriter(KernelWriter):
             lines.append(f"a.partials[{i} * a.n_chunks + pid] = {total}_total;")
         return _function(name, "pid", "n_chunks", lines, IN_PARALLEL)
 
-    def _looped(self, lines: Sequence[str], totals: Mapping[str, Node]) -> list[str]:
+    def _looped(self, lines: Sequence[str], totals: Totals) -> list[str]:
         of_loop = map(self._total_of, totals, totals.values())
         clauses = "".join(total.clause() for total in of_loop)
         first, last = ("start", "stop") if self._block == 1 else ("first", "last")

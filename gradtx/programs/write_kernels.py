@@ -13,7 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -74,6 +74,8 @@ CONSTANTS: dict[Any, float] = {
     aten.new_ones.default: 1.0,
 }
 
+# Reductions by the names of their totals.
+Totals: TypeAlias = Mapping[str, Node]
 # Why there are no kernels.
 ROWS = "it has values of rows or columns that kernels cannot compute"
 
@@ -280,7 +282,7 @@ class KernelWriter(ABC):
         """Return the line after the loop, which gives the total its name."""
 
     @abstractmethod
-    def _looped(self, lines: Sequence[str], totals: Mapping[str, Node]) -> list[str]:
+    def _looped(self, lines: Sequence[str], totals: Totals) -> list[str]:
         """Return a loop of these lines over the entries of a row, which adds up totals."""
 
     @abstractmethod
@@ -612,7 +614,7 @@ class KernelWriter(ABC):
             lines += [self._line(x) for x in of_pass if self._extent(x) == "block"]
         return lines
 
-    def _loop(self, stored: Sequence[Store], totals: Mapping[str, Node]) -> list[str]:
+    def _loop(self, stored: Sequence[Store], totals: Totals) -> list[str]:
         """Return a loop over the entries of a row that stores some and adds up others."""
         outputs = outputs_of(stored, totals.values())
         entries = [each for each in outputs if self._extent(each) == "entry"]
@@ -625,9 +627,7 @@ class KernelWriter(ABC):
         lines += [self._store(x) for x in stored if self._extent(x.like) == "entry"]
         return self._looped(lines, added)
 
-    def _after_loop(
-        self, stored: Sequence[Store], totals: Mapping[str, Node]
-    ) -> list[str]:
+    def _after_loop(self, stored: Sequence[Store], totals: Totals) -> list[str]:
         """Return the lines at the end of a row that store its values and add them up."""
         added = {name: x for name, x in totals.items() if self._adds_rows(x)}
         lines = list(map(self._added, added, added.values()))

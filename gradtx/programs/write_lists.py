@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -55,6 +55,8 @@ WRITES = {
     *(aten.add_.Tensor, aten.copy_.default),
     *(aten.addcmul_.default, aten.addcdiv_.default),
 }
+# The name of an operation on lists, its operands and its options.
+Form: TypeAlias = tuple[str, Sequence[Any], dict[str, Any]]
 NORMS = ((), (2,))  # the Euclidean one
 # Accept a list and a 0-d tensor. Without `alpha`, torch would read the tensor, to call the operation for numbers.
 ON_TENSORS: dict[str, dict[str, Any]] = {"mul": {}, "div": {}, "add": {"alpha": 1}}
@@ -276,8 +278,8 @@ class _Writer(Text):
         texts = [f"{option}={self.text(value)}" for option, value in options.items()]
         return [name, *map(self.text, operands), *texts]
 
-    def _form(self, node: Node) -> tuple[str, Sequence[Any], dict[str, Any]] | None:
-        """Return the name of the operation on lists, its operands and its options; None if there is none."""
+    def _form(self, node: Node) -> Form | None:
+        """Return the form of an operation on lists; None if there is none."""
         target, args, kwargs = node.target, node.args, node.kwargs
         name = operator_name(node).removesuffix("_")
         if target in WRITES:
@@ -303,9 +305,7 @@ class _Writer(Text):
             return name, operands, {"alpha": kwargs.get("alpha", 1)}
         return None
 
-    def _form_with_number(
-        self, node: Node
-    ) -> tuple[str, Sequence[Any], dict[str, Any]] | None:
+    def _form_with_number(self, node: Node) -> Form | None:
         """Return the form of an operation on a list and a scalar."""
         first, second, *_ = args_of(node)
         if is_list(second) and node.target in (aten.mul.Tensor, aten.add.Tensor):

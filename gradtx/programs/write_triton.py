@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch.fx import Node
@@ -15,6 +15,7 @@ from gradtx.programs.write_kernels import (
     PLACES,
     KernelWriter,
     Store,
+    Totals,
     aten,
     kind_of,
     outputs_of,
@@ -22,9 +23,10 @@ from gradtx.programs.write_kernels import (
 )
 
 NAN = "propagate_nan=tl.PropagateNan.ALL"
-# Masks of loads and stores: in the loops over rows, and within a chunk that is inside a leaf.
+# The masks of loads and stores by the extent of a value: in the loops over rows, and in a chunk that is inside a leaf.
+Masks: TypeAlias = Mapping[str, str]
 IN_ROWS = {"entry": "column < block"}
-NOWHERE: Mapping[str, str] = {}
+NOWHERE: Masks = {}
 IDENTITIES = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}
 
 
@@ -105,7 +107,7 @@ class TritonWriter(KernelWriter):
             lines.append(f"    s{j} = tl.load(words + w{j})")
         return lines
 
-    def _load(self, leaf: Node, masks: Mapping[str, str]) -> str:
+    def _load(self, leaf: Node, masks: Masks) -> str:
         j, extent = self._leaves.index(leaf), self._extent(leaf)
         loaded = f"tl.load(p{j} + {PLACES[extent]}{_masked(masks, extent)})"
         is_flag = dtype_of(leaf) is torch.bool
@@ -209,7 +211,7 @@ class TritonWriter(KernelWriter):
             *map(self._ended, totals, totals.values()),
         ]
 
-    def _looped(self, lines: Sequence[str], totals: Mapping[str, Node]) -> list[str]:
+    def _looped(self, lines: Sequence[str], totals: Totals) -> list[str]:
         places = ["column = first + tl.arange(0, BLOCK)", "i = b * block + column"]
         body = _indented([*places, *lines, "first += BLOCK"])
         return ["first = 0", "while first < block:", *body]
@@ -237,7 +239,7 @@ class TritonWriter(KernelWriter):
             total = _combined(kind, total, 1)
         return f"{name}_total = {total}"
 
-    def _inside(self, node: Node, masks: Mapping[str, str]) -> str:
+    def _inside(self, node: Node, masks: Masks) -> str:
         """Return what a reduction adds; entries outside of the leaf add nothing."""
         value, operand = self._term(node), node.args[0]
         if node.target is aten.linalg_vector_norm.default:
@@ -246,7 +248,7 @@ class TritonWriter(KernelWriter):
         kind = kind_of(node)
         return f"tl.where({mask}, {value}, {IDENTITIES[kind]})" if mask else value
 
-    def _line(self, node: Node, masks: Mapping[str, str] = IN_ROWS) -> str:
+    def _line(self, node: Node, masks: Masks = IN_ROWS) -> str:
         return self._load(node, masks) if node in self._leaves else self._lines[node]
 
     def _reduce(self, depth: int) -> str:
@@ -271,7 +273,7 @@ class TritonWriter(KernelWriter):
         head = "partials, sums, leaf_chunks, n_leaves, n_chunks, WIDTH: tl.constexpr"
         return _function(f"reduce{depth}", head, lines)
 
-    def _store(self, store: Store, masks: Mapping[str, str] = IN_ROWS) -> str:
+    def _store(self, store: Store, masks: Masks = IN_ROWS) -> str:
         value, extent = self._names[store.node], self._extent(store.like)
         if dtype_of(store.like) is torch.bool:
             value = f"{value}.to(tl.int8)"
@@ -299,7 +301,7 @@ def _indented(lines: Sequence[str]) -> list[str]:
     return [f"    {line}" for line in lines]
 
 
-def _masked(masks: Mapping[str, str], extent: str) -> str:
+def _masked(masks: Masks, extent: str) -> str:
     mask = masks.get(extent)
     return f", mask={mask}" if mask else ""
 
