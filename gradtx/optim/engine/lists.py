@@ -305,10 +305,7 @@ class ListEngine(Engine):
     bundle_type = MemberBundle
     function_of: FunctionOf = staticmethod(list_function_of)
     consequence = "steps run leaf by leaf"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._programs: dict[Any, Any] | None = None
+    _programs: dict[Any, Any] | None = None
 
     def _begin(self, plan: Plan, step: Step) -> None:
         super()._begin(plan, step)
