@@ -282,7 +282,7 @@ class _Writer(Text):
         """Return the form of an operation on lists; None if there is none."""
         target, args, kwargs = node.target, node.args, node.kwargs
         name = operator_name(node).removesuffix("_")
-        if target in WRITES:
+        if target in WRITES or target in PRODUCTS:
             return (name, args, dict(kwargs)) if all(map(is_list, args)) else None
         if target in OF_ONE:
             return name, args[:1], {}
@@ -290,8 +290,6 @@ class _Writer(Text):
             return "norm", args[:1], {}
         if target is aten.lerp.Scalar:
             return (name, args, {}) if all(map(is_list, args[:2])) else None
-        if target in PRODUCTS and all(map(is_list, args)):
-            return name, args, {"value": kwargs.get("value", 1)}
         if len(args) < 2:
             return None
         if not all(map(is_list, args[:2])):
@@ -302,7 +300,7 @@ class _Writer(Text):
         if target in OF_TWO and not kwargs:
             return name, operands, {}
         if target in SUMS:
-            return name, operands, {"alpha": kwargs.get("alpha", 1)}
+            return name, operands, dict(kwargs)
         return None
 
     def _form_with_number(self, node: Node) -> Form | None:
