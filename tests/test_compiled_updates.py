@@ -565,7 +565,7 @@ def test_the_initial_state_is_one_call_and_equals_the_eager_one(chain, few_leave
 
 def test_gradients_pass_through_an_initial_state_that_copies_the_parameters():
     """Of a lookahead, whose slow weights are the parameters."""
-    tx, params = gradtx.with_lookahead(gradtx.sgd(0.1), la_steps=1), drawn(0)
+    tx, params = gradtx.with_lookahead(gradtx.sgd(0.1), k=1), drawn(0)
 
     def loss(params):
         updates, _ = tx.update(params, tx.init(params), params)

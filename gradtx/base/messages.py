@@ -41,7 +41,8 @@ def describe(value: Any) -> str:
     if isinstance(value, torch.nn.Module | torch.optim.Optimizer | LRScheduler):
         return f"{type(value).__name__}(...)"
     if callable(value) and hasattr(value, "__qualname__"):
-        return _describe_function(value)
+        # Without the functions that define it.
+        return value.__qualname__.rpartition("<locals>.")[2]
     return repr(value)
 
 
@@ -64,11 +65,6 @@ def schedule_remedy(value: Any) -> str:
             f"{kind.__name__}(optimizer, ...), or pass a schedule such as gradtx.step_schedule(lr, step_size)"
         )
     return "; wrap it: gradtx.Schedule(...)" if callable(value) else ""
-
-
-def _describe_function(function: Any) -> str:
-    """Return the name of a function, without the functions that define it."""
-    return function.__qualname__.rpartition("<locals>.")[2]
 
 
 def _describe_tensor(tensor: Tensor) -> str:

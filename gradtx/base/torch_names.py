@@ -340,7 +340,6 @@ def writes(target: Any) -> bool:
     return schema is not None and schema.is_mutable
 
 
-@functools.cache
 def makes_new_tensor(operator: Any) -> bool:
     """Whether results share no memory with arguments."""
     schema = operator._schema

@@ -103,7 +103,7 @@ def check_names(
 def named(tree: Any) -> dict[str, Any]:
     """Return the leaves of a tree by dotted name, without checking their types."""
     paths, _ = _pytree.tree_flatten_with_path(tree)
-    return {".".join([_key(key) for key in path]): leaf for path, leaf in paths}
+    return {_dotted(path): leaf for path, leaf in paths}
 
 
 def strings(tree: Any) -> dict[str, str]:

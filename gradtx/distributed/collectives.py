@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -110,24 +110,6 @@ def _padded(value: DTensor) -> Tensor:
     padded = shard.new_zeros(value.shape)
     padded[piece.window] = shard
     return padded
-
-
-T = TypeVar("T")
-
-
-def in_buckets(items: Iterable[T], size_of: Callable[[T], int]) -> Iterable[list[T]]:
-    """Group consecutive items into buckets of at most `BUCKET` bytes, or of a single larger item."""
-    bucket: list[T] = []
-    filled = 0
-    for item in items:
-        size = size_of(item)
-        if bucket and filled + size > BUCKET:
-            yield bucket
-            bucket = []
-            filled = 0
-        bucket.append(item)
-        filled += size
-    yield bucket
 
 
 class Transfer:

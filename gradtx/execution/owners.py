@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from gradtx.base.chunks import chunks
 from gradtx.base.dtensor import (
     from_local_like,
     full_tensor,
@@ -24,7 +25,7 @@ from gradtx.base.dtensor import (
     placed_as,
 )
 from gradtx.base.errors import Path
-from gradtx.distributed.collectives import Transfer, in_buckets
+from gradtx.distributed.collectives import BUCKET, Transfer
 from gradtx.distributed.layouts import (
     Piece,
     Team,
@@ -351,7 +352,8 @@ class Exchange:
 
     def run(self) -> None:
         """Process all buckets; while the owners compute one bucket, the next one is in transit."""
-        buckets = list(in_buckets(self._jobs, Job.bytes))
+        sizes = list(map(Job.bytes, self._jobs))
+        buckets = [self._jobs[each] for each in chunks(sizes, BUCKET)]
         arriving = self._to_owners(buckets[0])
         returning: list[tuple[list[Job], Transfer]] = []
         for i, bucket in enumerate(buckets):

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx.base.chunks import chunks
 from gradtx.base.dtensor import from_local_like, is_sharded
-from gradtx.distributed.collectives import Transfer, in_buckets
+from gradtx.distributed.collectives import BUCKET, Transfer
 from gradtx.distributed.layouts import (
     Team,
     pieces_at,
@@ -282,7 +283,8 @@ def states_of_owners(
             slots_of_kind[slot.mesh, slot.value.dtype].append(slot)
     for slots in slots_of_kind.values():
         team = team_for(slots[0].member.param, replicas)
-        for bucket in in_buckets(slots, OwnedSlot.bytes):
+        for chunk in chunks(list(map(OwnedSlot.bytes, slots)), BUCKET):
+            bucket = slots[chunk]
             for slot, value in zip(bucket, _sent(bucket, team), strict=True):
                 saved[slot.member.param][slot.key] = value
     return saved

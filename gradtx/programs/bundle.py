@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
@@ -210,19 +210,6 @@ class ListBundle(Task):
         if differ_by_leaf(value):
             value = value[0]
         return _placed(value, dtype, self.device)
-
-
-def chunks(sizes: Sequence[int], limit: int) -> Iterator[slice]:
-    """Yield ranges of leaves with at most `limit` entries, but at least one leaf."""
-    start = 0
-    entries = 0
-    for i, size in enumerate(sizes):
-        if i > start and entries + size > limit:
-            yield slice(start, i)
-            start = i
-            entries = 0
-        entries += size
-    yield slice(start, len(sizes))
 
 
 def differ_by_leaf(values: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:

@@ -5,7 +5,7 @@ Every operation on lists reads and writes whole tensors, so each operation saved
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,12 @@ def is_on_device(number: Any) -> bool:
 def is_known(value: Any) -> bool:
     """Whether a value is a constant or a scalar that the host knows, which are Python scalars."""
     return is_number(value) and not is_on_device(value)
+
+
+def operator_name(node: Any) -> str:
+    """Return the name of a node's operator, without its overload."""
+    name: str = node.target.__name__
+    return name.partition(".")[0]
 
 
 def dtype_of(node: Any) -> torch.dtype:
@@ -148,19 +154,20 @@ def remove_unused(graph: Graph) -> None:
 
 def contract(graph: Graph) -> None:
     """Fuse operations for which torch has a single one; those that take scalars take only Python scalars."""
-    for contraction, node in _free_to_join(graph):
-        if node.op == "call_function" and any(map(is_list, node.all_input_nodes)):
-            contraction.canonicalize(node)
-    # A replaced operation no longer counts as a user of its operands.
-    remove_unused(graph)
-    for contraction, node in _free_to_join(graph):
-        if node.target in (aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor):
-            contraction.join(node)
-    remove_unused(graph)
-    for contraction, node in _free_to_join(graph):
-        if len(node.users) == 1 and is_list(node):
-            contraction.move_weight_first(node)
-    remove_unused(graph)
+    for change in (
+        _Contraction.canonicalize,
+        _Contraction.join,
+        _Contraction.move_weight_first,
+    ):
+        written: set[Node] = set()
+        contraction = _Contraction(written)
+        for node in list(graph.nodes):
+            if not node.meta.get("as_written"):
+                change(contraction, node)
+            if _torch.writes(node.target):
+                written.add(node.args[0])
+        # A replaced operation no longer counts as a user of its operands.
+        remove_unused(graph)
 
 
 def use_norms(graph: Graph) -> None:
@@ -173,17 +180,6 @@ def use_norms(graph: Graph) -> None:
         if x is y and is_list(x) and same_meta(squares, x):
             norm = _list(aten.linalg_vector_norm.default, (x,), node)
             _replace(node, aten.mul.Tensor, (norm, norm))
-
-
-def _free_to_join(graph: Graph) -> Iterator[tuple[_Contraction, Node]]:
-    """Yield the nodes of a graph that may be changed: those not recorded as written."""
-    written: set[Node] = set()
-    contraction = _Contraction(written)
-    for node in list(graph.nodes):
-        if not node.meta.get("as_written"):
-            yield contraction, node
-        if _torch.writes(node.target):
-            written.add(node.args[0])
 
 
 @dataclass(frozen=True)
@@ -221,8 +217,13 @@ class _Contraction:
 
     def canonicalize(self, node: Node) -> None:
         """Use operations available for lists: products for squares and quotients, single bounds, one factor for two."""
-        if node.target in (aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor):
-            self._simplify_power(node)
+        if node.op != "call_function" or not any(map(is_list, node.all_input_nodes)):
+            return
+        if node.target is aten.pow.Tensor_Scalar and node.args[1] == 2:
+            base = node.args[0]
+            _replace(node, aten.mul.Tensor, (base, base))
+        elif node.target is aten.pow.Tensor_Tensor:
+            self._use_known_exponent(node)
         elif node.target is aten.div.Tensor:
             self._multiply_instead(node)
         elif node.target is aten.neg.default:
@@ -233,14 +234,9 @@ class _Contraction:
             self._merge_factors(node)
             self._move_factors_out(node)
 
-    def _simplify_power(self, node: Node) -> None:
-        """Replace a square by a product, and a power with a scalar tensor as exponent by one with a scalar."""
+    def _use_known_exponent(self, node: Node) -> None:
+        """Replace a power with a scalar tensor as exponent by one with a scalar."""
         base, exponent = args_of(node)
-        if exponent == 2 and node.target is aten.pow.Tensor_Scalar:
-            _replace(node, aten.mul.Tensor, (base, base))
-            return
-        if node.target is not aten.pow.Tensor_Tensor:
-            return
         if is_list(base) and is_known(exponent) and same_meta(node, base):
             _replace(node, aten.pow.Tensor_Scalar, node.args)
 
@@ -367,6 +363,8 @@ class _Contraction:
 
     def join(self, node: Node) -> None:
         """Fuse a term of a sum into the operation that adds it."""
+        if node.target not in (aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor):
+            return
         x, y, *_ = args_of(node)
         if node.kwargs or not is_list(x) or not is_list(y):
             return
@@ -426,6 +424,8 @@ class _Contraction:
         With u = c p + y, the weight p + (s c) p takes s y in place; with u = c (x - p) + y, `lerp(p, x, s c)` does. y
         is a list, or a product or quotient of two. Not (1 + s c) p: a small s c would be lost in the rounding of 1.
         """
+        if len(update.users) != 1 or not is_list(update):
+            return
         step = next(iter(update.users))
         weight = _weight_of(step, update)
         parts = None if weight is None else _parts_of(update, weight)
@@ -488,7 +488,7 @@ def _negative(number: Any, user: Node) -> Any:
 def _number(target: Any, args: tuple[Any, ...], user: Node) -> Any:
     """Insert an operation on scalars before a node; return its result if they are constants."""
     if not any(isinstance(each, Node) for each in args):
-        return numbers.IN_PYTHON[target](*args)
+        return numbers.IN_PYTHON[target.overloadpacket](*args)
     with user.graph.inserting_before(user):
         node = user.graph.call_function(target, args)
     node.meta["val"] = torch.empty((), dtype=torch.float64, device="meta")

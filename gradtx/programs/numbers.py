@@ -67,99 +67,85 @@ def _either(x: Any, y: Any) -> bool:
     return bool(x) or bool(y)
 
 
-# Functions of positional arguments only, which may raise only ArithmeticError or ValueError.
+# By operator, in any overload: functions of positional arguments only, which may raise only ArithmeticError or
+# ValueError.
 IN_PYTHON: dict[Any, Callable[..., Any]] = {
-    aten.add.Tensor: operator.add,
-    aten.add.Scalar: operator.add,
-    aten.sub.Tensor: operator.sub,
-    aten.sub.Scalar: operator.sub,
-    aten.rsub.Scalar: _reversed_difference,
-    aten.rsub.Tensor: _reversed_difference,
-    aten.mul.Tensor: operator.mul,
-    aten.mul.Scalar: operator.mul,
-    aten.div.Tensor: operator.truediv,
-    aten.div.Scalar: operator.truediv,
-    aten.remainder.Scalar: operator.mod,
-    aten.remainder.Tensor: operator.mod,
-    aten.neg.default: operator.neg,
-    aten.abs.default: abs,
-    aten.sign.default: _sign,
-    aten.reciprocal.default: _reciprocal,
-    aten.sqrt.default: math.sqrt,
-    aten.rsqrt.default: _inverse_root,
-    aten.exp.default: math.exp,
-    aten.expm1.default: math.expm1,
-    aten.log.default: math.log,
-    aten.log1p.default: math.log1p,
-    aten.cos.default: math.cos,
-    aten.sin.default: math.sin,
-    aten.tanh.default: math.tanh,
-    aten.pow.Tensor_Scalar: _power,
-    aten.pow.Tensor_Tensor: _power,
-    aten.pow.Scalar: _power,
-    aten.gt.Scalar: operator.gt,
-    aten.gt.Tensor: operator.gt,
-    aten.ge.Scalar: operator.ge,
-    aten.ge.Tensor: operator.ge,
-    aten.lt.Scalar: operator.lt,
-    aten.lt.Tensor: operator.lt,
-    aten.le.Scalar: operator.le,
-    aten.le.Tensor: operator.le,
-    aten.eq.Scalar: operator.eq,
-    aten.eq.Tensor: operator.eq,
-    aten.ne.Scalar: operator.ne,
-    aten.ne.Tensor: operator.ne,
-    aten.isfinite.default: math.isfinite,
-    aten.isnan.default: math.isnan,
-    aten.logical_not.default: operator.not_,
-    aten.bitwise_and.Tensor: _both,
-    aten.logical_and.default: _both,
-    aten.bitwise_or.Tensor: _either,
-    aten.logical_or.default: _either,
-    aten.where.self: _choice,
-    aten.maximum.default: _larger,
-    aten.minimum.default: _smaller,
-    aten.detach.default: _same,
-    aten.clone.default: _same,
-    aten.alias.default: _same,
-    aten.scalar_tensor.default: _same,
+    aten.add: operator.add,
+    aten.sub: operator.sub,
+    aten.rsub: _reversed_difference,
+    aten.mul: operator.mul,
+    aten.div: operator.truediv,
+    aten.remainder: operator.mod,
+    aten.neg: operator.neg,
+    aten.abs: abs,
+    aten.sign: _sign,
+    aten.reciprocal: _reciprocal,
+    aten.sqrt: math.sqrt,
+    aten.rsqrt: _inverse_root,
+    aten.exp: math.exp,
+    aten.expm1: math.expm1,
+    aten.log: math.log,
+    aten.log1p: math.log1p,
+    aten.cos: math.cos,
+    aten.sin: math.sin,
+    aten.tanh: math.tanh,
+    aten.pow: _power,
+    aten.gt: operator.gt,
+    aten.ge: operator.ge,
+    aten.lt: operator.lt,
+    aten.le: operator.le,
+    aten.eq: operator.eq,
+    aten.ne: operator.ne,
+    aten.isfinite: math.isfinite,
+    aten.isnan: math.isnan,
+    aten.logical_not: operator.not_,
+    aten.bitwise_and: _both,
+    aten.logical_and: _both,
+    aten.bitwise_or: _either,
+    aten.logical_or: _either,
+    aten.where: _choice,
+    aten.maximum: _larger,
+    aten.minimum: _smaller,
+    aten.detach: _same,
+    aten.clone: _same,
+    aten.alias: _same,
+    aten.scalar_tensor: _same,
 }
-_ON_BOOLS = (aten.bitwise_and.Tensor, aten.bitwise_or.Tensor)
-_CONVERSIONS = (aten._to_copy.default, torch.ops.prims.convert_element_type.default)
-_FULL = (aten.full.default, aten.full_like.default)
+_ON_BOOLS = (aten.bitwise_and, aten.bitwise_or)
+_CONVERSIONS = (aten._to_copy, torch.ops.prims.convert_element_type)
+_FULL = (aten.full, aten.full_like)
 _FILLED = {
-    aten.zeros_like.default: 0,
-    aten.ones_like.default: 1,
-    aten.zeros.default: 0,
-    aten.ones.default: 1,
+    aten.zeros_like: 0,
+    aten.ones_like: 1,
+    aten.zeros: 0,
+    aten.ones: 1,
 }
 
 
 def in_python(node: Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Return a function of Python scalars that is equivalent to `node`, and its arguments."""
     dtype = node.meta["val"].dtype
-    target: Any = node.target
-    if target in _FILLED:
-        value = _as(dtype)(_FILLED[target])
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet in _FILLED:
+        value = _as(dtype)(_FILLED[packet])
         return _same, (value,)
-    if target in _FULL:
+    if packet in _FULL:
         return _as(dtype), (node.args[1],)
-    if target in _CONVERSIONS:
+    if packet in _CONVERSIONS:
         return _as(dtype), node.args[:1]
-    return _function_of(node, dtype), node.args
+    return _function_of(node, packet, dtype), node.args
 
 
-def _function_of(node: Node, dtype: torch.dtype) -> Callable[..., Any]:
+def _function_of(node: Node, packet: Any, dtype: torch.dtype) -> Callable[..., Any]:
     """Return the function of an operation that computes its result from its arguments."""
-    target = node.target
     dtypes = tuple(map(_dtype_of, node.args))
-    by_tensors = functools.partial(_by_tensors, target, node.kwargs, dtypes)
-    function = IN_PYTHON.get(target)
+    by_tensors = functools.partial(_by_tensors, node.target, node.kwargs, dtypes)
+    function = IN_PYTHON.get(packet)
     if function is None:
         return by_tensors
-    if target in _ON_BOOLS and dtype is not torch.bool:
+    if packet in _ON_BOOLS and dtype is not torch.bool:
         return by_tensors
-    if node.kwargs and target not in _LIKE:
+    if node.kwargs and packet not in _LIKE:
         return by_tensors
     if function in _MAY_OVERFLOW and _is_integer(dtype):
         function = functools.partial(_wrapped, function, dtype)
@@ -207,7 +193,7 @@ _MAY_OVERFLOW = (
     _reversed_difference,
 )
 # Their options don't change the value.
-_LIKE = (aten.clone.default, aten.scalar_tensor.default)
+_LIKE = (aten.clone, aten.scalar_tensor)
 _NEVER_RAISE = {
     *WRITTEN,
     *(

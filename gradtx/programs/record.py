@@ -231,7 +231,6 @@ class _Recorder:
         self.owned: list[Node] = []
         self.opaque: list[Node] = []  # the operations of `as_one`
         self._unchanged: list[Tensor] = []  # keeps their ids unique
-        self._is_paused = False
 
     def argument(self, name: str, dtype: torch.dtype, shape: Sequence[int]) -> Node:
         stand_in = torch.empty(tuple(shape), dtype=dtype, device=META)
@@ -248,8 +247,6 @@ class _Recorder:
 
     def call(self, operator: Any, args: Any, kwargs: Any) -> Any:
         """Execute and record one operation."""
-        if self._is_paused:
-            return operator(*args, **kwargs)
         traits = _OperatorTraits.of(operator)
         if traits.reads_value:
             # Values computed from arguments are on the meta device, constants are not.
@@ -304,7 +301,7 @@ class _Recorder:
         )
         node.meta["operation"] = operation
         node.meta["payload"] = {name: tensor.dtype for name, tensor in payload.items()}
-        with self._paused():
+        with _torch.without_modes():
             stand_in = torch.empty_strided(
                 update.shape, update.stride(), dtype=update.dtype, device=META
             )
@@ -320,24 +317,12 @@ class _Recorder:
     ) -> tuple[Tensor, ...]:
         """Record a function as one operation."""
         node = self.graph.call_function(function, (self.node_of(x),))
-        stand_ins: list[Tensor] = []
-        with self._paused():
-            for shape in shapes:
-                stand_ins.append(torch.empty(tuple(shape), dtype=x.dtype, device=META))
-        results = tuple(stand_ins)
+        with _torch.without_modes():
+            results = tuple([x.new_empty(tuple(shape)) for shape in shapes])
         self._name(results, node)
         node.meta["opaque"] = True
         self.opaque.append(node)
         return results
-
-    @contextmanager
-    def _paused(self) -> Generator[None, None, None]:
-        """Do not record the operations that create stand-ins."""
-        self._is_paused = True
-        try:
-            yield
-        finally:
-            self._is_paused = False
 
     def _constant(self, tensor: Tensor) -> Tensor:
         """Record a tensor that the function creates from Python scalars, such as `torch.tensor(1.0)`."""

@@ -22,15 +22,14 @@ class ScalarProgram:
         text: Writes its operations; knows which scalars the program needs as 0-d tensors as well.
 
     Attributes:
-        nodes: The scalars that the rest of the program reads, in the order of the result.
-        names: Their names, then those of the tensors.
+        names: The names of the scalars that the rest of the program reads, in the order of the result, then those of
+            the tensors.
         text: The code of the function.
     """
 
     def __init__(self, program: Program, text: Text):
-        of_program = list(text.tensors.values())
-        self.nodes = program.scalars()
-        self.names = [*(node.name for node in self.nodes), *of_program]
+        self.names = [node.name for node in program.scalars()]
+        self.names += text.tensors.values()
         self._namespace = text.namespace
         numbers = [node for node in program.nodes if is_number(node)]
         calls = [node for node in numbers if node.op == "call_function"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,6 +36,14 @@ SAME_ENTRIES = (
     aten.clone.default,
     aten.expand.default,
 )
+# The positions of the dimensions of reductions over rows.
+DIMENSIONS: dict[Any, int] = {
+    aten.sum.dim_IntList: 1,
+    aten.mean.dim: 1,
+    aten.amax.default: 1,
+    aten.amin.default: 1,
+    aten.linalg_vector_norm.default: 2,
+}
 FLAGS: dict[Any, bool] = {aten.ones_like.default: True, aten.zeros_like.default: False}
 
 
@@ -152,6 +161,13 @@ def is_conversion(node: Node) -> bool:
         return False
     stays = {"dtype": node.kwargs["dtype"], "device": META}  # the device of the leaf
     return node.kwargs.items() <= stays.items() and is_list(node.args[0])
+
+
+def reduced_dimensions(node: Node) -> Sequence[int]:
+    """Return the dimensions over which a reduction goes; none if it is over all entries."""
+    position = DIMENSIONS.get(node.target, len(node.args))
+    dims: Any = node.args[position : position + 1]
+    return dims[0] or [] if dims else []
 
 
 def _same(node: Node, flags: dict[Any, bool]) -> Any:

@@ -15,7 +15,12 @@ from torch.fx import Graph, Node
 
 from gradtx.programs.contract import following, is_view
 from gradtx.programs.needs import FILLING
-from gradtx.programs.simplify import SAME, SAME_ENTRIES
+from gradtx.programs.simplify import (
+    DIMENSIONS,
+    SAME,
+    SAME_ENTRIES,
+    reduced_dimensions,
+)
 
 aten = torch.ops.aten
 
@@ -29,13 +34,6 @@ COPIES = (
 JOINS = (aten.stack.default, aten.cat.default)
 # Operations that torch does not tag as pointwise, although an entry of the result depends on one entry only.
 BY_ENTRY = (*COPIES, *FILLING, *SAME_ENTRIES, aten.view.dtype, *JOINS)
-# The positions of the dimensions of reductions.
-REDUCTIONS: dict[Any, int] = {
-    aten.sum.dim_IntList: 1,
-    aten.mean.dim: 1,
-    aten.amax.default: 1,
-    aten.linalg_vector_norm.default: 2,
-}
 SCALARS = (bool, int, float, complex)
 # Whether a value of shards, one of these nodes, needs only one entry, or one row, of its operands.
 IsLocal: TypeAlias = Callable[[Node, set[Node]], bool]
@@ -112,10 +110,9 @@ def _is_by_entry_of_shard(node: Node, varying: set[Node]) -> bool:
 
 def _is_by_row(node: Node, varying: set[Node]) -> bool:
     """Whether a value has the rows of its operands."""
-    position = REDUCTIONS.get(node.target)
-    if position is None:
+    if node.target not in DIMENSIONS:
         return _is_by_entry_of_shard(node, varying)
-    dims: Any = node.args[position] if len(node.args) > position else None
+    dims = reduced_dimensions(node)
     (operand,) = node.all_input_nodes
     ndim = operand.meta["val"].ndim
     return bool(dims) and all(dim % ndim for dim in dims)

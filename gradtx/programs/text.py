@@ -66,7 +66,8 @@ class Text:
         for i, argument in enumerate(node.args):
             texts.append(self._argument(node, i, argument, lists or {}))
         for name, value in node.kwargs.items():
-            texts.append(f"{name}={self._option(value)}")
+            option = "device" if value == META else self.text(value)
+            texts.append(f"{name}={option}")
         return ", ".join(texts)
 
     def _argument(
@@ -89,9 +90,6 @@ class Text:
         """Return the name of a scalar as a 0-d tensor of a dtype."""
         name = f"{number.name}_as_{str(dtype).removeprefix('torch.')}"
         return self.tensors.setdefault((number, dtype), name)
-
-    def _option(self, value: Any) -> str:
-        return "device" if value == META else self.text(value)
 
     def text(self, value: Any) -> str:
         if isinstance(value, Node):

@@ -18,6 +18,7 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.ambient import note_program, runs_eagerly
+from gradtx.base.chunks import chunks
 from gradtx.base.complex_views import as_complex, as_real
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import Schedule, resolve
@@ -31,7 +32,6 @@ from gradtx.execution.runs import LateTerm, Run, clock_at
 from gradtx.programs.bundle import (
     FunctionOf,
     ListBundle,
-    chunks,
     differ_by_leaf,
     entries_of_a_call,
     is_on_accelerator,
@@ -357,7 +357,8 @@ class TreeProgram:
             if not leaf.has_gradient:
                 continue
             row = _Row.of(leaf, *trees, tensors)
-            if row.may_have_program():
+            # Whether recording is worth an attempt.
+            if all(each.has_program(leaf, skips_work=True) for each in leaf.operations):
                 key = count_of.get(name, self._step), row.kind()
                 rows.setdefault(key, []).append(row)
             else:
@@ -605,14 +606,6 @@ class _Row(NamedTuple):
         if leaf.param is not None:
             indices.insert(0, params[leaf.name])
         return cls(leaf, list(slots), indices, [tensors[i] for i in indices])
-
-    def may_have_program(self) -> bool:
-        """Whether recording is worth an attempt."""
-        leaf = self.leaf
-        return all(
-            operation.has_program(leaf, skips_work=True)
-            for operation in leaf.operations
-        )
 
     def kind(self) -> Any:
         """Return what leaves with a common program share."""

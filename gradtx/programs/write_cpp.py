@@ -18,10 +18,12 @@ from gradtx.programs.write_kernels import (
     BLOCKS,
     HALF,
     PLACES,
-    REDUCTIONS,
     KernelWriter,
     Store,
+    Totals,
     aten,
+    kind_of,
+    outputs_of,
 )
 
 IN_PARALLEL = "#pragma omp parallel for num_threads(a.threads) if(a.threads > 1)\n"
@@ -178,10 +180,6 @@ class CppWriter(KernelWriter):
 
     # Kernels.
 
-    def _block_size(self) -> str:
-        # Compilers unroll loops over a known number of entries.
-        return str(self._block) if self._block in BLOCKS else "a.blocks[leaf]"
-
     def _head(self) -> list[str]:
         """Return the lines that load what all entries of a leaf share."""
         lines = ["const int64_t size = a.sizes[leaf];"]
@@ -190,7 +188,9 @@ class CppWriter(KernelWriter):
             lines.append(f"double* const sums{depth} = a.sums + {rows} * a.n_leaves;")
             rows += len(stage)
         if self._block > 1:
-            lines.append(f"const int64_t block = {self._block_size()};")
+            # Compilers unroll loops over a known number of entries.
+            block = self._block if self._block in BLOCKS else "a.blocks[leaf]"
+            lines.append(f"const int64_t block = {block};")
         for j in range(len(self._scalars)):
             lines.append(f"const int64_t s{j} = a.words[{j}];")
         return lines
@@ -216,105 +216,71 @@ class CppWriter(KernelWriter):
         word = ".word" if dtype_of(store.like) in WORDS else ""
         return f"p{store.row}[{place}] = {self._names[store.node]}{word};"
 
-    def _lines_of(self, nodes: Sequence[Node]) -> list[str]:
-        return [self._load(n) if n in self._leaves else self._lines[n] for n in nodes]
+    def _line(self, node: Node) -> str:
+        return self._load(node) if node in self._leaves else self._lines[node]
 
-    def _chunk(
-        self,
-        name: str,
-        outputs: Sequence[Node],
-        stored: Sequence[Store] = (),
-        totals: Sequence[Total] = (),
-    ) -> str:
-        """Return a kernel that stores the outputs of each chunk, or adds them up."""
-        operations, read = self._needed(outputs)
+    def _chunk(self, name: str, stored: Sequence[Store], stage: Sequence[Node]) -> str:
+        operations, read = self._needed(outputs_of(stored, stage))
         self._note(name, read, stored)
         nodes = [*read, *operations]
-        entries = [each for each in outputs if self._extent(each) == "entry"]
-        ends: dict[str, list[str]] = {"entry": [], "block": []}
-        for store in stored:
-            ends[self._extent(store.like)].append(self._store(store))
-        of_entries: list[Total] = []
-        for output, total in zip(outputs, totals, strict=False):
-            if output in entries:
-                of_entries.append(total)
-            else:
-                ends["block"].append(total.update())
+        totals = {f"r{i}": node for i, node in enumerate(stage)}
         lines = [
             "const int64_t leaf = a.chunk_leaf[pid], start = a.chunk_start[pid];",
             *self._head(),
             "const bool is_last = pid + 1 == a.leaf_chunks[leaf + 1];",
             "const int64_t stop = is_last ? size : a.chunk_start[pid + 1];",
             *self._pointers(self._rows(read, stored)),
-            *self._lines_of([each for each in nodes if self._extent(each) == "leaf"]),
-            *(line for total in totals for line in total.start()),
+            *(self._line(node) for node in nodes if self._extent(node) == "leaf"),
+            *map(self._begun, totals, stage),
         ]
         if self._block == 1:
-            lines += self._loop("start", "stop", entries, of_entries, ends["entry"])
+            lines += self._loop(stored, totals)
         else:
             lines.append("for (int64_t b = start / block; b < stop / block; b++) {")
             lines.append("const int64_t first = b * block, last = first + block;")
             lines += self._values_of_row(nodes)
-            lines += self._loop("first", "last", entries, of_entries, ends["entry"])
-            lines += [*ends["block"], "}"]
+            lines += self._loop(stored, totals)
+            lines += [*self._after_loop(stored, totals), "}"]
+        lines += map(self._ended, totals, stage)
         for i, total in enumerate(totals):
-            lines.append(f"a.partials[{i} * a.n_chunks + pid] = {total.end()};")
+            lines.append(f"a.partials[{i} * a.n_chunks + pid] = {total}_total;")
         return _function(name, "pid", "n_chunks", lines, IN_PARALLEL)
 
-    def _values_of_row(self, nodes: Sequence[Node]) -> list[str]:
-        """Return the lines that compute the values of a row."""
-        lines: list[str] = []
-        for reductions, values in self._passes(nodes):
-            operands: list[Any] = [node.args[0] for node in reductions]
-            totals: list[Total] = []
-            for node in reductions:
-                totals.append(_total_of(self._names[node], node, self._of_rows[node]))
-            lines += [line for total in totals for line in total.start()]
-            lines += self._loop("first", "last", operands, totals, [])
-            for total in totals:
-                lines.append(f"const double {total.name}_total = {total.end()};")
-            lines += self._lines_of(values)
-        return lines
-
-    def _loop(
-        self,
-        first: str,
-        last: str,
-        outputs: Sequence[Node],
-        totals: Sequence[Total],
-        ends: Sequence[str],
-    ) -> list[str]:
-        """Return a loop over entries that computes outputs, adds up some and stores others."""
-        if not outputs:
-            return []
-        operations, read = self._needed(outputs)
-        of_entries = [
-            node for node in [*read, *operations] if self._extent(node) == "entry"
-        ]
-        clauses = "".join(total.clause() for total in totals)
+    def _looped(self, lines: Sequence[str], totals: Totals) -> list[str]:
+        of_loop = map(self._total_of, totals, totals.values())
+        clauses = "".join(total.clause() for total in of_loop)
+        first, last = ("start", "stop") if self._block == 1 else ("first", "last")
         return [
             f"#pragma omp simd{clauses}",
             f"for (int64_t i = {first}; i < {last}; i++) {{",
-            *self._lines_of(of_entries),
-            *(total.update() for total in totals),
-            *ends,
+            *lines,
             "}",
         ]
 
-    def _stage(self, depth: int) -> str:
-        stage = self._reductions[depth]
-        operands: list[Any] = [node.args[0] for node in stage]
-        totals = []
-        for i, node in enumerate(stage):
-            totals.append(_total_of(f"r{i}", node, self._reduced[node]))
-        return self._chunk(f"stage{depth}", operands, totals=totals)
+    def _begun(self, name: str, node: Node) -> str:
+        return self._total_of(name, node).start()
+
+    def _added(self, name: str, node: Node) -> str:
+        return self._total_of(name, node).update()
+
+    def _ended(self, name: str, node: Node) -> str:
+        return f"const double {name}_total = {self._total_of(name, node).end()};"
+
+    def _total_of(self, name: str, node: Node) -> Total:
+        kind = kind_of(node)
+        is_single = dtype_of(node) in (torch.float32, *HALF)
+        kind_of_value = "float" if is_single and kind != "sum" else "double"
+        value = f"({kind_of_value}){self._term(node)}"
+        if node.target is aten.linalg_vector_norm.default:
+            value = f"{value} * {value}"
+        return Total(name, kind, value, kind_of_value)
 
     def _reduce(self, depth: int) -> str:
         lines = [*self._head(), "const int64_t end = a.leaf_chunks[leaf + 1];"]
         for row, node in enumerate(self._reductions[depth]):
-            total = Total(f"r{row}", REDUCTIONS[node.target].kind, "part")
+            total = Total(f"r{row}", kind_of(node), "part")
             lines += [
-                *total.start(),
+                total.start(),
                 "for (int64_t k = a.leaf_chunks[leaf]; k < end; k++) {",
                 f"const double part = a.partials[{row} * a.n_chunks + k];",
                 total.update(),
@@ -323,14 +289,8 @@ class CppWriter(KernelWriter):
             ]
         return _function(f"reduce{depth}", "leaf", "n_leaves", lines)
 
-    def _last_stage(self, stores: Sequence[Store]) -> str:
-        return self._chunk("last_stage", [store.node for store in stores], stores)
-
     def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
-        operations, read = self._needed_by_leaf(results, stores)
-        lines = [*self._head(), *self._pointers(self._rows(read, stores))]
-        lines += self._lines_of([*read, *operations])
-        lines += map(self._store, stores)
+        lines = [*self._head(), *self._numbers_of_leaf(results, stores)]
         for row, result in enumerate(results):
             value = self._converted(self._names[result], torch.float64)
             lines.append(f"a.results[{row} * a.n_leaves + leaf] = {value};")
@@ -342,7 +302,7 @@ class Total(NamedTuple):
 
     Attributes:
         name: The variable.
-        kind: As in `Reduction`.
+        kind: As in `REDUCTIONS`.
         value: The code of what an entry adds.
         type: Its type; loops with others, or with flags of another size, are vectorized less well.
     """
@@ -352,13 +312,13 @@ class Total(NamedTuple):
     value: str
     type: str = "double"
 
-    def start(self) -> list[str]:
-        """Return the lines before the loop."""
-        lines = [f"{self.type} {self.name}_sum = {IDENTITIES[self.kind]};"]
-        if self.kind != "sum":
-            flag = {"double": "int64_t", "float": "int32_t"}[self.type]
-            lines.append(f"{flag} {self.name}_nan = 0;")
-        return lines
+    def start(self) -> str:
+        """Return what comes before the loop."""
+        start = f"{self.type} {self.name}_sum = {IDENTITIES[self.kind]};"
+        if self.kind == "sum":
+            return start
+        flag = {"double": "int64_t", "float": "int32_t"}[self.type]
+        return f"{start}\n{flag} {self.name}_nan = 0;"
 
     def clause(self) -> str:
         """Return what a vectorizing compiler has to know."""
@@ -380,16 +340,6 @@ class Total(NamedTuple):
         if self.kind == "sum":
             return f"{self.name}_sum"
         return f"({self.name}_nan ? NOT_A_NUMBER : {self.name}_sum)"
-
-
-def _total_of(name: str, node: Node, operand: str) -> Total:
-    kind = REDUCTIONS[node.target].kind
-    is_single = dtype_of(node) in (torch.float32, *HALF)
-    kind_of_value = "float" if is_single and kind != "sum" else "double"
-    value = f"({kind_of_value}){operand}"
-    if node.target is aten.linalg_vector_norm.default:
-        value = f"{value} * {value}"
-    return Total(name, kind, value, kind_of_value)
 
 
 def _function(

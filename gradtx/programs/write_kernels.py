@@ -11,19 +11,25 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.programs.contract import dtype_of, is_list, is_number
+from gradtx.programs.contract import (
+    args_of,
+    dtype_of,
+    is_list,
+    is_number,
+    operator_name,
+)
 from gradtx.programs.lower import Program
 from gradtx.programs.record import UnrecordableError
-from gradtx.programs.simplify import SAME_ENTRIES
+from gradtx.programs.simplify import SAME_ENTRIES, reduced_dimensions
 
 aten = torch.ops.aten
 
@@ -41,31 +47,24 @@ INFIX = {
     **{"bitwise_or": "|", "logical_or": "|", "bitwise_xor": "^"},
     **{"__rshift__": ">>", "__lshift__": "<<"},
 }
-FUNCTIONS = {
-    **{name: name for name in ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh")},
-    **{name: name for name in ("atan", "erf", "atan2", "pow", "floor", "ceil", "abs")},
-    **{name: name for name in ("maximum", "minimum")},
-    **{"round": "rint", "clamp_min": "maximum", "clamp_max": "minimum"},
-}
+FUNCTIONS = (
+    "exp expm1 log log1p sin cos tanh atan erf atan2 pow floor ceil abs maximum minimum"
+)
+# Those of other names.
+RENAMED = {"round": "rint", "clamp_min": "maximum", "clamp_max": "minimum"}
 
 
-class Reduction(NamedTuple):
-    """How a reduction combines two values, and the index of its argument with the dimensions, if it has one."""
-
-    kind: str
-    dims: int | None
-
-
-REDUCTIONS: dict[Any, Reduction] = {
-    aten.sum.default: Reduction("sum", None),
-    aten.sum.dim_IntList: Reduction("sum", 1),
-    aten.mean.default: Reduction("sum", None),
-    aten.mean.dim: Reduction("sum", 1),
-    aten.linalg_vector_norm.default: Reduction("sum", 2),
-    aten.max.default: Reduction("max", None),
-    aten.amax.default: Reduction("max", 1),
-    aten.min.default: Reduction("min", None),
-    aten.amin.default: Reduction("min", 1),
+# How reductions combine two values.
+REDUCTIONS: dict[Any, str] = {
+    aten.sum.default: "sum",
+    aten.sum.dim_IntList: "sum",
+    aten.mean.default: "sum",
+    aten.mean.dim: "sum",
+    aten.linalg_vector_norm.default: "sum",
+    aten.max.default: "max",
+    aten.amax.default: "max",
+    aten.min.default: "min",
+    aten.amin.default: "min",
 }
 MEANS = (aten.mean.default, aten.mean.dim)
 CONSTANTS: dict[Any, float] = {
@@ -75,6 +74,8 @@ CONSTANTS: dict[Any, float] = {
     aten.new_ones.default: 1.0,
 }
 
+# Reductions by the names of their totals.
+Totals: TypeAlias = Mapping[str, Node]
 # Why there are no kernels.
 ROWS = "it has values of rows or columns that kernels cannot compute"
 
@@ -109,18 +110,6 @@ class Store(NamedTuple):
     row: int
     like: Node
     node: Node
-
-
-class Pass(NamedTuple):
-    """A loop over the entries of a row.
-
-    Attributes:
-        reductions: What it computes.
-        values: The arguments and operations of the row that can then be computed, these included.
-    """
-
-    reductions: list[Node]
-    values: list[Node]
 
 
 @dataclass
@@ -204,14 +193,14 @@ class KernelWriter(ABC):
             if self._extent(result) != "leaf":
                 raise UnsuitableProgramError("a result has an entry per element")
         functions: list[str] = []
-        for depth in range(len(self._reductions)):
-            functions.append(self._stage(depth))
+        for depth, stage in enumerate(self._reductions):
+            functions.append(self._chunk(f"stage{depth}", (), stage))
             self._note(f"reduce{depth}", (), ())
             functions.append(self._reduce(depth))
         entries = [each for each in self._stores if self._extent(each.like) != "leaf"]
         numbers = [store for store in self._stores if store not in entries]
         if entries:
-            functions.append(self._last_stage(entries))
+            functions.append(self._chunk("last_stage", entries, ()))
         # After the last stage, when all chunks of a leaf have read its old numbers.
         if by_leaf or numbers:
             functions.append(self._finish(by_leaf, numbers))
@@ -269,16 +258,40 @@ class KernelWriter(ABC):
         """Return the code of a sum over the leaf, which an earlier stage computed."""
 
     @abstractmethod
-    def _stage(self, depth: int) -> str:
-        """Return the kernel that stores partial sums."""
+    def _pointers(self, rows: dict[int, Node]) -> list[str]:
+        """Return the lines that load the addresses of a leaf's tensors."""
+
+    @abstractmethod
+    def _line(self, node: Node) -> str:
+        """Return the line that loads or computes a value."""
+
+    @abstractmethod
+    def _store(self, store: Store) -> str:
+        """Return the line that writes a value."""
+
+    @abstractmethod
+    def _begun(self, name: str, node: Node) -> str:
+        """Return what comes before a loop with a reduction of this name."""
+
+    @abstractmethod
+    def _added(self, name: str, node: Node) -> str:
+        """Return the line in the loop."""
+
+    @abstractmethod
+    def _ended(self, name: str, node: Node) -> str:
+        """Return the line after the loop, which gives the total its name."""
+
+    @abstractmethod
+    def _looped(self, lines: Sequence[str], totals: Totals) -> list[str]:
+        """Return a loop of these lines over the entries of a row, which adds up totals."""
+
+    @abstractmethod
+    def _chunk(self, name: str, stored: Sequence[Store], stage: Sequence[Node]) -> str:
+        """Return a kernel that writes entries and the scales of blocks, or stores the partial sums of a stage."""
 
     @abstractmethod
     def _reduce(self, depth: int) -> str:
         """Return the kernel that combines the partial sums of each leaf, in a fixed order."""
-
-    @abstractmethod
-    def _last_stage(self, stores: Sequence[Store]) -> str:
-        """Return the kernel that writes entries and the scales of blocks."""
 
     @abstractmethod
     def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
@@ -350,9 +363,7 @@ class KernelWriter(ABC):
         if node.target not in REDUCTIONS:
             return False
         operand: Any = node.args[0]
-        of, place = self._extent(operand), REDUCTIONS[node.target].dims
-        dims: Any = node.args[place : place + 1] if place else ()
-        dims = dims[0] if dims and dims[0] is not None else []
+        of, dims = self._extent(operand), reduced_dimensions(node)
         is_norm = node.target is aten.linalg_vector_norm.default
         if is_norm and node.args[1:2] not in ((), (2,)):
             raise UnsuitableProgramError("kernels have the Euclidean norm only")
@@ -392,30 +403,24 @@ class KernelWriter(ABC):
 
     def _expression(self, node: Node) -> str:
         """Return the code of an operation on one tile."""
-        target, args, kwargs = node.target, node.args, node.kwargs
-        dtype = dtype_of(node)
+        target, args, dtype = node.target, args_of(node), dtype_of(node)
         if target in CONSTANTS:
             return self._constant(CONSTANTS[target], dtype)
-        if target in (aten.full_like.default, aten.full.default):
+        if target in (aten.full_like.default, aten.full.default, aten.copy_.default):
             return self._operand(args[1], dtype)
         if target is aten.arange.default:
             if self._extent(node) != "entry" or args != (self._size,):
                 raise UnsuitableProgramError("positions within a row")
             return "i"
-        is_same = target in SAME_ENTRIES or target in REDUCTIONS
-        if is_same and target is not aten.linalg_vector_norm.default:
-            return self._operand(args[0], dtype)
-        if target is aten._to_copy.default or target is aten.copy_.default:
-            source: Any = args[1] if target is aten.copy_.default else args[0]
-            return self._operand(source, dtype)
-        if target is aten.view.dtype:
-            source = args[0]
-            return self._same_bits(self._names[source], dtype)
         if target is aten.linalg_vector_norm.default:  # of a single number
             return self._arithmetic("abs", args[:1], {}, dtype)
-        name = _name(node)
+        if target in (*SAME_ENTRIES, *REDUCTIONS, aten._to_copy.default):
+            return self._operand(args[0], dtype)
+        if target is aten.view.dtype:
+            return self._same_bits(self._names[args[0]], dtype)
+        name = operator_name(node)
         name = name if name.startswith("__") else name.rstrip("_")
-        return self._arithmetic(name, args, kwargs, dtype)
+        return self._arithmetic(name, args, node.kwargs, dtype)
 
     def _arithmetic(self, name: str, args: Any, kwargs: Any, dtype: torch.dtype) -> str:
         compute = torch.float32 if dtype in HALF else dtype
@@ -469,8 +474,14 @@ class KernelWriter(ABC):
             return self._root(operands[0], dtype)
         if name == "square" or (name == "pow" and args[1] == 2):
             return f"{operands[0]} * {operands[0]}"
-        if name in ("rsqrt", "reciprocal", "sigmoid"):
-            return self._divide(*self._reciprocal(name, operands[0], dtype), dtype)
+        one = self._constant(1.0, dtype)
+        if name == "rsqrt":
+            return self._divide(one, self._root(operands[0], dtype), dtype)
+        if name == "reciprocal":
+            return self._divide(one, operands[0], dtype)
+        if name == "sigmoid":
+            power = self._call("exp", [f"-({operands[0]})"])
+            return self._divide(one, f"({one} + {power})", dtype)
         if name == "sign":
             above, below = f"({operands[0]} > 0)", f"({operands[0]} < 0)"
             return f"{self._converted(above, dtype)} - {self._converted(below, dtype)}"
@@ -486,16 +497,9 @@ class KernelWriter(ABC):
             name = "logical_and"
         if name in INFIX and not kwargs:
             return f"{operands[0]} {INFIX[name]} {operands[1]}"
-        if name in FUNCTIONS and not kwargs:
-            return self._call(FUNCTIONS[name], operands)
+        if (name in RENAMED or name in FUNCTIONS.split()) and not kwargs:
+            return self._call(RENAMED.get(name, name), operands)
         raise UnsuitableProgramError(f"kernels have no {name}")
-
-    def _reciprocal(self, name: str, x: str, dtype: torch.dtype) -> tuple[str, str]:
-        """Return numerator and denominator of `rsqrt`, `reciprocal` or `sigmoid`."""
-        one = self._constant(1.0, dtype)
-        if name == "sigmoid":
-            return one, f"({one} + {self._call('exp', [f'-({x})'])})"
-        return one, self._root(x, dtype) if name == "rsqrt" else x
 
     def _without_nan(self, operand: str, args: Any, dtype: torch.dtype) -> str:
         """Return the code of `nan_to_num`."""
@@ -583,36 +587,83 @@ class KernelWriter(ABC):
         operations = [node for node in self._lines if node in needed]
         return operations, [leaf for leaf in self._leaves if leaf in needed]
 
-    def _needed_by_leaf(
+    def _numbers_of_leaf(
         self, results: Sequence[Node], stores: Sequence[Store]
-    ) -> tuple[list[Node], list[Node]]:
-        """Return what the numbers of each leaf need; see `_needed`."""
+    ) -> list[str]:
+        """Return the lines that compute results, and write other numbers of a leaf."""
         operations, read = self._needed([*results, *(each.node for each in stores)])
         if any(self._extent(leaf) != "leaf" for leaf in read):
             raise UnsuitableProgramError("a number of a leaf depends on single entries")
         self._note("finish", (), ())  # numbers of each leaf only
-        return operations, read
+        lines = self._pointers(self._rows(read, stores))
+        lines += map(self._line, [*read, *operations])
+        lines += map(self._store, stores)
+        return lines
 
-    def _passes(self, nodes: Sequence[Node]) -> list[Pass]:
-        """Return the loops over the entries of a row that compute its values among some operations and arguments."""
+    def _values_of_row(self, nodes: Sequence[Node]) -> list[str]:
+        """Return the lines that compute the values of a row, among some operations and arguments, in several passes."""
         passes: dict[Node, int] = {}
         for node in nodes:
             if self._extent(node) != "leaf":
                 inputs = (passes.get(item, 0) for item in node.all_input_nodes)
                 passes[node] = max(inputs, default=0) + (node in self._of_rows)
-        found = []
+        lines: list[str] = []
         for i in range(1 + max(passes.values(), default=0)):
             of_pass = [node for node in passes if passes[node] == i]
-            reductions = [node for node in of_pass if node in self._of_rows]
-            values = [node for node in of_pass if self._extent(node) == "block"]
-            found.append(Pass(reductions, values))
-        return found
+            totals = {self._names[x]: x for x in of_pass if x in self._of_rows}
+            lines += map(self._begun, totals, totals.values())
+            lines += self._loop((), totals)
+            lines += map(self._ended, totals, totals.values())
+            lines += [self._line(x) for x in of_pass if self._extent(x) == "block"]
+        return lines
+
+    def _loop(self, stored: Sequence[Store], totals: Totals) -> list[str]:
+        """Return a loop over the entries of a row that stores some and adds up others."""
+        outputs = outputs_of(stored, totals.values())
+        entries = [each for each in outputs if self._extent(each) == "entry"]
+        if not entries:
+            return []
+        operations, read = self._needed(entries)
+        nodes = [x for x in (*read, *operations) if self._extent(x) == "entry"]
+        added = {name: x for name, x in totals.items() if not self._adds_rows(x)}
+        lines = [*map(self._line, nodes), *map(self._added, added, added.values())]
+        lines += [self._store(x) for x in stored if self._extent(x.like) == "entry"]
+        return self._looped(lines, added)
+
+    def _after_loop(self, stored: Sequence[Store], totals: Totals) -> list[str]:
+        """Return the lines at the end of a row that store its values and add them up."""
+        added = {name: x for name, x in totals.items() if self._adds_rows(x)}
+        lines = list(map(self._added, added, added.values()))
+        lines += [self._store(x) for x in stored if self._extent(x.like) == "block"]
+        return lines
+
+    def _adds_rows(self, node: Node) -> bool:
+        """Whether a reduction adds up the values of rows."""
+        operand: Any = node.args[0]
+        return self._extent(operand) == "block"
+
+    def _term(self, node: Node) -> str:
+        """Return the code of what a reduction reduces."""
+        return self._of_rows[node] if node in self._of_rows else self._reduced[node]
 
     def _rows(self, read: Collection[Node], stored: Sequence[Store]) -> dict[int, Node]:
         """Return the rows of the table with what is read and stored, and what the tensors there are like."""
         rows = {i: leaf for i, leaf in enumerate(self._leaves) if leaf in read}
         rows.update({store.row: store.like for store in stored})
         return dict(sorted(rows.items()))
+
+
+def outputs_of(stored: Iterable[Store], reductions: Iterable[Node]) -> list[Any]:
+    """Return what a kernel stores or adds up."""
+    return [
+        *(store.node for store in stored),
+        *(node.args[0] for node in reductions),
+    ]
+
+
+def kind_of(node: Node) -> str:
+    """Return how a reduction combines two values."""
+    return REDUCTIONS[node.target]
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -623,11 +674,6 @@ def _common_dtype(args: Sequence[Any]) -> torch.dtype:
     """Return the dtype in which torch compares operands."""
     values = [arg.meta["val"] if isinstance(arg, Node) else arg for arg in args]
     return torch.result_type(*values)
-
-
-def _name(node: Node) -> str:
-    packet = getattr(node.target, "overloadpacket", None)
-    return str(getattr(packet or node.target, "__name__", node.target))
 
 
 def _kind(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from gradtx.programs.contract import (
     is_list,
     is_number,
     is_on_device,
+    operator_name,
 )
 from gradtx.programs.in_place import MemoryPlan
 from gradtx.programs.lower import Program, lower
@@ -37,39 +38,25 @@ UNARY = (
     "rsqrt sigmoid sign sin sinh sqrt tan tanh trunc"
 )
 # OF_ONE: a list; OF_TWO: two lists; OF_NUMBER: a list and a scalar; SUMS: two lists and a factor of the second;
-# PRODUCTS: three lists and a factor.
-OF_ONE: dict[Any, str] = {getattr(aten, name).default: name for name in UNARY.split()}
-OF_TWO: dict[Any, str] = {
-    aten.mul.Tensor: "mul",
-    aten.div.Tensor: "div",
-    aten.maximum.default: "maximum",
-    aten.minimum.default: "minimum",
+# PRODUCTS: three lists and a factor. Operations on lists have the names of those on tensors.
+OF_ONE = {getattr(aten, name).default for name in UNARY.split()}
+OF_TWO = {
+    *(aten.mul.Tensor, aten.div.Tensor),
+    *(aten.maximum.default, aten.minimum.default),
 }
-OF_NUMBER: dict[Any, str] = {
-    aten.mul.Tensor: "mul",
-    aten.mul.Scalar: "mul",
-    aten.add.Scalar: "add",
-    aten.add.Tensor: "add",
-    aten.sub.Scalar: "sub",
-    aten.sub.Tensor: "sub",
-    aten.div.Scalar: "div",
-    aten.div.Tensor: "div",
-    aten.clamp_min.default: "clamp_min",
-    aten.clamp_max.default: "clamp_max",
-    aten.pow.Tensor_Scalar: "pow",
+OF_NUMBER = {
+    *(aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar),
+    *(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar),
+    *(aten.clamp_min.default, aten.clamp_max.default, aten.pow.Tensor_Scalar),
 }
-SUMS: dict[Any, str] = {aten.add.Tensor: "add", aten.sub.Tensor: "sub"}
-PRODUCTS: dict[Any, str] = {
-    aten.addcmul.default: "addcmul",
-    aten.addcdiv.default: "addcdiv",
+SUMS = {aten.add.Tensor, aten.sub.Tensor}
+PRODUCTS = {aten.addcmul.default, aten.addcdiv.default}
+WRITES = {
+    *(aten.add_.Tensor, aten.copy_.default),
+    *(aten.addcmul_.default, aten.addcdiv_.default),
 }
-IN_PLACE = {*OF_ONE, *OF_TWO, *OF_NUMBER, *SUMS, *PRODUCTS, aten.lerp.Scalar}
-WRITES: dict[Any, str] = {
-    aten.add_.Tensor: "add",
-    aten.addcmul_.default: "addcmul",
-    aten.addcdiv_.default: "addcdiv",
-    aten.copy_.default: "copy",
-}
+# The name of an operation on lists, its operands and its options.
+Form: TypeAlias = tuple[str, Sequence[Any], dict[str, Any]]
 NORMS = ((), (2,))  # the Euclidean one
 # Accept a list and a 0-d tensor. Without `alpha`, torch would read the tensor, to call the operation for numbers.
 ON_TENSORS: dict[str, dict[str, Any]] = {"mul": {}, "div": {}, "add": {"alpha": 1}}
@@ -84,13 +71,11 @@ class ListFunction:
         run: `(prepared, columns) -> results`: `columns` contains a list for each of a leaf's arguments, with one tensor
             per leaf; arguments are written in place. A result that differs by leaf is a list.
         source: The Python code of both.
-        calls: The number of operations in `run`, on lists or on each leaf.
     """
 
     prepare: Callable[[Sequence[Any]], tuple[Any, ...]]
     run: Callable[[tuple[Any, ...], Sequence[list[Tensor]]], list[Any]]
     source: str
-    calls: int
 
 
 def list_function(
@@ -133,7 +118,6 @@ class _Writer(Text):
             stacked=batches.stacked,
             joined=batches.joined,
         )
-        self._calls = 0
         # The case of the latest lines, and the number of lines after them.
         self._block: tuple[Case, int] = (ALWAYS, 0)
         # For each operation that writes into an operand, that operand.
@@ -153,22 +137,18 @@ class _Writer(Text):
             function = _torch.added_products
         return super().name_of(node, function)
 
-    def _has_list_form(self, node: Node) -> bool:
-        return self._foreach_call(node) is not None
-
     def _runs_at_once(self, node: Node) -> bool:
         """Whether a GPU runs an operation for all leaves at once: operands of different shapes prevent that."""
-        if not self._has_list_form(node):
+        if self._foreach_call(node) is None:
             return False
         lists = filter(is_list, node.all_input_nodes)
         return len({item.meta["val"].shape for item in lists}) == 1
 
     def _has_form_in_place(self, node: Node) -> bool:
-        return (
-            node.target in IN_PLACE
-            and node not in self._batches
-            and self._has_list_form(node)
-        )
+        if node in self._batches or node.target in WRITES:
+            return False
+        call = self._foreach_call(node)
+        return call is not None and call[0] != "norm"
 
     def _case_in_batch(self, node: Node) -> Case | None:
         """Return the case of an operation; None for those that batches exclude."""
@@ -187,9 +167,7 @@ class _Writer(Text):
         run = function_text("run(prepared, columns)", [head, *body])
         source = f"{scalars.text}\n\n{run}"
         exec(compile(source, "<gradtx list program>", "exec"), self.namespace)
-        return ListFunction(
-            self.namespace["prepare"], self.namespace["run"], source, self._calls
-        )
+        return ListFunction(self.namespace["prepare"], self.namespace["run"], source)
 
     def _run(self) -> list[str]:
         """Generate the lines that compute lists."""
@@ -258,7 +236,6 @@ class _Writer(Text):
             self._lines.append(f"{' = '.join(temporaries)} = None")
 
     def _write(self, node: Node) -> None:
-        self._calls += 1
         if is_conversion(node):
             tensors, dtype = node.args[0], node.kwargs["dtype"]
             text = f"converted({self.text(tensors)}, {self.text(dtype)})"
@@ -301,20 +278,18 @@ class _Writer(Text):
         texts = [f"{option}={self.text(value)}" for option, value in options.items()]
         return [name, *map(self.text, operands), *texts]
 
-    def _form(self, node: Node) -> tuple[str, Sequence[Any], dict[str, Any]] | None:
-        """Return the name of the operation on lists, its operands and its options; None if there is none."""
+    def _form(self, node: Node) -> Form | None:
+        """Return the form of an operation on lists; None if there is none."""
         target, args, kwargs = node.target, node.args, node.kwargs
-        if target in WRITES:
-            are_lists = all(map(is_list, args))
-            return (WRITES[target], args, dict(kwargs)) if are_lists else None
+        name = operator_name(node).removesuffix("_")
+        if target in WRITES or target in PRODUCTS:
+            return (name, args, dict(kwargs)) if all(map(is_list, args)) else None
         if target in OF_ONE:
-            return OF_ONE[target], args[:1], {}
+            return name, args[:1], {}
         if target is aten.linalg_vector_norm.default and args[1:] in NORMS:
             return "norm", args[:1], {}
         if target is aten.lerp.Scalar:
-            return ("lerp", args, {}) if all(map(is_list, args[:2])) else None
-        if target in PRODUCTS and all(map(is_list, args)):
-            return PRODUCTS[target], args, {"value": kwargs.get("value", 1)}
+            return (name, args, {}) if all(map(is_list, args[:2])) else None
         if len(args) < 2:
             return None
         if not all(map(is_list, args[:2])):
@@ -323,14 +298,12 @@ class _Writer(Text):
         if self._operands.get(node) is args[1]:
             operands = operands[::-1]  # the one that is written comes first
         if target in OF_TWO and not kwargs:
-            return OF_TWO[target], operands, {}
+            return name, operands, {}
         if target in SUMS:
-            return SUMS[target], operands, {"alpha": kwargs.get("alpha", 1)}
+            return name, operands, dict(kwargs)
         return None
 
-    def _form_with_number(
-        self, node: Node
-    ) -> tuple[str, Sequence[Any], dict[str, Any]] | None:
+    def _form_with_number(self, node: Node) -> Form | None:
         """Return the form of an operation on a list and a scalar."""
         first, second, *_ = args_of(node)
         if is_list(second) and node.target in (aten.mul.Tensor, aten.add.Tensor):
@@ -339,7 +312,7 @@ class _Writer(Text):
             return None
         if not is_list(first) or not is_number(second):
             return None
-        name = OF_NUMBER[node.target]
+        name = operator_name(node)
         options: dict[str, Any] = {}
         dtype = dtype_of(first)
         if dtype_of(node) != dtype:
@@ -414,7 +387,6 @@ class _Writer(Text):
         ]
         self._add(lines, self._needs.of(batch[0]))
         self._delete(dead_after_batch)
-        self._calls += 1
 
 
 def _conversion(node: Node) -> str:

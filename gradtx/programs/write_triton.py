@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch.fx import Node
@@ -13,15 +13,20 @@ from gradtx.programs.text import constant
 from gradtx.programs.write_kernels import (
     BLOCKS,
     PLACES,
-    REDUCTIONS,
     KernelWriter,
     Store,
+    Totals,
     aten,
+    kind_of,
+    outputs_of,
     wide,
 )
 
 NAN = "propagate_nan=tl.PropagateNan.ALL"
-NOWHERE: Mapping[str, str] = {}  # masks
+# The masks of loads and stores by the extent of a value: in the loops over rows, and in a chunk that is inside a leaf.
+Masks: TypeAlias = Mapping[str, str]
+IN_ROWS = {"entry": "column < block"}
+NOWHERE: Masks = {}
 IDENTITIES = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}
 
 
@@ -102,7 +107,7 @@ class TritonWriter(KernelWriter):
             lines.append(f"    s{j} = tl.load(words + w{j})")
         return lines
 
-    def _load(self, leaf: Node, masks: Mapping[str, str]) -> str:
+    def _load(self, leaf: Node, masks: Masks) -> str:
         j, extent = self._leaves.index(leaf), self._extent(leaf)
         loaded = f"tl.load(p{j} + {PLACES[extent]}{_masked(masks, extent)})"
         is_flag = dtype_of(leaf) is torch.bool
@@ -122,11 +127,10 @@ class TritonWriter(KernelWriter):
     def _chunk(
         self,
         name: str,
-        stored: Sequence[Store] = (),
-        stage: Sequence[Node] = (),
+        stored: Sequence[Store],
+        stage: Sequence[Node],
     ) -> str:
-        """Return a kernel with an instance per chunk, which stores entries or the partial sums of a stage."""
-        operations, read = self._needed(_outputs(stored, stage))
+        operations, read = self._needed(outputs_of(stored, stage))
         rows = self._rows(read, stored)
         lines = self._head("tl.load(chunk_leaf + pid)")
         lines.append("start = tl.load(chunk_start + pid)")
@@ -140,7 +144,7 @@ class TritonWriter(KernelWriter):
         lines += write([*read, *operations], stored, stage)
         for row in range(len(stage)):
             place = f"partials + {row} * n_chunks + pid"
-            lines.append(f"tl.store({place}, r{row}.to(tl.float64))")
+            lines.append(f"tl.store({place}, r{row}_total.to(tl.float64))")
         more = ", partials, n_chunks" if stage else ""
         head = f"{self._arguments()}{more}, BLOCK: tl.constexpr, ALIGNED: tl.constexpr"
         return _function(name, head, lines)
@@ -148,7 +152,7 @@ class TritonWriter(KernelWriter):
     # A tile of all entries of a chunk: of leaves without rows, or with the short rows of codes.
 
     def _is_tile(self) -> bool:
-        kinds = {REDUCTIONS[node.target].kind for node in self._of_rows}
+        kinds = {kind_of(node) for node in self._of_rows}
         has_values_of_rows = any(map(self._adds_rows, self._reduced))
         return self._block in (1, *BLOCKS) and not (
             "sum" in kinds or has_values_of_rows
@@ -172,13 +176,13 @@ class TritonWriter(KernelWriter):
             body = []
             for node in nodes:
                 if node in self._of_rows:
-                    kind, operand = REDUCTIONS[node.target].kind, self._operands(node)
+                    kind, operand = kind_of(node), self._term(node)
                     total = f"tl.{kind}({operand}, axis=1, keep_dims=True)"
                     body.append(f"{self._names[node]}_total = {total}")
                 body.append(self._line(node, masks))
             for row, node in enumerate(stage):
-                kind, value = REDUCTIONS[node.target].kind, self._term(node, masks)
-                body.append(f"r{row} = {_combined(kind, value, self._block)}")
+                kind, value = kind_of(node), self._inside(node, masks)
+                body.append(f"r{row}_total = {_combined(kind, value, self._block)}")
             body += [self._store(store, masks) for store in stored]
             lines += [condition, *_indented(body)]
         return lines
@@ -190,14 +194,10 @@ class TritonWriter(KernelWriter):
     ) -> list[str]:
         totals = {f"r{i}": node for i, node in enumerate(stage)}
         body = self._values_of_row(nodes)
-        body += self._loop(totals, stored)
-        for name, node in totals.items():
-            if self._adds_rows(node):
-                body.append(self._added(name, node, NOWHERE))
-        of_rows = [store for store in stored if self._extent(store.like) == "block"]
-        if of_rows:
+        body += self._loop(stored, totals)
+        if any(self._extent(store.like) == "block" for store in stored):
             body.append("tl.debug_barrier()")  # all threads have read the old values
-            body += [self._store(store, NOWHERE) for store in of_rows]
+        body += self._after_loop(stored, totals)
         return [
             "block = tl.load(blocks + leaf)",
             "if ALIGNED:",
@@ -205,7 +205,7 @@ class TritonWriter(KernelWriter):
             "stop = size",
             "if pid + 1 < tl.load(leaf_chunks + leaf + 1):",
             "    stop = tl.load(chunk_start + pid + 1)",
-            *(self._line(n, NOWHERE) for n in nodes if self._extent(n) == "leaf"),
+            *(self._line(node) for node in nodes if self._extent(node) == "leaf"),
             *map(self._begun, totals, totals.values()),
             "b = start // block",
             "while b < stop // block:",
@@ -213,91 +213,54 @@ class TritonWriter(KernelWriter):
             *map(self._ended, totals, totals.values()),
         ]
 
-    def _values_of_row(self, nodes: Sequence[Node]) -> list[str]:
-        """Return the lines that compute the values of a row."""
-        lines: list[str] = []
-        for reductions, values in self._passes(nodes):
-            totals = {f"{self._names[node]}_total": node for node in reductions}
-            lines += map(self._begun, totals, reductions)
-            lines += self._loop(totals, ())
-            lines += map(self._ended, totals, reductions)
-            lines += [self._line(node, NOWHERE) for node in values]
-        return lines
-
-    def _loop(self, totals: Mapping[str, Node], stored: Sequence[Store]) -> list[str]:
-        """Return a loop over the entries of a row that adds up some and stores others."""
-        outputs = _outputs(stored, totals.values())
-        entries = [each for each in outputs if self._extent(each) == "entry"]
-        if not entries:
-            return []
-        operations, read = self._needed(entries)
-        masks = {"entry": "column < block"}
-        lines = ["column = first + tl.arange(0, BLOCK)", "i = b * block + column"]
-        for node in (*read, *operations):
-            if self._extent(node) == "entry":
-                lines.append(self._line(node, masks))
-        for name, node in totals.items():
-            if not self._adds_rows(node):
-                lines.append(self._added(name, node, masks))
-        for store in stored:
-            if self._extent(store.like) == "entry":
-                lines.append(self._store(store, masks))
-        lines.append("first += BLOCK")
-        return ["first = 0", "while first < block:", *_indented(lines)]
+    def _looped(self, lines: Sequence[str], totals: Totals) -> list[str]:
+        places = ["column = first + tl.arange(0, BLOCK)", "i = b * block + column"]
+        body = _indented([*places, *lines, "first += BLOCK"])
+        return ["first = 0", "while first < block:", *body]
 
     # Reductions.
 
-    def _adds_rows(self, node: Node) -> bool:
-        """Whether a reduction adds up the values of rows."""
-        operand: Any = node.args[0]
-        return self._extent(operand) == "block"
-
     def _begun(self, name: str, node: Node) -> str:
-        """Return the line before a loop with a reduction, of a vector or of the values of rows."""
+        # Of a vector, or of the values of rows.
         shape = "()" if self._adds_rows(node) else "(BLOCK,)"
-        identity = IDENTITIES[REDUCTIONS[node.target].kind]
+        identity = IDENTITIES[kind_of(node)]
         dtype = self.types[wide(dtype_of(node))]
-        return f"{name} = tl.full({shape}, {identity}, {dtype})"
+        return f"{name}_sum = tl.full({shape}, {identity}, {dtype})"
 
-    def _added(self, name: str, node: Node, masks: Mapping[str, str]) -> str:
-        """Return the line in the loop."""
-        kind, value = REDUCTIONS[node.target].kind, self._term(node, masks)
-        return f"{name} = {self._reduced_pair(kind, name, value)}"
+    def _added(self, name: str, node: Node) -> str:
+        kind, value = kind_of(node), self._inside(node, IN_ROWS)
+        return f"{name}_sum = {self._reduced_pair(kind, f'{name}_sum', value)}"
 
     def _reduced_pair(self, kind: str, x: str, y: str) -> str:
         """Return the code that reduces two values."""
         return f"{x} + {y}" if kind == "sum" else self._call(f"{kind}imum", [x, y])
 
     def _ended(self, name: str, node: Node) -> str:
-        """Return the line after the loop."""
-        kind = REDUCTIONS[node.target].kind
-        total = name if self._adds_rows(node) else _combined(kind, name, 1)
-        return f"{name} = {total}"
+        kind, total = kind_of(node), f"{name}_sum"
+        if not self._adds_rows(node):
+            total = _combined(kind, total, 1)
+        return f"{name}_total = {total}"
 
-    def _term(self, node: Node, masks: Mapping[str, str]) -> str:
+    def _inside(self, node: Node, masks: Masks) -> str:
         """Return what a reduction adds; entries outside of the leaf add nothing."""
-        value = self._operands(node)
+        value, operand = self._term(node), node.args[0]
         if node.target is aten.linalg_vector_norm.default:
             value = f"{value} * {value}"
-        mask, kind = masks.get("entry"), REDUCTIONS[node.target].kind
+        mask = masks.get(self._extent(operand))  # type: ignore[arg-type]
+        kind = kind_of(node)
         return f"tl.where({mask}, {value}, {IDENTITIES[kind]})" if mask else value
 
-    def _operands(self, node: Node) -> str:
-        """Return the code of what a reduction adds up, which has no entries of its own if it reads none."""
-        of_row = self._of_rows.get(node)
-        code = self._reduced[node] if of_row is None else of_row
+    def _term(self, node: Node) -> str:
+        """Return the code of what a reduction reduces, which has no entries of its own if it reads none."""
+        code = super()._term(node)
         operand: Any = node.args[0]
         _, read = self._needed([operand])
-        has_entries = "entry" in map(self._extent, read)
-        if self._extent(operand) != "entry" or has_entries:
+        if self._extent(operand) != "entry" or "entry" in map(self._extent, read):
             return code
         return f"tl.broadcast_to({code}, i.shape)"
 
-    def _line(self, node: Node, masks: Mapping[str, str]) -> str:
+    def _line(self, node: Node, masks: Masks = IN_ROWS) -> str:
         return self._load(node, masks) if node in self._leaves else self._lines[node]
-
-    def _stage(self, depth: int) -> str:
-        return self._chunk(f"stage{depth}", stage=self._reductions[depth])
 
     def _reduce(self, depth: int) -> str:
         lines = [
@@ -307,7 +270,7 @@ class TritonWriter(KernelWriter):
             "k = tl.arange(0, WIDTH)",
         ]
         for row, node in enumerate(self._reductions[depth]):
-            kind = REDUCTIONS[node.target].kind
+            kind = kind_of(node)
             identity = IDENTITIES[kind]
             lines += [
                 f"total = tl.full((WIDTH,), {identity}, tl.float64)",
@@ -321,10 +284,7 @@ class TritonWriter(KernelWriter):
         head = "partials, sums, leaf_chunks, n_leaves, n_chunks, WIDTH: tl.constexpr"
         return _function(f"reduce{depth}", head, lines)
 
-    def _last_stage(self, stores: Sequence[Store]) -> str:
-        return self._chunk("last_stage", stores)
-
-    def _store(self, store: Store, masks: Mapping[str, str]) -> str:
+    def _store(self, store: Store, masks: Masks = IN_ROWS) -> str:
         value, extent = self._names[store.node], self._extent(store.like)
         if dtype_of(store.like) is torch.bool:
             value = f"{value}.to(tl.int8)"
@@ -332,11 +292,7 @@ class TritonWriter(KernelWriter):
         return f"tl.store({place}, {value}{_masked(masks, extent)})"
 
     def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
-        operations, read = self._needed_by_leaf(results, stores)
-        lines = self._head("pid")
-        lines += self._pointers(self._rows(read, stores))
-        lines += [self._line(node, NOWHERE) for node in (*read, *operations)]
-        lines += [self._store(store, NOWHERE) for store in stores]
+        lines = [*self._head("pid"), *self._numbers_of_leaf(results, stores)]
         for row, result in enumerate(results):
             name = self._names[result]
             lines.append(
@@ -352,19 +308,11 @@ def _function(name: str, arguments: str, lines: Sequence[str]) -> str:
     return f"@triton.jit(do_not_specialize={words})\ndef {name}({arguments}):\n    {body}\n"
 
 
-def _outputs(stored: Iterable[Store], reductions: Iterable[Node]) -> list[Any]:
-    """Return what a kernel stores or adds up."""
-    return [
-        *(store.node for store in stored),
-        *(node.args[0] for node in reductions),
-    ]
-
-
 def _indented(lines: Sequence[str]) -> list[str]:
     return [f"    {line}" for line in lines]
 
 
-def _masked(masks: Mapping[str, str], extent: str) -> str:
+def _masked(masks: Masks, extent: str) -> str:
     mask = masks.get(extent)
     return f", mask={mask}" if mask else ""
 

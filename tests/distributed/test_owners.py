@@ -13,8 +13,8 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 
 import gradtx
 from gradtx.base.dtensor import from_local_like
-from gradtx.distributed import collectives
 from gradtx.distributed.layouts import pieces_of
+from gradtx.execution import owners
 from gradtx.maths import polynomials
 from tests.daily import by_day
 from tests.distributed.problems import whole
@@ -207,7 +207,7 @@ def test_the_state_is_kept_once_in_all_ranks_together(name, four):
 
 
 def small_buckets(name):
-    with mock.patch.object(collectives, "BUCKET", 1000):
+    with mock.patch.object(owners, "BUCKET", 1000):
         _, weights, traffic = trained({**CHAINS, **STATEFUL}[name], placement("fsdp"))
     return weights, traffic.count
 

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import math
+import re
 
 import pytest
 import torch
@@ -133,11 +134,17 @@ def adam_like(number, param, average, grad):
     return [], [(average, new), (param, param - number * new / (square.sqrt() + 0.1))]
 
 
+def calls_in(program):
+    """The number of operations on lists, or on each leaf."""
+    _, _, body = program.source.partition("def run(prepared, columns):\n")
+    return sum(bool(re.search(r"\w\(", line)) for line in body.splitlines() if "return" not in line)
+
+
 def test_products_are_added_in_one_operation():
     program = list_function(recorded(adam_like, [(2, 3)] * 3), CPU)
     assert "lerp_(" in program.source  # (1 - b) g + b m
     assert "addcdiv" in program.source  # p - b m / (...)
-    assert program.calls <= 6
+    assert calls_in(program) <= 6
 
 
 @pytest.mark.parametrize("on_host", [True, False])
@@ -185,7 +192,7 @@ def by_a_number(number, param, average, square, grad):
 def test_the_correction_of_a_root_multiplies_the_quotient(function, number, calls, on_host):
     program = list_function(recorded(function, [(2, 3)] * 4), CPU, () if on_host else (0,))
     if on_host:
-        assert program.calls == calls  # for the root, the sum with eps, the sum with the quotient
+        assert calls_in(program) == calls  # for the root, the sum with eps, the sum with the quotient
     params, averages, squares, grads = lists(0), lists(1), [x.square() for x in lists(2)], lists(3)
     exact = torch.tensor(number, dtype=F64)
     expected = [function(exact, *tensors)[1][0][1] for tensors in zip(params, averages, squares, grads, strict=True)]
@@ -198,7 +205,7 @@ def test_factors_in_a_row_are_multiplied_first_wherever_the_product_is_added():
         return [], [(param, param - number * (0.5 * (grad / square)))]
 
     program = list_function(recorded(update, [(2, 3)] * 3), CPU)
-    assert program.calls == 1, program.source
+    assert calls_in(program) == 1, program.source
 
 
 def shifted(number, x, first, second, third):
@@ -266,7 +273,7 @@ def test_programs_have_no_temporaries_that_they_can_do_without(function, calls):
     columns = [lists(seed) for seed in range(4)]
     _, expected = expected_of(function, [0.3], columns)
     run(program, [0.3], *columns)
-    assert program.calls == calls, program.source
+    assert calls_in(program) == calls, program.source
     for i, leaf in enumerate(expected):
         torch.testing.assert_close([column[i] for column in columns], leaf, rtol=1e-14, atol=1e-15)
 

@@ -18,14 +18,13 @@ from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import warn_user
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.execution.owners import OwnedRegion
-from gradtx.optim.engine.family import Family, LeafKind, Pairs
+from gradtx.optim.engine.family import Family, LeafKind
 from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_positional
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import Count, Member, TensorKind
-from gradtx.optim.step import Step
+from gradtx.optim.step import COUNT, STATE, Step
 from gradtx.programs.function import Signature
 
-COUNT, STATE = operator.attrgetter("count"), operator.attrgetter("state")
 GRADIENT = operator.attrgetter("grad")
 ARE_STILL_EQUAL = operator.methodcaller("slots_are_still_equal")
 GROUP_AND_LAYOUT = operator.attrgetter("group", "layout")
@@ -293,10 +292,6 @@ class Engine(ABC):
             RefusedError: If a program cannot use these.
         """
 
-    def _report(self, stage: str) -> None:
-        """Learn that a stage has no program."""
-        logger.debug("%s has no program", stage)
-
     # Planning.
 
     def _make_plan(
@@ -306,19 +301,22 @@ class Engine(ABC):
         leaves: list[Leaf],
         step: Step,
     ) -> Plan:
-        pairs_of_kind: dict[Any, Pairs] = {}
+        families: dict[Any, Family] = {}
         shared = overlapping(members)
         for member, leaf in zip(members, leaves, strict=True):
             try:
                 kind = self._kind(member, leaf, step, id(member) in shared)
             except RefusedError as refusal:
-                self._refuse([(member, leaf)], str(refusal))
+                self._refuse([member], str(refusal))
                 continue
             key = member.group, member.count, kind
-            pairs_of_kind.setdefault(key, []).append((member, leaf))
+            if key in families:
+                families[key].members.append(member)
+            else:
+                families[key] = Family.of(kind, member, leaf, step)
         bundles = []
-        for (_, _, kind), pairs in pairs_of_kind.items():
-            bundles.extend(self._bundled(Family.of(kind, pairs, step)))
+        for family in families.values():
+            bundles.extend(self._bundled(family))
         in_bundles = {id(member) for bundle in bundles for member in bundle.members}
         rest = [member for member in members if id(member) not in in_bundles]
         return Plan(fingerprint, members, bundles, rest)
@@ -341,7 +339,7 @@ class Engine(ABC):
         flat = _is_flat(leaf)
         sharded = is_sharded(param)
         if sharded:
-            if is_positional(leaf):
+            if is_positional(leaf.operations):
                 raise RefusedError(
                     "a link needs the positions of its entries in the whole tensor"
                 )
@@ -376,7 +374,7 @@ class Engine(ABC):
         for operation in leaf.operations:
             if not operation.has_program(leaf, skips_work):
                 stage = ".".join(operation.path)
-                self._report(stage)
+                logger.debug("%s has no program", stage)
                 raise RefusedError(f"{stage} has no program")
 
     def _check_shard(self, leaf: Leaf, flat: bool) -> None:
@@ -390,10 +388,10 @@ class Engine(ABC):
         if not flat:
             raise RefusedError(REDUCES_SHARD)
 
-    def _refuse(self, pairs: Pairs, reason: str) -> None:
+    def _refuse(self, members: list[Member], reason: str) -> None:
         """Leave leaves to the next engine; an empty reason is none that users would care about."""
         if reason:
-            self.reasons.update({leaf.name: reason for _, leaf in pairs})
+            self.reasons.update({member.name: reason for member in members})
 
 
 def _numbers(member: Member, signature: Signature, step: Step) -> list[Any]:

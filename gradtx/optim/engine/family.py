@@ -12,7 +12,7 @@ from torch import Tensor
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.errors import StateKey
-from gradtx.execution.execute import Leaf
+from gradtx.execution.execute import Leaf, Operation
 from gradtx.optim.device_counts import scaling_from
 from gradtx.optim.engine.views import cut
 from gradtx.optim.run import Member
@@ -22,8 +22,6 @@ from gradtx.programs.hyperparameters import ChainOf
 from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.terms import numbers_in
 from gradtx.state.layout import by_place
-
-Pairs = list[tuple[Member, Leaf]]
 
 
 @dataclass(frozen=True)
@@ -57,19 +55,20 @@ class Family:
     Attributes:
         kind: Their common properties.
         signature: The arguments of their programs.
-        pairs: The parameters and their leaves.
+        operations: The operations of each.
         step: The step.
+        members: The parameters.
     """
 
     kind: LeafKind
     signature: Signature
-    pairs: Pairs
+    operations: list[Operation]
     step: Step
+    members: list[Member]
 
     @classmethod
-    def of(cls, kind: LeafKind, pairs: Pairs, step: Step) -> Family:
-        """Return the family of leaves whose programs have the arguments of the first one's."""
-        member, leaf = pairs[0]
+    def of(cls, kind: LeafKind, member: Member, leaf: Leaf, step: Step) -> Family:
+        """Return the family of a first leaf, whose program has the arguments of the others'."""
         shared: dict[StateKey, torch.dtype] = {}
         for (path, name), _ in by_place(leaf.layout.shared):
             shared[path, name] = step.run.scalars(path)[name].dtype
@@ -85,11 +84,11 @@ class Family:
             sharded=kind.sharded,
             scaled=step.scaling is not None,
         )
-        return cls(kind, signature, pairs, step)
+        return cls(kind, signature, leaf.operations, step, [member])
 
-    def some(self, pairs: Pairs) -> Family:
+    def some(self, members: list[Member]) -> Family:
         """Return a family of some of the leaves."""
-        return dataclasses.replace(self, pairs=pairs)
+        return dataclasses.replace(self, members=members)
 
     def signed(self, **changes: Any) -> Family:
         """Return the same leaves for programs with other arguments."""
@@ -97,23 +96,19 @@ class Family:
         return dataclasses.replace(self, signature=signature)
 
     @property
-    def members(self) -> list[Member]:
-        return [member for member, _ in self.pairs]
-
-    @property
     def key(self) -> tuple[Any, ...]:
         """The key of the family's programs, among those of the same chain."""
         return self._structure(), self.kind, *self.signature.key()
 
     def _structure(self) -> Any:
-        return self.step.structures[self.pairs[0][0].group]
+        return self.step.structures[self.members[0].group]
 
     def function(self) -> LeafFunction:
         """Return the step of leaves as a function of flat arguments."""
         make_chain = ChainOf(self.step.groups[0].tx, self._structure())
         return LeafFunction(self.signature, make_chain, scaling_from)
 
-    def arguments(self, member: Member, leaf: Leaf) -> list[Tensor]:
+    def arguments(self, member: Member) -> list[Tensor]:
         """Return the arguments of a leaf, of which only dtypes and shapes matter."""
         tensors = [
             member.param,
@@ -121,7 +116,7 @@ class Family:
             member.param.grad,
         ]
         trees = self.step.trees
-        tensors.extend(trees[name][leaf.name] for name in self.signature.by_leaf)
+        tensors.extend(trees[name][member.name] for name in self.signature.by_leaf)
         return [as_real(local(tensor)) for tensor in tensors]
 
     def recorded(self, tensors: list[Tensor]) -> list[RecordedPhase]:

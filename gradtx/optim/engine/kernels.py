@@ -658,7 +658,7 @@ class KernelEngine(ListEngine):
         if missing:
             self._warn(missing)
             raise RefusedError(missing)
-        needs_order = leaf.layout.codes or is_positional(leaf)
+        needs_order = leaf.layout.codes or is_positional(leaf.operations)
         if needs_order and not local(leaf.key).is_contiguous():
             raise RefusedError("a link needs the positions of its entries")
         super()._check(leaf, step)
@@ -697,16 +697,14 @@ class KernelEngine(ListEngine):
 
     def _bundles(self, family: Family, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves with equal kernels, which those of several shapes often have."""
-        pair_of = {id(member): (member, leaf) for member, leaf in family.pairs}
         bundles: list[Any] = super()._bundles(family, splits)
         of_key: dict[Any, list[KernelBundle]] = {}
         for bundle in bundles:
-            pairs = [pair_of[id(member)] for member in bundle.members]
             try:
                 of_key.setdefault(bundle.key(), []).append(bundle)
             except cpp.CompilerError as error:
                 self._warn(str(error))
-                self._refuse(pairs, "its kernels cannot be compiled")
+                self._refuse(bundle.members, "its kernels cannot be compiled")
             except (UnsuitableProgramError, RefusedError) as refusal:
-                self._refuse(pairs, str(refusal))
+                self._refuse(bundle.members, str(refusal))
         return list(map(KernelBundle.merged, of_key.values()))

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx.base.chunks import chunks
+from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import PartialSum, local, with_pending_sums
 from gradtx.base.plain import TYPES
 from gradtx.base.torch_names import copy_each_
@@ -26,7 +28,6 @@ from gradtx.optim.engine.base import (
 )
 from gradtx.optim.engine.family import (
     Family,
-    Pairs,
     first_entries,
     operations_of,
     whole_arguments,
@@ -47,7 +48,6 @@ from gradtx.optim.step import Step
 from gradtx.programs.bundle import (
     FunctionOf,
     ListBundle,
-    chunks,
     differ_by_leaf,
     entries_of_a_call,
     list_function_of,
@@ -305,10 +305,7 @@ class ListEngine(Engine):
     bundle_type = MemberBundle
     function_of: FunctionOf = staticmethod(list_function_of)
     consequence = "steps run leaf by leaf"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._programs: dict[Any, Any] | None = None
+    _programs: dict[Any, Any] | None = None
 
     def _begin(self, plan: Plan, step: Step) -> None:
         super()._begin(plan, step)
@@ -328,17 +325,17 @@ class ListEngine(Engine):
         return tuple((tensor.dtype, tensor.device) for tensor in tensors)
 
     def _bundled(self, family: Family) -> list[MemberBundle]:
-        has_owners = has_regions(family.pairs[0][1].operations)
+        has_owners = has_regions(family.operations)
         family = family.signed(has_owners=has_owners)
         equal = self._equal_slots(family)
-        pairs_of_values: dict[Any, Pairs] = {}
-        for member, leaf in family.pairs:
-            values = tuple(leaf.state[key].item() for key in equal)
-            pairs_of_values.setdefault(values, []).append((member, leaf))
+        members_of_values: dict[Any, list[Member]] = {}
+        for member in family.members:
+            values = tuple(member.state[key].item() for key in equal)
+            members_of_values.setdefault(values, []).append(member)
         bundles = []
-        for pairs in pairs_of_values.values():
-            dtypes = {key: pairs[0][1].state[key].dtype for key in equal}
-            of_values = family.some(pairs).signed(equal=dtypes)
+        for members in members_of_values.values():
+            dtypes = {key: members[0].state[key].dtype for key in equal}
+            of_values = family.some(members).signed(equal=dtypes)
             bundles.extend(self._bundles_of_signature(of_values))
         return bundles
 
@@ -356,19 +353,17 @@ class ListEngine(Engine):
         if not candidates:
             return ()
         first, *others = (
-            self._slots_from_numbers(family, *pair)
-            for pair in _one_of_each_shape(family.pairs)
+            self._slots_from_numbers(family, member)
+            for member in _one_of_each_shape(family)
         )
         # A rule may do something else for leaves of another shape.
         if any(other != first for other in others):
             return ()
         return tuple(key for key in slots if key in candidates & first)
 
-    def _slots_from_numbers(
-        self, family: Family, member: Member, leaf: Leaf
-    ) -> set[str]:
+    def _slots_from_numbers(self, family: Family, member: Member) -> set[str]:
         """Return the keys of a leaf's 0-d slots whose new values depend only on scalars and on each other."""
-        tensors = family.arguments(member, leaf)
+        tensors = family.arguments(member)
         shapes = tuple(tensor.shape for tensor in tensors)
         programs = self._programs_of(family)
         key = ("slots from numbers", family.key, shapes)
@@ -383,15 +378,15 @@ class ListEngine(Engine):
     def _runs_in_parts(self, family: Family) -> bool:
         """Whether the program may process large leaves in parts."""
         is_coded = bool(family.signature.layout.codes)
-        operations = family.pairs[0][1].operations
-        if not is_coded and not any(each.traits.has_sums for each in operations):
+        have_sums = any(each.traits.has_sums for each in family.operations)
+        if not is_coded and not have_sums:
             return True
         programs = self._programs_of(family)
-        for member, leaf in _one_of_each_shape(family.pairs):
+        for member in _one_of_each_shape(family):
             part = part_of(member)
             if part is None:
                 continue
-            tensors = family.arguments(member, leaf)
+            tensors = family.arguments(member)
             key = ("in parts", family.key, tensors[0].shape)
             if key not in programs:
                 # The programs of coded leaves are recorded for a part, those of others for the whole leaf.
@@ -406,21 +401,21 @@ class ListEngine(Engine):
 
     def _bundles_of_signature(self, family: Family) -> list[MemberBundle]:
         """Return bundles of leaves of one signature; parts of leaves that need their positions have another one."""
-        _, leaf = family.pairs[0]
+        signature, operations = family.signature, family.operations
         splits = (
             family.kind.flat
-            and not family.signature.has_owners
-            and can_be_split(leaf, family.signature.equal)
+            and not signature.has_owners
+            and can_be_split(family.members[0], operations, signature.equal)
             and self._runs_in_parts(family)
         )
-        if not splits or not is_positional(leaf):
+        if not splits or not is_positional(operations):
             return self._bundles(family, splits)
-        whole: Pairs = []
-        parts: Pairs = []
-        for pair in family.pairs:
-            param = local(pair[0].param)
-            is_whole = part_of(pair[0], True) is None or not param.is_contiguous()
-            (whole if is_whole else parts).append(pair)
+        whole: list[Member] = []
+        parts: list[Member] = []
+        for member in family.members:
+            param = local(member.param)
+            is_whole = part_of(member, True) is None or not param.is_contiguous()
+            (whole if is_whole else parts).append(member)
         bundles = []
         if whole:
             bundles += self._bundles(family.some(whole), False)
@@ -434,15 +429,14 @@ class ListEngine(Engine):
         programs = ListPrograms(
             family.function().record, self.function_of, on_host, family.key, known
         )
-        leaves = [(pair, _arguments(family, *pair, splits)) for pair in family.pairs]
+        leaves = [(each, _arguments(family, each, splits)) for each in family.members]
         bundles = []
-        for program, pairs in programs.by_program(leaves):
+        for program, members in programs.by_program(leaves):
             if isinstance(program, str):
-                self._refuse(pairs, program)
+                self._refuse(members, program)
                 continue
             if family.kind.sharded:
-                pairs = self._accepted_shards(family, programs, program, pairs)
-            members = [member for member, _ in pairs]
+                members = self._accepted_shards(family, programs, program, members)
             if members:
                 bundles.append(
                     self.bundle_type(members, family.signature, program, splits)
@@ -454,24 +448,24 @@ class ListEngine(Engine):
         family: Family,
         programs: ListPrograms,
         program: list[RecordedPhase],
-        pairs: Pairs,
-    ) -> Pairs:
+        members: list[Member],
+    ) -> list[Member]:
         """Return the shards that a program may run; refuse the others."""
         reason_of_rows = {
             rows: _against_shards(family, program, rows) for rows in (True, False)
         }
         have_any_shape = family.kind.flat and not family.signature.layout.codes
-        accepted: Pairs = []
-        for member, leaf in pairs:
+        accepted: list[Member] = []
+        for member in members:
             reason = reason_of_rows[rows_are_whole(member.param)]
             if have_any_shape and program is not programs.of(
-                whole_arguments(member, family.arguments(member, leaf))
+                whole_arguments(member, family.arguments(member))
             ):
                 reason = READS_SHAPE
             if reason:
-                self._refuse([(member, leaf)], reason)
+                self._refuse([member], reason)
             else:
-                accepted.append((member, leaf))
+                accepted.append(member)
         return accepted
 
     def _programs_of(self, family: Family) -> dict[Any, Any]:
@@ -493,20 +487,18 @@ def _against_shards(
     return PARTS_OF_ROWS if by_rows else REDUCES_SHARD
 
 
-def _one_of_each_shape(pairs: Pairs) -> Pairs:
+def _one_of_each_shape(family: Family) -> list[Member]:
     """Return one leaf of each shape."""
-    return list({leaf.shape: (member, leaf) for member, leaf in pairs}.values())
+    return list({as_real(each.param).shape: each for each in family.members}.values())
 
 
-def _arguments(
-    family: Family, member: Member, leaf: Leaf, splits: bool
-) -> list[Tensor]:
+def _arguments(family: Family, member: Member, splits: bool) -> list[Tensor]:
     """Return the arguments of a program for a leaf, or for its first part if its parts have other programs.
 
     Unless entries are independent, the program of a shard is that of the whole leaf.
     """
     signature = family.signature
-    tensors = family.arguments(member, leaf)
+    tensors = family.arguments(member)
     if family.kind.sharded and not family.kind.flat:
         return whole_arguments(member, tensors)
     has_own_parts = signature.placed or signature.layout.codes

@@ -14,7 +14,7 @@ from torch import Tensor
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.plain import is_plain
-from gradtx.execution.execute import Leaf
+from gradtx.execution.execute import Operation
 from gradtx.optim.run import Member
 from gradtx.programs.bundle import entries_of_a_call
 from gradtx.state.codes import KEY
@@ -121,30 +121,33 @@ def _is_dense(tensor: Tensor) -> bool:
 # Parts.
 
 
-def can_be_split(leaf: Leaf, equal: Collection[str] = ()) -> bool:
+def can_be_split(
+    member: Member, operations: list[Operation], equal: Collection[str]
+) -> bool:
     """Whether a leaf whose operations are elementwise may be updated in parts, one at a time.
 
     A slot that is 0-d rules this out because each part would update it again, unless it is constant or one of the
     `equal` slots, which are written after the last part.
     """
-    layout = leaf.layout
+    layout = member.layout
+    assert layout is not None
     constants = {
         f"{key}.{KEY}" for key, codec in layout.coded_keys.items() if codec.random
     }
     constants.update(equal)
-    for operation in leaf.operations:
+    for operation in operations:
         keys = layout.slots.get(operation.path, {})
         constants.update(
             keys[slot] for slot in operation.traits.constants if slot in keys
         )
     return not any(
-        leaf.state[key].ndim == 0 for key in layout.slot_keys if key not in constants
+        member.state[key].ndim == 0 for key in layout.slot_keys if key not in constants
     )
 
 
-def is_positional(leaf: Leaf) -> bool:
+def is_positional(operations: list[Operation]) -> bool:
     """Whether some operation depends on the positions of entries in the whole parameter."""
-    return any(operation.traits.positional for operation in leaf.operations)
+    return any(operation.traits.positional for operation in operations)
 
 
 def cut(vector: Tensor, window: slice, size: int) -> Tensor:

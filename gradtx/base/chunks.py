@@ -1,0 +1,16 @@
+"""Divide consecutive items into chunks of bounded size: leaves of one call, tensors of one message."""
+
+from collections.abc import Iterator, Sequence
+
+
+def chunks(sizes: Sequence[int], limit: int) -> Iterator[slice]:
+    """Yield ranges of items whose sizes add up to at most `limit`, or of one larger item."""
+    start = 0
+    total = 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > limit:
+            yield slice(start, i)
+            start = i
+            total = 0
+        total += size
+    yield slice(start, len(sizes))
