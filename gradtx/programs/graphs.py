@@ -88,19 +88,10 @@ def apply_updates(params: Any, updates: Any) -> Any:
     of_updates: list[Tensor] = []
     structure = _structure_of((params,), of_params)
     have_updates = _have_updates(structure, _structure_of((updates,), of_updates))
-    if have_updates is None:
+    if structure is None or have_updates is None:
         return None
-    if all(have_updates):
-        new = _applied(of_params, of_updates)
-        return _trees.tree_of(structure, iter(new))[0] if new else None
-    pairs = zip(of_params, have_updates, strict=True)
-    new = _applied([param for param, has_update in pairs if has_update], of_updates)
-    if not new:
-        return None
-    changed = iter(new)
-    pairs = zip(of_params, have_updates, strict=True)
-    leaves = [next(changed) if has_update else param for param, has_update in pairs]
-    return _trees.tree_of(structure, iter(leaves))[0]
+    new = _applied(of_params, of_updates, have_updates)
+    return _trees.tree_of(structure, iter(new))[0] if new else None
 
 
 @_torch.assume_constant
@@ -123,13 +114,8 @@ def _structure_of(trees: Any, tensors: list[Tensor]) -> Any:
 
 @_torch.assume_constant
 def _have_updates(params: Any, updates: Any) -> tuple[bool, ...] | None:
-    """Return whether each leaf has an update, given structures; None if they do not match, or if there is no leaf."""
+    """Return whether each leaf has an update, given structures; None if they do not match."""
     _allow()
-    flags = _matched(params, updates)
-    return flags if flags and any(flags) else None
-
-
-def _matched(params: Any, updates: Any) -> tuple[bool, ...] | None:
     if params is None:  # a tensor
         return (updates is None,) if updates in (None, "None") else None
     if params == "None" or not isinstance(updates, tuple) or updates[0] != params[0]:
@@ -144,7 +130,7 @@ def _matched(params: Any, updates: Any) -> tuple[bool, ...] | None:
     )
     flags: tuple[bool, ...] = ()
     for pair in pairs:
-        of_pair = _matched(*pair)
+        of_pair = _have_updates(*pair)
         if of_pair is None:
             return None
         flags += of_pair
@@ -360,13 +346,13 @@ class Update(Plan):
         return not has_operator or super()._needs_rules(given)
 
     def _by_rules(self, given: Arguments) -> Any:
-        return _pure.update(*self._call(given)._replace(tx=self._chain_of(given)))
+        return _pure.update(*self._whole_call(given))
 
     @without_ambient
     def _computed(self, given: Arguments) -> Any:
         if self._program is not None:
             return self._by_program(given, on_host=True)
-        call = self._call(given)
+        call = self._whole_call(given)
         return _trees.update(*call) or _pure.update(*call)
 
     @without_ambient
@@ -376,6 +362,9 @@ class Update(Plan):
         values = self._program.resolved(self._values(given), given.tensors)
         call = self._call(given)
         return self._program(call, given.tensors, values, given.extras, on_host)
+
+    def _whole_call(self, given: Arguments) -> _trees.Call:
+        return self._call(given)._replace(tx=self._chain_of(given))
 
     def _call(self, given: Arguments) -> _trees.Call:
         updates, state, params = _trees.tree_of(self._given, iter(given.tensors))
@@ -431,7 +420,6 @@ def _example(tensor: Tensor) -> Tensor:
 _PLANS: weakref.WeakValueDictionary[str, Plan] = weakref.WeakValueDictionary()
 
 
-@_torch.assume_constant
 def _allow() -> None:
     """Make dynamo take functions as nodes; not before it runs, because this imports dynamo."""
     torch.compiler.allow_in_graph((_run, _applied))
@@ -453,17 +441,28 @@ def _structure_after(key: str) -> Any:
     return _PLANS[key].structure
 
 
-def _applied(params: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
-    """Return new parameters, by operators for many leaves at a time; nothing if they and the updates do not match."""
-    pairs = list(zip(params, updates, strict=True))
-    for param, update in pairs:
+def _applied(
+    params: list[Tensor], updates: list[Tensor], have_updates: tuple[bool, ...]
+) -> list[Tensor]:
+    """Return new parameters; nothing if they and the updates do not match."""
+    leaves = [i for i, has_update in enumerate(have_updates) if has_update]
+    changed = [params[i] for i in leaves]
+    for param, update in zip(changed, updates, strict=True):
         is_wider = update.is_complex() and not param.is_complex()
         if update.shape != param.shape or is_wider:
             return []
-    if len(pairs) < FEW_LEAVES or _needs_rules([params, updates]):
-        return _pure.added(pairs)
+    new = list(params)
+    for i, param in zip(leaves, _added(changed, updates), strict=True):
+        new[i] = param
+    return new
+
+
+def _added(params: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
+    """Return the sums, by operators for many leaves at a time."""
+    if len(params) < FEW_LEAVES or _needs_rules([params, updates]):
+        return _pure.added(zip(params, updates, strict=True))
     new: list[Tensor] = []
-    for start in range(0, len(pairs), LEAVES_OF_A_CALL):
+    for start in range(0, len(params), LEAVES_OF_A_CALL):
         some = slice(start, start + LEAVES_OF_A_CALL)
         new += torch.ops.gradtx.add(params[some], updates[some])
     return new
