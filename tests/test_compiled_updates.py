@@ -563,6 +563,17 @@ def test_the_initial_state_is_one_call_and_equals_the_eager_one(chain, few_leave
         compiled(lambda p: tx.init(p, counts="none"))(params)
 
 
+@pytest.mark.parametrize("few_leaves", [1, 100])
+def test_an_initial_state_of_plain_functions_reads_python_at_each_call(few_leaves, monkeypatch):
+    monkeypatch.setattr(graphs, "FEW_LEAVES", few_leaves)
+    given = {"value": 1.0}
+    tx = gradtx.GradientTransformation(lambda p: {"s": torch.tensor(given["value"])}, lambda u, s, p: (u, s))
+    start = compiled(tx.init)
+    for value in (1.0, 2.0):
+        given["value"] = value
+        assert tree_leaves(start(one_leaf()))[-1].item() == value
+
+
 def test_gradients_pass_through_an_initial_state_that_copies_the_parameters():
     """Of a lookahead, whose slow weights are the parameters."""
     tx, params = gradtx.with_lookahead(gradtx.sgd(0.1), k=1), drawn(0)

@@ -271,9 +271,19 @@ class Start(Plan):
     def _needs_rules(self, given: Arguments) -> bool:
         return len(given.tensors) < FEW_LEAVES or super()._needs_rules(given)
 
+    def _first(self, given: Arguments) -> Any:
+        run = _pure.TreeRun(
+            self._chain(), *_tree.flatten(self._params(given), "params")
+        )
+        if run.opaque:
+            raise _trees.UnsuitableError  # dynamo guards what functions of users read
+        return self._by_rules(given)
+
     def _by_rules(self, given: Arguments) -> Any:
-        params = _trees.tree_of(self._given, iter(given.tensors))
-        return _pure.init(self._chain_of(given), params, self._counts)
+        return _pure.init(self._chain_of(given), self._params(given), self._counts)
+
+    def _params(self, given: Arguments) -> Any:
+        return _trees.tree_of(self._given, iter(given.tensors))
 
     @without_ambient
     def _computed(self, given: Arguments) -> Any:
