@@ -92,7 +92,7 @@ def assert_equal(eager, compiled, tolerance):
     "adamp", "amplify_slow_gradients_window", "clip_by_global_norm", "dion", "galore", "kl_soap", "mechanize",
     "optimistic_gradient_descent", "qk_clip", "sadam", "scale_by_adam_stable_decay", "scale_by_aggmo",
     "scale_by_cocob", "scale_by_dowg", "scale_by_kate", "scale_by_local_smoothness", "scale_by_nuclear_norm",
-    "scale_by_qhm", "scale_by_sign", "scale_by_trust_ratio", "spam", "yogi",
+    "scale_by_qhm", "scale_by_trust_ratio", "signsgd", "spam", "yogi",
 )  # fmt: skip
 @each("case", composed_cases())
 def test_every_transformation_steps_as_eagerly_however_its_leaves_are_bundled(case):
