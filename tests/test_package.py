@@ -69,7 +69,7 @@ def test_the_metadata_names_the_project_and_what_it_was_tested_with(distribution
         assert any(field.startswith(f"Project-URL: {name}, https://") for field in fields), name
     assert "Requires-Dist: torch>=2.10" in fields
     assert [field for field in fields if field.startswith("Classifier: Programming Language :: Python :: 3.")] == [
-        f"Classifier: Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)
+        f"Classifier: Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)
     ]
 
 

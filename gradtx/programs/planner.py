@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradtx.programs.bundle import FunctionOf
 from gradtx.programs.phases import RecordedPhase
-from gradtx.programs.record import reason_of
+from gradtx.programs.record import UnrecordableError, reason_of
 
 
 @dataclass
@@ -40,16 +40,19 @@ class ListPrograms:
         return self.known[of_shapes]
 
     def _recorded(self, tensors: list[Tensor]) -> list[RecordedPhase] | str:
-        functions: list[Any] = []
         try:
             program = self.record(tensors)
-            for phase in program:
-                numbers = range(0 if self.on_host else len(phase.common))
-                given = phase, tensors[0].device, frozenset(numbers)
-                functions.append(self.function_of(*given))
         except Exception as error:
             # A user's rule may raise any exception; eager execution shows it.
             return reason_of(error)
+        functions: list[Any] = []
+        for phase in program:
+            numbers = frozenset(range(0 if self.on_host else len(phase.common)))
+            try:
+                function = self.function_of(phase, tensors[0].device, numbers)
+            except UnrecordableError as error:
+                return reason_of(error)
+            functions.append(function)
         return self.known.setdefault((self.key, *functions), program)
 
     def by_program(
