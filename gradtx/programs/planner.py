@@ -15,11 +15,11 @@ from gradtx.programs.record import UnrecordableError, reason_of
 
 @dataclass
 class ListPrograms:
-    """The programs of a leaf's step, by the shapes of its arguments; those with the same functions are one object.
+    """The programs of a leaf's step, by the shapes of its arguments; those of the same form are one object.
 
     Attributes:
         record: Records the program for a leaf with these arguments.
-        function_of: Returns the function of a phase, the same object for phases that it can run.
+        function_of: Returns the function of a phase, whose `form` is the same for phases of one text that it can run.
         on_host: Whether the host knows the scalars.
         key: Identifies the step among those whose programs are in `known`.
         known: Programs, or the reasons why there is none.
@@ -45,15 +45,16 @@ class ListPrograms:
         except Exception as error:
             # A user's rule may raise any exception; eager execution shows it.
             return reason_of(error)
-        functions: list[Any] = []
+        forms = []
         for phase in program:
             numbers = frozenset(range(0 if self.on_host else len(phase.common)))
             try:
                 function = self.function_of(phase, tensors[0].device, numbers)
             except UnrecordableError as error:
                 return reason_of(error)
-            functions.append(function)
-        return self.known.setdefault((self.key, *functions), program)
+            forms.append((phase.text, function.form))
+        of_forms = self.key, self.function_of, tuple(forms)
+        return self.known.setdefault(of_forms, program)
 
     def by_program(
         self, leaves: Sequence[tuple[Any, list[Tensor]]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -71,11 +71,13 @@ class ListFunction:
         run: `(prepared, columns) -> results`: `columns` contains a list for each of a leaf's arguments, with one tensor
             per leaf; arguments are written in place. A result that differs by leaf is a list.
         source: The Python code of both.
+        form: What tells functions of one text apart; nothing.
     """
 
     prepare: Callable[[Sequence[Any]], tuple[Any, ...]]
     run: Callable[[tuple[Any, ...], Sequence[list[Tensor]]], list[Any]]
     source: str
+    form: ClassVar[None] = None
 
 
 def list_function(

@@ -12,7 +12,7 @@ import gradtx
 from gradtx import chain
 from gradtx.base import tree as _tree
 from gradtx.execution import pure as _pure
-from gradtx.programs import UnrecordableError, list_function, numbers, record
+from gradtx.programs import UnrecordableError, cache, list_function, numbers, record
 from gradtx.programs import trees as _list_trees
 from gradtx.programs.record import PhaseResult, as_written
 from tests.conformance import noise
@@ -735,7 +735,9 @@ OF_ALL_SHAPES = {
 
 
 @pytest.mark.parametrize(("make", "most"), OF_ALL_SHAPES.values(), ids=OF_ALL_SHAPES)
-def test_leaves_of_all_shapes_share_a_program_in_pure_use(make, most, forget_programs):
+def test_leaves_of_all_shapes_share_a_program_in_pure_use(make, most, forget_programs, monkeypatch):
+    """Also if functions of another text push theirs out of the cache in between."""
+    monkeypatch.setattr(cache, "MOST", 1)
     forget_programs()
     shapes = {"a": (4, 6), "b": (6,), "c": (3, 5), "d": (2,), "e": (5, 7)}
     tx, params = make(), noise(0, shapes)

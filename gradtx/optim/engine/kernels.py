@@ -102,6 +102,11 @@ class PhaseKernels(ABC):
     def run(self, scalars: Sequence[Any], table: Table) -> Tensor:
         """Launch the kernels; return the results by leaf, a row for each."""
 
+    @property
+    def form(self) -> Any:
+        """What tells kernels of one text apart: leaves may have rows."""
+        return self.key, self.text.block
+
     @functools.cached_property
     def kinds(self) -> str:
         """The kind of each scalar of the kernels, as `struct` names it."""
@@ -546,6 +551,7 @@ class KernelFunction:
         on_device: frozenset[int],
     ):
         self._kernels = kernels
+        self.form = kernels.form
         self._scalars = kernels.scalars.given(on_device).function
         self._given = phase, device, on_device
         self._dtypes = phase.dtypes
@@ -594,20 +600,13 @@ class KernelFunction:
 def kernel_function_of(
     phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
 ) -> Any:
-    """Return the function of a phase as kernels if there are any, else as operations on lists.
-
-    Phases for leaves of several shapes have one function if they have the same text and the same kernels.
-    """
+    """Return the function of a phase as kernels if there are any, else as operations on lists."""
     language = language_of(device)
     if language is not None and not language.missing():
         with contextlib.suppress(UnsuitableProgramError, cpp.CompilerError):
             kernels = PhaseKernels.of(phase, device, -1)  # the last is the gradient
             kernels.compile()
-            known = _KERNELS.of(phase.text)
-            key = device, on_device, kernels.key, kernels.text.block, columns_of(phase)
-            if key not in known:
-                known[key] = KernelFunction(kernels, phase, device, on_device)
-            return known[key]
+            return KernelFunction(kernels, phase, device, on_device)
     return list_function_of(phase, device, on_device)
 
 
