@@ -106,7 +106,7 @@ def has_matrices(batch: Sequence[Node]) -> bool:
 
 def batched(
     limit: float,
-    together: Callable[..., list[tuple[Tensor, ...]]],
+    by_entry: bool,
     function: Callable[..., tuple[Tensor, ...]],
     *columns: Sequence[Tensor],
 ) -> tuple[list[Tensor], ...]:
@@ -114,7 +114,8 @@ def batched(
 
     Args:
         limit: The most entries of a tensor in a group; the copy of a larger one takes longer than its launches.
-        together: `stacked` for leaves of equal shapes, or `joined` for those whose arguments have one shape.
+        by_entry: Whether the function works entry by entry, so that leaves of all shapes are one group. Arguments that
+            are to be broadcast prevent that.
         function: Accepts one tensor from each column and returns a tuple of tensors.
         columns: Lists of tensors, one tensor per leaf.
 
@@ -127,20 +128,24 @@ def batched(
         key: Any = tuple([tensor.shape for tensor in tensors])
         if max(map(Tensor.numel, tensors)) > limit:
             key = leaf
-        elif together is joined and len(set(key)) == 1:
-            key = None
+        elif by_entry and len(set(key)) == 1:
+            key = "entries"
         groups.setdefault(key, []).append(leaf)
     results_of_leaf: dict[int, tuple[Tensor, ...]] = {}
-    for leaves in groups.values():
+    for key, leaves in groups.items():
         group = [rows[leaf] for leaf in leaves]
-        is_alone = len(group) == 1
-        results = [function(*group[0])] if is_alone else together(function, group)
+        if len(group) == 1:
+            results = [function(*group[0])]
+        elif key == "entries":
+            results = _joined(function, group)
+        else:
+            results = _stacked(function, group)
         results_of_leaf.update(zip(leaves, results, strict=True))
     results_by_leaf = [results_of_leaf[leaf] for leaf in range(len(rows))]
     return tuple(map(list, zip(*results_by_leaf, strict=True)))
 
 
-def joined(
+def _joined(
     function: Callable[..., tuple[Tensor, ...]], rows: list[tuple[Tensor, ...]]
 ) -> list[tuple[Tensor, ...]]:
     """Return the results of each leaf from those of one vector with the entries of all."""
@@ -155,7 +160,7 @@ def joined(
     return list(zip(*results, strict=True))
 
 
-def stacked(
+def _stacked(
     function: Callable[..., tuple[Tensor, ...]], rows: list[tuple[Tensor, ...]]
 ) -> list[tuple[Tensor, ...]]:
     """Return the results of each leaf, for leaves of equal shapes."""

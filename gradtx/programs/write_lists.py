@@ -114,11 +114,7 @@ class _Writer(Text):
         self._needs = program.needs
         self._lines: list[str] = []  # of the function that is being generated
         self.namespace.update(
-            converted=_converted,
-            filled=_filled,
-            batched=batches.batched,
-            stacked=batches.stacked,
-            joined=batches.joined,
+            converted=_converted, filled=_filled, batched=batches.batched
         )
         # The case of the latest lines, and the number of lines after them.
         self._block: tuple[Case, int] = (ALWAYS, 0)
@@ -380,12 +376,12 @@ class _Writer(Text):
             dead_after_batch.extend(item for item in dead if item not in members)
         body, self._lines = self._lines, outside
         limit = 'float("inf")' if batches.has_matrices(batch) else batches.SMALL
-        together = "joined" if batches.is_by_entry(batch) else "stacked"
+        by_entry = batches.is_by_entry(batch)
         lines = [
             f"def batch({', '.join(inputs)}):",
             *(f"    {line}" for line in body),
             f"    return {tuple_of(outputs)}",
-            f"{tuple_of(outputs)} = batched({limit}, {together}, batch, {', '.join(inputs)})",
+            f"{tuple_of(outputs)} = batched({limit}, {by_entry}, batch, {', '.join(inputs)})",
         ]
         self._add(lines, self._needs.of(batch[0]))
         self._delete(dead_after_batch)

@@ -193,7 +193,7 @@ def test_one_chain_of_products_for_each_shape(as_batches):
 
 
 def test_entries_of_leaves_of_all_shapes_are_joined():
-    """Except of large leaves, which are not copied, and of one whose arguments have several shapes."""
+    """Except of large leaves, which are not copied, and of those whose arguments have several shapes."""
     calls = []
 
     def function(x, y):
@@ -203,9 +203,13 @@ def test_entries_of_leaves_of_all_shapes_are_joined():
     xs = [torch.randn(shape) for shape in ((2, 3), (), (0,), (4,), (3, 5, 2, 2), (40,), (2, 3))]
     xs[4] = xs[4].to(memory_format=torch.channels_last)
     ys = [torch.randn_like(x) for x in xs[:-1]] + [torch.randn(3)]
-    results = batches.batched(30, batches.joined, function, xs[:4] + xs[5:], ys[:4] + ys[5:])
+    broadcast = [torch.randn(8, 4), torch.randn(8, 4)], [torch.randn(8, 1), torch.randn(8, 1)]
+    found, _ = batches.batched(100, True, function, *broadcast)
+    torch.testing.assert_close(found, list(map(torch.atan2, *broadcast)))
+    calls.clear()
+    results = batches.batched(30, True, function, xs[:4] + xs[5:], ys[:4] + ys[5:])
     assert calls == [(11,), (40,), (2, 3)]
-    results += batches.batched(100, batches.joined, function, xs[3:5], ys[3:5])
+    results += batches.batched(100, True, function, xs[3:5], ys[3:5])
     pairs = [*zip(xs[:4] + xs[5:], ys[:4] + ys[5:], strict=True)]
     for found, expected in zip(results[:2], (torch.atan2, torch.gt), strict=True):
         torch.testing.assert_close(found, [expected(*pair) for pair in pairs])
