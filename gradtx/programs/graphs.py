@@ -207,10 +207,11 @@ class Plan:
             raise _trees.UnsuitableError
         return results
 
+    @without_ambient
     def computed(self, given: Arguments) -> list[Tensor]:
         """Return the results of the operator."""
         results: list[Tensor] = []
-        _flattened(self._computed(given), results)
+        _trees.structure_of(self._computed(given), results)
         return results
 
     def like(self) -> list[Tensor]:
@@ -285,7 +286,6 @@ class Start(Plan):
     def _params(self, given: Arguments) -> Any:
         return _trees.tree_of(self._given, iter(given.tensors))
 
-    @without_ambient
     def _computed(self, given: Arguments) -> Any:
         return self._by_rules(given)
 
@@ -358,7 +358,6 @@ class Update(Plan):
     def _by_rules(self, given: Arguments) -> Any:
         return _pure.update(*self._whole_call(given))
 
-    @without_ambient
     def _computed(self, given: Arguments) -> Any:
         if self._program is not None:
             return self._by_program(given, on_host=True)
@@ -385,21 +384,10 @@ class Update(Plan):
 KINDS: dict[str, type[Plan]] = {"init": Start, "update": Update}
 
 
-def _flattened(tree: Any, tensors: list[Tensor]) -> Any:
-    """Return the structure of results as `structure_of` does, also of a compiler's stand-ins."""
-    if isinstance(tree, Tensor):
-        tensors.append(tree)
-        return None
-    if tree is None:
-        return "None"
-    if type(tree) is not dict:
-        if type(tree) not in (list, tuple):
-            raise _trees.UnsuitableError
-        kind = type(tree).__name__
-        return kind, tuple([_flattened(child, tensors) for child in tree])
-    children = tuple([_flattened(child, tensors) for child in tree.values()])
-    has_only_tensors = all(child is None for child in children)
-    return tuple(tree), None if has_only_tensors else children
+def _flattened(trees: Any, tensors: list[Tensor]) -> Any:
+    """Return the structure of results, whose tensors may be a compiler's stand-ins."""
+    types = frozenset(map(type, _tree.tensors(trees)))
+    return _trees.structure_of(trees, tensors, types)
 
 
 def _needs_rules(lists: Iterable[list[Tensor]]) -> bool:

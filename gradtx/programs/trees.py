@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Set
 from typing import Any, NamedTuple
 
 import torch
@@ -157,8 +157,13 @@ def programs_of(tx: Transformation) -> dict[Any, Any]:
     return tx._program_cache  # type: ignore[return-value]
 
 
-def structure_of(tree: Any, tensors: list[Any]) -> Any:
+def structure_of(tree: Any, tensors: list[Any], types: Set[type] = TYPES) -> Any:
     """Return the structure of a tree of dicts, lists and tuples, and append its tensors in order to `tensors`.
+
+    Args:
+        tree: The tree.
+        tensors: Receives its tensors.
+        types: Their types.
 
     Raises:
         UnsuitableError: If the tree contains anything else.
@@ -168,7 +173,7 @@ def structure_of(tree: Any, tensors: list[Any]) -> Any:
     if head is dict:
         head, values = tuple(tree), tree.values()
         # No instruction per tensor: dynamo takes 0.1 ms for each.
-        if frozenset(map(type, values)) <= TYPES:
+        if frozenset(map(type, values)) <= types:
             tensors.extend(values)
             return head, None
     elif tree is None:
@@ -179,11 +184,11 @@ def structure_of(tree: Any, tensors: list[Any]) -> Any:
         raise UnsuitableError
     children: list[Any] = []
     for value in values:
-        if type(value) in TYPES:
+        if type(value) in types:
             tensors.append(value)
             children.append(None)
         else:
-            children.append(structure_of(value, tensors))
+            children.append(structure_of(value, tensors, types))
     return head, tuple(children)
 
 
