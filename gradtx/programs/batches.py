@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +12,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base.torch_names import storage_id
-from gradtx.programs.contract import is_list
+from gradtx.programs.contract import args_of, is_list
 from gradtx.programs.needs import Case
+from gradtx.programs.simplify import DIMENSIONS, reduced_dimensions
 from gradtx.programs.terms import is_pointwise
 
 aten = torch.ops.aten
@@ -77,7 +79,7 @@ def _is_on_numbers(node: Node) -> bool:
     return _shapes([item for item in node.all_input_nodes if is_list(item)]) == {()}
 
 
-def _shapes(nodes: Sequence[Node]) -> set[Any]:
+def _shapes(nodes: Iterable[Node]) -> set[Any]:
     values = [node.meta["val"] for node in nodes]
     return {getattr(value, "shape", None) for value in values}
 
@@ -90,23 +92,52 @@ def _trimmed(nodes: list[Node], has_list_form: Callable[[Node], bool]) -> list[N
     return nodes[without_form[0] : without_form[-1] + 1]
 
 
-def is_by_entry(batch: Sequence[Node]) -> bool:
-    """Whether each entry of the results depends only on the same entry of the operands."""
-    for node in batch:
-        shapes = _shapes([node, *filter(is_list, node.all_input_nodes)])
-        if not is_pointwise(node.target) or len(shapes) > 1 or () in shapes:
-            return False
-    return True
+ENTRIES, BLOCKS = "entries", "blocks"
 
 
-def has_matrices(batch: Sequence[Node]) -> bool:
-    """Whether a batch includes a product or a factorization of matrices, which pays for leaves of any size."""
-    return any(node.target in OF_MATRICES for node in batch)
+def unit_of(batch: Sequence[Node], arguments: Collection[Node]) -> str:
+    """Return the unit of a leaf that results depend on: its entries, blocks of vectors, or "" for the whole leaf."""
+    shapes = _shapes([*batch, *arguments])
+    if len(shapes) == 1 and () not in shapes and all(map(_is_by_entry, batch)):
+        return ENTRIES
+    if _dims(arguments) == {1} and all(map(_is_by_block, batch)):
+        return BLOCKS
+    return ""
+
+
+def _is_by_entry(node: Node) -> bool:
+    return is_pointwise(node.target) or node.target is aten._to_copy.default
+
+
+def _is_by_block(node: Node) -> bool:
+    """Whether each block of a result depends only on one of the operands: these are vectors or (1, blocks, entries)."""
+    if node.target is aten.view.default:
+        *outer, last = args_of(node)[1]
+        return outer == [1, -1] or (not outer and last == -1)
+    dims = _dims([node, *filter(is_list, node.all_input_nodes)])
+    if node.target in DIMENSIONS:
+        return dims == {3} and reduced_dimensions(node) == [-1]
+    return dims in ({1}, {3}) and _is_by_entry(node)
+
+
+def _dims(nodes: Iterable[Node]) -> set[Any]:
+    """Return the numbers of dimensions of values; those that are no tensors have none."""
+    return {getattr(node.meta["val"], "ndim", None) for node in nodes}
+
+
+def most_entries(batch: Sequence[Node], arguments: Collection[Node]) -> float:
+    """Return the most entries of a leaf for which the launches that a batch saves take longer than copies of arguments.
+
+    Products and factorizations of matrices are worth any copies.
+    """
+    if any(node.target in OF_MATRICES for node in batch):
+        return math.inf
+    return SMALL * max(len(batch) // len(arguments), 1)
 
 
 def batched(
     limit: float,
-    by_entry: bool,
+    unit: str,
     function: Callable[..., tuple[Tensor, ...]],
     *columns: Sequence[Tensor],
 ) -> tuple[list[Tensor], ...]:
@@ -114,8 +145,8 @@ def batched(
 
     Args:
         limit: The most entries of a tensor in a group; the copy of a larger one takes longer than its launches.
-        by_entry: Whether the function works entry by entry, so that leaves of all shapes are one group. Arguments that
-            are to be broadcast prevent that.
+        unit: As `unit_of` returns it. Leaves of all shapes are one group if the function depends on entries, none of
+            which it broadcasts, or on blocks of vectors.
         function: Accepts one tensor from each column and returns a tuple of tensors.
         columns: Lists of tensors, one tensor per leaf.
 
@@ -128,16 +159,16 @@ def batched(
         key: Any = tuple([tensor.shape for tensor in tensors])
         if max(map(Tensor.numel, tensors)) > limit:
             key = leaf
-        elif by_entry and len(set(key)) == 1:
-            key = "entries"
+        elif _joins(unit, key):
+            key = unit
         groups.setdefault(key, []).append(leaf)
     results_of_leaf: dict[int, tuple[Tensor, ...]] = {}
     for key, leaves in groups.items():
         group = [rows[leaf] for leaf in leaves]
         if len(group) == 1:
             results = [function(*group[0])]
-        elif key == "entries":
-            results = _joined(function, group)
+        elif key == unit:
+            results = _joined(function, group, unit)
         else:
             results = _stacked(function, group)
         results_of_leaf.update(zip(leaves, results, strict=True))
@@ -145,19 +176,39 @@ def batched(
     return tuple(map(list, zip(*results_by_leaf, strict=True)))
 
 
+def _joins(unit: str, shapes: Sequence[torch.Size]) -> bool:
+    """Whether a leaf with arguments of these shapes is joined to others."""
+    if unit == BLOCKS:
+        return {len(shape) for shape in shapes} == {1}
+    return unit == ENTRIES and len(set(shapes)) == 1
+
+
 def _joined(
-    function: Callable[..., tuple[Tensor, ...]], rows: list[tuple[Tensor, ...]]
+    function: Callable[..., tuple[Tensor, ...]],
+    rows: list[tuple[Tensor, ...]],
+    unit: str,
 ) -> list[tuple[Tensor, ...]]:
-    """Return the results of each leaf from those of one vector with the entries of all."""
+    """Return the results of each leaf from those of the entries or blocks of all."""
     shapes = [first.shape for first, *_ in rows]
-    vectors = []
-    for tensors in zip(*rows, strict=True):
-        vectors.append(torch.cat([tensor.reshape(-1) for tensor in tensors]))
-    sizes = list(map(torch.Size.numel, shapes))
-    results = [
-        list(map(Tensor.view, each.split(sizes), shapes)) for each in function(*vectors)
-    ]
+    if unit == ENTRIES:
+        rows = [tuple([tensor.reshape(-1) for tensor in row]) for row in rows]
+    joined = [torch.cat(each, _axis(each[0])) for each in zip(*rows, strict=True)]
+    lengths = [first.size(_axis(first)) for first, *_ in rows]
+    total = sum(lengths) or 1  # leaves may be empty
+    results = []
+    for result in function(*joined):
+        axis = _axis(result)
+        sizes = [length * result.size(axis) // total for length in lengths]
+        pieces = result.split(sizes, axis)
+        if unit == ENTRIES:
+            pieces = tuple(map(Tensor.view, pieces, shapes))
+        results.append(pieces)
     return list(zip(*results, strict=True))
+
+
+def _axis(values: Tensor) -> int:
+    """Return the dimension of the entries of a vector, or of the blocks of (1, blocks, entries)."""
+    return values.ndim // 2
 
 
 def _stacked(

@@ -270,6 +270,8 @@ class _Recorder:
             self._nodes[id(result)] = self.node_of(args[0])
             self._unchanged.append(result)
             return result
+        if operator in VIEWS:
+            args = args[0], _of_any_length(result.shape)
         node = self._node_for(operator, traits.name, args, kwargs)
         if traits.writes:
             if not self.may_write or not any(
@@ -392,14 +394,26 @@ class _OperatorTraits:
         )
 
 
+VIEWS = (aten.view.default, aten._unsafe_view.default)
 # Operations that often return the tensor unchanged.
 SHAPING = (
-    aten.view.default,
-    aten._unsafe_view.default,
+    *VIEWS,
     aten.expand.default,
     aten.permute.default,
     aten.slice.Tensor,
 )
+
+
+def _of_any_length(shape: Sequence[int]) -> list[int]:
+    """Return the shape of a view without its first dimension, if that follows from the others.
+
+    Programs of leaves with more rows or blocks remain equal.
+    """
+    sizes = list(shape)
+    long = [i for i, size in enumerate(sizes) if size != 1]
+    if long and 0 not in sizes:
+        sizes[long[0]] = -1
+    return sizes
 
 
 def _has_same_layout(result: Tensor, tensor: Tensor) -> bool:

@@ -360,7 +360,7 @@ class _Writer(Text):
     def _write_batch(self, batch: list[Node]) -> None:
         """Generate a function of one leaf and the call that applies it to all leaves, if they are needed."""
         members = set(batch)
-        inputs: dict[str, None] = {}
+        arguments: dict[Node, None] = {}
         outputs: list[str] = []
         dead_after_batch: list[Node] = []  # lists that are not needed after the batch
         outside, self._lines = self._lines, []
@@ -368,20 +368,21 @@ class _Writer(Text):
             self._assign(node, self.shared(node) + _conversion(node))
             for item in node.all_input_nodes:
                 if is_list(item) and item not in members:
-                    inputs[item.name] = None
+                    arguments[item] = None
             if not node.users.keys() <= members:
                 outputs.append(node.name)
             dead = self._memory.freed_after(node)
             self._delete([item for item in dead if item in members])
             dead_after_batch.extend(item for item in dead if item not in members)
         body, self._lines = self._lines, outside
-        limit = 'float("inf")' if batches.has_matrices(batch) else batches.SMALL
-        by_entry = batches.is_by_entry(batch)
+        limit = self.text(batches.most_entries(batch, arguments))
+        unit = batches.unit_of(batch, arguments)
+        columns = ", ".join(map(self.text, arguments))
         lines = [
-            f"def batch({', '.join(inputs)}):",
+            f"def batch({columns}):",
             *(f"    {line}" for line in body),
             f"    return {tuple_of(outputs)}",
-            f"{tuple_of(outputs)} = batched({limit}, {by_entry}, batch, {', '.join(inputs)})",
+            f"{tuple_of(outputs)} = batched({limit}, {unit!r}, batch, {columns})",
         ]
         self._add(lines, self._needs.of(batch[0]))
         self._delete(dead_after_batch)

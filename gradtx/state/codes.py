@@ -280,11 +280,12 @@ def _out_of_blocks(blocks: Tensor, like: Tensor) -> Tensor:
     """The reverse of `_in_blocks`."""
     length = _row_length(like.shape)
     rows, count, block = blocks.shape
-    values = blocks.reshape(rows, count * block)
+    if count * block == length:
+        return blocks.reshape(like.shape)
+    values = blocks.reshape(rows, count * block)[:, :length]
     # Copy, so that the state does not keep the memory of the padding alive.
-    if count * block != length:
-        values = values[:, :length].clone(memory_format=torch.contiguous_format)
-    return values.reshape(like.shape)
+    copy = values.clone(memory_format=torch.contiguous_format)
+    return copy.reshape(like.shape)
 
 
 def _pairs(codes: Tensor) -> Tensor:

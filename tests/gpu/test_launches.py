@@ -52,6 +52,12 @@ def test_leaves_of_many_shapes_take_few_launches_too(name, counted):
     assert warm_step(counted, make, shapes).launches <= OF_ALL_SHAPES[name]
 
 
+@pytest.mark.parametrize(("code", "most"), [("int8", 60), ("bfloat16+8", 80), ("float8", 180)])
+def test_coded_leaves_of_many_shapes_take_few_launches_too(code, most, counted):
+    shapes = [(64 * rows, 64 * columns) for rows in (1, 2, 3) for columns in (1, 2, 3)]
+    assert warm_step(counted, lambda: gradtx.adamw(state_dtype=code), shapes * 3).launches <= most
+
+
 @pytest.mark.parametrize("name", OF_MATRICES)
 def test_matrices_of_one_shape_are_batched(name, counted):
     make, most = OF_MATRICES[name]

@@ -204,17 +204,70 @@ def test_entries_of_leaves_of_all_shapes_are_joined():
     xs[4] = xs[4].to(memory_format=torch.channels_last)
     ys = [torch.randn_like(x) for x in xs[:-1]] + [torch.randn(3)]
     broadcast = [torch.randn(8, 4), torch.randn(8, 4)], [torch.randn(8, 1), torch.randn(8, 1)]
-    found, _ = batches.batched(100, True, function, *broadcast)
+    found, _ = batches.batched(100, batches.ENTRIES, function, *broadcast)
     torch.testing.assert_close(found, list(map(torch.atan2, *broadcast)))
     calls.clear()
-    results = batches.batched(30, True, function, xs[:4] + xs[5:], ys[:4] + ys[5:])
+    results = batches.batched(30, batches.ENTRIES, function, xs[:4] + xs[5:], ys[:4] + ys[5:])
     assert calls == [(11,), (40,), (2, 3)]
-    results += batches.batched(100, True, function, xs[3:5], ys[3:5])
+    results += batches.batched(100, batches.ENTRIES, function, xs[3:5], ys[3:5])
+    empty = [torch.ones(0), torch.ones(2, 0)]
+    assert [list(map(torch.numel, each)) for each in batches.batched(100, batches.ENTRIES, function, empty, empty)] == [
+        [0, 0],
+        [0, 0],
+    ]
     pairs = [*zip(xs[:4] + xs[5:], ys[:4] + ys[5:], strict=True)]
     for found, expected in zip(results[:2], (torch.atan2, torch.gt), strict=True):
         torch.testing.assert_close(found, [expected(*pair) for pair in pairs])
     for found, expected in zip(results[2:], (torch.atan2, torch.gt), strict=True):
         torch.testing.assert_close(found, list(map(expected, xs[3:5], ys[3:5])))
+
+
+def test_blocks_of_vectors_of_all_lengths_are_joined():
+    calls = []
+
+    def function(scales, x):
+        calls.append(len(x))
+        blocks = x.view(1, -1, 4) / scales.view(1, -1, 1)
+        largest = blocks.abs().amax(-1, keepdim=True)
+        return largest.view(-1), blocks, blocks.view(-1)
+
+    lengths = [8, 4, 40, 16]
+    vectors, scales = [torch.randn(n) for n in lengths], [torch.randn(n // 4) for n in lengths]
+    results = batches.batched(30, batches.BLOCKS, function, scales, vectors)
+    assert calls == [28, 40]
+    for found, expected in zip(zip(*results, strict=True), map(function, scales, vectors), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def of_blocks(blocks, y):
+    """An operation on blocks that has no form on lists."""
+    return (blocks.amax(-1, keepdim=True) + y.view(1, -1, 1)).view(-1)
+
+
+# Functions of two vectors, and the length of the second: the first has 16 entries.
+UNITS = {
+    "entries": (torch.atan2, 16),
+    "blocks": (lambda x, y: of_blocks(x.view(1, -1, 4), y), 4),
+    "entries and a number": (lambda x, y: torch.atan2(x, y.sum()), 16),
+    "a single block": (lambda x, y: of_blocks(x.view(1, 1, -1), y), 4),
+    "blocks of rows": (lambda x, y: of_blocks(x.view(4, -1, 4), y), 4),
+    "the last block": (lambda x, y: of_blocks(x.view(1, -1, 4)[:, -1:], y), 4),
+    "other entries": (lambda x, y: torch.atan2(x.flip(0), y), 16),
+}
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_only_what_depends_on_entries_or_blocks_joins_leaves(name, as_batches):
+    as_batches(True)
+    function, length = UNITS[name]
+    recording = record(
+        lambda arguments: PhaseResult([function(*arguments)], ("result",), None, lambda: None),
+        [],
+        [(torch.float32, (16,)), (torch.float32, (length,))],
+    )
+    source = list_function(recording, torch.device("cpu")).source
+    expected = name if name in (batches.ENTRIES, batches.BLOCKS) else ""
+    assert f", {expected!r}, batch," in source
 
 
 def test_a_processor_loops_and_accelerators_do_not():

@@ -278,7 +278,8 @@ def _chunks_of(
         size = entries_of(member.param)
         part = part_of(member, signature.placed) if splits else None
         if part is None:
-            pieces.append((member, None))
+            is_vector = splits and has_codes
+            pieces.append((member, slice(0, size) if is_vector else None))
             for key in signature.slots_by_leaf:
                 size = max(size, entries_of(member.state[key]))
             sizes.append(size)
@@ -381,21 +382,27 @@ class ListEngine(Engine):
         have_sums = any(each.traits.has_sums for each in family.operations)
         if not is_coded and not have_sums:
             return True
-        programs = self._programs_of(family)
+        # Leaves with codes are vectors; parts that know their positions have programs of their own.
+        are_vectors = is_coded and not is_positional(family.operations)
+        known, programs = self._programs_of(family), self._list_programs(family)
         for member in _one_of_each_shape(family):
             part = part_of(member)
-            if part is None:
+            if part is None and not are_vectors:
                 continue
             tensors = family.arguments(member)
             key = ("in parts", family.key, tensors[0].shape)
-            if key not in programs:
-                # The programs of coded leaves are recorded for a part, those of others for the whole leaf.
-                count = part if is_coded else entries_of(member.param)
-                as_vector = family.recorded(first_entries(tensors, count))
-                programs[key] = all(each.parts_add_up() for each in as_vector) and (
-                    operations_of(as_vector) == operations_of(family.recorded(tensors))
+            if key not in known:
+                as_vector = programs.of(first_entries(tensors, tensors[0].numel()))
+                known[key] = (
+                    not isinstance(as_vector, str)
+                    and all(each.parts_add_up() for each in as_vector)
+                    and operations_of(as_vector)
+                    == operations_of(family.recorded(tensors))
                 )
-            if not programs[key]:
+                if are_vectors and part is not None:
+                    of_part = programs.of(first_entries(tensors, part))
+                    known[key] &= of_part is as_vector
+            if not known[key]:
                 return False
         return True
 
@@ -425,10 +432,7 @@ class ListEngine(Engine):
 
     def _bundles(self, family: Family, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves of one kind, each with its program."""
-        on_host, known = family.step.on_host, self._programs_of(family)
-        programs = ListPrograms(
-            family.function().record, self.function_of, on_host, family.key, known
-        )
+        programs = self._list_programs(family)
         leaves = [(each, _arguments(family, each, splits)) for each in family.members]
         bundles = []
         for program, members in programs.by_program(leaves):
@@ -468,6 +472,11 @@ class ListEngine(Engine):
                 accepted.append(member)
         return accepted
 
+    def _list_programs(self, family: Family) -> ListPrograms:
+        on_host, known = family.step.on_host, self._programs_of(family)
+        record = family.function().record
+        return ListPrograms(record, self.function_of, on_host, family.key, known)
+
     def _programs_of(self, family: Family) -> dict[Any, Any]:
         if self._programs is None:
             self._programs = _SHARED.of_chain(family.step.groups[0].tx)
@@ -493,7 +502,7 @@ def _one_of_each_shape(family: Family) -> list[Member]:
 
 
 def _arguments(family: Family, member: Member, splits: bool) -> list[Tensor]:
-    """Return the arguments of a program for a leaf, or for its first part if its parts have other programs.
+    """Return the arguments of a program for a leaf: as vectors if it has codes, of a part that has its own program.
 
     Unless entries are independent, the program of a shard is that of the whole leaf.
     """
@@ -501,10 +510,9 @@ def _arguments(family: Family, member: Member, splits: bool) -> list[Tensor]:
     tensors = family.arguments(member)
     if family.kind.sharded and not family.kind.flat:
         return whole_arguments(member, tensors)
-    has_own_parts = signature.placed or signature.layout.codes
-    part = part_of(member, signature.placed) if splits and has_own_parts else None
-    if part is not None:
-        tensors = first_entries(tensors, part)
+    if splits and (signature.placed or signature.layout.codes):
+        part = part_of(member, True) if signature.placed else None
+        tensors = first_entries(tensors, part or tensors[0].numel())
     if signature.placed:
         tensors.append(torch.zeros((), dtype=torch.int64, device=tensors[0].device))
     return tensors

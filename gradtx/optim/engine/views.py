@@ -19,7 +19,7 @@ from gradtx.optim.run import Member
 from gradtx.programs.bundle import entries_of_a_call
 from gradtx.state.codes import KEY
 
-# Equal parts of a coded leaf may be this many times smaller than a call's lists.
+# Equal parts may be this many times smaller than a call's lists.
 SMALLEST_PARTS = 64
 
 
@@ -167,25 +167,19 @@ def cut(vector: Tensor, window: slice, size: int) -> Tensor:
 def part_of(member: Member, equal: bool = False) -> int | None:
     """Return the number of entries in each part of a large leaf for list programs; None for a leaf that is not divided.
 
-    List programs for codes are specialized to one shape, so parts of coded leaves are equal and contain whole blocks.
-    `equal` is whether parts of other leaves must be equal as well.
+    Parts of coded leaves contain whole blocks. `equal` is whether parts must be equal.
     """
-    size, has_codes = entries_of(member.param), row_of(member) is not None
-    most = entries_of_a_call(local(member.param).device, has_codes)
+    assert member.layout is not None
+    codecs = member.layout.coded_keys.values()
+    size = entries_of(member.param)
+    most = entries_of_a_call(local(member.param).device, bool(codecs))
     if size <= most:
         return None
-    unit = row_of(member) or (1 if equal else None)
-    if unit is None:
-        return most
+    unit = max((codec.block or codec.packs for codec in codecs), default=1)
     units = size // unit
+    if not equal:
+        return max(most // unit, 1) * unit
     for count in range(-(-size // most), SMALLEST_PARTS * size // most):
         if units % count == 0:
             return size // count
     return None
-
-
-def row_of(member: Member) -> int | None:
-    """Return the fewest entries that contain whole blocks of all coded slots; None if there are no coded slots."""
-    assert member.layout is not None
-    blocks = [codec.block or codec.packs for codec in member.layout.coded_keys.values()]
-    return max(blocks, default=None)
