@@ -1,21 +1,23 @@
 """The GPU that the tests of this folder run on: a pretended one, or a real one with GRADTX_GPU=cuda."""
 
+import contextlib
 import os
 
 import pytest
 
+# When tests are collected: torch's autograd takes no device that is registered after its first backward pass.
+if os.environ.get("GRADTX_GPU") == "cuda":
+    from tests.gpu.real import GPU
+
+    seeing_constants = contextlib.nullcontext
+else:
+    from tests.gpu.pretend import GPU, seeing_constants
+
 
 @pytest.fixture(autouse=True)
 def gpu():
-    if os.environ.get("GRADTX_GPU") == "cuda":
-        from tests.gpu.real import GPU
-
+    with seeing_constants():
         yield GPU
-    else:
-        from tests.gpu import pretend
-
-        with pretend.seeing_constants():
-            yield pretend.GPU
 
 
 @pytest.fixture
