@@ -232,6 +232,11 @@ def on_lists(name: str) -> Callable[..., Any] | None:
     return getattr(torch, f"_foreach_{name}", None)
 
 
+def added_lists(xs: list[Tensor], ys: list[Tensor]) -> list[Tensor]:
+    """Return the sum of each pair of tensors."""
+    return list(torch._foreach_add(xs, ys))
+
+
 def copy_each_(targets: list[Tensor], sources: list[Tensor]) -> None:
     """Copy each source into its target."""
     torch._foreach_copy_(targets, sources)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from gradtx.base.errors import OWN_STATE, Path, foreign, lacking
 from gradtx.base.exact import exact
 from gradtx.base.forward import Transformation
 from gradtx.base.messages import nearest, warn_user
+from gradtx.base.plain import TYPES
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import (
     FROZEN,
@@ -691,16 +692,28 @@ def evaluation_weights(leaf: Leaf, operations: list[Any]) -> Any:
     return None
 
 
-def added(pairs: Iterable[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Return new parameters, given pairs of a parameter and its update."""
-    return [(param + step).to(param.dtype) for param, step in pairs]
+def added(params: list[Tensor], steps: list[Tensor]) -> list[Tensor]:
+    """Return new parameters, given their updates; one operation adds all plain tensors without derivatives."""
+    tensors = [*params, *steps]
+    needs_each = (
+        torch.compiler.is_dynamo_compiling()
+        or not TYPES.issuperset(map(type, tensors))
+        or _torch.inside_transform()
+        or _torch.forward_mode_active()
+        or (torch.is_grad_enabled() and any(each.requires_grad for each in tensors))
+    )
+    if needs_each or not tensors:
+        sums = [param + step for param, step in zip(params, steps, strict=True)]
+    else:
+        sums = _torch.added_lists(params, steps)
+    return [total.to(param.dtype) for total, param in zip(sums, params, strict=True)]
 
 
 def apply_updates(params: Any, updates: Any) -> Any:
     by_name, unflatten = _tree.flatten(params, "params")
     steps, _ = _tree.flatten(updates, "updates")
     _tree.check_names(steps, by_name, "updates", "params")
-    pairs: dict[str, tuple[Tensor, Tensor]] = {}
+    changed: dict[str, Tensor] = {}
     for name, param in by_name.items():
         step = steps[name]
         if param is None or step is None:
@@ -712,6 +725,6 @@ def apply_updates(params: Any, updates: Any) -> Any:
             raise TypeError(
                 f"apply_updates: leaf {name!r} has dtype {step.dtype}, but its parameter has {param.dtype}"
             )
-        pairs[name] = param, step
-    new = dict(zip(pairs, added(pairs.values()), strict=True))
-    return unflatten({**by_name, **new})
+        changed[name] = param
+    sums = added(list(changed.values()), [steps[name] for name in changed])
+    return unflatten({**by_name, **dict(zip(changed, sums, strict=True))})

@@ -458,7 +458,7 @@ def _applied(
 def _added(params: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
     """Return the sums, by operators for many leaves at a time."""
     if len(params) < FEW_LEAVES or _needs_rules([params, updates]):
-        return _pure.added(zip(params, updates, strict=True))
+        return _pure.added(params, updates)
     new: list[Tensor] = []
     for start in range(0, len(params), LEAVES_OF_A_CALL):
         some = slice(start, start + LEAVES_OF_A_CALL)
@@ -485,16 +485,12 @@ def _like(key: str, *lists: list[Tensor]) -> list[Tensor]:
     return _PLANS[key].like()
 
 
-def _add(params: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
-    return _pure.added(zip(params, updates, strict=True))
-
-
 _LIBRARY = torch.library.Library("gradtx", "FRAGMENT")
 _LIBRARY.define(
     "run(str plan, Tensor[] numbers, Tensor[] tensors, Tensor[] extras) -> Tensor[]"
 )
 _LIBRARY.define("add(Tensor[] params, Tensor[] updates) -> Tensor[]")
 _LIBRARY.impl("run", _computed, "CompositeExplicitAutograd")
-_LIBRARY.impl("add", _add, "CompositeExplicitAutograd")
+_LIBRARY.impl("add", _pure.added, "CompositeExplicitAutograd")
 torch.library.register_fake("gradtx::run", _like, lib=_LIBRARY)
-torch.library.register_fake("gradtx::add", _add, lib=_LIBRARY)
+torch.library.register_fake("gradtx::add", _pure.added, lib=_LIBRARY)

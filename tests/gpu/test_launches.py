@@ -93,3 +93,10 @@ def test_large_leaves_are_not_copied_into_batches(counted):
     seen = warm_step(counted, gradtx.adam_atan2, shapes)
     assert "stack" not in seen.kernels
     assert seen.kernels["atan2"] == len(shapes)
+
+
+def test_new_parameters_take_few_launches(counted):
+    params = {f"w{i}": counted.to(torch.ones(8, 8)) for i in range(161)}
+    with counted.counting() as seen:
+        gradtx.apply_updates(params, params)
+    assert seen.launches <= 4
