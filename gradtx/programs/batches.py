@@ -114,10 +114,14 @@ def _is_by_block(node: Node) -> bool:
     if node.target is aten.view.default:
         *outer, last = args_of(node)[1]
         return outer == [1, -1] or (not outer and last == -1)
-    dims = _dims([node, *filter(is_list, node.all_input_nodes)])
+    values = [node, *filter(is_list, node.all_input_nodes)]
+    dims = _dims(values)
     if node.target in DIMENSIONS:
         return dims == {3} and reduced_dimensions(node) == [-1]
-    return dims in ({1}, {3}) and _is_by_entry(node)
+    if dims not in ({1}, {3}) or not _is_by_entry(node):
+        return False
+    # Blocks may be repeated along their entries; a single one is not repeated for all others.
+    return len({shape[:2] for shape in _shapes(values)}) == 1
 
 
 def _dims(nodes: Iterable[Node]) -> set[Any]:
@@ -146,7 +150,7 @@ def batched(
     Args:
         limit: The most entries of a tensor in a group; the copy of a larger one takes longer than its launches.
         unit: As `unit_of` returns it. Leaves of all shapes are one group if the function depends on entries, none of
-            which it broadcasts, or on blocks of vectors.
+            which it broadcasts, or on blocks of vectors whose lengths have the same ratios.
         function: Accepts one tensor from each column and returns a tuple of tensors.
         columns: Lists of tensors, one tensor per leaf.
 
@@ -156,18 +160,16 @@ def batched(
     rows = list(zip(*columns, strict=True))
     groups: dict[Any, list[int]] = {}
     for leaf, tensors in enumerate(rows):
-        key: Any = tuple([tensor.shape for tensor in tensors])
+        key: Any = _group_of(unit, tuple([tensor.shape for tensor in tensors]))
         if max(map(Tensor.numel, tensors)) > limit:
             key = leaf
-        elif _joins(unit, key):
-            key = unit
         groups.setdefault(key, []).append(leaf)
     results_of_leaf: dict[int, tuple[Tensor, ...]] = {}
     for key, leaves in groups.items():
         group = [rows[leaf] for leaf in leaves]
         if len(group) == 1:
             results = [function(*group[0])]
-        elif key == unit:
+        elif key[0] == unit:
             results = _joined(function, group, unit)
         else:
             results = _stacked(function, group)
@@ -176,11 +178,16 @@ def batched(
     return tuple(map(list, zip(*results_by_leaf, strict=True)))
 
 
-def _joins(unit: str, shapes: Sequence[torch.Size]) -> bool:
-    """Whether a leaf with arguments of these shapes is joined to others."""
-    if unit == BLOCKS:
-        return {len(shape) for shape in shapes} == {1}
-    return unit == ENTRIES and len(set(shapes)) == 1
+def _group_of(unit: str, shapes: tuple[torch.Size, ...]) -> tuple[Any, ...]:
+    """Return what the leaves of a group have in common; it starts with the unit if they are joined.
+
+    The lengths of vectors of blocks have the same ratios, from which the lengths of results follow.
+    """
+    if unit == ENTRIES and len(set(shapes)) == 1:
+        return (ENTRIES,)
+    if unit == BLOCKS and {len(shape) for shape in shapes} == {1} and shapes[0][0]:
+        return BLOCKS, *(shape[0] / shapes[0][0] for shape in shapes)
+    return shapes
 
 
 def _joined(

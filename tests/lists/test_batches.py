@@ -239,6 +239,16 @@ def test_blocks_of_vectors_of_all_lengths_are_joined():
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+def test_vectors_whose_lengths_are_unrelated_are_not_joined():
+    def function(x, y):
+        return torch.atan2(x, x), torch.atan2(y, y)
+
+    xs, ys = list(map(torch.randn, (5, 3, 10, 5))), list(map(torch.randn, (1, 1, 2, 4)))
+    results = batches.batched(30, batches.BLOCKS, function, xs, ys)
+    for found, expected in zip(zip(*results, strict=True), map(function, xs, ys), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def of_blocks(blocks, y):
     """An operation on blocks that has no form on lists."""
     return (blocks.amax(-1, keepdim=True) + y.view(1, -1, 1)).view(-1)
@@ -249,6 +259,7 @@ UNITS = {
     "entries": (torch.atan2, 16),
     "blocks": (lambda x, y: of_blocks(x.view(1, -1, 4), y), 4),
     "entries and a number": (lambda x, y: torch.atan2(x, y.sum()), 16),
+    "entries and a vector of one": (torch.atan2, 1),
     "a single block": (lambda x, y: of_blocks(x.view(1, 1, -1), y), 4),
     "blocks of rows": (lambda x, y: of_blocks(x.view(4, -1, 4), y), 4),
     "the last block": (lambda x, y: of_blocks(x.view(1, -1, 4)[:, -1:], y), 4),
