@@ -112,8 +112,8 @@ def _is_by_entry(node: Node) -> bool:
 def _is_by_block(node: Node) -> bool:
     """Whether each block of a result depends only on one of the operands: these are vectors or (1, blocks, entries)."""
     if node.target is aten.view.default:
-        *outer, last = args_of(node)[1]
-        return outer == [1, -1] or (not outer and last == -1)
+        shape = args_of(node)[1]
+        return shape == [-1] or shape[:-1] == [1, -1]
     values = [node, *filter(is_list, node.all_input_nodes)]
     dims = _dims(values)
     if node.target in DIMENSIONS:

@@ -260,6 +260,7 @@ UNITS = {
     "blocks": (lambda x, y: of_blocks(x.view(1, -1, 4), y), 4),
     "entries and a number": (lambda x, y: torch.atan2(x, y.sum()), 16),
     "entries and a vector of one": (torch.atan2, 1),
+    "a vector of one as a number": (lambda x, y: torch.atan2(x, y.view(())), 1),
     "a single block": (lambda x, y: of_blocks(x.view(1, 1, -1), y), 4),
     "blocks of rows": (lambda x, y: of_blocks(x.view(4, -1, 4), y), 4),
     "the last block": (lambda x, y: of_blocks(x.view(1, -1, 4)[:, -1:], y), 4),
