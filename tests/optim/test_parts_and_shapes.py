@@ -248,6 +248,41 @@ def test_a_rule_reads_the_fan_in_of_leaves_in_parts(code, compile, monkeypatch):
     torch.testing.assert_close(params[1].detach(), torch.full((32, 64, 3, 3), -1 / 576))
 
 
+# What an elementwise rule may do with shapes, and whether the program of a leaf is right for its parts.
+WITH_SHAPES = {
+    "a view and back": (lambda update: update.reshape(-1).reshape(update.shape), False),
+    "rows": (lambda update: (2 * update.reshape(-1, 32)).reshape(update.shape), False),
+    "a tensor of the shape": (lambda update: update + torch.ones(update.shape, device=update.device), False),
+    "transposes": (lambda update: (2 * update.T).T, False),
+    "the number of rows": (lambda update: update * len(update), True),
+    "one like the leaf": (lambda update: update + torch.ones_like(update), True),
+}
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("name", WITH_SHAPES)
+def test_the_program_of_a_leaf_that_has_its_sizes_is_not_that_of_its_parts(name, compile, monkeypatch):
+    monkeypatch.setattr(bundle, "CHUNK", 1024)
+    function, is_in_parts = WITH_SHAPES[name]
+
+    @gradtx.per_tensor(elementwise=True)
+    def rule():
+        return lambda update, state, param, ctx: (function(update), state)
+
+    param = torch.nn.Parameter(torch.zeros(64, 64))
+    optimizer = gradtx.as_optimizer(gradtx.chain(rule(), gradtx.scale(-1.0)), [param], compile=compile)
+    seen = []
+    original = lists._chunks_of
+    monkeypatch.setattr(
+        lists, "_chunks_of", lambda *arguments: seen.extend(original(*arguments)) or original(*arguments)
+    )
+    param.grad = noise(0, param.shape)
+    optimizer.step()
+    torch.testing.assert_close(param.detach(), -function(param.grad))
+    if not compile:
+        assert len(seen) == (4 if is_in_parts else 1)
+
+
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_term_that_adds_up_for_vectors_only_is_not_summed_over_parts_of_matrices(compile, monkeypatch):
     monkeypatch.setattr(bundle, "CHUNK", 1024)

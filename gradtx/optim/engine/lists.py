@@ -378,13 +378,10 @@ class ListEngine(Engine):
 
     def _runs_in_parts(self, family: Family) -> bool:
         """Whether the program may process large leaves in parts."""
-        is_coded = bool(family.signature.layout.codes)
-        have_sums = any(each.traits.has_sums for each in family.operations)
-        if not is_coded and not have_sums:
-            return True
         # Leaves with codes are vectors; parts that know their positions have programs of their own.
+        is_coded = bool(family.signature.layout.codes)
         are_vectors = is_coded and not is_positional(family.operations)
-        known, programs = self._programs_of(family), self._list_programs(family)
+        known = self._programs_of(family)
         for member in _one_of_each_shape(family):
             part = part_of(member)
             if part is None and not are_vectors:
@@ -392,19 +389,32 @@ class ListEngine(Engine):
             tensors = family.arguments(member)
             key = ("in parts", family.key, tensors[0].shape)
             if key not in known:
-                as_vector = programs.of(first_entries(tensors, tensors[0].numel()))
-                known[key] = (
-                    not isinstance(as_vector, str)
-                    and all(each.parts_add_up() for each in as_vector)
-                    and operations_of(as_vector)
-                    == operations_of(family.recorded(tensors))
-                )
-                if are_vectors and part is not None:
-                    of_part = programs.of(first_entries(tensors, part))
-                    known[key] &= of_part is as_vector
+                known[key] = self._parts_agree(family, tensors, part)
             if not known[key]:
                 return False
         return True
+
+    def _parts_agree(
+        self, family: Family, tensors: list[Tensor], part: int | None
+    ) -> bool:
+        """Whether the program of a leaf's parts, if it has any, computes what that of the leaf does."""
+        whole, operations = family.recorded(tensors), family.operations
+        is_coded = bool(family.signature.layout.codes)
+        are_placed = is_positional(operations)
+        if not is_coded and not are_placed and any(each.has_sizes() for each in whole):
+            return False
+        if not is_coded and not any(each.traits.has_sums for each in operations):
+            return True
+        programs = self._list_programs(family)
+        as_vector = programs.of(first_entries(tensors, tensors[0].numel()))
+        if isinstance(as_vector, str):
+            return False
+        if is_coded and not are_placed and part is not None:
+            of_part = programs.of(first_entries(tensors, part))
+            if of_part is not as_vector:
+                return False
+        adds_up = all(each.parts_add_up() for each in as_vector)
+        return adds_up and operations_of(as_vector) == operations_of(whole)
 
     def _bundles_of_signature(self, family: Family) -> list[MemberBundle]:
         """Return bundles of leaves of one signature; parts of leaves that need their positions have another one."""
