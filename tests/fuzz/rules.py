@@ -25,7 +25,7 @@ SHAPES: list[tuple[int, ...]] = [
     *((2, 3), (3, 3), (4, 3), (1, 3), (3, 1), (1, 1), (3,), (4,), (1,), ()),
     *((2, 3, 4), (2, 1, 3), (4, 3, 1, 2), (0,), (0, 3)),
 ]
-OF_BLOCKS: list[tuple[int, ...]] = [(64,), (1, 64), (2, 64), (128,), (2, 2, 32), (3, 65), (2, 3)]  # of codes
+OF_BLOCKS: list[tuple[int, ...]] = [(64,), (1, 64), (2, 64), (4, 64), (128,), (2, 2, 32)]  # of codes, whole ones
 CODES: list[Any] = ["int8", "bfloat16+8", torch.bfloat16]
 STEPS = 7
 Step = Callable[[list[Tensor], Any], Tensor]
@@ -34,11 +34,12 @@ Way = Callable[["Case"], dict[str, Tensor]]
 
 @dataclasses.dataclass
 class Case:
-    """A chain, the shapes of its leaves, and how its state is coded."""
+    """A chain, the shapes of its leaves, how its state is coded, and which gradients are missing, by step."""
 
     tx: GradientTransformation
     shapes: list[tuple[int, ...]]
     code: Any
+    missing: dict[int, str]
 
 
 # Of some dimensions, which are kept with one entry.
@@ -174,7 +175,8 @@ def drawn_case(seed: int) -> Case:
     code = rng.choice([None, None, None, *CODES])
     if code is not None:
         tx = gradtx.with_state_dtype(tx, code, min_size=1)
-    return Case(tx, rng.choices(SHAPES if code is None else OF_BLOCKS, k=5), code)
+    shapes = SHAPES if code is None else rng.choice([OF_BLOCKS, [*OF_BLOCKS, (3, 65), *SHAPES]])
+    return Case(tx, rng.choices(shapes, k=5), code, rng.choice([{}, {1: "p1", 4: "p0"}]))
 
 
 def drawn(case: Case, step: int) -> dict[str, Tensor]:
@@ -184,8 +186,7 @@ def drawn(case: Case, step: int) -> dict[str, Tensor]:
 
 
 def gradients(case: Case, step: int) -> dict[str, Tensor | None]:
-    """The gradients of a step; one of them is missing at times."""
-    missing = {1: "p1", 4: "p0"}.get(step)
+    missing = case.missing.get(step)
     return {name: None if name == missing else gradient for name, gradient in drawn(case, step).items()}
 
 
@@ -210,8 +211,11 @@ def by_optimizer(case: Case, move: Callable[[Any], Any] = unmoved, **options: An
 
 def by_functions(case: Case, compiles: bool = False) -> dict[str, Tensor]:
     params = drawn(case, 99)
-    state = case.tx.init(params, counts="leaves")
-    update = torch.compile(case.tx.update, backend="aot_eager", fullgraph=True) if compiles else case.tx.update
+    state = case.tx.init(params, counts="leaves" if case.missing else "calls")  # which programs of functions need
+    update = case.tx.update
+    if compiles:
+        torch._dynamo.reset()
+        update = torch.compile(update, backend="aot_eager", fullgraph=True)
     for step in range(STEPS):
         updates, state = update(gradients(case, step), state, params)
         params = gradtx.apply_updates(params, updates)
@@ -229,21 +233,28 @@ COMPILED: dict[str, Way] = {
 }
 
 
+def check(case: Case, found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Whether results are equal, except for rounding; few entries of a coded state may have the next code."""
+    expected = {name: expected[name] for name in found}
+    if case.code is None:
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9, equal_nan=True, check_dtype=False)
+        return
+    entries = [torch.cat([value.double().reshape(-1) for value in each.values()]) for each in (found, expected)]
+    near = torch.isclose(*entries, rtol=1e-5, atol=1e-6, equal_nan=True)
+    assert near.double().mean() > 0.99, f"{(~near).sum()} of {near.numel()} entries differ"
+
+
 def run(seed: int, ways: Mapping[str, Way] = WAYS) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.simplefilter("error", RuntimeWarning)  # steps run leaf by leaf, because of a bug
         case = drawn_case(seed)
         with gradtx.eagerly():
             expected = by_optimizer(case)
         for way, results in ways.items():
-            found = results(case)
-            torch.testing.assert_close(
-                found,
-                {name: expected[name] for name in found},
-                rtol=1e-9,
-                atol=1e-9,
-                equal_nan=True,
-                check_dtype=False,
-                msg=lambda text, way=way: f"{way}: {text}",
-            )
+            try:
+                check(case, results(case), expected)
+            except Exception as error:
+                error.add_note(way)
+                raise
     return "passed"
