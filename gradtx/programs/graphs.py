@@ -60,13 +60,12 @@ def update(
     for name, value in extras.items():
         if isinstance(value, float) or (isinstance(value, Tensor) and not value.ndim):
             known[name] = _pure.as_number(name, value)
-    unread = tuple([name for name in extras if name not in known])
     tensors: list[Tensor] = []
     structure = _structure_of((updates, state, params), tensors)
     # Dynamo has no values of a chain that the compiled function makes.
     if structure is None or tx._is_traced:
         return None
-    key = tx._plan(id(tx), "update", structure, tuple(known), unread)
+    key = tx._plan(id(tx), "update", structure, tuple(known), tuple(extras))
     return _results(tx, key, tensors, list(known.values()))
 
 
@@ -297,7 +296,7 @@ class Update(Plan):
         tx: The transformation.
         structure: The structure of updates, state and parameters.
         known: The names of extras that are numbers.
-        unread: The names of the others, which no rule reads.
+        extras: The names of all extras; no rule reads the others.
     """
 
     def __init__(
@@ -305,11 +304,11 @@ class Update(Plan):
         tx: Transformation,
         structure: Any,
         known: tuple[str, ...],
-        unread: tuple[str, ...],
+        extras: tuple[str, ...],
     ):
         super().__init__(tx, structure)
         self._known = known
-        self._unread = dict.fromkeys(unread, _unread)
+        self._unread = dict.fromkeys(extras, _unread)
         # What the operator runs. If the counts of leaves differ, their values decide that at each call.
         self._program: _trees.TreeProgram | None = None
         self._has_lag = False
@@ -331,14 +330,13 @@ class Update(Plan):
         if self._has_lag:
             return
         self._program = _trees.TreeProgram(
-            call.tx,
+            call,
             run,
             leaves,
             self._given,
             examples.tensors,
             (),
             {name: call.extras[name] for name in self._known},
-            list(self._unread),
             function_of,
         )
 
@@ -377,7 +375,7 @@ class Update(Plan):
 
     def _call(self, given: Arguments) -> _trees.Call:
         updates, state, params = _trees.tree_of(self._given, iter(given.tensors))
-        extras = {**dict(zip(self._known, given.extras, strict=True)), **self._unread}
+        extras = {**self._unread, **dict(zip(self._known, given.extras, strict=True))}
         return _trees.Call(self._chain(), updates, state, params, extras)
 
 

@@ -81,10 +81,8 @@ def update(
     for name, value in extras.items():
         if _is_number(value):
             known[name] = as_number(name, value)
-    # Unless recording finds that a rule reads them.
-    unread = [name for name in extras if name not in known]
     numbers = numbers_of(tx)
-    names = tuple(known), tuple(unread)
+    names = tuple(known), tuple(extras)
     key = structure, *names, numbers.structure, equal_counts
     programs_by_key = programs_of(tx)
     try:
@@ -101,7 +99,7 @@ def update(
             with torch.no_grad():
                 run, leaves = _pure.begin(*call)
                 program = TreeProgram(
-                    tx, run, leaves, structure, tensors, equal_counts, known, unread
+                    call, run, leaves, structure, tensors, equal_counts, known
                 )
         except Exception:
             # A user's rule may raise any error while it is recorded; it ran without programs, or raised it above.
@@ -261,13 +259,12 @@ class TreeProgram:
     """The program of one transformation for trees with the structure and the tensor layouts of these.
 
     Args:
-        tx: The transformation.
-        run, leaves: A call that has begun.
+        call: The call.
+        run, leaves: The call, which has begun.
         structure: The structure of updates, state and parameters.
         tensors: Their tensors.
         equal_counts: See `_equal_counts`.
-        known: The extras that are arguments of the program.
-        unread: The names of the others, which no rule may read.
+        known: The extras that are arguments of the program; no rule may read the others.
         function_of: As in `ListBundle`.
 
     Raises:
@@ -276,18 +273,17 @@ class TreeProgram:
 
     def __init__(
         self,
-        tx: Transformation,
+        call: Call,
         run: TreeRun,
         leaves: dict[str, Leaf],
         structure: Any,
         tensors: list[Tensor],
         equal_counts: tuple[int, ...],
         known: dict[str, Tensor],
-        unread: list[str],
         function_of: FunctionOf = list_function_of,
     ):
         self._function_of = function_of
-        _check_call(run, leaves, known, unread)
+        _check_call(call, run, leaves, known)
         kind, (*of_results, of_params) = structure
         self._new = kind, of_results
         indices = iter(range(len(tensors)))
@@ -305,7 +301,7 @@ class TreeProgram:
         for path in run.stages:
             for name in run.scalars(path):
                 self._shared[path, name] = old.tree((*path, name))
-        numbers = numbers_of(tx)
+        numbers = numbers_of(call.tx)
         self._counts = self._counts_for(numbers, run)
         scalars = [*(tensors[i] for i in self._shared.values()), *known.values()]
         on_host = not any(map(is_on_accelerator, scalars))
@@ -313,8 +309,8 @@ class TreeProgram:
         self._alone: dict[str, _Row] = {}  # the leaves without a program
         self._bundles: list[_TreeBundle] = []
         for (count, _), rows in self._by_kind(leaves, count_of, trees, tensors).items():
-            signature = self._signature(run, rows[0], tensors, numbers, known, unread)
-            function = LeafFunction(signature, ChainOf(tx, numbers.structure))
+            signature = self._signature(call, run, rows[0], tensors, known)
+            function = LeafFunction(signature, ChainOf(call.tx, numbers.structure))
             programs = ListPrograms(
                 function.record, self._function_of, on_host, None, {}
             )
@@ -390,12 +386,11 @@ class TreeProgram:
 
     def _signature(
         self,
+        call: Call,
         run: TreeRun,
         row: _Row,
         tensors: list[Tensor],
-        numbers: Numbers,
         known: dict[str, Tensor],
-        unread: list[str],
     ) -> Signature:
         """Return the arguments of the program of a leaf, whose slots are keyed by path and name."""
         leaf = row.leaf
@@ -410,10 +405,10 @@ class TreeProgram:
         return Signature(
             layout=Layout.keyed_by_place(row.slots, shared, codes),
             choices=run.choices.get(leaf.name, {}),
-            numbers=len(numbers.values),
+            numbers=len(self._counts),
             shared={place: tensors[self._shared[place]].dtype for place in shared},
             scalars={name: value.dtype for name, value in known.items()},
-            absent=dict.fromkeys(unread, UNREAD),
+            absent={name: UNREAD for name in call.extras if name not in known},
             known_extras=run.known_extras,
             has_param=leaf.param is not None,
             writes=False,
@@ -557,10 +552,7 @@ class TreeProgram:
 
 
 def _check_call(
-    run: TreeRun,
-    leaves: dict[str, Leaf],
-    known: dict[str, Tensor],
-    unread: list[str],
+    call: Call, run: TreeRun, leaves: dict[str, Leaf], known: Collection[str]
 ) -> None:
     """Check that programs may run a call.
 
@@ -570,7 +562,7 @@ def _check_call(
     traits = run.route.traits()
     if any(name in run.leaf_extras for name in known):
         raise UnsuitableError
-    if run.opaque or ((known or unread) and any(each.checks_extras for each in traits)):
+    if run.opaque or (call.extras and any(each.checks_extras for each in traits)):
         raise UnsuitableError
     have_gradients = [leaf.has_gradient for leaf in leaves.values()]
     if sum(have_gradients) < len(run.names) and any(each.takes_none for each in traits):
