@@ -363,14 +363,14 @@ class _Contraction:
 
     def join(self, node: Node) -> None:
         """Fuse a term of a sum into the operation that adds it."""
-        if node.target not in (aten.add.Tensor, aten.sub.Tensor, aten.add_.Tensor):
+        if node.target not in (aten.add.Tensor, aten.sub.Tensor):
             return
         x, y, *_ = args_of(node)
         if node.kwargs or not is_list(x) or not is_list(y):
             return
         if not same_meta(node, x, y):
             return
-        if node.target is not aten.add.Tensor:
+        if node.target is aten.sub.Tensor:
             self._join_best(node, [(x, y)])
         elif not self._interpolates(node, x, y):
             self._join_best(node, [(x, y), (y, x)])
@@ -410,13 +410,11 @@ class _Contraction:
         return False
 
     def _absorb(self, node: Node, rest: Node, term: _Term) -> None:
-        target, factor = term.target, term.factor
+        factor = term.factor
         if node.target is aten.sub.Tensor:
             factor = _negative(factor, node)
-        option = _FACTORS[target]
-        if node.target is aten.add_.Tensor:
-            target = _IN_PLACE[target]
-        _replace(node, target, (rest, *term.lists), {option: factor})
+        option = _FACTORS[term.target]
+        _replace(node, term.target, (rest, *term.lists), {option: factor})
 
     def move_weight_first(self, update: Node) -> None:
         """Save an operation of a step p + s u whose update u pulls the weight p.
@@ -542,16 +540,11 @@ class _Parts:
     rest: _Term | None = None
 
 
-# The argument of operations that multiplies what they add, and their forms that write into the first operand.
+# The argument of operations that multiplies what they add.
 _FACTORS = {
     aten.add.Tensor: "alpha",
     aten.addcmul.default: "value",
     aten.addcdiv.default: "value",
-}
-_IN_PLACE = {
-    aten.add.Tensor: aten.add_.Tensor,
-    aten.addcmul.default: aten.addcmul_.default,
-    aten.addcdiv.default: aten.addcdiv_.default,
 }
 
 

@@ -418,9 +418,7 @@ class KernelWriter(ABC):
             return self._operand(args[0], dtype)
         if target is aten.view.dtype:
             return self._same_bits(self._names[args[0]], dtype)
-        name = operator_name(node)
-        name = name if name.startswith("__") else name.rstrip("_")
-        return self._arithmetic(name, args, node.kwargs, dtype)
+        return self._arithmetic(operator_name(node), args, node.kwargs, dtype)
 
     def _arithmetic(self, name: str, args: Any, kwargs: Any, dtype: torch.dtype) -> str:
         compute = torch.float32 if dtype in HALF else dtype

@@ -51,10 +51,6 @@ OF_NUMBER = {
 }
 SUMS = {aten.add.Tensor, aten.sub.Tensor}
 PRODUCTS = {aten.addcmul.default, aten.addcdiv.default}
-WRITES = {
-    *(aten.add_.Tensor, aten.copy_.default),
-    *(aten.addcmul_.default, aten.addcdiv_.default),
-}
 # The name of an operation on lists, its operands and its options.
 Form: TypeAlias = tuple[str, Sequence[Any], dict[str, Any]]
 NORMS = ((), (2,))  # the Euclidean one
@@ -143,7 +139,7 @@ class _Writer(Text):
         return len({item.meta["val"].shape for item in lists}) == 1
 
     def _has_form_in_place(self, node: Node) -> bool:
-        if node in self._batches or node.target in WRITES:
+        if node in self._batches or node.target is aten.copy_.default:
             return False
         call = self._foreach_call(node)
         return call is not None and call[0] != "norm"
@@ -245,7 +241,7 @@ class _Writer(Text):
             return
         name, *operands = foreach_call
         target = self._operands.get(node)
-        if node.target in WRITES:
+        if node.target is aten.copy_.default:
             target = node.args[0]
         if target is None:
             self._assign(node, f"{self._on_lists(name)}({', '.join(operands)})")
@@ -280,7 +276,7 @@ class _Writer(Text):
         """Return the form of an operation on lists; None if there is none."""
         target, args, kwargs = node.target, node.args, node.kwargs
         name = operator_name(node).removesuffix("_")
-        if target in WRITES or target in PRODUCTS:
+        if target is aten.copy_.default or target in PRODUCTS:
             return (name, args, dict(kwargs)) if all(map(is_list, args)) else None
         if target in OF_ONE:
             return name, args[:1], {}
