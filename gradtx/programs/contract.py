@@ -256,7 +256,10 @@ class _Contraction:
         inner_factor, inner = self._absorbable_factor_of(dividend, node)
         if inner is not None:
             dividend = inner
-            factor = _times(factor, inner_factor, node)
+            if factor is not None:
+                factors = factor, inner_factor
+                inner_factor = _number(aten.mul.Tensor, factors, node)
+            factor = inner_factor
         if factor is None:
             return
         quotient = _list(aten.div.Tensor, (dividend, divisor), node)
@@ -291,7 +294,7 @@ class _Contraction:
         """Replace -(a x) by (-a) x for a scalar a."""
         factor, inner = self._absorbable_factor_of(node.args[0], node)
         if inner is not None:
-            negative_factor = _negative(factor, node)
+            negative_factor = _number(aten.neg.default, (factor,), node)
             _replace(node, aten.mul.Tensor, (inner, negative_factor))
 
     def _split_clamp(self, node: Node) -> None:
@@ -315,7 +318,7 @@ class _Contraction:
         factor, scaled = _factor_of(node)
         inner_factor, inner = self._absorbable_factor_of(scaled, node)
         if inner is not None:
-            both_factors = _times(factor, inner_factor, node)
+            both_factors = _number(aten.mul.Tensor, (factor, inner_factor), node)
             _replace(node, aten.mul.Tensor, (inner, both_factors))
 
     def _absorbable_factor_of(self, scaled: Any, user: Node) -> tuple[Any, Any]:
@@ -412,7 +415,7 @@ class _Contraction:
     def _absorb(self, node: Node, rest: Node, term: _Term) -> None:
         factor = term.factor
         if node.target is aten.sub.Tensor:
-            factor = _negative(factor, node)
+            factor = _number(aten.neg.default, (factor,), node)
         option = _FACTORS[term.target]
         _replace(node, term.target, (rest, *term.lists), {option: factor})
 
@@ -426,16 +429,17 @@ class _Contraction:
             return
         step = next(iter(update.users))
         weight = _weight_of(step, update)
-        parts = None if weight is None else _parts_of(update, weight)
-        if weight is None or parts is None or not self._are_unchanged(weight):
+        if weight is None or not self._are_unchanged(weight):
+            return
+        pull, rest = _parts_of(update, weight)
+        if pull is None:
             return
         size = step.kwargs.get("alpha", 1)
-        rest = parts.rest
-        factors = (size, parts.pull.factor, 1 if rest is None else rest.factor)
+        factors = (size, pull.factor, 1 if rest is None else rest.factor)
         if any(map(is_on_device, factors)):
             return
         _move_before(update, size)
-        target, args, kwargs = _pulled(weight, parts.pull, size, update)
+        target, args, kwargs = _pulled(weight, pull, size, update)
         if rest is not None:
             pulled = _list(target, args, update, kwargs)
             target, args = rest.target, (pulled, *rest.lists)
@@ -470,17 +474,6 @@ def _move_before(node: Node, number: Any) -> None:
 
 
 # Nodes.
-
-
-def _times(x: Any, y: Any, user: Node) -> Any:
-    """Return the product of two scalars, the first of which may be None for 1."""
-    return y if x is None else _number(aten.mul.Tensor, (x, y), user)
-
-
-def _negative(number: Any, user: Node) -> Any:
-    if not isinstance(number, Node):
-        return -number
-    return _number(aten.neg.default, (number,), user)
 
 
 def _number(target: Any, args: tuple[Any, ...], user: Node) -> Any:
@@ -532,14 +525,6 @@ class _Pull:
     goal: Node | None
 
 
-@dataclass(frozen=True)
-class _Parts:
-    """The update of a weight: the term that depends on the weight, and the rest if there is one."""
-
-    pull: _Pull
-    rest: _Term | None = None
-
-
 # The argument of operations that multiplies what they add.
 _FACTORS = {
     aten.add.Tensor: "alpha",
@@ -560,22 +545,20 @@ def _weight_of(step: Node, update: Node) -> Node | None:
     return weight if is_next and same_meta(step, weight, update) else None
 
 
-def _parts_of(update: Node, weight: Node) -> _Parts | None:
-    """Split a contracted update of a weight; None if it has another form."""
+def _parts_of(update: Node, weight: Node) -> tuple[_Pull | None, _Term | None]:
+    """Return the term of a contracted update that depends on the weight, if it has this form, and the rest if any."""
     pull = _pull_of(update, weight)
-    if pull is not None:
-        return _Parts(pull)
     target: Any = update.target
-    if target not in _FACTORS or not all(map(is_list, update.args)):
-        return None
+    if pull is not None or target not in _FACTORS or not all(map(is_list, update.args)):
+        return pull, None
     first, *rest = args_of(update)
     factor = update.kwargs.get(_FACTORS[target], 1)
     pull = _pull_of(first, weight) if _can_absorb(first, update) else None
     if pull is not None:
-        return _Parts(pull, _Term(target, rest, factor))
+        return pull, _Term(target, rest, factor)
     if target is aten.add.Tensor and rest == [weight]:  # y + c p
-        return _Parts(_Pull(factor, None), _Term(target, [first]))
-    return None
+        return _Pull(factor, None), _Term(target, [first])
+    return None, None
 
 
 def _pull_of(term: Node, weight: Node) -> _Pull | None:
