@@ -226,8 +226,6 @@ class _Contraction:
             self._use_known_exponent(node)
         elif node.target is aten.div.Tensor:
             self._multiply_instead(node)
-        elif node.target is aten.neg.default:
-            self._negate_factor(node)
         elif node.target in (aten.clamp.default, aten.clamp.Tensor):
             self._split_clamp(node)
         if node.target is aten.mul.Tensor:
@@ -289,13 +287,6 @@ class _Contraction:
         scaled_shift = _number(aten.mul.Tensor, (shift, root), divisor)
         _replace(divisor, aten.add.Tensor, (b, scaled_shift))
         return root
-
-    def _negate_factor(self, node: Node) -> None:
-        """Replace -(a x) by (-a) x for a scalar a."""
-        factor, inner = self._absorbable_factor_of(node.args[0], node)
-        if inner is not None:
-            negative_factor = _number(aten.neg.default, (factor,), node)
-            _replace(node, aten.mul.Tensor, (inner, negative_factor))
 
     def _split_clamp(self, node: Node) -> None:
         """Replace `clamp` with scalar bounds by `clamp_min` and `clamp_max`."""

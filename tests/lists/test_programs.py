@@ -231,10 +231,6 @@ def squared(number, x, average, param, other):
     return [], [(param, param + scaled * scaled)]
 
 
-def negative(number, x, average, param, other):
-    return [], [(param, param + -(number * (x - average)))]
-
-
 def decayed_list(number, x, average, param, other):
     return [], [(param, param - number * (x + 0.1 * param))]
 
@@ -261,7 +257,6 @@ def pulled_alone(number, x, average, param, other):
         (scaled_in_place_to_maximize, 3),
         (divided_number, 3),
         (squared, 2),
-        (negative, 2),
         (decayed_list, 2),
         (decayed_quotient, 6),
         (pulled, 3),
