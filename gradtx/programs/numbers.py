@@ -27,10 +27,6 @@ def _power(base: Any, exponent: Any) -> Any:
     return math.pow(base, exponent)
 
 
-def _inverse_root(x: Any) -> float:
-    return 1.0 / math.sqrt(x)
-
-
 def _reciprocal(x: Any) -> float:
     return 1.0 / x
 
@@ -81,14 +77,10 @@ IN_PYTHON: dict[Any, Callable[..., Any]] = {
     aten.sign: _sign,
     aten.reciprocal: _reciprocal,
     aten.sqrt: math.sqrt,
-    aten.rsqrt: _inverse_root,
     aten.exp: math.exp,
     aten.expm1: math.expm1,
     aten.log: math.log,
-    aten.log1p: math.log1p,
     aten.cos: math.cos,
-    aten.sin: math.sin,
-    aten.tanh: math.tanh,
     aten.pow: _power,
     aten.gt: operator.gt,
     aten.ge: operator.ge,
@@ -96,23 +88,17 @@ IN_PYTHON: dict[Any, Callable[..., Any]] = {
     aten.le: operator.le,
     aten.eq: operator.eq,
     aten.ne: operator.ne,
-    aten.isfinite: math.isfinite,
     aten.isnan: math.isnan,
-    aten.logical_not: operator.not_,
+    aten.bitwise_not: operator.not_,
     aten.bitwise_and: _both,
-    aten.logical_and: _both,
     aten.bitwise_or: _either,
-    aten.logical_or: _either,
     aten.where: _choice,
     aten.maximum: _larger,
     aten.minimum: _smaller,
-    aten.detach: _same,
     aten.clone: _same,
-    aten.alias: _same,
     aten.scalar_tensor: _same,
 }
-_ON_BOOLS = (aten.bitwise_and, aten.bitwise_or)
-_CONVERSIONS = (aten._to_copy, torch.ops.prims.convert_element_type)
+_ON_BOOLS = (aten.bitwise_not, aten.bitwise_and, aten.bitwise_or)
 _FULL = (aten.full, aten.full_like)
 _FILLED = {
     aten.zeros_like: 0,
@@ -131,7 +117,7 @@ def in_python(node: Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _same, (value,)
     if packet in _FULL:
         return _as(dtype), (node.args[1],)
-    if packet in _CONVERSIONS:
+    if packet is aten._to_copy:
         return _as(dtype), node.args[:1]
     return _function_of(node, packet, dtype), node.args
 
@@ -198,9 +184,7 @@ _NEVER_RAISE = {
     *WRITTEN,
     *(
         abs,
-        math.isfinite,
         math.isnan,
-        math.tanh,
         _larger,
         _smaller,
         _sign,

@@ -26,12 +26,7 @@ from gradtx.programs.simplify import (
 aten = torch.ops.aten
 
 SUMS = (aten.sum.default, aten.dot.default)
-COPIES = (
-    *SAME,
-    aten._to_copy.default,
-    torch.ops.prims.convert_element_type.default,
-    aten.clone.default,
-)
+COPIES = (*SAME, aten._to_copy.default, aten.clone.default)
 JOINS = (aten.stack.default, aten.cat.default)
 # Operations that torch does not tag as pointwise, although an entry of the result depends on one entry only.
 BY_ENTRY = (*COPIES, *FILLING, *SAME_ENTRIES, aten.view.dtype, *JOINS)
