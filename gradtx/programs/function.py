@@ -311,17 +311,20 @@ class LeafFunction:
     def _write(self, leaf: Leaf, taken: set[Any]) -> None:
         """Write new slots and the parameter in place, after all of them have been computed.
 
-        Values in the memory of the arguments, `taken`, are copied first, or writing could change them.
+        Values in the memory of the arguments, `taken`, are copied first, or writing could change them. They are written
+        before others, into the last slots first, so that programs need no copies of the values of a queue.
         """
-
-        def outside(value: Tensor) -> Tensor:
-            return value.clone() if memory_of(value) in taken else value
-
-        pairs: list[tuple[Tensor, Tensor]] = []
+        pairs: deque[tuple[Tensor, Tensor]] = deque()
         for key, value in _slots_by_key(leaf):
-            if key not in self.signature.equal:
-                pairs.append((leaf.state[key], outside(value)))
-        update = outside(cast("Tensor", leaf.result()))
+            if key in self.signature.equal:
+                continue
+            if memory_of(value) in taken:
+                pairs.appendleft((leaf.state[key], value.clone()))
+            else:
+                pairs.append((leaf.state[key], value))
+        update: Any = leaf.result()
+        if memory_of(update) in taken:
+            update = update.clone()
         for old, value in pairs:
             old.copy_(value)
         param: Any = leaf.inputs[1]

@@ -101,33 +101,15 @@ def _take_shape_of_argument(node: Node) -> None:
 
 
 def _copy_directly(node: Node) -> None:
-    """Copy an argument instead of its clone; if the argument is written before, copy it before that, if possible."""
+    """Copy an argument instead of its clone, unless the argument is written before."""
     target, source = node.args[:2]
     if not isinstance(source, Node) or source.target is not aten.clone.default:
         return
     cloned: Any = source.args[0]
     if cloned.op != "placeholder":
         return
-    writer = next((writer for writer in writers(cloned) if writer < node), None)
-    if writer is not None:
-        if _is_read_between(writer, node, target):
-            return  # by an operation that must read the old value
-        writer.prepend(node)
-    node.args = (target, cloned)
-
-
-def _is_read_between(first: Node, end: Node, argument: Any) -> bool:
-    """Whether an argument, or a list that may share its memory, is read from `first` to before `end`."""
-    node = first
-    while node is not end:
-        if any(
-            argument in arguments_of(item)
-            for item in node.all_input_nodes
-            if is_list(item)
-        ):
-            return True
-        node = node.next
-    return False
+    if not any(writer < node for writer in writers(cloned)):
+        node.args = (target, cloned)
 
 
 def _convert_by_writing(node: Node) -> None:

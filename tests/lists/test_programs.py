@@ -209,8 +209,8 @@ def test_factors_in_a_row_are_multiplied_first_wherever_the_product_is_added():
 
 
 def shifted(number, x, first, second, third):
-    """A queue, and a slot that does not change."""
-    return [], [(first, x.clone()), (second, first.clone()), (third, second.clone())]
+    """A queue."""
+    return [], [(third, second.clone()), (second, first.clone()), (first, x.clone())]
 
 
 def scaled_in_place(number, x, average, param, other):
