@@ -226,7 +226,7 @@ class Plan:
 
     def _first(self, given: Arguments) -> Any:
         """Return the trees of the first call, whose arguments have no values."""
-        return self._by_rules(given)
+        raise NotImplementedError
 
     def _needs_rules(self, given: Arguments) -> bool:
         return _needs_rules(given)
@@ -237,7 +237,7 @@ class Plan:
 
     def _computed(self, given: Arguments) -> Any:
         """Return the trees that the operator computes."""
-        raise NotImplementedError
+        return self._by_rules(given)
 
     def _chain(self) -> Transformation:
         tx = self._tx()
@@ -284,9 +284,6 @@ class Start(Plan):
 
     def _params(self, given: Arguments) -> Any:
         return _trees.tree_of(self._given, iter(given.tensors))
-
-    def _computed(self, given: Arguments) -> Any:
-        return self._by_rules(given)
 
 
 class Update(Plan):
