@@ -572,7 +572,7 @@ def _pull_of(term: Node, weight: Node) -> _Pull | None:
 
 # Operations whose result may be infinite if an operand is.
 _KEEP_INFINITE = {
-    *(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.mul.Tensor),
+    *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor),
     *(aten.clamp_min.default, aten.clamp_max.default, aten.where.self),
     *(aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim),
     *(aten.amax.default, aten.max.default, aten.maximum.default),

@@ -45,8 +45,7 @@ OF_TWO = {
     *(aten.maximum.default, aten.minimum.default),
 }
 OF_NUMBER = {
-    *(aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar),
-    *(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar),
+    *(aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.sub.Tensor),
     *(aten.clamp_min.default, aten.clamp_max.default, aten.pow.Tensor_Scalar),
 }
 SUMS = {aten.add.Tensor, aten.sub.Tensor}
