@@ -139,21 +139,15 @@ def is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:
 
 def _is_unchanged(operand: Any, argument: Any) -> bool:
     """Whether an operand of a selection is still unchanged when the result is written into an argument."""
-    if operand is argument or is_number(operand) or is_computed(operand):
+    if operand is argument or is_number(operand):
         return True
-    if operand.op == "placeholder" and not writers(operand):  # such as a gradient
-        return True
-    return is_selection(operand) and all(
-        _is_unchanged(branch, argument) for branch in operand.args[1:]
-    )
-
-
-def is_computed(node: Any) -> bool:
-    """Whether a node shares no memory with an argument."""
-    if node.op != "call_function":
-        return False
-    return not may_alias(node) or all(
-        is_computed(argument) for argument in node.all_input_nodes if is_list(argument)
+    if operand.op == "placeholder":  # such as a gradient
+        return not writers(operand)
+    if is_selection(operand):
+        return all(_is_unchanged(branch, argument) for branch in operand.args[1:])
+    # A view of the argument may have its entries in another order.
+    return not is_view(operand) or all(
+        _is_unchanged(each, None) for each in operand.all_input_nodes
     )
 
 
