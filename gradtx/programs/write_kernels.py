@@ -470,7 +470,7 @@ class KernelWriter(ABC):
             return self._choose(f"{weight} < 0.5", near, far)
         if name == "sqrt" or (name == "pow" and args[1] == 0.5):
             return self._root(operands[0], dtype)
-        if name == "square" or (name == "pow" and args[1] == 2):
+        if name == "pow" and args[1] == 2:
             return f"{operands[0]} * {operands[0]}"
         one = self._constant(1.0, dtype)
         if name == "rsqrt":
