@@ -150,12 +150,9 @@ class GradientTransformation:
     ) -> tuple[Any, dict[str, Any]]:
         is_traced = torch.compiler.is_dynamo_compiling()
         update = _graphs.update if is_traced else _list_trees.update
-        result = update(self, updates, state, params, extras)
-        return (
-            _pure.update(self, updates, state, params, extras)
-            if result is None
-            else result
-        )
+        call = _pure.Call(self, updates, state, params, extras)
+        result = update(call)
+        return _pure.update(call) if result is None else result
 
     @_torch.assume_constant
     def _plan(self, identity: int, *arguments: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Container, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,6 +41,16 @@ from gradtx.state.storage import check_patterns
 # Extras that are functions, and their results.
 FUNCTIONS = {"grad_fn": "gradients", "value_fn": "0-d tensor"}
 LONG = 100  # updates of one graph, after which a loop is warned
+
+
+class Call(NamedTuple):
+    """The arguments of `update`."""
+
+    tx: Transformation
+    updates: Any
+    state: Any
+    params: Any
+    extras: dict[str, Any]
 
 
 class TreeRun(Run):
@@ -417,18 +427,13 @@ def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
     return state
 
 
-def update(
-    tx: Transformation,
-    updates: Any,
-    state: Any,
-    params: Any,
-    extras: dict[str, Any],
-) -> tuple[Any, dict[str, Any]]:
-    _warn_of_long_graph(state, params)
+def update(call: Call) -> tuple[Any, dict[str, Any]]:
+    _warn_of_long_graph(call.state, call.params)
     try:
-        return _update(tx, updates, state, params, extras)
+        return _update(call)
     except (RuntimeError, IndexError) as error:
-        blame_state(tx, updates if params is None else params, state, error)
+        like = call.updates if call.params is None else call.params
+        blame_state(call.tx, like, call.state, error)
         raise
 
 
@@ -451,14 +456,8 @@ def _warn_of_long_graph(state: Any, params: Any) -> None:
         )
 
 
-def _update(
-    tx: Transformation,
-    updates: Any,
-    state: Any,
-    params: Any,
-    extras: dict[str, Any],
-) -> tuple[Any, dict[str, Any]]:
-    run, leaves = begin(tx, updates, state, params, extras)
+def _update(call: Call) -> tuple[Any, dict[str, Any]]:
+    run, leaves = begin(call)
     execute(leaves.values())
     run.end()
     outputs = {}
@@ -467,22 +466,19 @@ def _update(
         if result is not None:
             outputs[name] = leaf.in_callers_form(result)
     new_state = run.rebuilt(leaves)
-    run.memory.register(_tree.tensors((updates, state, params, extras)))
+    _, *given = call
+    run.memory.register(_tree.tensors(given))
     return _tree.map_tensors(run.memory.unshared, (run.whole(outputs), new_state))
 
 
 def begin(
-    tx: Transformation,
-    updates: Any,
-    state: Any,
-    params: Any,
-    extras: dict[str, Any],
-    only: Container[str] | None = None,
+    call: Call, only: Container[str] | None = None
 ) -> tuple[TreeRun, dict[str, Leaf]]:
     """Check a call of `update`; return its run, and the leaves that take part in it, with their programs.
 
     `only` are the names of the leaves to return if the caller processes the others itself.
     """
+    tx, updates, state, params, extras = call
     grads, unflatten = _tree.flatten(updates, "updates")
     by_name = {}
     unflatten_params = None

@@ -48,14 +48,9 @@ def init(tx: Transformation, params: Any, counts: str) -> Any:
     return _results(tx, key, tensors, [])
 
 
-def update(
-    tx: Transformation,
-    updates: Any,
-    state: Any,
-    params: Any,
-    extras: dict[str, Any],
-) -> Any:
+def update(call: _pure.Call) -> Any:
     """Return new `(updates, state)`; None if dynamo must trace the rules."""
+    tx, updates, state, params, extras = call
     known = {}
     for name, value in extras.items():
         if isinstance(value, float) or (isinstance(value, Tensor) and not value.ndim):
@@ -322,7 +317,7 @@ class Update(Plan):
         call = self._call(examples)
         if len(_tree.tensors(call.updates)) < FEW_LEAVES:
             return
-        run, leaves = _pure.begin(*call)
+        run, leaves = _pure.begin(call)
         self._has_lag = run.leaf_steps is not None or run.has_lag(leaves)
         if self._has_lag:
             return
@@ -340,7 +335,7 @@ class Update(Plan):
     def _first(self, given: Arguments) -> Any:
         if self._program is not None:
             return self._by_program(given, on_host=False)
-        run, _ = _pure.begin(*self._call(given))
+        run, _ = _pure.begin(self._call(given))
         schedules = [x for x in self._values(given) if isinstance(x, Schedule)]
         if run.opaque or any(each.reads_outside for each in schedules):
             raise _trees.UnsuitableError  # dynamo guards what functions of users read
@@ -351,13 +346,13 @@ class Update(Plan):
         return not has_operator or super()._needs_rules(given)
 
     def _by_rules(self, given: Arguments) -> Any:
-        return _pure.update(*self._whole_call(given))
+        return _pure.update(self._whole_call(given))
 
     def _computed(self, given: Arguments) -> Any:
         if self._program is not None:
             return self._by_program(given, on_host=True)
         call = self._whole_call(given)
-        return _trees.update(*call) or _pure.update(*call)
+        return _trees.update(call) or _pure.update(call)
 
     @without_ambient
     def _by_program(self, given: Arguments, on_host: bool) -> Any:
@@ -367,13 +362,13 @@ class Update(Plan):
         call = self._call(given)
         return self._program(call, given.tensors, values, given.extras, on_host)
 
-    def _whole_call(self, given: Arguments) -> _trees.Call:
+    def _whole_call(self, given: Arguments) -> _pure.Call:
         return self._call(given)._replace(tx=self._chain_of(given))
 
-    def _call(self, given: Arguments) -> _trees.Call:
+    def _call(self, given: Arguments) -> _pure.Call:
         updates, state, params = _trees.tree_of(self._given, iter(given.tensors))
         extras = {**self._unread, **dict(zip(self._known, given.extras, strict=True))}
-        return _trees.Call(self._chain(), updates, state, params, extras)
+        return _pure.Call(self._chain(), updates, state, params, extras)
 
 
 KINDS: dict[str, type[Plan]] = {"init": Start, "update": Update}

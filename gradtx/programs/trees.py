@@ -27,7 +27,7 @@ from gradtx.base.plain import TYPES, is_plain
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import Leaf, execute
-from gradtx.execution.pure import TreeRun, as_number, count_after
+from gradtx.execution.pure import Call, TreeRun, as_number, count_after
 from gradtx.execution.runs import LateTerm, Run, clock_at
 from gradtx.programs.bundle import (
     FunctionOf,
@@ -53,13 +53,7 @@ class UnsuitableError(Exception):
     """Raised for a call that no program can run."""
 
 
-def update(
-    tx: Transformation,
-    updates: Any,
-    state: Any,
-    params: Any,
-    extras: dict[str, Any],
-) -> Any:
+def update(call: Call) -> Any:
     """Return the result of `_pure.update`, computed by a program; None if no program can run this call."""
     if (
         runs_eagerly()
@@ -68,7 +62,7 @@ def update(
         or _torch.forward_mode_active()
     ):
         return None
-    call = Call(tx, updates, state, params, extras)
+    tx, updates, state, params, extras = call
     tensors: list[Any] = []
     try:
         structure = structure_of((updates, state, params), tensors)
@@ -94,10 +88,10 @@ def update(
     program = next((each for each in programs if each.fits(tensors)), None)
     if program is None:
         # Raises an error if the call is invalid.
-        result = _pure.update(*call)
+        result = _pure.update(call)
         try:
             with torch.no_grad():
-                run, leaves = _pure.begin(*call)
+                run, leaves = _pure.begin(call)
                 program = TreeProgram(
                     call, run, leaves, structure, tensors, equal_counts, known
                 )
@@ -118,16 +112,6 @@ def update(
     except UnsuitableError:
         programs_by_key[key] = None
         return None
-
-
-class Call(NamedTuple):
-    """The arguments of `update`."""
-
-    tx: Transformation
-    updates: Any
-    state: Any
-    params: Any
-    extras: dict[str, Any]
 
 
 def records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:
@@ -493,7 +477,7 @@ class TreeProgram:
         new: list[Any] = [None] * len(tensors)
         run, leaves = Run(), {}
         if self._has_tree_run:
-            run, leaves = _pure.begin(*call, self._alone)
+            run, leaves = _pure.begin(call, self._alone)
         calls: list[_TreeBundle] = []
         for bundle in self._bundles:
             bundle = copy.copy(bundle)
@@ -509,7 +493,7 @@ class TreeProgram:
                 execute(itertools.chain(calls, leaves.values()))
                 run.end()
         except Exception as error:
-            note_program(error, functools.partial(_pure.update, *call))
+            note_program(error, functools.partial(_pure.update, call))
             raise
         if any(leaf.update.requires_grad for leaf in leaves.values()):
             raise UnsuitableError  # a rule has a learned tensor of its own
