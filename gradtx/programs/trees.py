@@ -455,24 +455,6 @@ class TreeProgram:
         Raises:
             UnsuitableError: If autograd has recorded the update of a leaf without a program.
         """
-        new = self._results(call, tensors, numbers, extras, on_host)
-        updates, state = tree_of(self._new, iter(new))
-        if self._first_ticks:
-            step = tensors[self._step]
-            state[LEAF_STEPS] = {
-                name: step + tick for name, tick in self._first_ticks.items()
-            }
-        return updates, state
-
-    def _results(
-        self,
-        call: Call,
-        tensors: list[Tensor],
-        numbers: list[Any],
-        extras: Iterable[Tensor],
-        on_host: bool,
-    ) -> list[Tensor]:
-        """Return the new tensor for each of `updates` and `state`."""
         old, tensors = tensors, self._real(tensors)
         new: list[Any] = [None] * len(tensors)
         run, leaves = Run(), {}
@@ -506,11 +488,21 @@ class TreeProgram:
             new[i] = None if new[i] is None else as_complex(new[i])
         if isinstance(run, TreeRun):
             self._write_alone(run, leaves, call, old, new)
+        return self._trees(old, new)
+
+    def _trees(self, old: list[Tensor], new: list[Any]) -> tuple[Any, dict[str, Any]]:
+        """Return the results as trees."""
         for i in self._of_results:
             # A leaf without a gradient, or a stage that no leaf passes through.
             if new[i] is None:
                 new[i] = old[i].clone()
-        return new[: len(self._of_results)]
+        updates, state = tree_of(self._new, iter(new))
+        if self._first_ticks:
+            step = old[self._step]
+            state[LEAF_STEPS] = {
+                name: step + tick for name, tick in self._first_ticks.items()
+            }
+        return updates, state
 
     def _write_alone(
         self,
