@@ -114,13 +114,7 @@ def _copy_directly(node: Node) -> None:
 
 def _convert_by_writing(node: Node) -> None:
     """Remove a conversion that feeds a copy, because the copy converts as well."""
-    views: list[Node] = []
     target, source = node.args[:2]
-    while (
-        isinstance(source, Node) and source.target in VIEWS and len(source.users) == 1
-    ):
-        views.append(source)
-        source = source.args[0]
     if (
         not isinstance(source, Node)
         or not is_conversion(source)
@@ -131,8 +125,6 @@ def _convert_by_writing(node: Node) -> None:
     is_computed = before.op == "call_function" and before.target not in VIEWS
     if not is_computed or dtype_of(source) != dtype_of(target):
         return  # an argument might be overwritten before the copy
-    for view in views:
-        view.meta["val"] = view.meta["val"].to(dtype_of(before))
     source.replace_all_uses_with(before)
     source.graph.erase_node(source)
 

@@ -76,8 +76,7 @@ def update(call: Call) -> Any:
         if _is_number(value):
             known[name] = as_number(name, value)
     numbers = numbers_of(tx)
-    names = tuple(known), tuple(extras)
-    key = structure, *names, numbers.structure, equal_counts
+    key = structure, tuple(known), tuple(extras), numbers.structure, equal_counts
     programs_by_key = programs_of(tx)
     try:
         programs = programs_by_key.setdefault(key, [])
