@@ -53,7 +53,6 @@ def simplify(graph: Graph) -> None:
     for node in list(graph.nodes):
         if node.target in FLAGS and _is_flag(node):
             flags[node] = FLAGS[node.target]
-            _make_constant(node, flags[node])
         elif node.target in FILLING:
             _take_shape_of_argument(node)
         elif node.target is aten.copy_.default:
@@ -84,13 +83,6 @@ def _is_flag(node: Any) -> bool:
         return False
     value = node.meta["val"]
     return value.dtype == torch.bool and not value.ndim
-
-
-def _make_constant(node: Node, flag: bool) -> None:
-    """Replace a flag created like that of a leaf by a constant, since it is the same for all leaves."""
-    node.target = aten.full.default
-    node.args = ([], flag)
-    node.kwargs = {"dtype": torch.bool, "device": META}
 
 
 def _take_shape_of_argument(node: Node) -> None:
