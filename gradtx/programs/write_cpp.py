@@ -167,9 +167,6 @@ class CppWriter(KernelWriter):
     def _choose(self, condition: str, x: str, y: str) -> str:
         return f"({condition} ? {x} : {y})"
 
-    def _not(self, x: str, dtype: torch.dtype) -> str:
-        return f"!({x})" if dtype is torch.bool else f"~({x})"
-
     def _total(self, depth: int, row: int) -> str:
         return f"sums{depth}[{row} * a.n_leaves + leaf]"
 

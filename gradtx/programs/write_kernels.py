@@ -251,9 +251,6 @@ class KernelWriter(ABC):
     def _choose(self, condition: str, x: str, y: str) -> str: ...
 
     @abstractmethod
-    def _not(self, x: str, dtype: torch.dtype) -> str: ...
-
-    @abstractmethod
     def _total(self, depth: int, row: int) -> str:
         """Return the code of a sum over the leaf, which an earlier stage computed."""
 
@@ -490,7 +487,8 @@ class KernelWriter(ABC):
         if name == "clamp":
             return self._clamped(operands[0], args, kwargs, dtype)
         if name in ("bitwise_not", "logical_not"):
-            return self._not(operands[0], dtype)
+            is_flag = dtype is torch.bool
+            return f"{operands[0]} == 0" if is_flag else f"~({operands[0]})"
         if name == "mul" and dtype is torch.bool:
             name = "logical_and"
         if name in INFIX and not kwargs:

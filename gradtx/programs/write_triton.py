@@ -76,9 +76,6 @@ class TritonWriter(KernelWriter):
     def _choose(self, condition: str, x: str, y: str) -> str:
         return f"tl.where({condition}, {x}, {y})"
 
-    def _not(self, x: str, dtype: torch.dtype) -> str:
-        return f"~({x})"
-
     def _total(self, depth: int, row: int) -> str:
         return f"tl.load(sums{depth} + {row} * n_leaves + leaf)"
 
