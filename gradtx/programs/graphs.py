@@ -224,7 +224,8 @@ class Plan:
         raise NotImplementedError
 
     def _needs_rules(self, given: Arguments) -> bool:
-        return _needs_rules(given)
+        """Whether rules run this call, not the operator."""
+        raise NotImplementedError
 
     def _by_rules(self, given: Arguments) -> Any:
         """Return the trees that rules compute."""
@@ -264,7 +265,7 @@ class Start(Plan):
         self._counts = counts
 
     def _needs_rules(self, given: Arguments) -> bool:
-        return len(given.tensors) < FEW_LEAVES or super()._needs_rules(given)
+        return len(given.tensors) < FEW_LEAVES or _needs_rules(given)
 
     def _first(self, given: Arguments) -> Any:
         run = _pure.TreeRun(
@@ -343,7 +344,7 @@ class Update(Plan):
 
     def _needs_rules(self, given: Arguments) -> bool:
         has_operator = self._program is not None or self._has_lag
-        return not has_operator or super()._needs_rules(given)
+        return not has_operator or _needs_rules(given)
 
     def _by_rules(self, given: Arguments) -> Any:
         return _pure.update(self._whole_call(given))
