@@ -67,8 +67,10 @@ VIEWS: list[Callable[[Tensor], Tensor]] = [
     lambda x: x.unsqueeze(0),
     lambda x: x.transpose(0, -1),
 ]
+# Values grow slowly: of infinity a program may compute NaN where the rule does not, and the cosine of a large value
+# depends on how that was rounded.
 JOINS: list[Callable[[Tensor, Tensor], Tensor]] = [
-    torch.add,
+    lambda x, y: x + y.tanh(),
     torch.maximum,
     lambda x, y: torch.atan2(x, 1 + y.abs()),
     lambda x, y: x / (1 + y.square()),
@@ -113,7 +115,7 @@ def drawn_step(rng: random.Random, count: int, is_elementwise: bool) -> Step:
         lambda values, ctx: torch.atan2(values[i], 1 + values[j].abs()),
     ]
     if not is_elementwise:
-        steps.append(lambda values, ctx: values[j] * values[i].square().mean().sqrt())
+        steps.append(lambda values, ctx: values[j] / (1 + values[i].square().mean().sqrt()))
         steps.append(lambda values, ctx: values[j] + (values[i].amax() if values[i].numel() else 0))
         of_view, join, reduction = drawn_view(rng), rng.choice(JOINS), drawn_reduction(rng)
         steps += 4 * [lambda values, ctx: of_view(values[i], values[j])]
@@ -150,7 +152,7 @@ def drawn_rule(rng: random.Random) -> GradientTransformation:
         def update_with_sum(g, state, p, ctx):
             values, new = begin(g, state, p, ctx)
             total = yield {"size": values[-1].square().sum()}
-            yield values[results[0]] / (1 + total["size"]), new | {"a": new["a"] + total["size"]}
+            yield values[results[0]] / (1 + total["size"]), new | {"a": new["a"] + 1 / (1 + total["size"])}
 
         return init, update_with_sum if sums else update
 

@@ -12,9 +12,9 @@ def by_night(seeds):
     return [pytest.param(seed, marks=pytest.mark.nightly) for seed in seeds]
 
 
-@pytest.mark.parametrize("first", [0, *by_night(range(12, 960, 12))])
+@pytest.mark.parametrize("first", [0, *by_night(range(16, 1008, 16))])
 def test_programs_of_random_rules_equal_the_rules_line_by_line(first):
-    for seed in range(first, first + 12):
+    for seed in range(first, first + 16):
         rules.run(seed)
 
 
