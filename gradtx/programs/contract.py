@@ -398,8 +398,7 @@ class _Contraction:
                 continue
             if not same_meta(node, a, b) or not self._are_unchanged(a, b):
                 continue
-            # lerp computes a + w (b - a), which is not a number once a is infinite; the sum is infinite.
-            if not (_overflows(a) or _overflows(b)):
+            if not _should_stay_a_sum(start, a, end, b):
                 _replace(node, aten.lerp.Scalar, (a, b, weight))
                 return True
         return False
@@ -636,6 +635,19 @@ def _product_of_lists(factor: Any, node: Node, saved: int) -> _Term | None:
 def _can_absorb(node: Any, user: Node) -> bool:
     """Whether an operation may become part of its user: nothing else reads it, and it may be joined with others."""
     return list(node.users) == [user] and not node.meta.get("as_written")
+
+
+def _is_product_for(node: Node, user: Node) -> bool:
+    return node.target is aten.mul.Tensor and _can_absorb(node, user)
+
+
+def _should_stay_a_sum(start: Node, a: Node, end: Node, b: Node) -> bool:
+    """Whether `start + end`, multiples of `a` and `b`, must not become `lerp`, or need not."""
+    # Fusing a product into the sum saves as many operations, and a temporary.
+    if _is_product_for(a, start) or _is_product_for(b, end):
+        return True
+    # lerp computes a + w (b - a), which is not a number once a is infinite; the sum is infinite.
+    return _overflows(a) or _overflows(b)
 
 
 def _overflows(node: Node) -> bool:
