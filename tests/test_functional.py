@@ -313,3 +313,19 @@ def test_compiled_steps_of_many_chains_in_one_process_are_all_compiled():
         step = torch.compile(gradtx.train_step(lambda params, x: (params["w"] * x).square().sum(), tx), backend=counter)
         step(params, tx.init(params), x)
     assert counter.frame_count == 10
+
+
+def test_new_parameters_are_the_sums_in_the_dtype_and_layout_of_each():
+    params = {
+        "transposed": torch.randn(4, 3).T,
+        "half": torch.randn(3, dtype=torch.bfloat16),
+        "complex": torch.randn(2, dtype=torch.complex64),
+        "number": torch.tensor(1.0),
+        "channels last": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "empty": torch.randn(0),
+    }
+    updates = {name: torch.randn(param.shape, dtype=torch.float64) for name, param in params.items()}
+    for name, found in gradtx.apply_updates(params, updates).items():
+        expected = (params[name] + updates[name]).to(params[name].dtype)
+        assert torch.equal(found, expected)
+        assert (found.dtype, found.stride()) == (expected.dtype, expected.stride())
