@@ -9,20 +9,16 @@ compiler has started.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import interleaved, machine
-from compiled_updates import seconds_in_dynamo, start_compiler
+from common import interleaved
+from compiled_updates import print_table, seconds_in_dynamo, start_compiler
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, stack_module_state, vmap
-from tqdm import tqdm
 
 import gradtx
 
@@ -152,18 +148,15 @@ def measure(transform: str, way: str) -> None:
     )
 
 
+COLUMNS = (
+    *("function", "update", "first call, s", "in dynamo, s"),
+    *("later, ms", "eager, ms"),
+)
+
+
 def main() -> None:
-    print(machine())
-    print(
-        "\n| function | update | first call, s | in dynamo, s | later, ms | eager, ms |"
-    )
-    print("|---|---|---|---|---|---|", flush=True)
     lines = [(transform, way) for transform in TRANSFORMS for way in WAYS]
-    for line in tqdm(lines, desc="processes", disable=None, leave=False):
-        with tempfile.TemporaryDirectory() as cache:
-            environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
-            command = [sys.executable, __file__, *line]
-            subprocess.run(command, env=environment, check=True)
+    print_table(__file__, COLUMNS, lines)
 
 
 if __name__ == "__main__":

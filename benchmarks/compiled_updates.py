@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from common import interleaved, machine
@@ -110,18 +110,30 @@ def measure(chain: str, size: str) -> None:
     )
 
 
-def main() -> None:
+def print_table(
+    script: str, columns: Sequence[str], lines: Sequence[tuple[str, ...]]
+) -> None:
+    """Print a table; each line is printed by a process of its own, with an empty cache."""
     print(machine())
-    print(
-        "\n| chain | leaves | first call, s | in dynamo, s | later, ms | optimizer, ms |"
-    )
-    print("|---|---|---|---|---|---|", flush=True)
-    lines = [(chain, size) for size in SIZES for chain in CHAINS]
+    print(f"\n| {' | '.join(columns)} |")
+    print(f"|{'---|' * len(columns)}", flush=True)
     for line in tqdm(lines, desc="processes", disable=None, leave=False):
         with tempfile.TemporaryDirectory() as cache:
             environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache}
-            command = [sys.executable, __file__, *line]
+            command = [sys.executable, script, *line]
             subprocess.run(command, env=environment, check=True)
+
+
+COLUMNS = (
+    *("chain", "leaves", "first call, s", "in dynamo, s"),
+    *("later, ms", "optimizer, ms"),
+)
+
+
+def main() -> None:
+    print_table(
+        __file__, COLUMNS, [(chain, size) for size in SIZES for chain in CHAINS]
+    )
 
 
 if __name__ == "__main__":
