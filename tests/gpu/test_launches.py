@@ -70,13 +70,15 @@ def test_matrices_of_one_shape_are_batched(name, counted):
     [
         (gradtx.adamw, 4),
         (gradtx.lamb, 13),
+        (gradtx.adafactor, 25),
+        (gradtx.adamp, 29),
         (lambda: gradtx.muon(lr=0.01), 19),
         (gradtx.soap, 49),
         (gradtx.psgd_kron, 51),
         (lambda: gradtx.adamw(state_dtype="int8"), 32),
         (lambda: gradtx.adamw(state_dtype="bfloat16+8"), 41),
     ],
-    ids=["adamw", "lamb", "muon", "soap", "psgd_kron", "int8", "bfloat16+8"],
+    ids=["adamw", "lamb", "adafactor", "adamp", "muon", "soap", "psgd_kron", "int8", "bfloat16+8"],
 )
 def test_temporaries_are_bounded(make, bytes_per_entry, counted, monkeypatch):
     """By the lists of one call, however many leaves there are."""
