@@ -398,14 +398,17 @@ class ListEngine(Engine):
         self, family: Family, tensors: list[Tensor], part: int | None
     ) -> bool:
         """Whether the program of a leaf's parts, if it has any, computes what that of the leaf does."""
-        whole, operations = family.recorded(tensors), family.operations
+        programs, operations = self._list_programs(family), family.operations
         is_coded = bool(family.signature.layout.codes)
         are_placed = is_positional(operations)
+        # Leaves without codes run this program, which is then known.
+        whole = family.recorded(tensors) if is_coded else programs.of(tensors)
+        if isinstance(whole, str):
+            return False
         if not is_coded and not are_placed and any(each.has_sizes() for each in whole):
             return False
         if not is_coded and not any(each.traits.has_sums for each in operations):
             return True
-        programs = self._list_programs(family)
         as_vector = programs.of(first_entries(tensors, tensors[0].numel()))
         if isinstance(as_vector, str):
             return False
