@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -688,6 +688,18 @@ def evaluation_weights(leaf: Leaf, operations: list[Any]) -> Any:
     return None
 
 
+def records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:
+    """Whether autograd would record a call with these values."""
+    if not torch.is_grad_enabled():
+        return False
+    for tensor in tensors:
+        if tensor.requires_grad:
+            return True
+    return any(
+        isinstance(number, Tensor) and number.requires_grad for number in numbers
+    )
+
+
 def added(params: list[Tensor], steps: list[Tensor]) -> list[Tensor]:
     """Return new parameters, given their updates; one operation adds all plain tensors without derivatives."""
     tensors = [*params, *steps]
@@ -696,7 +708,7 @@ def added(params: list[Tensor], steps: list[Tensor]) -> list[Tensor]:
         or not TYPES.issuperset(map(type, tensors))
         or _torch.inside_transform()
         or _torch.forward_mode_active()
-        or (torch.is_grad_enabled() and any(each.requires_grad for each in tensors))
+        or records_gradients(tensors, ())
     )
     if needs_each or not tensors:
         sums = [param + step for param, step in zip(params, steps, strict=True)]

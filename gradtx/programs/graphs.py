@@ -387,7 +387,7 @@ def _needs_rules(lists: Iterable[list[Tensor]]) -> bool:
     return (
         _torch.inside_transform()
         or _torch.forward_mode_active()
-        or _trees.records_gradients(tensors, ())
+        or _pure.records_gradients(tensors, ())
         or any(map(_has_symbols, tensors))
     )
 

@@ -27,7 +27,13 @@ from gradtx.base.plain import TYPES, is_plain
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import Leaf, execute
-from gradtx.execution.pure import Call, TreeRun, as_number, count_after
+from gradtx.execution.pure import (
+    Call,
+    TreeRun,
+    as_number,
+    count_after,
+    records_gradients,
+)
 from gradtx.execution.runs import LateTerm, Run, clock_at
 from gradtx.programs.bundle import (
     FunctionOf,
@@ -111,18 +117,6 @@ def update(call: Call) -> Any:
     except UnsuitableError:
         programs_by_key[key] = None
         return None
-
-
-def records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool:
-    """Whether autograd would record a call with these values."""
-    if not torch.is_grad_enabled():
-        return False
-    for tensor in tensors:
-        if tensor.requires_grad:
-            return True
-    return any(
-        isinstance(number, Tensor) and number.requires_grad for number in numbers
-    )
 
 
 _SHARED = SharedPrograms()
