@@ -29,8 +29,6 @@ RATE, MOMENTUM = 0.01, 0.9
 ROUNDS = 50
 
 Trees = dict[str, Tensor]
-# Returns new parameters and momenta.
-Step = Callable[[Trees, Trees, Tensor, Tensor], tuple[Trees, Trees]]
 
 
 def network(seed: int) -> nn.Module:
