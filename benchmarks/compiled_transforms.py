@@ -26,6 +26,7 @@ TASKS, INNER = 25, 5
 MEMBERS = 64
 STEPS = 20
 RATE, MOMENTUM = 0.01, 0.9
+SGD = gradtx.sgd(RATE, momentum=MOMENTUM)
 ROUNDS = 50
 
 Trees = dict[str, Tensor]
@@ -62,7 +63,7 @@ def by_hand(rate: Any) -> tuple[Callable[[Trees], Any], Callable[..., Any]]:
 
 def with_gradtx(rate: Any) -> tuple[Callable[[Trees], Any], Callable[..., Any]]:
     """Return `(init, step)` of the same method."""
-    tx = gradtx.sgd(rate, momentum=MOMENTUM)
+    tx = SGD.replace(lr=rate)
     whole = gradtx.train_step(loss_fn, tx)
 
     def step(params: Trees, state: Any, x: Tensor, y: Tensor) -> Any:

@@ -64,7 +64,9 @@ class GradientTransformation:
 
     # Whether dynamo traced its construction, so that it has no values.
     _is_traced: bool = False
-    _plans: tuple[Any, ...] = ()  # of updates in graphs of compilers
+    # The transformation that dynamo saw `replace` called on, and the new values by their places.
+    _origin: tuple[GradientTransformation, dict[Any, Any]] | None = None
+    _plans: tuple[Any, ...] = ()  # what graphs of compilers need
 
     def _set(self, **attributes: Any) -> None:
         if torch.compiler.is_dynamo_compiling():
@@ -155,8 +157,8 @@ class GradientTransformation:
         return _pure.update(call) if result is None else result
 
     @_torch.assume_constant
-    def _plan(self, identity: int, *arguments: Any) -> str:
-        """Return the key of a new plan for graphs of `torch.compile`, which dynamo guards by this identity.
+    def _plan(self, identity: int, *arguments: Any) -> tuple[str, list[int]]:
+        """Return a new plan for graphs of `torch.compile`, which dynamo guards by this identity.
 
         Before torch 2.13, dynamo has only functions of constants called while it traces, and methods of other objects.
         """
@@ -200,14 +202,29 @@ class GradientTransformation:
             >>> gradtx.adamw(lr=1e-3).replace(lr=1e-4)
             adamw(lr=0.0001)
         """
-        places = self._places()
-        for name in hyperparams:
-            if name not in places:
+        origin, earlier = self._origin or (self, {})
+        find = self._places_of if origin._is_traced else origin._known_places
+        places = find(id(origin), *hyperparams)
+        values = dict(zip(places, hyperparams.values(), strict=True))
+        replaced = self._replaced(values, True)
+        if values and torch.compiler.is_dynamo_compiling():
+            replaced._set(_origin=(origin, {**earlier, **values}))
+        return replaced
+
+    def _places_of(self, identity: int, *names: str) -> list[tuple[Place, str]]:
+        """Return the places of hyperparameters."""
+        entries = self._places()
+        for name in names:
+            if name not in entries:
                 raise TypeError(
-                    f"{self._name}: no hyperparameter {name!r}; {nearest(name, places)}"
+                    f"{self._name}: no hyperparameter {name!r}; {nearest(name, entries)}"
                 )
-        values = {places[name].place: value for name, value in hyperparams.items()}
-        return self._replaced(values, True)
+        return [entries[name].place for name in names]
+
+    @_torch.assume_constant
+    def _known_places(self, identity: int, *names: str) -> list[tuple[Place, str]]:
+        """Return the places of hyperparameters, as of the transformation with this identity, which dynamo guards."""
+        return self._places_of(identity, *names)
 
     def _skeleton(self) -> Any:
         """Return the structure without hyperparameter values; None if its programs cannot be shared."""

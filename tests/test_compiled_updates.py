@@ -156,6 +156,54 @@ def test_a_chain_that_the_compiled_function_makes_of_floats_is_traced():
         assert_close(one_graph(rate, params, state), step(rate, params, state), rtol=1e-12)
 
 
+FIXED = {
+    "alias": gradtx.adamw(number(0.2), weight_decay=number(0.1), mask="b*"),
+    "chain": gradtx.chain(gradtx.clip_by_global_norm(number(0.7)), gradtx.trace(0.9), gradtx.scale(-0.1)),
+    "schedule": gradtx.chain(gradtx.trace(gradtx.cosine_schedule(0.9, T_max=5)), gradtx.scale_by_learning_rate(0.1)),
+    "combinator": gradtx.schedule_free(gradtx.trace(0.5), number(0.1), beta=number(0.9)),
+    "branches": gradtx.partition({"a": gradtx.sgd(0.1), "b": gradtx.lion(number(0.1))}, {"a": "bias", "b": "*"}),
+}
+WITH_NEW_VALUES = {
+    "alias": lambda x: FIXED["alias"].replace(weight_decay=x).replace(eps=x / 1000),
+    "chain": lambda x: FIXED["chain"].replace(**{"trace.momentum": x, "scale.factor": -x}),
+    "schedule": lambda x: FIXED["schedule"].replace(**{"scale_by_learning_rate.lr": x}),
+    "combinator": lambda x: FIXED["combinator"].replace(**{"trace.momentum": x}),
+    "branches": lambda x: FIXED["branches"].replace(**{"a.lr": x}),
+}
+
+
+@by_day("1-alias", "100-combinator")
+@pytest.mark.parametrize("chain", WITH_NEW_VALUES)
+@pytest.mark.parametrize("few_leaves", [1, 100])
+def test_a_chain_that_gets_new_values_in_the_compiled_function_is_one_call(few_leaves, chain, monkeypatch):
+    monkeypatch.setattr(graphs, "FEW_LEAVES", few_leaves)
+    tx, params, counter = WITH_NEW_VALUES[chain], drawn(0), CompileCounterWithBackend("aot_eager")
+
+    def step(x, grads, state):
+        return tx(x).update(grads, state, params)
+
+    state = FIXED[chain].init(params)
+    assert calls_of(step, number(0.3), drawn(1), state).count("_run") == 1
+    assert calls_of(lambda x: tx(x).init(params), number(0.3)).count("_run") == 1
+    one_graph, counts = compiled(step, counter), set()
+    for i in range(3):
+        at = number(0.3 + 0.1 * i), drawn(i), state
+        expected, state = step(*at)
+        assert_close(one_graph(*at)[0], expected, rtol=1e-11, atol=1e-13)
+        counts.add(counter.frame_count)
+    assert len(counts) == 1
+
+
+def test_a_new_value_in_the_compiled_function_may_turn_a_part_of_a_rule_off():
+    fixed, params = gradtx.sgd(0.1, momentum=0.9), drawn(0)
+
+    def step(grads):
+        tx = fixed.replace(momentum=0.0)
+        return tx.update(grads, tx.init(params))
+
+    assert_close(compiled(step)(params), step(params), rtol=0)
+
+
 @gradtx.per_tensor(needs="value")
 def scale_by_value():
     return lambda update, state, param, ctx: (update * ctx.value, state)

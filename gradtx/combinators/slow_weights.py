@@ -82,7 +82,7 @@ def schedule_free(
     """
     links = base._links()
     # A base that estimates its learning rate negates the update in its last link, as `prodigy` does.
-    descends = bool(links) and links[-1]._name == "descend"
+    descends = len(links) > 0 and links[-1]._name == "descend"
     for link in links[:-1] if descends else links:
         if link._lr_role == "owner" or link._name == "scale_by_learning_rate":
             raise ValueError(

@@ -42,10 +42,9 @@ def init(tx: Transformation, params: Any, counts: str) -> Any:
     """Return the initial state; None if dynamo must trace the rules."""
     tensors: list[Tensor] = []
     structure = _structure_of(params, tensors)
-    if not tensors or tx._is_traced:
+    if not tensors:
         return None
-    key = tx._plan(id(tx), "init", structure, counts)
-    return _results(tx, key, tensors, [])
+    return _results(tx, ("init", structure, counts), tensors, [])
 
 
 def update(call: _pure.Call) -> Any:
@@ -57,19 +56,25 @@ def update(call: _pure.Call) -> Any:
             known[name] = _pure.as_number(name, value)
     tensors: list[Tensor] = []
     structure = _structure_of((updates, state, params), tensors)
-    # Dynamo has no values of a chain that the compiled function makes.
-    if structure is None or tx._is_traced:
+    if structure is None:
         return None
-    key = tx._plan(id(tx), "update", structure, tuple(known), tuple(extras))
-    return _results(tx, key, tensors, list(known.values()))
+    arguments = "update", structure, tuple(known), tuple(extras)
+    return _results(tx, arguments, tensors, list(known.values()))
 
 
 def _results(
-    tx: Transformation, key: str, tensors: list[Tensor], extras: list[Tensor]
+    tx: Transformation, arguments: Any, tensors: list[Tensor], extras: list[Tensor]
 ) -> Any:
     """Return the trees of a node; None if there is none."""
+    # Dynamo has no values of a chain that the compiled function makes.
+    origin, new = tx._origin or (tx, {})
+    are_tensors = all(isinstance(value, Tensor) for value in new.values())
+    if origin._is_traced or not are_tensors:
+        return None
+    key, order = origin._plan(id(origin), tuple(new), *arguments)
     # Not its floats, of which dynamo would make symbols where two chains have other ones, and compile twice.
-    numbers = list(tx._numbers.tensors)
+    known = [*origin._numbers.tensors, *new.values()]
+    numbers = [known[i] for i in order]
     results = _run(key, numbers, tensors, extras)
     if not results:
         return None
@@ -167,7 +172,7 @@ class Plan:
 
     def __init__(self, tx: Transformation, structure: Any):
         self.key = str(next(_KEYS))
-        self._tx = weakref.ref(tx)  # which owns the plan
+        self._tx = weakref.ref(tx)
         self._given = structure
         # The size, strides, dtype and device of each result of the operator.
         self._forms: list[tuple[Any, ...]] = []
@@ -269,7 +274,7 @@ class Start(Plan):
 
     def _first(self, given: Arguments) -> Any:
         run = _pure.TreeRun(
-            self._chain(), *_tree.flatten(self._params(given), "params")
+            self._chain_of(given), *_tree.flatten(self._params(given), "params")
         )
         if run.opaque:
             raise _trees.UnsuitableError  # dynamo guards what functions of users read
@@ -336,7 +341,7 @@ class Update(Plan):
     def _first(self, given: Arguments) -> Any:
         if self._program is not None:
             return self._by_program(given, on_host=False)
-        run, _ = _pure.begin(self._call(given))
+        run, _ = _pure.begin(self._whole_call(given))
         schedules = [x for x in self._values(given) if isinstance(x, Schedule)]
         if run.opaque or any(each.reads_outside for each in schedules):
             raise _trees.UnsuitableError  # dynamo guards what functions of users read
@@ -414,14 +419,26 @@ def _allow() -> None:
     torch.compiler.allow_in_graph((_run, _applied))
 
 
-def plan(tx: Transformation, kind: str, structure: Any, *options: Any) -> str:
-    """Return the key of a new plan of a kind in `KINDS`."""
+def plan(
+    tx: Transformation, places: tuple[Any, ...], kind: str, *arguments: Any
+) -> tuple[str, list[int]]:
+    """Return the key of a new plan, and the indices of the tensors that it takes.
+
+    Args:
+        tx: The transformation that owns the plan.
+        places: Those of its numbers that are replaced by tensors, which follow its own.
+        kind: The kind in `KINDS`.
+        arguments: More arguments of the plan.
+    """
     _allow()
-    made = KINDS[kind](tx, structure, *options)
+    new = [torch.zeros((), dtype=torch.float64) for _ in places]
+    known = list(map(id, [*_trees.numbers_of(tx).tensors, *new]))
+    replaced = tx._replaced(dict(zip(places, new, strict=True)), True)
+    order = [known.index(id(each)) for each in _trees.numbers_of(replaced).tensors]
+    made = KINDS[kind](replaced, *arguments)
     _PLANS[made.key] = made
-    tx._set(_plans=(*tx._plans, made))
-    _trees.numbers_of(tx)  # dynamo reads them
-    return made.key
+    tx._set(_plans=(*tx._plans, made, replaced))
+    return made.key, order
 
 
 @_torch.assume_constant
