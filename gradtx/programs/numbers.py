@@ -10,7 +10,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -109,7 +109,10 @@ _FILLED = {
 
 
 def in_python(node: Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return a function of Python scalars that is equivalent to `node`, and its arguments."""
+    """Return a function of Python scalars that is equivalent to `node`, and its arguments.
+
+    Some raise an ArithmeticError or a ValueError where `by_torch` gives a value.
+    """
     dtype = node.meta["val"].dtype
     packet = getattr(node.target, "overloadpacket", None)
     if packet in _FILLED:
@@ -119,41 +122,26 @@ def in_python(node: Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _as(dtype), (node.args[1],)
     if packet is aten._to_copy:
         return _as(dtype), node.args[:1]
-    return _function_of(node, packet, dtype), node.args
-
-
-def _function_of(node: Node, packet: Any, dtype: torch.dtype) -> Callable[..., Any]:
-    """Return the function of an operation that computes its result from its arguments."""
-    dtypes = tuple(map(_dtype_of, node.args))
-    by_tensors = functools.partial(_by_tensors, node.target, node.kwargs, dtypes)
     function = IN_PYTHON.get(packet)
-    if function is None:
-        return by_tensors
-    if packet in _ON_BOOLS and dtype is not torch.bool:
-        return by_tensors
-    if node.kwargs and packet not in _LIKE:
-        return by_tensors
+    has_options = node.kwargs and packet not in _LIKE
+    is_bitwise = packet in _ON_BOOLS and dtype is not torch.bool
+    if function is None or has_options or is_bitwise:
+        return by_torch(node), node.args
     if function in _MAY_OVERFLOW and _is_integer(dtype):
         function = functools.partial(_wrapped, function, dtype)
-    if function in _NEVER_RAISE:
-        return function
-    return OrElse(function, by_tensors)
+    return function, node.args
 
 
-def expression_of(function: Callable[..., Any]) -> str:
-    """Return how to write a function of `in_python`; the format's `{call}` calls it."""
-    if isinstance(function, OrElse):
-        return QUOTIENTS.get(function.function, "{call}")
-    return WRITTEN.get(function, "{call}")
+def by_torch(node: Node) -> Callable[..., Any]:
+    """Return a function of Python scalars that calls torch's operation."""
+    dtypes = tuple(map(_dtype_of, node.args))
+    return functools.partial(_by_tensors, node.target, node.kwargs, dtypes)
 
 
-# As operator expressions, which take a third of the time of a call: functions that never raise, and those that raise
-# only where a divisor is 0.
-QUOTIENTS: dict[Callable[..., Any], str] = {
-    operator.truediv: "{0} / {1} if {1} else {call}",
-    _reciprocal: "1.0 / {0} if {0} else {call}",
-}
+# As operator expressions, which take a third of the time of a call.
 WRITTEN: dict[Callable[..., Any], str] = {
+    operator.truediv: "{} / {}",
+    _reciprocal: "1.0 / {}",
     operator.add: "{} + {}",
     operator.sub: "{} - {}",
     operator.mul: "{} * {}",
@@ -180,17 +168,12 @@ _MAY_OVERFLOW = (
 )
 # Their options don't change the value.
 _LIKE = (aten.clone, aten.scalar_tensor)
-_NEVER_RAISE = {
-    *WRITTEN,
-    *(
-        abs,
-        math.isnan,
-        _larger,
-        _smaller,
-        _sign,
-        _both,
-        _either,
-    ),
+MAY_RAISE = {
+    operator.truediv,
+    operator.mod,
+    _reciprocal,
+    *(math.sqrt, math.exp, math.expm1, math.log, math.cos),
+    _power,
 }
 
 
@@ -209,19 +192,6 @@ def _wrapped(function: Callable[..., Any], dtype: torch.dtype, *args: Any) -> An
     """Return an integer result in the range of its dtype: torch's integers wrap, Python's grow."""
     info = torch.iinfo(dtype)
     return (function(*args) - info.min) % 2**info.bits + info.min
-
-
-class OrElse(NamedTuple):
-    """A function, or another one where it raises."""
-
-    function: Callable[..., Any]
-    otherwise: Callable[..., Any]
-
-    def __call__(self, *args: Any) -> Any:
-        try:
-            return self.function(*args)
-        except (ArithmeticError, ValueError):  # torch returns inf or NaN
-            return self.otherwise(*args)
 
 
 def _dtype_of(argument: Any) -> torch.dtype | None:

@@ -40,7 +40,7 @@ class ScalarProgram:
             lines.append(f"{given} = numbers")
         for node in [*program.numbers, *calls]:
             if node in code:
-                lines.append(f"{node.name} = {code[node]}")
+                lines += code[node]
             for (number, dtype), name in text.tensors.items():
                 if number is node:
                     lines.append(f"{name} = {_as_tensor(node, dtype)}")

@@ -36,14 +36,27 @@ class Text:
 
     # Values shared by all leaves.
 
-    def number(self, node: Node) -> str:
-        """Return the code of a scalar."""
+    def number(self, node: Node) -> list[str]:
+        """Return the lines that compute a scalar."""
         if is_on_device(node):
-            return self.shared(node)
+            return [f"{node.name} = {self.shared(node)}"]
         function, args = numbers.in_python(node)
         operands = list(map(self.text, args))
-        call = f"{self.name_of(node, function)}({', '.join(operands)})"
-        return numbers.expression_of(function).format(*operands, call=call)
+        if function in numbers.WRITTEN:
+            value = numbers.WRITTEN[function].format(*operands)
+        else:
+            value = f"{self.name_of(node, function)}({', '.join(operands)})"
+        line = f"{node.name} = {value}"
+        if function not in numbers.MAY_RAISE:
+            return [line]
+        otherwise = f"by_torch_{node.name}"
+        self.namespace[otherwise] = numbers.by_torch(node)
+        return [
+            "try:",
+            f"    {line}",
+            "except (ArithmeticError, ValueError):",
+            f"    {node.name} = {otherwise}({', '.join(operands)})",
+        ]
 
     def shared(self, node: Node) -> str:
         """Return the code of torch's operation."""
