@@ -143,7 +143,13 @@ class Step:
                 settings.settle(values)
             self.structures.append(settings.structure)
             self._complete(settings, row)
-        self.members = self._stepping()
+        self.members = [
+            member
+            for member in self._every
+            if (traits.takes_none or member.param.grad is not None)
+            and member.state
+            and member.layout is not None
+        ]
         self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
         self._routes: dict[tuple[int, torch.device], Route] = {}
@@ -246,16 +252,6 @@ class Step:
             is_known = member.present_kinds() == member.kinds
             if not (is_known and isinstance(member.state["step"], Tensor)):
                 self._core.states.refit(self.groups[member.group], member)
-
-    def _stepping(self) -> list[Member]:
-        takes_none = self._core.traits.takes_none
-        return [
-            member
-            for member in self._every
-            if (takes_none or member.param.grad is not None)
-            and member.state
-            and member.layout is not None
-        ]
 
     def _complete(self, settings: GroupSettings, row: list[Member]) -> None:
         """Create or update the slots of parameters that are about to step, to match their group's links."""

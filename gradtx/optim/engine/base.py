@@ -84,7 +84,15 @@ class Plan:
 
     def matches(self, fingerprint: Any, members: list[Member]) -> bool:
         """Whether the input is the same, and all parameters and slots have the same memory, sizes and strides."""
-        if fingerprint != self.fingerprint or not self._accepts_gradients():
+        if fingerprint != self.fingerprint:
+            return False
+        gradients = list(map(GRADIENT, self._params))
+        self.gradients_are_as_planned = (
+            self._have_planned_layout is not None
+            and self._have_planned_layout(*gradients)
+        )
+        have_other_strides = not self.gradients_are_as_planned
+        if have_other_strides and list(map(form_of, gradients)) != self._gradient_forms:
             return False
         if not all(map(operator.is_, map(STATE, members), self._states)):
             return False
@@ -96,18 +104,6 @@ class Plan:
         ):
             return False
         return all(map(ARE_STILL_EQUAL, self._with_equal_slots))
-
-    def _accepts_gradients(self) -> bool:
-        """Whether the gradients have the same dtypes and shapes as those for which the plan was made."""
-        gradients = list(map(GRADIENT, self._params))
-        self.gradients_are_as_planned = (
-            self._have_planned_layout is not None
-            and self._have_planned_layout(*gradients)
-        )
-        return (
-            self.gradients_are_as_planned
-            or list(map(form_of, gradients)) == self._gradient_forms
-        )
 
 
 def fingerprint_of(step: Step, members: list[Member]) -> tuple[Any, ...]:
