@@ -508,6 +508,20 @@ def test_errors_keep_the_text_of_the_library():
         compiled(tx.update)(drawn(1), other, params)
     with pytest.raises(Exception, match="needs params"):
         compiled(tx.update)(drawn(1), tx.init(params))
+    with pytest.raises(Exception, match="did you mean 'value'"):
+        compiled(lambda state: tx.update(params, state, params, vlaue=1.0))(tx.init(params))
+    with pytest.raises(Exception, match="no hyperparameter 'rate'"):
+        compiled(lambda: tx.replace(rate=0.1).init(params))()
+
+
+def test_patterns_may_select_leaves_in_a_chain_that_the_compiled_function_makes():
+    params = drawn(0)
+
+    def step(grads):
+        tx = gradtx.masked(gradtx.adamw(0.1, mask="w*"), ("weight", "bias"))
+        return tx.update(grads, tx.init(params), params)
+
+    assert_close(compiled(step)(drawn(1)), step(drawn(1)), rtol=1e-12)
 
 
 @pytest.mark.parametrize("dtypes", [(torch.bfloat16,) * 2, (torch.float64, torch.float32), (torch.complex64,) * 2])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
-from gradtx.base.torch_names import readable
+from gradtx.base.torch_names import assume_constant, readable
 
 # Packages whose lines a warning passes over, to show the line that called gradtx.
 INNER_PACKAGES = ("gradtx", "torch", "contextlib", "functools")
@@ -82,7 +82,12 @@ def form(tensor: Tensor | None) -> str:
 
 def close(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """Return the known name that is most similar to an unknown name, or None."""
-    matches = difflib.get_close_matches(name, sorted(known), n=1, cutoff=cutoff)
+    return _closest(name, tuple(sorted(known)), cutoff)
+
+
+@assume_constant
+def _closest(name: str, known: tuple[str, ...], cutoff: float) -> str | None:
+    matches = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return matches[0] if matches else None
 
 

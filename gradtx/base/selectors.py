@@ -167,7 +167,7 @@ class Selector:
         groups = self._wheres if isinstance(self._wheres, tuple) else ()
         for group in groups:
             for pattern in group if isinstance(group, tuple) else ():
-                if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                if not any(_matches(name, (pattern,)) for name in names):
                     raise ValueError(
                         f"{self.who}: {pattern!r} matches no leaf; leaves: {listed(names)}"
                     )

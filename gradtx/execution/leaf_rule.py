@@ -402,7 +402,6 @@ class RuleOperation(Operation):
         self.stage = stage
         self.rule = rule
         self._function = rule.update
-        self._is_users = not is_ours(rule.update)
         # Numbers of dimensions already watched.
         watches = (
             stage.watches
@@ -580,7 +579,8 @@ class RuleOperation(Operation):
         watched = {"update": update, "param": call.param if fixed else None}
         for slot, value in {**call.old, **self.stage.shared}.items():
             watched[f"state[{slot!r}]"] = value
-        return Watch(watched, self._is_users)
+        # Not earlier: dynamo of torch 2.11 does not trace it.
+        return Watch(watched, not is_ours(self.rule.update))
 
     def _terms(self, call: Call, sums: Any) -> Any:
         """Check the sums that the rule yields, and return this leaf's terms."""
