@@ -595,7 +595,12 @@ def _beside_adam_atan2(
     rest = adam_atan2(
         lr, betas, wd, decoupled_wd=decoupled_wd, cautious_factor=caution, a=a, b=b
     )
-    return by_matrix(matrices, rest, lambda _, leaf: leaf.ndim in matrix_ndims)
+    takes = functools.partial(_has_dimensions, matrix_ndims)  # a lambda has no pickle
+    return by_matrix(matrices, rest, takes)
+
+
+def _has_dimensions(numbers, name, leaf):
+    return leaf.ndim in numbers
 
 
 @alias

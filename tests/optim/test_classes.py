@@ -47,6 +47,12 @@ def test_a_class_documents_all_its_arguments_and_has_a_name_to_pickle_it_by(name
     assert issubclass(cls, torch.optim.Optimizer)
 
 
+@pytest.mark.parametrize("name", ALIASES)
+def test_an_optimizer_of_a_class_has_a_pickle(name):
+    optimizer = getattr(gradtx.optim, name)(parameters().values(), **example(ALIASES[name]))
+    assert repr(pickle.loads(pickle.dumps(optimizer))) == repr(optimizer)
+
+
 @pytest.mark.parametrize(
     "name", ["SGD", "Adam", "AdamW", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop", "Adamax", "NAdam"]
 )
