@@ -155,7 +155,8 @@ def optimizer_hint(name: str, name_of: Mapping[str, str]) -> str:
     use = counterpart(name)
     if use is not None:
         return use
-    for link in (*combinators.__all__, *algorithms.__all__):
+    links = () if plain(name) in name_of else combinators.__all__ + algorithms.__all__
+    for link in links:
         if plain(link) == plain(name):
             return f"gradtx.{link} is a link, not an optimizer: chain it with one, or wrap one with it"
     meant = close(plain(name), name_of, 0.8)

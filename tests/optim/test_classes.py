@@ -136,6 +136,15 @@ def test_repr_shows_the_class_and_every_hyperparameter_of_every_group():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("adamw", "did you mean 'AdamW'?"), ("ADOPT_atan2", "did you mean 'AdoptAtan2'?"),
+                         ("sam", "gradtx.sam is a link, not an optimizer: chain it with one, or wrap one with it")]
+)  # fmt: skip
+def test_a_class_in_another_spelling_is_an_error_that_names_it(name, remedy):
+    with pytest.raises(AttributeError, match=re.escape(f"gradtx.optim has no {name!r}; {remedy}")):
+        getattr(gradtx.optim, name)
+
+
 def test_a_class_may_be_subclassed():
     class Mine(gradtx.optim.AdamW):
         def __init__(self, params, depth=1):
