@@ -10,6 +10,7 @@ import contextlib
 import functools
 import operator
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -211,6 +212,22 @@ def load_hooks(optimizer: torch.optim.Optimizer) -> tuple[Hooks, Hooks]:
     before = optimizer._optimizer_load_state_dict_pre_hooks
     after = optimizer._optimizer_load_state_dict_post_hooks
     return list(before.values()), list(after.values())
+
+
+@contextlib.contextmanager
+def around_save(optimizer: torch.optim.Optimizer) -> Generator[Hooks, None, None]:
+    """Run the hooks before `state_dict`, and yield those after it; none runs inside the `with` block."""
+    before = optimizer._optimizer_state_dict_pre_hooks
+    after = optimizer._optimizer_state_dict_post_hooks
+    for hook in list(before.values()):
+        hook(optimizer)
+    optimizer._optimizer_state_dict_pre_hooks = OrderedDict()
+    optimizer._optimizer_state_dict_post_hooks = OrderedDict()
+    try:
+        yield list(after.values())
+    finally:
+        optimizer._optimizer_state_dict_pre_hooks = before
+        optimizer._optimizer_state_dict_post_hooks = after
 
 
 def is_captured(device: torch.device) -> bool:

@@ -132,11 +132,10 @@ class AliasOptimizer(ChainOptimizer):
                     f"{type(self).__name__}: {what} has {option}={given}, which this class does not support; {remedy}"
                 )
 
-    def state_dict(self) -> dict[str, Any]:
+    def _saved(self) -> dict[str, Any]:
         """Return a state dict as torch's class does, with numbers for options that are None only in gradtx."""
-        state_dict = super().state_dict()
-        # A hook may have replaced the whole dict.
-        for group in state_dict.get("param_groups", ()):
+        state_dict = super()._saved()
+        for group in state_dict["param_groups"]:
             for name, number in NUMBERS_OF_TORCH.get(self._alias.__name__, {}).items():
                 if group.get(name, 0) is None:
                     group[name] = number(group)

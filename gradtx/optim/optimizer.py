@@ -520,6 +520,15 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         are divided among ranks, all ranks must call it together. Slots that only the owner of a matrix keeps are then
         saved whole, or divided by rows if the parameter is sharded.
         """
+        with _torch.around_save(self) as hooks:
+            state_dict = self._saved()
+        for hook in hooks:  # last, because they may save it, or replace all of it
+            result = hook(self, state_dict)
+            state_dict = state_dict if result is None else result
+        return state_dict
+
+    def _saved(self) -> dict[str, Any]:
+        """Return the state dict, without the hooks."""
         core = self._up_to_date()
         members, states = core.members, core.states
         with core.at_state(writes=False):

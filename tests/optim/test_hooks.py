@@ -111,3 +111,25 @@ def test_state_dict_hooks_may_replace_what_is_saved_and_loaded():
     again.register_load_state_dict_pre_hook(lambda o, state: saved)
     again.load_state_dict({"nothing": "of use"})
     assert again.state[own["body.bias"]]["step"].item() == 3
+
+
+def test_state_dict_hooks_see_all_that_is_saved_and_may_replace_all_of_it():
+    matrix = torch.nn.Parameter(torch.ones(64, 64))
+
+    def fresh():
+        options = {"lr": gradtx.cosine_schedule(0.1, 9), "state_dtype": "int8"}
+        return gradtx.optim.Muon([matrix], fallback=gradtx.adamw(), **options)
+
+    optimizer = fresh()
+    matrix.grad = torch.ones_like(matrix)
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = 0.25  # over the schedule
+    expected = optimizer.state_dict()
+    saved = []
+    optimizer.register_state_dict_post_hook(lambda o, state: saved.append(copy.deepcopy(state)))
+    optimizer.register_state_dict_post_hook(lambda o, state: {"optimizer": state})
+    assert_equal(optimizer.state_dict(), {"optimizer": expected})
+    assert_equal(saved, [expected])
+    again = fresh()
+    again.load_state_dict(saved[0])
+    assert again.param_groups[0]["lr"] == 0.25
