@@ -87,7 +87,7 @@ class AliasOptimizer(ChainOptimizer):
         for name, value in engine.items():
             if value != OPTIONS[name].default:
                 arguments[name] = value
-        self.defaults = _defaults_of(self._tx, arguments)
+        self._take_defaults(_defaults_of(self._tx, arguments))
         _LIVING.add(self)
 
     def _options_of_groups(self, params: Any) -> dict[str, Any]:

@@ -71,6 +71,7 @@ class Core:
         agreement: Compares this rank's steps with those of other ranks.
         agreed: The values of each group whose hyperparameters are known to agree, as the last check saw them.
         known_counts: The counts after the last step, if they are known.
+        defaults: The optimizer's `defaults`, as it was made with.
     """
 
     members: Members
@@ -84,6 +85,7 @@ class Core:
     agreement: Agreement = field(default_factory=Agreement)
     agreed: list[Values] = field(default_factory=list[Values])
     known_counts: KnownCounts | None = None
+    defaults: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied tensor counts its writes from 0, and would later have the recorded version with another value.

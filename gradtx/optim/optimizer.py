@@ -45,6 +45,7 @@ from gradtx.optim.groups import (
     OVERRIDDEN,
     Group,
     defaults_of,
+    is_same,
     params_of,
 )
 from gradtx.optim.hessian import HessianSource
@@ -112,9 +113,13 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         members.check_selectors()
         if not any(map(is_lazy, members.by_param)):  # otherwise slots are unknown
             check_patterns(states.seen_slots)
-        self.defaults = defaults_of(members.groups)
+        self._take_defaults(defaults_of(members.groups))
         for engine in back_ends:
             engine.is_taken = True
+
+    def _take_defaults(self, defaults: dict[str, Any]) -> None:
+        """Set `defaults`, and note them: a group that is added gets those that were changed."""
+        self.defaults, self._core.defaults = defaults, dict(defaults)
 
     def takes_scaled_gradients(self) -> bool:
         """Whether a GradScaler leaves unscaling and skipping to `step`: on request, or so that `step` can refuse it."""
@@ -139,7 +144,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     @without_ambient
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, with defaults for hyperparameters that the group does not specify.
+        """Add a group of parameters, with `defaults` for hyperparameters that the group does not specify.
 
         A partition splits the group into one group per label. Otherwise like torch's method, with the same errors.
         Parameters that still have state, from a group that was removed, keep it.
@@ -150,6 +155,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         group = without_repeats(self._checked_by_torch(group))
         keys = list(group)
         members, states = core.members, core.states
+        for name, value in self.defaults.items():  # as in torch, if it was changed
+            is_torchs = name == "differentiable"  # which copies have
+            if not (is_torchs or is_same(value, core.defaults.get(name))):
+                group.setdefault(name, value)
         if core.offload is not None:
             core.offload.check(group["params"])
         joining = members.joining(group)

@@ -1,5 +1,7 @@
 """Parameter groups: hyperparameters that users read, pass and overwrite."""
 
+import copy
+
 import pytest
 import torch
 
@@ -326,6 +328,19 @@ def test_defaults_are_those_of_the_constructor_whatever_the_first_group_says():
     ours, theirs = optimizers
     assert ours.defaults.items() <= theirs.defaults.items()
     assert [group["lr"] for group in ours.param_groups] == [0.3, 0.1, 0.3, 0.1]
+
+
+@pytest.mark.parametrize("module", [torch.optim, gradtx.optim])
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_group_added_later_has_defaults_that_were_changed_meanwhile(module, copied):
+    optimizer = copied(module.AdamW([torch.nn.Parameter(torch.ones(2))], lr=0.1, betas=(0.5, 0.9)))
+    optimizer.defaults.update(lr=0.01, mine=7)
+    for group in ({}, {"lr": 0.25}):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(2))], **group})
+    assert [(group["lr"], group["betas"]) for group in optimizer.param_groups] == [
+        (lr, (0.5, 0.9)) for lr in (0.1, 0.01, 0.25)
+    ]
+    assert [group.get("mine") for group in optimizer.param_groups] == [None, 7, 7]
 
 
 @pytest.mark.parametrize("cleared", [False, True])
