@@ -303,9 +303,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         extras: Extras,
     ) -> Any:
         """Step repeatedly with one closure, and return its first result."""
-        if closure is None or max_iter < 1:
+        if closure is None or not isinstance(max_iter, int) or max_iter < 1:
             raise ValueError(
-                f"{type(self).__name__}: max_iter={max_iter!r} must be at least 1, and needs a closure"
+                f"{type(self).__name__}: max_iter={max_iter!r} must be an int of at least 1, and needs a closure"
             )
         params = params_of(self.param_groups)
         known = KnownClosure(closure, params)

@@ -354,8 +354,10 @@ def test_several_updates_without_a_line_search_are_several_steps():
     assert_equal(*results)
 
 
-def test_several_updates_need_a_closure():
+@pytest.mark.parametrize(("number", "closure"), [(3, ()), (20.0, (lambda: 0.0,)), ("3", (lambda: 0.0,))])
+def test_several_updates_need_a_closure_and_a_whole_number(number, closure):
     optimizer, params = made(gradtx.adam(lr=0.1))
     set_gradients(params)
-    with unchanged(optimizer), pytest.raises(ValueError, match="max_iter=3 must be at least 1, and needs a closure"):
-        optimizer.step(max_iter=3)
+    message = f"max_iter={number!r} must be an int of at least 1, and needs a closure"
+    with unchanged(optimizer), pytest.raises(ValueError, match=message):
+        optimizer.step(*closure, max_iter=number)
