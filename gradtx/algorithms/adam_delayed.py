@@ -12,7 +12,6 @@ from gradtx.arguments import Count, Decay
 from gradtx.maths.entries import (
     adam_moments,
     at_least,
-    belief_moments,
     corrected_root,
     largest,
     quotient,
@@ -202,6 +201,7 @@ def scale_by_acprop(
     does not, and with amsgrad it adds $\epsilon$ once more at $t = 1$. optax uses the old $m$ in $g - m$.
     """
     beta1, beta2 = betas
+    moments, average = adam_moments(betas, amsgrad, belief_eps=eps)
 
     def update(g, state, p, ctx):
         first = (state["exp_avg"] == 0) & (state["exp_avg_var"] == 0)
@@ -209,15 +209,11 @@ def scale_by_acprop(
         correction = torch.where(ctx.seen, correction, 1.0)
         old = state["max_exp_avg_var" if amsgrad else "exp_avg_var"]
         root = safe_sqrt(old / correction) + eps
-        m, _, new = belief_moments(g, state, betas, eps, amsgrad)
+        m, _, new = average(g, state)
         above = m / ctx.bias_correction(beta1) if momentum_update else g
         return torch.where(first, above, quotient(above, root, floor=eps)), new
 
-    return {
-        "exp_avg": linear(),
-        "exp_avg_var": square(),
-        "max_exp_avg_var": square() if amsgrad else None,
-    }, update
+    return {**moments, "exp_avg": linear()}, update
 
 
 @per_tensor(elementwise=True)

@@ -23,7 +23,6 @@ from gradtx.arguments import (
 )
 from gradtx.maths.entries import (
     adam_moments,
-    belief_moments,
     corrected_root,
     peak,
     quotient,
@@ -35,7 +34,7 @@ from gradtx.maths.entries import (
 )
 from gradtx.rules import alias, per_tensor
 from gradtx.schedules import ranger21_schedule
-from gradtx.slots import ema, linear, square
+from gradtx.slots import linear, square
 from gradtx.transform import chain
 
 __all__ = [
@@ -404,19 +403,16 @@ def scale_by_belief(
     there, amsgrad also applies to rectified steps.
     """
     beta1, beta2 = betas
+    moments, average = adam_moments(betas, amsgrad, belief_eps=eps)
 
     def update(g, state, p, ctx):
-        m, v, new = belief_moments(g, state, betas, eps, amsgrad)
+        m, v, new = average(g, state)
         if rectify:
             return _rectified(m, v, ctx, betas, eps, 5.0, degenerated_to_sgd), new
         root = corrected_root(v, ctx, beta2)
         return m / ctx.bias_correction(beta1) / (root + eps), new
 
-    return {
-        "exp_avg": ema(beta1),
-        "exp_avg_var": square(),
-        "max_exp_avg_var": square() if amsgrad else None,
-    }, update
+    return moments, update
 
 
 @alias(class_name="RAdam")

@@ -180,31 +180,29 @@ def change_of(update: Tensor, state: Mapping[str, Tensor], ctx) -> Tensor:
     return torch.where(ctx.seen, update - state["previous_grad"], 0.0)
 
 
-def adam_moments(betas, amsgrad: bool = False) -> tuple[dict[str, Any], Any]:
-    """Return Adam's slots and `average(update, state) -> (m, v, new state)`; v is the maximum with amsgrad."""
+def adam_moments(
+    betas, amsgrad: bool = False, belief_eps=None
+) -> tuple[dict[str, Any], Any]:
+    """Return Adam's slots and `average(update, state) -> (m, v, new state)`; v is the maximum with amsgrad.
+
+    With `belief_eps`, v is AdaBelief's: the variance around m, to which each step adds this number.
+    """
     beta1, beta2 = betas
+    slot = "exp_avg_sq" if belief_eps is None else "exp_avg_var"
 
     def average(update, state):
-        new = {
-            "exp_avg": running_mean(state["exp_avg"], update, beta1),
-            "exp_avg_sq": running_mean(state["exp_avg_sq"], update.square(), beta2),
-        }
-        return new["exp_avg"], peak(new, state, "exp_avg_sq", amsgrad), new
+        m = running_mean(state["exp_avg"], update, beta1)
+        if belief_eps is None:
+            v = running_mean(state[slot], update.square(), beta2)
+        else:
+            v = running_mean(state[slot], (update - m).square(), beta2) + belief_eps
+        new = {"exp_avg": m, slot: v}
+        return m, peak(new, state, slot, amsgrad), new
 
-    slots = {"exp_avg": ema(beta1), "exp_avg_sq": square()}
+    slots = {"exp_avg": ema(beta1), slot: square()}
     if amsgrad:
-        slots["max_exp_avg_sq"] = square()
+        slots[f"max_{slot}"] = square()
     return slots, average
-
-
-def belief_moments(
-    g: Tensor, state: Mapping[str, Tensor], betas, eps, amsgrad: bool
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Return AdaBelief's m, variance around m (its maximum with amsgrad), and new state."""
-    m = running_mean(state["exp_avg"], g, betas[0])
-    variance = running_mean(state["exp_avg_var"], (g - m).square(), betas[1])
-    new = {"exp_avg": m, "exp_avg_var": variance + eps}
-    return m, peak(new, state, "exp_avg_var", amsgrad), new
 
 
 def corrected_root(square: Tensor, ctx, beta) -> Tensor:
