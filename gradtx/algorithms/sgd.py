@@ -17,7 +17,14 @@ from gradtx.algorithms.weight_decay import (
 from gradtx.arguments import Decay, Fraction, NonNegative, Scalar, is_off
 from gradtx.base.exact import exact
 from gradtx.base.torch_names import readable
-from gradtx.maths.entries import largest, norm, quotient, safe_sqrt, unit_centered
+from gradtx.maths.entries import (
+    largest,
+    norm,
+    quotient,
+    running_mean,
+    safe_sqrt,
+    unit_centered,
+)
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import scalar
 from gradtx.transform import chain
@@ -455,7 +462,7 @@ def scale_by_gravity(lr, alpha: NonNegative = 0.01, beta: Decay = 0.9, seed: int
     def update(update, state, param, ctx):
         bounded_update = update / (1 + (update * largest(update.abs())).square())
         beta_t = (beta * ctx.time + 1) / (ctx.time + 2)
-        velocity = beta_t * state["v"] + (1 - beta_t) * bounded_update
+        velocity = running_mean(state["v"], bounded_update, beta_t)
         return velocity, {"v": velocity}
 
     return init, update

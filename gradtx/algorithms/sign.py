@@ -73,8 +73,8 @@ def scale_by_lion(betas=(0.9, 0.99)):
 
     def update(g, state, p, ctx):
         m = state["exp_avg"]
-        direction = (beta1 * m + (1 - beta1) * g).sign()
-        return direction, {"exp_avg": beta2 * m + (1 - beta2) * g}
+        direction = running_mean(m, g, beta1).sign()
+        return direction, {"exp_avg": running_mean(m, g, beta2)}
 
     return {"exp_avg": linear()}, update
 
@@ -168,7 +168,7 @@ def scale_by_focus(
 
     def update(update, state, param, ctx):
         mean = running_mean(state["exp_avg"], update, beta1)
-        place = beta2 * state["pbar"] + (1 - beta2) * param
+        place = running_mean(state["pbar"], param, beta2)
         usual = place / ctx.bias_correction(beta2)
         pull = torch.where(ctx.seen, (param - usual).sign(), 0.0)
         direction = plus_decay(mean.sign() + gamma * pull, weight_decay, usual)

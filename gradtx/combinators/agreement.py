@@ -15,6 +15,7 @@ from gradtx.maths.entries import (
     grafted,
     may_decay,
     norm,
+    running_mean,
     safe_sqrt,
 )
 from gradtx.maths.matrices import schatten4_norms
@@ -221,7 +222,8 @@ def scale_by_norm_ratio(
         return {"exp_avg_sq": param.new_zeros(())}
 
     def enter(update, state, param, ctx):
-        square = beta2 * state["exp_avg_sq"] + (1 - beta2) * ctx.grad.square().sum()
+        total = ctx.grad.square().sum()
+        square = running_mean(state["exp_avg_sq"], total, beta2)
         return update, {"exp_avg_sq": square, "size": norm(update)}
 
     def leave(update, state, param, ctx):

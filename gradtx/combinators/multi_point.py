@@ -25,7 +25,7 @@ from gradtx.base.tree import map_tensors
 from gradtx.combinators.frame import Frame
 from gradtx.execution.runs import Scope
 from gradtx.execution.tree_rule import Functions, TreeOperation
-from gradtx.maths.entries import quotient, safe_sqrt
+from gradtx.maths.entries import quotient, running_mean, safe_sqrt
 from gradtx.rules import Combinator, combinator
 from gradtx.transform import GradientTransformation
 
@@ -417,7 +417,7 @@ def friendly_sam(
         for name, g in grads.items():
             mean, now = state["exp_avg"][name], first.to(g.device)
             directions[name] = torch.where(now, g, g - sigma * mean)
-            means[name] = torch.where(now, g, lmbda * mean + (1 - lmbda) * g)
+            means[name] = torch.where(now, g, running_mean(mean, g, lmbda))
         weights = _magnitudes(params, adaptive)
         uphill = _uphill(ctx, directions, params, weights, rho, eps)
         return uphill, {"exp_avg": means}
