@@ -17,6 +17,7 @@ from gradtx.maths.entries import (
     at_most,
     change_of,
     corrected_root,
+    norms,
     peak,
     quotient,
     running_mean,
@@ -530,8 +531,7 @@ def adatam(lr=1e-3, *, weight_decay=0.0, **direction: Annotated[Any, scale_by_ad
 
 def _directed(x: Tensor) -> Tensor:
     """Divide by the norms along dimension 0, or by the absolute value of a 0-d tensor."""
-    square = x.square().sum(dim=0, keepdim=True) if x.ndim else x.square()
-    return x / at_least(safe_sqrt(square), 1e-12)
+    return x / at_least(norms(x, 0), 1e-12)
 
 
 def _damped(

@@ -55,12 +55,9 @@ TINY = 1e-8  # added to norms in denominators, as in the authors' code of both m
 
 def _ratios(leaf: LeafProjection, direction: Tensor, by_channel: bool = True) -> Tensor:
     """Return the norm of a low-rank direction over that of the low-rank gradient, per channel or overall."""
-    if not by_channel:
-        return norm(direction) / (norm(leaf.inside) + TINY)
-    dim = 1 if leaf.right else 0
-    top = norms(direction, dim)
-    bottom = norms(leaf.inside, dim)
-    return top / (bottom + TINY)
+    channels = 1 if leaf.right else 0
+    dim = channels if by_channel else (0, 1)
+    return norms(direction, dim) / (norms(leaf.inside, dim) + TINY)
 
 
 def _limited(leaf: LeafProjection, x: Tensor, limit) -> tuple[Tensor, dict[str, Any]]:

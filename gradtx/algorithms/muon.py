@@ -544,7 +544,7 @@ def scale_by_nuclear_norm(
 
 def _centered(x):
     """Subtract the mean of its rows from a matrix."""
-    return x - x.sum(dim=0, keepdim=True) / max(x.shape[0], 1)
+    return x - mean(x, 0, keepdim=True)
 
 
 @alias(class_name="PolarGrad")

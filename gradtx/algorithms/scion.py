@@ -35,6 +35,7 @@ from gradtx.combinators.selection import partition
 from gradtx.maths.entries import (
     at_least,
     corrected_root,
+    mean,
     norms,
     quotient,
     rms,
@@ -231,7 +232,7 @@ def oracle(
         return result / max(math.prod(x.shape[2:]), 1)
     y = x.transpose(0, 1) if transpose else x
     if kind == "column":
-        size = safe_sqrt(y.square().sum(dim=0, keepdim=True) / max(y.shape[0], 1))
+        size = safe_sqrt(mean(y.square(), 0, keepdim=True))
         size = size * y.shape[1] if normalized else size
     else:
         size = norms(y, -1)

@@ -234,8 +234,6 @@ def caution(direction: Tensor, gradient: Tensor, factor) -> Tensor:
     # Signs, because the product can underflow.
     agree = (direction.sign() * gradient.sign() > 0).to(direction.dtype)
     weights = agree + factor * (1 - agree)
-    if not weights.numel():
-        return weights
     return weights / weights.mean().clamp(min=1e-5)
 
 
