@@ -442,9 +442,9 @@ def bcos(
     beta2: Decay | None = None,
     eps=1e-6,
     weight_decay=0.1,
-    mode: Literal["c", "m", "g"] = "c",
-    simple_cond=False,
+    *,
     decoupled_weight_decay=True,
+    **options: Annotated[Any, scale_by_bcos],
 ):
     r"""BCOS: a momentum divided by an estimate of its root mean square, with one slot less than Adam.
 
@@ -480,5 +480,5 @@ def bcos(
 
     Source: Jiang et al. 2025, arXiv:2507.08963. Departures: see `scale_by_bcos`.
     """
-    direction = scale_by_bcos(beta, beta2, eps, mode, simple_cond)
+    direction = scale_by_bcos(beta, beta2, eps, **options)
     return with_decay(direction, weight_decay, decoupled_weight_decay, lr)

@@ -512,9 +512,9 @@ def dion(
     weight_decay=0.01,
     eps=1e-8,
     adjust_lr_fn: Adjustment | None = "spectral",
-    init: Literal["random", "eye"] = "random",
-    seed: int = 0,
+    *,
     fallback: GradientTransformation | None = None,
+    **options: Annotated[Any, scale_by_dion],
 ):
     r"""Dion: orthogonal directions of low rank from one step of power iteration, with error feedback.
 
@@ -556,7 +556,7 @@ def dion(
         lr,
         weight_decay,
         fallback,
-        scale_by_dion(mu, rank, eps, init, seed),
+        scale_by_dion(mu, rank, eps, **options),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -209,10 +209,9 @@ def ranger21(
     normalize_gradients=True,
     lookahead_merge_time: Count = 5,
     lookahead_blending_alpha: Fraction = 0.5,
-    weight_decay=1e-4,
-    norm_loss_factor: NonNegative = 1e-4,
-    amsgrad=True,
+    *,
     chebyshev_epochs: Annotated[int, "[3, inf)"] | None = None,
+    **options: Annotated[Any, scale_by_ranger21],
 ):
     r"""Ranger21: eight ideas in one chain, from adaptive clipping to lookahead, with its own learning rate schedule.
 
@@ -286,9 +285,7 @@ def ranger21(
             eps,
             use_softplus=use_softplus,
             beta_softplus=beta_softplus,
-            weight_decay=weight_decay,
-            norm_loss_factor=norm_loss_factor,
-            amsgrad=amsgrad,
+            **options,
         ),
         lookahead(lookahead_merge_time, lookahead_blending_alpha),
     )
