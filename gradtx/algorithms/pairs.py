@@ -81,7 +81,7 @@ class PairSelector(Selector):
     """Choose the leaves that are in a pair, and check that their partners exist."""
 
     def __init__(self, who: str, factors: Factors):
-        super().__init__(who, (True, False), (sum(factors, ()), ("*",)))
+        super().__init__(who, (True, False), (sum(factors, ()), "*"))
         self._factors = factors
 
     def check_used(self, names: list[str]) -> None:

@@ -98,12 +98,14 @@ class Selector:
         self,
         who: str,
         labels: tuple[Any, ...],
-        wheres: tuple[Patterns | Predicate, ...] | Predicate | LabelTree,
+        wheres: tuple[Where, ...] | Predicate | LabelTree,
         branches: tuple[str, ...] | None = None,
     ):
         self.who = who
         self.labels = labels
         self.branches = branches
+        if isinstance(wheres, tuple):
+            wheres = tuple(patterns(who, where) for where in wheres)
         # Of each label, or a function that returns the label.
         self._wheres: Any = wheres
         by_label = wheres if isinstance(wheres, tuple) else (wheres,)
@@ -112,7 +114,7 @@ class Selector:
     @classmethod
     def of(cls, who: str, where: Any) -> Selector:
         """Create a selector that chooses True where `where` matches, else False."""
-        return cls(who, (True, False), (patterns(who, where), ("*",)))
+        return cls(who, (True, False), (where, "*"))
 
     @property
     def key(self) -> Hashable:

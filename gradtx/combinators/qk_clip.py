@@ -12,7 +12,7 @@ from torch import Tensor
 from gradtx.arguments import Fraction, Positive, Scalar, Static
 from gradtx.base.inputs import as_builtin
 from gradtx.base.messages import describe
-from gradtx.base.selectors import Selector, check_not_empty, patterns
+from gradtx.base.selectors import Selector, check_not_empty
 from gradtx.base.torch_names import readable
 from gradtx.combinators.selection import Fork
 from gradtx.rules import combinator, per_tensor
@@ -79,8 +79,8 @@ def qk_clip(
         link = _shrink_heads(logits, tau, powers[role]) if shrinks else chain()
         branches[str(i)] = link
     branches[False] = chain()
-    wheres = tuple(patterns("qk_clip", pattern) for pattern in (*roles, "*"))
-    return Fork(Selector("qk_clip", tuple(branches), wheres), branches)
+    selector = Selector("qk_clip", tuple(branches), (*roles, "*"))
+    return Fork(selector, branches)
 
 
 def _checked(pattern: str, value) -> tuple[str, str]:

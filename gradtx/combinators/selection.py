@@ -17,7 +17,6 @@ from gradtx.base.selectors import (
     Where,
     is_function,
     listed,
-    patterns,
 )
 from gradtx.execution.execute import Branch, Route
 from gradtx.execution.runs import Scope
@@ -99,7 +98,7 @@ def partition(
 def _selector_of(labels, branches: tuple[str, ...]) -> Selector:
     """Return the selector for the `labels` of `partition`: a tree of labels, a dict of selectors or a function."""
     if isinstance(labels, Mapping) and set(labels) == set(branches):
-        wheres = tuple(patterns("partition", where) for where in labels.values())
+        wheres = tuple(labels.values())
         return Selector("partition", tuple(labels), wheres, branches=branches)
     label_of_leaf = {} if isinstance(labels, str) else _tree.strings(labels)
     if label_of_leaf and set(label_of_leaf.values()) <= set(branches):
