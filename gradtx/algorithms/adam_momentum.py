@@ -289,9 +289,9 @@ def scale_by_adatam(betas=(0.9, 0.999), decay_rate: Decay = 0.9, eps=1e-8):
     beta1, beta2 = betas
 
     def update(update, state, param, ctx):
-        mean = state["exp_avg"]
-        damped, smooth = _damped(update, mean, state["s"], decay_rate, eps)
-        mean = beta1 * mean + damped
+        mean, smooth = _torque_aware(
+            state["exp_avg"], update, state["s"], beta1, decay_rate, eps
+        )
         square = running_mean(state["exp_avg_sq"], update.square(), beta2)
         return quotient(mean, safe_sqrt(square) + eps, floor=eps), {
             "s": smooth,
@@ -534,13 +534,14 @@ def _directed(x: Tensor) -> Tensor:
     return x / at_least(norms(x, 0), 1e-12)
 
 
-def _damped(
-    update: Tensor, momentum: Tensor, smooth: Tensor, decay_rate, eps
+def _torque_aware(
+    momentum: Tensor, update: Tensor, smooth: Tensor, beta, decay_rate, eps
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradient weighted by its agreement with the momentum, and the average of that agreement."""
+    """Return the next momentum, to which the gradient adds as much as both agree, and the average of that agreement."""
     along = (1 - decay_rate) * _directed(momentum) * _directed(update)
     smooth = decay_rate * smooth + along
-    return ((1 + smooth) / 2 + eps) * update, smooth
+    damped = ((1 + smooth) / 2 + eps) * update
+    return beta * momentum + damped, smooth
 
 
 @per_tensor
@@ -578,9 +579,9 @@ def scale_by_tam(momentum: Decay = 0.9, decay_rate: Decay = 0.9, eps=1e-8):
     """
 
     def update(update, state, param, ctx):
-        buffer = state["momentum_buffer"]
-        damped, smooth = _damped(update, buffer, state["s"], decay_rate, eps)
-        buffer = momentum * buffer + damped
+        buffer, smooth = _torque_aware(
+            state["momentum_buffer"], update, state["s"], momentum, decay_rate, eps
+        )
         return buffer, {"s": smooth, "momentum_buffer": buffer}
 
     return {"s": torch.zeros_like, "momentum_buffer": linear()}, update

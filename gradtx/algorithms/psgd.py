@@ -18,8 +18,8 @@ from gradtx.maths.entries import (
     at_least,
     at_most,
     identity,
-    may_decay,
     norm,
+    plus_decay,
     quotient,
     rms,
     running_mean,
@@ -513,10 +513,7 @@ def add_decayed_matrices(
     def update(update, state, param, ctx):
         if param.ndim < 2:
             return update, state
-        decay = weight_decay * param
-        if cautious:
-            decay = torch.where(may_decay(update, param, cautious), decay, 0.0)
-        return update + decay, state
+        return plus_decay(update, weight_decay, param, cautious=cautious), state
 
     return update
 

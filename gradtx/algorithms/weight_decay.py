@@ -11,7 +11,7 @@ from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.arguments import NonNegative, Positive, Scalar, is_off
 from gradtx.base.exact import exact
 from gradtx.base.torch_names import readable
-from gradtx.maths.entries import may_decay, quotient, unit_norm
+from gradtx.maths.entries import plus_decay, quotient, unit_norm
 from gradtx.rules import per_tensor
 from gradtx.slots import Slot, scalar
 from gradtx.transform import chain
@@ -98,10 +98,7 @@ def add_decayed_weights(
                 peak = torch.maximum(state["lr_max"], lr)
                 rate = strength * quotient(lr, peak, otherwise=1.0)
                 new = {"lr_max": peak}
-        decay = rate * p
-        if cautious:
-            decay = torch.where(may_decay(u, p, cautious), decay, 0.0)
-        return u + decay, new
+        return plus_decay(u, rate, p, cautious=cautious), new
 
     slots = {
         "initial_lr": initial_lr("add_decayed_weights", relative_to),

@@ -85,12 +85,24 @@ def quotient(
     return torch.where(known, result, otherwise)
 
 
-def plus_decay(direction: Tensor, weight_decay, param: Tensor, rate=None) -> Tensor:
-    """Return direction + rate * weight_decay * param, or the direction itself if the decay is the plain number 0."""
+def plus_decay(
+    direction: Tensor,
+    weight_decay,
+    param: Tensor,
+    rate=None,
+    cautious: bool | str = False,
+) -> Tensor:
+    """Return direction + rate * weight_decay * param, or the direction itself if the decay is the plain number 0.
+
+    If `cautious`, the decay acts only where a step against the direction shrinks the weight (see `may_decay`).
+    """
     if is_off(weight_decay):
         return direction
     strength = weight_decay if rate is None else rate * weight_decay
-    return direction + strength * param
+    decay = strength * param
+    if cautious:
+        decay = torch.where(may_decay(direction, param, cautious), decay, 0.0)
+    return direction + decay
 
 
 def norm(x: Tensor) -> Tensor:
