@@ -281,18 +281,16 @@ def scale_by_ldog(
     }, update
 
 
-def _first_square(arguments):
-    initial_estimate = arguments["init_estim_sq_dist"]
-    return arguments["eps"] if initial_estimate is None else initial_estimate
+def _first_sums(arguments):
+    given = arguments["init_estim_sq_dist"]
+    square = arguments["eps"] if given is None else given
+    return {"estim_sq_dist": square, "weighted_sq_norm": 0.0}
 
 
 @per_tensor(
     elementwise=True,
     needs="params",
-    shared=lambda arguments: {
-        "estim_sq_dist": _first_square(arguments),
-        "weighted_sq_norm": 0.0,
-    },
+    shared=_first_sums,
     agree=("eps", "init_estim_sq_dist"),
 )
 def scale_by_dowg(eps: Positive = 1e-4, init_estim_sq_dist: Positive | None = None):

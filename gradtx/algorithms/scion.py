@@ -33,6 +33,7 @@ from gradtx.arguments import (
 from gradtx.base.messages import describe
 from gradtx.combinators.selection import partition
 from gradtx.maths.entries import (
+    adam_moments,
     at_least,
     corrected_root,
     mean,
@@ -462,6 +463,7 @@ def scale_by_muown(
     """
     beta1, beta2 = betas
     iterate = orthogonalizer("scale_by_muown", ns_coefficients, ns_steps, ns_dtype)
+    _, average_of_moments = adam_moments(betas)
 
     def lengths(param):
         return at_least(norms(param, 1), LEAST)
@@ -481,8 +483,7 @@ def scale_by_muown(
         average = running_mean(state["momentum_buffer"], across, momentum)
         rate = lr * shape_factor(adjust_lr_fn, *g.shape)
         direction = unit * length - rate * iterate(average)
-        m = running_mean(state["exp_avg"], along, beta1)
-        v = running_mean(state["exp_avg_sq"], along.square(), beta2)
+        m, v, moments = average_of_moments(along, state)
         root = corrected_root(v, ctx, beta2) + eps
         gamma = gamma - lr * m / ctx.bias_correction(beta1) / root
         gamma = gamma * (1 - lr * weight_decay)
@@ -491,8 +492,7 @@ def scale_by_muown(
             "momentum_buffer": average,
             "magnitude": gamma,
             "length": length,
-            "exp_avg": m,
-            "exp_avg_sq": v,
+            **moments,
         }
         return gamma * direction / length - p, new
 

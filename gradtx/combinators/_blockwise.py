@@ -303,7 +303,7 @@ class Pieces:
         slots_of_path = {}
         for path in paths:
             slots = leaf.run.slots(path, leaf)
-            if self._is_one_batch():
+            if len(self._batches) == 1:
                 slots_of_path[path] = {
                     slot: self._plain(value) for slot, value in slots.items()
                 }
@@ -327,9 +327,6 @@ class Pieces:
         # Not float32, even without blocks.
         keys = torch.tensor(numbers, dtype=torch.int64, device=leaf.device)
         return stream ^ keys if is_nested else keys
-
-    def _is_one_batch(self) -> bool:
-        return len(self._batches) == 1
 
     # Running.
 
@@ -429,7 +426,7 @@ class Pieces:
     ) -> Iterator[tuple[str, Tensor]]:
         """Yield the slots of a batch by their stored names: stacked, or numbered if blocks differ in shape."""
         for slot, value in slots.items():
-            if self._is_one_batch():
+            if len(self._batches) == 1:
                 yield slot, value
                 continue
             for i, block in zip(batch.numbers, value.unbind(), strict=True):
