@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ from gradtx.transform import GradientTransformation
 __all__ = ["mechanize", "trac"]
 
 BETAS = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
-Learner: TypeAlias = Callable[[Any, Values, Tensor], Values]
 
 
 def _scale_by_learners(
@@ -33,7 +32,7 @@ def _scale_by_learners(
     betas: Betas,
     start: dict[str, float],
     product: Callable[[Values, Tensor], Tensor],
-    learner: Learner,
+    learner: Callable[[Any, Values, Tensor], Values],
     eps: Scalar,
 ) -> Frame:
     """Return a frame that scales the sum of all updates of `tx` by the sum of the learners' scales `s`.

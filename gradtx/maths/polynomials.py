@@ -16,9 +16,7 @@ from gradtx.maths.matrices import newton_schulz
 
 Triple: TypeAlias = tuple[float, float, float]
 # A name, the coefficients of every step, or those of each step.
-Coefficients: TypeAlias = (
-    str | tuple[float, float, float] | tuple[tuple[float, float, float], ...]
-)
+Coefficients: TypeAlias = str | Triple | tuple[Triple, ...]
 StaticCoefficients: TypeAlias = Static[
     str | tuple[float, ...] | tuple[tuple[float, ...], ...]
 ]
