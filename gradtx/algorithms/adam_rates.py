@@ -397,12 +397,10 @@ def adabound(
 
 @alias(class_name="AdaMod")
 def adamod(
-    lr=1e-3,
-    betas=(0.9, 0.999),
-    beta3: Decay = 0.999,
-    eps=1e-8,
+    *,
     weight_decay=0.0,
     decoupled_weight_decay=True,
+    **options: Annotated[Any, scale_by_adamod],
 ):
     r"""AdaMod: Adam whose rate for each weight is at most the average of its past values.
 
@@ -440,7 +438,7 @@ def adamod(
     """
     coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
-        add_decayed_weights(coupled), scale_by_adamod(lr, betas, beta3, eps, decoupled)
+        add_decayed_weights(coupled), scale_by_adamod(weight_decay=decoupled, **options)
     )
 
 

@@ -310,11 +310,10 @@ def scale_by_asgd(
 
 @alias(class_name="MADGRAD")
 def madgrad(
-    lr=1e-2,
-    momentum: Decay = 0.9,
-    eps=1e-6,
+    *,
     weight_decay=0.0,
     decoupled_weight_decay=False,
+    **options: Annotated[Any, scale_by_madgrad],
 ):
     r"""MADGRAD: dual averaging from the initial weights, divided by the cube root of the sum of squares.
 
@@ -349,7 +348,8 @@ def madgrad(
     """
     coupled, decoupled = split_decay(weight_decay, decoupled_weight_decay)
     return chain(
-        add_decayed_weights(coupled), scale_by_madgrad(lr, momentum, eps, decoupled)
+        add_decayed_weights(coupled),
+        scale_by_madgrad(weight_decay=decoupled, **options),
     )
 
 
