@@ -81,8 +81,9 @@ def scale_by_rss(eps=1e-10, initial_accumulator_value: NonNegative = 0.0):
         total = state["sum"] + update.square()
         return update / (safe_sqrt(total) + eps), {"sum": total}
 
-    first = functools.partial(filled_like, value=initial_accumulator_value)
-    return {"sum": square(first, slow=True)}, update
+    return {
+        "sum": square(lambda p: filled_like(p, initial_accumulator_value), slow=True)
+    }, update
 
 
 @per_tensor(elementwise=True)

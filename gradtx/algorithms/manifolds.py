@@ -37,7 +37,7 @@ __all__ = ["orthogonalize_tangent", "project_tangent", "retract", "spectral_sphe
 _ALONG = {"rows": 1, "columns": 0}
 
 
-@per_tensor(whole=True, dims=(2, 2), needs=("params",))
+@per_tensor(whole=True, dims=(2, 2), needs="params")
 def retract(
     kind: Literal["polar", "qr", "rows", "columns", "spectral", "cap"],
     radius: Positive = 1.0,
@@ -125,7 +125,7 @@ def retract(
     return update
 
 
-@per_tensor(whole=True, dims=(2, 2), needs=("params",))
+@per_tensor(whole=True, dims=(2, 2), needs="params")
 def project_tangent(kind: Literal["rows", "columns"]):
     r"""Remove the part of an update along each row, or column, of a matrix whose rows or columns have norm 1.
 
@@ -157,7 +157,7 @@ def project_tangent(kind: Literal["rows", "columns"]):
     return update
 
 
-@per_tensor(whole=True, dims=(2, 2), needs=("params",), compiles="lists")
+@per_tensor(whole=True, dims=(2, 2), needs="params", compiles="lists")
 def orthogonalize_tangent(
     coefs: StaticCoefficients = "polar_express",
     steps: Steps | None = 8,
