@@ -24,6 +24,7 @@ from gradtx.maths.entries import (
     at_least,
     at_most,
     largest,
+    norm,
     running_mean,
     safe_pow,
     safe_sqrt,
@@ -249,9 +250,7 @@ def scale_by_apollo(
         change = g - state["exp_avg_grad"]
         m = state["exp_avg_grad"] + a * change
         # The 4-norm as two roots, which are safe to differentiate at 0.
-        n = safe_sqrt(safe_sqrt(d.square().square().sum())) + (
-            eps if belief else eps / 0.01
-        )
+        n = safe_sqrt(norm(d.square())) + (eps if belief else eps / 0.01)
         q = d / n
         misfit = a / n * (change * q).sum() + (B * q.square()).sum()
         B = B - misfit * q.square()

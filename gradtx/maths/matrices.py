@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.maths.entries import at_least, differentiable, quotient, safe_sqrt
+from gradtx.maths.entries import at_least, differentiable, norms, quotient, safe_sqrt
 from gradtx.programs.record import as_one, device_of
 
 # Tensors viewed as matrices.
@@ -490,8 +490,7 @@ def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
 def schatten4_norms(x: Tensor) -> Tensor:
     """Return the fourth root of the sum of the fourth powers of the singular values of each matrix of a batch."""
     square = symmetric_product(x, x.mT)
-    sum_of_fourth_powers = square.square().sum(dim=(-2, -1), keepdim=True)
-    return safe_sqrt(safe_sqrt(sum_of_fourth_powers))
+    return safe_sqrt(norms(square, (-2, -1)))
 
 
 def _divided_by_bound(x: Tensor, eps, start: str) -> Tensor:
