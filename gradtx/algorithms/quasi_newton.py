@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated, Any, Literal
 
 import torch
@@ -127,8 +128,8 @@ def scale_by_lbfgs(
         def kept(new, old):
             return torch.where(accepted, new, old)
 
-        S = [kept(new, old) for new, old in zip(S[1:], S[:-1], strict=True)]
-        Y = [kept(new, old) for new, old in zip(Y[1:], Y[:-1], strict=True)]
+        S = [kept(new, old) for old, new in itertools.pairwise(S)]
+        Y = [kept(new, old) for old, new in itertools.pairwise(Y)]
         gamma = kept(sy[-1] / torch.where(yy[-1] == 0, 1.0, yy[-1]), state["gamma"])
         old_sy = full_tensor(state["products_s"]).to(sy.dtype)
         old_yy = full_tensor(state["products_y"]).to(yy.dtype)
