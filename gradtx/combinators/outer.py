@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradtx.arguments import Count, Fraction, NonNegativeInt, Static, is_off
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import local
+from gradtx.base.dtensor import local, total
 from gradtx.base.errors import Path
 from gradtx.base.messages import shortly
 from gradtx.base.selectors import Patterns, Selector, patterns
@@ -274,10 +274,9 @@ class Synchronize(Enter):
         assert self._team is not None
         deltas = {}
         sums: dict[str, Tensor] = {}
-        for leaf, (delta, total) in waiting:
-            deltas[leaf.name], sums[leaf.name] = delta, total
-        total = sum(sums[name] for name in sorted(sums))
-        means, totals = mean_over_ranks(deltas, total, self._team)
+        for leaf, (delta, magnitudes) in waiting:
+            deltas[leaf.name], sums[leaf.name] = delta, magnitudes
+        means, totals = mean_over_ranks(deltas, total(sums), self._team)
         if (
             _torch.readable(totals)
             and totals.max() - totals.min() > SAME * totals.max()
