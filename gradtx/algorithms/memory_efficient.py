@@ -408,9 +408,8 @@ def scale_by_confidence(
         if u.ndim < 2:
             return m, {"exp_avg": m}
         residual = (u - m).square() + eps
-        sums = {"rows": residual.sum(dim=-1), "columns": residual.sum(dim=-2)}
-        old = state["exp_avg_res_row"], state["exp_avg_res_col"]
-        rows, columns = _averaged(*old, sums, u, beta3)
+        rows = running_mean(state["exp_avg_res_row"], mean(residual, -1), beta3)
+        columns = running_mean(state["exp_avg_res_col"], mean(residual, -2), beta3)
         new = {"exp_avg": m, "exp_avg_res_row": rows, "exp_avg_res_col": columns}
         return over_root(m, rows, columns), new
 
