@@ -42,6 +42,10 @@ __all__ = [
 Tree: TypeAlias = dict[str, Tensor]  # by leaf name
 
 
+# For variants of SAM, which compute the gradient at other weights.
+sharpness_aware = combinator(needs=("grad_fn", "params"))
+
+
 def _norm(tree: Tree) -> Tensor:
     """Return the norm of all leaves together."""
     return safe_sqrt(_product(tree, tree))
@@ -100,7 +104,7 @@ def _around(
     return Frame(base, gradient=update)
 
 
-@combinator(needs=("grad_fn", "params"))
+@sharpness_aware
 def sam(
     base: GradientTransformation,
     rho: NonNegative = 0.05,
@@ -144,7 +148,7 @@ def sam(
     return _around(base, lambda grads, uphill: uphill, rho, adaptive, eps)
 
 
-@combinator(needs=("grad_fn", "params"))
+@sharpness_aware
 def asam(
     base: GradientTransformation,
     rho: NonNegative = 0.5,
@@ -197,7 +201,7 @@ def asam(
     return Frame(base, gradient=update)
 
 
-@combinator(needs=("grad_fn", "params"))
+@sharpness_aware
 def gsam(
     base: GradientTransformation,
     rho: NonNegative = 0.05,
@@ -249,7 +253,7 @@ def gsam(
     return _around(base, combined, rho, adaptive, eps)
 
 
-@combinator(needs=("grad_fn", "params"))
+@sharpness_aware
 def wsam(
     base: GradientTransformation,
     rho: NonNegative = 0.05,
@@ -296,7 +300,7 @@ def wsam(
     return _around(base, combined, rho, adaptive, eps)
 
 
-@combinator(needs=("grad_fn", "params"))
+@sharpness_aware
 def looksam(
     base: GradientTransformation,
     rho: NonNegative = 0.1,
@@ -366,7 +370,7 @@ def looksam(
     return Frame(base, gradient=(init, update))
 
 
-@combinator(needs=("grad_fn", "params"))
+@sharpness_aware
 def friendly_sam(
     base: GradientTransformation,
     rho: NonNegative = 0.05,
