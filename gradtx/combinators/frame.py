@@ -316,9 +316,10 @@ class Enter(RuleOperation):
         run = self.run
         starts = {"step": 0, **clock.start} if clock.counts else clock.start
         if starts:
-            number = functools.partial(torch.full, dtype=torch.int64, device=run.device)
             values = {
-                name: functools.partial(number, (), start)
+                name: functools.partial(
+                    torch.full, (), start, dtype=torch.int64, device=run.device
+                )
                 for name, start in starts.items()
             }
             self._old_shared = self._scope.shared(self.path, values)
@@ -342,16 +343,14 @@ class Enter(RuleOperation):
         self.ticks, self._new_shared = checked_ticks(name, result, clock.start)
         if sums is None:
             # Like the state of an optimizer, a clock starts with the first gradient of a leaf.
-            self.ticks = self.ticks & self._has_started()
+            self.ticks = self.ticks & self._has_started(clock.start)
         if self.counts:
             self.run.ticks[self.path] = self.ticks
             step = torch.where(self.ticks, self.old_step + 1, self.old_step)
             self._new_shared["step"] = step
 
-    def _has_started(self) -> Tensor:
+    def _has_started(self, start: Mapping[str, int]) -> Tensor:
         """Return whether a shared value has changed since `init`."""
-        assert self.frame.clock is not None
-        start = self.frame.clock.start
         started = torch.zeros((), dtype=torch.bool, device=self.run.device)
         for name, value in self._old_shared.items():
             started = started | (value != start.get(name, 0))
