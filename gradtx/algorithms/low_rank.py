@@ -68,7 +68,7 @@ def _limited(leaf: LeafProjection, x: Tensor, limit) -> tuple[Tensor, dict[str, 
     return x / growth, {"last_norm": length / growth}
 
 
-@per_tensor(compiles=False)
+@per_tensor
 def scale_by_fira(
     betas=(0.9, 0.999),
     eps=1e-6,
@@ -133,7 +133,7 @@ def scale_by_fira(
     return Space(adam, Projection(finish, *options, ("last_norm",)))
 
 
-@per_tensor(compiles=False)
+@per_tensor
 def scale_by_apollo_low_rank(
     betas=(0.9, 0.999),
     eps=1e-6,

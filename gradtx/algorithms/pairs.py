@@ -147,7 +147,7 @@ def _solved(matrix: Tensor, ridge, x: Tensor) -> Tensor:
     return torch.linalg.solve_ex(matrix + ridge * identity(len(matrix), x), x)[0]
 
 
-@whole_tree(needs="params", capturable=True)
+@whole_tree(capturable=True)
 def solve_pairs(factors: Static[Factors], damping: Positive):
     """Precondition the gradients of both factors of each product."""
 
@@ -229,7 +229,7 @@ def _moments_in_basis(m, V, g, P, betas, eps):
     return running_mean(m @ P.mT, _solved(root, eps, g.mT).mT, b1), V
 
 
-@whole_tree(needs="params")
+@whole_tree
 def rite_pairs(
     factors: Static[Factors],
     betas,
@@ -346,7 +346,7 @@ def scale_by_lora_rite(
     return _fork("scale_by_lora_rite", pairs, rite_pairs, *options)
 
 
-@whole_tree(needs="params", capturable=True)
+@whole_tree(capturable=True)
 def align_pairs(factors: Static[Factors], heads: Count, damping: Positive):
     """Couple the updates of both factors of each product."""
 

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 
-@per_tensor(compiles=False)
+@per_tensor
 def scale_by_soap(
     betas=(0.95, 0.95),
     shampoo_beta: Decay | None = None,

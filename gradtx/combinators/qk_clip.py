@@ -134,13 +134,7 @@ def _check_heads(
             )
 
 
-@per_tensor(
-    needs="params",
-    extras={"max_logits": "tensors"},
-    check=_check_heads,
-    compiles=False,
-    capturable=True,
-)
+@per_tensor(check=_check_heads, compiles=False, capturable=True)
 def _shrink_heads(logits: str, tau: Scalar, power: Scalar):
     """Multiply each head by a power of its gamma."""
 
