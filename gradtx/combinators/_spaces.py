@@ -423,7 +423,7 @@ class LeaveSpace(RuleOperation):
         outside.restore(leaf)
         if coordinates.takes_part is not True:
             part = torch.as_tensor(coordinates.takes_part, device=leaf.device)
-            update = torch.where(part, update, torch.zeros_like(update))
+            update = torch.where(part, update, 0.0)
             leaf.active = outside.active
         leaf.update = outside.update
         self._set_update(call, update)

@@ -49,7 +49,7 @@ def accumulate(tx: GradientTransformation, every: Count):
     def ticks(values, sums):
         calls = values["mini_step"] + 1
         complete = calls >= every
-        mini_step = torch.where(complete, torch.zeros_like(calls), calls)
+        mini_step = torch.where(complete, 0, calls)
         return complete, {"mini_step": mini_step}
 
     def init(param):
@@ -63,7 +63,7 @@ def accumulate(tx: GradientTransformation, every: Count):
         if update is not None:
             total = ctx.keep(total + update, total)
             seen = ctx.keep(torch.ones_like(seen), seen)
-        emptied = torch.where(ctx.ticks, torch.zeros_like(total), total)
+        emptied = torch.where(ctx.ticks, 0.0, total)
         return total / every, {"acc": emptied, "seen": seen & ~ctx.ticks}, seen
 
     clock = InnerClock(ticks, start={"mini_step": 0})
@@ -106,7 +106,7 @@ def skip_nonfinite(tx: GradientTransformation):
 
     def enter(update, state, param, ctx):
         # The inner rules run in any case; they get zeros, so that no NaN propagates through the gradient of `where`.
-        return torch.where(ctx.ticks, update, torch.zeros_like(update)), state
+        return torch.where(ctx.ticks, update, 0.0), state
 
     return Frame(tx, enter=enter, clock=InnerClock(ticks, {"skipped": 0}, measure))
 

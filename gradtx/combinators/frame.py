@@ -576,7 +576,7 @@ class Leave(RuleOperation):
         self, leaf: Leaf, outside: Entered, ticks: Tensor, accept: Tensor
     ) -> None:
         """Unless this call counts, set the update to zero and keep the old inner state."""
-        leaf.update = torch.where(accept, leaf.update, torch.zeros_like(leaf.update))
+        leaf.update = torch.where(accept, leaf.update, 0.0)
         self._enter.inner.keep(leaf, ticks, outside.inner_restarts)
         inside = leaf.active
         if inside is None and outside.active is None:
