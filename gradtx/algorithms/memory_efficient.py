@@ -319,8 +319,8 @@ def scale_by_adafactor(
     def update(u, state, p, ctx):
         rate: Any = lr
         if relative_step:
-            most = 1e-6 * ctx.time if warmup_init else torch.full_like(ctx.time, 0.01)
-            rate = torch.minimum(most, ctx.time**-0.5)
+            most = 1e-6 * ctx.time if warmup_init else 0.01
+            rate = at_most(ctx.time**-0.5, most)
         if scale_parameter:
             sums = yield OfLeaf(square=p.square().sum())
             rate = rate * at_least(_rms(sums, p), eps)
