@@ -582,11 +582,10 @@ class Leave(RuleOperation):
         if inside is None and outside.active is None:
             return
         # As inside the clock if the call counts, else as outside.
-        yes = torch.ones_like(ticks)
         leaf.active = torch.where(
             ticks,
-            yes if inside is None else inside,
-            yes if outside.active is None else outside.active,
+            True if inside is None else inside,
+            True if outside.active is None else outside.active,
         )
 
     def _leave(self, leaf: Leaf, outside: Entered, update) -> Steps | None:

@@ -193,7 +193,7 @@ def with_lookahead(
             return update, new
         momenta = {}
         for i, (name, momentum) in enumerate(ctx.inner.items()):
-            start = torch.zeros_like(momentum)
+            start = 0.0
             if pulls_back:
                 slow = _slow(i)
                 start = new[slow] = synchronized(now, state[slow], momentum, alpha)
