@@ -476,8 +476,8 @@ def scale_by_distributed_shampoo(
             f = running_mean(m, g, beta3)
             if use_bias_correction:
                 power = 1 - ctx.bias_correction(beta1, ctx.time - 1)
-                # A 0-d leaf would become float64.
-                f = (f / (1 - beta3 * power)).to(g.dtype)
+                f = f / (1 - beta3 * power)
+            f = f.to(g.dtype)  # a 0-d leaf would become float64
         u, of_graft = magnitude(f, g, state, ctx)
         new |= of_graft
         if not g.numel():

@@ -476,14 +476,14 @@ def execute(
     blocked: dict[Barrier, list[Waiting]] = {}
 
     def advance(task: Task, steps: Steps | None, total: Any = None) -> None:
-        payload = resumed(steps, total)
+        # A shortcut, here and below: few operations wait.
+        payload = None if steps is None else resumed(steps, total)
         while payload is None:
             task.at += 1
             if task.at >= len(task.operations):
                 finish(task)
                 return
             steps = task.start(task.operations[task.at])
-            # A shortcut: few operations wait.
             payload = None if steps is None else resumed(steps)
         barrier = task.operations[task.at].barrier
         blocked.setdefault(barrier, []).append((task, steps, payload))

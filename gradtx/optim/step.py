@@ -143,13 +143,7 @@ class Step:
                 settings.settle(values)
             self.structures.append(settings.structure)
             self._complete(settings, row)
-        self.members = [
-            member
-            for member in self._every
-            if (traits.takes_none or member.param.grad is not None)
-            and member.state
-            and member.layout is not None
-        ]
+        self.members = self._stepping()
         self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
         self._routes: dict[tuple[int, torch.device], Route] = {}
@@ -157,7 +151,7 @@ class Step:
         self._clocks: dict[int | Count, Clock] = {}
         # Whether hyperparameters are known to agree across groups.
         self._agrees = len(self.groups) == 1
-        self._has_bundles = False
+        self._has_bundles = self._has_eager = False
         self.numbers: list[list[Any]] = []
         for settings in self.groups:
             self.numbers.append(settings.numbers(self._schedule_count))
@@ -253,6 +247,15 @@ class Step:
             if not (is_known and isinstance(member.state["step"], Tensor)):
                 self._core.states.refit(self.groups[member.group], member)
 
+    def _stepping(self) -> list[Member]:
+        """Return the parameters that step."""
+        takes_none, stepping = self._core.traits.takes_none, []
+        for member in self._every:
+            has_gradient = takes_none or member.param.grad is not None
+            if has_gradient and member.state and member.layout is not None:
+                stepping.append(member)
+        return stepping
+
     def _complete(self, settings: GroupSettings, row: list[Member]) -> None:
         """Create or update the slots of parameters that are about to step, to match their group's links."""
         structure, takes_none = settings.structure, self._core.traits.takes_none
@@ -343,7 +346,7 @@ class Step:
         if self._stays:
             keep_counts_in_place(core.members.by_param.values(), self._after)
         known = core.known_counts
-        if eager:  # those have new tensors
+        if self._has_eager:  # those have new tensors
             core.known_counts = None
         elif known is None:
             core.known_counts = KnownCounts.of(self._every)
@@ -463,6 +466,7 @@ class Step:
 
         leaves: Iterable[Any] = bundles
         if eager:
+            self._has_eager = True
             self._check_fits(eager)
             leaves = itertools.chain(bundles, self._eager_leaves(eager))
         try:

@@ -87,7 +87,7 @@ RELEASABLE = {
     "accumulated stale": lambda: gradtx.accumulate(
         chain(gradtx.clip_by_global_norm(0.1, stale=True), gradtx.adamw(lr=0.01)), 2
     ),
-    "noise": lambda: chain(add_noise(), gradtx.sgd(lr=0.1)),
+    "noise": lambda: chain(add_noise(), gradtx.sgd(lr=gradtx.cosine_schedule(0.1, T_max=5))),
 }
 
 

@@ -104,3 +104,12 @@ def test_dimensions_merge_from_the_last_one_backwards_and_are_cut(limit, target,
     state = tx.init({"w": torch.zeros(4, 3, 2, 1, 2)})["scale_by_distributed_shampoo"]
     assert [len(state[f"factor_matrices_{i}"]["w"]) for i in range(len(sizes))] == sizes
     assert f"factor_matrices_{len(sizes)}" not in state
+
+
+@pytest.mark.parametrize("corrects", [True, False])
+def test_a_parameter_without_dimensions_keeps_its_dtype(corrects):
+    tx = gradtx.distributed_shampoo(use_bias_correction=corrects)
+    params = {"scale": torch.ones(())}
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["scale"].dtype is torch.float32
+    assert updates["scale"] < 0
