@@ -52,7 +52,7 @@ def update(call: _pure.Call) -> Any:
     tx, updates, state, params, extras = call
     known = {}
     for name, value in extras.items():
-        if isinstance(value, float) or (isinstance(value, Tensor) and not value.ndim):
+        if isinstance(value, float) or _is_0d(value):
             known[name] = _pure.as_number(name, value)
     tensors: list[Tensor] = []
     structure = _structure_of((updates, state, params), tensors)
@@ -62,14 +62,17 @@ def update(call: _pure.Call) -> Any:
     return _results(tx, arguments, tensors, list(known.values()))
 
 
+def _is_0d(value: Any) -> bool:
+    return isinstance(value, Tensor) and not value.ndim
+
+
 def _results(
     tx: Transformation, arguments: Any, tensors: list[Tensor], extras: list[Tensor]
 ) -> Any:
     """Return the trees of a node; None if there is none."""
     # Dynamo has no values of a chain that the compiled function makes.
     origin, new = tx._origin or (tx, {})
-    are_tensors = all(isinstance(value, Tensor) for value in new.values())
-    if origin._is_traced or not are_tensors:
+    if origin._is_traced or not all(map(_is_0d, new.values())):
         return None
     key, order = origin._plan(id(origin), tuple(new), *arguments)
     # Not its floats, of which dynamo would make symbols where two chains have other ones, and compile twice.
