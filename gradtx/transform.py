@@ -203,15 +203,18 @@ class GradientTransformation:
             adamw(lr=0.0001)
         """
         origin, earlier = self._origin or (self, {})
-        find = self._places_of if origin._is_traced else origin._known_places
-        places = find(id(origin), *hyperparams)
+        places = (
+            self._places_of(*hyperparams)
+            if origin._is_traced
+            else origin._known_places(id(origin), *hyperparams)
+        )
         values = dict(zip(places, hyperparams.values(), strict=True))
         replaced = self._replaced(values, True)
         if values and torch.compiler.is_dynamo_compiling():
             replaced._set(_origin=(origin, {**earlier, **values}))
         return replaced
 
-    def _places_of(self, identity: int, *names: str) -> list[tuple[Place, str]]:
+    def _places_of(self, *names: str) -> list[tuple[Place, str]]:
         """Return the places of hyperparameters."""
         entries = self._places()
         for name in names:
@@ -224,7 +227,7 @@ class GradientTransformation:
     @_torch.assume_constant
     def _known_places(self, identity: int, *names: str) -> list[tuple[Place, str]]:
         """Return the places of hyperparameters, as of the transformation with this identity, which dynamo guards."""
-        return self._places_of(identity, *names)
+        return self._places_of(*names)
 
     def _skeleton(self) -> Any:
         """Return the structure without hyperparameter values; None if its programs cannot be shared."""

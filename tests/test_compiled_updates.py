@@ -4,6 +4,7 @@ import enum
 import gc
 import itertools
 import threading
+import weakref
 
 import pytest
 import torch
@@ -389,6 +390,18 @@ def test_what_a_graph_needs_is_freed_with_the_chain():
     del step, tx
     gc.collect()
     assert len(graphs._PLANS) <= before
+
+
+def test_a_chain_is_freed_at_once_though_it_owns_its_plans():
+    tx = gradtx.sgd(0.1)
+    alive = weakref.ref(tx)
+    gc.disable()
+    try:
+        graphs.plan(tx, (), "update", ("tuple", ()), (), ())
+        del tx
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("few_leaves", [1, 2])

@@ -344,11 +344,12 @@ class Update(Plan):
     def _first(self, given: Arguments) -> Any:
         if self._program is not None:
             return self._by_program(given, on_host=False)
-        run, _ = _pure.begin(self._whole_call(given))
+        call = self._whole_call(given)
+        run, _ = _pure.begin(call)
         schedules = [x for x in self._values(given) if isinstance(x, Schedule)]
         if run.opaque or any(each.reads_outside for each in schedules):
             raise _trees.UnsuitableError  # dynamo guards what functions of users read
-        return self._by_rules(given)
+        return _pure.update(call)
 
     def _needs_rules(self, given: Arguments) -> bool:
         has_operator = self._program is not None or self._has_lag
@@ -440,7 +441,9 @@ def plan(
     order = [known.index(id(each)) for each in _trees.numbers_of(replaced).tensors]
     made = KINDS[kind](replaced, *arguments)
     _PLANS[made.key] = made
-    tx._set(_plans=(*tx._plans, made, replaced))
+    # A chain that refers to itself would wait for the garbage collector.
+    needed = (made,) if replaced is tx else (made, replaced)
+    tx._set(_plans=(*tx._plans, *needed))
     return made.key, order
 
 
