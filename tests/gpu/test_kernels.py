@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import re
@@ -18,7 +19,7 @@ import gradtx
 from gradtx.optim.engine import kernels, triton
 from gradtx.programs import graphs
 from tests.conformance import assert_own_memory, each_case, of_each_kind, plain_cases
-from tests.gpu.problem import Problem, on_host, worst
+from tests.gpu.problem import Problem, noise, on_host, worst
 from tests.optim.test_cpp_kernels import ROWS, moved, rule
 
 ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"]
@@ -114,6 +115,37 @@ def test_an_update_in_a_compiled_function_runs_kernels(chain, gpu, monkeypatch):
 
 
 # Equality.
+
+
+def test_kernels_run_on_the_device_of_their_leaves(gpu, monkeypatch):
+    """Triton launches on the current device, wherever the leaves are."""
+    if gpu.is_real and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    current, launched = [0], []
+
+    @contextlib.contextmanager
+    def device_index(index):
+        before, current[0] = current[0], index
+        with torch.cuda.device(index) if gpu.is_real else contextlib.nullcontext():
+            yield
+        current[0] = before
+
+    def launch(*arguments, **constants):
+        launched.append(current[0])
+        launching(*arguments, **constants)
+
+    launching = triton.launch
+    monkeypatch.setattr(torch.accelerator, "device_index", device_index)
+    monkeypatch.setattr(triton, "launch", launch)
+    start = noise({"w": torch.empty(3, 4), "v": torch.empty(3, 4)}, 1)
+    params = {name: torch.nn.Parameter(gpu.to(leaf, index=int(name == "v"))) for name, leaf in start.items()}
+    expected = {name: torch.nn.Parameter(leaf.clone()) for name, leaf in start.items()}
+    for leaves, compiled in ((params, True), (expected, False)):
+        for leaf in leaves.values():
+            leaf.grad = leaf.detach() + 1
+        gradtx.optim.Lamb(leaves.values(), lr=0.1, compile=compiled).step()
+    assert worst(on_host(params), on_host(expected)) <= 1e-6
+    assert set(launched) == {0, 1}
 
 
 @each_case(ALIASES, BY_DAY)

@@ -206,6 +206,11 @@ class TritonKernels(PhaseKernels):
         pass
 
     def run(self, scalars: Sequence[Any], table: Table) -> Tensor:
+        # Triton launches on the current device, which may be another one.
+        with torch.accelerator.device_index(table.device.index):
+            return self._launched(scalars, table)
+
+    def _launched(self, scalars: Sequence[Any], table: Table) -> Tensor:
         text = self.text
         words = self._arguments(scalars, table.pointers)
         functions = triton.compiled(text.source)
