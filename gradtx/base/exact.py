@@ -16,6 +16,7 @@ from gradtx.base.torch_names import is_transformed
 __all__ = ["Betas", "Scalar", "Schedule"]
 
 CPU = torch.device("cpu")
+WITHOUT_FLOAT64 = ("mps",)  # types of devices
 
 
 class Schedule:
@@ -74,7 +75,8 @@ def exact(value: Any, device: torch.device) -> Tensor:
         return torch.full((), value, dtype=exact_dtype(device), device=device)
     is_on_host = value.device.type == "cpu" and device.type != "cpu"
     if is_on_host and value.ndim == 0 and not is_transformed(value):
-        return torch.zeros((), dtype=exact_dtype(device), device=device) + value
+        dtype = exact_dtype(device)
+        return torch.zeros((), dtype=dtype, device=device) + value.to(dtype)
     if value.is_meta:  # has no value to copy, for example where `memory` plans a run
         device = value.device
     return value.to(device, exact_dtype(device))
@@ -83,7 +85,13 @@ def exact(value: Any, device: torch.device) -> Tensor:
 def exact_dtype(like: Any) -> torch.dtype:
     """Return float64, or float32 if the device, or that of a tensor, has no float64."""
     device = like.device if isinstance(like, Tensor) else like
-    return torch.float32 if getattr(device, "type", "cpu") == "mps" else torch.float64
+    has_none = getattr(device, "type", "cpu") in WITHOUT_FLOAT64
+    return torch.float32 if has_none else torch.float64
+
+
+def dtype_on(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return a dtype, or float32 in place of float64 if the device has no float64."""
+    return exact_dtype(device) if dtype is torch.float64 else dtype
 
 
 def python_scalar(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from gradtx.arguments import Count
+from gradtx.base.exact import exact_dtype
 from gradtx.combinators.frame import Frame, InnerClock
 from gradtx.rules import combinator
 from gradtx.transform import GradientTransformation
@@ -97,7 +98,7 @@ def skip_nonfinite(tx: GradientTransformation):
     """
 
     def measure(update):
-        return {"bad": (~update.isfinite()).sum().to(torch.float64)}
+        return {"bad": (~update.isfinite()).sum().to(exact_dtype(update))}
 
     def ticks(values, sums):
         skipped = values["skipped"]

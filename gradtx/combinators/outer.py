@@ -13,6 +13,7 @@ from gradtx.arguments import Count, Fraction, NonNegativeInt, Static, is_off
 from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import local, total
 from gradtx.base.errors import Path
+from gradtx.base.exact import exact_dtype
 from gradtx.base.messages import shortly
 from gradtx.base.selectors import Patterns, Selector, patterns
 from gradtx.combinators.frame import Enter, Frame, InnerClock
@@ -267,7 +268,7 @@ class Synchronize(Enter):
 
     def _average(self, leaf: Leaf, anchor: Tensor) -> Steps:
         """Wait for the mean over ranks."""
-        means = yield leaf.update, local(anchor).abs().sum(dtype=torch.float64)
+        means = yield leaf.update, local(anchor).abs().sum(dtype=exact_dtype(anchor))
         self._receive(leaf, means[leaf.name])
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:

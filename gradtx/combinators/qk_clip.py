@@ -6,10 +6,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gradtx.arguments import Fraction, Positive, Scalar, Static
+from gradtx.base.exact import exact_dtype
 from gradtx.base.inputs import as_builtin
 from gradtx.base.messages import describe
 from gradtx.base.selectors import Selector, check_not_empty
@@ -141,7 +141,7 @@ def _shrink_heads(logits: str, tau: Scalar, power: Scalar):
     def update(update, state, param, ctx):
         if logits not in ctx.max_logits:
             return update, state
-        largest = ctx.max_logits[logits].to(update.device, torch.float64)
+        largest = ctx.max_logits[logits].to(update.device, exact_dtype(update))
         gamma = tau / largest.clamp(min=tau)
         heads = (param + update).reshape(len(gamma), -1)
         shrunk = heads * (gamma**power).to(update.dtype)[:, None]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
+from gradtx.base.exact import exact_dtype
 from gradtx.maths.entries import at_least, differentiable, norms, quotient, safe_sqrt
 from gradtx.programs.record import as_one, device_of
 
@@ -185,13 +186,13 @@ def _factors(factorize: Factorization, x: Tensor) -> list[Tensor]:
         # Highly repeated eigenvalues, as in statistics of low rank, or NaN.
         factors = None
     # In float64, a second attempt would be the same.
-    is_final = x.dtype == torch.float64
+    is_final = x.dtype == exact_dtype(x)
     if factors is not None and (is_final or all(map(_is_finite, factors))):
         return list(factors)
     if not _is_finite(x):
         factors_of_zeros = factorize(torch.zeros_like(x))
         return [torch.full_like(factor, torch.nan) for factor in factors_of_zeros]
-    factors_in_float64 = factorize(x.to(torch.float64))
+    factors_in_float64 = factorize(x.to(exact_dtype(x)))
     return [factor.to(x.dtype) for factor in factors_in_float64]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.errors import StateKey
-from gradtx.base.exact import python_scalar
+from gradtx.base.exact import dtype_on, python_scalar
 from gradtx.execution.execute import LeafTerms, Steps, Task
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.phases import RecordedPhase
@@ -224,8 +224,9 @@ def is_on_accelerator(value: Any) -> bool:
 
 def _placed(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a scalar as a 0-d tensor: a copy from the host would wait for the device, `full` and addition do not."""
+    dtype = dtype_on(device, dtype)
     if not isinstance(value, Tensor):
         return torch.full((), value, dtype=dtype, device=device)
     if value.device.type == device.type:
         return value.to(device, dtype)
-    return torch.zeros((), dtype=dtype, device=device) + value
+    return torch.zeros((), dtype=dtype, device=device) + value.to(dtype)

@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_aggregate
 
+from gradtx.base.exact import dtype_on
 from gradtx.programs import numbers
 from gradtx.programs.contract import dtype_of, is_known, is_on_device
 from gradtx.programs.record import META
@@ -101,6 +102,7 @@ class Text:
 
     def as_tensor(self, number: Node, dtype: torch.dtype) -> str:
         """Return the name of a scalar as a 0-d tensor of a dtype."""
+        dtype = dtype_on(self.device, dtype)
         name = f"{number.name}_as_{str(dtype).removeprefix('torch.')}"
         return self.tensors.setdefault((number, dtype), name)
 
@@ -111,6 +113,8 @@ class Text:
             name = f"constant_{len(self.namespace)}"
             self.namespace[name] = value
             return name
+        if isinstance(value, torch.dtype):
+            value = dtype_on(self.device, value)
         return constant(value)
 
 

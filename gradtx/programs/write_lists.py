@@ -360,7 +360,7 @@ class _Writer(Text):
         dead_after_batch: list[Node] = []  # lists that are not needed after the batch
         outside, self._lines = self._lines, []
         for node in batch:
-            self._assign(node, self.shared(node) + _conversion(node))
+            self._assign(node, self.shared(node) + self._conversion(node))
             for item in node.all_input_nodes:
                 if is_list(item) and item not in members:
                     arguments[item] = None
@@ -382,16 +382,15 @@ class _Writer(Text):
         self._add(lines, self._needs.of(batch[0]))
         self._delete(dead_after_batch)
 
-
-def _conversion(node: Node) -> str:
-    """Return the code that converts the result of operands of several dtypes, which `vmap` promotes in its own way."""
-    value = node.meta["val"]
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        return ""
-    values = [item.meta["val"] for item in node.all_input_nodes]
-    dtypes = {item.dtype for item in values if isinstance(item, Tensor)}
-    is_mixed = dtypes - {value.dtype, torch.bool}
-    return f".to({value.dtype})" if is_mixed else ""
+    def _conversion(self, node: Node) -> str:
+        """Return the code that converts a result of mixed operands, which `vmap` promotes in its own way."""
+        value = node.meta["val"]
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return ""
+        values = [item.meta["val"] for item in node.all_input_nodes]
+        dtypes = {item.dtype for item in values if isinstance(item, Tensor)}
+        is_mixed = dtypes - {value.dtype, torch.bool}
+        return f".to({self.text(value.dtype)})" if is_mixed else ""
 
 
 def _fills(node: Node) -> bool:

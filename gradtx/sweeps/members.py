@@ -120,7 +120,7 @@ class Trainer:
             params,
             state,
             alive=torch.ones(len(trees), dtype=torch.bool, device=first.device),
-            loss=torch.zeros(len(trees), dtype=torch.float64, device=first.device),
+            loss=torch.zeros(len(trees), dtype=exact_dtype(first), device=first.device),
             probes=[generator.get_state() for generator in generators],
         )
 
@@ -149,7 +149,9 @@ class Trainer:
                     self._evaluate_all(self._numbers, progress.params, progress.state)
                 )
         for name, value in values.items():
-            values[name] = torch.where(progress.alive, value.double(), torch.nan)
+            values[name] = torch.where(
+                progress.alive, value.to(exact_dtype(value)), torch.nan
+            )
         record = Record(progress.step, values, ~progress.alive)
         progress.records.append(record)
         return record
@@ -187,7 +189,7 @@ class Trainer:
             return torch.where(finite, new, old)
 
         kept = _tree.map_tensors(chosen, (new_params, new_state), (params, state))
-        return (*kept, finite, loss.double())
+        return (*kept, finite, loss.to(exact_dtype(loss)))
 
     def _hessian_diag(self, params: Any, batch: Any, probes: tuple[Any, ...]) -> Any:
         """Return the product of a probe and the Hessian times it; None in steps that do not read it."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-from gradtx.base import plain
+from gradtx.base import exact, plain
 from tests.gpu.seen import Seen
 
 aten = torch.ops.aten
@@ -131,6 +131,7 @@ class PretendedGpu:
         self._capturing = False
         self.is_there = False  # only within tests that use it: others run in the same process
         self._refuses_waits = False
+        self._has_float64 = True
         self._holders: Counter[int] = Counter()  # tensors by storage
 
     # What tests ask for.
@@ -175,6 +176,16 @@ class PretendedGpu:
             yield
         finally:
             self._refuses_waits = False
+
+    @contextlib.contextmanager
+    def without_float64(self) -> Iterator[None]:
+        """As Apple's GPUs, on which a float64 tensor raises."""
+        self._has_float64 = False
+        before, exact.WITHOUT_FLOAT64 = exact.WITHOUT_FLOAT64, (NAME,)
+        try:
+            yield
+        finally:
+            self._has_float64, exact.WITHOUT_FLOAT64 = True, before
 
     def is_capturing(self) -> bool:
         return self._capturing
@@ -303,6 +314,8 @@ class PretendedGpu:
             return x
         if id(x) in given:
             return given[id(x)]
+        if x.dtype == torch.float64 and not self._has_float64:
+            raise TypeError(f"{device} has no float64")
         tensor = OnGpu(x, device)
         if self._seen:
             self._allocated(tensor, memory)

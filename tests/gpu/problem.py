@@ -104,9 +104,9 @@ def worst(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
     return max(differences)
 
 
-def pure(case: Case, move: Move, steps: int) -> dict[str, Tensor]:
+def pure(case: Case, move: Move, steps: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
     """The weights after some pure updates."""
-    tx, params = case.make(), move(case.noise(1, TWICE))
+    tx, params = case.make(), move(case.noise(1, TWICE, dtype))
     state = tx.init(params)
     for t in range(steps):
         host = {name: p.detach().cpu() for name, p in params.items()}

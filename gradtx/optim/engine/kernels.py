@@ -654,7 +654,10 @@ class KernelEngine(ListEngine):
     _has_warned = False
 
     def runs_on(self, device: torch.device) -> bool:
-        return language_of(device) is not None
+        has_kernels = language_of(device) is not None
+        if not has_kernels and device.type != "meta":
+            self._warn(f"there are no kernels for {device.type}")
+        return has_kernels
 
     def _check(self, leaf: Leaf, step: Step) -> None:
         language = language_of(local(leaf.key).device)
