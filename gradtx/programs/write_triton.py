@@ -146,6 +146,11 @@ class TritonWriter(KernelWriter):
         head = f"{self._arguments()}{more}, BLOCK: tl.constexpr, ALIGNED: tl.constexpr"
         return _function(name, head, lines)
 
+    def _barrier(self, stored: Sequence[Store]) -> list[str]:
+        """Return the line before values of rows are stored, of which all threads have read the old ones then."""
+        has_rows = any(self._extent(store.like) == "block" for store in stored)
+        return ["tl.debug_barrier()"] if has_rows else []
+
     # A tile of all entries of a chunk: of leaves without rows, or with the short rows of codes.
 
     def _is_tile(self) -> bool:
@@ -180,6 +185,7 @@ class TritonWriter(KernelWriter):
             for row, node in enumerate(stage):
                 kind, value = kind_of(node), self._inside(node, masks)
                 body.append(f"r{row}_total = {_combined(kind, value, self._block)}")
+            body += self._barrier(stored)
             body += [self._store(store, masks) for store in stored]
             lines += [condition, *_indented(body)]
         return lines
@@ -192,8 +198,7 @@ class TritonWriter(KernelWriter):
         totals = {f"r{i}": node for i, node in enumerate(stage)}
         body = self._values_of_row(nodes)
         body += self._loop(stored, totals)
-        if any(self._extent(store.like) == "block" for store in stored):
-            body.append("tl.debug_barrier()")  # all threads have read the old values
+        body += self._barrier(stored)
         body += self._after_loop(stored, totals)
         return [
             "block = tl.load(blocks + leaf)",

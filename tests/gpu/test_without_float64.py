@@ -78,7 +78,6 @@ def test_a_device_without_kernels_is_one_warning(move):
     param = torch.nn.Parameter(move(torch.ones(3)))
     param.grad = move(torch.ones(3))
     optimizer = gradtx.optim.AdamW([param], compile=True)
-    with pytest.warns(RuntimeWarning, match="lists of tensors: there are no kernels for pretend$") as caught:
-        for _ in range(2):
-            optimizer.step()
-    assert len(caught) == 1
+    with pytest.warns(RuntimeWarning, match="lists of tensors: there are no kernels for pretend$"):
+        optimizer.step()
+    optimizer.step()  # another warning would be an error
