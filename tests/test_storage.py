@@ -207,6 +207,28 @@ def test_a_safetensors_file_of_another_precision_is_an_error(name, tmp_path):
             gradtx.load(tmp_path / "run", params, other.init(params))
 
 
+ROUNDED = {
+    **{code: (lambda code=code: gradtx.adamw(lr=0.1, state_dtype=code), torch.float32) for code in NAMES},
+    "stochastic": (lambda: chain(gradtx.sgd(lr=0.1), gradtx.round_stochastically()), torch.bfloat16),
+    "compensated": (lambda: chain(gradtx.sgd(lr=0.1), gradtx.compensate_rounding(8)), torch.bfloat16),
+    "compensated half": (lambda: chain(gradtx.sgd(lr=0.1), gradtx.compensate_rounding(8)), torch.float16),
+}
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_members_of_an_ensemble_are_coded_and_rounded_as_one_model_is(name):
+    """On torch before 2.13, too, whose `vmap` does not view bits as another dtype."""
+    make, dtype = ROUNDED[name]
+    members = [{"w": params_of(dtype, seed)["matrix"]} for seed in range(3)]
+    params = gradtx.stack(members)
+    state = torch.vmap(make().init)(params)
+    updates, state = torch.vmap(make().update)(params, state, params)
+    for member, found in zip(members, gradtx.unstack((updates, state)), strict=True):
+        tx = make()
+        with gradtx.eagerly():  # programs round each operation in their own order
+            assert_same(found, tx.update(member, tx.init(member), member))
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # torch.func.jvp's
 @pytest.mark.parametrize("transform", ["grad", "jvp", "vmap of grad", "grad of vmap"])

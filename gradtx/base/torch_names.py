@@ -20,6 +20,7 @@ from torch.autograd import forward_ad
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _C: Any = torch._C  # torch declares few of its private names
+VMAP_VIEWS_BITS = torch.__version__ >= "2.13"
 
 
 # Tensors.
@@ -73,6 +74,29 @@ def inside_transform() -> bool:
 def is_transformed(tensor: Tensor) -> bool:
     """Whether a tensor represents values inside a transform."""
     return _C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def same_bits(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `tensor.view(dtype)` for a dtype of the same size, which `vmap` of older versions of torch cannot take."""
+    if VMAP_VIEWS_BITS or torch.compiler.is_compiling() or not inside_transform():
+        return tensor.view(dtype)
+    return _SameBits.apply(tensor, dtype)
+
+
+class _SameBits(torch.autograd.Function):
+    """`Tensor.view` of a tensor and a dtype, with a rule for `vmap`."""
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return Tensor.view(*args)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return same_bits(*args), in_dims[0]
 
 
 def readable(tensor: Tensor) -> bool:

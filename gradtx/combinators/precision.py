@@ -271,8 +271,8 @@ def compensated(
 
 def unit_of_half(values: Tensor) -> Tensor:
     """Return the float16 unit in the last place of float32 values, a power of two."""
-    exponent_bits = values.view(torch.int32) & 0x7F800000
-    power = exponent_bits.view(torch.float32)
+    exponent_bits = _torch.same_bits(values, torch.int32) & 0x7F800000
+    power = _torch.same_bits(exponent_bits, torch.float32)
     return (power * 2.0**-10).clamp(min=2.0**-24)
 
 
@@ -282,7 +282,7 @@ def rounded_to_nearest(values: Tensor, dtype: torch.dtype) -> Tensor:
         bits = bits_to_round(values)
         is_odd = (bits >> 16) & 1  # the last kept bit: ties round to even
         upper = (bits + 0x7FFF + is_odd) >> 16 << 16
-        return upper.view(torch.float32)
+        return _torch.same_bits(upper, torch.float32)
     unit = unit_of_half(values)
     return (values / unit).round() * unit
 
@@ -297,7 +297,7 @@ def stochastically_rounded(values: Tensor, noise: Tensor, dtype: torch.dtype) ->
     """
     if dtype == torch.bfloat16:
         bits = bits_to_round(values) + noise.to(torch.int32)
-        return (bits >> 16 << 16).view(torch.float32)
+        return _torch.same_bits(bits >> 16 << 16, torch.float32)
     unit = unit_of_half(values)
     fraction = noise.to(torch.float32) * 2.0**-16
     return (values / unit + fraction).floor() * unit

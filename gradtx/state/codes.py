@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.messages import describe, form, nearest
+from gradtx.base.torch_names import same_bits
 
 __all__ = ["Codec"]
 
@@ -367,7 +368,7 @@ def bits_to_round(values: Tensor) -> Tensor:
     """
     # A tenth of the time of isnan and where.
     values = values.to(torch.float32).nan_to_num(math.nan, math.inf, -math.inf)
-    return values.view(torch.int32)
+    return same_bits(values, torch.int32)
 
 
 FLOAT8_MOST = 448.0
@@ -378,7 +379,7 @@ def _float8_scale(largest: Tensor) -> Tensor:
     """Return the largest magnitude / 448, rounded to 20 bits. 448 times it is then exact, so re-encoding returns it."""
     scale = largest.to(torch.float32).mul(1 / FLOAT8_MOST).clamp(min=LEAST_SCALE)
     rounded = (bits_to_round(scale) + 8) & ~15
-    return rounded.view(torch.float32)
+    return same_bits(rounded, torch.float32)
 
 
 def _encode_float8(values: Tensor, scale: Tensor) -> Tensor:
@@ -399,9 +400,9 @@ def _encode_bfloat16_and_8(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _decode_bfloat16_and_8(codes: Tensor, error: Tensor) -> Tensor:
-    upper = codes.to(torch.float32).view(torch.int32)
+    upper = same_bits(codes.to(torch.float32), torch.int32)
     rest = error.to(torch.int32) << 8
-    return (upper + rest).view(torch.float32)
+    return same_bits(upper + rest, torch.float32)
 
 
 def _encode_stochastically(values: Tensor, noise: Tensor) -> Tensor:
@@ -412,7 +413,7 @@ def _encode_stochastically(values: Tensor, noise: Tensor) -> Tensor:
 
 def _bfloat16_of(bits: Tensor) -> Tensor:
     """Return the upper 16 bits of a float32 as bfloat16, by a cast: compilers vectorize it, unlike int16 operations."""
-    return bits.view(torch.float32).to(torch.bfloat16)
+    return same_bits(bits, torch.float32).to(torch.bfloat16)
 
 
 def _decode_bfloat16(codes: Tensor) -> Tensor:

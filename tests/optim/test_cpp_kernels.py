@@ -241,7 +241,7 @@ def test_equal_texts_are_compiled_once():
 
 
 def test_numbers_of_8_bits_are_those_of_torch():
-    """All of them, and all between two of them, in both directions."""
+    """All of them, and all between two of them, in both directions; larger ones as in torch 2.13, not NaN as before."""
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     halves = torch.linspace(-1, 1, 4001) ** 3 * 500
     values = torch.cat(
@@ -250,7 +250,8 @@ def test_numbers_of_8_bits_are_those_of_torch():
     chain = rule(lambda update: update.to(torch.float8_e4m3fn).to(torch.float32))
     (found,), ways = moved(chain, [values])
     assert ways == {"kernels"}
-    torch.testing.assert_close(found, values.to(torch.float8_e4m3fn).float(), rtol=0, atol=0, equal_nan=True)
+    expected = values.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @each("make", [gradtx.adamw, gradtx.lamb, lambda: gradtx.chain(gradtx.centralize(), gradtx.sgd(lr=0.1))])
