@@ -129,6 +129,10 @@ class CppWriter(KernelWriter):
         torch.uint8: "uint8_t",
         torch.bool: "bool",
     }
+    choice = "({} ? {} : {})"
+    same_bits = "bits<{1}>({0})"
+    floating = "bits<double>({})"
+    total = "sums{}[{} * a.n_leaves + leaf]"
 
     def _constant(self, value: Any, dtype: torch.dtype) -> str:
         text = repr(value).lower() if isinstance(value, bool) else repr(value)
@@ -145,15 +149,9 @@ class CppWriter(KernelWriter):
             code = f"(float){code}"
         return f"({self.types[dtype]}){code}"
 
-    def _same_bits(self, code: str, dtype: torch.dtype) -> str:
-        return f"bits<{self.types[dtype]}>({code})"
-
     def _assigned(self, name: str, node: Node, code: str) -> str:
         dtype = dtype_of(node)
         return f"const {self.types[dtype]} {name} = {code};"
-
-    def _word(self, j: int, is_floating: bool) -> str:
-        return f"bits<double>(s{j})" if is_floating else f"s{j}"
 
     def _call(self, function: str, operands: Sequence[str]) -> str:
         return f"{function}({', '.join(operands)})"
@@ -163,12 +161,6 @@ class CppWriter(KernelWriter):
 
     def _root(self, x: str, dtype: torch.dtype) -> str:
         return f"sqrt({x})"
-
-    def _choose(self, condition: str, x: str, y: str) -> str:
-        return f"({condition} ? {x} : {y})"
-
-    def _total(self, depth: int, row: int) -> str:
-        return f"sums{depth}[{row} * a.n_leaves + leaf]"
 
     def _joined(self, functions: Sequence[str]) -> str:
         calls = "".join(f"  {kernel.name}(*a);\n" for kernel in self._kernels)
@@ -282,7 +274,7 @@ class CppWriter(KernelWriter):
                 f"const double part = a.partials[{row} * a.n_chunks + k];",
                 total.update(),
                 "}",
-                f"{self._total(depth, row)} = {total.end()};",
+                f"{self.total.format(depth, row)} = {total.end()};",
             ]
         return _function(f"reduce{depth}", "leaf", "n_leaves", lines)
 

@@ -141,9 +141,20 @@ class KernelWriter(ABC):
         program: The program.
         leaf: The index of an argument with the shape of the leaf.
         block: The number of entries of a row, if other phases have rows: then chunks contain whole rows.
+
+    Attributes:
+        types: The names of dtypes.
+        choice: A template of the code that chooses one of two values, given a condition.
+        same_bits: That of a value with the bits of another, given the name of its dtype.
+        floating: That of a float64, given the word with its bits.
+        total: That of a sum over the leaf, which an earlier stage computed, given the stage and the index of the sum.
     """
 
     types: ClassVar[Mapping[torch.dtype, str]]
+    choice: ClassVar[str]
+    same_bits: ClassVar[str]
+    floating: ClassVar[str]
+    total: ClassVar[str]
 
     def __init__(self, program: Program, leaf: int, block: int = 1):
         self._program = program
@@ -226,16 +237,8 @@ class KernelWriter(ABC):
     def _converted(self, code: str, dtype: torch.dtype) -> str: ...
 
     @abstractmethod
-    def _same_bits(self, code: str, dtype: torch.dtype) -> str:
-        """Return the code of a value that has the bits of another."""
-
-    @abstractmethod
     def _assigned(self, name: str, node: Node, code: str) -> str:
         """Return the line that gives a value a name."""
-
-    @abstractmethod
-    def _word(self, j: int, is_floating: bool) -> str:
-        """Return the code of a scalar, a float64 or an int64."""
 
     @abstractmethod
     def _call(self, function: str, operands: Sequence[str]) -> str: ...
@@ -246,13 +249,6 @@ class KernelWriter(ABC):
 
     @abstractmethod
     def _root(self, x: str, dtype: torch.dtype) -> str: ...
-
-    @abstractmethod
-    def _choose(self, condition: str, x: str, y: str) -> str: ...
-
-    @abstractmethod
-    def _total(self, depth: int, row: int) -> str:
-        """Return the code of a sum over the leaf, which an earlier stage computed."""
 
     @abstractmethod
     def _pointers(self, rows: dict[int, Node]) -> list[str]:
@@ -388,7 +384,9 @@ class KernelWriter(ABC):
         self._reduced[node] = self._operand(operand, wide(dtype_of(node)))
         self._depths[node] = depth + 1
         count = "size" if self._extent(operand) == "entry" else "(size / block)"
-        self._lines[node] = self._of_total(name, node, self._total(depth, row), count)
+        self._lines[node] = self._of_total(
+            name, node, self.total.format(depth, row), count
+        )
 
     def _of_total(self, name: str, node: Node, total: str, count: str) -> str:
         """Return the line of a reduction, given the total."""
@@ -414,7 +412,7 @@ class KernelWriter(ABC):
         if target in (*SAME_ENTRIES, *REDUCTIONS, aten._to_copy.default):
             return self._operand(args[0], dtype)
         if target is aten.view.dtype:
-            return self._same_bits(self._names[args[0]], dtype)
+            return self.same_bits.format(self._names[args[0]], self.types[dtype])
         return self._arithmetic(operator_name(node), args, node.kwargs, dtype)
 
     def _arithmetic(self, name: str, args: Any, kwargs: Any, dtype: torch.dtype) -> str:
@@ -464,7 +462,7 @@ class KernelWriter(ABC):
             a, b, weight = operands
             near = f"{a} + {weight} * ({b} - {a})"
             far = f"{b} - ({b} - {a}) * (1 - {weight})"
-            return self._choose(f"{weight} < 0.5", near, far)
+            return self.choice.format(f"{weight} < 0.5", near, far)
         if name == "sqrt" or (name == "pow" and args[1] == 0.5):
             return self._root(operands[0], dtype)
         if name == "pow" and args[1] == 2:
@@ -481,7 +479,7 @@ class KernelWriter(ABC):
             above, below = f"({operands[0]} > 0)", f"({operands[0]} < 0)"
             return f"{self._converted(above, dtype)} - {self._converted(below, dtype)}"
         if name == "where":
-            return self._choose(self._operand(args[0], torch.bool), *operands[1:])
+            return self.choice.format(self._operand(args[0], torch.bool), *operands[1:])
         if name == "nan_to_num":
             return self._without_nan(operands[0], args, dtype)
         if name == "clamp":
@@ -506,9 +504,9 @@ class KernelWriter(ABC):
         nan, top, bottom = (self._constant(value, dtype) for value in instead)
         ends = [self._constant(sign * math.inf, dtype) for sign in (1, -1)]
         is_top, is_bottom = (f"{operand} == {end}" for end in ends)
-        finite = self._choose(is_bottom, bottom, operand)
-        finite = self._choose(is_top, top, finite)
-        return self._choose(f"{operand} == {operand}", finite, nan)
+        finite = self.choice.format(is_bottom, bottom, operand)
+        finite = self.choice.format(is_top, top, finite)
+        return self.choice.format(f"{operand} == {operand}", finite, nan)
 
     def _clamped(self, operand: str, args: Any, kwargs: Any, dtype: torch.dtype) -> str:
         bounds = [*args[1:], None, None]
@@ -547,8 +545,9 @@ class KernelWriter(ABC):
     def _scalar(self, node: Node, dtype: torch.dtype) -> str:
         if node not in self._scalars:
             self._scalars.append(node)
-        is_floating = dtype_of(node).is_floating_point
-        word = self._word(self._scalars.index(node), is_floating)
+        word = f"s{self._scalars.index(node)}"
+        if dtype_of(node).is_floating_point:
+            word = self.floating.format(word)
         if dtype is torch.bool:
             return f"({word} != 0)"
         return self._converted(word, dtype)

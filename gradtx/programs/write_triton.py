@@ -45,6 +45,10 @@ class TritonWriter(KernelWriter):
         torch.uint8: "tl.uint8",
         torch.bool: "tl.int1",
     }
+    choice = "tl.where({}, {}, {})"
+    same_bits = "{}.to({}, bitcast=True)"
+    floating = "{}.to(tl.float64, bitcast=True)"
+    total = "tl.load(sums{} + {} * n_leaves + leaf)"
 
     def _constant(self, value: Any, dtype: torch.dtype) -> str:
         return f"tl.full((), {constant(value)}, {self.types[dtype]})"
@@ -52,14 +56,8 @@ class TritonWriter(KernelWriter):
     def _converted(self, code: str, dtype: torch.dtype) -> str:
         return f"{code}.to({self.types[dtype]})"
 
-    def _same_bits(self, code: str, dtype: torch.dtype) -> str:
-        return f"{code}.to({self.types[dtype]}, bitcast=True)"
-
     def _assigned(self, name: str, node: Node, code: str) -> str:
         return f"{name} = {code}"
-
-    def _word(self, j: int, is_floating: bool) -> str:
-        return f"s{j}.to(tl.float64, bitcast=True)" if is_floating else f"s{j}"
 
     def _call(self, function: str, operands: Sequence[str]) -> str:
         if function in ("maximum", "minimum"):
@@ -72,12 +70,6 @@ class TritonWriter(KernelWriter):
 
     def _root(self, x: str, dtype: torch.dtype) -> str:
         return f"tl.sqrt_rn({x})" if dtype is torch.float32 else f"tl.sqrt({x})"
-
-    def _choose(self, condition: str, x: str, y: str) -> str:
-        return f"tl.where({condition}, {x}, {y})"
-
-    def _total(self, depth: int, row: int) -> str:
-        return f"tl.load(sums{depth} + {row} * n_leaves + leaf)"
 
     def _joined(self, functions: Sequence[str]) -> str:
         return "\n\n".join(functions)
