@@ -278,12 +278,21 @@ class GroupSettings:
 def defaults_of(groups: list[GroupSettings]) -> dict[str, Any]:
     """Return the hyperparameters that all groups have, as the first group shows them at the start.
 
-    OneCycleLR and CyclicLR read and write `betas` or `momentum` of every group if the defaults contain them.
+    OneCycleLR and CyclicLR read and write `betas` of every group if the defaults contain them. Otherwise they only
+    write `momentum`, if the defaults contain it, so one group that has it is enough.
     """
-    return {
-        name: next_value(entry.value, 0) if has_schedule(entry.value) else entry.value
+    entries = {
+        name: entry
         for name, entry in groups[0].entries.items()
         if all(name in settings.entries for settings in groups)
+    }
+    if "betas" not in entries:
+        for settings in groups:
+            if "momentum" in settings.entries:
+                entries.setdefault("momentum", settings.entries["momentum"])
+    return {
+        name: next_value(entry.value, 0) if has_schedule(entry.value) else entry.value
+        for name, entry in entries.items()
     }
 
 

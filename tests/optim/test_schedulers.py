@@ -122,6 +122,35 @@ def test_a_scheduler_drives_every_group_of_a_partition():
     assert {group["label"]: group["lr"] for group in optimizer.param_groups} == {"bias": 0.025, "weight": 0.05}
 
 
+@pytest.mark.parametrize("make", [SCHEDULERS["OneCycleLR"], SCHEDULERS["CyclicLR"]])
+def test_a_momentum_is_cycled_in_the_groups_of_a_partition_that_have_one(make):
+    """torch cycles `momentum` or `betas`, if the defaults contain it, and reads `betas` in every group."""
+
+    def made(weight):
+        params = parameters()
+        chains = {"bias": gradtx.adamw(lr=0.1, betas=(0.9, 0.95)), "weight": weight}
+        tx = gradtx.partition(chains, {"bias": "*.bias", "weight": "*"})
+        optimizer = gradtx.as_optimizer(tx, list(params.items()))
+        scheduler = make(optimizer)
+        seen = []
+        descend(optimizer, params, 8, after=lambda: (scheduler.step(), seen.append(optimizer.param_groups[-1].copy())))
+        return params, optimizer, seen
+
+    params, optimizer, seen = made(gradtx.sgd(lr=0.2, momentum=0.9))
+    assert len({group["momentum"] for group in seen}) > 4
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
+    again = parameters()
+    twin = torch.optim.SGD([p for name, p in again.items() if "bias" not in name], lr=0.2, momentum=0.9)
+    scheduler = make(twin)
+    descend(twin, again, 8, after=scheduler.step)
+    matrices = [name for name in params if "bias" not in name]
+    assert_close([params[name] for name in matrices], [again[name] for name in matrices], TOLERANCE)
+
+    _, optimizer, seen = made(gradtx.adamw(lr=0.2))  # all groups have betas
+    assert "momentum" not in optimizer.param_groups[0]
+    assert optimizer.param_groups[0]["betas"][0] == seen[-1]["betas"][0] != 0.9
+
+
 def test_a_scheduler_written_by_a_user_may_write_ints_and_numpy_numbers():
     numpy = pytest.importorskip("numpy")
     values = [1, numpy.float32(0.5), numpy.float64(0.25), numpy.int64(1), torch.tensor(0.125)]
