@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -152,14 +152,32 @@ def _choice_of(who: str, value: Any) -> Choice:
         return value
     if isinstance(value, str) and value in CODES:
         return CODES[value]
-    if isinstance(value, torch.dtype) and value.is_floating_point:
+    if _is_of_slots(value):
         return value
-    suggestion = close(value, CODES) if isinstance(value, str) else None
-    hint = "" if suggestion is None else f"did you mean {suggestion!r}? "
+    suggestion = _meant_by(value)
+    hint = "" if suggestion is None else f"did you mean {suggestion}? "
     raise TypeError(
-        f"{who}: state_dtype must be a floating-point torch.dtype, got {describe(value)}; {hint}"
+        f"{who}: state_dtype must be a floating-point torch.dtype of 16 bits or more, got {describe(value)}; {hint}"
         f"or a code, {', '.join(map(repr, CODES))}, a Codec, or a dict slot pattern -> one of these"
     )
+
+
+def _is_of_slots(value: Any) -> TypeGuard[torch.dtype]:
+    """Whether a value is a dtype that slots may have; torch does not compute with smaller ones."""
+    is_floating = isinstance(value, torch.dtype) and value.is_floating_point
+    return is_floating and value.itemsize > 1
+
+
+def _meant_by(value: Any) -> str | None:
+    """Return what a wrong `state_dtype` means: the dtype of that name or a similar code, or None."""
+    if not isinstance(value, str | torch.dtype):
+        return None
+    name = str(value).removeprefix("torch.")
+    dtype = getattr(torch, name, None)
+    if _is_of_slots(dtype):
+        return str(dtype)
+    suggestion = close(name.partition("_")[0], CODES)
+    return None if suggestion is None else repr(suggestion)
 
 
 class Store:

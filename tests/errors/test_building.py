@@ -131,12 +131,21 @@ BUILDING = {
         lambda: gradtx.adam(0.1, (0.9, 0.9), 0.1, 0.1, False, True),
     ),
     # state_dtype
-    "adam: state_dtype must be a floating-point torch.dtype, got 'float32'; did you mean 'float8'? or a code, "
-    "'int8', 'int4', 'float8', "
-    "'bfloat16+8', 'bfloat16:stochastic', a Codec, or a dict slot pattern -> one of these": (
-        TypeError,
-        lambda: gradtx.adam(state_dtype="float32"),
-    ),
+    **{
+        f"adam: state_dtype must be a floating-point torch.dtype of 16 bits or more, got {value!r}; "
+        f"did you mean {meant}? or a code, 'int8', 'int4', 'float8', "
+        "'bfloat16+8', 'bfloat16:stochastic', a Codec, or a dict slot pattern -> one of these": (
+            TypeError,
+            lambda value=value: gradtx.adam(state_dtype=value),
+        )
+        for value, meant in {
+            "float32": "torch.float32",
+            "bfloat16": "torch.bfloat16",
+            "uint8": "'int8'",
+            torch.int8: "'int8'",
+            torch.float8_e4m3fn: "'float8'",
+        }.items()
+    },
     # transformations where they belong
     "chain: argument 2 must be a GradientTransformation, got adam; call it: adam(...)": (
         TypeError,
