@@ -122,6 +122,7 @@ _OTHER_NAMES = {
     "t_max": ("total_steps",),
     "update_proj_gap": ("every",),
     "warmup_epoch": ("warmup_steps",),
+    "mask": ("where",),
 }
 # Those that have another form here, such as a link, and the hint for each.
 _OTHER_FORMS = {
@@ -136,7 +137,9 @@ _OTHER_FORMS = {
     "line_search_fn": 'use line_search(lbfgs(), conditions="strong_wolfe")',
     "weight_decouple": "this optimizer has only one form of weight decay; omit it",
     "fixed_decay": "add add_decayed_weights(weight_decay, fixed=True) after the optimizer",
-    "cautious": "add scale_by_caution(0.0) after the link that computes the direction",
+    "cautious": "add scale_by_caution(0.0) after the link that computes the direction; for the decay, pass "
+    "cautious_decay=True",
+    "mask": "wrap the call: masked(..., where) applies it to some parameters",
     "kahan_sum": "add gradtx.compensate_rounding() as the last link",
     "use_gc": "add gradtx.centralize() before the optimizer",
     "use_lookahead": "add gradtx.lookahead() after the optimizer",

@@ -155,6 +155,7 @@ def ema(decay: Decay, debias=False):
     r"""Replace updates by their exponential moving average.
 
     $m_t = \beta m_{t-1} + (1 - \beta) g_t$ from $m_0 = 0$; returns $m_t$, or $m_t / (1 - \beta^t)$ with `debias`.
+    For a moving average of the weights, use `average`.
 
     Args:
         decay: $\beta$, in [0, 1).

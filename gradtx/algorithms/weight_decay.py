@@ -37,6 +37,7 @@ def add_decayed_weights(
 
     As the first link of a chain, this is coupled (L2) decay; directly before `scale_by_learning_rate`, it is decoupled
     decay, $p (1 - \eta \lambda)$; after it, with `fixed`, it is $p (1 - \lambda)$.
+    To decay only some parameters, use `masked(add_decayed_weights(...), where)`.
 
     Args:
         weight_decay: $\lambda \ge 0$. A literal 0.0 omits the link.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 _WARM_UP = "use gradtx.warmup_cosine_schedule(...) as lr, or as_lr_scheduler(optimizer, schedule)"
+_CLIP = "use clip_by_global_norm(...) for the norm of all gradients, clip_by_norm(...) for that of each"
+_AVERAGE = "use average(decay) as the last link for weights, ema(decay) for updates"
 
 COUNTERPARTS = {
     "MultiSteps": "use accumulate(tx, every=...)",
@@ -29,6 +31,15 @@ COUNTERPARTS = {
     "AveragedModel": "add gradtx.average(...), or use torch.optim.swa_utils.AveragedModel",
     "create_optimizer_v2": "use gradtx.create_optimizer(model, name)",
     "get_cosine_schedule_with_warmup": _WARM_UP,
+    **dict.fromkeys(("clip_grad_norm", "clip_norm", "clip_gradients"), _CLIP),
+    "clip": "use clip_by_value(...) for entries, clip_by_global_norm(...) for the norm of all gradients",
+    "MuonWithAuxAdam": "use muon_for(model)",
+    **dict.fromkeys(("EMA", "ExponentialMovingAverage"), _AVERAGE),
+    **dict.fromkeys(("average_weights", "weight_ema"), _AVERAGE),
+    "add_weight_decay": "use add_decayed_weights(...), or weight_decay= of an optimizer",
+    "scale_by_lr": "use scale_by_learning_rate(lr)",
+    "gradient_centralization": "use centralize()",
+    "stochastic_rounding": "add round_stochastically() as the last link",
 }
 
 

@@ -122,6 +122,16 @@ BUILDING = {
         TypeError,
         lambda: gradtx.lbfgs(history_size=5),
     ),
+    "masked: unknown argument 'mask'; did you mean 'where'?": (
+        TypeError,
+        lambda: gradtx.masked(gradtx.adam(), mask="*"),
+    ),
+    "add_decayed_weights: unknown argument 'mask'; wrap the call: masked(..., where) applies it to some parameters": (
+        TypeError,
+        lambda: gradtx.add_decayed_weights(0.1, mask="*"),
+    ),
+    "lion: unknown argument 'cautious'; add scale_by_caution(0.0) after the link that computes the direction; for the "
+    "decay, pass cautious_decay=True": (TypeError, lambda: gradtx.lion(cautious=True)),
     f"adam: unknown argument 'init_value'; known: {ADAM_NAMES}": (TypeError, lambda: gradtx.adam(init_value=0.1)),
     "per_tensor: needs a function that returns the rule, got 'mine'": (TypeError, lambda: per_tensor("mine")),
     "adam: got two values for 'lr'": (TypeError, lambda: gradtx.adam(0.1, lr=0.1)),
@@ -379,6 +389,10 @@ def test_a_hyperparameter_is_no_attribute():
         "RMSProp": "module 'gradtx' has no attribute 'RMSProp'; use gradtx.optim.RMSprop",
         "FusedAdam": "module 'gradtx' has no attribute 'FusedAdam'; use gradtx.optim.AdamW(params, compile=True)",
         "MultiSteps": "module 'gradtx' has no attribute 'MultiSteps'; use accumulate(tx, every=...)",
+        "clip_grad_norm_": "module 'gradtx' has no attribute 'clip_grad_norm_'; use clip_by_global_norm(...) for the "
+        "norm of all gradients, clip_by_norm(...) for that of each",
+        "EMA": "module 'gradtx' has no attribute 'EMA'; use average(decay) as the last link for weights, ema(decay) "
+        "for updates",
         "quux": "module 'gradtx' has no attribute 'quux'; see docs/optax-names.md",
         "_quux": "module 'gradtx' has no attribute '_quux'",
     }.items(),
