@@ -146,7 +146,13 @@ class Selector:
             return _matches(name, where)
         if isinstance(where, LabelTree):
             return where(name)
-        return answer(self.who, where, name, tensor)
+        try:
+            return answer(self.who, where, name, tensor)
+        except (AttributeError, LookupError, TypeError) as error:
+            error.add_note(
+                f"{self.who}: {describe(where)} gets the name and the tensor of a leaf, here {name!r}"
+            )
+            raise
 
     def mark(self, path: Path, label: Any) -> Path:
         """Return the path at which the state marks a leaf as having this label."""

@@ -343,6 +343,13 @@ def test_a_mask_that_selects_nothing_is_an_error():
         gradtx.adamw(mask="x").init({"w": ONES})
 
 
+@pytest.mark.parametrize("mask", [lambda p: p.ndim > 1, lambda p, name: p.ndim > 1])
+def test_the_error_of_a_mask_with_other_arguments_says_which_it_gets(mask):
+    with pytest.raises((TypeError, AttributeError)) as caught:
+        gradtx.adamw(mask=mask).init({"w": ONES})
+    assert caught.value.__notes__ == ["adamw: mask: <lambda> gets the name and the tensor of a leaf, here 'w'"]
+
+
 @pytest.mark.parametrize(
     "labels", [{"x": "a", "y": {"w": "a", "b": "b"}}, lambda name, tensor: "b" if name == "y.b" else "a"]
 )
