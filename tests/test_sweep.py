@@ -339,6 +339,11 @@ ERRORS = {
         "sweep: the result of <lambda> must be a GradientTransformation, got None",
     ),
     "no callable": ({"make": gradtx.sgd(0.1)}, TypeError, "sweep: optimizer must be a callable"),
+    "a class": (
+        {"make": gradtx.optim.SGD},
+        TypeError,
+        "sweep: optimizer must be a callable such as gradtx.adamw, got SGD; a transformation, not an optimizer",
+    ),
     "a seed": ({"seeds": ["a"]}, TypeError, "seeds must be a number or a list of ints, got"),
     "equal seeds": ({"seeds": [1, 1]}, ValueError, "seeds must differ"),
     "a folder": ({"checkpoint": "/no/such/folder/sweep.pt"}, ValueError, "the folder of checkpoint does not exist"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from gradtx.base import tree as _tree
 from gradtx.base.messages import describe
@@ -113,9 +114,12 @@ def sweep(
     arguments = _checked_counts(steps, every, members_at_once)
     fixed = dict(fixed or {})
     settings = settings_of(over)
-    if not callable(optimizer):
+    given: Any = optimizer
+    is_class = isinstance(given, type) and issubclass(given, Optimizer)
+    if is_class or not callable(optimizer):
+        hint = "; a transformation, not an optimizer, is swept" if is_class else ""
         raise TypeError(
-            f"sweep: optimizer must be a callable such as gradtx.adamw, got {describe(optimizer)}"
+            f"sweep: optimizer must be a callable such as gradtx.adamw, got {describe(optimizer)}{hint}"
         )
     check_names(optimizer, settings, fixed)
     name = name_of(optimizer)
