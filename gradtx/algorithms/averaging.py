@@ -85,7 +85,8 @@ def average(decay: Decay | None = None, start: NonNegativeInt = 0, debias=False)
 
     Args:
         decay: $\beta$ in [0, 1), or None for the mean of all weights since `start`.
-        start: Steps before averaging begins, >= 0.
+        start: Steps before averaging begins, >= 0. With 0, an average with a decay begins at the initial weights; with
+            1, at those after the first step, as in torch's `AveragedModel` with `get_ema_multi_avg_fn`.
         debias: Average from 0 with Adam's bias correction, so that the first weights count no more than the others. The
             corrected average is stored. Requires a decay.
 

@@ -42,10 +42,13 @@ def test_averaged_models_and_swalr_work_as_with_torch():
     assert_close(*results, tolerance=1e-6)  # six float32 roundings
 
 
-def test_an_average_of_weights_equals_torchs_averaged_model():
+@pytest.mark.parametrize(
+    ("average", "function"), [(gradtx.average(), None), (gradtx.average(0.9, start=1), swa_utils.get_ema_avg_fn(0.9))]
+)
+def test_an_average_of_weights_equals_torchs_averaged_model(average, function):
     model = model_of().double()
-    optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.average()), model.parameters())
-    averaged = swa_utils.AveragedModel(model)
+    optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=0.1), average), model.parameters())
+    averaged = swa_utils.AveragedModel(model, avg_fn=function)
     for t in range(5):
         optimizer.zero_grad()
         model(torch.ones(4, 3, dtype=torch.float64) * (t + 1)).square().mean().backward()
