@@ -510,10 +510,16 @@ class Arguments:
             if parameter.name not in hints:
                 raise TypeError(
                     f"{name}: annotate {parameter.name!r}: gradtx.Scalar for a number, gradtx.GradientTransformation "
-                    "for an inner transformation; the decorated function is a factory, which returns the update"
+                    "for an inner transformation, object for any other value; the decorated function is a factory, "
+                    "which returns the update"
                 )
         self.name = name
         added = _added_to(kind, signature)
+        for parameter in added:
+            if parameter.name in signature.parameters:
+                raise TypeError(
+                    f"{name}: omit {parameter.name!r}, which the decorator adds"
+                )
         self.added = tuple(parameter.name for parameter in added)
         for parameter, hint in added.items():
             parameters.append(parameter)

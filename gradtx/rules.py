@@ -899,12 +899,12 @@ def alias(
 def alias(function: Any = None, /, **options: Any) -> Any:
     """Create a named optimizer from a function that returns a chain.
 
-    The alias owns its arguments as hyperparameters. Its body runs again with each step's values, so that values
-    derived from them remain correct. The alias also accepts `maximize` (all links see the negated loss) and
-    `state_dtype` (for all inner links). Its only option is `class_name`, the name of its class in `gradtx.optim` if it
-    differs from the function's name in CamelCase (`adam_atan2`: `AdamAtan2`). A last parameter
-    `**options: Annotated[Any, link]` stands for all arguments of that link which the function does not name; arguments
-    after a `*` follow them.
+    The alias owns its arguments as hyperparameters. Its body runs again with each step's values, so that values derived
+    from them remain correct. The alias also accepts `maximize` (all links see the negated loss), `state_dtype` (for all
+    inner links) and, if it has an argument `weight_decay`, `mask` and `cautious_decay`. Its only option is
+    `class_name`, the name of its class in `gradtx.optim` if it differs from the function's name in CamelCase
+    (`adam_atan2`: `AdamAtan2`). A last parameter `**options: Annotated[Any, link]` stands for all arguments of that
+    link which the function does not name; arguments after a `*` follow them.
 
     Example:
         >>> @gradtx.alias

@@ -31,6 +31,10 @@ def unannotated(x=1):
     return None
 
 
+def masking(weight_decay: gradtx.Scalar = 0.1, mask: object = None):
+    return gradtx.add_decayed_weights(weight_decay)
+
+
 def declared(beta: gradtx.Scalar = 0.9):
     return lambda update, state, param, ctx: (update, state)
 
@@ -326,10 +330,11 @@ BUILDING = {
     ),
     "alias: unknown option 'needs'; known: class_name": (TypeError, lambda: alias(needs=("params",))),
     "unannotated: annotate 'x': gradtx.Scalar for a number, gradtx.GradientTransformation for an inner "
-    "transformation; the decorated function is a factory, which returns the update": (
+    "transformation, object for any other value; the decorated function is a factory, which returns the update": (
         TypeError,
         lambda: per_tensor(unannotated),
     ),
+    "masking: omit 'mask', which the decorator adds": (TypeError, lambda: alias(masking)),
     "bare: a random rule needs the argument `seed: int`": (TypeError, lambda: per_tensor(random=True)(bare)),
     "nothing: must return update, (init, update) or (init, update, evaluate), got None": (
         TypeError,
