@@ -300,8 +300,10 @@ def _checked_count(name: str, value: Any) -> Tensor:
         and kind_of(value.dtype) == "int"
     )
     if not fits:
+        is_stacked = isinstance(value, Tensor) and value.ndim > 0
+        hint = "map over members with torch.vmap" if is_stacked else OWN_STATE
         raise ValueError(
-            f"state[{name!r}] must be a 0-d integer tensor, got {value!r}; {OWN_STATE}"
+            f"state[{name!r}] must be a 0-d integer tensor, got {value!r}; {hint}"
         )
     if (
         value.device.type == "cpu"

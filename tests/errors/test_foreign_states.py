@@ -29,6 +29,11 @@ STATES = {
     "empty dict": (NOT_A_STATE, ADAM, {}),
     "no step": (NOT_A_STATE, ADAM, state_of(ADAM, drop="step")),
     "step as int": (NOT_A_STATE, ADAM, state_of(ADAM, put={"step": 3})),
+    "of stacked members": (
+        "state['step'] must be a 0-d integer tensor, got tensor([0, 0]); map over members with torch.vmap",
+        ADAM,
+        torch.vmap(ADAM.init)({name: torch.stack([value, value]) for name, value in params().items()}),
+    ),
     "another rule's": (f"state has 'trace', which this chain does not use{OWN}", ADAM, state_of(gradtx.trace(0.9))),
     "one stage too many": (
         f"state has 'scale_by_adam', which this chain does not use{OWN}",
