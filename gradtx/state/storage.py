@@ -170,7 +170,8 @@ def _is_of_slots(value: Any) -> TypeGuard[torch.dtype]:
 
 def _meant_by(value: Any) -> str | None:
     """Return what a wrong `state_dtype` means: the dtype of that name or a similar code, or None."""
-    if not isinstance(value, str | torch.dtype):
+    is_small = isinstance(value, torch.dtype) and value.itemsize == 1
+    if not is_small and not isinstance(value, str):
         return None
     name = str(value).removeprefix("torch.")
     dtype = getattr(torch, name, None)
