@@ -17,7 +17,7 @@ from gradtx.execution.execute import Operation
 from gradtx.execution.runs import LateTerm
 from gradtx.programs.contract import dtype_of
 from gradtx.programs.record import META, PhaseResult, Recording, record
-from gradtx.programs.terms import has_sizes, parts_add_up, runs_on_shards
+from gradtx.programs.terms import parts_add_up, runs_on_shards
 
 
 class LeafSum(NamedTuple):
@@ -127,11 +127,6 @@ class RecordedPhase(Operation):
         graph, leaves = self.recording.graph, self.recording.leaves
         terms = self.terms(self.recording.outputs)
         return parts_add_up(graph, leaves, terms)
-
-    def has_sizes(self) -> bool:
-        """Whether some operation fits leaves of one shape only, and not their parts."""
-        leaf = self.recording.leaves[0].meta["val"].shape
-        return has_sizes(self.recording.graph, leaf)
 
     def runs_on_shards(self, whole_rows: bool) -> bool:
         """Whether shards may run it, the program of the whole leaf; `whole_rows` is whether they have whole rows."""

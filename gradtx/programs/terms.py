@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 from torch.fx import Graph, Node
 
 from gradtx.programs.contract import following, is_view
@@ -124,22 +123,6 @@ def numbers_in(graph: Graph) -> list[Any]:
         scalars = [argument for argument in node.args if isinstance(argument, SCALARS)]
         numbers.append((node.target, str(scalars)))  # NaN does not equal itself
     return numbers
-
-
-def has_sizes(graph: Graph, shape: Sequence[int]) -> bool:
-    """Whether some operation fits leaves of this shape only: it has sizes, or a result with other dimensions.
-
-    Those that return vectors fit all leaves.
-    """
-    for node in graph.nodes:
-        value = node.meta.get("val")
-        if node.op != "call_function" or not isinstance(value, Tensor):
-            continue
-        if value.ndim > 1 and value.shape != shape:
-            return True
-        if any(isinstance(each, list) and each not in ([], [-1]) for each in node.args):
-            return True
-    return False
 
 
 def _sums_entries(node: Node, varying: set[Node], is_local: IsLocal) -> bool:

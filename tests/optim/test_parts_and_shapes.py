@@ -283,6 +283,36 @@ def test_the_program_of_a_leaf_that_has_its_sizes_is_not_that_of_its_parts(name,
         assert len(seen) == (4 if is_in_parts else 1)
 
 
+# What a rule must not do that promises to be elementwise.
+MIXING = {
+    "norm": lambda update: update / update.norm(),
+    "norms of rows": lambda update: update / update.norm(dim=-1, keepdim=True),
+    "largest entry": lambda update: update / update.abs().amax(),
+    "order": lambda update: update.flatten().sort().values.view_as(update),
+    "reversed sums": lambda update: update.flip(0).cumsum(0),
+}
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("shape", [(128, 64), (64, 64), (8192,)])
+@pytest.mark.parametrize("name", MIXING)
+def test_a_leaf_whose_entries_interact_is_not_divided_although_its_rule_promises_they_do_not(
+    name, shape, compile, monkeypatch
+):
+    monkeypatch.setattr(bundle, "CHUNK", 4096)
+
+    @gradtx.per_tensor(elementwise=True)
+    def rule():
+        return lambda update, state, param, ctx: (MIXING[name](update), state)
+
+    param = torch.nn.Parameter(torch.zeros(shape))
+    tx = gradtx.chain(rule(), gradtx.trace(0.5), gradtx.scale(-1.0))
+    optimizer = gradtx.as_optimizer(tx, [param], compile=compile)
+    param.grad = noise(0, shape)
+    optimizer.step()
+    torch.testing.assert_close(param.detach(), -MIXING[name](param.grad), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("compile", [False, True])
 def test_a_term_that_adds_up_for_vectors_only_is_not_summed_over_parts_of_matrices(compile, monkeypatch):
     monkeypatch.setattr(bundle, "CHUNK", 1024)

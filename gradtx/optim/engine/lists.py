@@ -405,7 +405,9 @@ class ListEngine(Engine):
         whole = family.recorded(tensors) if is_coded else programs.of(tensors)
         if isinstance(whole, str):
             return False
-        if not is_coded and not are_placed and any(each.has_sizes() for each in whole):
+        # Whatever its rules promise: a norm of a part is not that of the leaf.
+        is_plain = not is_coded and not are_placed
+        if is_plain and not all(each.runs_on_shards(False) for each in whole):
             return False
         if not is_coded and not any(each.traits.has_sums for each in operations):
             return True
