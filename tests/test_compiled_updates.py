@@ -315,6 +315,16 @@ def test_leaves_of_any_widths_cost_one_more_graph(chain):
     assert counter.frame_count == 2
 
 
+@pytest.mark.parametrize("side", ["short", "long"])
+def test_the_side_of_a_projection_follows_sizes_that_the_graph_does_not_know(side):
+    tx = gradtx.low_rank(gradtx.trace(0.9), rank=2, side=side)
+    update = compiled(tx.update, "eager")
+    for shape in ((4, 3), (5, 3), (3, 6)):
+        params = {"w": torch.linspace(-1, 1, shape[0] * shape[1], dtype=torch.float64).cos().reshape(shape)}
+        at = params, tx.init(params)
+        assert_close(update(*at), tx.update(*at), rtol=1e-11, atol=1e-13)
+
+
 @gradtx.per_tensor(elementwise=True)
 def double_long_leaves():
     return lambda update, state, param, ctx: (update * (2 if update.shape[0] > 2 else 1), state)

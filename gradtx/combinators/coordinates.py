@@ -414,7 +414,8 @@ class Projection(Coordinates):
         rows, columns = x.shape
         if self.side in ("left", "right"):
             return self.side == "right"
-        return (rows >= columns) == (self.side == "short")
+        # Inside torch.compile, comparisons of sizes are symbolic and cannot be compared.
+        return rows >= columns if self.side == "short" else rows < columns
 
     def width(self, x: Tensor) -> int:
         """Return the number of columns of the basis."""

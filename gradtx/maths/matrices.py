@@ -316,7 +316,7 @@ def left_basis(x: Tensor) -> Tensor:
 
 
 def _left_vectors(x: Tensor) -> tuple[Tensor, ...]:
-    is_tall = x.shape[-2] > x.shape[-1]
+    is_tall = bool(x.shape[-2] > x.shape[-1])  # symbolic, inside torch.compile
     svd = functools.partial(torch.linalg.svd, full_matrices=is_tall)
     basis, values, _ = _factors(svd, x)
     return basis.contiguous(), values
