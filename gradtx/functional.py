@@ -233,7 +233,11 @@ def recorded(state: dict[str, Any]) -> dict[str, float]:
         state: A state returned by `update`.
 
     Returns:
-        The values by "stage/quantity/leaf", for the whole tree by "stage/quantity". Reading them waits for the device.
+        The values by "stage/quantity/leaf", inside `blocks` by "stage/quantity/leaf/block", for the whole tree by
+        "stage/quantity". Reading them waits for the device.
+
+    Raises:
+        ValueError: If the state is that of an ensemble; pass the members of `unstack(state)`.
 
     Example:
         >>> tx = gradtx.chain(gradtx.sgd(0.1), gradtx.record(what=("rms",), per="all"))
@@ -242,6 +246,11 @@ def recorded(state: dict[str, Any]) -> dict[str, float]:
         >>> {name: round(value, 3) for name, value in gradtx.recorded(state).items()}
         {'record/rms': 0.1}
     """
+    step = state.get("step")
+    if isinstance(step, Tensor) and step.ndim:
+        raise ValueError(
+            "recorded: this is the state of an ensemble; call it for each member of gradtx.unstack(state)"
+        )
     parts = _parts(state)
     return recorded_in({path: part for path, part in parts if isinstance(part, dict)})
 

@@ -238,7 +238,7 @@ def quantity(name: str, sums: Mapping[str, Tensor]) -> Tensor:
 
 
 def recorded_in(stages: Mapping[Path, Mapping[str, Any]]) -> dict[str, float]:
-    """Return what the `record` links of a chain have recorded, by "stage/quantity" or "stage/quantity/leaf".
+    """Return what the `record` links of a chain have recorded, by "stage/quantity[/leaf[/block]]".
 
     Args:
         stages: The shared values (0-d tensors) and slots (dicts by leaf) of each stage, by its path.
@@ -248,23 +248,35 @@ def recorded_in(stages: Mapping[Path, Mapping[str, Any]]) -> dict[str, float]:
         if not re.fullmatch(r"record(_\d+)?", path[-1]):
             continue
         stage = "/".join(path)
+        # By slot and leaf: the value, or those of its blocks, which slots of other shapes number.
+        slots: dict[str, dict[str, list[Tensor]]] = {}
         for name, value in entry.items():
             if isinstance(value, Tensor):
                 values[f"{stage}/{name}"] = float(value)
-            elif name in SUMS_OF:
-                for leaf, of_leaf in value.items():
-                    values[f"{stage}/{name}/{leaf}"] = float(of_leaf)
+                continue
+            slot = slots.setdefault(re.sub(r"_\d+$", "", name), {})
+            for leaf, of_leaf in value.items():
+                slot.setdefault(leaf, []).append(of_leaf)
+        for name in filter(SUMS_OF.__contains__, slots):
+            for leaf, of_leaf in slots[name].items():
+                numbers = _joined(of_leaf).tolist()
+                for i, number in enumerate(numbers):
+                    block = f"/{i}" if len(numbers) > 1 else ""
+                    values[f"{stage}/{name}/{leaf}{block}"] = number
         for name, keys in SUMS_OF.items():
-            if all(f"{name}_{key}" in entry for key in keys):
+            if all(f"{name}_{key}" in slots for key in keys):
                 sums: dict[str, Tensor] = {}
                 for key in keys:
-                    terms = [
-                        full_tensor(t).cpu() for t in entry[f"{name}_{key}"].values()
-                    ]
-                    stacked = torch.stack(terms)
-                    sums[key] = stacked.amax() if key == "max" else stacked.sum()
+                    leaves = slots[f"{name}_{key}"].values()
+                    terms = torch.cat([_joined(of_leaf) for of_leaf in leaves])
+                    sums[key] = terms.amax() if key == "max" else terms.sum()
                 values[f"{stage}/{name}"] = float(quantity(name, sums))
     return values
+
+
+def _joined(values: list[Tensor]) -> Tensor:
+    """Return the entries of tensors as a vector on the host."""
+    return torch.cat([full_tensor(value).reshape(-1).cpu() for value in values])
 
 
 @per_tensor(
@@ -294,7 +306,7 @@ def record(
         name: The key of the norm of the whole tree in the state: `state["record"][name]`, or `state["record_1"][name]`
             for a second `record`. `what` and `per` must then have their defaults.
         what: The quantities, or a single one.
-        per: "leaf" for each leaf, "all" for the whole tree.
+        per: "leaf" for each leaf, or inside `blocks` for each block; "all" for the whole tree.
 
     Returns:
         A transformation that leaves updates unchanged. State: 0-d float64 slots named as the quantities, or for "all"

@@ -457,7 +457,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def recorded(self) -> dict[str, float]:
         """Return what the `record` links of the chain have recorded in the last step, for any logger.
 
-        The keys are "stage/quantity/parameter", for the whole model "stage/quantity". Reading waits for the device.
+        The keys are those of `gradtx.recorded`. Reading waits for the device.
 
         Example:
             >>> model = torch.nn.Linear(2, 1, bias=False)

@@ -119,3 +119,33 @@ def test_a_quantity_that_is_unknown_and_a_name_with_quantities_are_refused():
         record(what=("mean",))
     with pytest.raises(ValueError, match="pass either name, or what and per"):
         record("norm", what=("rms",))
+
+
+@pytest.mark.parametrize("division", [{"heads": 3}, {"sizes": (1, 2)}], ids=["equal blocks", "other blocks"])
+def test_inside_blocks_each_block_has_a_value_and_the_tree_has_that_of_all(division):
+    params = {"w": drawn(3, 4), "b": drawn(5)}
+    parts = params["w"].split(division.get("sizes", 1))
+    links = chain(record(what="norm"), record(what=("norm", "max"), per="all"))
+    optimizer = gradtx.as_optimizer(
+        gradtx.blocks(links, "w", **division), [(n, torch.nn.Parameter(p.clone())) for n, p in params.items()]
+    )
+    for param in optimizer.param_groups[0]["params"]:
+        param.grad = param.detach().clone()
+    optimizer.step()
+    tx = gradtx.blocks(links, "w", **division)
+    _, state = tx.update(params, tx.init(params), params)
+    expected = {f"blocks/record/norm/w/{i}": part.norm().item() for i, part in enumerate(parts)}
+    expected["blocks/record/norm/b"] = params["b"].norm().item()
+    whole = flat(params, params)
+    expected |= {"blocks/record_1/norm": whole.norm().item(), "blocks/record_1/max": whole.abs().max().item()}
+    assert recorded(state) == pytest.approx(expected)
+    assert optimizer.recorded() == pytest.approx(expected)
+
+
+def test_the_values_of_an_ensemble_are_not_added_up():
+    tx = record(what="norm", per="all")
+    members = gradtx.stack([PARAMS, PARAMS])
+    _, state = torch.vmap(tx.update)(members, torch.vmap(tx.init)(members))
+    with pytest.raises(ValueError, match=r"state of an ensemble; call it for each member of gradtx.unstack\(state\)"):
+        recorded(state)
+    assert recorded(gradtx.unstack(state)[0]) == recorded(tx.update(PARAMS, tx.init(PARAMS))[1])
