@@ -328,7 +328,7 @@ def learning_rate(
     entry = _entry(tx, name)
     run = TreeRun(tx, {}, None, state)
     path = clock_at(entry.place[0], run.clock_paths)
-    count = run.old_step if path is None else run.inner_counts[path]
+    count = run.schedule_count() if path is None else run.inner_counts[path]
     return exact(resolve(entry.value, count), count.device)
 
 

@@ -201,6 +201,16 @@ def test_an_update_uses_the_rate_that_was_told():
     assert updates["body.scale"] == -learning_rate(tx, state)
 
 
+def test_the_rate_follows_the_leaf_with_the_most_updates_as_the_update_does():
+    """Experts that take turns: no leaf is in every call."""
+    tx, params = gradtx.sgd(lr=ramp(0.5)), {"a": torch.zeros(1), "b": torch.zeros(1)}
+    state = tx.init(params)
+    for name in ("a", "b", "a", "b"):
+        expected = learning_rate(tx, state)
+        updates, state = tx.update({**dict.fromkeys(params), name: torch.ones(1)}, state, params)
+        assert updates[name] == -expected
+
+
 def test_one_of_several_rates_is_chosen_by_name():
     with pytest.raises(
         ValueError, match=r"partition has several learning rates: head.adamw.lr, rest.sgd.lr; pass one of these names"

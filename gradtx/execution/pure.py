@@ -99,9 +99,9 @@ class TreeRun(Run):
         self.leaf_steps = (
             None if state is None else _checked_leaf_steps(state.get(LEAF_STEPS))
         )
-        self.route = Route.of(tx, self, self._schedule_count())
+        self.route = Route.of(tx, self, self.schedule_count())
 
-    def _schedule_count(self) -> Tensor:
+    def schedule_count(self) -> Tensor:
         """Return the count that schedules follow: that of the leaf with the most updates, as in an optimizer."""
         if not self.leaf_steps:
             return self.old_step
