@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -86,6 +87,27 @@ def value_of(code):
 @pytest.mark.parametrize("code", COUNTERPARTS)
 def test_what_stands_for_a_name_exists(code):
     assert value_of(code) is not None
+
+
+# More similar to another name of gradtx than to its counterpart.
+CONFUSED = {
+    "clip",
+    "normalize",
+    "amsgrad",
+    "scale_by_amsgrad",
+    "scale_by_stddev",
+    "scale_by_novograd",
+    "scale_by_muon",
+    "sgdr_schedule",
+}
+
+
+@pytest.mark.parametrize("name", sorted(CONFUSED))
+def test_a_name_that_looks_like_another_one_is_told_its_counterpart(name):
+    rows = itertools.chain(*ROWS.values())
+    here = next(here for there, _, here in rows if there.removeprefix("contrib.").partition("(")[0] == name)
+    with pytest.raises(AttributeError, match=f"; use {here.partition('(')[0]}"):
+        getattr(gradtx, name)
 
 
 def test_the_rows_of_the_page_are_read():
