@@ -67,8 +67,9 @@ def save(path: str | os.PathLike[str], params: Any, state: Any) -> None:
             raise TypeError(
                 f"save: {name!r} has dtype {leaf.dtype}, which safetensors does not support; use torch.save"
             )
-        # The format supports neither shared memory nor strides.
-        tensors[name] = memory.unshared(leaf.detach().contiguous())
+        # The format supports neither shared memory, nor strides, nor views that are conjugated or negated when read.
+        plain = leaf.detach().resolve_conj().resolve_neg().contiguous()
+        tensors[name] = memory.unshared(plain)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save: folder {str(path.parent)!r} does not exist")
     metadata = {"format": "pt"}

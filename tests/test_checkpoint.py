@@ -118,6 +118,14 @@ def test_every_dtype_and_shape_comes_back_bit_for_bit(dtype, tmp_path):
     assert_same(gradtx.load(tmp_path / "run", blank["matrix"], blank), (tree["matrix"], tree))
 
 
+def test_conjugated_and_negated_views_are_saved_as_they_are_read(tmp_path):
+    complex_view = torch.tensor([1 + 2j, 3 - 4j], dtype=torch.complex64).conj()
+    params = {"conjugated": complex_view, "negated": complex_view.imag}
+    gradtx.save(tmp_path / "run", params, {})
+    loaded, _ = gradtx.load(tmp_path / "run", params, {})
+    assert all(torch.equal(loaded[name], params[name]) for name in params)
+
+
 def test_leaves_of_a_network_are_saved_as_plain_values(tmp_path):
     params = dict(torch.nn.Linear(2, 3).named_parameters())
     gradtx.save(tmp_path / "run", params, {})
