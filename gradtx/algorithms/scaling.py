@@ -300,7 +300,8 @@ def record(
     - "update_to_weight" $\lVert u \rVert / \lVert p \rVert$;
     - "cos_grad" and "cos_previous", the cosine between $u$ and $g$, or the update that was recorded before.
 
-    `record("before")` is short for the norm of the whole tree, as one shared value with this name.
+    `record("before")` is short for the norm of the whole tree, as one shared value with this name. Only it leaves out
+    leaves without a gradient: these keep the values of their last update, which also remain part of those of "all".
 
     Args:
         name: The key of the norm of the whole tree in the state: `state["record"][name]`, or `state["record_1"][name]`
