@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeAlias, TypeGuard
 
@@ -60,19 +61,36 @@ def answer(who: str, function: Callable[..., Any], name: str, *others: Any) -> A
     """Call a user's function of a leaf's name.
 
     Raises:
+        TypeError: If it takes other arguments.
         ValueError: If it reads the name of a leaf without one.
     """
-    if not isinstance(name, NumberedName):
-        return function(without_wrappers(name), *others)
+    is_missing = isinstance(name, NumberedName)
+    shown = MissingName() if is_missing else without_wrappers(name)
     try:
-        return function(MissingName(), *others)
+        return function(shown, *others)
     except (TypeError, AttributeError) as error:
-        if MissingName.__name__ not in str(error):
-            raise
-        raise ValueError(
-            f"{who}: {describe(function)} reads the names of parameters, which were passed without names; pass "
-            "model.named_parameters()"
-        ) from error
+        if is_missing and MissingName.__name__ in str(error):
+            raise ValueError(
+                f"{who}: {describe(function)} reads the names of parameters, which were passed without names; pass "
+                "model.named_parameters()"
+            ) from error
+        if not _takes(function, (name, *others)):
+            expected = "(name, tensor)" if others else "(name)"
+            raise TypeError(
+                f"{who}: needs a function {expected} of one leaf, got {describe(function)}: {error}"
+            ) from error
+        raise
+
+
+def _takes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
+    """Whether a function takes these arguments; a function of whole trees, as in optax, does not."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:  # it has no signature
+        pass
+    return True
 
 
 @_torch.assume_constant

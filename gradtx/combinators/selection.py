@@ -97,7 +97,9 @@ def partition(
 
 def _selector_of(labels, branches: tuple[str, ...]) -> Selector:
     """Return the selector for the `labels` of `partition`: a tree of labels, a dict of selectors or a function."""
-    if isinstance(labels, Mapping) and set(labels) == set(branches):
+    have_same_keys = isinstance(labels, Mapping) and set(labels) == set(branches)
+    # A tree whose labels are its own keys, {"encoder": "encoder", ...}, is a tree.
+    if have_same_keys and any(where != label for label, where in labels.items()):
         wheres = tuple(labels.values())
         return Selector("partition", tuple(labels), wheres, branches=branches)
     label_of_leaf = {} if isinstance(labels, str) else _tree.strings(labels)

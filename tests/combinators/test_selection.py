@@ -115,6 +115,7 @@ LABELS = {
     "predicates": {"head": lambda name, p: name.startswith("head"), "body": lambda name, p: True},
     "mixed": {"head": lambda name, p: name.startswith("head"), "body": "*"},
     "function": lambda name, p: name.split(".")[0],
+    "tree whose labels are its keys": {"head": "head", "body": "body"},
 }
 
 
@@ -129,6 +130,13 @@ def test_every_leaf_goes_through_the_transformation_of_its_label(labels):
         "body.bias": 1.5,
     }
     assert set(state["partition"]["body"]["trace"]["momentum_buffer"]) == {"body.weight", "body.bias"}
+
+
+@pytest.mark.parametrize("wrap", [masked, lambda tx, where: partition({"a": tx}, where)], ids=["masked", "partition"])
+def test_a_function_of_a_whole_tree_is_told_what_functions_receive(wrap):
+    tx = wrap(gradtx.sgd(0.1), lambda params: dict.fromkeys(params, "a"))
+    with pytest.raises(TypeError, match=r"^(masked|partition): needs a function \(name, tensor\) of one leaf, got "):
+        tx.init(PARAMS)
 
 
 def test_the_first_selector_that_matches_wins():
