@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradtx.arguments import Static
 from gradtx.base import tree as _tree
+from gradtx.base.inputs import as_builtin
 from gradtx.base.messages import describe
 from gradtx.base.selectors import (
     LabelTree,
@@ -99,7 +100,7 @@ def _selector_of(labels, branches: tuple[str, ...]) -> Selector:
     """Return the selector for the `labels` of `partition`: a tree of labels, a dict of selectors or a function."""
     have_same_keys = isinstance(labels, Mapping) and set(labels) == set(branches)
     # A tree whose labels are its own keys, {"encoder": "encoder", ...}, is a tree.
-    if have_same_keys and any(where != label for label, where in labels.items()):
+    if have_same_keys and list(labels) != list(map(as_builtin, labels.values())):
         wheres = tuple(labels.values())
         return Selector("partition", tuple(labels), wheres, branches=branches)
     label_of_leaf = {} if isinstance(labels, str) else _tree.strings(labels)
