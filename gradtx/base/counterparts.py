@@ -12,7 +12,6 @@ COUNTERPARTS = {
     "inject_hyperparams": "pass a schedule, such as adam(cosine_schedule(lr, 10))",
     "apply_if_finite": "use skip_nonfinite(tx)",
     "adaptive_grad_clip": "use clip_adaptive(...)",
-    "clip": "use clip_by_value(...)",
     "normalize": "use normalize_by_global_norm()",
     "amsgrad": "use adam(lr, amsgrad=True)",
     "scale_by_amsgrad": "use scale_by_adam(amsgrad=True)",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import inspect
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeAlias, TypeGuard
 
@@ -61,7 +60,6 @@ def answer(who: str, function: Callable[..., Any], name: str, *others: Any) -> A
     """Call a user's function of a leaf's name.
 
     Raises:
-        TypeError: If it takes other arguments.
         ValueError: If it reads the name of a leaf without one.
     """
     is_missing = isinstance(name, NumberedName)
@@ -74,23 +72,11 @@ def answer(who: str, function: Callable[..., Any], name: str, *others: Any) -> A
                 f"{who}: {describe(function)} reads the names of parameters, which were passed without names; pass "
                 "model.named_parameters()"
             ) from error
-        if not _takes(function, (name, *others)):
-            expected = "(name, tensor)" if others else "(name)"
-            raise TypeError(
-                f"{who}: needs a function {expected} of one leaf, got {describe(function)}: {error}"
-            ) from error
+        given = "the name and the tensor" if others else "the name"
+        error.add_note(
+            f"{who}: {describe(function)} gets {given} of a leaf, here {name!r}"
+        )
         raise
-
-
-def _takes(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bool:
-    """Whether a function takes these arguments; a function of whole trees, as in optax, does not."""
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError:
-        return False
-    except ValueError:  # it has no signature
-        pass
-    return True
 
 
 @_torch.assume_constant
@@ -164,13 +150,7 @@ class Selector:
             return _matches(name, where)
         if isinstance(where, LabelTree):
             return where(name)
-        try:
-            return answer(self.who, where, name, tensor)
-        except (AttributeError, LookupError, TypeError) as error:
-            error.add_note(
-                f"{self.who}: {describe(where)} gets the name and the tensor of a leaf, here {name!r}"
-            )
-            raise
+        return answer(self.who, where, name, tensor)
 
     def mark(self, path: Path, label: Any) -> Path:
         """Return the path at which the state marks a leaf as having this label."""
