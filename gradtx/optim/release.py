@@ -76,7 +76,6 @@ class OpenStep(Step):
         for engine in self._core.back_ends:
             if eager:
                 bundles, eager = engine.bundles(self, eager, member)
-        self._has_bundles = self._has_bundles or bool(bundles)
         self._advance(bundles, eager)
         self._leaves.clear()
         member.param.grad = None

@@ -149,9 +149,7 @@ class Step:
         self._routes: dict[tuple[int, torch.device], Route] = {}
         self._leaves: dict[Member, Leaf] = {}
         self._clocks: dict[int | Count, Clock] = {}
-        # Whether hyperparameters are known to agree across groups.
-        self._agrees = len(self.groups) == 1
-        self._has_bundles = self._has_eager = False
+        self._has_eager = False
         self.numbers: list[list[Any]] = []
         for settings in self.groups:
             self.numbers.append(settings.numbers(self._schedule_count))
@@ -365,13 +363,12 @@ class Step:
     def _check_agreement(self) -> None:
         """Check that hyperparameters that apply to all leaves jointly are equal in all groups."""
         known = self._core.agreed
-        if not self._agrees and not are_identical(self._values, known):
+        if len(self.groups) > 1 and not are_identical(self._values, known):
             self._compare_groups()
             tensors_of = [value for values in self._values for value in values.values()]
             # Tensors may be written in place.
             is_fixed = not has_tensor(tensors_of)
             self._core.agreed = self._values if is_fixed else []
-        self._agrees = True
 
     def _compare_groups(self) -> None:
         first = {}
@@ -432,11 +429,10 @@ class Step:
             for engine in core.back_ends:
                 of_engine, eager = engine.bundles(self, eager)
                 bundles += of_engine
-        self._has_bundles = self._has_bundles or bool(bundles)
-        if eager or traits.agrees:
+        if traits.agrees:
             self._check_agreement()
-        if eager or not self._has_bundles:
-            self._expand()  # so that combinators with a clock count this step
+        if eager:
+            self._expand()  # an error must precede what bundles write
         return bundles, eager
 
     def _exchanges(self) -> bool:
