@@ -460,9 +460,6 @@ class KernelBundle(MemberBundle):
             CAPTURED.append(table)
             self._table = None  # later steps do not change this one
         del alive  # copies of gradients, which the kernels read
-        if self.consumes and phase.operation is None:
-            for param in self._params:
-                param.grad = None
         results = [kernels.results(scalars, by_leaf)]
         if phase.operation is not None:
             return self.terms(phase, results)
@@ -503,7 +500,7 @@ class KernelBundle(MemberBundle):
         if self._are_usual and all(map(is_usual, column)):
             return [tensor.data_ptr() for tensor in column]
         pairs = zip(column, self._params, strict=True)
-        views = [view_or_copy(alias, each, param, param, True) for each, param in pairs]
+        views = [view_or_copy(each, param, True) for each, param in pairs]
         copies += views
         return [view.data_ptr() for view in views]
 

@@ -255,9 +255,8 @@ class Chunk:
     def _read(self, tensor: Tensor, piece: Piece) -> Tensor:
         """Return a read-only tensor with the parameter's layout."""
         member, window = piece
-        if window is None:
-            return view_or_copy(plain, tensor, member.param)
-        return view_or_copy(alias, tensor, member.param, member.param, True)[window]
+        view = view_or_copy(tensor, member.param, window is not None)
+        return view if window is None else view[window]
 
 
 def _first_entry(member: Member, window: slice | None) -> Tensor:

@@ -5,7 +5,8 @@ List programs process large leaves in parts, so that temporaries are small.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import functools
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -52,23 +53,15 @@ def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
     raise OddTensorError
 
 
-def view_or_copy(
-    view: Callable[..., Tensor], tensor: Tensor, like: Tensor, *args: Any
-) -> Tensor:
-    """Return the view of a read-only tensor, or of a copy with the layout of `like` if no program accepts it.
-
-    Args:
-        view: `plain`, or `alias` with its arguments `args`.
-        tensor: The tensor.
-        like: The parameter.
-        args: The arguments of `view` after the tensor.
-    """
+def view_or_copy(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
+    """Return a read-only tensor, flat or not, as programs accept it: a view, or a copy with the layout of `like`."""
+    view = functools.partial(alias, like=like, flat=True) if flat else plain
     try:
-        return view(tensor, *args)
+        return view(tensor)
     except OddTensorError:
         copy = torch.empty_like(like, dtype=tensor.dtype)
         copy.copy_(tensor)  # its result would have the class of a subclass
-        return view(copy, *args)
+        return view(copy)
 
 
 def holds_its_values(tensor: Tensor) -> bool:
