@@ -24,6 +24,7 @@ from gradtx.base.dtensor import full_tensor, local
 from gradtx.base.exact import exact
 from gradtx.combinators.frame import Enter, Frame, InnerClock
 from gradtx.execution.runs import Run, Scope
+from gradtx.optim.core import Core
 from gradtx.optim.parameters import Members
 from gradtx.optim.run import Count, Member
 from gradtx.transform import chain
@@ -168,40 +169,28 @@ def check_capturable(members: Members) -> None:
         )
 
 
-def check_capture(
-    who: str,
-    capturable: bool,
-    members: Iterable[Member],
-    takes_none: bool,
-    waits_at_first: bool,
-) -> None:
-    """Check that a graph may replay the step that is being captured.
-
-    Args:
-        who: The optimizer's class, for error messages.
-        capturable: Whether the optimizer was constructed with `capturable=True`.
-        members: All parameters.
-        takes_none: Whether those without a gradient step as well.
-        waits_at_first: Whether a first update has the host wait.
+def check_capture(core: Core, members: Iterable[Member]) -> None:
+    """Check that a graph may replay the step of some members that is being captured.
 
     Raises:
         RuntimeError: If the step would count on the host, or if it is the first step with these gradients.
     """
-    if not capturable:
+    who, traits = core.members.who, core.traits
+    if not core.capturable:
         raise RuntimeError(
             f"{who}: a CUDA graph would replay this step with its present count; pass capturable=True to {who}"
         )
     counts: set[int | Count] = set()
     waiting: set[int | Count] = set()
     for member in members:
-        steps = takes_none or member.param.grad is not None
+        steps = traits.takes_none or member.param.grad is not None
         (counts if steps else waiting).add(member.count)
     if any(isinstance(count, int) for count in counts) or counts & waiting:
         raise RuntimeError(
             f"{who}: the first step with these gradients creates state, which a CUDA graph cannot replay; call "
             "step() once before the capture"
         )
-    if waits_at_first and min((count.least for count in counts), default=1) == 0:  # type: ignore[union-attr]
+    if traits.waits_at_first and min((count.least for count in counts), default=1) == 0:  # type: ignore[union-attr]
         raise RuntimeError(
             f"{who}: a GradScaler may have skipped all steps so far, so that the captured step might be the first, "
             "which has the host wait; call step() once without a scaler before the capture"

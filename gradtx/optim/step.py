@@ -128,13 +128,7 @@ class Step:
                 core.expects_scheduler = check_scheduler(self._who, [settings])
         self._read(self._every)
         if _torch.is_captured(run.device):
-            check_capture(
-                self._who,
-                core.capturable,
-                self._every,
-                traits.takes_none,
-                traits.waits_at_first,
-            )
+            check_capture(core, self._every)
         self.structures: list[Structure] = []
         for settings, row, values in zip(
             self.groups, self._rows, self._values, strict=True
@@ -161,7 +155,6 @@ class Step:
         scaling, device = self.scaling, self.run.device
         may_count_on_device = scaling is not None or core.capturable
         on_device = may_count_on_device and not core.counts_on_host()
-        self._counts_on_device = on_device
         self.on_host = not on_device and scaling is None
         self._unscale = None if scaling is None else unscaling(self.run, scaling)
         # For each count on the device, the count after the step.
@@ -536,7 +529,7 @@ class Step:
             leaf.state["step"].add_(self.run.tick)
         else:
             leaf.state["step"] = leaf.state["step"] + self.run.tick
-        if self._counts_on_device:
+        if self._after:
             member = self._core.members.by_param[leaf.key]
             member.set_count(self._after[member.count])
 
