@@ -14,7 +14,6 @@ from gradtx.base.exact import CPU
 from gradtx.base.messages import warn_user
 from gradtx.base.torch_names import version_of
 from gradtx.execution.context import Clock
-from gradtx.execution.execute import Route
 from gradtx.execution.pure import evaluation_weights
 from gradtx.optim.groups import params_of
 from gradtx.optim.run import leaf_of
@@ -117,19 +116,15 @@ class Evaluation:
 
 def evaluated(states: States) -> dict[Tensor, Tensor]:
     """Return the evaluation weights, by parameter, for leaves with a link that provides them."""
-    members = states.members
-    run, count = states.run(), states.exact_count()
+    count = states.exact_count()
     clock = Clock(torch.tensor(count + 1, device=CPU))
     weights = {}
-    for settings in members.groups:
-        states.adopt(settings)
-        route = Route.of(settings.chain(settings.values(), run.device), run, count)
-        for param in settings.group["params"]:
-            member = members.by_param[param]
-            if member.layout is not None and states.of(param):
+    states.adopt()
+    for run, route, row in states.routes(count):
+        for member in row:
+            if member.layout is not None and states.of(member.param):
                 leaf = leaf_of(run, member, clock)
                 value = evaluation_weights(leaf, route.for_leaf(leaf))
                 if value is not None:
-                    weights[param] = leaf.in_callers_form(value)
-    run.commits.clear()  # breaks a reference cycle with the run
+                    weights[member.param] = leaf.in_callers_form(value)
     return weights

@@ -20,10 +20,9 @@ from torch.overrides import TorchFunctionMode
 from gradtx.base.dtensor import gradient_like, is_sharded
 from gradtx.base.errors import Path
 from gradtx.base.messages import describe
-from gradtx.execution.context import Clock
-from gradtx.execution.execute import Leaf, Route
+from gradtx.execution.execute import Leaf
 from gradtx.optim.groups import Group
-from gradtx.optim.run import leaf_of
+from gradtx.optim.run import clock_after, leaf_of
 from gradtx.optim.state import States
 from gradtx.optim.step import Step
 from gradtx.state.random import Stream
@@ -79,19 +78,15 @@ class HessianSource:
 
     def _may_be_due(self, states: States) -> bool:
         """Whether any parameter would use second derivatives if it received a gradient now."""
-        run, count = states.run(), states.count()
-        for settings in states.members.groups:
-            route = Route.of(settings.chain(settings.values(), run.device), run, count)
-            for param in settings.group["params"]:
-                if not param.requires_grad:
+        for run, route, row in states.routes(states.count()):
+            for member in row:
+                if not member.param.requires_grad:
                     continue
-                member = states.members.by_param[param]
-                made = int(states.of(param).get("step", 0))
-                leaf = leaf_of(run, member, Clock(torch.tensor(made + 1), made + 1))
+                made = int(states.of(member.param).get("step", 0))
+                leaf = leaf_of(run, member, clock_after(made))
                 leaf.operations = route.for_leaf(leaf)
                 if is_used(leaf):
                     return True
-        run.commits.clear()  # breaks a reference cycle with the run
         return False
 
     # In a step.

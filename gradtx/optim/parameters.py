@@ -419,23 +419,6 @@ class Members:
         """Return the path of the clock that a hyperparameter's schedule follows; None for the outermost clock."""
         return None if place is None else clock_at(place, self._clock_paths)
 
-    def inner_count(
-        self, path: Path, state: Mapping[Tensor, dict[str, Any]], outer: int
-    ) -> int:
-        """Return the number of finished updates on a combinator's clock, after any restart in the next step.
-
-        Args:
-            path: The path of the combinator.
-            state: The state of the parameters.
-            outer: The number of finished steps.
-        """
-        run = OptimizerRun(state, self.by_param, initial=False)
-        if not self.restarts:
-            return int(run.scalars(path).get("step", 0))
-        Route.of(self.tx, run, outer)
-        run.commits.clear()  # breaks a reference cycle with the run
-        return int(run.inner_counts[path])
-
 
 def _labels(run: OptimizerRun, route: Route, member: Member) -> Labels:
     """Return the labels of a parameter; empty if it is frozen."""

@@ -426,3 +426,10 @@ def never_trains(param: Tensor) -> bool:
 def first_clock(device: torch.device) -> Clock:
     """Return the clock of a first step."""
     return Clock(torch.ones((), dtype=torch.int64, device=device))
+
+
+def clock_after(count: int | Count) -> Clock:
+    """Return the clock of the step that follows `count` steps."""
+    if isinstance(count, Count):
+        return Clock(count.made + 1, least=count.least + 1)
+    return Clock(torch.tensor(count + 1, device=CPU), count + 1)

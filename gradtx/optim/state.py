@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import (
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    MutableMapping,
+)
 from typing import Any, NamedTuple
 
 import torch
@@ -75,6 +82,15 @@ class States:
         """Create a run of `update` over all members."""
         return OptimizerRun(self.by_param, self.members.by_param, initial=False)
 
+    def routes(self, count: int) -> Iterator[tuple[OptimizerRun, Route, list[Member]]]:
+        """Yield a run, with the chain of each group, expanded with its present values, and the group's members."""
+        run = self.run()
+        rows = self.members.rows()
+        for settings, row in zip(self.members.groups, rows, strict=True):
+            chain = settings.chain(settings.values(), run.device)
+            yield run, Route.of(chain, run, count), row
+        run.commits.clear()  # breaks a reference cycle with the run
+
     def count(self, place: Place | None = None) -> int:
         """Return the largest count of the parameters, or the count of the clock that a node of the chain follows.
 
@@ -82,12 +98,21 @@ class States:
         """
         path = self.members.clock_path(place)
         if path is not None:
-            return self.members.inner_count(path, self.by_param, self.count())
+            return self._inner_count(path)
         largest = 0
         for param, member in self.members.by_param.items():
             count = member.count_in(self.of(param))
             largest = max(largest, count.most if isinstance(count, Count) else count)
         return largest
+
+    def _inner_count(self, path: Path) -> int:
+        """Return the number of finished updates on a combinator's clock, after any restart in the next step."""
+        run = self.run()
+        if not self.members.restarts:
+            return int(run.scalars(path).get("step", 0))
+        Route.of(self.members.tx, run, self.count())
+        run.commits.clear()  # breaks a reference cycle with the run
+        return int(run.inner_counts[path])
 
     def exact_count(self, place: Place | None = None) -> int:
         """Return the exact `count`, synchronizing if the device counts."""
@@ -194,14 +219,16 @@ class States:
 
     # Slots.
 
-    def adopt(self, settings: GroupSettings) -> None:
-        """Check and accept states that the user has moved to other parameters of a group."""
-        moved: list[Tensor] = []
-        for param in settings.group["params"]:
-            member = self.members.by_param[param]
-            if member.layout is None and len(member.used(self.of(param))) > 1:
-                moved.append(param)
-        self.create(settings, moved)
+    def adopt(self) -> None:
+        """Check and accept states that the user has moved to other parameters."""
+        rows = self.members.rows()
+        for settings, row in zip(self.members.groups, rows, strict=True):
+            moved: list[Tensor] = []
+            for member in row:
+                state = self.of(member.param)
+                if member.layout is None and len(member.used(state)) > 1:
+                    moved.append(member.param)
+            self.create(settings, moved)
         self.created.clear()
 
     def create(self, settings: GroupSettings, params: list[Tensor]) -> None:

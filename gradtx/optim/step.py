@@ -55,6 +55,7 @@ from gradtx.optim.run import (
     Member,
     OptimizerRun,
     Trees,
+    clock_after,
     leaf_of,
 )
 from gradtx.programs.bundle import is_on_accelerator
@@ -306,7 +307,7 @@ class Step:
         self._expand()
         clock = self._clocks.get(member.count)
         if clock is None:
-            clock = self._clocks[member.count] = _clock_after(member.count)
+            clock = self._clocks[member.count] = clock_after(member.count)
         # Not written to the parameter: its gradient may have a graph, from which the Hessian is estimated.
         gradient = gradient_like(member.param.grad, member.param)
         leaf = leaf_of(self.run, member, clock, gradient, self.scalars)
@@ -568,13 +569,6 @@ def _by_name(extra: str, values: Any, names: list[str]) -> Any:
         if set(bare) == set(names):
             return dict(zip(bare, values.values(), strict=True))
     return values
-
-
-def _clock_after(count: int | Count) -> Clock:
-    """Return the clock of the step that follows `count` steps."""
-    if isinstance(count, Count):
-        return Clock(count.made + 1, least=count.least + 1)
-    return Clock(torch.tensor(count + 1, device=CPU), count + 1)
 
 
 def _count_up(bundles: Iterable[Any], after: Mapping[int | Count, int | Count]) -> None:
