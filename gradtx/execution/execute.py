@@ -75,7 +75,7 @@ class Leaf(Task):
         stream_name: The name that determines the leaf's random numbers, or its key (see `Stream`).
         codecs: The codec of each slot that `init` has encoded.
         saved: Values that a combinator keeps between `enter` and `leave`.
-        key, state, layout: The adapter's parameter, its flat state, and the location of each stage's slots in it.
+        key, state, layout: The adapter's member, its flat state, and the location of each stage's slots in it.
         owner: The rank that keeps the slots of rules that need the whole leaf, as an index into the ranks of
             `team_for`; None if there are no such slots.
         first_entry: For a part of a parameter, the index of its first entry in the parameter, a 0-d int64 tensor.

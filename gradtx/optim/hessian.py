@@ -135,8 +135,8 @@ class HessianSource:
         step.trees = {**step.trees, "hessian_diag": tree}
 
     def _supply_leaf(self, leaf: Leaf, is_due: bool, diagonal: Diagonal) -> None:
-        if leaf.key in diagonal:
-            value = diagonal[leaf.key].to(leaf.compute_dtype)
+        if leaf.key.param in diagonal:
+            value = diagonal[leaf.key.param].to(leaf.compute_dtype)
         elif leaf.extras.get("hessian_diag") is not None:
             return
         elif not is_due:
@@ -160,7 +160,8 @@ class HessianSource:
                 f"{self.link}: hessian_diag cannot be estimated from gradients that a GradScaler has "
                 "scaled; call step(hessian_diag=...), or train in bfloat16 without a scaler"
             )
-        params: list[Tensor] = [leaf.key for leaf in due if leaf.key.requires_grad]
+        every: list[Tensor] = [leaf.key.param for leaf in due]
+        params = [param for param in every if param.requires_grad]
         gradients: Diagonal = {}
         for param in params:
             if param.grad is not None and param.grad.requires_grad:
@@ -190,7 +191,7 @@ class HessianSource:
                 f"derivative ({error}); call step(closure, hessian_diag=...), or replace this part: a model under "
                 "torch.compile by the plain module, fused attention by SDPBackend.MATH"
             ) from error
-        diagonal = {leaf.key: torch.zeros_like(leaf.key) for leaf in due}
+        diagonal = {param: torch.zeros_like(param) for param in every}
         for param, column in zip(params, columns, strict=True):
             if column is not None:
                 diagonal[param] = gradient_like(z[param] * column, param)
@@ -198,13 +199,13 @@ class HessianSource:
 
     def _random_vectors(self, due: list[Leaf], states: States) -> Diagonal:
         counter = torch.tensor(states.count())
-        groups, by_param = states.members.groups, states.members.by_param
         vectors = {}
         for leaf in due:
-            group = groups[by_param[leaf.key].group].group
+            member = leaf.key
+            group = states.members.groups[member.group].group
             seed = _checked_seed(f"{self.who}: {SEED}", group.get(SEED, self.seed))
             stream = Stream(torch.tensor(seed), counter, leaf.name)
-            vectors[leaf.key] = stream.rademacher(leaf.key.detach())
+            vectors[member.param] = stream.rademacher(member.param.detach())
         return vectors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU
 from gradtx.base.inputs import check_groups
-from gradtx.base.selectors import NumberedName, Selector, in_model
+from gradtx.base.selectors import NumberedName, in_model
 from gradtx.base.tree import check_leaf
 from gradtx.distributed.layouts import Team
 from gradtx.execution.execute import Route
@@ -42,14 +43,11 @@ class Joining:
         groups: The settings of their groups, one for each label of a partition.
         by_param: All members, including the new ones.
         unread: Keys of the user's group that no link of its branches reads, with the names that they read.
-        run, route: The chain, expanded for all members.
     """
 
     groups: list[GroupSettings]
     by_param: dict[Tensor, Member]
     unread: dict[str, str]
-    run: OptimizerRun
-    route: Route
 
 
 class Members:
@@ -63,12 +61,10 @@ class Members:
     Attributes:
         groups: The settings of each group.
         by_param: The members, in the order in which they joined.
-        restarts: Whether an inner clock may restart.
         are_sharded: Whether any parameter is sharded.
         are_divided: Whether ranks divide the parameters, or the work on them.
     """
 
-    restarts = False
     are_sharded = False
     are_divided = False
 
@@ -81,8 +77,25 @@ class Members:
         self._rows: list[list[Member]] = []  # the members of each group
         # The parameters of each group at the last `follow`.
         self._present: list[list[Any]] = []
-        self._clock_paths: dict[Any, Path] = {}
-        self._selectors: list[Selector] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The expanded chain consists of functions.
+        return {name: each for name, each in vars(self).items() if name != "expanded"}
+
+    @functools.cached_property
+    def expanded(self) -> tuple[OptimizerRun, Route]:
+        """A run of `init`, and the chain, expanded for it."""
+        run = OptimizerRun({}, {}, initial=True)
+        return run, Route.of(self.tx, run, 0)
+
+    def route(self) -> Route:
+        """Return the chain, expanded for any members."""
+        return self.expanded[1]
+
+    @functools.cached_property
+    def restarts(self) -> bool:
+        """Whether an inner clock may restart."""
+        return any(each.restarts_inner for each in self.route().traits())
 
     def without_state(self) -> Members:
         """Return a copy whose members have the same names and branches, but no state."""
@@ -116,11 +129,10 @@ class Members:
                     f"{self.who}: parameter {name!r} is a conjugate view, to which steps cannot write; "
                     "pass param.resolve_conj()"
                 )
-        self._check_pieces(params, by_param)
+        self._check_pieces(params)
         positions_of_labels: dict[Labels, list[int]] = {} if params else {(): []}
-        run, route = self._expanded(by_param)
         for i, param in enumerate(params):
-            labels = _labels(run, route, by_param[param])
+            labels = self._labels(by_param[param])
             positions_of_labels.setdefault(labels, []).append(i)
         all_settings: list[GroupSettings] = []
         given = dict(group)
@@ -145,7 +157,7 @@ class Members:
             unread.update(_unread(given, new_names, settings))
             all_settings.append(settings)
         unread = {name: other for name, other in unread.items() if name not in read}
-        return Joining(all_settings, by_param, unread, run, route)
+        return Joining(all_settings, by_param, unread)
 
     def _add(
         self,
@@ -171,22 +183,8 @@ class Members:
         """Add the joining parameters and their groups."""
         self.groups.extend(joining.groups)
         self.by_param = joining.by_param
-        self._clock_paths = joining.run.clock_paths
-        self._selectors = joining.run.selectors
-        self.restarts = any(each.restarts_inner for each in joining.route.traits())
         self._present += [list(settings.group["params"]) for settings in joining.groups]
         self._rows = []
-
-    def _expanded(
-        self, by_param: Mapping[Tensor, Member]
-    ) -> tuple[OptimizerRun, Route]:
-        run = OptimizerRun({}, by_param, initial=True)
-        return run, Route.of(self.tx, run, 0)
-
-    def route(self) -> Route:
-        """Return the chain, expanded for all members."""
-        _, route = self._expanded(self.by_param)
-        return route
 
     def check_selectors(self) -> None:
         """Check that every pattern matches a parameter.
@@ -194,7 +192,8 @@ class Members:
         Raises:
             ValueError: If a pattern matches no parameter.
         """
-        for selector in self._selectors:
+        run, _ = self.expanded
+        for selector in run.selectors:
             try:
                 selector.check_used(self.names())
             except ValueError as error:
@@ -205,16 +204,12 @@ class Members:
                 ) from None
 
     def _check_pieces(
-        self,
-        params: Iterable[Tensor],
-        by_param: Mapping[Tensor, Member],
-        replaced: Iterable[Tensor] = (),
+        self, params: Iterable[Tensor], replaced: Iterable[Tensor] = ()
     ) -> None:
         """Reject flat pieces of memory in place of parameters, as created by FSDP1 and DeepSpeed's ZeRO.
 
         Args:
             params: The new parameters.
-            by_param: All members.
             replaced: The parameters that all of them have replaced.
 
         Raises:
@@ -232,8 +227,7 @@ class Members:
         # With FSDP1's NO_SHARD, the parameters remain as views with their own shapes.
         if not pieces or any(param.ndim != 1 for param in pieces):
             return
-        _, route = self._expanded(by_param)
-        for operation in route.walk():
+        for operation in self.route().walk():
             if operation.traits.has_sums or not operation.traits.elementwise:
                 raise ValueError(
                     f"{self.who}: these parameters are flat pieces of memory, as created by FSDP1 or DeepSpeed's "
@@ -271,7 +265,7 @@ class Members:
         by_param = self._members_after(groups, replacements)
         self._check_repeats(present, by_param)
         if self.by_param.keys().isdisjoint(present):
-            self._check_pieces(present, by_param, replaced=self.by_param)
+            self._check_pieces(present, replaced=self.by_param)
         all_settings = self._groups_after(groups, by_param, replacements)
         for settings, group in zip(all_settings, groups, strict=True):
             settings.group = group
@@ -361,7 +355,7 @@ class Members:
                 alike = [homes[param] for param in params if param in homes]
                 if not alike:
                     if params:
-                        labels = self._labels_after(params[0], by_param)
+                        labels = _by_selector(self._labels(by_param[params[0]]))
                     alike = [each for each in self.groups if each.labels == labels]
                 settings = (
                     alike[0].of_copy(group)
@@ -370,24 +364,27 @@ class Members:
                 )
             for param in params:
                 if param not in homes or homes[param].labels != settings.labels:
-                    self._check_label(param, by_param, settings)
+                    self._check_label(by_param[param], settings)
             after.append(settings)
         return after
 
-    def _labels_after(
-        self, param: Tensor, by_param: Mapping[Tensor, Member]
-    ) -> dict[Any, str]:
-        run, route = self._expanded(by_param)
-        return _by_selector(_labels(run, route, by_param[param]))
+    def _labels(self, member: Member) -> Labels:
+        """Return the labels of a parameter; empty if it is frozen."""
+        run, route = self.expanded
+        leaf = leaf_of(run, member, first_clock(CPU))
+        try:
+            return tuple(route.labels(leaf))
+        except ValueError:
+            if route.is_frozen(leaf):
+                return ()
+            raise
 
-    def _check_label(
-        self, param: Tensor, by_param: Mapping[Tensor, Member], settings: GroupSettings
-    ) -> None:
+    def _check_label(self, member: Member, settings: GroupSettings) -> None:
         """Check that a parameter that has come to a group has its label, or none, as if it is frozen."""
-        labels = self._labels_after(param, by_param)
+        labels = _by_selector(self._labels(member))
         if labels and labels != settings.labels:
             raise ValueError(
-                f"{self.who}: parameter {by_param[param].name!r} has the label {_joined(labels)!r}, but is in a group "
+                f"{self.who}: parameter {member.name!r} has the label {_joined(labels)!r}, but is in a group "
                 f"of {_joined(settings.labels)!r}; the labels of partition decide how a parameter steps, so move it "
                 "back, or build an optimizer with other labels"
             )
@@ -417,18 +414,10 @@ class Members:
 
     def clock_path(self, place: Place | None) -> Path | None:
         """Return the path of the clock that a hyperparameter's schedule follows; None for the outermost clock."""
-        return None if place is None else clock_at(place, self._clock_paths)
-
-
-def _labels(run: OptimizerRun, route: Route, member: Member) -> Labels:
-    """Return the labels of a parameter; empty if it is frozen."""
-    leaf = leaf_of(run, member, first_clock(CPU))
-    try:
-        return tuple(route.labels(leaf))
-    except ValueError:
-        if route.is_frozen(leaf):
-            return ()
-        raise
+        if place is None:
+            return None
+        run, _ = self.expanded
+        return clock_at(place, run.clock_paths)
 
 
 def _joined(labels: Mapping[Any, str]) -> str:

@@ -200,7 +200,7 @@ def assign_owners(
     for leaf in leaves:
         is_owned = any(operation.owned_paths for operation in leaf.operations)
         if leaf.owner is None and is_owned:
-            leaves_of_team[team_for(leaf.key, replicas)].append(leaf)
+            leaves_of_team[team_for(leaf.key.param, replicas)].append(leaf)
     for team, leaves_without_owner in leaves_of_team.items():
         shapes = {leaf.name: leaf.shape for leaf in leaves_without_owner}
         known_owners: dict[str, int] = {}
@@ -211,7 +211,7 @@ def assign_owners(
         owners = assigned(shapes, team.size, known_owners)
         for leaf in leaves_without_owner:
             leaf.owner = owners[leaf.name]
-            members[leaf.key].owner = leaf.owner
+            leaf.key.owner = leaf.owner
 
 
 @dataclass(eq=False)

@@ -315,9 +315,9 @@ class OptimizerRun(Run):
         return {} if self.initial else super().slots(path, leaf)
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
-        choices = self._members[leaf.key].choices
+        choices = leaf.key.choices
         if path not in choices:
-            choices[path] = selector.choose(leaf.name, leaf.key)
+            choices[path] = selector.choose(leaf.name, leaf.key.param)
         return choices[path]
 
     def whole(self, values: dict[str, Any]) -> Any:
@@ -409,7 +409,7 @@ def leaf_of(
         )
     update = None if gradient is None else gradient.detach()
     leaf = Leaf(run, member.name, update, shown, extras or {}, clock)
-    leaf.key = param
+    leaf.key = member
     leaf.owner = member.owner
     leaf.layout = member.layout
     leaf.state = run.state.get(param, {})

@@ -195,7 +195,7 @@ class States:
         first = {}
         for leaf in leaves:
             layout = Layout.of(run, leaf)
-            first[leaf.key] = Initial(layout, _first_state(run, leaf, layout))
+            first[leaf.key.param] = Initial(layout, _first_state(run, leaf, layout))
         run.commits.clear()  # breaks a reference cycle with the run
         for storage, slots in run.seen_slots.items():
             self.seen_slots.setdefault(storage, set()).update(slots)

@@ -522,7 +522,7 @@ class Step:
                 self._count_step(leaf)
             leaf.inputs[1].add_(update)
         if self.consumes:
-            leaf.key.grad = None
+            leaf.key.param.grad = None
         leaf.release()
 
     def _count_step(self, leaf: Leaf) -> None:
@@ -531,8 +531,7 @@ class Step:
         else:
             leaf.state["step"] = leaf.state["step"] + self.run.tick
         if self._after:
-            member = self._core.members.by_param[leaf.key]
-            member.set_count(self._after[member.count])
+            leaf.key.set_count(self._after[leaf.key.count])
 
 
 def _has_shared_entries(tensor: Tensor) -> bool:

@@ -427,7 +427,7 @@ def _is_flat(leaf: Leaf) -> bool:
 
 def slots_are_shaped_as(leaf: Leaf) -> bool:
     """Whether every slot is 0-d or shaped like its parameter."""
-    layout, param = leaf.layout, leaf.key
+    layout, param = leaf.layout, leaf.key.param
     coded: set[str] = set()
     if layout.codes:
         if not layout.is_flat(as_real(local(param)).shape):
@@ -450,7 +450,7 @@ def _aliases(leaf: Leaf, flat: bool) -> list[Tensor]:
     Raises:
         OddTensorError: If a program cannot use or write them.
     """
-    param, state = leaf.key, leaf.state
+    param, state = leaf.key.param, leaf.state
     tensors = [alias(param, param, flat)]
     for key in leaf.layout.program_keys:
         tensors.append(alias(state[key], param, flat))

@@ -657,13 +657,13 @@ class KernelEngine(ListEngine):
         return has_kernels
 
     def _check(self, leaf: Leaf, step: Step) -> None:
-        language = language_of(local(leaf.key).device)
+        language = language_of(local(leaf.key.param).device)
         missing = language.missing() if language is not None else ""
         if missing:
             self._warn(missing)
             raise RefusedError(missing)
         needs_order = leaf.layout.codes or is_positional(leaf.operations)
-        if needs_order and not local(leaf.key).is_contiguous():
+        if needs_order and not local(leaf.key.param).is_contiguous():
             raise RefusedError("a link needs the positions of its entries")
         super()._check(leaf, step)
 
