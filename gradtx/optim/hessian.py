@@ -132,7 +132,7 @@ class HessianSource:
             if use is not None:
                 self._supply_leaf(leaf, use, diagonal)
         tree = {leaf.name: leaf.extras.get("hessian_diag") for leaf in leaves}
-        step.trees = {**step.trees, "hessian_diag": tree}
+        step.trees = step.run.leaf_extras = {**step.trees, "hessian_diag": tree}
 
     def _supply_leaf(self, leaf: Leaf, is_due: bool, diagonal: Diagonal) -> None:
         if leaf.key.param in diagonal:
@@ -151,7 +151,6 @@ class HessianSource:
         else:
             return  # None: it keeps the last one
         leaf.extras = {**leaf.extras, "hessian_diag": value}
-        leaf.run.leaf_extras = {*leaf.run.leaf_extras, "hessian_diag"}  # type: ignore[misc]
 
     def _estimate(self, due: list[Leaf], step: Step, states: States) -> Diagonal:
         """Return z * (H z) for parameters, and zeros for those on which no gradient depends."""

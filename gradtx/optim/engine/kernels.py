@@ -477,8 +477,9 @@ class KernelBundle(MemberBundle):
         else:
             rows = [self._addresses(gradients, copies)]
             self._are_read_in_place = not copies and self.are_as_planned
+        trees = self.run.leaf_extras
         for name in self.signature.by_leaf:
-            column = [self.trees[name][member.name] for member in self.members]
+            column = [trees[name][member.name] for member in self.members]
             rows.append(self._addresses(column, copies))
         keys = self.signature.slots_by_leaf
         if self._table is not None:

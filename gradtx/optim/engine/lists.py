@@ -43,7 +43,7 @@ from gradtx.optim.engine.views import (
     plain,
     view_or_copy,
 )
-from gradtx.optim.run import Member, Trees
+from gradtx.optim.run import Member
 from gradtx.optim.step import Step
 from gradtx.programs.bundle import (
     FunctionOf,
@@ -69,7 +69,6 @@ class MemberBundle(ListBundle):
         splits: Whether large leaves may be updated in parts.
 
     Attributes:
-        trees: The per-leaf extras of the current step.
         consumes: Whether to free gradients after use.
     """
 
@@ -89,7 +88,6 @@ class MemberBundle(ListBundle):
         self._leaves: dict[str, Leaf] = {}
         self._chunks = _chunks_of(members, splits, signature)
         self.leaf_names = [chunk.names for chunk in self._chunks]
-        self.trees: Trees = {}
         self.consumes = False
         # The mesh and placements of terms of sums, by leaf name.
         self._placed_sums: dict[str, tuple[Any, Any]] = {}
@@ -117,7 +115,7 @@ class MemberBundle(ListBundle):
     def columns(self) -> Iterator[list[list[Tensor]]]:
         in_last_phase = self.at == len(self.operations) - 1
         for chunk in self._chunks:
-            columns = chunk.columns(self.signature.by_leaf, self.trees)
+            columns = chunk.columns(self.signature.by_leaf, self.run)
             for results in self._results:
                 columns.append([local(results[name]) for name in chunk.names])
             yield columns
@@ -177,7 +175,6 @@ class MemberBundle(ListBundle):
 
     def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
         self.hand_over(phase, results)
-        self.trees = {}
         self._results = []
         self._leaves = {}
         self.release_tensors()
@@ -229,7 +226,7 @@ class Chunk:
             return plain(tensor)
         return cut(alias(tensor, member.param, True), window, entries_of(member.param))
 
-    def columns(self, by_leaf: Sequence[str], trees: Trees) -> list[list[Tensor]]:
+    def columns(self, by_leaf: Sequence[str], run: Any) -> list[list[Tensor]]:
         """Return the arguments of all leaves, with the current gradients and extras."""
         gradients = list(map(GRADIENT, self._params))
         if not self._whole or not TYPES.issuperset(map(type, gradients)):
@@ -238,7 +235,7 @@ class Chunk:
         for name in by_leaf:
             columns.append(
                 [
-                    self._read(trees[name][member.name], (member, window))
+                    self._read(run.leaf_extras[name][member.name], (member, window))
                     for member, window in self._pieces
                 ]
             )
@@ -310,7 +307,7 @@ class ListEngine(Engine):
     def _begin(self, plan: Plan, step: Step) -> None:
         super()._begin(plan, step)
         for bundle in plan.bundles:
-            bundle.trees, bundle.consumes = step.trees, step.consumes
+            bundle.consumes = step.consumes
             if bundle.signature.has_owners:
                 bundle.set_leaves(step.leaves_of(bundle.members))
 
