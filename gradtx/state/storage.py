@@ -70,6 +70,8 @@ class Storage:
         min_size: The smallest number of entries of a leaf whose slots are coded.
 
     Attributes:
+        rules: Its entries.
+        has_patterns: Whether these were given with patterns, each of which must match a slot.
         has_codes: Whether any slot may be coded.
         draws: Whether a code rounds at random.
     """
@@ -83,8 +85,8 @@ class Storage:
             raise ValueError(
                 f"{who}: min_size must be a non-negative int, got {describe(min_size)}"
             )
-        self._has_patterns = isinstance(given, Mapping)
-        by_pattern = given if self._has_patterns else {"*": given}
+        self.has_patterns = isinstance(given, Mapping)
+        by_pattern = given if self.has_patterns else {"*": given}
         rules: list[DtypeRule] = []
         for pattern, value in by_pattern.items():
             if not isinstance(pattern, str):
@@ -92,21 +94,21 @@ class Storage:
                     f"{who}: state_dtype has the key {pattern!r}, needs a slot pattern such as 'exp_avg'"
                 )
             rules.append(DtypeRule(pattern, _choice_of(who, value), min_size))
-        self._rules = rules
+        self.rules = rules
         self._rule_of_slot: dict[StateKey, DtypeRule | None] = {}
         codecs = [rule.choice for rule in rules if isinstance(rule.choice, Codec)]
         self.has_codes = bool(codecs)
         self.draws = any(codec.random for codec in codecs)
 
     def __eq__(self, other: Any) -> bool:
-        return isinstance(other, Storage) and self._rules == other._rules
+        return isinstance(other, Storage) and self.rules == other.rules
 
     def __hash__(self) -> int:
-        return hash(len(self._rules))
+        return hash(len(self.rules))
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype that rules compute in, given the one that they would use without this storage."""
-        for rule in self._rules:
+        for rule in self.rules:
             if isinstance(rule.choice, torch.dtype):
                 dtype = torch.promote_types(dtype, rule.choice)
         return dtype
@@ -115,20 +117,9 @@ class Storage:
         """Return the first rule that matches a slot, or None."""
         key = (path, slot)
         if key not in self._rule_of_slot:
-            matching = (rule for rule in self._rules if rule.matches(path, slot))
+            matching = (rule for rule in self.rules if rule.matches(path, slot))
             self._rule_of_slot[key] = next(matching, None)
         return self._rule_of_slot[key]
-
-    def check_patterns(self, slots: set[StateKey]) -> None:
-        """Raise an error for a pattern that matches no slot of its chain."""
-        if not self._has_patterns:
-            return
-        for rule in self._rules:
-            if not any(rule.matches(path, slot) for path, slot in slots):
-                known = ", ".join(sorted({slot for _, slot in slots})) or "none"
-                raise ValueError(
-                    f"state_dtype: pattern {rule.pattern!r} matches no slot of the chain; its slots: {known}"
-                )
 
 
 @_torch.assume_constant
@@ -139,7 +130,12 @@ def _name_matches(name: str, pattern: str) -> bool:
 def check_patterns(seen: Mapping[Storage, set[StateKey]]) -> None:
     """Raise an error for a pattern of a `state_dtype` that matches none of the slots that it applies to."""
     for storage, slots in seen.items():
-        storage.check_patterns(slots)
+        for rule in storage.rules if storage.has_patterns else ():
+            if not any(rule.matches(path, slot) for path, slot in slots):
+                known = ", ".join(sorted({slot for _, slot in slots})) or "none"
+                raise ValueError(
+                    f"state_dtype: pattern {rule.pattern!r} matches no slot of the chain; its slots: {known}"
+                )
 
 
 def _choice_of(who: str, value: Any) -> Choice:
