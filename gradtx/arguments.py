@@ -611,7 +611,11 @@ def varies(value: Any) -> bool:
     return isinstance(value, Tensor | Schedule)
 
 
+def items_of(value: Any) -> tuple[Any, ...]:
+    """Return the items of a tuple, or of another value the value itself."""
+    return value if isinstance(value, tuple) else (value,)
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """Return the tensors in an argument's value."""
-    items = value if isinstance(value, tuple) else (value,)
-    return [item for item in items if isinstance(item, Tensor)]
+    return [item for item in items_of(value) if isinstance(item, Tensor)]

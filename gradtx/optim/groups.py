@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from gradtx.arguments import items_of
 from gradtx.base.exact import Schedule, number_on, python_scalar, resolve
 from gradtx.base.inputs import as_builtin
 from gradtx.execution.runs import Place
@@ -18,7 +19,6 @@ from gradtx.programs.hyperparameters import (
     Numbers,
     Structure,
     each_item,
-    items_of,
 )
 from gradtx.transform import Entry, GradientTransformation
 
@@ -137,7 +137,7 @@ class GroupSettings:
             self.tx._replaced(places, checked=True)
             self._values = values
         # Tensors and lists may be modified in place.
-        self._seen = [] if _any(Tensor | list, contents) else contents
+        self._seen = [] if has_any(Tensor | list, contents) else contents
         return self._values
 
     def _value(self, name: str, value: Any) -> Any:
@@ -186,7 +186,7 @@ class GroupSettings:
         numbers = self._numbers_of(values, self.structure)
         tensors = [number_on(device, item) for item in numbers.values]
         tx = ChainOf(self.tx, numbers.structure)(tensors)
-        if not has_tensor(values.values()):
+        if not has_any(Tensor, values.values()):
             self._chains[device] = values, tx
         return tx
 
@@ -415,15 +415,10 @@ def are_identical(a: Collection[Any], b: Collection[Any]) -> bool:
 
 def has_schedule(value: Any) -> bool:
     """Whether a value, or any item of a tuple, is a schedule."""
-    return _any(Schedule, (value,))
+    return has_any(Schedule, (value,))
 
 
-def has_tensor(values: Iterable[Any]) -> bool:
-    """Whether a value, or any item of a tuple, is a tensor."""
-    return _any(Tensor, values)
-
-
-def _any(kind: Any, values: Iterable[Any]) -> bool:
+def has_any(kind: Any, values: Iterable[Any]) -> bool:
     """Whether a value, or any item of a tuple, is an instance of a class."""
     return any(isinstance(item, kind) for value in values for item in items_of(value))
 

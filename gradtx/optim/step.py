@@ -44,8 +44,8 @@ from gradtx.optim.groups import (
     GroupSettings,
     Values,
     are_identical,
+    has_any,
     has_schedule,
-    has_tensor,
 )
 from gradtx.optim.run import (
     STEP,
@@ -361,7 +361,7 @@ class Step:
             self._compare_groups()
             tensors_of = [value for values in self._values for value in values.values()]
             # Tensors may be written in place.
-            is_fixed = not has_tensor(tensors_of)
+            is_fixed = not has_any(Tensor, tensors_of)
             self._core.agreed = self._values if is_fixed else []
 
     def _compare_groups(self) -> None:

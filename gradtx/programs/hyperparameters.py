@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from gradtx.arguments import is_off
+from gradtx.arguments import is_off, items_of
 from gradtx.base.exact import Schedule
 from gradtx.base.forward import Transformation
 from gradtx.execution.runs import Place
@@ -89,10 +89,6 @@ class ChainOf:
 
 
 # A value of a hyperparameter is a number, a schedule, another option, or a tuple of these.
-
-
-def items_of(value: Any) -> tuple[Any, ...]:
-    return value if isinstance(value, tuple) else (value,)
 
 
 def each_item(function: Callable[..., Any], value: Any, *others: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from gradtx.arguments import is_number
+from gradtx.arguments import is_number, items_of
 from gradtx.base.messages import describe, nearest
 from gradtx.schedules._factory import MadeSchedule
 from gradtx.transform import GradientTransformation
@@ -177,7 +177,7 @@ def _numbers(value: Any) -> tuple[float, ...]:
     """Return the numbers of a value that may differ within a group; none if it is not numeric."""
     if isinstance(value, MadeSchedule):
         return tuple(value.numbers().values())
-    entries = value if isinstance(value, tuple) else (value,)
+    entries = items_of(value)
     return tuple(map(float, entries)) if all(map(is_number, entries)) else ()
 
 
