@@ -111,17 +111,17 @@ def place_counts(members: Iterable[Member], device: torch.device | None) -> None
 
 
 def keep_counts_in_place(
-    members: Iterable[Member], after: Mapping[int | Count, int | Count]
+    members: Iterable[Member], after: Mapping[Count, Count]
 ) -> None:
     """Write new counts into the tensors of the old counts, unless a parameter that did not step needs the old count."""
     members = list(members)
     counts_in_use = {member.count for member in members}
     kept_counts: dict[int | Count, Count] = {}
     for old, new in after.items():
-        if not (isinstance(old, Count) and isinstance(new, Count)):
-            continue
         if old not in counts_in_use:
-            old.copy_from(new)
+            old.made.copy_(new.made)
+            old.bound = new.bound
+            old.least = new.least
             kept_counts[new] = old
     for member in members:
         if member.count in kept_counts:

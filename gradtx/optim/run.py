@@ -49,12 +49,6 @@ class Count:
         least = self.least if isinstance(tick, Tensor) else self.least + tick
         return Count(self.made + tick, self.most + 1, least)
 
-    def copy_from(self, other: Count) -> None:
-        """Copy another count into this one's tensor."""
-        self.made.copy_(other.made)
-        self.bound = other.bound
-        self.least = other.least
-
 
 class TensorKind(NamedTuple):
     """The properties of a parameter that its slots depend on, or of a slot."""

@@ -570,7 +570,7 @@ def _by_name(extra: str, values: Any, names: list[str]) -> Any:
     return values
 
 
-def _count_up(bundles: Iterable[Any], after: Mapping[int | Count, int | Count]) -> None:
+def _count_up(bundles: Iterable[Any], after: Mapping[Any, Count]) -> None:
     """Write the counts after the step into the states of the members of bundles that are done."""
     counted: list[Member] = []  # on the host
     on_device: list[Member] = []
