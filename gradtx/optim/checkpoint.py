@@ -147,8 +147,7 @@ class Checkpoint:
         has_stepped = any(each.layout is not None for each in members.by_param.values())
         if not (has_stepped or states.by_param):
             self.states.clear()
-        for key, value in self._foreign.items():
-            self.states.by_param[key] = value
+        self.states.by_param.update(self._foreign)
         self._check_shared()
         self._warn_of_other_order(groups)
         self._warn_of_unknown()

@@ -293,7 +293,7 @@ class OptimizerRun(Run):
     ):
         super().__init__()
         self.initial = initial
-        self.device = next(iter(members)).device if members else torch.device("cpu")
+        self.device = next(iter(members)).device if members else CPU
         self.state = state
         self._members = members
 

@@ -278,10 +278,9 @@ class States:
             raise ValueError(f"{who} lacks {min(lacking)!r}; see {EDITING}")
         if not isinstance(state["step"], Tensor):
             state["step"] = _zero_steps() + state["step"]
-        for key in layout.slot_keys:
-            if key not in layout.owned:
-                what = f"{who}: {key!r}"
-                state[key] = _fitting(what, state[key], first[key], param.dtype)
+        for key in layout.program_keys:
+            what = f"{who}: {key!r}"
+            state[key] = _fitting(what, state[key], first[key], param.dtype)
         return state
 
     def undo(self) -> None:
@@ -382,8 +381,6 @@ class States:
         for path, values in run.new_shared.items():
             old = run.scalars(path) if stays else {}
             new[path] = _unshared(run, values, old)
-        if not new:
-            return
         for param, member in self.members.by_param.items():
             state, layout = self.of(param), member.layout
             if not state or layout is None:

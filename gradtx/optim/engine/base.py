@@ -428,16 +428,14 @@ def _is_flat(leaf: Leaf) -> bool:
 def slots_are_shaped_as(leaf: Leaf) -> bool:
     """Whether every slot is 0-d or shaped like its parameter."""
     layout, param = leaf.layout, leaf.key.param
-    coded: set[str] = set()
-    if layout.codes:
-        if not layout.is_flat(as_real(local(param)).shape):
-            # Even if a scale has the parameter's shape, since blocks are incomplete.
+    if not layout.is_flat(as_real(local(param)).shape):
+        # Even if a scale has the parameter's shape, since blocks are incomplete.
+        return False
+    shape = as_real(param).shape
+    for key, codec in layout.coded_keys.items():
+        if leaf.state[key].shape != codec.shapes(shape)[""]:
             return False
-        shape = as_real(param).shape
-        for key, codec in layout.coded_keys.items():
-            if leaf.state[key].shape != codec.shapes(shape)[""]:
-                return False
-        coded = layout.coded_tensors
+    coded = layout.coded_tensors
     return all(
         key in coded or leaf.state[key].shape in (param.shape, ())
         for key in layout.program_keys
