@@ -460,11 +460,12 @@ class KernelBundle(MemberBundle):
             CAPTURED.append(table)
             self._table = None  # later steps do not change this one
         del alive  # copies of gradients, which the kernels read
-        results = [kernels.results(scalars, by_leaf)]
+        results = kernels.results(scalars, by_leaf)
         if phase.operation is not None:
-            return self.terms(phase, results)
+            return self._totals(phase, results)
         increment_version(self._params)
-        return self.end(phase, results)
+        pairs = zip(results, phase.dtypes, strict=True)
+        return self.end(phase, [[_by_leaf(*pair) for pair in pairs]])
 
     # Arguments.
 
@@ -507,29 +508,18 @@ class KernelBundle(MemberBundle):
 
     # Results.
 
-    def terms(self, phase: RecordedPhase, results: list[list[Any]]) -> LeafTerms:
+    def _totals(self, phase: RecordedPhase, results: list[Any]) -> LeafTerms:
         """Return the sums over the leaves of the bundle, which take part in larger sums as one leaf.
 
         Sums for the next step have the terms of all leaves, so that their bits do not depend on bundles.
         """
-        if phase.operation is None:
-            pairs = zip(results[0], phase.dtypes, strict=True)
-            return super().terms(phase, [[_by_leaf(*pair) for pair in pairs]])
         totals: dict[Any, Tensor] = {}
-        outputs = zip(phase.names, phase.dtypes, results[0], strict=True)
-        for name, dtype, value in outputs:
-            if phase.is_term(name):
-                totals[name] = self._total(value, dtype)
+        for name, dtype, value in zip(phase.names, phase.dtypes, results, strict=True):
+            if isinstance(value, Tensor) and value.ndim:
+                totals[name] = value.sum().to(dtype)
+            else:
+                totals[name] = self.as_tensor(value, dtype) * len(self.members)
         return LeafTerms([(NamedLeaf(self.name, self.device), totals)])
-
-    def _total(self, value: Any, dtype: torch.dtype) -> Tensor:
-        if isinstance(value, Tensor) and value.ndim:
-            return value.sum().to(dtype)
-        return self.as_tensor(value, dtype) * len(self.members)
-
-    def as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
-        is_by_leaf = isinstance(value, Tensor) and value.ndim
-        return super().as_tensor(value[0] if is_by_leaf else value, dtype)
 
 
 def _by_leaf(value: Any, dtype: torch.dtype) -> Any:
