@@ -405,7 +405,7 @@ def is_same(a: Any, b: Any) -> bool:
 
 def have_same_values(a: Values, b: Values) -> bool:
     """Whether two sets of hyperparameters are equal, where tensors are compared by identity."""
-    return len(a) == len(b) and all(map(is_same, a.values(), b.values()))
+    return is_same(tuple(a.values()), tuple(b.values()))
 
 
 def are_identical(a: Collection[Any], b: Collection[Any]) -> bool:

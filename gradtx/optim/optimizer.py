@@ -91,9 +91,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
         back_ends: list[Engine] = [ListEngine()]
         if compile is not False:
-            from gradtx.optim.engine.kernels import engines_for
+            from gradtx.optim.engine.kernels import engine_for
 
-            back_ends = [*engines_for(compile), *back_ends]
+            back_ends.insert(0, engine_for(compile))
         if state_device is not None:
             from gradtx.optim.offload import offload_for
 

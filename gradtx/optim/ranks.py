@@ -304,7 +304,7 @@ def _sent(bucket: list[OwnedSlot], team: Team) -> list[Any]:
             for rank, rows in enumerate(rows_for_ranks):
                 window, _ = slot.part_at(rank)
                 rows.append(slot.value[window].reshape(-1).view(wire))
-    received = Transfer(team, rows_for_ranks, sizes_from_ranks, wire, False).received()
+    received = Transfer(team, rows_for_ranks, sizes_from_ranks, wire).received()
     ends = [0] * team.size  # of the last slot in each owner's buffer
     shards = []
     for slot in bucket:

@@ -610,7 +610,7 @@ def _kernels_of_parameters(
     return PhaseKernels.of(phase, device, 0)
 
 
-def engines_for(compile: Any) -> list[Engine]:
+def engine_for(compile: Any) -> Engine:
     """Return the engine that `compile=` asks for, which takes parameters before those of other engines.
 
     Raises:
@@ -618,7 +618,7 @@ def engines_for(compile: Any) -> list[Engine]:
         TypeError: If `compile` is neither True nor an engine.
     """
     if compile is True:
-        return [KernelEngine()]
+        return KernelEngine()
     if not isinstance(compile, Engine):
         raise TypeError(
             f"compile must be True, False or an Engine, got {compile!r}; gradtx writes its own kernels, which take no "
@@ -628,7 +628,7 @@ def engines_for(compile: Any) -> list[Engine]:
         raise ValueError(
             f"compile: this {type(compile).__name__} belongs to another optimizer; create one for each"
         )
-    return [compile]
+    return compile
 
 
 class KernelEngine(ListEngine):
