@@ -79,11 +79,11 @@ class Agreement:
             whole = [member for member in stepping if not is_sharded(member.param)]
             if not is_known:
                 self._extremes = _extremes(_lines(whole, groups))
-            _compare(members.who, replicas, self._extremes, whole, groups)
+            _compare(members, replicas, self._extremes, whole)
         if not is_known:
             for mesh, divided in _by_mesh(stepping):
                 extremes = _extremes(_lines(divided, groups))
-                _compare(members.who, team_of(mesh), extremes, divided, groups)
+                _compare(members, team_of(mesh), extremes, divided)
         self._plan = plan
 
     def report_failure(self, members: Members) -> None:
@@ -141,16 +141,12 @@ def _lines(members: list[Member], groups: list[GroupSettings]) -> list[str]:
 
 
 def _compare(
-    who: str,
-    team: Team,
-    extremes: list[int],
-    members: list[Member],
-    groups: list[GroupSettings],
+    members: Members, team: Team, extremes: list[int], stepping: list[Member]
 ) -> None:
     """Raise an error on all ranks unless they have the same digest."""
     if not _are_equal(team, extremes):
-        lines = _lines(members, groups)
-        raise RuntimeError(f"{who}: {_difference(team, lines)}")
+        lines = _lines(stepping, members.groups)
+        raise RuntimeError(f"{members.who}: {_difference(team, lines)}")
 
 
 def _are_equal(team: Team, extremes: list[int]) -> bool:
@@ -254,10 +250,9 @@ class OwnedSlot:
 
 
 def states_of_owners(
-    members: Mapping[Tensor, Member],
+    members: Members,
     layouts: Mapping[Tensor, Layout],
     states: Mapping[Any, dict[str, Any]],
-    replicas: Team | None,
 ) -> dict[Any, Any]:
     """Return the states of parameters with an owner, in the form that all ranks save. All ranks must call it together.
 
@@ -267,11 +262,10 @@ def states_of_owners(
         members: The parameters.
         layouts: The layouts of their states.
         states: Their states.
-        replicas: The ranks that have equal whole parameters and divide the work on them.
     """
     slots_of_kind: dict[Any, list[OwnedSlot]] = defaultdict(list)
     saved = {}
-    for param, member in members.items():
+    for param, member in members.by_param.items():
         owned = layouts[param].owned if param in layouts else ()
         if param not in states or not owned:
             continue
@@ -282,7 +276,7 @@ def states_of_owners(
             slot = OwnedSlot(member, key, state[key], member.owner)
             slots_of_kind[slot.mesh, slot.value.dtype].append(slot)
     for slots in slots_of_kind.values():
-        team = team_for(slots[0].member.param, replicas)
+        team = team_for(slots[0].member.param, members.replicas)
         for chunk in chunks(list(map(OwnedSlot.bytes, slots)), BUCKET):
             bucket = slots[chunk]
             for slot, value in zip(bucket, _sent(bucket, team), strict=True):

@@ -341,7 +341,7 @@ class States:
                     # torch.distributed.checkpoint loads what the state has.
                     self.by_param[param] = states[param]
                     member.mark_fresh(initial.state)
-        owned = states_of_owners(members, layouts, states, self.members.replicas)
+        owned = states_of_owners(self.members, layouts, states)
         return {**states, **owned}, layouts
 
     def _completed(
