@@ -239,12 +239,13 @@ class States:
             state = self._completed(settings, member, initial)
             self.set(member, settings, initial.layout, state)
 
-    def refit(self, settings: GroupSettings, member: Member) -> None:
+    def refit(self, member: Member) -> None:
         """Check and accept a parameter and its state after the user has changed either.
 
         Raises:
             ValueError: If a slot does not fit the parameter.
         """
+        settings = self.members.groups[member.group]
         old, kinds = member.state, member.present_kinds()
         for initial in self.first(settings, [member.param]).values():
             try:

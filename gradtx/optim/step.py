@@ -209,7 +209,7 @@ class Step:
             state = member.state = states.get(member.param, {})
             layout = member.layout
             if state and layout is not None and not layout.keys <= state.keys():
-                self._core.states.refit(self.groups[member.group], member)
+                self._core.states.refit(member)
                 state = member.state
             try:
                 member.count = member.count_in(state)
@@ -236,7 +236,7 @@ class Step:
                 )
             is_known = member.present_kinds() == member.kinds
             if not (is_known and isinstance(member.state["step"], Tensor)):
-                self._core.states.refit(self.groups[member.group], member)
+                self._core.states.refit(member)
 
     def _stepping(self) -> list[Member]:
         """Return the parameters that step."""
