@@ -25,7 +25,7 @@ from gradtx.base.messages import warn_user
 from gradtx.base.torch_names import is_captured
 from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.optim.engine import cpp, triton
-from gradtx.optim.engine.base import GRADIENT, Engine, Plan
+from gradtx.optim.engine.base import GRADIENT, Engine
 from gradtx.optim.engine.family import Family
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
 from gradtx.optim.engine.views import (
@@ -396,8 +396,7 @@ class KernelBundle(MemberBundle):
         self._blocks: list[int] = []  # the number of entries in each block of each leaf
         # Whether the memory of a contiguous gradient has the order of its parameter's.
         self._are_usual = all(map(is_usual, self._params))
-        # Whether the gradients are like those of the plan, and whether kernels read those where they are.
-        self.are_as_planned = False
+        # Whether kernels read gradients like those of the plan where they are.
         self._are_read_in_place = False
 
     def key(self) -> tuple[Any, ...]:
@@ -669,11 +668,6 @@ class KernelEngine(ListEngine):
             moved = [round(entries * size) for size in sizes]
             launches.append(Launch(kernel.name, len(bundle.members), *moved))
         return launches
-
-    def _begin(self, plan: Plan, step: Step) -> None:
-        super()._begin(plan, step)
-        for bundle in plan.bundles:
-            bundle.are_as_planned = plan.gradients_are_as_planned
 
     def _check_shard(self, leaf: Leaf, flat: bool) -> None:
         # Terms of a bundle are added up here, but leaves may be in other bundles on other ranks.

@@ -70,7 +70,11 @@ class MemberBundle(ListBundle):
 
     Attributes:
         consumes: Whether to free gradients after use.
+        are_as_planned: Whether the gradients are like those of the plan.
     """
+
+    consumes = False
+    are_as_planned = False
 
     def __init__(
         self,
@@ -88,7 +92,6 @@ class MemberBundle(ListBundle):
         self._leaves: dict[str, Leaf] = {}
         self._chunks = _chunks_of(members, splits, signature)
         self.leaf_names = [chunk.names for chunk in self._chunks]
-        self.consumes = False
         # The mesh and placements of terms of sums, by leaf name.
         self._placed_sums: dict[str, tuple[Any, Any]] = {}
         if signature.sharded:
@@ -308,6 +311,7 @@ class ListEngine(Engine):
         super()._begin(plan, step)
         for bundle in plan.bundles:
             bundle.consumes = step.consumes
+            bundle.are_as_planned = plan.gradients_are_as_planned
             if bundle.signature.has_owners:
                 bundle.set_leaves(step.leaves_of(bundle.members))
 
