@@ -256,6 +256,10 @@ class Engine(ABC):
             if key not in numbers:
                 numbers[key] = _numbers(member, bundle.signature, step)
             bundle.begin(step.run, numbers[key], step.on_host)
+            bundle.consumes = step.consumes
+            bundle.are_as_planned = plan.gradients_are_as_planned
+            if bundle.signature.has_owners:
+                bundle.set_leaves(step.leaves_of(bundle.members))
 
     def _give_up(self, error: BaseException) -> None:
         self.failed = True

@@ -23,7 +23,6 @@ from gradtx.optim.engine.base import (
     READS_SHAPE,
     REDUCES_SHARD,
     Engine,
-    Plan,
     slots_are_shaped_as,
 )
 from gradtx.optim.engine.family import (
@@ -44,7 +43,6 @@ from gradtx.optim.engine.views import (
     view_or_copy,
 )
 from gradtx.optim.run import Member
-from gradtx.optim.step import Step
 from gradtx.programs.bundle import (
     FunctionOf,
     ListBundle,
@@ -306,14 +304,6 @@ class ListEngine(Engine):
     function_of: FunctionOf = staticmethod(list_function_of)
     consequence = "steps run leaf by leaf"
     _programs: dict[Any, Any] | None = None
-
-    def _begin(self, plan: Plan, step: Step) -> None:
-        super()._begin(plan, step)
-        for bundle in plan.bundles:
-            bundle.consumes = step.consumes
-            bundle.are_as_planned = plan.gradients_are_as_planned
-            if bundle.signature.has_owners:
-                bundle.set_leaves(step.leaves_of(bundle.members))
 
     # Planning.
 
