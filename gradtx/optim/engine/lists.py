@@ -109,8 +109,8 @@ class MemberBundle(ListBundle):
 
     def set_leaves(self, leaves: list[Leaf]) -> None:
         """Receive the leaves of the current step whose links are computed by owners."""
-        for leaf, member in zip(leaves, self.members, strict=True):
-            leaf.inputs = (None, member.param)  # the program receives the rest
+        for leaf in leaves:
+            leaf.inputs = (None, leaf.key.param)  # the program receives the rest
         self._leaves = {leaf.name: leaf for leaf in leaves}
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
@@ -168,10 +168,10 @@ class MemberBundle(ListBundle):
     def _add_results(self, results: dict[str, Any]) -> None:
         """Add the local shards of the owners' results as another argument of each leaf."""
         self._results.append({name: results[name] for name in self._leaves})
-        for leaf, member in zip(self._leaves.values(), self.members, strict=True):
+        for leaf in self._leaves.values():
             for path, slots in leaf.new.items():  # only on the owner of the leaf
                 for slot, value in slots.items():
-                    member.state[self.signature.layout.slots[path][slot]] = value
+                    leaf.state[leaf.layout.slots[path][slot]] = value
             leaf.new = {}
 
     def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
