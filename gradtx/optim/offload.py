@@ -62,8 +62,7 @@ class Visit:
         """Replace the parameter's data and gradient with the copies."""
         self.param.grad = None
         self.param.data = self.copy
-        if self.copied_gradient is not None:
-            self.param.grad = self.copied_gradient
+        self.param.grad = self.copied_gradient
 
     def end(self, writes: bool) -> None:
         """Restore the device tensors, updated with the weights and the gradient on the host."""

@@ -405,11 +405,7 @@ class KernelBundle(MemberBundle):
         Raises:
             UnsuitableProgramError: If there are none.
             CompilerError: If they cannot be compiled.
-            OddTensorError: If the memory of a slot has another order than that of its parameter.
         """
-        for member in self.members:
-            for key in self.signature.slots_by_leaf:
-                alias(member.state[key], member.param, True)
         if self.signature.has_owners:
             raise UnsuitableProgramError("the owners of some leaves compute")
         blocks = {each.text.block for each in self.kernels} - {1}
@@ -694,6 +690,6 @@ class KernelEngine(ListEngine):
             except cpp.CompilerError as error:
                 self._warn(str(error))
                 self._refuse(bundle.members, "its kernels cannot be compiled")
-            except (UnsuitableProgramError, RefusedError) as refusal:
+            except UnsuitableProgramError as refusal:
                 self._refuse(bundle.members, str(refusal))
         return list(map(KernelBundle.merged, of_key.values()))
