@@ -332,9 +332,7 @@ class Engine(ABC):
             raise RefusedError("")
         if shares:
             raise RefusedError("it shares memory with another parameter")
-        gradient = param.grad
-        has_gradient = gradient is not None and gradient.shape == param.shape
-        if not has_gradient or FROZEN in leaf.operations:
+        if param.grad is None or FROZEN in leaf.operations:
             raise RefusedError("it has no gradient of matching shape, or it is frozen")
         flat = _is_flat(leaf)
         sharded = is_sharded(param)
