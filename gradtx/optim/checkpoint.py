@@ -144,7 +144,7 @@ class Checkpoint:
         self._unknown: set[str] = set()  # keys that belong to no link
         for settings, first in matches:
             self._set(settings, first)
-        has_stepped = any(each.layout is not None for each in members.by_param.values())
+        has_stepped = any(each.layout.keys for each in members.by_param.values())
         if not (has_stepped or states.by_param):
             self.states.clear()
         self.states.by_param.update(self._foreign)
@@ -246,8 +246,7 @@ class Checkpoint:
                 continue
             layout, initial = first[param]
             present = self._present.members.by_param[param]
-            before = present.layout
-            known = {"step", *present.fresh} if before is None else before.keys
+            known = present.layout.keys or {"step", *present.fresh}
             wrapper_keys = self._present.of(param).keys() - known
             state = matched(
                 member.name,
@@ -276,8 +275,6 @@ class Checkpoint:
         """Check that the saved copies of each shared value are equal."""
         shared: dict[Any, Tensor] = {}
         for param, member in self.states.members.by_param.items():
-            if member.layout is None:
-                continue
             for place, key in by_place(member.layout.shared):
                 value = self.states.of(param)[key]
                 first = shared.setdefault(place, value)

@@ -122,7 +122,7 @@ def evaluated(states: States) -> dict[Tensor, Tensor]:
     states.adopt()
     for run, route, row in states.routes(count):
         for member in row:
-            if member.layout is not None and states.of(member.param):
+            if member.layout.keys and states.of(member.param):
                 leaf = leaf_of(run, member, clock)
                 value = evaluation_weights(leaf, route.for_leaf(leaf))
                 if value is not None:

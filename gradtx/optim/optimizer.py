@@ -471,8 +471,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         stages: dict[Path, dict[str, Any]] = defaultdict(dict)
         for param, member in self._core.members.by_param.items():
             state = self.state.get(param, {})
-            if member.layout is None:
-                continue
             for (path, name), key in by_place(member.layout.shared):
                 if key in state:
                     stages[path][name] = state[key]

@@ -121,7 +121,7 @@ def _lines(members: list[Member], groups: list[GroupSettings]) -> list[str]:
         gradient = "no gradient"
         if param.grad is not None:
             gradient = f"a gradient of dtype {param.grad.dtype}"
-        keys = "" if member.layout is None else " ".join(sorted(member.layout.keys))
+        keys = " ".join(sorted(member.layout.keys))
         owner = "" if member.owner is None else f", owner {member.owner}"
         placed = f", placed {param.placements}" if is_sharded(param) else ""
         lines.append(

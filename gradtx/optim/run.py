@@ -24,6 +24,9 @@ from gradtx.execution.pure import as_number, moved_along
 from gradtx.execution.runs import Run
 from gradtx.state.layout import Layout, State
 
+# Of a parameter without slots.
+NO_LAYOUT = Layout({}, {})
+
 
 @dataclass(eq=False)
 class Count:
@@ -73,7 +76,7 @@ class Member:
         name: The name used by selectors, extras and error messages; unique in the optimizer.
         param: The parameter.
         choices: Each selector's decision for the parameter.
-        layout: The layout of its state; None before its slots are created.
+        layout: The layout of its state; without keys before its slots are created.
         fresh: Tensors of its state that nothing has used so far, and that its first gradient creates again, with their
             versions; None if the version is that of the tensor from which this one was copied.
         made_for: The structure of its group for which the slots were created.
@@ -89,7 +92,7 @@ class Member:
     name: str
     param: Tensor
     choices: dict[Path, Any] = field(default_factory=dict[Path, Any])
-    layout: Layout | None = None
+    layout: Layout = NO_LAYOUT
     fresh: dict[str, tuple[Tensor, int | None]] = field(
         default_factory=dict[str, tuple[Tensor, int | None]]
     )
@@ -116,7 +119,7 @@ class Member:
     def present_kinds(self) -> dict[str | None, TensorKind]:
         """Return the present kinds of the parameter and of its slots; a slot that is no tensor has none."""
         kinds: dict[str | None, TensorKind] = {None: TensorKind.of(self.param)}
-        for key in () if self.layout is None else self.layout.slot_keys:
+        for key in self.layout.slot_keys:
             if isinstance(self.state.get(key), Tensor):
                 kinds[key] = TensorKind.of(self.state[key])
         return kinds
@@ -171,10 +174,7 @@ class KnownCounts:
     def __init__(self, members: list[Member]):
         self._members = members
         self._states = [member.state for member in members]
-        self._keys = [
-            {"step"} if member.layout is None else member.layout.keys
-            for member in members
-        ]
+        self._keys = [member.layout.keys | {"step"} for member in members]
         self.steps = list(map(STEP, self._states))
         self.versions = _torch.versions_of(self.steps)
 
@@ -300,7 +300,7 @@ class OptimizerRun(Run):
     def scalars(self, path: Path) -> Leaves:
         for param, member in self._members.items():
             state = self.state.get(param)
-            if state and member.layout is not None and path in member.layout.shared:
+            if state and path in member.layout.shared:
                 keys = member.layout.shared[path]
                 return {name: state[key] for name, key in keys.items()}
         return {}
@@ -405,7 +405,7 @@ def leaf_of(
     leaf = Leaf(run, member.name, update, shown, extras or {}, clock)
     leaf.key = member
     leaf.owner = member.owner
-    leaf.layout = member.layout
+    leaf.layout = member.layout if member.layout.keys else None
     leaf.state = run.state.get(param, {})
     return leaf
 

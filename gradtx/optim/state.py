@@ -226,7 +226,7 @@ class States:
             moved: list[Tensor] = []
             for member in row:
                 state = self.of(member.param)
-                if member.layout is None and len(member.used(state)) > 1:
+                if not member.layout.keys and len(member.used(state)) > 1:
                     moved.append(member.param)
             self.create(settings, moved)
         self.created.clear()
@@ -327,7 +327,7 @@ class States:
             incomplete: list[Tensor] = []
             for param in settings.group["params"]:
                 member = members[param]
-                if member.layout is not None:
+                if member.layout.keys:
                     layouts[param] = member.layout
                 lacks_slots = param.requires_grad
                 if self.of(param):  # they may be those of other links
@@ -338,7 +338,7 @@ class States:
                 member = members[param]
                 layouts[param] = initial.layout
                 states[param] = self._completed(settings, member, initial)
-                if member.layout is None and keeps:
+                if keeps and not member.layout.keys:
                     # torch.distributed.checkpoint loads what the state has.
                     self.by_param[param] = states[param]
                     member.mark_fresh(initial.state)
@@ -352,7 +352,7 @@ class States:
         layout, first = initial
         old = member.used(self.of(member.param))
         if (
-            member.layout is None
+            not member.layout.keys
             and not member.fresh
             and layout.keys & (old.keys() - {"step"})
         ):
@@ -360,7 +360,8 @@ class States:
             return self._fitted(
                 settings, member, initial, _translated_entry(old, first)
             )
-        old_keys = (member.layout or layout).owners()
+        old_layout = member.layout if member.layout.keys else layout
+        old_keys = old_layout.owners()
         state = {"step": old.get("step", first["step"])}
         # Matched by stage, not by key: the slot of a newly enabled link may now have a key that another slot had.
         for owner, key in layout.owners().items():
@@ -384,7 +385,7 @@ class States:
             new[path] = _unshared(run, values, old)
         for param, member in self.members.by_param.items():
             state, layout = self.of(param), member.layout
-            if not state or layout is None:
+            if not state:
                 continue
             for (path, name), key in by_place(layout.shared):
                 if path in new:

@@ -207,8 +207,7 @@ class Step:
         self._core.known_counts = None
         for member in members:
             state = member.state = states.get(member.param, {})
-            layout = member.layout
-            if state and layout is not None and not layout.keys <= state.keys():
+            if state and not member.layout.keys <= state.keys():
                 self._core.states.refit(member)
                 state = member.state
             try:
@@ -243,7 +242,7 @@ class Step:
         takes_none, stepping = self._core.traits.takes_none, []
         for member in self._every:
             has_gradient = takes_none or member.param.grad is not None
-            if has_gradient and member.state and member.layout is not None:
+            if has_gradient and member.state and member.layout.keys:
                 stepping.append(member)
         return stepping
 

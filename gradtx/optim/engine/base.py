@@ -158,7 +158,6 @@ def overlapping(members: Iterable[Member]) -> set[int]:
 def _spans(members: Iterable[Member]) -> list[Span]:
     spans = []
     for member in members:
-        assert member.layout is not None
         for tensor in (
             member.param,
             *map(member.state.__getitem__, member.layout.slot_keys),

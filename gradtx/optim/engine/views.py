@@ -123,7 +123,6 @@ def can_be_split(
     `equal` slots, which are written after the last part.
     """
     layout = member.layout
-    assert layout is not None
     constants = {
         f"{key}.{KEY}" for key, codec in layout.coded_keys.items() if codec.random
     }
@@ -162,7 +161,6 @@ def part_of(member: Member, equal: bool = False) -> int | None:
 
     Parts of coded leaves contain whole blocks. `equal` is whether parts must be equal.
     """
-    assert member.layout is not None
     codecs = member.layout.coded_keys.values()
     size = entries_of(member.param)
     most = entries_of_a_call(local(member.param).device, bool(codecs))
