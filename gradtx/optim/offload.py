@@ -98,7 +98,7 @@ class Offload:
         # Memory for copies, reused across steps.
         self._weights: dict[Tensor, Tensor] = {}
         self._gradients: dict[Tensor, Tensor] = {}
-        self._visits: list[Visit] | None = None
+        self._visits: list[Visit] = []
 
     def check(self, params: Iterable[Tensor]) -> None:
         """Check that parameters can be moved.
@@ -138,11 +138,11 @@ class Offload:
             consumes: Whether the gradients on the device are freed immediately.
             unscales: Whether gradients may change.
         """
-        if self._visits is not None:
+        if self._visits:
             yield
             return
         self._begin(params, reuses=True)
-        for visit in self._visits or ():
+        for visit in self._visits:
             visit.unscales = unscales
             if consumes:
                 visit.gradient = None
@@ -167,7 +167,7 @@ class Offload:
 
     def _end(self, writes: bool) -> None:
         """Move the parameters back to their devices."""
-        visits, self._visits = self._visits or [], None
+        visits, self._visits = self._visits, []
         for visit in visits:
             visit.end(writes)
 
@@ -196,8 +196,6 @@ class Offload:
 
     def _call_on_device(self, function: Callable[[], Any]) -> Any:
         """Call a closure with the parameters on their device, then move them and the new gradients to the host."""
-        if self._visits is None:
-            return function()
         params = [visit.param for visit in self._visits]
         self._end(writes=True)
         try:
