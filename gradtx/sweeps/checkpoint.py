@@ -27,11 +27,13 @@ class Checkpoint:
         self._path = None if path is None else Path(path)
         self._arguments = arguments
         self._chunks: dict[int, dict[str, Any]] = {}
-        if self._path is not None and not self._path.parent.is_dir():
+        if self._path is None:
+            return
+        if not self._path.parent.is_dir():
             raise ValueError(
                 f"sweep: the folder of checkpoint does not exist, {self._path.parent}"
             )
-        if self._path is not None and self._path.exists():
+        if self._path.exists():
             saved = torch.load(self._path, weights_only=True)
             self._check(saved.get("arguments") if isinstance(saved, dict) else None)
             self._chunks = saved["chunks"]
