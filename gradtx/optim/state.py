@@ -175,6 +175,7 @@ class States:
             return {}
         members = self.members.by_param if members is None else members
         run = OptimizerRun(self.by_param, members, initial=True)
+        run.seen_slots = self.seen_slots
         routes: dict[torch.device, Route] = {}
         for device in dict.fromkeys(param.device for param in params):
             routes[device] = Route.of(settings.first_chain(device), run, 0)
@@ -196,9 +197,6 @@ class States:
         for leaf in leaves:
             layout = Layout.of(run, leaf)
             first[leaf.key.param] = Initial(layout, _first_state(run, leaf, layout))
-        run.commits.clear()  # breaks a reference cycle with the run
-        for storage, slots in run.seen_slots.items():
-            self.seen_slots.setdefault(storage, set()).update(slots)
         return first
 
     def begin(self) -> None:
