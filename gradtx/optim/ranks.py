@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,11 +17,13 @@ from gradtx.base.chunks import chunks
 from gradtx.base.dtensor import from_local_like, is_sharded
 from gradtx.distributed.collectives import BUCKET, Transfer
 from gradtx.distributed.layouts import (
+    Piece,
     Team,
     pieces_at,
     placements_by_rows,
     team_for,
     team_of,
+    whole_piece,
 )
 from gradtx.execution.execute import Leaf
 from gradtx.execution.owners import assigned
@@ -237,13 +238,12 @@ class OwnedSlot:
         """The placements that divide a slot of a sharded parameter by rows."""
         return placements_by_rows(self.member.param, self.value.shape)
 
-    def part_at(self, rank: int) -> tuple[tuple[slice, ...], tuple[int, ...]]:
-        """Return the window and the shape of a rank's shard: rows of a sharded parameter, otherwise the whole slot."""
+    def piece_at(self, rank: int) -> Piece:
+        """Return a rank's shard: rows of a sharded parameter, otherwise the whole slot."""
         shape = tuple(self.value.shape)
         if self.mesh is None:
-            return (), shape
-        piece = pieces_at(shape, self.mesh, self.placements)[rank]
-        return piece.window, piece.shape
+            return whole_piece(shape)
+        return pieces_at(shape, self.mesh, self.placements)[rank]
 
     def bytes(self) -> int:
         return self.value.nbytes
@@ -292,20 +292,19 @@ def _sent(bucket: list[OwnedSlot], team: Team) -> list[Any]:
     rows_for_ranks: list[list[Tensor]] = [[] for _ in range(team.size)]
     sizes_from_ranks = [0] * team.size
     for slot in bucket:
-        _, shape = slot.part_at(team.rank)
-        sizes_from_ranks[slot.owner] += math.prod(shape)
+        sizes_from_ranks[slot.owner] += slot.piece_at(team.rank).numel
         if slot.owner == team.rank:
             for rank, rows in enumerate(rows_for_ranks):
-                window, _ = slot.part_at(rank)
+                window = slot.piece_at(rank).window
                 rows.append(slot.value[window].reshape(-1).view(wire))
     received = Transfer(team, rows_for_ranks, sizes_from_ranks, wire).received()
     ends = [0] * team.size  # of the last slot in each owner's buffer
     shards = []
     for slot in bucket:
-        _, shape = slot.part_at(team.rank)
+        piece = slot.piece_at(team.rank)
         start = ends[slot.owner]
-        end = ends[slot.owner] = start + math.prod(shape)
-        shard = received[slot.owner][start:end].clone().view(dtype).view(shape)
+        end = ends[slot.owner] = start + piece.numel
+        shard = received[slot.owner][start:end].clone().view(dtype).view(piece.shape)
         if slot.mesh is not None:
             param = slot.member.param
             shard = from_local_like(shard, param, slot.value.shape, slot.placements)
