@@ -207,10 +207,7 @@ class Chunk:
         self._params = [member.param for member, _ in pieces]
         self.names = [member.name for member, _ in pieces]
         self._columns = [
-            [
-                self._written_part(param, piece)
-                for param, piece in zip(self._params, pieces, strict=True)
-            ]
+            [self._written_part(piece[0].param, piece) for piece in pieces]
         ]
         for key in signature.slots_by_leaf:
             self._columns.append(
