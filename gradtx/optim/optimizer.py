@@ -556,8 +556,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 group[OVERRIDDEN] = overridden
             codes: dict[str, str] = {}
             for param in settings.group["params"]:
-                if param in layouts:
-                    codes.update(layouts[param].labels)
+                codes.update(layouts[param].labels)
             if codes:
                 group[CODES_KEY] = codes
         if core.evaluation is not None:

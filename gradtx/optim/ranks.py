@@ -266,7 +266,7 @@ def states_of_owners(
     slots_of_kind: dict[Any, list[OwnedSlot]] = defaultdict(list)
     saved = {}
     for param, member in members.by_param.items():
-        owned = layouts[param].owned if param in layouts else ()
+        owned = layouts[param].owned
         if param not in states or not owned:
             continue
         state = states[param]

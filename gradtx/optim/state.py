@@ -325,8 +325,7 @@ class States:
             incomplete: list[Tensor] = []
             for param in settings.group["params"]:
                 member = members[param]
-                if member.layout.keys:
-                    layouts[param] = member.layout
+                layouts[param] = member.layout
                 lacks_slots = param.requires_grad
                 if self.of(param):  # they may be those of other links
                     lacks_slots = member.made_for is not settings.structure
