@@ -81,8 +81,7 @@ def is_usual(tensor: Any) -> bool:
 
 def entries_of(param: Tensor) -> int:
     """Return the number of entries in the alias of a parameter."""
-    param = local(param)
-    return 2 * param.numel() if param.is_complex() else param.numel()
+    return as_real(local(param)).numel()
 
 
 def plain(tensor: Tensor) -> Tensor:
@@ -91,11 +90,8 @@ def plain(tensor: Tensor) -> Tensor:
     Raises:
         OddTensorError: If it belongs to another class, or its memory holds negated or conjugate values.
     """
-    if not is_plain(tensor):
-        tensor = local(tensor)
-        if not is_plain(tensor):
-            raise OddTensorError
-    if not holds_its_values(tensor):
+    tensor = local(tensor)
+    if not (is_plain(tensor) and holds_its_values(tensor)):
         raise OddTensorError
     is_parameter = tensor.requires_grad or isinstance(tensor, torch.nn.Parameter)
     return as_real(tensor.detach() if is_parameter else tensor)
