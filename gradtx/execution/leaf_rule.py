@@ -239,7 +239,7 @@ class StageState:
         # Lists replace numbered slots.
         state = flat if self._rule.single else with_lists(flat)
         # With a layout, an optimizer's slots are already known.
-        if state is not flat and leaf.layout is None:
+        if leaf.layout is None and set(state) != set(flat):
             self._check_lists(leaf, old)
         return old, RuleState({**state, **shared}, self, leaf)
 
@@ -272,7 +272,7 @@ class StageState:
         slots = numbered(dict(state))
         if self.shared:
             self._write_shared(leaf, slots)
-        if self.store.slots_of(old, leaf) != slots.keys():
+        if self.store.slots_of(old, leaf) != set(slots):
             self._check_names(leaf, old, slots)
         if not old:
             return

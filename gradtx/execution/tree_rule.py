@@ -205,7 +205,7 @@ class TreeOperation(Operation):
         """Return the new slots of a leaf as they are stored, or the old ones if it is skipped."""
         old = self._run.slots(self.path, leaf)
         kept = self._store.slots_of(old, leaf)
-        if kept != slots.keys():
+        if kept != set(slots):
             raise ValueError(
                 f"{self._name}: the slots of leaf {leaf.name!r} must remain {sorted(kept)}, got {sorted(slots)}"
             )
