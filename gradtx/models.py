@@ -456,7 +456,8 @@ def muon_for(
     block would not be a multiple of a head, are not split.
 
     The optimizer has one group per branch. Its `label` names the branch and its `lr` is the rate of that branch, so a
-    scheduler controls all rates. Print the optimizer to see the branch of each parameter.
+    scheduler controls all rates. Print the optimizer to see the branch of each parameter. A parameter that requires no
+    gradient now is never trained; to unfreeze it later, call `muon_for` before `requires_grad_(False)`.
 
     Args:
         model: The model.
