@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradtx.base import tree as _tree
+from gradtx.base.exact import exact_dtype
 from gradtx.base.messages import describe
 from gradtx.functional import stack, unstack
 from gradtx.sweeps.checkpoint import Checkpoint
@@ -154,7 +155,7 @@ def sweep(
         compile=compile,
         randomness=randomness,
         params=[
-            f"{leaf}: {tuple(tensor.shape)} {tensor.dtype}, sum {tensor.double().sum():.17g}"
+            f"{leaf}: {tuple(tensor.shape)} {tensor.dtype}, sum {tensor.to(exact_dtype(tensor)).sum():.17g}"
             for leaf, tensor in _tree.named(first_params).items()
         ],
     )

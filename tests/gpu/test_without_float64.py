@@ -1,12 +1,14 @@
 """A GPU without float64, such as Apple's: every chain runs there, in float32."""
 
+import functools
+
 import pytest
 import torch
 from torch import Tensor
 
 import gradtx
 from tests.conformance import each_case, of_each_kind, plain_cases
-from tests.gpu.problem import Problem, noise, on_host, pure, worst
+from tests.gpu.problem import Problem, loss, noise, on_host, pure, worst
 
 PLAIN, OF_EACH_KIND = plain_cases(), of_each_kind()
 STEPS = 3
@@ -20,9 +22,9 @@ INDEX = 7
 def move(counted):
     """Moves a tree to the device, in float32."""
 
-    def moved(tree):
+    def moved(tree, index=INDEX):
         narrow = torch.utils._pytree.tree_map(lambda x: single(x) if isinstance(x, Tensor) else x, tree)
-        return counted.to(narrow, index=INDEX)
+        return counted.to(narrow, index=index)
 
     with counted.without_float64():
         yield moved
@@ -81,3 +83,19 @@ def test_a_device_without_kernels_is_one_warning(move):
     with pytest.warns(RuntimeWarning, match="lists of tensors: there are no kernels for pretend$"):
         optimizer.step()
     optimizer.step()  # another warning would be an error
+
+
+def test_a_sweep(move):
+    def run(moved):
+        swept = gradtx.sweep(
+            lambda params, batch: loss(params),
+            gradtx.adamw,
+            moved(noise({"w": torch.empty(3, 4), "v": torch.empty(5)}, 1)),
+            lambda step: moved(torch.zeros(1)),
+            {"lr": [0.1, 0.2]},
+            steps=STEPS,
+        )
+        return {str(i): torch.tensor(record["loss"]) for i, record in enumerate(swept.records)}
+
+    first = functools.partial(move, index=0)  # the device that autograd knows
+    assert worst(run(first), run(unmoved)) < TOLERANCE
