@@ -21,6 +21,7 @@ from gradtx.base.exact import CPU, python_scalar
 from gradtx.base.messages import describe
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
+from gradtx.execution.context import Clock
 from gradtx.execution.execute import FROZEN, Leaf, Route, check_extras_of, execute
 from gradtx.execution.owners import with_regions
 from gradtx.execution.pure import (
@@ -142,7 +143,7 @@ class Step:
         self._count(core)
         self._routes: dict[tuple[int, torch.device], Route] = {}
         self._leaves: dict[Member, Leaf] = {}
-        self._clock_after = functools.cache(clock_after)  # of leaves with one count
+        self._clocks: dict[int | Count, Clock] = {}
         self._has_eager = False
         self.numbers: list[list[Any]] = []
         for settings in self.groups:
@@ -303,7 +304,9 @@ class Step:
 
     def _leaf(self, member: Member) -> Leaf:
         self._expand()
-        clock = self._clock_after(member.count)
+        clock = self._clocks.get(member.count)
+        if clock is None:
+            clock = self._clocks[member.count] = clock_after(member.count)
         # Not written to the parameter: its gradient may have a graph, from which the Hessian is estimated.
         gradient = gradient_like(member.param.grad, member.param)
         leaf = leaf_of(self.run, member, clock, gradient, self.scalars)

@@ -393,8 +393,8 @@ class ListEngine(Engine):
         if isinstance(whole, str):
             return False
         # Whatever its rules promise: a norm of a part is not that of the leaf.
-        is_plain = not is_coded and not are_placed
-        if is_plain and not all(each.runs_on_shards(False) for each in whole):
+        trusts_rules = is_coded or are_placed
+        if not (trusts_rules or all(each.runs_on_shards(False) for each in whole)):
             return False
         if not is_coded and not any(each.traits.has_sums for each in operations):
             return True
