@@ -283,14 +283,6 @@ class Engine(ABC):
     def _bundled(self, family: Family) -> list[Any]:
         """Return the bundles of a family; it may leave out leaves."""
 
-    @abstractmethod
-    def _form_of_written(self, tensors: list[Tensor]) -> tuple[Any, ...]:
-        """Return the properties shared by the parameters and slots of a program.
-
-        Raises:
-            RefusedError: If a program cannot use these.
-        """
-
     # Planning.
 
     def _make_plan(
@@ -342,7 +334,7 @@ class Engine(ABC):
                 )
             self._check_shard(leaf, flat)
         self._check(leaf, step)
-        written = self._form_of_written(_aliases(leaf, flat))
+        written = _aliases(leaf, flat)
         by_leaf = [
             name for name, tree in step.trees.items() if tree[leaf.name] is not None
         ]
@@ -352,8 +344,8 @@ class Engine(ABC):
         ]
         return LeafKind(
             flat=flat,
-            written=written,
             # Sizes are those of the parameter.
+            written=tuple((tensor.dtype, tensor.device) for tensor in written),
             read=tuple((tensor.dtype.to_real(), tensor.device) for tensor in read),
             by_leaf=tuple(by_leaf),
             choices=tuple(sorted(member.choices.items())),

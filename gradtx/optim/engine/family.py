@@ -30,8 +30,7 @@ class LeafKind:
 
     Attributes:
         flat: Whether they are passed as flat aliases of their memory.
-        written: The forms of the parameter and slots that a program depends on: dtype, device, and more for some
-            engines.
+        written: The dtype and device of the parameter and of each slot.
         read: The dtype and device of the gradient and of each per-leaf extra.
         by_leaf: The names of per-leaf extras.
         choices: The decisions of selectors.

@@ -309,9 +309,6 @@ class ListEngine(Engine):
         if not flat and (not has_shapes or has_regions(leaf.operations)):
             raise RefusedError(REDUCES_SHARD)
 
-    def _form_of_written(self, tensors: list[Tensor]) -> tuple[Any, ...]:
-        return tuple((tensor.dtype, tensor.device) for tensor in tensors)
-
     def _bundled(self, family: Family) -> list[MemberBundle]:
         has_owners = has_regions(family.operations)
         family = family.signed(has_owners=has_owners)
