@@ -283,7 +283,8 @@ class TreeProgram:
         scalars = [*(tensors[i] for i in self._shared.values()), *known.values()]
         on_host = not any(map(is_on_accelerator, scalars))
         trees = _tree.named(params), old, _tree.named(updates)
-        self._alone: dict[str, _Row] = {}  # the leaves without a program
+        # The leaves without a program: their slots, and the indices of their arguments.
+        self._alone: dict[str, tuple[list[StateKey], list[int]]] = {}
         self._bundles: list[_TreeBundle] = []
         for (count, _), rows in self._by_kind(leaves, count_of, trees, tensors).items():
             signature = self._signature(call, run, rows[0], tensors, known)
@@ -340,8 +341,12 @@ class TreeProgram:
                 key = count_of.get(name, self._step), row.kind()
                 rows.setdefault(key, []).append(row)
             else:
-                self._alone[name] = row
+                self._leave_alone(row)
         return rows
+
+    def _leave_alone(self, row: _Row) -> None:
+        """Note where a leaf's arguments are, but not its tensors, which a program must not keep alive."""
+        self._alone[row.leaf.name] = row.slots, row.indices
 
     def _add_bundles(
         self,
@@ -355,7 +360,8 @@ class TreeProgram:
         arguments = [(row, row.tensors) for row in rows]
         for phases, of_program in programs.by_program(arguments):
             if isinstance(phases, str):
-                self._alone.update((row.leaf.name, row) for row in of_program)
+                for row in of_program:
+                    self._leave_alone(row)
             else:
                 bundle = _TreeBundle(of_program, phases, count, shared)
                 bundle.function_of = self._function_of
@@ -507,12 +513,12 @@ class TreeProgram:
     ) -> None:
         """Write the results of the leaves without a program, and ensure that no result shares memory with another."""
         for name, leaf in leaves.items():
-            row = self._alone[name]
-            *_, gradient = row.indices
+            slots, indices = self._alone[name]
+            *_, gradient = indices
             update: Any = leaf.result()
             new[gradient] = leaf.in_callers_form(update)
-            indices = row.indices[leaf.param is not None :]
-            for (path, slot), i in zip(row.slots, indices, strict=False):
+            of_slots = indices[leaf.param is not None :]
+            for (path, slot), i in zip(slots, of_slots, strict=False):
                 new[i] = _pure.new_slot(leaf, path, slot, old[i])
         run.memory.register([*old, *_tree.tensors(call.extras)])
         for i in self._of_results:

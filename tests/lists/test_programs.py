@@ -530,21 +530,6 @@ def test_pure_use_in_inference_mode():
     torch.testing.assert_close(inside, trained([False] * 4), rtol=0.0, atol=0.0)
 
 
-def test_a_program_of_pure_use_keeps_no_tensor_alive():
-    import gc
-    import weakref
-
-    tx = gradtx.adamw()
-    params = {"w": torch.ones(3)}
-    state = tx.init(params)
-    updates, state = tx.update(params, state, params)
-    assert any(_list_trees.programs_of(tx).values())
-    kept = [weakref.ref(tensor) for tensor in (params["w"], updates["w"])]
-    del params, updates, state
-    gc.collect()
-    assert [ref() for ref in kept] == [None, None]
-
-
 @gradtx.per_tensor
 def reads_a_value():
     def update(u, state, p, ctx):
@@ -560,6 +545,21 @@ MIXED = gradtx.partition(
 WAITING = gradtx.partition(
     {"alone": reads_a_value(), "lists": gradtx.accumulate(gradtx.adam(), 2)}, {"alone": "a.*", "lists": "*"}
 )
+
+
+@pytest.mark.parametrize("tx", [gradtx.adamw(), MIXED], ids=["all leaves", "leaves without one, too"])
+def test_a_program_of_pure_use_keeps_no_tensor_alive(tx):
+    import gc
+    import weakref
+
+    params = {"a.w": torch.ones(3), "b.w": torch.ones(4)}
+    state = tx.init(params)
+    updates, state = tx.update(params, state, params)
+    assert any(_list_trees.programs_of(tx).values())
+    kept = [weakref.ref(tensor) for tensor in (*params.values(), *updates.values())]
+    del params, updates, state
+    gc.collect()
+    assert [ref() for ref in kept] == [None] * 4
 
 
 @pytest.mark.parametrize("missing", [None, "a.w", "c.b"])
