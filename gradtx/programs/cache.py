@@ -6,7 +6,8 @@ import collections
 import threading
 from typing import Any
 
-from gradtx.arguments import varies
+from gradtx.arguments import items_of
+from gradtx.base.exact import Schedule
 from gradtx.base.forward import Transformation
 
 MOST = 128  # the number of structures whose programs are cached
@@ -25,8 +26,8 @@ class SharedPrograms:
         """Return the programs of a chain, shared by chains that differ only in scalars."""
         skeleton = tx._skeleton()
         for entry in tx._entries():
-            # A shared program would keep a tensor, or the objects that a schedule refers to, alive.
-            if varies(entry.value):
+            # A shared program would keep the objects that a schedule refers to alive.
+            if any(isinstance(item, Schedule) for item in items_of(entry.value)):
                 return {}
         return {} if skeleton is None else self.of(skeleton)
 

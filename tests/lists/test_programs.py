@@ -530,6 +530,20 @@ def test_pure_use_in_inference_mode():
     torch.testing.assert_close(inside, trained([False] * 4), rtol=0.0, atol=0.0)
 
 
+def test_a_chain_with_another_rate_in_each_step_records_nothing_again(monkeypatch):
+    monkeypatch.setattr(_list_trees, "_SHARED", cache.SharedPrograms())
+    made = []
+    init = _list_trees.TreeProgram.__init__
+    monkeypatch.setattr(_list_trees.TreeProgram, "__init__", lambda *args: made.append(1) or init(*args))
+    tx = gradtx.adamax(lr=0.5)
+    params = {"w": torch.ones(3)}
+    state = tx.init(params)
+    for rate in (0.1, torch.tensor(0.2), torch.tensor(0.4)):
+        updates, state = tx.replace(lr=rate).update({"w": torch.ones(3)}, state, params)
+        torch.testing.assert_close(updates["w"], torch.full((3,), -float(rate)))
+    assert len(made) == 1
+
+
 @gradtx.per_tensor
 def reads_a_value():
     def update(u, state, p, ctx):
