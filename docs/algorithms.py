@@ -199,10 +199,7 @@ def sizes(state: Mapping[str, Any]) -> Iterator[int]:
 
 def rules(tx: Any) -> list[Any]:
     """Return all rules of a transformation, including those of branches."""
-    found = list(tx._links())
-    for link in found:
-        found.extend(link._inner_links())
-    return [link for link in found if link._spec.kind == "rule"]
+    return [link for link in tx._every_link() if link._spec.kind == "rule"]
 
 
 def works_on(tx: Any) -> str:

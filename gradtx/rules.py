@@ -433,6 +433,7 @@ class FactoryCall(GradientTransformation):
             _inner=tuple(_transformations(arguments)),
             _is_optimizer=spec.kind == "alias",
             _follows_rate=spec.follows_rate,
+            _own_lr_role=spec.lr_role,
         )
 
     @property
@@ -478,41 +479,11 @@ class FactoryCall(GradientTransformation):
 
     @property
     def _needs(self) -> tuple[str, ...]:
-        needs = list(self._spec.needs_of(self._arguments))
-        for link in self._inner_links():
-            needs.extend(link._needs)
-        return tuple(needs)
+        return self._spec.needs_of(self._arguments)
 
     @property
     def _extras(self) -> Mapping[str, str]:
-        extras = dict(self._spec.extras)
-        for link in self._inner_links():
-            extras.update(link._extras)
-        return extras
-
-    @property
-    def _lr_role(self) -> str | None:
-        roles = {self._spec.lr_role, *(link._lr_role for link in self._inner_links())}
-        for role in ("owner", "before owner"):
-            if role in roles:
-                return role
-        return None
-
-    @property
-    def _rounds(self) -> bool:
-        return self._spec.rounds or any(link._rounds for link in self._inner_links())
-
-    def _owner(self) -> GradientTransformation:
-        for link in self._inner_links():
-            if link._lr_role == "owner":
-                return link._owner()
-        return self
-
-    def _inner_links(self) -> list[GradientTransformation]:
-        links = []
-        for child in self._children():
-            links.extend(child._links())
-        return links
+        return self._spec.extras
 
     def _children(self) -> tuple[GradientTransformation, ...]:
         return tuple(tx for _, _, tx in self._inner)

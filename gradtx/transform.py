@@ -253,18 +253,20 @@ class GradientTransformation:
         return {}
 
     @property
-    def _rounds(self) -> bool:
-        """Whether its updates yield weights that are already rounded."""
-        return False
-
-    @property
     def _effects(self) -> set[str]:
         """Its effects, for which some combinators reject it; see `gradtx.execution.nesting`."""
         return {"whole"}
 
+    # Its own role for the learning rate: "owner" owns it, "before owner" must precede the owner, None is neither.
+    _own_lr_role: str | None = None
+
     @property
     def _lr_role(self) -> str | None:
-        """Role for the learning rate: "owner" owns it, "before owner" must precede the owner, None is neither."""
+        """Its role for the learning rate, or that of what it wraps."""
+        roles = [link._own_lr_role for link in self._every_link()]
+        for role in ("owner", "before owner"):
+            if role in roles:
+                return role
         return None
 
     _numbers: Any = None  # the hyperparameters that programs take as arguments
@@ -280,7 +282,7 @@ class GradientTransformation:
             return self._required
         kinds = dict.fromkeys(ALWAYS_KNOWN, "scalar") | {"hessian_diag": "leaf"}
         needs = []
-        for link in self._links():
+        for link in self._every_link():
             kinds.update(link._extras)
             needs.extend((link._name, need) for need in link._needs)
         if caches:
@@ -299,13 +301,18 @@ class GradientTransformation:
             PlainOperation(scope.claim(self._name), scope, self._name, self._functions)
         ]
 
-    def _owner(self) -> GradientTransformation:
-        """Return the link that owns the learning rate, also inside combinators."""
-        return self
-
     def _links(self) -> list[GradientTransformation]:
         """Return the links of this transformation; aliases are expanded, a combinator counts as one link."""
         return [self]
+
+    def _every_link(self) -> list[GradientTransformation]:
+        """Return all links, including those inside combinators, each combinator before what it wraps."""
+        links = []
+        for link in self._links():
+            links.append(link)
+            for child in link._children():
+                links.extend(child._every_link())
+        return links
 
     def _entries(
         self, labels: Mapping[Any, str] | None = None, apart: bool = True
@@ -564,13 +571,14 @@ def check_transformation(who: str, what: str, tx: Any) -> None:
 def _check_owners(links: Iterable[GradientTransformation]) -> None:
     owner = None
     for link in links:
-        if owner is not None and link._lr_role in ("owner", "before owner"):
+        if owner is not None and link._lr_role is not None:
             raise ValueError(
                 f"chain: {owner._name} owns the learning rate and returns the final update, so "
                 f"{link._name} cannot follow it; pass lr and decay to {owner._name}, or remove one of the two links"
             )
-        if link._lr_role == "owner":
-            owner = link._owner()
+        for each in link._every_link():
+            if each._own_lr_role == "owner":
+                owner = each
 
 
 def _check_last(links: Iterable[GradientTransformation]) -> None:
@@ -581,7 +589,7 @@ def _check_last(links: Iterable[GradientTransformation]) -> None:
                 f"chain: {last._name} returns the update to the rounded weight, so it must be last, but "
                 f"{link._name} follows it; only record may follow"
             )
-        if link._rounds:
+        if any("rounds" in each._effects for each in link._every_link()):
             last = link
 
 

@@ -238,10 +238,12 @@ class Case(NamedTuple):
 
     def is_determined(self) -> bool:
         """Whether all rules that it comes down to are."""
-        waiting = list(self.example._links())
-        for link in waiting:
-            waiting.extend(link._inner_links())
-        return all(map(is_determined, waiting))
+        return all(map(is_determined, self.example._every_link()))
+
+    @property
+    def rounds(self) -> bool:
+        """Whether its updates yield weights that are already rounded."""
+        return "rounds" in self.example._effects
 
     def floats(self) -> list[Float]:
         """Its float hyperparameters, and those of transformations among its arguments, where they can be changed."""
@@ -484,10 +486,7 @@ def composed_cases() -> list[Case]:
 
 def _names_of_links(case: Case) -> set[str]:
     """The names of the links that a case comes down to, those of branches too."""
-    links = list(case.example._links())
-    for link in links:
-        links.extend(link._inner_links())
-    return {link._name for link in links}
+    return {link._name for link in case.example._every_link()}
 
 
 def _variants(case: Case) -> Iterator[tuple[dict[str, Any], str]]:

@@ -306,7 +306,7 @@ def run_at_owner(
 
 def reads_by_leaf(tx: GradientTransformation) -> bool:
     """Whether any link reads an extra with a separate value for each leaf."""
-    for link in tx._links():
+    for link in tx._every_link():
         if "hessian_diag" in link._needs:
             return True
         if any(kind.startswith("leaf") for kind in link._extras.values()):

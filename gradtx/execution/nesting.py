@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from gradtx.base.forward import Transformation
 
@@ -31,16 +31,8 @@ def check_inner(
         TypeError: If a link inside has one of these effects.
     """
     for tx in inner:
-        for link in _links_of(tx):
+        for link in tx._every_link():
             for effect in rejects:
                 if effect in link._effects:
                     fault = FAULTS[effect].format(outer=outer, link=link._name)
                     raise TypeError(f"{outer}: {link._name} {fault}")
-
-
-def _links_of(tx: Transformation) -> Iterator[Transformation]:
-    """Yield all links of a transformation, those inside a combinator before the combinator."""
-    for link in tx._links():
-        for inner in link._children():
-            yield from _links_of(inner)
-        yield link

@@ -52,7 +52,7 @@ class HessianSource:
     ) -> HessianSource | None:
         """Return the source for a chain; None if no link needs `hessian_diag`."""
         seed = _checked_seed(f"{who}: seed", seed)
-        for link in tx._links():
+        for link in tx._every_link():
             if "hessian_diag" in link._needs:
                 return cls(who, link._name, seed)
         return None

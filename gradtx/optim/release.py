@@ -231,7 +231,7 @@ def check_released(core: Core) -> None:
                 f"{core.members.who}: {WHO} cannot be combined with {option}, for which gradients must stay "
                 "together; use step(consume_gradients=True)"
             )
-    for link in tx._links():
+    for link in tx._every_link():
         needs = [need for need in link._needs if need != "params"]
         if needs:
             raise ValueError(
