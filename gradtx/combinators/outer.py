@@ -161,7 +161,7 @@ class Outer(Combinator):
         operations = self.inner._expand(scope.child(0))
         path = scope.claim(name)
         # Programs run only steps in which ranks exchange nothing.
-        if self.team is not None and not scope.run.has_names:
+        if self.team is not None and scope.run.is_recorded:
             return operations
         if self.fragments is None:
             return operations + self._synchronization(scope, path, 0)

@@ -148,7 +148,7 @@ class Context:
     def __init__(self, leaf: Leaf, clock: Clock, dtype: torch.dtype, rng: Any = None):
         # Do not store the leaf itself: a reference cycle would keep its tensors until the garbage collector runs.
         self._extras: dict[str, Any] = leaf.extras
-        self._name = leaf.name if leaf.run.has_names else None
+        self._name = None if leaf.run.is_recorded else leaf.name
         self._known: Container[str] = leaf.run.known_extras
         self._clock = clock
         self._dtype = dtype

@@ -76,8 +76,6 @@ class Leaf(Task):
         codecs: The codec of each slot that `init` has encoded.
         saved: Values that a combinator keeps between `enter` and `leave`.
         key, state, layout: The adapter's member, its flat state, and the location of each stage's slots in it.
-        owner: The rank that keeps the slots of rules that need the whole leaf, as an index into the ranks of
-            `team_for`; None if there are no such slots.
         first_entry: For a part of a parameter, the index of its first entry in the parameter, a 0-d int64 tensor.
     """
 
@@ -92,7 +90,6 @@ class Leaf(Task):
     restarts: bool | Tensor = False
     key: Any = None
     layout: Any = None
-    owner: int | None = None
     first_entry: Tensor | None = None
     _context: Context | None = None
 

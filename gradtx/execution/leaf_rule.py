@@ -116,7 +116,7 @@ class StageState:
 
     def __init__(self, path: Path, scope: Scope, rule: Rule):
         device = scope.run.device
-        self.watches = scope.run.watches
+        self.watches = not scope.run.is_recorded
         self._rule = rule
         self.path = path
         self.shared: dict[str, Tensor] = {}

@@ -175,7 +175,7 @@ class OwnedRegion(Operation):
         )
         for operation in self.operations:
             operation.init(whole)
-        is_owner = team_for(param, self.replicas).rank == leaf.owner
+        is_owner = team_for(param, self.replicas).rank == leaf.key.owner
         for path, slots in whole.new.items():
             if not is_owner:
                 slots = {slot: value.to("meta") for slot, value in slots.items()}
@@ -346,8 +346,9 @@ class Exchange:
         known: dict[str, int] = {}
         for job in jobs:
             shapes[job.name] = job.template.shape
-            if job.leaf.owner is not None:
-                known[job.name] = job.leaf.owner
+            owner = job.leaf.key.owner
+            if owner is not None:
+                known[job.name] = owner
         self._owners = assigned(shapes, self._team.size, known)
 
     def run(self) -> None:

@@ -61,17 +61,14 @@ class TreeRun(Run):
         names: The leaves of the parameters, or of the updates if there are none, by name.
         clock: The outermost clock.
         old_step: The count of finished updates.
-        params, unflatten_params: The caller's parameters by name, and the function that rebuilds their tree.
-        grad_fn, value_fn: The caller's extras with these names.
+        unflatten_params: The function that rebuilds the tree of the caller's parameters.
+        extras: The caller's extras.
         choices: The decisions of selectors for each leaf, by path.
     """
 
-    keeps_trees = True
-    watches = True
-    params: dict[str, Any]
+    is_pure = True
     unflatten_params: Any
-    grad_fn: Any
-    value_fn: Any
+    extras: dict[str, Any]
 
     def __init__(
         self,
@@ -156,14 +153,14 @@ class TreeRun(Run):
     def _params_with(self, values: dict[str, Tensor]) -> Any:
         """Return the caller's parameters with some leaves replaced."""
         moved = {
-            name: value.to(self.params[name].dtype) for name, value in values.items()
+            name: value.to(self.names[name].dtype) for name, value in values.items()
         }
-        return self.unflatten_params({**self.params, **moved})
+        return self.unflatten_params({**self.names, **moved})
 
     def gradients_at(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         gradients = _tree.match(
-            self.grad_fn(self._params_with(values)),
-            self.params,
+            self.extras["grad_fn"](self._params_with(values)),
+            self.names,
             "gradients from grad_fn",
             "params",
         )
@@ -186,7 +183,8 @@ class TreeRun(Run):
     ) -> tuple[Tensor, Tensor | None]:
         def value_at(length: Tensor) -> Tensor:
             moved = self._params_with(moved_along(origin, direction, length))
-            return as_number("the result of value_fn", self.value_fn(moved))
+            value = self.extras["value_fn"](moved)
+            return as_number("the result of value_fn", value)
 
         if not sloped:
             return value_at(length), None
@@ -229,16 +227,10 @@ class TreeRun(Run):
         Only a combinator that accepts leaves without a gradient processes such a leaf, and it keeps such a tensor.
         """
         for operation in self.route.walk():
-            slot, slots = operation.traits.template_slot, {}
-            if slot is not None:
-                slots = self._old.slots_of(operation.path, name)
-            if slot not in slots:
-                continue
-            codes = slots[slot]
-            is_float = codes.dtype.is_floating_point and codes.element_size() > 1
-            if is_float or codes.is_complex():
-                return codes
-            return self.stores[operation.path].template(slot, slots)
+            slot = operation.traits.template_slot
+            slots = self._old.slots_of(operation.path, name)
+            if slot is not None and slot in slots:
+                return self.stores[operation.path].template(slot, slots[slot])
         return None
 
     def check(self, names: dict[str, Any]) -> None:
@@ -490,8 +482,7 @@ def begin(
     kinds = check_extras(tx, params, extras)
     # A run without a state would be one of `init`.
     run = TreeRun(tx, by_name or grads, unflatten, {} if state is None else state)
-    run.params, run.unflatten_params = by_name, unflatten_params
-    run.grad_fn, run.value_fn = extras.get("grad_fn"), extras.get("value_fn")
+    run.unflatten_params, run.extras = unflatten_params, extras
     run.check(grads)
     values = None if params is None else by_name
     return run, _leaves_of(run, grads, values, extras, kinds, only)

@@ -69,18 +69,17 @@ class Run:
 
     Attributes:
         initial: Whether this is a call of `init`.
-        watches: Whether rules that write in place are detected, unless dynamo is tracing or a transform is active.
-        has_names: Whether leaves have their names; those of a program stand for any leaves.
-        completes: Whether a stage without old shared values, in a branch without leaves, gets initial ones.
+        is_recorded: Whether a program is recorded, whose leaf stands for any leaves and has no name of its own.
+        is_pure: Whether the state is the caller's tree, which has the shared values of all stages, and any trees of
+            plain functions.
         has_shards: Whether leaves are shards without their layouts, whose sums are terms of those of whole leaves.
-        keeps_trees: Whether a pair of plain functions may keep any tree as state.
         device: The device of shared values.
         known_extras: The names of the extras that any link of the chain declares.
         leaf_extras: The extras that have a separate value for each leaf.
         new_shared: The new 0-d values of each stage.
         starts: The initial 0-d values of stages that may restart in this call.
-        late_terms: The terms, by leaf, of each sum that is complete only when all leaves have finished.
-        late_sums: How such a sum is stored, by its path and name.
+        late_sums: The sums that are complete only when all leaves have finished, by path and name: how each is stored,
+            and its terms by leaf.
         sums: The sums that decide whether a clock counts, by the barrier at which leaves waited (`Operation.barrier`).
         new_trees: The new state of each pair of plain functions.
         stages: The name of each stage, in the order of the chain.
@@ -98,11 +97,9 @@ class Run:
     """
 
     initial = False
-    watches = False
-    has_names = True
-    completes = False
+    is_recorded = False
+    is_pure = False
     has_shards = False
-    keeps_trees = False
     device = torch.device("cpu")
     known_extras: Container[str] = ()
     leaf_extras: Container[str] = ()
@@ -110,8 +107,7 @@ class Run:
     def __init__(self) -> None:
         self.new_shared: dict[Path, dict[str, Any]] = {}
         self.starts: dict[Path, dict[str, Tensor]] = {}
-        self.late_sums: dict[StateKey, LateTerm] = {}
-        self.late_terms: dict[StateKey, dict[str, Any]] = {}
+        self.late_sums: dict[StateKey, tuple[LateTerm, dict[str, Any]]] = {}
         self.sums: dict[Any, Mapping[str, Tensor]] = {}
         self.new_trees: dict[Path, Any] = {}
         self.stages: dict[Path, str] = {}
@@ -195,15 +191,15 @@ class Run:
     def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
         """Add the term of a leaf, or of part of a leaf, to a sum that is complete when all leaves have finished."""
         name = place.path, place.name
-        self.late_sums.setdefault(name, place)
-        terms = self.late_terms.setdefault(name, {})
+        _, terms = self.late_sums.setdefault(name, (place, {}))
         terms[leaf] = terms[leaf] + term if leaf in terms else term
 
     def end(self) -> None:
         """Complete the late sums, in name order, then let combinators accept or reject new shared values."""
-        for name, place in self.late_sums.items():
-            terms = sorted(self.late_terms[name].items())
-            total = total_of([term.to(self.device) for _, term in terms])
+        for place, terms in self.late_sums.values():
+            total = total_of(
+                [term.to(self.device) for _, term in sorted(terms.items())]
+            )
             self.new_shared.setdefault(place.path, {})[place.name] = place.finish(total)
         for commit in reversed(self.commits):
             commit()
@@ -223,7 +219,8 @@ class Run:
         """Return a stage's old shared values; at init, create them with `start` and record them."""
         self.declared[path] = tuple(start)
         old = {} if self.initial else self.scalars(path)
-        if self.initial or (self.completes and not old):
+        # In an optimizer, a branch without leaves keeps none.
+        if self.initial or not (self.is_pure or old):
             first = {name: make() for name, make in start.items()}
             if self.initial:
                 self.new_shared[path] = first

@@ -238,7 +238,7 @@ class PlainOperation(TreeOperation):
     def __init__(self, path: Path, scope: Scope, name: str, functions: Functions):
         super().__init__(path, scope, name, functions)
         self._extras = extras_of(functions.update)
-        self._opaque = self._run.keeps_trees
+        self._opaque = self._run.is_pure
         if self._opaque:
             self._run.opaque.add(path)
 

@@ -196,7 +196,7 @@ def assign_owners(
     leaves_of_team: dict[Team, list[Leaf]] = defaultdict(list)
     for leaf in leaves:
         is_owned = any(operation.owned_paths for operation in leaf.operations)
-        if leaf.owner is None and is_owned:
+        if leaf.key.owner is None and is_owned:
             leaves_of_team[team_for(leaf.key.param, replicas)].append(leaf)
     for team, leaves_without_owner in leaves_of_team.items():
         shapes = {leaf.name: leaf.shape for leaf in leaves_without_owner}
@@ -207,8 +207,7 @@ def assign_owners(
                 shapes[member.name] = member.param.shape
         owners = assigned(shapes, team.size, known_owners)
         for leaf in leaves_without_owner:
-            leaf.owner = owners[leaf.name]
-            leaf.key.owner = leaf.owner
+            leaf.key.owner = owners[leaf.name]
 
 
 @dataclass(eq=False)

@@ -80,7 +80,8 @@ class Member:
         fresh: Tensors of its state that nothing has used so far, and that its first gradient creates again, with their
             versions; None if the version is that of the tensor from which this one was copied.
         made_for: The structure of its group for which the slots were created.
-        owner: The rank that keeps the slots of rules that need the whole parameter, if it is divided; see `Leaf`.
+        owner: The rank that keeps the slots of rules that need the whole parameter, if it is divided: an index into the
+            ranks of `team_for`. None if there are no such slots.
         state: Its state, looked up for the current step.
         count: The number of steps it has made, looked up for the current step.
         group: The index of its group, looked up for the current step.
@@ -280,8 +281,6 @@ class OptimizerRun(Run):
         tick: The increment that this step adds to counts.
     """
 
-    watches = True
-    completes = True
     functions: Mapping[str, Callable[[], Any]]
     tick: int | Tensor = 1
 
@@ -404,7 +403,6 @@ def leaf_of(
     update = None if gradient is None else gradient.detach()
     leaf = Leaf(run, member.name, update, shown, extras or {}, clock)
     leaf.key = member
-    leaf.owner = member.owner
     leaf.layout = member.layout if member.layout.keys else None
     leaf.state = run.state.get(param, {})
     return leaf

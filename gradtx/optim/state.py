@@ -515,10 +515,6 @@ def matched(
         saved = real_views(saved)
         first = real_views(first)
     saved = _translated_entry(saved, first)
-    for path, keys in layout.slots.items():
-        # Once, all leaves had the count of their clock.
-        if LEAF_STEPS in keys and layout.shared[path]["step"] in saved:
-            saved.setdefault(keys[LEAF_STEPS], saved[layout.shared[path]["step"]])
     try:
         saved = converted(saved, first, param, saved_codes, layout.coded_keys)
     except ValueError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -132,8 +132,7 @@ class RecordedRun(Run):
         clock: The clock outside of all combinators.
     """
 
-    has_names = False
-    completes = True
+    is_recorded = True
 
     def __init__(self, signature: Signature, device: torch.device):
         super().__init__()
@@ -214,8 +213,8 @@ class LeafFunction:
             execute([leaf])
         except AwaitedSumError as awaited:
             return awaited.result()
-        late_sums = run.late_sums
-        run.late_sums = {}  # the step completes these sums
+        late_sums = list(run.late_sums.values())
+        run.late_sums.clear()  # the step completes these sums
         run.end()
         outputs = self._shared_outputs(run, leaf, late_sums)
         if not self.signature.writes:
@@ -293,7 +292,7 @@ class LeafFunction:
         self,
         run: RecordedRun,
         leaf: Leaf,
-        late_sums: dict[StateKey, LateTerm],
+        late_sums: Iterable[tuple[LateTerm, dict[str, Any]]],
     ) -> dict[Any, Tensor]:
         """Return new shared values and slots that are equal in all leaves, and the leaf's terms of late sums."""
         outputs = {}
@@ -304,8 +303,8 @@ class LeafFunction:
         for key, value in _slots_by_key(leaf):
             if key in self.signature.equal:
                 outputs[EqualSlot(key)] = value
-        for name, place in late_sums.items():
-            outputs[place] = run.late_terms[name][leaf.name]
+        for place, terms in late_sums:
+            outputs[place] = terms[leaf.name]
         return outputs
 
     def _write(self, leaf: Leaf, taken: set[Any]) -> None:

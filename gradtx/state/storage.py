@@ -19,7 +19,7 @@ from gradtx.distributed.layouts import splits_rows
 from gradtx.slots import Slot
 from gradtx.state.codes import BUILT_IN, CODES, KEY, Codec
 from gradtx.state.random import bits16, name_key
-from gradtx.state.slots import first_slots, value_for, widened, wrong_shape
+from gradtx.state.slots import first_slots, kind_of, value_for, widened, wrong_shape
 
 # In smaller leaves, codes save too little memory for the time that they cost.
 MIN_SIZE = 4096
@@ -479,10 +479,11 @@ class Store:
             return stored[slot]
         return self._decoded(slot, codec, stored, leaf)
 
-    def template(self, slot: str, stored: Mapping[str, Tensor]) -> Tensor:
-        """Return an uninitialized float32 tensor with the shape of a coded slot."""
+    def template(self, slot: str, codes: Tensor) -> Tensor:
+        """Return a stored slot, or an uninitialized float32 tensor with the shape of a coded one."""
+        if kind_of(codes.dtype) in ("float", "complex"):
+            return codes
         codec = self._codec(slot)
-        codes = stored[slot]
         if codec is not None and codec.packs > 1:
             raise ValueError(
                 f"{self._who}: the shape of a leaf without a gradient cannot be derived from the packed codes of "

@@ -65,17 +65,3 @@ def test_a_late_leaf_counts_the_cycles_in_which_it_had_a_gradient(way):
     gradients = [values for values in GRADIENTS if NAN not in values][:6]
     cycles = [gradients[i : i + 2] for i in (0, 2, 4)]
     torch.testing.assert_close(WAYS[way](gradtx.accumulate(gradtx.adam(lr=0.1), every=2), gradients), by_torch(cycles))
-
-
-def test_an_optimizer_loads_a_state_with_one_count_for_all_leaves():
-    tx = gradtx.accumulate(gradtx.adam(lr=0.1), every=1)
-    weights = [torch.nn.Parameter(value.clone()) for value in START.values()]
-    optimizer = gradtx.as_optimizer(tx, weights)
-    for weight in weights:
-        weight.grad = torch.ones_like(weight)
-    optimizer.step()
-    saved = optimizer.state_dict()
-    for entry in saved["state"].values():
-        del entry["leaf_steps"]
-    optimizer.load_state_dict(saved)
-    assert [int(optimizer.state[weight]["leaf_steps"]) for weight in weights] == [1, 1]
