@@ -181,24 +181,17 @@ def total_of(terms: list[Any]) -> Tensor:
 
 def stacked(numbers: list[Any]) -> Tensor:
     """Stack 0-d tensors into one plain vector, with one collective for all tensors with the same placements."""
-    if not any(map(is_sharded, numbers)):
-        return torch.stack(numbers)
     places_of: dict[Any, list[int]] = defaultdict(list)
     for place, number in enumerate(numbers):
-        division = (
-            (number.device_mesh, number.placements) if is_sharded(number) else None
-        )
-        places_of[division].append(place)
-    vectors: list[Tensor] = []
-    order: list[int] = []
+        if is_sharded(number):
+            places_of[number.device_mesh, number.placements].append(place)
+    plain = list(numbers)
     for division, places in places_of.items():
-        vector = torch.stack([local(numbers[place]) for place in places])
-        if division is not None:
-            vector = full_tensor(dtensor_of(vector, *division))
-        vectors.append(vector)
-        order.extend(places)
-    position_of_place = sorted(range(len(order)), key=order.__getitem__)
-    return torch.cat(vectors)[position_of_place]
+        terms = torch.stack([local(numbers[place]) for place in places])
+        sums = full_tensor(dtensor_of(terms, *division))
+        for place, number in zip(places, sums.unbind(), strict=True):
+            plain[place] = number
+    return torch.stack(plain)
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

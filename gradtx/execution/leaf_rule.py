@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import inspect
@@ -388,9 +387,6 @@ class Call:
         )
 
 
-_NO_CONTEXT: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-
-
 class RuleOperation(Operation):
     """Run a rule that is written for one tensor."""
 
@@ -439,23 +435,18 @@ class RuleOperation(Operation):
 
     def start(self, leaf: Leaf) -> Steps | None:
         self._check_dims(leaf)
-        with self._isolate_for_owners(leaf):
+        if not self.traits.at_owner:
+            return self._begin(leaf)
+        # Owners run it separately for sharded leaves, so nothing is fused with the operations around a region.
+        # Nothing is fused inside one either, and a space compares the update there by identity.
+        if self.traits.begins_at_owner:
+            leaf.update = leaf.run.fusion_barrier(leaf.update)
+        with leaf.run.as_written(self, leaf):
             return self._begin(leaf)
 
     def _begin(self, leaf: Leaf) -> Steps | None:
         """Run the rule up to its first sum over leaves."""
         return self._begin_rule(self._call(leaf))
-
-    def _isolate_for_owners(
-        self, leaf: Leaf
-    ) -> contextlib.AbstractContextManager[None]:
-        """Prevent fusion with surrounding operations if, for sharded leaves, owner ranks run this rule separately."""
-        if not self.traits.at_owner:
-            return _NO_CONTEXT
-        # Nothing is fused inside a region, and a space compares the update there by identity.
-        if self.traits.begins_at_owner:
-            leaf.update = leaf.run.fusion_barrier(leaf.update)
-        return leaf.run.as_written(self, leaf)
 
     def _call(self, leaf: Leaf) -> Call:
         compute_dtype = self.compute_dtype(leaf)
@@ -464,13 +455,11 @@ class RuleOperation(Operation):
             leaf.update = leaf.update.to(compute_dtype)
         old, state = self.stage.read(leaf, compute_dtype)
         param = None if leaf.param is None else leaf.param.to(compute_dtype)
-        context = self._context(leaf, compute_dtype)
-        return Call(leaf, leaf.update, state, param, context, compute_dtype, old)
-
-    def _context(self, leaf: Leaf, compute_dtype: torch.dtype) -> Context:
+        context = leaf.context(compute_dtype)
         if self.rule.seed is not None:
-            return Context(leaf, leaf.clock, compute_dtype, self.stage.stream(leaf))
-        return leaf.context(compute_dtype)
+            rng = self.stage.stream(leaf)
+            context = Context(leaf, leaf.clock, compute_dtype, rng)
+        return Call(leaf, leaf.update, state, param, context, compute_dtype, old)
 
     def _begin_rule(self, call: Call) -> Steps | None:
         watch = self._watch(call)
@@ -574,9 +563,7 @@ class RuleOperation(Operation):
         self._watched.add(call.leaf.update.ndim)
         # A closure that computes gradients at other weights restores the old ones by writing in place.
         fixed = call.leaf.extras.get("grad_fn") is None
-        # A combinator may receive a dict instead.
-        update = call.update if isinstance(call.update, Tensor) else None
-        watched = {"update": update, "param": call.param if fixed else None}
+        watched = {"update": call.update, "param": call.param if fixed else None}
         for slot, value in {**call.old, **self.stage.shared}.items():
             watched[f"state[{slot!r}]"] = value
         # Not earlier: dynamo of torch 2.11 does not trace it.
@@ -624,9 +611,7 @@ class RuleOperation(Operation):
         check_device(
             self.rule.name, f"the update of leaf {leaf.name!r}", update, leaf.update
         )
-        if update.dtype != call.compute_dtype:
-            update = update.to(call.compute_dtype)
-        leaf.update = placed_as(update, leaf.update)
+        leaf.update = placed_as(update.to(call.compute_dtype), leaf.update)
         if self.traits.at_owner or self.traits.needs_shape:
             leaf.update = leaf.run.fusion_barrier(leaf.update)
 
@@ -650,16 +635,16 @@ class Watch:
     """Detect a rule that writes to its inputs in place, from the tensors' version counters.
 
     Args:
-        given: The inputs, by name.
+        given: The inputs, by name; those that are no tensors, such as the dict of a combinator, are left out.
         restores: Whether to copy the inputs, so that what the rule has written can be undone.
     """
 
-    def __init__(self, given: Mapping[str, Tensor | None], restores: bool):
+    def __init__(self, given: Mapping[str, Any], restores: bool):
         self._before: dict[str, tuple[Tensor, int]] = {}
         self._copies: dict[str, Tensor] = {}
         for name, tensor in given.items():
             # Inference tensors have no version counter.
-            if tensor is None or tensor.is_inference():
+            if not isinstance(tensor, Tensor) or tensor.is_inference():
                 continue
             self._before[name] = (tensor, _torch.version_of(tensor))
             if restores:

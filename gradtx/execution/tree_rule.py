@@ -68,7 +68,7 @@ class TreeOperation(Operation):
         scope: Scope,
         name: str,
         functions: Functions,
-        agree: Mapping[str, Any] | None = None,
+        agree: Mapping[str, Any],
         capturable: bool = False,
     ):
         if scope.restarts is not False:
@@ -86,7 +86,7 @@ class TreeOperation(Operation):
             takes_complex=False,
             compiles=False,
             capturable=capturable,
-            agree=agree or {},
+            agree=agree,
             waits=True,
         )
         self._run: Run = scope.run
@@ -173,13 +173,13 @@ class TreeOperation(Operation):
     def _call_update(self, leaves: dict[str, Leaf]) -> Any:
         updates = self._tree({name: leaf.update for name, leaf in leaves.items()})
         state = self._old(leaves)
+        params = None
         if all(leaf.param is not None for leaf in leaves.values()):
             params = self._tree({name: leaf.param for name, leaf in leaves.items()})
-            return self._updated(leaves, updates, state, params)
         try:
-            return self._updated(leaves, updates, state, None)
+            return self._updated(leaves, updates, state, params)
         except (AttributeError, TypeError) as error:
-            if "NoneType" in str(error):
+            if params is None and "NoneType" in str(error):
                 raise without_params(
                     self._name, error, isinstance(self, PlainOperation)
                 ) from error
@@ -236,7 +236,7 @@ class PlainOperation(TreeOperation):
     """
 
     def __init__(self, path: Path, scope: Scope, name: str, functions: Functions):
-        super().__init__(path, scope, name, functions)
+        super().__init__(path, scope, name, functions, agree={})
         self._extras = extras_of(functions.update)
         self._opaque = self._run.is_pure
         if self._opaque:
