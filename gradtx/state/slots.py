@@ -1,12 +1,11 @@
 """Slots: the tensors that a rule keeps for one leaf, in the dtype in which they are stored.
 
-The library converts them, not the rule: `first_slots` after `init`, `widened` before a rule reads them, `value_for`
+The library converts them, not the rule: `first_value` after `init`, `widened` before a rule reads them, `value_for`
 when the rule returns new values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,29 +17,20 @@ from gradtx.base.exact import exact_dtype
 from gradtx.base.messages import check_device, shortly
 
 
-def first_slots(
-    slots: dict[str, Any],
-    like: Tensor,
-    stored: Mapping[str, torch.dtype],
-    who: str,
-) -> dict[str, Tensor]:
-    """Convert the slots that `init` returned to `stored`, except those for which the rule chose its own dtype."""
-    converted = {}
-    for slot, value in slots.items():
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{who}: init must return a dict of slot name -> tensor, got {value!r} for {slot!r}"
-            )
-        scalar = value.ndim == 0 and like.ndim > 0 and value.dtype == exact_dtype(value)
-        if value.dtype == like.dtype and not scalar:
-            value = value.to(stored[slot])
-        if value.shape == like.shape:
-            converted[slot] = placed_as(value, like)
-        elif value.ndim:
-            converted[slot] = gathered(value, like)
-        else:
-            converted[slot] = full_tensor(value)
-    return converted
+def first_value(
+    slot: str, value: Any, like: Tensor, dtype: torch.dtype, who: str
+) -> Tensor:
+    """Convert the value of a slot that `init` returned to `dtype`, unless the rule chose its own dtype."""
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"{who}: init must return a dict of slot name -> tensor, got {value!r} for {slot!r}"
+        )
+    scalar = value.ndim == 0 and like.ndim > 0 and value.dtype == exact_dtype(value)
+    if value.dtype == like.dtype and not scalar:
+        value = value.to(dtype)
+    if value.shape == like.shape:
+        return placed_as(value, like)
+    return gathered(value, like) if value.ndim else full_tensor(value)
 
 
 def check_slots(slots: Any, who: str, numbers: bool = False) -> None:

@@ -19,7 +19,7 @@ from gradtx.distributed.layouts import splits_rows
 from gradtx.slots import Slot
 from gradtx.state.codes import BUILT_IN, CODES, KEY, Codec
 from gradtx.state.random import bits16, name_key
-from gradtx.state.slots import first_slots, kind_of, value_for, widened, wrong_shape
+from gradtx.state.slots import first_value, kind_of, value_for, widened, wrong_shape
 
 # In smaller leaves, codes save too little memory for the time that they cost.
 MIN_SIZE = 4096
@@ -276,25 +276,22 @@ class Store:
             if old is None
             else self.codecs_of(old, leaf)
         )
-        dtypes: dict[str, torch.dtype] = {}
-        for slot, value in slots.items():
-            dtypes[slot] = like.dtype  # of a slot that is coded below
-            if slot not in codecs:
-                dtypes[slot] = self._dtype(slot, value, like, leaf)
-        kept = first_slots(slots, like, dtypes, self._who)
         if self.storage is not None and leaf.run.initial:
             seen = leaf.run.seen_slots.setdefault(self.storage, set())
             seen.update((self.path, slot) for slot in slots)
             for slot, codec in codecs.items():
                 leaf.codecs[self.path, slot] = codec
         stored: Slots = {}
-        for slot, value in kept.items():
-            if slot in codecs:
-                stored.update(
-                    self._packed(slot, codecs[slot], value, old, leaf, initial=True)
-                )
-            else:
+        for slot, value in slots.items():
+            codec = codecs.get(slot)
+            dtype = like.dtype  # of a slot that is coded below
+            if codec is None:
+                dtype = self._dtype(slot, value, like, leaf)
+            value = first_value(slot, value, like, dtype, self._who)
+            if codec is None:
                 stored[slot] = value
+            else:
+                stored.update(self._packed(slot, codec, value, old, leaf, initial=True))
         return stored
 
     def _dtype(self, slot: str, value: Any, like: Tensor, leaf: Leaf) -> torch.dtype:
