@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import (
     Any,
@@ -45,7 +44,6 @@ from gradtx.transform import (
     Branches,
     Chain,
     GradientTransformation,
-    chain,
     check_transformation,
     same,
 )
@@ -623,21 +621,6 @@ class FactoryCall(GradientTransformation):
             rebuilt._links()  # runs the body, which may check the values as well
         return rebuilt
 
-    def with_cautious_decay(
-        self, cautious: bool | str, given: set[int], is_coupled: bool
-    ) -> GradientTransformation:
-        """Return this link with cautious decay, if it is decoupled decay or a combinator around such a link."""
-        children = tuple(
-            with_cautious_decay(child, cautious, given) for child in self._children()
-        )
-        option = "cautious_decay" if self._is_optimizer else "cautious"
-        decays = not is_off(self._arguments.get("weight_decay", 0.0))
-        can_be = option in self._spec.arguments.by_name
-        arguments: Bound = {}
-        if decays and can_be and (self._is_optimizer or not is_coupled):
-            arguments[option] = cautious
-        return self._rebuilt(children, arguments, True)
-
     def _check(self) -> None:
         """Check the inner transformations, and run the body, so that its checks raise errors at construction.
 
@@ -662,19 +645,31 @@ class FactoryCall(GradientTransformation):
 
 
 def with_cautious_decay(
-    tx: GradientTransformation, cautious: bool | str, given: set[int]
+    tx: GradientTransformation,
+    cautious: bool | str,
+    given: set[int],
+    is_first: bool = False,
 ) -> GradientTransformation:
-    """Return a chain whose decoupled decay is cautious; the same object if it has none.
+    """Return a transformation whose decoupled decay is cautious; the same object if it has none.
 
-    Decay in front of all other links is coupled. Transformations whose id is among those `given` are not changed.
+    Transformations whose id is among those `given` are not changed. Neither is decay in the first link of a chain,
+    which is coupled.
     """
-    links = tx._children() if isinstance(tx, Chain) else (tx,)
-    new = list(links)
-    for i, link in enumerate(links):
-        if isinstance(link, FactoryCall) and id(link) not in given:
-            is_coupled = i == 0 and len(links) > 1
-            new[i] = link.with_cautious_decay(cautious, given, is_coupled)
-    return tx if all(map(operator.is_, links, new)) else chain(*new)
+    if id(tx) in given:
+        return tx
+    is_chain = isinstance(tx, Chain)
+    children = tuple(
+        with_cautious_decay(child, cautious, given, is_chain and i == 0)
+        for i, child in enumerate(tx._children())
+    )
+    arguments: Bound = {}
+    if isinstance(tx, FactoryCall):
+        option = "cautious_decay" if tx._is_optimizer else "cautious"
+        decays = not is_off(tx._arguments.get("weight_decay", 0.0))
+        can_be = option in tx._spec.arguments.by_name
+        if decays and can_be and (tx._is_optimizer or not is_first):
+            arguments[option] = cautious
+    return tx._rebuilt(children, arguments, True)
 
 
 def _is_constant(value: Any) -> bool:
