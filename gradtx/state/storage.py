@@ -201,7 +201,9 @@ class Store:
         self._who = who
         self._slot_of = slot_of
         # Do not store `run` itself: a reference cycle would keep its tensors until the garbage collector runs.
-        self._seen_slots = run.seen_slots if run.initial else None
+        self._seen_slots: set[StateKey] | None = None
+        if run.initial and storage is not None:
+            self._seen_slots = run.seen_slots[storage]
         run.stores[path] = self
 
     @property
@@ -276,9 +278,8 @@ class Store:
             if old is None
             else self.codecs_of(old, leaf)
         )
-        if self.storage is not None and leaf.run.initial:
-            seen = leaf.run.seen_slots.setdefault(self.storage, set())
-            seen.update((self.path, slot) for slot in slots)
+        if self._seen_slots is not None:
+            self._seen_slots.update((self.path, slot) for slot in slots)
             for slot, codec in codecs.items():
                 leaf.codecs[self.path, slot] = codec
         stored: Slots = {}
@@ -359,11 +360,8 @@ class Store:
 
     def shared_dtype(self, name: str) -> torch.dtype | None:
         """Return the dtype of a shared value if a pattern without wildcards names it; record its name."""
-        storage = self.storage
-        if storage is None:
-            return None
         if self._seen_slots is not None:
-            self._seen_slots.setdefault(storage, set()).add((self.path, name))
+            self._seen_slots.add((self.path, name))
         rule = self._rule(name)
         if rule is None or not rule.is_named:
             return None
