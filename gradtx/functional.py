@@ -16,7 +16,6 @@ from gradtx.base.exact import exact, resolve
 from gradtx.base.messages import describe, form, nearest
 from gradtx.base.torch_names import with_own_code
 from gradtx.execution.pure import TreeRun
-from gradtx.execution.runs import clock_at
 from gradtx.transform import (
     Entry,
     GradientTransformation,
@@ -327,7 +326,7 @@ def learning_rate(
     check_transformation("learning_rate", "tx", tx)
     entry = _entry(tx, name)
     run = TreeRun(tx, {}, None, state)
-    path = clock_at(entry.place[0], run.clock_paths)
+    path = run.clock_path(entry.place[0])
     count = run.schedule_count() if path is None else run.inner_counts[path]
     return exact(resolve(entry.value, count), count.device)
 

@@ -206,6 +206,14 @@ class Run:
         # They refer to the run: a cycle would keep its tensors until Python's collector runs.
         self.commits.clear()
 
+    def clock_path(self, place: Place) -> Path | None:
+        """Return the path of the clock that a node at this place follows; None for the outermost clock."""
+        for length in range(len(place), -1, -1):
+            path = self.clock_paths.get(place[:length])
+            if path is not None:
+                return path
+        return None
+
     def combined(self, operation: Operation, waiting: list[tuple[Leaf, Any]]) -> Any:
         """Return the total for the leaves that wait at an operation."""
         total = operation.combine(waiting)
@@ -262,15 +270,6 @@ def restarted(
         name: torch.where(restarts.to(value.device), first.get(name, value), value)
         for name, value in values.items()
     }
-
-
-def clock_at(place: Place, clock_paths: Mapping[Place, Path]) -> Path | None:
-    """Return the path of the clock that a node at this place follows; None for the outermost clock."""
-    for length in range(len(place), -1, -1):
-        path = clock_paths.get(place[:length])
-        if path is not None:
-            return path
-    return None
 
 
 @dataclasses.dataclass

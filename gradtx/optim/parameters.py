@@ -19,7 +19,7 @@ from gradtx.base.selectors import NumberedName, in_model
 from gradtx.base.tree import check_leaf
 from gradtx.distributed.layouts import Team
 from gradtx.execution.execute import Route
-from gradtx.execution.runs import Place, clock_at
+from gradtx.execution.runs import Place
 from gradtx.optim.groups import (
     Group,
     GroupSettings,
@@ -417,7 +417,7 @@ class Members:
         if place is None:
             return None
         run, _ = self.expanded
-        return clock_at(place, run.clock_paths)
+        return run.clock_path(place)
 
 
 def _joined(labels: Mapping[Any, str]) -> str:

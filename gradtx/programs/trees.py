@@ -34,7 +34,7 @@ from gradtx.execution.pure import (
     count_after,
     records_gradients,
 )
-from gradtx.execution.runs import LateTerm, Run, clock_at
+from gradtx.execution.runs import LateTerm, Run
 from gradtx.programs.bundle import (
     FunctionOf,
     ListBundle,
@@ -406,7 +406,7 @@ class TreeProgram:
         restarts = any(each.restarts_inner for each in run.route.traits())
         counts = []
         for value, place in zip(numbers.values, numbers.places, strict=True):
-            path = clock_at(place, run.clock_paths)
+            path = run.clock_path(place)
             if isinstance(value, Schedule) and path is not None and restarts:
                 raise UnsuitableError
             counts.append(self._shared[path, "step"] if path else self._latest)
