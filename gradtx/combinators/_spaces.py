@@ -306,12 +306,8 @@ def run_at_owner(
 
 def reads_by_leaf(tx: GradientTransformation) -> bool:
     """Whether any link reads an extra with a separate value for each leaf."""
-    for link in tx._every_link():
-        if "hessian_diag" in link._needs:
-            return True
-        if any(kind.startswith("leaf") for kind in link._extras.values()):
-            return True
-    return False
+    kinds = [kind for link in tx._every_link() for kind in link._extras.values()]
+    return "hessian_diag" in tx.needs or any(kind.startswith("leaf") for kind in kinds)
 
 
 class LazyInnerTensor:

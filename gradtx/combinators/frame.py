@@ -25,7 +25,6 @@ from gradtx.execution.leaf_rule import (
     RuleOperation,
     RuleState,
     StageState,
-    term_of,
 )
 from gradtx.execution.runs import Run, Scope, as_flag, selected
 from gradtx.execution.traits import Traits, empty_dict
@@ -437,7 +436,7 @@ class Enter(RuleOperation):
                 raise TypeError(
                     f"{self.rule.name}: measure must return a dict of 0-d tensors, got {describe(terms)}"
                 )
-        total = yield {name: term_of(leaf, value) for name, value in terms.items()}
+        total = yield {name: leaf.term(value) for name, value in terms.items()}
         if self.ticks is None:
             self._decide(total)
         self._enter(leaf)

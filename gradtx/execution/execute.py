@@ -21,6 +21,7 @@ from torch import Tensor
 from gradtx.base.complex_views import PARTS, REMEDY, as_complex, as_real
 from gradtx.base.dtensor import placed_as, total_of
 from gradtx.base.errors import Path, StateKey
+from gradtx.base.exact import exact
 from gradtx.execution.context import Clock, Context
 from gradtx.execution.runs import Run, Scope, restarted, selected
 from gradtx.execution.traits import Traits
@@ -161,6 +162,13 @@ class Leaf(Task):
         if self.active is None:
             return new
         return selected(self.active, new, old)
+
+    def term(self, value: Any) -> Tensor:
+        """Return the leaf's term in a sum over leaves, or 0 if the leaf is skipped in this call."""
+        term = exact(value, self.device)
+        if self.active is None:
+            return term
+        return torch.where(self.active, term, 0.0)  # not a product: 0 * inf is NaN
 
     def stand_for(self, other: Leaf) -> None:
         """Copy the properties of a leaf that its tensors do not determine, to stand in for it with other tensors."""

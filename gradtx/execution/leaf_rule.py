@@ -297,7 +297,7 @@ class StageState:
                 )
             if name in self._rule.summed:
                 late = LateTerm(self.path, name, self._rule.summed[name])
-                leaf.run.add_late(late, leaf.name, term_of(leaf, value))
+                leaf.run.add_late(late, leaf.name, leaf.term(value))
             else:
                 new.setdefault(name, value_for(value, old, self.path, name, leaf.name))
 
@@ -345,14 +345,6 @@ def _accepts(function: Callable[..., Any], *arguments: Any) -> bool:
     except ValueError:
         pass  # a C function without a signature
     return True
-
-
-def term_of(leaf: Leaf, value: Any) -> Tensor:
-    """Return a leaf's term in a sum over leaves, or 0 if the leaf is skipped."""
-    term = exact(value, leaf.device)
-    if leaf.active is None:
-        return term
-    return torch.where(leaf.active, term, 0.0)  # not a product: 0 * inf is NaN
 
 
 def _initial_value(
@@ -579,7 +571,7 @@ class RuleOperation(Operation):
             )
         payload: dict[str, Tensor] = {}
         for name, value in sums.items():
-            term = term_of(call.leaf, value)
+            term = call.leaf.term(value)
             if term.ndim:
                 raise ValueError(
                     f"{self.rule.name}: the sum {name!r} has shape {tuple(term.shape)}, needs 0-d"

@@ -14,7 +14,7 @@ from gradtx.base import tree as _tree
 from gradtx.base.complex_views import check_real, real_views
 from gradtx.base.dtensor import completed
 from gradtx.base.errors import OWN_STATE, Path, foreign, lacking
-from gradtx.base.exact import exact
+from gradtx.base.exact import CPU, exact
 from gradtx.base.forward import Transformation
 from gradtx.base.messages import nearest, warn_user
 from gradtx.base.plain import TYPES
@@ -81,7 +81,8 @@ class TreeRun(Run):
         self._unflatten = unflatten
         self.names = like
         self.initial = state is None
-        self.device = _device_of(like)
+        devices = (leaf.device for leaf in like.values() if leaf is not None)
+        self.device = next(devices, CPU)
         if state is None:
             self.old_step = torch.zeros((), dtype=torch.int64, device=self.device)
         elif isinstance(state, dict) and isinstance(state.get("step"), Tensor):
@@ -343,13 +344,6 @@ def blame_state(tx: Transformation, like: Any, state: Any, error: Exception) -> 
 
 def _form(tensor: Tensor) -> tuple[Any, ...]:
     return tuple(tensor.shape), kind_of(tensor.dtype), tensor.device.type
-
-
-def _device_of(leaves: dict[str, Any]) -> torch.device:
-    for leaf in leaves.values():
-        if leaf is not None:
-            return leaf.device
-    return torch.device("cpu")
 
 
 def count_after(leaf: Leaf | None, count: Any) -> Any:
@@ -632,7 +626,7 @@ def moved_along(
 def as_number(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor | numbers.Real):
         raise TypeError(f"{name} must be a number or a 0-d tensor, got {value!r}")
-    number = value if isinstance(value, Tensor) else exact(value, torch.device("cpu"))
+    number = value if isinstance(value, Tensor) else exact(value, CPU)
     if number.is_complex():
         raise TypeError(f"{name} must be real, got {value!r}")
     if number.ndim:

@@ -14,6 +14,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.complex_views import real_views
 from gradtx.base.dtensor import local, total_of
 from gradtx.base.errors import OWN_STATE, Path, StateKey, lacking
+from gradtx.base.exact import CPU
 from gradtx.base.forward import Leaf, Operation, SpaceRun, Transformation
 from gradtx.state.storage import Storage, Store
 
@@ -100,7 +101,7 @@ class Run:
     is_recorded = False
     is_pure = False
     has_shards = False
-    device = torch.device("cpu")
+    device = CPU
     known_extras: Container[str] = ()
     leaf_extras: Container[str] = ()
 

@@ -231,11 +231,11 @@ def check_released(core: Core) -> None:
                 f"{core.members.who}: {WHO} cannot be combined with {option}, for which gradients must stay "
                 "together; use step(consume_gradients=True)"
             )
-    for link in tx._every_link():
-        needs = [need for need in link._needs if need != "params"]
-        if needs:
+    _, needs = tx._requirements()
+    for link, need in needs:
+        if need != "params":
             raise ValueError(
-                f"{WHO}: {link._name} needs {needs[0]!r}, which is known only after backward; {WAY_OUT}"
+                f"{WHO}: {link} needs {need!r}, which is known only after backward; {WAY_OUT}"
             )
     for operation in core.members.route().walk():
         if operation.traits.waits or operation.traits.hessian_period:
