@@ -30,9 +30,9 @@ def check_inner(
     Raises:
         TypeError: If a link inside has one of these effects.
     """
-    for tx in inner:
-        for link in tx._every_link():
-            for effect in rejects:
-                if effect in link._effects:
-                    fault = FAULTS[effect].format(outer=outer, link=link._name)
-                    raise TypeError(f"{outer}: {link._name} {fault}")
+    links = [link for tx in inner for link in tx._every_link()]
+    for effect in rejects:
+        for link in links:
+            if effect in link._effects:
+                fault = FAULTS[effect].format(outer=outer, link=link._name)
+                raise TypeError(f"{outer}: {link._name} {fault}")
