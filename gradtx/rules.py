@@ -432,6 +432,8 @@ class FactoryCall(GradientTransformation):
             _is_optimizer=spec.kind == "alias",
             _follows_rate=spec.follows_rate,
             _own_lr_role=spec.lr_role,
+            _needs=spec.needs_of(arguments),
+            _extras=spec.extras,
         )
 
     @property
@@ -474,14 +476,6 @@ class FactoryCall(GradientTransformation):
                 return None
             parts.append(value)
         return tuple(parts)
-
-    @property
-    def _needs(self) -> tuple[str, ...]:
-        return self._spec.needs_of(self._arguments)
-
-    @property
-    def _extras(self) -> Mapping[str, str]:
-        return self._spec.extras
 
     def _children(self) -> tuple[GradientTransformation, ...]:
         return tuple(tx for _, _, tx in self._inner)

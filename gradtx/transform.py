@@ -241,24 +241,17 @@ class GradientTransformation:
     _maximizes: bool = False
     # Whether this is an alias, whose hyperparameters have bare names.
     _is_optimizer: bool = False
-
-    @property
-    def _needs(self) -> tuple[str, ...]:
-        """The inputs that `update` requires."""
-        return ()
-
-    @property
-    def _extras(self) -> Mapping[str, str]:
-        """The extras that it accepts in addition to those known to every link: name -> kind."""
-        return {}
+    # Its own role for the learning rate: "owner" owns it, "before owner" must precede the owner, None is neither.
+    _own_lr_role: str | None = None
+    # The inputs that it requires.
+    _needs: tuple[str, ...] = ()
+    # The extras that it accepts in addition to those known to every link: name -> kind.
+    _extras: Mapping[str, str] = {}
 
     @property
     def _effects(self) -> set[str]:
         """Its effects, for which some combinators reject it; see `gradtx.execution.nesting`."""
         return {"whole"}
-
-    # Its own role for the learning rate: "owner" owns it, "before owner" must precede the owner, None is neither.
-    _own_lr_role: str | None = None
 
     @property
     def _lr_role(self) -> str | None:

@@ -355,7 +355,7 @@ class EnterSpace(RuleOperation):
         self.space_run = run
         self.inner = inner
 
-    def has_program(self, leaf: Leaf, skips_work: bool = False) -> bool:
+    def has_program(self, leaf: Leaf, skips_work: bool) -> bool:
         """Without skipping, programs compute no bases and take no part in the space's commit."""
         changes = self.space_run.space.changes(leaf.shape)
         return self.traits.skippable and (skips_work or not changes)
@@ -406,7 +406,7 @@ class LeaveSpace(RuleOperation):
         self.traits = enter.traits
         self._enter = enter
 
-    def has_program(self, leaf: Leaf, skips_work: bool = False) -> bool:
+    def has_program(self, leaf: Leaf, skips_work: bool) -> bool:
         return self._enter.has_program(leaf, skips_work)
 
     def init(self, leaf: Leaf) -> None:

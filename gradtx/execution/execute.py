@@ -258,7 +258,7 @@ class Operation:
         """The stages whose slots are kept by the owner of a leaf."""
         return []
 
-    def has_program(self, leaf: Leaf, skips_work: bool = False) -> bool:
+    def has_program(self, leaf: Leaf, skips_work: bool) -> bool:
         """Whether programs may run it for this leaf; `skips_work` is whether they skip work that is not due."""
         return self.traits.compiles or (skips_work and self.traits.skippable)
 
