@@ -434,6 +434,7 @@ class FactoryCall(GradientTransformation):
             _own_lr_role=spec.lr_role,
             _needs=spec.needs_of(arguments),
             _extras=spec.extras,
+            _rounds=spec.rounds,
         )
 
     @property
@@ -488,7 +489,7 @@ class FactoryCall(GradientTransformation):
             effects = body.effects()
         if isinstance(body, Functions) and body.evaluate is not None:
             effects.add("averages")
-        if self._spec.rounds:
+        if self._rounds:
             effects.add("rounds")
         if self._spec.processes_whole_leaves(self._arguments):
             effects.add("whole")

@@ -243,6 +243,8 @@ class GradientTransformation:
     _is_optimizer: bool = False
     # Its own role for the learning rate: "owner" owns it, "before owner" must precede the owner, None is neither.
     _own_lr_role: str | None = None
+    # Whether its updates yield weights that are already rounded.
+    _rounds: bool = False
     # The inputs that it requires.
     _needs: tuple[str, ...] = ()
     # The extras that it accepts in addition to those known to every link: name -> kind.
@@ -582,7 +584,7 @@ def _check_last(links: Iterable[GradientTransformation]) -> None:
                 f"chain: {last._name} returns the update to the rounded weight, so it must be last, but "
                 f"{link._name} follows it; only record may follow"
             )
-        if any("rounds" in each._effects for each in link._every_link()):
+        if any(each._rounds for each in link._every_link()):
             last = link
 
 

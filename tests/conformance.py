@@ -240,11 +240,6 @@ class Case(NamedTuple):
         """Whether all rules that it comes down to are."""
         return all(map(is_determined, self.example._every_link()))
 
-    @property
-    def rounds(self) -> bool:
-        """Whether its updates yield weights that are already rounded."""
-        return "rounds" in self.example._effects
-
     def floats(self) -> list[Float]:
         """Its float hyperparameters, and those of transformations among its arguments, where they can be changed."""
         choices: list[list[Float]] = []

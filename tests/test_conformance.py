@@ -174,7 +174,7 @@ def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
 # A link that asks for the gradient elsewhere gets it at weights in bf16, of another value than in float32. A link that
 # rounds weights does nothing in float32.
 @pytest.mark.slow
-@each_case([case for case in LEAN if "grad_fn" not in case.example.needs and not case.rounds], OF_EACH_KIND)
+@each_case([case for case in LEAN if "grad_fn" not in case.example.needs and not case.example._rounds], OF_EACH_KIND)
 def test_a_bf16_update_is_the_float32_one(case):
     tx = case.make()
     params, grads = case.noise(1, dtype=torch.bfloat16), case.noise(2, dtype=torch.bfloat16)
@@ -195,7 +195,7 @@ def test_a_bf16_update_is_the_float32_one(case):
 
 
 @pytest.mark.slow
-@each_case([case for case in ALL if not case.rounds], OF_EACH_KIND)
+@each_case([case for case in ALL if not case.example._rounds], OF_EACH_KIND)
 def test_state_dtype_decides_what_slots_are_kept_in(case):
     params = case.noise(1, dtype=torch.bfloat16)
     tx = case.make(state_dtype=torch.float32)
