@@ -103,7 +103,7 @@ class HessianSource:
             RuntimeError: If the diagonal would have to be estimated from gradients that a GradScaler has scaled.
             ValueError: If the diagonal is due, but was neither passed nor can be estimated.
         """
-        leaves = step.leaves(step.members)
+        leaves = step.leaves_of(step.members)
         lacks_none = all(
             leaf.extras.get("hessian_diag") is not None or not leaf.has_gradient
             for leaf in leaves
@@ -128,29 +128,29 @@ class HessianSource:
                     diagonal = self._estimate(due, step, states)
             finally:
                 drop_graphs(states.members.by_param)
-        for leaf, use in zip(leaves, uses, strict=True):
-            if use is not None:
-                self._supply_leaf(leaf, use, diagonal)
-        tree = {leaf.name: leaf.extras.get("hessian_diag") for leaf in leaves}
+        tree = {
+            leaf.name: self._part(leaf, use, diagonal)
+            for leaf, use in zip(leaves, uses, strict=True)
+        }
         step.trees = step.run.leaf_extras = {**step.trees, "hessian_diag": tree}
 
-    def _supply_leaf(self, leaf: Leaf, is_due: bool, diagonal: Diagonal) -> None:
-        if leaf.key.param in diagonal:
-            value = diagonal[leaf.key.param].to(leaf.compute_dtype)
-        elif leaf.extras.get("hessian_diag") is not None:
-            return
-        elif not is_due:
-            # No rule reads it in this step. A zero, because None means "keep the last one", which some rules lack.
+    def _part(
+        self, leaf: Leaf, is_due: bool | None, diagonal: Diagonal
+    ) -> Tensor | None:
+        """Return a leaf's part of the diagonal; None for "keep the last one"."""
+        value = diagonal.get(leaf.key.param, leaf.extras.get("hessian_diag"))
+        if value is not None or is_due is None:
+            return value
+        if not is_due:
+            # No rule reads it in this step. A zero, because some rules have no last one to keep.
             zero = torch.zeros((), device=leaf.device, dtype=leaf.compute_dtype)
-            value = zero.expand(leaf.inputs[1].shape)
-        elif leaf.has_gradient:
+            return zero.expand(leaf.shape)
+        if leaf.has_gradient:
             raise ValueError(
                 f"{self.link}: hessian_diag of parameter {leaf.name!r} is None at a step that requires "
                 "a new one; pass a tensor, or omit the argument to have it estimated"
             )
-        else:
-            return  # None: it keeps the last one
-        leaf.extras = {**leaf.extras, "hessian_diag": value}
+        return None
 
     def _estimate(self, due: list[Leaf], step: Step, states: States) -> Diagonal:
         """Return z * (H z) for parameters, and zeros for those on which no gradient depends."""

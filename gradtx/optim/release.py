@@ -77,7 +77,6 @@ class OpenStep(Step):
             if eager:
                 bundles, eager = engine.bundles(self, eager, member)
         self._advance(bundles, eager)
-        self._leaves.clear()
         member.param.grad = None
 
     def _prepare(self, member: Member) -> None:

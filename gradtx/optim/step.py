@@ -142,7 +142,6 @@ class Step:
         self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
         self._routes: dict[tuple[int, torch.device], Route] = {}
-        self._leaves: dict[Member, Leaf] = {}
         self._clocks: dict[int | Count, Clock] = {}
         self._has_eager = False
         self.numbers: list[list[Any]] = []
@@ -269,23 +268,13 @@ class Step:
 
     # Leaves.
 
-    def leaves(self, members: list[Member]) -> list[Leaf]:
-        """Return the leaves of some members, created on first use because bundles need none."""
-        self._check_fits(members)
-        for member in members:
-            if member not in self._leaves:
-                self._leaves[member] = self._leaf(member)
-        return [self._leaves[member] for member in members]
-
     def leaves_of(self, members: list[Member]) -> list[Leaf]:
         """Return leaves without values, for planning: values could be float32 copies of all weights and gradients."""
         self._check_fits(members)
         outlines = []
         for member in members:
-            leaf = self._leaves.get(member)
-            if leaf is None:
-                leaf = self._leaf(member)
-                leaf.release()
+            leaf = self._leaf(member)
+            leaf.release()
             outlines.append(leaf)
         return outlines
 
@@ -392,9 +381,9 @@ class Step:
     def _eager_leaves(self, members: list[Member]) -> Iterator[Leaf]:
         """Yield leaves that are in no bundle, each created when the previous leaves have finished or are suspended."""
         if self.trees:
-            self.leaves(members)  # checks the extras of all leaves first
+            self.leaves_of(members)  # checks the extras of all leaves first
         for member in members:
-            leaf = self._leaves.get(member) or self._leaf(member)
+            leaf = self._leaf(member)
             if leaf.operations != [FROZEN]:
                 yield leaf
 
