@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from copy import copy
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from gradtx.programs.hyperparameters import (
     each_item,
 )
 from gradtx.transform import Entry, GradientTransformation
+
+if TYPE_CHECKING:
+    from gradtx.optim.run import Member
 
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 # The key in a saved group of the names whose number was written over a schedule.
@@ -66,9 +69,12 @@ class GroupSettings:
         tx: The optimizer's transformation.
         group: The group's dict.
         labels: The label of each partition.
+        params: The parameters of the group, as the optimizer last saw it.
+        members: Their members, as `Members.arranged` last saw them.
         entries: The hyperparameters, by their names in the group.
         sources: Their values when the group was created, or schedules that replaced them.
         shown: What the group shows of each schedule that has not been overwritten.
+        checked: What `values` last returned.
         settled: The values of the last step, or those with which the group was created.
         codes: The label of the code of each slot that a parameter of the group has, or had before it became small.
         structure: What determines links and slots: the place and the form of each value, with `NUMBER` in place of each
@@ -83,6 +89,8 @@ class GroupSettings:
         self.tx = tx
         self.group = group
         self.labels = labels
+        self.params: list[Tensor] = list(group["params"])
+        self.members: list[Member] = []
         self.codes: dict[str, str] = {}
         self.entries = names_in_group(tx._entries(labels))
         given = self.entries.keys() & group.keys()
@@ -102,14 +110,14 @@ class GroupSettings:
         }
         self._clear()
         if not given:
-            self._values = dict(self.sources)  # as the transformation checked them
-        self._take(self._values or self.sources)
+            self.checked = dict(self.sources)  # as the transformation checked them
+        self._take(self.checked or self.sources)
 
     def _clear(self) -> None:
         """Clear the caches."""
-        # The group's contents and the values when `values` was last computed.
+        # The group's contents when `values` was last computed.
         self._seen: list[Any] = []
-        self._values: Values = {}
+        self.checked: Values = {}
         self._chains: dict[torch.device, tuple[Values, GradientTransformation]] = {}
 
     def follows_schedule(self, name: str) -> bool:
@@ -127,18 +135,18 @@ class GroupSettings:
         """
         contents = list(map(self.group.__getitem__, self.entries))
         if are_identical(contents, self._seen):
-            return self._values
+            return self.checked
         values = {
             name: self._value(name, value)
             for name, value in zip(self.entries, contents, strict=True)
         }
-        if not have_same_values(values, self._values):
+        if not have_same_values(values, self.checked):
             places = {self.entries[name].place: values[name] for name in values}
             self.tx._replaced(places, checked=True)
-            self._values = values
+            self.checked = values
         # Tensors and lists may be modified in place.
         self._seen = [] if has_any(Tensor | list, contents) else contents
-        return self._values
+        return self.checked
 
     def _value(self, name: str, value: Any) -> Any:
         value = self.group[name] = as_builtin(value)
@@ -148,15 +156,15 @@ class GroupSettings:
             return self.sources[name]
         return self.entries[name].argument.check(value)
 
-    def settle(self, values: Values) -> None:
-        """Take checked values for the next step: note changed schedules, and change the structure if necessary."""
-        for name, value in values.items():
+    def settle(self) -> None:
+        """Take the checked values for the next step: note changed schedules, and the structure if it changes."""
+        for name, value in self.checked.items():
             if not has_schedule(value):
                 self.shown.pop(name, None)
             elif value is not self.sources[name]:
                 # `show` replaces it with its number.
                 self.sources[name] = self.shown[name] = value
-        self._take(values, self.structure)
+        self._take(self.checked, self.structure)
 
     def _take(
         self, values: Values, before: Structure = (), literals: bool = True

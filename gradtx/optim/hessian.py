@@ -201,7 +201,7 @@ class HessianSource:
         vectors = {}
         for leaf in due:
             member = leaf.key
-            group = states.members.groups[member.group].group
+            group = member.settings.group
             seed = _checked_seed(f"{self.who}: {SEED}", group.get(SEED, self.seed))
             stream = Stream(torch.tensor(seed), counter, leaf.name)
             vectors[member.param] = stream.rademacher(member.param.detach())

@@ -74,9 +74,7 @@ class Members:
         self.replicas = replicas
         self.groups: list[GroupSettings] = []
         self.by_param: dict[Tensor, Member] = {}
-        self._rows: list[list[Member]] = []  # the members of each group
-        # The parameters of each group at the last `follow`.
-        self._present: list[list[Any]] = []
+        self._are_arranged = False
 
     def __getstate__(self) -> dict[str, Any]:
         # The expanded chain consists of functions.
@@ -100,7 +98,7 @@ class Members:
     def without_state(self) -> Members:
         """Return a copy whose members have the same names and branches, but no state."""
         members = copy(self)
-        members._rows = []
+        members._are_arranged = False
         members.by_param = {
             param: Member(
                 member.name,
@@ -183,8 +181,7 @@ class Members:
         """Add the joining parameters and their groups."""
         self.groups.extend(joining.groups)
         self.by_param = joining.by_param
-        self._present += [list(settings.group["params"]) for settings in joining.groups]
-        self._rows = []
+        self._are_arranged = False
 
     def check_selectors(self) -> None:
         """Check that every pattern matches a parameter.
@@ -251,11 +248,11 @@ class Members:
             ValueError: If a parameter is in two groups, or in the group of another label.
         """
         if len(groups) == len(self.groups):
-            for group, settings, params in zip(
-                groups, self.groups, self._present, strict=True
-            ):
-                present = group.get("params") if group is settings.group else None
-                if type(present) is not list or not are_identical(present, params):
+            for group, settings in zip(groups, self.groups, strict=True):
+                params = group.get("params") if group is settings.group else None
+                if type(params) is not list or not are_identical(
+                    params, settings.params
+                ):
                     break
             else:
                 return None
@@ -268,7 +265,7 @@ class Members:
             self._check_pieces(present, replaced=self.by_param)
         all_settings = self._groups_after(groups, by_param, replacements)
         for settings, group in zip(all_settings, groups, strict=True):
-            settings.group = group
+            settings.group, settings.params = group, list(group["params"])
             if settings.labels:
                 group["label"] = _joined(settings.labels)
             if "param_names" in group:
@@ -276,21 +273,21 @@ class Members:
                 group["param_names"] = [
                     each.listed or str(each.name) for each in members
                 ]
-        self.groups, self.by_param, self._rows = all_settings, by_param, []
-        self._present = [list(group["params"]) for group in groups]
+        self.groups, self.by_param = all_settings, by_param
+        self._are_arranged = False
         here = set(present)
         return [param for param in replacements if param not in here]
 
     def _replacements(self, groups: list[Group]) -> dict[Tensor, Tensor]:
         """Return the new parameter in the position of each old one, if the sizes of the groups are the same."""
-        sizes = [len(params) for params in self._present]
+        sizes = [len(settings.params) for settings in self.groups]
         if sizes != [len(group["params"]) for group in groups]:
             return {}
         replacements: dict[Tensor, Tensor] = {}
-        for group, params in zip(groups, self._present, strict=True):
-            names = [self.by_param[param].listed for param in params]
+        for group, settings in zip(groups, self.groups, strict=True):
+            names = [self.by_param[param].listed for param in settings.params]
             given = group.get("param_names", names)
-            pairs = zip(params, group["params"], names, given, strict=False)
+            pairs = zip(settings.params, group["params"], names, given, strict=False)
             for old, new, name, new_name in pairs:
                 if old is not new and name == new_name:
                     replacements[old] = new
@@ -343,8 +340,8 @@ class Members:
         """Return the settings of each group: that of its dict, or one like those in which its parameters were."""
         by_group = {id(settings.group): settings for settings in self.groups}
         homes: dict[Tensor, GroupSettings] = {}
-        for settings, params in zip(self.groups, self._present, strict=True):
-            for param in params:
+        for settings in self.groups:
+            for param in settings.params:
                 homes[replacements.get(param, param)] = homes[param] = settings
         after: list[GroupSettings] = []
         for group in groups:
@@ -400,17 +397,17 @@ class Members:
             if not is_lazy(param):
                 param.grad = None
 
-    def rows(self) -> list[list[Member]]:
-        """Return the members of each group."""
-        if not self._rows:
+    def arranged(self) -> list[GroupSettings]:
+        """Return the settings of each group, with its present members."""
+        if not self._are_arranged:
             self.are_sharded = any(map(is_sharded, self.by_param))
             self.are_divided = self.are_sharded or self.replicas is not None
-            for i, settings in enumerate(self.groups):
-                row = [self.by_param[param] for param in settings.group["params"]]
-                for member in row:
-                    member.group = i
-                self._rows.append(row)
-        return self._rows
+            for settings in self.groups:
+                settings.members = [self.by_param[param] for param in settings.params]
+                for member in settings.members:
+                    member.settings = settings
+            self._are_arranged = True
+        return self.groups
 
     def clock_path(self, place: Place | None) -> Path | None:
         """Return the path of the clock that a hyperparameter's schedule follows; None for the outermost clock."""

@@ -82,7 +82,7 @@ class OpenStep(Step):
     def _prepare(self, member: Member) -> None:
         self._read([member])
         self._place_gradients([member])
-        self._complete(self.groups[member.group], [member])
+        self._complete(member.settings, [member])
 
     def apply(self) -> None:
         """End the step: update the parameters whose hook has not run, and write new shared values."""

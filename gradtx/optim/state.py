@@ -85,10 +85,9 @@ class States:
     def routes(self, count: int) -> Iterator[tuple[OptimizerRun, Route, list[Member]]]:
         """Yield a run, with the chain of each group, expanded with its present values, and the group's members."""
         run = self.run()
-        rows = self.members.rows()
-        for settings, row in zip(self.members.groups, rows, strict=True):
+        for settings in self.members.arranged():
             chain = settings.chain(settings.values(), run.device)
-            yield run, Route.of(chain, run, count), row
+            yield run, Route.of(chain, run, count), settings.members
         run.commits.clear()  # breaks a reference cycle with the run
 
     def count(self, place: Place | None = None) -> int:
@@ -219,10 +218,9 @@ class States:
 
     def adopt(self) -> None:
         """Check and accept states that the user has moved to other parameters."""
-        rows = self.members.rows()
-        for settings, row in zip(self.members.groups, rows, strict=True):
+        for settings in self.members.arranged():
             moved: list[Tensor] = []
-            for member in row:
+            for member in settings.members:
                 state = self.of(member.param)
                 if not member.layout.keys and len(member.used(state)) > 1:
                     moved.append(member.param)
@@ -243,7 +241,7 @@ class States:
         Raises:
             ValueError: If a slot does not fit the parameter.
         """
-        settings = self.members.groups[member.group]
+        settings = member.settings
         old, kinds = member.state, member.present_kinds()
         for initial in self.first(settings, [member.param]).values():
             try:
@@ -321,7 +319,8 @@ class States:
         for settings in self.members.groups:
             # The slots of links that a value written to a group has switched on; the next step raises its errors.
             with contextlib.suppress(TypeError, ValueError):
-                settings.settle(settings.values())
+                settings.values()
+                settings.settle()
             incomplete: list[Tensor] = []
             for param in settings.group["params"]:
                 member = members[param]
