@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gradtx.checkpoint import replace_file
-from gradtx.sweeps.members import Progress, Record
+from gradtx.sweeps.members import Progress
 
 
 class Checkpoint:
@@ -55,17 +55,13 @@ class Checkpoint:
     def load(self, chunk: int) -> Progress | None:
         """Return the progress of a chunk; None if it has not started."""
         saved = self._chunks.get(chunk)
-        if saved is None:
-            return None
-        records = [Record(**record) for record in saved["records"]]
-        return Progress(**{**saved, "records": records})
+        return None if saved is None else Progress(**saved)
 
     def save(self, chunk: int, progress: Progress, is_finished: bool) -> None:
         """Write the progress to the file, which is complete at any time."""
         if self._path is None:
             return
-        records = [vars(record) for record in progress.records]
-        fields = {**vars(progress), "records": records}
+        fields = dict(vars(progress))
         if is_finished:
             fields["state"] = None  # nothing reads it again
         self._chunks[chunk] = fields

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,23 +20,15 @@ from gradtx.sweeps.settings import Group
 from gradtx.transform import GradientTransformation, check_transformation
 
 SUPPLIED = {"params", "value", "value_fn", "grad_fn", "hessian_diag"}
+# By step: the loss and the results of `eval_fn`, an entry per member; NaN for those that have diverged.
+Records: TypeAlias = dict[int, dict[str, Tensor]]
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """One training run: the index of its setting, and its seed."""
 
     setting: int
     seed: int
-
-
-@dataclass
-class Record:
-    """What was measured at one step, an entry per member: the loss, the results of `eval_fn`, and who diverged."""
-
-    step: int
-    values: dict[str, Tensor]
-    diverged: Tensor
 
 
 @dataclass
@@ -58,7 +50,7 @@ class Progress:
     loss: Tensor
     step: int = 0
     probes: list[Tensor] = field(default_factory=list[Tensor])
-    records: list[Record] = field(default_factory=list[Record])
+    records: Records = field(default_factory=dict[int, dict[str, Tensor]])
 
 
 class Trainer:
@@ -138,9 +130,9 @@ class Trainer:
         progress.loss = progress.loss + loss
         progress.step += 1
 
-    def record(self, progress: Progress) -> Record:
+    def record(self, progress: Progress) -> None:
         """Measure all members, and start a new mean of losses."""
-        before = progress.records[-1].step if progress.records else 0
+        before = max(progress.records, default=0)
         values = {"loss": progress.loss / (progress.step - before)}
         progress.loss = torch.zeros_like(progress.loss)
         if self._eval_fn is not None:
@@ -152,9 +144,7 @@ class Trainer:
             values[name] = torch.where(
                 progress.alive, value.to(exact_dtype(value)), torch.nan
             )
-        record = Record(progress.step, values, ~progress.alive)
-        progress.records.append(record)
-        return record
+        progress.records[progress.step] = values
 
     # One member.
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from gradtx.arguments import is_number
 from gradtx.base.messages import aligned, describe, nearest
-from gradtx.sweeps.members import Member, Record
+from gradtx.sweeps.members import Member, Records
 from gradtx.sweeps.settings import Setting, by_key
 
 __all__ = ["Sweep"]
@@ -270,19 +270,19 @@ class Sweep:
 
 
 def run_of(
-    setting: Setting, member: Member, i: int, records: Sequence[Record], weights: Any
+    setting: Setting, member: Member, i: int, records: Records, weights: Any
 ) -> Run:
     """Return the run of the i-th member of a chunk."""
     rows: list[dict[str, Any]] = []
-    for record in records:
-        measured = {name: value[i].item() for name, value in record.values.items()}
+    for step, values in records.items():
+        measured = {name: value[i].item() for name, value in values.items()}
         rows.append(
             {
                 **setting,
                 "seed": member.seed,
-                "step": record.step,
+                "step": step,
                 **measured,
-                "diverged": bool(record.diverged[i]),
+                "diverged": math.isnan(measured["loss"]),
             }
         )
     return Run(setting, member.seed, rows, weights)

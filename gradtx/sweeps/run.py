@@ -183,9 +183,10 @@ def sweep(
         finished = False
     finally:
         bar.close()
-    order = itertools.product(range(len(settings)), seed_list)
-    members = [Member(i, seed) for i, seed in order]
-    return Sweep(name, [runs[m] for m in members if m in runs], finished)
+    order = itertools.starmap(
+        Member, itertools.product(range(len(settings)), seed_list)
+    )
+    return Sweep(name, [runs[member] for member in order if member in runs], finished)
 
 
 def _checked_counts(
@@ -256,8 +257,8 @@ class Batches:
 
     def __init__(self, source: Any, steps: int):
         self._function = source if callable(source) else None
-        self._kept: list[Any] = []
-        self._dropped = 0
+        self._kept: dict[int, Any] = {}  # by step
+        self._read = 0  # how many
         self._steps = steps
         if self._function is None:
             if not isinstance(source, Iterable):
@@ -275,18 +276,17 @@ class Batches:
         """Return the batch of a step."""
         if self._function is not None:
             return self._function(step)
-        while len(self._kept) + self._dropped <= step:
+        while self._read <= step:
             try:
-                self._kept.append(next(self._iterator))
+                self._kept[self._read] = next(self._iterator)
             except StopIteration:
-                count = len(self._kept) + self._dropped
                 raise ValueError(
-                    f"sweep: batches ended after {count} of {self._steps} steps"
+                    f"sweep: batches ended after {self._read} of {self._steps} steps"
                 ) from None
-        batch = self._kept[step - self._dropped]
+            self._read += 1
+        batch = self._kept[step]
         if not self.keeps:
-            del self._kept[: step - self._dropped]
-            self._dropped = step
+            self._kept.clear()
         return batch
 
 
@@ -362,12 +362,8 @@ def _unsuitable_link(tx: Any, params: Any) -> str | None:
 def _chunks(members: Sequence[Member], most: int | None) -> Iterator[Sequence[Member]]:
     """Divide members into chunks that differ by at most one member in size."""
     count = 1 if most is None else -(-len(members) // most)
-    quotient, rest = divmod(len(members), count)
-    start = 0
-    for i in range(count):
-        end = start + quotient + (i < rest)
-        yield members[start:end]
-        start = end
+    for chunk in torch.arange(len(members)).tensor_split(count):
+        yield [members[i] for i in chunk]
 
 
 class _NoBar:
@@ -397,7 +393,7 @@ def _bar(progress: bool | None, total: int) -> Any:
 
 
 def _show_best(bar: Any, state: Progress) -> None:
-    losses = state.records[-1].values["loss"]
+    losses = state.records[state.step]["loss"]
     finite = losses[losses.isfinite()]
     if len(finite):
         bar.set_postfix_str(f"best loss {finite.min():.4g}")
