@@ -118,7 +118,7 @@ class Transfer:
     Args:
         team: The ranks.
         rows: The tensors for each rank, or one row for all ranks.
-        sizes: The number of entries that this rank receives from each rank.
+        sizes: The number of entries of each tensor that this rank receives from each rank.
         dtype: The dtype of the entries.
         failed: Whether this rank has failed, which the message reports to all others.
     """
@@ -129,7 +129,7 @@ class Transfer:
         self,
         team: Team,
         rows: list[list[Tensor]],
-        sizes: list[int],
+        sizes: list[list[int]],
         dtype: torch.dtype,
         failed: bool = False,
     ):
@@ -139,7 +139,7 @@ class Transfer:
             messages.append(torch.cat([flag, *(tensor.reshape(-1) for tensor in row)]))
         self._team = team
         self._sizes = sizes
-        self._lengths = [FLAG + size for size in sizes]
+        self._lengths = [FLAG + sum(of_rank) for of_rank in sizes]
         if len(rows) < team.size:  # all_gather needs messages of equal length
             self._lengths = [max(self._lengths)] * team.size
             messages.append(flag.new_zeros(self._lengths[0] - len(messages[0])))
@@ -162,8 +162,8 @@ class Transfer:
     def wait(self) -> None:
         self._collective.wait()
 
-    def received(self) -> list[Tensor]:
-        """Wait for the transfer, and return the entries from each rank.
+    def received(self) -> list[list[Tensor]]:
+        """Wait for the transfer, and return the tensors from each rank as vectors, views of its message.
 
         Raises:
             RuntimeError: If a rank has failed.
@@ -176,7 +176,8 @@ class Transfer:
             raise RuntimeError(
                 f"rank {self._team.ranks[failed[0]]} failed in this step; see the error raised on that rank"
             )
-        return [
-            message[FLAG : FLAG + size]
-            for message, size in zip(messages, self._sizes, strict=True)
-        ]
+        received = []
+        for message, sizes in zip(messages, self._sizes, strict=True):
+            entries = message[FLAG : FLAG + sum(sizes)]
+            received.append(list(torch.split(entries, sizes)))
+        return received

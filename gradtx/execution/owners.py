@@ -378,29 +378,22 @@ class Exchange:
         if self._are_whole:
             return None
         me = self._team.rank
+        owned = self._owned(bucket, me)
         rows: list[list[Tensor]] = []
-        sizes: list[int] = []
+        sizes: list[list[int]] = []
         for rank in range(self._team.size):
             sent = [job for job in self._owned(bucket, rank) if job.pieces[me].sends]
             rows.append([shard for job in sent for shard in job.shards.values()])
-            sizes.append(sum(self._sizes_from(bucket, rank)))
+            sizes.append([size for job in owned for size in job.sizes_from(rank)])
         return Transfer(self._team, rows, sizes, bucket[0].wire)
 
-    def _sizes_from(self, bucket: list[Job], rank: int) -> list[int]:
-        """Return the number of entries of each tensor that a rank sends to this one, an owner."""
-        owned = self._owned(bucket, self._team.rank)
-        return [size for job in owned for size in job.sizes_from(rank)]
-
     def _results(
-        self, bucket: list[Job], arrived: list[Tensor]
+        self, bucket: list[Job], arrived: list[list[Tensor]]
     ) -> tuple[Tensors, Exception | None]:
         """Return the whole results of the leaves that this rank owns; zeros and the error if one of them fails."""
         results = {}
         owned = self._owned(bucket, self._team.rank)
-        messages = [
-            iter(torch.split(message, self._sizes_from(bucket, rank)))
-            for rank, message in enumerate(arrived)
-        ]
+        messages = list(map(iter, arrived))
         try:
             for job in owned:
                 whole = job.shards if self._are_whole else _assembled(job, messages)
@@ -416,24 +409,20 @@ class Exchange:
         self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool
     ) -> Transfer:
         wire = bucket[0].wire_back
-        size = self._team.size
+        me, size = self._team.rank, self._team.size
         rows: list[list[Tensor]] = []
         for rank in range(1 if self._are_whole else size):  # else all rows are equal
             row: list[Tensor] = []
-            for job in self._owned(bucket, self._team.rank):
+            for job in self._owned(bucket, me):
                 row.append(results[job.name][job.pieces[rank].window].to(wire))
             rows.append(row)
-        sizes = [sum(self._sizes_back(bucket, rank)) for rank in range(size)]
+        sizes: list[list[int]] = []
+        for rank in range(size):
+            sizes.append([job.pieces[me].numel for job in self._owned(bucket, rank)])
         return Transfer(self._team, rows, sizes, wire, failed)
 
-    def _sizes_back(self, bucket: list[Job], rank: int) -> list[int]:
-        """Return the number of entries of each result that this rank receives from an owner."""
-        me = self._team.rank
-        return [job.pieces[me].numel for job in self._owned(bucket, rank)]
-
     def _receive(self, bucket: list[Job], transfer: Transfer) -> None:
-        for rank, message in enumerate(transfer.received()):
-            results = torch.split(message, self._sizes_back(bucket, rank))
+        for rank, results in enumerate(transfer.received()):
             for job, result in zip(self._owned(bucket, rank), results, strict=True):
                 shape = job.pieces[self._team.rank].shape
                 # A copy, because a view would keep the whole message in memory as long as any of its leaves.

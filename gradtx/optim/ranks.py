@@ -290,21 +290,19 @@ def _sent(bucket: list[OwnedSlot], team: Team) -> list[Any]:
     # Some back ends cannot send eight-bit floats and bools.
     wire = torch.uint8 if dtype.itemsize == 1 else dtype
     rows_for_ranks: list[list[Tensor]] = [[] for _ in range(team.size)]
-    sizes_from_ranks = [0] * team.size
+    sizes_from_ranks: list[list[int]] = [[] for _ in range(team.size)]
     for slot in bucket:
-        sizes_from_ranks[slot.owner] += slot.piece_at(team.rank).numel
+        sizes_from_ranks[slot.owner].append(slot.piece_at(team.rank).numel)
         if slot.owner == team.rank:
             for rank, rows in enumerate(rows_for_ranks):
                 window = slot.piece_at(rank).window
                 rows.append(slot.value[window].reshape(-1).view(wire))
-    received = Transfer(team, rows_for_ranks, sizes_from_ranks, wire).received()
-    ends = [0] * team.size  # of the last slot in each owner's buffer
-    shards = []
+    transfer = Transfer(team, rows_for_ranks, sizes_from_ranks, wire)
+    received = list(map(iter, transfer.received()))
+    shards: list[Any] = []
     for slot in bucket:
-        piece = slot.piece_at(team.rank)
-        start = ends[slot.owner]
-        end = ends[slot.owner] = start + piece.numel
-        shard = received[slot.owner][start:end].clone().view(dtype).view(piece.shape)
+        shape = slot.piece_at(team.rank).shape
+        shard = next(received[slot.owner]).clone().view(dtype).view(shape)
         if slot.mesh is not None:
             param = slot.member.param
             shard = from_local_like(shard, param, slot.value.shape, slot.placements)

@@ -363,7 +363,7 @@ def _chunks(members: Sequence[Member], most: int | None) -> Iterator[Sequence[Me
     """Divide members into chunks that differ by at most one member in size."""
     count = 1 if most is None else -(-len(members) // most)
     for chunk in torch.arange(len(members)).tensor_split(count):
-        yield [members[i] for i in chunk]
+        yield [members[i] for i in chunk.tolist()]
 
 
 class _NoBar:
