@@ -49,9 +49,8 @@ class Agreement:
 
     def __init__(self) -> None:
         self._plan: Any = None  # the last plan that all ranks had
-        self._extremes: list[
-            int
-        ] = []  # its digest and the negative, of whole parameters
+        # The members of each team, with their digest and its negative.
+        self._digests: list[tuple[Team, list[Member], list[int]]] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agreement, ()
@@ -76,42 +75,47 @@ class Agreement:
         is_known = plan == self._plan
         # If the ranks differ, the next attempt compares again, with new digests: group values may have changed.
         self._plan = None
-        if replicas is not None:
-            whole = [member for member in stepping if not is_sharded(member.param)]
-            if not is_known:
-                self._extremes = _extremes(_lines(whole, groups))
-            _compare(members, replicas, self._extremes, whole)
         if not is_known:
-            for mesh, divided in _by_mesh(stepping):
-                extremes = _extremes(_lines(divided, groups))
-                _compare(members, team_of(mesh), extremes, divided)
+            self._digests = [
+                (team, of_team, _extremes(_lines(of_team, groups)))
+                for team, of_team in _by_team(stepping, replicas)
+            ]
+        for team, of_team, extremes in self._digests:
+            must_compare = not is_known or team is replicas
+            if must_compare and not _are_equal(team, extremes):
+                difference = _difference(team, _lines(of_team, groups))
+                raise RuntimeError(f"{members.who}: {difference}")
         self._plan = plan
 
     def report_failure(self, members: Members) -> None:
         """Report to ranks that are about to compare plans that this rank does not step."""
-        team = members.replicas
-        # If they have compared before, the other ranks do not compare either.
-        if team is None and self._plan is None:
-            stepping = [
-                member
-                for member in members.by_param.values()
-                if member.param.grad is not None
-            ]
-            meshes = [mesh for mesh, _ in _by_mesh(stepping)]
-            # The other ranks raise an error at the first mesh.
-            team = team_of(meshes[0]) if meshes else None
-        if team is not None and not _are_equal(team, [FAILED, FAILED]):
-            _difference(team, None)
+        # If they have compared before, the other ranks do not compare either, unless they have whole parameters.
+        if members.replicas is None and self._plan is not None:
+            return
+        stepping = [
+            member
+            for member in members.by_param.values()
+            if member.param.grad is not None
+        ]
+        for team, _ in _by_team(stepping, members.replicas):
+            if not _are_equal(team, [FAILED, FAILED]):
+                _difference(team, None)
+            return  # the other ranks raise an error at the first team
 
 
-def _by_mesh(members: list[Member]) -> list[tuple[Any, list[Member]]]:
-    """Return each mesh with the parameters sharded over it, in the same order on all ranks."""
+def _by_team(
+    members: list[Member], replicas: Team | None
+) -> list[tuple[Team, list[Member]]]:
+    """Return each team with the parameters that it divides, or the work on them, in the same order on all ranks."""
     of_mesh: dict[Any, list[Member]] = defaultdict(list)
     for member in members:
         param: Any = member.param
-        if is_sharded(param):
-            of_mesh[param.device_mesh].append(member)
-    return sorted(of_mesh.items(), key=lambda item: str(item[0]))
+        of_mesh[param.device_mesh if is_sharded(param) else None].append(member)
+    whole = of_mesh.pop(None, [])
+    teams = [] if replicas is None else [(replicas, whole)]
+    for mesh in sorted(of_mesh, key=str):
+        teams.append((team_of(mesh), of_mesh[mesh]))
+    return teams
 
 
 def _lines(members: list[Member], groups: list[GroupSettings]) -> list[str]:
@@ -140,15 +144,6 @@ def _lines(members: list[Member], groups: list[GroupSettings]) -> list[str]:
         # The repr of a function contains its address.
         lines.append(re.sub(r" at 0x[0-9a-f]+", "", text))
     return lines
-
-
-def _compare(
-    members: Members, team: Team, extremes: list[int], stepping: list[Member]
-) -> None:
-    """Raise an error on all ranks unless they have the same digest."""
-    if not _are_equal(team, extremes):
-        lines = _lines(stepping, members.groups)
-        raise RuntimeError(f"{members.who}: {_difference(team, lines)}")
 
 
 def _are_equal(team: Team, extremes: list[int]) -> bool:
