@@ -48,7 +48,6 @@ class Visit:
         gradient: Its gradient on the device, if any.
         copy: The copy of the weights on the host.
         copied_gradient: The copy of the gradient on the host.
-        unscales: Whether the gradient's copy is unscaled in place, for a GradScaler.
     """
 
     param: Tensor
@@ -56,7 +55,6 @@ class Visit:
     gradient: Tensor | None
     copy: Tensor
     copied_gradient: Tensor | None
-    unscales: bool = False
 
     def begin(self) -> None:
         """Replace the parameter's data and gradient with the copies."""
@@ -76,7 +74,7 @@ class Visit:
         if self.gradient is None:
             self.param.grad = gradient.to(self.weights.device, copy=True)
             return
-        if gradient is not self.copied_gradient or self.unscales:
+        if gradient is not self.copied_gradient:
             to_device(gradient, self.gradient)
         self.param.grad = self.gradient
 
@@ -128,7 +126,6 @@ class Offload:
         *,
         writes: bool,
         consumes: bool = False,
-        unscales: bool = False,
     ) -> Generator[None, None, None]:
         """Keep parameters on the host inside a `with` block.
 
@@ -136,16 +133,13 @@ class Offload:
             params: The parameters.
             writes: Whether their values may change.
             consumes: Whether the gradients on the device are freed immediately.
-            unscales: Whether gradients may change.
         """
         if self._visits:
             yield
             return
         self._begin(params, reuses=True)
-        for visit in self._visits:
-            visit.unscales = unscales
-            if consumes:
-                visit.gradient = None
+        for visit in self._visits if consumes else ():
+            visit.gradient = None
         try:
             yield
         finally:

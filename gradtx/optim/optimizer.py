@@ -372,9 +372,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         at_state = contextlib.nullcontext()
         if core.offload is not None:
             core.offload.extras_on_host(extras)
-            at_state = core.at_state(
-                writes=True, consumes=consume_gradients, unscales=scaling is not None
-            )
+            at_state = core.at_state(writes=True, consumes=consume_gradients)
         with at_state:
             try:
                 if step is None:
@@ -389,6 +387,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 raise
             finally:
                 core.states.created.clear()
+        if scaling is not None:
+            scaling.unscale(core.members.by_param)
         if consume_gradients:
             core.members.drop_gradients()  # those of frozen leaves are left
         return loss

@@ -309,8 +309,6 @@ class Step:
         run.end()
         if run.new_shared:
             core.states.write_shared(run, self._stays)
-        if self.scaling is not None:
-            self.scaling.unscale(core.members.by_param)
         if self._stays:
             keep_counts_in_place(core.members.by_param.values(), self._after)
         known = core.known_counts
