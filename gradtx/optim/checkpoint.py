@@ -133,17 +133,16 @@ class Checkpoint:
             _translated_group(group, own)
             for group in deepcopy(state_dict["param_groups"])
         ]
-        self._codes: dict[Tensor, Mapping[str, str]] = {}
         self._check_sizes(groups)
         self._take_entries(groups, state_dict["state"])
         members = states.members.without_state()
         self.states = States(members)
         pairs = zip(self._groups, groups, strict=True)
         matches = [self._matched(settings, dict(group)) for settings, group in pairs]
-        members.groups = [settings for settings, _ in matches]
+        members.groups = [settings for settings, *_ in matches]
         self._unknown: set[str] = set()  # keys that belong to no link
-        for settings, first in matches:
-            self._set(settings, first)
+        for settings, first, codes in matches:
+            self._set(settings, first, codes)
         has_stepped = any(each.layout.keys for each in members.by_param.values())
         if not (has_stepped or states.by_param):
             self.states.clear()
@@ -192,14 +191,14 @@ class Checkpoint:
 
     def _matched(
         self, present: GroupSettings, group: Group
-    ) -> tuple[GroupSettings, dict[Tensor, Initial]]:
-        """Return the settings of a group with the structure whose slots its entries have, and first states for it.
+    ) -> tuple[GroupSettings, dict[Tensor, Initial], Mapping[str, str]]:
+        """Return a group's settings with the structure whose slots its entries have, first states for it, and codes.
 
         Numbers that are off are literals, unless the entries fit better if no number is: a number may have been off
         when it was saved, but not before.
         """
         params = group["params"] = present.group["params"]
-        self._codes.update(dict.fromkeys(params, group.pop(CODES_KEY, {})))
+        codes = group.pop(CODES_KEY, {})
         for key in ("param_names", "label"):
             if key in present.group:
                 group.setdefault(key, present.group[key])
@@ -216,10 +215,10 @@ class Checkpoint:
             try:
                 of_other = self.states.first(other, params)
             except ValueError:  # numbers that exclude each other, unless they are off
-                return settings, first
+                return settings, first, codes
             if self._misfits(of_other) < misfits:
-                return other, of_other
-        return settings, first
+                return other, of_other, codes
+        return settings, first, codes
 
     def _misfits(self, first: Mapping[Tensor, Initial]) -> int:
         """Return the number of slots that only the entries or only these first states have."""
@@ -228,8 +227,13 @@ class Checkpoint:
             for param, (_, state) in first.items()
         )
 
-    def _set(self, settings: GroupSettings, first: Mapping[Tensor, Initial]) -> None:
-        """Set the states of a group's parameters.
+    def _set(
+        self,
+        settings: GroupSettings,
+        first: Mapping[Tensor, Initial],
+        codes: Mapping[str, str],
+    ) -> None:
+        """Set the states of a group's parameters, whose saved slots have these codes.
 
         Parameters without an entry get slots with their first gradient. Those of an entry that no step has changed
         remain fresh: accelerate's `prepare` loads an optimizer's state back into the same optimizer.
@@ -244,27 +248,19 @@ class Checkpoint:
                 )
             if not entry or param not in first:
                 continue
-            layout, initial = first[param]
+            initial = first[param]
+            layout = initial.layout
             present = self._present.members.by_param[param]
             known = present.layout.keys or {"step", *present.fresh}
             wrapper_keys = self._present.of(param).keys() - known
-            state = matched(
-                member.name,
-                param,
-                entry,
-                initial,
-                self._strict,
-                self._codes[param],
-                layout,
-                wrapper_keys,
-            )
+            state = matched(member, entry, initial, self._strict, codes, wrapper_keys)
             self._unknown |= state.keys() - layout.keys - wrapper_keys
             # One rank has the slots of owners.
             keys = layout.keys - layout.owned
             if (
                 state["step"] == 0
                 and state.keys() == layout.keys
-                and all(torch.equal(state[key], initial[key]) for key in keys)
+                and all(torch.equal(state[key], initial.state[key]) for key in keys)
             ):
                 self.states.by_param[param] = state
                 member.mark_fresh(state)

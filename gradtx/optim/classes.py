@@ -46,8 +46,7 @@ class AliasOptimizer(ChainOptimizer):
     _alias: Callable[..., GradientTransformation]
     _arguments: inspect.Signature  # the signature of the alias
     _fixed_options: Mapping[str, Any] = types.MappingProxyType({})
-    # Whether `seed` is an argument of the optimizer; otherwise the alias may have a `seed`.
-    _seeded = False
+    _told: Mapping[str, str]  # the arguments of the optimizer that are not the alias's
 
     def __init_subclass__(cls, alias: Any = None, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -58,10 +57,9 @@ class AliasOptimizer(ChainOptimizer):
         own = cls._arguments = inspect.signature(alias)
         of_instance = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
         params = of_instance.replace(name="params", annotation="Params")
-        told = dict(TOLD)
-        cls._seeded = "hessian_diag" in alias(**alias.spec.arguments.sample()).needs
-        if not cls._seeded:
-            del told["seed"]
+        cls._told = told = dict(TOLD)
+        if "hessian_diag" not in alias(**alias.spec.arguments.sample()).needs:
+            del told["seed"]  # the alias may have one
         options = [OPTIONS[name] for name in told]
         parameters = [of_instance, params, *own.parameters.values(), *options]
         signature = own.replace(parameters=parameters, return_annotation=own.empty)
@@ -73,10 +71,7 @@ class AliasOptimizer(ChainOptimizer):
     def __init__(self, params: Params, *args: Any, **kwargs: Any):
         for name, value in self._options_of_groups(params).items():
             kwargs.setdefault(name, value)
-        engine = {}
-        for name in TOLD:
-            if name != "seed" or self._seeded:
-                engine[name] = kwargs.pop(name, OPTIONS[name].default)
+        engine = {name: kwargs.pop(name, OPTIONS[name].default) for name in self._told}
         engine["capturable"] = bool(engine["capturable"])
         drop_engine_options(type(self).__name__, kwargs)
         named = {self._argument_named(name): value for name, value in kwargs.items()}
@@ -199,24 +194,18 @@ def _defaults_of(
     return defaults
 
 
-def class_of(alias: Any, module: str) -> type[AliasOptimizer]:
-    """Create the class of an alias; pickle finds it by its name in the module."""
-    namespace = {"__module__": module}
-    return type(alias.spec.class_name, (AliasOptimizer,), namespace, alias=alias)
-
-
-def is_alias(value: Any) -> bool:
-    """Whether a public value is a named optimizer."""
-    spec = getattr(value, "spec", None)
-    return spec is not None and spec.kind == "alias"
-
-
-CLASSES = {
-    name: class_of(getattr(algorithms, name), "gradtx.optim")
-    for name in algorithms.__all__
-    if is_alias(getattr(algorithms, name))
-}
+CLASSES: dict[str, type[AliasOptimizer]] = {}
 """The class of each alias, by the alias's name."""
+for _name in algorithms.__all__:
+    _alias = getattr(algorithms, _name)
+    _spec = getattr(_alias, "spec", None)
+    if _spec is not None and _spec.kind == "alias":
+        CLASSES[_name] = type(
+            _spec.class_name,
+            (AliasOptimizer,),
+            {"__module__": "gradtx.optim"},  # where pickle finds it
+            alias=_alias,
+        )
 
 _CLASS_OF_NAME = {cls.__name__: cls for cls in CLASSES.values()}
 globals().update(_CLASS_OF_NAME)

@@ -477,25 +477,21 @@ COUNTS = ("step", LEAF_STEPS, "mini_step", "skipped", "counter")
 
 
 def matched(
-    name: str,
-    param: Tensor,
+    member: Member,
     saved: Entry,
-    first: Mapping[str, Tensor],
+    initial: Initial,
     strict: bool,
     saved_codes: Mapping[str, str],
-    layout: Layout,
     wrapper_keys: Collection[str],
 ) -> dict[str, Tensor]:
     """Convert a parameter's saved entry to the dtypes, codes and devices of its first state.
 
     Args:
-        name: The parameter's name.
-        param: The parameter.
+        member: The parameter.
         saved: The entry, also in the formats of torch.optim and adam-atan2-pytorch.
-        first: The parameter's first state.
+        initial: The parameter's first state.
         strict: Whether a missing or unknown slot is an error; otherwise unknown ones are kept unchanged.
         saved_codes: The label of each slot's code in the saved run.
-        layout: The layout of the first state.
         wrapper_keys: Keys that a wrapper has written into the present state. Other keys that are no slot of any link
             are also a wrapper's.
 
@@ -505,6 +501,8 @@ def matched(
     Raises:
         ValueError: If a slot is missing, is unknown, belongs to another chain, or has another shape, kind or code.
     """
+    layout, first = initial
+    param, who = member.param, f"state of parameter {member.name!r}"
     complex_keys: set[str] = set()
     if param.is_complex():
         for key, value in {**saved, **first}.items():
@@ -517,19 +515,19 @@ def matched(
     try:
         saved = converted(saved, first, param, saved_codes, layout.coded_keys)
     except ValueError as error:
-        raise ValueError(f"state of parameter {name!r}: {error}") from None
+        raise ValueError(f"{who}: {error}") from None
     state = dict(first)
     for key, value in first.items():
         if key in saved:
-            what = f"state of parameter {name!r}: {key!r}"
+            what = f"{who}: {key!r}"
             state[key] = as_slot(what, key, saved[key], value)
         elif strict and saved:
-            raise ValueError(f"state of parameter {name!r} lacks {key!r}; {REMEDY}")
+            raise ValueError(f"{who} lacks {key!r}; {REMEDY}")
     for key in sorted(saved.keys() - first.keys()):
         value = saved[key]
         if strict and key not in wrapper_keys and is_slot_name(key):
             raise ValueError(
-                f"state of parameter {name!r} has {key!r}, which this chain does not use; {REMEDY}"
+                f"{who} has {key!r}, which this chain does not use; {REMEDY}"
             )
         if isinstance(value, Tensor):
             # As torch.optim loads it.
