@@ -116,7 +116,7 @@ class Evaluation:
 
 def evaluated(states: States) -> dict[Tensor, Tensor]:
     """Return the evaluation weights, by parameter, for leaves with a link that provides them."""
-    count = states.exact_count()
+    count = states.count(exact=True)
     clock = Clock(torch.tensor(count + 1, device=CPU))
     weights = {}
     states.adopt()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -91,12 +91,11 @@ class HessianSource:
 
     # In a step.
 
-    def supply(self, step: Step, states: States, estimates: bool) -> None:
+    def supply(self, step: Step, estimates: bool) -> None:
         """Pass each leaf of a step its part of the diagonal, before the step writes anything.
 
         Args:
             step: The step.
-            states: The states of the parameters.
             estimates: Whether the caller did not pass a diagonal.
 
         Raises:
@@ -115,23 +114,16 @@ class HessianSource:
                 f"{self.link}: with capturable=True, every step needs step(hessian_diag=...) with a tensor for each "
                 "parameter that has a gradient; an estimate depends on a count that only the device knows"
             )
-        uses = list(map(is_used, leaves))
+        uses = {leaf: is_used(leaf) for leaf in leaves}
         diagonal: Diagonal = {}
         if estimates:
-            due = [
-                leaf
-                for leaf, use in zip(leaves, uses, strict=True)
-                if use and leaf.has_gradient
-            ]
+            due = [leaf for leaf in leaves if uses[leaf] and leaf.has_gradient]
             try:
                 if due:
-                    diagonal = self._estimate(due, step, states)
+                    diagonal = self._estimate(due, step)
             finally:
-                drop_graphs(states.members.by_param)
-        tree = {
-            leaf.name: self._part(leaf, use, diagonal)
-            for leaf, use in zip(leaves, uses, strict=True)
-        }
+                drop_graphs(leaf.key.param for leaf in leaves)
+        tree = {leaf.name: self._part(leaf, uses[leaf], diagonal) for leaf in leaves}
         step.trees = step.run.leaf_extras = {**step.trees, "hessian_diag": tree}
 
     def _part(
@@ -152,7 +144,7 @@ class HessianSource:
             )
         return None
 
-    def _estimate(self, due: list[Leaf], step: Step, states: States) -> Diagonal:
+    def _estimate(self, due: list[Leaf], step: Step) -> Diagonal:
         """Return z * (H z) for parameters, and zeros for those on which no gradient depends."""
         if step.scaling is not None:
             raise RuntimeError(
@@ -176,7 +168,7 @@ class HessianSource:
                     "; under FSDP2, pass it, because its gradients never have a graph"
                 )
             raise ValueError(error)
-        z = self._random_vectors(due, states)
+        z = self._random_vectors(due, torch.as_tensor(step.count))
         vectors = [z[param].to(gradient.dtype) for param, gradient in gradients.items()]
         try:
             columns = torch.autograd.grad(
@@ -196,8 +188,7 @@ class HessianSource:
                 diagonal[param] = gradient_like(z[param] * column, param)
         return diagonal
 
-    def _random_vectors(self, due: list[Leaf], states: States) -> Diagonal:
-        counter = torch.tensor(states.count())
+    def _random_vectors(self, due: list[Leaf], counter: Tensor) -> Diagonal:
         vectors = {}
         for leaf in due:
             member = leaf.key
@@ -216,7 +207,7 @@ def _checked_seed(what: str, seed: Any) -> int:
     return seed
 
 
-def drop_graphs(params: Mapping[Tensor, Any]) -> None:
+def drop_graphs(params: Iterable[Tensor]) -> None:
     """Detach gradients from their graphs, which estimates no longer need."""
     for param in params:
         if param.grad is not None and param.grad.requires_grad:

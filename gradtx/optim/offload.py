@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx.base.dtensor import is_sharded
+from gradtx.base.exact import CPU
 from gradtx.base.messages import describe
 from gradtx.base.plain import is_plain
 from gradtx.base.tree import map_tensors
@@ -20,12 +21,10 @@ from gradtx.execution.pure import FUNCTIONS
 from gradtx.optim.chain_checks import warn_of_replicas
 from gradtx.transform import GradientTransformation
 
-HOST = torch.device("cpu")
-
 
 def is_elsewhere(param: Tensor) -> bool:
     """Whether a parameter is on a device other than the host; tests replace this function."""
-    return param.device != HOST
+    return param.device != CPU
 
 
 def to_host(tensor: Tensor, copy: Tensor) -> None:
@@ -152,7 +151,7 @@ class Offload:
             for param in params
             if not is_lazy(param) and not param.is_meta and is_elsewhere(param)
         ]
-        for device in {visit.weights.device for visit in visits} - {HOST}:
+        for device in {visit.weights.device for visit in visits} - {CPU}:
             # Until the copies on the device's current stream are complete.
             torch.accelerator.current_stream(device).synchronize()
         for visit in visits:
@@ -172,7 +171,7 @@ class Offload:
         to_host(weights, copy)
         copied = None
         if gradient is not None and gradient.is_sparse:
-            copied = gradient.to(HOST, copy=True)
+            copied = gradient.to(CPU, copy=True)
         elif gradient is not None:
             kept = self._gradients if reuses else {}
             copied = _memory_for(gradient, kept, param)
@@ -229,9 +228,9 @@ def _memory_for(tensor: Tensor, kept: dict[Tensor, Tensor], param: Tensor) -> Te
         or copy.stride() != tensor.stride()
     ):
         # Pinned, so that the device can access it directly.
-        is_pinned = tensor.device != HOST
+        is_pinned = tensor.device != CPU
         copy = torch.empty_like(
-            tensor, device=HOST, pin_memory=is_pinned, requires_grad=False
+            tensor, device=CPU, pin_memory=is_pinned, requires_grad=False
         )
         kept[param] = copy
     return copy

@@ -378,7 +378,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 if step is None:
                     step = Step(core, extras, scaling, consume_gradients)
                 if hessian is not None:
-                    hessian.supply(step, core.states, estimates)
+                    hessian.supply(step, estimates)
                 step.apply()
             except Exception:
                 if step is None:  # other ranks must not wait

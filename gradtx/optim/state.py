@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import (
     Callable,
     Collection,
@@ -90,10 +91,11 @@ class States:
             yield run, Route.of(chain, run, count), settings.members
         run.commits.clear()  # breaks a reference cycle with the run
 
-    def count(self, place: Place | None = None) -> int:
+    def count(self, place: Place | None = None, exact: bool = False) -> int:
         """Return the largest count of the parameters, or the count of the clock that a node of the chain follows.
 
-        If the device counts, the result is the upper bound that the host knows.
+        If the device counts, the result is the upper bound that the host knows, or with `exact`, after synchronizing,
+        the count itself.
         """
         path = self.members.clock_path(place)
         if path is not None:
@@ -101,7 +103,9 @@ class States:
         largest = 0
         for param, member in self.members.by_param.items():
             count = member.count_in(self.of(param))
-            largest = max(largest, count.most if isinstance(count, Count) else count)
+            if isinstance(count, Count):
+                count = int(count.made) if exact else count.most
+            largest = max(largest, count)
         return largest
 
     def _inner_count(self, path: Path) -> int:
@@ -113,13 +117,6 @@ class States:
         run.commits.clear()  # breaks a reference cycle with the run
         return int(run.inner_counts[path])
 
-    def exact_count(self, place: Place | None = None) -> int:
-        """Return the exact `count`, synchronizing if the device counts."""
-        if self.members.clock_path(place) is not None:
-            return self.count(place)
-        steps = (self.of(param).get("step", 0) for param in self.members.by_param)
-        return max(map(int, steps), default=0)
-
     def show_exactly(self) -> None:
         """Show schedule values for the counts on the device, which synchronizes.
 
@@ -128,7 +125,7 @@ class States:
         members = self.members.by_param.values()
         if any(isinstance(member.count, Count) for member in members):
             for settings in self.members.groups:
-                settings.show(self.exact_count)
+                settings.show(functools.partial(self.count, exact=True))
 
     # First states.
 

@@ -146,7 +146,6 @@ class Step:
         may_count_on_device = scaling is not None or core.capturable
         on_device = may_count_on_device and not core.counts_on_host()
         self.on_host = not on_device and scaling is None
-        self._unscale = None if scaling is None else unscaling(self.run, scaling)
         # For each count on the device, the count after the step.
         self._after: dict[Any, Count] = {}
         counts = set(map(COUNT, self._every))
@@ -272,11 +271,13 @@ class Step:
         """Expand the chain into the operations of each group and device, on first use."""
         if self._routes:
             return
+        scaling = self.scaling
+        around = None if scaling is None else unscaling(self.run, scaling)
         for settings in self.groups:
             devices = {member.param.device for member in settings.members}
             for device in devices or {self.run.device}:
                 chain = settings.chain(settings.settled, device)
-                route = Route.of(chain, self.run, self.count, self._unscale)
+                route = Route.of(chain, self.run, self.count, around)
                 self._routes[settings, device] = route
 
     def _leaf(self, member: Member) -> Leaf:
@@ -369,14 +370,6 @@ class Step:
             if leaf.operations != [FROZEN]:
                 yield leaf
 
-    def _compare_ranks(self) -> None:
-        """Compare the plan of the step with those of the other ranks, and place the gradients of shards."""
-        members = self._core.members
-        self._core.agreement.check(self.members, members)
-        # After the comparison, because ranks communicate here.
-        if members.are_sharded:
-            self._place_gradients(self.members)
-
     def _place_gradients(self, members: Iterable[Member]) -> None:
         """Give gradients the placements of their parameters, which programs assume."""
         for member in members:
@@ -388,7 +381,9 @@ class Step:
         core, traits, eager = self._core, self._core.traits, self.members
         bundles = []
         if core.members.are_divided:
-            self._compare_ranks()
+            core.agreement.check(self.members, core.members)
+        if core.members.are_sharded:  # after the comparison: ranks communicate here
+            self._place_gradients(self.members)
         if not (traits.calls_again or (traits.exchanges and self._exchanges())):
             for engine in core.back_ends:
                 of_engine, eager = engine.bundles(self, eager)
