@@ -126,6 +126,7 @@ class Checkpoint:
 
     def __init__(self, state_dict: Mapping[str, Any], states: States, strict: bool):
         self._present = states
+        self._who = states.members.who
         self._strict = strict
         self._groups = states.members.groups
         own = {name for settings in self._groups for name in settings.entries}
@@ -243,7 +244,7 @@ class Checkpoint:
             entry = self._entries[param]
             if entry and param not in first and not never_trains(param):
                 raise ValueError(
-                    f"{self._present.members.who}: parameter {member.name!r} has no values yet, but the state dict "
+                    f"{self._who}: parameter {member.name!r} has no values yet, but the state dict "
                     "has its state; load it after the first forward pass"
                 )
             if not entry or param not in first:
@@ -293,7 +294,7 @@ class Checkpoint:
         for old, new in pairs:
             if old != new and old in ours:
                 warn_user(
-                    f"{self._present.members.who}: the checkpoint has {old!r} where this optimizer has {new!r}; "
+                    f"{self._who}: the checkpoint has {old!r} where this optimizer has {new!r}; "
                     "state is loaded by position, as in torch.optim: pass the parameters "
                     "in the order of the checkpoint"
                 )
@@ -304,7 +305,7 @@ class Checkpoint:
         if self._strict and self._unknown:
             keys = ", ".join(map(repr, sorted(self._unknown)))
             warn_user(
-                f"{self._present.members.who}: the checkpoint's state has {keys}, which no link of gradtx keeps; it is "
+                f"{self._who}: the checkpoint's state has {keys}, which no link of gradtx keeps; it is "
                 "loaded as well, for the wrapper that has written it; strict=False loads it without this warning"
             )
 
@@ -317,7 +318,7 @@ class Checkpoint:
                 saved = tuple(saved) if isinstance(saved, list) else saved
                 if OVERRIDDEN not in group and not is_same(saved, shown):
                     warn_user(
-                        f"{self._present.members.who}: {name} follows {describe(settings.sources[name])} and is now "
+                        f"{self._who}: {name} follows {describe(settings.sources[name])} and is now "
                         f"{shown}; the checkpoint's {saved} is not used. To use it, write "
                         f"optimizer.param_groups[{i}][{name!r}] = {saved}"
                     )

@@ -21,7 +21,6 @@ from gradtx.base.dtensor import gradient_like, is_sharded
 from gradtx.base.errors import Path
 from gradtx.base.messages import describe
 from gradtx.execution.execute import Leaf
-from gradtx.optim.groups import Group
 from gradtx.optim.run import clock_after, leaf_of
 from gradtx.optim.state import States
 from gradtx.optim.step import Step
@@ -56,10 +55,6 @@ class HessianSource:
             if "hessian_diag" in link._needs:
                 return cls(who, link._name, seed)
         return None
-
-    def mark(self, group: Group) -> None:
-        """Add the seed to a group that lacks it."""
-        group.setdefault(SEED, self.seed)
 
     # Around the closure.
 

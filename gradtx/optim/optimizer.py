@@ -48,7 +48,7 @@ from gradtx.optim.groups import (
     is_same,
     params_of,
 )
-from gradtx.optim.hessian import HessianSource
+from gradtx.optim.hessian import SEED, HessianSource
 from gradtx.optim.parameters import Members
 from gradtx.optim.run import Extras, KnownClosure, Weights, check_closure
 from gradtx.optim.state import States
@@ -165,7 +165,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         with core.at_state(joining.by_param, writes=False):
             for settings in joining.groups:
                 if self._hessian is not None:
-                    self._hessian.mark(settings.group)
+                    settings.group.setdefault(SEED, self._hessian.seed)
                 states.check(settings, joining.by_param)
         # Warn before anything changes, because warnings may be turned into errors.
         warn_of_misspelt(who, keys, self._tx._entries())

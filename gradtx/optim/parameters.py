@@ -13,7 +13,6 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path
-from gradtx.base.exact import CPU
 from gradtx.base.inputs import check_groups
 from gradtx.base.selectors import NumberedName, in_model
 from gradtx.base.tree import check_leaf
@@ -28,7 +27,7 @@ from gradtx.optim.groups import (
     is_same,
     params_of,
 )
-from gradtx.optim.run import Member, OptimizerRun, first_clock, leaf_of, never_trains
+from gradtx.optim.run import Member, OptimizerRun, clock_after, leaf_of, never_trains
 from gradtx.transform import GradientTransformation
 
 # (selector, label) of every partition on a leaf's path through the chain.
@@ -368,7 +367,7 @@ class Members:
     def _labels(self, member: Member) -> Labels:
         """Return the labels of a parameter; empty if it is frozen."""
         run, route = self.expanded
-        leaf = leaf_of(run, member, first_clock(CPU))
+        leaf = leaf_of(run, member, clock_after(0))
         try:
             return tuple(route.labels(leaf))
         except ValueError:

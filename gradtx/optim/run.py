@@ -416,11 +416,6 @@ def never_trains(param: Tensor) -> bool:
     )
 
 
-def first_clock(device: torch.device) -> Clock:
-    """Return the clock of a first step."""
-    return Clock(torch.ones((), dtype=torch.int64, device=device))
-
-
 def clock_after(count: int | Count) -> Clock:
     """Return the clock of the step that follows `count` steps."""
     if isinstance(count, Count):

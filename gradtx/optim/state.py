@@ -35,7 +35,7 @@ from gradtx.optim.run import (
     Member,
     OptimizerRun,
     TensorKind,
-    first_clock,
+    clock_after,
     leaf_of,
     never_trains,
 )
@@ -175,7 +175,7 @@ class States:
         routes: dict[torch.device, Route] = {}
         for device in dict.fromkeys(param.device for param in params):
             routes[device] = Route.of(settings.first_chain(device), run, 0)
-        clock = first_clock(run.device)
+        clock = clock_after(0)
         leaves: list[Leaf] = []
         for param in params:
             leaf = leaf_of(run, members[param], clock, shown=shown(param))
