@@ -393,8 +393,7 @@ class Members:
     def drop_gradients(self) -> None:
         """Set the gradient of every parameter to None."""
         for param in self.by_param:
-            if not is_lazy(param):
-                param.grad = None
+            param.grad = None
 
     def arranged(self) -> list[GroupSettings]:
         """Return the settings of each group, with its present members."""
