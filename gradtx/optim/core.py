@@ -108,7 +108,7 @@ class Core:
     @functools.cached_property
     def traits(self) -> ChainTraits:
         """Properties of the chain."""
-        route = self.members.route()
+        route = self.members.expanded.route
         traits = route.traits()
         needs = self.members.tx.needs
         kinds, _ = self.members.tx._requirements()

@@ -145,7 +145,7 @@ def check_capturable(members: Members) -> None:
         ValueError: If a link needs the host, or if there are several devices.
     """
     who = f"{members.who}: capturable"
-    operations = list(members.route().walk())
+    operations = list(members.expanded.route.walk())
     clocks = [
         operation.path
         for operation in operations

@@ -80,19 +80,16 @@ class Members:
         return {name: each for name, each in vars(self).items() if name != "expanded"}
 
     @functools.cached_property
-    def expanded(self) -> tuple[OptimizerRun, Route]:
-        """A run of `init`, and the chain, expanded for it."""
+    def expanded(self) -> OptimizerRun:
+        """A run of `init`, with the chain expanded for any members."""
         run = OptimizerRun({}, {}, initial=True)
-        return run, Route.of(self.tx, run, 0)
-
-    def route(self) -> Route:
-        """Return the chain, expanded for any members."""
-        return self.expanded[1]
+        run.route = Route.of(self.tx, run, 0)
+        return run
 
     @functools.cached_property
     def restarts(self) -> bool:
         """Whether an inner clock may restart."""
-        return any(each.restarts_inner for each in self.route().traits())
+        return any(each.restarts_inner for each in self.expanded.route.traits())
 
     def without_state(self) -> Members:
         """Return a copy whose members have the same names and branches, but no state."""
@@ -188,8 +185,7 @@ class Members:
         Raises:
             ValueError: If a pattern matches no parameter.
         """
-        run, _ = self.expanded
-        for selector in run.selectors:
+        for selector in self.expanded.selectors:
             try:
                 selector.check_used(self.names())
             except ValueError as error:
@@ -223,7 +219,7 @@ class Members:
         # With FSDP1's NO_SHARD, the parameters remain as views with their own shapes.
         if not pieces or any(param.ndim != 1 for param in pieces):
             return
-        for operation in self.route().walk():
+        for operation in self.expanded.route.walk():
             if operation.traits.has_sums or not operation.traits.elementwise:
                 raise ValueError(
                     f"{self.who}: these parameters are flat pieces of memory, as created by FSDP1 or DeepSpeed's "
@@ -366,12 +362,12 @@ class Members:
 
     def _labels(self, member: Member) -> Labels:
         """Return the labels of a parameter; empty if it is frozen."""
-        run, route = self.expanded
+        run = self.expanded
         leaf = leaf_of(run, member, clock_after(0))
         try:
-            return tuple(route.labels(leaf))
+            return tuple(run.route.labels(leaf))
         except ValueError:
-            if route.is_frozen(leaf):
+            if run.route.is_frozen(leaf):
                 return ()
             raise
 
@@ -411,8 +407,7 @@ class Members:
         """Return the path of the clock that a hyperparameter's schedule follows; None for the outermost clock."""
         if place is None:
             return None
-        run, _ = self.expanded
-        return run.clock_path(place)
+        return self.expanded.clock_path(place)
 
 
 def _joined(labels: Mapping[Any, str]) -> str:

@@ -236,7 +236,7 @@ def check_released(core: Core) -> None:
             raise ValueError(
                 f"{WHO}: {link} needs {need!r}, which is known only after backward; {WAY_OUT}"
             )
-    for operation in core.members.route().walk():
+    for operation in core.members.expanded.route.walk():
         if operation.traits.waits or operation.traits.hessian_period:
             name = ".".join(operation.path)
             way_out = WAY_OUT

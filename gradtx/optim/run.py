@@ -19,7 +19,7 @@ from gradtx.base.errors import Path
 from gradtx.base.exact import CPU
 from gradtx.base.tree import check_names
 from gradtx.execution.context import Clock
-from gradtx.execution.execute import Leaf
+from gradtx.execution.execute import Leaf, Route
 from gradtx.execution.pure import as_number, moved_along
 from gradtx.execution.runs import Run
 from gradtx.optim.groups import GroupSettings
@@ -285,10 +285,12 @@ class OptimizerRun(Run):
     Attributes:
         state: The optimizer's state, by parameter.
         functions: The closure, as `grad_fn` and `value_fn`.
+        route: The expanded chain, of the run of `Members.expanded`.
         tick: The increment that this step adds to counts.
     """
 
     functions: Mapping[str, Callable[[], Any]]
+    route: Route
     tick: int | Tensor = 1
 
     def __init__(
