@@ -194,18 +194,19 @@ def _defaults_of(
     return defaults
 
 
+def class_of(alias: Any, module: str) -> type[AliasOptimizer]:
+    """Create the class of an alias; pickle finds it by its name in the module."""
+    namespace = {"__module__": module}
+    return type(alias.spec.class_name, (AliasOptimizer,), namespace, alias=alias)
+
+
 CLASSES: dict[str, type[AliasOptimizer]] = {}
 """The class of each alias, by the alias's name."""
 for _name in algorithms.__all__:
-    _alias = getattr(algorithms, _name)
-    _spec = getattr(_alias, "spec", None)
+    _value = getattr(algorithms, _name)
+    _spec = getattr(_value, "spec", None)
     if _spec is not None and _spec.kind == "alias":
-        CLASSES[_name] = type(
-            _spec.class_name,
-            (AliasOptimizer,),
-            {"__module__": "gradtx.optim"},  # where pickle finds it
-            alias=_alias,
-        )
+        CLASSES[_name] = class_of(_value, "gradtx.optim")
 
 _CLASS_OF_NAME = {cls.__name__: cls for cls in CLASSES.values()}
 globals().update(_CLASS_OF_NAME)

@@ -612,7 +612,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         # In place: wrappers share the list.
         self.param_groups[:] = [settings.group for settings in core.members.groups]
         # Subclasses complete old groups there.
-        if type(self).__setstate__ is not ChainOptimizer.__setstate__:
+        if type(self).__setstate__ is not torch.optim.Optimizer.__setstate__:
             self.__setstate__({"state": self.state, "param_groups": self.param_groups})
         for hook in after:
             hook(self)
@@ -639,13 +639,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         own = {"_core": self._core, "_hessian": self._hessian}
         return {**super().__getstate__(), **own}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if hasattr(self, "_core") and state.keys() <= {"state", "param_groups"}:
-            super().__setstate__(state)  # the next call adapts to the changes
-            return
-        super().__setstate__(state)
-        self._core.states.by_param = self.state
 
 
 def _cloned(value: Any) -> Any:
