@@ -84,7 +84,6 @@ IMPORTS = {
 
 BASE = """class AliasOptimizer(ChainOptimizer):
     _alias: Callable[..., GradientTransformation]
-    _seeded: bool
 
     def __init__(self, params: Params, *args: Any, **kwargs: Any) -> None: ...
 

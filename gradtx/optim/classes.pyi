@@ -186,7 +186,6 @@ __all__ = [
 
 class AliasOptimizer(ChainOptimizer):
     _alias: Callable[..., GradientTransformation]
-    _seeded: bool
 
     def __init__(self, params: Params, *args: Any, **kwargs: Any) -> None: ...
 
