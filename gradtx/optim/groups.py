@@ -93,7 +93,6 @@ class GroupSettings:
         self.members: list[Member] = []
         self.codes: dict[str, str] = {}
         self.entries = names_in_group(tx._entries(labels))
-        given = self.entries.keys() & group.keys()
         check_differentiable(group)
         self.sources: Values = {}
         for name, entry in self.entries.items():
@@ -109,9 +108,7 @@ class GroupSettings:
             name: group[name] for name in self.sources if self.follows_schedule(name)
         }
         self._clear()
-        if not given:
-            self.checked = dict(self.sources)  # as the transformation checked them
-        self._take(self.checked or self.sources)
+        self._take(self.sources)
 
     def _clear(self) -> None:
         """Clear the caches."""
