@@ -581,9 +581,13 @@ class Arguments:
                 shown.append(f"{argument.name}={text}")
         return shown
 
-    def sample(self) -> dict[str, Any]:
-        """Return values for the required arguments with which the factory can be called."""
-        return {each.name: each.sample() for each in self.all if each.required}
+    def sample(self, given: Collection[str] = (), value: Any = None) -> dict[str, Any]:
+        """Return values for the required arguments with which the factory can be called; `value` for those `given`."""
+        return {
+            each.name: value if each.name in given else each.sample()
+            for each in self.all
+            if each.required
+        }
 
     def _use_with_parameters(self) -> str:
         """Say how to make an optimizer."""

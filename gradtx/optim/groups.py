@@ -185,8 +185,8 @@ class GroupSettings:
 
     def chain(self, values: Values, device: torch.device) -> GradientTransformation:
         """Return the transformation with these values, converted to the tensors that rules receive for leaves there."""
-        known, tx = self._chains.get(device, (None, self.tx))
-        if known is values or (known is not None and have_same_values(known, values)):
+        known, tx = self._chains.get(device, ({}, self.tx))
+        if have_same_values(known, values):
             return tx
         numbers = self._numbers_of(values, self.structure)
         tensors = [number_on(device, item) for item in numbers.values]

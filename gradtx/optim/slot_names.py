@@ -11,7 +11,6 @@ import torch
 
 from gradtx import algorithms, combinators
 from gradtx.algorithms.sgd import sgd
-from gradtx.rules import Spec
 from gradtx.state.slots import without_number
 
 
@@ -31,20 +30,11 @@ def _slot_names() -> frozenset[str]:
             # Those whose arguments cannot be guessed keep nothing.
             with contextlib.suppress(TypeError, ValueError):
                 if spec is not None:
-                    tx = spec.factory(**_sample(spec))
+                    tx = spec.factory(**spec.arguments.sample(spec.inner, sgd()))
                     # Some slots exist only for 16-bit weights.
                     params = {"": torch.ones(2, 2, dtype=torch.bfloat16)}
                     names.update(_names_in(tx.init(params)))
     return frozenset(map(without_number, names))
-
-
-def _sample(spec: Spec) -> dict[str, Any]:
-    """Return values for the required arguments of a factory."""
-    return {
-        argument.name: sgd() if argument.name in spec.inner else argument.sample()
-        for argument in spec.arguments.all
-        if argument.required
-    }
 
 
 def _names_in(state: Mapping[str, Any]) -> Iterator[str]:
