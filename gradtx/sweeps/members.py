@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
 
@@ -80,8 +80,7 @@ class Trainer:
         self._loss_fn = loss_fn
         self._eval_fn = eval_fn
         first = _tree.named(params_of(members[0].seed))
-        self._tx = group.with_numbers({})
-        run = TreeRun(self._tx, first, None)
+        run = TreeRun(group.with_numbers({}), first, None)
         # On the parameters' device: `vmap` makes vectors of them, which operations with other devices refuse.
         self._numbers: dict[str, tuple[Tensor, ...]] = {}
         for name in group.varying:
@@ -148,13 +147,8 @@ class Trainer:
 
     # One member.
 
-    def _transformation(
-        self, numbers: Mapping[str, tuple[Tensor, ...]]
-    ) -> GradientTransformation:
-        return self._group.with_numbers(numbers) if numbers else self._tx
-
     def _init(self, numbers: Any, params: Any) -> Any:
-        return self._transformation(numbers).init(params)
+        return self._group.with_numbers(numbers).init(params)
 
     def _step(
         self,
@@ -166,7 +160,7 @@ class Trainer:
         probes: tuple[Any, ...],
     ) -> tuple[Any, Any, Tensor, Tensor]:
         """Make one step, unless the member has diverged or diverges now."""
-        step = train_step(self._loss_fn, self._transformation(numbers))
+        step = train_step(self._loss_fn, self._group.with_numbers(numbers))
         extras = {}
         if self._hessian_periods:
             extras["hessian_diag"] = self._hessian_diag(params, batch, probes)
@@ -192,7 +186,7 @@ class Trainer:
 
     def _evaluate(self, numbers: Any, params: Any, state: Any) -> dict[str, Tensor]:
         assert self._eval_fn is not None
-        weights = self._transformation(numbers).eval_params(state, params)
+        weights = self._group.with_numbers(numbers).eval_params(state, params)
         result = self._eval_fn(weights)
         return result if isinstance(result, dict) else {"eval": result}
 
