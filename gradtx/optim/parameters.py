@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from typing import Any
@@ -113,7 +114,7 @@ class Members:
         """Name the parameters of a new group and split it by label, without changing this object."""
         params: list[Tensor] = group["params"]
         by_param = dict(self.by_param)
-        self._add(by_param, params, group.get("param_names"))
+        self._add(by_param, group)
         for param in params:
             name = by_param[param].name
             if not never_trains(param):
@@ -153,25 +154,16 @@ class Members:
         unread = {name: other for name, other in unread.items() if name not in read}
         return Joining(all_settings, by_param, unread)
 
-    def _add(
-        self,
-        by_param: dict[Tensor, Member],
-        params: Sequence[Tensor],
-        listed: Sequence[str] | None,
-    ) -> None:
-        """Add members, named as in the model or by numbers; parameters that are already members keep their place.
-
-        Args:
-            by_param: The members.
-            params: The parameters.
-            listed: Their names in the group, if they have names.
-        """
+    def _add(self, by_param: dict[Tensor, Member], group: Group) -> None:
+        """Add the parameters of a group that are no members yet, named as in the model or by numbers."""
+        params, listed = group["params"], group.get("param_names", ())
+        if len(listed) != len(params):  # or changed from outside
+            listed = [""] * len(params)
         taken = {member.name for member in by_param.values()}
-        start = len(by_param)
-        names = in_model(listed) if listed else [None] * len(params)
-        for i, (param, name) in enumerate(zip(params, names, strict=True)):
-            unique = _unique(NumberedName(start + i) if name is None else name, taken)
-            by_param[param] = Member(unique, param, listed=listed[i] if listed else "")
+        for param, name, bare in zip(params, listed, in_model(listed), strict=True):
+            if param not in by_param:
+                unique = _unique(bare or NumberedName(len(by_param)), taken)
+                by_param[param] = Member(unique, param, listed=name)
 
     def admit(self, joining: Joining) -> None:
         """Add the joining parameters and their groups."""
@@ -255,7 +247,12 @@ class Members:
         present = params_of(groups)
         replacements = self._replacements(groups)
         by_param = self._members_after(groups, replacements)
-        self._check_repeats(present, by_param)
+        for param, times in Counter(present).items():
+            if times > 1:
+                raise ValueError(
+                    f"{self.who}: parameter {by_param[param].name!r} is twice in param_groups; remove it from its old "
+                    "group when it moves to another"
+                )
         if self.by_param.keys().isdisjoint(present):
             self._check_pieces(present, replaced=self.by_param)
         all_settings = self._groups_after(groups, by_param, replacements)
@@ -306,25 +303,8 @@ class Members:
                     member.name, new, dict(member.choices), listed=member.listed
                 )
         for group in groups:
-            names = group.get("param_names", ())
-            names_of = dict(zip(group["params"], names, strict=False))
-            new_params = [param for param in group["params"] if param not in by_param]
-            has_names = len(names) == len(group["params"])
-            listed = [names_of[param] for param in new_params] if has_names else None
-            self._add(by_param, new_params, listed)
+            self._add(by_param, group)
         return by_param
-
-    def _check_repeats(
-        self, params: list[Tensor], by_param: Mapping[Tensor, Member]
-    ) -> None:
-        seen: set[Tensor] = set()
-        for param in params:
-            if param in seen:
-                raise ValueError(
-                    f"{self.who}: parameter {by_param[param].name!r} is twice in param_groups; remove it from its old "
-                    "group when it moves to another"
-                )
-            seen.add(param)
 
     def _groups_after(
         self,
