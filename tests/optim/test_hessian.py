@@ -108,9 +108,9 @@ def estimates(monkeypatch):
     found = []
     estimate = _hessian.HessianSource._estimate
 
-    def noted(self, due, step, states):
+    def noted(self, due, step):
         found.append(sorted(leaf.name for leaf in due))
-        return estimate(self, due, step, states)
+        return estimate(self, due, step)
 
     monkeypatch.setattr(_hessian.HessianSource, "_estimate", noted)
     return found
