@@ -157,7 +157,7 @@ class Checkpoint:
 
     def _check_sizes(self, groups: list[Group]) -> None:
         saved = [len(group["params"]) for group in groups]
-        ours = [len(settings.group["params"]) for settings in self._groups]
+        ours = [len(settings.params) for settings in self._groups]
         if saved != ours:
             raise ValueError(
                 f"loaded state dict has groups of {saved} parameters, the optimizer has groups of {ours}"
@@ -239,7 +239,7 @@ class Checkpoint:
         Parameters without an entry get slots with their first gradient. Those of an entry that no step has changed
         remain fresh: accelerate's `prepare` loads an optimizer's state back into the same optimizer.
         """
-        for param in settings.group["params"]:
+        for param in settings.params:
             member = self.states.members.by_param[param]
             entry = self._entries[param]
             if entry and param not in first and not never_trains(param):

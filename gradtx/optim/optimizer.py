@@ -555,7 +555,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             if overridden is not None:
                 group[OVERRIDDEN] = overridden
             codes: dict[str, str] = {}
-            for param in settings.group["params"]:
+            for param in settings.params:
                 codes.update(layouts[param].labels)
             if codes:
                 group[CODES_KEY] = codes

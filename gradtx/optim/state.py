@@ -136,7 +136,7 @@ class States:
             settings: The group.
             members: All members, including those of the new group.
         """
-        params = [param for param in settings.group["params"] if not self.of(param)]
+        params = [param for param in settings.params if not self.of(param)]
         is_divided = self.members.replicas is not None or any(map(is_sharded, params))
         if not is_divided:  # otherwise each parameter is assigned to an owner
             params = _one_of_each_kind(params, members)
@@ -198,9 +198,7 @@ class States:
     def begin(self) -> None:
         """Create fresh slots for all trained parameters: torch.distributed.checkpoint loads into them."""
         for settings in self.members.groups:
-            params = [
-                param for param in settings.group["params"] if param.requires_grad
-            ]
+            params = [param for param in settings.params if param.requires_grad]
             for param, initial in self.first(settings, params).items():
                 self.by_param[param] = initial.state
                 self.members.by_param[param].mark_fresh(initial.state)
@@ -319,7 +317,7 @@ class States:
                 settings.values()
                 settings.settle()
             incomplete: list[Tensor] = []
-            for param in settings.group["params"]:
+            for param in settings.params:
                 member = members[param]
                 layouts[param] = member.layout
                 lacks_slots = param.requires_grad
