@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from copy import copy
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -21,9 +21,6 @@ from gradtx.programs.hyperparameters import (
     each_item,
 )
 from gradtx.transform import Entry, GradientTransformation
-
-if TYPE_CHECKING:
-    from gradtx.optim.run import Member
 
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
 # The key in a saved group of the names whose number was written over a schedule.
@@ -70,7 +67,7 @@ class GroupSettings:
         group: The group's dict.
         labels: The label of each partition.
         params: The parameters of the group, as the optimizer last saw it.
-        members: Their members, as `Members.arranged` last saw them.
+        members: The `Member`s of these, as `Members.arranged` last saw them.
         entries: The hyperparameters, by their names in the group.
         sources: Their values when the group was created, or schedules that replaced them.
         shown: What the group shows of each schedule that has not been overwritten.
@@ -90,7 +87,7 @@ class GroupSettings:
         self.group = group
         self.labels = labels
         self.params: list[Tensor] = list(group["params"])
-        self.members: list[Member] = []
+        self.members: list[Any] = []
         self.codes: dict[str, str] = {}
         self.entries = names_in_group(tx._entries(labels))
         check_differentiable(group)
