@@ -89,6 +89,21 @@ def scalar(value: Any = 0.0) -> Slot:
     return Slot(first, "scalar")
 
 
+def filled(value: Any) -> Callable[[Tensor], Tensor]:
+    """Return the first value of a slot filled with a number, which may be a 0-d tensor."""
+
+    def first(param: Tensor) -> Tensor:
+        # A sum, because `full_like` would synchronize.
+        return (torch.zeros_like(param) + value).to(param.dtype)
+
+    return first
+
+
+def window(size: int) -> Slot:
+    """Declare a list of vectors in the space of the update, such as the last gradients; all start at zero."""
+    return linear(lambda param: [torch.zeros_like(param) for _ in range(size)])
+
+
 def _itself(param: Tensor) -> Tensor:
     return param
 

@@ -20,7 +20,6 @@ from gradtx.arguments import (
     is_off,
 )
 from gradtx.maths.entries import (
-    filled_like,
     quotient,
     running_mean,
     safe_pow,
@@ -28,7 +27,7 @@ from gradtx.maths.entries import (
 )
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema as average_of
-from gradtx.slots import linear, square, start
+from gradtx.slots import filled, linear, square, start
 from gradtx.transform import chain
 
 __all__ = [
@@ -81,9 +80,7 @@ def scale_by_rss(eps=1e-10, initial_accumulator_value: NonNegative = 0.0):
         total = state["sum"] + update.square()
         return update / (safe_sqrt(total) + eps), {"sum": total}
 
-    return {
-        "sum": square(lambda p: filled_like(p, initial_accumulator_value), slow=True)
-    }, update
+    return {"sum": square(filled(initial_accumulator_value), slow=True)}, update
 
 
 @per_tensor(elementwise=True)
@@ -327,7 +324,7 @@ def scale_by_ftrl(
 
     return {
         "z": linear(slow=True),
-        "n": square(lambda p: filled_like(p, initial_accumulator_value), slow=True),
+        "n": square(filled(initial_accumulator_value), slow=True),
     }, update
 
 

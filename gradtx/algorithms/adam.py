@@ -22,7 +22,6 @@ from gradtx.maths.entries import (
     at_least,
     caution,
     corrected_root,
-    filled_like,
     hat_rate,
     norm,
     running_mean,
@@ -31,7 +30,7 @@ from gradtx.maths.entries import (
 )
 from gradtx.maths.entries import softplus as smooth
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import linear, scalar, square
+from gradtx.slots import filled, linear, scalar, square
 from gradtx.transform import chain
 
 __all__ = [
@@ -149,7 +148,7 @@ def scale_by_rms(
         return g / (safe_sqrt(v + eps) if eps_in_root else safe_sqrt(v) + eps), new
 
     return {
-        "square_avg": square(lambda p: filled_like(p, initial_accumulator_value)),
+        "square_avg": square(filled(initial_accumulator_value)),
         "grad_avg": linear() if centered else None,
     }, update
 

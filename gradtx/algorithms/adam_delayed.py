@@ -19,7 +19,7 @@ from gradtx.maths.entries import (
     safe_sqrt,
 )
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import linear, scalar, square
+from gradtx.slots import linear, scalar, square, window
 from gradtx.transform import chain
 
 __all__ = [
@@ -156,7 +156,7 @@ def scale_by_adashift(
         return direction, {"grad": window, "exp_avg_sq": v}
 
     slots = {
-        "grad": linear(lambda p: [torch.zeros_like(p) for _ in range(keep_num)]),
+        "grad": window(keep_num),
         "exp_avg_sq": square() if reduce == "none" else scalar(),
     }
     return slots, update

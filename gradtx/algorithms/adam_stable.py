@@ -32,7 +32,6 @@ from gradtx.maths.entries import (
     adam_moments,
     at_least,
     corrected_root,
-    filled_like,
     hat_rate,
     norm,
     peak,
@@ -43,7 +42,7 @@ from gradtx.maths.entries import (
 )
 from gradtx.rules import alias, per_tensor
 from gradtx.schedules.warmup import restart_warmup_schedule, warmup_cosine_schedule
-from gradtx.slots import linear, scalar, square
+from gradtx.slots import filled, linear, scalar, square
 from gradtx.transform import chain
 
 __all__ = [
@@ -204,7 +203,7 @@ def scale_by_yogi(
 
     return {
         "exp_avg": linear(),
-        "exp_avg_sq": square(lambda p: filled_like(p, initial_accumulator_value)),
+        "exp_avg_sq": square(filled(initial_accumulator_value)),
     }, update
 
 

@@ -24,7 +24,7 @@ from gradtx.base.exact import exact
 from gradtx.maths.entries import change_of, running_mean
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema as average_of
-from gradtx.slots import linear, scalar, start
+from gradtx.slots import linear, scalar, start, window
 from gradtx.transform import chain
 
 __all__ = [
@@ -266,9 +266,7 @@ def scale_by_aggmo(betas: AnyLength[Decays] = (0.0, 0.9, 0.99)):
         buffers = [beta * old + g for beta, old in pairs]
         return sum(buffers[1:], buffers[0]) / len(buffers), {"momentum_buffer": buffers}
 
-    return {
-        "momentum_buffer": linear(lambda p: [torch.zeros_like(p) for _ in betas])
-    }, update
+    return {"momentum_buffer": window(len(betas))}, update
 
 
 @per_tensor(elementwise=True)

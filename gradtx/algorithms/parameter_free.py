@@ -20,14 +20,13 @@ from gradtx.arguments import (
 from gradtx.base.exact import exact, exact_dtype
 from gradtx.maths.entries import (
     at_least,
-    filled_like,
     norm,
     plus_decay,
     quotient,
     safe_sqrt,
 )
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import Slot, linear, scalar, square, start
+from gradtx.slots import Slot, filled, linear, scalar, square, start
 from gradtx.transform import chain
 
 __all__ = [
@@ -384,7 +383,7 @@ def scale_by_cocob(alpha: NonNegative = 100.0, eps=1e-8):
 
     return {
         "param_init": start(),
-        "scale": square(lambda p: filled_like(p, eps)),
+        "scale": square(filled(eps)),
         "abs_sum": square(slow=True),
         "reward": square(slow=True),
         "grad_sum": linear(slow=True),

@@ -14,12 +14,11 @@ from gradtx.maths.entries import (
     at_least,
     at_most,
     corrected_root,
-    filled_like,
     plus_decay,
     running_mean,
 )
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import ema, linear, square
+from gradtx.slots import ema, filled, linear, square
 from gradtx.transform import chain
 
 __all__ = [
@@ -220,13 +219,14 @@ def scale_by_rprop(
     that signs are compared, because a product of small gradients can underflow. The rule of 1993 also undoes the step
     before a sign change.
     """
+    first = filled(lr)
     shrink, grow = etas
     smallest, largest = step_sizes
 
     def update(g, state, p, ctx):
         # As in torch, the initial size is the rate at the first step, which a scheduler may have written after `init`.
         old = state["step_size"]
-        size = torch.where(ctx.seen, old, filled_like(old, lr))
+        size = torch.where(ctx.seen, old, first(old))
         agreement = g.sign() * state["prev"].sign()
         turned = agreement < 0
         size = torch.where(
@@ -236,7 +236,7 @@ def scale_by_rprop(
         masked = torch.where(turned, 0.0, g)
         return -masked.sign() * size, {"prev": masked, "step_size": size}
 
-    return {"prev": linear(), "step_size": square(lambda p: filled_like(p, lr))}, update
+    return {"prev": linear(), "step_size": square(first)}, update
 
 
 @alias

@@ -32,7 +32,7 @@ from gradtx.maths.entries import (
     safe_sqrt,
 )
 from gradtx.rules import alias, per_tensor, whole_tree
-from gradtx.slots import linear, square, start
+from gradtx.slots import linear, square, start, window
 from gradtx.transform import chain
 
 __all__ = [
@@ -333,9 +333,7 @@ def amplify_slow_gradients_window(
             amplified = torch.where(ctx.step < window_size, update, amplified)
         return amplified, {"grad": window}
 
-    return {
-        "grad": linear(lambda p: [torch.zeros_like(p) for _ in range(window_size)])
-    }, update
+    return {"grad": window(window_size)}, update
 
 
 @per_tensor(elementwise=True)

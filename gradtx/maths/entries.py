@@ -56,11 +56,6 @@ def at_most(x: Tensor, bound) -> Tensor:
     return x.clamp(max=bound)
 
 
-def filled_like(x: Tensor, value) -> Tensor:
-    """Return a tensor like `x` filled with `value`, which may be a 0-d tensor (`full_like` would synchronize)."""
-    return (torch.zeros_like(x) + value).to(x.dtype)
-
-
 def quotient(
     top,
     bottom: Tensor,
