@@ -235,21 +235,17 @@ def scale_by_adapnm(
     $1-\beta_1^t$ although each momentum decays by $\beta_1^2$ at every second step.
     """
     beta1, beta2, beta3 = betas
+    momenta, average = positive_negative("exp_avg", "neg_exp_avg", beta1, beta3)
 
     def update(g, state, p, ctx):
-        negative = state["neg_exp_avg"]
-        direction, positive = positive_negative(
-            state["exp_avg"], negative, g, beta1, beta3
-        )
-        v = running_mean(state["exp_avg_sq"], g.square(), beta2)
-        new = {"exp_avg": negative, "neg_exp_avg": positive, "exp_avg_sq": v}
+        direction, new = average(g, state)
+        new["exp_avg_sq"] = running_mean(state["exp_avg_sq"], g.square(), beta2)
         v = peak(new, state, "exp_avg_sq", amsgrad)
         root = corrected_root(v, ctx, beta2)
         return direction / ctx.bias_correction(beta1) / (root + eps), new
 
     slots = {
-        "exp_avg": linear(),
-        "neg_exp_avg": linear(),
+        **momenta,
         "exp_avg_sq": square(),
         "max_exp_avg_sq": square() if amsgrad else None,
     }

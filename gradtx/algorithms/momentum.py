@@ -413,16 +413,22 @@ def ema_nesterov(
 
 
 def positive_negative(
-    positive: Tensor, negative: Tensor, gradient: Tensor, beta, weight
-) -> tuple[Tensor, Tensor]:
-    """Return the direction and the positive momentum updated with the gradient; the negative one is unchanged.
+    first: str, second: str, beta, weight
+) -> tuple[dict[str, Any], Any]:
+    """Return two slots that are updated in turn, and `average(gradient, state) -> (direction, new state)`.
 
     The decay is the square of beta, because each momentum is written at every second step. The direction is normalized
     so that two momenta with independent noise yield noise of the size of one.
     """
-    positive = running_mean(positive, gradient, beta**2)
-    size = ((1 + weight) ** 2 + weight**2) ** 0.5
-    return ((1 + weight) / size) * positive - (weight / size) * negative, positive
+
+    def average(gradient, state):
+        positive = running_mean(state[first], gradient, beta**2)
+        negative = state[second]
+        size = ((1 + weight) ** 2 + weight**2) ** 0.5
+        direction = ((1 + weight) / size) * positive - (weight / size) * negative
+        return direction, {first: negative, second: positive}
+
+    return {first: linear(), second: linear()}, average
 
 
 @per_tensor(elementwise=True)
@@ -456,14 +462,12 @@ def scale_by_pnm(betas: tuple[Decay, Fraction] = (0.9, 1.0)):
     """
     beta1, beta2 = betas
 
-    def update(update, state, param, ctx):
-        negative = state["neg_momentum"]
-        direction, positive = positive_negative(
-            state["pos_momentum"], negative, update, beta1, beta2
-        )
-        return direction, {"pos_momentum": negative, "neg_momentum": positive}
+    momenta, average = positive_negative("pos_momentum", "neg_momentum", beta1, beta2)
 
-    return {"pos_momentum": linear(), "neg_momentum": linear()}, update
+    def update(update, state, param, ctx):
+        return average(update, state)
+
+    return momenta, update
 
 
 @alias(class_name="AccSGD")

@@ -34,7 +34,7 @@ from gradtx.maths.entries import (
 )
 from gradtx.rules import alias, per_tensor
 from gradtx.schedules import ranger21_schedule
-from gradtx.slots import linear, square
+from gradtx.slots import square
 from gradtx.transform import chain
 
 __all__ = [
@@ -104,6 +104,7 @@ def scale_by_ranger21(
     the mean of $v$ starts at 0, the maximum is stored, and `beta0` is the weight of the noise (theirs is 1).
     """
     beta1, beta2 = betas
+    momenta, average = positive_negative("grad_ma", "neg_grad_ma", beta1, beta0)
 
     def update(g, state, p, ctx):
         correction = ctx.bias_correction(beta2)
@@ -114,19 +115,15 @@ def scale_by_ranger21(
         size = unit_norm((1 - stable) * p)
         pull = 2 * lr * norm_loss_factor * (1 - 1 / (size + eps))
         decay = stable + pull - stable * pull
-        negative = state["neg_grad_ma"]
-        direction, positive = positive_negative(
-            state["grad_ma"], negative, g, beta1, beta0
-        )
-        new = {"grad_ma": negative, "neg_grad_ma": positive, "exp_avg_sq": v}
+        direction, new = average(g, state)
+        new["exp_avg_sq"] = v
         root = safe_sqrt(peak(new, state, "exp_avg_sq", amsgrad) / correction) + eps
         if use_softplus:
             root = softplus(root, beta_softplus)
         yield -(lr / ctx.bias_correction(beta1)) * direction / root - decay * p, new
 
     slots = {
-        "grad_ma": linear(),
-        "neg_grad_ma": linear(),
+        **momenta,
         "exp_avg_sq": square(),
         "max_exp_avg_sq": square() if amsgrad else None,
     }
