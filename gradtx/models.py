@@ -20,7 +20,7 @@ from gradtx.algorithms.adam import adamw
 from gradtx.algorithms.muon import muon
 from gradtx.base.exact import Betas, Scalar
 from gradtx.base.messages import aligned, describe
-from gradtx.base.selectors import Selector, Where, in_model, without_wrappers
+from gradtx.base.selectors import Selector, Where, named_in_model, without_wrappers
 from gradtx.combinators.blocks import blocks
 from gradtx.combinators.selection import freeze, partition
 from gradtx.optim.optimizer import ChainOptimizer
@@ -235,12 +235,6 @@ def _check_model(who: str, model: Any) -> None:
         raise TypeError(
             f"{who}: model must be a torch.nn.Module, got {describe(model)}"
         )
-
-
-def named_in_model(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters with their names in the model without wrappers."""
-    named = dict(model.named_parameters())
-    return list(zip(in_model(named), named.values(), strict=True))
 
 
 def places_of(model: nn.Module) -> dict[Tensor, list[Place]]:

@@ -22,8 +22,9 @@ from gradtx.base.counterparts import plain
 from gradtx.base.exact import Scalar, Schedule
 from gradtx.base.inputs import as_builtin
 from gradtx.base.messages import describe, nearest, warn_user
+from gradtx.base.selectors import named_in_model
 from gradtx.combinators.slow_weights import with_lookahead
-from gradtx.models import label_by_role, named_in_model, places_of
+from gradtx.models import label_by_role, places_of
 from gradtx.optim import ChainOptimizer, as_optimizer, class_names, optimizer_hint
 from gradtx.optim.chain_checks import drop_engine_options
 from gradtx.optim.classes import CLASSES, AliasOptimizer, class_of

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -201,20 +200,22 @@ def _averaged(old, new, beta, ctx):
 _WITH_SQUARES = ("adam", "adagrad", "rmsprop")
 
 
-def _graft_slot(kind: str | None) -> Slot | None:
-    """Declare the squares that a grafted method averages or sums."""
-    return square(slow=kind == "adagrad") if kind in _WITH_SQUARES else None
+def _grafted_method(kind: str | None, slot: str, beta, eps) -> tuple[Slot | None, Any]:
+    """Return the slot for the squares that a method averages or sums, and its step.
 
+    The step is a function of the filtered gradient f, the gradient g, state and context; it also returns the new slot.
+    """
+    summed, has_squares = kind == "adagrad", kind in _WITH_SQUARES
 
-def _grafted_step(f, g, state, ctx, *, kind, slot, beta, eps):
-    """Return the step of a grafted method for the filtered gradient f, and its new slot: squares of the gradient g."""
-    if kind not in _WITH_SQUARES:
-        return f.sign() if kind == "sqrtn" else f, {}
-    v, square_of_g = state[slot], g.square()
-    summed = kind == "adagrad"
-    v = v + square_of_g if summed else _averaged(v, square_of_g, beta, ctx)
-    root = corrected_root(v, ctx, beta) if kind == "adam" else safe_sqrt(v)
-    return f / (root + eps), {slot: v}
+    def step(f, g, state, ctx):
+        if not has_squares:
+            return f.sign() if kind == "sqrtn" else f, {}
+        v, square_of_g = state[slot], g.square()
+        v = v + square_of_g if summed else _averaged(v, square_of_g, beta, ctx)
+        root = corrected_root(v, ctx, beta) if kind == "adam" else safe_sqrt(v)
+        return f / (root + eps), {slot: v}
+
+    return square(slow=summed) if has_squares else None, step
 
 
 Graft: TypeAlias = Literal["none", "sgd", "adagrad", "rmsprop", "sqrtn"]
@@ -293,12 +294,8 @@ def scale_by_scalable_shampoo(
     """
     beta1, beta2 = betas
     share = 1 - beta1 if moving_average_for_momentum else 1.0
-    magnitude = functools.partial(
-        _grafted_step,
-        kind=graft_type,
-        slot="graft_statistics",
-        beta=beta2,
-        eps=diagonal_eps,
+    squares, magnitude = _grafted_method(
+        graft_type, "graft_statistics", beta2, diagonal_eps
     )
 
     def blocks_of(x):
@@ -349,7 +346,7 @@ def scale_by_scalable_shampoo(
     slots = {
         "momentum": linear(),
         "graft_momentum": linear(),
-        "graft_statistics": _graft_slot(graft_type),
+        "graft_statistics": squares,
         "statistics": Slot(
             lambda p: [matrix_eps * eye for eye in identities(p)], slow=True
         ),
@@ -454,9 +451,7 @@ def scale_by_distributed_shampoo(
         raise ValueError(
             "scale_by_distributed_shampoo: pass either a positive eps or pseudo_inverse=True with eps=0.0"
         )
-    magnitude = functools.partial(
-        _grafted_step, kind=graft, slot="adagrad", beta=graft_beta2, eps=graft_eps
-    )
+    squares, magnitude = _grafted_method(graft, "adagrad", graft_beta2, graft_eps)
 
     def blocks_of(x):
         shape = _merged_from_the_end(x.shape, max_preconditioner_dim, target_dims)
@@ -504,7 +499,7 @@ def scale_by_distributed_shampoo(
 
     slots = {
         "filtered_grad": None if is_off(beta1) else ema(beta1),
-        "adagrad": _graft_slot(graft),
+        "adagrad": squares,
         "factor_matrices": Slot(
             lambda p: [0 * eye for eye in identities(p)], slow=True
         ),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gradtx.algorithms.scaling import scale
 from gradtx.arguments import Static
 from gradtx.base.messages import describe
-from gradtx.base.selectors import Selector, Where, in_model, listed
+from gradtx.base.selectors import Selector, Where, listed, named_in_model
 from gradtx.combinators.selection import Fork
 from gradtx.rules import combinator
 
@@ -161,8 +161,7 @@ def width_multipliers(
 
 def _sizes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     if isinstance(shapes, nn.Module):
-        named = dict(shapes.named_parameters())
-        shapes = dict(zip(in_model(named), named.values(), strict=True))
+        shapes = dict(named_in_model(shapes))
     sizes = {}
     for name, x in shapes.items():
         sizes[name] = tuple(x.shape if isinstance(x, Tensor) else x)

@@ -39,6 +39,12 @@ def in_model(names: Iterable[str]) -> list[str]:
     return bare
 
 
+def named_in_model(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
+    """Return the parameters with their names in the model without wrappers."""
+    named = dict(model.named_parameters())
+    return list(zip(in_model(named), named.values(), strict=True))
+
+
 class NumberedName(str):
     """The number of a parameter that was passed without a name, in place of its name."""
 
