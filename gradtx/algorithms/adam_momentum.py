@@ -12,6 +12,7 @@ from gradtx.algorithms.momentum import positive_negative
 from gradtx.algorithms.weight_decay import with_decay
 from gradtx.arguments import Decay, Fraction, OpenFraction, Scalar, is_off
 from gradtx.maths.entries import (
+    MOMENTS,
     adam_moments,
     at_least,
     at_most,
@@ -151,8 +152,7 @@ def scale_by_adai(
         yield factor * m / (1 - product), new
 
     return {
-        "exp_avg": linear(),
-        "exp_avg_sq": square(),
+        **MOMENTS,
         "beta1_prod": square(torch.ones_like),
     }, update
 
@@ -295,7 +295,7 @@ def scale_by_adatam(betas=(0.9, 0.999), decay_rate: Decay = 0.9, eps=1e-8):
             "exp_avg_sq": square,
         }
 
-    return {"s": torch.zeros_like, "exp_avg": linear(), "exp_avg_sq": square()}, update
+    return {"s": torch.zeros_like, **MOMENTS}, update
 
 
 @alias

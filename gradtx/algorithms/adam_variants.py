@@ -26,6 +26,7 @@ from gradtx.arguments import (
     is_off,
 )
 from gradtx.maths.entries import (
+    MOMENTS,
     adam_moments,
     at_least,
     atan2,
@@ -162,7 +163,7 @@ def scale_by_adopt(
         new = _after_first(normal, g, state, betas, ctx)
         return new["exp_avg"], new
 
-    return {"exp_avg": linear(), "exp_avg_sq": square()}, update
+    return MOMENTS, update
 
 
 @per_tensor(elementwise=_no_caution)
@@ -211,7 +212,7 @@ def scale_by_adopt_atan2(
             direction = direction * caution(old, g, cautious_factor)
         return a * direction, new
 
-    return {"exp_avg": linear(), "exp_avg_sq": square()}, update
+    return MOMENTS, update
 
 
 # Steps; until then the mean in the authors' code is too noisy to be subtracted.
@@ -259,8 +260,7 @@ def scale_by_laprop(
     """
     beta1, beta2 = betas
     slots = {
-        "exp_avg": linear(),
-        "exp_avg_sq": square(),
+        **MOMENTS,
         "exp_mean_avg_beta2": linear() if centered else None,
         "max_exp_avg_sq": square() if amsgrad else None,
     }
@@ -388,7 +388,7 @@ def scale_by_simplified_ademamix(
             direction = direction / root
         return direction, {"exp_avg": total, "exp_avg_sq": v, "num_sum": weight}
 
-    return {"exp_avg": linear(), "exp_avg_sq": square(), "num_sum": scalar()}, update
+    return {**MOMENTS, "num_sum": scalar()}, update
 
 
 @alias

@@ -14,6 +14,7 @@ from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
 from gradtx.arguments import AtLeastOneOrInf, Decay, Positive, is_off
 from gradtx.base.exact import exact
 from gradtx.maths.entries import (
+    MOMENTS,
     change_of,
     plus_decay,
     quotient,
@@ -237,8 +238,7 @@ def scale_by_dadapt_adam(
         yield resting(total["size"], state, direction, new, shared)
 
     return {
-        "exp_avg": linear(),
-        "exp_avg_sq": square(),
+        **MOMENTS,
         "s": linear(slow=True),
     }, update
 

@@ -28,6 +28,7 @@ from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import exact, exact_dtype
 from gradtx.execution.leaf_rule import OfLeaf
 from gradtx.maths.entries import (
+    MOMENTS,
     at_least,
     at_most,
     corrected_root,
@@ -40,7 +41,7 @@ from gradtx.maths.entries import (
     unit_norm,
 )
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import linear, scalar, square
+from gradtx.slots import scalar, square
 from gradtx.transform import chain
 
 __all__ = [
@@ -218,7 +219,7 @@ def scale_by_lamb(
             square = square / ctx.bias_correction(beta2)
         return mean / (safe_sqrt(square) + eps), new
 
-    return {"exp_avg": linear(), "exp_avg_sq": square()}, update
+    return MOMENTS, update
 
 
 @per_tensor(takes_complex=True)

@@ -19,6 +19,7 @@ from gradtx.arguments import (
 )
 from gradtx.base.exact import exact, exact_dtype
 from gradtx.maths.entries import (
+    MOMENTS,
     at_least,
     norm,
     plus_decay,
@@ -147,8 +148,7 @@ def scale_by_prodigy(
         yield resting(total["size"], state, direction, new, shared)
 
     slots = {
-        "exp_avg": linear(),
-        "exp_avg_sq": square(),
+        **MOMENTS,
         "s": Slot(lambda p: torch.zeros_like(part(p)), slow=True),
         "p0": part,
     }

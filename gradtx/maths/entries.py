@@ -13,7 +13,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import exact
 from gradtx.schedules.warmup import rectification_at
-from gradtx.slots import ema, square
+from gradtx.slots import ema, linear, square
 
 
 def differentiable() -> bool:
@@ -185,6 +185,10 @@ def peak(
 def change_of(update: Tensor, state: Mapping[str, Tensor], ctx) -> Tensor:
     """Return $g_t - g_{t-1}$ with the slot `previous_grad`, and 0 in a leaf's first update."""
     return torch.where(ctx.seen, update - state["previous_grad"], 0.0)
+
+
+# Slots of Adam's moments for rules whose first moment is no average of updates with a constant decay.
+MOMENTS = {"exp_avg": linear(), "exp_avg_sq": square()}
 
 
 def adam_moments(
