@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -155,16 +155,15 @@ def scale_by_shampoo(
     return slots, update
 
 
-class Blocked:
+class Blocked(NamedTuple):
     """The blocks of a leaf in some shape, and their factors: one for each of some dimensions of each block."""
 
-    def __init__(self, shape: Sequence[int], size: int, dims: Sequence[int]):
-        self._shape = shape
-        self._size = size
-        self.dims = dims
+    shape: Sequence[int]
+    size: int
+    dims: Sequence[int]
 
     def pieces(self, x: Tensor) -> list[Tensor]:
-        return blocks(x.reshape(self._shape), self._size) if x.numel() else []
+        return blocks(x.reshape(self.shape), self.size) if x.numel() else []
 
     def identities(self, x: Tensor) -> list[Tensor]:
         sizes = [piece.shape[i] for piece in self.pieces(x) for i in self.dims]
@@ -187,7 +186,7 @@ class Blocked:
         ]
 
     def joined(self, pieces: list[Tensor], like: Tensor) -> Tensor:
-        return joined(pieces, self._shape, self._size).reshape(like.shape)
+        return joined(pieces, self.shape, self.size).reshape(like.shape)
 
 
 def _averaged(old, new, beta, ctx):
