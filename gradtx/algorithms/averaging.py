@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor
 
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
 from gradtx.arguments import Count, Decay, Fraction, NonNegative, NonNegativeInt, is_off
@@ -129,11 +128,6 @@ def average(decay: Decay | None = None, start: NonNegativeInt = 0, debias=False)
     return slots, update, lambda state, param: state["average"]
 
 
-def dual_averaging(target: Tensor, momentum, param: Tensor) -> Tensor:
-    """Return the update of an averaged iterate, the fraction 1 - momentum of the way to the target."""
-    return (1 - momentum) * (target - param)
-
-
 @per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_madgrad(
     lr=1e-2,
@@ -186,7 +180,8 @@ def scale_by_madgrad(
             "s": state["s"] + weight * g,
         }
         first = p + moved(state) if reconstructs else state["x0"]
-        step = dual_averaging(first - moved(new), momentum, p)
+        target = first - moved(new)
+        step = (1 - momentum) * (target - p)
         return plus_decay(step, weight_decay, p, -rate), new
 
     slots = {

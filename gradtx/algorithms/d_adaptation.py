@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from gradtx.algorithms.averaging import dual_averaging
 from gradtx.algorithms.scaling import descend
 from gradtx.algorithms.weight_decay import add_decayed_weights, split_decay
 from gradtx.arguments import AtLeastOneOrInf, Decay, Positive, is_off
@@ -150,7 +149,7 @@ def scale_by_dadapt_adagrad(
             before = safe_sqrt(state["alphak"]) + eps
             direction = s / root - state["sk"] / before
         else:
-            direction = -dual_averaging(state["x0"] - s / root, momentum, p)
+            direction = -((1 - momentum) * (state["x0"] - s / root - p))
         squares, size = state["gsq_weighted"] + total["square"], total["size"]
         d = estimated(state["d"], total["weighted"] - squares, size, growth_rate)
         new, shared = (
@@ -307,7 +306,7 @@ def scale_by_dadapt_sgd(
         d = estimated(d, 2 * r, safe_sqrt(total["square"]), growth_rate)
         direction = s - before
         if not is_off(momentum):
-            direction = -dual_averaging(state["x0"] - s, momentum, p)
+            direction = -((1 - momentum) * (state["x0"] - s - p))
         shared = {"d": d, "numerator_weighted": r, "g0_norm": norm}
         yield resting(norm, state, direction, {"s": s}, shared)
 
