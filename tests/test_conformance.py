@@ -1,10 +1,12 @@
 """What every rule, alias and combinator must do; whatever has a `.spec` in `gradtx.__all__` joins by itself."""
 
 import functools
+import gc
 import inspect
 import io
 import math
 import re
+import weakref
 
 import pytest
 import torch
@@ -218,6 +220,28 @@ def test_updates_leave_every_input_bit_identical_and_share_no_memory_with_it(cas
             tx.eval_params(state, params)
         assert_own_memory([updates, new], grads, params, state, given)
         state = new
+
+
+@pytest.mark.parametrize("way", ["programs", "rules"])
+@each_case(LEAN, OF_EACH_KIND)
+def test_tensors_of_a_finished_update_do_not_wait_for_the_garbage_collector(case, way, monkeypatch):
+    if way == "rules":
+        monkeypatch.setattr(gradtx.programs.trees, "update", lambda call: None)
+    tx, params = case.make(), case.noise()
+    state = first_state(tx, params)
+    _, state = step(tx, case.noise(1), state, params)
+    gc.collect()
+    gc.disable()
+    try:
+        first = first_state(tx, params)
+        grads = case.noise(2)
+        updates, new = step(tx, grads, state, params)
+        used = [*tensors([first, grads, updates, state]).values()]
+        references = list(map(weakref.ref, used))
+        del first, grads, updates, state, used
+        assert [reference for reference in references if reference() is not None] == []
+    finally:
+        gc.enable()
 
 
 @each_case(LEAN, PLAIN_LINKS)

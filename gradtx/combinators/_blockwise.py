@@ -91,9 +91,12 @@ class Choosing:
 
     def __init__(self, leaf, division: Division):
         self.name: str = leaf.name
-        self.run = self
         self._leaf = leaf
         self._division = division
+
+    @property
+    def run(self) -> Choosing:
+        return self
 
     def choice(self, path: Path, leaf, selector) -> Any:
         selector_of_block = OfBlock(selector, self._division)

@@ -99,6 +99,12 @@ class TreeRun(Run):
         )
         self.route = Route.of(tx, self, self.schedule_count())
 
+    def release(self) -> None:
+        super().release()
+        # Operations, and the functions of slots, may refer to the run.
+        self.route = Route([], [])
+        self.stores.clear()
+
     def schedule_count(self) -> Tensor:
         """Return the count that schedules follow: that of the leaf with the most updates, as in an optimizer."""
         if not self.leaf_steps:
@@ -383,6 +389,7 @@ def init(tx: Transformation, params: Any, counts: str = "calls") -> dict[str, An
     if cells:
         check_patterns(run.seen_slots)
     state = _first_state(run, cells)
+    run.release()
     if counts == "leaves":
         state[LEAF_STEPS] = {
             cell.name: torch.zeros((), dtype=torch.int64, device=cell.device)
@@ -663,6 +670,7 @@ def _eval_params(tx: Transformation, state: Any, params: Any) -> Any:
                 f"{OWN_STATE}"
             )
         chosen[name] = weights.to(param.dtype, copy=True)
+    run.release()
     return unflatten(chosen)
 
 

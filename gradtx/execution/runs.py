@@ -204,7 +204,10 @@ class Run:
             self.new_shared.setdefault(place.path, {})[place.name] = place.finish(total)
         for commit in reversed(self.commits):
             commit()
-        # They refer to the run: a cycle would keep its tensors until Python's collector runs.
+        self.release()
+
+    def release(self) -> None:
+        """Forget what refers to the run: a cycle would keep its tensors until Python's garbage collector runs."""
         self.commits.clear()
 
     def clock_path(self, place: Place) -> Path | None:

@@ -89,7 +89,7 @@ class States:
         for settings in self.members.arranged():
             chain = settings.chain(settings.values(), run.device)
             yield run, Route.of(chain, run, count), settings.members
-        run.commits.clear()  # breaks a reference cycle with the run
+        run.release()
 
     def count(self, place: Place | None = None, exact: bool = False) -> int:
         """Return the largest count of the parameters, or the count of the clock that a node of the chain follows.
@@ -114,7 +114,7 @@ class States:
         if not self.members.restarts:
             return int(run.scalars(path).get("step", 0))
         Route.of(self.members.tx, run, self.count())
-        run.commits.clear()  # breaks a reference cycle with the run
+        run.release()
         return int(run.inner_counts[path])
 
     def show_exactly(self) -> None:

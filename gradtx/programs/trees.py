@@ -296,6 +296,7 @@ class TreeProgram:
         if not self._bundles:
             raise UnsuitableError
         self._has_tree_run = self._needs_tree_run(run.route.clock_paths())
+        run.release()
 
     def _place_counts(
         self,

@@ -102,20 +102,27 @@ class NestedState:
         opaque: Collection[Path],
     ) -> State:
         """Return a state in the same order: `new` supplies slots and shared values, `trees` plain functions' states."""
+        return self._rebuilt(self._state, (), new, trees, opaque)
 
-        def rebuild(entry: State, path: Path) -> State:
-            result = {}
-            for key, value in entry.items():
-                below = (*path, key)
-                if below in opaque:
-                    result[key] = trees.get(below, value)
-                elif below in self.stages:
-                    result[key] = rebuild(value, below)
-                else:
-                    result[key] = new(path, key, value)
-            return result
-
-        return rebuild(self._state, ())
+    # No function inside of `rebuilt`, which would refer to itself and keep all tensors until garbage is collected.
+    def _rebuilt(
+        self,
+        entry: State,
+        path: Path,
+        new: Callable[[Path, str, Any], Any],
+        trees: Mapping[Path, Any],
+        opaque: Collection[Path],
+    ) -> State:
+        result = {}
+        for key, value in entry.items():
+            below = (*path, key)
+            if below in opaque:
+                result[key] = trees.get(below, value)
+            elif below in self.stages:
+                result[key] = self._rebuilt(value, below, new, trees, opaque)
+            else:
+                result[key] = new(path, key, value)
+        return result
 
 
 def _check_key(path: Path, key: Any) -> None:
