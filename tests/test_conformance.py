@@ -235,7 +235,7 @@ def test_tensors_of_a_finished_update_do_not_wait_for_the_garbage_collector(case
     try:
         first = first_state(tx, params)
         grads = case.noise(2)
-        updates, new = step(tx, grads, state, params)
+        updates, _later = step(tx, grads, state, params)
         used = [*tensors([first, grads, updates, state]).values()]
         references = list(map(weakref.ref, used))
         del first, grads, updates, state, used
