@@ -101,9 +101,7 @@ class TreeRun(Run):
 
     def release(self) -> None:
         super().release()
-        # Operations, and the functions of slots, may refer to the run.
         self.route = Route([], [])
-        self.stores.clear()
 
     def schedule_count(self) -> Tensor:
         """Return the count that schedules follow: that of the leaf with the most updates, as in an optimizer."""

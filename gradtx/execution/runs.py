@@ -209,6 +209,7 @@ class Run:
     def release(self) -> None:
         """Forget what refers to the run: a cycle would keep its tensors until Python's garbage collector runs."""
         self.commits.clear()
+        self.stores.clear()
 
     def clock_path(self, place: Place) -> Path | None:
         """Return the path of the clock that a node at this place follows; None for the outermost clock."""

@@ -67,7 +67,6 @@ class GroupSettings:
         group: The group's dict.
         labels: The label of each partition.
         params: The parameters of the group, as the optimizer last saw it.
-        members: The `Member`s of these, as `Members.arranged` last saw them.
         entries: The hyperparameters, by their names in the group.
         sources: Their values when the group was created, or schedules that replaced them.
         shown: What the group shows of each schedule that has not been overwritten.
@@ -87,7 +86,6 @@ class GroupSettings:
         self.group = group
         self.labels = labels
         self.params: list[Tensor] = list(group["params"])
-        self.members: list[Any] = []
         self.codes: dict[str, str] = {}
         self.entries = names_in_group(tx._entries(labels))
         check_differentiable(group)

@@ -74,7 +74,7 @@ class Members:
         self.replicas = replicas
         self.groups: list[GroupSettings] = []
         self.by_param: dict[Tensor, Member] = {}
-        self._are_arranged = False
+        self._rows: dict[GroupSettings, list[Member]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # The expanded chain consists of functions.
@@ -95,7 +95,7 @@ class Members:
     def without_state(self) -> Members:
         """Return a copy whose members have the same names and branches, but no state."""
         members = copy(self)
-        members._are_arranged = False
+        members._rows = {}
         members.by_param = {
             param: Member(
                 member.name,
@@ -169,7 +169,7 @@ class Members:
         """Add the joining parameters and their groups."""
         self.groups.extend(joining.groups)
         self.by_param = joining.by_param
-        self._are_arranged = False
+        self._rows = {}
 
     def check_selectors(self) -> None:
         """Check that every pattern matches a parameter.
@@ -266,7 +266,7 @@ class Members:
                     each.listed or str(each.name) for each in members
                 ]
         self.groups, self.by_param = all_settings, by_param
-        self._are_arranged = False
+        self._rows = {}
         here = set(present)
         return [param for param in replacements if param not in here]
 
@@ -371,17 +371,17 @@ class Members:
         for param in self.by_param:
             param.grad = None
 
-    def arranged(self) -> list[GroupSettings]:
-        """Return the settings of each group, with its present members."""
-        if not self._are_arranged:
+    def rows(self) -> dict[GroupSettings, list[Member]]:
+        """Return the members of each group."""
+        if not self._rows:
             self.are_sharded = any(map(is_sharded, self.by_param))
             self.are_divided = self.are_sharded or self.replicas is not None
             for settings in self.groups:
-                settings.members = [self.by_param[param] for param in settings.params]
-                for member in settings.members:
+                row = [self.by_param[param] for param in settings.params]
+                for member in row:
                     member.settings = settings
-            self._are_arranged = True
-        return self.groups
+                self._rows[settings] = row
+        return self._rows
 
     def clock_path(self, place: Place | None) -> Path | None:
         """Return the path of the clock that a hyperparameter's schedule follows; None for the outermost clock."""

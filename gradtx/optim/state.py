@@ -86,9 +86,9 @@ class States:
     def routes(self, count: int) -> Iterator[tuple[OptimizerRun, Route, list[Member]]]:
         """Yield a run, with the chain of each group, expanded with its present values, and the group's members."""
         run = self.run()
-        for settings in self.members.arranged():
+        for settings, row in self.members.rows().items():
             chain = settings.chain(settings.values(), run.device)
-            yield run, Route.of(chain, run, count), settings.members
+            yield run, Route.of(chain, run, count), row
         run.release()
 
     def count(self, place: Place | None = None, exact: bool = False) -> int:
@@ -193,6 +193,7 @@ class States:
         for leaf in leaves:
             layout = Layout.of(run, leaf)
             first[leaf.key.param] = Initial(layout, _first_state(run, leaf, layout))
+        run.release()
         return first
 
     def begin(self) -> None:
@@ -213,9 +214,9 @@ class States:
 
     def adopt(self) -> None:
         """Check and accept states that the user has moved to other parameters."""
-        for settings in self.members.arranged():
+        for settings, row in self.members.rows().items():
             moved: list[Tensor] = []
-            for member in settings.members:
+            for member in row:
                 state = self.of(member.param)
                 if not member.layout.keys and len(member.used(state)) > 1:
                     moved.append(member.param)

@@ -105,7 +105,7 @@ class Step:
         self._extras = extras
         self.scaling = scaling
         self.consumes = consumes
-        self.groups = members.arranged()
+        self.groups = members.groups
         run = self.run = self.run_type(states.by_param, members.by_param, initial=False)
         run.functions = extras
         run.known_extras = traits.known_extras
@@ -114,7 +114,8 @@ class Step:
         self.trees: Trees = {}
         if extras or traits.needs_extras:
             self._split_extras()
-        self._every = [each for settings in self.groups for each in settings.members]
+        self._rows = members.rows()
+        self._every = list(itertools.chain.from_iterable(self._rows.values()))
         # Everything that can be checked is checked before anything changes.
         for settings in self.groups:
             values = settings.values()
@@ -125,10 +126,10 @@ class Step:
         self._read(self._every)
         if _torch.is_captured(run.device):
             check_capture(core, self._every)
-        for settings in self.groups:
+        for settings, row in self._rows.items():
             if settings.checked is not settings.settled:
                 settings.settle()
-            self._complete(settings, settings.members)
+            self._complete(settings, row)
         self.members = self._stepping()
         self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
@@ -273,8 +274,8 @@ class Step:
             return
         scaling = self.scaling
         around = None if scaling is None else unscaling(self.run, scaling)
-        for settings in self.groups:
-            devices = {member.param.device for member in settings.members}
+        for settings, row in self._rows.items():
+            devices = {member.param.device for member in row}
             for device in devices or {self.run.device}:
                 chain = settings.chain(settings.settled, device)
                 route = Route.of(chain, self.run, self.count, around)
@@ -340,13 +341,13 @@ class Step:
     def _compare_groups(self) -> None:
         first = {}
         count = self.count if isinstance(self.count, int) else 0
-        for settings in self.groups:
+        for settings, row in self._rows.items():
             # On the host, which need not wait then.
             run = OptimizerRun({}, self._core.members.by_param, initial=True)
             route = Route.of(settings.chain(settings.settled, CPU), run, count)
             # The selectors' decisions that are the same for all members of the group.
             labels: dict[Path, set[Any]] = defaultdict(set)
-            for member in settings.members:
+            for member in row:
                 for path, label in member.choices.items():
                     labels[path].add(label)
             common = {

@@ -3,6 +3,7 @@
 import copy
 import gc
 import io
+import itertools
 import pickle
 import weakref
 
@@ -127,13 +128,20 @@ def test_a_copied_optimizer_can_be_copied_again_and_saved():
     assert_equal(values(params), values(expected))
 
 
-def test_an_optimizer_that_is_let_go_frees_its_parameters():
-    params, optimizer = trained(CHAINS["design"], 2)
-    alive = weakref.ref(params["body.weight"])
-    params.clear()
-    del optimizer
-    gc.collect()
-    assert alive() is None
+@pytest.mark.parametrize("chain", CHAINS)
+def test_an_optimizer_that_is_let_go_frees_its_parameters_at_once_as_in_torch(chain):
+    params, optimizer = trained(CHAINS[chain], 2)
+    optimizer.state_dict()
+    slots = itertools.chain.from_iterable(map(dict.values, optimizer.state.values()))
+    used = [*params.values(), *slots]
+    references = list(map(weakref.ref, used))
+    gc.disable()
+    try:
+        params.clear()
+        del optimizer, slots, used
+        assert [reference() for reference in references] == [None] * len(references)
+    finally:
+        gc.enable()
 
 
 def test_groups_and_state_given_to_setstate_take_the_place_of_others_as_in_torch():
