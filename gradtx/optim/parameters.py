@@ -369,7 +369,8 @@ class Members:
     def drop_gradients(self) -> None:
         """Set the gradient of every parameter to None."""
         for param in self.by_param:
-            param.grad = None
+            if not is_lazy(param):
+                param.grad = None
 
     def rows(self) -> dict[GroupSettings, list[Member]]:
         """Return the members of each group."""

@@ -223,12 +223,11 @@ def check_closure(params: Iterable[Tensor]) -> None:
 
 
 class Weights:
-    """The weights and the gradients of some parameters at one time."""
+    """The weights of some parameters at one time."""
 
-    def __init__(self, params: Iterable[Tensor]):
+    def __init__(self, params: Sequence[Tensor]):
         self._params = [param for param in params if not is_lazy(param)]
         self._values = [param.detach().clone() for param in self._params]
-        self._gradients = [param.grad for param in self._params]
 
     def are_present(self) -> bool:
         """Whether the parameters have these weights."""
@@ -240,15 +239,6 @@ class Weights:
         }
         return not total(differences)  # over all shards, so that all ranks decide alike
 
-    def restore(self) -> None:
-        for param, value in zip(self._params, self._values, strict=True):
-            param.copy_(value)
-        self.restore_gradients()
-
-    def restore_gradients(self) -> None:
-        for param, gradient in zip(self._params, self._gradients, strict=True):
-            param.grad = gradient
-
 
 class KnownClosure:
     """A closure that is not called again at the weights of the lowest loss, where line searches end."""
@@ -258,14 +248,18 @@ class KnownClosure:
         self._params = params
         self._weights: Weights | None = None
         self._loss: Any = None
+        self._gradients: list[Tensor | None] = []
 
     def __call__(self) -> Any:
         if self._weights is not None and self._weights.are_present():
-            self._weights.restore_gradients()
+            for param, gradient in zip(self._params, self._gradients, strict=True):
+                param.grad = gradient
             return self._loss
+        weights = Weights(self._params)
         loss = self._closure()
         if self._weights is None or loss < self._loss:
-            self._weights, self._loss = Weights(self._params), loss
+            self._weights, self._loss = weights, loss
+            self._gradients = [param.grad for param in self._params]
         return loss
 
 
@@ -361,16 +355,20 @@ class OptimizerRun(Run):
             "params",
             "the optimizer's parameters",
         )
-        before = Weights(params.values())
+        saved: list[tuple[Tensor, Tensor, Tensor | None]] = []
         for param in params.values():
-            param.grad = None
+            if not is_lazy(param):
+                saved.append((param, param.detach().clone(), param.grad))
+                param.grad = None
         try:
             for name, value in values.items():
                 params[name].copy_(placed_as(value, params[name]))
             with torch.enable_grad():
                 yield params
         finally:
-            before.restore()
+            for param, value, gradient in saved:
+                param.copy_(value)
+                param.grad = gradient
 
 
 def _gradients(params: Leaves, likes: Leaves) -> Leaves:

@@ -135,6 +135,7 @@ class Step:
         self._count(core)
         self._routes: dict[tuple[GroupSettings, torch.device], Route] = {}
         self._clocks: dict[int | Count, Clock] = {}
+        self._has_eager = False
         self.numbers: dict[GroupSettings, list[Any]] = {}
         for settings in self.groups:
             self.numbers[settings] = settings.numbers(self._schedule_count)
@@ -314,7 +315,9 @@ class Step:
         if self._stays:
             keep_counts_in_place(core.members.by_param.values(), self._after)
         known = core.known_counts
-        if known is None:
+        if self._has_eager:  # those have new tensors
+            core.known_counts = None
+        elif known is None:
             core.known_counts = KnownCounts.of(self._every)
         else:
             known.versions = _torch.versions_of(known.steps)
@@ -409,27 +412,26 @@ class Step:
         """
         done = []  # bundles, which have written their results
         finished: list[Leaf] = []
-        counted: list[Member] = []
 
         def finish(leaf: Any) -> None:
             if not isinstance(leaf, Leaf):
                 done.append(leaf)
-                counted.extend(leaf.members)
                 for member in leaf.members if self.consumes else ():
                     member.param.grad = None
             elif self._core.traits.calls_again:
                 finished.append(leaf)
             else:
-                self._write(leaf, counted)
+                self._write(leaf)
 
         leaves: Iterable[Any] = bundles
         if eager:
+            self._has_eager = True
             self._check_fits(eager)
             leaves = itertools.chain(bundles, self._eager_leaves(eager))
         try:
             execute(leaves, finish)
             for leaf in finished:
-                self._write(leaf, counted)
+                self._write(leaf)
         except Exception as error:
             failed = [each for each in bundles if each not in done]
             # Otherwise all ranks would have to run the rules again.
@@ -437,7 +439,7 @@ class Step:
                 note_program(error, functools.partial(self._run_again, failed))
             raise
         finally:
-            _count_up(counted, self._after)
+            _count_up(done, self._after)
 
     def _run_again(self, bundles: list[Any]) -> None:
         """Run the rules of bundles for each leaf alone, without writing the results."""
@@ -458,8 +460,8 @@ class Step:
 
     # Writing.
 
-    def _write(self, leaf: Leaf, counted: list[Member]) -> None:
-        """Write the new slots and the parameter of a leaf that has finished; add its member to `counted` if it steps.
+    def _write(self, leaf: Leaf) -> None:
+        """Write the new slots, the count and the parameter of a leaf that has finished.
 
         This is the only place where parameters of eager leaves are changed.
         """
@@ -486,11 +488,19 @@ class Step:
         # Combinators may return one without a gradient.
         if update is not None:
             if leaf.counts:
-                counted.append(leaf.key)
+                self._count_step(leaf)
             leaf.inputs[1].add_(update)
         if self.consumes:
             leaf.key.param.grad = None
         leaf.release()
+
+    def _count_step(self, leaf: Leaf) -> None:
+        if self._stays:
+            leaf.state["step"].add_(self.run.tick)
+        else:
+            leaf.state["step"] = leaf.state["step"] + self.run.tick
+        if self._after:
+            leaf.key.set_count(self._after[leaf.key.count])
 
 
 def _has_shared_entries(tensor: Tensor) -> bool:
@@ -529,25 +539,23 @@ def _by_name(extra: str, values: Any, names: list[str]) -> Any:
     return values
 
 
-def _count_up(members: Iterable[Member], after: Mapping[Any, Count]) -> None:
-    """Write the counts after the step into the states of the members that have stepped."""
-    on_host: list[Member] = []
+def _count_up(bundles: Iterable[Any], after: Mapping[Any, Count]) -> None:
+    """Write the counts after the step into the states of the members of bundles that are done."""
+    counted: list[Member] = []  # on the host
     on_device: list[Member] = []
-    for member in members:
-        if isinstance(member.count, int):
-            member.count += 1
-            on_host.append(member)
-        else:
-            on_device.append(member)
+    for bundle in bundles:
+        for member in bundle.members:
+            if isinstance(member.count, int):
+                member.count += 1
+                counted.append(member)
+            else:
+                on_device.append(member)
     try:
-        _torch.count_up_(list(map(STEP, map(STATE, on_host))))
-    except (
-        RuntimeError,
-        TypeError,
-    ):  # an integer of the user's, or an inference tensor
-        for member in on_host:
-            dtype = torch.as_tensor(member.state["step"]).dtype
-            member.state["step"] = as_step(member.count, dtype)
+        _torch.count_up_(list(map(STEP, map(STATE, counted))))
+    except (RuntimeError, TypeError):  # the user has written an integer
+        for member in counted:
+            step = torch.as_tensor(member.state["step"])
+            member.state["step"] = step.fill_(member.count)  # type: ignore[arg-type]
     if on_device:
         later = [after[member.count] for member in on_device]
         steps = [member.state["step"] for member in on_device]
