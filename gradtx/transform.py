@@ -571,9 +571,8 @@ def _check_owners(links: Iterable[GradientTransformation]) -> None:
                 f"chain: {owner._name} owns the learning rate and returns the final update, so "
                 f"{link._name} cannot follow it; pass lr and decay to {owner._name}, or remove one of the two links"
             )
-        for each in link._every_link():
-            if each._own_lr_role == "owner":
-                owner = each
+        owners = (each for each in link._every_link() if each._own_lr_role == "owner")
+        owner = next(owners, owner)
 
 
 def _check_last(links: Iterable[GradientTransformation]) -> None:

@@ -70,7 +70,6 @@ class GroupSettings:
         entries: The hyperparameters, by their names in the group.
         sources: Their values when the group was created, or schedules that replaced them.
         shown: What the group shows of each schedule that has not been overwritten.
-        checked: What `values` last returned.
         settled: The values of the last step, or those with which the group was created.
         codes: The label of the code of each slot that a parameter of the group has, or had before it became small.
         structure: What determines links and slots: the place and the form of each value, with `NUMBER` in place of each
@@ -107,9 +106,9 @@ class GroupSettings:
 
     def _clear(self) -> None:
         """Clear the caches."""
-        # The group's contents when `values` was last computed.
+        # The group's contents and the values when `values` was last computed.
         self._seen: list[Any] = []
-        self.checked: Values = {}
+        self._values: Values = {}
         self._chains: dict[torch.device, tuple[Values, GradientTransformation]] = {}
 
     def follows_schedule(self, name: str) -> bool:
@@ -127,18 +126,18 @@ class GroupSettings:
         """
         contents = list(map(self.group.__getitem__, self.entries))
         if are_identical(contents, self._seen):
-            return self.checked
+            return self._values
         values = {
             name: self._value(name, value)
             for name, value in zip(self.entries, contents, strict=True)
         }
-        if not have_same_values(values, self.checked):
+        if not have_same_values(values, self._values):
             places = {self.entries[name].place: values[name] for name in values}
             self.tx._replaced(places, checked=True)
-            self.checked = values
+            self._values = values
         # Tensors and lists may be modified in place.
         self._seen = [] if has_any(Tensor | list, contents) else contents
-        return self.checked
+        return self._values
 
     def _value(self, name: str, value: Any) -> Any:
         value = self.group[name] = as_builtin(value)
@@ -148,15 +147,15 @@ class GroupSettings:
             return self.sources[name]
         return self.entries[name].argument.check(value)
 
-    def settle(self) -> None:
-        """Take the checked values for the next step: note changed schedules, and the structure if it changes."""
-        for name, value in self.checked.items():
+    def settle(self, values: Values) -> None:
+        """Take checked values for the next step: note changed schedules, and change the structure if necessary."""
+        for name, value in values.items():
             if not has_schedule(value):
                 self.shown.pop(name, None)
             elif value is not self.sources[name]:
                 # `show` replaces it with its number.
                 self.sources[name] = self.shown[name] = value
-        self._take(self.checked, self.structure)
+        self._take(values, self.structure)
 
     def _take(
         self, values: Values, before: Structure = (), literals: bool = True

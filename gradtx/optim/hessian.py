@@ -163,7 +163,7 @@ class HessianSource:
                     "; under FSDP2, pass it, because its gradients never have a graph"
                 )
             raise ValueError(error)
-        z = self._random_vectors(due, torch.as_tensor(step.count))
+        z = self._random_vectors(due, step)
         vectors = [z[param].to(gradient.dtype) for param, gradient in gradients.items()]
         try:
             columns = torch.autograd.grad(
@@ -183,11 +183,12 @@ class HessianSource:
                 diagonal[param] = gradient_like(z[param] * column, param)
         return diagonal
 
-    def _random_vectors(self, due: list[Leaf], counter: Tensor) -> Diagonal:
+    def _random_vectors(self, due: list[Leaf], step: Step) -> Diagonal:
+        counter = torch.as_tensor(step.count)
         vectors = {}
         for leaf in due:
             member = leaf.key
-            group = member.settings.group
+            group = step.groups[member.group].group
             seed = _checked_seed(f"{self.who}: {SEED}", group.get(SEED, self.seed))
             stream = Stream(torch.tensor(seed), counter, leaf.name)
             vectors[member.param] = stream.rademacher(member.param.detach())

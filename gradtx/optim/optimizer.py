@@ -151,6 +151,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """
         who = type(self).__name__
         core = self._up_to_date()
+        if self._released is not None:
+            self._released.check_closed()
         group = listed_group(who, param_group)
         group = without_repeats(self._checked_by_torch(group))
         keys = list(group)

@@ -74,7 +74,7 @@ class Members:
         self.replicas = replicas
         self.groups: list[GroupSettings] = []
         self.by_param: dict[Tensor, Member] = {}
-        self._rows: dict[GroupSettings, list[Member]] = {}
+        self._rows: list[list[Member]] = []  # the members of each group
 
     def __getstate__(self) -> dict[str, Any]:
         # The expanded chain consists of functions.
@@ -95,7 +95,7 @@ class Members:
     def without_state(self) -> Members:
         """Return a copy whose members have the same names and branches, but no state."""
         members = copy(self)
-        members._rows = {}
+        members._rows = []
         members.by_param = {
             param: Member(
                 member.name,
@@ -169,7 +169,7 @@ class Members:
         """Add the joining parameters and their groups."""
         self.groups.extend(joining.groups)
         self.by_param = joining.by_param
-        self._rows = {}
+        self._rows = []
 
     def check_selectors(self) -> None:
         """Check that every pattern matches a parameter.
@@ -265,8 +265,7 @@ class Members:
                 group["param_names"] = [
                     each.listed or str(each.name) for each in members
                 ]
-        self.groups, self.by_param = all_settings, by_param
-        self._rows = {}
+        self.groups, self.by_param, self._rows = all_settings, by_param, []
         here = set(present)
         return [param for param in replacements if param not in here]
 
@@ -372,16 +371,16 @@ class Members:
             if not is_lazy(param):
                 param.grad = None
 
-    def rows(self) -> dict[GroupSettings, list[Member]]:
+    def rows(self) -> list[list[Member]]:
         """Return the members of each group."""
         if not self._rows:
             self.are_sharded = any(map(is_sharded, self.by_param))
             self.are_divided = self.are_sharded or self.replicas is not None
-            for settings in self.groups:
+            for i, settings in enumerate(self.groups):
                 row = [self.by_param[param] for param in settings.params]
                 for member in row:
-                    member.settings = settings
-                self._rows[settings] = row
+                    member.group = i
+                self._rows.append(row)
         return self._rows
 
     def clock_path(self, place: Place | None) -> Path | None:

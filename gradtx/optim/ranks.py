@@ -121,7 +121,6 @@ def _by_team(
 def _lines(members: list[Member], groups: list[GroupSettings]) -> list[str]:
     """Describe the properties of these parameters and their groups that must be equal on all ranks."""
     lines = []
-    number_of = {settings: i for i, settings in enumerate(groups)}
     for member in sorted(members, key=lambda member: member.name):
         param: Any = member.param
         gradient = "no gradient"
@@ -132,9 +131,9 @@ def _lines(members: list[Member], groups: list[GroupSettings]) -> list[str]:
         placed = f", placed {param.placements}" if is_sharded(param) else ""
         lines.append(
             f"parameter {member.name!r} of shape {tuple(param.shape)} and dtype {param.dtype}{placed}, "
-            f"in group {number_of[member.settings]}, with {gradient}, state {keys}{owner}"
+            f"in group {member.group}, with {gradient}, state {keys}{owner}"
         )
-    for i in sorted({number_of[member.settings] for member in members}):
+    for i in sorted({member.group for member in members}):
         numbers = {
             name: value
             for name, value in groups[i].values().items()

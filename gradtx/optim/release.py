@@ -82,7 +82,7 @@ class OpenStep(Step):
     def _prepare(self, member: Member) -> None:
         self._read([member])
         self._place_gradients([member])
-        self._complete(member.settings, [member])
+        self._complete(self.groups[member.group], [member])
 
     def apply(self) -> None:
         """End the step: update the parameters whose hook has not run, and write new shared values."""
@@ -153,6 +153,13 @@ class ReleasedGradients:
             raise RuntimeError(
                 f"{self._who}: a GradScaler cannot be used while gradients are released, because parameters step "
                 "before it has read all gradients; train in bfloat16, or call handle.remove()"
+            )
+
+    def check_closed(self) -> None:
+        """Check that no step has begun, whose parameters and group values are those of its first gradient."""
+        if self._open is not None:
+            raise RuntimeError(
+                f"{self._who}: add_param_group: a step has begun with the first released gradient; call step() first"
             )
 
     def close(self) -> OpenStep | None:

@@ -22,7 +22,6 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import Leaf, Route
 from gradtx.execution.pure import as_number, moved_along
 from gradtx.execution.runs import Run
-from gradtx.optim.groups import GroupSettings
 from gradtx.state.layout import Layout, State
 
 # Of a parameter without slots.
@@ -85,7 +84,7 @@ class Member:
             ranks of `team_for`. None if there are no such slots.
         state: Its state, looked up for the current step.
         count: The number of steps it has made, looked up for the current step.
-        settings: Those of its group, looked up for the current step.
+        group: The index of its group, looked up for the current step.
         kinds: The kind of the parameter (None) and of each slot (its key) when they were last found to fit together.
         listed: The name in `param_names` of its group; empty if it has none there.
         device_count: A tensor `step` whose value is known to be `count` without a read, and that tensor's version.
@@ -102,7 +101,7 @@ class Member:
     owner: int | None = None
     state: State = field(default_factory=dict[str, Any])
     count: int | Count = 0
-    settings: GroupSettings = field(init=False)
+    group: int = 0
     device_count: tuple[Tensor, int] | None = None
     listed: str = ""
     kinds: dict[str | None, TensorKind] = field(

@@ -86,7 +86,8 @@ class States:
     def routes(self, count: int) -> Iterator[tuple[OptimizerRun, Route, list[Member]]]:
         """Yield a run, with the chain of each group, expanded with its present values, and the group's members."""
         run = self.run()
-        for settings, row in self.members.rows().items():
+        rows = self.members.rows()
+        for settings, row in zip(self.members.groups, rows, strict=True):
             chain = settings.chain(settings.values(), run.device)
             yield run, Route.of(chain, run, count), row
         run.release()
@@ -214,7 +215,8 @@ class States:
 
     def adopt(self) -> None:
         """Check and accept states that the user has moved to other parameters."""
-        for settings, row in self.members.rows().items():
+        rows = self.members.rows()
+        for settings, row in zip(self.members.groups, rows, strict=True):
             moved: list[Tensor] = []
             for member in row:
                 state = self.of(member.param)
@@ -237,7 +239,7 @@ class States:
         Raises:
             ValueError: If a slot does not fit the parameter.
         """
-        settings = member.settings
+        settings = self.members.groups[member.group]
         old, kinds = member.state, member.present_kinds()
         for initial in self.first(settings, [member.param]).values():
             try:
@@ -315,8 +317,7 @@ class States:
         for settings in self.members.groups:
             # The slots of links that a value written to a group has switched on; the next step raises its errors.
             with contextlib.suppress(TypeError, ValueError):
-                settings.values()
-                settings.settle()
+                settings.settle(settings.values())
             incomplete: list[Tensor] = []
             for param in settings.params:
                 member = members[param]

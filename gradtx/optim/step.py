@@ -42,6 +42,7 @@ from gradtx.optim.device_counts import (
 )
 from gradtx.optim.groups import (
     GroupSettings,
+    Values,
     are_identical,
     has_any,
     has_schedule,
@@ -58,7 +59,7 @@ from gradtx.optim.run import (
     leaf_of,
 )
 from gradtx.programs.bundle import is_on_accelerator
-from gradtx.programs.hyperparameters import each_item
+from gradtx.programs.hyperparameters import Structure, each_item
 
 CALL = "step(closure"
 COUNT, STATE = operator.attrgetter("count"), operator.attrgetter("state")
@@ -79,7 +80,8 @@ class Step:
         count: The number of finished steps, which schedules follow.
         members: The parameters that step.
         groups: The settings of the parameter groups.
-        numbers: The numbers of each group's hyperparameters, in the order of its structure.
+        structures: The static part of each group's hyperparameters.
+        numbers: The numbers of each group's hyperparameters, in the order of the structure.
         scalars: The extras that all leaves share.
         scalar_dtypes: The dtypes of those that are tensors.
         trees: The extras by leaf.
@@ -115,10 +117,12 @@ class Step:
         if extras or traits.needs_extras:
             self._split_extras()
         self._rows = members.rows()
-        self._every = list(itertools.chain.from_iterable(self._rows.values()))
+        self._every = list(itertools.chain.from_iterable(self._rows))
         # Everything that can be checked is checked before anything changes.
+        self._values: list[Values] = []
         for settings in self.groups:
             values = settings.values()
+            self._values.append(values)
             # A scheduler of a trainer's wrapper is noticed when it replaces a schedule by a number.
             is_replaced = "lr" in settings.shown and not has_schedule(values["lr"])
             if is_replaced and not core.expects_scheduler:
@@ -126,19 +130,23 @@ class Step:
         self._read(self._every)
         if _torch.is_captured(run.device):
             check_capture(core, self._every)
-        for settings, row in self._rows.items():
-            if settings.checked is not settings.settled:
-                settings.settle()
+        self.structures: list[Structure] = []
+        for settings, row, values in zip(
+            self.groups, self._rows, self._values, strict=True
+        ):
+            if values is not settings.settled:
+                settings.settle(values)
+            self.structures.append(settings.structure)
             self._complete(settings, row)
         self.members = self._stepping()
         self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
-        self._routes: dict[tuple[GroupSettings, torch.device], Route] = {}
+        self._routes: dict[tuple[int, torch.device], Route] = {}
         self._clocks: dict[int | Count, Clock] = {}
         self._has_eager = False
-        self.numbers: dict[GroupSettings, list[Any]] = {}
+        self.numbers: list[list[Any]] = []
         for settings in self.groups:
-            self.numbers[settings] = settings.numbers(self._schedule_count)
+            self.numbers.append(settings.numbers(self._schedule_count))
         if traits.checks_extras:
             check_extras_of(self.leaves_of(self.members))
 
@@ -254,7 +262,7 @@ class Step:
     @functools.cached_property
     def host_knows_scalars(self) -> bool:
         """Whether counts, numbers and shared extras are all on the host, and it may read them."""
-        scalars = itertools.chain(*self.numbers.values(), self.scalars.values())
+        scalars = itertools.chain(*self.numbers, self.scalars.values())
         return self.on_host and not any(map(is_on_accelerator, scalars))
 
     # Leaves.
@@ -275,12 +283,14 @@ class Step:
             return
         scaling = self.scaling
         around = None if scaling is None else unscaling(self.run, scaling)
-        for settings, row in self._rows.items():
-            devices = {member.param.device for member in row}
+        for group, (settings, values) in enumerate(
+            zip(self.groups, self._values, strict=True)
+        ):
+            devices = {member.param.device for member in self._rows[group]}
             for device in devices or {self.run.device}:
-                chain = settings.chain(settings.settled, device)
+                chain = settings.chain(values, device)
                 route = Route.of(chain, self.run, self.count, around)
-                self._routes[settings, device] = route
+                self._routes[group, device] = route
 
     def _leaf(self, member: Member) -> Leaf:
         self._expand()
@@ -291,7 +301,7 @@ class Step:
         gradient = gradient_like(member.param.grad, member.param)
         leaf = leaf_of(self.run, member, clock, gradient, self.scalars)
         add_extras(leaf, self.trees)
-        route = self._routes[member.settings, member.param.device]
+        route = self._routes[member.group, member.param.device]
         operations = route.for_leaf(leaf)
         leaf.operations = with_regions(
             operations, member.param, self._core.members.replicas
@@ -333,21 +343,23 @@ class Step:
 
     def _check_agreement(self) -> None:
         """Check that hyperparameters that apply to all leaves jointly are equal in all groups."""
-        present = [settings.settled for settings in self.groups]
-        if len(present) > 1 and not are_identical(present, self._core.agreed):
+        known = self._core.agreed
+        if len(self.groups) > 1 and not are_identical(self._values, known):
             self._compare_groups()
-            all_values = itertools.chain.from_iterable(map(dict.values, present))
+            tensors_of = [value for values in self._values for value in values.values()]
             # Tensors may be written in place.
-            is_fixed = not has_any(Tensor, all_values)
-            self._core.agreed = present if is_fixed else []
+            is_fixed = not has_any(Tensor, tensors_of)
+            self._core.agreed = self._values if is_fixed else []
 
     def _compare_groups(self) -> None:
         first = {}
         count = self.count if isinstance(self.count, int) else 0
-        for settings, row in self._rows.items():
+        for settings, values, row in zip(
+            self.groups, self._values, self._rows, strict=True
+        ):
             # On the host, which need not wait then.
             run = OptimizerRun({}, self._core.members.by_param, initial=True)
-            route = Route.of(settings.chain(settings.settled, CPU), run, count)
+            route = Route.of(settings.chain(values, CPU), run, count)
             # The selectors' decisions that are the same for all members of the group.
             labels: dict[Path, set[Any]] = defaultdict(set)
             for member in row:

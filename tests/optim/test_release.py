@@ -220,6 +220,21 @@ def test_schedules_hooks_and_schedulers_go_on_as_ever(recwarn):
     assert not recwarn
 
 
+def test_a_step_that_has_begun_keeps_its_group_values_and_takes_no_new_group():
+    first, second = (torch.nn.Parameter(torch.ones(3, dtype=torch.float64)) for _ in range(2))
+    optimizer = gradtx.as_optimizer(gradtx.adamw(lr=0.1, weight_decay=0.0), [first, second])
+    optimizer.release_gradients()
+    (2 * first).sum().backward()
+    with pytest.raises(RuntimeError, match=r"add_param_group: a step has begun .*; call step\(\) first"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
+    optimizer.param_groups[0].update(lr=0.5, weight_decay=0.1)
+    optimizer.state_dict()  # has the slots of links that the new values switch on
+    (2 * second).sum().backward()
+    optimizer.step()
+    assert torch.equal(second, first)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
+
+
 def test_removing_the_handle_goes_back_to_whole_steps():
     net = model()
     optimizer = gradtx.optim.AdamW(net.parameters(), lr=0.1)

@@ -27,7 +27,7 @@ from gradtx.programs.function import Signature
 
 GRADIENT = operator.attrgetter("grad")
 ARE_STILL_EQUAL = operator.methodcaller("slots_are_still_equal")
-GROUP_AND_LAYOUT = operator.attrgetter("settings", "layout")
+GROUP_AND_LAYOUT = operator.attrgetter("group", "layout")
 
 
 class Plan:
@@ -120,7 +120,7 @@ def fingerprint_of(step: Step, members: list[Member]) -> tuple[Any, ...]:
         members,
         list(map(GROUP_AND_LAYOUT, members)),
         list(map(last_with_count.__getitem__, counts)),
-        [settings.structure for settings in step.groups],
+        step.structures,
         step.scalar_dtypes,
         trees,
         torch.is_inference_mode_enabled(),
@@ -251,7 +251,7 @@ class Engine(ABC):
             member = bundle.members[0]
             # Bundles whose equal slots had the same values when the plan was made may have other values by now.
             shared = bundle if bundle.signature.equal else bundle.signature
-            key = member.settings, member.count, id(shared)
+            key = member.group, member.count, id(shared)
             if key not in numbers:
                 numbers[key] = _numbers(member, bundle.signature, step)
             bundle.begin(step.run, numbers[key], step.on_host)
@@ -300,7 +300,7 @@ class Engine(ABC):
             except RefusedError as refusal:
                 self._refuse([member], str(refusal))
                 continue
-            key = member.settings, member.count, kind
+            key = member.group, member.count, kind
             if key in families:
                 families[key].members.append(member)
             else:
@@ -392,7 +392,7 @@ def _numbers(member: Member, signature: Signature, step: Step) -> list[Any]:
     ]
     if step.scaling is not None:
         numbers.extend(step.scaling.on(local(member.param).device))
-    numbers.extend(step.numbers[member.settings])
+    numbers.extend(step.numbers[member.group])
     for path, name in signature.shared:
         numbers.append(step.run.scalars(path)[name])
     # Now: a bundle writes them at its end.

@@ -74,7 +74,7 @@ class Family:
         signature = Signature(
             layout=leaf.layout,
             choices=member.choices,
-            numbers=len(step.numbers[member.settings]),
+            numbers=len(step.numbers[member.group]),
             shared=shared,
             scalars=step.scalar_dtypes,
             by_leaf=kind.by_leaf,
@@ -100,7 +100,7 @@ class Family:
         return self._structure(), self.kind, *self.signature.key()
 
     def _structure(self) -> Any:
-        return self.members[0].settings.structure
+        return self.step.structures[self.members[0].group]
 
     def function(self) -> LeafFunction:
         """Return the step of leaves as a function of flat arguments."""
