@@ -620,6 +620,11 @@ def items_of(value: Any) -> tuple[Any, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
+def has_schedule(value: Any) -> bool:
+    """Whether a value, or any item of a tuple, is a schedule."""
+    return any(isinstance(item, Schedule) for item in items_of(value))
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """Return the tensors in an argument's value."""
     return [item for item in items_of(value) if isinstance(item, Tensor)]

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.arguments import items_of
+from gradtx.arguments import has_schedule, items_of
 from gradtx.base.exact import Schedule, number_on, python_scalar, resolve
 from gradtx.base.inputs import as_builtin
 from gradtx.execution.runs import Place
@@ -410,11 +410,6 @@ def have_same_values(a: Values, b: Values) -> bool:
 def are_identical(a: Collection[Any], b: Collection[Any]) -> bool:
     """Whether two collections contain the same objects in the same order."""
     return len(a) == len(b) and all(map(operator.is_, a, b))
-
-
-def has_schedule(value: Any) -> bool:
-    """Whether a value, or any item of a tuple, is a schedule."""
-    return has_any(Schedule, (value,))
 
 
 def has_any(kind: Any, values: Iterable[Any]) -> bool:

@@ -51,9 +51,10 @@ class HessianSource:
     ) -> HessianSource | None:
         """Return the source for a chain; None if no link needs `hessian_diag`."""
         seed = _checked_seed(f"{who}: seed", seed)
-        for link in tx._every_link():
-            if "hessian_diag" in link._needs:
-                return cls(who, link._name, seed)
+        _, needs = tx._requirements()
+        for link, need in needs:
+            if need == "hessian_diag":
+                return cls(who, link, seed)
         return None
 
     # Around the closure.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx.arguments import has_schedule
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import note_program
 from gradtx.base.dtensor import gradient_like
@@ -45,7 +46,6 @@ from gradtx.optim.groups import (
     Values,
     are_identical,
     has_any,
-    has_schedule,
 )
 from gradtx.optim.run import (
     STEP,

@@ -6,8 +6,7 @@ import collections
 import threading
 from typing import Any
 
-from gradtx.arguments import items_of
-from gradtx.base.exact import Schedule
+from gradtx.arguments import has_schedule
 from gradtx.base.forward import Transformation
 
 MOST = 128  # the number of structures whose programs are cached
@@ -27,7 +26,7 @@ class SharedPrograms:
         skeleton = tx._skeleton()
         for entry in tx._entries():
             # A shared program would keep the objects that a schedule refers to alive.
-            if any(isinstance(item, Schedule) for item in items_of(entry.value)):
+            if has_schedule(entry.value):
                 return {}
         return {} if skeleton is None else self.of(skeleton)
 
