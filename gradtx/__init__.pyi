@@ -3844,6 +3844,7 @@ def simplified_ademamix(
 ) -> GradientTransformation: ...
 def skip_nonfinite(
     tx: GradientTransformation,
+    max_consecutive: NonNegativeInt | None = None,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...

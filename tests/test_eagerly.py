@@ -1,5 +1,6 @@
 """Rules are recorded; `gradtx.eagerly` runs them line by line; schedules are called at every update in both uses."""
 
+import copy
 import runpy
 
 import pytest
@@ -108,6 +109,93 @@ def test_an_error_inside_a_recorded_rule_names_the_switch_the_rule_the_leaf_and_
     with gradtx.eagerly(), pytest.raises(RuntimeError, match="out of bounds") as caught:
         step(torch.full((2,), 5.0))
     assert caught.value.__notes__ == notes
+
+
+# The first value that is not finite.
+
+
+@gradtx.per_tensor
+def falling():
+    """A rule whose root is that of -1 at the third step, and whose infinities at entries of 0 are discarded."""
+
+    def update(update, state, param, ctx):
+        left = state["left"] - 1
+        scaled = update * (left + 2).rsqrt()
+        return torch.where(update == 0, 0.0, scaled / update * update), {"left": left}
+
+    return {"left": gradtx.slots.linear()}, update
+
+
+CHAIN = gradtx.chain(gradtx.clip_by_global_norm(10.0), falling(), gradtx.sgd(lr=0.1))
+ORIGIN = (
+    r"^falling: leaf 'a' at step 2: 3 of 3 entries of the result of aten.rsqrt are not finite, and all of its "
+    r"arguments are; test_eagerly.py:\d+: scaled = update \* \(left \+ 2\).rsqrt\(\)$"
+)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_the_first_line_that_makes_a_nan_is_named_and_the_step_writes_nothing(compile):
+    params = {name: torch.nn.Parameter(torch.ones(3)) for name in "ab"}
+    optimizer = gradtx.as_optimizer(CHAIN, params.items(), compile=compile)
+    for param in params.values():
+        param.grad = torch.tensor([0.0, 1.0, 2.0])
+    with gradtx.eagerly(nan="raise"):
+        optimizer.step()
+        before = [param.detach().clone() for param in params.values()]
+        state = copy.deepcopy(optimizer.state_dict()["state"])
+        with pytest.raises(FloatingPointError, match=ORIGIN):
+            optimizer.step()
+    assert all(map(torch.equal, before, params.values()))
+    torch.testing.assert_close(optimizer.state_dict()["state"], state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("transform", [lambda train: train, torch.vmap, torch.func.grad], ids=["plain", "vmap", "grad"])
+def test_the_first_line_that_makes_a_nan_is_named_in_pure_use(transform):
+    def train(scale):
+        params = {"a": torch.ones(3), "b": torch.ones(2)}
+        state = CHAIN.init(params)
+        for _ in range(3):
+            updates, state = CHAIN.update({name: scale * p for name, p in params.items()}, state, params)
+        return updates["a"].sum()
+
+    scale = torch.ones(1 if transform is torch.vmap else ())
+    with gradtx.eagerly(nan="raise"), pytest.raises(FloatingPointError, match=ORIGIN):
+        transform(train)(scale)
+
+
+@pytest.mark.parametrize("name", ["adamw", "lamb", "muon", "shampoo", "sophia", "adafactor"])
+def test_a_gradient_that_is_not_finite_is_named_before_all_links(name):
+    fallback = {"fallback": gradtx.sgd()} if name == "muon" else {}
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), getattr(gradtx, name)(**fallback))
+    params = {"a": torch.ones(2, 2), "b": torch.ones(2, 2)}
+    grads = {"a": torch.ones(2, 2), "b": torch.tensor([[1.0, float("nan")], [1.0, 1.0]])}
+    extras = {"hessian_diag": params} if "hessian_diag" in tx.needs else {}
+    message = r"leaf 'b' at step 1: 1 of 4 entries of its gradient are not finite before any link; torch.autograd.det"
+    with gradtx.eagerly(nan="raise"), pytest.raises(FloatingPointError, match=message):
+        tx.update(grads, tx.init(params), params, **extras)
+
+
+def test_what_skip_nonfinite_discards_is_no_error():
+    tx, params = gradtx.skip_nonfinite(gradtx.adamw()), {"a": torch.ones(2)}
+    with gradtx.eagerly(nan="raise"):
+        updates, state = tx.update({"a": torch.tensor([1.0, float("nan")])}, tx.init(params), params)
+    assert updates["a"].tolist() == [0.0, 0.0]
+    assert state["skip_nonfinite"]["skipped"] == 1
+
+
+def test_weights_outside_of_the_range_of_their_dtype_are_named():
+    weight = torch.nn.Parameter(torch.full((2,), 6e4, dtype=torch.float16))
+    optimizer = gradtx.optim.SGD([weight], lr=1e4)
+    weight.grad = torch.tensor([-1.0, 1.0]).half()
+    message = "leaf '0' at step 1: 1 of 2 entries of the new weights are outside the range of torch.float16; weights"
+    with gradtx.eagerly(nan="raise"), pytest.raises(FloatingPointError, match=message):
+        optimizer.step()
+    assert weight.tolist() == [6e4, 6e4]
+
+
+def test_another_word_for_what_to_do_with_a_nan_is_refused():
+    with pytest.raises(ValueError, match="eagerly: nan must be 'raise' or None, got 'warn'"), gradtx.eagerly("warn"):
+        pass
 
 
 # Schedules.

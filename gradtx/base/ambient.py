@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import torch
 
@@ -114,18 +114,24 @@ class _Switch:
     """Whether rules run line by line; one for all threads, because steps during backward run in threads of autograd."""
 
     is_on = os.environ.get("GRADTX_EAGER", "0") not in ("", "0")
+    raises_on_nan = False
 
 
-_SWITCH = _Switch()
+SWITCH = _Switch()
 
 
 def runs_eagerly() -> bool:
     """Whether rules run line by line."""
-    return _SWITCH.is_on
+    return SWITCH.is_on
+
+
+def raises_on_nan() -> bool:
+    """Whether rules run line by line, and the first value that is not finite is an error."""
+    return SWITCH.raises_on_nan
 
 
 @contextlib.contextmanager
-def eagerly() -> Generator[None, None, None]:
+def eagerly(nan: Literal["raise"] | None = None) -> Generator[None, None, None]:
     """Run every rule line by line inside a `with` block, for debugging.
 
     By default, `tx.update` and the steps of an optimizer call a rule once, with tensors that have a shape but no
@@ -134,6 +140,18 @@ def eagerly() -> Generator[None, None, None]:
     Inside this block each rule is called for each leaf, with its values, and `compile=True` has no effect. Results are
     equal except for rounding; steps are several times slower. The environment variable GRADTX_EAGER=1 does the same for
     a process.
+
+    With `nan="raise"`, an update, a slot or a weight that becomes NaN or infinite is an error that names the origin:
+    the first link, leaf, step and line whose result is not finite although its arguments are. If no link is to blame,
+    the error names the input that is not finite, such as the gradient. A step that raises it writes nothing. What
+    `torch.where` and links such as `skip_nonfinite` discard is no error.
+
+    Args:
+        nan: "raise", or None for no check.
+
+    Raises:
+        ValueError: If `nan` is another value.
+        FloatingPointError: Inside the block, with `nan="raise"`.
 
     Example:
         >>> @gradtx.per_tensor
@@ -147,11 +165,14 @@ def eagerly() -> Generator[None, None, None]:
         ...     updates, state = tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params))
         tensor([3., 4.])
     """
-    before, _SWITCH.is_on = _SWITCH.is_on, True
+    if nan not in (None, "raise"):
+        raise ValueError(f"eagerly: nan must be 'raise' or None, got {nan!r}")
+    before = SWITCH.is_on, SWITCH.raises_on_nan
+    SWITCH.is_on, SWITCH.raises_on_nan = True, nan is not None
     try:
         yield
     finally:
-        _SWITCH.is_on = before
+        SWITCH.is_on, SWITCH.raises_on_nan = before
 
 
 def note_program(error: Exception, run: Callable[[], object]) -> None:

@@ -18,11 +18,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from gradtx.base import torch_names as _torch
+from gradtx.base.ambient import SWITCH
 from gradtx.base.complex_views import PARTS, REMEDY, as_complex, as_real
 from gradtx.base.dtensor import placed_as, total_of
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import exact
 from gradtx.execution.context import Clock, Context
+from gradtx.execution.first_nonfinite import FirstNonFinite
 from gradtx.execution.runs import Run, Scope, restarted, selected
 from gradtx.execution.traits import Traits
 from gradtx.state.codes import Codec
@@ -475,19 +478,35 @@ def resumed(steps: Steps | None, total: Any = None) -> Any:
 
 
 def execute(
-    tasks: Iterable[Any], finish: Callable[[Any], None] = _keep_results
+    tasks: Iterable[Any],
+    finish: Callable[[Any], None] = _keep_results,
+    watch: FirstNonFinite | None = None,
 ) -> None:
-    """Run every task through its operations, and call `finish` for each as soon as it is done."""
+    """Run every task through its operations, and call `finish` for each as soon as it is done.
+
+    A `watch` sees every operation of torch, and checks results; `eagerly(nan="raise")` adds one.
+    """
+    if watch is None and SWITCH.raises_on_nan and not torch.compiler.is_compiling():
+        watch = FirstNonFinite()
+        with _torch.intercepting(watch.call):
+            execute(tasks, finish, watch)
+        return
     blocked: dict[Barrier, list[Waiting]] = {}
 
-    def advance(task: Task, steps: Steps | None, total: Any = None) -> None:
+    def advance(task: Any, steps: Steps | None, total: Any = None) -> None:
+        if watch is not None and steps is not None:
+            watch.enter(task, task.operations[task.at])
         # A shortcut, here and below: few operations wait.
         payload = None if steps is None else resumed(steps, total)
         while payload is None:
             task.at += 1
             if task.at >= len(task.operations):
+                if watch is not None:
+                    watch.check(task)
                 finish(task)
                 return
+            if watch is not None:
+                watch.enter(task, task.operations[task.at])
             steps = task.start(task.operations[task.at])
             payload = None if steps is None else resumed(steps)
         barrier = task.operations[task.at].barrier
