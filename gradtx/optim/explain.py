@@ -88,8 +88,10 @@ class Explanation(list[Way]):
         lines.extend(map(str, self.launches))
         if self.launches:
             total, least = self.bytes / 1e6, self.least_bytes / 1e6
+            count = len(self.launches)
+            what = "kernel launch moves" if count == 1 else "kernel launches move"
             lines.append(
-                f"launches: {len(self.launches)}; {total:.3f} MB, at least {least:.3f} MB"
+                f"{count} {what} {total:.3f} MB; reading and writing each tensor once would move {least:.3f} MB"
             )
         return "\n".join(lines)
 

@@ -462,7 +462,7 @@ def test_explain_prints_a_line_per_kernel_and_a_total(gpu):
         "stage0: 0.016 MB read, 0.000 MB written",
         "reduce0: 0.000 MB read, 0.000 MB written",
         "last_stage: 0.016 MB read, 0.012 MB written",
-        "launches: 3; 0.044 MB, at least 0.028 MB",
+        "3 kernel launches move 0.044 MB; reading and writing each tensor once would move 0.028 MB",
     ]
 
 
