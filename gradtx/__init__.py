@@ -43,7 +43,8 @@ def __getattr__(name: str) -> object:
     if name[:1].isupper() and class_name is not None:
         hint = f"use gradtx.optim.{class_name}"
     if hint is None and not name.startswith("_"):
-        meant = close(name.lower(), __all__, 0.7)
+        longer = [known for known in __all__ if known.startswith(f"{name.lower()}_")]
+        meant = longer[0] if longer else close(name.lower(), __all__, 0.8)
         hint = (
             "see docs/optax-names.md" if meant is None else f"did you mean {meant!r}?"
         )

@@ -545,8 +545,10 @@ class Arguments:
                 f"{self.name}: takes hyperparameters, got {shortly(args[0])}; {self._use_with_parameters()}"
             )
         if len(args) > len(self._positional):
+            most = len(self._positional)
+            arguments = "argument" if most == 1 else "arguments"
             raise TypeError(
-                f"{self.name}: takes at most {len(self._positional)} positional arguments, got {len(args)}"
+                f"{self.name}: takes at most {most} positional {arguments}, got {len(args)}"
             )
         values = {}
         for argument, value in zip(self._positional, args, strict=False):

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 _WARM_UP = "use gradtx.warmup_cosine_schedule(...) as lr, or as_lr_scheduler(optimizer, schedule)"
 _CLIP = "use clip_by_global_norm(...) for the norm of all gradients, clip_by_norm(...) for that of each"
+_TORCHOPT = "docs/howto/from-torchopt.md"
+_META = f"write a function of params and take its torch.func.grad; see {_TORCHOPT}"
+_FUNC = f"use tx.update and apply_updates, which are pure; see {_TORCHOPT}"
+_OF_TORCHOPT = (
+    *("Optimizer", "SGD", "Adam", "AdamW", "Adamax", "RAdam", "RMSprop", "AdaGrad"),
+    "AdaDelta",
+)
+_IMPLICIT = f"gradients through a solution are not included; see {_TORCHOPT}"
+_BRANCH = f"states are values: keep a reference, or detach it; see {_TORCHOPT}"
 _AVERAGE = "use average(decay) as the last link for weights, ema(decay) for updates"
 
 COUNTERPARTS = {
     "MultiSteps": "use accumulate(tx, every=...)",
     "multi_transform": "use partition({label: tx, ...}, labels)",
     "inject_hyperparams": "pass a schedule, such as adam(cosine_schedule(lr, 10))",
-    "apply_if_finite": "use skip_nonfinite(tx)",
+    "apply_if_finite": "use skip_nonfinite(tx, max_consecutive=...)",
     "adaptive_grad_clip": "use clip_adaptive(...)",
     "normalize": "use normalize_by_global_norm()",
     "amsgrad": "use adam(lr, amsgrad=True)",
@@ -29,6 +38,16 @@ COUNTERPARTS = {
     "piecewise_constant_schedule": "use multistep_schedule(...)",
     "sgdr_schedule": "use cosine_warmup_restarts_schedule(...)",
     "tree_utils": "index the state, a dict: state[stage][slot][leaf]",
+    **dict.fromkeys([f"Meta{name}" for name in _OF_TORCHOPT], _META),
+    **dict.fromkeys([f"Func{name}" for name in _OF_TORCHOPT], _FUNC),
+    **dict.fromkeys(
+        ("custom_root", "custom_fixed_point", "ImplicitMetaGradientModule"), _IMPLICIT
+    ),
+    "zero_order": f"gradients without backward are not included; see {_TORCHOPT}",
+    **dict.fromkeys(
+        ("extract_state_dict", "recover_state_dict", "stop_gradient"), _BRANCH
+    ),
+    "nan_to_num": "use zero_nans()",
     "FusedAdam": "use gradtx.optim.AdamW(params, compile=True)",
     "SparseAdam": "use gradtx.optim.Adam with dense gradients: omit sparse=True in nn.Embedding",
     "AdamWScheduleFree": "use gradtx.optim.ScheduleFreeAdamW",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -12,6 +13,17 @@ from gradtx.base.messages import shortly
 
 # Not a union of iterables, from which mypy cannot infer the type of a list of groups.
 Params: TypeAlias = Iterable[Tensor | dict[str, Any] | tuple[str, Tensor]]
+
+
+def accepts(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a user's function can be called with some arguments, as far as its signature tells."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:
+        pass  # a C function without a signature
+    return True
 
 
 def as_builtin(value: Any) -> Any:

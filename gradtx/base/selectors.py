@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeAlias, TypeGuard
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.errors import Path
-from gradtx.base.inputs import as_builtin
+from gradtx.base.inputs import accepts, as_builtin
 from gradtx.base.messages import describe, shortly
 
 Where = str | tuple[str, ...] | list[str] | Callable[[str, Tensor], bool]
@@ -60,6 +61,33 @@ class MissingName:
         raise TypeError(f"{name} was read: pass model.named_parameters()")
 
     __str__ = __repr__ = __hash__ = __eq__ = __ne__ = __bool__ = _read
+
+
+PREDICATE = "bool, for one leaf, such as lambda name, tensor: tensor.ndim > 1"
+LABELS = "label, for one leaf; where a function of all parameters returns a tree of labels, pass that tree"
+
+
+def check_signature(
+    who: str, function: Callable[..., Any], arguments: tuple[str, ...], returns: str
+) -> None:
+    """Raise an error for a function of leaves that cannot be called with these arguments.
+
+    Args:
+        who: What the function was passed to.
+        function: The user's function.
+        arguments: The names of the arguments that it will receive.
+        returns: What it must return, for the message.
+
+    Raises:
+        TypeError: If it takes other arguments, as the functions of a whole tree of optax and torch's hooks do.
+    """
+    # Dynamo does not trace `inspect`; the call itself raises Python's error there.
+    if torch.compiler.is_compiling() or accepts(function, *arguments):
+        return
+    raise TypeError(
+        f"{who}: a function here is called as ({', '.join(arguments)}) and returns a {returns}; "
+        f"{describe(function)} takes {inspect.signature(function)}"
+    )
 
 
 def answer(who: str, function: Callable[..., Any], name: str, *others: Any) -> Any:
@@ -116,6 +144,8 @@ class Selector:
         self.branches = branches
         if isinstance(wheres, tuple):
             wheres = tuple(patterns(who, where) for where in wheres)
+        elif not isinstance(wheres, LabelTree):
+            check_signature(who, wheres, ("name", "tensor"), LABELS)
         # Of each label, or a function that returns the label.
         self._wheres: Any = wheres
         by_label = wheres if isinstance(wheres, tuple) else (wheres,)
@@ -156,7 +186,13 @@ class Selector:
             return _matches(name, where)
         if isinstance(where, LabelTree):
             return where(name)
-        return answer(self.who, where, name, tensor)
+        found = answer(self.who, where, name, tensor)
+        if found is None:
+            raise TypeError(
+                f"{self.who}: {describe(where)} returned None for leaf {name!r}; it must return a "
+                f"{'label' if where is self._wheres else 'bool'}"
+            )
+        return found
 
     def mark(self, path: Path, label: Any) -> Path:
         """Return the path at which the state marks a leaf as having this label."""
@@ -218,6 +254,7 @@ def patterns(who: str, where: Any) -> Patterns | Predicate:
     if isinstance(where, tuple | list) and all(isinstance(item, str) for item in where):
         return tuple(where)
     if is_function(where):
+        check_signature(who, where, ("name", "tensor"), PREDICATE)
         return where
     raise TypeError(
         f"{who}: select leaves by their names in the model with a pattern such as 'encoder.*', a tuple of patterns, "

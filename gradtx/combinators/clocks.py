@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradtx.arguments import Count
+from gradtx.arguments import Count, NonNegativeInt
 from gradtx.base.exact import exact_dtype
 from gradtx.combinators.frame import Frame, InnerClock
 from gradtx.rules import combinator
@@ -72,7 +72,9 @@ def accumulate(tx: GradientTransformation, every: Count):
 
 
 @combinator
-def skip_nonfinite(tx: GradientTransformation):
+def skip_nonfinite(
+    tx: GradientTransformation, max_consecutive: NonNegativeInt | None = None
+):
     """Skip an update, including its changes to state and count, if any leaf has a non-finite entry.
 
     A skipped call returns zero updates. The inner clock counts actual updates. No value is read on the host. Of finite
@@ -80,13 +82,17 @@ def skip_nonfinite(tx: GradientTransformation):
 
     Args:
         tx: The transformation of finite updates.
+        max_consecutive: The most calls to skip in a row, >= 0; further non-finite updates pass, so that a run that has
+            diverged shows it. None never gives up.
 
     Returns:
         A transformation with the state `step` and `skipped` (int64: the number of calls that did and did not count),
-        `leaf_steps` (int64: the updates of each leaf) and the entries of `tx`.
+        with `max_consecutive` also `consecutive` (int64: the non-finite calls since the last finite one), `leaf_steps`
+        (int64: the updates of each leaf) and the entries of `tx`.
 
     Raises:
         TypeError: If `tx` is not a transformation.
+        ValueError: If `max_consecutive` is negative.
 
     Example:
         >>> tx = gradtx.skip_nonfinite(gradtx.sgd(lr=1.0))
@@ -102,14 +108,26 @@ def skip_nonfinite(tx: GradientTransformation):
 
     def ticks(values, sums):
         skipped = values["skipped"]
-        finite = (sums["bad"] == 0).to(skipped.device)
-        return finite, {"skipped": torch.where(finite, skipped, skipped + 1)}
+        counts = (sums["bad"] == 0).to(skipped.device)
+        new_values = {}
+        if max_consecutive is not None:
+            consecutive = torch.where(counts, 0, values["consecutive"] + 1)
+            counts = counts | (consecutive > max_consecutive)
+            new_values["consecutive"] = consecutive
+        new_values["skipped"] = torch.where(counts, skipped, skipped + 1)
+        return counts, new_values
 
     def enter(update, state, param, ctx):
         # The inner rules run in any case; they get zeros, so that no NaN propagates through the gradient of `where`.
         return torch.where(ctx.ticks, update, 0.0), state
 
-    return Frame(tx, enter=enter, clock=InnerClock(ticks, {"skipped": 0}, measure))
+    names = ("skipped",) if max_consecutive is None else ("consecutive", "skipped")
+    return Frame(
+        tx,
+        enter=enter,
+        clock=InnerClock(ticks, dict.fromkeys(names, 0), measure),
+        agree={"max_consecutive": max_consecutive},
+    )
 
 
 @combinator

@@ -20,7 +20,7 @@ from gradtx.arguments import (
 )
 from gradtx.base.dtensor import total
 from gradtx.base.exact import exact
-from gradtx.base.selectors import answer
+from gradtx.base.selectors import answer, check_signature
 from gradtx.base.tree import map_tensors
 from gradtx.combinators.frame import Frame
 from gradtx.execution.runs import Scope
@@ -189,6 +189,9 @@ def asam(
     """
     if mask is not None and not callable(mask):
         raise TypeError(f"asam: mask must be a function of a leaf's name, got {mask!r}")
+    if mask is not None:
+        returns = 'bool, such as lambda name: "weight" in name'
+        check_signature("asam: mask", mask, ("name",), returns)
 
     def update(grads, state, params, ctx):
         weights = {

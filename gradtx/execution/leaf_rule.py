@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import types
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, TypeGuard
@@ -17,6 +16,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import full_tensor, is_sharded, placed_as
 from gradtx.base.errors import OWN_STATE, Path, lacking
 from gradtx.base.exact import exact
+from gradtx.base.inputs import accepts
 from gradtx.base.messages import check_device, nearest, note_rule, shortly
 from gradtx.base.names import is_ours
 from gradtx.base.torch_names import readable
@@ -179,7 +179,7 @@ class StageState:
         except UnfitError as error:
             raise ValueError(f"{self._rule.name}: leaf {leaf.name!r} {error}") from None
         except TypeError:
-            if not random or _accepts(init, like, *random):
+            if not random or accepts(init, like, *random):
                 raise
             raise TypeError(
                 f"{self._rule.name}: init of a random rule receives a parameter and rng; write `def init(param, rng)`"
@@ -334,17 +334,6 @@ class StageState:
         new_shared = leaf.run.new_shared.setdefault(self.path, {})
         new_shared.update(seed=seed, counter=counter)
         return Stream(seed, counter, leaf.stream_name)
-
-
-def _accepts(function: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether a user's function can be called with some arguments, as far as its signature tells."""
-    try:
-        inspect.signature(function).bind(*arguments)
-    except TypeError:
-        return False
-    except ValueError:
-        pass  # a C function without a signature
-    return True
 
 
 def _initial_value(

@@ -132,14 +132,6 @@ def test_every_leaf_goes_through_the_transformation_of_its_label(labels):
     assert set(state["partition"]["body"]["trace"]["momentum_buffer"]) == {"body.weight", "body.bias"}
 
 
-@pytest.mark.parametrize("wrap", [masked, lambda tx, where: partition({"a": tx}, where)], ids=["masked", "partition"])
-def test_a_function_of_a_whole_tree_is_told_what_functions_receive(wrap):
-    tx = wrap(gradtx.sgd(0.1), lambda params: dict.fromkeys(params, "a"))
-    with pytest.raises(TypeError) as caught:
-        tx.init(PARAMS)
-    assert caught.value.__notes__[0].endswith(": <lambda> gets the name and the tensor of a leaf, here 'head.weight'")
-
-
 def test_the_first_selector_that_matches_wins():
     tx = partition(
         {"rest": gradtx.scale(3.0), "weights": gradtx.scale(2.0), "head": gradtx.scale(1.0)},
@@ -476,6 +468,19 @@ def test_a_nonfinite_step_changes_nothing_but_the_count_of_skipped(bad):
     assert (before.pop("skipped"), after.pop("skipped")) == (0, 1)
     assert_same(after, before)
     assert later["step"] == 2
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_the_update_after_max_consecutive_skipped_ones_passes(most):
+    tx = skip_nonfinite(gradtx.sgd(lr=1.0), max_consecutive=most)
+    bad = grads_of(2, **{"body.bias": torch.tensor(math.nan).double()})
+    good = grads_of(1)
+    calls = [bad] * (most + 2) + [good] + [bad] * most + [good]
+    all_updates, state = run(tx, calls)
+    passed = [not is_zero(updates) for updates in all_updates]
+    assert passed == [False] * most + [True, True, True] + [False] * most + [True]
+    assert state["skip_nonfinite"]["skipped"] == 2 * most
+    assert state["skip_nonfinite"]["consecutive"] == 0
 
 
 def test_training_with_skipped_steps_equals_training_without_them():

@@ -1,6 +1,7 @@
 """Errors of factories, combinators and names."""
 
 import math
+import re
 from typing import Annotated
 
 import pytest
@@ -398,6 +399,13 @@ def test_a_hyperparameter_is_no_attribute():
         "norm of all gradients, clip_by_norm(...) for that of each",
         "EMA": "module 'gradtx' has no attribute 'EMA'; use average(decay) as the last link for weights, ema(decay) "
         "for updates",
+        "MetaSGD": "module 'gradtx' has no attribute 'MetaSGD'; write a function of params and take its "
+        "torch.func.grad; see docs/howto/from-torchopt.md",
+        "FuncAdam": "module 'gradtx' has no attribute 'FuncAdam'; use tx.update and apply_updates, which are pure; see "
+        "docs/howto/from-torchopt.md",
+        "custom_root": "module 'gradtx' has no attribute 'custom_root'; gradients through a solution are not included; "
+        "see docs/howto/from-torchopt.md",
+        "adamwss": "module 'gradtx' has no attribute 'adamwss'; did you mean 'adamw'?",
         "quux": "module 'gradtx' has no attribute 'quux'; see docs/optax-names.md",
         "_quux": "module 'gradtx' has no attribute '_quux'",
     }.items(),
@@ -405,6 +413,40 @@ def test_a_hyperparameter_is_no_attribute():
 def test_an_unknown_name_of_the_library_says_which_is_meant(name, message):
     with pytest.raises(AttributeError, match=matching(message)):
         getattr(gradtx, name)
+
+
+OF_A_LEAF = (
+    "a function here is called as (name, tensor) and returns a bool, for one leaf, such as lambda name, tensor: "
+)
+OF_A_TREE = "a function here is called as (name, tensor) and returns a label, for one leaf; where a function of all "
+
+
+@pytest.mark.parametrize(
+    ("message", "call"),
+    {
+        f"masked: {OF_A_LEAF}tensor.ndim > 1; <lambda> takes (p)": lambda: gradtx.masked(
+            gradtx.sgd(), lambda p: p.ndim > 1
+        ),
+        f"freeze: {OF_A_LEAF}": lambda: gradtx.freeze(lambda p: p.ndim > 1),
+        f"blocks: {OF_A_LEAF}": lambda: gradtx.blocks(gradtx.muon(), lambda p: p.ndim > 1, sizes=(2, 2)),
+        f"adamw: mask: {OF_A_LEAF}": lambda: gradtx.adamw(mask=lambda params: params),
+        f"partition: {OF_A_LEAF}": lambda: gradtx.partition({"a": gradtx.sgd()}, {"a": lambda p: p.ndim > 1}),
+        f"partition: {OF_A_TREE}parameters returns a tree of labels, pass that tree; <lambda> takes (params)": lambda: (
+            gradtx.partition({"a": gradtx.sgd()}, lambda params: {"w": "a"})
+        ),
+        'asam: mask: a function here is called as (name) and returns a bool, such as lambda name: "weight" in name; '
+        "<lambda> takes (name, tensor)": lambda: gradtx.asam(gradtx.sgd(), mask=lambda name, tensor: True),
+    }.items(),
+)
+def test_a_function_of_leaves_with_other_arguments_is_refused_where_it_is_passed(message, call):
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+        call()
+
+
+def test_a_predicate_that_forgets_to_return_is_an_error_and_does_not_select_nothing_in_silence():
+    tx = gradtx.masked(gradtx.sgd(), lambda name, tensor: None)
+    with pytest.raises(TypeError, match=matching("masked: <lambda> returned None for leaf 'w'; it must return a bool")):
+        tx.init({"w": torch.ones(2)})
 
 
 def test_a_scheduler_of_torch_is_no_rate_and_the_error_says_how_to_use_it():
