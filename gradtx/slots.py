@@ -31,6 +31,8 @@ class Slot:
         slow: Whether a step may change a value by little of its size, as in sums, slow weights and averages of weights,
             which 16 bits would round away. Such slots have at least float32, unless `state_dtype` says otherwise.
         rounded: Whether only leaves with 16-bit weights have it.
+        relative: Whether its first value is the learning rate to which later ones are compared: that of construction,
+            although a warm-up may have overwritten it before the first step.
     """
 
     first: Callable[[Tensor], Any]
@@ -38,6 +40,7 @@ class Slot:
     decay: Any = None
     slow: bool = False
     rounded: bool = False
+    relative: bool = False
 
     @classmethod
     def of(cls, declared: Slot | Callable[[Tensor], Any]) -> Slot:

@@ -177,7 +177,8 @@ class States:
         run.seen_slots = self.seen_slots
         routes: dict[torch.device, Route] = {}
         for device in dict.fromkeys(param.device for param in params):
-            routes[device] = Route.of(settings.first_chain(device), run, 0)
+            chain = settings.first_chain(device, self.members.compares_rates)
+            routes[device] = Route.of(chain, run, 0)
         clock = clock_after(0)
         leaves: list[Leaf] = []
         for param in params:
