@@ -529,14 +529,16 @@ def unpacked(
 
 
 def _with_other_sizes(like: Tensor) -> Tensor:
-    """Return a meta tensor whose sizes are slightly larger and all different."""
+    """Return a tensor whose sizes are slightly larger and all different, without memory except under transforms."""
     sizes: list[int] = []
     for size in like.shape:
         size += 1
         while size in sizes:
             size += 1
         sizes.append(size)
-    return torch.empty(sizes, dtype=like.dtype, device="meta")
+    # Numbers that vmap has batched cannot meet tensors on another device.
+    device = like.device if _torch.inside_transform() else "meta"
+    return torch.ones(sizes, dtype=like.dtype, device=device)
 
 
 def auxiliary_tensors(codecs: Mapping[str, Codec]) -> set[str]:
