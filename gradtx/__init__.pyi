@@ -1662,7 +1662,7 @@ def fromage(
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def ftrl(
-    lr: Positive = 0.001,
+    lr: NonNegative = 0.001,
     lr_power: NonPositive = -0.5,
     beta: NonNegative = 0.0,
     l1: NonNegative = 0.0,
@@ -3154,7 +3154,7 @@ def scale_by_focus(
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scale_by_ftrl(
-    lr: Positive = 0.001,
+    lr: NonNegative = 0.001,
     lr_power: NonPositive = -0.5,
     beta: NonNegative = 0.0,
     l1: NonNegative = 0.0,

@@ -279,6 +279,7 @@ class Spec:
             skippable=compiles == "lists",
             capturable=capturable is not False,
             waits_at_first=capturable == "after first",
+            compares_rates=any(slot.relative for slot in functions.slots.values()),
             agree={name: arguments[name] for name in self._options["agree"]},
             keeps_slots=functions.init is not None,
             random=option("random"),

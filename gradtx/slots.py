@@ -25,11 +25,14 @@ class Slot:
         first: Function of the parameter that returns the first value: a tensor, a list of tensors, or None for a leaf
             without the slot.
         kind: "linear" for a vector in the space of the update, "square" for values that are never negative, one for
-            each coordinate, "scalar" for a number that does not depend on coordinates; "" if nothing is known.
+            each coordinate, "scalar" for a number that does not depend on coordinates; "" if nothing is known. Only
+            linear slots are float16 beside float16 weights, because squares of small gradients would be 0.
         decay: The decay b of a running average `b * slot + (1 - b) * update`; None for other slots.
         slow: Whether a step may change a value by little of its size, as in sums, slow weights and averages of weights,
             which 16 bits would round away. Such slots have at least float32, unless `state_dtype` says otherwise.
         rounded: Whether only leaves with 16-bit weights have it.
+        relative: Whether its first value is the learning rate to which later ones are compared: that of construction,
+            although a warm-up may have overwritten it before the first step.
     """
 
     first: Callable[[Tensor], Any]
@@ -37,6 +40,7 @@ class Slot:
     decay: Any = None
     slow: bool = False
     rounded: bool = False
+    relative: bool = False
 
     @classmethod
     def of(cls, declared: Slot | Callable[[Tensor], Any]) -> Slot:

@@ -111,6 +111,27 @@ def test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop
         assert_close(member(later, i), run[i + 1], rtol=1e-11, atol=1e-12)
 
 
+@each_set(COSTLY, PLAIN_LINKS)
+def test_vmap_over_numbers_alone_with_weights_that_members_share_equals_a_loop(case, places):
+    # Weights of float32, whose dtype those of the numbers must not widen; values that are known outside of vmap.
+    params = case.noise(1, dtype=torch.float32)
+    numbers = torch.stack([values(places), 0.95 * values(places)])
+
+    def second(numbers):
+        tx = made(case, places, numbers)
+        return advanced(tx, *advanced(tx, params, None))
+
+    weights, state = torch.vmap(second)(numbers)
+    for i, own in enumerate(numbers):
+        tx = case.make(dict(zip(places, own.tolist(), strict=True)))
+        alone, state_alone = advanced(tx, *advanced(tx, params, None))
+        assert {path: x.dtype for path, x in tensors(state).items()} == {
+            path: x.dtype for path, x in tensors(state_alone).items()
+        }
+        # float32, which some rules divide by small differences
+        assert_close(member(weights, i), alone, rtol=1e-2, atol=1e-4)
+
+
 @each_set([case for case in ALL if case.factory.spec.kind == "alias"], chosen_aliases())
 def test_the_first_step_of_an_alias_under_vmap_equals_a_loop(case, places):
     members = members_of(case, places, 2)

@@ -118,3 +118,39 @@ def test_a_plain_pair_that_asks_for_a_function_is_told_what_to_write(name):
     message = rf"plain functions do not receive {name!r}, but update has this parameter.*whole_tree\(needs="
     with pytest.raises(TypeError, match=message):
         plain(eval(f"lambda updates, state, params=None, {name}=None: (updates, state)"))
+
+
+# State of a wider dtype than the weights.
+
+PAIR_OF_FACTORS = {"up": (4, 2), "down": (2, 3)}
+
+
+@pytest.mark.parametrize(("dtype", "wide"), [(torch.float32, torch.float64), (torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **options: gradtx.precondition_inputs(every=1, **options),
+        lambda **options: gradtx.scale_by_lora_rite({"up": "down"}, **options),
+        lambda **options: gradtx.precondition_pairs({"up": "down"}, damping=0.1, **options),
+        lambda **options: gradtx.chain(gradtx.scale_by_adam(**options), gradtx.precondition_inputs(every=1)),
+        lambda **options: gradtx.chain(gradtx.scale_by_adam(**options), gradtx.scale_by_lora_rite({"up": "down"})),
+    ],
+    ids=["inputs", "lora_rite", "pairs", "inputs after wide", "lora_rite after wide"],
+)
+def test_rules_for_whole_trees_compute_in_the_dtype_of_a_wide_state(make, dtype, wide):
+    params = noise(0, PAIR_OF_FACTORS, dtype)
+    exact = {name: param.double() for name, param in params.items()}
+    gram = {"up": torch.eye(2, dtype=torch.float64) + 0.5}
+    extras = {"input_gram": gram} if "precondition_inputs" in repr(make()) else {}
+    tx, reference = make(state_dtype=wide), make()
+    state, expected_state = tx.init(params), reference.init(exact)
+    for t in range(3):
+        gradients = noise(t + 1, PAIR_OF_FACTORS, dtype)
+        updates, state = tx.update(gradients, state, params, **extras)
+        expected, expected_state = reference.update(
+            {name: gradient.double() for name, gradient in gradients.items()}, expected_state, exact, **extras
+        )
+        for name, update in updates.items():
+            # The other link keeps its state in bfloat16.
+            tolerance = 1e-3 if dtype == torch.float32 else 0.06
+            torch.testing.assert_close(update.double(), expected[name], rtol=tolerance, atol=tolerance)

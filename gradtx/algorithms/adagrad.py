@@ -19,6 +19,7 @@ from gradtx.arguments import (
     Positive,
     is_off,
 )
+from gradtx.base.exact import exact
 from gradtx.maths.entries import (
     quotient,
     running_mean,
@@ -274,7 +275,7 @@ def scale_by_adasmooth(
 
 @per_tensor(elementwise=True, needs="params", owns_lr=True)
 def scale_by_ftrl(
-    lr: Positive = 1e-3,
+    lr=1e-3,
     lr_power: NonPositive = -0.5,
     beta: NonNegative = 0.0,
     l1: NonNegative = 0.0,
@@ -287,7 +288,7 @@ def scale_by_ftrl(
     $|z| \le \lambda_1$, and $(\mathrm{sign}(z) \lambda_1 - z) / ((\beta + n'^q)/\eta + \lambda_2)$ elsewhere.
 
     Args:
-        lr: $\eta > 0$.
+        lr: $\eta \ge 0$. The method divides by it; a step with a rate of 0 leaves weights and state as they are.
         lr_power: At most 0; rates decrease with this power of the sum of squares.
         beta: $\beta \ge 0$, smooths the first rates.
         l1: $\lambda_1 \ge 0$; sets weights to exactly 0.
@@ -314,13 +315,21 @@ def scale_by_ftrl(
     power = -lr_power
 
     def update(g, state, p, ctx):
+        rate = exact(lr, g.device)
+        moves = rate != 0  # not part of the method, which divides by the rate
+        rate = torch.where(moves, rate, 1.0)
         n = state["n"] + g.square()
         size = safe_pow(n, power)
-        z = state["z"] + g - (size - safe_pow(state["n"], power)) / lr * p
-        curvature = (beta + size) / lr + l2
+        z = state["z"] + g - (size - safe_pow(state["n"], power)) / rate * p
+        curvature = (beta + size) / rate + l2
         # The curvature is 0 if the squares underflow.
-        moved = (z.abs() > l1) & (curvature != 0)
-        return quotient(z.sign() * l1 - z, curvature, moved) - p, {"z": z, "n": n}
+        solved = (z.abs() > l1) & (curvature != 0)
+        change = quotient(z.sign() * l1 - z, curvature, solved) - p
+        new = {
+            "z": torch.where(moves, z, state["z"]),
+            "n": torch.where(moves, n, state["n"]),
+        }
+        return torch.where(moves, change, 0.0), new
 
     return {
         "z": linear(slow=True),
@@ -618,7 +627,7 @@ def ftrl(**arguments: Annotated[Any, scale_by_ftrl]):
     weight whose gradient has always been 0 becomes 0.
 
     Args:
-        lr: $\eta > 0$.
+        lr: $\eta \ge 0$. The method divides by it; a step with a rate of 0 leaves weights and state as they are.
         lr_power: At most 0; rates fall with this power of the sum of squares.
         beta: $\beta \ge 0$, smooths the first rates.
         l1: $\lambda_1 \ge 0$; makes weights exactly 0.

@@ -11,6 +11,7 @@ from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import (
     add_decayed_weights,
     initial_lr,
+    reference_lr,
     split_decay,
     with_decay,
 )
@@ -63,7 +64,8 @@ def scale_by_adabound(
     that after `scale_by_learning_rate` the band surrounds `final_lr` and follows a schedule.
 
     Args:
-        lr: The rate of the `scale_by_learning_rate` that follows, initially above 0. Only its first value is read.
+        lr: The rate of the `scale_by_learning_rate` that follows. Only its first value is used, or
+            if that is 0 the largest so far.
         final_lr: The limit of each weight's rate, >= 0.
         betas: $(\beta_1, \beta_2)$, each in [0, 1).
         eps: $\epsilon \ge 0$, in the units of a gradient.
@@ -75,7 +77,7 @@ def scale_by_adabound(
         `max_exp_avg_sq`, shaped as the parameter; `initial_lr`, 0-d float64 for each leaf.
 
     Raises:
-        ValueError: If an argument is out of range, or if `lr` is initially 0.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> # a narrow band from the start
@@ -89,18 +91,15 @@ def scale_by_adabound(
     """
     moments, average = adam_moments(betas, amsgrad)
 
-    first_lr = initial_lr(
-        "scale_by_adabound", lr, "final_lr", "use an initial value above 0"
-    )
-
     def update(update, state, param, ctx):
         mean, square, new = average(update, state)
-        final, narrowing = final_lr / state["initial_lr"], gamma * ctx.time
+        reference, slot = reference_lr(state, lr)
+        final, narrowing = quotient(final_lr, reference), gamma * ctx.time
         lowest, highest = final * (1 - 1 / (narrowing + 1)), final * (1 + 1 / narrowing)
         rates = hat_rate(safe_sqrt(square) + eps, ctx, betas).clamp(lowest, highest)
-        return rates * mean, new
+        return rates * mean, {**new, **slot}
 
-    return {**moments, "initial_lr": first_lr}, update
+    return {**moments, "initial_lr": initial_lr(lr)}, update
 
 
 @per_tensor(
@@ -379,8 +378,7 @@ def adabound(
         [`max_exp_avg_sq`] and the 0-d `initial_lr`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if `params` is missing and `weight_decay` is not 0.0, or if the
-            learning rate is 0 at `init`.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adabound(lr=1e-3, final_lr=0.1, gamma=1e6)  # SGD from the start

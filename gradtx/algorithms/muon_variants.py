@@ -651,8 +651,7 @@ def muon_adam_atan2(
         `use_normuon` also `exp_avg_sq` (one entry per row), and Adam-atan2's; with `decoupled_wd`, `initial_lr`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if `params` is missing and `weight_decay` is not 0.0, or if
-            `decoupled_wd` is set and the initial rate is 0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.muon_adam_atan2(lr=0.1, a=4 / torch.pi)
@@ -727,8 +726,7 @@ def polar_adam_atan2(
         Adam-atan2's; with `decoupled_wd`, `initial_lr`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if `params` is missing and `weight_decay` is not 0.0, or if
-            `decoupled_wd` is set and the initial rate is 0.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.polar_adam_atan2(lr=0.1, polar_rms_factor=0.5**0.5, polar_steps=9)

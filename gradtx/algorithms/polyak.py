@@ -11,7 +11,6 @@ from gradtx.algorithms.clipping import shrink
 from gradtx.algorithms.momentum import trace
 from gradtx.arguments import Decay, NonNegative, Positive, PositiveOrInf, Scalar, is_off
 from gradtx.base.exact import exact
-from gradtx.base.torch_names import readable
 from gradtx.maths.entries import (
     adam_moments,
     at_least,
@@ -301,22 +300,12 @@ def scale_by_momo_adam(
     return moments, update
 
 
-def _first_step_size(arguments):
-    lr = arguments["lr"]
-    if not (isinstance(lr, Tensor) and not readable(lr)) and lr == 0:
-        raise ValueError(
-            "scale_by_local_smoothness: every step size derives from the first, lr, which is 0; use an initial lr "
-            "above 0"
-        )
-    return lr
-
-
 @per_tensor(
     elementwise=True,
     needs="params",
     extras={"prev_grad": "leaf?"},
     shared={
-        "step_size": _first_step_size,
+        "step_size": lambda arguments: arguments["lr"],
         "theta": lambda arguments: arguments["theta"],
     },
     agree=("lr", "amplifier", "damping", "theta", "eps"),
@@ -339,7 +328,9 @@ def scale_by_local_smoothness(
     learning rate may follow.
 
     Args:
-        lr: $\lambda_0 > 0$; only read by `init`. Must be the same for all groups, as must the next four.
+        lr: $\lambda_0$, the first value above 0. Of later values, only 0 has an effect: all step sizes derive from the
+            previous one, so a step with a rate of 0 leaves weights and state as they are. Must be the same for all
+            groups, as must the next four.
         amplifier: $a \ge 0$, how fast the step size may grow.
         damping: $b > 0$; the step size stays below 1 / b of the inverse smoothness.
         theta: $\theta_0 > 0$. With inf, the first measured step size has no upper limit.
@@ -353,8 +344,8 @@ def scale_by_local_smoothness(
         shared by all leaves.
 
     Raises:
-        ValueError: If an argument is out of range, if `lr` is initially 0, if `params` is missing, or if a later link
-            scales by a learning rate or decays.
+        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
+            or decays.
 
     Example:
         >>> tx = gradtx.scale_by_local_smoothness(
@@ -373,6 +364,7 @@ def scale_by_local_smoothness(
     """
 
     def update(g, state, p, ctx):
+        rate = exact(lr, g.device)
         before = state["previous_grad"] if ctx.prev_grad is None else ctx.prev_grad
         moved = (p - state["prev_param"]).square().sum()
         changed = (ctx.grad - before).square().sum()
@@ -381,6 +373,7 @@ def scale_by_local_smoothness(
             "changed": torch.where(ctx.seen, changed, 0.0),
         }
         old, growth = state["step_size"], state["theta"]
+        old = torch.where(old == 0, rate, old)  # the first rate above 0
         free = growth.isinf()
         grown = old * (1 + amplifier * torch.where(free, 0.0, growth)).sqrt()
         # Of a NaN, too, so that it does not switch off the bound.
@@ -394,9 +387,13 @@ def scale_by_local_smoothness(
             "prev_param": p,
             "previous_grad": ctx.grad,
             "step_size": size,
-            "theta": torch.where(free & ~known, growth, size / old),
+            "theta": torch.where(free & ~known, growth, quotient(size, old)),
         }
-        yield -size * (g + weight_decay * p), new
+        moves = (
+            rate != 0
+        )  # otherwise the next measurement would be of a step of length 0
+        new = {name: torch.where(moves, new[name], state[name]) for name in new}
+        yield torch.where(moves, -size * (g + weight_decay * p), 0.0), new
 
     return {"prev_param": start(), "previous_grad": linear()}, update
 
@@ -541,7 +538,8 @@ def adaptive_gd(**arguments: Annotated[Any, scale_by_local_smoothness]):
     small batches, its estimate of the smoothness is noisy as well.
 
     Args:
-        lr: $\lambda_0 > 0$, the initial step size; later values are ignored.
+        lr: $\lambda_0$, the initial step size: the first value above 0. Of later values, only 0 has an effect: such a
+            step leaves weights and state as they are.
         amplifier: $a \ge 0$, how fast the step size may grow. The paper uses 1.
         damping: $b > 0$. The paper uses 2.
         theta: Initial $\theta > 0$. The paper uses inf.
@@ -554,7 +552,7 @@ def adaptive_gd(**arguments: Annotated[Any, scale_by_local_smoothness]):
         `theta`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if the initial rate is 0, or if `params` is missing.
+        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.adaptive_gd(

@@ -7,8 +7,10 @@ from gradtx.algorithms.radam import scale_by_rectified_rms
 from gradtx.algorithms.weight_decay import add_decayed_weights
 from gradtx.arguments import Decay, NonNegative, NonNegativeInt, OpenFraction
 from gradtx.combinators.slow_weights import schedule_free
-from gradtx.rules import alias
+from gradtx.maths.entries import corrected_root, running_mean
+from gradtx.rules import alias, per_tensor
 from gradtx.schedules.warmup import rectification_schedule
+from gradtx.slots import square
 from gradtx.transform import chain
 
 __all__ = [
@@ -69,6 +71,17 @@ def schedule_free_sgd(
     )
 
 
+@per_tensor(elementwise=True)
+def scale_by_corrected_rms(beta2: Decay, eps: NonNegative):
+    """Divide by the root mean square of the gradient: `scale_by_adam` without an average of gradients."""
+
+    def update(g, state, p, ctx):
+        v = running_mean(state["exp_avg_sq"], g.square(), beta2)
+        return g / (corrected_root(v, ctx, beta2) + eps), {"exp_avg_sq": v}
+
+    return {"exp_avg_sq": square()}, update
+
+
 @alias(class_name="ScheduleFreeAdamW")
 def schedule_free_adamw(
     lr=0.0025,
@@ -98,7 +111,7 @@ def schedule_free_adamw(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, and `lr_max`, `weight_sum`, 0-d;
-        `exp_avg_sq`, and `exp_avg`, which is the last gradient.
+        `exp_avg_sq`. A checkpoint of schedulefree's AdamWScheduleFree in train mode loads.
 
     Raises:
         ValueError: If a hyperparameter is out of range, or if `params` is missing.
@@ -117,7 +130,8 @@ def schedule_free_adamw(
     Source: Defazio et al. 2024, arXiv:2405.15682. Departures: the bias of $v$ is corrected where it divides, as in the
     authors' released optimizer (the paper puts $\sqrt{1-\beta_2^t}$ into the rate, and thereby into the average).
     """
-    base = chain(scale_by_adam((0.0, betas[1]), eps), add_decayed_weights(weight_decay))
+    direction = scale_by_corrected_rms(betas[1], eps)
+    base = chain(direction, add_decayed_weights(weight_decay))
     return schedule_free(base, lr, betas[0], warmup_steps, r, weight_lr_power)
 
 

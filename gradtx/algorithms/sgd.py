@@ -11,12 +11,10 @@ from gradtx.algorithms.momentum import trace, trace_ema
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.algorithms.weight_decay import (
     add_decayed_weights,
-    check_initial_lr,
     with_decay,
 )
 from gradtx.arguments import Decay, Fraction, NonNegative, Scalar, is_off
 from gradtx.base.exact import exact
-from gradtx.base.torch_names import readable
 from gradtx.maths.entries import (
     largest,
     norm,
@@ -426,7 +424,8 @@ def scale_by_gravity(lr, alpha: NonNegative = 0.01, beta: Decay = 0.9, seed: int
     is taken over the leaf.
 
     Args:
-        lr: $\eta > 0$, read only when the state is initialized; a later link applies the learning rate.
+        lr: $\eta \ge 0$, read only when the state is initialized; a later link applies the learning rate. 0 starts from
+            $v_0 = 0$.
         alpha: $\alpha \ge 0$, standard deviation of the first change of the weights. 0 starts from $v_0 = 0$.
         beta: $\beta$ in [0, 1), the limit of $\hat\beta$.
         seed: Seed of $v_0$, which also depends on the leaf's name.
@@ -436,7 +435,7 @@ def scale_by_gravity(lr, alpha: NonNegative = 0.01, beta: Decay = 0.9, seed: int
         by the whole stage.
 
     Raises:
-        ValueError: If an argument is out of range, or if `lr` is initially 0 and `alpha` is not.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> # 2/3 of zeta at the first step
@@ -452,11 +451,8 @@ def scale_by_gravity(lr, alpha: NonNegative = 0.01, beta: Decay = 0.9, seed: int
     """
 
     def init(param, rng):
-        rate, spread = exact(lr, param.device), exact(alpha, param.device)
-        if readable(spread) and spread != 0:
-            remedy = "use an initial value above 0, or set alpha to 0"
-            check_initial_lr("scale_by_gravity", rate, "alpha", remedy)
-        size = quotient(spread, rate, spread != 0)
+        # Without a rate, no velocity moves the weights by alpha.
+        size = quotient(exact(alpha, param.device), exact(lr, param.device))
         return {"v": (size * rng.normal(param)).to(param.dtype)}
 
     def update(update, state, param, ctx):
@@ -480,7 +476,8 @@ def gravity(lr=0.1, **options: Annotated[Any, scale_by_gravity]):
 
     Args:
         lr: $\eta$ in [0, inf).
-        alpha: $\alpha \ge 0$, the standard deviation of the initial movement of the weights; 0 starts from $v_0 = 0$.
+        alpha: $\alpha \ge 0$, the standard deviation of the initial movement of the weights; 0, or an $\eta$ that is
+            initially 0, starts from $v_0 = 0$.
         beta: $\beta$ in [0, 1), the limit of $\hat\beta$.
         seed: Seed of $v_0$, which also depends on the name of the parameter.
 
@@ -489,7 +486,7 @@ def gravity(lr=0.1, **options: Annotated[Any, scale_by_gravity]):
         `counter`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, or if `lr` is initially 0 and `alpha` is not.
+        ValueError: If a hyperparameter is out of range.
 
     Example:
         >>> tx = gradtx.gravity(lr=0.1, alpha=0.0, beta=0.0)

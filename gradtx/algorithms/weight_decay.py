@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import torch
@@ -10,7 +11,6 @@ from torch import Tensor
 from gradtx.algorithms.scaling import scale_by_learning_rate
 from gradtx.arguments import NonNegative, Positive, Scalar, is_off
 from gradtx.base.exact import exact
-from gradtx.base.torch_names import readable
 from gradtx.maths.entries import plus_decay, quotient, unit_norm
 from gradtx.rules import per_tensor
 from gradtx.slots import Slot, scalar
@@ -44,7 +44,8 @@ def add_decayed_weights(
         fixed: Subtract $\lambda p$ instead of adding it, for use after the learning rate.
         cautious: Decay only where the update and the weight have the same sign; with "inclusive", also where either is
             0, such as rows of an embedding without a gradient.
-        relative_to: The learning rate, initially above 0: $\lambda$ is divided by its initial value.
+        relative_to: The learning rate: $\lambda$ is divided by its first value, or if that is 0 by the
+            largest so far.
         corrected_by: The learning rate: $\lambda$ is multiplied by its ratio to `max_lr`, so that the decay is
             $\lambda \eta_t^2 / \eta_{max}$ (AdamC). Not with `relative_to`.
         max_lr: $\eta_{max} > 0$; None for the largest rate so far. Only with `corrected_by`.
@@ -55,8 +56,8 @@ def add_decayed_weights(
 
     Raises:
         ValueError: If an argument is out of range, if `fixed` is combined with `cautious` or `relative_to` with
-            `corrected_by`, if `max_lr` is given without `corrected_by`, if `params` is missing, if `relative_to` is
-            initially 0, or if the link follows one that owns the learning rate.
+            `corrected_by`, if `max_lr` is given without `corrected_by`, if `params` is missing, or if the link follows
+            one that owns the learning rate.
 
     Example:
         >>> tx = gradtx.chain(
@@ -90,7 +91,8 @@ def add_decayed_weights(
     def update(u, state, p, ctx):
         rate, new = strength, state
         if relative_to is not None:
-            rate = strength / state["initial_lr"]
+            reference, new = reference_lr(state, relative_to)
+            rate = quotient(strength, reference)
         elif corrected_by is not None:
             lr = exact(corrected_by, u.device)
             if max_lr is not None:
@@ -102,7 +104,7 @@ def add_decayed_weights(
         return plus_decay(u, rate, p, cautious=cautious), new
 
     slots = {
-        "initial_lr": initial_lr("add_decayed_weights", relative_to),
+        "initial_lr": initial_lr(relative_to),
         "lr_max": scalar() if corrected_by is not None and max_lr is None else None,
     }
     return (slots, update) if any(slots.values()) else update
@@ -122,15 +124,16 @@ def regenerate_towards_init(
         rate: $\rho \ge 0$. A literal 0.0 omits the link.
         wasserstein: Pull the distribution of a leaf's weights: the entry of rank i toward the i-th smallest initial
             value.
-        relative_to: The learning rate, initially above 0: $\rho$ is divided by its initial value.
+        relative_to: The learning rate: $\rho$ is divided by its first value, or if that is 0 by the
+            largest so far.
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter (in ascending order
         with `wasserstein`), and with `relative_to` `initial_lr`, 0-d float64 for each leaf.
 
     Raises:
-        ValueError: If `rate` is negative, if `params` is missing, if `relative_to` is initially 0, or if the link
-            follows one that owns the learning rate.
+        ValueError: If `rate` is negative, if `params` is missing, or if the link follows one that owns the learning
+            rate.
 
     Example:
         >>> tx = gradtx.regenerate_towards_init(0.1)
@@ -154,38 +157,37 @@ def regenerate_towards_init(
         if wasserstein:
             rank = p.flatten().argsort(stable=True).argsort()
             target = target.flatten()[rank].view_as(p)
-        strength = rate if relative_to is None else rate / state["initial_lr"]
-        return u + strength * (p - target), state
+        strength, new = rate, state
+        if relative_to is not None:
+            reference, slot = reference_lr(state, relative_to)
+            strength, new = quotient(rate, reference), {**state, **slot}
+        return u + strength * (p - target), new
 
     slots = {
         "param_init": target,
-        "initial_lr": initial_lr("regenerate_towards_init", relative_to),
+        "initial_lr": initial_lr(relative_to),
     }
     return slots, update
 
 
-def initial_lr(
-    who: str,
-    lr,
-    divided: str = "the rate",
-    remedy: str = "use an initial value above 0, or omit relative_to (decoupled_wd)",
-) -> Slot | None:
-    """Declare the slot of a leaf's initial learning rate, by which another value is divided; None without a rate."""
-
-    def first(param):
-        value = exact(lr, param.device)
-        check_initial_lr(who, value, divided, remedy)
-        return value
-
-    return None if lr is None else scalar(first)
+def initial_lr(lr) -> Slot | None:
+    """Declare the slot of a leaf's initial learning rate, with which later ones are compared; None without a rate."""
+    if lr is None:
+        return None
+    first = scalar(lambda param: exact(lr, param.device))
+    return dataclasses.replace(first, relative=True)
 
 
-def check_initial_lr(who: str, lr: Tensor, divided: str, remedy: str) -> None:
-    """Raise an error if a value would be divided by an initial learning rate of 0."""
-    if readable(lr) and lr == 0:
-        raise ValueError(
-            f"{who}: {divided} is divided by the initial learning rate, which is 0; {remedy}"
-        )
+def reference_lr(state, lr) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a leaf's initial learning rate, or if that is 0 the largest so far; and its slot.
+
+    The first rate above 0 of a warm-up from 0 would be far below the later ones. A negative slot is minus the largest.
+    """
+    first = state["initial_lr"]
+    largest = torch.maximum(-first, exact(lr, first.device))
+    is_first = first > 0
+    slot = {"initial_lr": torch.where(is_first, first, -largest)}
+    return torch.where(is_first, first, largest), slot
 
 
 @per_tensor(needs="params")

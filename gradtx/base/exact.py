@@ -140,3 +140,8 @@ def number_on(device: torch.device, value: Any) -> Any:
     if isinstance(value, Tensor) and value.device.type != "cpu":
         device = value.device
     return exact(value, device)
+
+
+def is_stored_only(dtype: torch.dtype) -> bool:
+    """Whether torch stores a floating-point dtype, such as float8 or float4, but does not compute with it."""
+    return dtype.is_floating_point and dtype.itemsize < 2

@@ -87,6 +87,7 @@ class Choosing:
     """A leaf as inner selectors see it: with the leaf's name and its first block as the tensor."""
 
     is_complex = False  # complex leaves cannot be divided
+    is_stored_only = False  # leaves with other operations than those of a frozen one
     inputs = (None, None)
 
     def __init__(self, leaf, division: Division):

@@ -23,7 +23,7 @@ from gradtx.base.ambient import SWITCH
 from gradtx.base.complex_views import PARTS, REMEDY, as_complex, as_real
 from gradtx.base.dtensor import placed_as, total_of
 from gradtx.base.errors import Path, StateKey
-from gradtx.base.exact import exact
+from gradtx.base.exact import exact, is_stored_only
 from gradtx.execution.context import Clock, Context
 from gradtx.execution.first_nonfinite import FirstNonFinite
 from gradtx.execution.runs import Run, Scope, restarted, selected
@@ -68,6 +68,7 @@ class Leaf(Task):
         param: The parameter, in the dtype that rules compute in.
         inputs: Update and parameter as the caller passed them, except that complex ones are real views.
         is_complex: Whether the parameter is complex.
+        is_stored_only: Whether torch only stores the dtype of the parameter (float8), so that it cannot be trained.
         shape: The shape of the parameter, or of the part of it that this leaf represents.
         compute_dtype: The dtype that rules compute in.
         negated: Whether the gradient is that of the negative loss (`maximize`).
@@ -125,14 +126,19 @@ class Leaf(Task):
         self.device: torch.device = stored.device
         self.dtype: torch.dtype = first_input.dtype
         self.param_dtype: torch.dtype = stored.dtype
-        widest = torch.promote_types(self.param_dtype, self.dtype)
         # Rules never compute in half precision.
-        self.compute_dtype = torch.promote_types(widest, torch.float32)
+        self.compute_dtype = torch.float32
+        self.is_stored_only = is_stored_only(self.param_dtype)
+        if not self.is_stored_only:
+            widest = torch.promote_types(self.param_dtype, self.dtype)
+            self.compute_dtype = torch.promote_types(widest, torch.float32)
         self.inputs = (update, param)
         self.has_gradient = update is not None
         self.shape: torch.Size = stored.shape
-        self.update = None if update is None else update.to(self.compute_dtype)
-        self.param = None if param is None else param.to(self.compute_dtype)
+        self.update, self.param = update, param
+        if not self.is_stored_only:
+            self.update = None if update is None else update.to(self.compute_dtype)
+            self.param = None if param is None else param.to(self.compute_dtype)
         self.grad = self.update
         self.new: dict[Path, dict[str, Tensor]] = {}
         self.starts: dict[Path, dict[str, Tensor]] = {}
@@ -333,6 +339,10 @@ class Route:
         """Return the operations of a leaf."""
         if self.is_frozen(leaf):
             return [FROZEN]
+        if leaf.is_stored_only:
+            if leaf.has_gradient:
+                raise stored_only_error(leaf)
+            return [FROZEN]
         operations = self._operations_for(leaf) if self._forks else self.operations
         for operation in operations if leaf.is_complex else ():
             if not operation.traits.takes_complex:
@@ -383,6 +393,14 @@ class Route:
     def clock_paths(self) -> frozenset[Path]:
         """Return the paths of inner clocks."""
         return frozenset(each.path for each in self.walk() if each.traits.has_clock)
+
+
+def stored_only_error(leaf: Leaf) -> TypeError:
+    """Return the error for a gradient of a leaf whose dtype torch does not compute with."""
+    return TypeError(
+        f"leaf {leaf.name!r} has dtype {leaf.param_dtype}, which torch stores but does not add to; keep trained "
+        "weights in 16 bits or more, or pass no gradient (None) for it"
+    )
 
 
 def complex_error(link: str, leaf: Leaf) -> TypeError:

@@ -246,9 +246,15 @@ class StageState:
         # A missing entry of a list would otherwise go unnoticed: the list would only be shorter.
         update, param = leaf.inputs
         if readable(param if update is None else update):
-            for slot in numbered(self.init_slots(leaf, "meta")):
+            for slot in self._created_names(leaf):
                 if slot not in old:
                     raise lacking((*self.path, slot), leaf.name)
+
+    def _created_names(self, leaf: Leaf) -> set[str]:
+        """Return the names of the slots that `init` creates, without memory where possible."""
+        # Numbers that vmap has batched cannot meet tensors on another device.
+        device = leaf.device if _torch.inside_transform() else "meta"
+        return {*numbered(self.init_slots(leaf, device))}
 
     def missing(self, name: Any, leaf: Leaf) -> Any:
         """Return an empty list if `init` makes one, since the state stores nothing for it; raise an error otherwise."""
@@ -311,7 +317,7 @@ class StageState:
             *map(without_number, declared)
         }:
             return
-        created = {*numbered(self.init_slots(leaf, "meta"))}
+        created = self._created_names(leaf)
         if kept != created:
             raise ValueError(
                 f"{'.'.join(self.path)}: leaf {leaf.name!r} has the slots {sorted(kept)}, but this chain uses "

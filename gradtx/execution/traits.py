@@ -31,6 +31,7 @@ class Traits:
         capturable: Whether a CUDA graph may replay it: it reads no value on the host, and no factorization in it has
             the host wait.
         waits_at_first: Whether this holds only from the second update of a leaf on.
+        compares_rates: Whether it keeps the learning rate of construction, to compare later ones with it.
         agree: Hyperparameters that must be the same in all groups of an optimizer.
         keeps_slots: Whether it keeps slots.
         constants: The slots that no step changes.
@@ -60,6 +61,7 @@ class Traits:
     skippable: bool = False
     capturable: bool = True
     waits_at_first: bool = False
+    compares_rates: bool = False
     agree: Mapping[str, Any] = field(default_factory=empty_dict)
     keeps_slots: bool = False
     constants: tuple[str, ...] = ()

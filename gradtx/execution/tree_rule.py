@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -95,12 +95,19 @@ class TreeOperation(Operation):
         self._store = Store(path, name, scope.state_dtype, functions.slot, scope.run)
         self._run.free.add(path)
 
+    def compute_dtype(self, leaf: Leaf) -> torch.dtype:
+        """Return the dtype of all tensors that the functions receive: a wide state or an earlier link may widen it."""
+        dtype = self._store.compute_dtype(leaf)
+        if leaf.update is None:
+            return dtype
+        return torch.promote_types(dtype, leaf.update.dtype)
+
     def init_all(self, members: list[Leaf]) -> None:
         if self._functions.init is not None:
             leaves = {leaf.name: leaf for leaf in members}
-            params = {name: leaf.param for name, leaf in leaves.items()}
+            params = self._tree(self._widened(leaves, "param"))
             try:
-                state = self._functions.init(self._tree(params))
+                state = self._functions.init(params)
             except Exception as error:
                 note_rule(error, self._name, members)
                 raise
@@ -117,7 +124,8 @@ class TreeOperation(Operation):
                 stored = self._encoded(slots, leaf)
             else:
                 check_slots(slots, self._name)
-                stored = self._store.first(slots, leaf.param, leaf, None)
+                like = self._wide(leaf, leaf.param)
+                stored = self._store.first(slots, like, leaf, None)
             if slots:
                 leaf.new[self.path] = stored
 
@@ -171,11 +179,11 @@ class TreeOperation(Operation):
         return update_of_leaf
 
     def _call_update(self, leaves: dict[str, Leaf]) -> Any:
-        updates = self._tree({name: leaf.update for name, leaf in leaves.items()})
+        updates = self._tree(self._widened(leaves, "update"))
         state = self._old(leaves)
         params = None
         if all(leaf.param is not None for leaf in leaves.values()):
-            params = self._tree({name: leaf.param for name, leaf in leaves.items()})
+            params = self._tree(self._widened(leaves, "param"))
         try:
             return self._updated(leaves, updates, state, params)
         except (AttributeError, TypeError) as error:
@@ -189,15 +197,29 @@ class TreeOperation(Operation):
         self, leaves: dict[str, Leaf], updates: Any, state: Any, params: Any
     ) -> Any:
         """Call the user's function."""
-        return self._functions.update(updates, state, params, TreeContext(leaves))
+        gradients = self._widened(leaves, "grad")
+        context = TreeContext(leaves, gradients)
+        return self._functions.update(updates, state, params, context)
+
+    def _wide(self, leaf: Leaf, tensor: Any) -> Any:
+        """Return a tensor of a leaf in the dtype that the functions compute in."""
+        return None if tensor is None else tensor.to(self.compute_dtype(leaf))
+
+    def _widened(
+        self, leaves: Mapping[str, Leaf], attribute: Literal["update", "param", "grad"]
+    ) -> dict[str, Any]:
+        """Return a tensor of each leaf, by name, in the dtype that rules compute in."""
+        return {
+            name: self._wide(leaf, getattr(leaf, attribute))
+            for name, leaf in leaves.items()
+        }
 
     def _old(self, leaves: dict[str, Leaf]) -> Any:
         state: dict[str, Any] = dict(self._run.scalars(self.path))
         for name, leaf in leaves.items():
             stored = self._run.slots(self.path, leaf)
-            for slot, value in self._store.decode_slots(
-                stored, leaf.compute_dtype, leaf
-            ).items():
+            values = self._store.decode_slots(stored, self.compute_dtype(leaf), leaf)
+            for slot, value in values.items():
                 state.setdefault(slot, {})[name] = value
         return state
 
@@ -217,7 +239,7 @@ class TreeOperation(Operation):
                 f"{self._name}: leaf {leaf.name!r} has shape {tuple(leaf.update.shape)}, "
                 f"but its update has shape {tuple(update.shape)}"
             )
-        leaf.update = update.to(leaf.compute_dtype)
+        leaf.update = self._wide(leaf, update)
 
     # Conversion between leaves by name and the trees that the functions receive and return.
 
@@ -260,7 +282,7 @@ class PlainOperation(TreeOperation):
     def _updated(
         self, leaves: dict[str, Leaf], updates: Any, state: Any, params: Any
     ) -> Any:
-        context = TreeContext(leaves)
+        context = TreeContext(leaves, self._widened(leaves, "grad"))
         available = {"value": context.value}
         if "hessian_diag" in self._run.leaf_extras:
             available["hessian_diag"] = self._tree(context.hessian_diag)
@@ -325,16 +347,17 @@ def _latest(leaves: Iterable[Leaf]) -> Clock:
 class TreeContext(Context):
     """The context of a `@whole_tree` rule: like `Context`, with dicts keyed by leaf name instead of single tensors."""
 
-    def __init__(self, leaves: dict[str, Leaf]):
+    def __init__(self, leaves: dict[str, Leaf], gradients: dict[str, Any]):
         self._first = next(iter(leaves.values()))
         self._leaves = leaves
+        self._gradients = gradients
         super().__init__(
             self._first, _latest(leaves.values()), self._first.compute_dtype
         )
 
     @property
     def grad(self) -> Any:
-        return {name: leaf.grad for name, leaf in self._leaves.items()}
+        return self._gradients
 
     def grad_fn(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the gradients at `params` (by leaf name; missing leaves keep their current values)."""

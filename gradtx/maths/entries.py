@@ -42,7 +42,7 @@ def safe_pow(x: Tensor, exponent) -> Tensor:
 
 def at_least(x: Tensor, bound) -> Tensor:
     """Clamp each entry from below by a number or 0-d tensor."""
-    return x.clamp(min=bound)
+    return _as_vector(x.clamp(min=bound), x)
 
 
 def largest(x: Tensor) -> Tensor:
@@ -53,7 +53,12 @@ def largest(x: Tensor) -> Tensor:
 
 def at_most(x: Tensor, bound) -> Tensor:
     """Clamp each entry from above by a number or 0-d tensor."""
-    return x.clamp(max=bound)
+    return _as_vector(x.clamp(max=bound), x)
+
+
+def _as_vector(result: Tensor, x: Tensor) -> Tensor:
+    """Return a result in the dtype of a vector, which vmap widens to that of a number that it has batched."""
+    return result.to(x.dtype) if x.ndim else result
 
 
 def quotient(

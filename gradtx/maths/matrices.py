@@ -258,7 +258,7 @@ def _ridged(
 ) -> tuple[Tensor, Tensor | None]:
     """Add ridge * max(top eigenvalue, 1e-16) to the eigenvalues, and its derivative to the matrix `change`."""
     top = values[-1] if change is None else values[-1] + change[-1, -1]
-    lift = ridge * at_least(top, 1e-16)
+    lift = (ridge * at_least(top, 1e-16)).to(values.dtype)
     if change is not None:
         change_of_lift = _zero_with_derivative_of(lift)
         change = change + torch.diag(change_of_lift.expand(len(change)))
@@ -278,7 +278,8 @@ def _slope_of_root(values: Tensor, exponent: float) -> Tensor:
     ratio = torch.where(equal, -exponent, ratio)
     slope = ratio * (values ** (-exponent - 1))[:, None]
     # Inf times the 0 of a change would be NaN.
-    return slope.clamp(min=-torch.finfo(values.dtype).max)
+    # `where` under vmap widens it to the dtype of the exponent.
+    return slope.clamp(min=-torch.finfo(values.dtype).max).to(values.dtype)
 
 
 def eigenbasis(x: Tensor) -> Tensor:

@@ -25,6 +25,8 @@ from gradtx.optim.run import never_trains
 from gradtx.optim.state import Initial, States, matched, misfits_of
 from gradtx.state.layout import by_place
 
+# What schedulefree's optimizers keep in their groups.
+SCHEDULEFREE = {"k", "lr_max", "weight_sum", "train_mode"}
 # The names of `decoupled_weight_decay` in qhoptim and pytorch_optimizer, each with the value that enables it.
 DECOUPLED = (
     ("weight_decay_type", "direct"),
@@ -180,6 +182,12 @@ class Checkpoint:
         listed = set(numbers)
         if len(listed) < len(numbers):
             raise ValueError("the loaded groups list a parameter a second time")
+        for group in groups:
+            shared = _shared_by_schedulefree(group)
+            for number in group["params"] if shared else ():
+                param = params[numbers.index(number)]
+                if self._entries[param]:
+                    self._entries[param] = {**shared, **self._entries[param]}
         # Saved state that belongs to no parameter.
         self._foreign = {key: entries[key] for key in entries if key not in listed}
         without_entry = [number for number in numbers if number not in entries]
@@ -322,6 +330,24 @@ class Checkpoint:
                         f"{shown}; the checkpoint's {saved} is not used. To use it, write "
                         f"optimizer.param_groups[{i}][{name!r}] = {saved}"
                     )
+
+
+def _shared_by_schedulefree(group: Group) -> dict[str, Any]:
+    """Remove and return what schedulefree's optimizers keep in a group, as slots; empty for other groups.
+
+    Raises:
+        ValueError: If its weights were those for evaluation.
+    """
+    if not group.keys() >= SCHEDULEFREE:
+        return {}
+    if not group.pop("train_mode"):
+        raise ValueError(
+            "the state dict is that of a schedulefree optimizer in eval mode, whose weights are the average; load it "
+            "there, call train(), and save both weights and state again"
+        )
+    group.pop("scheduled_lr", None)
+    shared = {name: group.pop(name) for name in ("k", "lr_max", "weight_sum")}
+    return {"step": shared.pop("k"), **shared}
 
 
 def _translated_group(group: Group, own: set[str]) -> Group:

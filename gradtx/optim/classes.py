@@ -19,7 +19,8 @@ from gradtx.transform import GradientTransformation
 
 # Options of torch's class that our class fixes. They are saved so that other classes interpret checkpoints correctly.
 FIXED_OPTIONS = {"adamw": {"decoupled_weight_decay": True}}
-# Options that are None here and a number in torch's class, each with a function that computes it from the group.
+# Arguments for which groups show a number in place of None, as those of torch's class do, which checkpoints of ours may
+# be loaded into; each with a function that computes it from the group.
 NUMBERS_OF_TORCH: dict[str, dict[str, Callable[[Group], Any]]] = {
     "muon": {"ns_steps": lambda group: default_steps(group["ns_coefficients"])}
 }
@@ -117,6 +118,9 @@ class AliasOptimizer(ChainOptimizer):
             self._check_fixed("group", group, "use Adam")
             for option, value in self._fixed_options.items():
                 group.setdefault(option, value)
+            for name, number in NUMBERS_OF_TORCH.get(self._alias.__name__, {}).items():
+                if group.get(name, 0) is None:
+                    group[name] = number(group)
 
     def _check_fixed(self, what: str, group: Group, remedy: str) -> None:
         """Reject another value of an option that this class fixes, if it would have an effect."""
@@ -126,15 +130,6 @@ class AliasOptimizer(ChainOptimizer):
                 raise ValueError(
                     f"{type(self).__name__}: {what} has {option}={given}, which this class does not support; {remedy}"
                 )
-
-    def _saved(self) -> dict[str, Any]:
-        """Return a state dict as torch's class does, with numbers for options that are None only in gradtx."""
-        state_dict = super()._saved()
-        for group in state_dict["param_groups"]:
-            for name, number in NUMBERS_OF_TORCH.get(self._alias.__name__, {}).items():
-                if group.get(name, 0) is None:
-                    group[name] = number(group)
-        return state_dict
 
     def _copy_hyperparameters(
         self, tx: GradientTransformation

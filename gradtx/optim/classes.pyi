@@ -1706,7 +1706,7 @@ class FTRL(AliasOptimizer):
     def __init__(
         self,
         params: Params,
-        lr: Positive = 0.001,
+        lr: NonNegative = 0.001,
         lr_power: NonPositive = -0.5,
         beta: NonNegative = 0.0,
         l1: NonNegative = 0.0,

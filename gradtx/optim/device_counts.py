@@ -26,7 +26,7 @@ from gradtx.combinators.frame import Enter, Frame, InnerClock
 from gradtx.execution.runs import Run, Scope
 from gradtx.optim.core import Core
 from gradtx.optim.parameters import Members
-from gradtx.optim.run import Count, Member
+from gradtx.optim.run import Count, Member, as_step
 from gradtx.transform import chain
 
 
@@ -126,13 +126,6 @@ def keep_counts_in_place(
     for member in members:
         if member.count in kept_counts:
             member.set_count(kept_counts[member.count])
-
-
-def as_step(count: int | Count, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return a count as it is kept in a state: a floating-point tensor, as in torch.optim."""
-    if isinstance(count, Count):
-        return count.made.to(dtype)
-    return torch.tensor(float(count), dtype=dtype, device="cpu")
 
 
 # CUDA graphs.

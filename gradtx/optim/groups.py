@@ -189,14 +189,21 @@ class GroupSettings:
             self._chains[device] = values, tx
         return tx
 
-    def first_chain(self, device: torch.device) -> GradientTransformation:
+    def first_chain(
+        self, device: torch.device, compares_rates: bool
+    ) -> GradientTransformation:
         """Return the transformation that creates slots.
 
-        It has the values of the last step, but the learning rate of construction, since a warm-up may already have
-        overwritten it in the group.
+        It has the values of the last step, but the learning rate of construction if the first step of a warm-up, by a
+        scheduler or by hand, may already have overwritten it.
+
+        Args:
+            device: The device of the slots.
+            compares_rates: Whether a link compares later rates with that of construction.
         """
         first = dict(self.settled)
-        if "lr" in first:
+        has_scheduler = self.group.get("initial_lr") is not None
+        if "lr" in first and (compares_rates or has_scheduler):
             first["lr"] = self.sources["lr"]
         return self.chain(first, device)
 

@@ -92,6 +92,11 @@ class Members:
         """Whether an inner clock may restart."""
         return any(each.restarts_inner for each in self.expanded.route.traits())
 
+    @functools.cached_property
+    def compares_rates(self) -> bool:
+        """Whether a link compares later learning rates with that of construction."""
+        return any(each.compares_rates for each in self.expanded.route.traits())
+
     def without_state(self) -> Members:
         """Return a copy whose members have the same names and branches, but no state."""
         members = copy(self)

@@ -24,6 +24,8 @@ from gradtx.execution.pure import as_number, moved_along
 from gradtx.execution.runs import Run
 from gradtx.state.layout import Layout, State
 
+# Up to this count, float32 holds every whole number.
+FLOAT32_COUNTS = 2**24
 # Of a parameter without slots.
 NO_LAYOUT = Layout({}, {})
 
@@ -51,6 +53,16 @@ class Count:
         """Return the count after a step that adds `tick`."""
         least = self.least if isinstance(tick, Tensor) else self.least + tick
         return Count(self.made + tick, self.most + 1, least)
+
+
+def as_step(count: int | Count, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return a count as it is kept in a state: a tensor of `dtype`, as in torch.optim, or of float64 if it is large."""
+    most = count.bound if isinstance(count, Count) else count
+    if most > FLOAT32_COUNTS:
+        dtype = torch.float64
+    if isinstance(count, Count):
+        return count.made.to(dtype)
+    return torch.tensor(float(count), dtype=dtype, device="cpu")
 
 
 class TensorKind(NamedTuple):

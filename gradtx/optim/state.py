@@ -31,10 +31,12 @@ from gradtx.optim.groups import GroupSettings
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import assign_owners, states_of_owners
 from gradtx.optim.run import (
+    FLOAT32_COUNTS,
     Count,
     Member,
     OptimizerRun,
     TensorKind,
+    as_step,
     clock_after,
     leaf_of,
     never_trains,
@@ -175,7 +177,8 @@ class States:
         run.seen_slots = self.seen_slots
         routes: dict[torch.device, Route] = {}
         for device in dict.fromkeys(param.device for param in params):
-            routes[device] = Route.of(settings.first_chain(device), run, 0)
+            chain = settings.first_chain(device, self.members.compares_rates)
+            routes[device] = Route.of(chain, run, 0)
         clock = clock_after(0)
         leaves: list[Leaf] = []
         for param in params:
@@ -272,7 +275,8 @@ class States:
         if lacking:
             raise ValueError(f"{who} lacks {min(lacking)!r}; see {EDITING}")
         if not isinstance(state["step"], Tensor):
-            state["step"] = _zero_steps() + state["step"]
+            count = int(_zero_steps().double() + state["step"])
+            state["step"] = as_step(count, first["step"].dtype)
         for key in layout.program_keys:
             what = f"{who}: {key!r}"
             state[key] = _fitting(what, state[key], first[key], param.dtype)
@@ -336,7 +340,19 @@ class States:
                     self.by_param[param] = states[param]
                     member.mark_fresh(initial.state)
         owned = states_of_owners(self.members, layouts, states)
-        return {**states, **owned}, layouts
+        states.update(owned)
+        self._count_exactly(states)
+        return states, layouts
+
+    def _count_exactly(self, states: dict[Any, State]) -> None:
+        """Replace counts that a CUDA graph has advanced beyond what float32 holds; this waits for the device."""
+        for param, member in self.members.by_param.items():
+            state, count = states.get(param), member.count
+            if not state or not isinstance(count, Count):
+                continue
+            step = torch.as_tensor(state["step"])
+            if step.dtype == torch.float32 and step >= FLOAT32_COUNTS:
+                states[param] = {**state, "step": count.made.to(torch.float64)}
 
     def _completed(
         self, settings: GroupSettings, member: Member, initial: Initial
@@ -574,6 +590,8 @@ def as_slot(what: str, key: str, saved: Any, first: Tensor) -> Tensor:
         first: The first slot.
     """
     value = torch.as_tensor(saved)
+    if isinstance(saved, float):  # of which float32 may round a count
+        value = torch.tensor(saved, dtype=torch.float64)
     is_count = key.rpartition(".")[2] in COUNTS
     if is_count and value.numel() == 1:  # torch also counts in tensors of shape (1,)
         value = value.reshape(first.shape)
@@ -587,7 +605,10 @@ def as_slot(what: str, key: str, saved: Any, first: Tensor) -> Tensor:
         raise ValueError(f"{what} must be a non-negative integer, got {value.item():g}")
     if kind_of(first.dtype) == "int" and not _is_whole(value):
         raise ValueError(f"{what} must be an integer, got {value.item():g}")
-    return value.detach().to(first.device, first.dtype, copy=True)
+    dtype = first.dtype
+    if is_count and dtype.is_floating_point and value > FLOAT32_COUNTS:
+        dtype = torch.float64
+    return value.detach().to(first.device, dtype, copy=True)
 
 
 def _is_whole(value: Tensor) -> bool:

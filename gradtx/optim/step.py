@@ -35,7 +35,6 @@ from gradtx.optim.chain_checks import check_scheduler
 from gradtx.optim.core import Core
 from gradtx.optim.device_counts import (
     Scaling,
-    as_step,
     check_capture,
     keep_counts_in_place,
     place_counts,
@@ -48,6 +47,7 @@ from gradtx.optim.groups import (
     has_any,
 )
 from gradtx.optim.run import (
+    FLOAT32_COUNTS,
     STEP,
     Count,
     Extras,
@@ -55,6 +55,7 @@ from gradtx.optim.run import (
     Member,
     OptimizerRun,
     Trees,
+    as_step,
     clock_after,
     leaf_of,
 )
@@ -164,6 +165,8 @@ class Step:
             counts = set(map(COUNT, self._every))
         if not on_device:
             self.count = max(counts, default=0)
+            if self.count >= FLOAT32_COUNTS:
+                self._keep_exact()
             return
         if scaling is not None:
             _, self.run.tick = scaling.on(device)
@@ -173,6 +176,19 @@ class Step:
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         if placed:
             self.count = torch.stack([count.made for count in placed]).amax()
+            if max(count.bound for count in placed) >= FLOAT32_COUNTS:
+                self._keep_exact()
+
+    def _keep_exact(self) -> None:
+        """Store counts that float32 may not hold after this step in float64."""
+        if _torch.is_captured(self.run.device):  # state keeps its memory
+            return
+        for member in self._every:
+            step = member.state.get("step")
+            if isinstance(step, Tensor) and step.dtype != torch.float64:
+                member.state["step"] = as_step(member.count, torch.float64)
+                member.set_count(member.count)
+                self._core.known_counts = None
 
     def _split_extras(self) -> None:
         """Check the extras, and split them into 0-d values and trees by leaf."""

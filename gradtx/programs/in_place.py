@@ -119,6 +119,8 @@ class MemoryPlan:
         self.elided_copies.add(copy)
         last_use = max(self.last_use[argument], self.last_use[source])
         self.last_use[argument] = last_use
+        # The target keeps this value: what reads it later, such as the sum of weights and update, may not write there.
+        self.last_use[source] = len(self._nodes)
 
     def _path_to_target(self, copy: Node) -> list[tuple[Node, Node]] | None:
         """Return the operations, last first, that can compute the source of a copy in the target's memory.

@@ -297,7 +297,11 @@ class Store:
 
     def _dtype(self, slot: str, value: Any, like: Tensor, leaf: Leaf) -> torch.dtype:
         """Return the dtype to store a slot in that is not coded."""
-        rule, is_wide = self._rule(slot), self._slot_of(slot).slow
+        declared, rule = self._slot_of(slot), self._rule(slot)
+        is_wide = declared.slow
+        if leaf.param_dtype == torch.float16:
+            # Squares of gradients below 2.4e-4 would be 0 there. Slots of unknown kind may be factors of squares.
+            is_wide |= declared.kind != "linear"
         if rule is not None:
             if isinstance(rule.choice, torch.dtype):
                 return rule.choice
@@ -525,14 +529,16 @@ def unpacked(
 
 
 def _with_other_sizes(like: Tensor) -> Tensor:
-    """Return a meta tensor whose sizes are slightly larger and all different."""
+    """Return a tensor whose sizes are slightly larger and all different, without memory except under transforms."""
     sizes: list[int] = []
     for size in like.shape:
         size += 1
         while size in sizes:
             size += 1
         sizes.append(size)
-    return torch.empty(sizes, dtype=like.dtype, device="meta")
+    # Numbers that vmap has batched cannot meet tensors on another device.
+    device = like.device if _torch.inside_transform() else "meta"
+    return torch.ones(sizes, dtype=like.dtype, device=device)
 
 
 def auxiliary_tensors(codecs: Mapping[str, Codec]) -> set[str]:

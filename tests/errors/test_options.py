@@ -8,7 +8,6 @@ import torch
 
 import gradtx
 
-DIVISOR = "the rate is divided by the initial learning rate, which is 0"
 PSEUDO = "pass either a positive eps or pseudo_inverse=True with eps=0.0"
 FALLBACK = "fallback must be a GradientTransformation, .*call it.*"
 POWER = "power cannot be combined with contra, mixture or balance.*"
@@ -95,29 +94,3 @@ def test_what_makes_no_sense_is_named(make, options, message):
         options = {"weight_decay": 0.1, **options}
     with pytest.raises((ValueError, TypeError), match=f"^{make.__name__}: {message}$"):
         make(**options)
-
-
-FROM_ZERO = [
-    (gradtx.adam_atan2, "lr", {"weight_decay": 0.1, "decoupled_wd": True}, DIVISOR),
-    (gradtx.adopt_atan2, "lr", {"regen_reg_rate": 0.1, "decoupled_wd": True}, DIVISOR),
-    (gradtx.muon_adam_atan2, "muon_lr", {"weight_decay": 0.1, "decoupled_wd": True}, DIVISOR),
-    (gradtx.polar_adam_atan2, "polar_lr", {"weight_decay": 0.1, "decoupled_wd": True}, DIVISOR),
-    (gradtx.add_decayed_weights, "relative_to", {"weight_decay": 0.1}, f"^add_decayed_weights: {DIVISOR}"),
-    (gradtx.regenerate_towards_init, "relative_to", {"rate": 0.1}, f"^regenerate_towards_init: {DIVISOR}"),
-    (
-        gradtx.adabound,
-        "lr",
-        {},
-        "^scale_by_adabound: final_lr is divided by the initial .*, which is 0; use an initial value above 0$",
-    ),
-    (gradtx.adaptive_gd, "lr", {}, "^scale_by_local_smoothness: .* lr, which is 0; use an initial lr above 0$"),
-    (gradtx.scale_by_gravity, "lr", {}, "^scale_by_gravity: alpha is divided by the initial learning rate, which is 0"),
-]
-
-
-@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0), gradtx.Schedule(lambda step: 0.1 * step)], ids=str)
-@pytest.mark.parametrize(("make", "rate", "options", "message"), FROM_ZERO)
-def test_what_is_divided_by_the_initial_rate_needs_one_above_0(make, rate, options, message, lr):
-    tx = make(**{rate: lr}, **options)
-    with pytest.raises(ValueError, match=message):
-        tx.init({"w": torch.ones(2, 2)})

@@ -43,12 +43,6 @@ INIT = {
         gradtx.partition({"x": ADAM, "y": ADAM}, lambda name, p: "zz"),
         params(),
     ),
-    "add_decayed_weights: the rate is divided by the initial learning rate, which is 0; "
-    "use an initial value above 0, or omit relative_to (decoupled_wd)": (
-        ValueError,
-        gradtx.adopt_atan2(lr=0.0, weight_decay=0.1),
-        params(),
-    ),
 }
 
 

@@ -96,7 +96,7 @@ def assert_are_those_of_torch(operations, operands, dtype):
         return init, update
 
     param = torch.nn.Parameter(torch.zeros_like(operands[0]))
-    optimizer = gradtx.as_optimizer(gradtx.chain(store(), gradtx.scale(0.0)), [param], compile=True)
+    optimizer = gradtx.as_optimizer(gradtx.chain(store(state_dtype=dtype), gradtx.scale(0.0)), [param], compile=True)
     param.grad = operands[0]
     optimizer.step()
     (item,) = optimizer.explain()

@@ -212,3 +212,84 @@ def test_an_error_in_the_first_step_leaves_no_state_behind():
     with pytest.raises(KeyError, match="mine"):
         optimizer.step()
     assert_equal(dict(optimizer.state[param]), before)
+
+
+# Weights that torch only stores.
+
+STORED_ONLY = [name for name in ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn_x2") if hasattr(torch, name)]
+
+
+def adapted(name):
+    """A frozen base that torch only stores, and an adapter that trains."""
+    codes = torch.zeros(4, 4, dtype=torch.uint8).view(getattr(torch, name))
+    model = torch.nn.Module()
+    model.base, model.adapter = torch.nn.Linear(4, 4, bias=False), torch.nn.Linear(4, 4, bias=False)
+    model.base.weight = torch.nn.Parameter(codes, requires_grad=False)
+    return model
+
+
+def assert_trains_the_adapter(model, optimizer):
+    before = model.adapter.weight.detach().clone()
+    for _ in range(2):
+        model.adapter.weight.grad = torch.ones_like(model.adapter.weight)
+        optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+    optimizer.step()
+    optimizer.explain()
+    assert not torch.equal(model.adapter.weight, before)
+    assert model.base.weight.view(torch.uint8).eq(0).all()
+    assert all(not tensor.numel() for key, tensor in optimizer.state[model.base.weight].items() if key != "step")
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("make", ["AdamW", "Muon", "SOAP", "SGD", "ScheduleFreeAdamW"])
+@pytest.mark.parametrize("name", STORED_ONLY)
+def test_a_base_that_torch_only_stores_is_left_alone(name, make, compile):
+    model = adapted(name)
+    options = {"fallback": gradtx.adamw()} if make == "Muon" else {}
+    optimizer = getattr(gradtx.optim, make)(model.named_parameters(), lr=0.1, compile=compile, **options)
+    assert_trains_the_adapter(model, optimizer)
+
+
+@pytest.mark.parametrize("name", STORED_ONLY)
+def test_a_base_that_torch_only_stores_is_left_alone_by_all_that_reads_parameters(name):
+    model = adapted(name)
+    assert_trains_the_adapter(model, gradtx.muon_for(model))
+    model = adapted(name)
+    frozen = gradtx.chain(gradtx.freeze("base*"), gradtx.adamw())
+    assert_trains_the_adapter(model, gradtx.as_optimizer(frozen, model.named_parameters()))
+    model = adapted(name)
+    parts = gradtx.partition({"low": gradtx.sgd(lr=0.1), "rest": gradtx.adamw()}, {"low": "base*", "rest": "*"})
+    assert_trains_the_adapter(model, gradtx.as_optimizer(parts, model.named_parameters()))
+    model = adapted(name)
+    optimizer = gradtx.optim.AdamW([model.adapter.weight])
+    optimizer.add_param_group({"params": [model.base.weight]})
+    assert_trains_the_adapter(model, optimizer)
+    optimizer.release_gradients().remove()
+    assert gradtx.memory(gradtx.adamw(), model).slots == {"exp_avg": 64, "exp_avg_sq": 64}
+
+
+@pytest.mark.parametrize("name", STORED_ONLY)
+def test_pure_use_creates_no_state_for_leaves_that_torch_only_stores(name):
+    params = {key: param.detach() for key, param in adapted(name).named_parameters()}
+    tx = gradtx.adamw(lr=0.1)
+    state = tx.init(params)
+    assert state["scale_by_adam"]["exp_avg"].keys() == {"adapter.weight"}
+    for _ in range(3):
+        gradients = {"base.weight": None, "adapter.weight": torch.ones(4, 4)}
+        updates, state = tx.update(gradients, state, params)
+        params = gradtx.apply_updates(params, updates)
+    assert updates["base.weight"] is None
+
+
+def test_a_gradient_of_weights_that_torch_only_stores_is_a_named_error():
+    weight = torch.zeros(4, 4, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    refusal = "'w' has dtype torch.float8_e4m3fn, which torch stores but does not add to; keep .* or pass no gradient"
+    tx = gradtx.adamw()
+    with pytest.raises(TypeError, match=refusal):
+        tx.update({"w": weight}, tx.init({"w": weight}), {"w": weight})
+    param = torch.nn.Parameter(weight)
+    optimizer = gradtx.optim.AdamW([("w", param)])
+    param.grad = weight.clone()
+    with pytest.raises(TypeError, match=refusal):
+        optimizer.step()

@@ -447,3 +447,15 @@ def test_optimizers_with_other_codes_can_be_pickled():
         params, optimizer = made(code)
         run(optimizer, params, 1)
         assert_equal(pickle.loads(pickle.dumps(optimizer)).state_dict()["state"], optimizer.state_dict()["state"])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_slot_that_is_the_update_is_not_the_sum_of_weights_and_update(dtype, compile):
+    param = torch.nn.Parameter(torch.full((4,), 2.0, dtype=dtype))
+    tx = chain(gradtx.scale(-1.0), gradtx.trace_ema(0.5, state_dtype=torch.float32))
+    optimizer = gradtx.as_optimizer(tx, [param], compile=compile)
+    for momentum, weight in ((-0.25, 1.75), (-0.375, 1.375)):
+        param.grad = torch.full_like(param, 0.5)
+        optimizer.step()
+        assert optimizer.state[param]["momentum_buffer"].tolist() == [momentum] * 4
+        assert param.tolist() == [weight] * 4

@@ -235,12 +235,32 @@ def test_the_fallback_gets_what_the_view_does_not_take():
 
 
 @pytest.mark.slow
-def test_a_checkpoint_says_how_many_steps_none_stands_for_since_torch_needs_the_number():
+def test_groups_and_checkpoints_say_how_many_steps_none_stands_for_since_torch_needs_the_number():
     weight = [torch.nn.Parameter(torch.ones(2, 2))]
     for coefficients, steps in (((2.0, -1.5, 0.5), 5), ("deepseekv4", 10), ("newton_schulz", 12)):
         optimizer = gradtx.optim.Muon(weight, ns_coefficients=coefficients)
-        assert optimizer.param_groups[0]["ns_steps"] is None
+        assert optimizer.param_groups[0]["ns_steps"] == steps
         assert optimizer.state_dict()["param_groups"][0]["ns_steps"] == steps
+        optimizer.param_groups[0]["ns_steps"] = None
+        assert optimizer.state_dict()["param_groups"][0]["ns_steps"] is None
+
+
+def test_a_group_of_other_coefficients_shows_their_own_number_of_steps_and_steps_as_with_none():
+    weights = [torch.nn.Parameter(torch.linspace(0, 1, 6).view(2, 3)) for _ in range(4)]
+    groups = [{"params": weights[:1]}, {"params": weights[1:2], "ns_coefficients": "deepseekv4"}]
+    optimizer = gradtx.optim.Muon(groups, lr=0.1, fallback=gradtx.adamw())
+    assert [group["ns_steps"] for group in optimizer.param_groups] == [5, 10]
+    twins = [gradtx.muon(lr=0.1), gradtx.muon(lr=0.1, ns_coefficients="deepseekv4")]
+    others = [gradtx.as_optimizer(tx, [weight]) for tx, weight in zip(twins, weights[2:], strict=True)]
+    for weight in weights:
+        weight.grad = torch.sin(torch.arange(6.0)).view(2, 3)
+    for each in (optimizer, *others):
+        each.step()
+    torch.testing.assert_close(weights[:2], weights[2:], rtol=0.0, atol=0.0)
+    torch_muon = torch.optim.Muon([weights[0]])
+    saved = optimizer.state_dict()
+    torch_muon.load_state_dict({"state": {0: saved["state"][0]}, "param_groups": saved["param_groups"][:1]})
+    torch_muon.step()
 
 
 @pytest.mark.parametrize("name", ["kernel", "bias", "scalar"])

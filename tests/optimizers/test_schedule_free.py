@@ -1,4 +1,7 @@
+import copy
+
 import pytest
+import schedulefree
 import torch
 
 import gradtx
@@ -147,3 +150,69 @@ def test_a_constant_share_keeps_no_numbers_and_is_an_average_of_its_own():
         assert tx.eval_params(state, params)["w"].item() == average
     with pytest.raises(ValueError, match=r"schedule_free: averaging must be in \[0, 1\], got 1.5"):
         gradtx.schedule_free(gradtx.chain(), lr=1.0, beta=0.5, averaging=1.5)
+
+
+# Their memory, and checkpoints of the authors' package.
+
+
+def test_each_method_keeps_as_many_bytes_as_its_authors():
+    params = {"w": torch.zeros(1000)}
+    for tx, slots in (
+        (gradtx.schedule_free_sgd(), {"z": 4}),
+        (gradtx.schedule_free_adamw(), {"z": 4, "exp_avg_sq": 4}),
+        (gradtx.schedule_free_radam(), {"z": 4, "exp_avg_sq": 4}),
+    ):
+        sizes = gradtx.memory(tx, params).slots
+        assert {name: size / 1000 for name, size in sizes.items() if size >= 1000} == slots
+
+
+AUTHORS = {
+    "ScheduleFreeSGD": (schedulefree.SGDScheduleFree, {"lr": 0.1, "weight_decay": 0.1}),
+    "ScheduleFreeAdamW": (schedulefree.AdamWScheduleFree, {"lr": 0.05, "weight_decay": 0.1, "warmup_steps": 4}),
+    "ScheduleFreeRAdam": (schedulefree.RAdamScheduleFree, {"lr": 0.05, "weight_decay": 0.1, "betas": (0.9, 0.95)}),
+}
+
+
+def _steps(optimizer, param, first, count):
+    for t in range(first, first + count):
+        param.grad = torch.sin(torch.arange(6.0, dtype=torch.float64) + t)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_a_checkpoint_of_the_authors_package_continues(name):
+    make, options = AUTHORS[name]
+    twin = torch.nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64))
+    theirs = make([twin], **options)
+    theirs.train()
+    _steps(theirs, twin, 0, 9)
+    param = torch.nn.Parameter(twin.detach().clone())
+    ours = getattr(gradtx.optim, name)([param], **options)
+    ours.load_state_dict(theirs.state_dict())
+    assert ours.state[param]["step"] == 9
+    _steps(theirs, twin, 9, 5)
+    _steps(ours, param, 9, 5)
+    torch.testing.assert_close(param, twin, rtol=1e-9, atol=1e-9)
+
+
+def test_a_checkpoint_of_the_authors_package_with_the_weights_for_evaluation_is_refused():
+    param = torch.nn.Parameter(torch.ones(6, dtype=torch.float64))
+    theirs = schedulefree.AdamWScheduleFree([param])
+    theirs.train()
+    _steps(theirs, param, 0, 2)
+    theirs.eval()
+    with pytest.raises(ValueError, match=r"eval mode, whose weights are the average; load it there, call train\(\)"):
+        gradtx.optim.ScheduleFreeAdamW([param]).load_state_dict(theirs.state_dict())
+
+
+def test_a_checkpoint_with_the_last_gradient_as_average_names_it_and_continues_without():
+    param = torch.nn.Parameter(torch.ones(6, dtype=torch.float64))
+    optimizer = gradtx.optim.ScheduleFreeAdamW([param])
+    _steps(optimizer, param, 0, 2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][0]["exp_avg"] = param.grad.clone()
+    with pytest.raises(ValueError, match=r"has 'exp_avg', which this chain does not use; .*strict=False"):
+        optimizer.load_state_dict(saved)
+    optimizer.load_state_dict(saved, strict=False)
+    _steps(optimizer, param, 2, 1)
+    assert optimizer.state[param]["step"] == 3
