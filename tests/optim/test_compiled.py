@@ -123,6 +123,48 @@ def test_in_single_precision_compiled_equals_eager_to_rounding(make):
     assert_equal(eager, compiled, 1e-6)
 
 
+def with_large_gradients(params, optimizer):
+    """Take steps of which one has gradients whose squares are infinite in float32; that times 0.001 is finite."""
+    start = {name: value.clone() for name, value in values(params).items()}
+    for scale in (1.0, 1e20, 1.0, 1.0):
+
+        def differentiate(scale=scale):
+            for name, grad in gradients(start).items():
+                params[name].grad = scale * grad
+            return torch.ones(())
+
+        differentiate()
+        given = step_extras(optimizer._tx, start)
+        optimizer.step(differentiate if "grad_fn" in optimizer._tx.needs else None, **given)
+
+
+@by_day("adai", "adam", "dadapt_adan", "madgrad", "padam", "qhadam", "scale_by_laprop")
+@each("case", plain_cases())
+def test_large_gradients_step_as_eagerly_in_single_precision(case):
+    shapes = {name: tuple(x.shape) for name, x in case.noise(3, {"matrix": (3, 4), "vector": (5,)}).items()}
+    eager, compiled = optimizers(case.make, torch.float32, shapes)
+    for pair in (eager, compiled):
+        with_large_gradients(*pair)
+    for (name, param), other in zip(eager[0].items(), compiled[0].values(), strict=True):
+        close = functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5, equal_nan=True)
+        close(other, param)
+        for key, slot in eager[1].state[param].items():
+            close(compiled[1].state[other][key], slot, msg=lambda text, key=key, name=name: f"{name} {key}: {text}")
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_gradient_of_1e20_does_not_stop_adam_for_good(compile):
+    params = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
+    makes = [functools.partial(gradtx.optim.Adam, compile=compile), torch.optim.Adam]
+    for param, make in zip(params, makes, strict=True):
+        optimizer = make([param], lr=0.1)
+        for size in (1e20, 1.0, 1.0, 1.0):
+            param.grad = torch.full((5,), size)
+            optimizer.step()
+    assert params[1].max() < 0.8
+    torch.testing.assert_close(*params)
+
+
 @by_day("two sums", "masked")
 @pytest.mark.parametrize("name", CHAINS)
 def test_every_kind_of_chain_compiled_equals_eager(name):

@@ -1,5 +1,6 @@
 """Kernels in C++: each operation as torch computes it, rows of all lengths, threads, and what is not finite."""
 
+import functools
 import math
 import os
 import platform
@@ -123,6 +124,23 @@ def test_operations_are_those_of_torch(dtype):
 def test_operations_of_two_tensors_are_those_of_torch(dtype):
     pairs = torch.cartesian_prod(torch.tensor(VALUES), torch.tensor(VALUES)).to(dtype)
     assert_are_those_of_torch(BINARY, [pairs[:, 0].clone(), pairs[:, 1].clone()], dtype)
+
+
+@each("dtype", DTYPES[:3], ids=str)
+def test_sums_with_scaled_products_overflow_where_those_of_torch_do(dtype):
+    largest = torch.finfo(dtype).max
+    ends = torch.tensor([1e-30, 1.0, 1e-3 * largest, 0.9 * largest, largest], dtype=torch.float64)
+    pairs = torch.cartesian_prod(ends, ends).to(dtype)
+    scaled = {
+        f"{operation.__name__} {value}": functools.partial(joined, operation, value)
+        for operation in (torch.addcmul, torch.addcdiv)
+        for value in (1e-3, 1.0, 1e3, -0.5 / largest)
+    }
+    assert_are_those_of_torch(scaled, [pairs[:, 0].clone(), pairs[:, 1].clone()], dtype)
+
+
+def joined(operation, value, x, y):
+    return operation(torch.zeros_like(x), x, y, value=value)
 
 
 # Reductions.
