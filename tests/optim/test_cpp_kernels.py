@@ -310,7 +310,8 @@ def test_loops_over_entries_are_vectorized(name, monkeypatch):
     compiler = cpp.compiler_or_none()
     if platform.machine() != "x86_64" or compiler is None:
         pytest.skip("needs a compiler for x86")
-    if "Free Software Foundation" not in subprocess.getoutput(f"{compiler} --version"):
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    if "Free Software Foundation" not in version:
         pytest.skip("g++ reports its loops")
     texts = []
     compiling = cpp.compiled
@@ -318,7 +319,7 @@ def test_loops_over_entries_are_vectorized(name, monkeypatch):
     moved(getattr(gradtx, name)(lr=0.1), [torch.ones(100)])
     flags = [*cpp.FLAGS, "-mavx2", "-mfma", "-mf16c", "-fopenmp", "-fopt-info-vec-optimized", "-o", os.devnull]
     for text in dict.fromkeys(texts):
-        report = subprocess.run([compiler, *flags, "-"], input=text, capture_output=True, text=True, check=True).stderr
+        report = subprocess.run([*compiler, *flags, "-"], input=text, capture_output=True, text=True, check=True).stderr
         vectorized = {int(line) for line in re.findall(r"<stdin>:(\d+):\d+: optimized: loop vectorized", report)}
         loops = [i for i, line in enumerate(text.splitlines(), 1) if line.startswith("for (int64_t i =")]
         assert loops
