@@ -182,6 +182,16 @@ def test_what_is_not_finite_reaches_the_result_of_a_reduction(reduce, value):
         torch.testing.assert_close(found, expected, equal_nan=True)
 
 
+@each("compile", [False, True])
+@each("reduce", [torch.max, torch.min, torch.amax, torch.amin], ids=lambda function: function.__name__)
+def test_the_largest_entry_of_an_empty_leaf_is_an_error_in_every_mode(reduce, compile):
+    """`largest` of gradtx.maths is 0 there."""
+    chain = rule(lambda x: x / (1 + reduce(x)))
+    for gradients in ([torch.ones(0, 2)], [torch.ones(3, 2), torch.ones(0, 2)]):
+        with pytest.raises(RuntimeError, match="Expected reduction dim to be specified"):
+            moved(chain, gradients, compile)
+
+
 COLUMNS = {
     "a sum": lambda x: x - x.mean(dim=0, keepdim=True),
     "a part of the rows": lambda x: x - x.view(2, -1, x.shape[-1]).mean(dim=1).repeat(x.shape[0] // 2, 1),
