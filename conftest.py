@@ -16,6 +16,7 @@ import torch
 
 import gradtx
 from gradtx.base.names import HOMES
+from gradtx.optim.engine import cpp, kernels
 
 torch.set_num_threads(1)
 # Python looks for cycles less often: each time it goes through all tests and programs.
@@ -35,6 +36,43 @@ def _is_of_module(finder, module, value):
 
 
 doctest.DocTestFinder._from_module = _is_of_module
+
+
+# Without a C++ compiler, tests of kernels are skipped, and the code of pages runs as there: over lists.
+_HAS_COMPILER = cpp.compiler_or_none() is not None
+_FIND_COMPILER = cpp.compiler_or_none  # tests of what happens without one replace it
+_NEEDS = "needs g++ or clang"
+# Of gradtx, and of torch's compiler.
+_ERRORS_WITHOUT = (cpp.MISSING, "No working C++ compiler found")
+_WARNING_WITHOUT = "ignore:.*there is no C.. compiler:RuntimeWarning"
+_RUNS_ON = kernels.KernelEngine.runs_on
+
+
+def _runs_or_skips(engine, device):
+    if device.type == "cpu" and cpp.compiler_or_none is _FIND_COMPILER:
+        pytest.skip(_NEEDS)
+    return _RUNS_ON(engine, device)
+
+
+@pytest.fixture(autouse=not _HAS_COMPILER)
+def _kernels_or_skip(request, monkeypatch):
+    if not isinstance(request.node, pytest.DoctestItem):
+        monkeypatch.setattr(kernels.KernelEngine, "runs_on", _runs_or_skips)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem):
+    try:
+        return (yield)
+    except (Exception, pytest.fail.Exception) as error:  # of other processes, too
+        if not _HAS_COMPILER and any(text in str(error) for text in _ERRORS_WITHOUT):
+            pytest.skip(_NEEDS)
+        raise
+
+
+def pytest_itemcollected(item):
+    if not _HAS_COMPILER and isinstance(item, pytest.DoctestItem):
+        item.add_marker(pytest.mark.filterwarnings(_WARNING_WITHOUT))
 
 
 @pytest.fixture(autouse=True)

@@ -590,6 +590,9 @@ def _check_last(links: Iterable[GradientTransformation]) -> None:
 def apply_updates(params: Any, updates: Any) -> Any:
     """Return `params + updates`, rounded once to the dtypes of `params`; a None update keeps the parameter.
 
+    A parameter that is kept is the tensor in `params` itself: weights without gradients, such as those below adapters,
+    take no second copy.
+
     Example:
         >>> gradtx.apply_updates(
         ...     {"w": torch.ones(2), "b": torch.ones(1)},

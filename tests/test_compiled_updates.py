@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 import gradtx
 from gradtx.programs import graphs
-from tests.conformance import assert_close, assert_own_memory
+from tests.conformance import Case, assert_close, assert_own_memory, composed_cases, extras, field, tensors
 from tests.daily import by_day
 from tests.test_slots import shared_constant
 
@@ -573,6 +573,49 @@ def test_leaves_with_other_strides_get_results_with_the_same_strides():
     found, expected = compiled(tx.update)(params, state, params), tx.update(params, state, params)
     assert_close(found, expected, rtol=1e-5, atol=1e-6)  # single precision
     assert [u.stride() for u in tree_leaves(found)] == [u.stride() for u in tree_leaves(expected)]
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x.contiguous(),
+    "channels last": lambda x: x.to(memory_format=torch.channels_last) if x.ndim == 4 else x,
+    "transposed": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1) if x.ndim > 1 else x,
+}
+# Of weights and gradients.
+PAIRS_OF_LAYOUTS = (
+    ("channels last", "channels last"),
+    ("channels last", "contiguous"),
+    ("contiguous", "channels last"),
+    ("transposed", "contiguous"),
+)
+
+
+@by_day("adopt", "adamw-int8")
+@pytest.mark.parametrize("case", [*composed_cases(), Case(gradtx.adamw, {"state_dtype": "int8"}, "int8")], ids=str)
+def test_results_have_the_strides_that_compilers_were_told(case, monkeypatch):
+    """Inductor's code addresses the entries of results by these strides."""
+    params = case.noise(3, {"image": (8, 16, 8, 4), "matrix": (6, 4), "vector": (5,)}, torch.float32)
+    differences = []
+
+    def computed(plan, given):
+        results = running(plan, given)
+        for result, form in zip(results, plan.like(), strict=True):
+            if (result.stride(), result.dtype) != (form.stride(), form.dtype):
+                differences.append((of_params, of_grads, form.stride(), result.stride()))
+        return results
+
+    running = graphs.Plan.computed
+    monkeypatch.setattr(graphs.Plan, "computed", computed)
+    for of_params, of_grads in PAIRS_OF_LAYOUTS:
+        tx, at = case.make(), {name: LAYOUTS[of_params](value) for name, value in params.items()}
+        grads = {name: LAYOUTS[of_grads](value) for name, value in field(at).items()}
+        state, update = tx.init(at), compiled(tx.update)
+        for _ in range(2):
+            expected = tx.update(grads, state, at, **extras(tx, at))
+            found = update(grads, state, at, **extras(tx, at))
+            state = found[1]
+        if case.is_determined():
+            assert_close(tensors(found), tensors(expected), rtol=1e-3, atol=1e-4)
+    assert differences == []
 
 
 @torchs_own_deprecation

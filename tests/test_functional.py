@@ -329,3 +329,18 @@ def test_new_parameters_are_the_sums_in_the_dtype_and_layout_of_each():
         expected = (params[name] + updates[name]).to(params[name].dtype)
         assert torch.equal(found, expected)
         assert (found.dtype, found.stride()) == (expected.dtype, expected.stride())
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_a_parameter_without_an_update_is_returned_itself_and_others_are_new(compiles):
+    """Weights below adapters are not copied in each step."""
+    apply = gradtx.apply_updates
+    if compiles:
+        torch._dynamo.reset()
+        apply = torch.compile(apply, backend="aot_eager", fullgraph=True)
+    params = {"base": torch.ones(3), "trained": torch.ones(2), "nested": [torch.ones(1), None]}
+    updates = {"base": None, "trained": torch.zeros(2), "nested": [None, None]}
+    found = apply(params, updates)
+    assert found["base"] is params["base"]
+    assert found["nested"][0] is params["nested"][0]
+    assert_own_memory(found["trained"], params)

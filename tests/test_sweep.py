@@ -2,14 +2,19 @@
 
 import csv
 import functools
+import gc
 import itertools
 import math
 import statistics
+import weakref
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 import gradtx
+from gradtx.sweeps import members
+from gradtx.sweeps.settings import Group
 from tests.conformance import assert_close, assert_same, tensors
 
 STEPS, EVERY = 10, 4
@@ -127,6 +132,75 @@ def test_compiled_members_equal_plain_loops(backend, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
     result = sweep(eval_fn=size, compile=True)
     assert_equals_loops(result, gradtx.adamw, [{"lr": rate} for rate in RATES])
+
+
+@pytest.fixture(name="compiled")
+def _compiled(monkeypatch):
+    """The functions that sweeps compile, which run as they are."""
+    functions = []
+    monkeypatch.setattr(torch, "compile", lambda function: functions.append(function) or function)
+    monkeypatch.setattr(members, "_COMPILED", {})
+    return functions
+
+
+def test_sweeps_of_one_form_compile_once_in_the_process(compiled):
+    for rates in ([0.01, 0.1], [0.02, 0.2]):
+        over = {"lr": rates, "momentum": [0.9]}
+        result = sweep(gradtx.sgd, over, members_at_once=2, compile=True, eval_fn=size)
+        assert_equals_loops(result, gradtx.sgd, [{"lr": rate, "momentum": 0.9} for rate in rates])
+    assert len(compiled) == 1
+
+
+@pytest.mark.parametrize("change", ["fixed", "optimizer", "setting"])
+def test_sweeps_of_other_forms_compile_their_own(change, compiled):
+    """Values that change structure are not taken for others."""
+    forms = {
+        "fixed": [(gradtx.sgd, {"lr": RATES}, {"momentum": 0.9, "nesterov": value}) for value in (True, False)],
+        "optimizer": [(make, {"lr": RATES}, {}) for make in (gradtx.sgd, gradtx.lion)],
+        "setting": [(gradtx.sgd, {"lr": RATES, "maximize": [value]}, {}) for value in (True, False)],
+    }
+    for make, over, fixed in forms[change]:
+        found, expected = (sweep(make, over, compile=compile, fixed=fixed) for compile in (True, False))
+        assert found.records == expected.records
+    assert len(compiled) == 2
+
+
+def test_groups_of_equal_numbers_of_other_types_have_other_forms():
+    partials = [functools.partial(gradtx.sgd, dampening=value) for value in (0, 0.0, False, 0.5)]
+    forms = {Group(make, {0: {"lr": 0.1}}, ()).form() for make in partials}
+    assert len(forms) == len(partials)
+    varying = [Group(partials[0], {0: {"lr": rate}}, ("lr",)).form() for rate in RATES]
+    assert len(set(varying)) == 1
+
+
+def test_functions_of_the_loss_are_compiled_apart_and_freed_with_their_data(compiled):
+    alive = []
+    for i in range(10):  # dynamo's limit for one function is 8
+        data = torch.full((6,), 1.0 + i, dtype=torch.float64)
+
+        def scaled(params, batch, data=data):
+            return loss_fn(params, (batch[0] * data, batch[1]))
+
+        gradtx.sweep(scaled, gradtx.sgd, weights(0), batch_of, {"lr": RATES}, steps=2, progress=False, compile=True)
+        alive.append(weakref.ref(data))
+    assert len({id(function.__code__) for function in compiled}) == 10
+    del data, scaled
+    gc.collect()
+    assert not any(reference() is not None for reference in alive)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("make", [gradtx.adamw, gradtx.sophia])
+def test_dynamo_compiles_sweeps_of_one_form_once(make, monkeypatch):
+    torch._dynamo.reset()
+    counter, frames = CompileCounter(), []
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    for rates in ([0.01, 0.1], [0.02, 0.2], [0.03, 0.3]):
+        found, expected = (sweep(make, {"lr": rates}, members_at_once=2, compile=compile) for compile in (True, False))
+        for ours, theirs in zip(found.records, expected.records, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-9)
+        frames.append(counter.frame_count)
+    assert frames[0] == frames[-1]
 
 
 def test_members_in_chunks_equal_those_in_one():

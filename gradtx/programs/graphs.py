@@ -157,6 +157,35 @@ class Arguments(NamedTuple):
     extras: list[Tensor]
 
 
+class Form(NamedTuple):
+    """What compilers know of a tensor."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Form:
+        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+    def empty(self) -> Tensor:
+        return torch.empty_strided(
+            self.shape, self.stride, dtype=self.dtype, device=self.device
+        )
+
+
+def _of_form(result: Tensor, form: Form) -> Tensor:
+    """Return a result, or a copy if its entries have another order in memory than rules gave them.
+
+    Lists and kernels follow other operands than a rule does, where these have several orders. Compilers address the
+    entries by the strides that the operator announced.
+    """
+    if result.stride() == form.stride:
+        return result
+    return form.empty().copy_(result)
+
+
 class Plan:
     """What one node of a graph computes.
 
@@ -177,8 +206,8 @@ class Plan:
         self.key = str(next(_KEYS))
         self._tx = weakref.ref(tx)
         self._given = structure
-        # The size, strides, dtype and device of each result of the operator.
-        self._forms: list[tuple[Any, ...]] = []
+        # Those of the operator's results.
+        self._forms: list[Form] = []
 
     def tried(self, given: Arguments) -> list[Tensor]:
         """Return the results of the first `run`; nothing if it fails."""
@@ -192,7 +221,7 @@ class Plan:
             self.structure = _flattened(trees, results)
         except Exception:  # what dynamo traces itself may read any tensor, or raises
             results = []
-        self._forms = [(x.shape, x.stride(), x.dtype, x.device) for x in results]
+        self._forms = list(map(Form.of, results))
         # Inductor finds a graph of another process by the text of its calls.
         digest = hashlib.sha256(repr(self._forms).encode()).hexdigest()
         self.key = f"{self.key} {digest}"
@@ -211,18 +240,14 @@ class Plan:
 
     @without_ambient
     def computed(self, given: Arguments) -> list[Tensor]:
-        """Return the results of the operator."""
+        """Return the results of the operator, in the forms that `like` announces."""
         results: list[Tensor] = []
         _trees.structure_of(self._computed(given), results)
-        return results
+        return list(map(_of_form, results, self._forms))
 
     def like(self) -> list[Tensor]:
         """Return stand-ins for the results of the operator."""
-        results = []
-        for shape, stride, dtype, device in self._forms:
-            options: Any = {"dtype": dtype, "device": device}
-            results.append(torch.empty_strided(shape, stride, **options))
-        return results
+        return [form.empty() for form in self._forms]
 
     def _prepare(self, given: Arguments) -> None:
         """Prepare the first call."""

@@ -259,6 +259,9 @@ class _Recorder:
             raise UnrecordableError(f"the rule draws random numbers ({operator})")
         if operator is aten.lift_fresh.default:
             return self._constant(args[0])
+        if operator in OF_SOME_ENTRIES and not args[0].numel():
+            # On the meta device it is no error.
+            raise UnrecordableError(f"there is no entry for {operator}")
         if "device" in kwargs and operator is aten._to_copy.default:
             # Stands in for the leaf's device, where all values remain.
             kwargs = {**kwargs, "device": META}
@@ -359,6 +362,7 @@ class _Recorder:
 # Operations that torch does not tag as pointwise, although their result has the shape of their tensors.
 SHAPED_AS_ARGUMENTS = (aten._to_copy.default, *FILLING)
 WITHOUT_DIMENSION = (aten.sum.default, aten.mean.default, aten.scalar_tensor.default)
+OF_SOME_ENTRIES = (aten.max.default, aten.min.default)
 FACTORIES = (aten.full.default, aten.zeros.default, aten.ones.default)
 
 

@@ -454,10 +454,12 @@ class KernelWriter(ABC):
         if name == "div" and not kwargs:
             return self._divide(operands[0], operands[1], dtype)
         if name in ("addcmul", "addcdiv"):
-            product = f"({operands[1]} * {operands[2]})"
+            # The factor first, as torch multiplies: the square of a large gradient alone would be infinite.
+            scaled = self._scaled(operands[1], kwargs.get("value", 1), dtype)
+            product = f"{scaled} * {operands[2]}"
             if name == "addcdiv":
-                product = self._divide(operands[1], operands[2], dtype)
-            return f"{operands[0]} + {self._scaled(product, kwargs.get('value', 1), dtype)}"
+                product = self._divide(f"({scaled})", operands[2], dtype)
+            return f"{operands[0]} + {product}"
         if name == "lerp":
             a, b, weight = operands
             near = f"{a} + {weight} * ({b} - {a})"

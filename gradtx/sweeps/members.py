@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
@@ -87,18 +88,17 @@ class Trainer:
             rows = [group.numbers_of(member.setting, name) for member in members]
             table = torch.tensor(rows, dtype=exact_dtype(run.device), device=run.device)
             self._numbers[name] = table.unbind(1)
-        axes = (0, 0, 0, 0, None, 0)
-        vmapped = torch.vmap(self._step, in_dims=axes, randomness=randomness)
-
-        def step(*arguments: Any) -> Any:
-            return vmapped(*arguments)
-
-        self._step_all = torch.compile(with_own_code(step)) if compiled else vmapped
         self._evaluate_all = torch.vmap(self._evaluate, randomness=randomness)
         self._params_of = params_of
         self._hessian_periods = [
             each.hessian_period for each in run.route.traits() if each.hessian_period
         ]
+        if compiled:
+            leaves = [(name, leaf.shape, leaf.dtype) for name, leaf in first.items()]
+            form = len(members), randomness, tuple(leaves), run.device
+            self._step_all = compiled_step(group, loss_fn, form, randomness)
+        else:
+            self._step_all = step_of(group, randomness)
 
     def start(self) -> Progress:
         """Return the members before their first step."""
@@ -119,6 +119,7 @@ class Trainer:
         """Train all members on a batch."""
         probes = self._probes(progress)
         progress.params, progress.state, progress.alive, loss = self._step_all(
+            self._loss_fn,
             self._numbers,
             progress.params,
             progress.state,
@@ -150,40 +151,6 @@ class Trainer:
     def _init(self, numbers: Any, params: Any) -> Any:
         return self._group.with_numbers(numbers).init(params)
 
-    def _step(
-        self,
-        numbers: Any,
-        params: Any,
-        state: Any,
-        alive: Tensor,
-        batch: Any,
-        probes: tuple[Any, ...],
-    ) -> tuple[Any, Any, Tensor, Tensor]:
-        """Make one step, unless the member has diverged or diverges now."""
-        step = train_step(self._loss_fn, self._group.with_numbers(numbers))
-        extras = {}
-        if self._hessian_periods:
-            extras["hessian_diag"] = self._hessian_diag(params, batch, probes)
-        new_params, new_state, loss = step(params, state, batch, **extras)
-        finite = alive & loss.isfinite()
-        for leaf in _tree.tensors(new_params):
-            finite = finite & leaf.isfinite().all()
-
-        def chosen(new: Tensor, old: Tensor) -> Tensor:
-            return torch.where(finite, new, old)
-
-        kept = _tree.map_tensors(chosen, (new_params, new_state), (params, state))
-        return (*kept, finite, loss.to(exact_dtype(loss)))
-
-    def _hessian_diag(self, params: Any, batch: Any, probes: tuple[Any, ...]) -> Any:
-        """Return the product of a probe and the Hessian times it; None in steps that do not read it."""
-        if not probes:
-            return None
-        (probe,) = probes
-        gradients = torch.func.grad(lambda at: self._loss_fn(at, batch))
-        (product,) = torch.func.vjp(gradients, params)[1](probe)
-        return _tree.map_tensors(torch.mul, probe, product)
-
     def _evaluate(self, numbers: Any, params: Any, state: Any) -> dict[str, Tensor]:
         assert self._eval_fn is not None
         weights = self._group.with_numbers(numbers).eval_params(state, params)
@@ -205,6 +172,109 @@ class Trainer:
             )
             progress.probes[i] = generator.get_state()
         return (stack(trees),)
+
+
+# Steps of one member.
+
+
+def step_of(group: Group, randomness: str) -> Callable[..., Any]:
+    """Return the step of all members of a group.
+
+    The function of the loss is an argument, so that a compiled step keeps neither it nor the data that it refers to.
+    """
+
+    def step(
+        loss_fn: Callable[[Any, Any], Tensor],
+        numbers: Any,
+        params: Any,
+        state: Any,
+        alive: Tensor,
+        batch: Any,
+        probes: tuple[Any, ...],
+    ) -> Any:
+        of_member = functools.partial(_step, loss_fn, group)
+        axes = (0, 0, 0, 0, None, 0)
+        vmapped = torch.vmap(of_member, in_dims=axes, randomness=randomness)
+        return vmapped(numbers, params, state, alive, batch, probes)
+
+    return step
+
+
+# Compiled steps, of the last forms. A function of the loss that is freed has no entry that anything equals.
+MOST_STEPS = 32
+_COMPILED: dict[Any, Callable[..., Any]] = {}
+
+
+def compiled_step(
+    group: Group, loss_fn: Callable[..., Any], form: Any, randomness: str
+) -> Callable[..., Any]:
+    """Return the compiled step of a group, the same for sweeps of one form.
+
+    Args:
+        group, loss_fn, randomness: The arguments of the step.
+        form: What compiled code depends on besides: other forms get functions of their own, because dynamo compiles a
+            function for a few forms only.
+    """
+    try:
+        key = weakref.ref(loss_fn), group.form(), form
+        compiled = _COMPILED.pop(key, None)
+    except (
+        TypeError
+    ):  # an option that cannot be hashed, or a function without weak references
+        return torch.compile(with_own_code(step_of(group, randomness)))
+    if compiled is None:
+        compiled = torch.compile(with_own_code(step_of(group, randomness)))
+    _COMPILED[key] = compiled  # at the end
+    if len(_COMPILED) > MOST_STEPS:
+        del _COMPILED[next(iter(_COMPILED))]
+    return compiled
+
+
+def _step(
+    loss_fn: Callable[[Any, Any], Tensor],
+    group: Group,
+    numbers: Any,
+    params: Any,
+    state: Any,
+    alive: Tensor,
+    batch: Any,
+    probes: tuple[Any, ...],
+) -> tuple[Any, Any, Tensor, Tensor]:
+    """Make one step, unless the member has diverged or diverges now.
+
+    Args:
+        probes: A random vector, in steps that read a Hessian.
+    """
+    tx = group.with_numbers(numbers)
+    step = train_step(loss_fn, tx)
+    extras = {}
+    if "hessian_diag" in tx.needs:
+        extras["hessian_diag"] = _hessian_diag(loss_fn, params, batch, probes)
+    new_params, new_state, loss = step(params, state, batch, **extras)
+    finite = alive & loss.isfinite()
+    for leaf in _tree.tensors(new_params):
+        finite = finite & leaf.isfinite().all()
+
+    def chosen(new: Tensor, old: Tensor) -> Tensor:
+        return torch.where(finite, new, old)
+
+    kept = _tree.map_tensors(chosen, (new_params, new_state), (params, state))
+    return (*kept, finite, loss.to(exact_dtype(loss)))
+
+
+def _hessian_diag(
+    loss_fn: Callable[[Any, Any], Tensor],
+    params: Any,
+    batch: Any,
+    probes: tuple[Any, ...],
+) -> Any:
+    """Return the product of a probe and the Hessian times it; None in steps that do not read it."""
+    if not probes:
+        return None
+    (probe,) = probes
+    gradients = torch.func.grad(lambda at: loss_fn(at, batch))
+    (product,) = torch.func.vjp(gradients, params)[1](probe)
+    return _tree.map_tensors(torch.mul, probe, product)
 
 
 def check_supplied(make_name: str, tx: GradientTransformation) -> None:

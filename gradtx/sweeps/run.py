@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
@@ -78,7 +79,8 @@ def sweep(
         fixed: Further arguments of `optimizer`.
         members_at_once: The largest number of members that train together; None for all. Memory grows in proportion:
             weights, state, gradients and activations of one run, times this number.
-        compile: Whether to compile the step of all members, once per group and number of members.
+        compile: Whether to compile the step of all members, once per group and number of members: in the process, if
+            later sweeps have the same `loss_fn` and `optimizer`.
         checkpoint: A file to which the sweep is saved at every record. A later call with the same arguments goes on
             where the file ends, with the same results bit for bit: it sets torch's generators as they were then.
         progress: Whether to show a progress bar, which needs tqdm; None for "if stderr is a terminal and tqdm is
@@ -125,9 +127,7 @@ def sweep(
     check_names(optimizer, settings, fixed)
     name = name_of(optimizer)
 
-    def make(**setting: Any) -> Any:
-        return optimizer(**fixed, **setting)
-
+    make = functools.partial(optimizer, **fixed)
     for setting in settings:
         check_supplied(name, make(**setting))
     seed_list = _seed_list(seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -97,18 +98,27 @@ class Group:
     """Settings that differ in numbers only, so that one vmapped loop trains them.
 
     Attributes:
-        make: Builds a transformation from a setting.
+        make: Builds a transformation from a setting: a function with its fixed arguments.
         settings: The settings, by their index among all settings.
         varying: The names whose numbers differ.
     """
 
-    make: Make
+    make: functools.partial[GradientTransformation]
     settings: dict[int, Setting]
     varying: tuple[str, ...]
 
     def numbers_of(self, index: int, name: str) -> tuple[float, ...]:
         """Return the numbers of one setting."""
         return _numbers(self.settings[index][name])
+
+    def form(self) -> Any:
+        """Return what groups have in common whose transformations differ in these numbers only."""
+        forms: dict[str, Any] = {}
+        for name, value in next(iter(self.settings.values())).items():
+            is_varying = name in self.varying
+            forms[name] = _form(value) if is_varying else ("value", value)
+        fixed = {name: ("value", value) for name, value in self.make.keywords.items()}
+        return _frozen([self.make.func, self.make.args, fixed, forms, self.varying])
 
     def with_numbers(
         self, values: Mapping[str, Sequence[Any]]
@@ -120,7 +130,9 @@ class Group:
         return self.make(**setting)
 
 
-def groups_of(make: Make, settings: Sequence[Setting]) -> list[Group]:
+def groups_of(
+    make: functools.partial[GradientTransformation], settings: Sequence[Setting]
+) -> list[Group]:
     """Divide settings into groups. `make` must accept each of them."""
     varying = [name for name in settings[0] if _may_vary(make, settings, name)]
     pairs = []
@@ -186,6 +198,15 @@ def _replaced(value: Any, entries: Sequence[Any]) -> Any:
     if isinstance(value, MadeSchedule):
         return value.with_numbers(dict(zip(value.numbers(), entries, strict=True)))
     return tuple(entries) if isinstance(value, tuple) else entries[0]
+
+
+def _frozen(value: Any) -> Any:
+    """Return a value as one that can be hashed if its items can; equal numbers of several types differ."""
+    if isinstance(value, Mapping):
+        value = list(value.items())
+    if isinstance(value, list | tuple):
+        return type(value), tuple(map(_frozen, value))
+    return type(value), value
 
 
 def _form(value: Any) -> Any:

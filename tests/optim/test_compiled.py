@@ -3,6 +3,7 @@
 import copy
 import functools
 import io
+import os
 import pickle
 import sys
 import weakref
@@ -121,6 +122,48 @@ def test_in_single_precision_compiled_equals_eager_to_rounding(make):
         walk(*pair, steps=3)
     assert not compiled[1]._core.back_ends[0].failed
     assert_equal(eager, compiled, 1e-6)
+
+
+def with_large_gradients(params, optimizer):
+    """Take steps of which one has gradients whose squares are infinite in float32; that times 0.001 is finite."""
+    start = {name: value.clone() for name, value in values(params).items()}
+    for scale in (1.0, 1e20, 1.0, 1.0):
+
+        def differentiate(scale=scale):
+            for name, grad in gradients(start).items():
+                params[name].grad = scale * grad
+            return torch.ones(())
+
+        differentiate()
+        given = step_extras(optimizer._tx, start)
+        optimizer.step(differentiate if "grad_fn" in optimizer._tx.needs else None, **given)
+
+
+@by_day("adai", "adam", "dadapt_adan", "madgrad", "padam", "qhadam", "scale_by_laprop")
+@each("case", plain_cases())
+def test_large_gradients_step_as_eagerly_in_single_precision(case):
+    shapes = {name: tuple(x.shape) for name, x in case.noise(3, {"matrix": (3, 4), "vector": (5,)}).items()}
+    eager, compiled = optimizers(case.make, torch.float32, shapes)
+    for pair in (eager, compiled):
+        with_large_gradients(*pair)
+    for (name, param), other in zip(eager[0].items(), compiled[0].values(), strict=True):
+        close = functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5, equal_nan=True)
+        close(other, param)
+        for key, slot in eager[1].state[param].items():
+            close(compiled[1].state[other][key], slot, msg=lambda text, key=key, name=name: f"{name} {key}: {text}")
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_gradient_of_1e20_does_not_stop_adam_for_good(compile):
+    params = [torch.nn.Parameter(torch.ones(5)) for _ in range(2)]
+    makes = [functools.partial(gradtx.optim.Adam, compile=compile), torch.optim.Adam]
+    for param, make in zip(params, makes, strict=True):
+        optimizer = make([param], lr=0.1)
+        for size in (1e20, 1.0, 1.0, 1.0):
+            param.grad = torch.full((5,), size)
+            optimizer.step()
+    assert params[1].max() < 0.8
+    torch.testing.assert_close(*params)
 
 
 @by_day("two sums", "masked")
@@ -363,19 +406,78 @@ def test_without_a_compiler_there_is_one_warning(monkeypatch):
     warned(optimizers(lambda: gradtx.adamw(lr=0.1))[1], "there is no C.. compiler; install g.. or clang")
 
 
-def test_if_the_compiler_fails_there_is_one_warning_with_its_message(monkeypatch):
+@pytest.fixture(name="forget")
+def _forget():
+    """Compilers are found and asked again, now and after the test."""
+    for function in (cpp.compiler_or_none, cpp.outcome):
+        function.cache_clear()
+    yield
+    for function in (cpp.compiler_or_none, cpp.outcome):
+        function.cache_clear()
+
+
+def test_if_the_compiler_fails_there_is_one_warning_with_its_message(monkeypatch, forget):
     monkeypatch.setattr(cpp, "FLAGS", ("-x", "c++", "--of-no-compiler"))
-    cpp.compiled.cache_clear()
     warned(optimizers(lambda: gradtx.adamw(lr=0.1))[1], ".*of-no-compiler")
 
 
-def test_the_compiler_of_the_environment_is_used(monkeypatch):
+def test_the_compiler_of_the_environment_is_used(monkeypatch, forget):
     monkeypatch.setenv("CXX", sys.executable)
-    cpp.compiler_or_none.cache_clear()
-    try:
-        assert cpp.compiler_or_none() == sys.executable
-    finally:
+    assert cpp.compiler_or_none() == (sys.executable,)
+
+
+def a_program(path, text):
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def test_the_compiler_of_the_environment_may_be_a_command_with_arguments(monkeypatch, forget, tmp_path):
+    """As CXX="ccache g++" is; a path may contain spaces."""
+    compiler = cpp.compiler_or_none()
+    if compiler is None:
+        pytest.skip("needs g++ or clang")
+    (tmp_path / "a folder").mkdir()
+    log = tmp_path / "log"
+    cache = a_program(tmp_path / "a folder" / "cache", f'#!/bin/sh\necho called >> "{log}"\nexec "$@"\n')
+    for command in (f"'{cache}' {compiler[0]} -fno-math-errno", str(cache)):
         cpp.compiler_or_none.cache_clear()
+        monkeypatch.setenv("CXX", command)
+        assert cpp.compiler_or_none()[0] == str(cache)
+        if command != str(cache):
+            params, optimizer = optimizers(lambda: gradtx.adamw(lr=0.1))[1]
+            walk(params, optimizer, 2)
+            assert {item.way for item in optimizer.explain()} == {"kernels"}
+    assert set(log.read_text().split()) == {"called"}
+
+
+VECTORS = {f"leaf{i}": (i + 2,) for i in range(4)}
+BROKEN = {"refuses": "#!/bin/sh\necho called >> {log}\necho no such target >&2\nexit 1\n", "cannot run": "\0"}
+
+
+def walk_with_gaps(params, optimizer):
+    for missing in (None, "leaf0", None, "leaf1", None):
+        walk(params, optimizer, 1, missing=(0, missing))
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_compiler_that_fails_is_asked_once_and_explained(name, monkeypatch, forget, tmp_path, logged):
+    log = tmp_path / "log"
+    compiler = a_program(tmp_path / "c++", BROKEN[name].format(log=log))
+    monkeypatch.setenv("CXX", str(compiler))
+    for _ in range(2):
+        params, optimizer = optimizers(lambda: gradtx.adamw(lr=0.1), shapes=VECTORS)[1]
+        with pytest.warns(RuntimeWarning, match="compile=True runs steps over lists of tensors: .*c[+][+]") as seen:
+            walk_with_gaps(params, optimizer)
+        assert len(seen) == 1
+        assert {item.way for item in optimizer.explain()} == {"lists"}
+        reason = "no such target" if name == "refuses" else "Exec format error"
+        (found,) = {item.reason for item in optimizer.explain()}
+        assert found.startswith("its kernels cannot be compiled: ")
+        assert reason in found
+    assert logged == []
+    if name == "refuses":  # once with threads, once without
+        assert log.read_text().split() == ["called"] * 2
 
 
 def test_links_without_kernels_say_so():
@@ -395,9 +497,26 @@ def test_nothing_changes_when_a_step_is_refused():
     assert all(torch.equal(a, b) for a, b in zip(tensors(before).values(), tensors(after).values(), strict=True))
 
 
-def test_without_the_library_for_threads_kernels_run_in_one(monkeypatch):
+def test_without_the_library_for_threads_kernels_run_in_one(monkeypatch, forget):
     monkeypatch.setattr(cpp, "PARALLEL", ("-fopenmp=of-no-library", "-fopenmp-simd"))
-    cpp.compiled.cache_clear()
+    assert_runs_kernels()
+
+
+def test_where_the_library_for_threads_cannot_be_loaded_kernels_run_in_one(monkeypatch, forget):
+    loading, paths = cpp.ctypes.CDLL, []
+
+    def load(path):
+        paths.append(path)
+        if len(paths) == 1:
+            raise OSError("undefined symbol: __kmpc_fork_call")
+        return loading(path)
+
+    monkeypatch.setattr(cpp.ctypes, "CDLL", load)
+    assert_runs_kernels()
+    assert paths[0] != paths[1]  # a path that has failed may be remembered
+
+
+def assert_runs_kernels():
     eager, compiled = optimizers(lambda: gradtx.adamw(lr=0.1))
     for pair in (eager, compiled):
         walk(*pair, steps=3)
@@ -405,10 +524,19 @@ def test_without_the_library_for_threads_kernels_run_in_one(monkeypatch):
     assert_equal(eager, compiled, 1e-12)
 
 
-def test_where_no_library_may_be_loaded_there_is_one_warning(monkeypatch):
+def test_where_no_library_may_be_loaded_there_is_one_warning(monkeypatch, forget):
     def refused(path):
         raise OSError("failed to map segment: Operation not permitted")
 
     monkeypatch.setattr(cpp.ctypes, "CDLL", refused)
-    cpp.compiled.cache_clear()
-    warned(optimizers(lambda: gradtx.adamw(lr=0.1))[1], "failed to map segment")
+    warned(optimizers(lambda: gradtx.adamw(lr=0.1))[1], ".*failed to map segment")
+
+
+def test_a_library_in_use_whose_folder_cannot_be_removed_runs(monkeypatch, forget):
+    """As on Windows."""
+
+    def refused(path, *arguments, **options):
+        raise PermissionError("the file is in use")
+
+    monkeypatch.setattr(os, "unlink", refused)
+    assert_runs_kernels()

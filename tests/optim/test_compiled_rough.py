@@ -127,6 +127,31 @@ def test_memory_with_the_other_sign_is_not_taken_for_the_values(place, compile):
         torch.testing.assert_close(param, twin, rtol=1e-12, atol=1e-12)
 
 
+def without_memory(values):
+    """Return zeros as forward mode returns them for what does not depend on its input."""
+    zeros = torch._efficientzerotensor(values.shape, dtype=values.dtype)
+    assert zeros._is_zerotensor()
+    return zeros
+
+
+@each("compile", [False, True])
+@each("at", [0, 1])
+def test_gradients_and_extras_without_memory_are_zeros(at, compile):
+    results = []
+    for zeros in (torch.zeros_like, without_memory):
+        params = [parameter(3), parameter(5)]
+        tx = gradtx.chain(add_other(), gradtx.adamw(lr=0.1))
+        optimizer = gradtx.as_optimizer(tx, params, compile=compile)
+        for t in range(3):
+            for param in params:
+                param.grad = param.detach().cos()
+            if t == at:
+                params[0].grad = zeros(params[0])
+            optimizer.step(other={"0": zeros(params[0]), "1": line(5)})
+        results.append([*params, *optimizer.state[params[0]].values()])
+    assert all(map(torch.equal, *results))
+
+
 def test_a_graph_that_saved_the_weights_before_a_step_is_refused_after_it():
     param = parameter(5)
     optimizer = gradtx.optim.SGD([param], lr=0.1, compile=True)

@@ -1,5 +1,6 @@
 """Kernels in C++: each operation as torch computes it, rows of all lengths, threads, and what is not finite."""
 
+import functools
 import math
 import os
 import platform
@@ -125,6 +126,23 @@ def test_operations_of_two_tensors_are_those_of_torch(dtype):
     assert_are_those_of_torch(BINARY, [pairs[:, 0].clone(), pairs[:, 1].clone()], dtype)
 
 
+@each("dtype", DTYPES[:3], ids=str)
+def test_sums_with_scaled_products_overflow_where_those_of_torch_do(dtype):
+    largest = torch.finfo(dtype).max
+    ends = torch.tensor([1e-30, 1.0, 1e-3 * largest, 0.9 * largest, largest], dtype=torch.float64)
+    pairs = torch.cartesian_prod(ends, ends).to(dtype)
+    scaled = {
+        f"{operation.__name__} {value}": functools.partial(joined, operation, value)
+        for operation in (torch.addcmul, torch.addcdiv)
+        for value in (1e-3, 1.0, 1e3, -0.5 / largest)
+    }
+    assert_are_those_of_torch(scaled, [pairs[:, 0].clone(), pairs[:, 1].clone()], dtype)
+
+
+def joined(operation, value, x, y):
+    return operation(torch.zeros_like(x), x, y, value=value)
+
+
 # Reductions.
 
 SHAPES = [(6, 4), (4, 6), (3, 16), (2, 3, 5), (2, 3, 2, 2), (1, 7), (7, 1), (5000, 3), (3, 5000)]
@@ -162,6 +180,16 @@ def test_what_is_not_finite_reaches_the_result_of_a_reduction(reduce, value):
         (found,), _ = moved(chain, [gradient])
         (expected,), _ = moved(chain, [gradient], compile=False)
         torch.testing.assert_close(found, expected, equal_nan=True)
+
+
+@each("compile", [False, True])
+@each("reduce", [torch.max, torch.min, torch.amax, torch.amin], ids=lambda function: function.__name__)
+def test_the_largest_entry_of_an_empty_leaf_is_an_error_in_every_mode(reduce, compile):
+    """`largest` of gradtx.maths is 0 there."""
+    chain = rule(lambda x: x / (1 + reduce(x)))
+    for gradients in ([torch.ones(0, 2)], [torch.ones(3, 2), torch.ones(0, 2)]):
+        with pytest.raises(RuntimeError, match="Expected reduction dim to be specified"):
+            moved(chain, gradients, compile)
 
 
 COLUMNS = {
@@ -292,7 +320,8 @@ def test_loops_over_entries_are_vectorized(name, monkeypatch):
     compiler = cpp.compiler_or_none()
     if platform.machine() != "x86_64" or compiler is None:
         pytest.skip("needs a compiler for x86")
-    if "Free Software Foundation" not in subprocess.getoutput(f"{compiler} --version"):
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    if "Free Software Foundation" not in version:
         pytest.skip("g++ reports its loops")
     texts = []
     compiling = cpp.compiled
@@ -300,7 +329,7 @@ def test_loops_over_entries_are_vectorized(name, monkeypatch):
     moved(getattr(gradtx, name)(lr=0.1), [torch.ones(100)])
     flags = [*cpp.FLAGS, "-mavx2", "-mfma", "-mf16c", "-fopenmp", "-fopt-info-vec-optimized", "-o", os.devnull]
     for text in dict.fromkeys(texts):
-        report = subprocess.run([compiler, *flags, "-"], input=text, capture_output=True, text=True, check=True).stderr
+        report = subprocess.run([*compiler, *flags, "-"], input=text, capture_output=True, text=True, check=True).stderr
         vectorized = {int(line) for line in re.findall(r"<stdin>:(\d+):\d+: optimized: loop vectorized", report)}
         loops = [i for i, line in enumerate(text.splitlines(), 1) if line.startswith("for (int64_t i =")]
         assert loops

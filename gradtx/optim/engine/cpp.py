@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -50,43 +52,70 @@ class CompilerError(Exception):
 
 
 @functools.cache
-def compiler_or_none() -> str | None:
-    """Return the path of a C++ compiler."""
-    for name in (os.environ.get("CXX", ""), "g++", "c++", "clang++"):
-        path = shutil.which(name)
+def compiler_or_none() -> tuple[str, ...] | None:
+    """Return the path of a C++ compiler, and the arguments that it always has."""
+    for command in (os.environ.get("CXX", ""), "g++", "c++", "clang++"):
+        path = shutil.which(command)  # it may contain spaces
         if path:
-            return path
+            return (path,)
+        with contextlib.suppress(ValueError):
+            program, *arguments = shlex.split(command, posix=os.name != "nt")
+            path = shutil.which(program)
+            if path:
+                return path, *arguments
     return None
 
 
-@functools.cache
 def compiled(source: str) -> Callable[[Any], None]:
     """Return the function of a text; equal texts share it.
 
     Raises:
         CompilerError: If the text cannot be compiled.
     """
+    result = outcome(source)
+    if isinstance(result, str):
+        raise CompilerError(result)
+    return result
+
+
+@functools.cache
+def outcome(source: str) -> Callable[[Any], None] | str:
+    """Return the function of a text, or the reason why there is none: a compiler that fails is not asked again."""
     compiler = compiler_or_none()
     if compiler is None:
-        raise CompilerError(MISSING)
-    flags: list[str] = [*FLAGS]
+        return MISSING
     capability = torch.backends.cpu.get_cpu_capability()
+    flags: list[str] = [*FLAGS]
     if capability in INSTRUCTIONS:
         flags += [*INSTRUCTIONS[capability], "-mfma", "-mf16c"]
-    with tempfile.TemporaryDirectory(prefix="gradtx") as folder:
-        library = Path(folder, "kernels.so")
-        errors: list[str] = []
-        for parallel in PARALLEL:
-            command = [compiler, *flags, parallel, "-", "-o", str(library), "-lm"]
-            done = subprocess.run(command, input=source, capture_output=True, text=True)
-            if not done.returncode:
-                break
-            errors.append(done.stderr.strip())
-        else:
-            raise CompilerError(f"{compiler}: {errors[-1]}")
-        try:
-            run: Any = ctypes.CDLL(str(library)).run
-        except OSError as error:  # of the folder, where programs may not run
-            raise CompilerError(str(error)) from error
+    # Where a library is in use, as on Windows, the folder stays.
+    with tempfile.TemporaryDirectory(
+        prefix="gradtx", ignore_cleanup_errors=True
+    ) as folder:
+        reason = ""
+        for i, parallel in enumerate(PARALLEL):
+            library = str(Path(folder, f"kernels{i}.so"))
+            command = [*compiler, *flags, parallel, "-", "-o", library, "-lm"]
+            try:
+                return _built(command, source, library)
+            except CompilerError as error:
+                reason = str(error)
+        return reason
+
+
+def _built(command: list[str], source: str, library: str) -> Callable[[Any], None]:
+    """Return the function of a text, compiled by a command.
+
+    Raises:
+        CompilerError: If the command fails, or makes a library that cannot be loaded: one of threads may be missing, or
+            programs may not run in the folder.
+    """
+    try:
+        done = subprocess.run(command, input=source, capture_output=True, text=True)
+        if done.returncode:
+            raise CompilerError(f"{command[0]}: {done.stderr.strip()}")
+        run: Any = ctypes.CDLL(library).run
+    except OSError as error:
+        raise CompilerError(f"{command[0]}: {error}") from error
     run.argtypes, run.restype = [ctypes.POINTER(Arguments)], None
     return run

@@ -689,7 +689,8 @@ class KernelEngine(ListEngine):
                 of_key.setdefault(bundle.key(), []).append(bundle)
             except cpp.CompilerError as error:
                 self._warn(str(error))
-                self._refuse(bundle.members, "its kernels cannot be compiled")
+                first, *_ = str(error).splitlines()
+                self._refuse(bundle.members, f"its kernels cannot be compiled: {first}")
             except UnsuitableProgramError as refusal:
                 self._refuse(bundle.members, str(refusal))
         return list(map(KernelBundle.merged, of_key.values()))

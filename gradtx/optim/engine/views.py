@@ -65,8 +65,12 @@ def view_or_copy(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
 
 
 def holds_its_values(tensor: Tensor) -> bool:
-    """Whether a tensor's memory holds its values, rather than negated or conjugate ones, as for `z.conj().imag`."""
-    return not (tensor.is_neg() or tensor.is_conj())
+    """Whether a tensor's memory holds its values.
+
+    It holds negated or conjugate ones for `z.conj().imag`, and there is none for the zeros of forward mode.
+    """
+    has_memory = tensor.data_ptr() or tensor.is_meta or not tensor.numel()
+    return bool(has_memory) and not (tensor.is_neg() or tensor.is_conj())
 
 
 def is_usual(tensor: Any) -> bool:
@@ -88,7 +92,7 @@ def plain(tensor: Tensor) -> Tensor:
     """Return the tensor, its real view, or the local shard of a DTensor, detached.
 
     Raises:
-        OddTensorError: If it belongs to another class, or its memory holds negated or conjugate values.
+        OddTensorError: If it belongs to another class, or its memory does not hold its values.
     """
     tensor = local(tensor)
     if not (is_plain(tensor) and holds_its_values(tensor)):
