@@ -28,11 +28,9 @@ from gradtx.base.names import is_ours
 from gradtx.base.selectors import Selector, Where
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import (
-    NEGATE,
     Branch,
     Route,
     around_alias,
-    negating,
 )
 from gradtx.execution.leaf_rule import Rule, RuleOperation, StageState
 from gradtx.execution.nesting import check_inner
@@ -454,8 +452,10 @@ class FactoryCall(GradientTransformation):
 
     @property
     def _maximizes(self) -> bool:  # type: ignore[override]
-        if self._is_optimizer:
-            return bool(self._arguments.get("maximize"))
+        if self._is_optimizer and self._arguments.get("maximize"):
+            return True
+        if isinstance(self._body, GradientTransformation):
+            return self._body._maximizes
         children = self._children()
         return len(children) > 0 and all(child._maximizes for child in children)
 
@@ -527,7 +527,7 @@ class FactoryCall(GradientTransformation):
             else [self]
         )
 
-    def _expand(self, scope: Scope) -> list[Any]:
+    def _operations(self, scope: Scope) -> list[Any]:
         spec = self._spec
         arguments = self._arguments
         if self._varies:
@@ -544,9 +544,7 @@ class FactoryCall(GradientTransformation):
                 for name, value in arguments.items()
                 if name not in spec.inner
             }
-            if scope.negated or not self._maximizes:
-                return body.expand(scope, spec.name)
-            return negating(body.expand(scope._with(negated=True), spec.name))
+            return body.expand(scope, spec.name)
         if isinstance(body, GradientTransformation):
             return self._expand_chain(body, arguments, scope)
         path = scope.claim(spec.name)
@@ -592,10 +590,7 @@ class FactoryCall(GradientTransformation):
     ) -> list[Any]:
         """Return the operations of an alias that treats all leaves alike."""
         operations = body._expand(scope.alias(self._passed()))
-        negates = bool(arguments.get("maximize")) != scope.negated
-        if negates:
-            operations = [NEGATE, *operations]
-        return around_alias(operations) if negates or scope.changed else operations
+        return around_alias(operations) if scope.changed else operations
 
     def _rebuilt(
         self,
