@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -63,6 +63,7 @@ class Members:
         by_param: The members, in the order in which they joined.
         are_sharded: Whether any parameter is sharded.
         are_divided: Whether ranks divide the parameters, or the work on them.
+        repeated: The names of the parameters that are in two groups, or twice in one.
     """
 
     are_sharded = False
@@ -74,6 +75,7 @@ class Members:
         self.replicas = replicas
         self.groups: list[GroupSettings] = []
         self.by_param: dict[Tensor, Member] = {}
+        self.repeated: list[str] = []
         self._rows: list[list[Member]] = []  # the members of each group
 
     def __getstate__(self) -> dict[str, Any]:
@@ -232,7 +234,7 @@ class Members:
 
         Raises:
             TypeError, KeyError: If an entry is not a group of tensors.
-            ValueError: If a parameter is in two groups, or in the group of another label.
+            ValueError: If a parameter is in the group of another label.
         """
         if len(groups) == len(self.groups):
             for group, settings in zip(groups, self.groups, strict=True):
@@ -247,12 +249,6 @@ class Members:
         present = params_of(groups)
         replacements = self._replacements(groups)
         by_param = self._members_after(groups, replacements)
-        for param, times in Counter(present).items():
-            if times > 1:
-                raise ValueError(
-                    f"{self.who}: parameter {by_param[param].name!r} is twice in param_groups; remove it from its old "
-                    "group when it moves to another"
-                )
         if self.by_param.keys().isdisjoint(present):
             self._check_pieces(present, replaced=self.by_param)
         all_settings = self._groups_after(groups, by_param, replacements)
@@ -266,8 +262,17 @@ class Members:
                     each.listed or str(each.name) for each in members
                 ]
         self.groups, self.by_param, self._rows = all_settings, by_param, []
+        times = Counter(present)
+        self.repeated = [by_param[param].name for param in times if times[param] > 1]
         here = set(present)
         return [param for param in replacements if param not in here]
+
+    def refuse_repeated(self) -> NoReturn:
+        """Refuse a step of a parameter that is in two groups, which a state dict may describe."""
+        raise ValueError(
+            f"{self.who}: parameter {self.repeated[0]!r} is twice in param_groups; remove it from its old group when "
+            "it moves to another"
+        )
 
     def _replacements(self, groups: list[Group]) -> dict[Tensor, Tensor]:
         """Return the new parameter in the position of each old one, if the sizes of the groups are the same."""

@@ -506,6 +506,27 @@ def test_a_parameter_in_two_groups_is_an_error():
         optimizer.step()
 
 
+@pytest.mark.parametrize("options", [{}, {"compile": True}])
+def test_a_state_dict_describes_groups_that_no_step_would_take(options):
+    """As tests of torch and timm do, to load a state dict with other groups."""
+    params = parameters()
+    optimizer = gradtx.optim.AdamW(list(params.values()), **options)
+    descend(optimizer, params, 1)
+    saved = optimizer.state_dict()
+    optimizer.param_groups.extend(optimizer.param_groups)
+    twice = optimizer.state_dict()
+    assert twice["state"].keys() == saved["state"].keys()
+    assert twice["param_groups"] == saved["param_groups"] * 2
+    with unchanged(optimizer), pytest.raises(ValueError, match="'0' is twice in param_groups"):
+        optimizer.step()
+    with pytest.raises(ValueError, match=r"groups of \[4, 4\] parameters, the optimizer has"):
+        gradtx.optim.AdamW(list(params.values())).load_state_dict(twice)
+    del optimizer.param_groups[1:]
+    descend(optimizer, params, 1)
+    other = gradtx.optim.AdamW(list(params.values()))
+    other.load_state_dict(optimizer.state_dict())
+
+
 @pytest.mark.parametrize("consumed", [False, True])
 @pytest.mark.parametrize("call", [lambda each: each.step(), lambda each: each.state_dict()], ids=["step", "state_dict"])
 def test_a_generator_in_a_group_is_an_error_instead_of_a_step_that_trains_nothing(consumed, call):
