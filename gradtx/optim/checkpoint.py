@@ -16,6 +16,7 @@ from gradtx.optim.groups import (
     CODES_KEY,
     ENGINE_OPTIONS,
     OVERRIDDEN,
+    WRAPPER_KEYS,
     Group,
     GroupSettings,
     is_same,
@@ -53,7 +54,7 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
     for i, group in enumerate(groups):
         where = f"loaded group {i} of 'param_groups'"
         require(group, Mapping, where, "a dict")
-        for key in ("params", "param_names", OVERRIDDEN):
+        for key in ("params", "param_names", OVERRIDDEN, WRAPPER_KEYS):
             default = None if key == "params" else []
             require(
                 group.get(key, default), list | tuple, f"{key!r} of {where}", "a list"
@@ -138,6 +139,9 @@ class Checkpoint:
         self._take_entries(groups, state_dict["state"])
         members = states.members.without_state()
         self.states = States(members)
+        self._of_wrappers: set[str] = set()
+        for group in groups:
+            self._of_wrappers.update(group.pop(WRAPPER_KEYS, ()))
         pairs = zip(self._groups, groups, strict=True)
         matches = [self._matched(settings, dict(group)) for settings, group in pairs]
         members.groups = [settings for settings, *_ in matches]
@@ -254,7 +258,8 @@ class Checkpoint:
             present = self._present.members.by_param[param]
             known = present.layout.keys or {"step", *present.fresh}
             wrapper_keys = self._present.of(param).keys() - known
-            state = matched(member, entry, initial, self._strict, codes, wrapper_keys)
+            accepted = wrapper_keys | self._of_wrappers
+            state = matched(member, entry, initial, self._strict, codes, accepted)
             self._unknown |= state.keys() - layout.keys - wrapper_keys
             # One rank has the slots of owners.
             keys = layout.keys - layout.owned

@@ -43,6 +43,7 @@ from gradtx.optim.explain import Explanation, explain
 from gradtx.optim.groups import (
     CODES_KEY,
     OVERRIDDEN,
+    WRAPPER_KEYS,
     Group,
     defaults_of,
     is_same,
@@ -563,10 +564,17 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             if overridden is not None:
                 group[OVERRIDDEN] = overridden
             codes: dict[str, str] = {}
+            of_wrappers: set[str] = set()
             for param in settings.params:
                 codes.update(layouts[param].labels)
+                keys = saved.get(param, {}).keys()
+                of_wrappers |= states.keys_of_wrappers(
+                    param, keys - layouts[param].keys
+                )
             if codes:
                 group[CODES_KEY] = codes
+            if of_wrappers:
+                group[WRAPPER_KEYS] = sorted(of_wrappers)
         if core.evaluation is not None:
             core.evaluation.save(state_dict, params_of(self.param_groups))
         return state_dict
