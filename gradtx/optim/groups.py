@@ -91,6 +91,7 @@ class GroupSettings:
         self.entries = names_in_group(tx._entries(labels))
         check_differentiable(group)
         self.sources: Values = {}
+        self._defaults: Values = {}  # what the group had not specified
         for name, entry in self.entries.items():
             if name in group:
                 # A tensor is not copied, as in torch: its owner and schedulers write to it in place.
@@ -98,8 +99,10 @@ class GroupSettings:
                 self.sources[name] = entry.argument.check(group[name])
             else:
                 self.sources[name] = group[name] = entry.value
+                self._defaults[name] = entry.value
         # torch's schedulers require this key, even if no link reads it.
-        group.setdefault("lr", 0.0)
+        if "lr" not in group:
+            self._defaults["lr"] = group["lr"] = 0.0
         self.shown: Values = {
             name: group[name] for name in self.sources if self.follows_schedule(name)
         }
@@ -245,6 +248,14 @@ class GroupSettings:
                 group[name] = value
         settings._take(values)
         return settings
+
+    def specified(self) -> Group:
+        """Return the group without defaults that nobody has changed."""
+        return {
+            name: value
+            for name, value in self.group.items()
+            if name not in self._defaults or value is not self._defaults[name]
+        }
 
     def of_copy(self, group: Group) -> GroupSettings:
         """Return the settings of another dict, in place of this one or of a part of its parameters."""

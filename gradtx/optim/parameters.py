@@ -20,6 +20,7 @@ from gradtx.base.tree import check_leaf
 from gradtx.distributed.layouts import Team
 from gradtx.execution.execute import Route
 from gradtx.execution.runs import Place
+from gradtx.optim.chain_checks import warn_of_unread
 from gradtx.optim.groups import (
     Group,
     GroupSettings,
@@ -253,6 +254,9 @@ class Members:
             self._check_pieces(present, replaced=self.by_param)
         all_settings = self._groups_after(groups, by_param, replacements)
         for settings, group in zip(all_settings, groups, strict=True):
+            if settings.group is not group:  # it has become one of a branch
+                group.clear()
+                group.update(settings.group)
             settings.group, settings.params = group, list(group["params"])
             if settings.labels:
                 group["label"] = _joined(settings.labels)
@@ -338,11 +342,25 @@ class Members:
                     if alike
                     else GroupSettings(self.tx, group, labels)
                 )
+            elif params and not (settings.params or settings.labels):
+                labels = _by_selector(self._labels(by_param[params[0]]))
+                settings = self._labeled(settings, labels) if labels else settings
             for param in params:
                 if param not in homes or homes[param].labels != settings.labels:
                     self._check_label(by_param[param], settings)
             after.append(settings)
         return after
+
+    def _labeled(
+        self, settings: GroupSettings, labels: Mapping[Any, str]
+    ) -> GroupSettings:
+        """Return settings with labels for a group that had no parameters so far, with a dict of their own."""
+        given = settings.specified()
+        group = dict(given)
+        new_names = in_names_of_branch(self.tx, group, labels)
+        labeled = GroupSettings(self.tx, group, labels)
+        warn_of_unread(self.who, _unread(given, new_names, labeled))
+        return labeled
 
     def _labels(self, member: Member) -> Labels:
         """Return the labels of a parameter; empty if it is frozen."""

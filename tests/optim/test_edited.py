@@ -497,6 +497,53 @@ def test_a_checkpoint_of_a_group_that_was_appended_without_its_label_loads_in_a_
     assert [group["label"] for group in other.param_groups] == ["slow", "fast"]
 
 
+@pytest.mark.parametrize("options", [{}, {"compile": True}], ids=["lists", "compiled"])
+@pytest.mark.parametrize(
+    ("shape", "label", "lr", "own"),
+    [((2, 2), "muon", 0.02, {}), ((2, 2), "muon", 0.5, {"lr": 0.5}), ((2,), "fallback", 1e-3, {})],
+)
+def test_a_group_that_is_empty_at_construction_takes_the_label_of_its_first_parameter(shape, label, lr, own, options):
+    def of_late_parameter(is_late):
+        first, late = torch.nn.Parameter(torch.eye(3)), torch.nn.Parameter(torch.full(shape, 0.5))
+        group = {"params": [] if is_late else [late], **own}
+        optimizer = gradtx.optim.Muon([{"params": [first]}, group], lr=0.02, fallback=gradtx.adamw(lr=1e-3), **options)
+        if is_late:
+            optimizer.param_groups[1]["params"].append(late)
+        for _ in range(2):
+            first.grad, late.grad = torch.ones_like(first), torch.ones_like(late)
+            optimizer.step()
+        return optimizer, [first, late]
+
+    (optimizer, weights), (expected, others) = of_late_parameter(True), of_late_parameter(False)
+    assert optimizer.param_groups[1]["label"] == label
+    assert optimizer.param_groups[1]["lr"] == lr
+    ours, theirs = (dict(each.param_groups[1], params=[]) for each in (optimizer, expected))
+    assert ours == theirs
+    assert_equal(weights, others)
+    optimizer.load_state_dict(saved_and_loaded(expected.state_dict()))
+
+
+def test_a_number_that_the_first_parameter_of_an_empty_group_does_not_read_is_warned_of():
+    late = torch.nn.Parameter(torch.ones(2))
+    groups = [{"params": [torch.nn.Parameter(torch.eye(3))]}, {"params": [], "lr": 0.5}]
+    optimizer = gradtx.optim.Muon(groups, fallback=gradtx.adamw(lr=1e-3))
+    optimizer.param_groups[1]["params"].append(late)
+    late.grad = torch.ones_like(late)
+    with pytest.warns(UserWarning, match=r"the 'lr' of this group is not that of its parameters, .*; pass 'adamw.lr'"):
+        optimizer.step()
+
+
+def test_an_empty_group_does_not_take_parameters_of_two_labels():
+    params = [torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))]
+    groups = [{"params": [torch.nn.Parameter(torch.eye(3))]}, {"params": []}]
+    optimizer = gradtx.optim.Muon(groups, fallback=gradtx.adamw())
+    before = dict(optimizer.param_groups[1], params=params)
+    optimizer.param_groups[1]["params"] = params
+    with unchanged(optimizer), pytest.raises(ValueError, match="has the label 'fallback', but is in a group of 'muon'"):
+        optimizer.step()
+    assert optimizer.param_groups[1] == before
+
+
 def test_a_parameter_in_two_groups_is_an_error():
     params = parameters()
     optimizer = gradtx.optim.AdamW([{"params": [param]} for param in params.values()])
