@@ -906,6 +906,19 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
     return _decorated("combinator", "combinator", function, options)
 
 
+def _looked_up(signature: inspect.Signature) -> inspect.Signature:
+    """Return a factory's signature with types in place of the texts that a class in another module cannot look up."""
+    parameters = [
+        parameter.replace(annotation=GradientTransformation | None)
+        if parameter.annotation == "GradientTransformation | None"
+        else parameter
+        for parameter in signature.parameters.values()
+    ]
+    return signature.replace(
+        parameters=parameters, return_annotation=GradientTransformation
+    )
+
+
 def _decorated(
     name: str, kind: str, function: Callable[..., Any] | None, options: dict[str, Any]
 ) -> Any:
@@ -928,7 +941,12 @@ def _decorated(
 
         factory: Any = call
         factory.spec = spec
-        factory.__signature__ = spec.arguments.signature
+        # Command lines and files name what returns a fallback.
+        factory.__signature__ = _looked_up(spec.arguments.signature)
+        factory.__annotations__ = {
+            **function.__annotations__,
+            "return": GradientTransformation,
+        }
         texts = {name: ADDED[name] for name in spec.arguments.added}
         factory.__doc__ = with_arguments(function.__doc__, texts)
         spec.factory = factory
