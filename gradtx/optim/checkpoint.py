@@ -208,10 +208,18 @@ class Checkpoint:
             if key in present.group:
                 group.setdefault(key, present.group[key])
         if group.get("label") != present.group.get("label"):
-            raise ValueError(
+            ours = present.group.get("label")
+            message = (
                 f"loaded group has label {group.get('label')!r}, "
-                f"the optimizer's group has {present.group.get('label')!r}"
+                f"the optimizer's group has {ours!r}"
             )
+            if not group.get("label"):
+                message += (
+                    "; it had no parameters where it was saved, as on a rank of ZeroRedundancyOptimizer, and its "
+                    f"numbers are not those of {ours!r}: write them and the label into the loaded group, and build optimizers "
+                    f"with groups that say their label, {{'params': [...], 'label': {ours!r}}}"
+                )
+            raise ValueError(message)
         settings = present.loaded(group)
         first = self.states.first(settings, params)
         misfits = self._misfits(first)

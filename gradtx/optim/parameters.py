@@ -128,7 +128,9 @@ class Members:
                     "pass param.resolve_conj()"
                 )
         self._check_pieces(params)
-        positions_of_labels: dict[Labels, list[int]] = {} if params else {(): []}
+        positions_of_labels: dict[Labels, list[int]] = {}
+        if not params:
+            positions_of_labels[self._labels_named(group.get("label"))] = []
         for i, param in enumerate(params):
             labels = self._labels(by_param[param])
             positions_of_labels.setdefault(labels, []).append(i)
@@ -150,6 +152,9 @@ class Members:
                 new_names = in_names_of_branch(self.tx, part, selected)
             if labels:
                 part["label"] = label
+            elif not params and self._has_labels():
+                # Its numbers are not those of a branch, which a state dict must not hide.
+                part["label"] = ""
             settings = GroupSettings(self.tx, part, selected)
             read |= {name for name in given if new_names.get(name) is not None}
             unread.update(_unread(given, new_names, settings))
@@ -350,6 +355,16 @@ class Members:
                     self._check_label(by_param[param], settings)
             after.append(settings)
         return after
+
+    def _has_labels(self) -> bool:
+        return any(each.branches is not None for each in self.expanded.selectors)
+
+    def _labels_named(self, label: Any) -> Labels:
+        """Return the labels of a group without parameters that says its label; empty if the chain has no such label."""
+        named = [each for each in self.expanded.selectors if each.branches is not None]
+        if len(named) == 1 and label in named[0].branches:
+            return ((named[0], label),)
+        return ()
 
     def _labeled(
         self, settings: GroupSettings, labels: Mapping[Any, str]

@@ -523,6 +523,33 @@ def test_a_group_that_is_empty_at_construction_takes_the_label_of_its_first_para
     optimizer.load_state_dict(saved_and_loaded(expected.state_dict()))
 
 
+def test_an_empty_group_that_says_its_label_has_the_numbers_of_that_branch():
+    first, late = torch.nn.Parameter(torch.eye(3)), torch.nn.Parameter(torch.ones(2))
+    groups = [{"params": [first]}, {"params": [], "label": "fallback"}]
+    optimizer = gradtx.optim.Muon(groups, lr=0.02, fallback=gradtx.adamw(lr=1e-3))
+    assert [(group["label"], group["lr"]) for group in optimizer.param_groups] == [("muon", 0.02), ("fallback", 1e-3)]
+    optimizer.param_groups[1]["params"].append(late)
+    first.grad, late.grad = torch.ones_like(first), torch.ones_like(late)
+    optimizer.step()
+    assert_equal([late], [torch.ones(2) * (1 - 1e-5) - 1e-3])
+
+
+def test_the_numbers_of_a_group_without_parameters_and_label_are_not_loaded_into_one_with_them():
+    params = [torch.nn.Parameter(torch.eye(3)), torch.nn.Parameter(torch.ones(2))]
+
+    def saved_by(groups):
+        return gradtx.optim.Muon(groups, lr=0.02, fallback=gradtx.adamw(lr=1e-3))
+
+    saved = saved_by([{"params": params[:1]}, {"params": []}]).state_dict()
+    saved["param_groups"][1]["params"] = [1]
+    optimizer = saved_by([{"params": params[:1]}, {"params": params[1:]}])
+    with (
+        unchanged(optimizer),
+        pytest.raises(ValueError, match=r"loaded group has label '', .* write them and the label"),
+    ):
+        optimizer.load_state_dict(saved)
+
+
 def test_a_number_that_the_first_parameter_of_an_empty_group_does_not_read_is_warned_of():
     late = torch.nn.Parameter(torch.ones(2))
     groups = [{"params": [torch.nn.Parameter(torch.eye(3))]}, {"params": [], "lr": 0.5}]
