@@ -216,8 +216,8 @@ class Checkpoint:
             if not group.get("label"):
                 message += (
                     "; it had no parameters where it was saved, as on a rank of ZeroRedundancyOptimizer, and its "
-                    f"numbers are not those of {ours!r}: write them and the label into the loaded group, and build optimizers "
-                    f"with groups that say their label, {{'params': [...], 'label': {ours!r}}}"
+                    f"numbers are not those of {ours!r}: write them and the label into the loaded group, and build "
+                    f"optimizers with groups that say their label, {{'params': [...], 'label': {ours!r}}}"
                 )
             raise ValueError(message)
         settings = present.loaded(group)
