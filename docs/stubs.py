@@ -102,7 +102,8 @@ def default(value: Any) -> str:
 
 def argument(parameter: inspect.Parameter) -> str:
     """Return the source text of a parameter of an alias, a link or a class."""
-    typed = f"{parameter.name}: {parameter.annotation}"
+    # Classes have types, which frameworks look up, in place of some texts.
+    typed = f"{parameter.name}: {str(parameter.annotation).removeprefix('gradtx.')}"
     if parameter.default is parameter.empty:
         return typed
     return f"{typed} = {default(parameter.default)}"

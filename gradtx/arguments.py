@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.exact import Betas, Scalar, Schedule
-from gradtx.base.inputs import are_parameters, as_builtin, as_tuples
+from gradtx.base.inputs import are_parameters, as_builtin, as_tuples, named_dtype
 from gradtx.base.messages import describe, nearest, schedule_remedy, shortly
 
 __all__ = [
@@ -261,6 +261,7 @@ class Argument:
         self.kind = _kind(hint.members - {type(None)})
         self.choices = hint.choices
         self.types = hint.members
+        self._is_dtype = torch.dtype in self.types and str not in self.types
         self.any_length = "any length" in hint.notes
         self._classes = tuple(
             member
@@ -296,6 +297,8 @@ class Argument:
         """
         if not isinstance(value, self._classes):
             value = self._as_builtin(value)
+        if isinstance(value, str) and self._is_dtype:
+            value = named_dtype(value) or value
         if self.kind == "structure" or (value is None and self.optional):
             return value
         if self.kind == "scalar":

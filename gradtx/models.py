@@ -7,7 +7,7 @@ import functools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -54,7 +54,9 @@ EMBEDDING_ENDINGS = (
 )
 # The logarithms of the decays of a state-space model.
 INDEPENDENT_NUMBERS = ("A_log", "A_logs")
-HEAD_NAMES = ("lm_head", "head", "classifier", "fc_out", "score")
+HEAD_NAMES = ("lm_head", "head", "classifier", "score")
+# Of heads, and of output projections in the blocks of GPT-J and CodeGen.
+HEAD_NAMES_OUTSIDE_BLOCKS = ("fc_out",)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 CONVOLUTIONS = (
     nn.Conv1d,
@@ -100,8 +102,9 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
     Dimensions of size 1 count only in tensors named weight. What a parametrization (`weight_norm`, `spectral_norm`)
     computes a weight from has the role of the weight.
 
-    An output layer is the last `Linear` with as many outputs as an embedding has entries, or a `Linear` named lm_head,
-    head, classifier, fc_out or score.
+    An output layer is the last `Linear` outside of repeated blocks with as many outputs as an embedding has entries, or
+    a `Linear` named lm_head, head, classifier or score, or, outside of repeated blocks, fc_out. Repeated blocks are
+    the modules of a `ModuleList`, and several modules of one class in a `Sequential`.
 
     Args:
         model: The model. Names are those of `named_parameters()` without what `DistributedDataParallel`,
@@ -123,9 +126,9 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
     """
     _check_model("label_by_role", model)
     places = places_of(model)
-    last = _last_with_outputs_of_an_embedding(model)
+    last, blocks = _last_with_outputs_of_an_embedding(model), _repeated_blocks(model)
     return {
-        name: _role(param, places[param], last, tied)
+        name: _role(param, places[param], last, blocks, tied)
         for name, param in named_in_model(model)
     }
 
@@ -276,17 +279,45 @@ def _last_with_outputs_of_an_embedding(model: nn.Module) -> nn.Module | None:
         for module in model.modules()
         if isinstance(module, EMBEDDINGS)
     }
+    blocks = _repeated_blocks(model)
     last = None
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.out_features in sizes:
+    for name, module in model.named_modules():
+        has_outputs = isinstance(module, nn.Linear) and module.out_features in sizes
+        # The output projection of the last block may have as many outputs as there are positions.
+        if has_outputs and not _is_inside(without_wrappers(name), blocks):
             last = module
     return last
 
 
-def _role(param: Tensor, places: list[Place], last: nn.Module | None, tied: str) -> str:
+def _repeated_blocks(model: nn.Module) -> set[str]:
+    """Return the names of modules of a `ModuleList`, and of those of a `Sequential` that has several of their class."""
+    blocks: set[str] = set()
+    for name, container in model.named_modules():
+        if not isinstance(container, nn.ModuleList | nn.Sequential):
+            continue
+        of_class = Counter(map(type, container))
+        for key, module in container.named_children():
+            if isinstance(container, nn.ModuleList) or of_class[type(module)] > 1:
+                blocks.add(without_wrappers(f"{name}.{key}" if name else key))
+    return blocks
+
+
+def _is_inside(name: str, blocks: Collection[str]) -> bool:
+    """Whether a module is inside of one of these, and is not one itself."""
+    parts = name.split(".")
+    return any(".".join(parts[:i]) in blocks for i in range(1, len(parts)))
+
+
+def _role(
+    param: Tensor,
+    places: list[Place],
+    last: nn.Module | None,
+    blocks: Collection[str],
+    tied: str,
+) -> str:
     if not param.requires_grad:
         return "frozen"
-    is_head = any(_is_head(place, last) for place in places)
+    is_head = any(_is_head(place, last, blocks) for place in places)
     if any(map(_is_embedding, places)):
         return tied if is_head else "embedding"
     if is_head:
@@ -308,10 +339,13 @@ def _is_embedding(place: Place) -> bool:
     return is_table or any(word in place.path for word in EMBEDDING_WORDS)
 
 
-def _is_head(place: Place, last: nn.Module | None) -> bool:
+def _is_head(place: Place, last: nn.Module | None, blocks: Collection[str]) -> bool:
     if not isinstance(place.module, nn.Linear) or place.name != "weight":
         return False
-    return place.module is last or place.module_name.rpartition(".")[2] in HEAD_NAMES
+    name = place.module_name.rpartition(".")[2]
+    if name in HEAD_NAMES_OUTSIDE_BLOCKS:
+        return not _is_inside(place.module_name, blocks)
+    return place.module is last or name in HEAD_NAMES
 
 
 def _role_by_shape(param: Tensor, place: Place) -> str:

@@ -28,11 +28,9 @@ from gradtx.base.names import is_ours
 from gradtx.base.selectors import Selector, Where
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import (
-    NEGATE,
     Branch,
     Route,
     around_alias,
-    negating,
 )
 from gradtx.execution.leaf_rule import Rule, RuleOperation, StageState
 from gradtx.execution.nesting import check_inner
@@ -455,8 +453,10 @@ class FactoryCall(GradientTransformation):
 
     @property
     def _maximizes(self) -> bool:  # type: ignore[override]
-        if self._is_optimizer:
-            return bool(self._arguments.get("maximize"))
+        if self._is_optimizer and self._arguments.get("maximize"):
+            return True
+        if isinstance(self._body, GradientTransformation):
+            return self._body._maximizes
         children = self._children()
         return len(children) > 0 and all(child._maximizes for child in children)
 
@@ -528,7 +528,7 @@ class FactoryCall(GradientTransformation):
             else [self]
         )
 
-    def _expand(self, scope: Scope) -> list[Any]:
+    def _operations(self, scope: Scope) -> list[Any]:
         spec = self._spec
         arguments = self._arguments
         if self._varies:
@@ -545,9 +545,7 @@ class FactoryCall(GradientTransformation):
                 for name, value in arguments.items()
                 if name not in spec.inner
             }
-            if scope.negated or not self._maximizes:
-                return body.expand(scope, spec.name)
-            return negating(body.expand(scope._with(negated=True), spec.name))
+            return body.expand(scope, spec.name)
         if isinstance(body, GradientTransformation):
             return self._expand_chain(body, arguments, scope)
         path = scope.claim(spec.name)
@@ -593,10 +591,7 @@ class FactoryCall(GradientTransformation):
     ) -> list[Any]:
         """Return the operations of an alias that treats all leaves alike."""
         operations = body._expand(scope.alias(self._passed()))
-        negates = bool(arguments.get("maximize")) != scope.negated
-        if negates:
-            operations = [NEGATE, *operations]
-        return around_alias(operations) if negates or scope.changed else operations
+        return around_alias(operations) if scope.changed else operations
 
     def _rebuilt(
         self,
@@ -912,6 +907,19 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
     return _decorated("combinator", "combinator", function, options)
 
 
+def _looked_up(signature: inspect.Signature) -> inspect.Signature:
+    """Return a factory's signature with types in place of the texts that a class in another module cannot look up."""
+    parameters = [
+        parameter.replace(annotation=GradientTransformation | None)
+        if parameter.annotation == "GradientTransformation | None"
+        else parameter
+        for parameter in signature.parameters.values()
+    ]
+    return signature.replace(
+        parameters=parameters, return_annotation=GradientTransformation
+    )
+
+
 def _decorated(
     name: str, kind: str, function: Callable[..., Any] | None, options: dict[str, Any]
 ) -> Any:
@@ -934,7 +942,12 @@ def _decorated(
 
         factory: Any = call
         factory.spec = spec
-        factory.__signature__ = spec.arguments.signature
+        # Command lines and files name what returns a fallback.
+        factory.__signature__ = _looked_up(spec.arguments.signature)
+        factory.__annotations__ = {
+            **function.__annotations__,
+            "return": GradientTransformation,
+        }
         texts = {name: ADDED[name] for name in spec.arguments.added}
         factory.__doc__ = with_arguments(function.__doc__, texts)
         spec.factory = factory

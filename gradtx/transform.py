@@ -14,6 +14,7 @@ from gradtx.base.ambient import ambient, without_ambient
 from gradtx.base.messages import describe, nearest, shortly
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import ALWAYS_KNOWN
+from gradtx.execution.execute import negating
 from gradtx.execution.runs import Place, Scope
 from gradtx.execution.tree_rule import Functions, PlainOperation, check_plain
 from gradtx.programs import graphs as _graphs
@@ -130,7 +131,8 @@ class GradientTransformation:
         """Compute one step as a pure function: return new `(updates, state)` without changing any argument.
 
         Args:
-            updates: A tree of gradients; a None leaf stays None and keeps its slots.
+            updates: A tree of gradients; a None leaf stays None and keeps its slots. A call without any gradient
+                changes nothing.
             state: The state returned by `init` or by the previous `update`.
             params: The parameters, required if `"params" in tx.needs`.
             **extras: `value` (the loss, 0-d), `value_fn` (params -> loss), `grad_fn` (params -> gradients),
@@ -237,7 +239,7 @@ class GradientTransformation:
 
     # Whether it processes the finished step, so that no learning rate or decay should follow.
     _follows_rate: bool = False
-    # Whether it maximizes: a combinator around it minimizes the negated loss then.
+    # Whether it minimizes the negated loss, as do chains with such an optimizer, and combinators of nothing else.
     _maximizes: bool = False
     # Whether this is an alias, whose hyperparameters have bare names.
     _is_optimizer: bool = False
@@ -291,7 +293,13 @@ class GradientTransformation:
         return ()
 
     def _expand(self, scope: Scope) -> list[Any]:
-        """Return the operations that process a leaf in this run."""
+        """Return the operations that process a leaf in this run; the outermost that maximizes negates the loss."""
+        if scope.negated or not self._maximizes:
+            return self._operations(scope)
+        return negating(self._operations(scope._with(negated=True)))
+
+    def _operations(self, scope: Scope) -> list[Any]:
+        """Return the operations that process a leaf, below the sign of the loss."""
         return [
             PlainOperation(scope.claim(self._name), scope, self._name, self._functions)
         ]
@@ -498,7 +506,7 @@ class Chain(GradientTransformation):
     def _maximizes(self) -> bool:  # type: ignore[override]
         return any(tx._maximizes for tx in self._txs)
 
-    def _expand(self, scope: Scope) -> list[Any]:
+    def _operations(self, scope: Scope) -> list[Any]:
         operations = []
         scope = scope.of(self)
         for i, tx in enumerate(self._txs):

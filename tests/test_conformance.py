@@ -412,6 +412,43 @@ def test_a_combinator_around_what_maximizes_minimizes_the_negated_loss(name):
     maximize_equals_the_negated_loss(plain, other, case, steps=6, with_state=False)
 
 
+BESIDE = {
+    "before links": lambda tx: gradtx.chain(tx, gradtx.scale_by_caution(0.1)),
+    "behind links": lambda tx: gradtx.chain(gradtx.scale_by_caution(0.1), tx),
+    "behind an optimizer": lambda tx: gradtx.chain(gradtx.adam_atan2(), tx),
+    "before an optimizer": lambda tx: gradtx.chain(tx, gradtx.adopt()),
+    "twice": lambda tx: gradtx.chain(tx, gradtx.scale(-1.0), tx),
+    "around its like": lambda tx: gradtx.muon(lr=0.1, fallback=tx, maximize=tx._arguments["maximize"]),
+}
+AROUND_ALL = {
+    "alone": lambda tx: tx,
+    "accumulate": lambda tx: gradtx.accumulate(tx, 1),
+    "masked": lambda tx: gradtx.masked(tx, "*"),
+    "skip_nonfinite": gradtx.skip_nonfinite,
+    "partition": lambda tx: gradtx.partition({"all": tx}, {"all": "*"}),
+    "graft": lambda tx: gradtx.graft(tx, tx),
+}
+
+
+@each("wrapper", list(AROUND_ALL))
+@each("beside", list(BESIDE))
+def test_all_links_of_a_chain_with_an_optimizer_that_maximizes_see_the_negated_loss(beside, wrapper):
+    case = next(case for case in PLAIN if str(case) == "sgd")
+    plain, other = (
+        AROUND_ALL[wrapper](BESIDE[beside](gradtx.sgd(lr=0.1, momentum=0.9, maximize=maximize)))
+        for maximize in (False, True)
+    )
+    maximize_equals_the_negated_loss(plain, other, case, with_state=False, same=torch.testing.assert_close)
+
+
+def test_a_branch_that_maximizes_says_nothing_of_the_others():
+    params, grads = {"matrix": torch.ones(2, 2), "b": torch.ones(2)}, {"matrix": torch.eye(2), "b": torch.ones(2)}
+    plain, other = (gradtx.muon(lr=0.1, fallback=gradtx.sgd(lr=0.1, maximize=maximize)) for maximize in (False, True))
+    expected, _ = plain.update(grads, plain.init(params), params)
+    updates, _ = other.update(grads, other.init(params), params)
+    assert_same(updates, {"matrix": expected["matrix"], "b": -expected["b"]})
+
+
 def opposite(extra):
     """What is known of the negated loss."""
     if callable(extra):
@@ -419,7 +456,7 @@ def opposite(extra):
     return {name: -value for name, value in extra.items()} if isinstance(extra, dict) else -extra
 
 
-def maximize_equals_the_negated_loss(tx, other, case, steps=3, with_state=True):
+def maximize_equals_the_negated_loss(tx, other, case, steps=3, with_state=True, same=assert_same):
     params = case.noise(1)
     state, other_state = tx.init(params), other.init(params)
     for _ in range(steps):
@@ -427,7 +464,7 @@ def maximize_equals_the_negated_loss(tx, other, case, steps=3, with_state=True):
         updates, state = tx.update(grads, state, params, **known)
         known = {name: value if name == "max_logits" else opposite(value) for name, value in known.items()}
         negated, other_state = other.update({n: -g for n, g in grads.items()}, other_state, params, **known)
-        assert_same(negated, updates)
+        same(negated, updates)
         params = gradtx.apply_updates(params, updates)
     if with_state:
         assert_same(other_state, state)

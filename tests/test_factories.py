@@ -1,5 +1,7 @@
 """Decorators: forms of a rule, aliases, and links that own the learning rate."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -136,3 +138,38 @@ def test_rules_that_run_at_an_owner_take_part_in_nothing_that_all_ranks_do(optio
         TypeError, match=f"scale_by_size: a rule with whole=True runs only on the owner .* cannot {fault}"
     ):
         factory().init({"a": torch.ones(2, 2)})
+
+
+# What frameworks look up.
+
+
+def test_factories_say_what_they_return_and_classes_what_a_fallback_is():
+    assert inspect.signature(gradtx.adamw).return_annotation is gradtx.GradientTransformation
+    assert inspect.signature(gradtx.sam).return_annotation is gradtx.GradientTransformation
+    assert gradtx.clip_by_global_norm.__annotations__["return"] is gradtx.GradientTransformation
+    for optimizer_class in (gradtx.optim.Muon, gradtx.optim.AdaMuon, gradtx.optim.Scion):
+        parameters = inspect.signature(optimizer_class).parameters
+        if "fallback" in parameters:
+            assert parameters["fallback"].annotation == gradtx.GradientTransformation | None
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "torch.bfloat16"])
+def test_the_name_of_a_dtype_is_the_dtype(name):
+    """As in a configuration file."""
+    params = {"w": torch.ones(2, 2)}
+    for stored in (name, {"exp_avg": name, "*": "float32"}):
+        state = gradtx.adam(state_dtype=stored).init(params)
+        assert state["scale_by_adam"]["exp_avg"]["w"].dtype == torch.bfloat16
+    assert repr(gradtx.muon(ns_dtype=name)) == repr(gradtx.muon(ns_dtype=torch.bfloat16))
+    updates, _ = gradtx.muon(ns_dtype="float32").update(params, gradtx.muon().init(params), params)
+    expected, _ = gradtx.muon(ns_dtype=torch.float32).update(params, gradtx.muon().init(params), params)
+    assert torch.equal(updates["w"], expected["w"])
+
+
+def test_names_of_other_dtypes_are_refused():
+    with pytest.raises(
+        TypeError, match=r"state_dtype must be a floating-point torch.dtype of 16 bits or more, got 'int32"
+    ):
+        gradtx.adam(state_dtype="int32")
+    with pytest.raises(TypeError, match=r"dtype must be a floating-point torch.dtype or None, got 'float33'"):
+        gradtx.muon(ns_dtype="float33")

@@ -376,6 +376,42 @@ def test_roles_in_families_that_fuse_weights_or_learn_tokens(family):
     assert gradtx.label_by_role(family()) == FAMILIES[family]
 
 
+class Layer(nn.Module):
+    """Of GPT-J or CodeGen, whose feed-forward layers are fc_in and fc_out, or of nanoGPT."""
+
+    def __init__(self, width, out):
+        super().__init__()
+        self.mlp = nn.ModuleDict({"fc_in": nn.Linear(width, 4 * width), out: nn.Linear(4 * width, width)})
+
+
+@pytest.mark.parametrize("kind", [nn.ModuleList, lambda layers: nn.Sequential(*layers)], ids=["list", "sequential"])
+@pytest.mark.parametrize("out", ["fc_out", "c_proj"])
+def test_output_projections_in_repeated_blocks_are_no_heads(out, kind):
+    """Also where a position embedding has as many entries as the model is wide, as in nanoGPT at width 1024."""
+    width = 8
+    parts = {"wte": nn.Embedding(20, width), "wpe": nn.Embedding(width, width)}
+    model = nn.ModuleDict({**parts, "h": kind([Layer(width, out) for _ in range(2)]), "out": nn.Linear(width, 20)})
+    roles = gradtx.label_by_role(model)
+    assert {roles[f"h.{i}.mlp.{out}.weight"] for i in range(2)} == {"matrix"}
+    assert roles["out.weight"] == "head"
+    del model["out"]  # tied
+    assert "head" not in gradtx.label_by_role(model).values()
+    model["fc_out"] = nn.Linear(width, 3)
+    assert gradtx.label_by_role(model)["fc_out.weight"] == "head"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", ["GPTJ", "CodeGen"])
+def test_the_largest_matrices_of_small_gptj_and_codegen_are_matrices(name):
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=40, n_positions=16, n_ctx=16, n_embd=16, n_layer=1, n_head=4, rotary_dim=4
+    )
+    roles = gradtx.label_by_role(getattr(transformers, f"{name}ForCausalLM")(config))
+    assert roles["transformer.h.0.mlp.fc_out.weight"] == roles["transformer.h.0.mlp.fc_in.weight"] == "matrix"
+    assert roles["lm_head.weight"] == "head"
+
+
 def test_muon_steps_the_directions_of_weight_norm_and_adamw_their_magnitudes():
     net = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 8))
     branches = {row.name: row.branch for row in gradtx.muon_for(net).rows}

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.nn import Module, Parameter, ParameterList
 
@@ -90,6 +91,12 @@ def listed_group(who: str, group: Any) -> Any:
         group["params"] = _listed(who, params)
         _check_entries(f"{who}: group['params']", group["params"])
     return group
+
+
+def named_dtype(name: str) -> torch.dtype | None:
+    """Return the dtype of a name, as configuration files have it: "bfloat16" or "torch.bfloat16"."""
+    dtype = getattr(torch, name.removeprefix("torch."), None)
+    return dtype if isinstance(dtype, torch.dtype) else None
 
 
 def check_groups(who: str, groups: Iterable[Any]) -> None:

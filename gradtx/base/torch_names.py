@@ -224,11 +224,23 @@ def is_called_by_checkpoint() -> bool:
 
     It steps optimizers without state, with gradients and learning rates of 0, only to create their state.
     """
-    frame: Any = sys._getframe(1)
-    name = "torch.distributed.checkpoint.state_dict"
-    while frame is not None and frame.f_globals.get("__name__") != name:
+    return _is_called_by("torch.distributed.checkpoint.state_dict")
+
+
+def is_called_by_scaler() -> bool:
+    """Whether the `step` of an enabled `GradScaler` that has unscaled gradients is running."""
+    return _is_called_by("torch.amp.grad_scaler", "_maybe_opt_step")
+
+
+def _is_called_by(module: str, function: str | None = None) -> bool:
+    """Whether a function of a module, or this one, is among the callers."""
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        is_there = frame.f_globals.get("__name__") == module
+        if is_there and function in (None, frame.f_code.co_name):
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 def load_hooks(optimizer: torch.optim.Optimizer) -> tuple[Hooks, Hooks]:

@@ -20,7 +20,8 @@ def accumulate(tx: GradientTransformation, every: Count):
     Calls in between return zero updates. The inner transformation has its own clock, which counts actual updates;
     inner schedules follow this clock, and `ctx.grad` is the averaged gradient. A None gradient counts as zero; a leaf
     without any gradient in a cycle is skipped, and its own count does not advance. Extras (`value`, `hessian_diag`) are
-    not averaged: `tx` receives those of the last call of a cycle, so pass a mean loss there to rules that read it.
+    not averaged: `tx` receives those of the last call of a cycle, so pass a mean loss there to rules that read it. A
+    call in which no leaf has a gradient is not part of a cycle.
 
     Args:
         tx: The transformation of the averaged gradient.
@@ -30,8 +31,7 @@ def accumulate(tx: GradientTransformation, every: Count):
     Returns:
         A transformation with the state `step` and `mini_step` (int64), `acc` (the sum so far, shaped as the
         parameter), `seen` (a bool per leaf), `leaf_steps` (int64: the updates of each leaf) and the entries of `tx`.
-        With `every=1` updates are those of `tx`, with two exceptions: schedules and shared values inside go on in a
-        call without any gradient, and a rule for whole trees sees a missing gradient as zeros.
+        With `every=1` updates are those of `tx`, except that a rule for whole trees sees a missing gradient as zeros.
 
     Raises:
         TypeError: If `tx` is not a transformation.

@@ -490,6 +490,7 @@ class Enter(RuleOperation):
             leaf.active = active
         if leaf.update is None:
             leaf.update = update
+            leaf.negated = self._scope.negated
         self._set_update(call, update)
         leaf.grad = leaf.update
         leaf.saved[self].state = RuleState(state, self.stage, leaf)

@@ -430,15 +430,16 @@ class _Negate(Operation):
     """Negates the gradient for `maximize`, which minimizes the negated loss."""
 
     def start(self, leaf: Leaf) -> None:
+        leaf.saved[self] = leaf.grad
         leaf.update, leaf.grad = -leaf.update, -leaf.grad
-        leaf.negated = not leaf.negated
+        leaf.negated = True
 
 
 class _BeginAlias(Operation):
     """Sets the gradient of the links in an alias to the input of the alias."""
 
     def start(self, leaf: Leaf) -> None:
-        leaf.saved[self] = (leaf.grad, leaf.negated)
+        leaf.saved[self] = leaf.grad
         leaf.grad = leaf.update
 
 
@@ -451,7 +452,7 @@ class _EndAlias(Operation):
     def start(self, leaf: Leaf) -> None:
         # Absent if a link inside created an update for a leaf without a gradient.
         if self._begin in leaf.saved:
-            leaf.grad, leaf.negated = leaf.saved.pop(self._begin)
+            leaf.grad = leaf.saved.pop(self._begin)
 
 
 def around_alias(operations: list[Any]) -> list[Any]:
@@ -461,20 +462,24 @@ def around_alias(operations: list[Any]) -> list[Any]:
 
 
 class _EndNegated(Operation):
-    """Restores the sign of the gradient for the links after a combinator that maximizes."""
+    """Restores the gradient for the links after a transformation that maximizes."""
+
+    def __init__(self, begin: _Negate):
+        self._begin = begin
 
     def start(self, leaf: Leaf) -> None:
-        # Not negated if a link inside created an update for a leaf without a gradient.
-        if leaf.negated:
-            leaf.grad, leaf.negated = -leaf.grad, False
+        # Absent if a link inside created an update for a leaf without a gradient.
+        leaf.grad = leaf.saved.pop(self._begin, leaf.grad)
+        leaf.negated = False
 
 
 def negating(operations: list[Any]) -> list[Any]:
-    """Let the operations of a combinator, and what it wraps, see the gradient of the negated loss."""
-    return [NEGATE, *operations, _EndNegated()]
+    """Let the operations of a transformation that maximizes see the gradient of the negated loss."""
+    begin = _Negate()
+    return [begin, *operations, _EndNegated(begin)]
 
 
-FROZEN, NEGATE = _Frozen(), _Negate()
+FROZEN = _Frozen()
 
 
 def _keep_results(leaf: Leaf) -> None:

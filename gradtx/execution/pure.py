@@ -276,6 +276,16 @@ class TreeRun(Run):
             }
         return state
 
+    def unchanged(self) -> dict[str, Any]:
+        """Return the old state."""
+
+        def keep(path: Path, key: str, old: Any) -> Any:
+            return old
+
+        state = self._old.rebuilt(keep, {}, self.opaque)
+        state["step"] = self.old_step
+        return state
+
     def has_lag(self, leaves: dict[str, Leaf]) -> bool:
         """Whether the counts of leaves differ after this update."""
         return any(self._lags(name, leaves.get(name)) for name in self.names)
@@ -451,17 +461,26 @@ def _warn_of_long_graph(state: Any, params: Any) -> None:
 
 def _update(call: Call) -> tuple[Any, dict[str, Any]]:
     run, leaves = begin(call)
-    execute(leaves.values())
-    run.end()
     outputs = {}
-    for name, leaf in leaves.items():
-        result = leaf.result()
-        if result is not None:
-            outputs[name] = leaf.in_callers_form(result)
-    new_state = run.rebuilt(leaves)
+    if has_gradients(leaves.values()):
+        execute(leaves.values())
+        run.end()
+        for name, leaf in leaves.items():
+            result = leaf.result()
+            if result is not None:
+                outputs[name] = leaf.in_callers_form(result)
+        new_state = run.rebuilt(leaves)
+    else:
+        run.release()
+        new_state = run.unchanged()
     _, *given = call
     run.memory.register(_tree.tensors(given))
     return _tree.map_tensors(run.memory.unshared, (run.whole(outputs), new_state))
+
+
+def has_gradients(leaves: Iterable[Leaf]) -> bool:
+    """Whether a call is an update; otherwise it changes nothing, and no clock counts it."""
+    return any(leaf.has_gradient for leaf in leaves)
 
 
 def begin(

@@ -293,7 +293,7 @@ class Scope:
         names: How often each stage name has been claimed at this path.
         space: The innermost enclosing combinator that changes coordinates, if any.
         own: The hyperparameters of the combinator that expands here.
-        negated: Whether a combinator that maximizes has negated the gradient, for what it wraps.
+        negated: Whether a transformation around this position maximizes, and has negated the gradient.
         lag: How many steps the clock of the leaves is behind `count`.
         passed: The transformations that the enclosing alias, or link that stands for a chain, received, with their
             places, which they keep inside.
@@ -352,7 +352,7 @@ class Scope:
 
     def alias(self, passed: Passed) -> Scope:
         """Return the position inside an alias. Its links have no places, and their gradient is the alias's input."""
-        return self.inner_chain(passed)._with(changed=False, negated=False)
+        return self.inner_chain(passed)._with(changed=False)
 
     def again(self) -> Scope:
         """Return this position with a copy of the claimed names, so that a second expansion yields the same paths."""

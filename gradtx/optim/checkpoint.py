@@ -16,6 +16,7 @@ from gradtx.optim.groups import (
     CODES_KEY,
     ENGINE_OPTIONS,
     OVERRIDDEN,
+    WRAPPER_KEYS,
     Group,
     GroupSettings,
     is_same,
@@ -55,7 +56,7 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
     for i, group in enumerate(groups):
         where = f"loaded group {i} of 'param_groups'"
         require(group, Mapping, where, "a dict")
-        for key in ("params", "param_names", OVERRIDDEN):
+        for key in ("params", "param_names", OVERRIDDEN, WRAPPER_KEYS):
             default = None if key == "params" else []
             require(
                 group.get(key, default), list | tuple, f"{key!r} of {where}", "a list"
@@ -140,6 +141,9 @@ class Checkpoint:
         self._take_entries(groups, state_dict["state"])
         members = states.members.without_state()
         self.states = States(members)
+        self._of_wrappers: set[str] = set()
+        for group in groups:
+            self._of_wrappers.update(group.pop(WRAPPER_KEYS, ()))
         pairs = zip(self._groups, groups, strict=True)
         matches = [self._matched(settings, dict(group)) for settings, group in pairs]
         members.groups = [settings for settings, *_ in matches]
@@ -212,10 +216,18 @@ class Checkpoint:
             if key in present.group:
                 group.setdefault(key, present.group[key])
         if group.get("label") != present.group.get("label"):
-            raise ValueError(
+            ours = present.group.get("label")
+            message = (
                 f"loaded group has label {group.get('label')!r}, "
-                f"the optimizer's group has {present.group.get('label')!r}"
+                f"the optimizer's group has {ours!r}"
             )
+            if not group.get("label"):
+                message += (
+                    "; it had no parameters where it was saved, as on a rank of ZeroRedundancyOptimizer, and its "
+                    f"numbers are not those of {ours!r}: write them and the label into the loaded group, and build "
+                    f"optimizers with groups that say their label, {{'params': [...], 'label': {ours!r}}}"
+                )
+            raise ValueError(message)
         settings = present.loaded(group)
         first = self.states.first(settings, params)
         misfits = self._misfits(first)
@@ -262,7 +274,8 @@ class Checkpoint:
             present = self._present.members.by_param[param]
             known = present.layout.keys or {"step", *present.fresh}
             wrapper_keys = self._present.of(param).keys() - known
-            state = matched(member, entry, initial, self._strict, codes, wrapper_keys)
+            accepted = wrapper_keys | self._of_wrappers
+            state = matched(member, entry, initial, self._strict, codes, accepted)
             self._unknown |= state.keys() - layout.keys - wrapper_keys
             # One rank has the slots of owners.
             keys = layout.keys - layout.owned

@@ -27,6 +27,8 @@ SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_moment
 OVERRIDDEN = "overridden"
 # The key in a saved group of the labels of the codes of slots.
 CODES_KEY = "codes"
+# In a state dict: keys of states that a wrapper has written, although they are names of slots.
+WRAPPER_KEYS = "wrapper_keys"
 # Options of torch's implementations.
 ENGINE_OPTIONS = ("foreach", "fused", "capturable", "differentiable")
 
@@ -89,6 +91,7 @@ class GroupSettings:
         self.entries = names_in_group(tx._entries(labels))
         check_differentiable(group)
         self.sources: Values = {}
+        self._defaults: Values = {}  # what the group had not specified
         for name, entry in self.entries.items():
             if name in group:
                 # A tensor is not copied, as in torch: its owner and schedulers write to it in place.
@@ -96,8 +99,10 @@ class GroupSettings:
                 self.sources[name] = entry.argument.check(group[name])
             else:
                 self.sources[name] = group[name] = entry.value
+                self._defaults[name] = entry.value
         # torch's schedulers require this key, even if no link reads it.
-        group.setdefault("lr", 0.0)
+        if "lr" not in group:
+            self._defaults["lr"] = group["lr"] = 0.0
         self.shown: Values = {
             name: group[name] for name in self.sources if self.follows_schedule(name)
         }
@@ -250,6 +255,14 @@ class GroupSettings:
                 group[name] = value
         settings._take(values)
         return settings
+
+    def specified(self) -> Group:
+        """Return the group without defaults that nobody has changed."""
+        return {
+            name: value
+            for name, value in self.group.items()
+            if name not in self._defaults or value is not self._defaults[name]
+        }
 
     def of_copy(self, group: Group) -> GroupSettings:
         """Return the settings of another dict, in place of this one or of a part of its parameters."""

@@ -43,6 +43,7 @@ from gradtx.optim.explain import Explanation, explain
 from gradtx.optim.groups import (
     CODES_KEY,
     OVERRIDDEN,
+    WRAPPER_KEYS,
     Group,
     defaults_of,
     is_same,
@@ -326,6 +327,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         extras: Extras,
     ) -> Any:
         core = self._up_to_date()
+        if core.members.repeated:
+            core.members.refuse_repeated()
         if not self.state and _torch.is_called_by_checkpoint():
             core.states.begin()
             return None
@@ -336,21 +339,23 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             core.evaluation.check_training(type(self).__name__)
         if self._released is not None:
             self._released.check_step(extras, scaling)
-        if scaling is not None:
-            if closure is not None:
-                remedy = (
-                    "train in bfloat16, without a scaler"
-                    if core.traits.calls_again
-                    else "call step without a closure"
-                )
-                raise RuntimeError(
-                    f"closures are not supported under an enabled GradScaler: {remedy}"
-                )
-            if core.counts_on_host() and not scaling.proceed:
-                scaling.unscale(core.members.by_param)
-                if consume_gradients:
-                    core.members.drop_gradients()
-                return None
+        if closure is not None and (
+            scaling is not None or _torch.is_called_by_scaler()
+        ):
+            # Its gradients would be scaled: a scaler unscales those that are there before the step.
+            remedy = (
+                "train in bfloat16, without a scaler"
+                if core.traits.calls_again
+                else "call step without a closure"
+            )
+            raise RuntimeError(
+                f"closures are not supported under an enabled GradScaler: {remedy}"
+            )
+        if scaling is not None and core.counts_on_host() and not scaling.proceed:
+            scaling.unscale(core.members.by_param)
+            if consume_gradients:
+                core.members.drop_gradients()
+            return None
         hessian = self._hessian
         estimates = hessian is not None and "hessian_diag" not in extras
         if estimates:
@@ -364,6 +369,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 loss = closure()
             self._add_extras_of(closure, loss, extras)
             core = self._up_to_date()
+            if core.members.repeated:
+                core.members.refuse_repeated()
             if core.traits.calls_again:
                 check_closure(core.members.by_param)
         step: Step | None = None
@@ -557,10 +564,17 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             if overridden is not None:
                 group[OVERRIDDEN] = overridden
             codes: dict[str, str] = {}
+            of_wrappers: set[str] = set()
             for param in settings.params:
                 codes.update(layouts[param].labels)
+                keys = saved.get(param, {}).keys()
+                of_wrappers |= states.keys_of_wrappers(
+                    param, keys - layouts[param].keys
+                )
             if codes:
                 group[CODES_KEY] = codes
+            if of_wrappers:
+                group[WRAPPER_KEYS] = sorted(of_wrappers)
         if core.evaluation is not None:
             core.evaluation.save(state_dict, params_of(self.param_groups))
         return state_dict

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -20,6 +20,7 @@ from gradtx.base.tree import check_leaf
 from gradtx.distributed.layouts import Team
 from gradtx.execution.execute import Route
 from gradtx.execution.runs import Place
+from gradtx.optim.chain_checks import warn_of_unread
 from gradtx.optim.groups import (
     Group,
     GroupSettings,
@@ -63,6 +64,7 @@ class Members:
         by_param: The members, in the order in which they joined.
         are_sharded: Whether any parameter is sharded.
         are_divided: Whether ranks divide the parameters, or the work on them.
+        repeated: The names of the parameters that are in two groups, or twice in one.
     """
 
     are_sharded = False
@@ -74,6 +76,7 @@ class Members:
         self.replicas = replicas
         self.groups: list[GroupSettings] = []
         self.by_param: dict[Tensor, Member] = {}
+        self.repeated: list[str] = []
         self._rows: list[list[Member]] = []  # the members of each group
 
     def __getstate__(self) -> dict[str, Any]:
@@ -130,7 +133,9 @@ class Members:
                     "pass param.resolve_conj()"
                 )
         self._check_pieces(params)
-        positions_of_labels: dict[Labels, list[int]] = {} if params else {(): []}
+        positions_of_labels: dict[Labels, list[int]] = {}
+        if not params:
+            positions_of_labels[self._labels_named(group.get("label"))] = []
         for i, param in enumerate(params):
             labels = self._labels(by_param[param])
             positions_of_labels.setdefault(labels, []).append(i)
@@ -152,6 +157,9 @@ class Members:
                 new_names = in_names_of_branch(self.tx, part, selected)
             if labels:
                 part["label"] = label
+            elif not params and self._has_labels():
+                # Its numbers are not those of a branch, which a state dict must not hide.
+                part["label"] = ""
             settings = GroupSettings(self.tx, part, selected)
             read |= {name for name in given if new_names.get(name) is not None}
             unread.update(_unread(given, new_names, settings))
@@ -237,7 +245,7 @@ class Members:
 
         Raises:
             TypeError, KeyError: If an entry is not a group of tensors.
-            ValueError: If a parameter is in two groups, or in the group of another label.
+            ValueError: If a parameter is in the group of another label.
         """
         if len(groups) == len(self.groups):
             for group, settings in zip(groups, self.groups, strict=True):
@@ -252,16 +260,13 @@ class Members:
         present = params_of(groups)
         replacements = self._replacements(groups)
         by_param = self._members_after(groups, replacements)
-        for param, times in Counter(present).items():
-            if times > 1:
-                raise ValueError(
-                    f"{self.who}: parameter {by_param[param].name!r} is twice in param_groups; remove it from its old "
-                    "group when it moves to another"
-                )
         if self.by_param.keys().isdisjoint(present):
             self._check_pieces(present, replaced=self.by_param)
         all_settings = self._groups_after(groups, by_param, replacements)
         for settings, group in zip(all_settings, groups, strict=True):
+            if settings.group is not group:  # it has become one of a branch
+                group.clear()
+                group.update(settings.group)
             settings.group, settings.params = group, list(group["params"])
             if settings.labels:
                 group["label"] = _joined(settings.labels)
@@ -271,8 +276,17 @@ class Members:
                     each.listed or str(each.name) for each in members
                 ]
         self.groups, self.by_param, self._rows = all_settings, by_param, []
+        times = Counter(present)
+        self.repeated = [by_param[param].name for param in times if times[param] > 1]
         here = set(present)
         return [param for param in replacements if param not in here]
+
+    def refuse_repeated(self) -> NoReturn:
+        """Refuse a step of a parameter that is in two groups, which a state dict may describe."""
+        raise ValueError(
+            f"{self.who}: parameter {self.repeated[0]!r} is twice in param_groups; remove it from its old group when "
+            "it moves to another"
+        )
 
     def _replacements(self, groups: list[Group]) -> dict[Tensor, Tensor]:
         """Return the new parameter in the position of each old one, if the sizes of the groups are the same."""
@@ -338,11 +352,35 @@ class Members:
                     if alike
                     else GroupSettings(self.tx, group, labels)
                 )
+            elif params and not (settings.params or settings.labels):
+                labels = _by_selector(self._labels(by_param[params[0]]))
+                settings = self._labeled(settings, labels) if labels else settings
             for param in params:
                 if param not in homes or homes[param].labels != settings.labels:
                     self._check_label(by_param[param], settings)
             after.append(settings)
         return after
+
+    def _has_labels(self) -> bool:
+        return any(each.branches is not None for each in self.expanded.selectors)
+
+    def _labels_named(self, label: Any) -> Labels:
+        """Return the labels of a group without parameters that says its label; empty if the chain has no such label."""
+        named = [each for each in self.expanded.selectors if each.branches is not None]
+        if len(named) == 1 and label in named[0].branches:
+            return ((named[0], label),)
+        return ()
+
+    def _labeled(
+        self, settings: GroupSettings, labels: Mapping[Any, str]
+    ) -> GroupSettings:
+        """Return settings with labels for a group that had no parameters so far, with a dict of their own."""
+        given = settings.specified()
+        group = dict(given)
+        new_names = in_names_of_branch(self.tx, group, labels)
+        labeled = GroupSettings(self.tx, group, labels)
+        warn_of_unread(self.who, _unread(given, new_names, labeled))
+        return labeled
 
     def _labels(self, member: Member) -> Labels:
         """Return the labels of a parameter; empty if it is frozen."""

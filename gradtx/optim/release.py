@@ -208,6 +208,8 @@ class ReleasedGradients:
             ending.apply()
         if self._open is None:
             core = optimizer._up_to_date()
+            if core.members.repeated:
+                core.members.refuse_repeated()
             if core.evaluation is not None:
                 core.evaluation.check_training(self._who)
             member = core.members.by_param.get(param)

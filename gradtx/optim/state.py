@@ -354,6 +354,11 @@ class States:
             if step.dtype == torch.float32 and step >= FLOAT32_COUNTS:
                 states[param] = {**state, "step": count.made.to(torch.float64)}
 
+    def keys_of_wrappers(self, param: Tensor, unknown: Collection[str]) -> set[str]:
+        """Return those unknown keys of a parameter's state that a wrapper has written, and which are names of slots."""
+        own = self.members.by_param[param].layout.keys | {"step"}
+        return {key for key in unknown if key not in own and is_slot_name(key)}
+
     def _completed(
         self, settings: GroupSettings, member: Member, initial: Initial
     ) -> State:

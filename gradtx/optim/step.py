@@ -129,6 +129,11 @@ class Step:
             if is_replaced and not core.expects_scheduler:
                 core.expects_scheduler = check_scheduler(self._who, [settings])
         self._read(self._every)
+        # A step without any gradient changes nothing; without clocks, there is nothing that it could change.
+        self._is_idle = bool(traits.takes_none or traits.clocks) and all(
+            member.param.grad is None for member in self._every
+        )
+        self._takes_none = traits.takes_none and not self._is_idle
         if _torch.is_captured(run.device):
             check_capture(core, self._every)
         self.structures: list[Structure] = []
@@ -254,7 +259,7 @@ class Step:
 
     def _stepping(self) -> list[Member]:
         """Return the parameters that step."""
-        takes_none, stepping = self._core.traits.takes_none, []
+        takes_none, stepping = self._takes_none, []
         for member in self._every:
             has_gradient = takes_none or member.param.grad is not None
             if has_gradient and member.state and member.layout.keys:
@@ -263,7 +268,7 @@ class Step:
 
     def _complete(self, settings: GroupSettings, row: list[Member]) -> None:
         """Create or update the slots of parameters that are about to step, to match their group's links."""
-        structure, takes_none = settings.structure, self._core.traits.takes_none
+        structure, takes_none = settings.structure, self._takes_none
         params: list[Tensor] = []
         for member in row:
             if member.made_for is structure and member.state:
@@ -331,8 +336,10 @@ class Step:
         run, core = self.run, self._core
         bundles, eager = self._planned()
         self._advance(bundles, eager)
+        if self._is_idle:
+            run.commits.clear()
         has_idle_clock = not core.traits.clocks <= run.new_shared.keys()
-        if run.late_sums or has_idle_clock:
+        if run.late_sums or (has_idle_clock and not self._is_idle):
             # Combinators decide whether the sums take effect, and count steps without any of their leaves.
             self._expand()
         run.end()

@@ -540,6 +540,8 @@ def _check_call(
         raise UnsuitableError
     if run.opaque or (call.extras and any(each.checks_extras for each in traits)):
         raise UnsuitableError
+    if not _pure.has_gradients(leaves.values()):
+        raise UnsuitableError  # which is no update
     have_gradients = [leaf.has_gradient for leaf in leaves.values()]
     if sum(have_gradients) < len(run.names) and any(each.takes_none for each in traits):
         raise UnsuitableError

@@ -14,6 +14,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import from_local_like, is_sharded, local, placed_as
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.forward import Leaf, Run
+from gradtx.base.inputs import named_dtype
 from gradtx.base.messages import check_device, close, describe, note_rule
 from gradtx.distributed.layouts import splits_rows
 from gradtx.slots import Slot
@@ -148,8 +149,9 @@ def _choice_of(who: str, value: Any) -> Choice:
         return value
     if isinstance(value, str) and value in CODES:
         return CODES[value]
-    if _is_of_slots(value):
-        return value
+    dtype = named_dtype(value) if isinstance(value, str) else value
+    if _is_of_slots(dtype):
+        return dtype
     suggestion = _meant_by(value)
     hint = "" if suggestion is None else f"did you mean {suggestion}? "
     raise TypeError(
@@ -170,9 +172,6 @@ def _meant_by(value: Any) -> str | None:
     if not is_small and not isinstance(value, str):
         return None
     name = str(value).removeprefix("torch.")
-    dtype = getattr(torch, name, None)
-    if _is_of_slots(dtype):
-        return str(dtype)
     suggestion = close(name.partition("_")[0], CODES)
     return None if suggestion is None else repr(suggestion)
 

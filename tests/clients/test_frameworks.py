@@ -6,6 +6,7 @@
 import functools
 import re
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,32 @@ def test_jsonargparse_takes_the_arguments_of_a_class_from_a_command_line():
     )
     with pytest.raises(Exception, match="rate"):
         parser.parse_args(["--optimizer.rate=1"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "torch.bfloat16"])
+def test_a_command_line_names_a_fallback_by_its_factory_and_dtypes_by_their_names(dtype):
+    class Trainer:
+        def __init__(self, optimizer: Callable[[Iterable], torch.optim.Optimizer]):
+            self.make = optimizer
+
+    parser = framework("jsonargparse").ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Trainer, "trainer")
+    options = [
+        "=gradtx.optim.Muon",
+        ".fallback=gradtx.adamw",
+        ".fallback.lr=0.001",
+        ".lr=0.02",
+        f".state_dtype={dtype}",
+    ]
+    given = parser.parse_args([f"--trainer.optimizer{option}" for option in options])
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    params = [torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))]
+    optimizer = instantiate(given).trainer.make(params)
+    assert [(group["label"], group["lr"]) for group in optimizer.param_groups] == [("muon", 0.02), ("fallback", 0.001)]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert optimizer.state[params[0]]["momentum_buffer"].dtype == torch.bfloat16
 
 
 def test_lightnings_command_line_builds_a_class_and_the_class_of_an_alias(tmp_path):

@@ -71,6 +71,51 @@ def divided_states_equal_whole(kind):
         assert_close([found["state"]], [expected["state"]])
 
 
+def labeled_groups_equal_whole(with_labels):
+    from torch.distributed.optim import ZeroRedundancyOptimizer  # here, since its import warns
+
+    def made(wrapper):
+        torch.manual_seed(0)
+        weight, bias = torch.nn.Parameter(torch.randn(4, 4)), torch.nn.Parameter(torch.ones(3))
+        groups = [{"params": [weight], "lr": 0.02}, {"params": [bias], "lr": 1e-3}]
+        for group, label in zip(groups, ("muon", "fallback"), strict=True):
+            if with_labels:
+                group["label"] = label
+        options = {"lr": 0.02, "fallback": gradtx.adamw(lr=1e-3)}
+        return [weight, bias], wrapper(groups, gradtx.optim.Muon, **options)
+
+    def run(params, optimizer):
+        for _ in range(2):
+            for param in params:
+                param.grad = torch.ones_like(param)
+            optimizer.step()
+
+    params, optimizer = made(ZeroRedundancyOptimizer)
+    run(params, optimizer)
+    optimizer.consolidate_state_dict(0)
+    if distributed.get_rank() != 0:
+        return
+    others, whole = made(lambda groups, of_class, **options: of_class(groups, **options))
+    if not with_labels:  # this rank owns the weight alone
+        with pytest.raises(ValueError, match="it had no parameters where it was saved, as on a rank of ZeroRedundancy"):
+            whole.load_state_dict(optimizer.state_dict())
+        return
+    run(others, whole)
+    assert_close(params, others)
+    expected = whole.state_dict()
+    whole.load_state_dict(optimizer.state_dict())
+    assert [group["lr"] for group in whole.param_groups] == [0.02, 1e-3]
+    assert_close([whole.state_dict()["state"]], [expected["state"]])
+
+
+@pytest.mark.filterwarnings("ignore:.*the 'lr' of this group is not that of its parameters")
+@pytest.mark.parametrize("with_labels", [True, False])
+def test_groups_that_say_their_label_are_the_same_on_ranks_of_zero_redundancy_without_their_parameters(
+    with_labels, two
+):
+    two.run(labeled_groups_equal_whole, with_labels)
+
+
 @by_day("eager")
 @pytest.mark.parametrize("kind", ["eager", "compiled"])
 def test_states_divided_by_zero_redundancy_take_the_steps_of_whole_ones(kind, two):

@@ -154,8 +154,7 @@ BUILDING = {
             lambda value=value: gradtx.adam(state_dtype=value),
         )
         for value, meant in {
-            "float32": "torch.float32",
-            "bfloat16": "torch.bfloat16",
+            "float8_e5m2": "'float8'",
             "uint8": "'int8'",
             torch.int8: "'int8'",
             torch.float8_e4m3fn: "'float8'",

@@ -5,7 +5,7 @@ import torch
 
 import gradtx
 from gradtx.programs import graphs
-from tests.fuzz import chains, rules, states, wide
+from tests.fuzz import chains, rules, states, wide, wrappers
 
 
 def by_night(seeds):
@@ -34,6 +34,12 @@ def test_random_chains_of_few_combinators_agree_in_all_ways_to_run_them(first):
 def test_random_chains_of_few_combinators_skip_gradients_that_are_not_finite(first):
     for seed in range(first, first + 8):
         wide.run_poisoned(seed, chains.drawn_case)
+
+
+@pytest.mark.parametrize("first", [6, *by_night(range(0, 1000, 8))])
+def test_random_chains_in_combinators_that_do_nothing_are_the_chains(first):
+    accepted = sum(wrappers.check(seed) for seed in range(first, first + 4))
+    assert accepted > 4
 
 
 @pytest.mark.parametrize("first", [72, *by_night(range(0, 152, 8))])

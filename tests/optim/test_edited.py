@@ -497,6 +497,80 @@ def test_a_checkpoint_of_a_group_that_was_appended_without_its_label_loads_in_a_
     assert [group["label"] for group in other.param_groups] == ["slow", "fast"]
 
 
+@pytest.mark.parametrize("options", [{}, {"compile": True}], ids=["lists", "compiled"])
+@pytest.mark.parametrize(
+    ("shape", "label", "lr", "own"),
+    [((2, 2), "muon", 0.02, {}), ((2, 2), "muon", 0.5, {"lr": 0.5}), ((2,), "fallback", 1e-3, {})],
+)
+def test_a_group_that_is_empty_at_construction_takes_the_label_of_its_first_parameter(shape, label, lr, own, options):
+    def of_late_parameter(is_late):
+        first, late = torch.nn.Parameter(torch.eye(3)), torch.nn.Parameter(torch.full(shape, 0.5))
+        group = {"params": [] if is_late else [late], **own}
+        optimizer = gradtx.optim.Muon([{"params": [first]}, group], lr=0.02, fallback=gradtx.adamw(lr=1e-3), **options)
+        if is_late:
+            optimizer.param_groups[1]["params"].append(late)
+        for _ in range(2):
+            first.grad, late.grad = torch.ones_like(first), torch.ones_like(late)
+            optimizer.step()
+        return optimizer, [first, late]
+
+    (optimizer, weights), (expected, others) = of_late_parameter(True), of_late_parameter(False)
+    assert optimizer.param_groups[1]["label"] == label
+    assert optimizer.param_groups[1]["lr"] == lr
+    ours, theirs = (dict(each.param_groups[1], params=[]) for each in (optimizer, expected))
+    assert ours == theirs
+    assert_equal(weights, others)
+    optimizer.load_state_dict(saved_and_loaded(expected.state_dict()))
+
+
+def test_an_empty_group_that_says_its_label_has_the_numbers_of_that_branch():
+    first, late = torch.nn.Parameter(torch.eye(3)), torch.nn.Parameter(torch.ones(2))
+    groups = [{"params": [first]}, {"params": [], "label": "fallback"}]
+    optimizer = gradtx.optim.Muon(groups, lr=0.02, fallback=gradtx.adamw(lr=1e-3))
+    assert [(group["label"], group["lr"]) for group in optimizer.param_groups] == [("muon", 0.02), ("fallback", 1e-3)]
+    optimizer.param_groups[1]["params"].append(late)
+    first.grad, late.grad = torch.ones_like(first), torch.ones_like(late)
+    optimizer.step()
+    assert_equal([late], [torch.ones(2) * (1 - 1e-5) - 1e-3])
+
+
+def test_the_numbers_of_a_group_without_parameters_and_label_are_not_loaded_into_one_with_them():
+    params = [torch.nn.Parameter(torch.eye(3)), torch.nn.Parameter(torch.ones(2))]
+
+    def saved_by(groups):
+        return gradtx.optim.Muon(groups, lr=0.02, fallback=gradtx.adamw(lr=1e-3))
+
+    saved = saved_by([{"params": params[:1]}, {"params": []}]).state_dict()
+    saved["param_groups"][1]["params"] = [1]
+    optimizer = saved_by([{"params": params[:1]}, {"params": params[1:]}])
+    with (
+        unchanged(optimizer),
+        pytest.raises(ValueError, match=r"loaded group has label '', .* write them and the label"),
+    ):
+        optimizer.load_state_dict(saved)
+
+
+def test_a_number_that_the_first_parameter_of_an_empty_group_does_not_read_is_warned_of():
+    late = torch.nn.Parameter(torch.ones(2))
+    groups = [{"params": [torch.nn.Parameter(torch.eye(3))]}, {"params": [], "lr": 0.5}]
+    optimizer = gradtx.optim.Muon(groups, fallback=gradtx.adamw(lr=1e-3))
+    optimizer.param_groups[1]["params"].append(late)
+    late.grad = torch.ones_like(late)
+    with pytest.warns(UserWarning, match=r"the 'lr' of this group is not that of its parameters, .*; pass 'adamw.lr'"):
+        optimizer.step()
+
+
+def test_an_empty_group_does_not_take_parameters_of_two_labels():
+    params = [torch.nn.Parameter(torch.ones(2, 2)), torch.nn.Parameter(torch.ones(2))]
+    groups = [{"params": [torch.nn.Parameter(torch.eye(3))]}, {"params": []}]
+    optimizer = gradtx.optim.Muon(groups, fallback=gradtx.adamw())
+    before = dict(optimizer.param_groups[1], params=params)
+    optimizer.param_groups[1]["params"] = params
+    with unchanged(optimizer), pytest.raises(ValueError, match="has the label 'fallback', but is in a group of 'muon'"):
+        optimizer.step()
+    assert optimizer.param_groups[1] == before
+
+
 def test_a_parameter_in_two_groups_is_an_error():
     params = parameters()
     optimizer = gradtx.optim.AdamW([{"params": [param]} for param in params.values()])
@@ -504,6 +578,27 @@ def test_a_parameter_in_two_groups_is_an_error():
     optimizer.param_groups[0]["params"].append(params["head.weight"])
     with unchanged(optimizer), pytest.raises(ValueError, match="'2' is twice in param_groups"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": True}])
+def test_a_state_dict_describes_groups_that_no_step_would_take(options):
+    """As tests of torch and timm do, to load a state dict with other groups."""
+    params = parameters()
+    optimizer = gradtx.optim.AdamW(list(params.values()), **options)
+    descend(optimizer, params, 1)
+    saved = optimizer.state_dict()
+    optimizer.param_groups.extend(optimizer.param_groups)
+    twice = optimizer.state_dict()
+    assert twice["state"].keys() == saved["state"].keys()
+    assert twice["param_groups"] == saved["param_groups"] * 2
+    with unchanged(optimizer), pytest.raises(ValueError, match="'0' is twice in param_groups"):
+        optimizer.step()
+    with pytest.raises(ValueError, match=r"groups of \[4, 4\] parameters, the optimizer has"):
+        gradtx.optim.AdamW(list(params.values())).load_state_dict(twice)
+    del optimizer.param_groups[1:]
+    descend(optimizer, params, 1)
+    other = gradtx.optim.AdamW(list(params.values()))
+    other.load_state_dict(optimizer.state_dict())
 
 
 @pytest.mark.parametrize("consumed", [False, True])

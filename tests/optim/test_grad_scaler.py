@@ -242,6 +242,39 @@ def test_what_can_not_work_under_a_scaler_is_refused():
         optimizer.step()
 
 
+CLOSURES = {
+    "adamw": gradtx.adamw(),
+    "momo": gradtx.momo(),
+    "line_search": gradtx.line_search(gradtx.sgd(lr=0.1)),
+    "lbfgs": gradtx.lbfgs(),
+    "looksam": gradtx.looksam(gradtx.sgd(lr=0.1), k=2),
+    **{name: getattr(gradtx, name)(gradtx.sgd(lr=0.1)) for name in ("sam", "asam", "gsam", "friendly_sam", "wsam")},
+}
+
+
+@pytest.mark.parametrize("name", CLOSURES)
+def test_a_closure_whose_gradients_a_scaler_has_scaled_is_refused(name):
+    params = parameters(torch.float32)
+    optimizer = gradtx.as_optimizer(CLOSURES[name], list(params.values()))
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = sum(param.square().sum() for param in params.values())
+        scaler.scale(loss).backward()
+        return loss
+
+    closure()
+    before = [param.detach().clone() for param in params.values()]
+    with pytest.raises(RuntimeError, match="closures are not supported under an enabled GradScaler"):
+        scaler.step(optimizer, closure)
+    assert_equal(list(params.values()), before)
+    assert not optimizer.state
+    disabled = torch.amp.GradScaler("cpu", enabled=False)
+    scaler = disabled
+    scaler.step(optimizer, closure)
+
+
 # torch's own scaler.
 
 

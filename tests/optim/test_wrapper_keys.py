@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.optim.problems import assert_close, descend, parameters, unchanged
+from tests.optim.problems import assert_close, descend, parameters, saved_and_loaded, unchanged
 
 
 class Lookahead:
@@ -58,6 +58,36 @@ def test_a_wrapper_that_keeps_tensors_in_the_state_resumes_as_around_torchs_opti
     expected_weights, expected_slow = run(torch.optim)
     assert_close(weights, expected_weights, 1e-12)
     assert_close(slow, expected_slow, 1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": True}], ids=["lists", "compiled"])
+@pytest.mark.filterwarnings("ignore:.*which no link of gradtx keeps")
+def test_schedulefrees_wrapper_whose_keys_have_names_of_slots_resumes_as_around_torchs_sgd(options):
+    wrapper = pytest.importorskip("schedulefree").ScheduleFreeWrapper
+
+    def run(module, options):
+        params = {name: param for name, param in parameters().items() if param.ndim}  # it views them as bytes
+
+        def made():
+            optimizer = wrapper(module.SGD(params.values(), lr=0.1, momentum=0.5, **options), momentum=0.9)
+            optimizer.train()
+            return optimizer
+
+        def advance(optimizer, start):
+            for t in range(start, start + 3):
+                for param in params.values():
+                    param.grad = torch.full_like(param, 0.1 * t)
+                optimizer.step()
+
+        optimizer = made()
+        advance(optimizer, 0)
+        saved = saved_and_loaded(optimizer.state_dict())
+        optimizer = made()
+        optimizer.load_state_dict(saved)
+        advance(optimizer, 3)
+        return params.values()
+
+    assert_close(run(gradtx.optim, options), run(torch.optim, {}), 1e-6)
 
 
 def test_extra_keys_are_loaded_in_the_dtype_of_the_parameter_as_by_torch():
