@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import sys
@@ -11,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from families import FAMILIES
 
 import gradtx
-import gradtx.algorithms
-from gradtx.base.names import HOMES
 from gradtx.optim.classes import CLASSES
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -270,19 +270,34 @@ def rank_in_family(factory: Any) -> tuple[bool, int, str]:
     return not known, BEST_KNOWN.index(name) if known else 0, name
 
 
-def families() -> dict[str, str]:
-    """Map each module of `gradtx.algorithms` to the title in its docstring, in the order of the package's imports."""
-    titles = {}
-    for name in gradtx.algorithms.__all__:
-        place = module_of(name)
-        summary = sys.modules[place].__doc__ or ""
-        titles[place.rpartition(".")[2]] = re.split(r"[:.]", summary)[0]
-    return titles
+def families() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Map each page to its title and its modules: families of methods, then the files of `gradtx.links`.
+
+    Raises:
+        AssertionError: If a file of `gradtx.algorithms` is in no family, or in several.
+    """
+    pages = {}
+    for page, (title, files) in FAMILIES.items():
+        modules = tuple(f"gradtx.algorithms.{file}" for file in files)
+        pages[f"family-{page}"] = title, modules
+    listed = sorted(module for _, modules in pages.values() for module in modules)
+    if listed != modules_of("algorithms"):
+        different = set(listed).symmetric_difference(modules_of("algorithms"))
+        raise AssertionError(
+            f"docs/families.py lists each file once; missing or twice: {sorted(different)}"
+        )
+    for module in modules_of("links"):
+        summary = importlib.import_module(module).__doc__ or ""
+        title = re.split(r"[:.]", summary)[0]
+        pages[f"links-{module.rpartition('.')[2]}"] = title, (module,)
+    return pages
 
 
-def module_of(name: str) -> str:
-    """Return the module that defines a public name of `gradtx.algorithms`."""
-    return HOMES[name]
+def modules_of(package: str) -> list[str]:
+    """Return the modules of a package of gradtx."""
+    folder = Path(gradtx.__file__).parent / package
+    files = {file.stem for file in folder.glob("*.py")} - {"__init__"}
+    return [f"gradtx.{package}.{file}" for file in sorted(files)]
 
 
 def by_family(
@@ -290,16 +305,17 @@ def by_family(
 ) -> list[str]:
     """Return a table with a title row for each family."""
     by_module = public(kinds)
+    groups = list(families().values())
+    listed = {module for _, modules in groups for module in modules}
+    groups += [
+        (f"`{module}`", (module,)) for module in sorted(by_module.keys() - listed)
+    ]
     rows: list[list[str]] = []
-    titles_of_places = {
-        f"gradtx.algorithms.{family}": title for family, title in families().items()
-    }
-    for place in sorted(by_module.keys() - titles_of_places):
-        titles_of_places[place] = f"`{place}`"
-    for place, title in titles_of_places.items():
-        if place in by_module:
+    for title, modules in groups:
+        found = [factory for module in modules for factory in by_module.get(module, ())]
+        if found:
             rows.append([f"**{title}**", *[""] * (len(titles) - 1)])
-            rows.extend(map(rows_of, sorted(by_module[place], key=rank_in_family)))
+            rows.extend(map(rows_of, sorted(found, key=rank_in_family)))
     return table(titles, rows)
 
 

@@ -40,10 +40,10 @@ class Page:
     shows: str = ""
 
 
-# The links of a family, then the optimizers made of them.
+# Families of methods, each with its links, and pages of links that belong to no method.
 FAMILIES = [
-    Page(f"family-{family}", title, (f"gradtx.algorithms.{family}",))
-    for family, title in algorithms.families().items()
+    Page(file, title, modules)
+    for file, (title, modules) in algorithms.families().items()
 ]
 OTHERS = [
     Page(

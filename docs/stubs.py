@@ -69,14 +69,14 @@ IMPORTS = {
         for name in ("Coefficients", "Mixture", "StaticCoefficients", "Steps")
     },
     **{
-        name: f"from gradtx.algorithms.{module} import {name}\n"
+        name: f"from gradtx.{module} import {name}\n"
         for module, names in {
-            "muon": ("Adjustment", "View"),
-            "psgd": ("Mode",),
-            "scaling": ("Quantity",),
-            "scion": ("Kind",),
-            "shampoo": ("Graft",),
-            "width": ("Multipliers",),
+            "links.orthogonal": ("Adjustment", "View"),
+            "algorithms.psgd": ("Mode",),
+            "links.record": ("Quantity",),
+            "links.lmo": ("Kind",),
+            "algorithms.scalable_shampoo": ("Graft",),
+            "links.width": ("Multipliers",),
         }.items()
         for name in names
     },

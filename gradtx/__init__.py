@@ -18,6 +18,7 @@ from gradtx.combinators import *
 from gradtx.execution.context import *
 from gradtx.functional import *
 from gradtx.hessian import *
+from gradtx.links import *
 from gradtx.memory import *
 from gradtx.models import *
 from gradtx.multitask import *

@@ -35,13 +35,13 @@ from gradtx.maths.polynomials import Coefficients
 from gradtx.maths.polynomials import Mixture
 from gradtx.maths.polynomials import StaticCoefficients
 from gradtx.maths.polynomials import Steps
-from gradtx.algorithms.muon import Adjustment
-from gradtx.algorithms.muon import View
+from gradtx.links.orthogonal import Adjustment
+from gradtx.links.orthogonal import View
 from gradtx.algorithms.psgd import Mode
-from gradtx.algorithms.scaling import Quantity
-from gradtx.algorithms.scion import Kind
-from gradtx.algorithms.shampoo import Graft
-from gradtx.algorithms.width import Multipliers
+from gradtx.links.record import Quantity
+from gradtx.links.lmo import Kind
+from gradtx.algorithms.scalable_shampoo import Graft
+from gradtx.links.width import Multipliers
 from gradtx.arguments import AnyLength as AnyLength
 from gradtx.base.exact import Betas as Betas
 from gradtx.state.codes import Codec as Codec
@@ -88,8 +88,8 @@ from gradtx.registry import get_supported_lr_schedulers as get_supported_lr_sche
 from gradtx.registry import get_supported_optimizers as get_supported_optimizers
 from gradtx.schedules import half_life_schedule as half_life_schedule
 from gradtx.hessian import hutchinson_hessian_diag as hutchinson_hessian_diag
-from gradtx.algorithms.scion import init_for_lmo as init_for_lmo
-from gradtx.algorithms.width import init_for_width as init_for_width
+from gradtx.links.lmo import init_for_lmo as init_for_lmo
+from gradtx.links.width import init_for_width as init_for_width
 from gradtx.arguments import is_off as is_off
 from gradtx.schedules import join_schedules as join_schedules
 from gradtx.models import label_by_role as label_by_role
@@ -109,7 +109,7 @@ from gradtx.multitask import pcgrad as pcgrad
 from gradtx.multitask import pcgrad_backward as pcgrad_backward
 from gradtx.rules import per_tensor as per_tensor
 from gradtx.schedules import polynomial_schedule as polynomial_schedule
-from gradtx.algorithms.layerwise import project_neurons as project_neurons
+from gradtx.links.projection import project_neurons as project_neurons
 from gradtx.schedules import proportion_schedule as proportion_schedule
 from gradtx.functional import put as put
 from gradtx.schedules import ranger21_schedule as ranger21_schedule
@@ -122,7 +122,7 @@ from gradtx.checkpoint import save as save
 from gradtx import schedules as schedules
 from gradtx.schedules import sigmoid_schedule as sigmoid_schedule
 from gradtx import slots as slots
-from gradtx.algorithms.clipping import soft_row_clip as soft_row_clip
+from gradtx.links.clipping import soft_row_clip as soft_row_clip
 from gradtx.functional import stack as stack
 from gradtx.schedules import step_schedule as step_schedule
 from gradtx.sweeps.run import sweep as sweep
@@ -134,7 +134,7 @@ from gradtx.schedules import warmup_cosine_schedule as warmup_cosine_schedule
 from gradtx.schedules import warmup_linear_schedule as warmup_linear_schedule
 from gradtx.schedules import warmup_poly_schedule as warmup_poly_schedule
 from gradtx.rules import whole_tree as whole_tree
-from gradtx.algorithms.width import width_multipliers as width_multipliers
+from gradtx.links.width import width_multipliers as width_multipliers
 from gradtx.schedules import wsd_schedule as wsd_schedule
 
 __all__ = [

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.algorithms.scaling import recorded_in
 from gradtx.base import tree as _tree
 from gradtx.base.errors import Path
 from gradtx.base.exact import exact, resolve
 from gradtx.base.messages import describe, form, nearest
 from gradtx.base.torch_names import with_own_code
 from gradtx.execution.pure import TreeRun
+from gradtx.links.record import recorded_in
 from gradtx.transform import (
     Entry,
     GradientTransformation,

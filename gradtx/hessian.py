@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms.quasi_newton import average_over_space
+from gradtx.algorithms.adahessian import average_over_space
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 

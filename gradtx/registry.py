@@ -15,8 +15,6 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx import schedules
 from gradtx.algorithms.adam import adamw
-from gradtx.algorithms.averaging import lookahead
-from gradtx.algorithms.projection import centralize, orthogonalize_against_params
 from gradtx.arguments import Argument, name_here
 from gradtx.base.counterparts import plain
 from gradtx.base.exact import Scalar, Schedule
@@ -24,6 +22,8 @@ from gradtx.base.inputs import as_builtin
 from gradtx.base.messages import describe, nearest, warn_user
 from gradtx.base.selectors import named_in_model
 from gradtx.combinators.slow_weights import with_lookahead
+from gradtx.links.averaging import lookahead
+from gradtx.links.projection import centralize, orthogonalize_against_params
 from gradtx.models import label_by_role, places_of
 from gradtx.optim import ChainOptimizer, as_optimizer, class_names, optimizer_hint
 from gradtx.optim.chain_checks import drop_engine_options

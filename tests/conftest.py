@@ -48,7 +48,7 @@ HALVED = (
 
 # Examples in docstrings that take seconds: the program of a search is long. tests/optimizers/test_manifolds.py has it.
 SLOW_EXAMPLES = (
-    "gradtx.algorithms.manifolds.orthogonalize_tangent", "gradtx.algorithms.manifolds.spectral_sphere",
+    "gradtx.links.manifolds.orthogonalize_tangent", "gradtx.algorithms.spectral_sphere.spectral_sphere",
     "gradtx.optim.SpectralSphere",
 )  # fmt: skip
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.algorithms import averaging
+from gradtx.links import averaging
 from tests.conformance import SHAPES, all_cases, factories
 
 ROOT = Path(__file__).parent.parent

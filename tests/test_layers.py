@@ -18,6 +18,7 @@ LAYERS = (
     ("schedules",),
     ("maths",),
     ("combinators",),
+    ("links",),
     ("algorithms",),
     ("optim",),
     ("functional", "checkpoint", "hessian", "models", "registry", "memory", "multitask"),

@@ -1,4 +1,4 @@
-"""PSGD: Kronecker factors of an inverse root of the Hessian, fitted by descent."""
+"""PSGD Kron: momentum whitened by triangular factors that are fitted by gradient descent. Also `psgd_pro`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms.scaling import scale_by_learning_rate
-from gradtx.algorithms.weight_decay import add_decayed_weights
 from gradtx.arguments import Count, Decay, NonNegative, NonNegativeInt, Positive, is_off
+from gradtx.links.decay import add_decayed_weights
+from gradtx.links.scaling import scale_by_learning_rate
 from gradtx.maths.entries import (
     at_least,
     at_most,
@@ -38,7 +38,6 @@ __all__ = [
 
 # Squared noise relative to the mean gradient: float32's eps, as in the authors' code.
 DAMPING = 2.0**-23
-
 
 Mode: TypeAlias = Literal["one_diag", "smart_one_diag", "all_diag"]
 
@@ -141,7 +140,6 @@ def annealed_number(step: int) -> int:
 
 
 LEAST = 0.03  # the fraction of steps with an update in the end
-
 
 PERIOD = math.ceil(1 / LEAST)
 

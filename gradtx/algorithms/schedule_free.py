@@ -1,24 +1,32 @@
-"""Schedule-Free methods and GPA."""
+"""Schedule-Free SGD; also `schedule_free_adamw` and `schedule_free_radam`.
+
+SGD that averages its weights instead of following a schedule.
+"""
 
 from __future__ import annotations
 
-from gradtx.algorithms.adam import scale_by_adam
-from gradtx.algorithms.radam import scale_by_rectified_rms
-from gradtx.algorithms.weight_decay import add_decayed_weights
 from gradtx.arguments import Decay, NonNegative, NonNegativeInt, OpenFraction
 from gradtx.combinators.slow_weights import schedule_free
+from gradtx.links.decay import add_decayed_weights
+from gradtx.links.scaling import scale_by_rectified_rms
 from gradtx.maths.entries import corrected_root, running_mean
 from gradtx.rules import alias, per_tensor
 from gradtx.schedules.warmup import rectification_schedule
 from gradtx.slots import square
 from gradtx.transform import chain
 
-__all__ = [
-    "gpa_adamw",
-    "schedule_free_adamw",
-    "schedule_free_radam",
-    "schedule_free_sgd",
-]
+__all__ = ["schedule_free_adamw", "schedule_free_radam", "schedule_free_sgd"]
+
+
+@per_tensor(elementwise=True)
+def scale_by_corrected_rms(beta2: Decay, eps: NonNegative):
+    """Divide by the root mean square of the gradient: `scale_by_adam` without an average of gradients."""
+
+    def update(g, state, p, ctx):
+        v = running_mean(state["exp_avg_sq"], g.square(), beta2)
+        return g / (corrected_root(v, ctx, beta2) + eps), {"exp_avg_sq": v}
+
+    return {"exp_avg_sq": square()}, update
 
 
 @alias(class_name="ScheduleFreeSGD")
@@ -69,17 +77,6 @@ def schedule_free_sgd(
         r,
         weight_lr_power,
     )
-
-
-@per_tensor(elementwise=True)
-def scale_by_corrected_rms(beta2: Decay, eps: NonNegative):
-    """Divide by the root mean square of the gradient: `scale_by_adam` without an average of gradients."""
-
-    def update(g, state, p, ctx):
-        v = running_mean(state["exp_avg_sq"], g.square(), beta2)
-        return g / (corrected_root(v, ctx, beta2) + eps), {"exp_avg_sq": v}
-
-    return {"exp_avg_sq": square()}, update
 
 
 @alias(class_name="ScheduleFreeAdamW")
@@ -193,52 +190,3 @@ def schedule_free_radam(
     base = chain(scale_by_rectified_rms(beta2, eps), add_decayed_weights(weight_decay))
     rate = rectification_schedule(lr, beta2, silent_sgd_phase)
     return schedule_free(base, rate, beta1, 0, r, weight_lr_power)
-
-
-@alias(class_name="GPAAdamW")
-def gpa_adamw(
-    lr=1.0,
-    betas=(0.9, 0.999),
-    eps=1e-8,
-    weight_decay=0.0,
-    mu_x: Decay = 0.9967,
-    mu_y: OpenFraction = 0.7,
-):
-    r"""GPA-AdamW: AdamW with an exponential average of its weights, near which gradients are computed.
-
-    With Adam's direction $d$ at $y$: $z \leftarrow z - \eta (d + \lambda y)$, $x \leftarrow \mu_x x + (1-\mu_x) z$,
-    $y \leftarrow \mu_y x + (1-\mu_y) z$. The parameters are $y$; evaluate with `eval_params`, which returns the average
-    $x$.
-
-    When to use: wherever you would use `schedule_free_adamw`, or DiLoCo on one machine; unlike Schedule-Free, it
-    forgets early points, with one more hyperparameter, and works well with a learning rate schedule.
-
-    Args:
-        lr: $\eta$ in [0, inf); it may be larger than AdamW's.
-        betas: $(\beta_1, \beta_2)$ of Adam's averages, each in [0, 1).
-        eps: $\epsilon \ge 0$, added outside the square root.
-        weight_decay: $\lambda \ge 0$, multiplied by the rate.
-        mu_x: $\mu_x$ in [0, 1), weight of the old average.
-        mu_y: $\mu_y$ in (0, 1), the position of $y$ between $z$ and $x$.
-
-    Returns:
-        A transformation whose updates are added to the parameters. State: `z`, `exp_avg`, `exp_avg_sq`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
-
-    Example:
-        >>> tx = gradtx.gpa_adamw(lr=1.0, mu_x=0.5, mu_y=0.5)
-        >>> params = {"w": torch.tensor([8.0])}
-        >>> state = tx.init(params)
-        >>> for _ in range(2):  # z: 7, 6; x: 7.5, 6.75; y is between
-        ...     updates, state = tx.update({"w": torch.tensor([3.0])}, state, params)
-        ...     params = gradtx.apply_updates(params, updates)
-        >>> params["w"], tx.eval_params(state, params)["w"]
-        (tensor([6.3750]), tensor([6.7500]))
-
-    Source: Defazio et al. 2025, arXiv:2512.17131. Departures: decay is part of the direction, at $y$; in the authors'
-    code it shrinks $z$ or $y$, and $x$ does not follow.
-    """
-    base = chain(scale_by_adam(betas, eps), add_decayed_weights(weight_decay))
-    return schedule_free(base, lr, mu_y, averaging=1 - mu_x)

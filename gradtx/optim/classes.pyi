@@ -34,10 +34,10 @@ from gradtx.combinators.coordinates import Carry
 from gradtx.combinators.coordinates import Side
 from gradtx.maths.polynomials import Coefficients
 from gradtx.maths.polynomials import Steps
-from gradtx.algorithms.muon import Adjustment
-from gradtx.algorithms.muon import View
+from gradtx.links.orthogonal import Adjustment
+from gradtx.links.orthogonal import View
 from gradtx.algorithms.psgd import Mode
-from gradtx.algorithms.shampoo import Graft
+from gradtx.algorithms.scalable_shampoo import Graft
 
 __all__ = [
     "A2Grad",

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx.algorithms.scaling import recorded_in
 from gradtx.arguments import tensors_in
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import ambient, without_ambient
@@ -27,6 +26,7 @@ from gradtx.base.inputs import (
 from gradtx.base.messages import describe
 from gradtx.base.tree import tensors
 from gradtx.distributed.layouts import team_of_group
+from gradtx.links.record import recorded_in
 from gradtx.optim.chain_checks import (
     IDLE_STEPS,
     check_scheduler,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.algorithms.d_adaptation import limited
+from gradtx.algorithms.dadapt import limited
 from tests.references import Transformed, difference, difference_along, gradients, named, problem
 
 PIECES = {
