@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradtx.algorithms.radam import _rectified
+from gradtx.algorithms.radam import rectified_direction
 from gradtx.links.decay import with_decay
 from gradtx.maths.entries import adam_moments, corrected_root
 from gradtx.rules import alias, per_tensor
@@ -57,7 +57,9 @@ def scale_by_belief(
     def update(g, state, p, ctx):
         m, v, new = average(g, state)
         if rectify:
-            return _rectified(m, v, ctx, betas, eps, 5.0, degenerated_to_sgd), new
+            return rectified_direction(
+                m, v, ctx, betas, eps, 5.0, degenerated_to_sgd
+            ), new
         root = corrected_root(v, ctx, beta2)
         return m / ctx.bias_correction(beta1) / (root + eps), new
 

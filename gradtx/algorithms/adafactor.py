@@ -11,8 +11,13 @@ import torch
 
 from gradtx.arguments import AtLeastOne, Decay, NonNegative, NonPositive, Positive
 from gradtx.execution.leaf_rule import OfLeaf
-from gradtx.links.clipping import _rms, clip_by_block_rms
-from gradtx.links.factored import _averaged, _means_over, _vector, scale_by_factored_rms
+from gradtx.links.clipping import clip_by_block_rms, rms_of_sums
+from gradtx.links.factored import (
+    averaged_means,
+    means_over,
+    scale_by_factored_rms,
+    vector_slot,
+)
 from gradtx.links.scaling import scale_by_param_block_rms
 from gradtx.maths.entries import at_least, at_most, mean, plus_decay, running_mean
 from gradtx.rules import alias, per_tensor
@@ -69,15 +74,15 @@ def scale_by_factored_rms_torch(
                 columns=square.sum(dim=-2, keepdim=True),
             )
             old = state["row_var"], state["col_var"]
-            rows, columns = _averaged(*old, sums, g, beta2)
+            rows, columns = averaged_means(*old, sums, g, beta2)
             variance = rows * columns / at_least(mean(rows, -2, keepdim=True), bound)
             new = {"row_var": rows, "col_var": columns}
         yield g / at_least(variance, bound * bound).sqrt(), new
 
     slots = {
-        "variance": square(_vector),
-        "row_var": _means_over(-1, keepdim=True),
-        "col_var": _means_over(-2, keepdim=True),
+        "variance": square(vector_slot),
+        "row_var": means_over(-1, keepdim=True),
+        "col_var": means_over(-2, keepdim=True),
     }
     return slots, update
 
@@ -143,7 +148,7 @@ def scale_by_adafactor(
             rate = at_most(ctx.time**-0.5, most)
         if scale_parameter:
             sums = yield OfLeaf(square=p.square().sum())
-            rate = rate * at_least(_rms(sums, p), eps)
+            rate = rate * at_least(rms_of_sums(sums, p), eps)
         step, new = rate * u, {}
         if beta1 is not None:
             step = new["exp_avg"] = running_mean(state["exp_avg"], step, beta1)

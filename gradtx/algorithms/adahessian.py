@@ -70,7 +70,7 @@ def scale_by_hessian(
         D, v = ctx.hessian_diag, state["exp_hessian_diag_sq"]
         new = {}
         if update_period == 1:
-            _check_diagonal("scale_by_hessian", ctx)
+            check_diagonal("scale_by_hessian", ctx)
         D = None if D is None else size(D)
         if update_period > 1:
             old, latest = state["hessian_diag"], D
@@ -97,7 +97,7 @@ def scale_by_hessian(
     return slots, update
 
 
-def _check_diagonal(who: str, ctx) -> None:
+def check_diagonal(who: str, ctx) -> None:
     """Check that a leaf with a gradient has a new diagonal."""
     if ctx.hessian_diag is None and ctx.has_gradient:
         raise ValueError(

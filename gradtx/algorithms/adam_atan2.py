@@ -13,9 +13,9 @@ from gradtx.arguments import (
     Scalar,
     is_off,
 )
-from gradtx.links.caution import _no_caution
+from gradtx.links.caution import is_without_caution
 from gradtx.links.clipping import soft_row_clip
-from gradtx.links.decay import _decay_or_regenerate
+from gradtx.links.decay import decay_or_regenerate
 from gradtx.links.projection import map_after_step, orthogonalize_against_ema
 from gradtx.links.scaling import scale_by_learning_rate
 from gradtx.maths.entries import adam_moments, atan2, caution, corrected_root
@@ -25,7 +25,7 @@ from gradtx.transform import chain
 __all__ = ["adam_atan2", "scale_by_atan2"]
 
 
-@per_tensor(elementwise=_no_caution)
+@per_tensor(elementwise=is_without_caution)
 def scale_by_atan2(
     betas=(0.9, 0.99),
     a: Positive = 1.27,
@@ -141,7 +141,7 @@ def adam_atan2(
     return chain(
         orthogonalize_against_ema(orig_grad_ema_beta) if orthog_grad else chain(),
         scale_by_atan2(betas, a, b, cautious_factor),
-        _decay_or_regenerate(
+        decay_or_regenerate(
             weight_decay, regen_reg_rate, lr, decoupled_wd, cautious_wd, wasserstein_reg
         ),
         scale_by_learning_rate(lr),

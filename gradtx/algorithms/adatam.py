@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import torch
 
-from gradtx.algorithms.tam import _torque_aware
+from gradtx.algorithms.tam import torque_aware
 from gradtx.arguments import Decay
 from gradtx.links.decay import with_decay
 from gradtx.maths.entries import MOMENTS, quotient, running_mean, safe_sqrt
@@ -48,7 +48,7 @@ def scale_by_adatam(betas=(0.9, 0.999), decay_rate: Decay = 0.9, eps=1e-8):
     beta1, beta2 = betas
 
     def update(update, state, param, ctx):
-        mean, smooth = _torque_aware(
+        mean, smooth = torque_aware(
             state["exp_avg"], update, state["s"], beta1, decay_rate, eps
         )
         square = running_mean(state["exp_avg_sq"], update.square(), beta2)

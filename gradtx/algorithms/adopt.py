@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 
 from gradtx.arguments import FractionOffAtOne, NonNegative, Positive, is_off
-from gradtx.links.caution import _no_caution
-from gradtx.links.decay import _decay_or_regenerate, with_decay
+from gradtx.links.caution import is_without_caution
+from gradtx.links.decay import decay_or_regenerate, with_decay
 from gradtx.links.scaling import hold_until, scale_by_learning_rate
 from gradtx.maths.entries import (
     MOMENTS,
@@ -84,7 +84,7 @@ def scale_by_adopt(
     return MOMENTS, update
 
 
-@per_tensor(elementwise=_no_caution)
+@per_tensor(elementwise=is_without_caution)
 def scale_by_adopt_atan2(
     betas=(0.9, 0.99),
     a: Positive = 1.27,
@@ -238,6 +238,6 @@ def adopt_atan2(
     """
     return chain(
         scale_by_adopt_atan2(betas, a, b, cautious_factor),
-        _decay_or_regenerate(weight_decay, regen_reg_rate, lr, decoupled_wd),
+        decay_or_regenerate(weight_decay, regen_reg_rate, lr, decoupled_wd),
         scale_by_learning_rate(lr),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from gradtx.algorithms.adam import scale_by_adam_hat
-from gradtx.algorithms.fira import _limited, _ratios
+from gradtx.algorithms.fira import limit_growth, norm_ratios
 from gradtx.algorithms.soap import decayed
 from gradtx.arguments import AtLeastOne, Count, NonNegative
 from gradtx.combinators._spaces import Space
@@ -75,8 +75,8 @@ def scale_by_apollo_low_rank(
 
     def finish(leaf, u):
         correction = hat_rate(1.0, leaf.ctx, betas)  # of the inner Adam
-        ratios = _ratios(leaf, u / correction, by_channel)
-        u, new = _limited(leaf, before * leaf.update * ratios, limit)
+        ratios = norm_ratios(leaf, u / correction, by_channel)
+        u, new = limit_growth(leaf, before * leaf.update * ratios, limit)
         return correction * after * u, new
 
     options = rank, update_proj_gap, projection, side, "keep", seed

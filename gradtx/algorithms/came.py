@@ -5,7 +5,7 @@ from __future__ import annotations
 from gradtx.arguments import Decay, Positive
 from gradtx.links.clipping import clip_by_block_rms
 from gradtx.links.decay import with_decay
-from gradtx.links.factored import _means_over, over_root, scale_by_factored_rms
+from gradtx.links.factored import means_over, over_root, scale_by_factored_rms
 from gradtx.maths.entries import mean, running_mean
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema
@@ -63,8 +63,8 @@ def scale_by_confidence(
 
     slots = {
         "exp_avg": ema(beta1),
-        "exp_avg_res_row": _means_over(-1),
-        "exp_avg_res_col": _means_over(-2),
+        "exp_avg_res_row": means_over(-1),
+        "exp_avg_res_col": means_over(-2),
     }
     return slots, update
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from gradtx.algorithms.scalable_shampoo import Blocked, _grafted_method
+from gradtx.algorithms.scalable_shampoo import Blocked, grafted_method
 from gradtx.arguments import Count, Decay, Fraction, NonNegative, Positive, is_off
 from gradtx.base.exact import exact
 from gradtx.links.decay import add_decayed_weights
@@ -117,7 +117,7 @@ def scale_by_distributed_shampoo(
         raise ValueError(
             "scale_by_distributed_shampoo: pass either a positive eps or pseudo_inverse=True with eps=0.0"
         )
-    squares, magnitude = _grafted_method(graft, "adagrad", graft_beta2, graft_eps)
+    squares, magnitude = grafted_method(graft, "adagrad", graft_beta2, graft_eps)
 
     def blocks_of(x):
         shape = _merged_from_the_end(x.shape, max_preconditioner_dim, target_dims)

@@ -27,14 +27,18 @@ __all__ = ["fira", "scale_by_fira"]
 TINY = 1e-8  # added to norms in denominators, as in the authors' code of both methods
 
 
-def _ratios(leaf: LeafProjection, direction: Tensor, by_channel: bool = True) -> Tensor:
+def norm_ratios(
+    leaf: LeafProjection, direction: Tensor, by_channel: bool = True
+) -> Tensor:
     """Return the norm of a low-rank direction over that of the low-rank gradient, per channel or overall."""
     channels = 1 if leaf.right else 0
     dim = channels if by_channel else (0, 1)
     return norms(direction, dim) / (norms(leaf.inside, dim) + TINY)
 
 
-def _limited(leaf: LeafProjection, x: Tensor, limit) -> tuple[Tensor, dict[str, Any]]:
+def limit_growth(
+    leaf: LeafProjection, x: Tensor, limit
+) -> tuple[Tensor, dict[str, Any]]:
     """Limit the growth of a direction to `limit` per step, except from 0, and return it with its norm."""
     length, last = norm(x), leaf.state["last_norm"]
     growth = at_least(length / (last + TINY), limit) / limit
@@ -100,7 +104,7 @@ def scale_by_fira(
     def finish(leaf, u):
         correction = hat_rate(1.0, leaf.ctx, betas)  # of the inner Adam
         rest = leaf.update - scale * leaf.outward(leaf.inside)
-        rest, new = _limited(leaf, rest * _ratios(leaf, u / correction), limit)
+        rest, new = limit_growth(leaf, rest * norm_ratios(leaf, u / correction), limit)
         return scale * leaf.outward(u) + correction * rest, new
 
     options = rank, update_proj_gap, projection, side, carry, seed

@@ -9,7 +9,7 @@ import torch
 from gradtx.arguments import NonNegative, NonNegativeInt, Positive, Scalar
 from gradtx.base.exact import exact
 from gradtx.links.momentum import trace
-from gradtx.links.scaling import _sums, scale_by_learning_rate
+from gradtx.links.scaling import norm_sums, scale_by_learning_rate
 from gradtx.maths.entries import plus_decay, quotient, safe_sqrt
 from gradtx.rules import alias, per_tensor
 from gradtx.transform import chain
@@ -73,7 +73,7 @@ def scale_by_lars(
         if p.ndim < min_ndim:
             yield u, state
             return
-        sums = yield _sums(p, u)
+        sums = yield norm_sums(p, u)
         weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
         top, total = trust_coefficient * weights, size + weight_decay * weights + eps
         ratio = quotient(top, total, (weights > 0) & (size > 0), 1.0)

@@ -7,7 +7,11 @@ from torch import Tensor
 
 from gradtx.arguments import Decay
 from gradtx.base.exact import exact_dtype
-from gradtx.links.projection import _projected, map_after_step, project_neurons
+from gradtx.links.projection import (
+    centered_unit_neurons,
+    map_after_step,
+    project_neurons,
+)
 from gradtx.links.scaling import scale_by_learning_rate
 from gradtx.maths.entries import corrected_root, quotient, running_mean, unit_norm
 from gradtx.rules import alias, per_tensor
@@ -52,7 +56,7 @@ def scale_by_neuron_norm(beta: Decay = 0.999, constraints=True):
     """
 
     def sizes(param):
-        return _neuron_norm(_projected(param) if constraints else param)
+        return _neuron_norm(centered_unit_neurons(param) if constraints else param)
 
     def scale(param):
         of_units = sizes(param)

@@ -14,7 +14,9 @@ from gradtx.transform import chain
 __all__ = ["radam", "scale_by_radam"]
 
 
-def _rectified(mean, square, ctx, betas, eps, threshold, degenerated_to_sgd: bool):
+def rectified_direction(
+    mean, square, ctx, betas, eps, threshold, degenerated_to_sgd: bool
+):
     """Return r (m/c1) sqrt(c2) / (sqrt(v) + eps) where rectified; before that, m/c1 or 0."""
     beta1, beta2 = betas
     factor, rectified = rectification(ctx, beta2, threshold)
@@ -75,7 +77,9 @@ def scale_by_radam(
 
     def update(g, state, p, ctx):
         m, v, new = average(g, state)
-        direction = _rectified(m, v, ctx, betas, eps, rho_threshold, degenerated_to_sgd)
+        direction = rectified_direction(
+            m, v, ctx, betas, eps, rho_threshold, degenerated_to_sgd
+        )
         return direction, new
 
     return moments, update

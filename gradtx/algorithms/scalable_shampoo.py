@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms.shampoo import _decays
+from gradtx.algorithms.shampoo import params_if_decayed
 from gradtx.arguments import Count, Fraction, NonNegative, NonNegativeInt, Positive
 from gradtx.base.exact import exact
 from gradtx.combinators.coordinates import change_basis
@@ -73,7 +73,7 @@ def _averaged(old, new, beta, ctx):
 _WITH_SQUARES = ("adam", "adagrad", "rmsprop")
 
 
-def _grafted_method(kind: str | None, slot: str, beta, eps) -> tuple[Slot | None, Any]:
+def grafted_method(kind: str | None, slot: str, beta, eps) -> tuple[Slot | None, Any]:
     """Return the slot for the squares that a method averages or sums, and its step.
 
     The step is a function of the filtered gradient f, the gradient g, state and context; it also returns the new slot.
@@ -96,7 +96,7 @@ Graft: TypeAlias = Literal["none", "sgd", "adagrad", "rmsprop", "sqrtn"]
 _DIMENSIONS = {"all": slice(None), "input": slice(-1), "output": slice(-1, None)}
 
 
-@per_tensor(needs="params", compiles="lists", capturable=False, whole=_decays)
+@per_tensor(needs="params", compiles="lists", capturable=False, whole=params_if_decayed)
 def scale_by_scalable_shampoo(
     betas: tuple[Fraction, Fraction] = (0.9, 0.999),
     moving_average_for_momentum=False,
@@ -168,7 +168,7 @@ def scale_by_scalable_shampoo(
     """
     beta1, beta2 = betas
     share = 1 - beta1 if moving_average_for_momentum else 1.0
-    squares, magnitude = _grafted_method(
+    squares, magnitude = grafted_method(
         graft_type, "graft_statistics", beta2, diagonal_eps
     )
 

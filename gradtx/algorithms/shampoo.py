@@ -18,12 +18,12 @@ from gradtx.transform import chain
 __all__ = ["scale_by_shampoo", "shampoo"]
 
 
-def _decays(arguments: dict[str, Any]) -> tuple[str, ...]:
+def params_if_decayed(arguments: dict[str, Any]) -> tuple[str, ...]:
     """Return the arguments that the owner of a leaf needs: the parameter, if it is decayed."""
     return () if is_off(arguments["weight_decay"]) else ("param",)
 
 
-@per_tensor(needs="params", compiles="lists", capturable=False, whole=_decays)
+@per_tensor(needs="params", compiles="lists", capturable=False, whole=params_if_decayed)
 def scale_by_shampoo(
     momentum: Decay = 0.0,
     weight_decay=0.0,

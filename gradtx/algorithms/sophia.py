@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gradtx.algorithms.adahessian import _check_diagonal
+from gradtx.algorithms.adahessian import check_diagonal
 from gradtx.arguments import Count, NonNegative
 from gradtx.links.decay import with_decay
 from gradtx.maths.entries import at_least, running_mean
@@ -61,7 +61,7 @@ def scale_by_sophia(
     def update(g, state, p, ctx):
         h, D = state["hessian"], ctx.hessian_diag
         if update_period == 1:
-            _check_diagonal("scale_by_sophia", ctx)
+            check_diagonal("scale_by_sophia", ctx)
         if D is not None:
             old, new = h, running_mean(h, D, beta2)
             h = ctx.every(update_period, 1, lambda: new, lambda: old)

@@ -14,7 +14,11 @@ from gradtx.arguments import (
 )
 from gradtx.base.exact import Schedule
 from gradtx.combinators.clocks import restart
-from gradtx.links.clipping import _cut, clip_to_peak_history, normalize_by_norm_history
+from gradtx.links.clipping import (
+    clip_rare_spikes,
+    clip_to_peak_history,
+    normalize_by_norm_history,
+)
 from gradtx.links.decay import with_decay
 from gradtx.links.scaling import scale
 from gradtx.maths.entries import adam_moments, hat_rate, safe_sqrt
@@ -66,7 +70,7 @@ def scale_by_spam(
     moments, average = adam_moments(betas)
 
     def update(g, state, p, ctx):
-        g = _cut(g, state["exp_avg_sq"], ctx, threshold, clip_after, every)
+        g = clip_rare_spikes(g, state["exp_avg_sq"], ctx, threshold, clip_after, every)
         m, v, new = average(g, state)
         return hat_rate(safe_sqrt(v) + eps, ctx, betas) * m, new
 

@@ -21,7 +21,7 @@ def _directed(x: Tensor) -> Tensor:
     return x / at_least(norms(x, 0), 1e-12)
 
 
-def _torque_aware(
+def torque_aware(
     momentum: Tensor, update: Tensor, smooth: Tensor, beta, decay_rate, eps
 ) -> tuple[Tensor, Tensor]:
     """Return the next momentum, to which the gradient adds as much as both agree, and the average of that agreement."""
@@ -66,7 +66,7 @@ def scale_by_tam(momentum: Decay = 0.9, decay_rate: Decay = 0.9, eps=1e-8):
     """
 
     def update(update, state, param, ctx):
-        buffer, smooth = _torque_aware(
+        buffer, smooth = torque_aware(
             state["momentum_buffer"], update, state["s"], momentum, decay_rate, eps
         )
         return buffer, {"s": smooth, "momentum_buffer": buffer}

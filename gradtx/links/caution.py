@@ -53,7 +53,7 @@ def scale_by_caution(factor: FractionOffAtOne = 0.0):
     return update
 
 
-def _no_caution(arguments):
+def is_without_caution(arguments):
     return is_off(arguments["cautious_factor"], 1.0)
 
 

@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 
-def _cut(g: Tensor, v: Tensor, ctx, threshold, clip_after: int, every: int):
+def clip_rare_spikes(g: Tensor, v: Tensor, ctx, threshold, clip_after: int, every: int):
     """Clip entries whose square exceeds the threshold times its average, except shortly after a restart."""
     due = (ctx.step >= clip_after) & (ctx.step % every >= clip_after)
     limit = threshold * v
@@ -103,7 +103,7 @@ def clip_spikes(
 
     def update(g, state, p, ctx):
         v = state["exp_avg_sq"]
-        g = _cut(g, v, ctx, threshold, clip_after, every)
+        g = clip_rare_spikes(g, v, ctx, threshold, clip_after, every)
         return g, {"exp_avg_sq": running_mean(v, g.square(), beta2)}
 
     return {"exp_avg_sq": square()}, update
@@ -595,7 +595,7 @@ def clip_to_peak_history(theta: Decay = 0.999):
     return {"max_avg": scalar()}, update
 
 
-def _rms(sums, x: Tensor) -> Tensor:
+def rms_of_sums(sums, x: Tensor) -> Tensor:
     """Return the root mean square of a whole leaf, or 0 if it is empty."""
     return safe_sqrt(sums["square"] / max(x.numel(), 1))
 
@@ -625,7 +625,7 @@ def clip_by_block_rms(threshold: Positive = 1.0):
 
     def update(update, state, param, ctx):
         sums = yield OfLeaf(square=update.square().sum())
-        yield update / at_least(_rms(sums, update) / threshold, 1.0), state
+        yield update / at_least(rms_of_sums(sums, update) / threshold, 1.0), state
 
     return update
 

@@ -26,7 +26,7 @@ def stable_decay(weight_decay, total):
     )
 
 
-def _decay_or_regenerate(
+def decay_or_regenerate(
     weight_decay,
     rate,
     lr,

@@ -14,12 +14,12 @@ from gradtx.slots import Slot, square
 __all__ = ["scale_by_factored_rms"]
 
 
-def _vector(param):
+def vector_slot(param):
     """Return the slot of a leaf that has no rows and columns."""
     return torch.zeros_like(param) if param.ndim < 2 else None
 
 
-def _means_over(dim: int, keepdim: bool = False) -> Slot:
+def means_over(dim: int, keepdim: bool = False) -> Slot:
     """Declare means over the columns (-1) or the rows (-2) of leaves that have both."""
 
     def first(param):
@@ -83,19 +83,19 @@ def scale_by_factored_rms(
             return
         sums = yield OfLeaf(rows=square.sum(dim=-1), columns=square.sum(dim=-2))
         old = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
-        rows, columns = _averaged(*old, sums, g, beta2)
+        rows, columns = averaged_means(*old, sums, g, beta2)
         new = {"exp_avg_sq_row": rows, "exp_avg_sq_col": columns}
         yield over_root(g, rows, columns), new
 
     slots = {
-        "exp_avg_sq": square(_vector),
-        "exp_avg_sq_row": _means_over(-1),
-        "exp_avg_sq_col": _means_over(-2),
+        "exp_avg_sq": square(vector_slot),
+        "exp_avg_sq_row": means_over(-1),
+        "exp_avg_sq_col": means_over(-2),
     }
     return slots, update
 
 
-def _averaged(
+def averaged_means(
     rows: Tensor, columns: Tensor, sums, x: Tensor, beta
 ) -> tuple[Tensor, Tensor]:
     """Average the mean squares of rows and columns over time."""

@@ -118,10 +118,10 @@ def project_neurons(params) -> Any:
 
     Source: Liu et al. 2021, arXiv:2102.07227. Departures: neurons with equal weights become 0.
     """
-    return _tree.map_tensors(_projected, params)
+    return _tree.map_tensors(centered_unit_neurons, params)
 
 
-def _projected(x: Tensor) -> Tensor:
+def centered_unit_neurons(x: Tensor) -> Tensor:
     if x.ndim < 2:
         return x
     if math.prod(x.shape[1:]) == 1:

@@ -8,7 +8,7 @@ from torch import Tensor
 from gradtx.arguments import AtLeastFour, Decay, NonNegative, NonNegativeInt, Scalar
 from gradtx.base.exact import exact
 from gradtx.execution.leaf_rule import OfLeaf
-from gradtx.links.clipping import _rms
+from gradtx.links.clipping import rms_of_sums
 from gradtx.maths.entries import (
     at_least,
     at_most,
@@ -91,7 +91,7 @@ def scale_by_rms(
     }, update
 
 
-def _sums(p: Tensor, u: Tensor) -> OfLeaf:
+def norm_sums(p: Tensor, u: Tensor) -> OfLeaf:
     return OfLeaf(weights=p.square().sum(), size=u.square().sum())
 
 
@@ -126,7 +126,7 @@ def scale_by_trust_ratio(clip=False, weight_decay=0.0, always_adapt=True):
     """
 
     def update(u, state, p, ctx):
-        sums = yield _sums(p, u)
+        sums = yield norm_sums(p, u)
         weights, size = safe_sqrt(sums["weights"]), safe_sqrt(sums["size"])
         ratio = quotient(weights, size, (weights > 0) & (size > 0), 1.0)
         if clip:
@@ -206,7 +206,7 @@ def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
 
     def update(update, state, param, ctx):
         sums = yield OfLeaf(square=param.square().sum())
-        yield update * at_least(_rms(sums, param), min_scale), state
+        yield update * at_least(rms_of_sums(sums, param), min_scale), state
 
     return update
 
