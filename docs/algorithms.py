@@ -229,10 +229,7 @@ def named(factory: Any) -> str:
 
 def classes() -> dict[Any, str]:
     """Map each alias to the name of its class."""
-    names = {}
-    for cls in CLASSES.values():
-        names[cls._alias] = cls.__name__
-    return names
+    return {cls._alias: cls.__name__ for cls in CLASSES.values()}
 
 
 def module(factory: Any) -> str:

@@ -106,7 +106,7 @@ OTHERS = [
     Page(
         "models",
         "Whole models",
-        ("gradtx.models", "gradtx.memory"),
+        ("gradtx.models", "gradtx.model_memory"),
         "Functions for all parameters of a model: build its optimizer, label the parameters by role, and compute the "
         "memory that training needs.",
     ),

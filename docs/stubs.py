@@ -87,7 +87,8 @@ BASE = """class AliasOptimizer(ChainOptimizer):
 
     def __init__(self, params: Params, *args: Any, **kwargs: Any) -> None: ...
 
-CLASSES: dict[str, type[AliasOptimizer]]
+CLASSES: Mapping[str, type[AliasOptimizer]]
+ALIASES: dict[str, str]
 
 def class_of(alias: Any, module: str) -> type[AliasOptimizer]: ...
 """
@@ -201,14 +202,9 @@ def root_stub() -> str:
 
 
 def module_of(name: str) -> str:
-    """Return the module whose `__all__` lists a public name; of a package, the module inside it."""
-    sources: list[str] = []
-    for module in list(sys.modules.values()):
-        source = str(getattr(module, "__name__", ""))  # some have none
-        if source.startswith("gradtx.") and name in getattr(module, "__all__", ()):
-            sources.append(source)
-    # A type checker takes a schedule's overloads from the stub of its package.
-    return min(sources, key=lambda source: (source != "gradtx.schedules", -len(source)))
+    """Return the module that defines a public name; of a schedule, its package, whose stub has the overloads."""
+    module = HOMES[name]
+    return "gradtx.schedules" if module.startswith("gradtx.schedules.") else module
 
 
 def schedules_stub() -> str:

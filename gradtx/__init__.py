@@ -2,58 +2,75 @@
 
 `chain()` composes small named links into an optimizer, which is a plain value. It runs as pure functions, including
 under `torch.func` transforms and `torch.compile`, and through `as_optimizer` as a real `torch.optim.Optimizer`.
+
+This module loads the core. A name of another module, such as `adamw`, is loaded at its first access.
 """
 
-from gradtx import optim as optim
-from gradtx import schedules as schedules
-from gradtx import slots as slots
-from gradtx.algorithms import *
-from gradtx.arguments import *
-from gradtx.base.ambient import *
-from gradtx.base.exact import *
-from gradtx.base.names import public_names as _public_names
+from importlib import import_module as _import_module
+from sys import modules as _modules
+from typing import Any as _Any
+
+from gradtx.base.names import public_value as _public_value
 from gradtx.base.names import publish as _publish
-from gradtx.checkpoint import *
-from gradtx.combinators import *
-from gradtx.execution.context import *
-from gradtx.functional import *
-from gradtx.hessian import *
-from gradtx.links import *
-from gradtx.memory import *
-from gradtx.models import *
-from gradtx.multitask import *
-from gradtx.optim import as_optimizer as as_optimizer
-from gradtx.registry import *
-from gradtx.rules import *
-from gradtx.schedules import *
-from gradtx.state.codes import *
-from gradtx.sweeps import *
-from gradtx.transform import *
+from gradtx.base.table import CLASSES as _CLASSES
+from gradtx.base.table import MODULES as _MODULES
+from gradtx.programs import graphs as _graphs
+from gradtx.rules import alias as alias
+from gradtx.transform import chain as chain
 
 __version__ = "0.1.0"
+_PACKAGES = ("optim", "schedules", "slots")
+__all__ = sorted([*_MODULES, *_PACKAGES])
+
+
+def _load(name: str) -> object:
+    """Load a public name, so that later accesses find it at once."""
+    value = globals()[name] = _public_value(name)
+    if hasattr(value, "__module__") and hasattr(value, "__name__"):
+        _publish(value)
+    return value
 
 
 def __getattr__(name: str) -> object:
-    """Raise an AttributeError that names the equivalent of another library's name, or the closest spelling."""
-    from gradtx.base.counterparts import counterpart
+    """Load a public name, or raise an AttributeError that names what to use instead."""
+    if name in _MODULES:
+        return _load(name)
+    if name in _PACKAGES:
+        return _import_module(f"gradtx.{name}")
+    raise AttributeError(f"module 'gradtx' has no attribute {name!r}{_hint(name)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _hint(name: str) -> str:
+    """Return the equivalent of another library's name, or the closest spelling, for an error."""
+    from gradtx.base.counterparts import counterpart, plain
     from gradtx.base.messages import close
-    from gradtx.optim import class_names
 
     hint = counterpart(name)
-    class_name = class_names().get(name.lower())
-    if name[:1].isupper() and class_name is not None:
-        hint = f"use gradtx.optim.{class_name}"
+    for alias_name, class_name in _CLASSES.items():
+        is_class = plain(name) in (plain(class_name), plain(alias_name))
+        if name[:1].isupper() and is_class:
+            hint = f"use gradtx.optim.{class_name}"
     if hint is None and not name.startswith("_"):
         longer = [known for known in __all__ if known.startswith(f"{name.lower()}_")]
         meant = longer[0] if longer else close(name.lower(), __all__, 0.8)
         hint = (
             "see docs/optax-names.md" if meant is None else f"did you mean {meant!r}?"
         )
-    raise AttributeError(
-        f"module 'gradtx' has no attribute {name!r}" + (f"; {hint}" if hint else "")
-    )
+    return f"; {hint}" if hint else ""
 
 
-# Type checkers infer the public names from the imports above.
-__all__ = sorted([*_public_names(globals()), "optim", "schedules", "slots"])
-_publish(__name__, {_name: globals()[_name] for _name in __all__})
+def _kernel_function_of(*arguments: _Any) -> _Any:
+    from gradtx.optim.engine.kernels import kernel_function_of
+
+    return kernel_function_of(*arguments)
+
+
+# Programs do not import optimizers, whose kernels they run inside compiled functions.
+_graphs.function_of = _kernel_function_of
+for _name, _module in _MODULES.items():
+    if f"gradtx.{_module}" in _modules:
+        _load(_name)

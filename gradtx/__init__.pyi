@@ -53,8 +53,8 @@ from gradtx.arguments import Fraction as Fraction
 from gradtx.combinators.frame import Frame as Frame
 from gradtx.transform import GradientTransformation as GradientTransformation
 from gradtx.combinators.frame import InnerClock as InnerClock
-from gradtx.memory import Memory as Memory
-from gradtx.memory import MemoryRow as MemoryRow
+from gradtx.model_memory import Memory as Memory
+from gradtx.model_memory import MemoryRow as MemoryRow
 from gradtx.models import ModelOptimizer as ModelOptimizer
 from gradtx.arguments import NonNegative as NonNegative
 from gradtx.arguments import NonNegativeInt as NonNegativeInt
@@ -99,7 +99,7 @@ from gradtx.schedules import linear_schedule as linear_schedule
 from gradtx.checkpoint import load as load
 from gradtx.registry import load_lr_scheduler as load_lr_scheduler
 from gradtx.registry import load_optimizer as load_optimizer
-from gradtx.memory import memory as memory
+from gradtx.model_memory import memory as memory
 from gradtx.schedules import multistep_schedule as multistep_schedule
 from gradtx.models import muon_for as muon_for
 from gradtx.schedules import one_cycle_schedule as one_cycle_schedule

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.algorithms.adahessian import average_over_space
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
+from gradtx.maths.entries import average_over_space
 
 __all__ = ["hutchinson_hessian_diag"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +15,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx import schedules
-from gradtx.algorithms.adam import adamw
 from gradtx.arguments import Argument, name_here
 from gradtx.base.counterparts import plain
 from gradtx.base.exact import Scalar, Schedule
@@ -27,7 +27,7 @@ from gradtx.links.projection import centralize, orthogonalize_against_params
 from gradtx.models import label_by_role, places_of
 from gradtx.optim import ChainOptimizer, as_optimizer, class_names, optimizer_hint
 from gradtx.optim.chain_checks import drop_engine_options
-from gradtx.optim.classes import CLASSES, AliasOptimizer, class_of
+from gradtx.optim.classes import ALIASES, CLASSES, AliasOptimizer, class_of
 from gradtx.schedules.adapter import ScheduleLR
 from gradtx.transform import GradientTransformation, chain
 
@@ -158,8 +158,10 @@ _OWN_CLASSES: dict[str, type[AliasOptimizer]] = {}
 
 
 def _optimizers() -> _Catalog:
-    classes = {**CLASSES, **_OWN_CLASSES}
-    alias_of_class = {cls.__name__: alias for alias, cls in classes.items()}
+    ours = cast("dict[str, type[AliasOptimizer]]", CLASSES)  # never written
+    classes = ChainMap(_OWN_CLASSES, ours)
+    own = {cls.__name__: alias for alias, cls in _OWN_CLASSES.items()}
+    alias_of_class = {**ALIASES, **own}
     return _Catalog("optimizer", classes, alias_of_class, optimizer_hint)
 
 
@@ -493,6 +495,9 @@ def create_optimizer(
     options.update(_rate(name, arguments, options.pop("lr", lr)))
     if "fallback" in arguments and "fallback" not in options:
         _warn_of_embeddings(name, model)
+        # Imported here, so that a fault in one optimizer is no fault of all others.
+        from gradtx.algorithms.adam import adamw
+
         options["fallback"] = adamw(
             lr=3e-4, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.0
         )

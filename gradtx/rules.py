@@ -24,7 +24,7 @@ from gradtx.arguments import Argument, Arguments, is_off, tensors_in, varies
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.exact import resolve
 from gradtx.base.messages import describe, nearest
-from gradtx.base.names import is_ours
+from gradtx.base.names import is_ours, publish
 from gradtx.base.selectors import Selector, Where
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import (
@@ -950,6 +950,7 @@ def _decorated(
         }
         texts = {name: ADDED[name] for name in spec.arguments.added}
         factory.__doc__ = with_arguments(function.__doc__, texts)
+        publish(factory)
         spec.factory = factory
         return factory
 

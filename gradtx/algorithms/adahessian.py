@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor
 
 from gradtx.arguments import Count, Fraction
 from gradtx.links.decay import with_decay
-from gradtx.maths.entries import running_mean, safe_pow
+from gradtx.maths.entries import average_over_space, running_mean, safe_pow
 from gradtx.rules import alias, per_tensor
 from gradtx.slots import ema, square
 
@@ -104,14 +103,6 @@ def check_diagonal(who: str, ctx) -> None:
             f"{who}: hessian_diag is None, which keeps the last one, but update_period=1 requires a new one at "
             "every step; pass a tensor for each leaf with a gradient"
         )
-
-
-def average_over_space(diag: Tensor) -> Tensor:
-    """Return the absolute diagonal of a Hessian, with each entry replaced by its mean over dimensions 2 and above."""
-    size = diag.abs()
-    if diag.ndim <= 2:
-        return size
-    return size.mean(dim=tuple(range(2, diag.ndim)), keepdim=True).expand_as(size)
 
 
 @alias(class_name="AdaHessian")

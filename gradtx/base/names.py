@@ -1,13 +1,16 @@
-"""Public names of a package, collected from the `__all__` of its modules, and where they are defined."""
+"""Public names: which module defines each, and what `__module__` says of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from importlib import import_module
 from inspect import get_annotations
 from types import FunctionType, ModuleType
 from typing import Any, get_type_hints
 
-HOMES: dict[str, str] = {}
-"""The module that defines each public function and class, whose `__module__` is the package."""
+from gradtx.base.table import MODULES
+
+HOMES: dict[str, str] = {name: f"gradtx.{module}" for name, module in MODULES.items()}
+"""The module that defines each public name of `gradtx`."""
 
 
 def public_names(namespace: Mapping[str, Any]) -> list[str]:
@@ -19,24 +22,36 @@ def public_names(namespace: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def public_value(name: str) -> Any:
+    """Return what a public name of `gradtx` stands for; its module is imported at the first access."""
+    return getattr(import_module(HOMES[name]), name)
+
+
+def public_factories(*packages: str) -> Iterator[Any]:
+    """Yield the decorated factories that the modules of some packages, such as "links", define."""
+    for name, module in MODULES.items():
+        if module.partition(".")[0] in packages:
+            value = public_value(name)
+            if hasattr(value, "spec"):
+                yield value
+
+
 def is_ours(function: Any) -> bool:
     """Whether gradtx defines a function; false for objects of no module, such as some built-in functions."""
     module = getattr(function, "__module__", None) or ""
     return module.partition(".")[0] == "gradtx"
 
 
-def publish(package: str, values: Mapping[str, Any]) -> None:
-    """Make the package the `__module__` of its public functions and classes.
+def publish(function: Any) -> None:
+    """Make `gradtx` the `__module__` of a public function or class of this library.
 
-    There, pickle and configuration files find them. In the module that defines it, a name may be out of reach of
-    attributes: `gradtx.algorithms.adam` is a function, which hides the module.
+    There, pickle and configuration files find it, wherever its file may move.
     """
-    for name, value in values.items():
-        if isinstance(value, FunctionType | type) and is_ours(value):
-            if isinstance(value, type):
-                _resolve_annotations(value)
-            HOMES[name] = value.__module__
-            value.__module__ = package
+    is_public = HOMES.get(function.__name__) == function.__module__
+    if is_public and isinstance(function, FunctionType | type):
+        if isinstance(function, type):
+            _resolve_annotations(function)
+        function.__module__ = "gradtx"
 
 
 def _resolve_annotations(of_class: type) -> None:

@@ -277,3 +277,11 @@ def _atan_of_quotient(y: Tensor, x: Tensor) -> Tensor:
     if differentiable():
         y = torch.where(x == 0, y.detach(), y)
     return (y / x.clamp(min=torch.finfo(x.dtype).tiny)).atan()
+
+
+def average_over_space(diag: Tensor) -> Tensor:
+    """Return the absolute diagonal of a Hessian, with each entry replaced by its mean over dimensions 2 and above."""
+    size = diag.abs()
+    if diag.ndim <= 2:
+        return size
+    return size.mean(dim=tuple(range(2, diag.ndim)), keepdim=True).expand_as(size)

@@ -8,19 +8,18 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
-from gradtx import algorithms, combinators
 from gradtx.base.counterparts import counterpart, plain
 from gradtx.base.inputs import Params
 from gradtx.base.messages import close
+from gradtx.base.table import MODULES
 from gradtx.optim import classes
 from gradtx.optim.chain_checks import warn_of_chain
-from gradtx.optim.classes import *
-from gradtx.optim.classes import CLASSES
+from gradtx.optim.classes import ALIASES, CLASSES
 from gradtx.optim.optimizer import ChainOptimizer as ChainOptimizer
-from gradtx.programs import graphs
 from gradtx.transform import GradientTransformation, check_transformation
 
 if TYPE_CHECKING:
+    from gradtx.optim.classes import *
     from gradtx.optim.engine import Engine
 
 MakerT = TypeVar("MakerT", bound=Callable[..., ChainOptimizer])
@@ -39,15 +38,6 @@ def _takes_tx_by_name(function: MakerT) -> MakerT:
         return function(*args, **kwargs)
 
     return cast("MakerT", call)
-
-
-def _kernel_function_of(*arguments: Any) -> Any:
-    from gradtx.optim.engine.kernels import kernel_function_of
-
-    return kernel_function_of(*arguments)
-
-
-graphs.function_of = _kernel_function_of
 
 
 @_takes_tx_by_name
@@ -139,9 +129,9 @@ def as_optimizer(
 def class_names() -> dict[str, str]:
     """Map the plain names of all optimizers and of their classes to the class."""
     class_of = {}
-    for alias, cls in CLASSES.items():
-        class_of[plain(alias)] = cls.__name__
-        class_of[plain(cls.__name__)] = cls.__name__
+    for class_name, alias in ALIASES.items():
+        class_of[plain(alias)] = class_name
+        class_of[plain(class_name)] = class_name
     return class_of
 
 
@@ -155,9 +145,9 @@ def optimizer_hint(name: str, name_of: Mapping[str, str]) -> str:
     use = counterpart(name)
     if use is not None:
         return use
-    links = () if plain(name) in name_of else combinators.__all__ + algorithms.__all__
-    for link in links:
-        if plain(link) == plain(name):
+    for link, module in MODULES.items():
+        is_link = module.startswith(("algorithms.", "combinators.", "links."))
+        if is_link and plain(link) == plain(name) and plain(name) not in name_of:
             return f"gradtx.{link} is a link, not an optimizer: chain it with one, or wrap one with it"
     meant = close(plain(name), name_of, 0.8)
     if meant is not None:
@@ -168,7 +158,9 @@ def optimizer_hint(name: str, name_of: Mapping[str, str]) -> str:
 if not TYPE_CHECKING:  # type checkers report unknown names themselves
 
     def __getattr__(name: str) -> object:
-        """Raise an error that suggests the link or class corresponding to another library's name."""
+        """Create the class of this name, or raise an error that suggests what another library's name is here."""
+        if name in ALIASES:
+            return CLASSES[ALIASES[name]]
         if name.startswith("_"):
             raise AttributeError(f"module 'gradtx.optim' has no attribute {name!r}")
         raise AttributeError(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import types
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from gradtx import algorithms
 from gradtx.base.docstrings import with_arguments
 from gradtx.base.inputs import Params
+from gradtx.base.names import public_value
+from gradtx.base.table import CLASSES as CLASS_NAMES
 from gradtx.maths.polynomials import default_steps
 from gradtx.optim.chain_checks import drop_engine_options
 from gradtx.optim.groups import Group, names_in_group
@@ -195,14 +196,33 @@ def class_of(alias: Any, module: str) -> type[AliasOptimizer]:
     return type(alias.spec.class_name, (AliasOptimizer,), namespace, alias=alias)
 
 
-CLASSES: dict[str, type[AliasOptimizer]] = {}
-"""The class of each alias, by the alias's name."""
-for _name in algorithms.__all__:
-    _value = getattr(algorithms, _name)
-    _spec = getattr(_value, "spec", None)
-    if _spec is not None and _spec.kind == "alias":
-        CLASSES[_name] = class_of(_value, "gradtx.optim")
+class _Classes(Mapping[str, type[AliasOptimizer]]):
+    """The class of each alias, by the alias's name; each is created at its first access, which loads the alias."""
 
-_CLASS_OF_NAME = {cls.__name__: cls for cls in CLASSES.values()}
-globals().update(_CLASS_OF_NAME)
-__all__ = list(_CLASS_OF_NAME)
+    def __init__(self) -> None:
+        self._created: dict[str, type[AliasOptimizer]] = {}
+
+    def __getitem__(self, alias: str) -> type[AliasOptimizer]:
+        if alias not in self._created:
+            if alias not in CLASS_NAMES:
+                raise KeyError(alias)
+            self._created[alias] = class_of(public_value(alias), "gradtx.optim")
+        return self._created[alias]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(CLASS_NAMES)
+
+    def __len__(self) -> int:
+        return len(CLASS_NAMES)
+
+
+CLASSES = _Classes()
+ALIASES = {class_name: alias for alias, class_name in CLASS_NAMES.items()}
+__all__ = list(ALIASES)
+
+
+def __getattr__(name: str) -> Any:
+    """Create the class of this name."""
+    if name not in ALIASES:
+        raise AttributeError(f"module 'gradtx.optim.classes' has no attribute {name!r}")
+    return CLASSES[ALIASES[name]]

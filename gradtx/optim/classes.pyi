@@ -189,7 +189,8 @@ class AliasOptimizer(ChainOptimizer):
 
     def __init__(self, params: Params, *args: Any, **kwargs: Any) -> None: ...
 
-CLASSES: dict[str, type[AliasOptimizer]]
+CLASSES: Mapping[str, type[AliasOptimizer]]
+ALIASES: dict[str, str]
 
 def class_of(alias: Any, module: str) -> type[AliasOptimizer]: ...
 

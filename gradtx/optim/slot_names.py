@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from gradtx import algorithms, combinators
-from gradtx.algorithms.sgd import sgd
+from gradtx.base.names import public_factories, public_value
 from gradtx.state.slots import without_number
 
 
@@ -24,16 +23,15 @@ def is_slot_name(key: str) -> bool:
 def _slot_names() -> frozenset[str]:
     """Return the names of the slots of all links: initialized on first use, in 0.3 s, because rules compute them."""
     names: set[str] = set()
-    for package in (algorithms, combinators):
-        for name in package.__all__:
-            spec = getattr(getattr(package, name), "spec", None)
-            # Those whose arguments cannot be guessed keep nothing.
-            with contextlib.suppress(TypeError, ValueError):
-                if spec is not None:
-                    tx = spec.factory(**spec.arguments.sample(spec.inner, sgd()))
-                    # Some slots exist only for 16-bit weights.
-                    params = {"": torch.ones(2, 2, dtype=torch.bfloat16)}
-                    names.update(_names_in(tx.init(params)))
+    sgd = public_value("sgd")
+    for factory in public_factories("algorithms", "links", "combinators"):
+        spec = factory.spec
+        # Those whose arguments cannot be guessed keep nothing.
+        with contextlib.suppress(TypeError, ValueError):
+            tx = spec.factory(**spec.arguments.sample(spec.inner, sgd()))
+            # Some slots exist only for 16-bit weights.
+            params = {"": torch.ones(2, 2, dtype=torch.bfloat16)}
+            names.update(_names_in(tx.init(params)))
     return frozenset(map(without_number, names))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from gradtx.arguments import Arguments
 from gradtx.base.exact import CPU, Schedule, exact
 from gradtx.base.messages import describe, schedule_remedy
+from gradtx.base.names import publish
 from gradtx.base.torch_names import readable
 
 P = ParamSpec("P")
@@ -157,4 +158,5 @@ def schedule(
     factory.function = function
     factory.arguments = arguments
     factory.__signature__ = arguments.signature
+    publish(factory)
     return factory
