@@ -7,6 +7,7 @@ This module loads the core. A name of another module, such as `adamw`, is loaded
 """
 
 from importlib import import_module as _import_module
+from importlib.util import find_spec as _find_spec
 from sys import modules as _modules
 from typing import Any as _Any
 
@@ -19,8 +20,7 @@ from gradtx.rules import alias as alias
 from gradtx.transform import chain as chain
 
 __version__ = "0.1.0"
-_PACKAGES = ("optim", "schedules", "slots")
-__all__ = sorted([*_MODULES, *_PACKAGES])
+__all__ = sorted([*_MODULES, "optim", "schedules", "slots"])
 
 
 def _load(name: str) -> object:
@@ -32,10 +32,10 @@ def _load(name: str) -> object:
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name, or raise an AttributeError that names what to use instead."""
+    """Load a public name or a module, or raise an AttributeError that names what to use instead."""
     if name in _MODULES:
         return _load(name)
-    if name in _PACKAGES:
+    if not name.startswith("_") and _find_spec(f"gradtx.{name}") is not None:
         return _import_module(f"gradtx.{name}")
     raise AttributeError(f"module 'gradtx' has no attribute {name!r}{_hint(name)}")
 
