@@ -49,7 +49,7 @@ def test_the_rule_at_the_top_of_the_readme_is_lion_in_eight_lines():
     block = re.search(
         r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
     )
-    code = [line[4:] for line in block[1].splitlines() if line]
+    code = [line for line in block[1].splitlines() if line]
     assert len(code) == 1 + 8  # the import
     names = {"__name__": "readme"}
     exec("\n".join(code), names)
