@@ -312,7 +312,9 @@ def signature(value: Any) -> str:
     shown = inspect.signature(value)
     function = inspect.unwrap(getattr(value, "_alias", value))
     place = function.__module__
-    names = vars(sys.modules[HOMES[function.__name__] if place == "gradtx" else place])
+    module = sys.modules[HOMES[function.__name__] if place == "gradtx" else place]
+    # Arguments that a link of another module passes on have types of that module.
+    names = {**private_types(), **vars(module)}
     parameters = [
         p.replace(annotation=written_out(p.annotation, names))
         for p in shown.parameters.values()
@@ -322,6 +324,17 @@ def signature(value: Any) -> str:
         unqualified_typehints=True,
         show_annotation=True,
     )
+
+
+@functools.cache
+def private_types() -> dict[str, Any]:
+    """Return the annotations with a name of their own that the modules of gradtx define, by name."""
+    found: dict[str, Any] = {}
+    for name, module in list(sys.modules.items()):
+        for own, value in vars(module).items() if name.startswith("gradtx.") else ():
+            if get_origin(value) in (Literal, Annotated):
+                found[own] = value
+    return found
 
 
 def written_out(annotation: Any, names: dict[str, Any]) -> Any:
