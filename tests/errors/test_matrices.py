@@ -18,7 +18,7 @@ def lmo_start(*args, **options):
 
 
 @pytest.mark.parametrize("alias", NS_DTYPES)
-@pytest.mark.parametrize("dtype", [3, "float32", torch.int64, math.nan])
+@pytest.mark.parametrize("dtype", [3, "float31", torch.int64, math.nan])
 def test_a_dtype_of_the_iteration_must_be_a_floating_point_one(alias, dtype):
     with pytest.raises(TypeError, match=rf"^{alias}: \w+: dtype must be a floating-point torch.dtype or None, got "):
         getattr(gradtx, alias)(ns_dtype=dtype)

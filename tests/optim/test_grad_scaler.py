@@ -129,9 +129,9 @@ def test_compiled_steps_under_a_scaler_equal_eager_ones_and_compile_once(name):
     (expected, theirs), (optimizer, params) = made(CHAINS[name]), compiled(CHAINS[name])
     run(expected, theirs, scaled=False)
     run(optimizer, params, scaled=True, steps=range(6))  # every pattern of missing gradients has occurred
-    texts = cpp.compiled.cache_info().misses
+    texts = cpp.outcome.cache_info().misses
     run(optimizer, params, scaled=True, steps=range(6, STEPS))
-    assert cpp.compiled.cache_info().misses == texts
+    assert cpp.outcome.cache_info().misses == texts
     assert not optimizer._core.back_ends[0].failed
     assert_same(optimizer, expected, 1e-12)
 

@@ -343,10 +343,10 @@ def test_a_mask_that_selects_nothing_is_an_error():
         gradtx.adamw(mask="x").init({"w": ONES})
 
 
-@pytest.mark.parametrize("mask", [lambda p: p.ndim > 1, lambda p, name: p.ndim > 1])
-def test_the_error_of_a_mask_with_other_arguments_says_which_it_gets(mask):
-    with pytest.raises((TypeError, AttributeError)) as caught:
-        gradtx.adamw(mask=mask).init({"w": ONES})
+def test_the_error_of_a_mask_with_swapped_arguments_says_which_it_gets():
+    tx = gradtx.adamw(mask=lambda p, name: p.ndim > 1)  # tests/errors/test_building.py has other numbers of arguments
+    with pytest.raises(AttributeError) as caught:
+        tx.init({"w": ONES})
     assert caught.value.__notes__ == ["adamw: mask: <lambda> gets the name and the tensor of a leaf, here 'w'"]
 
 
