@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import algorithms
+from pictures import CALLS, figure_of
 from sphinx.util.inspect import stringify_signature
 from sphinx.util.typing import stringify_annotation
 
@@ -462,6 +463,7 @@ def described(value: Any) -> str:
     ]
     parts = [
         found[""],
+        picture(value),
         f"**When to use:** {algorithms.when(value)}" if kind(value) == "alias" else "",
         measured(value) if kind(value) == "alias" else "",
         facts(value) if kind(value) else "",
@@ -470,6 +472,20 @@ def described(value: Any) -> str:
         f"**Source:** {cited(found['Source'])}" if "Source" in found else "",
     ]
     return "\n\n".join(filter(None, parts))
+
+
+def has_picture(value: Any) -> bool:
+    """Whether the page shows a plot of an entry: of each function that makes a schedule."""
+    return hasattr(value, "arguments") and value.__name__ in gradtx.schedules.__all__
+
+
+def picture(value: Any) -> str:
+    """Return the link to the plot of a schedule; empty for other entries."""
+    return (
+        f"![{CALLS[value.__name__]}]({value.__name__}.png)"
+        if has_picture(value)
+        else ""
+    )
 
 
 @functools.cache
@@ -500,3 +516,5 @@ def write(folder: Path) -> None:
             path.unlink()
     for name, text in made.items():
         (folder / name).write_text(text, encoding="utf-8")
+    for name in filter(CALLS.get, gradtx.schedules.__all__):
+        figure_of(name).savefig(folder / f"{name}.png", dpi=90)

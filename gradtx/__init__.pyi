@@ -108,6 +108,7 @@ from gradtx.registry import optimizer_class as optimizer_class
 from gradtx.multitask import pcgrad as pcgrad
 from gradtx.multitask import pcgrad_backward as pcgrad_backward
 from gradtx.rules import per_tensor as per_tensor
+from gradtx.schedules import plot as plot
 from gradtx.schedules import polynomial_schedule as polynomial_schedule
 from gradtx.links.projection import project_neurons as project_neurons
 from gradtx.schedules import proportion_schedule as proportion_schedule
@@ -361,6 +362,7 @@ __all__ = [
     "pcgrad_backward",
     "per_tensor",
     "pid",
+    "plot",
     "pnm",
     "polar_adam_atan2",
     "polargrad",

@@ -28,6 +28,6 @@ def test_the_blocks_of_the_readme_paste_into_a_prompt_and_print_what_they_say(ca
             is_unfinished = prompt.push(line)
         assert not is_unfinished, block
         # Comments at the ends of lines that print, or below them.
-        said = [text for text in re.findall(r"^(?:print\(.*\)  )?# (.*)$", block, re.MULTILINE)]
+        said = re.findall(r"^(?:print\(.*\)  )?# (.*)$", block, re.MULTILINE)
         assert capsys.readouterr().out.splitlines() == said
     assert len(BLOCKS) == 6

@@ -224,6 +224,7 @@ MODULES = {
     "pcgrad_backward": "multitask",
     "per_tensor": "rules",
     "pid": "algorithms.pid",
+    "plot": "schedules.plot",
     "pnm": "algorithms.pnm",
     "polar_adam_atan2": "algorithms.normuon",
     "polargrad": "algorithms.polargrad",

@@ -10,6 +10,7 @@ All schedules accept common keywords for the arguments that they have: `lr` (the
 from gradtx.base.names import public_names as _public_names
 from gradtx.schedules.adapter import *
 from gradtx.schedules.basic import *
+from gradtx.schedules.plot import *
 from gradtx.schedules.special import *
 from gradtx.schedules.warmup import *
 

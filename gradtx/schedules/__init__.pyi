@@ -13,6 +13,7 @@ from gradtx.arguments import NonNegative
 from gradtx.arguments import NonNegativeInt
 from gradtx.arguments import Positive
 from gradtx.schedules.adapter import as_lr_scheduler as as_lr_scheduler
+from gradtx.schedules.plot import plot as plot
 from gradtx.schedules.special import get_chebyshev_schedule as get_chebyshev_schedule
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "linear_schedule",
     "multistep_schedule",
     "one_cycle_schedule",
+    "plot",
     "polynomial_schedule",
     "proportion_schedule",
     "ranger21_schedule",

@@ -50,7 +50,7 @@ def check(seed: int) -> int:
     """Check all wrappers; return how many accept the chain."""
     try:
         case = case_of(seed)
-    except ValueError:  # two owners of the learning rate, for example
+    except (TypeError, ValueError):  # two owners of the learning rate, for example
         return 0
     expected = functional(case)
     sensitivity = wide.Sensitivity(case, expected)
