@@ -66,3 +66,13 @@ print(*broken, gradtx.load_optimizer("lion").__name__)
 def test_an_optimizer_is_created_once(name):
     where = gradtx if name.islower() else gradtx.optim
     assert getattr(where, name) is getattr(where, name)
+
+
+def test_each_optimizer_is_in_a_file_of_its_name_or_named_in_the_title_of_its_file():
+    misplaced = []
+    for alias in written.CLASSES:
+        file = ROOT.joinpath(*written.MODULES[alias].split(".")).with_suffix(".py")
+        title = file.read_text(encoding="utf-8").partition("\n")[0]
+        if file.stem != alias and f"`{alias}`" not in title:
+            misplaced.append((alias, title))
+    assert misplaced == []

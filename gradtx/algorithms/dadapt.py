@@ -1,7 +1,4 @@
-"""D-Adapt AdaGrad; also `dadapt_adam`, `dadapt_sgd`, `dadapt_adan` and `dadapt_lion`.
-
-AdaGrad with an automatic learning rate.
-"""
+"""D-Adaptation: `dadapt_adam`, `dadapt_sgd`, `dadapt_adan`, `dadapt_lion` and `dadapt_adagrad`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AdamH: Adam's direction in relative steps, with weights kept on their initial sphere. Also `muon_h`."""
+"""Weights kept on their initial sphere, and relative steps there: `adam_h` and `muon_h`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MARS-AdamW: AdamW on gradients corrected by their change since the last step. Also `mars_lion`."""
+"""MARS, gradients corrected by their change since the last step: `mars_adamw` and `mars_lion`."""
 
 from __future__ import annotations
 

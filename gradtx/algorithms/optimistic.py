@@ -1,4 +1,4 @@
-"""Optimistic gradient descent: SGD that looks ahead by the last change of the gradient. Also `optimistic_adam`."""
+"""Looking ahead by the last change of the gradient: `optimistic_gradient_descent` and `optimistic_adam`."""
 
 from __future__ import annotations
 

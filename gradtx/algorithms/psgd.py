@@ -1,4 +1,4 @@
-"""PSGD Kron: momentum whitened by triangular factors that are fitted by gradient descent. Also `psgd_pro`."""
+"""PSGD, momentum whitened by factors that gradient descent fits: `psgd_kron` and `psgd_pro`."""
 
 from __future__ import annotations
 

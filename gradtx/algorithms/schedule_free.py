@@ -1,7 +1,4 @@
-"""Schedule-Free SGD; also `schedule_free_adamw` and `schedule_free_radam`.
-
-SGD that averages its weights instead of following a schedule.
-"""
+"""Schedule-Free methods: `schedule_free_sgd`, `schedule_free_adamw` and `schedule_free_radam`."""
 
 from __future__ import annotations
 
