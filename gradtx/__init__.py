@@ -17,6 +17,7 @@ from gradtx.base.table import CLASSES as _CLASSES
 from gradtx.base.table import MODULES as _MODULES
 from gradtx.programs import graphs as _graphs
 from gradtx.rules import alias as alias
+from gradtx.rules import complete_docstring as _complete_docstring
 from gradtx.transform import chain as chain
 
 __version__ = "0.1.0"
@@ -28,6 +29,7 @@ def _load(name: str) -> object:
     value = globals()[name] = _public_value(name)
     if hasattr(value, "__module__") and hasattr(value, "__name__"):
         _publish(value)
+    _complete_docstring(value)
     return value
 
 

@@ -289,6 +289,13 @@ class Argument:
         if not self.required:
             self.default = self.check(parameter.default)
 
+    @property
+    def has_range(self) -> bool:
+        """Whether numbers are valid only in an interval."""
+        ranges = [self.range, *(interval for _, interval in self._entries)]
+        is_number = self.kind in ("scalar", "betas", "ints", "int", "number")
+        return is_number and any(each.text != _NO_RANGE.text for each in ranges)
+
     def check(self, value: Any) -> Any:
         """Convert `value` to the argument's kind, or raise a TypeError or ValueError that names the argument.
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gradtx.arguments import Argument, Arguments, is_off, tensors_in, varies
-from gradtx.base.docstrings import with_arguments
+from gradtx.base.docstrings import with_arguments, with_errors
 from gradtx.base.exact import resolve
 from gradtx.base.messages import describe, nearest
 from gradtx.base.names import is_ours, publish
@@ -170,6 +170,7 @@ class Spec:
     """
 
     factory: Any
+    is_documented = False  # see `complete_docstring`
 
     def __init__(
         self, kind: str, function: Callable[..., Any], options: Mapping[str, Any]
@@ -232,6 +233,50 @@ class Spec:
             raise TypeError(
                 f"{self.name}: a random rule needs the argument `seed: int`"
             )
+
+    def causes_of_types(self) -> list[str]:
+        """Return what makes a call raise a TypeError, as clauses for a docstring."""
+        return [
+            f"`{argument.name}` is not a transformation"
+            for argument in self.arguments.all
+            if GradientTransformation in argument.types
+        ]
+
+    def causes(self) -> list[str]:
+        """Return what makes a call or an update raise a ValueError, as clauses for a docstring."""
+        clauses: list[str] = []
+        own = [
+            each for each in self.arguments.all if each.name not in self.arguments.added
+        ]
+        if any(argument.has_range for argument in own):
+            clauses.append("an argument is outside its range")
+        if any(argument.choices for argument in own):
+            clauses.append("an option is unknown")
+        clauses += self._causes_of_needs()
+        if self.lr_role == "owner":
+            clauses.append("a later link scales by a learning rate or decays")
+        elif self.lr_role == "before owner":
+            clauses.append("the link follows one that owns the learning rate")
+        return clauses
+
+    def _causes_of_needs(self) -> list[str]:
+        """Return which inputs of `update` may be missing: with default options, and where weights decay."""
+        try:
+            sample = self.arguments.sample()
+            needs = self.factory(**sample).needs
+            with_decay = needs
+            if "weight_decay" in self.arguments.by_name:
+                with_decay = self.factory(**{**sample, "weight_decay": 0.5}).needs
+        except (TypeError, ValueError):  # it has arguments that cannot be guessed
+            return []
+        clauses: list[str] = []
+        if needs:
+            names = " or ".join(f"`{need}`" for need in sorted(needs, reverse=True))
+            clauses.append(f"{names} is missing")
+        for need in with_decay:
+            if need not in needs:
+                clauses.append(f"`{need}` is missing although weights decay")
+        return clauses
 
     def option(self, name: str, arguments: Bound) -> Any:
         """Return an option for these arguments, which it may depend on."""
@@ -905,6 +950,20 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
         tensor([-3.])
     """
     return _decorated("combinator", "combinator", function, options)
+
+
+def complete_docstring(factory: Any) -> None:
+    """Add to a factory's docstring the errors that its declarations know: ranges, choices, needs, and the order.
+
+    Called when the factory is first looked up, because the body of an alias may need what follows it in its file.
+    """
+    spec: Spec | None = getattr(factory, "spec", None)
+    if spec is None or spec.is_documented or factory.__doc__ is None:
+        return
+    spec.is_documented = True
+    if spec.kind != "combinator":
+        causes = {"TypeError": spec.causes_of_types(), "ValueError": spec.causes()}
+        factory.__doc__ = with_errors(factory.__doc__, causes)
 
 
 def _looked_up(signature: inspect.Signature) -> inspect.Signature:

@@ -43,10 +43,6 @@ def scale_by_a2grad(
         A transformation whose updates are added to the parameters; it has no learning rate. State: `x` (initially the
         parameter), `avg_grad`, `v` and, for "exp", `v_tilde`, shaped as the parameter.
 
-    Raises:
-        ValueError: If an argument is out of range, if `variant` is unknown, if `params` is missing, or if a later link
-            scales by a learning rate or decays.
-
     Example:
         >>> tx = gradtx.scale_by_a2grad(lips=2.0)
         >>> params = {"w": torch.tensor([1.0])}
@@ -103,9 +99,6 @@ def a2grad(**arguments: Annotated[Any, scale_by_a2grad]):
     Returns:
         A transformation whose updates are added to the parameters; there is no learning rate. State: `x`, `avg_grad`,
         `v`, [`v_tilde`].
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, if `variant` is unknown, or if `params` is missing.
 
     Example:
         >>> tx, params = gradtx.a2grad(beta=0.0, lips=1.0), {"w": torch.tensor([1.0])}

@@ -36,10 +36,6 @@ def scale_by_accsgd(
         A transformation that owns the learning rate: its updates are added to the parameters. State: `avg`
         ($\bar p$), shaped as the parameter and initialized to it.
 
-    Raises:
-        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
-            or decays.
-
     Example:
         >>> # alpha = 1/2, zeta = 2/3
         >>> tx = gradtx.scale_by_accsgd(lr=0.1, kappa=4.0, xi=2.0, small_const=1.0)
@@ -86,9 +82,6 @@ def accsgd(*, weight_decay=0.0, **options: Annotated[Any, scale_by_accsgd]):
 
     Returns:
         A transformation whose updates are added to the parameters. State: `avg`, initialized with the parameter.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.accsgd(lr=0.1, kappa=4.0, xi=0.0)  # without advantage it is SGD

@@ -34,9 +34,6 @@ def scale_by_acprop(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_var` and, with `amsgrad`,
         `max_exp_avg_var`, shaped as the parameter.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1) or `eps` is negative.
-
     Example:
         >>> tx = gradtx.scale_by_acprop(betas=(0.5, 0.5), eps=0.0)
         >>> state = tx.init({"w": torch.zeros(1)})
@@ -96,9 +93,6 @@ def acprop(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_var`; with `amsgrad`,
         also `max_exp_avg_var`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.acprop(lr=1.0, betas=(0.5, 0.5), eps=0.0)

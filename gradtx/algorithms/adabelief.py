@@ -36,9 +36,6 @@ def scale_by_belief(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_var` and, with `amsgrad`,
         `max_exp_avg_var`, shaped as the parameter.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1) or `eps` is negative.
-
     Example:
         >>> tx = gradtx.scale_by_belief(betas=(0.5, 0.5), eps=0.0, rectify=False)
         >>> state = tx.init({"w": torch.zeros(2)})
@@ -101,9 +98,6 @@ def adabelief(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_var`,
         [`max_exp_avg_var`].
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adabelief(lr=0.1, rectify=False)  # in the first step, g - m is 0.9 g

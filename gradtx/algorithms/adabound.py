@@ -39,9 +39,6 @@ def scale_by_adabound(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq` and, with `amsgrad`,
         `max_exp_avg_sq`, shaped as the parameter; `initial_lr`, 0-d float64 for each leaf.
 
-    Raises:
-        ValueError: If an argument is out of range.
-
     Example:
         >>> # a narrow band from the start
         >>> tx = gradtx.scale_by_adabound(lr=0.01, final_lr=0.1, gamma=1e6)
@@ -99,9 +96,6 @@ def adabound(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`] and the 0-d `initial_lr`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adabound(lr=1e-3, final_lr=0.1, gamma=1e6)  # SGD from the start

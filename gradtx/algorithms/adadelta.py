@@ -26,9 +26,6 @@ def scale_by_adadelta(rho: Fraction = 0.9, eps=1e-6):
         A transformation that keeps shapes and dtypes. State: `square_avg` ($q$), `acc_delta` ($a$), shaped as the
         parameter; $a$ averages directions before any learning rate is applied.
 
-    Raises:
-        ValueError: If `rho` is outside [0, 1] or `eps` is negative.
-
     Example:
         >>> # steps of 0.001 at first, then the same size again
         >>> tx = gradtx.scale_by_adadelta(rho=0.0, eps=1e-6)
@@ -78,9 +75,6 @@ def adadelta(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `square_avg`, `acc_delta`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adadelta(rho=0.0)

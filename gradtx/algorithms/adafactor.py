@@ -116,9 +116,8 @@ def scale_by_adafactor(
         parameter, with `beta1`.
 
     Raises:
-        ValueError: If an argument is out of range, if `params` is missing, if both or neither of `lr` and
-            `relative_step` are given, if `warmup_init` is set without `relative_step`, or if a later link scales by a
-            learning rate or decays.
+        ValueError: If both or neither of `lr` and `relative_step` are given, or if `warmup_init` is set without
+            `relative_step`.
 
     Example:
         >>> tx = gradtx.scale_by_adafactor()
@@ -167,10 +166,6 @@ def scale_by_adafactor_torch(lr=1e-2, weight_decay=0.0):
 
     Returns:
         A transformation that keeps shapes and dtypes and owns the learning rate; no state.
-
-    Raises:
-        ValueError: If an argument is negative, if `params` is missing, or if a later link scales by a learning rate or
-            decays.
 
     Example:
         >>> tx = gradtx.scale_by_adafactor_torch(lr=0.8)
@@ -225,8 +220,8 @@ def adafactor(
         `exp_avg_sq` for leaves with fewer than two dimensions; with `beta1`, also `exp_avg`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if `params` is missing, if both or neither of `lr` and
-            `relative_step` are given, or if `warmup_init` is set without `relative_step`.
+        ValueError: If both or neither of `lr` and `relative_step` are given, or if `warmup_init` is set without
+            `relative_step`.
 
     Example:
         >>> tx = gradtx.adafactor()
@@ -273,9 +268,6 @@ def adafactor_torch(
     Returns:
         A transformation whose updates are added to the parameters. State: `row_var` and `col_var`, or `variance` for
         leaves with fewer than two dimensions.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.adafactor_torch(lr=0.5)

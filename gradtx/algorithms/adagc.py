@@ -42,9 +42,6 @@ def adagc(
     Returns:
         A transformation whose updates are added to the parameters. State: `gamma`, `exp_avg`, `exp_avg_sq`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> # the first gradient is shortened to 1 over 1 + eps
         >>> tx = gradtx.adagc(lr=0.1, eps=1.0)

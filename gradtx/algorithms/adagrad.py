@@ -26,9 +26,6 @@ def scale_by_rss(eps=1e-10, initial_accumulator_value: NonNegative = 0.0):
     Returns:
         A transformation that keeps shapes and dtypes. State: `sum`, shaped as the parameter.
 
-    Raises:
-        ValueError: If an argument is negative.
-
     Example:
         >>> tx = gradtx.scale_by_rss()
         >>> state = tx.init({"w": torch.zeros(1)})
@@ -74,9 +71,6 @@ def adagrad(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `sum`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adagrad(lr=0.1, lr_decay=1.0)

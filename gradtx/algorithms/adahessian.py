@@ -45,8 +45,7 @@ def scale_by_hessian(
         `update_period` above 1, `hessian_diag` (the last $|D|$), shaped as the parameter.
 
     Raises:
-        ValueError: If an argument is out of range, if `hessian_diag` is missing, or if it is None although
-            `update_period` is 1.
+        ValueError: If it is None although `update_period` is 1.
 
     Example:
         >>> tx = gradtx.scale_by_hessian(eps=0.0)
@@ -133,10 +132,6 @@ def adahessian(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_hessian_diag_sq`,
         [`hessian_diag`].
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, if `hessian_diag` is missing, or if `params` is missing and
-            `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adahessian(lr=1.0, eps=0.0)

@@ -43,9 +43,6 @@ def scale_by_adai(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, `beta1_prod` (initially 1),
         shaped as the parameter. bfloat16 is too coarse for the product: pass `state_dtype`.
 
-    Raises:
-        ValueError: If an argument is out of range.
-
     Example:
         >>> tx = gradtx.scale_by_adai(betas=(0.1, 0.0))
         >>> grads = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([0.0, 0.0])}
@@ -104,9 +101,6 @@ def adai(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `beta1_prod`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adai(lr=0.1)

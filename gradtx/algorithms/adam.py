@@ -52,9 +52,6 @@ def scale_by_adam(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq` and, with `amsgrad`,
         `max_exp_avg_sq`, shaped as the parameter.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1) or `eps` is negative.
-
     Example:
         >>> tx = gradtx.scale_by_adam()
         >>> tx.update({"w": torch.tensor([1e-3, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
@@ -105,10 +102,6 @@ def scale_by_adam_hat(
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq` and, with `amsgrad`,
         `max_exp_avg_sq`, shaped as the parameter.
-
-    Raises:
-        ValueError: If a beta is outside [0, 1), if `eps` is negative, if `softplus` is not above 0, or if `partial` is
-            outside [0, 0.5].
 
     Example:
         >>> for tx in (gradtx.scale_by_adam(eps=1.0), gradtx.scale_by_adam_hat(eps=1.0)):
@@ -166,9 +159,6 @@ def adam(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`].
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.adam(lr=0.1)
         >>> tx.update({"w": torch.tensor([1e-4, -7.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
@@ -208,9 +198,6 @@ def adamw(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`].
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.adamw(lr=0.1, weight_decay=0.5)
         >>> params = {"w": torch.tensor([2.0])}
@@ -247,9 +234,6 @@ def adamd(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adamd(lr=0.1)

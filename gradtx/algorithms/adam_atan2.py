@@ -46,10 +46,6 @@ def scale_by_atan2(
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1), if `cautious_factor` is outside [0, 1], or if `a` or `b` is not above
-            0.
-
     Example:
         >>> tx = gradtx.scale_by_atan2(a=4 / torch.pi)
         >>> updates, _ = tx.update(
@@ -123,8 +119,7 @@ def adam_atan2(
         options, `grad_ema`, `param_init`, `initial_lr`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if both rates are above 0, or if an option needs `params` and
-            it is missing.
+        ValueError: If both rates are above 0, or if an option needs `params` and it is missing.
 
     Example:
         >>> tx = gradtx.adam_atan2(lr=0.1, a=4 / torch.pi)

@@ -65,8 +65,7 @@ def scale_by_block_adam(
 
     Raises:
         TypeError: If `block` is neither a name nor a number.
-        ValueError: If an argument is out of range, if the name of a block is unknown, or if the number of blocks does
-            not divide dimension 0.
+        ValueError: If the name of a block is unknown, or if the number of blocks does not divide dimension 0.
 
     Example:
         >>> tx = gradtx.scale_by_block_adam(betas=(0.0, 0.999))
@@ -125,8 +124,7 @@ def adam_mini(
 
     Raises:
         TypeError: If `block` is neither a name nor a number.
-        ValueError: If a hyperparameter is out of range, if the name of a block is unknown, if the number of blocks does
-            not divide dimension 0 of a leaf, or if `params` is missing and `weight_decay` is not 0.0.
+        ValueError: If the name of a block is unknown, or if the number of blocks does not divide dimension 0 of a leaf.
 
     Example:
         >>> tx = gradtx.adam_mini(lr=0.1)

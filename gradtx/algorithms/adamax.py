@@ -28,9 +28,6 @@ def scale_by_adamax(betas=(0.9, 0.999), eps=1e-8):
         A transformation that keeps shapes and dtypes. State: `exp_avg` ($m$), `exp_inf` ($u$), shaped as the
         parameter.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1) or `eps` is negative.
-
     Example:
         >>> tx = gradtx.scale_by_adamax(betas=(0.0, 0.5))
         >>> state = tx.init({"w": torch.zeros(1)})
@@ -79,9 +76,6 @@ def adamax(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_inf`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adamax(lr=0.1)

@@ -42,9 +42,6 @@ def adamc(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, [`max_exp_avg_sq`];
         without `max_lr`, also `lr_max`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.adamc(
         ...     lr=gradtx.Schedule(lambda step: 0.1 * 0.5**step), weight_decay=1.0

@@ -51,10 +51,6 @@ def scale_by_adamod(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `exp_avg_lr`,
         shaped as the parameter.
 
-    Raises:
-        ValueError: If an argument is out of range, if `params` is missing and `weight_decay` is not 0.0, or if a later
-            link scales by a learning rate or decays.
-
     Example:
         >>> tx = gradtx.scale_by_adamod(lr=0.1, beta3=0.75)
         >>> # a quarter of Adam's step
@@ -99,9 +95,6 @@ def adamod(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `exp_avg_lr`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adamod(lr=0.1, beta3=0.9)

@@ -43,9 +43,6 @@ def adamp(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
-
     Example:
         >>> params = {"w": torch.tensor([[3.0, 4.0]])}
         >>> tx = gradtx.adamp(lr=0.1)
@@ -93,9 +90,6 @@ def sgdp(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, which is never projected.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> params = {"w": torch.tensor([[3.0, 4.0]])}

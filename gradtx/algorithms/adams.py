@@ -35,9 +35,6 @@ def scale_by_adam_stable_decay(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq` and, with `amsgrad`,
         `max_exp_avg_sq`, shaped as the parameter.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1), if `eps` or `weight_decay` is negative, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.scale_by_adam_stable_decay(weight_decay=1.0)
         >>> params = {"a": torch.tensor([2.0]), "b": torch.tensor([2.0])}
@@ -81,9 +78,6 @@ def adams(lr=1e-3, **options: Annotated[Any, scale_by_adam_stable_decay]):
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`].
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.adams(lr=0.1, weight_decay=1.0)

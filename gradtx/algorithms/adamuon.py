@@ -60,9 +60,7 @@ def adamuon(
         fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: If `fallback` is not a transformation.
-        ValueError: If a hyperparameter is out of range, if `rescale` is unknown, if `params` is missing, or if a leaf
-            is not a matrix and there is no `fallback`.
+        ValueError: If a leaf is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.adamuon(lr=1.0, weight_decay=0.0)

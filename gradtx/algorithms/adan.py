@@ -33,9 +33,6 @@ def scale_by_adan(betas=(0.98, 0.92, 0.99), eps=1e-8):
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_diff`, `exp_avg_sq`,
         `previous_grad`, shaped as the parameter.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1) or `eps` is negative.
-
     Example:
         >>> tx = gradtx.scale_by_adan(betas=(0.0, 0.5, 0.0))
         >>> state = tx.init({"w": torch.zeros(1)})
@@ -100,9 +97,6 @@ def adan(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_diff`, `exp_avg_sq`,
         `previous_grad`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adan(lr=0.5, weight_decay=2.0)

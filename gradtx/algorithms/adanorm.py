@@ -45,7 +45,7 @@ def scale_by_adanorm(
         `max_exp_avg_sq`, shaped as the parameter; `exp_grad_norm`, 0-d float64 for each leaf.
 
     Raises:
-        ValueError: If a beta or `r` is outside [0, 1), or if `eps` is negative.
+        ValueError: If a beta or `r` is outside [0, 1).
 
     Example:
         >>> tx = gradtx.scale_by_adanorm(betas=(0.0, 0.5), r=0.5)
@@ -110,9 +110,6 @@ def adanorm(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`] and the 0-d `exp_grad_norm`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adanorm(lr=0.1, betas=(0.0, 0.0), r=0.5)

@@ -58,10 +58,6 @@ def scale_by_local_smoothness(
         gradients. State: `prev_param`, `previous_grad`, shaped as the parameter; `step_size`, `theta`, 0-d float64
         shared by all leaves.
 
-    Raises:
-        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
-            or decays.
-
     Example:
         >>> tx = gradtx.scale_by_local_smoothness(
         ...     lr=1e-6, amplifier=1.0, damping=2.0, theta=torch.inf, eps=0.0
@@ -137,9 +133,6 @@ def adaptive_gd(**arguments: Annotated[Any, scale_by_local_smoothness]):
         A transformation whose updates are added to the parameters; it accepts the extra `prev_grad` (see
         `scale_by_local_smoothness`). State: `prev_param`, `previous_grad`; shared by all leaves, 0-d: `step_size`,
         `theta`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.adaptive_gd(

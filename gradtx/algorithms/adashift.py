@@ -47,9 +47,6 @@ def scale_by_adashift(
         A transformation that keeps shapes and dtypes. State: `grad_0` ... `grad_{n-1}`, the last gradients, newest
         first, shaped as the parameter; `exp_avg_sq`, 0-d float64 for each leaf, or shaped as the parameter with "none".
 
-    Raises:
-        ValueError: If an argument is out of range, or if `reduce` is unknown.
-
     Example:
         >>> tx = gradtx.scale_by_adashift(betas=(0.0, 0.9), keep_num=1)
         >>> state = tx.init({"w": torch.zeros(2)})
@@ -105,9 +102,6 @@ def adashift(lr=1e-3, **direction: Annotated[Any, scale_by_adashift]):
     Returns:
         A transformation whose updates are added to the parameters. State: `grad_0` ... `grad_{n-1}`, `exp_avg_sq`
         (0-d unless reduce is "none").
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `reduce` is unknown.
 
     Example:
         >>> tx = gradtx.adashift(lr=0.1, keep_num=1)

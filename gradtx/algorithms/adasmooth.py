@@ -36,7 +36,7 @@ def scale_by_adasmooth(
         ($N$), shaped as the parameter.
 
     Raises:
-        ValueError: If an argument is out of range, if `betas` is not increasing, or if `params` is missing.
+        ValueError: If `betas` is not increasing.
 
     Example:
         >>> tx = gradtx.scale_by_adasmooth()
@@ -107,7 +107,7 @@ def adasmooth(
         `abs_sum`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if `betas` is not increasing, or if `params` is missing.
+        ValueError: If `betas` is not increasing.
 
     Example:
         >>> tx = gradtx.adasmooth(lr=1e-3)

@@ -30,9 +30,6 @@ def scale_by_adatam(betas=(0.9, 0.999), decay_rate: Decay = 0.9, eps=1e-8):
     Returns:
         A transformation that keeps shapes and dtypes. State: `s`, `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
-    Raises:
-        ValueError: If an argument is out of range.
-
     Example:
         >>> tx = gradtx.scale_by_adatam(betas=(0.0, 0.75), decay_rate=0.0, eps=0.0)
         >>> state = tx.init({"w": torch.zeros(())})
@@ -80,9 +77,6 @@ def adatam(lr=1e-3, *, weight_decay=0.0, **direction: Annotated[Any, scale_by_ad
 
     Returns:
         A transformation whose updates are added to the parameters. State: `s`, `exp_avg`, `exp_avg_sq`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adatam(lr=0.1, betas=(0.9, 0.0))

@@ -43,9 +43,6 @@ def scale_by_ademamix(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_slow`, `exp_avg_sq`, shaped as the
         parameter.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1), or if another argument is negative.
-
     Example:
         >>> tx = gradtx.scale_by_ademamix(betas=(0.0, 0.0, 0.5), alpha=1.0)
         >>> state = tx.init({"w": torch.zeros(1)})
@@ -96,9 +93,6 @@ def scale_by_simplified_ademamix(
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter, and
         `num_sum` ($n$), 0-d float64 for each leaf.
-
-    Raises:
-        ValueError: If a beta is outside [0, 1), or if another argument is negative.
 
     Example:
         >>> tx = gradtx.scale_by_simplified_ademamix(betas=(0.5, 0.9), alpha=1.0)
@@ -164,9 +158,6 @@ def ademamix(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_slow`, `exp_avg_sq`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> # the slow average holds half of the first gradient
         >>> tx = gradtx.ademamix(lr=0.1, betas=(0.9, 0.999, 0.5))
@@ -219,9 +210,6 @@ def simplified_ademamix(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `num_sum`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.simplified_ademamix(lr=0.01, alpha=9.0)

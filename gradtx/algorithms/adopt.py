@@ -58,9 +58,6 @@ def scale_by_adopt(
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1), or if `eps` or `clip_exponent` is negative.
-
     Example:
         >>> tx = gradtx.scale_by_adopt()
         >>> updates, state = tx.update(
@@ -105,10 +102,6 @@ def scale_by_adopt_atan2(
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
-
-    Raises:
-        ValueError: If a beta is outside [0, 1), if `cautious_factor` is outside [0, 1], or if `a` or `b` is not above
-            0.
 
     Example:
         >>> tx = gradtx.scale_by_adopt_atan2(betas=(0.0, 0.5), a=4 / torch.pi)
@@ -160,9 +153,6 @@ def adopt(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.adopt(lr=0.1, betas=(0.0, 0.99))
@@ -221,8 +211,7 @@ def adopt_atan2(
         options, `param_init`, `initial_lr`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if both rates are above 0, or if an option needs `params` and
-            it is missing.
+        ValueError: If both rates are above 0, or if an option needs `params` and it is missing.
 
     Example:
         >>> tx = gradtx.adopt_atan2(lr=0.1, betas=(0.0, 0.99), a=4 / torch.pi)

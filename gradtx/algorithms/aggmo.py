@@ -69,9 +69,6 @@ def aggmo(
         A transformation whose updates are added to the parameters. State: `momentum_buffer_0`,
         `momentum_buffer_1`, ..., in the order of `betas`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.aggmo(lr=0.1, betas=(0.0, 0.5))
         >>> state = tx.init({"w": torch.zeros(1)})

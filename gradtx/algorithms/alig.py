@@ -31,10 +31,6 @@ def scale_by_polyak(max_lr: Annotated[Scalar, "[0, inf]"] | None = None, eps=1e-
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
-    Raises:
-        ValueError: If an argument is negative, if `value` is missing, or if a later link scales by a learning rate or
-            decays.
-
     Example:
         >>> tx = gradtx.scale_by_polyak(eps=0.0)
         >>> # loss: the norm of w, which becomes 0 in one step
@@ -85,8 +81,7 @@ def alig(
         A transformation whose updates are added to the parameters. State: [`momentum_buffer`].
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if `value` is missing, or if `max_norm` is set and `params` is
-            missing.
+        ValueError: If `max_norm` is set and `params` is missing.
 
     Example:
         >>> tx = gradtx.alig(eps=0.0)

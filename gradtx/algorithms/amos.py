@@ -62,10 +62,6 @@ def scale_by_amos(
         A transformation whose updates are added to the parameters. State: `exp_avg_sq` ($v$) and `decay` ($b$): 0-d
         float64 for each leaf, one entry per index of dimension 0, or shaped as the parameter.
 
-    Raises:
-        ValueError: If an argument is out of range, if `slot` is unknown, if `params` is missing, or if a later link
-            scales by a learning rate or decays.
-
     Example:
         >>> tx = gradtx.scale_by_amos(lr=0.01, beta=0.0, eta=2.0)
         >>> params = {"w": torch.tensor([0.0, 100.0])}
@@ -150,8 +146,7 @@ def amos(
         by `slot`); with momentum, also `exp_avg`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if `slot` is unknown, if `params` is missing, or if a decay or
-            learning rate follows.
+        ValueError: If a decay or learning rate follows.
 
     Example:
         >>> tx = gradtx.amos(lr=0.01, eta=lambda shape: 2.0)

@@ -25,9 +25,6 @@ def scale_by_ano(betas=(0.92, 0.99), eps=1e-8, logarithmic=False):
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg` ($m$), `exp_avg_sq` ($v$).
 
-    Raises:
-        ValueError: If an argument is out of range.
-
     Example:
         >>> tx = gradtx.scale_by_ano(betas=(0.5, 0.0))
         >>> state = tx.init({"w": torch.zeros(1)})
@@ -71,9 +68,6 @@ def ano(lr=1e-4, betas=(0.92, 0.99), eps=1e-8, weight_decay=0.0, logarithmic=Fal
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.ano(lr=0.1)

@@ -48,9 +48,6 @@ def scale_by_apollo(
         A transformation that keeps shapes and dtypes. State: `exp_avg_grad` ($m$), `approx_hessian` ($B$), `update`
         ($d$), shaped as the parameter.
 
-    Raises:
-        ValueError: If an argument is out of range, if an option is unknown, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.scale_by_apollo(beta=0.0, eps=1e-8)
         >>> params = {"w": torch.tensor([1.0])}
@@ -123,9 +120,6 @@ def apollo(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg_grad`, `approx_hessian`, `update`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.apollo(lr=0.1, warmup=2, init_lr=0.0)

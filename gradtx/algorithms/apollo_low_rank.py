@@ -55,9 +55,6 @@ def scale_by_apollo_low_rank(
         A transformation that keeps shapes and dtypes. State: `Q`, `exp_avg`, `exp_avg_sq` at low rank, `last_norm`
         ($n$, 0-d); `seed` and `counter`.
 
-    Raises:
-        ValueError: If an argument is out of range, or if an option is unknown.
-
     Example:
         >>> tx = gradtx.scale_by_apollo_low_rank(rank=1, projection="svd")
         >>> grads = {"w": torch.tensor([[3.0, 4.0], [6.0, 8.0]])}
@@ -116,9 +113,6 @@ def apollo_low_rank(
     Returns:
         A transformation whose updates are added to the parameters. State: `Q`, `last_norm`, and `exp_avg` and
         `exp_avg_sq` at low rank; for other leaves, `exp_avg` and `exp_avg_sq` in full size; `seed` and `counter`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.apollo_low_rank(lr=1.0, rank=1, scale_type="tensor")

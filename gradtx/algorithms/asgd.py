@@ -40,10 +40,6 @@ def scale_by_asgd(
         A transformation whose updates are added to the parameters. State: `ax` ($a_t$), shaped as the parameter, which
         `eval_params` returns; `eta` and `mu`, the next $\eta_t$ and $\mu_t$, 0-d float64 for each leaf.
 
-    Raises:
-        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
-            or decays.
-
     Example:
         >>> tx = gradtx.scale_by_asgd(lr=1.0, lambd=0.0, t0=0.0)
         >>> params = {"w": torch.tensor([0.0])}
@@ -92,9 +88,6 @@ def asgd(*, weight_decay=0.0, **options: Annotated[Any, scale_by_asgd]):
     Returns:
         A transformation whose updates are added to the parameters. State: `ax`, the average, which `eval_params`
         returns; per leaf, `eta` and `mu`, 0-d.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.asgd(lr=1.0, lambd=0.0, t0=0.0)

@@ -54,9 +54,7 @@ def aurora(
         the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: If `fallback` is not a transformation.
-        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
-            is no `fallback`.
+        ValueError: If a leaf is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.aurora(lr=1.0, adjust_lr_fn="none", balance=20)

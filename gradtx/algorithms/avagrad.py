@@ -36,9 +36,6 @@ def scale_by_avagrad(betas=(0.9, 0.999), eps=0.1, lagged_norm=False):
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter; with
         `lagged_norm` also `gamma`, one 0-d float64 shared by all leaves.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1) or `eps` is negative.
-
     Example:
         >>> tx = gradtx.scale_by_avagrad(betas=(0.0, 0.999), eps=0.0)
         >>> state = tx.init({"w": torch.zeros(2)})
@@ -101,9 +98,6 @@ def avagrad(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`; with `lagged_norm`,
         `gamma`, shared by all leaves.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> params = {"w": torch.tensor([0.0, 0.0])}

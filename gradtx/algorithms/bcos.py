@@ -42,9 +42,6 @@ def scale_by_bcos(
         A transformation that keeps shapes and dtypes. State: `exp_avg` (modes "c" and "m") and `exp_avg_sq` (modes
         "m" and "g"), shaped as the parameter and initialized from the first gradient passed to the chain.
 
-    Raises:
-        ValueError: If an argument is out of range, or if `mode` is unknown.
-
     Example:
         >>> tx = gradtx.scale_by_bcos(beta=0.5, eps=0.0)
         >>> state = tx.init({"w": torch.zeros(2)})
@@ -120,10 +117,6 @@ def bcos(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg` (modes "c" and "m") and
         `exp_avg_sq` (modes "m" and "g"), both initialized from the first gradient.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, if `mode` is unknown, or if `params` is missing and
-            `weight_decay` is not 0.0.
 
     Example:
         >>> # the first step is the sign of the gradient

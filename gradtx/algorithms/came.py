@@ -35,9 +35,6 @@ def scale_by_confidence(
         two or more dimensions `exp_avg_res_row` (the parameter's shape without the last dimension) and
         `exp_avg_res_col` (without the second to last).
 
-    Raises:
-        ValueError: If `beta1` or `beta3` is outside [0, 1), or if `eps` is not above 0.
-
     Example:
         >>> tx = gradtx.scale_by_confidence(beta1=0.5, beta3=0.0)
         >>> state = tx.init({"w": torch.zeros(2, 1)})
@@ -95,9 +92,6 @@ def came(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`; for leaves with two or more
         dimensions, `exp_avg_sq_row`, `exp_avg_sq_col`, `exp_avg_res_row`, `exp_avg_res_col`; for others, `exp_avg_sq`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.came(lr=0.1)  # a vector has a momentum only

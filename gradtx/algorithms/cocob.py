@@ -30,10 +30,6 @@ def scale_by_cocob(alpha: NonNegative = 100.0, eps=1e-8):
         A transformation that keeps shapes and dtypes; its updates are added to the parameters. State: `param_init`,
         `scale` ($L$), `abs_sum` ($A$), `reward` ($R$), `grad_sum` ($\theta$), shaped as the parameter.
 
-    Raises:
-        ValueError: If an argument is negative, if `params` is missing, or if a later link scales by a learning rate or
-            decays.
-
     Example:
         >>> tx = gradtx.scale_by_cocob()
         >>> params = {"w": torch.tensor([5.0, 5.0])}
@@ -88,9 +84,6 @@ def cocob(alpha: NonNegative = 100.0, eps=1e-8, weight_decay=0.0):
     Returns:
         A transformation whose updates are added to the parameters. State: `param_init`, `scale`, `abs_sum`, `reward`,
         `grad_sum`.
-
-    Raises:
-        ValueError: If a hyperparameter is negative, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.cocob(alpha=10.0)

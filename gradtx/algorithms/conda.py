@@ -50,9 +50,6 @@ def conda(
         A transformation whose updates are added to the parameters. State of matrices: `momentum_buffer`, `exp_avg_sq`
         (in the basis), `Q_0`; of other leaves: `exp_avg`, `exp_avg_sq`; all under `partition`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.conda(lr=0.1)
         >>> params = {"w": torch.zeros(2, 2)}

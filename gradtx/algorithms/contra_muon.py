@@ -56,9 +56,7 @@ def contra_muon(
         the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: If `fallback` is not a transformation.
-        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
-            is no `fallback`.
+        ValueError: If a leaf is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.contra_muon(lr=1.0, contra=1.0)

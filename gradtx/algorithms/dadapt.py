@@ -118,10 +118,6 @@ def scale_by_dadapt_adagrad(
         chain with `descend`, or leave lr at 1 and end it with `scale_by_learning_rate`. State: `alphak`
         ($A$), `sk` ($s$), `x0`, shaped as the parameter; shared by all leaves, `d`, `gsq_weighted` ($G$), 0-d.
 
-    Raises:
-        ValueError: If an argument is out of range, if `params` is missing, or if the link follows one that owns the
-            learning rate.
-
     Example:
         >>> tx = gradtx.chain(gradtx.scale_by_dadapt_adagrad(), gradtx.descend())
         >>> params = {"w": torch.tensor([10.0])}
@@ -200,10 +196,6 @@ def scale_by_dadapt_adam(
         (which includes $\delta$), `exp_avg_sq`, `s`, shaped as the parameter; shared by all leaves, `d`,
         `numerator_weighted` ($r$), 0-d.
 
-    Raises:
-        ValueError: If an argument is out of range, if `params` is missing, or if the link follows one that owns the
-            learning rate.
-
     Example:
         >>> tx = gradtx.scale_by_dadapt_adam()
         >>> params = {"w": torch.tensor([10.0])}
@@ -272,10 +264,6 @@ def scale_by_dadapt_sgd(
         chain with `descend`, or leave lr at 1 and end it with `scale_by_learning_rate`. State: `s`, `x0`,
         shaped as the parameter; shared by all leaves, `d`, `numerator_weighted` ($N$), `g0_norm` ($G_0$, 0 until a
         gradient arrives at a rate above 0), 0-d.
-
-    Raises:
-        ValueError: If an argument is out of range, if `params` is missing, or if the link follows one that owns the
-            learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_dadapt_sgd(d0=0.1)
@@ -347,10 +335,6 @@ def scale_by_dadapt_adan(
         chain with `descend`, or leave lr at 1 and end it with `scale_by_learning_rate`. State: `exp_avg`,
         `exp_avg_diff` (both include $\delta$), `exp_avg_sq`, `s`, `previous_grad`, shaped as the parameter; shared by
         all leaves, `d`, `gsq_weighted` ($G$), 0-d.
-
-    Raises:
-        ValueError: If an argument is out of range, if `params` is missing, or if the link follows one that owns the
-            learning rate.
 
     Example:
         >>> tx = gradtx.scale_by_dadapt_adan(d0=0.1, weight_decay=1.0, betas=(0.0, 0.0, 0.0))
@@ -427,10 +411,6 @@ def scale_by_dadapt_lion(
         (which includes $\delta$), `s`, shaped as the parameter; shared by all leaves, `d`, `numerator_weighted`
         ($r$), 0-d.
 
-    Raises:
-        ValueError: If an argument is out of range, if `params` is missing, or if the link follows one that owns the
-            learning rate.
-
     Example:
         >>> tx = gradtx.scale_by_dadapt_lion(d0=0.1)
         >>> params = {"w": torch.zeros(2)}
@@ -489,9 +469,6 @@ def dadapt_adagrad(
         A transformation whose updates are added to the parameters. State: `alphak`, `sk`, `x0`; shared by all leaves,
         0-d: `d`, `gsq_weighted`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.dadapt_adagrad()
         >>> params = {"w": torch.tensor([10.0])}
@@ -544,9 +521,6 @@ def dadapt_adam(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `s`; shared by all
         leaves, 0-d: `d`, `numerator_weighted`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
-
     Example:
         >>> # a first step of d0 / sqrt(1 - beta2)
         >>> tx = gradtx.dadapt_adam(d0=0.1, betas=(0.0, 0.99))
@@ -588,9 +562,6 @@ def dadapt_sgd(
     Returns:
         A transformation whose updates are added to the parameters. State: `s`, `x0`; shared by all leaves, 0-d: `d`,
         `numerator_weighted`, `g0_norm`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dadapt_sgd(d0=1e-3, growth_rate=2.0)
@@ -640,9 +611,6 @@ def dadapt_adan(**direction: Annotated[Any, scale_by_dadapt_adan]):
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_diff`, `exp_avg_sq`, `s`,
         `previous_grad`; shared by all leaves, 0-d: `d`, `gsq_weighted`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.dadapt_adan(
         ...     d0=0.1, betas=(0.0, 0.0, 0.0), weight_decay=1.0, no_prox=True
@@ -677,9 +645,6 @@ def dadapt_lion(**direction: Annotated[Any, scale_by_dadapt_lion]):
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `s`; shared by all leaves, 0-d:
         `d`, `numerator_weighted`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dadapt_lion(lr=0.5, d0=0.1, weight_decay=1.0)

@@ -25,9 +25,6 @@ def scale_by_diffgrad(betas=(0.9, 0.999), eps=1e-8):
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, `previous_grad`, shaped as the
         parameter.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1) or `eps` is negative.
-
     Example:
         >>> tx = gradtx.scale_by_diffgrad()
         >>> state = tx.init({"w": torch.zeros(2)})
@@ -75,9 +72,6 @@ def diffgrad(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `previous_grad`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.diffgrad(lr=0.1)

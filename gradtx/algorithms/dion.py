@@ -51,7 +51,7 @@ def scale_by_dion(
         rank; `seed` and `counter`.
 
     Raises:
-        ValueError: If an argument is out of range, if `init` is unknown, or if a leaf is not a matrix.
+        ValueError: If a leaf is not a matrix.
 
     Example:
         >>> tx = gradtx.scale_by_dion(rank=1, init="eye")
@@ -122,7 +122,7 @@ def orthogonalize_slices(
         `exp_avg_sq`, rows x 1.
 
     Raises:
-        ValueError: If an argument is out of range, if `select` is unknown, or if a leaf is not a matrix.
+        ValueError: If a leaf is not a matrix.
 
     Example:
         >>> tx = gradtx.orthogonalize_slices(fraction=0.5, coefs=(2.0, -1.5, 0.5), steps=12)
@@ -203,9 +203,7 @@ def dion(
         the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: If `fallback` is not a transformation.
-        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
-            is no `fallback`.
+        ValueError: If a leaf is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.dion(rank=0.25)
@@ -266,9 +264,7 @@ def dion2(
         (one entry per row); with a fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: If `fallback` is not a transformation.
-        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
-            is no `fallback`.
+        ValueError: If a leaf is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.dion2(lr=1.0, weight_decay=0.0, ns_coefficients="newton_schulz")

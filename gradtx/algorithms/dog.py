@@ -60,9 +60,6 @@ def scale_by_dog(
         A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter; shared by all
         leaves, `max_dist` ($r$, 0 until the first step) and `sum_sq` ($G$), 0-d.
 
-    Raises:
-        ValueError: If an argument is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.chain(gradtx.scale_by_dog(), gradtx.scale_by_learning_rate(1.0))
         >>> params = {"w": torch.tensor([10.0])}
@@ -120,9 +117,6 @@ def scale_by_ldog(
         A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter; `max_dist` ($r$)
         and `sum_sq` ($G$), 0-d float64 for each leaf.
 
-    Raises:
-        ValueError: If an argument is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.scale_by_ldog(reps_rel=0.01, eps=0.0)
         >>> params = {"a": torch.tensor([99.0]), "b": torch.tensor([9.0])}
@@ -176,9 +170,6 @@ def scale_by_dowg(eps: Positive = 1e-4, init_estim_sq_dist: Positive | None = No
         A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter; shared by all
         leaves, `estim_sq_dist` ($r^2$) and `weighted_sq_norm` ($w$), 0-d.
 
-    Raises:
-        ValueError: If an argument is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.scale_by_dowg(eps=1.0)
         >>> params = {"w": torch.tensor([0.0, 0.0])}
@@ -230,9 +221,6 @@ def dog(
         A transformation whose updates are added to the parameters. State: `param_init`; shared by all leaves, 0-d:
         `max_dist`, `sum_sq`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.dog(reps_rel=0.1)
         >>> params = {"w": torch.tensor([9.0, 0.0])}
@@ -271,9 +259,6 @@ def ldog(
         A transformation whose updates are added to the parameters. State: `param_init`, and per leaf `max_dist` and
         `sum_sq`, 0-d float64.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.ldog(reps_rel=0.1)
         >>> params = {"a": torch.tensor([9.0]), "b": torch.tensor([0.0])}
@@ -311,9 +296,6 @@ def dowg(
     Returns:
         A transformation whose updates are added to the parameters. State: `param_init`; shared by all leaves, 0-d:
         `estim_sq_dist`, `weighted_sq_norm`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.dowg(init_estim_sq_dist=4.0)  # a first step of about 2

@@ -44,9 +44,6 @@ def scale_by_fadam(
     Returns:
         A transformation that keeps shapes and dtypes. State: `momentum` ($m$), `fim` ($f$), shaped as the parameter.
 
-    Raises:
-        ValueError: If an argument is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.scale_by_fadam(betas=(0.0, 0.9), eps=0.0, weight_decay=0.5)
         >>> # the decay is divided as well: by 1 and by 30
@@ -99,9 +96,6 @@ def fadam(lr=1e-3, **direction: Annotated[Any, scale_by_fadam]):
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum`, `fim`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.fadam(lr=0.1, betas=(0.0, 0.9), weight_decay=0.0)

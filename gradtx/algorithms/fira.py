@@ -83,9 +83,6 @@ def scale_by_fira(
         A transformation that keeps shapes and dtypes. State: `Q`, `exp_avg`, `exp_avg_sq` at low rank, `last_norm`
         ($n$, 0-d).
 
-    Raises:
-        ValueError: If an argument is out of range, or if an option is unknown.
-
     Example:
         >>> tx = gradtx.scale_by_fira(rank=1, scale=1.0)
         >>> grads = {"w": torch.tensor([[3.0, 0.0], [0.0, 1.0], [0.0, 0.0]])}
@@ -142,9 +139,6 @@ def fira(
     Returns:
         A transformation whose updates are added to the parameters. State: `Q`, `last_norm`, and `exp_avg` and
         `exp_avg_sq` at low rank; for other leaves, `exp_avg` and `exp_avg_sq` in full size.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing.
 
     Example:
         >>> state = gradtx.fira(rank=2).init({"w": torch.zeros(8, 3)})["scale_by_fira"]

@@ -37,9 +37,6 @@ def scale_by_focus(
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `pbar`, shaped as the parameter.
 
-    Raises:
-        ValueError: If an argument is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.scale_by_focus(gamma=0.25)
         >>> state = tx.init({"w": torch.zeros(1)})
@@ -87,9 +84,6 @@ def focus(lr=1e-2, **direction: Annotated[Any, scale_by_focus]):
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `pbar`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.focus(lr=0.1, gamma=0.5)

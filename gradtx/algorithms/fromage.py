@@ -28,9 +28,6 @@ def fromage(lr=0.01, p_bound: Positive | None = None):
     Returns:
         A transformation whose updates are added to the parameters. State: none; with `p_bound`, `bound`, 0-d per leaf.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.fromage(lr=0.75)
         >>> params = {"w": torch.tensor([5.0, 0.0])}

@@ -41,10 +41,6 @@ def scale_by_ftrl(
         A transformation that keeps shapes and dtypes and owns the learning rate. State: `z`, `n`, shaped as the
         parameter. A weight whose gradient has always been 0 becomes 0.
 
-    Raises:
-        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
-            or decays.
-
     Example:
         >>> tx = gradtx.scale_by_ftrl(lr=1.0, l1=1.0)
         >>> params = {"w": torch.zeros(2)}
@@ -98,9 +94,6 @@ def ftrl(**arguments: Annotated[Any, scale_by_ftrl]):
 
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, `n`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.ftrl(lr=1.0, l1=1.0)

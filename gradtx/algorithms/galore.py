@@ -46,9 +46,6 @@ def galore(
         A transformation whose updates are added to the parameters. State: `Q`, and `exp_avg` and `exp_avg_sq` at low
         rank; for other leaves, `exp_avg` and `exp_avg_sq` in full size.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.galore(lr=1.0, rank=1)
         >>> params = {"w": torch.zeros(2, 2)}

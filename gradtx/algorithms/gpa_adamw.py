@@ -41,9 +41,6 @@ def gpa_adamw(
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, `exp_avg`, `exp_avg_sq`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.gpa_adamw(lr=1.0, mu_x=0.5, mu_y=0.5)
         >>> params = {"w": torch.tensor([8.0])}

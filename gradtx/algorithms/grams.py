@@ -34,9 +34,6 @@ def grams(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.grams(lr=0.1)
         >>> state = tx.init({"w": torch.zeros(1)})

@@ -33,9 +33,6 @@ def scale_by_gravity(lr, alpha: NonNegative = 0.01, beta: Decay = 0.9, seed: int
         A transformation that keeps shapes and dtypes. State: `v`, shaped as the parameter; `seed` and `counter`, shared
         by the whole stage.
 
-    Raises:
-        ValueError: If an argument is out of range.
-
     Example:
         >>> # 2/3 of zeta at the first step
         >>> tx = gradtx.scale_by_gravity(lr=0.1, alpha=0.0, beta=0.0)
@@ -83,9 +80,6 @@ def gravity(lr=0.1, **options: Annotated[Any, scale_by_gravity]):
     Returns:
         A transformation whose updates are added to the parameters. State: `v`; shared by all leaves, `seed` and
         `counter`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range.
 
     Example:
         >>> tx = gradtx.gravity(lr=0.1, alpha=0.0, beta=0.0)

@@ -40,9 +40,6 @@ def grokfast_adamw(
     Returns:
         A transformation whose updates are added to the parameters. State: `grad_ema`, `exp_avg`, `exp_avg_sq`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.grokfast_adamw(lr=0.1, eps=3.0)  # the first gradient counts three times
         >>> params = {"w": torch.zeros(1)}

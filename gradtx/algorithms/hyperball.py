@@ -37,8 +37,7 @@ def hyperball(tx: GradientTransformation, lr, eps=1e-12):
         each of `scale_to_radius` and `keep_norm`.
 
     Raises:
-        TypeError: If `tx` is not a transformation.
-        ValueError: If an argument is out of range, if `params` is missing, or if the initial norm of a leaf is 0.
+        ValueError: If the initial norm of a leaf is 0.
 
     Example:
         >>> tx = gradtx.hyperball(gradtx.trace(0.9), lr=0.75)
@@ -78,7 +77,7 @@ def adam_h(
         0-d.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if `params` is missing, or if the initial norm of a leaf is 0.
+        ValueError: If the initial norm of a leaf is 0.
 
     Example:
         >>> tx = gradtx.adam_h(lr=0.1)
@@ -123,9 +122,7 @@ def muon_h(
         with a fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: If `fallback` is not a transformation.
-        ValueError: If a hyperparameter is out of range, if `params` is missing, if the initial norm of a matrix is 0,
-            or if a leaf is not a matrix and there is no `fallback`.
+        ValueError: If the initial norm of a matrix is 0, or if a leaf is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.muon_h(lr=0.1)

@@ -25,9 +25,6 @@ def scale_by_kate(delta: NonNegative = 0.0, eps=1e-8):
     Returns:
         A transformation that keeps shapes and dtypes. State: `b_sq`, `m_sq`, shaped as the parameter.
 
-    Raises:
-        ValueError: If an argument is negative.
-
     Example:
         >>> tx = gradtx.scale_by_kate(eps=0.0)
         >>> state = tx.init({"w": torch.zeros(2)})
@@ -73,9 +70,6 @@ def kate(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `b_sq`, `m_sq`.
-
-    Raises:
-        ValueError: If a hyperparameter is negative, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.kate(lr=1.0)

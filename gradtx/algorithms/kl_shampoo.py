@@ -53,9 +53,6 @@ def scale_by_kl_shampoo(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter, and `GG_i` ($S_i$)
         and `Q_i`, n x n, for each dimension with a factor; `exp_avg_sq` for a leaf without any. Time: n^3.
 
-    Raises:
-        ValueError: If an argument is out of range.
-
     Example:
         >>> tx = gradtx.scale_by_kl_shampoo(betas=(0.0, 0.0))
         >>> state = tx.init({"w": torch.zeros(2, 2)})
@@ -139,9 +136,6 @@ def kl_soap(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
         basis), `GG_i` and `Q_i` for every rotated dimension.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.kl_soap(lr=0.1)
         >>> params = {"w": torch.ones(2, 3)}
@@ -194,9 +188,6 @@ def kl_shampoo(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `GG_i` and `Q_i` for every
         dimension with a factor; `exp_avg_sq` for leaves without any.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.kl_shampoo()

@@ -34,9 +34,6 @@ def scale_by_lamb(
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1) or `eps` is negative.
-
     Example:
         >>> tx = gradtx.scale_by_lamb(betas=(0.9, 0.99), grad_averaging=False)
         >>> tx.update({"w": torch.tensor([1e-2, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
@@ -92,9 +89,6 @@ def lamb(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.lamb(lr=0.1)

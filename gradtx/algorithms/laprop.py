@@ -39,9 +39,6 @@ def scale_by_laprop(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, with `centered`
         `exp_mean_avg_beta2` and, with `amsgrad`, `max_exp_avg_sq`, shaped as the parameter.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1) or `eps` is negative.
-
     Example:
         >>> # only the sign of each gradient counts
         >>> tx = gradtx.scale_by_laprop(betas=(0.5, 0.0))
@@ -112,9 +109,6 @@ def laprop(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`exp_mean_avg_beta2`], [`max_exp_avg_sq`].
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.laprop(lr=0.1)

@@ -49,7 +49,7 @@ def scale_by_lars(
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: If an argument is out of range, if `trust_clip` is set without `lr`, or if `params` is missing.
+        ValueError: If `trust_clip` is set without `lr`.
 
     Example:
         >>> tx = gradtx.scale_by_lars(trust_coefficient=0.1, eps=0.0, min_ndim=1)
@@ -116,8 +116,7 @@ def lars(
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if `nesterov` is used without momentum or with dampening, or if
-            `params` is missing.
+        ValueError: If `nesterov` is used without momentum or with dampening.
 
     Example:
         >>> tx = gradtx.lars(trust_coefficient=0.1, min_ndim=1)

@@ -49,9 +49,6 @@ def scale_by_lbfgs(
         pair, newest last, shaped as the parameter; `products_s` and `products_y` (inner products of the pairs,
         history x history), the same for every leaf; `count` of pairs and `gamma`, 0-d.
 
-    Raises:
-        ValueError: If an argument is out of range, if `first` is unknown, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.scale_by_lbfgs()
         >>> params = {"w": torch.tensor([1.0, 1.0])}
@@ -187,9 +184,6 @@ def lbfgs(lr=1.0, *, weight_decay=0.0, **direction: Annotated[Any, scale_by_lbfg
     Returns:
         A transformation whose updates are added to the parameters. State: `prev_param`, `previous_grad`, `s_i`, `y_i`,
         `products_s`, `products_y`, `count`, `gamma`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, if `first` is unknown, or if `params` is missing.
 
     Example:
         >>> # Rosenbrock's

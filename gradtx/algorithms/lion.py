@@ -26,9 +26,6 @@ def scale_by_lion(betas=(0.9, 0.99)):
         A transformation that keeps shapes and dtypes; every entry becomes -1, 0 or 1. State: `exp_avg`, shaped as the
         parameter.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1).
-
     Example:
         >>> tx = gradtx.scale_by_lion()
         >>> updates, _ = tx.update(
@@ -68,9 +65,6 @@ def lion(lr=1e-4, betas=(0.9, 0.99), weight_decay=0.0):
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.lion(lr=0.1, weight_decay=1.0)

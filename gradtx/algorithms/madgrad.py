@@ -40,10 +40,6 @@ def scale_by_madgrad(
         A transformation that keeps shapes and dtypes; its updates are added to the parameters. State:
         `grad_sum_sq`, `s` and, with momentum, `x0`, shaped as the parameter.
 
-    Raises:
-        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
-            or decays.
-
     Example:
         >>> tx = gradtx.scale_by_madgrad(lr=0.125, momentum=0.0, eps=0.0)
         >>> params = {"w": torch.tensor([1.0, 1.0])}
@@ -105,9 +101,6 @@ def madgrad(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `grad_sum_sq`, `s`, [`x0`].
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.madgrad(lr=0.125, momentum=0.5, eps=0.0)

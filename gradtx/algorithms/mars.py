@@ -62,8 +62,8 @@ def mars_adamw(
         `exp_avg_sq`, [`max_exp_avg_sq`], under `partition` unless `optimize_1d`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if `params` is missing and a decay is not 0.0, or if `exact` is
-            set and `params` or `grad_fn` is missing.
+        ValueError: If `params` is missing and a decay is not 0.0, or if `exact` is set and `params` or `grad_fn` is
+            missing.
 
     Example:
         >>> tx = gradtx.mars_adamw(lr=0.1, lr_1d=0.2)
@@ -125,8 +125,8 @@ def mars_lion(
         unless `optimize_1d`, both under `partition`, with `exp_avg_sq` for the other leaves.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if `params` is missing and a decay is not 0.0, or if `exact` is
-            set and `params` or `grad_fn` is missing.
+        ValueError: If `params` is missing and a decay is not 0.0, or if `exact` is set and `params` or `grad_fn` is
+            missing.
 
     Example:
         >>> tx = gradtx.mars_lion(lr=0.1, optimize_1d=True)

@@ -111,10 +111,6 @@ def scale_by_momo(
         ($d$), shaped as the parameter; shared by all leaves, `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`,
         0-d.
 
-    Raises:
-        ValueError: If an argument is out of range, if `params` or `value` is missing, or if a later link scales by a
-            learning rate or decays.
-
     Example:
         >>> tx = gradtx.scale_by_momo(lr=10.0)
         >>> # the loss is the norm of w, and 0 is its lower bound
@@ -180,10 +176,6 @@ def scale_by_momo_adam(
         ($d$), `exp_avg_sq`, shaped as the parameter; shared by all leaves, `loss_avg`, `dot_avg` and, with
         `use_fstar`, `lb`, 0-d.
 
-    Raises:
-        ValueError: If an argument is out of range, if `params` or `value` is missing, or if a later link scales by a
-            learning rate or decays.
-
     Example:
         >>> params = {"w": torch.tensor([3.0, 4.0])}
         >>> for value in (0.7, -0.1):  # Adam's step far above the lower bound, no step below it
@@ -234,9 +226,6 @@ def momo(**arguments: Annotated[Any, scale_by_momo]):
         A transformation whose updates are added to the parameters. State: `exp_avg`; shared by all leaves, 0-d:
         `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` or `value` is missing.
-
     Example:
         >>> tx = gradtx.momo(lr=100.0)
         >>> params = {"w": torch.tensor([8.0])}
@@ -276,9 +265,6 @@ def momo_adam(**arguments: Annotated[Any, scale_by_momo_adam]):
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`; shared by all
         leaves, 0-d: `loss_avg`, `dot_avg` and, with `use_fstar`, `lb`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` or `value` is missing.
 
     Example:
         >>> tx = gradtx.momo_adam(lr=100.0)

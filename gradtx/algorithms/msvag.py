@@ -26,9 +26,6 @@ def scale_by_msvag(beta: Decay = 0.9):
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
-    Raises:
-        ValueError: If `beta` is outside [0, 1).
-
     Example:
         >>> tx = gradtx.scale_by_msvag(beta=0.5)
         >>> state = tx.init({"w": torch.zeros(2, dtype=torch.float64)})
@@ -73,9 +70,6 @@ def msvag(lr, beta: Decay = 0.9):
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range.
 
     Example:
         >>> tx = gradtx.msvag(lr=0.1)

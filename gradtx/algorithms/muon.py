@@ -125,9 +125,8 @@ def muon(
         rates by the same factor, and `weight_decay` is that of both, unless the fallback has none.
 
     Raises:
-        TypeError: If `fallback` is not a transformation.
-        ValueError: If a hyperparameter is out of range, if `flatten` is combined with another `view`, if `params` is
-            missing, or if a leaf is not a matrix and there is no `fallback`.
+        ValueError: If `flatten` is combined with another `view`, or if a leaf is not a matrix and there is no
+            `fallback`.
 
     Example:
         >>> tx = gradtx.muon(lr=1.0, weight_decay=0.0, fallback=gradtx.sgd(lr=0.1))

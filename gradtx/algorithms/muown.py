@@ -67,8 +67,7 @@ def scale_by_muown(
 
     Raises:
         TypeError: If `ns_dtype` is not a floating-point dtype.
-        ValueError: If an argument is out of range, if `ns_coefficients` or `adjust_lr_fn` is unknown, if `params` is
-            missing, if a leaf is not a matrix, or if a later link scales by a learning rate or decays.
+        ValueError: If a leaf is not a matrix.
 
     Example:
         >>> tx = gradtx.scale_by_muown(lr=0.1)
@@ -156,9 +155,7 @@ def muown(
         `partition`.
 
     Raises:
-        TypeError: If `fallback` is not a transformation.
-        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
-            is no `fallback`.
+        ValueError: If a leaf is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.muown(lr=0.1)

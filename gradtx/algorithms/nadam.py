@@ -32,9 +32,6 @@ def scale_by_nadam(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter, and
         `mu_product` ($P$), 0-d float64 for each leaf.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1), or if another argument is negative.
-
     Example:
         >>> # mu is 1/4 throughout
         >>> tx = gradtx.scale_by_nadam(betas=(0.5, 0.999), momentum_decay=0.0)
@@ -91,9 +88,6 @@ def nadam(
     Returns:
         A transformation whose updates are added to the parameters. State: `mu_product` (0-d float64), `exp_avg`,
         `exp_avg_sq`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> # without momentum it is Adam without momentum

@@ -43,7 +43,7 @@ def scale_by_neuron_norm(beta: Decay = 0.999, constraints=True):
         dimensions), and `scale` ($\sigma$), 0-d float64 for each leaf.
 
     Raises:
-        ValueError: If `beta` is outside [0, 1), or if `constraints` is set and a neuron has a single weight.
+        ValueError: If `constraints` is set and a neuron has a single weight.
 
     Example:
         >>> tx = gradtx.scale_by_neuron_norm()
@@ -96,8 +96,7 @@ def nero(lr=0.01, beta: Decay = 0.999, constraints=True):
         `scale`, 0-d per leaf.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, or if `constraints` is set and `params` is missing or neurons
-            have a single weight.
+        ValueError: If `constraints` is set and `params` is missing or neurons have a single weight.
 
     Example:
         >>> params = gradtx.project_neurons({"w": torch.tensor([[1.0, 3.0, 2.0]])})

@@ -28,9 +28,6 @@ def noisy_sgd(lr, eta: NonNegative = 0.01, gamma: NonNegative = 0.55, seed: int 
     Returns:
         A transformation whose updates are added to the parameters. State: `seed` and `counter`, shared by all leaves.
 
-    Raises:
-        ValueError: If a hyperparameter is negative.
-
     Example:
         >>> tx = gradtx.noisy_sgd(lr=0.5, eta=4.0)
         >>> params = {"w": torch.zeros(10_000)}

@@ -96,9 +96,7 @@ def normuon(
         number per row or column; with a fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: If `fallback` is not a transformation.
-        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
-            is no `fallback`.
+        ValueError: If a leaf is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.normuon(lr=1.0, weight_decay=0.0, rms=0.5)
@@ -172,9 +170,6 @@ def muon_adam_atan2(
         A transformation whose updates are added to the parameters. State, under `partition`: `momentum_buffer`, with
         `use_normuon` also `exp_avg_sq` (one entry per row), and Adam-atan2's; with `decoupled_wd`, `initial_lr`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.muon_adam_atan2(lr=0.1, a=4 / torch.pi)
         >>> params = {"w": torch.zeros(2, 2), "b": torch.zeros(1)}
@@ -246,9 +241,6 @@ def polar_adam_atan2(
     Returns:
         A transformation whose updates are added to the parameters. State, under `partition`: `momentum_buffer`, and
         Adam-atan2's; with `decoupled_wd`, `initial_lr`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.polar_adam_atan2(lr=0.1, polar_rms_factor=0.5**0.5, polar_steps=9)

@@ -40,9 +40,6 @@ def novograd(
         A transformation whose updates are added to the parameters. State: `exp_avg_sq` and, with `amsgrad`,
         `max_exp_avg_sq`, 0-d per leaf; `momentum_buffer`, or `exp_avg` with `grad_averaging`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.novograd(lr=0.1, weight_decay=1.0)
         >>> params = {"w": torch.tensor([0.0, 2.0])}

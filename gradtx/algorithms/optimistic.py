@@ -77,9 +77,6 @@ def optimistic_gradient_descent(
     Returns:
         A transformation whose updates are added to the parameters. State: `previous_grad`.
 
-    Raises:
-        ValueError: If `lr` is negative.
-
     Example:
         >>> tx = gradtx.optimistic_gradient_descent(lr=1.0)
         >>> state = tx.init({"w": torch.zeros(1)})
@@ -120,9 +117,6 @@ def optimistic_adam(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `previous_grad`
         (the last $u$).
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> # u is the sign of the gradient

@@ -43,9 +43,6 @@ def padam(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`].
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.padam(lr=1.0, betas=(0.0, 0.0))  # g / sqrt(|g|)
         >>> tx.update({"w": torch.tensor([0.25, -4.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]

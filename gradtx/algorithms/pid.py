@@ -37,9 +37,6 @@ def scale_by_pid(
         A transformation that keeps shapes and dtypes. State: `momentum_buffer` ($I$), `d_buffer` ($D$),
         `previous_grad`, shaped as the parameter.
 
-    Raises:
-        ValueError: If `momentum` is negative.
-
     Example:
         >>> tx = gradtx.scale_by_pid(momentum=0.5, integral=0.0, derivative=1.0)
         >>> state = tx.init({"w": torch.zeros(1)})
@@ -92,9 +89,6 @@ def pid(lr, momentum=0.0, *, weight_decay=0.0, **options: Annotated[Any, scale_b
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, `d_buffer`,
         `previous_grad` (including the decay).
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.pid(lr=0.1, momentum=0.5)

@@ -44,8 +44,7 @@ def scale_by_adapnm(
         parameter.
 
     Raises:
-        ValueError: If one of the first two betas is outside [0, 1), if the third is outside [0, 1], or if `eps` is
-            negative.
+        ValueError: If one of the first two betas is outside [0, 1), or if the third is outside [0, 1].
 
     Example:
         >>> tx = gradtx.scale_by_adapnm((0.0, 0.9, 1.0))
@@ -163,9 +162,6 @@ def adapnm(
         A transformation whose updates are added to the parameters. State: `exp_avg` and `neg_exp_avg`, which swap at
         every step, `exp_avg_sq`, [`max_exp_avg_sq`].
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.adapnm(lr=0.1, betas=(0.9, 0.999, 0.0))  # without a negative part
         >>> # lr (1 + beta1)
@@ -205,9 +201,6 @@ def pnm(
     Returns:
         A transformation whose updates are added to the parameters. State: `pos_momentum` and `neg_momentum`, which swap
         at every step.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.pnm(lr=1.0, betas=(0.0, 0.75))  # (7 g_t - 3 g_{t-1}) / sqrt(58)

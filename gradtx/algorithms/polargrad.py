@@ -49,9 +49,7 @@ def polargrad(
         the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: If `fallback` is not a transformation.
-        ValueError: If a hyperparameter is out of range, if `method` is unknown, if `params` is missing, or if a leaf is
-            not a matrix and there is no `fallback`.
+        ValueError: If a leaf is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.polargrad(lr=0.1, momentum=0.0, weight_decay=0.0, method="exact")

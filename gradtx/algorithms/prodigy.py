@@ -72,10 +72,6 @@ def scale_by_prodigy(
         `exp_avg_sq`, `s`, `p0`, shaped as the parameter (the last two one-dimensional with `slice_p` above 1); shared
         by all leaves, `d`, `d_max`, `d_numerator`, 0-d.
 
-    Raises:
-        ValueError: If an argument is out of range, if `params` is missing, or if the link follows one that owns the
-            learning rate.
-
     Example:
         >>> tx = gradtx.chain(gradtx.scale_by_prodigy(), gradtx.descend())
         >>> params = {"w": torch.tensor([10.0])}
@@ -166,9 +162,6 @@ def prodigy(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `s`, `p0`; shared by
         all leaves, 0-d: `d`, `d_max`, `d_numerator`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.prodigy()

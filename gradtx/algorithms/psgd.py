@@ -291,9 +291,6 @@ def scale_by_psgd_kron(
         A transformation that keeps shapes and dtypes. State: `momentum_buffer`, shaped as the parameter, and `Q_i`, n x
         n or n, for each dimension; if annealed, `since_update` and `updates` (0-d). Time: n^3.
 
-    Raises:
-        ValueError: If an argument is out of range, or if an option is unknown.
-
     Example:
         >>> tx = gradtx.scale_by_psgd_kron(precondition_frequency=1, clip_rms=10.0)
         >>> grads = {"w": torch.tensor([[4.0, 0.0], [0.0, 0.5]])}
@@ -411,9 +408,6 @@ def scale_by_psgd_pro(
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter, `Q_i`, n x n or n, and
         `lipschitz_i` ($L$, 0-d) for each dimension. Time: n^3.
-
-    Raises:
-        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.scale_by_psgd_pro(momentum=0.0)
@@ -552,10 +546,6 @@ def psgd_kron(
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, `Q_i` for every dimension;
         if annealed, also `since_update` and `updates`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, if an option is unknown, or if `params` is missing and
-            `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.psgd_kron(lr=1.0)
         >>> params = {"w": torch.zeros(2, 2)}
@@ -602,9 +592,6 @@ def psgd_pro(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, and `Q_i` and `lipschitz_i` for
         every dimension.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.psgd_pro(lr=1.0, max_update_rms=0.5)

@@ -38,7 +38,7 @@ def scale_by_qhadam(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: If a beta is outside [0, 1), if the second nu is outside [0, 1], or if `eps` is negative.
+        ValueError: If the second nu is outside [0, 1].
 
     Example:
         >>> tx = gradtx.scale_by_qhadam(nus=(0.0, 0.0))  # the sign of each gradient
@@ -72,9 +72,6 @@ def scale_by_qhm(momentum: Decay = 0.999, nu: Scalar = 0.7):
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `momentum_buffer` ($b$), shaped as the parameter.
-
-    Raises:
-        ValueError: If `momentum` is outside [0, 1).
 
     Example:
         >>> tx = gradtx.scale_by_qhm(momentum=0.75, nu=0.5)
@@ -118,9 +115,6 @@ def qhadam(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> # the gradient over Adam's root
         >>> tx, state = gradtx.qhadam(lr=0.1, nus=(0.0, 1.0)), {}
@@ -163,9 +157,6 @@ def qhm(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.qhm(lr=1.0, momentum=0.75, nu=0.5)

@@ -55,7 +55,7 @@ def scale_by_radam(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: If a beta is outside [0, 1), if `eps` is negative, or if `rho_threshold` is less than 4.
+        ValueError: If `rho_threshold` is less than 4.
 
     Example:
         >>> tx = gradtx.scale_by_radam()
@@ -115,9 +115,6 @@ def radam(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.radam(lr=0.1)

@@ -47,9 +47,6 @@ def ranger(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, `slow`;
         `eval_params` returns `slow`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.ranger(lr=1.0, k=2)
         >>> params = {"w": torch.zeros(1)}

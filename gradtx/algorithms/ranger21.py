@@ -55,10 +55,6 @@ def scale_by_ranger21(
         `neg_grad_ma`, swapped at every step, `exp_avg_sq` and, with `amsgrad`, `max_exp_avg_sq`, shaped as the
         parameter.
 
-    Raises:
-        ValueError: If an argument is out of range, if `params` is missing, or if a later link scales by a learning rate
-            or decays.
-
     Example:
         >>> tx = gradtx.scale_by_ranger21(
         ...     lr=0.1, beta0=0.0, use_softplus=False, weight_decay=1.0, norm_loss_factor=0.5
@@ -154,9 +150,6 @@ def ranger21(
     Returns:
         A transformation whose updates are added to the parameters. State: `grad_ma`, `neg_grad_ma`, `exp_avg_sq`,
         [`max_exp_avg_sq`], `slow`; `eval_params` returns `slow`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.ranger21(

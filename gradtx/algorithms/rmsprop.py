@@ -48,9 +48,6 @@ def rmsprop(
         A transformation whose updates are added to the parameters. State: `square_avg`, [`grad_avg`],
         [`momentum_buffer`].
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.rmsprop(lr=0.1)
         >>> tx.update({"w": torch.tensor([1e-4, -7.0])}, tx.init({"w": torch.zeros(2)}))[0]["w"]

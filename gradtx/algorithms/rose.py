@@ -72,9 +72,6 @@ def rose(lr=1e-3, weight_decay=1e-4, centralize=True, stabilize=True):
     Returns:
         A transformation whose updates are added to the parameters; no state.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.rose(lr=0.1, weight_decay=0.0)
         >>> params = {"w": torch.zeros(3)}

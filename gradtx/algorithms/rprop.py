@@ -38,9 +38,6 @@ def scale_by_rprop(
         A transformation that owns the learning rate: its updates are added to the parameters. State: `prev` (the
         stored gradient), `step_size`, shaped as the parameter.
 
-    Raises:
-        ValueError: If an argument is out of range, or if a later link scales by a learning rate or decays.
-
     Example:
         >>> tx, params = gradtx.scale_by_rprop(0.1), {"w": torch.zeros(1)}
         >>> state = tx.init(params)
@@ -94,9 +91,6 @@ def rprop(lr=1e-2, **options: Annotated[Any, scale_by_rprop]):
 
     Returns:
         A transformation whose updates are added to the parameters. State: `prev`, `step_size`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range.
 
     Example:
         >>> tx = gradtx.rprop(lr=0.1)

@@ -38,9 +38,6 @@ def sadam(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`,
         [`max_exp_avg_sq`].
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.sadam(lr=0.1)
         >>> updates, _ = tx.update(

@@ -151,10 +151,6 @@ def scale_by_scalable_shampoo(
         `graft_statistics`, shaped as the parameter; `statistics_i` and `preconditioners_i`, n x n, numbered block by
         block, with the dimensions of each block in order.
 
-    Raises:
-        ValueError: If an argument is out of range, if `graft_type` or `pre_conditioner_type` is unknown, or if `params`
-            is missing.
-
     Example:
         >>> tx = gradtx.scale_by_scalable_shampoo(block_size=4)
         >>> state = tx.init({"w": torch.zeros(4, 6)})["scale_by_scalable_shampoo"]
@@ -270,10 +266,6 @@ def scalable_shampoo(
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum`, `graft_momentum`,
         [`graft_statistics`], `statistics_i`, `preconditioners_i`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, if `graft_type` or `pre_conditioner_type` is unknown, or if
-            `params` is missing.
 
     Example:
         >>> tx = gradtx.scalable_shampoo(lr=1.0, betas=(0.0, 0.9))

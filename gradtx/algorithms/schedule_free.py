@@ -54,9 +54,6 @@ def schedule_free_sgd(
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, and `lr_max`, `weight_sum`, 0-d.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.schedule_free_sgd(lr=1.0, warmup_steps=4)
         >>> params = {"w": torch.tensor([8.0])}
@@ -106,9 +103,6 @@ def schedule_free_adamw(
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, and `lr_max`, `weight_sum`, 0-d;
         `exp_avg_sq`. A checkpoint of schedulefree's AdamWScheduleFree in train mode loads.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.schedule_free_adamw(lr=0.1)
@@ -162,9 +156,6 @@ def schedule_free_radam(
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, and `lr_max`, `weight_sum`, 0-d;
         `exp_avg_sq`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.schedule_free_radam(lr=0.1)

@@ -64,8 +64,7 @@ def scion(
 
     Raises:
         TypeError: If a value of `kinds` is neither a kind nor a transformation.
-        ValueError: If a hyperparameter is out of range, if a kind is unknown, if `params` is missing, or if no pattern
-            matches a leaf.
+        ValueError: If a kind is unknown, or if no pattern matches a leaf.
 
     Example:
         >>> tx = gradtx.scion(lr=0.5, momentum=1.0, scale=4.0, kinds={"*": "sign"})

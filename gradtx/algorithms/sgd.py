@@ -36,8 +36,7 @@ def sgd(
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if `nesterov` is used without momentum or with dampening, or if
-            `params` is missing and `weight_decay` is not 0.0.
+        ValueError: If `nesterov` is used without momentum or with dampening.
 
     Example:
         >>> tx = gradtx.sgd(lr=0.1, weight_decay=1.0)
@@ -75,8 +74,7 @@ def sgdw(
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if `nesterov` is used without momentum or with dampening, or if
-            `params` is missing and `weight_decay` is not 0.0.
+        ValueError: If `nesterov` is used without momentum or with dampening.
 
     Example:
         >>> tx = gradtx.sgdw(lr=0.1, momentum=0.9, weight_decay=1.0)
@@ -117,8 +115,7 @@ def sgds(
         A transformation whose updates are added to the parameters. State: `momentum_buffer`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if `nesterov` is used without momentum or with dampening, or if
-            `params` is missing and `weight_decay` is not 0.0.
+        ValueError: If `nesterov` is used without momentum or with dampening.
 
     Example:
         >>> params = {"w": torch.tensor([2.0])}

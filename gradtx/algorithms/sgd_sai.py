@@ -30,9 +30,6 @@ def scale_by_gsnr(eps=1e-8):
         A transformation that keeps shapes and dtypes. State: `gsnr` ($q$; -1 before the first gradient), 0-d float64
         for each leaf.
 
-    Raises:
-        ValueError: If `eps` is negative.
-
     Example:
         >>> tx = gradtx.scale_by_gsnr(eps=0.0)
         >>> state = tx.init({"w": torch.zeros(2, 1)})
@@ -85,9 +82,6 @@ def sgd_sai(
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, and per leaf `gsnr`, 0-d
         float64.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.sgd_sai(lr=1.0, momentum=0.0, eps=0.0, weight_decay=0.0)

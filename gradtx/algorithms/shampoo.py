@@ -57,9 +57,6 @@ def scale_by_shampoo(
         dimension i of size n `pre_cond_i` ($H_i$) and `inv_pre_cond_i` ($R_i$), n x n. Memory n^2 and time n^3 per
         dimension: for large ones use `scale_by_scalable_shampoo`. For a 0-d leaf, the result is $u$.
 
-    Raises:
-        ValueError: If an argument is out of range, if `variant` is unknown, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.scale_by_shampoo(matrix_eps=1e-8)
         >>> params = {"w": torch.zeros(2, 2)}
@@ -143,9 +140,6 @@ def shampoo(
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, and `pre_cond_i` and
         `inv_pre_cond_i`, n x n, for every dimension i of size n.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, if `variant` is unknown, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.shampoo(lr=1.0, matrix_eps=1e-3)

@@ -31,9 +31,6 @@ def signsgd(
     Returns:
         A transformation whose updates are added to the parameters. State: none.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.signsgd(lr=0.1)
         >>> tx.update({"w": torch.tensor([2.0, -0.5])}, tx.init({"w": torch.zeros(2)}))[0]["w"]
@@ -66,9 +63,6 @@ def signum(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.signum(lr=0.1)
         >>> state = tx.init({"w": torch.zeros(1)})
@@ -100,9 +94,6 @@ def tiger(lr=1e-3, beta: Decay = 0.965, weight_decay=0.01):
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.tiger(lr=0.1, weight_decay=1.0)

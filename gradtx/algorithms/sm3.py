@@ -32,9 +32,6 @@ def scale_by_sm3(beta: Decay = 0.0, eps: Positive = 1e-30):
         A transformation that keeps shapes and dtypes. State: `accumulator_0`, `accumulator_1`, ..., one per dimension,
         of size 1 in the others (a single one for a 0-d leaf).
 
-    Raises:
-        ValueError: If `beta` is outside [0, 1) or `eps` is not above 0.
-
     Example:
         >>> tx = gradtx.scale_by_sm3()
         >>> _, state = tx.update(
@@ -99,9 +96,6 @@ def sm3(
     Returns:
         A transformation whose updates are added to the parameters. State: `accumulator_0`, ..., one per dimension; with
         momentum, also `exp_avg`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range.
 
     Example:
         >>> tx = gradtx.sm3(lr=0.1, momentum=0.5)

@@ -68,9 +68,6 @@ def scale_by_soap(
         as the parameter, and `GG_i`, `Q_i`, n x n, for each rotated dimension in order. A leaf without any uses plain
         Adam. Time: n^3.
 
-    Raises:
-        ValueError: If an argument is out of range.
-
     Example:
         >>> tx = gradtx.scale_by_soap(eps=1e-2)
         >>> state = tx.init({"w": torch.zeros(2, 2)})
@@ -172,9 +169,6 @@ def soap(
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
         basis), `GG_i` and `Q_i` for every rotated dimension.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.soap(lr=0.1, weight_decay=0.5)
         >>> params = {"w": torch.ones(2, 2)}
@@ -221,9 +215,6 @@ def soap_laprop(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq` (in the rotated
         basis), `GG_i` and `Q_i` for every rotated dimension.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.soap_laprop(lr=0.1, weight_decay=0.0)
@@ -294,9 +285,7 @@ def soap_muon(
         rotated basis), `GG_i`, `Q_i`; with a fallback, these and the fallback's entries, under `partition`.
 
     Raises:
-        TypeError: If `fallback` is not a transformation.
-        ValueError: If a hyperparameter is out of range, if `params` is missing, or if a leaf is not a matrix and there
-            is no `fallback`.
+        ValueError: If a leaf is not a matrix and there is no `fallback`.
 
     Example:
         >>> tx = gradtx.soap_muon(lr=1.0)  # the first step is Muon's

@@ -40,8 +40,7 @@ def scale_by_sophia(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `hessian`, shaped as the parameter.
 
     Raises:
-        ValueError: If an argument is out of range, if `hessian_diag` is missing, or if it is None although
-            `update_period` is 1.
+        ValueError: If it is None although `update_period` is 1.
 
     Example:
         >>> tx = gradtx.scale_by_sophia(betas=(0.0, 0.0), gamma=1.0)
@@ -100,10 +99,6 @@ def sophia(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `hessian`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, if `hessian_diag` is missing, or if `params` is missing and
-            `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.sophia(lr=0.1, weight_decay=0.0)

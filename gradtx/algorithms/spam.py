@@ -53,9 +53,6 @@ def scale_by_spam(
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
-    Raises:
-        ValueError: If an argument is out of range.
-
     Example:
         >>> tx = gradtx.scale_by_spam(betas=(0.0, 0.75), threshold=4.0, clip_after=2)
         >>> state = tx.init({"w": torch.zeros(2)})
@@ -133,9 +130,6 @@ def spam(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
 
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.spam(lr=0.1, every=3, warmup_steps=2)
         >>> state = tx.init({"w": torch.zeros(1)})
@@ -194,9 +188,6 @@ def stable_spam(
     Returns:
         A transformation whose updates are added to the parameters. State: per leaf, `max_avg`, `norm_avg` and
         `norm_sq_avg`, 0-d; `exp_avg`, `exp_avg_sq` with their own `step` and `leaf_steps`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.stable_spam(lr=0.1)

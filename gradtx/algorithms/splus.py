@@ -27,9 +27,6 @@ def scale_by_mean_side(otherwise: NonNegative = 1e-3, max_dim: NonNegativeInt = 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
-    Raises:
-        ValueError: If an argument is out of range.
-
     Example:
         >>> tx = gradtx.scale_by_mean_side()
         >>> tx.update({"w": torch.ones(1, 3)}, tx.init({}))[0]["w"]
@@ -87,9 +84,6 @@ def splus(
     Returns:
         A transformation whose updates are added to the parameters. State: `momentum_buffer`, `average`, and, for
         matrices, `GG_i` and `Q_i` under `partition`. `eval_params` returns `average`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.splus(lr=1.0, weight_decay=0.0)

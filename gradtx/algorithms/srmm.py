@@ -34,8 +34,7 @@ def scale_by_srmm(
         `mov_avg_grad` and `mov_avg_param` (initialized to the parameter), shaped as the parameter.
 
     Raises:
-        ValueError: If an argument is out of range, if `lr * proximal` is above 1, if `params` is missing, or if a later
-            link scales by a learning rate or decays.
+        ValueError: If `lr * proximal` is above 1.
 
     Example:
         >>> tx = gradtx.scale_by_srmm(lr=1.0, beta=1.0)
@@ -88,7 +87,7 @@ def srmm(**arguments: Annotated[Any, scale_by_srmm]):
         A transformation whose updates are added to the parameters. State: `mov_avg_grad`, `mov_avg_param`.
 
     Raises:
-        ValueError: If a hyperparameter is out of range, if `lr * proximal` is above 1, or if `params` is missing.
+        ValueError: If `lr * proximal` is above 1.
 
     Example:
         >>> tx = gradtx.srmm(lr=1.0, beta=0.0)  # no memory: gradient descent

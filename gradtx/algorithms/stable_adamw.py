@@ -33,10 +33,6 @@ def scale_by_stable_adam(
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1), if another argument is negative, or if `params` is missing and
-            `weight_decay` is not 0.0.
-
     Example:
         >>> tx = gradtx.scale_by_stable_adam(betas=(0.0, 0.5))
         >>> state = tx.init({"w": torch.zeros(1)})
@@ -86,9 +82,6 @@ def stable_adamw(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.stable_adamw(lr=0.1, betas=(0.0, 0.99), weight_decay=0.0)

@@ -48,9 +48,6 @@ def scale_by_swats(
         [`max_exp_avg_sq`], `momentum_buffer`, shaped as the parameter; shared by all leaves, 0-d float64: `count`
         ($t$), `rate_avg` ($\lambda$), `sgd_rate` ($\Lambda$) and `switched` (1.0 in SGD's phase).
 
-    Raises:
-        ValueError: If an argument is out of range, or if a later link scales by a learning rate or decays.
-
     Example:
         >>> tx = gradtx.scale_by_swats(lr=0.1, betas=(0.5, 0.5), switch_tol=1e-3)
         >>> state = tx.init({"w": torch.zeros(1)})
@@ -126,9 +123,6 @@ def swats(
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`, [`max_exp_avg_sq`],
         `momentum_buffer`; shared by all leaves: `count`, `rate_avg`, `sgd_rate`, `switched`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.swats(lr=0.1, switch_tol=1e-3)

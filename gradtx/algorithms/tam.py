@@ -47,9 +47,6 @@ def scale_by_tam(momentum: Decay = 0.9, decay_rate: Decay = 0.9, eps=1e-8):
     Returns:
         A transformation that keeps shapes and dtypes. State: `s`, `momentum_buffer` ($m$), shaped as the parameter.
 
-    Raises:
-        ValueError: If an argument is out of range.
-
     Example:
         >>> tx = gradtx.scale_by_tam(momentum=0.5, decay_rate=0.0, eps=0.0)
         >>> state = tx.init({"w": torch.zeros(())})
@@ -92,9 +89,6 @@ def tam(lr=1e-3, *, weight_decay=0.0, **direction: Annotated[Any, scale_by_tam])
 
     Returns:
         A transformation whose updates are added to the parameters. State: `s`, `momentum_buffer`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> tx = gradtx.tam(lr=1.0, momentum=0.0, decay_rate=0.0)

@@ -34,9 +34,6 @@ def scale_by_yogi(
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
-    Raises:
-        ValueError: If a beta is outside [0, 1), or if `eps` or `initial_accumulator_value` is negative.
-
     Example:
         >>> tx = gradtx.scale_by_yogi(betas=(0.9, 0.5), initial_accumulator_value=1.0)
         >>> state = tx.init({"w": torch.zeros(4)})
@@ -88,9 +85,6 @@ def yogi(
 
     Returns:
         A transformation whose updates are added to the parameters. State: `exp_avg`, `exp_avg_sq`.
-
-    Raises:
-        ValueError: If a hyperparameter is out of range, or if `params` is missing and `weight_decay` is not 0.0.
 
     Example:
         >>> for tx in (

@@ -27,9 +27,6 @@ def lookahead(k: Count = 5, alpha: Fraction = 0.5):
         A transformation that keeps shapes and dtypes. State: `slow`, shaped as the parameter, which `eval_params`
         returns.
 
-    Raises:
-        ValueError: If an argument is out of range, or if `params` is missing.
-
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.lookahead(k=2, alpha=0.5))
         >>> params = {"w": torch.tensor([0.0])}
@@ -74,7 +71,7 @@ def average(decay: Decay | None = None, start: NonNegativeInt = 0, debias=False)
         returns.
 
     Raises:
-        ValueError: If an argument is out of range, if `debias` is set without a decay, or if `params` is missing.
+        ValueError: If `debias` is set without a decay.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.average())

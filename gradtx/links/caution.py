@@ -30,9 +30,6 @@ def scale_by_caution(factor: FractionOffAtOne = 0.0):
     Returns:
         A transformation that keeps shapes and dtypes; no state.
 
-    Raises:
-        ValueError: If `factor` is outside [0, 1].
-
     Example:
         >>> tx = gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_caution())
         >>> state = tx.init({"w": torch.zeros(2)})
@@ -85,9 +82,6 @@ def mask_by_alignment(
         A transformation that keeps shapes and dtypes. State: `momentum_buffer`, shaped as the parameter; `alignment`
         ($s$), 0-d; `seed` and `counter`, shared by the whole stage. Leaves that must move together, such as those of
         `precondition_pairs`, should both be outside, by `masked`.
-
-    Raises:
-        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.mask_by_alignment(keep=0.25, smoothing=0.0, tau=1.0)

@@ -95,9 +95,8 @@ def add_decayed_weights(
         `relative_to`, `lr_max` with `corrected_by` and no `max_lr`.
 
     Raises:
-        ValueError: If an argument is out of range, if `fixed` is combined with `cautious` or `relative_to` with
-            `corrected_by`, if `max_lr` is given without `corrected_by`, if `params` is missing, or if the link follows
-            one that owns the learning rate.
+        ValueError: If `fixed` is combined with `cautious` or `relative_to` with `corrected_by`, or if `max_lr` is given
+            without `corrected_by`.
 
     Example:
         >>> tx = gradtx.chain(
@@ -171,10 +170,6 @@ def regenerate_towards_init(
         A transformation that keeps shapes and dtypes. State: `param_init`, shaped as the parameter (in ascending order
         with `wasserstein`), and with `relative_to` `initial_lr`, 0-d float64 for each leaf.
 
-    Raises:
-        ValueError: If `rate` is negative, if `params` is missing, or if the link follows one that owns the learning
-            rate.
-
     Example:
         >>> tx = gradtx.regenerate_towards_init(0.1)
         >>> state = tx.init({"w": torch.tensor([1.0])})
@@ -240,9 +235,6 @@ def add_norm_loss(factor: NonNegative = 1e-4, eps=1e-8):
 
     Returns:
         A transformation that keeps shapes and dtypes; no state.
-
-    Raises:
-        ValueError: If an argument is negative, or if `params` is missing.
 
     Example:
         >>> tx = gradtx.add_norm_loss(factor=0.5)

@@ -56,7 +56,7 @@ def scale_by_factored_rms(
         dimension) and `exp_avg_sq_col` (without the second to last), or `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: If `decay_rate` is positive, if `eps` is not above 0, or if `beta` is outside [0, 1).
+        ValueError: If `decay_rate` is positive.
 
     Example:
         >>> tx = gradtx.scale_by_factored_rms()

@@ -66,8 +66,8 @@ def precondition_inputs(
 
     Raises:
         TypeError: If `input_gram` is not a dict of tensors.
-        ValueError: If an argument is out of range, if `blocks` does not divide the columns of a matrix, if an entry
-            has another shape, or if there are entries, but none for a matrix with a gradient.
+        ValueError: If `blocks` does not divide the columns of a matrix, if an entry has another shape, or if there are
+            entries, but none for a matrix with a gradient.
 
     Example:
         >>> tx = gradtx.precondition_inputs(every=1, rate=1.0, ridge=0.0)
@@ -176,7 +176,7 @@ def correct_variance(
         are corrected; if exact, `prev_param` for all leaves, under `correct_variance_exactly`.
 
     Raises:
-        ValueError: If an argument is out of range, or if `exact` is set and `params` or `grad_fn` is missing.
+        ValueError: If `exact` is set and `params` or `grad_fn` is missing.
 
     Example:
         >>> tx = gradtx.correct_variance(gamma=0.5, beta=0.5)
@@ -219,9 +219,6 @@ def amplify_slow_gradients(alpha: Decay = 0.98, lamb: NonNegative = 2.0):
     Returns:
         A transformation that keeps shapes and dtypes. State: `grad_ema`, shaped as the parameter.
 
-    Raises:
-        ValueError: If an argument is out of range.
-
     Example:
         >>> tx = gradtx.amplify_slow_gradients(alpha=0.5, lamb=1.0)
         >>> state = tx.init({"w": torch.zeros(2)})
@@ -263,9 +260,6 @@ def amplify_slow_gradients_window(
     Returns:
         A transformation that keeps shapes and dtypes. State: `grad_0` ... `grad_{w-1}`, the last gradients, newest
         first, shaped as the parameter.
-
-    Raises:
-        ValueError: If an argument is out of range, or if `filter_type` is unknown.
 
     Example:
         >>> tx = gradtx.amplify_slow_gradients_window(window_size=2, lamb=1.0)

@@ -72,7 +72,7 @@ def lmo(
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: If an argument is out of range, if `kind` is unknown, or if a leaf has too few dimensions for it.
+        ValueError: If a leaf has too few dimensions for it.
 
     Example:
         >>> tx = gradtx.lmo("row")
@@ -121,8 +121,7 @@ def init_for_lmo(
 
     Raises:
         TypeError: If `param` is not a tensor of a floating-point dtype, or if `scale` is not a number.
-        ValueError: If `kind` is unknown, if it needs a matrix and `param` is a vector, or if `scale` is negative or not
-            finite.
+        ValueError: If it needs a matrix and `param` is a vector, or if `scale` is negative or not finite.
 
     Example:
         >>> weight = gradtx.init_for_lmo(

@@ -65,8 +65,7 @@ def retract(
         manifold, or the first step does.
 
     Raises:
-        ValueError: If an argument is out of range, if a name is unknown, if a named set does not support the steps, if
-            a leaf is not a matrix, or if `params` is missing.
+        ValueError: If a name is unknown, if a named set does not support the steps, or if a leaf is not a matrix.
 
     Example:
         >>> # SPEL: steepest descent on matrices with orthonormal rows or columns
@@ -128,7 +127,7 @@ def project_tangent(kind: Literal["rows", "columns"]):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: If `kind` is unknown, if a leaf is not a matrix, or if `params` is missing.
+        ValueError: If a leaf is not a matrix.
 
     Example:
         >>> tx = gradtx.project_tangent("rows")
@@ -172,8 +171,8 @@ def orthogonalize_tangent(
 
     Raises:
         TypeError: If `dtype` is not a floating-point dtype.
-        ValueError: If an argument is out of range, if `coefs` is neither triples nor a name, if a named set does not
-            support the steps or the dtype, if a leaf is not a matrix, or if `params` is missing.
+        ValueError: If `coefs` is neither triples nor a name, if a named set does not support the steps or the dtype, or
+            if a leaf is not a matrix.
 
     Example:
         >>> tx = gradtx.orthogonalize_tangent()

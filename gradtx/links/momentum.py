@@ -103,9 +103,6 @@ def trace_ema(beta: Decay, nesterov=False):
     Returns:
         A transformation that keeps shapes and dtypes. State: `momentum_buffer`, shaped as the parameter.
 
-    Raises:
-        ValueError: If `beta` is outside [0, 1).
-
     Example:
         >>> tx = gradtx.trace_ema(0.5, nesterov=True)
         >>> updates, state = tx.update({"w": torch.ones(1)}, tx.init({"w": torch.zeros(1)}))
@@ -139,9 +136,6 @@ def ema(decay: Decay, debias=False):
 
     Returns:
         A transformation that keeps shapes and dtypes. State: `exp_avg`, shaped as the parameter.
-
-    Raises:
-        ValueError: If `decay` is outside [0, 1).
 
     Example:
         >>> tx = gradtx.ema(0.5)
@@ -182,9 +176,6 @@ def ema_nesterov(
     Returns:
         A transformation that keeps shapes and dtypes. State: `ema`, shaped as the parameter, and `reach`, 0-d: the
         current $b$ of the parameters. `eval_params` returns $x$.
-
-    Raises:
-        ValueError: If an argument is out of range.
 
     Example:
         >>> tx = gradtx.chain(gradtx.scale(-1.0), gradtx.ema_nesterov(decay=0.5, step_size=1.0))

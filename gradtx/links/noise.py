@@ -24,9 +24,6 @@ def add_noise(eta: NonNegative, gamma: NonNegative, seed: int):
     Returns:
         A transformation that keeps shapes and dtypes. State: `seed` and `counter`, shared by the whole stage.
 
-    Raises:
-        ValueError: If an argument is negative.
-
     Example:
         >>> tx = gradtx.add_noise(eta=4.0, gamma=1.0, seed=0)
         >>> state = tx.init({"w": torch.zeros(10_000)})

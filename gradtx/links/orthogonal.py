@@ -122,9 +122,9 @@ def orthogonalize(
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: If an argument is out of range, if `coefs` is neither triples nor a name, if a named set or a
-            mixture does not support the steps or the dtype, if `view`, `start` or `mixture` is unknown, if `power` is
-            combined with `contra`, `mixture` or `balance`, or if a leaf is not a matrix.
+        ValueError: If `coefs` is neither triples nor a name, if a named set or a mixture does not support the steps or
+            the dtype, if `view`, `start` or `mixture` is unknown, if `power` is combined with `contra`, `mixture` or
+            `balance`, or if a leaf is not a matrix.
         TypeError: If `dtype` is not a floating-point dtype.
 
     Example:
@@ -185,7 +185,7 @@ def scale_by_shape(
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: If `factor` is negative, if `adjust` or `view` is unknown, or if a leaf is not a matrix.
+        ValueError: If a leaf is not a matrix.
 
     Example:
         >>> tx = gradtx.scale_by_shape()
@@ -239,7 +239,7 @@ def balance_energy(steps: NonNegativeInt = 10, eps=1e-8):
         A transformation that keeps shapes and dtypes; no state.
 
     Raises:
-        ValueError: If an argument is out of range, or if a leaf is not a matrix.
+        ValueError: If a leaf is not a matrix.
 
     Example:
         >>> tx = gradtx.balance_energy()
@@ -288,7 +288,7 @@ def normalize_neurons(
         last dimension, or in the one before it where columns are divided.
 
     Raises:
-        ValueError: If an argument is out of range, if `axis` is unknown, or if a leaf has fewer than two dimensions.
+        ValueError: If a leaf has fewer than two dimensions.
 
     Example:
         >>> tx = gradtx.normalize_neurons()
@@ -366,7 +366,7 @@ def scale_by_nuclear_norm(
 
     Raises:
         TypeError: If `ns_dtype` is not a floating-point dtype.
-        ValueError: If an argument is out of range, if `method` is unknown, or if a leaf is not a matrix.
+        ValueError: If a leaf is not a matrix.
 
     Example:
         >>> tx = gradtx.scale_by_nuclear_norm("exact")
@@ -477,7 +477,7 @@ def normalize_entries(
         A transformation that keeps shapes and dtypes. State: `exp_avg_sq`, shaped as the parameter.
 
     Raises:
-        ValueError: If an argument is out of range, if `rescale` is unknown, or if a leaf has fewer than two dimensions.
+        ValueError: If a leaf has fewer than two dimensions.
 
     Example:
         >>> tx = gradtx.normalize_entries()

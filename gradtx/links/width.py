@@ -61,8 +61,7 @@ def scale_by_width(
 
     Raises:
         TypeError: If `multipliers` is not a dict.
-        ValueError: If `rule` is unknown, if an entry has more than two widths, if a leaf has no entry, or if a key
-            matches no leaf.
+        ValueError: If an entry has more than two widths, if a leaf has no entry, or if a key matches no leaf.
 
     Example:
         >>> widths = {"hidden": (4.0, 4.0), "bias": (4.0,)}  # 4 times as wide as the base

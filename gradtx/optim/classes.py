@@ -16,6 +16,7 @@ from gradtx.maths.polynomials import default_steps
 from gradtx.optim.chain_checks import drop_engine_options
 from gradtx.optim.groups import Group, names_in_group
 from gradtx.optim.optimizer import ChainOptimizer
+from gradtx.rules import complete_docstring
 from gradtx.transform import GradientTransformation
 
 # Options of torch's class that our class fixes. They are saved so that other classes interpret checkpoints correctly.
@@ -67,6 +68,7 @@ class AliasOptimizer(ChainOptimizer):
         signature = own.replace(parameters=parameters, return_annotation=own.empty)
         cls.__init__ = _constructor(cls, signature)
         summary = f"`{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`, as for `as_optimizer`."
+        complete_docstring(alias)
         docstring = with_arguments(inspect.getdoc(alias), told)
         cls.__doc__ = f"{summary}\n\n{docstring}" if docstring else summary
 

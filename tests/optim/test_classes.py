@@ -38,8 +38,11 @@ def test_a_class_has_the_signature_of_its_alias_after_params(name):
 @pytest.mark.parametrize("name", ALIASES)
 def test_a_class_documents_all_its_arguments_and_has_a_name_to_pickle_it_by(name):
     cls = getattr(gradtx.optim, name)
-    assert inspect.getdoc(ALIASES[name]) in cls.__doc__
-    entries = re.findall(r"^(?:Keyword )?Args:\n((?:    .*\n?|\n(?=    ))*)", cls.__doc__, re.MULTILINE)
+    of_alias = inspect.getdoc(ALIASES[name])
+    before, returns = of_alias.partition("Args:")[0], of_alias.index("Returns:")
+    assert before in cls.__doc__
+    assert of_alias[returns:] in cls.__doc__
+    entries = re.findall(r"^Args:\n((?:    .*\n?|\n(?=    ))*)", cls.__doc__, re.MULTILINE)
     documented = re.findall(r"^    (\w+): ", "".join(entries), re.MULTILINE)
     _, *arguments = inspect.signature(cls).parameters
     assert documented == arguments
