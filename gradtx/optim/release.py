@@ -130,7 +130,7 @@ class ReleasedGradients:
         optimizer = self._optimizer()
         if optimizer is not None:
             for engine in optimizer._core.back_ends:
-                engine.plans.clear()
+                engine.forget()
 
     def follow(self, params: Iterable[Tensor]) -> None:
         """Register gradient hooks on parameters that have none yet."""

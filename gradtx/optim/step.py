@@ -81,6 +81,7 @@ class Step:
         count: The number of finished steps, which schedules follow.
         members: The parameters that step.
         groups: The settings of the parameter groups.
+        by_param: All parameters of the optimizer.
         structures: The static part of each group's hyperparameters.
         numbers: The numbers of each group's hyperparameters, in the order of the structure.
         scalars: The extras that all leaves share.
@@ -109,6 +110,7 @@ class Step:
         self.scaling = scaling
         self.consumes = consumes
         self.groups = members.groups
+        self.by_param = members.by_param
         run = self.run = self.run_type(states.by_param, members.by_param, initial=False)
         run.functions = extras
         run.known_extras = traits.known_extras

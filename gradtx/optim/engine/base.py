@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -40,6 +40,7 @@ class Plan:
         rest: The others.
 
     Attributes:
+        reasons: Why the engine does not run some of them, by name.
         gradients_are_as_planned: Whether the gradients of the present step have the types and layouts of those for
             which the plan was made; otherwise only the same dtypes and shapes.
     """
@@ -54,7 +55,9 @@ class Plan:
         self.fingerprint = fingerprint
         self.bundles = bundles
         self.rest = rest
+        self.reasons: dict[str, str] = {}
         self.gradients_are_as_planned = True
+        self._members = members
         self._states = [member.state for member in members]
         self._params = [member.param for member in members]
         gradients = list(map(GRADIENT, self._params))
@@ -81,6 +84,19 @@ class Plan:
             *self._params,
             *map(operator.getitem, self._slot_states, self._slot_keys),
         ]
+
+    def is_of(self, by_param: Mapping[Tensor, Member]) -> bool:
+        """Whether all of its tensors are still those of the parameters of an optimizer."""
+        are_members = all(by_param.get(each.param) is each for each in self._members)
+        if not are_members or any(
+            map(operator.is_not, map(STATE, self._members), self._states)
+        ):
+            return False
+        present = self._present_tensors()
+        return (
+            all(map(operator.is_, present, self._tensors))
+            and list(map(Tensor.data_ptr, present)) == self._addresses
+        )
 
     def matches(self, fingerprint: Any, members: list[Member]) -> bool:
         """Whether the input is the same, and all parameters and slots have the same memory, sizes and strides."""
@@ -174,6 +190,8 @@ def _spans(members: Iterable[Member]) -> list[Span]:
     return spans
 
 
+# More than the gradients of two or three tasks in turn, or of an alternating schedule, have.
+KEPT_PLANS = 4
 logger = logging.getLogger("gradtx")
 READS_SHAPE = "a rule reads the shape of its leaf"
 SUM_OVER_SHARDS = "it is sharded, and a sum over leaves must include all shards"
@@ -205,6 +223,8 @@ class Engine(ABC):
 
     def __init__(self) -> None:
         self.plans: dict[Member | None, Plan] = {}
+        # Of whole steps, the last one first: which parameters have gradients may return.
+        self._kept: list[Plan] = []
         self.failed = False
         self.reasons: dict[str, str] = {}
 
@@ -228,14 +248,20 @@ class Engine(ABC):
             return [], members
         fingerprint = fingerprint_of(step, members)
         plan = self.plans.get(released)
-        known = plan is not None and plan.matches(fingerprint, members)
+        if plan is not None and not plan.matches(fingerprint, members):
+            plan = None
+        if plan is None and released is None:
+            plan = self._returning(fingerprint, members)
         # Raises for invalid steps, as without an engine.
-        leaves = [] if known else step.leaves_of(members)
+        leaves = step.leaves_of(members) if plan is None else []
         try:
-            if plan is None or not known:
+            if plan is None:
                 if released is None:
                     self.reasons = {}
                 plan = self._make_plan(fingerprint, members, leaves, step)
+                plan.reasons = self.reasons
+                if released is None:
+                    self._keep(plan, step.by_param)
             self._begin(plan, step)
         except Exception as error:
             # A bug in gradtx: training continues, but the traceback is logged.
@@ -243,6 +269,25 @@ class Engine(ABC):
             return [], members
         self.plans[released] = plan
         return plan.bundles, plan.rest
+
+    def _returning(self, fingerprint: Any, members: list[Member]) -> Plan | None:
+        """Return the kept plan of an earlier step that had the same input."""
+        for i, plan in enumerate(self._kept):
+            if plan.matches(fingerprint, members):
+                self._kept.insert(0, self._kept.pop(i))
+                self.reasons = plan.reasons
+                return plan
+        return None
+
+    def _keep(self, plan: Plan, by_param: Mapping[Tensor, Member]) -> None:
+        """Keep a plan for steps that return to it, and drop those whose tensors have been replaced."""
+        present = [kept for kept in self._kept if kept.is_of(by_param)]
+        self._kept = [plan, *present[: KEPT_PLANS - 1]]
+
+    def forget(self) -> None:
+        """Drop all plans, which hold parameters and slots."""
+        self.plans.clear()
+        self._kept.clear()
 
     def _begin(self, plan: Plan, step: Step) -> None:
         """Pass each bundle its arguments for this step; bundles with the same scalars get the same list."""
@@ -262,7 +307,7 @@ class Engine(ABC):
 
     def _give_up(self, error: BaseException) -> None:
         self.failed = True
-        self.plans.clear()
+        self.forget()
         logger.error(self.consequence, exc_info=error)
         reason = next(iter(str(error).strip().splitlines()), "")
         warn_user(
