@@ -7,7 +7,7 @@ import functools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,8 +19,14 @@ from torch.nn.utils.parametrize import ParametrizationList
 from gradtx.algorithms.adam import adamw
 from gradtx.algorithms.muon import muon
 from gradtx.base.exact import Betas, Scalar
-from gradtx.base.messages import aligned, describe
-from gradtx.base.selectors import Selector, Where, named_in_model, without_wrappers
+from gradtx.base.messages import aligned, describe, warn_user
+from gradtx.base.selectors import (
+    Selector,
+    Where,
+    listed,
+    named_in_model,
+    without_wrappers,
+)
 from gradtx.combinators.blocks import blocks
 from gradtx.combinators.selection import freeze, partition
 from gradtx.optim.optimizer import ChainOptimizer
@@ -52,6 +58,8 @@ EMBEDDING_ENDINGS = (
     "_embeddings",
     "_table",
 )
+# Of learned queries, latents and positions that a module owns itself.
+EMBEDDING_NAMES = ("latents", "queries", "query_tokens", "object_queries", "pos", "cls")
 # The logarithms of the decays of a state-space model.
 INDEPENDENT_NUMBERS = ("A_log", "A_logs")
 HEAD_NAMES = ("lm_head", "head", "classifier", "score")
@@ -90,12 +98,12 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
     | role | parameter |
     |---|---|
     | "frozen" | requires no gradient |
-    | "embedding" | the weight of an `Embedding` or `EmbeddingBag`; position embeddings, tokens and tables by name |
+    | "embedding" | the weight of an `Embedding` or `EmbeddingBag`; positions, tokens, latents and tables by name |
     | "head" | the weight of an output layer (see below) |
     | "norm", "bias" | the weight and bias of a norm: torch's classes, and modules whose class name ends in Norm |
     | "scalar" | has a single entry, or is named A_log |
     | "norm" | the magnitudes of `weight_norm` |
-    | "bias" | its name ends in "bias", or it has one dimension ("norm" if its name is weight, gamma or scale) |
+    | "bias" | its name ends in "bias" or "biases", or it has one dimension ("norm" if its name is weight, gamma or scale) |
     | "conv" | the weight of a convolution |
     | "matrix" | all others |
 
@@ -334,7 +342,7 @@ def _role(
 def _is_embedding(place: Place) -> bool:
     if isinstance(place.module, EMBEDDINGS) and place.name == "weight":
         return True
-    is_table = place.name.endswith(EMBEDDING_ENDINGS)
+    is_table = place.name.endswith(EMBEDDING_ENDINGS) or place.name in EMBEDDING_NAMES
     is_table = is_table or place.name.startswith("rel_pos_")
     return is_table or any(word in place.path for word in EMBEDDING_WORDS)
 
@@ -342,7 +350,9 @@ def _is_embedding(place: Place) -> bool:
 def _is_head(place: Place, last: nn.Module | None, blocks: Collection[str]) -> bool:
     if not isinstance(place.module, nn.Linear) or place.name != "weight":
         return False
-    name = place.module_name.rpartition(".")[2]
+    around, _, name = place.module_name.rpartition(".")
+    if name == "linear":  # of a head that is a module of its own, as LeViT's
+        name = around.rpartition(".")[2]
     if name in HEAD_NAMES_OUTSIDE_BLOCKS:
         return not _is_inside(place.module_name, blocks)
     return place.module is last or name in HEAD_NAMES
@@ -352,7 +362,7 @@ def _role_by_shape(param: Tensor, place: Place) -> str:
     is_number = not is_lazy(param) and param.numel() == 1
     if is_number or place.name in INDEPENDENT_NUMBERS:
         return "scalar"
-    if place.name.endswith("bias"):
+    if place.name.endswith(("bias", "biases")):
         return "bias"
     is_weight = place.name == "weight"
     if _is_vector(param) and (param.ndim == 1 or not is_weight):
@@ -373,14 +383,28 @@ KEY_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "n_kv_head")
 # The numbers of blocks of projections: how often queries have a block per head, and keys or values have.
 BLOCKS = {
     **dict.fromkeys(
-        ("q", "wq", "query", "q_proj", "to_q", "q_lin", "q_proj_weight"), (1, 0)
+        (
+            *("q", "wq", "query", "q_proj", "to_q", "q_lin", "q_proj_weight"),
+            *("query_proj", "query_global", "q_b_proj"),
+        ),
+        (1, 0),
     ),
     **dict.fromkeys(
-        ("k", "wk", "key", "k_proj", "to_k", "k_lin", "k_proj_weight"), (0, 1)
+        (
+            *("k", "wk", "key", "k_proj", "to_k", "k_lin", "k_proj_weight"),
+            *("key_proj", "key_global"),
+        ),
+        (0, 1),
     ),
     **dict.fromkeys(
-        ("v", "wv", "value", "v_proj", "to_v", "v_lin", "v_proj_weight"), (0, 1)
+        (
+            *("v", "wv", "value", "v_proj", "to_v", "v_lin", "v_proj_weight"),
+            *("value_proj", "value_global"),
+        ),
+        (0, 1),
     ),
+    # DeepSeek's keys and values of a head, from the compressed ones.
+    "kv_b_proj": (0, 1),
     **dict.fromkeys(
         (
             "qkv",
@@ -395,6 +419,12 @@ BLOCKS = {
         (1, 2),
     ),
 }
+# Stacked matrices that no head divides: the gates of recurrent layers, and gate and values of gated MLPs.
+GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
+GATED = {"gate_up_proj": 2, "w12": 2}
+# Beginnings and parts of the names of weights that multiply an input.
+WEIGHT_BEGINNINGS = ("w", "lora_", "loha_", "lokr_")
+WEIGHT_PARTS = ("weight", "kernel", "proj", "matrix", "expert")
 # The branch of each role; see `label_by_role`.
 BRANCH = {
     "matrix": "muon",
@@ -417,6 +447,7 @@ class Row:
         heads: The number of blocks into which it is split; 1 for no split.
         dim: The dimension that is split.
         batch: The number of leading dimensions that index matrices.
+        is_guessed: Whether nothing but the shape says that this is a matrix, and not a table of vectors.
     """
 
     name: str
@@ -426,6 +457,12 @@ class Row:
     heads: int
     dim: int
     batch: int
+    is_guessed: bool = False
+
+    @property
+    def role_shown(self) -> str:
+        """The role in a table; a question mark says that it follows from the shape alone."""
+        return f"{self.role}?" if self.is_guessed else self.role
 
     @property
     def blocks(self) -> str:
@@ -476,7 +513,8 @@ def muon_for(
     r"""Create the optimizer of a whole model: Muon for its matrices, AdamW for everything else.
 
     Roles are those of `label_by_role`. Matrices use `muon`: query, key and value weights with one block per head, and
-    expert weights with one block per expert. Convolutions use `muon`, viewed as (out, all others), but depthwise ones
+    expert weights with one block per expert. The gates of LSTM and GRU have a block each, and so have both halves of
+    `gate_up_proj` and `w12` of gated MLPs; other fused projections, such as an `in_proj`, are one matrix. Convolutions use `muon`, viewed as (out, all others), but depthwise ones
     `adamw`; heads use `adamw`; embeddings, norms, biases and scalars use `adamw` without decay. The number of heads is
     read from the attributes `num_heads`, `n_head`, `n_heads` or `num_attention_heads` of a module or of its `config`;
     that of keys and values from `num_key_value_heads`, `n_kv_heads`, `num_kv_heads` or `n_kv_head`; the size of a head
@@ -531,6 +569,7 @@ def muon_for(
             f"muon_for: roles must be a dict such as {{'*.router.weight': 'adamw'}}, got {describe(roles)}"
         )
     rows = list(_rows(model, per_head, conv, tied, roles or {}))
+    _warn_of_guesses(rows)
     if all(row.branch == "frozen" for row in rows):
         raise ValueError(
             "muon_for: the model has no parameters that require a gradient"
@@ -592,7 +631,31 @@ def _rows(
             batch = param.ndim - 2
         elif branch == "muon" and per_head:
             heads, dim = _cut(param, places[param][0], modules)
-        yield Row(name, shape, role, branch, heads, dim, batch)
+        is_guessed = (
+            branch == "muon"
+            and param.ndim == 2  # a stack of matrices is no table of vectors
+            and name not in chosen
+            and not _is_named_as_weight(places[param][0])
+        )
+        yield Row(name, shape, role, branch, heads, dim, batch, is_guessed)
+
+
+def _is_named_as_weight(place: Place) -> bool:
+    """Whether the name of a parameter says that it multiplies an input."""
+    name = place.name.lower()
+    return name.startswith(WEIGHT_BEGINNINGS) or any(
+        part in name for part in WEIGHT_PARTS
+    )
+
+
+def _warn_of_guesses(rows: Iterable[Row]) -> None:
+    """Warn of parameters that only their shape makes matrices."""
+    guessed = [row.name for row in rows if row.is_guessed]
+    if guessed:
+        warn_user(
+            f"muon_for: {listed(guessed)} may be tables of vectors rather than matrices; pass "
+            f"roles={{{guessed[0]!r}: 'embedding'}}, or 'matrix' if it multiplies an input, which its name does not tell"
+        )
 
 
 def _chosen(model: nn.Module, others: Mapping[str, str]) -> dict[str, str]:
@@ -625,6 +688,11 @@ def _cut(
     # The GPT-2 layer of transformers, of shape (in, out).
     dim = 1 if type(place.module).__name__ == "Conv1D" else 0
     parent, _, module_name = place.module_name.rpartition(".")
+    stacked = GATED.get(module_name, 1)
+    if place.name.startswith(("weight_ih", "weight_hh")):
+        stacked = GATES.get(type(place.module), 1)
+    if stacked > 1 and param.shape[dim] % stacked == 0:
+        return stacked, dim
     # A projection may be nested one level below the module that knows the number of heads.
     for part, around in ((place.name, place.module_name), (module_name, parent)):
         heads = _heads_of(modules.get(around))
@@ -689,6 +757,7 @@ def table(rows: list[Row]) -> str:
     """Format the treatment of each parameter as a table."""
     cells = [("parameter", "shape", "role", "to", "blocks")]
     cells += [
-        (row.name, str(row.shape), row.role, row.branch, row.blocks) for row in rows
+        (row.name, str(row.shape), row.role_shown, row.branch, row.blocks)
+        for row in rows
     ]
     return "".join(f"\n    {line}" for line in aligned(cells, str.ljust))

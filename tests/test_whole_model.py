@@ -703,3 +703,119 @@ def test_roles_by_pattern_override_those_of_modules_and_the_first_match_applies(
 def test_what_makes_no_sense(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+# Models of transformers, small and with random weights, and of torch: the parts that differ from model to model.
+
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "vocab_size": 48,
+    "max_position_embeddings": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+DEEPSEEK = {
+    **{"moe_intermediate_size": 8, "n_shared_experts": 1, "n_routed_experts": 4, "n_group": 2, "topk_group": 1},
+    **{"num_experts_per_tok": 2, "first_k_dense_replace": 0, "kv_lora_rank": 8, "q_lora_rank": 12},
+    **{"num_key_value_heads": 2, "qk_rope_head_dim": 4, "qk_nope_head_dim": 8, "v_head_dim": 8},
+}
+LEVIT = {
+    **{"image_size": 32, "patch_size": 16, "hidden_sizes": [16] * 3, "num_attention_heads": [2] * 3, "depths": [1] * 3},
+    **{"key_dim": [8] * 3, "drop_path_rate": 0, "down_ops": [["Subsample", 8, 2, 2, 2, 2]] * 2},
+}
+PERCEIVER = {
+    **{"num_latents": 6, "d_latents": 16, "d_model": 16, "num_blocks": 1, "num_self_attends_per_block": 1},
+    **{"num_self_attention_heads": 2, "num_cross_attention_heads": 2},
+}
+T5 = {**{"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}, "relative_attention_num_buckets": 16}
+SEQUENCES = {
+    f"{part}_{what}": 1 for part in ("encoder", "decoder") for what in ("layers", "attention_heads", "ffn_dim")
+}
+
+# Class of a model, options of its configuration, and for some parameters: the role, and the blocks if it is divided.
+OF_TRANSFORMERS = {
+    "BertForMaskedLM": (SMALL, {"encoder.layer.0.attention.self.query.weight": "matrix 2 along 0"}),
+    "DebertaV2ForMaskedLM": (
+        SMALL,
+        {f"self.{part}_proj.weight": "matrix 2 along 0" for part in ("query", "key", "value")},
+    ),
+    "LongformerForMaskedLM": (
+        {**SMALL, "attention_window": 4},
+        {f"self.{part}_global.weight": "matrix 2 along 0" for part in ("query", "key", "value")},
+    ),
+    "LlamaForCausalLM": (
+        {**SMALL, "num_key_value_heads": 1},
+        {"q_proj.weight": "matrix 2 along 0", "k_proj.weight": "matrix", "lm_head.weight": "head"},
+    ),
+    "Phi3ForCausalLM": (
+        {**SMALL, "num_key_value_heads": 2},
+        {"qkv_proj.weight": "matrix 6 along 0", "gate_up_proj.weight": "matrix 2 along 0"},
+    ),
+    "DeepseekV3ForCausalLM": (
+        {**SMALL, **DEEPSEEK},
+        {
+            "q_a_proj.weight": "matrix",
+            "q_b_proj.weight": "matrix 2 along 0",
+            "kv_b_proj.weight": "matrix 2 along 0",
+            "experts.down_proj": "matrix 4 matrices",
+        },
+    ),
+    "T5ForConditionalGeneration": (
+        {**T5, "vocab_size": 48},  # as wide as there are buckets
+        {"relative_attention_bias.weight": "embedding", "decoder.block.0.layer.2.DenseReluDense.wo.weight": "matrix"},
+    ),
+    "PegasusForConditionalGeneration": (
+        {**SEQUENCES, "d_model": 16, "max_position_embeddings": 16, "vocab_size": 48},  # as wide as there are positions
+        {"decoder.layers.0.fc2.weight": "matrix", "decoder.layers.0.encoder_attn.out_proj.weight": "matrix"},
+    ),
+    "PerceiverModel": (PERCEIVER, {"embeddings.latents": "embedding"}),
+    "LevitForImageClassification": (LEVIT, {"0.module.attention_biases": "bias", "classifier.linear.weight": "head"}),
+}
+
+
+@pytest.mark.parametrize("name", OF_TRANSFORMERS)
+def test_models_of_transformers_are_divided_where_they_have_heads_and_gates(name):
+    transformers = pytest.importorskip("transformers")
+    options, expected = OF_TRANSFORMERS[name]
+    model_class = getattr(transformers, name)
+    optimizer = gradtx.muon_for(model_class(model_class.config_class(**options)))
+    for ending, treatment in expected.items():
+        rows = [row for row in optimizer.rows if row.name.endswith(ending)]
+        assert {f"{row.role_shown} {row.blocks}".strip() for row in rows} == {treatment}, ending
+
+
+@pytest.mark.parametrize(
+    ("model", "blocks"),
+    [
+        (nn.LSTM(6, 8), "4 along 0"),
+        (nn.GRU(6, 8, bidirectional=True), "3 along 0"),
+        (nn.RNN(6, 8), ""),
+        (nn.LSTMCell(6, 8), "4 along 0"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_each_gate_of_a_recurrent_layer_is_a_matrix(model, blocks):
+    rows = gradtx.muon_for(model).rows
+    assert {row.blocks for row in rows if len(row.shape) > 1} == {blocks}
+
+
+def test_a_table_that_its_name_does_not_tell_from_a_matrix_is_marked_and_roles_decide():
+    class Learned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pos, self.slots = nn.Parameter(torch.zeros(5, 4)), nn.Parameter(torch.zeros(3, 4))
+            self.mix = nn.Linear(4, 4)
+
+    with pytest.warns(UserWarning, match=r"muon_for: slots may be tables of vectors .* pass roles=\{'slots': 'embed"):
+        optimizer = gradtx.muon_for(Learned())
+    assert "matrix?" in repr(optimizer)
+    assert {row.name: row.role_shown for row in optimizer.rows if row.name in ("pos", "slots")} == {
+        "pos": "embedding",
+        "slots": "matrix?",
+    }
+    decided = gradtx.muon_for(Learned(), roles={"slots": "embedding"})
+    assert "matrix?" not in repr(decided)
