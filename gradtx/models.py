@@ -103,7 +103,7 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
     | "norm", "bias" | the weight and bias of a norm: torch's classes, and modules whose class name ends in Norm |
     | "scalar" | has a single entry, or is named A_log |
     | "norm" | the magnitudes of `weight_norm` |
-    | "bias" | its name ends in "bias" or "biases", or it has one dimension ("norm" if its name is weight, gamma or scale) |
+    | "bias" | its name ends in "bias" or "biases", or it is a vector ("norm" if its name is weight, gamma or scale) |
     | "conv" | the weight of a convolution |
     | "matrix" | all others |
 
@@ -514,12 +514,13 @@ def muon_for(
 
     Roles are those of `label_by_role`. Matrices use `muon`: query, key and value weights with one block per head, and
     expert weights with one block per expert. The gates of LSTM and GRU have a block each, and so have both halves of
-    `gate_up_proj` and `w12` of gated MLPs; other fused projections, such as an `in_proj`, are one matrix. Convolutions use `muon`, viewed as (out, all others), but depthwise ones
-    `adamw`; heads use `adamw`; embeddings, norms, biases and scalars use `adamw` without decay. The number of heads is
-    read from the attributes `num_heads`, `n_head`, `n_heads` or `num_attention_heads` of a module or of its `config`;
-    that of keys and values from `num_key_value_heads`, `n_kv_heads`, `num_kv_heads` or `n_kv_head`; the size of a head
-    from `head_dim`, `attention_head_size`, `head_size`, `dim_head` or `d_head`. Weights that do not fit, because a
-    block would not be a multiple of a head, are not split.
+    `gate_up_proj` and `w12` of gated MLPs; other fused projections, such as an `in_proj`, are one matrix. Convolutions
+    use `muon`, viewed as (out, all others), but depthwise ones `adamw`; heads use `adamw`; embeddings, norms, biases
+    and scalars use `adamw` without decay. The number of heads is read from the attributes `num_heads`, `n_head`,
+    `n_heads` or `num_attention_heads` of a module or of its `config`; that of keys and values from
+    `num_key_value_heads`, `n_kv_heads`, `num_kv_heads` or `n_kv_head`; the size of a head from `head_dim`,
+    `attention_head_size`, `head_size`, `dim_head` or `d_head`. Weights that do not fit, because a block would not be a
+    multiple of a head, are not split.
 
     The optimizer has one group per branch. Its `label` names the branch and its `lr` is the rate of that branch, so a
     scheduler controls all rates. Print the optimizer to see the branch of each parameter. A parameter that requires no
@@ -654,7 +655,7 @@ def _warn_of_guesses(rows: Iterable[Row]) -> None:
     if guessed:
         warn_user(
             f"muon_for: {listed(guessed)} may be tables of vectors rather than matrices; pass "
-            f"roles={{{guessed[0]!r}: 'embedding'}}, or 'matrix' if it multiplies an input, which its name does not tell"
+            f"roles={{{guessed[0]!r}: 'embedding'}}, or 'matrix' if it multiplies an input; names do not tell"
         )
 
 
