@@ -107,6 +107,17 @@ def test_the_code_of_a_page_fits_into_a_window_of_1366_pixels(page):
             assert is_output or len(line) <= 88, line
 
 
+def test_the_life_of_a_program_names_classes_that_exist_where_it_says():
+    page = (DOCS / "life-of-a-program.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]+) \| (`[^|]+) \|", page, re.MULTILINE)
+    assert len(rows) > 15
+    for names, places in rows:
+        files = [place.replace("engine/", "optim/engine/", 1) for place in re.findall(r"`([\w/.]+)`", places)]
+        texts = "".join((ROOT / "gradtx" / file).read_text(encoding="utf-8") for file in files)
+        for name in re.findall(r"`(\w+)`", names):
+            assert re.search(rf"^class {name}\b", texts, re.MULTILINE), name
+
+
 def test_the_page_on_design_names_files_that_exist():
     page = (DOCS / "design.md").read_text(encoding="utf-8")
     found = set(re.findall(r"[\w/]+\.py\b", page))
