@@ -14,7 +14,7 @@ from gradtx.base import tree as _tree
 from gradtx.base.complex_views import check_real, real_views
 from gradtx.base.dtensor import completed
 from gradtx.base.errors import OWN_STATE, Path, foreign, lacking
-from gradtx.base.exact import CPU, exact
+from gradtx.base.exact import CPU, exact, is_stored_only
 from gradtx.base.forward import Transformation
 from gradtx.base.messages import nearest, warn_user
 from gradtx.base.plain import TYPES
@@ -714,6 +714,12 @@ def records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool
 
 def added(params: list[Tensor], steps: list[Tensor]) -> list[Tensor]:
     """Return new parameters, given their updates; one operation adds all plain tensors without derivatives."""
+    dtypes = [param.dtype for param in params]
+    # torch stores float8, such as frozen weights, but does not add to it.
+    params = [
+        param.to(step.dtype) if is_stored_only(param.dtype) else param
+        for param, step in zip(params, steps, strict=True)
+    ]
     tensors = [*params, *steps]
     needs_each = (
         torch.compiler.is_dynamo_compiling()
@@ -726,7 +732,7 @@ def added(params: list[Tensor], steps: list[Tensor]) -> list[Tensor]:
         sums = [param + step for param, step in zip(params, steps, strict=True)]
     else:
         sums = _torch.added_lists(params, steps)
-    return [total.to(param.dtype) for total, param in zip(sums, params, strict=True)]
+    return [total.to(dtype) for total, dtype in zip(sums, dtypes, strict=True)]
 
 
 def apply_updates(params: Any, updates: Any) -> Any:

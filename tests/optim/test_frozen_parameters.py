@@ -293,3 +293,16 @@ def test_a_gradient_of_weights_that_torch_only_stores_is_a_named_error():
     param.grad = weight.clone()
     with pytest.raises(TypeError, match=refusal):
         optimizer.step()
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float32, None], ids=str)
+def test_a_frozen_weight_that_torch_only_stores_keeps_its_bits_whatever_its_gradient_is(dtype):
+    base = torch.tensor([1.0, -2.0, 0.5]).to(torch.float8_e4m3fn)
+    params = {"base": base, "w": torch.ones(2)}
+    tx = gradtx.chain(gradtx.adamw(lr=0.1), gradtx.freeze("base"))
+    grads = {"base": None if dtype is None else torch.ones(3).to(dtype), "w": torch.ones(2)}
+    updates, _ = tx.update(grads, tx.init(params), params)
+    stepped = gradtx.apply_updates(params, updates)
+    assert stepped["base"].dtype == base.dtype
+    assert torch.equal(stepped["base"].view(torch.uint8), base.view(torch.uint8))
+    assert not torch.equal(stepped["w"], params["w"])
