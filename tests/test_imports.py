@@ -77,3 +77,24 @@ def test_each_optimizer_is_in_a_file_of_its_name_or_named_in_the_title_of_its_fi
         if file.stem != alias and f"`{alias}`" not in title:
             misplaced.append((alias, title))
     assert misplaced == []
+
+
+@pytest.mark.slow  # torch's tracer, in another process
+def test_a_name_may_be_looked_up_first_inside_a_compiled_function(tmp_path):
+    script = tmp_path / "step.py"  # torch reads the source
+    script.write_text(
+        """
+import torch, gradtx
+
+@torch.compile(fullgraph=True, backend="eager")
+def step(params, grads):
+    tx = gradtx.sgd(lr=gradtx.step_schedule(0.5, 3))
+    updates, _ = tx.update(grads, tx.init(params), params)
+    return gradtx.apply_updates(params, updates)
+
+print(*step({"w": torch.ones(2)}, {"w": torch.ones(2)})["w"].tolist())
+""",
+        encoding="utf-8",
+    )
+    code = f"import runpy; runpy.run_path({str(script)!r})"
+    assert told(code, ROOT.parent) == ["0.5", "0.5"]
