@@ -310,7 +310,7 @@ def example(factory: Any) -> dict[str, Any]:
 
 @functools.cache
 def plain_cases() -> list[Case]:
-    """Every factory as its decorator says to call it; a test of its own says whether that is enough."""
+    """Every factory with the arguments of tests/examples.py; a test of its own says whether these are enough."""
     cases = [Case(factory, example(factory)) for factory in factories()]
     return [case for case in cases if _can_be_made(case)]
 

@@ -53,9 +53,16 @@ EDGES = {"zero_d": (), "vector": (3,), "empty": (0,), "empty_rows": (0, 2), "mat
 each = functools.partial(pytest.mark.parametrize, ids=lambda value: getattr(value, "__name__", str(value)))
 
 
-def test_the_declared_example_is_enough_to_call_the_factory():
-    for factory in factories():
-        assert isinstance(factory(**example(factory)), gradtx.GradientTransformation), factory.__name__
+@each("factory", factories())
+def test_the_arguments_of_the_examples_are_enough_to_call_a_factory(factory):
+    """Without them, a factory has no case of any property."""
+    name, arguments = factory.__name__, factory.spec.arguments.all
+    required = ", ".join(f'"{each.name}": ...' for each in arguments if each.required)
+    try:
+        tx = factory(**example(factory))
+    except (TypeError, ValueError) as error:
+        pytest.fail(f'{error}; add to EXAMPLES of tests/examples.py: "{name}": lambda tx: {{{required}}},')
+    assert isinstance(tx, gradtx.GradientTransformation)
 
 
 def test_the_table_holds_what_the_decorators_made():
