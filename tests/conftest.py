@@ -24,7 +24,8 @@ TESTS = Path(__file__).parent
 # What compiles, starts processes, uses other libraries or reads the documentation: `make quick` does not import it.
 # Single slow tests in other files have the mark.
 SLOW = (
-    "clients", "distributed", "fuzz", "test_conformance_func.py", "test_docs.py", "test_examples.py",
+    "clients", "distributed", "fuzz", "gpu/test_kernels.py", "test_compiled_updates.py",
+    "test_conformance_func.py", "test_docs.py", "test_examples.py",
     "test_from_pytorch_optimizer.py", "test_optax_names.py", "test_package.py",
     "test_registry.py", "test_site.py", "test_storage.py", "test_torch_names.py", "test_typed.py",
     "combinators/test_blocks.py", "combinators/test_precision.py", "combinators/test_qk_clip.py",
