@@ -125,11 +125,6 @@ def runs_eagerly() -> bool:
     return SWITCH.is_on
 
 
-def raises_on_nan() -> bool:
-    """Whether rules run line by line, and the first value that is not finite is an error."""
-    return SWITCH.raises_on_nan
-
-
 @contextlib.contextmanager
 def eagerly(nan: Literal["raise"] | None = None) -> Generator[None, None, None]:
     """Run every rule line by line inside a `with` block, for debugging.

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gradtx.arguments import has_schedule
 from gradtx.base import torch_names as _torch
-from gradtx.base.ambient import note_program, raises_on_nan
+from gradtx.base.ambient import SWITCH, note_program
 from gradtx.base.dtensor import gradient_like
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU, python_scalar
@@ -455,7 +455,7 @@ class Step:
                 done.append(leaf)
                 for member in leaf.members if self.consumes else ():
                     member.param.grad = None
-            elif self._core.traits.calls_again or raises_on_nan():
+            elif self._core.traits.calls_again or SWITCH.raises_on_nan:
                 finished.append(leaf)
             else:
                 self._write(leaf)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx.base.inputs import accepts
 from gradtx.base.messages import describe, form, nearest
 from gradtx.base.torch_names import same_bits
 
@@ -235,14 +235,10 @@ class Codec:
 
 def _check_accepts(what: str, function: Any, arguments: tuple[str, ...]) -> None:
     """Raise an error for a function of a code that does not accept its arguments."""
-    try:
-        inspect.signature(function).bind(*arguments)
-    except ValueError:  # functions of torch have no signature
-        return
-    except TypeError:
+    if not accepts(function, *arguments):
         raise TypeError(
             f"Codec: {what} must be a function of ({', '.join(arguments)}), got {describe(function)}"
-        ) from None
+        )
 
 
 def _is_block(length: Any) -> bool:
