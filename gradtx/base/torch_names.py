@@ -317,10 +317,9 @@ def layout_check(tensors: Sequence[Tensor]) -> Callable[..., bool]:
 
     Dynamo's guards compare them in C++.
     """
-    sizes = [list(tensor.shape) for tensor in tensors]
-    strides = [list(tensor.stride()) for tensor in tensors]
+    # None: all sizes and strides, as they are.
     guards = _C._dynamo.guards.TensorGuards(
-        *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
+        *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
     )
     return guards.check
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
@@ -15,13 +17,15 @@ from gradtx.state.storage import auxiliary_tensors
 State: TypeAlias = dict[str, Any]  # the slots of one leaf, and its count
 
 
-class Layout(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Layout:
     """The keys in a parameter's flat state of the slots and shared values of each stage: path -> {slot: key}."""
 
     slots: dict[Path, dict[str, str]]
     shared: dict[Path, dict[str, str]]
     keys: frozenset[str] = frozenset()  # all keys of an optimizer, including "step"
-    codes: Mapping[Path, Mapping[str, Codec]] = {}  # the code of each coded slot
+    # The code of each coded slot.
+    codes: Mapping[Path, Mapping[str, Codec]] = dataclasses.field(default_factory=dict)
     # The keys of slots that only the leaf's owner keeps.
     owned: frozenset[str] = frozenset()
 
@@ -69,17 +73,17 @@ class Layout(NamedTuple):
         """Return a layout of these slots and shared values, whose keys are their paths."""
         return cls(_keyed_by_place(slots), _keyed_by_place(shared), codes=codes)
 
-    @property
+    @functools.cached_property
     def slot_keys(self) -> list[str]:
         """The keys of all slots, stage by stage."""
         return [key for _, key in by_place(self.slots)]
 
-    @property
+    @functools.cached_property
     def program_keys(self) -> list[str]:
         """The keys of the slots that programs read: all except those that only the leaf's owner keeps."""
         return [key for key in self.slot_keys if key not in self.owned]
 
-    @property
+    @functools.cached_property
     def coded_keys(self) -> dict[str, Codec]:
         """The key and code of each coded slot; the keys of its auxiliary tensors are `<key>.<suffix>`."""
         return {
@@ -88,18 +92,18 @@ class Layout(NamedTuple):
             for slot, codec in codecs.items()
         }
 
-    @property
+    @functools.cached_property
     def labels(self) -> dict[str, str]:
         """The key of each coded slot, and the label of its code."""
         return {key: codec.label for key, codec in self.coded_keys.items()}
 
-    @property
+    @functools.cached_property
     def coded_tensors(self) -> set[str]:
         """The keys of all tensors of coded slots, including auxiliary tensors."""
         coded = self.coded_keys
         return coded.keys() | auxiliary_tensors(coded)
 
-    @property
+    @functools.cached_property
     def label(self) -> str:
         """A label; layouts of one chain with the same label are equal, because path and slot determine a code."""
         parts = (self.slots, self.shared, sorted(self.coded_keys), sorted(self.owned))

@@ -86,3 +86,90 @@ def test_few_plans_are_kept():
         step(optimizer, params, {i for i in range(4) if (turn + 1) >> i & 1})
     (engine,) = optimizer._core.back_ends
     assert len(engine._kept) == KEPT_PLANS
+
+
+@pytest.fixture
+def looked_at(monkeypatch):
+    """The names of the parameters whose kinds were found out."""
+    names, find_out = [], Engine._kind
+
+    def noted(self, member, *others):
+        names.append(member.name)
+        return find_out(self, member, *others)
+
+    monkeypatch.setattr(Engine, "_kind", noted)
+    return names
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_new_pattern_is_planned_without_a_look_at_parameters_that_are_as_before(compile, looked_at):
+    ours, theirs = parameters(), parameters()
+    optimizer = gradtx.optim.AdamW(ours, lr=0.1, compile=compile)
+    reference = torch.optim.AdamW(theirs, lr=0.1)
+    for present in ({0, 1, 2, 3}, {0, 1}, {1, 2}, {0, 2, 3}, {3}, {1, 3}, {0, 3}):
+        step(optimizer, ours, present)
+        step(reference, theirs, present)
+    assert sorted(looked_at) == ["0", "1", "2", "3"]
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+
+
+def moved(optimizer, params):
+    params[1].data = params[1].data.clone()
+
+
+def wider(optimizer, params):
+    params[1].data = params[1].data.to(torch.complex128)
+    optimizer.state[params[1]].clear()
+
+
+def strided(optimizer, params):
+    params[1].data = params[1].data.repeat_interleave(2)[::2]
+
+
+def replaced(optimizer, params):
+    state = optimizer.state[params[1]]
+    state["exp_avg"] = state["exp_avg"].clone()
+
+
+def loaded(optimizer, params):
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+@pytest.mark.parametrize("change", [moved, wider, strided, replaced, loaded])
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_parameter_that_has_changed_is_looked_at_again(compile, change, looked_at):
+    ours, theirs = parameters(), parameters()
+    optimizer = gradtx.optim.AdamW(ours, lr=0.1, compile=compile)
+    reference = torch.optim.AdamW(theirs, lr=0.1)
+    for present in ({0, 1, 2, 3}, {0, 1}):
+        step(optimizer, ours, present)
+        step(reference, theirs, present)
+    looked_at.clear()
+    change(optimizer, ours)
+    change(reference, theirs)
+    for present in ({1, 2}, {0, 1, 3}, {1, 3}):
+        step(optimizer, ours, present)
+        step(reference, theirs, present)
+    assert "1" in looked_at
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_parameters_that_come_to_share_memory_later_step_one_after_another(compile):
+    """With the later gradient applied to what the earlier one has written, as in torch."""
+
+    def tied(optimizer, params):
+        params[2].data = params[3].data[:5]
+
+    ours, theirs = parameters(), parameters()
+    optimizer = gradtx.optim.SGD(ours, lr=0.1, weight_decay=0.5, compile=compile)
+    reference = torch.optim.SGD(theirs, lr=0.1, weight_decay=0.5, foreach=False)
+    for present in ({0, 1}, {2, 3}, {1, 2}):
+        step(optimizer, ours, present)
+        step(reference, theirs, present)
+    tied(optimizer, ours)
+    tied(reference, theirs)
+    for present in ({2, 3}, {0, 1, 2, 3}, {1, 3}, {2}):
+        step(optimizer, ours, present)
+        step(reference, theirs, present)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)

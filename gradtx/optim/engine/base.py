@@ -19,6 +19,7 @@ from gradtx.base.messages import warn_user
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.execution.owners import OwnedRegion
 from gradtx.optim.engine.family import Family, LeafKind
+from gradtx.optim.engine.known_kinds import KnownKinds
 from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_positional
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import Count, Member, TensorKind
@@ -225,6 +226,7 @@ class Engine(ABC):
         self.plans: dict[Member | None, Plan] = {}
         # Of whole steps, the last one first: which parameters have gradients may return.
         self._kept: list[Plan] = []
+        self._known = KnownKinds()
         self.failed = False
         self.reasons: dict[str, str] = {}
 
@@ -252,13 +254,17 @@ class Engine(ABC):
             plan = None
         if plan is None and released is None:
             plan = self._returning(fingerprint, members)
-        # Raises for invalid steps, as without an engine.
-        leaves = step.leaves_of(members) if plan is None else []
+        known: dict[Member, LeafKind] = {}
+        leaves: list[Leaf] = []
+        if plan is None:
+            known = self._known.of(members, step)
+            # Raises for invalid steps, as without an engine.
+            leaves = step.leaves_of([each for each in members if each not in known])
         try:
             if plan is None:
                 if released is None:
                     self.reasons = {}
-                plan = self._make_plan(fingerprint, members, leaves, step)
+                plan = self._make_plan(fingerprint, members, known, leaves, step)
                 plan.reasons = self.reasons
                 if released is None:
                     self._keep(plan, step.by_param)
@@ -288,6 +294,7 @@ class Engine(ABC):
         """Drop all plans, which hold parameters and slots."""
         self.plans.clear()
         self._kept.clear()
+        self._known = KnownKinds()
 
     def _begin(self, plan: Plan, step: Step) -> None:
         """Pass each bundle its arguments for this step; bundles with the same scalars get the same list."""
@@ -334,21 +341,23 @@ class Engine(ABC):
         self,
         fingerprint: Any,
         members: list[Member],
+        known: dict[Member, LeafKind],
         leaves: list[Leaf],
         step: Step,
     ) -> Plan:
+        """Make a plan from the kinds that are known and the leaves of the other members."""
+        kinds = known | self._new_kinds(members, leaves, step)
+        leaf_of = {leaf.key: leaf for leaf in leaves}
         families: dict[Any, Family] = {}
-        shared = overlapping(members)
-        for member, leaf in zip(members, leaves, strict=True):
-            try:
-                kind = self._kind(member, leaf, step, id(member) in shared)
-            except RefusedError as refusal:
-                self._refuse([member], str(refusal))
+        for member in members:
+            if member not in kinds:
                 continue
+            kind = kinds[member]
             key = member.group, member.count, kind
             if key in families:
                 families[key].members.append(member)
             else:
+                leaf = leaf_of.get(member) or step.leaves_of([member])[0]
                 families[key] = Family.of(kind, member, leaf, step)
         bundles = []
         for family in families.values():
@@ -356,6 +365,25 @@ class Engine(ABC):
         in_bundles = {id(member) for bundle in bundles for member in bundle.members}
         rest = [member for member in members if id(member) not in in_bundles]
         return Plan(fingerprint, members, bundles, rest)
+
+    def _new_kinds(
+        self, members: list[Member], leaves: list[Leaf], step: Step
+    ) -> dict[Member, LeafKind]:
+        """Return the kinds of leaves that this engine runs, and keep them for the next plan."""
+        if not leaves:
+            return {}
+        # Known members may step together later.
+        shared_later = overlapping({*members, *self._known.members()})
+        shared = overlapping(members) if shared_later else shared_later
+        kinds: dict[Member, LeafKind] = {}
+        for leaf in leaves:
+            member = leaf.key
+            try:
+                kinds[member] = self._kind(member, leaf, step, id(member) in shared)
+            except RefusedError as refusal:
+                self._refuse([member], str(refusal))
+        self._known.keep(kinds, shared_later)
+        return kinds
 
     def _kind(self, member: Member, leaf: Leaf, step: Step, shares: bool) -> LeafKind:
         """Return the kind of a leaf.
