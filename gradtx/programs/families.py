@@ -1,95 +1,79 @@
-"""Families of leaves that may share a program, and the recordings with which engines plan."""
+"""Sort the leaves of a step into families, whose leaves may share a program: for optimizers and pure updates alike."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from gradtx.base.complex_views import as_real
-from gradtx.base.dtensor import local
 from gradtx.base.errors import StateKey
 from gradtx.execution.execute import Leaf, Operation
-from gradtx.optim.device_counts import scaling_from
-from gradtx.optim.engine.views import cut
-from gradtx.optim.run import Member
-from gradtx.optim.step import Step
+from gradtx.programs.bundle import FunctionOf
 from gradtx.programs.function import LeafFunction, Signature
 from gradtx.programs.hyperparameters import ChainOf
 from gradtx.programs.phases import RecordedPhase
-from gradtx.programs.terms import numbers_in
-from gradtx.state.layout import by_place
+from gradtx.programs.planner import ListPrograms
+from gradtx.state.layout import Layout
+
+M = TypeVar("M")  # what stands for a leaf: a member of an optimizer, or a row of a tree
 
 
 @dataclass(frozen=True)
 class LeafKind:
-    """The common properties of the leaves of one program, apart from the structure of their group's chain.
+    """The common properties of the leaves of one program, apart from the structure of their chain.
 
     Attributes:
-        flat: Whether they are passed as flat aliases of their memory.
-        written: The dtype and device of the parameter and of each slot.
+        layout: What tells the positions of slots and shared values in the state apart.
+        written: The dtype and device of the parameter, if there is one, and of each slot.
         read: The dtype and device of the gradient and of each per-leaf extra.
-        by_leaf: The names of per-leaf extras.
         choices: The decisions of selectors.
-        layout: The positions of slots and shared values in the state.
+        has_param: Whether there are parameters.
+        flat: Whether they are passed as flat aliases of their memory.
+        by_leaf: The names of per-leaf extras.
         sharded: Whether they are shards.
     """
 
-    flat: bool
+    layout: Any
     written: tuple[Any, ...]
     read: tuple[Any, ...]
-    by_leaf: tuple[str, ...]
     choices: tuple[Any, ...]
-    layout: str
-    sharded: bool
+    has_param: bool = True
+    flat: bool = False
+    by_leaf: tuple[str, ...] = ()
+    sharded: bool = False
 
 
 @dataclass(frozen=True)
-class Family:
-    """Leaves with the same group, count and kind in a step.
+class Family(Generic[M]):
+    """Leaves with the same chain, count and kind.
 
     Attributes:
         kind: Their common properties.
         signature: The arguments of their programs.
         operations: The operations of each.
-        step: The step.
-        members: The parameters.
+        chain: Builds their chain from its hyperparameters.
+        on_host: Whether the host knows the scalars.
+        members: The leaves.
+        scaling: As in `LeafFunction`.
     """
 
     kind: LeafKind
     signature: Signature
     operations: list[Operation]
-    step: Step
-    members: list[Member]
+    chain: ChainOf
+    on_host: bool
+    members: list[M] = dataclasses.field(default_factory=list)
+    scaling: Any = None
 
-    @classmethod
-    def of(cls, kind: LeafKind, member: Member, leaf: Leaf, step: Step) -> Family:
-        """Return the family of a first leaf, whose program has the arguments of the others'."""
-        shared: dict[StateKey, torch.dtype] = {}
-        for (path, name), _ in by_place(leaf.layout.shared):
-            shared[path, name] = step.run.scalars(path)[name].dtype
-        signature = Signature(
-            layout=leaf.layout,
-            choices=member.choices,
-            numbers=len(step.numbers[member.group]),
-            shared=shared,
-            scalars=step.scalar_dtypes,
-            by_leaf=kind.by_leaf,
-            absent={name: None for name, value in leaf.extras.items() if value is None},
-            known_extras=step.run.known_extras,
-            sharded=kind.sharded,
-            scaled=step.scaling is not None,
-        )
-        return cls(kind, signature, leaf.operations, step, [member])
-
-    def some(self, members: list[Member]) -> Family:
+    def some(self, members: list[M]) -> Self:
         """Return a family of some of the leaves."""
         return dataclasses.replace(self, members=members)
 
-    def signed(self, **changes: Any) -> Family:
+    def signed(self, **changes: Any) -> Self:
         """Return the same leaves for programs with other arguments."""
         signature = dataclasses.replace(self.signature, **changes)
         return dataclasses.replace(self, signature=signature)
@@ -97,26 +81,16 @@ class Family:
     @property
     def key(self) -> tuple[Any, ...]:
         """The key of the family's programs, among those of the same chain."""
-        return self._structure(), self.kind, *self.signature.key()
-
-    def _structure(self) -> Any:
-        return self.step.structures[self.members[0].group]
+        return self.chain.structure, self.kind, *self.signature.key()
 
     def function(self) -> LeafFunction:
         """Return the step of leaves as a function of flat arguments."""
-        make_chain = ChainOf(self.step.groups[0].tx, self._structure())
-        return LeafFunction(self.signature, make_chain, scaling_from)
+        return LeafFunction(self.signature, self.chain, self.scaling)
 
-    def arguments(self, member: Member) -> list[Tensor]:
-        """Return the arguments of a leaf, of which only dtypes and shapes matter."""
-        tensors = [
-            member.param,
-            *(member.state[key] for key in self.signature.slots_by_leaf),
-            member.param.grad,
-        ]
-        trees = self.step.trees
-        tensors.extend(trees[name][member.name] for name in self.signature.by_leaf)
-        return [as_real(local(tensor)) for tensor in tensors]
+    def programs(self, function_of: FunctionOf, known: dict[Any, Any]) -> ListPrograms:
+        """Return the programs of the family; see `ListPrograms`."""
+        record = self.function().record
+        return ListPrograms(record, function_of, self.on_host, self.key, known)
 
     def recorded(self, tensors: list[Tensor]) -> list[RecordedPhase]:
         """Record the list program for these arguments; return an empty list if that is impossible."""
@@ -127,24 +101,53 @@ class Family:
             return []
 
 
-def operations_of(phases: list[RecordedPhase]) -> list[Any]:
-    """Return the operations of a program with their Python scalars; see `numbers_in`."""
-    return [numbers_in(each.recording.graph) for each in phases]
+F = TypeVar("F", bound=Family[Any])
 
 
-def whole_arguments(member: Member, tensors: list[Tensor]) -> list[Tensor]:
-    """Return the arguments of the whole elementwise leaf, given those of a shard, without memory of its size."""
-    real_and_imaginary = (2,) if member.param.is_complex() else ()
-    shape = *member.param.shape, *real_and_imaginary
-    whole = tensors.copy()
-    for i, tensor in enumerate(tensors):
-        if tensor.shape == tensors[0].shape:
-            whole[i] = tensor.new_empty(()).expand(shape)
-    return whole
+def signature_of(
+    leaf: Leaf,
+    kind: LeafKind,
+    *,
+    layout: Layout,
+    hyperparameters: int,
+    shared: Mapping[StateKey, torch.dtype],
+    scalars: Mapping[str, torch.dtype],
+    absent: Mapping[str, Any],
+    **options: Any,
+) -> Signature:
+    """Return the arguments of the program of a leaf, which is that of all leaves of its family."""
+    return Signature(
+        layout=layout,
+        choices=dict(kind.choices),
+        numbers=hyperparameters,
+        shared=shared,
+        scalars=scalars,
+        absent=absent,
+        known_extras=leaf.run.known_extras,
+        by_leaf=kind.by_leaf,
+        has_param=kind.has_param,
+        sharded=kind.sharded,
+        **options,
+    )
 
 
-def first_entries(tensors: list[Tensor], count: int) -> list[Tensor]:
-    """Return the arguments for the first entries of a leaf, as vectors."""
-    size = tensors[0].numel()
-    flat = [tensor.reshape(-1) if tensor.ndim else tensor for tensor in tensors]
-    return [cut(tensor, slice(0, count), size) for tensor in flat]
+def in_families(
+    leaves: Iterable[tuple[Any, LeafKind, M]], first: Callable[[LeafKind, M], F]
+) -> list[F]:
+    """Sort leaves, each given with its count and kind, into families.
+
+    Args:
+        leaves: The leaves; the count may be any key.
+        first: Returns the family of a first leaf, still without members.
+    """
+    families: dict[Any, F] = {}
+    for count, kind, member in leaves:
+        if (count, kind) not in families:
+            families[count, kind] = first(kind, member)
+        families[count, kind].members.append(member)
+    return list(families.values())
+
+
+def forms_of(tensors: Iterable[Tensor]) -> tuple[Any, ...]:
+    """Return the dtypes and devices of tensors."""
+    return tuple((tensor.dtype, tensor.device) for tensor in tensors)

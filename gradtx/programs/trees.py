@@ -44,10 +44,16 @@ from gradtx.programs.bundle import (
     list_function_of,
 )
 from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.function import LeafFunction, Signature
+from gradtx.programs.families import (
+    Family,
+    LeafKind,
+    forms_of,
+    in_families,
+    signature_of,
+)
+from gradtx.programs.function import Signature
 from gradtx.programs.hyperparameters import ChainOf, Numbers
 from gradtx.programs.phases import RecordedPhase
-from gradtx.programs.planner import ListPrograms
 from gradtx.state.layout import Layout
 from gradtx.state.nested import LEAF_STEPS, NestedState
 
@@ -286,13 +292,16 @@ class TreeProgram:
         # The leaves without a program: their slots, and the indices of their arguments.
         self._alone: dict[str, tuple[list[StateKey], list[int]]] = {}
         self._bundles: list[_TreeBundle] = []
-        for (count, _), rows in self._by_kind(leaves, count_of, trees, tensors).items():
-            signature = self._signature(call, run, rows[0], tensors, known)
-            function = LeafFunction(signature, ChainOf(call.tx, numbers.structure))
-            programs = ListPrograms(
-                function.record, self._function_of, on_host, None, {}
-            )
-            self._add_bundles(programs, rows, count, signature)
+        chain = ChainOf(call.tx, numbers.structure)
+
+        def first(kind: LeafKind, row: _Row) -> Family[_Row]:
+            signature = self._signature(call, run, row, kind, tensors, known)
+            return Family(kind, signature, row.leaf.operations, chain, on_host)
+
+        rows = self._rows(leaves, count_of, trees, tensors)
+        keyed = ((row.count_index, row.kind(run), row) for row in rows)
+        for family in in_families(keyed, first):
+            self._add_bundles(family)
         if not self._bundles:
             raise UnsuitableError
         self._has_tree_run = self._needs_tree_run(run.route.clock_paths())
@@ -321,26 +330,23 @@ class TreeProgram:
         self._first_ticks = {} if counts or not run.has_lag(leaves) else ticks
         return {name: own[i] for name, i in zip(counts, equal, strict=True)}
 
-    def _by_kind(
+    def _rows(
         self,
         leaves: dict[str, Leaf],
         count_of: dict[str, int],
         trees: tuple[Any, NestedState, Any],
         tensors: list[Tensor],
-    ) -> dict[Any, list[_Row]]:
-        """Return the leaves that may have a program, sorted by the index of their count and by kind.
-
-        The others stay alone.
-        """
-        rows = {}
+    ) -> list[_Row]:
+        """Return the leaves that may have a program; the others stay alone."""
+        rows: list[_Row] = []
         for name, leaf in leaves.items():
             if not leaf.has_gradient:
                 continue
-            row = _Row.of(leaf, *trees, tensors)
+            count = count_of.get(name, self._step)
+            row = _Row.of(leaf, count, *trees, tensors)
             # Whether recording is worth an attempt.
             if all(each.has_program(leaf, skips_work=True) for each in leaf.operations):
-                key = count_of.get(name, self._step), row.kind()
-                rows.setdefault(key, []).append(row)
+                rows.append(row)
             else:
                 self._leave_alone(row)
         return rows
@@ -349,22 +355,17 @@ class TreeProgram:
         """Note where a leaf's arguments are, but not its tensors, which a program must not keep alive."""
         self._alone[row.leaf.name] = row.slots, row.indices
 
-    def _add_bundles(
-        self,
-        programs: ListPrograms,
-        rows: list[_Row],
-        count: int,
-        signature: Signature,
-    ) -> None:
-        """Create the bundles of leaves of one kind; leaves that cannot be recorded stay alone."""
-        shared = [self._shared[place] for place in signature.shared]
-        arguments = [(row, row.tensors) for row in rows]
-        for phases, of_program in programs.by_program(arguments):
+    def _add_bundles(self, family: Family[_Row]) -> None:
+        """Create the bundles of a family; leaves that cannot be recorded stay alone."""
+        shared = [self._shared[place] for place in family.signature.shared]
+        programs = family.programs(self._function_of, {})
+        arguments = [(row, row.tensors) for row in family.members]
+        for phases, rows in programs.by_program(arguments):
             if isinstance(phases, str):
-                for row in of_program:
+                for row in rows:
                     self._leave_alone(row)
             else:
-                bundle = _TreeBundle(of_program, phases, count, shared)
+                bundle = _TreeBundle(rows, phases, shared)
                 bundle.function_of = self._function_of
                 self._bundles.append(bundle)
 
@@ -373,6 +374,7 @@ class TreeProgram:
         call: Call,
         run: TreeRun,
         row: _Row,
+        kind: LeafKind,
         tensors: list[Tensor],
         known: dict[str, Tensor],
     ) -> Signature:
@@ -386,15 +388,14 @@ class TreeProgram:
             path: store.codecs_of(run.slots(path, leaf), leaf)
             for path, store in run.stores.items()
         }
-        return Signature(
+        return signature_of(
+            leaf,
+            kind,
             layout=Layout.keyed_by_place(row.slots, shared, codes),
-            choices=run.choices.get(leaf.name, {}),
-            numbers=len(self._counts),
+            hyperparameters=len(self._counts),
             shared={place: tensors[self._shared[place]].dtype for place in shared},
             scalars={name: value.dtype for name, value in known.items()},
             absent={name: UNREAD for name in call.extras if name not in known},
-            known_extras=run.known_extras,
-            has_param=leaf.param is not None,
             writes=False,
         )
 
@@ -552,12 +553,14 @@ class _Row(NamedTuple):
 
     Attributes:
         leaf: The leaf.
+        count_index: The index of its count.
         slots: Its slots.
         indices: The indices of its parameter if there is one, its slots and its gradient.
         tensors: These tensors.
     """
 
     leaf: Leaf
+    count_index: int
     slots: list[StateKey]
     indices: list[int]
     tensors: list[Tensor]
@@ -566,6 +569,7 @@ class _Row(NamedTuple):
     def of(
         cls,
         leaf: Leaf,
+        count: int,
         params: dict[str, int],
         state: NestedState,
         gradients: dict[str, int],
@@ -580,14 +584,18 @@ class _Row(NamedTuple):
         indices = [*slots.values(), gradients[leaf.name]]
         if leaf.param is not None:
             indices.insert(0, params[leaf.name])
-        return cls(leaf, list(slots), indices, [tensors[i] for i in indices])
+        return cls(leaf, count, list(slots), indices, [tensors[i] for i in indices])
 
-    def kind(self) -> Any:
+    def kind(self, run: TreeRun) -> LeafKind:
         """Return what leaves with a common program share."""
-        operations = tuple(map(id, self.leaf.operations))
-        forms = tuple((tensor.dtype, tensor.device) for tensor in self.tensors)
-        has_param = self.leaf.param is not None
-        return has_param, operations, tuple(self.slots), forms
+        *written, read = forms_of(self.tensors)
+        return LeafKind(
+            layout=tuple(self.slots),
+            written=tuple(written),
+            read=(read,),
+            choices=tuple(sorted(run.choices.get(self.leaf.name, {}).items())),
+            has_param=self.leaf.param is not None,
+        )
 
 
 class _TreeBundle(ListBundle):
@@ -596,7 +604,6 @@ class _TreeBundle(ListBundle):
     Args:
         rows: The arguments of the leaves.
         phases: The program.
-        count: The index of their count.
         shared: The indices of the shared values that are arguments.
 
     Attributes:
@@ -611,13 +618,12 @@ class _TreeBundle(ListBundle):
         self,
         rows: list[_Row],
         phases: list[RecordedPhase],
-        count: int,
         shared: list[int],
     ):
         leaf = rows[0].leaf
         super().__init__(leaf.name, leaf.device)
         self.operations = phases
-        self.count = count
+        self.count = rows[0].count_index
         self.shared = shared
         self._columns = list(zip(*(row.indices for row in rows), strict=True))
         *slots, updates = self._columns[leaf.param is not None :]

@@ -18,12 +18,13 @@ from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import warn_user
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.execution.owners import OwnedRegion
-from gradtx.optim.engine.family import Family, LeafKind
+from gradtx.optim.engine.family import MemberFamily
 from gradtx.optim.engine.known_kinds import KnownKinds
 from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_positional
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import Count, Member, TensorKind
 from gradtx.optim.step import COUNT, STATE, Step
+from gradtx.programs.families import LeafKind, forms_of, in_families
 from gradtx.programs.function import Signature
 
 GRADIENT = operator.attrgetter("grad")
@@ -257,7 +258,7 @@ class Engine(ABC):
         known: dict[Member, LeafKind] = {}
         leaves: list[Leaf] = []
         if plan is None:
-            known = self._known.of(members, step)
+            known = self._known_kinds(members, step)
             # Raises for invalid steps, as without an engine.
             leaves = step.leaves_of([each for each in members if each not in known])
         try:
@@ -332,7 +333,7 @@ class Engine(ABC):
         return []
 
     @abstractmethod
-    def _bundled(self, family: Family) -> list[Any]:
+    def _bundled(self, family: MemberFamily) -> list[Any]:
         """Return the bundles of a family; it may leave out leaves."""
 
     # Planning.
@@ -348,23 +349,33 @@ class Engine(ABC):
         """Make a plan from the kinds that are known and the leaves of the other members."""
         kinds = known | self._new_kinds(members, leaves, step)
         leaf_of = {leaf.key: leaf for leaf in leaves}
-        families: dict[Any, Family] = {}
-        for member in members:
-            if member not in kinds:
-                continue
-            kind = kinds[member]
-            key = member.group, member.count, kind
-            if key in families:
-                families[key].members.append(member)
-            else:
-                leaf = leaf_of.get(member) or step.leaves_of([member])[0]
-                families[key] = Family.of(kind, member, leaf, step)
+
+        def first(kind: LeafKind, member: Member) -> MemberFamily:
+            leaf = leaf_of.get(member) or step.leaves_of([member])[0]
+            return MemberFamily.first(kind, member, leaf, step)
+
+        families = in_families(
+            (
+                ((member.group, member.count), kinds[member], member)
+                for member in members
+                if member in kinds
+            ),
+            first,
+        )
         bundles = []
-        for family in families.values():
+        for family in families:
             bundles.extend(self._bundled(family))
         in_bundles = {id(member) for bundle in bundles for member in bundle.members}
         rest = [member for member in members if id(member) not in in_bundles]
         return Plan(fingerprint, members, bundles, rest)
+
+    def _known_kinds(self, members: list[Member], step: Step) -> dict[Member, LeafKind]:
+        """Return the kinds that are known, of members that share no memory with new ones."""
+        known = self._known.of(members, step)
+        if len(known) < len(members):
+            # Known members that do not step now may step later.
+            self._known.forget(overlapping({*members, *self._known.members()}))
+        return {each: kind for each, kind in known.items() if each in self._known}
 
     def _new_kinds(
         self, members: list[Member], leaves: list[Leaf], step: Step
@@ -372,9 +383,7 @@ class Engine(ABC):
         """Return the kinds of leaves that this engine runs, and keep them for the next plan."""
         if not leaves:
             return {}
-        # Known members may step together later.
-        shared_later = overlapping({*members, *self._known.members()})
-        shared = overlapping(members) if shared_later else shared_later
+        shared = overlapping(members) if self._known.overlapping else set[int]()
         kinds: dict[Member, LeafKind] = {}
         for leaf in leaves:
             member = leaf.key
@@ -382,7 +391,7 @@ class Engine(ABC):
                 kinds[member] = self._kind(member, leaf, step, id(member) in shared)
             except RefusedError as refusal:
                 self._refuse([member], str(refusal))
-        self._known.keep(kinds, shared_later)
+        self._known.keep(kinds)
         return kinds
 
     def _kind(self, member: Member, leaf: Leaf, step: Step, shares: bool) -> LeafKind:
@@ -416,13 +425,13 @@ class Engine(ABC):
             *(step.trees[name][leaf.name] for name in by_leaf),
         ]
         return LeafKind(
-            flat=flat,
-            # Sizes are those of the parameter.
-            written=tuple((tensor.dtype, tensor.device) for tensor in written),
-            read=tuple((tensor.dtype.to_real(), tensor.device) for tensor in read),
-            by_leaf=tuple(by_leaf),
-            choices=tuple(sorted(member.choices.items())),
             layout=leaf.layout.label,
+            written=forms_of(written),
+            # Sizes are those of the parameter.
+            read=tuple((tensor.dtype.to_real(), tensor.device) for tensor in read),
+            choices=tuple(sorted(member.choices.items())),
+            flat=flat,
+            by_leaf=tuple(by_leaf),
             sharded=sharded,
         )
 

@@ -26,7 +26,7 @@ from gradtx.base.torch_names import is_captured
 from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.optim.engine import cpp, triton
 from gradtx.optim.engine.base import GRADIENT, Engine
-from gradtx.optim.engine.family import Family
+from gradtx.optim.engine.family import MemberFamily
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
 from gradtx.optim.engine.views import (
     RefusedError,
@@ -677,10 +677,10 @@ class KernelEngine(ListEngine):
             )
         self._has_warned = True
 
-    def _bundles_of_signature(self, family: Family) -> list[MemberBundle]:
+    def _bundles_of_signature(self, family: MemberFamily) -> list[MemberBundle]:
         return self._bundles(family, False)
 
-    def _bundles(self, family: Family, splits: bool) -> list[MemberBundle]:
+    def _bundles(self, family: MemberFamily, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves with equal kernels, which those of several shapes often have."""
         bundles: list[Any] = super()._bundles(family, splits)
         of_key: dict[Any, list[KernelBundle]] = {}

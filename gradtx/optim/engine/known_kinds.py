@@ -14,9 +14,9 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.plain import TYPES
-from gradtx.optim.engine.family import LeafKind
 from gradtx.optim.run import Member, TensorKind
 from gradtx.optim.step import Step
+from gradtx.programs.families import LeafKind
 from gradtx.state.layout import Layout
 
 
@@ -51,9 +51,14 @@ class KnownKind:
 
 
 class KnownKinds:
-    """Kinds of leaves that do not overlap, for steps with the same structures and inputs."""
+    """Kinds of leaves that share no memory, for steps with the same structures and inputs.
+
+    Attributes:
+        overlapping: The ids of members that shared memory with another one when a plan was last made for new members.
+    """
 
     def __init__(self) -> None:
+        self.overlapping: set[int] = set()
         self._of: dict[Member, KnownKind] = {}
         self._situation: Any = None
 
@@ -77,24 +82,28 @@ class KnownKinds:
                 kinds[member] = known.kind
         return kinds
 
+    def __contains__(self, member: Member) -> bool:
+        return member in self._of
+
     def members(self) -> list[Member]:
         """Return the members whose kinds are known."""
         return list(self._of)
 
-    def keep(self, kinds: Mapping[Member, LeafKind], overlapping: set[int]) -> None:
-        """Keep new kinds of plain leaves, but of no leaf with one of these ids.
-
-        Of plain leaves, a comparison of addresses and layouts shows that nothing has changed.
-        """
-        if self._situation is None:
-            return
-        for member in list(self._of):
+    def forget(self, overlapping: set[int]) -> None:
+        """Forget the kinds of members that share memory, given by id, and keep no new ones of these."""
+        self.overlapping = overlapping
+        for member in self.members() if overlapping else ():
             if id(member) in overlapping:
                 del self._of[member]
+
+    def keep(self, kinds: Mapping[Member, LeafKind]) -> None:
+        """Keep new kinds of plain leaves, of which a comparison of addresses and layouts shows that nothing changed."""
+        if self._situation is None:
+            return
         for member, kind in kinds.items():
             tensors = [member.param.grad, *tensors_of(member)]
             is_plain = TYPES.issuperset(map(type, tensors))
-            if is_plain and id(member) not in overlapping:
+            if is_plain and id(member) not in self.overlapping:
                 self._of[member] = KnownKind(member, kind, tensors[1:])
 
 

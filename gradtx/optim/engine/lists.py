@@ -26,7 +26,7 @@ from gradtx.optim.engine.base import (
     slots_are_shaped_as,
 )
 from gradtx.optim.engine.family import (
-    Family,
+    MemberFamily,
     first_entries,
     operations_of,
     whole_arguments,
@@ -309,7 +309,7 @@ class ListEngine(Engine):
         if not flat and (not has_shapes or has_regions(leaf.operations)):
             raise RefusedError(REDUCES_SHARD)
 
-    def _bundled(self, family: Family) -> list[MemberBundle]:
+    def _bundled(self, family: MemberFamily) -> list[MemberBundle]:
         has_owners = has_regions(family.operations)
         family = family.signed(has_owners=has_owners)
         equal = self._equal_slots(family)
@@ -324,13 +324,13 @@ class ListEngine(Engine):
             bundles.extend(self._bundles_of_signature(of_values))
         return bundles
 
-    def _equal_slots(self, family: Family) -> tuple[str, ...]:
+    def _equal_slots(self, family: MemberFamily) -> tuple[str, ...]:
         """Return the keys of 0-d slots that remain equal across the leaves of a program once they are equal.
 
         Their new values depend only on scalars and on each other.
         """
         slots = family.signature.slots
-        if not family.step.on_host or family.signature.has_owners:
+        if not family.on_host or family.signature.has_owners:
             return ()
         candidates: set[str] = set(slots)
         for member in family.members:
@@ -346,7 +346,7 @@ class ListEngine(Engine):
             return ()
         return tuple(key for key in slots if key in candidates & first)
 
-    def _slots_from_numbers(self, family: Family, member: Member) -> set[str]:
+    def _slots_from_numbers(self, family: MemberFamily, member: Member) -> set[str]:
         """Return the keys of a leaf's 0-d slots whose new values depend only on scalars and on each other."""
         tensors = family.arguments(member)
         shapes = tuple(tensor.shape for tensor in tensors)
@@ -360,7 +360,7 @@ class ListEngine(Engine):
             programs[key] = {slots[i - 1] for i in numbers}
         return programs[key]
 
-    def _runs_in_parts(self, family: Family) -> bool:
+    def _runs_in_parts(self, family: MemberFamily) -> bool:
         """Whether the program may process large leaves in parts."""
         # Leaves with codes are vectors; parts that know their positions have programs of their own.
         is_coded = bool(family.signature.layout.codes)
@@ -379,7 +379,7 @@ class ListEngine(Engine):
         return True
 
     def _parts_agree(
-        self, family: Family, tensors: list[Tensor], part: int | None
+        self, family: MemberFamily, tensors: list[Tensor], part: int | None
     ) -> bool:
         """Whether the program of a leaf's parts, if it has any, computes what that of the leaf does."""
         programs, operations = self._list_programs(family), family.operations
@@ -405,7 +405,7 @@ class ListEngine(Engine):
         adds_up = all(each.parts_add_up() for each in as_vector)
         return adds_up and operations_of(as_vector) == operations_of(whole)
 
-    def _bundles_of_signature(self, family: Family) -> list[MemberBundle]:
+    def _bundles_of_signature(self, family: MemberFamily) -> list[MemberBundle]:
         """Return bundles of leaves of one signature; parts of leaves that need their positions have another one."""
         signature, operations = family.signature, family.operations
         splits = (
@@ -429,7 +429,7 @@ class ListEngine(Engine):
             bundles += self._bundles(family.some(parts).signed(placed=True), True)
         return bundles
 
-    def _bundles(self, family: Family, splits: bool) -> list[MemberBundle]:
+    def _bundles(self, family: MemberFamily, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves of one kind, each with its program."""
         programs = self._list_programs(family)
         leaves = [(each, _arguments(family, each, splits)) for each in family.members]
@@ -448,7 +448,7 @@ class ListEngine(Engine):
 
     def _accepted_shards(
         self,
-        family: Family,
+        family: MemberFamily,
         programs: ListPrograms,
         program: list[RecordedPhase],
         members: list[Member],
@@ -471,19 +471,17 @@ class ListEngine(Engine):
                 accepted.append(member)
         return accepted
 
-    def _list_programs(self, family: Family) -> ListPrograms:
-        on_host, known = family.step.on_host, self._programs_of(family)
-        record = family.function().record
-        return ListPrograms(record, self.function_of, on_host, family.key, known)
+    def _list_programs(self, family: MemberFamily) -> ListPrograms:
+        return family.programs(self.function_of, self._programs_of(family))
 
-    def _programs_of(self, family: Family) -> dict[Any, Any]:
+    def _programs_of(self, family: MemberFamily) -> dict[Any, Any]:
         if self._programs is None:
-            self._programs = _SHARED.of_chain(family.step.groups[0].tx)
+            self._programs = _SHARED.of_chain(family.chain.tx)
         return self._programs
 
 
 def _against_shards(
-    family: Family, program: list[RecordedPhase], whole_rows: bool
+    family: MemberFamily, program: list[RecordedPhase], whole_rows: bool
 ) -> str:
     """Return why shards may not run a program; empty if they may."""
     if family.kind.flat:
@@ -495,12 +493,12 @@ def _against_shards(
     return PARTS_OF_ROWS if by_rows else REDUCES_SHARD
 
 
-def _one_of_each_shape(family: Family) -> list[Member]:
+def _one_of_each_shape(family: MemberFamily) -> list[Member]:
     """Return one leaf of each shape."""
     return list({as_real(each.param).shape: each for each in family.members}.values())
 
 
-def _arguments(family: Family, member: Member, splits: bool) -> list[Tensor]:
+def _arguments(family: MemberFamily, member: Member, splits: bool) -> list[Tensor]:
     """Return the arguments of a program for a leaf: as vectors if it has codes, of a part that has its own program.
 
     Unless entries are independent, the program of a shard is that of the whole leaf.
