@@ -19,7 +19,7 @@ from gradtx.base.messages import warn_user
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.execution.owners import OwnedRegion
 from gradtx.optim.engine.family import MemberFamily
-from gradtx.optim.engine.known_kinds import KnownKinds
+from gradtx.optim.engine.known_kinds import KnownKinds, tensors_of
 from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_positional
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import Count, Member, TensorKind
@@ -176,10 +176,9 @@ def overlapping(members: Iterable[Member]) -> set[int]:
 def _spans(members: Iterable[Member]) -> list[Span]:
     spans = []
     for member in members:
-        for tensor in (
-            member.param,
-            *map(member.state.__getitem__, member.layout.slot_keys),
-        ):
+        for tensor in tensors_of(member):
+            if not isinstance(tensor, Tensor):  # of a known member that does not step
+                continue
             tensor = local(tensor)
             if not tensor.numel() or tensor.device.type == "meta":
                 continue

@@ -45,9 +45,11 @@ class KnownKind:
         ):
             return False
         tensors = tensors_of(member)
-        return list(
-            map(Tensor.data_ptr, tensors)
-        ) == self._addresses and self._have_same_layout(*tensors)
+        return (
+            TYPES.issuperset(map(type, (*tensors, member.state.get("step"))))
+            and list(map(Tensor.data_ptr, tensors)) == self._addresses
+            and self._have_same_layout(*tensors)
+        )
 
 
 class KnownKinds:
@@ -107,10 +109,9 @@ class KnownKinds:
                 self._of[member] = KnownKind(member, kind, tensors[1:])
 
 
-def tensors_of(member: Member) -> list[Tensor]:
-    """Return a parameter and its slots, which programs write."""
-    slots = map(member.state.__getitem__, member.layout.slot_keys)
-    return [member.param, *slots]
+def tensors_of(member: Member) -> list[Any]:
+    """Return a parameter and its slots, which programs write; a user may have put something else there, or nothing."""
+    return [member.param, *map(member.state.get, member.layout.slot_keys)]
 
 
 def _situation_of(step: Step) -> Any:
