@@ -78,11 +78,17 @@ Dims: TypeAlias = int | tuple[int, float] | None
 REAL_EXTRAS = frozenset(("hessian_diag", "grad_fn", "value_fn"))
 
 
+# What a link does to the sign of an update; "first" is what its first transformation does, "neutral" links are often
+# alone, where the update is what they observe.
+Sign: TypeAlias = Literal["keeps", "flips", "either", "neutral", "first"]
+
+
 class InputOptions(TypedDict, total=False):
     """The options of all decorators but `alias`."""
 
     needs: str | tuple[str, ...] | Callable[[Bound], Iterable[str]]
     extras: Mapping[str, str]
+    sign: Sign
 
 
 class TreeOptions(InputOptions, total=False):
@@ -142,6 +148,7 @@ _DEFAULTS: dict[str, Any] = {
     "ahead": (),
     "owns_lr": False,
     "rate": None,
+    "sign": "keeps",
     "dims": None,
     "compiles": None,
     "capturable": None,
@@ -165,7 +172,7 @@ class Spec:
         arguments: The signature of the factory.
         inner: The arguments that are transformations.
         lr_role: "owner", "before owner" or None, as in `GradientTransformation`.
-        rounds, follows_rate: As in the options and in `GradientTransformation`.
+        rounds, follows_rate, sign: As in the options and in `GradientTransformation`.
         extras: The kind of each extra.
     """
 
@@ -198,6 +205,7 @@ class Spec:
             self.lr_role = "owner"
         self.follows_rate = rate == "after"
         self.rounds = self._options["rounds"]
+        self.sign: Sign = self._options["sign"]
         extras = self._options["extras"]
         if not isinstance(extras, Mapping) or not set(extras.values()) <= EXTRA_KINDS:
             raise TypeError(
@@ -479,6 +487,7 @@ class FactoryCall(GradientTransformation):
             _needs=spec.needs_of(arguments),
             _extras=spec.extras,
             _rounds=spec.rounds,
+            _sign=spec.sign,
         )
 
     @property
@@ -837,6 +846,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         owns_lr: The update is final, including its sign; no later link may apply a learning rate or decay.
         rate: "before" for a link that must not follow a link that owns the learning rate; "after" for one that
             processes the final step: `as_optimizer` warns if a learning rate or decay follows it.
+        sign: What the link does to the sign of an update: "keeps", "flips", "either" if that depends on its arguments,
+            or "neutral" for one that is a chain of its own, as averages of weights are. `as_optimizer` warns about
+            chains whose steps increase the loss.
         compiles: "lists" for a rule that only programs over lists may run, which skip work that is not due, even with
             the adapter's `compile=True`; False for one that always runs for each leaf alone; or a function of the
             arguments that returns this. Random rules default to False; with True or "lists", only `init` may draw,
@@ -934,6 +946,7 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
         needs: The requirements of `update`: "params", "value", "value_fn", "grad_fn", "hessian_diag".
         extras: Other extras, as in `per_tensor`.
         owns_lr: The update is final, including its sign; no later link may apply a learning rate or decay.
+        sign: As in `per_tensor`, or "first" for what the first inner transformation does.
         rounds: The updates yield weights that are already rounded; only `record` may follow.
 
     Raises:

@@ -245,6 +245,8 @@ class GradientTransformation:
     _is_optimizer: bool = False
     # Its own role for the learning rate: "owner" owns it, "before owner" must precede the owner, None is neither.
     _own_lr_role: str | None = None
+    # What it does to the sign of an update; see `gradtx.rules.Sign`.
+    _sign: str = "either"
     # Whether its updates yield weights that are already rounded.
     _rounds: bool = False
     # The inputs that it requires.

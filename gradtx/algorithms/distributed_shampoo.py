@@ -35,6 +35,19 @@ def _merged_from_the_end(shape: Sequence[int], limit: int, target: int) -> list[
     return merged_sizes
 
 
+def _check(start: int, frequency: int, eps: Any, pseudo_inverse: bool) -> None:
+    """Check arguments that exclude one another."""
+    if start < frequency:
+        raise ValueError(
+            f"scale_by_distributed_shampoo: start_preconditioning_step must be at least precondition_frequency="
+            f"{frequency}, got {start}"
+        )
+    if is_off(eps) != pseudo_inverse:
+        raise ValueError(
+            "scale_by_distributed_shampoo: pass either a positive eps or pseudo_inverse=True with eps=0.0"
+        )
+
+
 @per_tensor(compiles="lists", capturable=False, whole=True)
 def scale_by_distributed_shampoo(
     betas: tuple[Decay, Fraction] = (0.9, 1.0),
@@ -108,15 +121,7 @@ def scale_by_distributed_shampoo(
     beta1, beta2 = betas
     beta3 = beta1 if beta3 is None else beta3
     start = start_preconditioning_step or precondition_frequency
-    if start < precondition_frequency:
-        raise ValueError(
-            f"scale_by_distributed_shampoo: start_preconditioning_step must be at least precondition_frequency="
-            f"{precondition_frequency}, got {start}"
-        )
-    if is_off(eps) != pseudo_inverse:
-        raise ValueError(
-            "scale_by_distributed_shampoo: pass either a positive eps or pseudo_inverse=True with eps=0.0"
-        )
+    _check(start, precondition_frequency, eps, pseudo_inverse)
     squares, magnitude = grafted_method(graft, "adagrad", graft_beta2, graft_eps)
 
     def blocks_of(x):

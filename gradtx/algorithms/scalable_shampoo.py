@@ -177,9 +177,6 @@ def scale_by_scalable_shampoo(
             dims = range(0)
         return Blocked(shape, block_size, dims)
 
-    def identities(param):
-        return blocks_of(param).identities(param)
-
     def preconditioned(blocked, g, state, ctx):
         """Return the direction, and the new statistics and roots."""
         old_L, old_P = state["statistics"], state["preconditioners"]
@@ -218,9 +215,10 @@ def scale_by_scalable_shampoo(
         "graft_momentum": linear(),
         "graft_statistics": squares,
         "statistics": Slot(
-            lambda p: [matrix_eps * eye for eye in identities(p)], slow=True
+            lambda p: [matrix_eps * eye for eye in blocks_of(p).identities(p)],
+            slow=True,
         ),
-        "preconditioners": identities,
+        "preconditioners": lambda p: blocks_of(p).identities(p),
     }
     return slots, update
 

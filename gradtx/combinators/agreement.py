@@ -139,7 +139,7 @@ def _schatten4(x: Tensor) -> Tensor:
     return schatten4_norms(matrix).reshape(())
 
 
-@combinator
+@combinator(sign="first")
 def graft(
     direction: GradientTransformation,
     magnitude: GradientTransformation,

@@ -155,7 +155,7 @@ class Frozen(Combinator):
         return []
 
 
-@combinator
+@combinator(sign="either")
 def freeze(where: Static[Where]):
     """Leave some leaves exactly unchanged.
 

@@ -82,9 +82,10 @@ def schedule_free(
     """
     links = base._links()
     # A base that estimates its learning rate negates the update in its last link, as `prodigy` does.
-    descends = len(links) > 0 and links[-1]._name == "descend"
+    last = links[-1] if links else None
+    descends = last is not None and last._lr_role == "owner" and last._sign == "flips"
     for link in links[:-1] if descends else links:
-        if link._lr_role == "owner" or link._name == "scale_by_learning_rate":
+        if link._lr_role == "owner" or link._sign == "flips":
             raise ValueError(
                 f"schedule_free: base must return a direction, but it contains {link._name}, which applies a learning "
                 "rate; remove it and pass lr to schedule_free"

@@ -12,7 +12,7 @@ from gradtx.slots import linear, start
 __all__ = ["average", "lookahead"]
 
 
-@per_tensor(elementwise=True, needs="params", rate="after")
+@per_tensor(elementwise=True, needs="params", rate="after", sign="neutral")
 def lookahead(k: Count = 5, alpha: Fraction = 0.5):
     r"""Move slow weights part of the way to the fast ones at every k-th step and restart from there.
 
@@ -50,7 +50,7 @@ def lookahead(k: Count = 5, alpha: Fraction = 0.5):
     return {"slow": start(slow=True)}, update, lambda state, param: state["slow"]
 
 
-@per_tensor(elementwise=True, needs="params", rate="after")
+@per_tensor(elementwise=True, needs="params", rate="after", sign="neutral")
 def average(decay: Decay | None = None, start: NonNegativeInt = 0, debias=False):
     r"""Keep an average of the weights for evaluation; updates pass unchanged.
 

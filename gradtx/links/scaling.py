@@ -276,7 +276,7 @@ def hold_until_rectified(beta2: Decay = 0.999, rho_threshold: AtLeastFour = 5.0)
     return update
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, sign="either")
 def scale(factor: Scalar):
     r"""Multiply every update by a number: $u \mapsto c u$.
 
@@ -298,7 +298,7 @@ def scale(factor: Scalar):
     return update
 
 
-@per_tensor(elementwise=True, rate="before")
+@per_tensor(elementwise=True, rate="before", sign="flips")
 def scale_by_learning_rate(lr):
     r"""Turn a direction into a step downhill: $u \mapsto -\eta_t u$.
 
@@ -324,7 +324,7 @@ def scale_by_learning_rate(lr):
     return update
 
 
-@per_tensor(elementwise=True, owns_lr=True)
+@per_tensor(elementwise=True, owns_lr=True, sign="flips")
 def descend():
     r"""Turn a direction that includes its rate into a step downhill: $u \mapsto -u$.
 

@@ -24,7 +24,6 @@ from gradtx.transform import Chain, Entry, GradientTransformation
 
 # After so many steps without a gradient there is a mistake; the first few may be a test of a schedule.
 IDLE_STEPS = 10
-RATE = "scale_by_learning_rate"
 # Group keys written by torch and its schedulers, by trainers, and by this library.
 FOREIGN_KEYS = {
     *SCHEDULER_KEYS,
@@ -60,7 +59,7 @@ def _ascends(tx: GradientTransformation) -> bool | None:
     if not isinstance(tx, FactoryCall) or not is_ours(tx._spec.function):
         return False  # a user function may flip the sign
     if (
-        tx._name in (RATE, "scale", "freeze")
+        tx._sign in ("flips", "either")
         or tx._lr_role == "owner"
         or tx._arguments.get("maximize")
     ):
@@ -69,8 +68,8 @@ def _ascends(tx: GradientTransformation) -> bool | None:
         return _ascends(tx._body)
     inner = tx._children()
     if not inner:
-        return None if tx._name in ("average", "lookahead") else True
-    if tx._name == "graft":
+        return None if tx._sign == "neutral" else True
+    if tx._sign == "first":
         return _ascends(inner[0])  # the second determines only the length
     if tx._branches() is not None:
         return any(map(_ascends, inner))
@@ -109,13 +108,13 @@ def _faults(tx: GradientTransformation) -> Iterator[str]:
         misplaced = [link for link in roles if not link._arguments.get("fixed")]
         if rated is not None and misplaced and not flips_again:
             yield f"{child._name} follows {rated}, {_wrong_sign(misplaced[-1])}"
-        if rated is None and any(link._name == RATE for link in links):
+        if rated is None and any(link._sign == "flips" for link in links):
             rated = child._name
 
 
 def _wrong_sign(link: FactoryCall) -> str:
     """Describe the effect of a learning rate, or a decay, after a learning rate."""
-    if link._name == RATE or link._lr_role == "owner":
+    if link._sign == "flips" or link._lr_role == "owner":
         return (
             "and both scale by a learning rate, which flips the sign twice, so the loss increases; "
             "remove one of them"
@@ -140,7 +139,7 @@ def _may_flip_sign(child: GradientTransformation) -> bool:
     """Whether a child may flip the sign on its own."""
     if isinstance(child, FactoryCall) and child._arguments.get("maximize", False):
         return True
-    return any(link._name == "scale" for link in _links_on_path(child))
+    return any(link._sign == "either" for link in _links_on_path(child))
 
 
 def warn_of_misspelt(who: str, keys: Iterable[Any], entries: Iterable[Entry]) -> None:

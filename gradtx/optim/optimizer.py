@@ -327,11 +327,62 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         extras: Extras,
     ) -> Any:
         core = self._up_to_date()
-        if core.members.repeated:
-            core.members.refuse_repeated()
         if not self.state and _torch.is_called_by_checkpoint():
             core.states.begin()
             return None
+        scaling = self._checked(core, closure, extras)
+        if scaling is not None and core.counts_on_host() and not scaling.proceed:
+            self._end(core, scaling, consume_gradients)
+            return None
+        estimates = self._hessian is not None and "hessian_diag" not in extras
+        if estimates:
+            extras["hessian_diag"] = None
+        loss = None
+        if closure is not None:
+            loss = self._call(closure, extras, estimates)
+            core = self._up_to_date()
+            if core.members.repeated:
+                core.members.refuse_repeated()
+            if core.traits.calls_again:
+                check_closure(core.members.by_param)
+        step: Step | None = None
+        if self._released is not None:
+            step = self._released.close()
+        elif self._idle_steps is not None:
+            self._count_idle_step(core)
+        at_state = contextlib.nullcontext()
+        if core.offload is not None:
+            core.offload.extras_on_host(extras)
+            at_state = core.at_state(writes=True, consumes=consume_gradients)
+        with at_state:
+            try:
+                if step is None:
+                    step = Step(core, extras, scaling, consume_gradients)
+                if self._hessian is not None:
+                    self._hessian.supply(step, estimates)
+                step.apply()
+            except Exception:
+                if step is None:  # other ranks must not wait
+                    core.agreement.report_failure(core.members)
+                core.states.undo()
+                raise
+            finally:
+                core.states.created.clear()
+        if scaling is not None or consume_gradients:
+            self._end(core, scaling, consume_gradients)
+        return loss
+
+    def _checked(
+        self, core: Core, closure: Callable[[], Any] | None, extras: Extras
+    ) -> Scaling | None:
+        """Return what a GradScaler asks for.
+
+        Raises:
+            ValueError: If a parameter is twice in the groups.
+            RuntimeError: If evaluation weights, released gradients or a scaler rule out a step with these arguments.
+        """
+        if core.members.repeated:
+            core.members.refuse_repeated()
         scaling = None
         if getattr(self, "found_inf", None) is not None:
             scaling = Scaling.requested_by(self)
@@ -351,56 +402,26 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             raise RuntimeError(
                 f"closures are not supported under an enabled GradScaler: {remedy}"
             )
-        if scaling is not None and core.counts_on_host() and not scaling.proceed:
-            scaling.unscale(core.members.by_param)
-            if consume_gradients:
-                core.members.drop_gradients()
-            return None
-        hessian = self._hessian
-        estimates = hessian is not None and "hessian_diag" not in extras
-        if estimates:
-            extras["hessian_diag"] = None
-        loss = None
-        if closure is not None:
-            keeping_graphs = contextlib.nullcontext()
-            if hessian is not None and estimates:
-                keeping_graphs = hessian.keeping_graphs(core.states)
-            with torch.enable_grad(), keeping_graphs:
-                loss = closure()
-            self._add_extras_of(closure, loss, extras)
-            core = self._up_to_date()
-            if core.members.repeated:
-                core.members.refuse_repeated()
-            if core.traits.calls_again:
-                check_closure(core.members.by_param)
-        step: Step | None = None
-        if self._released is not None:
-            step = self._released.close()
-        elif self._idle_steps is not None:
-            self._count_idle_step(core)
-        at_state = contextlib.nullcontext()
-        if core.offload is not None:
-            core.offload.extras_on_host(extras)
-            at_state = core.at_state(writes=True, consumes=consume_gradients)
-        with at_state:
-            try:
-                if step is None:
-                    step = Step(core, extras, scaling, consume_gradients)
-                if hessian is not None:
-                    hessian.supply(step, estimates)
-                step.apply()
-            except Exception:
-                if step is None:  # other ranks must not wait
-                    core.agreement.report_failure(core.members)
-                core.states.undo()
-                raise
-            finally:
-                core.states.created.clear()
+        return scaling
+
+    def _call(self, closure: Callable[[], Any], extras: Extras, estimates: bool) -> Any:
+        """Call a closure for the loss and its gradients, whose graphs are kept if the Hessian is estimated."""
+        keeping_graphs = contextlib.nullcontext()
+        if self._hessian is not None and estimates:
+            keeping_graphs = self._hessian.keeping_graphs(self._core.states)
+        with torch.enable_grad(), keeping_graphs:
+            loss = closure()
+        self._add_extras_of(closure, loss, extras)
+        return loss
+
+    def _end(
+        self, core: Core, scaling: Scaling | None, consume_gradients: bool
+    ) -> None:
+        """Leave gradients as the caller expects them after a step, also after one that was skipped."""
         if scaling is not None:
             scaling.unscale(core.members.by_param)
         if consume_gradients:
             core.members.drop_gradients()  # those of frozen leaves are left
-        return loss
 
     def _add_extras_of(
         self, closure: Callable[[], Any], loss: Any, extras: Extras

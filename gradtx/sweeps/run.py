@@ -117,16 +117,7 @@ def sweep(
     arguments = _checked_counts(steps, every, members_at_once)
     fixed = dict(fixed or {})
     settings = settings_of(over)
-    given: Any = optimizer
-    is_class = isinstance(given, type) and issubclass(given, Optimizer)
-    if is_class or not callable(optimizer):
-        hint = "; a transformation, not an optimizer, is swept" if is_class else ""
-        raise TypeError(
-            f"sweep: optimizer must be a callable such as gradtx.adamw, got {describe(optimizer)}{hint}"
-        )
-    check_names(optimizer, settings, fixed)
-    name = name_of(optimizer)
-
+    name = _checked_name(optimizer, settings, fixed)
     make = functools.partial(optimizer, **fixed)
     for setting in settings:
         check_supplied(name, make(**setting))
@@ -136,9 +127,8 @@ def sweep(
     first_params = params_of(seed_list[0])
     taken = (*COLUMNS, *settings[0])
     _check_scalars(loss_fn, eval_fn, first_params, feed.at(0), taken)
-    groups = groups_of(make, settings)
     trainers: list[Trainer] = []
-    for group in groups:
+    for group in groups_of(make, settings):
         members = [Member(i, seed) for i in group.settings for seed in seed_list]
         _check_vmap(group, members, loss_fn, params_of, feed.at(0), randomness)
         for chunk in _chunks(members, members_at_once):
@@ -146,7 +136,6 @@ def sweep(
                 Trainer(group, chunk, loss_fn, eval_fn, params_of, compile, randomness)
             )
     feed.keeps = len(trainers) > 1
-    runs: dict[Member, Run] = {}
     arguments.update(
         optimizer=name,
         over=[describe(setting) for setting in settings],
@@ -154,25 +143,17 @@ def sweep(
         fixed=describe(fixed),
         compile=compile,
         randomness=randomness,
-        params=[
-            f"{leaf}: {tuple(tensor.shape)} {tensor.dtype}, sum {tensor.to(exact_dtype(tensor)).sum():.17g}"
-            for leaf, tensor in _tree.named(first_params).items()
-        ],
+        params=_summaries(first_params),
     )
     saved = Checkpoint(checkpoint, arguments)
+    runs: dict[Member, Run] = {}
     bar = _bar(progress, steps * len(trainers))
     try:
         for i, trainer in enumerate(trainers):
             state = saved.load(i) or trainer.start()
-            bar.update(state.step)
+            save = functools.partial(saved.save, i, state)
             try:
-                for step in range(state.step, steps):
-                    trainer.advance(state, feed.at(step))
-                    bar.update()
-                    if state.step % every == 0 or state.step == steps:
-                        trainer.record(state)
-                        saved.save(i, state, is_finished=state.step == steps)
-                        _show_best(bar, state)
+                _train(trainer, state, feed, steps, every, save, bar)
             finally:
                 weights = unstack(state.params)
                 for j, member in enumerate(trainer.members):
@@ -187,6 +168,53 @@ def sweep(
         Member, itertools.product(range(len(settings)), seed_list)
     )
     return Sweep(name, [runs[member] for member in order if member in runs], finished)
+
+
+def _train(
+    trainer: Trainer,
+    state: Progress,
+    feed: Batches,
+    steps: int,
+    every: int,
+    save: Callable[..., None],
+    bar: Any,
+) -> None:
+    """Train the members of one trainer up to the last step; record, save and show them at every record."""
+    bar.update(state.step)
+    for step in range(state.step, steps):
+        trainer.advance(state, feed.at(step))
+        bar.update()
+        if state.step % every == 0 or state.step == steps:
+            trainer.record(state)
+            save(is_finished=state.step == steps)
+            _show_best(bar, state)
+
+
+def _checked_name(
+    optimizer: Callable[..., GradientTransformation],
+    settings: Sequence[dict[str, Any]],
+    fixed: dict[str, Any],
+) -> str:
+    """Check that an optimizer can be made with these arguments, and return its name."""
+    passed: Any = optimizer
+    is_class = isinstance(passed, type) and issubclass(passed, Optimizer)
+    if is_class or not callable(optimizer):
+        hint = "; a transformation, not an optimizer, is swept" if is_class else ""
+        raise TypeError(
+            f"sweep: optimizer must be a callable such as gradtx.adamw, got {describe(optimizer)}{hint}"
+        )
+    check_names(optimizer, settings, fixed)
+    return name_of(optimizer)
+
+
+def _summaries(params: Any) -> list[str]:
+    """Return a line for each tensor of a tree, by which a checkpoint recognizes it."""
+    summaries: list[str] = []
+    for leaf, tensor in _tree.named(params).items():
+        entries = tensor.to(exact_dtype(tensor)).sum()
+        form = f"{tuple(tensor.shape)} {tensor.dtype}"
+        summaries.append(f"{leaf}: {form}, sum {entries:.17g}")
+    return summaries
 
 
 def _checked_counts(

@@ -324,7 +324,7 @@ BUILDING = {
         TypeError,
         lambda: per_tensor(elementwize=True),
     ),
-    "whole_tree: unknown option 'elementwise'; known: capturable, extras, needs": (
+    "whole_tree: unknown option 'elementwise'; known: capturable, extras, needs, sign": (
         TypeError,
         lambda: whole_tree(elementwise=True),
     ),
