@@ -14,9 +14,9 @@ import torch
 from torch.fx import Node
 
 from gradtx.programs.contract import dtype_of
+from gradtx.programs.write_expressions import HALF
 from gradtx.programs.write_kernels import (
     BLOCKS,
-    HALF,
     PLACES,
     KernelWriter,
     Store,

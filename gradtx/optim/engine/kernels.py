@@ -45,11 +45,8 @@ from gradtx.programs.lower import lower
 from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.scalars import Scalars
 from gradtx.programs.write_cpp import CppWriter
-from gradtx.programs.write_kernels import (
-    KernelText,
-    KernelWriter,
-    UnsuitableProgramError,
-)
+from gradtx.programs.write_expressions import UnsuitableProgramError
+from gradtx.programs.write_kernels import KernelText, KernelWriter
 from gradtx.programs.write_triton import TritonWriter
 
 # Entries of a chunk, which one instance of a kernel processes.
