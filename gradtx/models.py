@@ -77,7 +77,7 @@ CONVOLUTIONS = (
 SCALE_NAMES = ("weight", "gamma", "scale")
 
 
-class Place(NamedTuple):
+class WeightUse(NamedTuple):
     """A module's reference to a parameter; a tied parameter has several."""
 
     module: nn.Module
@@ -133,10 +133,10 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
         {'0.weight': 'embedding', '1.weight': 'norm', '1.bias': 'bias', '2.weight': 'matrix', '2.bias': 'bias'}
     """
     _check_model("label_by_role", model)
-    places = places_of(model)
+    uses = uses_of(model)
     last, blocks = _last_with_outputs_of_an_embedding(model), _repeated_blocks(model)
     return {
-        name: _role(param, places[param], last, blocks, tied)
+        name: _role(param, uses[param], last, blocks, tied)
         for name, param in named_in_model(model)
     }
 
@@ -169,9 +169,9 @@ def label_lora(model: nn.Module) -> dict[str, str]:
         {'weight': 'other', 'bias': 'other', 'lora_A.weight': 'lora_A', 'lora_B.weight': 'lora_B'}
     """
     _check_model("label_lora", model)
-    places = places_of(model)
+    uses = uses_of(model)
     return {
-        name: _factor(name, places[param][0].module)
+        name: _factor(name, uses[param][0].module)
         for name, param in named_in_model(model)
     }
 
@@ -248,19 +248,19 @@ def _check_model(who: str, model: Any) -> None:
         )
 
 
-def places_of(model: nn.Module) -> dict[Tensor, list[Place]]:
-    """Return all places of each parameter; a tied parameter has several."""
-    places = {}
+def uses_of(model: nn.Module) -> dict[Tensor, list[WeightUse]]:
+    """Return all uses of each parameter; a tied parameter has several."""
+    uses = {}
     modules = {without_wrappers(name): module for name, module in model.named_modules()}
     for module_name, module in model.named_modules():
         for name, param in module.named_parameters(
             recurse=False, remove_duplicate=False
         ):
-            place = Place(module, without_wrappers(module_name), name)
+            use = WeightUse(module, without_wrappers(module_name), name)
             if not _is_vector(param):
-                place = _of_weight(place, modules)
-            places.setdefault(param, []).append(place)
-    return places
+                use = _of_weight(use, modules)
+            uses.setdefault(param, []).append(use)
+    return uses
 
 
 def _is_vector(param: Tensor) -> bool:
@@ -268,16 +268,16 @@ def _is_vector(param: Tensor) -> bool:
     return not is_lazy(param) and param.numel() == max(param.shape, default=1)
 
 
-def _of_weight(place: Place, modules: Mapping[str, nn.Module]) -> Place:
-    """Return the place of the weight that is computed from a parameter: `fc.weight` for `fc.weight_v`."""
-    if isinstance(place.module, ParametrizationList):
-        parametrizations, _, weight = place.module_name.rpartition(".")
+def _of_weight(use: WeightUse, modules: Mapping[str, nn.Module]) -> WeightUse:
+    """Return the use of the weight that is computed from a parameter: `fc.weight` for `fc.weight_v`."""
+    if isinstance(use.module, ParametrizationList):
+        parametrizations, _, weight = use.module_name.rpartition(".")
         owner = parametrizations.rpartition(".")[0]
-        return Place(modules[owner], owner, weight)
-    weight = place.name.removesuffix("_v")
-    if hasattr(place.module, f"{weight}_g"):
-        return place._replace(name=weight)
-    return place
+        return WeightUse(modules[owner], owner, weight)
+    weight = use.name.removesuffix("_v")
+    if hasattr(use.module, f"{weight}_g"):
+        return use._replace(name=weight)
+    return use
 
 
 def _last_with_outputs_of_an_embedding(model: nn.Module) -> nn.Module | None:
@@ -318,63 +318,63 @@ def _is_inside(name: str, blocks: Collection[str]) -> bool:
 
 def _role(
     param: Tensor,
-    places: list[Place],
+    uses: list[WeightUse],
     last: nn.Module | None,
     blocks: Collection[str],
     tied: str,
 ) -> str:
     if not param.requires_grad:
         return "frozen"
-    is_head = any(_is_head(place, last, blocks) for place in places)
-    if any(map(_is_embedding, places)):
+    is_head = any(_is_head(use, last, blocks) for use in uses)
+    if any(map(_is_embedding, uses)):
         return tied if is_head else "embedding"
     if is_head:
         return "head"
-    place = places[0]
+    use = uses[0]
     # Without the dimensions of BatchNorm2d.
-    if type(place.module).__name__.rstrip("123d").endswith("Norm"):
-        role = {"weight": "norm", "bias": "bias"}.get(place.name)
+    if type(use.module).__name__.rstrip("123d").endswith("Norm"):
+        role = {"weight": "norm", "bias": "bias"}.get(use.name)
         if role is not None:
             return role
-    return _role_by_shape(param, place)
+    return _role_by_shape(param, use)
 
 
-def _is_embedding(place: Place) -> bool:
-    if isinstance(place.module, EMBEDDINGS) and place.name == "weight":
+def _is_embedding(use: WeightUse) -> bool:
+    if isinstance(use.module, EMBEDDINGS) and use.name == "weight":
         return True
-    is_table = place.name.endswith(EMBEDDING_ENDINGS) or place.name in EMBEDDING_NAMES
-    is_table = is_table or place.name.startswith("rel_pos_")
-    return is_table or any(word in place.path for word in EMBEDDING_WORDS)
+    is_table = use.name.endswith(EMBEDDING_ENDINGS) or use.name in EMBEDDING_NAMES
+    is_table = is_table or use.name.startswith("rel_pos_")
+    return is_table or any(word in use.path for word in EMBEDDING_WORDS)
 
 
-def _is_head(place: Place, last: nn.Module | None, blocks: Collection[str]) -> bool:
-    if not isinstance(place.module, nn.Linear) or place.name != "weight":
+def _is_head(use: WeightUse, last: nn.Module | None, blocks: Collection[str]) -> bool:
+    if not isinstance(use.module, nn.Linear) or use.name != "weight":
         return False
-    around, _, name = place.module_name.rpartition(".")
+    around, _, name = use.module_name.rpartition(".")
     if name == "linear":  # of a head that is a module of its own, as LeViT's
         name = around.rpartition(".")[2]
     if name in HEAD_NAMES_OUTSIDE_BLOCKS:
-        return not _is_inside(place.module_name, blocks)
-    return place.module is last or name in HEAD_NAMES
+        return not _is_inside(use.module_name, blocks)
+    return use.module is last or name in HEAD_NAMES
 
 
-def _role_by_shape(param: Tensor, place: Place) -> str:
+def _role_by_shape(param: Tensor, use: WeightUse) -> str:
     is_number = not is_lazy(param) and param.numel() == 1
-    if is_number or place.name in INDEPENDENT_NUMBERS:
+    if is_number or use.name in INDEPENDENT_NUMBERS:
         return "scalar"
-    if place.name.endswith(("bias", "biases")):
+    if use.name.endswith(("bias", "biases")):
         return "bias"
-    is_weight = place.name == "weight"
+    is_weight = use.name == "weight"
     if _is_vector(param) and (param.ndim == 1 or not is_weight):
-        return "norm" if _has_scales(place) else "bias"
-    return "conv" if isinstance(place.module, CONVOLUTIONS) and is_weight else "matrix"
+        return "norm" if _has_scales(use) else "bias"
+    return "conv" if isinstance(use.module, CONVOLUTIONS) and is_weight else "matrix"
 
 
-def _has_scales(place: Place) -> bool:
+def _has_scales(use: WeightUse) -> bool:
     """Whether a vector scales rows or columns, as the magnitudes of `weight_norm` do, also in its old form."""
-    if isinstance(place.module, ParametrizationList):
-        return place.name == "original0"
-    return place.name in SCALE_NAMES or place.name.endswith("_g")
+    if isinstance(use.module, ParametrizationList):
+        return use.name == "original0"
+    return use.name in SCALE_NAMES or use.name.endswith("_g")
 
 
 HEADS = ("num_heads", "n_head", "n_heads", "num_attention_heads")
@@ -608,7 +608,7 @@ def _rows(
 ) -> Iterator[Row]:
     roles = label_by_role(model, tied=tied)
     chosen = _chosen(model, others)
-    places = places_of(model)
+    uses = uses_of(model)
     modules = {without_wrappers(name): module for name, module in model.named_modules()}
     for name, param in named_in_model(model):
         if is_lazy(param):
@@ -618,9 +618,7 @@ def _rows(
         role = chosen.get(name, roles[name])
         branch = BRANCH.get(role, role)  # or the label of a branch itself
         is_conv = branch == "muon_conv" and name not in chosen
-        if is_conv and (
-            conv == "adamw" or _is_depthwise(param, places[param][0].module)
-        ):
+        if is_conv and (conv == "adamw" or _is_depthwise(param, uses[param][0].module)):
             branch = "adamw"
         shape = tuple(param.shape)
         if branch in ("muon", "muon_conv") and param.ndim < 2:
@@ -631,19 +629,19 @@ def _rows(
         if branch == "muon" and param.ndim > 2:
             batch = param.ndim - 2
         elif branch == "muon" and per_head:
-            heads, dim = _cut(param, places[param][0], modules)
+            heads, dim = _cut(param, uses[param][0], modules)
         is_guessed = (
             branch == "muon"
             and param.ndim == 2  # a stack of matrices is no table of vectors
             and name not in chosen
-            and not _is_named_as_weight(places[param][0])
+            and not _is_named_as_weight(uses[param][0])
         )
         yield Row(name, shape, role, branch, heads, dim, batch, is_guessed)
 
 
-def _is_named_as_weight(place: Place) -> bool:
+def _is_named_as_weight(use: WeightUse) -> bool:
     """Whether the name of a parameter says that it multiplies an input."""
-    name = place.name.lower()
+    name = use.name.lower()
     return name.startswith(WEIGHT_BEGINNINGS) or any(
         part in name for part in WEIGHT_PARTS
     )
@@ -683,19 +681,19 @@ def _is_depthwise(weight: Tensor, module: nn.Module) -> bool:
 
 
 def _cut(
-    param: Tensor, place: Place, modules: Mapping[str, nn.Module]
+    param: Tensor, use: WeightUse, modules: Mapping[str, nn.Module]
 ) -> tuple[int, int]:
     """Return the number of blocks of a weight and the dimension to split; (1, 0) for no split."""
     # The GPT-2 layer of transformers, of shape (in, out).
-    dim = 1 if type(place.module).__name__ == "Conv1D" else 0
-    parent, _, module_name = place.module_name.rpartition(".")
+    dim = 1 if type(use.module).__name__ == "Conv1D" else 0
+    parent, _, module_name = use.module_name.rpartition(".")
     stacked = GATED.get(module_name, 1)
-    if place.name.startswith(("weight_ih", "weight_hh")):
-        stacked = GATES.get(type(place.module), 1)
+    if use.name.startswith(("weight_ih", "weight_hh")):
+        stacked = GATES.get(type(use.module), 1)
     if stacked > 1 and param.shape[dim] % stacked == 0:
         return stacked, dim
     # A projection may be nested one level below the module that knows the number of heads.
-    for part, around in ((place.name, place.module_name), (module_name, parent)):
+    for part, around in ((use.name, use.module_name), (module_name, parent)):
         heads = _heads_of(modules.get(around))
         if heads is not None:
             queries, keys = BLOCKS.get(part, (0, 0))

@@ -24,7 +24,7 @@ from gradtx.base.selectors import named_in_model
 from gradtx.combinators.slow_weights import with_lookahead
 from gradtx.links.averaging import lookahead
 from gradtx.links.projection import centralize, orthogonalize_against_params
-from gradtx.models import label_by_role, places_of
+from gradtx.models import label_by_role, uses_of
 from gradtx.optim import ChainOptimizer, as_optimizer, class_names, optimizer_hint
 from gradtx.optim.chain_checks import drop_engine_options
 from gradtx.optim.classes import ALIASES, CLASSES, AliasOptimizer, class_of
@@ -347,11 +347,11 @@ def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
             raise ValueError(
                 "create_optimizer: the model has no parameter that requires a gradient"
             )
-        for param, places in places_of(model).items():
+        for param, uses in uses_of(model).items():
             names[param] = []
-            for place in places:
-                kind = type(place.module).__name__
-                names[param] += [place.path, kind, f"{kind}.{place.name}"]
+            for use in uses:
+                kind = type(use.module).__name__
+                names[param] += [use.path, kind, f"{kind}.{use.name}"]
     else:
         items = list(model)
         if not all(isinstance(item, tuple) and len(item) == 2 for item in items):

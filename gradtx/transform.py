@@ -67,7 +67,7 @@ class GradientTransformation:
     _is_traced: bool = False
     # The transformation that dynamo saw `replace` called on, and the new values by their places.
     _origin: tuple[GradientTransformation, dict[Any, Any]] | None = None
-    _plans: tuple[Any, ...] = ()  # what graphs of compilers need
+    _graph_nodes: tuple[Any, ...] = ()  # what graphs of compilers need
 
     def _set(self, **attributes: Any) -> None:
         if torch.compiler.is_dynamo_compiling():
@@ -159,12 +159,12 @@ class GradientTransformation:
         return _pure.update(call) if result is None else result
 
     @_torch.assume_constant
-    def _plan(self, identity: int, *arguments: Any) -> tuple[str, list[int]]:
-        """Return a new plan for graphs of `torch.compile`, which dynamo guards by this identity.
+    def _graph_node(self, identity: int, *arguments: Any) -> tuple[str, list[int]]:
+        """Return a new node for graphs of `torch.compile`, which dynamo guards by this identity.
 
         Before torch 2.13, dynamo has only functions of constants called while it traces, and methods of other objects.
         """
-        return _graphs.plan(self, *arguments)
+        return _graphs.node_for(self, *arguments)
 
     @without_ambient
     def eval_params(self, state: dict[str, Any], params: Any) -> Any:
@@ -268,7 +268,7 @@ class GradientTransformation:
                 return role
         return None
 
-    _numbers: Any = None  # the hyperparameters that programs take as arguments
+    _hyperparameters: Any = None  # the hyperparameters that programs take as arguments
     _program_cache: dict[Any, Any] | None = None  # the programs of pure updates
 
     _required: tuple[dict[str, str], list[tuple[str, str]]] | None = None

@@ -402,12 +402,12 @@ def test_what_a_graph_needs_is_freed_with_the_chain():
     assert len(graphs._PLANS) <= before
 
 
-def test_a_chain_is_freed_at_once_though_it_owns_its_plans():
+def test_a_chain_is_freed_at_once_though_it_owns_its_nodes():
     tx = gradtx.sgd(0.1)
     alive = weakref.ref(tx)
     gc.disable()
     try:
-        graphs.plan(tx, (), "update", ("tuple", ()), (), ())
+        graphs.node_for(tx, (), "update", ("tuple", ()), (), ())
         del tx
         assert alive() is None
     finally:
@@ -603,8 +603,8 @@ def test_results_have_the_strides_that_compilers_were_told(case, monkeypatch):
                 differences.append((of_params, of_grads, form.stride(), result.stride()))
         return results
 
-    running = graphs.Plan.computed
-    monkeypatch.setattr(graphs.Plan, "computed", computed)
+    running = graphs.GraphNode.computed
+    monkeypatch.setattr(graphs.GraphNode, "computed", computed)
     for of_params, of_grads in PAIRS_OF_LAYOUTS:
         tx, at = case.make(), {name: LAYOUTS[of_params](value) for name, value in params.items()}
         grads = {name: LAYOUTS[of_grads](value) for name, value in field(at).items()}

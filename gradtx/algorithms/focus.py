@@ -57,11 +57,11 @@ def scale_by_focus(
 
     def update(update, state, param, ctx):
         mean = running_mean(state["exp_avg"], update, beta1)
-        place = running_mean(state["pbar"], param, beta2)
-        usual = place / ctx.bias_correction(beta2)
+        average = running_mean(state["pbar"], param, beta2)
+        usual = average / ctx.bias_correction(beta2)
         pull = torch.where(ctx.seen, (param - usual).sign(), 0.0)
         direction = plus_decay(mean.sign() + gamma * pull, weight_decay, usual)
-        return direction, {"exp_avg": mean, "pbar": place}
+        return direction, {"exp_avg": mean, "pbar": average}
 
     return {"exp_avg": linear(), "pbar": linear()}, update
 

@@ -99,7 +99,7 @@ def replicated() -> Placement:
     return Replicate()
 
 
-def placed_as(tensor: Any, like: Any) -> Any:
+def distributed_like(tensor: Any, like: Any) -> Any:
     """Redistribute a tensor like `like`. Operations may return other placements, including partial sums."""
     if not is_sharded(like):
         return full_tensor(tensor)
@@ -116,7 +116,7 @@ def gradient_like(gradient: Any, param: Any) -> Any:
     """
     if not (is_sharded(gradient) and is_sharded(param)):
         return gradient
-    return placed_as(gradient, param)
+    return distributed_like(gradient, param)
 
 
 def completed(tensor: Any) -> Any:
@@ -181,16 +181,16 @@ def total_of(terms: list[Any]) -> Tensor:
 
 def stacked(numbers: list[Any]) -> Tensor:
     """Stack 0-d tensors into one plain vector, with one collective for all tensors with the same placements."""
-    places_of: dict[Any, list[int]] = defaultdict(list)
-    for place, number in enumerate(numbers):
+    indices_of: dict[Any, list[int]] = defaultdict(list)
+    for index, number in enumerate(numbers):
         if is_sharded(number):
-            places_of[number.device_mesh, number.placements].append(place)
+            indices_of[number.device_mesh, number.placements].append(index)
     plain = list(numbers)
-    for division, places in places_of.items():
-        terms = torch.stack([local(numbers[place]) for place in places])
+    for division, indices in indices_of.items():
+        terms = torch.stack([local(numbers[index]) for index in indices])
         sums = full_tensor(dtensor_of(terms, *division))
-        for place, number in zip(places, sums.unbind(), strict=True):
-            plain[place] = number
+        for index, number in zip(indices, sums.unbind(), strict=True):
+            plain[index] = number
     return torch.stack(plain)
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx.base.dtensor import (
+    distributed_like,
     from_local_like,
     full_tensor,
     local,
-    placed_as,
 )
 from gradtx.base.errors import Path
 from gradtx.base.tree import map_tensors
@@ -233,7 +233,7 @@ class Batch:
     """Blocks of one shape, and their progress through the inner operations.
 
     Attributes:
-        numbers: The index of each block in its leaf.
+        indices: The index of each block in its leaf.
         inputs: The tensors of the blocks, stacked: "update", "param", "grad", "stream", "extras" by name, and "slots"
             by path and name.
         totals: The sums that the operations have requested so far.
@@ -242,7 +242,7 @@ class Batch:
             "slots" and the initial slots in "starts".
     """
 
-    numbers: list[int]
+    indices: list[int]
     inputs: dict[str, Any]
     totals: list[Any]
     stop: int | None = None
@@ -262,7 +262,7 @@ class Pieces:
         self._template = leaf.param if leaf.param is not None else leaf.update
         self._like = self._plain(self._template)
         groups = self._division.groups(self._like)
-        self._batches = [Batch(numbers, {}, []) for numbers in groups]
+        self._batches = [Batch(indices, {}, []) for indices in groups]
         self._stack()
 
     def _plain(self, tensor) -> Tensor:
@@ -272,7 +272,7 @@ class Pieces:
     def _placed(self, tensor: Tensor, like) -> Any:
         """Invert `_plain`, for a tensor sharded like `like`."""
         if self._local is None:
-            return placed_as(tensor, like)
+            return distributed_like(tensor, like)
         return from_local_like(tensor, like)
 
     # Inputs.
@@ -316,8 +316,8 @@ class Pieces:
             # Batches may differ in slots: `min_size` of `state_dtype` may lie between the sizes of their blocks.
             for slot in slots:
                 name, _, number = slot.rpartition("_")
-                if number == str(batch.numbers[0]):
-                    values = [full_tensor(slots[f"{name}_{i}"]) for i in batch.numbers]
+                if number == str(batch.indices[0]):
+                    values = [full_tensor(slots[f"{name}_{i}"]) for i in batch.indices]
                     stacked[name] = torch.stack(values)
         return slots_of_path
 
@@ -327,9 +327,9 @@ class Pieces:
         stream = leaf.stream_name
         is_nested = isinstance(stream, Tensor)  # a block of a block
         prefix = "" if is_nested else leaf.name
-        numbers = [name_key(f"{prefix}#{i}") for i in batch.numbers]
+        names = [name_key(f"{prefix}#{i}") for i in batch.indices]
         # Not float32, even without blocks.
-        keys = torch.tensor(numbers, dtype=torch.int64, device=leaf.device)
+        keys = torch.tensor(names, dtype=torch.int64, device=leaf.device)
         return stream ^ keys if is_nested else keys
 
     # Running.
@@ -380,7 +380,7 @@ class Pieces:
         def apply_to_block(inputs: dict[str, Any]) -> Mapping[str, Any]:
             return function(BlockLeaf(self._leaf, self._operations, inputs))
 
-        count = len(batch.numbers)
+        count = len(batch.indices)
         inputs = batch.inputs
         # Vmap rejects empty dimensions: one block of zeros determines the results' keys and shapes.
         if not count:
@@ -433,7 +433,7 @@ class Pieces:
             if len(self._batches) == 1:
                 yield slot, value
                 continue
-            for i, block in zip(batch.numbers, value.unbind(), strict=True):
+            for i, block in zip(batch.indices, value.unbind(), strict=True):
                 yield f"{slot}_{i}", block
 
     def _stored(self, value: Tensor, old) -> Any:

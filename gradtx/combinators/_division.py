@@ -104,8 +104,8 @@ class ListedBlocks(Division):
 
 
 @dataclasses.dataclass(frozen=True)
-class Runs(ListedBlocks):
-    """Divide a dimension into runs of given sizes, and each run into equal parts."""
+class Stretches(ListedBlocks):
+    """Divide a dimension into stretches of these sizes, and each stretch into equal parts."""
 
     sizes: Sequence[int]
     heads: Sequence[int]
@@ -219,7 +219,7 @@ def division(heads, sizes, batch, view, dim: int) -> Division:
         lengths += parts * [run // parts]
     split = functools.partial(torch.split, split_size_or_sections=lengths, dim=dim)
     join = functools.partial(torch.cat, dim=dim)
-    return Runs(split, join, tuple(sizes), tuple(heads), dim)
+    return Stretches(split, join, tuple(sizes), tuple(heads), dim)
 
 
 def _check_counts(what: str, counts) -> None:

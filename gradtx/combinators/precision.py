@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradtx.arguments import Static
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import from_local_like, local, placed_as
+from gradtx.base.dtensor import distributed_like, from_local_like, local
 from gradtx.base.errors import Path
 from gradtx.execution.execute import Leaf, Operation
 from gradtx.execution.runs import Scope
@@ -130,7 +130,7 @@ def round_stochastically(seed: int = 0):
     def rounded(leaf, param, update, slots):
         stored = leaf.inputs[1]
         step = leaf.clock.on(leaf.device).step
-        noise = bits16(local(slots["key"]), step, leaf.places(stored))
+        noise = bits16(local(slots["key"]), step, leaf.positions(stored))
         return stochastically_rounded(param + update, noise, stored.dtype), slots
 
     return Rounded(first, rounded, positional=True)
@@ -235,7 +235,7 @@ class Rounding(Operation):
                 f"{self._name}: leaf {leaf.name!r} has dtype {param.dtype}, but had one that is not rounded when its "
                 "state was created; create the optimizer or the state again after changing dtypes"
             )
-        update = placed_as(leaf.update, param)
+        update = distributed_like(leaf.update, param)
         old_weights = local(param).to(torch.float32)
         change = local(update).to(torch.float32)
         new_weights, slots = self._rounding.rounded(leaf, old_weights, change, old)

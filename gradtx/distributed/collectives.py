@@ -49,14 +49,14 @@ def summed_over_ranks(
                     not placement.is_replicate() for placement in value.placements
                 )
                 messages[value.device_mesh, differs, value.dtype].append((leaf, name))
-    for (mesh, differs, _), places in messages.items():
-        values = [sums[leaf][name] for leaf, name in places]
+    for (mesh, differs, _), entries in messages.items():
+        values = [sums[leaf][name] for leaf, name in entries]
         shards = list(map(_padded, values))
         for dim, has_differences in enumerate(differs):
             if has_differences:
                 shards = _summed(shards, mesh.get_group(dim))
         everywhere = on_every_rank(mesh)
-        for (leaf, name), value, shard in zip(places, values, shards, strict=True):
+        for (leaf, name), value, shard in zip(entries, values, shards, strict=True):
             complete[leaf][name] = from_local_like(
                 shard, value, value.shape, everywhere
             )

@@ -36,8 +36,8 @@ def first_entries(like: Any) -> list[int] | None:
         if not placement.is_replicate() and _plainly_sharded_dim(placement) is None:
             return None
     mesh = like.device_mesh
-    place = tuple(mesh.get_coordinate())
-    piece = _piece_at(place, tuple(like.shape), mesh, like.placements)
+    coordinate = tuple(mesh.get_coordinate())
+    piece = _piece_at(coordinate, tuple(like.shape), mesh, like.placements)
     return [window.start for window in piece.window]
 
 
@@ -240,14 +240,14 @@ def pieces_at(
     """Return the piece of each rank of a tensor with these placements."""
     ranks = mesh.mesh
     piece_of_rank = {
-        int(ranks[place]): _piece_at(place, shape, mesh, placements)
-        for place in itertools.product(*map(range, ranks.shape))
+        int(ranks[coordinate]): _piece_at(coordinate, shape, mesh, placements)
+        for coordinate in itertools.product(*map(range, ranks.shape))
     }
     return tuple(piece_of_rank[rank] for rank in team_of(mesh).ranks)
 
 
 def _piece_at(
-    place: tuple[int, ...],
+    coordinate: tuple[int, ...],
     shape: Shape,
     mesh: DeviceMesh,
     placements: Placements,
@@ -263,7 +263,7 @@ def _piece_at(
         if dim is None:
             continue
         chunk = _chunk(sizes[dim], mesh.size(i))
-        first = min(chunk * place[i], sizes[dim])
+        first = min(chunk * coordinate[i], sizes[dim])
         starts[dim] += first
         sizes[dim] = min(chunk, sizes[dim] - first)
     window = [
@@ -271,6 +271,6 @@ def _piece_at(
     ]
     is_first_copy = not any(
         placement.is_replicate() and index > 0
-        for index, placement in zip(place, placements, strict=True)
+        for index, placement in zip(coordinate, placements, strict=True)
     )
     return Piece(tuple(window), tuple(sizes), is_first_copy)

@@ -21,7 +21,7 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import SWITCH
 from gradtx.base.complex_views import PARTS, REMEDY, as_complex, as_real
-from gradtx.base.dtensor import placed_as, total_of
+from gradtx.base.dtensor import distributed_like, total_of
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import exact, is_stored_only
 from gradtx.execution.context import Clock, Context
@@ -152,10 +152,10 @@ class Leaf(Task):
             return None
         return operation.start(self)
 
-    def places(self, like: Tensor) -> Tensor:
+    def positions(self, like: Tensor) -> Tensor:
         """Return each entry's index in the whole parameter, for the local shard of a tensor of the leaf's shape."""
-        places = indices(like)
-        return places if self.first_entry is None else places + self.first_entry
+        positions = indices(like)
+        return positions if self.first_entry is None else positions + self.first_entry
 
     def context(self, dtype: torch.dtype) -> Context:
         """Return the context of a rule; links with the same clock, gradient and dtype share one object."""
@@ -215,7 +215,7 @@ class Leaf(Task):
                 self.active, self.update, torch.zeros_like(self.update)
             )
         update, param = self.inputs
-        return placed_as(
+        return distributed_like(
             self.update.to(self.compute_dtype), _first_not_none(param, update)
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradtx.arguments import UnfitError
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import full_tensor, is_sharded, placed_as
+from gradtx.base.dtensor import distributed_like, full_tensor, is_sharded
 from gradtx.base.errors import OWN_STATE, Path, lacking
 from gradtx.base.exact import exact
 from gradtx.base.inputs import accepts
@@ -598,7 +598,7 @@ class RuleOperation(Operation):
         check_device(
             self.rule.name, f"the update of leaf {leaf.name!r}", update, leaf.update
         )
-        leaf.update = placed_as(update.to(call.compute_dtype), leaf.update)
+        leaf.update = distributed_like(update.to(call.compute_dtype), leaf.update)
         if self.traits.at_owner or self.traits.needs_shape:
             leaf.update = leaf.run.fusion_barrier(leaf.update)
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from gradtx.base.chunks import chunks
 from gradtx.base.dtensor import (
+    distributed_like,
     from_local_like,
     full_tensor,
     is_sharded,
     local,
-    placed_as,
 )
 from gradtx.base.errors import Path
 from gradtx.distributed.collectives import BUCKET, Transfer
@@ -294,7 +294,7 @@ class Job:
         shards: Tensors = {}
         for name, tensor in payload.items():
             if is_sharded(tensor):  # a program passes the local shard itself
-                tensor = local(placed_as(tensor, template))
+                tensor = local(distributed_like(tensor, template))
             shards[name] = tensor.to(wire)
         dtype_back = dtype
         for operation in region.operations:

@@ -189,7 +189,7 @@ class TreeRun(Run):
         def value_at(length: Tensor) -> Tensor:
             moved = self._params_with(moved_along(origin, direction, length))
             value = self.extras["value_fn"](moved)
-            return as_number("the result of value_fn", value)
+            return as_scalar("the result of value_fn", value)
 
         if not sloped:
             return value_at(length), None
@@ -624,7 +624,7 @@ def split_extras(
         elif kinds[name].startswith("tensors"):
             scalars[name] = _tensors(name, value)
         else:
-            scalars[name] = as_number(name, value)
+            scalars[name] = as_scalar(name, value)
     return scalars, trees
 
 
@@ -647,7 +647,7 @@ def moved_along(
     }
 
 
-def as_number(name: str, value: Any) -> Tensor:
+def as_scalar(name: str, value: Any) -> Tensor:
     if not isinstance(value, Tensor | numbers.Real):
         raise TypeError(f"{name} must be a number or a 0-d tensor, got {value!r}")
     number = value if isinstance(value, Tensor) else exact(value, CPU)

@@ -189,19 +189,19 @@ class Run:
 
     # Common to all subclasses.
 
-    def add_late(self, place: LateTerm, leaf: str, term: Any) -> None:
+    def add_late(self, key: LateTerm, leaf: str, term: Any) -> None:
         """Add the term of a leaf, or of part of a leaf, to a sum that is complete when all leaves have finished."""
-        name = place.path, place.name
-        _, terms = self.late_sums.setdefault(name, (place, {}))
+        name = key.path, key.name
+        _, terms = self.late_sums.setdefault(name, (key, {}))
         terms[leaf] = terms[leaf] + term if leaf in terms else term
 
     def end(self) -> None:
         """Complete the late sums, in name order, then let combinators accept or reject new shared values."""
-        for place, terms in self.late_sums.values():
+        for key, terms in self.late_sums.values():
             total = total_of(
                 [term.to(self.device) for _, term in sorted(terms.items())]
             )
-            self.new_shared.setdefault(place.path, {})[place.name] = place.finish(total)
+            self.new_shared.setdefault(key.path, {})[key.name] = key.finish(total)
         for commit in reversed(self.commits):
             commit()
         self.release()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradtx.arguments import Count, NonNegative, Positive, Static, is_off
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import full_tensor, local, placed_as
+from gradtx.base.dtensor import distributed_like, full_tensor, local
 from gradtx.base.messages import describe
 from gradtx.base.selectors import Selector, listed, without_wrappers
 from gradtx.base.tree import map_tensors
@@ -111,7 +111,7 @@ def _matrix(x: Tensor) -> Tensor:
 
 def _as_leaf(x: Tensor, like: Tensor) -> Tensor:
     """Reverse `_matrix`, with the strides of a leaf also for the transpose of a matrix."""
-    return placed_as(x.reshape(like.shape).contiguous(), like)
+    return distributed_like(x.reshape(like.shape).contiguous(), like)
 
 
 def _tall(pairs: Factors, tree: Tree) -> Tree:

@@ -24,7 +24,7 @@ from gradtx.optim.groups import (
 )
 from gradtx.optim.run import never_trains
 from gradtx.optim.state import Initial, States, matched, misfits_of
-from gradtx.state.layout import by_place
+from gradtx.state.layout import by_state_key
 
 # What schedulefree's optimizers keep in their groups.
 SCHEDULEFREE = {"k", "lr_max", "weight_sum", "train_mode"}
@@ -293,7 +293,7 @@ class Checkpoint:
         """Check that the saved copies of each shared value are equal."""
         shared: dict[Any, Tensor] = {}
         for param, member in self.states.members.by_param.items():
-            for place, key in by_place(member.layout.shared):
+            for place, key in by_state_key(member.layout.shared):
                 value = self.states.of(param)[key]
                 first = shared.setdefault(place, value)
                 if not torch.equal(first, value) and not (

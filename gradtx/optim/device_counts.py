@@ -26,7 +26,7 @@ from gradtx.combinators.frame import Enter, Frame, InnerClock
 from gradtx.execution.runs import Run, Scope
 from gradtx.optim.core import Core
 from gradtx.optim.parameters import Members
-from gradtx.optim.run import Count, Member, as_step
+from gradtx.optim.run import DeviceCount, Member, as_step
 from gradtx.transform import chain
 
 
@@ -36,7 +36,7 @@ class Scaling:
 
     inverse: Tensor
     proceed: Tensor
-    _placed: dict[torch.device, tuple[Tensor, Tensor]] = field(
+    _by_device: dict[torch.device, tuple[Tensor, Tensor]] = field(
         default_factory=dict[torch.device, tuple[Tensor, Tensor]]
     )
 
@@ -54,9 +54,9 @@ class Scaling:
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return `inverse` and `proceed` on a device."""
-        if device not in self._placed:
-            self._placed[device] = self.inverse.to(device), self.proceed.to(device)
-        return self._placed[device]
+        if device not in self._by_device:
+            self._by_device[device] = self.inverse.to(device), self.proceed.to(device)
+        return self._by_device[device]
 
     def unscale(self, params: Iterable[Tensor]) -> None:
         """Unscale the gradients of parameters in place, because users of a scaler expect that."""
@@ -91,32 +91,32 @@ def scaling_from(run: Run, take: Callable[[], Tensor]) -> Enter:
     return unscaling(run, Scaling(inverse=take(), proceed=take()))
 
 
-def place_counts(members: Iterable[Member], device: torch.device | None) -> None:
+def move_counts(members: Iterable[Member], device: torch.device | None) -> None:
     """Move the counts of parameters to a device or, if that is None, to the host, synchronizing where necessary."""
-    moved: dict[int | Count, int | Count] = {}
+    moved: dict[int | DeviceCount, int | DeviceCount] = {}
     for member in members:
         count = member.count
-        if not member.state or isinstance(count, Count) == (device is not None):
+        if not member.state or isinstance(count, DeviceCount) == (device is not None):
             continue
-        if isinstance(count, Count):
+        if isinstance(count, DeviceCount):
             if count not in moved:
                 moved[count] = int(count.made)
         elif count not in moved:
             # A fill, unlike a copy from the host, does not synchronize.
             made = torch.full((), count, dtype=torch.int64, device=device)
-            moved[count] = Count(made, count, count)
+            moved[count] = DeviceCount(made, count, count)
         dtype = torch.as_tensor(member.state["step"]).dtype
         member.state["step"] = as_step(moved[count], dtype)
         member.set_count(moved[count])
 
 
 def keep_counts_in_place(
-    members: Iterable[Member], after: Mapping[Count, Count]
+    members: Iterable[Member], after: Mapping[DeviceCount, DeviceCount]
 ) -> None:
     """Write new counts into the tensors of the old counts, unless a parameter that did not step needs the old count."""
     members = list(members)
     counts_in_use = {member.count for member in members}
-    kept_counts: dict[int | Count, Count] = {}
+    kept_counts: dict[int | DeviceCount, DeviceCount] = {}
     for old, new in after.items():
         if old not in counts_in_use:
             old.made.copy_(new.made)
@@ -173,8 +173,8 @@ def check_capture(core: Core, members: Iterable[Member]) -> None:
         raise RuntimeError(
             f"{who}: a CUDA graph would replay this step with its present count; pass capturable=True to {who}"
         )
-    counts: set[int | Count] = set()
-    waiting: set[int | Count] = set()
+    counts: set[int | DeviceCount] = set()
+    waiting: set[int | DeviceCount] = set()
     for member in members:
         steps = traits.takes_none or member.param.grad is not None
         (counts if steps else waiting).add(member.count)

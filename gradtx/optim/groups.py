@@ -16,7 +16,7 @@ from gradtx.base.inputs import as_builtin
 from gradtx.execution.runs import Place
 from gradtx.programs.hyperparameters import (
     ChainOf,
-    Numbers,
+    Hyperparameters,
     Structure,
     each_item,
 )
@@ -74,7 +74,7 @@ class GroupSettings:
         shown: What the group shows of each schedule that has not been overwritten.
         settled: The values of the last step, or those with which the group was created.
         codes: The label of the code of each slot that a parameter of the group has, or had before it became small.
-        structure: What determines links and slots: the place and the form of each value, with `NUMBER` in place of each
+        structure: What determines links and slots: the place and the form of each value, with `ARGUMENT` for each
             number, except those that are literally off. Another object after each change.
     """
 
@@ -165,20 +165,20 @@ class GroupSettings:
     def _take(
         self, values: Values, before: Structure = (), literals: bool = True
     ) -> None:
-        """Change the structure to that of values; see `Numbers`."""
+        """Change the structure to that of values; see `Hyperparameters`."""
         self.settled = values
-        self._numbers = self._numbers_of(values, before, literals)
-        if self._numbers.structure != self.structure:
-            self.structure = self._numbers.structure
+        self._hyperparameters = self._hyperparameters_of(values, before, literals)
+        if self._hyperparameters.structure != self.structure:
+            self.structure = self._hyperparameters.structure
             self._chains = {}
 
-    def _numbers_of(
+    def _hyperparameters_of(
         self, values: Values, before: Structure, literals: bool = True
-    ) -> Numbers:
+    ) -> Hyperparameters:
         entries = [
             entry._replace(value=values[name]) for name, entry in self.entries.items()
         ]
-        return Numbers(entries, before, literals)
+        return Hyperparameters(entries, before, literals)
 
     # During a step.
 
@@ -187,9 +187,9 @@ class GroupSettings:
         known, tx = self._chains.get(device, ({}, self.tx))
         if have_same_values(known, values):
             return tx
-        numbers = self._numbers_of(values, self.structure)
-        tensors = [number_on(device, item) for item in numbers.values]
-        tx = ChainOf(self.tx, numbers.structure)(tensors)
+        hyperparameters = self._hyperparameters_of(values, self.structure)
+        tensors = [number_on(device, item) for item in hyperparameters.values]
+        tx = ChainOf(self.tx, hyperparameters.structure)(tensors)
         if not has_any(Tensor, values.values()):
             self._chains[device] = values, tx
         return tx
@@ -212,16 +212,18 @@ class GroupSettings:
             first["lr"] = self.sources["lr"]
         return self.chain(first, device)
 
-    def numbers(self, count: Callable[[Place], int | Tensor]) -> list[Any]:
+    def hyperparameters(self, count: Callable[[Place], int | Tensor]) -> list[Any]:
         """Return the numbers of the last settled values, with those of schedules at a count."""
-        numbers = []
-        pairs = zip(self._numbers.values, self._numbers.places, strict=True)
+        values: list[Any] = []
+        pairs = zip(
+            self._hyperparameters.values, self._hyperparameters.places, strict=True
+        )
         for item, place in pairs:
             if isinstance(item, Schedule):
                 item = resolve(item, count(place))
                 item = item if isinstance(item, Tensor) else python_scalar(item)
-            numbers.append(item)
-        return numbers
+            values.append(item)
+        return values
 
     # After a step, and when a checkpoint is loaded.
 

@@ -55,7 +55,7 @@ from gradtx.optim.run import Extras, KnownClosure, Weights, check_closure
 from gradtx.optim.state import States
 from gradtx.optim.step import Step
 from gradtx.programs.hyperparameters import each_item
-from gradtx.state.layout import by_place
+from gradtx.state.layout import by_state_key
 from gradtx.state.storage import check_patterns
 from gradtx.transform import GradientTransformation, check_transformation
 
@@ -501,10 +501,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         stages: dict[Path, dict[str, Any]] = defaultdict(dict)
         for param, member in self._core.members.by_param.items():
             state = self.state.get(param, {})
-            for (path, name), key in by_place(member.layout.shared):
+            for (path, name), key in by_state_key(member.layout.shared):
                 if key in state:
                     stages[path][name] = state[key]
-            for (path, slot), key in by_place(member.layout.slots):
+            for (path, slot), key in by_state_key(member.layout.slots):
                 if key in state:
                     stages[path].setdefault(slot, {})[member.name] = state[key]
         return recorded_in(stages)

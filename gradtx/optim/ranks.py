@@ -48,7 +48,7 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        self._plan: Any = None  # the last plan that all ranks had
+        self._agreed: Any = None  # the last plan that all ranks had
         # The members of each team, with their digest and its negative.
         self._digests: list[tuple[Team, list[Member], list[int]]] = []
 
@@ -72,9 +72,9 @@ class Agreement:
             [member.layout for member in stepping],
             [settings.structure for settings in groups],
         )
-        is_known = plan == self._plan
+        is_known = plan == self._agreed
         # If the ranks differ, the next attempt compares again, with new digests: group values may have changed.
-        self._plan = None
+        self._agreed = None
         if not is_known:
             self._digests = [
                 (team, of_team, _extremes(_lines(of_team, groups)))
@@ -85,12 +85,12 @@ class Agreement:
             if must_compare and not _are_equal(team, extremes):
                 difference = _difference(team, _lines(of_team, groups))
                 raise RuntimeError(f"{members.who}: {difference}")
-        self._plan = plan
+        self._agreed = plan
 
     def report_failure(self, members: Members) -> None:
         """Report to ranks that are about to compare plans that this rank does not step."""
         # If they have compared before, the other ranks do not compare either, unless they have whole parameters.
-        if members.replicas is None and self._plan is not None:
+        if members.replicas is None and self._agreed is not None:
             return
         stepping = [
             member

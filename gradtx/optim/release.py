@@ -81,7 +81,7 @@ class OpenStep(Step):
 
     def _prepare(self, member: Member) -> None:
         self._read([member])
-        self._place_gradients([member])
+        self._align_gradients([member])
         self._complete(self.groups[member.group], [member])
 
     def apply(self) -> None:

@@ -14,13 +14,13 @@ from torch.nn.parameter import Parameter, is_lazy
 
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
-from gradtx.base.dtensor import gradient_like, local, placed_as, total
+from gradtx.base.dtensor import distributed_like, gradient_like, local, total
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU
 from gradtx.base.tree import check_names
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Leaf, Route
-from gradtx.execution.pure import as_number, moved_along
+from gradtx.execution.pure import as_scalar, moved_along
 from gradtx.execution.runs import Run
 from gradtx.state.layout import Layout, State
 
@@ -31,7 +31,7 @@ NO_LAYOUT = Layout({}, {})
 
 
 @dataclass(eq=False)
-class Count:
+class DeviceCount:
     """A step count on the device; parameters with the same count share one object.
 
     Attributes:
@@ -49,18 +49,18 @@ class Count:
         """The number of steps as far as the host knows it without synchronizing."""
         return int(self.made) if self.made.device.type == "cpu" else self.bound
 
-    def after(self, tick: int | Tensor) -> Count:
+    def after(self, tick: int | Tensor) -> DeviceCount:
         """Return the count after a step that adds `tick`."""
         least = self.least if isinstance(tick, Tensor) else self.least + tick
-        return Count(self.made + tick, self.most + 1, least)
+        return DeviceCount(self.made + tick, self.most + 1, least)
 
 
-def as_step(count: int | Count, dtype: torch.dtype = torch.float32) -> Tensor:
+def as_step(count: int | DeviceCount, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return a count as it is kept in a state: a tensor of `dtype`, as in torch.optim, or of float64 if it is large."""
-    most = count.bound if isinstance(count, Count) else count
+    most = count.bound if isinstance(count, DeviceCount) else count
     if most > FLOAT32_COUNTS:
         dtype = torch.float64
-    if isinstance(count, Count):
+    if isinstance(count, DeviceCount):
         return count.made.to(dtype)
     return torch.tensor(float(count), dtype=dtype, device="cpu")
 
@@ -112,7 +112,7 @@ class Member:
     made_for: Any = None
     owner: int | None = None
     state: State = field(default_factory=dict[str, Any])
-    count: int | Count = 0
+    count: int | DeviceCount = 0
     group: int = 0
     device_count: tuple[Tensor, int] | None = None
     listed: str = ""
@@ -120,7 +120,7 @@ class Member:
         default_factory=dict[str | None, TensorKind]
     )
 
-    def count_in(self, state: State) -> int | Count:
+    def count_in(self, state: State) -> int | DeviceCount:
         """Return the number of steps the parameter has made, without synchronizing if the device counts."""
         step = state.get("step", 0)
         if self.device_count is not None:
@@ -137,10 +137,10 @@ class Member:
                 kinds[key] = TensorKind.of(self.state[key])
         return kinds
 
-    def set_count(self, count: int | Count) -> None:
+    def set_count(self, count: int | DeviceCount) -> None:
         """Record the value of the state's tensor `step`, which the caller knows without reading it."""
         self.count = count
-        if isinstance(count, Count):
+        if isinstance(count, DeviceCount):
             step = self.state["step"]
             self.device_count = step, version(step)
         else:
@@ -243,8 +243,8 @@ class Weights:
     def are_present(self) -> bool:
         """Whether the parameters have these weights."""
         differences = {
-            str(place): param.detach() != value
-            for place, (param, value) in enumerate(
+            str(i): param.detach() != value
+            for i, (param, value) in enumerate(
                 zip(self._params, self._values, strict=True)
             )
         }
@@ -348,7 +348,7 @@ class OptimizerRun(Run):
     ) -> tuple[Tensor, Tensor | None]:
         with self._moved_to(moved_along(origin, direction, length)) as params:
             loss = self.functions["value_fn"]()
-            value = as_number("the result of value_fn", loss).detach()
+            value = as_scalar("the result of value_fn", loss).detach()
             if not sloped:
                 return value, None
             gradients = _gradients(params, direction)
@@ -373,7 +373,7 @@ class OptimizerRun(Run):
                 param.grad = None
         try:
             for name, value in values.items():
-                params[name].copy_(placed_as(value, params[name]))
+                params[name].copy_(distributed_like(value, params[name]))
             with torch.enable_grad():
                 yield params
         finally:
@@ -429,8 +429,8 @@ def never_trains(param: Tensor) -> bool:
     )
 
 
-def clock_after(count: int | Count) -> Clock:
+def clock_after(count: int | DeviceCount) -> Clock:
     """Return the clock of the step that follows `count` steps."""
-    if isinstance(count, Count):
+    if isinstance(count, DeviceCount):
         return Clock(count.made + 1, least=count.least + 1)
     return Clock(torch.tensor(count + 1, device=CPU), count + 1)

@@ -32,7 +32,7 @@ from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import assign_owners, states_of_owners
 from gradtx.optim.run import (
     FLOAT32_COUNTS,
-    Count,
+    DeviceCount,
     Member,
     OptimizerRun,
     TensorKind,
@@ -43,7 +43,7 @@ from gradtx.optim.run import (
 )
 from gradtx.optim.slot_names import is_slot_name
 from gradtx.state.conversion import Entry, converted
-from gradtx.state.layout import Layout, State, by_place
+from gradtx.state.layout import Layout, State, by_state_key
 from gradtx.state.nested import LEAF_STEPS
 from gradtx.state.slots import kind_of
 from gradtx.state.storage import Storage
@@ -106,7 +106,7 @@ class States:
         largest = 0
         for param, member in self.members.by_param.items():
             count = member.count_in(self.of(param))
-            if isinstance(count, Count):
+            if isinstance(count, DeviceCount):
                 count = int(count.made) if exact else count.most
             largest = max(largest, count)
         return largest
@@ -126,7 +126,7 @@ class States:
         If the device counts, a GradScaler may have skipped steps, and a CUDA graph may have replayed steps.
         """
         members = self.members.by_param.values()
-        if any(isinstance(member.count, Count) for member in members):
+        if any(isinstance(member.count, DeviceCount) for member in members):
             for settings in self.members.groups:
                 settings.show(functools.partial(self.count, exact=True))
 
@@ -348,7 +348,7 @@ class States:
         """Replace counts that a CUDA graph has advanced beyond what float32 holds; this waits for the device."""
         for param, member in self.members.by_param.items():
             state, count = states.get(param), member.count
-            if not state or not isinstance(count, Count):
+            if not state or not isinstance(count, DeviceCount):
                 continue
             step = torch.as_tensor(state["step"])
             if step.dtype == torch.float32 and step >= FLOAT32_COUNTS:
@@ -401,7 +401,7 @@ class States:
             state, layout = self.of(param), member.layout
             if not state:
                 continue
-            for (path, name), key in by_place(layout.shared):
+            for (path, name), key in by_state_key(layout.shared):
                 if path in new:
                     state[key] = new[path][name]
 
@@ -444,7 +444,7 @@ def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout) -> State:
     """Return the flat state of a leaf after `initialize`; its shared values are those of leaves with state."""
     run.memory.register([leaf.inputs[1]])
     state = {"step": _zero_steps()}
-    for (path, slot), key in by_place(layout.slots):
+    for (path, slot), key in by_state_key(layout.slots):
         state[key] = leaf.in_callers_form(run.memory.unshared(leaf.new[path][slot]))
     for path, keys in layout.shared.items():
         values = run.scalars(path) or run.new_shared[path]

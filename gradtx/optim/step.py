@@ -37,7 +37,7 @@ from gradtx.optim.device_counts import (
     Scaling,
     check_capture,
     keep_counts_in_place,
-    place_counts,
+    move_counts,
     unscaling,
 )
 from gradtx.optim.groups import (
@@ -49,7 +49,7 @@ from gradtx.optim.groups import (
 from gradtx.optim.run import (
     FLOAT32_COUNTS,
     STEP,
-    Count,
+    DeviceCount,
     Extras,
     KnownCounts,
     Member,
@@ -83,7 +83,7 @@ class Step:
         groups: The settings of the parameter groups.
         by_param: All parameters of the optimizer.
         structures: The static part of each group's hyperparameters.
-        numbers: The numbers of each group's hyperparameters, in the order of the structure.
+        hyperparameters: Those of each group that are arguments of programs, in the order of the structure.
         scalars: The extras that all leaves share.
         scalar_dtypes: The dtypes of those that are tensors.
         trees: The extras by leaf.
@@ -150,11 +150,11 @@ class Step:
         self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
         self._routes: dict[tuple[int, torch.device], Route] = {}
-        self._clocks: dict[int | Count, Clock] = {}
+        self._clocks: dict[int | DeviceCount, Clock] = {}
         self._has_eager = False
-        self.numbers: list[list[Any]] = []
+        self.hyperparameters: list[list[Any]] = []
         for settings in self.groups:
-            self.numbers.append(settings.numbers(self._schedule_count))
+            self.hyperparameters.append(settings.hyperparameters(self._schedule_count))
         if traits.checks_extras:
             check_extras_of(self.leaves_of(self.members))
 
@@ -165,10 +165,10 @@ class Step:
         on_device = may_count_on_device and not core.counts_on_host()
         self.on_host = not on_device and scaling is None
         # For each count on the device, the count after the step.
-        self._after: dict[Any, Count] = {}
+        self._after: dict[Any, DeviceCount] = {}
         counts = set(map(COUNT, self._every))
         if on_device or not set(map(type, counts)) <= {int}:
-            place_counts(self._every, device if on_device else None)
+            move_counts(self._every, device if on_device else None)
             counts = set(map(COUNT, self._every))
         if not on_device:
             self.count = max(counts, default=0)
@@ -178,12 +178,14 @@ class Step:
         if scaling is not None:
             _, self.run.tick = scaling.on(device)
         # Parameters without state have a count on the host.
-        placed = [count for count in counts if isinstance(count, Count)]
-        self._after = {count: count.after(self.run.tick) for count in placed}
+        on_device_already = [
+            count for count in counts if isinstance(count, DeviceCount)
+        ]
+        self._after = {count: count.after(self.run.tick) for count in on_device_already}
         self.count = torch.zeros((), dtype=torch.int64, device=device)
-        if placed:
-            self.count = torch.stack([count.made for count in placed]).amax()
-            if max(count.bound for count in placed) >= FLOAT32_COUNTS:
+        if on_device_already:
+            self.count = torch.stack([count.made for count in on_device_already]).amax()
+            if max(count.bound for count in on_device_already) >= FLOAT32_COUNTS:
                 self._keep_exact()
 
     def _keep_exact(self) -> None:
@@ -285,7 +287,7 @@ class Step:
     @functools.cached_property
     def host_knows_scalars(self) -> bool:
         """Whether counts, numbers and shared extras are all on the host, and it may read them."""
-        scalars = itertools.chain(*self.numbers, self.scalars.values())
+        scalars = itertools.chain(*self.hyperparameters, self.scalars.values())
         return self.on_host and not any(map(is_on_accelerator, scalars))
 
     # Leaves.
@@ -411,7 +413,7 @@ class Step:
             if leaf.operations != [FROZEN]:
                 yield leaf
 
-    def _place_gradients(self, members: Iterable[Member]) -> None:
+    def _align_gradients(self, members: Iterable[Member]) -> None:
         """Give gradients the placements of their parameters, which programs assume."""
         for member in members:
             if member.param.grad is not None:
@@ -424,7 +426,7 @@ class Step:
         if core.members.are_divided:
             core.agreement.check(self.members, core.members)
         if core.members.are_sharded:  # after the comparison: ranks communicate here
-            self._place_gradients(self.members)
+            self._align_gradients(self.members)
         if not (traits.calls_again or (traits.exchanges and self._exchanges())):
             for engine in core.back_ends:
                 of_engine, eager = engine.bundles(self, eager)
@@ -576,7 +578,7 @@ def _by_name(extra: str, values: Any, names: list[str]) -> Any:
     return values
 
 
-def _count_up(bundles: Iterable[Any], after: Mapping[Any, Count]) -> None:
+def _count_up(bundles: Iterable[Any], after: Mapping[Any, DeviceCount]) -> None:
     """Write the counts after the step into the states of the members of bundles that are done."""
     counted: list[Member] = []  # on the host
     on_device: list[Member] = []

@@ -6,7 +6,7 @@
 - `contract` fuses operations for which torch has a single one, such as a product that is added.
 - `in_place` decides which operation may write into the memory of an operand.
 - `lower` runs all passes: a recording becomes a `Program`, from which every back end writes its code. `scalars` has the
-  function of its scalars, in Python (`numbers`); `write_lists` writes a Python function of lists.
+  function of its scalars, in Python (`scalar_operations`); `write_lists` writes a Python function of lists.
 
 The back end needs no compiler, and no rule has a second version. Operations without a list form run leaf by leaf inside
 the same function.

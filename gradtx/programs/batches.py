@@ -51,7 +51,7 @@ def batches_of(
     """Return the operations of a program to run on batches; those of one batch are consecutive.
 
     A batch extends from the first to the last operation without a list form among consecutive operations of one case.
-    Operations on numbers of leaves at its start and end are batches of their own, which leaves of all shapes share.
+    Operations on 0-d values of leaves at its start and end are batches of their own, which leaves of all shapes share.
 
     Args:
         nodes: The program.
@@ -67,15 +67,15 @@ def batches_of(
 
 
 def _divided(batch: list[Node]) -> list[list[Node]]:
-    """Divide a batch into those of its first operations and of its last ones on numbers, and the rest."""
-    others = [i for i, node in enumerate(batch) if not _is_on_numbers(node)]
+    """Divide a batch into those of its first operations and of its last ones on 0-d values, and the rest."""
+    others = [i for i, node in enumerate(batch) if not _is_on_0d(node)]
     first, last = (others[0], others[-1] + 1) if others else (len(batch), len(batch))
     batches = [batch[:first], batch[first:last], batch[last:]]
     return [each for each in batches if each]
 
 
-def _is_on_numbers(node: Node) -> bool:
-    """Whether all operands are numbers of leaves, which have no dimensions."""
+def _is_on_0d(node: Node) -> bool:
+    """Whether all operands are 0-d values of leaves."""
     return _shapes([item for item in node.all_input_nodes if is_list(item)]) == {()}
 
 
@@ -125,7 +125,7 @@ def _is_by_block(node: Node) -> bool:
 
 
 def _dims(nodes: Iterable[Node]) -> set[Any]:
-    """Return the numbers of dimensions of values; those that are no tensors have none."""
+    """Return how many dimensions values have; those that are no tensors have none."""
     return {getattr(node.meta["val"], "ndim", None) for node in nodes}
 
 

@@ -49,7 +49,7 @@ def list_function_of(
 FunctionOf: TypeAlias = Callable[[RecordedPhase, torch.device, frozenset[int]], Any]
 
 
-def numbers_for(
+def scalars_for(
     given: Sequence[Any],
     dtypes: Sequence[torch.dtype],
     device: torch.device,
@@ -65,15 +65,15 @@ def numbers_for(
     """
     if PYTHON_NUMBERS.issuperset(map(type, given)):  # a shortcut
         return list(given), frozenset()
-    numbers: list[Any] = []
+    scalars: list[Any] = []
     on_device: set[int] = set()
     for i, (value, dtype) in enumerate(zip(given, dtypes, strict=True)):
         if is_on_accelerator(value) or (isinstance(value, Tensor) and not on_host):
             on_device.add(i)
-            numbers.append(_placed(value, dtype, device))
+            scalars.append(_as_0d(value, dtype, device))
         else:
-            numbers.append(python_scalar(value))
-    return numbers, frozenset(on_device)
+            scalars.append(python_scalar(value))
+    return scalars, frozenset(on_device)
 
 
 class NamedLeaf(NamedTuple):
@@ -107,19 +107,19 @@ class ListBundle(Task):
         self.run = None
         self.function_of = list_function_of
         self._functions: dict[Any, Any] = {}
-        self._numbers: list[Any] = []
+        self._scalars: list[Any] = []
         self._on_host = True
 
-    def begin(self, run: Any, numbers: list[Any], on_host: bool) -> None:
+    def begin(self, run: Any, scalars: list[Any], on_host: bool) -> None:
         """Receive the run and the scalars of the current call; `on_host` is whether the host may read the scalars."""
         self.run = run
-        self._numbers = numbers
+        self._scalars = scalars
         self._on_host = on_host
 
     def release_tensors(self) -> None:
         """Release the tensors of a finished call."""
         self.run = None
-        self._numbers = []
+        self._scalars = []
 
     def start(self, operation: Any) -> Steps | None:
         terms = self.process(operation)
@@ -136,7 +136,7 @@ class ListBundle(Task):
 
     def receive(self, phase: Any, total: dict[str, Tensor]) -> None:
         """Add the totals of a sum to the arguments."""
-        self._numbers = [*self._numbers, *(total[name] for name in phase.names)]
+        self._scalars = [*self._scalars, *(total[name] for name in phase.names)]
 
     def columns(self) -> Iterable[list[list[Tensor]]]:
         """Return the lists of each call of the program; their size bounds temporary memory."""
@@ -147,14 +147,14 @@ class ListBundle(Task):
         raise NotImplementedError
 
     def process(self, phase: RecordedPhase) -> Any:
-        numbers, on_device = numbers_for(
-            self._numbers, phase.common, self.device, self._on_host
+        scalars, on_device = scalars_for(
+            self._scalars, phase.common, self.device, self._on_host
         )
         key = phase, on_device
         if key not in self._functions:
             self._functions[key] = self.function_of(phase, self.device, on_device)
         function = self._functions[key]
-        prepared = function.prepare(numbers)
+        prepared = function.prepare(scalars)
         results = []
         for columns in self.columns():
             results.append(function.run(prepared, columns))
@@ -174,8 +174,8 @@ class ListBundle(Task):
             else:
                 self.share(name, self.as_tensor(value, dtype))
         for leaf, terms in self.terms(phase, results) if has_terms else ():
-            for place, term in terms.items():
-                self.run.add_late(place, leaf.name, term)
+            for key, term in terms.items():
+                self.run.add_late(key, leaf.name, term)
 
     def terms(self, phase: RecordedPhase, results: list[list[Any]]) -> LeafTerms:
         """Return the terms of each leaf in sums over leaves; those of the parts of a leaf are added."""
@@ -209,7 +209,7 @@ class ListBundle(Task):
         """Return a result that all leaves share, as a 0-d tensor."""
         if differ_by_leaf(value):
             value = value[0]
-        return _placed(value, dtype, self.device)
+        return _as_0d(value, dtype, self.device)
 
 
 def differ_by_leaf(values: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
@@ -222,7 +222,7 @@ def is_on_accelerator(value: Any) -> bool:
     return isinstance(value, Tensor) and value.device.type != "cpu"
 
 
-def _placed(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _as_0d(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return a scalar as a 0-d tensor: a copy from the host would wait for the device, `full` and addition do not."""
     dtype = dtype_on(device, dtype)
     if not isinstance(value, Tensor):

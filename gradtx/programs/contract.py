@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.programs import numbers
+from gradtx.programs import scalar_operations
 
 aten = torch.ops.aten
 
@@ -31,19 +31,19 @@ def is_list(node: Any) -> bool:
     return isinstance(node, Node) and node.meta["kind"] == "list"
 
 
-def is_number(node: Any) -> bool:
+def is_scalar(node: Any) -> bool:
     """Whether a value is a 0-d value that all leaves share, or a constant."""
-    return not isinstance(node, Node) or node.meta["kind"] == "number"
+    return not isinstance(node, Node) or node.meta["kind"] == "scalar"
 
 
-def is_on_device(number: Any) -> bool:
+def is_on_device(scalar: Any) -> bool:
     """Whether a scalar is a 0-d tensor, because the host would have to wait for its value."""
-    return isinstance(number, Node) and number.meta.get("on_device", False)
+    return isinstance(scalar, Node) and scalar.meta.get("on_device", False)
 
 
 def is_known(value: Any) -> bool:
     """Whether a value is a constant or a scalar that the host knows, which are Python scalars."""
-    return is_number(value) and not is_on_device(value)
+    return is_scalar(value) and not is_on_device(value)
 
 
 def operator_name(node: Any) -> str:
@@ -242,7 +242,7 @@ class _Contraction:
         """Replace a quotient by a scalar by a product; take factors out of a quotient of lists."""
         dividend, divisor = args_of(node)
         if is_list(dividend) and _has_inverse(divisor):
-            inverse = _number(aten.reciprocal.default, (divisor,), node)
+            inverse = _scalar(aten.reciprocal.default, (divisor,), node)
             _replace(node, aten.mul.Tensor, (dividend, inverse))
         elif _divides_lists(node) and same_meta(node, dividend, divisor):
             self._scale_quotient(node)
@@ -256,7 +256,7 @@ class _Contraction:
             dividend = inner
             if factor is not None:
                 factors = factor, inner_factor
-                inner_factor = _number(aten.mul.Tensor, factors, node)
+                inner_factor = _scalar(aten.mul.Tensor, factors, node)
             factor = inner_factor
         if factor is None:
             return
@@ -266,7 +266,7 @@ class _Contraction:
     def _without_root(self, divisor: Node, quotient: Node) -> Any:
         """Turn the divisor b / r + e into b + r e, where r is the root of a number, as in bias corrections.
 
-        Other numbers may be infinite, and the second form is then not a number.
+        Other values may be infinite, and the second form is then NaN.
 
         Returns:
             r, by which the quotient is to be multiplied; None if the divisor has another form.
@@ -277,14 +277,14 @@ class _Contraction:
             return None
         scaled, shift = divisor.args
         inverse, b = _factor_of(scaled)
-        if b is None or not is_number(shift):
+        if b is None or not is_scalar(shift):
             return None
         if not _can_absorb(scaled, divisor) or not same_meta(divisor, b):
             return None
         root = _root_inverted_by(inverse)
         if root is None:
             return None
-        scaled_shift = _number(aten.mul.Tensor, (shift, root), divisor)
+        scaled_shift = _scalar(aten.mul.Tensor, (shift, root), divisor)
         _replace(divisor, aten.add.Tensor, (b, scaled_shift))
         return root
 
@@ -309,7 +309,7 @@ class _Contraction:
         factor, scaled = _factor_of(node)
         inner_factor, inner = self._absorbable_factor_of(scaled, node)
         if inner is not None:
-            both_factors = _number(aten.mul.Tensor, (factor, inner_factor), node)
+            both_factors = _scalar(aten.mul.Tensor, (factor, inner_factor), node)
             _replace(node, aten.mul.Tensor, (inner, both_factors))
 
     def _absorbable_factor_of(self, scaled: Any, user: Node) -> tuple[Any, Any]:
@@ -336,7 +336,7 @@ class _Contraction:
         """Take the factor out of one operand of a product; return whether it has one."""
         if not _can_absorb(scaled, node):
             return False
-        if scaled.target is aten.div.Tensor and is_number(scaled.args[0]):
+        if scaled.target is aten.div.Tensor and is_scalar(scaled.args[0]):
             factor, inner = args_of(scaled)
             target, lists = aten.div.Tensor, (other, inner)
         else:
@@ -406,7 +406,7 @@ class _Contraction:
     def _absorb(self, node: Node, rest: Node, term: _Term) -> None:
         factor = term.factor
         if node.target is aten.sub.Tensor:
-            factor = _number(aten.neg.default, (factor,), node)
+            factor = _scalar(aten.neg.default, (factor,), node)
         option = _FACTORS[term.target]
         _replace(node, term.target, (rest, *term.lists), {option: factor})
 
@@ -434,47 +434,47 @@ class _Contraction:
         if rest is not None:
             pulled = _list(target, args, update, kwargs)
             target, args = rest.target, (pulled, *rest.lists)
-            factor = _number(aten.mul.Tensor, (size, rest.factor), update)
+            factor = _scalar(aten.mul.Tensor, (size, rest.factor), update)
             kwargs = {_FACTORS[target]: factor}
         _replace(update, target, args, kwargs)
         step.replace_all_uses_with(update)
         step.graph.erase_node(step)
 
 
-def _has_inverse(number: Any) -> bool:
+def _has_inverse(scalar: Any) -> bool:
     """Whether a scalar has an inverse: not a literal zero, nor a whole number on a device, which loses digits."""
-    if is_on_device(number):
-        return number.meta["val"].is_floating_point()
-    return is_number(number) and number != 0
+    if is_on_device(scalar):
+        return scalar.meta["val"].is_floating_point()
+    return is_scalar(scalar) and scalar != 0
 
 
 def _pulled(weight: Node, pull: _Pull, size: Any, user: Node) -> _Call:
     """Return the call that adds a pull, times a scalar, to a weight."""
-    factor = _number(aten.mul.Tensor, (size, pull.factor), user)
+    factor = _scalar(aten.mul.Tensor, (size, pull.factor), user)
     if pull.goal is None:
         return aten.add.Tensor, (weight, weight), {"alpha": factor}
     return aten.lerp.Scalar, (weight, pull.goal, factor), {}
 
 
-def _move_before(node: Node, number: Any) -> None:
+def _move_before(node: Node, scalar: Any) -> None:
     """Move a scalar, and those that it is computed from, before a node."""
-    if isinstance(number, Node) and number.op == "call_function" and node < number:
-        node.prepend(number)
-        for argument in number.all_input_nodes:
-            _move_before(number, argument)
+    if isinstance(scalar, Node) and scalar.op == "call_function" and node < scalar:
+        node.prepend(scalar)
+        for argument in scalar.all_input_nodes:
+            _move_before(scalar, argument)
 
 
 # Nodes.
 
 
-def _number(target: Any, args: tuple[Any, ...], user: Node) -> Any:
+def _scalar(target: Any, args: tuple[Any, ...], user: Node) -> Any:
     """Insert an operation on scalars before a node; return its result if they are constants."""
     if not any(isinstance(each, Node) for each in args):
-        return numbers.IN_PYTHON[target.overloadpacket](*args)
+        return scalar_operations.IN_PYTHON[target.overloadpacket](*args)
     with user.graph.inserting_before(user):
         node = user.graph.call_function(target, args)
     node.meta["val"] = torch.empty((), dtype=torch.float64, device="meta")
-    node.meta["kind"] = "number"
+    node.meta["kind"] = "scalar"
     node.meta["on_device"] = any(map(is_on_device, args))
     return node
 
@@ -583,18 +583,18 @@ def _factor_of(node: Any) -> tuple[Any, Any]:
     if not isinstance(node, Node) or node.target is not aten.mul.Tensor:
         return None, None
     x, y = node.args
-    if is_number(x) and is_list(y):
+    if is_scalar(x) and is_list(y):
         return x, y
-    if is_number(y) and is_list(x):
+    if is_scalar(y) and is_list(x):
         return y, x
     return None, None
 
 
-def _root_inverted_by(number: Any) -> Any:
+def _root_inverted_by(scalar: Any) -> Any:
     """Return r if a scalar is 1 / r, where r is the root of a scalar; else None."""
-    if not isinstance(number, Node) or number.target is not aten.reciprocal.default:
+    if not isinstance(scalar, Node) or scalar.target is not aten.reciprocal.default:
         return None
-    root = number.args[0]
+    root = scalar.args[0]
     if not isinstance(root, Node) or root.target is not aten.sqrt.default:
         return None
     return root

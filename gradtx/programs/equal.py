@@ -17,7 +17,7 @@ EXACT = (
 )  # the dtypes whose values Python scalars represent
 
 
-def may_be_number(tensor: Tensor) -> bool:
+def may_be_scalar(tensor: Tensor) -> bool:
     """Whether a slot is a scalar of such a dtype that the host can read without waiting for a device."""
     return (
         is_plain(tensor)
@@ -27,7 +27,7 @@ def may_be_number(tensor: Tensor) -> bool:
     )
 
 
-def slots_from_numbers(recording: Recording) -> list[int]:
+def slots_from_scalars(recording: Recording) -> list[int]:
     """Return the positions of exact 0-d arguments whose new values depend only on scalars and on each other.
 
     Leaves with equal values of these arguments have equal values after every step.

@@ -119,7 +119,7 @@ def signature_of(
     return Signature(
         layout=layout,
         choices=dict(kind.choices),
-        numbers=hyperparameters,
+        hyperparameters=hyperparameters,
         shared=shared,
         scalars=scalars,
         absent=absent,

@@ -51,7 +51,7 @@ class Signature:
     Attributes:
         layout: The positions of a leaf's slots in its state.
         choices: The decision of each selector.
-        numbers: The number of hyperparameters among the arguments.
+        hyperparameters: How many hyperparameters are among the arguments.
         shared: The dtype of each shared value.
         scalars: The dtype of each 0-d extra.
         by_leaf: The names of per-leaf extras.
@@ -60,7 +60,7 @@ class Signature:
         has_param: Whether each leaf has a parameter among the arguments.
         writes: Whether the program writes new values into its arguments; otherwise it returns them.
         scaled: Whether a GradScaler is active.
-        placed: Whether leaves are parts of parameters, so that each has the index of its first entry.
+        positional: Whether leaves are parts of parameters, so that each has the index of its first entry.
         has_owners: Whether owners compute the operations that need whole leaves.
         sharded: Whether leaves are shards.
         equal: The dtype of each 0-d slot that is equal in all leaves and is passed once, by key.
@@ -68,7 +68,7 @@ class Signature:
 
     layout: Layout
     choices: Mapping[Path, Any]
-    numbers: int
+    hyperparameters: int
     shared: Mapping[StateKey, torch.dtype]
     scalars: Mapping[str, torch.dtype]
     absent: Mapping[str, Any]
@@ -79,7 +79,7 @@ class Signature:
     scaled: bool = False
     has_owners: bool = False
     sharded: bool = False
-    placed: bool = False
+    positional: bool = False
     equal: Mapping[str, torch.dtype] = field(default_factory=dict[str, torch.dtype])
 
     @property
@@ -97,7 +97,7 @@ class Signature:
         dtypes = [torch.int64, torch.int64]
         if self.scaled:
             dtypes += [torch.float64, torch.bool]
-        dtypes += [torch.float64] * self.numbers
+        dtypes += [torch.float64] * self.hyperparameters
         dtypes += self.shared.values()
         dtypes += self.equal.values()
         dtypes += self.scalars.values()
@@ -111,7 +111,7 @@ class Signature:
             tuple(self.absent),
             self.scaled,
             self.has_owners,
-            self.placed,
+            self.positional,
             tuple(self.equal.items()),
         )
 
@@ -258,7 +258,7 @@ class LeafFunction:
         if signature.scaled:
             assert self.scaling is not None
             unscale = self.scaling(run, take)
-        chain = self.make_chain([take() for _ in range(signature.numbers)])
+        chain = self.make_chain([take() for _ in range(signature.hyperparameters)])
         for path, name in signature.shared:
             run.old.setdefault(path, {})[name] = take()
         run.equal = {key: take() for key in signature.equal}
@@ -277,7 +277,7 @@ class LeafFunction:
         leaf.state = {**state, **run.equal}
         for extra in signature.by_leaf:
             leaf.extras[extra] = take().to(leaf.compute_dtype)
-        if signature.placed:
+        if signature.positional:
             leaf.first_entry = take()
         for names, totals in zip(known, run.totals, strict=True):
             of_leaf = [each.name for each in names if isinstance(each, LeafSum)]

@@ -53,7 +53,7 @@ def update(call: _pure.Call) -> Any:
     known = {}
     for name, value in extras.items():
         if isinstance(value, float) or _is_0d(value):
-            known[name] = _pure.as_number(name, value)
+            known[name] = _pure.as_scalar(name, value)
     tensors: list[Tensor] = []
     structure = _structure_of((updates, state, params), tensors)
     if structure is None:
@@ -74,11 +74,11 @@ def _results(
     origin, new = tx._origin or (tx, {})
     if origin._is_traced or not all(map(_is_0d, new.values())):
         return None
-    key, order = origin._plan(id(origin), tuple(new), *arguments)
+    key, order = origin._graph_node(id(origin), tuple(new), *arguments)
     # Not its floats, of which dynamo would make symbols where two chains have other ones, and compile twice.
-    known = [*origin._numbers.tensors, *new.values()]
-    numbers = [known[i] for i in order]
-    results = _run(key, numbers, tensors, extras)
+    known = [*origin._hyperparameters.tensors, *new.values()]
+    scalars = [known[i] for i in order]
+    results = _run(key, scalars, tensors, extras)
     if not results:
         return None
     return _trees.tree_of(_structure_after(key), iter(results))
@@ -147,12 +147,12 @@ class Arguments(NamedTuple):
     """The tensors of a call.
 
     Attributes:
-        numbers: Those among the numbers of the chain.
+        scalars: The tensors among the hyperparameters of the chain.
         tensors: Those of updates, state and parameters.
-        extras: The extras that are numbers.
+        extras: The extras that are scalars.
     """
 
-    numbers: list[Tensor]
+    scalars: list[Tensor]
     tensors: list[Tensor]
     extras: list[Tensor]
 
@@ -186,7 +186,7 @@ def _of_form(result: Tensor, form: Form) -> Tensor:
     return form.empty().copy_(result)
 
 
-class Plan:
+class GraphNode:
     """What one node of a graph computes.
 
     Args:
@@ -225,7 +225,7 @@ class Plan:
         # Inductor finds a graph of another process by the text of its calls.
         digest = hashlib.sha256(repr(self._forms).encode()).hexdigest()
         self.key = f"{self.key} {digest}"
-        _PLANS[self.key] = self
+        _NODES[self.key] = self
         self.suits = bool(results)
         return results
 
@@ -274,22 +274,22 @@ class Plan:
         return tx
 
     def _chain_of(self, given: Arguments) -> Transformation:
-        """Return the chain with the tensors of this call among its numbers."""
+        """Return the chain with the tensors of this call among its hyperparameters."""
         tx = self._chain()
-        return ChainOf(tx, _trees.numbers_of(tx).structure)(self._values(given))
+        return ChainOf(tx, _trees.hyperparameters_of(tx).structure)(self._values(given))
 
     def _values(self, given: Arguments) -> list[Any]:
-        """Return the numbers of the chain, with the tensors of this call."""
-        tensors = iter(given.numbers)
-        values = _trees.numbers_of(self._chain()).values
+        """Return the hyperparameters of the chain, with the tensors of this call."""
+        tensors = iter(given.scalars)
+        values = _trees.hyperparameters_of(self._chain()).values
         return [next(tensors) if isinstance(x, Tensor) else x for x in values]
 
 
-class Start(Plan):
+class Start(GraphNode):
     """The initial state of a transformation.
 
     Args:
-        tx, structure: As in `Plan`.
+        tx, structure: As in `GraphNode`.
         counts: As in `init`.
     """
 
@@ -315,13 +315,13 @@ class Start(Plan):
         return _trees.tree_of(self._given, iter(given.tensors))
 
 
-class Update(Plan):
+class Update(GraphNode):
     """An update.
 
     Args:
         tx: The transformation.
         structure: The structure of updates, state and parameters.
-        known: The names of extras that are numbers.
+        known: The names of extras that are scalars.
         extras: The names of all extras; no rule reads the others.
     """
 
@@ -406,7 +406,7 @@ class Update(Plan):
         return _pure.Call(self._chain(), updates, state, params, extras)
 
 
-KINDS: dict[str, type[Plan]] = {"init": Start, "update": Update}
+KINDS: dict[str, type[GraphNode]] = {"init": Start, "update": Update}
 
 
 def _flattened(trees: Any, tensors: list[Tensor]) -> Any:
@@ -428,8 +428,8 @@ def _needs_rules(lists: Iterable[list[Tensor]]) -> bool:
 
 def _has_symbols(tensor: Tensor) -> bool:
     """Whether a graph is for any size or stride of a tensor: dynamo has seen several."""
-    numbers = *tensor.shape, *tensor.stride()
-    return any(isinstance(number, torch.SymInt) for number in numbers)
+    sizes = *tensor.shape, *tensor.stride()
+    return any(isinstance(size, torch.SymInt) for size in sizes)
 
 
 def _example(tensor: Tensor) -> Tensor:
@@ -440,7 +440,7 @@ def _example(tensor: Tensor) -> Tensor:
 
 
 # Plans by their keys in graphs, which do not keep them alive.
-_PLANS: weakref.WeakValueDictionary[str, Plan] = weakref.WeakValueDictionary()
+_NODES: weakref.WeakValueDictionary[str, GraphNode] = weakref.WeakValueDictionary()
 
 
 def _allow() -> None:
@@ -448,34 +448,36 @@ def _allow() -> None:
     torch.compiler.allow_in_graph((_run, _applied))
 
 
-def plan(
+def node_for(
     tx: Transformation, places: tuple[Any, ...], kind: str, *arguments: Any
 ) -> tuple[str, list[int]]:
-    """Return the key of a new plan, and the indices of the tensors that it takes.
+    """Return the key of a new node, and the indices of the tensors that it takes.
 
     Args:
-        tx: The transformation that owns the plan.
-        places: Those of its numbers that are replaced by tensors, which follow its own.
+        tx: The transformation that owns the node.
+        places: Those of its hyperparameters that are replaced by tensors, which follow its own.
         kind: The kind in `KINDS`.
-        arguments: More arguments of the plan.
+        arguments: More arguments of the node.
     """
     _allow()
     new = [torch.zeros((), dtype=torch.float64) for _ in places]
-    known = list(map(id, [*_trees.numbers_of(tx).tensors, *new]))
+    known = list(map(id, [*_trees.hyperparameters_of(tx).tensors, *new]))
     replaced = tx._replaced(dict(zip(places, new, strict=True)), True)
-    order = [known.index(id(each)) for each in _trees.numbers_of(replaced).tensors]
+    order = [
+        known.index(id(each)) for each in _trees.hyperparameters_of(replaced).tensors
+    ]
     made = KINDS[kind](replaced, *arguments)
-    _PLANS[made.key] = made
+    _NODES[made.key] = made
     # A chain that refers to itself would wait for the garbage collector.
     needed = (made,) if replaced is tx else (made, replaced)
-    tx._set(_plans=(*tx._plans, *needed))
+    tx._set(_graph_nodes=(*tx._graph_nodes, *needed))
     return made.key, order
 
 
 @_torch.assume_constant
 def _structure_after(key: str) -> Any:
     """Return the structure of a node's results, which dynamo has called with stand-ins."""
-    return _PLANS[key].structure
+    return _NODES[key].structure
 
 
 def _applied(
@@ -507,26 +509,26 @@ def _added(params: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
 
 def _run(key: str, *lists: list[Tensor]) -> list[Tensor]:
     """Return the tensors of the results; nothing if dynamo has to trace the update itself."""
-    plan, given = _PLANS[key], Arguments(*lists)
-    if plan.suits is None:
-        return plan.tried(given)
-    return plan.run(given) if plan.suits else []
+    node, given = _NODES[key], Arguments(*lists)
+    if node.suits is None:
+        return node.tried(given)
+    return node.run(given) if node.suits else []
 
 
 # The operators.
 
 
 def _computed(key: str, *lists: list[Tensor]) -> list[Tensor]:
-    return _PLANS[key].computed(Arguments(*lists))
+    return _NODES[key].computed(Arguments(*lists))
 
 
 def _like(key: str, *lists: list[Tensor]) -> list[Tensor]:
-    return _PLANS[key].like()
+    return _NODES[key].like()
 
 
 _LIBRARY = torch.library.Library("gradtx", "FRAGMENT")
 _LIBRARY.define(
-    "run(str plan, Tensor[] numbers, Tensor[] tensors, Tensor[] extras) -> Tensor[]"
+    "run(str node, Tensor[] scalars, Tensor[] tensors, Tensor[] extras) -> Tensor[]"
 )
 _LIBRARY.define("add(Tensor[] params, Tensor[] updates) -> Tensor[]")
 _LIBRARY.impl("run", _computed, "CompositeExplicitAutograd")

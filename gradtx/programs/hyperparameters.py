@@ -1,4 +1,4 @@
-"""The numbers among the hyperparameters of a chain, which are arguments of its programs."""
+"""The hyperparameters of a chain, those of which are numbers are arguments of its programs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from gradtx.base.exact import Schedule
 from gradtx.base.forward import Transformation
 from gradtx.execution.runs import Place
 
-NUMBER = "a number"  # the placeholder for a number in a structure
-# The place of each hyperparameter and its value, with `NUMBER` in place of numbers.
+ARGUMENT = "an argument"  # in a structure, in place of what is an argument of programs
+# The place of each hyperparameter and its value, with `ARGUMENT` in place of numbers.
 Structure: TypeAlias = tuple[tuple[tuple[Place, str], Any], ...]
 
 
-class Numbers:
+class Hyperparameters:
     """The numeric hyperparameters of a chain.
 
     Rules receive numbers as tensors, except those that are literally off (0.0), which leave out a part of the rule.
@@ -29,7 +29,7 @@ class Numbers:
         literals: Whether numbers that are off are literals at all.
 
     Attributes:
-        structure: All values, with `NUMBER` in place of each number.
+        structure: All values, with `ARGUMENT` in place of each number.
         values: The numbers: floats, tensors and schedules.
         tensors: The tensors among them.
         places: The place in the chain of the node to which each number belongs.
@@ -48,14 +48,14 @@ class Numbers:
             are_alike = len(items_of(form)) == len(items_of(value))
 
             def take(item: Any, old: Any, entry: Any = entry) -> Any:
-                is_literal = literals and old != NUMBER
+                is_literal = literals and old != ARGUMENT
                 if is_literal and is_off(item, entry.argument.range.off):
                     return item
                 if not isinstance(item, float | Tensor | Schedule):
                     return item
                 self.values.append(item)
                 self.places.append(entry.place[0])
-                return NUMBER
+                return ARGUMENT
 
             # Rules receive named floats unchanged.
             if argument.kind != "named floats":
@@ -68,7 +68,9 @@ class Numbers:
 
 @dataclass(frozen=True)
 class ChainOf:
-    """Builds a chain from its numbers; not a closure, because shared programs must not keep values alive.
+    """Builds a chain from the hyperparameters that are arguments.
+
+    Not a closure, because shared programs must not keep values alive.
 
     Attributes:
         tx: The chain.
@@ -78,14 +80,14 @@ class ChainOf:
     tx: Transformation
     structure: Structure
 
-    def __call__(self, numbers: Iterable[Any]) -> Any:
-        given = iter(numbers)
-        arguments = {}
+    def __call__(self, arguments: Iterable[Any]) -> Any:
+        values = iter(arguments)
+        replaced = {}
         for place, form in self.structure:
-            arguments[place] = each_item(
-                lambda item: next(given) if item == NUMBER else item, form
+            replaced[place] = each_item(
+                lambda item: next(values) if item == ARGUMENT else item, form
             )
-        return self.tx._replaced(arguments, checked=False)
+        return self.tx._replaced(replaced, checked=False)
 
 
 # A value of a hyperparameter is a number, a schedule, another option, or a tuple of these.

@@ -12,8 +12,8 @@ from torch.fx import Graph, Node
 from gradtx.base import torch_names as _torch
 from gradtx.programs.contract import (
     contract,
-    is_number,
     is_on_device,
+    is_scalar,
     merge_equal,
     remove_unused,
     use_norms,
@@ -27,20 +27,20 @@ from gradtx.programs.simplify import simplify
 class Program:
     """A lowered recording, from which each back end writes its code.
 
-    `meta["kind"]` of a node is "number" for a 0-d value that all leaves share, "tensor" for another value that they
+    `meta["kind"]` of a node is "scalar" for a 0-d value that all leaves share, "tensor" for another value that they
     share, and "list" for one that each leaf has; `meta["val"]` is a stand-in with its shape and dtype;
     `meta["on_device"]` says that the host does not know a scalar. Scalars round to the dtype of the list that they
     meet, as in torch's operations on a tensor and a number.
 
     Attributes:
         graph: The operations, in order, and at the end the results.
-        numbers: The arguments that all leaves share.
+        arguments: The scalars among the arguments, which all leaves share.
         leaves: The arguments of a leaf.
         needs: The case in which each value is read.
     """
 
     graph: Graph
-    numbers: list[Node]
+    arguments: list[Node]
     leaves: list[Node]
     needs: Needs
 
@@ -57,8 +57,8 @@ class Program:
         """Return the scalars that the rest of the program reads: its operations, cases and results."""
         scalars: list[Node] = []
         for node in self.graph.nodes:
-            is_read = any(not is_number(user) for user in node.users)
-            if is_number(node) and (is_read or node in self.needs.conditions):
+            is_read = any(not is_scalar(user) for user in node.users)
+            if is_scalar(node) and (is_read or node in self.needs.conditions):
                 scalars.append(node)
         return scalars
 
@@ -86,7 +86,7 @@ def lower(
     _set_kinds(recording)
     simplify(graph)
     _set_kinds(recording)  # again: values computed from leaf flags are scalars now
-    mark_on_device(graph, [recording.numbers[i] for i in on_device])
+    mark_on_device(graph, [recording.scalars[i] for i in on_device])
     merge_equal(graph)
     remove_unused(graph)
     contract(graph)
@@ -99,15 +99,15 @@ def lower(
         remove_unused(graph)
     if decides:
         split_copies(graph)
-    return Program(graph, recording.numbers, recording.leaves, Needs(graph, decides))
+    return Program(graph, recording.scalars, recording.leaves, Needs(graph, decides))
 
 
-def mark_on_device(graph: Graph, numbers: Collection[Node]) -> None:
+def mark_on_device(graph: Graph, scalars: Collection[Node]) -> None:
     """Mark the scalars that the host does not know: some arguments, and what is computed from these."""
     for node in graph.nodes:
         inputs = node.all_input_nodes
-        unknown = node in numbers or any(map(is_on_device, inputs))
-        node.meta["on_device"] = unknown and is_number(node)
+        unknown = node in scalars or any(map(is_on_device, inputs))
+        node.meta["on_device"] = unknown and is_scalar(node)
 
 
 def _reduce_to_segment(recording: Recording, segment: int) -> None:
@@ -139,4 +139,4 @@ def _set_kinds(recording: Recording) -> None:
         elif "tensor" in inputs or not isinstance(value, Tensor) or value.ndim:
             node.meta["kind"] = "tensor"
         else:
-            node.meta["kind"] = "number"
+            node.meta["kind"] = "scalar"

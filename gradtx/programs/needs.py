@@ -17,7 +17,7 @@ from gradtx.programs.contract import (
     argument_like,
     arguments_of,
     is_list,
-    is_number,
+    is_scalar,
     is_view,
     may_be_operand,
     same_meta,
@@ -99,14 +99,14 @@ def is_selection(node: Node) -> bool:
     no operand may be another argument that is also written, since it may have been overwritten; nor may an operand be
     written before the result is read.
     """
-    if node.target is not aten.where.self or not is_number(node.args[0]):
+    if node.target is not aten.where.self or not is_scalar(node.args[0]):
         return False
     operands = node.args[1:]
     lists = [operand for operand in operands if is_list(operand)]
     if not lists or not same_meta(node, *lists):
         return False
     # One may be a scalar, with which a list is filled that has the shape of an argument.
-    can_fill = any(map(is_number, operands)) and argument_like(node) is not None
+    can_fill = any(map(is_scalar, operands)) and argument_like(node) is not None
     if len(lists) < len(operands) and not can_fill:
         return False
     for user in node.users:
@@ -139,7 +139,7 @@ def is_read_after_writing(node: Node, arguments: Set[Node]) -> bool:
 
 def _is_unchanged(operand: Any, argument: Any) -> bool:
     """Whether an operand of a selection is still unchanged when the result is written into an argument."""
-    if operand is argument or is_number(operand):
+    if operand is argument or is_scalar(operand):
         return True
     if operand.op == "placeholder":  # such as a gradient
         return not writers(operand)

@@ -75,7 +75,7 @@ class RecordedPhase(Operation):
     def __init__(self, recording: Recording, segment: int | None = None):
         result = recording.result
         self.recording = recording
-        self.common = list(map(dtype_of, recording.numbers))
+        self.common = list(map(dtype_of, recording.scalars))
         self.dtypes = [output.dtype for output in result.outputs]
         self.text = recording.text()
         self.segment = segment

@@ -47,9 +47,9 @@ class ListPrograms:
             return reason_of(error)
         forms = []
         for phase in program:
-            numbers = frozenset(range(0 if self.on_host else len(phase.common)))
+            on_device = frozenset(range(0 if self.on_host else len(phase.common)))
             try:
-                function = self.function_of(phase, tensors[0].device, numbers)
+                function = self.function_of(phase, tensors[0].device, on_device)
             except UnrecordableError as error:
                 return reason_of(error)
             forms.append((phase.text, function.form))

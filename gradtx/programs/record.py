@@ -67,7 +67,7 @@ class Recording:
 
     Attributes:
         graph: The graph. It ends with the operations that write arguments.
-        numbers: The nodes of the 0-d arguments that all leaves share.
+        scalars: The nodes of the 0-d arguments that all leaves share.
         leaves: The nodes of a leaf's arguments.
         outputs: The nodes of the results.
         owned: The nodes of operations that the owner of a leaf computes; `meta["operation"]` is the operation,
@@ -76,7 +76,7 @@ class Recording:
     """
 
     graph: Graph
-    numbers: list[Node]
+    scalars: list[Node]
     leaves: list[Node]
     outputs: list[Node]
     owned: list[Node]
@@ -102,7 +102,7 @@ class Recording:
         graph = Graph()
         copies: dict[Node, Node] = {}
         graph.graph_copy(self.graph, copies)
-        lists = (self.numbers, self.leaves, self.outputs, self.owned)
+        lists = (self.scalars, self.leaves, self.outputs, self.owned)
         copied = ([copies[node] for node in nodes] for nodes in lists)
         return Recording(graph, *copied, result=self.result)
 
@@ -111,15 +111,15 @@ class Recording:
 @torch.inference_mode(False)
 def record(
     function: Callable[[list[Tensor]], PhaseResult],
-    numbers: Sequence[torch.dtype],
+    scalars: Sequence[torch.dtype],
     leaves: Sequence[tuple[torch.dtype, Sequence[int]]],
     device: torch.device = META,
 ) -> Recording:
     """Record a function of 0-d tensors and of the tensors of one leaf.
 
     Args:
-        function: Accepts `[*numbers, *leaves]`. Its result writes into the arguments of the leaf.
-        numbers: The dtypes of the arguments that all leaves share.
+        function: Accepts `[*scalars, *leaves]`. Its result writes into the arguments of the leaf.
+        scalars: The dtypes of the arguments that all leaves share.
         leaves: The dtype and the shape of each of a leaf's arguments.
         device: The device of the leaves, for functions that call `device_of`.
 
@@ -128,8 +128,8 @@ def record(
             in place itself.
     """
     recorder = _Recorder(device)
-    number_nodes = [
-        recorder.argument(f"number{i}", dtype, ()) for i, dtype in enumerate(numbers)
+    scalar_nodes = [
+        recorder.argument(f"scalar{i}", dtype, ()) for i, dtype in enumerate(scalars)
     ]
     leaf_nodes = [recorder.argument(f"leaf{i}", *leaf) for i, leaf in enumerate(leaves)]
     _ACTIVE.recorders.append(recorder)
@@ -148,7 +148,7 @@ def record(
     if not recorder.fuses:
         for node in recorder.graph.nodes:
             node.meta["as_written"] = True
-    nodes = (number_nodes, leaf_nodes, outputs, recorder.owned)
+    nodes = (scalar_nodes, leaf_nodes, outputs, recorder.owned)
     return Recording(recorder.graph, *nodes, result)
 
 

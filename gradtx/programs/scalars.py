@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from gradtx.programs.contract import is_number, is_on_device
+from gradtx.programs.contract import is_on_device, is_scalar
 from gradtx.programs.lower import Program, mark_on_device
 from gradtx.programs.text import Text, function_text, tuple_of
 
@@ -31,21 +31,21 @@ class ScalarProgram:
         self.names = [node.name for node in program.scalars()]
         self.names += text.tensors.values()
         self._namespace = text.namespace
-        numbers = [node for node in program.nodes if is_number(node)]
-        calls = [node for node in numbers if node.op == "call_function"]
-        code = {node: text.number(node) for node in calls}
+        scalars = [node for node in program.nodes if is_scalar(node)]
+        calls = [node for node in scalars if node.op == "call_function"]
+        code = {node: text.scalar(node) for node in calls}
         lines: list[str] = []
-        if program.numbers:
-            given = tuple_of([node.name for node in program.numbers])
-            lines.append(f"{given} = numbers")
-        for node in [*program.numbers, *calls]:
+        if program.arguments:
+            given = tuple_of([node.name for node in program.arguments])
+            lines.append(f"{given} = scalars")
+        for node in [*program.arguments, *calls]:
             if node in code:
                 lines += code[node]
-            for (number, dtype), name in text.tensors.items():
-                if number is node:
+            for (scalar, dtype), name in text.tensors.items():
+                if scalar is node:
                     lines.append(f"{name} = {_as_tensor(node, dtype)}")
         lines.append(f"return {tuple_of(self.names)}")
-        self.text = function_text("prepare(numbers)", lines)
+        self.text = function_text("prepare(scalars)", lines)
 
     @functools.cached_property
     def function(self) -> Callable[[Sequence[Any]], tuple[Any, ...]]:
@@ -70,15 +70,15 @@ class Scalars:
     def given(self, on_device: frozenset[int]) -> ScalarProgram:
         """Return their program, given which of the shared arguments the host does not know."""
         if on_device not in self._known:
-            numbers = [self._program.numbers[i] for i in on_device]
-            mark_on_device(self._program.graph, numbers)
+            scalars = [self._program.arguments[i] for i in on_device]
+            mark_on_device(self._program.graph, scalars)
             text = Text(self._device)
             self._known[on_device] = ScalarProgram(self._program, text)
         return self._known[on_device]
 
 
-def _as_tensor(number: Node, dtype: torch.dtype) -> str:
+def _as_tensor(scalar: Node, dtype: torch.dtype) -> str:
     """Return the code of a scalar as a 0-d tensor."""
-    if is_on_device(number):
-        return f"{number.name}.to({dtype})"
-    return f"torch.full((), {number.name}, dtype={dtype}, device=device)"
+    if is_on_device(scalar):
+        return f"{scalar.name}.to({dtype})"
+    return f"torch.full((), {scalar.name}, dtype={dtype}, device=device)"

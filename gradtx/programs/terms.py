@@ -113,16 +113,18 @@ def _is_by_row(node: Node, varying: set[Node]) -> bool:
     return bool(dims) and all(dim % ndim for dim in dims)
 
 
-def numbers_in(graph: Graph) -> list[Any]:
+def constants_in(graph: Graph) -> list[Any]:
     """Return the operations of a recording with their Python scalars, but without views and sizes."""
-    numbers = []
+    operations: list[Any] = []
     for node in graph.nodes:
         # `is_view` is also true of arguments; positions follow from the size.
         if is_view(node) or node.target is aten.arange.default:
             continue
-        scalars = [argument for argument in node.args if isinstance(argument, SCALARS)]
-        numbers.append((node.target, str(scalars)))  # NaN does not equal itself
-    return numbers
+        constants = [
+            argument for argument in node.args if isinstance(argument, SCALARS)
+        ]
+        operations.append((node.target, str(constants)))  # NaN does not equal itself
+    return operations
 
 
 def _sums_entries(node: Node, varying: set[Node], is_local: IsLocal) -> bool:

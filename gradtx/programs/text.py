@@ -11,7 +11,7 @@ from torch.fx import Node
 from torch.fx.node import map_aggregate
 
 from gradtx.base.exact import dtype_on
-from gradtx.programs import numbers
+from gradtx.programs import scalar_operations
 from gradtx.programs.contract import dtype_of, is_known, is_on_device
 from gradtx.programs.record import META
 
@@ -37,21 +37,21 @@ class Text:
 
     # Values shared by all leaves.
 
-    def number(self, node: Node) -> list[str]:
+    def scalar(self, node: Node) -> list[str]:
         """Return the lines that compute a scalar."""
         if is_on_device(node):
             return [f"{node.name} = {self.shared(node)}"]
-        function, args = numbers.in_python(node)
+        function, args = scalar_operations.in_python(node)
         operands = list(map(self.text, args))
-        if function in numbers.WRITTEN:
-            value = numbers.WRITTEN[function].format(*operands)
+        if function in scalar_operations.WRITTEN:
+            value = scalar_operations.WRITTEN[function].format(*operands)
         else:
             value = f"{self.name_of(node, function)}({', '.join(operands)})"
         line = f"{node.name} = {value}"
-        if function not in numbers.MAY_RAISE:
+        if function not in scalar_operations.MAY_RAISE:
             return [line]
         otherwise = f"by_torch_{node.name}"
-        self.namespace[otherwise] = numbers.by_torch(node)
+        self.namespace[otherwise] = scalar_operations.by_torch(node)
         return [
             "try:",
             f"    {line}",
@@ -100,11 +100,11 @@ class Text:
             return repr(map_aggregate(argument, text_of))
         return lists[argument] if argument in lists else self.text(argument)
 
-    def as_tensor(self, number: Node, dtype: torch.dtype) -> str:
+    def as_tensor(self, scalar: Node, dtype: torch.dtype) -> str:
         """Return the name of a scalar as a 0-d tensor of a dtype."""
         dtype = dtype_on(self.device, dtype)
-        name = f"{number.name}_as_{str(dtype).removeprefix('torch.')}"
-        return self.tensors.setdefault((number, dtype), name)
+        name = f"{scalar.name}_as_{str(dtype).removeprefix('torch.')}"
+        return self.tensors.setdefault((scalar, dtype), name)
 
     def text(self, value: Any) -> str:
         if isinstance(value, Node):

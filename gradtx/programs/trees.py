@@ -30,7 +30,7 @@ from gradtx.execution.execute import Leaf, execute
 from gradtx.execution.pure import (
     Call,
     TreeRun,
-    as_number,
+    as_scalar,
     count_after,
     records_gradients,
 )
@@ -52,7 +52,7 @@ from gradtx.programs.families import (
     signature_of,
 )
 from gradtx.programs.function import Signature
-from gradtx.programs.hyperparameters import ChainOf, Numbers
+from gradtx.programs.hyperparameters import ChainOf, Hyperparameters
 from gradtx.programs.phases import RecordedPhase
 from gradtx.state.layout import Layout
 from gradtx.state.nested import LEAF_STEPS, NestedState
@@ -85,27 +85,29 @@ def update(call: Call) -> Any:
         return None
     known: dict[str, Tensor] = {}
     for name, value in extras.items():
-        if _is_number(value):
-            known[name] = as_number(name, value)
-    numbers = numbers_of(tx)
-    key = structure, tuple(known), tuple(extras), numbers.structure, equal_counts
+        if _is_scalar(value):
+            known[name] = as_scalar(name, value)
+    hyperparameters = hyperparameters_of(tx)
+    key = (
+        structure,
+        tuple(known),
+        tuple(extras),
+        hyperparameters.structure,
+        equal_counts,
+    )
     programs_by_key = programs_of(tx)
     try:
         programs = programs_by_key.setdefault(key, [])
     except TypeError:  # an option that cannot be hashed
         return None
-    if programs is None or records_gradients(tensors, numbers.values):
+    if programs is None or records_gradients(tensors, hyperparameters.values):
         return None
     program = next((each for each in programs if each.fits(tensors)), None)
     if program is None:
         # Raises an error if the call is invalid.
         result = _pure.update(call)
         try:
-            with torch.no_grad():
-                run, leaves = _pure.begin(call)
-                program = TreeProgram(
-                    call, run, leaves, structure, tensors, equal_counts, known
-                )
+            program = _recorded(call, structure, tensors, equal_counts, known)
         except Exception:
             # A user's rule may raise any error while it is recorded; it ran without programs, or raised it above.
             programs_by_key[key] = None
@@ -115,7 +117,7 @@ def update(call: Call) -> Any:
         if len(programs_by_key) > MOST_STRUCTURES:
             oldest = next(iter(programs_by_key))
             programs_by_key.pop(oldest, None)  # another thread may have dropped it
-    values = program.resolved(numbers.values, tensors)
+    values = program.resolved(hyperparameters.values, tensors)
     if records_gradients((), values):  # a schedule depends on a learned tensor
         return None
     try:
@@ -125,11 +127,23 @@ def update(call: Call) -> Any:
         return None
 
 
+def _recorded(
+    call: Call,
+    structure: Any,
+    tensors: list[Tensor],
+    equal_counts: tuple[int, ...],
+    known: dict[str, Tensor],
+) -> TreeProgram:
+    with torch.no_grad():
+        run, leaves = _pure.begin(call)
+        return TreeProgram(call, run, leaves, structure, tensors, equal_counts, known)
+
+
 _SHARED = SharedPrograms()
 
 
 def programs_of(tx: Transformation) -> dict[Any, Any]:
-    """Return the programs of a transformation, which it shares with others that differ only in numbers.
+    """Return the programs of a transformation, which it shares with others that differ only in scalars.
 
     Programs that hold functions or tensors of the user belong to one transformation, and are freed with it.
     """
@@ -178,7 +192,7 @@ def are_dense(tensors: list[Tensor]) -> bool:
     return not any(x.layout is not torch.strided or x.is_nested for x in tensors)
 
 
-def _is_number(value: Any) -> bool:
+def _is_scalar(value: Any) -> bool:
     if is_plain(value):
         return value.ndim == 0 and not value.requires_grad
     return type(value) is float
@@ -231,11 +245,11 @@ def _equal_counts(state: Any) -> tuple[int, ...]:
     return *equal, first[max(values)]
 
 
-def numbers_of(tx: Transformation) -> Numbers:
-    """Return the numbers of a transformation, which keeps them."""
-    if tx._numbers is None:
-        tx._set(_numbers=Numbers(tx._entries()))
-    return tx._numbers  # type: ignore[return-value]
+def hyperparameters_of(tx: Transformation) -> Hyperparameters:
+    """Return the hyperparameters of a transformation, which keeps them."""
+    if tx._hyperparameters is None:
+        tx._set(_hyperparameters=Hyperparameters(tx._entries()))
+    return tx._hyperparameters  # type: ignore[return-value]
 
 
 class TreeProgram:
@@ -278,21 +292,21 @@ class TreeProgram:
         self._layouts = list(map(_layout, tensors))
         self._complex = [i for i, tensor in enumerate(tensors) if tensor.is_complex()]
         tensors = self._real(tensors)
-        count_of = self._place_counts(run, leaves, state, equal_counts)
+        count_of = self._note_counts(run, leaves, state, equal_counts)
         old = NestedState(state, run.stages)
         self._shared: dict[StateKey, int] = {}
         for path in run.stages:
             for name in run.scalars(path):
                 self._shared[path, name] = old.tree((*path, name))
-        numbers = numbers_of(call.tx)
-        self._counts = self._counts_for(numbers, run)
+        hyperparameters = hyperparameters_of(call.tx)
+        self._counts = self._counts_for(hyperparameters, run)
         scalars = [*(tensors[i] for i in self._shared.values()), *known.values()]
         on_host = not any(map(is_on_accelerator, scalars))
         trees = _tree.named(params), old, _tree.named(updates)
         # The leaves without a program: their slots, and the indices of their arguments.
         self._alone: dict[str, tuple[list[StateKey], list[int]]] = {}
         self._bundles: list[_TreeBundle] = []
-        chain = ChainOf(call.tx, numbers.structure)
+        chain = ChainOf(call.tx, hyperparameters.structure)
 
         def first(kind: LeafKind, row: _Row) -> Family[_Row]:
             signature = self._signature(call, run, row, kind, tensors, known)
@@ -307,7 +321,7 @@ class TreeProgram:
         self._has_tree_run = self._needs_tree_run(run.route.clock_paths())
         run.release()
 
-    def _place_counts(
+    def _note_counts(
         self,
         run: TreeRun,
         leaves: dict[str, Leaf],
@@ -391,7 +405,7 @@ class TreeProgram:
         return signature_of(
             leaf,
             kind,
-            layout=Layout.keyed_by_place(row.slots, shared, codes),
+            layout=Layout.keyed_by_path(row.slots, shared, codes),
             hyperparameters=len(self._counts),
             shared={place: tensors[self._shared[place]].dtype for place in shared},
             scalars={name: value.dtype for name, value in known.items()},
@@ -399,15 +413,17 @@ class TreeProgram:
             writes=False,
         )
 
-    def _counts_for(self, numbers: Numbers, run: TreeRun) -> list[int]:
-        """Return the index of the count that a schedule in place of each number would follow.
+    def _counts_for(self, hyperparameters: Hyperparameters, run: TreeRun) -> list[int]:
+        """Return the index of the count that a schedule in place of each hyperparameter would follow.
 
         Raises:
             UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
         """
         restarts = any(each.restarts_inner for each in run.route.traits())
         counts = []
-        for value, place in zip(numbers.values, numbers.places, strict=True):
+        for value, place in zip(
+            hyperparameters.values, hyperparameters.places, strict=True
+        ):
             path = run.clock_path(place)
             if isinstance(value, Schedule) and path is not None and restarts:
                 raise UnsuitableError
@@ -415,12 +431,12 @@ class TreeProgram:
         return counts
 
     def resolved(self, values: list[Any], tensors: list[Tensor]) -> list[Any]:
-        """Return the numbers of a call: schedules are called at every update, because they may change."""
-        numbers = []
+        """Return the hyperparameters of a call: schedules are called at every update, because they may change."""
+        scalars = []
         for value, i in zip(values, self._counts, strict=True):
             is_schedule = isinstance(value, Schedule)
-            numbers.append(resolve(value, tensors[i]) if is_schedule else value)
-        return numbers
+            scalars.append(resolve(value, tensors[i]) if is_schedule else value)
+        return scalars
 
     def _needs_tree_run(self, clocks: Collection[Path]) -> bool:
         """Whether programs leave work to the run: single leaves, sums that end late, clocks without leaves."""
@@ -447,7 +463,7 @@ class TreeProgram:
         self,
         call: Call,
         tensors: list[Tensor],
-        numbers: list[Any],
+        scalars: list[Any],
         extras: Iterable[Tensor],
         on_host: bool = True,
     ) -> tuple[Any, dict[str, Any]]:
@@ -467,7 +483,7 @@ class TreeProgram:
             bundle.tensors, bundle.results = tensors, new
             shared = [tensors[i] for i in bundle.shared]
             counts = tensors[bundle.count] + 1, tensors[self._latest]
-            bundle.begin(run, [*counts, *numbers, *shared, *extras], on_host)
+            bundle.begin(run, [*counts, *scalars, *shared, *extras], on_host)
             calls.append(bundle)
         # The functions of a caller, such as `grad_fn`, may need autograd.
         needs_autograd = self._has_tree_run and torch.is_grad_enabled()

@@ -17,7 +17,7 @@ from gradtx.programs.contract import dtype_of
 from gradtx.programs.write_expressions import HALF
 from gradtx.programs.write_kernels import (
     BLOCKS,
-    PLACES,
+    INDICES,
     KernelWriter,
     Store,
     Totals,
@@ -196,14 +196,14 @@ class CppWriter(KernelWriter):
 
     def _load(self, leaf: Node) -> str:
         j = self._leaves.index(leaf)
-        code, dtype = f"p{j}[{PLACES[self._extent(leaf)]}]", dtype_of(leaf)
+        code, dtype = f"p{j}[{INDICES[self._extent(leaf)]}]", dtype_of(leaf)
         code = f"{self.types[dtype]}::of({code})" if dtype in WORDS else code
         return self._assigned(f"x{j}", leaf, code)
 
     def _store(self, store: Store) -> str:
-        place = PLACES[self._extent(store.like)]
+        index = INDICES[self._extent(store.like)]
         word = ".word" if dtype_of(store.like) in WORDS else ""
-        return f"p{store.row}[{place}] = {self._names[store.node]}{word};"
+        return f"p{store.row}[{index}] = {self._names[store.node]}{word};"
 
     def _line(self, node: Node) -> str:
         return self._load(node) if node in self._leaves else self._lines[node]
@@ -279,7 +279,7 @@ class CppWriter(KernelWriter):
         return _function(f"reduce{depth}", "leaf", "n_leaves", lines)
 
     def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
-        lines = [*self._head(), *self._numbers_of_leaf(results, stores)]
+        lines = [*self._head(), *self._values_of_leaf(results, stores)]
         for row, result in enumerate(results):
             value = self._converted(self._names[result], torch.float64)
             lines.append(f"a.results[{row} * a.n_leaves + leaf] = {value};")

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import Node
 
-from gradtx.programs.contract import args_of, dtype_of, is_number, operator_name
+from gradtx.programs.contract import args_of, dtype_of, is_scalar, operator_name
 from gradtx.programs.record import UnrecordableError
 from gradtx.programs.simplify import SAME_ENTRIES
 
@@ -238,7 +238,7 @@ class ExpressionWriter(ABC):
             return ""
         if not isinstance(value, Node):
             return self._constant(value, dtype)
-        if is_number(value):
+        if is_scalar(value):
             return self._scalar(value, dtype)
         name = self._names[value]
         own = dtype_of(value)

@@ -24,7 +24,7 @@ from gradtx.programs.contract import (
     args_of,
     dtype_of,
     is_list,
-    is_number,
+    is_scalar,
 )
 from gradtx.programs.lower import Program
 from gradtx.programs.simplify import reduced_dimensions
@@ -41,7 +41,7 @@ aten = torch.ops.aten
 # Blocks that have one scale: numbers of entries that a tile of a kernel can have in its second dimension.
 BLOCKS = (16, 32, 64, 128, 256)
 # The index of a value in memory, by its extent.
-PLACES = {"entry": "i", "block": "b", "leaf": "0"}
+INDICES = {"entry": "i", "block": "b", "leaf": "0"}
 
 # Reductions by the names of their totals.
 Totals: TypeAlias = Mapping[str, Node]
@@ -84,7 +84,7 @@ class KernelText:
     Attributes:
         source: The functions.
         kernels: These in the order of their launches: `stage0` and `reduce0`, ..., `last_stage` if there are entries to
-            write, and `finish` if there are numbers of each leaf to write.
+            write, and `finish` if there are 0-d values of leaves to write.
         scalars: The scalars that they read, each a word of 64 bits.
         sums: The number of sums of each stage but the last.
         rows: For each result of the phase, its row in the buffer of values by leaf; None for others.
@@ -120,7 +120,7 @@ class KernelWriter(ExpressionWriter):
         self._leaves = program.leaves
         like: Any = program.leaves[leaf].meta["val"]
         self._size = like.numel()
-        self._is_number = like.ndim == 0  # then so are its slots
+        self._is_0d = like.ndim == 0  # then so are its slots
         self._block = block  # entries with one scale
         self._lines: dict[Node, str] = {}
         self._depths: dict[Node, int] = {}
@@ -147,11 +147,11 @@ class KernelWriter(ExpressionWriter):
                 self._depths[node] = 0
                 if not self._is_mark(node):
                     self._extent(node)
-            elif node.op == "call_function" and not is_number(node):
+            elif node.op == "call_function" and not is_scalar(node):
                 self._add(node)
         results = self._program.results
         for result in results:
-            if isinstance(result, Node) and not (is_list(result) or is_number(result)):
+            if isinstance(result, Node) and not (is_list(result) or is_scalar(result)):
                 raise UnsuitableProgramError("what leaves share is computed by views")
         for i, result in enumerate(results[:columns], len(self._leaves)):
             if is_list(result) and not self._is_mark(result):
@@ -166,12 +166,12 @@ class KernelWriter(ExpressionWriter):
             self._note(f"reduce{depth}", (), ())
             functions.append(self._reduce(depth))
         entries = [each for each in self._stores if self._extent(each.like) != "leaf"]
-        numbers = [store for store in self._stores if store not in entries]
+        of_leaf = [store for store in self._stores if store not in entries]
         if entries:
             functions.append(self._chunk("last_stage", entries, ()))
-        # After the last stage, when all chunks of a leaf have read its old numbers.
-        if by_leaf or numbers:
-            functions.append(self._finish(by_leaf, numbers))
+        # After the last stage, when all chunks of a leaf have read its old values.
+        if by_leaf or of_leaf:
+            functions.append(self._finish(by_leaf, of_leaf))
         row = itertools.count()
         rows: list[int | None] = [None] * len(results[:columns])
         for result in results[columns:]:
@@ -225,7 +225,7 @@ class KernelWriter(ExpressionWriter):
 
     @abstractmethod
     def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
-        """Return the kernel that writes numbers of each leaf, with an instance per leaf."""
+        """Return the kernel that writes 0-d values of leaves, with an instance per leaf."""
 
     @abstractmethod
     def _joined(self, functions: Sequence[str]) -> str:
@@ -247,7 +247,7 @@ class KernelWriter(ExpressionWriter):
         value: Any = node.meta["val"]
         if not isinstance(value, Tensor) or value.dtype not in self.types:
             raise UnsuitableProgramError(f"kernels have no {_kind(value)}")
-        if value.ndim == 0 or (self._is_number and value.numel() == 1):
+        if value.ndim == 0 or (self._is_0d and value.numel() == 1):
             return "leaf"
         if value.numel() == self._size:
             return "entry"
@@ -294,7 +294,7 @@ class KernelWriter(ExpressionWriter):
                 raise UnsuitableProgramError(ROWS)
 
     def _is_reduction(self, node: Node, name: str) -> bool:
-        """Write a reduction of a leaf or of rows; that of a single number, or of rows of one entry, is none."""
+        """Write a reduction of a leaf or of rows; that of a single entry, or of rows of one entry, is none."""
         if node.target not in REDUCTIONS:
             return False
         operand: Any = node.args[0]
@@ -347,7 +347,7 @@ class KernelWriter(ExpressionWriter):
         self._kernels.append(Kernel(name, reads, writes))
 
     def _bytes_per_entry(self, leaf: Node) -> float:
-        """Return the bytes of an argument per entry of the leaf; a number of a leaf counts as none."""
+        """Return the bytes of an argument per entry of the leaf; a 0-d value of a leaf counts as none."""
         entries = {"entry": 1.0, "block": 1 / self._block, "leaf": 0.0}
         return dtype_of(leaf).itemsize * entries[self._extent(leaf)]
 
@@ -368,14 +368,16 @@ class KernelWriter(ExpressionWriter):
         operations = [node for node in self._lines if node in needed]
         return operations, [leaf for leaf in self._leaves if leaf in needed]
 
-    def _numbers_of_leaf(
+    def _values_of_leaf(
         self, results: Sequence[Node], stores: Sequence[Store]
     ) -> list[str]:
-        """Return the lines that compute results, and write other numbers of a leaf."""
+        """Return the lines that compute results, and write other 0-d values of a leaf."""
         operations, read = self._needed([*results, *(each.node for each in stores)])
         if any(self._extent(leaf) != "leaf" for leaf in read):
-            raise UnsuitableProgramError("a number of a leaf depends on single entries")
-        self._note("finish", (), ())  # numbers of each leaf only
+            raise UnsuitableProgramError(
+                "a 0-d value of a leaf depends on single entries"
+            )
+        self._note("finish", (), ())  # 0-d values of leaves only
         lines = self._pointers(self._rows(read, stores))
         lines += map(self._line, [*read, *operations])
         lines += map(self._store, stores)

@@ -18,8 +18,8 @@ from gradtx.programs.contract import (
     dtype_of,
     is_known,
     is_list,
-    is_number,
     is_on_device,
+    is_scalar,
     operator_name,
 )
 from gradtx.programs.in_place import MemoryPlan
@@ -170,7 +170,7 @@ class _Writer(Text):
             self._lines.append(f"{tuple_of(leaves)} = columns")
         calls = [node for node in self._nodes if node.op == "call_function"]
         for node in calls:
-            if not is_list(node) and not is_number(node):
+            if not is_list(node) and not is_scalar(node):
                 self._assign(node, self.shared(node))
         for node in calls:
             if node not in self._batches:
@@ -193,7 +193,7 @@ class _Writer(Text):
                     text, [case for root, case in roots.items() if root in taken]
                 )
                 taken |= roots.keys()
-            elif not is_number(result):
+            elif not is_scalar(result):
                 text = f"{text}.clone()"
             texts.append(text)
         return texts
@@ -286,7 +286,7 @@ class _Writer(Text):
         if len(args) < 2:
             return None
         if not all(map(is_list, args[:2])):
-            return self._form_with_number(node)
+            return self._form_with_scalar(node)
         operands = args[:2]
         if self._operands.get(node) is args[1]:
             operands = operands[::-1]  # the one that is written comes first
@@ -296,14 +296,14 @@ class _Writer(Text):
             return name, operands, dict(kwargs)
         return None
 
-    def _form_with_number(self, node: Node) -> Form | None:
+    def _form_with_scalar(self, node: Node) -> Form | None:
         """Return the form of an operation on a list and a scalar."""
         first, second, *_ = args_of(node)
         if is_list(second) and node.target in (aten.mul.Tensor, aten.add.Tensor):
             first, second = second, first
         if node.kwargs or node.target not in OF_NUMBER:
             return None
-        if not is_list(first) or not is_number(second):
+        if not is_list(first) or not is_scalar(second):
             return None
         name = operator_name(node)
         options: dict[str, Any] = {}
@@ -328,8 +328,8 @@ class _Writer(Text):
         call = f"{self.name_of(node, node.target)}({self.arguments(node, lists)})"
         if _fills(node):
             # A copy of a 0-d tensor would send it to the device.
-            leaf, number = node.args
-            call = f"{lists[leaf]}.fill_({self.text(number)})"  # type: ignore[index]
+            leaf, scalar = node.args
+            call = f"{lists[leaf]}.fill_({self.text(scalar)})"  # type: ignore[index]
         names = ", ".join(lists.values())
         columns = ", ".join(argument.name for argument in lists)
         over = columns if len(lists) == 1 else f"zip({columns}, strict=True)"
@@ -397,9 +397,9 @@ def _fills(node: Node) -> bool:
     """Whether an operation writes a scalar of the same dtype into a slot."""
     if node.target is not aten.copy_.default:
         return False
-    slot, number = node.args
-    is_scalar = isinstance(number, Node) and is_known(number)
-    return is_scalar and is_list(slot) and dtype_of(number) == dtype_of(slot)
+    slot, scalar = node.args
+    is_computed = isinstance(scalar, Node) and is_known(scalar)
+    return is_computed and is_list(slot) and dtype_of(scalar) == dtype_of(slot)
 
 
 def _cloned(text: str, cases: Sequence[Case]) -> str:
@@ -420,5 +420,5 @@ def _converted(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return results
 
 
-def _filled(shapes: list[Tensor], number: Any) -> list[Tensor]:
-    return [torch.full_like(shape, number) for shape in shapes]
+def _filled(shapes: list[Tensor], scalar: Any) -> list[Tensor]:
+    return [torch.full_like(shape, scalar) for shape in shapes]

@@ -12,7 +12,7 @@ from gradtx.programs.contract import dtype_of
 from gradtx.programs.text import constant
 from gradtx.programs.write_kernels import (
     BLOCKS,
-    PLACES,
+    INDICES,
     KernelWriter,
     Store,
     Totals,
@@ -92,13 +92,13 @@ class TritonWriter(KernelWriter):
         ]
         for j in range(len(self._scalars)):
             lines.append(f"s{j} = w{j}.to(tl.int64)")
-            lines.append(f"if ON_DEVICE & {1 << j}:")  # then the argument is its place
+            lines.append(f"if ON_DEVICE & {1 << j}:")  # then the argument is its index
             lines.append(f"    s{j} = tl.load(words + w{j})")
         return lines
 
     def _load(self, leaf: Node, masks: Masks) -> str:
         j, extent = self._leaves.index(leaf), self._extent(leaf)
-        loaded = f"tl.load(p{j} + {PLACES[extent]}{_masked(masks, extent)})"
+        loaded = f"tl.load(p{j} + {INDICES[extent]}{_masked(masks, extent)})"
         is_flag = dtype_of(leaf) is torch.bool
         return f"x{j} = {loaded} != 0" if is_flag else f"x{j} = {loaded}"
 
@@ -132,8 +132,8 @@ class TritonWriter(KernelWriter):
         write = self._tile if self._is_tile() else self._loops
         lines += write([*read, *operations], stored, stage)
         for row in range(len(stage)):
-            place = f"partials + {row} * n_chunks + pid"
-            lines.append(f"tl.store({place}, r{row}_total.to(tl.float64))")
+            address = f"partials + {row} * n_chunks + pid"
+            lines.append(f"tl.store({address}, r{row}_total.to(tl.float64))")
         more = ", partials, n_chunks" if stage else ""
         head = f"{self._arguments()}{more}, BLOCK: tl.constexpr, ALIGNED: tl.constexpr"
         return _function(name, head, lines)
@@ -208,8 +208,8 @@ class TritonWriter(KernelWriter):
         ]
 
     def _looped(self, lines: Sequence[str], totals: Totals) -> list[str]:
-        places = ["column = first + tl.arange(0, BLOCK)", "i = b * block + column"]
-        body = _indented([*places, *lines, "first += BLOCK"])
+        indices = ["column = first + tl.arange(0, BLOCK)", "i = b * block + column"]
+        body = _indented([*indices, *lines, "first += BLOCK"])
         return ["first = 0", "while first < block:", *body]
 
     # Reductions.
@@ -282,11 +282,11 @@ class TritonWriter(KernelWriter):
         value, extent = self._names[store.node], self._extent(store.like)
         if dtype_of(store.like) is torch.bool:
             value = f"{value}.to(tl.int8)"
-        place = f"p{store.row} + {PLACES[extent]}"
-        return f"tl.store({place}, {value}{_masked(masks, extent)})"
+        address = f"p{store.row} + {INDICES[extent]}"
+        return f"tl.store({address}, {value}{_masked(masks, extent)})"
 
     def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
-        lines = [*self._head("pid"), *self._numbers_of_leaf(results, stores)]
+        lines = [*self._head("pid"), *self._values_of_leaf(results, stores)]
         for row, result in enumerate(results):
             name = self._names[result]
             lines.append(

@@ -66,7 +66,7 @@ class MadeSchedule(Schedule):
         is_number = not (isinstance(step, Tensor) or self.tensors)
         return value.item() if is_number and readable(value) else value
 
-    def numbers(self) -> dict[str, float]:
+    def scalars(self) -> dict[str, float]:
         """Return the arguments that are plain numbers and may also be tensors."""
         scalars = {a.name for a in self._factory.arguments.all if a.kind == "scalar"}
         return {
@@ -75,13 +75,13 @@ class MadeSchedule(Schedule):
             if name in scalars and isinstance(value, float)
         }
 
-    def with_numbers(self, numbers: Mapping[str, Any]) -> MadeSchedule:
+    def with_scalars(self, scalars: Mapping[str, Any]) -> MadeSchedule:
         """Return the same call with other numbers."""
-        return MadeSchedule(self._factory, {**self._arguments, **numbers})
+        return MadeSchedule(self._factory, {**self._arguments, **scalars})
 
     def form(self) -> tuple[Any, dict[str, Any]]:
         """Return what schedules that differ in numbers only have in common."""
-        return self._factory, {**self._arguments, **dict.fromkeys(self.numbers())}
+        return self._factory, {**self._arguments, **dict.fromkeys(self.scalars())}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MadeSchedule, (self._factory, self._arguments)

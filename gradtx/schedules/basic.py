@@ -379,8 +379,8 @@ def cyclic_schedule(
     down = up if step_size_down is None else step_size_down
     period = up + down
 
-    place = step % period
-    height = torch.where(place <= up, place / up, (period - place) / down)
+    position = step % period
+    height = torch.where(position <= up, position / up, (period - position) / down)
     scale = {
         "triangular": 1.0,
         "triangular2": 0.5 ** (step // period),

@@ -33,11 +33,11 @@ def _cosines(number: int) -> list[float]:
     return [math.cos(math.pi * (i + 0.5) / number) for i in order if i < number]
 
 
-def _factor_at(place: Tensor, number: int, small_m, big_m) -> Tensor:
+def _factor_at(position: Tensor, number: int, small_m, big_m) -> Tensor:
     """Return the inverse node at an index, clamped to the first and the last one."""
-    nodes = torch.tensor(_cosines(number), dtype=place.dtype, device=place.device)
+    nodes = torch.tensor(_cosines(number), dtype=position.dtype, device=position.device)
     mapped = (big_m + small_m) / 2 - (big_m - small_m) / 2 * nodes
-    return entry_at(1 / mapped, place.clamp(0, number - 1))
+    return entry_at(1 / mapped, position.clamp(0, number - 1))
 
 
 def get_chebyshev_schedule(

@@ -234,16 +234,16 @@ def cosine_warmup_restarts_schedule(
     last = exact(last_length, step.device)[None]
     lengths = torch.cat([firsts[1:] - firsts[:-1], last])
     cycle = (firsts <= step).sum() - 1
-    place = step - entry_at(firsts, cycle)
+    position = step - entry_at(firsts, cycle)
     length = entry_at(lengths, cycle)
     # Nonzero only in the last row, whose cycles repeat indefinitely.
-    again = place // length
+    again = position // length
     top = max_lr * gamma ** (cycle + again)
-    place = place - again * length
-    rising = place / max(warmup_steps, 1)
-    angle = math.pi * (place - warmup_steps) / (length - warmup_steps)
+    position = position - again * length
+    rising = position / max(warmup_steps, 1)
+    angle = math.pi * (position - warmup_steps) / (length - warmup_steps)
     falling = (1 + angle.cos()) / 2
-    height = torch.where(place < warmup_steps, rising, falling)
+    height = torch.where(position < warmup_steps, rising, falling)
     return min_lr + (top - min_lr) * height
 
 

@@ -268,8 +268,8 @@ def _in_blocks(values: Tensor, block: int, count: int) -> Tensor:
     if count * block == length:
         return values.reshape(rows, count, block)
     # Not torch's pad: inductor 2.13 miscompiles it for AVX-512 when a vector extends past the end.
-    places = torch.arange(count * block, device=values.device).clamp(max=length - 1)
-    filled = values.reshape(rows, length)[:, places]
+    indices = torch.arange(count * block, device=values.device).clamp(max=length - 1)
+    filled = values.reshape(rows, length)[:, indices]
     return filled.reshape(rows, count, block)
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.base.dtensor import full_tensor, is_sharded, local, placed_as
+from gradtx.base.dtensor import distributed_like, full_tensor, is_sharded, local
 from gradtx.state.codes import BUILT_IN, KEY, Codec
 from gradtx.state.storage import MIN_SIZE, packed, unpacked
 
@@ -134,7 +134,7 @@ def _decode(entry: dict[str, Any], slot: str, label: str, shape: torch.Size) -> 
         if entry[keys[suffix]].shape != expected:
             return
     values = unpacked(slot, codec, entry, shape)
-    entry[slot] = placed_as(values, entry[slot])
+    entry[slot] = distributed_like(values, entry[slot])
     for suffix in codec.suffixes:
         del entry[keys[suffix]]
 

@@ -46,17 +46,20 @@ class Layout:
         }
         for path in run.stages:
             values = run.new_shared.get(path, {}) if path in passed else {}
-            for names, places in ((leaf.new.get(path, {}), slots), (values, shared)):
+            for names, keys_of_stage in (
+                (leaf.new.get(path, {}), slots),
+                (values, shared),
+            ):
                 auxiliary = auxiliary_tensors(codes.get(path, {}))
                 # A slot before its auxiliary tensors.
                 for name in sorted(names, key=auxiliary.__contains__):
                     if name in auxiliary:
                         slot, _, suffix = name.rpartition(".")
-                        key = f"{places[path][slot]}.{suffix}"
+                        key = f"{keys_of_stage[path][slot]}.{suffix}"
                     else:
                         key = ".".join([*path, name]) if name in keys else name
                     keys.add(key)
-                    places.setdefault(path, {})[name] = key
+                    keys_of_stage.setdefault(path, {})[name] = key
         owned: set[str] = set()
         for operation in leaf.operations:
             for path in operation.owned_paths:
@@ -64,19 +67,19 @@ class Layout:
         return cls(slots, shared, frozenset(keys), codes, frozenset(owned))
 
     @classmethod
-    def keyed_by_place(
+    def keyed_by_path(
         cls,
         slots: Iterable[StateKey],
         shared: Iterable[StateKey],
         codes: Mapping[Path, Mapping[str, Codec]],
     ) -> Layout:
         """Return a layout of these slots and shared values, whose keys are their paths."""
-        return cls(_keyed_by_place(slots), _keyed_by_place(shared), codes=codes)
+        return cls(_keyed_by_path(slots), _keyed_by_path(shared), codes=codes)
 
     @functools.cached_property
     def slot_keys(self) -> list[str]:
         """The keys of all slots, stage by stage."""
-        return [key for _, key in by_place(self.slots)]
+        return [key for _, key in by_state_key(self.slots)]
 
     @functools.cached_property
     def program_keys(self) -> list[str]:
@@ -115,17 +118,17 @@ class Layout:
 
     def owners(self) -> dict[StateKey, str]:
         """Return the key of each (path, slot)."""
-        return dict([*by_place(self.slots), *by_place(self.shared)])
+        return dict([*by_state_key(self.slots), *by_state_key(self.shared)])
 
 
-def _keyed_by_place(names: Iterable[StateKey]) -> dict[Path, dict[str, str]]:
+def _keyed_by_path(names: Iterable[StateKey]) -> dict[Path, dict[str, str]]:
     keys_of_stages: dict[Path, dict[str, str]] = {}
     for path, name in names:
         keys_of_stages.setdefault(path, {})[name] = ".".join((*path, name))
     return keys_of_stages
 
 
-def by_place(
+def by_state_key(
     keys_of_stages: Mapping[Path, Mapping[str, str]],
 ) -> list[tuple[StateKey, str]]:
     """Return the (path, name) and the key of each slot, stage by stage."""

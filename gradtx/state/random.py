@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import from_local_like, is_sharded, local, placed_as
+from gradtx.base.dtensor import distributed_like, from_local_like, is_sharded, local
 from gradtx.base.exact import exact_dtype
 from gradtx.distributed.layouts import first_entries
 
@@ -100,27 +100,27 @@ def indices(like: Tensor) -> Tensor:
     firsts = first_entries(like)
     if firsts is None:
         whole = torch.arange(like.numel(), device=shard.device).reshape(like.shape)
-        return local(placed_as(whole, like))
+        return local(distributed_like(whole, like))
     # The sum over dimensions of (position in the dimension) * (stride of the dimension), last dimension first.
-    places = torch.zeros((), dtype=torch.int64, device=shard.device)
+    positions = torch.zeros((), dtype=torch.int64, device=shard.device)
     stride = 1
     for dim in reversed(range(like.ndim)):
         positions = torch.arange(shard.shape[dim], device=shard.device) + firsts[dim]
         later_dims = like.ndim - 1 - dim
         offsets = (positions * stride).reshape(-1, *[1] * later_dims)
-        places = places + offsets
+        positions = positions + offsets
         stride *= like.shape[dim]
-    return places.expand(shard.shape)
+    return positions.expand(shard.shape)
 
 
-def bits16(key: Tensor, step: Tensor, places: Tensor) -> Tensor:
+def bits16(key: Tensor, step: Tensor, positions: Tensor) -> Tensor:
     """Return random integers in [0, 2^16), from two rounds of a 32-bit hash.
 
     The hash computes in int32, which wraps at 32 bits as required and takes a third of the time of int64.
     """
     key = _mix(_mix(key) + step)
-    folded_places = _lower32(places ^ (places >> 32))
-    bits = _hash32(folded_places ^ _lower32(key))
+    folded_positions = _lower32(positions ^ (positions >> 32))
+    bits = _hash32(folded_positions ^ _lower32(key))
     bits = _hash32(bits + _lower32(key >> 32))
     return (bits >> 16) & 0xFFFF
 

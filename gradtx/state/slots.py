@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.base.dtensor import full_tensor, gathered, placed_as
+from gradtx.base.dtensor import distributed_like, full_tensor, gathered
 from gradtx.base.errors import OWN_STATE, Path
 from gradtx.base.exact import exact_dtype
 from gradtx.base.messages import check_device, shortly
@@ -29,7 +29,7 @@ def first_value(
     if value.dtype == like.dtype and not scalar:
         value = value.to(dtype)
     if value.shape == like.shape:
-        return placed_as(value, like)
+        return distributed_like(value, like)
     return gathered(value, like) if value.ndim else full_tensor(value)
 
 
@@ -77,7 +77,7 @@ def value_for(value: Any, old: Tensor, path: Path, slot: str, leaf: str) -> Tens
         check_device(where, f"the new value of leaf {leaf!r}", value, old)
     if value.dtype != old.dtype:
         value = value.to(old.dtype)
-    return placed_as(value, old)
+    return distributed_like(value, old)
 
 
 def wrong_shape(

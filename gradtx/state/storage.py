@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import from_local_like, is_sharded, local, placed_as
+from gradtx.base.dtensor import distributed_like, from_local_like, is_sharded, local
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.forward import Leaf, Run
 from gradtx.base.inputs import named_dtype
@@ -423,7 +423,7 @@ class Store:
                 raise wrong_shape(
                     self.path, slot, leaf.name, torch.Size(shape), value.shape
                 )
-            value = placed_as(value, old[slot])
+            value = distributed_like(value, old[slot])
         if not codec.random:
             return self._encoded(slot, codec, value, leaf)
         key = None if old is None else old.get(f"{slot}.{KEY}")
@@ -434,7 +434,7 @@ class Store:
             if initial
             else leaf.clock.on(leaf.device).step
         )
-        noise = bits16(local(key), step, leaf.places(value))
+        noise = bits16(local(key), step, leaf.positions(value))
         tensors = self._encoded(slot, codec, value, leaf, noise)
         return {**tensors, f"{slot}.{KEY}": key}
 
@@ -493,7 +493,7 @@ class Store:
 def _first_key(slot: str, leaf: Leaf, device: torch.device) -> Tensor:
     """Return the random key of a slot, given its path."""
     stream = leaf.stream_name
-    if isinstance(stream, Tensor):  # a block: its place tells it from others
+    if isinstance(stream, Tensor):  # a block: its position tells it from others
         return stream.to(device) ^ name_key(slot)
     return torch.full((), name_key(f"{slot}.{stream}"), device=device)
 

@@ -81,13 +81,13 @@ class Trainer:
         self._loss_fn = loss_fn
         self._eval_fn = eval_fn
         first = _tree.named(params_of(members[0].seed))
-        run = TreeRun(group.with_numbers({}), first, None)
+        run = TreeRun(group.with_scalars({}), first, None)
         # On the parameters' device: `vmap` makes vectors of them, which operations with other devices refuse.
-        self._numbers: dict[str, tuple[Tensor, ...]] = {}
+        self._scalars: dict[str, tuple[Tensor, ...]] = {}
         for name in group.varying:
-            rows = [group.numbers_of(member.setting, name) for member in members]
+            rows = [group.scalars_of(member.setting, name) for member in members]
             table = torch.tensor(rows, dtype=exact_dtype(run.device), device=run.device)
-            self._numbers[name] = table.unbind(1)
+            self._scalars[name] = table.unbind(1)
         self._evaluate_all = torch.vmap(self._evaluate, randomness=randomness)
         self._params_of = params_of
         self._hessian_periods = [
@@ -105,7 +105,7 @@ class Trainer:
         trees = [self._params_of(member.seed) for member in self.members]
         params = stack(trees)
         first = _tree.tensors(params)[0]
-        state = torch.vmap(self._init)(self._numbers, params)
+        state = torch.vmap(self._init)(self._scalars, params)
         generators = [torch.Generator().manual_seed(m.seed) for m in self.members]
         return Progress(
             params,
@@ -120,7 +120,7 @@ class Trainer:
         probes = self._probes(progress)
         progress.params, progress.state, progress.alive, loss = self._step_all(
             self._loss_fn,
-            self._numbers,
+            self._scalars,
             progress.params,
             progress.state,
             progress.alive,
@@ -138,7 +138,7 @@ class Trainer:
         if self._eval_fn is not None:
             with torch.no_grad():
                 values.update(
-                    self._evaluate_all(self._numbers, progress.params, progress.state)
+                    self._evaluate_all(self._scalars, progress.params, progress.state)
                 )
         for name, value in values.items():
             values[name] = torch.where(
@@ -148,12 +148,12 @@ class Trainer:
 
     # One member.
 
-    def _init(self, numbers: Any, params: Any) -> Any:
-        return self._group.with_numbers(numbers).init(params)
+    def _init(self, scalars: Any, params: Any) -> Any:
+        return self._group.with_scalars(scalars).init(params)
 
-    def _evaluate(self, numbers: Any, params: Any, state: Any) -> dict[str, Tensor]:
+    def _evaluate(self, scalars: Any, params: Any, state: Any) -> dict[str, Tensor]:
         assert self._eval_fn is not None
-        weights = self._group.with_numbers(numbers).eval_params(state, params)
+        weights = self._group.with_scalars(scalars).eval_params(state, params)
         result = self._eval_fn(weights)
         return result if isinstance(result, dict) else {"eval": result}
 
@@ -185,7 +185,7 @@ def step_of(group: Group, randomness: str) -> Callable[..., Any]:
 
     def step(
         loss_fn: Callable[[Any, Any], Tensor],
-        numbers: Any,
+        scalars: Any,
         params: Any,
         state: Any,
         alive: Tensor,
@@ -195,7 +195,7 @@ def step_of(group: Group, randomness: str) -> Callable[..., Any]:
         of_member = functools.partial(_step, loss_fn, group)
         axes = (0, 0, 0, 0, None, 0)
         vmapped = torch.vmap(of_member, in_dims=axes, randomness=randomness)
-        return vmapped(numbers, params, state, alive, batch, probes)
+        return vmapped(scalars, params, state, alive, batch, probes)
 
     return step
 
@@ -233,7 +233,7 @@ def compiled_step(
 def _step(
     loss_fn: Callable[[Any, Any], Tensor],
     group: Group,
-    numbers: Any,
+    scalars: Any,
     params: Any,
     state: Any,
     alive: Tensor,
@@ -245,7 +245,7 @@ def _step(
     Args:
         probes: A random vector, in steps that read a Hessian.
     """
-    tx = group.with_numbers(numbers)
+    tx = group.with_scalars(scalars)
     step = train_step(loss_fn, tx)
     extras = {}
     if "hessian_diag" in tx.needs:

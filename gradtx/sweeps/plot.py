@@ -112,8 +112,8 @@ def _draw_map(
     image = axes.imshow(grid, origin="lower", aspect="auto", cmap="viridis_r")
     for row in rows:
         if row["diverged"]:
-            place = columns.index(row[across]), lines.index(row[up])
-            axes.annotate("×", place, ha="center", va="center", color="red")
+            cell = columns.index(row[across]), lines.index(row[up])
+            axes.annotate("×", cell, ha="center", va="center", color="red")
     diverged = any(row["diverged"] for row in rows)
     note = " (×: some seeds diverged)" if diverged else ""
     axes.set_xticks(

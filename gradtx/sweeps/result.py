@@ -23,7 +23,7 @@ NOT_MEASURED = ("seed", "step", "diverged", "optimizer")
 
 
 @dataclass(frozen=True)
-class Run:
+class Training:
     """The training of one member.
 
     Attributes:
@@ -64,7 +64,7 @@ class Sweep:
     """
 
     def __init__(
-        self, optimizer: str, runs: Sequence[Run] = (), finished: bool = False
+        self, optimizer: str, runs: Sequence[Training] = (), finished: bool = False
     ):
         self._optimizer = optimizer
         self._runs = list(runs)
@@ -89,12 +89,14 @@ class Sweep:
         optimizer = f"{self._optimizer}, {other._optimizer}"
         return Sweep(optimizer, runs, self.finished and other.finished)
 
-    def _with_optimizer(self) -> list[Run]:
+    def _with_optimizer(self) -> list[Training]:
         runs = []
         for run in self._runs:
             column = {"optimizer": self._optimizer}
             records = [{**column, **record} for record in run.records]
-            runs.append(Run({**column, **run.setting}, run.seed, records, run.weights))
+            runs.append(
+                Training({**column, **run.setting}, run.seed, records, run.weights)
+            )
         return runs
 
     # The best settings.
@@ -126,7 +128,7 @@ class Sweep:
 
         return sorted(rows, key=rank)[:n]
 
-    def _statistics(self, runs: list[Run], key: str, by: str) -> dict[str, Any]:
+    def _statistics(self, runs: list[Training], key: str, by: str) -> dict[str, Any]:
         functions = {"last": lambda values: values[-1], "mean": fmean, "min": min}
         if by not in functions:
             raise ValueError(f"best: by must be 'last', 'mean' or 'min', got {by!r}")
@@ -269,9 +271,9 @@ class Sweep:
         return figure
 
 
-def run_of(
+def training_of(
     setting: Setting, member: Member, i: int, records: Records, weights: Any
-) -> Run:
+) -> Training:
     """Return the run of the i-th member of a chunk."""
     rows: list[dict[str, Any]] = []
     for step, values in records.items():
@@ -285,7 +287,7 @@ def run_of(
                 "diverged": math.isnan(measured["loss"]),
             }
         )
-    return Run(setting, member.seed, rows, weights)
+    return Training(setting, member.seed, rows, weights)
 
 
 def _shown(value: Any) -> str:

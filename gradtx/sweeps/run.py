@@ -18,7 +18,7 @@ from gradtx.base.messages import describe
 from gradtx.functional import stack, unstack
 from gradtx.sweeps.checkpoint import Checkpoint
 from gradtx.sweeps.members import Member, Progress, Trainer, check_supplied
-from gradtx.sweeps.result import Run, Sweep, run_of
+from gradtx.sweeps.result import Sweep, Training, training_of
 from gradtx.sweeps.settings import (
     COLUMNS,
     Group,
@@ -146,7 +146,7 @@ def sweep(
         params=_summaries(first_params),
     )
     saved = Checkpoint(checkpoint, arguments)
-    runs: dict[Member, Run] = {}
+    runs: dict[Member, Training] = {}
     bar = _bar(progress, steps * len(trainers))
     try:
         for i, trainer in enumerate(trainers):
@@ -158,7 +158,9 @@ def sweep(
                 weights = unstack(state.params)
                 for j, member in enumerate(trainer.members):
                     setting = settings[member.setting]
-                    runs[member] = run_of(setting, member, j, state.records, weights[j])
+                    runs[member] = training_of(
+                        setting, member, j, state.records, weights[j]
+                    )
         finished = True
     except KeyboardInterrupt:
         finished = False
@@ -364,7 +366,7 @@ def _check_vmap(
     except RuntimeError as error:
         if "vmap" not in str(error):
             raise
-        tx = group.with_numbers({})
+        tx = group.with_scalars({})
         link = _unsuitable_link(tx, params_of(members[0].seed))
         culprit = f"{link} cannot run" if link else "loss_fn or a link cannot run"
         raise RuntimeError(f"sweep: {culprit} under torch.vmap: {error}") from error

@@ -107,9 +107,9 @@ class Group:
     settings: dict[int, Setting]
     varying: tuple[str, ...]
 
-    def numbers_of(self, index: int, name: str) -> tuple[float, ...]:
+    def scalars_of(self, index: int, name: str) -> tuple[float, ...]:
         """Return the numbers of one setting."""
-        return _numbers(self.settings[index][name])
+        return _scalars(self.settings[index][name])
 
     def form(self) -> Any:
         """Return what groups have in common whose transformations differ in these numbers only."""
@@ -120,7 +120,7 @@ class Group:
         fixed = {name: ("value", value) for name, value in self.make.keywords.items()}
         return _frozen([self.make.func, self.make.args, fixed, forms, self.varying])
 
-    def with_numbers(
+    def with_scalars(
         self, values: Mapping[str, Sequence[Any]]
     ) -> GradientTransformation:
         """Build the transformation of a setting, given the numbers that differ as 0-d tensors."""
@@ -148,7 +148,7 @@ def groups_of(
         differing = [
             name
             for name in varying
-            if len({_numbers(setting[name]) for setting in of_group.values()}) > 1
+            if len({_scalars(setting[name]) for setting in of_group.values()}) > 1
         ]
         groups.append(Group(make, of_group, tuple(differing)))
     return groups
@@ -171,7 +171,7 @@ def _may_vary(make: Make, settings: Sequence[Setting], name: str) -> bool:
     """Whether a callable accepts 0-d tensors in place of the numbers of this argument."""
     for setting in settings:
         value = setting[name]
-        if not _numbers(value):
+        if not _scalars(value):
             return False
 
         def made(entries: tuple[Tensor, ...], setting: Setting = setting) -> Tensor:
@@ -179,16 +179,16 @@ def _may_vary(make: Make, settings: Sequence[Setting], name: str) -> bool:
             return entries[0]
 
         try:
-            torch.vmap(made)(tuple(torch.tensor([x]).double() for x in _numbers(value)))
+            torch.vmap(made)(tuple(torch.tensor([x]).double() for x in _scalars(value)))
         except Exception:  # whatever the user's callable raises
             return False
     return True
 
 
-def _numbers(value: Any) -> tuple[float, ...]:
+def _scalars(value: Any) -> tuple[float, ...]:
     """Return the numbers of a value that may differ within a group; none if it is not numeric."""
     if isinstance(value, MadeSchedule):
-        return tuple(value.numbers().values())
+        return tuple(value.scalars().values())
     entries = items_of(value)
     return tuple(map(float, entries)) if all(map(is_number, entries)) else ()
 
@@ -196,7 +196,7 @@ def _numbers(value: Any) -> tuple[float, ...]:
 def _replaced(value: Any, entries: Sequence[Any]) -> Any:
     """Return a value like this with other numbers."""
     if isinstance(value, MadeSchedule):
-        return value.with_numbers(dict(zip(value.numbers(), entries, strict=True)))
+        return value.with_scalars(dict(zip(value.scalars(), entries, strict=True)))
     return tuple(entries) if isinstance(value, tuple) else entries[0]
 
 

@@ -6,7 +6,7 @@ import torch
 import gradtx
 from gradtx.optim.engine import lists
 from gradtx.programs import record
-from gradtx.programs.equal import slots_from_numbers
+from gradtx.programs.equal import slots_from_scalars
 from gradtx.programs.record import PhaseResult
 
 F64 = torch.float64
@@ -27,7 +27,7 @@ def written_slots(function):
 
         return PhaseResult([], (), None, write)
 
-    return slots_from_numbers(record(run, [F64], [(F64, (3,)), (F64, ()), (F64, ()), (F64, (3,))]))
+    return slots_from_scalars(record(run, [F64], [(F64, (3,)), (F64, ()), (F64, ()), (F64, (3,))]))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import gradtx
 from gradtx import chain
 from gradtx.base import tree as _tree
 from gradtx.execution import pure as _pure
-from gradtx.programs import UnrecordableError, cache, list_function, numbers, record
+from gradtx.programs import UnrecordableError, cache, list_function, record, scalar_operations
 from gradtx.programs import trees as _list_trees
 from gradtx.programs.record import PhaseResult, as_written
 from tests.conformance import noise
@@ -414,9 +414,9 @@ def test_a_list_is_divided_by_a_literal_zero():
 
 
 def test_python_operations_never_give_complex_numbers():
-    for function in numbers.IN_PYTHON.values():
+    for function in scalar_operations.IN_PYTHON.values():
         assert function is not pow
-    assert math.isnan(numbers._by_tensors(torch.ops.aten.pow.Tensor_Scalar, {}, (F64, None), -8.0, 0.5))
+    assert math.isnan(scalar_operations._by_tensors(torch.ops.aten.pow.Tensor_Scalar, {}, (F64, None), -8.0, 0.5))
 
 
 @gradtx.per_tensor(elementwise=True)

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gradtx
 from gradtx.base import torch_names
-from gradtx.optim.run import Count
+from gradtx.optim.run import DeviceCount
 from tests.optim.chains import CHAINS, ON_HOST
 from tests.optim.problems import assert_close, assert_equal, parameters, values
 from tests.optim.tape import Tape
@@ -29,7 +29,7 @@ class NoCountIsRead(TorchDispatchMode):
 @pytest.fixture
 def device_counts(monkeypatch):
     """Make the CPU's counts behave like those of a device, which the host does not read."""
-    monkeypatch.setattr(Count, "most", property(lambda count: count.bound))
+    monkeypatch.setattr(DeviceCount, "most", property(lambda count: count.bound))
 
 
 def pair(tx):

@@ -22,7 +22,7 @@ from gradtx.optim.engine.family import MemberFamily
 from gradtx.optim.engine.known_kinds import KnownKinds, tensors_of
 from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_positional
 from gradtx.optim.explain import Launch
-from gradtx.optim.run import Count, Member, TensorKind
+from gradtx.optim.run import DeviceCount, Member, TensorKind
 from gradtx.optim.step import COUNT, STATE, Step
 from gradtx.programs.families import LeafKind, forms_of, in_families
 from gradtx.programs.function import Signature
@@ -298,15 +298,15 @@ class Engine(ABC):
 
     def _begin(self, plan: Plan, step: Step) -> None:
         """Pass each bundle its arguments for this step; bundles with the same scalars get the same list."""
-        numbers: dict[Any, list[Any]] = {}
+        scalars: dict[Any, list[Any]] = {}
         for bundle in plan.bundles:
             member = bundle.members[0]
             # Bundles whose equal slots had the same values when the plan was made may have other values by now.
             shared = bundle if bundle.signature.equal else bundle.signature
             key = member.group, member.count, id(shared)
-            if key not in numbers:
-                numbers[key] = _numbers(member, bundle.signature, step)
-            bundle.begin(step.run, numbers[key], step.on_host)
+            if key not in scalars:
+                scalars[key] = _scalars_of(member, bundle.signature, step)
+            bundle.begin(step.run, scalars[key], step.on_host)
             bundle.consumes = step.consumes
             bundle.are_as_planned = plan.gradients_are_as_planned
             if bundle.signature.has_owners:
@@ -464,24 +464,24 @@ class Engine(ABC):
             self.reasons.update({member.name: reason for member in members})
 
 
-def _numbers(member: Member, signature: Signature, step: Step) -> list[Any]:
+def _scalars_of(member: Member, signature: Signature, step: Step) -> list[Any]:
     """Return the scalars that the leaves of a bundle share, in the order of `Signature`."""
     count = member.count
-    numbers = [
-        count.made + 1 if isinstance(count, Count) else count + 1,
+    scalars = [
+        count.made + 1 if isinstance(count, DeviceCount) else count + 1,
         step.count,
     ]
     if step.scaling is not None:
-        numbers.extend(step.scaling.on(local(member.param).device))
-    numbers.extend(step.numbers[member.group])
+        scalars.extend(step.scaling.on(local(member.param).device))
+    scalars.extend(step.hyperparameters[member.group])
     for path, name in signature.shared:
-        numbers.append(step.run.scalars(path)[name])
+        scalars.append(step.run.scalars(path)[name])
     # Now: a bundle writes them at its end.
     for key in signature.equal:
-        numbers.append(member.state[key].item())
+        scalars.append(member.state[key].item())
     for name in signature.scalars:
-        numbers.append(step.scalars[name])
-    return numbers
+        scalars.append(step.scalars[name])
+    return scalars
 
 
 def _sums_over_shards(operation: Operation) -> bool:

@@ -19,8 +19,8 @@ from gradtx.optim.step import Step
 from gradtx.programs.families import Family, LeafKind, signature_of
 from gradtx.programs.hyperparameters import ChainOf
 from gradtx.programs.phases import RecordedPhase
-from gradtx.programs.terms import numbers_in
-from gradtx.state.layout import by_place
+from gradtx.programs.terms import constants_in
+from gradtx.state.layout import by_state_key
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class MemberFamily(Family[Member]):
     ) -> MemberFamily:
         """Return the family of a first parameter, still without members."""
         shared: dict[StateKey, torch.dtype] = {}
-        for (path, name), _ in by_place(leaf.layout.shared):
+        for (path, name), _ in by_state_key(leaf.layout.shared):
             shared[path, name] = step.run.scalars(path)[name].dtype
         signature = signature_of(
             leaf,
             kind,
             layout=leaf.layout,
-            hyperparameters=len(step.numbers[member.group]),
+            hyperparameters=len(step.hyperparameters[member.group]),
             shared=shared,
             scalars=step.scalar_dtypes,
             absent={name: None for name, value in leaf.extras.items() if value is None},
@@ -74,8 +74,8 @@ class MemberFamily(Family[Member]):
 
 
 def operations_of(phases: list[RecordedPhase]) -> list[Any]:
-    """Return the operations of a program with their Python scalars; see `numbers_in`."""
-    return [numbers_in(each.recording.graph) for each in phases]
+    """Return the operations of a program with their Python scalars; see `constants_in`."""
+    return [constants_in(each.recording.graph) for each in phases]
 
 
 def whole_arguments(member: Member, tensors: list[Tensor]) -> list[Tensor]:

@@ -39,7 +39,7 @@ from gradtx.optim.engine.views import (
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
-from gradtx.programs.bundle import NamedLeaf, list_function_of, numbers_for
+from gradtx.programs.bundle import NamedLeaf, list_function_of, scalars_for
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.lower import lower
 from gradtx.programs.phases import RecordedPhase
@@ -127,7 +127,7 @@ class PhaseKernels(ABC):
     def by_leaf(self, table: Table) -> Tensor:
         """Return memory for the results by leaf."""
         rows = sum(row is not None for row in self.text.rows)
-        return table.numbers(rows, table.leaves)
+        return table.memory(rows, table.leaves)
 
     def results(self, scalars: Sequence[Any], by_leaf: Tensor) -> list[Any]:
         """Return the results of the phase: a vector of one entry per leaf, or a scalar."""
@@ -215,10 +215,10 @@ class TritonKernels(PhaseKernels):
         fixed += (table.chunk_start, table.leaf_chunks)
         constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned, "num_warps": WARPS}
         n_leaves, n_chunks = table.leaves, table.chunks
-        sums = [table.numbers(count, n_leaves) for count in text.sums]
+        sums = [table.memory(count, n_leaves) for count in text.sums]
         common = (*words, *fixed, n_leaves, *sums)
         for depth, count in enumerate(text.sums):
-            partials = table.numbers(count, n_chunks)
+            partials = table.memory(count, n_chunks)
             stage = (*common, partials, n_chunks)
             triton.launch(functions[f"stage{depth}"], n_chunks, stage, **constants)
             reduce = (partials, sums[depth], table.leaf_chunks, n_leaves, n_chunks)
@@ -238,9 +238,9 @@ class TritonKernels(PhaseKernels):
         """
         words, unknown = self.words(scalars)
         on_device = 0
-        for place, i in enumerate(unknown):
+        for index, i in enumerate(unknown):
             on_device |= 1 << i
-            words[i] = place
+            words[i] = index
         stored = torch.stack(list(unknown.values())) if unknown else unused
         return on_device, stored, *words
 
@@ -264,8 +264,8 @@ class CppKernels(PhaseKernels):
         for i, word in unknown.items():
             words[i].copy_(word)
         counts = self.text.sums
-        sums = table.numbers(sum(counts), table.leaves)
-        partials = table.numbers(max(counts, default=0), table.chunks)
+        sums = table.memory(sum(counts), table.leaves)
+        partials = table.memory(max(counts, default=0), table.chunks)
         results = self.by_leaf(table)
         memory = [words, table.pointers, table.sizes, table.blocks, table.chunk_leaf]
         memory += [table.chunk_start, table.leaf_chunks, sums, partials, results]
@@ -334,9 +334,9 @@ class Table:
         self.chunk_start = sent(chunk_start, device)
         self.leaf_chunks = sent(leaf_chunks, device)
         self.sizes = sent(sizes, device)
-        self.place(pointers)
+        self.point_to(pointers)
 
-    def place(self, pointers: list[list[int]]) -> None:
+    def point_to(self, pointers: list[list[int]]) -> None:
         """Send the addresses of all arguments."""
         self._rows = pointers
         self._are_aligned = list(map(_are_aligned, pointers))
@@ -348,8 +348,8 @@ class Table:
     def is_aligned(self) -> bool:
         return self._are_rows_aligned and all(self._are_aligned)
 
-    def numbers(self, rows: int, columns: int) -> Tensor:
-        """Return memory for float64 numbers."""
+    def memory(self, rows: int, columns: int) -> Tensor:
+        """Return memory for float64 values."""
         return torch.empty((rows, columns), dtype=torch.float64, device=self.device)
 
     def update(self, rows: dict[int, list[int]]) -> None:
@@ -366,20 +366,20 @@ class Table:
             self.pointers[window].copy_(source, non_blocking=True)
 
 
-def _are_aligned(numbers: list[int]) -> bool:
-    return not any(number % ALIGNMENT for number in numbers)
+def _are_aligned(addresses: list[int]) -> bool:
+    return not any(address % ALIGNMENT for address in addresses)
 
 
-def on_host(numbers: list[int], device: torch.device) -> Tensor:
+def on_host(words: list[int], device: torch.device) -> Tensor:
     """Return 64-bit integers in memory from which a copy to the device does not wait."""
     is_pinned = device.type == "cuda"
     options: Any = {"device": "cpu", "pin_memory": is_pinned}
-    return torch.tensor(numbers, dtype=torch.int64, **options)
+    return torch.tensor(words, dtype=torch.int64, **options)
 
 
-def sent(numbers: list[int], device: torch.device) -> Tensor:
+def sent(words: list[int], device: torch.device) -> Tensor:
     """Send 64-bit integers to a device."""
-    return on_host(numbers, device).to(device, non_blocking=True)
+    return on_host(words, device).to(device, non_blocking=True)
 
 
 class KernelBundle(MemberBundle):
@@ -442,11 +442,11 @@ class KernelBundle(MemberBundle):
 
     def process(self, phase: RecordedPhase) -> Any:
         kernels = self.kernels[self.at]
-        numbers, on_device = numbers_for(
-            self._numbers, phase.common, self.device, self._on_host
+        scalars, on_device = scalars_for(
+            self._scalars, phase.common, self.device, self._on_host
         )
-        scalars = kernels.scalars.given(on_device).function(numbers)
-        table, alive = self._placed()
+        scalars = kernels.scalars.given(on_device).function(scalars)
+        table, alive = self._located()
         by_leaf = kernels.run(scalars, table)
         if is_captured(self.device):
             CAPTURED.append(table)
@@ -461,7 +461,7 @@ class KernelBundle(MemberBundle):
 
     # Arguments.
 
-    def _placed(self) -> tuple[Table, list[Tensor]]:
+    def _located(self) -> tuple[Table, list[Tensor]]:
         """Return where the arguments are, and copies that were made of some."""
         copies: list[Tensor] = []
         gradients = list(map(GRADIENT, self._params))
@@ -537,28 +537,28 @@ class KernelFunction:
     ):
         self._kernels = kernels
         self.form = kernels.form
-        self._scalars = kernels.scalars.given(on_device).function
+        self._scalars_of_step = kernels.scalars.given(on_device).function
         self._given = phase, device, on_device
         self._dtypes = phase.dtypes
         self._columns = columns_of(phase)
         self._tables: dict[tuple[int, ...], Table] = {}
 
-    def prepare(self, numbers: Sequence[Any]) -> Sequence[Any]:
-        return numbers
+    def prepare(self, scalars: Sequence[Any]) -> Sequence[Any]:
+        return scalars
 
-    def run(self, numbers: Sequence[Any], columns: Sequence[list[Tensor]]) -> list[Any]:
+    def run(self, scalars: Sequence[Any], columns: Sequence[list[Tensor]]) -> list[Any]:
         tensors = list(itertools.chain.from_iterable(columns))
         gradients = columns[-1]
         if is_captured(tensors[0].device) or not all(map(is_usual, tensors)):
             lists = list_function_of(*self._given)
-            return lists.run(lists.prepare(numbers), columns)
+            return lists.run(lists.prepare(scalars), columns)
         # New slots, the last results, are like the columns before the gradients.
         like = [gradients, *columns[-self._columns : -1]]
         new: list[list[Tensor]] = []
         for column, dtype in zip(like[: self._columns], self._dtypes, strict=False):
             new.append([torch.empty_like(each, dtype=dtype) for each in column])
         addresses = [list(map(Tensor.data_ptr, each)) for each in (*columns, *new)]
-        scalars = self._scalars(numbers)
+        scalars = self._scalars_of_step(scalars)
         by_leaf = self._kernels.run(scalars, self._table(gradients, addresses))
         results = self._kernels.results(scalars, by_leaf)
         for i, (value, dtype) in enumerate(zip(results, self._dtypes, strict=True)):
@@ -578,7 +578,7 @@ class KernelFunction:
             self._tables[sizes] = table
         else:
             table = copy.copy(known)  # another thread may run
-            table.place(addresses)
+            table.point_to(addresses)
         return table
 
 

@@ -51,7 +51,7 @@ from gradtx.programs.bundle import (
     list_function_of,
 )
 from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.equal import may_be_number, slots_from_numbers
+from gradtx.programs.equal import may_be_scalar, slots_from_scalars
 from gradtx.programs.function import EqualSlot, Signature
 from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.planner import ListPrograms
@@ -214,7 +214,7 @@ class Chunk:
                 [self._written_part(piece[0].state[key], piece) for piece in pieces]
             )
         self._first_entries = (
-            [_first_entry(*piece) for piece in pieces] if signature.placed else None
+            [_first_entry(*piece) for piece in pieces] if signature.positional else None
         )
 
     def _written_part(self, tensor: Tensor, piece: Piece) -> Tensor:
@@ -270,7 +270,7 @@ def _chunks_of(
     sizes: list[int] = []
     for member in members:
         size = entries_of(member.param)
-        part = part_of(member, signature.placed) if splits else None
+        part = part_of(member, signature.positional) if splits else None
         if part is None:
             is_vector = splits and has_codes
             pieces.append((member, slice(0, size) if is_vector else None))
@@ -334,11 +334,11 @@ class ListEngine(Engine):
             return ()
         candidates: set[str] = set(slots)
         for member in family.members:
-            candidates = {key for key in candidates if may_be_number(member.state[key])}
+            candidates = {key for key in candidates if may_be_scalar(member.state[key])}
         if not candidates:
             return ()
         first, *others = (
-            self._slots_from_numbers(family, member)
+            self._slots_from_scalars(family, member)
             for member in _one_of_each_shape(family)
         )
         # A rule may do something else for leaves of another shape.
@@ -346,18 +346,18 @@ class ListEngine(Engine):
             return ()
         return tuple(key for key in slots if key in candidates & first)
 
-    def _slots_from_numbers(self, family: MemberFamily, member: Member) -> set[str]:
+    def _slots_from_scalars(self, family: MemberFamily, member: Member) -> set[str]:
         """Return the keys of a leaf's 0-d slots whose new values depend only on scalars and on each other."""
         tensors = family.arguments(member)
         shapes = tuple(tensor.shape for tensor in tensors)
         programs = self._programs_of(family)
-        key = ("slots from numbers", family.key, shapes)
+        key = ("slots from scalars", family.key, shapes)
         if key not in programs:
             phases = family.recorded(tensors)
-            numbers = slots_from_numbers(phases[-1].recording) if phases else []
+            scalars = slots_from_scalars(phases[-1].recording) if phases else []
             # The parameter is the first argument.
             slots = family.signature.slots
-            programs[key] = {slots[i - 1] for i in numbers}
+            programs[key] = {slots[i - 1] for i in scalars}
         return programs[key]
 
     def _runs_in_parts(self, family: MemberFamily) -> bool:
@@ -384,13 +384,13 @@ class ListEngine(Engine):
         """Whether the program of a leaf's parts, if it has any, computes what that of the leaf does."""
         programs, operations = self._list_programs(family), family.operations
         is_coded = bool(family.signature.layout.codes)
-        are_placed = is_positional(operations)
+        are_positional = is_positional(operations)
         # Leaves without codes run this program, which is then known.
         whole = family.recorded(tensors) if is_coded else programs.of(tensors)
         if isinstance(whole, str):
             return False
         # Whatever its rules promise: a norm of a part is not that of the leaf.
-        trusts_rules = is_coded or are_placed
+        trusts_rules = is_coded or are_positional
         if not (trusts_rules or all(each.runs_on_shards(False) for each in whole)):
             return False
         if not is_coded and not any(each.traits.has_sums for each in operations):
@@ -398,7 +398,7 @@ class ListEngine(Engine):
         as_vector = programs.of(first_entries(tensors, tensors[0].numel()))
         if isinstance(as_vector, str):
             return False
-        if is_coded and not are_placed and part is not None:
+        if is_coded and not are_positional and part is not None:
             of_part = programs.of(first_entries(tensors, part))
             if of_part is not as_vector:
                 return False
@@ -426,7 +426,7 @@ class ListEngine(Engine):
         if whole:
             bundles += self._bundles(family.some(whole), False)
         if parts:
-            bundles += self._bundles(family.some(parts).signed(placed=True), True)
+            bundles += self._bundles(family.some(parts).signed(positional=True), True)
         return bundles
 
     def _bundles(self, family: MemberFamily, splits: bool) -> list[MemberBundle]:
@@ -507,9 +507,9 @@ def _arguments(family: MemberFamily, member: Member, splits: bool) -> list[Tenso
     tensors = family.arguments(member)
     if family.kind.sharded and not family.kind.flat:
         return whole_arguments(member, tensors)
-    if splits and (signature.placed or signature.layout.codes):
-        part = part_of(member, True) if signature.placed else None
+    if splits and (signature.positional or signature.layout.codes):
+        part = part_of(member, True) if signature.positional else None
         tensors = first_entries(tensors, part or tensors[0].numel())
-    if signature.placed:
+    if signature.positional:
         tensors.append(torch.zeros((), dtype=torch.int64, device=tensors[0].device))
     return tensors
