@@ -6,7 +6,7 @@ from adabelief_pytorch import AdaBelief
 
 import gradtx
 from tests import references as ref
-from tests.references import BETA, DECAY, PUBLISHED, RATE, TOLERANCE
+from tests.references import BETA, DECAY, PUBLISHED, RATE
 
 
 def stepped(p, lr, direction, weight_decay, decoupled):
@@ -131,7 +131,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=ref.named)
 def test_the_weights_follow_the_loop(alias, rule, options):
-    assert ref.difference(alias(**options), ref.WeightsLoop(rule, **options)) < TOLERANCE
+    ref.follows(alias(**options), ref.WeightsLoop(rule, **options))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_adams_follows_the_loop(options):
     def step(grads, params):
         return {name: -0.02 * direction for name, direction in loop(grads, params).items()}
 
-    assert ref.difference(gradtx.adams(lr=0.02, **options), step) < TOLERANCE
+    ref.follows(gradtx.adams(lr=0.02, **options), step)
 
 
 # Our options, and those of theirs that have other names.
@@ -173,7 +173,7 @@ def test_adams_follows_the_loop(options):
 def test_adabelief_has_the_weights_of_the_authors(options):
     theirs = {("weight_decouple" if k == "decoupled_weight_decay" else k): v for k, v in options.items()}
     published = ref.Published(AdaBelief, **theirs, print_change_log=False)
-    assert ref.difference_of_weights(gradtx.adabelief(**options), published) < PUBLISHED
+    ref.weights_follow(gradtx.adabelief(**options), published, tolerance=PUBLISHED)
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import BETA, DECAY, RATE, TOLERANCE, Loop, TreeLoop, adam_moments, difference, named, problem
+from tests.references import BETA, DECAY, RATE, Loop, TreeLoop, adam_moments, follows, named, problem, run
 
 
 def loop(rule, **options):
@@ -199,7 +199,7 @@ OPTIONS = [
     (gradtx.adasmooth, adasmooth, {"lr": RATE, "betas": (0.3, BETA), "weight_decay": DECAY, "reset_every": 7}),
     (gradtx.swats, swats, {}),
     (gradtx.swats, swats, {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2, "switch_tol": 0.03}),
-    (gradtx.swats, swats, {"lr": 0.02, "betas": (0.8, 0.7), "amsgrad": True, "switch_tol": 0.01}),
+    (gradtx.swats, swats, {"lr": 0.02, "betas": (0.8, 0.7), "amsgrad": True, "switch_tol": 0.02}),
     (gradtx.swats, swats, {"lr": 0.02, "eps": 0.01}),
     (gradtx.swats, swats, {"lr": RATE, "betas": (BETA, 0.9), "weight_decay": DECAY, "switch_tol": 0.02}),
 ]
@@ -207,7 +207,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
 def test_the_weights_follow_the_loop(alias, rule, options):
-    assert difference(alias(**options), loop(rule, **options)) < TOLERANCE
+    follows(alias(**options), loop(rule, **options))
 
 
 @pytest.mark.parametrize(
@@ -221,14 +221,14 @@ def test_the_weights_follow_the_loop(alias, rule, options):
             {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-3, "weight_decay": 0.2, "switch_tol": 0.03},
             {"adam", "sgd"},
         ),
-        (swats, {"lr": 0.02, "betas": (0.8, 0.7), "amsgrad": True, "switch_tol": 0.01}, {"adam", "sgd"}),
+        (swats, {"lr": 0.02, "betas": (0.8, 0.7), "amsgrad": True, "switch_tol": 0.02}, {"adam", "sgd"}),
         (swats, {"lr": 0.02, "eps": 0.01}, {"adam", "sgd"}),
     ],
     ids=named,
 )
 def test_the_options_above_take_every_branch(rule, options, branches):
     reference = loop(rule, **options)
-    difference(reference, reference)
+    run(reference)
     assert reference.seen == branches
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import RATE, Published, Transformed, WeightsLoop, difference_of_weights, named, problem, run
+from tests.references import RATE, Published, Transformed, WeightsLoop, named, problem, run, weights_follow
 
 WARM_UP = gradtx.Schedule(lambda step: 0.05 * min(step / 8, 1.0))  # from 0
 FALLING = gradtx.linear_schedule(0.8, start_factor=1.0, end_factor=0.2, total_iters=25)
@@ -64,7 +64,7 @@ OPTIONS = [
 @pytest.mark.parametrize(("make", "rule", "options"), OPTIONS, ids=named)
 def test_follows_the_loop(make, rule, options):
     reference = WeightsLoop(rule, **options)
-    assert difference_of_weights(make(**options), reference) < CLOSE
+    weights_follow(make(**options), reference, tolerance=CLOSE)
     length = options.get("memory_length", 100)
     assert rule is madgrad or reference.seen == {1: {True}, None: {False}, 100: {False}}.get(length, {True, False})
 
@@ -102,7 +102,7 @@ def test_groups_have_rates_of_their_own_and_warm_up_from_zero(cls, rule):
     def loop(s, t, g, p):
         return rule(s, t, g, p, lr=rates[s.name] * min((t - 1) / 5, 1.0))
 
-    assert difference_of_weights(Published(make), WeightsLoop(loop)) < CLOSE
+    weights_follow(Published(make), WeightsLoop(loop), tolerance=CLOSE)
 
 
 @pytest.mark.slow

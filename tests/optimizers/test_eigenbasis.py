@@ -8,8 +8,8 @@ import gradtx
 from tests.matrix_problem import (
     MATRICES,
     SEEDS,
-    apart,
     eigenvectors,
+    follows,
     merge,
     newton_schulz,
     refined,
@@ -17,7 +17,7 @@ from tests.matrix_problem import (
     unfolded,
     weights,
 )
-from tests.references import BETA, RATE, Transformed, WeightsLoop, difference_of_weights, named
+from tests.references import BETA, RATE, Transformed, WeightsLoop, named, weights_follow
 
 AGREEMENT = 1e-11  # rounding of 1e-16 turns bases by as much over an eigenvalue gap, twelve times
 
@@ -177,7 +177,7 @@ LOOPS = [
 @pytest.mark.parametrize(("alias", "rule", "options"), LOOPS, ids=named)
 def test_they_follow_the_loop(alias, rule, options, seed):
     step, reference = alias(**options), WeightsLoop(rule, **options)
-    assert apart(step, reference, seed, names=("square", "kernel", "bias", "scalar")) < AGREEMENT
+    follows(step, reference, seed, names=("square", "kernel", "bias", "scalar"), tolerance=AGREEMENT)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -185,13 +185,13 @@ def test_they_follow_the_loop(alias, rule, options, seed):
 def test_they_follow_the_loop_where_the_first_factors_have_an_eigenvalue_0(alias, rule, options, seed):
     # Rounding stands in the place of that eigenvalue, and the root of its floor 1e-8 divides by it: a reference whose
     # gradients are moved by one bit is as far from itself.
-    assert apart(alias(**options), WeightsLoop(rule, **options), seed, names=("wide", "tall")) < 1e-8
+    follows(alias(**options), WeightsLoop(rule, **options), seed, names=("wide", "tall"), tolerance=1e-8)
 
 
 @pytest.mark.parametrize("options", SOAP, ids=named)
 def test_soap_follows_the_loop_for_many_steps_on_leaves_of_all_ranks(options):
     reference = WeightsLoop(soap_like(adam_in_basis, kl=False), **options)
-    assert difference_of_weights(gradtx.soap(**options), reference) < AGREEMENT
+    weights_follow(gradtx.soap(**options), reference, tolerance=AGREEMENT)
 
 
 def test_columns_change_places_in_the_reference():
@@ -254,7 +254,7 @@ SOAP_MUON = [
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("options", SOAP_MUON, ids=named)
 def test_soap_muon_follows_the_loop(options, seed):
-    assert apart(gradtx.soap_muon(**options), WeightsLoop(soap_muon, **options), seed, names=MATRICES) < 1e-10
+    follows(gradtx.soap_muon(**options), WeightsLoop(soap_muon, **options), seed, names=MATRICES, tolerance=1e-10)
 
 
 def test_soap_muon_sends_other_leaves_to_its_fallback():
@@ -300,7 +300,7 @@ SPLUS = [
 @pytest.mark.parametrize("options", SPLUS, ids=named)
 def test_splus_follows_the_loop_and_evaluates_with_its_average(options, seed):
     reference, step = WeightsLoop(splus, **options), Transformed(gradtx.splus(**options))
-    assert apart(step, reference, seed) < AGREEMENT
+    follows(step, reference, seed, tolerance=AGREEMENT)
     params = weights(WeightsLoop(splus, **options), seed)[-1]
     averages = step.tx.eval_params(step.state, params)
     for name, average in averages.items():
@@ -333,7 +333,7 @@ CONDA = [
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("options", CONDA, ids=named)
 def test_conda_follows_the_loop(options, seed):
-    assert apart(gradtx.conda(**options), WeightsLoop(conda, **options), seed) < AGREEMENT
+    follows(gradtx.conda(**options), WeightsLoop(conda, **options), seed, tolerance=AGREEMENT)
 
 
 # All.

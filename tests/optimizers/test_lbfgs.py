@@ -4,7 +4,7 @@ from torch import Tensor
 
 import gradtx
 from tests.matrix_problem import SEEDS
-from tests.references import RATE, Transformed, TreeLoop, named
+from tests.references import RATE, Transformed, TreeLoop, compare, compare_trees, named
 
 SHAPES = {"a": (4, 3), "b": (5,), "c": ()}
 
@@ -28,7 +28,7 @@ def problem(seed):
     return loss, start
 
 
-def run(step, seed, steps=25, **extras):
+def run(step, seed, steps=25):
     """The weights after each step."""
     loss, params = problem(seed)
     history = []
@@ -37,14 +37,6 @@ def run(step, seed, steps=25, **extras):
         params = {name: params[name] + updates[name] for name in params}
         history.append(params)
     return history
-
-
-def apart(history, expected):
-    worst = 0.0
-    for got, wanted in zip(history, expected, strict=True):
-        for name in wanted:
-            worst = max(worst, (got[name] - wanted[name]).abs().max().item())
-    return worst
 
 
 def lbfgs(s, t, grads, params, lr=1.0, history=10, curvature=1e-10, first="l1", weight_decay=0.0):
@@ -87,7 +79,7 @@ CASES = [
 @pytest.mark.parametrize("options", CASES, ids=named)
 def test_lbfgs_follows_the_two_loops(options, seed):
     step = Transformed(gradtx.lbfgs(**options))
-    assert apart(run(step, seed), run(TreeLoop(lbfgs, **options), seed)) < 1e-11
+    compare(run(step, seed), run(TreeLoop(lbfgs, **options), seed), 1e-11, absolute=True)
 
 
 def test_pairs_of_little_curvature_are_left_out():
@@ -114,7 +106,8 @@ def test_lbfgs_is_torch_optim_lbfgs_with_one_step_a_call(history, seed):
     for _ in range(25):
         optimizer.step(closure)
         expected.append({name: param.detach().clone() for name, param in params.items()})
-    assert apart(run(Transformed(gradtx.lbfgs(lr=0.3, history=history)), seed), expected) < 1e-11
+    step = Transformed(gradtx.lbfgs(lr=0.3, history=history))
+    compare(run(step, seed), expected, 1e-11, absolute=True)
 
 
 def test_a_pair_joins_only_from_the_second_step_and_the_state_counts_them():
@@ -179,7 +172,7 @@ def test_backtracking_follows_the_loop(options, seed):
     loss, _ = problem(seed)
     step = Searching(gradtx.line_search(gradtx.sgd(lr=1.0), **options), loss)
     reference = TreeLoop(lambda *args: backtracking(*args, loss, **options))
-    assert apart(run(step, seed), run(reference, seed)) < 1e-12
+    compare(run(step, seed), run(reference, seed), 1e-12, absolute=True)
 
 
 def test_lengths_shrink_differently_and_some_steps_fail():
@@ -203,7 +196,7 @@ def test_the_loss_at_the_parameters_may_be_passed():
     tx = gradtx.line_search(gradtx.sgd(lr=0.01), max_steps=3)
     with_value = run(Searching(tx, counted, value=loss), 0, 2)
     assert len(calls) == 6
-    assert apart(run(Searching(tx, counted), 0, 2), with_value) == 0
+    compare(run(Searching(tx, counted), 0, 2), with_value, 0.0)
     assert len(calls) == 6 + 8
 
 
@@ -285,7 +278,8 @@ def test_an_optimizer_calls_its_closure_for_the_trials(conditions):
     for _ in range(8):
         optimizer.step(closure)
     expected = run(Searching(tx, loss, value=loss), 0, 8)[-1]
-    assert apart([{name: param.detach() for name, param in params.items()}], [expected]) < 1e-10
+    weights = {name: param.detach() for name, param in params.items()}
+    compare_trees(weights, expected, 1e-10, absolute=True)
     assert 16 <= len(calls) < 8 * 11  # it stops at the first accepted trial
 
 

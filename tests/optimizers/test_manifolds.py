@@ -7,7 +7,7 @@ import torch
 
 import gradtx
 from gradtx.maths.polynomials import POLAR_EXPRESS
-from tests.matrix_problem import MATRICES, SEEDS, apart, newton_schulz
+from tests.matrix_problem import MATRICES, SEEDS, follows, newton_schulz
 from tests.references import RATE, TOLERANCE, WeightsLoop, named
 
 STEPS = 30
@@ -63,7 +63,7 @@ CASES = [
 def test_weights_are_retracted_as_in_the_loop(options, seed):
     tx = gradtx.chain(gradtx.scale_by_learning_rate(0.05), gradtx.retract(**options))
     with gradtx.eagerly():  # a program of many iterations takes long to record
-        assert apart(tx, WeightsLoop(sgd_retracted, **options), seed, STEPS, MATRICES) < TOLERANCE
+        follows(tx, WeightsLoop(sgd_retracted, **options), seed, STEPS, MATRICES, tolerance=TOLERANCE)
 
 
 def oblique_adam(s, t, g, p, kind, lr):
@@ -84,7 +84,7 @@ def test_oblique_adam_is_a_chain(kind):
         gradtx.scale_by_learning_rate(RATE),
         gradtx.retract(kind),
     )
-    assert apart(tx, WeightsLoop(oblique_adam, kind=kind, lr=RATE), 0, STEPS, MATRICES) < TOLERANCE
+    follows(tx, WeightsLoop(oblique_adam, kind=kind, lr=RATE), 0, STEPS, MATRICES, tolerance=TOLERANCE)
 
 
 def tangent(u, p, power_steps, polynomials):
@@ -143,14 +143,14 @@ def sphere(
 def test_the_spectral_sphere_follows_the_loop(options, names, seed):
     reference = WeightsLoop(sphere, **options)
     with gradtx.eagerly():  # the search is a program of thousands of operations, which takes seconds to record
-        assert apart(gradtx.spectral_sphere(**options), reference, seed, STEPS, names) < TOLERANCE
+        follows(gradtx.spectral_sphere(**options), reference, seed, STEPS, names, tolerance=TOLERANCE)
 
 
 @pytest.mark.slow
 def test_coefficients_and_steps_reach_the_search():
     tx = gradtx.spectral_sphere(ns_coefficients="newton_schulz", ns_steps=12, lr=0.02)
     reference = WeightsLoop(sphere, polynomials=CLASSICAL, lr=0.02)
-    assert apart(tx, reference, 0, STEPS, ("wide",)) < TOLERANCE
+    follows(tx, reference, 0, STEPS, ("wide",), tolerance=TOLERANCE)
 
 
 def test_a_tangent_direction_keeps_the_largest_singular_value_to_first_order():

@@ -5,7 +5,7 @@ import torch
 import gradtx
 from tests import references as ref
 from tests.optim.problems import assert_close, assert_equal, descend, parameters, saved_and_loaded, twins
-from tests.references import BETA, DECAY, PUBLISHED, RATE, TOLERANCE
+from tests.references import BETA, DECAY, PUBLISHED, RATE
 
 
 def accsgd(s, t, g, p, lr, kappa=1000.0, xi=10.0, small_const=0.7, weight_decay=0.0):
@@ -90,7 +90,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=ref.named)
 def test_the_weights_follow_the_loop(alias, rule, options):
-    assert ref.difference(alias(**options), ref.WeightsLoop(rule, **options)) < TOLERANCE
+    ref.follows(alias(**options), ref.WeightsLoop(rule, **options))
 
 
 # qhoptim adds with `add_(number, tensor)`, a form that torch calls deprecated.
@@ -114,7 +114,7 @@ DIRECT = {"weight_decay": 0.2, "weight_decay_type": "direct"}
 )
 def test_qhm_is_that_of_its_authors(options, theirs):
     published = ref.Published(qhoptim.pyt.QHM, lr=0.3, **theirs)
-    assert ref.difference_of_weights(gradtx.qhm(lr=0.3, **options), published) < PUBLISHED
+    ref.weights_follow(gradtx.qhm(lr=0.3, **options), published, tolerance=PUBLISHED)
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_qhm_is_that_of_its_authors(options, theirs):
 def test_qhadam_is_that_of_its_authors(options, decoupled):
     theirs = ref.Published(qhoptim.pyt.QHAdam, **options, weight_decay=0.2, decouple_weight_decay=decoupled)
     ours = gradtx.qhadam(**options, weight_decay=0.2, decoupled_weight_decay=decoupled)
-    assert ref.difference_of_weights(ours, theirs) < PUBLISHED
+    ref.weights_follow(ours, theirs, tolerance=PUBLISHED)
 
 
 # The number of betas is the structure of aggmo's state.

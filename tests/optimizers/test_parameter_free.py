@@ -7,7 +7,7 @@ import torch
 
 import gradtx
 from tests.optimizers.test_learning_rate_free import Valued, loss
-from tests.references import Transformed, WeightsLoop, WholeLoop, difference_along, gradients, named, problem, run
+from tests.references import Transformed, WeightsLoop, WholeLoop, follows_along, gradients, named, problem, run
 
 FADING = gradtx.linear_schedule(1.0, start_factor=1.0, end_factor=0.2, total_iters=25)
 RISING = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=20)
@@ -140,12 +140,12 @@ class LossLoop(WholeLoop):
 
 @pytest.mark.parametrize(("make", "rule", "options"), WHOLE, ids=named)
 def test_follows_the_loop_over_all_leaves_as_one_vector(make, rule, options):
-    assert difference_along(make(**options), WholeLoop(rule, **options)) < CLOSE
+    follows_along(make(**options), WholeLoop(rule, **options), tolerance=CLOSE)
 
 
 @pytest.mark.parametrize(("make", "rule", "options"), VALUED, ids=named)
 def test_follows_the_loop_that_is_handed_the_loss(make, rule, options):
-    assert difference_along(Valued(make(**options)), LossLoop(rule, **options)) < CLOSE
+    follows_along(Valued(make(**options)), LossLoop(rule, **options), tolerance=CLOSE)
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_the_loops_of_momo_go_through_all_cases():
 
 @pytest.mark.parametrize("options", LEAFWISE, ids=str)
 def test_ldog_is_dog_for_every_leaf(options):
-    assert difference_along(gradtx.ldog(**options), WeightsLoop(dog, **options)) < CLOSE
+    follows_along(gradtx.ldog(**options), WeightsLoop(dog, **options), tolerance=CLOSE)
 
 
 # Bad input, and trees of norm 0.

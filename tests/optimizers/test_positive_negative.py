@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import BETA, RATE, WeightsLoop, difference, named
+from tests.references import BETA, RATE, WeightsLoop, follows, named
 
 TOLERANCE = 1e-11  # the same roundings in another order, fed back through the weights for 32 steps
 
@@ -56,5 +56,5 @@ OPTIONS = [
 @pytest.mark.parametrize(("make", "rule", "options"), OPTIONS, ids=named)
 def test_follows_the_loop(make, rule, options):
     reference = WeightsLoop(rule, **options)
-    assert difference(make(**options), reference) < TOLERANCE
+    follows(make(**options), reference, tolerance=TOLERANCE)
     assert reference.seen == (set() if rule is pnm else {True, False})

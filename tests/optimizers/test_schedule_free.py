@@ -88,11 +88,11 @@ OPTIONS = [
 @pytest.mark.parametrize(("make", "rule", "options"), OPTIONS, ids=ref.named)
 def test_trained_and_evaluated_weights_follow_the_loop(make, rule, options):
     step, reference = ref.Transformed(make(**options)), ref.WeightsLoop(rule, **options)
-    assert ref.difference_of_weights(step, reference) < CLOSE
+    ref.weights_follow(step, reference, tolerance=CLOSE)
     weights = ref.run(ref.WeightsLoop(rule, **options), weights=True)[-1]
     found = step.tx.eval_params(step.state, weights)
     expected = {name: slots.x for name, slots in reference.slots.items()}
-    assert ref.distance([found], [expected]) < CLOSE
+    ref.compare_trees(found, expected, CLOSE)
 
 
 CLASSES = [
@@ -119,10 +119,11 @@ def test_groups_have_rates_of_their_own_and_warm_up_from_zero(cls, rule, options
         return rule(s, t, g, p, lr=rates[s.name] * min((t - 1) / 5, 1.0), **options)
 
     step, reference = ref.Published(make), ref.WeightsLoop(loop)
-    assert ref.difference_of_weights(step, reference) < CLOSE
+    ref.weights_follow(step, reference, tolerance=CLOSE)
     with step.optimizer.eval_params():
         found = {name: param.detach().clone() for name, param in step.params.items()}
-    assert ref.distance([found], [{name: slots.x for name, slots in reference.slots.items()}]) < CLOSE
+    expected = {name: slots.x for name, slots in reference.slots.items()}
+    ref.compare_trees(found, expected, CLOSE)
 
 
 @pytest.mark.parametrize(

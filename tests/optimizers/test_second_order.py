@@ -1,7 +1,7 @@
 import pytest
 
 import gradtx
-from tests.references import RATE, TOLERANCE, WeightsLoop, difference, named
+from tests.references import RATE, WeightsLoop, follows, named
 from tests.transforms.test_second_order import RISING, WithHessian, hessian
 from tests.transforms.test_second_order import sophia as sophia_direction
 
@@ -36,4 +36,4 @@ def stepped(alias, options):
 @pytest.mark.parametrize(("alias", "rule", "options"), OPTIONS, ids=named)
 def test_the_weights_follow_the_loop(alias, rule, options):
     # an update of 1e-4 as the difference of two weights: 1e-12 of rounding
-    assert difference(stepped(alias, options), WeightsLoop(rule, **options)) < TOLERANCE
+    follows(stepped(alias, options), WeightsLoop(rule, **options))
