@@ -12,6 +12,10 @@ MATRICES = ("wide", "tall", "square")
 SEEDS = (0, pytest.param(1, marks=pytest.mark.nightly))
 
 
+def drawn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def start(seed, names=tuple(SHAPES)):
     rng = torch.Generator().manual_seed(seed)
     drawn = {name: torch.randn(shape, generator=rng, dtype=torch.float64) for name, shape in SHAPES.items()}
