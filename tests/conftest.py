@@ -36,18 +36,18 @@ SLOW = (
     "optim/test_ecosystem.py",
     "optim/test_exchanged.py", "optim/test_foreign_checkpoints.py", "optim/test_grad_scaler.py",
     "optim/test_large_leaves.py", "optim/test_release.py", "optim/test_storage.py", "optim/test_surroundings.py",
-    "transforms/test_dadapt.py", "transforms/test_stagger.py", "users/test_language_models.py",
+    "optim/test_stagger.py", "users/test_language_models.py",
     "users/test_optimizer_research.py",
 )  # fmt: skip
 
 # Of whose long products `make quick` has every other case.
 HALVED = (
-    "combinators", "optimizers", "transforms", "test_conformance.py", "lists/test_selections.py",
-    "optim/test_adapter.py", "optim/test_classes.py", "optim/test_equals_torch.py", "optim/test_hessian.py",
+    "algorithms", "combinators", "links", "test_conformance.py", "lists/test_selections.py", "optim/test_float16.py",
+    "users/test_records.py", "optim/test_adapter.py", "optim/test_classes.py", "optim/test_equals_torch.py", "optim/test_hessian.py",
     "optim/test_names.py", "optim/test_offload.py", "optim/test_schedulers.py",
 )  # fmt: skip
 
-# Examples in docstrings that take seconds: the program of a search is long. tests/optimizers/test_manifolds.py has it.
+# Examples in docstrings that take seconds: the program of a search is long. tests/links/test_manifolds.py has it.
 SLOW_EXAMPLES = (
     "gradtx.links.manifolds.orthogonalize_tangent", "gradtx.algorithms.spectral_sphere.spectral_sphere",
     "gradtx.optim.SpectralSphere",

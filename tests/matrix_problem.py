@@ -4,12 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.references import Transformed, distance
+from tests.references import Transformed, compare
 
 # Every side is at most one longer than the product of the others, so that no eigenvalue is 0 at the first step.
 SHAPES = {"wide": (4, 5), "tall": (5, 4), "square": (4, 4), "kernel": (3, 2, 3), "bias": (5,), "scalar": ()}
 MATRICES = ("wide", "tall", "square")
 SEEDS = (0, pytest.param(1, marks=pytest.mark.nightly))
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def start(seed, names=tuple(SHAPES)):
@@ -28,20 +32,25 @@ def gradients(params, seed, t):
     return grads
 
 
-def weights(step, seed, steps=12, names=tuple(SHAPES)):
-    """The weights after each step of a stepper (see tests/references.py)."""
+def walk(step, seed, steps=12, names=tuple(SHAPES)):
+    """Step by step, the weights of a stepper (see tests/references.py)."""
     step = Transformed(step) if hasattr(step, "init") else step
-    params, history = start(seed, names), []
+    params = start(seed, names)
     for t in range(1, steps + 1):
         updates = step(gradients(params, seed, t), params)
         params = {name: params[name] + updates[name] for name in params}
-        history.append(params)
-    return history
+        yield params
 
 
-def apart(step, reference, seed, steps=12, names=tuple(SHAPES)):
-    """The distance of the weights of two steppers."""
-    return distance(weights(step, seed, steps, names), weights(reference, seed, steps, names))
+def weights(step, seed, steps=12, names=tuple(SHAPES)):
+    """The weights after each step of a stepper."""
+    return list(walk(step, seed, steps, names))
+
+
+def follows(step, reference, seed, steps=12, names=tuple(SHAPES), *, tolerance):
+    """Fail at the first step and leaf at which the weights of two steppers differ."""
+    __tracebackhide__ = True
+    compare(walk(step, seed, steps, names), walk(reference, seed, steps, names), tolerance)
 
 
 def unfolded(x: Tensor, i: int) -> Tensor:

@@ -1,15 +1,15 @@
-"""What the tests of the math share: a problem in float64, plain loops, ways to run both, and a distance.
+"""What the tests of the math share: a problem in float64, plain loops, ways to run both, and comparisons.
 
 A *stepper* is a function `(grads, params) -> updates` with a memory of its own: the library's (`Transformed`), a plain
-loop written from a paper (`Loop`, `WeightsLoop`), or a published optimizer (`Published`). `difference` runs two of them
-on the problem and compares every update of every leaf.
+loop written from a paper (`Loop`, `WeightsLoop`), or a published optimizer (`Published`). `follows` runs two of them on
+the problem and fails at the first leaf and step that differ, with both values.
 """
 
 import inspect
 import math
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -186,62 +186,130 @@ def negated(step: Any) -> Any:
     return lambda grads, params: step({name: -g for name, g in grads.items()}, params)
 
 
-def run(
-    step: Any, rate: float = 1.0, without: tuple[str, ...] = (), weights: bool = False, steps: int = STEPS
-) -> list[dict[str, Tensor]]:
-    """The updates, or the weights, of all steps; weights move by `rate` updates. Leaves in `without` are left out."""
-    step = Transformed(step) if isinstance(step, gradtx.GradientTransformation) else step
-    params, history = problem(), []
+def walk(
+    step: Any, rate: float = 1.0, without: Sequence[str] = (), weights: bool = False, steps: int = STEPS
+) -> Iterator[dict[str, Tensor]]:
+    """Step by step, the updates, or the weights, which move by `rate` updates. Leaves in `without` are left out."""
+    step = _stepper(step)
+    params = problem()
     for t in range(1, steps + 1):
         grads = gradients(params, t)
         present = [name for name in params if name not in without]
         updates = step({name: grads[name] for name in present}, {name: params[name] for name in present})
         params = {name: params[name] + rate * updates[name] if name in updates else params[name] for name in params}
-        history.append(params if weights else updates)
-    return history
+        yield params if weights else updates
 
 
-def distance(history: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, Tensor]]) -> float:
-    """The largest difference of two lists of trees, relative to the largest entry of each leaf of `expected`."""
-    worst = 0.0
-    for got, wanted in zip(history, expected, strict=True):
-        if got.keys() != wanted.keys():
-            return math.inf
-        for name in wanted:
-            if (got[name].shape, got[name].dtype) != (wanted[name].shape, wanted[name].dtype):
-                return math.inf
-            error, size = (got[name] - wanted[name]).abs().max().item(), wanted[name].abs().max().item()
-            relative = error / size if size else math.inf if error else 0.0
-            worst = max(worst, relative) if math.isfinite(relative) else math.inf
-    return worst
+def run(
+    step: Any, rate: float = 1.0, without: Sequence[str] = (), weights: bool = False, steps: int = STEPS
+) -> list[dict[str, Tensor]]:
+    """`walk` to its end."""
+    return list(walk(step, rate, without, weights, steps))
 
 
-def difference(step: Any, reference: Any, rate: float = 1.0, steps: int = STEPS) -> float:
-    """The distance between the updates of two runs."""
-    return distance(run(step, rate, steps=steps), run(reference, rate, steps=steps))
+def _stepper(step: Any) -> Any:
+    return Transformed(step) if isinstance(step, gradtx.GradientTransformation) else step
 
 
-def difference_of_weights(step: Any, reference: Any, without: tuple[str, ...] = (), steps: int = STEPS) -> float:
-    """The distance between the weights of two runs: for optimizers that round them where they add an update."""
-    runs = [run(stepper, without=without, weights=True, steps=steps) for stepper in (step, reference)]
-    return distance(*runs)
+def follows(step: Any, reference: Any, rate: float = 1.0, *, tolerance: float = TOLERANCE, steps: int = STEPS) -> None:
+    """Fail at the first step and leaf at which the updates of two steppers differ."""
+    __tracebackhide__ = True
+    compare(walk(step, rate, steps=steps), walk(reference, rate, steps=steps), tolerance)
 
 
-def difference_along(step: Any, reference: Any, without: tuple[str, ...] = (), steps: int = STEPS) -> float:
-    """The distance between the weights that two give at every point of one path, that of the reference.
+def weights_follow(
+    step: Any, reference: Any, *, tolerance: float = TOLERANCE, without: Sequence[str] = (), steps: int = STEPS
+) -> None:
+    """As `follows`, for the weights: optimizers round them where they add an update."""
+    __tracebackhide__ = True
+    walks = [walk(stepper, without=without, weights=True, steps=steps) for stepper in (step, reference)]
+    compare(*walks, tolerance)
+
+
+def follows_along(
+    step: Any, reference: Any, *, tolerance: float = TOLERANCE, without: Sequence[str] = (), steps: int = STEPS
+) -> None:
+    """As `follows`, for the weights that both give at every point of one path, that of the reference.
 
     For rules whose weights depend so strongly on every bit that two runs of their own would part.
     """
-    step = Transformed(step) if isinstance(step, gradtx.GradientTransformation) else step
-    history = []
+    __tracebackhide__ = True
+    step, weights, expected_weights = _stepper(step), [], []
 
     def both(grads: dict[str, Tensor], params: dict[str, Tensor]) -> dict[str, Tensor]:
-        found, expected = step(grads, params), reference(grads, params)
-        history.append(tuple({n: params[n] + updates[n] for n in updates} for updates in (found, expected)))
+        updates, expected = step(grads, params), reference(grads, params)
+        weights.append({name: params[name] + updates[name] for name in updates})
+        expected_weights.append({name: params[name] + expected[name] for name in expected})
         return expected
 
     run(both, without=without, steps=steps)
-    return distance(*zip(*history, strict=True))
+    compare(weights, expected_weights, tolerance)
+
+
+def compare(
+    history: Iterable[dict[str, Tensor]], expected: Iterable[dict[str, Tensor]],
+    tolerance: float = TOLERANCE, absolute: bool = False,
+) -> None:  # fmt: skip
+    """`compare_trees` of each step of two runs."""
+    __tracebackhide__ = True
+    for t, (tree, expected_tree) in enumerate(zip(history, expected, strict=True), start=1):
+        compare_trees(tree, expected_tree, tolerance, absolute, f" at step {t}")
+
+
+def compare_trees(
+    tree: Mapping[str, Tensor], expected: Mapping[str, Tensor],
+    tolerance: float = TOLERANCE, absolute: bool = False, when: str = "",
+) -> None:  # fmt: skip
+    """Fail at the first leaf that differs, with both values.
+
+    The tolerance is relative to the largest entry of the expected leaf, unless it is `absolute`; 0 stands for equal
+    values.
+    """
+    __tracebackhide__ = True
+    if tree.keys() != expected.keys():
+        raise AssertionError(f"leaves{when}: {list(tree)} instead of {list(expected)}")
+    mismatches = {name: _mismatch(tree[name], expected[name], tolerance, absolute) for name in expected}
+    wrong = [name for name, mismatch in mismatches.items() if mismatch]
+    if wrong:
+        also = f"; also {', '.join(map(repr, wrong[1:]))}" if wrong[1:] else ""
+        raise AssertionError(f"leaf {wrong[0]!r}{when}: {mismatches[wrong[0]]}{also}")
+
+
+def _mismatch(leaf: Tensor, expected: Tensor, tolerance: float, absolute: bool) -> str:
+    """What is wrong with a leaf, or an empty text."""
+    layouts = [(str(tensor.dtype), tuple(tensor.shape)) for tensor in (leaf, expected)]
+    if layouts[0] != layouts[1]:
+        return "{} {} instead of {} {}".format(*layouts[0], *layouts[1])
+    finite = expected[expected.isfinite()].abs()
+    size = 1.0 if absolute else finite.max().item() if finite.numel() else 0.0
+    errors = (leaf - expected).abs().double()  # NaN, so not close, where one of them is, and where both are infinite
+    errors = errors / size if size else torch.where(errors == 0, 0.0, math.inf)
+    is_close = (errors < tolerance) | (errors == 0)
+    if is_close.all():
+        return ""
+    worst = int(errors.nan_to_num(nan=math.inf).argmax())
+    values = _told_apart(leaf.flatten()[worst].item(), expected.flatten()[worst].item())
+    entry = tuple(int(index) for index in torch.unravel_index(torch.tensor(worst), leaf.shape))
+    count = f"entry {entry}; {int((~is_close).sum())} of {leaf.numel()} entries differ; " if leaf.ndim else ""
+    return f"{values[0]} instead of {values[1]} ({count}tolerance {tolerance:g})"
+
+
+def _told_apart(value: float, expected: float) -> tuple[str, str]:
+    """Two numbers with as many digits as show that they differ, and one more."""
+    for digits in range(4, 18):
+        texts = f"{value:.{digits}g}", f"{expected:.{digits}g}"
+        if texts[0] != texts[1]:
+            return f"{value:.{min(digits + 1, 17)}g}", f"{expected:.{min(digits + 1, 17)}g}"
+    return repr(value), repr(expected)
+
+
+def distance(history: Sequence[dict[str, Tensor]], expected: Sequence[dict[str, Tensor]]) -> float:
+    """The largest difference of two lists of trees, to say that they differ: `compare` says that they agree."""
+    return max(
+        ((tree[name] - expected_tree[name]).abs().max() / expected_tree[name].abs().max()).item()
+        for tree, expected_tree in zip(history, expected, strict=True)
+        for name in expected_tree
+    )
 
 
 def first_update(tx: gradtx.GradientTransformation, grad: Any, param: Any = None, steps: int = 1) -> Any:

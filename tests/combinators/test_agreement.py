@@ -7,7 +7,7 @@ import torch
 
 import gradtx
 from gradtx.optim.classes import CLASSES
-from tests.references import DECAY, RATE, TOLERANCE, Loop, Transformed, WeightsLoop, difference, problem
+from tests.references import DECAY, RATE, Loop, Transformed, WeightsLoop, follows, problem
 
 MASKS = {False: lambda x: torch.ones_like(x, dtype=torch.bool), True: lambda x: x > 0, "inclusive": lambda x: x >= 0}
 
@@ -31,7 +31,7 @@ def lion(s, t, g, p, lr, weight_decay, cautious):
 @pytest.mark.parametrize(("make", "rule"), [(gradtx.adamw, adamw), (gradtx.lion, lion)])
 def test_cautious_decay_of_an_alias_follows_the_loop(make, rule, cautious):
     loop = WeightsLoop(rule, lr=RATE, weight_decay=DECAY, cautious=cautious)
-    assert difference(make(lr=RATE, weight_decay=DECAY, cautious_decay=cautious), loop, steps=30) < TOLERANCE
+    follows(make(lr=RATE, weight_decay=DECAY, cautious_decay=cautious), loop, steps=30)
     assert rule is lion or loop.seen == {True, cautious is False}
 
 
@@ -90,7 +90,7 @@ def test_the_option_reaches_the_link_of_a_chain_of_every_form(cautious):
         ),
     ]
     for tx, by_hand in pairs:
-        assert difference(tx, by_hand) < TOLERANCE, tx
+        follows(tx, by_hand)
     muon = gradtx.muon(0.05, weight_decay=0.3, fallback=fallback, cautious_decay=cautious)
     kept = gradtx.muon(0.05, weight_decay=0.3, fallback=fallback)
     updates, others = (Transformed(tx)(problem(), problem()) for tx in (muon, kept))
@@ -109,8 +109,8 @@ def test_the_alias_of_a_user_hands_the_option_to_what_it_consists_of():
         return gradtx.chain(gradtx.scale(cautious_decay), gradtx.add_decayed_weights(weight_decay))
 
     by_hand = gradtx.chain(gradtx.lion(0.1, weight_decay=0.3, cautious_decay=True), gradtx.average(0.9))
-    assert difference(averaged(cautious_decay=True), by_hand) == 0.0
-    assert difference(own(), gradtx.chain(gradtx.scale(0.5), gradtx.add_decayed_weights(0.3)), rate=-0.1) < 1e-14
+    follows(averaged(cautious_decay=True), by_hand, tolerance=0.0)
+    follows(own(), gradtx.chain(gradtx.scale(0.5), gradtx.add_decayed_weights(0.3)), rate=-0.1, tolerance=1e-14)
 
     @gradtx.alias
     def coupled(weight_decay: gradtx.Scalar = 0.3):
@@ -134,7 +134,7 @@ def test_decay_after_the_step_is_cautious_too():
             for name, u in steps.items()
         }
 
-    assert difference(tx, reference) < TOLERANCE
+    follows(tx, reference)
 
 
 def test_every_alias_takes_the_option_or_refuses_it_by_name():
@@ -197,7 +197,7 @@ def test_decay_after_the_step_follows_the_loop(inner):
     tx = gradtx.radial_brake(0.5, 1.0) if inner else gradtx.chain()
     loop = WeightsLoop(after, weight_decay=DECAY, lr=RATE, **({"inner": braked} if inner else {}))
     step = gradtx.chain(gradtx.scale(-0.05), gradtx.cautious_decay_after(tx, DECAY, RATE))
-    assert difference(step, loop, steps=30) < TOLERANCE
+    follows(step, loop, steps=30)
     assert loop.seen == {False, True}
 
 
@@ -237,7 +237,7 @@ def gated(s, t, g, p, least=0.2, least_gradient=0.0, floor=0.0, cap=1.0, eps=1e-
 def test_the_gate_follows_the_loop(options):
     tx = gradtx.chain(gradtx.trace_ema(0.9), gradtx.blend_by_agreement(reads_gradient(), **options))
     loop = Loop(gated, **options)
-    assert difference(tx, loop, rate=-0.1, steps=30) < TOLERANCE
+    follows(tx, loop, rate=-0.1, steps=30)
     assert True in loop.seen
 
 

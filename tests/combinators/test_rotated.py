@@ -9,7 +9,7 @@ import gradtx
 from tests.conformance import all_cases, noise
 from tests.matrix_problem import eigenvectors, times, unfolded
 from tests.optim.problems import descend, gradient, parameters
-from tests.references import BETA, RATE, WeightsLoop, difference, difference_of_weights, named
+from tests.references import BETA, RATE, WeightsLoop, follows, named, weights_follow
 
 ROTATIONS = 1e-10  # bases of nearly equal eigenvalues amplify rounding: 1e-16 becomes 1e-13 in 32 steps
 # 3 x 5: the first statistics of its longer side have rank 3, so part of that basis is arbitrary.
@@ -113,7 +113,7 @@ CASES = [
 @pytest.mark.parametrize("options", CASES, ids=named)
 def test_adam_in_it_follows_the_loop_with_slots_in_the_basis(options):
     reference = WeightsLoop(rotated_adam, **options)
-    assert difference_of_weights(ours(**options), reference, UNDETERMINED, steps=30) < ROTATIONS
+    weights_follow(ours(**options), reference, without=UNDETERMINED, steps=30, tolerance=ROTATIONS)
 
 
 def test_soap_is_adam_in_it():
@@ -122,13 +122,13 @@ def test_soap_is_adam_in_it():
         gradtx.scale_by_learning_rate(0.02),
     )
     soap = gradtx.soap(0.02, (0.9, 0.95), 0.8, 0.01, weight_decay=0.0, precondition_frequency=3)
-    assert difference(tx, soap) < 1e-12
+    follows(tx, soap, tolerance=1e-12)
 
 
 def test_a_chain_of_linear_links_is_the_same_outside_of_it():
     linear = gradtx.chain(gradtx.trace(0.9), gradtx.add_decayed_weights(0.1), gradtx.scale_by_learning_rate(0.02))
     tx = gradtx.rotated(linear, start="identity", precondition_frequency=2)
-    assert difference(tx, linear) < 1e-12
+    follows(tx, linear, tolerance=1e-12)
 
 
 def test_merged_dimensions_are_those_of_a_matrix():

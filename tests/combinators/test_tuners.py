@@ -8,7 +8,7 @@ import torch
 
 import gradtx
 from gradtx.combinators.tuners import erfi
-from tests.references import Transformed, WholeLoop, difference_along, gradients, named, problem
+from tests.references import Transformed, WholeLoop, follows_along, gradients, named, problem
 
 RISING = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=20)
 FEW = (0.5, 0.9)
@@ -76,7 +76,7 @@ OPTIONS = [
 @pytest.mark.parametrize(("make", "rule", "options"), OPTIONS, ids=named)
 def test_the_weights_follow_the_loop(make, rule, options, base):
     reference = WholeLoop(rule, tx=base, **options)
-    assert difference_along(make(INNER[base], **options), reference) < CLOSE
+    follows_along(make(INNER[base], **options), reference, tolerance=CLOSE)
     assert reference.slots.highest > 0, "the scale was 0 at all times, so nothing was tested"
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 import gradtx
 from tests import conformance
 from tests.conformance import SHAPES, Case, drawn
+from tests.references import compare_trees
 
 # Two leaves of each shape, without which nothing runs in batches.
 TWICE = {f"{name}{i}": shape for i in ("", 2) for name, shape in SHAPES.items()}
@@ -94,14 +95,11 @@ class Problem:
         return self
 
 
-def worst(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """The largest difference of two trees; infinite if an entry is not a number in one of them."""
-    differences = [0.0]
-    for name, value in expected.items():
-        if value.numel():
-            difference = (found[name].to(value.dtype) - value).abs().max().item()
-            differences.append(difference if difference == difference else float("inf"))
-    return max(differences)
+def assert_near(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], tolerance: float) -> None:
+    """Fail at the first leaf with an entry that differs by the tolerance or more."""
+    __tracebackhide__ = True
+    found = {name: found[name].to(value.dtype) for name, value in expected.items()}
+    compare_trees(found, expected, tolerance, absolute=True)
 
 
 def pure(case: Case, move: Move, steps: int, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.conformance import each_case, of_each_kind, plain_cases
-from tests.gpu.problem import Problem, pure, worst
+from tests.gpu.problem import Problem, assert_near, pure
 
 PLAIN, OF_EACH_KIND = plain_cases(), of_each_kind()
 # The same operations, but for the order of sums in batches of matrices.
@@ -25,7 +25,7 @@ def test_steps_equal_those_on_the_cpu_wait_for_nothing_and_can_be_captured(case,
     extras = problem.prepare(last)
     with gpu.counting() as seen:
         problem.step(extras)
-    assert worst(problem.values(), expected.values()) < TOLERANCE
+    assert_near(problem.values(), expected.values(), TOLERANCE)
     assert repr(problem.optimizer.explain()) == repr(expected.optimizer.explain())
     if case.factory.__name__ in WAITING:
         with pytest.raises(ValueError, match=r"capturable: .* has the host wait"):
@@ -36,9 +36,9 @@ def test_steps_equal_those_on_the_cpu_wait_for_nothing_and_can_be_captured(case,
     extras = captured.prepare(last)
     with gpu.capturing():
         captured.step(extras)
-    assert worst(captured.values(), expected.values()) < TOLERANCE
+    assert_near(captured.values(), expected.values(), TOLERANCE)
 
 
 @each_case(PLAIN, OF_EACH_KIND)
 def test_pure_updates_equal_those_on_the_cpu(case, gpu):
-    assert worst(pure(case, gpu.to, 3), pure(case, lambda tree: tree, 3)) < TOLERANCE
+    assert_near(pure(case, gpu.to, 3), pure(case, lambda tree: tree, 3), TOLERANCE)

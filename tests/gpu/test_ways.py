@@ -9,7 +9,7 @@ import torch
 
 import gradtx
 from tests.conformance import each_case, of_each_kind, plain_cases
-from tests.gpu.problem import Problem, loss, noise, on_host, worst
+from tests.gpu.problem import Problem, assert_near, loss, noise, on_host
 
 PLAIN, OF_EACH_KIND = plain_cases(), of_each_kind()
 NO_CLOSURE = [case for case in PLAIN if not {"grad_fn", "value_fn", "hessian_diag"} & set(case.example.needs)]
@@ -46,7 +46,7 @@ def scaled(case, move, gpu=None):
 @each_case(NO_CLOSURE, [case for case in OF_EACH_KIND if case in NO_CLOSURE])
 def test_steps_under_a_grad_scaler_equal_those_on_the_cpu(case, gpu):
     (found, waits), (expected, _) = scaled(case, gpu.to, gpu), scaled(case, unmoved)
-    assert worst(found.values(), expected.values()) < TOLERANCE
+    assert_near(found.values(), expected.values(), TOLERANCE)
     # For links that branch on counts or values, the host reads whether the step is skipped.
     assert not waits or any(item.way != "lists" for item in found.optimizer.explain())
 
@@ -60,7 +60,7 @@ def test_late_and_missing_gradients(case, gpu):
         without = ("matrix2", "vector", "partner2")
         return Problem(case, move).run(range(2), without).run(range(2, STEPS)).run(range(STEPS, STEPS + 1), without)
 
-    assert worst(run(gpu.to).values(), run(unmoved).values()) < TOLERANCE
+    assert_near(run(gpu.to).values(), run(unmoved).values(), TOLERANCE)
 
 
 @pytest.mark.parametrize("code", ["int8", "int4", "float8", "bfloat16+8", "bfloat16:stochastic", torch.bfloat16])
@@ -85,7 +85,7 @@ def test_coded_state(name, code, gpu):
     (found, ways), (expected, ways_on_cpu) = run(gpu.to), run(unmoved)
     assert ways == ways_on_cpu
     # A code rounds what differs in the last bit to neighbors that are a step apart.
-    assert worst(found, expected) < 1e-3
+    assert_near(found, expected, 1e-3)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -107,7 +107,7 @@ def test_a_compiled_step_of_functions(backend, gpu):
         return on_host(params)
 
     compiled = torch.compile(step, backend=backend, fullgraph=True)
-    assert worst(run(gpu.to, compiled), run(unmoved, step)) < TOLERANCE
+    assert_near(run(gpu.to, compiled), run(unmoved, step), TOLERANCE)
 
 
 # Numbers of rules that run one leaf at a time.
@@ -160,7 +160,7 @@ def test_a_bound_of_a_rule_that_runs_one_leaf_at_a_time_is_on_the_device(bound, 
     def moved(tree):
         return {name: gpu.to(leaf, index=int(way == "two devices" and name == "v")) for name, leaf in tree.items()}
 
-    assert worst(run(moved), run(unmoved)) == 0
+    assert_near(run(moved), run(unmoved), 0.0)
 
 
 # Several devices.
@@ -180,7 +180,7 @@ def test_leaves_on_two_devices_step_as_on_one(case, gpu):
     assert {param.device.index for param in found.params.values()} == {0, 1}
     found.run(range(STEPS))
     expected.run(range(STEPS))
-    assert worst(found.values(), expected.values()) < TOLERANCE
+    assert_near(found.values(), expected.values(), TOLERANCE)
 
 
 def test_scaled_steps_of_leaves_on_two_devices_equal_those_on_the_cpu(gpu):
@@ -204,7 +204,7 @@ def test_scaled_steps_of_leaves_on_two_devices_equal_those_on_the_cpu(gpu):
     def spread(tree):
         return {name: gpu.to(leaf, index=int(name == "v")) for name, leaf in tree.items()}
 
-    assert worst(run(spread), run(unmoved)) < TOLERANCE
+    assert_near(run(spread), run(unmoved), TOLERANCE)
 
 
 # Checkpoints.
@@ -233,8 +233,8 @@ def test_a_checkpoint_of_one_device_continues_on_another(case, map_location, gpu
 
     there, here = (Problem(case, move).run(range(2)) for move in (gpu.to, unmoved))
     expected = Problem(case, unmoved).run(range(STEPS)).values()
-    assert worst(resumed(unmoved, saved(there)), expected) < TOLERANCE
-    assert worst(resumed(gpu.to, saved(here)), expected) < TOLERANCE
+    assert_near(resumed(unmoved, saved(there)), expected, TOLERANCE)
+    assert_near(resumed(gpu.to, saved(here)), expected, TOLERANCE)
 
 
 # Helpers.
@@ -261,7 +261,7 @@ def test_gradients_that_are_released_during_backward(gpu):
             optimizer.step()
         return on_host(dict(net.named_parameters()))
 
-    assert worst(run(gpu.to), run(unmoved)) < TOLERANCE
+    assert_near(run(gpu.to), run(unmoved), TOLERANCE)
 
 
 def test_a_sweep(gpu):
@@ -277,7 +277,7 @@ def test_a_sweep(gpu):
         )
         return {str(i): torch.tensor(record["loss"]) for i, record in enumerate(swept.records)}
 
-    assert worst(run(gpu.to), run(unmoved)) < TOLERANCE
+    assert_near(run(gpu.to), run(unmoved), TOLERANCE)
 
 
 def test_a_sweep_copies_no_hyperparameter_to_the_device_in_its_steps(gpu):
@@ -311,7 +311,7 @@ def test_functional_steps_of_an_ensemble(gpu):
         last = gradtx.unstack(params)[-1]
         return on_host(last)
 
-    assert worst(run(gpu.to), run(unmoved)) < TOLERANCE
+    assert_near(run(gpu.to), run(unmoved), TOLERANCE)
 
 
 def test_muon_for_a_model(gpu):
@@ -324,7 +324,7 @@ def test_muon_for_a_model(gpu):
             optimizer.step()
         return on_host(dict(net.named_parameters()))
 
-    assert worst(run(gpu.to), run(unmoved)) < TOLERANCE
+    assert_near(run(gpu.to), run(unmoved), TOLERANCE)
 
 
 def test_pcgrad_and_the_estimate_of_a_hessian(gpu):
@@ -335,7 +335,7 @@ def test_pcgrad_and_the_estimate_of_a_hessian(gpu):
         diagonal = gradtx.hutchinson_hessian_diag(torch.func.grad(loss), params, generator=0)
         return on_host({**projected, **{f"{name} of H": x for name, x in diagonal.items()}})
 
-    assert worst(run(gpu.to), run(unmoved)) < TOLERANCE
+    assert_near(run(gpu.to), run(unmoved), TOLERANCE)
 
 
 # Errors.
@@ -350,7 +350,7 @@ def test_a_state_on_another_device_is_an_error_with_its_name(gpu):
     optimizer.state[params["w"]]["exp_avg"] = torch.ones(3)
     with pytest.raises(ValueError, match=r"'w'.*exp_avg.*cpu"):
         optimizer.step()
-    assert worst(on_host(dict(params)), before) == 0
+    assert_near(on_host(dict(params)), before, 0.0)
 
 
 def matrices(gpu):
@@ -375,7 +375,7 @@ def refused(tx, gpu, optimizer, **extras):
         before = on_host(weights)
         with pytest.raises((RuntimeError, ValueError)) as caught:
             optimizer.step(**extras)
-        assert worst(on_host(weights), before) == 0
+        assert_near(on_host(weights), before, 0.0)
         assert not any(int(entry.get("step", 0)) for entry in optimizer.state.values())
     return "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import gradtx
 from tests.conformance import each_case, of_each_kind, plain_cases
-from tests.gpu.problem import Problem, loss, noise, on_host, pure, worst
+from tests.gpu.problem import Problem, assert_near, loss, noise, on_host, pure
 
 PLAIN, OF_EACH_KIND = plain_cases(), of_each_kind()
 STEPS = 3
@@ -41,20 +41,20 @@ def unmoved(tree):
 @each_case(PLAIN, OF_EACH_KIND)
 def test_steps_equal_those_on_the_cpu(case, move):
     found, expected = (Problem(case, each, torch.float32).run(range(STEPS)) for each in (move, unmoved))
-    assert worst(found.values(), expected.values()) < TOLERANCE
+    assert_near(found.values(), expected.values(), TOLERANCE)
 
 
 @each_case(OF_EACH_KIND)
 def test_eager_steps_equal_those_on_the_cpu(case, move):
     with gradtx.eagerly():
         found, expected = (Problem(case, each, torch.float32).run(range(STEPS)) for each in (move, unmoved))
-    assert worst(found.values(), expected.values()) < TOLERANCE
+    assert_near(found.values(), expected.values(), TOLERANCE)
 
 
 @each_case(PLAIN, OF_EACH_KIND)
 def test_pure_updates_equal_those_on_the_cpu(case, move):
     found, expected = (pure(case, each, STEPS, torch.float32) for each in (move, unmoved))
-    assert worst(found, expected) < TOLERANCE
+    assert_near(found, expected, TOLERANCE)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_numbers_of_all_kinds_reach_the_device(lr, options, move):
             optimizer.step()
         return on_host(params)
 
-    assert worst(run(move), run(unmoved)) < TOLERANCE
+    assert_near(run(move), run(unmoved), TOLERANCE)
 
 
 def test_a_device_without_kernels_is_one_warning(move):
@@ -98,4 +98,4 @@ def test_a_sweep(move):
         return {str(i): torch.tensor(record["loss"]) for i, record in enumerate(swept.records)}
 
     first = functools.partial(move, index=0)  # the device that autograd knows
-    assert worst(run(first), run(unmoved)) < TOLERANCE
+    assert_near(run(first), run(unmoved), TOLERANCE)

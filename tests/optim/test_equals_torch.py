@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import gradtx
+from tests.algorithms.shared_with_torch import SHARED
 from tests.optim.problems import assert_close, assert_equal, descend, parameters, twins, values
-from tests.optimizers.test_classic import SHARED as CLASSIC
 
 # The same sums in a different order: torch updates in place with fused operations.
 TOLERANCE = 1e-12
@@ -50,7 +50,7 @@ CASES = [
     ("Adafactor", {}),
     ("Adafactor", {"lr": 0.3, "beta2_decay": -0.4, "d": 1.2, "weight_decay": 0.1}),
     ("Adafactor", {"lr": 0.05, "eps": (0.2, 0.7), "maximize": True}),
-    *((name, options) for _, name, _, options in CLASSIC),
+    *((name, options) for name, several in SHARED.items() for options in several),
 ]
 NAMES = ["SGD", "Adam", "AdamW", "RAdam", "Adagrad", "Adadelta", "RMSprop", "Rprop", "Adamax", "NAdam"]
 

@@ -1,0 +1,81 @@
+"""What a failing comparison says: leaf, step, both values."""
+
+import math
+import re
+
+import pytest
+import torch
+
+import gradtx
+from tests import matrix_problem
+from tests.references import compare, compare_trees, follows, follows_along, weights_follow
+
+
+def tree(*values, **others):
+    return {"rows": torch.tensor(values, dtype=torch.float64), **others}
+
+
+def test_the_first_step_and_leaf_that_differ_are_told_with_both_values():
+    expected = [tree(1.0, 2.0), tree(1.0, 0.012), tree(5.0, 5.0)]
+    history = [tree(1.0, 2.0), tree(1.0, 0.013), tree(0.0, 0.0)]
+    message = "leaf 'rows' at step 2: 0.013 instead of 0.012 (entry (1,); 1 of 2 entries differ; tolerance 1e-10)"
+    with pytest.raises(AssertionError, match=f"^{re.escape(message)}$"):
+        compare(history, expected)
+
+
+def test_values_that_differ_late_are_told_with_enough_digits():
+    with pytest.raises(AssertionError, match=r"^leaf 'rows': 1\.0000000011 instead of 1 \(entry \(0,\); 1 of 1"):
+        compare_trees(tree(1.0000000011), tree(1.0))
+
+
+def test_the_entry_that_is_furthest_off_is_told_and_the_other_leaves_by_name():
+    zeros = {"scalar": torch.tensor(0.0), "bias": torch.zeros(2)}
+    ones = {"scalar": torch.tensor(1.0), "bias": torch.ones(2)}
+    message = r"^leaf 'rows': 3 instead of 2 \(entry \(1,\); 2 of 3 .*\); also 'scalar', 'bias'$"
+    with pytest.raises(AssertionError, match=message):
+        compare_trees(tree(1.1, 3.0, 3.0, **zeros), tree(1.0, 2.0, 3.0, **ones))
+    with pytest.raises(AssertionError, match=r"^leaf 'scalar': 0 instead of 1 \(tolerance 0\.5\); also 'bias'$"):
+        compare_trees(zeros, ones, 0.5)
+
+
+@pytest.mark.parametrize("values", [(math.nan, 1.0), (1.0, math.nan), (math.nan, math.nan), (math.inf, math.inf)])
+def test_what_is_no_finite_number_differs(values):
+    found, expected = values
+    with pytest.raises(AssertionError, match=f"^leaf 'rows': {found:g} instead of {expected:g} .entry .1,.; "):
+        compare_trees(tree(2.0, found), tree(2.0, expected))
+
+
+def test_tolerances_are_relative_unless_they_are_absolute_and_0_asks_for_the_same_bits():
+    compare_trees(tree(100.0, 1.05), tree(100.0, 1.0), 1e-3)
+    with pytest.raises(AssertionError, match="1 of 2 entries"):
+        compare_trees(tree(100.0, 1.05), tree(100.0, 1.0), 1e-3, absolute=True)
+    compare_trees(tree(1.0), tree(1.0), 0.0)
+    with pytest.raises(AssertionError, match=r"1\.0000000000000002 instead of 1 "):
+        compare_trees(tree(1.0000000000000002), tree(1.0), 0.0)
+    with pytest.raises(AssertionError, match="1e-30 instead of 0"):  # relative to 0
+        compare_trees(tree(1e-30), tree(0.0))
+
+
+def test_leaves_and_layouts_are_compared():
+    with pytest.raises(AssertionError, match=r"^leaves: \['rows'\] instead of \['rows', 'bias'\]$"):
+        compare_trees(tree(1.0), tree(1.0, bias=torch.zeros(2)))
+    with pytest.raises(AssertionError, match=r"^leaf 'rows': torch.float64 \(1,\) instead of torch.float32 \(2,\)$"):
+        compare_trees(tree(1.0), {"rows": torch.zeros(2)})
+
+
+WAYS = {
+    "updates": follows,
+    "weights": weights_follow,
+    "along": lambda step, reference: follows_along(step, lambda g, p: {n: -0.1 * x for n, x in g.items()}),
+    "matrices": lambda step, reference: matrix_problem.follows(step, reference, 0, tolerance=1e-10),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_rate_that_changes_at_the_third_step_is_found_there(way):
+    late = gradtx.Schedule(lambda t: 0.1 if t < 2 else 0.11)
+    WAYS[way](gradtx.sgd(lr=0.1), gradtx.sgd(lr=0.1))
+    with pytest.raises(
+        AssertionError, match=r"^leaf '(matrix|wide)' at step 3: -?\d.* instead of -?\d.*tolerance 1e-10"
+    ):
+        WAYS[way](gradtx.sgd(lr=late), gradtx.sgd(lr=0.1))
