@@ -117,6 +117,13 @@ OTHERS = [
         ("gradtx.sweeps.run", "gradtx.sweeps.result"),
         "Train one member per setting, all in one step. See also [how to find a rate](../howto/sweep.md).",
     ),
+    Page(
+        "meta",
+        "Gradients through training",
+        ("gradtx.meta.implicit", "gradtx.meta.minimize"),
+        "Gradients of solutions and minima without the steps that lead to them. See also "
+        "[how to use them](../howto/implicit-gradients.md).",
+    ),
     Page("registry", "Optimizers and schedulers by name", ("gradtx.registry",)),
     Page("hessian", "The diagonal of the Hessian", ("gradtx.hessian",)),
     Page("multitask", "Several losses", ("gradtx.multitask",)),

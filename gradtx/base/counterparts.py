@@ -11,7 +11,6 @@ _OF_TORCHOPT = (
     *("Optimizer", "SGD", "Adam", "AdamW", "Adamax", "RAdam", "RMSprop", "AdaGrad"),
     "AdaDelta",
 )
-_IMPLICIT = f"gradients through a solution are not included; see {_TORCHOPT}"
 _BRANCH = f"states are values: keep a reference, or detach it; see {_TORCHOPT}"
 _AVERAGE = "use average(decay) as the last link for weights, ema(decay) for updates"
 
@@ -40,9 +39,8 @@ COUNTERPARTS = {
     "tree_utils": "index the state, a dict: state[stage][slot][leaf]",
     **dict.fromkeys([f"Meta{name}" for name in _OF_TORCHOPT], _META),
     **dict.fromkeys([f"Func{name}" for name in _OF_TORCHOPT], _FUNC),
-    **dict.fromkeys(
-        ("custom_root", "custom_fixed_point", "ImplicitMetaGradientModule"), _IMPLICIT
-    ),
+    "ImplicitMetaGradientModule": "use custom_root(torch.func.grad(loss)), or minimize(tx, loss, start, ...); see "
+    "docs/howto/implicit-gradients.md",
     "zero_order": f"gradients without backward are not included; see {_TORCHOPT}",
     **dict.fromkeys(
         ("extract_state_dict", "recover_state_dict", "stop_gradient"), _BRANCH

@@ -402,8 +402,8 @@ def test_a_hyperparameter_is_no_attribute():
         "torch.func.grad; see docs/howto/from-torchopt.md",
         "FuncAdam": "module 'gradtx' has no attribute 'FuncAdam'; use tx.update and apply_updates, which are pure; see "
         "docs/howto/from-torchopt.md",
-        "custom_root": "module 'gradtx' has no attribute 'custom_root'; gradients through a solution are not included; "
-        "see docs/howto/from-torchopt.md",
+        "ImplicitMetaGradientModule": "module 'gradtx' has no attribute 'ImplicitMetaGradientModule'; use "
+        "custom_root(torch.func.grad(loss)), or minimize(tx, loss, start, ...); see docs/howto/implicit-gradients.md",
         "adamwss": "module 'gradtx' has no attribute 'adamwss'; did you mean 'adamw'?",
         "quux": "module 'gradtx' has no attribute 'quux'; see docs/optax-names.md",
         "_quux": "module 'gradtx' has no attribute '_quux'",
