@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from sklearn.datasets import load_diabetes, load_iris
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -230,6 +231,61 @@ def test_the_gradient_is_that_of_the_minimum_whatever_the_chain(tx):
         return gradtx.minimize(tx, ridge_loss, at, X, Y, decay, steps=1, until=1e-6).sum()
 
     close(grad(by_chain)(f64(0.7)), grad(lambda decay: reached(start, X, Y, decay).sum())(f64(0.7)), 1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own, at a break
+def test_a_compiled_function_runs_the_solver_outside_of_its_graph_and_has_its_gradient():
+    solver = ridge()
+
+    def through_a_solver(decay):
+        return outer(2 * solver(None, X, Y, decay.exp()))
+
+    def through_a_minimum(decay):
+        start = torch.zeros(4, dtype=torch.float64)
+        return outer(2 * gradtx.minimize(gradtx.sgd(0.03), ridge_loss, start, X, Y, decay.exp(), steps=900))
+
+    expected = grad(through_a_solver)(f64(0.7))
+    for function in (through_a_solver, through_a_minimum):
+        decay = f64(0.7).requires_grad_()
+        torch.compile(function, backend="eager")(decay).backward()
+        close(decay.grad, expected)
+
+
+# Figures of jaxopt 0.8.5, in float64, on scikit-learn's data.
+
+
+def test_ridge_regression_on_diabetes_has_the_jacobian_that_jaxopt_computes():
+    x, y = map(torch.as_tensor, load_diabetes(return_X_y=True))
+
+    def loss(w, x, y, decay):
+        return (x @ w - y).square().mean() / 2 + decay * w.square().sum() / 2
+
+    @gradtx.custom_root(grad(loss))
+    def solver(start, x, y, decay):
+        matrix = x.T @ x / len(x) + decay * torch.eye(10, dtype=x.dtype)
+        return torch.linalg.solve(matrix, x.T @ y / len(x))
+
+    of_jaxopt = [-0.00686655, -0.0015653, -0.02145358, -0.01614764, -0.00774439]
+    of_jaxopt += [-0.0063537, 0.01443728, -0.01573563, -0.02069689, -0.01398443]
+    jacobian = jacrev(solver, argnums=3)(None, x, y, f64(10.0))
+    torch.testing.assert_close(jacobian, f64(of_jaxopt), rtol=0, atol=1e-6)  # jaxopt's own linear solve
+
+
+def test_logistic_regression_on_iris_has_the_jacobian_that_jaxopt_computes_by_gradient_descent():
+    x, y = map(torch.as_tensor, load_iris(return_X_y=True))
+    x, y = x[y < 2], 2.0 * y[y < 2] - 1
+
+    def loss(w, decay):
+        return torch.nn.functional.softplus(-y * (x @ w)).mean() + decay * w.square().sum() / 2
+
+    def minimum(decay):
+        start = torch.zeros(4, dtype=torch.float64)
+        return gradtx.minimize(gradtx.sgd(0.1, momentum=0.9), loss, start, decay, steps=3000, until=1e-10)
+
+    close(minimum(f64(0.1)), f64([-0.2188696, -0.77641698, 1.17208685, 0.50692711]), 1e-7)
+    of_jaxopt = f64([0.86863776, 2.83399187, -4.21483139, -1.88731771])
+    close(jacrev(minimum)(f64(0.1)), of_jaxopt, 1e-7)
 
 
 class Live(TorchDispatchMode):

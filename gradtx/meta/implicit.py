@@ -16,6 +16,7 @@ from gradtx.base.torch_names import (
     forward_levels,
     forward_mode_active,
     has_derivative,
+    not_traced,
 )
 from gradtx.meta.root import Linear, Problem, root
 
@@ -207,6 +208,8 @@ def _decorator(
 
         @functools.wraps(solver)
         def solved(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_dynamo_compiling():
+                return _untraced(implicit, args, kwargs)
             return implicit(*args, **kwargs)
 
         return solved
@@ -327,6 +330,12 @@ class _Implicit(NamedTuple):
                 is_real = tensor.is_floating_point() or tensor.is_complex()
                 flags.append(is_real and not is_fixed)
         return flags
+
+
+@not_traced
+def _untraced(implicit: _Implicit, args: Any, kwargs: Any) -> Any:
+    """Run a solver outside of the compiled graph: its loops read values, and have any number of steps."""
+    return implicit(*args, **kwargs)
 
 
 class _Call(Problem):

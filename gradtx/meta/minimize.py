@@ -79,6 +79,9 @@ def minimize(
         >>> torch.func.grad(outer)(torch.tensor(1.0))  # of 6 / (1 + decay)
         tensor(-1.5000)
     """
+    if torch.compiler.is_dynamo_compiling():
+        options = {"steps": steps, "until": until, "solve": solve, "nondiff": nondiff}
+        return _untraced((tx, loss, start, *args), {**options, **linear})
     check_transformation("minimize", "tx", tx)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise ValueError(f"minimize: steps must be in [1, inf), got {describe(steps)}")
@@ -111,6 +114,12 @@ def minimize(
     return decorate(solver)((start, varying), *args)
 
 
+@_torch.not_traced
+def _untraced(args: Any, options: Any) -> Any:
+    """Run outside of the compiled graph: the loop reads values, and a graph of all steps would take hours."""
+    return minimize(*args, **options)
+
+
 def _minimized(
     tx: GradientTransformation,
     at: LossAt,
@@ -140,6 +149,8 @@ def _minimized(
 
 
 def _evaluated(at: LossAt, params: Any) -> tuple[Any, Tensor]:
+    """Return gradients and loss."""
+
     def checked(params: Any, *args: Any) -> Tensor:
         value = at.loss_fn(params, *args)
         if not isinstance(value, Tensor) or value.ndim:
@@ -148,8 +159,18 @@ def _evaluated(at: LossAt, params: Any) -> tuple[Any, Tensor]:
             )
         return value
 
-    grads, (value, _) = LossAt(checked, at.batch).gradients(params)
-    return grads, value
+    if _torch.inside_transform() or torch.compiler.is_compiling():
+        grads, (value, _) = LossAt(checked, at.batch).gradients(params)
+        return grads, value
+    # Backward of plain tensors takes less than half of the time of torch.func.grad, for small models.
+    tensors, rebuild = _tree.split(params)
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    with torch.enable_grad():
+        value = checked(rebuild(leaves), *at.batch)
+    if not value.requires_grad:
+        return rebuild([torch.zeros_like(tensor) for tensor in tensors]), value
+    grads = torch.autograd.grad(value, leaves, materialize_grads=True)
+    return rebuild(grads), value.detach()
 
 
 def _reached(
