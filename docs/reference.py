@@ -120,9 +120,9 @@ OTHERS = [
     Page(
         "meta",
         "Gradients through training",
-        ("gradtx.meta.implicit", "gradtx.meta.minimize"),
-        "Gradients of solutions and minima without the steps that lead to them. See also "
-        "[how to use them](../howto/implicit-gradients.md).",
+        ("gradtx.meta.implicit", "gradtx.meta.minimize", "gradtx.meta.module"),
+        "Gradients of solutions and minima without the steps that lead to them, and steps of a module that have "
+        "gradients. See also [which way to choose](../howto/meta-learning.md).",
     ),
     Page("registry", "Optimizers and schedulers by name", ("gradtx.registry",)),
     Page("hessian", "The diagonal of the Hessian", ("gradtx.hessian",)),

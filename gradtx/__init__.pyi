@@ -55,6 +55,7 @@ from gradtx.transform import GradientTransformation as GradientTransformation
 from gradtx.combinators.frame import InnerClock as InnerClock
 from gradtx.model_memory import Memory as Memory
 from gradtx.model_memory import MemoryRow as MemoryRow
+from gradtx.meta.module import MetaOptimizer as MetaOptimizer
 from gradtx.models import ModelOptimizer as ModelOptimizer
 from gradtx.arguments import NonNegative as NonNegative
 from gradtx.arguments import NonNegativeInt as NonNegativeInt
@@ -155,6 +156,7 @@ __all__ = [
     "InnerClock",
     "Memory",
     "MemoryRow",
+    "MetaOptimizer",
     "ModelOptimizer",
     "NonNegative",
     "NonNegativeInt",

@@ -5,13 +5,13 @@ from __future__ import annotations
 _WARM_UP = "use gradtx.warmup_cosine_schedule(...) as lr, or as_lr_scheduler(optimizer, schedule)"
 _CLIP = "use clip_by_global_norm(...) for the norm of all gradients, clip_by_norm(...) for that of each"
 _TORCHOPT = "docs/howto/from-torchopt.md"
-_META = f"write a function of params and take its torch.func.grad; see {_TORCHOPT}"
+_META = f"use MetaOptimizer(net, tx) with any chain, such as sgd(...); see {_TORCHOPT}"
 _FUNC = f"use tx.update and apply_updates, which are pure; see {_TORCHOPT}"
 _OF_TORCHOPT = (
     *("Optimizer", "SGD", "Adam", "AdamW", "Adamax", "RAdam", "RMSprop", "AdaGrad"),
     "AdaDelta",
 )
-_BRANCH = f"states are values: keep a reference, or detach it; see {_TORCHOPT}"
+_BRANCH = f"use the methods extract, recover and stop_gradient of MetaOptimizer; see {_TORCHOPT}"
 _AVERAGE = "use average(decay) as the last link for weights, ema(decay) for updates"
 
 COUNTERPARTS = {

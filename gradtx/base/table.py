@@ -15,6 +15,7 @@ MODULES = {
     "InnerClock": "combinators.frame",
     "Memory": "model_memory",
     "MemoryRow": "model_memory",
+    "MetaOptimizer": "meta.module",
     "ModelOptimizer": "models",
     "NonNegative": "arguments",
     "NonNegativeInt": "arguments",

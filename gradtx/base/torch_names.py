@@ -348,6 +348,19 @@ def _one() -> Tensor:
         return torch.ones((), device="cpu")
 
 
+# Modules.
+
+
+def put_parameter(module: torch.nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor, which need not be a parameter, in the place of a module's own parameter."""
+    module._parameters[name] = tensor  # type: ignore[assignment]
+
+
+def put_buffer(module: torch.nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of a module's own buffer."""
+    module._buffers[name] = tensor
+
+
 # Recording.
 
 
