@@ -117,6 +117,13 @@ OTHERS = [
         ("gradtx.sweeps.run", "gradtx.sweeps.result"),
         "Train one member per setting, all in one step. See also [how to find a rate](../howto/sweep.md).",
     ),
+    Page(
+        "meta",
+        "Gradients through training",
+        ("gradtx.meta.implicit", "gradtx.meta.minimize", "gradtx.meta.module"),
+        "Gradients of solutions and minima without the steps that lead to them, and steps of a module that have "
+        "gradients. See also [which way to choose](../howto/meta-learning.md).",
+    ),
     Page("registry", "Optimizers and schedulers by name", ("gradtx.registry",)),
     Page("hessian", "The diagonal of the Hessian", ("gradtx.hessian",)),
     Page("multitask", "Several losses", ("gradtx.multitask",)),

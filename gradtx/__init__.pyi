@@ -55,6 +55,7 @@ from gradtx.transform import GradientTransformation as GradientTransformation
 from gradtx.combinators.frame import InnerClock as InnerClock
 from gradtx.model_memory import Memory as Memory
 from gradtx.model_memory import MemoryRow as MemoryRow
+from gradtx.meta.module import MetaOptimizer as MetaOptimizer
 from gradtx.models import ModelOptimizer as ModelOptimizer
 from gradtx.arguments import NonNegative as NonNegative
 from gradtx.arguments import NonNegativeInt as NonNegativeInt
@@ -78,6 +79,8 @@ from gradtx.schedules import cosine_schedule as cosine_schedule
 from gradtx.schedules import cosine_warm_restarts_schedule as cosine_warm_restarts_schedule
 from gradtx.schedules import cosine_warmup_restarts_schedule as cosine_warmup_restarts_schedule
 from gradtx.registry import create_optimizer as create_optimizer
+from gradtx.meta.implicit import custom_fixed_point as custom_fixed_point
+from gradtx.meta.implicit import custom_root as custom_root
 from gradtx.schedules import cyclic_schedule as cyclic_schedule
 from gradtx.base.ambient import eagerly as eagerly
 from gradtx.schedules import explore_exploit_schedule as explore_exploit_schedule
@@ -100,6 +103,7 @@ from gradtx.checkpoint import load as load
 from gradtx.registry import load_lr_scheduler as load_lr_scheduler
 from gradtx.registry import load_optimizer as load_optimizer
 from gradtx.model_memory import memory as memory
+from gradtx.meta.minimize import minimize as minimize
 from gradtx.schedules import multistep_schedule as multistep_schedule
 from gradtx.models import muon_for as muon_for
 from gradtx.schedules import one_cycle_schedule as one_cycle_schedule
@@ -152,6 +156,7 @@ __all__ = [
     "InnerClock",
     "Memory",
     "MemoryRow",
+    "MetaOptimizer",
     "ModelOptimizer",
     "NonNegative",
     "NonNegativeInt",
@@ -249,6 +254,8 @@ __all__ = [
     "cosine_warmup_restarts_schedule",
     "couple_pairs",
     "create_optimizer",
+    "custom_fixed_point",
+    "custom_root",
     "cyclic_schedule",
     "dadapt_adagrad",
     "dadapt_adam",
@@ -325,6 +332,7 @@ __all__ = [
     "masked",
     "mechanize",
     "memory",
+    "minimize",
     "momo",
     "momo_adam",
     "msvag",

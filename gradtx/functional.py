@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -73,34 +73,49 @@ def train_step(
     def step(
         params: Any, state: dict[str, Any], *batch: Any, **extras: Any
     ) -> tuple[Any, dict[str, Any], Any]:
-        def loss_at(params: Any) -> tuple[Tensor, Any]:
-            returned = loss_fn(params, *batch)
-            return returned if has_aux else (returned, ())
-
-        def gradients_at(params: Any) -> tuple[Any, tuple[Tensor, Any]]:
-            leaves, unflatten = _tree.flatten(params, "params")
-            present = {name: leaf for name, leaf in leaves.items() if leaf is not None}
-            differentiate = torch.func.grad_and_value(
-                lambda values: loss_at(unflatten({**leaves, **values})), has_aux=True
-            )
-            grads, result = differentiate(present)
-            return unflatten({**leaves, **grads}), result
-
-        grads, (loss, aux) = gradients_at(params)
+        at = LossAt(loss_fn, batch, has_aux)
+        grads, (loss, aux) = at.gradients(params)
         if not loss.is_floating_point():  # its gradients would be 0
             raise TypeError(
                 f"train_step: the loss must be a floating-point tensor, got {loss.dtype}"
             )
-        known = {
-            "value": loss,
-            "value_fn": lambda params: loss_at(params)[0],
-            "grad_fn": lambda params: gradients_at(params)[0],
-        }
+        known = at.extras(loss)
         updates, state = tx.update(grads, state, params, **{**known, **extras})
         new_params = apply_updates(params, updates)
         return new_params, state, (loss, aux) if has_aux else loss
 
     return with_own_code(step)
+
+
+class LossAt(NamedTuple):
+    """A loss on one batch, as a function of the parameters, with its gradients."""
+
+    loss_fn: Callable[..., Any]
+    batch: tuple[Any, ...]
+    has_aux: bool = False
+
+    def values(self, params: Any) -> tuple[Tensor, Any]:
+        """Return the loss and auxiliary output."""
+        returned = self.loss_fn(params, *self.batch)
+        return returned if self.has_aux else (returned, ())
+
+    def gradients(self, params: Any) -> tuple[Any, tuple[Tensor, Any]]:
+        """Return the gradients, and the loss with auxiliary output."""
+        leaves, unflatten = _tree.flatten(params, "params")
+        present = {name: leaf for name, leaf in leaves.items() if leaf is not None}
+        differentiate = torch.func.grad_and_value(
+            lambda values: self.values(unflatten({**leaves, **values})), has_aux=True
+        )
+        grads, result = differentiate(present)
+        return unflatten({**leaves, **grads}), result
+
+    def extras(self, loss: Tensor) -> dict[str, Any]:
+        """Return what links may ask of the loss, given its value."""
+        return {
+            "value": loss,
+            "value_fn": lambda params: self.values(params)[0],
+            "grad_fn": lambda params: self.gradients(params)[0],
+        }
 
 
 def stack(trees: Iterable[Any]) -> Any:

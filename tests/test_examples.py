@@ -28,6 +28,7 @@ TINY = {
     "physics_informed": (["--evaluations", "12", "--seeds", "1"], "error of u: Adam "),
     "finetune_digits": (["--steps", "2", "--seeds", "1"], "accuracy on 5 to 9: head alone "),
     "lora": (["--steps", "1"], "loss: Adam "),
+    "clean_labels": (["--steps", "2"], "test accuracy: all weights equal "),
     "inspect_chain": (["--steps", "3"], "test accuracy: as it should be "),
 }
 

@@ -22,7 +22,7 @@ LAYERS = (
     ("algorithms",),
     ("optim",),
     ("functional", "checkpoint", "hessian", "models", "registry", "memory", "multitask"),
-    ("sweeps",),
+    ("sweeps", "meta"),
     ("",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

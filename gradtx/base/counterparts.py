@@ -5,14 +5,13 @@ from __future__ import annotations
 _WARM_UP = "use gradtx.warmup_cosine_schedule(...) as lr, or as_lr_scheduler(optimizer, schedule)"
 _CLIP = "use clip_by_global_norm(...) for the norm of all gradients, clip_by_norm(...) for that of each"
 _TORCHOPT = "docs/howto/from-torchopt.md"
-_META = f"write a function of params and take its torch.func.grad; see {_TORCHOPT}"
+_META = f"use MetaOptimizer(net, tx) with any chain, such as sgd(...); see {_TORCHOPT}"
 _FUNC = f"use tx.update and apply_updates, which are pure; see {_TORCHOPT}"
 _OF_TORCHOPT = (
     *("Optimizer", "SGD", "Adam", "AdamW", "Adamax", "RAdam", "RMSprop", "AdaGrad"),
     "AdaDelta",
 )
-_IMPLICIT = f"gradients through a solution are not included; see {_TORCHOPT}"
-_BRANCH = f"states are values: keep a reference, or detach it; see {_TORCHOPT}"
+_BRANCH = f"use the methods extract, recover and stop_gradient of MetaOptimizer; see {_TORCHOPT}"
 _AVERAGE = "use average(decay) as the last link for weights, ema(decay) for updates"
 
 COUNTERPARTS = {
@@ -40,9 +39,8 @@ COUNTERPARTS = {
     "tree_utils": "index the state, a dict: state[stage][slot][leaf]",
     **dict.fromkeys([f"Meta{name}" for name in _OF_TORCHOPT], _META),
     **dict.fromkeys([f"Func{name}" for name in _OF_TORCHOPT], _FUNC),
-    **dict.fromkeys(
-        ("custom_root", "custom_fixed_point", "ImplicitMetaGradientModule"), _IMPLICIT
-    ),
+    "ImplicitMetaGradientModule": "use custom_root(torch.func.grad(loss)), or minimize(tx, loss, start, ...); see "
+    "docs/howto/implicit-gradients.md",
     "zero_order": f"gradients without backward are not included; see {_TORCHOPT}",
     **dict.fromkeys(
         ("extract_state_dict", "recover_state_dict", "stop_gradient"), _BRANCH

@@ -113,6 +113,25 @@ def below_transforms(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def any_member(condition: Tensor) -> bool:
+    """Whether a 0-d condition holds, inside `vmap` for any member; the host waits for its value."""
+    return bool(below_transforms(condition).any())
+
+
+def largest_of_members(value: Tensor) -> float:
+    """Return a 0-d tensor's value, inside `vmap` the largest one of all members; NaN if one is NaN."""
+    return below_transforms(value).max().item()
+
+
+def is_batched(tensor: Tensor) -> bool:
+    """Whether a `vmap` has batched a tensor, at any level."""
+    while is_transformed(tensor):
+        if _C._functorch.is_batchedtensor(tensor):
+            return True
+        tensor = _C._functorch.get_unwrapped(tensor)
+    return False
+
+
 def added_products(
     plus: Tensor, x: Tensor, y: Tensor, *, beta: float = 1, alpha: float = 1
 ) -> Tensor:
@@ -150,6 +169,26 @@ def has_derivative(tensor: Tensor) -> bool:
         if not is_transformed(tensor):
             return False
         tensor = _C._functorch.get_unwrapped(tensor)
+
+
+def forward_levels(tensors: Iterable[Tensor]) -> int:
+    """Return the number of enclosing `torch.func.jvp` at whose levels any of the tensors may have a tangent."""
+    from torch._C._functorch import TransformType
+
+    if not inside_transform():
+        return 0
+    forward: set[int] = set()
+    for interpreter in _C._functorch.get_interpreter_stack():
+        if interpreter.key() == TransformType.Jvp:
+            forward.add(interpreter.level())
+    found: set[int] = set()
+    if len(forward) < 2:
+        return len(forward)
+    for tensor in tensors:
+        while is_transformed(tensor):
+            found.add(_C._functorch.maybe_get_level(tensor))
+            tensor = _C._functorch.get_unwrapped(tensor)
+    return len(forward & found)
 
 
 def _is_dual(tensor: Tensor) -> bool:
@@ -307,6 +346,19 @@ def count_up_(targets: list[Tensor]) -> None:
 def _one() -> Tensor:
     with torch.inference_mode(False):
         return torch.ones((), device="cpu")
+
+
+# Modules.
+
+
+def put_parameter(module: torch.nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor, which need not be a parameter, in the place of a module's own parameter."""
+    module._parameters[name] = tensor  # type: ignore[assignment]
+
+
+def put_buffer(module: torch.nn.Module, name: str, tensor: Tensor) -> None:
+    """Put a tensor in the place of a module's own buffer."""
+    module._buffers[name] = tensor
 
 
 # Recording.

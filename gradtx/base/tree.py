@@ -116,6 +116,20 @@ def tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
+def split(tree: Any) -> tuple[list[Tensor], Callable[[Sequence[Any]], Any]]:
+    """Return the tensors of a tree of anything, and a function that puts others in their place."""
+    leaves, spec = _pytree.tree_flatten(tree)
+    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+
+    def rebuild(tensors: Sequence[Any]) -> Any:
+        values = list(leaves)
+        for place, tensor in zip(places, tensors, strict=True):
+            values[place] = tensor
+        return _pytree.tree_unflatten(values, spec)
+
+    return [leaves[place] for place in places], rebuild
+
+
 def map_tensors(function: Callable[..., Any], *trees: Any) -> Any:
     """Map `function` over the tensors of trees with the same structure, such as a user's state."""
     return _pytree.tree_map(

@@ -398,12 +398,14 @@ def test_a_hyperparameter_is_no_attribute():
         "norm of all gradients, clip_by_norm(...) for that of each",
         "EMA": "module 'gradtx' has no attribute 'EMA'; use average(decay) as the last link for weights, ema(decay) "
         "for updates",
-        "MetaSGD": "module 'gradtx' has no attribute 'MetaSGD'; write a function of params and take its "
-        "torch.func.grad; see docs/howto/from-torchopt.md",
+        "MetaSGD": "module 'gradtx' has no attribute 'MetaSGD'; use MetaOptimizer(net, tx) with any chain, such as "
+        "sgd(...); see docs/howto/from-torchopt.md",
+        "recover_state_dict": "module 'gradtx' has no attribute 'recover_state_dict'; use the methods extract, recover "
+        "and stop_gradient of MetaOptimizer; see docs/howto/from-torchopt.md",
         "FuncAdam": "module 'gradtx' has no attribute 'FuncAdam'; use tx.update and apply_updates, which are pure; see "
         "docs/howto/from-torchopt.md",
-        "custom_root": "module 'gradtx' has no attribute 'custom_root'; gradients through a solution are not included; "
-        "see docs/howto/from-torchopt.md",
+        "ImplicitMetaGradientModule": "module 'gradtx' has no attribute 'ImplicitMetaGradientModule'; use "
+        "custom_root(torch.func.grad(loss)), or minimize(tx, loss, start, ...); see docs/howto/implicit-gradients.md",
         "adamwss": "module 'gradtx' has no attribute 'adamwss'; did you mean 'adamw'?",
         "quux": "module 'gradtx' has no attribute 'quux'; see docs/optax-names.md",
         "_quux": "module 'gradtx' has no attribute '_quux'",

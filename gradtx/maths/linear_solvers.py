@@ -1,0 +1,208 @@
+"""Solve linear systems that are given as functions of vectors: CG, BiCGSTAB, GMRES, Neumann series, a dense matrix.
+
+All of them take vectors without trees and run under `vmap`, where each member stops on its own and the loop ends with
+the last one. A loop asks the host after each step whether to go on, so it waits for a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from gradtx.base import torch_names as _torch
+
+Matvec: TypeAlias = Callable[[Tensor], Tensor]
+# GMRES starts over after so many products, of which it keeps all vectors: SciPy's default.
+RESTART = 20
+
+
+class System(NamedTuple):
+    """A linear system `A x = b`, and when to stop.
+
+    Args:
+        matvec: Returns `A v` for a vector `v`.
+        b: The right-hand side, a vector.
+        guess: Where the iteration starts; None is 0.
+        precondition: Returns an approximation of the solution of `A x = r` for a vector `r`, linear in it.
+        tolerance: The norm of `b - A x` divided by that of `b` at which to stop.
+        max_steps: The largest number of products with `A`, as far as the method counts them.
+    """
+
+    matvec: Matvec
+    b: Tensor
+    guess: Tensor | None
+    precondition: Matvec
+    tolerance: float
+    max_steps: int
+
+    def bound(self) -> Tensor:
+        return self.tolerance * norm(self.b)
+
+    def start(self) -> tuple[Tensor, Tensor]:
+        """Return the first iterate and its residual."""
+        if self.guess is None:
+            return torch.zeros_like(self.b), self.b
+        return self.guess, self.b - self.matvec(self.guess)
+
+
+Solver: TypeAlias = Callable[[System], Tensor]
+
+
+def norm(vector: Tensor) -> Tensor:
+    return vector.square().sum().sqrt()
+
+
+def dot(x: Tensor, y: Tensor) -> Tensor:
+    return (x * y).sum()
+
+
+def ratio(top: Tensor, bottom: Tensor) -> Tensor:
+    """Return a quotient of numbers, or 0 where the method has broken down."""
+    is_zero = bottom == 0
+    return torch.where(is_zero, 0.0, top / torch.where(is_zero, 1.0, bottom))
+
+
+def cg(system: System) -> Tensor:
+    """Conjugate gradients, for a symmetric positive definite matrix (Hestenes and Stiefel 1952).
+
+    The iteration ends where a direction has a curvature that is not positive.
+    """
+    x, r = system.start()
+    z = system.precondition(r)
+    p, rz = z, dot(r, z)
+    bound, goes_on = system.bound(), torch.ones_like(rz, dtype=torch.bool)
+    for _ in range(system.max_steps):
+        goes_on = goes_on & (norm(r) > bound)
+        if not _torch.any_member(goes_on):
+            break
+        product = system.matvec(p)
+        curvature = dot(p, product)
+        goes_on = goes_on & (curvature > 0)
+        # Members that have ended keep their values: a step of length 0.
+        length = torch.where(goes_on, ratio(rz, curvature), 0.0)
+        x = x + length * p
+        r = r - length * product
+        z = system.precondition(r)
+        rz_before, rz = rz, dot(r, z)
+        p = torch.where(goes_on, z + ratio(rz, rz_before) * p, p)
+    return x
+
+
+def bicgstab(system: System) -> Tensor:
+    """Stabilized biconjugate gradients, for any matrix (van der Vorst 1992); two products per step."""
+    x, r = system.start()
+    shadow, rho, p = r, dot(r, r), r
+    bound, goes_on = system.bound(), torch.ones_like(rho, dtype=torch.bool)
+    for _ in range((system.max_steps + 1) // 2):
+        goes_on = goes_on & (norm(r) > bound) & (rho != 0)
+        if not _torch.any_member(goes_on):
+            break
+        p_hat = system.precondition(p)
+        v = system.matvec(p_hat)
+        alpha = ratio(rho, dot(shadow, v))
+        s = r - alpha * v
+        s_hat = system.precondition(s)
+        t = system.matvec(s_hat)
+        omega = ratio(dot(t, s), dot(t, t))
+        x = torch.where(goes_on, x + alpha * p_hat + omega * s_hat, x)
+        r = torch.where(goes_on, s - omega * t, r)
+        rho_before, rho = rho, torch.where(goes_on, dot(shadow, r), rho)
+        beta = ratio(rho, rho_before) * ratio(alpha, omega)
+        p = torch.where(goes_on, r + beta * (p - omega * v), p)
+    return x
+
+
+def gmres(system: System) -> Tensor:
+    """Generalized minimal residuals, for any matrix (Saad and Schultz 1986), restarted after `RESTART` products."""
+    x, r = system.start()
+    bound = system.bound()
+    length = min(RESTART, system.max_steps, len(system.b))
+    for _ in range(0, system.max_steps, max(length, 1)):
+        goes_on = norm(r) > bound
+        if not _torch.any_member(goes_on):
+            break
+        correction = system.precondition(_krylov_correction(system, r, length))
+        x = torch.where(goes_on, x + correction, x)
+        r = system.b - system.matvec(x)
+    return x
+
+
+def _krylov_correction(system: System, r: Tensor, length: int) -> Tensor:
+    """Return the correction in a Krylov space that leaves the smallest residual, before preconditioning."""
+    size = norm(r)
+    basis = [r * ratio(torch.ones_like(size), size)]
+    columns: list[Tensor] = []
+    for _ in range(length):
+        vector = system.matvec(system.precondition(basis[-1]))
+        known = torch.stack(basis)
+        weights = known @ vector
+        vector = vector - weights @ known
+        # Once more: a single pass leaves rounding errors as large as the matrix is ill-conditioned.
+        again = known @ vector
+        vector = vector - again @ known
+        height = norm(vector)
+        # A vector of rounding errors only: the space holds the solution already.
+        ends = height <= torch.finfo(height.dtype).eps * norm(weights)
+        height = torch.where(ends, 0.0, height)
+        basis.append(vector * ratio(torch.ones_like(height), height))
+        below = weights.new_zeros(length - len(weights))
+        columns.append(torch.cat([weights + again, height[None], below]))
+    hessenberg = torch.stack(columns, dim=1)
+    first = torch.cat([size[None], r.new_zeros(length)])
+    shares = torch.linalg.pinv(hessenberg) @ first
+    return shares @ torch.stack(basis[:-1])
+
+
+def neumann(system: System) -> Tensor:
+    r"""The series $\sum_k (I - M A)^k M b$, with $M$ the preconditioner: converges if $I - M A$ contracts."""
+    x, r = system.start()
+    bound = system.bound()
+    for _ in range(system.max_steps):
+        goes_on = (norm(r) > bound) & r.isfinite().all()
+        if not _torch.any_member(goes_on):
+            break
+        x = torch.where(goes_on, x + system.precondition(r), x)
+        r = system.b - system.matvec(x)
+    return x
+
+
+def dense(system: System) -> Tensor:
+    """The matrix from products with all unit vectors, then LU; of least norm if the matrix is singular."""
+    unit = torch.eye(len(system.b), dtype=system.b.dtype, device=system.b.device)
+    matrix = torch.vmap(system.matvec)(unit).mT
+    x = torch.linalg.solve_ex(matrix, system.b)[0]
+    misses = ~(norm(matrix @ x - system.b) <= _slack(x) * norm(system.b))  # NaN too
+    if not _torch.any_member(misses):
+        return x
+    return torch.where(misses, torch.linalg.pinv(matrix) @ system.b, x)
+
+
+def _slack(x: Tensor) -> float:
+    """Return a relative residual that only a nearly singular matrix leaves after LU."""
+    return torch.finfo(x.dtype).eps ** 0.5
+
+
+SOLVERS: dict[str, Solver] = {
+    "cg": cg,
+    "gmres": gmres,
+    "bicgstab": bicgstab,
+    "neumann": neumann,
+    "dense": dense,
+}
+# The matrix is symmetric, so one product serves for it and for its transpose.
+SYMMETRIC = ("cg",)
+
+
+def default_tolerance(dtype: torch.dtype) -> float:
+    """Return the default tolerance: 4e-11 in float64, 2e-5 in float32, which well-conditioned systems reach."""
+    return torch.finfo(dtype).eps ** (2 / 3)
+
+
+def relative_residual(matvec: Matvec, b: Tensor, x: Tensor) -> Tensor:
+    """Return the norm of `b - A x` divided by that of `b`; 0 if both are 0."""
+    residual = norm(b - matvec(x))
+    size = norm(b)
+    return torch.where(residual == 0, 0.0, residual / size)
