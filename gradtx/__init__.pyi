@@ -256,12 +256,14 @@ __all__ = [
     "dadapt_lion",
     "dadapt_sgd",
     "descend",
+    "differentially_private_aggregate",
     "diffgrad",
     "dion",
     "dion2",
     "distributed_shampoo",
     "dog",
     "dowg",
+    "dpsgd",
     "eagerly",
     "ema",
     "ema_nesterov",
@@ -1483,6 +1485,14 @@ def descend(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def differentially_private_aggregate(
+    l2_norm_clip: Positive,
+    noise_multiplier: NonNegative,
+    seed: int = 0,
+    expected_batch_size: Static[Count] | None = None,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def diffgrad(
     lr: NonNegative = 0.001,
     betas: Decays = (0.9, 0.999),
@@ -1573,6 +1583,18 @@ def dowg(
     maximize: bool = False,
     mask: Where | None = None,
     cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def dpsgd(
+    lr: NonNegative,
+    l2_norm_clip: Positive,
+    noise_multiplier: NonNegative,
+    seed: int = 0,
+    momentum: Decay = 0.0,
+    nesterov: bool = False,
+    expected_batch_size: Static[Count] | None = None,
+    *,
+    maximize: bool = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def ema(

@@ -68,7 +68,7 @@ class Combinator:
 
 
 INPUTS = ("params", *ALWAYS_KNOWN)  # the names allowed in `needs`
-EXTRA_KINDS = {"leaf", "scalar", "tensors", "leaf?", "scalar?", "tensors?"}
+EXTRA_KINDS = {"leaf", "scalar", "tensors", "leaf?", "scalar?", "tensors?", "examples"}
 
 Bound: TypeAlias = dict[str, Any]  # a call's arguments by name
 # The number of dimensions of a leaf, or the minimum and maximum.
@@ -115,6 +115,7 @@ class Options(TreeOptions, total=False):
     ahead: str | tuple[str, ...]
     summed: Mapping[str, Callable[[Tensor], Tensor]]
     wire: Callable[[Bound], torch.dtype | None] | None
+    makes_gradient: bool
 
 
 class AliasOptions(TypedDict, total=False):
@@ -148,6 +149,7 @@ _DEFAULTS: dict[str, Any] = {
     "random": False,
     "whole": False,
     "wire": None,
+    "makes_gradient": False,
     "rounds": False,
     "class_name": "",
 }
@@ -202,7 +204,7 @@ class Spec:
         if not isinstance(extras, Mapping) or not set(extras.values()) <= EXTRA_KINDS:
             raise TypeError(
                 f"{self.name}: extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with '?' appended if "
-                f"optional, got {describe(extras)}"
+                f"optional, or 'examples', got {describe(extras)}"
             )
         self.extras: dict[str, str] = dict(extras)
         self._required = tuple(
@@ -336,6 +338,7 @@ class Spec:
             needs_shape=whole == "shape",
             owner_reads=owner_reads,
             wire=option("wire"),
+            makes_gradient=option("makes_gradient"),
         )
         return Rule(
             self.name,
@@ -539,6 +542,8 @@ class FactoryCall(GradientTransformation):
             effects.add("rounds")
         if self._spec.processes_whole_leaves(self._arguments):
             effects.add("whole")
+        if self._spec.option("makes_gradient", self._arguments):
+            effects.add("makes gradient")
         return effects
 
     def _branches(self) -> Branches | None:
@@ -823,7 +828,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             function of the arguments that returns a tuple. With an argument `update_period`, the rule reads
             `hessian_diag` only at the first step of each period of that many steps.
         extras: Other extras, name -> "leaf", "scalar" or "tensors" (a dict of tensors with its own names); append a
-            question mark for an optional extra.
+            question mark for an optional extra. "examples" is a tensor per leaf with a leading axis, of equal size in
+            all leaves.
         check: A function `(arguments, name, shape, extras)` that raises an error for extras that do not fit a leaf. It
             is called for all leaves before any computation, so that no leaf has been updated if it raises. Such a rule
             cannot be used inside `blocks`.
@@ -857,6 +863,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         wire: A function of the arguments that returns the dtype in which collectives send the update, or None for its
             own dtype. The rule must convert its input to this dtype at once, and the dtype must represent the result
             exactly.
+        makes_gradient: Whether the rule computes the gradient from extras, whatever the updates are. It must be the
+            first link; later ones read its result as `ctx.grad`. Its sums may be vectors.
 
     Raises:
         TypeError: If an argument has no annotation, or if an option is unknown.

@@ -17,12 +17,12 @@ def public(module):
     return {name: value for name, value in found.items() if not isinstance(value, types.ModuleType)}
 
 
-def updates(tx, problem):
+def updates(tx, problem, given):
     """The updates of all steps, and parameters that move by them."""
     tx = optax.with_extra_args_support(tx)
     params = {name: jnp.array(value) for name, value in problem["params"].items()}
     state, found = tx.init(params), []
-    for grads, loss in zip(problem["grads"], problem["losses"], strict=True):
+    for grads, loss in zip(problem[given], problem["losses"], strict=True):
         grads = {name: jnp.array(value) for name, value in grads.items()}
         update, state = tx.update(grads, state, params, value=jnp.array(loss))
         params = optax.apply_updates(params, update)
@@ -36,7 +36,7 @@ def main():
     called = {**public(optax), "contrib": optax.contrib, "lr": problem["lr"]}
     made = {call: eval(call, dict(called)) for call in [*problem["steps"], *problem["schedules"]]}
     answers = {
-        "steps": {call: updates(made[call], problem) for call in problem["steps"]},
+        "steps": {call: updates(made[call], problem, given) for call, given in problem["steps"].items()},
         "schedules": {call: [float(made[call](t)) for t in problem["times"]] for call in problem["schedules"]},
     }
     json.dump(answers, sys.stdout)

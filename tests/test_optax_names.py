@@ -46,6 +46,15 @@ def problem():
     return draw(), [draw() for _ in range(7)], [1.0, 0.7, 1.3, 0.2, 0.9, 0.5, 0.1]
 
 
+def examples_of(grads):
+    """Gradients of three examples, the longest of which are clipped at 0.5."""
+    return {name: torch.stack([0.1 * grad, grad, -0.3 * grad]) for name, grad in grads.items()}
+
+
+def takes_examples(call):
+    return call.startswith(("contrib.dpsgd", "contrib.differentially_private"))
+
+
 def as_lists(tree):
     return {name: value.tolist() for name, value in tree.items()}
 
@@ -58,8 +67,9 @@ def optax():
         "lr": LR,
         "params": as_lists(params),
         "grads": list(map(as_lists, grads)),
+        "examples": [as_lists(examples_of(grad)) for grad in grads],
         "losses": losses,
-        "steps": [there for there, _ in STEPS],
+        "steps": {there: "examples" if takes_examples(there) else "grads" for there, _ in STEPS},
         "schedules": [there for there, _ in SCHEDULES],
         "times": list(TIMES),
     }
@@ -125,6 +135,7 @@ def test_calls_that_are_said_to_be_equal_give_the_same_updates(there, here):
     theirs = optax()["steps"][there]
     largest = max(abs(entry) for step in theirs for leaf in step.values() for entry in torch.tensor(leaf).flatten())
     for step, (grad, loss) in enumerate(zip(grads, losses, strict=True)):
+        grad = examples_of(grad) if takes_examples(there) else grad
         updates, state = tx.update(grad, state, params, value=torch.tensor(loss, dtype=torch.float64))
         params = gradtx.apply_updates(params, updates)
         expected = {name: torch.tensor(value, dtype=torch.float64) for name, value in theirs[step].items()}

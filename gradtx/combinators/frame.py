@@ -156,6 +156,9 @@ class Frame(Combinator):
             rejected.append("takes None")
         if self.clock is not None:
             rejected.append("exchanges")
+        reads_gradient = self.enter is not None or self.gradient is not None
+        if reads_gradient or self.clock is not None or has_arms:
+            rejected.append("makes gradient")
         return tuple(rejected)
 
     def effects(self) -> set[str]:

@@ -23,7 +23,7 @@ __all__ = ["Context"]
 
 ALWAYS_KNOWN = ("value", "value_fn", "grad_fn", "hessian_diag")
 # The extras that are the loss or derivatives of it: where a rule maximizes, they are those of the negated loss.
-OF_LOSS = (*ALWAYS_KNOWN, "prev_grad")
+OF_LOSS = (*ALWAYS_KNOWN, "prev_grad", "grad_sample")
 # Available in every rule's context.
 OWN = (
     "bias_correction",

@@ -75,7 +75,7 @@ class Run:
             plain functions.
         has_shards: Whether leaves are shards without their layouts, whose sums are terms of those of whole leaves.
         device: The device of shared values.
-        known_extras: The names of the extras that any link of the chain declares.
+        known_extras: The kind of each extra that any link of the chain declares.
         leaf_extras: The extras that have a separate value for each leaf.
         new_shared: The new 0-d values of each stage.
         starts: The initial 0-d values of stages that may restart in this call.
@@ -102,7 +102,7 @@ class Run:
     is_pure = False
     has_shards = False
     device = CPU
-    known_extras: Container[str] = ()
+    known_extras: Mapping[str, str] = {}
     leaf_extras: Container[str] = ()
 
     def __init__(self) -> None:
