@@ -111,6 +111,7 @@ from gradtx.rules import per_tensor as per_tensor
 from gradtx.schedules import plot as plot
 from gradtx.schedules import polynomial_schedule as polynomial_schedule
 from gradtx.links.projection import project_neurons as project_neurons
+from gradtx import projections as projections
 from gradtx.schedules import proportion_schedule as proportion_schedule
 from gradtx.functional import put as put
 from gradtx.schedules import ranger21_schedule as ranger21_schedule
@@ -321,6 +322,7 @@ __all__ = [
     "low_rank",
     "madgrad",
     "map_after_step",
+    "map_tree_after_step",
     "mars_adamw",
     "mars_lion",
     "mask_by_alignment",
@@ -376,6 +378,7 @@ __all__ = [
     "project_neurons",
     "project_scale_invariant",
     "project_tangent",
+    "projections",
     "proportion_schedule",
     "psgd_kron",
     "psgd_pro",
@@ -1988,6 +1991,11 @@ def madgrad(
 def map_after_step(
     fn: Static[Callable[[Tensor], Tensor]],
     before: bool = False,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def map_tree_after_step(
+    fn: Static[Callable[[dict[str, Tensor]], dict[str, Tensor]]],
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...

@@ -89,6 +89,7 @@ class TreeOptions(InputOptions, total=False):
     """The options of `whole_tree`, documented there and at `per_tensor`."""
 
     capturable: bool | str | Callable[[Bound], bool | str] | None
+    rate: Literal["before", "after"] | None
 
 
 class CombinatorOptions(InputOptions, total=False):
@@ -106,7 +107,6 @@ class Options(TreeOptions, total=False):
     dims: Dims | Callable[[Bound], Dims]
     random: bool | Callable[[Bound], bool]
     owns_lr: bool
-    rate: Literal["before", "after"] | None
     agree: str | tuple[str, ...]
     takes_complex: bool | Callable[[Bound], bool] | None
     compiles: bool | str | Callable[[Bound], bool | str] | None
@@ -895,7 +895,8 @@ def whole_tree(function: Any = None, /, **options: Any) -> Any:
 
     Like `per_tensor`, but `init(params)` and `update(updates, state, params, ctx)` receive dicts keyed by leaf name
     instead of tensors. The state is a dict of slots (dicts keyed by leaf name) and 0-d tensors. `ctx.grad_fn(params)`
-    accepts and returns such dicts. The options are `needs`, `extras` and `capturable`, which defaults to False here.
+    accepts and returns such dicts. The options are `needs`, `extras`, `rate` and `capturable`, which defaults to False
+    here.
     """
     return _decorated("whole_tree", "tree", function, options)
 

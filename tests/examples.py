@@ -13,6 +13,11 @@ def _rejoined(halves):
     return halves[0] if len(halves) == 1 else torch.cat(list(halves))
 
 
+def _bounded(tree):
+    # Each leaf alone: `accumulate` shows rules for whole trees a leaf without a gradient as zeros.
+    return {name: leaf.tanh() for name, leaf in tree.items()}
+
+
 # Early refreshes of the bases, and an eps far above rounding, because it divides entries that the rotation makes 0.
 BASES = {"precondition_frequency": 2, "eps": 0.1}
 RANKS = {"rank": 2, "update_proj_gap": 2, "eps": 0.1}
@@ -84,6 +89,7 @@ EXAMPLES = {
     "looksam": lambda tx: {"base": tx},
     "low_rank": lambda tx: {"tx": tx.replace(eps=0.1), "rank": 2, "every": 2},
     "map_after_step": {"fn": torch.tanh},
+    "map_tree_after_step": {"fn": _bounded},
     "masked": lambda tx: {"tx": tx, "where": "*"},
     "mechanize": lambda tx: {"tx": gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_learning_rate(1.0))},
     "msvag": {"lr": 0.1},

@@ -22,7 +22,9 @@ ROW = re.compile(r"^\| `optax\.(.*?)`(?:, `.*?`)* \| ([=≈]) `(.*?)` \|", re.MU
 ROWS = {title: ROW.findall(text) for title, text in SECTIONS.items()}
 COUNTERPARTS = sorted({here for rows in ROWS.values() for _, _, here in rows})
 SCHEDULES = [(there, here) for there, mark, here in ROWS["Schedules"] if mark == "="]
-STEPS = [(there, here) for title in ROWS if title != "Schedules" for there, mark, here in ROWS[title] if mark == "="]
+OF_VALUES = ("Schedules", "Functions of trees")
+FUNCTIONS = [(there, here) for there, mark, here in ROWS["Functions of trees"] if mark == "="]
+STEPS = [(there, here) for title in ROWS if title not in OF_VALUES for there, mark, here in ROWS[title] if mark == "="]
 TIMES = range(16)  # as far as the longest schedule there goes
 LR = 0.05
 # optax takes these rates, sums or decays in float32, whatever the dtype of the parameters.
@@ -70,6 +72,9 @@ def optax():
         "examples": [as_lists(examples_of(grad)) for grad in grads],
         "losses": losses,
         "steps": {there: "examples" if takes_examples(there) else "grads" for there, _ in STEPS},
+        "tree": as_lists(params),
+        "other": as_lists(grads[0]),
+        "functions": [there for there, _ in FUNCTIONS],
         "schedules": [there for there, _ in SCHEDULES],
         "times": list(TIMES),
     }
@@ -90,7 +95,9 @@ def optax():
 def value_of(code):
     """The value of what a row has for gradtx."""
     params = {"w": torch.ones(2)}
+    tree, (other, *_), _ = problem()
     known = {"lr": LR, "tx": gradtx.adam(), "params": params, "updates": params, "torch": torch}
+    known |= {"tree": tree, "other": other}
     return eval(code, {**{name: getattr(gradtx, name) for name in gradtx.__all__}, **known})
 
 
@@ -121,7 +128,9 @@ def test_a_name_that_looks_like_another_one_is_told_its_counterpart(name):
 
 
 def test_the_rows_of_the_page_are_read():
-    assert f"{len(STEPS) + len(SCHEDULES)} calls" in (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    assert f"{len(STEPS) + len(SCHEDULES) + len(FUNCTIONS)} calls" in (ROOT / "docs" / "comparison.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @needs_optax
@@ -147,3 +156,10 @@ def test_calls_that_are_said_to_be_equal_give_the_same_updates(there, here):
 def test_schedules_that_are_said_to_be_equal_give_the_same_values(there, here):
     values = [float(value_of(here)(t)) for t in TIMES]
     assert values == pytest.approx(optax()["schedules"][there], rel=0, abs=1e-15)
+
+
+@needs_optax
+@pytest.mark.parametrize(("there", "here"), FUNCTIONS)
+def test_functions_of_trees_that_are_said_to_be_equal_return_the_same(there, here):
+    expected = {name: torch.tensor(x, dtype=torch.float64) for name, x in optax()["functions"][there].items()}
+    torch.testing.assert_close(value_of(here), expected, rtol=0, atol=1e-12)

@@ -180,7 +180,7 @@ def total_of(terms: list[Any]) -> Tensor:
 
 
 def stacked(numbers: list[Any]) -> Tensor:
-    """Stack tensors of one shape, mostly 0-d, into a plain one, with one collective for all with the same placements."""
+    """Stack tensors of one shape, mostly 0-d, into a plain one; those with the same placements share a collective."""
     places_of: dict[Any, list[int]] = defaultdict(list)
     for place, number in enumerate(numbers):
         if is_sharded(number):

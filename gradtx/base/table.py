@@ -184,6 +184,7 @@ MODULES = {
     "low_rank": "combinators.coordinates",
     "madgrad": "algorithms.madgrad",
     "map_after_step": "links.projection",
+    "map_tree_after_step": "links.projection",
     "mars_adamw": "algorithms.mars",
     "mars_lion": "algorithms.mars",
     "mask_by_alignment": "links.caution",
