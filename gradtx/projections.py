@@ -158,7 +158,8 @@ def box(tree: Any, lower: Any, upper: Any) -> Any:
         ValueError: If a lower bound that is a number exceeds an upper one, or if trees differ.
 
     Example:
-        >>> gradtx.projections.box(torch.tensor([-1.0, 0.5, 4.0]), 0.0, torch.tensor([1.0, 0.2, 3.0]))
+        >>> upper = torch.tensor([1.0, 0.2, 3.0])
+        >>> gradtx.projections.box(torch.tensor([-1.0, 0.5, 4.0]), 0.0, upper)
         tensor([0.0000, 0.2000, 3.0000])
     """
     are_numbers = all(isinstance(bound, numbers.Real) for bound in (lower, upper))
@@ -241,7 +242,8 @@ def hyperplane(tree: Any, a: Any, b: Number) -> Any:
         ValueError: If the trees differ.
 
     Example:
-        >>> gradtx.projections.hyperplane(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 1.0]), 0.0)
+        >>> a = torch.tensor([1.0, 1.0])
+        >>> gradtx.projections.hyperplane(torch.tensor([2.0, 3.0]), a, 0.0)
         tensor([-0.5000,  0.5000])
     """
     return _jointly(
@@ -265,8 +267,9 @@ def affine(tree: Any, a: Tensor, b: Tensor) -> Any:
 
     Example:
         >>> a = torch.tensor([[1.0, 1.0, 1.0], [1.0, -1.0, 0.0]])
-        >>> x = gradtx.projections.affine(torch.tensor([3.0, 0.0, 0.0]), a, torch.tensor([0.0, 1.0]))
-        >>> torch.allclose(a @ x, torch.tensor([0.0, 1.0]), atol=1e-6)
+        >>> b = torch.tensor([0.0, 1.0])
+        >>> x = gradtx.projections.affine(torch.tensor([3.0, 0.0, 0.0]), a, b)
+        >>> torch.allclose(a @ x, b, atol=1e-6)
         True
     """
 

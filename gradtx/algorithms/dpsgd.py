@@ -51,8 +51,8 @@ def differentially_private_aggregate(
     `torch.vmap(torch.func.grad(loss), (None, 0))(params, batch)`; `update` takes them in place of gradients, or as the
     extra `grad_sample` beside others, which have no effect. In an optimizer, `step` reads them from the attribute
     `grad_sample` of parameters, as Opacus' `GradSampleModule` sets it, or takes `step(grad_sample={name: tensor})`;
-    `zero_grad` drops the attributes. Later links see only the result, also as `ctx.grad`. See
-    [differential privacy](../howto/differential-privacy.md) for what is and is not guaranteed.
+    `zero_grad` drops the attributes. Later links see only the result, also as `ctx.grad`. A how-to page says what is
+    and is not guaranteed.
 
     Args:
         l2_norm_clip: $C > 0$, the largest norm of an example's gradient.
