@@ -62,6 +62,7 @@ from gradtx.arguments import Positive as Positive
 from gradtx.multitask import RotoGrad as RotoGrad
 from gradtx.base.exact import Scalar as Scalar
 from gradtx.base.exact import Schedule as Schedule
+from gradtx.combinators.clocks import SkipTest as SkipTest
 from gradtx.arguments import Static as Static
 from gradtx.sweeps.result import Sweep as Sweep
 from gradtx.schedules import ademamix_alpha_schedule as ademamix_alpha_schedule
@@ -108,6 +109,8 @@ from gradtx.registry import optimizer_class as optimizer_class
 from gradtx.multitask import pcgrad as pcgrad
 from gradtx.multitask import pcgrad_backward as pcgrad_backward
 from gradtx.rules import per_tensor as per_tensor
+from gradtx.schedules import piecewise_constant_schedule as piecewise_constant_schedule
+from gradtx.schedules import piecewise_interpolate_schedule as piecewise_interpolate_schedule
 from gradtx.schedules import plot as plot
 from gradtx.schedules import polynomial_schedule as polynomial_schedule
 from gradtx.links.projection import project_neurons as project_neurons
@@ -121,8 +124,11 @@ from gradtx.schedules import restart_warmup_schedule as restart_warmup_schedule
 from gradtx.multitask import rotograd_rotation_loss as rotograd_rotation_loss
 from gradtx.multitask import rotograd_scale as rotograd_scale
 from gradtx.checkpoint import save as save
+from gradtx.functional import scale_gradient as scale_gradient
 from gradtx import schedules as schedules
 from gradtx.schedules import sigmoid_schedule as sigmoid_schedule
+from gradtx.combinators.clocks import skip_large_updates as skip_large_updates
+from gradtx.combinators.clocks import skip_not_finite as skip_not_finite
 from gradtx import slots as slots
 from gradtx.links.clipping import soft_row_clip as soft_row_clip
 from gradtx.functional import stack as stack
@@ -160,6 +166,7 @@ __all__ = [
     "RotoGrad",
     "Scalar",
     "Schedule",
+    "SkipTest",
     "Static",
     "Sweep",
     "a2grad",
@@ -210,6 +217,7 @@ __all__ = [
     "ano",
     "apollo",
     "apollo_low_rank",
+    "apply_if",
     "apply_updates",
     "as_lr_scheduler",
     "as_optimizer",
@@ -326,6 +334,7 @@ __all__ = [
     "mars_adamw",
     "mars_lion",
     "mask_by_alignment",
+    "mask_if",
     "masked",
     "mechanize",
     "memory",
@@ -366,6 +375,8 @@ __all__ = [
     "pcgrad_backward",
     "per_tensor",
     "pid",
+    "piecewise_constant_schedule",
+    "piecewise_interpolate_schedule",
     "plot",
     "pnm",
     "polar_adam_atan2",
@@ -394,6 +405,7 @@ __all__ = [
     "record",
     "recorded",
     "rectification_schedule",
+    "reduce_on_plateau",
     "regenerate_towards_init",
     "restart",
     "restart_warmup_schedule",
@@ -491,6 +503,7 @@ __all__ = [
     "scale_by_norm_ratio",
     "scale_by_nuclear_norm",
     "scale_by_optimistic_gradient",
+    "scale_by_param_block_norm",
     "scale_by_param_block_rms",
     "scale_by_pid",
     "scale_by_pnm",
@@ -523,6 +536,7 @@ __all__ = [
     "scale_by_trust_ratio",
     "scale_by_width",
     "scale_by_yogi",
+    "scale_gradient",
     "scale_to_radius",
     "schedule_free",
     "schedule_free_adamw",
@@ -540,7 +554,9 @@ __all__ = [
     "signsgd",
     "signum",
     "simplified_ademamix",
+    "skip_large_updates",
     "skip_nonfinite",
+    "skip_not_finite",
     "slots",
     "sm3",
     "soap",
@@ -605,7 +621,9 @@ def accsgd(
 ) -> GradientTransformation: ...
 def accumulate(
     tx: GradientTransformation,
-    every: Count,
+    every: Count | Callable[[Tensor], Any],
+    use_grad_mean: bool = True,
+    skip: Static[SkipTest] | None = None,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -1164,6 +1182,12 @@ def apollo_low_rank(
     maximize: bool = False,
     mask: Where | None = None,
     cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def apply_if(
+    tx: GradientTransformation,
+    condition: Condition,
+    *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def asam(
@@ -2043,6 +2067,12 @@ def mask_by_alignment(
     seed: int = 0,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def mask_if(
+    tx: GradientTransformation,
+    condition: Condition,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def masked(
     tx: GradientTransformation,
     where: Static[Where],
@@ -2626,6 +2656,17 @@ def record(
     name: Static[str | None] = None,
     what: Quantity | tuple[Quantity, ...] = ('norm',),
     per: Literal['leaf', 'all'] = "leaf",
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def reduce_on_plateau(
+    factor: Annotated[Scalar, '(0, 1)'] = 0.1,
+    patience: Count = 10,
+    rtol: Fraction = 0.0001,
+    atol: NonNegative = 0.0,
+    cooldown: NonNegativeInt = 0,
+    accumulation_size: Count = 1,
+    min_scale: NonNegative = 0.0,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -3415,6 +3456,11 @@ def scale_by_nuclear_norm(
 def scale_by_optimistic_gradient(
     alpha: Scalar = 1.0,
     beta: Scalar = 1.0,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_param_block_norm(
+    min_scale: NonNegative = 0.001,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...

@@ -20,7 +20,14 @@ from typing import (
 import torch
 from torch import Tensor
 
-from gradtx.arguments import Argument, Arguments, is_off, tensors_in, varies
+from gradtx.arguments import (
+    Argument,
+    Arguments,
+    OfCount,
+    is_off,
+    tensors_in,
+    varies,
+)
 from gradtx.base.docstrings import with_arguments, with_errors
 from gradtx.base.exact import resolve
 from gradtx.base.messages import describe, nearest
@@ -82,7 +89,7 @@ class InputOptions(TypedDict, total=False):
     """The options of all decorators but `alias`."""
 
     needs: str | tuple[str, ...] | Callable[[Bound], Iterable[str]]
-    extras: Mapping[str, str]
+    extras: Mapping[str, str] | Callable[[Bound], Mapping[str, str]]
 
 
 class TreeOptions(InputOptions, total=False):
@@ -201,6 +208,8 @@ class Spec:
         self.follows_rate = rate == "after"
         self.rounds = self._options["rounds"]
         extras = self._options["extras"]
+        if callable(extras):
+            extras = {}
         if not isinstance(extras, Mapping) or not set(extras.values()) <= EXTRA_KINDS:
             raise TypeError(
                 f"{self.name}: extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with '?' appended if "
@@ -288,9 +297,16 @@ class Spec:
             return value
         return value(arguments)
 
+    def extras_of(self, arguments: Bound) -> dict[str, str]:
+        """Return the kind of each extra with these arguments."""
+        return {**self.option("extras", arguments)}
+
     def needs_of(self, arguments: Bound) -> tuple[str, ...]:
         """Return the requirements of `update` with these arguments."""
-        return (*self.option("needs", arguments), *self._required)
+        required = self._required
+        if not self.extras:
+            required = tuple(self.extras_of(arguments))
+        return (*self.option("needs", arguments), *required)
 
     def rule(self, functions: Functions, arguments: Bound) -> Rule:
         """Return the rule for these argument values."""
@@ -375,7 +391,7 @@ class Spec:
 
     def selector(self, mask: Any) -> Selector:
         """Return the selector of the leaves to which an alias's `weight_decay` applies."""
-        return Selector.of(f"{self.name}: mask", mask)
+        return Selector.of(f"{self.name}: mask", mask, trees=True)
 
     def body(self, arguments: Bound) -> Body:
         """Call the factory's function with these values, and return the result in the form of its kind."""
@@ -480,7 +496,7 @@ class FactoryCall(GradientTransformation):
             _follows_rate=spec.follows_rate,
             _own_lr_role=spec.lr_role,
             _needs=spec.needs_of(arguments),
-            _extras=spec.extras,
+            _extras=spec.extras_of(arguments),
             _rounds=spec.rounds,
         )
 
@@ -516,7 +532,7 @@ class FactoryCall(GradientTransformation):
         parts: list[Any] = [self._spec, self._maximizes]
         for argument in self._spec.arguments.all:
             value = self._arguments[argument.name]
-            if argument.is_hyperparameter:
+            if argument.is_hyperparameter and not isinstance(value, OfCount):
                 continue
             if isinstance(value, GradientTransformation):
                 value = value._skeleton()
@@ -568,8 +584,9 @@ class FactoryCall(GradientTransformation):
 
     def _own_entries(self) -> Iterable[tuple[str, Any, Argument]]:
         for argument in self._spec.arguments.all:
-            if argument.is_hyperparameter:
-                yield argument.name, self._arguments[argument.name], argument
+            value = self._arguments[argument.name]
+            if argument.is_hyperparameter and not isinstance(value, OfCount):
+                yield argument.name, value, argument
 
     def _links(self) -> list[GradientTransformation]:
         return (
@@ -785,7 +802,8 @@ ADDED = {
     "cautious_decay": "Whether to decay only where the step shrinks a weight, too: where direction and weight have the "
     'same sign; with "inclusive", also where either is 0 (Chen et al. 2025). Needs decoupled decay.',
     "mask": "The parameters to which `weight_decay` applies: a name pattern, a tuple of patterns, or a function "
-    "`(name, parameter) -> bool`; None for all. To select by name in an optimizer, pass it `named_parameters()`.",
+    "`(name, parameter) -> bool`; a tree of bools, or a function of the tree of parameters that returns one; None for "
+    "all. To select by name in an optimizer, pass it `named_parameters()`.",
     "state_dtype": "The dtype or code of the state, as for `with_state_dtype`; None for the dtype of each parameter.",
 }
 

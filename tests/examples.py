@@ -13,6 +13,10 @@ def _rejoined(halves):
     return halves[0] if len(halves) == 1 else torch.cat(list(halves))
 
 
+def _odd(step):
+    return step % 2 == 1
+
+
 def _bounded(tree):
     # Each leaf alone: `accumulate` shows rules for whole trees a leaf without a gradient as zeros.
     return {name: leaf.tanh() for name, leaf in tree.items()}
@@ -56,6 +60,7 @@ EXAMPLES = {
     "apollo_low_rank": RANKS,
     "asam": lambda tx: {"base": tx},
     "blend_by_agreement": lambda tx: {"tx": tx, "least": -0.9},
+    "apply_if": lambda tx: {"tx": tx, "condition": _odd},
     "aurora": lambda tx: {"fallback": tx},
     "blocks": lambda tx: {"tx": tx, "view": (_halves, _rejoined)},
     "bound_norm": {"p_bound": 1.5},
@@ -90,6 +95,7 @@ EXAMPLES = {
     "low_rank": lambda tx: {"tx": tx.replace(eps=0.1), "rank": 2, "every": 2},
     "map_after_step": {"fn": torch.tanh},
     "map_tree_after_step": {"fn": _bounded},
+    "mask_if": lambda tx: {"tx": tx, "condition": _odd},
     "masked": lambda tx: {"tx": tx, "where": "*"},
     "mechanize": lambda tx: {"tx": gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_learning_rate(1.0))},
     "msvag": {"lr": 0.1},

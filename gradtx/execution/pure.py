@@ -217,7 +217,8 @@ class TreeRun(Run):
         return label
 
     def _first_choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
-        label = selector.choose(leaf.name, self.names[leaf.name])
+        chooser = self.resolved(selector, lambda: self.whole(self.names))
+        label = chooser.choose(leaf.name, self.names[leaf.name])
         # A predicate may depend on the parameter's current value, so the state records its answer as a mark.
         if not selector.by_name:
             *stage, slot = selector.mark(path, label)
@@ -515,7 +516,7 @@ def _leaves_of(
     only: Container[str] | None,
 ) -> dict[str, Leaf]:
     scalars, trees = split_extras(extras, kinds, grads)
-    run.known_extras, run.leaf_extras = kinds, trees
+    run.known_extras, run.leaf_extras, run.call_extras = kinds, trees, scalars
     leaves = {}
     for name, grad in grads.items():
         if only is not None and name not in only:

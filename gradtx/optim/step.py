@@ -210,7 +210,7 @@ class Step:
         for name, value in self.scalars.items():
             if isinstance(value, Tensor):
                 self.scalar_dtypes[name] = value.dtype
-        run.leaf_extras = self.trees
+        run.leaf_extras, run.call_extras = self.trees, self.scalars
         # A rule may return one of them unchanged.
         run.memory.register(tensors(self.trees))
 
