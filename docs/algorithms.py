@@ -118,7 +118,11 @@ def paper(factory: Any) -> str:
 
 def required(factory: Any) -> dict[str, Any]:
     """Return values for the arguments without a default, and a rank that fits the sample."""
-    of_links = {"map_after_step": {"fn": torch.tanh}, "record": {"name": "norm"}}
+    of_links = {
+        "map_after_step": {"fn": torch.tanh},
+        "map_tree_after_step": {"fn": gradtx.projections.non_negative},
+        "record": {"name": "norm"},
+    }
     given = of_links.get(factory.__name__) or factory.spec.arguments.sample()
     rank = factory.spec.arguments.by_name.get("rank")
     return {**given, "rank": RANK} if rank is not None and rank.kind == "int" else given

@@ -22,6 +22,8 @@ CALLS = {
     "linear_schedule": "linear_schedule(1.0, start_factor=0.1, total_iters=60)",
     "multistep_schedule": "multistep_schedule(1.0, milestones=[30, 60, 80], gamma=0.3)",
     "one_cycle_schedule": "one_cycle_schedule(1.0, 100)",
+    "piecewise_constant_schedule": "piecewise_constant_schedule(1.0, {30: 0.5, 60: 0.2})",
+    "piecewise_interpolate_schedule": "piecewise_interpolate_schedule('cosine', 1.0, {30: 0.5, 70: 0.2})",
     "polynomial_schedule": "polynomial_schedule(1.0, total_iters=90, power=2.0)",
     "proportion_schedule": "proportion_schedule(linear_schedule(1.0, 1.0, 0.0, 100), 1.0, 0.0, 0.4, 0.2)",
     "ranger21_schedule": "ranger21_schedule(1.0, 100)",

@@ -91,6 +91,13 @@ OTHERS = [
         "gradtx.slots",
     ),
     Page(
+        "projections",
+        "Projections",
+        ("gradtx.projections",),
+        "The nearest point of a set, for a tensor or a tree, for `map_after_step` and `map_tree_after_step`.",
+        "gradtx.projections",
+    ),
+    Page(
         "optim",
         "Torch optimizers",
         ("gradtx.optim", "gradtx.optim.optimizer"),
@@ -159,6 +166,9 @@ def homes() -> dict[str, list[str]]:
         value = getattr(gradtx.optim, name)
         if name not in gradtx.__all__ and not hasattr(value, "_alias"):
             found[value.__module__].append(f"optim.{name}")
+    found["gradtx.projections"] = [
+        f"projections.{name}" for name in gradtx.projections.__all__
+    ]
     found["gradtx.slots"] = [f"slots.{name}" for name in gradtx.slots.__all__]
     return found
 

@@ -22,7 +22,7 @@ from gradtx.rules import complete_docstring as _complete_docstring
 from gradtx.transform import chain as chain
 
 __version__ = "0.1.0"
-__all__ = sorted([*_MODULES, "optim", "schedules", "slots"])
+__all__ = sorted([*_MODULES, "optim", "projections", "schedules", "slots"])
 
 
 def _load(name: str) -> object:

@@ -63,6 +63,7 @@ from gradtx.arguments import Positive as Positive
 from gradtx.multitask import RotoGrad as RotoGrad
 from gradtx.base.exact import Scalar as Scalar
 from gradtx.base.exact import Schedule as Schedule
+from gradtx.combinators.clocks import SkipTest as SkipTest
 from gradtx.arguments import Static as Static
 from gradtx.sweeps.result import Sweep as Sweep
 from gradtx.schedules import ademamix_alpha_schedule as ademamix_alpha_schedule
@@ -112,9 +113,12 @@ from gradtx.registry import optimizer_class as optimizer_class
 from gradtx.multitask import pcgrad as pcgrad
 from gradtx.multitask import pcgrad_backward as pcgrad_backward
 from gradtx.rules import per_tensor as per_tensor
+from gradtx.schedules import piecewise_constant_schedule as piecewise_constant_schedule
+from gradtx.schedules import piecewise_interpolate_schedule as piecewise_interpolate_schedule
 from gradtx.schedules import plot as plot
 from gradtx.schedules import polynomial_schedule as polynomial_schedule
 from gradtx.links.projection import project_neurons as project_neurons
+from gradtx import projections as projections
 from gradtx.schedules import proportion_schedule as proportion_schedule
 from gradtx.functional import put as put
 from gradtx.schedules import ranger21_schedule as ranger21_schedule
@@ -124,8 +128,11 @@ from gradtx.schedules import restart_warmup_schedule as restart_warmup_schedule
 from gradtx.multitask import rotograd_rotation_loss as rotograd_rotation_loss
 from gradtx.multitask import rotograd_scale as rotograd_scale
 from gradtx.checkpoint import save as save
+from gradtx.functional import scale_gradient as scale_gradient
 from gradtx import schedules as schedules
 from gradtx.schedules import sigmoid_schedule as sigmoid_schedule
+from gradtx.combinators.clocks import skip_large_updates as skip_large_updates
+from gradtx.combinators.clocks import skip_not_finite as skip_not_finite
 from gradtx import slots as slots
 from gradtx.links.clipping import soft_row_clip as soft_row_clip
 from gradtx.functional import stack as stack
@@ -164,6 +171,7 @@ __all__ = [
     "RotoGrad",
     "Scalar",
     "Schedule",
+    "SkipTest",
     "Static",
     "Sweep",
     "a2grad",
@@ -214,6 +222,7 @@ __all__ = [
     "ano",
     "apollo",
     "apollo_low_rank",
+    "apply_if",
     "apply_updates",
     "as_lr_scheduler",
     "as_optimizer",
@@ -263,12 +272,14 @@ __all__ = [
     "dadapt_lion",
     "dadapt_sgd",
     "descend",
+    "differentially_private_aggregate",
     "diffgrad",
     "dion",
     "dion2",
     "distributed_shampoo",
     "dog",
     "dowg",
+    "dpsgd",
     "eagerly",
     "ema",
     "ema_nesterov",
@@ -326,9 +337,11 @@ __all__ = [
     "low_rank",
     "madgrad",
     "map_after_step",
+    "map_tree_after_step",
     "mars_adamw",
     "mars_lion",
     "mask_by_alignment",
+    "mask_if",
     "masked",
     "mechanize",
     "memory",
@@ -370,6 +383,8 @@ __all__ = [
     "pcgrad_backward",
     "per_tensor",
     "pid",
+    "piecewise_constant_schedule",
+    "piecewise_interpolate_schedule",
     "plot",
     "pnm",
     "polar_adam_atan2",
@@ -382,6 +397,7 @@ __all__ = [
     "project_neurons",
     "project_scale_invariant",
     "project_tangent",
+    "projections",
     "proportion_schedule",
     "psgd_kron",
     "psgd_pro",
@@ -397,6 +413,7 @@ __all__ = [
     "record",
     "recorded",
     "rectification_schedule",
+    "reduce_on_plateau",
     "regenerate_towards_init",
     "restart",
     "restart_warmup_schedule",
@@ -494,6 +511,7 @@ __all__ = [
     "scale_by_norm_ratio",
     "scale_by_nuclear_norm",
     "scale_by_optimistic_gradient",
+    "scale_by_param_block_norm",
     "scale_by_param_block_rms",
     "scale_by_pid",
     "scale_by_pnm",
@@ -526,6 +544,7 @@ __all__ = [
     "scale_by_trust_ratio",
     "scale_by_width",
     "scale_by_yogi",
+    "scale_gradient",
     "scale_to_radius",
     "schedule_free",
     "schedule_free_adamw",
@@ -543,7 +562,9 @@ __all__ = [
     "signsgd",
     "signum",
     "simplified_ademamix",
+    "skip_large_updates",
     "skip_nonfinite",
+    "skip_not_finite",
     "slots",
     "sm3",
     "soap",
@@ -608,7 +629,9 @@ def accsgd(
 ) -> GradientTransformation: ...
 def accumulate(
     tx: GradientTransformation,
-    every: Count,
+    every: Count | Callable[[Tensor], Any],
+    use_grad_mean: bool = True,
+    skip: Static[SkipTest] | None = None,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -1169,6 +1192,12 @@ def apollo_low_rank(
     cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def apply_if(
+    tx: GradientTransformation,
+    condition: Condition,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def asam(
     base: GradientTransformation,
     rho: NonNegative = 0.5,
@@ -1491,6 +1520,14 @@ def descend(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def differentially_private_aggregate(
+    l2_norm_clip: Positive,
+    noise_multiplier: NonNegative,
+    seed: int = 0,
+    expected_batch_size: Static[Count] | None = None,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def diffgrad(
     lr: NonNegative = 0.001,
     betas: Decays = (0.9, 0.999),
@@ -1581,6 +1618,18 @@ def dowg(
     maximize: bool = False,
     mask: Where | None = None,
     cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def dpsgd(
+    lr: NonNegative,
+    l2_norm_clip: Positive,
+    noise_multiplier: NonNegative,
+    seed: int = 0,
+    momentum: Decay = 0.0,
+    nesterov: bool = False,
+    expected_batch_size: Static[Count] | None = None,
+    *,
+    maximize: bool = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def ema(
@@ -1977,6 +2026,11 @@ def map_after_step(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def map_tree_after_step(
+    fn: Static[Callable[[dict[str, Tensor]], dict[str, Tensor]]],
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def mars_adamw(
     lr: NonNegative = 0.003,
     betas: Decays = (0.95, 0.99),
@@ -2019,6 +2073,12 @@ def mask_by_alignment(
     smoothing: Decay = 0.9,
     *,
     seed: int = 0,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def mask_if(
+    tx: GradientTransformation,
+    condition: Condition,
+    *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def masked(
@@ -2604,6 +2664,17 @@ def record(
     name: Static[str | None] = None,
     what: Quantity | tuple[Quantity, ...] = ('norm',),
     per: Literal['leaf', 'all'] = "leaf",
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def reduce_on_plateau(
+    factor: Annotated[Scalar, '(0, 1)'] = 0.1,
+    patience: Count = 10,
+    rtol: Fraction = 0.0001,
+    atol: NonNegative = 0.0,
+    cooldown: NonNegativeInt = 0,
+    accumulation_size: Count = 1,
+    min_scale: NonNegative = 0.0,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -3393,6 +3464,11 @@ def scale_by_nuclear_norm(
 def scale_by_optimistic_gradient(
     alpha: Scalar = 1.0,
     beta: Scalar = 1.0,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_param_block_norm(
+    min_scale: NonNegative = 0.001,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import numbers
 import types
@@ -169,6 +170,19 @@ def is_off(value: Any, off: float = 0.0) -> bool:
     return isinstance(value, float) and value == off
 
 
+@dataclasses.dataclass(frozen=True)
+class OfCount:
+    """A number as a function of a count that the link keeps itself, so that the library does not resolve it."""
+
+    function: Callable[[Any], Any]
+
+    def __call__(self, count: Any) -> Any:
+        return self.function(count)
+
+    def __repr__(self) -> str:
+        return describe(self.function)
+
+
 _SCALAR = {float, Tensor, Schedule}
 _TYPES_OF_KIND = {"bool": bool, "str": str, "bool or name": bool | str}
 _KINDS: dict[frozenset[Any], str] = {
@@ -179,7 +193,10 @@ _KINDS: dict[frozenset[Any], str] = {
     frozenset((int, str)): "int or name",
     frozenset((int, float)): "number",
 }
-_HYPERPARAMETERS = ("scalar", "betas", "named floats", "int", *_TYPES_OF_KIND)
+_HYPERPARAMETERS = (
+    *("scalar", "betas", "named floats", "int", "int or function"),
+    *_TYPES_OF_KIND,
+)
 
 
 class Hint(NamedTuple):
@@ -229,6 +246,10 @@ def _kind(members: frozenset[Any]) -> str:
         return "scalar"
     if {str, tuple[float, float, float]} < members:
         return "named floats"
+    if int in members and any(
+        typing.get_origin(member) is Callable for member in members
+    ):
+        return "int or function"
     if len(members) == 1:
         (hint,) = members
         if typing.get_origin(hint) in (tuple, Sequence):
@@ -293,7 +314,8 @@ class Argument:
     def has_range(self) -> bool:
         """Whether numbers are valid only in an interval."""
         ranges = [self.range, *(interval for _, interval in self._entries)]
-        is_number = self.kind in ("scalar", "betas", "ints", "int", "number")
+        kinds = ("scalar", "betas", "ints", "int", "int or function", "number")
+        is_number = self.kind in kinds
         return is_number and any(each.text != _NO_RANGE.text for each in ranges)
 
     def check(self, value: Any) -> Any:
@@ -321,7 +343,12 @@ class Argument:
             return self._in_range(value, self.name, self.range)
         if self.kind == "int or name" and not isinstance(value, str):
             return self._int(value, self.name, self.range)
-        if self.kind == "int":
+        if self.kind == "int or function":
+            if isinstance(value, OfCount):
+                return value
+            if callable(value):
+                return OfCount(value)
+        if self.kind in ("int", "int or function"):
             value = self._int(value, self.name, self.range)
         kind = _TYPES_OF_KIND.get(self.kind)
         if kind is not None and not isinstance(value, kind):
@@ -350,9 +377,10 @@ class Argument:
         """
         if self.choices:
             return self.choices[0]
-        for value in (0.5, 1, 12) if self.kind in ("scalar", "int") else ():
+        is_int = self.kind.startswith("int")
+        for value in (0.5, 1, 12) if self.kind == "scalar" or is_int else ():
             if value in self.range:
-                return int(value + 0.5) if self.kind == "int" else float(value)
+                return int(value + 0.5) if is_int else float(value)
         raise TypeError(f"{self.who}: give {self.name!r} a default")
 
     def _in_range(self, value: Any, name: str, interval: Range) -> Any:

@@ -28,6 +28,7 @@ __all__ = [
     "learning_rate",
     "put",
     "recorded",
+    "scale_gradient",
     "stack",
     "train_step",
     "unstack",
@@ -116,6 +117,37 @@ class LossAt(NamedTuple):
             "value_fn": lambda params: self.values(params)[0],
             "grad_fn": lambda params: self.gradients(params)[0],
         }
+
+
+def scale_gradient(inputs: Any, scale: Any) -> Any:
+    r"""Return a tree unchanged, through which gradients pass multiplied by a factor.
+
+    Inside a loss, it gives a part of a model another gradient: 0 stops it, a negative factor reverses it (as for a
+    domain classifier). Entries that are not finite get no gradient.
+
+    Args:
+        inputs: A tensor or a tree of tensors.
+        scale: The factor, a number or a 0-d tensor, to which no gradient flows.
+
+    Returns:
+        A tree of the same structure and values.
+
+    Example:
+        >>> loss = lambda x: (gradtx.scale_gradient(x, 0.5) ** 2).sum()
+        >>> x = torch.tensor([3.0])
+        >>> loss(x), torch.func.grad(loss)(x)
+        (tensor(9.), tensor([3.]))
+    """
+    factor = scale.detach() if isinstance(scale, Tensor) else scale
+
+    def scaled(x: Tensor) -> Tensor:
+        fixed = x.detach()
+        difference = torch.where(
+            fixed.isfinite(), x - fixed, 0.0
+        )  # 0, with a derivative
+        return fixed + (factor * difference).to(x.dtype)
+
+    return _tree.map_tensors(scaled, inputs)
 
 
 def stack(trees: Iterable[Any]) -> Any:

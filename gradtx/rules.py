@@ -20,7 +20,14 @@ from typing import (
 import torch
 from torch import Tensor
 
-from gradtx.arguments import Argument, Arguments, is_off, tensors_in, varies
+from gradtx.arguments import (
+    Argument,
+    Arguments,
+    OfCount,
+    is_off,
+    tensors_in,
+    varies,
+)
 from gradtx.base.docstrings import with_arguments, with_errors
 from gradtx.base.exact import resolve
 from gradtx.base.messages import describe, nearest
@@ -68,7 +75,7 @@ class Combinator:
 
 
 INPUTS = ("params", *ALWAYS_KNOWN)  # the names allowed in `needs`
-EXTRA_KINDS = {"leaf", "scalar", "tensors", "leaf?", "scalar?", "tensors?"}
+EXTRA_KINDS = {"leaf", "scalar", "tensors", "leaf?", "scalar?", "tensors?", "examples"}
 
 Bound: TypeAlias = dict[str, Any]  # a call's arguments by name
 # The number of dimensions of a leaf, or the minimum and maximum.
@@ -87,7 +94,7 @@ class InputOptions(TypedDict, total=False):
     """The options of all decorators but `alias`."""
 
     needs: str | tuple[str, ...] | Callable[[Bound], Iterable[str]]
-    extras: Mapping[str, str]
+    extras: Mapping[str, str] | Callable[[Bound], Mapping[str, str]]
     sign: Sign
 
 
@@ -95,6 +102,7 @@ class TreeOptions(InputOptions, total=False):
     """The options of `whole_tree`, documented there and at `per_tensor`."""
 
     capturable: bool | str | Callable[[Bound], bool | str] | None
+    rate: Literal["before", "after"] | None
 
 
 class CombinatorOptions(InputOptions, total=False):
@@ -112,7 +120,6 @@ class Options(TreeOptions, total=False):
     dims: Dims | Callable[[Bound], Dims]
     random: bool | Callable[[Bound], bool]
     owns_lr: bool
-    rate: Literal["before", "after"] | None
     agree: str | tuple[str, ...]
     takes_complex: bool | Callable[[Bound], bool] | None
     compiles: bool | str | Callable[[Bound], bool | str] | None
@@ -121,6 +128,7 @@ class Options(TreeOptions, total=False):
     ahead: str | tuple[str, ...]
     summed: Mapping[str, Callable[[Tensor], Tensor]]
     wire: Callable[[Bound], torch.dtype | None] | None
+    makes_gradient: bool
 
 
 class AliasOptions(TypedDict, total=False):
@@ -155,6 +163,7 @@ _DEFAULTS: dict[str, Any] = {
     "random": False,
     "whole": False,
     "wire": None,
+    "makes_gradient": False,
     "rounds": False,
     "class_name": "",
 }
@@ -207,10 +216,12 @@ class Spec:
         self.rounds = self._options["rounds"]
         self.sign: Sign = self._options["sign"]
         extras = self._options["extras"]
+        if callable(extras):
+            extras = {}
         if not isinstance(extras, Mapping) or not set(extras.values()) <= EXTRA_KINDS:
             raise TypeError(
                 f"{self.name}: extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with '?' appended if "
-                f"optional, got {describe(extras)}"
+                f"optional, or 'examples', got {describe(extras)}"
             )
         self.extras: dict[str, str] = dict(extras)
         self._required = tuple(
@@ -294,9 +305,16 @@ class Spec:
             return value
         return value(arguments)
 
+    def extras_of(self, arguments: Bound) -> dict[str, str]:
+        """Return the kind of each extra with these arguments."""
+        return {**self.option("extras", arguments)}
+
     def needs_of(self, arguments: Bound) -> tuple[str, ...]:
         """Return the requirements of `update` with these arguments."""
-        return (*self.option("needs", arguments), *self._required)
+        required = self._required
+        if not self.extras:
+            required = tuple(self.extras_of(arguments))
+        return (*self.option("needs", arguments), *required)
 
     def rule(self, functions: Functions, arguments: Bound) -> Rule:
         """Return the rule for these argument values."""
@@ -344,6 +362,7 @@ class Spec:
             needs_shape=whole == "shape",
             owner_reads=owner_reads,
             wire=option("wire"),
+            makes_gradient=option("makes_gradient"),
         )
         return Rule(
             self.name,
@@ -380,7 +399,7 @@ class Spec:
 
     def selector(self, mask: Any) -> Selector:
         """Return the selector of the leaves to which an alias's `weight_decay` applies."""
-        return Selector.of(f"{self.name}: mask", mask)
+        return Selector.of(f"{self.name}: mask", mask, trees=True)
 
     def body(self, arguments: Bound) -> Body:
         """Call the factory's function with these values, and return the result in the form of its kind."""
@@ -485,7 +504,7 @@ class FactoryCall(GradientTransformation):
             _follows_rate=spec.follows_rate,
             _own_lr_role=spec.lr_role,
             _needs=spec.needs_of(arguments),
-            _extras=spec.extras,
+            _extras=spec.extras_of(arguments),
             _rounds=spec.rounds,
             _sign=spec.sign,
         )
@@ -522,7 +541,7 @@ class FactoryCall(GradientTransformation):
         parts: list[Any] = [self._spec, self._maximizes]
         for argument in self._spec.arguments.all:
             value = self._arguments[argument.name]
-            if argument.is_hyperparameter:
+            if argument.is_hyperparameter and not isinstance(value, OfCount):
                 continue
             if isinstance(value, GradientTransformation):
                 value = value._skeleton()
@@ -548,6 +567,8 @@ class FactoryCall(GradientTransformation):
             effects.add("rounds")
         if self._spec.processes_whole_leaves(self._arguments):
             effects.add("whole")
+        if self._spec.option("makes_gradient", self._arguments):
+            effects.add("makes gradient")
         return effects
 
     def _branches(self) -> Branches | None:
@@ -572,8 +593,9 @@ class FactoryCall(GradientTransformation):
 
     def _own_entries(self) -> Iterable[tuple[str, Any, Argument]]:
         for argument in self._spec.arguments.all:
-            if argument.is_hyperparameter:
-                yield argument.name, self._arguments[argument.name], argument
+            value = self._arguments[argument.name]
+            if argument.is_hyperparameter and not isinstance(value, OfCount):
+                yield argument.name, value, argument
 
     def _links(self) -> list[GradientTransformation]:
         return (
@@ -789,7 +811,8 @@ ADDED = {
     "cautious_decay": "Whether to decay only where the step shrinks a weight, too: where direction and weight have the "
     'same sign; with "inclusive", also where either is 0 (Chen et al. 2025). Needs decoupled decay.',
     "mask": "The parameters to which `weight_decay` applies: a name pattern, a tuple of patterns, or a function "
-    "`(name, parameter) -> bool`; None for all. To select by name in an optimizer, pass it `named_parameters()`.",
+    "`(name, parameter) -> bool`; a tree of bools, or a function of the tree of parameters that returns one; None for "
+    "all. To select by name in an optimizer, pass it `named_parameters()`.",
     "state_dtype": "The dtype or code of the state, as for `with_state_dtype`; None for the dtype of each parameter.",
 }
 
@@ -832,7 +855,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             function of the arguments that returns a tuple. With an argument `update_period`, the rule reads
             `hessian_diag` only at the first step of each period of that many steps.
         extras: Other extras, name -> "leaf", "scalar" or "tensors" (a dict of tensors with its own names); append a
-            question mark for an optional extra.
+            question mark for an optional extra. "examples" is a tensor per leaf with a leading axis, of equal size in
+            all leaves.
         check: A function `(arguments, name, shape, extras)` that raises an error for extras that do not fit a leaf. It
             is called for all leaves before any computation, so that no leaf has been updated if it raises. Such a rule
             cannot be used inside `blocks`.
@@ -869,6 +893,8 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         wire: A function of the arguments that returns the dtype in which collectives send the update, or None for its
             own dtype. The rule must convert its input to this dtype at once, and the dtype must represent the result
             exactly.
+        makes_gradient: Whether the rule computes the gradient from extras, whatever the updates are. It must be the
+            first link; later ones read its result as `ctx.grad`. Its sums may be vectors.
 
     Raises:
         TypeError: If an argument has no annotation, or if an option is unknown.
@@ -899,7 +925,8 @@ def whole_tree(function: Any = None, /, **options: Any) -> Any:
 
     Like `per_tensor`, but `init(params)` and `update(updates, state, params, ctx)` receive dicts keyed by leaf name
     instead of tensors. The state is a dict of slots (dicts keyed by leaf name) and 0-d tensors. `ctx.grad_fn(params)`
-    accepts and returns such dicts. The options are `needs`, `extras` and `capturable`, which defaults to False here.
+    accepts and returns such dicts. The options are `needs`, `extras`, `rate` and `capturable`, which defaults to False
+    here.
     """
     return _decorated("whole_tree", "tree", function, options)
 

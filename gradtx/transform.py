@@ -155,6 +155,9 @@ class GradientTransformation:
         is_traced = torch.compiler.is_dynamo_compiling()
         update = _graphs.update if is_traced else _list_trees.update
         call = _pure.Call(self, updates, state, params, extras)
+        kinds, _ = self._requirements()
+        if "grad_sample" in kinds and "grad_sample" not in extras:
+            call = _pure.with_examples(call)
         result = update(call)
         return _pure.update(call) if result is None else result
 
@@ -494,6 +497,7 @@ class Chain(GradientTransformation):
             links = self._links()
             _check_owners(links)
             _check_last(links)
+            _check_first(links)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Chain, (self._txs,)
@@ -539,7 +543,8 @@ def chain(*txs: GradientTransformation) -> GradientTransformation:
 
     Raises:
         TypeError: If an argument is not a GradientTransformation (such as a factory that was not called).
-        ValueError: If a learning rate, a decay or a second owner follows a link that owns the learning rate.
+        ValueError: If a learning rate, a decay or a second owner follows a link that owns the learning rate, or if a
+            link that computes the gradient is not the first.
 
     Example:
         >>> gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=1e-4))
@@ -595,6 +600,20 @@ def _check_last(links: Iterable[GradientTransformation]) -> None:
             )
         if any(each._rounds for each in link._every_link()):
             last = link
+
+
+def _check_first(links: Iterable[GradientTransformation]) -> None:
+    first = None
+    for link in links:
+        if first is None:
+            first = link
+            continue
+        for each in link._every_link():
+            if "makes gradient" in each._effects:
+                raise ValueError(
+                    f"chain: {each._name} computes the gradient, so the updates of {first._name} before it would be "
+                    f"lost; make {each._name} the first link"
+                )
 
 
 def apply_updates(params: Any, updates: Any) -> Any:

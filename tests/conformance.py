@@ -124,6 +124,15 @@ def _offset(name: str, p: Tensor) -> Tensor | float:
     return _OFFSETS[name] if SHAPES.get(name) == p.shape else 0.25
 
 
+def as_double(tree: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: x.double() for name, x in tree.items()}
+
+
+def examples_of(gradient: Tensor) -> Tensor:
+    """Gradients of three examples, some of which clipping shortens."""
+    return torch.stack([0.1 * gradient, gradient, -0.3 * gradient * gradient])
+
+
 def extras(tx: gradtx.GradientTransformation, params: Mapping[str, Tensor]) -> dict[str, Any]:
     """What `tx` says it needs beyond gradients and parameters."""
     known = {
@@ -133,6 +142,8 @@ def extras(tx: gradtx.GradientTransformation, params: Mapping[str, Tensor]) -> d
         "grad_fn": lambda: field,
         "hessian_diag": lambda: {name: 1.0 + 0.6 * (2 * p.to(torch.float64)).cos() for name, p in params.items()},
     }
+    # Three examples, of which clipping shortens one or two.
+    known["grad_sample"] = lambda: {n: examples_of(g) for n, g in field(as_double(params)).items()}
     known["max_logits"] = lambda: {"layer": torch.tensor([150.0], dtype=torch.float64)}
     return {need: known[need]() for need in tx.needs if need != "params"}
 

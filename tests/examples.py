@@ -13,6 +13,15 @@ def _rejoined(halves):
     return halves[0] if len(halves) == 1 else torch.cat(list(halves))
 
 
+def _odd(step):
+    return step % 2 == 1
+
+
+def _bounded(tree):
+    # Each leaf alone: `accumulate` shows rules for whole trees a leaf without a gradient as zeros.
+    return {name: leaf.tanh() for name, leaf in tree.items()}
+
+
 # Early refreshes of the bases, and an eps far above rounding, because it divides entries that the rotation makes 0.
 BASES = {"precondition_frequency": 2, "eps": 0.1}
 RANKS = {"rank": 2, "update_proj_gap": 2, "eps": 0.1}
@@ -51,6 +60,7 @@ EXAMPLES = {
     "apollo_low_rank": RANKS,
     "asam": lambda tx: {"base": tx},
     "blend_by_agreement": lambda tx: {"tx": tx, "least": -0.9},
+    "apply_if": lambda tx: {"tx": tx, "condition": _odd},
     "aurora": lambda tx: {"fallback": tx},
     "blocks": lambda tx: {"tx": tx, "view": (_halves, _rejoined)},
     "bound_norm": {"p_bound": 1.5},
@@ -63,10 +73,12 @@ EXAMPLES = {
     "contra_muon": lambda tx: {"fallback": tx},
     "couple_pairs": {"pairs": PAIRS, "heads": 2, "damping": 0.1},
     "dadapt_adam": {"lr": 0.3},
+    "differentially_private_aggregate": {"l2_norm_clip": 1.0, "noise_multiplier": 0.5},
     "dion": lambda tx: {"rank": 2, "fallback": tx},
     "dion2": lambda tx: {"fallback": tx},
     "distributed_shampoo": DISTRIBUTED,
     "ema": {"decay": 0.9},
+    "dpsgd": {"lr": 0.1, "l2_norm_clip": 1.0, "noise_multiplier": 0.5},
     "fira": RANKS,
     "freeze": lambda tx: {"where": "*"},
     "friendly_sam": lambda tx: {"base": tx},
@@ -82,6 +94,8 @@ EXAMPLES = {
     "looksam": lambda tx: {"base": tx},
     "low_rank": lambda tx: {"tx": tx.replace(eps=0.1), "rank": 2, "every": 2},
     "map_after_step": {"fn": torch.tanh},
+    "map_tree_after_step": {"fn": _bounded},
+    "mask_if": lambda tx: {"tx": tx, "condition": _odd},
     "masked": lambda tx: {"tx": tx, "where": "*"},
     "mechanize": lambda tx: {"tx": gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_learning_rate(1.0))},
     "msvag": {"lr": 0.1},

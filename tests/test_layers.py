@@ -21,7 +21,7 @@ LAYERS = (
     ("links",),
     ("algorithms",),
     ("optim",),
-    ("functional", "checkpoint", "hessian", "models", "registry", "memory", "multitask"),
+    ("functional", "checkpoint", "hessian", "models", "registry", "memory", "multitask", "projections"),
     ("sweeps", "meta"),
     ("",),
 )

@@ -22,7 +22,9 @@ ROW = re.compile(r"^\| `optax\.(.*?)`(?:, `.*?`)* \| ([=≈]) `(.*?)` \|", re.MU
 ROWS = {title: ROW.findall(text) for title, text in SECTIONS.items()}
 COUNTERPARTS = sorted({here for rows in ROWS.values() for _, _, here in rows})
 SCHEDULES = [(there, here) for there, mark, here in ROWS["Schedules"] if mark == "="]
-STEPS = [(there, here) for title in ROWS if title != "Schedules" for there, mark, here in ROWS[title] if mark == "="]
+OF_VALUES = ("Schedules", "Functions of trees")
+FUNCTIONS = [(there, here) for there, mark, here in ROWS["Functions of trees"] if mark == "="]
+STEPS = [(there, here) for title in ROWS if title not in OF_VALUES for there, mark, here in ROWS[title] if mark == "="]
 TIMES = range(16)  # as far as the longest schedule there goes
 LR = 0.05
 # optax takes these rates, sums or decays in float32, whatever the dtype of the parameters.
@@ -46,6 +48,15 @@ def problem():
     return draw(), [draw() for _ in range(7)], [1.0, 0.7, 1.3, 0.2, 0.9, 0.5, 0.1]
 
 
+def examples_of(grads):
+    """Gradients of three examples, the longest of which are clipped at 0.5."""
+    return {name: torch.stack([0.1 * grad, grad, -0.3 * grad]) for name, grad in grads.items()}
+
+
+def takes_examples(call):
+    return call.startswith(("contrib.dpsgd", "contrib.differentially_private"))
+
+
 def as_lists(tree):
     return {name: value.tolist() for name, value in tree.items()}
 
@@ -58,8 +69,12 @@ def optax():
         "lr": LR,
         "params": as_lists(params),
         "grads": list(map(as_lists, grads)),
+        "examples": [as_lists(examples_of(grad)) for grad in grads],
         "losses": losses,
-        "steps": [there for there, _ in STEPS],
+        "steps": {there: "examples" if takes_examples(there) else "grads" for there, _ in STEPS},
+        "tree": as_lists(params),
+        "other": as_lists(grads[0]),
+        "functions": [there for there, _ in FUNCTIONS],
         "schedules": [there for there, _ in SCHEDULES],
         "times": list(TIMES),
     }
@@ -80,7 +95,9 @@ def optax():
 def value_of(code):
     """The value of what a row has for gradtx."""
     params = {"w": torch.ones(2)}
+    tree, (other, *_), _ = problem()
     known = {"lr": LR, "tx": gradtx.adam(), "params": params, "updates": params, "torch": torch}
+    known |= {"tree": tree, "other": other}
     return eval(code, {**{name: getattr(gradtx, name) for name in gradtx.__all__}, **known})
 
 
@@ -111,7 +128,9 @@ def test_a_name_that_looks_like_another_one_is_told_its_counterpart(name):
 
 
 def test_the_rows_of_the_page_are_read():
-    assert f"{len(STEPS) + len(SCHEDULES)} calls" in (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    assert f"{len(STEPS) + len(SCHEDULES) + len(FUNCTIONS)} calls" in (ROOT / "docs" / "comparison.md").read_text(
+        encoding="utf-8"
+    )
 
 
 @needs_optax
@@ -125,6 +144,7 @@ def test_calls_that_are_said_to_be_equal_give_the_same_updates(there, here):
     theirs = optax()["steps"][there]
     largest = max(abs(entry) for step in theirs for leaf in step.values() for entry in torch.tensor(leaf).flatten())
     for step, (grad, loss) in enumerate(zip(grads, losses, strict=True)):
+        grad = examples_of(grad) if takes_examples(there) else grad
         updates, state = tx.update(grad, state, params, value=torch.tensor(loss, dtype=torch.float64))
         params = gradtx.apply_updates(params, updates)
         expected = {name: torch.tensor(value, dtype=torch.float64) for name, value in theirs[step].items()}
@@ -136,3 +156,10 @@ def test_calls_that_are_said_to_be_equal_give_the_same_updates(there, here):
 def test_schedules_that_are_said_to_be_equal_give_the_same_values(there, here):
     values = [float(value_of(here)(t)) for t in TIMES]
     assert values == pytest.approx(optax()["schedules"][there], rel=0, abs=1e-15)
+
+
+@needs_optax
+@pytest.mark.parametrize(("there", "here"), FUNCTIONS)
+def test_functions_of_trees_that_are_said_to_be_equal_return_the_same(there, here):
+    expected = {name: torch.tensor(x, dtype=torch.float64) for name, x in optax()["functions"][there].items()}
+    torch.testing.assert_close(value_of(here), expected, rtol=0, atol=1e-12)

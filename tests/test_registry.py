@@ -39,6 +39,8 @@ def trained(net, optimizer, steps=12):
             optimizer.zero_grad()
             loss = (net(x) - y).square().mean()
             loss.backward()
+            for param in net.parameters():
+                param.grad_sample = torch.stack([param.grad, -0.5 * param.grad])
             return loss
 
         optimizer.step(closure)
@@ -178,7 +180,12 @@ def test_a_scheduler_by_name_resumes_from_the_last_step_at_the_rate_that_trainin
 )  # fmt: skip
 @pytest.mark.parametrize("name", ALIASES)
 def test_every_optimizer_can_be_made_from_a_model_and_trains(name):
-    options = {"num_iterations": 20} if name == "ranger21" else {"ns_dtype": None} if name == "muon" else {}
+    required = {
+        "ranger21": {"num_iterations": 20},
+        "muon": {"ns_dtype": None},
+        "dpsgd": {"l2_norm_clip": 1.0, "noise_multiplier": 0.5},
+    }
+    options = required.get(name, {})
     decays = "weight_decay" in getattr(gradtx, name).spec.arguments.by_name
     options |= {"weight_decay": 0.1} if decays else {}
     net = model()

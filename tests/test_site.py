@@ -25,7 +25,8 @@ def test_every_public_name_has_an_entry():
         for match in re.findall(r"^:+\{py:(?:function|class|data)\} (\w+)", text, re.MULTILINE)
     }
     of_modules = {*gradtx.optim.__all__, *gradtx.schedules.__all__, *gradtx.slots.__all__}
-    public = {*gradtx.__all__, *of_modules} - {"optim", "schedules", "slots"}
+    of_modules |= set(gradtx.projections.__all__)
+    public = {*gradtx.__all__, *of_modules} - {"optim", "projections", "schedules", "slots"}
     assert public == found
 
 

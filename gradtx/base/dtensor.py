@@ -174,13 +174,13 @@ def with_pending_sums(placements: Placements) -> Placements:
 
 
 def total_of(terms: list[Any]) -> Tensor:
-    """Return the sum of 0-d tensors as a plain tensor."""
+    """Return the sum of 0-d tensors, or of vectors of equal length, as a plain tensor."""
     single = len(terms) == 1 and not is_sharded(terms[0])
-    return terms[0] if single else stacked(terms).sum()
+    return terms[0] if single else stacked(terms).sum(0)
 
 
 def stacked(numbers: list[Any]) -> Tensor:
-    """Stack 0-d tensors into one plain vector, with one collective for all tensors with the same placements."""
+    """Stack tensors of one shape, mostly 0-d, into a plain one; those with the same placements share a collective."""
     indices_of: dict[Any, list[int]] = defaultdict(list)
     for index, number in enumerate(numbers):
         if is_sharded(number):

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, TypeAlias, TypeGuard
 
 import torch
-from torch import Tensor
 
 from gradtx.base import torch_names as _torch
+from gradtx.base import tree as _tree
 from gradtx.base.errors import Path
 from gradtx.base.inputs import accepts, as_builtin
 from gradtx.base.messages import describe, shortly
 
-Where = str | tuple[str, ...] | list[str] | Callable[[str, Tensor], bool]
+# Or a tree of bools, or a function of the tree of parameters that returns one.
+Where = str | tuple[str, ...] | list[str] | Callable[..., Any] | Mapping[str, Any]
 Patterns: TypeAlias = tuple[str, ...]
 Predicate: TypeAlias = Callable[[str, Any], Any]
 
@@ -64,7 +65,7 @@ class MissingName:
 
 
 PREDICATE = "bool, for one leaf, such as lambda name, tensor: tensor.ndim > 1"
-LABELS = "label, for one leaf; where a function of all parameters returns a tree of labels, pass that tree"
+LABELS = "label, for one leaf; with one argument, it gets all parameters and returns a tree of labels"
 
 
 def check_signature(
@@ -136,7 +137,7 @@ class Selector:
         self,
         who: str,
         labels: tuple[Any, ...],
-        wheres: tuple[Where, ...] | Predicate | LabelTree,
+        wheres: tuple[Where, ...] | Predicate | LabelTree | TreeFunction,
         branches: tuple[str, ...] | None = None,
     ):
         self.who = who
@@ -144,7 +145,7 @@ class Selector:
         self.branches = branches
         if isinstance(wheres, tuple):
             wheres = tuple(patterns(who, where) for where in wheres)
-        elif not isinstance(wheres, LabelTree):
+        elif not isinstance(wheres, LabelTree | TreeFunction):
             check_signature(who, wheres, ("name", "tensor"), LABELS)
         # Of each label, or a function that returns the label.
         self._wheres: Any = wheres
@@ -152,13 +153,54 @@ class Selector:
         self.by_name = all(isinstance(where, tuple | LabelTree) for where in by_label)
 
     @classmethod
-    def of(cls, who: str, where: Any) -> Selector:
-        """Create a selector that chooses True where `where` matches, else False."""
+    def of(cls, who: str, where: Any, trees: bool = False) -> Selector:
+        """Create a selector that chooses True where `where` matches, else False.
+
+        `trees` allows a tree of bools with the structure of the parameters or of a prefix of it, or a function of
+        the whole tree of parameters that returns one.
+        """
+        if trees and takes_tree(where):
+            return cls(who, (True, False), TreeFunction(where))
+        if trees and isinstance(where, Mapping):
+            return cls(who, (True, False), LabelTree(_flags(who, where), who))
         return cls(who, (True, False), (where, "*"))
+
+    @property
+    def needs_tree(self) -> bool:
+        """Whether it asks a function of the whole tree; see `resolved`."""
+        return isinstance(self._wheres, TreeFunction)
+
+    def resolved(self, params: Any) -> Selector:
+        """Return the selector that a function of the whole tree determines for these parameters."""
+        function = self._wheres.function
+        try:
+            tree = function(params)
+        except Exception as error:
+            error.add_note(
+                f"{self.who}: {describe(function)} has one argument, so it gets the tree of all parameters; a function "
+                "for one leaf takes (name, tensor)"
+            )
+            raise
+        if self.branches is None:
+            labels = _flags(self.who, tree)
+        else:
+            labels = {"": tree} if isinstance(tree, str) else _tree.strings(tree)
+        if not labels:
+            raise TypeError(
+                f"{self.who}: {describe(function)} must return a tree of labels with the structure of the parameters, "
+                f"got {describe(tree)}"
+            )
+        return Selector(
+            self.who, self.labels, LabelTree(labels, self.who), self.branches
+        )
 
     @property
     def key(self) -> Hashable:
         """A key that is equal for selectors that choose alike, such as those of an alias that rebuilds its chain."""
+        if isinstance(self._wheres, LabelTree):
+            return self.labels, tuple(self._wheres.labels.items())
+        if isinstance(self._wheres, TreeFunction):
+            return self.labels, id(self._wheres.function)
         if not isinstance(self._wheres, tuple):
             return self.labels, id(self._wheres)
         return self.labels, tuple(
@@ -226,20 +268,49 @@ class LabelTree:
 
     Args:
         labels: The labels by dotted path.
+        who: Whose labels they are.
     """
 
-    def __init__(self, labels: dict[str, str]):
+    def __init__(self, labels: Mapping[str, Any], who: str = "partition"):
         self.labels = labels
+        self._who = who
 
-    def __call__(self, name: str) -> str:
+    def __call__(self, name: str) -> Any:
         path = name
         while path not in self.labels:
             if not path:
                 raise ValueError(
-                    f"partition: leaf {name!r} has no label in the tree of labels: {listed(self.labels)}"
+                    f"{self._who}: leaf {name!r} has no label in the tree of labels: {listed(self.labels)}"
                 )
             path = path.rpartition(".")[0]
         return self.labels[path]
+
+
+class TreeFunction:
+    """A function of the whole tree of parameters that returns a tree of labels."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        self.function = function
+
+
+def takes_tree(where: Any) -> bool:
+    """Whether this is a function of one argument, the whole tree, rather than of a leaf's name and tensor."""
+    return (
+        is_function(where)
+        and not accepts(where, "name", "tensor")
+        and accepts(where, "params")
+    )
+
+
+def _flags(who: str, tree: Any) -> dict[str, bool]:
+    """Return the bools of a tree, or of a prefix of one, by dotted path."""
+    flags = _tree.named(tree)
+    for path, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(
+                f"{who}: a tree that selects leaves must have bools as leaves, got {describe(flag)} at {path!r}"
+            )
+    return flags
 
 
 def patterns(who: str, where: Any) -> Patterns | Predicate:

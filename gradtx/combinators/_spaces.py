@@ -127,7 +127,7 @@ class Space(Combinator):
         return operations
 
     def rejects(self) -> tuple[str, ...]:
-        return ("rounds", "averages", "takes None")
+        return ("rounds", "averages", "takes None", "makes gradient")
 
 
 @dataclasses.dataclass(eq=False)

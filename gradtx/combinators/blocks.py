@@ -43,7 +43,7 @@ class Blocks(Combinator):
         return [Branch(path, self.where, {True: divided, False: whole})]
 
     def rejects(self) -> tuple[str, ...]:
-        return ("whole", "rounds", "averages", "takes None")
+        return ("whole", "rounds", "averages", "takes None", "makes gradient")
 
 
 @combinator

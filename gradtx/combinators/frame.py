@@ -61,12 +61,14 @@ class InnerClock:
             the library counts.
         measure: `update -> {name: 0-d tensor}`; the sums over all leaves are passed to `ticks`.
         counts: Whether the inner transformation follows this clock; otherwise it follows the outer count.
+        reads: The names of 0-d extras that `ticks` receives in a dict, as a third argument.
     """
 
     ticks: Ticks
     start: Mapping[str, int] = dataclasses.field(default_factory=empty_dict)
     measure: Callable[[Tensor], Values] | None = None
     counts: bool = True
+    reads: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, value in self.start.items():
@@ -156,6 +158,9 @@ class Frame(Combinator):
             rejected.append("takes None")
         if self.clock is not None:
             rejected.append("exchanges")
+        reads_gradient = self.enter is not None or self.gradient is not None
+        if reads_gradient or self.clock is not None or has_arms:
+            rejected.append("makes gradient")
         return tuple(rejected)
 
     def effects(self) -> set[str]:
@@ -329,16 +334,18 @@ class Enter(RuleOperation):
                 step = torch.where(as_flag(self._restarts, step), 0, step)
             self.old_step = run.inner_counts[self.path] = step
         if not run.initial:
-            if clock.measure is None:
+            if clock.measure is None and not clock.reads:
                 self._decide({})
             run.commits.append(self._commit)
 
-    def _decide(self, sums: Any) -> None:
+    def _decide(self, sums: Any, extras: Mapping[str, Any] = {}) -> None:
         """Determine whether the clock counts this call; `sums` is None if it measures leaves, and none has arrived."""
         clock, name = self.frame.clock, self.rule.name
         assert clock is not None
         nothing = defaultdict(lambda: exact(0.0, self.run.device))
-        result = clock.ticks(dict(self._old_shared), sums or nothing)
+        read = [{name: self._extra(name, extras) for name in clock.reads}]
+        arguments = read if clock.reads else []
+        result = clock.ticks(dict(self._old_shared), sums or nothing, *arguments)
         self.ticks, self._new_shared = checked_ticks(name, result, clock.start)
         if sums is None:
             # Like the state of an optimizer, a clock starts with the first gradient of a leaf.
@@ -347,6 +354,14 @@ class Enter(RuleOperation):
             self.run.ticks[self.path] = self.ticks
             step = torch.where(self.ticks, self.old_step + 1, self.old_step)
             self._new_shared["step"] = step
+
+    def _extra(self, name: str, extras: Mapping[str, Any]) -> Tensor:
+        value = extras.get(name)
+        if value is None:
+            raise ValueError(
+                f"{self.rule.name} needs {name}: pass {name}= to update or step"
+            )
+        return exact(value, self.run.device)
 
     def _has_started(self, start: Mapping[str, int]) -> Tensor:
         """Return whether a shared value has changed since `init`."""
@@ -401,7 +416,9 @@ class Enter(RuleOperation):
         run = self.run
         # No leaf had a gradient, or programs ran all that had.
         if self.ticks is None:
-            self._decide(run.sums.get(self.barrier))
+            assert self.frame.clock is not None
+            nothing = {} if self.frame.clock.measure is None else None
+            self._decide(run.sums.get(self.barrier, nothing), run.call_extras)
         assert self.ticks is not None
         ticks = self.ticks.to(run.device)
         if self._new_shared:
@@ -421,6 +438,8 @@ class Enter(RuleOperation):
         leaf.saved[self] = Entered.of(leaf)
         clock = self.frame.clock
         if clock is None or clock.measure is None:
+            if clock is not None and self.ticks is None:
+                self._decide({}, leaf.extras)
             return self._enter(leaf)
         return self._measure(leaf, clock.measure)
 
@@ -438,7 +457,7 @@ class Enter(RuleOperation):
                 )
         total = yield {name: leaf.term(value) for name, value in terms.items()}
         if self.ticks is None:
-            self._decide(total)
+            self._decide(total, leaf.extras)
         self._enter(leaf)
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
@@ -472,7 +491,12 @@ class Enter(RuleOperation):
         if state is None:
             state = stored
         param = None if leaf.param is None else leaf.param.to(compute_dtype)
-        context = FrameContext(leaf, compute_dtype, self.ticks_for(leaf), inner)
+        before, after = (
+            {name: value.to(leaf.device) for name, value in values.items()}
+            for values in (self._old_shared, self._new_shared)
+        )
+        ticks = self.ticks_for(leaf)
+        context = FrameContext(leaf, compute_dtype, ticks, inner, before, after)
         return Call(leaf, update, state, param, context, compute_dtype, old)
 
     def _finish(self, call: Call, out) -> None:

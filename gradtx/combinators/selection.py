@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -15,9 +15,11 @@ from gradtx.base.messages import describe
 from gradtx.base.selectors import (
     LabelTree,
     Selector,
+    TreeFunction,
     Where,
     is_function,
     listed,
+    takes_tree,
 )
 from gradtx.execution.execute import Branch, Route
 from gradtx.execution.runs import Scope
@@ -62,7 +64,8 @@ def partition(
     Args:
         transforms: label -> transformation.
         labels: label -> selector, tried in order (`"*"` for the rest); a function `(name, tensor) -> label`; or, as in
-            optax, a tree of labels with the structure of the parameters or of a prefix of it.
+            optax, a tree of labels with the structure of the parameters or of a prefix of it, or a function of one
+            argument that returns such a tree for the tree of parameters (in an optimizer, a dict by name).
             A selector is a name pattern (`fnmatch` on the dotted leaf name, where `*` matches dots), a tuple of
             patterns, or a function `(name, tensor) -> bool`, which receives the parameter at init. Names are those of
             the model without the parts that `torch.compile`, DistributedDataParallel and FSDP insert.
@@ -112,6 +115,10 @@ def _selector_of(labels, branches: tuple[str, ...]) -> Selector:
         raise ValueError(
             f"partition: labels and transforms must have the same keys, got {keys}"
         )
+    if takes_tree(labels):
+        return Selector(
+            "partition", branches, TreeFunction(cast("Any", labels)), branches=branches
+        )
     if is_function(labels):
         return Selector("partition", branches, labels, branches=branches)
     raise TypeError(
@@ -125,7 +132,8 @@ def masked(tx: GradientTransformation, where: Static[Where]):
 
     Args:
         tx: The transformation of the selected leaves. Sums over leaves include only these.
-        where: A selector, as in `partition`.
+        where: A selector, as in `partition`; or, as in optax, a tree of bools with the structure of the parameters or
+            of a prefix of it, or a function of one argument, the tree of parameters, that returns such a tree.
 
     Returns:
         A transformation with the entries of `tx`, for the selected leaves.
@@ -140,7 +148,7 @@ def masked(tx: GradientTransformation, where: Static[Where]):
         >>> tx.update(grads, tx.init(grads))[0]
         {'l': {'weight': tensor([1.]), 'bias': tensor([10.])}}
     """
-    return Fork(Selector.of("masked", where), {True: tx, False: chain()})
+    return Fork(Selector.of("masked", where, trees=True), {True: tx, False: chain()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +172,7 @@ def freeze(where: Static[Where]):
     it applies to that branch.
 
     Args:
-        where: A selector, as in `partition`.
+        where: A selector, or a tree of bools or a function that returns one, as in `masked`.
 
     Returns:
         A transformation without slots.
@@ -182,4 +190,4 @@ def freeze(where: Static[Where]):
         >>> tx.update(grads, state)[0]
         {'embed': {'w': tensor([0.])}, 'head': {'w': tensor([-0.1000])}}
     """
-    return Frozen(Selector.of("freeze", where))
+    return Frozen(Selector.of("freeze", where, trees=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ __all__ = ["Context"]
 
 ALWAYS_KNOWN = ("value", "value_fn", "grad_fn", "hessian_diag")
 # The extras that are the loss or derivatives of it: where a rule maximizes, they are those of the negated loss.
-OF_LOSS = (*ALWAYS_KNOWN, "prev_grad")
+OF_LOSS = (*ALWAYS_KNOWN, "prev_grad", "grad_sample")
 # Available in every rule's context.
 OWN = (
     "bias_correction",
@@ -320,10 +320,13 @@ class FrameContext(Context):
     Attributes:
         ticks: Whether the inner clock counts this call, 0-d bool; None for a combinator without a clock.
         inner: The inner transformation's new slots that the combinator requested, by "stage.slot".
+        before, after: The values of the inner clock before and after this call, 0-d int64, by name.
     """
 
     ticks: Tensor | None
     inner: dict[str, Tensor]
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
 
     def __init__(
         self,
@@ -331,10 +334,14 @@ class FrameContext(Context):
         dtype: torch.dtype,
         ticks: Tensor | None,
         inner: dict[str, Tensor],
+        before: Mapping[str, Tensor],
+        after: Mapping[str, Tensor],
     ):
         super().__init__(leaf, leaf.clock, dtype)
         self.ticks = ticks
         self.inner = inner
+        self.before = before
+        self.after = after
         self._active = leaf.active
 
     def keep(self, new: Tensor, old: Tensor) -> Tensor:

@@ -567,7 +567,7 @@ class RuleOperation(Operation):
         payload: dict[str, Tensor] = {}
         for name, value in sums.items():
             term = call.leaf.term(value)
-            if term.ndim:
+            if term.ndim and not self.traits.makes_gradient:
                 raise ValueError(
                     f"{self.rule.name}: the sum {name!r} has shape {tuple(term.shape)}, needs 0-d"
                 )
@@ -601,6 +601,8 @@ class RuleOperation(Operation):
         leaf.update = distributed_like(update.to(call.compute_dtype), leaf.update)
         if self.traits.at_owner or self.traits.needs_shape:
             leaf.update = leaf.run.fusion_barrier(leaf.update)
+        if self.traits.makes_gradient:
+            leaf.grad = leaf.update
 
     def evaluate(self, leaf: Leaf) -> Any:
         if self.rule.evaluate is None:

@@ -12,6 +12,8 @@ FAULTS = {
     "whole": "processes whole trees or leaves; move it outside {outer}",
     "averages": "averages weights, which {outer} transforms; move it outside {outer}",
     "exchanges": "exchanges tensors with other ranks, in steps that {outer} may discard; move {outer} inside {link}",
+    "makes gradient": "computes the gradient from other inputs, so {outer} would process the wrong one; move it before "
+    "{outer}, as the first link of a chain",
     "takes None": "also processes leaves without a gradient, which {outer} cannot transform; move it outside, as in "
     "{link}({outer}(...))",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -217,7 +217,8 @@ class TreeRun(Run):
         return label
 
     def _first_choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
-        label = selector.choose(leaf.name, self.names[leaf.name])
+        chooser = self.resolved(selector, lambda: self.whole(self.names))
+        label = chooser.choose(leaf.name, self.names[leaf.name])
         # A predicate may depend on the parameter's current value, so the state records its answer as a mark.
         if not selector.by_name:
             *stage, slot = selector.mark(path, label)
@@ -515,7 +516,7 @@ def _leaves_of(
     only: Container[str] | None,
 ) -> dict[str, Leaf]:
     scalars, trees = split_extras(extras, kinds, grads)
-    run.known_extras, run.leaf_extras = kinds, trees
+    run.known_extras, run.leaf_extras, run.call_extras = kinds, trees, scalars
     leaves = {}
     for name, grad in grads.items():
         if only is not None and name not in only:
@@ -555,13 +556,14 @@ def add_extras(leaf: Leaf, trees: Mapping[str, Mapping[str, Any]]) -> None:
     for extra, values in trees.items():
         value = values[leaf.name]
         if value is not None:
-            _check_entry(extra, leaf, value)
+            has_examples = leaf.run.known_extras[extra] == "examples"
+            _check_entry(extra, leaf, value, value.shape[:1] if has_examples else ())
             value = value.to(leaf.compute_dtype)
         leaf.extras[extra] = value
 
 
-def _check_entry(extra: str, leaf: Leaf, value: Tensor) -> None:
-    name, shape = leaf.name, leaf.shape
+def _check_entry(extra: str, leaf: Leaf, value: Tensor, leading: Sequence[int]) -> None:
+    name, shape = leaf.name, (*leading, *leaf.shape)
     if leaf.is_complex:
         raise TypeError(
             f"{extra}: leaf {name!r} is complex, but per-leaf extras support only real leaves; pass None"
@@ -604,6 +606,45 @@ def check_extras(
     return kinds
 
 
+def is_by_leaf(kind: str) -> bool:
+    """Whether an extra of this kind has a tensor for each leaf."""
+    return kind.startswith("leaf") or kind == "examples"
+
+
+def _check_examples(extra: str, tree: Mapping[str, Any]) -> None:
+    """Check that all leaves of an extra have a leading axis of one size."""
+    first: tuple[str, int] | None = None
+    for name, value in tree.items():
+        if value is None:
+            continue
+        if not value.ndim:
+            raise ValueError(
+                f"{extra}: leaf {name!r} is 0-d, needs a leading axis with an entry for each example"
+            )
+        if first is None:
+            first = name, len(value)
+        elif len(value) != first[1]:
+            raise ValueError(
+                f"{extra}: leaf {name!r} has {len(value)} examples in its leading axis, but leaf {first[0]!r} has "
+                f"{first[1]}"
+            )
+
+
+def with_examples(call: Call) -> Call:
+    """Return a call whose updates are gradients of examples, for a chain that takes these, with them as an extra.
+
+    The updates become zeros without memory of their own, because the chain's first link replaces them.
+    """
+    samples, unflatten = _tree.flatten(call.updates, "updates")
+    _check_examples("updates", samples)
+    placeholders = {
+        name: None if value is None else value.new_zeros(()).expand(value.shape[1:])
+        for name, value in samples.items()
+    }
+    extras = {**call.extras, "grad_sample": call.updates}
+    return call._replace(updates=unflatten(placeholders), extras=extras)
+
+
 def split_extras(
     extras: dict[str, Any], kinds: dict[str, str], names: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -613,8 +654,10 @@ def split_extras(
     for name, value in extras.items():
         if value is None:
             scalars[name] = None
-        elif kinds[name].startswith("leaf"):
+        elif is_by_leaf(kinds[name]):
             trees[name] = _tree.match(value, names, name, "updates")
+            if kinds[name] == "examples":
+                _check_examples(name, trees[name])
         elif name in FUNCTIONS:
             if not callable(value):
                 raise TypeError(

@@ -75,8 +75,9 @@ class Run:
             plain functions.
         has_shards: Whether leaves are shards without their layouts, whose sums are terms of those of whole leaves.
         device: The device of shared values.
-        known_extras: The names of the extras that any link of the chain declares.
+        known_extras: The kind of each extra that any link of the chain declares.
         leaf_extras: The extras that have a separate value for each leaf.
+        call_extras: The extras that all leaves share.
         new_shared: The new 0-d values of each stage.
         starts: The initial 0-d values of stages that may restart in this call.
         late_sums: The sums that are complete only when all leaves have finished, by path and name: how each is stored,
@@ -102,8 +103,9 @@ class Run:
     is_pure = False
     has_shards = False
     device = CPU
-    known_extras: Container[str] = ()
+    known_extras: Mapping[str, str] = {}
     leaf_extras: Container[str] = ()
+    call_extras: Mapping[str, Any] = {}
 
     def __init__(self) -> None:
         self.new_shared: dict[Path, dict[str, Any]] = {}
@@ -116,6 +118,7 @@ class Run:
         self.free: set[Path] = set()
         self.declared: dict[Path, Container[str]] = {}
         self.selectors: list[Any] = []
+        self._resolved: dict[Any, Any] = {}
         self.clock_paths: dict[Place, Path] = {}
         self.inner_counts: dict[Path, Tensor] = {}
         self.ticks: dict[Path, Tensor] = {}
@@ -148,6 +151,15 @@ class Run:
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         """Return the decision that a selector made for a leaf at init."""
         raise NotImplementedError
+
+    def resolved(self, selector: Any, params: Callable[[], Any]) -> Any:
+        """Return a selector; one that asks a function of the whole tree as that of these parameters, asked once."""
+        if not getattr(selector, "needs_tree", False):
+            return selector
+        key = selector.who, selector.key
+        if key not in self._resolved:
+            self._resolved[key] = selector.resolved(params())
+        return self._resolved[key]
 
     def by_name(self, tree: Any) -> dict[str, Any]:
         """The reverse of `whole`."""

@@ -51,6 +51,8 @@ class Traits:
         needs_shape: Whether entries are independent, but their results depend on the shape of the whole leaf.
         owner_reads: The tensors of a leaf, "param" or "grad", that its owner needs in addition to the update.
         wire: The dtype of messages with its input and its result, if both fit without loss; None for their own.
+        makes_gradient: Whether its result replaces the gradient that later links read, which it computes from other
+            inputs; its sums over leaves may be vectors.
     """
 
     elementwise: bool = True
@@ -80,6 +82,7 @@ class Traits:
     needs_shape: bool = False
     owner_reads: tuple[str, ...] = ()
     wire: torch.dtype | None = None
+    makes_gradient: bool = False
 
     @property
     def has_sums(self) -> bool:

@@ -20,6 +20,7 @@ from gradtx.arguments import (
 )
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
+from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import exact
 from gradtx.base.messages import describe
 from gradtx.execution.leaf_rule import OfLeaf
@@ -36,7 +37,7 @@ from gradtx.maths.entries import (
     unit_centered,
     unit_norm,
 )
-from gradtx.rules import per_tensor
+from gradtx.rules import per_tensor, whole_tree
 from gradtx.slots import linear
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "floor_relative_update",
     "keep_norm",
     "map_after_step",
+    "map_tree_after_step",
     "orthogonalize_against_ema",
     "orthogonalize_against_params",
     "project_l2_ball",
@@ -336,6 +338,52 @@ def map_after_step(fn: Static[Callable[[Tensor], Tensor]], before=False):
     def update(update, state, param, ctx):
         start = fn(param) if before else param
         return fn(start + update) - param, state
+
+    return update
+
+
+@whole_tree(needs="params", rate="after", capturable=True)
+def map_tree_after_step(fn: Static[Callable[[dict[str, Tensor]], dict[str, Tensor]]]):
+    r"""Apply a function to all parameters together after the step, such as a projection of their joint vector.
+
+    $u \mapsto f(p + u) - p$ with $p$ and $u$ as dicts by leaf name. Place it after the learning rate. Leaves without a
+    gradient are not in the dict, and do not move. `map_after_step` applies a function to each leaf instead.
+
+    Args:
+        fn: A function of a dict of tensors by leaf name that returns one with the same names and shapes; see
+            `gradtx.projections`. Tensors that are sharded are passed whole.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Raises:
+        TypeError: If `fn` is not callable, or does not return a tensor for each leaf.
+
+    Example:
+        >>> tx = gradtx.chain(
+        ...     gradtx.sgd(lr=1.0), gradtx.map_tree_after_step(gradtx.projections.simplex)
+        ... )
+        >>> params = {"a": torch.tensor([0.5]), "b": torch.tensor([0.5])}
+        >>> grads = {"a": torch.tensor([-0.5]), "b": torch.tensor([0.0])}
+        >>> updates, _ = tx.update(grads, tx.init(params), params)
+        >>> gradtx.apply_updates(params, updates)  # the step leads to 1 and 0.5
+        {'a': tensor([0.7500]), 'b': tensor([0.2500])}
+    """
+    if not callable(fn):
+        raise TypeError(
+            f"map_tree_after_step: fn must be a function of a dict of tensors, got {describe(fn)}"
+        )
+
+    def update(updates, state, params, ctx):
+        # In name order, so that sums do not depend on the order of the caller's tree.
+        start = {name: full_tensor(params[name]) for name in sorted(params)}
+        ends = fn({name: p + full_tensor(updates[name]) for name, p in start.items()})
+        if not isinstance(ends, dict) or ends.keys() != start.keys():
+            raise TypeError(
+                f"map_tree_after_step: {describe(fn)} must return a dict with the names that it receives, got "
+                f"{describe(ends)}"
+            )
+        return {name: end - start[name] for name, end in ends.items()}, state
 
     return update
 

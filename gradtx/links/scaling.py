@@ -33,6 +33,7 @@ __all__ = [
     "scale_by_late_rms",
     "scale_by_layer_rms",
     "scale_by_learning_rate",
+    "scale_by_param_block_norm",
     "scale_by_param_block_rms",
     "scale_by_rectified_rms",
     "scale_by_rms",
@@ -195,6 +196,32 @@ def scale_by_param_block_rms(min_scale: NonNegative = 1e-3):
     def update(update, state, param, ctx):
         sums = yield OfLeaf(square=param.square().sum())
         yield update * at_least(rms_of_sums(sums, param), min_scale), state
+
+    return update
+
+
+@per_tensor(needs="params", whole="sums")
+def scale_by_param_block_norm(min_scale: NonNegative = 1e-3):
+    r"""Make updates relative to the norm of a leaf's weights: $u \max(\epsilon, \lVert p \rVert)$.
+
+    Args:
+        min_scale: $\epsilon \ge 0$, which allows zero weights to learn.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Example:
+        >>> tx = gradtx.scale_by_param_block_norm()
+        >>> params = {"w": torch.tensor([3.0, -4.0])}
+        >>> tx.update({"w": torch.tensor([1.0, 0.5])}, tx.init(params), params)[0]["w"]
+        tensor([5.0000, 2.5000])
+
+    Source: optax 0.2.8, which names none. Departures: none.
+    """
+
+    def update(update, state, param, ctx):
+        sums = yield OfLeaf(square=param.square().sum())
+        yield update * at_least(safe_sqrt(sums["square"]), min_scale), state
 
     return update
 

@@ -93,6 +93,7 @@ __all__ = [
     "DAdaptAdan",
     "DAdaptLion",
     "DAdaptSGD",
+    "DPSGD",
     "DiffGrad",
     "Dion",
     "Dion2",
@@ -1488,6 +1489,29 @@ class DAdaptSGD(AliasOptimizer):
         maximize: bool = False,
         mask: Where | None = None,
         cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class DPSGD(AliasOptimizer):
+    """DP-SGD: SGD on the noisy mean of clipped gradients of examples."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative,
+        l2_norm_clip: Positive,
+        noise_multiplier: NonNegative,
+        seed: int = 0,
+        momentum: Decay = 0.0,
+        nesterov: bool = False,
+        expected_batch_size: Static[Count] | None = None,
+        *,
+        maximize: bool = False,
         state_dtype: StateDtype | None = None,
         compile: bool | Engine = False,
         process_group: Any = None,

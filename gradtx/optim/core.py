@@ -38,6 +38,7 @@ class ChainTraits:
         calls_again: Whether a link calls the closure at other weights.
         exchanges: Whether ranks exchange tensors in some steps.
         waits_at_first: Whether a leaf's first update has the host wait.
+        makes_gradient: Whether a link computes the gradient from other inputs.
     """
 
     takes_none: bool
@@ -50,6 +51,7 @@ class ChainTraits:
     calls_again: bool
     exchanges: bool
     waits_at_first: bool
+    makes_gradient: bool
 
 
 @dataclass(eq=False)
@@ -124,6 +126,7 @@ class Core:
             calls_again="grad_fn" in needs or "value_fn" in needs,
             exchanges=any(each.exchanges for each in traits),
             waits_at_first=any(each.waits_at_first for each in traits),
+            makes_gradient=any(each.makes_gradient for each in traits),
         )
 
     def counts_on_host(self) -> bool:

@@ -50,6 +50,7 @@ from gradtx.optim.groups import (
     params_of,
 )
 from gradtx.optim.hessian import SEED, HessianSource
+from gradtx.optim.own_gradients import check_scaling, lend_gradients
 from gradtx.optim.parameters import Members
 from gradtx.optim.run import Extras, KnownClosure, Weights, check_closure
 from gradtx.optim.state import States
@@ -126,6 +127,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         """Whether a GradScaler leaves unscaling and skipping to `step`: on request, or so that `step` can refuse it."""
         core, is_released = self._core, self._released is not None
         is_refused = is_released or self._hessian is not None or core.traits.exchanges
+        is_refused = is_refused or core.traits.makes_gradient
         return core.amp_scaling or core.capturable or is_refused
 
     def _copy_hyperparameters(
@@ -298,6 +300,13 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
 
     _step_untraced = _torch.not_traced(step)
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch; for a chain that reads them, also drop the gradients of examples, `grad_sample`."""
+        super().zero_grad(set_to_none)
+        if "grad_sample" in self._tx.needs:
+            for param in params_of(self.param_groups):
+                param.grad_sample = None
+
     def _iterate(
         self,
         max_iter: int,
@@ -348,14 +357,18 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         step: Step | None = None
         if self._released is not None:
             step = self._released.close()
-        elif self._idle_steps is not None:
+        elif self._idle_steps is not None and not core.traits.makes_gradient:
             self._count_idle_step(core)
         at_state = contextlib.nullcontext()
         if core.offload is not None:
             core.offload.extras_on_host(extras)
             at_state = core.at_state(writes=True, consumes=consume_gradients)
+        lent: list[Tensor] = []
         with at_state:
             try:
+                if core.traits.makes_gradient:
+                    check_scaling(core, scaling)
+                    lent = lend_gradients(core, extras)
                 if step is None:
                     step = Step(core, extras, scaling, consume_gradients)
                 if self._hessian is not None:
@@ -368,6 +381,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 raise
             finally:
                 core.states.created.clear()
+                for param in lent:
+                    param.grad = None
         if scaling is not None or consume_gradients:
             self._end(core, scaling, consume_gradients)
         return loss

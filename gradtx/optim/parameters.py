@@ -136,6 +136,7 @@ class Members:
         positions_of_labels: dict[Labels, list[int]] = {}
         if not params:
             positions_of_labels[self._labels_named(group.get("label"))] = []
+        self.expanded.show(by_param)
         for i, param in enumerate(params):
             labels = self._labels(by_param[param])
             positions_of_labels.setdefault(labels, []).append(i)

@@ -324,8 +324,17 @@ class OptimizerRun(Run):
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         choices = leaf.key.choices
         if path not in choices:
-            choices[path] = selector.choose(leaf.name, leaf.key.param)
+            chooser = self.resolved(selector, self._params_by_name)
+            choices[path] = chooser.choose(leaf.name, leaf.key.param)
         return choices[path]
+
+    def show(self, members: Mapping[Tensor, Member]) -> None:
+        """Let selectors that ask functions of the whole tree see these parameters."""
+        self._members = members
+        self._resolved.clear()
+
+    def _params_by_name(self) -> dict[str, Tensor]:
+        return {member.name: param for param, member in self._members.items()}
 
     def whole(self, values: dict[str, Any]) -> Any:
         return values

@@ -28,6 +28,7 @@ from gradtx.execution.owners import with_regions
 from gradtx.execution.pure import (
     add_extras,
     check_extras,
+    is_by_leaf,
     split_extras,
 )
 from gradtx.execution.runs import Place, memory_of
@@ -205,13 +206,13 @@ class Step:
         kinds = check_extras(self._core.members.tx, True, extras, CALL)
         names = self._core.members.names()
         for key, value in extras.items():
-            if kinds[key].startswith("leaf"):
+            if is_by_leaf(kinds[key]):
                 extras[key] = _by_name(key, value, names)
         self.scalars, self.trees = split_extras(extras, kinds, dict.fromkeys(names))
         for name, value in self.scalars.items():
             if isinstance(value, Tensor):
                 self.scalar_dtypes[name] = value.dtype
-        run.leaf_extras = self.trees
+        run.leaf_extras, run.call_extras = self.trees, self.scalars
         # A rule may return one of them unchanged.
         run.memory.register(tensors(self.trees))
 

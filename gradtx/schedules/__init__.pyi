@@ -1,5 +1,6 @@
 """Types of this module, written by docs/stubs.py: run `make docs-tables`."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Annotated
 from typing import Literal
@@ -33,6 +34,8 @@ __all__ = [
     "linear_schedule",
     "multistep_schedule",
     "one_cycle_schedule",
+    "piecewise_constant_schedule",
+    "piecewise_interpolate_schedule",
     "plot",
     "polynomial_schedule",
     "proportion_schedule",
@@ -187,6 +190,15 @@ def one_cycle_schedule(
     *,
     warmup_steps: NonNegativeInt | None = None,
     min_lr: NonNegative | None = None,
+) -> Schedule: ...
+def piecewise_constant_schedule(
+    lr: NonNegative,
+    boundaries_and_scales: Mapping[int, float] | None = None,
+) -> Schedule: ...
+def piecewise_interpolate_schedule(
+    interpolate_type: Literal['linear', 'cosine'],
+    lr: NonNegative,
+    boundaries_and_scales: Mapping[int, float] | None = None,
 ) -> Schedule: ...
 @overload
 def polynomial_schedule(

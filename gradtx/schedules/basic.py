@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import numbers
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -16,8 +17,10 @@ from gradtx.arguments import (
     NonNegativeInt,
     Positive,
     Scalar,
+    is_number,
 )
 from gradtx.base.exact import Schedule, exact
+from gradtx.base.messages import describe
 from gradtx.schedules._factory import check_schedule, schedule
 
 __all__ = [
@@ -30,6 +33,8 @@ __all__ = [
     "linear_schedule",
     "multistep_schedule",
     "one_cycle_schedule",
+    "piecewise_constant_schedule",
+    "piecewise_interpolate_schedule",
     "polynomial_schedule",
     "sigmoid_schedule",
     "step_schedule",
@@ -190,6 +195,97 @@ def multistep_schedule(
     steps = torch.tensor(milestones, dtype=step.dtype, device=step.device)
     reached = (steps <= step).sum()
     return lr * gamma ** reached.to(step.dtype)
+
+
+@schedule
+def piecewise_constant_schedule(
+    step, lr, boundaries_and_scales: Mapping[int, float] | None = None
+):
+    r"""Multiply the rate by a factor of its own at each boundary.
+
+    $\eta \prod_{i : b_i \le s} f_i$.
+
+    Args:
+        lr: $\eta \ge 0$, the value before the first boundary.
+        boundaries_and_scales: Boundary $b_i \ge 0$ -> factor $f_i \ge 0$, boundaries in increasing order.
+
+    Raises:
+        TypeError: If a boundary is not an int, or a factor not a number.
+        ValueError: If boundaries are negative or not in increasing order, or if a factor is negative.
+
+    Example:
+        >>> s = gradtx.piecewise_constant_schedule(1.0, {2: 0.5, 3: 0.1})
+        >>> [s(i) for i in range(5)]
+        [1.0, 1.0, 0.5, 0.05, 0.05]
+    """
+    pieces = _pieces("piecewise_constant_schedule", boundaries_and_scales)
+    value = lr
+    for boundary, factor in pieces.items():
+        value = torch.where(step >= boundary, value * factor, value)
+    return value
+
+
+@schedule
+def piecewise_interpolate_schedule(
+    step,
+    interpolate_type: Literal["linear", "cosine"],
+    lr,
+    boundaries_and_scales: Mapping[int, float] | None = None,
+):
+    r"""Move from one value to the next between boundaries, along a line or half a cosine.
+
+    At boundary $b_i$ the value is $\eta f_1 \cdots f_i$; before it, it moves there from the previous one, the first
+    time from $\eta$ at step 0. It stays after the last boundary.
+
+    Args:
+        interpolate_type: "linear" or "cosine".
+        lr: $\eta \ge 0$, the value at step 0.
+        boundaries_and_scales: Boundary $b_i \ge 0$ -> factor $f_i \ge 0$, boundaries in increasing order.
+
+    Raises:
+        TypeError: If a boundary is not an int, or a factor not a number.
+        ValueError: If boundaries are negative or not in increasing order, if a factor is negative, or if the type is
+            unknown.
+
+    Example:
+        >>> s = gradtx.piecewise_interpolate_schedule("linear", 1.0, {4: 0.5, 6: 0.0})
+        >>> [s(i) for i in range(0, 8)]
+        [1.0, 0.875, 0.75, 0.625, 0.5, 0.25, 0.0, 0.0]
+    """
+    pieces = _pieces("piecewise_interpolate_schedule", boundaries_and_scales)
+    value, start = lr, 0
+    for boundary, factor in pieces.items():
+        length = max(boundary - start, 1)
+        share = ((step - start) / length).clamp(0.0, 1.0)
+        if interpolate_type == "cosine":
+            share = (1 - torch.cos(math.pi * share)) / 2
+        share = torch.where(step >= boundary, 1.0, share)  # also for a boundary at 0
+        value = torch.where(step >= start, value + (factor - 1) * share * value, value)
+        start = boundary
+    return value
+
+
+def _pieces(who: str, given: Mapping[int, float] | None) -> dict[int, float]:
+    """Check boundaries and factors."""
+    if not isinstance(given or {}, Mapping):
+        raise TypeError(
+            f"{who}: boundaries_and_scales must be a dict of boundary -> factor, got {describe(given)}"
+        )
+    pieces = dict(given or {})
+    for boundary, factor in pieces.items():
+        if not is_number(boundary, numbers.Integral) or not is_number(factor):
+            raise TypeError(
+                f"{who}: boundaries_and_scales must map ints to numbers, got {boundary!r}: {describe(factor)}"
+            )
+        if boundary < 0 or not factor >= 0:
+            raise ValueError(
+                f"{who}: boundaries and factors must be at least 0, got {boundary!r}: {factor!r}"
+            )
+    if list(pieces) != sorted(pieces):
+        raise ValueError(
+            f"{who}: boundaries must be in increasing order, got {', '.join(map(str, pieces))}"
+        )
+    return pieces
 
 
 @schedule

@@ -11,7 +11,7 @@ from torch.utils import _pytree
 
 import gradtx
 from gradtx.optim.engine import kernels
-from tests.conformance import all_cases, chosen_aliases, noise
+from tests.conformance import all_cases, chosen_aliases, examples_of, noise
 from tests.daily import by_day
 from tests.distributed.problems import assert_close, bundled, engine, whole
 from tests.examples import PAIR
@@ -65,6 +65,9 @@ def run(tx, place, compile=False, names=tuple(SHAPES), steps=3):
             extras["hessian_diag"] = {name: place(value) for name, value in curved.items()}
         if "max_logits" in tx.needs:
             extras["max_logits"] = {"layer": torch.tensor([150.0], dtype=torch.float64)}
+        if "grad_sample" in tx.needs:
+            slopes = {name: slope(whole(param), name) for name, param in params.items()}
+            extras["grad_sample"] = {name: examples_of(place(g)) for name, g in slopes.items()}
         optimizer.step(closure, **extras)
     found = [[whole(param) for param in params.values()]]
     states = optimizer.state_dict()["state"].values()  # by rows, also what the owner of a leaf keeps

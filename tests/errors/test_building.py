@@ -311,7 +311,7 @@ BUILDING = {
             "an option names the unknown argument 'betas'; did you mean 'beta'?": {"agree": ("betas",)},
             **{
                 "extras must be a dict of name -> 'leaf', 'scalar' or 'tensors', with '?' appended if "
-                f"optional, got {given}": {"extras": extras}
+                f"optional, or 'examples', got {given}": {"extras": extras}
                 for given, extras in {"('fisher',)": ("fisher",), "{'fisher': 'tensor'}": {"fisher": "tensor"}}.items()
             },
         }.items()
@@ -324,7 +324,7 @@ BUILDING = {
         TypeError,
         lambda: per_tensor(elementwize=True),
     ),
-    "whole_tree: unknown option 'elementwise'; known: capturable, extras, needs, sign": (
+    "whole_tree: unknown option 'elementwise'; known: capturable, extras, needs, rate, sign": (
         TypeError,
         lambda: whole_tree(elementwise=True),
     ),
@@ -419,22 +419,20 @@ def test_an_unknown_name_of_the_library_says_which_is_meant(name, message):
 OF_A_LEAF = (
     "a function here is called as (name, tensor) and returns a bool, for one leaf, such as lambda name, tensor: "
 )
-OF_A_TREE = "a function here is called as (name, tensor) and returns a label, for one leaf; where a function of all "
+OF_A_TREE = "a function here is called as (name, tensor) and returns a label, for one leaf"
 
 
 @pytest.mark.parametrize(
     ("message", "call"),
     {
-        f"masked: {OF_A_LEAF}tensor.ndim > 1; <lambda> takes (p)": lambda: gradtx.masked(
-            gradtx.sgd(), lambda p: p.ndim > 1
+        f"masked: {OF_A_LEAF}tensor.ndim > 1; <lambda> takes (a, b, c)": lambda: gradtx.masked(
+            gradtx.sgd(), lambda a, b, c: True
         ),
-        f"freeze: {OF_A_LEAF}": lambda: gradtx.freeze(lambda p: p.ndim > 1),
+        f"freeze: {OF_A_LEAF}": lambda: gradtx.freeze(lambda: True),
         f"blocks: {OF_A_LEAF}": lambda: gradtx.blocks(gradtx.muon(), lambda p: p.ndim > 1, sizes=(2, 2)),
-        f"adamw: mask: {OF_A_LEAF}": lambda: gradtx.adamw(mask=lambda params: params),
+        f"adamw: mask: {OF_A_LEAF}": lambda: gradtx.adamw(mask=lambda a, b, c: True),
         f"partition: {OF_A_LEAF}": lambda: gradtx.partition({"a": gradtx.sgd()}, {"a": lambda p: p.ndim > 1}),
-        f"partition: {OF_A_TREE}parameters returns a tree of labels, pass that tree; <lambda> takes (params)": lambda: (
-            gradtx.partition({"a": gradtx.sgd()}, lambda params: {"w": "a"})
-        ),
+        f"partition: {OF_A_TREE}": lambda: gradtx.partition({"a": gradtx.sgd()}, lambda a, b, c: "a"),
         'asam: mask: a function here is called as (name) and returns a bool, such as lambda name: "weight" in name; '
         "<lambda> takes (name, tensor)": lambda: gradtx.asam(gradtx.sgd(), mask=lambda name, tensor: True),
     }.items(),
@@ -442,6 +440,13 @@ OF_A_TREE = "a function here is called as (name, tensor) and returns a label, fo
 def test_a_function_of_leaves_with_other_arguments_is_refused_where_it_is_passed(message, call):
     with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
         call()
+
+
+def test_a_function_of_one_argument_that_expects_a_leaf_is_told_that_it_gets_the_tree():
+    for tx in (gradtx.masked(gradtx.sgd(), lambda p: p.ndim > 1), gradtx.adamw(mask=lambda p: p.ndim > 1)):
+        with pytest.raises(AttributeError) as error:
+            tx.init({"w": torch.ones(2)})
+        assert "<lambda> has one argument, so it gets the tree of all parameters" in error.value.__notes__[-1]
 
 
 def test_a_predicate_that_forgets_to_return_is_an_error_and_does_not_select_nothing_in_silence():

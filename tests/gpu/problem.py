@@ -73,6 +73,10 @@ class Problem:
                 param.grad = gradient.to(param.device)
             else:
                 param.grad.copy_(gradient)
+        if "grad_sample" in self.needs:
+            for param in self.params.values():
+                param.grad_sample = None if param.grad is None else conformance.examples_of(param.grad)
+            return {}
         given = conformance.extras(self.case.example, {name: p.detach().cpu() for name, p in self.params.items()})
         return self.move({name: value for name, value in given.items() if not callable(value)})
 

@@ -13,7 +13,7 @@ import gradtx
 from gradtx.arguments import _OTHER_FORMS, _OTHER_NAMES
 from gradtx.optim.classes import CLASSES
 from gradtx.optim.groups import ENGINE_OPTIONS
-from tests.conformance import example
+from tests.conformance import example, examples_of
 from tests.daily import by_day
 from tests.optim.problems import assert_close, assert_equal, descend, loss_of, parameters, set_gradients, values
 
@@ -93,6 +93,8 @@ def closure_of(optimizer, params):
         optimizer.zero_grad()
         loss = loss_of(params)
         loss.backward()
+        for param in params.values():
+            param.grad_sample = examples_of(param.grad)
         return loss
 
     return closure

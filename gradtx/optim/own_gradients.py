@@ -1,0 +1,83 @@
+"""Steps of chains whose first link computes the gradient: from gradients of examples, or from losses alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.dtensor import is_sharded
+from gradtx.optim.core import Core
+from gradtx.optim.device_counts import Scaling
+from gradtx.optim.run import Extras, Member
+
+SAMPLES = "grad_sample"
+
+
+def check_scaling(core: Core, scaling: Scaling | None) -> None:
+    """Refuse a GradScaler, which unscales `.grad`, and nothing from which such a link computes the gradient.
+
+    Raises:
+        RuntimeError: If a GradScaler is enabled.
+    """
+    if scaling is not None:
+        raise RuntimeError(
+            f"{core.members.who}: a GradScaler does not unscale what the first link of the chain reads in place of "
+            "gradients; train in bfloat16, without a scaler"
+        )
+
+
+def lend_gradients(core: Core, extras: Extras) -> list[Tensor]:
+    """Complete the inputs of a step, and give each parameter that is to step without a gradient one of zeros.
+
+    The link replaces its values. The caller takes these gradients back after the step.
+
+    Raises:
+        ValueError: If a parameter has a gradient, but no gradients of examples.
+    """
+    if SAMPLES in core.traits.known_extras:
+        samples = _samples(core, extras)
+        stepping = [
+            member.param
+            for member in core.members.by_param.values()
+            if samples.get(member.name) is not None
+        ]
+    else:
+        stepping = [param for param in core.members.by_param if param.requires_grad]
+    lent = [param for param in stepping if param.grad is None]
+    for param in lent:
+        param.grad = _zeros_for(param)
+    return lent
+
+
+def _zeros_for(param: Tensor) -> Tensor:
+    """Return zeros, which need no memory unless the parameter is sharded."""
+    if is_sharded(param):
+        return torch.zeros_like(param)
+    return param.detach().new_zeros(()).expand(param.shape)
+
+
+def _samples(core: Core, extras: Extras) -> dict[str, Any]:
+    """Return the gradients of examples by name: those that the caller passed, or the attributes of parameters."""
+    by_name = {member.name: member for member in core.members.by_param.values()}
+    samples = extras.get(SAMPLES)
+    if samples is None:
+        samples = {name: _attribute_of(member) for name, member in by_name.items()}
+        if any(sample is not None for sample in samples.values()):
+            extras[SAMPLES] = samples
+    elif isinstance(samples, list | tuple):
+        samples = dict(zip(by_name, samples, strict=False))
+    for name, member in by_name.items():
+        if member.param.grad is not None and samples.get(name) is None:
+            raise ValueError(
+                f"{core.members.who}: parameter {name!r} has a gradient, but no gradients of examples; set its "
+                f"grad_sample, as opacus.GradSampleModule does, or pass step({SAMPLES}={{name: tensor}})"
+            )
+    return samples
+
+
+def _attribute_of(member: Member) -> Tensor | None:
+    """Return the `grad_sample` of a parameter; Opacus makes a list of those of several backward passes."""
+    sample: Any = getattr(member.param, SAMPLES, None)
+    return torch.cat(sample) if isinstance(sample, list) else sample
