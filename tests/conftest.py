@@ -43,7 +43,8 @@ SLOW = (
 # Of whose long products `make quick` has every other case.
 HALVED = (
     "algorithms", "combinators", "links", "test_conformance.py", "lists/test_selections.py", "optim/test_float16.py",
-    "users/test_records.py", "optim/test_adapter.py", "optim/test_classes.py", "optim/test_equals_torch.py", "optim/test_hessian.py",
+    "users/test_records.py", "optim/test_adapter.py", "optim/test_classes.py", "optim/test_equals_torch.py",
+    "optim/test_hessian.py",
     "optim/test_names.py", "optim/test_offload.py", "optim/test_schedulers.py",
 )  # fmt: skip
 

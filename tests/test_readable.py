@@ -17,7 +17,7 @@ CLASSES_OF = {
     "kind": {"KnownKind", "KnownKinds", "LeafKind", "TensorKind"},
     "plan": {"MemoryPlan", "Plan"},
     "run": {"Run", "BlockRun", "OptimizerRun", "RecordedRun", "SingleRun", "SpaceRun", "TreeRun"},
-    "count": {"DeviceCount", "KnownCounts"},
+    "count": {"DeviceCount", "KnownCounts", "OfCount"},
     "hyperparameter": {"Hyperparameters"},
 }
 # What a function or an attribute may still call so, and why.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from gradtx.arguments import Count, Decay, NonNegative, Positive, Static, is_off
-from gradtx.base.dtensor import gathered, placed_as
+from gradtx.base.dtensor import distributed_like, gathered
 from gradtx.base.exact import exact_dtype
 from gradtx.links.clipping import shrink
 from gradtx.links.momentum import trace
@@ -92,7 +92,9 @@ def differentially_private_aggregate(
         total = yield {"square": norms.square()}
         factors = shrink(safe_sqrt(total["square"]), l2_norm_clip).to(samples.dtype)
         clipped = (gathered(factors, by_example) @ by_example).reshape(update.shape)
-        clipped = placed_as(clipped, update)  # each entry of the noise is drawn once
+        clipped = distributed_like(
+            clipped, update
+        )  # each entry of the noise is drawn once
         noise = 0.0
         if not is_off(noise_multiplier):
             noise = noise_multiplier * l2_norm_clip * ctx.rng.normal(clipped)

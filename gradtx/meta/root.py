@@ -6,7 +6,6 @@ there is one kind of node for both, and derivatives of any order are nodes of th
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp
 
+from gradtx.arguments import is_number
 from gradtx.base import torch_names as _torch
 from gradtx.base.messages import describe, nearest, warn_user
 from gradtx.maths import linear_solvers
@@ -58,7 +58,7 @@ class Linear:
                 f"{who}: unknown solver {describe(solve)}; known: {', '.join(sorted(known))}, or a function of "
                 f"(matvec, b){f'; {meant}' if meant.startswith('did') else ''}"
             )
-        if tolerance is not None and not (_is_number(tolerance) and tolerance > 0):
+        if tolerance is not None and not (is_number(tolerance) and tolerance > 0):
             raise ValueError(
                 f"{who}: tolerance must be in (0, inf), got {describe(tolerance)}"
             )
@@ -66,7 +66,7 @@ class Linear:
             raise ValueError(
                 f"{who}: max_steps must be in [1, inf), got {describe(max_steps)}"
             )
-        if not (_is_number(ridge) and ridge >= 0):
+        if not (is_number(ridge) and ridge >= 0):
             raise ValueError(f"{who}: ridge must be in [0, inf), got {describe(ridge)}")
         if precondition is not None and not callable(precondition):
             raise TypeError(
@@ -83,10 +83,6 @@ class Linear:
     @property
     def is_symmetric(self) -> bool:
         return self.solve in linear_solvers.SYMMETRIC
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 class Problem:
