@@ -42,7 +42,7 @@ class MetaOptimizer:
             outer_loss = loss_fn(net(new_x), new_y)
         outer_loss.backward()  # into the gradients of net.parameters()
 
-    Use it to port code; a function of parameters ([how](../howto/meta-learning.md)) runs under `vmap` as well.
+    Use it for code that keeps a module; a function of parameters runs under `vmap` as well.
 
     Args:
         module: The module. Its parameters that require gradients are trained, shared ones once.
