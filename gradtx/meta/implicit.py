@@ -68,7 +68,7 @@ def custom_root(
             solution, linear in it; for "cg" symmetric and positive definite.
         warm_start: Start the linear solve of a backward pass from the result of the last one, if it fits. Only outside
             of `torch.vmap`. Results then depend, within the tolerance, on earlier calls.
-        nondiff: str | int | Iterable[str | int], or positions in `args`, of arguments without gradients. Tensors of integers, and what is no
+        nondiff: Names, or positions in `args`, of arguments without gradients. Tensors of integers, and what is no
             tensor, have none anyway.
         has_aux: Whether the solver returns `(solution, aux)`. `aux`, such as a number of steps, has no gradients.
         unconverged: What to do if the residual is more than ten times the tolerance: "warn", "raise" an error, or
