@@ -3,6 +3,7 @@
 import functools
 import gc
 import re
+import warnings
 import weakref
 
 import pytest
@@ -135,6 +136,27 @@ def test_gradients_of_a_fixed_point_equal_those_through_its_iterations(solve):
     tangents = (random(6, 6, seed=3), random(6, seed=4), random(6, seed=5))
     _, moved = jvp(lambda *args: layer(None, *args), args, tangents)
     close(moved, jvp(equilibrium, args, tangents)[1], 1e-8)
+
+
+def test_a_dict_of_optimality_may_have_another_order_than_the_solution():
+    def optimality(solution, a, b):
+        return {"b": 2 * solution["b"] - b, "a": solution["a"] - a}
+
+    solver = gradtx.custom_root(optimality)(lambda start, a, b: {"a": a, "b": b / 2})
+    for differentiate in (jacrev, jacfwd):
+        found = differentiate(lambda a, b: solver(None, a, b), argnums=(0, 1))(f64([1.0]), f64([2.0]))
+        assert [entry.item() for name in "ab" for entry in found[name]] == [1.0, 0.0, 0.0, 0.5]
+
+
+def test_cg_for_a_matrix_that_is_not_symmetric_warns_or_is_right():
+    matrix = torch.eye(3, dtype=torch.float64) + 0.1 * random(3, 3).tril(-1)
+    solver = gradtx.custom_root(lambda x, b: matrix @ x - b)(lambda start, b: torch.linalg.solve(matrix, b))
+    b, change = random(3, seed=1), random(3, seed=2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _, moved = jvp(lambda b: solver(None, b), (b,), (change,))
+    if not any("did not converge" in str(warning.message) for warning in caught):
+        close(moved, torch.linalg.solve(matrix, change))
 
 
 # Ways to differentiate.

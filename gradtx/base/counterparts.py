@@ -39,6 +39,9 @@ COUNTERPARTS = {
     "tree_utils": "index the state, a dict: state[stage][slot][leaf]",
     **dict.fromkeys([f"Meta{name}" for name in _OF_TORCHOPT], _META),
     **dict.fromkeys([f"Func{name}" for name in _OF_TORCHOPT], _FUNC),
+    **dict.fromkeys(
+        ("solve_cg", "solve_normal_cg", "solve_inv"), 'use custom_root(..., solve="cg")'
+    ),
     "ImplicitMetaGradientModule": "use custom_root(torch.func.grad(loss)), or minimize(tx, loss, start, ...); see "
     "docs/howto/implicit-gradients.md",
     "zero_order": f"gradients without backward are not included; see {_TORCHOPT}",

@@ -22,27 +22,22 @@ from gradtx.meta.root import Linear, Problem, root
 
 __all__ = ["custom_fixed_point", "custom_root"]
 
-Solve: TypeAlias = (
-    Literal["cg", "gmres", "bicgstab", "neumann", "dense"]
-    | Callable[[Callable[[Tensor], Tensor], Tensor], Tensor]
-)
-Names: TypeAlias = str | int | Iterable[str | int]
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def custom_root(
     optimality: Callable[..., Any],
     *,
-    solve: Solve = "cg",
+    solve: str | Callable[..., Any] = "cg",
     tolerance: float | None = None,
     max_steps: int | None = None,
     ridge: float = 0.0,
     precondition: Callable[..., Any] | None = None,
     warm_start: bool = False,
-    nondiff: Names = (),
+    nondiff: str | int | Iterable[str | int] = (),
     has_aux: bool = False,
     unconverged: Literal["warn", "raise", "ignore"] = "warn",
-) -> Decorator:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     r"""Give a solver the gradient of its solution, whatever steps it takes: a decorator.
 
     The solution $x^\star(\theta)$ is where $F(x^\star(\theta), \theta) = 0$. Differentiating both sides gives
@@ -125,16 +120,16 @@ def custom_root(
 def custom_fixed_point(
     map: Callable[..., Any],
     *,
-    solve: Solve = "gmres",
+    solve: str | Callable[..., Any] = "gmres",
     tolerance: float | None = None,
     max_steps: int | None = None,
     ridge: float = 0.0,
     precondition: Callable[..., Any] | None = None,
     warm_start: bool = False,
-    nondiff: Names = (),
+    nondiff: str | int | Iterable[str | int] = (),
     has_aux: bool = False,
     unconverged: Literal["warn", "raise", "ignore"] = "warn",
-) -> Decorator:
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     r"""Give a solver of $x = T(x, \theta)$ the gradient of the fixed point: a decorator.
 
     As `custom_root` for $F = x - T(x, \theta)$, whose matrix is $A = I - \partial T / \partial x$: layers in
@@ -189,7 +184,7 @@ def _decorator(
     who: str,
     function: Callable[..., Any],
     linear: Linear,
-    nondiff: Names,
+    nondiff: str | int | Iterable[str | int],
     has_aux: bool,
 ) -> Decorator:
     if not callable(function):
@@ -356,6 +351,7 @@ class _Call(Problem):
         self.rebuild_solution: Callable[..., Any] = tuple
         self.rebuild_aux: Callable[..., Any] = tuple
         self.dtypes_of_aux: list[torch.dtype] = []
+        self.names: list[str] = []
 
     def solution(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         start, options = self.rebuild_others(tensors[: self.skipped])
@@ -382,6 +378,7 @@ class _Call(Problem):
         leaves, _ = _tree.flatten_real(result, f"{self.who}: solution")
         if None in leaves.values():
             raise TypeError(f"{self.who}: solution: a leaf is None, needs a tensor")
+        self.names = list(leaves)
         solution, self.rebuild_solution = _tree.split(result)
         others, self.rebuild_aux = _tree.split(aux)
         self.size = len(solution)
@@ -395,7 +392,7 @@ class _Call(Problem):
     ) -> tuple[Tensor, ...]:
         args = self.rebuild(tensors[self.skipped :])
         value = self.implicit.function(self.rebuild_solution(solution), *args)
-        leaves = _tree.split(value)[0]
+        leaves = self._in_order(value)
         if self.who != "custom_fixed_point":
             return tuple(leaves)
         return tuple(x - mapped for x, mapped in zip(solution, leaves, strict=True))
@@ -413,7 +410,12 @@ class _Call(Problem):
         at = self.rebuild_solution(solution)
         result = function(self.rebuild_solution(vector), at, *args)
         self._check_like(result, at, "precondition")
-        return tuple(_tree.split(result)[0])
+        return tuple(self._in_order(result))
+
+    def _in_order(self, tree: Any) -> list[Tensor]:
+        """Return the leaves of a tree in the order of the solution's: dicts may have another one."""
+        named = _tree.named(tree)
+        return [named[name] for name in self.names]
 
     def check(self, solution: list[Tensor], inputs: Sequence[Tensor]) -> None:
         """Check what `optimality` returns at the solution, and that it depends on arguments alone."""

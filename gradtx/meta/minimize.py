@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import torch
@@ -15,7 +15,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.messages import describe, warn_user
 from gradtx.functional import LossAt
-from gradtx.meta.implicit import Names, Solve, custom_root
+from gradtx.meta.implicit import custom_root
 from gradtx.transform import (
     GradientTransformation,
     apply_updates,
@@ -33,9 +33,9 @@ def minimize(
     start: Any,
     *args: Any,
     steps: int,
-    until: Until | None = None,
-    solve: Solve = "cg",
-    nondiff: Names = (),
+    until: float | Callable[..., Any] | None = None,
+    solve: str | Callable[..., Any] = "cg",
+    nondiff: str | int | Iterable[str | int] = (),
     **linear: Any,
 ) -> Any:
     r"""Minimize a loss with a chain, and return the minimum, which has a gradient by `args`.

@@ -143,7 +143,7 @@ class MetaOptimizer:
             present[name] = getattr(owner, attribute)
         return present
 
-    def extract(self) -> MetaState:
+    def extract(self) -> Any:
         """Return weights, buffers and state, to which `recover` returns.
 
         Weights and state are the tensors themselves with their graphs, buffers are copies.
@@ -154,7 +154,7 @@ class MetaOptimizer:
         }
         return MetaState(self.params, buffers, self.state)
 
-    def recover(self, state: MetaState) -> None:
+    def recover(self, state: Any) -> None:
         """Return to the weights, buffers and state that `extract` returned.
 
         Raises:

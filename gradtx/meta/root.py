@@ -337,8 +337,7 @@ class _Direct(_System):
     def product(self, at: Sequence[Tensor], tensors: Sequence[Tensor]) -> Any:
         with torch.enable_grad():
             pull = vjp(lambda *x: self.problem.optimality(x, tensors), *at)[1]
-            if self.linear.is_symmetric:
-                return lambda *vector: pull(tuple(vector))
+            # Also for "cg": the residual would not tell that a matrix is not symmetric.
             zeros = tuple(torch.zeros_like(leaf) for leaf in at)
             transposed = vjp(lambda *vectors: pull(vectors), *zeros)[1]
         return lambda *vector: transposed(tuple(vector))
