@@ -1,12 +1,21 @@
-"""The small plots of schedules that the reference shows: a call for each, whose values are plotted."""
+"""The plots of the reference: of each schedule, and of a family's methods on one test function."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import gradtx
 
 STEPS = 100
+RESULTS = (
+    Path(__file__).parent.parent / "benchmarks" / "guide" / "results" / "toys.json"
+)
+TEST_FUNCTION = "rosenbrock"
+REFERENCE = "adamw"
+LEAST, MOST = 1e-8, 1e2  # the ends of the axis; errors outside of it are shown there
 CALLS = {
     "ademamix_alpha_schedule": "ademamix_alpha_schedule(2.0, 60)",
     "chebyshev_schedule": "chebyshev_schedule(1.0, num_epochs=16)",
@@ -54,4 +63,49 @@ def figure_of(name: str) -> Any:
     figure.set_size_inches(5.0, 1.8)
     figure.axes[0].set_title(CALLS[name], fontsize=7, family="monospace")
     figure.axes[0].set_ylabel("")
+    return figure
+
+
+def errors_on_the_test_function() -> dict[str, float]:
+    """Return the error after the steps of the guide's toy at the best rate, by optimizer."""
+    optimizers = json.loads(RESULTS.read_text(encoding="utf-8"))["optimizers"]
+    return {
+        name: result["errors"][TEST_FUNCTION] for name, result in optimizers.items()
+    }
+
+
+def figure_of_family(names: Iterable[str]) -> Any:
+    """Return a figure of the errors of a family's methods, the best one first; None if fewer than two were run."""
+    from matplotlib.figure import Figure
+
+    errors = errors_on_the_test_function()
+    measured = sorted(
+        (name for name in names if name in errors), key=errors.__getitem__, reverse=True
+    )
+    if len(measured) < 2:
+        return None
+    figure = Figure(figsize=(5.0, 0.9 + 0.2 * len(measured)), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xscale("log")
+    axes.set_xlim(LEAST / 2, MOST * 2)
+    shown = [min(max(errors[name], LEAST), MOST) for name in measured]
+    axes.plot(shown, range(len(measured)), "o")
+    axes.set_yticks(range(len(measured)), measured, fontsize=7, family="monospace")
+    axes.axvline(errors[REFERENCE], color="gray", linewidth=1, linestyle=":")
+    axes.text(
+        errors[REFERENCE],
+        len(measured) - 0.5,
+        REFERENCE,
+        fontsize=7,
+        color="gray",
+        ha="center",
+        va="bottom",
+    )
+    axes.set_ylim(-0.5, len(measured) - 0.5)
+    axes.tick_params(axis="x", labelsize=7)
+    axes.set_xlabel(
+        "error in Rosenbrock's curved valley, at the best rate (left is better)",
+        fontsize=7,
+    )
+    axes.grid(axis="x", alpha=0.3)
     return figure

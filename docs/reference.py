@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import algorithms
-from pictures import CALLS, figure_of
+from pictures import CALLS, figure_of, figure_of_family
 from sphinx.util.inspect import stringify_signature
 from sphinx.util.typing import stringify_annotation
 
@@ -233,6 +233,13 @@ def pages() -> dict[str, str]:
 def head(page: Page) -> list[str]:
     described = [f"```{{py:module}} {page.shows}\n```"] if page.shows else []
     intro = [page.intro] if page.intro else []
+    if figure_of_page(page) is not None:
+        intro.append(
+            f"![The methods of this family on one test function]({page.file}-methods.png)"
+        )
+        intro.append(
+            "From [the guide's runs](../guide.md), one toy of twenty: no ranking."
+        )
     return [f"# {page.title}", *intro, *described, "```{py:currentmodule} gradtx\n```"]
 
 
@@ -524,6 +531,12 @@ def cited(text: str) -> str:
     )
 
 
+@functools.cache
+def figure_of_page(page: Page) -> Any:
+    """Return the figure of a family's methods, if several of them were run."""
+    return figure_of_family(names_on(page)) if page in FAMILIES else None
+
+
 def write(folder: Path) -> None:
     """Write all pages and delete other files."""
     folder.mkdir(exist_ok=True)
@@ -535,3 +548,7 @@ def write(folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8")
     for name in filter(CALLS.get, gradtx.schedules.__all__):
         figure_of(name).savefig(folder / f"{name}.png", dpi=90)
+    for page in FAMILIES:
+        figure = figure_of_page(page)
+        if figure is not None:
+            figure.savefig(folder / f"{page.file}-methods.png", dpi=90)

@@ -127,3 +127,19 @@ def test_no_rule_for_phones_is_wider_than_a_phone_outside_a_scrolling_box():
     for selector in wide:
         assert ".table-wrapper table" in selector or selector.endswith("p > img.wide")
     assert "article p:has(> img.wide) { overflow-x: auto; }" in style
+
+
+def test_a_family_shows_its_methods_on_one_test_function():
+    import pictures
+    import reference
+
+    figure = pictures.figure_of_family(["adamw", "muon", "no_such_optimizer"])
+    (axes,) = figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["adamw", "muon"]
+    errors = pictures.errors_on_the_test_function()
+    (points,) = [line for line in axes.lines if line.get_marker() == "o"]
+    assert list(points.get_xdata()) == [errors["adamw"], errors["muon"]]
+    texts = reference.pages()
+    pages = [page for page in reference.FAMILIES if reference.figure_of_page(page) is not None]
+    assert len(pages) > 20
+    assert all(f"({page.file}-methods.png)" in texts[f"{page.file}.md"] for page in pages)
