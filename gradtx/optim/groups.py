@@ -49,6 +49,7 @@ def check_differentiable(options: Mapping[str, Any]) -> None:
 Group: TypeAlias = dict[str, Any]
 # Hyperparameters by their names in a group. A value is a number, a schedule, another option, or a tuple of these.
 Values: TypeAlias = dict[str, Any]
+UNSEEN = object()
 # Returns the count of the clock that the hyperparameters of a node follow; None if it is unknown.
 CountOf: TypeAlias = Callable[[Place], int | None]
 
@@ -132,11 +133,16 @@ class GroupSettings:
         contents = list(map(self.group.__getitem__, self.entries))
         if are_identical(contents, self._seen):
             return self._values
-        values = {
-            name: self._value(name, value)
-            for name, value in zip(self.entries, contents, strict=True)
-        }
-        if not have_same_values(values, self._values):
+        values = dict(self._values)
+        seen = self._seen or [UNSEEN] * len(contents)
+        changed = []
+        for name, content, before in zip(self.entries, contents, seen, strict=True):
+            if content is not before:
+                value = self._value(name, content)
+                if name not in values or not is_same(value, values[name]):
+                    changed.append(name)
+                values[name] = value
+        if changed:
             places = {self.entries[name].place: values[name] for name in values}
             self.tx._replaced(places, checked=True)
             self._values = values

@@ -365,8 +365,11 @@ class Step:
 
     def _known_count(self, place: Place) -> int | None:
         """Return the count that a schedule follows; None if reading it would synchronize in a captured step."""
-        if self._stays and self._core.members.clock_path(place) is not None:
+        has_own_clock = self._core.members.clock_path(place) is not None
+        if self._stays and has_own_clock:
             return None
+        if self.on_host and not (has_own_clock or self._has_eager):
+            return max(map(COUNT, self._every), default=0)
         return self._core.states.count(place)
 
     def _check_agreement(self) -> None:
