@@ -258,9 +258,13 @@ def name_of(item: Any) -> str:
     return str(item) if isinstance(item, Case) else " ".join(map(str, item))
 
 
+@functools.cache
+def _module_of(path: Path) -> str:
+    return ".".join(path.relative_to(TESTS_FOLDER).with_suffix("").parts)
+
+
 def _row(test: Any) -> tuple[str, str, str]:
-    path = Path(inspect.getfile(test)).relative_to(TESTS_FOLDER).with_suffix("")
-    module = ".".join(path.parts)
+    module = _module_of(Path(inspect.getfile(test)))
     try:
         return PROPERTIES[module][test.__name__]
     except KeyError:
@@ -343,8 +347,8 @@ FROM_TEST_ON = (
     "users/test_optimizer_research.py", "users/test_records.py",
 )  # fmt: skip
 
-# In these, `make quick` runs two cases of each test: the first, and the one in the middle. `pytest -k NAME` runs all.
-TWO_CASES_IN_QUICK = ("algorithms", "combinators", "links", "optim")
+# In these, `make quick` runs two cases of each test without a row: the first, and the one in the middle.
+TWO_CASES_IN_QUICK = ("algorithms", "combinators", "gpu", "links", "lists", "optim")
 
 # Single tests and examples, as patterns of their ids from tests/ on, and the tier from which on they run.
 TESTS = {
@@ -392,11 +396,16 @@ def mark(items: list[pytest.Item], is_whole_suite: bool, has_whole_tests: bool) 
     if unmatched and is_whole_suite:
         raise pytest.UsageError(f"TESTS of tests/tiers.py: no test matches {sorted(unmatched)}")
     _mark_cases(items, has_whole_tests)
-    _leave_two_in_quick([item for item in items if tier_of(item) == QUICK and _has_two_cases_in_quick(item.path)])
+    _leave_two_in_quick([item for item in items if _has_two_cases_in_quick(item.path) and not _has_row(item)])
+
+
+def _has_row(item: pytest.Item) -> bool:
+    return getattr(item, "originalname", None) in PROPERTIES.get(_module_of(item.path), {})
 
 
 def _leave_two_in_quick(items: list[pytest.Item]) -> None:
-    for _, group in itertools.groupby(items, lambda item: getattr(item, "function", item)):
+    in_quick = (item for item in items if tier_of(item) == QUICK)
+    for _, group in itertools.groupby(in_quick, lambda item: getattr(item, "function", item)):
         cases = list(group)
         for case in cases:
             if case not in (cases[0], cases[len(cases) // 2]):
