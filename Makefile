@@ -25,7 +25,7 @@ test: $(VENV)/test
 test-all: $(VENV)/test  # with all cases of tests whose cases multiply
 	@$(RUN) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
-quick: $(VENV)/test  # no compiler of torch, no processes, no other libraries: four minutes on two cores
+quick: $(VENV)/test  # no compiler of torch, no processes, no other libraries: a minute and a half on two cores
 	@$(RUN) -m pytest -n $(CORES) --dist worksteal -m "not slow and not nightly" gradtx tests $(ARGS)
 
 install: $(VENV)/all

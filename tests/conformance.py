@@ -7,7 +7,7 @@ import fnmatch
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pytest
@@ -583,45 +583,12 @@ EXEMPTIONS = [
         torch._dynamo.exc.Unsupported,
     ),
 ]
-BY_NIGHT = True  # tests/conftest.py sets it: without the nightly tests, their cases are not made
 
 
-def each_case(cases: list[Case], by_day: list[Case] | None = None) -> Callable[[Any], Any]:
-    """Parametrize a test by `case`, the cases not in `by_day` as nightly; those that are exempt from it must fail."""
-    return lambda test: pytest.mark.parametrize(
-        "case", [_parameter(test, str(case), marks, case) for case, marks in _marked(cases, by_day)]
-    )(test)
-
-
-def each_set(cases: list[Case], by_day: list[Case] | None = None) -> Callable[[Any], Any]:
-    """As `each_case`, and by `places`: float hyperparameters that can be tensors together; few sets hold all."""
-    return lambda test: pytest.mark.parametrize(
-        ("case", "places"),
-        [
-            _parameter(test, f"{case}{f'-{i}' if i else ''}", marks, case, places)
-            for case, marks in _marked(cases, by_day)
-            for i, places in enumerate(case.float_sets() or [[]])
-        ],
-    )(test)
-
-
-def each_pack(packs: list[Pack], by_day: list[Pack] | None = None) -> Callable[[Any], Any]:
-    """As `each_case`, for cases in chains."""
-    chosen = [pytest.param(pack, id=" ".join(map(str, pack)), marks=marks) for pack, marks in _marked(packs, by_day)]
-    return pytest.mark.parametrize("pack", chosen)
-
-
-def _marked(items: list[Any], by_day: list[Any] | None) -> Iterator[tuple[Any, list[Any]]]:
-    for item in items:
-        if by_day is None or item in by_day:
-            yield item, []
-        elif BY_NIGHT:
-            yield item, [pytest.mark.nightly]
-
-
-def _parameter(test: Any, name: str, marks: list[Any], case: Case, *more: Any) -> Any:
-    exempt = [entry for entry in EXEMPTIONS if entry.test == test.__name__ and entry.covers(str(case))]
-    expected = [
-        pytest.mark.xfail(reason=entry.reason, raises=entry.raises, strict=not entry.by_rounding) for entry in exempt
+def exemptions_of(test: Any, case: Case) -> list[pytest.MarkDecorator]:
+    """Marks of a test that has to fail for a case."""
+    return [
+        pytest.mark.xfail(reason=entry.reason, raises=entry.raises, strict=not entry.by_rounding)
+        for entry in EXEMPTIONS
+        if entry.test == test.__name__ and entry.covers(str(case))
     ]
-    return pytest.param(case, *more, id=name, marks=[*marks, *expected])

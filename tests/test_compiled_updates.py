@@ -15,8 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 import gradtx
 from gradtx.programs import graphs
 from tests.conformance import Case, assert_close, assert_own_memory, composed_cases, extras, field, tensors
-from tests.daily import by_day
 from tests.test_slots import shared_constant
+from tests.tiers import by_day
 
 # torch.func.jvp and inductor load parts of torch that use it.
 torchs_own_deprecation = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")

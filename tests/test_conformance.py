@@ -15,25 +15,17 @@ from torch.utils._pytree import keystr, tree_map_with_path
 import gradtx
 from tests.conformance import (
     ALL_SHAPES,
-    Case,
     all_cases,
     assert_close,
     assert_own_memory,
     assert_same,
-    chosen_aliases,
-    costly_cases,
-    each_case,
-    each_set,
     example,
     extras,
     factories,
     field,
     first_state,
     layout,
-    lean_cases,
-    links,
     noise,
-    of_each_kind,
     plain_cases,
     plain_links,
     snapshot,
@@ -44,10 +36,9 @@ from tests.conformance import (
     untouched,
 )
 from tests.signatures import RECORD, signatures
+from tests.tiers import each_case, each_set
 
-PLAIN, LEAN, ALL, COSTLY = plain_cases(), lean_cases(), all_cases(), costly_cases()
-LINKS, PLAIN_LINKS, OF_EACH_KIND, ALIASES = links(), plain_links(), of_each_kind(), chosen_aliases()
-RULES = [case for case in ALL if case.factory.spec.kind == "rule"]
+PLAIN, ALL, PLAIN_LINKS = plain_cases(), all_cases(), plain_links()
 EDGES = {"zero_d": (), "vector": (3,), "empty": (0,), "empty_rows": (0, 2), "matrix": (2, 3), "conv": (2, 3, 2, 2)}
 
 each = functools.partial(pytest.mark.parametrize, ids=lambda value: getattr(value, "__name__", str(value)))
@@ -162,8 +153,8 @@ WIDE = {
 
 
 # A slot in float32 is seen in float64 only; what is wrong in float16 shows in the test of leaves of all ranks too.
-@each("dtype", [torch.float64, pytest.param(torch.float16, marks=pytest.mark.nightly)])
-@each_case(ALL, LINKS + ALIASES)
+@each("dtype", [torch.float64, torch.float16])
+@each_case
 def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
     params, grads, tx = case.noise(1, dtype=dtype), case.noise(2, dtype=dtype), case.make()
     first = tx.init(params)
@@ -182,8 +173,7 @@ def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
 
 # A link that asks for the gradient elsewhere gets it at weights in bf16, of another value than in float32. A link that
 # rounds weights does nothing in float32.
-@pytest.mark.slow
-@each_case([case for case in LEAN if "grad_fn" not in case.example.needs and not case.example._rounds], OF_EACH_KIND)
+@each_case
 def test_a_bf16_update_is_the_float32_one(case):
     tx = case.make()
     params, grads = case.noise(1, dtype=torch.bfloat16), case.noise(2, dtype=torch.bfloat16)
@@ -203,8 +193,7 @@ def test_a_bf16_update_is_the_float32_one(case):
         assert torch.equal(slot, wide_slots[path].to(slot.dtype)), path
 
 
-@pytest.mark.slow
-@each_case([case for case in ALL if not case.example._rounds], OF_EACH_KIND)
+@each_case
 def test_state_dtype_decides_what_slots_are_kept_in(case):
     params = case.noise(1, dtype=torch.bfloat16)
     tx = case.make(state_dtype=torch.float32)
@@ -215,7 +204,7 @@ def test_state_dtype_decides_what_slots_are_kept_in(case):
     assert kept <= {torch.float32}
 
 
-@each_case(ALL, LINKS + ALIASES)
+@each_case
 def test_updates_leave_every_input_bit_identical_and_share_no_memory_with_it(case):
     params, grads, tx = case.noise(1), case.noise(2), case.make()
     state = tx.init(params)
@@ -230,7 +219,7 @@ def test_updates_leave_every_input_bit_identical_and_share_no_memory_with_it(cas
 
 
 @pytest.mark.parametrize("way", ["programs", "rules"])
-@each_case(LEAN, OF_EACH_KIND)
+@each_case
 def test_tensors_of_a_finished_update_do_not_wait_for_the_garbage_collector(case, way, monkeypatch):
     if way == "rules":
         monkeypatch.setattr(gradtx.programs.trees, "update", lambda call: None)
@@ -251,7 +240,7 @@ def test_tensors_of_a_finished_update_do_not_wait_for_the_garbage_collector(case
         gc.enable()
 
 
-@each_case(LEAN, PLAIN_LINKS)
+@each_case
 def test_a_leaf_without_gradient_stays_as_it_is(case):
     params, tx = case.noise(1), case.make()
     state = tx.init(params)
@@ -286,8 +275,7 @@ KINDS = (
 )
 
 
-@pytest.mark.slow
-@each_set(COSTLY, OF_EACH_KIND)
+@each_set
 def test_floats_as_tensors_or_schedules_change_neither_structure_nor_result(case, places):
     params, grads = case.noise(1), case.noise(2)
     changes = [{place: place.value for place in places}]
@@ -320,9 +308,8 @@ def _is_zero(case, place):
     return (value if place.index is None else value[place.index]) == 0.0
 
 
-@pytest.mark.slow
 @each("what", ["zero_gradient", "both"])  # zero parameters alone found nothing more when every safe root was plain
-@each_case(LEAN, PLAIN_LINKS)
+@each_case
 def test_derivatives_at_zero_are_finite(case, what):
     params, grads = case.noise(1), case.noise(2)
     grads = {name: torch.zeros_like(g) for name, g in grads.items()}
@@ -345,9 +332,8 @@ def test_derivatives_at_zero_are_finite(case, what):
 
 
 # What overflows or is 0 in float32 is so in float16.
-@pytest.mark.slow
-@each("dtype", [pytest.param(torch.float32, marks=pytest.mark.nightly), torch.float16])
-@each_case(ALL, [case for case in LINKS if case.label in ("", "on")] + ALIASES)
+@each("dtype", [torch.float32, torch.float16])
+@each_case
 def test_zero_gradients_and_leaves_of_all_ranks_stay_finite(case, dtype):
     tx = case.make()
     for params in (case.noise(1, EDGES, dtype), case.noise(1, EDGES, dtype, scale=0.0)):
@@ -364,11 +350,7 @@ def test_zero_gradients_and_leaves_of_all_ranks_stay_finite(case, dtype):
                     assert tensor.isfinite().all(), path
 
 
-# Whose formulas divide nothing by nothing.
-SAFE_WITHOUT_EPS = {"acprop", "adatam", "bcos", "fadam", "kate", "sgd_sai", "tam"}
-
-
-@each_case([case for case in PLAIN if str(case) in SAFE_WITHOUT_EPS])
+@each_case
 def test_zero_gradients_give_finite_updates_without_eps_too(case):
     params, tx = case.noise(1), case.make(eps=0.0)
     state = tx.init(params)
@@ -380,8 +362,7 @@ def test_zero_gradients_give_finite_updates_without_eps_too(case):
 # States as files, transformations as text.
 
 
-@pytest.mark.slow
-@each_case(LEAN, OF_EACH_KIND)
+@each_case
 def test_a_saved_and_reloaded_state_continues_bit_for_bit(case):
     params, grads, tx = case.noise(1), case.noise(2), case.make()
     _, state = step(tx, grads, tx.init(params), params)
@@ -393,7 +374,7 @@ def test_a_saved_and_reloaded_state_continues_bit_for_bit(case):
     assert_same(step(tx, grads, loaded, params), step(tx, grads, state, params))
 
 
-@each_case([case for case in PLAIN if case.factory.spec.kind == "alias"], OF_EACH_KIND)
+@each_case
 def test_maximize_equals_the_negated_gradient(case):
     maximize_equals_the_negated_loss(case.make(), case.make(maximize=not case.arguments.get("maximize", False)), case)
 
@@ -477,17 +458,7 @@ def maximize_equals_the_negated_loss(tx, other, case, steps=3, with_state=True, 
         assert_same(other_state, state)
 
 
-def _text_says_all(value) -> bool:
-    """Whether a value of an argument can be typed again: functions can't."""
-    if isinstance(value, dict):
-        return all(map(_text_says_all, value.values()))
-    if isinstance(value, tuple):
-        return all(map(_text_says_all, value))
-    return isinstance(value, gradtx.GradientTransformation) or not callable(value)
-
-
-@pytest.mark.slow
-@each_case([case for case in LEAN if all(map(_text_says_all, case.arguments.values()))], PLAIN_LINKS)
+@each_case
 def test_the_repr_evaluates_to_the_same_transformation(case):
     tx = case.make()
     again = eval(repr(tx), dict(vars(gradtx)))
@@ -500,14 +471,7 @@ def test_the_repr_evaluates_to_the_same_transformation(case):
 # Claims of the decorators.
 
 
-def _claims_elementwise(case: Case) -> bool:
-    spec = case.factory.spec
-    bound = {argument.name: argument.default for argument in spec.arguments.all} | case.arguments
-    return spec.option("elementwise", bound)
-
-
-@pytest.mark.slow
-@each_case([case for case in RULES if _claims_elementwise(case)], PLAIN_LINKS)
+@each_case
 def test_an_elementwise_rule_does_not_care_how_entries_are_cut_into_leaves(case):
     tx, order = case.make(), torch.randperm(12, generator=torch.Generator().manual_seed(0))
 
@@ -528,7 +492,7 @@ def test_an_elementwise_rule_does_not_care_how_entries_are_cut_into_leaves(case)
         torch.testing.assert_close(joined(pieces), updates["w"], rtol=1e-12, atol=1e-14)
 
 
-@each_case(ALL, PLAIN_LINKS + ALIASES)
+@each_case
 def test_params_are_read_only_where_needs_says_so(case):
     tx, params, grads = case.make(), case.noise(1), case.noise(2)
     state = tx.init(params)
@@ -541,8 +505,7 @@ def test_params_are_read_only_where_needs_says_so(case):
     assert_same(state, before)
 
 
-@pytest.mark.slow
-@each_case([case for case in COSTLY if not case.label], OF_EACH_KIND)
+@each_case
 def test_leaves_are_matched_by_name_in_any_order(case):
     tx, params, grads = case.make(), case.noise(1), case.noise(2)
     names = list(params)[::-1]
@@ -556,8 +519,7 @@ def test_leaves_are_matched_by_name_in_any_order(case):
     assert list(again) == names
 
 
-@pytest.mark.slow
-@each_case(LEAN, OF_EACH_KIND)
+@each_case
 def test_a_step_along_the_field_depends_on_nothing_hidden(case):
     params, tx = case.noise(1), case.make()
     assert_same(train(tx, params, 3), train(case.make(), params, 3))
@@ -601,20 +563,13 @@ def late_steps(tx, params, gradients, mode):
     return after
 
 
-ALONE = [
-    case
-    for case in LEAN
-    if case.factory.spec.kind in ("rule", "alias") and not {"grad_fn", "value_fn"} & set(case.example.needs)
-]
-
-
-@each_case(ALONE, PLAIN_LINKS)
+@each_case
 def test_a_leaf_whose_first_gradient_comes_late_steps_as_one_that_starts_then(case):
     starts_late(case, "pure")
 
 
-@pytest.mark.parametrize("mode", ["lists", pytest.param("compiled", marks=pytest.mark.nightly)])
-@each_case(ALONE, [case for case in OF_EACH_KIND if case.factory.spec.kind == "rule"])
+@pytest.mark.parametrize("mode", ["lists", "compiled"])
+@each_case
 def test_a_leaf_whose_first_gradient_comes_late_does_so_in_an_optimizer(case, mode):
     starts_late(case, mode)
 
@@ -673,15 +628,10 @@ def steps_with_gaps(tx, params, in_optimizer):
 
 
 WRAPPERS = {"skip_nonfinite": gradtx.skip_nonfinite, "accumulate": functools.partial(gradtx.accumulate, every=1)}
-# Rules that read the count in several ways, sums, and clocks inside.
-READERS = (
-    "scale_by_adam", "scale_by_prodigy", "rotated", "restart", "accumulate", "sam", "schedule_free_adamw",
-    "clip_to_peak_history",
-)  # fmt: skip
 
 
 @each("wrapper", list(WRAPPERS))
-@each_case(LEAN, [case for case in LEAN if str(case) in READERS])
+@each_case
 def test_of_finite_gradients_a_transformation_wrapped_for_safety_is_the_same(case, wrapper):
     if not is_comparable(wrapper, case):
         return

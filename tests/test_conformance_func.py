@@ -9,35 +9,22 @@ import gradtx
 from gradtx.programs import graphs
 from tests.conformance import (
     ALL_SHAPES,
-    all_cases,
     assert_close,
     assert_own_memory,
     chain_of,
-    chosen_aliases,
-    costly_cases,
-    each_case,
-    each_pack,
-    each_set,
     extras,
     field,
     floats_of,
     loss,
     noise,
-    of_each_kind,
-    packs_of_rules,
     plain_cases,
-    plain_links,
     step,
     tensors,
     train,
 )
+from tests.tiers import each_case, each_pack, each_set
 
-PLAIN, COSTLY, ALL = plain_cases(), costly_cases(), all_cases()
-PLAIN_LINKS, OF_EACH_KIND = plain_links(), of_each_kind()
-PIECES = [case for case in PLAIN if case.factory.spec.kind != "alias"]  # what aliases are chains of
-COMBINATORS = [case for case in PLAIN if case.factory.spec.kind == "combinator"]
-ALONE = [(case,) for case in COMBINATORS]
-ADAM = next((case,) for case in PLAIN if case.factory is gradtx.scale_by_adam)
+COMBINATORS = [case for case in plain_cases() if case.factory.spec.kind == "combinator"]
 WEIGHTS = noise(9, ALL_SHAPES)
 
 
@@ -94,7 +81,7 @@ def run_of(case, places, member, steps):
     return run
 
 
-@each_set(COSTLY, PLAIN_LINKS)
+@each_set
 def test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop(case, places):
     def advance(numbers, params, state):
         return advanced(made(case, places, numbers), params, state)
@@ -111,7 +98,7 @@ def test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop
         assert_close(member(later, i), run[i + 1], rtol=1e-11, atol=1e-12)
 
 
-@each_set(COSTLY, PLAIN_LINKS)
+@each_set
 def test_vmap_over_numbers_alone_with_weights_that_members_share_equals_a_loop(case, places):
     # Weights of float32, whose dtype those of the numbers must not widen; values that are known outside of vmap.
     params = case.noise(1, dtype=torch.float32)
@@ -132,7 +119,7 @@ def test_vmap_over_numbers_alone_with_weights_that_members_share_equals_a_loop(c
         assert_close(member(weights, i), alone, rtol=1e-2, atol=1e-4)
 
 
-@each_set([case for case in ALL if case.factory.spec.kind == "alias"], chosen_aliases())
+@each_set
 def test_the_first_step_of_an_alias_under_vmap_equals_a_loop(case, places):
     members = members_of(case, places, 2)
     batched = torch.vmap(lambda numbers, params: advanced(made(case, places, numbers), params, None))
@@ -152,7 +139,7 @@ def _without_bases(state):
 
 
 @torchs_own_deprecation
-@each_set(COSTLY, OF_EACH_KIND)
+@each_set
 def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights_are_difference_quotients(case, places):
     params, direction = case.noise(1), case.noise(3)
 
@@ -178,7 +165,7 @@ def test_reverse_and_forward_derivatives_by_every_float_and_by_the_first_weights
     raise AssertionError([(names[i], reverse[i], forward[i], quotients[i]) for i in wrong.nonzero().flatten()])
 
 
-@each_set([case for case in COSTLY if not case.label], OF_EACH_KIND)
+@each_set
 def test_grad_of_a_vmapped_run_and_vmap_of_grad_equal_the_grad_of_each_member(case, places):
     def result(numbers, params):
         return objective(train(made(case, places, numbers), params, 3))
@@ -194,7 +181,7 @@ def test_grad_of_a_vmapped_run_and_vmap_of_grad_equal_the_grad_of_each_member(ca
 
 
 @torchs_own_deprecation
-@each_case(PIECES, OF_EACH_KIND)
+@each_case
 def test_forward_derivatives_are_the_same_under_no_grad(case):
     def result(far):
         start = {name: p * (1 + far) for name, p in case.noise(1).items()}
@@ -223,8 +210,8 @@ def training_step(tx):
 
 
 # Every rule stands in a pack, and aliases are chains of these. Tracing takes a time for each leaf.
-@pytest.mark.parametrize("shapes", [MATRIX, pytest.param(VECTOR, marks=pytest.mark.nightly)], ids=["matrix", "vector"])
-@each_pack([*packs_of_rules(), *ALONE, *((case,) for case in chosen_aliases()[::6])], [packs_of_rules()[0], ALONE[0]])
+@pytest.mark.parametrize("shapes", [MATRIX, VECTOR], ids=["matrix", "vector"])
+@each_pack
 def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(pack, shapes):
     torch._dynamo.reset()
     floats, counter = {place: double(place[1].value) for place in floats_of(pack)}, CompileCounter()
@@ -244,8 +231,7 @@ def test_a_compiled_training_step_is_one_graph_for_twenty_steps_of_new_numbers(p
     assert counter.frame_count == 1
 
 
-@pytest.mark.nightly
-@each_case(ALL)
+@each_case
 @pytest.mark.parametrize("few", [1, 100])
 def test_a_compiled_update_equals_the_eager_one(few, case, monkeypatch):
     monkeypatch.setattr(graphs, "FEW_LEAVES", few)
@@ -269,6 +255,7 @@ CONSTANTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONSTANTS)
 def test_a_compiled_update_in_single_precision_with_constants_is_one_graph(name):
     torch._dynamo.reset()
@@ -303,7 +290,7 @@ def step_of_members(pack):
     return advance, stacked(members)
 
 
-@each_pack([*packs_of_rules()[::8], *ALONE[::2], ADAM], [ADAM])
+@each_pack
 def test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph(pack):
     torch._dynamo.reset()
     counter = CompileCounter()
@@ -318,7 +305,7 @@ def test_a_compiled_step_of_members_with_their_own_numbers_is_one_graph(pack):
     assert counter.frame_count == 1
 
 
-@each_case([case for case in PLAIN if case.factory is gradtx.adamw])
+@each_case
 def test_vmap_of_a_compiled_step_equals_the_vmap_of_the_step(case):
     torch._dynamo.reset()
     advance, members = step_of_members((case,))
@@ -344,6 +331,7 @@ def test_a_whole_step_through_inductor_equals_eager():
             lr.mul_(0.5)
 
 
+@pytest.mark.slow
 def test_a_chain_built_inside_a_compiled_step_does_not_recompile_either():
     torch._dynamo.reset()
     counter = CompileCounter()

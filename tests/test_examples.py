@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.daily import by_day
+from tests.tiers import by_day
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 import gradtx
 from tests.conformance import assert_close, assert_own_memory, assert_same, tensors, untouched
-from tests.daily import by_day
+from tests.tiers import by_day
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -305,6 +305,7 @@ def test_a_loop_over_parameters_that_require_gradients_is_warned_once_of_the_gra
     assert "p.detach()" in message
 
 
+@pytest.mark.slow
 def test_compiled_steps_of_many_chains_in_one_process_are_all_compiled():
     torch._dynamo.reset()
     counter, params, x = CompileCounter(), {"w": torch.ones(3)}, torch.ones(3)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import gradtx
-from tests.daily import by_day
 from tests.references import gradients, problem
+from tests.tiers import by_day
 
 CUBIC = {"a": torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64), "b": torch.tensor(2.0, dtype=torch.float64)}
 

@@ -13,8 +13,8 @@ from torch.optim import lr_scheduler
 import gradtx
 from gradtx.optim.classes import CLASSES
 from gradtx.optim.engine.kernels import KernelEngine
-from tests.daily import by_day
 from tests.references import rates_left_by
+from tests.tiers import by_day
 
 ROOT = pathlib.Path(__file__).parents[1]
 ALIASES = [

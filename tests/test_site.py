@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import gradtx
-from tests.daily import by_day
+from tests.tiers import by_day
 
 pytest.importorskip("furo")
 pytest.importorskip("myst_parser")

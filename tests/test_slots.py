@@ -8,8 +8,8 @@ import torch
 import gradtx
 from gradtx import GradientTransformation, Scalar, chain, per_tensor, whole_tree
 from tests.conformance import assert_own_memory, assert_same, layout, noise, untouched
-from tests.daily import by_day
 from tests.rules import FLAT, HALVE, WRAPPINGS, made, normal, ones, run
+from tests.tiers import by_day
 
 # What a rule declares of its slots.
 

@@ -10,7 +10,7 @@ import gradtx
 from gradtx import Codec, chain, with_state_dtype
 from gradtx.state.codes import CODES
 from tests.conformance import assert_same
-from tests.daily import by_day
+from tests.tiers import by_day
 
 NAMES = list(CODES)
 

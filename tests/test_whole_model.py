@@ -400,6 +400,7 @@ def test_output_projections_in_repeated_blocks_are_no_heads(out, kind):
     assert gradtx.label_by_role(model)["fc_out.weight"] == "head"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["GPTJ", "CodeGen"])
 def test_the_largest_matrices_of_small_gptj_and_codegen_are_matrices(name):
@@ -473,6 +474,7 @@ CUTS = {
 CUTS["moe"] = {**CUTS["llama"], "layers.0.mlp.up": "3 matrices", "layers.0.mlp.down": "3 matrices"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_everything_goes_where_it_belongs_and_the_loss_falls(name):
     model = made(name)

@@ -5,8 +5,8 @@ import torch
 
 import gradtx
 from tests.clients.contests import CLIP, CONTESTS, DECAY, RATE, TOLERANCE, Lazily, counting_steps, decaying
-from tests.daily import by_day
 from tests.optim.problems import assert_close, assert_equal, values
+from tests.tiers import by_day
 
 transformers = Lazily("transformers")
 

@@ -8,7 +8,7 @@ import torch
 
 import gradtx
 from tests.conformance import field
-from tests.daily import by_day
+from tests.tiers import by_day
 
 # Batched kernels may add in another order.
 SAME = {"rtol": 1e-12, "atol": 1e-12}

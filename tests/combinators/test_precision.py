@@ -13,7 +13,7 @@ from gradtx.programs.bundle import CHUNK
 from gradtx.state.codes import CODES
 from gradtx.state.random import bits16
 from tests.conformance import assert_same
-from tests.daily import by_day
+from tests.tiers import by_day
 
 LINKS = {
     "stochastic": round_stochastically(seed=5),

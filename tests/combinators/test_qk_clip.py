@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import gradtx
-from tests.daily import by_day
+from tests.tiers import by_day
 
 ROLES = {
     "q.*": ("layer", "query"), "k.weight": ("keys", "key"), "qr.*": ("layer", "query_rotary"),

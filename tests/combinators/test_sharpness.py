@@ -7,8 +7,8 @@ import pytorch_optimizer
 import torch
 
 import gradtx
-from tests.daily import by_day
 from tests.references import STEPS, compare, gradients, named, problem
+from tests.tiers import by_day
 
 RISING = gradtx.linear_schedule(0.4, start_factor=0.2, total_iters=20)
 BASES = {

@@ -12,8 +12,8 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import gradtx
-from tests.daily import by_day
 from tests.distributed.problems import CHAINS, STEPS, Model, assert_close, engine, sharded, states, train, weights
+from tests.tiers import by_day
 
 BEFORE = 3
 KINDS = [

@@ -12,9 +12,9 @@ from torch.utils import _pytree
 import gradtx
 from gradtx.optim.engine import kernels
 from tests.conformance import all_cases, chosen_aliases, examples_of, noise
-from tests.daily import by_day
 from tests.distributed.problems import assert_close, bundled, engine, whole
 from tests.examples import PAIR
+from tests.tiers import by_day
 
 # All switches of rules, once what is made of them, and some aliases, which are chains of these. Not where rounding
 # decides a basis: sums here have another order.

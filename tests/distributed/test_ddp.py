@@ -6,9 +6,9 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
 import gradtx
-from tests.daily import by_day
 from tests.distributed.problems import CHAINS, WITH_CLOSURES, Model, assert_close, engine, states, train, weights
 from tests.optim.problems import assert_equal
+from tests.tiers import by_day
 
 STEPS = 4
 

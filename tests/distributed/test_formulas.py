@@ -10,8 +10,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import gradtx
-from tests.daily import by_day
 from tests.distributed.traffic import Traffic
+from tests.tiers import by_day
 
 PAGE = Path(__file__).parents[2] / "docs" / "howto" / "many-ranks.md"
 # A transformer of width 256, as on the page.

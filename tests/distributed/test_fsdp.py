@@ -7,7 +7,6 @@ from torch.distributed.tensor import DTensor
 
 import gradtx
 from gradtx.base.dtensor import local
-from tests.daily import by_day
 from tests.distributed.problems import (
     CHAINS,
     WITH_CLOSURES,
@@ -20,6 +19,7 @@ from tests.distributed.problems import (
     train,
     weights,
 )
+from tests.tiers import by_day
 
 each_engine = pytest.mark.parametrize("compile", [False, True], ids=["eager", "compiled"])
 

@@ -7,9 +7,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import gradtx
-from tests.daily import by_day
 from tests.distributed.problems import assert_close, whole
 from tests.distributed.traffic import Traffic
+from tests.tiers import by_day
 
 # The messages of a step, whatever the number of leaves.
 MESSAGES = {

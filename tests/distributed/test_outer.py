@@ -10,9 +10,9 @@ import gradtx
 from gradtx import outer
 from tests.combinators.test_outer import NESTEROV, OPTIONS, OUTERS, START, gradients, loop
 from tests.conformance import assert_close
-from tests.daily import by_day
 from tests.distributed.problems import engine, whole
 from tests.distributed.traffic import Traffic
+from tests.tiers import by_day
 
 EVERY, STEPS = 6, 18
 ADAMW = gradtx.adamw(0.1)

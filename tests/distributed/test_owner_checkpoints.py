@@ -15,8 +15,8 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 import gradtx
-from tests.daily import by_day
 from tests.distributed.problems import Model, sharded, train, whole
+from tests.tiers import by_day
 
 BEFORE, STEPS = 3, 6
 CHAINS = {

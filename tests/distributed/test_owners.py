@@ -16,9 +16,9 @@ from gradtx.base.dtensor import from_local_like
 from gradtx.distributed.layouts import pieces_of
 from gradtx.execution import owners
 from gradtx.maths import polynomials
-from tests.daily import by_day
 from tests.distributed.problems import whole
 from tests.distributed.traffic import Traffic
+from tests.tiers import by_day
 
 STEPS = 4
 # Neither 2 nor 4 divides these; the last ranks have nothing of `thin` and `row`.

@@ -3,9 +3,9 @@
 import pytest
 
 import gradtx
-from tests.daily import by_day
 from tests.distributed.problems import Model, batch, loss_of, sharded, weights, whole
 from tests.optim.problems import assert_equal
+from tests.tiers import by_day
 
 TRANSFORMATIONS = {
     "adamw": gradtx.adamw(lr=1e-2, weight_decay=0.1),

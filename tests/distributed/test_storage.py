@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 import gradtx
 from gradtx.distributed.layouts import splits_rows
 from gradtx.state.codes import CODES
-from tests.daily import by_day
 from tests.distributed.problems import engine
+from tests.tiers import by_day
 
 SHAPES = {"matrix": (67, 128), "vector": (8192,), "cut": (4100,), "odd": (70, 101), "small": (5, 3)}
 # Two codes in a byte, and noise by the places of entries in the whole tensor.

@@ -13,8 +13,8 @@ from torch.distributed.tensor.parallel import (
 )
 
 import gradtx
-from tests.daily import by_day
 from tests.distributed.problems import assert_close, engine, weights
+from tests.tiers import by_day
 
 CHAINS = {
     "adamw": gradtx.adamw(lr=1e-2),

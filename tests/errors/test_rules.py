@@ -357,6 +357,7 @@ def test_a_torch_error_in_a_users_rule_names_rule_leaf_shape_and_line(tx, name, 
     assert line in note
 
 
+@pytest.mark.slow
 def test_a_torch_error_in_a_compiled_training_step_shows_the_users_line():
     tx = rule(lambda u, s, p, c: (u @ u, s))
     step = torch.compile(lambda w: tx.update({"w": w}, tx.init({"w": w}), {"w": w})[0], backend="eager")

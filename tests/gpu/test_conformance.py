@@ -2,10 +2,9 @@
 
 import pytest
 
-from tests.conformance import each_case, of_each_kind, plain_cases
 from tests.gpu.problem import Problem, assert_near, pure
+from tests.tiers import each_case
 
-PLAIN, OF_EACH_KIND = plain_cases(), of_each_kind()
 # The same operations, but for the order of sums in batches of matrices.
 TOLERANCE = 1e-7
 # What has the host wait, at least in some steps: factorizations that report errors, and the trials of a search.
@@ -17,7 +16,7 @@ WAITING = {
 STEPS = 3  # one of them warm; every second and every third step of what has a period
 
 
-@each_case(PLAIN)
+@each_case
 def test_steps_equal_those_on_the_cpu_wait_for_nothing_and_can_be_captured(case, gpu):
     expected = Problem(case, lambda tree: tree).run(range(STEPS))
     last = STEPS - 1
@@ -39,6 +38,6 @@ def test_steps_equal_those_on_the_cpu_wait_for_nothing_and_can_be_captured(case,
     assert_near(captured.values(), expected.values(), TOLERANCE)
 
 
-@each_case(PLAIN, OF_EACH_KIND)
+@each_case
 def test_pure_updates_equal_those_on_the_cpu(case, gpu):
     assert_near(pure(case, gpu.to, 3), pure(case, lambda tree: tree, 3), TOLERANCE)

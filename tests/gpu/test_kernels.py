@@ -19,12 +19,12 @@ from torch.utils._pytree import tree_leaves
 import gradtx
 from gradtx.optim.engine import kernels, triton
 from gradtx.programs import graphs
-from tests.conformance import assert_own_memory, each_case, of_each_kind, plain_cases
+from tests.conformance import assert_own_memory, plain_cases
 from tests.gpu.problem import Problem, assert_near, noise, on_host
 from tests.optim.test_cpp_kernels import ROWS, moved, rule
+from tests.tiers import each_case
 
 ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"]
-BY_DAY = [case for case in of_each_kind() if case in ALIASES]
 STEPS = 3
 ROOT = Path(__file__).parents[2]
 # Leaves of 0, 1, and one more and less than a chunk; a number; a strange layout.
@@ -149,7 +149,7 @@ def test_kernels_run_on_the_device_of_their_leaves(gpu, monkeypatch):
     assert set(launched) == {0, 1}
 
 
-@each_case(ALIASES, BY_DAY)
+@each_case
 def test_an_optimizer_equals_lists(case, gpu):
     """In float64; a leaf that kernels cannot process says why."""
     kernels = Problem(case, gpu.to, compile=True).run(range(STEPS))

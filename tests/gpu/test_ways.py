@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import gradtx
-from tests.conformance import each_case, of_each_kind, plain_cases
+from tests.conformance import plain_cases
 from tests.gpu.problem import Problem, assert_near, loss, noise, on_host
+from tests.tiers import each_case
 
-PLAIN, OF_EACH_KIND = plain_cases(), of_each_kind()
-NO_CLOSURE = [case for case in PLAIN if not {"grad_fn", "value_fn", "hessian_diag"} & set(case.example.needs)]
+PLAIN = plain_cases()
 SCALE = 4.0
 STEPS = 4
 TOLERANCE = 1e-7  # as in test_conformance.py
@@ -43,10 +43,7 @@ def scaled(case, move, gpu=None):
     return problem, waits
 
 
-SCALABLE = [case for case in NO_CLOSURE if "grad_sample" not in case.example.needs]
-
-
-@each_case(SCALABLE, [case for case in OF_EACH_KIND if case in SCALABLE])
+@each_case
 def test_steps_under_a_grad_scaler_equal_those_on_the_cpu(case, gpu):
     (found, waits), (expected, _) = scaled(case, gpu.to, gpu), scaled(case, unmoved)
     assert_near(found.values(), expected.values(), TOLERANCE)
@@ -57,7 +54,7 @@ def test_steps_under_a_grad_scaler_equal_those_on_the_cpu(case, gpu):
 # State.
 
 
-@each_case(PLAIN, OF_EACH_KIND)
+@each_case
 def test_late_and_missing_gradients(case, gpu):
     def run(move):
         without = ("matrix2", "vector", "partner2")
@@ -169,7 +166,7 @@ def test_a_bound_of_a_rule_that_runs_one_leaf_at_a_time_is_on_the_device(bound, 
 # Several devices.
 
 
-@each_case(NO_CLOSURE, [case for case in OF_EACH_KIND if case in NO_CLOSURE])
+@each_case
 def test_leaves_on_two_devices_step_as_on_one(case, gpu):
     if gpu.is_real and torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
@@ -213,7 +210,7 @@ def test_scaled_steps_of_leaves_on_two_devices_equal_those_on_the_cpu(gpu):
 # Checkpoints.
 
 
-@each_case(PLAIN, OF_EACH_KIND)
+@each_case
 @pytest.mark.parametrize("map_location", [None, "cpu"])
 def test_a_checkpoint_of_one_device_continues_on_another(case, map_location, gpu):
     def resumed(move, saved):

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 import gradtx
-from tests.conformance import each_case, of_each_kind, plain_cases
 from tests.gpu.problem import Problem, assert_near, loss, noise, on_host, pure
+from tests.tiers import each_case
 
-PLAIN, OF_EACH_KIND = plain_cases(), of_each_kind()
 STEPS = 3
 # Numbers are exact to 2^-24 there.
 TOLERANCE = 1e-4
@@ -38,20 +37,20 @@ def unmoved(tree):
     return tree
 
 
-@each_case(PLAIN, OF_EACH_KIND)
+@each_case
 def test_steps_equal_those_on_the_cpu(case, move):
     found, expected = (Problem(case, each, torch.float32).run(range(STEPS)) for each in (move, unmoved))
     assert_near(found.values(), expected.values(), TOLERANCE)
 
 
-@each_case(OF_EACH_KIND)
+@each_case
 def test_eager_steps_equal_those_on_the_cpu(case, move):
     with gradtx.eagerly():
         found, expected = (Problem(case, each, torch.float32).run(range(STEPS)) for each in (move, unmoved))
     assert_near(found.values(), expected.values(), TOLERANCE)
 
 
-@each_case(PLAIN, OF_EACH_KIND)
+@each_case
 def test_pure_updates_equal_those_on_the_cpu(case, move):
     found, expected = (pure(case, each, STEPS, torch.float32) for each in (move, unmoved))
     assert_near(found, expected, TOLERANCE)

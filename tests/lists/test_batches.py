@@ -9,7 +9,7 @@ from torch.profiler import ProfilerActivity, profile
 import gradtx
 from gradtx.programs import batches, list_function, record
 from gradtx.programs.record import PhaseResult
-from tests.daily import by_day
+from tests.tiers import by_day
 
 SHAPES = {
     "a": (5, 9), "b": (12, 4), "c": (5, 9), "d": (6, 6), "e": (12, 4), "f": (5, 9), "bias": (7,), "other": (7,)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import gradtx
-from tests.daily import by_day
 from tests.optim.chains import CHAINS, WARM_UP
 from tests.optim.problems import assert_close, assert_equal, descend, functional, parameters, values
+from tests.tiers import by_day
 
 # Hyperparameters are 0-d float64 tensors in the adapter and Python numbers in the loop: `log` and `1 - beta` may differ
 # in the last bit of float64, which thirty steps amplify to about 1e-14.

@@ -14,8 +14,8 @@ from gradtx.arguments import _OTHER_FORMS, _OTHER_NAMES
 from gradtx.optim.classes import CLASSES
 from gradtx.optim.groups import ENGINE_OPTIONS
 from tests.conformance import example, examples_of
-from tests.daily import by_day
 from tests.optim.problems import assert_close, assert_equal, descend, loss_of, parameters, set_gradients, values
+from tests.tiers import by_day
 
 ALIASES = {cls.__name__: getattr(gradtx, alias) for alias, cls in CLASSES.items()}
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 import gradtx
-from tests.conformance import each_case, plain_cases
 from tests.optim.problems import (
     assert_close,
     assert_equal,
@@ -17,6 +16,7 @@ from tests.optim.problems import (
     values,
     whole,
 )
+from tests.tiers import each_case
 
 TOLERANCE = 1e-12  # the same float64 sums in a different order
 
@@ -53,10 +53,6 @@ def closure_of(optimizer, params, calls=None, fail_at=None):
     return closure
 
 
-ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"]
-READERS_OF_THE_LOSS = ("alig", "momo", "momo_adam", "adaptive_gd", "lbfgs", "prodigy", "dadapt_adam", "sophia", "muon")
-
-
 def ten_steps(make, start, sign):
     """The weights after ten steps on `sign` times a loss, uphill if the sign is negative."""
     weights = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}
@@ -82,7 +78,7 @@ def goes_the_same_way(make, start):
         assert_close(ten_steps(make, start, -1.0), downhill, 1e-9)  # feedback amplifies other roundings
 
 
-@each_case(ALIASES, [case for case in ALIASES if str(case) in READERS_OF_THE_LOSS])
+@each_case
 def test_ten_steps_that_maximize_the_negative_loss_are_those_that_minimize_the_loss(case):
     goes_the_same_way(case.make, case.noise(1, scale=0.5))
 

@@ -14,7 +14,7 @@ import torch
 import gradtx
 from gradtx.optim.engine import cpp
 from tests.conformance import composed_cases, noise, plain_cases, step_extras, tensors
-from tests.daily import by_day
+from tests.tiers import by_day
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
 # One in six by day.

@@ -10,8 +10,9 @@ import torch
 
 import gradtx
 from gradtx.programs import bundle as lists
-from tests.conformance import Case, each_case, plain_cases, plain_links
+from tests.conformance import Case, plain_cases
 from tests.optim.problems import assert_close, assert_equal, saved_and_loaded
+from tests.tiers import each_case
 
 # The same operations in a different order.
 TOLERANCE = 1e-12
@@ -169,7 +170,7 @@ def steps_of(case, view):
 REFUSED = r"is complex, which this link does not support.* keep torch\.view_as_real\(tensor\) as the parameter"
 
 
-@each_case(plain_cases(), plain_links())
+@each_case
 def test_every_factory_steps_as_with_real_views_or_refuses_by_name(case: Case):
     try:
         weights = steps_of(case, view=False)

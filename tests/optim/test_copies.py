@@ -12,9 +12,9 @@ import torch
 from torch.distributed.checkpoint.state_dict import _init_optim_state
 
 import gradtx
-from tests.daily import by_day
 from tests.optim.chains import CHAINS
 from tests.optim.problems import assert_close, assert_equal, both, descend, parameters, values, whole
+from tests.tiers import by_day
 
 
 def saved_whole(value):

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import gradtx
-from tests.daily import by_day
 from tests.gpu.conftest import gpu  # noqa: F401
 from tests.optim.chains import CHAINS, ON_HOST
 from tests.optim.problems import assert_close, assert_equal, parameters, values
+from tests.tiers import by_day
 
 # To show the value of a schedule on a wrapper's clock in the group, the optimizer reads that clock.
 READ = {"accumulate", "accumulate a partition", "skip", "skip an accumulation", "accumulate around skip"}

@@ -105,6 +105,7 @@ def test_the_block_leaves_state_and_training_alone():
         assert_equal(optimizer.state_dict(), expected.state_dict())
 
 
+@pytest.mark.slow
 def test_every_chain_can_be_evaluated_before_and_after_steps():
     for tx in CHAINS.values():
         optimizer, params = trained(tx, 0)

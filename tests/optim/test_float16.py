@@ -9,8 +9,8 @@ import torch
 
 import gradtx
 from tests.conformance import extras, factories, noise, tensors
-from tests.daily import by_day
 from tests.examples import example_of
+from tests.tiers import by_day
 
 SHAPES = {"matrix": (8, 6), "conv": (4, 3, 2, 2), "vector": (10,)}
 # Far above the smallest float16, 6e-8, and far below its root.

@@ -15,8 +15,7 @@ import torch
 import gradtx
 from gradtx.optim import device_counts as _device_counts
 from gradtx.optim.engine import cpp
-from tests.conformance import each_case, of_each_kind, plain_cases, step_extras
-from tests.daily import by_day
+from tests.conformance import step_extras
 from tests.optim.chains import CHAINS
 from tests.optim.problems import (
     assert_close,
@@ -30,6 +29,7 @@ from tests.optim.problems import (
     values,
     whole,
 )
+from tests.tiers import by_day, each_case
 
 SCALE = 2.0**12  # a power of two, so that scaling does not round
 BAD = (0, 3, 4, 7)
@@ -115,7 +115,7 @@ def test_programs_leave_no_trace_of_infinite_steps(name):
     assert_same(optimizer, expected, 1e-12)
 
 
-@each_case([case for case in plain_cases() if not {"grad_fn", "grad_sample"} & set(case.example.needs)], of_each_kind())
+@each_case
 def test_every_transformation_skips_infinite_steps(case):
     start = {name: torch.nn.Parameter(value) for name, value in case.noise(3, {"matrix": (3, 4)}).items()}
     (expected, theirs), (optimizer, params) = made(case.make(), twins(start)), made(case.make(), twins(start))

@@ -7,7 +7,7 @@ import gradtx
 from gradtx.optim.engine import lists
 from gradtx.programs import bundle
 from tests.conformance import chosen_aliases, plain_cases, step_extras
-from tests.daily import by_day
+from tests.tiers import by_day
 
 TERMS = {
     "sum": lambda update: update.sum() / 3,

@@ -13,9 +13,9 @@ from gradtx import chain
 from gradtx.optim.engine import lists
 from gradtx.optim.run import OptimizerRun
 from gradtx.programs import bundle
-from tests.conformance import composed_cases, each_case, field, of_each_kind, plain_cases
-from tests.daily import by_day
+from tests.conformance import field
 from tests.optim.chains import CHAINS, add_noise
+from tests.tiers import by_day, each_case
 
 STEPS = 5
 
@@ -138,7 +138,7 @@ def sums_over_leaves(tx, values):
     return False
 
 
-@each_case([*plain_cases(), *composed_cases()], of_each_kind())
+@each_case
 def test_a_chain_is_refused_if_and_only_if_it_needs_all_gradients(case):
     tx = case.make()
     values = case.noise(3)

@@ -13,8 +13,8 @@ from gradtx import chain, with_state_dtype
 from gradtx.programs import bundle
 from gradtx.programs.bundle import CHUNK
 from gradtx.state.codes import CODES
-from tests.daily import by_day
 from tests.optim.problems import assert_equal
+from tests.tiers import by_day
 
 NAMES = list(CODES)
 SHAPES = [(64, 128), (8192,), (32, 3, 7, 7), (10,), (CHUNK // 512 + 3, 1024), (5000,), (50, 101)]

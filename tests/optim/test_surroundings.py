@@ -8,9 +8,9 @@ import torch
 
 import gradtx
 from tests.conformance import assert_same
-from tests.daily import by_day
 from tests.optim.chains import CHAINS
 from tests.optim.problems import assert_close, assert_equal, descend, functional, parameters, set_gradients, values
+from tests.tiers import by_day
 
 TOLERANCE = 1e-12  # the same float64 sums in a different order
 

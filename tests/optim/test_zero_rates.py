@@ -8,8 +8,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import gradtx
 from tests.conformance import factories, noise, step_extras
-from tests.daily import by_day
 from tests.examples import example_of
+from tests.tiers import by_day
 
 SHAPES = {"matrix": (4, 3), "vector": (5,)}
 
