@@ -412,6 +412,25 @@ def without_modes() -> contextlib.AbstractContextManager[Any]:
 
 
 @contextlib.contextmanager
+def as_at_top_level() -> Generator[None, None, None]:
+    """Let a kernel differentiate: without the modes that are active outside, and with all of torch's dispatch keys.
+
+    Modes that observe operators run kernels with the keys of derivatives and transforms switched off.
+    """
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    keys = _C._ForceDispatchKeyGuard(*_KEYS_OF_TOP_LEVEL)
+    with _disable_current_modes(), keys, torch.enable_grad():
+        yield
+
+
+_KEYS_OF_TOP_LEVEL = (
+    _C._dispatch_tls_local_include_set(),
+    _C._dispatch_tls_local_exclude_set(),
+)
+
+
+@contextlib.contextmanager
 def refusing_reads() -> Generator[None, None, None]:
     """Raise an error after a block that reads the value of a compiler's stand-in.
 
