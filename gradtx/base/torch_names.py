@@ -21,6 +21,8 @@ from torch.autograd import forward_ad
 Function = TypeVar("Function", bound=Callable[..., Any])
 _C: Any = torch._C  # torch declares few of its private names
 VMAP_VIEWS_BITS = torch.__version__ >= "2.13"
+# Whether dynamo calls functions of objects that exist before it traces, and takes the result for a constant.
+TRACES_OBJECTS = torch.__version__ >= "2.13"
 
 
 # Tensors.

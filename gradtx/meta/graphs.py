@@ -161,15 +161,22 @@ _COMPUTATIONS: weakref.WeakValueDictionary[str, Computation] = (
 # Dynamo traces this function, and calls those that it names.
 
 
-def solution(implicit: Any, args: tuple[Any, ...]) -> tuple[Any] | None:
-    """Return the solution from a node, in a tuple; None if the graph must be in two parts."""
+def solution(
+    args: tuple[Any, ...], plan: Callable[[Any, tuple[bool, ...]], str]
+) -> tuple[Any] | None:
+    """Return the solution from a node, in a tuple; None if the graph must be in two parts.
+
+    Args:
+        args: The start and the arguments.
+        plan: Returns `planned` of a solver.
+    """
     tensors: list[Tensor] = []
     try:
         structure = _trees.structure_of(args, tensors)
     except _trees.UnsuitableError:
         return None
     are_real = tuple(tensor.is_floating_point() for tensor in tensors)
-    key = implicit.plan(id(implicit), structure, are_real)
+    key = plan(structure, are_real)
     if not key:
         return None
     results = _node(key, tensors)

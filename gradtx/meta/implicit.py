@@ -207,10 +207,12 @@ def _decorator(
         @functools.wraps(solver)
         def solved(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_dynamo_compiling():
-                node = None if kwargs else _graphs.solution(implicit, args)
+                plan = functools.partial(implicit.plan, id(implicit))
+                node = None if kwargs else _graphs.solution(args, plan)
                 return _untraced(implicit, args, kwargs) if node is None else node[0]
             return implicit(*args, **kwargs)
 
+        solved.implicit = implicit  # type: ignore[attr-defined]
         return solved
 
     return decorate
