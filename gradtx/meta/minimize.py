@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
@@ -80,6 +79,7 @@ def minimize(
         >>> torch.func.grad(outer)(torch.tensor(1.0))  # of 6 / (1 + decay)
         tensor(-1.5000)
     """
+    _check(tx, steps, until)
     if torch.compiler.is_dynamo_compiling():
         options = tuple(linear.items())
         chosen = (steps, until, solve, nondiff, options)
@@ -93,21 +93,24 @@ def minimize(
                 ),
             )
         return _untraced(tx, loss, start, args, *chosen) if node is None else node[0]
-    check_transformation("minimize", "tx", tx)
-    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-        raise ValueError(f"minimize: steps must be in [1, inf), got {describe(steps)}")
-    if until is not None and not callable(until):
-        is_number = isinstance(until, numbers.Real) and not isinstance(until, bool)
-        if not is_number or until < 0:
-            raise ValueError(
-                f"minimize: until must be a number in [0, inf) or a function of (params, gradients, value), got "
-                f"{describe(until)}"
-            )
-
     # Tensors of a transform that a node's function reads from outside are errors of torch.
     varying = {n: value for n, value in tx.hyperparams.items() if tensors_in(value)}
     solver = _solver(tx, loss, steps, until, solve, nondiff, linear)
     return solver(start, *args, hyperparams=varying)
+
+
+def _check(tx: Any, steps: Any, until: Any) -> None:
+    check_transformation("minimize", "tx", tx)
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"minimize: steps must be in [1, inf), got {describe(steps)}")
+    if until is None or callable(until):
+        return
+    is_number = isinstance(until, numbers.Real) and not isinstance(until, bool)
+    if not is_number or until < 0:
+        raise ValueError(
+            f"minimize: until must be a number in [0, inf) or a function of (params, gradients, value), got "
+            f"{describe(until)}"
+        )
 
 
 def _solver(
@@ -125,14 +128,14 @@ def _solver(
         return LossAt(loss, args).gradients(params)[0]
 
     def solver(start: Any, *args: Any, hyperparams: Any = None) -> Any:
-        with (
-            torch.no_grad()
-        ):  # torch.func.grad works inside, and nothing else is recorded
-            stepper = tx.replace(**hyperparams) if hyperparams else tx
+        stepper = tx.replace(**hyperparams) if hyperparams else tx
+        # torch.func.grad works inside, and nothing else is recorded.
+        with torch.no_grad():
             return _minimized(stepper, LossAt(loss, args), start, steps, until)
 
-    names = functools.wraps(loss)(optimality)  # `nondiff` names arguments of the loss
-    return custom_root(names, solve=solve, nondiff=nondiff, **linear)(solver)
+    # `nondiff` names arguments of the loss.
+    optimality.__wrapped__ = loss  # type: ignore[attr-defined]
+    return custom_root(optimality, solve=solve, nondiff=nondiff, **linear)(solver)
 
 
 @_torch.assume_constant
