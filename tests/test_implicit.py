@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import gradtx
+from gradtx.base.torch_names import TRACES_OBJECTS
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.torch.jit.script:DeprecationWarning"  # torch itself, when a process first uses jvp
@@ -255,23 +256,91 @@ def test_the_gradient_is_that_of_the_minimum_whatever_the_chain(tx):
     close(grad(by_chain)(f64(0.7)), grad(lambda decay: reached(start, X, Y, decay).sum())(f64(0.7)), 1e-9)
 
 
+# Inside compiled functions, where a solver is one node.
+
+
+def double_loss(w, x, y, decay):
+    return ridge_loss(w, x, 2 * y, decay)
+
+
+START, DESCENT = torch.zeros(4, dtype=torch.float64), gradtx.sgd(0.03)
+COMPILED = {
+    "a solver": (lambda: ridge(), lambda solver, decay: outer(2 * solver(START, X, Y, decay.exp()))),
+    "a chain": (
+        lambda: DESCENT,
+        lambda tx, decay: outer(2 * gradtx.minimize(tx, ridge_loss, START, X, Y, decay.exp(), steps=900, until=1e-9)),
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_solver_is_one_node_of_a_compiled_graph_and_every_way_to_differentiate_works(name):
+    if name == "a chain" and not TRACES_OBJECTS:
+        pytest.skip("dynamo of this torch has no constants that are objects, so the graph is in two parts")
+    make, function = COMPILED[name]
+    solver = make()
+
+    def implicit(decay):
+        return function(solver, decay)
+
+    def plain(decay):
+        return outer(2 * ridge_solver(None, X, Y, decay.exp()))
+
+    def compiled(function):
+        return torch.compile(function, backend="aot_eager", fullgraph=True)
+
+    slope = grad(plain)
+    close(compiled(implicit)(f64(0.7)), plain(f64(0.7)))
+    decay = f64(0.7).requires_grad_()
+    compiled(implicit)(decay).backward()
+    close(decay.grad, slope(f64(0.7)))
+    close(compiled(grad(implicit))(f64(0.7)), slope(f64(0.7)))
+    close(compiled(vmap(grad(implicit)))(DECAYS), vmap(slope)(DECAYS))
+    close(compiled(lambda decay: jvp(implicit, (decay,), (f64(1.0),))[1])(f64(0.7)), slope(f64(0.7)))
+    close(compiled(grad(grad(implicit)))(f64(0.7)), grad(slope)(f64(0.7)))
+
+
+@pytest.mark.slow
+def test_a_compiled_function_of_another_solver_chain_or_loss_runs_that_one():
+    doubled = gradtx.custom_root(grad(double_loss))(lambda start, x, y, decay: 2 * ridge_solver(start, x, y, decay))
+    by_solver = torch.compile(lambda solver: solver(START, X, Y, f64(0.7)), backend="eager")
+    once = ridge_solver(None, X, Y, f64(0.7))
+    close([by_solver(solver) for solver in (ridge(), doubled, ridge())], [once, 2 * once, once], 1e-12)
+
+    def minimum(tx, loss):
+        return gradtx.minimize(tx, loss, START, X, Y, f64(0.7), steps=900)
+
+    by_chain = torch.compile(minimum, backend="eager")
+    still = gradtx.sgd(0.0)
+    results = [by_chain(DESCENT, ridge_loss), by_chain(DESCENT, double_loss), by_chain(still, ridge_loss)]
+    close(results, [once, 2 * once, START], 1e-8)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # dynamo's own, at a break
-def test_a_compiled_function_runs_the_solver_outside_of_its_graph_and_has_its_gradient():
+def test_a_chain_or_a_start_that_a_node_cannot_have_runs_between_two_graphs():
     solver = ridge()
 
-    def through_a_solver(decay):
+    def without_start(decay):
         return outer(2 * solver(None, X, Y, decay.exp()))
 
-    def through_a_minimum(decay):
-        start = torch.zeros(4, dtype=torch.float64)
-        return outer(2 * gradtx.minimize(gradtx.sgd(0.03), ridge_loss, start, X, Y, decay.exp(), steps=900))
+    def new_chain(decay):
+        return outer(2 * gradtx.minimize(gradtx.sgd(0.03), ridge_loss, START, X, Y, decay.exp(), steps=900))
 
-    expected = grad(through_a_solver)(f64(0.7))
-    for function in (through_a_solver, through_a_minimum):
+    expected = grad(without_start)(f64(0.7))
+    for function in (without_start, new_chain):
         decay = f64(0.7).requires_grad_()
         torch.compile(function, backend="eager")(decay).backward()
         close(decay.grad, expected)
+
+
+@pytest.mark.slow
+def test_a_node_whose_start_is_unlike_the_solution_says_so():
+    solver = ridge()
+    compiled = torch.compile(lambda decay: solver(torch.zeros(5), X, Y, decay), backend="eager")
+    with pytest.raises(ValueError, match="start must be a tree like the solution"):
+        compiled(f64(0.7))
 
 
 # Figures of jaxopt 0.8.5, in float64, on scikit-learn's data.

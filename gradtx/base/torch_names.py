@@ -21,6 +21,8 @@ from torch.autograd import forward_ad
 Function = TypeVar("Function", bound=Callable[..., Any])
 _C: Any = torch._C  # torch declares few of its private names
 VMAP_VIEWS_BITS = torch.__version__ >= "2.13"
+# Whether dynamo calls functions of objects that exist before it traces, and takes the result for a constant.
+TRACES_OBJECTS = torch.__version__ >= "2.13"
 
 
 # Tensors.
@@ -408,6 +410,25 @@ def without_modes() -> contextlib.AbstractContextManager[Any]:
     from torch.utils._python_dispatch import _disable_current_modes
 
     return _disable_current_modes()
+
+
+@contextlib.contextmanager
+def as_at_top_level() -> Generator[None, None, None]:
+    """Let a kernel differentiate: without the modes that are active outside, and with all of torch's dispatch keys.
+
+    Modes that observe operators run kernels with the keys of derivatives and transforms switched off.
+    """
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    keys = _C._ForceDispatchKeyGuard(*_KEYS_OF_TOP_LEVEL)
+    with _disable_current_modes(), keys, torch.enable_grad():
+        yield
+
+
+_KEYS_OF_TOP_LEVEL = (
+    _C._dispatch_tls_local_include_set(),
+    _C._dispatch_tls_local_exclude_set(),
+)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,11 +14,13 @@ from torch import Tensor
 from gradtx.base import tree as _tree
 from gradtx.base.messages import describe, form, nearest
 from gradtx.base.torch_names import (
+    assume_constant,
     forward_levels,
     forward_mode_active,
     has_derivative,
     not_traced,
 )
+from gradtx.meta import graphs as _graphs
 from gradtx.meta.root import Linear, Problem, root
 
 __all__ = ["custom_fixed_point", "custom_root"]
@@ -204,9 +207,12 @@ def _decorator(
         @functools.wraps(solver)
         def solved(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_dynamo_compiling():
-                return _untraced(implicit, args, kwargs)
+                plan = functools.partial(implicit.plan, id(implicit))
+                node = None if kwargs else _graphs.solution(args, plan)
+                return _untraced(implicit, args, kwargs) if node is None else node[0]
             return implicit(*args, **kwargs)
 
+        solved.implicit = implicit  # type: ignore[attr-defined]
         return solved
 
     return decorate
@@ -269,7 +275,8 @@ def _as_it_was(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return whole.to(dtype)
 
 
-class _Implicit(NamedTuple):
+@dataclass(eq=False)
+class _Implicit:
     """A solver, and what its solution satisfies."""
 
     who: str
@@ -279,6 +286,8 @@ class _Implicit(NamedTuple):
     nondiff: frozenset[int]
     has_aux: bool
     last: dict[str, Tensor]
+    # What graphs of `torch.compile` compute, which they refer to by key.
+    computations: list[Any] = field(default_factory=list)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = inspect.signature(self.solver).bind(*args, **kwargs)
@@ -288,11 +297,10 @@ class _Implicit(NamedTuple):
         others, rebuild_others = _tree.split((start, bound.kwargs))
         tensors, rebuild = _tree.split(tuple(rest))
         detached = [tensor.detach() for tensor in others]
+        flags = self.differentiable([len(_tree.split(each)[0]) for each in rest])
         inputs = [
             tensor if is_differentiable else tensor.detach()
-            for tensor, is_differentiable in zip(
-                tensors, self._differentiable(rest), strict=True
-            )
+            for tensor, is_differentiable in zip(tensors, flags, strict=True)
         ]
         if forward_levels(inputs) > 1:
             # torch takes the forward mode of the tangent of a node for 0.
@@ -316,14 +324,26 @@ class _Implicit(NamedTuple):
         result = call.rebuild_solution(solution)
         return (result, aux) if self.has_aux else result
 
-    def _differentiable(self, args: Sequence[Any]) -> list[bool]:
-        """Return whether each tensor of the arguments may have a gradient."""
+    @assume_constant
+    def plan(self, identity: int, structure: Any, are_real: tuple[bool, ...]) -> str:
+        """Return the key of a node for arguments of a structure; dynamo guards the solver by its identity."""
+        return _graphs.planned(self, structure, are_real)
+
+    def call_like_start(self, start: Any, args: tuple[Any, ...]) -> _Call:
+        """Return a call whose solution has the structure of the start."""
+        others, rebuild_others = _tree.split((start, {}))
+        call = _Call(self, len(others), rebuild_others, _tree.split(args)[1])
+        leaves, _ = _tree.flatten_real(start, f"{self.who}: start")
+        call.names, call.size = list(leaves), len(leaves)
+        call.rebuild_solution = _tree.split(start)[1]
+        return call
+
+    def differentiable(self, sizes: Sequence[int]) -> list[bool]:
+        """Return whether each tensor of the arguments may have a gradient, given the number of tensors of each."""
         flags: list[bool] = []
-        for i, argument in enumerate(args):
-            is_fixed = i in self.nondiff or i - len(args) in self.nondiff
-            for tensor in _tree.split(argument)[0]:
-                is_real = tensor.is_floating_point() or tensor.is_complex()
-                flags.append(is_real and not is_fixed)
+        for i, size in enumerate(sizes):
+            is_fixed = i in self.nondiff or i - len(sizes) in self.nondiff
+            flags += [not is_fixed] * size
         return flags
 
 

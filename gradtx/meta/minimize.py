@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
@@ -15,6 +14,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.messages import describe, warn_user
 from gradtx.functional import LossAt
+from gradtx.meta import graphs as _graphs
 from gradtx.meta.implicit import custom_root
 from gradtx.transform import (
     GradientTransformation,
@@ -79,45 +79,99 @@ def minimize(
         >>> torch.func.grad(outer)(torch.tensor(1.0))  # of 6 / (1 + decay)
         tensor(-1.5000)
     """
+    _check(tx, steps, until)
     if torch.compiler.is_dynamo_compiling():
-        options = {"steps": steps, "until": until, "solve": solve, "nondiff": nondiff}
-        return _untraced((tx, loss, start, *args), {**options, **linear})
+        options = tuple(linear.items())
+        chosen = (steps, until, solve, nondiff, options)
+        node = None
+        # Dynamo has no values of a chain that the compiled function makes.
+        if _torch.TRACES_OBJECTS and not (tx._is_traced or tx._origin):
+            node = _graphs.solution(
+                (start, *args),
+                lambda structure, are_real: _planned(
+                    tx, loss, *chosen, structure, are_real
+                ),
+            )
+        return _untraced(tx, loss, start, args, *chosen) if node is None else node[0]
+    # Tensors of a transform that a node's function reads from outside are errors of torch.
+    varying = {n: value for n, value in tx.hyperparams.items() if tensors_in(value)}
+    solver = _solver(tx, loss, steps, until, solve, nondiff, linear)
+    return solver(start, *args, hyperparams=varying)
+
+
+def _check(tx: Any, steps: Any, until: Any) -> None:
     check_transformation("minimize", "tx", tx)
     if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
         raise ValueError(f"minimize: steps must be in [1, inf), got {describe(steps)}")
-    if until is not None and not callable(until):
-        is_number = isinstance(until, numbers.Real) and not isinstance(until, bool)
-        if not is_number or until < 0:
-            raise ValueError(
-                f"minimize: until must be a number in [0, inf) or a function of (params, gradients, value), got "
-                f"{describe(until)}"
-            )
+    if until is None or callable(until):
+        return
+    is_number = isinstance(until, numbers.Real) and not isinstance(until, bool)
+    if not is_number or until < 0:
+        raise ValueError(
+            f"minimize: until must be a number in [0, inf) or a function of (params, gradients, value), got "
+            f"{describe(until)}"
+        )
+
+
+def _solver(
+    tx: GradientTransformation,
+    loss: Callable[..., Tensor],
+    steps: int,
+    until: Until | None,
+    solve: Any,
+    nondiff: Any,
+    linear: Mapping[str, Any],
+) -> Any:
+    """Return the function of `(start, *args)` that minimizes."""
 
     def optimality(params: Any, *args: Any) -> Any:
         return LossAt(loss, args).gradients(params)[0]
 
-    # Tensors of a transform that a node's function reads from outside are errors of torch.
-    varying = {
-        name: value for name, value in tx.hyperparams.items() if tensors_in(value)
-    }
+    def solver(start: Any, *args: Any, hyperparams: Any = None) -> Any:
+        stepper = tx.replace(**hyperparams) if hyperparams else tx
+        # torch.func.grad works inside, and nothing else is recorded.
+        with torch.no_grad():
+            return _minimized(stepper, LossAt(loss, args), start, steps, until)
 
-    def solver(start: Any, *args: Any) -> Any:
-        params, hyperparams = start
-        with (
-            torch.no_grad()
-        ):  # torch.func.grad works inside, and nothing else is recorded
-            stepper = tx.replace(**hyperparams) if hyperparams else tx
-            return _minimized(stepper, LossAt(loss, args), params, steps, until)
+    # `nondiff` names arguments of the loss.
+    optimality.__wrapped__ = loss  # type: ignore[attr-defined]
+    return custom_root(optimality, solve=solve, nondiff=nondiff, **linear)(solver)
 
-    names = functools.wraps(loss)(optimality)  # `nondiff` names arguments of the loss
-    decorate = custom_root(names, solve=solve, nondiff=nondiff, **linear)
-    return decorate(solver)((start, varying), *args)
+
+@_torch.assume_constant
+def _planned(
+    tx: Any,
+    loss: Any,
+    steps: int,
+    until: Any,
+    solve: Any,
+    nondiff: Any,
+    options: Any,
+    structure: Any,
+    are_real: tuple[bool, ...],
+) -> str:
+    """Return the key of a node for a chain and a loss that exist before the compiled function runs."""
+    implicit = _solver(tx, loss, steps, until, solve, nondiff, dict(options)).implicit
+    # As long as the chain, whose program the graph may run.
+    tx._set(_plans=(*tx._plans, implicit))
+    return _graphs.planned(implicit, structure, are_real)
 
 
 @_torch.not_traced
-def _untraced(args: Any, options: Any) -> Any:
-    """Run outside of the compiled graph: the loop reads values, and a graph of all steps would take hours."""
-    return minimize(*args, **options)
+def _untraced(
+    tx: Any,
+    loss: Any,
+    start: Any,
+    args: Any,
+    steps: Any,
+    until: Any,
+    solve: Any,
+    nondiff: Any,
+    options: Any,
+) -> Any:
+    """Run outside of the compiled graph: a graph of all steps would take hours."""
+    chosen = {"steps": steps, "until": until, "solve": solve, "nondiff": nondiff}
+    return minimize(tx, loss, start, *args, **chosen, **dict(options))
 
 
 def _minimized(

@@ -6,7 +6,7 @@ there is one kind of node for both, and derivatives of any order are nodes of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -141,21 +141,12 @@ class _Root(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         problem, size = ctx.problem, ctx.problem.size
         solution, tensors = ctx.saved_tensors[:size], ctx.saved_tensors[size:]
-        system = _Transposed(problem, solution, tensors)
-        w = root(system, [*solution, *cotangents[:size], *tensors])
         needed = [
             i for i, is_needed in enumerate(ctx.needs_input_grad[1:]) if is_needed
         ]
-
-        def by_needed(*values: Tensor) -> Leaves:
-            inputs = list(tensors)
-            for i, value in zip(needed, values, strict=True):
-                inputs[i] = value
-            return problem.optimality(solution, inputs)
-
-        pull = vjp(by_needed, *(tensors[i] for i in needed))[1]
         gradients: list[Tensor | None] = [None] * len(tensors)
-        for i, gradient in zip(needed, pull(tuple(-leaf for leaf in w)), strict=True):
+        found = pulled(problem, solution, tensors, cotangents[:size], needed)
+        for i, gradient in zip(needed, found, strict=True):
             gradients[i] = gradient
         return (None, *gradients)
 
@@ -163,25 +154,56 @@ class _Root(torch.autograd.Function):
     def jvp(ctx: Any, *tangents: Any) -> Any:
         problem, size = ctx.problem, ctx.problem.size
         solution, tensors = ctx.saved_tensors[:size], ctx.saved_tensors[size:]
-        _, *tangents_of_tensors = tangents
-        moving = [i for i, t in enumerate(tangents_of_tensors) if t is not None]
-
-        def by_moving(*values: Tensor) -> Leaves:
-            inputs = list(tensors)
-            for i, value in zip(moving, values, strict=True):
-                inputs[i] = value
-            return problem.optimality(solution, inputs)
-
-        primals = tuple(tensors[i] for i in moving)
-        changes = tuple(tangents_of_tensors[i] for i in moving)
-        pushed = push(by_moving, primals, changes)
-        moved = root(
-            _Direct(problem, solution, tensors),
-            [*solution, *(-leaf for leaf in pushed), *tensors],
-        )
+        changes = {i: t for i, t in enumerate(tangents[1:]) if t is not None}
+        moved = pushed(problem, solution, tensors, changes)
         # torch takes no None here.
         still = [torch.zeros(shape, dtype=d, device=on) for shape, d, on in ctx.others]
         return (*moved, *still)
+
+
+def pulled(
+    problem: Problem,
+    solution: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    needed: Sequence[int],
+) -> Leaves:
+    """Return the gradients by some of the tensors, given those of the solution."""
+    system = _Transposed(problem)
+    w = root(system, [*solution, *cotangents, *tensors])
+    function = _by(problem, solution, tensors, needed)
+    pull = vjp(function, *(tensors[i] for i in needed))[1]
+    return pull(tuple(-leaf for leaf in w))
+
+
+def pushed(
+    problem: Problem,
+    solution: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    changes: Mapping[int, Tensor],
+) -> Leaves:
+    """Return the tangent of the solution, given those of some of the tensors."""
+    primals = tuple(tensors[i] for i in changes)
+    function = _by(problem, solution, tensors, list(changes))
+    right = push(function, primals, tuple(changes.values()))
+    return root(_Direct(problem), [*solution, *(-leaf for leaf in right), *tensors])
+
+
+def _by(
+    problem: Problem,
+    solution: Sequence[Tensor],
+    tensors: Sequence[Tensor],
+    places: Sequence[int],
+) -> Callable[..., Leaves]:
+    """Return the optimality as a function of some of the tensors."""
+
+    def function(*values: Tensor) -> Leaves:
+        inputs = list(tensors)
+        for i, value in zip(places, values, strict=True):
+            inputs[i] = value
+        return problem.optimality(solution, inputs)
+
+    return function
 
 
 def push(function: Callable[..., Leaves], primals: Leaves, changes: Any) -> Leaves:
@@ -203,9 +225,7 @@ class _System(Problem):
     Its tensors are the solution of that problem, the right-hand side, and the tensors of that problem.
     """
 
-    def __init__(
-        self, problem: Problem, solution: Sequence[Tensor], tensors: Sequence[Tensor]
-    ) -> None:
+    def __init__(self, problem: Problem) -> None:
         # The matrix of this system has the ridge already.
         linear = replace(problem.linear, ridge=0.0, warm_start=False)
         super().__init__(linear, problem.who, {})
