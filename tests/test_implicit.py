@@ -216,6 +216,27 @@ def test_every_way_to_differentiate_agrees_with_the_solver_itself(way, solve):
     close(WAYS[way](lambda decay: outer(solver(None, X, Y, decay))), expected, 1e-8)
 
 
+def test_a_loss_may_contain_a_solution_and_its_minimum_still_has_a_gradient():
+    @gradtx.custom_root(lambda w, u: w**3 + w - u)
+    def cubic(start, u):
+        w = torch.zeros_like(u)
+        for _ in range(30):
+            w = w - (w**3 + w - u) / (3 * w**2 + 1)
+        return w
+
+    def loss(u, target):
+        return (cubic(None, u) - target).square().sum() + 0.1 * u.square().sum()
+
+    def minimum(target):
+        return gradtx.minimize(gradtx.sgd(1.0), loss, torch.zeros_like(target), target, steps=300, until=1e-10).sum()
+
+    target, width = f64([0.7, 1.1]), 1e-4
+    steps = width * torch.eye(2, dtype=torch.float64)
+    slopes = torch.stack([(minimum(target + step) - minimum(target - step)) / (2 * width) for step in steps])
+    close(grad(minimum)(target), slopes, 1e-6)  # the differences' own error
+    close(vmap(grad(minimum))(target[None])[0], slopes, 1e-6)
+
+
 def test_forward_mode_of_forward_mode_is_refused():
     solver = ridge()
 

@@ -115,6 +115,15 @@ def below_transforms(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def alive(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """Return tensors without the levels of transforms that have ended, as graphs that outlive them may store.
+
+    torch's operators do so themselves, `torch.func.vjp` does not.
+    """
+    unwrap = _C._functorch.unwrap_if_dead
+    return tuple(unwrap(t) if is_transformed(t) else t for t in tensors)
+
+
 def any_member(condition: Tensor) -> bool:
     """Whether a 0-d condition holds, inside `vmap` for any member; the host waits for its value."""
     return bool(below_transforms(condition).any())

@@ -140,7 +140,8 @@ class _Root(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         problem, size = ctx.problem, ctx.problem.size
-        solution, tensors = ctx.saved_tensors[:size], ctx.saved_tensors[size:]
+        saved = _torch.alive(ctx.saved_tensors)
+        solution, tensors = saved[:size], saved[size:]
         needed = [
             i for i, is_needed in enumerate(ctx.needs_input_grad[1:]) if is_needed
         ]
@@ -153,7 +154,8 @@ class _Root(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
         problem, size = ctx.problem, ctx.problem.size
-        solution, tensors = ctx.saved_tensors[:size], ctx.saved_tensors[size:]
+        saved = _torch.alive(ctx.saved_tensors)
+        solution, tensors = saved[:size], saved[size:]
         changes = {i: t for i, t in enumerate(tangents[1:]) if t is not None}
         moved = pushed(problem, solution, tensors, changes)
         # torch takes no None here.
