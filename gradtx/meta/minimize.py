@@ -153,7 +153,7 @@ def _planned(
     """Return the key of a node for a chain and a loss that exist before the compiled function runs."""
     implicit = _solver(tx, loss, steps, until, solve, nondiff, dict(options)).implicit
     # As long as the chain, whose program the graph may run.
-    tx._set(_plans=(*tx._plans, implicit))
+    tx._set(_graph_nodes=(*tx._graph_nodes, implicit))
     return _graphs.planned(implicit, structure, are_real)
 
 
