@@ -144,6 +144,7 @@ from gradtx.schedules import warmup_poly_schedule as warmup_poly_schedule
 from gradtx.rules import whole_tree as whole_tree
 from gradtx.links.width import width_multipliers as width_multipliers
 from gradtx.schedules import wsd_schedule as wsd_schedule
+from gradtx.algorithms.zero_order import zero_order_grad as zero_order_grad
 
 __all__ = [
     "AnyLength",
@@ -276,6 +277,7 @@ __all__ = [
     "eagerly",
     "ema",
     "ema_nesterov",
+    "estimate_gradient",
     "explore_exploit_schedule",
     "exponential_schedule",
     "fadam",
@@ -338,6 +340,7 @@ __all__ = [
     "masked",
     "mechanize",
     "memory",
+    "mezo",
     "momo",
     "momo_adam",
     "msvag",
@@ -595,6 +598,7 @@ __all__ = [
     "wsd_schedule",
     "yogi",
     "zero_nans",
+    "zero_order_grad",
 ]
 
 __version__: str
@@ -1638,6 +1642,15 @@ def ema_nesterov(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def estimate_gradient(
+    method: Static[Method] = "central",
+    samples: Static[Count] = 1,
+    scale: Positive = 0.001,
+    distribution: Static[Distribution] = "normal",
+    seed: Static[int] = 0,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def fadam(
     lr: NonNegative = 0.001,
     betas: Decays = (0.9, 0.999),
@@ -2086,6 +2099,15 @@ def mechanize(
     betas: AnyLength[Decays] = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999),
     eps: Positive = 1e-08,
     *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def mezo(
+    lr: NonNegative = 1e-06,
+    scale: Positive = 0.001,
+    samples: Static[Count] = 1,
+    seed: Static[int] = 0,
+    *,
+    maximize: bool = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def momo(

@@ -29,6 +29,7 @@ from tests.conformance import (
     factories,
     field,
     first_state,
+    is_estimate,
     layout,
     lean_cases,
     links,
@@ -182,8 +183,11 @@ def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
 
 # A link that asks for the gradient elsewhere gets it at weights in bf16, of another value than in float32. A link that
 # rounds weights does nothing in float32.
+WHERE_GIVEN = [case for case in LEAN if "grad_fn" not in case.example.needs and not is_estimate(case)]
+
+
 @pytest.mark.slow
-@each_case([case for case in LEAN if "grad_fn" not in case.example.needs and not case.example._rounds], OF_EACH_KIND)
+@each_case([case for case in WHERE_GIVEN if not case.example._rounds], OF_EACH_KIND)
 def test_a_bf16_update_is_the_float32_one(case):
     tx = case.make()
     params, grads = case.noise(1, dtype=torch.bfloat16), case.noise(2, dtype=torch.bfloat16)
@@ -251,7 +255,7 @@ def test_tensors_of_a_finished_update_do_not_wait_for_the_garbage_collector(case
         gc.enable()
 
 
-@each_case(LEAN, PLAIN_LINKS)
+@each_case([case for case in LEAN if not is_estimate(case)], PLAIN_LINKS)
 def test_a_leaf_without_gradient_stays_as_it_is(case):
     params, tx = case.noise(1), case.make()
     state = tx.init(params)
@@ -542,7 +546,7 @@ def test_params_are_read_only_where_needs_says_so(case):
 
 
 @pytest.mark.slow
-@each_case([case for case in COSTLY if not case.label], OF_EACH_KIND)
+@each_case([case for case in COSTLY if not (case.label or is_estimate(case))], OF_EACH_KIND)
 def test_leaves_are_matched_by_name_in_any_order(case):
     tx, params, grads = case.make(), case.noise(1), case.noise(2)
     names = list(params)[::-1]

@@ -28,6 +28,7 @@ TINY = {
     "physics_informed": (["--evaluations", "12", "--seeds", "1"], "error of u: Adam "),
     "finetune_digits": (["--steps", "2", "--seeds", "1"], "accuracy on 5 to 9: head alone "),
     "lora": (["--steps", "1"], "loss: Adam "),
+    "zero_order": (["--budget", "16", "--seeds", "1"], "test accuracy: before "),
     "inspect_chain": (["--steps", "3"], "test accuracy: as it should be "),
 }
 

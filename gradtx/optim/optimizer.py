@@ -370,7 +370,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if estimates:
             extras["hessian_diag"] = None
         loss = None
-        if closure is not None:
+        if closure is not None and core.traits.estimates:
+            extras.setdefault("value_fn", closure)
+        elif closure is not None:
             keeping_graphs = contextlib.nullcontext()
             if hessian is not None and estimates:
                 keeping_graphs = hessian.keeping_graphs(core.states)
@@ -415,7 +417,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             scaling.unscale(core.members.by_param)
         if consume_gradients:
             core.members.drop_gradients()  # those of frozen leaves are left
-        return loss
+        return step.run.estimated_loss if core.traits.estimates else loss
 
     def _add_extras_of(
         self, closure: Callable[[], Any], loss: Any, extras: Extras

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 import gradtx
-from tests.conformance import each_case, of_each_kind, plain_cases
+from tests.conformance import each_case, is_estimate, of_each_kind, plain_cases
 from tests.gpu.problem import Problem, loss, noise, on_host, pure, worst
 
 PLAIN, OF_EACH_KIND = plain_cases(), of_each_kind()
+# A difference of losses in float32 has other rounding errors.
+PLAIN = [case for case in PLAIN if not is_estimate(case)]
+OF_EACH_KIND = [case for case in OF_EACH_KIND if not is_estimate(case)]
 STEPS = 3
 # Numbers are exact to 2^-24 there.
 TOLERANCE = 1e-4

@@ -115,7 +115,10 @@ def test_programs_leave_no_trace_of_infinite_steps(name):
     assert_same(optimizer, expected, 1e-12)
 
 
-@each_case([case for case in plain_cases() if not {"grad_fn", "grad_sample"} & set(case.example.needs)], of_each_kind())
+READERS = {"grad_fn", "grad_sample", "value_fn"}
+
+
+@each_case([case for case in plain_cases() if not READERS & set(case.example.needs)], of_each_kind())
 def test_every_transformation_skips_infinite_steps(case):
     start = {name: torch.nn.Parameter(value) for name, value in case.noise(3, {"matrix": (3, 4)}).items()}
     (expected, theirs), (optimizer, params) = made(case.make(), twins(start)), made(case.make(), twins(start))
