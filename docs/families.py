@@ -2,7 +2,19 @@
 
 # Page -> title, and the files in the order of the pages.
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "sgd": ("SGD", ("sgd", "asgd", "dpsgd", "gravity", "noisy_sgd", "rose", "sgd_sai")),
+    "sgd": (
+        "SGD",
+        (
+            "sgd",
+            "asgd",
+            "dpsgd",
+            "gravity",
+            "noisy_sgd",
+            "rose",
+            "sgd_sai",
+            "zero_order",
+        ),
+    ),
     "momentum": ("Momentum", ("qhm", "accsgd", "aggmo", "pid", "pnm", "tam")),
     "sign": (
         "Signs of gradients",

@@ -38,6 +38,8 @@ from gradtx.maths.polynomials import Steps
 from gradtx.links.orthogonal import Adjustment
 from gradtx.links.orthogonal import View
 from gradtx.algorithms.psgd import Mode
+from gradtx.algorithms.zero_order import Distribution
+from gradtx.algorithms.zero_order import Method
 from gradtx.links.record import Quantity
 from gradtx.links.lmo import Kind
 from gradtx.algorithms.scalable_shampoo import Graft
@@ -148,6 +150,7 @@ from gradtx.schedules import warmup_poly_schedule as warmup_poly_schedule
 from gradtx.rules import whole_tree as whole_tree
 from gradtx.links.width import width_multipliers as width_multipliers
 from gradtx.schedules import wsd_schedule as wsd_schedule
+from gradtx.algorithms.zero_order import zero_order_grad as zero_order_grad
 
 __all__ = [
     "AnyLength",
@@ -283,6 +286,7 @@ __all__ = [
     "eagerly",
     "ema",
     "ema_nesterov",
+    "estimate_gradient",
     "explore_exploit_schedule",
     "exponential_schedule",
     "fadam",
@@ -345,6 +349,7 @@ __all__ = [
     "masked",
     "mechanize",
     "memory",
+    "mezo",
     "minimize",
     "momo",
     "momo_adam",
@@ -603,6 +608,7 @@ __all__ = [
     "wsd_schedule",
     "yogi",
     "zero_nans",
+    "zero_order_grad",
 ]
 
 __version__: str
@@ -1646,6 +1652,15 @@ def ema_nesterov(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def estimate_gradient(
+    method: Static[Method] = "central",
+    samples: Static[Count] = 1,
+    scale: Positive = 0.001,
+    distribution: Static[Distribution] = "normal",
+    seed: Static[int] = 0,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def fadam(
     lr: NonNegative = 0.001,
     betas: Decays = (0.9, 0.999),
@@ -2094,6 +2109,15 @@ def mechanize(
     betas: AnyLength[Decays] = (0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999),
     eps: Positive = 1e-08,
     *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def mezo(
+    lr: NonNegative = 1e-06,
+    scale: Positive = 0.001,
+    samples: Static[Count] = 1,
+    seed: Static[int] = 0,
+    *,
+    maximize: bool = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def momo(

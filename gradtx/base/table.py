@@ -135,6 +135,7 @@ MODULES = {
     "eagerly": "base.ambient",
     "ema": "links.momentum",
     "ema_nesterov": "links.momentum",
+    "estimate_gradient": "algorithms.zero_order",
     "explore_exploit_schedule": "schedules.warmup",
     "exponential_schedule": "schedules.basic",
     "fadam": "algorithms.fadam",
@@ -197,6 +198,7 @@ MODULES = {
     "masked": "combinators.selection",
     "mechanize": "combinators.tuners",
     "memory": "model_memory",
+    "mezo": "algorithms.zero_order",
     "minimize": "meta.minimize",
     "momo": "algorithms.momo",
     "momo_adam": "algorithms.momo",
@@ -451,6 +453,7 @@ MODULES = {
     "wsd_schedule": "schedules.warmup",
     "yogi": "algorithms.yogi",
     "zero_nans": "links.clipping",
+    "zero_order_grad": "algorithms.zero_order",
 }
 # Optimizer -> its class in `gradtx.optim`.
 CLASSES = {
@@ -536,6 +539,7 @@ CLASSES = {
     "madgrad": "MADGRAD",
     "mars_adamw": "MARS",
     "mars_lion": "MARSLion",
+    "mezo": "MeZO",
     "momo": "MoMo",
     "momo_adam": "MoMoAdam",
     "msvag": "MSVAG",

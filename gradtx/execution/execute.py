@@ -274,6 +274,9 @@ class Operation:
     def check(self, leaf: Leaf) -> None:
         """Raise an error for extras that do not fit the leaf, before any computation."""
 
+    def prepare(self, leaves: list[Leaf]) -> None:
+        """Compute what needs the values of all leaves that pass through it, before any is processed."""
+
     def init(self, leaf: Leaf) -> None:
         """Write the leaf's initial slots to `leaf.new`."""
 
@@ -417,6 +420,17 @@ def check_extras_of(leaves: Iterable[Leaf]) -> None:
         for operation in leaf.operations:
             for each in operation.represents:
                 each.check(leaf)
+
+
+def prepare(leaves: Iterable[Leaf]) -> None:
+    """Prepare the operations of a run, each once."""
+    passing: dict[Path, tuple[Operation, list[Leaf]]] = {}
+    for leaf in leaves:
+        for operation in leaf.operations:
+            if operation.traits.prepares:
+                passing.setdefault(operation.path, (operation, []))[1].append(leaf)
+    for operation, members in passing.values():
+        operation.prepare(members)
 
 
 class _Frozen(Operation):

@@ -26,6 +26,7 @@ from gradtx.execution.execute import (
     check_extras_of,
     execute,
     initialize,
+    prepare,
 )
 from gradtx.execution.runs import Run
 from gradtx.state.nested import (
@@ -195,6 +196,21 @@ class TreeRun(Run):
             return value_at(length), None
         slope, value = torch.func.grad_and_value(value_at)(length)
         return value, slope
+
+    def losses_along(
+        self, estimator: Any, places: list[tuple[int, Any]], leaves: list[Leaf]
+    ) -> list[Tensor]:
+        losses = []
+        for sample, length in places:
+            moved = {
+                leaf.name: estimator.shifted(
+                    sample, leaf.stream_name, self.names[leaf.name], length
+                )
+                for leaf in leaves
+            }
+            value = self.extras["value_fn"](self._params_with(moved))
+            losses.append(as_scalar("the result of value_fn", value))
+        return losses
 
     def choice(self, path: Path, leaf: Leaf, selector: Any) -> Any:
         choices = self.choices.setdefault(leaf.name, {})
@@ -464,6 +480,7 @@ def _update(call: Call) -> tuple[Any, dict[str, Any]]:
     run, leaves = begin(call)
     outputs = {}
     if has_gradients(leaves.values()):
+        prepare(leaves.values())
         execute(leaves.values())
         run.end()
         for name, leaf in leaves.items():

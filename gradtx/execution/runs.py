@@ -96,6 +96,8 @@ class Run:
         seen_slots: The slots that each `state_dtype` applies to; recorded at init.
         taking_part: Whether each leaf took part in a space whose clock lags, by the path of the space.
         commits: Functions to call when all leaves are finished, in reverse order.
+        estimates: What operations have prepared, by path.
+        estimated_loss: The loss that they have computed; None if none has.
     """
 
     initial = False
@@ -124,6 +126,8 @@ class Run:
         self.ticks: dict[Path, Tensor] = {}
         self.taking_part: dict[Path, list[bool | Tensor]] = {}
         self.commits: list[Callable[[], None]] = []
+        self.estimates: dict[Path, Any] = {}
+        self.estimated_loss: Tensor | None = None
         self.memory = Memory()
         self.stores: dict[Path, Store] = {}
         self.seen_slots: dict[Storage, set[StateKey]] = {}
@@ -181,6 +185,16 @@ class Run:
         sloped: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the loss from the caller's `value_fn` with some leaves moved along a direction, and its slope."""
+        raise NotImplementedError
+
+    def tensor_of(self, leaf: Leaf) -> Tensor:
+        """Return the parameter of a leaf."""
+        return leaf.param
+
+    def losses_along(
+        self, estimator: Any, places: list[tuple[int, Any]], leaves: list[Leaf]
+    ) -> list[Tensor]:
+        """Return the losses from the caller's `value_fn` at points along random directions: (sample, length)."""
         raise NotImplementedError
 
     def recorded_owner(

@@ -53,6 +53,7 @@ class Traits:
         wire: The dtype of messages with its input and its result, if both fit without loss; None for their own.
         makes_gradient: Whether its result replaces the gradient that later links read, which it computes from other
             inputs; its sums over leaves may be vectors.
+        prepares: Whether its `prepare` is called with all leaves before any is processed.
     """
 
     elementwise: bool = True
@@ -83,6 +84,7 @@ class Traits:
     owner_reads: tuple[str, ...] = ()
     wire: torch.dtype | None = None
     makes_gradient: bool = False
+    prepares: bool = False
 
     @property
     def has_sums(self) -> bool:

@@ -123,6 +123,7 @@ __all__ = [
     "MARS",
     "MARSLion",
     "MSVAG",
+    "MeZO",
     "MoMo",
     "MoMoAdam",
     "Muon",
@@ -2224,6 +2225,26 @@ class MSVAG(AliasOptimizer):
         params: Params,
         lr: NonNegative,
         beta: Decay = 0.9,
+        *,
+        maximize: bool = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class MeZO(AliasOptimizer):
+    """MeZO: SGD on zero-order estimates, which finetunes in the memory of inference."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 1e-06,
+        scale: Positive = 0.001,
+        samples: Static[Count] = 1,
+        seed: Static[int] = 0,
         *,
         maximize: bool = False,
         state_dtype: StateDtype | None = None,

@@ -39,6 +39,7 @@ class ChainTraits:
         exchanges: Whether ranks exchange tensors in some steps.
         waits_at_first: Whether a leaf's first update has the host wait.
         makes_gradient: Whether a link computes the gradient from other inputs.
+        estimates: Whether it calls the closure for that, before a step processes any parameter.
     """
 
     takes_none: bool
@@ -52,6 +53,7 @@ class ChainTraits:
     exchanges: bool
     waits_at_first: bool
     makes_gradient: bool
+    estimates: bool
 
 
 @dataclass(eq=False)
@@ -123,10 +125,14 @@ class Core:
             checks_extras=any(each.checks_extras for each in traits),
             known_extras=kinds,
             needs_extras=any(need != "params" for need in needs),
-            calls_again="grad_fn" in needs or "value_fn" in needs,
+            calls_again=any(
+                need in ("grad_fn", "value_fn") and link != "estimate_gradient"
+                for link, need in self.members.tx._requirements()[1]
+            ),
             exchanges=any(each.exchanges for each in traits),
             waits_at_first=any(each.waits_at_first for each in traits),
             makes_gradient=any(each.makes_gradient for each in traits),
+            estimates=any(each.prepares for each in traits),
         )
 
     def counts_on_host(self) -> bool:

@@ -365,6 +365,37 @@ class OptimizerRun(Run):
                 {name: gradients[name] * direction[name] for name in direction}
             )
 
+    def tensor_of(self, leaf: Leaf) -> Tensor:
+        return leaf.key.param.detach()
+
+    def losses_along(
+        self, estimator: Any, places: list[tuple[int, Any]], leaves: list[Leaf]
+    ) -> list[Tensor]:
+        """Move the parameters in place, along a direction and back, without copies."""
+        losses: list[Tensor] = []
+        for sample, length in places:
+            for leaf in leaves:
+                estimator.shift_(sample, leaf.stream_name, self.tensor_of(leaf), length)
+            try:
+                losses.append(self._loss_without_backward())
+            finally:
+                for leaf in leaves:
+                    estimator.shift_(
+                        sample, leaf.stream_name, self.tensor_of(leaf), -length
+                    )
+        return losses
+
+    def _loss_without_backward(self) -> Tensor:
+        try:
+            value = self.functions["value_fn"]()
+        except RuntimeError as error:
+            if "does not require grad" in str(error):
+                error.add_note(
+                    "estimate_gradient: the closure returns the loss and must not call backward()"
+                )
+            raise
+        return as_scalar("the result of value_fn", value).detach().clone()
+
     @contextlib.contextmanager
     def _moved_to(self, values: Leaves) -> Generator[Leaves, None, None]:
         """Set parameters to other weights, without gradients, and restore both at the end."""

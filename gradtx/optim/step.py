@@ -23,7 +23,14 @@ from gradtx.base.messages import describe
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
 from gradtx.execution.context import Clock
-from gradtx.execution.execute import FROZEN, Leaf, Route, check_extras_of, execute
+from gradtx.execution.execute import (
+    FROZEN,
+    Leaf,
+    Route,
+    check_extras_of,
+    execute,
+    prepare,
+)
 from gradtx.execution.owners import with_regions
 from gradtx.execution.pure import (
     add_extras,
@@ -339,6 +346,8 @@ class Step:
     def apply(self) -> None:
         """Compute the step and write its results."""
         run, core = self.run, self._core
+        if core.traits.estimates:
+            self._estimate()
         bundles, eager = self._planned()
         self._advance(bundles, eager)
         if self._is_idle:
@@ -362,6 +371,13 @@ class Step:
         for settings in self.groups:
             if settings.shown:
                 settings.show(self._known_count)
+
+    def _estimate(self) -> None:
+        """Let links call the closure, which may call `zero_grad()`, before anything is processed."""
+        gradients = [member.param.grad for member in self.members]
+        prepare(self.leaves_of(self.members))
+        for member, gradient in zip(self.members, gradients, strict=True):
+            member.param.grad = gradient
 
     def _known_count(self, place: Place) -> int | None:
         """Return the count that a schedule follows; None if reading it would synchronize in a captured step."""

@@ -6,6 +6,7 @@ unsigned constants are written as signed ones.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 
@@ -55,15 +56,24 @@ class Stream:
     def __init__(self, seed: Tensor, counter: Tensor, name: str | Tensor):
         key_of_name = name_key(name) if isinstance(name, str) else name
         key_of_step = _mix(_mix(seed) + counter)
+        self.name = name
         self._key = _mix(key_of_step ^ key_of_name)
         self._draws = 0
+        self._first = 0
+
+    def part(self, first: int) -> Stream:
+        """Return the numbers from an entry of the leaf on, for tensors that are part of it in its order."""
+        part = copy.copy(self)
+        part._first = first
+        return part
 
     def _bits(self, like: Tensor) -> Tensor:
         """Return 64 random bits for each entry of the local shard of `like`."""
         self._draws += 1
         key = _mix(self._key.to(like.device) + self._draws)
         # Only the local shard of a sharded leaf: torch 2.13 shifts the bits of DTensors incorrectly.
-        return _mix(key + indices(like))
+        places = indices(like)
+        return _mix(key + (places + self._first if self._first else places))
 
     def _uniform(self, like: Tensor) -> Tensor:
         """Return uniform numbers between 0 and 1, for the local shard of `like`."""

@@ -92,9 +92,10 @@ def closure_of(optimizer, params):
     def closure():
         optimizer.zero_grad()
         loss = loss_of(params)
-        loss.backward()
-        for param in params.values():
-            param.grad_sample = examples_of(param.grad)
+        if torch.is_grad_enabled():  # not for estimates from losses alone
+            loss.backward()
+            for param in params.values():
+                param.grad_sample = examples_of(param.grad)
         return loss
 
     return closure

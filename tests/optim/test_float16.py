@@ -25,6 +25,7 @@ UNFIT = {
     "dog": "as above",
     "ldog": "as above",
     "prodigy": "as above",
+    "mezo": "does not read gradients, along which the others go",
     "lbfgs": "diverges along random gradients, in float64 as well",
     "distributed_shampoo": "multiplies the rounding of its average by roots of matrices that are almost singular",
 }
