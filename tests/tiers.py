@@ -129,8 +129,11 @@ SETS: dict[str, Callable[[], list[Any]]] = {
     "safe without eps": _named(conformance.plain_cases, SAFE_WITHOUT_EPS),
     "readers of the count": _named(conformance.lean_cases, READERS_OF_THE_COUNT),
     "readers of the loss": _named(_plain_aliases, READERS_OF_THE_LOSS),
-    "plain that call no gradient": _some(conformance.plain_cases, _needs_none_of("grad_fn")),
+    "plain that a scaler may scale": _some(conformance.plain_cases, _needs_none_of("grad_fn", "grad_sample")),
     "plain without a closure": _some(conformance.plain_cases, _needs_none_of("grad_fn", "value_fn", "hessian_diag")),
+    "plain without a closure that a scaler may scale": _some(
+        conformance.plain_cases, _needs_none_of("grad_fn", "value_fn", "hessian_diag", "grad_sample")
+    ),
     "adamw": _some(conformance.plain_cases, lambda case: case.factory is gradtx.adamw),
     "chosen of each kind": _some(conformance.chosen_aliases, lambda case: str(case) in conformance.OF_EACH_KIND),
     "a few": _named(conformance.plain_cases, A_FEW),
@@ -219,7 +222,9 @@ PROPERTIES: dict[str, dict[str, tuple[str, str, str]]] = {
         "test_an_optimizer_equals_lists": ("plain aliases", "aliases of each kind", ""),
     },
     "gpu.test_ways": {
-        "test_steps_under_a_grad_scaler_equal_those_on_the_cpu": ("plain without a closure", "of each kind", "a few"),
+        "test_steps_under_a_grad_scaler_equal_those_on_the_cpu": (
+            "plain without a closure that a scaler may scale", "of each kind", "a few",
+        ),
         "test_late_and_missing_gradients": ("plain", "of each kind", "a few"),
         "test_leaves_on_two_devices_step_as_on_one": ("plain without a closure", "of each kind", "a few"),
         "test_a_checkpoint_of_one_device_continues_on_another": ("plain", "of each kind", "adamw"),
@@ -238,7 +243,7 @@ PROPERTIES: dict[str, dict[str, tuple[str, str, str]]] = {
         "test_every_factory_steps_as_with_real_views_or_refuses_by_name": ("plain", "plain links", ""),
     },
     "optim.test_grad_scaler": {
-        "test_every_transformation_skips_infinite_steps": ("plain that call no gradient", "of each kind", ""),
+        "test_every_transformation_skips_infinite_steps": ("plain that a scaler may scale", "of each kind", ""),
     },
     "optim.test_release": {
         "test_a_chain_is_refused_if_and_only_if_it_needs_all_gradients": ("plain", "of each kind", ""),
