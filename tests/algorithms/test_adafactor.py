@@ -76,6 +76,14 @@ def test_a_warm_up_follows_the_loop():
     ref.weights_follow(gradtx.adafactor(warmup_init=True), reference, tolerance=1e-14)
 
 
+def test_after_ten_thousand_steps_the_relative_step_falls_with_the_root_of_their_number():
+    tx, params = gradtx.adafactor(scale_parameter=False), {"w": torch.ones(3, dtype=torch.float64)}
+    state = tx.init(params)
+    for step, rate in ((1, 0.01), (10_000, 0.01), (40_000, 0.005)):
+        updates, _ = tx.update(params, state | {"step": torch.full_like(state["step"], step - 1)}, params)
+        ref.compare_trees(updates, {"w": torch.full((3,), -rate, dtype=torch.float64)})
+
+
 def test_the_bounds_of_the_references_are_met_and_not_met():
     clipped, bounded = ref.WeightsLoop(adafactor), ref.WeightsLoop(adafactor_torch, eps=(0.2, 1e-3))
     ref.run(clipped)
