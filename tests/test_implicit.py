@@ -440,7 +440,7 @@ def test_memory_does_not_depend_on_the_number_of_steps():
 # Options.
 
 
-def test_a_short_solve_takes_as_many_products_as_asked_and_a_precondition_that_is_the_inverse_needs_one():
+def test_a_solver_of_systems_may_be_a_function_and_a_precondition_that_is_the_inverse_needs_one_step():
     products = []
 
     def optimality(w, x, y, decay):
@@ -474,34 +474,27 @@ def test_ridge_is_added_to_the_matrix():
         close(jacfwd(ridge(solve=solve, ridge=ridge_term), argnums=3)(None, X, Y, decay), expected, 1e-9)
 
 
-def test_a_warm_start_needs_no_products_for_the_system_of_last_time():
-    products = []
+def test_a_warm_start_takes_no_step_for_the_system_of_last_time_and_none_of_it_under_vmap():
+    calls = []
 
-    def optimality(w, x, y, decay):
-        value = grad(ridge_loss)(w, x, y, decay)
-        if value.requires_grad:
-            value.register_hook(lambda grad: products.append(1))
-        return value
+    def unchanged(vector, *args):
+        calls.append(1)
+        return vector
 
-    def counted(solver):
-        products.clear()
-        decay = f64(0.7).requires_grad_()
-        solver(None, X, Y, decay).sum().backward()
-        return len(products), decay.grad
+    def steps(solver, decay):
+        calls.clear()
+        leaf = f64(decay).requires_grad_()
+        solver(None, X, Y, leaf).sum().backward()
+        close(leaf.grad, grad(lambda decay: ridge_solver(None, X, Y, decay).sum())(f64(decay)), 1e-5)
+        return len(calls) - 1  # once before the first step
 
-    cold = ridge()
-    warm = gradtx.custom_root(grad(ridge_loss), warm_start=True, tolerance=1e-8)(ridge_solver)
-    _, first = counted(warm)
-    _, again = counted(warm)
-    _, expected = counted(cold)
-    close(first, expected)
-    close(again, expected)
-    # A guess that is the solution already: a solve of no steps converges.
-    once = gradtx.custom_root(grad(ridge_loss), warm_start=True, tolerance=1e-8, unconverged="raise", max_steps=4)(
-        ridge_solver
-    )
-    counted(once)
-    assert vmap(grad(lambda decay: once(None, X, Y, decay).sum()))(DECAYS).shape == (3,)
+    options = {"precondition": unchanged, "tolerance": 1e-8, "unconverged": "raise"}
+    cold, warm = ridge(**options), ridge(warm_start=True, **options)
+    assert steps(cold, 0.7) == steps(cold, 0.7) == steps(warm, 0.7) > 0
+    assert steps(warm, 0.7) == 0
+    assert 0 < steps(warm, 0.71) <= steps(cold, 0.71)
+    slopes = vmap(grad(lambda decay: warm(None, X, Y, decay).sum()))(DECAYS)
+    close(slopes, vmap(grad(lambda decay: ridge_solver(None, X, Y, decay).sum()))(DECAYS))
 
 
 def test_arguments_named_by_nondiff_have_no_gradient_and_integers_and_options_need_no_name():
@@ -606,6 +599,7 @@ def test_a_singular_system_warns_with_the_residual(solve):
     assert grad(lambda target: solved(None, target)[0])(f64(2.0)) == pytest.approx(1.0)
 
 
+LEARNED = f64([1.0]).requires_grad_()
 MISTAKES = {
     "custom_root: unknown solver 'cgg'; known: bicgstab, cg, dense, gmres, neumann, or a function of (matvec, b); did "
     "you mean 'cg'?": lambda: gradtx.custom_root(grad(ridge_loss), solve="cgg"),
@@ -647,6 +641,9 @@ MISTAKES = {
     ),
     "minimize: the loss must be a 0-d tensor, got tensor(shape=(4,))": lambda: gradtx.minimize(
         gradtx.sgd(), lambda w: w, torch.zeros(4), steps=1
+    ),
+    "minimize: the gradient of the loss depends on a tensor that requires gradients and is no argument": lambda: (
+        gradtx.minimize(gradtx.sgd(), lambda w: (w * LEARNED).sum(), torch.zeros(1).double(), steps=1)
     ),
     "minimize: tx must be a GradientTransformation, got SGD": lambda: gradtx.minimize(
         torch.optim.SGD, ridge_loss, X, steps=1

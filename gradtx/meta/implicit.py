@@ -439,7 +439,8 @@ class _Call(Problem):
 
     def check(self, solution: list[Tensor], inputs: Sequence[Tensor]) -> None:
         """Check what `optimality` returns at the solution, and that it depends on arguments alone."""
-        what = "map" if self.who == "custom_fixed_point" else "optimality"
+        names = {"custom_fixed_point": "map", "minimize": "the gradient of the loss"}
+        what = names.get(self.who, "optimality")
         args = self.rebuild([tensor.detach() for tensor in inputs])
         at = self.rebuild_solution(solution)
         value = self.implicit.function(at, *args)

@@ -135,7 +135,11 @@ def _solver(
 
     # `nondiff` names arguments of the loss.
     optimality.__wrapped__ = loss  # type: ignore[attr-defined]
-    return custom_root(optimality, solve=solve, nondiff=nondiff, **linear)(solver)
+    solved: Any = custom_root(optimality, solve=solve, nondiff=nondiff, **linear)(
+        solver
+    )
+    solved.implicit.who = "minimize"  # in messages
+    return solved
 
 
 @_torch.assume_constant
