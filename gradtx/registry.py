@@ -304,9 +304,17 @@ def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
         rates = [group.get("initial_lr", group["lr"]) for group in groups]
         if "lr" in options:
             rates = [options.pop("lr")] * len(groups)
+        # Other arguments may precede it.
+        position = list(factory.arguments.by_name).index("lr")
         schedule_of_group: list[Schedule] = []
         for rate in rates:
-            schedule_of_group.append(factory(float(rate), *args, **options))
+            if len(args) < position:
+                schedule = factory(*args, lr=float(rate), **options)
+            else:
+                schedule = factory(
+                    *args[:position], float(rate), *args[position:], **options
+                )
+            schedule_of_group.append(schedule)
         return ScheduleLR(optimizer, schedule_of_group, last_epoch)
 
     scheduler.__name__ = who

@@ -1,4 +1,4 @@
-"""Zero-order gradients: estimates from losses alone, in random directions that come again from seeds (MeZO)."""
+"""Zero-order gradients, and `mezo`: estimates from losses alone, in directions that come again from seeds."""
 
 from __future__ import annotations
 
