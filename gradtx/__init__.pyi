@@ -338,6 +338,7 @@ __all__ = [
     "mask_by_alignment",
     "mask_if",
     "masked",
+    "measure",
     "mechanize",
     "memory",
     "mezo",
@@ -534,6 +535,7 @@ __all__ = [
     "scale_by_spam",
     "scale_by_srmm",
     "scale_by_stable_adam",
+    "scale_by_stateful",
     "scale_by_swats",
     "scale_by_tam",
     "scale_by_trust_ratio",
@@ -2089,6 +2091,14 @@ def mask_if(
 def masked(
     tx: GradientTransformation,
     where: Static[Where],
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def measure(
+    name: Static[str],
+    fn: Static[Callable[[dict[str, Tensor]], Any]],
+    decay: Decay = 0.0,
+    debias: bool = True,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -3722,6 +3732,12 @@ def scale_by_stable_adam(
     betas: Decays = (0.9, 0.99),
     eps: NonNegative = 1e-08,
     weight_decay: NonNegative = 0.0,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_stateful(
+    step: Static[Callable[..., Any]],
+    start: Static[Mapping[str, float]],
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
