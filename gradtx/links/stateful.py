@@ -111,7 +111,7 @@ def scale_by_stateful(
     return update_by_norm if "norm" in names else update
 
 
-@whole_tree
+@whole_tree(capturable=True)
 def measure(
     name: Static[str],
     fn: Static[Callable[[dict[str, Tensor]], Any]],
@@ -125,7 +125,7 @@ def measure(
 
     Args:
         name: The key of the quantity in the state.
-        fn: A function of a dict of updates by leaf name that returns a 0-d tensor or a number.
+        fn: A function of a dict of updates by leaf name that returns a 0-d tensor, without reading values on the host.
         decay: $\beta$ in [0, 1); 0 stores the last value.
         debias: Whether to divide by $1 - \beta^t$.
 
