@@ -116,12 +116,18 @@ def paper(factory: Any) -> str:
 # From states.
 
 
+def _unscaled(state):
+    return 1.0, state
+
+
 def required(factory: Any) -> dict[str, Any]:
     """Return values for the arguments without a default, and a rank that fits the sample."""
     of_links = {
         "map_after_step": {"fn": torch.tanh},
         "map_tree_after_step": {"fn": gradtx.projections.non_negative},
+        "measure": {"name": "size", "fn": len},
         "record": {"name": "norm"},
+        "scale_by_stateful": {"step": _unscaled, "start": {}},
     }
     given = of_links.get(factory.__name__) or factory.spec.arguments.sample()
     rank = factory.spec.arguments.by_name.get("rank")

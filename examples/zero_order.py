@@ -29,7 +29,7 @@ WIDTH, PRETRAINING, IMAGES, MEASURES = 32, 300, 256, 20
 # The learning rate of each variant, and the losses that it computes in a step; backward counts as two.
 VARIANTS = {
     "backprop": (3e-3, 3),
-    "zero-order, 1 direction": (5e-4, 2),
+    "zero-order, 1 direction": (1e-3, 2),
     "zero-order, 4 directions": (2e-3, 8),
 }
 
@@ -154,8 +154,8 @@ def plot(runs: list[Run], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--budget", type=int, default=600)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--budget", type=int, default=3000)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--plot", type=Path, default=Path("out/zero_order.png"))
     options = parser.parse_args(argv)
     torch.set_num_threads(1)  # more threads do not help for tensors this small

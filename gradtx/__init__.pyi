@@ -347,6 +347,7 @@ __all__ = [
     "mask_by_alignment",
     "mask_if",
     "masked",
+    "measure",
     "mechanize",
     "memory",
     "mezo",
@@ -544,6 +545,7 @@ __all__ = [
     "scale_by_spam",
     "scale_by_srmm",
     "scale_by_stable_adam",
+    "scale_by_stateful",
     "scale_by_swats",
     "scale_by_tam",
     "scale_by_trust_ratio",
@@ -2099,6 +2101,14 @@ def mask_if(
 def masked(
     tx: GradientTransformation,
     where: Static[Where],
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def measure(
+    name: Static[str],
+    fn: Static[Callable[[dict[str, Tensor]], Any]],
+    decay: Decay = 0.0,
+    debias: bool = True,
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -3732,6 +3742,12 @@ def scale_by_stable_adam(
     betas: Decays = (0.9, 0.99),
     eps: NonNegative = 1e-08,
     weight_decay: NonNegative = 0.0,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_stateful(
+    step: Static[Callable[..., Any]],
+    start: Static[Mapping[str, float]],
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...

@@ -13,6 +13,15 @@ def _rejoined(halves):
     return halves[0] if len(halves) == 1 else torch.cat(list(halves))
 
 
+def _size(updates):
+    return sum(leaf.square().sum() for leaf in updates.values())
+
+
+def _slowing(state, norm):
+    usual = 0.9 * state["scale"] + 0.1 * norm
+    return 1 / (1 + usual), {"scale": usual}
+
+
 def _odd(step):
     return step % 2 == 1
 
@@ -98,6 +107,7 @@ EXAMPLES = {
     "map_tree_after_step": {"fn": _bounded},
     "mask_if": lambda tx: {"tx": tx, "condition": _odd},
     "masked": lambda tx: {"tx": tx, "where": "*"},
+    "measure": {"name": "size", "fn": _size, "decay": 0.5},
     "mezo": {"lr": 0.1, "scale": 0.1},
     "mechanize": lambda tx: {"tx": gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_learning_rate(1.0))},
     "msvag": {"lr": 0.1},
@@ -156,6 +166,7 @@ EXAMPLES = {
     "scale_by_shape": {"adjust": "match_rms_adamw", "view": "batch"},
     "scale_by_soap": BASES,
     "scale_by_spam": {"every": 5, "clip_after": 1},
+    "scale_by_stateful": {"step": _slowing, "start": {"scale": 0.5}},
     "scale_by_width": {"multipliers": {"*": (2.0, 4.0)}},
     "scale_by_yogi": {"initial_accumulator_value": 2**-20},
     "schedule_free": lambda tx: {"base": gradtx.add_decayed_weights(0.1), "lr": 0.1, "beta": 0.9},

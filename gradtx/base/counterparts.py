@@ -34,7 +34,6 @@ COUNTERPARTS = {
     "warmup_cosine_decay_schedule": "use warmup_cosine_schedule(...)",
     "cosine_decay_schedule": "use warmup_cosine_schedule(...) or cosine_schedule(...)",
     "exponential_decay": "use exponential_schedule(...)",
-    "piecewise_constant_schedule": "use multistep_schedule(...)",
     "sgdr_schedule": "use cosine_warmup_restarts_schedule(...)",
     "tree_utils": "index the state, a dict: state[stage][slot][leaf]",
     **dict.fromkeys([f"Meta{name}" for name in _OF_TORCHOPT], _META),
@@ -44,7 +43,7 @@ COUNTERPARTS = {
     ),
     "ImplicitMetaGradientModule": "use custom_root(torch.func.grad(loss)), or minimize(tx, loss, start, ...); see "
     "docs/howto/implicit-gradients.md",
-    "zero_order": f"gradients without backward are not included; see {_TORCHOPT}",
+    "zero_order": "use zero_order_grad(loss)",
     **dict.fromkeys(
         ("extract_state_dict", "recover_state_dict", "stop_gradient"), _BRANCH
     ),

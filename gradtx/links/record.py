@@ -55,14 +55,15 @@ def recorded_in(stages: Mapping[Path, Mapping[str, Any]]) -> dict[str, float]:
     """
     values = {}
     for path, entry in stages.items():
-        if not re.fullmatch(r"record(_\d+)?", path[-1]):
+        if not re.fullmatch(r"(record|measure)(_\d+)?", path[-1]):
             continue
         stage = "/".join(path)
         # By slot and leaf: the value, or those of its blocks, which slots of other shapes number.
         slots: dict[str, dict[str, list[Tensor]]] = {}
         for name, value in entry.items():
             if isinstance(value, Tensor):
-                values[f"{stage}/{name}"] = float(value)
+                if not (name == "mean" and path[-1].startswith("measure")):
+                    values[f"{stage}/{name}"] = float(value)
                 continue
             slot = slots.setdefault(re.sub(r"_\d+$", "", name), {})
             for leaf, of_leaf in value.items():
