@@ -1192,7 +1192,7 @@ def apollo_low_rank(
 ) -> GradientTransformation: ...
 def apply_if(
     tx: GradientTransformation,
-    condition: Condition,
+    condition: Static[Callable[..., Any]],
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
@@ -2084,7 +2084,7 @@ def mask_by_alignment(
 ) -> GradientTransformation: ...
 def mask_if(
     tx: GradientTransformation,
-    condition: Condition,
+    condition: Static[Callable[..., Any]],
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -334,9 +334,6 @@ def restart(tx: GradientTransformation, every: Count, keep_clock=False):
     )
 
 
-Condition: TypeAlias = Static[Callable[..., Any]]
-
-
 def _extras_of_condition(arguments: Mapping[str, Any]) -> dict[str, str]:
     """Return the extras that a condition reads: all parameters but the first."""
     return dict.fromkeys(_parameters_of(arguments["condition"])[1:], "scalar")
@@ -350,7 +347,7 @@ def _parameters_of(condition: Any) -> list[str]:
 
 
 @combinator(extras=_extras_of_condition)
-def apply_if(tx: GradientTransformation, condition: Condition):
+def apply_if(tx: GradientTransformation, condition: Static[Callable[..., Any]]):
     r"""Apply a transformation only in calls in which a condition holds; in others, updates pass unchanged.
 
     In a call in which it does not hold, the state of `tx` does not change. The inner clock counts the other calls.
@@ -390,7 +387,7 @@ def apply_if(tx: GradientTransformation, condition: Condition):
 
 
 @combinator(extras=_extras_of_condition)
-def mask_if(tx: GradientTransformation, condition: Condition):
+def mask_if(tx: GradientTransformation, condition: Static[Callable[..., Any]]):
     r"""Apply a transformation only in calls in which a condition holds; in others, updates are zero.
 
     In a call in which it does not hold, the state of `tx` does not change. The inner clock counts the other calls.
