@@ -73,6 +73,7 @@ IMPORTS = {
         for module, names in {
             "links.orthogonal": ("Adjustment", "View"),
             "algorithms.psgd": ("Mode",),
+            "algorithms.zero_order": ("Distribution", "Method"),
             "links.record": ("Quantity",),
             "links.lmo": ("Kind",),
             "algorithms.scalable_shampoo": ("Graft",),

@@ -38,6 +38,8 @@ from gradtx.maths.polynomials import Steps
 from gradtx.links.orthogonal import Adjustment
 from gradtx.links.orthogonal import View
 from gradtx.algorithms.psgd import Mode
+from gradtx.algorithms.zero_order import Distribution
+from gradtx.algorithms.zero_order import Method
 from gradtx.links.record import Quantity
 from gradtx.links.lmo import Kind
 from gradtx.algorithms.scalable_shampoo import Graft
