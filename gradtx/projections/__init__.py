@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,10 +42,8 @@ __all__ = [
     "simplex",
 ]
 
-Number: TypeAlias = float | Tensor
 
-
-def simplex(tree: Any, scale: Number = 1.0) -> Any:
+def simplex(tree: Any, scale: float | Tensor = 1.0) -> Any:
     r"""Project onto the simplex $\{x : x_i \ge 0, \sum_i x_i = s\}$.
 
     $x_i = \max(v_i - \theta, 0)$ with the $\theta$ for which they sum to $s$, found by sorting.
@@ -70,7 +68,7 @@ def simplex(tree: Any, scale: Number = 1.0) -> Any:
     return _jointly("simplex", lambda v: _on_simplex(v, scale), tree)
 
 
-def l1_ball(tree: Any, scale: Number = 1.0) -> Any:
+def l1_ball(tree: Any, scale: float | Tensor = 1.0) -> Any:
     r"""Project onto the ball $\{x : \lVert x \rVert_1 \le s\}$, which makes small entries 0.
 
     Args:
@@ -99,7 +97,7 @@ def l1_ball(tree: Any, scale: Number = 1.0) -> Any:
     return _jointly("l1_ball", project, tree)
 
 
-def l2_ball(tree: Any, scale: Number = 1.0) -> Any:
+def l2_ball(tree: Any, scale: float | Tensor = 1.0) -> Any:
     r"""Project onto the ball $\{x : \lVert x \rVert_2 \le s\}$: $v \min(1, s / \lVert v \rVert)$.
 
     Args:
@@ -122,7 +120,7 @@ def l2_ball(tree: Any, scale: Number = 1.0) -> Any:
     )
 
 
-def linf_ball(tree: Any, scale: Number = 1.0) -> Any:
+def linf_ball(tree: Any, scale: float | Tensor = 1.0) -> Any:
     r"""Project onto the cube $\{x : |x_i| \le s\}$ by clamping each entry.
 
     Args:
@@ -196,7 +194,7 @@ def non_negative(tree: Any) -> Any:
     return _by_entry("non_negative", lambda x: x.clamp(min=0.0), tree)
 
 
-def halfspace(tree: Any, a: Any, b: Number) -> Any:
+def halfspace(tree: Any, a: Any, b: float | Tensor) -> Any:
     r"""Project onto the half-space $\{x : \langle a, x \rangle \le b\}$.
 
     $v - \max(\langle a, v \rangle - b, 0)\, a / \lVert a \rVert^2$.
@@ -225,7 +223,7 @@ def halfspace(tree: Any, a: Any, b: Number) -> Any:
     )
 
 
-def hyperplane(tree: Any, a: Any, b: Number) -> Any:
+def hyperplane(tree: Any, a: Any, b: float | Tensor) -> Any:
     r"""Project onto the hyperplane $\{x : \langle a, x \rangle = b\}$.
 
     $v - (\langle a, v \rangle - b)\, a / \lVert a \rVert^2$.
@@ -285,7 +283,7 @@ def affine(tree: Any, a: Tensor, b: Tensor) -> Any:
     return _jointly("affine", project, tree)
 
 
-def _on_simplex(v: Tensor, scale: Number) -> Tensor:
+def _on_simplex(v: Tensor, scale: float | Tensor) -> Tensor:
     """Project a vector: its largest entries, minus what their sum exceeds the scale by, in equal parts."""
     descending = v.sort(descending=True).values
     sums = descending.cumsum(0) - scale
@@ -295,12 +293,12 @@ def _on_simplex(v: Tensor, scale: Number) -> Tensor:
     return (v - excess / stays.sum().to(v.dtype)).clamp(min=0.0)
 
 
-def _clamped(x: Tensor, scale: Number) -> Tensor:
+def _clamped(x: Tensor, scale: float | Tensor) -> Tensor:
     bound = _like(scale, x)
     return torch.minimum(torch.maximum(x, -bound), bound)
 
 
-def _size(name: str, scale: Number, positive: bool = False) -> Number:
+def _size(name: str, scale: float | Tensor, positive: bool = False) -> float | Tensor:
     """Check the size of a set."""
     if isinstance(scale, Tensor) and scale.ndim == 0:
         return scale
