@@ -305,8 +305,13 @@ def load_lr_scheduler(lr_scheduler_name: str) -> Callable[..., LRScheduler]:
         if "lr" in options:
             rates = [options.pop("lr")] * len(groups)
         schedule_of_group: list[Schedule] = []
+        place = list(factory.arguments.by_name).index("lr")
         for rate in rates:
-            schedule_of_group.append(factory(float(rate), *args, **options))
+            if len(args) < place:  # what precedes the rate is given by name
+                schedule = factory(*args, lr=float(rate), **options)
+            else:
+                schedule = factory(*args[:place], float(rate), *args[place:], **options)
+            schedule_of_group.append(schedule)
         return ScheduleLR(optimizer, schedule_of_group, last_epoch)
 
     scheduler.__name__ = who
