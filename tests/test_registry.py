@@ -106,6 +106,8 @@ OPTIONS = {
     "piecewise_constant": {"boundaries_and_scales": {2: 0.5}},
     "piecewise_interpolate": {"interpolate_type": "linear", "boundaries_and_scales": {2: 0.5, 4: 0.5}},
     "one_cycle": {"max_lr": 0.2, "total_steps": 6},
+    "piecewise_constant": {"boundaries_and_scales": {2: 0.5}},
+    "piecewise_interpolate": {"interpolate_type": "linear", "boundaries_and_scales": {2: 0.5, 4: 0.1}},
     "polynomial": {},
     "rectification": {},
     "ranger21": {"num_iterations": 8},
