@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 
 import pytest
 import torch
@@ -10,6 +11,11 @@ from gradtx.optim.engine import lists
 from gradtx.programs import bundle, cache
 from gradtx.programs import trees as _list_trees
 from tests import tiers
+
+# First of all: torch's autograd takes no device that is registered after its first backward pass, and modules that
+# come before tests/gpu run one while they are collected.
+if os.environ.get("GRADTX_GPU") != "cuda":
+    import tests.gpu.pretend  # noqa: F401
 
 cache.MOST = 2000  # structures: the programs of a case are recorded once for all of its tests
 

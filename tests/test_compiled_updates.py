@@ -392,14 +392,14 @@ def test_threads_may_make_the_first_call_at_once():
 
 def test_what_a_graph_needs_is_freed_with_the_chain():
     gc.collect()
-    before, tx, params = len(graphs._PLANS), gradtx.adamw(0.1), one_leaf()
+    before, tx, params = len(graphs._NODES), gradtx.adamw(0.1), one_leaf()
     step = compiled(tx.update)
     step(params, tx.init(params), params)
-    assert len(graphs._PLANS) > before
+    assert len(graphs._NODES) > before
     torch._dynamo.reset()
     del step, tx
     gc.collect()
-    assert len(graphs._PLANS) <= before
+    assert len(graphs._NODES) <= before
 
 
 def test_a_chain_is_freed_at_once_though_it_owns_its_nodes():

@@ -103,8 +103,6 @@ OPTIONS = {
     "exponential": {"gamma": 0.5},
     "linear": {},
     "multistep": {"milestones": [2, 3]},
-    "piecewise_constant": {"boundaries_and_scales": {2: 0.5}},
-    "piecewise_interpolate": {"interpolate_type": "linear", "boundaries_and_scales": {2: 0.5, 4: 0.5}},
     "one_cycle": {"max_lr": 0.2, "total_steps": 6},
     "piecewise_constant": {"boundaries_and_scales": {2: 0.5}},
     "piecewise_interpolate": {"interpolate_type": "linear", "boundaries_and_scales": {2: 0.5, 4: 0.1}},

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -309,6 +310,7 @@ class OptimizerRun(Run):
         self.device = next(iter(members)).device if members else CPU
         self.state = state
         self._members = members
+        self._shown: Mapping[str, Tensor] = {}
 
     def scalars(self, path: Path) -> Leaves:
         for param, member in self._members.items():
@@ -329,12 +331,18 @@ class OptimizerRun(Run):
         return choices[path]
 
     def show(self, members: Mapping[Tensor, Member]) -> None:
-        """Let selectors that ask functions of the whole tree see these parameters."""
-        self._members = members
+        """Let selectors that ask functions of the whole tree see these parameters, which the run does not keep alive.
+
+        A run and its route refer to each other.
+        """
+        self._shown = WeakValueDictionary(
+            {member.name: param for param, member in members.items()}
+        )
         self._resolved.clear()
 
     def _params_by_name(self) -> dict[str, Tensor]:
-        return {member.name: param for param, member in self._members.items()}
+        present = {member.name: param for param, member in self._members.items()}
+        return {**self._shown, **present}
 
     def whole(self, values: dict[str, Any]) -> Any:
         return values

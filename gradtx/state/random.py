@@ -112,15 +112,15 @@ def indices(like: Tensor) -> Tensor:
         whole = torch.arange(like.numel(), device=shard.device).reshape(like.shape)
         return local(distributed_like(whole, like))
     # The sum over dimensions of (position in the dimension) * (stride of the dimension), last dimension first.
-    positions = torch.zeros((), dtype=torch.int64, device=shard.device)
+    whole = torch.zeros((), dtype=torch.int64, device=shard.device)
     stride = 1
     for dim in reversed(range(like.ndim)):
         positions = torch.arange(shard.shape[dim], device=shard.device) + firsts[dim]
         later_dims = like.ndim - 1 - dim
         offsets = (positions * stride).reshape(-1, *[1] * later_dims)
-        positions = positions + offsets
+        whole = whole + offsets
         stride *= like.shape[dim]
-    return positions.expand(shard.shape)
+    return whole.expand(shard.shape)
 
 
 def bits16(key: Tensor, step: Tensor, positions: Tensor) -> Tensor:

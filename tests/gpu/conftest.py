@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-# When tests are collected: torch's autograd takes no device that is registered after its first backward pass.
+# tests/conftest.py has registered the pretended one.
 if os.environ.get("GRADTX_GPU") == "cuda":
     from tests.gpu.real import GPU
 

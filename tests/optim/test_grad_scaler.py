@@ -172,7 +172,7 @@ def reloaded(optimizer, params):
 
 
 def test_counts_are_not_read_where_a_device_has_them(monkeypatch):
-    monkeypatch.setattr(_device_counts.Count, "most", property(lambda count: count.bound))  # as on another device
+    monkeypatch.setattr(_device_counts.DeviceCount, "most", property(lambda count: count.bound))  # as on another device
     for optimizer, params in (made(gradtx.adamw()), compiled(gradtx.adamw())):
         scaled_step(optimizer, params, 1, skip=lambda name, t: False)  # state comes with the first gradient
         with monkeypatch.context() as patch:

@@ -26,6 +26,12 @@ SCHEDULES = [  # factory, its numbers, the rest
     (gradtx.step_schedule, {"lr": LR, "gamma": 0.5}, {"step_size": 3}),
     (gradtx.multistep_schedule, {"lr": LR, "gamma": 0.5}, {"milestones": [2, 7, 7]}),
     (gradtx.multistep_schedule, {"lr": LR}, {"milestones": ()}),
+    (gradtx.piecewise_constant_schedule, {"lr": LR}, {"boundaries_and_scales": {2: 0.5, 7: 0.3}}),
+    (
+        gradtx.piecewise_interpolate_schedule,
+        {"lr": LR},
+        {"interpolate_type": "cosine", "boundaries_and_scales": {2: 0.5, 7: 0.3}},
+    ),
     (gradtx.linear_schedule, {"lr": LR, "start_factor": 0.0}, {"total_iters": 4}),
     (gradtx.cosine_warm_restarts_schedule, {"lr": LR, "eta_min": 0.02}, {"T_0": 3}),
     (gradtx.cosine_warm_restarts_schedule, {"lr": LR}, {"T_0": 2, "T_mult": 3}),
