@@ -137,9 +137,12 @@ class Members:
         if not params:
             positions_of_labels[self._labels_named(group.get("label"))] = []
         self.expanded.show(by_param)
-        for i, param in enumerate(params):
-            labels = self._labels(by_param[param])
-            positions_of_labels.setdefault(labels, []).append(i)
+        try:
+            for i, param in enumerate(params):
+                labels = self._labels(by_param[param])
+                positions_of_labels.setdefault(labels, []).append(i)
+        finally:
+            self.expanded.show({})
         all_settings: list[GroupSettings] = []
         given = dict(group)
         unread: dict[str, str] = {}

@@ -7,7 +7,6 @@ import operator
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeAlias
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -310,7 +309,6 @@ class OptimizerRun(Run):
         self.device = next(iter(members)).device if members else CPU
         self.state = state
         self._members = members
-        self._shown: Mapping[str, Tensor] = {}
 
     def scalars(self, path: Path) -> Leaves:
         for param, member in self._members.items():
@@ -331,18 +329,15 @@ class OptimizerRun(Run):
         return choices[path]
 
     def show(self, members: Mapping[Tensor, Member]) -> None:
-        """Let selectors that ask functions of the whole tree see these parameters, which the run does not keep alive.
+        """Let selectors that ask functions of the whole tree see these parameters.
 
-        A run and its route refer to each other.
+        Whoever shows them takes them back: a run and its route refer to each other, and would keep them alive.
         """
-        self._shown = WeakValueDictionary(
-            {member.name: param for param, member in members.items()}
-        )
+        self._members = members
         self._resolved.clear()
 
     def _params_by_name(self) -> dict[str, Tensor]:
-        present = {member.name: param for param, member in self._members.items()}
-        return {**self._shown, **present}
+        return {member.name: param for param, member in self._members.items()}
 
     def whole(self, values: dict[str, Any]) -> Any:
         return values

@@ -1,7 +1,9 @@
 """Combinators: who goes through what, whose clock counts, what a skipped step leaves alone."""
 
+import gc
 import itertools
 import math
+import weakref
 
 import pytest
 import torch
@@ -618,3 +620,20 @@ def test_no_patterns_select_nothing(nothing):
         each(torch.ones(1, 2)).sum().backward()
         steps.step()
     assert torch.equal(module.weight, undecayed.weight)
+
+
+def test_a_mask_made_from_the_whole_tree_keeps_no_parameter_alive():
+    weight = torch.nn.Parameter(torch.ones(3))
+    tx = gradtx.masked(gradtx.sgd(lr=0.1), lambda params: dict.fromkeys(params, True))
+    optimizer = gradtx.as_optimizer(tx, [("w", weight)])
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((3,), 0.9))
+    gc.collect()
+    gone = weakref.ref(weight)
+    gc.disable()
+    try:
+        del optimizer, weight
+        assert gone() is None
+    finally:
+        gc.enable()
