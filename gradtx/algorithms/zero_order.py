@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -82,7 +83,7 @@ class Estimator:
             factors.append((size / total).sqrt())  # type: ignore[union-attr]
         return factors
 
-    def places(self) -> list[tuple[int, float]]:
+    def points(self) -> list[tuple[int, float]]:
         """Return where losses are needed: samples, and multiples of the scale along their directions."""
         if self.method == "forward":
             return [(0, 0.0), *((k, 1.0) for k in range(self.samples))]
@@ -236,7 +237,7 @@ def zero_order_grad(
         )
         factors = estimator.factors(present)
         losses = []
-        for sample, multiple in estimator.places():
+        for sample, multiple in estimator.points():
             length = multiple * scale * factors[sample]
             moved = {
                 name: estimator.shifted(sample, name, leaf, length)
@@ -304,27 +305,23 @@ class EstimateOperation(RuleOperation):
         super().__init__(rule, StageState(path, scope, rule))
         self._options = options
 
-    def _estimator(self, counter: Tensor) -> Estimator:
-        seed = self.stage.shared["seed"].to(torch.int64)
-        method, samples, scale, distribution = self._options
-        return Estimator(method, samples, scale, distribution, seed, counter)
-
     def prepare(self, leaves: list[Leaf]) -> None:
-        estimator = self._estimator(self.stage.shared["counter"] + 1)
-        tensors = {
-            leaf.stream_name: leaf.run.tensor_of(leaf)
-            for leaf in leaves
-            if leaf.has_gradient
-        }
+        seed, counter = self.stage.shared["seed"], self.stage.shared["counter"] + 1
+        method, samples, scale, distribution = self._options
+        estimator = Estimator(
+            method, samples, scale, distribution, seed.to(torch.int64), counter
+        )
         run = leaves[0].run
-        factors = estimator.factors(tensors)
-        places = [
-            (sample, multiple * estimator.scale * factors[sample])
-            for sample, multiple in estimator.places()
-        ]
         taking_part = [leaf for leaf in leaves if leaf.has_gradient]
-        losses = run.losses_along(estimator, places, taking_part)
-        run.estimates[self.path] = estimator.slopes(losses, factors)
+        tensors = {leaf.stream_name: run.tensor_of(leaf) for leaf in taking_part}
+        factors = estimator.factors(tensors)
+        points = [
+            (sample, multiple * estimator.scale * factors[sample])
+            for sample, multiple in estimator.points()
+        ]
+        losses = run.losses_along(estimator, points, taking_part)
+        slopes = estimator.slopes(losses, factors)
+        run.estimates[self.path] = functools.partial(estimator.gradient, slopes)
         run.estimated_loss = estimator.loss(losses)
 
     def _set_update(self, call: Call, update: Any) -> None:
@@ -332,9 +329,8 @@ class EstimateOperation(RuleOperation):
         super()._set_update(call, -update if call.leaf.negated else update)
 
     def _called(self, call: Call, *total: Any) -> Any:
-        slopes = call.leaf.run.estimates[self.path]
-        estimator = self._estimator(self.stage.shared["counter"] + 1)
-        return estimator.gradient(slopes, call.leaf.stream_name, call.update), {}
+        gradient = call.leaf.run.estimates[self.path]
+        return gradient(call.leaf.stream_name, call.update), {}
 
 
 def _unused(update, state, param, ctx) -> Any:

@@ -27,6 +27,14 @@ def accepts(function: Callable[..., Any], *arguments: Any) -> bool:
     return True
 
 
+def parameters_of(function: Any) -> list[inspect.Parameter]:
+    """Return the parameters of a user's function; none of a C function without a signature."""
+    try:
+        return list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return []
+
+
 def as_builtin(value: Any) -> Any:
     """Return a tuple or dict in place of another library's sequence, array or mapping, and other values unchanged.
 

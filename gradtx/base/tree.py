@@ -119,15 +119,15 @@ def tensors(tree: Any) -> list[Tensor]:
 def split(tree: Any) -> tuple[list[Tensor], Callable[[Sequence[Any]], Any]]:
     """Return the tensors of a tree of anything, and a function that puts others in their place."""
     leaves, spec = _pytree.tree_flatten(tree)
-    places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    indices = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
 
     def rebuild(tensors: Sequence[Any]) -> Any:
         values = list(leaves)
-        for place, tensor in zip(places, tensors, strict=True):
-            values[place] = tensor
+        for i, tensor in zip(indices, tensors, strict=True):
+            values[i] = tensor
         return _pytree.tree_unflatten(values, spec)
 
-    return [leaves[place] for place in places], rebuild
+    return [leaves[i] for i in indices], rebuild
 
 
 def map_tensors(function: Callable[..., Any], *trees: Any) -> Any:

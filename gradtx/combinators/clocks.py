@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 from gradtx.arguments import Count, NonNegativeInt, Static
 from gradtx.base import tree as _tree
 from gradtx.base.exact import exact, exact_dtype, python_scalar
+from gradtx.base.inputs import parameters_of
 from gradtx.base.messages import describe
 from gradtx.base.torch_names import is_intercepted, readable
 from gradtx.combinators.frame import Frame, InnerClock
@@ -255,9 +255,6 @@ def skip_nonfinite(
         (tensor([0.]), tensor(1))
     """
 
-    def measure(update):
-        return {"bad": (~update.isfinite()).sum().to(exact_dtype(update))}
-
     def ticks(values, sums):
         skipped = values["skipped"]
         counts = (sums["bad"] == 0).to(skipped.device)
@@ -277,7 +274,7 @@ def skip_nonfinite(
     return Frame(
         tx,
         enter=enter,
-        clock=InnerClock(ticks, dict.fromkeys(names, 0), measure),
+        clock=InnerClock(ticks, dict.fromkeys(names, 0), _count_not_finite),
         agree={"max_consecutive": max_consecutive},
     )
 
@@ -336,14 +333,11 @@ def restart(tx: GradientTransformation, every: Count, keep_clock=False):
 
 def _extras_of_condition(arguments: Mapping[str, Any]) -> dict[str, str]:
     """Return the extras that a condition reads: all parameters but the first."""
-    return dict.fromkeys(_parameters_of(arguments["condition"])[1:], "scalar")
+    return dict.fromkeys(_read_by(arguments["condition"]), "scalar")
 
 
-def _parameters_of(condition: Any) -> list[str]:
-    try:
-        return list(inspect.signature(condition).parameters)
-    except (TypeError, ValueError):
-        return ["step"]
+def _read_by(condition: Any) -> list[str]:
+    return [parameter.name for parameter in parameters_of(condition)[1:]]
 
 
 @combinator(extras=_extras_of_condition)
@@ -422,7 +416,7 @@ def _conditional(who: str, condition: Any) -> InnerClock:
         raise TypeError(
             f"{who}: condition must be a function of the step, got {describe(condition)}"
         )
-    names = tuple(_parameters_of(condition)[1:])
+    names = tuple(_read_by(condition))
 
     def ticks(values, sums, extras=None):
         holds = condition(values["calls"], **(extras or {}))

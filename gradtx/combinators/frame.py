@@ -491,12 +491,9 @@ class Enter(RuleOperation):
         if state is None:
             state = stored
         param = None if leaf.param is None else leaf.param.to(compute_dtype)
-        before, after = (
-            {name: value.to(leaf.device) for name, value in values.items()}
-            for values in (self._old_shared, self._new_shared)
-        )
+        shared = self._old_shared, self._new_shared
         ticks = self.ticks_for(leaf)
-        context = FrameContext(leaf, compute_dtype, ticks, inner, before, after)
+        context = FrameContext(leaf, compute_dtype, ticks, inner, *shared)
         return Call(leaf, update, state, param, context, compute_dtype, old)
 
     def _finish(self, call: Call, out) -> None:

@@ -325,8 +325,6 @@ class FrameContext(Context):
 
     ticks: Tensor | None
     inner: dict[str, Tensor]
-    before: Mapping[str, Tensor]
-    after: Mapping[str, Tensor]
 
     def __init__(
         self,
@@ -340,9 +338,18 @@ class FrameContext(Context):
         super().__init__(leaf, leaf.clock, dtype)
         self.ticks = ticks
         self.inner = inner
-        self.before = before
-        self.after = after
+        self._device = leaf.device
+        self._before = before
+        self._after = after
         self._active = leaf.active
+
+    @property
+    def before(self) -> dict[str, Tensor]:
+        return {name: x.to(self._device) for name, x in self._before.items()}
+
+    @property
+    def after(self) -> dict[str, Tensor]:
+        return {name: x.to(self._device) for name, x in self._after.items()}
 
     def keep(self, new: Tensor, old: Tensor) -> Tensor:
         """Return `new`, or `old` if this leaf is skipped in this call."""

@@ -198,10 +198,10 @@ class TreeRun(Run):
         return value, slope
 
     def losses_along(
-        self, estimator: Any, places: list[tuple[int, Any]], leaves: list[Leaf]
+        self, estimator: Any, points: list[tuple[int, Any]], leaves: list[Leaf]
     ) -> list[Tensor]:
         losses = []
-        for sample, length in places:
+        for sample, length in points:
             moved = {
                 leaf.name: estimator.shifted(
                     sample, leaf.stream_name, self.names[leaf.name], length
@@ -480,7 +480,8 @@ def _update(call: Call) -> tuple[Any, dict[str, Any]]:
     run, leaves = begin(call)
     outputs = {}
     if has_gradients(leaves.values()):
-        prepare(leaves.values())
+        if any(each.prepares for each in run.route.traits()):
+            prepare(leaves.values())
         execute(leaves.values())
         run.end()
         for name, leaf in leaves.items():

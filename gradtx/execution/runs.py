@@ -192,7 +192,7 @@ class Run:
         return leaf.param
 
     def losses_along(
-        self, estimator: Any, places: list[tuple[int, Any]], leaves: list[Leaf]
+        self, estimator: Any, points: list[tuple[int, Any]], leaves: list[Leaf]
     ) -> list[Tensor]:
         """Return the losses from the caller's `value_fn` at points along random directions: (sample, length)."""
         raise NotImplementedError

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from gradtx.arguments import Decay, Static
 from gradtx.base.exact import exact
+from gradtx.base.inputs import parameters_of
 from gradtx.base.messages import describe
 from gradtx.maths.entries import safe_sqrt
 from gradtx.rules import per_tensor, whole_tree
@@ -26,10 +26,7 @@ def _read_by(arguments: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _parameters(function: Any) -> list[str]:
-    try:
-        return list(inspect.signature(function).parameters)
-    except (TypeError, ValueError):
-        return []
+    return [parameter.name for parameter in parameters_of(function)]
 
 
 def _start(arguments: Mapping[str, Any]) -> Mapping[str, float]:
@@ -88,11 +85,11 @@ def scale_by_stateful(
 
     def scaled(update, state, ctx, norm):
         device = update.device
-        given = {
+        inputs = {
             name: norm if name == "norm" else exact(getattr(ctx, name), device)
             for name in names
         }
-        factor, new = step({name: state[name] for name in start}, **given)
+        factor, new = step({name: state[name] for name in start}, **inputs)
         if not isinstance(new, Mapping) or new.keys() != start.keys():
             raise TypeError(
                 f"scale_by_stateful: step must return (factor, state) with the state {sorted(start)}, got "

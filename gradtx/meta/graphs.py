@@ -33,18 +33,18 @@ class Computation:
         key: Its name in graphs.
         function: Returns the results.
         count: The number of tensors that it takes.
-        places: Those of the tensors by which results have derivatives.
+        by: Those of the tensors by which results have derivatives.
         like: Those of the tensors that the results look like, one each.
-        pull: Returns gradients by the tensors at `places`, given results, tensors and gradients of the results; None
+        pull: Returns gradients by the tensors at `by`, given results, tensors and gradients of the results; None
             differentiates `function`.
-        push: Returns tangents of the results, given results, tensors and tangents of the tensors at `places`.
+        push: Returns tangents of the results, given results, tensors and tangents of the tensors at `by`.
         batched: Under `vmap`, whether each tensor has a leading dimension of the members; the results have one.
     """
 
     key: str
     function: Callable[[Tensors], Tensors]
     count: int
-    places: list[int]
+    by: list[int]
     like: list[int]
     pull: Callable[[Tensors, Tensors, Tensors], Tensors] | None = None
     push: Callable[[Tensors, Tensors, Tensors], Tensors] | None = None
@@ -78,7 +78,7 @@ class Computation:
             return vjp(self._by(inner), *self._primals(inner))[1](tuple(vectors))
 
         vectors = range(size + self.count, 2 * size + self.count)
-        return self._derive("pull", function, vectors, self._inner_places())
+        return self._derive("pull", function, vectors, self._inner_by())
 
     def pushes(self) -> Computation:
         """Return the computation of tangents: of results, tensors, and tangents of tensors."""
@@ -91,7 +91,7 @@ class Computation:
             return push(self._by(inner), self._primals(inner), tuple(vectors))
 
         start = size + self.count
-        vectors = range(start, start + len(self.places))
+        vectors = range(start, start + len(self.by))
         return self._derive("push", function, vectors, list(range(size)))
 
     def members(self, batched: tuple[bool, ...], randomness: str) -> Computation:
@@ -108,7 +108,7 @@ class Computation:
                 f"{self.key}/{name}",
                 lambda tensors: function(*tensors),
                 self.count,
-                self.places,
+                self.by,
                 self.like,
                 batched=batched,
             )
@@ -122,14 +122,14 @@ class Computation:
     ) -> Computation:
         if name not in self.derived:
             size = len(self.like)
-            places = [*range(size), *self._inner_places(), *vectors]
+            by = [*range(size), *self._inner_by(), *vectors]
             key = f"{self.key}/{name}"
             count = size + self.count + len(vectors)
-            self.derived[name] = Computation(key, function, count, places, like)
+            self.derived[name] = Computation(key, function, count, by, like)
         return self.derived[name]
 
-    def _inner_places(self) -> list[int]:
-        return [len(self.like) + i for i in self.places]
+    def _inner_by(self) -> list[int]:
+        return [len(self.like) + i for i in self.by]
 
     def _parts(self, tensors: Tensors) -> tuple[Tensors, Tensors, Tensors]:
         """Split the tensors of a derivative into results, tensors, and vectors."""
@@ -138,14 +138,14 @@ class Computation:
         return tensors[:start], tensors[start:end], tensors[end:]
 
     def _primals(self, tensors: Tensors) -> tuple[Tensor, ...]:
-        return tuple(tensors[i] for i in self.places)
+        return tuple(tensors[i] for i in self.by)
 
     def _by(self, tensors: Tensors) -> Callable[..., Any]:
-        """Return the function of the tensors at `places`."""
+        """Return the function of the tensors at `by`."""
 
         def function(*values: Tensor) -> tuple[Tensor, ...]:
             inputs = list(tensors)
-            for i, value in zip(self.places, values, strict=True):
+            for i, value in zip(self.by, values, strict=True):
                 inputs[i] = value
             return tuple(self.function(inputs))
 
@@ -192,7 +192,7 @@ def planned(implicit: Any, structure: Any, are_real: tuple[bool, ...]) -> str:
     if implicit.has_aux or not size:
         return ""  # the solution is not known before the solver has run
     flags = implicit.differentiable(sizes)
-    places = [i for i in range(size, len(are_real)) if are_real[i] and flags[i - size]]
+    by = [i for i in range(size, len(are_real)) if are_real[i] and flags[i - size]]
 
     def call_of(tensors: Tensors) -> Any:
         start, *args = _trees.tree_of(structure, iter(tensors))
@@ -211,15 +211,15 @@ def planned(implicit: Any, structure: Any, are_real: tuple[bool, ...]) -> str:
         return found
 
     def pull(results: Tensors, tensors: Tensors, vectors: Tensors) -> Tensors:
-        return pulled(call_of(tensors), results, tensors, vectors, places)
+        return pulled(call_of(tensors), results, tensors, vectors, by)
 
     def push(results: Tensors, tensors: Tensors, vectors: Tensors) -> Tensors:
-        changes = dict(zip(places, vectors, strict=True))
+        changes = dict(zip(by, vectors, strict=True))
         return pushed(call_of(tensors), results, tensors, changes)
 
     like = list(range(size))
     key = f"solution {next(_KEYS)}"
-    computation = Computation(key, solved, len(are_real), places, like, pull, push)
+    computation = Computation(key, solved, len(are_real), by, like, pull, push)
     implicit.computations.append(computation)
     return key
 
@@ -262,7 +262,7 @@ class _Node(torch.autograd.Function):
         pull = computation.pulls().key
         found = _Node.apply(pull, *ctx.saved_tensors, *cotangents)
         gradients: list[Tensor | None] = [None] * computation.count
-        for i, gradient in zip(computation.places, found, strict=True):
+        for i, gradient in zip(computation.by, found, strict=True):
             gradients[i] = gradient
         return (None, *gradients)
 
@@ -271,7 +271,7 @@ class _Node(torch.autograd.Function):
         computation = _COMPUTATIONS[ctx.key]
         tensors = ctx.saved_tensors[len(computation.like) :]
         vectors: list[Tensor] = []
-        for i in computation.places:
+        for i in computation.by:
             tangent = tangents[1 + i]
             still = tangent is None
             vectors.append(torch.zeros_like(tensors[i]) if still else tangent)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import tree as _tree
+from gradtx.base.inputs import parameters_of
 from gradtx.base.messages import describe, form, nearest
 from gradtx.base.torch_names import (
     assume_constant,
@@ -239,15 +240,11 @@ def _positions(
 
 
 def _positional(function: Callable[..., Any]) -> list[str]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # functions of C have none
-        return []
     kinds = (
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
     )
-    return [parameter.name for parameter in parameters if parameter.kind in kinds]
+    return [each.name for each in parameters_of(function) if each.kind in kinds]
 
 
 # Forward mode gives every result of a node a tangent, which integers cannot have. Floats of 16 bits each can, exactly.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from gradtx.arguments import tensors_in
+from gradtx.arguments import is_number, tensors_in
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.messages import describe, warn_user
@@ -105,8 +104,7 @@ def _check(tx: Any, steps: Any, until: Any) -> None:
         raise ValueError(f"minimize: steps must be in [1, inf), got {describe(steps)}")
     if until is None or callable(until):
         return
-    is_number = isinstance(until, numbers.Real) and not isinstance(until, bool)
-    if not is_number or until < 0:
+    if not is_number(until) or until < 0:
         raise ValueError(
             f"minimize: until must be a number in [0, inf) or a function of (params, gradients, value), got "
             f"{describe(until)}"

@@ -81,18 +81,18 @@ class MetaOptimizer:
         self.first_order = first_order
         self.state: dict[str, Any] | None = None
         self._before: list[MetaState] = []
-        # A shared parameter has several places.
-        self._places: dict[str, list[tuple[nn.Module, str]]] = {}
+        # A shared parameter has several uses.
+        self._uses: dict[str, list[tuple[nn.Module, str]]] = {}
         names: dict[int, str] = {}
         for name, param in module.named_parameters(remove_duplicate=False):
             if param.requires_grad:
                 name = names.setdefault(id(param), name)
-                self._places.setdefault(name, [])
+                self._uses.setdefault(name, [])
         for owner in module.modules():
             for name, param in owner.named_parameters(recurse=False):
                 if id(param) in names:
-                    self._places[names[id(param)]].append((owner, name))
-        if not self._places:
+                    self._uses[names[id(param)]].append((owner, name))
+        if not self._uses:
             raise ValueError(
                 f"MetaOptimizer: no parameter of {type(module).__name__} requires gradients"
             )
@@ -139,7 +139,7 @@ class MetaOptimizer:
     def params(self) -> dict[str, Tensor]:
         """The module's present weights by name: a new dict."""
         present: dict[str, Tensor] = {}
-        for name, [(owner, attribute), *_] in self._places.items():
+        for name, [(owner, attribute), *_] in self._uses.items():
             present[name] = getattr(owner, attribute)
         return present
 
@@ -161,7 +161,7 @@ class MetaOptimizer:
             ValueError: If they are those of another module.
         """
         _tree.check_names(
-            state.params, self._places, "MetaOptimizer.recover", "the module"
+            state.params, self._uses, "MetaOptimizer.recover", "the module"
         )
         self._put(state.params)
         self.state = state.state
@@ -193,6 +193,6 @@ class MetaOptimizer:
         self.recover(self._before.pop())
 
     def _put(self, params: dict[str, Tensor]) -> None:
-        for name, places in self._places.items():
-            for owner, attribute in places:
+        for name, uses in self._uses.items():
+            for owner, attribute in uses:
                 _torch.put_parameter(owner, attribute, params[name])

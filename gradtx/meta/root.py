@@ -17,6 +17,7 @@ from torch.func import vjp
 from gradtx.arguments import is_number
 from gradtx.base import torch_names as _torch
 from gradtx.base.messages import describe, nearest, warn_user
+from gradtx.base.vectors import JointVector
 from gradtx.maths import linear_solvers
 
 Leaves = tuple[Tensor, ...]
@@ -195,13 +196,13 @@ def _by(
     problem: Problem,
     solution: Sequence[Tensor],
     tensors: Sequence[Tensor],
-    places: Sequence[int],
+    indices: Sequence[int],
 ) -> Callable[..., Leaves]:
     """Return the optimality as a function of some of the tensors."""
 
     def function(*values: Tensor) -> Leaves:
         inputs = list(tensors)
-        for i, value in zip(places, values, strict=True):
+        for i, value in zip(indices, values, strict=True):
             inputs[i] = value
         return problem.optimality(solution, inputs)
 
@@ -255,7 +256,7 @@ class _System(Problem):
         at, b, others = self._parts(tensors)
         product = self.product(at, others)
         ridge = self.problem.linear.ridge
-        space = _Space(b)
+        space = JointVector(b)
 
         def matvec(vector: Tensor) -> Tensor:
             return space.joined(product(*space.parts(vector))) + ridge * vector
@@ -371,26 +372,3 @@ class _Direct(_System):
         tensors: Sequence[Tensor],
     ) -> Leaves:
         return self.problem.precondition(vector, solution, tensors)
-
-
-class _Space:
-    """Vectors with all entries of some tensors, in at least float32."""
-
-    def __init__(self, like: Sequence[Tensor]) -> None:
-        self.like = like
-        self.sizes = [leaf.numel() for leaf in like]
-        self.dtype = torch.float32
-        for leaf in like:
-            self.dtype = torch.promote_types(self.dtype, leaf.dtype)
-        self.device = like[0].device if like else None
-
-    def joined(self, leaves: Sequence[Tensor]) -> Tensor:
-        flat = [leaf.reshape(-1).to(self.device, self.dtype) for leaf in leaves]
-        return torch.cat(flat) if flat else torch.zeros(0)
-
-    def parts(self, vector: Tensor) -> Leaves:
-        pieces = vector.split(self.sizes) if self.sizes else ()
-        return tuple(
-            piece.reshape(leaf.shape).to(leaf.device, leaf.dtype)
-            for piece, leaf in zip(pieces, self.like, strict=True)
-        )

@@ -265,7 +265,7 @@ class GroupSettings:
         return settings
 
     def specified(self) -> Group:
-        """Return the group without defaults that nobody has changed."""
+        """Return the group without its unchanged defaults."""
         return {
             name: value
             for name, value in self.group.items()

@@ -372,11 +372,11 @@ class OptimizerRun(Run):
         return leaf.key.param.detach()
 
     def losses_along(
-        self, estimator: Any, places: list[tuple[int, Any]], leaves: list[Leaf]
+        self, estimator: Any, points: list[tuple[int, Any]], leaves: list[Leaf]
     ) -> list[Tensor]:
         """Move the parameters in place, along a direction and back, without copies."""
         losses: list[Tensor] = []
-        for sample, length in places:
+        for sample, length in points:
             for leaf in leaves:
                 estimator.shift_(sample, leaf.stream_name, self.tensor_of(leaf), length)
             try:

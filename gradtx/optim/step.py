@@ -186,14 +186,12 @@ class Step:
         if scaling is not None:
             _, self.run.tick = scaling.on(device)
         # Parameters without state have a count on the host.
-        on_device_already = [
-            count for count in counts if isinstance(count, DeviceCount)
-        ]
-        self._after = {count: count.after(self.run.tick) for count in on_device_already}
+        device_counts = [count for count in counts if isinstance(count, DeviceCount)]
+        self._after = {count: count.after(self.run.tick) for count in device_counts}
         self.count = torch.zeros((), dtype=torch.int64, device=device)
-        if on_device_already:
-            self.count = torch.stack([count.made for count in on_device_already]).amax()
-            if max(count.bound for count in on_device_already) >= FLOAT32_COUNTS:
+        if device_counts:
+            self.count = torch.stack([count.made for count in device_counts]).amax()
+            if max(count.bound for count in device_counts) >= FLOAT32_COUNTS:
                 self._keep_exact()
 
     def _keep_exact(self) -> None:

@@ -25,8 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx.arguments import is_number
 from gradtx.base import tree as _tree
 from gradtx.base.messages import describe
+from gradtx.base.vectors import JointVector
 from gradtx.links.clipping import shrink
 from gradtx.maths.entries import safe_sqrt
 
@@ -287,8 +289,8 @@ def _on_simplex(v: Tensor, scale: float | Tensor) -> Tensor:
     """Project a vector: its largest entries, minus what their sum exceeds the scale by, in equal parts."""
     descending = v.sort(descending=True).values
     sums = descending.cumsum(0) - scale
-    places = torch.arange(1, len(v) + 1, device=v.device, dtype=v.dtype)
-    stays = descending - sums / places >= 0
+    counts = torch.arange(1, len(v) + 1, device=v.device, dtype=v.dtype)
+    stays = descending - sums / counts >= 0
     excess = torch.where(stays, descending, 0.0).sum() - scale
     return (v - excess / stays.sum().to(v.dtype)).clamp(min=0.0)
 
@@ -302,7 +304,7 @@ def _size(name: str, scale: float | Tensor, positive: bool = False) -> float | T
     """Check the size of a set."""
     if isinstance(scale, Tensor) and scale.ndim == 0:
         return scale
-    if not isinstance(scale, numbers.Real) or isinstance(scale, bool):
+    if not is_number(scale):
         raise TypeError(
             f"projections.{name}: scale must be a number or a 0-d tensor, got {describe(scale)}"
         )
@@ -320,29 +322,19 @@ def _jointly(name: str, project: Callable[..., Tensor], tree: Any, *others: Any)
     present = {n: leaf for n, leaf in leaves.items() if leaf is not None}
     if not present:
         return tree
-    dtype = torch.float32
-    for leaf in present.values():
-        dtype = torch.promote_types(dtype, leaf.dtype)
-    vectors = [_vector(present, dtype)]
+    space = JointVector(list(present.values()))
+    vectors = [space.joined(space.like)]
     for other in others:
-        of_other = _tree.match(other, leaves, f"projections.{name}: a", "the tree")
+        of_tree = _tree.match(other, leaves, f"projections.{name}: a", "the tree")
         for leaf_name, leaf in present.items():
-            if of_other[leaf_name].shape != leaf.shape:
+            if of_tree[leaf_name].shape != leaf.shape:
                 raise ValueError(
-                    f"projections.{name}: a: leaf {leaf_name!r} has shape {tuple(of_other[leaf_name].shape)}, needs "
+                    f"projections.{name}: a: leaf {leaf_name!r} has shape {tuple(of_tree[leaf_name].shape)}, needs "
                     f"{tuple(leaf.shape)}"
                 )
-        vectors.append(_vector({n: of_other[n] for n in present}, dtype))
-    parts = project(*vectors).split([leaf.numel() for leaf in present.values()])
-    projected = {
-        leaf_name: part.reshape(leaf.shape).to(leaf.dtype)
-        for (leaf_name, leaf), part in zip(present.items(), parts, strict=True)
-    }
+        vectors.append(space.joined([of_tree[leaf_name] for leaf_name in present]))
+    projected = dict(zip(present, space.parts(project(*vectors)), strict=True))
     return unflatten({**leaves, **projected})
-
-
-def _vector(leaves: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-    return torch.cat([leaf.reshape(-1).to(dtype) for leaf in leaves.values()])
 
 
 def _by_entry(name: str, project: Callable[[Tensor], Tensor], tree: Any) -> Any:

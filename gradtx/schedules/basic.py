@@ -265,13 +265,13 @@ def piecewise_interpolate_schedule(
     return value
 
 
-def _pieces(who: str, given: Mapping[int, float] | None) -> dict[int, float]:
+def _pieces(who: str, factors: Mapping[int, float] | None) -> dict[int, float]:
     """Check boundaries and factors."""
-    if not isinstance(given or {}, Mapping):
+    if not isinstance(factors or {}, Mapping):
         raise TypeError(
-            f"{who}: boundaries_and_scales must be a dict of boundary -> factor, got {describe(given)}"
+            f"{who}: boundaries_and_scales must be a dict of boundary -> factor, got {describe(factors)}"
         )
-    pieces = dict(given or {})
+    pieces = dict(factors or {})
     for boundary, factor in pieces.items():
         if not is_number(boundary, numbers.Integral) or not is_number(factor):
             raise TypeError(

@@ -72,8 +72,8 @@ class Stream:
         self._draws += 1
         key = _mix(self._key.to(like.device) + self._draws)
         # Only the local shard of a sharded leaf: torch 2.13 shifts the bits of DTensors incorrectly.
-        places = indices(like)
-        return _mix(key + (places + self._first if self._first else places))
+        positions = indices(like)
+        return _mix(key + (positions + self._first if self._first else positions))
 
     def _uniform(self, like: Tensor) -> Tensor:
         """Return uniform numbers between 0 and 1, for the local shard of `like`."""

@@ -23,7 +23,7 @@ from gradtx.programs.terms import constants_in
 from gradtx.state.layout import by_state_key
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MemberFamily(Family[Member]):
     """Parameters with the same group, count and kind in a step.
 
@@ -31,7 +31,7 @@ class MemberFamily(Family[Member]):
         step: The step.
     """
 
-    step: Step = None  # type: ignore[assignment]
+    step: Step
 
     @classmethod
     def first(
