@@ -3,8 +3,10 @@ import math
 import torch
 from torch import Tensor
 
-from tests.matrix_problem import eigenvectors, merge, refined, times, unfolded
-from tests.references import BETA, RATE
+from tests.matrix_problem import eigenvectors, follows, merge, refined, times, unfolded
+from tests.references import BETA, RATE, WeightsLoop
+
+AGREEMENT = 1e-11  # rounding of 1e-16 turns bases by as much over an eigenvalue gap, twelve times
 
 
 def rotate(x, Q, back=False):
@@ -95,3 +97,15 @@ KL_SOAP = [
     {"lr": 0.02, "betas": (0.8, 0.9), "eps": 0.01, "max_precondition_dim": 4, "precondition_frequency": 2},
     {"lr": RATE, "betas": (BETA, BETA), "weight_decay": RATE, "eps": 0.01, "precondition_frequency": 3},
 ]
+
+
+def follows_the_loop(alias, rule, options, seed):
+    step, reference = alias(**options), WeightsLoop(rule, **options)
+    follows(step, reference, seed, names=("square", "kernel", "bias", "scalar"), tolerance=AGREEMENT)
+
+
+def follows_the_loop_with_eigenvalues_of_0(alias, rule, options, seed):
+    """As `follows_the_loop`, where the first factors have an eigenvalue 0."""
+    # Rounding stands in the place of that eigenvalue, and the root of its floor 1e-8 divides by it: a reference whose
+    # gradients are moved by one bit is as far from itself.
+    follows(alias(**options), WeightsLoop(rule, **options), seed, names=("wide", "tall"), tolerance=1e-8)

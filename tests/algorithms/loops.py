@@ -2,9 +2,10 @@
 
 import math
 
+import pytest
 import torch
 
-from tests.references import BETA, DECAY, RATE, Transformed, problem
+from tests.references import BETA, DECAY, RATE, Published, Transformed, WeightsLoop, problem, weights_follow
 
 # Options of Adam's relatives.
 COUPLED = {"weight_decay": 0.3}
@@ -73,3 +74,29 @@ def step_along_cosines(optimizer, params, t, scale=1.0):
 
 def weights(count=2):
     return [torch.nn.Parameter(x) for x in list(problem().values())[:count]]
+
+
+def groups_follow(cls, rule, tolerance):
+    """Compare an optimizer whose groups have rates of their own, and warm up from 0, with a loop that has them."""
+    rates = dict(zip(problem(), (0.05, 0.02, 0.0, 0.1, 0.05, 0.01), strict=True))
+
+    def make(params):
+        groups = [{"params": [param], "lr": lr} for param, lr in zip(params, rates.values(), strict=True)]
+        optimizer = cls(groups)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(t / 5, 1.0))
+        optimizer.register_step_post_hook(lambda *_: scheduler.step())
+        return optimizer
+
+    def loop(s, t, g, p):
+        return rule(s, t, g, p, lr=rates[s.name] * min((t - 1) / 5, 1.0))
+
+    weights_follow(Published(make), WeightsLoop(loop), tolerance=tolerance)
+
+
+def needs_params_to_start(make):
+    with pytest.raises(TypeError, match="'params'"):
+        make().init()
+    with pytest.raises(
+        ValueError, match=rf"state lacks 'scale_by_{make.__name__}' of leaf '\w+'; pass the state made by"
+    ):
+        make().update(problem(), make().init(None), problem())

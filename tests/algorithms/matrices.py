@@ -8,6 +8,25 @@ from torch import Tensor
 from tests import references as ref
 from tests.links.test_orthogonal import SETS
 
+NOT_MATRICES = ("kernel", "bias", "scalar")
+
+
+def matrices_follow(alias, rule, options):
+    """Compare the steps of the problem's matrices with those of a loop; with axis="long", both branches must run."""
+    loop = ref.WeightsLoop(rule, **options)
+    ref.weights_follow(alias(**options), loop, without=NOT_MATRICES, steps=30, tolerance=1e-10)
+    if options.get("axis") == "long":
+        assert loop.seen == {0, 1}
+
+
+def moves_after_a_late_first_gradient(tx):
+    params = {"w": torch.ones(2, 3), "x": torch.ones(2)}
+    state = tx.init(params)
+    for t in range(3):
+        grads = {"w": torch.randn(2, 3) if t else None, "x": torch.ones(2)}
+        updates, state = tx.update(grads, state, params)
+    assert updates["w"].abs().min() > 0
+
 
 def polynomial(values, name, steps):
     triples, default = SETS[name]

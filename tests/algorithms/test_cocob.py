@@ -2,6 +2,7 @@ import pytest
 import torch
 
 import gradtx
+from tests.algorithms.loops import needs_params_to_start
 from tests.references import Transformed, WholeLoop, follows_along, named, problem
 
 RISING = gradtx.linear_schedule(0.9, start_factor=0.5, total_iters=20)
@@ -46,9 +47,4 @@ def test_zero_gradients_give_zero_updates_without_eps(make):
 
 @pytest.mark.parametrize("make", [gradtx.cocob], ids=named)
 def test_a_start_without_params_is_an_error(make):
-    with pytest.raises(TypeError, match="'params'"):
-        make().init()
-    with pytest.raises(
-        ValueError, match=rf"state lacks 'scale_by_{make.__name__}' of leaf '\w+'; pass the state made by"
-    ):
-        make().update(problem(), make().init(None), problem())
+    needs_params_to_start(make)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import gradtx
+from tests.algorithms.loops import needs_params_to_start
 from tests.references import Transformed, WeightsLoop, WholeLoop, follows_along, gradients, named, problem, run
 
 FADING = gradtx.linear_schedule(1.0, start_factor=1.0, end_factor=0.2, total_iters=25)
@@ -72,12 +73,7 @@ def test_zero_gradients_give_zero_updates_without_eps(make):
 
 @pytest.mark.parametrize("make", [gradtx.dog, gradtx.ldog, gradtx.dowg], ids=named)
 def test_a_start_without_params_is_an_error(make):
-    with pytest.raises(TypeError, match="'params'"):
-        make().init()
-    with pytest.raises(
-        ValueError, match=rf"state lacks 'scale_by_{make.__name__}' of leaf '\w+'; pass the state made by"
-    ):
-        make().update(problem(), make().init(None), problem())
+    needs_params_to_start(make)
 
 
 # As torch optimizers.

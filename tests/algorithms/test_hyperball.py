@@ -2,10 +2,8 @@ import pytest
 import torch
 
 import gradtx
-from tests.algorithms.matrices import momentum_of, orthogonal
+from tests.algorithms.matrices import matrices_follow, momentum_of, orthogonal
 from tests.references import RATE, WeightsLoop, named, weights_follow
-
-NOT_MATRICES = ("kernel", "bias", "scalar")
 
 
 def on_sphere(s, t, p, u, lr):
@@ -33,10 +31,7 @@ CASES = [    (gradtx.muon_h, muon_h, {}),
 
 @pytest.mark.parametrize(("alias", "rule", "options"), CASES, ids=named)
 def test_the_matrices_follow_the_loop(alias, rule, options):
-    loop = WeightsLoop(rule, **options)
-    weights_follow(alias(**options), loop, without=NOT_MATRICES, steps=30, tolerance=1e-10)
-    if options.get("axis") == "long":
-        assert loop.seen == {0, 1}
+    matrices_follow(alias, rule, options)
 
 
 @pytest.mark.parametrize(

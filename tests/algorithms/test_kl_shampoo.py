@@ -4,11 +4,17 @@ import pytest
 import torch
 
 import gradtx
-from tests.algorithms.eigenbasis import KL_SOAP, adam_in_basis, kl_factors, rotated_dims, soap_like
-from tests.matrix_problem import SEEDS, eigenvectors, follows, refined, times
-from tests.references import BETA, RATE, WeightsLoop, named
-
-AGREEMENT = 1e-11  # rounding of 1e-16 turns bases by as much over an eigenvalue gap, twelve times
+from tests.algorithms.eigenbasis import (
+    KL_SOAP,
+    adam_in_basis,
+    follows_the_loop,
+    follows_the_loop_with_eigenvalues_of_0,
+    kl_factors,
+    rotated_dims,
+    soap_like,
+)
+from tests.matrix_problem import SEEDS, eigenvectors, refined, times
+from tests.references import BETA, RATE, named
 
 
 def kl_shampoo(
@@ -50,13 +56,10 @@ LOOPS = [
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("alias", "rule", "options"), LOOPS, ids=named)
 def test_they_follow_the_loop(alias, rule, options, seed):
-    step, reference = alias(**options), WeightsLoop(rule, **options)
-    follows(step, reference, seed, names=("square", "kernel", "bias", "scalar"), tolerance=AGREEMENT)
+    follows_the_loop(alias, rule, options, seed)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("alias", "rule", "options"), LOOPS, ids=named)
 def test_they_follow_the_loop_where_the_first_factors_have_an_eigenvalue_0(alias, rule, options, seed):
-    # Rounding stands in the place of that eigenvalue, and the root of its floor 1e-8 divides by it: a reference whose
-    # gradients are moved by one bit is as far from itself.
-    follows(alias(**options), WeightsLoop(rule, **options), seed, names=("wide", "tall"), tolerance=1e-8)
+    follows_the_loop_with_eigenvalues_of_0(alias, rule, options, seed)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import RATE, Published, Transformed, WeightsLoop, named, problem, run, weights_follow
+from tests.algorithms.loops import groups_follow
+from tests.references import RATE, Transformed, WeightsLoop, named, run, weights_follow
 
 WARM_UP = gradtx.Schedule(lambda step: 0.05 * min(step / 8, 1.0))  # from 0
 FALLING = gradtx.linear_schedule(0.8, start_factor=1.0, end_factor=0.2, total_iters=25)
@@ -60,19 +61,7 @@ def test_madgrad_keeps_the_start_only_where_it_is_needed():
 @pytest.mark.slow
 @pytest.mark.parametrize(("cls", "rule"), [(gradtx.optim.MADGRAD, madgrad)], ids=["MADGRAD"])
 def test_groups_have_rates_of_their_own_and_warm_up_from_zero(cls, rule):
-    rates = dict(zip(problem(), (0.05, 0.02, 0.0, 0.1, 0.05, 0.01), strict=True))
-
-    def make(params):
-        groups = [{"params": [param], "lr": lr} for param, lr in zip(params, rates.values(), strict=True)]
-        optimizer = cls(groups)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(t / 5, 1.0))
-        optimizer.register_step_post_hook(lambda *_: scheduler.step())
-        return optimizer
-
-    def loop(s, t, g, p):
-        return rule(s, t, g, p, lr=rates[s.name] * min((t - 1) / 5, 1.0))
-
-    weights_follow(Published(make), WeightsLoop(loop), tolerance=CLOSE)
+    groups_follow(cls, rule, tolerance=CLOSE)
 
 
 @pytest.mark.slow

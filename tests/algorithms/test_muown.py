@@ -1,10 +1,8 @@
 import pytest
 
 import gradtx
-from tests.algorithms.matrices import orthogonal, shape
-from tests.references import RATE, WeightsLoop, named, weights_follow
-
-NOT_MATRICES = ("kernel", "bias", "scalar")
+from tests.algorithms.matrices import matrices_follow, orthogonal, shape
+from tests.references import RATE, named
 
 
 def muown(
@@ -34,7 +32,4 @@ CASES = [    (gradtx.muown, muown, {}),
 
 @pytest.mark.parametrize(("alias", "rule", "options"), CASES, ids=named)
 def test_the_matrices_follow_the_loop(alias, rule, options):
-    loop = WeightsLoop(rule, **options)
-    weights_follow(alias(**options), loop, without=NOT_MATRICES, steps=30, tolerance=1e-10)
-    if options.get("axis") == "long":
-        assert loop.seen == {0, 1}
+    matrices_follow(alias, rule, options)

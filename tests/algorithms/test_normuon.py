@@ -6,9 +6,9 @@ import torch
 
 import gradtx
 from tests import references as ref
-from tests.algorithms.matrices import mixed, momentum_of, orthogonal, polar, shape
+from tests.algorithms.matrices import matrices_follow, mixed, momentum_of, orthogonal, polar, shape
 from tests.matrix_problem import newton_schulz
-from tests.references import BETA, PUBLISHED, RATE, WeightsLoop, named, weights_follow
+from tests.references import BETA, PUBLISHED, RATE, named
 
 JORDAN = (3.4445, -4.7750, 2.0315)
 muon_mixed = mixed(lambda m, steps: newton_schulz(m, [JORDAN] * steps), "muon")
@@ -79,9 +79,6 @@ def test_a_batch_of_matrices_is_treated_matrix_by_matrix():
     torch.testing.assert_close(one(grads), torch.stack([one(g) for g in grads]), rtol=1e-12, atol=1e-14)
 
 
-NOT_MATRICES = ("kernel", "bias", "scalar")
-
-
 def normuon(
     s, t, g, p, lr=1e-2, weight_decay=0.01, momentum=0.95, beta2=0.95, nesterov=True, eps=1e-10, axis="rows",
     rms=None, ns_coefficients="simple", ns_steps=None, adjust_lr_fn="original", ns_dtype=None, fallback=None,
@@ -110,7 +107,4 @@ CASES = [
 
 @pytest.mark.parametrize(("alias", "rule", "options"), CASES, ids=named)
 def test_the_matrices_follow_the_loop(alias, rule, options):
-    loop = WeightsLoop(rule, **options)
-    weights_follow(alias(**options), loop, without=NOT_MATRICES, steps=30, tolerance=1e-10)
-    if options.get("axis") == "long":
-        assert loop.seen == {0, 1}
+    matrices_follow(alias, rule, options)

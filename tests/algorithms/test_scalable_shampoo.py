@@ -5,7 +5,7 @@ import torch
 
 import gradtx
 from tests import references as ref
-from tests.algorithms.matrices import powered
+from tests.algorithms.matrices import moves_after_a_late_first_gradient, powered
 from tests.matrix_problem import merge, times, unfolded
 from tests.references import BETA, RATE
 
@@ -109,10 +109,4 @@ def test_leaves_are_cut_into_as_many_blocks_as_the_reference_says():
 
 @pytest.mark.parametrize("make", [gradtx.scalable_shampoo], ids=ref.named)
 def test_a_leaf_whose_first_gradient_comes_late_moves(make):
-    options = {gradtx.shampoo: {"preconditioning_compute_steps": 100}}.get(make, {})
-    tx, params = make(**options), {"w": torch.ones(2, 3), "x": torch.ones(2)}
-    state = tx.init(params)
-    for t in range(3):
-        grads = {"w": torch.randn(2, 3) if t else None, "x": torch.ones(2)}
-        updates, state = tx.update(grads, state, params)
-    assert updates["w"].abs().min() > 0
+    moves_after_a_late_first_gradient(make())

@@ -6,12 +6,20 @@ from torch import Tensor
 
 import gradtx
 from tests import references as ref
-from tests.algorithms.eigenbasis import KL_SOAP, adam_in_basis, rotate, rotated_dims, soap_like
+from tests.algorithms.eigenbasis import (
+    AGREEMENT,
+    KL_SOAP,
+    adam_in_basis,
+    follows_the_loop,
+    follows_the_loop_with_eigenvalues_of_0,
+    rotate,
+    rotated_dims,
+    soap_like,
+)
+from tests.algorithms.matrices import moves_after_a_late_first_gradient
 from tests.matrix_problem import MATRICES, SEEDS, eigenvectors, follows, newton_schulz, refined, unfolded, weights
 from tests.optim.problems import gradient
 from tests.references import BETA, RATE, WeightsLoop, named, weights_follow
-
-AGREEMENT = 1e-11  # rounding of 1e-16 turns bases by as much over an eigenvalue gap, twelve times
 
 
 def laprop_in_basis(s, n, g, x, betas, eps, shampoo_beta=None):
@@ -48,16 +56,13 @@ LOOPS = [
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("alias", "rule", "options"), LOOPS, ids=named)
 def test_they_follow_the_loop(alias, rule, options, seed):
-    step, reference = alias(**options), WeightsLoop(rule, **options)
-    follows(step, reference, seed, names=("square", "kernel", "bias", "scalar"), tolerance=AGREEMENT)
+    follows_the_loop(alias, rule, options, seed)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize(("alias", "rule", "options"), LOOPS, ids=named)
 def test_they_follow_the_loop_where_the_first_factors_have_an_eigenvalue_0(alias, rule, options, seed):
-    # Rounding stands in the place of that eigenvalue, and the root of its floor 1e-8 divides by it: a reference whose
-    # gradients are moved by one bit is as far from itself.
-    follows(alias(**options), WeightsLoop(rule, **options), seed, names=("wide", "tall"), tolerance=1e-8)
+    follows_the_loop_with_eigenvalues_of_0(alias, rule, options, seed)
 
 
 @pytest.mark.parametrize("options", SOAP, ids=named)
@@ -169,10 +174,4 @@ def test_soap_has_a_derivative_by_its_second_beta_where_the_first_statistics_lea
 
 @pytest.mark.parametrize("make", [gradtx.soap], ids=ref.named)
 def test_a_leaf_whose_first_gradient_comes_late_moves(make):
-    options = {gradtx.shampoo: {"preconditioning_compute_steps": 100}}.get(make, {})
-    tx, params = make(**options), {"w": torch.ones(2, 3), "x": torch.ones(2)}
-    state = tx.init(params)
-    for t in range(3):
-        grads = {"w": torch.randn(2, 3) if t else None, "x": torch.ones(2)}
-        updates, state = tx.update(grads, state, params)
-    assert updates["w"].abs().min() > 0
+    moves_after_a_late_first_gradient(make())

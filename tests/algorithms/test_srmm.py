@@ -2,7 +2,8 @@ import pytest
 import torch
 
 import gradtx
-from tests.references import RATE, Published, WeightsLoop, named, problem, weights_follow
+from tests.algorithms.loops import groups_follow
+from tests.references import RATE, WeightsLoop, named, weights_follow
 
 FALLING = gradtx.linear_schedule(0.8, start_factor=1.0, end_factor=0.2, total_iters=25)
 CLOSE = 1e-12
@@ -39,19 +40,7 @@ def test_follows_the_loop(make, rule, options):
 @pytest.mark.slow
 @pytest.mark.parametrize(("cls", "rule"), [(gradtx.optim.SRMM, srmm)], ids=["SRMM"])
 def test_groups_have_rates_of_their_own_and_warm_up_from_zero(cls, rule):
-    rates = dict(zip(problem(), (0.05, 0.02, 0.0, 0.1, 0.05, 0.01), strict=True))
-
-    def make(params):
-        groups = [{"params": [param], "lr": lr} for param, lr in zip(params, rates.values(), strict=True)]
-        optimizer = cls(groups)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(t / 5, 1.0))
-        optimizer.register_step_post_hook(lambda *_: scheduler.step())
-        return optimizer
-
-    def loop(s, t, g, p):
-        return rule(s, t, g, p, lr=rates[s.name] * min((t - 1) / 5, 1.0))
-
-    weights_follow(Published(make), WeightsLoop(loop), tolerance=CLOSE)
+    groups_follow(cls, rule, tolerance=CLOSE)
 
 
 def test_bad_input_is_an_error():
