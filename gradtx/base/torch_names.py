@@ -33,9 +33,8 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def versions_of(tensors: Iterable[Tensor]) -> list[int]:
-    """Return the numbers of in-place writes to tensors that count them, in a fifth of the time of single calls."""
-    return list(map(operator.attrgetter("_version"), tensors))
+# Returns the number of in-place writes to a tensor that counts them, in a fifth of the time of `version_of`.
+VERSION: Callable[[Tensor], int] = operator.attrgetter("_version")
 
 
 def base_of(tensor: Tensor) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from copy import copy
@@ -64,6 +65,7 @@ class Members:
         by_param: The members, in the order in which they joined.
         are_sharded: Whether any parameter is sharded.
         are_divided: Whether ranks divide the parameters, or the work on them.
+        every: The members of all groups, in order, as `rows` last found them; another object after each change.
         repeated: The names of the parameters that are in two groups, or twice in one.
     """
 
@@ -78,6 +80,7 @@ class Members:
         self.by_param: dict[Tensor, Member] = {}
         self.repeated: list[str] = []
         self._rows: list[list[Member]] = []  # the members of each group
+        self.every: list[Member] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # The expanded chain consists of functions.
@@ -428,6 +431,7 @@ class Members:
                 for member in row:
                     member.group = i
                 self._rows.append(row)
+            self.every = list(itertools.chain.from_iterable(self._rows))
         return self._rows
 
     def clock_path(self, place: Place | None) -> Path | None:

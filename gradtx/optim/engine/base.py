@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.ambient import runs_eagerly
+from gradtx.base.ambient import SWITCH
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import warn_user
@@ -244,9 +244,9 @@ class Engine(ABC):
         None are in bundles where a mode observes operations: it sees those of each leaf. The plan of a `released`
         member, the only one of a step, is kept separately from that of whole steps.
         """
-        if self.failed or runs_eagerly() or _torch.is_intercepted():
+        if self.failed or SWITCH.is_on or _torch.is_intercepted():
             return [], members
-        if not members or not self.runs_on(step.run.device):
+        if not members:
             return [], members
         fingerprint = fingerprint_of(step, members)
         plan = self.plans.get(released)
@@ -254,6 +254,8 @@ class Engine(ABC):
             plan = None
         if plan is None and released is None:
             plan = self._returning(fingerprint, members)
+        if plan is None and not self.runs_on(step.run.device):
+            return [], members
         known: dict[Member, LeafKind] = {}
         leaves: list[Leaf] = []
         if plan is None:

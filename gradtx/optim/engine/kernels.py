@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import functools
 import itertools
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -112,26 +113,35 @@ class PhaseKernels(ABC):
         )
         return "".join("d" if is_float else "q" for is_float in are_floats)
 
-    def words(self, scalars: Sequence[Any]) -> tuple[list[int], dict[int, Tensor]]:
-        """Return the scalars of the kernels as words of 64 bits, and those that the host does not know, by index."""
-        given = [scalars[self.order[node]] for node in self.text.scalars]
-        unknown: dict[int, Tensor] = {}
-        for i, (scalar, kind) in enumerate(zip(given, self.kinds, strict=True)):
-            if isinstance(scalar, Tensor):
-                wide = torch.float64 if kind == "d" else torch.int64
-                unknown[i] = scalar.to(wide).view(torch.int64)
-                given[i] = 0
-        packed = struct.pack(f"={self.kinds}", *given)
-        return list(struct.unpack(f"={len(given)}q", packed)), unknown
+    @functools.cached_property
+    def _positions(self) -> list[int]:
+        """The index of each scalar of the kernels among all scalars of the program."""
+        return [self.order[node] for node in self.text.scalars]
 
-    def by_leaf(self, table: Table) -> Tensor:
-        """Return memory for the results by leaf."""
-        rows = sum(row is not None for row in self.text.rows)
-        return table.memory(rows, table.leaves)
+    @functools.cached_property
+    def _form(self) -> struct.Struct:
+        return struct.Struct(f"={self.kinds}")
+
+    def packed(self, scalars: Sequence[Any]) -> tuple[bytes, dict[int, Tensor]]:
+        """Return the scalars of the kernels as words of 64 bits, and those that the host does not know, by index."""
+        values = list(map(scalars.__getitem__, self._positions))
+        unknown: dict[int, Tensor] = {}
+        if Tensor in map(type, values):
+            for i, (scalar, kind) in enumerate(zip(values, self.kinds, strict=True)):
+                if isinstance(scalar, Tensor):
+                    wide = torch.float64 if kind == "d" else torch.int64
+                    unknown[i] = scalar.to(wide).view(torch.int64)
+                    values[i] = 0
+        return self._form.pack(*values), unknown
+
+    @functools.cached_property
+    def rows(self) -> int:
+        """The number of results by leaf."""
+        return sum(row is not None for row in self.text.rows)
 
     def results(self, scalars: Sequence[Any], by_leaf: Tensor) -> list[Any]:
         """Return the results of the phase: a vector of one entry per leaf, or a scalar."""
-        results = []
+        results: list[Any] = []
         for row, output in zip(self.text.rows, self.outputs, strict=True):
             if row is not None:
                 results.append(by_leaf[row])
@@ -226,7 +236,7 @@ class TritonKernels(PhaseKernels):
         names = [kernel.name for kernel in text.kernels]
         if "last_stage" in names:
             triton.launch(functions["last_stage"], n_chunks, common, **constants)
-        results = self.by_leaf(table)
+        results = table.memory(self.rows, n_leaves)
         if "finish" in names:
             triton.launch(functions["finish"], n_leaves, (*common, results))
         return results
@@ -236,7 +246,8 @@ class TritonKernels(PhaseKernels):
 
         If a scalar's bit is set, its word is the index of its value among those on the device.
         """
-        words, unknown = self.words(scalars)
+        packed, unknown = self.packed(scalars)
+        words = list(struct.unpack(f"={len(self._positions)}q", packed))
         on_device = 0
         for index, i in enumerate(unknown):
             on_device |= 1 << i
@@ -259,23 +270,30 @@ class CppKernels(PhaseKernels):
         cpp.compiled(self.text.source)
 
     def run(self, scalars: Sequence[Any], table: Table) -> Tensor:
-        known, unknown = self.words(scalars)
-        words = torch.tensor(known, dtype=torch.int64, device="cpu")
-        for i, word in unknown.items():
-            words[i].copy_(word)
-        counts = self.text.sums
-        sums = table.memory(sum(counts), table.leaves)
-        partials = table.memory(max(counts, default=0), table.chunks)
-        results = self.by_leaf(table)
-        memory = [words, table.pointers, table.sizes, table.blocks, table.chunk_leaf]
-        memory += [table.chunk_start, table.leaf_chunks, sums, partials, results]
+        text = self.text
+        packed, unknown = self.packed(scalars)
+        words = ctypes.create_string_buffer(packed, len(packed))
+        for i, word in unknown.items():  # on the host
+            words[8 * i : 8 * (i + 1)] = struct.pack("=q", int(word))
+        results = table.memory(self.rows, table.leaves)
+        memory = [results]
+        if text.sums:
+            memory.insert(0, table.memory(sum(text.sums), table.leaves))
+            memory.insert(1, table.memory(max(text.sums), table.chunks))
+        addresses = list(map(Tensor.data_ptr, memory))
         threads = torch.get_num_threads() if table.entries >= LARGE else 1
         arguments = cpp.Arguments(
-            *map(Tensor.data_ptr, memory),
+            ctypes.addressof(words),
+            *table.addresses,
+            *(addresses if text.sums else [None, None, *addresses]),
             *(table.leaves, table.chunks, threads),
         )
-        cpp.compiled(self.text.source)(arguments)
+        self._function(arguments)
         return results
+
+    @functools.cached_property
+    def _function(self) -> Callable[[Any], None]:
+        return cpp.compiled(self.text.source)
 
 
 LANGUAGES: Mapping[str, type[PhaseKernels]] = {
@@ -306,6 +324,7 @@ class Table:
 
     Attributes:
         entries, leaves, chunks: The number of entries, of leaves, and of chunks of all leaves.
+        addresses: Where the parts of the table are.
     """
 
     def __init__(
@@ -343,6 +362,9 @@ class Table:
         flat = list(itertools.chain.from_iterable(pointers))
         self._buffer = on_host(flat, self.device)
         self.pointers = self._buffer.to(self.device, non_blocking=True)
+        memory = (self.pointers, self.sizes, self.blocks, self.chunk_leaf)
+        memory += (self.chunk_start, self.leaf_chunks)
+        self.addresses = list(map(Tensor.data_ptr, memory))
 
     @property
     def is_aligned(self) -> bool:
@@ -351,6 +373,10 @@ class Table:
     def memory(self, rows: int, columns: int) -> Tensor:
         """Return memory for float64 values."""
         return torch.empty((rows, columns), dtype=torch.float64, device=self.device)
+
+    def has(self, rows: list[list[int]], start: int) -> bool:
+        """Whether these are the addresses of the arguments from `start` on."""
+        return self._rows[start:] == rows
 
     def update(self, rows: dict[int, list[int]]) -> None:
         """Send the addresses of arguments that have moved since the last step."""
@@ -388,6 +414,7 @@ class KernelBundle(MemberBundle):
     def __init__(self, members: list[Member], *arguments: Any):
         super().__init__(members, *arguments)
         self._table: Table | None = None
+        self._written = 0  # the number of arguments that kernels write
         self._params = [member.param for member in members]
         self.leaf_names = [[member.name for member in members]]
         self._blocks: list[int] = []  # the number of entries in each block of each leaf
@@ -470,24 +497,31 @@ class KernelBundle(MemberBundle):
         else:
             rows = [self._addresses(gradients, copies)]
             self._are_read_in_place = not copies and self.are_as_planned
-        trees = self.run.leaf_extras
         for name in self.signature.by_leaf:
-            column = [trees[name][member.name] for member in self.members]
+            tree = self.run.leaf_extras[name]
+            column = [tree[member.name] for member in self.members]
             rows.append(self._addresses(column, copies))
+        table = self._table
+        if table is None:
+            table = self._table = self._first_table(rows)
+        elif not table.has(rows, self._written):
+            table.update(dict(enumerate(rows, self._written)))
+        return table, copies
+
+    def _first_table(self, read: list[list[int]]) -> Table:
+        """Return where parameters and slots are, and the arguments in `read`."""
         keys = self.signature.slots_by_leaf
-        if self._table is not None:
-            self._table.update(dict(enumerate(rows, 1 + len(keys))))
-            return self._table, copies
-        fixed = [self._params]
-        fixed += [[member.state[key] for member in self.members] for key in keys]
-        for i, column in enumerate(fixed):
+        self._written = 1 + len(keys)
+        written = [self._params]
+        written += [[member.state[key] for member in self.members] for key in keys]
+        rows: list[list[int]] = []
+        for column in written:
             pairs = zip(column, self._params, strict=True)
             aliases = [alias(tensor, param, True) for tensor, param in pairs]
-            rows.insert(i, [each.data_ptr() for each in aliases])
+            rows.append([each.data_ptr() for each in aliases])
         sizes = [entries_of(param) for param in self._params]
         chunk = self.kernels[0].chunk
-        self._table = Table(sizes, rows, self.device, chunk, self._blocks)
-        return self._table, copies
+        return Table(sizes, rows + read, self.device, chunk, self._blocks)
 
     def _addresses(self, column: list[Any], copies: list[Tensor]) -> list[int]:
         """Return where tensors are that programs only read, or copies of them in their parameters' layout."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -97,6 +98,7 @@ class MemberBundle(ListBundle):
                 param: Any = member.param
                 placements = with_pending_sums(param.placements)
                 self._placed_sums[member.name] = param.device_mesh, placements
+        self.places_terms = bool(self._placed_sums)
         self._equal = {
             key: [member.state[key] for member in members] for key in signature.equal
         }
@@ -114,6 +116,13 @@ class MemberBundle(ListBundle):
         self._leaves = {leaf.name: leaf for leaf in leaves}
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
+        if self.consumes or self._results:
+            return self._columns_of_features()
+        by_leaf, run = self.signature.by_leaf, self.run
+        return map(operator.methodcaller("columns", by_leaf, run), self._chunks)
+
+    def _columns_of_features(self) -> Iterator[list[list[Tensor]]]:
+        """Add results that all leaves wait for to the arguments, and free gradients after use."""
         in_last_phase = self.at == len(self.operations) - 1
         for chunk in self._chunks:
             columns = chunk.columns(self.signature.by_leaf, self.run)
@@ -123,14 +132,15 @@ class MemberBundle(ListBundle):
             if self.consumes and in_last_phase:
                 chunk.free_gradients()
 
-    def terms(self, phase: RecordedPhase, results: list[list[Any]]) -> LeafTerms:
-        terms = LeafTerms()
+    def terms_by_leaf(
+        self, phase: RecordedPhase, results: list[list[Any]]
+    ) -> LeafTerms:
         if not phase.ends_at_owner:
-            for leaf, sums in super().terms(phase, results):
-                if phase.ends_at_leaf_sum:
-                    sums = OfLeaf(**{key.name: term for key, term in sums.items()})
-                terms.append((leaf, sums))
-            return terms
+            return LeafTerms(
+                (leaf, OfLeaf(**{key.name: term for key, term in sums.items()}))
+                for leaf, sums in self.terms_of_calls(phase, results)
+            )
+        terms = LeafTerms()
         for chunk, columns in zip(self._chunks, results, strict=True):
             for name, *tensors in zip(chunk.names, *columns, strict=True):
                 payload = dict(zip(phase.names, tensors, strict=True))
@@ -148,22 +158,20 @@ class MemberBundle(ListBundle):
         self, values: Any, dtype: torch.dtype, leaves: list[str]
     ) -> Sequence[Any]:
         terms = super()._by_leaf(values, dtype, leaves)
-        if not self._placed_sums or not differ_by_leaf(values):
+        if not (self.places_terms and differ_by_leaf(values)):
             return terms
         return [
             PartialSum(term, *self._placed_sums[leaf])
             for leaf, term in zip(leaves, terms, strict=True)
         ]
 
-    def receive(self, phase: Any, total: dict[str, Any]) -> None:
+    def receive_by_leaf(self, phase: Any, total: dict[str, Any]) -> None:
         if phase.ends_at_owner:
             self._add_results(total)
-        elif phase.ends_at_leaf_sum:
-            for key in phase.names:
-                totals = {leaf: total[leaf][key.name] for leaf in self._placed_sums}
-                self._results.append(totals)
-        else:
-            super().receive(phase, total)
+            return
+        for key in phase.names:
+            totals = {leaf: total[leaf][key.name] for leaf in self._placed_sums}
+            self._results.append(totals)
 
     def _add_results(self, results: dict[str, Any]) -> None:
         """Add the local shards of the owners' results as another argument of each leaf."""
@@ -175,10 +183,11 @@ class MemberBundle(ListBundle):
             leaf.new = {}
 
     def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
-        self.hand_over(phase, results)
+        if phase.names:
+            self.hand_over(phase, results)
         self._results = []
         self._leaves = {}
-        self.release_tensors()
+        self.run, self._scalars = None, []
 
 
 # Chunks.
