@@ -316,7 +316,7 @@ class Argument:
         ranges = [self.range, *(interval for _, interval in self._entries)]
         kinds = ("scalar", "betas", "ints", "int", "int or function", "number")
         is_number = self.kind in kinds
-        return is_number and any(each.text != _NO_RANGE.text for each in ranges)
+        return is_number and any(allowed.text != _NO_RANGE.text for allowed in ranges)
 
     def check(self, value: Any) -> Any:
         """Convert `value` to the argument's kind, or raise a TypeError or ValueError that names the argument.
@@ -621,12 +621,14 @@ class Arguments:
                 shown.append(f"{argument.name}={text}")
         return shown
 
-    def sample(self, given: Collection[str] = (), value: Any = None) -> dict[str, Any]:
-        """Return values for the required arguments with which the factory can be called; `value` for those `given`."""
+    def sample(
+        self, set_names: Collection[str] = (), value: Any = None
+    ) -> dict[str, Any]:
+        """Return values for the required arguments with which the factory can be called; `value` for `set_names`."""
         return {
-            each.name: value if each.name in given else each.sample()
-            for each in self.all
-            if each.required
+            argument.name: value if argument.name in set_names else argument.sample()
+            for argument in self.all
+            if argument.required
         }
 
     def _use_with_parameters(self) -> str:

@@ -343,9 +343,9 @@ def _translated(arguments: Mapping[str, Argument], options: Options) -> Options:
 def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
     """Return the parameters for the optimizer; if they have names, in groups with and without decay."""
     if isinstance(model, Tensor) or not isinstance(model, torch.nn.Module | Iterable):
-        given = "one tensor" if isinstance(model, Tensor) else describe(model)
+        received = "one tensor" if isinstance(model, Tensor) else describe(model)
         raise TypeError(
-            f"create_optimizer: needs a model or a list of parameters, got {given}"
+            f"create_optimizer: needs a model or a list of parameters, got {received}"
         )
     # By which the ban list may call a parameter.
     names: dict[Tensor, list[str]] = {}

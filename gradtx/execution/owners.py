@@ -144,7 +144,7 @@ class OwnedRegion(Operation):
         self._following = following
         traits = [operation.traits for operation in self.represents]
         self.traits = Traits(
-            compiles=all(each.compiles and not each.random for each in traits),
+            compiles=all(link.compiles and not link.random for link in traits),
             keeps_slots=any(operation.traits.keeps_slots for operation in operations),
             of_leaf=True,
         )
@@ -354,7 +354,7 @@ class Exchange:
     def run(self) -> None:
         """Process all buckets; while the owners compute one bucket, the next one is in transit."""
         sizes = list(map(Job.bytes, self._jobs))
-        buckets = [self._jobs[each] for each in chunks(sizes, BUCKET)]
+        buckets = [self._jobs[chunk] for chunk in chunks(sizes, BUCKET)]
         arriving = self._to_owners(buckets[0])
         returning: list[tuple[list[Job], Transfer]] = []
         for i, bucket in enumerate(buckets):

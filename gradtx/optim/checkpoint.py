@@ -150,7 +150,7 @@ class Checkpoint:
         self._unknown: set[str] = set()  # keys that belong to no link
         for settings, first, codes in matches:
             self._set(settings, first, codes)
-        has_stepped = any(each.layout.keys for each in members.by_param.values())
+        has_stepped = any(member.layout.keys for member in members.by_param.values())
         if not (has_stepped or states.by_param):
             self.states.clear()
         self.states.by_param.update(self._foreign)

@@ -393,32 +393,34 @@ class States:
             run: The run.
             stays: Whether to write them into the tensors of the old values, where device and dtype are the same.
         """
-        new: dict[Path, State] = {}
+        by_path: dict[Path, State] = {}
         for path, values in run.new_shared.items():
             old = run.scalars(path) if stays else {}
-            new[path] = _unshared(run, values, old)
+            by_path[path] = _unshared(run, values, old)
         for param, member in self.members.by_param.items():
             state, layout = self.of(param), member.layout
             if not state:
                 continue
             for (path, name), key in by_state_key(layout.shared):
-                if path in new:
-                    state[key] = new[path][name]
+                if path in by_path:
+                    state[key] = by_path[path][name]
 
 
 def _unshared(run: OptimizerRun, values: State, old: State) -> State:
     """Return shared values in memory of their own: that of the old value, where device and dtype are the same."""
     taken = set(map(memory_of, old.values()))
-    new = {name: run.memory.unshared(value, taken) for name, value in values.items()}
+    new_values = {
+        name: run.memory.unshared(value, taken) for name, value in values.items()
+    }
     for name, tensor in old.items():  # now: no value shares memory with another old one
-        value = new.get(name)
+        value = new_values.get(name)
         if (
             value is not None
             and value.device == tensor.device
             and value.dtype == tensor.dtype
         ):
-            new[name] = tensor.copy_(value)
-    return new
+            new_values[name] = tensor.copy_(value)
+    return new_values
 
 
 def _one_of_each_kind(
