@@ -9,7 +9,8 @@ import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import gradtx
 from tests.distributed.problems import Model, assert_close, sharded, train, weights, whole
@@ -83,9 +84,16 @@ def whole_states(name):
     return at_save, saved, plain, optimizer
 
 
-def divided_and_continued(name):
+def on_two_meshes(model):
+    """Tensor parallelism inside FSDP2: the body's rows are divided twice, in another order than ranks have."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shard", "part"))
+    parallelize_module(model, mesh["part"], {"body": ColwiseParallel(output_layouts=Replicate())})
+    return fully_shard(model, mesh=mesh["shard"])
+
+
+def divided_and_continued(name, divide=sharded):
     at_save, saved, plain, reference = whole_states(name)
-    model = sharded(at_save)
+    model = divide(at_save)
     optimizer = made(name, model)
     _, sent = messages_of(optimizer.load_state_dict, saved)
     train(model, optimizer, STEPS - BEFORE, start=BEFORE)
@@ -99,6 +107,11 @@ def divided_and_continued(name):
 @pytest.mark.parametrize("name", [name for name in CHAINS if name not in ("kron",)])
 def test_a_state_of_one_process_is_divided_and_continues(name, two):
     assert two.run(divided_and_continued, name) == [{}, {}]
+
+
+@pytest.mark.parametrize("name", ["adamw", "soap", "lookahead"])
+def test_a_state_of_one_process_is_divided_on_two_meshes(name, four):
+    assert four.run(divided_and_continued, name, on_two_meshes) == [{}] * 4
 
 
 def stage_alone(name):
@@ -130,7 +143,7 @@ def on_another_mesh():
     entry["exp_avg"] = DTensor.from_local(
         value.to_local(),
         mesh,
-        [torch.distributed.tensor.Replicate(), *value.placements],
+        [Replicate(), *value.placements],
         run_check=False,
         shape=value.shape,
         stride=value.stride(),
