@@ -366,6 +366,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             core.offload.extras_on_host(extras)
             at_state = core.at_state(writes=True, consumes=consume_gradients)
         lent: list[Tensor] = []
+        core.agreement.is_done = False
         with at_state:
             try:
                 if core.traits.makes_gradient:
@@ -377,8 +378,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                     self._hessian.supply(step, estimates)
                 step.apply()
             except Exception:
-                if step is None:  # other ranks must not wait
-                    core.agreement.report_failure(core.members)
+                core.agreement.report_failure(core.members)  # others must not wait
                 core.states.undo()
                 raise
             finally:

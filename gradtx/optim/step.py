@@ -54,6 +54,7 @@ from gradtx.optim.groups import (
     are_identical,
     has_any,
 )
+from gradtx.optim.ranks import Intent
 from gradtx.optim.run import (
     FLOAT32_COUNTS,
     STEP,
@@ -101,6 +102,7 @@ class Step:
     count: int | Tensor
 
     run_type = OptimizerRun
+    begins_with_all = True  # whether all gradients are there when it begins
 
     def __init__(
         self,
@@ -147,12 +149,15 @@ class Step:
         if _torch.is_captured(run.device):
             check_capture(core, self._every)
         self.structures: list[Structure] = []
-        for settings, row, values in zip(
-            self.groups, self._rows, self._values, strict=True
-        ):
+        for settings, values in zip(self.groups, self._values, strict=True):
             if values is not settings.settled:
                 settings.settle(values)
             self.structures.append(settings.structure)
+        self.hyperparameters: list[list[Any]] = []
+        creates_together = traits.owners_keep_slots and members.are_sharded
+        if creates_together and self.begins_with_all:
+            self._compare()
+        for settings, row in zip(self.groups, self._rows, strict=True):
             self._complete(settings, row)
         self.members = self._stepping()
         self._stays = core.capturable  # whether all state keeps its memory
@@ -160,7 +165,6 @@ class Step:
         self._routes: dict[tuple[int, torch.device], Route] = {}
         self._clocks: dict[int | DeviceCount, Clock] = {}
         self._has_eager = False
-        self.hyperparameters: list[list[Any]] = []
         for settings in self.groups:
             self.hyperparameters.append(settings.hyperparameters(self._schedule_count))
         if traits.checks_extras:
@@ -441,8 +445,8 @@ class Step:
         """Return the bundles of the step, and the members that step one at a time."""
         core, traits, eager = self._core, self._core.traits, self.members
         bundles = []
-        if core.members.are_divided:
-            core.agreement.check(self.members, core.members)
+        if core.members.are_divided and not core.agreement.is_done:
+            self._compare()
         if core.members.are_sharded:  # after the comparison: ranks communicate here
             self._align_gradients(self.members)
         if not (traits.calls_again or (traits.exchanges and self._exchanges())):
@@ -454,6 +458,18 @@ class Step:
         if eager:
             self._expand()  # an error must precede what bundles write
         return bundles, eager
+
+    def _compare(self) -> None:
+        """Compare the step with those of the other ranks that take part in the optimizer."""
+        gradients = [member.param.grad is not None for member in self._every]
+        stepping = self._every
+        if not self._takes_none:
+            stepping = list(itertools.compress(self._every, gradients))
+        fingerprint = self._every, gradients, self.structures
+        intent = Intent(
+            stepping, self.groups, self._values, self.hyperparameters, fingerprint
+        )
+        self._core.agreement.check(intent, self._core.members)
 
     def _exchanges(self) -> bool:
         """Whether ranks exchange tensors in this step, in which no engine runs."""

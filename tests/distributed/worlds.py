@@ -29,8 +29,11 @@ class World:
         self._workers: list[tuple[Any, Any]] = []
         self._folder: Any = None
 
-    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Call `function(*args)`, which can be pickled, in all processes; what they return, by rank."""
+    def run(self, function: Callable[..., Any], *args: Any, limit: float = LIMIT) -> list[Any]:
+        """Call `function(*args)`, which can be pickled, in all processes; what they return, by rank.
+
+        A process that says nothing for `limit` seconds after the last answer hangs, and fails the test.
+        """
         if not self._workers:
             self._start()
         for _, pipe in self._workers:
@@ -38,7 +41,7 @@ class World:
         results: dict[int, Any] = {}
         pipes = {pipe: rank for rank, (_, pipe) in enumerate(self._workers)}
         while len(results) < self.size:
-            ready = wait([pipe for pipe, rank in pipes.items() if rank not in results], LIMIT)
+            ready = wait([pipe for pipe, rank in pipes.items() if rank not in results], limit)
             for pipe in ready:
                 rank = pipes[pipe]
                 try:
