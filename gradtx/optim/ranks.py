@@ -99,6 +99,11 @@ class Agreement:
             )
         self._agreed = intent.fingerprint
 
+    @property
+    def has_several_teams(self) -> bool:
+        """Whether the ranks compared last as several teams, such as those of two meshes."""
+        return len(self._parts) > 1
+
     def report_failure(self, members: Members) -> None:
         """Report to ranks that are about to compare plans that this rank does not step."""
         # If they have compared before, the other ranks do not compare either, unless they have whole parameters.
@@ -119,7 +124,7 @@ class Intent:
         stepping: The parameters that step.
         groups: The settings of all groups.
         values: Their hyperparameters.
-        hyperparameters: Those that are arguments of programs, at the count of this step; empty before slots are created.
+        hyperparameters: Those that are arguments of programs, at the count of this step; empty while slots are missing.
         fingerprint: Identifies it in later steps, except for numbers.
     """
 

@@ -16,16 +16,18 @@ from torch import Tensor
 from gradtx.arguments import has_schedule
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import SWITCH, note_program
-from gradtx.base.dtensor import gradient_like
+from gradtx.base.dtensor import gradient_like, is_sharded
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU, python_scalar
 from gradtx.base.messages import describe
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
+from gradtx.distributed.collectives import Relay
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import (
     FROZEN,
     Leaf,
+    Operation,
     Route,
     check_extras_of,
     execute,
@@ -481,27 +483,39 @@ class Step:
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
         """Run bundles and single leaves, and write the results of each as soon as it has finished.
 
-        No parameter may change before the last call of a closure.
+        No parameter may change before the last call of a closure, or before the last message of other ranks.
         """
         done = []  # bundles, which have written their results
         finished: list[Leaf] = []
+        keeps = always_keeps = self._core.traits.calls_again or SWITCH.raises_on_nan
 
         def finish(leaf: Any) -> None:
             if not isinstance(leaf, Leaf):
                 done.append(leaf)
                 for member in leaf.members if self.consumes else ():
                     member.param.grad = None
-            elif self._core.traits.calls_again or SWITCH.raises_on_nan:
+            elif keeps:
                 finished.append(leaf)
             else:
                 self._write(leaf)
 
-        leaves: Iterable[Any] = bundles
         if eager:
             self._has_eager = True
             self._check_fits(eager)
-            leaves = itertools.chain(bundles, self._eager_leaves(eager))
         try:
+            communicating: list[Any] = []
+            silent = bundles
+            if self._core.members.are_divided:
+                communicating, silent, eager = self._by_messages(bundles, eager)
+            if communicating:
+                keeps = True
+                execute(communicating, finish, before_writes=self._end_messages)
+                keeps = always_keeps
+                while finished and not keeps:
+                    self._write(finished.pop(0))
+            leaves: Iterable[Any] = silent
+            if eager:
+                leaves = itertools.chain(silent, self._eager_leaves(eager))
             execute(leaves, finish)
             for leaf in finished:
                 self._write(leaf)
@@ -513,6 +527,29 @@ class Step:
             raise
         finally:
             _count_up(done, self._after)
+
+    def _by_messages(
+        self, bundles: list[Any], eager: list[Member]
+    ) -> tuple[list[Any], list[Any], list[Member]]:
+        """Return the tasks that may send messages, and the bundles and single members that need none."""
+        tasks: list[Any] = [each for each in bundles if len(each.operations) > 1]
+        silent = [each for each in bundles if len(each.operations) == 1]
+        alone = []
+        for leaf in self._eager_leaves(eager):
+            is_shard = is_sharded(leaf.key.param)
+            if any(_may_send(operation, is_shard) for operation in leaf.operations):
+                tasks.append(leaf)
+            else:
+                alone.append(leaf.key)
+                leaf.release()
+        if tasks and self._core.agreement.has_several_teams:
+            self.run.relay = Relay()
+        return tasks, silent, alone
+
+    def _end_messages(self) -> None:
+        """Raise a failure of which the messages of this step have reported."""
+        if self.run.relay is not None:
+            self.run.relay.end()
 
     def _run_again(self, bundles: list[Any]) -> None:
         """Run the rules of bundles for each leaf alone, without writing the results."""
@@ -574,6 +611,14 @@ class Step:
             leaf.state["step"] = leaf.state["step"] + self.run.tick
         if self._after:
             leaf.key.set_count(self._after[leaf.key.count])
+
+
+def _may_send(operation: Operation, is_shard: bool) -> bool:
+    """Whether an operation may send messages for a leaf."""
+    traits = operation.traits
+    sends = traits.waits or traits.of_leaf or traits.exchanges
+    # Others run on DTensors, whose operations send what they need.
+    return sends or (is_shard and not traits.elementwise)
 
 
 def _has_shared_entries(tensor: Tensor) -> bool:

@@ -4,15 +4,20 @@ Four ranks hold parameters on two meshes, as in FSDP2 with tensor parallelism: o
 (`grid`). The last rank differs.
 """
 
+import os
 import time
+from unittest import mock
 
 import pytest
 import torch
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import gradtx
+from gradtx.base.dtensor import local
+from gradtx.execution.owners import Exchange
+from tests.distributed.worlds import World
 from tests.tiers import by_day
 
 DEADLINE = 20.0  # seconds that a rank may say nothing
@@ -145,3 +150,185 @@ def with_another_count(name):
 @pytest.mark.parametrize("name", ["adamw", "soap"])
 def test_another_number_of_steps_of_one_rank_is_an_error_on_all(name, four):
     check(four.run(with_another_count, name, limit=DEADLINE), named="after 0 steps" if name == "adamw" else "after 7")
+
+
+# Failures in a step.
+
+
+def failing(where):
+    """A rule that owners run, and that fails on leaves of one mesh on the ranks of the last row."""
+
+    @gradtx.per_tensor(whole=True, dims=(2, 2))
+    def fail():
+        def update(update, state, param, ctx):
+            of_where = {"columns": SHAPES["columns.w"], "grid": SHAPES["grid.w"]}[where]
+            if tuple(update.shape) == of_where and not update.is_meta and Failing.now:
+                raise torch.linalg.LinAlgError("not today")
+            return update, state
+
+        return update
+
+    return fail()
+
+
+class Failing:
+    """Whether rules of this process fail."""
+
+    now = False
+
+
+def with_a_failing_rule(where, inner, again):
+    tx = gradtx.partition(
+        {"matrices": gradtx.chain(failing(where), OPTIMIZERS[inner]), "rest": FALLBACK},
+        {"matrices": "*.w", "rest": "*"},
+    )
+    optimizer, params = on_two_meshes(tx)
+    for _ in range(again):
+        optimizer.step()
+    before = [param.to_local().clone() for param in params.values()], saved_slots(optimizer)
+    Failing.now = where == "grid" or distributed.get_rank() % 2 == 1
+    with pytest.raises((RuntimeError, torch.linalg.LinAlgError)) as caught:
+        optimizer.step()
+    at = time.monotonic()
+    Failing.now = False
+    distributed.barrier()
+    after = [param.to_local().clone() for param in params.values()], saved_slots(optimizer)
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    optimizer.step()
+    return str(caught.value), at, True
+
+
+def saved_slots(optimizer):
+    return [{key: local(value).clone() for key, value in state.items()} for state in optimizer.state.values()]
+
+
+@pytest.mark.parametrize("again", [0, 2])
+@pytest.mark.parametrize("inner", ["muon", "soap"])
+@pytest.mark.parametrize("where", ["columns", "grid"])
+def test_a_rule_that_fails_at_an_owner_is_an_error_on_all_ranks_and_nothing_has_changed(where, inner, again, four):
+    answers = four.run(with_a_failing_rule, where, inner, again, limit=DEADLINE)
+    texts, times, _ = zip(*answers, strict=True)
+    assert max(times) - min(times) < 1
+    assert 1 <= texts.count("not today") < 4
+    for text in texts:
+        rank = texts.index("not today")
+        assert text == "not today" or "failed in this step; see the error raised on that rank" in text
+        if text != "not today":
+            assert texts[int(text.split()[1])] == "not today", (texts, rank)
+
+
+# A peer that dies: a message does not arrive.
+
+LOSING = {
+    **{name: OPTIMIZERS[name] for name in ("lamb", "muon", "soap")},
+    "clip and muon": gradtx.chain(gradtx.clip_by_global_norm(0.1), OPTIMIZERS["muon"]),
+    "muon and soap": gradtx.partition(
+        {"muon": gradtx.muon(lr=0.1), "soap": gradtx.soap(lr=0.1), "rest": FALLBACK},
+        {"muon": "grid.w", "soap": "columns.*", "rest": "*"},
+    ),
+    "adafactor": gradtx.adafactor(lr=0.1, relative_step=False),
+    "accumulate": gradtx.accumulate(OPTIMIZERS["soap"], every=2),
+    "random": gradtx.chain(
+        gradtx.clip_by_global_norm(0.1), gradtx.add_noise(0.1, 0.5, seed=0), gradtx.sgd(0.1, momentum=0.9)
+    ),
+}
+MESSAGES = [(distributed, name) for name in ("all_reduce", "all_to_all_single", "all_gather_into_tensor")]
+MESSAGES += [(DTensor, "full_tensor"), (DTensor, "redistribute")]
+
+
+class LostError(RuntimeError):
+    pass
+
+
+class Lost:
+    """Raises an error in place of one of the messages of a block, on all ranks alike."""
+
+    def __init__(self, which):
+        self.count = 0
+        self._which = which
+        self._patches = [
+            mock.patch.object(owner, name, self._counted(getattr(owner, name))) for owner, name in MESSAGES
+        ]
+
+    def _counted(self, send):
+        def counted(*args, **options):
+            self.count += 1
+            if self.count - 1 == self._which:
+                raise LostError("Connection closed by peer")
+            return send(*args, **options)
+
+        return counted
+
+    def __enter__(self):
+        for patch in self._patches:
+            patch.start()
+        return self
+
+    def __exit__(self, *error):
+        for patch in self._patches:
+            patch.stop()
+
+
+def replicated(tx):
+    generator = torch.Generator().manual_seed(0)
+    params = {name: torch.nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in SHAPES.items()}
+    for param in params.values():
+        param.grad = param.detach().clone()
+    return gradtx.as_optimizer(tx, list(params.items()), process_group=distributed.group.WORLD), params
+
+
+def everything(optimizer, params):
+    return [local(param).detach().clone() for param in params.values()], saved_slots(optimizer)
+
+
+def messages_are_lost(name, kind):
+    """Steps each of whose messages is lost once, and the same steps without a loss."""
+    results = []
+    for loses in (True, False):
+        make = {"two meshes": on_two_meshes, "replicas": replicated}[kind]
+        optimizer, params = make(LOSING[name])
+        optimizer.step()
+        for _ in range(3):
+            which, lost = 0, loses
+            while lost:
+                before = everything(optimizer, params)
+                with Lost(which):
+                    try:
+                        optimizer.step()
+                        lost = False
+                    except LostError:
+                        torch.testing.assert_close(everything(optimizer, params), before, rtol=0, atol=0)
+                which += 1
+            assert not loses or which > 1
+            if not loses:
+                optimizer.step()
+        results.append(everything(optimizer, params))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    return True
+
+
+KINDS = [(name, "two meshes") for name in LOSING]
+KINDS += [(name, "replicas") for name in ("muon", "soap", "clip and muon", "muon and soap", "accumulate")]
+
+
+@by_day("muon-*", "lamb-*", "random-*", "muon and soap-two meshes", "adafactor-*")
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_nothing_is_written_before_the_last_message_and_a_repeated_step_is_taken_once(name, kind, four):
+    assert all(four.run(messages_are_lost, name, kind, limit=DEADLINE))
+
+
+def with_a_peer_that_dies():
+    """Rank 1 dies while the results of matrices are under way; the other one sees it, and has written nothing."""
+    optimizer, params = replicated(OPTIMIZERS["muon"])
+    optimizer.step()
+    before = everything(optimizer, params)
+    if distributed.get_rank() == 1:
+        mock.patch.object(Exchange, "_from_owners", side_effect=lambda *args: os._exit(0)).start()
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    torch.testing.assert_close(everything(optimizer, params), before, rtol=0, atol=0)
+    return "saw it"
+
+
+def test_a_rank_whose_peer_dies_raises_and_has_written_nothing():
+    assert World(2).survivors(with_a_peer_that_dies, limit=DEADLINE) == {0: "saw it"}

@@ -56,6 +56,23 @@ class World:
                 pytest.fail(f"{function.__name__}: ranks {sorted(results)} of {self.size} came back", pytrace=False)
         return [results[rank] for rank in range(self.size)]
 
+    def survivors(self, function: Callable[..., Any], *args: Any, limit: float = LIMIT) -> dict[int, Any]:
+        """Call `function(*args)` in all processes; what those that do not die in it return, by rank."""
+        self._start()
+        results: dict[int, Any] = {}
+        for _, pipe in self._workers:
+            pipe.send((function, args))
+        for rank, (_, pipe) in enumerate(self._workers):
+            try:
+                results[rank] = pipe.recv() if pipe.poll(limit) else (None, "hangs")
+            except EOFError:
+                continue
+        self.stop()
+        for rank, (_, error) in results.items():
+            if error is not None:
+                pytest.fail(f"rank {rank} of {self.size}: {error}", pytrace=False)
+        return {rank: result for rank, (result, _) in results.items()}
+
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory()
         context = torch.multiprocessing.get_context("forkserver")  # which imports torch once for all processes
