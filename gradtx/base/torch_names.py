@@ -349,8 +349,8 @@ def count_up_(targets: list[Tensor]) -> None:
     """Add 1 to each tensor."""
     if targets:
         # A Python scalar would be converted to a tensor for each target, which takes longer than the addition.
-        one = _one() if type(targets[0]) is Tensor else torch.ones(())
-        torch._foreach_add_(targets, one, alpha=1.0)
+        increment = _one() if type(targets[0]) is Tensor else torch.ones(())
+        torch._foreach_add_(targets, increment, alpha=1.0)
 
 
 @functools.cache

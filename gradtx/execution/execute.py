@@ -397,7 +397,9 @@ class Route:
 
     def clock_paths(self) -> frozenset[Path]:
         """Return the paths of inner clocks."""
-        return frozenset(each.path for each in self.walk() if each.traits.has_clock)
+        return frozenset(
+            operation.path for operation in self.walk() if operation.traits.has_clock
+        )
 
 
 def stored_only_error(leaf: Leaf) -> TypeError:
@@ -420,8 +422,8 @@ def check_extras_of(leaves: Iterable[Leaf]) -> None:
     """Raise an error for extras that do not fit a leaf."""
     for leaf in leaves:
         for operation in leaf.operations:
-            for each in operation.represents:
-                each.check(leaf)
+            for represented in operation.represents:
+                represented.check(leaf)
 
 
 def prepare(leaves: Iterable[Leaf]) -> None:

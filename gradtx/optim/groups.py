@@ -393,7 +393,9 @@ def _of_fallback(
         place, inner_argument = entry.place
         numbers = (value, outer.value, entry.value)
         is_inside = place[: len(node)] == node and inner_argument == argument
-        if not is_inside or not all(isinstance(x, float | int) for x in numbers):
+        if not is_inside or not all(
+            isinstance(number, float | int) for number in numbers
+        ):
             continue
         if argument == "weight_decay" and entry.value:
             yield name, value, True

@@ -196,7 +196,7 @@ class KnownCounts:
         """Return what holds the counts of members, if writes to it are noticed."""
         steps = [member.state.get("step") for member in members]
         # Inference tensors do not count writes.
-        if all(isinstance(x, Tensor) and not x.is_inference() for x in steps):
+        if all(isinstance(step, Tensor) and not step.is_inference() for step in steps):
             return cls(members)
         return None
 

@@ -477,7 +477,7 @@ class Step:
         """Whether ranks exchange tensors in this step, in which no engine runs."""
         self._expand()
         return any(
-            each.exchanges for route in self._routes.values() for each in route.traits()
+            link.exchanges for route in self._routes.values() for link in route.traits()
         )
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
@@ -520,7 +520,7 @@ class Step:
             for leaf in finished:
                 self._write(leaf)
         except Exception as error:
-            failed = [each for each in bundles if each not in done]
+            failed = [bundle for bundle in bundles if bundle not in done]
             # Otherwise all ranks would have to run the rules again.
             if failed and not self._core.members.are_divided:
                 note_program(error, functools.partial(self._run_again, failed))
@@ -532,8 +532,8 @@ class Step:
         self, bundles: list[Any], eager: list[Member]
     ) -> tuple[list[Any], list[Any], list[Member]]:
         """Return the tasks that may send messages, and the bundles and single members that need none."""
-        tasks: list[Any] = [each for each in bundles if len(each.operations) > 1]
-        silent = [each for each in bundles if len(each.operations) == 1]
+        tasks: list[Any] = [bundle for bundle in bundles if len(bundle.operations) > 1]
+        silent = [bundle for bundle in bundles if len(bundle.operations) == 1]
         alone = []
         for leaf in self._eager_leaves(eager):
             is_shard = is_sharded(leaf.key.param)
@@ -580,21 +580,21 @@ class Step:
         # leaf's new state.
         inputs = [tensor for tensor in leaf.inputs if tensor is not None]
         taken = set(map(memory_of, (*inputs, *leaf.state.values())))
-        new: dict[str, Tensor] = {}
+        new_slots: dict[str, Tensor] = {}
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
             for slot, value in slots.items():
                 # The same tensor if, for example, a basis was not updated.
                 if value is not leaf.state[keys[slot]]:
-                    new[keys[slot]] = leaf.in_callers_form(
+                    new_slots[keys[slot]] = leaf.in_callers_form(
                         leaf.run.memory.unshared(value, taken)
                     )
         if self._stays:
             update = None if update is None else leaf.run.memory.unshared(update, taken)
-            for key, value in new.items():
+            for key, value in new_slots.items():
                 leaf.state[key].copy_(value)
         else:
-            leaf.state.update(new)
+            leaf.state.update(new_slots)
         # Combinators may return one without a gradient.
         if update is not None:
             if leaf.counts:

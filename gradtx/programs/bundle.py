@@ -50,7 +50,7 @@ FunctionOf: TypeAlias = Callable[[RecordedPhase, torch.device, frozenset[int]], 
 
 
 def scalars_for(
-    given: Sequence[Any],
+    values: Sequence[Any],
     dtypes: Sequence[torch.dtype],
     device: torch.device,
     on_host: bool,
@@ -58,16 +58,16 @@ def scalars_for(
     """Return Python scalars, and 0-d tensors on the device for those that the host does not know, with their indices.
 
     Args:
-        given: The scalars.
+        values: The scalars.
         dtypes: Their dtypes.
         device: The device.
         on_host: Whether the host may read tensors that are on the host.
     """
-    if PYTHON_NUMBERS.issuperset(map(type, given)):  # a shortcut
-        return list(given), frozenset()
+    if PYTHON_NUMBERS.issuperset(map(type, values)):  # a shortcut
+        return list(values), frozenset()
     scalars: list[Any] = []
     on_device: set[int] = set()
-    for i, (value, dtype) in enumerate(zip(given, dtypes, strict=True)):
+    for i, (value, dtype) in enumerate(zip(values, dtypes, strict=True)):
         if is_on_accelerator(value) or (isinstance(value, Tensor) and not on_host):
             on_device.add(i)
             scalars.append(_as_0d(value, dtype, device))

@@ -34,7 +34,7 @@ class MadeSchedule(Schedule):
         items = _items_in(list(arguments.values()))
         self.tensors = [item for item in items if isinstance(item, Tensor)]
         nested = [item for item in items if isinstance(item, Schedule)]
-        self.reads_outside = any(each.reads_outside for each in nested)
+        self.reads_outside = any(schedule.reads_outside for schedule in nested)
         devices = [tensor.device for tensor in self.tensors]
         self._accelerator = next((x for x in devices if x.type != "cpu"), None)
         self._factory = factory

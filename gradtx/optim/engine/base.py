@@ -71,7 +71,9 @@ class Plan:
         # The slots that programs write; eager steps replace theirs.
         self._slot_states: list[dict[str, Any]] = []
         self._slot_keys: list[str] = []
-        self._with_equal_slots = [each for each in bundles if each.signature.equal]
+        self._with_equal_slots = [
+            bundle for bundle in bundles if bundle.signature.equal
+        ]
         for bundle in bundles:
             for member in bundle.members:
                 for key in bundle.signature.slots:
@@ -89,7 +91,9 @@ class Plan:
 
     def is_of(self, by_param: Mapping[Tensor, Member]) -> bool:
         """Whether all of its tensors are still those of the parameters of an optimizer."""
-        are_members = all(by_param.get(each.param) is each for each in self._members)
+        are_members = all(
+            by_param.get(member.param) is member for member in self._members
+        )
         if not are_members or any(
             map(operator.is_not, map(STATE, self._members), self._states)
         ):
@@ -259,7 +263,9 @@ class Engine(ABC):
         if plan is None:
             known = self._known_kinds(members, step)
             # Raises for invalid steps, as without an engine.
-            leaves = step.leaves_of([each for each in members if each not in known])
+            leaves = step.leaves_of(
+                [member for member in members if member not in known]
+            )
         try:
             if plan is None:
                 if released is None:
@@ -374,7 +380,7 @@ class Engine(ABC):
         if len(known) < len(members):
             # Known members that do not step now may step later.
             self._known.forget(overlapping({*members, *self._known.members()}))
-        return {each: kind for each, kind in known.items() if each in self._known}
+        return {member: kind for member, kind in known.items() if member in self._known}
 
     def _new_kinds(
         self, members: list[Member], leaves: list[Leaf], step: Step

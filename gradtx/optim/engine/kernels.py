@@ -114,15 +114,15 @@ class PhaseKernels(ABC):
 
     def words(self, scalars: Sequence[Any]) -> tuple[list[int], dict[int, Tensor]]:
         """Return the scalars of the kernels as words of 64 bits, and those that the host does not know, by index."""
-        given = [scalars[self.order[node]] for node in self.text.scalars]
+        values = [scalars[self.order[node]] for node in self.text.scalars]
         unknown: dict[int, Tensor] = {}
-        for i, (scalar, kind) in enumerate(zip(given, self.kinds, strict=True)):
+        for i, (scalar, kind) in enumerate(zip(values, self.kinds, strict=True)):
             if isinstance(scalar, Tensor):
                 wide = torch.float64 if kind == "d" else torch.int64
                 unknown[i] = scalar.to(wide).view(torch.int64)
-                given[i] = 0
-        packed = struct.pack(f"={self.kinds}", *given)
-        return list(struct.unpack(f"={len(given)}q", packed)), unknown
+                values[i] = 0
+        packed = struct.pack(f"={self.kinds}", *values)
+        return list(struct.unpack(f"={len(values)}q", packed)), unknown
 
     def by_leaf(self, table: Table) -> Tensor:
         """Return memory for the results by leaf."""
@@ -320,7 +320,7 @@ class Table:
         self.leaves = len(sizes)
         self.entries = sum(sizes)
         self.blocks = sent(blocks, device)
-        self._are_rows_aligned = _are_aligned([each for each in blocks if each > 1])
+        self._are_rows_aligned = _are_aligned([block for block in blocks if block > 1])
         chunk_leaf: list[int] = []
         chunk_start: list[int] = []
         leaf_chunks = [0]
@@ -405,7 +405,7 @@ class KernelBundle(MemberBundle):
         """
         if self.signature.has_owners:
             raise UnsuitableProgramError("the owners of some leaves compute")
-        blocks = {each.text.block for each in self.kernels} - {1}
+        blocks = {kernel.text.block for kernel in self.kernels} - {1}
         if len(blocks) > 1:
             raise UnsuitableProgramError("rows of several lengths")
         if blocks and not all(local(param).is_contiguous() for param in self._params):
@@ -413,7 +413,7 @@ class KernelBundle(MemberBundle):
         self._blocks = [max(blocks, default=1)] * len(self.members)
         for kernels in self.kernels:
             kernels.compile()
-        return tuple(each.key for each in self.kernels)
+        return tuple(kernel.key for kernel in self.kernels)
 
     @staticmethod
     def merged(bundles: list[KernelBundle]) -> KernelBundle:
@@ -435,7 +435,7 @@ class KernelBundle(MemberBundle):
         """
         # The first argument is the parameter.
         kernels = [PhaseKernels.of(phase, self.device, 0) for phase in self.operations]
-        block = max(each.text.block for each in kernels)
+        block = max(kernel.text.block for kernel in kernels)
         if not (kernels[0].has_tiles and kernels[0].chunk % block):
             return kernels
         return [PhaseKernels.of(p, self.device, 0, block) for p in self.operations]
@@ -483,7 +483,7 @@ class KernelBundle(MemberBundle):
         for i, column in enumerate(fixed):
             pairs = zip(column, self._params, strict=True)
             aliases = [alias(tensor, param, True) for tensor, param in pairs]
-            rows.insert(i, [each.data_ptr() for each in aliases])
+            rows.insert(i, list(map(Tensor.data_ptr, aliases)))
         sizes = [entries_of(param) for param in self._params]
         chunk = self.kernels[0].chunk
         self._table = Table(sizes, rows, self.device, chunk, self._blocks)
@@ -494,7 +494,7 @@ class KernelBundle(MemberBundle):
         if self._are_usual and all(map(is_usual, column)):
             return [tensor.data_ptr() for tensor in column]
         pairs = zip(column, self._params, strict=True)
-        views = [view_or_copy(each, param, True) for each, param in pairs]
+        views = [view_or_copy(tensor, param, True) for tensor, param in pairs]
         copies += views
         return [view.data_ptr() for view in views]
 
@@ -538,7 +538,7 @@ class KernelFunction:
         self._kernels = kernels
         self.form = kernels.form
         self._scalars_of_step = kernels.scalars.given(on_device).function
-        self._given = phase, device, on_device
+        self._of_lists = phase, device, on_device
         self._dtypes = phase.dtypes
         self._columns = columns_of(phase)
         self._tables: dict[tuple[int, ...], Table] = {}
@@ -550,20 +550,24 @@ class KernelFunction:
         tensors = list(itertools.chain.from_iterable(columns))
         gradients = columns[-1]
         if is_captured(tensors[0].device) or not all(map(is_usual, tensors)):
-            lists = list_function_of(*self._given)
+            lists = list_function_of(*self._of_lists)
             return lists.run(lists.prepare(scalars), columns)
         # New slots, the last results, are like the columns before the gradients.
         like = [gradients, *columns[-self._columns : -1]]
-        new: list[list[Tensor]] = []
+        new_columns: list[list[Tensor]] = []
         for column, dtype in zip(like[: self._columns], self._dtypes, strict=False):
-            new.append([torch.empty_like(each, dtype=dtype) for each in column])
-        addresses = [list(map(Tensor.data_ptr, each)) for each in (*columns, *new)]
+            new_columns.append(
+                [torch.empty_like(tensor, dtype=dtype) for tensor in column]
+            )
+        addresses = [
+            list(map(Tensor.data_ptr, column)) for column in (*columns, *new_columns)
+        ]
         scalars = self._scalars_of_step(scalars)
         by_leaf = self._kernels.run(scalars, self._table(gradients, addresses))
         results = self._kernels.results(scalars, by_leaf)
         for i, (value, dtype) in enumerate(zip(results, self._dtypes, strict=True)):
             if isinstance(value, Node):
-                results[i] = new[i]
+                results[i] = new_columns[i]
             else:
                 results[i] = _by_leaf(value, dtype)
         return results
@@ -573,8 +577,8 @@ class KernelFunction:
         known = self._tables.get(sizes)
         if known is None:
             blocks = [self._kernels.text.block] * len(sizes)
-            given = list(sizes), addresses, leaves[0].device
-            table = Table(*given, self._kernels.chunk, blocks)
+            arguments = list(sizes), addresses, leaves[0].device
+            table = Table(*arguments, self._kernels.chunk, blocks)
             self._tables[sizes] = table
         else:
             table = copy.copy(known)  # another thread may run
@@ -654,7 +658,9 @@ class KernelEngine(ListEngine):
         entries = sum(entries_of(member.param) for member in bundle.members)
         known: set[int] = set()  # arguments that an earlier kernel has read
         launches = []
-        for kernel in [each for phase in bundle.kernels for each in phase.text.kernels]:
+        for kernel in [
+            kernel for phase in bundle.kernels for kernel in phase.text.kernels
+        ]:
             again = sum(kernel.reads[i] for i in known & kernel.reads.keys())
             known |= kernel.reads.keys()
             sizes = sum(kernel.reads.values()), sum(kernel.writes.values()), again

@@ -389,9 +389,13 @@ class ListEngine(Engine):
             return False
         # Whatever its rules promise: a norm of a part is not that of the leaf.
         trusts_rules = is_coded or are_positional
-        if not (trusts_rules or all(each.runs_on_shards(False) for each in whole)):
+        if not (
+            trusts_rules or all(operation.runs_on_shards(False) for operation in whole)
+        ):
             return False
-        if not is_coded and not any(each.traits.has_sums for each in operations):
+        if not is_coded and not any(
+            operation.traits.has_sums for operation in operations
+        ):
             return True
         as_vector = programs.of(first_entries(tensors, tensors[0].numel()))
         if isinstance(as_vector, str):
@@ -400,7 +404,7 @@ class ListEngine(Engine):
             of_part = programs.of(first_entries(tensors, part))
             if of_part is not as_vector:
                 return False
-        adds_up = all(each.parts_add_up() for each in as_vector)
+        adds_up = all(operation.parts_add_up() for operation in as_vector)
         return adds_up and operations_of(as_vector) == operations_of(whole)
 
     def _bundles_of_signature(self, family: MemberFamily) -> list[MemberBundle]:
@@ -430,7 +434,9 @@ class ListEngine(Engine):
     def _bundles(self, family: MemberFamily, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves of one kind, each with its program."""
         programs = self._list_programs(family)
-        leaves = [(each, _arguments(family, each, splits)) for each in family.members]
+        leaves = [
+            (member, _arguments(family, member, splits)) for member in family.members
+        ]
         bundles = []
         for program, members in programs.by_program(leaves):
             if isinstance(program, str):
@@ -493,7 +499,9 @@ def _against_shards(
 
 def _one_of_each_shape(family: MemberFamily) -> list[Member]:
     """Return one leaf of each shape."""
-    return list({as_real(each.param).shape: each for each in family.members}.values())
+    return list(
+        {as_real(member.param).shape: member for member in family.members}.values()
+    )
 
 
 def _arguments(family: MemberFamily, member: Member, splits: bool) -> list[Tensor]:
