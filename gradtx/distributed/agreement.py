@@ -29,7 +29,7 @@ def in_order(teams: Sequence[Team]) -> list[Team]:
 
 def includes_all(team: Team, teams: Sequence[Team]) -> bool:
     """Whether a team includes the ranks of all teams."""
-    return set(team.ranks).issuperset(*(other.ranks for other in teams))
+    return all(set(team.ranks).issuperset(other.ranks) for other in teams)
 
 
 def digest_of(lines: Sequence[str]) -> int:

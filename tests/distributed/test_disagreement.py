@@ -152,6 +152,29 @@ def test_another_number_of_steps_of_one_rank_is_an_error_on_all(name, four):
     check(four.run(with_another_count, name, limit=DEADLINE), named="after 0 steps" if name == "adamw" else "after 7")
 
 
+def in_sharded_replicas():
+    """Outer optimizers of two replicas, each sharded over two ranks; the last one synchronizes more often."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "shard"))
+    param = torch.nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh["shard"], [Shard(0)]))
+    param.grad = torch.ones_like(param)
+    every = 4 if mesh.get_coordinate()[0] == 0 else 2
+    tx = gradtx.outer(gradtx.sgd(0.1), gradtx.sgd(0.7), every, process_group=mesh["replica"])
+    optimizer = gradtx.as_optimizer(tx, [("w", param)])
+    for _ in range(every - 1):
+        optimizer.step()
+    with pytest.raises(RuntimeError) as caught:
+        optimizer.step()
+    return str(caught.value), time.monotonic(), True
+
+
+def test_outer_optimizers_of_sharded_replicas_that_disagree_raise_on_all_ranks(four):
+    texts, times, _ = zip(*four.run(in_sharded_replicas, limit=DEADLINE), strict=True)
+    assert max(times) - min(times) < 1
+    assert len(set(texts)) == 1, texts
+    assert "at step 4, every=4" in texts[0]
+    assert "at step 2, every=2" in texts[0]
+
+
 # Failures in a step.
 
 
