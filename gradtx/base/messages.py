@@ -34,6 +34,11 @@ def describe(value: Any) -> str:
         return f"({entries},)" if len(value) == 1 else f"({entries})"
     if isinstance(value, list):
         return f"[{', '.join(map(describe, value))}]"
+    if isinstance(
+        value, set | frozenset
+    ):  # in an order that is the same in all processes
+        entries = ", ".join(sorted(map(describe, value)))
+        return f"{{{entries}}}" if value else f"{type(value).__name__}()"
     if isinstance(value, Mapping):
         entries = [f"{key!r}: {describe(item)}" for key, item in value.items()]
         return "{" + ", ".join(entries) + "}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +12,21 @@ from torch import Tensor
 
 from gradtx.arguments import Count, Fraction, NonNegativeInt, Static, is_off
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import local, total
+from gradtx.base.dtensor import is_sharded, local, total
 from gradtx.base.errors import Path
 from gradtx.base.exact import exact_dtype
 from gradtx.base.messages import shortly
 from gradtx.base.selectors import Patterns, Selector, patterns
 from gradtx.combinators.frame import Enter, Frame, InnerClock
+from gradtx.distributed.agreement import (
+    difference,
+    digest_of,
+    in_order,
+    includes_all,
+    unequal,
+)
 from gradtx.distributed.collectives import mean_over_ranks
-from gradtx.distributed.layouts import Team, team_of_group
+from gradtx.distributed.layouts import Team, team_of, team_of_group
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import Branch, Leaf, Route, Steps
 from gradtx.execution.nesting import check_inner
@@ -50,8 +58,10 @@ def outer(
     $a' = a + \mathrm{tx}(\delta)$, $p \leftarrow a' + \mu (q - a')$, $a \leftarrow a'$. Inner state is not changed.
 
     With a process group, this replaces the average of gradients: each process trains with its own gradients (no
-    DistributedDataParallel), and one all-reduce of $\delta$, in float32 at least, is the only communication. Without
-    one, it is a strong momentum of slow weights. See the how-to guide on communication every H steps.
+    DistributedDataParallel), and one all-reduce of $\delta$, in float32 at least, after a digest of 16 bytes by which
+    ranks compare what they send, is the only communication. In an optimizer, a step without any gradient counts as one
+    with gradients of 0. Without a group, it is a strong momentum of slow weights. See the how-to guide on communication
+    every H steps.
 
     Presets: DiLoCo is `adamw`, `sgd(lr=0.7, momentum=0.9, nesterov=True)`, 500; MuLoCo is `muon`, 0.9 and 0.8, 30;
     SNOO is 0.68 and 0.37, 28. The outer rate multiplies a difference of weights, so it is near 1.
@@ -80,7 +90,8 @@ def outer(
         ValueError: If an argument is out of range, if the number of fragments does not divide `every`, if a leaf is in
             no fragment or a pattern matches none, if `tx` needs a loss, or if the ranks' global weights differ.
         RuntimeError: With a process group, inside of `torch.func` transforms or a compiled graph, with a `GradScaler`,
-            or in an optimizer with a process group of its own; `capturable=True` raises a ValueError.
+            or in an optimizer with a process group of its own; `capturable=True` raises a ValueError. Also, on all
+            ranks, if they synchronize other leaves, or at other steps.
 
     Example:
         >>> tx = gradtx.outer(gradtx.sgd(lr=0.1), gradtx.sgd(lr=0.7, momentum=0.9), every=2)
@@ -179,7 +190,10 @@ class Outer(Combinator):
         due, sends = since % every == 0, (since + self.delay) % every == 0
         if self.team is not None:
             due, sends = _known(due), _known(sends)
-        enter = Synchronize(self._frame(due), scope, path, due, sends, self.team)
+        period = f"every={every} with delay={self.delay}"
+        enter = Synchronize(
+            self._frame(due), scope, path, due, sends, self.team, period
+        )
         if scope.place is not None:
             # Schedules of `tx` follow the last fragment, whose count is that of each fragment when it is due.
             scope.run.clock_paths[(*scope.place, 1)] = path
@@ -224,6 +238,7 @@ class Synchronize(Enter):
         due: Whether the outer transformation updates in this step.
         sends: Whether the difference to the anchor is taken in this step.
         team: The ranks to average over, if any.
+        period: How often this rank synchronizes, in words.
     """
 
     def __init__(
@@ -234,8 +249,10 @@ class Synchronize(Enter):
         due: bool | Tensor,
         sends: bool | Tensor,
         team: Team | None,
+        period: str,
     ):
         super().__init__(frame, scope, path, "outer")
+        self._period = period
         self._sends = sends
         self._team = team
         if team is None:
@@ -273,6 +290,7 @@ class Synchronize(Enter):
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         assert self._team is not None
+        self._compare([leaf for leaf, _ in waiting])
         deltas = {}
         sums: dict[str, Tensor] = {}
         for leaf, (delta, magnitudes) in waiting:
@@ -288,6 +306,28 @@ class Synchronize(Enter):
             )
         return means
 
+    def _compare(self, leaves: list[Leaf]) -> None:
+        """Compare what this rank synchronizes, and in which call, with the other ranks, by a message of 16 bytes.
+
+        Raises:
+            RuntimeError: If ranks differ: their tensors would be of other sizes, or those of other steps.
+        """
+        assert self._team is not None
+        step = _known_step(self._scope.finished_updates() + 1)
+        lines = [f"at step {step}, {self._period}"]
+        for leaf in sorted(leaves, key=operator.attrgetter("name")):
+            lines.append(f"leaf {leaf.name!r} of shape {tuple(leaf.shape)}")
+        params = [leaf.inputs[1] for leaf in leaves]
+        meshes = {param.device_mesh for param in params if is_sharded(param)}
+        teams = in_order([self._team, *map(team_of, sorted(meshes, key=str))])
+        if not includes_all(teams[-1], teams):
+            # Each replica is sharded over other ranks: there and back, so that all of them know.
+            teams = [*teams, *reversed(teams)]
+        found = unequal(teams, [digest_of(lines)] * len(teams))
+        if found:
+            text = difference(teams, found, [lines] * len(teams), "synchronize")
+            raise RuntimeError(f"outer: {text}")
+
     def _receive(self, leaf: Leaf, delta) -> None:
         """Pass the difference to the anchor to the outer transformation, or the pending one."""
         state = leaf.saved[self].state
@@ -299,6 +339,14 @@ class Synchronize(Enter):
             state["pending"] = torch.where(sends, delta, old)
             delta = old
         leaf.update = leaf.grad = delta
+
+
+def _known_step(step: int | Tensor) -> int | str:
+    """Return the number of a step, if the host can read it without waiting."""
+    if isinstance(step, int):
+        return step
+    is_known = step.device.type == "cpu" and _torch.readable(step)
+    return int(step) if is_known else "of an unknown number"
 
 
 def _known(flag: bool | Tensor) -> bool | Tensor:

@@ -27,8 +27,38 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 BUCKET = 2**26  # bytes of whole tensors per exchange
-# Entries at the start of each message that report whether the sender has failed.
+# Entries at the start of each message that report whether the sender has failed, or has heard of a failure.
 FLAG = 1
+FAILED, HEARD = 1.0, 2.0
+
+
+class OtherRankError(RuntimeError):
+    """Raised on a rank that has heard of a failure on another one."""
+
+
+class Relay:
+    """A failure in an exchange, which later exchanges of the step report to the ranks of other meshes.
+
+    Attributes:
+        error: The first failure that this rank knows of.
+    """
+
+    error: Exception | None = None
+
+    def note(self, error: Exception) -> None:
+        if self.error is None:
+            self.error = error
+
+    def report(self) -> float:
+        """Return what messages report."""
+        if self.error is None:
+            return 0.0
+        return HEARD if isinstance(self.error, OtherRankError) else FAILED
+
+    def end(self) -> None:
+        """Raise the failure."""
+        if self.error is not None:
+            raise self.error
 
 
 def summed_over_ranks(
@@ -122,7 +152,7 @@ class Transfer:
         rows: The tensors for each rank, or one row for all ranks.
         sizes: The number of entries of each tensor that this rank receives from each rank.
         dtype: The dtype of the entries.
-        failed: Whether this rank has failed, which the message reports to all others.
+        report: Whether this rank has failed (`FAILED`), or has heard of a failure (`HEARD`), which all others learn.
     """
 
     _collective: Any  # what torch returns to wait for
@@ -133,9 +163,9 @@ class Transfer:
         rows: list[list[Tensor]],
         sizes: list[list[int]],
         dtype: torch.dtype,
-        failed: bool = False,
+        report: float = 0.0,
     ):
-        flag = torch.full((FLAG,), float(failed), dtype=dtype, device=team.device)
+        flag = torch.full((FLAG,), report, dtype=dtype, device=team.device)
         messages: list[Tensor] = []
         for row in rows:
             messages.append(torch.cat([flag, *(tensor.reshape(-1) for tensor in row)]))
@@ -168,15 +198,15 @@ class Transfer:
         """Wait for the transfer, and return the tensors from each rank as vectors, views of its message.
 
         Raises:
-            RuntimeError: If a rank has failed.
+            OtherRankError: If a rank has failed, or knows of one that has.
         """
         self.wait()
         messages = torch.split(self._received, self._lengths)
-        flags = torch.stack([message[0] for message in messages])
-        failed = flags.nonzero().flatten().tolist()
-        if failed:
-            raise RuntimeError(
-                f"rank {self._team.ranks[failed[0]]} failed in this step; see the error raised on that rank"
+        reports = torch.stack([message[0] for message in messages]).tolist()
+        if any(reports):
+            first = reports.index(FAILED if FAILED in reports else HEARD)
+            raise OtherRankError(
+                f"rank {self._team.ranks[first]} failed in this step; see the error raised on that rank"
             )
         received = []
         for message, sizes in zip(messages, self._sizes, strict=True):

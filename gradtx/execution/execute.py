@@ -46,6 +46,7 @@ class Task:
         device: The device of the leaf or leaves.
         operations: What it passes through.
         at: The current index in the operations.
+        writes: Whether its last operation writes results, rather than `finish`.
     """
 
     run: Any
@@ -53,6 +54,7 @@ class Task:
     device: torch.device
     operations: list[Any]
     at = -1
+    writes = False
 
     def start(self, operation: Operation) -> Steps | None:
         """Begin an operation; return what follows if it waits for other tasks."""
@@ -501,7 +503,7 @@ def _keep_results(leaf: Leaf) -> None:
     """Do nothing: results stay in the leaf."""
 
 
-# A task, its operation that waits, and the payload.
+# A task, its operation that waits, and the payload, or the total.
 Waiting: TypeAlias = tuple[Task, Steps | None, Any]
 
 
@@ -519,15 +521,17 @@ def execute(
     tasks: Iterable[Any],
     finish: Callable[[Any], None] = _keep_results,
     watch: FirstNonFinite | None = None,
+    before_writes: Callable[[], None] | None = None,
 ) -> None:
     """Run every task through its operations, and call `finish` for each as soon as it is done.
 
+    With `before_writes`, tasks that write wait until no task is blocked any more, and it has been called.
     A `watch` sees every operation of torch, and checks results; `eagerly(nan="raise")` adds one.
     """
     if watch is None and SWITCH.raises_on_nan and not torch.compiler.is_compiling():
         watch = FirstNonFinite()
         with _torch.intercepting(watch.call):
-            execute(tasks, finish, watch)
+            execute(tasks, finish, watch, before_writes)
         return
     blocked: dict[Barrier, list[Waiting]] = {}
 
@@ -553,6 +557,7 @@ def execute(
     for task in tasks:
         task.at = -1
         advance(task, None)
+    held: list[Waiting] = []
     while blocked:
         is_single = len(blocked) == 1
         waiting = blocked.pop(
@@ -561,7 +566,15 @@ def execute(
         first, *_ = waiting[0]
         total = first.run.combined(first.operations[first.at], _by_leaf(waiting))
         for task, steps, _ in waiting:
-            advance(task, steps, total)
+            is_next_last = task.at + 2 == len(task.operations)
+            if before_writes is not None and task.writes and is_next_last:
+                held.append((task, steps, total))
+            else:
+                advance(task, steps, total)
+    if before_writes is not None:
+        before_writes()
+    for task, steps, total in held:
+        advance(task, steps, total)
 
 
 class LeafTerms(list[tuple[Any, Any]]):

@@ -25,7 +25,7 @@ from gradtx.base.dtensor import (
     local,
 )
 from gradtx.base.errors import Path
-from gradtx.distributed.collectives import BUCKET, Transfer
+from gradtx.distributed.collectives import BUCKET, OtherRankError, Relay, Transfer
 from gradtx.distributed.layouts import (
     Piece,
     Team,
@@ -212,7 +212,8 @@ class OwnedRegion(Operation):
             job = Job.of(leaf, region, payload)
             jobs_of_kind.setdefault(job.kind(), []).append(job)
         results = {}
-        for jobs in jobs_of_kind.values():
+        # Small teams first: later messages report a failure to the ranks of larger ones.
+        for jobs in sorted(jobs_of_kind.values(), key=size_of_team):
             Exchange(jobs).run()
             for job in jobs:
                 results[job.leaf.name] = job.region.after(job)
@@ -340,11 +341,22 @@ class Job:
         return self.leaf.shape.numel() * len(self.shards) * self.wire.itemsize
 
 
+def size_of_team(jobs: list[Job]) -> int:
+    return jobs[0].team.size
+
+
 class Exchange:
-    """Sends leaves of one kind to their owners, computes, and sends the results back."""
+    """Sends leaves of one kind to their owners, computes, and sends the results back.
+
+    A failure is raised on all ranks of the team when their messages have reported it. In an optimizer with several
+    teams, the exchange ends as usual, with zeros for results, and the failure is left in the `Relay` of the run.
+    """
 
     def __init__(self, jobs: list[Job]):
         self._jobs = jobs
+        relay = jobs[0].leaf.run.relay
+        self._raises = relay is None
+        self._relay = Relay() if relay is None else relay
         self._team: Team = jobs[0].team
         self._are_whole = jobs[0].region.replicas is not None
         shapes: dict[str, torch.Size] = {}
@@ -363,18 +375,27 @@ class Exchange:
         arriving = self._to_owners(buckets[0])
         returning: list[tuple[list[Job], Transfer]] = []
         for i, bucket in enumerate(buckets):
-            arrived = [] if arriving is None else arriving.received()
+            arrived = [] if arriving is None else self._received(arriving)
             if i + 1 < len(buckets):
                 arriving = self._to_owners(buckets[i + 1])
-            results, error = self._results(bucket, arrived)
-            sent = self._from_owners(bucket, results, error is not None)
-            if error is not None:
+            sent = self._from_owners(bucket, self._results(bucket, arrived))
+            if self._raises and self._relay.error is not None:
                 sent.wait()
-                raise error
+                self._relay.end()
             returning.append((bucket, sent))
             if i > 0:
                 self._receive(*returning.pop(0))
         self._receive(*returning.pop())
+
+    def _received(self, transfer: Transfer) -> list[list[Tensor]]:
+        """Return the tensors from each rank; none, if one of them has failed, and messages go on."""
+        try:
+            return transfer.received()
+        except OtherRankError as error:
+            if self._raises:
+                raise
+            self._relay.note(error)
+            return []
 
     def _owned(self, bucket: list[Job], rank: int) -> list[Job]:
         return [job for job in bucket if self._owners[job.name] == rank]
@@ -390,29 +411,27 @@ class Exchange:
             sent = [job for job in self._owned(bucket, rank) if job.pieces[me].sends]
             rows.append([shard for job in sent for shard in job.shards.values()])
             sizes.append([size for job in owned for size in job.sizes_from(rank)])
-        return Transfer(self._team, rows, sizes, bucket[0].wire)
+        report = self._relay.report()
+        return Transfer(self._team, rows, sizes, bucket[0].wire, report)
 
-    def _results(
-        self, bucket: list[Job], arrived: list[list[Tensor]]
-    ) -> tuple[Tensors, Exception | None]:
-        """Return the whole results of the leaves that this rank owns; zeros and the error if one of them fails."""
+    def _results(self, bucket: list[Job], arrived: list[list[Tensor]]) -> Tensors:
+        """Return the whole results of the leaves that this rank owns; zeros if one of them fails."""
         results = {}
         owned = self._owned(bucket, self._team.rank)
         messages = list(map(iter, arrived))
         try:
-            for job in owned:
+            for job in owned if self._relay.error is None else ():
                 whole = job.shards if self._are_whole else _assembled(job, messages)
                 results[job.name] = job.region.computed(job, whole)
         except Exception as error:
-            # The other ranks are waiting: report the failure to them, then let `run` raise it.
+            # The other ranks are waiting: report the failure to them first.
+            self._relay.note(error)
+        if self._relay.error is not None:
             for job in owned:
                 results[job.name] = torch.zeros(job.template.shape, device=job.device)
-            return results, error
-        return results, None
+        return results
 
-    def _from_owners(
-        self, bucket: list[Job], results: Mapping[str, Tensor], failed: bool
-    ) -> Transfer:
+    def _from_owners(self, bucket: list[Job], results: Tensors) -> Transfer:
         wire = bucket[0].wire_back
         me, size = self._team.rank, self._team.size
         rows: list[list[Tensor]] = []
@@ -424,14 +443,18 @@ class Exchange:
         sizes: list[list[int]] = []
         for rank in range(size):
             sizes.append([job.pieces[me].numel for job in self._owned(bucket, rank)])
-        return Transfer(self._team, rows, sizes, wire, failed)
+        return Transfer(self._team, rows, sizes, wire, self._relay.report())
 
     def _receive(self, bucket: list[Job], transfer: Transfer) -> None:
-        for rank, results in enumerate(transfer.received()):
+        received = self._received(transfer)
+        for rank, results in enumerate(received):
             for job, result in zip(self._owned(bucket, rank), results, strict=True):
                 shape = job.pieces[self._team.rank].shape
                 # A copy, because a view would keep the whole message in memory as long as any of its leaves.
                 job.result = result.view(shape).to(job.dtype_back, copy=True)
+        for job in () if received else bucket:
+            shape = job.pieces[self._team.rank].shape
+            job.result = torch.zeros(shape, dtype=job.dtype_back, device=job.device)
 
 
 def _assembled(job: Job, messages: list[Iterator[Tensor]]) -> Tensors:

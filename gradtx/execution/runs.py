@@ -98,6 +98,7 @@ class Run:
         commits: Functions to call when all leaves are finished, in reverse order.
         estimates: What operations have prepared, by path.
         estimated_loss: The loss that they have computed; None if none has.
+        relay: Carries a failure from one mesh to another (`Relay`); None where all messages go to the same ranks.
     """
 
     initial = False
@@ -108,6 +109,7 @@ class Run:
     known_extras: Mapping[str, str] = {}
     leaf_extras: Container[str] = ()
     call_extras: Mapping[str, Any] = {}
+    relay: Any = None
 
     def __init__(self) -> None:
         self.new_shared: dict[Path, dict[str, Any]] = {}

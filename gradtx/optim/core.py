@@ -40,6 +40,7 @@ class ChainTraits:
         waits_at_first: Whether a leaf's first update has the host wait.
         makes_gradient: Whether a link computes the gradient from other inputs.
         estimates: Whether it calls the closure for that, before a step processes any parameter.
+        owners_keep_slots: Whether the owners of sharded parameters keep slots, which all ranks create together.
     """
 
     takes_none: bool
@@ -54,6 +55,7 @@ class ChainTraits:
     waits_at_first: bool
     makes_gradient: bool
     estimates: bool
+    owners_keep_slots: bool
 
 
 @dataclass(eq=False)
@@ -133,6 +135,9 @@ class Core:
             waits_at_first=any(link.waits_at_first for link in traits),
             makes_gradient=any(link.makes_gradient for link in traits),
             estimates=any(link.prepares for link in traits),
+            owners_keep_slots=any(
+                link.at_owner and link.keeps_slots for link in traits
+            ),
         )
 
     def counts_on_host(self) -> bool:

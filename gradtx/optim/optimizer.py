@@ -50,7 +50,7 @@ from gradtx.optim.groups import (
     params_of,
 )
 from gradtx.optim.hessian import SEED, HessianSource
-from gradtx.optim.own_gradients import check_scaling, lend_gradients
+from gradtx.optim.own_gradients import check_scaling, lend_gradients, lend_zeros
 from gradtx.optim.parameters import Members
 from gradtx.optim.run import Extras, KnownClosure, Weights, check_closure
 from gradtx.optim.state import States
@@ -368,19 +368,21 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             core.offload.extras_on_host(extras)
             at_state = core.at_state(writes=True, consumes=consume_gradients)
         lent: list[Tensor] = []
+        core.agreement.is_done = False
         with at_state:
             try:
                 if core.traits.makes_gradient:
                     check_scaling(core, scaling)
                     lent = lend_gradients(core, extras)
+                elif core.traits.exchanges:
+                    lent = lend_zeros(core)
                 if step is None:
                     step = Step(core, extras, scaling, consume_gradients)
                 if self._hessian is not None:
                     self._hessian.supply(step, estimates)
                 step.apply()
             except Exception:
-                if step is None:  # other ranks must not wait
-                    core.agreement.report_failure(core.members)
+                core.agreement.report_failure(core.members)  # others must not wait
                 core.states.undo()
                 raise
             finally:

@@ -51,6 +51,24 @@ def lend_gradients(core: Core, extras: Extras) -> list[Tensor]:
     return lent
 
 
+def lend_zeros(core: Core) -> list[Tensor]:
+    """Give the parameters with the most steps gradients of zeros if none of them has one, so that this step counts.
+
+    Where ranks exchange tensors in some steps, all count all steps. The caller takes these gradients back.
+    """
+    count_of: dict[Tensor, Any] = {}
+    for param, member in core.members.by_param.items():
+        if param.requires_grad:
+            count_of[param] = member.count_in(core.states.of(param))
+    most = max(count_of.values(), default=0)
+    counting = [param for param, count in count_of.items() if count == most]
+    if any(param.grad is not None for param in counting):
+        return []
+    for param in counting:
+        param.grad = torch.zeros_like(param)
+    return counting
+
+
 def _zeros_for(param: Tensor) -> Tensor:
     """Return zeros, which need no memory unless the parameter is sharded."""
     if is_sharded(param):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -13,8 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx.arguments import items_of
 from gradtx.base.chunks import chunks
 from gradtx.base.dtensor import from_local_like, is_sharded, local
+from gradtx.base.exact import Schedule
+from gradtx.base.messages import describe
+from gradtx.base.torch_names import readable
+from gradtx.distributed.agreement import (
+    FAILED,
+    difference,
+    digest_of,
+    in_order,
+    unequal,
+)
 from gradtx.distributed.collectives import BUCKET, Transfer
 from gradtx.distributed.layouts import (
     Piece,
@@ -29,161 +39,185 @@ from gradtx.distributed.layouts import (
 )
 from gradtx.execution.execute import Leaf
 from gradtx.execution.owners import assigned
-from gradtx.optim.groups import GroupSettings
+from gradtx.optim.groups import GroupSettings, Values, are_identical
 from gradtx.optim.parameters import Members
 from gradtx.optim.run import Member
+from gradtx.programs.hyperparameters import each_item
 from gradtx.state.layout import Layout
-
-BITS = 62  # size of a digest: the digest and its negative both fit in int64
-# Sent in place of a digest and of its negative; no plan has this digest.
-FAILED = 2**BITS
 
 
 class Agreement:
     """Compares the plan of a step with those of the other ranks.
 
     Ranks with sharded parameters compare whenever their plan has changed. Ranks that have whole parameters and divide
-    the work on them compare at every step, because a gradient may be missing on a single rank.
+    the work on them compare at every step, because a gradient may be missing on a single rank, and a rate may differ.
 
-    One message of 16 bytes contains a digest. If the digests differ, the ranks exchange the full plans, and every rank
-    raises the same error. When all ranks compare, a rank that has already failed reports this in its message.
+    One message of 16 bytes for each mesh contains a digest. If digests differ, the ranks exchange the full plans, and
+    every rank raises the same error. A rank that has already failed reports this in its messages.
+
+    Attributes:
+        is_done: Whether the ranks have compared the present step.
     """
+
+    is_done = False
 
     def __init__(self) -> None:
         self._agreed: Any = None  # the last plan that all ranks had
-        # The members of each team, with their digest and its negative.
-        self._digests: list[tuple[Team, list[Member], list[int]]] = []
+        self._parts: list[Part] = []
+        # The values of groups, of the digests below.
+        self._values: list[Values] = []
+        self._digests: list[int] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agreement, ()
 
-    def check(self, stepping: list[Member], members: Members) -> None:
+    def check(self, intent: Intent, members: Members) -> None:
         """Compare this rank's plan for the step with the plans of the other ranks.
 
         Args:
-            stepping: The parameters that step.
+            intent: What this rank is about to do.
             members: All parameters and groups.
 
         Raises:
-            RuntimeError: If another rank has other parameters, gradients or hyperparameters.
+            RuntimeError: If another rank has other parameters, gradients, counts or hyperparameters.
         """
-        groups, replicas = members.groups, members.replicas
-        plan = (
-            stepping,
-            [member.param.grad is not None for member in stepping],
-            [member.layout for member in stepping],
-            [settings.structure for settings in groups],
-        )
-        is_known = plan == self._agreed
-        # If the ranks differ, the next attempt compares again, with new digests: group values may have changed.
+        self.is_done = True
+        is_known = intent.fingerprint == self._agreed
+        if is_known and members.replicas is None:
+            return
+        # If the ranks differ, the next attempt compares again.
         self._agreed = None
         if not is_known:
-            self._digests = [
-                (team, of_team, _extremes(_lines(of_team, groups)))
-                for team, of_team in _by_team(stepping, replicas)
-            ]
-        for team, of_team, extremes in self._digests:
-            must_compare = not is_known or team is replicas
-            if must_compare and not _are_equal(team, extremes):
-                difference = _difference(team, _lines(of_team, groups))
-                raise RuntimeError(f"{members.who}: {difference}")
-        self._agreed = plan
+            self._parts = _parts(intent, members)
+        if not (is_known and are_identical(intent.values, self._values)):
+            self._digests = [digest_of(part.lines(intent)) for part in self._parts]
+            self._values = [] if _may_change(intent.values) else intent.values
+        teams = [part.team for part in self._parts]
+        found = unequal(teams, self._digests)
+        if found:
+            lines = [part.lines(intent) for part in self._parts]
+            raise RuntimeError(
+                f"{members.who}: {difference(teams, found, lines, 'step')}"
+            )
+        self._agreed = intent.fingerprint
+
+    @property
+    def has_several_teams(self) -> bool:
+        """Whether the ranks compared last as several teams, such as those of two meshes."""
+        return len(self._parts) > 1
 
     def report_failure(self, members: Members) -> None:
         """Report to ranks that are about to compare plans that this rank does not step."""
         # If they have compared before, the other ranks do not compare either, unless they have whole parameters.
-        if members.replicas is None and self._agreed is not None:
+        is_silent = members.replicas is None and self._agreed is not None
+        if self.is_done or is_silent:
             return
-        stepping = [
-            member
-            for member in members.by_param.values()
-            if member.param.grad is not None
-        ]
-        for team, _ in _by_team(stepping, members.replicas):
-            if not _are_equal(team, [FAILED, FAILED]):
-                _difference(team, None)
-            return  # the other ranks raise an error at the first team
+        self.is_done = True
+        teams = teams_of(members)
+        found = unequal(teams, [FAILED] * len(teams))
+        difference(teams, found, None, "step")
 
 
-def _by_team(
-    members: list[Member], replicas: Team | None
-) -> list[tuple[Team, list[Member]]]:
-    """Return each team with the parameters that it divides, or the work on them, in the same order on all ranks."""
-    of_mesh: dict[Any, list[Member]] = defaultdict(list)
-    for member in members:
-        param: Any = member.param
-        of_mesh[param.device_mesh if is_sharded(param) else None].append(member)
-    whole = of_mesh.pop(None, [])
-    teams = [] if replicas is None else [(replicas, whole)]
-    for mesh in sorted(of_mesh, key=str):
-        teams.append((team_of(mesh), of_mesh[mesh]))
-    return teams
+@dataclass
+class Intent:
+    """What a rank is about to do in a step.
+
+    Attributes:
+        stepping: The parameters that step.
+        groups: The settings of all groups.
+        values: Their hyperparameters.
+        hyperparameters: Those that are arguments of programs, at the count of this step; empty while slots are missing.
+        fingerprint: Identifies it in later steps, except for numbers.
+    """
+
+    stepping: list[Member]
+    groups: list[GroupSettings]
+    values: list[Values]
+    hyperparameters: list[list[Any]]
+    fingerprint: Any
 
 
-def _lines(members: list[Member], groups: list[GroupSettings]) -> list[str]:
-    """Describe the properties of these parameters and their groups that must be equal on all ranks."""
-    lines = []
-    for member in sorted(members, key=lambda member: member.name):
-        param: Any = member.param
-        gradient = "no gradient"
-        if param.grad is not None:
-            gradient = f"a gradient of dtype {param.grad.dtype}"
-        keys = " ".join(sorted(member.layout.keys))
-        owner = "" if member.owner is None else f", owner {member.owner}"
-        placed = f", placed {param.placements}" if is_sharded(param) else ""
-        lines.append(
-            f"parameter {member.name!r} of shape {tuple(param.shape)} and dtype {param.dtype}{placed}, "
-            f"in group {member.group}, with {gradient}, state {keys}{owner}"
-        )
-    for i in sorted({member.group for member in members}):
-        numbers = {
-            name: value
-            for name, value in groups[i].values().items()
-            if not isinstance(value, torch.Tensor)
-        }
-        text = f"group {i} with {groups[i].tx!r} and {numbers}"
-        # The repr of a function contains its address.
-        lines.append(re.sub(r" at 0x[0-9a-f]+", "", text))
-    return lines
+@dataclass
+class Part:
+    """What a team has in common: parameters that it divides, or the work on them.
+
+    Attributes:
+        team: The team.
+        members: The parameters that step.
+        texts: Their properties, apart from numbers of groups, that must be equal on all ranks.
+    """
+
+    team: Team
+    members: list[Member]
+    texts: list[str]
+
+    def lines(self, intent: Intent) -> list[str]:
+        """Describe the properties of these parameters and their groups that must be equal on all ranks."""
+        lines = list(self.texts)
+        for i in sorted({member.group for member in self.members}):
+            numbers = {key: _plain(value) for key, value in intent.values[i].items()}
+            text = f"group {i} with {intent.groups[i].tx!r} and {describe(numbers)}"
+            if intent.hyperparameters and _may_change([intent.values[i]]):
+                text = f"{text}, now {describe(list(map(_plain, intent.hyperparameters[i])))}"
+            # The repr of a function contains its address.
+            lines.append(re.sub(r" at 0x[0-9a-f]+", "", text))
+        return lines
 
 
-def _are_equal(team: Team, extremes: list[int]) -> bool:
-    """Whether all ranks have the same digest."""
-    of_all = torch.tensor(extremes, device=team.device)
-    largest_of = torch.distributed.ReduceOp.MAX
-    torch.distributed.all_reduce(of_all, largest_of, group=team.group)
-    largest, negative_of_smallest = of_all
-    return bool(largest == -negative_of_smallest)
+def _may_change(values_of_groups: list[Values]) -> bool:
+    """Whether hyperparameters may change without a change of these objects: tensors, and functions of a user."""
+    for values in values_of_groups:
+        for value in values.values():
+            for item in items_of(value):
+                reads = isinstance(item, Schedule) and item.reads_outside
+                if reads or isinstance(item, Tensor):
+                    return True
+    return False
 
 
-def _difference(team: Team, lines: list[str] | None) -> str:
-    """Describe the first rank that has failed, whose lines are None, or else the first difference of two plans."""
-    of_ranks: list[Any] = [None] * team.size
-    torch.distributed.all_gather_object(of_ranks, lines, group=team.group)
-    if None in of_ranks:
-        rank = team.ranks[of_ranks.index(None)]
-        return f"rank {rank} failed before this step; see the error raised on that rank"
-    for rank, plan in zip(team.ranks, of_ranks, strict=True):
-        if plan != of_ranks[0]:
-            ours = _steps(team.ranks[0], of_ranks[0], plan)
-            theirs = _steps(rank, plan, of_ranks[0])
-            return f"ranks would step differently: {ours}; {theirs}"
-    return "ranks would step differently"
+def _plain(value: Any) -> Any:
+    """Return a hyperparameter with numbers in place of tensors, as far as they may be read."""
+    return each_item(_readable, value)
 
 
-def _steps(rank: int, plan: list[str], other: list[str]) -> str:
-    """Describe what a rank steps and another does not."""
-    for line in plan:
-        if line not in other:
-            return f"rank {rank} steps {line}"
-    return f"rank {rank} does not, or in another order"
+def _readable(value: Any) -> Any:
+    is_number = isinstance(value, Tensor) and not value.is_meta and readable(value)
+    return value.tolist() if is_number else value
 
 
-def _extremes(lines: list[str]) -> list[int]:
-    """Return the digest of a plan and its negative, so that one MAX all_reduce finds both extremes."""
-    digest = hashlib.blake2b("\n".join(lines).encode(), digest_size=8).digest()
-    number = int.from_bytes(digest, "big") >> (64 - BITS)
-    return [number, -number]
+def teams_of(members: Members) -> list[Team]:
+    """Return the teams of an optimizer, in the order of their messages."""
+    teams = [] if members.replicas is None else [members.replicas]
+    meshes = {param.device_mesh for param in members.by_param if is_sharded(param)}
+    return in_order([*teams, *map(team_of, sorted(meshes, key=str))])
+
+
+def _parts(intent: Intent, members: Members) -> list[Part]:
+    """Return what each team has in common, also a team none of whose parameters step here."""
+    members_of: dict[tuple[int, ...], list[Member]] = defaultdict(list)
+    for member in sorted(intent.stepping, key=lambda member: member.name):
+        if members.replicas is not None or is_sharded(member.param):
+            members_of[team_for(member.param, members.replicas).ranks].append(member)
+    return [
+        Part(team, members_of[team.ranks], list(map(_line, members_of[team.ranks])))
+        for team in teams_of(members)
+    ]
+
+
+def _line(member: Member) -> str:
+    """Describe the properties of a parameter that must be equal on all ranks."""
+    param: Any = member.param
+    gradient = "no gradient"
+    if param.grad is not None:
+        gradient = f"a gradient of dtype {param.grad.dtype}"
+    keys = " ".join(sorted(member.layout.keys))
+    owner = "" if member.owner is None else f", owner {member.owner}"
+    placed = f", placed {param.placements}" if is_sharded(param) else ""
+    count = f", after {member.count} steps" if isinstance(member.count, int) else ""
+    return (
+        f"parameter {member.name!r} of shape {tuple(param.shape)} and dtype {param.dtype}{placed}, "
+        f"in group {member.group}, with {gradient}, state {keys}{owner}{count}"
+    )
 
 
 def assign_owners(

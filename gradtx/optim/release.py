@@ -60,6 +60,7 @@ class OpenStep(Step):
     """
 
     run_type = SingleRun
+    begins_with_all = False
 
     def __init__(self, core: Core):
         super().__init__(core, {}, None, consumes=True)

@@ -16,16 +16,18 @@ from torch import Tensor
 from gradtx.arguments import has_schedule
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import SWITCH, note_program
-from gradtx.base.dtensor import gradient_like
+from gradtx.base.dtensor import gradient_like, is_sharded
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU, python_scalar
 from gradtx.base.messages import describe
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
+from gradtx.distributed.collectives import Relay
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import (
     FROZEN,
     Leaf,
+    Operation,
     Route,
     check_extras_of,
     execute,
@@ -54,6 +56,7 @@ from gradtx.optim.groups import (
     are_identical,
     has_any,
 )
+from gradtx.optim.ranks import Intent
 from gradtx.optim.run import (
     FLOAT32_COUNTS,
     STEP,
@@ -104,6 +107,8 @@ class Step:
     count: int | Tensor
 
     run_type = OptimizerRun
+    begins_with_all = True  # whether all gradients are there when it begins
+    _has_eager = False
 
     def __init__(
         self,
@@ -137,12 +142,8 @@ class Step:
         for settings in self.groups:
             values = settings.values()
             self._values.append(values)
-            if values is settings.settled:
-                continue
-            # A scheduler of a trainer's wrapper is noticed when it replaces a schedule by a number.
-            is_replaced = "lr" in settings.shown and not has_schedule(values["lr"])
-            if is_replaced and not core.expects_scheduler:
-                core.expects_scheduler = check_scheduler(self._who, [settings])
+            if values is not settings.settled and "lr" in settings.shown:
+                self._notice_scheduler(settings, values)
         self._read(self._every)
         # A step without any gradient changes nothing; without clocks, there is nothing that it could change.
         self._is_idle = bool(traits.takes_none or traits.clocks) and all(
@@ -156,27 +157,37 @@ class Step:
             if values is not settings.settled:
                 settings.settle(values)
             self.structures.append(settings.structure)
+        self.hyperparameters: list[list[Any]] = []
+        creates_together = traits.owners_keep_slots and members.are_sharded
+        if creates_together and self.begins_with_all:
+            self._compare()
         known = core.known_counts
         is_complete = known is not None and known.complete_for == self.structures
         # A shortcut: all parameters step, as in the last step.
-        if is_complete and self._have_gradients:
-            self.members = self._every
-        else:
-            for settings, row in zip(self.groups, self._rows, strict=True):
-                self._complete(settings, row)
-            self.members = self._stepping()
-        all_step = len(self.members) == len(self._every)
-        self._are_complete = all_step and self._have_gradients
+        self._are_complete = is_complete and self._have_gradients
+        self.members = self._every if self._are_complete else self._completed()
         self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
         self._routes: dict[tuple[int, torch.device], Route] = {}
         self._clocks: dict[int | DeviceCount, Clock] = {}
-        self._has_eager = False
-        self.hyperparameters: list[list[Any]] = []
         for settings in self.groups:
             self.hyperparameters.append(settings.hyperparameters(self._schedule_count))
         if traits.checks_extras:
             check_extras_of(self.leaves_of(self.members))
+
+    def _notice_scheduler(self, settings: GroupSettings, values: Values) -> None:
+        """Notice the scheduler of a trainer's wrapper when it replaces a schedule by a number."""
+        core = self._core
+        if not core.expects_scheduler and not has_schedule(values["lr"]):
+            core.expects_scheduler = check_scheduler(self._who, [settings])
+
+    def _completed(self) -> list[Member]:
+        """Return the members that step, after creating the slots that they lack."""
+        for settings, row in zip(self.groups, self._rows, strict=True):
+            self._complete(settings, row)
+        stepping = self._stepping()
+        self._are_complete = self._have_gradients and len(stepping) == len(self._every)
+        return stepping
 
     def _count(self, core: Core) -> None:
         """Decide whether the device counts, and compute the counts after the step."""
@@ -468,8 +479,8 @@ class Step:
         """Return the bundles of the step, and the members that step one at a time."""
         core, traits, eager = self._core, self._core.traits, self.members
         bundles = []
-        if core.members.are_divided:
-            core.agreement.check(self.members, core.members)
+        if core.members.are_divided and not core.agreement.is_done:
+            self._compare()
         if core.members.are_sharded:  # after the comparison: ranks communicate here
             self._align_gradients(self.members)
         if not (traits.calls_again or (traits.exchanges and self._exchanges())):
@@ -483,6 +494,18 @@ class Step:
             self._expand()  # an error must precede what bundles write
         return bundles, eager
 
+    def _compare(self) -> None:
+        """Compare the step with those of the other ranks that take part in the optimizer."""
+        gradients = [member.param.grad is not None for member in self._every]
+        stepping = self._every
+        if not self._takes_none:
+            stepping = list(itertools.compress(self._every, gradients))
+        fingerprint = self._every, gradients, self.structures
+        intent = Intent(
+            stepping, self.groups, self._values, self.hyperparameters, fingerprint
+        )
+        self._core.agreement.check(intent, self._core.members)
+
     def _exchanges(self) -> bool:
         """Whether ranks exchange tensors in this step, in which no engine runs."""
         self._expand()
@@ -493,27 +516,39 @@ class Step:
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
         """Run bundles and single leaves, and write the results of each as soon as it has finished.
 
-        No parameter may change before the last call of a closure.
+        No parameter may change before the last call of a closure, or before the last message of other ranks.
         """
         done = []  # bundles, which have written their results
         finished: list[Leaf] = []
+        keeps = always_keeps = self._core.traits.calls_again or SWITCH.raises_on_nan
 
         def finish(leaf: Any) -> None:
             if not isinstance(leaf, Leaf):
                 done.append(leaf)
                 for member in leaf.members if self.consumes else ():
                     member.param.grad = None
-            elif self._core.traits.calls_again or SWITCH.raises_on_nan:
+            elif keeps:
                 finished.append(leaf)
             else:
                 self._write(leaf)
 
-        leaves: Iterable[Any] = bundles
         if eager:
             self._has_eager = True
             self._check_fits(eager)
-            leaves = itertools.chain(bundles, self._eager_leaves(eager))
         try:
+            communicating: list[Any] = []
+            silent = bundles
+            if self._core.members.are_divided:
+                communicating, silent, eager = self._by_messages(bundles, eager)
+            if communicating:
+                keeps = True
+                execute(communicating, finish, before_writes=self._end_messages)
+                keeps = always_keeps
+                while finished and not keeps:
+                    self._write(finished.pop(0))
+            leaves: Iterable[Any] = silent
+            if eager:
+                leaves = itertools.chain(silent, self._eager_leaves(eager))
             execute(leaves, finish)
             for leaf in finished:
                 self._write(leaf)
@@ -525,6 +560,29 @@ class Step:
             raise
         finally:
             _count_up(done, self._after)
+
+    def _by_messages(
+        self, bundles: list[Any], eager: list[Member]
+    ) -> tuple[list[Any], list[Any], list[Member]]:
+        """Return the tasks that may send messages, and the bundles and single members that need none."""
+        tasks: list[Any] = [bundle for bundle in bundles if len(bundle.operations) > 1]
+        silent = [bundle for bundle in bundles if len(bundle.operations) == 1]
+        alone = []
+        for leaf in self._eager_leaves(eager):
+            is_shard = is_sharded(leaf.key.param)
+            if any(_may_send(operation, is_shard) for operation in leaf.operations):
+                tasks.append(leaf)
+            else:
+                alone.append(leaf.key)
+                leaf.release()
+        if tasks and self._core.agreement.has_several_teams:
+            self.run.relay = Relay()
+        return tasks, silent, alone
+
+    def _end_messages(self) -> None:
+        """Raise a failure of which the messages of this step have reported."""
+        if self.run.relay is not None:
+            self.run.relay.end()
 
     def _run_again(self, bundles: list[Any]) -> None:
         """Run the rules of bundles for each leaf alone, without writing the results."""
@@ -588,6 +646,14 @@ class Step:
             leaf.state["step"] = leaf.state["step"] + self.run.tick
         if self._after:
             leaf.key.set_count(self._after[leaf.key.count])
+
+
+def _may_send(operation: Operation, is_shard: bool) -> bool:
+    """Whether an operation may send messages for a leaf."""
+    traits = operation.traits
+    sends = traits.waits or traits.of_leaf or traits.exchanges
+    # Others run on DTensors, whose operations send what they need.
+    return sends or (is_shard and not traits.elementwise)
 
 
 def _has_shared_entries(tensor: Tensor) -> bool:

@@ -101,6 +101,7 @@ class ListBundle(Task):
         function_of: Returns the function of a phase: a `ListFunction`, or what has its attributes.
     """
 
+    writes = True
     leaf_names: list[list[str]]
     places_terms = False
     function_of: FunctionOf
@@ -113,12 +114,15 @@ class ListBundle(Task):
         self.function_of = list_function_of
         self._functions: dict[Any, Any] = {}
         self._scalars: list[Any] = []
+        # What earlier phases have received for each leaf, by leaf name.
+        self._results: list[dict[str, Any]] = []
         self._on_host = True
 
     def begin(self, run: Any, scalars: list[Any], on_host: bool) -> None:
         """Receive the run and the scalars of the current call; `on_host` is whether the host may read the scalars."""
         self.run = run
         self._scalars = scalars
+        self._results = []  # a step that failed may have left some
         self._on_host = on_host
 
     def release_tensors(self) -> None:

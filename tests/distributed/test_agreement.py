@@ -124,3 +124,85 @@ def messages_of_steps():
 def test_the_digest_travels_only_when_a_plan_is_made(two):
     for counts in two.run(messages_of_steps):
         assert counts == [["allreduce_"], [], [], ["allreduce_"], []]
+
+
+def replicas(**numbers):
+    """An optimizer of whole parameters whose matrices the ranks divide, and its parameters, after a step."""
+    generator = torch.Generator().manual_seed(0)
+    params = {name: torch.nn.Parameter(torch.randn(4, 4, generator=generator)) for name in ("w", "v")}
+    for param in params.values():
+        param.grad = torch.ones(4, 4)
+    tx = gradtx.muon(**{"lr": 0.1, **numbers}, fallback=gradtx.adamw())
+    optimizer = gradtx.as_optimizer(tx, list(params.items()), process_group=distributed.group.WORLD)
+    optimizer.step()
+    return optimizer, params
+
+
+class Box:
+    """A number of this process."""
+
+    rate = 0.1
+
+
+def at_a_later_step(kind):
+    """The error of a second step in which the rate of the last rank is another one; no weight has moved."""
+    box = Box()
+    rates = {
+        "number": 0.1,
+        "tensor": torch.tensor(0.1, dtype=torch.float64),
+        "function": gradtx.Schedule(lambda step: box.rate),
+    }
+    optimizer, params = replicas(lr=rates[kind])
+    optimizer.step()
+    before = {name: param.detach().clone() for name, param in params.items()}
+    group = optimizer.param_groups[0]
+    if is_last() and kind == "number":
+        group["lr"] = 0.2
+    elif is_last() and kind == "tensor":
+        group["lr"].fill_(0.2)
+    elif is_last():
+        box.rate = 0.2
+    text = error_of(optimizer)
+    assert all(torch.equal(param, before[name]) for name, param in params.items())
+    return text
+
+
+@pytest.mark.parametrize("kind", ["number", "tensor", "function"])
+def test_another_rate_of_one_replica_at_a_later_step_is_an_error_on_all(kind, two):
+    first, second = two.run(at_a_later_step, kind, limit=20)
+    assert first == second
+    assert "rank 0 steps group 0" in first
+    assert "0.1" in first.partition("rank 1 steps group 0")[0]
+    assert "0.2" in first.partition("rank 1 steps group 0")[2]
+
+
+def messages_of_replicas():
+    optimizer, _ = replicas()
+    optimizer.step()
+    with Traffic() as traffic:
+        optimizer.step()
+    return traffic.messages, traffic.reduced
+
+
+def test_comparing_numbers_costs_replicas_no_other_message(two):
+    assert two.run(messages_of_replicas) == [(["allreduce_", "_allgather_base_"], [16])] * 2
+
+
+@gradtx.per_tensor(elementwise=True)
+def scale_by_first(names: gradtx.Static[frozenset] = frozenset()):
+    def update(update, state, param, ctx):
+        return update, state
+
+    return update
+
+
+def with_a_set():
+    names = (8, 0) if is_last() else (0, 8)
+    assert repr(frozenset(names)) == f"frozenset({{{names[0]}, {names[1]}}})"
+    optimizer, params = made(gradtx.chain(scale_by_first(frozenset(names)), gradtx.sgd(0.1)))
+    optimizer.step()
+    return params["w"].to_local().flatten()[0].item()
+
+
+def test_a_set_among_arguments_has_another_order_in_each_process_and_is_the_same_plan(two):
+    assert two.run(with_a_set, limit=20) == [pytest.approx(0.9)] * 2

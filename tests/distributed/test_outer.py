@@ -1,5 +1,7 @@
 """Outer optimizers over processes: the loop of all ranks, and no message but those of the rule."""
 
+import time
+
 import pytest
 import torch
 from torch import distributed
@@ -15,6 +17,7 @@ from tests.distributed.traffic import Traffic
 from tests.tiers import by_day
 
 EVERY, STEPS = 6, 18
+DIGEST = 16  # bytes of the message by which ranks compare what they are about to send
 ADAMW = gradtx.adamw(0.1)
 
 
@@ -69,12 +72,12 @@ def train(option, way, without=None):
 
 
 def expected_traffic(option, ranks):
-    """One message per due fragment: its entries, and one number of each rank."""
+    """Two messages per due fragment: a digest of what the rank sends, then its entries and one number of each rank."""
     options = OPTIONS[option]
     sizes = [14, 4] if "fragments" in options else [18]
     gap = EVERY // len(sizes)
     sent = range(gap - options.get("delay", 0), STEPS + 1, gap)
-    return {step: [8 * (sizes[i % len(sizes)] + ranks)] for i, step in enumerate(sent)}
+    return {step: [DIGEST, 8 * (sizes[i % len(sizes)] + ranks)] for i, step in enumerate(sent)}
 
 
 CASES = [("plain", "adapted"), ("all", "adapted"), ("fragments", "compiled"), ("delay", "pure"), ("all", "pure")]
@@ -83,13 +86,13 @@ CASES = [("plain", "adapted"), ("all", "adapted"), ("fragments", "compiled"), ("
 @by_day("plain-adapted-None", "all-adapted-c", "fragments-compiled-None", "delay-pure-c", "all-pure-None")
 @pytest.mark.parametrize("without", [None, "c"])
 @pytest.mark.parametrize(("option", "way"), CASES)
-def test_two_ranks_are_the_loop_and_send_one_message_per_due_fragment(option, way, without, two):
+def test_two_ranks_are_the_loop_and_send_one_message_with_entries_per_due_fragment(option, way, without, two):
     check(two, option, way, without)
 
 
 @by_day("all-adapted")
 @pytest.mark.parametrize(("option", "way"), [("plain", "compiled"), ("all", "adapted")])
-def test_four_ranks_are_the_loop_and_send_one_message_per_due_fragment(option, way, four):
+def test_four_ranks_are_the_loop_and_send_one_message_with_entries_per_due_fragment(option, way, four):
     check(four, option, way)
 
 
@@ -195,7 +198,7 @@ def in_bfloat16():
 
 
 def test_messages_are_in_float32_at_least(two):
-    assert two.run(in_bfloat16) == [[4 * (18 + 2)]] * 2
+    assert two.run(in_bfloat16) == [[DIGEST, 4 * (18 + 2)]] * 2
 
 
 def in_two_groups():
@@ -244,3 +247,92 @@ def refused():
 
 def test_what_would_let_ranks_differ_is_refused_by_name(one):
     one.run(refused)
+
+
+def pure_steps(tx, params, loads):
+    state = tx.init(params)
+    for _ in range(STEPS):
+        updates, state = tx.update({name: torch.ones_like(p) for name, p in params.items()}, state, params)
+        params = gradtx.apply_updates(params, updates)
+
+
+def adapted_steps(tx, start, loads):
+    optimizer, params = adapted(tx, start)
+    for _ in range(STEPS):
+        for p in params.values():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+        for state in optimizer.state.values() if loads else ():
+            state["step"] = torch.tensor(11.0)  # of another checkpoint
+
+
+def disagreeing(kind, way):
+    """The error of a rank, the last of which disagrees, and when it was raised."""
+    last = distributed.get_rank() == distributed.get_world_size() - 1
+    start, tx = dict(START), of_all_ranks("fragments" if kind == "fragments" else "plain")
+    if last and kind == "every":
+        tx = of_all_ranks(every=3)
+    if last and kind == "delay":
+        tx = of_all_ranks("delay")
+    if last and kind == "parameters":
+        start.pop("c")
+    if last and kind == "shape":
+        start["c"] = start["c"][:1]
+    if last and kind == "fragments":
+        tx = of_all_ranks()
+    run = pure_steps if way == "pure" else adapted_steps
+    with pytest.raises(RuntimeError) as caught:
+        run(tx, start, last and kind == "steps")
+    at = time.monotonic()
+    distributed.barrier()
+    return str(caught.value), at
+
+
+DISAGREEMENTS = {
+    "every": ("every=6", "every=3"),
+    "delay": ("delay=0", "delay="),
+    "parameters": ("synchronizes leaf 'c'", "rank 1 does not"),
+    "shape": ("leaf 'c' of shape", "rank 1 synchronizes leaf 'c'"),
+    "fragments": ("at step",),
+    "steps": ("at step 6", "at step 12"),
+}
+CASES_OF_DISAGREEMENTS = [(kind, "adapted") for kind in DISAGREEMENTS]
+CASES_OF_DISAGREEMENTS += [(kind, "pure") for kind in ("every", "parameters", "fragments")]
+
+
+@by_day("every-adapted", "parameters-*", "steps-adapted", "fragments-pure")
+@pytest.mark.parametrize(("kind", "way"), CASES_OF_DISAGREEMENTS)
+def test_ranks_that_would_exchange_other_tensors_or_at_other_steps_all_raise(kind, way, two):
+    (first, at), (second, at_second) = two.run(disagreeing, kind, way, limit=20)
+    assert first == second
+    assert first.startswith("outer: ranks would synchronize differently: rank 0 synchronizes")
+    assert abs(at - at_second) < 1
+    for text in DISAGREEMENTS[kind]:
+        assert text in first
+
+
+def without_any_gradient(missing, passes_zeros):
+    """The weights of a rank, the last of which has no data in some steps, and its messages."""
+    optimizer, params = adapted(of_all_ranks("fragments"))
+    last = distributed.get_rank() == distributed.get_world_size() - 1
+    traffic = {}
+    for step in range(1, STEPS + 1):
+        for name, g in gradients(step, params, rank=distributed.get_rank()).items():
+            params[name].grad = g
+            if last and step in missing:
+                params[name].grad = torch.zeros_like(g) if passes_zeros else None
+        lacking = [name for name, p in params.items() if p.grad is None]
+        with Traffic() as messages:
+            optimizer.step()
+        traffic[step] = messages.reduced
+        assert lacking == [name for name, p in params.items() if p.grad is None]
+    return results(optimizer, params), traffic
+
+
+@pytest.mark.parametrize("missing", [(1,), (3, 6), (2, 5, 12)])
+def test_a_step_of_a_rank_without_any_gradient_counts_as_one_with_gradients_of_zeros(missing, two):
+    expected = two.run(without_any_gradient, missing, True, limit=20)
+    answers = two.run(without_any_gradient, missing, False, limit=20)
+    for (found, traffic), (weights, messages) in zip(answers, expected, strict=True):
+        assert_close(found, weights, 0.0)
+        assert traffic == messages

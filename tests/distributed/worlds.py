@@ -29,8 +29,11 @@ class World:
         self._workers: list[tuple[Any, Any]] = []
         self._folder: Any = None
 
-    def run(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Call `function(*args)`, which can be pickled, in all processes; what they return, by rank."""
+    def run(self, function: Callable[..., Any], *args: Any, limit: float = LIMIT) -> list[Any]:
+        """Call `function(*args)`, which can be pickled, in all processes; what they return, by rank.
+
+        A process that says nothing for `limit` seconds after the last answer hangs, and fails the test.
+        """
         if not self._workers:
             self._start()
         for _, pipe in self._workers:
@@ -38,7 +41,7 @@ class World:
         results: dict[int, Any] = {}
         pipes = {pipe: rank for rank, (_, pipe) in enumerate(self._workers)}
         while len(results) < self.size:
-            ready = wait([pipe for pipe, rank in pipes.items() if rank not in results], LIMIT)
+            ready = wait([pipe for pipe, rank in pipes.items() if rank not in results], limit)
             for pipe in ready:
                 rank = pipes[pipe]
                 try:
@@ -52,6 +55,23 @@ class World:
                 self.stop()
                 pytest.fail(f"{function.__name__}: ranks {sorted(results)} of {self.size} came back", pytrace=False)
         return [results[rank] for rank in range(self.size)]
+
+    def survivors(self, function: Callable[..., Any], *args: Any, limit: float = LIMIT) -> dict[int, Any]:
+        """Call `function(*args)` in all processes; what those that do not die in it return, by rank."""
+        self._start()
+        results: dict[int, Any] = {}
+        for _, pipe in self._workers:
+            pipe.send((function, args))
+        for rank, (_, pipe) in enumerate(self._workers):
+            try:
+                results[rank] = pipe.recv() if pipe.poll(limit) else (None, "hangs")
+            except EOFError:
+                continue
+        self.stop()
+        for rank, (_, error) in results.items():
+            if error is not None:
+                pytest.fail(f"rank {rank} of {self.size}: {error}", pytrace=False)
+        return {rank: result for rank, (result, _) in results.items()}
 
     def _start(self) -> None:
         self._folder = tempfile.TemporaryDirectory()

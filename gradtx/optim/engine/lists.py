@@ -86,8 +86,6 @@ class MemberBundle(ListBundle):
         self.operations = phases
         self.members = members
         self.signature = signature
-        # The owners' results, and totals of one leaf, by leaf name.
-        self._results: list[dict[str, Any]] = []
         self._leaves: dict[str, Leaf] = {}
         self._chunks = _chunks_of(members, splits, signature)
         self.leaf_names = [chunk.names for chunk in self._chunks]
