@@ -30,6 +30,7 @@ from gradtx.distributed.layouts import (
     Piece,
     Team,
     can_be_owned,
+    check_order,
     pieces_at,
     pieces_of,
     placements_by_rows,
@@ -38,7 +39,7 @@ from gradtx.distributed.layouts import (
     whole_piece,
 )
 from gradtx.execution.execute import Leaf
-from gradtx.execution.owners import assigned
+from gradtx.execution.owners import assigned, has_regions
 from gradtx.optim.groups import GroupSettings, Values, are_identical
 from gradtx.optim.parameters import Members
 from gradtx.optim.run import Member
@@ -223,7 +224,18 @@ def _line(member: Member) -> str:
 def assign_owners(
     leaves: list[Leaf], members: Mapping[Tensor, Member], replicas: Team | None
 ) -> None:
-    """Assign an owner to each leaf that needs one and has none yet."""
+    """Assign an owner to each leaf that needs one and has none yet.
+
+    Raises:
+        ValueError: If the mesh of a leaf with owned operations does not say which rank has which entries.
+    """
+    for leaf in leaves:
+        param = leaf.key.param
+        if is_sharded(param) and has_regions(leaf.operations):
+            try:
+                check_order(param.device_mesh)
+            except ValueError as error:
+                raise ValueError(f"parameter {leaf.name!r}: {error}") from None
     leaves_of_team: dict[Team, list[Leaf]] = defaultdict(list)
     for leaf in leaves:
         is_owned = any(operation.owned_paths for operation in leaf.operations)
