@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -109,14 +110,24 @@ class Agreement:
 
     def report_failure(self, members: Members) -> None:
         """Report to ranks that are about to compare plans that this rank does not step."""
-        # If they have compared before, the other ranks do not compare either, unless they have whole parameters.
-        is_silent = members.replicas is None and self._agreed is not None
+        # The other ranks do not compare a known plan, unless they have whole parameters.
+        is_silent = members.replicas is None and self._is_known(members)
         if self.is_done or is_silent:
             return
         self.is_done = True
         teams = teams_of(members)
         found = unequal(teams, [FAILED] * len(teams))
         difference(teams, found, None, "step")
+
+    def _is_known(self, members: Members) -> bool:
+        """Whether the parameters and their gradients are those of the last plan, as far as a failed step shows it."""
+        if self._agreed is None:
+            return False
+        every, gradients, _ = self._agreed
+        present = list(itertools.chain.from_iterable(members.rows()))
+        return every == present and gradients == [
+            member.param.grad is not None for member in present
+        ]
 
 
 @dataclass

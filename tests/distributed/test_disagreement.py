@@ -130,6 +130,30 @@ def test_a_check_that_fails_on_one_rank_at_the_first_step_is_an_error_on_all(nam
     check(answers, named="rank 3 failed before this step; see the error raised on that rank", of_last="-1.0")
 
 
+def with_a_failing_check_later(name, change):
+    """A check fails on the last rank in a later step, whose plan has changed on all ranks."""
+    optimizer, params = on_two_meshes(OPTIMIZERS[name])
+    optimizer.step()
+    if change == "loaded":
+        optimizer.load_state_dict(optimizer.state_dict())
+    else:
+        params["columns.b"].grad = None
+    if is_last():
+        optimizer.param_groups[0]["lr"] = -1.0
+    text, at, _ = failure(optimizer, params)
+    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.step()
+    return text, at, True
+
+
+@by_day("loaded-muon", "gradient-soap")
+@pytest.mark.parametrize("name", ["adamw", "muon", "soap"])
+@pytest.mark.parametrize("change", ["loaded", "gradient"])
+def test_a_check_that_fails_on_one_rank_in_a_step_that_compares_is_an_error_on_all(change, name, four):
+    answers = four.run(with_a_failing_check_later, name, change, limit=DEADLINE)
+    check(answers, named="rank 3 failed before this step", of_last="-1.0")
+
+
 def with_another_count(name):
     optimizer, params = on_two_meshes(OPTIMIZERS[name])
     optimizer.step()
