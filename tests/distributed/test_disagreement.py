@@ -34,7 +34,7 @@ OPTIMIZERS = {
 }
 
 
-def on_two_meshes(tx):
+def on_two_meshes(tx, **options):
     """An optimizer of parameters on two meshes, with gradients, and the parameters."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     placed = {"columns": (mesh["dp"], [Shard(0)]), "grid": (mesh, [Shard(0), Shard(0)])}
@@ -45,7 +45,7 @@ def on_two_meshes(tx):
         value = torch.randn(shape, generator=generator)
         params[name] = torch.nn.Parameter(distribute_tensor(value, where, placements))
         params[name].grad = params[name].detach().clone()
-    return gradtx.as_optimizer(tx, list(params.items())), params
+    return gradtx.as_optimizer(tx, list(params.items()), **options), params
 
 
 def is_last():
@@ -316,12 +316,13 @@ class Lost:
             patch.stop()
 
 
-def replicated(tx):
+def replicated(tx, **options):
     generator = torch.Generator().manual_seed(0)
     params = {name: torch.nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in SHAPES.items()}
     for param in params.values():
         param.grad = param.detach().clone()
-    return gradtx.as_optimizer(tx, list(params.items()), process_group=distributed.group.WORLD), params
+    group = distributed.group.WORLD
+    return gradtx.as_optimizer(tx, list(params.items()), process_group=group, **options), params
 
 
 def everything(optimizer, params):
@@ -332,8 +333,9 @@ def messages_are_lost(name, kind):
     """Steps each of whose messages is lost once, and the same steps without a loss."""
     results = []
     for loses in (True, False):
-        make = {"two meshes": on_two_meshes, "replicas": replicated}[kind]
-        optimizer, params = make(LOSING[name])
+        make, _, compiled = kind.partition(", ")
+        make = {"two meshes": on_two_meshes, "replicas": replicated}[make]
+        optimizer, params = make(LOSING[name], compile=bool(compiled))
         optimizer.step()
         for _ in range(3):
             which, lost = 0, loses
@@ -356,6 +358,8 @@ def messages_are_lost(name, kind):
 
 KINDS = [(name, "two meshes") for name in LOSING]
 KINDS += [(name, "replicas") for name in ("muon", "soap", "clip and muon", "muon and soap", "accumulate")]
+KINDS += [(name, "two meshes, compiled") for name in ("lamb", "clip and muon", "muon and soap")]
+KINDS += [("muon", "replicas, compiled")]
 
 
 @by_day("muon-*", "lamb-*", "random-*", "muon and soap-two meshes", "adafactor-*")
