@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 import gradtx
 from gradtx.base.dtensor import local
 from gradtx.execution.owners import Exchange
+from tests.distributed.traffic import Traffic
 from tests.distributed.worlds import World
 from tests.tiers import by_day
 
@@ -46,6 +47,39 @@ def on_two_meshes(tx, **options):
         params[name] = torch.nn.Parameter(distribute_tensor(value, where, placements))
         params[name].grad = params[name].detach().clone()
     return gradtx.as_optimizer(tx, list(params.items()), **options), params
+
+
+# Two for each mesh; of a norm, one for each dimension of a mesh.
+HEALTHY = {"adamw": 0, "muon": 4, "soap": 4, "clip and muon": 7}
+
+
+def on_two_meshes_and_on_none(name):
+    """Steps on two meshes equal those of one process bit by bit; the number of messages of the last one."""
+    tx = LOSING.get(name, OPTIMIZERS.get(name))
+    optimizer, params = on_two_meshes(tx)
+    generator = torch.Generator().manual_seed(0)
+    plain = {key: torch.nn.Parameter(torch.randn(shape, generator=generator)) for key, shape in SHAPES.items()}
+    reference = gradtx.as_optimizer(tx, list(plain.items()))
+    for _ in range(3):
+        for key, param in params.items():
+            plain[key].grad = torch.randn(param.shape, generator=generator)
+            param.grad = distribute_tensor(plain[key].grad, param.device_mesh, param.placements)
+        with Traffic() as traffic:
+            optimizer.step()
+        reference.step()
+    tolerance = 1e-6 if "clip" in name else 0.0  # a norm is added in another order
+    for key, param in params.items():
+        shard = distribute_tensor(plain[key].detach(), param.device_mesh, param.placements)
+        torch.testing.assert_close(local(param), local(shard), rtol=tolerance, atol=tolerance)
+    assert 16 not in traffic.reduced
+    return traffic.count
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_steps_on_two_meshes_are_those_of_one_process_and_send_no_more_messages(name, four):
+    counts = four.run(on_two_meshes_and_on_none, name, limit=DEADLINE)
+    assert len(set(counts)) == 1
+    assert counts[0] == HEALTHY[name]
 
 
 def is_last():
