@@ -210,7 +210,29 @@ def test_another_number_of_steps_of_one_rank_is_an_error_on_all(name, four):
     check(four.run(with_another_count, name, limit=DEADLINE), named="after 0 steps" if name == "adamw" else "after 7")
 
 
-def in_sharded_replicas():
+def in_sharded_replicas(differs):
+    """Outer optimizers of two replicas, each sharded over two ranks; the last rank has another rate or fails a check."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "shard"))
+    param = torch.nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh["shard"], [Shard(0)]))
+    param.grad = torch.ones_like(param)
+    tx = gradtx.outer(gradtx.sgd(0.1), gradtx.sgd(0.7), 4, process_group=mesh["replica"])
+    optimizer = gradtx.as_optimizer(tx, [("w", param)])
+    if is_last():
+        optimizer.param_groups[0]["lr"] = {"rate": 0.2, "check": -1.0}[differs]
+    answer = failure(optimizer, {"w": param})
+    optimizer.param_groups[0]["lr"] = 0.1
+    for _ in range(5):
+        optimizer.step()
+    return answer
+
+
+@pytest.mark.parametrize("differs", ["rate", "check"])
+def test_a_shard_of_one_replica_that_disagrees_at_the_first_step_is_an_error_on_all(differs, four):
+    of_last = "-1.0" if differs == "check" else None
+    check(four.run(in_sharded_replicas, differs, limit=DEADLINE), of_last=of_last)
+
+
+def at_other_steps():
     """Outer optimizers of two replicas, each sharded over two ranks; the last one synchronizes more often."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "shard"))
     param = torch.nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh["shard"], [Shard(0)]))
@@ -226,7 +248,7 @@ def in_sharded_replicas():
 
 
 def test_outer_optimizers_of_sharded_replicas_that_disagree_raise_on_all_ranks(four):
-    texts, times, _ = zip(*four.run(in_sharded_replicas, limit=DEADLINE), strict=True)
+    texts, times, _ = zip(*four.run(at_other_steps, limit=DEADLINE), strict=True)
     assert max(times) - min(times) < 1
     assert len(set(texts)) == 1, texts
     assert "at step 4, every=4" in texts[0]
