@@ -211,7 +211,7 @@ def test_another_number_of_steps_of_one_rank_is_an_error_on_all(name, four):
 
 
 def in_sharded_replicas(differs):
-    """Outer optimizers of two replicas, each sharded over two ranks; the last rank has another rate or fails a check."""
+    """Outer optimizers of two replicas, each sharded over two ranks; the last rank has another rate or a fault."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "shard"))
     param = torch.nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh["shard"], [Shard(0)]))
     param.grad = torch.ones_like(param)
