@@ -22,7 +22,7 @@ from gradtx.distributed.agreement import (
     difference,
     digest_of,
     in_order,
-    includes_all,
+    there_and_back,
     unequal,
 )
 from gradtx.distributed.collectives import mean_over_ranks
@@ -254,7 +254,7 @@ class Synchronize(Enter):
         super().__init__(frame, scope, path, "outer")
         self._period = period
         self._sends = sends
-        self._team = team
+        self.partners = team
         if team is None:
             return
         if _torch.inside_transform() or torch.compiler.is_compiling():
@@ -289,13 +289,13 @@ class Synchronize(Enter):
         self._receive(leaf, means[leaf.name])
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
-        assert self._team is not None
+        assert self.partners is not None
         self._compare([leaf for leaf, _ in waiting])
         deltas = {}
         sums: dict[str, Tensor] = {}
         for leaf, (delta, magnitudes) in waiting:
             deltas[leaf.name], sums[leaf.name] = delta, magnitudes
-        means, totals = mean_over_ranks(deltas, total(sums), self._team)
+        means, totals = mean_over_ranks(deltas, total(sums), self.partners)
         if (
             _torch.readable(totals)
             and totals.max() - totals.min() > SAME * totals.max()
@@ -312,17 +312,16 @@ class Synchronize(Enter):
         Raises:
             RuntimeError: If ranks differ: their tensors would be of other sizes, or those of other steps.
         """
-        assert self._team is not None
+        assert self.partners is not None
         step = _known_step(self._scope.finished_updates() + 1)
         lines = [f"at step {step}, {self._period}"]
         for leaf in sorted(leaves, key=operator.attrgetter("name")):
             lines.append(f"leaf {leaf.name!r} of shape {tuple(leaf.shape)}")
         params = [leaf.inputs[1] for leaf in leaves]
         meshes = {param.device_mesh for param in params if is_sharded(param)}
-        teams = in_order([self._team, *map(team_of, sorted(meshes, key=str))])
-        if not includes_all(teams[-1], teams):
-            # Each replica is sharded over other ranks: there and back, so that all of them know.
-            teams = [*teams, *reversed(teams)]
+        # Each replica may be sharded over other ranks.
+        teams = in_order([self.partners, *map(team_of, sorted(meshes, key=str))])
+        teams = there_and_back(teams)
         found = unequal(teams, [digest_of(lines)] * len(teams))
         if found:
             text = difference(teams, found, [lines] * len(teams), "synchronize")

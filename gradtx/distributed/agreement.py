@@ -27,9 +27,16 @@ def in_order(teams: Sequence[Team]) -> list[Team]:
     return sorted(of_ranks.values(), key=lambda team: (team.size, team.ranks))
 
 
-def includes_all(team: Team, teams: Sequence[Team]) -> bool:
-    """Whether a team includes the ranks of all teams."""
-    return all(set(team.ranks).issuperset(other.ranks) for other in teams)
+def there_and_back(teams: Sequence[Team]) -> list[Team]:
+    """Return teams in the order of messages after which all ranks of a grid know what one of them knows.
+
+    Args:
+        teams: The teams of this rank, in order: every rank of the grid has one along each of its dimensions.
+    """
+    ranks = set(teams[-1].ranks)
+    if all(ranks.issuperset(team.ranks) for team in teams):
+        return list(teams)
+    return [*teams, *reversed(teams)]
 
 
 def digest_of(lines: Sequence[str]) -> int:

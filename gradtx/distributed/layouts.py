@@ -36,6 +36,7 @@ def first_entries(like: Any) -> list[int] | None:
         if not placement.is_replicate() and _plainly_sharded_dim(placement) is None:
             return None
     mesh = like.device_mesh
+    check_order(mesh)
     coordinate = tuple(mesh.get_coordinate())
     piece = _piece_at(coordinate, tuple(like.shape), mesh, like.placements)
     return [window.start for window in piece.window]
@@ -96,17 +97,40 @@ class Team:
         return self  # a process group cannot be copied
 
 
-@functools.cache
+# The team of each mesh, with the world and the mesh's process groups of that time.
+_TEAMS: dict[Any, tuple[Any, list[Any], Team]] = {}
+
+
 def team_of(mesh: DeviceMesh) -> Team:
-    """Return the ranks of a mesh as a team."""
-    ranks = mesh.mesh.flatten().tolist()
-    if len(ranks) == torch.distributed.get_world_size():
-        group = torch.distributed.group.WORLD
-    elif mesh.ndim == 1:
-        group = mesh.get_group()
-    else:
+    """Return the ranks of a mesh as a team.
+
+    Where process groups were destroyed and made again, a mesh is equal to an old one of the same ranks, but its team is
+    another one.
+    """
+    world = torch.distributed.group.WORLD
+    known = _TEAMS.get(mesh)
+    if known is not None and known[0] is world:
+        _, groups, team = known
+        if not groups or groups == _groups_of(mesh):
+            return team
+    for other in [other for other, (past, *_) in _TEAMS.items() if past is not world]:
+        del _TEAMS[other]
+    groups = []
+    group = world
+    if mesh.size() != torch.distributed.get_world_size():
+        groups = _groups_of(mesh)
+        group = groups[0]
+    if len(groups) > 1:
+        ranks = mesh.mesh.flatten().tolist()
         group = torch.distributed.new_group(ranks, use_local_synchronization=True)
-    return _team(group, torch.device(mesh.device_type))
+    team = _team(group, torch.device(mesh.device_type))
+    _TEAMS[mesh] = world, groups, team
+    return team
+
+
+def _groups_of(mesh: DeviceMesh) -> list[Any]:
+    """Return the process group of each dimension of a mesh."""
+    return list(map(mesh.get_group, range(mesh.ndim)))
 
 
 def team_of_group(option: str, group: Any) -> Team:
@@ -169,6 +193,22 @@ class Piece:
     @property
     def numel(self) -> int:
         return math.prod(self.shape)
+
+
+@functools.lru_cache(maxsize=64)
+def check_order(mesh: DeviceMesh) -> None:
+    """Check that the ranks of a mesh are in the order of its process groups, which is ascending.
+
+    Raises:
+        ValueError: If they are not: FSDP2 divides in the order of the groups, `distribute_tensor` in that of the mesh.
+    """
+    ranks = mesh.mesh
+    for dim in range(ranks.ndim):
+        if ranks.size(dim) > 1 and not bool((ranks.diff(dim=dim) > 0).all()):
+            raise ValueError(
+                f"the ranks of its mesh, {ranks.tolist()}, are not in ascending order, so it is unknown which of them "
+                "has which entries; build the mesh of ranks in ascending order"
+            )
 
 
 def ranks_along_rows(like: Any) -> int | None:
@@ -238,6 +278,7 @@ def pieces_at(
     shape: Shape, mesh: DeviceMesh, placements: Placements
 ) -> tuple[Piece, ...]:
     """Return the piece of each rank of a tensor with these placements."""
+    check_order(mesh)
     ranks = mesh.mesh
     piece_of_rank = {
         int(ranks[coordinate]): _piece_at(coordinate, shape, mesh, placements)

@@ -244,11 +244,13 @@ class Operation:
         role: "enter" or "leave" for the operations of a combinator around those of its inner transformation, which
             share a path; else "op".
         traits: What combinators and back ends may assume of it.
+        partners: The ranks with which it exchanges tensors in some steps, if any (`Team`).
     """
 
     path: Path = ()
     role = "op"
     traits = Traits()
+    partners: Any = None
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the dtype that it computes in."""

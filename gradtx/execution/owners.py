@@ -320,7 +320,7 @@ class Job:
     def device(self) -> torch.device:
         return self.shards["update"].device
 
-    @property
+    @functools.cached_property
     def team(self) -> Team:
         """The ranks that divide the work."""
         return team_for(self.template, self.region.replicas)

@@ -84,7 +84,11 @@ class Members:
 
     def __getstate__(self) -> dict[str, Any]:
         # The expanded chain consists of functions.
-        return {name: value for name, value in vars(self).items() if name != "expanded"}
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("expanded", "partners")
+        }
 
     @functools.cached_property
     def expanded(self) -> OptimizerRun:
@@ -102,6 +106,12 @@ class Members:
     def compares_rates(self) -> bool:
         """Whether a link compares later learning rates with that of construction."""
         return any(link.compares_rates for link in self.expanded.route.traits())
+
+    @functools.cached_property
+    def partners(self) -> list[Team]:
+        """The teams of other ranks with which links exchange tensors in some steps."""
+        operations = self.expanded.route.walk()
+        return [link.partners for link in operations if link.partners is not None]
 
     def without_state(self) -> Members:
         """Return a copy whose members have the same names and branches, but no state."""

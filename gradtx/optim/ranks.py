@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from gradtx.distributed.agreement import (
     difference,
     digest_of,
     in_order,
+    there_and_back,
     unequal,
 )
 from gradtx.distributed.collectives import BUCKET, Transfer
@@ -30,6 +32,7 @@ from gradtx.distributed.layouts import (
     Piece,
     Team,
     can_be_owned,
+    check_order,
     pieces_at,
     pieces_of,
     placements_by_rows,
@@ -38,7 +41,7 @@ from gradtx.distributed.layouts import (
     whole_piece,
 )
 from gradtx.execution.execute import Leaf
-from gradtx.execution.owners import assigned
+from gradtx.execution.owners import assigned, has_regions
 from gradtx.optim.groups import GroupSettings, Values, are_identical
 from gradtx.optim.parameters import Members
 from gradtx.optim.run import Member
@@ -63,6 +66,7 @@ class Agreement:
 
     def __init__(self) -> None:
         self._agreed: Any = None  # the last plan that all ranks had
+        self._has_begun = False
         self._parts: list[Part] = []
         # The values of groups, of the digests below.
         self._values: list[Values] = []
@@ -88,7 +92,7 @@ class Agreement:
         # If the ranks differ, the next attempt compares again.
         self._agreed = None
         if not is_known:
-            self._parts = _parts(intent, members)
+            self._parts = _parts(intent, members, self._teams_of(members))
         if not (is_known and are_identical(intent.values, self._values)):
             self._digests = [digest_of(part.lines(intent)) for part in self._parts]
             self._values = [] if _may_change(intent.values) else intent.values
@@ -100,6 +104,15 @@ class Agreement:
                 f"{members.who}: {difference(teams, found, lines, 'step')}"
             )
         self._agreed = intent.fingerprint
+        self._has_begun = True
+
+    def _teams_of(self, members: Members) -> list[Team]:
+        """Return the teams of an optimizer in the order of their messages."""
+        teams = _teams_of(members)
+        if self._has_begun or not (members.partners and teams):
+            return in_order(teams)
+        # Replicas, each of which is sharded, have gradients of their own; they begin together.
+        return there_and_back(in_order([*teams, *members.partners]))
 
     @property
     def has_several_teams(self) -> bool:
@@ -108,14 +121,24 @@ class Agreement:
 
     def report_failure(self, members: Members) -> None:
         """Report to ranks that are about to compare plans that this rank does not step."""
-        # If they have compared before, the other ranks do not compare either, unless they have whole parameters.
-        is_silent = members.replicas is None and self._agreed is not None
+        # The other ranks do not compare a known plan, unless they have whole parameters.
+        is_silent = members.replicas is None and self._is_known(members)
         if self.is_done or is_silent:
             return
         self.is_done = True
-        teams = teams_of(members)
+        teams = self._teams_of(members)
         found = unequal(teams, [FAILED] * len(teams))
         difference(teams, found, None, "step")
+
+    def _is_known(self, members: Members) -> bool:
+        """Whether the parameters and their gradients are those of the last plan, as far as a failed step shows it."""
+        if self._agreed is None:
+            return False
+        every, gradients, _ = self._agreed
+        present = list(itertools.chain.from_iterable(members.rows()))
+        return every == present and gradients == [
+            member.param.grad is not None for member in present
+        ]
 
 
 @dataclass
@@ -185,14 +208,14 @@ def _readable(value: Any) -> Any:
     return value.tolist() if is_number else value
 
 
-def teams_of(members: Members) -> list[Team]:
-    """Return the teams of an optimizer, in the order of their messages."""
+def _teams_of(members: Members) -> list[Team]:
+    """Return the ranks that divide the parameters of an optimizer, or the work on them."""
     teams = [] if members.replicas is None else [members.replicas]
     meshes = {param.device_mesh for param in members.by_param if is_sharded(param)}
-    return in_order([*teams, *map(team_of, sorted(meshes, key=str))])
+    return [*teams, *map(team_of, sorted(meshes, key=str))]
 
 
-def _parts(intent: Intent, members: Members) -> list[Part]:
+def _parts(intent: Intent, members: Members, teams: list[Team]) -> list[Part]:
     """Return what each team has in common, also a team none of whose parameters step here."""
     members_of: dict[tuple[int, ...], list[Member]] = defaultdict(list)
     for member in sorted(intent.stepping, key=lambda member: member.name):
@@ -200,7 +223,7 @@ def _parts(intent: Intent, members: Members) -> list[Part]:
             members_of[team_for(member.param, members.replicas).ranks].append(member)
     return [
         Part(team, members_of[team.ranks], list(map(_line, members_of[team.ranks])))
-        for team in teams_of(members)
+        for team in teams
     ]
 
 
@@ -223,7 +246,18 @@ def _line(member: Member) -> str:
 def assign_owners(
     leaves: list[Leaf], members: Mapping[Tensor, Member], replicas: Team | None
 ) -> None:
-    """Assign an owner to each leaf that needs one and has none yet."""
+    """Assign an owner to each leaf that needs one and has none yet.
+
+    Raises:
+        ValueError: If the mesh of a leaf with owned operations does not say which rank has which entries.
+    """
+    for leaf in leaves:
+        param = leaf.key.param
+        if is_sharded(param) and has_regions(leaf.operations):
+            try:
+                check_order(param.device_mesh)
+            except ValueError as error:
+                raise ValueError(f"parameter {leaf.name!r}: {error}") from None
     leaves_of_team: dict[Team, list[Leaf]] = defaultdict(list)
     for leaf in leaves:
         is_owned = any(operation.owned_paths for operation in leaf.operations)

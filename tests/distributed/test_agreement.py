@@ -206,3 +206,25 @@ def with_a_set():
 
 def test_a_set_among_arguments_has_another_order_in_each_process_and_is_the_same_plan(two):
     assert two.run(with_a_set, limit=20) == [pytest.approx(0.9)] * 2
+
+
+def replica_without_gradients(accumulates, earlier):
+    tx = gradtx.muon(lr=0.1, fallback=gradtx.adamw())
+    tx = gradtx.accumulate(tx, 2) if accumulates else tx
+    params = {name: torch.nn.Parameter(torch.eye(4)) for name in ("w", "v")}
+    optimizer = gradtx.as_optimizer(tx, list(params.items()), process_group=distributed.group.WORLD)
+    for step in range(earlier + 1):
+        for param in params.values():
+            param.grad = None if is_last() and step == earlier else torch.ones(4, 4)
+        if step < earlier:
+            optimizer.step()
+    return error_of(optimizer)
+
+
+@pytest.mark.parametrize("earlier", [0, 2])
+@pytest.mark.parametrize("accumulates", [False, True])
+def test_a_replica_without_any_gradient_is_an_error_on_all(accumulates, earlier, two):
+    first, second = two.run(replica_without_gradients, accumulates, earlier, limit=20)
+    assert first == second
+    assert "rank 0 steps parameter 'v'" in first
+    assert "rank 1 steps nothing there, as without gradients" in first

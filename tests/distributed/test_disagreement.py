@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 import gradtx
 from gradtx.base.dtensor import local
 from gradtx.execution.owners import Exchange
+from tests.distributed.traffic import Traffic
 from tests.distributed.worlds import World
 from tests.tiers import by_day
 
@@ -34,7 +35,7 @@ OPTIMIZERS = {
 }
 
 
-def on_two_meshes(tx):
+def on_two_meshes(tx, **options):
     """An optimizer of parameters on two meshes, with gradients, and the parameters."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     placed = {"columns": (mesh["dp"], [Shard(0)]), "grid": (mesh, [Shard(0), Shard(0)])}
@@ -45,7 +46,40 @@ def on_two_meshes(tx):
         value = torch.randn(shape, generator=generator)
         params[name] = torch.nn.Parameter(distribute_tensor(value, where, placements))
         params[name].grad = params[name].detach().clone()
-    return gradtx.as_optimizer(tx, list(params.items())), params
+    return gradtx.as_optimizer(tx, list(params.items()), **options), params
+
+
+# Two for each mesh; of a norm, one for each dimension of a mesh.
+HEALTHY = {"adamw": 0, "muon": 4, "soap": 4, "clip and muon": 7}
+
+
+def on_two_meshes_and_on_none(name):
+    """Steps on two meshes equal those of one process bit by bit; the number of messages of the last one."""
+    tx = LOSING.get(name, OPTIMIZERS.get(name))
+    optimizer, params = on_two_meshes(tx)
+    generator = torch.Generator().manual_seed(0)
+    plain = {key: torch.nn.Parameter(torch.randn(shape, generator=generator)) for key, shape in SHAPES.items()}
+    reference = gradtx.as_optimizer(tx, list(plain.items()))
+    for _ in range(3):
+        for key, param in params.items():
+            plain[key].grad = torch.randn(param.shape, generator=generator)
+            param.grad = distribute_tensor(plain[key].grad, param.device_mesh, param.placements)
+        with Traffic() as traffic:
+            optimizer.step()
+        reference.step()
+    tolerance = 1e-6 if "clip" in name else 0.0  # a norm is added in another order
+    for key, param in params.items():
+        shard = distribute_tensor(plain[key].detach(), param.device_mesh, param.placements)
+        torch.testing.assert_close(local(param), local(shard), rtol=tolerance, atol=tolerance)
+    assert 16 not in traffic.reduced
+    return traffic.count
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_steps_on_two_meshes_are_those_of_one_process_and_send_no_more_messages(name, four):
+    counts = four.run(on_two_meshes_and_on_none, name, limit=DEADLINE)
+    assert len(set(counts)) == 1
+    assert counts[0] == HEALTHY[name]
 
 
 def is_last():
@@ -130,6 +164,30 @@ def test_a_check_that_fails_on_one_rank_at_the_first_step_is_an_error_on_all(nam
     check(answers, named="rank 3 failed before this step; see the error raised on that rank", of_last="-1.0")
 
 
+def with_a_failing_check_later(name, change):
+    """A check fails on the last rank in a later step, whose plan has changed on all ranks."""
+    optimizer, params = on_two_meshes(OPTIMIZERS[name])
+    optimizer.step()
+    if change == "loaded":
+        optimizer.load_state_dict(optimizer.state_dict())
+    else:
+        params["columns.b"].grad = None
+    if is_last():
+        optimizer.param_groups[0]["lr"] = -1.0
+    text, at, _ = failure(optimizer, params)
+    optimizer.param_groups[0]["lr"] = 0.1
+    optimizer.step()
+    return text, at, True
+
+
+@by_day("loaded-muon", "gradient-soap")
+@pytest.mark.parametrize("name", ["adamw", "muon", "soap"])
+@pytest.mark.parametrize("change", ["loaded", "gradient"])
+def test_a_check_that_fails_on_one_rank_in_a_step_that_compares_is_an_error_on_all(change, name, four):
+    answers = four.run(with_a_failing_check_later, name, change, limit=DEADLINE)
+    check(answers, named="rank 3 failed before this step", of_last="-1.0")
+
+
 def with_another_count(name):
     optimizer, params = on_two_meshes(OPTIMIZERS[name])
     optimizer.step()
@@ -152,7 +210,29 @@ def test_another_number_of_steps_of_one_rank_is_an_error_on_all(name, four):
     check(four.run(with_another_count, name, limit=DEADLINE), named="after 0 steps" if name == "adamw" else "after 7")
 
 
-def in_sharded_replicas():
+def in_sharded_replicas(differs):
+    """Outer optimizers of two replicas, each sharded over two ranks; the last rank has another rate or a fault."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "shard"))
+    param = torch.nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh["shard"], [Shard(0)]))
+    param.grad = torch.ones_like(param)
+    tx = gradtx.outer(gradtx.sgd(0.1), gradtx.sgd(0.7), 4, process_group=mesh["replica"])
+    optimizer = gradtx.as_optimizer(tx, [("w", param)])
+    if is_last():
+        optimizer.param_groups[0]["lr"] = {"rate": 0.2, "check": -1.0}[differs]
+    answer = failure(optimizer, {"w": param})
+    optimizer.param_groups[0]["lr"] = 0.1
+    for _ in range(5):
+        optimizer.step()
+    return answer
+
+
+@pytest.mark.parametrize("differs", ["rate", "check"])
+def test_a_shard_of_one_replica_that_disagrees_at_the_first_step_is_an_error_on_all(differs, four):
+    of_last = "-1.0" if differs == "check" else None
+    check(four.run(in_sharded_replicas, differs, limit=DEADLINE), of_last=of_last)
+
+
+def at_other_steps():
     """Outer optimizers of two replicas, each sharded over two ranks; the last one synchronizes more often."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replica", "shard"))
     param = torch.nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh["shard"], [Shard(0)]))
@@ -168,7 +248,7 @@ def in_sharded_replicas():
 
 
 def test_outer_optimizers_of_sharded_replicas_that_disagree_raise_on_all_ranks(four):
-    texts, times, _ = zip(*four.run(in_sharded_replicas, limit=DEADLINE), strict=True)
+    texts, times, _ = zip(*four.run(at_other_steps, limit=DEADLINE), strict=True)
     assert max(times) - min(times) < 1
     assert len(set(texts)) == 1, texts
     assert "at step 4, every=4" in texts[0]
@@ -292,12 +372,13 @@ class Lost:
             patch.stop()
 
 
-def replicated(tx):
+def replicated(tx, **options):
     generator = torch.Generator().manual_seed(0)
     params = {name: torch.nn.Parameter(torch.randn(shape, generator=generator)) for name, shape in SHAPES.items()}
     for param in params.values():
         param.grad = param.detach().clone()
-    return gradtx.as_optimizer(tx, list(params.items()), process_group=distributed.group.WORLD), params
+    group = distributed.group.WORLD
+    return gradtx.as_optimizer(tx, list(params.items()), process_group=group, **options), params
 
 
 def everything(optimizer, params):
@@ -308,8 +389,9 @@ def messages_are_lost(name, kind):
     """Steps each of whose messages is lost once, and the same steps without a loss."""
     results = []
     for loses in (True, False):
-        make = {"two meshes": on_two_meshes, "replicas": replicated}[kind]
-        optimizer, params = make(LOSING[name])
+        make, _, compiled = kind.partition(", ")
+        make = {"two meshes": on_two_meshes, "replicas": replicated}[make]
+        optimizer, params = make(LOSING[name], compile=bool(compiled))
         optimizer.step()
         for _ in range(3):
             which, lost = 0, loses
@@ -332,6 +414,8 @@ def messages_are_lost(name, kind):
 
 KINDS = [(name, "two meshes") for name in LOSING]
 KINDS += [(name, "replicas") for name in ("muon", "soap", "clip and muon", "muon and soap", "accumulate")]
+KINDS += [(name, "two meshes, compiled") for name in ("lamb", "clip and muon", "muon and soap")]
+KINDS += [("muon", "replicas, compiled")]
 
 
 @by_day("muon-*", "lamb-*", "random-*", "muon and soap-two meshes", "adafactor-*")

@@ -23,6 +23,17 @@ MESSAGES = {
 }
 
 
+FALLBACK = gradtx.adamw(lr=0.1)
+# Of warm steps whose ranks share one mesh. To compare plans, they send nothing.
+WARM = {
+    "adamw": (gradtx.adamw(lr=0.1), 0),
+    "lamb": (gradtx.lamb(lr=0.1), 1),
+    "muon": (gradtx.muon(lr=0.1, fallback=FALLBACK), 2),
+    "soap": (gradtx.soap(lr=0.1), 2),
+    "clip and muon": (gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.muon(lr=0.1, fallback=FALLBACK)), 3),
+}
+
+
 def trained(tx, place, layers):
     generator = torch.Generator().manual_seed(0)
     params = {}
@@ -53,3 +64,14 @@ def divided_equals_whole(name, layers):
 @pytest.mark.parametrize("name", MESSAGES)
 def test_the_number_of_messages_does_not_depend_on_the_number_of_leaves(name, layers, two):
     assert two.run(divided_equals_whole, name, layers) == [MESSAGES[name][1]] * 2
+
+
+def messages_of_a_warm_step(name):
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    _, traffic = trained(WARM[name][0], lambda tensor: distribute_tensor(tensor, mesh, [Shard(0)]), 2)
+    return traffic.count
+
+
+@pytest.mark.parametrize("name", WARM)
+def test_a_warm_step_sends_no_message_to_compare_plans(name, four):
+    assert four.run(messages_of_a_warm_step, name) == [WARM[name][1]] * 4
