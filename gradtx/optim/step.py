@@ -91,6 +91,7 @@ class Step:
         run: Provides operations with old values and collects new ones.
         count: The number of finished steps, which schedules follow.
         members: The parameters that step.
+        continues: Whether all parameters step, as in the last step, in states and groups that are unchanged since.
         groups: The settings of the parameter groups.
         by_param: All parameters of the optimizer.
         structures: The static part of each group's hyperparameters.
@@ -158,15 +159,15 @@ class Step:
             self.structures.append(settings.structure)
         known = core.known_counts
         is_complete = known is not None and known.complete_for == self.structures
-        # A shortcut: all parameters step, as in the last step.
-        if is_complete and self._have_gradients:
-            self.members = self._every
-        else:
+        self.continues = is_complete and self._have_gradients
+        self.members = self._every
+        if not self.continues:
             for settings, row in zip(self.groups, self._rows, strict=True):
                 self._complete(settings, row)
-            self.members = self._stepping()
-        all_step = len(self.members) == len(self._every)
-        self._are_complete = all_step and self._have_gradients
+            stepping = self._stepping()
+            if len(stepping) < len(self._every):
+                self.members = stepping
+        self._are_complete = self._have_gradients and self.members is self._every
         self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
         self._routes: dict[tuple[int, torch.device], Route] = {}
@@ -631,12 +632,13 @@ def _count_up(bundles: Iterable[Any], after: Mapping[Any, DeviceCount]) -> None:
     counted: list[Member] = []  # on the host
     on_device: list[Member] = []
     for bundle in bundles:
-        for member in bundle.members:
-            if isinstance(member.count, int):
-                member.count += 1
-                counted.append(member)
-            else:
-                on_device.append(member)
+        if after:
+            for member in bundle.members:
+                (counted if isinstance(member.count, int) else on_device).append(member)
+        else:
+            counted += bundle.members
+    for member in counted:
+        member.count += 1  # type: ignore[operator]
     try:
         _torch.count_up_(list(map(STEP, map(STATE, counted))))
     except (RuntimeError, TypeError):  # the user has written an integer
