@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import operator
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -773,14 +774,23 @@ def records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool
     )
 
 
+SHAPE, DTYPE = operator.attrgetter("shape"), operator.attrgetter("dtype")
+LAYOUT = operator.attrgetter("layout")
+# Of most weights; those of other dtypes need a closer look.
+USUAL_DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
+STRIDED = frozenset((torch.strided,))
+STRINGS = frozenset((str,))
+
+
 def added(params: list[Tensor], steps: list[Tensor]) -> list[Tensor]:
     """Return new parameters, given their updates; one operation adds all plain tensors without derivatives."""
     dtypes = [param.dtype for param in params]
-    # torch stores float8, such as frozen weights, but does not add to it.
-    params = [
-        param.to(step.dtype) if is_stored_only(param.dtype) else param
-        for param, step in zip(params, steps, strict=True)
-    ]
+    if torch.compiler.is_dynamo_compiling() or not USUAL_DTYPES.issuperset(dtypes):
+        # torch stores float8, such as frozen weights, but does not add to it.
+        params = [
+            param.to(step.dtype) if is_stored_only(param.dtype) else param
+            for param, step in zip(params, steps, strict=True)
+        ]
     tensors = [*params, *steps]
     needs_each = (
         torch.compiler.is_dynamo_compiling()
@@ -796,7 +806,25 @@ def added(params: list[Tensor], steps: list[Tensor]) -> list[Tensor]:
     return [total.to(dtype) for total, dtype in zip(sums, dtypes, strict=True)]
 
 
+def _are_usual(params: Any, updates: Any) -> bool:
+    """Whether two trees are dicts of plain real tensors that match each other, in the same order."""
+    if type(params) is not dict or type(updates) is not dict:
+        return False
+    names, leaves = list(params), [*params.values(), *updates.values()]
+    return (
+        names == list(updates)
+        and STRINGS.issuperset(map(type, names))
+        and TYPES.issuperset(map(type, leaves))
+        and USUAL_DTYPES.issuperset(map(DTYPE, leaves))
+        and STRIDED.issuperset(map(LAYOUT, leaves))
+        and list(map(SHAPE, params.values())) == list(map(SHAPE, updates.values()))
+    )
+
+
 def apply_updates(params: Any, updates: Any) -> Any:
+    if not torch.compiler.is_dynamo_compiling() and _are_usual(params, updates):
+        sums = added(list(params.values()), list(updates.values()))
+        return dict(zip(params, sums, strict=True))
     by_name, unflatten = _tree.flatten(params, "params")
     steps, _ = _tree.flatten(updates, "updates")
     _tree.check_names(steps, by_name, "updates", "params")

@@ -94,6 +94,7 @@ class Step:
         run: Provides operations with old values and collects new ones.
         count: The number of finished steps, which schedules follow.
         members: The parameters that step.
+        continues: Whether all parameters step, as in the last step, in states and groups that are unchanged since.
         groups: The settings of the parameter groups.
         by_param: All parameters of the optimizer.
         structures: The static part of each group's hyperparameters.
@@ -164,8 +165,9 @@ class Step:
         known = core.known_counts
         is_complete = known is not None and known.complete_for == self.structures
         # A shortcut: all parameters step, as in the last step.
-        self._are_complete = is_complete and self._have_gradients
-        self.members = self._every if self._are_complete else self._completed()
+        self.continues = is_complete and self._have_gradients
+        self.members = self._every if self.continues else self._completed()
+        self._are_complete = self._have_gradients and self.members is self._every
         self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
         self._routes: dict[tuple[int, torch.device], Route] = {}
@@ -186,8 +188,7 @@ class Step:
         for settings, row in zip(self.groups, self._rows, strict=True):
             self._complete(settings, row)
         stepping = self._stepping()
-        self._are_complete = self._have_gradients and len(stepping) == len(self._every)
-        return stepping
+        return stepping if len(stepping) < len(self._every) else self._every
 
     def _count(self, core: Core) -> None:
         """Decide whether the device counts, and compute the counts after the step."""
@@ -697,12 +698,13 @@ def _count_up(bundles: Iterable[Any], after: Mapping[Any, DeviceCount]) -> None:
     counted: list[Member] = []  # on the host
     on_device: list[Member] = []
     for bundle in bundles:
-        for member in bundle.members:
-            if isinstance(member.count, int):
-                member.count += 1
-                counted.append(member)
-            else:
-                on_device.append(member)
+        if after:
+            for member in bundle.members:
+                (counted if isinstance(member.count, int) else on_device).append(member)
+        else:
+            counted += bundle.members
+    for member in counted:
+        member.count += 1  # type: ignore[operator]
     try:
         _torch.count_up_(list(map(STEP, map(STATE, counted))))
     except (RuntimeError, TypeError):  # the user has written an integer

@@ -403,7 +403,8 @@ class Update(GraphNode):
     def _by_program(self, arguments: Arguments, on_host: bool) -> Any:
         """Return the trees of the program; `on_host` is whether the host may read scalars."""
         assert self._program is not None
-        values = self._program.resolved(self._values(arguments), arguments.tensors)
+        values = self._values(arguments)
+        values = self._program.resolved(values, arguments.tensors, on_host)
         call = self._call(arguments)
         return self._program(call, arguments.tensors, values, arguments.extras, on_host)
 

@@ -6,7 +6,6 @@ Programs are cached by the structure of the trees, the dtypes and the shapes; th
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Set
@@ -78,8 +77,6 @@ def update(call: Call) -> Any:
     tensors: list[Any] = []
     try:
         structure = structure_of((updates, state, params), tensors)
-        if not are_dense(tensors):
-            return None
         equal_counts = _equal_counts(state)
     except UnsuitableError:
         return None
@@ -100,11 +97,11 @@ def update(call: Call) -> Any:
         programs = programs_by_key.setdefault(key, [])
     except TypeError:  # an option that cannot be hashed
         return None
-    if programs is None or records_gradients(tensors, hyperparameters.values):
+    if programs is None or records_gradients(tensors, hyperparameters.tensors):
         return None
-    program = next(
-        (candidate for candidate in programs if candidate.fits(tensors)), None
-    )
+    program = _program_for(tensors, programs)
+    if program is None and not are_dense(tensors):
+        return None
     if program is None:
         # Raises an error if the call is invalid.
         result = _pure.update(call)
@@ -119,14 +116,30 @@ def update(call: Call) -> Any:
         if len(programs_by_key) > MOST_STRUCTURES:
             oldest = next(iter(programs_by_key))
             programs_by_key.pop(oldest, None)  # another thread may have dropped it
-    values = program.resolved(hyperparameters.values, tensors)
-    if records_gradients((), values):  # a schedule depends on a learned tensor
-        return None
+    values = hyperparameters.values
+    if hyperparameters.scheduled:
+        values = program.resolved(values, tensors)
+        if records_gradients((), values):  # a schedule depends on a learned tensor
+            return None
     try:
         return program(call, tensors, values, known.values())
     except UnsuitableError:
         programs_by_key[key] = None
         return None
+
+
+def _program_for(
+    tensors: list[Tensor], programs: list[TreeProgram]
+) -> TreeProgram | None:
+    """Return the program for tensors; None if there is none, or a tensor is sparse or nested."""
+    for program in programs:
+        if program.have_same_layout(*tensors):
+            return program
+    if programs and are_dense(tensors):
+        for program in programs:
+            if program.fits(tensors):
+                return program
+    return None
 
 
 def _recorded(
@@ -292,7 +305,7 @@ class TreeProgram:
         rest = list(indices)
         self._of_results = range(len(tensors) - len(rest))
         params = tree_of(of_params, iter(rest))
-        self._have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
+        self.have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
         self._layouts = list(map(_layout, tensors))
         self._complex = [i for i, tensor in enumerate(tensors) if tensor.is_complex()]
         tensors = self._real(tensors)
@@ -439,12 +452,17 @@ class TreeProgram:
             counts.append(self._shared[path, "step"] if path else self._latest)
         return counts
 
-    def resolved(self, values: list[Any], tensors: list[Tensor]) -> list[Any]:
+    def resolved(
+        self, values: list[Any], tensors: list[Tensor], on_host: bool = True
+    ) -> list[Any]:
         """Return the hyperparameters of a call: schedules are called at every update, because they may change."""
         scalars = []
         for value, i in zip(values, self._counts, strict=True):
-            is_schedule = isinstance(value, Schedule)
-            scalars.append(resolve(value, tensors[i]) if is_schedule else value)
+            if isinstance(value, Schedule):
+                count = tensors[i]
+                is_known = on_host and not is_on_accelerator(count)
+                value = value.at(int(count)) if is_known else resolve(value, count)
+            scalars.append(value)
         return scalars
 
     def _needs_tree_run(self, clocks: Collection[Path]) -> bool:
@@ -460,7 +478,7 @@ class TreeProgram:
         """Whether tensors have the dtypes, devices, shapes and strides that the program was created for."""
         # The quick check rejects a tensor that occurs twice.
         return (
-            self._have_same_layout(*tensors)
+            self.have_same_layout(*tensors)
             or list(map(_layout, tensors)) == self._layouts
         )
 
@@ -486,12 +504,17 @@ class TreeProgram:
         run, leaves = Run(), {}
         if self._has_tree_run:
             run, leaves = _pure.begin(call, self._alone)
+        for i in self._counted:
+            results[i] = tensors[i] + 1
         calls: list[_TreeBundle] = []
         for bundle in self._bundles:
-            bundle = copy.copy(bundle)
-            bundle.tensors, bundle.results = tensors, results
+            bundle = bundle.of_call(tensors, results)
             shared = [tensors[i] for i in bundle.shared]
-            counts = tensors[bundle.count] + 1, tensors[self._latest]
+            after = results[bundle.count]
+            # A tensor that a rule may return must not be a result already.
+            if after is None or not on_host:
+                after = tensors[bundle.count] + 1
+            counts = after, tensors[self._latest]
             bundle.begin(run, [*counts, *scalars, *shared, *extras], on_host)
             calls.append(bundle)
         # The functions of a caller, such as `grad_fn`, may need autograd.
@@ -508,8 +531,6 @@ class TreeProgram:
         for path, values in run.new_shared.items():
             for name, value in values.items():
                 results[self._shared[path, name]] = value
-        for i in self._counted:
-            results[i] = tensors[i] + 1
         for i in self._complex:
             results[i] = None if results[i] is None else as_complex(results[i])
         if isinstance(run, TreeRun):
@@ -660,9 +681,16 @@ class _TreeBundle(ListBundle):
         names = [row.leaf.name for row in rows]
         self.leaf_names = [names[chunk] for chunk in self._chunks]
 
+    def of_call(self, tensors: list[Tensor], results: list[Any]) -> _TreeBundle:
+        """Return a copy for a call."""
+        bundle = object.__new__(_TreeBundle)
+        bundle.__dict__.update(self.__dict__, tensors=tensors, results=results)
+        return bundle
+
     def columns(self) -> Iterator[list[list[Tensor]]]:
+        tensor_at = self.tensors.__getitem__
         for chunk in self._chunks:
-            yield [[self.tensors[i] for i in column[chunk]] for column in self._columns]
+            yield [list(map(tensor_at, column[chunk])) for column in self._columns]
 
     def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
         for chunk, of_chunk in zip(self._chunks, results, strict=True):

@@ -1,4 +1,4 @@
-"""What a warm step of an optimizer without features calls: links and features that are absent cost nothing."""
+"""What warm steps and pure updates without features call: links and features that are absent cost nothing."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,7 @@ import gradtx
 PACKAGE = Path(gradtx.__file__).parent
 
 
-def walk_of(optimizer):
+def walk_of(step):
     """The functions of the package that one step calls, in order and by file, and how deep the calls are nested."""
     calls, depth, deepest = [], 0, 0
 
@@ -30,7 +30,7 @@ def walk_of(optimizer):
     before = sys.getprofile()
     sys.setprofile(observe)
     try:
-        optimizer.step()
+        step()
     finally:
         sys.setprofile(before)
     return calls, deepest
@@ -48,7 +48,7 @@ def warm(tx, leaves, **options):
 
 @pytest.mark.parametrize("leaves", [1, 16])
 def test_a_warm_step_of_adamw_is_short(leaves):
-    calls, deepest = walk_of(warm(gradtx.adamw(), leaves))
+    calls, deepest = walk_of(warm(gradtx.adamw(), leaves).step)
     functions = set(calls)
     assert len(functions) <= 40
     assert len({file for file, _ in functions}) <= 11
@@ -69,11 +69,31 @@ def clipped(tx):
 )
 @pytest.mark.parametrize("leaves", [1, 16])
 def test_a_schedule_and_a_clip_add_a_few_calls_for_all_leaves(tx, most, leaves):
-    calls, _ = walk_of(warm(tx, leaves))
+    calls, _ = walk_of(warm(tx, leaves).step)
     assert len(calls) <= most
 
 
 @pytest.mark.parametrize("leaves", [1, 16])
 def test_a_warm_step_of_compiled_adamw_is_short(leaves):
-    calls, _ = walk_of(warm(gradtx.adamw(), leaves, compile=True))
+    calls, _ = walk_of(warm(gradtx.adamw(), leaves, compile=True).step)
     assert len(calls) <= 60
+
+
+def test_a_pure_update_of_trees_that_were_seen_calls_nothing_for_each_leaf():
+    lengths = set()
+    for leaves in (2, 32):
+        params = {f"layers.{i}.weight": torch.ones(3, 3) for i in range(leaves)}
+        gradients = {name: param.clone() for name, param in params.items()}
+        tx = gradtx.adamw()
+        state = tx.init(params)
+
+        def step(tx=tx, state=state, params=params, gradients=gradients):
+            updates, _ = tx.update(gradients, state, params)
+            gradtx.apply_updates(params, updates)
+
+        for _ in range(2):
+            step()
+        calls, _ = walk_of(step)
+        lengths.add(len(calls))
+    assert len(lengths) == 1
+    assert max(lengths) <= 80

@@ -6,7 +6,7 @@ import logging
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class Plan:
     """The bundles of a step, and the parameters that step eagerly.
 
     Args:
-        fingerprint: Identifies the requests that the plan is for; see `fingerprint_of`.
+        fingerprint: Identifies the requests that the plan is for; see `_fingerprint_of`.
         members: The parameters that step.
         bundles: Those that programs run.
         rest: The others.
@@ -49,7 +49,7 @@ class Plan:
 
     def __init__(
         self,
-        fingerprint: Any,
+        fingerprint: Fingerprint,
         members: list[Member],
         bundles: list[Any],
         rest: list[Member],
@@ -59,14 +59,15 @@ class Plan:
         self.rest = rest
         self.reasons: dict[str, str] = {}
         self.gradients_are_as_planned = True
-        self._members = members
+        self.members = members
         self._states = [member.state for member in members]
         self._params = [member.param for member in members]
         gradients = list(map(GRADIENT, self._params))
         self._gradient_forms = list(map(form_of, gradients))
         # Links that process parameters without a gradient accept None, for which there is no such check.
         self._have_planned_layout: Callable[..., bool] | None = None
-        if all(isinstance(gradient, Tensor) for gradient in gradients):
+        have_gradients = all(isinstance(gradient, Tensor) for gradient in gradients)
+        if have_gradients:
             self._have_planned_layout = _torch.layout_check(gradients)
         # The slots that programs write; eager steps replace theirs.
         self._slot_states: list[dict[str, Any]] = []
@@ -82,6 +83,10 @@ class Plan:
         self._tensors = self._present_tensors()
         self._addresses = list(map(Tensor.data_ptr, self._tensors))
         self._have_same_layout = _torch.layout_check(self._tensors)
+        # Of gradients and all other tensors together.
+        self._are_planned: Callable[..., bool] | None = None
+        if have_gradients:
+            self._are_planned = _torch.layout_check([*gradients, *self._tensors])
 
     def _present_tensors(self) -> list[Tensor]:
         return [
@@ -92,10 +97,10 @@ class Plan:
     def is_of(self, by_param: Mapping[Tensor, Member]) -> bool:
         """Whether all of its tensors are still those of the parameters of an optimizer."""
         are_members = all(
-            by_param.get(member.param) is member for member in self._members
+            by_param.get(member.param) is member for member in self.members
         )
         if not are_members or any(
-            map(operator.is_not, map(STATE, self._members), self._states)
+            map(operator.is_not, map(STATE, self.members), self._states)
         ):
             return False
         present = self._present_tensors()
@@ -109,46 +114,61 @@ class Plan:
         if fingerprint != self.fingerprint:
             return False
         gradients = list(map(GRADIENT, self._params))
-        self.gradients_are_as_planned = (
-            self._have_planned_layout is not None
-            and self._have_planned_layout(*gradients)
-        )
-        have_other_strides = not self.gradients_are_as_planned
-        if have_other_strides and list(map(form_of, gradients)) != self._gradient_forms:
-            return False
         if not all(map(operator.is_, map(STATE, members), self._states)):
             return False
         present = self._present_tensors()
         if not (
             all(map(operator.is_, present, self._tensors))
             and list(map(Tensor.data_ptr, present)) == self._addresses
-            and self._have_same_layout(*present)
         ):
             return False
+        # A shortcut: one comparison of all tensors.
+        are_planned = self._are_planned
+        self.gradients_are_as_planned = True
+        if are_planned is None or not are_planned(*gradients, *present):
+            self.gradients_are_as_planned = (
+                self._have_planned_layout is not None
+                and self._have_planned_layout(*gradients)
+            )
+            have_forms = (
+                self.gradients_are_as_planned
+                or list(map(form_of, gradients)) == self._gradient_forms
+            )
+            if not (have_forms and self._have_same_layout(*present)):
+                return False
         return all(map(ARE_STILL_EQUAL, self._with_equal_slots))
 
 
-def fingerprint_of(step: Step, members: list[Member]) -> tuple[Any, ...]:
-    """Return everything that a plan depends on, except gradients and the addresses of tensors.
+# What a plan depends on, except gradients and the addresses of tensors: of the members, and of the step.
+Fingerprint: TypeAlias = tuple[Any, Any]
 
-    For counts, this is only which members have equal ones.
-    """
-    counts = list(map(COUNT, members))
-    last_with_count = dict(zip(counts, range(len(counts)), strict=True))
+
+def _fingerprint_of(
+    step: Step, members: list[Member], last: Plan | None
+) -> Fingerprint:
+    """Return what a plan depends on, given that of the last step."""
     trees = {}
     for name, tree in step.trees.items():
         trees[name] = {leaf: form_of(value) for leaf, value in tree.items()}
-    return (
-        members,
-        list(map(GROUP_AND_LAYOUT, members)),
-        list(map(last_with_count.__getitem__, counts)),
-        step.structures,
+    of_step = (
         step.scalar_dtypes,
         trees,
         torch.is_inference_mode_enabled(),
         step.scaling is not None,
         step.on_host,
     )
+    if last is not None and step.continues and members is last.members:
+        return last.fingerprint[0], of_step
+    counts = list(map(COUNT, members))
+    # Of counts, only which members have equal ones.
+    last_with_count = dict(zip(counts, range(len(counts)), strict=True))
+    of_members = (
+        members,
+        list(map(GROUP_AND_LAYOUT, members)),
+        list(map(last_with_count.__getitem__, counts)),
+        step.structures,
+    )
+    return of_members, of_step
 
 
 def form_of(tensor: Tensor | None) -> TensorKind | None:
@@ -252,8 +272,8 @@ class Engine(ABC):
             return [], members
         if not members:
             return [], members
-        fingerprint = fingerprint_of(step, members)
         plan = self.plans.get(released)
+        fingerprint = _fingerprint_of(step, members, plan)
         if plan is not None and not plan.matches(fingerprint, members):
             plan = None
         if plan is None and released is None:

@@ -40,7 +40,12 @@ from gradtx.optim.engine.views import (
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
-from gradtx.programs.bundle import NamedLeaf, list_function_of, scalars_for
+from gradtx.programs.bundle import (
+    PYTHON_NUMBERS,
+    NamedLeaf,
+    list_function_of,
+    scalars_for,
+)
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.lower import lower
 from gradtx.programs.phases import RecordedPhase
@@ -126,7 +131,7 @@ class PhaseKernels(ABC):
         """Return the scalars of the kernels as words of 64 bits, and those that the host does not know, by index."""
         values = list(map(scalars.__getitem__, self._positions))
         unknown: dict[int, Tensor] = {}
-        if Tensor in map(type, values):
+        if not PYTHON_NUMBERS.issuperset(map(type, values)):
             for i, (scalar, kind) in enumerate(zip(values, self.kinds, strict=True)):
                 if isinstance(scalar, Tensor):
                     wide = torch.float64 if kind == "d" else torch.int64
@@ -273,8 +278,8 @@ class CppKernels(PhaseKernels):
         text = self.text
         packed, unknown = self.packed(scalars)
         words = ctypes.create_string_buffer(packed, len(packed))
-        for i, word in unknown.items():  # on the host
-            words[8 * i : 8 * (i + 1)] = struct.pack("=q", int(word))
+        for i, word in unknown.items():
+            torch.frombuffer(words, dtype=torch.int64)[i].copy_(word)
         results = table.memory(self.rows, table.leaves)
         memory = [results]
         if text.sums:
