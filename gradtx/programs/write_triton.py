@@ -148,9 +148,8 @@ class TritonWriter(KernelWriter):
     def _is_tile(self) -> bool:
         kinds = {kind_of(node) for node in self._of_rows}
         has_values_of_rows = any(map(self._adds_rows, self._reduced))
-        return self._block in (1, *BLOCKS) and not (
-            "sum" in kinds or has_values_of_rows
-        )
+        is_known = self._block == 1 or (self._fixes_block and self._block in BLOCKS)
+        return is_known and not ("sum" in kinds or has_values_of_rows)
 
     def _tile(
         self, nodes: Sequence[Node], stored: Sequence[Store], stage: Sequence[Node]

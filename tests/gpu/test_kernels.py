@@ -400,13 +400,14 @@ def test_without_triton_compile_says_so_once(gpu, monkeypatch):
         (lambda: gradtx.adamw(lr=0.01, state_dtype="int8"), 1),
         (lambda: gradtx.adam_atan2(lr=0.01), 1),
         (lambda: gradtx.lamb(lr=0.01), 3),  # partial sums, sums, the step
-        (lambda: gradtx.adamp(lr=0.01), 15),  # for each shape, because a threshold depends on the length of a row
+        (lambda: gradtx.adamp(lr=0.01), 3),  # for all shapes: thresholds and lengths of rows are arguments
+        (lambda: gradtx.nero(lr=0.01), 1),
         (lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=0.01)), 17),  # most for the norm alone
     ],
-    ids=["adamw", "adamw int8", "adam_atan2", "lamb", "adamp", "clip"],
+    ids=["adamw", "adamw int8", "adam_atan2", "lamb", "adamp", "nero", "clip"],
 )
 def test_launches_of_a_warm_step(make, launches, counted):
-    params = {f"p{i}": torch.nn.Parameter(counted.to(torch.ones(4, i + 1))) for i in range(5)}
+    params = {f"p{i}": torch.nn.Parameter(counted.to(torch.ones(4, i + 2))) for i in range(5)}
     optimizer = gradtx.as_optimizer(make(), params.items(), compile=True)
     for t in range(3):
         for param in params.values():
