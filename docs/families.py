@@ -58,7 +58,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "muon": ("Muon", ("muon", "polargrad")),
     "muon_variants": (
         "Variants of Muon",
-        ("normuon", "adamuon", "aurora", "contra_muon", "namo"),
+        ("normuon", "adamuon", "aurora", "contra_muon", "muon_adam_atan2", "namo"),
     ),
     "scion": ("Steps of fixed norm", ("scion", "hyperball", "muown")),
     "manifolds": ("Weights that stay on a manifold", ("spectral_sphere",)),

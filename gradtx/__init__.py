@@ -49,8 +49,8 @@ def __dir__() -> list[str]:
 
 def _hint(name: str) -> str:
     """Return the equivalent of another library's name, or the closest spelling, for an error."""
-    from gradtx.base.counterparts import counterpart, plain
     from gradtx.base.messages import close
+    from gradtx.base.other_libraries import counterpart, plain
 
     hint = counterpart(name)
     for alias_name, class_name in _CLASSES.items():

@@ -16,6 +16,7 @@ from torch import Tensor
 from gradtx.base.exact import Betas, Scalar, Schedule
 from gradtx.base.inputs import are_parameters, as_builtin, as_tuples, named_dtype
 from gradtx.base.messages import describe, nearest, schedule_remedy, shortly
+from gradtx.base.other_libraries import OTHER_FORMS, name_here
 
 __all__ = [
     "AnyLength",
@@ -98,63 +99,6 @@ TYPES: dict[str, tuple[str, Any]] = {
     **dict.fromkeys(RANGES, ("NonNegative", Scalar)),
     "betas": ("Decays", Betas),
 }
-
-
-# Options of other libraries -> names here with the same values; the first one that a factory has applies.
-_OTHER_NAMES = {
-    **dict.fromkeys(("learning_rate", "step_size"), ("lr",)),
-    "weight_decouple": ("decoupled_weight_decay", "no_prox"),
-    "history_size": ("history",),
-    "ams_bound": ("amsgrad",),
-    "n_sma_threshold": ("rho_threshold",),
-    "cautious_wd": ("cautious_decay",),
-    "initial_accumulator": ("initial_accumulator_value",),
-    "constant": ("small_const",),
-    "bias_correction": ("use_bias_correction", "correct_bias"),
-    "warmup_steps": ("warmup",),
-    "p": ("gamma",),
-    "dampening": ("damping",),
-    "eps_2": ("eps2",),
-    "grokfast_alpha": ("alpha",),
-    "grokfast_lamb": ("lamb",),
-    "lambda_1": ("l1",),
-    "lambda_2": ("l2",),
-    "grad_accu_steps": ("clip_after",),
-    "t_max": ("total_steps",),
-    "update_proj_gap": ("every",),
-    "warmup_epoch": ("warmup_steps",),
-    "mask": ("where",),
-}
-# Those that have another form here, such as a link, and the hint for each.
-_OTHER_FORMS = {
-    **dict.fromkeys(
-        ("max_iter", "max_eval"),
-        "pass the number of iterations to the step: optimizer.step(closure, max_iter=20)",
-    ),
-    **dict.fromkeys(
-        ("tolerance_grad", "tolerance_change"),
-        "steps do not stop on their own: end the loop instead",
-    ),
-    "line_search_fn": 'use line_search(lbfgs(), conditions="strong_wolfe")',
-    "weight_decouple": "this optimizer has only one form of weight decay; omit it",
-    "fixed_decay": "add add_decayed_weights(weight_decay, fixed=True) after the optimizer",
-    "cautious": "add scale_by_caution(0.0) after the link that computes the direction; for the decay, pass "
-    "cautious_decay=True",
-    "mask": "wrap the call: masked(..., where) applies it to some parameters",
-    "kahan_sum": "add gradtx.compensate_rounding() as the last link",
-    "use_gc": "add gradtx.centralize() before the optimizer",
-    "use_lookahead": "add gradtx.lookahead() after the optimizer",
-    "use_orthograd": "add gradtx.orthogonalize_against_params() before the optimizer",
-    "compile_kwargs": "omit it; compile=True writes kernels of its own, which have no options",
-}
-
-
-def name_here(name: str, known: Collection[str]) -> str | None:
-    """Return the known name of another library's option, or None."""
-    for word in _OTHER_NAMES.get(name, ()):
-        if word in known:
-            return word
-    return None
 
 
 class UnfitError(ValueError):
@@ -316,7 +260,7 @@ class Argument:
         ranges = [self.range, *(interval for _, interval in self._entries)]
         kinds = ("scalar", "betas", "ints", "int", "int or function", "number")
         is_number = self.kind in kinds
-        return is_number and any(each.text != _NO_RANGE.text for each in ranges)
+        return is_number and any(allowed.text != _NO_RANGE.text for allowed in ranges)
 
     def check(self, value: Any) -> Any:
         """Convert `value` to the argument's kind, or raise a TypeError or ValueError that names the argument.
@@ -621,12 +565,14 @@ class Arguments:
                 shown.append(f"{argument.name}={text}")
         return shown
 
-    def sample(self, given: Collection[str] = (), value: Any = None) -> dict[str, Any]:
-        """Return values for the required arguments with which the factory can be called; `value` for those `given`."""
+    def sample(
+        self, set_names: Collection[str] = (), value: Any = None
+    ) -> dict[str, Any]:
+        """Return values for the required arguments with which the factory can be called; `value` for `set_names`."""
         return {
-            each.name: value if each.name in given else each.sample()
-            for each in self.all
-            if each.required
+            argument.name: value if argument.name in set_names else argument.sample()
+            for argument in self.all
+            if argument.required
         }
 
     def _use_with_parameters(self) -> str:
@@ -643,8 +589,8 @@ class Arguments:
         word = name_here(key, self.by_name)
         if word is not None:
             return f"did you mean {word!r}?"
-        if key in _OTHER_FORMS:
-            return _OTHER_FORMS[key]
+        if key in OTHER_FORMS:
+            return OTHER_FORMS[key]
         return nearest(key, self.by_name)
 
 

@@ -327,12 +327,12 @@ def put(state: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
         {'w': tensor([-2.])}
     """
     path = _find("put", state, name)
-    new = part = _copied(state)
+    new_state = part = _copied(state)
     *outer, last = path
     for key in outer:
         part = part[key]
     part[last] = _fitting(f"put: {'.'.join(path)}", value, part[last])
-    return new
+    return new_state
 
 
 def learning_rate(

@@ -133,8 +133,8 @@ class Memory:
         name_length = max(map(len, sizes))
         lines = [f"{'':{name_length}}  {'bytes':>16}  per entry"]
         for name, size in sizes.items():
-            each = size / max(self.entries, 1)
-            lines.append(f"{name:{name_length}}  {size:>16,}  {each:>9.2f}")
+            per_entry = size / max(self.entries, 1)
+            lines.append(f"{name:{name_length}}  {size:>16,}  {per_entry:>9.2f}")
         return "\n".join(lines)
 
 

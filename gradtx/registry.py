@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gradtx import schedules
-from gradtx.arguments import Argument, name_here
-from gradtx.base.counterparts import plain
+from gradtx.arguments import Argument
 from gradtx.base.exact import Scalar, Schedule
 from gradtx.base.inputs import as_builtin
 from gradtx.base.messages import describe, nearest, warn_user
+from gradtx.base.other_libraries import SCHEDULERS, name_here, plain
 from gradtx.base.selectors import named_in_model
 from gradtx.combinators.slow_weights import with_lookahead
 from gradtx.links.averaging import lookahead
@@ -57,28 +57,6 @@ _NO_RATES = (
     "proportion_schedule",
     "sigmoid_schedule",
 )
-# Names in torch and pytorch_optimizer that differ from ours.
-_OTHER_SCHEDULERS = {
-    "ConstantLR": "constant",
-    "LinearLR": "linear",
-    "PolynomialLR": "polynomial",
-    "ExponentialLR": "exponential",
-    "StepLR": "step",
-    "MultiStepLR": "multistep",
-    "CosineAnnealingLR": "cosine",
-    "CosineAnnealingWarmRestarts": "cosine_warm_restarts",
-    "OneCycleLR": "one_cycle",
-    "CyclicLR": "cyclic",
-    "LinearScheduler": "warmup_linear",
-    "CosineScheduler": "warmup_cosine",
-    "PolyScheduler": "warmup_poly",
-    "CosineAnnealingWarmupRestarts": "cosine_warmup_restarts",
-    "poly": "warmup_poly",
-    "cosine_annealing": "cosine",
-    "cosine_annealing_with_warm_restart": "cosine_warm_restarts",
-    "cosine_annealing_with_warmup": "cosine_warmup_restarts",
-    "warmup_stable_decay": "wsd",
-}
 
 
 @dataclass(frozen=True)
@@ -150,7 +128,7 @@ _SCHEDULERS = _Catalog(
         for name in schedules.__all__
         if hasattr(getattr(schedules, name), "arguments") and name not in _NO_RATES
     },
-    _OTHER_SCHEDULERS,
+    SCHEDULERS,
     nearest,
 )
 # The classes of users' aliases, by the alias's name.
@@ -343,9 +321,9 @@ def _translated(arguments: Mapping[str, Argument], options: Options) -> Options:
 def _parameters(model: Any, weight_decay: Any, ban_list: Sequence[str]) -> Any:
     """Return the parameters for the optimizer; if they have names, in groups with and without decay."""
     if isinstance(model, Tensor) or not isinstance(model, torch.nn.Module | Iterable):
-        given = "one tensor" if isinstance(model, Tensor) else describe(model)
+        received = "one tensor" if isinstance(model, Tensor) else describe(model)
         raise TypeError(
-            f"create_optimizer: needs a model or a list of parameters, got {given}"
+            f"create_optimizer: needs a model or a list of parameters, got {received}"
         )
     # By which the ban list may call a parameter.
     names: dict[Tensor, list[str]] = {}

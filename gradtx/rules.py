@@ -265,7 +265,9 @@ class Spec:
         """Return what makes a call or an update raise a ValueError, as clauses for a docstring."""
         clauses: list[str] = []
         own = [
-            each for each in self.arguments.all if each.name not in self.arguments.added
+            argument
+            for argument in self.arguments.all
+            if argument.name not in self.arguments.added
         ]
         if any(argument.has_range for argument in own):
             clauses.append("an argument is outside its range")
@@ -440,10 +442,10 @@ class Spec:
             ValueError: If the alias decays, but no link of it is decoupled decay that can be cautious.
         """
         # Those of the caller stay as they are.
-        given: set[int] = set()
+        kept: set[int] = set()
         for _, _, tx in _transformations(arguments):
-            given.update(map(id, (tx, *tx._children())))
-        cautious = with_cautious_decay(body, arguments["cautious_decay"], given)
+            kept.update(map(id, (tx, *tx._children())))
+        cautious = with_cautious_decay(body, arguments["cautious_decay"], kept)
         decay = arguments["weight_decay"]
         if cautious is body and not is_off(decay):
             remedy = ""
@@ -714,19 +716,19 @@ class FactoryCall(GradientTransformation):
 def with_cautious_decay(
     tx: GradientTransformation,
     cautious: bool | str,
-    given: set[int],
+    kept: set[int],
     is_first: bool = False,
 ) -> GradientTransformation:
     """Return a transformation whose decoupled decay is cautious; the same object if it has none.
 
-    Transformations whose id is among those `given` are not changed. Neither is decay in the first link of a chain,
+    Transformations whose id is among those `kept` are not changed. Neither is decay in the first link of a chain,
     which is coupled.
     """
-    if id(tx) in given:
+    if id(tx) in kept:
         return tx
     is_chain = isinstance(tx, Chain)
     children = tuple(
-        with_cautious_decay(child, cautious, given, is_chain and i == 0)
+        with_cautious_decay(child, cautious, kept, is_chain and i == 0)
         for i, child in enumerate(tx._children())
     )
     arguments: Bound = {}

@@ -586,7 +586,7 @@ def _check_owners(links: Iterable[GradientTransformation]) -> None:
                 f"chain: {owner._name} owns the learning rate and returns the final update, so "
                 f"{link._name} cannot follow it; pass lr and decay to {owner._name}, or remove one of the two links"
             )
-        owners = (each for each in link._every_link() if each._own_lr_role == "owner")
+        owners = (part for part in link._every_link() if part._own_lr_role == "owner")
         owner = next(owners, owner)
 
 
@@ -598,7 +598,7 @@ def _check_last(links: Iterable[GradientTransformation]) -> None:
                 f"chain: {last._name} returns the update to the rounded weight, so it must be last, but "
                 f"{link._name} follows it; only record may follow"
             )
-        if any(each._rounds for each in link._every_link()):
+        if any(part._rounds for part in link._every_link()):
             last = link
 
 
@@ -608,11 +608,11 @@ def _check_first(links: Iterable[GradientTransformation]) -> None:
         if first is None:
             first = link
             continue
-        for each in link._every_link():
-            if "makes gradient" in each._effects:
+        for part in link._every_link():
+            if "makes gradient" in part._effects:
                 raise ValueError(
-                    f"chain: {each._name} computes the gradient, so the updates of {first._name} before it would be "
-                    f"lost; make {each._name} the first link"
+                    f"chain: {part._name} computes the gradient, so the updates of {first._name} before it would be "
+                    f"lost; make {part._name} the first link"
                 )
 
 

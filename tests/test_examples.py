@@ -2,6 +2,8 @@
 
 import importlib.util
 import math
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -65,6 +67,22 @@ def test_the_example_runs_draws_its_plot_and_ends_with_its_figures(name, tmp_pat
     lines = capsys.readouterr().out.splitlines()
     assert closing in lines[-1]
     assert f"plot: {plot}" in lines
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_fsdp2_runs_by_torchrun_and_resumes_on_another_number_of_processes(tmp_path):
+    plot = tmp_path / "new folder" / "fsdp2.png"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    options = ["--steps", "4", "--resume-on", "1", "--plot", str(plot)]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*launch, str(EXAMPLES / "fsdp2.py"), *options], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert f"plot: {plot}" in lines
+    assert "loss after 4 steps: " in lines[-1]
+    assert float(lines[-1].rpartition(" ")[2]) < 1e-5
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 

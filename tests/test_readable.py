@@ -74,3 +74,19 @@ def test_hyperparameters_scalars_and_constants_are_not_called_numbers():
         node.attr for _, node in nodes() if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
     }
     assert {name for name in functions | attributes if "number" in parts(name)} <= NUMBERS
+
+
+def test_a_name_says_what_it_holds():
+    """No variable is called `given`, `each` or `one`; `new` stands only beside `old`, in the same scope."""
+    vague = []
+    for path, function in nodes():
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        names = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
+        names |= {
+            node.id for node in ast.walk(function) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        }
+        allowed = {"new"} if "old" in names or "pairwise" in ast.unparse(function) else set()
+        found = {"given", "each", "new", "one"} & names - allowed
+        vague += [f"{path.relative_to(PACKAGE)}: {function.name}: {name}" for name in sorted(found)]
+    assert vague == []

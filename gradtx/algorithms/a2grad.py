@@ -59,18 +59,18 @@ def scale_by_a2grad(
         t, old = ctx.time, state["avg_grad"]  # t = k + 1
         mean = old + (g - old) / t
         stray = (g - mean).square()
-        new = {"avg_grad": mean}
+        new_state = {"avg_grad": mean}
         if variant == "exp":
-            new["v_tilde"] = running_mean(state["v_tilde"], stray, rho)
-            new["v"] = torch.maximum(state["v"], new["v_tilde"])
+            new_state["v_tilde"] = running_mean(state["v_tilde"], stray, rho)
+            new_state["v"] = torch.maximum(state["v"], new_state["v_tilde"])
         else:
             keep = ((t - 1) / t).square() if variant == "inc" else 1.0
-            new["v"] = keep * state["v"] + stray
-        damping = safe_sqrt(t * new["v"] if variant == "exp" else new["v"])
+            new_state["v"] = keep * state["v"] + stray
+        damping = safe_sqrt(t * new_state["v"] if variant == "exp" else new_state["v"])
         step = g / (2 * lips / t + beta * damping)
-        x = new["x"] = state["x"] - step
+        x = new_state["x"] = state["x"] - step
         alpha, following = 2 / (t + 1), 2 / (t + 2)
-        return following * (x - p) - (1 - following) * alpha * step, new
+        return following * (x - p) - (1 - following) * alpha * step, new_state
 
     slots = {
         "x": start(slow=True),

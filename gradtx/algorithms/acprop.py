@@ -56,9 +56,9 @@ def scale_by_acprop(
         correction = torch.where(ctx.seen, correction, 1.0)
         old = state["max_exp_avg_var" if amsgrad else "exp_avg_var"]
         root = safe_sqrt(old / correction) + eps
-        m, _, new = average(g, state)
+        m, _, new_state = average(g, state)
         above = m / ctx.bias_correction(beta1) if momentum_update else g
-        return torch.where(first, above, quotient(above, root, floor=eps)), new
+        return torch.where(first, above, quotient(above, root, floor=eps)), new_state
 
     return {**moments, "exp_avg": linear()}, update
 

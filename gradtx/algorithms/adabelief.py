@@ -52,13 +52,13 @@ def scale_by_belief(
     moments, average = adam_moments(betas, amsgrad, belief_eps=eps)
 
     def update(g, state, p, ctx):
-        m, v, new = average(g, state)
+        m, v, new_state = average(g, state)
         if rectify:
             return rectified_direction(
                 m, v, ctx, betas, eps, 5.0, degenerated_to_sgd
-            ), new
+            ), new_state
         root = corrected_root(v, ctx, beta2)
-        return m / ctx.bias_correction(beta1) / (root + eps), new
+        return m / ctx.bias_correction(beta1) / (root + eps), new_state
 
     return moments, update
 

@@ -52,12 +52,12 @@ def scale_by_adabound(
     moments, average = adam_moments(betas, amsgrad)
 
     def update(update, state, param, ctx):
-        mean, square, new = average(update, state)
+        mean, square, new_state = average(update, state)
         reference, slot = reference_lr(state, lr)
         final, narrowing = quotient(final_lr, reference), gamma * ctx.time
         lowest, highest = final * (1 - 1 / (narrowing + 1)), final * (1 + 1 / narrowing)
         rates = hat_rate(safe_sqrt(square) + eps, ctx, betas).clamp(lowest, highest)
-        return rates * mean, {**new, **slot}
+        return rates * mean, {**new_state, **slot}
 
     return {**moments, "initial_lr": initial_lr(lr)}, update
 

@@ -67,7 +67,7 @@ def scale_by_factored_rms_torch(
         beta2, square = 1 - ctx.time**beta2_decay, g.square()
         if g.ndim < 2:
             variance = running_mean(state["variance"], square, beta2)
-            new = {"variance": variance}
+            new_state = {"variance": variance}
         else:
             sums = yield OfLeaf(
                 rows=square.sum(dim=-1, keepdim=True),
@@ -76,8 +76,8 @@ def scale_by_factored_rms_torch(
             old = state["row_var"], state["col_var"]
             rows, columns = averaged_means(*old, sums, g, beta2)
             variance = rows * columns / at_least(mean(rows, -2, keepdim=True), bound)
-            new = {"row_var": rows, "col_var": columns}
-        yield g / at_least(variance, bound * bound).sqrt(), new
+            new_state = {"row_var": rows, "col_var": columns}
+        yield g / at_least(variance, bound * bound).sqrt(), new_state
 
     slots = {
         "variance": square(vector_slot),
@@ -148,10 +148,10 @@ def scale_by_adafactor(
         if scale_parameter:
             sums = yield OfLeaf(square=p.square().sum())
             rate = rate * at_least(rms_of_sums(sums, p), eps)
-        step, new = rate * u, {}
+        step, new_state = rate * u, {}
         if beta1 is not None:
-            step = new["exp_avg"] = running_mean(state["exp_avg"], step, beta1)
-        yield plus_decay(-step, weight_decay, p, -rate), new
+            step = new_state["exp_avg"] = running_mean(state["exp_avg"], step, beta1)
+        yield plus_decay(-step, weight_decay, p, -rate), new_state
 
     return update if beta1 is None else ({"exp_avg": linear()}, update)
 

@@ -66,7 +66,7 @@ def scale_by_hessian(
 
     def update(g, state, p, ctx):
         D, v = ctx.hessian_diag, state["exp_hessian_diag_sq"]
-        new = {}
+        new_state = {}
         if update_period == 1:
             check_diagonal("scale_by_hessian", ctx)
         D = None if D is None else size(D)
@@ -75,17 +75,17 @@ def scale_by_hessian(
             D = old
             if latest is not None:
                 D = ctx.every(update_period, 1, lambda: latest, lambda: old)
-            new["hessian_diag"] = D
+            new_state["hessian_diag"] = D
         if D is not None:
             v = running_mean(v, D.square(), beta2)
         m = running_mean(state["exp_avg"], g, beta1)
-        new |= {"exp_avg": m, "exp_hessian_diag_sq": v}
+        new_state |= {"exp_avg": m, "exp_hessian_diag_sq": v}
         root = safe_pow(v / ctx.bias_correction(beta2), hessian_power / 2)
         u = m / ctx.bias_correction(beta1) / (root + eps)
         if not ctx.has_gradient:
             # Where no curvature is known yet, eps alone would be the divisor.
             u = torch.where(v == 0, 0.0, u)
-        return u, new
+        return u, new_state
 
     slots = {
         "exp_avg": ema(beta1),

@@ -64,8 +64,8 @@ def scale_by_adai(
         inertia = at_most(at_least(1 - beta0 * share, 0), 1 - eps)
         product = state["beta1_prod"] * inertia
         m = inertia * state["exp_avg"] + (1 - inertia) ** dampening * g
-        new = {"exp_avg": m, "exp_avg_sq": v, "beta1_prod": product}
-        yield factor * m / (1 - product), new
+        new_state = {"exp_avg": m, "exp_avg_sq": v, "beta1_prod": product}
+        yield factor * m / (1 - product), new_state
 
     return {
         **MOMENTS,

@@ -64,12 +64,12 @@ def scale_by_adam(
     moments, average = adam_moments(betas, amsgrad)
 
     def update(update, state, param, ctx):
-        mean, square, new = average(update, state)
+        mean, square, new_state = average(update, state)
         ahead = running_mean(mean, update, beta1) if nesterov else mean
         if not correct_bias:
-            return ahead / (safe_sqrt(square) + eps), new
+            return ahead / (safe_sqrt(square) + eps), new_state
         root = corrected_root(square, ctx, beta2)
-        return ahead / ctx.bias_correction(beta1) / (root + eps), new
+        return ahead / ctx.bias_correction(beta1) / (root + eps), new_state
 
     return moments, update
 
@@ -118,12 +118,12 @@ def scale_by_adam_hat(
     moments, average = adam_moments(betas, amsgrad)
 
     def update(update, state, param, ctx):
-        mean, square, new = average(update, state)
+        mean, square, new_state = average(update, state)
         root = safe_sqrt(square)
         root = root + eps if softplus is None else smooth(root, softplus)
         if not is_off(partial, 0.5):
             root = safe_pow(root, 2 * partial)
-        return hat_rate(root, ctx, corrected) * mean, new
+        return hat_rate(root, ctx, corrected) * mean, new_state
 
     return moments, update
 

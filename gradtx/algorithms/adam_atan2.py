@@ -62,13 +62,13 @@ def scale_by_atan2(
     moments, average = adam_moments(betas)
 
     def update(update, state, param, ctx):
-        mean, square, new = average(update, state)
+        mean, square, new_state = average(update, state)
         root = corrected_root(square, ctx, beta2)
         # A common positive factor does not change the angle, so only one operand is rescaled.
         direction = atan2(mean, b * ctx.bias_correction(beta1) * root)
         if not is_off(cautious_factor, 1.0):
             direction = direction * caution(direction, update, cautious_factor)
-        return a * direction, new
+        return a * direction, new_state
 
     return moments, update
 

@@ -46,8 +46,8 @@ def scale_by_adamax(betas=(0.9, 0.999), eps=1e-8):
     def update(g, state, p, ctx):
         m = running_mean(state["exp_avg"], g, beta1)
         largest = torch.maximum(beta2 * state["exp_inf"], g.abs() + eps)
-        new = {"exp_avg": m, "exp_inf": largest}
-        return m / (ctx.bias_correction(beta1) * largest), new
+        new_state = {"exp_avg": m, "exp_inf": largest}
+        return m / (ctx.bias_correction(beta1) * largest), new_state
 
     return {"exp_avg": average_of(beta1), "exp_inf": square()}, update
 

@@ -62,11 +62,13 @@ def scale_by_adamod(
     moments, average = adam_moments(betas)
 
     def update(g, state, p, ctx):
-        m, v, new = average(g, state)
+        m, v, new_state = average(g, state)
         rates = lr * hat_rate(safe_sqrt(v) + eps, ctx, betas)
-        usual = new["exp_avg_lr"] = running_mean(state["exp_avg_lr"], rates, beta3)
+        usual = new_state["exp_avg_lr"] = running_mean(
+            state["exp_avg_lr"], rates, beta3
+        )
         step = -torch.minimum(rates, usual) * m
-        return plus_decay(step, weight_decay, p, -lr), new
+        return plus_decay(step, weight_decay, p, -lr), new_state
 
     return {**moments, "exp_avg_lr": square()}, update
 

@@ -49,11 +49,11 @@ def scale_by_adam_stable_decay(
     moments, average = adam_moments(betas, amsgrad)
 
     def update(update, state, param, ctx):
-        mean, square, new = average(update, state)
+        mean, square, new_state = average(update, state)
         square = square / ctx.bias_correction(beta2)
         total = yield {"square": square.sum(), "count": square.numel()}
         direction = mean / ctx.bias_correction(beta1) / (safe_sqrt(square) + eps)
-        yield direction + stable_decay(weight_decay, total) * param, new
+        yield direction + stable_decay(weight_decay, total) * param, new_state
 
     return moments, update
 

@@ -47,7 +47,7 @@ def scale_by_adan(betas=(0.98, 0.92, 0.99), eps=1e-8):
 
     def update(g, state, p, ctx):
         change = change_of(g, state, ctx)
-        new = {
+        new_state = {
             "exp_avg": running_mean(state["exp_avg"], g, beta1),
             "exp_avg_diff": running_mean(state["exp_avg_diff"], change, beta2),
             "exp_avg_sq": running_mean(
@@ -56,9 +56,9 @@ def scale_by_adan(betas=(0.98, 0.92, 0.99), eps=1e-8):
             "previous_grad": g,
         }
         share = beta2 / ctx.bias_correction(beta2)
-        m = new["exp_avg"] / ctx.bias_correction(beta1)
-        root = corrected_root(new["exp_avg_sq"], ctx, beta3)
-        return (m + share * new["exp_avg_diff"]) / (root + eps), new
+        m = new_state["exp_avg"] / ctx.bias_correction(beta1)
+        root = corrected_root(new_state["exp_avg_sq"], ctx, beta3)
+        return (m + share * new_state["exp_avg_diff"]) / (root + eps), new_state
 
     return {
         "exp_avg": linear(),

@@ -71,9 +71,9 @@ def scale_by_adanorm(
         v = running_mean(state["exp_avg_sq"], g.square(), beta2)
         if accumulate_eps:
             v = v + eps
-        new = {"exp_avg": m, "exp_avg_sq": v, "exp_grad_norm": usual}
-        root = corrected_root(peak(new, state, "exp_avg_sq", amsgrad), ctx, beta2)
-        return m / ctx.bias_correction(beta1) / (root + eps), new
+        new_state = {"exp_avg": m, "exp_avg_sq": v, "exp_grad_norm": usual}
+        root = corrected_root(peak(new_state, state, "exp_avg_sq", amsgrad), ctx, beta2)
+        return m / ctx.bias_correction(beta1) / (root + eps), new_state
 
     return {**moments, "exp_avg": linear(), "exp_grad_norm": scalar()}, update
 

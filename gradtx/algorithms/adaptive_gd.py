@@ -94,7 +94,7 @@ def scale_by_local_smoothness(
         )
         limited = torch.where(free, measured, torch.minimum(grown, measured)) + eps
         size = torch.where(known, limited, grown)
-        new = {
+        new_state = {
             "prev_param": p,
             "previous_grad": ctx.grad,
             "step_size": size,
@@ -103,8 +103,10 @@ def scale_by_local_smoothness(
         moves = (
             rate != 0
         )  # otherwise the next measurement would be of a step of length 0
-        new = {name: torch.where(moves, new[name], state[name]) for name in new}
-        yield torch.where(moves, -size * (g + weight_decay * p), 0.0), new
+        new_state = {
+            name: torch.where(moves, new_state[name], state[name]) for name in new_state
+        }
+        yield torch.where(moves, -size * (g + weight_decay * p), 0.0), new_state
 
     return {"prev_param": start(), "previous_grad": linear()}, update
 

@@ -67,8 +67,8 @@ def scale_by_adasmooth(
         straightness = quotient(total.abs(), path)
         rate = ((slow - fast) * straightness + (1 - slow)).square()
         v = rate * g.square() + (1 - rate) * state["exp_avg_sq"]
-        new = {"exp_avg_sq": v, "prev_param": p, "sum": total, "abs_sum": path}
-        return g / safe_sqrt(v + eps), new
+        new_state = {"exp_avg_sq": v, "prev_param": p, "sum": total, "abs_sum": path}
+        return g / safe_sqrt(v + eps), new_state
 
     return {
         "prev_param": start(),

@@ -61,10 +61,10 @@ def scale_by_ademamix(
     moments, average = adam_moments((beta1, beta2))
 
     def update(g, state, p, ctx):
-        m, v, new = average(g, state)
-        slow = new["exp_avg_slow"] = running_mean(state["exp_avg_slow"], g, beta3)
+        m, v, new_state = average(g, state)
+        slow = new_state["exp_avg_slow"] = running_mean(state["exp_avg_slow"], g, beta3)
         root = corrected_root(v, ctx, beta2) + eps
-        return (m / ctx.bias_correction(beta1) + alpha * slow) / root, new
+        return (m / ctx.bias_correction(beta1) + alpha * slow) / root, new_state
 
     return {**moments, "exp_avg_slow": linear(slow=True)}, update
 

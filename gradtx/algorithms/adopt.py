@@ -75,8 +75,8 @@ def scale_by_adopt(
         if clip_exponent is not None:
             bound = (ctx.time - 1) ** clip_exponent
             normal = normal.clamp(-bound, bound)
-        new = _after_first(normal, g, state, betas, ctx)
-        return new["exp_avg"], new
+        new_state = _after_first(normal, g, state, betas, ctx)
+        return new_state["exp_avg"], new_state
 
     return MOMENTS, update
 
@@ -117,11 +117,11 @@ def scale_by_adopt_atan2(
 
     def update(g, state, p, ctx):
         old, v = state["exp_avg"], state["exp_avg_sq"]
-        new = _after_first(atan2(g, b * safe_sqrt(v)), g, state, betas, ctx)
-        direction = new["exp_avg"]
+        new_state = _after_first(atan2(g, b * safe_sqrt(v)), g, state, betas, ctx)
+        direction = new_state["exp_avg"]
         if not is_off(cautious_factor, 1.0):
             direction = direction * caution(old, g, cautious_factor)
-        return a * direction, new
+        return a * direction, new_state
 
     return MOMENTS, update
 

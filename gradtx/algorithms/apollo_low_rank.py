@@ -73,8 +73,8 @@ def scale_by_apollo_low_rank(
     def finish(leaf, u):
         correction = hat_rate(1.0, leaf.ctx, betas)  # of the inner Adam
         ratios = norm_ratios(leaf, u / correction, by_channel)
-        u, new = limit_growth(leaf, before * leaf.update * ratios, limit)
-        return correction * after * u, new
+        u, new_state = limit_growth(leaf, before * leaf.update * ratios, limit)
+        return correction * after * u, new_state
 
     options = rank, update_proj_gap, projection, side, "keep", seed
     return Space(adam, Projection(finish, *options, ("last_norm",)))

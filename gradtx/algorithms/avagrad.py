@@ -52,7 +52,7 @@ def scale_by_avagrad(betas=(0.9, 0.999), eps=0.1, lagged_norm=False):
     moments, average = adam_moments(betas)
 
     def update(g, state, p, ctx):
-        m, _, new = average(g, state)
+        m, _, new_state = average(g, state)
         earlier, seen = state["exp_avg_sq"], ctx.seen
         correction = torch.where(seen, ctx.bias_correction(beta2, ctx.step - 1), 1.0)
         eta = quotient(1.0, safe_sqrt(earlier / correction) + eps, seen)
@@ -63,8 +63,8 @@ def scale_by_avagrad(betas=(0.9, 0.999), eps=0.1, lagged_norm=False):
         total = yield {"square": late.square().sum(), "count": count}
         gamma = safe_sqrt(quotient(total["count"], total["square"]))
         if lagged_norm:
-            gamma, new = state["gamma"], new | {"gamma": gamma}
-        yield gamma / ctx.bias_correction(beta1) * eta * m, new
+            gamma, new_state = state["gamma"], new_state | {"gamma": gamma}
+        yield gamma / ctx.bias_correction(beta1) * eta * m, new_state
 
     return moments, update
 

@@ -67,16 +67,16 @@ def scale_by_bcos(
         )
 
     def update(g, state, p, ctx):
-        new, old, direction = {}, g, g
+        new_state, old, direction = {}, g, g
         if mode != "g":
             old = torch.where(ctx.seen, state["exp_avg"], ctx.grad)
-            direction = new["exp_avg"] = running_mean(old, g, beta)
+            direction = new_state["exp_avg"] = running_mean(old, g, beta)
         if mode == "c":
             v = conditional(old, g)
         else:
             before = torch.where(ctx.seen, state["exp_avg_sq"], ctx.grad.square())
-            v = new["exp_avg_sq"] = running_mean(before, direction.square(), keep)
-        return quotient(direction, safe_sqrt(v) + eps, floor=eps), new
+            v = new_state["exp_avg_sq"] = running_mean(before, direction.square(), keep)
+        return quotient(direction, safe_sqrt(v) + eps, floor=eps), new_state
 
     slots = {
         "exp_avg": linear() if mode != "g" else None,

@@ -55,8 +55,8 @@ def scale_by_confidence(
         residual = (u - m).square() + eps
         rows = running_mean(state["exp_avg_res_row"], mean(residual, -1), beta3)
         columns = running_mean(state["exp_avg_res_col"], mean(residual, -2), beta3)
-        new = {"exp_avg": m, "exp_avg_res_row": rows, "exp_avg_res_col": columns}
-        return over_root(m, rows, columns), new
+        new_state = {"exp_avg": m, "exp_avg_res_row": rows, "exp_avg_res_col": columns}
+        return over_root(m, rows, columns), new_state
 
     slots = {
         "exp_avg": ema(beta1),

@@ -48,14 +48,14 @@ def scale_by_cocob(alpha: NonNegative = 100.0, eps=1e-8):
         reward = at_least(state["reward"] - g * (p - start), 0.0)
         total = state["grad_sum"] - g
         bet = quotient(size + reward, size * torch.maximum(path + size, alpha * size))
-        new = {
+        new_state = {
             "param_init": start,
             "scale": size,
             "abs_sum": path,
             "reward": reward,
             "grad_sum": total,
         }
-        return start + bet * total - p, new
+        return start + bet * total - p, new_state
 
     return {
         "param_init": start(),

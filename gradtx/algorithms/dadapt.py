@@ -63,14 +63,14 @@ def resting(
     size: Tensor,
     state: dict[str, Tensor],
     direction: Tensor,
-    new: dict[str, Tensor],
+    new_state: dict[str, Tensor],
     shared: dict[str, Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return a rule's results; without a gradient so far (size 0), neither weights nor shared values change."""
     rests = size == 0
     for slot, value in shared.items():
-        new[slot] = torch.where(rests, state[slot], value)
-    return torch.where(rests, 0.0, direction), new
+        new_state[slot] = torch.where(rests, state[slot], value)
+    return torch.where(rests, 0.0, direction), new_state
 
 
 def corrected_rate(d: Tensor, lr, betas, use_bias_correction: bool, ctx) -> Tensor:
@@ -148,11 +148,11 @@ def scale_by_dadapt_adagrad(
             direction = -((1 - momentum) * (state["x0"] - s / root - p))
         squares, size = state["gsq_weighted"] + total["square"], total["size"]
         d = estimated(state["d"], total["weighted"] - squares, size, growth_rate)
-        new, shared = (
+        new_state, shared = (
             {"alphak": accumulated, "sk": s},
             {"d": d, "gsq_weighted": squares},
         )
-        yield resting(size, state, direction, new, shared)
+        yield resting(size, state, direction, new_state, shared)
 
     return {
         "alphak": square(lambda p: torch.full_like(p, 1e-6), slow=True),
@@ -224,9 +224,9 @@ def scale_by_dadapt_adam(
         r = running_mean(state["numerator_weighted"], total["product"], keep)
         d = estimated(d, r, (1 - keep) * total["size"], growth_rate)
         direction = plus_decay(m / (safe_sqrt(v) + eps), weight_decay, p, rate)
-        new = {"exp_avg": m, "exp_avg_sq": v, "s": s}
+        new_state = {"exp_avg": m, "exp_avg_sq": v, "s": s}
         shared = {"d": d, "numerator_weighted": r}
-        yield resting(total["size"], state, direction, new, shared)
+        yield resting(total["size"], state, direction, new_state, shared)
 
     return {
         **MOMENTS,
@@ -364,7 +364,7 @@ def scale_by_dadapt_adan(
         direction = plus_decay((m + beta2 * f) / root, weight_decay, p, rate)
         if not (no_prox or is_off(weight_decay)):
             direction = direction / (1 + rate * weight_decay)
-        new = {
+        new_state = {
             "exp_avg": m,
             "exp_avg_diff": f,
             "exp_avg_sq": v,
@@ -372,7 +372,7 @@ def scale_by_dadapt_adan(
             "previous_grad": g,
         }
         shared = {"d": d, "gsq_weighted": squares}
-        yield resting(size, state, direction, new, shared)
+        yield resting(size, state, direction, new_state, shared)
 
     slots = {
         "exp_avg": linear(),

@@ -40,10 +40,10 @@ def scale_by_diffgrad(betas=(0.9, 0.999), eps=1e-8):
     moments, average = adam_moments(betas)
 
     def update(update, state, param, ctx):
-        mean, square, new = average(update, state)
+        mean, square, new_state = average(update, state)
         friction = (state["previous_grad"] - update).abs().sigmoid()
         direction = hat_rate(safe_sqrt(square) + eps, ctx, betas) * mean
-        return friction * direction, {**new, "previous_grad": update}
+        return friction * direction, {**new_state, "previous_grad": update}
 
     return {**moments, "previous_grad": linear()}, update
 

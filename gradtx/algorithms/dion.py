@@ -144,15 +144,15 @@ def orthogonalize_slices(
         dim = 0 if select == "rows" or (select == "short" and is_wide) else 1
         chosen = _largest_slices(momentum, dim, fraction)
         part = momentum.index_select(dim, chosen)
-        u, new = iterate(part), {}
+        u, new_state = iterate(part), {}
         if beta2 is not None:
             v = state["exp_avg_sq"]
             v_of_part = v.index_select(0, chosen) if dim == 0 else v
             u, v_of_part = equalized(u, v_of_part, beta2, neuron_eps)
             v = v.index_copy(0, chosen, v_of_part) if dim == 0 else v_of_part
-            new["exp_avg_sq"] = v
-        new["momentum"] = momentum.index_copy(dim, chosen, ef_decay * part)
-        return torch.zeros_like(g).index_copy(dim, chosen, u), new
+            new_state["exp_avg_sq"] = v
+        new_state["momentum"] = momentum.index_copy(dim, chosen, ef_decay * part)
+        return torch.zeros_like(g).index_copy(dim, chosen, u), new_state
 
     slots = {
         "momentum": linear(),

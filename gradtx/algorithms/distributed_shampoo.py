@@ -135,19 +135,19 @@ def scale_by_distributed_shampoo(
         return (step == start) | (step > start) & (step % precondition_frequency == 0)
 
     def update(g, state, p, ctx):
-        f, new, blocked = g, {}, blocks_of(g)
+        f, new_state, blocked = g, {}, blocks_of(g)
         if not is_off(beta1):
             m = state["filtered_grad"]
-            new["filtered_grad"] = running_mean(m, g, beta1)
+            new_state["filtered_grad"] = running_mean(m, g, beta1)
             f = running_mean(m, g, beta3)
             if use_bias_correction:
                 power = 1 - ctx.bias_correction(beta1, ctx.time - 1)
                 f = f / (1 - beta3 * power)
             f = f.to(g.dtype)  # a 0-d leaf would become float64
         u, of_graft = magnitude(f, g, state, ctx)
-        new |= of_graft
+        new_state |= of_graft
         if not g.numel():
-            return u, new
+            return u, new_state
         S = blocked.averages(state["factor_matrices"], g, beta2, ctx)
         corrects = (exact(beta2, ctx.time.device) < 1) & use_bias_correction
         c = torch.where(corrects, ctx.bias_correction(beta2), 1.0)
@@ -165,8 +165,8 @@ def scale_by_distributed_shampoo(
             pairs = zip(directions, blocked.pieces(u), strict=True)
             directions = [grafted(d, step, 1e-16) for d, step in pairs]
         d = blocked.joined(directions, g)
-        new |= {"factor_matrices": S, "inv_factor_matrices": R}
-        return torch.where(ctx.step >= start, d, u), new
+        new_state |= {"factor_matrices": S, "inv_factor_matrices": R}
+        return torch.where(ctx.step >= start, d, u), new_state
 
     slots = {
         "filtered_grad": None if is_off(beta1) else ema(beta1),

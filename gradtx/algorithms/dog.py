@@ -90,8 +90,8 @@ def scale_by_dog(
             least = reps_rel * (1 + safe_sqrt(total["start"]))
             is_first = state["max_dist"] == 0
             moved = torch.where(is_first, torch.maximum(moved, least), moved)
-        rate, new = _dog(moved, total["square"], state, init_eta)
-        yield rate * g, new
+        rate, new_state = _dog(moved, total["square"], state, init_eta)
+        yield rate * g, new_state
 
     return {"param_init": start()}, update
 
@@ -133,8 +133,8 @@ def scale_by_ldog(
 
     def update(g, state, p, ctx):
         start = state["param_init"]
-        rate, new = _dog(norm(p - start), g.square().sum(), state, init_eta)
-        return rate * g, {"param_init": start, **new}
+        rate, new_state = _dog(norm(p - start), g.square().sum(), state, init_eta)
+        return rate * g, {"param_init": start, **new_state}
 
     return {
         "param_init": start(),
@@ -144,8 +144,8 @@ def scale_by_ldog(
 
 
 def _first_sums(arguments):
-    given = arguments["init_estim_sq_dist"]
-    square = arguments["eps"] if given is None else given
+    estimate = arguments["init_estim_sq_dist"]
+    square = arguments["eps"] if estimate is None else estimate
     return {"estim_sq_dist": square, "weighted_sq_norm": 0.0}
 
 

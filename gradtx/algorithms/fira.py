@@ -101,8 +101,10 @@ def scale_by_fira(
     def finish(leaf, u):
         correction = hat_rate(1.0, leaf.ctx, betas)  # of the inner Adam
         rest = leaf.update - scale * leaf.outward(leaf.inside)
-        rest, new = limit_growth(leaf, rest * norm_ratios(leaf, u / correction), limit)
-        return scale * leaf.outward(u) + correction * rest, new
+        rest, new_state = limit_growth(
+            leaf, rest * norm_ratios(leaf, u / correction), limit
+        )
+        return scale * leaf.outward(u) + correction * rest, new_state
 
     options = rank, update_proj_gap, projection, side, carry, seed
     return Space(adam, Projection(finish, *options, ("last_norm",)))

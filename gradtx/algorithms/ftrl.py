@@ -63,11 +63,11 @@ def scale_by_ftrl(
         # The curvature is 0 if the squares underflow.
         solved = (z.abs() > l1) & (curvature != 0)
         change = quotient(z.sign() * l1 - z, curvature, solved) - p
-        new = {
+        new_state = {
             "z": torch.where(moves, z, state["z"]),
             "n": torch.where(moves, n, state["n"]),
         }
-        return torch.where(moves, change, 0.0), new
+        return torch.where(moves, change, 0.0), new_state
 
     return {
         "z": linear(slow=True),

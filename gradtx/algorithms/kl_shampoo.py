@@ -81,12 +81,12 @@ def scale_by_kl_shampoo(
         count = at_least(ctx.time - 1, 1)  # the first step returns 0 in any case
         correction = ctx.bias_correction(beta1, count)
         if not dims:
-            m, v, new = average(g, state)
+            m, v, new_state = average(g, state)
             rate = ctx.bias_correction(beta2, count).sqrt() / correction
             u = rate * m / (safe_sqrt(v) + adam_eps)
-            for slot, value in new.items():
-                new[slot] = torch.where(ctx.seen, value, state[slot])
-            return torch.where(ctx.seen, u, 0.0), new
+            for slot, value in new_state.items():
+                new_state[slot] = torch.where(ctx.seen, value, state[slot])
+            return torch.where(ctx.seen, u, 0.0), new_state
         m, GG, Q = state["exp_avg"], state["GG"], state["Q"]
         first = is_empty(GG[0])
         m = torch.where(first, m, running_mean(m, g, beta1))

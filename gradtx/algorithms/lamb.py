@@ -47,11 +47,11 @@ def scale_by_lamb(
     def update(update, state, param, ctx):
         mean = beta1 * state["exp_avg"] + share * update
         square = running_mean(state["exp_avg_sq"], update.square(), beta2)
-        new = {"exp_avg": mean, "exp_avg_sq": square}
+        new_state = {"exp_avg": mean, "exp_avg_sq": square}
         if bias_correction:
             mean = mean / ctx.bias_correction(beta1)
             square = square / ctx.bias_correction(beta2)
-        return mean / (safe_sqrt(square) + eps), new
+        return mean / (safe_sqrt(square) + eps), new_state
 
     return MOMENTS, update
 

@@ -61,20 +61,20 @@ def scale_by_laprop(
 
     def update(g, state, p, ctx):
         v = running_mean(state["exp_avg_sq"], g.square(), beta2)
-        new = {"exp_avg_sq": v}
+        new_state = {"exp_avg_sq": v}
         late = ctx.step > (CENTERED_AFTER if centered else 0)
         if centered:
             mean = running_mean(state["exp_mean_avg_beta2"], g, beta2)
-            new["exp_mean_avg_beta2"] = mean
+            new_state["exp_mean_avg_beta2"] = mean
             v = torch.where(late, at_least(v - mean.square(), 0.0), v)
         if amsgrad:
             largest = torch.maximum(state["max_exp_avg_sq"], v)
             # The first phase collects no maximum.
-            new["max_exp_avg_sq"] = torch.where(late, largest, 0.0)
+            new_state["max_exp_avg_sq"] = torch.where(late, largest, 0.0)
             v = torch.where(late, largest, v)
         normalized = g / (corrected_root(v, ctx, beta2) + eps)
-        m = new["exp_avg"] = running_mean(state["exp_avg"], normalized, beta1)
-        return m / ctx.bias_correction(beta1), new
+        m = new_state["exp_avg"] = running_mean(state["exp_avg"], normalized, beta1)
+        return m / ctx.bias_correction(beta1), new_state
 
     return slots, update
 

@@ -93,11 +93,11 @@ def scale_by_lbfgs(
         sy, yy, sg, yg = stacked("sy"), stacked("yy"), stacked("sg"), stacked("yg")
         accepted = (sy[-1] > curvature) & (ctx.step > 1)
 
-        def kept(new, old):
-            return torch.where(accepted, new, old)
+        def kept(new_state, old):
+            return torch.where(accepted, new_state, old)
 
-        S = [kept(new, old) for old, new in itertools.pairwise(S)]
-        Y = [kept(new, old) for old, new in itertools.pairwise(Y)]
+        S = [kept(new_state, old) for old, new_state in itertools.pairwise(S)]
+        Y = [kept(new_state, old) for old, new_state in itertools.pairwise(Y)]
         gamma = kept(sy[-1] / torch.where(yy[-1] == 0, 1.0, yy[-1]), state["gamma"])
         old_sy = full_tensor(state["products_s"]).to(sy.dtype)
         old_yy = full_tensor(state["products_y"]).to(yy.dtype)
@@ -111,7 +111,7 @@ def scale_by_lbfgs(
         length = at_least(totals["length"], 1.0)
         first_direction = g * (1 / length) if first == "l1" else g
         count = state["count"]
-        new = {
+        new_state = {
             "prev_param": p,
             "previous_grad": g,
             "s": S,
@@ -121,7 +121,7 @@ def scale_by_lbfgs(
             "count": kept(at_most(count + 1, history), count),
             "gamma": gamma,
         }
-        yield torch.where(ctx.seen, direction, first_direction), new
+        yield torch.where(ctx.seen, direction, first_direction), new_state
 
     return init, update
 

@@ -60,14 +60,14 @@ def scale_by_madgrad(
         rate = exact(lr, g.device)
         rate = torch.where(rate == 0, 0.0, rate + eps)
         weight = rate * ctx.time.sqrt()
-        new = {
+        new_state = {
             "grad_sum_sq": state["grad_sum_sq"] + weight * g.square(),
             "s": state["s"] + weight * g,
         }
         first = p + moved(state) if reconstructs else state["x0"]
-        target = first - moved(new)
+        target = first - moved(new_state)
         step = (1 - momentum) * (target - p)
-        return plus_decay(step, weight_decay, p, -rate), new
+        return plus_decay(step, weight_decay, p, -rate), new_state
 
     slots = {
         "grad_sum_sq": square(slow=True),

@@ -57,7 +57,7 @@ def _followed(
     value = exact(ctx.value, slope.device)
     loss = running_mean(state["loss_avg"], value, keep)  # F
     product = running_mean(state["dot_avg"], total["product"], keep)  # Gamma
-    new = {"loss_avg": loss, "dot_avg": product}
+    new_state = {"loss_avg": loss, "dot_avg": product}
     bound = lb
     if use_fstar:
         # Lower the bound if the model is already below it.
@@ -68,8 +68,8 @@ def _followed(
     tau = at_most(quotient(at_least(height, 0.0), square), lr / rho)
     if use_fstar:
         decrease = loss + slope - product - tau * square / 2
-        new["lb"] = at_least(decrease / rho, lb)
-    return tau, new
+        new_state["lb"] = at_least(decrease / rho, lb)
+    return tau, new_state
 
 
 @per_tensor(
@@ -191,7 +191,7 @@ def scale_by_momo_adam(
     moments, average = adam_moments(betas)
 
     def update(g, state, p, ctx):
-        d, v, new = average(g, state)
+        d, v, new_state = average(g, state)
         direction = quotient(d, corrected_root(v, ctx, beta2) + eps, floor=eps)
         total = yield _sums(g, p, d, direction)
         decay, rho = lr * weight_decay, ctx.bias_correction(beta1)
@@ -199,7 +199,7 @@ def scale_by_momo_adam(
             state, total, ctx, beta1, rho, lr, 1 + decay, lb, use_fstar
         )
         moved = -(tau * direction + decay * p)
-        yield moved / (1 + decay) if proximal_decay else moved, {**new, **shared}
+        yield moved / (1 + decay) if proximal_decay else moved, {**new_state, **shared}
 
     return moments, update
 

@@ -42,7 +42,7 @@ def scale_by_msvag(beta: Decay = 0.9):
     moments, average = adam_moments((beta, beta))
 
     def update(g, state, p, ctx):
-        m, v, new = average(g, state)
+        m, v, new_state = average(g, state)
         correction = ctx.bias_correction(beta)
         # The paper's quotient with common factors canceled: 1 - b**2 = (1 - b) * (1 + b) for b = beta and b = beta**t.
         rho = (1 - beta) * (2 - correction) / ((1 + beta) * correction)
@@ -50,7 +50,7 @@ def scale_by_msvag(beta: Decay = 0.9):
         mean = m / correction
         square = mean.square()
         size = square + rho / (1 - rho) * (v / correction - square)
-        return quotient(square, size).clamp(0, 1) * mean, new
+        return quotient(square, size).clamp(0, 1) * mean, new_state
 
     return moments, update
 

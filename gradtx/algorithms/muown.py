@@ -106,13 +106,13 @@ def scale_by_muown(
         gamma = gamma - lr * m / ctx.bias_correction(beta1) / root
         gamma = gamma * (1 - lr * weight_decay)
         length = at_least(norms(direction, 1), LEAST)
-        new = {
+        new_state = {
             "momentum_buffer": average,
             "magnitude": gamma,
             "length": length,
             **moments,
         }
-        return gamma * direction / length - p, new
+        return gamma * direction / length - p, new_state
 
     slots = {
         "momentum_buffer": linear(),

@@ -52,11 +52,11 @@ def scale_by_nadam(
         mu = beta1 * (1 - 0.5 * 0.96 ** (ctx.time * momentum_decay))
         ahead = beta1 * (1 - 0.5 * 0.96 ** ((ctx.time + 1) * momentum_decay))
         product = state["mu_product"] * mu
-        m, v, new = average(g, state)
+        m, v, new_state = average(g, state)
         of_update, of_mean = (1 - mu) / (1 - product), ahead / (1 - product * ahead)
         root = corrected_root(v, ctx, beta2)
-        new["mu_product"] = product
-        return (of_update * g + of_mean * m) / (root + eps), new
+        new_state["mu_product"] = product
+        return (of_update * g + of_mean * m) / (root + eps), new_state
 
     return {"mu_product": scalar(1.0), **moments}, update
 

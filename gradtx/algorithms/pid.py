@@ -57,8 +57,12 @@ def scale_by_pid(
         total = accumulated(state["momentum_buffer"], update, momentum, dampening, ctx)
         change = change_of(update, state, ctx)
         trend = running_mean(state["d_buffer"], change, momentum)
-        new = {"momentum_buffer": total, "d_buffer": trend, "previous_grad": update}
-        return update + integral * total + derivative * trend, new
+        new_state = {
+            "momentum_buffer": total,
+            "d_buffer": trend,
+            "previous_grad": update,
+        }
+        return update + integral * total + derivative * trend, new_state
 
     return {
         "momentum_buffer": linear(),

@@ -59,11 +59,11 @@ def scale_by_adapnm(
     momenta, average = positive_negative("exp_avg", "neg_exp_avg", beta1, beta3)
 
     def update(g, state, p, ctx):
-        direction, new = average(g, state)
-        new["exp_avg_sq"] = running_mean(state["exp_avg_sq"], g.square(), beta2)
-        v = peak(new, state, "exp_avg_sq", amsgrad)
+        direction, new_state = average(g, state)
+        new_state["exp_avg_sq"] = running_mean(state["exp_avg_sq"], g.square(), beta2)
+        v = peak(new_state, state, "exp_avg_sq", amsgrad)
         root = corrected_root(v, ctx, beta2)
-        return direction / ctx.bias_correction(beta1) / (root + eps), new
+        return direction / ctx.bias_correction(beta1) / (root + eps), new_state
 
     slots = {
         **momenta,

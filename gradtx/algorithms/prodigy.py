@@ -115,9 +115,9 @@ def scale_by_prodigy(
         d = limited(largest, base, growth_rate)
         direction = rate * m / (safe_sqrt(v) + d * eps)
         direction = plus_decay(direction, weight_decay, p, rate)
-        new = {"exp_avg": m, "exp_avg_sq": v, "s": s}
+        new_state = {"exp_avg": m, "exp_avg_sq": v, "s": s}
         shared = {"d": d, "d_max": largest, "d_numerator": r}
-        yield resting(total["size"], state, direction, new, shared)
+        yield resting(total["size"], state, direction, new_state, shared)
 
     slots = {
         **MOMENTS,

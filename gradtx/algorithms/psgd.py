@@ -445,7 +445,7 @@ def scale_by_psgd_pro(
     def fitted(x, factors, bounds, rate):
         squares = [_square(_transposed(factor)) for factor in factors]
         terms = _noisy(x, squares, damping_noise_scale**2)
-        new, new_bounds = [], []
+        new_factors, new_bounds = [], []
         for i, (factor, statistics) in enumerate(zip(factors, terms, strict=True)):
             others = x.numel() / x.shape[i]
             length = others + _largest_eigenvalue(statistics)
@@ -456,9 +456,9 @@ def scale_by_psgd_pro(
             else:
                 change = statistics @ factor - others * factor
                 factor = symmetrized(factor - rate / bound * change)
-            new.append(factor.to(x.dtype))
+            new_factors.append(factor.to(x.dtype))
             new_bounds.append(bound)
-        return rebalanced(new), new_bounds
+        return rebalanced(new_factors), new_bounds
 
     return init, update
 

@@ -51,11 +51,11 @@ def scale_by_qhadam(
     moments, average = adam_moments(betas)
 
     def update(g, state, p, ctx):
-        m, v, new = average(g, state)
+        m, v, new_state = average(g, state)
         top = (1 - nu1) * g + (nu1 / ctx.bias_correction(beta1)) * m
         # The product from the left, so that an infinite square with the weight 0 is not NaN.
         square = (1 - nu2) * g * g + (nu2 / ctx.bias_correction(beta2)) * v
-        return top / (safe_sqrt(square) + eps), new
+        return top / (safe_sqrt(square) + eps), new_state
 
     return moments, update
 

@@ -76,11 +76,11 @@ def scale_by_radam(
     moments, average = adam_moments(betas)
 
     def update(g, state, p, ctx):
-        m, v, new = average(g, state)
+        m, v, new_state = average(g, state)
         direction = rectified_direction(
             m, v, ctx, betas, eps, rho_threshold, degenerated_to_sgd
         )
-        return direction, new
+        return direction, new_state
 
     return moments, update
 

@@ -80,12 +80,17 @@ def scale_by_ranger21(
         size = unit_norm((1 - stable) * p)
         pull = 2 * lr * norm_loss_factor * (1 - 1 / (size + eps))
         decay = stable + pull - stable * pull
-        direction, new = average(g, state)
-        new["exp_avg_sq"] = v
-        root = safe_sqrt(peak(new, state, "exp_avg_sq", amsgrad) / correction) + eps
+        direction, new_state = average(g, state)
+        new_state["exp_avg_sq"] = v
+        root = (
+            safe_sqrt(peak(new_state, state, "exp_avg_sq", amsgrad) / correction) + eps
+        )
         if use_softplus:
             root = softplus(root, beta_softplus)
-        yield -(lr / ctx.bias_correction(beta1)) * direction / root - decay * p, new
+        yield (
+            -(lr / ctx.bias_correction(beta1)) * direction / root - decay * p,
+            new_state,
+        )
 
     slots = {
         **momenta,

@@ -47,7 +47,9 @@ class Blocked(NamedTuple):
         """Return the statistics after this gradient."""
         grams = [gram(piece, i) for piece in self.pieces(g) for i in self.dims]
         pairs = zip(old, grams, strict=True)
-        return [_averaged(statistics, new, beta, ctx) for statistics, new in pairs]
+        return [
+            _averaged(statistics, latest, beta, ctx) for statistics, latest in pairs
+        ]
 
     def products(self, x: Tensor, factors: Sequence[Tensor]) -> list[Tensor]:
         """Multiply each block along its dimensions by its factors."""
@@ -63,10 +65,10 @@ class Blocked(NamedTuple):
         return joined(pieces, self.shape, self.size).reshape(like.shape)
 
 
-def _averaged(old, new, beta, ctx):
+def _averaged(old, latest, beta, ctx):
     """Return the average with this decay, or the sum if it is 1."""
     decay = exact(beta, ctx.time.device)
-    return beta * old + torch.where(decay == 1, 1.0, 1 - decay) * new
+    return beta * old + torch.where(decay == 1, 1.0, 1 - decay) * latest
 
 
 # Grafted methods with an average or a sum of squares.
@@ -196,19 +198,20 @@ def scale_by_scalable_shampoo(
         return s, {"statistics": L, "preconditioners": P}
 
     def update(g, state, p, ctx):
-        u, new = magnitude(g, g, state, ctx)
+        u, new_state = magnitude(g, g, state, ctx)
         s, blocked = u, blocks_of(g)
         if blocked.dims and g.numel():
             s, of_blocks = preconditioned(blocked, g, state, ctx)
-            new |= of_blocks
+            new_state |= of_blocks
         if graft_type != "none":
             s = grafted(s, u, 1e-16)
         directions = []
         for slot, x in ("momentum", s), ("graft_momentum", u):
             x = plus_decay(x, weight_decay, p)
-            m = new[slot] = beta1 * state[slot] + share * x
+            m = new_state[slot] = beta1 * state[slot] + share * x
             directions.append(beta1 * m + share * x if nesterov else m)
-        return torch.where(ctx.step >= start_preconditioning_step, *directions), new
+        has_started = ctx.step >= start_preconditioning_step
+        return torch.where(has_started, *directions), new_state
 
     slots = {
         "momentum": linear(),

@@ -100,8 +100,8 @@ def scale_by_shampoo(
             old = state["inv_pre_cond"][i]
             R.append(ctx.every(n, phase, root, lambda old=old: old, first=stagger))
             b = multiplied(b, R[i], i)
-        new = {"pre_cond": H, "inv_pre_cond": R} if g.ndim else {}
-        return b, {"momentum_buffer": b, **new}
+        new_state = {"pre_cond": H, "inv_pre_cond": R} if g.ndim else {}
+        return b, {"momentum_buffer": b, **new_state}
 
     slots = {
         "momentum_buffer": torch.zeros_like,

@@ -68,8 +68,8 @@ def scale_by_spam(
 
     def update(g, state, p, ctx):
         g = clip_rare_spikes(g, state["exp_avg_sq"], ctx, threshold, clip_after, every)
-        m, v, new = average(g, state)
-        return hat_rate(safe_sqrt(v) + eps, ctx, betas) * m, new
+        m, v, new_state = average(g, state)
+        return hat_rate(safe_sqrt(v) + eps, ctx, betas) * m, new_state
 
     return {**moments, "exp_avg": linear()}, update
 

@@ -49,13 +49,13 @@ def scale_by_stable_adam(
     moments, average = adam_moments(betas)
 
     def update(update, state, param, ctx):
-        mean, square, new = average(update, state)
+        mean, square, new_state = average(update, state)
         square = square / ctx.bias_correction(beta2)
         direction = mean / ctx.bias_correction(beta1) / (safe_sqrt(square) + eps)
         direction = plus_decay(direction, weight_decay, param)
         ratio = quotient(update.square(), at_least(square, eps * eps), floor=eps * eps)
         excess = safe_sqrt(ratio.sum() / max(update.numel(), 1))
-        return direction / at_least(excess, 1.0), new
+        return direction / at_least(excess, 1.0), new_state
 
     return moments, update
 

@@ -67,7 +67,7 @@ def scale_by_swats(
     tolerance = eps if switch_tol is None else switch_tol
 
     def update(g, state, p, ctx):
-        m, v, new = average(g, state)
+        m, v, new_state = average(g, state)
         step = -lr * hat_rate(safe_sqrt(v) + eps, ctx, betas) * m
         total = yield {"square": step.square().sum(), "slope": (step * g).sum()}
         # The step count shared by all leaves, because a leaf may have had its first gradient later.
@@ -82,16 +82,16 @@ def scale_by_swats(
         sgd_rate = torch.where(known, sgd_rate, state["sgd_rate"])
         has_settled = (sgd_rate - estimate).abs() < tolerance
         adam_phase = {
-            **new,
+            **new_state,
             "momentum_buffer": 0.0,
             "rate_avg": rate_avg,
             "sgd_rate": sgd_rate,
             "switched": known & (count > 1) & (sgd_rate > 0) & has_settled,
         }
         for slot, value in adam_phase.items():
-            new[slot] = torch.where(sgd, sgd_phase[slot], value)
+            new_state[slot] = torch.where(sgd, sgd_phase[slot], value)
         step = torch.where(sgd, -(1 - beta1) * state["sgd_rate"] * buffer, step)
-        yield step, {**new, "count": count}
+        yield step, {**new_state, "count": count}
 
     return {**moments, "momentum_buffer": linear()}, update
 

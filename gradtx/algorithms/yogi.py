@@ -51,8 +51,8 @@ def scale_by_yogi(
         m = running_mean(state["exp_avg"], g, beta1)
         v, square = state["exp_avg_sq"], g.square()
         v = v - (1 - beta2) * (v - square).sign() * square
-        new = {"exp_avg": m, "exp_avg_sq": v}
-        return hat_rate(safe_sqrt(v) + eps, ctx, betas) * m, new
+        new_state = {"exp_avg": m, "exp_avg_sq": v}
+        return hat_rate(safe_sqrt(v) + eps, ctx, betas) * m, new_state
 
     return {
         "exp_avg": linear(),

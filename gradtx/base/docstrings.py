@@ -44,7 +44,10 @@ def with_errors(docstring: str, causes: Mapping[str, Sequence[str]]) -> str:
         clauses.setdefault(name, []).append(own)
     if not clauses:
         return text
-    entries = [_entry(name, _sentence(each)) for name, each in clauses.items()]
+    entries = [
+        _entry(name, _sentence(entries_of_name))
+        for name, entries_of_name in clauses.items()
+    ]
     lines = "\n".join(["Raises:", *entries])
     if section is not None:
         return f"{text[: section.start()]}{lines}\n{text[section.end() :]}"

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.exact import exact_dtype
+from gradtx.base.plain import TYPES
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -175,8 +176,12 @@ def with_pending_sums(placements: Placements) -> Placements:
 
 def total_of(terms: list[Any]) -> Tensor:
     """Return the sum of 0-d tensors, or of vectors of equal length, as a plain tensor."""
-    single = len(terms) == 1 and not is_sharded(terms[0])
-    return terms[0] if single else stacked(terms).sum(0)
+    if len(terms) == 1 and (type(terms[0]) is Tensor or not is_sharded(terms[0])):
+        return terms[0]
+    # A shortcut, which dynamo does not trace.
+    if not torch.compiler.is_compiling() and TYPES.issuperset(map(type, terms)):
+        return torch.stack(terms).sum(0)
+    return stacked(terms).sum(0)
 
 
 def stacked(numbers: list[Any]) -> Tensor:

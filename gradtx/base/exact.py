@@ -49,6 +49,10 @@ class Schedule:
     def __call__(self, step: Any) -> Any:
         return self._function(step)
 
+    def at(self, count: int) -> Any:
+        """Return the value that a step at this count uses: a number, or a 0-d float64 tensor."""
+        return resolve(self, count)
+
     def __repr__(self) -> str:
         return f"Schedule({describe(self._function)})"
 

@@ -107,9 +107,9 @@ def answer(who: str, function: Callable[..., Any], name: str, *others: Any) -> A
                 f"{who}: {describe(function)} reads the names of parameters, which were passed without names; pass "
                 "model.named_parameters()"
             ) from error
-        given = "the name and the tensor" if others else "the name"
+        received = "the name and the tensor" if others else "the name"
         error.add_note(
-            f"{who}: {describe(function)} gets {given} of a leaf, here {name!r}"
+            f"{who}: {describe(function)} gets {received} of a leaf, here {name!r}"
         )
         raise
 

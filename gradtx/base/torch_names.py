@@ -33,9 +33,8 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def versions_of(tensors: Iterable[Tensor]) -> list[int]:
-    """Return the numbers of in-place writes to tensors that count them, in a fifth of the time of single calls."""
-    return list(map(operator.attrgetter("_version"), tensors))
+# Returns the number of in-place writes to a tensor that counts them, in a fifth of the time of `version_of`.
+VERSION: Callable[[Tensor], int] = operator.attrgetter("_version")
 
 
 def base_of(tensor: Tensor) -> Tensor | None:
@@ -349,8 +348,8 @@ def count_up_(targets: list[Tensor]) -> None:
     """Add 1 to each tensor."""
     if targets:
         # A Python scalar would be converted to a tensor for each target, which takes longer than the addition.
-        one = _one() if type(targets[0]) is Tensor else torch.ones(())
-        torch._foreach_add_(targets, one, alpha=1.0)
+        increment = _one() if type(targets[0]) is Tensor else torch.ones(())
+        torch._foreach_add_(targets, increment, alpha=1.0)
 
 
 @functools.cache

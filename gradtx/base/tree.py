@@ -85,15 +85,15 @@ def match(tree: Any, names: Collection[str], what: str, of: str) -> dict[str, An
 
 
 def check_names(
-    given: Collection[str], expected: Collection[str], what: str, of: str
+    names: Collection[str], expected: Collection[str], what: str, of: str
 ) -> None:
-    known, present = set(expected), set(given)
+    known, present = set(expected), set(names)
     for name in expected:
         if name not in present:
             raise ValueError(
                 f"{what}: leaf {name!r} is missing, but is in {of}; leaves are matched by name"
             )
-    for name in given:
+    for name in names:
         if name not in known:
             raise ValueError(
                 f"{what}: leaf {name!r} is not in {of}; leaves are matched by name"

@@ -291,7 +291,9 @@ class Pieces:
         tensors = {name: value for name, value in tensors.items() if value is not None}
         tensors = map_tensors(self._plain, tensors)
         # At init also for the keys of codes that round at random.
-        draws = leaf.run.initial or any(each.traits.random for each in self._operations)
+        draws = leaf.run.initial or any(
+            operation.traits.random for operation in self._operations
+        )
         for i, batch in enumerate(self._batches):
             division = functools.partial(self._division.batch, i)
             batch.inputs = map_tensors(division, tensors)
@@ -303,7 +305,9 @@ class Pieces:
         """Return the slots of a batch; those of a single batch are stored that way."""
         leaf = self._leaf
         # A dict, because a set has no order.
-        paths = dict.fromkeys(each.path for each in self._operations if each.path)
+        paths = dict.fromkeys(
+            operation.path for operation in self._operations if operation.path
+        )
         slots_of_path = {}
         for path in paths:
             slots = leaf.run.slots(path, leaf)
@@ -416,14 +420,14 @@ class Pieces:
 
     def _united(self, kind: str) -> Slots:
         """Return the slots of the leaf from those of its blocks."""
-        new = {}
+        joined = {}
         for batch in self._batches:
             for path, slots in batch.results[kind].items():
                 old = self._leaf.run.slots(path, self._leaf)
-                united = new.setdefault(path, {})
+                united = joined.setdefault(path, {})
                 for name, value in self._named(batch, slots):
                     united[name] = self._stored(value.contiguous(), old.get(name))
-        return new
+        return joined
 
     def _named(
         self, batch: Batch, slots: Mapping[str, Tensor]

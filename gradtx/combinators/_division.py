@@ -187,9 +187,9 @@ def division(heads, sizes, batch, view, dim: int) -> Division:
             `view` is not a pair of functions.
     """
     choices = {"heads": heads, "sizes": sizes, "batch": batch, "view": view}
-    given = [name for name, value in choices.items() if value is not None]
-    if len(given) != 1 and given != ["heads", "sizes"]:
-        got = " and ".join(given) or "none"
+    chosen = [name for name, value in choices.items() if value is not None]
+    if len(chosen) != 1 and chosen != ["heads", "sizes"]:
+        got = " and ".join(chosen) or "none"
         raise ValueError(
             f"blocks: pass exactly one of heads, sizes, batch and view, or heads with sizes; got {got}"
         )

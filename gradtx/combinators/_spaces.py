@@ -273,7 +273,7 @@ class SpaceRun(Inside):
     def _commit(self) -> None:
         """Keep the old shared values of the inner transformation if no leaf took part."""
         like = torch.empty((), device=self.run.device)
-        flags = [as_flag(each, like) for each in self.taking_part]
+        flags = [as_flag(mark, like) for mark in self.taking_part]
         takes_part = torch.stack(flags).any() if flags else torch.tensor(False)
         self.keep_shared(takes_part, self._restarts)
 

@@ -194,12 +194,12 @@ def accumulate(
             total = ctx.keep(total + update, total)
             seen = ctx.keep(now_seen, seen)
         emptied = torch.where(ctx.ticks, 0.0, total)
-        new = {"acc": emptied, "seen": seen & ~ctx.ticks}
+        new_state = {"acc": emptied, "seen": seen & ~ctx.ticks}
         if not use_grad_mean:
-            return total, new, seen
+            return total, new_state, seen
         # Those of a cycle that a function has shortened meanwhile may be more than it says.
         calls = every if isinstance(every, int) else ctx.before["mini_step"] + 1
-        return total / calls, new, seen
+        return total / calls, new_state, seen
 
     clock = InnerClock(
         ticks, dict.fromkeys(names, 0), measure=None if skip is None else skip.measure

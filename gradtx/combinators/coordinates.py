@@ -184,8 +184,8 @@ class Rotation(Factors, Coordinates):
         for i, statistics in zip(dims, old, strict=True):
             size_of_others = max(x.numel(), 1) / max(x.shape[i], 1)
             white = whitened(x, dims, bases, scales, skipped=i)
-            new = gram(white, i) / size_of_others
-            averages.append((1 - weight) * statistics + weight * new)
+            latest = gram(white, i) / size_of_others
+            averages.append((1 - weight) * statistics + weight * latest)
         return averages
 
     def next_bases(self, new: list[Tensor], old: list[Tensor], ctx) -> list[Tensor]:

@@ -211,10 +211,10 @@ class InnerState(Inside):
 
     def keep(self, leaf: Leaf, counts: Tensor, restarts: bool | Tensor) -> None:
         """Unless this call counts, keep the slots of a leaf, which may restart nevertheless."""
-        for path, new in leaf.new.items():
+        for path, new_slots in leaf.new.items():
             if self.contains(path):
                 old = leaf.kept_slots(path, restarts)
-                leaf.new[path] = selected(counts, new, old)
+                leaf.new[path] = selected(counts, new_slots, old)
 
     def _slots(self, path: Path, leaf: Leaf) -> dict[str, Tensor]:
         """Return the slots of a stage: the old ones if the leaf has skipped the stage."""
@@ -242,13 +242,13 @@ class InnerState(Inside):
 
     def first_values(self, leaf: Leaf) -> Values:
         """Return the values of these slots at init, or after a restart of the inner transformation."""
-        new, leaf.new = leaf.new, {}
+        finished, leaf.new = leaf.new, {}
         for operation in leaf.operations:
             # The ends of frames inside create the slots of these frames.
             if self.contains(operation.path) and operation.role != "leave":
                 operation.init(leaf)
         values = self.values(leaf)
-        leaf.new = new
+        leaf.new = finished
         return values
 
     def replace(self, leaf: Leaf, values: Mapping[str, Any], ctx: FrameContext) -> None:
@@ -402,7 +402,7 @@ class Enter(RuleOperation):
     def between(self, inner: list[Any]) -> list[Any]:
         """Return the inner operations enclosed by those of the frame."""
         takes_none = self.frame.takes_none is not None or any(
-            each.takes_none for each in Route(inner, []).traits()
+            link.takes_none for link in Route(inner, []).traits()
         )
         self.traits = dataclasses.replace(self.traits, takes_none=takes_none)
         operations = [self, *inner, Leave(self)]
@@ -630,7 +630,7 @@ class Leave(RuleOperation):
         self.stage.write(leaf, {**state, **count}, call.old)
         leaf.active = active
 
-    def _finish_inner(self, call: Call, new: Mapping[str, Any]) -> None:
+    def _finish_inner(self, call: Call, new_inner: Mapping[str, Any]) -> None:
         """Store the inner slots that `leave` returned."""
         if not self._frame.inner_slots:
             raise TypeError(
@@ -639,14 +639,14 @@ class Leave(RuleOperation):
         context = call.context
         assert isinstance(context, FrameContext)
         old = context.inner
-        for name, value in new.items():
+        for name, value in new_inner.items():
             shape = old[name].shape if name in old else None
             if not isinstance(value, Tensor) or value.shape != shape:
                 raise ValueError(
                     f"{self.rule.name}: leave must return inner slots in their shapes, which are {describe(old)}; "
                     f"got {name!r}: {describe(value)}"
                 )
-        self._enter.inner.replace(call.leaf, new, context)
+        self._enter.inner.replace(call.leaf, new_inner, context)
 
 
 def checked_ticks(
@@ -654,13 +654,13 @@ def checked_ticks(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the checked result of a clock's `ticks`."""
     is_pair = isinstance(result, tuple) and len(result) == 2
-    counts, new = result if is_pair else (None, None)
-    if not _is_scalar(counts, torch.bool) or not isinstance(new, Mapping):
+    counts, new_values = result if is_pair else (None, None)
+    if not _is_scalar(counts, torch.bool) or not isinstance(new_values, Mapping):
         raise TypeError(
             f"{who}: ticks must return (counts, values), a 0-d bool tensor and a dict, got {describe(result)}"
         )
     # The library counts steps itself.
-    values = {name: value for name, value in new.items() if name != "step"}
+    values = {name: value for name, value in new_values.items() if name != "step"}
     if values.keys() != set(start) or not all(map(_is_scalar, values.values())):
         raise TypeError(
             f"{who}: ticks must return 0-d int64 tensors for {sorted(start)}, got {describe(values)}"

@@ -364,8 +364,8 @@ def looksam(
             length = alpha * quotient(norm, _norm(sharpness) + eps)
             return _mixed(length, sharpness, 1.0, grads), sharpness
 
-        new, sharpness = ctx.every(k, 1, perturb, reuse)
-        return new, {"sharpness": sharpness}
+        ahead, sharpness = ctx.every(k, 1, perturb, reuse)
+        return ahead, {"sharpness": sharpness}
 
     def init(params):
         return {"sharpness": map_tensors(torch.zeros_like, params)}

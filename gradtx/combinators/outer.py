@@ -202,13 +202,13 @@ class Outer(Combinator):
 
         def leave(update, state, param, ctx):
             anchor, local_update = state["anchor"], state.pop("update")
-            new = anchor + update
-            moved = new - param
+            new_anchor = anchor + update
+            moved = new_anchor - param
             if not is_off(self.mix):
-                moved = moved + self.mix * (param + local_update - new)
+                moved = moved + self.mix * (param + local_update - new_anchor)
             moved = torch.where(ctx.ticks, moved, local_update)
-            new = ctx.keep(torch.where(ctx.ticks, new, anchor), anchor)
-            return ctx.keep(moved, local_update), {**state, "anchor": new}
+            new_anchor = ctx.keep(torch.where(ctx.ticks, new_anchor, anchor), anchor)
+            return ctx.keep(moved, local_update), {**state, "anchor": new_anchor}
 
         def evaluate(state, param):
             return state["anchor"]

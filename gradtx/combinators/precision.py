@@ -241,11 +241,11 @@ class Rounding(Operation):
         new_weights, slots = self._rounding.rounded(leaf, old_weights, change, old)
         change = (new_weights - old_weights).to(leaf.update.dtype)
         leaf.update = from_local_like(change, update)
-        new = {
+        new_slots = {
             slot: from_local_like(value, old[slot]) if value.ndim else value
             for slot, value in slots.items()
         }
-        leaf.new[self.path] = leaf.unless_skipped(new, old)
+        leaf.new[self.path] = leaf.unless_skipped(new_slots, old)
 
 
 def compensated(

@@ -188,18 +188,20 @@ def with_lookahead(
 
     def leave(update, state, param, ctx):
         now = ctx.step % k == 0
-        new = {"slow": synchronized(now, state["slow"], param + update, alpha)}
-        update = ctx.keep(torch.where(now, new["slow"] - param, update), update)
+        new_state = {"slow": synchronized(now, state["slow"], param + update, alpha)}
+        update = ctx.keep(torch.where(now, new_state["slow"] - param, update), update)
         if pullback_momentum == "none":
-            return update, new
+            return update, new_state
         momenta = {}
         for i, (name, momentum) in enumerate(ctx.inner.items()):
             start = 0.0
             if pulls_back:
                 slow = _slow(i)
-                start = new[slow] = synchronized(now, state[slow], momentum, alpha)
+                start = new_state[slow] = synchronized(
+                    now, state[slow], momentum, alpha
+                )
             momenta[name] = torch.where(now, start, momentum)
-        return update, new, momenta
+        return update, new_state, momenta
 
     def evaluate(state, param):
         return state["slow"]

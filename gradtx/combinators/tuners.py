@@ -60,15 +60,15 @@ def _scale_by_learners(
             "way_param": (way * param).sum(),
         }
         product_of_step = product(sums, scale)
-        new = {name: [] for name in start}
+        new_state = {name: [] for name in start}
         for i, beta in enumerate(betas):
             old_of_learner = {name: old[name][i] for name in start}
             for name, value in learner(beta, old_of_learner, product_of_step).items():
-                new[name].append(value)
-        scale = at_least(torch.stack(new["s"]).sum(), 0.0)
+                new_state[name].append(value)
+        scale = at_least(torch.stack(new_state["s"]).sum(), 0.0)
         if "sum" in state:
-            new["sum"] = way + update
-        yield origin + scale * (way + update) - param, new
+            new_state["sum"] = way + update
+        yield origin + scale * (way + update) - param, new_state
 
     agree = {f"betas[{i}]": beta for i, beta in enumerate(betas)}
     agree["eps"] = eps

@@ -72,7 +72,9 @@ def _summed(shards: list[Tensor], group: Any) -> list[Tensor]:
     vector = torch.cat([shard.reshape(-1) for shard in shards])
     torch.distributed.all_reduce(vector, group=group)
     totals = torch.split(vector, list(map(torch.numel, shards)))
-    return [total.view(x.shape) for total, x in zip(totals, shards, strict=True)]
+    return [
+        total.view(shard.shape) for total, shard in zip(totals, shards, strict=True)
+    ]
 
 
 def mean_over_ranks(

@@ -345,11 +345,11 @@ class FrameContext(Context):
 
     @property
     def before(self) -> dict[str, Tensor]:
-        return {name: x.to(self._device) for name, x in self._before.items()}
+        return {name: tensor.to(self._device) for name, tensor in self._before.items()}
 
     @property
     def after(self) -> dict[str, Tensor]:
-        return {name: x.to(self._device) for name, x in self._after.items()}
+        return {name: tensor.to(self._device) for name, tensor in self._after.items()}
 
     def keep(self, new: Tensor, old: Tensor) -> Tensor:
         """Return `new`, or `old` if this leaf is skipped in this call."""

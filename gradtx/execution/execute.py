@@ -288,8 +288,9 @@ class Operation:
 
     def combine(self, waiting: list[tuple[Leaf, dict[str, Any]]]) -> Any:
         """Return the sums over leaves, added in name order."""
-        waiting = sorted(waiting, key=name_of_leaf)
-        first, sums = waiting[0]
+        names = [leaf.name for leaf, _ in waiting]
+        order = sorted(range(len(names)), key=names.__getitem__)
+        first, sums = waiting[order[0]]
         for leaf, payload in waiting:
             if payload.keys() != sums.keys():
                 raise ValueError(
@@ -298,9 +299,7 @@ class Operation:
                 )
         total = {}
         for key in sums:
-            total[key] = total_of(
-                [payload[key].to(first.device) for _, payload in waiting]
-            )
+            total[key] = total_of([waiting[i][1][key].to(first.device) for i in order])
         return total
 
     def evaluate(self, leaf: Leaf) -> Any:
@@ -395,7 +394,9 @@ class Route:
 
     def clock_paths(self) -> frozenset[Path]:
         """Return the paths of inner clocks."""
-        return frozenset(each.path for each in self.walk() if each.traits.has_clock)
+        return frozenset(
+            operation.path for operation in self.walk() if operation.traits.has_clock
+        )
 
 
 def stored_only_error(leaf: Leaf) -> TypeError:
@@ -418,8 +419,8 @@ def check_extras_of(leaves: Iterable[Leaf]) -> None:
     """Raise an error for extras that do not fit a leaf."""
     for leaf in leaves:
         for operation in leaf.operations:
-            for each in operation.represents:
-                each.check(leaf)
+            for represented in operation.represents:
+                represented.check(leaf)
 
 
 def prepare(leaves: Iterable[Leaf]) -> None:
@@ -553,7 +554,10 @@ def execute(
         task.at = -1
         advance(task, None)
     while blocked:
-        waiting = blocked.pop(_next_barrier(blocked))
+        is_single = len(blocked) == 1
+        waiting = blocked.pop(
+            next(iter(blocked)) if is_single else _next_barrier(blocked)
+        )
         first, *_ = waiting[0]
         total = first.run.combined(first.operations[first.at], _by_leaf(waiting))
         for task, steps, _ in waiting:

@@ -286,12 +286,12 @@ class StageState:
                 slot: self._space.write(self._rule, slot, value, leaf)
                 for slot, value in slots.items()
             }
-        new = self.store.encode_slots(slots, old, leaf)
-        leaf.new[self.path] = leaf.unless_skipped(new, old)
+        new_slots = self.store.encode_slots(slots, old, leaf)
+        leaf.new[self.path] = leaf.unless_skipped(new_slots, old)
 
     def _write_shared(self, leaf: Leaf, slots: dict[str, Any]) -> None:
         """Move the shared values from the rule's result to the run."""
-        new = leaf.run.new_shared.setdefault(self.path, {})
+        new_values = leaf.run.new_shared.setdefault(self.path, {})
         for name, old in self.shared.items():
             if self._rule.seed is not None and name not in slots:
                 continue  # `stream` updates the seed and counter of a random rule
@@ -305,7 +305,9 @@ class StageState:
                 late = LateTerm(self.path, name, self._rule.summed[name])
                 leaf.run.add_late(late, leaf.name, leaf.term(value))
             else:
-                new.setdefault(name, value_for(value, old, self.path, name, leaf.name))
+                new_values.setdefault(
+                    name, value_for(value, old, self.path, name, leaf.name)
+                )
 
     def _check_names(
         self, leaf: Leaf, old: dict[str, Tensor], new: dict[str, Any]
@@ -624,14 +626,14 @@ class Watch:
     """Detect a rule that writes to its inputs in place, from the tensors' version counters.
 
     Args:
-        given: The inputs, by name; those that are no tensors, such as the dict of a combinator, are left out.
+        inputs: The inputs, by name; those that are no tensors, such as the dict of a combinator, are left out.
         restores: Whether to copy the inputs, so that what the rule has written can be undone.
     """
 
-    def __init__(self, given: Mapping[str, Any], restores: bool):
+    def __init__(self, inputs: Mapping[str, Any], restores: bool):
         self._before: dict[str, tuple[Tensor, int]] = {}
         self._copies: dict[str, Tensor] = {}
-        for name, tensor in given.items():
+        for name, tensor in inputs.items():
             # Inference tensors have no version counter.
             if not isinstance(tensor, Tensor) or tensor.is_inference():
                 continue

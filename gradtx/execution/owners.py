@@ -144,7 +144,7 @@ class OwnedRegion(Operation):
         self._following = following
         traits = [operation.traits for operation in self.represents]
         self.traits = Traits(
-            compiles=all(each.compiles and not each.random for each in traits),
+            compiles=all(link.compiles and not link.random for link in traits),
             keeps_slots=any(operation.traits.keeps_slots for operation in operations),
             of_leaf=True,
         )
@@ -170,9 +170,7 @@ class OwnedRegion(Operation):
     def _init_at_owner(self, leaf: Leaf) -> None:
         """Create the initial slots of the whole leaf; ranks other than the owner keep only their shapes."""
         param = leaf.inputs[1]
-        whole = Leaf(
-            leaf.run, leaf.name, None, full_tensor(param), leaf.extras, leaf.clock
-        )
+        whole = Leaf(leaf.run, leaf.name, None, _whole(param), leaf.extras, leaf.clock)
         for operation in self.operations:
             operation.init(whole)
         is_owner = team_for(param, self.replicas).rank == leaf.key.owner
@@ -250,6 +248,13 @@ class OwnedRegion(Operation):
         leaf.new.update(whole.new)
         leaf.starts.update(whole.starts)
         return whole.update
+
+
+def _whole(param: Any) -> Tensor:
+    """Return the whole parameter, which ranks gather; without memory if it has none."""
+    if local(param).is_meta:
+        return torch.empty(param.shape, dtype=param.dtype, device="meta")
+    return full_tensor(param)
 
 
 def _narrower_dtype(wire: torch.dtype | None, dtype: torch.dtype) -> torch.dtype:
@@ -354,7 +359,7 @@ class Exchange:
     def run(self) -> None:
         """Process all buckets; while the owners compute one bucket, the next one is in transit."""
         sizes = list(map(Job.bytes, self._jobs))
-        buckets = [self._jobs[each] for each in chunks(sizes, BUCKET)]
+        buckets = [self._jobs[chunk] for chunk in chunks(sizes, BUCKET)]
         arriving = self._to_owners(buckets[0])
         returning: list[tuple[list[Job], Transfer]] = []
         for i, bucket in enumerate(buckets):

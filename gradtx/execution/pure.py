@@ -387,9 +387,9 @@ def count_after(leaf: Leaf | None, count: Any) -> Any:
 def new_slot(leaf: Leaf | None, path: Path, slot: str, old: Tensor) -> Tensor:
     if leaf is None or leaf.update is None:
         return old  # no gradient: unchanged
-    new = leaf.new.get(path, {}).get(slot)
-    if new is not None:
-        return leaf.in_callers_form(new)
+    new_value = leaf.new.get(path, {}).get(slot)
+    if new_value is not None:
+        return leaf.in_callers_form(new_value)
     # Only a combinator after this link processed the leaf.
     passed_by = leaf.inputs[0] is None
     if old.numel() and not passed_by:  # a selector's mark is empty and remains
@@ -480,7 +480,7 @@ def _update(call: Call) -> tuple[Any, dict[str, Any]]:
     run, leaves = begin(call)
     outputs = {}
     if has_gradients(leaves.values()):
-        if any(each.prepares for each in run.route.traits()):
+        if any(link.prepares for link in run.route.traits()):
             prepare(leaves.values())
         execute(leaves.values())
         run.end()
@@ -492,8 +492,8 @@ def _update(call: Call) -> tuple[Any, dict[str, Any]]:
     else:
         run.release()
         new_state = run.unchanged()
-    _, *given = call
-    run.memory.register(_tree.tensors(given))
+    _, *trees = call
+    run.memory.register(_tree.tensors(trees))
     return _tree.map_tensors(run.memory.unshared, (run.whole(outputs), new_state))
 
 
@@ -562,7 +562,7 @@ def _leaves_of(
         add_extras(leaf, trees)
     for leaf in leaves.values():
         leaf.operations = run.route.for_leaf(leaf)
-    if extras and any(each.checks_extras for each in run.route.traits()):
+    if extras and any(link.checks_extras for link in run.route.traits()):
         check_extras_of(leaves.values())
     return leaves
 

@@ -97,9 +97,9 @@ def average(decay: Decay | None = None, start: NonNegativeInt = 0, debias=False)
         return running_mean(old, new, decay)
 
     def update(update, state, param, ctx):
-        new = param + update
-        mean = averaged(state["average"], new, ctx)
-        return update, {"average": torch.where(ctx.step <= start, new, mean)}
+        moved = param + update
+        mean = averaged(state["average"], moved, ctx)
+        return update, {"average": torch.where(ctx.step <= start, moved, mean)}
 
     slots = {"average": linear(lambda p: p, slow=True)}
     return slots, update, lambda state, param: state["average"]

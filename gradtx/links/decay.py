@@ -128,9 +128,9 @@ def add_decayed_weights(
     strength = -weight_decay if fixed else weight_decay
 
     def update(u, state, p, ctx):
-        rate, new = strength, state
+        rate, new_state = strength, state
         if relative_to is not None:
-            reference, new = reference_lr(state, relative_to)
+            reference, new_state = reference_lr(state, relative_to)
             rate = quotient(strength, reference)
         elif corrected_by is not None:
             lr = exact(corrected_by, u.device)
@@ -139,8 +139,8 @@ def add_decayed_weights(
             else:
                 peak = torch.maximum(state["lr_max"], lr)
                 rate = strength * quotient(lr, peak, otherwise=1.0)
-                new = {"lr_max": peak}
-        return plus_decay(u, rate, p, cautious=cautious), new
+                new_state = {"lr_max": peak}
+        return plus_decay(u, rate, p, cautious=cautious), new_state
 
     slots = {
         "initial_lr": initial_lr(relative_to),
@@ -192,11 +192,11 @@ def regenerate_towards_init(
         if wasserstein:
             rank = p.flatten().argsort(stable=True).argsort()
             target = target.flatten()[rank].view_as(p)
-        strength, new = rate, state
+        strength, new_state = rate, state
         if relative_to is not None:
             reference, slot = reference_lr(state, relative_to)
-            strength, new = quotient(rate, reference), {**state, **slot}
-        return u + strength * (p - target), new
+            strength, new_state = quotient(rate, reference), {**state, **slot}
+        return u + strength * (p - target), new_state
 
     slots = {
         "param_init": target,

@@ -84,8 +84,8 @@ def scale_by_factored_rms(
         sums = yield OfLeaf(rows=square.sum(dim=-1), columns=square.sum(dim=-2))
         old = state["exp_avg_sq_row"], state["exp_avg_sq_col"]
         rows, columns = averaged_means(*old, sums, g, beta2)
-        new = {"exp_avg_sq_row": rows, "exp_avg_sq_col": columns}
-        yield over_root(g, rows, columns), new
+        new_state = {"exp_avg_sq_row": rows, "exp_avg_sq_col": columns}
+        yield over_root(g, rows, columns), new_state
 
     slots = {
         "exp_avg_sq": square(vector_slot),

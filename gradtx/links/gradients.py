@@ -112,17 +112,17 @@ def precondition_inputs(
                 f"precondition_inputs: no matrix has a name of input_gram, {listed(grams)}; "
                 f"matrices: {listed(matrices)}"
             )
-        new = {"covariance": {}, "inverse": {}}
+        new_state = {"covariance": {}, "inverse": {}}
         result = dict(updates)
         for name, g in matrices.items():
-            old = C, K = [full_tensor(state[slot][name]) for slot in new]
+            old = C, K = [full_tensor(state[slot][name]) for slot in new_state]
             if name in grams:
                 compute = functools.partial(refreshed, name, C, grams[name])
                 C, K = ctx.every(every, 0, compute, lambda old=old: old)
-            new["covariance"][name], new["inverse"][name] = C, K
+            new_state["covariance"][name], new_state["inverse"][name] = C, K
             runs = g.unflatten(1, (blocks, -1)).movedim(1, 0)
             result[name] = (runs @ gathered(K, g)).movedim(0, 1).flatten(1)
-        return result, new
+        return result, new_state
 
     return init, update
 

@@ -214,9 +214,9 @@ def _root(f, start):
     near = far = start
     found = torch.zeros_like(is_positive)
     for i in range(20):
-        new = far + sign * (1e-3 * 2**i)
+        trial = far + sign * (1e-3 * 2**i)
         near = torch.where(found, near, far)
-        far = torch.where(found, far, new)
+        far = torch.where(found, far, trial)
         found = found | ((f(far) > 0) != is_positive)
     for _ in range(45):
         middle = (near + far) / 2

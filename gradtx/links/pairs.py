@@ -149,11 +149,11 @@ def solve_pairs(factors: Static[Factors], damping: Positive):
     def update(updates, state, params, ctx):
         pairs = _factors("precondition_pairs", factors, updates)
         X, g = _tall(pairs, params), _tall(pairs, updates)
-        new = {}
+        new_state = {}
         for n, partner in _partners(pairs).items():
             Y = X[partner]
-            new[n] = _solved(Y.mT @ Y, damping, g[n].mT).mT
-        return _as_leaves(pairs, new, updates), state
+            new_state[n] = _solved(Y.mT @ Y, damping, g[n].mT).mT
+        return _as_leaves(pairs, new_state, updates), state
 
     return update
 
@@ -272,12 +272,12 @@ def rite_pairs(
             m[n], V[n] = _moments_in_basis(old_m[n], old_V, g[n], P, corrected, eps)
             capped = m[n] if is_off(cap) else m[n] / at_least(rms(m[n]) / cap, 1.0)
             d[n] = capped @ inverse[partner].mT
-        new = {
+        new_state = {
             "exp_avg": _as_leaves(pairs, m, updates),
             "exp_avg_sq": V,
             "basis": _as_leaves(pairs, U, updates),
         }
-        return _as_leaves(pairs, d, updates), new
+        return _as_leaves(pairs, d, updates), new_state
 
     return init, update
 
@@ -352,7 +352,7 @@ def align_pairs(factors: Static[Factors], heads: Count, damping: Positive):
         return d * (norm(like) / at_least(norm(d), 1e-12))
 
     def update(updates, state, params, ctx):
-        new = {}
+        new_state = {}
         for o, v in _factors("couple_pairs", factors, updates):
             s, rest = divmod(updates[v].shape[0], heads)
             if rest:
@@ -368,9 +368,9 @@ def align_pairs(factors: Static[Factors], heads: Count, damping: Positive):
             d_V = rescaled(u_V / safe_sqrt(W_square / s + damping), u_V)
             d_W = rescaled(u_W / safe_sqrt(V_square / s + damping), u_W)
             x = (dot(V, d_V) - dot(W, d_W)) / (V_square + W_square + 2 * s * damping)
-            new[v] = _as_leaf(d_V - x * V, updates[v])
-            new[o] = _as_leaf((d_W + x * W).movedim(0, 1), updates[o])
-        return new, state
+            new_state[v] = _as_leaf(d_V - x * V, updates[v])
+            new_state[o] = _as_leaf((d_W + x * W).movedim(0, 1), updates[o])
+        return new_state, state
 
     return update
 

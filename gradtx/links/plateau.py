@@ -100,9 +100,11 @@ def reduce_on_plateau(
             "count": torch.zeros_like(count),
             "avg_value": torch.zeros_like(average),
         }
-        new = {name: torch.where(complete, x, state[name]) for name, x in after.items()}
-        new["count"] = torch.where(complete, 0.0, count)
-        new["avg_value"] = torch.where(complete, 0.0, average)
-        return update * new["scale"].to(update.dtype), new
+        new_state = {
+            name: torch.where(complete, x, state[name]) for name, x in after.items()
+        }
+        new_state["count"] = torch.where(complete, 0.0, count)
+        new_state["avg_value"] = torch.where(complete, 0.0, average)
+        return update * new_state["scale"].to(update.dtype), new_state
 
     return update

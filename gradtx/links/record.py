@@ -159,12 +159,12 @@ def record(
 
         return update_of_all
     slots = {}
-    for each in what:
-        if each not in SUMS_OF:
+    for name in what:
+        if name not in SUMS_OF:
             raise ValueError(
-                f"record: what must contain names among {', '.join(SUMS_OF)}, got {each!r}"
+                f"record: what must contain names among {', '.join(SUMS_OF)}, got {name!r}"
             )
-        names = [each] if per == "leaf" else [f"{each}_{key}" for key in SUMS_OF[each]]
+        names = [name] if per == "leaf" else [f"{name}_{key}" for key in SUMS_OF[name]]
         slots.update({slot: scalar() for slot in names})
     if "cos_previous" in what:
         slots["previous"] = linear()
@@ -188,13 +188,15 @@ def record(
             x, y = factors[key]
             return (x * y).sum()
 
-        new = {"previous": u} if "cos_previous" in what else {}
-        for each in what:
-            sums = {key: total(key) for key in SUMS_OF[each]}
+        new_state = {"previous": u} if "cos_previous" in what else {}
+        for name in what:
+            sums = {key: total(key) for key in SUMS_OF[name]}
             if per == "leaf":
-                new[each] = quantity(each, sums)
+                new_state[name] = quantity(name, sums)
             else:
-                new.update({f"{each}_{key}": value for key, value in sums.items()})
-        return u, new
+                new_state.update(
+                    {f"{name}_{key}": value for key, value in sums.items()}
+                )
+        return u, new_state
 
     return slots, update

@@ -76,12 +76,13 @@ def scale_by_rms(
 
     def update(g, state, p, ctx):
         v = running_mean(state["square_avg"], g.square(), alpha)
-        new = {"square_avg": v}
+        new_state = {"square_avg": v}
         if centered:
-            m = new["grad_avg"] = running_mean(state["grad_avg"], g, alpha)
+            m = new_state["grad_avg"] = running_mean(state["grad_avg"], g, alpha)
             # Rounding can make the difference negative.
             v = at_least(v - m.square(), 0)
-        return g / (safe_sqrt(v + eps) if eps_in_root else safe_sqrt(v) + eps), new
+        root = safe_sqrt(v + eps) if eps_in_root else safe_sqrt(v) + eps
+        return g / root, new_state
 
     return {
         "square_avg": square(filled(initial_accumulator_value)),
@@ -164,8 +165,9 @@ def scale_by_layer_rms(beta: Decay = 0.98, eps=1e-8, amsgrad=False):
     def update(g, state, p, ctx):
         old, square = state["exp_avg_sq"], g.square().sum()
         v = torch.where(old == 0, square, running_mean(old, square, beta))
-        new = {"exp_avg_sq": v}
-        return g / (safe_sqrt(peak(new, state, "exp_avg_sq", amsgrad)) + eps), new
+        new_state = {"exp_avg_sq": v}
+        root = safe_sqrt(peak(new_state, state, "exp_avg_sq", amsgrad)) + eps
+        return g / root, new_state
 
     slots = {
         "exp_avg_sq": scalar(),

@@ -89,14 +89,14 @@ def scale_by_stateful(
             name: norm if name == "norm" else exact(getattr(ctx, name), device)
             for name in names
         }
-        factor, new = step({name: state[name] for name in start}, **inputs)
-        if not isinstance(new, Mapping) or new.keys() != start.keys():
+        factor, new_state = step({name: state[name] for name in start}, **inputs)
+        if not isinstance(new_state, Mapping) or new_state.keys() != start.keys():
             raise TypeError(
                 f"scale_by_stateful: step must return (factor, state) with the state {sorted(start)}, got "
-                f"{describe(new)}"
+                f"{describe(new_state)}"
             )
-        new = {name: exact(value, device) for name, value in new.items()}
-        return update * exact(factor, device).to(update.dtype), new
+        new_state = {name: exact(value, device) for name, value in new_state.items()}
+        return update * exact(factor, device).to(update.dtype), new_state
 
     def update(update, state, param, ctx):
         return scaled(update, state, ctx, None)

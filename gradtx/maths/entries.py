@@ -177,14 +177,14 @@ def running_mean(old: Tensor, new: Tensor, beta) -> Tensor:
 
 
 def peak(
-    new: dict[str, Tensor], state: Mapping[str, Tensor], slot: str, amsgrad: bool
+    new_state: dict[str, Tensor], state: Mapping[str, Tensor], slot: str, amsgrad: bool
 ) -> Tensor:
-    """Return the new value of a slot or, with AMSGrad, its running maximum, which is added to `new`."""
+    """Return the new value of a slot or, with AMSGrad, its running maximum, which is added to `new_state`."""
     if not amsgrad:
-        return new[slot]
+        return new_state[slot]
     largest_slot = f"max_{slot}"
-    new[largest_slot] = torch.maximum(state[largest_slot], new[slot])
-    return new[largest_slot]
+    new_state[largest_slot] = torch.maximum(state[largest_slot], new_state[slot])
+    return new_state[largest_slot]
 
 
 def change_of(update: Tensor, state: Mapping[str, Tensor], ctx) -> Tensor:
@@ -212,8 +212,8 @@ def adam_moments(
             v = running_mean(state[slot], update.square(), beta2)
         else:
             v = running_mean(state[slot], (update - m).square(), beta2) + belief_eps
-        new = {"exp_avg": m, slot: v}
-        return m, peak(new, state, slot, amsgrad), new
+        new_state = {"exp_avg": m, slot: v}
+        return m, peak(new_state, state, slot, amsgrad), new_state
 
     slots = {"exp_avg": ema(beta1), slot: square()}
     if amsgrad:

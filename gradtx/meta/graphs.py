@@ -289,7 +289,9 @@ def _computed(key: str, tensors: list[Tensor]) -> list[Tensor]:
         found = computation.function(inputs)
     # In the strides that the operator has announced, and no view of an argument.
     results = computation.empty(inputs)
-    return [new.copy_(leaf.detach()) for new, leaf in zip(results, found, strict=True)]
+    return [
+        result.copy_(leaf.detach()) for result, leaf in zip(results, found, strict=True)
+    ]
 
 
 def _empty(key: str, tensors: list[Tensor]) -> list[Tensor]:

@@ -244,7 +244,11 @@ def _positional(function: Callable[..., Any]) -> list[str]:
         inspect.Parameter.POSITIONAL_ONLY,
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
     )
-    return [each.name for each in parameters_of(function) if each.kind in kinds]
+    return [
+        parameter.name
+        for parameter in parameters_of(function)
+        if parameter.kind in kinds
+    ]
 
 
 # Forward mode gives every result of a node a tangent, which integers cannot have. Floats of 16 bits each can, exactly.
@@ -294,7 +298,9 @@ class _Implicit:
         others, rebuild_others = _tree.split((start, bound.kwargs))
         tensors, rebuild = _tree.split(tuple(rest))
         detached = [tensor.detach() for tensor in others]
-        flags = self.differentiable([len(_tree.split(each)[0]) for each in rest])
+        flags = self.differentiable(
+            [len(_tree.split(argument)[0]) for argument in rest]
+        )
         inputs = [
             tensor if is_differentiable else tensor.detach()
             for tensor, is_differentiable in zip(tensors, flags, strict=True)

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
-from gradtx.base.counterparts import counterpart, plain
 from gradtx.base.inputs import Params
 from gradtx.base.messages import close
+from gradtx.base.other_libraries import counterpart, plain
 from gradtx.base.table import MODULES
 from gradtx.optim import classes
 from gradtx.optim.chain_checks import warn_of_chain

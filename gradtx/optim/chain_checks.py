@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, distributed
 
-from gradtx.arguments import name_here
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.exact import Schedule
 from gradtx.base.messages import close, describe, warn_user
 from gradtx.base.names import is_ours
+from gradtx.base.other_libraries import name_here
 from gradtx.optim.groups import (
     ENGINE_OPTIONS,
     SCHEDULER_KEYS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 from collections.abc import Mapping
 from copy import deepcopy
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.selectors import in_model
 from gradtx.optim.groups import (
@@ -22,9 +24,11 @@ from gradtx.optim.groups import (
     is_same,
     params_of,
 )
-from gradtx.optim.run import never_trains
-from gradtx.optim.state import Initial, States, matched, misfits_of
-from gradtx.state.layout import by_state_key
+from gradtx.optim.ranks import entries_at_owners
+from gradtx.optim.run import Member, never_trains
+from gradtx.optim.state import Initial, States, matched, misfits_of, without_messages
+from gradtx.state.conversion import Entry
+from gradtx.state.layout import State, by_state_key
 
 # What schedulefree's optimizers keep in their groups.
 SCHEDULEFREE = {"k", "lr_max", "weight_sum", "train_mode"}
@@ -148,9 +152,15 @@ class Checkpoint:
         matches = [self._matched(settings, dict(group)) for settings, group in pairs]
         members.groups = [settings for settings, *_ in matches]
         self._unknown: set[str] = set()  # keys that belong to no link
+        layouts = {
+            param: initial.layout
+            for _, first, _ in matches
+            for param, initial in first.items()
+        }
+        self._entries.update(entries_at_owners(members, layouts, self._entries))
         for settings, first, codes in matches:
             self._set(settings, first, codes)
-        has_stepped = any(each.layout.keys for each in members.by_param.values())
+        has_stepped = any(member.layout.keys for member in members.by_param.values())
         if not (has_stepped or states.by_param):
             self.states.clear()
         self.states.by_param.update(self._foreign)
@@ -179,7 +189,7 @@ class Checkpoint:
         """Find the entry of each parameter."""
         numbers = params_of(groups)
         params = params_of(settings.group for settings in self._groups)
-        self._entries: dict[Tensor, Mapping[str, Any]] = {
+        self._entries: dict[Tensor, Entry] = {
             param: entries.get(number, {})
             for number, param in zip(numbers, params, strict=True)
         }
@@ -211,6 +221,8 @@ class Checkpoint:
         when it was saved, but not before.
         """
         params = group["params"] = present.group["params"]
+        # Ranks load alone: structures need no values of sharded parameters.
+        first_of = functools.partial(self.states.first, shown=without_messages)
         codes = group.pop(CODES_KEY, {})
         for key in ("param_names", "label"):
             if key in present.group:
@@ -229,12 +241,12 @@ class Checkpoint:
                 )
             raise ValueError(message)
         settings = present.loaded(group)
-        first = self.states.first(settings, params)
+        first = first_of(settings, params)
         misfits = self._misfits(first)
         if misfits:
             other = settings.without_literals()
             try:
-                of_other = self.states.first(other, params)
+                of_other = first_of(other, params)
             except ValueError:  # numbers that exclude each other, unless they are off
                 return settings, first, codes
             if self._misfits(of_other) < misfits:
@@ -259,6 +271,7 @@ class Checkpoint:
         Parameters without an entry get slots with their first gradient. Those of an entry that no step has changed
         remain fresh: accelerate's `prepare` loads an optimizer's state back into the same optimizer.
         """
+        states: dict[Tensor, State] = {}
         for param in settings.params:
             member = self.states.members.by_param[param]
             entry = self._entries[param]
@@ -267,27 +280,39 @@ class Checkpoint:
                     f"{self._who}: parameter {member.name!r} has no values yet, but the state dict "
                     "has its state; load it after the first forward pass"
                 )
-            if not entry or param not in first:
-                continue
-            initial = first[param]
-            layout = initial.layout
-            present = self._present.members.by_param[param]
-            known = present.layout.keys or {"step", *present.fresh}
-            wrapper_keys = self._present.of(param).keys() - known
-            accepted = wrapper_keys | self._of_wrappers
-            state = matched(member, entry, initial, self._strict, codes, accepted)
-            self._unknown |= state.keys() - layout.keys - wrapper_keys
-            # One rank has the slots of owners.
-            keys = layout.keys - layout.owned
-            if (
-                state["step"] == 0
-                and state.keys() == layout.keys
-                and all(torch.equal(state[key], initial.state[key]) for key in keys)
-            ):
+            if entry and param in first:
+                states[param] = self._state_of(member, first[param], codes)
+        need_values = [
+            param
+            for param, state in states.items()
+            if is_sharded(param) and _needs_values(state, first[param])
+        ]
+        valued = self.states.first(settings, need_values)
+        for param, initial in valued.items():
+            member = self.states.members.by_param[param]
+            states[param] = self._state_of(member, initial, codes)
+        for param, state in states.items():
+            member = self.states.members.by_param[param]
+            initial = valued.get(param, first[param])
+            if state["step"] == 0 and _is_first(state, initial):
                 self.states.by_param[param] = state
                 member.mark_fresh(state)
             else:
-                self.states.set(member, settings, layout, state)
+                self.states.set(member, settings, initial.layout, state)
+
+    def _state_of(
+        self, member: Member, initial: Initial, codes: Mapping[str, str]
+    ) -> State:
+        """Return the state of a parameter from its entry."""
+        param, layout = member.param, initial.layout
+        present = self._present.members.by_param[param]
+        known = present.layout.keys or {"step", *present.fresh}
+        wrapper_keys = self._present.of(param).keys() - known
+        accepted = wrapper_keys | self._of_wrappers
+        entry = self._entries[param]
+        state = matched(member, entry, initial, self._strict, codes, accepted)
+        self._unknown |= state.keys() - layout.keys - wrapper_keys
+        return state
 
     def _check_shared(self) -> None:
         """Check that the saved copies of each shared value are equal."""
@@ -343,6 +368,22 @@ class Checkpoint:
                         f"{shown}; the checkpoint's {saved} is not used. To use it, write "
                         f"optimizer.param_groups[{i}][{name!r}] = {saved}"
                     )
+
+
+def _needs_values(state: State, initial: Initial) -> bool:
+    """Whether slots are compared with their initial values, or have these; the same on all ranks of a parameter."""
+    return state["step"] == 0 or any(
+        state[key] is initial.state[key] for key in initial.layout.keys - {"step"}
+    )
+
+
+def _is_first(state: State, initial: Initial) -> bool:
+    """Whether a state is that before any step, on this rank; of the slots of owners, ranks do not compare entries."""
+    layout = initial.layout
+    return state.keys() == layout.keys and all(
+        torch.equal(local(state[key]), local(initial.state[key]))
+        for key in layout.keys - layout.owned
+    )
 
 
 def _shared_by_schedulefree(group: Group) -> dict[str, Any]:

@@ -96,10 +96,10 @@ class AliasOptimizer(ChainOptimizer):
         """
         if not isinstance(params, list | tuple):
             return {}
-        given = {id(each) for each in params if isinstance(each, dict)}
-        for other in _LIVING if given else ():
+        ids = {id(group) for group in params if isinstance(group, dict)}
+        for other in _LIVING if ids else ():
             for group in other.param_groups if type(other) is type(self) else ():
-                if id(group) in given:
+                if id(group) in ids:
                     options = other.defaults.items()
                     return {name: value for name, value in options if name not in group}
         return {}
@@ -128,10 +128,11 @@ class AliasOptimizer(ChainOptimizer):
     def _check_fixed(self, what: str, group: Group, remedy: str) -> None:
         """Reject another value of an option that this class fixes, if it would have an effect."""
         for option, value in self._fixed_options.items():
-            given = group.get(option, value)
-            if given != value and group.get("weight_decay", 0.0) != 0.0:
+            group_value = group.get(option, value)
+            if group_value != value and group.get("weight_decay", 0.0) != 0.0:
                 raise ValueError(
-                    f"{type(self).__name__}: {what} has {option}={given}, which this class does not support; {remedy}"
+                    f"{type(self).__name__}: {what} has {option}={group_value}, which this class does not support; "
+                    f"{remedy}"
                 )
 
     def _copy_hyperparameters(

@@ -117,22 +117,22 @@ class Core:
         needs = self.members.tx.needs
         kinds, _ = self.members.tx._requirements()
         return ChainTraits(
-            takes_none=any(each.takes_none for each in traits),
-            agrees=any(each.agree for each in traits),
+            takes_none=any(link.takes_none for link in traits),
+            agrees=any(link.agree for link in traits),
             needs_host_counts="hessian_diag" in needs
-            or not all(each.compiles for each in traits),
+            or not all(link.compiles for link in traits),
             clocks=route.clock_paths(),
-            checks_extras=any(each.checks_extras for each in traits),
+            checks_extras=any(link.checks_extras for link in traits),
             known_extras=kinds,
             needs_extras=any(need != "params" for need in needs),
             calls_again=any(
                 need in ("grad_fn", "value_fn") and link != "estimate_gradient"
                 for link, need in self.members.tx._requirements()[1]
             ),
-            exchanges=any(each.exchanges for each in traits),
-            waits_at_first=any(each.waits_at_first for each in traits),
-            makes_gradient=any(each.makes_gradient for each in traits),
-            estimates=any(each.prepares for each in traits),
+            exchanges=any(link.exchanges for link in traits),
+            waits_at_first=any(link.waits_at_first for link in traits),
+            makes_gradient=any(link.makes_gradient for link in traits),
+            estimates=any(link.prepares for link in traits),
         )
 
     def counts_on_host(self) -> bool:

@@ -18,7 +18,6 @@ from gradtx.programs.hyperparameters import (
     ChainOf,
     Hyperparameters,
     Structure,
-    each_item,
 )
 from gradtx.transform import Entry, GradientTransformation
 
@@ -80,6 +79,7 @@ class GroupSettings:
     """
 
     structure: Structure = ()
+    _hyperparameters: Hyperparameters
 
     def __init__(
         self, tx: GradientTransformation, group: Group, labels: Mapping[Any, str]
@@ -91,6 +91,7 @@ class GroupSettings:
         self.codes: dict[str, str] = {}
         self.entries = names_in_group(tx._entries(labels))
         check_differentiable(group)
+        self._positions = {name: i for i, name in enumerate(self.entries)}
         self.sources: Values = {}
         self._defaults: Values = {}  # what the group had not specified
         for name, entry in self.entries.items():
@@ -220,15 +221,16 @@ class GroupSettings:
 
     def hyperparameters(self, count: Callable[[Place], int | Tensor]) -> list[Any]:
         """Return the numbers of the last settled values, with those of schedules at a count."""
-        values: list[Any] = []
-        pairs = zip(
-            self._hyperparameters.values, self._hyperparameters.places, strict=True
-        )
-        for item, place in pairs:
-            if isinstance(item, Schedule):
-                item = resolve(item, count(place))
-                item = item if isinstance(item, Tensor) else python_scalar(item)
-            values.append(item)
+        hyperparameters = self._hyperparameters
+        if not hyperparameters.scheduled:
+            return hyperparameters.values
+        values = list(hyperparameters.values)
+        for i in hyperparameters.scheduled:
+            at = count(hyperparameters.places[i])
+            schedule = values[i]
+            values[i] = (
+                schedule.at(at) if isinstance(at, int) else resolve(schedule, at)
+            )
         return values
 
     # After a step, and when a checkpoint is loaded.
@@ -237,8 +239,14 @@ class GroupSettings:
         """Write the next step's values of schedules into the group, unless they were overwritten."""
         for name, shown in self.shown.items():
             at = count(self.entries[name].place[0])
-            if at is not None and is_same(self.group[name], shown):
-                self.shown[name] = self.group[name] = next_value(self.sources[name], at)
+            content = self.group[name]
+            if at is None or not (content is shown or is_same(content, shown)):
+                continue
+            value = next_value(self.sources[name], at)
+            self.shown[name] = self.group[name] = value
+            # The schedule still applies, without a comparison; a NaN, which differs from itself, will be rejected.
+            if self._seen and is_same(value, value):
+                self._seen[self._positions[name]] = value
 
     def loaded(self, group: Group) -> GroupSettings:
         """Return the settings of a group from a checkpoint, in which numbers that are off are literals.
@@ -393,7 +401,9 @@ def _of_fallback(
         place, inner_argument = entry.place
         numbers = (value, outer.value, entry.value)
         is_inside = place[: len(node)] == node and inner_argument == argument
-        if not is_inside or not all(isinstance(x, float | int) for x in numbers):
+        if not is_inside or not all(
+            isinstance(number, float | int) for number in numbers
+        ):
             continue
         if argument == "weight_decay" and entry.value:
             yield name, value, True
@@ -409,13 +419,9 @@ def params_of(groups: Iterable[Mapping[str, Any]]) -> list[Any]:
 
 def next_value(value: Any, count: int) -> Any:
     """Return the value of a schedule as a group shows it: a number, or a tuple of numbers."""
-
-    def as_number(item: Any) -> Any:
-        return python_scalar(
-            resolve(item, count) if isinstance(item, Schedule) else item
-        )
-
-    return each_item(as_number, value)
+    if isinstance(value, tuple):
+        return tuple(next_value(item, count) for item in value)
+    return python_scalar(value.at(count) if isinstance(value, Schedule) else value)
 
 
 # Functions of hyperparameter values.

@@ -288,7 +288,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 f"{type(self).__name__}: closure must be a function that computes the loss and its gradients, got "
                 f"{describe(closure)}; pass a loss as step(value=loss)"
             )
-        around = ambient()  # only closures and other extras run in it
+        around = (
+            ambient() if _torch.may_be_ambient() else None
+        )  # only closures and other extras run in it
         if around is not None:
             closure, extras = around.around(closure), around.around_all(extras)
         step = (

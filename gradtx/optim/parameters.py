@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from copy import copy
@@ -64,6 +65,7 @@ class Members:
         by_param: The members, in the order in which they joined.
         are_sharded: Whether any parameter is sharded.
         are_divided: Whether ranks divide the parameters, or the work on them.
+        every: The members of all groups, in order, as `rows` last found them; another object after each change.
         repeated: The names of the parameters that are in two groups, or twice in one.
     """
 
@@ -78,10 +80,11 @@ class Members:
         self.by_param: dict[Tensor, Member] = {}
         self.repeated: list[str] = []
         self._rows: list[list[Member]] = []  # the members of each group
+        self.every: list[Member] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # The expanded chain consists of functions.
-        return {name: each for name, each in vars(self).items() if name != "expanded"}
+        return {name: value for name, value in vars(self).items() if name != "expanded"}
 
     @functools.cached_property
     def expanded(self) -> OptimizerRun:
@@ -93,12 +96,12 @@ class Members:
     @functools.cached_property
     def restarts(self) -> bool:
         """Whether an inner clock may restart."""
-        return any(each.restarts_inner for each in self.expanded.route.traits())
+        return any(link.restarts_inner for link in self.expanded.route.traits())
 
     @functools.cached_property
     def compares_rates(self) -> bool:
         """Whether a link compares later learning rates with that of construction."""
-        return any(each.compares_rates for each in self.expanded.route.traits())
+        return any(link.compares_rates for link in self.expanded.route.traits())
 
     def without_state(self) -> Members:
         """Return a copy whose members have the same names and branches, but no state."""
@@ -144,7 +147,7 @@ class Members:
         finally:
             self.expanded.show({})
         all_settings: list[GroupSettings] = []
-        given = dict(group)
+        whole = dict(group)
         unread: dict[str, str] = {}
         read: set[str] = set()
         for labels in sorted(positions_of_labels, key=_rank):
@@ -152,7 +155,7 @@ class Members:
             part = group if len(positions_of_labels) == 1 else dict(group)
             for key in ("params", "param_names"):
                 if key in part:
-                    part[key] = [given[key][i] for i in positions_of_labels[labels]]
+                    part[key] = [whole[key][i] for i in positions_of_labels[labels]]
             selected = _by_selector(labels)
             label = _joined(selected)
             new_names = {}
@@ -165,8 +168,8 @@ class Members:
                 # Its numbers are not those of a branch, which a state dict must not hide.
                 part["label"] = ""
             settings = GroupSettings(self.tx, part, selected)
-            read |= {name for name in given if new_names.get(name) is not None}
-            unread.update(_unread(given, new_names, settings))
+            read |= {name for name in whole if new_names.get(name) is not None}
+            unread.update(_unread(whole, new_names, settings))
             all_settings.append(settings)
         unread = {name: other for name, other in unread.items() if name not in read}
         return Joining(all_settings, by_param, unread)
@@ -277,7 +280,7 @@ class Members:
             if "param_names" in group:
                 members = [by_param[param] for param in group["params"]]
                 group["param_names"] = [
-                    each.listed or str(each.name) for each in members
+                    member.listed or str(member.name) for member in members
                 ]
         self.groups, self.by_param, self._rows = all_settings, by_param, []
         times = Counter(present)
@@ -300,8 +303,10 @@ class Members:
         replacements: dict[Tensor, Tensor] = {}
         for group, settings in zip(groups, self.groups, strict=True):
             names = [self.by_param[param].listed for param in settings.params]
-            given = group.get("param_names", names)
-            pairs = zip(settings.params, group["params"], names, given, strict=False)
+            new_names = group.get("param_names", names)
+            pairs = zip(
+                settings.params, group["params"], names, new_names, strict=False
+            )
             for old, new, name, new_name in pairs:
                 if old is not new and name == new_name:
                     replacements[old] = new
@@ -317,12 +322,12 @@ class Members:
         here = set(params_of(groups))
         by_param: dict[Tensor, Member] = {}
         for param, member in self.by_param.items():
-            new = replacements.get(param)
+            replacement = replacements.get(param)
             if param in here:
                 by_param[param] = member
-            elif new is not None and new not in self.by_param:
-                by_param[new] = Member(
-                    member.name, new, dict(member.choices), listed=member.listed
+            elif replacement is not None and replacement not in self.by_param:
+                by_param[replacement] = Member(
+                    member.name, replacement, dict(member.choices), listed=member.listed
                 )
         for group in groups:
             self._add(by_param, group)
@@ -350,7 +355,7 @@ class Members:
                 if not alike:
                     if params:
                         labels = _by_selector(self._labels(by_param[params[0]]))
-                    alike = [each for each in self.groups if each.labels == labels]
+                    alike = [known for known in self.groups if known.labels == labels]
                 settings = (
                     alike[0].of_copy(group)
                     if alike
@@ -366,11 +371,17 @@ class Members:
         return after
 
     def _has_labels(self) -> bool:
-        return any(each.branches is not None for each in self.expanded.selectors)
+        return any(
+            selector.branches is not None for selector in self.expanded.selectors
+        )
 
     def _labels_named(self, label: Any) -> Labels:
         """Return the labels of a group without parameters that says its label; empty if the chain has no such label."""
-        named = [each for each in self.expanded.selectors if each.branches is not None]
+        named = [
+            selector
+            for selector in self.expanded.selectors
+            if selector.branches is not None
+        ]
         if len(named) == 1 and label in named[0].branches:
             return ((named[0], label),)
         return ()
@@ -379,11 +390,11 @@ class Members:
         self, settings: GroupSettings, labels: Mapping[Any, str]
     ) -> GroupSettings:
         """Return settings with labels for a group that had no parameters so far, with a dict of their own."""
-        given = settings.specified()
-        group = dict(given)
+        specified = settings.specified()
+        group = dict(specified)
         new_names = in_names_of_branch(self.tx, group, labels)
         labeled = GroupSettings(self.tx, group, labels)
-        warn_of_unread(self.who, _unread(given, new_names, labeled))
+        warn_of_unread(self.who, _unread(specified, new_names, labeled))
         return labeled
 
     def _labels(self, member: Member) -> Labels:
@@ -428,6 +439,7 @@ class Members:
                 for member in row:
                     member.group = i
                 self._rows.append(row)
+            self.every = list(itertools.chain.from_iterable(self._rows))
         return self._rows
 
     def clock_path(self, place: Place | None) -> Path | None:
@@ -452,15 +464,15 @@ def _rank(labels: Labels) -> list[int]:
 
 
 def _unread(
-    given: Group, new_names: Mapping[str, str | None], settings: GroupSettings
+    group: Group, new_names: Mapping[str, str | None], settings: GroupSettings
 ) -> dict[str, str]:
     """Return the hyperparameters of a user's group that its branch does not read, with the names that it reads."""
     unread = {}
-    for key in given:
+    for key in group:
         if new_names.get(key, "") is not None:
             continue
         for name, shown in new_names.items():
-            if shown is None or is_same(given[key], settings.group[shown]):
+            if shown is None or is_same(group[key], settings.group[shown]):
                 continue
             if settings.entries[shown].argument.name == key.rpartition(".")[2]:
                 unread.setdefault(key, name)

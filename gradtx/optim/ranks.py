@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from gradtx.base.chunks import chunks
-from gradtx.base.dtensor import from_local_like, is_sharded
+from gradtx.base.dtensor import from_local_like, is_sharded, local
 from gradtx.distributed.collectives import BUCKET, Transfer
 from gradtx.distributed.layouts import (
     Piece,
     Team,
+    can_be_owned,
     pieces_at,
+    pieces_of,
     placements_by_rows,
     team_for,
     team_of,
@@ -212,7 +214,7 @@ class OwnedSlot:
     Attributes:
         member: The parameter.
         key: The slot's key in the parameter's state.
-        value: The slot: whole on the owner, without entries on other ranks.
+        value: The slot: whole on the owner, without entries on other ranks; or, of a saved entry, divided.
         owner: The owner.
     """
 
@@ -278,11 +280,86 @@ def states_of_owners(
     return saved
 
 
+def entries_at_owners(
+    members: Members,
+    layouts: Mapping[Tensor, Layout],
+    entries: Mapping[Tensor, Mapping[str, Any]],
+) -> dict[Tensor, dict[str, Any]]:
+    """Return saved entries whose slots of owners are whole there; the reverse of `states_of_owners`.
+
+    Ranks of a mesh must call it together. They send nothing unless such a slot is divided among them.
+
+    Args:
+        members: The parameters.
+        layouts: The layouts of their states.
+        entries: Their entries.
+
+    Returns:
+        The entries that differ: their divided slots are whole on the owner, and without memory on other ranks.
+    """
+    slots_of_kind: dict[Any, list[OwnedSlot]] = defaultdict(list)
+    whole: dict[Tensor, dict[str, Any]] = {}
+    for tensor, layout in layouts.items():
+        param: Any = tensor
+        member, entry = members.by_param[param], entries[param]
+        for key in sorted(layout.owned & entry.keys()):
+            value: Any = entry[key]
+            is_divided = is_sharded(param) and is_sharded(value)
+            if not is_divided or value.device_mesh != param.device_mesh:
+                continue
+            if can_be_owned(value):
+                assert member.owner is not None
+                slot = OwnedSlot(member, key, value, member.owner)
+                slots_of_kind[slot.mesh, value.dtype].append(slot)
+    for (mesh, _), slots in slots_of_kind.items():
+        team = team_of(mesh)
+        for chunk in chunks(list(map(OwnedSlot.bytes, slots)), BUCKET):
+            bucket = slots[chunk]
+            for slot, value in zip(bucket, _received(bucket, team), strict=True):
+                param = slot.member.param
+                whole.setdefault(param, dict(entries[param]))[slot.key] = value
+    return whole
+
+
+def _received(bucket: list[OwnedSlot], team: Team) -> list[Tensor]:
+    """Return divided slots with one dtype, whole on their owners, with one message."""
+    dtype = bucket[0].value.dtype
+    wire = _wire_of(dtype)
+    rows_for_ranks: list[list[Tensor]] = [[] for _ in range(team.size)]
+    sizes_from_ranks: list[list[int]] = [[] for _ in range(team.size)]
+    pieces = [pieces_of(slot.value) for slot in bucket]
+    for slot, of_ranks in zip(bucket, pieces, strict=True):
+        if of_ranks[team.rank].sends:
+            shard = local(slot.value).reshape(-1).view(wire)
+            rows_for_ranks[slot.owner].append(shard)
+        if slot.owner == team.rank:
+            for rank, piece in enumerate(of_ranks):
+                if piece.sends:
+                    sizes_from_ranks[rank].append(piece.numel)
+    transfer = Transfer(team, rows_for_ranks, sizes_from_ranks, wire)
+    received = list(map(iter, transfer.received()))
+    results = []
+    for slot, of_ranks in zip(bucket, pieces, strict=True):
+        is_owner = slot.owner == team.rank
+        device = team.device if is_owner else "meta"
+        result = torch.empty(tuple(slot.value.shape), dtype=dtype, device=device)
+        for rank, piece in enumerate(of_ranks if is_owner else ()):
+            if piece.sends:
+                shard = next(received[rank]).clone().view(dtype)
+                result[piece.window] = shard.view(piece.shape)
+        results.append(result)
+    return results
+
+
+def _wire_of(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which slots are sent: some back ends cannot send eight-bit floats and bools."""
+    return torch.uint8 if dtype.itemsize == 1 else dtype
+
+
 def _sent(bucket: list[OwnedSlot], team: Team) -> list[Any]:
     """Return this rank's shards of slots with one dtype, with one message."""
     dtype = bucket[0].value.dtype
-    # Some back ends cannot send eight-bit floats and bools.
-    wire = torch.uint8 if dtype.itemsize == 1 else dtype
+    wire = _wire_of(dtype)
     rows_for_ranks: list[list[Tensor]] = [[] for _ in range(team.size)]
     sizes_from_ranks: list[list[int]] = [[] for _ in range(team.size)]
     for slot in bucket:

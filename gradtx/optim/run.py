@@ -174,46 +174,59 @@ class Member:
 
 
 class KnownCounts:
-    """The counts of parameters after a step.
+    """The counts of all parameters after a step.
 
     The next step reads them again only if they have been replaced or written in between: reading each count would take
     a quarter of a step of many small parameters.
 
+    Args:
+        members: The parameters, in states.
+        states: The states of the optimizer's parameters.
+
     Attributes:
         steps: The tensors that hold the counts.
         versions: How often each was written, up to the end of the last step.
+        complete_for: The structures of the groups for which all of them have slots, as far as it is known.
     """
 
-    def __init__(self, members: list[Member]):
+    def __init__(self, members: list[Member], states: Mapping[Tensor, State]):
         self._members = members
-        self._states = [member.state for member in members]
-        self._keys = [member.layout.keys | {"step"} for member in members]
-        self.steps = list(map(STEP, self._states))
-        self.versions = _torch.versions_of(self.steps)
+        self._params, self._states = list(states), list(states.values())
+        self._keys = list(map(list, self._states))
+        self.steps = [member.state["step"] for member in members]
+        # In the order of the states.
+        self._steps = [state.get("step") for state in self._states]
+        self.versions = list(map(_torch.VERSION, self.steps))
+        self.complete_for: list[Any] = []
 
     @classmethod
-    def of(cls, members: list[Member]) -> KnownCounts | None:
+    def of(
+        cls, members: list[Member], states: Mapping[Tensor, State]
+    ) -> KnownCounts | None:
         """Return what holds the counts of members, if writes to it are noticed."""
         steps = [member.state.get("step") for member in members]
         # Inference tensors do not count writes.
-        if all(isinstance(x, Tensor) and not x.is_inference() for x in steps):
-            return cls(members)
+        if all(isinstance(step, Tensor) and not step.is_inference() for step in steps):
+            return cls(members, states)
         return None
 
     def hold(self, members: list[Member], states: Mapping[Tensor, State]) -> bool:
         """Whether these are the members of the last step, in unchanged states."""
-        if members != self._members:
+        if members is not self._members or len(states) != len(self._states):
             return False
-        present = map(states.get, map(PARAM, members))
+        # In their order: a look-up would call a function of Python for each parameter.
+        present = list(states.values())
         return (
-            all(map(operator.is_, present, self._states))
-            and all(map(operator.ge, map(dict.keys, self._states), self._keys))
-            and all(map(operator.is_, map(STEP, self._states), self.steps))
-            and _torch.versions_of(self.steps) == self.versions
+            all(map(operator.is_, states, self._params))
+            and all(map(operator.is_, present, self._states))
+            and list(map(list, present)) == self._keys
+            and all(map(operator.is_, map(STEP_OR_NONE, present), self._steps))
+            and list(map(_torch.VERSION, self.steps)) == self.versions
         )
 
 
-PARAM, STEP = operator.attrgetter("param"), operator.itemgetter("step")
+STEP = operator.itemgetter("step")
+STEP_OR_NONE = operator.methodcaller("get", "step")
 
 
 def version(tensor: Tensor) -> int:

@@ -19,11 +19,12 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx.base.complex_views import as_complex, as_real, real_views
-from gradtx.base.dtensor import is_sharded
+from gradtx.base.dtensor import distributed_like, from_local_like, is_sharded, local
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import CPU
 from gradtx.base.messages import describe
 from gradtx.base.plain import is_plain
+from gradtx.distributed.layouts import pieces_at, team_of
 from gradtx.execution.execute import Leaf, Route, initialize
 from gradtx.execution.owners import with_regions
 from gradtx.execution.runs import Place, memory_of
@@ -393,32 +394,34 @@ class States:
             run: The run.
             stays: Whether to write them into the tensors of the old values, where device and dtype are the same.
         """
-        new: dict[Path, State] = {}
+        by_path: dict[Path, State] = {}
         for path, values in run.new_shared.items():
             old = run.scalars(path) if stays else {}
-            new[path] = _unshared(run, values, old)
+            by_path[path] = _unshared(run, values, old)
         for param, member in self.members.by_param.items():
             state, layout = self.of(param), member.layout
             if not state:
                 continue
             for (path, name), key in by_state_key(layout.shared):
-                if path in new:
-                    state[key] = new[path][name]
+                if path in by_path:
+                    state[key] = by_path[path][name]
 
 
 def _unshared(run: OptimizerRun, values: State, old: State) -> State:
     """Return shared values in memory of their own: that of the old value, where device and dtype are the same."""
     taken = set(map(memory_of, old.values()))
-    new = {name: run.memory.unshared(value, taken) for name, value in values.items()}
+    new_values = {
+        name: run.memory.unshared(value, taken) for name, value in values.items()
+    }
     for name, tensor in old.items():  # now: no value shares memory with another old one
-        value = new.get(name)
+        value = new_values.get(name)
         if (
             value is not None
             and value.device == tensor.device
             and value.dtype == tensor.dtype
         ):
-            new[name] = tensor.copy_(value)
-    return new
+            new_values[name] = tensor.copy_(value)
+    return new_values
 
 
 def _one_of_each_kind(
@@ -434,10 +437,19 @@ def _one_of_each_kind(
 
 
 def _without_memory(param: Tensor) -> Tensor:
-    """Return a tensor without memory in place of a parameter; the parameter itself if it is not a plain tensor."""
+    """Return a tensor without memory in place of a parameter; the parameter itself if its class is a user's."""
+    if is_sharded(param):
+        return without_messages(param)
     if not is_plain(param.data):
         return param.detach()
     return torch.empty_like(param, device="meta", requires_grad=False)
+
+
+def without_messages(param: Tensor) -> Tensor:
+    """Return a parameter, or for a sharded one a stand-in without memory, for which ranks exchange nothing."""
+    if not is_sharded(param):
+        return param.detach()
+    return from_local_like(local(param.detach()).to("meta"), param)
 
 
 def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout) -> State:
@@ -538,7 +550,8 @@ def matched(
     for key, value in first.items():
         if key in saved:
             what = f"{who}: {key!r}"
-            state[key] = as_slot(what, key, saved[key], value)
+            device = _device_of(member, key, initial)
+            state[key] = as_slot(what, key, saved[key], value, device)
         elif strict and saved:
             raise ValueError(f"{who} lacks {key!r}; {REMEDY}")
     for key in sorted(saved.keys() - first.keys()):
@@ -555,6 +568,16 @@ def matched(
     for key in complex_keys & state.keys():
         state[key] = as_complex(state[key])
     return state
+
+
+def _device_of(member: Member, key: str, initial: Initial) -> torch.device:
+    """Return the device of a loaded slot: that of the first one, unless this is a stand-in."""
+    device, param = initial.state[key].device, member.param
+    if device.type != "meta" or not is_sharded(param):
+        return device
+    is_owned = key in initial.layout.owned
+    is_elsewhere = is_owned and team_of(param.device_mesh).rank != member.owner
+    return device if is_elsewhere else param.device
 
 
 def _translated_entry(saved: Entry, first: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -585,14 +608,21 @@ def _slots_among(keys: Collection[str]) -> set[str]:
     return {key for key in keys if str(key).rpartition(".")[0] not in keys}
 
 
-def as_slot(what: str, key: str, saved: Any, first: Tensor) -> Tensor:
+def as_slot(
+    what: str,
+    key: str,
+    saved: Any,
+    first: Tensor,
+    device: torch.device | None = None,
+) -> Tensor:
     """Return a copy of a saved value in the form of a first slot, after checking its shape, kind and value.
 
     Args:
         what: The slot, for error messages.
         key: Its key.
-        saved: The saved value.
+        saved: The saved value; a whole tensor is divided as the first slot is.
         first: The first slot.
+        device: The device of the copy; None for that of the first slot, which may be a stand-in.
     """
     value = torch.as_tensor(saved)
     if isinstance(saved, float):  # of which float32 may round a count
@@ -613,7 +643,27 @@ def as_slot(what: str, key: str, saved: Any, first: Tensor) -> Tensor:
     dtype = first.dtype
     if is_count and dtype.is_floating_point and value > FLOAT32_COUNTS:
         dtype = torch.float64
-    return value.detach().to(first.device, dtype, copy=True)
+    value = _divided_like(what, value.detach(), first)
+    return value.to(first.device if device is None else device, dtype, copy=True)
+
+
+def _divided_like(what: str, value: Any, first: Any) -> Any:
+    """Return a saved tensor divided among ranks as a first slot is; only other divisions on its mesh need messages."""
+    if not is_sharded(first) or (
+        is_sharded(value) and value.placements == first.placements
+    ):
+        return value
+    mesh = first.device_mesh
+    if not is_sharded(value):
+        pieces = pieces_at(tuple(first.shape), mesh, tuple(first.placements))
+        piece = pieces[team_of(mesh).rank]
+        return from_local_like(value[piece.window].contiguous(), first)
+    if value.device_mesh != mesh:
+        raise ValueError(
+            f"{what} is divided on {value.device_mesh}, its parameter on {mesh}; load it by "
+            "torch.distributed.checkpoint, or pass whole tensors"
+        )
+    return distributed_like(value, first)
 
 
 def _is_whole(value: Tensor) -> bool:

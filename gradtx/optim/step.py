@@ -72,6 +72,9 @@ from gradtx.programs.hyperparameters import Structure, each_item
 
 CALL = "step(closure"
 COUNT, STATE = operator.attrgetter("count"), operator.attrgetter("state")
+GRADIENT, LAYOUT = operator.attrgetter("param.grad"), operator.attrgetter("layout")
+NONES = itertools.repeat(None)
+DENSE = frozenset((torch.strided,))
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
@@ -128,12 +131,14 @@ class Step:
         if extras or traits.needs_extras:
             self._split_extras()
         self._rows = members.rows()
-        self._every = list(itertools.chain.from_iterable(self._rows))
+        self._every = members.every
         # Everything that can be checked is checked before anything changes.
         self._values: list[Values] = []
         for settings in self.groups:
             values = settings.values()
             self._values.append(values)
+            if values is settings.settled:
+                continue
             # A scheduler of a trainer's wrapper is noticed when it replaces a schedule by a number.
             is_replaced = "lr" in settings.shown and not has_schedule(values["lr"])
             if is_replaced and not core.expects_scheduler:
@@ -144,17 +149,24 @@ class Step:
             member.param.grad is None for member in self._every
         )
         self._takes_none = traits.takes_none and not self._is_idle
-        if _torch.is_captured(run.device):
+        if run.device.type != "cpu" and _torch.is_captured(run.device):
             check_capture(core, self._every)
         self.structures: list[Structure] = []
-        for settings, row, values in zip(
-            self.groups, self._rows, self._values, strict=True
-        ):
+        for settings, values in zip(self.groups, self._values, strict=True):
             if values is not settings.settled:
                 settings.settle(values)
             self.structures.append(settings.structure)
-            self._complete(settings, row)
-        self.members = self._stepping()
+        known = core.known_counts
+        is_complete = known is not None and known.complete_for == self.structures
+        # A shortcut: all parameters step, as in the last step.
+        if is_complete and self._have_gradients:
+            self.members = self._every
+        else:
+            for settings, row in zip(self.groups, self._rows, strict=True):
+                self._complete(settings, row)
+            self.members = self._stepping()
+        all_step = len(self.members) == len(self._every)
+        self._are_complete = all_step and self._have_gradients
         self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
         self._routes: dict[tuple[int, torch.device], Route] = {}
@@ -224,13 +236,10 @@ class Step:
     def _read(self, members: list[Member]) -> None:
         """Look up the state and count of members, and check their gradients and slots."""
         states = self._core.states.by_param
-        for member in members:
-            gradient = member.param.grad
-            if gradient is not None and gradient.is_sparse:
-                raise RuntimeError(
-                    f"{self._who}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
-                    "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
-                )
+        gradients = list(map(GRADIENT, members))
+        self._have_gradients = all(map(operator.is_not, gradients, NONES))
+        if not (self._have_gradients and DENSE.issuperset(map(LAYOUT, gradients))):
+            self._check_dense(members)
         known = self._core.known_counts
         if known is not None and known.hold(members, states):
             return
@@ -247,6 +256,15 @@ class Step:
                     f"{self._who}: state of parameter {member.name!r}: 'step' must be a number of steps, got "
                     f"{describe(state['step'])}"
                 ) from error
+
+    def _check_dense(self, members: list[Member]) -> None:
+        for member in members:
+            gradient = member.param.grad
+            if gradient is not None and gradient.is_sparse:
+                raise RuntimeError(
+                    f"{self._who}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
+                    "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
+                )
 
     def _check_fits(self, members: list[Member]) -> None:
         """Check that parameters, gradients and slots fit. A valid plan implies this without a look at them."""
@@ -354,7 +372,8 @@ class Step:
         if run.late_sums or (has_idle_clock and not self._is_idle):
             # Combinators decide whether the sums take effect, and count steps without any of their leaves.
             self._expand()
-        run.end()
+        if run.late_sums or run.commits or run.stores:
+            run.end()
         if run.new_shared:
             core.states.write_shared(run, self._stays)
         if self._stays:
@@ -362,10 +381,15 @@ class Step:
         known = core.known_counts
         if self._has_eager:  # those have new tensors
             core.known_counts = None
-        elif known is None:
-            core.known_counts = KnownCounts.of(self._every)
         else:
-            known.versions = _torch.versions_of(known.steps)
+            if known is None:
+                known = KnownCounts.of(self._every, core.states.by_param)
+                core.known_counts = known
+            else:
+                known.versions = list(map(_torch.VERSION, known.steps))
+            if known is not None:
+                # Parameters without a gradient may lack slots.
+                known.complete_for = self.structures if self._are_complete else []
         for settings in self.groups:
             if settings.shown:
                 settings.show(self._known_count)
@@ -379,17 +403,20 @@ class Step:
 
     def _known_count(self, place: Place) -> int | None:
         """Return the count that a schedule follows; None if reading it would synchronize in a captured step."""
-        has_own_clock = self._core.members.clock_path(place) is not None
+        core = self._core
+        has_own_clock = (
+            bool(core.traits.clocks) and core.members.clock_path(place) is not None
+        )
         if self._stays and has_own_clock:
             return None
         if self.on_host and not (has_own_clock or self._has_eager):
             return max(map(COUNT, self._every), default=0)
-        return self._core.states.count(place)
+        return core.states.count(place)
 
     def _check_agreement(self) -> None:
         """Check that hyperparameters that apply to all leaves jointly are equal in all groups."""
         known = self._core.agreed
-        if len(self.groups) > 1 and not are_identical(self._values, known):
+        if not are_identical(self._values, known):
             self._compare_groups()
             tensors_of = [value for values in self._values for value in values.values()]
             # Tensors may be written in place.
@@ -447,9 +474,10 @@ class Step:
             self._align_gradients(self.members)
         if not (traits.calls_again or (traits.exchanges and self._exchanges())):
             for engine in core.back_ends:
-                of_engine, eager = engine.bundles(self, eager)
-                bundles += of_engine
-        if traits.agrees:
+                if eager:
+                    of_engine, eager = engine.bundles(self, eager)
+                    bundles += of_engine
+        if traits.agrees and len(self.groups) > 1:
             self._check_agreement()
         if eager:
             self._expand()  # an error must precede what bundles write
@@ -459,7 +487,7 @@ class Step:
         """Whether ranks exchange tensors in this step, in which no engine runs."""
         self._expand()
         return any(
-            each.exchanges for route in self._routes.values() for each in route.traits()
+            link.exchanges for route in self._routes.values() for link in route.traits()
         )
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
@@ -490,7 +518,7 @@ class Step:
             for leaf in finished:
                 self._write(leaf)
         except Exception as error:
-            failed = [each for each in bundles if each not in done]
+            failed = [bundle for bundle in bundles if bundle not in done]
             # Otherwise all ranks would have to run the rules again.
             if failed and not self._core.members.are_divided:
                 note_program(error, functools.partial(self._run_again, failed))
@@ -505,6 +533,8 @@ class Step:
 
     def _schedule_count(self, place: Place) -> int | Tensor:
         """Return the count that a hyperparameter's schedule follows."""
+        if not self._core.traits.clocks:
+            return self.count
         path = self._core.members.clock_path(place)
         if path is None:
             return self.count
@@ -527,21 +557,21 @@ class Step:
         # leaf's new state.
         inputs = [tensor for tensor in leaf.inputs if tensor is not None]
         taken = set(map(memory_of, (*inputs, *leaf.state.values())))
-        new: dict[str, Tensor] = {}
+        new_slots: dict[str, Tensor] = {}
         for path, slots in leaf.new.items():
             keys = leaf.layout.slots[path]
             for slot, value in slots.items():
                 # The same tensor if, for example, a basis was not updated.
                 if value is not leaf.state[keys[slot]]:
-                    new[keys[slot]] = leaf.in_callers_form(
+                    new_slots[keys[slot]] = leaf.in_callers_form(
                         leaf.run.memory.unshared(value, taken)
                     )
         if self._stays:
             update = None if update is None else leaf.run.memory.unshared(update, taken)
-            for key, value in new.items():
+            for key, value in new_slots.items():
                 leaf.state[key].copy_(value)
         else:
-            leaf.state.update(new)
+            leaf.state.update(new_slots)
         # Combinators may return one without a gradient.
         if update is not None:
             if leaf.counts:

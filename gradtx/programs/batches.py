@@ -71,7 +71,7 @@ def _divided(batch: list[Node]) -> list[list[Node]]:
     others = [i for i, node in enumerate(batch) if not _is_on_0d(node)]
     first, last = (others[0], others[-1] + 1) if others else (len(batch), len(batch))
     batches = [batch[:first], batch[first:last], batch[last:]]
-    return [each for each in batches if each]
+    return [batch for batch in batches if batch]
 
 
 def _is_on_0d(node: Node) -> bool:
@@ -199,7 +199,9 @@ def _joined(
     shapes = [first.shape for first, *_ in rows]
     if unit == ENTRIES:
         rows = [tuple([tensor.reshape(-1) for tensor in row]) for row in rows]
-    joined = [torch.cat(each, _axis(each[0])) for each in zip(*rows, strict=True)]
+    joined = [
+        torch.cat(tensors, _axis(tensors[0])) for tensors in zip(*rows, strict=True)
+    ]
     lengths = [first.size(_axis(first)) for first, *_ in rows]
     total = sum(lengths) or 1  # leaves may be empty
     results = []
@@ -224,7 +226,9 @@ def _stacked(
     """Return the results of each leaf, for leaves of equal shapes."""
     stacked_columns = [torch.stack(tensors) for tensors in zip(*rows, strict=True)]
     stacked_results = torch.vmap(function)(*stacked_columns)
-    results = [_in_order(each, stacked_columns).unbind() for each in stacked_results]
+    results = [
+        _in_order(stacked, stacked_columns).unbind() for stacked in stacked_results
+    ]
     return list(zip(*results, strict=True))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.errors import StateKey
-from gradtx.base.exact import dtype_on, python_scalar
+from gradtx.base.exact import dtype_on
 from gradtx.execution.execute import LeafTerms, Steps, Task
 from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.phases import RecordedPhase
@@ -50,7 +51,7 @@ FunctionOf: TypeAlias = Callable[[RecordedPhase, torch.device, frozenset[int]], 
 
 
 def scalars_for(
-    given: Sequence[Any],
+    values: Sequence[Any],
     dtypes: Sequence[torch.dtype],
     device: torch.device,
     on_host: bool,
@@ -58,21 +59,23 @@ def scalars_for(
     """Return Python scalars, and 0-d tensors on the device for those that the host does not know, with their indices.
 
     Args:
-        given: The scalars.
+        values: The scalars.
         dtypes: Their dtypes.
         device: The device.
         on_host: Whether the host may read tensors that are on the host.
     """
-    if PYTHON_NUMBERS.issuperset(map(type, given)):  # a shortcut
-        return list(given), frozenset()
+    if PYTHON_NUMBERS.issuperset(map(type, values)):  # a shortcut
+        return list(values), frozenset()
     scalars: list[Any] = []
     on_device: set[int] = set()
-    for i, (value, dtype) in enumerate(zip(given, dtypes, strict=True)):
-        if is_on_accelerator(value) or (isinstance(value, Tensor) and not on_host):
+    for i, (value, dtype) in enumerate(zip(values, dtypes, strict=True)):
+        if not isinstance(value, Tensor):
+            scalars.append(value)
+        elif on_host and value.device.type == "cpu":
+            scalars.append(value.item())
+        else:
             on_device.add(i)
             scalars.append(_as_0d(value, dtype, device))
-        else:
-            scalars.append(python_scalar(value))
     return scalars, frozenset(on_device)
 
 
@@ -94,10 +97,12 @@ class ListBundle(Task):
 
     Attributes:
         leaf_names: The names of the leaves in each item of `columns`.
+        places_terms: Whether terms of sums over leaves are parts of sharded ones.
         function_of: Returns the function of a phase: a `ListFunction`, or what has its attributes.
     """
 
     leaf_names: list[list[str]]
+    places_terms = False
     function_of: FunctionOf
 
     def __init__(self, name: str, device: torch.device):
@@ -136,7 +141,14 @@ class ListBundle(Task):
 
     def receive(self, phase: Any, total: dict[str, Tensor]) -> None:
         """Add the totals of a sum to the arguments."""
-        self._scalars = [*self._scalars, *(total[name] for name in phase.names)]
+        if phase.ends_at_owner or phase.ends_at_leaf_sum:
+            self.receive_by_leaf(phase, total)
+            return
+        self._scalars = [*self._scalars, *map(total.__getitem__, phase.names)]
+
+    def receive_by_leaf(self, phase: Any, total: dict[str, Any]) -> None:
+        """Add what has been computed for each leaf to the arguments."""
+        raise NotImplementedError
 
     def columns(self) -> Iterable[list[list[Tensor]]]:
         """Return the lists of each call of the program; their size bounds temporary memory."""
@@ -178,7 +190,35 @@ class ListBundle(Task):
                 self.run.add_late(key, leaf.name, term)
 
     def terms(self, phase: RecordedPhase, results: list[list[Any]]) -> LeafTerms:
-        """Return the terms of each leaf in sums over leaves; those of the parts of a leaf are added."""
+        """Return the terms of each leaf in sums over leaves."""
+        if phase.ends_at_owner or phase.ends_at_leaf_sum:
+            return self.terms_by_leaf(phase, results)
+        if len(results) > 1 or self.places_terms:
+            return self.terms_of_calls(phase, results)
+        # A shortcut: the only call contains all leaves, each once.
+        columns: dict[Any, Sequence[Any]] = {}
+        [leaves], [outputs] = self.leaf_names, results
+        for key, dtype, values in zip(phase.names, phase.dtypes, outputs, strict=True):
+            if phase.operation is None and not phase.is_term(key):
+                continue
+            is_by_leaf = isinstance(values, list | tuple)
+            columns[key] = (
+                values if is_by_leaf else self._by_leaf(values, dtype, leaves)
+            )
+        rows = zip(*columns.values(), strict=True)
+        payloads = [dict(zip(columns, terms, strict=True)) for terms in rows]
+        return LeafTerms(zip(self._named_leaves, payloads, strict=True))
+
+    def terms_by_leaf(
+        self, phase: RecordedPhase, results: list[list[Any]]
+    ) -> LeafTerms:
+        """Return what is computed next for each leaf alone."""
+        raise NotImplementedError
+
+    def terms_of_calls(
+        self, phase: RecordedPhase, results: list[list[Any]]
+    ) -> LeafTerms:
+        """Return the terms of each leaf; those of the parts of a leaf are added."""
         terms_of_leaf: dict[str, dict[Any, Tensor]] = {}
         for leaves, results_of_call in zip(self.leaf_names, results, strict=True):
             outputs = zip(phase.names, phase.dtypes, results_of_call, strict=True)
@@ -196,6 +236,11 @@ class ListBundle(Task):
             (NamedLeaf(leaf, self.device), terms)
             for leaf, terms in terms_of_leaf.items()
         )
+
+    @functools.cached_property
+    def _named_leaves(self) -> list[NamedLeaf]:
+        """The leaves of the only call."""
+        return [NamedLeaf(leaf, self.device) for leaf in self.leaf_names[0]]
 
     def _by_leaf(
         self, values: Any, dtype: torch.dtype, leaves: list[str]

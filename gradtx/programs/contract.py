@@ -65,7 +65,8 @@ def same_meta(*nodes: Any) -> bool:
         return False
     kind = first.shape, first.dtype
     return all(
-        isinstance(each, Tensor) and (each.shape, each.dtype) == kind for each in others
+        isinstance(other, Tensor) and (other.shape, other.dtype) == kind
+        for other in others
     )
 
 
@@ -469,7 +470,7 @@ def _move_before(node: Node, scalar: Any) -> None:
 
 def _scalar(target: Any, args: tuple[Any, ...], user: Node) -> Any:
     """Insert an operation on scalars before a node; return its result if they are constants."""
-    if not any(isinstance(each, Node) for each in args):
+    if not any(isinstance(operand, Node) for operand in args):
         return scalar_operations.IN_PYTHON[target.overloadpacket](*args)
     with user.graph.inserting_before(user):
         node = user.graph.call_function(target, args)

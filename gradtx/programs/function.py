@@ -280,7 +280,7 @@ class LeafFunction:
         if signature.positional:
             leaf.first_entry = take()
         for names, totals in zip(known, run.totals, strict=True):
-            of_leaf = [each.name for each in names if isinstance(each, LeafSum)]
+            of_leaf = [total.name for total in names if isinstance(total, LeafSum)]
             if of_leaf:
                 totals[leaf.name] = {name: take() for name in of_leaf}
         leaf.operations = route.for_leaf(leaf)

@@ -71,12 +71,12 @@ def _results(
 ) -> Any:
     """Return the trees of a node; None if there is none."""
     # Dynamo has no values of a chain that the compiled function makes.
-    origin, new = tx._origin or (tx, {})
-    if origin._is_traced or not all(map(_is_0d, new.values())):
+    origin, replaced = tx._origin or (tx, {})
+    if origin._is_traced or not all(map(_is_0d, replaced.values())):
         return None
-    key, order = origin._graph_node(id(origin), tuple(new), *arguments)
+    key, order = origin._graph_node(id(origin), tuple(replaced), *arguments)
     # Not its floats, of which dynamo would make symbols where two chains have other ones, and compile twice.
-    known = [*origin._hyperparameters.tensors, *new.values()]
+    known = [*origin._hyperparameters.tensors, *replaced.values()]
     scalars = [known[i] for i in order]
     results = _run(key, scalars, tensors, extras)
     if not results:
@@ -92,8 +92,8 @@ def apply_updates(params: Any, updates: Any) -> Any:
     have_updates = _have_updates(structure, _structure_of((updates,), of_updates))
     if structure is None or have_updates is None:
         return None
-    new = _applied(of_params, of_updates, have_updates)
-    return _trees.tree_of(structure, iter(new))[0] if new else None
+    new_params = _applied(of_params, of_updates, have_updates)
+    return _trees.tree_of(structure, iter(new_params))[0] if new_params else None
 
 
 @_torch.assume_constant
@@ -205,19 +205,19 @@ class GraphNode:
     def __init__(self, tx: Transformation, structure: Any):
         self.key = str(next(_KEYS))
         self._tx = weakref.ref(tx)
-        self._given = structure
+        self._structure_of_arguments = structure
         # Those of the operator's results.
         self._forms: list[Form] = []
 
-    def tried(self, given: Arguments) -> list[Tensor]:
+    def tried(self, arguments: Arguments) -> list[Tensor]:
         """Return the results of the first `run`; nothing if it fails."""
-        if not _trees.are_dense(given.tensors):
+        if not _trees.are_dense(arguments.tensors):
             return []
         results: list[Tensor] = []
         try:
-            self._prepare(given)
+            self._prepare(arguments)
             with _torch.refusing_reads():
-                trees = self._first(given)
+                trees = self._first(arguments)
             self.structure = _flattened(trees, results)
         except Exception:  # what dynamo traces itself may read any tensor, or raises
             results = []
@@ -229,60 +229,64 @@ class GraphNode:
         self.suits = bool(results)
         return results
 
-    def run(self, given: Arguments) -> list[Tensor]:
+    def run(self, arguments: Arguments) -> list[Tensor]:
         """Return the tensors of the results, by the operator or by the rules."""
-        if not self._needs_rules(given):
-            return torch.ops.gradtx.run(self.key, *given)
+        if not self._needs_rules(arguments):
+            return torch.ops.gradtx.run(self.key, *arguments)
         results: list[Tensor] = []
-        if _flattened(self._by_rules(given), results) != self.structure:
+        if _flattened(self._by_rules(arguments), results) != self.structure:
             raise _trees.UnsuitableError
         return results
 
     @without_ambient
-    def computed(self, given: Arguments) -> list[Tensor]:
+    def computed(self, arguments: Arguments) -> list[Tensor]:
         """Return the results of the operator, in the forms that `like` announces."""
         results: list[Tensor] = []
-        _trees.structure_of(self._computed(given), results)
+        _trees.structure_of(self._computed(arguments), results)
         return list(map(_of_form, results, self._forms))
 
     def like(self) -> list[Tensor]:
         """Return stand-ins for the results of the operator."""
         return [form.empty() for form in self._forms]
 
-    def _prepare(self, given: Arguments) -> None:
+    def _prepare(self, arguments: Arguments) -> None:
         """Prepare the first call."""
 
-    def _first(self, given: Arguments) -> Any:
+    def _first(self, arguments: Arguments) -> Any:
         """Return the trees of the first call, whose arguments have no values."""
         raise NotImplementedError
 
-    def _needs_rules(self, given: Arguments) -> bool:
+    def _needs_rules(self, arguments: Arguments) -> bool:
         """Whether rules run this call, not the operator."""
         raise NotImplementedError
 
-    def _by_rules(self, given: Arguments) -> Any:
+    def _by_rules(self, arguments: Arguments) -> Any:
         """Return the trees that rules compute."""
         raise NotImplementedError
 
-    def _computed(self, given: Arguments) -> Any:
+    def _computed(self, arguments: Arguments) -> Any:
         """Return the trees that the operator computes."""
-        return self._by_rules(given)
+        return self._by_rules(arguments)
 
     def _chain(self) -> Transformation:
         tx = self._tx()
         assert tx is not None
         return tx
 
-    def _chain_of(self, given: Arguments) -> Transformation:
+    def _chain_of(self, arguments: Arguments) -> Transformation:
         """Return the chain with the tensors of this call among its hyperparameters."""
         tx = self._chain()
-        return ChainOf(tx, _trees.hyperparameters_of(tx).structure)(self._values(given))
+        return ChainOf(tx, _trees.hyperparameters_of(tx).structure)(
+            self._values(arguments)
+        )
 
-    def _values(self, given: Arguments) -> list[Any]:
+    def _values(self, arguments: Arguments) -> list[Any]:
         """Return the hyperparameters of the chain, with the tensors of this call."""
-        tensors = iter(given.scalars)
+        tensors = iter(arguments.scalars)
         values = _trees.hyperparameters_of(self._chain()).values
-        return [next(tensors) if isinstance(x, Tensor) else x for x in values]
+        return [
+            next(tensors) if isinstance(value, Tensor) else value for value in values
+        ]
 
 
 class Start(GraphNode):
@@ -297,22 +301,24 @@ class Start(GraphNode):
         super().__init__(tx, structure)
         self._counts = counts
 
-    def _needs_rules(self, given: Arguments) -> bool:
-        return len(given.tensors) < FEW_LEAVES or _needs_rules(given)
+    def _needs_rules(self, arguments: Arguments) -> bool:
+        return len(arguments.tensors) < FEW_LEAVES or _needs_rules(arguments)
 
-    def _first(self, given: Arguments) -> Any:
+    def _first(self, arguments: Arguments) -> Any:
         run = _pure.TreeRun(
-            self._chain_of(given), *_tree.flatten(self._params(given), "params")
+            self._chain_of(arguments), *_tree.flatten(self._params(arguments), "params")
         )
         if run.opaque:
             raise _trees.UnsuitableError  # dynamo guards what functions of users read
-        return self._by_rules(given)
+        return self._by_rules(arguments)
 
-    def _by_rules(self, given: Arguments) -> Any:
-        return _pure.init(self._chain_of(given), self._params(given), self._counts)
+    def _by_rules(self, arguments: Arguments) -> Any:
+        return _pure.init(
+            self._chain_of(arguments), self._params(arguments), self._counts
+        )
 
-    def _params(self, given: Arguments) -> Any:
-        return _trees.tree_of(self._given, iter(given.tensors))
+    def _params(self, arguments: Arguments) -> Any:
+        return _trees.tree_of(self._structure_of_arguments, iter(arguments.tensors))
 
 
 class Update(GraphNode):
@@ -339,12 +345,14 @@ class Update(GraphNode):
         self._program: _trees.TreeProgram | None = None
         self._has_lag = False
 
-    def _prepare(self, given: Arguments) -> None:
-        if _needs_rules(given):
+    def _prepare(self, arguments: Arguments) -> None:
+        if _needs_rules(arguments):
             return
         # A user's rule may raise any error.
         with _torch.without_modes(), contextlib.suppress(Exception):
-            self._record(Arguments(*(list(map(_example, each)) for each in given)))
+            self._record(
+                Arguments(*(list(map(_example, tensors)) for tensors in arguments))
+            )
 
     def _record(self, examples: Arguments) -> None:
         """Record the program, unless rules are to run."""
@@ -359,50 +367,57 @@ class Update(GraphNode):
             call,
             run,
             leaves,
-            self._given,
+            self._structure_of_arguments,
             examples.tensors,
             (),
             {name: call.extras[name] for name in self._known},
             function_of,
         )
 
-    def _first(self, given: Arguments) -> Any:
+    def _first(self, arguments: Arguments) -> Any:
         if self._program is not None:
-            return self._by_program(given, on_host=False)
-        call = self._whole_call(given)
+            return self._by_program(arguments, on_host=False)
+        call = self._whole_call(arguments)
         run, _ = _pure.begin(call)
-        schedules = [x for x in self._values(given) if isinstance(x, Schedule)]
-        if run.opaque or any(each.reads_outside for each in schedules):
+        schedules = [
+            value for value in self._values(arguments) if isinstance(value, Schedule)
+        ]
+        if run.opaque or any(schedule.reads_outside for schedule in schedules):
             raise _trees.UnsuitableError  # dynamo guards what functions of users read
         return _pure.update(call)
 
-    def _needs_rules(self, given: Arguments) -> bool:
+    def _needs_rules(self, arguments: Arguments) -> bool:
         has_operator = self._program is not None or self._has_lag
-        return not has_operator or _needs_rules(given)
+        return not has_operator or _needs_rules(arguments)
 
-    def _by_rules(self, given: Arguments) -> Any:
-        return _pure.update(self._whole_call(given))
+    def _by_rules(self, arguments: Arguments) -> Any:
+        return _pure.update(self._whole_call(arguments))
 
-    def _computed(self, given: Arguments) -> Any:
+    def _computed(self, arguments: Arguments) -> Any:
         if self._program is not None:
-            return self._by_program(given, on_host=True)
-        call = self._whole_call(given)
+            return self._by_program(arguments, on_host=True)
+        call = self._whole_call(arguments)
         return _trees.update(call) or _pure.update(call)
 
     @without_ambient
-    def _by_program(self, given: Arguments, on_host: bool) -> Any:
+    def _by_program(self, arguments: Arguments, on_host: bool) -> Any:
         """Return the trees of the program; `on_host` is whether the host may read scalars."""
         assert self._program is not None
-        values = self._program.resolved(self._values(given), given.tensors)
-        call = self._call(given)
-        return self._program(call, given.tensors, values, given.extras, on_host)
+        values = self._program.resolved(self._values(arguments), arguments.tensors)
+        call = self._call(arguments)
+        return self._program(call, arguments.tensors, values, arguments.extras, on_host)
 
-    def _whole_call(self, given: Arguments) -> _pure.Call:
-        return self._call(given)._replace(tx=self._chain_of(given))
+    def _whole_call(self, arguments: Arguments) -> _pure.Call:
+        return self._call(arguments)._replace(tx=self._chain_of(arguments))
 
-    def _call(self, given: Arguments) -> _pure.Call:
-        updates, state, params = _trees.tree_of(self._given, iter(given.tensors))
-        extras = {**self._unread, **dict(zip(self._known, given.extras, strict=True))}
+    def _call(self, arguments: Arguments) -> _pure.Call:
+        updates, state, params = _trees.tree_of(
+            self._structure_of_arguments, iter(arguments.tensors)
+        )
+        extras = {
+            **self._unread,
+            **dict(zip(self._known, arguments.extras, strict=True)),
+        }
         return _pure.Call(self._chain(), updates, state, params, extras)
 
 
@@ -460,11 +475,12 @@ def node_for(
         arguments: More arguments of the node.
     """
     _allow()
-    new = [torch.zeros((), dtype=torch.float64) for _ in places]
-    known = list(map(id, [*_trees.hyperparameters_of(tx).tensors, *new]))
-    replaced = tx._replaced(dict(zip(places, new, strict=True)), True)
+    stand_ins = [torch.zeros((), dtype=torch.float64) for _ in places]
+    known = list(map(id, [*_trees.hyperparameters_of(tx).tensors, *stand_ins]))
+    replaced = tx._replaced(dict(zip(places, stand_ins, strict=True)), True)
     order = [
-        known.index(id(each)) for each in _trees.hyperparameters_of(replaced).tensors
+        known.index(id(tensor))
+        for tensor in _trees.hyperparameters_of(replaced).tensors
     ]
     made = KINDS[kind](replaced, *arguments)
     _NODES[made.key] = made
@@ -490,29 +506,29 @@ def _applied(
         is_wider = update.is_complex() and not param.is_complex()
         if update.shape != param.shape or is_wider:
             return []
-    new = list(params)
+    new_params = list(params)
     for i, param in zip(leaves, _added(changed, updates), strict=True):
-        new[i] = param
-    return new
+        new_params[i] = param
+    return new_params
 
 
 def _added(params: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
     """Return the sums, by operators for many leaves at a time."""
     if len(params) < FEW_LEAVES or _needs_rules([params, updates]):
         return _pure.added(params, updates)
-    new: list[Tensor] = []
+    sums: list[Tensor] = []
     for start in range(0, len(params), LEAVES_OF_A_CALL):
         some = slice(start, start + LEAVES_OF_A_CALL)
-        new += torch.ops.gradtx.add(params[some], updates[some])
-    return new
+        sums += torch.ops.gradtx.add(params[some], updates[some])
+    return sums
 
 
 def _run(key: str, *lists: list[Tensor]) -> list[Tensor]:
     """Return the tensors of the results; nothing if dynamo has to trace the update itself."""
-    node, given = _NODES[key], Arguments(*lists)
+    node, arguments = _NODES[key], Arguments(*lists)
     if node.suits is None:
-        return node.tried(given)
-    return node.run(given) if node.suits else []
+        return node.tried(arguments)
+    return node.run(arguments) if node.suits else []
 
 
 # The operators.

@@ -33,6 +33,7 @@ class Hyperparameters:
         values: The numbers: floats, tensors and schedules.
         tensors: The tensors among them.
         places: The place in the chain of the node to which each number belongs.
+        scheduled: The indices of the schedules.
     """
 
     def __init__(
@@ -63,6 +64,9 @@ class Hyperparameters:
                 value = each_item(take, value, old)
             structure.append((entry.place, value))
         self.structure: Structure = tuple(structure)
+        self.scheduled = [
+            i for i, item in enumerate(self.values) if isinstance(item, Schedule)
+        ]
         self.tensors = [item for item in self.values if isinstance(item, Tensor)]
 
 

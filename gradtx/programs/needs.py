@@ -111,7 +111,9 @@ def is_selection(node: Node) -> bool:
         return False
     for user in node.users:
         is_copy = user.target is aten.copy_.default
-        if is_copy and not all(_is_unchanged(x, user.args[0]) for x in operands):
+        if is_copy and not all(
+            _is_unchanged(operand, user.args[0]) for operand in operands
+        ):
             return False
     return not is_read_after_writing(node, arguments_of(*lists))
 
@@ -147,7 +149,7 @@ def _is_unchanged(operand: Any, argument: Any) -> bool:
         return all(_is_unchanged(branch, argument) for branch in operand.args[1:])
     # A view of the argument may have its entries in another order.
     return not is_view(operand) or all(
-        _is_unchanged(each, None) for each in operand.all_input_nodes
+        _is_unchanged(read, None) for read in operand.all_input_nodes
     )
 
 
@@ -192,7 +194,7 @@ def _may_be_argument(source: Any, argument: Any) -> bool:
     return (
         isinstance(source, Node)
         and is_selection(source)
-        and any(_may_be_argument(x, argument) for x in source.args[1:])
+        and any(_may_be_argument(operand, argument) for operand in source.args[1:])
     )
 
 

@@ -92,10 +92,7 @@ class RecordedPhase(Operation):
         if operation is not None:
             self.path, self.role = operation.barrier
             self.traits = operation.traits
-
-    def combine(self, waiting: list[tuple[Any, Any]]) -> Any:
-        assert self.operation is not None
-        return self.operation.combine(waiting)
+            self.combine = operation.combine
 
     def is_term(self, name: Any) -> bool:
         """Whether an output is a term of a sum over leaves, for this step or for the next one."""

@@ -278,7 +278,7 @@ class _Recorder:
         node = self._node_for(operator, traits.name, args, kwargs)
         if traits.writes:
             if not self.may_write or not any(
-                args[0] is each for each in self.arguments
+                args[0] is argument for argument in self.arguments
             ):
                 raise UnrecordableError(
                     f"the rule writes to a tensor in place ({operator})"

@@ -36,8 +36,8 @@ class ScalarProgram:
         code = {node: text.scalar(node) for node in calls}
         lines: list[str] = []
         if program.arguments:
-            given = tuple_of([node.name for node in program.arguments])
-            lines.append(f"{given} = scalars")
+            arguments = tuple_of([node.name for node in program.arguments])
+            lines.append(f"{arguments} = scalars")
         for node in [*program.arguments, *calls]:
             if node in code:
                 lines += code[node]

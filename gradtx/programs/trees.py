@@ -102,7 +102,9 @@ def update(call: Call) -> Any:
         return None
     if programs is None or records_gradients(tensors, hyperparameters.values):
         return None
-    program = next((each for each in programs if each.fits(tensors)), None)
+    program = next(
+        (candidate for candidate in programs if candidate.fits(tensors)), None
+    )
     if program is None:
         # Raises an error if the call is invalid.
         result = _pure.update(call)
@@ -189,7 +191,9 @@ def structure_of(tree: Any, tensors: list[Any], types: Set[type] = TYPES) -> Any
 
 def are_dense(tensors: list[Tensor]) -> bool:
     """Whether no tensor is sparse or nested."""
-    return not any(x.layout is not torch.strided or x.is_nested for x in tensors)
+    return not any(
+        tensor.layout is not torch.strided or tensor.is_nested for tensor in tensors
+    )
 
 
 def _is_scalar(value: Any) -> bool:
@@ -359,7 +363,10 @@ class TreeProgram:
             count = count_of.get(name, self._step)
             row = _Row.of(leaf, count, *trees, tensors)
             # Whether recording is worth an attempt.
-            if all(each.has_program(leaf, skips_work=True) for each in leaf.operations):
+            if all(
+                operation.has_program(leaf, skips_work=True)
+                for operation in leaf.operations
+            ):
                 rows.append(row)
             else:
                 self._leave_alone(row)
@@ -395,7 +402,9 @@ class TreeProgram:
         """Return the arguments of the program of a leaf, whose slots are keyed by path and name."""
         leaf = row.leaf
         passed = {
-            each.path for operation in leaf.operations for each in operation.represents
+            represented.path
+            for operation in leaf.operations
+            for represented in operation.represents
         }
         shared = [place for place in self._shared if place[0] in passed]
         codes = {
@@ -419,7 +428,7 @@ class TreeProgram:
         Raises:
             UnsuitableError: If a schedule follows a clock that a combinator may restart within a call.
         """
-        restarts = any(each.restarts_inner for each in run.route.traits())
+        restarts = any(link.restarts_inner for link in run.route.traits())
         counts = []
         for value, place in zip(
             hyperparameters.values, hyperparameters.places, strict=True
@@ -473,14 +482,14 @@ class TreeProgram:
             UnsuitableError: If autograd has recorded the update of a leaf without a program.
         """
         old, tensors = tensors, self._real(tensors)
-        new: list[Any] = [None] * len(tensors)
+        results: list[Any] = [None] * len(tensors)
         run, leaves = Run(), {}
         if self._has_tree_run:
             run, leaves = _pure.begin(call, self._alone)
         calls: list[_TreeBundle] = []
         for bundle in self._bundles:
             bundle = copy.copy(bundle)
-            bundle.tensors, bundle.results = tensors, new
+            bundle.tensors, bundle.results = tensors, results
             shared = [tensors[i] for i in bundle.shared]
             counts = tensors[bundle.count] + 1, tensors[self._latest]
             bundle.begin(run, [*counts, *scalars, *shared, *extras], on_host)
@@ -498,22 +507,24 @@ class TreeProgram:
             raise UnsuitableError  # a rule has a learned tensor of its own
         for path, values in run.new_shared.items():
             for name, value in values.items():
-                new[self._shared[path, name]] = value
+                results[self._shared[path, name]] = value
         for i in self._counted:
-            new[i] = tensors[i] + 1
+            results[i] = tensors[i] + 1
         for i in self._complex:
-            new[i] = None if new[i] is None else as_complex(new[i])
+            results[i] = None if results[i] is None else as_complex(results[i])
         if isinstance(run, TreeRun):
-            self._write_alone(run, leaves, call, old, new)
-        return self._trees(old, new)
+            self._write_alone(run, leaves, call, old, results)
+        return self._trees(old, results)
 
-    def _trees(self, old: list[Tensor], new: list[Any]) -> tuple[Any, dict[str, Any]]:
+    def _trees(
+        self, old: list[Tensor], results: list[Any]
+    ) -> tuple[Any, dict[str, Any]]:
         """Return the results as trees."""
         for i in self._of_results:
             # A leaf without a gradient, or a stage that no leaf passes through.
-            if new[i] is None:
-                new[i] = old[i].clone()
-        updates, state = tree_of(self._new, iter(new))
+            if results[i] is None:
+                results[i] = old[i].clone()
+        updates, state = tree_of(self._new, iter(results))
         if self._first_ticks:
             step = old[self._step]
             state[LEAF_STEPS] = {
@@ -527,21 +538,21 @@ class TreeProgram:
         leaves: dict[str, Leaf],
         call: Call,
         old: list[Tensor],
-        new: list[Any],
+        results: list[Any],
     ) -> None:
         """Write the results of the leaves without a program, and ensure that no result shares memory with another."""
         for name, leaf in leaves.items():
             slots, indices = self._alone[name]
             *_, gradient = indices
             update: Any = leaf.result()
-            new[gradient] = leaf.in_callers_form(update)
+            results[gradient] = leaf.in_callers_form(update)
             of_slots = indices[leaf.param is not None :]
             for (path, slot), i in zip(slots, of_slots, strict=False):
-                new[i] = _pure.new_slot(leaf, path, slot, old[i])
+                results[i] = _pure.new_slot(leaf, path, slot, old[i])
         run.memory.register([*old, *_tree.tensors(call.extras)])
         for i in self._of_results:
-            if new[i] is not None:
-                new[i] = run.memory.unshared(new[i])
+            if results[i] is not None:
+                results[i] = run.memory.unshared(results[i])
 
 
 def _check_call(
@@ -555,12 +566,12 @@ def _check_call(
     traits = run.route.traits()
     if any(name in run.leaf_extras for name in known):
         raise UnsuitableError
-    if run.opaque or (call.extras and any(each.checks_extras for each in traits)):
+    if run.opaque or (call.extras and any(link.checks_extras for link in traits)):
         raise UnsuitableError
     if not _pure.has_gradients(leaves.values()):
         raise UnsuitableError  # which is no update
     have_gradients = [leaf.has_gradient for leaf in leaves.values()]
-    if sum(have_gradients) < len(run.names) and any(each.takes_none for each in traits):
+    if sum(have_gradients) < len(run.names) and any(link.takes_none for link in traits):
         raise UnsuitableError
 
 

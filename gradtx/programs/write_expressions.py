@@ -175,14 +175,14 @@ class ExpressionWriter(ABC):
             return self._root(operands[0], dtype)
         if name == "pow" and args[1] == 2:
             return f"{operands[0]} * {operands[0]}"
-        one = self._constant(1.0, dtype)
+        constant_one = self._constant(1.0, dtype)
         if name == "rsqrt":
-            return self._divide(one, self._root(operands[0], dtype), dtype)
+            return self._divide(constant_one, self._root(operands[0], dtype), dtype)
         if name == "reciprocal":
-            return self._divide(one, operands[0], dtype)
+            return self._divide(constant_one, operands[0], dtype)
         if name == "sigmoid":
             power = self._call("exp", [f"-({operands[0]})"])
-            return self._divide(one, f"({one} + {power})", dtype)
+            return self._divide(constant_one, f"({constant_one} + {power})", dtype)
         if name == "sign":
             above, below = f"({operands[0]} > 0)", f"({operands[0]} < 0)"
             return f"{self._converted(above, dtype)} - {self._converted(below, dtype)}"

@@ -172,7 +172,9 @@ class KernelWriter(ExpressionWriter):
             functions.append(self._chunk(f"stage{depth}", (), stage))
             self._note(f"reduce{depth}", (), ())
             functions.append(self._reduce(depth))
-        entries = [each for each in self._stores if self._extent(each.like) != "leaf"]
+        entries = [
+            store for store in self._stores if self._extent(store.like) != "leaf"
+        ]
         of_leaf = [store for store in self._stores if store not in entries]
         if entries:
             functions.append(self._chunk("last_stage", entries, ()))
@@ -284,7 +286,7 @@ class KernelWriter(ExpressionWriter):
                 self._check_rows(node, inputs)
             self._lines[node] = self._assigned(name, node, self._expression(node))
         if _torch.writes(node.target):  # later operations read the new value
-            self._names[self._leaves[self._stores[-1].row]] = name
+            self._names[self._stores[-1].like] = name
 
     def _is_same(self, node: Node) -> bool:
         """Whether an operation returns the values of its operand: a view, which leaves of other shapes may lack."""
@@ -391,7 +393,7 @@ class KernelWriter(ExpressionWriter):
         self, results: Sequence[Node], stores: Sequence[Store]
     ) -> list[str]:
         """Return the lines that compute results, and write other 0-d values of a leaf."""
-        operations, read = self._needed([*results, *(each.node for each in stores)])
+        operations, read = self._needed([*results, *(store.node for store in stores)])
         if any(self._extent(leaf) != "leaf" for leaf in read):
             raise UnsuitableProgramError(
                 "a 0-d value of a leaf depends on single entries"
@@ -423,7 +425,7 @@ class KernelWriter(ExpressionWriter):
     def _loop(self, stored: Sequence[Store], totals: Totals) -> list[str]:
         """Return a loop over the entries of a row that stores some and adds up others."""
         outputs = outputs_of(stored, totals.values())
-        entries = [each for each in outputs if self._extent(each) == "entry"]
+        entries = [output for output in outputs if self._extent(output) == "entry"]
         if not entries:
             return []
         operations, read = self._needed(entries)

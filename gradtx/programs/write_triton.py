@@ -297,7 +297,11 @@ class TritonWriter(KernelWriter):
 def _function(name: str, arguments: str, lines: Sequence[str]) -> str:
     body = "\n    ".join(lines)
     # Otherwise Triton would compile again for words that are multiples of 16.
-    words = [each.split(":")[0] for each in arguments.split(", ") if each[0] == "w"]
+    words = [
+        argument.split(":")[0]
+        for argument in arguments.split(", ")
+        if argument[0] == "w"
+    ]
     return f"@triton.jit(do_not_specialize={words})\ndef {name}({arguments}):\n    {body}\n"
 
 

@@ -14,7 +14,7 @@ from gradtx.arguments import Arguments
 from gradtx.base.exact import CPU, Schedule, exact
 from gradtx.base.messages import describe, schedule_remedy
 from gradtx.base.names import publish
-from gradtx.base.torch_names import readable
+from gradtx.base.torch_names import inside_transform, is_intercepted, readable
 
 P = ParamSpec("P")
 
@@ -27,6 +27,12 @@ COMMON_WORDS: dict[str, tuple[str, ...]] = {
 }
 
 
+# A schedule computes the values of this many steps at once, in a little more time than that of one step.
+WINDOW = 32
+# More than optimizers with one schedule, or clocks of one chain, usually follow at the same time.
+KEPT_WINDOWS = 4
+
+
 class MadeSchedule(Schedule):
     """A call of a schedule's factory, which it prints, pickles and copies as."""
 
@@ -34,11 +40,13 @@ class MadeSchedule(Schedule):
         items = _items_in(list(arguments.values()))
         self.tensors = [item for item in items if isinstance(item, Tensor)]
         nested = [item for item in items if isinstance(item, Schedule)]
-        self.reads_outside = any(each.reads_outside for each in nested)
+        self.reads_outside = any(schedule.reads_outside for schedule in nested)
         devices = [tensor.device for tensor in self.tensors]
         self._accelerator = next((x for x in devices if x.type != "cpu"), None)
         self._factory = factory
         self._arguments = arguments
+        # The values of `WINDOW` steps by the index of the window: the same bits at a count wherever training resumed.
+        self._windows: dict[int, list[Any]] = {}
         # Run the body's own checks at construction.
         self._value(exact(0, CPU))
         super().__init__(self._value)
@@ -59,12 +67,36 @@ class MadeSchedule(Schedule):
 
     def _value(self, step) -> Any:
         """Return the value at a step: a number at a Python number, unless it depends on tensors."""
+        if type(step) is int and step >= 0 and self._has_windows():
+            return self.at(step)
         # A tensor from there would arrive on the host only after all queued work.
         device = self._accelerator or (step.device if isinstance(step, Tensor) else CPU)
         exact_step = exact(step, device)
         value = self._factory.function(exact_step, **self._exact(exact_step))
         is_number = not (isinstance(step, Tensor) or self.tensors)
         return value.item() if is_number and readable(value) else value
+
+    def _has_windows(self) -> bool:
+        """Whether the values at several steps can be computed at once, and kept."""
+        is_fixed = not (self.tensors or self.reads_outside)
+        return is_fixed and not (is_intercepted() or inside_transform())
+
+    def at(self, count: int) -> Any:
+        window = self._windows.get(count // WINDOW)
+        if window is None:
+            if not self._has_windows():
+                return super().at(count)
+            window = self._add_window(count // WINDOW)
+        return window[count % WINDOW]
+
+    def _add_window(self, index: int) -> list[Any]:
+        first = index * WINDOW
+        steps = torch.arange(first, first + WINDOW, dtype=torch.float64, device=CPU)
+        with torch.no_grad():
+            values = torch.vmap(self._value)(steps).tolist()
+        kept = list(self._windows.items())[1 - KEPT_WINDOWS :]
+        self._windows = {**dict(kept), index: values}  # another thread may read it
+        return values
 
     def scalars(self) -> dict[str, float]:
         """Return the arguments that are plain numbers and may also be tensors."""

@@ -116,9 +116,9 @@ def _warn_of_different_rates(optimizer: Optimizer) -> None:
         if rate and rate not in rates:
             rates.append(rate)
     if len(rates) > 1:
-        given = ", ".join(f"{rate:g}" for rate in rates)
+        shown = ", ".join(f"{rate:g}" for rate in rates)
         warn_user(
-            f"as_lr_scheduler: the groups have different learning rates ({given}), and one schedule gives all of them "
+            f"as_lr_scheduler: the groups have different learning rates ({shown}), and one schedule gives all of them "
             "the same; pass a list with one schedule per group"
         )
 

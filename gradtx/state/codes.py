@@ -154,16 +154,16 @@ class Codec:
         return packed
 
     def _by_suffix(
-        self, encoded: Any, given: Tensor, values: Tensor
+        self, encoded: Any, blocks: Tensor, values: Tensor
     ) -> dict[str, Tensor]:
-        """Return what `encode` returned for `given`, as the tensors to store, shaped like `values` and packed."""
+        """Return what `encode` returned for `blocks`, as the tensors to store, shaped like `values` and packed."""
         suffixes = ("", *self.parts)
         tensors = encoded if isinstance(encoded, tuple) else (encoded,)
         shapes = [getattr(tensor, "shape", None) for tensor in tensors]
-        if shapes != [given.shape] * len(suffixes):
+        if shapes != [blocks.shape] * len(suffixes):
             raise ValueError(
                 f"Codec {self.name!r}: encode must return ({', '.join(('codes', *self.parts))}) of shape "
-                f"{tuple(given.shape)}, got {describe(encoded)}"
+                f"{tuple(blocks.shape)}, got {describe(encoded)}"
             )
         packed = {}
         for suffix, tensor in zip(suffixes, tensors, strict=True):

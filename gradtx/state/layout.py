@@ -42,7 +42,9 @@ class Layout:
         shared: dict[Path, dict[str, str]] = {}
         keys = {"step"}
         passed = {
-            each.path for operation in leaf.operations for each in operation.represents
+            represented.path
+            for operation in leaf.operations
+            for represented in operation.represents
         }
         for path in run.stages:
             values = run.new_shared.get(path, {}) if path in passed else {}

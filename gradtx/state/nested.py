@@ -97,19 +97,19 @@ class NestedState:
 
     def rebuilt(
         self,
-        new: Callable[[Path, str, Any], Any],
+        new_value: Callable[[Path, str, Any], Any],
         trees: Mapping[Path, Any],
         opaque: Collection[Path],
     ) -> State:
-        """Return a state in the same order: `new` supplies slots and shared values, `trees` plain functions' states."""
-        return self._rebuilt(self._state, (), new, trees, opaque)
+        """Return a state in the same order, with values from `new_value` and states of plain functions from `trees`."""
+        return self._rebuilt(self._state, (), new_value, trees, opaque)
 
     # No function inside of `rebuilt`, which would refer to itself and keep all tensors until garbage is collected.
     def _rebuilt(
         self,
         entry: State,
         path: Path,
-        new: Callable[[Path, str, Any], Any],
+        new_value: Callable[[Path, str, Any], Any],
         trees: Mapping[Path, Any],
         opaque: Collection[Path],
     ) -> State:
@@ -119,9 +119,9 @@ class NestedState:
             if below in opaque:
                 result[key] = trees.get(below, value)
             elif below in self.stages:
-                result[key] = self._rebuilt(value, below, new, trees, opaque)
+                result[key] = self._rebuilt(value, below, new_value, trees, opaque)
             else:
-                result[key] = new(path, key, value)
+                result[key] = new_value(path, key, value)
         return result
 
 

@@ -67,7 +67,7 @@ class Storage:
 
     Args:
         who: The name of the factory, for errors.
-        given: A dtype, the name of a code, a `Codec`, or a dict slot pattern -> one of these.
+        choice: A dtype, the name of a code, a `Codec`, or a dict slot pattern -> one of these.
         min_size: The smallest number of entries of a leaf whose slots are coded.
 
     Attributes:
@@ -77,8 +77,8 @@ class Storage:
         draws: Whether a code rounds at random.
     """
 
-    def __init__(self, who: str, given: Any, min_size: int = MIN_SIZE):
-        if isinstance(given, Mapping) and not given:
+    def __init__(self, who: str, choice: Any, min_size: int = MIN_SIZE):
+        if isinstance(choice, Mapping) and not choice:
             raise ValueError(
                 f"{who}: state_dtype is empty; pass a dict slot -> dtype, such as {{'*': 'int8'}}"
             )
@@ -86,8 +86,8 @@ class Storage:
             raise ValueError(
                 f"{who}: min_size must be a non-negative int, got {describe(min_size)}"
             )
-        self.has_patterns = isinstance(given, Mapping)
-        by_pattern = given if self.has_patterns else {"*": given}
+        self.has_patterns = isinstance(choice, Mapping)
+        by_pattern = choice if self.has_patterns else {"*": choice}
         rules: list[DtypeRule] = []
         for pattern, value in by_pattern.items():
             if not isinstance(pattern, str):

@@ -91,7 +91,7 @@ class Trainer:
         self._evaluate_all = torch.vmap(self._evaluate, randomness=randomness)
         self._params_of = params_of
         self._hessian_periods = [
-            each.hessian_period for each in run.route.traits() if each.hessian_period
+            link.hessian_period for link in run.route.traits() if link.hessian_period
         ]
         if compiled:
             leaves = [(name, leaf.shape, leaf.dtype) for name, leaf in first.items()]

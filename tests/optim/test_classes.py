@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.arguments import _OTHER_FORMS, _OTHER_NAMES
+from gradtx.base.other_libraries import OPTIONS, OTHER_FORMS
 from gradtx.optim.classes import CLASSES
 from gradtx.optim.groups import ENGINE_OPTIONS
 from tests.conformance import example, examples_of
@@ -418,7 +418,7 @@ def test_every_class_named_as_in_torch_has_torchs_arguments():
     for name in set(gradtx.optim.__all__) & set(vars(torch.optim)):
         theirs = inspect.signature(getattr(torch.optim, name)).parameters
         ours = inspect.signature(getattr(gradtx.optim, name)).parameters
-        elsewhere = {*ENGINE_OPTIONS, "foreach", "fused", "differentiable", "capturable", *_OTHER_FORMS, *_OTHER_NAMES}
+        elsewhere = {*ENGINE_OPTIONS, "foreach", "fused", "differentiable", "capturable", *OTHER_FORMS, *OPTIONS}
         assert set(theirs) - set(ours) <= elsewhere, name
 
 

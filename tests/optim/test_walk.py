@@ -12,8 +12,8 @@ PACKAGE = Path(gradtx.__file__).parent
 
 
 def walk_of(optimizer):
-    """The functions of the package that one step calls, by file, and how deep the calls are nested."""
-    functions, depth, deepest = set(), 0, 0
+    """The functions of the package that one step calls, in order and by file, and how deep the calls are nested."""
+    calls, depth, deepest = [], 0, 0
 
     def observe(frame, event, argument):
         nonlocal depth, deepest
@@ -23,7 +23,7 @@ def walk_of(optimizer):
         if event == "call":
             depth += 1
             deepest = max(deepest, depth)
-            functions.add((code.co_filename, code.co_qualname))
+            calls.append((code.co_filename, code.co_qualname))
         elif event == "return":
             depth -= 1
 
@@ -33,18 +33,47 @@ def walk_of(optimizer):
         optimizer.step()
     finally:
         sys.setprofile(before)
-    return functions, deepest
+    return calls, deepest
 
 
-@pytest.mark.parametrize("leaves", [1, 16])
-def test_a_warm_step_of_adamw_is_short(leaves):
+def warm(tx, leaves, **options):
     params = [torch.nn.Parameter(torch.ones(3, 3)) for _ in range(leaves)]
-    optimizer = gradtx.optim.AdamW(params)
+    optimizer = gradtx.as_optimizer(tx, params, **options)
     for param in params:
         param.grad = torch.ones(3, 3)
     for _ in range(4):
         optimizer.step()
-    functions, deepest = walk_of(optimizer)
-    assert len(functions) <= 50
-    assert len({file for file, _ in functions}) <= 12
+    return optimizer
+
+
+@pytest.mark.parametrize("leaves", [1, 16])
+def test_a_warm_step_of_adamw_is_short(leaves):
+    calls, deepest = walk_of(warm(gradtx.adamw(), leaves))
+    functions = set(calls)
+    assert len(functions) <= 40
+    assert len({file for file, _ in functions}) <= 11
     assert deepest <= 10
+
+
+RATE = gradtx.cosine_schedule(1e-3, T_max=1000)
+
+
+def clipped(tx):
+    return gradtx.chain(gradtx.clip_by_global_norm(1.0), tx)
+
+
+@pytest.mark.parametrize(
+    ("tx", "most"),
+    [(gradtx.adamw(RATE), 60), (clipped(gradtx.adamw()), 65), (clipped(gradtx.adamw(RATE)), 75)],
+    ids=["schedule", "clip", "both"],
+)
+@pytest.mark.parametrize("leaves", [1, 16])
+def test_a_schedule_and_a_clip_add_a_few_calls_for_all_leaves(tx, most, leaves):
+    calls, _ = walk_of(warm(tx, leaves))
+    assert len(calls) <= most
+
+
+@pytest.mark.parametrize("leaves", [1, 16])
+def test_a_warm_step_of_compiled_adamw_is_short(leaves):
+    calls, _ = walk_of(warm(gradtx.adamw(), leaves, compile=True))
+    assert len(calls) <= 60

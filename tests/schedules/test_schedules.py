@@ -503,3 +503,40 @@ def test_the_warm_up_of_wsd_starts_at_init_lr(init_lr):
     )
     without = gradtx.wsd_schedule(0.5, 0, 2, 2, init_lr=init_lr)
     assert without(0) == 0.5
+
+
+@pytest.mark.parametrize("schedule", MADE, ids=repr)
+def test_a_value_does_not_depend_on_the_step_at_which_training_resumed(schedule):
+    """Values of several steps are computed at once, and those of a step are the same bits in any order."""
+    forwards = [schedule(step) for step in range(70)]
+    other = pickle.loads(pickle.dumps(schedule))
+    assert [other(step) for step in reversed(range(70))] == forwards[::-1]
+
+
+@pytest.mark.parametrize("schedule", MADE, ids=repr)
+def test_values_of_several_steps_at_once_are_those_of_single_steps(schedule):
+    one_at_a_time = [float(schedule(torch.tensor(float(step), dtype=torch.float64))) for step in range(70)]
+    # Powers differ in the last bit, since torch computes those of vectors by other code.
+    assert [schedule(step) for step in range(70)] == pytest.approx(one_at_a_time, rel=1e-15, abs=0)
+
+
+def test_a_schedule_of_a_tensor_follows_the_tensor():
+    rate = torch.tensor(0.5, dtype=torch.float64)
+    schedule = gradtx.exponential_schedule(rate, 0.5)
+    before = float(schedule(1))
+    rate.fill_(1.0)
+    assert (before, float(schedule(1))) == (0.25, 0.5)
+
+
+def test_a_schedule_of_a_users_function_follows_the_function():
+    numbers = {"rate": 0.5}
+    inner = gradtx.Schedule(lambda step: numbers["rate"])
+    weight = torch.nn.Parameter(torch.zeros(2))
+    joined = gradtx.join_schedules([inner, gradtx.constant_schedule(0.1)], [50])
+    optimizer = gradtx.as_optimizer(gradtx.sgd(joined), [weight])
+    for rate in (0.5, 1.0, 2.0):
+        numbers["rate"] = rate
+        weight.grad = -torch.ones(2)
+        before = weight.detach().clone()
+        optimizer.step()
+        torch.testing.assert_close(weight.detach() - before, torch.full((2,), rate))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.ambient import runs_eagerly
+from gradtx.base.ambient import SWITCH
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import warn_user
@@ -71,7 +71,9 @@ class Plan:
         # The slots that programs write; eager steps replace theirs.
         self._slot_states: list[dict[str, Any]] = []
         self._slot_keys: list[str] = []
-        self._with_equal_slots = [each for each in bundles if each.signature.equal]
+        self._with_equal_slots = [
+            bundle for bundle in bundles if bundle.signature.equal
+        ]
         for bundle in bundles:
             for member in bundle.members:
                 for key in bundle.signature.slots:
@@ -89,7 +91,9 @@ class Plan:
 
     def is_of(self, by_param: Mapping[Tensor, Member]) -> bool:
         """Whether all of its tensors are still those of the parameters of an optimizer."""
-        are_members = all(by_param.get(each.param) is each for each in self._members)
+        are_members = all(
+            by_param.get(member.param) is member for member in self._members
+        )
         if not are_members or any(
             map(operator.is_not, map(STATE, self._members), self._states)
         ):
@@ -244,9 +248,9 @@ class Engine(ABC):
         None are in bundles where a mode observes operations: it sees those of each leaf. The plan of a `released`
         member, the only one of a step, is kept separately from that of whole steps.
         """
-        if self.failed or runs_eagerly() or _torch.is_intercepted():
+        if self.failed or SWITCH.is_on or _torch.is_intercepted():
             return [], members
-        if not members or not self.runs_on(step.run.device):
+        if not members:
             return [], members
         fingerprint = fingerprint_of(step, members)
         plan = self.plans.get(released)
@@ -254,12 +258,16 @@ class Engine(ABC):
             plan = None
         if plan is None and released is None:
             plan = self._returning(fingerprint, members)
+        if plan is None and not self.runs_on(step.run.device):
+            return [], members
         known: dict[Member, LeafKind] = {}
         leaves: list[Leaf] = []
         if plan is None:
             known = self._known_kinds(members, step)
             # Raises for invalid steps, as without an engine.
-            leaves = step.leaves_of([each for each in members if each not in known])
+            leaves = step.leaves_of(
+                [member for member in members if member not in known]
+            )
         try:
             if plan is None:
                 if released is None:
@@ -374,7 +382,7 @@ class Engine(ABC):
         if len(known) < len(members):
             # Known members that do not step now may step later.
             self._known.forget(overlapping({*members, *self._known.members()}))
-        return {each: kind for each, kind in known.items() if each in self._known}
+        return {member: kind for member, kind in known.items() if member in self._known}
 
     def _new_kinds(
         self, members: list[Member], leaves: list[Leaf], step: Step

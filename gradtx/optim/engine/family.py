@@ -75,7 +75,7 @@ class MemberFamily(Family[Member]):
 
 def operations_of(phases: list[RecordedPhase]) -> list[Any]:
     """Return the operations of a program with their Python scalars; see `constants_in`."""
-    return [constants_in(each.recording.graph) for each in phases]
+    return [constants_in(phase.recording.graph) for phase in phases]
 
 
 def whole_arguments(member: Member, tensors: list[Tensor]) -> list[Tensor]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ctypes
 import functools
 import itertools
 import math
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -158,26 +159,35 @@ class PhaseKernels(ABC):
         )
         return "".join("d" if is_float else "q" for is_float in are_floats)
 
-    def words(self, scalars: Sequence[Any]) -> tuple[list[int], dict[int, Tensor]]:
-        """Return the scalars of the kernels as words of 64 bits, and those that the host does not know, by index."""
-        given = [scalars[self.order[node]] for node in self.text.scalars]
-        unknown: dict[int, Tensor] = {}
-        for i, (scalar, kind) in enumerate(zip(given, self.kinds, strict=True)):
-            if isinstance(scalar, Tensor):
-                wide = torch.float64 if kind == "d" else torch.int64
-                unknown[i] = scalar.to(wide).view(torch.int64)
-                given[i] = 0
-        packed = struct.pack(f"={self.kinds}", *given)
-        return list(struct.unpack(f"={len(given)}q", packed)), unknown
+    @functools.cached_property
+    def _positions(self) -> list[int]:
+        """The index of each scalar of the kernels among all scalars of the program."""
+        return [self.order[node] for node in self.text.scalars]
 
-    def by_leaf(self, table: Table) -> Tensor:
-        """Return memory for the results by leaf."""
-        rows = sum(row is not None for row in self.text.rows)
-        return table.memory(rows, table.leaves)
+    @functools.cached_property
+    def _form(self) -> struct.Struct:
+        return struct.Struct(f"={self.kinds}")
+
+    def packed(self, scalars: Sequence[Any]) -> tuple[bytes, dict[int, Tensor]]:
+        """Return the scalars of the kernels as words of 64 bits, and those that the host does not know, by index."""
+        values = list(map(scalars.__getitem__, self._positions))
+        unknown: dict[int, Tensor] = {}
+        if Tensor in map(type, values):
+            for i, (scalar, kind) in enumerate(zip(values, self.kinds, strict=True)):
+                if isinstance(scalar, Tensor):
+                    wide = torch.float64 if kind == "d" else torch.int64
+                    unknown[i] = scalar.to(wide).view(torch.int64)
+                    values[i] = 0
+        return self._form.pack(*values), unknown
+
+    @functools.cached_property
+    def rows(self) -> int:
+        """The number of results by leaf."""
+        return sum(row is not None for row in self.text.rows)
 
     def results(self, scalars: Sequence[Any], by_leaf: Tensor) -> list[Any]:
         """Return the results of the phase: a vector of one entry per leaf, or a scalar."""
-        results = []
+        results: list[Any] = []
         for row, output in zip(self.text.rows, self.outputs, strict=True):
             if row is not None:
                 results.append(by_leaf[row])
@@ -282,7 +292,7 @@ class TritonKernels(PhaseKernels):
         names = [kernel.name for kernel in text.kernels]
         if "last_stage" in names:
             triton.launch(functions["last_stage"], n_chunks, common, **constants)
-        results = self.by_leaf(table)
+        results = table.memory(self.rows, n_leaves)
         if "finish" in names:
             triton.launch(functions["finish"], n_leaves, (*common, results))
         return results
@@ -292,7 +302,8 @@ class TritonKernels(PhaseKernels):
 
         If a scalar's bit is set, its word is the index of its value among those on the device.
         """
-        words, unknown = self.words(scalars)
+        packed, unknown = self.packed(scalars)
+        words = list(struct.unpack(f"={len(self._positions)}q", packed))
         on_device = 0
         for index, i in enumerate(unknown):
             on_device |= 1 << i
@@ -318,26 +329,35 @@ class CppKernels(PhaseKernels):
     def run(
         self, scalars: Sequence[Any], table: Table, layout: Layout | None = None
     ) -> Tensor:
-        known, unknown = self.words(scalars)
-        words = torch.tensor(known, dtype=torch.int64, device="cpu")
-        for i, word in unknown.items():
-            words[i].copy_(word)
-        counts = self.text.sums
-        sums = table.memory(sum(counts), table.leaves)
-        chunks: Table | Layout = table
+        text = self.text
+        packed, unknown = self.packed(scalars)
+        words = ctypes.create_string_buffer(packed, len(packed))
+        for i, word in unknown.items():  # on the host
+            words[8 * i : 8 * (i + 1)] = struct.pack("=q", int(word))
+        results = table.memory(self.rows, table.leaves)
+        memory: list[Tensor] = []
+        chunks, of_chunks = table.chunks, table.addresses
         if layout is not None:
-            sums, chunks = table.memory(1, layout.total), layout
-        partials = table.memory(max(counts, default=0), chunks.chunks)
-        results = self.by_leaf(table)
-        memory = [words, table.pointers, table.sizes, chunks.blocks, chunks.chunk_leaf]
-        memory += [chunks.chunk_start, chunks.leaf_chunks, sums, partials, results]
+            chunks, of_chunks = layout.chunks, [*of_chunks[:2], *layout.addresses]
+            memory = [table.memory(1, layout.total)] * 2
+        elif text.sums:
+            memory.append(table.memory(sum(text.sums), table.leaves))
+            memory.append(table.memory(max(text.sums), table.chunks))
+        addresses = list(map(Tensor.data_ptr, memory)) or [None, None]
         threads = torch.get_num_threads() if table.entries >= LARGE else 1
         arguments = cpp.Arguments(
-            *map(Tensor.data_ptr, memory),
-            *(table.leaves, chunks.chunks, threads),
+            ctypes.addressof(words),
+            *of_chunks,
+            *addresses,
+            results.data_ptr(),
+            *(table.leaves, chunks, threads),
         )
-        cpp.compiled(self.text.source)(arguments)
+        self._function(arguments)
         return results
+
+    @functools.cached_property
+    def _function(self) -> Callable[[Any], None]:
+        return cpp.compiled(self.text.source)
 
 
 LANGUAGES: Mapping[str, type[PhaseKernels]] = {
@@ -369,6 +389,7 @@ class Table:
 
     Attributes:
         entries, leaves, chunks: The number of entries, of leaves, and of chunks of all leaves.
+        addresses: Where the parts of the table are.
     """
 
     def __init__(
@@ -386,7 +407,7 @@ class Table:
         self.leaves = len(sizes)
         self.entries = sum(sizes)
         self.blocks = sent(blocks, device)
-        self._are_rows_aligned = _are_aligned([each for each in blocks if each > 1])
+        self._are_rows_aligned = _are_aligned([block for block in blocks if block > 1])
         chunk_leaf: list[int] = []
         chunk_start: list[int] = []
         leaf_chunks = [0]
@@ -411,6 +432,9 @@ class Table:
         flat += range(start, start + stop, self._numbers.itemsize)
         self._buffer = on_host(flat, self.device)
         self.pointers = self._buffer.to(self.device, non_blocking=True)
+        memory = (self.pointers, self.sizes, self.blocks, self.chunk_leaf)
+        memory += (self.chunk_start, self.leaf_chunks)
+        self.addresses = list(map(Tensor.data_ptr, memory))
 
     @property
     def is_aligned(self) -> bool:
@@ -419,6 +443,10 @@ class Table:
     def memory(self, rows: int, columns: int) -> Tensor:
         """Return memory for float64 values."""
         return torch.empty((rows, columns), dtype=torch.float64, device=self.device)
+
+    def has(self, rows: list[list[int]], start: int) -> bool:
+        """Whether these are the addresses of the arguments from `start` on."""
+        return self._rows[start:] == rows
 
     def update(self, rows: dict[int, list[int]]) -> None:
         """Send the addresses of arguments that have moved since the last step."""
@@ -494,6 +522,8 @@ class Layout:
         self.chunk_leaf = sent(chunk_leaf, device)
         self.chunk_start = sent(chunk_start, device)
         self.leaf_chunks = sent(leaf_chunks, device)
+        memory = (self.blocks, self.chunk_leaf, self.chunk_start, self.leaf_chunks)
+        self.addresses = list(map(Tensor.data_ptr, memory))
 
 
 def _chunks_of_rows(sizes: list[int]) -> tuple[int, int, list[int]]:
@@ -519,6 +549,7 @@ class KernelBundle(MemberBundle):
     def __init__(self, members: list[Member], *arguments: Any):
         super().__init__(members, *arguments)
         self._table: Table | None = None
+        self._written = 0  # the number of arguments that kernels write
         self._params = [member.param for member in members]
         self.leaf_names = [[member.name for member in members]]
         self._blocks: list[int] = []  # the number of entries in each block of each leaf
@@ -542,7 +573,7 @@ class KernelBundle(MemberBundle):
         """
         if self.signature.has_owners:
             raise UnsuitableProgramError("the owners of some leaves compute")
-        blocks = {each.text.block for each in self.kernels} - {1}
+        blocks = {kernel.text.block for kernel in self.kernels} - {1}
         if len(blocks) > 1:
             raise UnsuitableProgramError("rows of several lengths")
         grids = [each.text.grid for each in self.kernels]
@@ -556,7 +587,7 @@ class KernelBundle(MemberBundle):
             self._sizes.append([grid.groups.sizes(x) for x in shapes] if grid else [])
         for kernels in self.kernels:
             kernels.compile()
-        return tuple(each.key for each in self.kernels)
+        return tuple(kernel.key for kernel in self.kernels)
 
     @staticmethod
     def merged(bundles: list[KernelBundle]) -> KernelBundle:
@@ -612,7 +643,7 @@ class KernelBundle(MemberBundle):
             UnsuitableProgramError: If there are none.
         """
         kernels = self._kernels(1)
-        block = max(each.text.block for each in kernels)
+        block = max(of_phase.text.block for of_phase in kernels)
         if not (kernels[0].has_tiles and kernels[0].chunk % block):
             return kernels
         return self._kernels(block)
@@ -632,7 +663,7 @@ class KernelBundle(MemberBundle):
         )
         scalars = kernels.scalars.given(on_device).function(scalars)
         table, alive = self._located()
-        layout = self._layout(kernels)
+        layout = None if kernels.text.grid is None else self._layout(kernels)
         by_leaf = kernels.run(scalars, table, layout)
         if is_captured(self.device):
             CAPTURED.append((table, layout))
@@ -647,10 +678,8 @@ class KernelBundle(MemberBundle):
 
     # Arguments.
 
-    def _layout(self, kernels: PhaseKernels) -> Layout | None:
+    def _layout(self, kernels: PhaseKernels) -> Layout:
         """Return where the values of columns, ... of the present phase are."""
-        if kernels.text.grid is None:
-            return None
         if self.at not in self._layouts:
             layout = Layout(kernels.text.grid, self._sizes[self.at], self.device)
             self._layouts[self.at] = layout
@@ -665,33 +694,40 @@ class KernelBundle(MemberBundle):
         else:
             rows = [self._addresses(gradients, copies)]
             self._are_read_in_place = not copies and self.are_as_planned
-        trees = self.run.leaf_extras
         for name in self.signature.by_leaf:
-            column = [trees[name][member.name] for member in self.members]
+            tree = self.run.leaf_extras[name]
+            column = [tree[member.name] for member in self.members]
             rows.append(self._addresses(column, copies))
+        table = self._table
+        if table is None:
+            table = self._table = self._first_table(rows)
+        elif not table.has(rows, self._written):
+            table.update(dict(enumerate(rows, self._written)))
+        return table, copies
+
+    def _first_table(self, read: list[list[int]]) -> Table:
+        """Return where parameters and slots are, and the arguments in `read`."""
         keys = self.signature.slots_by_leaf
-        if self._table is not None:
-            self._table.update(dict(enumerate(rows, 1 + len(keys))))
-            return self._table, copies
-        fixed = [self._params]
-        fixed += [[member.state[key] for member in self.members] for key in keys]
-        for i, column in enumerate(fixed):
+        self._written = 1 + len(keys)
+        written = [self._params]
+        written += [[member.state[key] for member in self.members] for key in keys]
+        rows: list[list[int]] = []
+        for column in written:
             pairs = zip(column, self._params, strict=True)
             aliases = [alias(tensor, param, True) for tensor, param in pairs]
-            rows.insert(i, [each.data_ptr() for each in aliases])
+            rows.append(list(map(Tensor.data_ptr, aliases)))
         sizes = [entries_of(param) for param in self._params]
         chunk = self.kernels[0].chunk
-        self._table = Table(
-            sizes, rows, self.device, chunk, self._blocks, self._numbers
+        return Table(
+            *(sizes, rows + read, self.device, chunk, self._blocks, self._numbers)
         )
-        return self._table, copies
 
     def _addresses(self, column: list[Any], copies: list[Tensor]) -> list[int]:
         """Return where tensors are that programs only read, or copies of them in their parameters' layout."""
         if self._are_usual and all(map(is_usual, column)):
             return [tensor.data_ptr() for tensor in column]
         pairs = zip(column, self._params, strict=True)
-        views = [view_or_copy(each, param, True) for each, param in pairs]
+        views = [view_or_copy(tensor, param, True) for tensor, param in pairs]
         copies += views
         return [view.data_ptr() for view in views]
 
@@ -735,7 +771,7 @@ class KernelFunction:
         self._kernels = kernels
         self.form = kernels.form
         self._scalars_of_step = kernels.scalars.given(on_device).function
-        self._given = phase, device, on_device
+        self._of_lists = phase, device, on_device
         self._dtypes = phase.dtypes
         self._columns = columns_of(phase)
         self._tables: dict[tuple[int, ...], Table] = {}
@@ -747,20 +783,24 @@ class KernelFunction:
         tensors = list(itertools.chain.from_iterable(columns))
         gradients = columns[-1]
         if is_captured(tensors[0].device) or not all(map(is_usual, tensors)):
-            lists = list_function_of(*self._given)
+            lists = list_function_of(*self._of_lists)
             return lists.run(lists.prepare(scalars), columns)
         # New slots, the last results, are like the columns before the gradients.
         like = [gradients, *columns[-self._columns : -1]]
-        new: list[list[Tensor]] = []
+        new_columns: list[list[Tensor]] = []
         for column, dtype in zip(like[: self._columns], self._dtypes, strict=False):
-            new.append([torch.empty_like(each, dtype=dtype) for each in column])
-        addresses = [list(map(Tensor.data_ptr, each)) for each in (*columns, *new)]
+            new_columns.append(
+                [torch.empty_like(tensor, dtype=dtype) for tensor in column]
+            )
+        addresses = [
+            list(map(Tensor.data_ptr, column)) for column in (*columns, *new_columns)
+        ]
         scalars = self._scalars_of_step(scalars)
         by_leaf = self._kernels.run(scalars, self._table(gradients, addresses))
         results = self._kernels.results(scalars, by_leaf)
         for i, (value, dtype) in enumerate(zip(results, self._dtypes, strict=True)):
             if isinstance(value, Node):
-                results[i] = new[i]
+                results[i] = new_columns[i]
             else:
                 results[i] = _by_leaf(value, dtype)
         return results
@@ -770,8 +810,8 @@ class KernelFunction:
         known = self._tables.get(sizes)
         if known is None:
             blocks = [self._kernels.text.block] * len(sizes)
-            given = list(sizes), addresses, leaves[0].device
-            table = Table(*given, self._kernels.chunk, blocks)
+            arguments = list(sizes), addresses, leaves[0].device
+            table = Table(*arguments, self._kernels.chunk, blocks)
             self._tables[sizes] = table
         else:
             table = copy.copy(known)  # another thread may run
@@ -861,7 +901,9 @@ class KernelEngine(ListEngine):
         entries = sum(entries_of(member.param) for member in bundle.members)
         known: set[int] = set()  # arguments that an earlier kernel has read
         launches = []
-        for kernel in [each for phase in bundle.kernels for each in phase.text.kernels]:
+        for kernel in [
+            kernel for phase in bundle.kernels for kernel in phase.text.kernels
+        ]:
             again = sum(kernel.reads[i] for i in known & kernel.reads.keys())
             known |= kernel.reads.keys()
             sizes = sum(kernel.reads.values()), sum(kernel.writes.values()), again

@@ -75,7 +75,9 @@ class KnownKinds:
         by_param: Mapping[Tensor, Member] = step.by_param
         present = self._of.items()
         self._of = {
-            each: known for each, known in present if by_param.get(each.param) is each
+            member: known
+            for member, known in present
+            if by_param.get(member.param) is member
         }
         kinds = {}
         for member in members:

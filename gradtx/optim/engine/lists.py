@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -97,6 +98,7 @@ class MemberBundle(ListBundle):
                 param: Any = member.param
                 placements = with_pending_sums(param.placements)
                 self._placed_sums[member.name] = param.device_mesh, placements
+        self.places_terms = bool(self._placed_sums)
         self._equal = {
             key: [member.state[key] for member in members] for key in signature.equal
         }
@@ -114,6 +116,13 @@ class MemberBundle(ListBundle):
         self._leaves = {leaf.name: leaf for leaf in leaves}
 
     def columns(self) -> Iterator[list[list[Tensor]]]:
+        if self.consumes or self._results:
+            return self._columns_of_features()
+        by_leaf, run = self.signature.by_leaf, self.run
+        return map(operator.methodcaller("columns", by_leaf, run), self._chunks)
+
+    def _columns_of_features(self) -> Iterator[list[list[Tensor]]]:
+        """Add results that all leaves wait for to the arguments, and free gradients after use."""
         in_last_phase = self.at == len(self.operations) - 1
         for chunk in self._chunks:
             columns = chunk.columns(self.signature.by_leaf, self.run)
@@ -123,14 +132,15 @@ class MemberBundle(ListBundle):
             if self.consumes and in_last_phase:
                 chunk.free_gradients()
 
-    def terms(self, phase: RecordedPhase, results: list[list[Any]]) -> LeafTerms:
-        terms = LeafTerms()
+    def terms_by_leaf(
+        self, phase: RecordedPhase, results: list[list[Any]]
+    ) -> LeafTerms:
         if not phase.ends_at_owner:
-            for leaf, sums in super().terms(phase, results):
-                if phase.ends_at_leaf_sum:
-                    sums = OfLeaf(**{key.name: term for key, term in sums.items()})
-                terms.append((leaf, sums))
-            return terms
+            return LeafTerms(
+                (leaf, OfLeaf(**{key.name: term for key, term in sums.items()}))
+                for leaf, sums in self.terms_of_calls(phase, results)
+            )
+        terms = LeafTerms()
         for chunk, columns in zip(self._chunks, results, strict=True):
             for name, *tensors in zip(chunk.names, *columns, strict=True):
                 payload = dict(zip(phase.names, tensors, strict=True))
@@ -148,22 +158,20 @@ class MemberBundle(ListBundle):
         self, values: Any, dtype: torch.dtype, leaves: list[str]
     ) -> Sequence[Any]:
         terms = super()._by_leaf(values, dtype, leaves)
-        if not self._placed_sums or not differ_by_leaf(values):
+        if not (self.places_terms and differ_by_leaf(values)):
             return terms
         return [
             PartialSum(term, *self._placed_sums[leaf])
             for leaf, term in zip(leaves, terms, strict=True)
         ]
 
-    def receive(self, phase: Any, total: dict[str, Any]) -> None:
+    def receive_by_leaf(self, phase: Any, total: dict[str, Any]) -> None:
         if phase.ends_at_owner:
             self._add_results(total)
-        elif phase.ends_at_leaf_sum:
-            for key in phase.names:
-                totals = {leaf: total[leaf][key.name] for leaf in self._placed_sums}
-                self._results.append(totals)
-        else:
-            super().receive(phase, total)
+            return
+        for key in phase.names:
+            totals = {leaf: total[leaf][key.name] for leaf in self._placed_sums}
+            self._results.append(totals)
 
     def _add_results(self, results: dict[str, Any]) -> None:
         """Add the local shards of the owners' results as another argument of each leaf."""
@@ -175,10 +183,11 @@ class MemberBundle(ListBundle):
             leaf.new = {}
 
     def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
-        self.hand_over(phase, results)
+        if phase.names:
+            self.hand_over(phase, results)
         self._results = []
         self._leaves = {}
-        self.release_tensors()
+        self.run, self._scalars = None, []
 
 
 # Chunks.
@@ -396,9 +405,13 @@ class ListEngine(Engine):
             return False
         # Whatever its rules promise: a norm of a part is not that of the leaf.
         trusts_rules = is_coded or are_positional
-        if not (trusts_rules or all(each.runs_on_shards(False) for each in whole)):
+        if not (
+            trusts_rules or all(operation.runs_on_shards(False) for operation in whole)
+        ):
             return False
-        if not is_coded and not any(each.traits.has_sums for each in operations):
+        if not is_coded and not any(
+            operation.traits.has_sums for operation in operations
+        ):
             return True
         as_vector = programs.of(first_entries(tensors, tensors[0].numel()))
         if isinstance(as_vector, str):
@@ -407,7 +420,7 @@ class ListEngine(Engine):
             of_part = programs.of(first_entries(tensors, part))
             if of_part is not as_vector:
                 return False
-        adds_up = all(each.parts_add_up() for each in as_vector)
+        adds_up = all(operation.parts_add_up() for operation in as_vector)
         return adds_up and operations_of(as_vector) == operations_of(whole)
 
     def _bundles_of_signature(self, family: MemberFamily) -> list[MemberBundle]:
@@ -437,7 +450,9 @@ class ListEngine(Engine):
     def _bundles(self, family: MemberFamily, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves of one kind, each with its program."""
         programs = self._list_programs(family)
-        leaves = [(each, _arguments(family, each, splits)) for each in family.members]
+        leaves = [
+            (member, _arguments(family, member, splits)) for member in family.members
+        ]
         bundles = []
         for program, members in programs.by_program(leaves):
             if isinstance(program, str):
@@ -500,7 +515,9 @@ def _against_shards(
 
 def _one_of_each_shape(family: MemberFamily) -> list[Member]:
     """Return one leaf of each shape."""
-    return list({as_real(each.param).shape: each for each in family.members}.values())
+    return list(
+        {as_real(member.param).shape: member for member in family.members}.values()
+    )
 
 
 def _arguments(family: MemberFamily, member: Member, splits: bool) -> list[Tensor]:

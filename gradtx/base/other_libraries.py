@@ -1,6 +1,11 @@
-"""The names of other libraries that people type most, and what to use here; docs/optax-names.md has the rest."""
+"""What people of other libraries type, and what to use here: functions, schedulers, and options.
+
+docs/optax-names.md has all names of optax.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 _WARM_UP = "use gradtx.warmup_cosine_schedule(...) as lr, or as_lr_scheduler(optimizer, schedule)"
 _CLIP = "use clip_by_global_norm(...) for the norm of all gradients, clip_by_norm(...) for that of each"
@@ -14,6 +19,7 @@ _OF_TORCHOPT = (
 _BRANCH = f"use the methods extract, recover and stop_gradient of MetaOptimizer; see {_TORCHOPT}"
 _AVERAGE = "use average(decay) as the last link for weights, ema(decay) for updates"
 
+# Name -> what to use here, for errors.
 COUNTERPARTS = {
     "MultiSteps": "use accumulate(tx, every=...)",
     "multi_transform": "use partition({label: tx, ...}, labels)",
@@ -68,6 +74,77 @@ COUNTERPARTS = {
     "stochastic_rounding": "add round_stochastically() as the last link",
 }
 
+# Names in torch and pytorch_optimizer that differ from ours.
+SCHEDULERS = {
+    "ConstantLR": "constant",
+    "LinearLR": "linear",
+    "PolynomialLR": "polynomial",
+    "ExponentialLR": "exponential",
+    "StepLR": "step",
+    "MultiStepLR": "multistep",
+    "CosineAnnealingLR": "cosine",
+    "CosineAnnealingWarmRestarts": "cosine_warm_restarts",
+    "OneCycleLR": "one_cycle",
+    "CyclicLR": "cyclic",
+    "LinearScheduler": "warmup_linear",
+    "CosineScheduler": "warmup_cosine",
+    "PolyScheduler": "warmup_poly",
+    "CosineAnnealingWarmupRestarts": "cosine_warmup_restarts",
+    "poly": "warmup_poly",
+    "cosine_annealing": "cosine",
+    "cosine_annealing_with_warm_restart": "cosine_warm_restarts",
+    "cosine_annealing_with_warmup": "cosine_warmup_restarts",
+    "warmup_stable_decay": "wsd",
+}
+
+# Options of other libraries -> names here with the same values; the first one that a factory has applies.
+OPTIONS = {
+    **dict.fromkeys(("learning_rate", "step_size"), ("lr",)),
+    "weight_decouple": ("decoupled_weight_decay", "no_prox"),
+    "history_size": ("history",),
+    "ams_bound": ("amsgrad",),
+    "n_sma_threshold": ("rho_threshold",),
+    "cautious_wd": ("cautious_decay",),
+    "initial_accumulator": ("initial_accumulator_value",),
+    "constant": ("small_const",),
+    "bias_correction": ("use_bias_correction", "correct_bias"),
+    "warmup_steps": ("warmup",),
+    "p": ("gamma",),
+    "dampening": ("damping",),
+    "eps_2": ("eps2",),
+    "grokfast_alpha": ("alpha",),
+    "grokfast_lamb": ("lamb",),
+    "lambda_1": ("l1",),
+    "lambda_2": ("l2",),
+    "grad_accu_steps": ("clip_after",),
+    "t_max": ("total_steps",),
+    "update_proj_gap": ("every",),
+    "warmup_epoch": ("warmup_steps",),
+    "mask": ("where",),
+}
+# Those that have another form here, such as a link, and the hint for each.
+OTHER_FORMS = {
+    **dict.fromkeys(
+        ("max_iter", "max_eval"),
+        "pass the number of iterations to the step: optimizer.step(closure, max_iter=20)",
+    ),
+    **dict.fromkeys(
+        ("tolerance_grad", "tolerance_change"),
+        "steps do not stop on their own: end the loop instead",
+    ),
+    "line_search_fn": 'use line_search(lbfgs(), conditions="strong_wolfe")',
+    "weight_decouple": "this optimizer has only one form of weight decay; omit it",
+    "fixed_decay": "add add_decayed_weights(weight_decay, fixed=True) after the optimizer",
+    "cautious": "add scale_by_caution(0.0) after the link that computes the direction; for the decay, pass "
+    "cautious_decay=True",
+    "mask": "wrap the call: masked(..., where) applies it to some parameters",
+    "kahan_sum": "add gradtx.compensate_rounding() as the last link",
+    "use_gc": "add gradtx.centralize() before the optimizer",
+    "use_lookahead": "add gradtx.lookahead() after the optimizer",
+    "use_orthograd": "add gradtx.orthogonalize_against_params() before the optimizer",
+    "compile_kwargs": "omit it; compile=True writes kernels of its own, which have no options",
+}
+
 
 def plain(name: str) -> str:
     """Return a name in lowercase, without dashes and underscores."""
@@ -78,3 +155,11 @@ def counterpart(name: str) -> str | None:
     """Return the replacement for a name in another library, or None if it is unknown."""
     found = {plain(known): use for known, use in COUNTERPARTS.items()}
     return found.get(plain(name))
+
+
+def name_here(name: str, known: Collection[str]) -> str | None:
+    """Return the known name of another library's option, or None."""
+    for word in OPTIONS.get(name, ()):
+        if word in known:
+            return word
+    return None

@@ -1,0 +1,159 @@
+"""Loading needs no other rank, unless its page says so; whole states of one process are divided."""
+
+import copy
+import time
+from collections import Counter
+
+import pytest
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+
+import gradtx
+from tests.distributed.problems import Model, assert_close, sharded, train, weights, whole
+from tests.distributed.traffic import Traffic
+
+BEFORE, STEPS = 3, 6
+CHAINS = {
+    "adamw": gradtx.adamw(lr=0.01),
+    "lookahead": gradtx.chain(gradtx.adamw(lr=0.01), gradtx.lookahead(k=2)),
+    "prodigy": gradtx.prodigy(),
+    "adam_mini": gradtx.adam_mini(lr=0.01),
+    "adafactor": gradtx.adafactor(),
+    "ldog": gradtx.ldog(),
+    "soap": gradtx.soap(lr=0.02, precondition_frequency=2),
+    "shampoo": gradtx.shampoo(lr=0.02, momentum=0.5),
+    "kron": gradtx.psgd_kron(lr=0.01, seed=0),
+    "int8": gradtx.chain(gradtx.scale_by_adam(state_dtype="int8"), gradtx.scale(-0.01)),
+}
+# What ranks send while a run that has stepped is loaded: the rows of what owners keep, in one message for each dtype.
+SENT = {"soap": {"alltoall_base_": 1}, "shampoo": {"alltoall_base_": 1}, "kron": {"alltoall_base_": 1}}
+
+
+def made(name, model):
+    return gradtx.as_optimizer(CHAINS[name], model.named_parameters())
+
+
+def messages_of(function, *args):
+    with Traffic() as traffic:
+        result = function(*args)
+    return result, dict(Counter(traffic.messages))
+
+
+def built_and_loaded(name):
+    model = sharded()
+    optimizer, built = messages_of(made, name, model)
+    train(model, optimizer, BEFORE)
+    saved = optimizer.state_dict()
+    _, loaded = messages_of(made(name, model).load_state_dict, saved)
+    return built, loaded
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_building_sends_nothing_and_loading_what_its_page_says(name, two):
+    for built, loaded in two.run(built_and_loaded, name):
+        assert built == {}
+        assert loaded == SENT.get(name, {})
+
+
+def loaded_before_any_step(name):
+    model = sharded()
+    saved = made(name, model).state_dict()
+    optimizer = made(name, model)
+    _, sent = messages_of(optimizer.load_state_dict, saved)
+    train(model, optimizer, 1)
+    return sent
+
+
+@pytest.mark.parametrize("name", ["adamw", "lookahead", "prodigy", "adam_mini", "int8"])
+def test_a_state_before_any_step_is_compared_without_messages(name, two):
+    assert two.run(loaded_before_any_step, name) == [{}, {}]
+
+
+def whole_states(name):
+    """State dicts of a run in one process, and its weights afterwards."""
+    plain = Model()
+    optimizer = made(name, plain)
+    train(plain, optimizer, BEFORE)
+    saved = copy.deepcopy(optimizer.state_dict())
+    at_save = copy.deepcopy(plain)
+    train(plain, optimizer, STEPS - BEFORE, start=BEFORE)
+    return at_save, saved, plain, optimizer
+
+
+def on_two_meshes(model):
+    """Tensor parallelism inside FSDP2: the body's rows are divided twice, in another order than ranks have."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shard", "part"))
+    parallelize_module(model, mesh["part"], {"body": ColwiseParallel(output_layouts=Replicate())})
+    return fully_shard(model, mesh=mesh["shard"])
+
+
+def divided_and_continued(name, divide=sharded):
+    at_save, saved, plain, reference = whole_states(name)
+    model = divide(at_save)
+    optimizer = made(name, model)
+    _, sent = messages_of(optimizer.load_state_dict, saved)
+    train(model, optimizer, STEPS - BEFORE, start=BEFORE)
+    assert_close(weights(model), weights(plain))
+    ours, theirs = optimizer.state_dict()["state"], reference.state_dict()["state"]
+    for i, entry in theirs.items():
+        assert_close((whole(ours[i][key]) for key in entry), entry.values())
+    return sent
+
+
+@pytest.mark.parametrize("name", [name for name in CHAINS if name not in ("kron",)])
+def test_a_state_of_one_process_is_divided_and_continues(name, two):
+    assert two.run(divided_and_continued, name) == [{}, {}]
+
+
+@pytest.mark.parametrize("name", ["adamw", "soap", "lookahead"])
+def test_a_state_of_one_process_is_divided_on_two_meshes(name, four):
+    assert four.run(divided_and_continued, name, on_two_meshes) == [{}] * 4
+
+
+def stage_alone(name):
+    """Each rank is a pipeline stage with a mesh of its own; the first one loads a state before any step."""
+    rank = distributed.get_rank()
+    mesh = init_device_mesh("cpu", (2, 1), mesh_dim_names=("stage", "shard"))["shard"]
+    model = fully_shard(Model(), mesh=mesh)
+    optimizer = made(name, model)
+    start = time.monotonic()
+    if rank == 0:
+        optimizer.load_state_dict(made(name, model).state_dict())
+    train(model, optimizer, 1)
+    return time.monotonic() - start
+
+
+@pytest.mark.parametrize("name", ["adamw", "ldog", "soap"])
+def test_a_pipeline_stage_loads_alone(name, two):
+    assert max(two.run(stage_alone, name)) < 15.0
+
+
+def on_another_mesh():
+    model = sharded()
+    optimizer = made("adamw", model)
+    train(model, optimizer, BEFORE)
+    saved = copy.deepcopy(optimizer.state_dict())
+    mesh = DeviceMesh("cpu", [[0, 1]])
+    entry = saved["state"][0]
+    value = entry["exp_avg"]
+    entry["exp_avg"] = DTensor.from_local(
+        value.to_local(),
+        mesh,
+        [Replicate(), *value.placements],
+        run_check=False,
+        shape=value.shape,
+        stride=value.stride(),
+    )
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=r"parameter 'image.weight': 'exp_avg' is divided on .*DeviceMesh"):
+        optimizer.load_state_dict(saved)
+    for old, now in zip(before["state"].values(), optimizer.state_dict()["state"].values(), strict=True):
+        assert all(torch.equal(old[key].to_local(), now[key].to_local()) for key in ("exp_avg", "exp_avg_sq"))
+
+
+def test_a_slot_of_another_mesh_is_an_error_that_names_it(two):
+    two.run(on_another_mesh)
