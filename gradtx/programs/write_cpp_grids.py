@@ -211,17 +211,6 @@ class CppGridWriter(CppExpressions, GridWriter):
             )
         return [*lines, *body, *["}"] * len(extent), "}"]
 
-    def _with_operands(self, sweep: list[Node], needed: Needed) -> Needed:
-        """Add the operands of reductions."""
-        read, kept = [*needed.read], [*needed.kept]
-        for node in sweep:
-            if self._is_reduction(node) and node not in self._partial:
-                operand = self._operand_of(node)
-                into = read if operand in self._leaves else kept
-                if operand not in into and operand not in sweep:
-                    into.append(operand)
-        return Needed(read, kept, needed.computed)
-
     def _reduction(self, node: Node, outside: list[str]) -> list[str]:
         """Return the lines that reduce partial values, or values that are kept; some come before the loop."""
         name = self._names[node]

@@ -44,11 +44,13 @@ class Grid:
         groups: The groups of its axes.
         kept: The extents of values that kernels keep for later ones.
         partial: Those of the reductions of entries.
+        of_leaves: The names of kernels that have an instance for each leaf; others have one for each chunk.
     """
 
     groups: Groups
     kept: list[Extent]
     partial: list[Extent]
+    of_leaves: list[str]
 
 
 class Needed(NamedTuple):
@@ -111,6 +113,7 @@ class GridWriter(ExpressionWriter):
         self._stores: list[Store] = []
         self._kept: list[Node] = []
         self._kernels: list[Kernel] = []
+        self._of_leaves: list[str] = []
 
     def written(self, columns: int) -> KernelText:
         """Return the kernels; see `KernelWriter.written`."""
@@ -143,7 +146,7 @@ class GridWriter(ExpressionWriter):
             [],
             rows,
             1,
-            Grid(self._groups, *extents),
+            Grid(self._groups, *extents, self._of_leaves),
         )
 
     def _functions(self, results: list[Node]) -> list[str]:
@@ -168,6 +171,8 @@ class GridWriter(ExpressionWriter):
                 self._note(f"stage{i}", outputs[i])
                 functions.append(self._stage(f"stage{i}", (), stages[i]))
             self._note(combine.name, [])
+            if not combine.by_block:
+                self._of_leaves.append(combine.name)
             functions.append(self._combined(combine))
         if entries:
             self._note("last_stage", outputs[-1], entries)
@@ -177,6 +182,7 @@ class GridWriter(ExpressionWriter):
             for store in late:
                 finish.sweeps.append([store.node])
             self._note("finish", [])
+            self._of_leaves.append("finish")
             functions.append(self._combined(finish, results))
         return functions
 
@@ -329,6 +335,17 @@ class GridWriter(ExpressionWriter):
         kept = [node for node in order if self._is_kept(node) and node not in own]
         computed = [node for node in order if node not in kept]
         return Needed([x for x in self._leaves if x in reached], kept, computed)
+
+    def _with_operands(self, sweep: list[Node], needed: Needed) -> Needed:
+        """Add the operands of reductions."""
+        read, kept = [*needed.read], [*needed.kept]
+        for node in sweep:
+            if self._is_reduction(node) and node not in self._partial:
+                operand = self._operand_of(node)
+                into = read if operand in self._leaves else kept
+                if operand not in into and operand not in sweep:
+                    into.append(operand)
+        return Needed(read, kept, needed.computed)
 
     def _needed_in(self, sweep: list[Node]) -> Needed:
         """Return what a sweep needs, operands of its reductions included."""

@@ -271,7 +271,7 @@ class KernelWriter(ExpressionWriter):
         """Write the line of an operation."""
         inputs = [item for item in node.all_input_nodes if item in self._depths]
         self._depths[node] = max((self._depths[item] for item in inputs), default=0)
-        operand: Any = node.args[0] if node.args else None
+        operand: Any = next(iter(args_of(node)), None)
         if _torch.writes(node.target):
             row = self._leaves.index(operand)
             self._stores.append(Store(row, operand, node))

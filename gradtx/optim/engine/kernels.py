@@ -54,6 +54,7 @@ from gradtx.programs.write_expressions import UnsuitableProgramError
 from gradtx.programs.write_grids import Grid, GridWriter
 from gradtx.programs.write_kernels import ROWS, KernelText, KernelWriter
 from gradtx.programs.write_triton import TritonWriter
+from gradtx.programs.write_triton_grids import TritonGridWriter
 
 # Entries of a chunk, which one instance of a kernel processes.
 BLOCK = 1024  # of Triton
@@ -62,6 +63,10 @@ LEAST_ROWS = 32  # of a chunk with values of columns
 CHUNKS = 256  # the most chunks of a leaf of this kind, unless it has few rows
 LARGE = 2**15  # entries of all leaves from which several threads are faster
 WARPS = 8  # 16 bytes per thread and argument in float32
+LANES, STEPS = (
+    32,
+    32,
+)  # of a tile that reduces columns, ...: results, and what is reduced
 WIDTH = 256  # partial sums that are added at a time
 ALIGNMENT = 16  # bytes
 # Where the arguments of captured steps are; graphs may replay these at any time.
@@ -97,7 +102,7 @@ class PhaseKernels(ABC):
     """
 
     writer: ClassVar[type[KernelWriter]]
-    grid_writer: ClassVar[type[GridWriter] | None] = None
+    grid_writer: ClassVar[type[GridWriter]]
     chunk: ClassVar[int]
     has_tiles: ClassVar[bool] = False
     text: KernelText
@@ -114,8 +119,6 @@ class PhaseKernels(ABC):
         try:
             return cls.writer(program, leaf, block, form.fixes_block).written(columns)
         except UnsuitableProgramError as refusal:
-            if cls.grid_writer is None:
-                raise
             try:
                 return cls.grid_writer(program, leaf).written(columns)
             except UnsuitableProgramError as error:
@@ -254,6 +257,7 @@ class TritonKernels(PhaseKernels):
     """Kernels in Triton, each in one launch for all leaves."""
 
     writer = TritonWriter
+    grid_writer = TritonGridWriter
     chunk = BLOCK
     has_tiles = True
 
@@ -271,7 +275,26 @@ class TritonKernels(PhaseKernels):
     ) -> Tensor:
         # Triton launches on the current device, which may be another one.
         with torch.accelerator.device_index(table.device.index):
+            if layout is not None:
+                return self._launched_grid(scalars, table, layout)
             return self._launched(scalars, table)
+
+    def _launched_grid(
+        self, scalars: Sequence[Any], table: Table, layout: Layout
+    ) -> Tensor:
+        text = self.text
+        functions = triton.compiled(text.source)
+        results = table.memory(self.rows, table.leaves)
+        kept = table.memory(1, layout.total)
+        arguments = (*self._arguments(scalars, table.pointers), table.pointers)
+        arguments += (layout.blocks, layout.chunk_leaf, layout.chunk_start)
+        arguments += (layout.leaf_chunks, table.leaves, kept, results)
+        constants = {"BLOCK": BLOCK, "LANES": LANES, "STEPS": STEPS, "num_warps": WARPS}
+        for kernel in text.kernels:
+            is_by_leaf = kernel.name in text.grid.of_leaves
+            count = table.leaves if is_by_leaf else layout.chunks
+            triton.launch(functions[kernel.name], count, arguments, **constants)
+        return results
 
     def _launched(self, scalars: Sequence[Any], table: Table) -> Tensor:
         text = self.text
