@@ -660,11 +660,20 @@ def _overflows(node: Node) -> bool:
         is_product = visited.target is aten.mul.Tensor
         if is_product and visited.args[0] is visited.args[1]:
             return True
-        if visited.target in _KEEP_INFINITE or is_view(visited):
+        if visited.target in _KEEP_INFINITE or is_view(visited) or _is_mean(visited):
             operands = set(visited.all_input_nodes) - seen
             unvisited.extend(operands)
             seen |= operands
     return False
+
+
+def _is_mean(node: Node) -> bool:
+    """Whether a sum is divided by a number that is an argument of the leaf."""
+    if node.target is not aten.div.Tensor:
+        return False
+    divisor: Any = node.args[1]
+    is_argument = is_list(divisor) and divisor.op == "placeholder"
+    return is_argument and not divisor.meta["val"].ndim
 
 
 def _scales_in_place(node: Node, rest: Node, term: _Term) -> bool:

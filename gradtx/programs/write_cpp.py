@@ -14,10 +14,11 @@ import torch
 from torch.fx import Node
 
 from gradtx.programs.contract import dtype_of
-from gradtx.programs.write_expressions import HALF
+from gradtx.programs.write_expressions import HALF, ExpressionWriter
 from gradtx.programs.write_kernels import (
     BLOCKS,
     INDICES,
+    Kernel,
     KernelWriter,
     Store,
     Totals,
@@ -113,8 +114,8 @@ struct float8_e4m3fn {  // 4 bits of exponent and 3 of mantissa; NaN instead of 
 """
 
 
-class CppWriter(KernelWriter):
-    """Write C++ functions; scalars are words of 64 bits."""
+class CppExpressions(ExpressionWriter):
+    """Write expressions of C++; scalars are words of 64 bits."""
 
     types: ClassVar[Mapping[torch.dtype, str]] = {
         torch.float64: "double",
@@ -132,7 +133,6 @@ class CppWriter(KernelWriter):
     choice = "({} ? {} : {})"
     same_bits = "bits<{1}>({0})"
     floating = "bits<double>({})"
-    total = "sums{}[{} * a.n_leaves + leaf]"
 
     def _constant(self, value: Any, dtype: torch.dtype) -> str:
         text = repr(value).lower() if isinstance(value, bool) else repr(value)
@@ -162,10 +162,50 @@ class CppWriter(KernelWriter):
     def _root(self, x: str, dtype: torch.dtype) -> str:
         return f"sqrt({x})"
 
+    def _loaded(self, row: int, leaf: Node, index: str) -> str:
+        """Return the line that loads a value of an argument."""
+        code, dtype = f"p{row}[{index}]", dtype_of(leaf)
+        code = f"{self.types[dtype]}::of({code})" if dtype in WORDS else code
+        return self._assigned(f"x{row}", leaf, code)
+
+    def _stored(self, store: Store, index: str) -> str:
+        """Return the line that writes a value."""
+        word = ".word" if dtype_of(store.like) in WORDS else ""
+        return f"p{store.row}[{index}] = {self._names[store.node]}{word};"
+
+    def _pointers(self, rows: dict[int, Node]) -> list[str]:
+        lines = []
+        for j, like in rows.items():
+            dtype = dtype_of(like)
+            kind = WORDS.get(dtype, self.types[dtype])
+            lines.append(
+                f"{kind}* const p{j} = ({kind}*)a.table[{j} * a.n_leaves + leaf];"
+            )
+        return lines
+
+    def _words(self) -> list[str]:
+        """Return the lines that load scalars."""
+        words = range(len(self._scalars))
+        return [f"const int64_t s{j} = a.words[{j}];" for j in words]
+
+    def _total_of(self, name: str, node: Node, term: str) -> Total:
+        """Return the total of a reduction, given the code of what it reduces."""
+        kind = kind_of(node)
+        is_single = dtype_of(node) in (torch.float32, *HALF)
+        kind_of_value = "float" if is_single and kind != "sum" else "double"
+        value = f"({kind_of_value}){term}"
+        if node.target is aten.linalg_vector_norm.default:
+            value = f"{value} * {value}"
+        return Total(name, kind, value, kind_of_value)
+
+
+class CppWriter(CppExpressions, KernelWriter):
+    """Write C++ functions."""
+
+    total = "sums{}[{} * a.n_leaves + leaf]"
+
     def _joined(self, functions: Sequence[str]) -> str:
-        calls = "".join(f"  {kernel.name}(*a);\n" for kernel in self._kernels)
-        run = f'extern "C" void run(const Arguments* a) {{\n{calls}}}\n'
-        return "\n".join([PRELUDE, *functions, run])
+        return program_of(functions, self._kernels)
 
     # Kernels.
 
@@ -178,32 +218,17 @@ class CppWriter(KernelWriter):
             rows += len(stage)
         if self._block > 1:
             # Compilers unroll loops over a known number of entries.
-            block = self._block if self._block in BLOCKS else "a.blocks[leaf]"
+            is_known = self._fixes_block and self._block in BLOCKS
+            block = self._block if is_known else "a.blocks[leaf]"
             lines.append(f"const int64_t block = {block};")
-        for j in range(len(self._scalars)):
-            lines.append(f"const int64_t s{j} = a.words[{j}];")
-        return lines
-
-    def _pointers(self, rows: dict[int, Node]) -> list[str]:
-        lines = []
-        for j, like in rows.items():
-            dtype = dtype_of(like)
-            kind = WORDS.get(dtype, self.types[dtype])
-            lines.append(
-                f"{kind}* const p{j} = ({kind}*)a.table[{j} * a.n_leaves + leaf];"
-            )
-        return lines
+        return [*lines, *self._words()]
 
     def _load(self, leaf: Node) -> str:
-        j = self._leaves.index(leaf)
-        code, dtype = f"p{j}[{INDICES[self._extent(leaf)]}]", dtype_of(leaf)
-        code = f"{self.types[dtype]}::of({code})" if dtype in WORDS else code
-        return self._assigned(f"x{j}", leaf, code)
+        index = INDICES[self._extent(leaf)]
+        return self._loaded(self._leaves.index(leaf), leaf, index)
 
     def _store(self, store: Store) -> str:
-        index = INDICES[self._extent(store.like)]
-        word = ".word" if dtype_of(store.like) in WORDS else ""
-        return f"p{store.row}[{index}] = {self._names[store.node]}{word};"
+        return self._stored(store, INDICES[self._extent(store.like)])
 
     def _line(self, node: Node) -> str:
         return self._load(node) if node in self._leaves else self._lines[node]
@@ -233,10 +258,10 @@ class CppWriter(KernelWriter):
         lines += map(self._ended, totals, stage)
         for i, total in enumerate(totals):
             lines.append(f"a.partials[{i} * a.n_chunks + pid] = {total}_total;")
-        return _function(name, "pid", "n_chunks", lines, IN_PARALLEL)
+        return function_of(name, "pid", "n_chunks", lines, IN_PARALLEL)
 
     def _looped(self, lines: Sequence[str], totals: Totals) -> list[str]:
-        of_loop = map(self._total_of, totals, totals.values())
+        of_loop = map(self._total, totals, totals.values())
         clauses = "".join(total.clause() for total in of_loop)
         first, last = ("start", "stop") if self._block == 1 else ("first", "last")
         return [
@@ -246,23 +271,17 @@ class CppWriter(KernelWriter):
             "}",
         ]
 
+    def _total(self, name: str, node: Node) -> Total:
+        return self._total_of(name, node, self._term(node))
+
     def _begun(self, name: str, node: Node) -> str:
-        return self._total_of(name, node).start()
+        return self._total(name, node).start()
 
     def _added(self, name: str, node: Node) -> str:
-        return self._total_of(name, node).update()
+        return self._total(name, node).update()
 
     def _ended(self, name: str, node: Node) -> str:
-        return f"const double {name}_total = {self._total_of(name, node).end()};"
-
-    def _total_of(self, name: str, node: Node) -> Total:
-        kind = kind_of(node)
-        is_single = dtype_of(node) in (torch.float32, *HALF)
-        kind_of_value = "float" if is_single and kind != "sum" else "double"
-        value = f"({kind_of_value}){self._term(node)}"
-        if node.target is aten.linalg_vector_norm.default:
-            value = f"{value} * {value}"
-        return Total(name, kind, value, kind_of_value)
+        return f"const double {name}_total = {self._total(name, node).end()};"
 
     def _reduce(self, depth: int) -> str:
         lines = [*self._head(), "const int64_t end = a.leaf_chunks[leaf + 1];"]
@@ -276,14 +295,14 @@ class CppWriter(KernelWriter):
                 "}",
                 f"{self.total.format(depth, row)} = {total.end()};",
             ]
-        return _function(f"reduce{depth}", "leaf", "n_leaves", lines)
+        return function_of(f"reduce{depth}", "leaf", "n_leaves", lines)
 
     def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
         lines = [*self._head(), *self._values_of_leaf(results, stores)]
         for row, result in enumerate(results):
             value = self._converted(self._names[result], torch.float64)
             lines.append(f"a.results[{row} * a.n_leaves + leaf] = {value};")
-        return _function("finish", "leaf", "n_leaves", lines)
+        return function_of("finish", "leaf", "n_leaves", lines)
 
 
 class Total(NamedTuple):
@@ -331,7 +350,7 @@ class Total(NamedTuple):
         return f"({self.name}_nan ? NOT_A_NUMBER : {self.name}_sum)"
 
 
-def _function(
+def function_of(
     name: str, index: str, count: str, lines: Sequence[str], pragma: str = ""
 ) -> str:
     """Return a function with a loop."""
@@ -340,3 +359,10 @@ def _function(
     return (
         f"static void {name}(const Arguments& a) {{\n{pragma}{loop}\n{body}\n}}\n}}\n"
     )
+
+
+def program_of(functions: Sequence[str], kernels: Sequence[Kernel]) -> str:
+    """Return the whole text, with one function that runs all kernels in order."""
+    calls = "".join(f"  {kernel.name}(*a);\n" for kernel in kernels)
+    run = f'extern "C" void run(const Arguments* a) {{\n{calls}}}\n'
+    return "\n".join([PRELUDE, *functions, run])

@@ -27,7 +27,7 @@ from gradtx.programs.contract import (
     is_scalar,
 )
 from gradtx.programs.lower import Program
-from gradtx.programs.simplify import reduced_dimensions
+from gradtx.programs.simplify import SAME_ENTRIES, reduced_dimensions
 from gradtx.programs.write_expressions import (
     CONSTANTS,
     MEANS,
@@ -89,6 +89,7 @@ class KernelText:
         sums: The number of sums of each stage but the last.
         rows: For each result of the phase, its row in the buffer of values by leaf; None for others.
         block: The number of entries that have one value of a row, or one scale; a chunk contains whole blocks.
+        grid: What the kernels need to know of the shape of a leaf, if they have values of columns, channels, ...
     """
 
     source: str
@@ -97,6 +98,7 @@ class KernelText:
     sums: list[int]
     rows: list[int | None]
     block: int
+    grid: Any = None
 
 
 class KernelWriter(ExpressionWriter):
@@ -106,6 +108,7 @@ class KernelWriter(ExpressionWriter):
         program: The program.
         leaf: The index of an argument with the shape of the leaf.
         block: The number of entries of a row, if other phases have rows: then chunks contain whole rows.
+        fixes_block: Whether the text contains that number; otherwise it suits rows of all lengths.
 
     Attributes:
         total: A template of the code of a sum over the leaf, which an earlier stage computed, given the stage and the
@@ -114,8 +117,11 @@ class KernelWriter(ExpressionWriter):
 
     total: ClassVar[str]
 
-    def __init__(self, program: Program, leaf: int, block: int = 1):
+    def __init__(
+        self, program: Program, leaf: int, block: int = 1, fixes_block: bool = True
+    ):
         super().__init__()
+        self._fixes_block = fixes_block
         self._program = program
         self._leaves = program.leaves
         like: Any = program.leaves[leaf].meta["val"]
@@ -123,6 +129,7 @@ class KernelWriter(ExpressionWriter):
         self._is_0d = like.ndim == 0  # then so are its slots
         self._block = block  # entries with one scale
         self._lines: dict[Node, str] = {}
+        self._sources: dict[Node, Node] = {}  # what views have the values of
         self._depths: dict[Node, int] = {}
         self._kernels: list[Kernel] = []
         # The reductions of each stage, and the code of their operands and of those of reductions over rows.
@@ -264,10 +271,14 @@ class KernelWriter(ExpressionWriter):
         """Write the line of an operation."""
         inputs = [item for item in node.all_input_nodes if item in self._depths]
         self._depths[node] = max((self._depths[item] for item in inputs), default=0)
+        operand: Any = next(iter(args_of(node)), None)
         if _torch.writes(node.target):
-            argument: Any = node.args[0]
-            row = self._leaves.index(argument)
-            self._stores.append(Store(row, argument, node))
+            row = self._leaves.index(operand)
+            self._stores.append(Store(row, operand, node))
+        if self._is_same(node):
+            self._names[node] = self._names[operand]
+            self._sources[node] = self._sources.get(operand, operand)
+            return
         name = f"t{len(self._lines)}"
         self._names[node] = name
         if not self._is_reduction(node, name):
@@ -275,7 +286,15 @@ class KernelWriter(ExpressionWriter):
                 self._check_rows(node, inputs)
             self._lines[node] = self._assigned(name, node, self._expression(node))
         if _torch.writes(node.target):  # later operations read the new value
-            self._names[node.args[0]] = name  # type: ignore[index]
+            self._names[self._stores[-1].like] = name
+
+    def _is_same(self, node: Node) -> bool:
+        """Whether an operation returns the values of its operand: a view, which leaves of other shapes may lack."""
+        if node.target not in SAME_ENTRIES:
+            return False
+        operand: Any = node.args[0]
+        has_values = operand in self._depths and not self._is_mark(operand)
+        return has_values and self._extent(node) == self._extent(operand)
 
     def _check_rows(self, node: Node, inputs: Sequence[Node]) -> None:
         """Raise if an operation on entries takes the values of blocks in another order."""
@@ -390,8 +409,9 @@ class KernelWriter(ExpressionWriter):
         passes: dict[Node, int] = {}
         for node in nodes:
             if self._extent(node) != "leaf":
-                inputs = (passes.get(item, 0) for item in node.all_input_nodes)
-                passes[node] = max(inputs, default=0) + (node in self._of_rows)
+                sources = (self._sources.get(x, x) for x in node.all_input_nodes)
+                before = max((passes.get(x, 0) for x in sources), default=0)
+                passes[node] = before + (node in self._of_rows)
         lines: list[str] = []
         for i in range(1 + max(passes.values(), default=0)):
             of_pass = [node for node in passes if passes[node] == i]

@@ -10,6 +10,7 @@ from torch.fx import Node
 
 from gradtx.programs.contract import dtype_of
 from gradtx.programs.text import constant
+from gradtx.programs.write_expressions import ExpressionWriter
 from gradtx.programs.write_kernels import (
     BLOCKS,
     INDICES,
@@ -30,8 +31,8 @@ NOWHERE: Masks = {}
 IDENTITIES = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}
 
 
-class TritonWriter(KernelWriter):
-    """Write Triton functions; a scalar is an argument, or an entry of a buffer on the device."""
+class TritonExpressions(ExpressionWriter):
+    """Write expressions of Triton; a scalar is an argument, or an entry of a buffer on the device."""
 
     types: ClassVar[Mapping[torch.dtype, str]] = {
         torch.float64: "tl.float64",
@@ -48,7 +49,6 @@ class TritonWriter(KernelWriter):
     choice = "tl.where({}, {}, {})"
     same_bits = "{}.to({}, bitcast=True)"
     floating = "{}.to(tl.float64, bitcast=True)"
-    total = "tl.load(sums{} + {} * n_leaves + leaf)"
 
     def _constant(self, value: Any, dtype: torch.dtype) -> str:
         return f"tl.full((), {constant(value)}, {self.types[dtype]})"
@@ -71,6 +71,36 @@ class TritonWriter(KernelWriter):
     def _root(self, x: str, dtype: torch.dtype) -> str:
         return f"tl.sqrt_rn({x})" if dtype is torch.float32 else f"tl.sqrt({x})"
 
+    def _words(self) -> list[str]:
+        """Return the lines that load scalars."""
+        lines = []
+        for j in range(len(self._scalars)):
+            lines.append(f"s{j} = w{j}.to(tl.int64)")
+            lines.append(f"if ON_DEVICE & {1 << j}:")  # then the argument is its index
+            lines.append(f"    s{j} = tl.load(words + w{j})")
+        return lines
+
+    def _pointers(self, rows: dict[int, Node]) -> list[str]:
+        lines = []
+        for j, like in rows.items():
+            dtype = self.types[dtype_of(like)]
+            if dtype == "tl.int1":
+                dtype = "tl.int8"
+            lines.append(
+                f"p{j} = tl.load(table + {j} * n_leaves + leaf).to(tl.pointer_type({dtype}))"
+            )
+        return lines
+
+    def _reduced_pair(self, kind: str, x: str, y: str) -> str:
+        """Return the code that reduces two values."""
+        return f"{x} + {y}" if kind == "sum" else self._call(f"{kind}imum", [x, y])
+
+
+class TritonWriter(TritonExpressions, KernelWriter):
+    """Write Triton functions."""
+
+    total = "tl.load(sums{} + {} * n_leaves + leaf)"
+
     def _joined(self, functions: Sequence[str]) -> str:
         return "\n\n".join(functions)
 
@@ -90,28 +120,13 @@ class TritonWriter(KernelWriter):
             f"leaf = {start}",
             "size = tl.load(sizes + leaf)",
         ]
-        for j in range(len(self._scalars)):
-            lines.append(f"s{j} = w{j}.to(tl.int64)")
-            lines.append(f"if ON_DEVICE & {1 << j}:")  # then the argument is its index
-            lines.append(f"    s{j} = tl.load(words + w{j})")
-        return lines
+        return [*lines, *self._words()]
 
     def _load(self, leaf: Node, masks: Masks) -> str:
         j, extent = self._leaves.index(leaf), self._extent(leaf)
         loaded = f"tl.load(p{j} + {INDICES[extent]}{_masked(masks, extent)})"
         is_flag = dtype_of(leaf) is torch.bool
         return f"x{j} = {loaded} != 0" if is_flag else f"x{j} = {loaded}"
-
-    def _pointers(self, rows: dict[int, Node]) -> list[str]:
-        lines = []
-        for j, like in rows.items():
-            dtype = self.types[dtype_of(like)]
-            if dtype == "tl.int1":
-                dtype = "tl.int8"
-            lines.append(
-                f"p{j} = tl.load(table + {j} * n_leaves + leaf).to(tl.pointer_type({dtype}))"
-            )
-        return lines
 
     def _chunk(
         self,
@@ -136,7 +151,7 @@ class TritonWriter(KernelWriter):
             lines.append(f"tl.store({address}, r{row}_total.to(tl.float64))")
         more = ", partials, n_chunks" if stage else ""
         head = f"{self._arguments()}{more}, BLOCK: tl.constexpr, ALIGNED: tl.constexpr"
-        return _function(name, head, lines)
+        return function_of(name, head, lines)
 
     def _barrier(self, stored: Sequence[Store]) -> list[str]:
         """Return the line before values of rows are stored, of which all threads have read the old ones then."""
@@ -148,9 +163,8 @@ class TritonWriter(KernelWriter):
     def _is_tile(self) -> bool:
         kinds = {kind_of(node) for node in self._of_rows}
         has_values_of_rows = any(map(self._adds_rows, self._reduced))
-        return self._block in (1, *BLOCKS) and not (
-            "sum" in kinds or has_values_of_rows
-        )
+        is_known = self._block == 1 or (self._fixes_block and self._block in BLOCKS)
+        return is_known and not ("sum" in kinds or has_values_of_rows)
 
     def _tile(
         self, nodes: Sequence[Node], stored: Sequence[Store], stage: Sequence[Node]
@@ -179,7 +193,7 @@ class TritonWriter(KernelWriter):
                 body.append(f"r{row}_total = {_combined(kind, value, self._block)}")
             body += self._barrier(stored)
             body += [self._store(store, masks) for store in stored]
-            lines += [condition, *_indented(body)]
+            lines += [condition, *indented(body)]
         return lines
 
     # Loops over the rows of a chunk, and over the entries of each.
@@ -203,13 +217,13 @@ class TritonWriter(KernelWriter):
             *map(self._begun, totals, totals.values()),
             "b = start // block",
             "while b < stop // block:",
-            *_indented([*body, "b += 1"]),
+            *indented([*body, "b += 1"]),
             *map(self._ended, totals, totals.values()),
         ]
 
     def _looped(self, lines: Sequence[str], totals: Totals) -> list[str]:
         indices = ["column = first + tl.arange(0, BLOCK)", "i = b * block + column"]
-        body = _indented([*indices, *lines, "first += BLOCK"])
+        body = indented([*indices, *lines, "first += BLOCK"])
         return ["first = 0", "while first < block:", *body]
 
     # Reductions.
@@ -224,10 +238,6 @@ class TritonWriter(KernelWriter):
     def _added(self, name: str, node: Node) -> str:
         kind, value = kind_of(node), self._inside(node, IN_ROWS)
         return f"{name}_sum = {self._reduced_pair(kind, f'{name}_sum', value)}"
-
-    def _reduced_pair(self, kind: str, x: str, y: str) -> str:
-        """Return the code that reduces two values."""
-        return f"{x} + {y}" if kind == "sum" else self._call(f"{kind}imum", [x, y])
 
     def _ended(self, name: str, node: Node) -> str:
         kind, total = kind_of(node), f"{name}_sum"
@@ -276,7 +286,7 @@ class TritonWriter(KernelWriter):
                 f"tl.store(sums + {row} * n_leaves + leaf, {_combined(kind, 'total', 1)})",
             ]
         head = "partials, sums, leaf_chunks, n_leaves, n_chunks, WIDTH: tl.constexpr"
-        return _function(f"reduce{depth}", head, lines)
+        return function_of(f"reduce{depth}", head, lines)
 
     def _store(self, store: Store, masks: Masks = IN_ROWS) -> str:
         value, extent = self._names[store.node], self._extent(store.like)
@@ -292,10 +302,10 @@ class TritonWriter(KernelWriter):
             lines.append(
                 f"tl.store(results + {row} * n_leaves + leaf, {name}.to(tl.float64))"
             )
-        return _function("finish", f"{self._arguments()}, results", lines)
+        return function_of("finish", f"{self._arguments()}, results", lines)
 
 
-def _function(name: str, arguments: str, lines: Sequence[str]) -> str:
+def function_of(name: str, arguments: str, lines: Sequence[str]) -> str:
     body = "\n    ".join(lines)
     # Otherwise Triton would compile again for words that are multiples of 16.
     words = [
@@ -306,7 +316,7 @@ def _function(name: str, arguments: str, lines: Sequence[str]) -> str:
     return f"@triton.jit(do_not_specialize={words})\ndef {name}({arguments}):\n    {body}\n"
 
 
-def _indented(lines: Sequence[str]) -> list[str]:
+def indented(lines: Sequence[str]) -> list[str]:
     return [f"    {line}" for line in lines]
 
 

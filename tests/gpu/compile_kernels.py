@@ -28,7 +28,10 @@ KINDS = {
     **dict.fromkeys(("n_leaves", "n_chunks"), "i32"),
     "w": "i64",
 }
-CONSTANTS = {"ON_DEVICE": 0, "BLOCK": kernels.BLOCK, "ALIGNED": True, "WIDTH": kernels.WIDTH}
+CONSTANTS = {
+    **{"ON_DEVICE": 0, "BLOCK": kernels.BLOCK, "ALIGNED": True, "WIDTH": kernels.WIDTH},
+    **{"LANES": kernels.LANES, "STEPS": kernels.STEPS},
+}
 
 
 def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.float32) -> list[str]:

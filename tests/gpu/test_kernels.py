@@ -21,7 +21,7 @@ from gradtx.optim.engine import kernels, triton
 from gradtx.programs import graphs
 from tests.conformance import assert_own_memory, plain_cases
 from tests.gpu.problem import Problem, assert_near, noise, on_host
-from tests.optim.test_cpp_kernels import ROWS, moved, rule
+from tests.optim.test_cpp_kernels import CHANNELS, DIRECTIONS, ROWS, moved, rule
 from tests.tiers import each_case
 
 ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"]
@@ -253,6 +253,29 @@ def test_reductions_of_rows_and_leaves_of_all_shapes_at_once(name, gpu):
         torch.testing.assert_close(values, ROWS[name](gradient), rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
+# Several tiles of rows and columns, chunks that divide the indices of the first axis, and one that has several.
+MATRICES = [(6, 4), (5, 5), (7, 1), (33, 40), (40, 3)]
+FILTERS = [(6, 4, 3, 3), (5, 4, 1, 1), (2, 6, 7, 5)]
+
+
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        *(pytest.param(DIRECTIONS[name], MATRICES, id=name) for name in DIRECTIONS),
+        *(pytest.param(CHANNELS[name], FILTERS, id=f"{name} of filters") for name in CHANNELS),
+    ],
+)
+def test_reductions_over_any_dimensions(function, shapes, gpu, monkeypatch):
+    monkeypatch.setattr(kernels, "LEAST_ROWS", 4)
+    monkeypatch.setattr(kernels, "CHUNK", 64)
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    found, ways = moved(rule(function), gpu.to(gradients))
+    assert ways == {"kernels"}
+    for gradient, values in zip(gradients, on_host(dict(enumerate(found))).values(), strict=True):
+        torch.testing.assert_close(values, function(gradient), rtol=1e-12, atol=1e-12, equal_nan=True)
+
+
 def test_reductions_of_what_reads_no_entries(gpu):
     """Of constants, as SPAM's zeros when it resets its slots, and of numbers of a leaf."""
     shapes = [(64, 64), (3, 128), (5,), (3, 2500)]
@@ -400,13 +423,17 @@ def test_without_triton_compile_says_so_once(gpu, monkeypatch):
         (lambda: gradtx.adamw(lr=0.01, state_dtype="int8"), 1),
         (lambda: gradtx.adam_atan2(lr=0.01), 1),
         (lambda: gradtx.lamb(lr=0.01), 3),  # partial sums, sums, the step
-        (lambda: gradtx.adamp(lr=0.01), 15),  # for each shape, because a threshold depends on the length of a row
+        (lambda: gradtx.adamp(lr=0.01), 3),  # for all shapes: thresholds and lengths of rows are arguments
+        (lambda: gradtx.nero(lr=0.01), 1),
+        (gradtx.adafactor, 5),  # twice partial sums and sums, the step
+        (lambda: gradtx.came(lr=0.01), 7),
+        (lambda: gradtx.sm3(lr=0.01), 4),  # slots are written when all have read the old ones
         (lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=0.01)), 17),  # most for the norm alone
     ],
-    ids=["adamw", "adamw int8", "adam_atan2", "lamb", "adamp", "clip"],
+    ids=["adamw", "adamw int8", "adam_atan2", "lamb", "adamp", "nero", "adafactor", "came", "sm3", "clip"],
 )
 def test_launches_of_a_warm_step(make, launches, counted):
-    params = {f"p{i}": torch.nn.Parameter(counted.to(torch.ones(4, i + 1))) for i in range(5)}
+    params = {f"p{i}": torch.nn.Parameter(counted.to(torch.ones(4, i + 2))) for i in range(5)}
     optimizer = gradtx.as_optimizer(make(), params.items(), compile=True)
     for t in range(3):
         for param in params.values():
@@ -478,7 +505,7 @@ def test_explain_prints_a_line_per_kernel_and_a_total(gpu):
 )
 def test_kernels_compile_without_a_gpu_and_without_spills(capability, gpu):
     names = ["adamw", "adamw:int8", "lamb", "adamp", "spam:int8"]  # the last one reduces a constant
-    output = compiled_without_a_gpu(capability, names)
+    output = compiled_without_a_gpu(capability, [*names, "adafactor", "came", "sm3"])
     for name in names:
         assert re.search(rf"{name} last_stage: [1-9]\d* wide loads, [1-9]\d* wide stores, 0 local", output)
     assert not re.search(r"[1-9]\d* local", output)

@@ -193,7 +193,6 @@ def test_the_largest_entry_of_an_empty_leaf_is_an_error_in_every_mode(reduce, co
 
 
 COLUMNS = {
-    "a sum": lambda x: x - x.mean(dim=0, keepdim=True),
     "a part of the rows": lambda x: x - x.view(2, -1, x.shape[-1]).mean(dim=1).repeat(x.shape[0] // 2, 1),
     "transposed": lambda x: x + x.sum(0, keepdim=True) * x.t().sum(0).sum(),
 }
@@ -229,6 +228,49 @@ def test_a_slot_with_a_value_for_each_row_is_read():
     (found,), ways = moved(chain, [gradient])
     assert ways == {"kernels"}
     torch.testing.assert_close(found, gradient * scales)
+
+
+# Leaves of all shapes.
+
+
+NUMBERS = {
+    "of entries": lambda x: x / x.numel() + 2.0,
+    "of entries and rows": lambda x: x * x.numel() ** 0.5 - x.shape[0],
+    "in a sum": lambda x: x - x.sum() / (x.numel() + 1.0),
+    "in a row": lambda x: x.flatten(1) / (1e-3 + x.flatten(1).norm(dim=1, keepdim=True) / x[0].numel()),
+    "of ones": lambda x: x + x.numel() * torch.ones_like(x).sum(),
+}
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """The texts that are compiled."""
+    compiling, texts = cpp.compiled, {}
+    monkeypatch.setattr(cpp, "compiled", lambda text: texts.setdefault(text, compiling(text)))
+    return texts
+
+
+@each("name", NUMBERS)
+def test_numbers_that_follow_from_shapes_are_arguments_of_one_text(name, texts):
+    function = NUMBERS[name]
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(6, 4), (4, 64), (3, 16), (2, 3, 5), (2, 3, 2, 2), (64, 128), (3, 5000)]
+    gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    found, ways = moved(rule(lambda x: function(x).view(x.shape)), gradients)
+    assert ways == {"kernels"}
+    assert len(texts) == 1
+    for gradient, values in zip(gradients, found, strict=True):
+        torch.testing.assert_close(values, function(gradient).view(gradient.shape), rtol=1e-12, atol=1e-12)
+
+
+@each("name", ["adamp", "adam_mini", "nero", "lamb"])
+def test_all_matrices_and_filters_of_a_model_have_one_text(name, texts):
+    shapes = [(64, 3, 7, 7), (64, 64, 1, 1), (64, 64, 3, 3), (256, 64, 1, 1), (10, 256), (128, 256)]
+    gradients = [torch.randn(shape) for shape in shapes]
+    found, _ = moved(getattr(gradtx, name)(lr=0.1), gradients)
+    assert len(texts) == 1
+    expected, _ = moved(getattr(gradtx, name)(lr=0.1), gradients, compile=False)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 # Threads, and functions of trees.
@@ -334,3 +376,118 @@ def test_loops_over_entries_are_vectorized(name, monkeypatch):
         loops = [i for i, line in enumerate(text.splitlines(), 1) if line.startswith("for (int64_t i =")]
         assert loops
         assert all(vectorized & {loop, loop + 1} for loop in loops), report
+
+
+# Rows, columns, channels: reductions over any dimensions.
+
+DIRECTIONS = {
+    "columns": lambda x: x - x.mean(dim=0, keepdim=True),
+    "the largest of each column": lambda x: x / x.abs().amax(0),
+    "rows and columns": lambda x: x / (1e-3 + x.square().mean(-1, True) * x.square().mean(-2, True)).sqrt(),
+    "a sum of sums": lambda x: x * x.sum(-1, keepdim=True) / x.square().sum(-1, keepdim=True).mean(-2, keepdim=True),
+    "of what columns give": lambda x: (x - x.mean(-2, True)) / (x - x.mean(-2, True)).norm(dim=-2, keepdim=True),
+    "norms and entries": lambda x: x / x.norm(dim=-2, keepdim=True) + x.norm() * x.amin(-2, True),
+    "a sum of columns, of all": lambda x: x / x.square().sum(0).sqrt().sum() - x.amax(),
+}
+CHANNELS = {
+    "channels": lambda x: x - x.mean(dim=(0, 2, 3), keepdim=True),
+    "each dimension": lambda x: (
+        x
+        / (x.abs().amax((1, 2, 3), True) + x.abs().amax((0, 2, 3), True) + x.abs().amax((0, 1, 3), True))
+        * x.abs().amax((0, 1, 2), True)
+    ),
+    "the first and the last": lambda x: x - x.sum((1, 2), keepdim=True) / x.square().sum((0, 3), True).sum(),
+    **{name: DIRECTIONS[name] for name in ("columns", "rows and columns", "of what columns give")},
+}
+MATRICES = [(6, 4), (4, 6), (5, 5), (1, 7), (7, 1), (33, 1025), (2000, 3), (64, 64)]
+FILTERS = [(6, 4, 3, 3), (3, 3, 3, 3), (5, 4, 1, 1), (2, 3, 7, 5), (70, 64, 3, 3), (1, 3, 2, 2)]
+
+
+@each("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@each("name", DIRECTIONS)
+def test_reductions_over_columns_of_matrices_of_all_shapes(name, dtype):
+    assert_all_directions(DIRECTIONS[name], MATRICES, dtype)
+
+
+@each("name", CHANNELS)
+def test_reductions_over_any_dimensions_of_filters(name):
+    assert_all_directions(CHANNELS[name], FILTERS, torch.float64)
+
+
+def assert_all_directions(function, shapes, dtype):
+    generator = torch.Generator().manual_seed(0)
+    gradients = [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    found, ways = moved(rule(function), gradients)
+    assert ways == {"kernels"}
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
+    for gradient, values in zip(gradients, found, strict=True):
+        expected = function(gradient.double()).to(dtype)
+        torch.testing.assert_close(values, expected, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+FACTORED = {
+    "adafactor": gradtx.adafactor,
+    "adafactor_torch": lambda: gradtx.adafactor_torch(lr=0.1),
+    "came": lambda: gradtx.came(lr=0.1),
+    "sm3": lambda: gradtx.sm3(lr=0.1),
+    "adam_mini": lambda: gradtx.adam_mini(lr=0.1),
+    "factored": lambda: gradtx.chain(gradtx.scale_by_factored_rms(), gradtx.sgd(lr=0.1)),
+}
+
+
+@each("dtype", [torch.float64, torch.float32], ids=str)
+@each("name", FACTORED)
+def test_factored_moments_are_those_of_lists(name, dtype):
+    results = []
+    for compile in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        params = [
+            torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype)) for shape in SHAPES + FILTERS
+        ]
+        if name not in ("sm3", "adam_mini"):  # which run empty leaves over lists
+            params += [torch.nn.Parameter(torch.zeros(3, 0, dtype=dtype))]
+        optimizer = gradtx.as_optimizer(FACTORED[name](), params, compile=compile)
+        for _ in range(3):
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=generator, dtype=dtype)
+            optimizer.step()
+        results.append(
+            [
+                *(param.detach() for param in params),
+                *(slot for param in params for slot in optimizer.state[param].values()),
+            ]
+        )
+        if compile:
+            assert {item.reason for item in optimizer.explain()} == {""}
+    tolerance = 1e-12 if dtype is torch.float64 else 1e-6
+    for found, expected in zip(*results, strict=True):
+        scale = float(expected.abs().max()) if expected.numel() else 1.0
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * max(scale, 1.0))
+
+
+@each("name", [*FACTORED, "of columns"])
+def test_threads_change_no_bit_of_what_columns_give(name):
+    gradients = [torch.randn(300, 700), torch.randn(64, 3, 3, 3), torch.randn(2000, 31)]
+    make = {**FACTORED, "of columns": lambda: rule(DIRECTIONS["of what columns give"])}[name]
+    threads = torch.get_num_threads()
+    runs = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            runs.append(moved(make(), gradients)[0])
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        assert all(map(torch.equal, run, runs[0]))
+
+
+@each("value", [math.nan, math.inf, -math.inf])
+@each("reduce", [torch.amax, torch.amin, torch.sum])
+def test_what_is_not_finite_reaches_the_result_of_a_column(reduce, value):
+    gradient = torch.linspace(-1, 1, 40).view(4, 10).contiguous()
+    gradient[2, 7] = value
+    chain = rule(lambda x: x + reduce(x, 0, keepdim=True))
+    (found,), ways = moved(chain, [gradient])
+    (expected,), _ = moved(chain, [gradient], compile=False)
+    assert ways == {"kernels"}
+    torch.testing.assert_close(found, expected, equal_nan=True)

@@ -10,17 +10,19 @@ import copy
 import ctypes
 import functools
 import itertools
+import math
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 from torch.fx import Node
 
+from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.messages import warn_user
 from gradtx.base.torch_names import is_captured
@@ -47,23 +49,48 @@ from gradtx.programs.bundle import (
     scalars_for,
 )
 from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.lower import lower
+from gradtx.programs.lower import Program, lower
+from gradtx.programs.numbers import LITERAL, Numbers, skeleton_of, with_arguments
 from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.scalars import Scalars
 from gradtx.programs.write_cpp import CppWriter
+from gradtx.programs.write_cpp_grids import CppGridWriter
 from gradtx.programs.write_expressions import UnsuitableProgramError
-from gradtx.programs.write_kernels import KernelText, KernelWriter
+from gradtx.programs.write_grids import Grid, GridWriter
+from gradtx.programs.write_kernels import ROWS, KernelText, KernelWriter
 from gradtx.programs.write_triton import TritonWriter
+from gradtx.programs.write_triton_grids import TritonGridWriter
 
 # Entries of a chunk, which one instance of a kernel processes.
 BLOCK = 1024  # of Triton
 CHUNK = 8192  # of C++
+LEAST_ROWS = 32  # of a chunk with values of columns
+CHUNKS = 256  # the most chunks of a leaf of this kind, unless it has few rows
 LARGE = 2**15  # entries of all leaves from which several threads are faster
 WARPS = 8  # 16 bytes per thread and argument in float32
+LANES, STEPS = (
+    32,
+    32,
+)  # of a tile that reduces columns, ...: results, and what is reduced
 WIDTH = 256  # partial sums that are added at a time
 ALIGNMENT = 16  # bytes
 # Where the arguments of captured steps are; graphs may replay these at any time.
-CAPTURED: list[Table] = []
+CAPTURED: list[Any] = []
+
+
+class Form(NamedTuple):
+    """What of the shape of leaves is an argument of the kernels of a phase.
+
+    Attributes:
+        numbers: The numbers that follow from it.
+        fixes_block: Whether the text contains the number of entries of a block.
+    """
+
+    numbers: Numbers = LITERAL
+    fixes_block: bool = True
+
+
+AS_RECORDED = Form()
 
 
 @dataclass(eq=False)
@@ -80,6 +107,7 @@ class PhaseKernels(ABC):
     """
 
     writer: ClassVar[type[KernelWriter]]
+    grid_writer: ClassVar[type[GridWriter]]
     chunk: ClassVar[int]
     has_tiles: ClassVar[bool] = False
     text: KernelText
@@ -87,6 +115,19 @@ class PhaseKernels(ABC):
     order: dict[Node, int]
     key: tuple[str, ...]
     scalars: Scalars
+
+    @classmethod
+    def written(
+        cls, program: Program, leaf: int, block: int, form: Form, columns: int
+    ) -> KernelText:
+        """Return the text of a program: of entries and rows, or else of all directions."""
+        try:
+            return cls.writer(program, leaf, block, form.fixes_block).written(columns)
+        except UnsuitableProgramError as refusal:
+            try:
+                return cls.grid_writer(program, leaf).written(columns)
+            except UnsuitableProgramError as error:
+                raise (error if str(refusal) == ROWS else refusal) from None
 
     @staticmethod
     @abstractmethod
@@ -102,8 +143,16 @@ class PhaseKernels(ABC):
         """
 
     @abstractmethod
-    def run(self, scalars: Sequence[Any], table: Table) -> Tensor:
-        """Launch the kernels; return the results by leaf, a row for each."""
+    def run(
+        self, scalars: Sequence[Any], table: Table, layout: Layout | None = None
+    ) -> Tensor:
+        """Launch the kernels; return the results by leaf, a row for each.
+
+        Args:
+            scalars: All scalars of the program.
+            table: Where the arguments are.
+            layout: Where values of columns, ... are, if there are some.
+        """
 
     @property
     def form(self) -> Any:
@@ -158,7 +207,11 @@ class PhaseKernels(ABC):
 
     @staticmethod
     def of(
-        phase: RecordedPhase, device: torch.device, leaf: int, block: int = 1
+        phase: RecordedPhase,
+        device: torch.device,
+        leaf: int,
+        block: int = 1,
+        form: Form = AS_RECORDED,
     ) -> PhaseKernels:
         """Return the kernels of a phase, the same for equal phases.
 
@@ -166,18 +219,22 @@ class PhaseKernels(ABC):
             phase: The phase.
             device: The device of the leaves.
             leaf, block: As in `KernelWriter`.
+            form: What of the leaf's shape is an argument.
 
         Raises:
             UnsuitableProgramError: If kernels cannot run it.
         """
         known = _KERNELS.of(phase.text)
         columns = columns_of(phase)
-        key = device, leaf, block, columns, shape_of(phase, leaf)
+        key = device, leaf, block, columns, shape_of(phase, leaf), form
         if key not in known:
             language = language_of(device)
             assert language is not None
-            program = lower(phase.recording, decides=False)
-            text = language.writer(program, leaf, block).written(columns)
+            recording = phase.recording
+            if form.numbers.count:
+                recording = with_arguments(recording, form.numbers)
+            program = lower(recording, decides=False)
+            text = language.written(program, leaf, block, form, columns)
             order = {node: i for i, node in enumerate(program.scalars())}
             scalars = Scalars(program, device)
             outputs = list(program.results)
@@ -205,6 +262,7 @@ class TritonKernels(PhaseKernels):
     """Kernels in Triton, each in one launch for all leaves."""
 
     writer = TritonWriter
+    grid_writer = TritonGridWriter
     chunk = BLOCK
     has_tiles = True
 
@@ -217,10 +275,31 @@ class TritonKernels(PhaseKernels):
     def compile(self) -> None:
         pass
 
-    def run(self, scalars: Sequence[Any], table: Table) -> Tensor:
+    def run(
+        self, scalars: Sequence[Any], table: Table, layout: Layout | None = None
+    ) -> Tensor:
         # Triton launches on the current device, which may be another one.
         with torch.accelerator.device_index(table.device.index):
+            if layout is not None:
+                return self._launched_grid(scalars, table, layout)
             return self._launched(scalars, table)
+
+    def _launched_grid(
+        self, scalars: Sequence[Any], table: Table, layout: Layout
+    ) -> Tensor:
+        text = self.text
+        functions = triton.compiled(text.source)
+        results = table.memory(self.rows, table.leaves)
+        kept = table.memory(1, layout.total)
+        arguments = (*self._arguments(scalars, table.pointers), table.pointers)
+        arguments += (layout.blocks, layout.chunk_leaf, layout.chunk_start)
+        arguments += (layout.leaf_chunks, table.leaves, kept, results)
+        constants = {"BLOCK": BLOCK, "LANES": LANES, "STEPS": STEPS, "num_warps": WARPS}
+        for kernel in text.kernels:
+            is_by_leaf = kernel.name in text.grid.of_leaves
+            count = table.leaves if is_by_leaf else layout.chunks
+            triton.launch(functions[kernel.name], count, arguments, **constants)
+        return results
 
     def _launched(self, scalars: Sequence[Any], table: Table) -> Tensor:
         text = self.text
@@ -265,6 +344,7 @@ class CppKernels(PhaseKernels):
     """Kernels in C++, one call for all."""
 
     writer = CppWriter
+    grid_writer = CppGridWriter
     chunk = CHUNK
 
     @staticmethod
@@ -274,24 +354,31 @@ class CppKernels(PhaseKernels):
     def compile(self) -> None:
         cpp.compiled(self.text.source)
 
-    def run(self, scalars: Sequence[Any], table: Table) -> Tensor:
+    def run(
+        self, scalars: Sequence[Any], table: Table, layout: Layout | None = None
+    ) -> Tensor:
         text = self.text
         packed, unknown = self.packed(scalars)
         words = ctypes.create_string_buffer(packed, len(packed))
         for i, word in unknown.items():
             torch.frombuffer(words, dtype=torch.int64)[i].copy_(word)
         results = table.memory(self.rows, table.leaves)
-        memory = [results]
-        if text.sums:
-            memory.insert(0, table.memory(sum(text.sums), table.leaves))
-            memory.insert(1, table.memory(max(text.sums), table.chunks))
-        addresses = list(map(Tensor.data_ptr, memory))
+        memory: list[Tensor] = []
+        chunks, of_chunks = table.chunks, table.addresses
+        if layout is not None:
+            chunks, of_chunks = layout.chunks, [*of_chunks[:2], *layout.addresses]
+            memory = [table.memory(1, layout.total)] * 2
+        elif text.sums:
+            memory.append(table.memory(sum(text.sums), table.leaves))
+            memory.append(table.memory(max(text.sums), table.chunks))
+        addresses = list(map(Tensor.data_ptr, memory)) or [None, None]
         threads = torch.get_num_threads() if table.entries >= LARGE else 1
         arguments = cpp.Arguments(
             ctypes.addressof(words),
-            *table.addresses,
-            *(addresses if text.sums else [None, None, *addresses]),
-            *(table.leaves, table.chunks, threads),
+            *of_chunks,
+            *addresses,
+            results.data_ptr(),
+            *(table.leaves, chunks, threads),
         )
         self._function(arguments)
         return results
@@ -326,6 +413,7 @@ class Table:
         device: The device.
         chunk: The most entries of a chunk, unless a block has more.
         blocks: The number of entries in each block of each leaf.
+        numbers: The numbers of each leaf that follow from its shape.
 
     Attributes:
         entries, leaves, chunks: The number of entries, of leaves, and of chunks of all leaves.
@@ -339,8 +427,11 @@ class Table:
         device: torch.device,
         chunk: int,
         blocks: list[int],
+        numbers: Sequence[Sequence[float]] = (),
     ):
         self.device = device
+        by_row = itertools.chain.from_iterable(zip(*numbers, strict=True))
+        self._numbers = sent(list(by_row), device, torch.float64)
         self.leaves = len(sizes)
         self.entries = sum(sizes)
         self.blocks = sent(blocks, device)
@@ -365,6 +456,8 @@ class Table:
         self._rows = pointers
         self._are_aligned = list(map(_are_aligned, pointers))
         flat = list(itertools.chain.from_iterable(pointers))
+        start, stop = self._numbers.data_ptr(), self._numbers.nbytes
+        flat += range(start, start + stop, self._numbers.itemsize)
         self._buffer = on_host(flat, self.device)
         self.pointers = self._buffer.to(self.device, non_blocking=True)
         memory = (self.pointers, self.sizes, self.blocks, self.chunk_leaf)
@@ -401,16 +494,81 @@ def _are_aligned(addresses: list[int]) -> bool:
     return not any(address % ALIGNMENT for address in addresses)
 
 
-def on_host(words: list[int], device: torch.device) -> Tensor:
-    """Return 64-bit integers in memory from which a copy to the device does not wait."""
+def on_host(
+    words: list[Any], device: torch.device, dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """Return numbers in memory from which a copy to the device does not wait."""
     is_pinned = device.type == "cuda"
     options: Any = {"device": "cpu", "pin_memory": is_pinned}
-    return torch.tensor(words, dtype=torch.int64, **options)
+    return torch.tensor(words, dtype=dtype, **options)
 
 
-def sent(words: list[int], device: torch.device) -> Tensor:
-    """Send 64-bit integers to a device."""
-    return on_host(words, device).to(device, non_blocking=True)
+def sent(
+    words: list[Any], device: torch.device, dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """Send numbers of 64 bits to a device."""
+    return on_host(words, device, dtype).to(device, non_blocking=True)
+
+
+class Layout:
+    """Chunks of leaves with values of rows, columns, ..., and where these values are, on the device.
+
+    A chunk consists of whole rows: all rows of some indices of the first group of axes, or a part of those of one.
+
+    Args:
+        grid: What the kernels need to know.
+        sizes: The number of indices of each group of axes, by leaf.
+        device: The device.
+
+    Attributes:
+        blocks: The form of each leaf: the sizes of its groups, the most indices of the first one in a chunk, and how
+            many chunks have one of them; then the offset of each value that is kept, and of partial ones.
+        total: How many values are kept for all leaves.
+    """
+
+    def __init__(self, grid: Grid, sizes: list[list[int]], device: torch.device):
+        chunk_leaf: list[int] = []
+        chunk_start: list[int] = []
+        leaf_chunks = [0]
+        columns: list[list[int]] = []
+        self.total = 0
+        for leaf, of_leaf in enumerate(sizes):
+            per, parts, starts = _chunks_of_rows(of_leaf)
+            chunk_start += starts
+            chunk_leaf += [leaf] * len(starts)
+            leaf_chunks.append(len(chunk_leaf))
+            of_chunk = [per, *of_leaf[1:]]
+            counts = [math.prod(of_leaf[i] for i in extent) for extent in grid.kept]
+            for extent in grid.partial:
+                counts.append(len(starts) * math.prod(of_chunk[i] for i in extent))
+            offsets = itertools.accumulate(counts, initial=self.total)
+            *of_values, self.total = offsets
+            columns.append([*of_leaf, per, parts, *of_values])
+        by_row = itertools.chain.from_iterable(zip(*columns, strict=True))
+        self.blocks = sent(list(by_row), device)
+        self.chunks = len(chunk_leaf)
+        self.chunk_leaf = sent(chunk_leaf, device)
+        self.chunk_start = sent(chunk_start, device)
+        self.leaf_chunks = sent(leaf_chunks, device)
+        memory = (self.blocks, self.chunk_leaf, self.chunk_start, self.leaf_chunks)
+        self.addresses = list(map(Tensor.data_ptr, memory))
+
+
+def _chunks_of_rows(sizes: list[int]) -> tuple[int, int, list[int]]:
+    """Return the indices of the first group in a chunk, the chunks of one index, and the first row of each chunk."""
+    outer, *middle, length = sizes
+    inner = math.prod(middle)
+    rows = outer * inner
+    # With so many rows, partial values of columns are few, and with so few chunks they are added up quickly.
+    most = max(CHUNK // max(length, 1), LEAST_ROWS, rows // CHUNKS)
+    if not rows:
+        return 1, 1, [0]
+    if inner <= most:
+        per = most // inner
+        return per, 1, list(range(0, rows, per * inner))
+    of_part = math.ceil(inner / math.ceil(inner / most))
+    starts = range(0, inner, of_part)
+    return 1, len(starts), [i * inner + j for i in range(outer) for j in starts]
 
 
 class KernelBundle(MemberBundle):
@@ -423,6 +581,12 @@ class KernelBundle(MemberBundle):
         self._params = [member.param for member in members]
         self.leaf_names = [[member.name for member in members]]
         self._blocks: list[int] = []  # the number of entries in each block of each leaf
+        # The sizes of the groups of axes of each leaf, by phase, and where the values are that have these.
+        self._sizes: list[list[list[int]]] = []
+        self._layouts: dict[int, Layout] = {}
+        # What the kernels take as arguments, by phase, and the numbers among these of each leaf.
+        self._forms = [AS_RECORDED] * len(self.operations)
+        self._numbers: list[tuple[float, ...]] = [()] * len(members)
         # Whether the memory of a contiguous gradient has the order of its parameter's.
         self._are_usual = all(map(is_usual, self._params))
         # Whether kernels read gradients like those of the plan where they are.
@@ -440,9 +604,15 @@ class KernelBundle(MemberBundle):
         blocks = {kernel.text.block for kernel in self.kernels} - {1}
         if len(blocks) > 1:
             raise UnsuitableProgramError("rows of several lengths")
-        if blocks and not all(local(param).is_contiguous() for param in self._params):
+        grids = [each.text.grid for each in self.kernels]
+        has_rows = bool(blocks) or any(grids)
+        if has_rows and not all(local(param).is_contiguous() for param in self._params):
             raise UnsuitableProgramError("its rows are not contiguous")
         self._blocks = [max(blocks, default=1)] * len(self.members)
+        shapes = [as_real(local(param)).shape for param in self._params]
+        self._sizes = []
+        for grid in grids:
+            self._sizes.append([grid.groups.sizes(x) for x in shapes] if grid else [])
         for kernels in self.kernels:
             kernels.compile()
         return tuple(kernel.key for kernel in self.kernels)
@@ -456,7 +626,42 @@ class KernelBundle(MemberBundle):
         members = [member for bundle in bundles for member in bundle.members]
         merged = type(first)(members, first.signature, first.operations, False)
         merged._blocks = [block for bundle in bundles for block in bundle._blocks]
+        for of_phase in zip(*(bundle._sizes for bundle in bundles), strict=True):
+            merged._sizes.append(list(itertools.chain.from_iterable(of_phase)))
+        merged._forms = first._forms
+        merged._numbers = [row for bundle in bundles for row in bundle._numbers]
         return merged
+
+    @staticmethod
+    def share_text(bundles: list[KernelBundle]) -> None:
+        """Let the kernels of bundles whose programs differ in numbers and lengths only take these as arguments."""
+        numbers = [bundle._all_numbers() for bundle in bundles]
+        forms: list[Form] = []
+        fixes_block = bool(bundles[0].signature.layout.codes)
+        columns = [
+            list(zip(*phase, strict=True)) for phase in zip(*numbers, strict=True)
+        ]
+        differ = [
+            [len(set(map(repr, each))) > 1 for each in phase] for phase in columns
+        ]
+        count, first = sum(map(sum, differ)), 0
+        for of_phase in differ:
+            positions = tuple(itertools.compress(range(len(of_phase)), of_phase))
+            forms.append(Form(Numbers(positions, first, count), fixes_block))
+            first += len(positions)
+        for bundle, of_bundle in zip(bundles, numbers, strict=True):
+            of_leaf = itertools.chain.from_iterable(of_bundle)
+            selectors = itertools.chain.from_iterable(differ)
+            row = tuple(map(float, itertools.compress(of_leaf, selectors)))
+            bundle._forms, bundle._numbers = forms, [row] * len(bundle.members)
+
+    def skeleton(self) -> tuple[str, ...]:
+        """Return what is equal in programs that differ in numbers and lengths only."""
+        return tuple(skeleton_of(phase.recording)[0] for phase in self.operations)
+
+    def _all_numbers(self) -> list[list[int | float]]:
+        """Return the numbers in each phase."""
+        return [skeleton_of(phase.recording)[1] for phase in self.operations]
 
     @functools.cached_property
     def kernels(self) -> list[PhaseKernels]:
@@ -465,12 +670,19 @@ class KernelBundle(MemberBundle):
         Raises:
             UnsuitableProgramError: If there are none.
         """
-        # The first argument is the parameter.
-        kernels = [PhaseKernels.of(phase, self.device, 0) for phase in self.operations]
-        block = max(kernel.text.block for kernel in kernels)
+        kernels = self._kernels(1)
+        block = max(of_phase.text.block for of_phase in kernels)
         if not (kernels[0].has_tiles and kernels[0].chunk % block):
             return kernels
-        return [PhaseKernels.of(p, self.device, 0, block) for p in self.operations]
+        return self._kernels(block)
+
+    def _kernels(self, block: int) -> list[PhaseKernels]:
+        """Return the kernels of each phase, with rows of this length, or of another one if they have some."""
+        kernels = []
+        for phase, form in zip(self.operations, self._forms, strict=True):
+            # The first argument is the parameter.
+            kernels.append(PhaseKernels.of(phase, self.device, 0, block, form))
+        return kernels
 
     def process(self, phase: RecordedPhase) -> Any:
         kernels = self.kernels[self.at]
@@ -479,9 +691,10 @@ class KernelBundle(MemberBundle):
         )
         scalars = kernels.scalars.given(on_device).function(scalars)
         table, alive = self._located()
-        by_leaf = kernels.run(scalars, table)
+        layout = None if kernels.text.grid is None else self._layout(kernels)
+        by_leaf = kernels.run(scalars, table, layout)
         if is_captured(self.device):
-            CAPTURED.append(table)
+            CAPTURED.append((table, layout))
             self._table = None  # later steps do not change this one
         del alive  # copies of gradients, which the kernels read
         results = kernels.results(scalars, by_leaf)
@@ -492,6 +705,13 @@ class KernelBundle(MemberBundle):
         return self.end(phase, [[_by_leaf(*pair) for pair in pairs]])
 
     # Arguments.
+
+    def _layout(self, kernels: PhaseKernels) -> Layout:
+        """Return where the values of columns, ... of the present phase are."""
+        if self.at not in self._layouts:
+            layout = Layout(kernels.text.grid, self._sizes[self.at], self.device)
+            self._layouts[self.at] = layout
+        return self._layouts[self.at]
 
     def _located(self) -> tuple[Table, list[Tensor]]:
         """Return where the arguments are, and copies that were made of some."""
@@ -526,7 +746,9 @@ class KernelBundle(MemberBundle):
             rows.append(list(map(Tensor.data_ptr, aliases)))
         sizes = [entries_of(param) for param in self._params]
         chunk = self.kernels[0].chunk
-        return Table(sizes, rows + read, self.device, chunk, self._blocks)
+        return Table(
+            *(sizes, rows + read, self.device, chunk, self._blocks, self._numbers)
+        )
 
     def _addresses(self, column: list[Any], copies: list[Tensor]) -> list[int]:
         """Return where tensors are that programs only read, or copies of them in their parameters' layout."""
@@ -638,11 +860,20 @@ def kernel_function_of(
     return list_function_of(phase, device, on_device)
 
 
-def _kernels_of_parameters(
-    phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
-) -> PhaseKernels:
-    """Return the kernels of a phase whose first argument is the parameter."""
-    return PhaseKernels.of(phase, device, 0)
+class KernelsOfShape(NamedTuple):
+    """In place of a function of a phase: kernels are written when the shapes of all leaves are known.
+
+    Attributes:
+        form: The shape of the leaves if kernels may depend on it.
+    """
+
+    form: torch.Size | None
+
+    @classmethod
+    def of(
+        cls, phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
+    ) -> KernelsOfShape:
+        return cls(shape_of(phase, 0))  # of the parameter, the first argument
 
 
 def engine_for(compile: Any) -> Engine:
@@ -671,8 +902,9 @@ class KernelEngine(ListEngine):
 
     way = "kernels"
     skips_work = False
+    divides_by_slots = False  # one launch for all
     bundle_type = KernelBundle
-    function_of = staticmethod(_kernels_of_parameters)
+    function_of = staticmethod(KernelsOfShape.of)
     consequence = "steps run over lists of tensors"
     _has_warned = False
 
@@ -725,6 +957,12 @@ class KernelEngine(ListEngine):
     def _bundles(self, family: MemberFamily, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves with equal kernels, which those of several shapes often have."""
         bundles: list[Any] = super()._bundles(family, splits)
+        of_skeleton: dict[Any, list[KernelBundle]] = {}
+        for bundle in bundles:
+            of_skeleton.setdefault(bundle.skeleton(), []).append(bundle)
+        for alike in of_skeleton.values():
+            if len(alike) > 1:
+                KernelBundle.share_text(alike)
         of_key: dict[Any, list[KernelBundle]] = {}
         for bundle in bundles:
             try:

@@ -300,9 +300,12 @@ class ListEngine(Engine):
     Attributes:
         bundle_type: Creates a bundle of parameters with one program.
         function_of: As in `ListPrograms`.
+        divides_by_slots: Whether leaves whose 0-d slots have other values belong to another bundle, which computes with
+            these as it does with other scalars.
     """
 
     way = "lists"
+    divides_by_slots = True
     skips_work = True
     bundle_type = MemberBundle
     function_of: FunctionOf = staticmethod(list_function_of)
@@ -324,6 +327,8 @@ class ListEngine(Engine):
         for member in family.members:
             values = tuple(member.state[key].item() for key in equal)
             members_of_values.setdefault(values, []).append(member)
+        if len(members_of_values) > 1 and not self.divides_by_slots:
+            return self._bundles_of_signature(family)
         bundles = []
         for members in members_of_values.values():
             dtypes = {key: members[0].state[key].dtype for key in equal}
