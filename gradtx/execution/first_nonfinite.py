@@ -29,7 +29,7 @@ class WatchedLeaf(Protocol):
     inputs: tuple[Any, Any]
     param_dtype: torch.dtype
     state: dict[str, Any]
-    new_slots: dict[StatePath, dict[str, Tensor]]
+    new: dict[StatePath, dict[str, Tensor]]
 
 
 class Origin(NamedTuple):
