@@ -135,10 +135,8 @@ class GridWriter(ExpressionWriter):
         row = itertools.count()
         rows = [next(row) if is_list(result) else None for result in results]
         functions = self._functions(by_leaf)
-        extents = (
-            [self._extent(node) for node in nodes]
-            for nodes in (self._kept, self._partial)
-        )
+        kept = list(map(self._extent, self._kept))
+        partial = list(map(self._extent, self._partial))
         return KernelText(
             self._joined(functions),
             self._kernels,
@@ -146,7 +144,7 @@ class GridWriter(ExpressionWriter):
             [],
             rows,
             1,
-            Grid(self._groups, *extents, self._of_leaves),
+            Grid(self._groups, kept, partial, self._of_leaves),
         )
 
     def _functions(self, results: list[Node]) -> list[str]:

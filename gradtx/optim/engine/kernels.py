@@ -630,6 +630,17 @@ class KernelBundle(MemberBundle):
             kernels.compile()
         return tuple(kernel.key for kernel in self.kernels)
 
+    def key_with_constants(self) -> tuple[Any, ...]:
+        """Return the key if kernels take constants as arguments; empty if some operation refuses them."""
+        if not any(self._constants):
+            return ()
+        try:
+            return self.key()
+        except UnsuitableProgramError:
+            self._forms = [AS_RECORDED] * len(self.operations)
+            self._constants = [()] * len(self.members)
+            return ()
+
     @staticmethod
     def merged(bundles: list[KernelBundle]) -> KernelBundle:
         """Return one bundle for those with equal kernels."""
@@ -871,8 +882,9 @@ def kernel_function_of(
     if language is not None and not language.missing():
         with contextlib.suppress(UnsuitableProgramError, cpp.CompilerError):
             kernels = PhaseKernels.of(phase, device, -1)  # the last is the gradient
-            kernels.compile()
-            return KernelFunction(kernels, phase, device, on_device)
+            if kernels.text.grid is None:
+                kernels.compile()
+                return KernelFunction(kernels, phase, device, on_device)
     return list_function_of(phase, device, on_device)
 
 
@@ -974,7 +986,7 @@ class KernelEngine(ListEngine):
         """Return bundles of leaves with equal kernels, which those of several shapes often have."""
         bundles: list[Any] = super()._bundles(family, splits)
         of_skeleton: dict[Any, list[KernelBundle]] = {}
-        for bundle in bundles:
+        for bundle in bundles if len(bundles) > 1 else []:
             of_skeleton.setdefault(bundle.skeleton(), []).append(bundle)
         for alike in of_skeleton.values():
             if len(alike) > 1:
@@ -982,7 +994,8 @@ class KernelEngine(ListEngine):
         of_key: dict[Any, list[KernelBundle]] = {}
         for bundle in bundles:
             try:
-                of_key.setdefault(bundle.key(), []).append(bundle)
+                key = bundle.key_with_constants() or bundle.key()
+                of_key.setdefault(key, []).append(bundle)
             except cpp.CompilerError as error:
                 self._warn(str(error))
                 first, *_ = str(error).splitlines()
