@@ -253,6 +253,9 @@ def clip(arguments: Any) -> None:
     contest.run("torch's clip, fused")
 
 
+RELATIVE = {"relative_step": False}  # a rate of its own instead
+
+
 @part
 def peers(arguments: Any) -> None:
     """Methods that others have written by hand."""
@@ -263,6 +266,9 @@ def peers(arguments: Any) -> None:
         "AdamP": ("adamp", "AdamP", "AdamP", {}),
         "AdamAtan2": ("adam_atan2_pytorch.foreach", "AdamAtan2", "AdamAtan2", {}),
         "AdamAtan2 in a loop": ("adam_atan2_pytorch", "AdamAtan2", "AdamAtan2", {}),
+        "AdaFactor": ("pytorch_optimizer", "AdaFactor", "AdaFactor", RELATIVE),
+        "CAME": ("pytorch_optimizer", "CAME", "CAME", {}),
+        "SM3": ("pytorch_optimizer", "SM3", "SM3", {}),
     }
     for title, (module, name, own, options) in contestants.items():
         contest = Contest(arguments, f"{title}, ResNet-50")
@@ -270,8 +276,8 @@ def peers(arguments: Any) -> None:
             resnet50(),
             {
                 module.partition(".")[0]: theirs(module, name, lr=1e-3, **options),
-                "gradtx": ours(own, lr=1e-3),
-                "gradtx, compiled": ours(own, lr=1e-3, compile=True),
+                "gradtx": ours(own, lr=1e-3, **options),
+                "gradtx, compiled": ours(own, lr=1e-3, compile=True, **options),
             },
         )
         contest.run(module.partition(".")[0])

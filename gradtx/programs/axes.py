@@ -137,7 +137,7 @@ def _dimensions(node: Node, known: dict[Node, list[Dimension]]) -> list[Dimensio
     if target is aten.expand.default:
         before = [()] * (len(shape) - len(operands[0]))
         pairs = zip([*before, *operands[0]], shape, strict=True)
-        return [each if _size(each) == size else () for each, size in pairs]
+        return [axes if _size(axes) == size else () for axes, size in pairs]
     if target is aten.permute.default:
         order: Any = node.args[1]
         return [operands[0][i] for i in order]
@@ -176,8 +176,8 @@ def _reduced(node: Node, operand: list[Dimension]) -> list[Dimension]:
         if not operand[i] and sizes[i] != 1:
             raise UnsuitableProgramError("a reduction of a constant")
     if len(_shape(node)) == len(sizes):
-        return [() if i in dims else each for i, each in enumerate(operand)]
-    return [each for i, each in enumerate(operand) if i not in dims]
+        return [() if i in dims else axes for i, axes in enumerate(operand)]
+    return [axes for i, axes in enumerate(operand) if i not in dims]
 
 
 def _viewed(operand: list[Dimension], shape: Sequence[int]) -> list[Dimension]:
@@ -219,7 +219,7 @@ class Groups:
             if shape[i] == 1:
                 continue
             last = groups[-1][-1] if groups else None
-            is_joined = groups and all((i in each) == (last in each) for each in sets)
+            is_joined = groups and all((i in own) == (last in own) for own in sets)
             groups = [*groups[:-1], (*groups[-1], i)] if is_joined else [*groups, (i,)]
         # The loops of kernels have two levels at least.
         is_vector = len(groups) == 1

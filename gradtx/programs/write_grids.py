@@ -135,10 +135,8 @@ class GridWriter(ExpressionWriter):
         row = itertools.count()
         rows = [next(row) if is_list(result) else None for result in results]
         functions = self._functions(by_leaf)
-        extents = (
-            [self._extent(node) for node in nodes]
-            for nodes in (self._kept, self._partial)
-        )
+        kept = list(map(self._extent, self._kept))
+        partial = list(map(self._extent, self._partial))
         return KernelText(
             self._joined(functions),
             self._kernels,
@@ -146,7 +144,7 @@ class GridWriter(ExpressionWriter):
             [],
             rows,
             1,
-            Grid(self._groups, *extents, self._of_leaves),
+            Grid(self._groups, kept, partial, self._of_leaves),
         )
 
     def _functions(self, results: list[Node]) -> list[str]:
@@ -160,7 +158,9 @@ class GridWriter(ExpressionWriter):
         ]
         outputs = [[self._operand_of(x) for x in stage] for stage in stages]
         outputs.append([store.node for store in entries])
-        read_later: list[set[Node]] = [set(self._needed(each).read) for each in outputs]
+        read_later: list[set[Node]] = [
+            set(self._needed(of_kernel).read) for of_kernel in outputs
+        ]
         self._needed(results)
         combines = [self._combine(i, others) for i in reversed(range(depth))][::-1]
         late = [x for x in others if not self._is_written(x, combines, read_later)]
@@ -196,7 +196,7 @@ class GridWriter(ExpressionWriter):
         depth = self._depths[store.node]
         if not depth:
             return False
-        later = [self._read_in(each) for each in combines[depth:]]
+        later = [self._read_in(combine) for combine in combines[depth:]]
         own = combines[depth - 1]
         of_sweeps = [self._needed_in(sweep).read for sweep in own.sweeps]
         others = [
@@ -204,7 +204,7 @@ class GridWriter(ExpressionWriter):
             for sweep, x in zip(own.sweeps, of_sweeps, strict=True)
             if store.node not in sweep
         ]
-        if any(store.like in each for each in (*read[depth:], *later, *others)):
+        if any(store.like in read_by for read_by in (*read[depth:], *later, *others)):
             return False
         own.stores.append(store)
         return True

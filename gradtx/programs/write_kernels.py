@@ -277,7 +277,8 @@ class KernelWriter(ExpressionWriter):
             self._stores.append(Store(row, operand, node))
         if self._is_same(node):
             self._names[node] = self._names[operand]
-            self._sources[node] = self._sources.get(operand, operand)
+            source: Any = self._sources.get(operand, operand)
+            self._sources[node] = source
             return
         name = f"t{len(self._lines)}"
         self._names[node] = name

@@ -263,6 +263,15 @@ def test_numbers_that_follow_from_shapes_are_arguments_of_one_text(name, texts):
         torch.testing.assert_close(values, function(gradient).view(gradient.shape), rtol=1e-12, atol=1e-12)
 
 
+def test_constants_that_no_kernel_takes_as_arguments_stay_in_the_text(texts):
+    function = lambda x: x * torch.scalar_tensor(1.0 / x.shape[0], dtype=x.dtype)  # noqa: E731
+    gradients = [torch.randn(shape, dtype=torch.float64) for shape in [(6, 4), (4, 64), (3, 16)]]
+    found, ways = moved(rule(function), gradients)
+    assert ways == {"kernels"}
+    for gradient, values in zip(gradients, found, strict=True):
+        torch.testing.assert_close(values, gradient / gradient.shape[0])
+
+
 @each("name", ["adamp", "adam_mini", "nero", "lamb"])
 def test_all_matrices_and_filters_of_a_model_have_one_text(name, texts):
     shapes = [(64, 3, 7, 7), (64, 64, 1, 1), (64, 64, 3, 3), (256, 64, 1, 1), (10, 256), (128, 256)]
@@ -303,6 +312,23 @@ def test_kernels_of_rows_write_new_memory_for_leaves_of_several_lengths(monkeypa
     updates, _ = compiled(params, tx.init(params), params)
     for name, param in params.items():
         torch.testing.assert_close(updates[name], -0.1 * (param - param.mean(dim=1, keepdim=True)))
+
+
+@each("last", ["columns", "columns before a sum"])
+def test_functions_of_trees_run_columns_over_lists(last, monkeypatch):
+    from gradtx.programs import graphs
+
+    monkeypatch.setattr(graphs, "FEW_LEAVES", 1)
+    links = [gradtx.scale_by_factored_rms(), gradtx.sgd(lr=0.1)]
+    if last == "columns before a sum":
+        links.insert(1, gradtx.clip_by_global_norm(0.1))
+    tx = gradtx.chain(*links)
+    params = {str(shape): torch.randn(shape, dtype=torch.float64) for shape in ((6, 4), (5, 5), (3, 2, 3, 3))}
+    torch._dynamo.reset()
+    compiled = torch.compile(tx.update, backend="aot_eager", fullgraph=True)
+    updates, _ = compiled(params, tx.init(params), params)
+    expected, _ = tx.update(params, tx.init(params), params)
+    torch.testing.assert_close(updates, expected)
 
 
 def test_equal_texts_are_compiled_once():

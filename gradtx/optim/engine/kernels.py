@@ -49,8 +49,14 @@ from gradtx.programs.bundle import (
     scalars_for,
 )
 from gradtx.programs.cache import SharedPrograms
+from gradtx.programs.constants import (
+    LITERAL,
+    Constants,
+    skeleton_of,
+    with_arguments,
+    with_totals_of_leaves,
+)
 from gradtx.programs.lower import Program, lower
-from gradtx.programs.numbers import LITERAL, Numbers, skeleton_of, with_arguments
 from gradtx.programs.phases import RecordedPhase
 from gradtx.programs.scalars import Scalars
 from gradtx.programs.write_cpp import CppWriter
@@ -82,12 +88,14 @@ class Form(NamedTuple):
     """What of the shape of leaves is an argument of the kernels of a phase.
 
     Attributes:
-        numbers: The numbers that follow from it.
+        constants: The constants that follow from it.
         fixes_block: Whether the text contains the number of entries of a block.
+        shared: How many scalars come before totals of earlier phases; None without any.
     """
 
-    numbers: Numbers = LITERAL
+    constants: Constants = LITERAL
     fixes_block: bool = True
+    shared: int | None = None
 
 
 AS_RECORDED = Form()
@@ -99,6 +107,7 @@ class PhaseKernels(ABC):
 
     Attributes:
         has_tiles: Whether kernels without rows take as many entries as a chunk usually has.
+        computes_with_totals: Whether kernels compute what follows from totals of earlier phases.
         text: Their text.
         outputs: The results of the phase: nodes, or Python scalars.
         order: The index of each scalar among all scalars of the program.
@@ -110,6 +119,7 @@ class PhaseKernels(ABC):
     grid_writer: ClassVar[type[GridWriter]]
     chunk: ClassVar[int]
     has_tiles: ClassVar[bool] = False
+    computes_with_totals: ClassVar[bool] = False
     text: KernelText
     outputs: list[Any]
     order: dict[Node, int]
@@ -231,8 +241,10 @@ class PhaseKernels(ABC):
             language = language_of(device)
             assert language is not None
             recording = phase.recording
-            if form.numbers.count:
-                recording = with_arguments(recording, form.numbers)
+            if form.constants.count:
+                recording = with_arguments(recording, form.constants)
+            if form.shared is not None and language.computes_with_totals:
+                recording = with_totals_of_leaves(recording, form.shared)
             program = lower(recording, decides=False)
             text = language.written(program, leaf, block, form, columns)
             order = {node: i for i, node in enumerate(program.scalars())}
@@ -265,6 +277,7 @@ class TritonKernels(PhaseKernels):
     grid_writer = TritonGridWriter
     chunk = BLOCK
     has_tiles = True
+    computes_with_totals = True
 
     @staticmethod
     def missing() -> str:
@@ -413,7 +426,7 @@ class Table:
         device: The device.
         chunk: The most entries of a chunk, unless a block has more.
         blocks: The number of entries in each block of each leaf.
-        numbers: The numbers of each leaf that follow from its shape.
+        constants: The constants of each leaf that follow from its shape.
 
     Attributes:
         entries, leaves, chunks: The number of entries, of leaves, and of chunks of all leaves.
@@ -427,11 +440,11 @@ class Table:
         device: torch.device,
         chunk: int,
         blocks: list[int],
-        numbers: Sequence[Sequence[float]] = (),
+        constants: Sequence[Sequence[float]] = (),
     ):
         self.device = device
-        by_row = itertools.chain.from_iterable(zip(*numbers, strict=True))
-        self._numbers = sent(list(by_row), device, torch.float64)
+        by_row = itertools.chain.from_iterable(zip(*constants, strict=True))
+        self._constants = sent(list(by_row), device, torch.float64)
         self.leaves = len(sizes)
         self.entries = sum(sizes)
         self.blocks = sent(blocks, device)
@@ -456,8 +469,8 @@ class Table:
         self._rows = pointers
         self._are_aligned = list(map(_are_aligned, pointers))
         flat = list(itertools.chain.from_iterable(pointers))
-        start, stop = self._numbers.data_ptr(), self._numbers.nbytes
-        flat += range(start, start + stop, self._numbers.itemsize)
+        start, stop = self._constants.data_ptr(), self._constants.nbytes
+        flat += range(start, start + stop, self._constants.itemsize)
         self._buffer = on_host(flat, self.device)
         self.pointers = self._buffer.to(self.device, non_blocking=True)
         memory = (self.pointers, self.sizes, self.blocks, self.chunk_leaf)
@@ -584,9 +597,9 @@ class KernelBundle(MemberBundle):
         # The sizes of the groups of axes of each leaf, by phase, and where the values are that have these.
         self._sizes: list[list[list[int]]] = []
         self._layouts: dict[int, Layout] = {}
-        # What the kernels take as arguments, by phase, and the numbers among these of each leaf.
+        # What the kernels take as arguments, by phase, and the constants among these of each leaf.
         self._forms = [AS_RECORDED] * len(self.operations)
-        self._numbers: list[tuple[float, ...]] = [()] * len(members)
+        self._constants: list[tuple[float, ...]] = [()] * len(members)
         # Whether the memory of a contiguous gradient has the order of its parameter's.
         self._are_usual = all(map(is_usual, self._params))
         # Whether kernels read gradients like those of the plan where they are.
@@ -604,7 +617,7 @@ class KernelBundle(MemberBundle):
         blocks = {kernel.text.block for kernel in self.kernels} - {1}
         if len(blocks) > 1:
             raise UnsuitableProgramError("rows of several lengths")
-        grids = [each.text.grid for each in self.kernels]
+        grids = [kernel.text.grid for kernel in self.kernels]
         has_rows = bool(blocks) or any(grids)
         if has_rows and not all(local(param).is_contiguous() for param in self._params):
             raise UnsuitableProgramError("its rows are not contiguous")
@@ -616,6 +629,17 @@ class KernelBundle(MemberBundle):
         for kernels in self.kernels:
             kernels.compile()
         return tuple(kernel.key for kernel in self.kernels)
+
+    def key_with_constants(self) -> tuple[Any, ...]:
+        """Return the key if kernels take constants as arguments; empty if some operation refuses them."""
+        if not any(self._constants):
+            return ()
+        try:
+            return self.key()
+        except UnsuitableProgramError:
+            self._forms = [AS_RECORDED] * len(self.operations)
+            self._constants = [()] * len(self.members)
+            return ()
 
     @staticmethod
     def merged(bundles: list[KernelBundle]) -> KernelBundle:
@@ -629,38 +653,38 @@ class KernelBundle(MemberBundle):
         for of_phase in zip(*(bundle._sizes for bundle in bundles), strict=True):
             merged._sizes.append(list(itertools.chain.from_iterable(of_phase)))
         merged._forms = first._forms
-        merged._numbers = [row for bundle in bundles for row in bundle._numbers]
+        merged._constants = [row for bundle in bundles for row in bundle._constants]
         return merged
 
     @staticmethod
     def share_text(bundles: list[KernelBundle]) -> None:
-        """Let the kernels of bundles whose programs differ in numbers and lengths only take these as arguments."""
-        numbers = [bundle._all_numbers() for bundle in bundles]
+        """Let the kernels of bundles whose programs differ in constants and lengths only take these as arguments."""
+        constants_of = [bundle._all_constants() for bundle in bundles]
         forms: list[Form] = []
         fixes_block = bool(bundles[0].signature.layout.codes)
         columns = [
-            list(zip(*phase, strict=True)) for phase in zip(*numbers, strict=True)
+            list(zip(*phase, strict=True)) for phase in zip(*constants_of, strict=True)
         ]
         differ = [
-            [len(set(map(repr, each))) > 1 for each in phase] for phase in columns
+            [len(set(map(repr, column))) > 1 for column in phase] for phase in columns
         ]
         count, first = sum(map(sum, differ)), 0
         for of_phase in differ:
             positions = tuple(itertools.compress(range(len(of_phase)), of_phase))
-            forms.append(Form(Numbers(positions, first, count), fixes_block))
+            forms.append(Form(Constants(positions, first, count), fixes_block))
             first += len(positions)
-        for bundle, of_bundle in zip(bundles, numbers, strict=True):
+        for bundle, of_bundle in zip(bundles, constants_of, strict=True):
             of_leaf = itertools.chain.from_iterable(of_bundle)
             selectors = itertools.chain.from_iterable(differ)
             row = tuple(map(float, itertools.compress(of_leaf, selectors)))
-            bundle._forms, bundle._numbers = forms, [row] * len(bundle.members)
+            bundle._forms, bundle._constants = forms, [row] * len(bundle.members)
 
     def skeleton(self) -> tuple[str, ...]:
-        """Return what is equal in programs that differ in numbers and lengths only."""
+        """Return what is equal in programs that differ in constants and lengths only."""
         return tuple(skeleton_of(phase.recording)[0] for phase in self.operations)
 
-    def _all_numbers(self) -> list[list[int | float]]:
-        """Return the numbers in each phase."""
+    def _all_constants(self) -> list[list[int | float]]:
+        """Return the constants in each phase."""
         return [skeleton_of(phase.recording)[1] for phase in self.operations]
 
     @functools.cached_property
@@ -679,7 +703,10 @@ class KernelBundle(MemberBundle):
     def _kernels(self, block: int) -> list[PhaseKernels]:
         """Return the kernels of each phase, with rows of this length, or of another one if they have some."""
         kernels = []
+        shared = len(self.operations[0].common)
         for phase, form in zip(self.operations, self._forms, strict=True):
+            if phase is not self.operations[0]:
+                form = form._replace(shared=shared)
             # The first argument is the parameter.
             kernels.append(PhaseKernels.of(phase, self.device, 0, block, form))
         return kernels
@@ -747,7 +774,7 @@ class KernelBundle(MemberBundle):
         sizes = [entries_of(param) for param in self._params]
         chunk = self.kernels[0].chunk
         return Table(
-            *(sizes, rows + read, self.device, chunk, self._blocks, self._numbers)
+            *(sizes, rows + read, self.device, chunk, self._blocks, self._constants)
         )
 
     def _addresses(self, column: list[Any], copies: list[Tensor]) -> list[int]:
@@ -855,8 +882,9 @@ def kernel_function_of(
     if language is not None and not language.missing():
         with contextlib.suppress(UnsuitableProgramError, cpp.CompilerError):
             kernels = PhaseKernels.of(phase, device, -1)  # the last is the gradient
-            kernels.compile()
-            return KernelFunction(kernels, phase, device, on_device)
+            if kernels.text.grid is None:
+                kernels.compile()
+                return KernelFunction(kernels, phase, device, on_device)
     return list_function_of(phase, device, on_device)
 
 
@@ -958,7 +986,7 @@ class KernelEngine(ListEngine):
         """Return bundles of leaves with equal kernels, which those of several shapes often have."""
         bundles: list[Any] = super()._bundles(family, splits)
         of_skeleton: dict[Any, list[KernelBundle]] = {}
-        for bundle in bundles:
+        for bundle in bundles if len(bundles) > 1 else []:
             of_skeleton.setdefault(bundle.skeleton(), []).append(bundle)
         for alike in of_skeleton.values():
             if len(alike) > 1:
@@ -966,7 +994,8 @@ class KernelEngine(ListEngine):
         of_key: dict[Any, list[KernelBundle]] = {}
         for bundle in bundles:
             try:
-                of_key.setdefault(bundle.key(), []).append(bundle)
+                key = bundle.key_with_constants() or bundle.key()
+                of_key.setdefault(key, []).append(bundle)
             except cpp.CompilerError as error:
                 self._warn(str(error))
                 first, *_ = str(error).splitlines()

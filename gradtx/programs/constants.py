@@ -1,4 +1,4 @@
-"""Numbers that follow from a leaf's shape, such as that of its entries, as arguments of kernels for all shapes."""
+"""Constants that follow from a leaf's shape, such as that of its entries, as arguments of kernels for all shapes."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_aggregate
 
+from gradtx.programs.contract import following
 from gradtx.programs.record import META, Recording
 from gradtx.programs.simplify import DIMENSIONS, SAME_ENTRIES
 
 aten = torch.ops.aten
 
 # The types of arguments that a 0-d tensor may replace.
-NUMBERS = ("number", "Optional[number]", "Tensor")
-# Operations whose numbers decide which operation it is, or are sizes.
+OPERANDS = ("number", "Optional[number]", "Tensor")
+# Operations whose constants decide which operation it is, or are sizes.
 OTHERS = (aten.linalg_vector_norm.default, aten.arange.default)
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """The numbers of a phase that are arguments.
+class Constants:
+    """The constants of a phase that are arguments.
 
     Attributes:
-        positions: Their positions among all numbers of the phase.
-        first: The index of the first one among the numbers of all phases.
-        count: How many numbers of all phases are arguments.
+        positions: Their positions among all constants of the phase.
+        first: The index of the first one among the constants of all phases.
+        count: How many constants of all phases are arguments.
     """
 
     positions: tuple[int, ...] = ()
@@ -36,22 +37,22 @@ class Numbers:
     count: int = 0
 
 
-LITERAL = Numbers()
+LITERAL = Constants()
 
 
-def _takes_number(node: Node, i: int) -> bool:
-    """Whether an argument of an operation is a number in whose place a tensor may be."""
+def _takes_constant(node: Node, i: int) -> bool:
+    """Whether an argument of an operation is a constant in whose place a tensor may be."""
     value, schema = node.args[i], getattr(node.target, "_schema", None)
     if schema is None or node.target in OTHERS or isinstance(value, bool):
         return False
     kind = str(schema.arguments[i].type)
-    return isinstance(value, int | float) and kind in NUMBERS
+    return isinstance(value, int | float) and kind in OPERANDS
 
 
 def skeleton_of(recording: Recording) -> tuple[str, list[int | float]]:
-    """Return a text of the operations without numbers, sizes and views, and the numbers."""
+    """Return a text of the operations without constants, sizes and views, and the constants."""
     lines: list[str] = []
-    numbers: list[int | float] = []
+    constants: list[int | float] = []
     names: dict[Any, str] = {}
     for node in recording.graph.nodes:
         if node.target in SAME_ENTRIES:
@@ -61,9 +62,9 @@ def skeleton_of(recording: Recording) -> tuple[str, list[int | float]]:
         operands: list[Any] = []
         for i, value in enumerate(node.args):
             is_size = isinstance(value, list) and node.target not in DIMENSIONS
-            if _takes_number(node, i):
-                numbers.append(value)  # type: ignore[arg-type]
-                operands.append("a number")
+            if _takes_constant(node, i):
+                constants.append(value)  # type: ignore[arg-type]
+                operands.append("a constant")
             elif is_size or node.target is aten.arange.default:
                 operands.append("a size")
             elif isinstance(value, list):
@@ -73,7 +74,7 @@ def skeleton_of(recording: Recording) -> tuple[str, list[int | float]]:
         dtype = getattr(node.meta.get("val"), "dtype", None)
         kwargs = map_aggregate(node.kwargs, _name_in(names))
         lines.append(f"{node.target} {operands} {kwargs} {dtype}")
-    return "\n".join(lines), numbers
+    return "\n".join(lines), constants
 
 
 def _are_last(reduction: Node, dims: list[int]) -> str:
@@ -88,23 +89,49 @@ def _name_in(names: dict[Any, str]) -> Callable[[Any], Any]:
     return lambda value: names.get(value, value) if isinstance(value, Node) else value
 
 
-def with_arguments(recording: Recording, numbers: Numbers) -> Recording:
-    """Return a copy of a recording in which some numbers are 0-d arguments of the leaf, after its others."""
+def with_arguments(recording: Recording, constants: Constants) -> Recording:
+    """Return a copy of a recording in which some constants are 0-d arguments of the leaf, after its others."""
     recording = recording.copy()
     graph, arguments = recording.graph, []
     first = next(node for node in graph.nodes if node.op != "placeholder")
-    for i in range(numbers.count):
+    for i in range(constants.count):
         with graph.inserting_before(first):
-            argument = graph.placeholder(f"number{i}")
+            argument = graph.placeholder(f"constant{i}")
         argument.meta["val"] = torch.empty((), dtype=torch.float64, device=META)
         arguments.append(argument)
     recording.leaves.extend(arguments)
-    known = dict(zip(numbers.positions, arguments[numbers.first :], strict=False))
+    known = dict(zip(constants.positions, arguments[constants.first :], strict=False))
     position = 0
     for node in graph.nodes:
         for i in range(len(node.args)):
-            if _takes_number(node, i):
+            if _takes_constant(node, i):
                 if position in known:
                     node.update_arg(i, known[position])
                 position += 1
     return recording
+
+
+def with_totals_of_leaves(recording: Recording, first: int) -> Recording:
+    """Return a copy of a recording in which each leaf computes what follows from totals, if no result does.
+
+    On a GPU, the host does not know totals of earlier phases, which are the scalars from `first` on: each operation on
+    them would be a launch.
+    """
+    copy = recording.copy()
+    totals = copy.scalars[first:]
+    if not totals or not following(copy.graph, totals).isdisjoint(copy.outputs):
+        return recording
+    graph = copy.graph
+    operation = next(node for node in graph.nodes if node.op != "placeholder")
+    with graph.inserting_before(operation):
+        like = graph.placeholder("like")  # nothing reads it
+    like.meta["val"] = torch.empty((), dtype=torch.float64, device=META)
+    copy.leaves.append(like)
+    for total in totals:
+        users = list(total.users)
+        with graph.inserting_before(operation):
+            of_leaf = graph.call_function(aten.full_like.default, (like, total))
+        of_leaf.meta["val"] = total.meta["val"]
+        for user in users:
+            user.replace_input_with(total, of_leaf)
+    return copy
