@@ -18,7 +18,7 @@ from gradtx.programs.contract import (
     remove_unused,
     use_norms,
 )
-from gradtx.programs.needs import Needs, split_copies
+from gradtx.programs.needs import Needs, decide_alternatives, split_copies
 from gradtx.programs.record import Recording
 from gradtx.programs.simplify import simplify
 
@@ -98,6 +98,8 @@ def lower(
         _reduce_to_segment(recording, segment)
         remove_unused(graph)
     if decides:
+        decide_alternatives(graph)
+        remove_unused(graph)
         split_copies(graph)
     return Program(graph, recording.scalars, recording.leaves, Needs(graph, decides))
 

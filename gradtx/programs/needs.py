@@ -158,6 +158,42 @@ def may_alias(node: Node) -> bool:
     return is_view(node) or is_selection(node)
 
 
+def decide_alternatives(graph: Graph) -> None:
+    """Let scalars decide selections whose condition is "an entry's, or that of all leaves", without looking at entries.
+
+    So a quotient is not checked for zeros where its floor is positive.
+    """
+    for node in list(graph.nodes):
+        if node.target is not aten.where.self or not is_list(node):
+            continue
+        condition, x, y = node.args
+        alternatives = _alternatives(condition)
+        if alternatives is None or not (is_list(x) and same_meta(node, x)):
+            continue
+        of_all, of_entries = alternatives
+        with graph.inserting_before(node):
+            checked = graph.call_function(aten.where.self, (of_entries, x, y))
+            selection = graph.call_function(aten.where.self, (of_all, x, checked))
+        checked.meta, selection.meta = dict(node.meta), dict(node.meta)
+        node.replace_all_uses_with(selection)
+        graph.erase_node(node)
+
+
+def _alternatives(condition: Any) -> tuple[Node, Node] | None:
+    """Return the operands of "or": the flag of all leaves, and those of entries; None if it is another condition."""
+    if (
+        not isinstance(condition, Node)
+        or condition.target is not aten.bitwise_or.Tensor
+    ):
+        return None
+    if condition.meta["val"].dtype != torch.bool:
+        return None
+    x, y = condition.args
+    if isinstance(x, Node) and isinstance(y, Node) and is_scalar(x) != is_scalar(y):
+        return (x, y) if is_scalar(x) else (y, x)
+    return None
+
+
 # Writing.
 
 

@@ -21,6 +21,7 @@ class Drawn:
 
     def __call__(self, first, second, *arguments):
         rng = random.Random(self._seed)
+        self._first = arguments[0]
         conditions = [first > 0, second > 0, (first > 0) & (second > 0), first < 0]
         pool = list(arguments)
         for _ in range(rng.randrange(3, 10)):
@@ -50,7 +51,11 @@ class Drawn:
             y = torch.zeros_like(x)
         branches = [x, y]
         rng.shuffle(branches)
-        return torch.where(rng.choice(conditions), *branches)
+        condition = rng.choice(conditions)
+        if self._seed % 4 == 1 and rng.random() < 0.4:
+            # Of each entry of an argument, which does not round.
+            condition = condition | (self._first > 0)
+        return torch.where(condition, *branches)
 
     def _operation(self, rng, first, x, y):
         made = [
@@ -149,3 +154,19 @@ def test_a_branch_that_is_not_taken_is_not_computed_even_where_it_would_raise_no
         assert params[0].isfinite().all()
         if gradient != gradient:
             assert_equal(params[0].detach(), before)
+
+
+def test_a_quotient_whose_floor_is_positive_is_not_checked_for_zeros():
+    def quotient(floor, top, bottom):
+        bottom = bottom + floor
+        known = (bottom != 0) | (floor > 0)
+        return [torch.where(known, top / torch.where(known, bottom, 1.0), 0.0)], []
+
+    program = list_function(recorded(quotient, [(2,)] * 2), CPU)
+    top, bottom = torch.tensor([[1.0, 2.0], [0.0, 4.0]], dtype=torch.float64)
+    for floor, expected in ((0.5, [2.0, 2 / 4.5]), (0.0, [0.0, 0.5])):
+        with torch.profiler.profile(acc_events=True) as profile:
+            [[result]] = run(program, [floor], [top.clone()], [bottom.clone()])
+        names = {event.name for event in profile.events()}
+        assert result.tolist() == expected
+        assert ("aten::ne" in names) == ("aten::where" in names) == (floor == 0)
