@@ -247,3 +247,14 @@ def test_a_state_that_does_not_belong_is_told():
         learning_rate(WRAPPED, gradtx.adam().init(PARAMS))
     with pytest.raises(ValueError, match=r"adam: state is not a dict with a 'step'"):
         learning_rate(gradtx.adam(), ())
+
+
+def test_a_sparse_slot_in_a_state_that_was_seen_is_refused_by_name():
+    tx, params = gradtx.adam(), {f"w{i}": torch.ones(2, 2) for i in range(2)}
+    state = tx.init(params)
+    for _ in range(3):
+        _, state = tx.update(params, state, params)
+    slots = state["scale_by_adam"]["exp_avg"]
+    slots["w1"] = slots["w1"].to_sparse()
+    with pytest.raises(ValueError, match="scale_by_adam.exp_avg. must be a dense real tensor for leaf .w1"):
+        tx.update(params, state, params)

@@ -315,6 +315,10 @@ def around_save(optimizer: torch.optim.Optimizer) -> Generator[Hooks, None, None
         optimizer._optimizer_state_dict_post_hooks = after
 
 
+# Types of devices without graphs.
+NEVER_CAPTURED = frozenset(("cpu",))
+
+
 def is_captured(device: torch.device) -> bool:
     """Whether a graph, such as a CUDA graph, is capturing the device's current stream."""
     of_device = getattr(torch, device.type, None)  # such as torch.cuda

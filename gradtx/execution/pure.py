@@ -775,7 +775,7 @@ def records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool
 
 
 SHAPE, DTYPE = operator.attrgetter("shape"), operator.attrgetter("dtype")
-LAYOUT = operator.attrgetter("layout")
+LAYOUT, IS_NESTED = operator.attrgetter("layout"), operator.attrgetter("is_nested")
 # Of most weights; those of other dtypes need a closer look.
 USUAL_DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
 STRIDED = frozenset((torch.strided,))

@@ -620,7 +620,9 @@ def normalize_by_std(eps=1e-8):
     def update(update, state, param, ctx):
         if update.numel() <= 2:
             return update, state
-        return update / (safe_sqrt(update.var()) + eps), state
+        # Not `var`, for which kernels have no code.
+        squares = (update - update.mean()).square().sum()
+        return update / (safe_sqrt(squares / (update.numel() - 1)) + eps), state
 
     return update
 

@@ -205,6 +205,9 @@ class KnownCounts:
     ) -> KnownCounts | None:
         """Return what holds the counts of members, if writes to it are noticed."""
         steps = [member.state.get("step") for member in members]
+        # Entries that belong to no parameter may be anything.
+        if not DICTS.issuperset(map(type, states.values())):
+            return None
         # Inference tensors do not count writes.
         if all(isinstance(step, Tensor) and not step.is_inference() for step in steps):
             return cls(members, states)
@@ -225,6 +228,7 @@ class KnownCounts:
         )
 
 
+DICTS = frozenset((dict,))
 STEP = operator.itemgetter("step")
 STEP_OR_NONE = operator.methodcaller("get", "step")
 

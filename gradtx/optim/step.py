@@ -151,7 +151,8 @@ class Step:
             member.param.grad is None for member in self._every
         )
         self._takes_none = traits.takes_none and not self._is_idle
-        if run.device.type != "cpu" and _torch.is_captured(run.device):
+        can_be_captured = run.device.type not in _torch.NEVER_CAPTURED
+        if can_be_captured and _torch.is_captured(run.device):
             check_capture(core, self._every)
         self.structures: list[Structure] = []
         for settings, values in zip(self.groups, self._values, strict=True):

@@ -132,14 +132,13 @@ def _program_for(
     tensors: list[Tensor], programs: list[TreeProgram]
 ) -> TreeProgram | None:
     """Return the program for tensors; None if there is none, or a tensor is sparse or nested."""
+    # First: torch's comparison ends the process if it meets a sparse tensor.
+    if not programs or not are_dense(tensors):
+        return None
     for program in programs:
         if program.have_same_layout(*tensors):
             return program
-    if programs and are_dense(tensors):
-        for program in programs:
-            if program.fits(tensors):
-                return program
-    return None
+    return next((program for program in programs if program.fits(tensors)), None)
 
 
 def _recorded(
@@ -204,9 +203,8 @@ def structure_of(tree: Any, tensors: list[Any], types: Set[type] = TYPES) -> Any
 
 def are_dense(tensors: list[Tensor]) -> bool:
     """Whether no tensor is sparse or nested."""
-    return not any(
-        tensor.layout is not torch.strided or tensor.is_nested for tensor in tensors
-    )
+    layouts, are_nested = map(_pure.LAYOUT, tensors), map(_pure.IS_NESTED, tensors)
+    return _pure.STRIDED.issuperset(layouts) and not any(are_nested)
 
 
 def _is_scalar(value: Any) -> bool:

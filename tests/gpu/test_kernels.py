@@ -573,4 +573,4 @@ def test_a_slot_with_a_value_for_each_column_is_not_taken_for_scales_of_blocks(g
     param.grad = gpu.to(gradient)
     optimizer.step()
     torch.testing.assert_close(on_host({"": param})[""], gradient * torch.linspace(1, 2, 64))
-    assert ways(optimizer) == {"lists"}
+    assert ways(optimizer) == {"kernels"}

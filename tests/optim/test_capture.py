@@ -137,6 +137,7 @@ def test_a_step_with_a_rate_on_the_device_follows_it(device_counts):
 def capturing():
     """Make optimizers believe that a CUDA graph is being captured."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gradtx.base.torch_names.NEVER_CAPTURED", ())
         patch.setattr("gradtx.base.torch_names.is_captured", lambda device: True)
         yield
 

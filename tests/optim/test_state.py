@@ -244,3 +244,16 @@ def test_meta_parameters_get_their_state_at_the_first_step(monkeypatch):
     model(torch.ones(2, 4)).sum().backward()
     optimizer.step()
     assert_equal(optimizer.state[model.weight]["slow"], torch.ones(3, 4))
+
+
+def test_an_entry_that_belongs_to_no_parameter_may_be_anything():
+    """torch loads such entries; some wrappers keep notes of their own there."""
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = gradtx.optim.AdamW(params)
+    for note in (None, 7, "text", []):
+        optimizer.state["of a wrapper"] = note
+        for param in params:
+            param.grad = torch.ones(3)
+        for _ in range(2):
+            optimizer.step()
+        assert optimizer.state["of a wrapper"] is note
