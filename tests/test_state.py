@@ -256,5 +256,5 @@ def test_a_sparse_slot_in_a_state_that_was_seen_is_refused_by_name():
         _, state = tx.update(params, state, params)
     slots = state["scale_by_adam"]["exp_avg"]
     slots["w1"] = slots["w1"].to_sparse()
-    with pytest.raises(ValueError, match="scale_by_adam.exp_avg. must be a dense real tensor for leaf .w1"):
+    with pytest.raises(ValueError, match=r"scale_by_adam.exp_avg. must be a dense real tensor for leaf .w1"):
         tx.update(params, state, params)
