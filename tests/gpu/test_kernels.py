@@ -17,7 +17,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import gradtx
-from gradtx.optim.engine import kernels, triton
+from gradtx.optim.engine import kernels, tables, triton
 from gradtx.programs import graphs
 from tests.conformance import assert_own_memory, plain_cases
 from tests.gpu.problem import Problem, assert_near, noise, on_host
@@ -266,8 +266,8 @@ FILTERS = [(6, 4, 3, 3), (5, 4, 1, 1), (2, 6, 7, 5)]
     ],
 )
 def test_reductions_over_any_dimensions(function, shapes, gpu, monkeypatch):
-    monkeypatch.setattr(kernels, "LEAST_ROWS", 4)
-    monkeypatch.setattr(kernels, "CHUNK", 64)
+    monkeypatch.setattr(tables, "LEAST_ROWS", 4)
+    monkeypatch.setattr(tables, "CHUNK", 64)
     generator = torch.Generator().manual_seed(0)
     gradients = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     found, ways = moved(rule(function), gpu.to(gradients))

@@ -30,7 +30,7 @@ from gradtx.optim.engine import cpp, triton
 from gradtx.optim.engine.base import GRADIENT, Engine
 from gradtx.optim.engine.family import MemberFamily
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
-from gradtx.optim.engine.tables import CHUNK_OF_CPP, Layout, Table
+from gradtx.optim.engine.tables import CHUNK, Layout, Table
 from gradtx.optim.engine.views import (
     RefusedError,
     alias,
@@ -351,7 +351,7 @@ class CppKernels(PhaseKernels):
 
     writer = CppWriter
     grid_writer = CppGridWriter
-    chunk = CHUNK_OF_CPP
+    chunk = CHUNK
 
     @staticmethod
     def missing() -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from gradtx.base.torch_names import is_captured
 from gradtx.programs.write_grids import Grid
 
-CHUNK_OF_CPP = 8192  # entries of a chunk, which one thread processes at a time
+CHUNK = 8192  # entries of a chunk in C++, and of rows in both languages
 LEAST_ROWS = 32  # of a chunk with values of columns
 CHUNKS = 256  # the most chunks of a leaf of this kind, unless it has few rows
 ALIGNMENT = 16  # bytes
@@ -175,7 +175,7 @@ def _chunks_of_rows(sizes: list[int]) -> tuple[int, int, list[int]]:
     inner = math.prod(middle)
     rows = outer * inner
     # With so many rows, partial values of columns are few, and with so few chunks they are added up quickly.
-    most = max(CHUNK_OF_CPP // max(length, 1), LEAST_ROWS, rows // CHUNKS)
+    most = max(CHUNK // max(length, 1), LEAST_ROWS, rows // CHUNKS)
     if not rows:
         return 1, 1, [0]
     if inner <= most:
