@@ -342,14 +342,12 @@ class Synchronize(Enter):
 
 def _known_step(step: int | Tensor) -> int | str:
     """Return the number of a step, if the host can read it without waiting."""
-    if isinstance(step, int):
-        return step
-    is_known = step.device.type == "cpu" and _torch.readable(step)
-    return int(step) if is_known else "of an unknown number"
+    known = _known(step)
+    return "of an unknown number" if isinstance(known, Tensor) else int(known)
 
 
-def _known(flag: bool | Tensor) -> bool | Tensor:
-    """Return a decision as a bool if the host can read it without waiting."""
-    if isinstance(flag, bool) or flag.device.type != "cpu" or not _torch.readable(flag):
-        return flag
-    return bool(flag)
+def _known(value: bool | int | Tensor) -> Any:
+    """Return a 0-d tensor as a Python value if the host can read it without waiting; other values as they are."""
+    if isinstance(value, Tensor) and value.device.type == "cpu":
+        return value.item() if _torch.readable(value) else value
+    return value

@@ -91,10 +91,10 @@ def difference(
 def _are_equal(team: Team, digest: int) -> bool:
     # One MAX finds both extremes.
     negative = digest if digest == FAILED else -digest
-    of_all = torch.tensor([digest, negative], device=team.device)
+    extremes = torch.tensor([digest, negative], device=team.device)
     largest_of = torch.distributed.ReduceOp.MAX
-    torch.distributed.all_reduce(of_all, largest_of, group=team.group)
-    largest, negative_of_smallest = of_all.tolist()
+    torch.distributed.all_reduce(extremes, largest_of, group=team.group)
+    largest, negative_of_smallest = extremes.tolist()
     return largest == -negative_of_smallest
 
 

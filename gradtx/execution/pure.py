@@ -18,7 +18,7 @@ from gradtx.base.errors import OWN_STATE, Path, foreign, lacking
 from gradtx.base.exact import CPU, exact, is_stored_only
 from gradtx.base.forward import Transformation
 from gradtx.base.messages import nearest, warn_user
-from gradtx.base.plain import TYPES
+from gradtx.base.plain import TYPES, are_strided
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import (
     FROZEN,
@@ -775,10 +775,8 @@ def records_gradients(tensors: Iterable[Tensor], numbers: Iterable[Any]) -> bool
 
 
 SHAPE, DTYPE = operator.attrgetter("shape"), operator.attrgetter("dtype")
-LAYOUT, IS_NESTED = operator.attrgetter("layout"), operator.attrgetter("is_nested")
 # Of most weights; those of other dtypes need a closer look.
 USUAL_DTYPES = frozenset((torch.float64, torch.float32, torch.bfloat16, torch.float16))
-STRIDED = frozenset((torch.strided,))
 STRINGS = frozenset((str,))
 
 
@@ -816,7 +814,7 @@ def _are_usual(params: Any, updates: Any) -> bool:
         and STRINGS.issuperset(map(type, names))
         and TYPES.issuperset(map(type, leaves))
         and USUAL_DTYPES.issuperset(map(DTYPE, leaves))
-        and STRIDED.issuperset(map(LAYOUT, leaves))
+        and are_strided(leaves)
         and list(map(SHAPE, params.values())) == list(map(SHAPE, updates.values()))
     )
 

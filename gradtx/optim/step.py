@@ -20,6 +20,7 @@ from gradtx.base.dtensor import gradient_like, is_sharded
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU, python_scalar
 from gradtx.base.messages import describe
+from gradtx.base.plain import LAYOUT, STRIDED
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
 from gradtx.distributed.collectives import Relay
@@ -75,9 +76,8 @@ from gradtx.programs.hyperparameters import Structure, each_item
 
 CALL = "step(closure"
 COUNT, STATE = operator.attrgetter("count"), operator.attrgetter("state")
-GRADIENT, LAYOUT = operator.attrgetter("param.grad"), operator.attrgetter("layout")
+GRADIENT = operator.attrgetter("param.grad")
 NONES = itertools.repeat(None)
-DENSE = frozenset((torch.strided,))
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
@@ -251,7 +251,7 @@ class Step:
         states = self._core.states.by_param
         gradients = list(map(GRADIENT, members))
         self._have_gradients = all(map(operator.is_not, gradients, NONES))
-        if not (self._have_gradients and DENSE.issuperset(map(LAYOUT, gradients))):
+        if not (self._have_gradients and STRIDED.issuperset(map(LAYOUT, gradients))):
             self._check_dense(members)
         known = self._core.known_counts
         if known is not None and known.hold(members, states):

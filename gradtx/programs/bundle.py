@@ -125,11 +125,6 @@ class ListBundle(Task):
         self._results = []  # a step that failed may have left some
         self._on_host = on_host
 
-    def release_tensors(self) -> None:
-        """Release the tensors of a finished call."""
-        self.run = None
-        self._scalars = []
-
     def start(self, operation: Any) -> Steps | None:
         terms = self.process(operation)
         return None if terms is None else self._wait(operation, terms)

@@ -22,6 +22,7 @@ from gradtx.base import tree as _tree
 from gradtx.base.ambient import without_ambient
 from gradtx.base.exact import Schedule
 from gradtx.base.forward import Transformation
+from gradtx.base.plain import are_dense
 from gradtx.execution import pure as _pure
 from gradtx.programs import trees as _trees
 from gradtx.programs.bundle import FunctionOf, list_function_of
@@ -211,7 +212,7 @@ class GraphNode:
 
     def tried(self, arguments: Arguments) -> list[Tensor]:
         """Return the results of the first `run`; nothing if it fails."""
-        if not _trees.are_dense(arguments.tensors):
+        if not are_dense(arguments.tensors):
             return []
         results: list[Tensor] = []
         try:

@@ -22,7 +22,7 @@ from gradtx.base.complex_views import as_complex, as_real
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import Schedule, resolve
 from gradtx.base.forward import Transformation
-from gradtx.base.plain import TYPES, is_plain
+from gradtx.base.plain import TYPES, are_dense, is_plain
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import Leaf, execute
@@ -199,12 +199,6 @@ def structure_of(tree: Any, tensors: list[Any], types: Set[type] = TYPES) -> Any
         else:
             children.append(structure_of(value, tensors, types))
     return head, tuple(children)
-
-
-def are_dense(tensors: list[Tensor]) -> bool:
-    """Whether no tensor is sparse or nested."""
-    layouts, are_nested = map(_pure.LAYOUT, tensors), map(_pure.IS_NESTED, tensors)
-    return _pure.STRIDED.issuperset(layouts) and not any(are_nested)
 
 
 def _is_scalar(value: Any) -> bool:

@@ -18,12 +18,11 @@ import torch
 from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.programs.axes import UNRELATED, Groups, axes_of
+from gradtx.programs.axes import FILLED, UNRELATED, Groups, axes_of
 from gradtx.programs.contract import dtype_of, is_list, is_scalar
 from gradtx.programs.lower import Program
 from gradtx.programs.simplify import SAME_ENTRIES
 from gradtx.programs.write_expressions import (
-    CONSTANTS,
     MEANS,
     REDUCTIONS,
     ExpressionWriter,
@@ -33,7 +32,6 @@ from gradtx.programs.write_kernels import Kernel, KernelText, Store, aten, wide
 
 # The indices of the groups of which a value has a number for each index.
 Extent: TypeAlias = tuple[int, ...]
-FILLED = (*CONSTANTS, aten.full_like.default, aten.full.default)
 
 
 @dataclass(frozen=True)
@@ -349,14 +347,7 @@ class GridWriter(ExpressionWriter):
 
     def _needed_in(self, sweep: list[Node]) -> Needed:
         """Return what a sweep needs, operands of its reductions included."""
-        needed = self._needed(sweep, sweep)
-        operands = [
-            self._operand_of(node)
-            for node in sweep
-            if self._is_reduction(node) and node not in self._partial
-        ]
-        read = [x for x in operands if x in self._leaves and x not in needed.read]
-        return needed._replace(read=[*needed.read, *read])
+        return self._with_operands(sweep, self._needed(sweep, sweep))
 
     def _combine(self, i: int, others: Sequence[Store]) -> Combine:
         """Return the kernel after a stage, which computes what depends on its reductions."""

@@ -50,7 +50,7 @@ def case_of(seed: int) -> Case:
 def check(seed: int) -> int:
     """Check all wrappers; return how many accept the chain."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about orders of links that nobody would choose
+        warnings.simplefilter("ignore")  # a random chain may have its links in an order that gets a warning
         return _accepting(seed)
 
 
