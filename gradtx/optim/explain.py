@@ -36,7 +36,8 @@ class Launch:
 
     Attributes:
         kernel: The kernel's name: "stage0", "stage1", ... compute partial sums over each parameter, "reduce0", ... add
-            these, "last_stage" writes parameters and state, "finish" writes numbers of each parameter.
+            these, "last_stage" writes parameters and state, "finish" writes numbers of each parameter. Kernels that
+            share a launch are joined by "_".
         parameters: The number of parameters that it processes.
         read: The bytes of parameters, gradients, state and extras that it reads. Numbers of each parameter, such as
             norms, and partial sums count as none.
@@ -108,9 +109,9 @@ def explain(core: Core) -> Explanation:
     for engine in core.back_ends:
         reasons.update(engine.reasons)
         for plan in engine.plans.values():
-            for bundle in plan.bundles:
-                explanation.launches.extend(engine.launches(bundle))
-                for member in bundle.members:
+            for task in plan.tasks:
+                explanation.launches.extend(engine.launches(task))
+                for member in task.members:
                     ways.setdefault(member.name, engine.way)
             for member in plan.rest:
                 reasons.setdefault(member.name, "")

@@ -63,6 +63,9 @@ def axes_of(program: Program, leaf: Node) -> dict[Node, tuple[int, ...]]:
     for node in program.graph.nodes:
         if node.op == "output" or not is_list(node):
             continue
+        is_argument = node.op == "placeholder" and node is not leaf
+        if is_argument and not node.users:  # other phases read it
+            continue
         shape = _shape(node)
         if node is leaf:
             dimensions[node] = [(Axis(n, i),) for i, n in enumerate(shape)]

@@ -152,7 +152,8 @@ class KernelWriter(ExpressionWriter):
             if node.op == "placeholder" and node in self._leaves:
                 self._names[node] = f"x{self._leaves.index(node)}"
                 self._depths[node] = 0
-                if not self._is_mark(node):
+                # Phases of sums often read few slots.
+                if node.users and not self._is_mark(node):
                     self._extent(node)
             elif node.op == "call_function" and not is_scalar(node):
                 self._add(node)

@@ -28,6 +28,8 @@ NAN = "propagate_nan=tl.PropagateNan.ALL"
 Masks: TypeAlias = Mapping[str, str]
 IN_ROWS = {"entry": "column < block"}
 NOWHERE: Masks = {}
+# The argument with the number of a kernel's first instance, since kernels may share a launch.
+START = "first_instance"
 IDENTITIES = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}
 
 
@@ -116,7 +118,6 @@ class TritonWriter(TritonExpressions, KernelWriter):
     def _head(self, start: str) -> list[str]:
         """Return the lines that find the leaf, and load scalars."""
         lines = [
-            "pid = tl.program_id(0)",
             f"leaf = {start}",
             "size = tl.load(sizes + leaf)",
         ]
@@ -268,7 +269,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
 
     def _reduce(self, depth: int) -> str:
         lines = [
-            "leaf = tl.program_id(0)",
+            "leaf = pid",
             "first = tl.load(leaf_chunks + leaf)",
             "last = tl.load(leaf_chunks + leaf + 1)",
             "k = tl.arange(0, WIDTH)",
@@ -306,13 +307,12 @@ class TritonWriter(TritonExpressions, KernelWriter):
 
 
 def function_of(name: str, arguments: str, lines: Sequence[str]) -> str:
-    body = "\n    ".join(lines)
+    """Return a kernel, which runs from a certain instance of a launch on."""
+    arguments = f"{START}: tl.int32, {arguments}"
+    body = "\n    ".join([f"pid = tl.program_id(0) - {START}", *lines])
     # Otherwise Triton would compile again for words that are multiples of 16.
-    words = [
-        argument.split(":")[0]
-        for argument in arguments.split(", ")
-        if argument[0] == "w"
-    ]
+    names = (argument.split(":")[0] for argument in arguments.split(", "))
+    words = [name for name in names if name[0] == "w" or name == START]
     return f"@triton.jit(do_not_specialize={words})\ndef {name}({arguments}):\n    {body}\n"
 
 

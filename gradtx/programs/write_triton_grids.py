@@ -55,7 +55,7 @@ class TritonGridWriter(TritonExpressions, GridWriter):
 
     def _head(self, leaf: str) -> list[str]:
         """Return the lines that load the form of a leaf, and scalars."""
-        lines = ["pid = tl.program_id(0)", f"leaf = {leaf}"]
+        lines = [f"leaf = {leaf}"]
         for row, name in enumerate([*(f"n{i}" for i in self._full), "per", "parts"]):
             lines.append(f"{name} = tl.load(blocks + {row} * n_leaves + leaf)")
         inner = " * ".join([f"n{i}" for i in self._full[1:-1]] or ["1"])

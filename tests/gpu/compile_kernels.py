@@ -1,10 +1,12 @@
 """Compile kernels for GPUs, without one: `python -m tests.gpu.compile_kernels 90 adamw adamw:int8 ...`.
 
 Prints a line per kernel: its name, instances of 16-byte loads and stores, registers' spills, and bytes of the binary.
+With `--together`, matrices and vectors share launches; then the number of texts that a kernel comes from stands first.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 
@@ -25,7 +27,7 @@ from tests.examples import example_of  # noqa: E402
 KINDS = {
     **dict.fromkeys(("table", "sizes", "blocks", "chunk_leaf", "chunk_start", "leaf_chunks", "words"), "*i64"),
     **dict.fromkeys(("partials", "sums", "results"), "*fp64"),
-    **dict.fromkeys(("n_leaves", "n_chunks"), "i32"),
+    **dict.fromkeys(("n_leaves", "n_chunks", "first_instance", "stop"), "i32"),
     "w": "i64",
 }
 CONSTANTS = {
@@ -46,6 +48,9 @@ def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.flo
     class Writing(kernels.KernelEngine):
         bundle_type = Noted
 
+        def tasks(self, bundles):
+            return bundles
+
     params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in ((128, 64), (128,))]
     before, kernels.language_of = kernels.language_of, lambda device: kernels.TritonKernels
     try:
@@ -59,36 +64,51 @@ def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.flo
     return list(found)
 
 
-def compiled(source: str, capability: int):
-    """Yield the name and the compiled form of each kernel."""
-    for name, kernel in engine_triton.compiled(source).items():
-        if not isinstance(kernel, triton.JITFunction):
-            continue
-        names = kernel.arg_names
-        signature = {each: KINDS.get(each.rstrip("0123456789"), "constexpr") for each in names}
-        constants = {each: CONSTANTS[each] for each in names if each in CONSTANTS}
-        text = ASTSource(fn=kernel, signature=signature, constexprs=constants)
-        target = GPUTarget("cuda", capability, 32)
-        yield name, triton.compile(text, target=target, options={"num_warps": kernels.WARPS})
+def functions_of(source: str) -> list[triton.JITFunction]:
+    """Return the kernels of a text in order."""
+    return [item for item in engine_triton.compiled(source).values() if isinstance(item, triton.JITFunction)]
+
+
+def together(sources: list[str]) -> list[triton.JITFunction]:
+    """Return the kernels that share launches."""
+    rows = itertools.zip_longest(*map(functions_of, sources))
+    present = [tuple(filter(None, row)) for row in rows]
+    return [engine_triton.shared(row) if len(row) > 1 else row[0] for row in present]
+
+
+def compiled(kernel: triton.JITFunction, capability: int):
+    """Return the compiled form of a kernel."""
+    kinds = {name: name.rstrip("_0123456789") for name in kernel.arg_names}
+    signature = {name: KINDS.get(kind, "constexpr") for name, kind in kinds.items()}
+    constants = {name: CONSTANTS[kind] for name, kind in kinds.items() if kind in CONSTANTS}
+    text = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    target = GPUTarget("cuda", capability, 32)
+    return triton.compile(text, target=target, options={"num_warps": engine_triton.WARPS})
 
 
 def main() -> None:
-    capability, *names = sys.argv[1:]
+    is_together = "--together" in sys.argv
+    capability, *names = [argument for argument in sys.argv[1:] if argument != "--together"]
     for name in names:
         alias, _, code = name.partition(":")
         factory = getattr(gradtx, alias)
         options = {"state_dtype": code} if code else {}
         tx = factory(**example_of(factory), **options)
-        for source in sources_of(tx):
-            for kernel, binary in compiled(source, int(capability)):
-                ptx = binary.asm["ptx"]
-                wide = [
-                    len(re.findall(rf"{each}\.global[.\w:]*\.v4\.b32|{each}\.global[.\w:]*\.v2\.b64", ptx))
-                    for each in ("ld", "st")
-                ]
-                spills = len(re.findall(r"\.local ", ptx))
-                size = len(binary.asm["cubin"])
-                print(f"{name} {kernel}: {wide[0]} wide loads, {wide[1]} wide stores, {spills} local, {size} bytes")
+        sources = sources_of(tx)
+        found = together(sources) if is_together else itertools.chain(*map(functions_of, sources))
+        for kernel in found:
+            binary = compiled(kernel, int(capability))
+            ptx = binary.asm["ptx"]
+            wide = [
+                len(re.findall(rf"{each}\.global[.\w:]*\.v4\.b32|{each}\.global[.\w:]*\.v2\.b64", ptx))
+                for each in ("ld", "st")
+            ]
+            spills = len(re.findall(r"\.local ", ptx))
+            size = len(binary.asm["cubin"])
+            moved = f"{wide[0]} wide loads, {wide[1]} wide stores, {spills} local, {size} bytes"
+            # The last text calls those of the others.
+            texts = len(set(re.findall(r"gradtx_kernel_\w+", binary.asm["ttir"]))) - is_together
+            print(f"{f'{texts} texts, ' if is_together else ''}{name} {kernel.__name__}: {moved}")
 
 
 if __name__ == "__main__":

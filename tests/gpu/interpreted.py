@@ -74,11 +74,11 @@ class Libdevice:
 
 
 @functools.cache
-def compiled(source: str) -> dict[str, Any]:
+def compiled(source: str, called: tuple[Any, ...] = ()) -> dict[str, Any]:
     from triton import language as tl
     from triton.runtime.interpreter import InterpretedFunction
 
-    namespace = {"triton": triton, "tl": tl, "libdevice": Libdevice()}
+    namespace = {"triton": triton, "tl": tl, "libdevice": Libdevice(), **engine_triton.numbered(called)}
     made: dict[str, Any] = {}
     file = f"<interpreted kernel {hash(source):x}>"
     linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)

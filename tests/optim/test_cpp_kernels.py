@@ -461,6 +461,9 @@ FACTORED = {
     "sm3": lambda: gradtx.sm3(lr=0.1),
     "adam_mini": lambda: gradtx.adam_mini(lr=0.1),
     "factored": lambda: gradtx.chain(gradtx.scale_by_factored_rms(), gradtx.sgd(lr=0.1)),
+    # The first phase reads no slot.
+    "clip and adafactor": lambda: gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.adafactor()),
+    "clip and sm3": lambda: gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.sm3(lr=0.1)),
 }
 
 
@@ -473,7 +476,7 @@ def test_factored_moments_are_those_of_lists(name, dtype):
         params = [
             torch.nn.Parameter(torch.randn(shape, generator=generator, dtype=dtype)) for shape in SHAPES + FILTERS
         ]
-        if name not in ("sm3", "adam_mini"):  # which run empty leaves over lists
+        if name not in ("sm3", "clip and sm3", "adam_mini"):  # which run empty leaves over lists
             params += [torch.nn.Parameter(torch.zeros(3, 0, dtype=dtype))]
         optimizer = gradtx.as_optimizer(FACTORED[name](), params, compile=compile)
         for _ in range(3):

@@ -40,6 +40,7 @@ class Plan:
         members: The parameters that step.
         bundles: Those that programs run.
         rest: The others.
+        tasks: The bundles as tasks.
 
     Attributes:
         reasons: Why the engine does not run some of them, by name.
@@ -53,9 +54,11 @@ class Plan:
         members: list[Member],
         bundles: list[Any],
         rest: list[Member],
+        tasks: list[Any],
     ):
         self.fingerprint = fingerprint
         self.bundles = bundles
+        self.tasks = tasks
         self.rest = rest
         self.reasons: dict[str, str] = {}
         self.gradients_are_as_planned = True
@@ -263,7 +266,7 @@ class Engine(ABC):
         members: list[Member],
         released: Member | None = None,
     ) -> tuple[list[Any], list[Member]]:
-        """Return the bundles of a step, ready to run, and the members that are not in them.
+        """Return the bundles of a step as tasks, ready to run, and the members that are not in them.
 
         None are in bundles where a mode observes operations: it sees those of each leaf. The plan of a `released`
         member, the only one of a step, is kept separately from that of whole steps.
@@ -302,7 +305,7 @@ class Engine(ABC):
             self._give_up(error)
             return [], members
         self.plans[released] = plan
-        return plan.bundles, plan.rest
+        return plan.tasks, plan.rest
 
     def _returning(self, fingerprint: Any, members: list[Member]) -> Plan | None:
         """Return the kept plan of an earlier step that had the same input."""
@@ -355,8 +358,12 @@ class Engine(ABC):
         """Whether the engine takes leaves on a device."""
         return True
 
-    def launches(self, bundle: Any) -> list[Launch]:
-        """Return the kernels that a step of a bundle launches, for `optimizer.explain()`, if the engine writes them."""
+    def tasks(self, bundles: list[Any]) -> list[Any]:
+        """Return the tasks of a step, given its bundles, of which some may run together."""
+        return bundles
+
+    def launches(self, task: Any) -> list[Launch]:
+        """Return the kernels that a step of a task launches, for `optimizer.explain()`, if the engine writes them."""
         return []
 
     @abstractmethod
@@ -394,7 +401,7 @@ class Engine(ABC):
             bundles.extend(self._bundled(family))
         in_bundles = {id(member) for bundle in bundles for member in bundle.members}
         rest = [member for member in members if id(member) not in in_bundles]
-        return Plan(fingerprint, members, bundles, rest)
+        return Plan(fingerprint, members, bundles, rest, self.tasks(bundles))
 
     def _known_kinds(self, members: list[Member], step: Step) -> dict[Member, LeafKind]:
         """Return the kinds that are known, of members that share no memory with new ones."""

@@ -29,6 +29,7 @@ from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.optim.engine import cpp, triton
 from gradtx.optim.engine.base import GRADIENT, Engine
 from gradtx.optim.engine.family import MemberFamily
+from gradtx.optim.engine.joint import tasks_of
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
 from gradtx.optim.engine.tables import CHUNK, Layout, Table
 from gradtx.optim.engine.views import (
@@ -69,7 +70,6 @@ from gradtx.programs.write_triton_grids import TritonGridWriter
 
 BLOCK = 1024  # entries of a chunk of Triton, which one instance of a kernel processes
 LARGE = 2**15  # entries of all leaves from which several threads are faster
-WARPS = 8  # 16 bytes per thread and argument in float32
 # Of a tile that reduces columns, ...: results, and what is reduced.
 LANES, STEPS = 32, 32
 WIDTH = 256  # partial sums that are added at a time
@@ -101,6 +101,7 @@ class PhaseKernels(ABC):
     Attributes:
         has_tiles: Whether kernels without rows take as many entries as a chunk usually has.
         computes_with_totals: Whether kernels compute what follows from totals of earlier phases.
+        shares_launches: Whether kernels of several texts may share a launch; these have `calls`.
         text: Their text.
         outputs: The results of the phase: nodes, or Python scalars.
         order: The index of each scalar among all scalars of the program.
@@ -113,6 +114,7 @@ class PhaseKernels(ABC):
     chunk: ClassVar[int]
     has_tiles: ClassVar[bool] = False
     computes_with_totals: ClassVar[bool] = False
+    shares_launches: ClassVar[bool] = False
     text: KernelText
     outputs: list[Any]
     order: dict[Node, int]
@@ -156,6 +158,12 @@ class PhaseKernels(ABC):
             table: Where the arguments are.
             layout: Where values of columns, ... are, if there are some.
         """
+
+    def calls(
+        self, scalars: Sequence[Any], table: Table, layout: Layout | None = None
+    ) -> tuple[list[triton.Call], Tensor]:
+        """Return the launches of the kernels in order, and the results by leaf, which are there after these."""
+        raise NotImplementedError
 
     @property
     def form(self) -> Any:
@@ -271,6 +279,7 @@ class TritonKernels(PhaseKernels):
     chunk = BLOCK
     has_tiles = True
     computes_with_totals = True
+    shares_launches = True
 
     @staticmethod
     def missing() -> str:
@@ -284,15 +293,22 @@ class TritonKernels(PhaseKernels):
     def run(
         self, scalars: Sequence[Any], table: Table, layout: Layout | None = None
     ) -> Tensor:
+        calls, results = self.calls(scalars, table, layout)
         # Triton launches on the current device, which may be another one.
         with torch.accelerator.device_index(table.device.index):
-            if layout is not None:
-                return self._launched_grid(scalars, table, layout)
-            return self._launched(scalars, table)
+            triton.launch_in_turn([calls])
+        return results
 
-    def _launched_grid(
+    def calls(
+        self, scalars: Sequence[Any], table: Table, layout: Layout | None = None
+    ) -> tuple[list[triton.Call], Tensor]:
+        if layout is not None:
+            return self._calls_of_grid(scalars, table, layout)
+        return self._calls(scalars, table)
+
+    def _calls_of_grid(
         self, scalars: Sequence[Any], table: Table, layout: Layout
-    ) -> Tensor:
+    ) -> tuple[list[triton.Call], Tensor]:
         text = self.text
         functions = triton.compiled(text.source)
         results = table.memory(self.rows, table.leaves)
@@ -300,36 +316,45 @@ class TritonKernels(PhaseKernels):
         arguments = (*self._arguments(scalars, table.pointers), table.pointers)
         arguments += (layout.blocks, layout.chunk_leaf, layout.chunk_start)
         arguments += (layout.leaf_chunks, table.leaves, kept, results)
-        constants = {"BLOCK": BLOCK, "LANES": LANES, "STEPS": STEPS, "num_warps": WARPS}
+        constants = {"BLOCK": BLOCK, "LANES": LANES, "STEPS": STEPS}
+        calls = []
         for kernel in text.kernels:
             is_by_leaf = kernel.name in text.grid.of_leaves
             count = table.leaves if is_by_leaf else layout.chunks
-            triton.launch(functions[kernel.name], count, arguments, **constants)
-        return results
+            function = functions[kernel.name]
+            calls.append(triton.Call(function, count, arguments, constants))
+        return calls, results
 
-    def _launched(self, scalars: Sequence[Any], table: Table) -> Tensor:
+    def _calls(
+        self, scalars: Sequence[Any], table: Table
+    ) -> tuple[list[triton.Call], Tensor]:
         text = self.text
         words = self._arguments(scalars, table.pointers)
         functions = triton.compiled(text.source)
         fixed = (table.pointers, table.sizes, table.blocks, table.chunk_leaf)
         fixed += (table.chunk_start, table.leaf_chunks)
-        constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned, "num_warps": WARPS}
+        constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned}
         n_leaves, n_chunks = table.leaves, table.chunks
         sums = [table.memory(count, n_leaves) for count in text.sums]
         common = (*words, *fixed, n_leaves, *sums)
+        calls: list[triton.Call] = []
+
+        def call(name: str, count: int, arguments: Any, **constants: Any) -> None:
+            calls.append(triton.Call(functions[name], count, arguments, constants))
+
         for depth, count in enumerate(text.sums):
             partials = table.memory(count, n_chunks)
             stage = (*common, partials, n_chunks)
-            triton.launch(functions[f"stage{depth}"], n_chunks, stage, **constants)
+            call(f"stage{depth}", n_chunks, stage, **constants)
             reduce = (partials, sums[depth], table.leaf_chunks, n_leaves, n_chunks)
-            triton.launch(functions[f"reduce{depth}"], n_leaves, reduce, WIDTH=WIDTH)
+            call(f"reduce{depth}", n_leaves, reduce, WIDTH=WIDTH)
         names = [kernel.name for kernel in text.kernels]
         if "last_stage" in names:
-            triton.launch(functions["last_stage"], n_chunks, common, **constants)
+            call("last_stage", n_chunks, common, **constants)
         results = table.memory(self.rows, n_leaves)
         if "finish" in names:
-            triton.launch(functions["finish"], n_leaves, (*common, results))
-        return results
+            call("finish", n_leaves, (*common, results))
+        return calls, results
 
     def _arguments(self, scalars: Sequence[Any], unused: Tensor) -> tuple[Any, ...]:
         """Return scalars as arguments: bits, words on the device (`unused` if there are none), and words.
@@ -404,6 +429,19 @@ LANGUAGES: Mapping[str, type[PhaseKernels]] = {
 def language_of(device: torch.device) -> type[PhaseKernels] | None:
     """Return the language of a device's kernels; None if no kernels run there."""
     return LANGUAGES.get(device.type)
+
+
+class Inputs(NamedTuple):
+    """What the kernels of a phase run with; see `PhaseKernels.run`.
+
+    Attributes:
+        copies: The copies of gradients that they read, if there are some.
+    """
+
+    scalars: Sequence[Any]
+    table: Table
+    layout: Layout | None
+    copies: list[Tensor]
 
 
 # By the text of a recording, as list functions are.
@@ -539,18 +577,26 @@ class KernelBundle(MemberBundle):
 
     def process(self, phase: RecordedPhase) -> Any:
         kernels = self.kernels[self.at]
+        inputs = self.inputs(phase, kernels)
+        by_leaf = kernels.run(inputs.scalars, inputs.table, inputs.layout)
+        return self.processed(phase, inputs, by_leaf)
+
+    def inputs(self, phase: RecordedPhase, kernels: PhaseKernels) -> Inputs:
+        """Return what the kernels of a phase run with."""
         scalars, on_device = scalars_for(
             self._scalars, phase.common, self.device, self._on_host
         )
         scalars = kernels.scalars.given(on_device).function(scalars)
-        table, alive = self._located()
+        table, copies = self._located()
         layout = None if kernels.text.grid is None else self._layout(kernels)
-        by_leaf = kernels.run(scalars, table, layout)
+        return Inputs(scalars, table, layout, copies)
+
+    def processed(self, phase: RecordedPhase, inputs: Inputs, by_leaf: Tensor) -> Any:
+        """Return the terms of a phase whose kernels have run, given their results by leaf."""
         if is_captured(self.device):
-            CAPTURED.append((table, layout))
+            CAPTURED.append((inputs.table, inputs.layout))
             self._table = None  # later steps do not change this one
-        del alive  # copies of gradients, which the kernels read
-        results = kernels.results(scalars, by_leaf)
+        results = self.kernels[self.at].results(inputs.scalars, by_leaf)
         if phase.operation is not None:
             return self._totals(phase, results)
         increment_version(self._params)
@@ -611,6 +657,21 @@ class KernelBundle(MemberBundle):
         views = [view_or_copy(tensor, param, True) for tensor, param in pairs]
         copies += views
         return [view.data_ptr() for view in views]
+
+    def launches(self) -> list[list[Launch]]:
+        """Return the launches of each phase."""
+        entries = sum(map(entries_of, self._params))
+        known: set[int] = set()  # arguments that an earlier kernel has read
+        phases: list[list[Launch]] = []
+        for kernels in self.kernels:
+            phases.append([])
+            for kernel in kernels.text.kernels:
+                again = sum(kernel.reads[i] for i in known & kernel.reads.keys())
+                known |= kernel.reads.keys()
+                sizes = sum(kernel.reads.values()), sum(kernel.writes.values()), again
+                moved = [round(entries * size) for size in sizes]
+                phases[-1].append(Launch(kernel.name, len(self.members), *moved))
+        return phases
 
     # Results.
 
@@ -779,19 +840,11 @@ class KernelEngine(ListEngine):
             raise RefusedError("a link needs the positions of its entries")
         super()._check(leaf, step)
 
-    def launches(self, bundle: KernelBundle) -> list[Launch]:
-        entries = sum(entries_of(member.param) for member in bundle.members)
-        known: set[int] = set()  # arguments that an earlier kernel has read
-        launches = []
-        for kernel in [
-            kernel for phase in bundle.kernels for kernel in phase.text.kernels
-        ]:
-            again = sum(kernel.reads[i] for i in known & kernel.reads.keys())
-            known |= kernel.reads.keys()
-            sizes = sum(kernel.reads.values()), sum(kernel.writes.values()), again
-            moved = [round(entries * size) for size in sizes]
-            launches.append(Launch(kernel.name, len(bundle.members), *moved))
-        return launches
+    def tasks(self, bundles: list[Any]) -> list[Any]:
+        return tasks_of(bundles)
+
+    def launches(self, task: Any) -> list[Launch]:
+        return list(itertools.chain.from_iterable(task.launches()))
 
     def _check_shard(self, leaf: Leaf, flat: bool) -> None:
         # Terms of a bundle are added up here, but leaves may be in other bundles on other ranks.
