@@ -40,7 +40,7 @@ class Launch:
             share a launch are joined by "_".
         parameters: The number of parameters that it processes.
         read: The bytes of parameters, gradients, state and extras that it reads. Numbers of each parameter, such as
-            norms, and partial sums count as none.
+            norms, and what kernels keep for later ones, such as partial sums, count as none.
         written: The bytes that it writes.
         again: The bytes it reads that an earlier launch has read in the same step.
     """

@@ -28,7 +28,7 @@ from gradtx.programs.write_expressions import (
     ExpressionWriter,
     UnsuitableProgramError,
 )
-from gradtx.programs.write_kernels import Kernel, KernelText, Store, aten, wide
+from gradtx.programs.write_kernels import Kernel, KernelText, Moved, Store, aten, wide
 
 # The indices of the groups of which a value has a number for each index.
 Extent: TypeAlias = tuple[int, ...]
@@ -166,20 +166,21 @@ class GridWriter(ExpressionWriter):
         functions: list[str] = []
         for i, combine in enumerate(combines):
             if stages[i]:
-                self._note(f"stage{i}", outputs[i])
+                self._note(f"stage{i}", self._needed(outputs[i]).read)
                 functions.append(self._stage(f"stage{i}", (), stages[i]))
-            self._note(combine.name, [])
+            self._note(combine.name, self._read_in(combine), combine.stores)
             if not combine.by_block:
                 self._of_leaves.append(combine.name)
             functions.append(self._combined(combine))
         if entries:
-            self._note("last_stage", outputs[-1], entries)
+            self._note("last_stage", self._needed(outputs[-1]).read, entries)
             functions.append(self._stage("last_stage", entries, ()))
         if late or results:
             finish = Combine("finish", stores=late)
             for store in late:
                 finish.sweeps.append([store.node])
-            self._note("finish", [])
+            read = self._needed([*results, *(store.node for store in late)]).read
+            self._note("finish", read, late)
             self._of_leaves.append("finish")
             functions.append(self._combined(finish, results))
         return functions
@@ -417,17 +418,15 @@ class GridWriter(ExpressionWriter):
     # What kernels move.
 
     def _note(
-        self, name: str, outputs: Sequence[Node], stored: Sequence[Store] = ()
+        self, name: str, read: Iterable[Node], stored: Sequence[Store] = ()
     ) -> None:
-        """Add a kernel, and what it moves per entry; values of rows, columns, ... count as none."""
-        read = self._needed(outputs).read
-        reads = {
-            self._leaves.index(x): float(dtype_of(x).itemsize)
-            for x in read
-            if self._extent(x) == self._full
-        }
-        writes = {store.row: float(dtype_of(store.like).itemsize) for store in stored}
+        """Add a kernel, and what it moves."""
+        reads = {self._leaves.index(leaf): self._moved(leaf) for leaf in read}
+        writes = {store.row: self._moved(store.like) for store in stored}
         self._kernels.append(Kernel(name, reads, writes))
+
+    def _moved(self, leaf: Node) -> Moved:
+        return Moved(self._extent(leaf), dtype_of(leaf).itemsize)
 
     def _layout_row(self, node: Node) -> int:
         """Return the row of the layout with the offset of a value that is kept, or of the partial values of one."""

@@ -49,18 +49,30 @@ Totals: TypeAlias = Mapping[str, Node]
 ROWS = "it has values of rows or columns that kernels cannot compute"
 
 
+class Moved(NamedTuple):
+    """An argument that a kernel reads or writes.
+
+    Attributes:
+        extent: What it has one value for: each "entry", each "block", a "leaf", or each index of some groups of axes.
+        itemsize: The bytes of a value.
+    """
+
+    extent: Any
+    itemsize: int
+
+
 class Kernel(NamedTuple):
-    """A kernel, and the bytes that it moves per entry of a leaf.
+    """A kernel, and what it moves.
 
     Attributes:
         name: The name of its function.
-        reads: The bytes that it reads of each argument of the leaf, by the argument's index.
-        writes: Those that it writes.
+        reads: What it reads, by the argument's index.
+        writes: What it writes.
     """
 
     name: str
-    reads: dict[int, float]
-    writes: dict[int, float]
+    reads: dict[int, Moved]
+    writes: dict[int, Moved]
 
 
 class Store(NamedTuple):
@@ -365,14 +377,12 @@ class KernelWriter(ExpressionWriter):
 
     def _note(self, name: str, read: Sequence[Node], written: Sequence[Store]) -> None:
         """Add a kernel, and what it moves."""
-        reads = {self._leaves.index(leaf): self._bytes_per_entry(leaf) for leaf in read}
-        writes = {store.row: self._bytes_per_entry(store.like) for store in written}
+        reads = {self._leaves.index(leaf): self._moved(leaf) for leaf in read}
+        writes = {store.row: self._moved(store.like) for store in written}
         self._kernels.append(Kernel(name, reads, writes))
 
-    def _bytes_per_entry(self, leaf: Node) -> float:
-        """Return the bytes of an argument per entry of the leaf; a 0-d value of a leaf counts as none."""
-        entries = {"entry": 1.0, "block": 1 / self._block, "leaf": 0.0}
-        return dtype_of(leaf).itemsize * entries[self._extent(leaf)]
+    def _moved(self, leaf: Node) -> Moved:
+        return Moved(self._extent(leaf), dtype_of(leaf).itemsize)
 
     def _needed(self, nodes: Sequence[Node]) -> tuple[list[Node], list[Node]]:
         """Return the operations that some nodes need, in order, and the arguments that these read."""

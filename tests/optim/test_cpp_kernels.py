@@ -497,6 +497,62 @@ def test_factored_moments_are_those_of_lists(name, dtype):
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * max(scale, 1.0))
 
 
+ENTRIES, ROW_COUNT, COLUMN_COUNT = 10 * 32 + 6 * 5, 10 + 6, 32 + 5
+FILTER, FILTER_ROWS, FILTER_COLUMNS = 8 * 4 * 3 * 5, 8 * 4 * 3, 8 * 4 * 5
+
+
+@each(
+    ("make", "shapes", "moved_values"),
+    [
+        pytest.param(
+            lambda: gradtx.chain(gradtx.scale_by_factored_rms(), gradtx.sgd(lr=0.1)),
+            [(10, 32), (6, 5)],
+            {
+                "stage0": (ENTRIES, 0, 0),
+                "combine0": (ROW_COUNT + COLUMN_COUNT, ROW_COUNT + COLUMN_COUNT, 0),
+                "last_stage": (2 * ENTRIES, ENTRIES, ENTRIES),
+            },
+            id="rows and columns",
+        ),
+        pytest.param(
+            lambda: gradtx.chain(gradtx.scale_by_factored_rms(), gradtx.sgd(lr=0.1)),
+            [(8, 4, 3, 5)],
+            {
+                "stage0": (FILTER, 0, 0),
+                "combine0": (FILTER_ROWS + FILTER_COLUMNS, FILTER_ROWS + FILTER_COLUMNS, 0),
+                "last_stage": (2 * FILTER, FILTER, FILTER),
+            },
+            id="filters",
+        ),
+        pytest.param(
+            lambda: gradtx.sm3(lr=0.1),  # slots are written when all have read the old ones
+            [(10, 32), (6, 5)],
+            {
+                "stage0": (ENTRIES + ROW_COUNT + COLUMN_COUNT, 0, 0),
+                "combine0": (ROW_COUNT + COLUMN_COUNT, 0, ROW_COUNT + COLUMN_COUNT),
+                "last_stage": (2 * ENTRIES + ROW_COUNT + COLUMN_COUNT, ENTRIES, ENTRIES + ROW_COUNT + COLUMN_COUNT),
+                "finish": (0, ROW_COUNT + COLUMN_COUNT, 0),
+            },
+            id="sm3",
+        ),
+        pytest.param(
+            lambda: gradtx.nero(lr=0.1),  # one kernel for rows of both lengths
+            [(10, 32), (6, 5)],
+            {"last_stage": (2 * ENTRIES + ROW_COUNT, ENTRIES + ROW_COUNT, 0)},
+            id="rows of several lengths",
+        ),
+    ],
+)
+def test_explain_counts_values_of_rows_and_columns_as_it_counts_entries(make, shapes, moved_values):
+    params = [torch.nn.Parameter(torch.ones(shape)) for shape in shapes]
+    optimizer = gradtx.as_optimizer(make(), params, compile=True)
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    bytes_of = {item.kernel: (item.read, item.written, item.again) for item in optimizer.explain().launches}
+    assert bytes_of == {name: tuple(4 * count for count in counts) for name, counts in moved_values.items()}
+
+
 @each("name", [*FACTORED, "of columns"])
 def test_threads_change_no_bit_of_what_columns_give(name):
     gradients = [torch.randn(300, 700), torch.randn(64, 3, 3, 3), torch.randn(2000, 31)]

@@ -10,6 +10,8 @@ import copy
 import ctypes
 import functools
 import itertools
+import math
+import operator
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +66,7 @@ from gradtx.programs.write_cpp import CppWriter
 from gradtx.programs.write_cpp_grids import CppGridWriter
 from gradtx.programs.write_expressions import UnsuitableProgramError
 from gradtx.programs.write_grids import GridWriter
-from gradtx.programs.write_kernels import ROWS, KernelText, KernelWriter
+from gradtx.programs.write_kernels import ROWS, KernelText, KernelWriter, Moved
 from gradtx.programs.write_triton import TritonWriter
 from gradtx.programs.write_triton_grids import TritonGridWriter
 
@@ -660,18 +662,31 @@ class KernelBundle(MemberBundle):
 
     def launches(self) -> list[list[Launch]]:
         """Return the launches of each phase."""
-        entries = sum(map(entries_of, self._params))
         known: set[int] = set()  # arguments that an earlier kernel has read
         phases: list[list[Launch]] = []
-        for kernels in self.kernels:
+        for at, kernels in enumerate(self.kernels):
             phases.append([])
             for kernel in kernels.text.kernels:
-                again = sum(kernel.reads[i] for i in known & kernel.reads.keys())
-                known |= kernel.reads.keys()
-                sizes = sum(kernel.reads.values()), sum(kernel.writes.values()), again
-                moved = [round(entries * size) for size in sizes]
-                phases[-1].append(Launch(kernel.name, len(self.members), *moved))
+                read = {i: self._bytes(at, moved) for i, moved in kernel.reads.items()}
+                written = sum(self._bytes(at, x) for x in kernel.writes.values())
+                again = sum(read[i] for i in known & read.keys())
+                known |= read.keys()
+                sizes = sum(read.values()), written, again
+                phases[-1].append(Launch(kernel.name, len(self.members), *sizes))
         return phases
+
+    def _bytes(self, at: int, moved: Moved) -> int:
+        """Return the bytes of an argument of all leaves in a phase; one value for each leaf counts as none."""
+        extent, itemsize = moved
+        if extent in ("leaf", ()):
+            return 0
+        if isinstance(extent, tuple):
+            sizes = self._sizes[at]
+            return itemsize * sum(math.prod(x[i] for i in extent) for x in sizes)
+        counts = list(map(entries_of, self._params))
+        if extent == "block":
+            counts = list(map(operator.floordiv, counts, self._blocks))
+        return itemsize * sum(counts)
 
     # Results.
 
