@@ -73,6 +73,11 @@ def axes_of(program: Program, leaf: Node) -> dict[Node, tuple[int, ...]]:
             dimensions[node] = [(Axis(n),) for n in shape]
         else:
             dimensions[node] = _dimensions(node, dimensions)
+    # Of the leaf's shape, although they do not meet the leaf, such as weights of which a rule only takes the norm.
+    for node, of_node in dimensions.items():
+        if node.op == "placeholder" and _shape(node) == _shape(leaf):
+            for pair in zip(of_node, dimensions[leaf], strict=True):
+                _joined(*pair)
     return {node: _positions(of_node) for node, of_node in dimensions.items()}
 
 
@@ -214,8 +219,22 @@ class Groups:
     extents: dict[Node, tuple[int, ...]]
 
     @classmethod
-    def of(cls, axes: dict[Node, tuple[int, ...]], shape: Sequence[int]) -> Groups:
-        """Return the groups of a leaf of this shape; axes of size 1 need none."""
+    def of(
+        cls,
+        axes: dict[Node, tuple[int, ...]],
+        shape: Sequence[int],
+        results: Sequence[Any],
+    ) -> Groups:
+        """Return the groups of a leaf of this shape; axes of size 1 need none.
+
+        Args:
+            axes: Those that each value depends on.
+            shape: The shape of the leaf.
+            results: The results of the program, which may go to new memory.
+
+        Raises:
+            UnsuitableProgramError: If a value in memory has its axes in another order.
+        """
         sets = [set(of_node) for of_node in axes.values()]
         groups: list[tuple[int, ...]] = []
         for i in range(len(shape)):
@@ -231,7 +250,8 @@ class Groups:
             kept = [i for i, group in enumerate(groups) if group[0] in positions]
             extents[node] = (0, 1) if is_vector and kept else tuple(kept)
             # In memory, and for the writes of views, the axes have their usual order.
-            is_stored = node.op == "placeholder" or _torch.writes(node.target)
+            is_argument = node.op == "placeholder" or _torch.writes(node.target)
+            is_stored = is_argument or node in results
             if is_stored and list(positions) != sorted(positions):
                 raise UnsuitableProgramError(UNRELATED)
         return cls(((), *groups) if is_vector else tuple(groups), extents)

@@ -98,7 +98,8 @@ class GridWriter(ExpressionWriter):
         super().__init__()
         self._program, self._leaves = program, program.leaves
         shape = program.leaves[leaf].meta["val"].shape
-        self._groups = Groups.of(axes_of(program, program.leaves[leaf]), shape)
+        axes = axes_of(program, program.leaves[leaf])
+        self._groups = Groups.of(axes, shape, program.results)
         self._full: Extent = tuple(range(len(self._groups.axes)))
         if len(self._full) < 2:
             raise UnsuitableProgramError(UNRELATED)
@@ -115,8 +116,6 @@ class GridWriter(ExpressionWriter):
 
     def written(self, columns: int) -> KernelText:
         """Return the kernels; see `KernelWriter.written`."""
-        if columns:
-            raise UnsuitableProgramError("values of columns are written in place only")
         for node in self._program.graph.nodes:
             if node.op == "placeholder" and node in self._leaves:
                 self._names[node] = f"x{self._leaves.index(node)}"
@@ -126,12 +125,16 @@ class GridWriter(ExpressionWriter):
                     raise UnsuitableProgramError("leaves share a value with entries")
                 self._add(node)
         results = self._program.results
-        for result in results:
-            if is_list(result) and self._extent(result):
-                raise UnsuitableProgramError("a result has an entry per element")
-        by_leaf = [result for result in results if is_list(result)]
+        for i, result in enumerate(results[:columns], len(self._leaves)):
+            if is_list(result):
+                self._stores.append(Store(i, result, self._source(result)))
+        by_leaf = [result for result in results[columns:] if is_list(result)]
+        if any(map(self._extent, by_leaf)):
+            raise UnsuitableProgramError("a result has an entry per element")
         row = itertools.count()
-        rows = [next(row) if is_list(result) else None for result in results]
+        rows: list[int | None] = [None] * len(results[:columns])
+        for result in results[columns:]:
+            rows.append(next(row) if is_list(result) else None)
         functions = self._functions(by_leaf)
         kept = list(map(self._extent, self._kept))
         partial = list(map(self._extent, self._partial))

@@ -71,7 +71,10 @@ CHAINS = {
     "shared value": lambda: gradtx.prodigy(lr=1.0),
     "numbers of leaves": lambda: gradtx.chain(count_in_leaf(), gradtx.sgd(lr=0.01)),
     "codes": lambda: gradtx.adamw(lr=0.01, state_dtype="int8"),
+    "columns": lambda: gradtx.sm3(lr=0.01),
 }
+# Texts of codes contain the numbers of blocks; vectors have other slots than matrices.
+TEXTS = {"codes": 2, "columns": 2}
 
 
 @gradtx.per_tensor(elementwise=True)
@@ -111,7 +114,7 @@ def test_an_update_in_a_compiled_function_runs_kernels(chain, gpu, monkeypatch):
         assert_near(on_host(updates), on_host(expected), 1e-5)
     for found, wanted in zip(tree_leaves(state), tree_leaves(eager), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-    assert launched.count("last_stage") == (2 if chain == "codes" else 1)  # whose texts contain the numbers of blocks
+    assert launched.count("last_stage") == TEXTS.get(chain, 1)
     assert_own_memory((updates, state), params, eager)
 
 

@@ -12,6 +12,7 @@ import torch
 
 import gradtx
 from gradtx.optim.engine import cpp, kernels
+from tests.conformance import assert_own_memory
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
@@ -317,21 +318,49 @@ def test_kernels_of_rows_write_new_memory_for_leaves_of_several_lengths(monkeypa
         torch.testing.assert_close(updates[name], -0.1 * (param - param.mean(dim=1, keepdim=True)))
 
 
-@each("last", ["columns", "columns before a sum"])
-def test_functions_of_trees_run_columns_over_lists(last, monkeypatch):
+OF_TREES = {
+    "columns": lambda: gradtx.chain(gradtx.scale_by_factored_rms(), gradtx.sgd(lr=0.1)),
+    "columns before a sum": lambda: gradtx.chain(
+        gradtx.scale_by_factored_rms(), gradtx.clip_by_global_norm(0.1), gradtx.sgd(lr=0.1)
+    ),
+    "slots that keep old values": lambda: gradtx.sm3(lr=0.1),
+    "norms of weights that meet nothing else": gradtx.adafactor,
+}
+
+
+@each("name", OF_TREES)
+def test_functions_of_trees_run_columns_as_kernels_that_write_new_memory(name, monkeypatch):
     from gradtx.programs import graphs
 
+    layouts = []
+
+    def run(self, scalars, table, layout=None):
+        layouts.append(layout)
+        return running(self, scalars, table, layout)
+
+    running = kernels.CppKernels.run
+    monkeypatch.setattr(kernels.CppKernels, "run", run)
     monkeypatch.setattr(graphs, "FEW_LEAVES", 1)
-    links = [gradtx.scale_by_factored_rms(), gradtx.sgd(lr=0.1)]
-    if last == "columns before a sum":
-        links.insert(1, gradtx.clip_by_global_norm(0.1))
-    tx = gradtx.chain(*links)
-    params = {str(shape): torch.randn(shape, dtype=torch.float64) for shape in ((6, 4), (5, 5), (3, 2, 3, 3))}
+    tx, generator = OF_TREES[name](), torch.Generator().manual_seed(0)
+    # Two leaves of a shape, equal sizes of other axes, and axes of one entry.
+    shapes = [(6, 4), (6, 4, 1), (1, 6, 4), (5, 5), (3, 2, 3, 3), (7,), ()]
+    params = {
+        f"{i}": torch.randn(shape, generator=generator, dtype=torch.float64)
+        for i, shape in enumerate([*shapes, *shapes])
+    }
     torch._dynamo.reset()
     compiled = torch.compile(tx.update, backend="aot_eager", fullgraph=True)
-    updates, _ = compiled(params, tx.init(params), params)
-    expected, _ = tx.update(params, tx.init(params), params)
-    torch.testing.assert_close(updates, expected)
+    state = expected_state = tx.init(params)
+    for _ in range(3):
+        gradients = {key: torch.randn_like(param) for key, param in params.items()}
+        layouts.clear()
+        updates, state = compiled(gradients, state, params)
+        with gradtx.eagerly():
+            expected, expected_state = tx.update(gradients, expected_state, params)
+        torch.testing.assert_close(updates, expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(state, expected_state, rtol=1e-12, atol=1e-12)
+        assert any(layout is not None for layout in layouts)
+        assert_own_memory((updates, state), params, gradients)
 
 
 def test_equal_texts_are_compiled_once():

@@ -169,8 +169,9 @@ class PhaseKernels(ABC):
 
     @property
     def form(self) -> Any:
-        """What tells kernels of one text apart: leaves may have rows."""
-        return self.key, self.text.block
+        """What tells kernels of one text apart: the lengths of rows, or the axes of each group."""
+        grid = self.text.grid
+        return self.key, self.text.block, None if grid is None else grid.groups.axes
 
     @functools.cached_property
     def kinds(self) -> str:
@@ -731,7 +732,9 @@ class KernelFunction:
         self._of_lists = phase, device, on_device
         self._dtypes = phase.dtypes
         self._columns = columns_of(phase)
-        self._tables: dict[tuple[int, ...], Table] = {}
+        # By the shapes of leaves.
+        self._tables: dict[tuple[torch.Size, ...], Table] = {}
+        self._layouts: dict[tuple[torch.Size, ...], Layout | None] = {}
 
     def prepare(self, scalars: Sequence[Any]) -> Sequence[Any]:
         return scalars
@@ -753,7 +756,9 @@ class KernelFunction:
             list(map(Tensor.data_ptr, column)) for column in (*columns, *new_columns)
         ]
         scalars = self._scalars_of_step(scalars)
-        by_leaf = self._kernels.run(scalars, self._table(gradients, addresses))
+        shapes = tuple(gradient.shape for gradient in gradients)
+        table = self._table(shapes, addresses, gradients[0].device)
+        by_leaf = self._kernels.run(scalars, table, self._layouts[shapes])
         results = self._kernels.results(scalars, by_leaf)
         for i, (value, dtype) in enumerate(zip(results, self._dtypes, strict=True)):
             if isinstance(value, Node):
@@ -762,17 +767,28 @@ class KernelFunction:
                 results[i] = _by_leaf(value, dtype)
         return results
 
-    def _table(self, leaves: list[Tensor], addresses: list[list[int]]) -> Table:
-        sizes = tuple(map(Tensor.numel, leaves))
-        known = self._tables.get(sizes)
-        if known is None:
-            blocks = [self._kernels.text.block] * len(sizes)
-            arguments = list(sizes), addresses, leaves[0].device
-            table = Table(*arguments, self._kernels.chunk, blocks)
-            self._tables[sizes] = table
-        else:
+    def _table(
+        self,
+        shapes: tuple[torch.Size, ...],
+        addresses: list[list[int]],
+        device: torch.device,
+    ) -> Table:
+        """Return where the arguments are, and keep the layout."""
+        known = self._tables.get(shapes)
+        if known is not None:
             table = copy.copy(known)  # another thread may run
             table.point_to(addresses)
+            return table
+        text, chunk = self._kernels.text, self._kernels.chunk
+        if text.grid is None:
+            self._layouts[shapes] = None
+        else:
+            sizes = list(map(text.grid.groups.sizes, shapes))
+            self._layouts[shapes] = Layout(text.grid, sizes, device)
+        blocks = [text.block] * len(shapes)
+        counts = list(map(math.prod, shapes))
+        table = Table(counts, addresses, device, chunk, blocks)
+        self._tables[shapes] = table
         return table
 
 
@@ -784,9 +800,8 @@ def kernel_function_of(
     if language is not None and not language.missing():
         with contextlib.suppress(UnsuitableProgramError, cpp.CompilerError):
             kernels = PhaseKernels.of(phase, device, -1)  # the last is the gradient
-            if kernels.text.grid is None:
-                kernels.compile()
-                return KernelFunction(kernels, phase, device, on_device)
+            kernels.compile()
+            return KernelFunction(kernels, phase, device, on_device)
     return list_function_of(phase, device, on_device)
 
 
