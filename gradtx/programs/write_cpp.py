@@ -2,6 +2,9 @@
 
 A row is the entries that have one value, such as those of one channel. Reductions over rows divide the loop over each
 row into passes, of which the last one writes; a chunk contains whole rows.
+
+Several kernels run for one leaf before they run for the next one, so that what one of them reads is still in a cache
+when the next one reads it. Each thread takes leaves of its own; the few largest ones are divided among threads.
 """
 
 from __future__ import annotations
@@ -27,7 +30,9 @@ from gradtx.programs.write_kernels import (
     outputs_of,
 )
 
-IN_PARALLEL = "#pragma omp parallel for num_threads(a.threads) if(a.threads > 1)\n"
+IN_PARALLEL = "#pragma omp parallel for num_threads(threads) if(threads > 1)\n"
+# A leaf with more than this share of the entries of a thread is divided among threads.
+LARGEST_SHARE = 8
 # Classes of dtypes, whose objects compilers do not load into vectors, but their words.
 WORDS = {torch.bfloat16: "uint16_t", torch.float8_e4m3fn: "uint8_t"}
 IDENTITIES = {"sum": "0.0", "max": "-INFINITE", "min": "INFINITE"}
@@ -74,9 +79,9 @@ static inline double ceil(double x) { return __builtin_ceil(x); }
 template <class T> static inline T abs(T x) { return x < 0 ? -x : x; }
 static inline float abs(float x) { return __builtin_fabsf(x); }
 static inline double abs(double x) { return __builtin_fabs(x); }
-template <class T> static inline T if_nan(T x, T y) { return x != x ? x : y; }
-template <class T> static inline T maximum(T x, T y) { return if_nan(x, x > y ? x : y); }
-template <class T> static inline T minimum(T x, T y) { return if_nan(x, x < y ? x : y); }
+// NaN if one of them is. g++ takes this form into vectors, also for values of columns; others made SM3 three times slower.
+template <class T> static inline T maximum(T x, T y) { return !(x <= y) ? (y != y ? y : x) : y; }
+template <class T> static inline T minimum(T x, T y) { return !(x >= y) ? (y != y ? y : x) : y; }
 template <class T, class S> static inline T bits(S x) { return __builtin_bit_cast(T, x); }
 
 struct bfloat16 {
@@ -258,7 +263,7 @@ class CppWriter(CppExpressions, KernelWriter):
         lines += map(self._ended, totals, stage)
         for i, total in enumerate(totals):
             lines.append(f"a.partials[{i} * a.n_chunks + pid] = {total}_total;")
-        return function_of(name, "pid", "n_chunks", lines, IN_PARALLEL)
+        return by_chunk(name, lines)
 
     def _looped(self, lines: Sequence[str], totals: Totals) -> list[str]:
         of_loop = map(self._total, totals, totals.values())
@@ -295,14 +300,14 @@ class CppWriter(CppExpressions, KernelWriter):
                 "}",
                 f"{self.total.format(depth, row)} = {total.end()};",
             ]
-        return function_of(f"reduce{depth}", "leaf", "n_leaves", lines)
+        return by_leaf(f"reduce{depth}", lines)
 
     def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
         lines = [*self._head(), *self._values_of_leaf(results, stores)]
         for row, result in enumerate(results):
             value = self._converted(self._names[result], torch.float64)
             lines.append(f"a.results[{row} * a.n_leaves + leaf] = {value};")
-        return function_of("finish", "leaf", "n_leaves", lines)
+        return by_leaf("finish", lines)
 
 
 class Total(NamedTuple):
@@ -350,19 +355,49 @@ class Total(NamedTuple):
         return f"({self.name}_nan ? NOT_A_NUMBER : {self.name}_sum)"
 
 
-def function_of(
-    name: str, index: str, count: str, lines: Sequence[str], pragma: str = ""
+def by_chunk(name: str, lines: Sequence[str]) -> str:
+    """Return a function that runs lines for each chunk of some leaves."""
+    bounds = "a.leaf_chunks[from]", "a.leaf_chunks[to]"
+    return _function(name, "pid", bounds, lines, IN_PARALLEL)
+
+
+def by_leaf(name: str, lines: Sequence[str]) -> str:
+    """Return a function that runs lines for each of some leaves."""
+    return _function(name, "leaf", ("from", "to"), lines)
+
+
+PARAMETERS = "const Arguments& a, int64_t from, int64_t to, int64_t threads"
+RUN_ALL = 'extern "C" void run(const Arguments* a) { kernels(*a, 0, a->n_leaves, a->threads); }'
+RUN_BY_LEAF = f"""
+extern "C" void run(const Arguments* a) {{
+  const int64_t *sizes = a->sizes, n = a->n_leaves, threads = a->threads;
+  int64_t largest = 0;
+  for (int64_t leaf = 0; leaf < n; leaf++) largest += sizes[leaf];
+  if (threads > 1) largest /= {LARGEST_SHARE} * threads;
+  for (int64_t leaf = 0; leaf < n; leaf++)
+    if (sizes[leaf] > largest) kernels(*a, leaf, leaf + 1, threads);
+{IN_PARALLEL.replace(" num", " schedule(dynamic) num")}  for (int64_t leaf = 0; leaf < n; leaf++)
+    if (sizes[leaf] <= largest) kernels(*a, leaf, leaf + 1, 1);
+}}
+"""
+
+
+def _function(
+    name: str,
+    index: str,
+    bounds: tuple[str, str],
+    lines: Sequence[str],
+    pragma: str = "",
 ) -> str:
-    """Return a function with a loop."""
-    body = "\n".join(lines)
-    loop = f"for (int64_t {index} = 0; {index} < a.{count}; {index}++) {{"
-    return (
-        f"static void {name}(const Arguments& a) {{\n{pragma}{loop}\n{body}\n}}\n}}\n"
-    )
+    start, stop = bounds
+    loop = f"for (int64_t {index} = {start}; {index} < {stop}; {index}++) {{"
+    head = f"static void {name}({PARAMETERS}) {{"
+    return "\n".join([head, f"{pragma}{loop}", *lines, "}", "}", ""])
 
 
 def program_of(functions: Sequence[str], kernels: Sequence[Kernel]) -> str:
-    """Return the whole text, with one function that runs all kernels in order."""
-    calls = "".join(f"  {kernel.name}(*a);\n" for kernel in kernels)
-    run = f'extern "C" void run(const Arguments* a) {{\n{calls}}}\n'
-    return "\n".join([PRELUDE, *functions, run])
+    """Return the whole text, with one function that runs all kernels."""
+    calls = [f"{kernel.name}(a, from, to, threads);" for kernel in kernels]
+    in_order = "\n".join([f"static void kernels({PARAMETERS}) {{", *calls, "}"])
+    run = RUN_BY_LEAF if len(kernels) > 1 else RUN_ALL
+    return "\n".join([PRELUDE, *functions, in_order, run])

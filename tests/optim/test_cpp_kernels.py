@@ -385,7 +385,7 @@ def test_what_leaves_share_may_go_through_a_view():
     torch.testing.assert_close(found, -0.5 * gradient)
 
 
-@each("name", ["adamw", "lion", "adabound", "adopt", "adai", "adan"])
+@each("name", ["adamw", "lion", "adabound", "adopt", "adai", "adan", "adamp", "sm3", "came", "adam_mini"])
 def test_loops_over_entries_are_vectorized(name, monkeypatch):
     """As g++ reports it: a maximum in a form that it does not take into vectors cost ten times the step."""
     compiler = cpp.compiler_or_none()
@@ -397,14 +397,14 @@ def test_loops_over_entries_are_vectorized(name, monkeypatch):
     texts = []
     compiling = cpp.compiled
     monkeypatch.setattr(cpp, "compiled", lambda text: texts.append(text) or compiling(text))
-    moved(getattr(gradtx, name)(lr=0.1), [torch.ones(100)])
+    moved(getattr(gradtx, name)(lr=0.1), [torch.ones(100), torch.ones(20, 30)])
     flags = [*cpp.FLAGS, "-mavx2", "-mfma", "-mf16c", "-fopenmp", "-fopt-info-vec-optimized", "-o", os.devnull]
     for text in dict.fromkeys(texts):
         report = subprocess.run([*compiler, *flags, "-"], input=text, capture_output=True, text=True, check=True).stderr
         vectorized = {int(line) for line in re.findall(r"<stdin>:(\d+):\d+: optimized: loop vectorized", report)}
-        loops = [i for i, line in enumerate(text.splitlines(), 1) if line.startswith("for (int64_t i =")]
+        loops = [i for i, line in enumerate(text.splitlines(), 2) if line == "#pragma omp simd" or "simd red" in line]
         assert loops
-        assert all(vectorized & {loop, loop + 1} for loop in loops), report
+        assert all(vectorized & {loop - 1, loop, loop + 1} for loop in loops), report
 
 
 # Rows, columns, channels: reductions over any dimensions.
