@@ -3,8 +3,8 @@
 A row is the entries that have one value, such as those of one channel. Reductions over rows divide the loop over each
 row into passes, of which the last one writes; a chunk contains whole rows.
 
-Several kernels run for one leaf before they run for the next one, so that what one of them reads is still in a cache
-when the next one reads it. Each thread takes leaves of its own; the few largest ones are divided among threads.
+Several kernels run for a few leaves before they run for the next ones, so that what one of them reads is still in a
+cache when the next one reads it. Each thread takes leaves of its own; the few largest ones are divided among threads.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ from gradtx.programs.write_kernels import (
 )
 
 IN_PARALLEL = "#pragma omp parallel for num_threads(threads) if(threads > 1)\n"
-# A leaf with more than this share of the entries of a thread is divided among threads.
-LARGEST_SHARE = 8
+# Each thread has this many parts of the leaves at least; larger leaves are divided among threads.
+PARTS = 8
+# The entries of leaves that run together.
+CACHED = 1 << 16
 # Classes of dtypes, whose objects compilers do not load into vectors, but their words.
 WORDS = {torch.bfloat16: "uint16_t", torch.float8_e4m3fn: "uint8_t"}
 IDENTITIES = {"sum": "0.0", "max": "-INFINITE", "min": "INFINITE"}
@@ -371,13 +373,21 @@ RUN_ALL = 'extern "C" void run(const Arguments* a) { kernels(*a, 0, a->n_leaves,
 RUN_BY_LEAF = f"""
 extern "C" void run(const Arguments* a) {{
   const int64_t *sizes = a->sizes, n = a->n_leaves, threads = a->threads;
-  int64_t largest = 0;
-  for (int64_t leaf = 0; leaf < n; leaf++) largest += sizes[leaf];
-  if (threads > 1) largest /= {LARGEST_SHARE} * threads;
+  int64_t entries = 0;
+  for (int64_t leaf = 0; leaf < n; leaf++) entries += sizes[leaf];
+  const int64_t parts = {PARTS} * threads, largest = threads > 1 ? entries / parts : entries;
   for (int64_t leaf = 0; leaf < n; leaf++)
     if (sizes[leaf] > largest) kernels(*a, leaf, leaf + 1, threads);
-{IN_PARALLEL.replace(" num", " schedule(dynamic) num")}  for (int64_t leaf = 0; leaf < n; leaf++)
-    if (sizes[leaf] <= largest) kernels(*a, leaf, leaf + 1, 1);
+  const int64_t cached = {CACHED} * n / (entries + 1), most = cached < n / parts ? cached : n / parts;
+  const int64_t step = most > 1 ? most : 1;
+{IN_PARALLEL.replace(" num", " schedule(dynamic) num")}  for (int64_t start = 0; start < n; start += step) {{
+    const int64_t stop = start + step < n ? start + step : n;
+    for (int64_t from = start, to; from < stop; from = to) {{
+      for (to = from; to < stop && sizes[to] <= largest; to++);
+      if (to > from) kernels(*a, from, to, 1);
+      else to++;
+    }}
+  }}
 }}
 """
 

@@ -288,6 +288,10 @@ def test_all_matrices_and_filters_of_a_model_have_one_text(name, texts):
 @each("make", [gradtx.adamw, gradtx.lamb, lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamp(lr=0.1))])
 def test_threads_change_no_bit(make):
     assert_threads_change_no_bit(make, [torch.randn(300, 700), torch.randn(5), torch.randn(64, 3, 3, 3)])
+    # Small leaves run together, between some that are divided among threads.
+    small = [torch.randn(3 + i, 4) for i in range(30)]
+    others = [torch.randn(0, 4), *small, torch.randn(150, 100)]
+    assert_threads_change_no_bit(make, [*small, torch.randn(300, 100), *others])
 
 
 def assert_threads_change_no_bit(make, gradients):
@@ -496,7 +500,8 @@ def test_factored_moments_are_those_of_lists(name, dtype):
 
 @each("name", [*FACTORED, "of columns"])
 def test_threads_change_no_bit_of_what_columns_give(name):
-    gradients = [torch.randn(300, 700), torch.randn(64, 3, 3, 3), torch.randn(2000, 31)]
+    small = [torch.randn(3 + i, 4) for i in range(30)]
+    gradients = [torch.randn(300, 700), *small, torch.randn(64, 3, 3, 3), torch.randn(2000, 31), *small]
     make = {**FACTORED, "of columns": lambda: rule(DIRECTIONS["of what columns give"])}[name]
     assert_threads_change_no_bit(make, gradients)
 
