@@ -169,16 +169,17 @@ class CppGridWriter(CppExpressions, GridWriter):
         return [*lines, f"#pragma omp simd{clauses}", loop, *body, "}", *after]
 
     def _prefetched(self, read: Sequence[Node]) -> list[str]:
-        """Return loops that ask for what comes `AHEAD` of a row: processors see too few entries ahead of divisions."""
-        last, lines = self._full[-1], []
-        for leaf in read:
-            if self._extent(leaf) != self._full:
-                continue
-            size = dtype_of(leaf).itemsize
-            loop = f"for (int64_t c{last} = 0; c{last} < length; c{last} += {LINE // size})"
-            place = f"p{self._leaves.index(leaf)} + {self._index(self._full)}"
-            lines.append(f"{loop} __builtin_prefetch({place} + {AHEAD // size});")
-        return lines
+        """Return a loop that asks for what comes `AHEAD` of a row if entries of one argument are read.
+
+        Processors see too few entries ahead of divisions to keep memory busy; several arguments do.
+        """
+        entries = [leaf for leaf in read if self._extent(leaf) == self._full]
+        if len(entries) != 1:
+            return []
+        last, size = self._full[-1], dtype_of(entries[0]).itemsize
+        loop = f"for (int64_t c{last} = 0; c{last} < length; c{last} += {LINE // size})"
+        place = f"p{self._leaves.index(entries[0])} + {self._index(self._full)}"
+        return [f"{loop} __builtin_prefetch({place} + {AHEAD // size});"]
 
     # Between stages.
 
