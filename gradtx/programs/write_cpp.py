@@ -35,6 +35,9 @@ IN_PARALLEL = "#pragma omp parallel for num_threads(threads) if(threads > 1)\n"
 PARTS = 8
 # The entries of leaves that run together.
 CACHED = 1 << 16
+# A processor that reads one argument has too few entries in flight to keep memory busy, so some later ones are asked
+# for: bytes of a line of a cache, and those between an entry and one that is asked for; entries between two requests.
+LINE, AHEAD, PART = 64, 8192, 256
 # Classes of dtypes, whose objects compilers do not load into vectors, but their words.
 WORDS = {torch.bfloat16: "uint16_t", torch.float8_e4m3fn: "uint8_t"}
 IDENTITIES = {"sum": "0.0", "max": "-INFINITE", "min": "INFINITE"}
@@ -255,7 +258,9 @@ class CppWriter(CppExpressions, KernelWriter):
             *map(self._begun, totals, stage),
         ]
         if self._block == 1:
-            lines += self._loop(stored, totals)
+            entries = [leaf for leaf in read if self._extent(leaf) == "entry"]
+            lines += self._parts(entries)
+            lines += [*self._loop(stored, totals), "}"]
         else:
             lines.append("for (int64_t b = start / block; b < stop / block; b++) {")
             lines.append("const int64_t first = b * block, last = first + block;")
@@ -270,12 +275,22 @@ class CppWriter(CppExpressions, KernelWriter):
     def _looped(self, lines: Sequence[str], totals: Totals) -> list[str]:
         of_loop = map(self._total, totals, totals.values())
         clauses = "".join(total.clause() for total in of_loop)
-        first, last = ("start", "stop") if self._block == 1 else ("first", "last")
         return [
             f"#pragma omp simd{clauses}",
-            f"for (int64_t i = {first}; i < {last}; i++) {{",
+            "for (int64_t i = first; i < last; i++) {",
             *lines,
             "}",
+        ]
+
+    def _parts(self, read: Sequence[Node]) -> list[str]:
+        """Return the start of a loop over parts of a chunk, which asks for later entries if one argument is read."""
+        if len(read) != 1:
+            return ["{", "const int64_t first = start, last = stop;"]
+        ahead = prefetched(read[0], f"p{self._leaves.index(read[0])}", "first", "last")
+        return [
+            f"for (int64_t first = start; first < stop; first += {PART}) {{",
+            f"const int64_t last = first + {PART} < stop ? first + {PART} : stop;",
+            ahead,
         ]
 
     def _total(self, name: str, node: Node) -> Total:
@@ -310,6 +325,13 @@ class CppWriter(CppExpressions, KernelWriter):
             value = self._converted(self._names[result], torch.float64)
             lines.append(f"a.results[{row} * a.n_leaves + leaf] = {value};")
         return by_leaf("finish", lines)
+
+
+def prefetched(leaf: Node, pointer: str, first: str, last: str) -> str:
+    """Return a loop that asks for what comes `AHEAD` of entries."""
+    size = dtype_of(leaf).itemsize
+    loop = f"for (int64_t i = {first}; i < {last}; i += {LINE // size})"
+    return f"{loop} __builtin_prefetch({pointer} + i + {AHEAD // size});"
 
 
 class Total(NamedTuple):

@@ -14,14 +14,12 @@ from gradtx.programs.write_cpp import (
     by_leaf,
     dtype_of,
     kind_of,
+    prefetched,
     program_of,
     torch,
 )
 from gradtx.programs.write_grids import Combine, Extent, GridWriter, Needed
 from gradtx.programs.write_kernels import Store
-
-# Bytes of a line of a cache, and those between an entry and another one that is asked for.
-LINE, AHEAD = 64, 1024
 
 
 class CppGridWriter(CppExpressions, GridWriter):
@@ -169,17 +167,13 @@ class CppGridWriter(CppExpressions, GridWriter):
         return [*lines, f"#pragma omp simd{clauses}", loop, *body, "}", *after]
 
     def _prefetched(self, read: Sequence[Node]) -> list[str]:
-        """Return a loop that asks for what comes `AHEAD` of a row if entries of one argument are read.
-
-        Processors see too few entries ahead of divisions to keep memory busy; several arguments do.
-        """
+        """Return a loop that asks for what comes after a row if entries of one argument are read."""
         entries = [leaf for leaf in read if self._extent(leaf) == self._full]
         if len(entries) != 1:
             return []
-        last, size = self._full[-1], dtype_of(entries[0]).itemsize
-        loop = f"for (int64_t c{last} = 0; c{last} < length; c{last} += {LINE // size})"
-        place = f"p{self._leaves.index(entries[0])} + {self._index(self._full)}"
-        return [f"{loop} __builtin_prefetch({place} + {AHEAD // size});"]
+        index = self._index((*self._full[:-1],))
+        pointer = f"p{self._leaves.index(entries[0])} + ({index}) * length"
+        return [prefetched(entries[0], pointer, "0", "length")]
 
     # Between stages.
 
