@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_aggregate
 
@@ -106,6 +107,15 @@ class Text:
         name = f"{scalar.name}_as_{str(dtype).removeprefix('torch.')}"
         return self.tensors.setdefault((scalar, dtype), name)
 
+    def tensor_of(self, scalar: Node, dtype: torch.dtype) -> str:
+        """Return the code of a scalar as a 0-d tensor of a dtype."""
+        if is_on_device(scalar):
+            return f"{scalar.name}.to({dtype})"
+        if self.device.type == "cpu":
+            self.namespace["on_cpu"] = _on_cpu
+            return f"on_cpu({scalar.name}, {dtype})"
+        return f"torch.full((), {scalar.name}, dtype={dtype}, device=device)"
+
     def text(self, value: Any) -> str:
         if isinstance(value, Node):
             return value.name
@@ -116,6 +126,14 @@ class Text:
         if isinstance(value, torch.dtype):
             value = dtype_on(self.device, value)
         return constant(value)
+
+
+def _on_cpu(value: Any, dtype: torch.dtype) -> Tensor:
+    """Return a number as a 0-d tensor; if it is too large for the dtype, it is infinite, as in other operations."""
+    try:
+        return torch.scalar_tensor(value, dtype=dtype, device="cpu")
+    except RuntimeError:
+        return torch.tensor(value, dtype=dtype, device="cpu")
 
 
 def constant(value: Any) -> str:
