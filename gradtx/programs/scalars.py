@@ -42,7 +42,7 @@ class ScalarProgram:
                 lines += code[node]
             for (scalar, dtype), name in text.tensors.items():
                 if scalar is node:
-                    lines.append(f"{name} = {text.tensor_of(node, dtype)}")
+                    lines += text.as_tensor_lines(name, node, dtype)
         lines.append(f"return {tuple_of(self.names)}")
         self.text = function_text("prepare(scalars)", lines)
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 from torch.fx.node import map_aggregate
 
@@ -107,14 +106,19 @@ class Text:
         name = f"{scalar.name}_as_{str(dtype).removeprefix('torch.')}"
         return self.tensors.setdefault((scalar, dtype), name)
 
-    def tensor_of(self, scalar: Node, dtype: torch.dtype) -> str:
-        """Return the code of a scalar as a 0-d tensor of a dtype."""
+    def as_tensor_lines(self, name: str, scalar: Node, dtype: torch.dtype) -> list[str]:
+        """Return the lines that create a 0-d tensor of a dtype from a scalar."""
         if is_on_device(scalar):
-            return f"{scalar.name}.to({dtype})"
-        if self.device.type == "cpu":
-            self.namespace["on_cpu"] = _on_cpu
-            return f"on_cpu({scalar.name}, {dtype})"
-        return f"torch.full((), {scalar.name}, dtype={dtype}, device=device)"
+            return [f"{name} = {scalar.name}.to({dtype})"]
+        options = f"{scalar.name}, dtype={dtype}, device=device"
+        if self.device.type != "cpu":
+            return [f"{name} = torch.full((), {options})"]
+        return [
+            "try:",
+            f"    {name} = torch.scalar_tensor({options})",
+            "except RuntimeError:  # too large for the dtype, where operations with numbers are infinite",
+            f"    {name} = torch.tensor({options})",
+        ]
 
     def text(self, value: Any) -> str:
         if isinstance(value, Node):
@@ -126,14 +130,6 @@ class Text:
         if isinstance(value, torch.dtype):
             value = dtype_on(self.device, value)
         return constant(value)
-
-
-def _on_cpu(value: Any, dtype: torch.dtype) -> Tensor:
-    """Return a number as a 0-d tensor; if it is too large for the dtype, it is infinite, as in other operations."""
-    try:
-        return torch.scalar_tensor(value, dtype=dtype, device="cpu")
-    except RuntimeError:
-        return torch.tensor(value, dtype=dtype, device="cpu")
 
 
 def constant(value: Any) -> str:
