@@ -2,6 +2,9 @@
 
 A row is the entries that have one value, such as those of one channel. Reductions over rows divide the loop over each
 row into passes, of which the last one writes; a chunk contains whole rows.
+
+Several kernels run for a few leaves before they run for the next ones, so that what one of them reads is still in a
+cache when the next one reads it. Each thread takes leaves of its own; the few largest ones are divided among threads.
 """
 
 from __future__ import annotations
@@ -27,7 +30,14 @@ from gradtx.programs.write_kernels import (
     outputs_of,
 )
 
-IN_PARALLEL = "#pragma omp parallel for num_threads(a.threads) if(a.threads > 1)\n"
+IN_PARALLEL = "#pragma omp parallel for num_threads(threads) if(threads > 1)\n"
+# Each thread has this many parts of the leaves at least; larger leaves are divided among threads.
+PARTS = 8
+# The entries of leaves that run together.
+CACHED = 1 << 16
+# A processor that reads one argument has too few entries in flight to keep memory busy, so some later ones are asked
+# for: bytes of a line of a cache, and those between an entry and one that is asked for; entries between two requests.
+LINE, AHEAD, PART = 64, 8192, 256
 # Classes of dtypes, whose objects compilers do not load into vectors, but their words.
 WORDS = {torch.bfloat16: "uint16_t", torch.float8_e4m3fn: "uint8_t"}
 IDENTITIES = {"sum": "0.0", "max": "-INFINITE", "min": "INFINITE"}
@@ -74,9 +84,9 @@ static inline double ceil(double x) { return __builtin_ceil(x); }
 template <class T> static inline T abs(T x) { return x < 0 ? -x : x; }
 static inline float abs(float x) { return __builtin_fabsf(x); }
 static inline double abs(double x) { return __builtin_fabs(x); }
-template <class T> static inline T if_nan(T x, T y) { return x != x ? x : y; }
-template <class T> static inline T maximum(T x, T y) { return if_nan(x, x > y ? x : y); }
-template <class T> static inline T minimum(T x, T y) { return if_nan(x, x < y ? x : y); }
+// NaN if one of them is. g++ takes this form into vectors, also for values of columns; others made SM3 half as fast.
+template <class T> static inline T maximum(T x, T y) { return !(x <= y) ? (y != y ? y : x) : y; }
+template <class T> static inline T minimum(T x, T y) { return !(x >= y) ? (y != y ? y : x) : y; }
 template <class T, class S> static inline T bits(S x) { return __builtin_bit_cast(T, x); }
 
 struct bfloat16 {
@@ -248,7 +258,9 @@ class CppWriter(CppExpressions, KernelWriter):
             *map(self._begun, totals, stage),
         ]
         if self._block == 1:
-            lines += self._loop(stored, totals)
+            entries = [leaf for leaf in read if self._extent(leaf) == "entry"]
+            lines += self._parts(entries)
+            lines += [*self._loop(stored, totals), "}"]
         else:
             lines.append("for (int64_t b = start / block; b < stop / block; b++) {")
             lines.append("const int64_t first = b * block, last = first + block;")
@@ -258,17 +270,27 @@ class CppWriter(CppExpressions, KernelWriter):
         lines += map(self._ended, totals, stage)
         for i, total in enumerate(totals):
             lines.append(f"a.partials[{i} * a.n_chunks + pid] = {total}_total;")
-        return function_of(name, "pid", "n_chunks", lines, IN_PARALLEL)
+        return by_chunk(name, lines)
 
     def _looped(self, lines: Sequence[str], totals: Totals) -> list[str]:
         of_loop = map(self._total, totals, totals.values())
         clauses = "".join(total.clause() for total in of_loop)
-        first, last = ("start", "stop") if self._block == 1 else ("first", "last")
         return [
             f"#pragma omp simd{clauses}",
-            f"for (int64_t i = {first}; i < {last}; i++) {{",
+            "for (int64_t i = first; i < last; i++) {",
             *lines,
             "}",
+        ]
+
+    def _parts(self, read: Sequence[Node]) -> list[str]:
+        """Return the start of a loop over parts of a chunk, which asks for later entries if one argument is read."""
+        if len(read) != 1:
+            return ["{", "const int64_t first = start, last = stop;"]
+        ahead = prefetched(read[0], f"p{self._leaves.index(read[0])}", "first", "last")
+        return [
+            f"for (int64_t first = start; first < stop; first += {PART}) {{",
+            f"const int64_t last = first + {PART} < stop ? first + {PART} : stop;",
+            ahead,
         ]
 
     def _total(self, name: str, node: Node) -> Total:
@@ -295,14 +317,21 @@ class CppWriter(CppExpressions, KernelWriter):
                 "}",
                 f"{self.total.format(depth, row)} = {total.end()};",
             ]
-        return function_of(f"reduce{depth}", "leaf", "n_leaves", lines)
+        return by_leaf(f"reduce{depth}", lines)
 
     def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
         lines = [*self._head(), *self._values_of_leaf(results, stores)]
         for row, result in enumerate(results):
             value = self._converted(self._names[result], torch.float64)
             lines.append(f"a.results[{row} * a.n_leaves + leaf] = {value};")
-        return function_of("finish", "leaf", "n_leaves", lines)
+        return by_leaf("finish", lines)
+
+
+def prefetched(leaf: Node, pointer: str, first: str, last: str) -> str:
+    """Return a loop that asks for what comes `AHEAD` of entries."""
+    size = dtype_of(leaf).itemsize
+    loop = f"for (int64_t i = {first}; i < {last}; i += {LINE // size})"
+    return f"{loop} __builtin_prefetch({pointer} + i + {AHEAD // size});"
 
 
 class Total(NamedTuple):
@@ -350,19 +379,57 @@ class Total(NamedTuple):
         return f"({self.name}_nan ? NOT_A_NUMBER : {self.name}_sum)"
 
 
-def function_of(
-    name: str, index: str, count: str, lines: Sequence[str], pragma: str = ""
+def by_chunk(name: str, lines: Sequence[str]) -> str:
+    """Return a function that runs lines for each chunk of some leaves."""
+    bounds = "a.leaf_chunks[from]", "a.leaf_chunks[to]"
+    return _function(name, "pid", bounds, lines, IN_PARALLEL)
+
+
+def by_leaf(name: str, lines: Sequence[str]) -> str:
+    """Return a function that runs lines for each of some leaves."""
+    return _function(name, "leaf", ("from", "to"), lines)
+
+
+PARAMETERS = "const Arguments& a, int64_t from, int64_t to, int64_t threads"
+RUN_ALL = 'extern "C" void run(const Arguments* a) { kernels(*a, 0, a->n_leaves, a->threads); }'
+RUN_BY_LEAF = f"""
+extern "C" void run(const Arguments* a) {{
+  const int64_t *sizes = a->sizes, n = a->n_leaves, threads = a->threads;
+  int64_t entries = 0;
+  for (int64_t leaf = 0; leaf < n; leaf++) entries += sizes[leaf];
+  const int64_t parts = {PARTS} * threads, largest = threads > 1 ? entries / parts : entries;
+  for (int64_t leaf = 0; leaf < n; leaf++)
+    if (sizes[leaf] > largest) kernels(*a, leaf, leaf + 1, threads);
+  const int64_t cached = {CACHED} * n / (entries + 1), most = cached < n / parts ? cached : n / parts;
+  const int64_t step = most > 1 ? most : 1;
+{IN_PARALLEL.replace(" num", " schedule(dynamic) num")}  for (int64_t start = 0; start < n; start += step) {{
+    const int64_t stop = start + step < n ? start + step : n;
+    for (int64_t from = start, to; from < stop; from = to) {{
+      for (to = from; to < stop && sizes[to] <= largest; to++);
+      if (to > from) kernels(*a, from, to, 1);
+      else to++;
+    }}
+  }}
+}}
+"""
+
+
+def _function(
+    name: str,
+    index: str,
+    bounds: tuple[str, str],
+    lines: Sequence[str],
+    pragma: str = "",
 ) -> str:
-    """Return a function with a loop."""
-    body = "\n".join(lines)
-    loop = f"for (int64_t {index} = 0; {index} < a.{count}; {index}++) {{"
-    return (
-        f"static void {name}(const Arguments& a) {{\n{pragma}{loop}\n{body}\n}}\n}}\n"
-    )
+    start, stop = bounds
+    loop = f"for (int64_t {index} = {start}; {index} < {stop}; {index}++) {{"
+    head = f"static void {name}({PARAMETERS}) {{"
+    return "\n".join([head, f"{pragma}{loop}", *lines, "}", "}", ""])
 
 
 def program_of(functions: Sequence[str], kernels: Sequence[Kernel]) -> str:
-    """Return the whole text, with one function that runs all kernels in order."""
-    calls = "".join(f"  {kernel.name}(*a);\n" for kernel in kernels)
-    run = f'extern "C" void run(const Arguments* a) {{\n{calls}}}\n'
-    return "\n".join([PRELUDE, *functions, run])
+    """Return the whole text, with one function that runs all kernels."""
+    calls = [f"{kernel.name}(a, from, to, threads);" for kernel in kernels]
+    in_order = "\n".join([f"static void kernels({PARAMETERS}) {{", *calls, "}"])
+    run = RUN_BY_LEAF if len(kernels) > 1 else RUN_ALL
+    return "\n".join([PRELUDE, *functions, in_order, run])
