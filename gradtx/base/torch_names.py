@@ -223,6 +223,21 @@ def may_be_ambient() -> bool:
     )
 
 
+def without_gradients(method: Function) -> Function:
+    """Let autograd record nothing in a method, as `torch.no_grad()` does in several times the time."""
+
+    @functools.wraps(method)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        records = torch.is_grad_enabled()
+        _C._set_grad_enabled(False)
+        try:
+            return method(*args, **kwargs)
+        finally:
+            _C._set_grad_enabled(records)
+
+    return call  # type: ignore[return-value]
+
+
 # Dynamo, without importing it.
 
 

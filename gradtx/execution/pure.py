@@ -782,7 +782,7 @@ STRINGS = frozenset((str,))
 
 def added(params: list[Tensor], steps: list[Tensor]) -> list[Tensor]:
     """Return new parameters, given their updates; one operation adds all plain tensors without derivatives."""
-    dtypes = [param.dtype for param in params]
+    dtypes = list(map(DTYPE, params))
     if torch.compiler.is_dynamo_compiling() or not USUAL_DTYPES.issuperset(dtypes):
         # torch stores float8, such as frozen weights, but does not add to it.
         params = [
@@ -801,6 +801,8 @@ def added(params: list[Tensor], steps: list[Tensor]) -> list[Tensor]:
         sums = [param + step for param, step in zip(params, steps, strict=True)]
     else:
         sums = _torch.added_lists(params, steps)
+        if len({*dtypes, *map(DTYPE, steps)}) == 1:  # a shortcut
+            return sums
     return [total.to(dtype) for total, dtype in zip(sums, dtypes, strict=True)]
 
 

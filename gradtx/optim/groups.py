@@ -245,7 +245,10 @@ class GroupSettings:
             value = next_value(self.sources[name], at)
             self.shown[name] = self.group[name] = value
             # The schedule still applies, without a comparison; a NaN, which differs from itself, will be rejected.
-            if self._seen and is_same(value, value):
+            is_number = (
+                value == value if type(value) is float else is_same(value, value)
+            )
+            if self._seen and is_number:
                 self._seen[self._positions[name]] = value
 
     def loaded(self, group: Group) -> GroupSettings:
@@ -421,7 +424,8 @@ def next_value(value: Any, count: int) -> Any:
     """Return the value of a schedule as a group shows it: a number, or a tuple of numbers."""
     if isinstance(value, tuple):
         return tuple(next_value(item, count) for item in value)
-    return python_scalar(value.at(count) if isinstance(value, Schedule) else value)
+    number = value.at(count) if isinstance(value, Schedule) else value
+    return number if type(number) is float else python_scalar(number)
 
 
 # Functions of hyperparameter values.

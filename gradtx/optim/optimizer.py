@@ -55,6 +55,7 @@ from gradtx.optim.parameters import Members
 from gradtx.optim.run import Extras, KnownClosure, Weights, check_closure
 from gradtx.optim.state import States
 from gradtx.optim.step import Step
+from gradtx.optim.warm import WarmStep
 from gradtx.programs.hyperparameters import each_item
 from gradtx.state.layout import by_state_key
 from gradtx.state.storage import check_patterns
@@ -244,7 +245,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._released = ReleasedGradients(self)
         return self._released
 
-    @torch.no_grad()
+    @_torch.without_gradients
     def step(
         self,
         closure: Callable[[], Any] | None = None,
@@ -345,6 +346,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if scaling is not None and core.counts_on_host() and not scaling.proceed:
             self._end(core, scaling, consume_gradients)
             return None
+        if core.warm is not None:
+            is_plain = closure is None and scaling is None and self._released is None
+            if self._repeats(core, is_plain and not (extras or consume_gradients)):
+                return None
         estimates = self._hessian is not None and "hessian_diag" not in extras
         if estimates:
             extras["hessian_diag"] = None
@@ -381,6 +386,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 if self._hessian is not None:
                     self._hessian.supply(step, estimates)
                 step.apply()
+                core.warm = WarmStep.after(step)
             except Exception:
                 core.agreement.report_failure(core.members)  # others must not wait
                 core.states.undo()
@@ -392,6 +398,13 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if scaling is not None or consume_gradients:
             self._end(core, scaling, consume_gradients)
         return step.run.estimated_loss if core.traits.estimates else loss
+
+    def _repeats(self, core: Core, is_plain: bool) -> bool:
+        """Repeat the last step with other gradients if it is plain and nothing else has changed."""
+        warm, core.warm = core.warm, None  # it does not follow a step that fails
+        if is_plain and warm.applied(core):
+            core.warm = warm
+        return core.warm is not None
 
     def _checked(
         self, core: Core, closure: Callable[[], Any] | None, extras: Extras

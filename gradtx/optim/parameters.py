@@ -65,7 +65,7 @@ class Members:
         by_param: The members, in the order in which they joined.
         are_sharded: Whether any parameter is sharded.
         are_divided: Whether ranks divide the parameters, or the work on them.
-        every: The members of all groups, in order, as `rows` last found them; another object after each change.
+        every: The members of all groups, in order; another object after each change, and empty until `rows` is called.
         repeated: The names of the parameters that are in two groups, or twice in one.
     """
 
@@ -116,7 +116,7 @@ class Members:
     def without_state(self) -> Members:
         """Return a copy whose members have the same names and branches, but no state."""
         members = copy(self)
-        members._rows = []
+        members._rows, members.every = [], []
         members.by_param = {
             param: Member(
                 member.name,
@@ -199,7 +199,7 @@ class Members:
         """Add the joining parameters and their groups."""
         self.groups.extend(joining.groups)
         self.by_param = joining.by_param
-        self._rows = []
+        self._rows, self.every = [], []
 
     def check_selectors(self) -> None:
         """Check that every pattern matches a parameter.
@@ -292,7 +292,8 @@ class Members:
                 group["param_names"] = [
                     member.listed or str(member.name) for member in members
                 ]
-        self.groups, self.by_param, self._rows = all_settings, by_param, []
+        self.groups, self.by_param = all_settings, by_param
+        self._rows, self.every = [], []
         times = Counter(present)
         self.repeated = [by_param[param].name for param in times if times[param] > 1]
         here = set(present)

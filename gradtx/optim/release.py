@@ -74,7 +74,7 @@ class OpenStep(Step):
         self.arrived.add(member)
         eager = [member]
         bundles = []
-        for engine in self._core.back_ends:
+        for engine in self.core.back_ends:
             if eager:
                 bundles, eager = engine.bundles(self, eager, member)
         self._advance(bundles, eager)
@@ -130,6 +130,7 @@ class ReleasedGradients:
         self._hooks.clear()
         optimizer = self._optimizer()
         if optimizer is not None:
+            optimizer._core.warm = None
             for engine in optimizer._core.back_ends:
                 engine.forget()
 

@@ -185,6 +185,7 @@ class KnownCounts:
 
     Attributes:
         steps: The tensors that hold the counts.
+        addresses: Where their memory is.
         versions: How often each was written, up to the end of the last step.
         complete_for: The structures of the groups for which all of them have slots, as far as it is known.
     """
@@ -197,6 +198,7 @@ class KnownCounts:
         # In the order of the states.
         self._steps = [state.get("step") for state in self._states]
         self.versions = list(map(_torch.VERSION, self.steps))
+        self.addresses = list(map(Tensor.data_ptr, self.steps))
         self.complete_for: list[Any] = []
 
     @classmethod
@@ -210,7 +212,8 @@ class KnownCounts:
             return None
         # Inference tensors do not count writes.
         if all(isinstance(step, Tensor) and not step.is_inference() for step in steps):
-            return cls(members, states)
+            with contextlib.suppress(RuntimeError):  # a stand-in without memory
+                return cls(members, states)
         return None
 
     def hold(self, members: list[Member], states: Mapping[Tensor, State]) -> bool:
@@ -225,6 +228,8 @@ class KnownCounts:
             and list(map(list, present)) == self._keys
             and all(map(operator.is_, map(STEP_OR_NONE, present), self._steps))
             and list(map(_torch.VERSION, self.steps)) == self.versions
+            # `step.data = other` counts no version.
+            and list(map(Tensor.data_ptr, self.steps)) == self.addresses
         )
 
 

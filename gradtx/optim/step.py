@@ -91,6 +91,8 @@ class Step:
         consumes: Whether each gradient is freed as soon as it is used.
 
     Attributes:
+        core: The core of the optimizer.
+        takes_extras: Whether the caller has passed any.
         run: Provides operations with old values and collects new ones.
         count: The number of finished steps, which schedules follow.
         members: The parameters that step.
@@ -121,9 +123,10 @@ class Step:
         members, states, traits = core.members, core.states, core.traits
         if traits.exchanges:
             _check_exchanges(core, scaling)
-        self._core = core
+        self.core = core
         self._who = members.who
         self._extras = extras
+        self.takes_extras = bool(extras)
         self.scaling = scaling
         self.consumes = consumes
         self.groups = members.groups
@@ -180,7 +183,7 @@ class Step:
 
     def _notice_scheduler(self, settings: GroupSettings, values: Values) -> None:
         """Notice the scheduler of a trainer's wrapper when it replaces a schedule by a number."""
-        core = self._core
+        core = self.core
         if not core.expects_scheduler and not has_schedule(values["lr"]):
             core.expects_scheduler = check_scheduler(self._who, [settings])
 
@@ -228,13 +231,13 @@ class Step:
             if isinstance(step, Tensor) and step.dtype != torch.float64:
                 member.state["step"] = as_step(member.count, torch.float64)
                 member.set_count(member.count)
-                self._core.known_counts = None
+                self.core.known_counts = None
 
     def _split_extras(self) -> None:
         """Check the extras, and split them into 0-d values and trees by leaf."""
         run, extras = self.run, self._extras
-        kinds = check_extras(self._core.members.tx, True, extras, CALL)
-        names = self._core.members.names()
+        kinds = check_extras(self.core.members.tx, True, extras, CALL)
+        names = self.core.members.names()
         for key, value in extras.items():
             if is_by_leaf(kinds[key]):
                 extras[key] = _by_name(key, value, names)
@@ -248,19 +251,19 @@ class Step:
 
     def _read(self, members: list[Member]) -> None:
         """Look up the state and count of members, and check their gradients and slots."""
-        states = self._core.states.by_param
+        states = self.core.states.by_param
         gradients = list(map(GRADIENT, members))
         self._have_gradients = all(map(operator.is_not, gradients, NONES))
         if not (self._have_gradients and STRIDED.issuperset(map(LAYOUT, gradients))):
             self._check_dense(members)
-        known = self._core.known_counts
+        known = self.core.known_counts
         if known is not None and known.hold(members, states):
             return
-        self._core.known_counts = None
+        self.core.known_counts = None
         for member in members:
             state = member.state = states.get(member.param, {})
             if state and not member.layout.keys <= state.keys():
-                self._core.states.refit(member)
+                self.core.states.refit(member)
                 state = member.state
             try:
                 member.count = member.count_in(state)
@@ -296,7 +299,7 @@ class Step:
                 )
             is_known = member.present_kinds() == member.kinds
             if not (is_known and isinstance(member.state["step"], Tensor)):
-                self._core.states.refit(member)
+                self.core.states.refit(member)
 
     def _stepping(self) -> list[Member]:
         """Return the parameters that step."""
@@ -318,8 +321,8 @@ class Step:
             if param.grad is not None or (takes_none and param.requires_grad):
                 params.append(param)
         if params:
-            self._core.known_counts = None
-            self._core.states.create(settings, params)
+            self.core.known_counts = None
+            self.core.states.create(settings, params)
 
     @functools.cached_property
     def host_knows_scalars(self) -> bool:
@@ -366,7 +369,7 @@ class Step:
         route = self._routes[member.group, member.param.device]
         operations = route.for_leaf(leaf)
         leaf.operations = with_regions(
-            operations, member.param, self._core.members.replicas
+            operations, member.param, self.core.members.replicas
         )
         return leaf
 
@@ -374,7 +377,7 @@ class Step:
 
     def apply(self) -> None:
         """Compute the step and write its results."""
-        run, core = self.run, self._core
+        run, core = self.run, self.core
         if core.traits.estimates:
             self._estimate()
         bundles, eager = self._planned()
@@ -416,7 +419,7 @@ class Step:
 
     def _known_count(self, place: Place) -> int | None:
         """Return the count that a schedule follows; None if reading it would synchronize in a captured step."""
-        core = self._core
+        core = self.core
         has_own_clock = (
             bool(core.traits.clocks) and core.members.clock_path(place) is not None
         )
@@ -428,13 +431,13 @@ class Step:
 
     def _check_agreement(self) -> None:
         """Check that hyperparameters that apply to all leaves jointly are equal in all groups."""
-        known = self._core.agreed
+        known = self.core.agreed
         if not are_identical(self._values, known):
             self._compare_groups()
             tensors_of = [value for values in self._values for value in values.values()]
             # Tensors may be written in place.
             is_fixed = not has_any(Tensor, tensors_of)
-            self._core.agreed = self._values if is_fixed else []
+            self.core.agreed = self._values if is_fixed else []
 
     def _compare_groups(self) -> None:
         first = {}
@@ -443,7 +446,7 @@ class Step:
             self.groups, self._values, self._rows, strict=True
         ):
             # On the host, which need not wait then.
-            run = OptimizerRun({}, self._core.members.by_param, initial=True)
+            run = OptimizerRun({}, self.core.members.by_param, initial=True)
             route = Route.of(settings.chain(values, CPU), run, count)
             # The selectors' decisions that are the same for all members of the group.
             labels: dict[Path, set[Any]] = defaultdict(set)
@@ -479,7 +482,7 @@ class Step:
 
     def _planned(self) -> tuple[list[Any], list[Member]]:
         """Return the bundles of the step, and the members that step one at a time."""
-        core, traits, eager = self._core, self._core.traits, self.members
+        core, traits, eager = self.core, self.core.traits, self.members
         bundles = []
         if core.members.are_divided and not core.agreement.is_done:
             self._compare()
@@ -506,7 +509,7 @@ class Step:
         intent = Intent(
             stepping, self.groups, self._values, self.hyperparameters, fingerprint
         )
-        self._core.agreement.check(intent, self._core.members)
+        self.core.agreement.check(intent, self.core.members)
 
     def _exchanges(self) -> bool:
         """Whether ranks exchange tensors in this step, in which no engine runs."""
@@ -522,7 +525,7 @@ class Step:
         """
         done = []  # bundles, which have written their results
         finished: list[Leaf] = []
-        keeps = always_keeps = self._core.traits.calls_again or SWITCH.raises_on_nan
+        keeps = always_keeps = self.core.traits.calls_again or SWITCH.raises_on_nan
 
         def finish(leaf: Any) -> None:
             if not isinstance(leaf, Leaf):
@@ -540,7 +543,7 @@ class Step:
         try:
             communicating: list[Any] = []
             silent = bundles
-            if self._core.members.are_divided:
+            if self.core.members.are_divided:
                 communicating, silent, eager = self._by_messages(bundles, eager)
             if communicating:
                 keeps = True
@@ -557,11 +560,11 @@ class Step:
         except Exception as error:
             failed = [bundle for bundle in bundles if bundle not in done]
             # Otherwise all ranks would have to run the rules again.
-            if failed and not self._core.members.are_divided:
-                note_program(error, functools.partial(self._run_again, failed))
+            if failed and not self.core.members.are_divided:
+                note_program(error, functools.partial(self.run_again, failed))
             raise
         finally:
-            _count_up(done, self._after)
+            count_up(done, self._after)
 
     def _by_messages(
         self, bundles: list[Any], eager: list[Member]
@@ -577,7 +580,7 @@ class Step:
             else:
                 alone.append(leaf.key)
                 leaf.release()
-        if tasks and self._core.agreement.has_several_teams:
+        if tasks and self.core.agreement.has_several_teams:
             self.run.relay = Relay()
         return tasks, silent, alone
 
@@ -586,19 +589,19 @@ class Step:
         if self.run.relay is not None:
             self.run.relay.end()
 
-    def _run_again(self, bundles: list[Any]) -> None:
+    def run_again(self, bundles: list[Any]) -> None:
         """Run the rules of bundles for each leaf alone, without writing the results."""
         for bundle in bundles:
             execute(self._eager_leaves(bundle.members))
 
     def _schedule_count(self, place: Place) -> int | Tensor:
         """Return the count that a hyperparameter's schedule follows."""
-        if not self._core.traits.clocks:
+        if not self.core.traits.clocks:
             return self.count
-        path = self._core.members.clock_path(place)
+        path = self.core.members.clock_path(place)
         if path is None:
             return self.count
-        if self._core.members.restarts:  # the count may restart in this step
+        if self.core.members.restarts:  # the count may restart in this step
             self._expand()
             step = self.run.inner_counts[path]
         else:
@@ -694,7 +697,7 @@ def _by_name(extra: str, values: Any, names: list[str]) -> Any:
     return values
 
 
-def _count_up(bundles: Iterable[Any], after: Mapping[Any, DeviceCount]) -> None:
+def count_up(bundles: Iterable[Any], after: Mapping[Any, DeviceCount]) -> None:
     """Write the counts after the step into the states of the members of bundles that are done."""
     counted: list[Member] = []  # on the host
     on_device: list[Member] = []

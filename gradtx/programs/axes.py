@@ -114,8 +114,10 @@ def _joined(x: Dimension, y: Dimension) -> Dimension:
         return x or y
     for these, those in ((x, y), (y, x)):
         if len(these) == 1 and these[0].position is None:
-            if these[0] is not those[0]:
+            if these[0] not in those:
                 these[0].same = those
+            elif len(those) > 1:  # an axis is no part of itself
+                raise UnsuitableProgramError(UNRELATED)
             return those
     if len(x) != len(y):
         raise UnsuitableProgramError(UNRELATED)

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.fx import Node
 
-from gradtx.programs.contract import is_on_device, is_scalar
+from gradtx.programs.contract import is_scalar
 from gradtx.programs.lower import Program, mark_on_device
 from gradtx.programs.text import Text, function_text, tuple_of
 
@@ -43,7 +42,7 @@ class ScalarProgram:
                 lines += code[node]
             for (scalar, dtype), name in text.tensors.items():
                 if scalar is node:
-                    lines.append(f"{name} = {_as_tensor(node, dtype)}")
+                    lines += text.as_tensor_lines(name, node, dtype)
         lines.append(f"return {tuple_of(self.names)}")
         self.text = function_text("prepare(scalars)", lines)
 
@@ -75,10 +74,3 @@ class Scalars:
             text = Text(self._device)
             self._known[on_device] = ScalarProgram(self._program, text)
         return self._known[on_device]
-
-
-def _as_tensor(scalar: Node, dtype: torch.dtype) -> str:
-    """Return the code of a scalar as a 0-d tensor."""
-    if is_on_device(scalar):
-        return f"{scalar.name}.to({dtype})"
-    return f"torch.full((), {scalar.name}, dtype={dtype}, device=device)"

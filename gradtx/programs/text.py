@@ -106,6 +106,20 @@ class Text:
         name = f"{scalar.name}_as_{str(dtype).removeprefix('torch.')}"
         return self.tensors.setdefault((scalar, dtype), name)
 
+    def as_tensor_lines(self, name: str, scalar: Node, dtype: torch.dtype) -> list[str]:
+        """Return the lines that create a 0-d tensor of a dtype from a scalar."""
+        if is_on_device(scalar):
+            return [f"{name} = {scalar.name}.to({dtype})"]
+        options = f"{scalar.name}, dtype={dtype}, device=device"
+        if self.device.type != "cpu":
+            return [f"{name} = torch.full((), {options})"]
+        return [
+            "try:",
+            f"    {name} = torch.scalar_tensor({options})",
+            "except RuntimeError:  # too large for the dtype, where operations with numbers are infinite",
+            f"    {name} = torch.tensor({options})",
+        ]
+
     def text(self, value: Any) -> str:
         if isinstance(value, Node):
             return value.name

@@ -55,6 +55,8 @@ Form: TypeAlias = tuple[str, Sequence[Any], dict[str, Any]]
 NORMS = ((), (2,))  # the Euclidean one
 # Accept a list and a 0-d tensor. Without `alpha`, torch would read the tensor, to call the operation for numbers.
 ON_TENSORS: dict[str, dict[str, Any]] = {"mul": {}, "div": {}, "add": {"alpha": 1}}
+# In other dtypes, torch computes with numbers in more bits than a tensor of the dtype has.
+EXACT_SCALARS = frozenset((torch.float32, torch.float64))
 
 
 @dataclass(frozen=True)
@@ -310,12 +312,29 @@ class _Writer(Text):
         dtype = dtype_of(first)
         if dtype_of(node) != dtype:
             return None
-        if is_on_device(second):
+        if self._is_better_as_tensor(second, dtype):
+            if name in ON_TENSORS:
+                tensor = Unquoted(self.as_tensor(second, dtype))
+                return name, (first, tensor), ON_TENSORS[name]
+        elif is_on_device(second):
             if name not in ON_TENSORS:
                 return None
             # In the dtype of the list, as GPUs need it to compute all at once.
             second, options = Unquoted(self.as_tensor(second, dtype)), ON_TENSORS[name]
         return name, (first, second), options
+
+    def _is_better_as_tensor(self, scalar: Any, dtype: torch.dtype) -> bool:
+        """Whether operations on lists in a dtype are faster with a 0-d tensor of this dtype than with a number.
+
+        On CPUs, torch converts a number to a tensor for each leaf, which takes longer than operations on small leaves.
+        """
+        is_cpu = self.device.type == "cpu"
+        return (
+            is_cpu
+            and isinstance(scalar, Node)
+            and is_known(scalar)
+            and dtype in EXACT_SCALARS
+        )
 
     def _loop_over_leaves(self, node: Node) -> str:
         """Return the code of an operation that runs leaf by leaf."""

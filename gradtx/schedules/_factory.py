@@ -28,7 +28,7 @@ COMMON_WORDS: dict[str, tuple[str, ...]] = {
 
 
 # A schedule computes the values of this many steps at once, in a little more time than that of one step.
-WINDOW = 32
+WINDOW = 256
 # More than optimizers with one schedule, or clocks of one chain, usually follow at the same time.
 KEPT_WINDOWS = 4
 

@@ -403,6 +403,26 @@ def test_numbers_are_as_torch_computes_them(operation, value):
     assert result == pytest.approx(expected, rel=1e-15, nan_ok=True)
 
 
+@pytest.mark.parametrize("factor", [1e39, -1e300, 1e-50, 3.4028235677973366e38])
+def test_a_number_that_float32_cannot_hold_multiplies_as_in_torch(factor):
+    gradient = torch.tensor([1.0, -2.0, 0.0])
+    tx = gradtx.scale(factor)
+    state = tx.init({"w": gradient})
+    for _ in range(2):  # the definition, and its program
+        updates, state = tx.update({"w": gradient}, state)
+        torch.testing.assert_close(updates["w"], gradient * factor, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_numbers_round_once_to_the_dtype_of_a_list(dtype):
+    function = list_function(recorded(lambda a, x: ([x * a + a / 3], []), [(5,)], dtype=dtype), CPU)
+    columns = [tensor.to(dtype) for tensor in lists(3, shape=(5,))]
+    for number in (0.1, -1 / 3, 1e-8, 12345.678):
+        [results] = run(function, [number], columns)
+        for result, x in zip(results, columns, strict=True):
+            torch.testing.assert_close(result, x * number + number / 3, rtol=0, atol=0)
+
+
 def test_a_list_is_divided_by_a_literal_zero():
     @gradtx.per_tensor(elementwise=True)
     def sign(width: gradtx.Scalar = 1.0):

@@ -16,6 +16,7 @@ from gradtx.base.ambient import SWITCH
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import warn_user
+from gradtx.base.plain import LAYOUT, STRIDED
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.execution.owners import OwnedRegion
 from gradtx.optim.engine.family import MemberFamily
@@ -23,7 +24,7 @@ from gradtx.optim.engine.known_kinds import KnownKinds, tensors_of
 from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_positional
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import DeviceCount, Member, TensorKind
-from gradtx.optim.step import COUNT, STATE, Step
+from gradtx.optim.step import COUNT, NONES, STATE, Step
 from gradtx.programs.families import LeafKind, forms_of, in_families
 from gradtx.programs.function import Signature
 
@@ -114,11 +115,23 @@ class Plan:
 
     def matches(self, fingerprint: Any, members: list[Member]) -> bool:
         """Whether the input is the same, and all parameters and slots have the same memory, sizes and strides."""
-        if fingerprint != self.fingerprint:
-            return False
+        return (
+            fingerprint == self.fingerprint
+            and all(map(operator.is_, map(STATE, members), self._states))
+            and self._has_tensors(list(map(GRADIENT, self._params)))
+        )
+
+    def is_repeated(self) -> bool:
+        """Whether a plan of the same members and states matches, and all gradients are there and dense."""
         gradients = list(map(GRADIENT, self._params))
-        if not all(map(operator.is_, map(STATE, members), self._states)):
-            return False
+        return (
+            all(map(operator.is_not, gradients, NONES))
+            and STRIDED.issuperset(map(LAYOUT, gradients))
+            and self._has_tensors(gradients)
+        )
+
+    def _has_tensors(self, gradients: list[Any]) -> bool:
+        """Whether tensors have the same memory, sizes and strides; gradients have their own memory."""
         present = self._present_tensors()
         if not (
             all(map(operator.is_, present, self._tensors))
@@ -299,7 +312,7 @@ class Engine(ABC):
                 plan.reasons = self.reasons
                 if released is None:
                     self._keep(plan, step.by_param)
-            self._begin(plan, step)
+            begin(plan, step)
         except Exception as error:
             # A bug in gradtx: training continues, but the traceback is logged.
             self._give_up(error)
@@ -326,22 +339,6 @@ class Engine(ABC):
         self.plans.clear()
         self._kept.clear()
         self._known = KnownKinds()
-
-    def _begin(self, plan: Plan, step: Step) -> None:
-        """Pass each bundle its arguments for this step; bundles with the same scalars get the same list."""
-        scalars: dict[Any, list[Any]] = {}
-        for bundle in plan.bundles:
-            member = bundle.members[0]
-            # Bundles whose equal slots had the same values when the plan was made may have other values by now.
-            shared = bundle if bundle.signature.equal else bundle.signature
-            key = member.group, member.count, id(shared)
-            if key not in scalars:
-                scalars[key] = _scalars_of(member, bundle.signature, step)
-            bundle.begin(step.run, scalars[key], step.on_host)
-            bundle.consumes = step.consumes
-            bundle.are_as_planned = plan.gradients_are_as_planned
-            if bundle.signature.has_owners:
-                bundle.set_leaves(step.leaves_of(bundle.members))
 
     def _give_up(self, error: BaseException) -> None:
         self.failed = True
@@ -499,7 +496,24 @@ class Engine(ABC):
             self.reasons.update({member.name: reason for member in members})
 
 
-def _scalars_of(member: Member, signature: Signature, step: Step) -> list[Any]:
+def begin(plan: Plan, step: Any) -> None:
+    """Pass each bundle its arguments for a `Step` or `WarmStep`; bundles with the same scalars get the same list."""
+    scalars: dict[Any, list[Any]] = {}
+    for bundle in plan.bundles:
+        member = bundle.members[0]
+        # Bundles whose equal slots had the same values when the plan was made may have other values by now.
+        shared = bundle if bundle.signature.equal else bundle.signature
+        key = member.group, member.count, id(shared)
+        if key not in scalars:
+            scalars[key] = _scalars_of(member, bundle.signature, step)
+        bundle.begin(step.run, scalars[key], step.on_host)
+        bundle.consumes = step.consumes
+        bundle.are_as_planned = plan.gradients_are_as_planned
+        if bundle.signature.has_owners:
+            bundle.set_leaves(step.leaves_of(bundle.members))
+
+
+def _scalars_of(member: Member, signature: Signature, step: Any) -> list[Any]:
     """Return the scalars that the leaves of a bundle share, in the order of `Signature`."""
     count = member.count
     scalars = [

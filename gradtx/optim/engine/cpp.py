@@ -8,6 +8,7 @@ import functools
 import os
 import shlex
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -38,13 +39,9 @@ ADDRESSES = (
 COUNTS = ("n_leaves", "n_chunks", "threads")
 
 
-class Arguments(ctypes.Structure):
-    """The arguments of a phase; see `gradtx.programs.write_cpp`."""
-
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ADDRESSES),
-        *((name, ctypes.c_int64) for name in COUNTS),
-    ]
+# Packs the arguments of a phase, addresses and counts; see `gradtx.programs.write_cpp`. A structure of ctypes takes
+# several times as long.
+ARGUMENTS = struct.Struct(f"={len(ADDRESSES) + len(COUNTS)}q")
 
 
 class CompilerError(Exception):
@@ -66,7 +63,7 @@ def compiler_or_none() -> tuple[str, ...] | None:
     return None
 
 
-def compiled(source: str) -> Callable[[Any], None]:
+def compiled(source: str) -> Callable[[bytes], None]:
     """Return the function of a text; equal texts share it.
 
     Raises:
@@ -79,7 +76,7 @@ def compiled(source: str) -> Callable[[Any], None]:
 
 
 @functools.cache
-def outcome(source: str) -> Callable[[Any], None] | str:
+def outcome(source: str) -> Callable[[bytes], None] | str:
     """Return the function of a text, or the reason why there is none: a compiler that fails is not asked again."""
     compiler = compiler_or_none()
     if compiler is None:
@@ -103,7 +100,7 @@ def outcome(source: str) -> Callable[[Any], None] | str:
         return reason
 
 
-def _built(command: list[str], source: str, library: str) -> Callable[[Any], None]:
+def _built(command: list[str], source: str, library: str) -> Callable[[bytes], None]:
     """Return the function of a text, compiled by a command.
 
     Raises:
@@ -117,5 +114,5 @@ def _built(command: list[str], source: str, library: str) -> Callable[[Any], Non
         run: Any = ctypes.CDLL(library).run
     except OSError as error:
         raise CompilerError(f"{command[0]}: {error}") from error
-    run.argtypes, run.restype = [ctypes.POINTER(Arguments)], None
+    run.argtypes, run.restype = [ctypes.c_char_p], None
     return run

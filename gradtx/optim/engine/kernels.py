@@ -26,7 +26,7 @@ from torch.fx import Node
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.messages import warn_user
-from gradtx.base.torch_names import is_captured
+from gradtx.base.torch_names import NEVER_CAPTURED, is_captured
 from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.optim.engine import cpp, triton
 from gradtx.optim.engine.base import GRADIENT, Engine
@@ -75,6 +75,9 @@ LARGE = 2**15  # entries of all leaves from which several threads are faster
 # Of a tile that reduces columns, ...: results, and what is reduced.
 LANES, STEPS = 32, 32
 WIDTH = 256  # partial sums that are added at a time
+# Of a call without sums, and of a phase without results by leaf.
+NO_MEMORY = (0, 0)
+NO_RESULTS = torch.empty((0, 0), dtype=torch.float64, device="cpu")
 # Where the arguments of captured steps are; graphs may replay these at any time.
 CAPTURED: list[Any] = []
 
@@ -393,10 +396,13 @@ class CppKernels(PhaseKernels):
     ) -> Tensor:
         text = self.text
         packed, unknown = self.packed(scalars)
-        words = ctypes.create_string_buffer(packed, len(packed))
+        words = self._words.from_buffer_copy(packed)
         for i, word in unknown.items():
             torch.frombuffer(words, dtype=torch.int64)[i].copy_(word)
-        results = table.memory(self.rows, table.leaves)
+        results, address = NO_RESULTS, 0
+        if self.rows:
+            results = table.memory(self.rows, table.leaves)
+            address = results.data_ptr()
         memory: list[Tensor] = []
         chunks, of_chunks = table.chunks, table.addresses
         if layout is not None:
@@ -405,20 +411,23 @@ class CppKernels(PhaseKernels):
         elif text.sums:
             memory.append(table.memory(sum(text.sums), table.leaves))
             memory.append(table.memory(max(text.sums), table.chunks))
-        addresses = list(map(Tensor.data_ptr, memory)) or [None, None]
+        addresses = [*map(Tensor.data_ptr, memory)] or NO_MEMORY
         threads = torch.get_num_threads() if table.entries >= LARGE else 1
-        arguments = cpp.Arguments(
+        arguments = cpp.ARGUMENTS.pack(
             ctypes.addressof(words),
-            *of_chunks,
-            *addresses,
-            results.data_ptr(),
+            *(*of_chunks, *addresses, address),
             *(table.leaves, chunks, threads),
         )
         self._function(arguments)
         return results
 
     @functools.cached_property
-    def _function(self) -> Callable[[Any], None]:
+    def _words(self) -> Any:
+        """The type of memory for the scalars."""
+        return ctypes.c_char * self._form.size
+
+    @functools.cached_property
+    def _function(self) -> Callable[[bytes], None]:
         return cpp.compiled(self.text.source)
 
 
@@ -457,6 +466,7 @@ class KernelBundle(MemberBundle):
     def __init__(self, members: list[Member], *arguments: Any):
         super().__init__(members, *arguments)
         self._table: Table | None = None
+        self._may_be_captured = self.device.type not in NEVER_CAPTURED
         self._written = 0  # the number of arguments that kernels write
         self._params = [member.param for member in members]
         self.leaf_names = [[member.name for member in members]]
@@ -596,9 +606,12 @@ class KernelBundle(MemberBundle):
 
     def processed(self, phase: RecordedPhase, inputs: Inputs, by_leaf: Tensor) -> Any:
         """Return the terms of a phase whose kernels have run, given their results by leaf."""
-        if is_captured(self.device):
+        if self._may_be_captured and is_captured(self.device):
             CAPTURED.append((inputs.table, inputs.layout))
             self._table = None  # later steps do not change this one
+        if not phase.names:
+            increment_version(self._params)
+            return self.end(phase, [])
         results = self.kernels[self.at].results(inputs.scalars, by_leaf)
         if phase.operation is not None:
             return self._totals(phase, results)
