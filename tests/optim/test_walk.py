@@ -76,7 +76,7 @@ def test_a_schedule_and_a_clip_add_a_few_calls_for_all_leaves(tx, most, leaves):
 @pytest.mark.parametrize("leaves", [1, 16])
 def test_a_warm_step_of_compiled_adamw_is_short(leaves):
     calls, _ = walk_of(warm(gradtx.adamw(), leaves, compile=True).step)
-    assert len(calls) <= 36
+    assert len(calls) <= 37
 
 
 def test_a_pure_update_of_trees_that_were_seen_calls_nothing_for_each_leaf():
