@@ -66,7 +66,9 @@ class WarmStep:
     def after(cls, step: Step) -> WarmStep | None:
         """Return what follows a step that has been applied; None if the next one needs a `Step` in any case."""
         core, known = step.core, step.core.known_counts
-        if type(step) is not Step or known is None or known.complete_for == []:
+        if type(step) is not Step or known is None:
+            return None
+        if not (step.members and known.complete_for):
             return None
         traits, members = core.traits, core.members
         has_features = (
@@ -101,8 +103,11 @@ class WarmStep:
         for settings in self._groups:
             numbers = settings.hyperparameters(self._schedule_count)
             self.hyperparameters.append(numbers)
-        for plan in self._plans:
-            begin(plan, self)
+        try:
+            for plan in self._plans:
+                begin(plan, self)
+        except Exception:  # which the engine of a `Step` reports
+            return False
         self._process(core)
         if self.run is not None and self.run.new_shared:
             core.states.write_shared(self.run, False)

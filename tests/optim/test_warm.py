@@ -217,3 +217,31 @@ def test_hooks_run_around_warm_steps():
     for _ in range(3):
         optimizer.step()
     assert seen == [1, 0, 0, -1, -1, -2]
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": True}], ids=["lists", "compiled"])
+def test_a_group_without_parameters_steps(options):
+    optimizer = gradtx.optim.SGD([{"params": []}], lr=1.0, **options)
+    for _ in range(3):
+        optimizer.step()
+    param = torch.nn.Parameter(torch.ones(2))
+    optimizer.param_groups[0]["params"].append(param)
+    param.grad = torch.ones(2)
+    for _ in range(3):
+        optimizer.step()
+    assert param.tolist() == [-2, -2]
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": True}], ids=["lists", "compiled"])
+def test_a_momentum_that_is_switched_on_between_warm_steps_starts_as_in_torch(options):
+    def trained(optimizer_class, **options):
+        param = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+        optimizer = optimizer_class([param], lr=0.1, **options)
+        for i in range(8):
+            param.grad = torch.full((3,), float(i), dtype=torch.float64)
+            if i == 4:
+                optimizer.param_groups[0]["momentum"] = 0.9
+            optimizer.step()
+        return param.detach()
+
+    torch.testing.assert_close(trained(gradtx.optim.SGD, **options), trained(torch.optim.SGD))
