@@ -7,13 +7,13 @@ row into passes, of which the last one writes; a chunk contains whole rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch.fx import Node
 
-from gradtx.programs.contract import dtype_of
+from gradtx.programs.contract import dtype_of, is_scalar
 from gradtx.programs.write_expressions import HALF, ExpressionWriter
 from gradtx.programs.write_kernels import (
     BLOCKS,
@@ -61,7 +61,7 @@ struct Arguments {
   extern "C" VECTOR float name##f(float, float) noexcept; \\
   static inline float name(float x, float y) { return name##f(x, y); }
 UNARY(exp) UNARY(expm1) UNARY(log) UNARY(log1p) UNARY(sin) UNARY(cos) UNARY(tanh)
-UNARY(atan) UNARY(erf) BINARY(atan2) BINARY(pow)
+UNARY(atan) UNARY(erf) UNARY(cbrt) BINARY(atan2) BINARY(pow)
 
 static inline float sqrt(float x) { return __builtin_sqrtf(x); }
 static inline double sqrt(double x) { return __builtin_sqrt(x); }
@@ -162,6 +162,11 @@ class CppExpressions(ExpressionWriter):
     def _root(self, x: str, dtype: torch.dtype) -> str:
         return f"sqrt({x})"
 
+    def _power(self, operands: list[str], args: Any, dtype: torch.dtype) -> str:
+        if args[1] == 1 / 3:
+            return self._call("cbrt", operands[:1])
+        return super()._power(operands, args, dtype)
+
     def _loaded(self, row: int, leaf: Node, index: str) -> str:
         """Return the line that loads a value of an argument."""
         code, dtype = f"p{row}[{index}]", dtype_of(leaf)
@@ -205,7 +210,17 @@ class CppWriter(CppExpressions, KernelWriter):
     total = "sums{}[{} * a.n_leaves + leaf]"
 
     def _joined(self, functions: Sequence[str]) -> str:
+        if self._exponents:
+            return program_of_powers(functions, self._kernels, self._exponents)
         return program_of(functions, self._kernels)
+
+    def _power(self, operands: list[str], args: Any, dtype: torch.dtype) -> str:
+        base, exponent = args
+        is_shared = isinstance(exponent, Node) and is_scalar(exponent)
+        if not is_shared or self._extent(base) == "leaf":
+            return super()._power(operands, args, dtype)
+        self._exponents.add(self._scalars.index(exponent))
+        return self._call("power", operands)
 
     # Kernels.
 
@@ -366,3 +381,33 @@ def program_of(functions: Sequence[str], kernels: Sequence[Kernel]) -> str:
     calls = "".join(f"  {kernel.name}(*a);\n" for kernel in kernels)
     run = f'extern "C" void run(const Arguments* a) {{\n{calls}}}\n'
     return "\n".join([PRELUDE, *functions, run])
+
+
+def program_of_powers(
+    functions: Sequence[str], kernels: Sequence[Kernel], exponents: Collection[int]
+) -> str:
+    """Return the text of kernels with powers whose exponents are these scalars.
+
+    The kernels are written for exponents of 1/2, of 1, and for any others, because a root takes a tenth of the time of
+    a power, and compilers do not always move the choice out of a loop.
+    """
+    body = "\n".join(functions)
+    calls = "".join(f"{kernel.name}(a); " for kernel in kernels)
+    words = [f"bits<double>(a->words[{j}])" for j in sorted(exponents)]
+    is_root, is_same = (
+        " && ".join(f"{word} == {value}" for word in words) for value in (0.5, 1.0)
+    )
+    return f"""{PRELUDE}
+template <int halves> struct Kernels {{  // the exponent in halves
+template <class T> static inline T power(T x, T y) {{
+  return halves == 1 ? sqrt(x) : halves == 2 ? x : pow(x, y);
+}}
+{body}
+static void all(const Arguments& a) {{ {calls}}}
+}};
+extern "C" void run(const Arguments* a) {{
+  if ({is_root}) Kernels<1>::all(*a);
+  else if ({is_same}) Kernels<2>::all(*a);
+  else Kernels<0>::all(*a);
+}}
+"""

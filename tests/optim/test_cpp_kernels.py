@@ -53,6 +53,7 @@ UNARY = {
     "sqrt": lambda x: x.abs().sqrt(),
     "rsqrt": lambda x: x.abs().rsqrt(),
     "pow": lambda x: x.abs() ** 0.3,
+    "cube root by pow": lambda x: x.abs() ** (1 / 3),
     "square root by pow": lambda x: x.abs() ** 0.5,
     "nan_to_num": lambda x: x.nan_to_num(nan=0.5, posinf=2.0, neginf=-2.0),
     "isnan": lambda x: x.isnan().to(x.dtype),
@@ -332,6 +333,21 @@ def test_functions_of_trees_run_columns_over_lists(last, monkeypatch):
     updates, _ = compiled(params, tx.init(params), params)
     expected, _ = tx.update(params, tx.init(params), params)
     torch.testing.assert_close(updates, expected)
+
+
+@each("dtype", DTYPES[:2], ids=str)
+def test_powers_follow_an_exponent_that_changes(dtype):
+    torch.manual_seed(0)
+    start = torch.rand(300, dtype=dtype)
+    params = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    pair = [gradtx.optim.FAdam([param], lr=0.1, compile=way) for param, way in zip(params, (True, False), strict=True)]
+    for exponent in (0.5, 1.0, 0.3, 0.0, 0.5, 2.0):
+        gradient = torch.randn(300, dtype=dtype)
+        for param, optimizer in zip(params, pair, strict=True):
+            optimizer.param_groups[0]["p"] = exponent
+            param.grad = gradient
+            optimizer.step()
+        torch.testing.assert_close(*params, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
 
 
 def test_equal_texts_are_compiled_once():
