@@ -106,7 +106,7 @@ def _joined(x: Dimension, y: Dimension) -> Dimension:
         return x or y
     for these, those in ((x, y), (y, x)):
         if len(these) == 1 and these[0].position is None:
-            if these[0] is not those[0]:
+            if all(axis is not these[0] for axis in those):
                 these[0].same = those
             return those
     if len(x) != len(y):

@@ -317,6 +317,8 @@ def _base_of_square(squares: Any) -> Node | None:
 def _is_short_row(x: Any, dims: Any) -> bool:
     """Whether some dimensions are the last ones, and have few entries."""
     shape = x.meta["val"].shape
+    if not dims or not shape:
+        return False
     last = range(len(shape) - len(dims), len(shape))
     is_last = sorted(dim % len(shape) for dim in dims) == list(last)
     return is_last and math.prod(shape[last.start :]) <= ROW
