@@ -206,11 +206,24 @@ def random_terms(
 ) -> list[tuple[Tensor, Tensor]]:
     """Return the two terms of each factor's gradient for a random probe."""
     whole = applied(x + damping * probe, factors)
-    other = applied(probe, [_transposed(_inverse(factor)) for factor in factors])
+    other = probe
+    for i, factor in enumerate(factors):
+        other = _solved(other, factor, i)
     return [
         (_outer(whole, i, factor), _outer(other, i, factor))
         for i, factor in enumerate(factors)
     ]
+
+
+def _solved(x: Tensor, factor: Tensor, i: int) -> Tensor:
+    """Multiply a tensor along a dimension by the inverse of a factor, transposed."""
+    if factor.ndim == 1:
+        return _times(x, 1 / factor, i)
+    rows = x.movedim(i, 0)
+    solution = torch.linalg.solve_triangular(
+        factor.mT, rows.reshape(len(factor), -1), upper=False
+    )
+    return solution.reshape(rows.shape).movedim(0, i)
 
 
 def _inverse(factor: Tensor) -> Tensor:

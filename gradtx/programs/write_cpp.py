@@ -2,6 +2,9 @@
 
 A row is the entries that have one value, such as those of one channel. Reductions over rows divide the loop over each
 row into passes, of which the last one writes; a chunk contains whole rows.
+
+Several kernels run for a few leaves before they run for the next ones, so that what one of them reads is still in a
+cache when the next one reads it. Each thread takes leaves of its own; the few largest ones are divided among threads.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import torch
 from torch.fx import Node
 
 from gradtx.programs.contract import dtype_of, is_scalar
+from gradtx.programs.needs import Needs
 from gradtx.programs.write_expressions import HALF, ExpressionWriter
 from gradtx.programs.write_kernels import (
     BLOCKS,
@@ -27,7 +31,14 @@ from gradtx.programs.write_kernels import (
     outputs_of,
 )
 
-IN_PARALLEL = "#pragma omp parallel for num_threads(a.threads) if(a.threads > 1)\n"
+IN_PARALLEL = "#pragma omp parallel for num_threads(threads) if(threads > 1)\n"
+# Each thread has this many parts of the leaves at least; larger leaves are divided among threads.
+PARTS = 8
+# The entries of leaves that run together.
+CACHED = 1 << 16
+# A processor that reads one argument has too few entries in flight to keep memory busy, so some later ones are asked
+# for: bytes of a line of a cache, and those between an entry and one that is asked for; entries between two requests.
+LINE, AHEAD, PART = 64, 8192, 256
 # Classes of dtypes, whose objects compilers do not load into vectors, but their words.
 WORDS = {torch.bfloat16: "uint16_t", torch.float8_e4m3fn: "uint8_t"}
 IDENTITIES = {"sum": "0.0", "max": "-INFINITE", "min": "INFINITE"}
@@ -74,9 +85,9 @@ static inline double ceil(double x) { return __builtin_ceil(x); }
 template <class T> static inline T abs(T x) { return x < 0 ? -x : x; }
 static inline float abs(float x) { return __builtin_fabsf(x); }
 static inline double abs(double x) { return __builtin_fabs(x); }
-template <class T> static inline T if_nan(T x, T y) { return x != x ? x : y; }
-template <class T> static inline T maximum(T x, T y) { return if_nan(x, x > y ? x : y); }
-template <class T> static inline T minimum(T x, T y) { return if_nan(x, x < y ? x : y); }
+// NaN if one of them is. g++ takes this form into vectors, also for values of columns; others made SM3 half as fast.
+template <class T> static inline T maximum(T x, T y) { return !(x <= y) ? (y != y ? y : x) : y; }
+template <class T> static inline T minimum(T x, T y) { return !(x >= y) ? (y != y ? y : x) : y; }
 template <class T, class S> static inline T bits(S x) { return __builtin_bit_cast(T, x); }
 
 struct bfloat16 {
@@ -210,9 +221,24 @@ class CppWriter(CppExpressions, KernelWriter):
     total = "sums{}[{} * a.n_leaves + leaf]"
 
     def _joined(self, functions: Sequence[str]) -> str:
-        if self._exponents:
-            return program_of_powers(functions, self._kernels, self._exponents)
-        return program_of(functions, self._kernels)
+        conditions = self._conditions()
+        return program_of(functions, self._kernels, conditions, self._exponents)
+
+    def _conditions(self) -> dict[str, str]:
+        """Return when the reductions of a stage run: scalars may say that no later stage reads them."""
+        conditions: dict[str, str] = {}
+        needs = Needs(self._program.graph, decides=True)
+        for depth, stage in enumerate(self._reductions):
+            cases = [needs.of(node) for node in stage if node in needs]
+            tests = []
+            for scalar, truth in cases[0].intersection(*cases[1:]) if cases else ():
+                if scalar in self._scalars:
+                    word = f"a.words[{self._scalars.index(scalar)}]"
+                    tests.append(f"{word} != 0" if truth else f"{word} == 0")
+            if tests:
+                both = " && ".join(sorted(tests))
+                conditions |= {f"stage{depth}": both, f"reduce{depth}": both}
+        return conditions
 
     def _power(self, operands: list[str], args: Any, dtype: torch.dtype) -> str:
         base, exponent = args
@@ -263,7 +289,9 @@ class CppWriter(CppExpressions, KernelWriter):
             *map(self._begun, totals, stage),
         ]
         if self._block == 1:
-            lines += self._loop(stored, totals)
+            entries = [leaf for leaf in read if self._extent(leaf) == "entry"]
+            lines += self._parts(entries)
+            lines += [*self._loop(stored, totals), "}"]
         else:
             lines.append("for (int64_t b = start / block; b < stop / block; b++) {")
             lines.append("const int64_t first = b * block, last = first + block;")
@@ -273,17 +301,27 @@ class CppWriter(CppExpressions, KernelWriter):
         lines += map(self._ended, totals, stage)
         for i, total in enumerate(totals):
             lines.append(f"a.partials[{i} * a.n_chunks + pid] = {total}_total;")
-        return function_of(name, "pid", "n_chunks", lines, IN_PARALLEL)
+        return by_chunk(name, lines)
 
     def _looped(self, lines: Sequence[str], totals: Totals) -> list[str]:
         of_loop = map(self._total, totals, totals.values())
         clauses = "".join(total.clause() for total in of_loop)
-        first, last = ("start", "stop") if self._block == 1 else ("first", "last")
         return [
             f"#pragma omp simd{clauses}",
-            f"for (int64_t i = {first}; i < {last}; i++) {{",
+            "for (int64_t i = first; i < last; i++) {",
             *lines,
             "}",
+        ]
+
+    def _parts(self, read: Sequence[Node]) -> list[str]:
+        """Return the start of a loop over parts of a chunk, which asks for later entries if one argument is read."""
+        if len(read) != 1:
+            return ["{", "const int64_t first = start, last = stop;"]
+        ahead = prefetched(read[0], f"p{self._leaves.index(read[0])}", "first", "last")
+        return [
+            f"for (int64_t first = start; first < stop; first += {PART}) {{",
+            f"const int64_t last = first + {PART} < stop ? first + {PART} : stop;",
+            ahead,
         ]
 
     def _total(self, name: str, node: Node) -> Total:
@@ -310,14 +348,21 @@ class CppWriter(CppExpressions, KernelWriter):
                 "}",
                 f"{self.total.format(depth, row)} = {total.end()};",
             ]
-        return function_of(f"reduce{depth}", "leaf", "n_leaves", lines)
+        return by_leaf(f"reduce{depth}", lines)
 
     def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
         lines = [*self._head(), *self._values_of_leaf(results, stores)]
         for row, result in enumerate(results):
             value = self._converted(self._names[result], torch.float64)
             lines.append(f"a.results[{row} * a.n_leaves + leaf] = {value};")
-        return function_of("finish", "leaf", "n_leaves", lines)
+        return by_leaf("finish", lines)
+
+
+def prefetched(leaf: Node, pointer: str, first: str, last: str) -> str:
+    """Return a loop that asks for what comes `AHEAD` of entries."""
+    size = dtype_of(leaf).itemsize
+    loop = f"for (int64_t i = {first}; i < {last}; i += {LINE // size})"
+    return f"{loop} __builtin_prefetch({pointer} + i + {AHEAD // size});"
 
 
 class Total(NamedTuple):
@@ -365,49 +410,100 @@ class Total(NamedTuple):
         return f"({self.name}_nan ? NOT_A_NUMBER : {self.name}_sum)"
 
 
-def function_of(
-    name: str, index: str, count: str, lines: Sequence[str], pragma: str = ""
+def by_chunk(name: str, lines: Sequence[str]) -> str:
+    """Return a function that runs lines for each chunk of some leaves."""
+    bounds = "a.leaf_chunks[from]", "a.leaf_chunks[to]"
+    return _function(name, "pid", bounds, lines, IN_PARALLEL)
+
+
+def by_leaf(name: str, lines: Sequence[str]) -> str:
+    """Return a function that runs lines for each of some leaves."""
+    return _function(name, "leaf", ("from", "to"), lines)
+
+
+PARAMETERS = "const Arguments& a, int64_t from, int64_t to, int64_t threads"
+RUN_ALL = 'extern "C" void run(const Arguments* a) { kernels(*a, 0, a->n_leaves, a->threads); }'
+RUN_BY_LEAF = f"""
+extern "C" void run(const Arguments* a) {{
+  const int64_t *sizes = a->sizes, n = a->n_leaves, threads = a->threads;
+  int64_t entries = 0;
+  for (int64_t leaf = 0; leaf < n; leaf++) entries += sizes[leaf];
+  const int64_t parts = {PARTS} * threads, largest = threads > 1 ? entries / parts : entries;
+  for (int64_t leaf = 0; leaf < n; leaf++)
+    if (sizes[leaf] > largest) kernels(*a, leaf, leaf + 1, threads);
+  const int64_t cached = {CACHED} * n / (entries + 1), most = cached < n / parts ? cached : n / parts;
+  const int64_t step = most > 1 ? most : 1;
+{IN_PARALLEL.replace(" num", " schedule(dynamic) num")}  for (int64_t start = 0; start < n; start += step) {{
+    const int64_t stop = start + step < n ? start + step : n;
+    for (int64_t from = start, to; from < stop; from = to) {{
+      for (to = from; to < stop && sizes[to] <= largest; to++);
+      if (to > from) kernels(*a, from, to, 1);
+      else to++;
+    }}
+  }}
+}}
+"""
+
+
+def _function(
+    name: str,
+    index: str,
+    bounds: tuple[str, str],
+    lines: Sequence[str],
+    pragma: str = "",
 ) -> str:
-    """Return a function with a loop."""
-    body = "\n".join(lines)
-    loop = f"for (int64_t {index} = 0; {index} < a.{count}; {index}++) {{"
-    return (
-        f"static void {name}(const Arguments& a) {{\n{pragma}{loop}\n{body}\n}}\n}}\n"
-    )
+    start, stop = bounds
+    loop = f"for (int64_t {index} = {start}; {index} < {stop}; {index}++) {{"
+    head = f"static void {name}({PARAMETERS}) {{"
+    return "\n".join([head, f"{pragma}{loop}", *lines, "}", "}", ""])
 
 
-def program_of(functions: Sequence[str], kernels: Sequence[Kernel]) -> str:
-    """Return the whole text, with one function that runs all kernels in order."""
-    calls = "".join(f"  {kernel.name}(*a);\n" for kernel in kernels)
-    run = f'extern "C" void run(const Arguments* a) {{\n{calls}}}\n'
-    return "\n".join([PRELUDE, *functions, run])
-
-
-def program_of_powers(
-    functions: Sequence[str], kernels: Sequence[Kernel], exponents: Collection[int]
+def program_of(
+    functions: Sequence[str],
+    kernels: Sequence[Kernel],
+    conditions: Mapping[str, str] | None = None,
+    exponents: Collection[int] = (),
 ) -> str:
-    """Return the text of kernels with powers whose exponents are these scalars.
+    """Return the whole text, with one function that runs all kernels.
 
-    The kernels are written for exponents of 1/2, of 1, and for any others, because a root takes a tenth of the time of
-    a power, and compilers do not always move the choice out of a loop.
+    Args:
+        functions: The texts of the kernels.
+        kernels: The kernels, in order.
+        conditions: For kernels that do not run in each step, when they do.
+        exponents: The indices of scalars that are exponents of powers of entries.
     """
-    body = "\n".join(functions)
-    calls = "".join(f"{kernel.name}(a); " for kernel in kernels)
-    words = [f"bits<double>(a->words[{j}])" for j in sorted(exponents)]
+    conditions = conditions or {}
+    calls = []
+    for kernel in kernels:
+        call = f"{kernel.name}(a, from, to, threads);"
+        condition = conditions.get(kernel.name)
+        calls.append(f"if ({condition}) {call}" if condition else call)
+    texts = [*functions, f"static void kernels({PARAMETERS}) {{", *calls, "}"]
+    if exponents:
+        texts = _by_exponents(texts, exponents)
+    run = RUN_BY_LEAF if len(kernels) > 1 else RUN_ALL
+    return "\n".join([PRELUDE, *texts, run])
+
+
+def _by_exponents(texts: Sequence[str], exponents: Collection[int]) -> list[str]:
+    """Return kernels for exponents that are all 1/2, all 1, and for any others, and a function that chooses.
+
+    A root takes a tenth of the time of a power, and compilers do not always move the choice out of a loop.
+    """
+    words = [f"bits<double>(a.words[{j}])" for j in sorted(exponents)]
     is_root, is_same = (
         " && ".join(f"{word} == {value}" for word in words) for value in (0.5, 1.0)
     )
-    return f"""{PRELUDE}
-template <int halves> struct Kernels {{  // the exponent in halves
-template <class T> static inline T power(T x, T y) {{
-  return halves == 1 ? sqrt(x) : halves == 2 ? x : pow(x, y);
-}}
-{body}
-static void all(const Arguments& a) {{ {calls}}}
-}};
-extern "C" void run(const Arguments* a) {{
-  if ({is_root}) Kernels<1>::all(*a);
-  else if ({is_same}) Kernels<2>::all(*a);
-  else Kernels<0>::all(*a);
-}}
-"""
+    return [
+        "template <int halves> struct Kernels {  // the exponent in halves",
+        "template <class T> static inline T power(T x, T y) {",
+        "return halves == 1 ? sqrt(x) : halves == 2 ? x : pow(x, y);",
+        "}",
+        *texts,
+        "};",
+        f"static void kernels({PARAMETERS}) {{",
+        f"if ({is_root}) Kernels<1>::kernels(a, from, to, threads);",
+        f"else if ({is_same}) Kernels<2>::kernels(a, from, to, threads);",
+        "else Kernels<0>::kernels(a, from, to, threads);",
+        "}",
+    ]

@@ -8,19 +8,18 @@ from torch.fx import Node
 
 from gradtx.programs.write_cpp import (
     IDENTITIES,
-    IN_PARALLEL,
     CppExpressions,
     Total,
+    by_chunk,
+    by_leaf,
     dtype_of,
-    function_of,
     kind_of,
+    prefetched,
     program_of,
     torch,
 )
 from gradtx.programs.write_grids import Combine, Extent, GridWriter, Needed
 from gradtx.programs.write_kernels import Store
-
-BY_LEAF = IN_PARALLEL.replace(" num_threads", " schedule(dynamic) num_threads")
 
 
 class CppGridWriter(CppExpressions, GridWriter):
@@ -62,14 +61,13 @@ class CppGridWriter(CppExpressions, GridWriter):
         rows = {self._leaves.index(leaf): leaf for leaf in needed.read}
         rows.update({store.row: store.like for store in stored})
         lines = self._pointers(dict(sorted(rows.items())))
-        for node in needed.kept:
-            lines.append(
-                self._address(f"k{self._kept.index(node)}", self._layout_row(node))
-            )
-        return lines
+        return [*lines, *map(self._kept_memory, needed.kept)]
 
-    def _address(self, name: str, row: int) -> str:
-        return f"double* const {name} = a.sums + a.blocks[{row} * a.n_leaves + leaf];"
+    def _kept_memory(self, node: Node) -> str:
+        """Return the line that finds a value that is kept."""
+        return _address(
+            f"k{self._kept.index(node)}", self._layout_row(node), _kept_type(node)
+        )
 
     def _loads(self, needed: Needed) -> dict[Node, str]:
         """Return the line of each value that a kernel loads or computes."""
@@ -108,9 +106,9 @@ class CppGridWriter(CppExpressions, GridWriter):
         lines.append("for (int64_t row = start; row < stop; row++) {")
         lines += self._coordinates()
         lines += [code[x] for x in of_row]
-        lines += self._row([code[x] for x in in_loop], stored, stage)
+        lines += self._row([code[x] for x in in_loop], needed.read, stored, stage)
         lines.append("}")
-        return function_of(name, "pid", "n_chunks", lines, IN_PARALLEL)
+        return by_chunk(name, lines)
 
     def _coordinates(self) -> list[str]:
         """Return the lines that find the indices of a row in all groups but the last."""
@@ -125,14 +123,28 @@ class CppGridWriter(CppExpressions, GridWriter):
         lines = []
         for node in stage:
             j, width = self._partial.index(node), self._width(node)
-            lines.append(self._address(f"all{j}", self._partial_row(node)))
-            lines.append(f"double* const y{j} = all{j} + (pid - first) * ({width});")
+            lines.append(self._all_partial(node))
+            kind = self._total(node).type
+            lines.append(f"{kind}* const y{j} = all{j} + (pid - first) * ({width});")
             identity = IDENTITIES[kind_of(node)]
             lines.append(f"for (int64_t k = 0; k < {width}; k++) y{j}[k] = {identity};")
         return lines
 
+    def _all_partial(self, node: Node) -> str:
+        """Return the line that finds the partial values of all chunks."""
+        name = f"all{self._partial.index(node)}"
+        return _address(name, self._partial_row(node), self._total(node).type)
+
+    def _total(self, node: Node) -> Total:
+        name = f"y{self._partial.index(node)}"
+        return self._total_of(name, node, self._terms[node])
+
     def _row(
-        self, body: list[str], stored: Sequence[Store], stage: Sequence[Node]
+        self,
+        body: list[str],
+        read: Sequence[Node],
+        stored: Sequence[Store],
+        stage: Sequence[Node],
     ) -> list[str]:
         """Return the loop over the entries of a row."""
         last, lines, after = self._full[-1], [], []
@@ -141,7 +153,7 @@ class CppGridWriter(CppExpressions, GridWriter):
         for node in stage:
             j = self._partial.index(node)
             target = f"y{j}[{self._index(self._extent(node), 'own')}]"
-            total = self._total_of(f"y{j}", node, self._terms[node])
+            total = self._total(node)
             if node in totals:
                 lines.append(total.start())
                 clauses += total.clause()
@@ -150,8 +162,18 @@ class CppGridWriter(CppExpressions, GridWriter):
             else:
                 body = [*body, f"{target} = {_both(total, target, total.value)};"]
         body = [*body, *(self._stored(x, self._index(self._full)) for x in stored)]
+        lines = [*self._prefetched(read), *lines]
         loop = f"for (int64_t c{last} = 0; c{last} < length; c{last}++) {{"
         return [*lines, f"#pragma omp simd{clauses}", loop, *body, "}", *after]
+
+    def _prefetched(self, read: Sequence[Node]) -> list[str]:
+        """Return a loop that asks for what comes after a row if entries of one argument are read."""
+        entries = [leaf for leaf in read if self._extent(leaf) == self._full]
+        if len(entries) != 1:
+            return []
+        index = self._index((*self._full[:-1],))
+        pointer = f"p{self._leaves.index(entries[0])} + ({index}) * length"
+        return [prefetched(entries[0], pointer, "0", "length")]
 
     # Between stages.
 
@@ -178,8 +200,8 @@ class CppGridWriter(CppExpressions, GridWriter):
             value = self._converted(name, torch.float64)
             lines.append(f"a.results[{row} * a.n_leaves + leaf] = {value};")
         if combine.by_block:
-            return function_of(combine.name, "pid", "n_chunks", lines, IN_PARALLEL)
-        return function_of(combine.name, "leaf", "n_leaves", lines, BY_LEAF)
+            return by_chunk(combine.name, lines)
+        return by_leaf(combine.name, lines)
 
     def _sweep(self, sweep: list[Node], combine: Combine) -> list[str]:
         """Return the loop over the indices of an extent."""
@@ -198,11 +220,10 @@ class CppGridWriter(CppExpressions, GridWriter):
             body.append(code[node])
         for node in sweep:
             if node in self._kept and not is_kept_before:
-                name = f"k{self._kept.index(node)}"
-                lines.append(self._address(name, self._layout_row(node)))
-                body.append(
-                    f"{name}[{self._index(extent)}] = (double){self._names[node]};"
-                )
+                lines.append(self._kept_memory(node))
+                target = f"k{self._kept.index(node)}[{self._index(extent)}]"
+                value = f"({_kept_type(node)}){self._names[node]}"
+                body.append(f"{target} = {value};")
         body += [self._stored(x, self._index(extent)) for x in stored]
         for i in extent:
             bounds = ("low", "high") if i == 0 else ("0", f"n{i}")
@@ -217,7 +238,7 @@ class CppGridWriter(CppExpressions, GridWriter):
         if node not in self._partial:
             return self._small_reduction(node)
         j, extent = self._partial.index(node), self._extent(node)
-        outside.append(self._address(f"all{j}", self._partial_row(node)))
+        outside.append(self._all_partial(node))
         total = Total(name, kind_of(node), f"{name}_part")
         of_chunk = f"all{j}[chunk * ({self._width(node)})"
         if 0 in extent:
@@ -262,4 +283,15 @@ def _both(total: Total, x: str, y: str) -> str:
     """Return the code that reduces two values."""
     if total.kind == "sum":
         return f"{x} + ({y})"
-    return f"{total.kind}imum({x}, (double)({y}))"
+    return f"{total.kind}imum({x}, ({total.type})({y}))"
+
+
+def _address(name: str, row: int, kind: str) -> str:
+    """Return the line that finds values, each of which has 8 bytes in memory at least."""
+    memory = f"({kind}*)(a.sums + a.blocks[{row} * a.n_leaves + leaf])"
+    return f"{kind}* const {name} = {memory};"
+
+
+def _kept_type(node: Node) -> str:
+    """Return the type in which a value is kept; loops that convert others are slower."""
+    return "float" if dtype_of(node) == torch.float32 else "double"

@@ -289,6 +289,10 @@ def test_all_matrices_and_filters_of_a_model_have_one_text(name, texts):
 @each("make", [gradtx.adamw, gradtx.lamb, lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamp(lr=0.1))])
 def test_threads_change_no_bit(make):
     assert_threads_change_no_bit(make, [torch.randn(300, 700), torch.randn(5), torch.randn(64, 3, 3, 3)])
+    # Small leaves run together, between some that are divided among threads.
+    small = [torch.randn(3 + i, 4) for i in range(30)]
+    others = [torch.randn(0, 4), *small, torch.randn(150, 100)]
+    assert_threads_change_no_bit(make, [*small, torch.randn(300, 100), *others])
 
 
 def assert_threads_change_no_bit(make, gradients):
@@ -401,7 +405,7 @@ def test_what_leaves_share_may_go_through_a_view():
     torch.testing.assert_close(found, -0.5 * gradient)
 
 
-@each("name", ["adamw", "lion", "adabound", "adopt", "adai", "adan"])
+@each("name", ["adamw", "lion", "adabound", "adopt", "adai", "adan", "adamp", "sm3", "came", "adam_mini"])
 def test_loops_over_entries_are_vectorized(name, monkeypatch):
     """As g++ reports it: a maximum in a form that it does not take into vectors cost ten times the step."""
     compiler = cpp.compiler_or_none()
@@ -413,14 +417,14 @@ def test_loops_over_entries_are_vectorized(name, monkeypatch):
     texts = []
     compiling = cpp.compiled
     monkeypatch.setattr(cpp, "compiled", lambda text: texts.append(text) or compiling(text))
-    moved(getattr(gradtx, name)(lr=0.1), [torch.ones(100)])
+    moved(getattr(gradtx, name)(lr=0.1), [torch.ones(100), torch.ones(20, 30)])
     flags = [*cpp.FLAGS, "-mavx2", "-mfma", "-mf16c", "-fopenmp", "-fopt-info-vec-optimized", "-o", os.devnull]
     for text in dict.fromkeys(texts):
         report = subprocess.run([*compiler, *flags, "-"], input=text, capture_output=True, text=True, check=True).stderr
         vectorized = {int(line) for line in re.findall(r"<stdin>:(\d+):\d+: optimized: loop vectorized", report)}
-        loops = [i for i, line in enumerate(text.splitlines(), 1) if line.startswith("for (int64_t i =")]
+        loops = [i for i, line in enumerate(text.splitlines(), 2) if line == "#pragma omp simd" or "simd red" in line]
         assert loops
-        assert all(vectorized & {loop, loop + 1} for loop in loops), report
+        assert all(vectorized & {loop - 1, loop, loop + 1} for loop in loops), report
 
 
 # Rows, columns, channels: reductions over any dimensions.
@@ -512,7 +516,8 @@ def test_factored_moments_are_those_of_lists(name, dtype):
 
 @each("name", [*FACTORED, "of columns"])
 def test_threads_change_no_bit_of_what_columns_give(name):
-    gradients = [torch.randn(300, 700), torch.randn(64, 3, 3, 3), torch.randn(2000, 31)]
+    small = [torch.randn(3 + i, 4) for i in range(30)]
+    gradients = [torch.randn(300, 700), *small, torch.randn(64, 3, 3, 3), torch.randn(2000, 31), *small]
     make = {**FACTORED, "of columns": lambda: rule(DIRECTIONS["of what columns give"])}[name]
     assert_threads_change_no_bit(make, gradients)
 
