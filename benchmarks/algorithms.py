@@ -31,8 +31,10 @@ import gradtx
 
 ROUNDS, WARM = 9, 8
 SHAPES = gpt()
-ELSEWHERE = {"SGDS": "SGD"}  # an option of the class there
+# An option of the class there, and one of another name: ASGD there is another rule than torch's.
+ELSEWHERE = {"SGDS": "SGD", "AdaptiveGD": "ASGD"}
 LEFT_OUT = (
+    "ASGD",
     *(
         "Muon",
         "MuonAdamAtan2",

@@ -354,6 +354,24 @@ def test_powers_follow_an_exponent_that_changes(dtype):
         torch.testing.assert_close(*params, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
 
 
+def test_a_sum_that_only_the_first_step_reads_is_computed_only_there(texts):
+    torch.manual_seed(0)
+    start = [torch.randn(64, 32), torch.randn(300)]
+    params = [[torch.nn.Parameter(leaf.clone()) for leaf in start] for _ in range(2)]
+    pair = [gradtx.optim.SGDSaI(leaves, lr=0.1, compile=way) for leaves, way in zip(params, (True, False), strict=True)]
+    for _ in range(4):
+        gradients = [torch.randn_like(leaf) for leaf in start]
+        for leaves, optimizer in zip(params, pair, strict=True):
+            for leaf, gradient in zip(leaves, gradients, strict=True):
+                leaf.grad = gradient
+            optimizer.step()
+    for compiled, leaf in zip(*params, strict=True):
+        torch.testing.assert_close(compiled, leaf, rtol=1e-6, atol=1e-6)
+    calls = [line for text in texts for line in text.splitlines() if re.search(r"(stage|reduce)\d\(a, from", line)]
+    assert calls
+    assert all(line.startswith("if (a.words[") for line in calls), calls
+
+
 def test_equal_texts_are_compiled_once():
     text = '#include <stdint.h>\nextern "C" void run(const void*) {}\n'
     assert kernels.cpp.compiled(text) is kernels.cpp.compiled(text)
