@@ -31,10 +31,9 @@ import gradtx
 
 ROUNDS, WARM = 9, 8
 SHAPES = gpt()
-# An option of the class there, and one of another name: ASGD there is another rule than torch's.
-ELSEWHERE = {"SGDS": "SGD", "AdaptiveGD": "ASGD"}
+ELSEWHERE = {"SGDS": "SGD"}  # an option of the class there
 LEFT_OUT = (
-    "ASGD",
+    "ASGD",  # another rule there than torch's
     *(
         "Muon",
         "MuonAdamAtan2",

@@ -461,8 +461,9 @@ class _Contraction:
         factors = (size, pull.factor, 1 if rest is None else rest.factor)
         if any(map(is_on_device, factors)):
             return
-        if rest is None and size == pull.factor == 1 and _depends_on(pull.goal, weight):
-            step.replace_all_uses_with(pull.goal)
+        if rest is None and size == pull.factor == 1 and _replaces(pull.goal, weight):
+            goal: Any = pull.goal
+            step.replace_all_uses_with(goal)
             step.graph.erase_node(step)
             return
         _move_before(update, size)
@@ -586,7 +587,7 @@ def _parts_of(update: Node, weight: Node) -> tuple[_Pull | None, _Term | None]:
     if pull is not None:
         return pull, _Term(target, rest, factor)
     if target is aten.add.Tensor and rest == [weight]:  # y + c p
-        return _Pull(factor, None), _term_of(first, update) or _Term(target, [first])
+        return _Pull(factor, None), _Term(target, [first])
     return None, None
 
 
@@ -607,16 +608,16 @@ def _pull_of(term: Node, weight: Node) -> _Pull | None:
     return _Pull(factor, goal) if is_list(goal) and same_meta(inner, goal) else None
 
 
-def _depends_on(node: Any, argument: Node) -> bool:
-    """Whether a value is computed from an argument, so that it is not a number where the argument is none."""
-    if node is None:
-        return False
-    unvisited, seen = [node], {node}
+def _replaces(goal: Any, weight: Node) -> bool:
+    """Whether p + (x - p) is x: x is computed from the weight p, so that it is not a number where p is none."""
+    if goal is None or arguments_of(goal):
+        return False  # an argument may be written before the weight is
+    unvisited, seen = [goal], {goal}
     while unvisited:
         operands = set(unvisited.pop().all_input_nodes) - seen
         unvisited.extend(operands)
         seen |= operands
-    return argument in seen and node is not argument
+    return weight in seen
 
 
 # Operations whose result may be infinite if an operand is.

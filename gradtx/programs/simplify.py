@@ -196,7 +196,7 @@ def skip_inner_selections(graph: Graph) -> None:
             continue
         for user in list(node.users):
             if _is_selected_by(user, condition):
-                user.replace_input_with(node, x)  # type: ignore[arg-type]
+                user.replace_input_with(node, x)
 
 
 def _is_selected_by(node: Node, condition: Any) -> bool:
@@ -264,7 +264,8 @@ def _is_zero(value: Any) -> bool:
     if not isinstance(value, Node):
         return isinstance(value, int | float) and value == 0
     if value.target is aten.scalar_tensor.default:
-        return value.args[0] == 0
+        number: Any = value.args[0]
+        return bool(number == 0)
     return value.target is aten.zeros_like.default
 
 

@@ -113,7 +113,8 @@ class _Writer(Text):
         self.namespace.update(
             converted=_converted,
             filled=_filled,
-            norms=_norms,
+            norm=torch.linalg.vector_norm,
+            norm_of_many=_norm_of_many,
             batched=batches.batched,
         )
         # The case of the latest lines, and the number of lines after them.
@@ -249,7 +250,8 @@ class _Writer(Text):
             return
         name, *operands = foreach_call
         if name == "norm" and not batches.batches_on(self.device):
-            self._assign(node, f"norms({', '.join(operands)})")
+            norm = f"norm_of_many(x) if x.numel() > {ROW} else norm(x)"
+            self._assign(node, f"[{norm} for x in {operands[0]}]")
             return
         target = self._operands.get(node)
         if node.target is aten.copy_.default:
@@ -440,22 +442,16 @@ def _converted(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return results
 
 
-def _norms(tensors: list[Tensor]) -> list[Tensor]:
-    """Return the norm of each tensor."""
-    return [_norm(tensor) for tensor in tensors]
-
-
-def _norm(x: Tensor) -> Tensor:
+def _norm_of_many(x: Tensor) -> Tensor:
     """Return the norm of the norms of short rows: torch adds the squares of a row one after the other."""
-    if x.numel() <= ROW:
-        return torch.linalg.vector_norm(x)
-    entries = x.reshape(-1)  # in any order
-    rest = x.numel() % ROW
-    of_rows = torch.linalg.vector_norm(entries[rest:].view(-1, ROW), dim=1)
-    if rest:
-        of_rest = torch.linalg.vector_norm(entries[:rest], keepdim=True)
-        of_rows = torch.cat((of_rest, of_rows))
-    return _norm(of_rows)
+    while (size := x.numel()) > ROW:
+        entries, rest = x.reshape(-1), size % ROW  # in any order
+        of_rows = torch.linalg.vector_norm(entries[rest:].view(-1, ROW), dim=1)
+        if rest:
+            of_rest = torch.linalg.vector_norm(entries[:rest], keepdim=True)
+            of_rows = torch.cat((of_rest, of_rows))
+        x = of_rows
+    return torch.linalg.vector_norm(x)
 
 
 def _filled(shapes: list[Tensor], scalar: Any) -> list[Tensor]:
