@@ -33,6 +33,7 @@ ROUNDS, WARM = 9, 8
 SHAPES = gpt()
 ELSEWHERE = {"SGDS": "SGD"}  # an option of the class there
 LEFT_OUT = (
+    "ASGD",  # another rule there than torch's
     *(
         "Muon",
         "MuonAdamAtan2",

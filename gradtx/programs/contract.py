@@ -171,18 +171,6 @@ def contract(graph: Graph) -> None:
         remove_unused(graph)
 
 
-def use_norms(graph: Graph) -> None:
-    """Replace the sum of a leaf's squares by the square of its norm."""
-    for node in graph.find_nodes(op="call_function", target=aten.sum.default):
-        squares: Any = node.args[0]
-        if node.kwargs or squares.target is not aten.mul.Tensor:
-            continue
-        x, y = squares.args
-        if x is y and is_list(x) and same_meta(squares, x):
-            norm = _list(aten.linalg_vector_norm.default, (x,), node)
-            _replace(node, aten.mul.Tensor, (norm, norm))
-
-
 @dataclass(frozen=True)
 class _Term:
     """A term of a sum: a multiple of a list, or of the product or quotient of two.
@@ -227,6 +215,10 @@ class _Contraction:
             self._use_known_exponent(node)
         elif node.target is aten.div.Tensor:
             self._multiply_instead(node)
+        elif node.target is aten.neg.default:
+            self._negate_factor(node)
+        elif node.target in (aten.sum.default, aten.sum.dim_IntList):
+            self._sum_without_factor(node)
         elif node.target in (aten.clamp.default, aten.clamp.Tensor):
             self._split_clamp(node)
         if node.target is aten.mul.Tensor:
@@ -238,6 +230,27 @@ class _Contraction:
         base, exponent = args_of(node)
         if is_list(base) and is_known(exponent) and same_meta(node, base):
             _replace(node, aten.pow.Tensor_Scalar, node.args)
+
+    def _negate_factor(self, node: Node) -> None:
+        """Replace -(a x) by (-a) x for a scalar a."""
+        factor, inner = self._absorbable_factor_of(node.args[0], node)
+        if inner is not None:
+            _replace(
+                node,
+                aten.mul.Tensor,
+                (inner, _scalar(aten.neg.default, (factor,), node)),
+            )
+
+    def _sum_without_factor(self, node: Node) -> None:
+        """Replace the sum of a x by a times the sum of x, for a scalar a."""
+        scaled: Any = node.args[0]
+        factor, inner = _factor_of(scaled)
+        if inner is None or node.kwargs or not _can_absorb(scaled, node):
+            return
+        if not same_meta(scaled, inner) or not self._are_unchanged(inner):
+            return
+        total = _list(node.target, (inner, *node.args[1:]), node)
+        _replace(node, aten.mul.Tensor, (total, factor))
 
     def _multiply_instead(self, node: Node) -> None:
         """Replace a quotient by a scalar by a product; take factors out of a quotient of lists."""
@@ -367,7 +380,7 @@ class _Contraction:
             return
         if node.target is aten.sub.Tensor:
             self._join_best(node, [(x, y)])
-        elif not self._interpolates(node, x, y):
+        elif not self._interpolates(node, x, y) and not self._moves(node, x, y):
             self._join_best(node, [(x, y), (y, x)])
 
     def _join_best(self, node: Node, candidates: list[tuple[Node, Node]]) -> None:
@@ -404,6 +417,24 @@ class _Contraction:
                 return True
         return False
 
+    def _moves(self, node: Node, x: Node, y: Node) -> bool:
+        """Replace a + w (b - a) by `lerp`; return whether the sum has this form."""
+        for start, step in ((x, y), (y, x)):
+            weight, change = _factor_of(step)
+            if change is None or not _can_absorb(step, node):
+                continue
+            if change.target is not aten.sub.Tensor or change.kwargs:
+                continue
+            end, subtracted = args_of(change)
+            if subtracted is not start or not _can_absorb(change, step):
+                continue
+            if is_on_device(weight) or not is_list(end):
+                continue
+            if same_meta(node, start, end) and self._are_unchanged(start, end):
+                _replace(node, aten.lerp.Scalar, (start, end, weight))
+                return True
+        return False
+
     def _absorb(self, node: Node, rest: Node, term: _Term) -> None:
         factor = term.factor
         if node.target is aten.sub.Tensor:
@@ -429,6 +460,11 @@ class _Contraction:
         size = step.kwargs.get("alpha", 1)
         factors = (size, pull.factor, 1 if rest is None else rest.factor)
         if any(map(is_on_device, factors)):
+            return
+        if rest is None and size == pull.factor == 1 and _replaces(pull.goal, weight):
+            goal: Any = pull.goal
+            step.replace_all_uses_with(goal)
+            step.graph.erase_node(step)
             return
         _move_before(update, size)
         target, args, kwargs = _pulled(weight, pull, size, update)
@@ -526,14 +562,16 @@ _FACTORS = {
 
 
 def _weight_of(step: Node, update: Node) -> Node | None:
-    """Return the weight p if a node is the step p + s u, with an update u, and only written into p."""
+    """Return the weight p if a node is the step p + s u, with an update u, and written into p."""
     if step.target is not aten.add.Tensor or step.meta.get("as_written"):
         return None
     weight, added = args_of(step)
-    users = list(step.users)
-    if added is not update or not is_list(weight) or len(users) != 1:
+    if added is not update or not is_list(weight):
         return None
-    is_next = users[0].target is aten.copy_.default and users[0].args[0] is weight
+    is_next = any(
+        user.target is aten.copy_.default and user.args[0] is weight
+        for user in step.users
+    )
     return weight if is_next and same_meta(step, weight, update) else None
 
 
@@ -568,6 +606,18 @@ def _pull_of(term: Node, weight: Node) -> _Pull | None:
     if subtracted is not weight:
         return None
     return _Pull(factor, goal) if is_list(goal) and same_meta(inner, goal) else None
+
+
+def _replaces(goal: Any, weight: Node) -> bool:
+    """Whether p + (x - p) is x: x is computed from the weight p, so that it is not a number where p is none."""
+    if goal is None or arguments_of(goal):
+        return False  # an argument may be written before the weight is
+    unvisited, seen = [goal], {goal}
+    while unvisited:
+        operands = set(unvisited.pop().all_input_nodes) - seen
+        unvisited.extend(operands)
+        seen |= operands
+    return weight in seen
 
 
 # Operations whose result may be infinite if an operand is.
@@ -610,8 +660,9 @@ def _term_of(added: Node, user: Node) -> _Term | None:
     if not _can_absorb(added, user):
         return None
     if added.target is aten.neg.default:
-        return _Term(aten.add.Tensor, [args_of(added)[0]], -1)
-    factor, inner = _factor_of(added)
+        factor, inner = -1, args_of(added)[0]
+    else:
+        factor, inner = _factor_of(added)
     if inner is None:
         return _product_of_lists(1, added, 1)
     if not same_meta(added, inner):

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from gradtx.programs.contract import args_of, is_list, same_layout, same_meta
+from gradtx.programs.contract import (
+    args_of,
+    arguments_of,
+    is_list,
+    same_layout,
+    same_meta,
+    writers,
+)
 from gradtx.programs.needs import (
     ALWAYS,
     Case,
@@ -25,6 +32,26 @@ FAILING = (aten._linalg_eigh.default, aten._linalg_svd.default)
 
 # Operations that may write into either operand; others write only into the first one.
 COMMUTES = (aten.mul.Tensor, aten.maximum.default, aten.minimum.default)
+
+
+def compute_late(graph: Graph) -> None:
+    """Move what is only copied into an argument behind other operations that read the argument.
+
+    It can then be computed there, in place.
+    """
+    for copy in graph.find_nodes(op="call_function", target=aten.copy_.default):
+        argument, source, *_ = args_of(copy)
+        if not is_list(source) or source.op != "call_function" or may_alias(source):
+            continue
+        if list(source.users) != [copy] or source.meta.get("opaque"):
+            continue
+        is_read = any(source < user < copy for user in argument.users)
+        read = arguments_of(*filter(is_list, source.all_input_nodes))
+        is_changed = any(
+            source < writer < copy for item in read for writer in writers(item)
+        )
+        if is_read and not is_changed and source.target not in FAILING:
+            copy.prepend(source)
 
 
 class MemoryPlan:

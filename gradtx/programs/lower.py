@@ -16,11 +16,15 @@ from gradtx.programs.contract import (
     is_scalar,
     merge_equal,
     remove_unused,
-    use_norms,
 )
 from gradtx.programs.needs import Needs, decide_alternatives, split_copies
 from gradtx.programs.record import Recording
-from gradtx.programs.simplify import simplify
+from gradtx.programs.simplify import (
+    select_sums,
+    simplify,
+    skip_inner_selections,
+    use_norms,
+)
 
 
 @dataclass
@@ -70,6 +74,7 @@ def lower(
     on_device: Collection[int] = (),
     decides: bool,
     prefers_norms: bool = False,
+    of_rows: bool = False,
 ) -> Program:
     """Return the program of a recording.
 
@@ -78,7 +83,8 @@ def lower(
         segment: The index of the segment between operations that owners compute; None for a recording without any.
         on_device: The indices of the arguments that all leaves share and that the host does not know.
         decides: Whether the program skips what is not due: it knows all conditions when it runs.
-        prefers_norms: Whether sums of squares become squared norms, which GPUs compute for all leaves at once.
+        prefers_norms: Whether sums of squares become squared norms, which lists compute in one pass.
+        of_rows: Whether those of rows do so, too.
     """
     recording = recording.copy()  # the passes modify it
     graph = recording.graph
@@ -88,11 +94,12 @@ def lower(
     _set_kinds(recording)  # again: values computed from leaf flags are scalars now
     mark_on_device(graph, [recording.scalars[i] for i in on_device])
     merge_equal(graph)
+    skip_inner_selections(graph)
+    select_sums(graph)
+    if prefers_norms:
+        use_norms(graph, of_rows)
     remove_unused(graph)
     contract(graph)
-    if prefers_norms:
-        use_norms(graph)
-        remove_unused(graph)
     # After `contract`: whether a term can be fused depends on its other users.
     if segment is not None:
         _reduce_to_segment(recording, segment)

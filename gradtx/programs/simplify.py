@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch.fx import Graph, Node
 
 from gradtx.programs.contract import (
+    args_of,
     argument_like,
     arguments_of,
     dtype_of,
@@ -177,3 +179,147 @@ def _same_as_selection(node: Node, flags: dict[Any, bool]) -> Any:
         return None
     chosen: Any = x if flags[condition] else y
     return chosen if same_meta(chosen, node) else None
+
+
+def skip_inner_selections(graph: Graph) -> None:
+    """Replace where(c, f(where(c, x, y)), z) by where(c, f(x), z), for an operation f on entries.
+
+    The inner selection keeps derivatives finite, which programs do not compute.
+    """
+    for node in list(graph.nodes):
+        if node.target is not aten.where.self or not is_list(node):
+            continue
+        condition, x, _ = node.args
+        if not is_list(x) or not same_meta(node, x):
+            continue
+        if is_read_after_writing(node, arguments_of(x)):
+            continue
+        for user in list(node.users):
+            if _is_selected_by(user, condition):
+                user.replace_input_with(node, x)
+
+
+def _is_selected_by(node: Node, condition: Any) -> bool:
+    """Whether all that reads an operation on entries is a selection of it by a condition."""
+    is_pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+    return is_pointwise and all(
+        user.target is aten.where.self
+        and user.args[:2] == (condition, node)
+        and user.args[2] is not node
+        for user in node.users
+    )
+
+
+def select_sums(graph: Graph) -> None:
+    """Replace the new weight p + where(c, 0, u) by where(c, p, p + u), so that the sum can be fused with the rest of u.
+
+    The condition is one for all leaves. The sum may include a multiple of the selection.
+    """
+    for node in list(graph.nodes):
+        if node.target is not aten.add.Tensor or len(node.users) != 1:
+            continue
+        weight, update = node.args
+        (copy,) = node.users
+        if copy.target is not aten.copy_.default or copy.args[0] is not weight:
+            continue
+        if node.meta.get("as_written") or not isinstance(update, Node):
+            continue
+        if same_meta(node, weight, update):
+            _select_sum(node, update)
+
+
+def _select_sum(node: Node, update: Node) -> None:
+    weight: Any = node.args[0]
+    is_multiple = update.target is aten.neg.default or (
+        update.target is aten.mul.Tensor and not all(map(is_list, update.args))
+    )
+    selection: Any = update
+    if is_multiple:
+        (selection,) = filter(is_list, update.args)
+    if selection.target is not aten.where.self or len(selection.users) != 1:
+        return
+    condition, *branches = selection.args
+    if is_list(condition) or len(update.users) != 1:
+        return
+    if sum(map(_is_zero, branches)) != 1:
+        return
+    (chosen,) = (branch for branch in branches if not _is_zero(branch))
+    if not is_list(chosen) or not same_meta(node, chosen):
+        return
+    if is_read_after_writing(selection, arguments_of(chosen)):
+        return
+    graph = node.graph
+    with graph.inserting_before(node):
+        if is_multiple:
+            update.replace_input_with(selection, chosen)
+            chosen = update
+        total = graph.call_function(aten.add.Tensor, (weight, chosen), node.kwargs)
+    total.meta = dict(node.meta)
+    sums = [weight if _is_zero(branch) else total for branch in branches]
+    node.target, node.args, node.kwargs = aten.where.self, (condition, *sums), {}
+
+
+def _is_zero(value: Any) -> bool:
+    """Whether a value is the literal number 0, or a tensor of zeros."""
+    if not isinstance(value, Node):
+        return isinstance(value, int | float) and value == 0
+    if value.target is aten.scalar_tensor.default:
+        number: Any = value.args[0]
+        return bool(number == 0)
+    return value.target is aten.zeros_like.default
+
+
+# A norm over more entries than these, added one after the other, loses digits of float32.
+ROW = 1024
+
+
+def use_norms(graph: Graph, of_rows: bool) -> None:
+    """Replace sums of squares by squares of norms, and the roots of these by the norms: one pass over memory.
+
+    Args:
+        graph: The graph.
+        of_rows: Whether to do so for sums over short rows, too, not only for those over a leaf.
+    """
+    for node in list(graph.nodes):
+        if node.target not in (aten.sum.default, aten.sum.dim_IntList) or node.kwargs:
+            continue
+        x = _base_of_square(node.args[0])
+        if x is None or not same_meta(node.args[0], x):
+            continue
+        if node.meta.get("as_written") or node.args[0].meta.get("as_written"):
+            continue
+        if is_read_after_writing(node.args[0], arguments_of(x)):
+            continue
+        options: tuple[Any, ...] = ()
+        if node.target is aten.sum.dim_IntList:
+            if not of_rows or not _is_short_row(x, *node.args[1:2]):
+                continue
+            options = (2, *node.args[1:])
+        with graph.inserting_before(node):
+            norm = graph.call_function(aten.linalg_vector_norm.default, (x, *options))
+        norm.meta = dict(node.meta)
+        node.target, node.args = aten.mul.Tensor, (norm, norm)
+        for user in list(node.users):
+            if user.target is aten.sqrt.default:
+                user.replace_all_uses_with(norm)
+                graph.erase_node(user)
+
+
+def _base_of_square(squares: Any) -> Node | None:
+    """Return the list of which an operand is the square, if it is one."""
+    if not isinstance(squares, Node) or len(squares.args) < 2:
+        return None
+    base, other, *_ = args_of(squares)
+    is_product = squares.target is aten.mul.Tensor and base is other
+    is_power = squares.target is aten.pow.Tensor_Scalar and other == 2
+    return base if (is_product or is_power) and is_list(base) else None
+
+
+def _is_short_row(x: Any, dims: Any) -> bool:
+    """Whether some dimensions are the last ones, and have few entries."""
+    shape = x.meta["val"].shape
+    if not dims or not shape:
+        return False
+    last = range(len(shape) - len(dims), len(shape))
+    is_last = sorted(dim % len(shape) for dim in dims) == list(last)
+    return is_last and math.prod(shape[last.start :]) <= ROW

@@ -10,13 +10,14 @@ cache when the next one reads it. Each thread takes leaves of its own; the few l
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch.fx import Node
 
-from gradtx.programs.contract import dtype_of
+from gradtx.programs.contract import dtype_of, is_scalar
+from gradtx.programs.needs import Needs
 from gradtx.programs.write_expressions import HALF, ExpressionWriter
 from gradtx.programs.write_kernels import (
     BLOCKS,
@@ -71,7 +72,7 @@ struct Arguments {
   extern "C" VECTOR float name##f(float, float) noexcept; \\
   static inline float name(float x, float y) { return name##f(x, y); }
 UNARY(exp) UNARY(expm1) UNARY(log) UNARY(log1p) UNARY(sin) UNARY(cos) UNARY(tanh)
-UNARY(atan) UNARY(erf) BINARY(atan2) BINARY(pow)
+UNARY(atan) UNARY(erf) UNARY(cbrt) BINARY(atan2) BINARY(pow)
 
 static inline float sqrt(float x) { return __builtin_sqrtf(x); }
 static inline double sqrt(double x) { return __builtin_sqrt(x); }
@@ -172,6 +173,11 @@ class CppExpressions(ExpressionWriter):
     def _root(self, x: str, dtype: torch.dtype) -> str:
         return f"sqrt({x})"
 
+    def _power(self, operands: list[str], args: Any, dtype: torch.dtype) -> str:
+        if args[1] == 1 / 3:
+            return self._call("cbrt", operands[:1])
+        return super()._power(operands, args, dtype)
+
     def _loaded(self, row: int, leaf: Node, index: str) -> str:
         """Return the line that loads a value of an argument."""
         code, dtype = f"p{row}[{index}]", dtype_of(leaf)
@@ -215,7 +221,32 @@ class CppWriter(CppExpressions, KernelWriter):
     total = "sums{}[{} * a.n_leaves + leaf]"
 
     def _joined(self, functions: Sequence[str]) -> str:
-        return program_of(functions, self._kernels)
+        conditions = self._conditions()
+        return program_of(functions, self._kernels, conditions, self._exponents)
+
+    def _conditions(self) -> dict[str, str]:
+        """Return when the reductions of a stage run: scalars may say that no later stage reads them."""
+        conditions: dict[str, str] = {}
+        needs = Needs(self._program.graph, decides=True)
+        for depth, stage in enumerate(self._reductions):
+            cases = [needs.of(node) for node in stage if node in needs]
+            tests = []
+            for scalar, truth in cases[0].intersection(*cases[1:]) if cases else ():
+                if scalar in self._scalars:
+                    word = f"a.words[{self._scalars.index(scalar)}]"
+                    tests.append(f"{word} != 0" if truth else f"{word} == 0")
+            if tests:
+                both = " && ".join(sorted(tests))
+                conditions |= {f"stage{depth}": both, f"reduce{depth}": both}
+        return conditions
+
+    def _power(self, operands: list[str], args: Any, dtype: torch.dtype) -> str:
+        base, exponent = args
+        is_shared = isinstance(exponent, Node) and is_scalar(exponent)
+        if not is_shared or self._extent(base) == "leaf":
+            return super()._power(operands, args, dtype)
+        self._exponents.add(self._scalars.index(exponent))
+        return self._call("power", operands)
 
     # Kernels.
 
@@ -427,9 +458,52 @@ def _function(
     return "\n".join([head, f"{pragma}{loop}", *lines, "}", "}", ""])
 
 
-def program_of(functions: Sequence[str], kernels: Sequence[Kernel]) -> str:
-    """Return the whole text, with one function that runs all kernels."""
-    calls = [f"{kernel.name}(a, from, to, threads);" for kernel in kernels]
-    in_order = "\n".join([f"static void kernels({PARAMETERS}) {{", *calls, "}"])
+def program_of(
+    functions: Sequence[str],
+    kernels: Sequence[Kernel],
+    conditions: Mapping[str, str] | None = None,
+    exponents: Collection[int] = (),
+) -> str:
+    """Return the whole text, with one function that runs all kernels.
+
+    Args:
+        functions: The texts of the kernels.
+        kernels: The kernels, in order.
+        conditions: For kernels that do not run in each step, when they do.
+        exponents: The indices of scalars that are exponents of powers of entries.
+    """
+    conditions = conditions or {}
+    calls = []
+    for kernel in kernels:
+        call = f"{kernel.name}(a, from, to, threads);"
+        condition = conditions.get(kernel.name)
+        calls.append(f"if ({condition}) {call}" if condition else call)
+    texts = [*functions, f"static void kernels({PARAMETERS}) {{", *calls, "}"]
+    if exponents:
+        texts = _by_exponents(texts, exponents)
     run = RUN_BY_LEAF if len(kernels) > 1 else RUN_ALL
-    return "\n".join([PRELUDE, *functions, in_order, run])
+    return "\n".join([PRELUDE, *texts, run])
+
+
+def _by_exponents(texts: Sequence[str], exponents: Collection[int]) -> list[str]:
+    """Return kernels for exponents that are all 1/2, all 1, and for any others, and a function that chooses.
+
+    A root takes a tenth of the time of a power, and compilers do not always move the choice out of a loop.
+    """
+    words = [f"bits<double>(a.words[{j}])" for j in sorted(exponents)]
+    is_root, is_same = (
+        " && ".join(f"{word} == {value}" for word in words) for value in (0.5, 1.0)
+    )
+    return [
+        "template <int halves> struct Kernels {  // the exponent in halves",
+        "template <class T> static inline T power(T x, T y) {",
+        "return halves == 1 ? sqrt(x) : halves == 2 ? x : pow(x, y);",
+        "}",
+        *texts,
+        "};",
+        f"static void kernels({PARAMETERS}) {{",
+        f"if ({is_root}) Kernels<1>::kernels(a, from, to, threads);",
+        f"else if ({is_same}) Kernels<2>::kernels(a, from, to, threads);",
+        "else Kernels<0>::kernels(a, from, to, threads);",
+        "}",
+    ]

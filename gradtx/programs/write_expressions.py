@@ -75,6 +75,7 @@ class ExpressionWriter(ABC):
     def __init__(self) -> None:
         self._names: dict[Node, str] = {}
         self._scalars: list[Node] = []
+        self._exponents: set[int] = set()  # the indices of scalars that are exponents
 
     # The language.
 
@@ -171,10 +172,10 @@ class ExpressionWriter(ABC):
             near = f"{a} + {weight} * ({b} - {a})"
             far = f"{b} - ({b} - {a}) * (1 - {weight})"
             return self.choice.format(f"{weight} < 0.5", near, far)
-        if name == "sqrt" or (name == "pow" and args[1] == 0.5):
+        if name == "sqrt":
             return self._root(operands[0], dtype)
-        if name == "pow" and args[1] == 2:
-            return f"{operands[0]} * {operands[0]}"
+        if name == "pow":
+            return self._power(operands, args, dtype)
         constant_one = self._constant(1.0, dtype)
         if name == "rsqrt":
             return self._divide(constant_one, self._root(operands[0], dtype), dtype)
@@ -202,6 +203,14 @@ class ExpressionWriter(ABC):
         if (name in RENAMED or name in FUNCTIONS.split()) and not kwargs:
             return self._call(RENAMED.get(name, name), operands)
         raise UnsuitableProgramError(f"kernels have no {name}")
+
+    def _power(self, operands: list[str], args: Any, dtype: torch.dtype) -> str:
+        """Return the code of a power."""
+        if args[1] == 0.5:
+            return self._root(operands[0], dtype)
+        if args[1] == 2:
+            return f"{operands[0]} * {operands[0]}"
+        return self._call("pow", operands)
 
     def _without_nan(self, operand: str, args: Any, dtype: torch.dtype) -> str:
         """Return the code of `nan_to_num`."""

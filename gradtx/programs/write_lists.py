@@ -22,12 +22,12 @@ from gradtx.programs.contract import (
     is_scalar,
     operator_name,
 )
-from gradtx.programs.in_place import MemoryPlan
+from gradtx.programs.in_place import MemoryPlan, compute_late
 from gradtx.programs.lower import Program, lower
 from gradtx.programs.needs import ALWAYS, Case, text_of
 from gradtx.programs.record import Recording
 from gradtx.programs.scalars import ScalarProgram
-from gradtx.programs.simplify import is_conversion
+from gradtx.programs.simplify import ROW, is_conversion
 from gradtx.programs.text import Text, Unquoted, function_text, tuple_of
 
 aten = torch.ops.aten
@@ -96,7 +96,8 @@ def list_function(
         segment,
         on_device=on_device,
         decides=not on_device,
-        prefers_norms=batches.batches_on(device),
+        prefers_norms=True,
+        of_rows=not batches.batches_on(device),
     )
     return _Writer(program, device).function()
 
@@ -107,11 +108,16 @@ class _Writer(Text):
     def __init__(self, program: Program, device: torch.device):
         super().__init__(device)
         self._program = program
+        compute_late(program.graph)
         self._nodes = program.nodes
         self._needs = program.needs
         self._lines: list[str] = []  # of the function that is being generated
         self.namespace.update(
-            converted=_converted, filled=_filled, batched=batches.batched
+            converted=_converted,
+            filled=_filled,
+            norm=torch.linalg.vector_norm,
+            norm_of_many=_norm_of_many,
+            batched=batches.batched,
         )
         # The case of the latest lines, and the number of lines after them.
         self._block: tuple[Case, int] = (ALWAYS, 0)
@@ -236,11 +242,19 @@ class _Writer(Text):
             text = f"converted({self.text(tensors)}, {self.text(dtype)})"
             self._assign(node, text)
             return
+        if self._tests_for_zero(node):
+            # In a tenth of the time of a comparison, which torch does not vectorize.
+            self._assign(node, f"converted({self.text(node.args[0])}, torch.bool)")
+            return
         foreach_call = self._foreach_call(node)
         if foreach_call is None:
             self._assign(node, self._loop_over_leaves(node))
             return
         name, *operands = foreach_call
+        if name == "norm" and not batches.batches_on(self.device):
+            norm = f"norm_of_many(x) if x.numel() > {ROW} else norm(x)"
+            self._assign(node, f"[{norm} for x in {operands[0]}]")
+            return
         target = self._operands.get(node)
         if node.target is aten.copy_.default:
             target = node.args[0]
@@ -249,6 +263,14 @@ class _Writer(Text):
             return
         self._lines.append(f"{self._on_lists(f'{name}_')}({', '.join(operands)})")
         self._assign(node, self.text(target))
+
+    def _tests_for_zero(self, node: Node) -> bool:
+        """Whether an operation on a CPU asks which entries are not zero; those that are not a number are not."""
+        if node.target is not aten.ne.Scalar or batches.batches_on(self.device):
+            return False
+        x, value = args_of(node)
+        is_usual = is_list(x) and dtype_of(x) in (torch.float32, torch.float64)
+        return is_usual and not isinstance(value, Node) and value == 0
 
     def _assign(self, node: Node, text: str) -> None:
         self._lines.append(f"{node.name} = {text}")
@@ -437,6 +459,18 @@ def _converted(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     results = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
     _torch.copy_each_(results, tensors)
     return results
+
+
+def _norm_of_many(x: Tensor) -> Tensor:
+    """Return the norm of the norms of short rows: torch adds the squares of a row one after the other."""
+    while (size := x.numel()) > ROW:
+        entries, rest = x.reshape(-1), size % ROW  # in any order
+        of_rows = torch.linalg.vector_norm(entries[rest:].view(-1, ROW), dim=1)
+        if rest:
+            of_rest = torch.linalg.vector_norm(entries[:rest], keepdim=True)
+            of_rows = torch.cat((of_rest, of_rows))
+        x = of_rows
+    return torch.linalg.vector_norm(x)
 
 
 def _filled(shapes: list[Tensor], scalar: Any) -> list[Tensor]:

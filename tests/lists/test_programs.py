@@ -249,9 +249,54 @@ def pulled_alone(number, x, average, param, other):
     return [], [(param, param - number * (x - param))]
 
 
+def moved_average(number, x, average, param, other):
+    return [], [(average, average + number * (x - average))]
+
+
+def decayed_and_averaged(number, x, average, param, other):
+    new = param - number * (x + 0.1 * param)
+    return [], [(average, average + 0.2 * (new - average)), (param, new)]
+
+
+def resting(number, x, average, param, other):
+    step = torch.where(number == 0, 0.0, number * (x / (other.square() + 1)))
+    return [], [(param, param + -step)]
+
+
+def measured(number, x, average, param, other):
+    return [], [(param, param + x * x.square().sum().sqrt())]
+
+
+def unit_rows(number, x, average, param, other):
+    return [], [(param, x / x.square().sum(dim=1, keepdim=True).sqrt())]
+
+
+def scaled_sum(number, x, average, param, other):
+    return [], [(param, param + (number * x).sum())]
+
+
+def read_by_another(number, x, average, param, other):
+    """A schedule-free step: the weights move towards the old value of a slot, which moves, too."""
+    new = average - number * x
+    return [], [(average, new), (param, 0.9 * param + 0.1 * average)]
+
+
+def divided_where_it_can_be(number, x, average, param, other):
+    known = other != 0
+    return [], [(param, torch.where(known, x / torch.where(known, other, 1.0), 0.0))]
+
+
 @pytest.mark.parametrize(
     ("function", "calls"),
     [
+        (moved_average, 1),
+        (decayed_and_averaged, 3),
+        (resting, 3),
+        (measured, 3),
+        (unit_rows, 3),
+        (scaled_sum, 3),
+        (read_by_another, 3),
+        (divided_where_it_can_be, 4),
         (shifted, 3),
         (scaled_in_place, 3),
         (scaled_in_place_to_maximize, 3),
@@ -271,6 +316,33 @@ def test_programs_have_no_temporaries_that_they_can_do_without(function, calls):
     assert calls_in(program) == calls, program.source
     for i, leaf in enumerate(expected):
         torch.testing.assert_close([column[i] for column in columns], leaf, rtol=1e-14, atol=1e-15)
+
+
+def test_a_norm_of_a_large_leaf_has_all_digits_of_its_dtype():
+    def update(number, param, x):
+        return [], [(param, param + x.square().sum().sqrt())]
+
+    program = list_function(recorded(update, [(3001, 701)] * 2, dtype=torch.float32), CPU)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(3001, 701, generator=generator)
+    for entries in (x, x.T.contiguous().T, x.double()):
+        param = torch.zeros_like(entries)
+        run(program, [0.0], [param], [entries])
+        expected = torch.full_like(entries, x.double().square().sum().sqrt().item())
+        torch.testing.assert_close(param, expected, rtol=2e-7, atol=0)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_norm_is_not_finite_where_an_entry_is_not(value):
+    def update(number, param, x):
+        return [], [(param, param + x.square().sum().sqrt())]
+
+    program = list_function(recorded(update, [(3001,)] * 2), CPU)
+    for place in (0, 1500, 3000):
+        x, param = torch.ones(3001, dtype=F64), torch.zeros(3001, dtype=F64)
+        x[place] = value
+        run(program, [0.0], [param], [x])
+        torch.testing.assert_close(param[0], torch.tensor(abs(value), dtype=F64), equal_nan=True)
 
 
 def test_operations_kept_as_written_are_not_joined_with_later_ones():

@@ -54,6 +54,7 @@ UNARY = {
     "sqrt": lambda x: x.abs().sqrt(),
     "rsqrt": lambda x: x.abs().rsqrt(),
     "pow": lambda x: x.abs() ** 0.3,
+    "cube root by pow": lambda x: x.abs() ** (1 / 3),
     "square root by pow": lambda x: x.abs() ** 0.5,
     "nan_to_num": lambda x: x.nan_to_num(nan=0.5, posinf=2.0, neginf=-2.0),
     "isnan": lambda x: x.isnan().to(x.dtype),
@@ -365,6 +366,39 @@ def test_functions_of_trees_run_columns_as_kernels_that_write_new_memory(name, m
         torch.testing.assert_close(state, expected_state, rtol=1e-12, atol=1e-12)
         assert any(layout is not None for layout in layouts)
         assert_own_memory((updates, state), params, gradients)
+
+
+@each("dtype", DTYPES[:2], ids=str)
+def test_powers_follow_an_exponent_that_changes(dtype):
+    torch.manual_seed(0)
+    start = torch.rand(300, dtype=dtype)
+    params = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    pair = [gradtx.optim.FAdam([param], lr=0.1, compile=way) for param, way in zip(params, (True, False), strict=True)]
+    for exponent in (0.5, 1.0, 0.3, 0.0, 0.5, 2.0):
+        gradient = torch.randn(300, dtype=dtype)
+        for param, optimizer in zip(params, pair, strict=True):
+            optimizer.param_groups[0]["p"] = exponent
+            param.grad = gradient
+            optimizer.step()
+        torch.testing.assert_close(*params, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
+
+
+def test_a_sum_that_only_the_first_step_reads_is_computed_only_there(texts):
+    torch.manual_seed(0)
+    start = [torch.randn(64, 32), torch.randn(300)]
+    params = [[torch.nn.Parameter(leaf.clone()) for leaf in start] for _ in range(2)]
+    pair = [gradtx.optim.SGDSaI(leaves, lr=0.1, compile=way) for leaves, way in zip(params, (True, False), strict=True)]
+    for _ in range(4):
+        gradients = [torch.randn_like(leaf) for leaf in start]
+        for leaves, optimizer in zip(params, pair, strict=True):
+            for leaf, gradient in zip(leaves, gradients, strict=True):
+                leaf.grad = gradient
+            optimizer.step()
+    for compiled, leaf in zip(*params, strict=True):
+        torch.testing.assert_close(compiled, leaf, rtol=1e-6, atol=1e-6)
+    calls = [line for text in texts for line in text.splitlines() if re.search(r"(stage|reduce)\d\(a, from", line)]
+    assert calls
+    assert all(line.startswith("if (a.words[") for line in calls), calls
 
 
 def test_equal_texts_are_compiled_once():
