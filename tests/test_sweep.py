@@ -189,6 +189,44 @@ def test_functions_of_the_loss_are_compiled_apart_and_freed_with_their_data(comp
     assert not any(reference() is not None for reference in alive)
 
 
+RATE, BETAS = 0.5, (0.9, 0.99)
+
+
+def test_functions_that_a_loop_makes_have_one_form_if_they_read_equal_values():
+    """Those that are found by name, or read what may change, are forms of their own."""
+    config = {"momentum": 0.9}
+
+    def forms(*makes):
+        return len({Group(functools.partial(make), {0: {}}, ()).form() for make in makes})
+
+    decays = (0.1, 0.1, 0.2)
+    assert forms(*(lambda: gradtx.chain(gradtx.clip_by_global_norm(RATE), gradtx.sgd(RATE)) for _ in decays)) == 1
+    assert forms(*(lambda decay=decay: gradtx.adamw(RATE, BETAS, weight_decay=decay) for decay in decays)) == 2
+    assert forms(*(lambda rate=rate: gradtx.sgd(rate) for rate in (1, 1.0, True))) == 3
+    assert forms(*(lambda: gradtx.sgd(**config) for _ in decays)) == len(decays)
+    assert forms(lambda: gradtx.sgd(RATE), lambda: gradtx.lion(RATE), gradtx.sgd, gradtx.sgd) == 3
+
+
+@pytest.mark.slow
+def test_a_hundred_sweeps_compile_once_for_each_form(monkeypatch):
+    """Dynamo raises where it would leave a function uncompiled: at its limit of 8 compilations."""
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=counter))
+    monkeypatch.setattr(members, "_COMPILED", {})
+    frames = []
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for i in range(50):
+            for make in (gradtx.sgd, lambda lr: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.sgd(lr))):
+                over = {"lr": [0.001 * (i + 1), 0.002 * (i + 1)]}
+                options = {"seeds": 1, "steps": 2, "every": 2}
+                found = sweep(functools.partial(make), over, compile=True, **options)
+            frames.append(counter.frame_count)
+    expected = sweep(make, over, **options)
+    assert found.records == expected.records
+    assert set(frames) == {2}
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("make", [gradtx.adamw, gradtx.sophia])
 def test_dynamo_compiles_sweeps_of_one_form_once(make, monkeypatch):

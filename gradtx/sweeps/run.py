@@ -80,7 +80,7 @@ def sweep(
         members_at_once: The largest number of members that train together; None for all. Memory grows in proportion:
             weights, state, gradients and activations of one run, times this number.
         compile: Whether to compile the step of all members, once per group and number of members: in the process, if
-            later sweeps have the same `loss_fn` and `optimizer`.
+            later sweeps have the same `loss_fn` and `optimizer`, or a lambda of the same line that reads equal values.
         checkpoint: A file to which the sweep is saved at every record. A later call with the same arguments goes on
             where the file ends, with the same results bit for bit: it sets torch's generators as they were then.
         progress: Whether to show a progress bar, which needs tqdm; None for "if stderr is a terminal and tqdm is

@@ -7,6 +7,7 @@ import inspect
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -118,7 +119,8 @@ class Group:
             is_varying = name in self.varying
             forms[name] = _form(value) if is_varying else ("value", value)
         fixed = {name: ("value", value) for name, value in self.make.keywords.items()}
-        return _frozen([self.make.func, self.make.args, fixed, forms, self.varying])
+        func = _function_form(self.make.func)
+        return _frozen([func, self.make.args, fixed, forms, self.varying])
 
     def with_scalars(
         self, values: Mapping[str, Sequence[Any]]
@@ -207,6 +209,38 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value), tuple(map(_frozen, value))
     return type(value), value
+
+
+# What stays as it is: not objects whose attributes may change between sweeps.
+FIXED = (bool, int, float, str, type(None), type, FunctionType, ModuleType)
+
+
+def _is_fixed(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_fixed, value))
+    return isinstance(value, FIXED)
+
+
+def _function_form(function: Any) -> Any:
+    """Return what a function has in common with others that do the same, such as those of a `lambda` in a loop.
+
+    It is the function itself if others find it again by its name, or if it reads what may change.
+    """
+    is_local = "<" in getattr(function, "__qualname__", "")
+    if not isinstance(function, FunctionType) or not is_local:
+        return function
+    code = function.__code__
+    try:
+        variables = inspect.getclosurevars(function)
+    except ValueError:  # one of them has no value yet
+        return function
+    options = tuple((function.__kwdefaults__ or {}).items())
+    defaults = function.__defaults__ or (), options
+    read = {**variables.globals, **variables.nonlocals}
+    has_inner = any(isinstance(item, CodeType) for item in code.co_consts)
+    if has_inner or not _is_fixed((*read.values(), *defaults)):
+        return function
+    return code, read, *defaults
 
 
 def _form(value: Any) -> Any:
