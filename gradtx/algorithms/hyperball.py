@@ -84,7 +84,7 @@ def adam_h(
         >>> params = {"w": torch.tensor([3.0, 4.0])}
         >>> updates, _ = tx.update({"w": torch.tensor([1.0, -9.0])}, tx.init(params), params)
         >>> gradtx.apply_updates(params, updates)["w"].norm()
-        tensor(5.)
+        tensor(5.0000)
 
     Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none.
     """

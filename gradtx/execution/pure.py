@@ -782,7 +782,7 @@ STRINGS = frozenset((str,))
 
 def added(params: list[Tensor], steps: list[Tensor]) -> list[Tensor]:
     """Return new parameters, given their updates; one operation adds all plain tensors without derivatives."""
-    dtypes = list(map(DTYPE, params))
+    dtypes = [param.dtype for param in params]
     if torch.compiler.is_dynamo_compiling() or not USUAL_DTYPES.issuperset(dtypes):
         # torch stores float8, such as frozen weights, but does not add to it.
         params = [

@@ -585,7 +585,7 @@ def clip_by_block_rms(threshold: Positive = 1.0):
     Example:
         >>> tx = gradtx.clip_by_block_rms(1.0)
         >>> tx.update({"a": torch.tensor([4.0, 4.0]), "b": torch.tensor([0.5])}, tx.init({}))[0]
-        {'a': tensor([1., 1.]), 'b': tensor([0.5000])}
+        {'a': tensor([1.0000, 1.0000]), 'b': tensor([0.5000])}
 
     Source: Shazeer and Stern 2018, arXiv:1804.04235. Departures: none.
     """
