@@ -413,7 +413,9 @@ class Total(NamedTuple):
 def by_chunk(name: str, lines: Sequence[str]) -> str:
     """Return a function that runs lines for each chunk of some leaves."""
     bounds = "a.leaf_chunks[from]", "a.leaf_chunks[to]"
-    return _function(name, "pid", bounds, lines, IN_PARALLEL)
+    text = _function(name, "pid", bounds, lines, IN_PARALLEL)
+    has_sums = any(" reduction(" in line for line in lines)
+    return UNDIVIDED.format(text) if has_sums else text
 
 
 def by_leaf(name: str, lines: Sequence[str]) -> str:
@@ -421,6 +423,13 @@ def by_leaf(name: str, lines: Sequence[str]) -> str:
     return _function(name, "leaf", ("from", "to"), lines)
 
 
+# g++ divides a loop with a choice that is the same for all entries in two. Where both add up entries, it takes only one
+# of them into vectors.
+UNDIVIDED = """\
+#pragma GCC push_options
+#pragma GCC optimize("no-unswitch-loops")
+{}#pragma GCC pop_options
+"""
 PARAMETERS = "const Arguments& a, int64_t from, int64_t to, int64_t threads"
 RUN_ALL = 'extern "C" void run(const Arguments* a) { kernels(*a, 0, a->n_leaves, a->threads); }'
 RUN_BY_LEAF = f"""

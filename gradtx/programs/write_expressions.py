@@ -169,9 +169,10 @@ class ExpressionWriter(ABC):
             return f"{operands[0]} + {product}"
         if name == "lerp":
             a, b, weight = operands
-            near = f"{a} + {weight} * ({b} - {a})"
-            far = f"{b} - ({b} - {a}) * (1 - {weight})"
-            return self.choice.format(f"{weight} < 0.5", near, far)
+            is_near = f"{weight} < 0.5"
+            start = self.choice.format(is_near, a, b)
+            step = self.choice.format(is_near, weight, f"{weight} - 1")
+            return f"{start} + {step} * ({b} - {a})"
         if name == "sqrt":
             return self._root(operands[0], dtype)
         if name == "pow":
