@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 import gradtx
 
-ROUNDS, WARM = 9, 8
+ROUNDS, WARM = 9, 12  # AdaShift has its window of gradients after ten steps
 SHAPES = gpt()
 ELSEWHERE = {"SGDS": "SGD"}  # an option of the class there
 LEFT_OUT = (
