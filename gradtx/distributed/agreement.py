@@ -16,7 +16,7 @@ from gradtx.distributed.layouts import Team
 
 BITS = 62  # size of a digest: the digest and its negative both fit in int64
 # Sent in place of a digest and of its negative; nothing has this digest.
-FAILED = 2**BITS
+FAILURE_DIGEST = 2**BITS
 
 
 def in_order(teams: Sequence[Team]) -> list[Team]:
@@ -52,11 +52,11 @@ def unequal(teams: Sequence[Team], digests: Sequence[int]) -> list[int]:
 
     Args:
         teams: The teams of this rank, as `in_order` returns them.
-        digests: The digest for each team, or `FAILED`.
+        digests: The digest for each team, or `FAILURE_DIGEST`.
     """
     found: list[int] = []
     for i, team in enumerate(teams):
-        if not _are_equal(team, FAILED if found else digests[i]):
+        if not _are_equal(team, FAILURE_DIGEST if found else digests[i]):
             found.append(i)
     return found
 
@@ -90,7 +90,7 @@ def difference(
 
 def _are_equal(team: Team, digest: int) -> bool:
     # One MAX finds both extremes.
-    negative = digest if digest == FAILED else -digest
+    negative = digest if digest == FAILURE_DIGEST else -digest
     extremes = torch.tensor([digest, negative], device=team.device)
     largest_of = torch.distributed.ReduceOp.MAX
     torch.distributed.all_reduce(extremes, largest_of, group=team.group)

@@ -20,7 +20,7 @@ from gradtx.base.exact import Schedule
 from gradtx.base.messages import describe
 from gradtx.base.torch_names import readable
 from gradtx.distributed.agreement import (
-    FAILED,
+    FAILURE_DIGEST,
     difference,
     digest_of,
     in_order,
@@ -127,7 +127,7 @@ class Agreement:
             return
         self.is_done = True
         teams = self._teams_of(members)
-        found = unequal(teams, [FAILED] * len(teams))
+        found = unequal(teams, [FAILURE_DIGEST] * len(teams))
         difference(teams, found, None, "step")
 
     def _is_known(self, members: Members) -> bool:
