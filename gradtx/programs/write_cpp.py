@@ -220,6 +220,10 @@ class CppWriter(CppExpressions, KernelWriter):
 
     total = "sums{}[{} * a.n_leaves + leaf]"
 
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self._exponents: set[int] = set()  # the indices of scalars that are exponents
+
     def _joined(self, functions: Sequence[str]) -> str:
         conditions = self._conditions()
         return program_of(functions, self._kernels, conditions, self._exponents)

@@ -171,7 +171,7 @@ class CppGridWriter(CppExpressions, GridWriter):
         entries = [leaf for leaf in read if self._extent(leaf) == self._full]
         if len(entries) != 1:
             return []
-        index = self._index((*self._full[:-1],))
+        index = self._index(self._full[:-1])
         pointer = f"p{self._leaves.index(entries[0])} + ({index}) * length"
         return [prefetched(entries[0], pointer, "0", "length")]
 

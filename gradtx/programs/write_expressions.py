@@ -75,7 +75,6 @@ class ExpressionWriter(ABC):
     def __init__(self) -> None:
         self._names: dict[Node, str] = {}
         self._scalars: list[Node] = []
-        self._exponents: set[int] = set()  # the indices of scalars that are exponents
 
     # The language.
 

@@ -8,7 +8,6 @@ in *sweeps* over the indices of an extent. Later kernels load what it keeps.
 
 from __future__ import annotations
 
-import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -25,10 +24,9 @@ from gradtx.programs.simplify import SAME_ENTRIES
 from gradtx.programs.write_expressions import (
     MEANS,
     REDUCTIONS,
-    ExpressionWriter,
     UnsuitableProgramError,
 )
-from gradtx.programs.write_kernels import Kernel, KernelText, Moved, Store, aten, wide
+from gradtx.programs.write_kernels import KernelText, PhaseWriter, Store, aten, wide
 
 # The indices of the groups of which a value has a number for each index.
 Extent: TypeAlias = tuple[int, ...]
@@ -83,7 +81,7 @@ class Combine:
     stores: list[Store] = field(default_factory=list)
 
 
-class GridWriter(ExpressionWriter):
+class GridWriter(PhaseWriter):
     """Write the kernels of a program.
 
     Args:
@@ -95,23 +93,17 @@ class GridWriter(ExpressionWriter):
     """
 
     def __init__(self, program: Program, leaf: int):
-        super().__init__()
-        self._program, self._leaves = program, program.leaves
+        super().__init__(program)
         shape = program.leaves[leaf].meta["val"].shape
         axes = axes_of(program, program.leaves[leaf])
         self._groups = Groups.of(axes, shape, program.results)
         self._full: Extent = tuple(range(len(self._groups.axes)))
         if len(self._full) < 2:
             raise UnsuitableProgramError(UNRELATED)
-        self._sources: dict[Node, Node] = {}
-        self._depths: dict[Node, int] = {}
-        self._lines: dict[Node, str] = {}
         # Reductions of entries, and the code of the operands of all reductions.
         self._partial: list[Node] = []
         self._terms: dict[Node, str] = {}
-        self._stores: list[Store] = []
         self._kept: list[Node] = []
-        self._kernels: list[Kernel] = []
         self._of_leaves: list[str] = []
 
     def written(self, columns: int) -> KernelText:
@@ -131,10 +123,6 @@ class GridWriter(ExpressionWriter):
         by_leaf = [result for result in results[columns:] if is_list(result)]
         if any(map(self._extent, by_leaf)):
             raise UnsuitableProgramError("a result has an entry per element")
-        row = itertools.count()
-        rows: list[int | None] = [None] * len(results[:columns])
-        for result in results[columns:]:
-            rows.append(next(row) if is_list(result) else None)
         functions = self._functions(by_leaf)
         kept = list(map(self._extent, self._kept))
         partial = list(map(self._extent, self._partial))
@@ -143,7 +131,7 @@ class GridWriter(ExpressionWriter):
             self._kernels,
             self._scalars,
             [],
-            rows,
+            self._result_rows(columns),
             1,
             Grid(self._groups, kept, partial, self._of_leaves),
         )
@@ -169,7 +157,7 @@ class GridWriter(ExpressionWriter):
         functions: list[str] = []
         for i, combine in enumerate(combines):
             if stages[i]:
-                self._note(f"stage{i}", self._needed(outputs[i]).read)
+                self._note(f"stage{i}", self._needed(outputs[i]).read, ())
                 functions.append(self._stage(f"stage{i}", (), stages[i]))
             self._note(combine.name, self._read_in(combine), combine.stores)
             if not combine.by_block:
@@ -418,18 +406,7 @@ class GridWriter(ExpressionWriter):
                     return False
         return any(has_first.values())
 
-    # What kernels move.
-
-    def _note(
-        self, name: str, read: Iterable[Node], stored: Sequence[Store] = ()
-    ) -> None:
-        """Add a kernel, and what it moves."""
-        reads = {self._leaves.index(leaf): self._moved(leaf) for leaf in read}
-        writes = {store.row: self._moved(store.like) for store in stored}
-        self._kernels.append(Kernel(name, reads, writes))
-
-    def _moved(self, leaf: Node) -> Moved:
-        return Moved(self._extent(leaf), dtype_of(leaf).itemsize)
+    # Where values are.
 
     def _layout_row(self, node: Node) -> int:
         """Return the row of the layout with the offset of a value that is kept, or of the partial values of one."""

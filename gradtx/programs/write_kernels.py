@@ -113,7 +113,45 @@ class KernelText:
     grid: Any = None
 
 
-class KernelWriter(ExpressionWriter):
+class PhaseWriter(ExpressionWriter):
+    """What writers of the kernels of a program share.
+
+    Args:
+        program: The program.
+    """
+
+    def __init__(self, program: Program):
+        super().__init__()
+        self._program, self._leaves = program, program.leaves
+        self._lines: dict[Node, str] = {}
+        self._sources: dict[Node, Node] = {}  # what views have the values of
+        self._depths: dict[Node, int] = {}
+        self._stores: list[Store] = []
+        self._kernels: list[Kernel] = []
+
+    @abstractmethod
+    def _extent(self, node: Node) -> Any:
+        """Return what a value has one number for."""
+
+    def _note(self, name: str, read: Iterable[Node], written: Sequence[Store]) -> None:
+        """Add a kernel, and what it moves."""
+        reads = {self._leaves.index(leaf): self._moved(leaf) for leaf in read}
+        writes = {store.row: self._moved(store.like) for store in written}
+        self._kernels.append(Kernel(name, reads, writes))
+
+    def _moved(self, leaf: Node) -> Moved:
+        return Moved(self._extent(leaf), dtype_of(leaf).itemsize)
+
+    def _result_rows(self, columns: int) -> list[int | None]:
+        """Return the row of each result in the buffer of values by leaf; see `KernelText`."""
+        row = itertools.count()
+        rows: list[int | None] = [None] * len(self._program.results[:columns])
+        for result in self._program.results[columns:]:
+            rows.append(next(row) if is_list(result) else None)
+        return rows
+
+
+class KernelWriter(PhaseWriter):
     """Write one line for each operation, and each stage with the lines that it needs.
 
     Args:
@@ -132,23 +170,16 @@ class KernelWriter(ExpressionWriter):
     def __init__(
         self, program: Program, leaf: int, block: int = 1, fixes_block: bool = True
     ):
-        super().__init__()
+        super().__init__(program)
         self._fixes_block = fixes_block
-        self._program = program
-        self._leaves = program.leaves
         like: Any = program.leaves[leaf].meta["val"]
         self._size = like.numel()
         self._is_0d = like.ndim == 0  # then so are its slots
         self._block = block  # entries with one scale
-        self._lines: dict[Node, str] = {}
-        self._sources: dict[Node, Node] = {}  # what views have the values of
-        self._depths: dict[Node, int] = {}
-        self._kernels: list[Kernel] = []
         # The reductions of each stage, and the code of their operands and of those of reductions over rows.
         self._reductions: list[list[Node]] = []
         self._reduced: dict[Node, str] = {}
         self._of_rows: dict[Node, str] = {}
-        self._stores: list[Store] = []
 
     def written(self, columns: int) -> KernelText:
         """Return the kernels.
@@ -194,16 +225,12 @@ class KernelWriter(ExpressionWriter):
         # After the last stage, when all chunks of a leaf have read its old values.
         if by_leaf or of_leaf:
             functions.append(self._finish(by_leaf, of_leaf))
-        row = itertools.count()
-        rows: list[int | None] = [None] * len(results[:columns])
-        for result in results[columns:]:
-            rows.append(next(row) if is_list(result) else None)
         return KernelText(
             self._joined(functions),
             self._kernels,
             self._scalars,
             list(map(len, self._reductions)),
-            rows,
+            self._result_rows(columns),
             self._block,
         )
 
@@ -374,15 +401,6 @@ class KernelWriter(ExpressionWriter):
         return self._assigned(name, node, self._converted(f"({total})", dtype_of(node)))
 
     # Kernels.
-
-    def _note(self, name: str, read: Sequence[Node], written: Sequence[Store]) -> None:
-        """Add a kernel, and what it moves."""
-        reads = {self._leaves.index(leaf): self._moved(leaf) for leaf in read}
-        writes = {store.row: self._moved(store.like) for store in written}
-        self._kernels.append(Kernel(name, reads, writes))
-
-    def _moved(self, leaf: Node) -> Moved:
-        return Moved(self._extent(leaf), dtype_of(leaf).itemsize)
 
     def _needed(self, nodes: Sequence[Node]) -> tuple[list[Node], list[Node]]:
         """Return the operations that some nodes need, in order, and the arguments that these read."""

@@ -334,15 +334,12 @@ class _Writer(Text):
         dtype = dtype_of(first)
         if dtype_of(node) != dtype:
             return None
-        if self._is_better_as_tensor(second, dtype):
-            if name in ON_TENSORS:
-                tensor = Unquoted(self.as_tensor(second, dtype))
-                return name, (first, tensor), ON_TENSORS[name]
-        elif is_on_device(second):
-            if name not in ON_TENSORS:
-                return None
+        is_better = self._is_better_as_tensor(second, dtype)
+        if name in ON_TENSORS and (is_better or is_on_device(second)):
             # In the dtype of the list, as GPUs need it to compute all at once.
             second, options = Unquoted(self.as_tensor(second, dtype)), ON_TENSORS[name]
+        elif is_on_device(second):
+            return None
         return name, (first, second), options
 
     def _is_better_as_tensor(self, scalar: Any, dtype: torch.dtype) -> bool:
