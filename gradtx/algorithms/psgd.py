@@ -60,6 +60,20 @@ def applied(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
     return x
 
 
+def applied_inverses(x: Tensor, factors: Sequence[Tensor]) -> Tensor:
+    """Multiply a tensor along each dimension by the inverse of that dimension's upper factor, transposed."""
+    for i, factor in enumerate(factors):
+        if factor.ndim == 1:
+            x = _times(x, 1 / factor, i)
+            continue
+        rows = x.movedim(i, 0)
+        solution = torch.linalg.solve_triangular(
+            factor.mT, rows.reshape(len(factor), -1), upper=False
+        )
+        x = solution.reshape(rows.shape).movedim(0, i)
+    return x
+
+
 def _times(x: Tensor, factor: Tensor, i: int) -> Tensor:
     """Multiply a tensor along a dimension by a matrix, or by a diagonal one given as a vector."""
     if factor.ndim == 2:
@@ -206,24 +220,11 @@ def random_terms(
 ) -> list[tuple[Tensor, Tensor]]:
     """Return the two terms of each factor's gradient for a random probe."""
     whole = applied(x + damping * probe, factors)
-    other = probe
-    for i, factor in enumerate(factors):
-        other = _solved(other, factor, i)
+    other = applied_inverses(probe, factors)
     return [
         (_outer(whole, i, factor), _outer(other, i, factor))
         for i, factor in enumerate(factors)
     ]
-
-
-def _solved(x: Tensor, factor: Tensor, i: int) -> Tensor:
-    """Multiply a tensor along a dimension by the inverse of a factor, transposed."""
-    if factor.ndim == 1:
-        return _times(x, 1 / factor, i)
-    rows = x.movedim(i, 0)
-    solution = torch.linalg.solve_triangular(
-        factor.mT, rows.reshape(len(factor), -1), upper=False
-    )
-    return solution.reshape(rows.shape).movedim(0, i)
 
 
 def _inverse(factor: Tensor) -> Tensor:
