@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 
+from gradtx.base import torch_names as _torch
 from gradtx.base.exact import exact_dtype
 from gradtx.base.plain import TYPES
 
@@ -28,6 +30,56 @@ def is_sharded(tensor: Any) -> TypeGuard[DTensor]:
 def local(tensor: Any) -> Tensor:
     """Return this process's local shard."""
     return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+class MemoryGuard:
+    """Where some tensors have their memory, and how DTensors among them are divided.
+
+    The address of a DTensor is always 0: its memory is that of the local shard, which `module.cpu()`, `to_empty`,
+    `swap_tensors` and FSDP2 replace inside the same object.
+
+    Args:
+        tensors: The tensors.
+
+    Attributes:
+        memory: The tensors that have the memory: the local shards of DTensors, and plain tensors themselves.
+        have_same_layout: Whether other such tensors have the same dtypes, devices, shapes and strides.
+    """
+
+    def __init__(self, tensors: list[Tensor]):
+        self._is_sharded = list(map(is_sharded, tensors))
+        self._has_shards = any(self._is_sharded)
+        self._specs: list[Any] = []
+        if self._has_shards:
+            self._specs = self._specs_of(tensors)
+        self.memory = self._memory_of(tensors)
+        self._addresses = list(map(Tensor.data_ptr, self.memory))
+        self.have_same_layout = _torch.layout_check(self.memory)
+
+    def _memory_of(self, tensors: list[Any]) -> list[Tensor]:
+        if not self._has_shards:
+            return tensors
+        pairs = zip(tensors, self._is_sharded, strict=True)
+        return [_torch.SHARD(x) if sharded else x for x, sharded in pairs]
+
+    def _specs_of(self, tensors: list[Any]) -> list[Any]:
+        return list(map(_torch.SPEC, itertools.compress(tensors, self._is_sharded)))
+
+    def unmoved(self, tensors: list[Tensor]) -> list[Tensor] | None:
+        """Return the memory of as many other tensors; None if it is elsewhere, or is divided in another way."""
+        if self._has_shards:
+            if list(map(is_sharded, tensors)) != self._is_sharded:
+                return None
+            if self._specs_of(tensors) != self._specs:
+                return None
+            tensors = self._memory_of(tensors)
+        have_moved = list(map(Tensor.data_ptr, tensors)) != self._addresses
+        return None if have_moved else tensors
+
+    def holds(self, tensors: list[Tensor]) -> bool:
+        """Whether as many other tensors have the same memory, layouts and placements."""
+        memory = self.unmoved(tensors)
+        return memory is not None and self.have_same_layout(*memory)
 
 
 def full_tensor(tensor: Any) -> Tensor:

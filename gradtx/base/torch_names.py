@@ -33,8 +33,10 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-# Returns the number of in-place writes to a tensor that counts them, in a fifth of the time of `version_of`.
-VERSION: Callable[[Tensor], int] = operator.attrgetter("_version")
+# The local shard of a DTensor, and its mesh and placements. `to_local()` and the properties call several functions of
+# Python, which a step would do for each parameter and slot.
+SHARD: Callable[[Any], Tensor] = operator.attrgetter("_local_tensor")
+SPEC: Callable[[Any], Any] = operator.attrgetter("_spec")
 
 
 def base_of(tensor: Tensor) -> Tensor | None:

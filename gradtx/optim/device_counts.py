@@ -105,8 +105,10 @@ def move_counts(members: Iterable[Member], device: torch.device | None) -> None:
             # A fill, unlike a copy from the host, does not synchronize.
             made = torch.full((), count, dtype=torch.int64, device=device)
             moved[count] = DeviceCount(made, count, count)
-        dtype = torch.as_tensor(member.state["step"]).dtype
-        member.state["step"] = as_step(moved[count], dtype)
+        step = torch.as_tensor(member.state["step"])
+        # One that a user has written on the device keeps its memory, which a graph may read.
+        if device is None or step.device != device:
+            member.state["step"] = as_step(moved[count], step.dtype)
         member.set_count(moved[count])
 
 

@@ -18,6 +18,7 @@ from gradtx.programs.hyperparameters import (
     ChainOf,
     Hyperparameters,
     Structure,
+    each_item,
 )
 from gradtx.transform import Entry, GradientTransformation
 
@@ -96,9 +97,7 @@ class GroupSettings:
         self._defaults: Values = {}  # what the group had not specified
         for name, entry in self.entries.items():
             if name in group:
-                # A tensor is not copied, as in torch: its owner and schedulers write to it in place.
-                group[name] = as_builtin(group[name])
-                self.sources[name] = entry.argument.check(group[name])
+                self.sources[name] = entry.argument.check(self._put_builtin(name))
             else:
                 self.sources[name] = group[name] = entry.value
                 self._defaults[name] = entry.value
@@ -139,7 +138,7 @@ class GroupSettings:
         changed = []
         for name, content, before in zip(self.entries, contents, seen, strict=True):
             if content is not before:
-                value = self._value(name, content)
+                value = self._value(name)
                 if name not in values or not is_same(value, values[name]):
                     changed.append(name)
                 values[name] = value
@@ -147,12 +146,23 @@ class GroupSettings:
             places = {self.entries[name].place: values[name] for name in values}
             self.tx._replaced(places, checked=True)
             self._values = values
-        # Tensors and lists may be modified in place.
-        self._seen = [] if has_any(Tensor | list, contents) else contents
+        # Tensors, lists and arrays may be modified in place.
+        self._seen = [] if any(map(may_be_written, contents)) else contents
         return self._values
 
-    def _value(self, name: str, value: Any) -> Any:
-        value = self.group[name] = as_builtin(value)
+    def _put_builtin(self, name: str) -> Any:
+        """Return a value as a builtin, and put that in the place of another library's.
+
+        A tensor or an array stays, as in torch: its owner and schedulers write to it in place.
+        """
+        content = self.group[name]
+        value = each_item(as_builtin, as_builtin(content))
+        if not has_array(content):
+            self.group[name] = value
+        return value
+
+    def _value(self, name: str) -> Any:
+        value = self._put_builtin(name)
         if isinstance(value, list):  # JSON turns tuples into lists
             value = tuple(value)
         if name in self.shown and is_same(value, self.shown[name]):
@@ -240,7 +250,9 @@ class GroupSettings:
         for name, shown in self.shown.items():
             at = count(self.entries[name].place[0])
             content = self.group[name]
-            if at is None or not (content is shown or is_same(content, shown)):
+            if at is None or not (
+                content is shown or is_same(as_builtin(content), shown)
+            ):
                 continue
             value = next_value(self.sources[name], at)
             self.shown[name] = self.group[name] = value
@@ -309,7 +321,8 @@ class GroupSettings:
         return [
             name
             for name in scheduled
-            if name not in self.shown or not is_same(self.group[name], self.shown[name])
+            if name not in self.shown
+            or not is_same(as_builtin(self.group[name]), self.shown[name])
         ]
 
 
@@ -448,6 +461,20 @@ def have_same_values(a: Values, b: Values) -> bool:
 def are_identical(a: Collection[Any], b: Collection[Any]) -> bool:
     """Whether two collections contain the same objects in the same order."""
     return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def has_array(value: Any) -> bool:
+    """Whether a value, or any item of a tuple, is another library's array, which its owner may write in place."""
+    return any(
+        hasattr(item, "tolist") and hasattr(item, "__setitem__")
+        for item in items_of(value)
+        if not isinstance(item, Tensor)
+    )
+
+
+def may_be_written(value: Any) -> bool:
+    """Whether a value, or any item of a tuple, is an object that its owner may write in place."""
+    return has_any(Tensor | list, [value]) or has_array(value)
 
 
 def has_any(kind: Any, values: Iterable[Any]) -> bool:

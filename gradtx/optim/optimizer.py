@@ -19,6 +19,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import ambient, without_ambient
 from gradtx.base.errors import Path
 from gradtx.base.inputs import (
+    as_builtin,
     listed_group,
     listed_params,
     without_repeats,
@@ -46,6 +47,7 @@ from gradtx.optim.groups import (
     WRAPPER_KEYS,
     Group,
     defaults_of,
+    has_array,
     is_same,
     params_of,
 )
@@ -615,6 +617,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         for settings, group in zip(
             members.groups, state_dict["param_groups"], strict=True
         ):
+            group |= {
+                name: each_item(as_builtin, as_builtin(group[name]))
+                for name in settings.entries
+                if has_array(group[name])
+            }
             overridden = settings.overridden()
             if overridden is not None:
                 group[OVERRIDDEN] = overridden

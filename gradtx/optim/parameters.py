@@ -80,6 +80,7 @@ class Members:
         self.by_param: dict[Tensor, Member] = {}
         self.repeated: list[str] = []
         self._rows: list[list[Member]] = []  # the members of each group
+        self._types: set[type] = set()
         self.every: list[Member] = []
 
     def __getstate__(self) -> dict[str, Any]:
@@ -442,9 +443,12 @@ class Members:
 
     def rows(self) -> list[list[Member]]:
         """Return the members of each group."""
-        if not self._rows:
+        types = set(map(type, self.by_param))
+        if types != self._types:  # `swap_tensors` may have sharded them in place
+            self._types = types
             self.are_sharded = any(map(is_sharded, self.by_param))
             self.are_divided = self.are_sharded or self.replicas is not None
+        if not self._rows:
             for i, settings in enumerate(self.groups):
                 row = [self.by_param[param] for param in settings.params]
                 for member in row:

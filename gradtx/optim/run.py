@@ -49,6 +49,14 @@ class DeviceCount:
         """The number of steps as far as the host knows it without synchronizing."""
         return int(self.made) if self.made.device.type == "cpu" else self.bound
 
+    def follow(self, step: Tensor) -> None:
+        """Take the value of a state's tensor `step` on the device, which may have been written without a version."""
+        self.made.copy_(torch.where(self.is_in(step), self.made, step.to(torch.int64)))
+
+    def is_in(self, step: Tensor) -> Tensor:
+        """Whether a state's tensor `step` has this count, which float32 rounds if a graph has advanced it that far."""
+        return step == self.made.to(step.dtype)
+
     def after(self, tick: int | Tensor) -> DeviceCount:
         """Return the count after a step that adds `tick`."""
         least = self.least if isinstance(tick, Tensor) else self.least + tick
@@ -89,8 +97,7 @@ class Member:
         param: The parameter.
         choices: Each selector's decision for the parameter.
         layout: The layout of its state; without keys before its slots are created.
-        fresh: Tensors of its state that nothing has used so far, and that its first gradient creates again, with their
-            versions; None if the version is that of the tensor from which this one was copied.
+        fresh: Slots that nothing has used so far, by key: its first gradient creates them again.
         made_for: The structure of its group for which the slots were created.
         owner: The rank that keeps the slots of rules that need the whole parameter, if it is divided: an index into the
             ranks of `team_for`. None if there are no such slots.
@@ -106,9 +113,7 @@ class Member:
     param: Tensor
     choices: dict[Path, Any] = field(default_factory=dict[Path, Any])
     layout: Layout = NO_LAYOUT
-    fresh: dict[str, tuple[Tensor, int | None]] = field(
-        default_factory=dict[str, tuple[Tensor, int | None]]
-    )
+    fresh: dict[str, FreshSlot] = field(default_factory=dict[str, "FreshSlot"])
     made_for: Any = None
     owner: int | None = None
     state: State = field(default_factory=dict[str, Any])
@@ -123,10 +128,13 @@ class Member:
     def count_in(self, state: State) -> int | DeviceCount:
         """Return the number of steps the parameter has made, without synchronizing if the device counts."""
         step = state.get("step", 0)
-        if self.device_count is not None:
+        if isinstance(self.count, DeviceCount) and self.device_count is not None:
             tensor, counted_at = self.device_count
             if tensor is step and version(tensor) == counted_at:
-                return self.count
+                # The host need not wait for a count of its own.
+                is_elsewhere = self.count.made.device.type != "cpu"
+                if is_elsewhere or self.count.is_in(tensor):
+                    return self.count
         return int(step)
 
     def present_kinds(self) -> dict[str | None, TensorKind]:
@@ -149,44 +157,66 @@ class Member:
     def mark_fresh(self, state: State) -> None:
         """Record that nothing has used the slots of a state so far."""
         self.fresh = {
-            key: (tensor, version(tensor))
-            for key, tensor in state.items()
-            if key != "step"
+            key: FreshSlot(tensor) for key, tensor in state.items() if key != "step"
         }
 
     def used(self, state: State) -> State:
         """Return the state without fresh slots, unless the user has written them."""
-        untouched = {
-            key
-            for key, (tensor, made_at) in self.fresh.items()
-            if state.get(key) is tensor and made_at in (None, version(tensor))
+        return {
+            key: value
+            for key, value in state.items()
+            if key not in self.fresh or self.fresh[key].is_written(value)
         }
-        return {key: value for key, value in state.items() if key not in untouched}
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied tensor counts its writes from 0, and would later have the recorded version with another value.
-        fresh = {
-            key: (tensor, None)
-            for key, (tensor, made_at) in self.fresh.items()
-            if made_at in (None, version(tensor))
-        }
-        return {**self.__dict__, "device_count": None, "fresh": fresh}
+        return {**self.__dict__, "device_count": None}
+
+
+class FreshSlot:
+    """A slot that nothing has used, and the values with which it was created.
+
+    A slot with one value in all entries, as most have, needs no copy to tell later whether it was written: a broadcast
+    into it raises no version.
+    """
+
+    def __init__(self, slot: Tensor):
+        self._slot = slot
+        values = _comparable(slot)
+        self._values: Tensor | None = None
+        if not values.is_meta:
+            first = values[:1].clone()
+            self._values = first if bool((values == first).all()) else values.clone()
+
+    def is_written(self, present: Any) -> bool:
+        """Whether the present slot is another one, or has other values."""
+        if present is not self._slot:
+            return True
+        values = _comparable(present)
+        if self._values is None or values.is_meta:
+            return False
+        is_moved = values.device != self._values.device
+        return is_moved or not bool((values == self._values).all())
+
+
+def _comparable(slot: Tensor) -> Tensor:
+    """Return a slot's entries on this process, as bytes where torch compares no numbers."""
+    values = local(slot.detach()).reshape(-1)
+    return values.view(torch.uint8) if values.dtype.itemsize == 1 else values
 
 
 class KnownCounts:
-    """The counts of all parameters after a step.
+    """The counts of all parameters after a step, in states that the next step need not look up again.
 
-    The next step reads them again only if they have been replaced or written in between: reading each count would take
-    a quarter of a step of many small parameters.
+    Counts on the host are compared by value: collectives, `.data`, NumPy arrays and other processes write them without
+    a version. Those on an accelerator, which the host would have to wait for, are compared by version and address here;
+    `DeviceCount.follow` reads them there.
 
     Args:
         members: The parameters, in states.
         states: The states of the optimizer's parameters.
 
     Attributes:
-        steps: The tensors that hold the counts.
-        addresses: Where their memory is.
-        versions: How often each was written, up to the end of the last step.
         complete_for: The structures of the groups for which all of them have slots, as far as it is known.
     """
 
@@ -194,11 +224,10 @@ class KnownCounts:
         self._members = members
         self._params, self._states = list(states), list(states.values())
         self._keys = list(map(list, self._states))
-        self.steps = [member.state["step"] for member in members]
-        # In the order of the states.
-        self._steps = [state.get("step") for state in self._states]
-        self.versions = list(map(_torch.VERSION, self.steps))
-        self.addresses = list(map(Tensor.data_ptr, self.steps))
+        self._steps = [member.state["step"] for member in members]
+        self._steps_in_states = [state.get("step") for state in self._states]
+        self._on_host = all(isinstance(member.count, int) for member in members)
+        self._writes = self._writes_so_far()
         self.complete_for: list[Any] = []
 
     @classmethod
@@ -206,14 +235,21 @@ class KnownCounts:
         cls, members: list[Member], states: Mapping[Tensor, State]
     ) -> KnownCounts | None:
         """Return what holds the counts of members, if writes to it are noticed."""
-        steps = [member.state.get("step") for member in members]
         # Entries that belong to no parameter may be anything.
         if not DICTS.issuperset(map(type, states.values())):
             return None
-        # Inference tensors do not count writes.
-        if all(isinstance(step, Tensor) and not step.is_inference() for step in steps):
-            with contextlib.suppress(RuntimeError):  # a stand-in without memory
-                return cls(members, states)
+        steps: list[Any] = [member.state.get("step") for member in members]
+        if not all(isinstance(step, Tensor) for step in steps):
+            return None
+        # Each count is read where it is, without waiting. Inference tensors have no versions.
+        on_host = [isinstance(member.count, int) for member in members]
+        if on_host != [step.device == CPU for step in steps]:
+            return None
+        if not all(on_host) and (any(on_host) or any(map(Tensor.is_inference, steps))):
+            return None
+        with contextlib.suppress(RuntimeError):  # a stand-in without memory
+            known = cls(members, states)
+            return known if known.hold(members, states) else None
         return None
 
     def hold(self, members: list[Member], states: Mapping[Tensor, State]) -> bool:
@@ -226,13 +262,29 @@ class KnownCounts:
             all(map(operator.is_, states, self._params))
             and all(map(operator.is_, present, self._states))
             and list(map(list, present)) == self._keys
-            and all(map(operator.is_, map(STEP_OR_NONE, present), self._steps))
-            and list(map(_torch.VERSION, self.steps)) == self.versions
-            # `step.data = other` counts no version.
-            and list(map(Tensor.data_ptr, self.steps)) == self.addresses
+            and all(
+                map(operator.is_, map(STEP_OR_NONE, present), self._steps_in_states)
+            )
+            and (
+                list(map(VALUE, self._steps)) == list(map(COUNT, self._members))
+                if self._on_host
+                else self._writes_so_far() == self._writes
+            )
         )
 
+    def note_writes(self) -> None:
+        """Note that the present step has written the counts."""
+        self._writes = self._writes_so_far()
 
+    def _writes_so_far(self) -> Any:
+        """Return how often counts on an accelerator were written, as far as it is known, and where they are."""
+        if self._on_host:
+            return None
+        versions = list(map(_torch.version_of, self._steps))
+        return versions, list(map(Tensor.data_ptr, self._steps))
+
+
+COUNT, VALUE = operator.attrgetter("count"), operator.methodcaller("item")
 DICTS = frozenset((dict,))
 STEP = operator.itemgetter("step")
 STEP_OR_NONE = operator.methodcaller("get", "step")

@@ -366,6 +366,9 @@ class States:
         """Return a parameter's state in another layout: existing values are kept, missing values are initial ones."""
         layout, first = initial
         old = member.used(self.of(member.param))
+        if old and not member.layout.keys:
+            # Steps since it was written or moved here have not written its copies.
+            old = {**old, **self._present_shared(layout)}
         if (
             not member.layout.keys
             and not member.fresh
@@ -384,6 +387,14 @@ class States:
         for key in old.keys() - old_keys.values():  # the keys of wrappers
             state.setdefault(key, old[key])
         return state
+
+    def _present_shared(self, layout: Layout) -> State:
+        """Return the shared values that other parameters have, by key; empty if there are none."""
+        run, present = self.run(), {}
+        for path, keys in layout.shared.items():
+            for name, value in run.scalars(path).items():
+                present[keys[name]] = value
+        return present
 
     # After a step.
 

@@ -59,6 +59,7 @@ from gradtx.optim.groups import (
 )
 from gradtx.optim.ranks import Intent
 from gradtx.optim.run import (
+    COUNT,
     FLOAT32_COUNTS,
     STEP,
     DeviceCount,
@@ -75,7 +76,7 @@ from gradtx.programs.bundle import is_on_accelerator
 from gradtx.programs.hyperparameters import Structure, each_item
 
 CALL = "step(closure"
-COUNT, STATE = operator.attrgetter("count"), operator.attrgetter("state")
+STATE = operator.attrgetter("state")
 GRADIENT = operator.attrgetter("param.grad")
 NONES = itertools.repeat(None)
 FLOAT32_EPS = torch.finfo(torch.float32).eps
@@ -214,13 +215,23 @@ class Step:
         if scaling is not None:
             _, self.run.tick = scaling.on(device)
         # Parameters without state have a count on the host.
-        device_counts = [count for count in counts if isinstance(count, DeviceCount)]
+        device_counts = self._counts_on_device()
         self._after = {count: count.after(self.run.tick) for count in device_counts}
         self.count = torch.zeros((), dtype=torch.int64, device=device)
         if device_counts:
             self.count = torch.stack([count.made for count in device_counts]).amax()
             if max(count.bound for count in device_counts) >= FLOAT32_COUNTS:
                 self._keep_exact()
+
+    def _counts_on_device(self) -> list[DeviceCount]:
+        """Return the counts on the device, as they are in the states."""
+        steps: dict[DeviceCount, Any] = {}
+        for member in self._every:
+            if isinstance(member.count, DeviceCount):
+                steps.setdefault(member.count, member.state["step"])
+        for count, step in steps.items():
+            count.follow(step)
+        return list(steps)
 
     def _keep_exact(self) -> None:
         """Store counts that float32 may not hold after this step in float64."""
@@ -402,7 +413,7 @@ class Step:
                 known = KnownCounts.of(self._every, core.states.by_param)
                 core.known_counts = known
             else:
-                known.versions = list(map(_torch.VERSION, known.steps))
+                known.note_writes()
             if known is not None:
                 # Parameters without a gradient may lack slots.
                 known.complete_for = self.structures if self._are_complete else []
@@ -645,12 +656,17 @@ class Step:
         leaf.release()
 
     def _count_step(self, leaf: Leaf) -> None:
+        """Count the step of a leaf that has finished."""
+        member, step = leaf.key, leaf.state["step"]
+        if not self._after:
+            leaf.state["step"] = step + self.run.tick
+            return
+        after = self._after[member.count]
         if self._stays:
-            leaf.state["step"].add_(self.run.tick)
+            step.copy_(after.made)
         else:
-            leaf.state["step"] = leaf.state["step"] + self.run.tick
-        if self._after:
-            leaf.key.set_count(self._after[leaf.key.count])
+            leaf.state["step"] = as_step(after, step.dtype)
+        member.set_count(after)
 
 
 def _may_send(operation: Operation, is_shard: bool) -> bool:

@@ -17,10 +17,10 @@ from gradtx.optim.core import Core
 from gradtx.optim.engine.base import Engine, Plan, begin
 from gradtx.optim.engine.joint import JointBundles
 from gradtx.optim.groups import GroupSettings, are_identical
-from gradtx.optim.run import FLOAT32_COUNTS, Extras, KnownCounts, OptimizerRun
+from gradtx.optim.run import COUNT, FLOAT32_COUNTS, Extras, KnownCounts, OptimizerRun
 from gradtx.optim.step import Step, count_up
 
-COUNT, STRUCTURE = operator.attrgetter("count"), operator.attrgetter("structure")
+STRUCTURE = operator.attrgetter("structure")
 
 
 class WarmStep:
@@ -113,8 +113,6 @@ class WarmStep:
             core.states.write_shared(self.run, False)
         self.run = None
         self.count += 1
-        known = self._known
-        known.versions = list(map(_torch.VERSION, known.steps))
         for settings in self._groups:
             if settings.shown:
                 settings.show(self._schedule_count)
@@ -151,7 +149,7 @@ class WarmStep:
                 settings.settle(present)
         if self._must_agree and not are_identical(values, core.agreed):
             return False
-        return are_identical(list(map(STRUCTURE, self._groups)), self._structures)
+        return list(map(STRUCTURE, self._groups)) == self._structures
 
     def _schedule_count(self, place: Place) -> int:
         """Return the count that a schedule follows."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import SWITCH
 from gradtx.base.complex_views import as_real
-from gradtx.base.dtensor import is_sharded, local
+from gradtx.base.dtensor import MemoryGuard, is_sharded, local
 from gradtx.base.messages import warn_user
 from gradtx.base.plain import LAYOUT, STRIDED
 from gradtx.execution.execute import FROZEN, Leaf, Operation
@@ -85,12 +85,11 @@ class Plan:
                     self._slot_states.append(member.state)
                     self._slot_keys.append(key)
         self._tensors = self._present_tensors()
-        self._addresses = list(map(Tensor.data_ptr, self._tensors))
-        self._have_same_layout = _torch.layout_check(self._tensors)
+        self._guard = MemoryGuard(self._tensors)
         # Of gradients and all other tensors together.
         self._are_planned: Callable[..., bool] | None = None
         if have_gradients:
-            self._are_planned = _torch.layout_check([*gradients, *self._tensors])
+            self._are_planned = _torch.layout_check([*gradients, *self._guard.memory])
 
     def _present_tensors(self) -> list[Tensor]:
         return [
@@ -108,10 +107,8 @@ class Plan:
         ):
             return False
         present = self._present_tensors()
-        return (
-            all(map(operator.is_, present, self._tensors))
-            and list(map(Tensor.data_ptr, present)) == self._addresses
-        )
+        are_same = all(map(operator.is_, present, self._tensors))
+        return are_same and self._guard.holds(present)
 
     def matches(self, fingerprint: Any, members: list[Member]) -> bool:
         """Whether the input is the same, and all parameters and slots have the same memory, sizes and strides."""
@@ -133,15 +130,15 @@ class Plan:
     def _has_tensors(self, gradients: list[Any]) -> bool:
         """Whether tensors have the same memory, sizes and strides; gradients have their own memory."""
         present = self._present_tensors()
-        if not (
-            all(map(operator.is_, present, self._tensors))
-            and list(map(Tensor.data_ptr, present)) == self._addresses
-        ):
+        if not all(map(operator.is_, present, self._tensors)):
+            return False
+        memory = self._guard.unmoved(present)
+        if memory is None:
             return False
         # A shortcut: one comparison of all tensors.
         are_planned = self._are_planned
         self.gradients_are_as_planned = True
-        if are_planned is None or not are_planned(*gradients, *present):
+        if are_planned is None or not are_planned(*gradients, *memory):
             self.gradients_are_as_planned = (
                 self._have_planned_layout is not None
                 and self._have_planned_layout(*gradients)
@@ -150,7 +147,7 @@ class Plan:
                 self.gradients_are_as_planned
                 or list(map(form_of, gradients)) == self._gradient_forms
             )
-            if not (have_forms and self._have_same_layout(*present)):
+            if not (have_forms and self._guard.have_same_layout(*memory)):
                 return False
         return all(map(ARE_STILL_EQUAL, self._with_equal_slots))
 

@@ -6,13 +6,13 @@ looks only at the parameters whose tensors have changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradtx.base import torch_names as _torch
+from gradtx.base.dtensor import MemoryGuard
 from gradtx.base.plain import TYPES
 from gradtx.optim.run import Member, TensorKind
 from gradtx.optim.step import Step
@@ -31,8 +31,7 @@ class KnownKind:
         self._group = member.group
         self._layout: Layout = member.layout
         self._gradient = TensorKind.of(member.param.grad)  # type: ignore[arg-type]
-        self._addresses = list(map(Tensor.data_ptr, tensors))
-        self._have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
+        self._guard = MemoryGuard(tensors)
 
     def is_true(self, member: Member) -> bool:
         """Whether it is still the kind of this member, which has a gradient."""
@@ -45,11 +44,9 @@ class KnownKind:
         ):
             return False
         tensors = tensors_of(member)
-        return (
-            TYPES.issuperset(map(type, (*tensors, member.state.get("step"))))
-            and list(map(Tensor.data_ptr, tensors)) == self._addresses
-            and self._have_same_layout(*tensors)
-        )
+        return TYPES.issuperset(
+            map(type, (*tensors, member.state.get("step")))
+        ) and self._guard.holds(tensors)
 
 
 class KnownKinds:
