@@ -156,9 +156,9 @@ class GroupSettings:
         A tensor or an array stays, as in torch: its owner and schedulers write to it in place.
         """
         content = self.group[name]
-        value = each_item(as_builtin, as_builtin(content))
-        if not has_array(content):
-            self.group[name] = value
+        if has_array(content):
+            return each_item(as_builtin, as_builtin(content))
+        value = self.group[name] = as_builtin(content)
         return value
 
     def _value(self, name: str) -> Any:

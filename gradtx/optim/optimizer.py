@@ -367,7 +367,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 check_closure(core.members.by_param)
         step: Step | None = None
         if self._released is not None:
-            step = self._released.close()
+            step = self._released.ending(core)
         elif self._idle_steps is not None and not core.traits.makes_gradient:
             self._count_idle_step(core)
         at_state = contextlib.nullcontext()

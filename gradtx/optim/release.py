@@ -169,6 +169,17 @@ class ReleasedGradients:
         ending, self._open = self._open, None
         return ending
 
+    def ending(self, core: Core) -> OpenStep | None:
+        """Hand over the step that ends now; None if no parameter has had a gradient.
+
+        Gradients are freed also if no hook has run, as after `swap_tensors`, from which torch calls none: the next
+        gradients must not be added to them.
+        """
+        step = self.close()
+        if step is None and any(param.grad is not None for param in self._hooks):
+            step = OpenStep(core)
+        return step
+
     def _on_gradient(self, param: Tensor) -> None:
         """Update a parameter whose gradient is complete."""
         # Compiled autograd traces hooks.

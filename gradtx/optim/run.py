@@ -168,6 +168,11 @@ class Member:
             if key not in self.fresh or self.fresh[key].is_written(value)
         }
 
+    @property
+    def has_moved_in(self) -> bool:
+        """Whether the user has given it the state of another parameter, which no step has seen."""
+        return not (self.layout.keys or self.fresh) and len(self.state) > 1
+
     def __getstate__(self) -> dict[str, Any]:
         # A copied tensor counts its writes from 0, and would later have the recorded version with another value.
         return {**self.__dict__, "device_count": None}

@@ -329,7 +329,8 @@ class Step:
             if member.made_for is structure and member.state:
                 continue
             param = member.param
-            if param.grad is not None or (takes_none and param.requires_grad):
+            steps = param.grad is not None or (takes_none and param.requires_grad)
+            if steps or member.has_moved_in:
                 params.append(param)
         if params:
             self.core.known_counts = None

@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz --seconds 600 --seed 0`: random rules, chains and damaged states for some time."""
+"""`python -m tests.fuzz --seconds 600 --seed 0`: random rules, chains, damaged states and edits for some time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import warnings
 
 from tqdm import tqdm
 
-from tests.fuzz import chains, rules, states, wide
+from tests.fuzz import chains, edits, rules, states, wide
 
 KINDS = {
     "rules": rules.run,
@@ -18,6 +18,7 @@ KINDS = {
     "narrow": lambda seed: wide.run(seed, chains.drawn_case),
     "poisoned narrow": lambda seed: wide.run_poisoned(seed, chains.drawn_case),
     "states": states.run,
+    "edits": edits.run,
     "wide": wide.run,
     "poisoned wide": wide.run_poisoned,
 }

@@ -5,7 +5,7 @@ import torch
 
 import gradtx
 from gradtx.programs import graphs
-from tests.fuzz import chains, rules, states, wide, wrappers
+from tests.fuzz import chains, edits, rules, states, wide, wrappers
 
 
 def by_night(seeds):
@@ -80,6 +80,12 @@ def test_rounding_that_a_chain_magnifies_is_no_fault_and_anything_more_is_one(sh
 def test_damaged_states_are_refused_by_name_and_change_nothing(first):
     for seed in range(first, first + 50):
         states.run(seed)
+
+
+@pytest.mark.parametrize("first", [80, *by_night(range(0, 1000, 20))])
+def test_each_step_after_random_edits_is_that_of_a_new_optimizer_with_the_state(first):
+    for seed in range(first, first + 20):
+        edits.run(seed)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
