@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.base.dtensor import is_sharded
-from gradtx.base.exact import CPU
+from gradtx.base.complex_views import as_real
+from gradtx.base.dtensor import is_sharded, local
+from gradtx.base.exact import CPU, exact_dtype
 from gradtx.base.messages import warn_user
-from gradtx.base.torch_names import version_of
 from gradtx.execution.context import Clock
 from gradtx.execution.pure import evaluation_weights
 from gradtx.optim.groups import params_of
@@ -29,15 +29,12 @@ class Evaluation:
 
     Attributes:
         trained: The training weights, by parameter.
-        versions: The version of each parameter with the evaluation weights, if it is known.
+        digests: What tells the evaluation weights of each parameter from others, if it is known: `.data` and
+            collectives write them without a version.
     """
 
     trained: dict[Tensor, Tensor]
-    versions: dict[Tensor, int]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy's parameters count their own versions.
-        return {**self.__dict__, "versions": {}}
+    digests: dict[Tensor, Tensor]
 
     @classmethod
     def start(cls, weights: dict[Tensor, Tensor]) -> Evaluation:
@@ -45,14 +42,14 @@ class Evaluation:
         trained = {param: param.detach().clone() for param in weights}
         for param, value in weights.items():
             param.copy_(value)
-        return cls(trained, {param: version_of(param) for param in weights})
+        return cls(trained, {param: _digest_of(param) for param in weights})
 
     def end(self) -> None:
         """Copy the training weights back into the parameters; warn if this discards other values."""
         written = [
             param
-            for param, version in self.versions.items()
-            if version_of(param) != version
+            for param, digest in self.digests.items()
+            if not _digest_of(param).allclose(digest, rtol=0, atol=0, equal_nan=True)
         ]
         if written:
             warn_user(
@@ -112,6 +109,14 @@ class Evaluation:
         if not trained:
             return None, state_dict
         return cls(trained, {}), {**state_dict, "state": entries}
+
+
+def _digest_of(param: Tensor) -> Tensor:
+    """Return the sum and the norm of this process's entries, on the host."""
+    entries = as_real(local(param.detach()))
+    total = entries.sum(dtype=exact_dtype(entries))
+    norm = torch.linalg.vector_norm(entries, dtype=exact_dtype(entries))
+    return torch.stack([total, norm]).to(CPU)
 
 
 def evaluated(states: States) -> dict[Tensor, Tensor]:

@@ -97,9 +97,13 @@ class Agreement:
             self._digests = [digest_of(part.lines(intent)) for part in self._parts]
             self._values = [] if _may_change(intent.values) else intent.values
         teams = [part.team for part in self._parts]
-        found = unequal(teams, self._digests)
+        digests = []
+        for part, digest in zip(self._parts, self._digests, strict=True):
+            # Counts may be written at any time.
+            digests.append(digest_of([str(digest), str(part.counts())]))
+        found = unequal(teams, digests)
         if found:
-            lines = [part.lines(intent) for part in self._parts]
+            lines = [part.lines_with_counts(intent) for part in self._parts]
             raise RuntimeError(
                 f"{members.who}: {difference(teams, found, lines, 'step')}"
             )
@@ -167,7 +171,7 @@ class Part:
     Attributes:
         team: The team.
         members: The parameters that step.
-        texts: Their properties, apart from numbers of groups, that must be equal on all ranks.
+        texts: Their properties, apart from counts and numbers of groups, that must be equal on all ranks.
     """
 
     team: Team
@@ -175,7 +179,7 @@ class Part:
     texts: list[str]
 
     def lines(self, intent: Intent) -> list[str]:
-        """Describe the properties of these parameters and their groups that must be equal on all ranks."""
+        """Describe the properties of these parameters, one line for each, and of their groups, without counts."""
         lines = list(self.texts)
         for i in sorted({member.group for member in self.members}):
             numbers = {key: _plain(value) for key, value in intent.values[i].items()}
@@ -184,6 +188,18 @@ class Part:
                 text = f"{text}, now {describe(list(map(_plain, intent.hyperparameters[i])))}"
             # The repr of a function contains its address.
             lines.append(re.sub(r" at 0x[0-9a-f]+", "", text))
+        return lines
+
+    def counts(self) -> list[int | None]:
+        """Return the counts of the parameters, as far as the host knows them."""
+        counts = [member.count for member in self.members]
+        return [count if isinstance(count, int) else None for count in counts]
+
+    def lines_with_counts(self, intent: Intent) -> list[str]:
+        """Describe the same, with the counts of the parameters."""
+        lines = self.lines(intent)
+        for i, count in enumerate(self.counts()):
+            lines[i] += "" if count is None else f", after {count} steps"
         return lines
 
 
@@ -236,10 +252,9 @@ def _line(member: Member) -> str:
     keys = " ".join(sorted(member.layout.keys))
     owner = "" if member.owner is None else f", owner {member.owner}"
     placed = f", placed {param.placements}" if is_sharded(param) else ""
-    count = f", after {member.count} steps" if isinstance(member.count, int) else ""
     return (
         f"parameter {member.name!r} of shape {tuple(param.shape)} and dtype {param.dtype}{placed}, "
-        f"in group {member.group}, with {gradient}, state {keys}{owner}{count}"
+        f"in group {member.group}, with {gradient}, state {keys}{owner}"
     )
 
 

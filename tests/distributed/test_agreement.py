@@ -176,6 +176,29 @@ def test_another_rate_of_one_replica_at_a_later_step_is_an_error_on_all(kind, tw
     assert "0.2" in first.partition("rank 1 steps group 0")[2]
 
 
+def with_another_count():
+    """The error of a step in which the last rank has another count than its replicas, and the steps after it."""
+    optimizer, params = replicas()
+    optimizer.step()
+    step = optimizer.state[params["w"]]["step"]
+    if is_last():
+        step.data.fill_(7.0)
+    text = error_of(optimizer)
+    step.data.fill_(2.0)
+    for _ in range(2):
+        optimizer.step()
+    return text, step.item()
+
+
+def test_another_count_of_one_replica_is_an_error_on_all(two):
+    first, second = two.run(with_another_count, limit=20)
+    assert first == second
+    assert first[0].count("parameter 'w'") == 2
+    assert "after 2 steps" in first[0]
+    assert "after 7 steps" in first[0]
+    assert first[1] == 4.0
+
+
 def messages_of_replicas():
     optimizer, _ = replicas()
     optimizer.step()

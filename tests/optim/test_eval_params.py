@@ -44,17 +44,18 @@ def test_the_block_has_the_weights_that_the_functional_loop_evaluates_with(name)
     assert_equal(values(params), before)
 
 
-def test_weights_written_in_evaluation_mode_are_lost_with_a_warning():
+@pytest.mark.parametrize("has_version", [True, False], ids=["a version", "data"])
+def test_weights_written_in_evaluation_mode_are_lost_with_a_warning(has_version):
     optimizer, params = trained(TRACKING["average"])
     before = values(params)
     optimizer.eval()
-    with torch.no_grad():
-        params["body.weight"].fill_(7.0)
+    weight = params["body.weight"]
+    (weight.detach() if has_version else weight.data).fill_(7.0)
     with pytest.warns(UserWarning, match=r"train: 1 of \d+ parameters were written after eval\(\).*in training mode"):
         optimizer.train()
     assert_equal(values(params), before)
     optimizer.eval()
-    copied = pickle.loads(pickle.dumps(optimizer))  # its parameters have had no writes
+    copied = pickle.loads(pickle.dumps(optimizer))  # whose parameters nothing writes
     copied.train()
     optimizer.train()
 
