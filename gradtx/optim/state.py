@@ -457,7 +457,7 @@ def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout) -> State:
     run.memory.register([leaf.inputs[1]])
     state = {"step": _zero_steps()}
     for (path, slot), key in by_state_key(layout.slots):
-        state[key] = leaf.in_callers_form(run.memory.unshared(leaf.new[path][slot]))
+        state[key] = leaf.as_stored(leaf.new[path][slot])
     for path, keys in layout.shared.items():
         values = run.scalars(path) or run.new_shared[path]
         for name, key in keys.items():
