@@ -309,6 +309,14 @@ class Operation:
     def init(self, leaf: Leaf) -> None:
         """Write the leaf's initial slots to `leaf.new`."""
 
+    @property
+    def following_slots(self) -> list[str]:
+        """The slots that only leaves with 16-bit weights have, and that follow from others."""
+        return []
+
+    def follow(self, leaf: Leaf) -> None:
+        """Write to `leaf.new` those slots that follow from others."""
+
     def init_all(self, members: list[Leaf]) -> None:
         """Finish initialization; called once, after `init` of all leaves that pass through it."""
 

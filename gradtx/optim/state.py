@@ -218,12 +218,15 @@ class States:
     # Slots.
 
     def adopt(self) -> None:
-        """Check and accept states that the user has moved to other parameters."""
+        """Check and accept states that the user has moved to other parameters, and complete loaded ones."""
         rows = self.members.rows()
         for settings, row in zip(self.members.groups, rows, strict=True):
             moved: list[Tensor] = []
             for member in row:
-                state = self.of(member.param)
+                state = member.state = self.of(member.param)
+                lacking = member.layout.keys - state.keys() if state else ()
+                if lacking and all(map(member.layout.follows, lacking)):
+                    self.refit(member)
                 if not member.layout.keys and len(member.used(state)) > 1:
                     moved.append(member.param)
             self.create(settings, moved)
@@ -272,9 +275,16 @@ class States:
             state = converted(state, first, param, labels, layout.coded_keys)
         except ValueError as error:
             raise ValueError(f"{who}: {error}") from None
+        for key in state.keys() - layout.keys:
+            if layout.follows(key):
+                del state[key]
         lacking = layout.keys - state.keys()
-        if lacking:
-            raise ValueError(f"{who} lacks {min(lacking)!r}; see {EDITING}")
+        following = set(filter(layout.follows, lacking))
+        if lacking > following:
+            missing = min(lacking - following)
+            raise ValueError(f"{who} lacks {missing!r}; see {EDITING}")
+        if following:
+            state.update(self._following(settings, member, initial, state))
         if not isinstance(state["step"], Tensor):
             count = int(_zero_steps().double() + state["step"])
             state["step"] = as_step(count, first["step"].dtype)
@@ -282,6 +292,25 @@ class States:
             what = f"{who}: {key!r}"
             state[key] = _fitting(what, state[key], first[key], param.dtype)
         return state
+
+    def _following(
+        self, settings: GroupSettings, member: Member, initial: Initial, state: State
+    ) -> State:
+        """Return the slots of a state that follow from others, from a run whose weights were not rounded."""
+        run, param = self.run(), member.param
+        count = int(torch.as_tensor(state["step"]))
+        chain = settings.chain(settings.values(), param.device)
+        operations = Route.of(chain, run, count)
+        leaf = leaf_of(run, member, clock_after(count))
+        leaf.layout, leaf.state = initial.layout, {**initial.state, **state}
+        for operation in operations.for_leaf(leaf):
+            operation.follow(leaf)
+        run.release()
+        return {
+            key: value
+            for key, value in leaf.new_slots(leaf.memory()).items()
+            if key not in state
+        }
 
     def undo(self) -> None:
         """Remove the slots that a failed step has created, unless it has written them."""
@@ -552,9 +581,13 @@ def matched(
             what = f"{who}: {key!r}"
             device = _device_of(member, key, initial)
             state[key] = as_slot(what, key, saved[key], value, device)
+        elif saved and layout.follows(key):
+            del state[key]  # computed when the weights are known: at the next step
         elif strict and saved:
             raise ValueError(f"{who} lacks {key!r}; {REMEDY}")
     for key in sorted(saved.keys() - first.keys()):
+        if layout.follows(key):
+            continue
         value = saved[key]
         if strict and key not in wrapper_keys and is_slot_name(key):
             raise ValueError(
