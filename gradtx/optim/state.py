@@ -27,7 +27,7 @@ from gradtx.base.plain import is_plain
 from gradtx.distributed.layouts import pieces_at, team_of
 from gradtx.execution.execute import Leaf, Route, initialize
 from gradtx.execution.owners import with_regions
-from gradtx.execution.runs import Place, memory_of
+from gradtx.execution.runs import Memory, Place, memory_of
 from gradtx.optim.groups import GroupSettings
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import assign_owners, states_of_owners
@@ -336,6 +336,7 @@ class States:
     def to_save(self, keeps: bool) -> tuple[dict[Any, State], dict[Tensor, Layout]]:
         """Return the states of all members and their layouts, with slots for every parameter that requires a gradient.
 
+        They share no memory, which formats such as safetensors refuse; in the state, a shared value is one tensor.
         If ranks own matrices, all ranks must call it together.
 
         Args:
@@ -372,7 +373,7 @@ class States:
         owned = states_of_owners(self.members, layouts, states)
         states.update(owned)
         self._count_exactly(states)
-        return states, layouts
+        return _with_memory_apart(states, members), layouts
 
     def _count_exactly(self, states: dict[Any, State]) -> None:
         """Replace counts that a CUDA graph has advanced beyond what float32 holds; this waits for the device."""
@@ -451,6 +452,24 @@ def _unshared(run: OptimizerRun, values: State, old: State) -> State:
         ):
             new_values[name] = tensor.copy_(value)
     return new_values
+
+
+def _with_memory_apart(
+    states: Mapping[Any, State], members: Collection[Tensor]
+) -> dict[Any, State]:
+    """Return states with copies of all tensors but the first of those that share memory."""
+    memory = Memory()
+    apart = dict(states)
+    for param in members:
+        copies: State = {}
+        for key, value in states.get(param, {}).items():
+            if isinstance(value, Tensor):
+                copy = memory.unshared(value)
+                if copy is not value:
+                    copies[key] = copy
+        if copies:
+            apart[param] = {**states[param], **copies}
+    return apart
 
 
 def _one_of_each_kind(

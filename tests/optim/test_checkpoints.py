@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.base.table import CLASSES
 from tests.optim.chains import CHAINS, WARM_UP
 from tests.optim.problems import (
     assert_equal,
@@ -332,3 +333,70 @@ def test_an_average_in_codes_is_loaded_from_exact_weights():
     found, expected = evaluated(again, rounded)["w"], evaluated(optimizer, params)["w"]
     assert again.state[rounded["w"]]["x"].dtype == torch.int8
     assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+# Formats without shared memory, such as safetensors, in which lerobot saves states.
+
+
+def flattened(state_dict):
+    tensors = {}
+    for number, entry in state_dict["state"].items():
+        for key, value in entry.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"{number}.{key}"] = value
+    return tensors
+
+
+SHARING = {
+    "prodigy": gradtx.prodigy(),
+    "prodigy in slices": gradtx.prodigy(slice_p=3),
+    "dadapt_adam": gradtx.dadapt_adam(),
+    "dog": gradtx.dog(),
+    "dowg": gradtx.dowg(),
+    "swats": gradtx.swats(lr=0.1),
+    "stable_spam": gradtx.stable_spam(lr=0.1),
+    "accumulate": gradtx.accumulate(gradtx.adamw(lr=0.1), every=2),
+    "mechanize": gradtx.mechanize(gradtx.sgd(lr=1.0)),
+    "record": gradtx.chain(gradtx.record("norm"), gradtx.adamw(lr=0.1)),
+    "int8": gradtx.adamw(lr=0.1, state_dtype="int8"),
+    "apply_if": gradtx.skip_nonfinite(gradtx.adamw(lr=0.1)),
+}
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("name", SHARING)
+def test_parameters_share_no_memory_in_a_state_dict_so_safetensors_takes_it(name, steps, tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    optimizer, params = trained(SHARING[name], steps)
+    tensors = flattened(optimizer.state_dict())
+    assert tensors
+    safetensors.save_file(tensors, tmp_path / "state.safetensors")
+    loaded = safetensors.load_file(tmp_path / "state.safetensors")
+    again = copy.deepcopy(optimizer.state_dict())
+    for number, entry in again["state"].items():
+        entry.update({key: loaded[f"{number}.{key}"] for key in entry})
+    resumed = gradtx.as_optimizer(
+        SHARING[name], [(key, torch.nn.Parameter(p.detach().clone())) for key, p in params.items()]
+    )
+    resumed.load_state_dict(again)
+    torch.testing.assert_close(flattened(resumed.state_dict()), flattened(optimizer.state_dict()), rtol=0, atol=0)
+    for key, value in optimizer.state.items():  # the state itself is not copied
+        if steps:
+            number = next(i for i, param in enumerate(params.values()) if param is key)
+            assert all(tensors[f"{number}.{slot}"] is value[slot] for slot in value if value[slot].ndim)
+
+
+def test_every_class_saves_states_without_shared_memory():
+    safetensors = pytest.importorskip("safetensors.torch")
+    refused = {}
+    for name in sorted(set(CLASSES.values())):
+        params = [torch.nn.Parameter(torch.ones(4, 3)), torch.nn.Parameter(torch.ones(3, 2))]
+        try:
+            optimizer = getattr(gradtx.optim, name)(params)
+        except TypeError:  # needs an argument
+            continue
+        try:
+            safetensors.save(flattened(optimizer.state_dict()))
+        except (RuntimeError, ValueError) as error:
+            refused[name] = error
+    assert refused == {}
