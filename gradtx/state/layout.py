@@ -109,9 +109,10 @@ class Layout:
             for slot, codec in codecs.items()
         }
 
-    def follows(self, key: str) -> bool:
+    def follows(self, key: Any) -> bool:
         """Whether a key, perhaps of a leaf with 16-bit weights, is that of a slot that follows from other slots."""
-        return not self.following.isdisjoint(key.split("."))
+        # Keys of wrappers need not be text.
+        return not self.following.isdisjoint(str(key).split("."))
 
     @functools.cached_property
     def labels(self) -> dict[str, str]:
