@@ -31,6 +31,8 @@ class Slot:
         slow: Whether a step may change a value by little of its size, as in sums, slow weights and averages of weights,
             which 16 bits would round away. Such slots have at least float32, unless `state_dtype` says otherwise.
         rounded: Whether only leaves with 16-bit weights have it.
+        follows: For such a slot, the function of the other slots and the weights that gives its value where a run with
+            exact weights continues; None if there is none.
         relative: Whether its first value is the learning rate to which later ones are compared: that of construction,
             although a warm-up may have overwritten it before the first step.
     """
@@ -40,6 +42,7 @@ class Slot:
     decay: Any = None
     slow: bool = False
     rounded: bool = False
+    follows: Callable[[Mapping[str, Any], Tensor], Tensor] | None = None
     relative: bool = False
 
     @classmethod
@@ -72,9 +75,17 @@ def start(slow: bool = False) -> Slot:
     return Slot(_itself, "linear", slow=slow)
 
 
-def rounded(slot: Slot) -> Slot:
-    """Declare a slot that only leaves with 16-bit weights have, for what others compute from their exact weights."""
-    return dataclasses.replace(slot, rounded=True)
+def rounded(
+    slot: Slot, follows: Callable[[Mapping[str, Any], Tensor], Tensor] | None = None
+) -> Slot:
+    """Declare a slot that only leaves with 16-bit weights have, for what others compute from their exact weights.
+
+    Args:
+        slot: The slot.
+        follows: `(state, param) -> value`, which computes it from the other slots and exact weights, so that a
+            checkpoint of exact weights loads into 16-bit ones, and the other way round.
+    """
+    return dataclasses.replace(slot, rounded=True, follows=follows)
 
 
 def scalar(value: Any = 0.0) -> Slot:

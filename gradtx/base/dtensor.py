@@ -100,16 +100,15 @@ def from_local_like(
     shape: Sequence[int] | None = None,
     placements: Placements | None = None,
 ) -> Any:
-    """Rebuild a DTensor on the mesh of `like` from this process's local shard; a 0-d tensor stays plain.
+    """Rebuild a DTensor on the mesh of `like` from this process's local shard.
 
     Args:
         shard: The local shard.
         like: A DTensor; for a plain tensor, the result is `shard`.
-        shape: The shape of the whole; None for that of `like`.
+        shape: The shape of the whole; None for that of `like`. A number, of shape (), stays plain.
         placements: The placements; None for those of `like`.
     """
-    ndim = like.ndim if shape is None else len(shape)
-    if not is_sharded(like) or not ndim:
+    if not is_sharded(like) or (shape is not None and not shape):
         return shard
     whole = like if shape is None else torch.empty(tuple(shape), device="meta")
     if placements is None:

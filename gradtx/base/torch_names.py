@@ -116,6 +116,17 @@ def below_transforms(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def current_backward() -> int:
+    """Return the number of the backward pass that is running in this thread; a negative one if none is."""
+    return _C._current_graph_task_id()
+
+
+def after_backward(function: Callable[[], Any]) -> None:
+    """Call a function when the backward pass that is running has ended, but not if it raises an error."""
+    engine: Any = torch.autograd.Variable._execution_engine
+    engine.queue_callback(function)
+
+
 def alive(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
     """Return tensors without the levels of transforms that have ended, as graphs that outlive them may store.
 

@@ -93,9 +93,12 @@ def schedule_free(
 
     sign = -1.0 if descends else 1.0
 
+    def average(state, y):
+        return state["z"] + (y - state["z"]) / beta
+
     slots = {
         "z": start(slow=True),
-        "x": rounded(start(slow=True)),
+        "x": rounded(start(slow=True), average),
         "lr_max": scalar(-1.0) if averaging is None else None,
         "weight_sum": scalar() if averaging is None else None,
     }
@@ -126,8 +129,7 @@ def schedule_free(
         return step, {"z": moved, **numbers}
 
     def evaluate(state, y):
-        z = state["z"]
-        x = state["x"] if "x" in state else z + (y - z) / beta
+        x = state["x"] if "x" in state else average(state, y)
         if averaging is not None:
             return x
         # Exactly the caller's parameters before the first step.

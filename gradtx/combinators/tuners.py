@@ -42,6 +42,11 @@ def _scale_by_learners(
     """
     shared = numbered({name: [value] * len(betas) for name, value in start.items()})
 
+    def sum_of_updates(state, param):
+        scale = torch.stack(with_lists(state)["s"]).sum()
+        total = quotient(param - state["param_init"], scale)
+        return torch.where(scale > 0, total, 0.0)
+
     def enter(update, state, param, ctx):
         return update, {**state, "gradient": update}
 
@@ -73,7 +78,10 @@ def _scale_by_learners(
     agree = {f"betas[{i}]": beta for i, beta in enumerate(betas)}
     agree["eps"] = eps
     # Rounded weights do not show the first, small steps.
-    slots = {"param_init": start_of_weights(), "sum": rounded(linear(slow=True))}
+    slots = {
+        "param_init": start_of_weights(),
+        "sum": rounded(linear(slow=True), sum_of_updates),
+    }
     return Frame(tx, slots, enter, leave, shared=shared, agree=agree)
 
 

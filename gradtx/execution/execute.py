@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import (
     Callable,
+    Container,
     Generator,
     Iterable,
     Iterator,
@@ -21,12 +22,12 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import SWITCH
 from gradtx.base.complex_views import PARTS, REMEDY, as_complex, as_real
-from gradtx.base.dtensor import distributed_like, total_of
+from gradtx.base.dtensor import distributed_like, local, total_of
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import exact, is_stored_only
 from gradtx.execution.context import Clock, Context
 from gradtx.execution.first_nonfinite import FirstNonFinite
-from gradtx.execution.runs import Run, Scope, restarted, selected
+from gradtx.execution.runs import Run, Scope, memory_of, restarted, selected
 from gradtx.execution.traits import Traits
 from gradtx.state.codes import Codec
 from gradtx.state.random import indices
@@ -202,6 +203,30 @@ class Leaf(Task):
             return as_complex(value)
         return value
 
+    def memory(self) -> set[Any]:
+        """Return the keys of the memory of the leaf's present values, which new ones must not share."""
+        inputs = [tensor for tensor in self.inputs if tensor is not None]
+        return set(map(memory_of, (*inputs, *self.state.values())))
+
+    def new_slots(self, taken: Container[Any]) -> dict[str, Tensor]:
+        """Return the new slots by their keys in the state, without those that are still the old tensors."""
+        new_slots: dict[str, Tensor] = {}
+        for path, slots in self.new.items():
+            keys = self.layout.slots[path]
+            for slot, value in slots.items():
+                # The same tensor if, for example, a basis was not updated.
+                if value is not self.state[keys[slot]]:
+                    new_slots[keys[slot]] = self.as_stored(value, taken)
+        return new_slots
+
+    def as_stored(self, value: Tensor, taken: Container[Any] = ()) -> Tensor:
+        """Return a new slot in the caller's form, in memory of its own, contiguous unless it lies as the parameter."""
+        value = self.run.memory.unshared(value, taken)
+        like = self.inputs[1]
+        if not local(value).is_contiguous() and value.stride() != like.stride():
+            value = value.contiguous()
+        return self.in_callers_form(value)
+
     def release(self) -> None:
         """Drop all values once results are written, which limits temporary memory to that of one leaf."""
         self.update = self.grad = self.param = self._context = None
@@ -283,6 +308,14 @@ class Operation:
 
     def init(self, leaf: Leaf) -> None:
         """Write the leaf's initial slots to `leaf.new`."""
+
+    @property
+    def following_slots(self) -> list[str]:
+        """The slots that only leaves with 16-bit weights have, and that follow from others."""
+        return []
+
+    def follow(self, leaf: Leaf) -> None:
+        """Write to `leaf.new` those slots that follow from others."""
 
     def init_all(self, members: list[Leaf]) -> None:
         """Finish initialization; called once, after `init` of all leaves that pass through it."""

@@ -268,6 +268,17 @@ class StageState:
             f"{nearest(str(name), [*made, *self.shared])}"
         )
 
+    def following(self, leaf: Leaf) -> dict[str, Tensor]:
+        """Return, in stored form, a leaf's slots, with those that follow from others computed from these."""
+        compute_dtype = self.store.compute_dtype(leaf)
+        old, state = self.read(leaf, compute_dtype)
+        param = leaf.param.to(compute_dtype)
+        values: dict[str, Tensor] = {}
+        for name, slot in self._rule.slots.items():
+            if slot.follows is not None and name in old:
+                values[name] = slot.follows(state, param)
+        return self.store.encode_slots(values, old, leaf)
+
     def write(
         self, leaf: Leaf, state: Mapping[str, Any], old: dict[str, Tensor]
     ) -> None:
@@ -407,6 +418,14 @@ class RuleOperation(Operation):
         slots = self.stage.first(leaf)
         if slots:
             leaf.new[self.path] = slots
+
+    @property
+    def following_slots(self) -> list[str]:
+        return [name for name, slot in self.rule.slots.items() if slot.follows]
+
+    def follow(self, leaf: Leaf) -> None:
+        if self.following_slots:
+            leaf.new[self.path] = self.stage.following(leaf)
 
     def _check_dims(self, leaf: Leaf) -> None:
         if self.rule.dims is None:

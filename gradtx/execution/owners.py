@@ -310,7 +310,12 @@ class Job:
 
     def kind(self) -> tuple[Any, ...]:
         """Return the kind of the job; jobs of one kind share their messages."""
-        return self.team, self.wire, self.wire_back, self.device
+        return self.team, self.is_whole, self.wire, self.wire_back, self.device
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every rank has the whole leaf."""
+        return self.region.replicas is not None
 
     @property
     def name(self) -> str:
@@ -328,9 +333,9 @@ class Job:
     @functools.cached_property
     def pieces(self) -> tuple[Piece, ...]:
         """The shard of each rank; if every rank has the whole leaf, no rank sends it to the owner."""
-        if self.region.replicas is None:
-            return pieces_of(self.template)
-        return (whole_piece(self.template.shape),) * self.region.replicas.size
+        if self.is_whole:
+            return (whole_piece(self.template.shape),) * self.team.size
+        return pieces_of(self.template)
 
     def sizes_from(self, rank: int) -> list[int]:
         """Return the number of entries of each tensor that a rank sends to the owner."""
@@ -358,7 +363,7 @@ class Exchange:
         self._raises = relay is None
         self._relay = Relay() if relay is None else relay
         self._team: Team = jobs[0].team
-        self._are_whole = jobs[0].region.replicas is not None
+        self._are_whole = jobs[0].is_whole
         shapes: dict[str, torch.Size] = {}
         known: dict[str, int] = {}
         for job in jobs:

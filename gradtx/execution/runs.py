@@ -16,6 +16,7 @@ from gradtx.base.dtensor import local, total_of
 from gradtx.base.errors import OWN_STATE, Path, StateKey, lacking
 from gradtx.base.exact import CPU
 from gradtx.base.forward import Leaf, Operation, SpaceRun, Transformation
+from gradtx.base.plain import is_plain
 from gradtx.state.storage import Storage, Store
 
 # The child indices on the path from a transformation to one of its nodes.
@@ -24,7 +25,7 @@ Passed = tuple[tuple[Transformation, Place], ...]
 
 
 class Memory:
-    """Ensure that no output shares memory with an input or with another output."""
+    """Ensure that every output has memory of its own, without entries of any other tensor."""
 
     def __init__(self) -> None:
         self._taken: dict[Any, bool] = {}
@@ -35,9 +36,9 @@ class Memory:
             self._taken[memory_of(tensor)] = True
 
     def unshared(self, tensor: Tensor, excluded: Container[Any] = ()) -> Tensor:
-        """Return the tensor unchanged, or a copy if its memory is already taken or is listed in `excluded`."""
+        """Return the tensor unchanged, or a copy if its memory is taken, is listed in `excluded`, or holds more."""
         key = memory_of(tensor)
-        if key in self._taken or key in excluded:
+        if key in self._taken or key in excluded or not fills_memory(tensor):
             tensor = tensor.clone()
             key = memory_of(tensor)
         self._taken[key] = True
@@ -50,6 +51,15 @@ def memory_of(tensor: Tensor) -> Any:
         base = _torch.base_of(tensor)
         return tensor if base is None else base
     return _torch.storage_id(local(tensor))
+
+
+def fills_memory(tensor: Tensor) -> bool:
+    """Whether a tensor has all entries of its memory, each once: unlike a slice, or what `expand` returns."""
+    if torch.compiler.is_compiling():
+        return True
+    tensor = _torch.below_transforms(local(tensor))
+    # Other classes manage their memory themselves.
+    return not is_plain(tensor) or tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 class LateTerm(NamedTuple):

@@ -373,7 +373,7 @@ class Checkpoint:
 def _needs_values(state: State, initial: Initial) -> bool:
     """Whether slots are compared with their initial values, or have these; the same on all ranks of a parameter."""
     return state["step"] == 0 or any(
-        state[key] is initial.state[key] for key in initial.layout.keys - {"step"}
+        state.get(key) is initial.state[key] for key in initial.layout.keys - {"step"}
     )
 
 

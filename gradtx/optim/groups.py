@@ -266,20 +266,26 @@ class GroupSettings:
     def loaded(self, group: Group) -> GroupSettings:
         """Return the settings of a group from a checkpoint, in which numbers that are off are literals.
 
-        A schedule replaces the saved number, unless this number was written over a schedule.
+        A schedule replaces the saved number, unless this number was written over a schedule. Beside a schedule in a
+        tuple, the saved numbers stay.
         """
         settings = copy(self)
         overridden = group.pop(OVERRIDDEN, None) or ()
         settings.group = group
         settings._clear()
-        settings.shown = {}
+        settings.shown, settings.sources = {}, dict(self.sources)
         for name, source in self.sources.items():
             if not self.follows_schedule(name):
                 group.setdefault(name, self.group[name])
-            elif name not in group or (
-                name not in overridden and _differs_by_schedules(source, group[name])
-            ):
-                group[name] = settings.shown[name] = source
+                continue
+            value = source
+            if name in group:
+                value = None
+                if name not in overridden:
+                    value = _with_schedules(source, group[name])
+            if value is not None:
+                value = self.entries[name].argument.check(value)
+                group[name] = settings.shown[name] = settings.sources[name] = value
         values = settings.values()
         for name, value in values.items():
             if name not in settings.shown:
@@ -482,13 +488,15 @@ def has_any(kind: Any, values: Iterable[Any]) -> bool:
     return any(isinstance(item, kind) for value in values for item in items_of(value))
 
 
-def _differs_by_schedules(source: Any, loaded: Any) -> bool:
-    """Whether a loaded value has the numbers of the present one wherever that is not a schedule."""
-    ours, theirs = (
-        items_of(source),
-        items_of(tuple(loaded) if isinstance(loaded, list) else loaded),
-    )
-    return len(ours) == len(theirs) and all(
-        isinstance(item, Schedule) or is_same(item, other)
+def _with_schedules(source: Any, loaded: Any) -> Any:
+    """Return a loaded value with the schedules of the present one; None if it has another number of items."""
+    ours = items_of(source)
+    theirs = items_of(tuple(loaded) if isinstance(loaded, list) else loaded)
+    if len(ours) != len(theirs):
+        return None
+    if not isinstance(source, tuple):
+        return source
+    return tuple(
+        item if isinstance(item, Schedule) else other
         for item, other in zip(ours, theirs, strict=True)
     )

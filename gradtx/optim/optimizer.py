@@ -52,7 +52,12 @@ from gradtx.optim.groups import (
     params_of,
 )
 from gradtx.optim.hessian import SEED, HessianSource
-from gradtx.optim.own_gradients import check_scaling, lend_gradients, lend_zeros
+from gradtx.optim.own_gradients import (
+    SAMPLES,
+    lend_gradients,
+    lend_zeros,
+    mark_read,
+)
 from gradtx.optim.parameters import Members
 from gradtx.optim.run import Extras, KnownClosure, Weights, check_closure
 from gradtx.optim.state import States
@@ -375,12 +380,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             core.offload.extras_on_host(extras)
             at_state = core.at_state(writes=True, consumes=consume_gradients)
         lent: list[Tensor] = []
+        passes_samples = SAMPLES in extras
         core.agreement.is_done = False
         with at_state:
             try:
                 if core.traits.makes_gradient:
-                    check_scaling(core, scaling)
-                    lent = lend_gradients(core, extras)
+                    lent = lend_gradients(core, extras, scaling)
                 elif core.traits.exchanges:
                     lent = lend_zeros(core)
                 if step is None:
@@ -389,6 +394,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                     self._hessian.supply(step, estimates)
                 step.apply()
                 core.warm = WarmStep.after(step)
+                mark_read(core, passes_samples)
             except Exception:
                 core.agreement.report_failure(core.members)  # others must not wait
                 core.states.undo()
@@ -397,8 +403,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 core.states.created.clear()
                 for param in lent:
                     param.grad = None
-        if scaling is not None or consume_gradients:
-            self._end(core, scaling, consume_gradients)
+        self._end(core, scaling, consume_gradients)
         return step.run.estimated_loss if core.traits.estimates else loss
 
     def _repeats(self, core: Core, is_plain: bool) -> bool:

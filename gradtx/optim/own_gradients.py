@@ -10,12 +10,14 @@ from torch import Tensor
 from gradtx.base.dtensor import is_sharded
 from gradtx.optim.core import Core
 from gradtx.optim.device_counts import Scaling
-from gradtx.optim.run import Extras, Member
+from gradtx.optim.run import Extras, Member, version
 
 SAMPLES = "grad_sample"
+# On a `grad_sample` that a step has read: its version then.
+READ_AT = "_gradtx_read_at"
 
 
-def check_scaling(core: Core, scaling: Scaling | None) -> None:
+def _check_scaling(core: Core, scaling: Scaling | None) -> None:
     """Refuse a GradScaler, which unscales `.grad`, and nothing from which such a link computes the gradient.
 
     Raises:
@@ -28,14 +30,16 @@ def check_scaling(core: Core, scaling: Scaling | None) -> None:
         )
 
 
-def lend_gradients(core: Core, extras: Extras) -> list[Tensor]:
+def lend_gradients(core: Core, extras: Extras, scaling: Scaling | None) -> list[Tensor]:
     """Complete the inputs of a step, and give each parameter that is to step without a gradient one of zeros.
 
     The link replaces its values. The caller takes these gradients back after the step.
 
     Raises:
-        ValueError: If a parameter has a gradient, but no gradients of examples.
+        RuntimeError: If a GradScaler is enabled.
+        ValueError: If a parameter has a gradient, but no gradients of examples, or those that a step has used.
     """
+    _check_scaling(core, scaling)
     if SAMPLES in core.traits.known_extras:
         samples = _samples(core, extras)
         stepping = [
@@ -81,6 +85,7 @@ def _samples(core: Core, extras: Extras) -> dict[str, Any]:
     by_name = {member.name: member for member in core.members.by_param.values()}
     samples = extras.get(SAMPLES)
     if samples is None:
+        _check_unread(core)
         samples = {name: _attribute_of(member) for name, member in by_name.items()}
         if any(sample is not None for sample in samples.values()):
             extras[SAMPLES] = samples
@@ -99,3 +104,34 @@ def _attribute_of(member: Member) -> Tensor | None:
     """Return the `grad_sample` of a parameter; Opacus makes a list of those of several backward passes."""
     sample: Any = getattr(member.param, SAMPLES, None)
     return torch.cat(sample) if isinstance(sample, list) else sample
+
+
+def _tensors_of(member: Member) -> list[Tensor]:
+    """Return the tensors of a parameter's `grad_sample`."""
+    sample: Any = getattr(member.param, SAMPLES, None)
+    tensors = sample if isinstance(sample, list) else [sample]
+    return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
+
+
+def mark_read(core: Core, passes_samples: bool) -> None:
+    """Mark the `grad_sample` of all parameters, unless the step has read others, which the caller passed."""
+    if passes_samples or SAMPLES not in core.traits.known_extras:
+        return
+    for member in core.members.by_param.values():
+        for tensor in _tensors_of(member):
+            setattr(tensor, READ_AT, version(tensor))
+
+
+def _check_unread(core: Core) -> None:
+    """Check that no step has read any `grad_sample`, unless it was written since.
+
+    Raises:
+        ValueError: If one has: whoever counts the privacy loss counts one step for each backward pass.
+    """
+    for member in core.members.by_param.values():
+        for tensor in _tensors_of(member):
+            if getattr(tensor, READ_AT, None) == version(tensor):
+                raise ValueError(
+                    f"{core.members.who}: a step has used the gradients of examples of parameter {member.name!r}, and "
+                    "a second one would cost privacy that nothing counts; call zero_grad() and backward() before step()"
+                )

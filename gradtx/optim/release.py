@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Iterable
@@ -115,6 +116,8 @@ class ReleasedGradients:
         self._lock = threading.RLock()  # autograd runs one thread per device
         self._hooks: dict[Tensor, Any] = {}
         self._open: OpenStep | None = None
+        # The backward passes of the open step that have not ended: they are running, or have raised an error.
+        self._running: set[int] = set()
         self.active = True
         self.follow(core.members.by_param)
 
@@ -167,6 +170,7 @@ class ReleasedGradients:
     def close(self) -> OpenStep | None:
         """Hand over the open step, which the caller must end; None if no gradient has arrived."""
         ending, self._open = self._open, None
+        self._running.clear()
         return ending
 
     def ending(self, core: Core) -> OpenStep | None:
@@ -197,7 +201,7 @@ class ReleasedGradients:
             try:
                 self._step(optimizer, param)
             except BaseException:
-                self._open = None
+                self.close()
                 raise
 
     _update_untraced = _torch.not_traced(_update)
@@ -212,12 +216,9 @@ class ReleasedGradients:
             and member in self._open.arrived
         ):
             # A second gradient, which is allowed if a combinator counts calls.
-            ending, self._open = self._open, None
-            if not core.traits.takes_none:
-                raise RuntimeError(
-                    f"{WHO}: parameter {member.name!r} has a second gradient, but was updated by the first; call "
-                    "step() after each backward, or accumulate gradients with accumulate(tx, every)"
-                )
+            self._check_second(core, member)
+            ending = self.close()
+            assert ending is not None
             ending.apply()
         if self._open is None:
             core = optimizer._up_to_date()
@@ -230,6 +231,32 @@ class ReleasedGradients:
                 self._open = OpenStep(core)
         if member is not None and self._open is not None:
             self._open.update(member)
+            self._note_backward()
+
+    def _note_backward(self) -> None:
+        """Note the backward pass that is running, until it ends without an error."""
+        number = _torch.current_backward()
+        if number >= 0 and number not in self._running:
+            self._running.add(number)
+            _torch.after_backward(functools.partial(self._running.discard, number))
+
+    def _check_second(self, core: Core, member: Member) -> None:
+        """Check that a second gradient may end the step of the first one.
+
+        Raises:
+            RuntimeError: If no link counts calls, or if the backward pass of the first gradient has raised an error.
+        """
+        if not core.traits.takes_none:
+            raise RuntimeError(
+                f"{WHO}: parameter {member.name!r} has a second gradient, but was updated by the first; call "
+                "step() after each backward, or accumulate gradients with accumulate(tx, every)"
+            )
+        if self._running - {_torch.current_backward()}:
+            raise RuntimeError(
+                f"{WHO}: parameter {member.name!r} has a second gradient, but the backward pass of the first has not "
+                "ended: it has raised an error, and zero_grad() cannot take back gradients that are released; call "
+                "step() to count that pass, or load a checkpoint"
+            )
 
 
 # Checks.

@@ -27,7 +27,7 @@ from gradtx.base.plain import is_plain
 from gradtx.distributed.layouts import pieces_at, team_of
 from gradtx.execution.execute import Leaf, Route, initialize
 from gradtx.execution.owners import with_regions
-from gradtx.execution.runs import Place, memory_of
+from gradtx.execution.runs import Memory, Place, memory_of
 from gradtx.optim.groups import GroupSettings
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import assign_owners, states_of_owners
@@ -218,12 +218,15 @@ class States:
     # Slots.
 
     def adopt(self) -> None:
-        """Check and accept states that the user has moved to other parameters."""
+        """Check and accept states that the user has moved to other parameters, and complete loaded ones."""
         rows = self.members.rows()
         for settings, row in zip(self.members.groups, rows, strict=True):
             moved: list[Tensor] = []
             for member in row:
-                state = self.of(member.param)
+                state = member.state = self.of(member.param)
+                lacking = member.layout.keys - state.keys() if state else ()
+                if lacking and all(map(member.layout.follows, lacking)):
+                    self.refit(member)
                 if not member.layout.keys and len(member.used(state)) > 1:
                     moved.append(member.param)
             self.create(settings, moved)
@@ -272,9 +275,16 @@ class States:
             state = converted(state, first, param, labels, layout.coded_keys)
         except ValueError as error:
             raise ValueError(f"{who}: {error}") from None
+        for key in state.keys() - layout.keys:
+            if layout.follows(key):
+                del state[key]
         lacking = layout.keys - state.keys()
-        if lacking:
-            raise ValueError(f"{who} lacks {min(lacking)!r}; see {EDITING}")
+        following = set(filter(layout.follows, lacking))
+        if lacking > following:
+            missing = min(lacking - following)
+            raise ValueError(f"{who} lacks {missing!r}; see {EDITING}")
+        if following:
+            state.update(self._following(settings, member, initial, state))
         if not isinstance(state["step"], Tensor):
             count = int(_zero_steps().double() + state["step"])
             state["step"] = as_step(count, first["step"].dtype)
@@ -282,6 +292,25 @@ class States:
             what = f"{who}: {key!r}"
             state[key] = _fitting(what, state[key], first[key], param.dtype)
         return state
+
+    def _following(
+        self, settings: GroupSettings, member: Member, initial: Initial, state: State
+    ) -> State:
+        """Return the slots of a state that follow from others, from a run whose weights were not rounded."""
+        run, param = self.run(), member.param
+        count = int(torch.as_tensor(state["step"]))
+        chain = settings.chain(settings.values(), param.device)
+        operations = Route.of(chain, run, count)
+        leaf = leaf_of(run, member, clock_after(count))
+        leaf.layout, leaf.state = initial.layout, {**initial.state, **state}
+        for operation in operations.for_leaf(leaf):
+            operation.follow(leaf)
+        run.release()
+        return {
+            key: value
+            for key, value in leaf.new_slots(leaf.memory()).items()
+            if key not in state
+        }
 
     def undo(self) -> None:
         """Remove the slots that a failed step has created, unless it has written them."""
@@ -307,6 +336,7 @@ class States:
     def to_save(self, keeps: bool) -> tuple[dict[Any, State], dict[Tensor, Layout]]:
         """Return the states of all members and their layouts, with slots for every parameter that requires a gradient.
 
+        They share no memory, which formats such as safetensors refuse; in the state, a shared value is one tensor.
         If ranks own matrices, all ranks must call it together.
 
         Args:
@@ -343,7 +373,7 @@ class States:
         owned = states_of_owners(self.members, layouts, states)
         states.update(owned)
         self._count_exactly(states)
-        return states, layouts
+        return _with_memory_apart(states, members), layouts
 
     def _count_exactly(self, states: dict[Any, State]) -> None:
         """Replace counts that a CUDA graph has advanced beyond what float32 holds; this waits for the device."""
@@ -435,6 +465,24 @@ def _unshared(run: OptimizerRun, values: State, old: State) -> State:
     return new_values
 
 
+def _with_memory_apart(
+    states: Mapping[Any, State], members: Collection[Tensor]
+) -> dict[Any, State]:
+    """Return states with copies of all tensors but the first of those that share memory."""
+    memory = Memory()
+    apart = dict(states)
+    for param in members:
+        copies: State = {}
+        for key, value in states.get(param, {}).items():
+            if isinstance(value, Tensor):
+                copy = memory.unshared(value)
+                if copy is not value:
+                    copies[key] = copy
+        if copies:
+            apart[param] = {**states[param], **copies}
+    return apart
+
+
 def _one_of_each_kind(
     params: Iterable[Tensor], members: Mapping[Tensor, Member]
 ) -> list[Tensor]:
@@ -468,7 +516,7 @@ def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout) -> State:
     run.memory.register([leaf.inputs[1]])
     state = {"step": _zero_steps()}
     for (path, slot), key in by_state_key(layout.slots):
-        state[key] = leaf.in_callers_form(run.memory.unshared(leaf.new[path][slot]))
+        state[key] = leaf.as_stored(leaf.new[path][slot])
     for path, keys in layout.shared.items():
         values = run.scalars(path) or run.new_shared[path]
         for name, key in keys.items():
@@ -563,9 +611,13 @@ def matched(
             what = f"{who}: {key!r}"
             device = _device_of(member, key, initial)
             state[key] = as_slot(what, key, saved[key], value, device)
+        elif saved and layout.follows(key):
+            del state[key]  # computed when the weights are known: at the next step
         elif strict and saved:
             raise ValueError(f"{who} lacks {key!r}; {REMEDY}")
     for key in sorted(saved.keys() - first.keys()):
+        if layout.follows(key):
+            continue
         value = saved[key]
         if strict and key not in wrapper_keys and is_slot_name(key):
             raise ValueError(

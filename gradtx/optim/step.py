@@ -41,7 +41,7 @@ from gradtx.execution.pure import (
     is_by_leaf,
     split_extras,
 )
-from gradtx.execution.runs import Place, memory_of
+from gradtx.execution.runs import Place
 from gradtx.optim.chain_checks import check_scheduler
 from gradtx.optim.core import Core
 from gradtx.optim.device_counts import (
@@ -630,17 +630,8 @@ class Step:
         update = leaf.result()
         # Not collected for all leaves in advance, because freed memory of replaced state may be reused for a later
         # leaf's new state.
-        inputs = [tensor for tensor in leaf.inputs if tensor is not None]
-        taken = set(map(memory_of, (*inputs, *leaf.state.values())))
-        new_slots: dict[str, Tensor] = {}
-        for path, slots in leaf.new.items():
-            keys = leaf.layout.slots[path]
-            for slot, value in slots.items():
-                # The same tensor if, for example, a basis was not updated.
-                if value is not leaf.state[keys[slot]]:
-                    new_slots[keys[slot]] = leaf.in_callers_form(
-                        leaf.run.memory.unshared(value, taken)
-                    )
+        taken = leaf.memory()
+        new_slots = leaf.new_slots(taken)
         if self._stays:
             update = None if update is None else leaf.run.memory.unshared(update, taken)
             for key, value in new_slots.items():

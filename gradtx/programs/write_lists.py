@@ -190,16 +190,18 @@ class _Writer(Text):
         return [*self._lines, f"return [{results}]"]
 
     def _results(self) -> list[str]:
-        """Return the code of the results: lists that share memory with arguments or with other results are copied."""
+        """Return the code of the results: lists that share memory, or are parts of what theirs holds, are copied."""
         taken: set[Node] = set(self._program.leaves)
         texts = []
         for result in self._program.results:
             text = self.text(result)
             if is_list(result):
                 roots = self._memory.roots(result)
-                text = _cloned(
-                    text, [case for root, case in roots.items() if root in taken]
-                )
+                cases: list[Case] = []
+                for root, case in roots.items():
+                    if root in taken or _is_part(result, root):
+                        cases.append(case)
+                text = _cloned(text, cases)
                 taken |= roots.keys()
             elif not is_scalar(result):
                 text = f"{text}.clone()"
@@ -438,6 +440,14 @@ def _fills(node: Node) -> bool:
     slot, scalar = node.args
     is_computed = isinstance(scalar, Node) and is_known(scalar)
     return is_computed and is_list(slot) and dtype_of(scalar) == dtype_of(slot)
+
+
+def _is_part(node: Node, root: Node) -> bool:
+    """Whether a list has only some entries of the memory of another one, or some of them several times."""
+    whole = root.meta["val"]
+    if not isinstance(whole, Tensor):  # of several results, each has its own
+        return False
+    return node.meta["val"].numel() != whole.numel()
 
 
 def _cloned(text: str, cases: Sequence[Case]) -> str:

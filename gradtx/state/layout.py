@@ -28,6 +28,8 @@ class Layout:
     codes: Mapping[Path, Mapping[str, Codec]] = dataclasses.field(default_factory=dict)
     # The keys of slots that only the leaf's owner keeps.
     owned: frozenset[str] = frozenset()
+    # The slots, of any stage, that leaves with 16-bit weights have in addition, and that follow from others.
+    following: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, run: Run, leaf: Leaf) -> Layout:
@@ -63,10 +65,20 @@ class Layout:
                     keys.add(key)
                     keys_of_stage.setdefault(path, {})[name] = key
         owned: set[str] = set()
+        following: set[str] = set()
         for operation in leaf.operations:
             for path in operation.owned_paths:
                 owned.update(slots.get(path, {}).values())
-        return cls(slots, shared, frozenset(keys), codes, frozenset(owned))
+            for represented in operation.represents:
+                following.update(represented.following_slots)
+        return cls(
+            slots,
+            shared,
+            frozenset(keys),
+            codes,
+            frozenset(owned),
+            frozenset(following),
+        )
 
     @classmethod
     def keyed_by_path(
@@ -96,6 +108,11 @@ class Layout:
             for path, codecs in self.codes.items()
             for slot, codec in codecs.items()
         }
+
+    def follows(self, key: Any) -> bool:
+        """Whether a key, perhaps of a leaf with 16-bit weights, is that of a slot that follows from other slots."""
+        # Keys of wrappers need not be text.
+        return not self.following.isdisjoint(str(key).split("."))
 
     @functools.cached_property
     def labels(self) -> dict[str, str]:

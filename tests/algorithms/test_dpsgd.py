@@ -235,6 +235,60 @@ def test_a_gradient_without_examples_would_step_unclipped_and_is_an_error():
     assert weights["b"].grad is None
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_second_step_on_the_same_gradients_of_examples_is_an_error_that_changes_nothing(parts):
+    """As with Opacus: whoever counts the privacy loss counts one step for each backward pass."""
+    params, x, y = problem()
+    weights = parameters(params)
+    optimizer = gradtx.optim.DPSGD(weights.items(), 0.1, 1.0, 1.0)
+
+    def backward():
+        for name, examples in gradients(params, x, y).items():
+            weights[name].grad_sample = examples if parts == 1 else list(examples.chunk(2))
+
+    backward()
+    with pytest.raises(TypeError):
+        optimizer.step(unknown=1.0)  # a step that fails has used nothing
+    optimizer.step()
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    with pytest.raises(
+        ValueError, match=r"a step has used the gradients of examples of parameter '\w'.* zero_grad\(\)"
+    ):
+        optimizer.step()
+    assert all(torch.equal(weights[name], value) for name, value in before.items())
+    assert optimizer.state[weights["w"]]["step"] == 1
+    backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    backward()
+    optimizer.step()
+    assert optimizer.state[weights["w"]]["step"] == 3
+
+
+def test_gradients_of_examples_in_the_same_memory_may_be_written_again():
+    params, x, y = problem()
+    weights = parameters(params)
+    optimizer = gradtx.optim.DPSGD(weights.items(), 0.1, 1.0, 0.0)
+    for name, examples in gradients(params, x, y).items():
+        weights[name].grad_sample = examples
+    optimizer.step()
+    for name, examples in gradients(params, x, y).items():
+        weights[name].grad_sample.copy_(examples)
+    optimizer.step()
+    assert optimizer.state[weights["w"]]["step"] == 2
+
+
+def test_what_is_not_finite_in_one_example_can_be_replaced_before_the_step():
+    params, x, y = problem()
+    finite, replaced = parameters(params), parameters(params)
+    for weights in (finite, replaced):
+        for name, examples in gradients(params, x, y).items():
+            examples[1] = 0.0 if weights is finite else float("nan")
+            weights[name].grad_sample = examples.nan_to_num(0.0, 0.0, 0.0)
+        gradtx.optim.DPSGD(weights.items(), 0.1, 1.0, 1.0).step()
+    assert all(torch.equal(finite[name], replaced[name]) for name in params)
+
+
 def test_links_that_would_process_the_wrong_gradient_are_refused():
     with pytest.raises(ValueError, match="the updates of trace before it would be lost; make differentially_private"):
         gradtx.chain(gradtx.trace(0.9), AGGREGATE)

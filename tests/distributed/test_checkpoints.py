@@ -12,7 +12,20 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import gradtx
-from tests.distributed.problems import CHAINS, STEPS, Model, assert_close, engine, sharded, states, train, weights
+from gradtx import chain
+from gradtx.base.dtensor import local
+from tests.distributed.problems import (
+    CHAINS,
+    STEPS,
+    Model,
+    assert_close,
+    engine,
+    sharded,
+    states,
+    train,
+    weights,
+    whole,
+)
 from tests.tiers import by_day
 
 BEFORE = 3
@@ -122,3 +135,73 @@ def torchs_run_continues(folder, flat, kind):
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flattened"])
 def test_a_sharded_run_of_torchs_adamw_continues(flat, kind, two, tmp_path):
     two.run(torchs_run_continues, str(tmp_path), flat, kind)
+
+
+@gradtx.per_tensor(whole=True)
+def keep_parts_at_owners():
+    """Slots that are parts of a larger tensor, transposed, and twice the same one, which an owner computes."""
+
+    def slots_of(p):
+        larger = torch.cat([p, p])
+        return {"part": larger.flatten()[::3], "transposed": (p + 1).mT, "same": larger, "again": larger}
+
+    def update(g, state, p, ctx):
+        return g, slots_of(g)
+
+    return {name: lambda p, name=name: slots_of(p)[name] for name in ("part", "transposed", "same", "again")}, update
+
+
+@gradtx.per_tensor()
+def keep_parts():
+    def slots_of(p):
+        larger = torch.cat([p, p])
+        return {"part": larger.flatten()[::3], "flat": larger.flatten()}
+
+    def update(g, state, p, ctx):
+        return g, slots_of(g)
+
+    return {name: lambda p, name=name: slots_of(p)[name] for name in ("part", "flat")}, update
+
+
+PARTS = {
+    "prodigy": gradtx.prodigy(slice_p=3),
+    "parts": chain(keep_parts(), gradtx.scale(-0.1)),
+    "parts at owners": gradtx.partition(
+        {"matrices": chain(keep_parts_at_owners(), gradtx.scale(-0.1)), "rest": gradtx.prodigy(slice_p=3)},
+        {"matrices": "*body.weight", "rest": "*"},
+    ),
+}
+
+
+def broadcast_from_the_first(name, kind):
+    model = sharded()
+    with engine("eager") if kind != "eagerly" else gradtx.eagerly():
+        optimizer = gradtx.as_optimizer(PARTS[name], model.named_parameters())
+        train(model, optimizer, BEFORE)
+        for state in optimizer.state.values():
+            tensors = [local(value) for value in state.values() if value.numel() and not value.is_meta]
+            storages = {tensor.untyped_storage().data_ptr() for tensor in tensors if tensor.numel()}
+            assert len(storages) == len([tensor for tensor in tensors if tensor.numel()])
+            assert all(tensor.is_contiguous() for tensor in tensors)
+            assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors if tensor.numel())
+        on_first = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        saved = get_optimizer_state_dict(model, optimizer, options=on_first)
+        again = gradtx.as_optimizer(PARTS[name], model.named_parameters())
+        everywhere = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+        set_optimizer_state_dict(model, again, saved, options=everywhere)
+    for ours, theirs in zip(
+        again.state_dict()["state"].values(), optimizer.state_dict()["state"].values(), strict=True
+    ):
+        torch.testing.assert_close(
+            {key: whole(value) for key, value in ours.items()},
+            {key: whole(value) for key, value in theirs.items()},
+            rtol=0,
+            atol=0,
+        )
+
+
+@by_day("prodigy-lists", "parts-eagerly", "parts at owners-lists")
+@pytest.mark.parametrize("kind", ["eagerly", "lists"])
+@pytest.mark.parametrize("name", PARTS)
+def test_slots_own_contiguous_memory_so_a_whole_state_reaches_all_ranks(name, kind, two):
+    two.run(broadcast_from_the_first, name, kind)

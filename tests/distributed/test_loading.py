@@ -9,12 +9,13 @@ import torch
 from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import gradtx
 from tests.distributed.problems import Model, assert_close, sharded, train, weights, whole
 from tests.distributed.traffic import Traffic
+from tests.tiers import by_day
 
 BEFORE, STEPS = 3, 6
 CHAINS = {
@@ -157,3 +158,69 @@ def on_another_mesh():
 
 def test_a_slot_of_another_mesh_is_an_error_that_names_it(two):
     two.run(on_another_mesh)
+
+
+# A number of the model as a DTensor, such as a logit scale after `distribute_module`.
+
+WITH_A_NUMBER = {
+    name: getattr(gradtx, name)(lr=0.02)
+    for name in ("adamw", "soap", "kl_soap", "shampoo", "scalable_shampoo", "kl_shampoo", "psgd_kron", "psgd_pro")
+}
+WITH_A_NUMBER["prodigy"] = gradtx.prodigy(slice_p=2)
+WITH_A_NUMBER["muon"] = gradtx.muon(lr=0.02, fallback=gradtx.adamw(lr=0.02))
+WITH_A_NUMBER["int8"] = gradtx.adamw(lr=0.02, state_dtype="int8")
+SHAPES_WITH_A_NUMBER = {"scale": (), "matrix": (5, 4), "bias": (5,)}
+
+
+def tensors_of(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES_WITH_A_NUMBER.items()}
+
+
+class RunWithANumber:
+    """Parameters of which one is a number, placed by a function, and their optimizer."""
+
+    def __init__(self, name, place, weights):
+        self._place = place
+        self.params = {key: torch.nn.Parameter(place(value)) for key, value in weights.items()}
+        self.optimizer = gradtx.as_optimizer(WITH_A_NUMBER[name], list(self.params.items()))
+
+    def step(self, steps):
+        for t in steps:
+            for name, gradient in tensors_of(t).items():
+                self.params[name].grad = self._place(gradient)
+            self.optimizer.step()
+
+    def weights(self):
+        return {name: whole(param) for name, param in self.params.items()}
+
+
+def number_is_loaded(name):
+    """A divided run resumes from its own state and from that of one process, and goes on as one process does."""
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+
+    def place(tensor):
+        return distribute_tensor(tensor.clone(), mesh, [Shard(0) if tensor.ndim else Replicate()])
+
+    plain = RunWithANumber(name, torch.clone, tensors_of(100))
+    divided = RunWithANumber(name, place, tensors_of(100))
+    plain.step(range(BEFORE))
+    divided.step(range(BEFORE))
+    resumed = []
+    for saved in (divided.optimizer.state_dict(), plain.optimizer.state_dict()):
+        again = RunWithANumber(name, place, divided.weights())
+        again.optimizer.load_state_dict(copy.deepcopy(saved))
+        state = again.optimizer.state[again.params["scale"]]
+        for key, value in divided.optimizer.state[divided.params["scale"]].items():
+            assert type(state[key]) is type(value), key
+        resumed.append(again)
+    for run in (plain, divided, *resumed):
+        run.step(range(BEFORE, STEPS))
+    for run in (divided, *resumed):
+        torch.testing.assert_close(run.weights(), plain.weights(), rtol=1e-5, atol=1e-6)
+
+
+@by_day("adamw", "soap", "psgd_kron", "muon")
+@pytest.mark.parametrize("name", WITH_A_NUMBER)
+def test_the_state_of_a_number_on_all_ranks_is_loaded_and_continues(name, two):
+    two.run(number_is_loaded, name)

@@ -389,6 +389,42 @@ def test_replicas_orthogonalize_each_matrix_once_and_keep_slots_of_matrices_once
     assert max(kept) <= 1.2 * max(of_leaves)
 
 
+# Parameters of both kinds in one optimizer, as when small layers stay whole under FSDP2.
+
+
+def divided_but_for(*whole_ones):
+    """A function that divides all tensors but these, which every rank has."""
+    divide = placement("fsdp")
+    stay = [SHAPES[name] for name in whole_ones]
+    return lambda tensor: tensor.clone() if tuple(tensor.shape) in stay else divide(tensor)
+
+
+def with_some_whole(name, whole_ones, compile):
+    tx = {**CHAINS, **STATEFUL}[name]
+    place, group = divided_but_for(*whole_ones), distributed.group.WORLD
+    optimizer, weights, _ = trained(tx, place, process_group=group, compile=compile)
+    return weights, by_name(optimizer)
+
+
+@by_day("muon-first", "soap-first", "dion-first", "shampoo-last")
+@pytest.mark.parametrize("order", ["first", "last"])
+@pytest.mark.parametrize("name", ["muon", "scion", "soap", "shampoo", "dion", "psgd_kron", "normuon", "soap in blocks"])
+def test_whole_and_divided_matrices_share_one_optimizer(name, order, two):
+    """Leaves are exchanged in the order of their names: `square` and `bias` come first, `wide` and `tall` last."""
+    whole_ones = {"first": ("square", "bias"), "last": ("wide", "tall", "norm")}[order]
+    optimizer, expected, _ = trained({**CHAINS, **STATEFUL}[name], undivided)
+    for weights, states in two.run(with_some_whole, name, whole_ones, False):
+        assert_same_run(weights, states, expected, by_name(optimizer))
+
+
+@by_day("muon")
+@pytest.mark.parametrize("name", ["muon", "soap"])
+def test_whole_and_divided_matrices_share_one_optimizer_of_kernels(name, two):
+    optimizer, expected, _ = trained({**CHAINS, **STATEFUL}[name], undivided)
+    for weights, states in two.run(with_some_whole, name, ("square", "bias"), True):
+        torch.testing.assert_close((weights, states), (expected, by_name(optimizer)), rtol=1e-5, atol=1e-6)
+
+
 def resumed_by_replicas(name):
     """The weights of training that stops, is saved, and goes on with another optimizer."""
     tx, group = STATEFUL[name], distributed.group.WORLD

@@ -378,3 +378,75 @@ def test_a_gradient_is_freed_as_soon_as_its_chunk_is_through(norm, monkeypatch):
         # With 200 entries there are four chunks; the previous chunk is released when the next one exists.
         assert alive[-7:] == [5, 5, 4, 4, 4, 4, 3]
         assert all(gradient() is None for gradient in gradients)
+
+
+class FailsInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise ArithmeticError("not today")
+
+
+COUNTING_CALLS = {
+    "accumulate": lambda: gradtx.accumulate(gradtx.adamw(lr=0.1), every=2),
+    "outer": lambda: gradtx.outer(gradtx.adamw(lr=0.1), gradtx.sgd(lr=1.0), every=2),
+    "adamw": lambda: gradtx.adamw(lr=0.1),
+}
+
+
+def failing_backward(net):
+    """The last layer has its gradients, and the first ones do not."""
+    hidden = net[2](net[1](net[0](batch(0))))
+    with pytest.raises(ArithmeticError):
+        net[3](FailsInBackward.apply(hidden)).square().mean().backward()
+
+
+@pytest.mark.parametrize("give_up", ["the optimizer's", "the model's"])
+@pytest.mark.parametrize("name", COUNTING_CALLS)
+def test_a_backward_pass_that_raises_and_is_given_up_is_not_counted_in_silence(name, give_up):
+    net = model()
+    optimizer = gradtx.as_optimizer(COUNTING_CALLS[name](), net.named_parameters())
+    optimizer.release_gradients()
+    failing_backward(net)
+    (optimizer if give_up == "the optimizer's" else net).zero_grad()
+    message = "a second gradient, but was updated" if name == "adamw" else r"raised an error, .* call step\(\)"
+    with pytest.raises(RuntimeError, match=message):
+        backward(net, 1)
+
+
+def test_a_backward_pass_that_raises_is_counted_by_step():
+    runs = []
+    for released in (False, True):
+        net = model()
+        optimizer = gradtx.as_optimizer(COUNTING_CALLS["accumulate"](), net.named_parameters())
+        if released:
+            optimizer.release_gradients()
+        failing_backward(net)
+        for i in range(1, 4):
+            optimizer.step()
+            optimizer.zero_grad()
+            backward(net, i)
+        optimizer.step()
+        runs.append((net, optimizer))
+    assert_same_bits(*runs)
+
+
+def test_calls_are_counted_by_second_gradients_after_passes_that_end():
+    runs = []
+    for released in (False, True):
+        net = model()
+        optimizer = gradtx.as_optimizer(COUNTING_CALLS["accumulate"](), net.named_parameters())
+        if released:
+            optimizer.release_gradients()
+        for i in range(4):
+            backward(net, i)
+            if not released:
+                optimizer.step()
+                optimizer.zero_grad()
+        if released:
+            optimizer.step()
+        runs.append((net, optimizer))
+    assert_same_bits(*runs)

@@ -8,7 +8,7 @@ import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 
 import gradtx
-from tests.optim.problems import descend, made, parameters
+from tests.optim.problems import assert_equal, descend, made, parameters, saved_and_loaded
 
 BEFORE, AFTER = 4, 3
 SHORT = gradtx.cosine_schedule(0.1, T_max=8)
@@ -127,3 +127,70 @@ def test_a_schedule_of_an_inner_clock_applies_at_the_saved_count_of_that_clock()
     optimizer, _ = made(tx(longer))
     optimizer.load_state_dict(saved_after(tx(SHORT)))
     assert optimizer.param_groups[0]["lr"] == pytest.approx(float(longer(BEFORE // 2)))
+
+
+# Tuples, of which each item is a number, a tensor or a schedule.
+
+
+def falling(start):
+    return gradtx.Schedule(lambda t: start - 0.05 * t)
+
+
+ITEMS = {
+    "number": lambda start: start,
+    "float32 tensor": torch.tensor,
+    "float64 tensor": lambda start: torch.tensor(start, dtype=torch.float64),
+    "schedule": falling,
+}
+PAIRS = [(one, other) for one in ITEMS for other in ITEMS if "schedule" in (one, other)]
+
+
+def with_betas(kinds, second=0.9):
+    return gradtx.adamw(lr=0.01, betas=(ITEMS[kinds[0]](0.8), ITEMS[kinds[1]](second)))
+
+
+@pytest.mark.parametrize("kinds", PAIRS, ids=" and ".join)
+def test_a_schedule_beside_any_item_of_a_tuple_goes_on_after_a_resume(kinds):
+    optimizer, params = made(with_betas(kinds))
+    descend(optimizer, params, BEFORE)
+    saved = saved_and_loaded(optimizer.state_dict())
+    weights = {name: torch.nn.Parameter(param.detach().clone()) for name, param in params.items()}
+    again, _ = made(with_betas(kinds), weights)
+    again.load_state_dict(saved)
+    for one, values in ((optimizer, params), (again, weights)):
+        descend(one, values, AFTER, start=BEFORE)
+    assert_equal(list(weights.values()), list(params.values()))
+    ours, theirs = again.param_groups[0]["betas"], optimizer.param_groups[0]["betas"]
+    assert ours == theirs
+    at = [float(falling(start)(BEFORE + AFTER)) for start in (0.8, 0.9)]
+    assert [value for value, kind in zip(ours, kinds, strict=True) if kind == "schedule"] == pytest.approx(
+        [value for value, kind in zip(at, kinds, strict=True) if kind == "schedule"]
+    )
+
+
+@pytest.mark.parametrize("kind", ["number", "float32 tensor", "float64 tensor"])
+def test_beside_a_schedule_the_number_of_the_checkpoint_applies_as_everywhere(kind):
+    kinds = ("schedule", kind)
+    saved = saved_after(with_betas(kinds, second=0.75))  # which float32 holds exactly
+    optimizer, _, messages = resumed(saved, with_betas(kinds, second=0.5))
+    assert messages == []
+    assert optimizer.param_groups[0]["betas"] == pytest.approx((0.8 - 0.05 * (BEFORE + AFTER), 0.75))
+
+
+def test_a_tuple_written_over_a_schedule_stays_in_effect():
+    def write(optimizer):
+        optimizer.param_groups[0]["betas"] = (0.3, 0.6)
+
+    saved = saved_after(with_betas(("schedule", "float32 tensor")), write)
+    optimizer, _, messages = resumed(saved, with_betas(("schedule", "float32 tensor")))
+    assert optimizer.param_groups[0]["betas"] == (0.3, 0.6)
+    assert messages == []
+
+
+def test_a_number_of_the_checkpoint_beside_a_schedule_is_checked():
+    saved = saved_after(with_betas(("schedule", "number")))
+    saved["param_groups"][0]["betas"] = (0.5, 1.5)
+    optimizer, _ = made(with_betas(("schedule", "number")))
+    with pytest.raises(ValueError, match=r"betas\[1\] must be in \[0, 1\), got 1.5"):
+        optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)

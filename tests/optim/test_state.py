@@ -1,11 +1,23 @@
 """State: per parameter, flat, and created with the first gradient."""
 
+import contextlib
+
 import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
 import gradtx
-from tests.optim.problems import assert_close, assert_equal, descend, functional, made, parameters, values
+from tests.optim.problems import (
+    assert_close,
+    assert_equal,
+    descend,
+    drawn,
+    functional,
+    gradient,
+    made,
+    parameters,
+    values,
+)
 
 TOLERANCE = 1e-12  # the same float64 sums in a different order
 LOOKAHEAD = gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=2))
@@ -257,3 +269,82 @@ def test_an_entry_that_belongs_to_no_parameter_may_be_anything():
         for _ in range(2):
             optimizer.step()
         assert optimizer.state["of a wrapper"] is note
+
+
+# What rules may return: a slice of a larger tensor, one entry expanded, a transposed tensor, twice the same one.
+
+
+def keep_parts(**traits):
+    @gradtx.per_tensor(**traits)
+    def keep():
+        def slots_of(p):
+            larger = torch.cat([p, p])
+            same = p.flip(0)
+            return {
+                "every_third": larger.flatten()[::3],
+                "head": larger[:1],
+                "expanded": larger.sum().expand(p.shape),
+                "transposed": (p + 1).T,
+                "same": same,
+                "again": same,
+                "entry": larger.flatten()[0],
+            }
+
+        def update(g, state, p, ctx):
+            kept = slots_of(g)
+            # Swapped, too: both are old slots.
+            return g, {**kept, "same": state["again"], "again": state["same"] + 1}
+
+        return {name: lambda p, name=name: slots_of(p)[name] for name in slots_of(torch.zeros(2, 2))}, update
+
+    return keep()
+
+
+def own_contiguous_memory(tensors):
+    tensors = [tensor for tensor in tensors if tensor.numel()]
+    storages = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    return len(storages) == len(tensors) and all(
+        tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors
+    )
+
+
+@pytest.mark.parametrize("mode", ["eagerly", "lists", "kernels", "released"])
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_every_slot_owns_contiguous_memory_whatever_its_rule_returns(steps, mode):
+    params = {"w": torch.nn.Parameter(drawn(0, (4, 6)))}
+    tx = gradtx.chain(keep_parts(), gradtx.scale(-0.1))
+    optimizer = gradtx.as_optimizer(tx, list(params.items()), compile=mode == "kernels")
+    if mode == "released":
+        optimizer.release_gradients()
+    with gradtx.eagerly() if mode == "eagerly" else contextlib.nullcontext():
+        for t in range(steps):
+            (params["w"] * gradient(params["w"], t)).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    states = optimizer.state_dict()["state"].values()
+    values = [value for state in states for key, value in state.items() if key != "step"]
+    assert own_contiguous_memory([*params.values(), *values])
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+def test_every_slot_of_pure_functions_owns_all_of_its_memory(eagerly):
+    params = {"a": drawn(0, (1, 1)), "b": drawn(1, (4, 6))}
+    tx = keep_parts()
+    with gradtx.eagerly() if eagerly else contextlib.nullcontext():
+        state = tx.init(params)
+        for t in range(3):
+            slots = [slot for by_leaf in state["keep"].values() for slot in by_leaf.values()]
+            assert all(slot.untyped_storage().nbytes() == slot.nbytes for slot in slots)
+            gradients = {name: gradient(param, t) for name, param in params.items()}
+            _, state = tx.update(gradients, state, params)
+
+
+@pytest.mark.parametrize("name", ["prodigy", "adamw"])
+def test_slots_lie_in_memory_as_their_parameter_does(name):
+    """As in torch: a step over tensors in one order is faster."""
+    param = torch.nn.Parameter(torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last))
+    optimizer = gradtx.as_optimizer(getattr(gradtx, name)(), [("w", param)])
+    for _ in range(2):
+        param.grad = torch.randn_like(param)
+        optimizer.step()
+    assert all(value.stride() == param.stride() for value in optimizer.state[param].values() if value.ndim)

@@ -175,10 +175,9 @@ class MemberBundle(ListBundle):
         """Add the local shards of the owners' results as another argument of each leaf."""
         self._results.append({name: results[name] for name in self._leaves})
         for leaf in self._leaves.values():
-            for path, slots in leaf.new.items():  # only on the owner of the leaf
-                for slot, value in slots.items():
-                    leaf.state[leaf.layout.slots[path][slot]] = value
-            leaf.new = {}
+            if leaf.new:  # only on the owner of the leaf
+                leaf.state.update(leaf.new_slots(leaf.memory()))
+                leaf.new = {}
 
     def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
         if phase.names:
