@@ -119,7 +119,14 @@ class StageState:
         self._rule = rule
         self.path = path
         self.shared: dict[str, Tensor] = {}
-        self.store = Store(path, rule.name, scope.state_dtype, rule.slot, scope.run)
+        self.store = Store(
+            path,
+            rule.name,
+            scope.state_dtype,
+            rule.slot,
+            scope.run,
+            is_amplified=scope.amplified,
+        )
         self._space = scope.space
         starts: dict[str, Callable[[], Tensor]] = {}
         for name, value in rule.shared.items():
