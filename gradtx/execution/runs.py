@@ -88,6 +88,7 @@ class Run:
         opaque: The stages whose state is a user's tree.
         free: The stages whose shared values may have any names.
         declared: The names of the shared values of all other stages.
+        random_places: The number of random stages before each, in the order of the chain.
         selectors: All selectors of the chain.
         clock_paths: The path of each combinator with a clock, by its place.
         inner_counts: The number of finished updates on each combinator's clock, after any restart in this call.
@@ -121,6 +122,7 @@ class Run:
         self.opaque: set[Path] = set()
         self.free: set[Path] = set()
         self.declared: dict[Path, Container[str]] = {}
+        self.random_places: dict[Path, int] = {}
         self.selectors: list[Any] = []
         self._resolved: dict[Any, Any] = {}
         self.clock_paths: dict[Place, Path] = {}
@@ -238,6 +240,10 @@ class Run:
         """Forget what refers to the run: a cycle would keep its tensors until Python's garbage collector runs."""
         self.commits.clear()
         self.stores.clear()
+
+    def random_place(self, path: Path) -> int:
+        """Return the number of random stages before one; a stage may be expanded more than once."""
+        return self.random_places.setdefault(path, len(self.random_places))
 
     def clock_path(self, place: Place) -> Path | None:
         """Return the path of the clock that a node at this place follows; None for the outermost clock."""
