@@ -103,6 +103,7 @@ class TreeOptions(InputOptions, total=False):
 
     capturable: bool | str | Callable[[Bound], bool | str] | None
     rate: Literal["before", "after"] | None
+    amplifies: bool
 
 
 class CombinatorOptions(InputOptions, total=False):
@@ -110,6 +111,7 @@ class CombinatorOptions(InputOptions, total=False):
 
     owns_lr: bool
     rounds: bool
+    amplifies: bool
 
 
 class Options(TreeOptions, total=False):
@@ -164,6 +166,7 @@ _DEFAULTS: dict[str, Any] = {
     "whole": False,
     "wire": None,
     "makes_gradient": False,
+    "amplifies": False,
     "rounds": False,
     "class_name": "",
 }
@@ -509,6 +512,7 @@ class FactoryCall(GradientTransformation):
             _extras=spec.extras_of(arguments),
             _rounds=spec.rounds,
             _sign=spec.sign,
+            _amplifies=spec.option("amplifies", arguments),
         )
 
     @property
@@ -627,6 +631,7 @@ class FactoryCall(GradientTransformation):
         if isinstance(body, GradientTransformation):
             return self._expand_chain(body, arguments, scope)
         path = scope.claim(spec.name)
+        scope = scope.amplifying(self._amplifies)
         if spec.kind == "tree":
             capturable = bool(spec.option("capturable", arguments))
             return [TreeOperation(path, scope, spec.name, body, arguments, capturable)]
@@ -897,6 +902,9 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
             exactly.
         makes_gradient: Whether the rule computes the gradient from extras, whatever the updates are. It must be the
             first link; later ones read its result as `ctx.grad`. Its sums may be vectors.
+        amplifies: Whether small errors in what the rule reads can become as large as its result, as where it multiplies
+            by a nearly singular root or makes all singular values equal. Beside 16-bit weights, its slots and those of
+            the links before it then have float32, except squares, whose errors stay relative.
 
     Raises:
         TypeError: If an argument has no annotation, or if an option is unknown.
@@ -927,8 +935,8 @@ def whole_tree(function: Any = None, /, **options: Any) -> Any:
 
     Like `per_tensor`, but `init(params)` and `update(updates, state, params, ctx)` receive dicts keyed by leaf name
     instead of tensors. The state is a dict of slots (dicts keyed by leaf name) and 0-d tensors. `ctx.grad_fn(params)`
-    accepts and returns such dicts. The options are `needs`, `extras`, `rate` and `capturable`, which defaults to False
-    here.
+    accepts and returns such dicts. The options are `needs`, `extras`, `rate`, `amplifies` and `capturable`, which
+    defaults to False here.
     """
     return _decorated("whole_tree", "tree", function, options)
 
@@ -977,6 +985,7 @@ def combinator(function: Any = None, /, **options: Any) -> Any:
         owns_lr: The update is final, including its sign; no later link may apply a learning rate or decay.
         sign: As in `per_tensor`, or "first" for what the first inner transformation does.
         rounds: The updates yield weights that are already rounded; only `record` may follow.
+        amplifies: As in `per_tensor`, of the combinator with its inner transformation.
 
     Raises:
         TypeError: If an option is unknown, or if an argument has no annotation.

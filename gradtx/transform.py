@@ -252,6 +252,8 @@ class GradientTransformation:
     _sign: str = "either"
     # Whether its updates yield weights that are already rounded.
     _rounds: bool = False
+    # Whether small errors in what it reads can become as large as its result.
+    _amplifies: bool = False
     # The inputs that it requires.
     _needs: tuple[str, ...] = ()
     # The extras that it accepts in addition to those known to every link: name -> kind.
@@ -512,11 +514,27 @@ class Chain(GradientTransformation):
     def _maximizes(self) -> bool:  # type: ignore[override]
         return any(tx._maximizes for tx in self._txs)
 
+    _last_amplifier: int | None = None
+
+    def _amplified(self) -> int:
+        """Return the number of transformations before the last one that amplifies errors in what it reads."""
+        if self._last_amplifier is not None and not torch.compiler.is_compiling():
+            return self._last_amplifier
+        last = 0
+        for i, tx in enumerate(self._txs):
+            if any(link._amplifies for link in tx._every_link()):
+                last = i
+        if not torch.compiler.is_compiling():  # dynamo would guard what it reads
+            self._set(_last_amplifier=last)
+        return last
+
     def _operations(self, scope: Scope) -> list[Any]:
         operations = []
         scope = scope.of(self)
+        amplified = self._amplified()
         for i, tx in enumerate(self._txs):
-            operations.extend(tx._expand(scope.child(i, changed=len(operations) > 0)))
+            child = scope.child(i, changed=len(operations) > 0, amplified=i < amplified)
+            operations.extend(tx._expand(child))
         return operations
 
     def _links(self) -> list[GradientTransformation]:

@@ -183,6 +183,28 @@ def train(tx: gradtx.GradientTransformation, params: Any, steps: int) -> Any:
 # The table.
 
 
+def not_finite(tree: Any) -> dict[str, str]:
+    """Where the floating-point tensors of a tree are nan, inf or -inf, by path; their finite entries count as 0."""
+    flat = {path: tensor.detach().flatten() for path, tensor in tensors(tree).items() if tensor.is_floating_point()}
+    return {path: str(torch.where(x.isfinite(), 0.0, x.double()).tolist()) for path, x in flat.items()}
+
+
+def after_a_bad_gradient(
+    tx: gradtx.GradientTransformation, params: Mapping[str, Tensor], bad: float, **options: Any
+) -> dict[str, str]:
+    """Where weights and state of an optimizer are not finite after three steps, the first with a bad entry per leaf."""
+    leaves = {name: torch.nn.Parameter(value.clone()) for name, value in params.items()}
+    optimizer = gradtx.as_optimizer(tx, leaves.items(), **options)
+    for t in range(3):
+        for name, grad in noise(t + 3, {name: tuple(x.shape) for name, x in params.items()}).items():
+            grad = grad.clone()  # noise is drawn once
+            if t == 0:
+                grad.view(-1)[0] = bad
+            leaves[name].grad = grad.to(leaves[name])
+        optimizer.step(**step_extras(tx, leaves))
+    return not_finite([dict(leaves), [optimizer.state[leaf] for leaf in leaves.values()]])
+
+
 class Float(NamedTuple):
     """A float hyperparameter of a case: an argument, or an entry of one; the name is that in `hyperparams`."""
 

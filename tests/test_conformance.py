@@ -15,6 +15,7 @@ from torch.utils._pytree import keystr, tree_map_with_path
 import gradtx
 from tests.conformance import (
     ALL_SHAPES,
+    after_a_bad_gradient,
     all_cases,
     assert_close,
     assert_own_memory,
@@ -644,3 +645,12 @@ def test_of_finite_gradients_a_transformation_wrapped_for_safety_is_the_same(cas
             continue
         plain, wrapped = (steps_with_gaps(tx, params, in_optimizer) for tx in (case.make(), wrap(case.make())))
         assert_close(wrapped, plain, rtol=1e-11, atol=1e-13)
+
+
+@each("bad", [float("inf"), float("nan")])
+@each_case
+def test_after_a_gradient_that_is_not_finite_lists_have_the_same_infinities_as_rules_line_by_line(case, bad):
+    tx, params = case.make(), case.noise(1, dtype=torch.float32)
+    with gradtx.eagerly():
+        by_line = after_a_bad_gradient(tx, params, bad)
+    assert after_a_bad_gradient(tx, params, bad) == by_line

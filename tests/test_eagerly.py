@@ -183,6 +183,53 @@ def test_what_skip_nonfinite_discards_is_no_error():
     assert state["skip_nonfinite"]["skipped"] == 1
 
 
+@pytest.mark.parametrize("mode", ["pure", "lists", "kernels"])
+@pytest.mark.parametrize("bad", ["inf", "nan"])
+@pytest.mark.parametrize("name", ["lion", "adam_atan2", "sign of momentum"])
+def test_a_rule_that_stores_what_is_not_finite_is_found_though_its_update_is_finite(name, bad, mode):
+    momentum = gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_sign(), gradtx.scale_by_learning_rate(0.1))
+    tx = getattr(gradtx, name)(lr=0.1) if hasattr(gradtx, name) else momentum
+    params = {"a": torch.nn.Parameter(torch.ones(3)), "b": torch.nn.Parameter(torch.ones(3))}
+    grads = {"a": torch.ones(3), "b": torch.tensor([1.0, float(bad), 1.0])}
+    message = "leaf 'b' at step 1: 1 of 3 entries of its gradient are not finite before any link"
+    optimizer = gradtx.as_optimizer(tx, params.items(), compile=mode == "kernels")
+    for key, param in params.items():
+        param.grad = grads[key]
+    with gradtx.eagerly(nan="raise"), pytest.raises(FloatingPointError, match=message):
+        tx.update(grads, tx.init(params), params) if mode == "pure" else optimizer.step()
+    assert all(param.eq(1).all() for param in params.values())
+
+
+@pytest.mark.parametrize("mode", ["pure", "lists", "kernels"])
+def test_a_slot_that_is_nan_since_an_earlier_step_is_found_though_the_entry_only_stands_still(mode):
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer = gradtx.optim.Lion([param], lr=0.1, compile=mode == "kernels")
+    tx, trees = gradtx.lion(lr=0.1), {"0": param.detach().clone()}
+    state = tx.init(trees)
+    for bad in (float("nan"), 1.0, 1.0):
+        param.grad = torch.tensor([1.0, bad, 1.0])
+        updates, state = tx.update({"0": param.grad}, state, trees)
+        optimizer.step()
+    assert updates["0"][1] == 0  # the sign of NaN
+    message = r"leaf '0' at step 4: 1 of 3 entries of its exp_avg are not finite before any link"
+    with gradtx.eagerly(nan="raise"), pytest.raises(FloatingPointError, match=message):
+        tx.update({"0": param.grad}, state, trees) if mode == "pure" else optimizer.step()
+
+
+def test_an_infinity_from_which_a_minimum_starts_may_stay():
+    @gradtx.per_tensor(elementwise=True)
+    def least():
+        def update(update, state, param, ctx):
+            return -update, {"least": torch.where(update > 0, torch.minimum(state["least"], update), state["least"])}
+
+        return {"least": gradtx.slots.linear(lambda p: torch.full_like(p, float("inf")))}, update
+
+    tx, params = least(), {"a": torch.ones(2)}
+    with gradtx.eagerly(nan="raise"):
+        _, state = tx.update({"a": torch.tensor([1.0, -1.0])}, tx.init(params), params)
+    assert state["least"]["least"]["a"].tolist() == [1.0, float("inf")]
+
+
 def test_weights_outside_of_the_range_of_their_dtype_are_named():
     weight = torch.nn.Parameter(torch.full((2,), 6e4, dtype=torch.float16))
     optimizer = gradtx.optim.SGD([weight], lr=1e4)

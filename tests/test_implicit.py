@@ -2,6 +2,7 @@
 
 import functools
 import gc
+import math
 import re
 import warnings
 import weakref
@@ -676,3 +677,89 @@ def test_until_may_be_a_function_of_parameters_gradients_and_value():
     w = gradtx.minimize(gradtx.sgd(0.1), lambda w: w.square().sum(), f64([3.0]), steps=100, until=until)
     assert seen[-1] < 1.0 <= seen[-2]
     assert w.square().sum() == seen[-1]
+
+
+# Cotangents of every size.
+
+METHODS = ["cg", "gmres", "bicgstab", "neumann", "dense"]
+MATRIX = torch.tensor([[1.0, 0.25], [0.25, 0.5]])
+
+
+def solution_of(kind, solve, **options):
+    """A function whose value is the solution of MATRIX x = a."""
+    if kind == "root":
+        decorate = gradtx.custom_root(lambda x, a: MATRIX.to(a.dtype) @ x - a, solve=solve, **options)
+    elif kind == "fixed point":
+        decorate = gradtx.custom_fixed_point(lambda x, a: x - MATRIX.to(a.dtype) @ x + a, solve=solve, **options)
+    else:
+
+        def loss(x, a):
+            return 0.5 * x @ MATRIX.to(a.dtype) @ x - a @ x
+
+        tx = gradtx.sgd(lr=1.0)
+        return lambda a: gradtx.minimize(tx, loss, torch.zeros_like(a), a, steps=200, solve=solve, **options)
+    solver = decorate(lambda start, a: torch.linalg.solve(MATRIX.to(a.dtype), a))
+    return lambda a: solver(torch.zeros_like(a), a)
+
+
+def pulled_back(function, cotangent):
+    a = torch.ones(2, requires_grad=True)
+    function(a).backward(cotangent)
+    return a.grad
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("solve", METHODS)
+@pytest.mark.parametrize("kind", ["root", "fixed point", "minimum"])
+def test_a_cotangent_that_is_not_finite_gives_gradients_that_are_not(kind, solve, bad):
+    function = solution_of(kind, solve)
+    assert pulled_back(function, torch.tensor([1.0, bad])).isnan().all()
+    _, moved = torch.func.jvp(function, (torch.ones(2),), (torch.tensor([bad, 1.0]),))
+    assert moved.isnan().all()
+
+
+@pytest.mark.parametrize("size", [1e-37, 1e-24, 1e-12, 1e12, 1e20, 1e37])
+@pytest.mark.parametrize("solve", METHODS)
+@pytest.mark.parametrize("kind", ["root", "fixed point", "minimum"])
+def test_gradients_are_proportional_to_the_cotangent_at_every_size(kind, solve, size):
+    function = solution_of(kind, solve)
+    cotangent = torch.tensor([1.0, -0.5], dtype=torch.float64)
+    expected = torch.linalg.solve(MATRIX.double(), cotangent)
+    gradient = pulled_back(function, (size * cotangent).float())
+    torch.testing.assert_close(gradient.double() / size, expected, rtol=1e-4, atol=0)
+    _, moved = torch.func.jvp(function, (torch.ones(2),), ((size * cotangent).float(),))
+    torch.testing.assert_close(moved.double() / size, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("solve", METHODS)
+def test_a_member_of_a_vmap_whose_cotangent_is_not_finite_leaves_the_others_alone(solve):
+    function = solution_of("root", solve)
+    cotangents = torch.tensor([[1.0, -0.5], [math.nan, 1.0], [0.0, 0.0], [1e20, 1e20]])
+    gradients = torch.vmap(lambda c: torch.func.vjp(function, torch.ones(2))[1](c)[0])(cotangents)
+    assert gradients[1].isnan().all()
+    expected = torch.linalg.solve(MATRIX.double(), cotangents[[0, 2, 3]].double().T).T
+    torch.testing.assert_close(gradients[[0, 2, 3]].double(), expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("solve", METHODS)
+def test_with_a_warm_start_a_cotangent_of_zero_gives_zero_and_one_that_is_not_finite_is_forgotten(solve):
+    function = solution_of("root", solve, warm_start=True, unconverged="raise")
+    cotangent = torch.tensor([1.0, -0.5])
+    expected = torch.linalg.solve(MATRIX, cotangent)
+    for first in (cotangent, 1e20 * cotangent, torch.tensor([math.nan, 1.0])):
+        pulled_back(function, first)
+        assert pulled_back(function, torch.zeros(2)).tolist() == [0.0, 0.0]
+        pulled_back(function, first)
+        torch.testing.assert_close(pulled_back(function, cotangent), expected, rtol=1e-4, atol=0)
+        pulled_back(function, first)
+        small = pulled_back(function, 1e-24 * cotangent)
+        torch.testing.assert_close(small.double() * 1e24, expected.double(), rtol=1e-4, atol=0)
+
+
+def test_skip_nonfinite_sees_a_gradient_through_a_minimum_that_is_not_finite():
+    a = torch.nn.Parameter(torch.ones(2))
+    optimizer = gradtx.as_optimizer(gradtx.skip_nonfinite(gradtx.sgd(lr=0.1)), [a])
+    (math.inf * solution_of("root", "cg")(a).sum()).backward()
+    optimizer.step()
+    assert a.tolist() == [1.0, 1.0]
+    assert optimizer.state[a]["skipped"] == 1

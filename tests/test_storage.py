@@ -528,3 +528,91 @@ def test_a_checkpoint_with_16_bit_sums_loads_into_float32(tmp_path):
     gradtx.save(tmp_path / "run", params, {**state, "lookahead": {"slow": params}})
     _, loaded = gradtx.load(tmp_path / "run", params, state)
     assert torch.equal(loaded["lookahead"]["slow"]["w"], weight.detach().float())
+
+
+# 16-bit weights under rules that amplify errors: orthogonalization, roots of statistics, eigenbases.
+
+EARLY = {"start_preconditioning_step": 5, "preconditioning_compute_steps": 5}
+MATRIX_METHODS = {
+    "adam_h": {},
+    "adamuon": {},
+    "aurora": {},
+    "conda": {},
+    "contra_muon": {},
+    "dion": {"rank": 8},
+    "dion2": {},
+    "distributed_shampoo": {},
+    "fira": {"rank": 8},
+    "galore": {"rank": 8},
+    "kl_shampoo": {},
+    "kl_soap": {},
+    "muon": {},
+    "muon_adam_atan2": {},
+    "muon_h": {},
+    "muown": {},
+    "namo": {},
+    "normuon": {},
+    "polar_adam_atan2": {},
+    "polargrad": {},
+    "psgd_kron": {"precondition_frequency": 1, "precond_lr": 0.5},
+    "psgd_pro": {},
+    "scalable_shampoo": EARLY,
+    "scion": {},
+    "shampoo": {"momentum": 0.9},
+    "soap": {},
+    "soap_laprop": {},
+    "soap_muon": {},
+    "spectral_sphere": {},
+    "splus": {},
+}
+
+
+def matrix_gradients(kind, steps):
+    """Gradients of rank 3, or whose singular values fall to 1e-8 of the first, or full of noise."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.linalg.qr(torch.randn(n, n, generator=generator).double())[0] for n in (24, 16))
+    sizes = {"rank 3": torch.arange(16) < 3, "falling": 10.0 ** (-torch.arange(16.0) / 4), "noise": torch.ones(16)}
+    for _ in range(steps):
+        inside = sizes[kind] * torch.randn(16, 16, generator=generator).double() * sizes[kind][:, None]
+        yield {"w": (0.01 * left[:, :16] @ inside @ right.T).bfloat16()}
+
+
+def moved(tx, kind, steps=40):
+    """The sum of all updates of a matrix in bfloat16 that stays where it is."""
+    params = {"w": (0.1 * torch.randn(24, 16, generator=torch.Generator().manual_seed(1))).bfloat16()}
+    state, total = tx.init(params), torch.zeros(24, 16, dtype=torch.float64)
+    for grads in matrix_gradients(kind, steps):
+        updates, state = tx.update(grads, state, params)
+        total += updates["w"].double()
+    return total
+
+
+@pytest.mark.parametrize("kind", ["rank 3", "falling", "noise"])
+@pytest.mark.parametrize("name", MATRIX_METHODS)
+@by_day("muon-*", "muon_h-*", "distributed_shampoo-*", "kl_shampoo-*", "soap-*", "conda-*", "dion-*", "psgd_kron-*")
+def test_a_bfloat16_matrix_moves_with_its_own_state_as_far_as_with_float32_state(name, kind):
+    # What stays in bfloat16, such as squares, is off by 2**-9; without amplification the sum is off by as much.
+    factory = getattr(gradtx, name)
+    options = MATRIX_METHODS[name]
+    exact = moved(factory(**options, state_dtype=torch.float32), kind)
+    assert (moved(factory(**options), kind) - exact).norm() <= 0.01 * exact.norm()
+
+
+def test_momentum_before_a_link_that_amplifies_is_float32_and_behind_it_is_not():
+    params = {"w": torch.ones(4, 4, dtype=torch.bfloat16)}
+    before = gradtx.chain(gradtx.trace(0.9), gradtx.clip_by_global_norm(1.0), gradtx.orthogonalize())
+    behind = gradtx.chain(gradtx.orthogonalize(), gradtx.trace(0.9))
+    around = gradtx.chain(gradtx.trace(0.9), gradtx.skip_nonfinite(before))
+    inside = gradtx.chain(gradtx.trace(0.9), gradtx.partition({"all": gradtx.orthogonalize()}, {"all": "*"}))
+    for tx in (before, around, inside):
+        assert tx.init(params)["trace"]["momentum_buffer"]["w"].dtype == torch.float32
+    assert behind.init(params)["trace"]["momentum_buffer"]["w"].dtype == torch.bfloat16
+    chosen = gradtx.with_state_dtype(before, torch.bfloat16)
+    assert chosen.init(params)["trace"]["momentum_buffer"]["w"].dtype == torch.bfloat16
+
+
+def test_squares_stay_in_the_dtype_of_the_weights_under_links_that_amplify():
+    params = {"w": torch.ones(4, 4, dtype=torch.bfloat16)}
+    slots = gradtx.soap().init(params)["scale_by_soap"]
+    assert slots["scale_by_adam_hat"]["exp_avg_sq"]["w"].dtype == torch.bfloat16
+    assert slots["scale_by_adam_hat"]["exp_avg"]["w"].dtype == slots["GG_0"]["w"].dtype == torch.float32

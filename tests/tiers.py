@@ -200,6 +200,9 @@ PROPERTIES: dict[str, dict[str, tuple[str, str, str]]] = {
         "test_of_finite_gradients_a_transformation_wrapped_for_safety_is_the_same": (
             "lean", "readers of the count", "a few",
         ),
+        "test_after_a_gradient_that_is_not_finite_lists_have_the_same_infinities_as_rules_line_by_line": (
+            "plain without a closure", "of each kind", "a few",
+        ),
     },
     "test_conformance_func": {
         "test_vmap_over_every_float_and_over_stacked_weights_and_states_equals_a_loop": (

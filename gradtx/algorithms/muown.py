@@ -28,7 +28,7 @@ __all__ = ["muown", "scale_by_muown"]
 LEAST = 1e-12  # lower bound of the lengths of rows
 
 
-@per_tensor(whole=True, dims=(2, 2), needs="params", owns_lr=True)
+@per_tensor(whole=True, dims=(2, 2), needs="params", owns_lr=True, amplifies=True)
 def scale_by_muown(
     lr,
     momentum: Decay = 0.95,

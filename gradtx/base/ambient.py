@@ -138,8 +138,9 @@ def eagerly(nan: Literal["raise"] | None = None) -> Generator[None, None, None]:
 
     With `nan="raise"`, an update, a slot or a weight that becomes NaN or infinite is an error that names the origin:
     the first link, leaf, step and line whose result is not finite although its arguments are. If no link is to blame,
-    the error names the input that is not finite, such as the gradient. A step that raises it writes nothing. What
-    `torch.where` and links such as `skip_nonfinite` discard is no error.
+    the error names the input that is not finite, such as the gradient, or a slot that is NaN since an earlier step. A
+    rule that hides it, as a sign does (that of NaN is 0), is found where it stores it. A step that raises the error
+    writes nothing. What `torch.where` and links such as `skip_nonfinite` discard is no error.
 
     Args:
         nan: "raise", or None for no check.

@@ -108,11 +108,18 @@ class OfBlock:
     """A selector that is applied to the first block of a leaf."""
 
     def __init__(self, selector, division: Division):
+        self.who = selector.who
+        self.key = selector.key
         self.by_name = selector.by_name
+        self.needs_tree = selector.needs_tree
         self.mark = selector.mark
         self.recall = selector.recall
         self._selector = selector
         self._division = division
+
+    def resolved(self, params: Any) -> OfBlock:
+        """Return the same for the selector that a function of the whole tree determines for these parameters."""
+        return OfBlock(self._selector.resolved(params), self._division)
 
     def choose(self, name: str, tensor) -> Any:
         if tensor is not None and not is_lazy(tensor):

@@ -64,12 +64,15 @@ class Coordinates:
         delayed: Whether the inner clock lags one step behind.
         needs_kinds: Whether inner slots need a kind.
         capturable, waits_at_first: Traits of its computations; see `Traits`.
+        spreads_errors: Whether inner slots are stored in the leaf's own coordinates, so that errors in large entries
+            reach small inner ones.
     """
 
     delayed = False
     needs_kinds = True
     capturable = True
     waits_at_first = False
+    spreads_errors = False
 
     @property
     def draws(self) -> int | None:
@@ -117,6 +120,7 @@ class Space(Combinator):
         inside = scope.inside(path, 0)
         inside.space = run
         inside.lag += self.coordinates.delayed
+        inside = inside.amplifying(self.coordinates.spreads_errors)
         inner = self.inner._expand(inside)
         by_leaf = self.coordinates.draws is None and all(map(can_run_at_owner, inner))
         enter = EnterSpace(run, scope, Route(inner, []), by_leaf)
@@ -351,7 +355,8 @@ class EnterSpace(RuleOperation):
             space.init,
             seed=space.draws,
         )
-        super().__init__(rule, StageState(run.path, scope, rule))
+        stage = StageState(run.path, scope.amplifying(True), rule)
+        super().__init__(rule, stage)
         self.space_run = run
         self.inner = inner
 

@@ -106,6 +106,7 @@ class Rotation(Factors, Coordinates):
     eps: NonNegative = 1e-8
     order: Literal["after", "before"] = "after"
     waits_at_first = True
+    spreads_errors = True
 
     @property
     def capturable(self) -> bool:
@@ -284,7 +285,7 @@ class LeafRotation(LeafCoordinates):
         self._slots = {"GG": GG, "Q": rotation.next_bases(GG, Q, ctx)}
 
 
-@combinator
+@combinator(amplifies=True)
 def rotated(
     inner: GradientTransformation,
     **options: Annotated[Any, Rotation],
@@ -492,7 +493,7 @@ class LeafProjection(LeafCoordinates):
         return update, {"Q": self.basis, **numbers}
 
 
-@combinator
+@combinator(amplifies=True)
 def low_rank(
     tx: GradientTransformation,
     rank: Count,

@@ -28,7 +28,8 @@ class WatchedLeaf(Protocol):
     param: Any
     inputs: tuple[Any, Any]
     param_dtype: torch.dtype
-    state: dict[str, Any]
+    run: Any
+    operations: list[Any]
     new: dict[StatePath, dict[str, Tensor]]
 
 
@@ -38,19 +39,21 @@ class Origin(NamedTuple):
     Attributes:
         tensor: The value, kept so that no other tensor gets its memory.
         message: What happened, for an error; empty if it is not known or was intended.
-        is_input: Whether it was not finite before the first link.
+        may_stay: Whether a slot may store it: it was in a parameter, an infinity in a slot, such as that from which a
+            minimum starts, or a number that a rule writes.
     """
 
     tensor: Tensor
     message: str
-    is_input: bool
+    may_stay: bool
 
 
 class FirstNonFinite:
     """Remember where each value that is not finite came from, and raise an error for a leaf that ends with one.
 
     An operation whose arguments are finite and whose result is not is an origin, and so is an input of a leaf. What is
-    computed from such a value has the same origin, so that an infinity which `torch.where` discards is no fault.
+    computed from such a value has the same origin, so that an infinity which `torch.where` discards is no fault, and
+    one that a rule stores is, even if the update is finite: a sign of an infinite average is 1 for good.
     """
 
     def __init__(self) -> None:
@@ -67,21 +70,27 @@ class FirstNonFinite:
             return
         self._entered.add(leaf.name)
         update, param = leaf.inputs
-        self._note_input(leaf, "gradient", (update, leaf.update), f"; {REMEDY}")
+        self._note_input(leaf, "gradient", (update, leaf.update), may_stay=False)
         self._note_input(leaf, "parameter", (param, leaf.param))
-        for slot, value in leaf.state.items():
-            self._note_input(leaf, slot, (value,))
+        for operation in leaf.operations:
+            for slot, value in leaf.run.slots(operation.path, leaf).items():
+                self._note_input(leaf, slot, (value,), may_stay=not _has_nan(value))
 
     def _note_input(
-        self, leaf: WatchedLeaf, what: str, forms: tuple[Any, ...], remedy: str = ""
+        self,
+        leaf: WatchedLeaf,
+        what: str,
+        forms: tuple[Any, ...],
+        may_stay: bool = True,
     ) -> None:
         """Note an input of a leaf, in each dtype that it has here, if it is not finite."""
+        remedy = f"; {REMEDY}" if what == "gradient" else ""
         for tensor in filter(_is_nonfinite, forms):
             message = (
                 f"leaf {leaf.name!r} at step {_step_of(leaf)}: {_counted(tensor)} of its {what} are not finite before "
                 f"any link{remedy}"
             )
-            origin = self._origins[_address(tensor)] = Origin(tensor, message, True)
+            origin = self._origins[_address(tensor)] = Origin(tensor, message, may_stay)
             self._inputs.append(origin)
 
     def call(self, operator: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -135,9 +144,8 @@ class FirstNonFinite:
                 raise FloatingPointError(self._message(leaf))
             for slots in leaf.new.values():
                 for value in filter(_is_nonfinite, slots.values()):
-                    # What was not finite before, such as the infinity from which a minimum starts, may remain.
                     origin = self._origin_of(value)
-                    if not origin.is_input:
+                    if not origin.may_stay:
                         raise FloatingPointError(origin.message)
             self._check_weights(leaf)
 
@@ -180,6 +188,10 @@ def _is_nonfinite(value: Any) -> bool:
     if not (value.is_floating_point() or value.is_complex()):
         return False
     return not bool(value.detach().isfinite().all())
+
+
+def _has_nan(value: Tensor) -> bool:
+    return _is_nonfinite(value) and bool(below_transforms(value).isnan().any())
 
 
 def _address(tensor: Tensor) -> int:

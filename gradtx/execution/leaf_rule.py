@@ -119,13 +119,21 @@ class StageState:
         self._rule = rule
         self.path = path
         self.shared: dict[str, Tensor] = {}
-        self.store = Store(path, rule.name, scope.state_dtype, rule.slot, scope.run)
+        self.store = Store(
+            path,
+            rule.name,
+            scope.state_dtype,
+            rule.slot,
+            scope.run,
+            is_amplified=scope.amplified,
+        )
         self._space = scope.space
         starts: dict[str, Callable[[], Tensor]] = {}
         for name, value in rule.shared.items():
             dtype = self.store.shared_dtype(name)
             starts[name] = functools.partial(_initial_value, value, device, dtype)
         seed = rule.seed
+        self._random_place = 0 if seed is None else scope.run.random_place(path)
         if seed is not None:
             starts["seed"] = lambda: torch.full((), seed, device=device)
             starts["counter"] = lambda: torch.zeros(
@@ -171,9 +179,7 @@ class StageState:
             return init(like, self._rule.inner(leaf))
         random = ()
         if self._rule.seed is not None:
-            random = (
-                Stream(self.shared["seed"], self.shared["counter"], leaf.stream_name),
-            )
+            random = (self._stream(leaf, self.shared["counter"]),)
         try:
             return init(like, *random)
         except UnfitError as error:
@@ -352,7 +358,11 @@ class StageState:
         counter = self.shared["counter"] + 1
         new_shared = leaf.run.new_shared.setdefault(self.path, {})
         new_shared.update(seed=seed, counter=counter)
-        return Stream(seed, counter, leaf.stream_name)
+        return self._stream(leaf, counter)
+
+    def _stream(self, leaf: Leaf, counter: Tensor) -> Stream:
+        seed = self.shared["seed"]
+        return Stream(seed, counter, leaf.stream_name, self._random_place)
 
 
 def _initial_value(

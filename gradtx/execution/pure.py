@@ -106,11 +106,8 @@ class TreeRun(Run):
         self.route = Route([], [])
 
     def schedule_count(self) -> Tensor:
-        """Return the count that schedules follow: that of the leaf with the most updates, as in an optimizer."""
-        if not self.leaf_steps:
-            return self.old_step
-        counts = [count.to(self.device) for count in self.leaf_steps.values()]
-        return torch.stack(counts).amax()
+        """Return the count that schedules follow: the finished updates in which any leaf had a gradient."""
+        return self.old_step
 
     def clock_of(self, name: str) -> Clock:
         """Return the outermost clock of a leaf."""
@@ -489,18 +486,22 @@ def _update(call: Call) -> tuple[Any, dict[str, Any]]:
             result = leaf.result()
             if result is not None:
                 outputs[name] = leaf.in_callers_form(result)
-        new_state = run.rebuilt(leaves)
     else:
         run.release()
-        new_state = run.unchanged()
+    new_state = run.rebuilt(leaves) if is_update(leaves.values()) else run.unchanged()
     _, *trees = call
     run.memory.register(_tree.tensors(trees))
     return _tree.map_tensors(run.memory.unshared, (run.whole(outputs), new_state))
 
 
 def has_gradients(leaves: Iterable[Leaf]) -> bool:
-    """Whether a call is an update; otherwise it changes nothing, and no clock counts it."""
+    """Whether any leaf has an update."""
     return any(leaf.has_gradient for leaf in leaves)
+
+
+def is_update(leaves: Iterable[Leaf]) -> bool:
+    """Whether a call is an update; otherwise it changes no state, and no clock counts it: frozen leaves do not."""
+    return any(leaf.has_gradient and leaf.operations != [FROZEN] for leaf in leaves)
 
 
 def begin(

@@ -98,6 +98,7 @@ class Run:
         opaque: The stages whose state is a user's tree.
         free: The stages whose shared values may have any names.
         declared: The names of the shared values of all other stages.
+        random_places: The number of random stages before each, in the order of the chain.
         selectors: All selectors of the chain.
         clock_paths: The path of each combinator with a clock, by its place.
         inner_counts: The number of finished updates on each combinator's clock, after any restart in this call.
@@ -131,6 +132,7 @@ class Run:
         self.opaque: set[Path] = set()
         self.free: set[Path] = set()
         self.declared: dict[Path, Container[str]] = {}
+        self.random_places: dict[Path, int] = {}
         self.selectors: list[Any] = []
         self._resolved: dict[Any, Any] = {}
         self.clock_paths: dict[Place, Path] = {}
@@ -249,6 +251,10 @@ class Run:
         self.commits.clear()
         self.stores.clear()
 
+    def random_place(self, path: Path) -> int:
+        """Return the number of random stages before one; a stage may be expanded more than once."""
+        return self.random_places.setdefault(path, len(self.random_places))
+
     def clock_path(self, place: Place) -> Path | None:
         """Return the path of the clock that a node at this place follows; None for the outermost clock."""
         for length in range(len(place), -1, -1):
@@ -333,6 +339,7 @@ class Scope:
         own: The hyperparameters of the combinator that expands here.
         negated: Whether a transformation around this position maximizes, and has negated the gradient.
         lag: How many steps the clock of the leaves is behind `count`.
+        amplified: Whether small errors in slots here can become as large as the result of this link or a later one.
         passed: The transformations that the enclosing alias, or link that stands for a chain, received, with their
             places, which they keep inside.
     """
@@ -353,6 +360,7 @@ class Scope:
     own: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     lag: int = 0
     negated: bool = False
+    amplified: bool = False
 
     def finished_updates(self) -> Any:
         """Return the number of finished updates on the clock of the leaves."""
@@ -383,10 +391,23 @@ class Scope:
         """Count a stage that is left out, so that the names of other stages do not depend on it."""
         self.names[name] = self.names.get(name, 0) + 1
 
-    def child(self, i: int, changed: bool = False) -> Scope:
-        """Return the position of the i-th child of a chain; `changed` if earlier links process the updates."""
-        place = self._child_place(i)
-        return self._with(place=place, changed=self.changed or changed)
+    def child(self, i: int, changed: bool = False, amplified: bool = False) -> Scope:
+        """Return the position of the i-th child of a chain.
+
+        Args:
+            i: Its number.
+            changed: Whether earlier links process the updates.
+            amplified: Whether later links can make small errors in them as large as their result.
+        """
+        return self._with(
+            place=self._child_place(i),
+            changed=self.changed or changed,
+            amplified=self.amplified or amplified,
+        )
+
+    def amplifying(self, amplifies: bool) -> Scope:
+        """Return the position of a link that may amplify errors in its own slots."""
+        return self._with(amplified=self.amplified or amplifies)
 
     def alias(self, passed: Passed) -> Scope:
         """Return the position inside an alias. Its links have no places, and their gradient is the alias's input."""

@@ -92,7 +92,14 @@ class TreeOperation(Operation):
         self._run: Run = scope.run
         self._name = name
         self._functions = functions
-        self._store = Store(path, name, scope.state_dtype, functions.slot, scope.run)
+        self._store = Store(
+            path,
+            name,
+            scope.state_dtype,
+            functions.slot,
+            scope.run,
+            is_amplified=scope.amplified,
+        )
         self._run.free.add(path)
 
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:

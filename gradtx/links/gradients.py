@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 
-@whole_tree(extras={"input_gram": "tensors?"}, capturable=True)
+@whole_tree(extras={"input_gram": "tensors?"}, capturable=True, amplifies=True)
 def precondition_inputs(
     every: Count = 64,
     rate: Fraction = 0.05,

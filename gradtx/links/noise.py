@@ -14,7 +14,8 @@ __all__ = ["add_noise"]
 def add_noise(eta: NonNegative, gamma: NonNegative, seed: int):
     r"""Add Gaussian noise whose variance decreases with time: $u_t = g_t + N(0, \eta / t^\gamma)$.
 
-    The noise depends only on the seed, the leaf's name and the step, not on torch's generator.
+    The noise depends only on the seed, the leaf's name, the step and the number of random links before this one in the
+    chain, not on torch's generator.
 
     Args:
         eta: $\eta \ge 0$, the variance at $t = 1$. 0 leaves updates unchanged.

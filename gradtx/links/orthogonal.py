@@ -58,7 +58,7 @@ def _wire(arguments: dict[str, Any]) -> torch.dtype | None:
     return None if mixes else arguments["dtype"]
 
 
-@per_tensor(whole=True, wire=_wire, dims=_dims_of_view)
+@per_tensor(whole=True, wire=_wire, dims=_dims_of_view, amplifies=True)
 def orthogonalize(
     coefs: StaticCoefficients = NEWTON_SCHULZ,
     steps: Steps | None = None,
@@ -339,6 +339,7 @@ def _is_iterated(arguments):
     # Only the iteration: the host reads whether eigenvalues converged.
     compiles=lambda arguments: True if _is_iterated(arguments) else "lists",
     capturable=_is_iterated,
+    amplifies=True,
 )
 def scale_by_nuclear_norm(
     method: Literal["newton_schulz", "exact"] = "newton_schulz",

@@ -158,7 +158,7 @@ def solve_pairs(factors: Static[Factors], damping: Positive):
     return update
 
 
-@combinator(needs="params")
+@combinator(needs="params", amplifies=True)
 def precondition_pairs(pairs: Static[Mapping[str, str]], damping: Positive = 1e-6):
     r"""Precondition the gradients of adapters of low rank: Riemannian preconditioned LoRA, or scaled gradient descent.
 
@@ -224,7 +224,7 @@ def _moments_in_basis(m, V, g, P, betas, eps):
     return running_mean(m @ P.mT, _solved(root, eps, g.mT).mT, b1), V
 
 
-@whole_tree
+@whole_tree(amplifies=True)
 def rite_pairs(
     factors: Static[Factors],
     betas,
@@ -282,7 +282,7 @@ def rite_pairs(
     return init, update
 
 
-@combinator(needs="params")
+@combinator(needs="params", amplifies=True)
 def scale_by_lora_rite(
     pairs: Static[Mapping[str, str]],
     betas=(0.9, 0.999),
@@ -375,7 +375,7 @@ def align_pairs(factors: Static[Factors], heads: Count, damping: Positive):
     return update
 
 
-@combinator(needs="params")
+@combinator(needs="params", amplifies=True)
 def couple_pairs(
     pairs: Static[Mapping[str, str]], heads: Count, damping: Positive = 1e-3
 ):

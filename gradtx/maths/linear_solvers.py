@@ -55,6 +55,13 @@ def norm(vector: Tensor) -> Tensor:
     return vector.square().sum().sqrt()
 
 
+def power_of_two_of(vector: Tensor) -> Tensor:
+    """Return a power of two near the largest entry, by which products are exact; 1 if that is 0 or not finite."""
+    size = vector.abs().amax() if len(vector) else vector.new_zeros(())
+    is_regular = (size > 0) & size.isfinite()
+    return torch.where(is_regular, size, 1.0).log2().floor().exp2()
+
+
 def dot(x: Tensor, y: Tensor) -> Tensor:
     return (x * y).sum()
 

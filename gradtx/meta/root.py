@@ -267,11 +267,20 @@ class _System(Problem):
             return space.joined(self.precondition(space.parts(vector), at, others))
 
         right = space.joined(b)
-        x = self._solved(matvec, right, precondition)
-        self._check(matvec, right, x)
-        return space.parts(x)
+        # Squares of small and of large entries would leave the range of their dtype.
+        size = linear_solvers.power_of_two_of(right)
+        is_finite = right.isfinite().all()
+        scaled = torch.where(is_finite, right / size, 0.0)
+        x = self._solved(matvec, scaled, precondition, size)
+        self._check(matvec, scaled, x)
+        # No iteration ends for what is not finite; whoever skips such gradients has to see it.
+        self._remember(x, size)
+        return space.parts(torch.where(is_finite, x * size, torch.nan))
 
-    def _solved(self, matvec: Any, b: Tensor, precondition: Any) -> Tensor:
+    def _solved(
+        self, matvec: Any, b: Tensor, precondition: Any, size: Tensor
+    ) -> Tensor:
+        """Return the solution for a right-hand side that was divided by its size."""
         linear = self.problem.linear
         if callable(linear.solve):
             x: Any = linear.solve(matvec, b)
@@ -284,21 +293,19 @@ class _System(Problem):
         system = linear_solvers.System(
             matvec,
             b,
-            self._guess(b),
+            self._guess(b, size),
             precondition,
             linear.tolerance or linear_solvers.default_tolerance(b.dtype),
             linear.max_steps or max(most, 1),
         )
-        x = linear_solvers.SOLVERS[linear.solve](system)
-        self._remember(x)
-        return x
+        return linear_solvers.SOLVERS[linear.solve](system)
 
-    def _guess(self, b: Tensor) -> Tensor | None:
-        """Return where the linear solve starts; None is 0."""
+    def _guess(self, b: Tensor, size: Tensor) -> Tensor | None:
+        """Return where the linear solve for a right-hand side that was divided by its size starts; None is 0."""
         return None
 
-    def _remember(self, x: Tensor) -> None:
-        """Keep a solution for the next system."""
+    def _remember(self, x: Tensor, size: Tensor) -> None:
+        """Keep a solution, divided by the size of its right-hand side, for the next system."""
 
     def _check(self, matvec: Any, b: Tensor, x: Tensor) -> None:
         linear = self.problem.linear
@@ -329,16 +336,22 @@ class _Transposed(_System):
             pull = vjp(lambda *x: self.problem.optimality(x, tensors), *at)[1]
         return lambda *vector: pull(tuple(vector))
 
-    def _guess(self, b: Tensor) -> Tensor | None:
+    def _guess(self, b: Tensor, size: Tensor) -> Tensor | None:
         last = self.problem.last.get("w")
         if last is None or _torch.is_batched(b):
             return None
         fits = (last.shape, last.dtype, last.device) == (b.shape, b.dtype, b.device)
-        return last if fits else None
+        if not fits:
+            return None
+        # Gradients of a similar size have similar solutions. Of others, only the direction is a guess: the residual of
+        # a solution that is much too long would be rounding errors.
+        guess = last * (self.problem.last["size"] / size).clamp(0.5, 2.0)
+        return torch.where((b != 0).any() & guess.isfinite().all(), guess, 0.0)
 
-    def _remember(self, x: Tensor) -> None:
+    def _remember(self, x: Tensor, size: Tensor) -> None:
         if self.problem.linear.warm_start and not _torch.is_batched(x):
             self.problem.last["w"] = _torch.below_transforms(x).detach()
+            self.problem.last["size"] = _torch.below_transforms(size).detach()
 
     def precondition(
         self,

@@ -370,7 +370,10 @@ class _Contraction:
     # Sums.
 
     def join(self, node: Node) -> None:
-        """Fuse a term of a sum into the operation that adds it."""
+        """Fuse a term of a sum into the operation that adds it.
+
+        Not by `lerp`, which computes a + w (b - a) for (1 - w) a + w b: once a is infinite, that is not a number.
+        """
         if node.target not in (aten.add.Tensor, aten.sub.Tensor):
             return
         x, y, *_ = args_of(node)
@@ -380,7 +383,7 @@ class _Contraction:
             return
         if node.target is aten.sub.Tensor:
             self._join_best(node, [(x, y)])
-        elif not self._interpolates(node, x, y) and not self._moves(node, x, y):
+        else:
             self._join_best(node, [(x, y), (y, x)])
 
     def _join_best(self, node: Node, candidates: list[tuple[Node, Node]]) -> None:
@@ -398,42 +401,6 @@ class _Contraction:
                 best = rest, term
         if best is not None:
             self._absorb(node, *best)
-
-    def _interpolates(self, node: Node, x: Node, y: Node) -> bool:
-        """Replace (1 - w) a + w b by `lerp`; return whether the sum has this form."""
-        for start, end in ((x, y), (y, x)):
-            if not (_can_absorb(start, node) and _can_absorb(end, node)):
-                continue
-            rest, a = _factor_of(start)
-            weight, b = _factor_of(end)
-            if a is None or b is None or not _is_complement(weight, rest):
-                continue
-            if is_on_device(weight):
-                continue
-            if not same_meta(node, a, b) or not self._are_unchanged(a, b):
-                continue
-            if not _should_stay_a_sum(start, a, end, b):
-                _replace(node, aten.lerp.Scalar, (a, b, weight))
-                return True
-        return False
-
-    def _moves(self, node: Node, x: Node, y: Node) -> bool:
-        """Replace a + w (b - a) by `lerp`; return whether the sum has this form."""
-        for start, step in ((x, y), (y, x)):
-            weight, change = _factor_of(step)
-            if change is None or not _can_absorb(step, node):
-                continue
-            if change.target is not aten.sub.Tensor or change.kwargs:
-                continue
-            end, subtracted = args_of(change)
-            if subtracted is not start or not _can_absorb(change, step):
-                continue
-            if is_on_device(weight) or not is_list(end):
-                continue
-            if same_meta(node, start, end) and self._are_unchanged(start, end):
-                _replace(node, aten.lerp.Scalar, (start, end, weight))
-                return True
-        return False
 
     def _absorb(self, node: Node, rest: Node, term: _Term) -> None:
         factor = term.factor
@@ -620,15 +587,6 @@ def _replaces(goal: Any, weight: Node) -> bool:
     return weight in seen
 
 
-# Operations whose result may be infinite if an operand is.
-_KEEP_INFINITE = {
-    *(aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor),
-    *(aten.clamp_min.default, aten.clamp_max.default, aten.where.self),
-    *(aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim),
-    *(aten.amax.default, aten.max.default, aten.maximum.default),
-}
-
-
 def _factor_of(node: Any) -> tuple[Any, Any]:
     """Return `(scalar, list)` if a node is their product, else `(None, None)`."""
     if not isinstance(node, Node) or node.target is not aten.mul.Tensor:
@@ -689,44 +647,6 @@ def _can_absorb(node: Any, user: Node) -> bool:
     return list(node.users) == [user] and not node.meta.get("as_written")
 
 
-def _is_product_for(node: Node, user: Node) -> bool:
-    return node.target is aten.mul.Tensor and _can_absorb(node, user)
-
-
-def _should_stay_a_sum(start: Node, a: Node, end: Node, b: Node) -> bool:
-    """Whether `start + end`, multiples of `a` and `b`, must not become `lerp`, or need not."""
-    # Fusing a product into the sum saves as many operations, and a temporary.
-    if _is_product_for(a, start) or _is_product_for(b, end):
-        return True
-    # lerp computes a + w (b - a), which is not a number once a is infinite; the sum is infinite.
-    return _overflows(a) or _overflows(b)
-
-
-def _overflows(node: Node) -> bool:
-    """Whether a list may be infinite for finite gradients, because it is or contains a square."""
-    unvisited = [node]
-    seen = {node}
-    while unvisited:
-        visited = unvisited.pop()
-        is_product = visited.target is aten.mul.Tensor
-        if is_product and visited.args[0] is visited.args[1]:
-            return True
-        if visited.target in _KEEP_INFINITE or is_view(visited) or _is_mean(visited):
-            operands = set(visited.all_input_nodes) - seen
-            unvisited.extend(operands)
-            seen |= operands
-    return False
-
-
-def _is_mean(node: Node) -> bool:
-    """Whether a sum is divided by a number that is an argument of the leaf."""
-    if node.target is not aten.div.Tensor:
-        return False
-    divisor: Any = node.args[1]
-    is_argument = is_list(divisor) and divisor.op == "placeholder"
-    return is_argument and not divisor.meta["val"].ndim
-
-
 def _scales_in_place(node: Node, rest: Node, term: _Term) -> bool:
     """Whether a sum may overwrite its scaled term, an argument such as a momentum, but not the rest, a gradient.
 
@@ -741,11 +661,3 @@ def _scales_in_place(node: Node, rest: Node, term: _Term) -> bool:
         return False
     written = [writer.args[1] for writer in writers(argument)]
     return written == [node] and len(argument.users) == 2  # the product, and the copy
-
-
-def _is_complement(weight: Any, rest: Any) -> bool:
-    """Whether two scalars add up to 1 because one of them was computed as 1 minus the other."""
-    for x, y in ((weight, rest), (rest, weight)):
-        if isinstance(x, Node) and x.target is aten.rsub.Scalar and x.args == (y, 1):
-            return True
-    return False

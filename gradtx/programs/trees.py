@@ -237,7 +237,7 @@ def _layout(tensor: Tensor) -> tuple[Any, ...]:
 def _equal_counts(state: Any) -> tuple[int, ...]:
     """Return which counts are equal in a state with one count per leaf; else nothing.
 
-    This is, for each leaf, the position of the first leaf with the same count, and then that of the greatest count.
+    This is, for each leaf, the position of the first leaf with the same count.
 
     Raises:
         UnsuitableError: If the host cannot read them without waiting.
@@ -250,8 +250,7 @@ def _equal_counts(state: Any) -> tuple[int, ...]:
             raise UnsuitableError
     values = list(map(int, counts.values()))
     first: dict[int, int] = {}
-    equal = [first.setdefault(value, i) for i, value in enumerate(values)]
-    return *equal, first[max(values)]
+    return tuple(first.setdefault(value, i) for i, value in enumerate(values))
 
 
 def hyperparameters_of(tx: Transformation) -> Hyperparameters:
@@ -344,14 +343,12 @@ class TreeProgram:
         self._step: int = state["step"]
         counts: dict[str, int] = state.get(LEAF_STEPS, {})
         own = list(counts.values()) or [self._step]
-        *equal, greatest = equal_counts or [0]
-        self._latest = own[greatest]
         ticks = {name: count_after(leaves.get(name), 0) for name in run.names}
         counted = [i for name, i in counts.items() if ticks.get(name)]
         self._counted = [self._step, *counted]
         # In the first update after which the counts of leaves differ.
         self._first_ticks = {} if counts or not run.has_lag(leaves) else ticks
-        return {name: own[i] for name, i in zip(counts, equal, strict=True)}
+        return {name: own[i] for name, i in zip(counts, equal_counts, strict=True)}
 
     def _rows(
         self,
@@ -441,7 +438,7 @@ class TreeProgram:
             path = run.clock_path(place)
             if isinstance(value, Schedule) and path is not None and restarts:
                 raise UnsuitableError
-            counts.append(self._shared[path, "step"] if path else self._latest)
+            counts.append(self._shared[path, "step"] if path else self._step)
         return counts
 
     def resolved(
@@ -506,7 +503,7 @@ class TreeProgram:
             # A tensor that a rule may return must not be a result already.
             if after is None or not on_host:
                 after = tensors[bundle.count] + 1
-            counts = after, tensors[self._latest]
+            counts = after, tensors[self._step]
             bundle.begin(run, [*counts, *scalars, *shared, *extras], on_host)
             calls.append(bundle)
         # The functions of a caller, such as `grad_fn`, may need autograd.
@@ -581,7 +578,7 @@ def _check_call(
         raise UnsuitableError
     if run.opaque or (call.extras and any(link.checks_extras for link in traits)):
         raise UnsuitableError
-    if not _pure.has_gradients(leaves.values()):
+    if not _pure.is_update(leaves.values()):
         raise UnsuitableError  # which is no update
     have_gradients = [leaf.has_gradient for leaf in leaves.values()]
     if sum(have_gradients) < len(run.names) and any(link.takes_none for link in traits):

@@ -1,4 +1,4 @@
-"""Random numbers as a pure function of (seed, counter, leaf name): splitmix64 in tensor operations.
+"""Random numbers as a pure function of (seed, counter, leaf name, place): splitmix64 in tensor operations.
 
 Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators". int64 arithmetic wraps, so the
 unsigned constants are written as signed ones.
@@ -51,13 +51,17 @@ class Stream:
         seed: The seed of the rule.
         counter: The number of the step.
         name: The leaf's name, or its `name_key` as a 0-d int64 tensor if the leaf represents several.
+        place: The number of random links before this one in the chain, so that two of one seed draw other numbers.
     """
 
-    def __init__(self, seed: Tensor, counter: Tensor, name: str | Tensor):
+    def __init__(
+        self, seed: Tensor, counter: Tensor, name: str | Tensor, place: int = 0
+    ):
         key_of_name = name_key(name) if isinstance(name, str) else name
+        key_of_place = name_key(f"place {place}") if place else 0
         key_of_step = _mix(_mix(seed) + counter)
         self.name = name
-        self._key = _mix(key_of_step ^ key_of_name)
+        self._key = _mix(key_of_step ^ key_of_name ^ key_of_place)
         self._draws = 0
         self._first = 0
 

@@ -185,6 +185,7 @@ class Store:
         storage: The `state_dtype` of the stage, if any.
         slot_of: Returns what the rule declares of a slot.
         run: The call of `init` or `update`.
+        is_amplified: Whether small errors in the slots can become as large as an update.
     """
 
     def __init__(
@@ -194,11 +195,13 @@ class Store:
         storage: Storage | None,
         slot_of: Callable[[str], Slot],
         run: Run,
+        is_amplified: bool = False,
     ):
         self.path = path
         self.storage = storage
         self._who = who
         self._slot_of = slot_of
+        self._is_amplified = is_amplified
         # Do not store `run` itself: a reference cycle would keep its tensors until the garbage collector runs.
         self._seen_slots: set[StateKey] | None = None
         if run.initial and storage is not None:
@@ -297,7 +300,11 @@ class Store:
     def _dtype(self, slot: str, value: Any, like: Tensor, leaf: Leaf) -> torch.dtype:
         """Return the dtype to store a slot in that is not coded."""
         declared, rule = self._slot_of(slot), self._rule(slot)
-        is_wide = declared.slow
+        # Errors of squares stay relative to each of them; those of others spread over entries.
+        is_wide = declared.slow or (self._is_amplified and declared.kind != "square")
+        is_wide |= (
+            isinstance(value, Tensor) and value.ndim == 0 < like.ndim
+        )  # it costs no memory
         if leaf.param_dtype == torch.float16:
             # Squares of gradients below 2.4e-4 would be 0 there. Slots of unknown kind may be factors of squares.
             is_wide |= declared.kind != "linear"

@@ -11,6 +11,7 @@ import torch
 import gradtx
 from gradtx import Scalar, Schedule, accumulate, chain, freeze, masked, partition, per_tensor, skip_nonfinite
 from tests.conformance import assert_close, assert_same, noise, tensors
+from tests.tiers import by_day
 
 SHAPES = {"head.weight": (2, 3), "head.bias": (2,), "body.weight": (3, 3), "body.bias": ()}
 PARAMS = noise(0, SHAPES)
@@ -637,3 +638,71 @@ def test_a_mask_made_from_the_whole_tree_keeps_no_parameter_alive():
         assert gone() is None
     finally:
         gc.enable()
+
+
+# Selectors of every form inside every combinator.
+
+FORMS = {
+    "function of a leaf": lambda name, tensor: name == "w",
+    "tree": {"w": True, "v": False},
+    "function of the tree": lambda params: {name: name == "w" for name in params},
+}
+
+
+def labels_of(where):
+    """The labels of a partition whose branch "a" has the leaves that a selector chooses, in the selector's form."""
+    if isinstance(where, str):
+        return {"a": where, "b": "*"}
+    if isinstance(where, dict):
+        return {name: "a" if flag else "b" for name, flag in where.items()}
+    if where is FORMS["tree"] or where is FORMS["function of the tree"]:
+        return lambda params: labels_of(where(params))
+    return lambda name, tensor: "a" if where(name, tensor) else "b"
+
+
+INSIDE = {
+    "mask": lambda where: gradtx.adamw(lr=0.1, weight_decay=0.5, mask=where),
+    "masked": lambda where: chain(gradtx.scale_by_adam(), masked(gradtx.scale(2.0), where)),
+    "partition": lambda where: partition({"a": gradtx.adam(lr=0.1), "b": gradtx.adam(lr=0.2)}, labels_of(where)),
+}
+# What divides, rotates, averages and repeats a chain, or lets it wait.
+AROUND = {
+    **{f"blocks({key})": {key: value} for key, value in (("heads", 2), ("batch", 1))},
+    "accumulate": lambda tx: gradtx.accumulate(tx, every=2),
+    "apply_if": lambda tx: gradtx.apply_if(tx, condition=lambda step: step % 2 == 1),
+    "graft": lambda tx: gradtx.graft(tx, gradtx.sgd(lr=0.1)),
+    "low_rank": lambda tx: gradtx.low_rank(tx, rank=2),
+    "mechanize": gradtx.mechanize,
+    "outer": lambda tx: gradtx.outer(tx, gradtx.sgd(lr=0.7), every=2),
+    "restart": lambda tx: gradtx.restart(tx, every=2),
+    "rotated": gradtx.rotated,
+    "skip_nonfinite": skip_nonfinite,
+    "nested blocks": lambda tx: gradtx.blocks(gradtx.blocks(tx, heads=2), heads=2),
+    "blocks in a clock": lambda tx: gradtx.accumulate(gradtx.blocks(tx, heads=2), every=2),
+    "clock in blocks": lambda tx: gradtx.blocks(skip_nonfinite(tx), heads=2),
+}
+AROUND = {
+    name: around if callable(around) else lambda tx, options=around: gradtx.blocks(tx, **options)
+    for name, around in AROUND.items()
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("inside", INSIDE)
+@pytest.mark.parametrize("around", AROUND)
+@by_day("*blocks*-function of the tree", "rotated-*-function of the tree", "outer-*-tree", "blocks(batch)-*")
+def test_a_selector_of_every_form_selects_as_patterns_do_inside_every_combinator(around, inside, form):
+    start = noise(5, {"w": (4, 4), "v": (4, 4)})
+    expected, found = (AROUND[around](INSIDE[inside](where)) for where in ("w", FORMS[form]))
+    grads = [noise(i, {"w": (4, 4), "v": (4, 4)}) for i in (6, 7, 8)]
+    wanted = moved(expected, grads, start)
+    assert not torch.equal(wanted["w"] - start["w"], wanted["v"] - start["v"])
+    assert_same(moved(found, grads, start), wanted)
+    params = {name: torch.nn.Parameter(value.clone()) for name, value in start.items()}
+    optimizer = gradtx.as_optimizer(found, params.items())
+    for gradient in grads:
+        for name, param in params.items():
+            param.grad = gradient[name].clone()
+        optimizer.step()
+    for name, param in params.items():
+        torch.testing.assert_close(param.detach(), wanted[name], rtol=1e-9, atol=1e-12)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 import gradtx
 from gradtx.optim.engine import kernels, tables, triton
 from gradtx.programs import graphs
-from tests.conformance import assert_own_memory, plain_cases
+from tests.conformance import after_a_bad_gradient, assert_own_memory, plain_cases
 from tests.gpu.problem import Problem, assert_near, noise, on_host
 from tests.optim.test_cpp_kernels import CHANNELS, DIRECTIONS, ROWS, moved, rule
 from tests.tiers import each_case
@@ -577,3 +577,13 @@ def test_a_slot_with_a_value_for_each_column_is_not_taken_for_scales_of_blocks(g
     optimizer.step()
     torch.testing.assert_close(on_host({"": param})[""], gradient * torch.linspace(1, 2, 64))
     assert ways(optimizer) == {"kernels"}
+
+
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+@pytest.mark.parametrize("name", ["lion", "adabelief", "qhm"])
+def test_after_a_gradient_that_is_not_finite_kernels_have_the_infinities_of_rules_line_by_line(name, bad, gpu):
+    tx, params = getattr(gradtx, name)(lr=0.1), {"matrix": torch.ones(4, 5), "vector": torch.ones(7)}
+    params = gpu.to(params)
+    with gradtx.eagerly():
+        by_line = after_a_bad_gradient(tx, params, bad)
+    assert after_a_bad_gradient(tx, params, bad, compile=True) == by_line

@@ -44,6 +44,57 @@ def test_steps_and_leaves_have_noise_of_their_own():
         assert abs((a * b).mean()) < 4 / math.sqrt(MANY)  # no correlation
 
 
+def test_two_links_of_one_seed_have_noise_of_their_own():
+    once, twice = gradtx.add_noise(1.0, 0.0, seed=0), gradtx.add_noise(1.0, 0.0, seed=0)
+    (first,) = noise(once)
+    in_clocks = gradtx.chain(gradtx.accumulate(once, 1), gradtx.accumulate(twice, 1))
+    for tx in (gradtx.chain(once, twice), gradtx.chain(once, gradtx.masked(twice, "*")), in_clocks):
+        (both,) = noise(tx)
+        second = both - first
+        assert abs(second.var() - 1) < 4 * math.sqrt(2 / MANY)
+        assert abs((first * second).mean()) < 4 / math.sqrt(MANY)
+    (difference,) = noise(gradtx.chain(once, gradtx.scale(-1.0), twice))
+    assert abs(difference.var() - 2) < 8 * math.sqrt(2 / MANY)
+
+
+def test_the_noise_of_differential_privacy_is_not_that_of_a_link_with_its_seed():
+    private = gradtx.differentially_private_aggregate(l2_norm_clip=1.0, noise_multiplier=1.0, seed=0)
+    tx = gradtx.chain(private, gradtx.scale(-1.0), gradtx.add_noise(1.0, 0.0, seed=0))
+    zeros = {"w": torch.zeros(MANY, dtype=torch.float64)}
+    updates, _ = tx.update(zeros, tx.init(zeros), zeros, grad_sample={"w": torch.zeros(1, MANY, dtype=torch.float64)})
+    assert abs(updates["w"].var() - 2) < 8 * math.sqrt(2 / MANY)
+
+
+def test_the_first_random_link_of_a_chain_draws_what_it_draws_alone_in_every_wrapper():
+    tx = gradtx.add_noise(1.0, 0.0, seed=0)
+    (alone,) = noise(tx)
+    wrapped = [gradtx.chain(gradtx.scale(1.0), tx), gradtx.skip_nonfinite(tx), gradtx.accumulate(tx, 1)]
+    wrapped += [
+        gradtx.masked(tx, "*"),
+        gradtx.partition({"all": tx}, {"all": "*"}),
+        gradtx.chain(tx, gradtx.trace(0.9)),
+    ]
+    for other in wrapped:
+        assert torch.equal(noise(other)[0], alone)
+
+
+def test_links_of_one_seed_draw_in_an_optimizer_with_groups_what_they_draw_in_pure_use():
+    one, two = gradtx.add_noise(1.0, 0.0, seed=0), gradtx.add_noise(0.1, 0.0, seed=0)
+    tx = gradtx.chain(gradtx.partition({"a": gradtx.chain(one, two), "b": two}, {"a": "a", "b": "b"}), two)
+    params = {name: torch.nn.Parameter(torch.zeros(5)) for name in "ab"}
+    trees = {name: torch.zeros(5) for name in "ab"}
+    optimizer = gradtx.as_optimizer(tx, [{"params": [item]} for item in params.items()])
+    state = tx.init(trees)
+    for _ in range(2):
+        for param in params.values():
+            param.grad = torch.zeros(5)
+        optimizer.step()
+        updates, state = tx.update({name: torch.zeros(5) for name in "ab"}, state, trees)
+        trees = gradtx.apply_updates(trees, updates)
+    for name, param in params.items():
+        torch.testing.assert_close(param.detach(), trees[name], rtol=1e-6, atol=1e-7)
+
+
 def stepped(tx, steps, state=None, order=lambda names: names):
     zeros = {name: torch.zeros_like(p) for name, p in problem().items()}
     zeros = {name: zeros[name] for name in order(list(zeros))}

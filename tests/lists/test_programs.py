@@ -142,7 +142,9 @@ def calls_in(program):
 
 def test_products_are_added_in_one_operation():
     program = list_function(recorded(adam_like, [(2, 3)] * 3), CPU)
-    assert "lerp_(" in program.source  # (1 - b) g + b m
+    # b m + (1 - b) g in place; lerp is not a number once m is infinite
+    assert "foreach_mul_(leaf1, " in program.source
+    assert "foreach_add_(mul, leaf2, alpha=" in program.source
     assert "addcdiv" in program.source  # p - b m / (...)
     assert calls_in(program) <= 6
 

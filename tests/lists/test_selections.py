@@ -133,7 +133,8 @@ def test_a_first_step_that_differs_writes_its_state_in_place():
     function = list_function(
         recorded(lambda n, m, g: ([], [(m, torch.where(n > 0, g * g, (1 - n) * m + n * g))]), [(2, 3)] * 2), CPU
     )
-    assert "lerp_(" in function.source
+    assert "foreach_mul_(leaf0, " in function.source
+    assert "foreach_add_(mul_1, leaf1, alpha=" in function.source
     for number in (0.5, -0.5):
         momenta, gradients = lists(0), lists(1)
         run(function, [number], momenta, gradients)

@@ -3,6 +3,7 @@
 import copy
 import functools
 import io
+import math
 import os
 import pickle
 import sys
@@ -13,7 +14,7 @@ import torch
 
 import gradtx
 from gradtx.optim.engine import cpp
-from tests.conformance import composed_cases, noise, plain_cases, step_extras, tensors
+from tests.conformance import after_a_bad_gradient, composed_cases, noise, plain_cases, step_extras, tensors
 from tests.tiers import by_day
 
 SHAPES = {"conv": (2, 3, 2, 2), "matrix": (3, 4), "vector": (5,), "scalar": (), "ones": (3, 1, 2), "empty": (0, 2)}
@@ -112,6 +113,16 @@ def test_every_alias_compiled_equals_eager(case):
         walk(*pair, steps=3)
     assert not compiled[1]._core.back_ends[0].failed
     assert_equal(eager, compiled, 1e-12)
+
+
+@by_day("*-lion", "inf-adabelief")
+@each("case", [case for case in plain_cases() if not {"grad_fn", "value_fn"} & {*case.example.needs}])
+@pytest.mark.parametrize("bad", [math.inf, math.nan])
+def test_after_a_gradient_that_is_not_finite_kernels_have_the_same_infinities_as_rules_line_by_line(case, bad):
+    params = case.noise(1, dtype=torch.float32)
+    with gradtx.eagerly():
+        by_line = after_a_bad_gradient(case.make(), params, bad)
+    assert after_a_bad_gradient(case.make(), params, bad, compile=True) == by_line
 
 
 @by_day("adamp")

@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import math
 import pickle
@@ -7,6 +8,7 @@ import torch
 from torch.optim import lr_scheduler
 
 import gradtx
+from tests.conformance import assert_same
 from tests.references import WeightsLoop, first_update, follows, named, rates_left_by
 
 LR = 0.3
@@ -540,3 +542,52 @@ def test_a_schedule_of_a_users_function_follows_the_function():
         before = weight.detach().clone()
         optimizer.step()
         torch.testing.assert_close(weight.detach() - before, torch.full((2,), rate))
+
+
+# One count for schedules: the updates in which any leaf had a gradient.
+
+HALVING = gradtx.Schedule(lambda step: 0.5**step)
+ALTERNATING = [("a",), ("b",), ("a",), ("a", "b"), (), ("b",)]
+DO_NOTHING = {
+    "alone": lambda tx: tx,
+    "skip_nonfinite": gradtx.skip_nonfinite,
+    "accumulate": lambda tx: gradtx.accumulate(tx, 1),
+    "apply_if": lambda tx: gradtx.apply_if(tx, lambda step: step >= 0),
+    "masked": lambda tx: gradtx.masked(tx, "*"),
+    "partition": lambda tx: gradtx.partition({"all": tx}, {"all": "*"}),
+    "chain": lambda tx: gradtx.chain(gradtx.scale(1.0), tx),
+}
+
+
+@pytest.mark.parametrize("line_by_line", [False, True])
+@pytest.mark.parametrize("counts", ["calls", "leaves"])
+@pytest.mark.parametrize("wrapper", DO_NOTHING)
+def test_a_schedule_follows_the_updates_in_which_any_leaf_had_a_gradient(wrapper, counts, line_by_line):
+    tx = DO_NOTHING[wrapper](gradtx.sgd(lr=HALVING))
+    params = {name: torch.zeros(1) for name in "ab"}
+    state, rates = tx.init(params, counts=counts), []
+    with gradtx.eagerly() if line_by_line else contextlib.nullcontext():
+        for present in ALTERNATING:
+            grads = {name: torch.ones(1) if name in present else None for name in params}
+            updates, state = tx.update(grads, state, params)
+            rates.append([-updates[name].item() for name in present])
+    assert rates == [[1.0], [0.5], [0.25], [0.125, 0.125], [], [0.0625]]
+    assert state["step"] == 5
+
+
+@pytest.mark.parametrize("line_by_line", [False, True])
+def test_a_gradient_of_a_frozen_leaf_alone_counts_no_update(line_by_line):
+    tx = gradtx.chain(gradtx.sgd(lr=HALVING, momentum=0.5), gradtx.freeze("b"))
+    params = {name: torch.zeros(1) for name in "ab"}
+    state = tx.init(params)
+    with gradtx.eagerly() if line_by_line else contextlib.nullcontext():
+        for names, rate in ((("a", "b"), 1.0), (("b",), None), (("a",), 0.75)):
+            grads = {name: torch.ones(1) if name in names else None for name in params}
+            before = state
+            updates, state = tx.update(grads, state, params)
+            assert "b" not in names or updates["b"].tolist() == [0.0]
+            if rate is None:
+                assert_same(state, before)
+            else:
+                assert updates["a"].item() == -rate
+    assert state["step"] == 2
