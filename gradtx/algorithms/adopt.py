@@ -39,7 +39,7 @@ def _after_first(normal, g, state, betas, ctx):
     }
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_adopt(
     betas=(0.9, 0.9999),
     eps=1e-6,
@@ -81,7 +81,7 @@ def scale_by_adopt(
     return MOMENTS, update
 
 
-@per_tensor(elementwise=is_without_caution)
+@per_tensor(elementwise=is_without_caution, length="sets")
 def scale_by_adopt_atan2(
     betas=(0.9, 0.99),
     a: Positive = 1.27,

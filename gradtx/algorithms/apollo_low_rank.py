@@ -16,7 +16,7 @@ from gradtx.rules import alias, per_tensor
 __all__ = ["apollo_low_rank", "scale_by_apollo_low_rank"]
 
 
-@per_tensor
+@per_tensor(length="sets")
 def scale_by_apollo_low_rank(
     betas=(0.9, 0.999),
     eps=1e-6,

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-@per_tensor(whole=True, dims=(2, 2), random=True, compiles="lists")
+@per_tensor(whole=True, dims=(2, 2), random=True, compiles="lists", length="sets")
 def scale_by_dion(
     mu: Decay = 0.95,
     rank: Annotated[float | int, "(0, inf)"] = 1.0,
@@ -90,7 +90,7 @@ def scale_by_dion(
     return first, update
 
 
-@per_tensor(whole=True, dims=(2, 2), compiles="lists")
+@per_tensor(whole=True, dims=(2, 2), compiles="lists", length="sets")
 def orthogonalize_slices(
     fraction: Annotated[float | int, "(0, 1]"] = 0.25,
     ef_decay: Decay = 0.95,

@@ -48,7 +48,7 @@ def _check(start: int, frequency: int, eps: Any, pseudo_inverse: bool) -> None:
         )
 
 
-@per_tensor(compiles="lists", capturable=False, whole=True)
+@per_tensor(compiles="lists", capturable=False, whole=True, length="sets")
 def scale_by_distributed_shampoo(
     betas: tuple[Decay, Fraction] = (0.9, 1.0),
     beta3: Decay | None = None,

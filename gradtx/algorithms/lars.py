@@ -21,6 +21,7 @@ __all__ = ["lars", "scale_by_lars"]
     whole="sums",
     takes_complex=lambda arguments: arguments["min_ndim"] == 0,
     needs="params",
+    length="sets",
 )
 def scale_by_lars(
     trust_coefficient: Positive = 0.001,

@@ -259,6 +259,7 @@ def _lower_bound(x: Tensor) -> Tensor:
     random=lambda arguments: arguments["probes"] == "random",
     # Random probes depend on a leaf's name, which programs for many leaves do not know.
     compiles=lambda arguments: "lists" if arguments["probes"] == "expected" else False,
+    length="sets",
 )
 def scale_by_psgd_kron(
     b1: Decay = 0.9,
@@ -387,7 +388,7 @@ def _schedule(every: int | None, state, ctx) -> tuple[Any, Any, dict[str, Tensor
     return is_due, number, counts
 
 
-@per_tensor(whole=True)
+@per_tensor(whole=True, length="sets")
 def scale_by_psgd_pro(
     momentum: Decay = 0.9,
     beta_lip: Decay = 0.9,

@@ -23,7 +23,13 @@ def params_if_decayed(arguments: dict[str, Any]) -> tuple[str, ...]:
     return () if is_off(arguments["weight_decay"]) else ("param",)
 
 
-@per_tensor(needs="params", compiles="lists", capturable=False, whole=params_if_decayed)
+@per_tensor(
+    needs="params",
+    compiles="lists",
+    capturable=False,
+    whole=params_if_decayed,
+    length="sets",
+)
 def scale_by_shampoo(
     momentum: Decay = 0.0,
     weight_decay=0.0,

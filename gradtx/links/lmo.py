@@ -34,6 +34,7 @@ _DIMS = {
     # Signs, rows and columns need no exchange of a divided leaf's entries.
     whole=lambda arguments: arguments["kind"] not in ("sign", "row", "column"),
     dims=lambda arguments: _DIMS.get(arguments["kind"]),
+    length="sets",
 )
 def lmo(
     kind: Kind = "auto",

@@ -145,7 +145,7 @@ def project_tangent(kind: Literal["rows", "columns"]):
     return update
 
 
-@per_tensor(whole=True, dims=(2, 2), needs="params", compiles="lists")
+@per_tensor(whole=True, dims=(2, 2), needs="params", compiles="lists", length="sets")
 def orthogonalize_tangent(
     coefs: StaticCoefficients = "polar_express",
     steps: Steps | None = 8,

@@ -518,7 +518,7 @@ def _on_sphere(x: Tensor, radius, eps) -> Tensor:
     return x * (radius / at_least(norm(x), eps))
 
 
-@per_tensor(takes_complex=True, needs="params")
+@per_tensor(takes_complex=True, needs="params", length="sets")
 def scale_to_radius(eps=1e-12):
     r"""Scale each update to the initial norm of its leaf: $u \mapsto R\, u / \max(\lVert u \rVert, \epsilon)$.
 
