@@ -56,8 +56,9 @@ def scale_by_dion(
     Example:
         >>> tx = gradtx.scale_by_dion(rank=1, init="eye")
         >>> grads = {"w": torch.tensor([[3.0, 0.0], [4.0, 0.0]])}
-        >>> tx.update(grads, tx.init(grads))[0]["w"].norm(dim=0)
-        tensor([1., 0.])
+        >>> tx.update(grads, tx.init(grads))[0]["w"].abs()
+        tensor([[0.6000, 0.0000],
+                [0.8000, 0.0000]])
 
     Source: Ahn et al. 2025, arXiv:2504.05295. Departures: none from dion_simple, which does not transpose wide
     matrices; where a column of $R$ is 0, that of $Q$ is unchanged and the result is 0.

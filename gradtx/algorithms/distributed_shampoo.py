@@ -222,7 +222,7 @@ def distributed_shampoo(
             `eps` and `pseudo_inverse` is set, or if `params` is missing.
 
     Example:
-        >>> tx = gradtx.distributed_shampoo(lr=1.0, eps=1e-4)
+        >>> tx = gradtx.distributed_shampoo(lr=1.0, eps=1e-2)
         >>> params = {"w": torch.zeros(2)}
         >>> # along the gradient, because its full matrix is used, with the norm of Adam's step
         >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]

@@ -585,9 +585,9 @@ def clip_by_block_rms(threshold: Positive = 1.0):
         A transformation that keeps shapes and dtypes; no state.
 
     Example:
-        >>> tx = gradtx.clip_by_block_rms(1.0)
-        >>> tx.update({"a": torch.tensor([4.0, 4.0]), "b": torch.tensor([0.5])}, tx.init({}))[0]
-        {'a': tensor([1.0000, 1.0000]), 'b': tensor([0.5000])}
+        >>> tx = gradtx.clip_by_block_rms(0.5)
+        >>> tx.update({"a": torch.tensor([4.0, 4.0]), "b": torch.tensor([0.25])}, tx.init({}))[0]
+        {'a': tensor([0.5000, 0.5000]), 'b': tensor([0.2500])}
 
     Source: Shazeer and Stern 2018, arXiv:1804.04235. Departures: none.
     """

@@ -110,12 +110,12 @@ def scale_by_trust_ratio(clip=False, weight_decay=0.0, always_adapt=True):
 
     Example:
         >>> tx = gradtx.scale_by_trust_ratio()
-        >>> params = {"w": torch.tensor([6.0, 8.0]), "b": torch.zeros(1)}
+        >>> params = {"w": torch.tensor([1.5, 2.0]), "b": torch.zeros(1)}
         >>> updates, _ = tx.update(
         ...     {"w": torch.tensor([0.0, 1e-3]), "b": torch.ones(1)}, tx.init(params), params
         ... )
         >>> updates
-        {'w': tensor([ 0., 10.]), 'b': tensor([1.])}
+        {'w': tensor([0.0000, 2.5000]), 'b': tensor([1.])}
 
     Source: You et al. 2019, arXiv:1904.00962; without clip and decay: Bernstein et al. 2020, arXiv:2002.03432.
     Departures: the optional bounds on the norm of the weights in LAMB's paper are omitted.
