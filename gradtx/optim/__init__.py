@@ -154,6 +154,10 @@ def optimizer_hint(name: str, name_of: Mapping[str, str]) -> str:
     return "gradtx.get_supported_optimizers() lists all names"
 
 
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
+
+
 if not TYPE_CHECKING:  # type checkers report unknown names themselves
 
     def __getattr__(name: str) -> object:

@@ -38,6 +38,7 @@ from gradtx.optim.chain_checks import (
 from gradtx.optim.checkpoint import Checkpoint, check_form, require
 from gradtx.optim.core import Core
 from gradtx.optim.device_counts import Scaling, check_capturable
+from gradtx.optim.engine import Engine
 from gradtx.optim.evaluation import Evaluation, evaluated
 from gradtx.optim.explain import Explanation, explain
 from gradtx.optim.groups import (
@@ -62,7 +63,6 @@ from gradtx.state.storage import check_patterns
 from gradtx.transform import GradientTransformation, check_transformation
 
 if TYPE_CHECKING:
-    from gradtx.optim.engine import Engine
     from gradtx.optim.release import ReleasedGradients
 
 

@@ -189,6 +189,8 @@ def schedule(
     factory: Any = call
     factory.function = function
     factory.arguments = arguments
-    factory.__signature__ = arguments.signature
+    # Command lines and files name what returns a rate.
+    factory.__signature__ = arguments.signature.replace(return_annotation=Schedule)
+    factory.__annotations__ = {**arguments.types, "return": Schedule}
     publish(factory)
     return factory
