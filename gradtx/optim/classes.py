@@ -15,6 +15,7 @@ from gradtx.base.docstrings import of_class, with_arguments
 from gradtx.base.inputs import Params
 from gradtx.base.names import public_value
 from gradtx.base.table import CLASSES as CLASS_NAMES
+from gradtx.base.torch_names import not_traced
 from gradtx.maths.polynomials import default_steps
 from gradtx.optim.chain_checks import drop_engine_options
 from gradtx.optim.engine import (
@@ -177,6 +178,7 @@ def _constructor(
 ) -> Callable[..., None]:
     """Return an `__init__` with the signature of a class, which frameworks read to know the class's arguments."""
 
+    @not_traced
     def init(self: AliasOptimizer, *args: Any, **kwargs: Any) -> None:
         AliasOptimizer.__init__(self, *args, **kwargs)
 

@@ -73,6 +73,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     # The number of steps so far, none of which had a gradient; None after the first gradient.
     _idle_steps: int | None = 0
 
+    @_torch.not_traced  # inside torch.compile, graphs break here
     @without_ambient
     def __init__(
         self,
