@@ -565,6 +565,10 @@ def chain(*txs: GradientTransformation) -> GradientTransformation:
         chain(clip_by_global_norm(1.0), adamw(lr=0.0001))
     """
     for i, tx in enumerate(txs):
+        if isinstance(tx, list | tuple):
+            raise TypeError(
+                f"chain: argument {i + 1} is a {type(tx).__name__} of links; pass its items: chain(*links)"
+            )
         check_transformation("chain", f"argument {i + 1}", tx)
     flat = tuple(
         link for tx in txs for link in (tx._txs if isinstance(tx, Chain) else (tx,))

@@ -92,7 +92,8 @@ def apollo_low_rank(
 
     $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_apollo_low_rank`.
 
-    When to use: training with little more memory than SGD. APOLLO-Mini is `rank=1`, `scale=128.0`,
+    When to use: training with little more memory than SGD, where matrices are much larger than `rank`; the default of
+    128 keeps more than AdamW does for matrices of 64 columns. APOLLO-Mini is `rank=1`, `scale=128.0`,
     `scale_type="tensor"`.
 
     Args:

@@ -192,6 +192,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("fault", "make"), WRONG.values(), ids=WRONG)
+@pytest.mark.filterwarnings("error:chain:UserWarning")
 def test_a_chain_in_the_wrong_order_is_warned_of_once_where_it_is_written(fault, make):
     with pytest.warns(UserWarning, match=f"^{re.escape(fault)}$") as found:
         tx = make()
@@ -218,6 +219,7 @@ EARLY = {
 
 
 @pytest.mark.parametrize(("early", "late", "make"), EARLY.values(), ids=EARLY)
+@pytest.mark.filterwarnings("error:chain:UserWarning")
 def test_a_link_for_finished_steps_in_front_of_a_rate_is_warned_of_once(early, late, make):
     fault = f"{early} needs the finished step, but {late} follows it, .*; move {early} after {late}"
     with pytest.warns(UserWarning, match=f"^chain: {fault}$") as found:
@@ -250,6 +252,7 @@ def follows_anything():
 
 
 @pytest.mark.parametrize("make", RIGHT.values(), ids=RIGHT)
+@pytest.mark.filterwarnings("error:chain:UserWarning")
 def test_a_chain_that_may_be_meant_is_not_warned_of(make):
     gradtx.as_optimizer(make(), parameters().values())  # warnings are errors in these tests
 
