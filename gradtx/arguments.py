@@ -483,6 +483,7 @@ class Arguments:
 
     Attributes:
         added: Arguments that the body does not receive.
+        types: The evaluated annotations, by name.
     """
 
     def __init__(self, name: str, function: Callable[..., Any], kind: str):
@@ -514,6 +515,7 @@ class Arguments:
             argument for argument in self.all if not argument.keyword_only
         ]
         self.signature = signature.replace(parameters=parameters)
+        self.types = {name: hints[name] for name in self.by_name}
 
     def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return every argument's checked value by name, including defaults, in plain loops that dynamo can trace.

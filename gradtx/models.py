@@ -27,7 +27,7 @@ from gradtx.base.selectors import (
     named_in_model,
     without_wrappers,
 )
-from gradtx.combinators.blocks import blocks
+from gradtx.combinators.blocks import blocks as in_blocks
 from gradtx.combinators.selection import freeze, partition
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.transform import GradientTransformation
@@ -377,7 +377,11 @@ def _has_scales(use: WeightUse) -> bool:
     return use.name in SCALE_NAMES or use.name.endswith("_g")
 
 
-HEADS = ("num_heads", "n_head", "n_heads", "num_attention_heads")
+HEADS = (
+    *("num_heads", "n_head", "n_heads", "num_attention_heads"),
+    *("heads", "nhead", "nheads", "n_attn_heads"),
+)
+HEADS_OF_ATTENTION = ("h",)  # of other modules, it may be a height
 HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "dim_head", "d_head")
 KEY_HEADS = ("num_key_value_heads", "n_kv_heads", "num_kv_heads", "n_kv_head")
 # The numbers of blocks of projections: how often queries have a block per head, and keys or values have.
@@ -385,36 +389,32 @@ BLOCKS = {
     **dict.fromkeys(
         (
             *("q", "wq", "query", "q_proj", "to_q", "q_lin", "q_proj_weight"),
-            *("query_proj", "query_global", "q_b_proj"),
+            *("query_proj", "query_global", "q_b_proj", "Wq", "W_q", "w_q", "w_qs"),
         ),
         (1, 0),
     ),
     **dict.fromkeys(
         (
             *("k", "wk", "key", "k_proj", "to_k", "k_lin", "k_proj_weight"),
-            *("key_proj", "key_global"),
+            *("key_proj", "key_global", "Wk", "W_k", "w_k", "w_ks"),
         ),
         (0, 1),
     ),
     **dict.fromkeys(
         (
             *("v", "wv", "value", "v_proj", "to_v", "v_lin", "v_proj_weight"),
-            *("value_proj", "value_global"),
+            *("value_proj", "value_global", "Wv", "W_v", "w_v", "w_vs"),
         ),
         (0, 1),
     ),
     # DeepSeek's keys and values of a head, from the compressed ones.
     "kv_b_proj": (0, 1),
+    **dict.fromkeys(("kv", "to_kv", "kv_proj", "Wkv", "W_kv", "w_kv", "wkv"), (0, 2)),
     **dict.fromkeys(
         (
-            "qkv",
-            "qkv_proj",
-            "Wqkv",
-            "wqkv",
-            "in_proj",
-            "in_proj_weight",
-            "c_attn",
-            "query_key_value",
+            *("qkv", "qkv_proj", "to_qkv", "attn_qkv", "kqv", "proj_qkv"),
+            *("Wqkv", "W_qkv", "w_qkv", "wqkv"),
+            *("in_proj", "in_proj_weight", "c_attn", "query_key_value"),
         ),
         (1, 2),
     ),
@@ -447,7 +447,10 @@ class Row:
         heads: The number of blocks into which it is split; 1 for no split.
         dim: The dimension that is split.
         batch: The number of leading dimensions that index matrices.
-        is_guessed: Whether nothing but the shape says that this is a matrix, and not a table of vectors.
+        is_guessed: Whether nothing but the shape says that this is a matrix, and not a table of vectors, or that it is
+            a head, and not the last matrix of another kind.
+        may_be_fused: Whether its shape, three times as many rows as columns beside a number of heads, is that of
+            fused queries, keys and values, though it has another name and is not split.
     """
 
     name: str
@@ -458,6 +461,7 @@ class Row:
     dim: int
     batch: int
     is_guessed: bool = False
+    may_be_fused: bool = False
 
     @property
     def role_shown(self) -> str:
@@ -469,6 +473,8 @@ class Row:
         """A description of the blocks."""
         if self.heads > 1:
             return f"{self.heads} along {self.dim}"
+        if self.may_be_fused:
+            return f"1, or fused? {_argument_of_blocks(self)}"
         return f"{math.prod(self.shape[: self.batch])} matrices" if self.batch else ""
 
 
@@ -503,6 +509,7 @@ def muon_for(
     per_head: bool = True,
     conv: str = "muon",
     roles: Mapping[str, str] | None = None,
+    blocks: Mapping[str, int] | None = None,
     tied: str = "embedding",
     betas: Betas = (0.9, 0.95),
     eps: Scalar = 1e-10,
@@ -517,10 +524,11 @@ def muon_for(
     `gate_up_proj` and `w12` of gated MLPs; other fused projections, such as an `in_proj`, are one matrix. Convolutions
     use `muon`, viewed as (out, all others), but depthwise ones `adamw`; heads use `adamw`; embeddings, norms, biases
     and scalars use `adamw` without decay. The number of heads is read from the attributes `num_heads`, `n_head`,
-    `n_heads` or `num_attention_heads` of a module or of its `config`; that of keys and values from
-    `num_key_value_heads`, `n_kv_heads`, `num_kv_heads` or `n_kv_head`; the size of a head from `head_dim`,
-    `attention_head_size`, `head_size`, `dim_head` or `d_head`. Weights that do not fit, because a block would not be a
-    multiple of a head, are not split.
+    `n_heads`, `num_attention_heads`, `heads` or `nhead` (of attention, `h`) of a module or of its `config`; that of
+    keys and values from `num_key_value_heads`, `n_kv_heads`, `num_kv_heads` or `n_kv_head`; the size of a head from
+    `head_dim`, `attention_head_size`, `head_size`, `dim_head` or `d_head`. Weights that do not fit, because a block
+    would not be a multiple of a head, are not split. A warning names a weight that is not split although it may be
+    fused queries, keys and values of another name; `blocks` says what it is.
 
     The optimizer has one group per branch. Its `label` names the branch and its `lr` is the rate of that branch, so a
     scheduler controls all rates. Print the optimizer to see the branch of each parameter. A parameter that requires no
@@ -536,6 +544,8 @@ def muon_for(
         conv: "muon" or "adamw", for convolutions.
         roles: Other treatments by name pattern, of which the first match applies: `{"*.router.weight": "adamw"}`. A
             treatment is a role, or the label of a branch: "muon", "muon_conv", "adamw", "adamw_no_decay" or "frozen".
+        blocks: The numbers of blocks of rows (of the GPT-2 layer of transformers, columns) by name pattern, of which
+            the first match applies: `{"*.to_qkv.weight": 3 * heads}`; 1 for one matrix.
         tied: The role of a weight that is both an embedding and a head: "embedding" (no decay) or "head".
         betas: AdamW's, each in [0, 1).
         eps: AdamW's, >= 0.
@@ -550,7 +560,8 @@ def muon_for(
     Raises:
         TypeError: If `model` is not a module, or if an option is unknown.
         ValueError: If a hyperparameter is out of range, if `conv`, `tied` or a treatment is unknown, if a pattern of
-            `roles` matches no parameter or sends a vector to Muon, or if no parameter requires a gradient.
+            `roles` or `blocks` matches no parameter, if `roles` sends a vector to Muon, if `blocks` names what is no
+            matrix of Muon or does not divide it, or if no parameter requires a gradient.
 
     Example:
         >>> model = torch.nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16)
@@ -569,7 +580,9 @@ def muon_for(
         raise TypeError(
             f"muon_for: roles must be a dict such as {{'*.router.weight': 'adamw'}}, got {describe(roles)}"
         )
-    rows = list(_rows(model, per_head, conv, tied, roles or {}))
+    _check_options(options)
+    sizes = _chosen_blocks(model, blocks)
+    rows = list(_rows(model, per_head, conv, tied, roles or {}, sizes))
     _warn_of_guesses(rows)
     if all(row.branch == "frozen" for row in rows):
         raise ValueError(
@@ -578,7 +591,7 @@ def muon_for(
     numbers: tuple[Any, ...] = (adamw_lr, betas, eps, adamw_weight_decay)
     other = adamw(*numbers)
     branches = {
-        "muon": _in_blocks(muon(lr, weight_decay, fallback=None, **options), rows),
+        "muon": _divided(muon(lr, weight_decay, fallback=None, **options), rows),
         "muon_conv": muon(lr, weight_decay, view="flatten", **options),
         "adamw": other,
         "adamw_no_decay": other.replace(weight_decay=0.0),
@@ -604,7 +617,12 @@ def muon_for(
 
 
 def _rows(
-    model: nn.Module, per_head: bool, conv: str, tied: str, others: Mapping[str, str]
+    model: nn.Module,
+    per_head: bool,
+    conv: str,
+    tied: str,
+    others: Mapping[str, str],
+    sizes: Mapping[str, int],
 ) -> Iterator[Row]:
     roles = label_by_role(model, tied=tied)
     chosen = _chosen(model, others)
@@ -625,18 +643,107 @@ def _rows(
             raise ValueError(
                 f"muon_for: roles sends {name!r} of shape {shape} to {branch!r}, which needs at least 2 dimensions"
             )
-        heads, dim, batch = 1, 0, 0
-        if branch == "muon" and param.ndim > 2:
+        use = uses[param][0]
+        heads, dim, batch, may_be_fused = 1, 0, 0, False
+        if name in sizes:
+            heads, dim = _checked_blocks(
+                name, sizes[name], shape, branch, _rows_of(use)
+            )
+        elif branch == "muon" and param.ndim > 2:
             batch = param.ndim - 2
         elif branch == "muon" and per_head:
-            heads, dim = _cut(param, uses[param][0], modules)
-        is_guessed = (
-            branch == "muon"
-            and param.ndim == 2  # a stack of matrices is no table of vectors
-            and name not in chosen
-            and not _is_named_as_weight(uses[param][0])
+            heads, dim = _cut(param, use, modules)
+            may_be_fused = heads == 1 and _may_be_fused(param, use, modules)
+        is_guessed = name not in chosen and (
+            _is_guessed_matrix(param, use, branch)
+            or (role == "head" and not _is_named_as_head(uses[param]))
         )
-        yield Row(name, shape, role, branch, heads, dim, batch, is_guessed)
+        yield Row(
+            name, shape, role, branch, heads, dim, batch, is_guessed, may_be_fused
+        )
+
+
+def _is_guessed_matrix(param: Tensor, use: WeightUse, branch: str) -> bool:
+    # A stack of matrices is no table of vectors.
+    return branch == "muon" and param.ndim == 2 and not _is_named_as_weight(use)
+
+
+def _is_named_as_head(uses: Iterable[WeightUse]) -> bool:
+    return any(_is_head(use, None, ()) for use in uses)
+
+
+def _checked_blocks(
+    name: str, count: int, shape: tuple[int, ...], branch: str, dim: int
+) -> tuple[int, int]:
+    """Return the number of blocks that the user says a weight has, and the dimension to split."""
+    if branch != "muon" or len(shape) != 2:
+        raise ValueError(
+            f"muon_for: blocks names {name!r} of shape {shape}, which goes to {branch!r}; only matrices of Muon have "
+            "blocks"
+        )
+    if shape[dim] % count:
+        raise ValueError(
+            f"muon_for: blocks divides {name!r} of shape {shape} into {count} blocks along dimension {dim}, but "
+            f"{shape[dim]} is no multiple of {count}"
+        )
+    return count, dim
+
+
+def _rows_of(use: WeightUse) -> int:
+    """Return the dimension of a weight that outputs have: 1 for the GPT-2 layer of transformers, of shape (in, out)."""
+    return 1 if type(use.module).__name__ == "Conv1D" else 0
+
+
+def _may_be_fused(
+    param: Tensor, use: WeightUse, modules: Mapping[str, nn.Module]
+) -> bool:
+    """Whether a weight beside a number of heads has the shape of queries, keys and values."""
+    dim = _rows_of(use)
+    parent, _, module_name = use.module_name.rpartition(".")
+    if use.name in BLOCKS or module_name in BLOCKS:
+        return False  # of a known name, and not a multiple of the heads
+    has_heads = any(
+        _heads_of(modules.get(around)) is not None
+        for around in (use.module_name, parent)
+    )
+    return has_heads and param.shape[dim] == 3 * param.shape[1 - dim]
+
+
+def _argument_of_blocks(row: Row) -> str:
+    return f"blocks={{{row.name!r}: 3 * heads}}"
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise an error for an option that says how many heads there are."""
+    for name in options:
+        if name in HEADS or name in HEADS_OF_ATTENTION:
+            raise TypeError(
+                f"muon_for: there is no option {name!r}: numbers of heads are read from the modules that have them; "
+                "pass the number of blocks of a weight by its name: blocks={'*.to_qkv.weight': 3 * heads}"
+            )
+
+
+def _chosen_blocks(
+    model: nn.Module, blocks: Mapping[str, int] | None
+) -> dict[str, int]:
+    """Return the number of blocks of each weight that a pattern of the user selects."""
+    if not isinstance(blocks, Mapping | None):
+        raise TypeError(
+            f"muon_for: blocks must be a dict such as {{'*.to_qkv.weight': 3 * heads}}, got {describe(blocks)}"
+        )
+    named = dict(named_in_model(model))
+    sizes: dict[str, int] = {}
+    for pattern, count in (blocks or {}).items():
+        if type(count) is not int or count < 1:
+            raise ValueError(
+                f"muon_for: blocks[{pattern!r}] must be an int in [1, inf), got {describe(count)}"
+            )
+        selector = Selector.of("muon_for: blocks", pattern)
+        selector.check_used(list(named))
+        for name, param in named.items():
+            if selector.choose(name, param):
+                sizes.setdefault(name, count)
+    return sizes
 
 
 def _is_named_as_weight(use: WeightUse) -> bool:
@@ -648,8 +755,14 @@ def _is_named_as_weight(use: WeightUse) -> bool:
 
 
 def _warn_of_guesses(rows: Iterable[Row]) -> None:
-    """Warn of parameters that only their shape makes matrices."""
-    guessed = [row.name for row in rows if row.is_guessed]
+    """Warn of parameters of which only their shape says that they are matrices, and each a single one."""
+    fused = [row for row in rows if row.may_be_fused]
+    if fused:
+        warn_user(
+            f"muon_for: {listed([row.name for row in fused])} may be fused queries, keys and values, which Muon treats "
+            f"as one matrix; pass {_argument_of_blocks(fused[0])}, or 1 if it is one matrix"
+        )
+    guessed = [row.name for row in rows if row.is_guessed and row.branch == "muon"]
     if guessed:
         warn_user(
             f"muon_for: {listed(guessed)} may be tables of vectors rather than matrices; pass "
@@ -684,8 +797,7 @@ def _cut(
     param: Tensor, use: WeightUse, modules: Mapping[str, nn.Module]
 ) -> tuple[int, int]:
     """Return the number of blocks of a weight and the dimension to split; (1, 0) for no split."""
-    # The GPT-2 layer of transformers, of shape (in, out).
-    dim = 1 if type(use.module).__name__ == "Conv1D" else 0
+    dim = _rows_of(use)
     parent, _, module_name = use.module_name.rpartition(".")
     stacked = GATED.get(module_name, 1)
     if use.name.startswith(("weight_ih", "weight_hh")):
@@ -719,7 +831,8 @@ def _heads_of(module: nn.Module | None) -> Heads | None:
     config = getattr(module, "config", None)
     is_attention = "attention" in type(module).__name__.lower()
     config_of_heads = config if is_attention else None
-    queries = _first_count(HEADS, module, config_of_heads)
+    names = (*HEADS, *HEADS_OF_ATTENTION) if is_attention else HEADS
+    queries = _first_count(names, module, config_of_heads)
     if queries is None:
         return None
     keys = _first_count(KEY_HEADS, module, config) or queries
@@ -738,7 +851,7 @@ def _first_count(names: tuple[str, ...], *sources: Any) -> int | None:
 # The transformation.
 
 
-def _in_blocks(tx: GradientTransformation, rows: list[Row]) -> GradientTransformation:
+def _divided(tx: GradientTransformation, rows: list[Row]) -> GradientTransformation:
     """Wrap a transformation in `blocks` for all rows, with one combinator per kind of split."""
     names_of_division: dict[tuple[int, int, int], list[str]] = defaultdict(list)
     for row in rows:
@@ -748,7 +861,7 @@ def _in_blocks(tx: GradientTransformation, rows: list[Row]) -> GradientTransform
         division: dict[str, Any] = (
             {"batch": batch} if batch else {"heads": heads, "dim": dim}
         )
-        tx = blocks(tx, tuple(names), **division)
+        tx = in_blocks(tx, tuple(names), **division)
     return tx
 
 

@@ -51,6 +51,7 @@ from gradtx.transform import (
     GradientTransformation,
     check_transformation,
     same,
+    warn_of_order,
 )
 
 __all__ = ["alias", "combinator", "per_tensor", "whole_tree"]
@@ -88,6 +89,9 @@ REAL_EXTRAS = frozenset(("hessian_diag", "grad_fn", "value_fn"))
 # What a link does to the sign of an update; "first" is what its first transformation does, "neutral" links are often
 # alone, where the update is what they observe.
 Sign: TypeAlias = Literal["keeps", "flips", "either", "neutral", "first"]
+# What a link does to the length of an update: "sets" makes it independent of what comes in, "bounds" compares it with a
+# number.
+Length: TypeAlias = Literal["keeps", "sets", "bounds"]
 
 
 class InputOptions(TypedDict, total=False):
@@ -103,7 +107,8 @@ class TreeOptions(InputOptions, total=False):
 
     capturable: bool | str | Callable[[Bound], bool | str] | None
     rate: Literal["before", "after"] | None
-    amplifies: bool
+    amplifies: bool | Callable[[Bound], bool]
+    length: Length
 
 
 class CombinatorOptions(InputOptions, total=False):
@@ -111,7 +116,7 @@ class CombinatorOptions(InputOptions, total=False):
 
     owns_lr: bool
     rounds: bool
-    amplifies: bool
+    amplifies: bool | Callable[[Bound], bool]
 
 
 class Options(TreeOptions, total=False):
@@ -159,6 +164,7 @@ _DEFAULTS: dict[str, Any] = {
     "owns_lr": False,
     "rate": None,
     "sign": "keeps",
+    "length": "keeps",
     "dims": None,
     "compiles": None,
     "capturable": None,
@@ -184,7 +190,7 @@ class Spec:
         arguments: The signature of the factory.
         inner: The arguments that are transformations.
         lr_role: "owner", "before owner" or None, as in `GradientTransformation`.
-        rounds, follows_rate, sign: As in the options and in `GradientTransformation`.
+        rounds, follows_rate, sign, length: As in the options and in `GradientTransformation`.
         extras: The kind of each extra.
     """
 
@@ -218,6 +224,7 @@ class Spec:
         self.follows_rate = rate == "after"
         self.rounds = self._options["rounds"]
         self.sign: Sign = self._options["sign"]
+        self.length: Length = self._options["length"]
         extras = self._options["extras"]
         if callable(extras):
             extras = {}
@@ -513,6 +520,9 @@ class FactoryCall(GradientTransformation):
             _rounds=spec.rounds,
             _sign=spec.sign,
             _amplifies=spec.option("amplifies", arguments),
+            _may_flip_sign=bool(spec.sign == "either" or arguments.get("maximize")),
+            _length=spec.length,
+            _is_fixed=arguments.get("fixed"),
         )
 
     @property
@@ -716,6 +726,8 @@ class FactoryCall(GradientTransformation):
             if spec.kind != "alias" or str(error).startswith(f"{spec.name}:"):
                 raise
             raise type(error)(f"{spec.name}: {error}") from error
+        if isinstance(self._body, Chain) and not is_ours(spec.function):
+            warn_of_order(spec.name, self._body._children())
 
 
 def with_cautious_decay(
@@ -876,10 +888,13 @@ def per_tensor(function: Any = None, /, **options: Any) -> Any:
         ahead: Hyperparameters whose schedules are evaluated for the next update instead of the current one.
         owns_lr: The update is final, including its sign; no later link may apply a learning rate or decay.
         rate: "before" for a link that must not follow a link that owns the learning rate; "after" for one that
-            processes the final step: `as_optimizer` warns if a learning rate or decay follows it.
+            processes the final step: `chain` warns if a learning rate or decay follows it.
         sign: What the link does to the sign of an update: "keeps", "flips", "either" if that depends on its arguments,
             or "neutral" for one that is a chain of its own, as averages of weights are. `as_optimizer` warns about
             chains whose steps increase the loss.
+        length: What the link does to the length of an update: "keeps" (larger updates give larger results), "sets" if
+            the result does not depend on the length of what comes in, as with Adam and the sign, or "bounds" for a clip
+            at a number. `chain` warns if a link that sets or bounds follows a learning rate.
         compiles: "lists" for a rule that only programs over lists may run, which skip work that is not due, even with
             the adapter's `compile=True`; False for one that always runs for each leaf alone; or a function of the
             arguments that returns this. Random rules default to False; with True or "lists", only `init` may draw,
@@ -935,8 +950,8 @@ def whole_tree(function: Any = None, /, **options: Any) -> Any:
 
     Like `per_tensor`, but `init(params)` and `update(updates, state, params, ctx)` receive dicts keyed by leaf name
     instead of tensors. The state is a dict of slots (dicts keyed by leaf name) and 0-d tensors. `ctx.grad_fn(params)`
-    accepts and returns such dicts. The options are `needs`, `extras`, `rate`, `amplifies` and `capturable`, which
-    defaults to False here.
+    accepts and returns such dicts. The options are `needs`, `extras`, `rate`, `sign`, `length`, `amplifies` and
+    `capturable`, which defaults to False here.
     """
     return _decorated("whole_tree", "tree", function, options)
 

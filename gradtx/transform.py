@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -11,8 +13,9 @@ import torch
 from gradtx.arguments import Argument
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import ambient, without_ambient
-from gradtx.base.messages import describe, nearest, shortly
+from gradtx.base.messages import describe, nearest, shortly, warn_user
 from gradtx.execution import pure as _pure
+from gradtx.execution.chain_order import order_faults
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import negating
 from gradtx.execution.runs import Place, Scope
@@ -250,6 +253,12 @@ class GradientTransformation:
     _own_lr_role: str | None = None
     # What it does to the sign of an update; see `gradtx.rules.Sign`.
     _sign: str = "either"
+    # Whether it is declared to flip the sign, if its arguments say so.
+    _may_flip_sign: bool = False
+    # What it does to the length of an update; see `gradtx.rules.Length`.
+    _length: str = "keeps"
+    # Whether its decay has a size of its own, as after a learning rate; None if it cannot have one.
+    _is_fixed: bool | None = None
     # Whether its updates yield weights that are already rounded.
     _rounds: bool = False
     # Whether small errors in what it reads can become as large as its result.
@@ -559,6 +568,11 @@ def chain(*txs: GradientTransformation) -> GradientTransformation:
     Chains are associative and flat: `chain(a, chain(b, c))` and `chain(a, b, c)` are equivalent and have the same
     state. `chain(a)` returns `a`; `chain()` returns updates unchanged.
 
+    Warns about orders that are rarely intended: behind a learning rate (or an optimizer, which has one), another rate
+    or a decay, which flips the sign again; a link that normalizes (`scale_by_adam`, `scale_by_sign`), where the rate
+    has no effect; a clip, which would bound steps; and before a rate, a link that expects the finished step (`average`,
+    `lookahead`, `map_after_step`). A link `scale(1.0)` says that signs and lengths are intended.
+
     Raises:
         TypeError: If an argument is not a GradientTransformation (such as a factory that was not called).
         ValueError: If a learning rate, a decay or a second owner follows a link that owns the learning rate, or if a
@@ -569,11 +583,46 @@ def chain(*txs: GradientTransformation) -> GradientTransformation:
         chain(clip_by_global_norm(1.0), adamw(lr=0.0001))
     """
     for i, tx in enumerate(txs):
+        if isinstance(tx, list | tuple):
+            raise TypeError(
+                f"chain: argument {i + 1} is a {type(tx).__name__} of links; pass its items: chain(*links)"
+            )
         check_transformation("chain", f"argument {i + 1}", tx)
     flat = tuple(
         link for tx in txs for link in (tx._txs if isinstance(tx, Chain) else (tx,))
     )
+    if not torch.compiler.is_compiling() and _is_called_by_user():
+        warn_of_order("chain", txs)
     return flat[0] if len(flat) == 1 else Chain(flat)
+
+
+def _is_called_by_user() -> bool:
+    """Whether the caller of `chain` is neither of this library nor the body of an alias, which runs many times."""
+    caller = sys._getframe(2)
+    frames = (caller, caller.f_back)
+    return not any(frame is not None and _is_of_library(frame) for frame in frames)
+
+
+def _is_of_library(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__", "").startswith("gradtx.")
+
+
+def warn_of_order(who: str, txs: Iterable[GradientTransformation]) -> None:
+    """Warn about the first fault in the order of a chain that none of the chains in it has.
+
+    Args:
+        who: The name of the function that creates the chain.
+        txs: Its arguments, of which chains are flattened.
+    """
+    links: list[GradientTransformation] = []
+    known: set[str] = set()
+    for tx in txs:
+        links.extend(tx._txs if isinstance(tx, Chain) else (tx,))
+        if isinstance(tx, Chain):
+            known.update(order_faults(tx._txs))
+    fault = next((fault for fault in order_faults(links) if fault not in known), None)
+    if fault is not None:
+        warn_user(f"{who}: {fault}")
 
 
 def check_transformation(who: str, what: str, tx: Any) -> None:

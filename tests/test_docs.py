@@ -45,13 +45,14 @@ def test_the_table_of_algorithms_is_up_to_date():
     assert (DOCS / "algorithms.md").read_text(encoding="utf-8") == page, "run `make docs-tables`"
 
 
-def test_the_rule_at_the_top_of_the_readme_is_lion_in_eight_lines():
-    block = re.search(
+def test_the_rule_of_the_readme_is_lion_in_eight_lines():
+    blocks = re.findall(
         r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
     )
-    code = [line for line in block[1].splitlines() if line]
-    assert len(code) == 1 + 8  # the import
-    names = {"__name__": "readme"}
+    (block,) = (block for block in blocks if "def scale_by_lion" in block)
+    code = [line for line in block.splitlines() if line]
+    assert len(code) == 8
+    names = {"__name__": "readme", "torch": torch, "gradtx": gradtx}
     exec("\n".join(code), names)
     rng = torch.Generator().manual_seed(0)
     params = {"w": torch.randn(5, generator=rng)}

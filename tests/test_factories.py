@@ -7,6 +7,7 @@ import torch
 
 import gradtx
 from gradtx import Betas, Scalar, Schedule, alias, chain, per_tensor
+from gradtx.base.names import public_factories
 from tests.conformance import noise
 from tests.rules import count_init, made, ones, run
 
@@ -173,3 +174,44 @@ def test_names_of_other_dtypes_are_refused():
         gradtx.adam(state_dtype="int32")
     with pytest.raises(TypeError, match=r"dtype must be a floating-point torch.dtype or None, got 'float33'"):
         gradtx.muon(ns_dtype="float33")
+
+
+# Lengths.
+
+# Links whose results do not grow with what they receive, and which may well follow a learning rate.
+OF_THE_WEIGHTS = {
+    "bound_norm",  # they change the step so that the weights meet a condition
+    "keep_norm",
+    "project_l2_ball",
+    "radial_brake",
+    "retract",
+    "scale_by_gravity",  # falls with large gradients
+    "scale_by_kate",
+}
+
+
+def _length(tx, factor):
+    """The length of the last updates for gradients of this size."""
+    shapes = {"w": (4, 4), "v": (4, 4)}
+    params = noise(0, shapes)
+    state = tx.init(params)
+    for step in range(12):
+        updates, state = tx.update(noise(step + 1, shapes, scale=factor), state, params)
+    return float(sum(update.square().sum() for update in updates.values()).sqrt())
+
+
+@pytest.mark.slow
+def test_links_that_set_the_length_of_an_update_or_bound_it_say_so():
+    wrong = []
+    for factory in public_factories("algorithms", "links"):
+        if factory.spec.kind != "rule" or factory.spec.lr_role or factory.__name__ in OF_THE_WEIGHTS:
+            continue
+        try:
+            tx = factory(**factory.spec.arguments.sample())
+            lengths = [_length(tx, factor) for factor in (4.0, 16.0)]
+        except (TypeError, ValueError):  # it needs arguments, or inputs, that are not here
+            continue
+        grows = lengths[1] > 2 * lengths[0]
+        if grows != (factory.spec.length == "keeps"):
+            wrong.append((factory.__name__, factory.spec.length, lengths))
+    assert wrong == []

@@ -4,6 +4,7 @@ import functools
 import gc
 import math
 import re
+import types
 import warnings
 import weakref
 
@@ -337,6 +338,73 @@ def test_a_compiled_function_of_another_solver_chain_or_loss_runs_that_one():
     still = gradtx.sgd(0.0)
     results = [by_chain(DESCENT, ridge_loss), by_chain(DESCENT, double_loss), by_chain(still, ridge_loss)]
     close(results, [once, 2 * once, START], 1e-8)
+
+
+def by_closure(target):
+    return lambda w: (w - target).square().sum() / 2
+
+
+def by_default(target):
+    def loss(w, target=target):
+        return (w - target).square().sum() / 2
+
+    return loss
+
+
+def by_keyword(target):
+    def loss(w, *, target=target):
+        return (w - target).square().sum() / 2
+
+    return loss
+
+
+class ByAttribute:
+    def __init__(self, target):
+        self.target = target
+
+    def loss(self, w):
+        return (w - self.target).square().sum() / 2
+
+
+LOSSES = {
+    "closure": by_closure,
+    "closure over a tensor": lambda target: by_closure(f64(target)),
+    "default": by_default,
+    "default of a keyword": by_keyword,
+    "partial": lambda target: functools.partial(lambda w, target: (w - target).square().sum() / 2, target=target),
+    "method": lambda target: ByAttribute(target).loss,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
+def test_a_compiled_minimize_takes_the_loss_of_each_call_not_the_first_of_the_same_code(make):
+    holder, zero = types.SimpleNamespace(), torch.zeros((), dtype=torch.float64)
+    tx = gradtx.sgd(0.5)
+
+    def minimum(loss):
+        return gradtx.minimize(tx, loss, zero, steps=60)
+
+    as_argument = torch.compile(minimum, backend="eager")
+    as_attribute = torch.compile(lambda: gradtx.minimize(tx, holder.loss, zero, steps=60), backend="eager")
+    for target in (1.0, 2.0, 3.0, 1.0):
+        holder.loss = make(target)
+        close([as_argument(holder.loss), as_attribute()], [f64(target)] * 2, 1e-12)
+
+
+@pytest.mark.slow
+def test_a_compiled_minimize_takes_the_condition_of_each_call():
+    tx = gradtx.sgd(0.5)
+
+    def loss(w):
+        return w.square().sum() / 2
+
+    def until_below(bound):
+        return lambda params, gradients, value: value < bound
+
+    compiled = torch.compile(lambda until: gradtx.minimize(tx, loss, f64(1.0), steps=60, until=until), backend="eager")
+    eager = [gradtx.minimize(tx, loss, f64(1.0), steps=60, until=until_below(bound)) for bound in (0.1, 0.01)]
+    close([compiled(until_below(bound)) for bound in (0.1, 0.01)], eager, 1e-12)
 
 
 @pytest.mark.slow

@@ -2,11 +2,14 @@
 
 import functools
 import importlib
+import os
 import pickle
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import venv
 import zipfile
 from pathlib import Path
 from types import FunctionType
@@ -21,21 +24,69 @@ BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta
 
 
 @pytest.fixture(scope="module")
-def distributions(tmp_path_factory):
-    """Paths of a wheel and a source distribution, built from a copy of the sources."""
-    folder = tmp_path_factory.mktemp("package")
-    source = folder / "source"
+def clone(tmp_path_factory):
+    """A copy of the sources, in a folder with the name that `git clone` gives it: that of the package."""
+    source = tmp_path_factory.mktemp("package") / "gradtx"
     source.mkdir()
     shutil.copytree(ROOT / "gradtx", source / "gradtx", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
-    built = {}
-    for kind in ("wheel", "sdist"):
-        command = [sys.executable, "-W", "ignore", "-c", BUILD, kind, str(folder)]
-        run = subprocess.run(command, cwd=source, capture_output=True, text=True)
-        assert run.returncode == 0, run.stderr
-        built[kind] = folder / run.stdout.strip().splitlines()[-1]
-    return built
+    return source
+
+
+def build(kind, source, folder):
+    """Return the path of what setuptools builds of the sources: a wheel, an sdist or an editable wheel."""
+    folder.mkdir()
+    command = [sys.executable, "-W", "ignore", "-c", BUILD, kind, str(folder)]
+    run = subprocess.run(command, cwd=source, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return folder / run.stdout.strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def distributions(clone):
+    return {kind: build(kind, clone, clone.parent / kind) for kind in ("wheel", "sdist")}
+
+
+@pytest.fixture(scope="module")
+def outside(clone):
+    """A script beside the clone, and a Python for which the clone is installed as `pip install -e .` installs it."""
+    environment = clone.parent / "environment"
+    venv.create(environment, symlinks=True)
+    python = environment / "bin" / "python"
+    paths = sysconfig.get_paths("venv", vars={"base": str(environment)})
+    packages = Path(paths["purelib"])
+    with zipfile.ZipFile(build("editable", clone, clone.parent / "editable")) as wheel:
+        wheel.extractall(packages)
+    # torch and the rest; Python reads no .pth files in a folder that one names, so no other gradtx comes with them.
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
+    script = clone.parent / "train.py"
+    script.write_text(
+        "import gradtx\nfrom gradtx.optim import Lion\n\nprint(gradtx.__file__, gradtx.adamw(lr=1e-3), Lion)\n"
+    )
+    return python, script
+
+
+def run_in(folder, *command):
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_a_script_beside_a_clone_imports_an_editable_installation(outside, clone):
+    python, script = outside
+    run = run_in(clone.parent, python, script)
+    assert run.returncode == 0, run.stderr
+    assert str(clone / "gradtx" / "__init__.py") in run.stdout
+
+
+@pytest.mark.slow
+def test_pyright_finds_the_types_of_an_editable_installation_from_outside_of_it(outside, clone):
+    python, script = outside
+    script = script.with_name("typed.py")
+    script.write_text("import gradtx\n\nreveal_type(gradtx.adamw())\ngradtx.adamw(rate=1.0)\n")
+    run = run_in(clone.parent, sys.executable, "-m", "pyright", "--pythonpath", python, script)
+    assert 'Type of "gradtx.adamw()" is "GradientTransformation"' in run.stdout, run.stdout
+    assert 'No parameter named "rate"' in run.stdout
 
 
 def modules():

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+import re
 
 import pytest
 import torch
@@ -633,6 +634,70 @@ class Heads(nn.Module):
 def test_a_weight_is_split_only_into_multiples_of_a_head(model, heads):
     (row,) = gradtx.muon_for(model).rows
     assert row.heads == heads
+
+
+class Attention(nn.Module):
+    """Projections of other names, beside a number of heads that has another name as well."""
+
+    def __init__(self, count="num_heads", **rows):
+        super().__init__()
+        setattr(self, count, 4)
+        for name, size in rows.items():
+            self.add_module(name, nn.Linear(8, size, bias=False))
+
+
+@pytest.mark.parametrize("count", ["heads", "nhead", "h", "num_heads"])
+@pytest.mark.parametrize(
+    ("name", "rows", "blocks"),
+    [
+        *((name, 24, 12) for name in ("qkv", "to_qkv", "w_qkv", "W_qkv", "Wqkv", "attn_qkv", "kqv")),
+        *((name, 16, 8) for name in ("kv", "to_kv", "Wkv")),
+        *((name, 8, 4) for name in ("Wq", "w_k", "W_v", "w_qs")),
+    ],
+)
+def test_fused_and_single_projections_are_divided_whatever_they_and_the_number_of_heads_are_called(
+    count, name, rows, blocks
+):
+    (row,) = gradtx.muon_for(Attention(count, **{name: rows})).rows
+    assert (row.heads, row.dim) == (blocks, 0)
+
+
+def test_a_weight_that_may_be_fused_is_named_with_the_argument_that_says_what_it_is():
+    model = Attention(mixed_in=24, out=8)
+    remedy = "blocks={'mixed_in.weight': 3 * heads}"
+    with pytest.warns(UserWarning, match=f"^muon_for: mixed_in.weight may be fused .*; pass {re.escape(remedy)}, or 1"):
+        optimizer = gradtx.muon_for(model)
+    assert f"1, or fused? {remedy}" in repr(optimizer)
+    assert [row.may_be_fused for row in optimizer.rows] == [True, False]
+    for count in (12, 1):
+        rows = gradtx.muon_for(model, blocks={"mixed_*": count}).rows
+        assert [(row.heads, row.may_be_fused) for row in rows] == [(count, False), (1, False)]
+    gradtx.muon_for(nn.Sequential(nn.Linear(8, 24), nn.Linear(24, 8)))  # no heads, no question
+    with pytest.raises(TypeError, match=r"muon_for: there is no option 'heads': .*; pass .* blocks=\{"):
+        gradtx.muon_for(model, heads=4)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "error", "message"),
+    [
+        (12, TypeError, "muon_for: blocks must be a dict"),
+        ({"mixed_in.weight": 0}, ValueError, r"blocks\['mixed_in.weight'\] must be an int in \[1, inf\), got 0"),
+        ({"mixed_in.weight": 5}, ValueError, r"into 5 blocks along dimension 0, but 24 is no multiple of 5"),
+        ({"missing": 3}, ValueError, "missing"),
+    ],
+)
+def test_blocks_that_do_not_fit_are_errors(blocks, error, message):
+    with pytest.raises(error, match=message):
+        gradtx.muon_for(Attention(mixed_in=24), blocks=blocks)
+
+
+def test_a_head_that_only_its_place_and_its_size_show_is_marked_as_a_guess():
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 9))
+    assert [(row.role_shown, row.is_guessed) for row in gradtx.muon_for(model).rows if row.role == "head"] == [
+        ("head?", True)
+    ]
+    model = nn.ModuleDict({"embed": nn.Embedding(9, 4), "lm_head": nn.Linear(4, 9, bias=False)})
+    assert [row.is_guessed for row in gradtx.muon_for(model).rows] == [False, False]
 
 
 class Mixer(nn.Module):

@@ -12,7 +12,7 @@ from gradtx.slots import linear
 __all__ = ["acprop", "scale_by_acprop"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_acprop(
     betas=(0.9, 0.999),
     eps=1e-16,

@@ -10,7 +10,7 @@ from gradtx.rules import alias, per_tensor
 __all__ = ["adabelief", "scale_by_belief"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_belief(
     betas=(0.9, 0.999),
     eps=1e-16,

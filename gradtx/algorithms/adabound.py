@@ -10,7 +10,7 @@ from gradtx.rules import alias, per_tensor
 __all__ = ["adabound", "scale_by_adabound"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_adabound(
     lr,
     final_lr: NonNegative = 0.1,

@@ -11,7 +11,7 @@ from gradtx.slots import square
 __all__ = ["adadelta", "scale_by_adadelta"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_adadelta(rho: Fraction = 0.9, eps=1e-6):
     r"""Rescale gradients to the size of earlier steps: Adadelta's direction, in the units of a weight.
 

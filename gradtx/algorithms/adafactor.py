@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-@per_tensor(whole="sums")
+@per_tensor(whole="sums", length="sets")
 def scale_by_factored_rms_torch(
     beta2_decay: NonPositive = -0.8, eps: NonNegative | None = None
 ):

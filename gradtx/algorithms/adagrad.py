@@ -13,7 +13,7 @@ from gradtx.transform import chain
 __all__ = ["adagrad", "scale_by_rss"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_rss(eps=1e-10, initial_accumulator_value: NonNegative = 0.0):
     r"""Divide by the root of the sum of all squared gradients so far: Adagrad's direction.
 

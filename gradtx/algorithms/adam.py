@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_adam(
     betas=(0.9, 0.999),
     eps=1e-8,
@@ -74,7 +74,7 @@ def scale_by_adam(
     return moments, update
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_adam_hat(
     betas=(0.9, 0.999),
     eps: NonNegative = 1e-8,

@@ -25,7 +25,7 @@ from gradtx.transform import chain
 __all__ = ["adam_atan2", "scale_by_atan2"]
 
 
-@per_tensor(elementwise=is_without_caution)
+@per_tensor(elementwise=is_without_caution, length="sets")
 def scale_by_atan2(
     betas=(0.9, 0.99),
     a: Positive = 1.27,

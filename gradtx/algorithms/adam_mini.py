@@ -44,7 +44,7 @@ def _spread(values: Tensor, like: Tensor) -> Tensor:
     return repeated.reshape(-1, *[1] * (like.ndim - 1))
 
 
-@per_tensor
+@per_tensor(length="sets")
 def scale_by_block_adam(
     betas=(0.9, 0.999), eps=1e-8, block: Count | Literal["row", "tensor"] = "row"
 ):

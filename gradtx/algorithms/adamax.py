@@ -13,7 +13,7 @@ from gradtx.slots import square
 __all__ = ["adamax", "scale_by_adamax"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_adamax(betas=(0.9, 0.999), eps=1e-8):
     r"""Divide the mean gradient by a decaying maximum of its magnitude: AdaMax's direction.
 

@@ -13,7 +13,7 @@ from gradtx.transform import chain
 __all__ = ["adams", "scale_by_adam_stable_decay"]
 
 
-@per_tensor(elementwise=True, needs="params")
+@per_tensor(elementwise=True, needs="params", length="sets")
 def scale_by_adam_stable_decay(
     betas=(0.9, 0.999),
     eps=1e-8,

@@ -15,7 +15,7 @@ from gradtx.transform import chain
 __all__ = ["adan", "scale_by_adan"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_adan(betas=(0.98, 0.92, 0.99), eps=1e-8):
     r"""Extrapolate the mean gradient by its mean change, and divide by their combined root mean square: Adan.
 

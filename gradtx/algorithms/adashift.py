@@ -23,7 +23,7 @@ _REDUCTIONS = {
 }
 
 
-@per_tensor(elementwise=lambda arguments: arguments["reduce"] == "none")
+@per_tensor(elementwise=lambda arguments: arguments["reduce"] == "none", length="sets")
 def scale_by_adashift(
     betas=(0.9, 0.999),
     keep_num: Count = 10,

@@ -13,7 +13,7 @@ from gradtx.slots import linear, square, start
 __all__ = ["adasmooth", "scale_by_adasmooth"]
 
 
-@per_tensor(elementwise=True, needs="params")
+@per_tensor(elementwise=True, needs="params", length="sets")
 def scale_by_adasmooth(
     betas=(0.5, 0.99),
     eps=1e-6,

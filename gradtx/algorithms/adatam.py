@@ -15,7 +15,7 @@ from gradtx.rules import alias, per_tensor
 __all__ = ["adatam", "scale_by_adatam"]
 
 
-@per_tensor
+@per_tensor(length="sets")
 def scale_by_adatam(betas=(0.9, 0.999), decay_rate: Decay = 0.9, eps=1e-8):
     r"""Divide a torque-aware momentum by the root mean square of the gradients: AdaTAM's direction.
 

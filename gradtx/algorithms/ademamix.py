@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_ademamix(
     betas=(0.9, 0.999, 0.9999),
     alpha: NonNegative = 2.0,
@@ -69,7 +69,7 @@ def scale_by_ademamix(
     return {**moments, "exp_avg_slow": linear(slow=True)}, update
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_simplified_ademamix(
     betas=(0.99, 0.95),
     alpha: NonNegative = 0.0,

@@ -39,7 +39,7 @@ def _after_first(normal, g, state, betas, ctx):
     }
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_adopt(
     betas=(0.9, 0.9999),
     eps=1e-6,
@@ -81,7 +81,7 @@ def scale_by_adopt(
     return MOMENTS, update
 
 
-@per_tensor(elementwise=is_without_caution)
+@per_tensor(elementwise=is_without_caution, length="sets")
 def scale_by_adopt_atan2(
     betas=(0.9, 0.99),
     a: Positive = 1.27,
@@ -104,13 +104,13 @@ def scale_by_adopt_atan2(
         A transformation that keeps shapes and dtypes. State: `exp_avg`, `exp_avg_sq`, shaped as the parameter.
 
     Example:
-        >>> tx = gradtx.scale_by_adopt_atan2(betas=(0.0, 0.5), a=4 / torch.pi)
+        >>> tx = gradtx.scale_by_adopt_atan2(betas=(0.0, 0.5), a=1.0)
         >>> state = tx.init({"w": torch.zeros(1)})
         >>> for _ in range(2):
         ...     updates, state = tx.update({"w": torch.tensor([-3.0])}, state)
         ...     print(updates["w"])
         tensor([0.])
-        tensor([-1.])
+        tensor([-0.7854])
 
     Source: adam-atan2-pytorch 0.4.1, after Taniguchi et al. 2024, arXiv:2411.02853. Departures: none from the former.
     """

@@ -34,10 +34,10 @@ def scale_by_polyak(max_lr: Annotated[Scalar, "[0, inf]"] | None = None, eps=1e-
     Example:
         >>> tx = gradtx.scale_by_polyak(eps=0.0)
         >>> # loss: the norm of w, which becomes 0 in one step
-        >>> params = {"w": torch.tensor([3.0, 4.0])}
-        >>> updates, _ = tx.update({"w": params["w"] / 5}, tx.init(params), value=5.0)
+        >>> params = {"w": torch.tensor([1.5, 2.0])}
+        >>> updates, _ = tx.update({"w": params["w"] / 2.5}, tx.init(params), value=2.5)
         >>> updates["w"]
-        tensor([-3., -4.])
+        tensor([-1.5000, -2.0000])
 
     Source: Polyak 1969; Berrada et al. 2019, arXiv:1906.05661. Departures: the step is 0 where both the gradient and
     eps are 0.

@@ -10,7 +10,7 @@ from gradtx.slots import ema, linear, square
 __all__ = ["ano", "scale_by_ano"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_ano(betas=(0.92, 0.99), eps=1e-8, logarithmic=False):
     r"""Combine the sign of the momentum with the size of the gradient, divided by a root mean square: Ano's direction.
 

@@ -16,7 +16,7 @@ from gradtx.rules import alias, per_tensor
 __all__ = ["apollo_low_rank", "scale_by_apollo_low_rank"]
 
 
-@per_tensor
+@per_tensor(length="sets")
 def scale_by_apollo_low_rank(
     betas=(0.9, 0.999),
     eps=1e-6,
@@ -92,7 +92,8 @@ def apollo_low_rank(
 
     $p \leftarrow (p - \eta\, d)(1 - \eta \lambda)$ with the direction $d$ of `scale_by_apollo_low_rank`.
 
-    When to use: training with little more memory than SGD. APOLLO-Mini is `rank=1`, `scale=128.0`,
+    When to use: training with little more memory than SGD, where matrices are much larger than `rank`; the default of
+    128 keeps more than AdamW does for matrices of 64 columns. APOLLO-Mini is `rank=1`, `scale=128.0`,
     `scale_type="tensor"`.
 
     Args:

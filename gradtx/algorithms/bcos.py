@@ -15,7 +15,7 @@ from gradtx.slots import linear, square
 __all__ = ["bcos", "scale_by_bcos"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_bcos(
     beta: Decay = 0.9,
     beta2: Decay | None = None,

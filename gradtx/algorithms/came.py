@@ -14,7 +14,7 @@ from gradtx.transform import chain
 __all__ = ["came", "scale_by_confidence"]
 
 
-@per_tensor
+@per_tensor(length="sets")
 def scale_by_confidence(
     beta1: Decay = 0.9, beta3: Decay = 0.9999, eps: Positive = 1e-16
 ):

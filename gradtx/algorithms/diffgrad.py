@@ -10,7 +10,7 @@ from gradtx.slots import linear
 __all__ = ["diffgrad", "scale_by_diffgrad"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_diffgrad(betas=(0.9, 0.999), eps=1e-8):
     r"""Damp Adam's direction where the gradient barely changes: diffGrad's direction.
 

@@ -26,7 +26,14 @@ __all__ = [
 ]
 
 
-@per_tensor(whole=True, dims=(2, 2), random=True, compiles="lists", amplifies=True)
+@per_tensor(
+    whole=True,
+    dims=(2, 2),
+    random=True,
+    compiles="lists",
+    amplifies=True,
+    length="sets",
+)
 def scale_by_dion(
     mu: Decay = 0.95,
     rank: Annotated[float | int, "(0, inf)"] = 1.0,
@@ -56,8 +63,9 @@ def scale_by_dion(
     Example:
         >>> tx = gradtx.scale_by_dion(rank=1, init="eye")
         >>> grads = {"w": torch.tensor([[3.0, 0.0], [4.0, 0.0]])}
-        >>> tx.update(grads, tx.init(grads))[0]["w"].norm(dim=0)
-        tensor([1., 0.])
+        >>> tx.update(grads, tx.init(grads))[0]["w"].abs()
+        tensor([[0.6000, 0.0000],
+                [0.8000, 0.0000]])
 
     Source: Ahn et al. 2025, arXiv:2504.05295. Departures: none from dion_simple, which does not transpose wide
     matrices; where a column of $R$ is 0, that of $Q$ is unchanged and the result is 0.
@@ -90,7 +98,7 @@ def scale_by_dion(
     return first, update
 
 
-@per_tensor(whole=True, dims=(2, 2), compiles="lists", amplifies=True)
+@per_tensor(whole=True, dims=(2, 2), compiles="lists", amplifies=True, length="sets")
 def orthogonalize_slices(
     fraction: Annotated[float | int, "(0, 1]"] = 0.25,
     ef_decay: Decay = 0.95,

@@ -48,7 +48,9 @@ def _check(start: int, frequency: int, eps: Any, pseudo_inverse: bool) -> None:
         )
 
 
-@per_tensor(compiles="lists", capturable=False, whole=True, amplifies=True)
+@per_tensor(
+    compiles="lists", capturable=False, whole=True, amplifies=True, length="sets"
+)
 def scale_by_distributed_shampoo(
     betas: tuple[Decay, Fraction] = (0.9, 1.0),
     beta3: Decay | None = None,
@@ -222,7 +224,7 @@ def distributed_shampoo(
             `eps` and `pseudo_inverse` is set, or if `params` is missing.
 
     Example:
-        >>> tx = gradtx.distributed_shampoo(lr=1.0, eps=1e-4)
+        >>> tx = gradtx.distributed_shampoo(lr=1.0, eps=1e-2)
         >>> params = {"w": torch.zeros(2)}
         >>> # along the gradient, because its full matrix is used, with the norm of Adam's step
         >>> tx.update({"w": torch.tensor([3.0, 4.0])}, tx.init(params), params)[0]["w"]

@@ -39,6 +39,7 @@ def _dog(moved, square, state, init_eta):
     needs="params",
     shared=lambda arguments: {"max_dist": 0.0, "sum_sq": arguments["eps"]},
     agree=("reps_rel", "eps", "init_eta"),
+    length="sets",
 )
 def scale_by_dog(
     reps_rel: Positive = 1e-6,
@@ -96,7 +97,7 @@ def scale_by_dog(
     return {"param_init": start()}, update
 
 
-@per_tensor(takes_complex=True, needs="params")
+@per_tensor(takes_complex=True, needs="params", length="sets")
 def scale_by_ldog(
     reps_rel: Positive = 1e-6,
     eps=1e-8,
@@ -154,6 +155,7 @@ def _first_sums(arguments):
     needs="params",
     shared=_first_sums,
     agree=("eps", "init_estim_sq_dist"),
+    length="sets",
 )
 def scale_by_dowg(eps: Positive = 1e-4, init_estim_sq_dist: Positive | None = None):
     r"""Multiply the gradient by the squared distance from the start over a weighted norm of all gradients: DoWG.

@@ -17,7 +17,7 @@ from gradtx.transform import chain
 __all__ = ["fadam", "scale_by_fadam"]
 
 
-@per_tensor(needs="params")
+@per_tensor(needs="params", length="sets")
 def scale_by_fadam(
     betas=(0.9, 0.999),
     eps=1e-8,

@@ -46,7 +46,7 @@ def limit_growth(
     return x / growth, {"last_norm": length / growth}
 
 
-@per_tensor(amplifies=True)
+@per_tensor(amplifies=True, length="sets")
 def scale_by_fira(
     betas=(0.9, 0.999),
     eps=1e-6,

@@ -16,7 +16,7 @@ from gradtx.transform import chain
 __all__ = ["focus", "scale_by_focus"]
 
 
-@per_tensor(elementwise=True, needs="params")
+@per_tensor(elementwise=True, needs="params", length="sets")
 def scale_by_focus(
     betas=(0.9, 0.999),
     gamma: NonNegative = 0.1,

@@ -30,10 +30,10 @@ def fromage(lr=0.01, p_bound: Positive | None = None):
 
     Example:
         >>> tx = gradtx.fromage(lr=0.75)
-        >>> params = {"w": torch.tensor([5.0, 0.0])}
+        >>> params = {"w": torch.tensor([2.5, 0.0])}
         >>> updates, _ = tx.update({"w": torch.tensor([0.0, 1e-3])}, tx.init(params), params)
         >>> gradtx.apply_updates(params, updates)["w"]
-        tensor([ 4., -3.])
+        tensor([ 2.0000, -1.5000])
 
     Source: Bernstein et al. 2020, arXiv:2002.03432. Departures: none; weights also shrink where the gradient is 0.
     """

@@ -81,10 +81,10 @@ def adam_h(
 
     Example:
         >>> tx = gradtx.adam_h(lr=0.1)
-        >>> params = {"w": torch.tensor([3.0, 4.0])}
+        >>> params = {"w": torch.tensor([1.5, 2.0])}
         >>> updates, _ = tx.update({"w": torch.tensor([1.0, -9.0])}, tx.init(params), params)
         >>> gradtx.apply_updates(params, updates)["w"].norm()
-        tensor(5.0000)
+        tensor(2.5000)
 
     Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none.
     """
@@ -126,10 +126,10 @@ def muon_h(
 
     Example:
         >>> tx = gradtx.muon_h(lr=0.1)
-        >>> params = {"w": torch.tensor([[3.0, 4.0]])}
+        >>> params = {"w": torch.tensor([[1.5, 2.0]])}
         >>> updates, _ = tx.update({"w": torch.tensor([[1.0, -9.0]])}, tx.init(params), params)
         >>> gradtx.apply_updates(params, updates)["w"].norm()
-        tensor(5.0000)
+        tensor(2.5000)
 
     Source: Hyperball, blog of K. Wen 2025; NVIDIA Emerging-Optimizers. Departures: every leaf has its own radius.
     """

@@ -24,7 +24,13 @@ from gradtx.slots import init_of
 __all__ = ["kl_shampoo", "kl_soap", "scale_by_kl_shampoo"]
 
 
-@per_tensor(whole=True, compiles="lists", capturable="after first", amplifies=True)
+@per_tensor(
+    whole=True,
+    compiles="lists",
+    capturable="after first",
+    amplifies=True,
+    length="sets",
+)
 def scale_by_kl_shampoo(
     betas=(0.95, 0.95),
     eps=1e-8,

@@ -13,7 +13,7 @@ from gradtx.transform import chain
 __all__ = ["lamb", "scale_by_lamb"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_lamb(
     betas=(0.9, 0.999),
     eps=1e-6,

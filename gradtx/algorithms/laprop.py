@@ -16,7 +16,7 @@ __all__ = ["laprop", "scale_by_laprop"]
 CENTERED_AFTER = 10
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_laprop(
     betas=(0.9, 0.999),
     eps=1e-15,

@@ -21,6 +21,7 @@ __all__ = ["lars", "scale_by_lars"]
     whole="sums",
     takes_complex=lambda arguments: arguments["min_ndim"] == 0,
     needs="params",
+    length="sets",
 )
 def scale_by_lars(
     trust_coefficient: Positive = 0.001,
@@ -52,7 +53,7 @@ def scale_by_lars(
         ValueError: If `trust_clip` is set without `lr`.
 
     Example:
-        >>> tx = gradtx.scale_by_lars(trust_coefficient=0.1, eps=0.0, min_ndim=1)
+        >>> tx = gradtx.scale_by_lars(trust_coefficient=0.15, eps=0.0, min_ndim=1)
         >>> params = {"w": torch.tensor([6.0, 8.0]), "scale": torch.tensor(2.0)}
         >>> updates, _ = tx.update(
         ...     {"w": torch.tensor([0.0, 1e-3]), "scale": torch.tensor(5.0)},
@@ -60,7 +61,7 @@ def scale_by_lars(
         ...     params,
         ... )
         >>> updates
-        {'w': tensor([0., 1.]), 'scale': tensor(5.)}
+        {'w': tensor([0.0000, 1.5000]), 'scale': tensor(5.)}
 
     Source: You et al. 2017, arXiv:1708.03888; trust_clip: NVIDIA's apex LARC. Departures: the paper has no eps.
     """

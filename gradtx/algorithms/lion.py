@@ -12,7 +12,7 @@ from gradtx.slots import linear
 __all__ = ["lion", "scale_by_lion"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_lion(betas=(0.9, 0.99)):
     r"""Replace every gradient by the sign of an interpolated momentum: Lion's direction.
 

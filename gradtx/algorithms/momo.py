@@ -114,9 +114,9 @@ def scale_by_momo(
     Example:
         >>> tx = gradtx.scale_by_momo(lr=10.0)
         >>> # the loss is the norm of w, and 0 is its lower bound
-        >>> params = {"w": torch.tensor([3.0, 4.0])}
-        >>> tx.update({"w": params["w"] / 5}, tx.init(params), params, value=5.0)[0]["w"]
-        tensor([-3., -4.])
+        >>> params = {"w": torch.tensor([1.5, 2.0])}
+        >>> tx.update({"w": params["w"] / 2.5}, tx.init(params), params, value=2.5)[0]["w"]
+        tensor([-1.5000, -2.0000])
 
     Source: Schaipp et al. 2023, arXiv:2305.07583. Departures: the step is 0 where the mean gradient is 0.
     """

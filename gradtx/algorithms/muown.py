@@ -159,13 +159,13 @@ def muown(
 
     Example:
         >>> tx = gradtx.muown(lr=0.1)
-        >>> params = {"w": torch.tensor([[3.0, 4.0]])}
+        >>> params = {"w": torch.tensor([[1.5, 2.0]])}
         >>> updates, state = tx.update(
         ...     {"w": torch.tensor([[-4.0, 3.0]])}, tx.init(params), params
         ... )
         >>> # a gradient orthogonal to the row keeps its length
         >>> gradtx.apply_updates(params, updates)["w"].norm()
-        tensor(5.)
+        tensor(2.5000)
 
     Source: Muown, arXiv:2605.10797. Departures: none.
     """

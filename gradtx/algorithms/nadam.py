@@ -11,7 +11,7 @@ from gradtx.slots import scalar
 __all__ = ["nadam", "scale_by_nadam"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_nadam(
     betas=(0.9, 0.999),
     eps=1e-8,

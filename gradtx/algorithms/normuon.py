@@ -68,13 +68,13 @@ def normuon(
         ValueError: If a leaf is not a matrix and there is no `fallback`.
 
     Example:
-        >>> tx = gradtx.normuon(lr=1.0, weight_decay=0.0, rms=0.5)
+        >>> tx = gradtx.normuon(lr=1.0, weight_decay=0.0, rms=0.25)
         >>> params = {"w": torch.zeros(2, 2)}
         >>> updates, _ = tx.update(
         ...     {"w": torch.tensor([[3.0, 0.0], [0.0, 0.1]])}, tx.init(params), params
         ... )
         >>> updates["w"].norm()
-        tensor(1.0000)
+        tensor(0.5000)
 
     Source: Li et al. 2025, arXiv:2510.05491; zichongli5/NorMuon, microsoft/dion. Departures: none; three rules have
     this name: dion's is adjust_lr_fn="spectral", nesterov=False, eps=1e-8; axis="long" is that of NVIDIA

@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_adapnm(
     betas: tuple[Decay, Decay, Fraction] = (0.9, 0.999, 1.0),
     eps=1e-8,

@@ -260,6 +260,7 @@ def _lower_bound(x: Tensor) -> Tensor:
     # Random probes depend on a leaf's name, which programs for many leaves do not know.
     compiles=lambda arguments: "lists" if arguments["probes"] == "expected" else False,
     amplifies=True,
+    length="sets",
 )
 def scale_by_psgd_kron(
     b1: Decay = 0.9,
@@ -388,7 +389,7 @@ def _schedule(every: int | None, state, ctx) -> tuple[Any, Any, dict[str, Tensor
     return is_due, number, counts
 
 
-@per_tensor(whole=True, amplifies=True)
+@per_tensor(whole=True, amplifies=True, length="sets")
 def scale_by_psgd_pro(
     momentum: Decay = 0.9,
     beta_lip: Decay = 0.9,

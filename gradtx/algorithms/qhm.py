@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_qhadam(
     betas=(0.9, 0.999),
     nus: tuple[Scalar, Fraction] = (1.0, 1.0),

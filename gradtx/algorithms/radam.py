@@ -28,7 +28,7 @@ def rectified_direction(
     return rate / ctx.bias_correction(beta1) * mean / divisor
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_radam(
     betas=(0.9, 0.999),
     eps=1e-8,

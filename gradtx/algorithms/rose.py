@@ -11,7 +11,7 @@ from gradtx.rules import alias, per_tensor
 __all__ = ["rose", "scale_by_range"]
 
 
-@per_tensor(whole=True)
+@per_tensor(whole=True, length="sets")
 def scale_by_range(centralize=True, stabilize=True):
     r"""Divide each index of the first dimension by the range of its entries: Rose's direction.
 

@@ -29,6 +29,7 @@ def params_if_decayed(arguments: dict[str, Any]) -> tuple[str, ...]:
     capturable=False,
     whole=params_if_decayed,
     amplifies=True,
+    length="sets",
 )
 def scale_by_shampoo(
     momentum: Decay = 0.0,

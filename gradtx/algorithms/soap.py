@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-@per_tensor(amplifies=True)
+@per_tensor(amplifies=True, length="sets")
 def scale_by_soap(
     betas=(0.95, 0.95),
     shampoo_beta: Decay | None = None,

@@ -30,7 +30,7 @@ from gradtx.transform import chain
 __all__ = ["scale_by_spam", "spam", "stable_spam"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_spam(
     betas=(0.9, 0.999),
     eps=1e-6,

@@ -12,7 +12,8 @@ __all__ = ["scale_by_stable_adam", "stable_adamw"]
 
 
 @per_tensor(
-    needs=lambda arguments: () if is_off(arguments["weight_decay"]) else ("params",)
+    needs=lambda arguments: () if is_off(arguments["weight_decay"]) else ("params",),
+    length="sets",
 )
 def scale_by_stable_adam(
     betas=(0.9, 0.99),

@@ -13,7 +13,7 @@ from gradtx.slots import filled, linear, square
 __all__ = ["scale_by_yogi", "yogi"]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_yogi(
     betas=(0.9, 0.999),
     eps=1e-3,

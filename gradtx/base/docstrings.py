@@ -57,6 +57,48 @@ def with_errors(docstring: str, causes: Mapping[str, Sequence[str]]) -> str:
     return "\n\n".join(filter(None, parts))
 
 
+# What an optimizer passes to the chain itself.
+_NEEDS_PARAMS = re.compile(
+    r"(?:, or if|, if|If) `params` is missing(?: although weights\s+decay)?(?=[,.])"
+)
+
+
+def of_class(docstring: str, example: str) -> str:
+    """Return the docstring of a factory as that of the optimizer's class.
+
+    Args:
+        docstring: That of the factory.
+        example: The section `Example` of the class.
+    """
+    parts = re.split(r"^(?=(?:Returns|Raises|Example|Source):)", docstring, flags=re.M)
+    kept: list[str] = []
+    for part in parts:
+        if part.startswith("Returns:"):
+            state = re.search(r"\bState:.*", part, re.DOTALL)
+            part = f"{' '.join(state[0].split())}\n\n" if state else ""
+            part = textwrap.fill(part, 120) + "\n\n" if part else ""
+        elif part.startswith("Raises:"):
+            part = _without_params(part)
+        elif part.startswith("Example:"):
+            part = f"{example}\n"
+        kept.append(part)
+    return "".join(kept).rstrip()
+
+
+def _without_params(section: str) -> str:
+    """Return a section `Raises` without the errors of a call that lacks the parameters."""
+    lines: list[str] = []
+    for name, cause in _ENTRY.findall(section.replace(" or `params` is", " is")):
+        text = _NEEDS_PARAMS.sub("", " ".join(cause.split())).lstrip(", ")
+        if text in ("", "."):
+            continue
+        text = re.sub(r"^(?:or )?if ", "If ", text)
+        if ", or if " not in text:
+            text = ", or if ".join(text.rsplit(", if ", 1))
+        lines.append(_entry(name, text))
+    return "\n".join(["Raises:", *lines, "", ""]) if lines else ""
+
+
 def _sentence(clauses: Sequence[str]) -> str:
     """Return "If a, if b, or if c." of clauses, of which the last may be a list of its own."""
     *most, last = clauses

@@ -163,7 +163,7 @@ class Frozen(Combinator):
         return []
 
 
-@combinator(sign="either")
+@combinator(sign="neutral")
 def freeze(where: Static[Where]):
     """Leave some leaves exactly unchanged.
 

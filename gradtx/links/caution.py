@@ -112,7 +112,7 @@ def mask_by_alignment(
     return init, update
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_sign():
     r"""Replace every entry by its sign: $u \mapsto \mathrm{sign}(u)$.
 

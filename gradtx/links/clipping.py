@@ -106,7 +106,7 @@ def clip_spikes(
     return {"exp_avg_sq": square()}, update
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="bounds")
 def clip_by_value(max_value: PositiveOrInf):
     """Clamp every entry to [-max_value, max_value].
 
@@ -128,7 +128,7 @@ def clip_by_value(max_value: PositiveOrInf):
     return update
 
 
-@per_tensor(takes_complex=True)
+@per_tensor(takes_complex=True, length="bounds")
 def clip_by_norm(max_norm: PositiveOrInf):
     r"""Scale each leaf separately to a norm of at most `max_norm`: $u \min(1, c / \lVert u \rVert)$.
 
@@ -161,6 +161,7 @@ def clip_by_norm(max_norm: PositiveOrInf):
     shared=lambda arguments: {"norm": 0.0} if arguments["stale"] else {},
     summed={"norm": safe_sqrt},
     extras={"global_norm": "scalar?"},
+    length="bounds",
 )
 def clip_by_global_norm(
     max_norm: PositiveOrInf,
@@ -207,7 +208,7 @@ def clip_by_global_norm(
     return update_by_norm_of_before if stale else update
 
 
-@per_tensor(elementwise=True, agree="eps")
+@per_tensor(elementwise=True, agree="eps", length="sets")
 def normalize_by_global_norm(eps=1e-6):
     r"""Scale the whole tree to norm 1, preserving its direction: $u / (G + \epsilon)$.
 
@@ -240,7 +241,7 @@ def shrink(size: Tensor, bound) -> Tensor:
     return quotient(bound, size, size > bound, 1.0)
 
 
-@per_tensor(needs="params")
+@per_tensor(needs="params", length="bounds")
 def clip_adaptive(clipping: Positive = 0.01, eps: NonNegative = 1e-3):
     r"""Clip the update of each output unit relative to the norm of its weights (adaptive gradient clipping).
 
@@ -339,7 +340,7 @@ def soft_row_clip(x: Tensor, max_norm: Scalar) -> Tensor:
     return x / at_least(half * ((size - middle) / half).tanh() + middle, 1e-5)
 
 
-@per_tensor(takes_complex=True)
+@per_tensor(takes_complex=True, length="bounds")
 def clip_to_history(
     lambda_rel: Positive = 1.05,
     lambda_abs: Positive = 1.0,
@@ -399,6 +400,7 @@ def clip_to_history(
     elementwise=True,
     shared={"mean": 0.0, "var": 0.0, "count": 0.0},
     agree=("z_thresh", "alpha", "warmup_steps", "max_norm", "eps", "mode", "clip_to"),
+    length="bounds",
 )
 def clip_by_zscore(
     z_thresh: Positive = 2.5,
@@ -483,7 +485,7 @@ def clip_by_zscore(
     return update
 
 
-@per_tensor(takes_complex=True)
+@per_tensor(takes_complex=True, length="sets")
 def normalize_by_norm_history(gammas: Decays = (0.7, 0.9), eps=1e-8):
     r"""Scale each leaf to its mean norm relative to the variation of that norm: Stable-SPAM's normalization.
 
@@ -570,7 +572,7 @@ def rms_of_sums(sums, x: Tensor) -> Tensor:
     return safe_sqrt(sums["square"] / max(x.numel(), 1))
 
 
-@per_tensor(whole="sums")
+@per_tensor(whole="sums", length="bounds")
 def clip_by_block_rms(threshold: Positive = 1.0):
     r"""Scale each leaf to a root mean square of at most `threshold`: $u / \max(1, \mathrm{rms}(u)/d)$.
 
@@ -583,9 +585,9 @@ def clip_by_block_rms(threshold: Positive = 1.0):
         A transformation that keeps shapes and dtypes; no state.
 
     Example:
-        >>> tx = gradtx.clip_by_block_rms(1.0)
-        >>> tx.update({"a": torch.tensor([4.0, 4.0]), "b": torch.tensor([0.5])}, tx.init({}))[0]
-        {'a': tensor([1.0000, 1.0000]), 'b': tensor([0.5000])}
+        >>> tx = gradtx.clip_by_block_rms(0.5)
+        >>> tx.update({"a": torch.tensor([4.0, 4.0]), "b": torch.tensor([0.25])}, tx.init({}))[0]
+        {'a': tensor([0.5000, 0.5000]), 'b': tensor([0.2500])}
 
     Source: Shazeer and Stern 2018, arXiv:1804.04235. Departures: none.
     """
@@ -597,7 +599,7 @@ def clip_by_block_rms(threshold: Positive = 1.0):
     return update
 
 
-@per_tensor
+@per_tensor(length="sets")
 def normalize_by_std(eps=1e-8):
     r"""Divide each leaf by the standard deviation of its entries: $u / (\sigma(u) + \epsilon)$.
 

@@ -33,7 +33,7 @@ def means_over(dim: int, keepdim: bool = False) -> Slot:
     return square(first)
 
 
-@per_tensor(whole="sums")
+@per_tensor(whole="sums", length="sets")
 def scale_by_factored_rms(
     decay_rate: NonPositive = -0.8,
     eps: Positive = 1e-30,

@@ -152,7 +152,7 @@ def correct_variance_exactly(gamma: NonNegative, beta: Decay, min_ndim: NonNegat
     return init, update
 
 
-@per_tensor
+@per_tensor(length="bounds")
 def correct_variance(
     gamma: NonNegative = 0.025,
     beta: Decay = 0.95,

@@ -35,6 +35,7 @@ _DIMS = {
     whole=lambda arguments: arguments["kind"] not in ("sign", "row", "column"),
     dims=lambda arguments: _DIMS.get(arguments["kind"]),
     amplifies=lambda arguments: arguments["kind"] in ("auto", "spectral", "conv"),
+    length="sets",
 )
 def lmo(
     kind: Kind = "auto",

@@ -58,7 +58,7 @@ def _wire(arguments: dict[str, Any]) -> torch.dtype | None:
     return None if mixes else arguments["dtype"]
 
 
-@per_tensor(whole=True, wire=_wire, dims=_dims_of_view, amplifies=True)
+@per_tensor(whole=True, wire=_wire, dims=_dims_of_view, amplifies=True, length="sets")
 def orthogonalize(
     coefs: StaticCoefficients = NEWTON_SCHULZ,
     steps: Steps | None = None,
@@ -221,7 +221,7 @@ def shape_factor(adjust: str | None, rows: int, columns: int, factor: Any = 0.2)
     return math.sqrt(ratio if adjust == "spectral" else max(1.0, ratio))
 
 
-@per_tensor(whole=True, dims=(2, 2))
+@per_tensor(whole=True, dims=(2, 2), length="sets")
 def balance_energy(steps: NonNegativeInt = 10, eps=1e-8):
     r"""Rescale rows and columns of a matrix until all rows have equal norms, and all columns too: Sinkhorn's iteration.
 
@@ -454,7 +454,7 @@ def unit_columns(vectors: Tensor) -> Tensor:
     return vectors / at_least(matrix_norms(vectors), torch.finfo(vectors.dtype).tiny)
 
 
-@per_tensor(whole=True, dims=(2, math.inf))
+@per_tensor(whole=True, dims=(2, math.inf), length="sets")
 def normalize_entries(
     beta: Decay = 0.999,
     eps=1e-8,

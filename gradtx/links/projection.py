@@ -518,7 +518,7 @@ def _on_sphere(x: Tensor, radius, eps) -> Tensor:
     return x * (radius / at_least(norm(x), eps))
 
 
-@per_tensor(takes_complex=True, needs="params")
+@per_tensor(takes_complex=True, needs="params", length="sets")
 def scale_to_radius(eps=1e-12):
     r"""Scale each update to the initial norm of its leaf: $u \mapsto R\, u / \max(\lVert u \rVert, \epsilon)$.
 
@@ -535,9 +535,9 @@ def scale_to_radius(eps=1e-12):
 
     Example:
         >>> tx = gradtx.scale_to_radius()
-        >>> params = {"w": torch.tensor([3.0, 4.0])}
+        >>> params = {"w": torch.tensor([1.5, 2.0])}
         >>> tx.update({"w": torch.tensor([0.0, 1e-3])}, tx.init(params), params)[0]["w"]
-        tensor([0., 5.])
+        tensor([0.0000, 2.5000])
 
     Source: Hyperball, blog of K. Wen 2025; HeavyBall. Departures: none.
     """

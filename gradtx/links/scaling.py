@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_rms(
     alpha: NonNegative = 0.99,
     eps=1e-8,
@@ -94,7 +94,7 @@ def norm_sums(p: Tensor, u: Tensor) -> OfLeaf:
     return OfLeaf(weights=p.square().sum(), size=u.square().sum())
 
 
-@per_tensor(whole="sums", takes_complex=True, needs="params")
+@per_tensor(whole="sums", takes_complex=True, needs="params", length="sets")
 def scale_by_trust_ratio(clip=False, weight_decay=0.0, always_adapt=True):
     r"""Rescale each update to the norm of its leaf's weights: $u \mapsto u \lVert p \rVert / \lVert u \rVert$.
 
@@ -110,12 +110,12 @@ def scale_by_trust_ratio(clip=False, weight_decay=0.0, always_adapt=True):
 
     Example:
         >>> tx = gradtx.scale_by_trust_ratio()
-        >>> params = {"w": torch.tensor([6.0, 8.0]), "b": torch.zeros(1)}
+        >>> params = {"w": torch.tensor([1.5, 2.0]), "b": torch.zeros(1)}
         >>> updates, _ = tx.update(
         ...     {"w": torch.tensor([0.0, 1e-3]), "b": torch.ones(1)}, tx.init(params), params
         ... )
         >>> updates
-        {'w': tensor([ 0., 10.]), 'b': tensor([1.])}
+        {'w': tensor([0.0000, 2.5000]), 'b': tensor([1.])}
 
     Source: You et al. 2019, arXiv:1904.00962; without clip and decay: Bernstein et al. 2020, arXiv:2002.03432.
     Departures: the optional bounds on the norm of the weights in LAMB's paper are omitted.
@@ -134,7 +134,7 @@ def scale_by_trust_ratio(clip=False, weight_decay=0.0, always_adapt=True):
     return update
 
 
-@per_tensor(takes_complex=True)
+@per_tensor(takes_complex=True, length="sets")
 def scale_by_layer_rms(beta: Decay = 0.98, eps=1e-8, amsgrad=False):
     r"""Divide the gradient of each leaf by a running average of its norm: NovoGrad's direction.
 
@@ -228,7 +228,7 @@ def scale_by_param_block_norm(min_scale: NonNegative = 1e-3):
     return update
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_rectified_rms(beta2: Decay = 0.999, eps=1e-8):
     r"""Divide by the root mean square of all gradients once there are enough of them: Schedule-Free RAdam.
 
@@ -438,7 +438,7 @@ def hold_until(t0: NonNegativeInt):
     return update
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_late_rms(beta: Decay = 0.9, eps=1e-8):
     r"""Divide updates by their root mean square from the second step on; the first update passes unchanged.
 
@@ -473,7 +473,7 @@ def scale_by_late_rms(beta: Decay = 0.9, eps=1e-8):
     return {"exp_avg_sq": square()}, update
 
 
-@per_tensor(elementwise=True)
+@per_tensor(elementwise=True, length="sets")
 def scale_by_gradient_rms(betas=(0.9, 0.999), eps=1e-8):
     r"""Divide a momentum by the root mean square of the gradient: the second half of Adam's direction.
 

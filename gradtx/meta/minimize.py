@@ -85,10 +85,13 @@ def minimize(
         node = None
         # Dynamo has no values of a chain that the compiled function makes.
         if _torch.TRACES_OBJECTS and not (tx._is_traced or tx._origin):
+            # Dynamo guards functions whose ids it takes, and only the code of others.
+            known = (tx, loss, until, solve, *linear.values())
+            ids = tuple(id(value) for value in known if callable(value) or value is tx)
             node = _graphs.solution(
                 (start, *args),
                 lambda structure, are_real: _planned(
-                    tx, loss, *chosen, structure, are_real
+                    ids, tx, loss, *chosen, structure, are_real
                 ),
             )
         return _untraced(tx, loss, start, args, *chosen) if node is None else node[0]
@@ -142,6 +145,7 @@ def _solver(
 
 @_torch.assume_constant
 def _planned(
+    ids: tuple[int, ...],
     tx: Any,
     loss: Any,
     steps: int,

@@ -13,7 +13,7 @@ from gradtx.base.messages import close
 from gradtx.base.other_libraries import counterpart, plain
 from gradtx.base.table import MODULES
 from gradtx.optim import classes
-from gradtx.optim.chain_checks import warn_of_chain
+from gradtx.optim.chain_checks import warn_of_ascent
 from gradtx.optim.classes import ALIASES, CLASSES
 from gradtx.optim.optimizer import ChainOptimizer as ChainOptimizer
 from gradtx.transform import GradientTransformation, check_transformation
@@ -87,9 +87,8 @@ def as_optimizer(
             optimizers, so that neither waits for the device; always with `capturable`. By default the scaler unscales
             gradients itself and does not call a step that it skips, as with torch's other optimizers.
 
-    Warns about links that would flip the sign twice (a learning rate or a decay after a learning rate), about links
-    that expect the finished step but precede a learning rate (`average`, `lookahead`, `map_after_step`), and about
-    unknown group keys that resemble a hyperparameter's name. Other unknown keys are kept.
+    Warns about chains without a link that flips the sign, whose steps increase the loss, and about unknown group keys
+    that resemble a hyperparameter's name. Other unknown keys are kept. `chain` warns about the order of its links.
 
     Raises:
         TypeError: If `tx` is not a transformation, if a parameter is not a tensor, or if `compile` is not True, False
@@ -122,7 +121,7 @@ def as_optimizer(
         capturable=capturable,
         amp_scaling=amp_scaling,
     )
-    warn_of_chain(tx)
+    warn_of_ascent(tx)
     return optimizer
 
 
@@ -153,6 +152,10 @@ def optimizer_hint(name: str, name_of: Mapping[str, str]) -> str:
     if meant is not None:
         return f"did you mean {name_of[meant]!r}?"
     return "gradtx.get_supported_optimizers() lists all names"
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})
 
 
 if not TYPE_CHECKING:  # type checkers report unknown names themselves

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, distributed
@@ -39,17 +39,14 @@ FOREIGN_KEYS = {
 }
 
 
-def warn_of_chain(tx: GradientTransformation) -> None:
-    """Warn about a chain whose steps increase the loss, or whose links are in the wrong order."""
-    fault = next(_faults(tx), None)
-    if fault is None and _ascends(tx):
-        fault = (
-            "no link of this chain flips the sign, so its steps increase the loss; end it with "
+def warn_of_ascent(tx: GradientTransformation) -> None:
+    """Warn about a chain whose steps increase the loss; `chain` itself warns about the order of its links."""
+    if _ascends(tx):
+        warn_user(
+            "as_optimizer: no link of this chain flips the sign, so its steps increase the loss; end it with "
             "scale_by_learning_rate(lr), or with scale(-1.0) if it already applies the rate (add scale(1.0) if this "
             "is intended)"
         )
-    if fault is not None:
-        warn_user(f"as_optimizer: {fault}")
 
 
 def _ascends(tx: GradientTransformation) -> bool | None:
@@ -80,66 +77,6 @@ def _jointly(ascend: Iterable[bool | None]) -> bool | None:
     """Combine the answers for the links of a chain."""
     answers = set(ascend)
     return False not in answers and (True in answers or None)
-
-
-def _faults(tx: GradientTransformation) -> Iterator[str]:
-    """Follow each chain, and describe links whose sign or position is wrong, each with the link that precedes it."""
-    while isinstance(tx, FactoryCall) and isinstance(tx._body, GradientTransformation):
-        tx = tx._body
-    children = tx._children()
-    for child in children:
-        yield from _faults(child)
-    if not isinstance(tx, Chain):
-        return
-    flips_again = any(map(_may_flip_sign, children))
-    rated = None  # the first child that scales by a learning rate
-    early = None  # the last link that expects the finished step
-    for child in children:
-        for link in child._links():
-            if early is not None and link._lr_role is not None:
-                yield (
-                    f"{early} needs the finished step, but {link._name} follows it, so {early} does not receive the "
-                    f"finished step; move {early} after {link._name}"
-                )
-            if link._follows_rate:
-                early = link._name
-        links = _links_on_path(child)
-        roles = [link for link in links if link._lr_role is not None]
-        misplaced = [link for link in roles if not link._arguments.get("fixed")]
-        if rated is not None and misplaced and not flips_again:
-            yield f"{child._name} follows {rated}, {_wrong_sign(misplaced[-1])}"
-        if rated is None and any(link._sign == "flips" for link in links):
-            rated = child._name
-
-
-def _wrong_sign(link: FactoryCall) -> str:
-    """Describe the effect of a learning rate, or a decay, after a learning rate."""
-    if link._sign == "flips" or link._lr_role == "owner":
-        return (
-            "and both scale by a learning rate, which flips the sign twice, so the loss increases; "
-            "remove one of them"
-        )
-    fixed = ", or pass fixed=True to it" if "fixed" in link._arguments else ""
-    return (
-        "which has already flipped the sign, so it pulls the weights the wrong way; move it before the learning "
-        f"rate{fixed}"
-    )
-
-
-def _links_on_path(child: GradientTransformation) -> list[FactoryCall]:
-    """Return the links that apply to every leaf at every step, which excludes links inside combinators."""
-    return [
-        link
-        for link in child._links()
-        if isinstance(link, FactoryCall) and not link._children()
-    ]
-
-
-def _may_flip_sign(child: GradientTransformation) -> bool:
-    """Whether a child may flip the sign on its own."""
-    if isinstance(child, FactoryCall) and child._arguments.get("maximize", False):
-        return True
-    return any(link._sign == "either" for link in _links_on_path(child))
 
 
 def warn_of_misspelt(who: str, keys: Iterable[Any], entries: Iterable[Entry]) -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from gradtx.base.docstrings import with_arguments
+import torch  # noqa: F401, in annotations, which tools evaluate here
+
+from gradtx.base.docstrings import of_class, with_arguments
 from gradtx.base.inputs import Params
 from gradtx.base.names import public_value
 from gradtx.base.table import CLASSES as CLASS_NAMES
+from gradtx.base.torch_names import not_traced
 from gradtx.maths.polynomials import default_steps
 from gradtx.optim.chain_checks import drop_engine_options
+from gradtx.optim.engine import (
+    Engine as Engine,
+)  # in annotations, which tools evaluate here
 from gradtx.optim.groups import Group, names_in_group
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.rules import complete_docstring
@@ -41,6 +48,7 @@ TOLD = {
     "seed": "Seed of the random vectors with which steps estimate `hessian_diag`.",
 }
 OPTIONS = inspect.signature(ChainOptimizer.__init__).parameters
+MODULE = "gradtx.optim"  # of all classes that this library creates
 
 
 class AliasOptimizer(ChainOptimizer):
@@ -67,10 +75,22 @@ class AliasOptimizer(ChainOptimizer):
         parameters = [of_instance, params, *own.parameters.values(), *options]
         signature = own.replace(parameters=parameters, return_annotation=own.empty)
         cls.__init__ = _constructor(cls, signature)
-        summary = f"`{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`, as for `as_optimizer`."
         complete_docstring(alias)
-        docstring = with_arguments(inspect.getdoc(alias), told)
-        cls.__doc__ = f"{summary}\n\n{docstring}" if docstring else summary
+        cls.__doc__ = _docstring(cls, alias, told)
+
+    @classmethod
+    def __subclasses__(cls) -> list[type]:
+        """Return the classes that users derive: those of this library exist only from their first use on.
+
+        Tools that look up short names, such as `AdamW`, then find the same class whatever was used before: torch's.
+        """
+        found: list[type] = []
+        for subclass in type.__subclasses__(cls):
+            if subclass.__module__ == MODULE:
+                found += subclass.__subclasses__()
+            else:
+                found.append(subclass)
+        return found
 
     def __init__(self, params: Params, *args: Any, **kwargs: Any):
         for name, value in self._options_of_groups(params).items():
@@ -158,6 +178,7 @@ def _constructor(
 ) -> Callable[..., None]:
     """Return an `__init__` with the signature of a class, which frameworks read to know the class's arguments."""
 
+    @not_traced
     def init(self: AliasOptimizer, *args: Any, **kwargs: Any) -> None:
         AliasOptimizer.__init__(self, *args, **kwargs)
 
@@ -166,8 +187,38 @@ def _constructor(
     function.__qualname__ = f"{cls.__qualname__}.__init__"
     function.__module__ = cls.__module__
     function.__signature__ = signature
-    function.__annotations__ = {}
+    function.__annotations__ = _annotations(cls, signature)
     return function
+
+
+def _annotations(
+    cls: type[AliasOptimizer], signature: inspect.Signature
+) -> dict[str, Any]:
+    """Return annotations that can be evaluated here; those of the alias are names in the module that defines it."""
+    alias: Any = cls._alias
+    types_of_alias = alias.spec.arguments.types
+    return {
+        name: types_of_alias.get(name, parameter.annotation)
+        for name, parameter in signature.parameters.items()
+        if name != "self"
+    }
+
+
+def _docstring(cls: type[AliasOptimizer], alias: Any, told: Mapping[str, str]) -> str:
+    """Return the docstring of a class: that of the alias, with what differs for an optimizer."""
+    summary = f"`{alias.__name__}` as a torch optimizer: `{cls.__name__}(params, ...)`, as for `as_optimizer`."
+    docstring = with_arguments(inspect.getdoc(alias), told)
+    if not docstring:
+        return summary
+    sample = alias.spec.arguments.sample()
+    required = "".join(f", {name}={value!r}" for name, value in sample.items())
+    is_evaluated = {"value_fn", "grad_fn", "value"} & {*alias(**sample).needs}
+    example = (
+        "Example:\n"
+        f"    >>> optimizer = {cls.__module__}.{cls.__name__}(model.parameters(){required})\n"
+        f"    >>> optimizer.step({'closure' if is_evaluated else ''})\n"
+    )
+    return f"{summary}\n\n{of_class(docstring, example)}"
 
 
 def _defaults_of(
@@ -204,12 +255,18 @@ class _Classes(Mapping[str, type[AliasOptimizer]]):
 
     def __init__(self) -> None:
         self._created: dict[str, type[AliasOptimizer]] = {}
+        self._lock = threading.RLock()  # threads that ask at once get one class
 
     def __getitem__(self, alias: str) -> type[AliasOptimizer]:
+        if alias not in CLASS_NAMES:
+            raise KeyError(alias)
         if alias not in self._created:
-            if alias not in CLASS_NAMES:
-                raise KeyError(alias)
-            self._created[alias] = class_of(public_value(alias), "gradtx.optim")
+            function = public_value(
+                alias
+            )  # not under the lock: imports have locks of their own
+            with self._lock:
+                if alias not in self._created:
+                    self._created[alias] = class_of(function, MODULE)
         return self._created[alias]
 
     def __iter__(self) -> Iterator[str]:
@@ -222,6 +279,10 @@ class _Classes(Mapping[str, type[AliasOptimizer]]):
 CLASSES = _Classes()
 ALIASES = {class_name: alias for alias, class_name in CLASS_NAMES.items()}
 __all__ = list(ALIASES)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

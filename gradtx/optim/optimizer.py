@@ -39,6 +39,7 @@ from gradtx.optim.chain_checks import (
 from gradtx.optim.checkpoint import Checkpoint, check_form, require
 from gradtx.optim.core import Core
 from gradtx.optim.device_counts import Scaling, check_capturable
+from gradtx.optim.engine import Engine
 from gradtx.optim.evaluation import Evaluation, evaluated
 from gradtx.optim.explain import Explanation, explain
 from gradtx.optim.groups import (
@@ -69,7 +70,6 @@ from gradtx.state.storage import check_patterns
 from gradtx.transform import GradientTransformation, check_transformation
 
 if TYPE_CHECKING:
-    from gradtx.optim.engine import Engine
     from gradtx.optim.release import ReleasedGradients
 
 
@@ -80,6 +80,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     # The number of steps so far, none of which had a gradient; None after the first gradient.
     _idle_steps: int | None = 0
 
+    @_torch.not_traced  # inside torch.compile, graphs break here
     @without_ambient
     def __init__(
         self,

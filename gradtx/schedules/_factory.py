@@ -161,6 +161,16 @@ def in_its_words(arguments: Arguments, options: Mapping[str, Any]) -> dict[str, 
     return renamed
 
 
+def _in_words_of(options: Mapping[str, Any], arguments: Arguments, message: str) -> str:
+    """Return a message about an argument with the name that the caller has typed."""
+    for typed in options:
+        word = word_for(typed, arguments)
+        prefix = f"{arguments.name}: {word} "
+        if word != typed and message.startswith(prefix):
+            return f"{arguments.name}: {typed} {message.removeprefix(prefix)}"
+    return message
+
+
 def word_for(name: str, arguments: Arguments) -> str:
     """Return a schedule's own name for a common keyword; other names are unchanged."""
     if name in arguments.by_name:
@@ -184,11 +194,16 @@ def schedule(
     @functools.wraps(function)
     def call(*args, **kwargs) -> Schedule:
         options = in_its_words(arguments, kwargs)
-        return MadeSchedule(factory, arguments.bind(args, options))
+        try:
+            return MadeSchedule(factory, arguments.bind(args, options))
+        except (TypeError, ValueError) as error:
+            raise type(error)(_in_words_of(kwargs, arguments, str(error))) from None
 
     factory: Any = call
     factory.function = function
     factory.arguments = arguments
-    factory.__signature__ = arguments.signature
+    # Command lines and files name what returns a rate.
+    factory.__signature__ = arguments.signature.replace(return_annotation=Schedule)
+    factory.__annotations__ = {**arguments.types, "return": Schedule}
     publish(factory)
     return factory

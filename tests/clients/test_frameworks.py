@@ -5,6 +5,8 @@
 
 import functools
 import re
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -147,6 +149,61 @@ def test_lightnings_command_line_builds_a_class_and_the_class_of_an_alias(tmp_pa
         optimizer = made.model.configure_optimizers()
         assert optimizer.param_groups[0]["lr"] == 1e-2
         assert type(optimizer).__name__ == path.rpartition(".")[2]
+
+
+def test_a_command_line_gives_a_schedule_by_its_path_and_its_arguments():
+    class Trainer:
+        def __init__(self, optimizer: Callable[[Iterable], torch.optim.Optimizer]):
+            self.make = optimizer
+
+    params = [torch.nn.Parameter(torch.ones(2))]
+    for options in (
+        ["=gradtx.optim.AdamW", ".lr=gradtx.cosine_schedule", ".lr.lr=0.1", ".lr.T_max=10"],
+        ["=gradtx.optim.AdamW", '.lr={"class_path": "gradtx.cosine_schedule", "init_args": {"lr": 0.1, "T_max": 10}}'],
+    ):
+        parser = framework("jsonargparse").ArgumentParser(exit_on_error=False)
+        parser.add_class_arguments(Trainer, "trainer")
+        given = parser.parse_args([f"--trainer.optimizer{option}" for option in options])
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+        optimizer = instantiate(given).trainer.make(params)
+        assert isinstance(optimizer.defaults["lr"], gradtx.Schedule)
+        assert optimizer.defaults["lr"](5) == pytest.approx(0.05)
+
+
+def test_short_names_mean_the_same_whatever_was_used_before():
+    framework("jsonargparse")
+    command = (
+        "from collections.abc import Callable, Iterable\n"
+        "import jsonargparse, torch, gradtx\n"
+        "class Trainer:\n"
+        "    def __init__(self, optimizer: Callable[[Iterable], torch.optim.Optimizer]): ...\n"
+        "def found(name):\n"
+        "    parser = jsonargparse.ArgumentParser(exit_on_error=False)\n"
+        "    parser.add_class_arguments(Trainer, 'trainer')\n"
+        "    try:\n"
+        "        return parser.parse_args([f'--trainer.optimizer={name}']).trainer.optimizer.class_path\n"
+        "    except Exception:\n"
+        "        return None\n"
+        "names = ('Lion', 'AdamW', 'Muon')\n"
+        "before = [found(name) for name in names]\n"
+        "assert found('gradtx.optim.Lion') == 'gradtx.optim.Lion'\n"
+        "gradtx.optim.AdamW, gradtx.optim.Muon\n"
+        "assert before == [found(name) for name in names] == [None, 'torch.optim.AdamW', 'torch.optim.Muon']\n"
+    )
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", command], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_class_resolver_as_pykeen_uses_it_knows_torchs_optimizers_after_ours_were_used():
+    framework("class_resolver")
+    command = (
+        "import torch, gradtx\n"
+        "gradtx.optim.Adam, gradtx.optim.LBFGS\n"
+        "from class_resolver.contrib.torch import optimizer_resolver\n"
+        "assert optimizer_resolver.lookup('adam') is torch.optim.Adam\n"
+    )
+    run = subprocess.run([sys.executable, "-W", "ignore", "-c", command], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @gradtx.alias(class_name="ClippedAdamW")

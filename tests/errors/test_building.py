@@ -170,9 +170,14 @@ BUILDING = {
         lambda: chain(torch.nn.Linear(1, 1)),
     ),
     f"chain: argument 1 must be a GradientTransformation, got 3; {MADE}": (TypeError, lambda: chain(3)),
-    f"chain: argument 1 must be a GradientTransformation, got [adam()]; {MADE}": (
+    "chain: argument 1 is a list of links; pass its items: chain(*links)": (TypeError, lambda: chain([gradtx.adam()])),
+    "warmup_cosine_schedule: total_steps must be an int, got 1000.0": (
         TypeError,
-        lambda: chain([gradtx.adam()]),
+        lambda: gradtx.warmup_cosine_schedule(total_steps=1e3, warmup_steps=1),
+    ),
+    "cosine_schedule: total_steps must be in [1, inf), got 0": (
+        ValueError,
+        lambda: gradtx.cosine_schedule(lr=0.1, total_steps=0),
     ),
     f"chain: argument 2 must be a GradientTransformation, got AdamW(...); {MADE}": (
         TypeError,
@@ -282,7 +287,7 @@ BUILDING = {
     ),
     "sgd: momentum must be in [0, inf), got nan": (
         ValueError,
-        lambda: chain(gradtx.adam(), gradtx.sgd()).replace(**{"momentum": NAN}),
+        lambda: chain(gradtx.centralize(), gradtx.sgd()).replace(**{"momentum": NAN}),
     ),
     f"sgd: lr {NUMBER}, got constant; wrap it: gradtx.Schedule(...)": (
         TypeError,
@@ -324,7 +329,7 @@ BUILDING = {
         TypeError,
         lambda: per_tensor(elementwize=True),
     ),
-    "whole_tree: unknown option 'elementwise'; known: capturable, extras, needs, rate, sign": (
+    "whole_tree: unknown option 'elementwise'; known: capturable, extras, length, needs, rate, sign": (
         TypeError,
         lambda: whole_tree(elementwise=True),
     ),

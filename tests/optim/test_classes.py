@@ -5,13 +5,18 @@ import inspect
 import itertools
 import pickle
 import re
+import subprocess
+import sys
+from typing import get_type_hints
 
 import pytest
 import torch
 
 import gradtx
 from gradtx.base.other_libraries import OPTIONS, OTHER_FORMS
+from gradtx.optim import ChainOptimizer
 from gradtx.optim.classes import CLASSES
+from gradtx.optim.engine import Engine
 from gradtx.optim.groups import ENGINE_OPTIONS
 from tests.conformance import example, examples_of
 from tests.optim.problems import assert_close, assert_equal, descend, loss_of, parameters, set_gradients, values
@@ -39,15 +44,87 @@ def test_a_class_has_the_signature_of_its_alias_after_params(name):
 def test_a_class_documents_all_its_arguments_and_has_a_name_to_pickle_it_by(name):
     cls = getattr(gradtx.optim, name)
     of_alias = inspect.getdoc(ALIASES[name])
-    before, returns = of_alias.partition("Args:")[0], of_alias.index("Returns:")
+    before, source = of_alias.partition("Args:")[0], of_alias.index("Source:")
     assert before in cls.__doc__
-    assert of_alias[returns:] in cls.__doc__
+    assert of_alias[source:] in cls.__doc__
     entries = re.findall(r"^Args:\n((?:    .*\n?|\n(?=    ))*)", cls.__doc__, re.MULTILINE)
     documented = re.findall(r"^    (\w+): ", "".join(entries), re.MULTILINE)
     _, *arguments = inspect.signature(cls).parameters
     assert documented == arguments
     assert (cls.__name__, cls.__qualname__, cls.__module__) == (name, name, "gradtx.optim")
     assert issubclass(cls, torch.optim.Optimizer)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_a_class_says_what_a_class_does_not_what_a_transformation_does(name):
+    cls = getattr(gradtx.optim, name)
+    said = inspect.getdoc(cls)
+    assert not re.search(r"^Returns:|A transformation|tx\.update|`params` is missing(?: although|[,.])", said, re.M)
+    for state in re.findall(r"\bState: (.*?)\n\n", inspect.getdoc(ALIASES[name]), re.DOTALL):
+        assert " ".join(state.split()) in " ".join(said.split())
+    (call,) = re.findall(r"^    >>> optimizer = (.*)$", said, re.MULTILINE)
+    model = torch.nn.Linear(2, 2, bias=False)
+    assert type(eval(call, {"gradtx": gradtx, "model": model})) is cls
+    needs_closure = {"value", "value_fn", "grad_fn"} & {*ALIASES[name](**example(ALIASES[name])).needs}
+    assert ("optimizer.step(closure)" in said) == bool(needs_closure)
+
+
+@pytest.mark.parametrize("name", ALIASES)
+def test_tools_that_read_types_find_those_of_a_constructor(name):
+    hints = get_type_hints(getattr(gradtx.optim, name).__init__)
+    _, *arguments = inspect.signature(getattr(gradtx.optim, name).__init__).parameters
+    assert hints.keys() - {"return"} <= set(arguments)
+    assert {"params", "compile"} <= hints.keys()
+
+
+def test_tools_that_read_types_find_those_of_the_base_class():
+    assert get_type_hints(ChainOptimizer.__init__)["compile"] == bool | Engine
+
+
+@pytest.mark.parametrize("module", [gradtx.optim, gradtx.optim.classes], ids=["optim", "classes"])
+def test_completion_and_tools_that_list_members_find_all_classes(module):
+    assert set(ALIASES) <= set(dir(module))
+    assert set(ALIASES) <= {name for name, value in inspect.getmembers(module, inspect.isclass)}
+
+
+def test_dir_shows_what_a_user_needs():
+    shown = {name for name in dir(gradtx) if not name.startswith("__")}
+    assert shown == set(gradtx.__all__)
+    assert {name for name in dir(gradtx.optim) if not name.startswith("__")} == set(gradtx.optim.__all__)
+
+
+def test_classes_are_found_by_short_names_only_where_users_derive_them():
+    """torch's names stay torch's, for tools that go through subclasses, whatever was used before."""
+
+    class Mine(gradtx.optim.Lion):
+        pass
+
+    def below(cls):
+        return {cls, *(found for subclass in cls.__subclasses__() for found in below(subclass))}
+
+    found = below(torch.optim.Optimizer)
+    assert Mine in found
+    assert [cls for cls in found if cls.__module__ == "gradtx.optim"] == []
+    assert issubclass(gradtx.optim.Lion, torch.optim.Optimizer)
+
+
+def test_threads_that_ask_for_a_class_at_the_same_moment_get_one():
+    command = (
+        "import sys, threading, gradtx, gradtx.optim as optim\n"
+        "sys.setswitchinterval(1e-6)\n"
+        "names = ['Lion', 'AdamP', 'SOAP', 'Muon', 'Prodigy', 'LBFGS', 'Adan', 'Yogi']\n"
+        "found, start = [], threading.Barrier(8)\n"
+        "def ask():\n"
+        "    start.wait()\n"
+        "    found.append([getattr(optim, name) for name in names])\n"
+        "threads = [threading.Thread(target=ask) for _ in range(8)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+        "assert len(found) == 8\n"
+        "for classes in zip(*found): assert len(set(classes)) == 1, classes\n"
+    )
+    run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @pytest.mark.parametrize("name", ALIASES)

@@ -101,7 +101,7 @@ def test_a_model_in_place_of_its_parameters_is_an_error_that_says_what_to_pass()
     both(lambda module: module.AdamW(torch.nn.ParameterList([torch.zeros(1)])).param_groups[0]["params"])
 
 
-# Chains that point in the wrong direction.
+# Chains in the wrong order. The warning comes where the chain is written, also for pure functions.
 
 
 @gradtx.alias
@@ -111,76 +111,150 @@ def twice(lr: gradtx.Scalar = 0.1):
 
 BOTH = "and both scale by a learning rate, which flips the sign twice, so the loss increases; remove one of them"
 DECAYS = "which has already flipped the sign, so it pulls the weights the wrong way; move it before the learning rate"
+NO_EFFECT = "but its updates do not depend on the length of what it receives, so the learning rate has no effect"
+STEPS = "so it bounds steps, which include the learning rate, in place of gradients"
+MEANT = "(or add scale(1.0) to the chain if this is intended)"
 SGD = gradtx.sgd(lr=0.1)
+RATE = gradtx.scale_by_learning_rate(1e-3)
 WRONG = {
-    "two aliases": (f"adam follows sgd, {BOTH}", gradtx.chain(SGD, gradtx.adam())),
-    "the same one twice": (f"sgd follows sgd, {BOTH}", gradtx.chain(SGD, SGD)),
+    "two aliases": (f"chain: adam follows sgd, {BOTH}", lambda: gradtx.chain(SGD, gradtx.adam())),
+    "the same one twice": (f"chain: sgd follows sgd, {BOTH}", lambda: gradtx.chain(SGD, SGD)),
     "a link behind an alias": (
-        f"scale_by_learning_rate follows sgd, {BOTH}",
-        gradtx.chain(gradtx.centralize(), SGD, gradtx.trace(0.9), gradtx.scale_by_learning_rate(0.1)),
+        f"chain: scale_by_learning_rate follows sgd, {BOTH}",
+        lambda: gradtx.chain(gradtx.centralize(), SGD, gradtx.trace(0.9), gradtx.scale_by_learning_rate(0.1)),
     ),
-    "an owner of the rate": (f"prodigy follows sgd, {BOTH}", gradtx.chain(SGD, gradtx.prodigy())),
-    "inside a wrapper": (f"adam follows sgd, {BOTH}", gradtx.accumulate(gradtx.chain(SGD, gradtx.adam()), every=2)),
-    "inside an alias": (f"adam follows sgd, {BOTH}", gradtx.chain(gradtx.centralize(), twice())),
+    "an owner of the rate": (f"chain: prodigy follows sgd, {BOTH}", lambda: gradtx.chain(SGD, gradtx.prodigy())),
+    "inside a wrapper": (
+        f"chain: adam follows sgd, {BOTH}",
+        lambda: gradtx.accumulate(gradtx.chain(SGD, gradtx.adam()), every=2),
+    ),
+    "inside an alias": (f"twice: adam follows sgd, {BOTH}", lambda: gradtx.chain(gradtx.centralize(), twice())),
+    "behind a wrapper": (
+        f"chain: adam follows accumulate, {BOTH}",
+        lambda: gradtx.chain(gradtx.accumulate(SGD, every=2), gradtx.adam()),
+    ),
+    "in chains of chains, once": (
+        f"chain: adam follows sgd, {BOTH}",
+        lambda: gradtx.chain(gradtx.chain(SGD, gradtx.adam()), gradtx.average(0.9)),
+    ),
+    "across chains": (
+        f"chain: adam follows sgd, {BOTH}",
+        lambda: gradtx.chain(gradtx.chain(gradtx.centralize(), SGD), gradtx.adam()),
+    ),
+    "beside frozen leaves": (
+        f"chain: adam follows sgd, {BOTH}",
+        lambda: gradtx.chain(gradtx.freeze("0"), SGD, gradtx.adam()),
+    ),
     "a decay": (
-        f"add_decayed_weights follows sgd, {DECAYS}, or pass fixed=True to it",
-        gradtx.chain(SGD, gradtx.add_decayed_weights(0.1)),
+        f"chain: add_decayed_weights follows sgd, {DECAYS}, or pass fixed=True to it",
+        lambda: gradtx.chain(SGD, gradtx.add_decayed_weights(0.1)),
     ),
     "a pull to the start": (
-        f"regenerate_towards_init follows sgd, {DECAYS}",
-        gradtx.chain(SGD, gradtx.regenerate_towards_init(0.1)),
+        f"chain: regenerate_towards_init follows sgd, {DECAYS}",
+        lambda: gradtx.chain(SGD, gradtx.regenerate_towards_init(0.1)),
+    ),
+    **{
+        f"a rate before {link._name}": (
+            f"chain: {link._name} follows scale_by_learning_rate, {NO_EFFECT}; move {link._name} before "
+            f"scale_by_learning_rate {MEANT}",
+            lambda link=link: gradtx.chain(RATE, link),
+        )
+        for link in (
+            gradtx.scale_by_adam(),
+            gradtx.scale_by_sign(),
+            gradtx.normalize_by_global_norm(),
+            gradtx.orthogonalize(),
+            gradtx.scale_by_trust_ratio(),
+        )
+    },
+    "an optimizer before what normalizes": (
+        f"chain: scale_by_adam follows sgd, {NO_EFFECT}; move scale_by_adam before sgd {MEANT}",
+        lambda: gradtx.chain(SGD, gradtx.trace(0.9), gradtx.scale_by_adam()),
+    ),
+    **{
+        f"{link._name} behind an optimizer": (
+            f"chain: {link._name} follows adamw, {STEPS}; move {link._name} before adamw {MEANT}",
+            lambda link=link: gradtx.chain(gradtx.adamw(), link),
+        )
+        for link in (
+            gradtx.clip_by_value(1.0),
+            gradtx.clip_by_norm(1.0),
+            gradtx.clip_by_global_norm(1.0),
+            gradtx.clip_by_block_rms(1.0),
+            gradtx.clip_adaptive(),
+        )
+    },
+    "a clip behind branches": (
+        f"chain: clip_by_norm follows muon, {STEPS}; move clip_by_norm before muon {MEANT}",
+        lambda: gradtx.chain(gradtx.muon(), gradtx.clip_by_norm(1.0)),
     ),
 }
 
 
-@pytest.mark.parametrize(("doubt", "tx"), WRONG.values(), ids=WRONG)
-def test_a_chain_that_turns_the_sign_twice_is_warned_of_once(doubt, tx):
-    with pytest.warns(UserWarning, match=f"^as_optimizer: {re.escape(doubt)}$") as found:
-        gradtx.as_optimizer(tx, parameters().values())
+@pytest.mark.parametrize(("fault", "make"), WRONG.values(), ids=WRONG)
+@pytest.mark.filterwarnings("error:chain:UserWarning")
+def test_a_chain_in_the_wrong_order_is_warned_of_once_where_it_is_written(fault, make):
+    with pytest.warns(UserWarning, match=f"^{re.escape(fault)}$") as found:
+        tx = make()
     assert [(warning.filename, len(found)) for warning in found] == [(__file__, 1)]
+    matrix = torch.nn.Parameter(torch.ones(2, 2))
+    gradtx.as_optimizer(tx, [matrix])  # says nothing more: warnings are errors in these tests
 
 
 EARLY = {
-    "average": ("average", "scale_by_learning_rate", gradtx.chain(gradtx.average(0.9), SGD)),
+    "average": ("average", "scale_by_learning_rate", lambda: gradtx.chain(gradtx.average(0.9), SGD)),
     "behind other links": (
         *("lookahead", "add_decayed_weights"),
-        gradtx.chain(gradtx.lookahead(), gradtx.centralize(), gradtx.adamw()),
+        lambda: gradtx.chain(gradtx.lookahead(), gradtx.centralize(), gradtx.adamw()),
     ),
     "a wrapper behind it": (
         *("map_after_step", "accumulate"),
-        gradtx.chain(gradtx.map_after_step(torch.relu), gradtx.accumulate(SGD, every=2)),
+        lambda: gradtx.chain(gradtx.map_after_step(torch.relu), gradtx.accumulate(SGD, every=2)),
     ),
     "inside a branch": (
         *("average", "scale_by_learning_rate"),
-        gradtx.partition({"a": gradtx.chain(gradtx.average(0.9), SGD), "b": SGD}, {"a": "0", "b": "*"}),
+        lambda: gradtx.partition({"a": gradtx.chain(gradtx.average(0.9), SGD), "b": SGD}, {"a": "0", "b": "*"}),
     ),
 }
 
 
-@pytest.mark.parametrize(("early", "late", "tx"), EARLY.values(), ids=EARLY)
-def test_a_link_for_finished_steps_in_front_of_a_rate_is_warned_of_once(early, late, tx):
-    doubt = f"{early} needs the finished step, but {late} follows it, .*; move {early} after {late}"
-    with pytest.warns(UserWarning, match=f"^as_optimizer: {doubt}$") as found:
-        gradtx.as_optimizer(tx, parameters().values())
+@pytest.mark.parametrize(("early", "late", "make"), EARLY.values(), ids=EARLY)
+@pytest.mark.filterwarnings("error:chain:UserWarning")
+def test_a_link_for_finished_steps_in_front_of_a_rate_is_warned_of_once(early, late, make):
+    fault = f"{early} needs the finished step, but {late} follows it, .*; move {early} after {late}"
+    with pytest.warns(UserWarning, match=f"^chain: {fault}$") as found:
+        tx = make()
     assert [(warning.filename, len(found)) for warning in found] == [(__file__, 1)]
+    gradtx.as_optimizer(tx, parameters().values())
 
 
 RIGHT = {
-    "a decay of fixed size": gradtx.chain(SGD, gradtx.add_decayed_weights(0.1, fixed=True)),
-    "a decay that is off": gradtx.chain(SGD, gradtx.add_decayed_weights(0.0)),
-    "branches": gradtx.partition({"a": SGD, "b": gradtx.adam()}, {"a": "0", "b": "*"}),
-    "one after another": gradtx.chain(gradtx.masked(SGD, "0"), gradtx.masked(gradtx.adam(), "1")),
-    "a wrapper's, whose leaves may be others": gradtx.chain(SGD, gradtx.masked(gradtx.adam(), lambda name, p: False)),
-    "a sign that is turned back": gradtx.chain(SGD, gradtx.scale(-1.0), gradtx.adam()),
-    "one that maximizes": gradtx.chain(gradtx.sgd(lr=0.1, maximize=True), gradtx.adam()),
-    "links that come last": gradtx.chain(SGD, gradtx.clip_by_value(1.0), gradtx.lookahead(), gradtx.average()),
-    "a wrapper and its clock": gradtx.chain(gradtx.accumulate(SGD, every=2), gradtx.lookahead()),
+    "a decay of fixed size": lambda: gradtx.chain(SGD, gradtx.add_decayed_weights(0.1, fixed=True)),
+    "a decay that is off": lambda: gradtx.chain(SGD, gradtx.add_decayed_weights(0.0)),
+    "branches": lambda: gradtx.partition({"a": SGD, "b": gradtx.adam()}, {"a": "0", "b": "*"}),
+    "one after another": lambda: gradtx.chain(gradtx.masked(SGD, "0"), gradtx.masked(gradtx.adam(), "1")),
+    "a wrapper's, whose leaves may be others": lambda: gradtx.chain(
+        SGD, gradtx.masked(gradtx.adam(), lambda name, p: False)
+    ),
+    "a sign that is turned back": lambda: gradtx.chain(SGD, gradtx.scale(-1.0), gradtx.adam()),
+    "one that maximizes": lambda: gradtx.chain(gradtx.sgd(lr=0.1, maximize=True), gradtx.adam()),
+    "links that come last": lambda: gradtx.chain(SGD, gradtx.lookahead(), gradtx.average()),
+    "a clip of steps that is meant": lambda: gradtx.chain(SGD, gradtx.scale(1.0), gradtx.clip_by_value(1.0)),
+    "a wrapper and its clock": lambda: gradtx.chain(gradtx.accumulate(SGD, every=2), gradtx.lookahead()),
+    "a rule of a user": lambda: gradtx.chain(SGD, follows_anything()),
+    "clips that come first": lambda: gradtx.chain(gradtx.clip_by_value(1.0), gradtx.scale_by_adam(), RATE),
 }
 
 
-@pytest.mark.parametrize("tx", RIGHT.values(), ids=RIGHT)
-def test_a_chain_that_may_be_meant_is_not_warned_of(tx):
-    gradtx.as_optimizer(tx, parameters().values())  # warnings are errors in these tests
+@gradtx.per_tensor(elementwise=True)
+def follows_anything():
+    return lambda update, state, param, ctx: (update, state)
+
+
+@pytest.mark.parametrize("make", RIGHT.values(), ids=RIGHT)
+@pytest.mark.filterwarnings("error:chain:UserWarning")
+def test_a_chain_that_may_be_meant_is_not_warned_of(make):
+    gradtx.as_optimizer(make(), parameters().values())  # warnings are errors in these tests
 
 
 # Unusual tensors.

@@ -181,3 +181,30 @@ def test_a_default_device_of_new_tensors_does_not_matter_to_a_step():
     with torch.device("meta"):
         one.step()
     assert_equal(values(params), values(others))
+
+
+BUILT = {
+    "class": lambda params: gradtx.optim.AdamW(params, lr=0.1),
+    "class with kernels": lambda params: gradtx.optim.Lion(params, lr=0.1, compile=True),
+    "as_optimizer": lambda params: gradtx.as_optimizer(
+        gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.sgd(lr=0.1)), params
+    ),
+    "by name": lambda params: gradtx.create_optimizer(torch.nn.ParameterList(params), "adamp", lr=0.1),
+    "whole model": lambda params: gradtx.muon_for(torch.nn.ParameterList(params)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", BUILT.values(), ids=BUILT)
+def test_an_optimizer_may_be_built_inside_a_compiled_function_as_torchs(make):
+    def step(param, x):
+        optimizer = make([param])
+        (param * x).square().sum().backward()
+        optimizer.step()
+        return param.detach().clone()
+
+    def start():
+        return torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+
+    compiled = torch.compile(step, backend="eager")
+    assert torch.equal(compiled(start(), torch.tensor(1.0)), step(start(), torch.tensor(1.0)))
