@@ -271,7 +271,7 @@ class KnownCounts:
                 map(operator.is_, map(STEP_OR_NONE, present), self._steps_in_states)
             )
             and (
-                list(map(VALUE, self._steps)) == list(map(COUNT, self._members))
+                list(map(Tensor.item, self._steps)) == list(map(COUNT, self._members))
                 if self._on_host
                 else self._writes_so_far() == self._writes
             )
@@ -289,7 +289,7 @@ class KnownCounts:
         return versions, list(map(Tensor.data_ptr, self._steps))
 
 
-COUNT, VALUE = operator.attrgetter("count"), operator.methodcaller("item")
+COUNT = operator.attrgetter("count")
 DICTS = frozenset((dict,))
 STEP = operator.itemgetter("step")
 STEP_OR_NONE = operator.methodcaller("get", "step")
