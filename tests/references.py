@@ -5,6 +5,7 @@ loop written from a paper (`Loop`, `WeightsLoop`), or a published optimizer (`Pu
 the problem and fails at the first leaf and step that differ, with both values.
 """
 
+import copy
 import inspect
 import math
 import re
@@ -212,9 +213,14 @@ def _stepper(step: Any) -> Any:
 
 
 def follows(step: Any, reference: Any, rate: float = 1.0, *, tolerance: float = TOLERANCE, steps: int = STEPS) -> None:
-    """Fail at the first step and leaf at which the updates of two steppers differ."""
+    """Fail at the first step and leaf at which the updates of two steppers differ; say whose fault it is."""
     __tracebackhide__ = True
-    compare(walk(step, rate, steps=steps), walk(reference, rate, steps=steps), tolerance)
+
+    def check(step: Any, reference: Any) -> None:
+        __tracebackhide__ = True
+        compare(walk(step, rate, steps=steps), walk(reference, rate, steps=steps), tolerance)
+
+    _blaming(check, step, reference)
 
 
 def weights_follow(
@@ -222,8 +228,36 @@ def weights_follow(
 ) -> None:
     """As `follows`, for the weights: optimizers round them where they add an update."""
     __tracebackhide__ = True
-    walks = [walk(stepper, without=without, weights=True, steps=steps) for stepper in (step, reference)]
-    compare(*walks, tolerance)
+
+    def check(step: Any, reference: Any) -> None:
+        __tracebackhide__ = True
+        walks = [walk(stepper, without=without, weights=True, steps=steps) for stepper in (step, reference)]
+        compare(*walks, tolerance)
+
+    _blaming(check, step, reference)
+
+
+COMPILER_DIFFERS = "the rule itself agrees, line by line: look at the compiler, gradtx/programs"
+RULE_DIFFERS = "the rule differs line by line as well: look at the rule, or at its reference"
+
+
+def _blaming(check: Callable[[Any, Any], None], step: Any, reference: Any) -> None:
+    """Run a check of two steppers; if it fails, repeat it line by line, and say whether rule or compiler differs."""
+    __tracebackhide__ = True
+    again = copy.deepcopy(reference)  # before it remembers anything
+    try:
+        check(step, reference)
+    except AssertionError as error:
+        if not isinstance(step, gradtx.GradientTransformation):
+            raise
+        try:
+            with gradtx.eagerly():
+                check(step, again)
+        except AssertionError:
+            whose = RULE_DIFFERS
+        else:
+            whose = COMPILER_DIFFERS
+        raise AssertionError(f"{error}\n{whose}") from None
 
 
 def follows_along(

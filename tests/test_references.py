@@ -7,8 +7,18 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.programs import trees
 from tests import matrix_problem
-from tests.references import compare, compare_trees, follows, follows_along, weights_follow
+from tests.references import (
+    COMPILER_DIFFERS,
+    RULE_DIFFERS,
+    Loop,
+    compare,
+    compare_trees,
+    follows,
+    follows_along,
+    weights_follow,
+)
 
 
 def tree(*values, **others):
@@ -79,3 +89,24 @@ def test_a_rate_that_changes_at_the_third_step_is_found_there(way):
         AssertionError, match=r"^leaf '(matrix|wide)' at step 3: -?\d.* instead of -?\d.*tolerance 1e-10"
     ):
         WAYS[way](gradtx.sgd(lr=late), gradtx.sgd(lr=0.1))
+
+
+def half_a_step(slots, t, g, p, lr):
+    return -0.5 * lr * g
+
+
+def test_a_rule_that_differs_is_told_from_a_compiler_that_does(monkeypatch):
+    with pytest.raises(AssertionError, match=f"(?s)leaf 'matrix' at step 1: .*{RULE_DIFFERS}"):
+        follows(gradtx.sgd(lr=0.1), Loop(half_a_step, lr=0.1))
+
+    def half(call):
+        result = update(call)
+        if result is None:  # as line by line
+            return None
+        updates, state = result
+        return {name: 0.5 * value for name, value in updates.items()}, state
+
+    update = trees.update
+    monkeypatch.setattr(trees, "update", half)
+    with pytest.raises(AssertionError, match=f"(?s)leaf 'matrix' at step 1: .*{COMPILER_DIFFERS}"):
+        weights_follow(gradtx.sgd(lr=0.2), Loop(half_a_step, lr=0.4))
