@@ -354,10 +354,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         if scaling is not None and core.counts_on_host() and not scaling.proceed:
             self._end(core, scaling, consume_gradients)
             return None
-        if core.warm is not None:
-            is_plain = closure is None and scaling is None and self._released is None
-            if self._repeats(core, is_plain and not (extras or consume_gradients)):
-                return None
         estimates = self._hessian is not None and "hessian_diag" not in extras
         if estimates:
             extras["hessian_diag"] = None
@@ -371,6 +367,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 core.members.refuse_repeated()
             if core.traits.calls_again:
                 check_closure(core.members.by_param)
+        if core.warm is not None:
+            is_plain = scaling is None and self._released is None
+            if self._repeats(core, extras, is_plain and not consume_gradients):
+                return loss
         step: Step | None = None
         if self._released is not None:
             step = self._released.ending(core)
@@ -407,10 +407,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._end(core, scaling, consume_gradients)
         return step.run.estimated_loss if core.traits.estimates else loss
 
-    def _repeats(self, core: Core, is_plain: bool) -> bool:
+    def _repeats(self, core: Core, extras: Extras, is_plain: bool) -> bool:
         """Repeat the last step with other gradients if it is plain and nothing else has changed."""
         warm, core.warm = core.warm, None  # it does not follow a step that fails
-        if is_plain and warm.applied(core):
+        if is_plain and warm.applied(core, extras):
             core.warm = warm
         return core.warm is not None
 

@@ -93,7 +93,7 @@ class Step:
 
     Attributes:
         core: The core of the optimizer.
-        takes_extras: Whether the caller has passed any.
+        extras: The inputs other than gradients, of the caller or of its closure.
         run: Provides operations with old values and collects new ones.
         count: The number of finished steps, which schedules follow.
         members: The parameters that step.
@@ -126,8 +126,7 @@ class Step:
             _check_exchanges(core, scaling)
         self.core = core
         self._who = members.who
-        self._extras = extras
-        self.takes_extras = bool(extras)
+        self.extras = extras
         self.scaling = scaling
         self.consumes = consumes
         self.groups = members.groups
@@ -246,7 +245,7 @@ class Step:
 
     def _split_extras(self) -> None:
         """Check the extras, and split them into 0-d values and trees by leaf."""
-        run, extras = self.run, self._extras
+        run, extras = self.run, self.extras
         kinds = check_extras(self.core.members.tx, True, extras, CALL)
         names = self.core.members.names()
         for key, value in extras.items():

@@ -12,6 +12,7 @@ import torch
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import SWITCH, note_program
 from gradtx.execution.execute import execute
+from gradtx.execution.pure import as_scalar
 from gradtx.execution.runs import Place
 from gradtx.optim.core import Core
 from gradtx.optim.engine.base import Engine, Plan, begin
@@ -21,13 +22,17 @@ from gradtx.optim.run import COUNT, FLOAT32_COUNTS, Extras, KnownCounts, Optimiz
 from gradtx.optim.step import Step, count_up
 
 STRUCTURE = operator.attrgetter("structure")
+VALUE = "value"
+# What a closure supplies; no link of the chain needs it.
+OF_CLOSURES = frozenset((VALUE, "grad_fn", "value_fn"))
 
 
 class WarmStep:
     """What a step like the last one compares, and its bundles.
 
-    It has the attributes of a `Step` that bundles read: there are no extras, no scaler, and no single leaves. Whatever
-    differs from the last step, it leaves to a `Step`, which also raises the errors of invalid input.
+    It has the attributes of a `Step` that bundles read: there are no extras but those of a closure, no scaler, and no
+    single leaves. Whatever differs from the last step, it leaves to a `Step`, which also raises the errors of invalid
+    input.
 
     Args:
         step: The last step, which has been applied.
@@ -57,6 +62,8 @@ class WarmStep:
         self._may_be_captured = self._device.type not in _torch.NEVER_CAPTURED
         self._needs_run = not all(map(_is_alone, self._tasks))
         self._must_agree = step.core.traits.agrees and len(self._groups) > 1
+        self._extra_names = frozenset(step.extras)
+        self._scalar_dtypes = step.scalar_dtypes
         self.scalars: Extras = {}
         self.count = max(map(COUNT, self._every))
         self.hyperparameters: list[list[Any]] = []
@@ -84,21 +91,24 @@ class WarmStep:
             or core.offload is not None
             or core.capturable
         )
-        is_usual = step.on_host and not (step.takes_extras or step.consumes)
+        has_usual_extras = step.extras.keys() <= OF_CLOSURES
+        is_usual = step.on_host and has_usual_extras and not step.consumes
         if has_features or not is_usual or step.run.late_sums:
             return None
         plans = _plans_of(core.back_ends, step.members)
         return None if plans is None else cls(step, known, plans)
 
-    def applied(self, core: Core) -> bool:
+    def applied(self, core: Core, extras: Extras) -> bool:
         """Apply the step if it is like the last one; otherwise nothing is written."""
-        if not self._is_repeated(core):
+        has_extras = bool(extras or self._extra_names)
+        if (has_extras and not self._takes(extras)) or not self._is_repeated(core):
             return False
         self.run = None
         if self._needs_run:
             states, by_param = core.states.by_param, core.members.by_param
             self.run = OptimizerRun(states, by_param, initial=False)
-            self.run.functions, self.run.known_extras = {}, core.traits.known_extras
+            self.run.functions = extras
+            self.run.known_extras = core.traits.known_extras
         self.hyperparameters = []
         for settings in self._groups:
             numbers = settings.hyperparameters(self._schedule_count)
@@ -117,6 +127,19 @@ class WarmStep:
             if settings.shown:
                 settings.show(self._schedule_count)
         return True
+
+    def _takes(self, extras: Extras) -> bool:
+        """Take inputs like those of the last step."""
+        if extras.keys() != self._extra_names:
+            return False
+        self.scalars = dict(extras)
+        if VALUE not in extras:
+            return True
+        try:
+            loss = self.scalars[VALUE] = as_scalar(VALUE, extras[VALUE])
+        except (TypeError, ValueError):  # which a `Step` raises
+            return False
+        return loss.dtype == self._scalar_dtypes.get(VALUE)
 
     def _is_repeated(self, core: Core) -> bool:
         """Whether nothing has changed since the last step but gradients and numbers."""

@@ -97,3 +97,17 @@ def test_a_pure_update_of_trees_that_were_seen_calls_nothing_for_each_leaf():
         lengths.add(len(calls))
     assert len(lengths) == 1
     assert max(lengths) <= 75
+
+
+@pytest.mark.parametrize("options", [{}, {"compile": True}], ids=["lists", "compiled"])
+def test_a_warm_step_with_a_closure_calls_a_few_functions_more(options):
+    optimizer = warm(gradtx.adamw(), 16, **options)
+    plain, _ = walk_of(optimizer.step)
+
+    def closure():
+        return torch.tensor(1.0)
+
+    for _ in range(2):
+        optimizer.step(closure)
+    calls, _ = walk_of(lambda: optimizer.step(closure))
+    assert len(calls) <= len(plain) + 10

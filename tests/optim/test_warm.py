@@ -245,3 +245,44 @@ def test_a_momentum_that_is_switched_on_between_warm_steps_starts_as_in_torch(op
         return param.detach()
 
     torch.testing.assert_close(trained(gradtx.optim.SGD, **options), trained(torch.optim.SGD))
+
+
+@gradtx.per_tensor
+def scale_by_loss():
+    """Read the loss if there is one, without declaring a need for it."""
+
+    def update(update, state, param, ctx):
+        return -0.1 * update * (1.0 if ctx.value is None else ctx.value), state
+
+    return update
+
+
+@pytest.mark.parametrize("make", [lambda t: torch.tensor(1.0 + t), lambda t: 1.0 + t, lambda t: "no loss"])
+@pytest.mark.parametrize("tx", [scale_by_loss(), gradtx.adamw(lr=0.1)], ids=["reads the loss", "adamw"])
+def test_a_warm_step_takes_the_loss_of_its_closure(tx, make):
+    found = []
+    for repeats in (True, False):
+        param = torch.nn.Parameter(torch.ones(3, 4, dtype=torch.float64))
+        optimizer = gradtx.as_optimizer(tx, [param])
+        losses = []
+        for t, gradient in enumerate(GRADIENTS[:6]):
+            param.grad = gradient.clone().reshape(3, 4)
+            if not repeats:
+                optimizer._core.warm = None
+            losses.append(optimizer.step(lambda t=t: make(t)))
+        assert losses == [make(t) for t in range(6)]
+        assert isinstance(optimizer._core.warm, WarmStep)
+        found.append(param.detach())
+    assert found[0].equal(found[1])
+
+
+def test_a_closure_that_comes_and_goes_between_warm_steps_is_noticed():
+    found = []
+    for tx in (scale_by_loss(), gradtx.chain(scale_by_loss(), gradtx.scale(1.0))):
+        param = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+        optimizer = gradtx.as_optimizer(tx, [param])
+        for loss in (2.0, 2.0, None, None, torch.tensor(3.0), torch.tensor(3.0), 2.0, 5.0):
+            param.grad = torch.ones(3, dtype=torch.float64)
+            optimizer.step(*([] if loss is None else [lambda loss=loss: loss]))
+        found.append(param[0].item())
+    assert found == pytest.approx([1 - 0.1 * (2 + 2 + 1 + 1 + 3 + 3 + 2 + 5)] * 2)
