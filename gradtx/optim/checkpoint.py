@@ -284,7 +284,9 @@ class Checkpoint:
             codec, label = layout.coded_keys.get(slot), codes.get(slot)
             if not is_split(value):  # every rank has all of it
                 self._entries[param] = {**self._entries[param], key: local(value)}
-            elif has_form(entry, slot, initial.state[slot], label, codec):
+            elif slot in entry and has_form(
+                entry, slot, initial.state[slot], label, codec
+            ):
                 self._rows[param][key] = value
                 stand_in = torch.empty(value.shape, dtype=value.dtype, device="meta")
                 self._entries[param] = {**self._entries[param], key: stand_in}

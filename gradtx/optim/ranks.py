@@ -45,7 +45,7 @@ from gradtx.execution.execute import Leaf
 from gradtx.execution.owners import assigned, has_regions
 from gradtx.optim.groups import GroupSettings, Values, are_identical
 from gradtx.optim.parameters import Members
-from gradtx.optim.run import Member
+from gradtx.optim.run import Member, TensorKind
 from gradtx.programs.hyperparameters import each_item
 from gradtx.state.layout import Layout
 
@@ -399,10 +399,10 @@ def hand_over_loaded(members: Iterable[Member]) -> None:
             value = member.state[key]
             slots.append(OwnedSlot(member, key, value, member.owner))
     for slot, value in zip(slots, whole_at_owners(slots), strict=True):
-        param = slot.member.param
-        slot.member.state[slot.key] = value if value.is_meta else value.to(param.device)
-    for member in {slot.member for slot in slots}:
-        member.kinds = member.present_kinds()
+        member, key = slot.member, slot.key
+        if not value.is_meta:
+            value = value.to(member.param.device)
+        member.state[key], member.kinds[key] = value, TensorKind.of(value)
 
 
 def whole_at_owners(slots: list[OwnedSlot]) -> list[Tensor]:
