@@ -24,7 +24,12 @@ def in_order(teams: Sequence[Team]) -> list[Team]:
     of_ranks: dict[tuple[int, ...], Team] = {}
     for team in teams:
         of_ranks.setdefault(team.ranks, team)
-    return sorted(of_ranks.values(), key=lambda team: (team.size, team.ranks))
+    return sorted(of_ranks.values(), key=order_of)
+
+
+def order_of(team: Team) -> tuple[int, tuple[int, ...]]:
+    """Return the place of a team's messages among those of other teams."""
+    return team.size, team.ranks
 
 
 def there_and_back(teams: Sequence[Team]) -> list[Team]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import numbers
+from collections import defaultdict
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import describe, warn_user
 from gradtx.base.selectors import in_model
+from gradtx.distributed.layouts import is_split
 from gradtx.optim.groups import (
     CODES_KEY,
     ENGINE_OPTIONS,
@@ -24,10 +26,10 @@ from gradtx.optim.groups import (
     is_same,
     params_of,
 )
-from gradtx.optim.ranks import entries_at_owners
+from gradtx.optim.ranks import OwnedSlot, divided_keys, whole_at_owners
 from gradtx.optim.run import Member, never_trains
 from gradtx.optim.state import Initial, States, matched, misfits_of, without_messages
-from gradtx.state.conversion import Entry
+from gradtx.state.conversion import Entry, has_form
 from gradtx.state.layout import State, by_state_key
 
 # What schedulefree's optimizers keep in their groups.
@@ -152,12 +154,16 @@ class Checkpoint:
         matches = [self._matched(settings, dict(group)) for settings, group in pairs]
         members.groups = [settings for settings, *_ in matches]
         self._unknown: set[str] = set()  # keys that belong to no link
-        layouts = {
-            param: initial.layout
-            for _, first, _ in matches
-            for param, initial in first.items()
-        }
-        self._entries.update(entries_at_owners(members, layouts, self._entries))
+        # Slots of owners that are divided, as they stay until the ranks step together.
+        self._rows: dict[Tensor, State] = defaultdict(dict)
+        recoded: list[OwnedSlot] = []
+        for _, first, codes in matches:
+            for param, initial in first.items():
+                member = members.by_param[param]
+                recoded += self._set_rows_apart(member, initial, codes)
+        for slot, value in zip(recoded, whole_at_owners(recoded), strict=True):
+            param = slot.member.param
+            self._entries[param] = {**self._entries[param], slot.key: value}
         for settings, first, codes in matches:
             self._set(settings, first, codes)
         has_stepped = any(member.layout.keys for member in members.by_param.values())
@@ -260,6 +266,35 @@ class Checkpoint:
             for param, (_, state) in first.items()
         )
 
+    def _set_rows_apart(
+        self, member: Member, initial: Initial, codes: Mapping[str, str]
+    ) -> list[OwnedSlot]:
+        """Put stand-ins without memory into an entry for the slots of an owner that are divided, and keep these.
+
+        Returns:
+            The slots that were saved in another code, of which the owner needs all rows now.
+        """
+        param, layout = member.param, initial.layout
+        entry = dict(self._entries[param])
+        recoded: list[OwnedSlot] = []
+        for key in divided_keys(param, layout, entry):
+            value = entry[key]
+            base = key.rpartition(".")[0]
+            slot = base if base in layout.coded_keys else key
+            codec, label = layout.coded_keys.get(slot), codes.get(slot)
+            if not is_split(value):  # every rank has all of it
+                self._entries[param] = {**self._entries[param], key: local(value)}
+            elif slot in entry and has_form(
+                entry, slot, initial.state[slot], label, codec
+            ):
+                self._rows[param][key] = value
+                stand_in = torch.empty(value.shape, dtype=value.dtype, device="meta")
+                self._entries[param] = {**self._entries[param], key: stand_in}
+            else:
+                assert member.owner is not None
+                recoded.append(OwnedSlot(member, key, value, member.owner))
+        return recoded
+
     def _set(
         self,
         settings: GroupSettings,
@@ -311,6 +346,9 @@ class Checkpoint:
         accepted = wrapper_keys | self._of_wrappers
         entry = self._entries[param]
         state = matched(member, entry, initial, self._strict, codes, accepted)
+        for key, rows in self._rows.get(param, {}).items():
+            dtype = state[key].dtype
+            state[key] = rows.detach().to(param.device, dtype, copy=True)
         self._unknown |= state.keys() - layout.keys - wrapper_keys
         return state
 

@@ -665,6 +665,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             TypeError: If a state, group, entry or slot has another type.
             ValueError: If groups, slots, shapes or values do not match.
         """
+        self._core.agreement.forget()  # this rank alone may fail below
         before, after = _torch.load_hooks(self)
         require(state_dict, Mapping, "load_state_dict: the argument", "a state dict")
         state_dict = dict(state_dict)

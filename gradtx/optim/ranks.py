@@ -6,7 +6,7 @@ import functools
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from gradtx.distributed.agreement import (
     difference,
     digest_of,
     in_order,
+    order_of,
     there_and_back,
     unequal,
 )
@@ -44,7 +45,7 @@ from gradtx.execution.execute import Leaf
 from gradtx.execution.owners import assigned, has_regions
 from gradtx.optim.groups import GroupSettings, Values, are_identical
 from gradtx.optim.parameters import Members
-from gradtx.optim.run import Member
+from gradtx.optim.run import Member, TensorKind
 from gradtx.programs.hyperparameters import each_item
 from gradtx.state.layout import Layout
 
@@ -74,6 +75,10 @@ class Agreement:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Agreement, ()
+
+    def forget(self) -> None:
+        """Let the next step compare, whatever it is: states may differ from those of other ranks."""
+        self._agreed = None
 
     def check(self, intent: Intent, members: Members) -> None:
         """Compare this rank's plan for the step with the plans of the other ranks.
@@ -250,11 +255,13 @@ def _line(member: Member) -> str:
     if param.grad is not None:
         gradient = f"a gradient of dtype {param.grad.dtype}"
     keys = " ".join(sorted(member.layout.keys))
+    loaded = divided_keys(member.param, member.layout, member.state)
+    rows = f", {' '.join(loaded)} as loaded" if loaded else ""
     owner = "" if member.owner is None else f", owner {member.owner}"
     placed = f", placed {param.placements}" if is_sharded(param) else ""
     return (
         f"parameter {member.name!r} of shape {tuple(param.shape)} and dtype {param.dtype}{placed}, "
-        f"in group {member.group}, with {gradient}, state {keys}{owner}"
+        f"in group {member.group}, with {gradient}, state {keys}{rows}{owner}"
     )
 
 
@@ -328,6 +335,21 @@ class OwnedSlot:
         return self.value.nbytes
 
 
+def is_divided(param: Tensor, value: Any) -> bool:
+    """Whether a slot that an owner keeps is divided among the ranks of its parameter, as in a saved state."""
+    return (
+        is_sharded(param)
+        and is_sharded(value)
+        and value.device_mesh == param.device_mesh
+        and can_be_owned(value)
+    )
+
+
+def divided_keys(param: Tensor, layout: Layout, state: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the slots of a parameter's owner that are still divided, as they were loaded."""
+    return [key for key in sorted(layout.owned) if is_divided(param, state.get(key))]
+
+
 def states_of_owners(
     members: Members,
     layouts: Mapping[Tensor, Layout],
@@ -335,7 +357,8 @@ def states_of_owners(
 ) -> dict[Any, Any]:
     """Return the states of parameters with an owner, in the form that all ranks save. All ranks must call it together.
 
-    Slots of a sharded parameter are divided by rows; slots of a parameter that every rank has are whole.
+    Slots of a sharded parameter are divided by rows; slots of a parameter that every rank has are whole. Slots that no
+    step has used since they were loaded are as they were loaded.
 
     Args:
         members: The parameters.
@@ -350,7 +373,8 @@ def states_of_owners(
             continue
         state = states[param]
         saved[param] = dict(state)
-        for key in sorted(owned):
+        as_loaded = divided_keys(param, layouts[param], state)
+        for key in sorted(owned.difference(as_loaded)):
             assert member.owner is not None
             slot = OwnedSlot(member, key, state[key], member.owner)
             slots_of_kind[slot.mesh, slot.value.dtype].append(slot)
@@ -363,45 +387,41 @@ def states_of_owners(
     return saved
 
 
-def entries_at_owners(
-    members: Members,
-    layouts: Mapping[Tensor, Layout],
-    entries: Mapping[Tensor, Mapping[str, Any]],
-) -> dict[Tensor, dict[str, Any]]:
-    """Return saved entries whose slots of owners are whole there; the reverse of `states_of_owners`.
+def hand_over_loaded(members: Iterable[Member]) -> None:
+    """Give owners their slots that were loaded divided, in the members' states: the reverse of `states_of_owners`.
 
-    Ranks of a mesh must call it together. They send nothing unless such a slot is divided among them.
-
-    Args:
-        members: The parameters.
-        layouts: The layouts of their states.
-        entries: Their entries.
-
-    Returns:
-        The entries that differ: their divided slots are whole on the owner, and without memory on other ranks.
+    The ranks of a mesh must call it together, and have compared before: one of them may have failed to load.
     """
-    slots_of_kind: dict[Any, list[OwnedSlot]] = defaultdict(list)
-    whole: dict[Tensor, dict[str, Any]] = {}
-    for tensor, layout in layouts.items():
-        param: Any = tensor
-        member, entry = members.by_param[param], entries[param]
-        for key in sorted(layout.owned & entry.keys()):
-            value: Any = entry[key]
-            is_divided = is_sharded(param) and is_sharded(value)
-            if not is_divided or value.device_mesh != param.device_mesh:
-                continue
-            if can_be_owned(value):
-                assert member.owner is not None
-                slot = OwnedSlot(member, key, value, member.owner)
-                slots_of_kind[slot.mesh, value.dtype].append(slot)
-    for (mesh, _), slots in slots_of_kind.items():
-        team = team_of(mesh)
-        for chunk in chunks(list(map(OwnedSlot.bytes, slots)), BUCKET):
-            bucket = slots[chunk]
-            for slot, value in zip(bucket, _received(bucket, team), strict=True):
-                param = slot.member.param
-                whole.setdefault(param, dict(entries[param]))[slot.key] = value
-    return whole
+    slots: list[OwnedSlot] = []
+    for member in sorted(members, key=lambda member: member.name):
+        for key in divided_keys(member.param, member.layout, member.state):
+            assert member.owner is not None
+            value = member.state[key]
+            slots.append(OwnedSlot(member, key, value, member.owner))
+    for slot, value in zip(slots, whole_at_owners(slots), strict=True):
+        member, key = slot.member, slot.key
+        if not value.is_meta:
+            value = value.to(member.param.device)
+        member.state[key], member.kinds[key] = value, TensorKind.of(value)
+
+
+def whole_at_owners(slots: list[OwnedSlot]) -> list[Tensor]:
+    """Return divided slots, whole on their owners and without memory on other ranks.
+
+    The ranks of a mesh must call it together.
+    """
+    slots_of_kind: dict[Any, list[int]] = defaultdict(list)
+    for i, slot in enumerate(slots):
+        slots_of_kind[team_of(slot.mesh), slot.value.dtype].append(i)
+    results: dict[int, Tensor] = {}
+    # Small teams first, as where ranks compare.
+    for team, dtype in sorted(slots_of_kind, key=lambda kind: order_of(kind[0])):
+        of_kind = slots_of_kind[team, dtype]
+        sizes = [slots[i].bytes() for i in of_kind]
+        for chunk in chunks(sizes, BUCKET):
+            bucket = [slots[i] for i in of_kind[chunk]]
+            results.update(zip(of_kind[chunk], _received(bucket, team), strict=True))
+    return [results[i] for i in range(len(slots))]
 
 
 def _received(bucket: list[OwnedSlot], team: Team) -> list[Tensor]:

@@ -18,6 +18,7 @@ from gradtx.execution.execute import Leaf, Operation
 from gradtx.optim.chain_checks import warn_of_replicas
 from gradtx.optim.core import Core
 from gradtx.optim.device_counts import Scaling
+from gradtx.optim.ranks import hand_over_loaded
 from gradtx.optim.run import Extras, Member, OptimizerRun
 from gradtx.optim.step import Step
 
@@ -85,6 +86,8 @@ class OpenStep(Step):
         self._read([member])
         self._align_gradients([member])
         self._complete(self.groups[member.group], [member])
+        if self.core.traits.owners_keep_slots:
+            hand_over_loaded([member])
 
     def apply(self) -> None:
         """End the step: update the parameters whose hook has not run, and write new shared values."""

@@ -30,7 +30,7 @@ from gradtx.execution.owners import with_regions
 from gradtx.execution.runs import Memory, Place, memory_of
 from gradtx.optim.groups import GroupSettings
 from gradtx.optim.parameters import Members
-from gradtx.optim.ranks import assign_owners, states_of_owners
+from gradtx.optim.ranks import assign_owners, divided_keys, states_of_owners
 from gradtx.optim.run import (
     FLOAT32_COUNTS,
     DeviceCount,
@@ -271,10 +271,14 @@ class States:
         who = f"{self.members.who}: state of parameter {member.name!r}"
         layout, first = initial
         param, labels = member.param, {**settings.codes, **layout.labels}
+        # Ranks have not compared, so they exchange nothing yet.
+        rows = {key: state[key] for key in divided_keys(param, layout, state)}
+        others = {key: value for key, value in state.items() if key not in rows}
         try:
-            state = converted(state, first, param, labels, layout.coded_keys)
+            state = converted(others, first, param, labels, layout.coded_keys)
         except ValueError as error:
             raise ValueError(f"{who}: {error}") from None
+        state.update(rows)
         for key in state.keys() - layout.keys:
             if layout.follows(key):
                 del state[key]
@@ -685,7 +689,8 @@ def as_slot(
         key: Its key.
         saved: The saved value; a whole tensor is divided as the first slot is.
         first: The first slot.
-        device: The device of the copy; None for that of the first slot, which may be a stand-in.
+        device: The device of the copy; None for that of the first slot, which may be a stand-in. A stand-in for a saved
+            value has no values to copy.
     """
     value = torch.as_tensor(saved)
     if isinstance(saved, float):  # of which float32 may round a count
@@ -707,6 +712,8 @@ def as_slot(
     if is_count and dtype.is_floating_point and value > FLOAT32_COUNTS:
         dtype = torch.float64
     value = _divided_like(what, value.detach(), first)
+    if value.is_meta:
+        device = value.device
     return value.to(first.device if device is None else device, dtype, copy=True)
 
 

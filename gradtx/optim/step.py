@@ -57,7 +57,7 @@ from gradtx.optim.groups import (
     are_identical,
     has_any,
 )
-from gradtx.optim.ranks import Intent
+from gradtx.optim.ranks import Intent, hand_over_loaded
 from gradtx.optim.run import (
     COUNT,
     FLOAT32_COUNTS,
@@ -188,10 +188,12 @@ class Step:
             core.expects_scheduler = check_scheduler(self._who, [settings])
 
     def _completed(self) -> list[Member]:
-        """Return the members that step, after creating the slots that they lack."""
+        """Return the members that step, after creating the slots that they lack; their owners get what was loaded."""
         for settings, row in zip(self.groups, self._rows, strict=True):
             self._complete(settings, row)
         stepping = self._stepping()
+        if self.core.traits.owners_keep_slots:
+            hand_over_loaded(stepping)
         return stepping if len(stepping) < len(self._every) else self._every
 
     def _count(self, core: Core) -> None:

@@ -46,7 +46,7 @@ def converted(
     for slot, like in first.items():
         codec = codes.get(slot)
         label = saved_codes.get(slot)
-        if slot not in entry or _has_form(entry, slot, like, label, codec):
+        if slot not in entry or has_form(entry, slot, like, label, codec):
             continue
         # Codes of the blocks of a leaf, which its layout does not know, are those of the saved run, or do not fit.
         if codec is None and not _is_value(like):
@@ -64,7 +64,7 @@ def converted(
     return entry
 
 
-def _has_form(
+def has_form(
     entry: Entry, slot: str, like: Tensor, label: str | None, codec: Codec | None
 ) -> bool:
     """Whether a slot is stored as in this run; one of a leaf that was too small for its code is not."""

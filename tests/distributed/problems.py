@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import gradtx
 from gradtx import chain
@@ -71,6 +72,13 @@ def sharded(model: torch.nn.Module | None = None) -> torch.nn.Module:
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
     fully_shard(model.body, mesh=mesh)
     return fully_shard(model, mesh=mesh)
+
+
+def sharded_twice(model: torch.nn.Module) -> torch.nn.Module:
+    """Tensor parallelism inside FSDP2: the body's rows are divided twice, in another order than ranks have."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("shard", "part"))
+    parallelize_module(model, mesh["part"], {"body": ColwiseParallel(output_layouts=Replicate())})
+    return fully_shard(model, mesh=mesh["shard"])
 
 
 def train(
