@@ -195,12 +195,12 @@ def plot(runs: Runs, best: dict[str, float], held_out: Split, path: Path) -> Non
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--plot", type=Path, default=Path("out/digits.png"))
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)  # more threads do not help for tensors this small
     data, held_out, test = digits()
     epochs = options.epochs
