@@ -78,7 +78,7 @@ def pytest_itemcollected(item):
 @pytest.fixture(autouse=True)
 def _own_classes(monkeypatch):
     """No test finds the optimizers of another by name."""
-    monkeypatch.setattr(gradtx.registry, "_OWN_CLASSES", {})
+    monkeypatch.setattr(gradtx.optim.classes, "_classes_of_users", {})
 
 
 @pytest.fixture(autouse=True)

@@ -91,7 +91,8 @@ BASE = """class AliasOptimizer(ChainOptimizer):
 CLASSES: Mapping[str, type[AliasOptimizer]]
 ALIASES: dict[str, str]
 
-def class_of(alias: Any, module: str) -> type[AliasOptimizer]: ...
+def class_of_user(alias: Any) -> type[AliasOptimizer]: ...
+def classes_of_users() -> Mapping[str, type[AliasOptimizer]]: ...
 """
 
 

@@ -27,7 +27,13 @@ from gradtx.links.projection import centralize, orthogonalize_against_params
 from gradtx.models import label_by_role, uses_of
 from gradtx.optim import ChainOptimizer, as_optimizer, class_names, optimizer_hint
 from gradtx.optim.chain_checks import drop_engine_options
-from gradtx.optim.classes import ALIASES, CLASSES, AliasOptimizer, class_of
+from gradtx.optim.classes import (
+    ALIASES,
+    CLASSES,
+    AliasOptimizer,
+    class_of_user,
+    classes_of_users,
+)
 from gradtx.schedules.adapter import ScheduleLR
 from gradtx.transform import GradientTransformation, chain
 
@@ -131,14 +137,13 @@ _SCHEDULERS = _Catalog(
     SCHEDULERS,
     nearest,
 )
-# The classes of users' aliases, by the alias's name.
-_OWN_CLASSES: dict[str, type[AliasOptimizer]] = {}
 
 
 def _optimizers() -> _Catalog:
     ours = cast("dict[str, type[AliasOptimizer]]", CLASSES)  # never written
-    classes = ChainMap(_OWN_CLASSES, ours)
-    own = {cls.__name__: alias for alias, cls in _OWN_CLASSES.items()}
+    of_users = cast("dict[str, type[AliasOptimizer]]", classes_of_users())
+    classes = ChainMap(of_users, ours)
+    own = {cls.__name__: alias for alias, cls in of_users.items()}
     alias_of_class = {**ALIASES, **own}
     return _Catalog("optimizer", classes, alias_of_class, optimizer_hint)
 
@@ -157,7 +162,8 @@ def optimizer_class(
 
     Returns:
         A class that accepts `params`, the arguments of the alias and those of `as_optimizer`. Its name is the alias's
-        in CamelCase, or its `class_name`. For an alias of gradtx, the class in `gradtx.optim`.
+        in CamelCase, or its `class_name`. Every call with the same alias returns the same class; for an alias of
+        gradtx, the one in `gradtx.optim`.
 
     Raises:
         TypeError: If `alias` is not an alias, or if it has a required argument that is not a number.
@@ -192,8 +198,7 @@ def optimizer_class(
                 f"optimizer_class: gradtx has an optimizer {name!r}; rename the alias, or its class by "
                 "@gradtx.alias(class_name=...)"
             )
-    _OWN_CLASSES[spec.name] = class_of(alias, alias.__module__)
-    return _OWN_CLASSES[spec.name]
+    return class_of_user(alias)
 
 
 def load_optimizer(optimizer: str) -> type[AliasOptimizer]:
@@ -415,7 +420,8 @@ def create_optimizer(
             tensor, or parameter groups, which are not modified.
         optimizer_name: As for `load_optimizer`.
         lr: The learning rate. None means 1e-3, or no rate if the optimizer does not require one.
-        weight_decay: The weight decay, in the optimizer's own form.
+        weight_decay: The weight decay, in the optimizer's own form. 0 for every optimizer, as in pytorch_optimizer,
+            also where the class has another default: `AdamW` decays by 0.01 unless told otherwise.
         wd_ban_list: Selects parameters without decay, by substrings or wildcard patterns of the parameter's name
             ("blocks.0.bias"), its module's class ("LayerNorm") or both ("LayerNorm.weight"). By default, biases and
             the weights of norms. Parameters without names always have decay.

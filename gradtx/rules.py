@@ -620,6 +620,11 @@ class FactoryCall(GradientTransformation):
             else [self]
         )
 
+    def _typed_links(self, typed: str = "") -> list[tuple[str, GradientTransformation]]:
+        if isinstance(self._body, GradientTransformation):
+            return self._body._typed_links(typed or self._name)
+        return super()._typed_links(typed)
+
     def _operations(self, scope: Scope) -> list[Any]:
         spec = self._spec
         arguments = self._arguments
@@ -785,7 +790,12 @@ P = ParamSpec("P")
 
 
 class Factory(Protocol[P]):
-    """A decorated factory. It accepts the arguments of its function and `state_dtype`."""
+    """A decorated factory. It accepts the arguments of its function and `state_dtype`.
+
+    Of a keyword that neither overload has, type checkers say "No overloads", without its name. One signature cannot
+    add a keyword to `P` (PEP 612 adds positional arguments only), and a third overload that refuses all keywords would
+    name an unknown one, but would turn the message about a wrong type, which is clear now, into "No overloads".
+    """
 
     spec: Spec
     __name__: str

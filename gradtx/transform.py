@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 
@@ -24,6 +25,24 @@ from gradtx.programs import graphs as _graphs
 from gradtx.programs import trees as _list_trees
 
 __all__ = ["GradientTransformation", "apply_updates", "chain"]
+
+
+Update = TypeVar("Update", bound=Callable[..., Any])
+
+
+def _asks_for_state(update: Update) -> Update:
+    """Have `update` say what it needs when it is called without a state, as code for torch's optimizers would."""
+
+    @functools.wraps(update)
+    def call(self: GradientTransformation, *args: Any, **kwargs: Any) -> Any:
+        if len(args) < 2 and "state" not in kwargs:
+            raise TypeError(
+                f"{self._name}: update needs the state as well: call update(updates, state, params) with the state "
+                "that init(params), or the last update, returned"
+            )
+        return update(self, *args, **kwargs)
+
+    return cast("Update", call)
 
 
 class GradientTransformation:
@@ -128,6 +147,7 @@ class GradientTransformation:
                 return state
         return _pure.init(self, params, counts)
 
+    @_asks_for_state
     def update(
         self, updates: Any, state: dict[str, Any], params: Any = None, **extras: Any
     ) -> tuple[Any, dict[str, Any]]:
@@ -142,7 +162,7 @@ class GradientTransformation:
                 `hessian_diag` (a tree), and any other extra that a link declares; see `needs`.
 
         Raises:
-            TypeError: If no link declares an extra that was passed.
+            TypeError: If no link declares an extra that was passed, or if there is no `state`.
             ValueError: If `params` or a required extra is missing, if the trees do not match each other, or if the
                 state belongs to another chain.
         """
@@ -195,7 +215,7 @@ class GradientTransformation:
     def needs(self) -> tuple[str, ...]:
         """The sorted inputs that `update` requires beyond `updates` and `state`: `params` and names of extras."""
         _, needs = self._requirements()
-        return tuple(sorted({need for _, need in needs}))
+        return tuple(sorted({requirement.need for requirement in needs}))
 
     def replace(self, **hyperparams: Any) -> GradientTransformation:
         """Return a copy with other hyperparameter values; names are those of `hyperparams`.
@@ -285,19 +305,19 @@ class GradientTransformation:
     _hyperparameters: Any = None  # the hyperparameters that programs take as arguments
     _program_cache: dict[Any, Any] | None = None  # the programs of pure updates
 
-    _required: tuple[dict[str, str], list[tuple[str, str]]] | None = None
+    _required: tuple[dict[str, str], list[Requirement]] | None = None
 
-    def _requirements(self) -> tuple[dict[str, str], list[tuple[str, str]]]:
-        """Return the kind of each known extra, and the requirements of the links as (link name, requirement)."""
+    def _requirements(self) -> tuple[dict[str, str], list[Requirement]]:
+        """Return the kind of each known extra, and the requirements of the links."""
         # Dynamo would guard a cache that it reads, and compile again once an eager call has filled it.
         caches = not torch.compiler.is_compiling()
         if caches and self._required is not None:
             return self._required
         kinds = dict.fromkeys(ALWAYS_KNOWN, "scalar") | {"hessian_diag": "leaf"}
-        needs = []
-        for link in self._every_link():
+        needs: list[Requirement] = []
+        for typed, link in self._typed_links():
             kinds.update(link._extras)
-            needs.extend((link._name, need) for need in link._needs)
+            needs.extend(Requirement(typed, link._name, need) for need in link._needs)
         if caches:
             self._set(_required=(kinds, needs))
         return kinds, needs
@@ -326,11 +346,21 @@ class GradientTransformation:
 
     def _every_link(self) -> list[GradientTransformation]:
         """Return all links, including those inside combinators, each combinator before what it wraps."""
-        links = []
+        return [link for _, link in self._typed_links()]
+
+    def _typed_links(self, typed: str = "") -> list[tuple[str, GradientTransformation]]:
+        """Return all links, each with the name of the function that the caller typed, for messages.
+
+        That is the outermost alias around the link, such as `adamw` around its `add_decayed_weights`, or the link.
+
+        Args:
+            typed: The outermost alias around this transformation, if there is one.
+        """
+        links: list[tuple[str, GradientTransformation]] = []
         for link in self._links():
-            links.append(link)
+            links.append((typed or link._name, link))
             for child in link._children():
-                links.extend(child._every_link())
+                links.extend(child._typed_links(typed))
         return links
 
     def _entries(
@@ -388,6 +418,20 @@ class GradientTransformation:
         checked: bool,
     ) -> GradientTransformation:
         return self
+
+
+class Requirement(NamedTuple):
+    """An input of `update` that a link requires.
+
+    Attributes:
+        typed: The name of the function that the caller typed: the outermost alias around the link, or the link.
+        link: The name of the link.
+        need: The name of the input.
+    """
+
+    typed: str
+    link: str
+    need: str
 
 
 class Branches(NamedTuple):
@@ -536,6 +580,9 @@ class Chain(GradientTransformation):
         if not torch.compiler.is_compiling():  # dynamo would guard what it reads
             self._set(_last_amplifier=last)
         return last
+
+    def _typed_links(self, typed: str = "") -> list[tuple[str, GradientTransformation]]:
+        return [pair for tx in self._txs for pair in tx._typed_links(typed)]
 
     def _operations(self, scope: Scope) -> list[Any]:
         operations = []

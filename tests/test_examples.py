@@ -14,6 +14,7 @@ from tests.tiers import by_day
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 TINY = {
+    "digits": (["--epochs", "1", "--seeds", "1"], "the same chain as pure functions: weights differ by "),
     "ensemble_rates": (["--steps", "2", "--rates", "3", "--seeds", "2"], "; best of the rates: "),
     "mup": (["--steps", "2", "--rates", "2", "--seeds", "1"], "loss at width 512 with the best rate of width 64"),
     "maml_sine": (["--steps", "2"], "error after 1 and 10 steps: trained without inner steps "),

@@ -61,6 +61,14 @@ def shortly(value: Any) -> str:
     return describe(value)
 
 
+def in_bytes(count: int) -> str:
+    """Format a number of bytes in a unit in which it does not round to 0."""
+    for unit, size in (("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3f} {unit}"
+    return f"{count} {'byte' if count == 1 else 'bytes'}"
+
+
 def schedule_remedy(value: Any) -> str:
     """Suggest a replacement for a function, or a torch scheduler, that was passed as a schedule."""
     kind = value if isinstance(value, type) else type(value)

@@ -613,16 +613,16 @@ def check_extras(
             raise TypeError(
                 f"{tx._name}: unknown extra {name!r}; {nearest(name, kinds)}"
             )
-    for link, need in needs:
+    for typed, _, need in needs:
         if need == "params":
             if params is None:
-                raise ValueError(f"{link} needs params: call {call})")
+                raise ValueError(f"{typed} needs params: call {call})")
             continue
         # hessian_diag=None means 'keep the last one', but the key is still required.
         if extras.get(need) is None and not (need == "hessian_diag" and need in extras):
             # In an optimizer's step, the closure itself serves as grad_fn and value_fn.
             more = "" if need in FUNCTIONS and "closure" in call else f", {need}=..."
-            raise ValueError(f"{link} needs {need}: call {call}{more})")
+            raise ValueError(f"{typed} needs {need}: call {call}{more})")
     return kinds
 
 

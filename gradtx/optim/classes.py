@@ -250,12 +250,33 @@ def class_of(alias: Any, module: str) -> type[AliasOptimizer]:
     return type(alias.spec.class_name, (AliasOptimizer,), namespace, alias=alias)
 
 
+_LOCK = threading.RLock()  # threads that ask at once get one class
+# By the alias's name. Replaced as a whole, so that other threads may read it at any time.
+_classes_of_users: dict[str, type[AliasOptimizer]] = {}
+
+
+def classes_of_users() -> Mapping[str, type[AliasOptimizer]]:
+    """Return the classes of users' aliases, by the alias's name."""
+    return _classes_of_users
+
+
+def class_of_user(alias: Any) -> type[AliasOptimizer]:
+    """Return the class of a user's alias, which is created once; another alias of the same name takes its place."""
+    global _classes_of_users
+    name = alias.spec.name
+    with _LOCK:
+        known = _classes_of_users.get(name)
+        if known is None or known._alias is not alias:
+            known = class_of(alias, alias.__module__)
+            _classes_of_users = {**_classes_of_users, name: known}
+    return known
+
+
 class _Classes(Mapping[str, type[AliasOptimizer]]):
     """The class of each alias, by the alias's name; each is created at its first access, which loads the alias."""
 
     def __init__(self) -> None:
         self._created: dict[str, type[AliasOptimizer]] = {}
-        self._lock = threading.RLock()  # threads that ask at once get one class
 
     def __getitem__(self, alias: str) -> type[AliasOptimizer]:
         if alias not in CLASS_NAMES:
@@ -264,7 +285,7 @@ class _Classes(Mapping[str, type[AliasOptimizer]]):
             function = public_value(
                 alias
             )  # not under the lock: imports have locks of their own
-            with self._lock:
+            with _LOCK:
                 if alias not in self._created:
                     self._created[alias] = class_of(function, MODULE)
         return self._created[alias]

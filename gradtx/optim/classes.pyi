@@ -194,7 +194,8 @@ class AliasOptimizer(ChainOptimizer):
 CLASSES: Mapping[str, type[AliasOptimizer]]
 ALIASES: dict[str, str]
 
-def class_of(alias: Any, module: str) -> type[AliasOptimizer]: ...
+def class_of_user(alias: Any) -> type[AliasOptimizer]: ...
+def classes_of_users() -> Mapping[str, type[AliasOptimizer]]: ...
 
 class A2Grad(AliasOptimizer):
     """A2Grad: Nesterov's accelerated gradient with steps damped by the deviation of gradients from their mean."""

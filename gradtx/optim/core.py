@@ -119,7 +119,7 @@ class Core:
         route = self.members.expanded.route
         traits = route.traits()
         needs = self.members.tx.needs
-        kinds, _ = self.members.tx._requirements()
+        kinds, requirements = self.members.tx._requirements()
         return ChainTraits(
             takes_none=any(link.takes_none for link in traits),
             agrees=any(link.agree for link in traits),
@@ -131,7 +131,7 @@ class Core:
             needs_extras=any(need != "params" for need in needs),
             calls_again=any(
                 need in ("grad_fn", "value_fn") and link != "estimate_gradient"
-                for link, need in self.members.tx._requirements()[1]
+                for _, link, need in requirements
             ),
             exchanges=any(link.exchanges for link in traits),
             waits_at_first=any(link.waits_at_first for link in traits),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from gradtx.base.ambient import runs_eagerly
+from gradtx.base.messages import in_bytes
 
 if TYPE_CHECKING:
     from gradtx.optim.core import Core
@@ -52,7 +53,8 @@ class Launch:
     again: int
 
     def __str__(self) -> str:
-        return f"{self.kernel}: {self.read / 1e6:.3f} MB read, {self.written / 1e6:.3f} MB written"
+        read, written = map(in_bytes, (self.read, self.written))
+        return f"{self.kernel}: {read} read, {written} written"
 
 
 class Explanation(list[Way]):
@@ -88,11 +90,11 @@ class Explanation(list[Way]):
             lines.append(f"{way}: {len(names)} {parameters} ({shown}){because}")
         lines.extend(map(str, self.launches))
         if self.launches:
-            total, least = self.bytes / 1e6, self.least_bytes / 1e6
+            total, least = map(in_bytes, (self.bytes, self.least_bytes))
             count = len(self.launches)
             what = "kernel launch moves" if count == 1 else "kernel launches move"
             lines.append(
-                f"{count} {what} {total:.3f} MB; reading and writing each tensor once would move {least:.3f} MB"
+                f"{count} {what} {total}; reading and writing each tensor once would move {least}"
             )
         return "\n".join(lines)
 

@@ -37,7 +37,7 @@ class HessianSource:
 
     Attributes:
         who: The optimizer's class, for error messages.
-        link: The name of the first link that needs `hessian_diag`.
+        link: The first link that needs `hessian_diag`, by the name that the caller typed.
         seed: The seed for new groups.
     """
 
@@ -52,9 +52,9 @@ class HessianSource:
         """Return the source for a chain; None if no link needs `hessian_diag`."""
         seed = _checked_seed(f"{who}: seed", seed)
         _, needs = tx._requirements()
-        for link, need in needs:
+        for typed, _, need in needs:
             if need == "hessian_diag":
-                return cls(who, link, seed)
+                return cls(who, typed, seed)
         return None
 
     # Around the closure.

@@ -283,10 +283,10 @@ def check_released(core: Core) -> None:
                 "together; use step(consume_gradients=True)"
             )
     _, needs = tx._requirements()
-    for link, need in needs:
+    for typed, _, need in needs:
         if need != "params":
             raise ValueError(
-                f"{WHO}: {link} needs {need!r}, which is known only after backward; {WAY_OUT}"
+                f"{WHO}: {typed} needs {need!r}, which is known only after backward; {WAY_OUT}"
             )
     for operation in core.members.expanded.route.walk():
         if operation.traits.waits or operation.traits.hessian_period:

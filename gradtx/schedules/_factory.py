@@ -44,7 +44,11 @@ class MadeSchedule(Schedule):
         devices = [tensor.device for tensor in self.tensors]
         self._accelerator = next((x for x in devices if x.type != "cpu"), None)
         self._factory = factory
-        self._arguments = arguments
+        # Whoever made the call may edit a dict later; a list has become a tuple.
+        self._arguments = {
+            name: dict(value) if isinstance(value, dict) else value
+            for name, value in arguments.items()
+        }
         # The values of `WINDOW` steps by the index of the window: the same bits at a count wherever training resumed.
         self._windows: dict[int, list[Any]] = {}
         # Run the body's own checks at construction.

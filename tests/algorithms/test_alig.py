@@ -122,7 +122,7 @@ def test_alig_without_a_bound_shows_none():
 def test_alig_without_the_loss_says_what_to_pass():
     params = ref.problem()
     tx = gradtx.alig()
-    with pytest.raises(ValueError, match=r"scale_by_polyak needs value: call update\(updates, state, params, value="):
+    with pytest.raises(ValueError, match=r"alig needs value: call update\(updates, state, params, value="):
         tx.update(params, tx.init(params), params)
 
 

@@ -252,7 +252,7 @@ def test_a_closure_with_backward_is_told_to_leave_it_out():
 def test_steps_without_a_closure_or_with_a_loss_of_another_shape_are_named():
     trained = weights()
     optimizer = gradtx.optim.MeZO(trained.items(), lr=0.05)
-    with pytest.raises(ValueError, match=r"estimate_gradient needs value_fn: call step\(closure\)"):
+    with pytest.raises(ValueError, match=r"mezo needs value_fn: call step\(closure\)"):
         optimizer.step()
     with pytest.raises(ValueError, match=r"the result of value_fn must be 0-d, got a tensor of shape \(4,\)"):
         optimizer.step(lambda: trained["a"] * 1)

@@ -1,5 +1,7 @@
 """Errors of `update` and `apply_updates`: trees and extras that do not fit; inputs stay as they are."""
 
+import re
+
 import pytest
 import torch
 
@@ -59,9 +61,10 @@ TREES = {
         {"updates": params(b=torch.ones(3, dtype=torch.int32))},
     ),
     f"params: leaf 'step' has dtype torch.int64, {DTYPE}": (TypeError, ADAM, {"params": ADAM.init(params())}),
+    "adamw needs params: call update(updates, state, params)": (ValueError, gradtx.adamw(), {"params": None}),
     "add_decayed_weights needs params: call update(updates, state, params)": (
         ValueError,
-        gradtx.adamw(),
+        chain(gradtx.add_decayed_weights(0.1), ADAM),
         {"params": None},
     ),
     "lookahead needs params: call update(updates, state, params)": (
@@ -150,6 +153,34 @@ TREES = {
 @pytest.mark.parametrize(("message", "kind", "tx", "changes"), [(m, *rest) for m, rest in TREES.items()], ids=TREES)
 def test_trees_and_extras_that_do_not_fit_are_refused_and_nothing_changes(message, kind, tx, changes):
     failing(kind, matching(message), tx, changes)
+
+
+@pytest.mark.parametrize(
+    ("tx", "name"),
+    [
+        (gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw()), "adamw"),
+        (gradtx.accumulate(gradtx.lion(weight_decay=0.1), 2), "lion"),
+        (gradtx.muon(), "muon"),
+        (gradtx.masked(gradtx.add_decayed_weights(0.1), "b"), "add_decayed_weights"),
+    ],
+    ids=["in a chain", "in a combinator", "around a rule", "a link"],
+)
+def test_who_needs_params_is_the_function_that_the_caller_typed(tx, name):
+    state = tx.init({"b": torch.ones(2, 2)})
+    with pytest.raises(ValueError, match=rf"^{name} needs params: call update\(updates, state, params\)"):
+        tx.update({"b": torch.ones(2, 2)}, state)
+
+
+def test_an_update_without_a_state_says_where_to_get_one():
+    message = (
+        "adamw: update needs the state as well: call update(updates, state, params) with the state that init(params), "
+        "or the last update, returned"
+    )
+    for arguments, options in (((params(),), {}), ((), {"updates": params()}), ((params(),), {"params": params()})):
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            gradtx.adamw().update(*arguments, **options)
+    updates, _ = ADAM.update(updates=params(), state=ADAM.init(params()))
+    assert updates.keys() == params().keys()
 
 
 def test_a_leaf_that_a_freeze_by_predicate_never_saw_is_refused():

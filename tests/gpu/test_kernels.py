@@ -521,10 +521,10 @@ def test_explain_prints_a_line_per_kernel_and_a_total(gpu):
     optimizer.step()
     assert str(optimizer.explain()).splitlines() == [
         "kernels: 1 parameter (0)",
-        "stage0: 0.016 MB read, 0.000 MB written",
-        "reduce0: 0.000 MB read, 0.000 MB written",
-        "last_stage: 0.016 MB read, 0.012 MB written",
-        "3 kernel launches move 0.044 MB; reading and writing each tensor once would move 0.028 MB",
+        "stage0: 16.000 kB read, 0 bytes written",
+        "reduce0: 0 bytes read, 0 bytes written",
+        "last_stage: 16.000 kB read, 12.000 kB written",
+        "3 kernel launches move 44.000 kB; reading and writing each tensor once would move 28.000 kB",
     ]
 
 

@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 from typing import get_type_hints
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 
 import gradtx
 from gradtx.base.other_libraries import OPTIONS, OTHER_FORMS
-from gradtx.optim import ChainOptimizer
+from gradtx.optim import ChainOptimizer, classes
 from gradtx.optim.classes import CLASSES
 from gradtx.optim.engine import Engine
 from gradtx.optim.groups import ENGINE_OPTIONS
@@ -125,6 +126,36 @@ def test_threads_that_ask_for_a_class_at_the_same_moment_get_one():
     )
     run = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+def test_an_alias_of_a_user_has_one_class_also_in_threads_that_ask_at_the_same_moment():
+    aliases = []
+    for i in range(8):
+
+        def momentum_sgd(lr: gradtx.Scalar = 0.1):
+            return gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_learning_rate(lr))
+
+        momentum_sgd.__name__ = f"momentum_sgd_{i}"
+        aliases.append(gradtx.alias(momentum_sgd))
+    found, start = [], threading.Barrier(8)
+
+    def ask():
+        start.wait()
+        found.append([gradtx.optimizer_class(alias) for alias in aliases])
+
+    threads, interval = [threading.Thread(target=ask) for _ in range(8)], sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert len(found) == 8
+    for alias, *of_threads in zip(aliases, *found, strict=True):
+        later = gradtx.optimizer_class(alias), gradtx.load_optimizer(alias.spec.name)
+        assert {*of_threads, *later} == {of_threads[0]}
 
 
 @pytest.mark.parametrize("name", ALIASES)
@@ -416,7 +447,7 @@ Damped = gradtx.optimizer_class(damped)
 
 @pytest.fixture
 def _registered(monkeypatch):
-    monkeypatch.setattr(gradtx.registry, "_OWN_CLASSES", {"damped": Damped})
+    monkeypatch.setattr(classes, "_classes_of_users", {"damped": Damped})
 
 
 def test_a_class_of_ones_own_alias_steps_pickles_and_makes_another_like_it():

@@ -522,6 +522,19 @@ def test_values_of_several_steps_at_once_are_those_of_single_steps(schedule):
     assert [schedule(step) for step in range(70)] == pytest.approx(one_at_a_time, rel=1e-15, abs=0)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [gradtx.piecewise_constant_schedule, lambda lr, at: gradtx.piecewise_interpolate_schedule("linear", lr, at)],
+    ids=["constant", "interpolate"],
+)
+def test_a_schedule_keeps_the_boundaries_with_which_it_was_made(make):
+    boundaries = {30: 0.5, 500: 0.2}
+    schedule, expected = make(1.0, boundaries), [make(1.0, dict(boundaries))(t) for t in range(600)]
+    assert schedule(40) == expected[40]  # whose neighbours it keeps
+    boundaries[30] = 0.1
+    assert [schedule(t) for t in range(600)] == expected
+
+
 def test_a_schedule_of_a_tensor_follows_the_tensor():
     rate = torch.tensor(0.5, dtype=torch.float64)
     schedule = gradtx.exponential_schedule(rate, 0.5)

@@ -162,19 +162,19 @@ STEPS = {
         NEWTON,
     ),
     "a rate from the loss, without the loss": (
-        "scale_by_polyak needs value",
+        "alig needs value",
         r"step\(closure, value=\.\.\.\)",
         lambda scene: scene.optimizer.step(),
         gradtx.alig(),
     ),
     "a closure that forgets to return the loss": (
-        "scale_by_polyak needs value",
+        "alig needs value",
         r"step\(closure, value=\.\.\.\)",
         without_result,
         gradtx.alig(),
     ),
     "second derivatives without a graph": (
-        "scale_by_hessian needs hessian_diag",
+        "adahessian needs hessian_diag",
         r"create_graph=True",
         lambda scene: scene.optimizer.step(),
         gradtx.adahessian(),
