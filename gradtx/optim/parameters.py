@@ -88,7 +88,7 @@ class Members:
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in ("expanded", "partners")
+            if name not in ("expanded", "partners", "free")
         }
 
     @functools.cached_property
@@ -107,6 +107,13 @@ class Members:
     def compares_rates(self) -> bool:
         """Whether a link compares later learning rates with that of construction."""
         return any(link.compares_rates for link in self.expanded.route.traits())
+
+    @functools.cached_property
+    def free(self) -> set[str]:
+        """The names of hyperparameters that may differ between groups in any case, whatever their link is called."""
+        traits = self.expanded.route.traits()
+        agreeing = {name.partition("[")[0] for link in traits for name in link.agree}
+        return {"lr", "weight_decay"} - agreeing
 
     @functools.cached_property
     def partners(self) -> list[Team]:

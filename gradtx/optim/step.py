@@ -7,7 +7,7 @@ import itertools
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -56,6 +56,7 @@ from gradtx.optim.groups import (
     Values,
     are_identical,
     has_any,
+    is_same,
 )
 from gradtx.optim.ranks import Intent, hand_over_loaded
 from gradtx.optim.run import (
@@ -447,9 +448,7 @@ class Step:
         known = self.core.agreed
         if not are_identical(self._values, known):
             self._compare_groups()
-            tensors_of = [value for values in self._values for value in values.values()]
-            # Tensors may be written in place.
-            is_fixed = not has_any(Tensor, tensors_of)
+            is_fixed = _agree_for_good(self._values, self.core.members.free)
             self.core.agreed = self._values if is_fixed else []
 
     def _compare_groups(self) -> None:
@@ -730,6 +729,25 @@ def count_up(bundles: Iterable[Any], after: Mapping[Any, DeviceCount]) -> None:
         _torch.copy_each_(steps, list(map(as_step, later)))
         for member, count in zip(on_device, later, strict=True):
             member.set_count(count)
+
+
+def _agree_for_good(values_of_groups: list[Values], free: Collection[str]) -> bool:
+    """Whether values that agree now always will: tensors may be written, and schedules may differ at later counts.
+
+    Args:
+        values_of_groups: The values of each group.
+        free: The names of those that need not agree.
+    """
+    for values in values_of_groups:
+        if has_any(Tensor, values.values()):
+            return False
+        for name, value in values.items():
+            if name.rpartition(".")[2] in free or not has_schedule(value):
+                continue
+            others = [other[name] for other in values_of_groups if name in other]
+            if not all(is_same(value, other) for other in others):
+                return False
+    return True
 
 
 def _agree(a: Any, b: Any) -> bool:

@@ -255,6 +255,22 @@ def test_cycles_of_an_accumulation_that_differ_between_groups_are_an_error():
         descend(optimizer, params, 1)
 
 
+def test_schedules_that_agree_at_first_and_differ_later_are_an_error_at_that_step():
+    params = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.sgd(lr=1.0))
+    falling = gradtx.linear_schedule(1.0, 1.0, 0.1, total_iters=4)
+    optimizer = gradtx.as_optimizer(tx, [{"params": params[:1], "max_norm": falling}, {"params": params[1:]}])
+    for param in params:
+        param.grad = torch.ones(2)
+    optimizer.step()
+    before = [param.detach().clone() for param in params]
+    with pytest.raises(
+        ValueError, match=r"clip_by_global_norm: max_norm must agree across groups, got 0\.775 and 1\.0"
+    ):
+        optimizer.step()
+    assert all(map(torch.equal, params, before))
+
+
 def test_a_partition_makes_a_group_of_each_user_group_and_label_in_this_order():
     tx = gradtx.partition(
         {"bias": gradtx.sgd(momentum=0.9), "weight": gradtx.adamw()}, {"weight": "*.weight", "bias": "*"}
