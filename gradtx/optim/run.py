@@ -51,11 +51,9 @@ class DeviceCount:
 
     def follow(self, step: Tensor) -> None:
         """Take the value of a state's tensor `step` on the device, which may have been written without a version."""
-        self.made.copy_(torch.where(self.is_in(step), self.made, step.to(torch.int64)))
-
-    def is_in(self, step: Tensor) -> Tensor:
-        """Whether a state's tensor `step` has this count, which float32 rounds if a graph has advanced it that far."""
-        return step == self.made.to(step.dtype)
+        # float32 may have rounded a count that a graph has advanced.
+        is_known = step == self.made.to(step.dtype)
+        self.made.copy_(torch.where(is_known, self.made, step.to(torch.int64)))
 
     def after(self, tick: int | Tensor) -> DeviceCount:
         """Return the count after a step that adds `tick`."""
@@ -131,9 +129,10 @@ class Member:
         if isinstance(self.count, DeviceCount) and self.device_count is not None:
             tensor, counted_at = self.device_count
             if tensor is step and version(tensor) == counted_at:
+                made = self.count.made
                 # The host need not wait for a count of its own.
-                is_elsewhere = self.count.made.device.type != "cpu"
-                if is_elsewhere or self.count.is_in(tensor):
+                is_elsewhere = made.device.type != "cpu"
+                if is_elsewhere or torch.equal(tensor, made.to(tensor.dtype)):
                     return self.count
         return int(step)
 
