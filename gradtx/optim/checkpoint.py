@@ -25,7 +25,7 @@ from gradtx.optim.groups import (
     params_of,
 )
 from gradtx.optim.ranks import entries_at_owners
-from gradtx.optim.run import Member, never_trains
+from gradtx.optim.run import MISSED, Member, never_trains
 from gradtx.optim.state import Initial, States, matched, misfits_of, without_messages
 from gradtx.state.conversion import Entry
 from gradtx.state.layout import State, by_state_key
@@ -311,7 +311,7 @@ class Checkpoint:
         accepted = wrapper_keys | self._of_wrappers
         entry = self._entries[param]
         state = matched(member, entry, initial, self._strict, codes, accepted)
-        self._unknown |= state.keys() - layout.keys - wrapper_keys
+        self._unknown |= state.keys() - layout.keys - wrapper_keys - {MISSED}
         return state
 
     def _check_shared(self) -> None:
