@@ -27,7 +27,7 @@ from gradtx.optim.groups import (
     params_of,
 )
 from gradtx.optim.ranks import OwnedSlot, divided_keys, whole_at_owners
-from gradtx.optim.run import Member, never_trains
+from gradtx.optim.run import MISSED, Member, never_trains
 from gradtx.optim.state import Initial, States, matched, misfits_of, without_messages
 from gradtx.state.conversion import Entry, has_form
 from gradtx.state.layout import State, by_state_key
@@ -349,7 +349,7 @@ class Checkpoint:
         for key, rows in self._rows.get(param, {}).items():
             dtype = state[key].dtype
             state[key] = rows.detach().to(param.device, dtype, copy=True)
-        self._unknown |= state.keys() - layout.keys - wrapper_keys
+        self._unknown |= state.keys() - layout.keys - wrapper_keys - {MISSED}
         return state
 
     def _check_shared(self) -> None:

@@ -91,9 +91,29 @@ def scaling_from(run: Run, take: Callable[[], Tensor]) -> Enter:
     return unscaling(run, Scaling(inverse=take(), proceed=take()))
 
 
+def _put_behind(members: Iterable[Member], count: int) -> None:
+    """Note that the counts on the device are no longer near the largest, if a user has written this one."""
+    for member in members:
+        other = member.count
+        if isinstance(other, DeviceCount):
+            other.behind = max(other.behind, count - other.fewest)
+
+
+def most_of(member: Member) -> int:
+    """Return the largest count that a parameter may have, as far as the host knows."""
+    count = member.count
+    return count.most if isinstance(count, DeviceCount) else count
+
+
 def move_counts(members: Iterable[Member], device: torch.device | None) -> None:
     """Move the counts of parameters to a device or, if that is None, to the host, synchronizing where necessary."""
+    members = list(members)
     moved: dict[int | DeviceCount, int | DeviceCount] = {}
+    most = 0
+    arriving = [m.count for m in members if m.state and isinstance(m.count, int)]
+    if device is not None and arriving:
+        most = max(map(most_of, members))
+        _put_behind(members, max(arriving))
     for member in members:
         count = member.count
         if not member.state or isinstance(count, DeviceCount) == (device is not None):
@@ -104,7 +124,7 @@ def move_counts(members: Iterable[Member], device: torch.device | None) -> None:
         elif count not in moved:
             # A fill, unlike a copy from the host, does not synchronize.
             made = torch.full((), count, dtype=torch.int64, device=device)
-            moved[count] = DeviceCount(made, count, count)
+            moved[count] = DeviceCount(made, count, count, most - count)
         step = torch.as_tensor(member.state["step"])
         # One that a user has written on the device keeps its memory, which a graph may read.
         if device is None or step.device != device:
@@ -124,6 +144,7 @@ def keep_counts_in_place(
             old.made.copy_(new.made)
             old.bound = new.bound
             old.least = new.least
+            old.behind = new.behind
             kept_counts[new] = old
     for member in members:
         if member.count in kept_counts:

@@ -427,6 +427,13 @@ class Members:
                 return ()
             raise
 
+    def is_frozen(self, member: Member) -> bool:
+        """Whether a link freezes a parameter."""
+        run = self.expanded
+        if not run.route.frozen:
+            return False
+        return run.route.is_frozen(leaf_of(run, member, clock_after(0)))
+
     def _check_label(self, member: Member, settings: GroupSettings) -> None:
         """Check that a parameter that has come to a group has its label, or none, as if it is frozen."""
         labels = _by_selector(self._labels(member))

@@ -26,6 +26,8 @@ from gradtx.state.layout import Layout, State
 
 # Up to this count, float32 holds every whole number.
 FLOAT32_COUNTS = 2**24
+# The key of the updates that the parameter with the most updates has missed, in the states of all parameters.
+MISSED = "missed_updates"
 # Of a parameter without slots.
 NO_LAYOUT = Layout({}, {})
 
@@ -38,16 +40,23 @@ class DeviceCount:
         made: The number of steps made, 0-d int64.
         bound: An upper bound known to the host, which includes skipped steps.
         least: A lower bound, without those that may have been skipped.
+        behind: An upper bound of what the largest count has more.
     """
 
     made: Tensor
     bound: int
     least: int
+    behind: int
 
     @property
     def most(self) -> int:
         """The number of steps as far as the host knows it without synchronizing."""
         return int(self.made) if self.made.device.type == "cpu" else self.bound
+
+    @property
+    def fewest(self) -> int:
+        """The number of steps of which the host is certain without synchronizing."""
+        return int(self.made) if self.made.device.type == "cpu" else self.least
 
     def follow(self, step: Tensor) -> None:
         """Take the value of a state's tensor `step` on the device, which may have been written without a version."""
@@ -58,7 +67,7 @@ class DeviceCount:
     def after(self, tick: int | Tensor) -> DeviceCount:
         """Return the count after a step that adds `tick`."""
         least = self.least if isinstance(tick, Tensor) else self.least + tick
-        return DeviceCount(self.made + tick, self.most + 1, least)
+        return DeviceCount(self.made + tick, self.most + 1, least, self.behind)
 
 
 def as_step(count: int | DeviceCount, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -221,6 +230,7 @@ class KnownCounts:
         states: The states of the optimizer's parameters.
 
     Attributes:
+        missed: The updates that the parameter with the most updates has missed, to be read at each step; None if none.
         complete_for: The structures of the groups for which all of them have slots, as far as it is known.
     """
 
@@ -230,6 +240,8 @@ class KnownCounts:
         self._keys = list(map(list, self._states))
         self._steps = [member.state["step"] for member in members]
         self._steps_in_states = [state.get("step") for state in self._states]
+        self.missed = missed_in(member.state for member in members)
+        self._missed_in_states = list(map(MISSED_OR_NONE, self._states))
         self._on_host = all(isinstance(member.count, int) for member in members)
         self._writes = self._writes_so_far()
         self.complete_for: list[Any] = []
@@ -269,11 +281,17 @@ class KnownCounts:
             and all(
                 map(operator.is_, map(STEP_OR_NONE, present), self._steps_in_states)
             )
+            and (self.missed is None or self._hold_missed(present))
             and (
                 list(map(Tensor.item, self._steps)) == list(map(COUNT, self._members))
                 if self._on_host
                 else self._writes_so_far() == self._writes
             )
+        )
+
+    def _hold_missed(self, present: list[State]) -> bool:
+        return all(
+            map(operator.is_, map(MISSED_OR_NONE, present), self._missed_in_states)
         )
 
     def note_writes(self) -> None:
@@ -292,6 +310,19 @@ COUNT = operator.attrgetter("count")
 DICTS = frozenset((dict,))
 STEP = operator.itemgetter("step")
 STEP_OR_NONE = operator.methodcaller("get", "step")
+MISSED_OR_NONE = operator.methodcaller("get", MISSED)
+
+
+def missed_in(states: Iterable[State]) -> Any:
+    """Return the updates that the parameter with the most updates has missed, of the first state that has them.
+
+    Schedules follow the updates in which any parameter had a gradient: these, and the largest count. In a step of all
+    parameters both rise, so that only other steps write them. None stands for 0.
+    """
+    for state in states:
+        if MISSED in state:
+            return state[MISSED]
+    return None
 
 
 def version(tensor: Tensor) -> int:

@@ -33,6 +33,7 @@ from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import assign_owners, divided_keys, states_of_owners
 from gradtx.optim.run import (
     FLOAT32_COUNTS,
+    MISSED,
     DeviceCount,
     Member,
     OptimizerRun,
@@ -40,6 +41,7 @@ from gradtx.optim.run import (
     as_step,
     clock_after,
     leaf_of,
+    missed_in,
     never_trains,
 )
 from gradtx.optim.slot_names import is_slot_name
@@ -96,10 +98,10 @@ class States:
         run.release()
 
     def count(self, place: Place | None = None, exact: bool = False) -> int:
-        """Return the largest count of the parameters, or the count of the clock that a node of the chain follows.
+        """Return the number of updates, or the count of the clock that a node of the chain follows.
 
-        If the device counts, the result is the upper bound that the host knows, or with `exact`, after synchronizing,
-        the count itself.
+        If the device counts, the result is what the host knows of the largest count, an upper bound, or with `exact`,
+        after synchronizing, the number itself.
         """
         path = self.members.clock_path(place)
         if path is not None:
@@ -110,7 +112,11 @@ class States:
             if isinstance(count, DeviceCount):
                 count = int(count.made) if exact else count.most
             largest = max(largest, count)
-        return largest
+        missed = missed_in(map(self.of, self.members.by_param))
+        is_elsewhere = isinstance(missed, Tensor) and missed.device != CPU
+        if missed is None or (is_elsewhere and not exact):
+            return largest
+        return largest + int(missed)
 
     def _inner_count(self, path: Path) -> int:
         """Return the number of finished updates on a combinator's clock, after any restart in the next step."""
@@ -565,8 +571,10 @@ REMEDY = (
 EDITING = "docs/howto/edit-an-optimizer.md"
 REFIT = f"change it along with the parameter ({EDITING}), or reset the state: optimizer.state.pop(param)"
 
+_NONE_MISSED = torch.zeros((), dtype=torch.int64, device="cpu")
+
 # Slots that contain the counts of clocks and random rules.
-COUNTS = ("step", LEAF_STEPS, "mini_step", "skipped", "counter")
+COUNTS = ("step", LEAF_STEPS, MISSED, "mini_step", "skipped", "counter")
 
 
 def matched(
@@ -623,6 +631,9 @@ def matched(
         if layout.follows(key):
             continue
         value = saved[key]
+        if key == MISSED:
+            state[key] = as_slot(f"{who}: {key!r}", key, value, _NONE_MISSED)
+            continue
         if strict and key not in wrapper_keys and is_slot_name(key):
             raise ValueError(
                 f"{who} has {key!r}, which this chain does not use; {REMEDY}"
@@ -667,7 +678,7 @@ def misfits_of(saved: Entry, first: Mapping[str, Tensor]) -> int:
     if not saved:
         return 0
     entry = _translated_entry(saved, first)
-    return len(_slots_among(entry.keys()) ^ _slots_among(first.keys()))
+    return len(_slots_among(entry.keys() - {MISSED}) ^ _slots_among(first.keys()))
 
 
 def _slots_among(keys: Collection[str]) -> set[str]:

@@ -58,6 +58,7 @@ from gradtx.optim.groups import (
     has_any,
     is_same,
 )
+from gradtx.optim.missed import MissedUpdates
 from gradtx.optim.ranks import Intent, hand_over_loaded
 from gradtx.optim.run import (
     COUNT,
@@ -96,7 +97,7 @@ class Step:
         core: The core of the optimizer.
         extras: The inputs other than gradients, of the caller or of its closure.
         run: Provides operations with old values and collects new ones.
-        count: The number of finished steps, which schedules follow.
+        count: The number of finished updates, in which any parameter had a gradient: schedules follow it.
         members: The parameters that step.
         continues: Whether all parameters step, as in the last step, in states and groups that are unchanged since.
         groups: The settings of the parameter groups.
@@ -151,9 +152,7 @@ class Step:
                 self._notice_scheduler(settings, values)
         self._read(self._every)
         # A step without any gradient changes nothing; without clocks, there is nothing that it could change.
-        self._is_idle = bool(traits.takes_none or traits.clocks) and all(
-            member.param.grad is None for member in self._every
-        )
+        self._is_idle = bool(traits.takes_none or traits.clocks) and self._trains_none()
         self._takes_none = traits.takes_none and not self._is_idle
         can_be_captured = run.device.type not in _torch.NEVER_CAPTURED
         if can_be_captured and _torch.is_captured(run.device):
@@ -181,6 +180,13 @@ class Step:
             self.hyperparameters.append(settings.hyperparameters(self._schedule_count))
         if traits.checks_extras:
             check_extras_of(self.leaves_of(self.members))
+
+    def _trains_none(self) -> bool:
+        """Whether no parameter has a gradient that it may follow."""
+        is_frozen = self.core.members.is_frozen
+        return all(
+            member.param.grad is None or is_frozen(member) for member in self._every
+        )
 
     def _notice_scheduler(self, settings: GroupSettings, values: Values) -> None:
         """Notice the scheduler of a trainer's wrapper when it replaces a schedule by a number."""
@@ -210,20 +216,27 @@ class Step:
             move_counts(self._every, device if on_device else None)
             counts = set(map(COUNT, self._every))
         if not on_device:
-            self.count = max(counts, default=0)
-            if self.count >= FLOAT32_COUNTS:
+            largest = max(counts, default=0)
+            if largest >= FLOAT32_COUNTS:
                 self._keep_exact()
+            self._follow(largest, CPU)
             return
         if scaling is not None:
             _, self.run.tick = scaling.on(device)
         # Parameters without state have a count on the host.
         device_counts = self._counts_on_device()
         self._after = {count: count.after(self.run.tick) for count in device_counts}
-        self.count = torch.zeros((), dtype=torch.int64, device=device)
+        largest = torch.zeros((), dtype=torch.int64, device=device)
         if device_counts:
-            self.count = torch.stack([count.made for count in device_counts]).amax()
+            largest = torch.stack([count.made for count in device_counts]).amax()
             if max(count.bound for count in device_counts) >= FLOAT32_COUNTS:
                 self._keep_exact()
+        self._follow(largest, device)
+
+    def _follow(self, largest: int | Tensor, device: torch.device) -> None:
+        """Let schedules follow the updates before this step."""
+        self._missed = MissedUpdates(self._every, device, largest)
+        self.count = self._missed.updates(largest)
 
     def _counts_on_device(self) -> list[DeviceCount]:
         """Return the counts on the device, as they are in the states."""
@@ -406,6 +419,7 @@ class Step:
             run.end()
         if run.new_shared:
             core.states.write_shared(run, self._stays)
+        self._note_missed()
         if self._stays:
             keep_counts_in_place(core.members.by_param.values(), self._after)
         known = core.known_counts
@@ -424,6 +438,14 @@ class Step:
             if settings.shown:
                 settings.show(self._known_count)
 
+    def _note_missed(self) -> None:
+        """Note whether the parameter with the most updates has missed this one."""
+        after = list(map(COUNT, self._every))
+        if self._has_eager and not self._after:  # whose counts are only in their states
+            after = [member.count_in(member.state) for member in self._every]
+        if self._missed.end(after, self.run.tick, self._stays):
+            self.core.known_counts = None
+
     def _estimate(self) -> None:
         """Let links call the closure, which may call `zero_grad()`, before anything is processed."""
         gradients = [member.param.grad for member in self.members]
@@ -440,7 +462,7 @@ class Step:
         if self._stays and has_own_clock:
             return None
         if self.on_host and not (has_own_clock or self._has_eager):
-            return max(map(COUNT, self._every), default=0)
+            return self._missed.updates(max(map(COUNT, self._every), default=0))
         return core.states.count(place)
 
     def _check_agreement(self) -> None:

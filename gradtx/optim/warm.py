@@ -40,7 +40,7 @@ class WarmStep:
         plans: The plan of each engine that ran some of its parameters.
 
     Attributes:
-        count: The number of finished steps, which schedules follow.
+        count: The number of finished updates, which schedules follow.
         hyperparameters: Those of each group that are arguments of programs.
         run: Receives shared values, and combines sums over leaves; None if there are none.
     """
@@ -65,7 +65,8 @@ class WarmStep:
         self._extra_names = frozenset(step.extras)
         self._scalar_dtypes = step.scalar_dtypes
         self.scalars: Extras = {}
-        self.count = max(map(COUNT, self._every))
+        self._missed = 0 if known.missed is None else int(known.missed)
+        self.count = max(map(COUNT, self._every)) + self._missed
         self.hyperparameters: list[list[Any]] = []
         self.run: OptimizerRun | None = None
 
@@ -158,6 +159,7 @@ class WarmStep:
             and self.count < FLOAT32_COUNTS
             and self._have_same_structure(core)
             and known.hold(self._every, core.states.by_param)
+            and (known.missed is None or int(known.missed) == self._missed)
         ):
             return False
         return all(map(Plan.is_repeated, self._plans))

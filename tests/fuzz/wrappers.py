@@ -31,19 +31,15 @@ WRAPPERS: dict[str, Callable[[GradientTransformation], GradientTransformation]] 
 
 
 def case_of(seed: int) -> Case:
-    """A random chain, without any gradient in some calls; one leaf has a gradient in all others.
-
-    The outermost clock is that of the leaf with the most updates, while a combinator counts the calls with gradients.
-    """
+    """A random chain, whose leaves miss calls; in some calls no leaf has a gradient."""
     case = chains.drawn_case(seed)
     if case.takes_closure:
         return case  # whose calls all have gradients
     rng = random.Random(f"idle {seed}")
-    always, draw = rng.choice(list(case.params)), chains.normal(seed, case.dtype)
     gradients: Gradients = []
     for step in case.gradients:
-        present = {**step, always: draw(tuple(case.params[always].shape))}
-        gradients.append(dict.fromkeys(step) if rng.random() < 0.2 else present)
+        is_idle = rng.random() < 0.2
+        gradients.append({name: None if is_idle or rng.random() < 0.3 else gradient for name, gradient in step.items()})
     return dataclasses.replace(case, gradients=gradients)
 
 

@@ -1,5 +1,8 @@
 """The library's schedules in an optimizer: shown in advance, overridden by written values, and on their own clock."""
 
+import contextlib
+import warnings
+
 import pytest
 import torch
 
@@ -131,3 +134,118 @@ def test_a_schedule_of_a_plain_function_is_as_exact_as_under_a_scheduler_of_torc
     descend(optimizer, params, 5)
     descend(reference, other, 5, after=scheduler.step)
     assert_close(params.values(), other.values(), TOLERANCE)
+
+
+# One count for schedules: the updates in which any parameter had a gradient.
+
+HALVING = gradtx.Schedule(lambda step: 0.5**step)
+ALTERNATING = [("a",), ("b",), ("a",), ("a", "b"), (), ("b",), ("a", "b"), ("a", "b"), ("b",), ("b",), ("a",)]
+RATES = [0.5**t for t in range(10)]
+DO_NOTHING = {
+    "alone": lambda tx: tx,
+    "skip_nonfinite": gradtx.skip_nonfinite,
+    "accumulate": lambda tx: gradtx.accumulate(tx, 1),
+    "apply_if": lambda tx: gradtx.apply_if(tx, lambda step: step >= 0),
+    "masked": lambda tx: gradtx.masked(tx, "*"),
+    "chain": lambda tx: gradtx.chain(gradtx.scale(1.0), tx),
+}
+MODES = {
+    "lists": {},
+    "line by line": {},
+    "released": {},
+    "consuming": {},
+    "compiled": {"compile": True},
+    "capturable": {"capturable": True},
+    "scaled": {"amp_scaling": True},
+}
+AS_ITSELF = {"capturable": ("alone", "masked", "chain"), "released": ("alone", "masked", "chain")}
+
+
+def alternating(mode="lists", wrapper="alone", **options):
+    tx = gradtx.chain(DO_NOTHING[wrapper](gradtx.sgd(lr=HALVING)), gradtx.freeze("frozen"))
+    params = {name: torch.nn.Parameter(torch.zeros(1, dtype=torch.float64)) for name in ("a", "b", "frozen")}
+    optimizer = gradtx.as_optimizer(tx, list(params.items()), **MODES[mode], **options)
+    if mode == "released":
+        optimizer.release_gradients()
+    return optimizer, params
+
+
+def rates_of(optimizer, params, calls, mode="lists"):
+    """How far the parameters with a gradient move in each call in which a trainable one has one."""
+    rates = []
+    for names in calls:
+        before = {name: param.item() for name, param in params.items()}
+        if mode == "released" and names:
+            sum(params[name] for name in names).sum().backward()
+        elif mode != "released":
+            for name, param in params.items():
+                param.grad = torch.ones_like(param) if name in names else None
+        if mode == "scaled":
+            optimizer.found_inf, optimizer.grad_scale = torch.zeros(()), torch.ones(())
+        with gradtx.eagerly() if mode == "line by line" else contextlib.nullcontext():
+            optimizer.step(consume_gradients=mode == "consuming")
+        moved = {before[name] - params[name].item() for name in names if name != "frozen"}
+        assert len(moved) <= 1
+        rates.extend(moved)
+    return rates
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("wrapper", DO_NOTHING)
+def test_a_schedule_follows_the_updates_in_which_any_parameter_had_a_gradient(wrapper, mode):
+    if wrapper not in AS_ITSELF.get(mode, DO_NOTHING):
+        pytest.skip("refused")
+    optimizer, params = alternating(mode, wrapper)
+    calls = [(), *ALTERNATING[:3], ("frozen",), *ALTERNATING[3:]]
+    assert rates_of(optimizer, params, calls, mode) == RATES
+    if wrapper == "alone" and mode != "scaled":
+        assert optimizer.state_dict()["param_groups"][0]["lr"] == 0.5**10
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("at", range(1, len(ALTERNATING)))
+def test_a_resumed_run_goes_on_at_the_update_at_which_it_was_saved(at, mode):
+    optimizer, params = alternating(mode)
+    rates = rates_of(optimizer, params, ALTERNATING[:at], mode)
+    saved = saved_and_loaded(optimizer.state_dict())
+    again, params = alternating(mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again.load_state_dict(saved)
+    assert rates + rates_of(again, params, ALTERNATING[at:], mode) == RATES
+
+
+@pytest.mark.parametrize("mode", ["lists", "compiled", "capturable", "scaled"])
+def test_states_have_no_further_key_where_one_parameter_has_a_gradient_in_every_update(mode):
+    optimizer, params = alternating(mode)
+    rates_of(optimizer, params, [("a", "b"), ("a", "b", "frozen"), ("a", "b")], mode)
+    if mode != "capturable":  # whose graphs may repeat steps in any order
+        rates_of(optimizer, params, [("a",), ("a", "b")], mode)
+    assert {key for entry in optimizer.state_dict()["state"].values() for key in entry} == {"step"}
+
+
+def test_counts_that_a_user_writes_move_the_schedule_by_as_much():
+    optimizer, params = alternating()
+    assert rates_of(optimizer, params, [("a",), ("b",), ("a", "b"), ("a", "b")]) == [1.0, 0.5, 0.25, 0.125]
+    for param in (params["a"], params["b"]):
+        optimizer.state[param]["step"].data.fill_(5)
+    assert rates_of(optimizer, params, [("a", "b"), ("a", "b")]) == [0.5**6, 0.5**7]
+    optimizer.state[params["a"]]["missed_updates"].data.fill_(0)
+    assert rates_of(optimizer, params, [("a", "b"), ("a", "b")]) == [0.5**7, 0.5**8]
+    optimizer.state[params["a"]]["missed_updates"] = torch.tensor(2)
+    assert rates_of(optimizer, params, [("a", "b"), ("a", "b")]) == [0.5**11, 0.5**12]
+    for param in (params["a"], params["b"]):
+        del optimizer.state[param]["missed_updates"]
+    assert rates_of(optimizer, params, [("a", "b"), ("a",)]) == [0.5**11, 0.5**12]
+    optimizer.state.clear()
+    assert rates_of(optimizer, params, [("a", "b"), ("a", "b")]) == [1.0, 0.5]
+
+
+def test_torchs_classes_carry_the_missed_updates_along():
+    optimizer, params = alternating()
+    rates_of(optimizer, params, ALTERNATING[:3])
+    reference = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1)) for _ in params], lr=0.1)
+    reference.load_state_dict(optimizer.state_dict())
+    again, params = alternating()
+    again.load_state_dict(reference.state_dict())
+    assert rates_of(again, params, ALTERNATING[3:]) == RATES[3:]

@@ -1,0 +1,103 @@
+"""The updates that the parameter with the most updates has missed, which schedules count as well.
+
+A schedule follows the updates in which any parameter had a gradient. These are the largest count, and the updates in
+which it did not rise: their number is in the state of each parameter, as `missed_updates`, once it may not be 0. It
+does not change in a step of all parameters, and counts that a user writes move the schedule by as much.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.optim.run import COUNT, MISSED, DeviceCount, Member, missed_in
+
+
+class MissedUpdates:
+    """The missed updates before and after one step.
+
+    Args:
+        members: All parameters, with the state and count before the step.
+        device: The device that counts.
+        largest: The largest of these counts.
+    """
+
+    def __init__(
+        self, members: list[Member], device: torch.device, largest: int | Tensor
+    ):
+        self._members = members
+        self._before: list[Any] = list(map(COUNT, members))
+        self._largest = largest
+        value = missed_in(member.state for member in members)
+        is_usable = isinstance(value, Tensor) and value.device == device
+        if not (value is None or is_usable):  # the other one counted before
+            value = torch.full((), int(value), dtype=torch.int64, device=device)
+        self._value: Tensor | None = value
+
+    def updates(self, largest: int | Tensor) -> Any:
+        """Return the number of updates when the largest count is this one."""
+        if self._value is None:
+            return largest
+        return largest + (int(self._value) if isinstance(largest, int) else self._value)
+
+    def end(self, after: list[Any], tick: int | Tensor, stays: bool) -> bool:
+        """Write the missed updates after the step; return whether states have another tensor now.
+
+        Args:
+            after: The counts of the parameters after the step.
+            tick: The increment of the step.
+            stays: Whether a graph may repeat the step when the host knows other counts.
+        """
+        if isinstance(self._largest, int):
+            has_missed = after != self._before and max(after) == self._largest
+            change: int | Tensor = int(has_missed)
+        else:
+            change = self._change_on_device(after, tick, stays)
+        if isinstance(change, Tensor) or change:
+            self._add(change)
+        return self._store()
+
+    def _change_on_device(
+        self, after: list[Any], tick: int | Tensor, stays: bool
+    ) -> int | Tensor:
+        """Return by how much the missed updates rise; 0 if the host knows that they do not."""
+        pairs = list(zip(self._before, after, strict=True))
+        rising = {before for before, now in pairs if now is not before}
+        others = {now for before, now in pairs if now is before}
+        if not rising:
+            return 0
+        has_largest = any(count.behind == 0 for count in rising)
+        for count in others:
+            if isinstance(count, DeviceCount):
+                count.behind += 1
+        may_repeat = stays and any(map(_most, others))
+        if has_largest and self._value is None and not may_repeat:
+            return 0
+        counts = {count for count in after if isinstance(count, DeviceCount)}
+        largest = torch.stack([count.made for count in counts]).amax()
+        return self._largest + tick - largest
+
+    def _add(self, change: int | Tensor) -> None:
+        if self._value is None:
+            device = (
+                change.device if isinstance(change, Tensor) else torch.device("cpu")
+            )
+            self._value = torch.zeros((), dtype=torch.int64, device=device)
+        elif self._value.is_inference() and not torch.is_inference_mode_enabled():
+            self._value = self._value.clone()
+        self._value += change
+
+    def _store(self) -> bool:
+        """Write the tensor into the states of all parameters with slots; return whether one lacked it."""
+        value, has_changed = self._value, False
+        for member in self._members if value is not None else ():
+            if member.layout.keys and member.state.get(MISSED) is not value:
+                member.state[MISSED] = value
+                has_changed = True
+        return has_changed
+
+
+def _most(count: int | DeviceCount) -> int:
+    return count.most if isinstance(count, DeviceCount) else count
