@@ -1,7 +1,7 @@
 """Compose an optimizer of four links, train with it as a torch optimizer and as pure functions, and compare it.
 
 Data: scikit-learn's digits, 1797 real scans of 8 by 8 pixels: 1000 to learn from, 347 that choose each method's rate,
-450 for the figures. Every method has the same five steps of rates, the same seeds, batches, schedule and decay.
+450 for the figures. Every method has five rates, and the same seeds, batches and schedule.
 
 Run `make demo` or `python examples/digits.py`. The script prints a table and writes out/digits.png.
 """

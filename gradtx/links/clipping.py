@@ -586,7 +586,8 @@ def clip_by_block_rms(threshold: Positive = 1.0):
 
     Example:
         >>> tx = gradtx.clip_by_block_rms(0.5)
-        >>> tx.update({"a": torch.tensor([4.0, 4.0]), "b": torch.tensor([0.25])}, tx.init({}))[0]
+        >>> gradients = {"a": torch.tensor([4.0, 4.0]), "b": torch.tensor([0.25])}
+        >>> tx.update(gradients, tx.init({}))[0]
         {'a': tensor([0.5000, 0.5000]), 'b': tensor([0.2500])}
 
     Source: Shazeer and Stern 2018, arXiv:1804.04235. Departures: none.

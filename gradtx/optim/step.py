@@ -441,8 +441,6 @@ class Step:
     def _note_missed(self) -> None:
         """Note whether the parameter with the most updates has missed this one."""
         after = list(map(COUNT, self._every))
-        if self._has_eager and not self._after:  # whose counts are only in their states
-            after = [member.count_in(member.state) for member in self._every]
         if self._missed.end(after, self.run.tick, self._stays):
             self.core.known_counts = None
 
@@ -674,6 +672,7 @@ class Step:
         member, step = leaf.key, leaf.state["step"]
         if not self._after:
             leaf.state["step"] = step + self.run.tick
+            member.count += 1  # type: ignore[operator]
             return
         after = self._after[member.count]
         if self._stays:

@@ -329,7 +329,7 @@ BUILDING = {
         TypeError,
         lambda: per_tensor(elementwize=True),
     ),
-    "whole_tree: unknown option 'elementwise'; known: capturable, extras, length, needs, rate, sign": (
+    "whole_tree: unknown option 'elementwise'; known: amplifies, capturable, extras, length, needs, rate, sign": (
         TypeError,
         lambda: whole_tree(elementwise=True),
     ),

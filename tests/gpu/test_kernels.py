@@ -223,7 +223,8 @@ def test_roundings_of_bfloat16(last, gpu):
     options = {"seed": 0} if last is gradtx.round_stochastically else {}
     tx = gradtx.chain(gradtx.adamw(lr=0.01), last(**options))
     found, expected, _ = kernels_and_lists(gpu, lambda: tx, torch.bfloat16)
-    assert_near(found, expected, 0.0)
+    # One step of bfloat16: lists on a CPU round a product and a sum at once, kernels one after the other.
+    assert_near(found, expected, 2**-7)
 
 
 def test_leaves_of_several_dtypes(gpu):
