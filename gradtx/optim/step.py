@@ -672,7 +672,7 @@ class Step:
         member, step = leaf.key, leaf.state["step"]
         if not self._after:
             leaf.state["step"] = step + self.run.tick
-            member.count += 1  # type: ignore[operator]
+            member.count += 1
             return
         after = self._after[member.count]
         if self._stays:
