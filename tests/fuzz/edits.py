@@ -374,6 +374,9 @@ def check_step(case: Case, seed: int, t: int) -> None:
     for name, param in case.params.items():
         expected = {"weight": params[name], **other.state.get(params[name], {})}
         found = {"weight": param, **case.optimizer.state.get(param, {})}
+        for tree in (expected, found):  # a device that counts may note that it has missed none
+            if tree.get("missed_updates", 1) == 0:
+                del tree["missed_updates"]
         if expected.keys() != found.keys() and len(expected) > 2 and len(found) > 2:
             raise AssertionError(f"{what}: {name} has {sorted(found)}, not {sorted(expected)}\n  {history}")
         for key in expected.keys() & found.keys():
