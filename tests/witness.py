@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 import gradtx
 from gradtx.base.dtensor import full_tensor, local
+from gradtx.optim.engine.triton import is_importable
 from tests.conformance import bits
 from tests.examples import example_of
 
@@ -192,12 +193,7 @@ def observed(name: str, variant: str, triton: bool) -> dict[str, Any]:
 
 def everything(pattern: str) -> dict[str, Any]:
     names = [name for name in sorted(gradtx.optim.classes.ALIASES.values()) if fnmatch.fnmatch(name, pattern)]
-    try:
-        import triton as _  # noqa: F401
-
-        has_triton = True
-    except ImportError:
-        has_triton = False
+    has_triton = is_importable()
     found = {}
     for name, variant in tqdm([(name, variant) for name in names for variant in VARIANTS], unit="case"):
         found[f"{name}, {variant}"] = observed(name, variant, has_triton)

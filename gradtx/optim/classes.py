@@ -18,9 +18,7 @@ from gradtx.base.table import CLASSES as CLASS_NAMES
 from gradtx.base.torch_names import not_traced
 from gradtx.maths.polynomials import default_steps
 from gradtx.optim.chain_checks import drop_engine_options
-from gradtx.optim.engine import (
-    Engine as Engine,
-)  # in annotations, which tools evaluate here
+from gradtx.optim.engine import Engine as Engine  # as torch above
 from gradtx.optim.groups import Group, names_in_group
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.rules import complete_docstring
@@ -282,9 +280,8 @@ class _Classes(Mapping[str, type[AliasOptimizer]]):
         if alias not in CLASS_NAMES:
             raise KeyError(alias)
         if alias not in self._created:
-            function = public_value(
-                alias
-            )  # not under the lock: imports have locks of their own
+            # Not under the lock: imports have locks of their own.
+            function = public_value(alias)
             with _LOCK:
                 if alias not in self._created:
                     self._created[alias] = class_of(function, MODULE)

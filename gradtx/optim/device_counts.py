@@ -26,7 +26,7 @@ from gradtx.combinators.frame import Enter, Frame, InnerClock
 from gradtx.execution.runs import Run, Scope
 from gradtx.optim.core import Core
 from gradtx.optim.parameters import Members
-from gradtx.optim.run import DeviceCount, Member, as_step
+from gradtx.optim.run import DeviceCount, Member, as_step, most_of
 from gradtx.transform import chain
 
 
@@ -99,12 +99,6 @@ def _put_behind(members: Iterable[Member], count: int) -> None:
             other.behind = max(other.behind, count - other.fewest)
 
 
-def most_of(member: Member) -> int:
-    """Return the largest count that a parameter may have, as far as the host knows."""
-    count = member.count
-    return count.most if isinstance(count, DeviceCount) else count
-
-
 def move_counts(members: Iterable[Member], device: torch.device | None) -> None:
     """Move the counts of parameters to a device or, if that is None, to the host, synchronizing where necessary."""
     members = list(members)
@@ -112,7 +106,7 @@ def move_counts(members: Iterable[Member], device: torch.device | None) -> None:
     most = 0
     arriving = [m.count for m in members if m.state and isinstance(m.count, int)]
     if device is not None and arriving:
-        most = max(map(most_of, members))
+        most = max(most_of(member.count) for member in members)
         _put_behind(members, max(arriving))
     for member in members:
         count = member.count

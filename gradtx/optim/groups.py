@@ -157,7 +157,7 @@ class GroupSettings:
         """
         content = self.group[name]
         if has_array(content):
-            return each_item(as_builtin, as_builtin(content))
+            return without_arrays(content)
         value = self.group[name] = as_builtin(content)
         return value
 
@@ -476,6 +476,11 @@ def has_array(value: Any) -> bool:
         for item in items_of(value)
         if not isinstance(item, Tensor)
     )
+
+
+def without_arrays(value: Any) -> Any:
+    """Return a value with the present numbers of its arrays."""
+    return each_item(as_builtin, as_builtin(value))
 
 
 def may_be_written(value: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.optim.run import COUNT, MISSED, DeviceCount, Member, missed_in
+from gradtx.optim.run import COUNT, MISSED, DeviceCount, Member, missed_in, most_of
 
 
 class MissedUpdates:
@@ -72,7 +72,7 @@ class MissedUpdates:
         for count in others:
             if isinstance(count, DeviceCount):
                 count.behind += 1
-        may_repeat = stays and any(map(_most, others))
+        may_repeat = stays and any(map(most_of, others))
         if has_largest and self._value is None and not may_repeat:
             return 0
         counts = {count for count in after if isinstance(count, DeviceCount)}
@@ -97,7 +97,3 @@ class MissedUpdates:
                 member.state[MISSED] = value
                 has_changed = True
         return has_changed
-
-
-def _most(count: int | DeviceCount) -> int:
-    return count.most if isinstance(count, DeviceCount) else count

@@ -19,7 +19,6 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import ambient, without_ambient
 from gradtx.base.errors import Path
 from gradtx.base.inputs import (
-    as_builtin,
     listed_group,
     listed_params,
     without_repeats,
@@ -51,6 +50,7 @@ from gradtx.optim.groups import (
     has_array,
     is_same,
     params_of,
+    without_arrays,
 )
 from gradtx.optim.hessian import SEED, HessianSource
 from gradtx.optim.own_gradients import (
@@ -624,7 +624,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             members.groups, state_dict["param_groups"], strict=True
         ):
             group |= {
-                name: each_item(as_builtin, as_builtin(group[name]))
+                name: without_arrays(group[name])
                 for name in settings.entries
                 if has_array(group[name])
             }

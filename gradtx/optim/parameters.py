@@ -88,7 +88,7 @@ class Members:
         return {
             name: value
             for name, value in vars(self).items()
-            if name not in ("expanded", "partners", "free")
+            if name not in ("expanded", "partners", "independent_names")
         }
 
     @functools.cached_property
@@ -109,7 +109,7 @@ class Members:
         return any(link.compares_rates for link in self.expanded.route.traits())
 
     @functools.cached_property
-    def free(self) -> set[str]:
+    def independent_names(self) -> set[str]:
         """The names of hyperparameters that may differ between groups in any case, whatever their link is called."""
         traits = self.expanded.route.traits()
         agreeing = {name.partition("[")[0] for link in traits for name in link.agree}

@@ -70,6 +70,11 @@ class DeviceCount:
         return DeviceCount(self.made + tick, self.most + 1, least, self.behind)
 
 
+def most_of(count: int | DeviceCount) -> int:
+    """Return the largest value that a count may have, as far as the host knows it without synchronizing."""
+    return count.most if isinstance(count, DeviceCount) else count
+
+
 def as_step(count: int | DeviceCount, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return a count as it is kept in a state: a tensor of `dtype`, as in torch.optim, or of float64 if it is large."""
     most = count.bound if isinstance(count, DeviceCount) else count

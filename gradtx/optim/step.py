@@ -468,7 +468,9 @@ class Step:
         known = self.core.agreed
         if not are_identical(self._values, known):
             self._compare_groups()
-            is_fixed = _agree_for_good(self._values, self.core.members.free)
+            is_fixed = _agree_for_good(
+                self._values, self.core.members.independent_names
+            )
             self.core.agreed = self._values if is_fixed else []
 
     def _compare_groups(self) -> None:

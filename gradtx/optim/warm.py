@@ -12,7 +12,7 @@ import torch
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import SWITCH, note_program
 from gradtx.execution.execute import execute
-from gradtx.execution.pure import as_scalar
+from gradtx.execution.pure import FUNCTIONS, as_scalar
 from gradtx.execution.runs import Place
 from gradtx.optim.core import Core
 from gradtx.optim.engine.base import Engine, Plan, begin
@@ -24,7 +24,7 @@ from gradtx.optim.step import Step, count_up
 STRUCTURE = operator.attrgetter("structure")
 VALUE = "value"
 # What a closure supplies; no link of the chain needs it.
-OF_CLOSURES = frozenset((VALUE, "grad_fn", "value_fn"))
+OF_CLOSURES = frozenset((VALUE, *FUNCTIONS))
 
 
 class WarmStep:
