@@ -7,8 +7,9 @@ import os
 import pytest
 import torch
 
+from gradtx.compiler import cache
 from gradtx.optim.engine import lists
-from gradtx.programs import bundle, cache
+from gradtx.programs import bundle
 from gradtx.programs import trees as _list_trees
 from tests import tiers
 

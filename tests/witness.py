@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 import gradtx
 from gradtx.base.dtensor import full_tensor, local
-from gradtx.optim.engine.triton import is_importable
+from gradtx.compiler.triton import is_importable
 from tests.conformance import bits
 from tests.examples import example_of
 

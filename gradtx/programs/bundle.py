@@ -12,10 +12,10 @@ from torch import Tensor
 
 from gradtx.base.errors import StateKey
 from gradtx.base.exact import dtype_on
+from gradtx.compiler.cache import SharedPrograms
+from gradtx.compiler.write_lists import ListFunction, list_function
 from gradtx.execution.execute import LeafTerms, Steps, Task
-from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.phases import RecordedPhase
-from gradtx.programs.write_lists import ListFunction, list_function
 
 # Entries in the lists of one call. On the CPU, temporaries then remain in the cache. Accelerators need long lists, to
 # which they take longer than the host; the limit bounds temporary memory, of which codes need up to 40 bytes per entry.

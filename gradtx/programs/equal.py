@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base.plain import is_plain
-from gradtx.programs.contract import following, writers
-from gradtx.programs.record import Recording
+from gradtx.compiler.contract import following, writers
+from gradtx.compiler.record import Recording
 
 EXACT = (
     torch.float64,

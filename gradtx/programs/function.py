@@ -14,6 +14,13 @@ from torch import Tensor
 
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.forward import Transformation
+from gradtx.compiler.record import (
+    PhaseResult,
+    UnrecordableError,
+    as_written,
+    owned,
+    record_as_written,
+)
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Leaf, Operation, Route, execute
 from gradtx.execution.leaf_rule import OfLeaf
@@ -25,13 +32,6 @@ from gradtx.programs.phases import (
     Names,
     RecordedPhase,
     record_phases,
-)
-from gradtx.programs.record import (
-    PhaseResult,
-    UnrecordableError,
-    as_written,
-    owned,
-    record_as_written,
 )
 from gradtx.state.layout import Layout
 

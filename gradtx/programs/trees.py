@@ -23,6 +23,7 @@ from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import Schedule, resolve
 from gradtx.base.forward import Transformation
 from gradtx.base.plain import TYPES, are_dense, is_plain
+from gradtx.compiler.cache import SharedPrograms
 from gradtx.execution import pure as _pure
 from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import Leaf, execute
@@ -42,7 +43,6 @@ from gradtx.programs.bundle import (
     is_on_accelerator,
     list_function_of,
 )
-from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.families import (
     Family,
     LeafKind,

@@ -17,7 +17,8 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import gradtx
-from gradtx.optim.engine import kernels, tables, triton
+from gradtx.compiler import tables, triton
+from gradtx.optim.engine import kernels
 from gradtx.programs import graphs
 from tests.conformance import after_a_bad_gradient, assert_own_memory, plain_cases
 from tests.gpu.problem import Problem, assert_near, noise, on_host

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.compiler import record
+from gradtx.compiler.record import PhaseResult
 from gradtx.optim.engine import lists
-from gradtx.programs import record
 from gradtx.programs.equal import slots_from_scalars
-from gradtx.programs.record import PhaseResult
 
 F64 = torch.float64
 

@@ -11,10 +11,10 @@ import torch
 import gradtx
 from gradtx import chain
 from gradtx.base import tree as _tree
+from gradtx.compiler import UnrecordableError, cache, list_function, record, scalar_operations
+from gradtx.compiler.record import PhaseResult, as_written
 from gradtx.execution import pure as _pure
-from gradtx.programs import UnrecordableError, cache, list_function, record, scalar_operations
 from gradtx.programs import trees as _list_trees
-from gradtx.programs.record import PhaseResult, as_written
 from tests.conformance import noise
 from tests.optim.problems import assert_equal
 

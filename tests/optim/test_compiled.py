@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim.engine import cpp
+from gradtx.compiler import cpp
 from tests.conformance import after_a_bad_gradient, composed_cases, noise, plain_cases, step_extras, tensors
 from tests.tiers import by_day
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim.engine import cpp, kernels
+from gradtx.compiler import cpp
+from gradtx.optim.engine import kernels
 from tests.conformance import assert_own_memory
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.compiler import cpp
 from gradtx.optim import device_counts as _device_counts
-from gradtx.optim.engine import cpp
 from tests.conformance import step_extras
 from tests.optim.chains import CHAINS
 from tests.optim.problems import (

@@ -11,6 +11,7 @@ from torch import Tensor
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.errors import StateKey
+from gradtx.compiler.terms import constants_in
 from gradtx.execution.execute import Leaf
 from gradtx.optim.device_counts import scaling_from
 from gradtx.optim.engine.views import cut
@@ -19,7 +20,6 @@ from gradtx.optim.step import Step
 from gradtx.programs.families import Family, LeafKind, signature_of
 from gradtx.programs.hyperparameters import ChainOf
 from gradtx.programs.phases import RecordedPhase
-from gradtx.programs.terms import constants_in
 from gradtx.state.layout import by_state_key
 
 

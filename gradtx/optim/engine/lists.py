@@ -14,6 +14,7 @@ from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import PartialSum, local, with_pending_sums
 from gradtx.base.plain import TYPES
 from gradtx.base.torch_names import copy_each_
+from gradtx.compiler.cache import SharedPrograms
 from gradtx.distributed.layouts import rows_are_whole
 from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.execution.leaf_rule import OfLeaf
@@ -51,7 +52,6 @@ from gradtx.programs.bundle import (
     entries_of_a_call,
     list_function_of,
 )
-from gradtx.programs.cache import SharedPrograms
 from gradtx.programs.equal import may_be_scalar, slots_from_scalars
 from gradtx.programs.function import EqualSlot, Signature
 from gradtx.programs.phases import RecordedPhase

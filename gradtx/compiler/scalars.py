@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from gradtx.programs.contract import is_scalar
-from gradtx.programs.lower import Program, mark_on_device
-from gradtx.programs.text import Text, function_text, tuple_of
+from gradtx.compiler.contract import is_scalar
+from gradtx.compiler.lower import Program, mark_on_device
+from gradtx.compiler.text import Text, function_text, tuple_of
 
 
 class ScalarProgram:

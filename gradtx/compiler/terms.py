@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 import torch
 from torch.fx import Graph, Node
 
-from gradtx.programs.contract import following, is_view
-from gradtx.programs.needs import FILLING
-from gradtx.programs.simplify import (
+from gradtx.compiler.contract import following, is_view
+from gradtx.compiler.needs import FILLING
+from gradtx.compiler.simplify import (
     DIMENSIONS,
     SAME,
     SAME_ENTRIES,

@@ -39,7 +39,7 @@ ADDRESSES = (
 COUNTS = ("n_leaves", "n_chunks", "threads")
 
 
-# Packs the arguments of a phase, addresses and counts; see `gradtx.programs.write_cpp`. A structure of ctypes takes
+# Packs the arguments of a phase, addresses and counts; see `gradtx.compiler.write_cpp`. A structure of ctypes takes
 # several times as long.
 ARGUMENTS = struct.Struct(f"={len(ADDRESSES) + len(COUNTS)}q")
 

@@ -16,10 +16,10 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch.fx import Node
 
-from gradtx.programs.contract import dtype_of, is_scalar
-from gradtx.programs.needs import Needs
-from gradtx.programs.write_expressions import HALF, ExpressionWriter
-from gradtx.programs.write_kernels import (
+from gradtx.compiler.contract import dtype_of, is_scalar
+from gradtx.compiler.needs import Needs
+from gradtx.compiler.write_expressions import HALF, ExpressionWriter
+from gradtx.compiler.write_kernels import (
     BLOCKS,
     INDICES,
     Kernel,
@@ -43,7 +43,7 @@ LINE, AHEAD, PART = 64, 8192, 256
 WORDS = {torch.bfloat16: "uint16_t", torch.float8_e4m3fn: "uint8_t"}
 IDENTITIES = {"sum": "0.0", "max": "-INFINITE", "min": "INFINITE"}
 
-# Arguments of a phase, as `gradtx.optim.engine.cpp.Arguments` passes them.
+# Arguments of a phase, as `gradtx.compiler.cpp.Arguments` passes them.
 PRELUDE = """
 #include <stdint.h>
 #define INFINITE __builtin_inf()

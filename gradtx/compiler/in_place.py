@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from gradtx.programs.contract import (
+from gradtx.compiler.contract import (
     args_of,
     arguments_of,
     is_list,
@@ -16,7 +16,7 @@ from gradtx.programs.contract import (
     same_meta,
     writers,
 )
-from gradtx.programs.needs import (
+from gradtx.compiler.needs import (
     ALWAYS,
     Case,
     Needs,

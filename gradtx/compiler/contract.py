@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.programs import scalar_operations
+from gradtx.compiler import scalar_operations
 
 aten = torch.ops.aten
 

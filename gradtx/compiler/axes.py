@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.programs.contract import is_list
-from gradtx.programs.lower import Program
-from gradtx.programs.simplify import SAME, VIEWS, reduced_dimensions
-from gradtx.programs.terms import is_pointwise
-from gradtx.programs.write_expressions import (
+from gradtx.compiler.contract import is_list
+from gradtx.compiler.lower import Program
+from gradtx.compiler.simplify import SAME, VIEWS, reduced_dimensions
+from gradtx.compiler.terms import is_pointwise
+from gradtx.compiler.write_expressions import (
     CONSTANTS,
     REDUCTIONS,
     UnsuitableProgramError,

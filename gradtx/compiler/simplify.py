@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from gradtx.programs.contract import (
+from gradtx.compiler.contract import (
     args_of,
     argument_like,
     arguments_of,
@@ -18,8 +18,8 @@ from gradtx.programs.contract import (
     same_meta,
     writers,
 )
-from gradtx.programs.needs import FILLING, is_read_after_writing
-from gradtx.programs.record import META
+from gradtx.compiler.needs import FILLING, is_read_after_writing
+from gradtx.compiler.record import META
 
 aten = torch.ops.aten
 

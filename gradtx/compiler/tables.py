@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.torch_names import is_captured
-from gradtx.programs.write_grids import Grid
+from gradtx.compiler.write_grids import Grid
 
 CHUNK = 8192  # entries of a chunk in C++, and of rows in both languages
 LEAST_ROWS = 32  # of a chunk with values of columns

@@ -10,9 +10,9 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_aggregate
 
-from gradtx.programs.contract import following
-from gradtx.programs.record import META, Recording
-from gradtx.programs.simplify import DIMENSIONS, SAME_ENTRIES
+from gradtx.compiler.contract import following
+from gradtx.compiler.record import META, Recording
+from gradtx.compiler.simplify import DIMENSIONS, SAME_ENTRIES
 
 aten = torch.ops.aten
 

@@ -11,9 +11,9 @@ from torch.fx import Node
 from torch.fx.node import map_aggregate
 
 from gradtx.base.exact import dtype_on
-from gradtx.programs import scalar_operations
-from gradtx.programs.contract import dtype_of, is_known, is_on_device
-from gradtx.programs.record import META
+from gradtx.compiler import scalar_operations
+from gradtx.compiler.contract import dtype_of, is_known, is_on_device
+from gradtx.compiler.record import META
 
 aten = torch.ops.aten
 

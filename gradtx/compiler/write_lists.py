@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.programs import batches
-from gradtx.programs.contract import (
+from gradtx.compiler import batches
+from gradtx.compiler.contract import (
     args_of,
     argument_like,
     dtype_of,
@@ -22,13 +22,13 @@ from gradtx.programs.contract import (
     is_scalar,
     operator_name,
 )
-from gradtx.programs.in_place import MemoryPlan, compute_late
-from gradtx.programs.lower import Program, lower
-from gradtx.programs.needs import ALWAYS, Case, text_of
-from gradtx.programs.record import Recording
-from gradtx.programs.scalars import ScalarProgram
-from gradtx.programs.simplify import ROW, is_conversion
-from gradtx.programs.text import Text, Unquoted, function_text, tuple_of
+from gradtx.compiler.in_place import MemoryPlan, compute_late
+from gradtx.compiler.lower import Program, lower
+from gradtx.compiler.needs import ALWAYS, Case, text_of
+from gradtx.compiler.record import Recording
+from gradtx.compiler.scalars import ScalarProgram
+from gradtx.compiler.simplify import ROW, is_conversion
+from gradtx.compiler.text import Text, Unquoted, function_text, tuple_of
 
 aten = torch.ops.aten
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch.fx import Node
 
-from gradtx.programs.write_cpp import (
+from gradtx.compiler.write_cpp import (
     IDENTITIES,
     CppExpressions,
     Total,
@@ -18,8 +18,8 @@ from gradtx.programs.write_cpp import (
     program_of,
     torch,
 )
-from gradtx.programs.write_grids import Combine, Extent, GridWriter, Needed
-from gradtx.programs.write_kernels import Store
+from gradtx.compiler.write_grids import Combine, Extent, GridWriter, Needed
+from gradtx.compiler.write_kernels import Store
 
 
 class CppGridWriter(CppExpressions, GridWriter):

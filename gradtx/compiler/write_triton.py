@@ -8,10 +8,10 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch.fx import Node
 
-from gradtx.programs.contract import dtype_of
-from gradtx.programs.text import constant
-from gradtx.programs.write_expressions import ExpressionWriter
-from gradtx.programs.write_kernels import (
+from gradtx.compiler.contract import dtype_of
+from gradtx.compiler.text import constant
+from gradtx.compiler.write_expressions import ExpressionWriter
+from gradtx.compiler.write_kernels import (
     BLOCKS,
     INDICES,
     KernelWriter,

@@ -17,16 +17,16 @@ import torch
 from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.programs.axes import FILLED, UNRELATED, Groups, axes_of
-from gradtx.programs.contract import dtype_of, is_list, is_scalar
-from gradtx.programs.lower import Program
-from gradtx.programs.simplify import SAME_ENTRIES
-from gradtx.programs.write_expressions import (
+from gradtx.compiler.axes import FILLED, UNRELATED, Groups, axes_of
+from gradtx.compiler.contract import dtype_of, is_list, is_scalar
+from gradtx.compiler.lower import Program
+from gradtx.compiler.simplify import SAME_ENTRIES
+from gradtx.compiler.write_expressions import (
     MEANS,
     REDUCTIONS,
     UnsuitableProgramError,
 )
-from gradtx.programs.write_kernels import KernelText, PhaseWriter, Store, aten, wide
+from gradtx.compiler.write_kernels import KernelText, PhaseWriter, Store, aten, wide
 
 # The indices of the groups of which a value has a number for each index.
 Extent: TypeAlias = tuple[int, ...]

@@ -12,7 +12,7 @@ The back end needs no compiler, and no rule has a second version. Operations wit
 the same function.
 """
 
-from gradtx.programs.record import Recording, UnrecordableError, record
-from gradtx.programs.write_lists import ListFunction, list_function
+from gradtx.compiler.record import Recording, UnrecordableError, record
+from gradtx.compiler.write_lists import ListFunction, list_function
 
 __all__ = ["ListFunction", "Recording", "UnrecordableError", "list_function", "record"]

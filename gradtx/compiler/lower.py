@@ -10,16 +10,16 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.programs.contract import (
+from gradtx.compiler.contract import (
     contract,
     is_on_device,
     is_scalar,
     merge_equal,
     remove_unused,
 )
-from gradtx.programs.needs import Needs, decide_alternatives, split_copies
-from gradtx.programs.record import Recording
-from gradtx.programs.simplify import (
+from gradtx.compiler.needs import Needs, decide_alternatives, split_copies
+from gradtx.compiler.record import Recording
+from gradtx.compiler.simplify import (
     select_sums,
     simplify,
     skip_inner_selections,

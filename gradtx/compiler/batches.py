@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base.torch_names import storage_id
-from gradtx.programs.contract import args_of, is_list
-from gradtx.programs.needs import Case
-from gradtx.programs.simplify import DIMENSIONS, reduced_dimensions
-from gradtx.programs.terms import is_pointwise
+from gradtx.compiler.contract import args_of, is_list
+from gradtx.compiler.needs import Case
+from gradtx.compiler.simplify import DIMENSIONS, reduced_dimensions
+from gradtx.compiler.terms import is_pointwise
 
 aten = torch.ops.aten
 

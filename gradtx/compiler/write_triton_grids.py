@@ -11,10 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch.fx import Node
 
-from gradtx.programs.contract import dtype_of
-from gradtx.programs.write_grids import Combine, Extent, GridWriter, Needed
-from gradtx.programs.write_kernels import Store, aten, kind_of, wide
-from gradtx.programs.write_triton import (
+from gradtx.compiler.contract import dtype_of
+from gradtx.compiler.write_grids import Combine, Extent, GridWriter, Needed
+from gradtx.compiler.write_kernels import Store, aten, kind_of, wide
+from gradtx.compiler.write_triton import (
     IDENTITIES,
     TritonExpressions,
     function_of,

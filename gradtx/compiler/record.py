@@ -16,9 +16,9 @@ from torch.fx.node import map_aggregate
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.messages import line_of_user
+from gradtx.compiler.needs import FILLING
 from gradtx.execution.context import UnknownInProgramError
 from gradtx.execution.execute import Operation
-from gradtx.programs.needs import FILLING
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")

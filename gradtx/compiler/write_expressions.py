@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import Node
 
-from gradtx.programs.contract import args_of, dtype_of, is_scalar, operator_name
-from gradtx.programs.record import UnrecordableError
-from gradtx.programs.simplify import SAME_ENTRIES
+from gradtx.compiler.contract import args_of, dtype_of, is_scalar, operator_name
+from gradtx.compiler.record import UnrecordableError
+from gradtx.compiler.simplify import SAME_ENTRIES
 
 aten = torch.ops.aten
 
