@@ -9,7 +9,7 @@ import torch
 
 from gradtx.compiler import cache
 from gradtx.optim.engine import lists
-from gradtx.programs import bundle
+from gradtx.plans import bundle
 from gradtx.programs import trees as _list_trees
 from tests import tiers
 

@@ -74,8 +74,8 @@ from gradtx.optim.run import (
     clock_after,
     leaf_of,
 )
-from gradtx.programs.bundle import is_on_accelerator
-from gradtx.programs.hyperparameters import Structure, each_item
+from gradtx.plans.bundle import is_on_accelerator
+from gradtx.plans.hyperparameters import Structure, each_item
 
 CALL = "step(closure"
 STATE = operator.attrgetter("state")

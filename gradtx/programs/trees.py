@@ -35,7 +35,7 @@ from gradtx.execution.pure import (
     records_gradients,
 )
 from gradtx.execution.runs import LateTerm, Run
-from gradtx.programs.bundle import (
+from gradtx.plans.bundle import (
     FunctionOf,
     ListBundle,
     differ_by_leaf,
@@ -43,16 +43,16 @@ from gradtx.programs.bundle import (
     is_on_accelerator,
     list_function_of,
 )
-from gradtx.programs.families import (
+from gradtx.plans.families import (
     Family,
     LeafKind,
     forms_of,
     in_families,
     signature_of,
 )
-from gradtx.programs.function import Signature
-from gradtx.programs.hyperparameters import ChainOf, Hyperparameters
-from gradtx.programs.phases import RecordedPhase
+from gradtx.plans.function import Signature
+from gradtx.plans.hyperparameters import ChainOf, Hyperparameters
+from gradtx.plans.phases import RecordedPhase
 from gradtx.state.layout import Layout
 from gradtx.state.nested import LEAF_STEPS, NestedState
 

@@ -526,7 +526,7 @@ def share_of_entries():
 
 @pytest.mark.parametrize("chunk", [2**18, 4])
 def test_a_constant_term_counts_once_for_every_leaf_and_not_for_its_parts(chunk, monkeypatch):
-    monkeypatch.setattr("gradtx.programs.bundle.CHUNK", chunk)
+    monkeypatch.setattr("gradtx.plans.bundle.CHUNK", chunk)
     params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 3), (5,), (5,), ())]
     optimizer = gradtx.as_optimizer(share_of_entries(), params)
     for param in params:
@@ -600,7 +600,7 @@ def test_a_new_number_a_scheduler_or_a_missing_gradient_records_nothing_again(mo
         scheduler.step()
 
     step(1.0, 1.0)
-    monkeypatch.setattr("gradtx.programs.phases.record", lambda *arguments: pytest.fail("recorded again"))
+    monkeypatch.setattr("gradtx.plans.phases.record", lambda *arguments: pytest.fail("recorded again"))
     step(2.0, 1.0)
     step(None, 1.0)
     optimizer.param_groups[0]["weight_decay"] = 0.3

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.programs import bundle as lists
+from gradtx.plans import bundle as lists
 from tests.conformance import Case, plain_cases
 from tests.optim.problems import assert_close, assert_equal, saved_and_loaded
 from tests.tiers import each_case

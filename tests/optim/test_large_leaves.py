@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.programs import bundle as lists
+from gradtx.plans import bundle as lists
 from tests.optim.chains import CHAINS
 from tests.optim.problems import assert_close, assert_equal, descend, functional, parameters, saved_and_loaded, values
 

@@ -5,7 +5,7 @@ import torch
 
 import gradtx
 from gradtx.optim.engine import lists
-from gradtx.programs import bundle
+from gradtx.plans import bundle
 from tests.conformance import chosen_aliases, plain_cases, step_extras
 from tests.tiers import by_day
 

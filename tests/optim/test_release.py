@@ -12,7 +12,7 @@ import gradtx
 from gradtx import chain
 from gradtx.optim.engine import lists
 from gradtx.optim.run import OptimizerRun
-from gradtx.programs import bundle
+from gradtx.plans import bundle
 from tests.conformance import field
 from tests.optim.chains import CHAINS, add_noise
 from tests.tiers import by_day, each_case

@@ -10,8 +10,8 @@ import torch
 
 import gradtx
 from gradtx import chain, with_state_dtype
-from gradtx.programs import bundle
-from gradtx.programs.bundle import CHUNK
+from gradtx.plans import bundle
+from gradtx.plans.bundle import CHUNK
 from gradtx.state.codes import CODES
 from tests.optim.problems import assert_equal
 from tests.tiers import by_day

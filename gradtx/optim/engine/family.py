@@ -17,9 +17,9 @@ from gradtx.optim.device_counts import scaling_from
 from gradtx.optim.engine.views import cut
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
-from gradtx.programs.families import Family, LeafKind, signature_of
-from gradtx.programs.hyperparameters import ChainOf
-from gradtx.programs.phases import RecordedPhase
+from gradtx.plans.families import Family, LeafKind, signature_of
+from gradtx.plans.hyperparameters import ChainOf
+from gradtx.plans.phases import RecordedPhase
 from gradtx.state.layout import by_state_key
 
 

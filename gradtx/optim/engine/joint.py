@@ -11,7 +11,7 @@ from torch import Tensor
 from gradtx.compiler import triton
 from gradtx.execution.execute import LeafTerms, Steps, Task
 from gradtx.optim.explain import Launch
-from gradtx.programs.phases import RecordedPhase
+from gradtx.plans.phases import RecordedPhase
 
 
 class JointBundles(Task):

@@ -62,13 +62,13 @@ from gradtx.optim.engine.views import (
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
-from gradtx.programs.bundle import (
+from gradtx.plans.bundle import (
     PYTHON_NUMBERS,
     NamedLeaf,
     list_function_of,
     scalars_for,
 )
-from gradtx.programs.phases import RecordedPhase
+from gradtx.plans.phases import RecordedPhase
 
 BLOCK = 1024  # entries of a chunk of Triton, which one instance of a kernel processes
 LARGE = 2**15  # entries of all leaves from which several threads are faster

@@ -45,17 +45,17 @@ from gradtx.optim.engine.views import (
     view_or_copy,
 )
 from gradtx.optim.run import Member
-from gradtx.programs.bundle import (
+from gradtx.plans.bundle import (
     FunctionOf,
     ListBundle,
     differ_by_leaf,
     entries_of_a_call,
     list_function_of,
 )
-from gradtx.programs.equal import may_be_scalar, slots_from_scalars
-from gradtx.programs.function import EqualSlot, Signature
-from gradtx.programs.phases import RecordedPhase
-from gradtx.programs.planner import ListPrograms
+from gradtx.plans.equal import may_be_scalar, slots_from_scalars
+from gradtx.plans.function import EqualSlot, Signature
+from gradtx.plans.phases import RecordedPhase
+from gradtx.plans.planner import ListPrograms
 
 
 class MemberBundle(ListBundle):

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from gradtx.base.errors import StateKey
 from gradtx.execution.execute import Leaf, Operation
-from gradtx.programs.bundle import FunctionOf
-from gradtx.programs.function import LeafFunction, Signature
-from gradtx.programs.hyperparameters import ChainOf
-from gradtx.programs.phases import RecordedPhase
-from gradtx.programs.planner import ListPrograms
+from gradtx.plans.bundle import FunctionOf
+from gradtx.plans.function import LeafFunction, Signature
+from gradtx.plans.hyperparameters import ChainOf
+from gradtx.plans.phases import RecordedPhase
+from gradtx.plans.planner import ListPrograms
 from gradtx.state.layout import Layout
 
 M = TypeVar("M")  # what stands for a leaf: a member of an optimizer, or a row of a tree

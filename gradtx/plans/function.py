@@ -26,7 +26,7 @@ from gradtx.execution.execute import Leaf, Operation, Route, execute
 from gradtx.execution.leaf_rule import OfLeaf
 from gradtx.execution.owners import regions_of
 from gradtx.execution.runs import LateTerm, Run, memory_of
-from gradtx.programs.phases import (
+from gradtx.plans.phases import (
     AwaitedSumError,
     LeafSum,
     Names,

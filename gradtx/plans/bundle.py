@@ -15,7 +15,7 @@ from gradtx.base.exact import dtype_on
 from gradtx.compiler.cache import SharedPrograms
 from gradtx.compiler.write_lists import ListFunction, list_function
 from gradtx.execution.execute import LeafTerms, Steps, Task
-from gradtx.programs.phases import RecordedPhase
+from gradtx.plans.phases import RecordedPhase
 
 # Entries in the lists of one call. On the CPU, temporaries then remain in the cache. Accelerators need long lists, to
 # which they take longer than the host; the limit bounds temporary memory, of which codes need up to 40 bytes per entry.

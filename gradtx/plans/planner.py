@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from gradtx.compiler.record import UnrecordableError, reason_of
-from gradtx.programs.bundle import FunctionOf
-from gradtx.programs.phases import RecordedPhase
+from gradtx.plans.bundle import FunctionOf
+from gradtx.plans.phases import RecordedPhase
 
 
 @dataclass
