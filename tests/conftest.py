@@ -10,7 +10,7 @@ import torch
 from gradtx.compiler import cache
 from gradtx.optim.engine import lists
 from gradtx.plans import bundle
-from gradtx.programs import trees as _list_trees
+from gradtx.pure import tree_program as _list_trees
 from tests import tiers
 
 # First of all: torch's autograd takes no device that is registered after its first backward pass, and modules that

@@ -13,8 +13,8 @@ from gradtx import chain
 from gradtx.base import tree as _tree
 from gradtx.compiler import UnrecordableError, cache, list_function, record, scalar_operations
 from gradtx.compiler.record import PhaseResult, as_written
-from gradtx.execution import pure as _pure
-from gradtx.programs import trees as _list_trees
+from gradtx.pure import tree_program as _list_trees
+from gradtx.pure import tree_run as _pure
 from tests.conformance import noise
 from tests.optim.problems import assert_equal
 

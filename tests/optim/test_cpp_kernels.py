@@ -312,7 +312,7 @@ def assert_threads_change_no_bit(make, gradients):
 
 def test_kernels_of_rows_write_new_memory_for_leaves_of_several_lengths(monkeypatch):
     """One program serves leaves of all shapes, but its kernels have rows of one length: others run over lists."""
-    from gradtx.programs import graphs
+    from gradtx.pure import graph_node as graphs
 
     monkeypatch.setattr(graphs, "FEW_LEAVES", 1)
     tx = gradtx.chain(gradtx.centralize(), gradtx.sgd(lr=0.1))
@@ -336,7 +336,7 @@ OF_TREES = {
 
 @each("name", OF_TREES)
 def test_functions_of_trees_run_columns_as_kernels_that_write_new_memory(name, monkeypatch):
-    from gradtx.programs import graphs
+    from gradtx.pure import graph_node as graphs
 
     layouts = []
 

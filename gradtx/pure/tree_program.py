@@ -1,6 +1,6 @@
 """Pure updates of plain tensors with the list back end, by programs that each transformation caches.
 
-A program is recorded from `gradtx.execution.pure.update` itself, for a tree with one leaf, and runs out of place.
+A program is recorded from `gradtx.pure.tree_run.update` itself, for a tree with one leaf, and runs out of place.
 Programs are cached by the structure of the trees, the dtypes and the shapes; they hold no tensor of the caller.
 """
 
@@ -24,16 +24,8 @@ from gradtx.base.exact import Schedule, resolve
 from gradtx.base.forward import Transformation
 from gradtx.base.plain import TYPES, are_dense, is_plain
 from gradtx.compiler.cache import SharedPrograms
-from gradtx.execution import pure as _pure
 from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import Leaf, execute
-from gradtx.execution.pure import (
-    Call,
-    TreeRun,
-    as_scalar,
-    count_after,
-    records_gradients,
-)
 from gradtx.execution.runs import LateTerm, Run
 from gradtx.plans.bundle import (
     FunctionOf,
@@ -53,6 +45,14 @@ from gradtx.plans.families import (
 from gradtx.plans.function import Signature
 from gradtx.plans.hyperparameters import ChainOf, Hyperparameters
 from gradtx.plans.phases import RecordedPhase
+from gradtx.pure import tree_run as _pure
+from gradtx.pure.tree_run import (
+    Call,
+    TreeRun,
+    as_scalar,
+    count_after,
+    records_gradients,
+)
 from gradtx.state.layout import Layout
 from gradtx.state.nested import LEAF_STEPS, NestedState
 

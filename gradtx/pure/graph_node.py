@@ -23,10 +23,10 @@ from gradtx.base.ambient import without_ambient
 from gradtx.base.exact import Schedule
 from gradtx.base.forward import Transformation
 from gradtx.base.plain import are_dense
-from gradtx.execution import pure as _pure
 from gradtx.plans.bundle import FunctionOf, list_function_of
 from gradtx.plans.hyperparameters import ChainOf
-from gradtx.programs import trees as _trees
+from gradtx.pure import tree_program as _trees
+from gradtx.pure import tree_run as _pure
 
 # Makes functions of phases; `gradtx.optim`, which this module may not import, replaces it by that of kernels.
 function_of: FunctionOf = list_function_of
