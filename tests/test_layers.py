@@ -12,8 +12,10 @@ LAYERS = (
     ("slots",),
     ("distributed",),
     ("state", "arguments"),
+    ("compiler",),
     ("execution",),
-    ("programs",),
+    ("plans",),
+    ("pure",),
     ("transform", "rules"),
     ("schedules",),
     ("maths",),
@@ -21,7 +23,7 @@ LAYERS = (
     ("links",),
     ("algorithms",),
     ("optim",),
-    ("functional", "checkpoint", "hessian", "models", "registry", "memory", "multitask", "projections"),
+    ("functional", "checkpoint", "hessian", "models", "registry", "model_memory", "multitask", "projections"),
     ("sweeps", "meta"),
     ("",),
 )
@@ -50,6 +52,11 @@ def imports_of(name):
 def height_of(name):
     rooms = [room for room in HEIGHT if f"{name}.".startswith(f"{room}.") or not room]
     return HEIGHT[max(rooms, key=len)]
+
+
+def test_each_room_of_the_table_exists():
+    rooms = {name for module in MODULES for name in (module, module.partition(".")[0])}
+    assert [room for room in HEIGHT if room not in rooms] == []
 
 
 def test_no_module_imports_from_a_room_above():
