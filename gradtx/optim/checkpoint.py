@@ -263,7 +263,7 @@ class Checkpoint:
         """Return the number of slots that only the entries or only these first states have."""
         return sum(
             misfits_of(self._entries[param], state)
-            for param, (_, state) in first.items()
+            for param, (_, state, _) in first.items()
         )
 
     def _set_rows_apart(
