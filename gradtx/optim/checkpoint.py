@@ -333,7 +333,7 @@ class Checkpoint:
                 self.states.by_param[param] = state
                 member.mark_fresh(state)
             else:
-                self.states.set(member, settings, initial.layout, state)
+                self.states.set(member, settings, initial, state)
 
     def _state_of(
         self, member: Member, initial: Initial, codes: Mapping[str, str]

@@ -229,7 +229,7 @@ class States:
             initial = first[of_kind]
             if of_kind not in copies:
                 copies[of_kind] = _copies_for(leaf, initial.layout)
-            state = {**initial.state, "step": _zero_steps()}
+            state = {**initial.state, "step": initial.state["step"].clone()}
             for key, copy in copies[of_kind].items():
                 state[key] = copy(state[key])
             first[param] = initial._replace(state=state)
@@ -285,11 +285,10 @@ class States:
             member = self.members.by_param[param]
             old = self.of(param)
             self.created.append((member, dict(vars(member)), old))
+            state = initial.state
             if old:
                 state = self._completed(settings, member, initial)
-                self.set(member, settings, initial.layout, state)
-            else:
-                self.set(member, settings, *initial)
+            self.set(member, settings, initial, state)
 
     def refit(self, member: Member) -> None:
         """Check and accept a parameter and its state after the user has changed either.
@@ -313,7 +312,7 @@ class States:
                     "reset it: optimizer.state.pop(param)"
                 ) from error
             self.created.append((member, dict(vars(member)), old))
-            self.set(member, settings, initial.layout, state)
+            self.set(member, settings, initial, state)
 
     def _fitted(
         self, settings: GroupSettings, member: Member, initial: Initial, state: State
@@ -377,21 +376,20 @@ class States:
                     del self.by_param[member.param]
 
     def set(
-        self,
-        member: Member,
-        settings: GroupSettings,
-        layout: Layout,
-        state: State,
-        kinds: Kinds | None = None,
+        self, member: Member, settings: GroupSettings, initial: Initial, state: State
     ) -> None:
-        """Install the state of a member, which matches the links of its group; `kinds` are those of its tensors."""
+        """Install the state of a member, which matches the links of its group and has the layout of a first state."""
         self.by_param[member.param] = member.state = state
         member.count = member.count_in(state)
-        member.layout = layout
-        settings.codes.update(layout.labels)
+        member.layout = initial.layout
+        settings.codes.update(initial.layout.labels)
         member.fresh = {}
         member.made_for = settings.structure
-        member.kinds = member.present_kinds() if kinds is None else kinds
+        member.kinds = initial.kinds
+        if state is not initial.state:
+            kinds = member.present_kinds()
+            if kinds != initial.kinds:
+                member.kinds = kinds
 
     def to_save(self, keeps: bool) -> tuple[dict[Any, State], dict[Tensor, Layout]]:
         """Return the states of all members and their layouts, with slots for every parameter that requires a gradient.

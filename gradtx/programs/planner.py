@@ -61,8 +61,11 @@ class ListPrograms:
     ) -> list[tuple[Any, list[Any]]]:
         """Sort leaves, each given with its arguments, by their programs, or by the reasons why they have none."""
         sorted_leaves: dict[int, tuple[Any, list[Any]]] = {}
+        program_of: dict[int, Any] = {}  # by the arguments, which several leaves may share
         for leaf, arguments in leaves:
-            program = self.of(arguments)
+            if id(arguments) not in program_of:
+                program_of[id(arguments)] = self.of(arguments)
+            program = program_of[id(arguments)]
             _, of_program = sorted_leaves.setdefault(id(program), (program, []))
             of_program.append(leaf)
         return list(sorted_leaves.values())
