@@ -12,7 +12,6 @@ import torch
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import SWITCH, note_program
 from gradtx.execution.execute import execute
-from gradtx.execution.pure import FUNCTIONS, as_scalar
 from gradtx.execution.runs import Place
 from gradtx.optim.core import Core
 from gradtx.optim.engine.base import Engine, Plan, begin
@@ -20,6 +19,7 @@ from gradtx.optim.engine.joint import JointBundles
 from gradtx.optim.groups import GroupSettings, are_identical
 from gradtx.optim.run import COUNT, FLOAT32_COUNTS, Extras, KnownCounts, OptimizerRun
 from gradtx.optim.step import Step, count_up
+from gradtx.pure.tree_run import FUNCTIONS, as_scalar
 
 STRUCTURE = operator.attrgetter("structure")
 VALUE = "value"
