@@ -349,7 +349,7 @@ class Engine(ABC):
                 [member for member in members if member not in known], step
             )
             # Raises for invalid steps, as without an engine.
-            leaves = step.leaves_of([first for first, *_ in alike])
+            leaves = step.outlines([first for first, *_ in alike])
         try:
             if plan is None:
                 if released is None:
@@ -428,7 +428,7 @@ class Engine(ABC):
         leaf_of = {leaf.key: leaf for leaf in leaves}
 
         def first(kind: LeafKind, member: Member) -> MemberFamily:
-            leaf = leaf_of.get(member) or step.leaves_of([member])[0]
+            leaf = leaf_of.get(member) or step.outlines([member])[0]
             return MemberFamily.first(kind, member, leaf, step)
 
         families = in_families(
