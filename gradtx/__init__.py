@@ -13,7 +13,6 @@ from typing import Any as _Any
 
 from gradtx.base.names import public_value as _public_value
 from gradtx.base.names import publish as _publish
-from gradtx.base.names import register_former_modules as _register_former_modules
 from gradtx.base.table import CLASSES as _CLASSES
 from gradtx.base.table import MODULES as _MODULES
 from gradtx.pure import graph_node as _graphs
@@ -74,7 +73,6 @@ def _kernel_function_of(*arguments: _Any) -> _Any:
 
 # Programs do not import optimizers, whose kernels they run inside compiled functions.
 _graphs.function_of = _kernel_function_of
-_register_former_modules()
 for _name, _module in _MODULES.items():
     if f"gradtx.{_module}" in _modules:
         _load(_name)
