@@ -481,7 +481,7 @@ def prepare(leaves: Iterable[Leaf]) -> None:
         operation.prepare(members)
 
 
-class _Frozen(Operation):
+class _ZeroUpdate(Operation):
     """The only operation of a frozen leaf, which sets its update to exactly zero."""
 
     def start(self, leaf: Leaf) -> None:
@@ -541,7 +541,7 @@ def negating(operations: list[Any]) -> list[Any]:
     return [begin, *operations, _EndNegated(begin)]
 
 
-FROZEN = _Frozen()
+FROZEN = _ZeroUpdate()
 
 
 def _keep_results(leaf: Leaf) -> None:

@@ -24,7 +24,7 @@ Place = tuple[int, ...]
 Passed = tuple[tuple[Transformation, Place], ...]
 
 
-class Memory:
+class OwnMemory:
     """Ensure that every output has memory of its own, without entries of any other tensor."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class Run:
         self.commits: list[Callable[[], None]] = []
         self.estimates: dict[Path, Any] = {}
         self.estimated_loss: Tensor | None = None
-        self.memory = Memory()
+        self.memory = OwnMemory()
         self.stores: dict[Path, Store] = {}
         self.seen_slots: dict[Storage, set[StateKey]] = {}
 

@@ -27,7 +27,7 @@ from gradtx.base.plain import is_plain
 from gradtx.distributed.layouts import pieces_at, team_of
 from gradtx.execution.execute import Leaf, Route, initialize
 from gradtx.execution.owners import with_regions
-from gradtx.execution.runs import Memory, Place, memory_of
+from gradtx.execution.runs import OwnMemory, Place, memory_of
 from gradtx.optim.groups import GroupSettings
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import assign_owners, divided_keys, states_of_owners
@@ -527,7 +527,7 @@ def _with_memory_apart(
     states: Mapping[Any, State], members: Collection[Tensor]
 ) -> dict[Any, State]:
     """Return states with copies of all tensors but the first of those that share memory."""
-    memory = Memory()
+    memory = OwnMemory()
     apart = dict(states)
     for param in members:
         copies: State = {}

@@ -45,7 +45,7 @@ FUNCTIONS = {"grad_fn": "gradients", "value_fn": "0-d tensor"}
 LONG = 100  # updates of one graph, after which a loop is warned
 
 
-class Call(NamedTuple):
+class UpdateCall(NamedTuple):
     """The arguments of `update`."""
 
     tx: Transformation
@@ -445,7 +445,7 @@ def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
     return state
 
 
-def update(call: Call) -> tuple[Any, dict[str, Any]]:
+def update(call: UpdateCall) -> tuple[Any, dict[str, Any]]:
     _warn_of_long_graph(call.state, call.params)
     try:
         return _update(call)
@@ -474,7 +474,7 @@ def _warn_of_long_graph(state: Any, params: Any) -> None:
         )
 
 
-def _update(call: Call) -> tuple[Any, dict[str, Any]]:
+def _update(call: UpdateCall) -> tuple[Any, dict[str, Any]]:
     run, leaves = begin(call)
     outputs = {}
     if has_gradients(leaves.values()):
@@ -505,7 +505,7 @@ def is_update(leaves: Iterable[Leaf]) -> bool:
 
 
 def begin(
-    call: Call, only: Container[str] | None = None
+    call: UpdateCall, only: Container[str] | None = None
 ) -> tuple[TreeRun, dict[str, Leaf]]:
     """Check a call of `update`; return its run, and the leaves that take part in it, with their programs.
 
@@ -650,7 +650,7 @@ def _check_examples(extra: str, tree: Mapping[str, Any]) -> None:
             )
 
 
-def with_examples(call: Call) -> Call:
+def with_examples(call: UpdateCall) -> UpdateCall:
     """Return a call whose updates are gradients of examples, for a chain that takes these, with them as an extra.
 
     The updates become zeros without memory of their own, because the chain's first link replaces them.
