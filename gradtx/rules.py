@@ -672,10 +672,8 @@ class FactoryCall(GradientTransformation):
             arguments = spec.resolved(arguments, scope.count)
             for value in arguments.values():
                 scope.run.memory.register(tensors_in(value))
-        if self._varies and self._present_expansion() is None:
-            body = spec.body(arguments)
-        else:
-            body = self._body
+        runs_again = self._varies and self._present_expansion() is None
+        body = spec.body(arguments) if runs_again else self._body
         scope = scope.of(self).stored_as(self._storage)
         if isinstance(body, Combinator):
             scope.own = {

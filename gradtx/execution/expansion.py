@@ -1,4 +1,4 @@
-"""The expansion of a chain into operations, in which the bodies of its factories run again with the values of a step."""
+"""The expansion of a chain into operations, in which bodies of factories run again with the values of a step."""
 
 from __future__ import annotations
 

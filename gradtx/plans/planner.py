@@ -52,7 +52,9 @@ class ListPrograms:
                 function = self.function_of(phase, tensors[0].device, on_device)
             except UnrecordableError as error:
                 return reason_of(error)
-            forms.append((phase.text, function.form))
+            # Of a sum over leaves: all must yield the same ones.
+            sums = () if phase.operation is None else phase.names
+            forms.append((phase.text, sums, function.form))
         of_forms = self.key, self.function_of, tuple(forms)
         return self.known.setdefault(of_forms, program)
 
