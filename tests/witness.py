@@ -32,8 +32,9 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from tqdm import tqdm
 
 import gradtx
-from gradtx.base.dtensor import full_tensor, local
+from gradtx.base.dtensor import local
 from gradtx.compiler.triton import is_importable
+from gradtx.distributed.redistribution import full_tensor
 from tests.conformance import bits
 from tests.examples import example_of
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradtx.arguments import UnfitError
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import distributed_like, full_tensor, is_sharded
+from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import OWN_STATE, Path, lacking
 from gradtx.base.exact import exact
 from gradtx.base.inputs import accepts
@@ -21,7 +21,8 @@ from gradtx.base.messages import check_device, nearest, note_rule, shortly
 from gradtx.base.names import is_ours
 from gradtx.base.torch_names import readable
 from gradtx.base.tree import map_tensors
-from gradtx.distributed.collectives import summed_over_ranks
+from gradtx.distributed.redistribution import distributed_like, full_tensor
+from gradtx.distributed.sums import summed_over_ranks
 from gradtx.execution.context import Context
 from gradtx.execution.execute import Leaf, Operation, Steps
 from gradtx.execution.runs import LateTerm, Scope

@@ -13,12 +13,12 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.complex_views import check_real, real_views
-from gradtx.base.dtensor import completed
 from gradtx.base.errors import OWN_STATE, Path, foreign, lacking
 from gradtx.base.exact import CPU, exact, is_stored_only
 from gradtx.base.forward import Transformation
 from gradtx.base.messages import nearest, warn_user
 from gradtx.base.plain import TYPES, are_strided
+from gradtx.distributed.redistribution import completed
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import (
     FROZEN,
