@@ -102,6 +102,19 @@ class TensorKind(NamedTuple):
         return f"{self.dtype} of shape {tuple(self.shape)} on {self.device}"
 
 
+# Of a parameter (None) and of each of its slots (its key).
+Kinds: TypeAlias = Mapping[str | None, TensorKind]
+
+
+def kinds_of(param: Tensor, layout: Layout, state: State) -> Kinds:
+    """Return the kinds of a parameter and of its slots; a slot that is no tensor has none."""
+    kinds: dict[str | None, TensorKind] = {None: TensorKind.of(param)}
+    for key in layout.slot_keys:
+        if isinstance(state.get(key), Tensor):
+            kinds[key] = TensorKind.of(state[key])
+    return kinds
+
+
 @dataclass(eq=False)
 class Member:
     """One parameter of an optimizer.
@@ -135,9 +148,7 @@ class Member:
     group: int = 0
     device_count: tuple[Tensor, int] | None = None
     listed: str = ""
-    kinds: dict[str | None, TensorKind] = field(
-        default_factory=dict[str | None, TensorKind]
-    )
+    kinds: Kinds = field(default_factory=dict[str | None, TensorKind])
 
     def count_in(self, state: State) -> int | DeviceCount:
         """Return the number of steps the parameter has made, without synchronizing if the device counts."""
@@ -152,13 +163,9 @@ class Member:
                     return self.count
         return int(step)
 
-    def present_kinds(self) -> dict[str | None, TensorKind]:
+    def present_kinds(self) -> Kinds:
         """Return the present kinds of the parameter and of its slots; a slot that is no tensor has none."""
-        kinds: dict[str | None, TensorKind] = {None: TensorKind.of(self.param)}
-        for key in self.layout.slot_keys:
-            if isinstance(self.state.get(key), Tensor):
-                kinds[key] = TensorKind.of(self.state[key])
-        return kinds
+        return kinds_of(self.param, self.layout, self.state)
 
     def set_count(self, count: int | DeviceCount) -> None:
         """Record the value of the state's tensor `step`, which the caller knows without reading it."""

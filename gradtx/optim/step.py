@@ -7,7 +7,7 @@ import itertools
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -362,13 +362,27 @@ class Step:
 
     def leaves_of(self, members: list[Member]) -> list[Leaf]:
         """Return leaves without values, for planning: values could be float32 copies of all weights and gradients."""
+        return self._without_values(members, self._route)
+
+    def outlines(self, members: list[Member]) -> list[Leaf]:
+        """Like `leaves_of`, with operations that need not be those of this step, if they tell as much."""
+        traits, known = self.core.traits, self.core.members
+        if self.scaling is not None or traits.exchanges or known.restarts:
+            return self.leaves_of(members)
+        return self._without_values(
+            members, lambda member: known.outline(self.groups[member.group])
+        )
+
+    def _without_values(
+        self, members: list[Member], route_of: Callable[[Member], Route]
+    ) -> list[Leaf]:
         self._check_fits(members)
-        outlines = []
+        leaves: list[Leaf] = []
         for member in members:
-            leaf = self._leaf(member)
+            leaf = self._leaf(member, route_of)
             leaf.release()
-            outlines.append(leaf)
-        return outlines
+            leaves.append(leaf)
+        return leaves
 
     def _expand(self) -> None:
         """Expand the chain into the operations of each group and device, on first use."""
@@ -385,8 +399,15 @@ class Step:
                 route = Route.of(chain, self.run, self.count, around)
                 self._routes[group, device] = route
 
-    def _leaf(self, member: Member) -> Leaf:
+    def _route(self, member: Member) -> Route:
+        """Return the operations of this step."""
         self._expand()
+        return self._routes[member.group, member.param.device]
+
+    def _leaf(
+        self, member: Member, route_of: Callable[[Member], Route] | None = None
+    ) -> Leaf:
+        route = (self._route if route_of is None else route_of)(member)
         clock = self._clocks.get(member.count)
         if clock is None:
             clock = self._clocks[member.count] = clock_after(member.count)
@@ -394,7 +415,6 @@ class Step:
         gradient = gradient_like(member.param.grad, member.param)
         leaf = leaf_of(self.run, member, clock, gradient, self.scalars)
         add_extras(leaf, self.trees)
-        route = self._routes[member.group, member.param.device]
         operations = route.for_leaf(leaf)
         leaf.operations = with_regions(
             operations, member.param, self.core.members.replicas

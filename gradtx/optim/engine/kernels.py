@@ -53,7 +53,6 @@ from gradtx.optim.engine.joint import tasks_of
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
 from gradtx.optim.engine.views import (
     RefusedError,
-    alias,
     entries_of,
     is_positional,
     is_usual,
@@ -654,11 +653,8 @@ class KernelBundle(MemberBundle):
         self._written = 1 + len(keys)
         written = [self._params]
         written += [[member.state[key] for member in self.members] for key in keys]
-        rows: list[list[int]] = []
-        for column in written:
-            pairs = zip(column, self._params, strict=True)
-            aliases = [alias(tensor, param, True) for tensor, param in pairs]
-            rows.append(list(map(Tensor.data_ptr, aliases)))
+        # The plan has checked their layouts; flat aliases begin where they do.
+        rows = [list(map(Tensor.data_ptr, map(local, column))) for column in written]
         sizes = [entries_of(param) for param in self._params]
         chunk = self.kernels[0].chunk
         return Table(
