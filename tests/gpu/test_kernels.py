@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 import gradtx
 from gradtx.compiler import tables, triton
-from gradtx.optim.engine import kernels
+from gradtx.optim.engine.kernels import KernelEngine
+from gradtx.plans.kernel_function import kernel_function_of
 from gradtx.pure import graph_node as graphs
 from tests.conformance import after_a_bad_gradient, assert_own_memory, plain_cases
 from tests.gpu.problem import Problem, assert_near, noise, on_host
@@ -99,7 +100,7 @@ def test_an_update_in_a_compiled_function_runs_kernels(chain, gpu, monkeypatch):
 
     launching = triton.launch
     monkeypatch.setattr(triton, "launch", launch)
-    monkeypatch.setattr(graphs, "function_of", kernels.kernel_function_of)
+    monkeypatch.setattr(graphs, "function_of", kernel_function_of)
     monkeypatch.setattr(graphs, "FEW_LEAVES", 1)
     device = gpu.device if gpu.is_real else "cpu"  # torch.compile does not trace tensors of a pretended device
     tx, generator = CHAINS[chain](), torch.Generator().manual_seed(0)
@@ -409,7 +410,7 @@ def test_without_triton_compile_says_so_once(gpu, monkeypatch):
         pytest.skip("Triton is there")
     monkeypatch.setattr(triton, "is_importable", lambda: False)
     params = [torch.nn.Parameter(gpu.to(torch.ones(3))) for _ in range(2)]
-    optimizer = gradtx.as_optimizer(gradtx.adamw(lr=0.1), params, compile=kernels.KernelEngine())
+    optimizer = gradtx.as_optimizer(gradtx.adamw(lr=0.1), params, compile=KernelEngine())
     for param in params:
         param.grad = torch.ones_like(param)
     with pytest.warns(RuntimeWarning, match="install the version of Triton") as warned:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim.engine import kernels
+from gradtx.optim.engine.kernels import KernelEngine
 from tests.gpu.problem import on_host
 from tests.gpu.test_kernels import compiled_without_a_gpu, running, set_gradients  # noqa: F401
 
@@ -20,7 +20,7 @@ CHAINS = {
 }
 
 
-class Apart(kernels.KernelEngine):
+class Apart(KernelEngine):
     """Each text has launches of its own."""
 
     def tasks(self, bundles):
