@@ -168,7 +168,7 @@ def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
         if not own:
             allowed |= {torch.float64, torch.int64, torch.bool, torch.float32}
         elif dtype == torch.float16 or not WIDE.isdisjoint(re.findall(r"'(\w+)'", path)):
-            # Beside float16, all but what is in the space of gradients: tests/optim/test_float16.py.
+            # Beside float16, all but what is in the space of gradients: tests/optim/steps/test_float16.py.
             allowed.add(torch.float32)
         assert kept in allowed, path
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.compiler.contract import is_list
+from gradtx.compiler.graph import is_list
 from gradtx.compiler.lower import Program
 from gradtx.compiler.simplify import SAME, VIEWS, reduced_dimensions
 from gradtx.compiler.terms import is_pointwise

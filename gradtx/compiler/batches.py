@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base.torch_names import storage_id
-from gradtx.compiler.contract import args_of, is_list
+from gradtx.compiler.graph import args_of, is_list
 from gradtx.compiler.needs import Case
 from gradtx.compiler.simplify import DIMENSIONS, reduced_dimensions
 from gradtx.compiler.terms import is_pointwise

@@ -1,13 +1,10 @@
-"""Programs shared by transformations or optimizers of the same structure."""
+"""Programs by the structure for which they were written, the most recently used ones."""
 
 from __future__ import annotations
 
 import collections
 import threading
 from typing import Any
-
-from gradtx.arguments import has_schedule
-from gradtx.base.forward import Transformation
 
 MOST = 128  # the number of structures whose programs are cached
 
@@ -20,15 +17,6 @@ class SharedPrograms:
             collections.OrderedDict()
         )
         self._lock = threading.RLock()
-
-    def of_chain(self, tx: Transformation) -> dict[Any, Any]:
-        """Return the programs of a chain, shared by chains that differ only in scalars."""
-        skeleton = tx._skeleton()
-        for entry in tx._entries():
-            # A shared program would keep the objects that a schedule refers to alive.
-            if has_schedule(entry.value):
-                return {}
-        return {} if skeleton is None else self.of(skeleton)
 
     def of(self, skeleton: Any) -> dict[Any, Any]:
         """Return the programs of a structure, or of a recording's text, to which the caller may add."""

@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 from torch.fx.node import map_aggregate
 
-from gradtx.compiler.contract import following
+from gradtx.compiler.graph import following
 from gradtx.compiler.record import META, Recording
 from gradtx.compiler.simplify import DIMENSIONS, SAME_ENTRIES
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from gradtx.compiler.contract import (
+from gradtx.compiler.graph import (
     args_of,
     arguments_of,
     is_list,

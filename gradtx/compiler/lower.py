@@ -10,13 +10,8 @@ from torch import Tensor
 from torch.fx import Graph, Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.compiler.contract import (
-    contract,
-    is_on_device,
-    is_scalar,
-    merge_equal,
-    remove_unused,
-)
+from gradtx.compiler.fuse import fuse, merge_equal, remove_unused
+from gradtx.compiler.graph import is_on_device, is_scalar
 from gradtx.compiler.needs import Needs, decide_alternatives, split_copies
 from gradtx.compiler.record import Recording
 from gradtx.compiler.simplify import (
@@ -99,8 +94,8 @@ def lower(
     if prefers_norms:
         use_norms(graph, of_rows)
     remove_unused(graph)
-    contract(graph)
-    # After `contract`: whether a term can be fused depends on its other users.
+    fuse(graph)
+    # After `fuse`: whether a term can be fused depends on its other users.
     if segment is not None:
         _reduce_to_segment(recording, segment)
         remove_unused(graph)

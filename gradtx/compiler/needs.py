@@ -13,7 +13,7 @@ import torch
 from torch.fx import Graph, Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.compiler.contract import (
+from gradtx.compiler.graph import (
     argument_like,
     arguments_of,
     is_list,

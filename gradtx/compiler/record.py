@@ -15,10 +15,10 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
 
 from gradtx.base import torch_names as _torch
+from gradtx.base.errors import UnknownInProgramError
+from gradtx.base.forward import Operation
 from gradtx.base.messages import line_of_user
 from gradtx.compiler.needs import FILLING
-from gradtx.execution.context import UnknownInProgramError
-from gradtx.execution.execute import Operation
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")

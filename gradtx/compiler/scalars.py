@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gradtx.compiler.contract import is_scalar
+from gradtx.compiler.graph import is_scalar
 from gradtx.compiler.lower import Program, mark_on_device
 from gradtx.compiler.text import Text, function_text, tuple_of
 

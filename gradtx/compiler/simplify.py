@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from gradtx.compiler.contract import (
+from gradtx.compiler.graph import (
     args_of,
     argument_like,
     arguments_of,

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.fx import Graph, Node
 
-from gradtx.compiler.contract import following, is_view
+from gradtx.compiler.graph import following, is_view
 from gradtx.compiler.needs import FILLING
 from gradtx.compiler.simplify import (
     DIMENSIONS,

@@ -12,7 +12,7 @@ from torch.fx.node import map_aggregate
 
 from gradtx.base.exact import dtype_on
 from gradtx.compiler import scalar_operations
-from gradtx.compiler.contract import dtype_of, is_known, is_on_device
+from gradtx.compiler.graph import dtype_of, is_known, is_on_device
 from gradtx.compiler.record import META
 
 aten = torch.ops.aten

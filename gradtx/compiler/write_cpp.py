@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch.fx import Node
 
-from gradtx.compiler.contract import dtype_of, is_scalar
+from gradtx.compiler.graph import dtype_of, is_scalar
 from gradtx.compiler.needs import Needs
 from gradtx.compiler.write_expressions import HALF, ExpressionWriter
 from gradtx.compiler.write_kernels import (

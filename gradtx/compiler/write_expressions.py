@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import Node
 
-from gradtx.compiler.contract import args_of, dtype_of, is_scalar, operator_name
+from gradtx.compiler.graph import args_of, dtype_of, is_scalar, operator_name
 from gradtx.compiler.record import UnrecordableError
 from gradtx.compiler.simplify import SAME_ENTRIES
 

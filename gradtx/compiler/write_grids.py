@@ -18,7 +18,7 @@ from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
 from gradtx.compiler.axes import FILLED, UNRELATED, Groups, axes_of
-from gradtx.compiler.contract import dtype_of, is_list, is_scalar
+from gradtx.compiler.graph import dtype_of, is_list, is_scalar
 from gradtx.compiler.lower import Program
 from gradtx.compiler.simplify import SAME_ENTRIES
 from gradtx.compiler.write_expressions import (

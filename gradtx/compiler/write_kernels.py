@@ -20,12 +20,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.compiler.contract import (
-    args_of,
-    dtype_of,
-    is_list,
-    is_scalar,
-)
+from gradtx.compiler.graph import args_of, dtype_of, is_list, is_scalar
 from gradtx.compiler.lower import Program
 from gradtx.compiler.simplify import SAME_ENTRIES, reduced_dimensions
 from gradtx.compiler.write_expressions import (

@@ -12,7 +12,7 @@ from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
 from gradtx.compiler import batches
-from gradtx.compiler.contract import (
+from gradtx.compiler.graph import (
     args_of,
     argument_like,
     dtype_of,

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch.fx import Node
 
-from gradtx.compiler.contract import dtype_of
+from gradtx.compiler.graph import dtype_of
 from gradtx.compiler.text import constant
 from gradtx.compiler.write_expressions import ExpressionWriter
 from gradtx.compiler.write_kernels import (

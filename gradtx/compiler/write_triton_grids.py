@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch.fx import Node
 
-from gradtx.compiler.contract import dtype_of
+from gradtx.compiler.graph import dtype_of
 from gradtx.compiler.write_grids import Combine, Extent, GridWriter, Needed
 from gradtx.compiler.write_kernels import Store, aten, kind_of, wide
 from gradtx.compiler.write_triton import (

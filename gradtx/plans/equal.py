@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base.plain import is_plain
-from gradtx.compiler.contract import following, writers
+from gradtx.compiler.graph import following, writers
 from gradtx.compiler.record import Recording
 
 EXACT = (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.compiler.contract import dtype_of
+from gradtx.compiler.graph import dtype_of
 from gradtx.compiler.record import META, PhaseResult, Recording, record
 from gradtx.compiler.terms import parts_add_up, runs_on_shards
 from gradtx.execution.execute import Operation

@@ -23,7 +23,6 @@ from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import Schedule, resolve
 from gradtx.base.forward import Transformation
 from gradtx.base.plain import TYPES, are_dense, is_plain
-from gradtx.compiler.cache import SharedPrograms
 from gradtx.execution.context import UNREAD
 from gradtx.execution.execute import Leaf, execute
 from gradtx.execution.runs import LateTerm, Run
@@ -35,6 +34,7 @@ from gradtx.plans.bundle import (
     is_on_accelerator,
     list_function_of,
 )
+from gradtx.plans.cache import ProgramsOfChains
 from gradtx.plans.families import (
     Family,
     LeafKind,
@@ -153,7 +153,7 @@ def _recorded(
         return TreeProgram(call, run, leaves, structure, tensors, equal_counts, known)
 
 
-_SHARED = SharedPrograms()
+_SHARED = ProgramsOfChains()
 
 
 def programs_of(tx: Transformation) -> dict[Any, Any]:

@@ -13,6 +13,7 @@ from gradtx import chain
 from gradtx.base import tree as _tree
 from gradtx.compiler import UnrecordableError, cache, list_function, record, scalar_operations
 from gradtx.compiler.record import PhaseResult, as_written
+from gradtx.plans.cache import ProgramsOfChains
 from gradtx.pure import tree_program as _list_trees
 from gradtx.pure import tree_run as _pure
 from tests.conformance import noise
@@ -625,7 +626,7 @@ def test_pure_use_in_inference_mode():
 
 
 def test_a_chain_with_another_rate_in_each_step_records_nothing_again(monkeypatch):
-    monkeypatch.setattr(_list_trees, "_SHARED", cache.SharedPrograms())
+    monkeypatch.setattr(_list_trees, "_SHARED", ProgramsOfChains())
     made = []
     init = _list_trees.TreeProgram.__init__
     monkeypatch.setattr(_list_trees.TreeProgram, "__init__", lambda *args: made.append(1) or init(*args))

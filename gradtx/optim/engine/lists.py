@@ -1,4 +1,4 @@
-"""The engine that needs no compiler: it runs programs over lists of leaves, with `gradtx.programs`."""
+"""The engine that needs no compiler: it runs programs over lists of leaves, with `gradtx.compiler`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import PartialSum, local, with_pending_sums
 from gradtx.base.plain import TYPES
 from gradtx.base.torch_names import copy_each_
-from gradtx.compiler.cache import SharedPrograms
 from gradtx.distributed.layouts import rows_are_whole
 from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.execution.leaf_rule import OfLeaf
@@ -52,6 +51,7 @@ from gradtx.plans.bundle import (
     entries_of_a_call,
     list_function_of,
 )
+from gradtx.plans.cache import ProgramsOfChains
 from gradtx.plans.equal import may_be_scalar, slots_from_scalars
 from gradtx.plans.function import EqualSlot, Signature
 from gradtx.plans.phases import RecordedPhase
@@ -290,7 +290,7 @@ def _chunks_of(
     return [Chunk(pieces[chunk], signature) for chunk in chunks(sizes, limit)]
 
 
-_SHARED = SharedPrograms()
+_SHARED = ProgramsOfChains()
 
 
 class ListEngine(Engine):

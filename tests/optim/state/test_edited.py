@@ -24,7 +24,7 @@ from tests.optim.problems import (
 
 TOLERANCE = 1e-12  # the same float64 sums in a different order
 PAGE = "edit-an-optimizer"
-PAGE_FILE = Path(__file__).parents[2] / "docs" / "howto" / f"{PAGE}.md"
+PAGE_FILE = Path(__file__).parents[3] / "docs" / "howto" / f"{PAGE}.md"
 CLASSES = {
     "AdamW": {"lr": 0.1},
     "SGD": {"lr": 0.1, "momentum": 0.9},

@@ -5,132 +5,30 @@ Every operation on lists reads and writes whole tensors, so each operation saved
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Set
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.fx import Graph, Node
 
 from gradtx.base import torch_names as _torch
 from gradtx.compiler import scalar_operations
+from gradtx.compiler.graph import (
+    args_of,
+    arguments_of,
+    computes,
+    is_known,
+    is_list,
+    is_on_device,
+    is_scalar,
+    same_meta,
+    writers,
+)
 
 aten = torch.ops.aten
 
 _Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
-
-
-def args_of(node: Node) -> Any:
-    """Return the arguments of a node, whose types depend on its operation."""
-    return node.args
-
-
-def is_list(node: Any) -> bool:
-    """Whether each leaf has its own value of a node."""
-    return isinstance(node, Node) and node.meta["kind"] == "list"
-
-
-def is_scalar(node: Any) -> bool:
-    """Whether a value is a 0-d value that all leaves share, or a constant."""
-    return not isinstance(node, Node) or node.meta["kind"] == "scalar"
-
-
-def is_on_device(scalar: Any) -> bool:
-    """Whether a scalar is a 0-d tensor, because the host would have to wait for its value."""
-    return isinstance(scalar, Node) and scalar.meta.get("on_device", False)
-
-
-def is_known(value: Any) -> bool:
-    """Whether a value is a constant or a scalar that the host knows, which are Python scalars."""
-    return is_scalar(value) and not is_on_device(value)
-
-
-def operator_name(node: Any) -> str:
-    """Return the name of a node's operator, without its overload."""
-    name: str = node.target.__name__
-    return name.partition(".")[0]
-
-
-def dtype_of(node: Any) -> torch.dtype:
-    """Return the dtype of a node's values."""
-    dtype: torch.dtype = node.meta["val"].dtype
-    return dtype
-
-
-def same_meta(*nodes: Any) -> bool:
-    """Whether a leaf's values of these nodes have the same shape and dtype."""
-    first, *others = [node.meta["val"] for node in nodes]
-    if not isinstance(first, Tensor):  # a symbolic size
-        return False
-    kind = first.shape, first.dtype
-    return all(
-        isinstance(other, Tensor) and (other.shape, other.dtype) == kind
-        for other in others
-    )
-
-
-def same_layout(x: Any, y: Any) -> bool:
-    """Whether a leaf's values of two nodes also have the same order in memory."""
-    return same_meta(x, y) and x.meta["val"].stride() == y.meta["val"].stride()
-
-
-def argument_like(node: Node) -> Node | None:
-    """Return an argument of a leaf with the shape, dtype and layout of a node, if there is one."""
-    for argument in node.graph.nodes:
-        is_argument = argument.op == "placeholder" and is_list(argument)
-        if is_argument and same_layout(node, argument):
-            return argument
-    return None
-
-
-def writers(argument: Any) -> list[Node]:
-    """Return the operations that write into an argument."""
-    return [
-        user
-        for user in argument.users
-        if _torch.writes(user.target) and user.args[0] is argument
-    ]
-
-
-def following(graph: Graph, arguments: Iterable[Node]) -> set[Node]:
-    """Return these arguments and all nodes that depend on any of them."""
-    reached = set(arguments)
-    for node in graph.nodes:
-        if not reached.isdisjoint(node.all_input_nodes):
-            reached.add(node)
-    return reached
-
-
-def is_view(node: Node) -> bool:
-    """Whether the operation of a node may return a view of an operand."""
-    if node.meta.get("opaque"):
-        return False
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or node.target is aten._unsafe_view.default:
-        return True
-    return any(result.alias_info is not None for result in schema.returns)
-
-
-def may_be_operand(node: Node) -> bool:
-    """Whether a result may share memory with an operand, which `where` may select."""
-    return node.target is aten.where.self or is_view(node)
-
-
-def arguments_of(*lists: Any) -> Set[Node]:
-    """Return the arguments with which lists may share memory."""
-    arguments: set[Node] = set()
-    for node in lists:
-        if node.op != "call_function":
-            arguments.add(node)
-        elif may_be_operand(node):
-            arguments |= arguments_of(*node.all_input_nodes)
-    return arguments
-
-
-def computes(node: Node) -> bool:
-    """Whether a node is an operation that writes nothing."""
-    return node.op == "call_function" and not _torch.writes(node.target)
 
 
 def merge_equal(graph: Graph) -> None:
@@ -153,18 +51,18 @@ def remove_unused(graph: Graph) -> None:
             graph.erase_node(node)
 
 
-def contract(graph: Graph) -> None:
+def fuse(graph: Graph) -> None:
     """Fuse operations for which torch has a single one; those that take scalars take only Python scalars."""
     for change in (
-        _Contraction.canonicalize,
-        _Contraction.join,
-        _Contraction.move_weight_first,
+        _Fusion.canonicalize,
+        _Fusion.join,
+        _Fusion.move_weight_first,
     ):
         written: set[Node] = set()
-        contraction = _Contraction(written)
+        fusion = _Fusion(written)
         for node in list(graph.nodes):
             if not node.meta.get("as_written"):
-                change(contraction, node)
+                change(fusion, node)
             if _torch.writes(node.target):
                 written.add(node.args[0])
         # A replaced operation no longer counts as a user of its operands.
@@ -188,7 +86,7 @@ class _Term:
     saved: int = 1
 
 
-class _Contraction:
+class _Fusion:
     """Changes operations in the order of the graph.
 
     Args:
@@ -543,7 +441,7 @@ def _weight_of(step: Node, update: Node) -> Node | None:
 
 
 def _parts_of(update: Node, weight: Node) -> tuple[_Pull | None, _Term | None]:
-    """Return the term of a contracted update that depends on the weight, if it has this form, and the rest if any."""
+    """Return the term of a fused update that depends on the weight, if it has this form, and the rest if any."""
     pull = _pull_of(update, weight)
     target: Any = update.target
     if pull is not None or target not in _FACTORS or not all(map(is_list, update.args)):

@@ -12,7 +12,7 @@ from gradtx.optim.engine.kernels import KernelEngine
 from gradtx.optim.engine.lists import ListEngine
 from tests.optim.problems import descend, parameters
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "howto" / "write-a-back-end.md"
+PAGE = Path(__file__).parents[3] / "docs" / "howto" / "write-a-back-end.md"
 
 
 def toy():
