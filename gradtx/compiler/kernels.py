@@ -22,25 +22,16 @@ from gradtx.compiler.constants import (
     with_arguments,
     with_totals_of_leaves,
 )
-from gradtx.compiler.lower import Program, lower
+from gradtx.compiler.lower import lower
 from gradtx.compiler.record import Recording
 from gradtx.compiler.scalars import PYTHON_NUMBERS, Scalars
 from gradtx.compiler.tables import CHUNK, Layout, Table
 from gradtx.compiler.write_cpp import CppWriter
-from gradtx.compiler.write_cpp_grids import CppGridWriter
-from gradtx.compiler.write_expressions import UnsuitableProgramError
-from gradtx.compiler.write_grids import GridWriter
-from gradtx.compiler.write_kernels import ROWS, KernelText, KernelWriter
-from gradtx.compiler.write_triton import TritonWriter
-from gradtx.compiler.write_triton_grids import TritonGridWriter
+from gradtx.compiler.write_kernels import KernelText, KernelWriter
+from gradtx.compiler.write_triton import CONSTANTS, TritonWriter
 
-BLOCK = 1024  # entries of a chunk of Triton, which one instance of a kernel processes
 LARGE = 2**15  # entries of all leaves from which several threads are faster
-# Of a tile that reduces columns, ...: results, and what is reduced.
-LANES, STEPS = 32, 32
-WIDTH = 256  # partial sums that are added at a time
-# Of a call without sums, and of a phase without results by leaf.
-NO_MEMORY = (0, 0)
+# Of a phase without results by leaf.
 NO_RESULTS = torch.empty((0, 0), dtype=torch.float64, device="cpu")
 
 
@@ -63,12 +54,12 @@ class Form(NamedTuple):
 
     Attributes:
         constants: The constants that follow from it.
-        fixes_block: Whether the text contains the number of entries of a block.
+        fixes_row: Whether the text may contain the number of entries of a row.
         shared: How many scalars come before totals of earlier phases; None without any.
     """
 
     constants: Constants = LITERAL
-    fixes_block: bool = True
+    fixes_row: bool = True
     shared: int | None = None
 
 
@@ -80,7 +71,7 @@ class PhaseKernels(ABC):
     """The kernels of a phase, in a language.
 
     Attributes:
-        has_tiles: Whether kernels without rows take as many entries as a chunk usually has.
+        chunk: The most entries of a chunk of entries or rows.
         computes_with_totals: Whether kernels compute what follows from totals of earlier phases.
         shares_launches: Whether kernels of several texts may share a launch; these have `calls`.
         text: Their text.
@@ -91,9 +82,7 @@ class PhaseKernels(ABC):
     """
 
     writer: ClassVar[type[KernelWriter]]
-    grid_writer: ClassVar[type[GridWriter]]
     chunk: ClassVar[int]
-    has_tiles: ClassVar[bool] = False
     computes_with_totals: ClassVar[bool] = False
     shares_launches: ClassVar[bool] = False
     text: KernelText
@@ -101,19 +90,6 @@ class PhaseKernels(ABC):
     order: dict[Node, int]
     key: tuple[str, ...]
     scalars: Scalars
-
-    @classmethod
-    def written(
-        cls, program: Program, leaf: int, block: int, form: Form, columns: int
-    ) -> KernelText:
-        """Return the text of a program: of entries and rows, or else of all directions."""
-        try:
-            return cls.writer(program, leaf, block, form.fixes_block).written(columns)
-        except UnsuitableProgramError as refusal:
-            try:
-                return cls.grid_writer(program, leaf).written(columns)
-            except UnsuitableProgramError as error:
-                raise (error if str(refusal) == ROWS else refusal) from None
 
     @staticmethod
     @abstractmethod
@@ -129,19 +105,17 @@ class PhaseKernels(ABC):
         """
 
     @abstractmethod
-    def run(
-        self, scalars: Sequence[Any], table: Table, layout: Layout | None = None
-    ) -> Tensor:
+    def run(self, scalars: Sequence[Any], table: Table, layout: Layout) -> Tensor:
         """Launch the kernels; return the results by leaf, a row for each.
 
         Args:
             scalars: All scalars of the program.
             table: Where the arguments are.
-            layout: Where values of columns, ... are, if there are some.
+            layout: The chunks of leaves, and where kernels keep values.
         """
 
     def calls(
-        self, scalars: Sequence[Any], table: Table, layout: Layout | None = None
+        self, scalars: Sequence[Any], table: Table, layout: Layout
     ) -> tuple[list[triton.Call], Tensor]:
         """Return the launches of the kernels in order, and the results by leaf, which are there after these."""
         raise NotImplementedError
@@ -149,8 +123,11 @@ class PhaseKernels(ABC):
     @property
     def form(self) -> Any:
         """What tells kernels of one text apart: the lengths of rows, or the axes of each group."""
-        grid = self.text.grid
-        return self.key, self.text.block, None if grid is None else grid.groups.axes
+        return self.key, self.text.groups.form
+
+    def layout(self, sizes: list[list[int]], device: torch.device) -> Layout:
+        """Return the chunks of leaves with these numbers of indices of each group, and where values are kept."""
+        return Layout(self.text, sizes, device, self.chunk)
 
     @functools.cached_property
     def kinds(self) -> str:
@@ -203,7 +180,6 @@ class PhaseKernels(ABC):
         phase: Phase,
         device: torch.device,
         leaf: int,
-        block: int = 1,
         form: Form = AS_RECORDED,
     ) -> PhaseKernels:
         """Return the kernels of a phase, the same for equal phases.
@@ -211,7 +187,7 @@ class PhaseKernels(ABC):
         Args:
             phase: The phase.
             device: The device of the leaves.
-            leaf, block: As in `KernelWriter`.
+            leaf: As in `KernelWriter`.
             form: What of the leaf's shape is an argument.
 
         Raises:
@@ -219,7 +195,7 @@ class PhaseKernels(ABC):
         """
         known = _KERNELS.of(phase.text)
         columns = columns_of(phase)
-        key = device, leaf, block, columns, shape_of(phase, leaf), form
+        key = device, leaf, columns, shape_of(phase, leaf), form
         if key not in known:
             language = language_of(device)
             assert language is not None
@@ -229,7 +205,7 @@ class PhaseKernels(ABC):
             if form.shared is not None and language.computes_with_totals:
                 recording = with_totals_of_leaves(recording, form.shared)
             program = lower(recording, decides=False)
-            text = language.written(program, leaf, block, form, columns)
+            text = language.writer(program, leaf, form.fixes_row).written(columns)
             order = {node: i for i, node in enumerate(program.scalars())}
             scalars = Scalars(program, device)
             outputs = list(program.results)
@@ -257,9 +233,7 @@ class TritonKernels(PhaseKernels):
     """Kernels in Triton, each in one launch for all leaves."""
 
     writer = TritonWriter
-    grid_writer = TritonGridWriter
-    chunk = BLOCK
-    has_tiles = True
+    chunk = CONSTANTS["BLOCK"]
     computes_with_totals = True
     shares_launches = True
 
@@ -272,9 +246,7 @@ class TritonKernels(PhaseKernels):
     def compile(self) -> None:
         pass
 
-    def run(
-        self, scalars: Sequence[Any], table: Table, layout: Layout | None = None
-    ) -> Tensor:
+    def run(self, scalars: Sequence[Any], table: Table, layout: Layout) -> Tensor:
         calls, results = self.calls(scalars, table, layout)
         # Triton launches on the current device, which may be another one.
         with torch.accelerator.device_index(table.device.index):
@@ -282,60 +254,21 @@ class TritonKernels(PhaseKernels):
         return results
 
     def calls(
-        self, scalars: Sequence[Any], table: Table, layout: Layout | None = None
-    ) -> tuple[list[triton.Call], Tensor]:
-        if layout is not None:
-            return self._calls_of_grid(scalars, table, layout)
-        return self._calls(scalars, table)
-
-    def _calls_of_grid(
         self, scalars: Sequence[Any], table: Table, layout: Layout
     ) -> tuple[list[triton.Call], Tensor]:
-        text = self.text
-        functions = triton.compiled(text.source)
+        functions = triton.compiled(self.text.source)
         results = table.memory(self.rows, table.leaves)
         kept = table.memory(1, layout.total)
         arguments = (*self._arguments(scalars, table.pointers), table.pointers)
         arguments += (layout.blocks, layout.chunk_leaf, layout.chunk_start)
         arguments += (layout.leaf_chunks, table.leaves, kept, results)
-        constants = {"BLOCK": BLOCK, "LANES": LANES, "STEPS": STEPS}
+        is_aligned = table.is_aligned and layout.has_aligned_rows
+        constants = {**CONSTANTS, "ALIGNED": is_aligned}
         calls = []
-        for kernel in text.kernels:
-            is_by_leaf = kernel.name in text.grid.of_leaves
-            count = table.leaves if is_by_leaf else layout.chunks
+        for kernel in self.text.kernels:
+            count = table.leaves if kernel.is_by_leaf else layout.chunks
             function = functions[kernel.name]
             calls.append(triton.Call(function, count, arguments, constants))
-        return calls, results
-
-    def _calls(
-        self, scalars: Sequence[Any], table: Table
-    ) -> tuple[list[triton.Call], Tensor]:
-        text = self.text
-        words = self._arguments(scalars, table.pointers)
-        functions = triton.compiled(text.source)
-        fixed = (table.pointers, table.sizes, table.blocks, table.chunk_leaf)
-        fixed += (table.chunk_start, table.leaf_chunks)
-        constants = {"BLOCK": BLOCK, "ALIGNED": table.is_aligned}
-        n_leaves, n_chunks = table.leaves, table.chunks
-        sums = [table.memory(count, n_leaves) for count in text.sums]
-        common = (*words, *fixed, n_leaves, *sums)
-        calls: list[triton.Call] = []
-
-        def call(name: str, count: int, arguments: Any, **constants: Any) -> None:
-            calls.append(triton.Call(functions[name], count, arguments, constants))
-
-        for depth, count in enumerate(text.sums):
-            partials = table.memory(count, n_chunks)
-            stage = (*common, partials, n_chunks)
-            call(f"stage{depth}", n_chunks, stage, **constants)
-            reduce = (partials, sums[depth], table.leaf_chunks, n_leaves, n_chunks)
-            call(f"reduce{depth}", n_leaves, reduce, WIDTH=WIDTH)
-        names = [kernel.name for kernel in text.kernels]
-        if "last_stage" in names:
-            call("last_stage", n_chunks, common, **constants)
-        results = table.memory(self.rows, n_leaves)
-        if "finish" in names:
-            call("finish", n_leaves, (*common, results))
         return calls, results
 
     def _arguments(self, scalars: Sequence[Any], unused: Tensor) -> tuple[Any, ...]:
@@ -357,7 +290,6 @@ class CppKernels(PhaseKernels):
     """Kernels in C++, one call for all."""
 
     writer = CppWriter
-    grid_writer = CppGridWriter
     chunk = CHUNK
 
     @staticmethod
@@ -367,10 +299,7 @@ class CppKernels(PhaseKernels):
     def compile(self) -> None:
         cpp.compiled(self.text.source)
 
-    def run(
-        self, scalars: Sequence[Any], table: Table, layout: Layout | None = None
-    ) -> Tensor:
-        text = self.text
+    def run(self, scalars: Sequence[Any], table: Table, layout: Layout) -> Tensor:
         packed, unknown = self.packed(scalars)
         words = self._words.from_buffer_copy(packed)
         for i, word in unknown.items():
@@ -379,20 +308,14 @@ class CppKernels(PhaseKernels):
         if self.rows:
             results = table.memory(self.rows, table.leaves)
             address = results.data_ptr()
-        memory: list[Tensor] = []
-        chunks, of_chunks = table.chunks, table.addresses
-        if layout is not None:
-            chunks, of_chunks = layout.chunks, [*of_chunks[:2], *layout.addresses]
-            memory = [table.memory(1, layout.total)] * 2
-        elif text.sums:
-            memory.append(table.memory(sum(text.sums), table.leaves))
-            memory.append(table.memory(max(text.sums), table.chunks))
-        addresses = [*map(Tensor.data_ptr, memory)] or NO_MEMORY
-        threads = torch.get_num_threads() if table.entries >= LARGE else 1
+        kept, memory = 0, None
+        if layout.total:
+            memory = table.memory(1, layout.total)
+            kept = memory.data_ptr()
+        threads = torch.get_num_threads() if layout.entries >= LARGE else 1
         arguments = cpp.ARGUMENTS.pack(
-            ctypes.addressof(words),
-            *(*of_chunks, *addresses, address),
-            *(table.leaves, chunks, threads),
+            *(ctypes.addressof(words), table.address, *layout.addresses),
+            *(kept, address, table.leaves, threads),
         )
         self._function(arguments)
         return results

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +51,7 @@ class KernelFunction:
         self._columns = columns_of(phase)
         # By the shapes of leaves.
         self._tables: dict[tuple[torch.Size, ...], Table] = {}
-        self._layouts: dict[tuple[torch.Size, ...], Layout | None] = {}
+        self._layouts: dict[tuple[torch.Size, ...], Layout] = {}
 
     def prepare(self, scalars: Sequence[Any]) -> Sequence[Any]:
         return scalars
@@ -97,16 +96,9 @@ class KernelFunction:
             table = copy.copy(known)  # another thread may run
             table.point_to(addresses)
             return table
-        text, chunk = self._kernels.text, self._kernels.chunk
-        if text.grid is None:
-            self._layouts[shapes] = None
-        else:
-            sizes = list(map(text.grid.groups.sizes, shapes))
-            self._layouts[shapes] = Layout(text.grid, sizes, device)
-        blocks = [text.block] * len(shapes)
-        counts = list(map(math.prod, shapes))
-        table = Table(counts, addresses, device, chunk, blocks)
-        self._tables[shapes] = table
+        sizes = list(map(self._kernels.text.groups.sizes, shapes))
+        self._layouts[shapes] = self._kernels.layout(sizes, device)
+        table = self._tables[shapes] = Table(len(shapes), addresses, device)
         return table
 
 

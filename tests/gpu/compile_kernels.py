@@ -28,15 +28,12 @@ from triton.compiler import ASTSource  # noqa: E402
 from tests.examples import example_of  # noqa: E402
 
 KINDS = {
-    **dict.fromkeys(("table", "sizes", "blocks", "chunk_leaf", "chunk_start", "leaf_chunks", "words"), "*i64"),
-    **dict.fromkeys(("partials", "sums", "results"), "*fp64"),
-    **dict.fromkeys(("n_leaves", "n_chunks", "first_instance", "stop"), "i32"),
+    **dict.fromkeys(("table", "blocks", "chunk_leaf", "chunk_start", "leaf_chunks", "words"), "*i64"),
+    **dict.fromkeys(("sums", "results"), "*fp64"),
+    **dict.fromkeys(("n_leaves", "first_instance", "stop"), "i32"),
     "w": "i64",
 }
-CONSTANTS = {
-    **{"ON_DEVICE": 0, "BLOCK": kernels.BLOCK, "ALIGNED": True, "WIDTH": kernels.WIDTH},
-    **{"LANES": kernels.LANES, "STEPS": kernels.STEPS},
-}
+CONSTANTS = {**kernels.CONSTANTS, "ON_DEVICE": 0, "ALIGNED": True}
 
 
 def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.float32) -> list[str]:

@@ -491,11 +491,11 @@ def test_launches_for_a_residual_network(make, launches, counted):
         ),
         (
             lambda: gradtx.lamb(lr=0.01),  # its norms need a pass of their own over all that the step reads
-            {"stage0": (16, 0, 0), "reduce0": (0, 0, 0), "last_stage": (16, 12, 16)},
+            {"stage0": (16, 0, 0), "combine0": (0, 0, 0), "last_stage": (16, 12, 16)},
         ),
         (
             lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=0.01)),
-            {"stage0": (4, 0, 0), "reduce0": (0, 0, 0), "finish": (0, 0, 0), "last_stage": (16, 12, 4)},
+            {"stage0": (4, 0, 0), "combine0": (0, 0, 0), "finish": (0, 0, 0), "last_stage": (16, 12, 4)},
         ),
     ],
     ids=["adamw", "adamw int8", "lamb", "clip"],

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -41,7 +40,6 @@ from gradtx.optim.engine.lists import ListEngine, MemberBundle
 from gradtx.optim.engine.views import (
     RefusedError,
     alias,
-    entries_of,
     is_positional,
     view_or_copy,
 )
@@ -65,7 +63,7 @@ class Inputs(NamedTuple):
 
     scalars: Sequence[Any]
     table: Table
-    layout: Layout | None
+    layout: Layout
     copies: list[Tensor]
 
 
@@ -79,8 +77,7 @@ class KernelBundle(MemberBundle):
         self._written = 0  # the number of arguments that kernels write
         self._params = [member.param for member in members]
         self.leaf_names = [[member.name for member in members]]
-        self._blocks: list[int] = []  # the number of entries in each block of each leaf
-        # The sizes of the groups of axes of each leaf, by phase, and where the values are that have these.
+        # The sizes of the groups of axes of each leaf, and the chunks and values of these, by phase.
         self._sizes: list[list[list[int]]] = []
         self._layouts: dict[int, Layout] = {}
         # What the kernels take as arguments, by phase, and the constants among these of each leaf.
@@ -100,18 +97,12 @@ class KernelBundle(MemberBundle):
         """
         if self.signature.has_owners:
             raise UnsuitableProgramError("the owners of some leaves compute")
-        blocks = {kernel.text.block for kernel in self.kernels} - {1}
-        if len(blocks) > 1:
-            raise UnsuitableProgramError("rows of several lengths")
-        grids = [kernel.text.grid for kernel in self.kernels]
-        has_rows = bool(blocks) or any(grids)
+        groups = [kernels.text.groups for kernels in self.kernels]
+        has_rows = any(len(of_phase.full) > 1 for of_phase in groups)
         if has_rows and not all(local(param).is_contiguous() for param in self._params):
             raise UnsuitableProgramError("its rows are not contiguous")
-        self._blocks = [max(blocks, default=1)] * len(self.members)
         shapes = [as_real(local(param)).shape for param in self._params]
-        self._sizes = []
-        for grid in grids:
-            self._sizes.append([grid.groups.sizes(x) for x in shapes] if grid else [])
+        self._sizes = [list(map(of_phase.sizes, shapes)) for of_phase in groups]
         for kernels in self.kernels:
             kernels.compile()
         return tuple(kernel.key for kernel in self.kernels)
@@ -135,7 +126,6 @@ class KernelBundle(MemberBundle):
             return first
         members = [member for bundle in bundles for member in bundle.members]
         merged = type(first)(members, first.signature, first.operations, False)
-        merged._blocks = [block for bundle in bundles for block in bundle._blocks]
         for of_phase in zip(*(bundle._sizes for bundle in bundles), strict=True):
             merged._sizes.append(list(itertools.chain.from_iterable(of_phase)))
         merged._forms = first._forms
@@ -147,7 +137,7 @@ class KernelBundle(MemberBundle):
         """Let the kernels of bundles whose programs differ in constants and lengths only take these as arguments."""
         constants_of = [bundle._all_constants() for bundle in bundles]
         forms: list[Form] = []
-        fixes_block = bool(bundles[0].signature.layout.codes)
+        fixes_row = bool(bundles[0].signature.layout.codes)
         columns = [
             list(zip(*phase, strict=True)) for phase in zip(*constants_of, strict=True)
         ]
@@ -157,7 +147,7 @@ class KernelBundle(MemberBundle):
         count, first = sum(map(sum, differ)), 0
         for of_phase in differ:
             positions = tuple(itertools.compress(range(len(of_phase)), of_phase))
-            forms.append(Form(Constants(positions, first, count), fixes_block))
+            forms.append(Form(Constants(positions, first, count), fixes_row))
             first += len(positions)
         for bundle, of_bundle in zip(bundles, constants_of, strict=True):
             of_leaf = itertools.chain.from_iterable(of_bundle)
@@ -180,21 +170,13 @@ class KernelBundle(MemberBundle):
         Raises:
             UnsuitableProgramError: If there are none.
         """
-        kernels = self._kernels(1)
-        block = max(of_phase.text.block for of_phase in kernels)
-        if not (kernels[0].has_tiles and kernels[0].chunk % block):
-            return kernels
-        return self._kernels(block)
-
-    def _kernels(self, block: int) -> list[PhaseKernels]:
-        """Return the kernels of each phase, with rows of this length, or of another one if they have some."""
         kernels = []
         shared = len(self.operations[0].common)
         for phase, form in zip(self.operations, self._forms, strict=True):
             if phase is not self.operations[0]:
                 form = form._replace(shared=shared)
             # The first argument is the parameter.
-            kernels.append(PhaseKernels.of(phase, self.device, 0, block, form))
+            kernels.append(PhaseKernels.of(phase, self.device, 0, form))
         return kernels
 
     def process(self, phase: RecordedPhase) -> Any:
@@ -210,8 +192,7 @@ class KernelBundle(MemberBundle):
         )
         scalars = kernels.scalars.given(on_device).function(scalars)
         table, copies = self._located()
-        layout = None if kernels.text.grid is None else self._layout(kernels)
-        return Inputs(scalars, table, layout, copies)
+        return Inputs(scalars, table, self._layout(kernels), copies)
 
     def processed(self, phase: RecordedPhase, inputs: Inputs, by_leaf: Tensor) -> Any:
         """Return the terms of a phase whose kernels have run, given their results by leaf."""
@@ -231,10 +212,9 @@ class KernelBundle(MemberBundle):
     # Arguments.
 
     def _layout(self, kernels: PhaseKernels) -> Layout:
-        """Return where the values of columns, ... of the present phase are."""
+        """Return the chunks of the present phase, and where its kernels keep values."""
         if self.at not in self._layouts:
-            layout = Layout(kernels.text.grid, self._sizes[self.at], self.device)
-            self._layouts[self.at] = layout
+            self._layouts[self.at] = kernels.layout(self._sizes[self.at], self.device)
         return self._layouts[self.at]
 
     def _located(self) -> tuple[Table, list[Tensor]]:
@@ -268,11 +248,8 @@ class KernelBundle(MemberBundle):
             pairs = zip(column, self._params, strict=True)
             aliases = [alias(tensor, param, True) for tensor, param in pairs]
             rows.append(list(map(Tensor.data_ptr, aliases)))
-        sizes = [entries_of(param) for param in self._params]
-        chunk = self.kernels[0].chunk
-        return Table(
-            *(sizes, rows + read, self.device, chunk, self._blocks, self._constants)
-        )
+        table = rows + read
+        return Table(len(self._params), table, self.device, self._constants)
 
     def _addresses(self, column: list[Any], copies: list[Tensor]) -> list[int]:
         """Return where tensors are that programs only read, or copies of them in their parameters' layout."""
@@ -301,15 +278,10 @@ class KernelBundle(MemberBundle):
     def _bytes(self, at: int, moved: Moved) -> int:
         """Return the bytes of an argument of all leaves in a phase; one value for each leaf counts as none."""
         extent, itemsize = moved
-        if extent in ("leaf", ()):
+        if not extent:
             return 0
-        if isinstance(extent, tuple):
-            sizes = self._sizes[at]
-            return itemsize * sum(math.prod(x[i] for i in extent) for x in sizes)
-        counts = list(map(entries_of, self._params))
-        if extent == "block":
-            counts = list(map(operator.floordiv, counts, self._blocks))
-        return itemsize * sum(counts)
+        sizes = self._sizes[at]
+        return itemsize * sum(math.prod(x[i] for i in extent) for x in sizes)
 
     # Results.
 
