@@ -306,7 +306,7 @@ def test_a_value_of_a_row_is_written_when_all_threads_have_read_the_old_one(make
     from tests.gpu.compile_kernels import sources_of
 
     source = max(sources_of(make()), key=len)
-    operations = re.findall(r"tl\.(debug_barrier|load|store)\((?:\)|p\d+ \+ b\W)", source)
+    operations = re.findall(r"tl\.(debug_barrier|load|store)\((?:\)|p\d+ \+ c0\W)", source)
     order = " ".join(operations)
     assert re.fullmatch(r"((load )*debug_barrier( store)+ ?)+", order), order
 
