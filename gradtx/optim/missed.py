@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.optim.run import COUNT, MISSED, DeviceCount, Member, missed_in, most_of
+from gradtx.optim.run import COUNT, MISSED, DeviceCount, Member, most_of
 
 
 class MissedUpdates:
@@ -20,17 +20,21 @@ class MissedUpdates:
 
     Args:
         members: All parameters, with the state and count before the step.
+        value: The missed updates in their states; None for 0.
         device: The device that counts.
         largest: The largest of these counts.
     """
 
     def __init__(
-        self, members: list[Member], device: torch.device, largest: int | Tensor
+        self,
+        members: list[Member],
+        value: Any,
+        device: torch.device,
+        largest: int | Tensor,
     ):
         self._members = members
         self._before: list[Any] = list(map(COUNT, members))
         self._largest = largest
-        value = missed_in(member.state for member in members)
         is_usable = isinstance(value, Tensor) and value.device == device
         if not (value is None or is_usable):  # the other one counted before
             value = torch.full((), int(value), dtype=torch.int64, device=device)
@@ -57,7 +61,7 @@ class MissedUpdates:
             change = self._change_on_device(after, tick, stays)
         if isinstance(change, Tensor) or change:
             self._add(change)
-        return self._store()
+        return self._value is not None and self._store(self._value)
 
     def _change_on_device(
         self, after: list[Any], tick: int | Tensor, stays: bool
@@ -89,10 +93,10 @@ class MissedUpdates:
             self._value = self._value.clone()
         self._value += change
 
-    def _store(self) -> bool:
+    def _store(self, value: Tensor) -> bool:
         """Write the tensor into the states of all parameters with slots; return whether one lacked it."""
-        value, has_changed = self._value, False
-        for member in self._members if value is not None else ():
+        has_changed = False
+        for member in self._members:
             if member.layout.keys and member.state.get(MISSED) is not value:
                 member.state[MISSED] = value
                 has_changed = True

@@ -228,7 +228,7 @@ class KnownCounts:
 
     Counts on the host are compared by value: collectives, `.data`, NumPy arrays and other processes write them without
     a version. Those on an accelerator, which the host would have to wait for, are compared by version and address here;
-    `DeviceCount.follow` reads them there.
+    `DeviceCount.follow` reads them there. A parameter without a count has not stepped so far.
 
     Args:
         members: The parameters, in states.
@@ -236,20 +236,23 @@ class KnownCounts:
 
     Attributes:
         missed: The updates that the parameter with the most updates has missed, to be read at each step; None if none.
-        complete_for: The structures of the groups for which all of them have slots, as far as it is known.
     """
 
     def __init__(self, members: list[Member], states: Mapping[Tensor, State]):
         self._members = members
+        self._counted = [member for member in members if "step" in member.state]
         self._params, self._states = list(states), list(states.values())
         self._keys = list(map(list, self._states))
-        self._steps = [member.state["step"] for member in members]
+        self._steps = [member.state["step"] for member in self._counted]
         self._steps_in_states = [state.get("step") for state in self._states]
         self.missed = missed_in(member.state for member in members)
         self._missed_in_states = list(map(MISSED_OR_NONE, self._states))
-        self._on_host = all(isinstance(member.count, int) for member in members)
+        self._on_host = all(isinstance(member.count, int) for member in self._counted)
         self._writes = self._writes_so_far()
-        self.complete_for: list[Any] = []
+        # Which of the parameters stepped, in groups with these structures, with gradients of these.
+        self._stepping: list[Member] = []
+        self._structures: list[Any] = []
+        self._have_gradients: list[bool] = []
 
     @classmethod
     def of(
@@ -259,11 +262,12 @@ class KnownCounts:
         # Entries that belong to no parameter may be anything.
         if not DICTS.issuperset(map(type, states.values())):
             return None
-        steps: list[Any] = [member.state.get("step") for member in members]
+        counted = [member for member in members if "step" in member.state]
+        steps: list[Any] = [member.state["step"] for member in counted]
         if not all(isinstance(step, Tensor) for step in steps):
             return None
         # Each count is read where it is, without waiting. Inference tensors have no versions.
-        on_host = [isinstance(member.count, int) for member in members]
+        on_host = [isinstance(member.count, int) for member in counted]
         if on_host != [step.device == CPU for step in steps]:
             return None
         if not all(on_host) and (any(on_host) or any(map(Tensor.is_inference, steps))):
@@ -288,7 +292,7 @@ class KnownCounts:
             )
             and (self.missed is None or self._hold_missed(present))
             and (
-                list(map(Tensor.item, self._steps)) == list(map(COUNT, self._members))
+                list(map(Tensor.item, self._steps)) == list(map(COUNT, self._counted))
                 if self._on_host
                 else self._writes_so_far() == self._writes
             )
@@ -299,9 +303,27 @@ class KnownCounts:
             map(operator.is_, map(MISSED_OR_NONE, present), self._missed_in_states)
         )
 
-    def note_writes(self) -> None:
-        """Note that the present step has written the counts."""
-        self._writes = self._writes_so_far()
+    def stepping(
+        self, structures: list[Any], have_gradients: list[bool]
+    ) -> list[Member] | None:
+        """Return the members that step, if it was so in the last step with such groups and gradients."""
+        is_known = (
+            self._structures == structures and self._have_gradients == have_gradients
+        )
+        return self._stepping if is_known else None
+
+    def note(
+        self,
+        stepping: list[Member],
+        structures: list[Any],
+        have_gradients: list[bool],
+    ) -> None:
+        """Note which parameters have stepped, and that this has written the counts."""
+        self._stepping = stepping
+        self._structures = structures
+        self._have_gradients = have_gradients
+        if not self._on_host:
+            self._writes = self._writes_so_far()
 
     def _writes_so_far(self) -> Any:
         """Return how often counts on an accelerator were written, as far as it is known, and where they are."""

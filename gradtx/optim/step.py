@@ -73,6 +73,7 @@ from gradtx.optim.run import (
     as_step,
     clock_after,
     leaf_of,
+    missed_in,
 )
 from gradtx.programs.bundle import is_on_accelerator
 from gradtx.programs.hyperparameters import Structure, each_item
@@ -99,7 +100,7 @@ class Step:
         run: Provides operations with old values and collects new ones.
         count: The number of finished updates, in which any parameter had a gradient: schedules follow it.
         members: The parameters that step.
-        continues: Whether all parameters step, as in the last step, in states and groups that are unchanged since.
+        continues: Whether those of the last step step, in states and groups that are unchanged since.
         groups: The settings of the parameter groups.
         by_param: All parameters of the optimizer.
         structures: The static part of each group's hyperparameters.
@@ -150,7 +151,7 @@ class Step:
             self._values.append(values)
             if values is not settings.settled and "lr" in settings.shown:
                 self._notice_scheduler(settings, values)
-        self._read(self._every)
+        self._have_gradients = self._read(self._every)
         # A step without any gradient changes nothing; without clocks, there is nothing that it could change.
         self._is_idle = bool(traits.takes_none or traits.clocks) and self._trains_none()
         self._takes_none = traits.takes_none and not self._is_idle
@@ -166,12 +167,12 @@ class Step:
         creates_together = traits.owners_keep_slots and members.are_sharded
         if creates_together and self.begins_with_all:
             self._compare()
-        known = core.known_counts
-        is_complete = known is not None and known.complete_for == self.structures
-        # A shortcut: all parameters step, as in the last step.
-        self.continues = is_complete and self._have_gradients
-        self.members = self._every if self.continues else self._completed()
-        self._are_complete = self._have_gradients and self.members is self._every
+        # A shortcut: the same parameters step as in the last step.
+        stepping = None
+        if core.known_counts is not None:
+            stepping = core.known_counts.stepping(self.structures, self._have_gradients)
+        self.continues = stepping is not None
+        self.members = self._completed() if stepping is None else stepping
         self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
         self._routes: dict[tuple[int, torch.device], Route] = {}
@@ -235,8 +236,13 @@ class Step:
 
     def _follow(self, largest: int | Tensor, device: torch.device) -> None:
         """Let schedules follow the updates before this step."""
-        self._missed = MissedUpdates(self._every, device, largest)
-        self.count = self._missed.updates(largest)
+        known = self.core.known_counts
+        if known is None:
+            missed = missed_in(member.state for member in self._every)
+        else:
+            missed = known.missed
+        self._missed = MissedUpdates(self._every, missed, device, largest)
+        self.count = largest if missed is None else self._missed.updates(largest)
 
     def _counts_on_device(self) -> list[DeviceCount]:
         """Return the counts on the device, as they are in the states."""
@@ -275,16 +281,19 @@ class Step:
         # A rule may return one of them unchanged.
         run.memory.register(tensors(self.trees))
 
-    def _read(self, members: list[Member]) -> None:
-        """Look up the state and count of members, and check their gradients and slots."""
+    def _read(self, members: list[Member]) -> list[bool]:
+        """Look up the state and count of members, check gradients and slots, and return which have a gradient."""
         states = self.core.states.by_param
         gradients = list(map(GRADIENT, members))
-        self._have_gradients = all(map(operator.is_not, gradients, NONES))
-        if not (self._have_gradients and STRIDED.issuperset(map(LAYOUT, gradients))):
+        have_gradients = list(map(operator.is_not, gradients, NONES))
+        present = gradients
+        if not all(have_gradients):
+            present = itertools.compress(gradients, have_gradients)
+        if not STRIDED.issuperset(map(LAYOUT, present)):
             self._check_dense(members)
         known = self.core.known_counts
         if known is not None and known.hold(members, states):
-            return
+            return have_gradients
         self.core.known_counts = None
         for member in members:
             state = member.state = states.get(member.param, {})
@@ -298,6 +307,7 @@ class Step:
                     f"{self._who}: state of parameter {member.name!r}: 'step' must be a number of steps, got "
                     f"{describe(state['step'])}"
                 ) from error
+        return have_gradients
 
     def _check_dense(self, members: list[Member]) -> None:
         for member in members:
@@ -419,30 +429,35 @@ class Step:
             run.end()
         if run.new_shared:
             core.states.write_shared(run, self._stays)
-        self._note_missed()
+        after = list(map(COUNT, self._every))
+        if self._missed.end(after, run.tick, self._stays):
+            core.known_counts = None
         if self._stays:
             keep_counts_in_place(core.members.by_param.values(), self._after)
-        known = core.known_counts
-        if self._has_eager:  # those have new tensors
-            core.known_counts = None
-        else:
-            if known is None:
-                known = KnownCounts.of(self._every, core.states.by_param)
-                core.known_counts = known
-            else:
-                known.note_writes()
-            if known is not None:
-                # Parameters without a gradient may lack slots.
-                known.complete_for = self.structures if self._are_complete else []
+        self._note_counts()
         for settings in self.groups:
             if settings.shown:
                 settings.show(self._known_count)
 
-    def _note_missed(self) -> None:
-        """Note whether the parameter with the most updates has missed this one."""
-        after = list(map(COUNT, self._every))
-        if self._missed.end(after, self.run.tick, self._stays):
-            self.core.known_counts = None
+    def _note_counts(self) -> None:
+        """Note the counts after the step, and which parameters have stepped."""
+        core = self.core
+        if self._has_eager:  # those have new tensors
+            core.known_counts = None
+            return
+        known = core.known_counts
+        if known is None:
+            known = KnownCounts.of(self._every, core.states.by_param)
+            core.known_counts = known
+        if known is None:
+            return
+        structures = self.structures
+        # Of the others, some may need slots in the next step, or have received gradients during this one.
+        if not self.begins_with_all or (
+            core.traits.takes_none and self.members is not self._every
+        ):
+            structures = []
+        known.note(self.members, structures, self._have_gradients)
 
     def _estimate(self) -> None:
         """Let links call the closure, which may call `zero_grad()`, before anything is processed."""
