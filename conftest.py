@@ -16,7 +16,8 @@ import torch
 
 import gradtx
 from gradtx.base.names import HOMES
-from gradtx.optim.engine import cpp, kernels
+from gradtx.compiler import cpp
+from gradtx.optim.engine import kernels
 
 torch.set_num_threads(1)
 # Python looks for cycles less often: each time it goes through all tests and programs.

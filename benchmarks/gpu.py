@@ -80,7 +80,11 @@ def equality(arguments: Any) -> None:
 @part
 def ways(arguments: Any) -> None:
     """Scaled and coded steps, late gradients, several devices, checkpoints, helpers."""
-    tested(arguments, "tests/gpu/test_ways.py", "tests/optim/test_devices.py")
+    tested(
+        arguments,
+        "tests/gpu/test_ways.py",
+        "tests/optim/scaling_and_capture/test_devices.py",
+    )
 
 
 @part

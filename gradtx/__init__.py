@@ -16,7 +16,7 @@ from gradtx.base.names import publish as _publish
 from gradtx.base.names import register_former_modules as _register_former_modules
 from gradtx.base.table import CLASSES as _CLASSES
 from gradtx.base.table import MODULES as _MODULES
-from gradtx.programs import graphs as _graphs
+from gradtx.pure import graph_node as _graphs
 from gradtx.rules import alias as alias
 from gradtx.rules import complete_docstring as _complete_docstring
 from gradtx.transform import chain as chain

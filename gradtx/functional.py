@@ -14,8 +14,8 @@ from gradtx.base.errors import Path
 from gradtx.base.exact import exact, resolve
 from gradtx.base.messages import describe, form, nearest
 from gradtx.base.torch_names import with_own_code
-from gradtx.execution.pure import TreeRun
 from gradtx.links.record import recorded_in
+from gradtx.pure.tree_run import TreeRun
 from gradtx.transform import (
     Entry,
     GradientTransformation,

@@ -15,7 +15,7 @@ from gradtx.base import tree as _tree
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.selectors import NumberedName
-from gradtx.execution.pure import TreeRun
+from gradtx.pure.tree_run import TreeRun
 from gradtx.state.nested import NestedState
 from gradtx.transform import GradientTransformation, check_transformation
 

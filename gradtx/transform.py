@@ -15,14 +15,14 @@ from gradtx.arguments import Argument
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import ambient, without_ambient
 from gradtx.base.messages import describe, nearest, shortly, warn_user
-from gradtx.execution import pure as _pure
 from gradtx.execution.chain_order import order_faults
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import negating
 from gradtx.execution.runs import Place, Scope
 from gradtx.execution.tree_rule import Functions, PlainOperation, check_plain
-from gradtx.programs import graphs as _graphs
-from gradtx.programs import trees as _list_trees
+from gradtx.pure import graph_node as _graphs
+from gradtx.pure import tree_program as _list_trees
+from gradtx.pure import tree_run as _pure
 
 __all__ = ["GradientTransformation", "apply_updates", "chain"]
 

@@ -7,9 +7,12 @@ import os
 import pytest
 import torch
 
+from gradtx.compiler import cache
+from gradtx.compiler.cache import SharedPrograms
 from gradtx.optim.engine import lists
-from gradtx.programs import bundle, cache
-from gradtx.programs import trees as _list_trees
+from gradtx.plans import bundle
+from gradtx.plans.cache import ProgramsOfChains
+from gradtx.pure import tree_program as _list_trees
 from tests import tiers
 
 # First of all: torch's autograd takes no device that is registered after its first backward pass, and modules that
@@ -47,8 +50,9 @@ def forget_programs(monkeypatch):
     """A function after which list programs are recorded and written again, for tests that change how."""
 
     def forget():
-        for module, name in ((bundle, "_FUNCTIONS"), (lists, "_SHARED"), (_list_trees, "_SHARED")):
-            monkeypatch.setattr(module, name, cache.SharedPrograms())
+        monkeypatch.setattr(bundle, "_FUNCTIONS", SharedPrograms())
+        for module in (lists, _list_trees):
+            monkeypatch.setattr(module, "_SHARED", ProgramsOfChains())
 
     return forget
 

@@ -237,7 +237,7 @@ def weights_follow(
     _blaming(check, step, reference)
 
 
-COMPILER_DIFFERS = "the rule itself agrees, line by line: look at the compiler, gradtx/programs"
+COMPILER_DIFFERS = "the rule itself agrees, line by line: look at the compiler, gradtx/compiler"
 RULE_DIFFERS = "the rule differs line by line as well: look at the rule, or at its reference"
 
 

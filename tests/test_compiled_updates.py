@@ -13,7 +13,7 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend, Eag
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 import gradtx
-from gradtx.programs import graphs
+from gradtx.pure import graph_node as graphs
 from tests.conformance import Case, assert_close, assert_own_memory, composed_cases, extras, field, tensors
 from tests.test_slots import shared_constant
 from tests.tiers import by_day

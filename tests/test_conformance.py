@@ -168,7 +168,7 @@ def test_updates_and_slots_keep_shapes_and_dtypes(case, dtype):
         if not own:
             allowed |= {torch.float64, torch.int64, torch.bool, torch.float32}
         elif dtype == torch.float16 or not WIDE.isdisjoint(re.findall(r"'(\w+)'", path)):
-            # Beside float16, all but what is in the space of gradients: tests/optim/test_float16.py.
+            # Beside float16, all but what is in the space of gradients: tests/optim/steps/test_float16.py.
             allowed.add(torch.float32)
         assert kept in allowed, path
 
@@ -224,7 +224,7 @@ def test_updates_leave_every_input_bit_identical_and_share_no_memory_with_it(cas
 @each_case
 def test_tensors_of_a_finished_update_do_not_wait_for_the_garbage_collector(case, way, monkeypatch):
     if way == "rules":
-        monkeypatch.setattr(gradtx.programs.trees, "update", lambda call: None)
+        monkeypatch.setattr(gradtx.pure.tree_program, "update", lambda call: None)
     tx, params = case.make(), case.noise()
     state = first_state(tx, params)
     _, state = step(tx, case.noise(1), state, params)

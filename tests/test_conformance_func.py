@@ -6,7 +6,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._pytree import tree_map
 
 import gradtx
-from gradtx.programs import graphs
+from gradtx.pure import graph_node as graphs
 from tests.conformance import (
     ALL_SHAPES,
     assert_close,

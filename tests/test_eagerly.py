@@ -283,7 +283,7 @@ def test_pure_updates_with_a_schedule_equal_those_with_its_numbers_and_stay_reco
     trees = dict(expected)
     grads = {name: torch.ones_like(param) for name, param in params.items()}
     tx.update(grads, state, trees)
-    monkeypatch.setattr("gradtx.execution.pure.update", None)  # what runs rules line by line
+    monkeypatch.setattr("gradtx.pure.tree_run.update", None)  # what runs rules line by line
     for _ in range(6):
         updates, state = tx.update(grads, state, trees)
         trees = gradtx.apply_updates(trees, updates)

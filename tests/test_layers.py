@@ -3,6 +3,7 @@
 import ast
 import functools
 import graphlib
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "gradtx"
@@ -12,8 +13,10 @@ LAYERS = (
     ("slots",),
     ("distributed",),
     ("state", "arguments"),
+    ("compiler",),
     ("execution",),
-    ("programs",),
+    ("plans",),
+    ("pure",),
     ("transform", "rules"),
     ("schedules",),
     ("maths",),
@@ -21,7 +24,7 @@ LAYERS = (
     ("links",),
     ("algorithms",),
     ("optim",),
-    ("functional", "checkpoint", "hessian", "models", "registry", "memory", "multitask", "projections"),
+    ("functional", "checkpoint", "hessian", "models", "registry", "model_memory", "multitask", "projections"),
     ("sweeps", "meta"),
     ("",),
 )
@@ -50,6 +53,18 @@ def imports_of(name):
 def height_of(name):
     rooms = [room for room in HEIGHT if f"{name}.".startswith(f"{room}.") or not room]
     return HEIGHT[max(rooms, key=len)]
+
+
+def test_each_room_of_the_table_exists():
+    rooms = {name for module in MODULES for name in (module, module.partition(".")[0])}
+    assert [room for room in HEIGHT if room not in rooms] == []
+
+
+def test_the_page_on_design_has_a_row_of_each_room():
+    table = (PACKAGE.parent / "docs" / "design.md").read_text(encoding="utf-8").partition("## Rooms")[2]
+    table = table.partition("`import gradtx`")[0]
+    named = {name.removesuffix("/").removesuffix(".py") for name in re.findall(r"`([\w./]+)`", table)}
+    assert {name.partition(".")[0] for name in MODULES if name} <= named
 
 
 def test_no_module_imports_from_a_room_above():

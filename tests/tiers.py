@@ -248,18 +248,18 @@ PROPERTIES: dict[str, dict[str, tuple[str, str, str]]] = {
         "test_eager_steps_equal_those_on_the_cpu": ("of each kind", "of each kind", "a few"),
         "test_pure_updates_equal_those_on_the_cpu": ("plain that estimate nothing", "of each kind", "a few"),
     },
-    "optim.test_closures": {
+    "optim.steps.test_closures": {
         "test_ten_steps_that_maximize_the_negative_loss_are_those_that_minimize_the_loss": (
             "plain aliases", "readers of the loss", "readers of the loss",
         ),
     },
-    "optim.test_complex": {
+    "optim.steps.test_complex": {
         "test_every_factory_steps_as_with_real_views_or_refuses_by_name": ("plain", "plain links", ""),
     },
-    "optim.test_grad_scaler": {
+    "optim.scaling_and_capture.test_grad_scaler": {
         "test_every_transformation_skips_infinite_steps": ("plain that a scaler scales", "of each kind", ""),
     },
-    "optim.test_release": {
+    "optim.steps.test_release": {
         "test_a_chain_is_refused_if_and_only_if_it_needs_all_gradients": ("plain", "of each kind", ""),
     },
 }  # fmt: skip
@@ -357,12 +357,14 @@ FROM_TEST_ON = (
     "test_registry.py", "test_site.py", "test_storage.py", "test_sweep.py", "test_torch_names.py", "test_typed.py",
     "combinators/test_blocks.py", "combinators/test_precision.py", "combinators/test_qk_clip.py",
     "combinators/test_rotated.py", "combinators/test_selection.py", "combinators/test_sharpness.py",
-    "combinators/test_tuners.py", "lists/test_batches.py", "lists/test_by_count.py", "optim/test_capture.py",
-    "optim/test_checkpoints.py", "optim/test_compiled.py", "optim/test_compiled_rough.py",
-    "optim/test_complex.py", "optim/test_copies.py", "optim/test_cpp_kernels.py", "optim/test_devices.py",
-    "optim/test_ecosystem.py", "optim/test_exchanged.py", "optim/test_foreign_checkpoints.py",
-    "optim/test_grad_scaler.py", "optim/test_large_leaves.py", "optim/test_release.py", "optim/test_storage.py",
-    "optim/test_surroundings.py", "optim/test_stagger.py", "users/test_language_models.py",
+    "combinators/test_tuners.py", "lists/test_batches.py", "lists/test_by_count.py",
+    "optim/scaling_and_capture/test_capture.py", "optim/checkpoints/test_checkpoints.py",
+    "optim/plans/test_compiled.py", "optim/plans/test_compiled_rough.py", "optim/steps/test_complex.py",
+    "optim/checkpoints/test_copies.py", "optim/plans/test_cpp_kernels.py", "optim/scaling_and_capture/test_devices.py",
+    "optim/surroundings/test_ecosystem.py", "optim/state/test_exchanged.py",
+    "optim/checkpoints/test_foreign_checkpoints.py", "optim/scaling_and_capture/test_grad_scaler.py",
+    "optim/plans/test_large_leaves.py", "optim/steps/test_release.py", "optim/state/test_storage.py",
+    "optim/surroundings/test_surroundings.py", "optim/plans/test_stagger.py", "users/test_language_models.py",
     "users/test_optimizer_research.py", "users/test_records.py",
 )  # fmt: skip
 
@@ -378,9 +380,9 @@ TESTS = {
     "combinators/test_precision.py::test_noise_follows_the_places_of_entries_in_any_layout[[]True]": NIGHT,
     "distributed/test_release.py::test_compiled_programs_step_shards_during_backward": NIGHT,
     "fuzz/test_fuzz.py::test_random_chains_compile*": NIGHT,
-    "optim/test_compiled.py::test_many_small_leaves_share_a_bundle_and_its_sums*": NIGHT,
-    "optim/test_complex.py::test_compiled_steps_equal_the_default*": NIGHT,
-    "optim/test_grad_scaler.py::test_compiled_steps_under_a_scaler_equal_eager_ones_and_compile_once[[]design]": NIGHT,
+    "optim/plans/test_compiled.py::test_many_small_leaves_share_a_bundle_and_its_sums*": NIGHT,
+    "optim/steps/test_complex.py::test_compiled_steps_equal_the_default*": NIGHT,
+    "optim/scaling_and_capture/test_grad_scaler.py::test_compiled_steps_under_a_scaler_equal_*_once[[]design]": NIGHT,
     "test_conformance_func.py::test_a_whole_step_through_inductor_equals_eager": NIGHT,
     "test_optax_names.py::test_*_that_are_said_to_be_equal_give_the_same_*": NIGHT,
     "test_typed.py::*[[]found_by_mypy*": NIGHT,

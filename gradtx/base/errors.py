@@ -1,4 +1,4 @@
-"""Paths of state entries, and errors for states that do not belong to a chain."""
+"""Paths of state entries, and errors that several rooms raise or catch."""
 
 from __future__ import annotations
 
@@ -21,3 +21,7 @@ def foreign(path: Iterable[str]) -> ValueError:
     return ValueError(
         f"state has {'.'.join(path)!r}, which this chain does not use; {OWN_STATE}"
     )
+
+
+class UnknownInProgramError(Exception):
+    """A rule reads what a program does not know, such as a leaf's name; other ways of running it know it."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from gradtx.arguments import is_off
 from gradtx.base import tree as _tree
 from gradtx.base.dtensor import full_tensor
+from gradtx.base.errors import UnknownInProgramError
 from gradtx.base.exact import exact, exact_dtype, log_or_zero
 from gradtx.base.forward import Leaf
 from gradtx.base.messages import close
@@ -114,10 +115,6 @@ def _on_host(value: Any) -> float | None:
             return None
         value = value.item()
     return value or None
-
-
-class UnknownInProgramError(Exception):
-    """A rule reads what a program does not know, such as a leaf's name; other ways of running it know it."""
 
 
 # In a program, stands for an extra that is not among its arguments.

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.exact import exact_dtype
+from gradtx.compiler.record import as_one, device_of
 from gradtx.maths.entries import at_least, differentiable, norms, quotient, safe_sqrt
-from gradtx.programs.record import as_one, device_of
 
 # Tensors viewed as matrices.
 

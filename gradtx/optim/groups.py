@@ -15,7 +15,7 @@ from gradtx.arguments import has_schedule, items_of
 from gradtx.base.exact import Schedule, number_on, python_scalar, resolve
 from gradtx.base.inputs import as_builtin
 from gradtx.execution.runs import Place
-from gradtx.programs.hyperparameters import (
+from gradtx.plans.hyperparameters import (
     ChainOf,
     Hyperparameters,
     Structure,

@@ -63,7 +63,7 @@ from gradtx.optim.parameters import Members
 from gradtx.optim.run import Extras, KnownClosure, Weights, check_closure
 from gradtx.optim.state import States
 from gradtx.optim.step import Step
-from gradtx.programs.hyperparameters import each_item
+from gradtx.plans.hyperparameters import each_item
 from gradtx.state.layout import by_state_key
 from gradtx.state.storage import check_patterns
 from gradtx.transform import GradientTransformation, check_transformation

@@ -46,7 +46,7 @@ from gradtx.execution.owners import assigned, has_regions
 from gradtx.optim.groups import GroupSettings, Values, are_identical
 from gradtx.optim.parameters import Members
 from gradtx.optim.run import Member, TensorKind
-from gradtx.programs.hyperparameters import each_item
+from gradtx.plans.hyperparameters import each_item
 from gradtx.state.layout import Layout
 
 

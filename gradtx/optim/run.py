@@ -20,8 +20,8 @@ from gradtx.base.exact import CPU
 from gradtx.base.tree import check_names
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Leaf, Route
-from gradtx.execution.pure import as_scalar, moved_along
 from gradtx.execution.runs import Run
+from gradtx.pure.tree_run import as_scalar, moved_along
 from gradtx.state.layout import Layout, State
 
 # Up to this count, float32 holds every whole number.

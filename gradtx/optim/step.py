@@ -35,12 +35,6 @@ from gradtx.execution.execute import (
     prepare,
 )
 from gradtx.execution.owners import with_regions
-from gradtx.execution.pure import (
-    add_extras,
-    check_extras,
-    is_by_leaf,
-    split_extras,
-)
 from gradtx.execution.runs import Place
 from gradtx.optim.chain_checks import check_scheduler
 from gradtx.optim.core import Core
@@ -75,8 +69,14 @@ from gradtx.optim.run import (
     leaf_of,
     missed_in,
 )
-from gradtx.programs.bundle import is_on_accelerator
-from gradtx.programs.hyperparameters import Structure, each_item
+from gradtx.plans.bundle import is_on_accelerator
+from gradtx.plans.hyperparameters import Structure, each_item
+from gradtx.pure.tree_run import (
+    add_extras,
+    check_extras,
+    is_by_leaf,
+    split_extras,
+)
 
 CALL = "step(closure"
 STATE = operator.attrgetter("state")

@@ -14,9 +14,9 @@ from torch import Tensor
 from gradtx.base import tree as _tree
 from gradtx.base.exact import exact_dtype
 from gradtx.base.torch_names import with_own_code
-from gradtx.execution.pure import TreeRun
 from gradtx.functional import stack, train_step, unstack
 from gradtx.hessian import draw_probe
+from gradtx.pure.tree_run import TreeRun
 from gradtx.sweeps.settings import Group
 from gradtx.transform import GradientTransformation, check_transformation
 

@@ -55,7 +55,7 @@ def test_averaging_begins_two_steps_after_t0():
     assert averages == [1.0, 2.0, 3.0, 4.0, 4.5, 5.0]
 
 
-# Torch's own: tests/optim/test_equals_torch.py.
+# Torch's own: tests/optim/steps/test_equals_torch.py.
 
 
 def test_rates_are_kept_in_float64_beside_float32_weights():

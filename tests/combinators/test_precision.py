@@ -9,7 +9,7 @@ import torch
 
 import gradtx
 from gradtx import chain, compensate_rounding, round_stochastically
-from gradtx.programs.bundle import CHUNK
+from gradtx.plans.bundle import CHUNK
 from gradtx.state.codes import CODES
 from gradtx.state.random import bits16
 from tests.conformance import assert_same

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.programs import graphs
+from gradtx.pure import graph_node as graphs
 from tests.fuzz import chains, edits, rules, states, wide, wrappers
 
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.compiler import triton as engine_triton
 from gradtx.optim.engine import kernels
-from gradtx.optim.engine import triton as engine_triton
 
 triton = pytest.importorskip("triton", reason="needs Triton, a package of its own on machines without a GPU")
 

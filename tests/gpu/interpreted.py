@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from gradtx.compiler import triton as engine_triton
+from gradtx.compiler.cache import SharedPrograms
 from gradtx.optim.engine import kernels
-from gradtx.optim.engine import triton as engine_triton
-from gradtx.programs.cache import SharedPrograms
 
 triton = pytest.importorskip("triton", reason="needs Triton, a package of its own on machines without a GPU")
 np = pytest.importorskip("numpy")

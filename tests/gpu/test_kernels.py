@@ -17,11 +17,12 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import gradtx
-from gradtx.optim.engine import kernels, tables, triton
-from gradtx.programs import graphs
+from gradtx.compiler import tables, triton
+from gradtx.optim.engine import kernels
+from gradtx.pure import graph_node as graphs
 from tests.conformance import after_a_bad_gradient, assert_own_memory, plain_cases
 from tests.gpu.problem import Problem, assert_near, noise, on_host
-from tests.optim.test_cpp_kernels import CHANNELS, DIRECTIONS, ROWS, moved, rule
+from tests.optim.plans.test_cpp_kernels import CHANNELS, DIRECTIONS, ROWS, moved, rule
 from tests.tiers import each_case
 
 ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"]

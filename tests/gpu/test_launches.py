@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.programs import bundle
+from gradtx.plans import bundle
 
 OF_LISTS = {
     "adamw": (gradtx.adamw, 25),

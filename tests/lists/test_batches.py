@@ -7,8 +7,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import gradtx
-from gradtx.programs import batches, list_function, record
-from gradtx.programs.record import PhaseResult
+from gradtx.compiler import batches, list_function, record
+from gradtx.compiler.record import PhaseResult
 from tests.tiers import by_day
 
 SHAPES = {

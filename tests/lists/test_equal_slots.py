@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import gradtx
+from gradtx.compiler import record
+from gradtx.compiler.record import PhaseResult
 from gradtx.optim.engine import lists
-from gradtx.programs import record
-from gradtx.programs.equal import slots_from_scalars
-from gradtx.programs.record import PhaseResult
+from gradtx.plans.equal import slots_from_scalars
 
 F64 = torch.float64
 
@@ -91,7 +91,7 @@ def test_large_leaves_go_in_parts_and_their_numbers_move_once(make, monkeypatch)
     optimizer = make(whole)
     for _ in range(4):
         optimizer.step()
-    monkeypatch.setattr("gradtx.programs.bundle.CHUNK", 16)
+    monkeypatch.setattr("gradtx.plans.bundle.CHUNK", 16)
     in_parts = make(parts)
     for _ in range(4):
         in_parts.step()

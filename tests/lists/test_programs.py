@@ -11,10 +11,11 @@ import torch
 import gradtx
 from gradtx import chain
 from gradtx.base import tree as _tree
-from gradtx.execution import pure as _pure
-from gradtx.programs import UnrecordableError, cache, list_function, record, scalar_operations
-from gradtx.programs import trees as _list_trees
-from gradtx.programs.record import PhaseResult, as_written
+from gradtx.compiler import UnrecordableError, cache, list_function, record, scalar_operations
+from gradtx.compiler.record import PhaseResult, as_written
+from gradtx.plans.cache import ProgramsOfChains
+from gradtx.pure import tree_program as _list_trees
+from gradtx.pure import tree_run as _pure
 from tests.conformance import noise
 from tests.optim.problems import assert_equal
 
@@ -526,7 +527,7 @@ def share_of_entries():
 
 @pytest.mark.parametrize("chunk", [2**18, 4])
 def test_a_constant_term_counts_once_for_every_leaf_and_not_for_its_parts(chunk, monkeypatch):
-    monkeypatch.setattr("gradtx.programs.bundle.CHUNK", chunk)
+    monkeypatch.setattr("gradtx.plans.bundle.CHUNK", chunk)
     params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((3, 3), (5,), (5,), ())]
     optimizer = gradtx.as_optimizer(share_of_entries(), params)
     for param in params:
@@ -600,7 +601,7 @@ def test_a_new_number_a_scheduler_or_a_missing_gradient_records_nothing_again(mo
         scheduler.step()
 
     step(1.0, 1.0)
-    monkeypatch.setattr("gradtx.programs.phases.record", lambda *arguments: pytest.fail("recorded again"))
+    monkeypatch.setattr("gradtx.plans.phases.record", lambda *arguments: pytest.fail("recorded again"))
     step(2.0, 1.0)
     step(None, 1.0)
     optimizer.param_groups[0]["weight_decay"] = 0.3
@@ -625,7 +626,7 @@ def test_pure_use_in_inference_mode():
 
 
 def test_a_chain_with_another_rate_in_each_step_records_nothing_again(monkeypatch):
-    monkeypatch.setattr(_list_trees, "_SHARED", cache.SharedPrograms())
+    monkeypatch.setattr(_list_trees, "_SHARED", ProgramsOfChains())
     made = []
     init = _list_trees.TreeProgram.__init__
     monkeypatch.setattr(_list_trees.TreeProgram, "__init__", lambda *args: made.append(1) or init(*args))

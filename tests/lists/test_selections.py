@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.programs import list_function
+from gradtx.compiler import list_function
 from tests.lists.test_programs import CPU, expected_of, lists, recorded, run
 from tests.optim.problems import assert_equal
 

@@ -4,7 +4,7 @@ A program depends on structure only: the static options of a chain, the slots th
 an argument, so no hyperparameter, schedule, param group or missing gradient requires another program.
 
 - `base` sorts the leaves of a step into families and bundles, and reuses the plan as long as it is valid.
-- `lists` runs programs over lists of leaves, with `gradtx.programs`. Optimizers use it by default.
+- `lists` runs programs over lists of leaves, with `gradtx.compiler`. Optimizers use it by default.
 - `kernels` runs them as kernels if `compile=` requests it: in C++ on CPUs, which `cpp` compiles, in Triton on GPUs.
 """
 

@@ -25,8 +25,8 @@ from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_po
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import DeviceCount, Member, TensorKind
 from gradtx.optim.step import COUNT, NONES, STATE, Step
-from gradtx.programs.families import LeafKind, forms_of, in_families
-from gradtx.programs.function import Signature
+from gradtx.plans.families import LeafKind, forms_of, in_families
+from gradtx.plans.function import Signature
 
 GRADIENT = operator.attrgetter("grad")
 ARE_STILL_EQUAL = operator.methodcaller("slots_are_still_equal")

@@ -11,15 +11,15 @@ from torch import Tensor
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.errors import StateKey
+from gradtx.compiler.terms import constants_in
 from gradtx.execution.execute import Leaf
 from gradtx.optim.device_counts import scaling_from
 from gradtx.optim.engine.views import cut
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
-from gradtx.programs.families import Family, LeafKind, signature_of
-from gradtx.programs.hyperparameters import ChainOf
-from gradtx.programs.phases import RecordedPhase
-from gradtx.programs.terms import constants_in
+from gradtx.plans.families import Family, LeafKind, signature_of
+from gradtx.plans.hyperparameters import ChainOf
+from gradtx.plans.phases import RecordedPhase
 from gradtx.state.layout import by_state_key
 
 

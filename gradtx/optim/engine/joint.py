@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradtx.compiler import triton
 from gradtx.execution.execute import LeafTerms, Steps, Task
-from gradtx.optim.engine import triton
 from gradtx.optim.explain import Launch
-from gradtx.programs.phases import RecordedPhase
+from gradtx.plans.phases import RecordedPhase
 
 
 class JointBundles(Task):

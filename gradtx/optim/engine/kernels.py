@@ -1,6 +1,6 @@
 """The engine that compiles: it runs the phases of a program as kernels, each for all leaves at once.
 
-Kernels are written in C++ for CPUs and in Triton for GPUs; see `gradtx.programs.write_kernels`.
+Kernels are written in C++ for CPUs and in Triton for GPUs; see `gradtx.compiler.write_kernels`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,30 @@ from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.base.messages import warn_user
 from gradtx.base.torch_names import NEVER_CAPTURED, is_captured
+from gradtx.compiler import cpp, triton
+from gradtx.compiler.cache import SharedPrograms
+from gradtx.compiler.constants import (
+    LITERAL,
+    Constants,
+    skeleton_of,
+    with_arguments,
+    with_totals_of_leaves,
+)
+from gradtx.compiler.lower import Program, lower
+from gradtx.compiler.scalars import Scalars
+from gradtx.compiler.tables import CHUNK, Layout, Table
+from gradtx.compiler.write_cpp import CppWriter
+from gradtx.compiler.write_cpp_grids import CppGridWriter
+from gradtx.compiler.write_expressions import UnsuitableProgramError
+from gradtx.compiler.write_grids import GridWriter
+from gradtx.compiler.write_kernels import ROWS, KernelText, KernelWriter, Moved
+from gradtx.compiler.write_triton import TritonWriter
+from gradtx.compiler.write_triton_grids import TritonGridWriter
 from gradtx.execution.execute import Leaf, LeafTerms
-from gradtx.optim.engine import cpp, triton
 from gradtx.optim.engine.base import GRADIENT, Engine
 from gradtx.optim.engine.family import MemberFamily
 from gradtx.optim.engine.joint import tasks_of
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
-from gradtx.optim.engine.tables import CHUNK, Layout, Table
 from gradtx.optim.engine.views import (
     RefusedError,
     alias,
@@ -45,30 +62,13 @@ from gradtx.optim.engine.views import (
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
-from gradtx.programs.bundle import (
+from gradtx.plans.bundle import (
     PYTHON_NUMBERS,
     NamedLeaf,
     list_function_of,
     scalars_for,
 )
-from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.constants import (
-    LITERAL,
-    Constants,
-    skeleton_of,
-    with_arguments,
-    with_totals_of_leaves,
-)
-from gradtx.programs.lower import Program, lower
-from gradtx.programs.phases import RecordedPhase
-from gradtx.programs.scalars import Scalars
-from gradtx.programs.write_cpp import CppWriter
-from gradtx.programs.write_cpp_grids import CppGridWriter
-from gradtx.programs.write_expressions import UnsuitableProgramError
-from gradtx.programs.write_grids import GridWriter
-from gradtx.programs.write_kernels import ROWS, KernelText, KernelWriter, Moved
-from gradtx.programs.write_triton import TritonWriter
-from gradtx.programs.write_triton_grids import TritonGridWriter
+from gradtx.plans.phases import RecordedPhase
 
 BLOCK = 1024  # entries of a chunk of Triton, which one instance of a kernel processes
 LARGE = 2**15  # entries of all leaves from which several threads are faster

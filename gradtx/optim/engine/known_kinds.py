@@ -16,7 +16,7 @@ from gradtx.base.dtensor import MemoryGuard
 from gradtx.base.plain import TYPES
 from gradtx.optim.run import Member, TensorKind
 from gradtx.optim.step import Step
-from gradtx.programs.families import LeafKind
+from gradtx.plans.families import LeafKind
 from gradtx.state.layout import Layout
 
 

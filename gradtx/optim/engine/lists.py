@@ -1,4 +1,4 @@
-"""The engine that needs no compiler: it runs programs over lists of leaves, with `gradtx.programs`."""
+"""The engine that needs no compiler: it runs programs over lists of leaves, with `gradtx.compiler`."""
 
 from __future__ import annotations
 
@@ -44,18 +44,18 @@ from gradtx.optim.engine.views import (
     view_or_copy,
 )
 from gradtx.optim.run import Member
-from gradtx.programs.bundle import (
+from gradtx.plans.bundle import (
     FunctionOf,
     ListBundle,
     differ_by_leaf,
     entries_of_a_call,
     list_function_of,
 )
-from gradtx.programs.cache import SharedPrograms
-from gradtx.programs.equal import may_be_scalar, slots_from_scalars
-from gradtx.programs.function import EqualSlot, Signature
-from gradtx.programs.phases import RecordedPhase
-from gradtx.programs.planner import ListPrograms
+from gradtx.plans.cache import ProgramsOfChains
+from gradtx.plans.equal import may_be_scalar, slots_from_scalars
+from gradtx.plans.function import EqualSlot, Signature
+from gradtx.plans.phases import RecordedPhase
+from gradtx.plans.planner import ListPrograms
 
 
 class MemberBundle(ListBundle):
@@ -290,7 +290,7 @@ def _chunks_of(
     return [Chunk(pieces[chunk], signature) for chunk in chunks(sizes, limit)]
 
 
-_SHARED = SharedPrograms()
+_SHARED = ProgramsOfChains()
 
 
 class ListEngine(Engine):

@@ -17,7 +17,7 @@ from gradtx.base.dtensor import local
 from gradtx.base.plain import is_plain
 from gradtx.execution.execute import Operation
 from gradtx.optim.run import Member
-from gradtx.programs.bundle import entries_of_a_call
+from gradtx.plans.bundle import entries_of_a_call
 from gradtx.state.codes import KEY
 
 # Equal parts may be this many times smaller than a call's lists.

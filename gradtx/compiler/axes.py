@@ -1,0 +1,269 @@
+"""Find the axes of the leaf that each value of a program depends on: those of its rows, columns, channels, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from gradtx.base import torch_names as _torch
+from gradtx.compiler.graph import is_list
+from gradtx.compiler.lower import Program
+from gradtx.compiler.simplify import SAME, VIEWS, reduced_dimensions
+from gradtx.compiler.terms import is_pointwise
+from gradtx.compiler.write_expressions import (
+    CONSTANTS,
+    REDUCTIONS,
+    UnsuitableProgramError,
+)
+
+aten = torch.ops.aten
+
+POINTWISE = (
+    *SAME,
+    aten._to_copy.default,
+    aten.clone.default,
+    aten.copy_.default,
+    aten.view.dtype,
+)
+FILLED = (*CONSTANTS, aten.full_like.default, aten.full.default)
+UNRELATED = "it has values of rows or columns that kernels cannot compute"
+
+
+@dataclass(eq=False)
+class Axis:
+    """A dimension of a value, which is known to be an axis of the leaf, or will turn out to be one.
+
+    Attributes:
+        size: Its number of entries.
+        position: Its position among the axes of the leaf; None if that is not known.
+        same: The axes that are the same as this one, if that has been found.
+    """
+
+    size: int
+    position: int | None = None
+    same: Dimension | None = None
+
+
+# A dimension of a value: the axes that it consists of; none if all of its entries are equal.
+Dimension: TypeAlias = tuple[Axis, ...]
+
+
+def axes_of(program: Program, leaf: Node) -> dict[Node, tuple[int, ...]]:
+    """Return the positions of the axes of the leaf that each of its values depends on, in the order of its dimensions.
+
+    Raises:
+        UnsuitableProgramError: If a value depends on others than entries, rows, columns, ...
+    """
+    dimensions: dict[Node, list[Dimension]] = {}
+    for node in program.graph.nodes:
+        if node.op == "output" or not is_list(node):
+            continue
+        is_argument = node.op == "placeholder" and node is not leaf
+        if is_argument and not node.users:  # other phases read it
+            continue
+        shape = _shape(node)
+        if node is leaf:
+            dimensions[node] = [(Axis(n, i),) for i, n in enumerate(shape)]
+        elif node.op == "placeholder":
+            dimensions[node] = [(Axis(n),) for n in shape]
+        else:
+            dimensions[node] = _dimensions(node, dimensions)
+    # Of the leaf's shape, although they do not meet the leaf, such as weights of which a rule only takes the norm.
+    for node, of_node in dimensions.items():
+        if node.op == "placeholder" and _shape(node) == _shape(leaf):
+            for pair in zip(of_node, dimensions[leaf], strict=True):
+                _joined(*pair)
+    return {node: _positions(of_node) for node, of_node in dimensions.items()}
+
+
+def _shape(node: Node) -> torch.Size:
+    value = node.meta["val"]
+    if not isinstance(value, Tensor):
+        raise UnsuitableProgramError(f"kernels have no {type(value).__name__}")
+    return value.shape
+
+
+def _positions(dimensions: Iterable[Dimension]) -> tuple[int, ...]:
+    positions: list[int] = []
+    for dimension in dimensions:
+        for axis in _expanded(dimension):
+            if axis.position is not None:
+                positions.append(axis.position)
+            elif axis.size != 1:
+                raise UnsuitableProgramError(UNRELATED)
+    return tuple(positions)
+
+
+def _expanded(dimension: Dimension) -> Dimension:
+    """Return the axes of a dimension, as far as they are known."""
+    axes: Dimension = ()
+    for axis in dimension:
+        axes += (axis,) if axis.same is None else _expanded(axis.same)
+    return axes
+
+
+def _joined(x: Dimension, y: Dimension) -> Dimension:
+    """Return the dimension of a result that has those of two operands in the same place."""
+    x, y = _expanded(x), _expanded(y)
+    if not x or not y:
+        return x or y
+    for these, those in ((x, y), (y, x)):
+        if len(these) == 1 and these[0].position is None:
+            if these[0] not in those:
+                these[0].same = those
+            elif len(those) > 1:  # an axis is no part of itself
+                raise UnsuitableProgramError(UNRELATED)
+            return those
+    if len(x) != len(y):
+        raise UnsuitableProgramError(UNRELATED)
+    for of_x, of_y in zip(x, y, strict=True):
+        if of_x.position is None or of_y.position is None:
+            _joined((of_x,), (of_y,))
+        elif of_x is not of_y:
+            raise UnsuitableProgramError(UNRELATED)
+    return _expanded(x)
+
+
+def _dimensions(node: Node, known: dict[Node, list[Dimension]]) -> list[Dimension]:
+    """Return the dimensions of a result."""
+    shape, target = _shape(node), node.target
+    operands = [known[item] for item in node.all_input_nodes if item in known]
+    if target in FILLED:
+        return [()] * len(shape)
+    if target in REDUCTIONS:
+        return _reduced(node, operands[0])
+    if target is aten.unsqueeze.default:
+        position: Any = node.args[1]
+        dimensions = [*operands[0]]
+        dimensions.insert(position % len(shape), ())
+        return dimensions
+    if target in (*VIEWS, aten._unsafe_view.default):
+        return _viewed(operands[0], shape)
+    if target is aten.expand.default:
+        before = [()] * (len(shape) - len(operands[0]))
+        pairs = zip([*before, *operands[0]], shape, strict=True)
+        return [axes if _size(axes) == size else () for axes, size in pairs]
+    if target is aten.permute.default:
+        order: Any = node.args[1]
+        return [operands[0][i] for i in order]
+    if target is aten.copy_.default or target in POINTWISE or is_pointwise(target):
+        return _broadcast(operands, shape)
+    raise UnsuitableProgramError(
+        f"kernels have no {getattr(target, '__name__', target)}"
+    )
+
+
+def _size(dimension: Dimension) -> int:
+    size = 1
+    for axis in dimension:
+        size *= axis.size
+    return size
+
+
+def _broadcast(
+    operands: Sequence[list[Dimension]], shape: Sequence[int]
+) -> list[Dimension]:
+    dimensions: list[Dimension] = [()] * len(shape)
+    for operand in operands:
+        start = len(shape) - len(operand)
+        for i, dimension in enumerate(operand, start):
+            if dimension and _size(dimension) == shape[i]:
+                dimensions[i] = _joined(dimensions[i], dimension)
+    return dimensions
+
+
+def _reduced(node: Node, operand: list[Dimension]) -> list[Dimension]:
+    source: Any = node.args[0]
+    sizes = _shape(source)
+    dims = {dim % len(sizes) for dim in reduced_dimensions(node)} if sizes else set()
+    dims = dims or set(range(len(sizes)))
+    for i in dims:
+        if not operand[i] and sizes[i] != 1:
+            raise UnsuitableProgramError("a reduction of a constant")
+    if len(_shape(node)) == len(sizes):
+        return [() if i in dims else axes for i, axes in enumerate(operand)]
+    return [axes for i, axes in enumerate(operand) if i not in dims]
+
+
+def _viewed(operand: list[Dimension], shape: Sequence[int]) -> list[Dimension]:
+    """Return the dimensions of a view, each of which consists of whole axes of the operand."""
+    axes = [axis for dimension in operand for axis in _expanded(dimension)]
+    dimensions: list[Dimension] = []
+    for size in shape:
+        dimension: Dimension = ()
+        while axes and _size(dimension) < size:
+            dimension += (axes.pop(0),)
+        if axes and size == 1 and axes[0].size == 1 and len(axes) > len(shape):
+            dimension = (axes.pop(0),)
+        if _size(dimension) != size:
+            raise UnsuitableProgramError(UNRELATED)
+        dimensions.append(dimension)
+    if any(axis.size != 1 for axis in axes):
+        raise UnsuitableProgramError(UNRELATED)
+    return dimensions
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Neighbouring axes of a leaf on which the same values depend, as one.
+
+    Attributes:
+        axes: The axes of each group.
+        extents: The groups on which each value depends.
+    """
+
+    axes: tuple[tuple[int, ...], ...]
+    extents: dict[Node, tuple[int, ...]]
+
+    @classmethod
+    def of(
+        cls,
+        axes: dict[Node, tuple[int, ...]],
+        shape: Sequence[int],
+        results: Sequence[Any],
+    ) -> Groups:
+        """Return the groups of a leaf of this shape; axes of size 1 need none.
+
+        Args:
+            axes: Those that each value depends on.
+            shape: The shape of the leaf.
+            results: The results of the program, which may go to new memory.
+
+        Raises:
+            UnsuitableProgramError: If a value in memory has its axes in another order.
+        """
+        sets = [set(of_node) for of_node in axes.values()]
+        groups: list[tuple[int, ...]] = []
+        for i in range(len(shape)):
+            if shape[i] == 1:
+                continue
+            last = groups[-1][-1] if groups else None
+            is_joined = groups and all((i in own) == (last in own) for own in sets)
+            groups = [*groups[:-1], (*groups[-1], i)] if is_joined else [*groups, (i,)]
+        # The loops of kernels have two levels at least.
+        is_vector = len(groups) == 1
+        extents = {}
+        for node, positions in axes.items():
+            kept = [i for i, group in enumerate(groups) if group[0] in positions]
+            extents[node] = (0, 1) if is_vector and kept else tuple(kept)
+            # In memory, and for the writes of views, the axes have their usual order.
+            is_argument = node.op == "placeholder" or _torch.writes(node.target)
+            is_stored = is_argument or node in results
+            if is_stored and list(positions) != sorted(positions):
+                raise UnsuitableProgramError(UNRELATED)
+        return cls(((), *groups) if is_vector else tuple(groups), extents)
+
+    def sizes(self, shape: Sequence[int]) -> list[int]:
+        """Return the number of entries of each group of a leaf."""
+        sizes = []
+        for group in self.axes:
+            size = 1
+            for axis in group:
+                size *= shape[axis]
+            sizes.append(size)
+        return sizes

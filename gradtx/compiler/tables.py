@@ -1,0 +1,186 @@
+"""Where kernels find what they read and write: addresses, sizes and chunks of the leaves of a bundle, on the device."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.torch_names import is_captured
+from gradtx.compiler.write_grids import Grid
+
+CHUNK = 8192  # entries of a chunk in C++, and of rows in both languages
+LEAST_ROWS = 32  # of a chunk with values of columns
+CHUNKS = 256  # the most chunks of a leaf of this kind, unless it has few rows
+ALIGNMENT = 16  # bytes
+
+
+class Table:
+    """Where the arguments of a bundle's leaves are, on the device.
+
+    Args:
+        sizes: The number of entries of each leaf.
+        pointers: The addresses of each argument's tensors, one per leaf.
+        device: The device.
+        chunk: The most entries of a chunk, unless a block has more.
+        blocks: The number of entries in each block of each leaf.
+        constants: The constants of each leaf that follow from its shape.
+
+    Attributes:
+        entries, leaves, chunks: The number of entries, of leaves, and of chunks of all leaves.
+        addresses: Where the parts of the table are.
+    """
+
+    def __init__(
+        self,
+        sizes: list[int],
+        pointers: list[list[int]],
+        device: torch.device,
+        chunk: int,
+        blocks: list[int],
+        constants: Sequence[Sequence[float]] = (),
+    ):
+        self.device = device
+        by_row = itertools.chain.from_iterable(zip(*constants, strict=True))
+        self._constants = sent(list(by_row), device, torch.float64)
+        self.leaves = len(sizes)
+        self.entries = sum(sizes)
+        self.blocks = sent(blocks, device)
+        self._are_rows_aligned = _are_aligned([block for block in blocks if block > 1])
+        chunk_leaf: list[int] = []
+        chunk_start: list[int] = []
+        leaf_chunks = [0]
+        for leaf, (size, block) in enumerate(zip(sizes, blocks, strict=True)):
+            starts = range(0, size, max(chunk // block, 1) * block)
+            chunk_start += starts
+            chunk_leaf += [leaf] * len(starts)
+            leaf_chunks.append(len(chunk_leaf))
+        self.chunks = len(chunk_leaf)
+        self.chunk_leaf = sent(chunk_leaf, device)
+        self.chunk_start = sent(chunk_start, device)
+        self.leaf_chunks = sent(leaf_chunks, device)
+        self.sizes = sent(sizes, device)
+        self.point_to(pointers)
+
+    def point_to(self, pointers: list[list[int]]) -> None:
+        """Send the addresses of all arguments."""
+        self._rows = pointers
+        self._are_aligned = list(map(_are_aligned, pointers))
+        flat = list(itertools.chain.from_iterable(pointers))
+        start, stop = self._constants.data_ptr(), self._constants.nbytes
+        flat += range(start, start + stop, self._constants.itemsize)
+        self._buffer = on_host(flat, self.device)
+        self.pointers = self._buffer.to(self.device, non_blocking=True)
+        memory = (self.pointers, self.sizes, self.blocks, self.chunk_leaf)
+        memory += (self.chunk_start, self.leaf_chunks)
+        self.addresses = list(map(Tensor.data_ptr, memory))
+
+    @property
+    def is_aligned(self) -> bool:
+        return self._are_rows_aligned and all(self._are_aligned)
+
+    def memory(self, rows: int, columns: int) -> Tensor:
+        """Return memory for float64 values."""
+        return torch.empty((rows, columns), dtype=torch.float64, device=self.device)
+
+    def has(self, rows: list[list[int]], start: int) -> bool:
+        """Whether these are the addresses of the arguments from `start` on."""
+        return self._rows[start:] == rows
+
+    def update(self, rows: dict[int, list[int]]) -> None:
+        """Send the addresses of arguments that have moved since the last step."""
+        for i, row in rows.items():
+            if row == self._rows[i]:
+                continue
+            self._rows[i] = row
+            self._are_aligned[i] = _are_aligned(row)
+            window = slice(i * self.leaves, (i + 1) * self.leaves)
+            source = on_host(row, self.device)
+            if is_captured(self.device):  # replays copy from memory that stays
+                source = self._buffer[window].copy_(source)
+            self.pointers[window].copy_(source, non_blocking=True)
+
+
+def _are_aligned(addresses: list[int]) -> bool:
+    return not any(address % ALIGNMENT for address in addresses)
+
+
+def on_host(
+    words: list[Any], device: torch.device, dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """Return numbers in memory from which a copy to the device does not wait."""
+    is_pinned = device.type == "cuda"
+    options: Any = {"device": "cpu", "pin_memory": is_pinned}
+    return torch.tensor(words, dtype=dtype, **options)
+
+
+def sent(
+    words: list[Any], device: torch.device, dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """Send numbers of 64 bits to a device."""
+    return on_host(words, device, dtype).to(device, non_blocking=True)
+
+
+class Layout:
+    """Chunks of leaves with values of rows, columns, ..., and where these values are, on the device.
+
+    A chunk consists of whole rows: all rows of some indices of the first group of axes, or a part of those of one.
+
+    Args:
+        grid: What the kernels need to know.
+        sizes: The number of indices of each group of axes, by leaf.
+        device: The device.
+
+    Attributes:
+        blocks: The form of each leaf: the sizes of its groups, the most indices of the first one in a chunk, and how
+            many chunks have one of them; then the offset of each value that is kept, and of partial ones.
+        total: How many values are kept for all leaves.
+    """
+
+    def __init__(self, grid: Grid, sizes: list[list[int]], device: torch.device):
+        chunk_leaf: list[int] = []
+        chunk_start: list[int] = []
+        leaf_chunks = [0]
+        columns: list[list[int]] = []
+        self.total = 0
+        for leaf, of_leaf in enumerate(sizes):
+            per, parts, starts = _chunks_of_rows(of_leaf)
+            chunk_start += starts
+            chunk_leaf += [leaf] * len(starts)
+            leaf_chunks.append(len(chunk_leaf))
+            of_chunk = [per, *of_leaf[1:]]
+            counts = [math.prod(of_leaf[i] for i in extent) for extent in grid.kept]
+            for extent in grid.partial:
+                counts.append(len(starts) * math.prod(of_chunk[i] for i in extent))
+            offsets = itertools.accumulate(counts, initial=self.total)
+            *of_values, self.total = offsets
+            columns.append([*of_leaf, per, parts, *of_values])
+        by_row = itertools.chain.from_iterable(zip(*columns, strict=True))
+        self.blocks = sent(list(by_row), device)
+        self.chunks = len(chunk_leaf)
+        self.chunk_leaf = sent(chunk_leaf, device)
+        self.chunk_start = sent(chunk_start, device)
+        self.leaf_chunks = sent(leaf_chunks, device)
+        memory = (self.blocks, self.chunk_leaf, self.chunk_start, self.leaf_chunks)
+        self.addresses = list(map(Tensor.data_ptr, memory))
+
+
+def _chunks_of_rows(sizes: list[int]) -> tuple[int, int, list[int]]:
+    """Return the indices of the first group in a chunk, the chunks of one index, and the first row of each chunk."""
+    outer, *middle, length = sizes
+    inner = math.prod(middle)
+    rows = outer * inner
+    # With so many rows, partial values of columns are few, and with so few chunks they are added up quickly.
+    most = max(CHUNK // max(length, 1), LEAST_ROWS, rows // CHUNKS)
+    if not rows:
+        return 1, 1, [0]
+    if inner <= most:
+        per = most // inner
+        return per, 1, list(range(0, rows, per * inner))
+    of_part = math.ceil(inner / math.ceil(inner / most))
+    starts = range(0, inner, of_part)
+    return 1, len(starts), [i * inner + j for i in range(outer) for j in starts]

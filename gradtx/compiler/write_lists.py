@@ -1,0 +1,484 @@
+"""Generate the Python function that runs a recording over lists of leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from gradtx.base import torch_names as _torch
+from gradtx.compiler import batches
+from gradtx.compiler.graph import (
+    args_of,
+    argument_like,
+    dtype_of,
+    is_known,
+    is_list,
+    is_on_device,
+    is_scalar,
+    operator_name,
+)
+from gradtx.compiler.in_place import MemoryPlan, compute_late
+from gradtx.compiler.lower import Program, lower
+from gradtx.compiler.needs import ALWAYS, Case, text_of
+from gradtx.compiler.record import Recording
+from gradtx.compiler.scalars import ScalarProgram
+from gradtx.compiler.simplify import ROW, is_conversion
+from gradtx.compiler.text import Text, Unquoted, function_text, tuple_of
+
+aten = torch.ops.aten
+
+# Unary operations on lists, by torch's names of the operations on tensors.
+UNARY = (
+    "abs acos asin atan ceil cos cosh erf erfc exp expm1 floor frac lgamma log log10 log1p log2 neg reciprocal round "
+    "rsqrt sigmoid sign sin sinh sqrt tan tanh trunc"
+)
+# OF_ONE: a list; OF_TWO: two lists; OF_NUMBER: a list and a scalar; SUMS: two lists and a factor of the second;
+# PRODUCTS: three lists and a factor. Operations on lists have the names of those on tensors.
+OF_ONE = {getattr(aten, name).default for name in UNARY.split()}
+OF_TWO = {
+    *(aten.mul.Tensor, aten.div.Tensor),
+    *(aten.maximum.default, aten.minimum.default),
+}
+OF_NUMBER = {
+    *(aten.mul.Tensor, aten.div.Tensor, aten.add.Tensor, aten.sub.Tensor),
+    *(aten.clamp_min.default, aten.clamp_max.default, aten.pow.Tensor_Scalar),
+}
+SUMS = {aten.add.Tensor, aten.sub.Tensor}
+PRODUCTS = {aten.addcmul.default, aten.addcdiv.default}
+# The name of an operation on lists, its operands and its options.
+Form: TypeAlias = tuple[str, Sequence[Any], dict[str, Any]]
+NORMS = ((), (2,))  # the Euclidean one
+# Accept a list and a 0-d tensor. Without `alpha`, torch would read the tensor, to call the operation for numbers.
+ON_TENSORS: dict[str, dict[str, Any]] = {"mul": {}, "div": {}, "add": {"alpha": 1}}
+# In other dtypes, torch computes with numbers in more bits than a tensor of the dtype has.
+EXACT_SCALARS = frozenset((torch.float32, torch.float64))
+
+
+@dataclass(frozen=True)
+class ListFunction:
+    """A recording as a function of lists.
+
+    Attributes:
+        prepare: Computes the scalars that `run` uses from those given: Python scalars or 0-d tensors.
+        run: `(prepared, columns) -> results`: `columns` contains a list for each of a leaf's arguments, with one tensor
+            per leaf; arguments are written in place. A result that differs by leaf is a list.
+        source: The Python code of both.
+        form: What tells functions of one text apart; nothing.
+    """
+
+    prepare: Callable[[Sequence[Any]], tuple[Any, ...]]
+    run: Callable[[tuple[Any, ...], Sequence[list[Tensor]]], list[Any]]
+    source: str
+    form: ClassVar[None] = None
+
+
+def list_function(
+    recording: Recording,
+    device: torch.device,
+    on_device: Collection[int] = (),
+    segment: int | None = None,
+) -> ListFunction:
+    """Generate the function of a recording.
+
+    Args:
+        recording: The operations of one leaf.
+        device: The device of the leaves.
+        on_device: The indices of the scalars that are 0-d tensors; the others are Python scalars.
+        segment: As in `lower`.
+    """
+    program = lower(
+        recording,
+        segment,
+        on_device=on_device,
+        decides=not on_device,
+        prefers_norms=True,
+        of_rows=not batches.batches_on(device),
+    )
+    return _Writer(program, device).function()
+
+
+class _Writer(Text):
+    """Generate one line for each operation on lists, in order."""
+
+    def __init__(self, program: Program, device: torch.device):
+        super().__init__(device)
+        self._program = program
+        compute_late(program.graph)
+        self._nodes = program.nodes
+        self._needs = program.needs
+        self._lines: list[str] = []  # of the function that is being generated
+        self.namespace.update(
+            converted=_converted,
+            filled=_filled,
+            norm=torch.linalg.vector_norm,
+            norm_of_many=_norm_of_many,
+            batched=batches.batched,
+        )
+        # The case of the latest lines, and the number of lines after them.
+        self._block: tuple[Case, int] = (ALWAYS, 0)
+        # For each operation that writes into an operand, that operand.
+        self._operands: dict[Node, Node] = {}
+        # For each operation that runs on batches of leaves, all operations of its batch.
+        self._batches: dict[Node, list[Node]] = {}
+        if batches.batches_on(device):
+            for batch in batches.batches_of(
+                self._nodes, self._runs_at_once, self._case_in_batch
+            ):
+                self._batches.update(dict.fromkeys(batch, batch))
+        self._memory = MemoryPlan(program.graph, self._has_form_in_place, self._needs)
+        self._operands = self._memory.operand
+
+    def name_of(self, node: Node, function: Any) -> str:
+        if node in self._batches and function is aten.addmm.default:
+            function = _torch.added_products
+        return super().name_of(node, function)
+
+    def _runs_at_once(self, node: Node) -> bool:
+        """Whether a GPU runs an operation for all leaves at once: operands of different shapes prevent that."""
+        if self._foreach_call(node) is None:
+            return False
+        lists = filter(is_list, node.all_input_nodes)
+        return len({item.meta["val"].shape for item in lists}) == 1
+
+    def _has_form_in_place(self, node: Node) -> bool:
+        if node in self._batches or node.target is aten.copy_.default:
+            return False
+        call = self._foreach_call(node)
+        return call is not None and call[0] != "norm"
+
+    def _case_in_batch(self, node: Node) -> Case | None:
+        """Return the case of an operation; None for those that batches exclude."""
+        if node not in self._needs or _torch.writes(node.target):
+            return None
+        if node.target is aten.view.dtype:
+            return None  # before torch 2.13, `vmap` has no rule for it
+        if self._needs.select(node):
+            return None  # one operand may not have been computed
+        return self._needs.of(node)
+
+    def function(self) -> ListFunction:
+        body = self._run()  # first, because it determines which scalars must be tensors
+        scalars = ScalarProgram(self._program, self)
+        head = f"{tuple_of(scalars.names)} = prepared"
+        run = function_text("run(prepared, columns)", [head, *body])
+        source = f"{scalars.text}\n\n{run}"
+        exec(compile(source, "<gradtx list program>", "exec"), self.namespace)
+        return ListFunction(self.namespace["prepare"], self.namespace["run"], source)
+
+    def _run(self) -> list[str]:
+        """Generate the lines that compute lists."""
+        self._lines = []
+        leaves = [node.name for node in self._program.leaves]
+        if leaves:
+            self._lines.append(f"{tuple_of(leaves)} = columns")
+        calls = [node for node in self._nodes if node.op == "call_function"]
+        for node in calls:
+            if not is_list(node) and not is_scalar(node):
+                self._assign(node, self.shared(node))
+        for node in calls:
+            if node not in self._batches:
+                if is_list(node):
+                    self._write_conditionally(node)
+            elif node is self._batches[node][0]:
+                self._write_batch(self._batches[node])
+        results = ", ".join(self._results())
+        return [*self._lines, f"return [{results}]"]
+
+    def _results(self) -> list[str]:
+        """Return the code of the results: lists that share memory, or are parts of what theirs holds, are copied."""
+        taken: set[Node] = set(self._program.leaves)
+        texts = []
+        for result in self._program.results:
+            text = self.text(result)
+            if is_list(result):
+                roots = self._memory.roots(result)
+                cases: list[Case] = []
+                for root, case in roots.items():
+                    if root in taken or _is_part(result, root):
+                        cases.append(case)
+                text = _cloned(text, cases)
+                taken |= roots.keys()
+            elif not is_scalar(result):
+                text = f"{text}.clone()"
+            texts.append(text)
+        return texts
+
+    def _write_conditionally(self, node: Node) -> None:
+        """Generate an operation on lists, if it is needed, and delete lists that no later operation reads."""
+        if node not in self._needs or node in self._memory.elided_copies:
+            return
+        case = self._needs.of(node)
+        dead = [item for item in self._memory.freed_after(node) if item in self._needs]
+        outside, self._lines = self._lines, []
+        self._write(node)
+        self._delete([item for item in dead if self._needs.of(item) == case])
+        body, self._lines = self._lines, outside
+        self._add(body, case)
+        self._delete([item for item in dead if self._needs.of(item) != case])
+
+    def _add(self, lines: Sequence[str], case: Case) -> None:
+        """Add lines that run in one case."""
+        if case == ALWAYS:
+            self._lines.extend(lines)
+            return
+        if self._block != (case, len(self._lines)):
+            self._lines.append(f"if {text_of(case)}:")
+        self._lines.extend(f"    {line}" for line in lines)
+        self._block = (case, len(self._lines))
+
+    def _delete(self, nodes: Sequence[Node]) -> None:
+        temporaries = [
+            node.name for node in nodes if node.op == "call_function" and is_list(node)
+        ]
+        if temporaries:
+            self._lines.append(f"{' = '.join(temporaries)} = None")
+
+    def _write(self, node: Node) -> None:
+        if is_conversion(node):
+            tensors, dtype = node.args[0], node.kwargs["dtype"]
+            text = f"converted({self.text(tensors)}, {self.text(dtype)})"
+            self._assign(node, text)
+            return
+        if self._tests_for_zero(node):
+            # In a tenth of the time of a comparison, which torch does not vectorize.
+            self._assign(node, f"converted({self.text(node.args[0])}, torch.bool)")
+            return
+        foreach_call = self._foreach_call(node)
+        if foreach_call is None:
+            self._assign(node, self._loop_over_leaves(node))
+            return
+        name, *operands = foreach_call
+        if name == "norm" and not batches.batches_on(self.device):
+            norm = f"norm_of_many(x) if x.numel() > {ROW} else norm(x)"
+            self._assign(node, f"[{norm} for x in {operands[0]}]")
+            return
+        target = self._operands.get(node)
+        if node.target is aten.copy_.default:
+            target = node.args[0]
+        if target is None:
+            self._assign(node, f"{self._on_lists(name)}({', '.join(operands)})")
+            return
+        self._lines.append(f"{self._on_lists(f'{name}_')}({', '.join(operands)})")
+        self._assign(node, self.text(target))
+
+    def _tests_for_zero(self, node: Node) -> bool:
+        """Whether an operation on a CPU asks which entries are not zero; those that are not a number are not."""
+        if node.target is not aten.ne.Scalar or batches.batches_on(self.device):
+            return False
+        x, value = args_of(node)
+        is_usual = is_list(x) and dtype_of(x) in (torch.float32, torch.float64)
+        return is_usual and not isinstance(value, Node) and value == 0
+
+    def _assign(self, node: Node, text: str) -> None:
+        self._lines.append(f"{node.name} = {text}")
+
+    # Lists.
+
+    def _on_lists(self, name: str) -> str:
+        """Return the name of an operation on lists in the program."""
+        self.namespace[f"foreach_{name}"] = _torch.on_lists(name)
+        return f"foreach_{name}"
+
+    def _foreach_call(self, node: Node) -> list[str] | None:
+        """Return the operation on lists and its operands as text; None if torch has no in-place form of it."""
+        form = self._form(node)
+        if form is None:
+            return None
+        name, operands, options = form
+        if any(map(is_on_device, options.values())):
+            return None  # the options of operations on lists are Python scalars
+        if name != "norm" and _torch.on_lists(f"{name}_") is None:
+            return None
+        texts = [f"{option}={self.text(value)}" for option, value in options.items()]
+        return [name, *map(self.text, operands), *texts]
+
+    def _form(self, node: Node) -> Form | None:
+        """Return the form of an operation on lists; None if there is none."""
+        target, args, kwargs = node.target, node.args, node.kwargs
+        name = operator_name(node).removesuffix("_")
+        if target is aten.copy_.default or target in PRODUCTS:
+            return (name, args, dict(kwargs)) if all(map(is_list, args)) else None
+        if target in OF_ONE:
+            return name, args[:1], {}
+        if target is aten.linalg_vector_norm.default and args[1:] in NORMS:
+            return "norm", args[:1], {}
+        if target is aten.lerp.Scalar:
+            return (name, args, {}) if all(map(is_list, args[:2])) else None
+        if len(args) < 2:
+            return None
+        if not all(map(is_list, args[:2])):
+            return self._form_with_scalar(node)
+        operands = args[:2]
+        if self._operands.get(node) is args[1]:
+            operands = operands[::-1]  # the one that is written comes first
+        if target in OF_TWO and not kwargs:
+            return name, operands, {}
+        if target in SUMS:
+            return name, operands, dict(kwargs)
+        return None
+
+    def _form_with_scalar(self, node: Node) -> Form | None:
+        """Return the form of an operation on a list and a scalar."""
+        first, second, *_ = args_of(node)
+        if is_list(second) and node.target in (aten.mul.Tensor, aten.add.Tensor):
+            first, second = second, first
+        if node.kwargs or node.target not in OF_NUMBER:
+            return None
+        if not is_list(first) or not is_scalar(second):
+            return None
+        name = operator_name(node)
+        options: dict[str, Any] = {}
+        dtype = dtype_of(first)
+        if dtype_of(node) != dtype:
+            return None
+        is_better = self._is_better_as_tensor(second, dtype)
+        if name in ON_TENSORS and (is_better or is_on_device(second)):
+            # In the dtype of the list, as GPUs need it to compute all at once.
+            second, options = Unquoted(self.as_tensor(second, dtype)), ON_TENSORS[name]
+        elif is_on_device(second):
+            return None
+        return name, (first, second), options
+
+    def _is_better_as_tensor(self, scalar: Any, dtype: torch.dtype) -> bool:
+        """Whether operations on lists in a dtype are faster with a 0-d tensor of this dtype than with a number.
+
+        On CPUs, torch converts a number to a tensor for each leaf, which takes longer than operations on small leaves.
+        """
+        is_cpu = self.device.type == "cpu"
+        return (
+            is_cpu
+            and isinstance(scalar, Node)
+            and is_known(scalar)
+            and dtype in EXACT_SCALARS
+        )
+
+    def _loop_over_leaves(self, node: Node) -> str:
+        """Return the code of an operation that runs leaf by leaf."""
+        lists: dict[Node, str] = {}
+        for argument in node.all_input_nodes:
+            if is_list(argument):
+                lists[argument] = f"{argument.name}_"
+        if self._needs.select(node):
+            return self._selection(node)
+        call = f"{self.name_of(node, node.target)}({self.arguments(node, lists)})"
+        if _fills(node):
+            # A copy of a 0-d tensor would send it to the device.
+            leaf, scalar = node.args
+            call = f"{lists[leaf]}.fill_({self.text(scalar)})"  # type: ignore[index]
+        names = ", ".join(lists.values())
+        columns = ", ".join(argument.name for argument in lists)
+        over = columns if len(lists) == 1 else f"zip({columns}, strict=True)"
+        return f"[{call} for {names} in {over}]"
+
+    def _selection(self, node: Node) -> str:
+        """Return the code that selects one of two operands; the other may not have been computed."""
+        condition, x, y = node.args
+        for known, truth in self._needs.of(node):
+            if known is condition:
+                return self._branch(node, x if truth else y)
+        return f"{self._branch(node, x)} if {self.text(condition)} else {self._branch(node, y)}"
+
+    def _branch(self, node: Node, operand: Any) -> str:
+        """Return an operand of a selection as a list."""
+        shape = argument_like(node)
+        if is_list(operand) or shape is None:
+            return self.text(operand)
+        return f"filled({shape.name}, {self.text(operand)})"
+
+    # Batches.
+
+    def _write_batch(self, batch: list[Node]) -> None:
+        """Generate a function of one leaf and the call that applies it to all leaves, if they are needed."""
+        members = set(batch)
+        arguments: dict[Node, None] = {}
+        outputs: list[str] = []
+        dead_after_batch: list[Node] = []  # lists that are not needed after the batch
+        outside, self._lines = self._lines, []
+        for node in batch:
+            self._assign(node, self.shared(node) + self._conversion(node))
+            for item in node.all_input_nodes:
+                if is_list(item) and item not in members:
+                    arguments[item] = None
+            if not node.users.keys() <= members:
+                outputs.append(node.name)
+            dead = self._memory.freed_after(node)
+            self._delete([item for item in dead if item in members])
+            dead_after_batch.extend(item for item in dead if item not in members)
+        body, self._lines = self._lines, outside
+        limit = self.text(batches.most_entries(batch, arguments))
+        unit = batches.unit_of(batch, arguments)
+        columns = ", ".join(map(self.text, arguments))
+        lines = [
+            f"def batch({columns}):",
+            *(f"    {line}" for line in body),
+            f"    return {tuple_of(outputs)}",
+            f"{tuple_of(outputs)} = batched({limit}, {unit!r}, batch, {columns})",
+        ]
+        self._add(lines, self._needs.of(batch[0]))
+        self._delete(dead_after_batch)
+
+    def _conversion(self, node: Node) -> str:
+        """Return the code that converts a result of mixed operands, which `vmap` promotes in its own way."""
+        value = node.meta["val"]
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return ""
+        values = [item.meta["val"] for item in node.all_input_nodes]
+        dtypes = {item.dtype for item in values if isinstance(item, Tensor)}
+        is_mixed = dtypes - {value.dtype, torch.bool}
+        return f".to({self.text(value.dtype)})" if is_mixed else ""
+
+
+def _fills(node: Node) -> bool:
+    """Whether an operation writes a scalar of the same dtype into a slot."""
+    if node.target is not aten.copy_.default:
+        return False
+    slot, scalar = node.args
+    is_computed = isinstance(scalar, Node) and is_known(scalar)
+    return is_computed and is_list(slot) and dtype_of(scalar) == dtype_of(slot)
+
+
+def _is_part(node: Node, root: Node) -> bool:
+    """Whether a list has only some entries of the memory of another one, or some of them several times."""
+    whole = root.meta["val"]
+    if not isinstance(whole, Tensor):  # of several results, each has its own
+        return False
+    return node.meta["val"].numel() != whole.numel()
+
+
+def _cloned(text: str, cases: Sequence[Case]) -> str:
+    """Return the code of a list that is copied in some cases."""
+    if not cases:
+        return text
+    copied = f"[item.clone() for item in {text}]"
+    if ALWAYS in cases:
+        return copied
+    conditions = " or ".join(map(text_of, cases))
+    return f"{copied} if {conditions} else {text}"
+
+
+def _converted(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Convert tensors to another dtype with one list operation, which takes half as long as one call per tensor."""
+    results = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    _torch.copy_each_(results, tensors)
+    return results
+
+
+def _norm_of_many(x: Tensor) -> Tensor:
+    """Return the norm of the norms of short rows: torch adds the squares of a row one after the other."""
+    while (size := x.numel()) > ROW:
+        entries, rest = x.reshape(-1), size % ROW  # in any order
+        of_rows = torch.linalg.vector_norm(entries[rest:].view(-1, ROW), dim=1)
+        if rest:
+            of_rest = torch.linalg.vector_norm(entries[:rest], keepdim=True)
+            of_rows = torch.cat((of_rest, of_rows))
+        x = of_rows
+    return torch.linalg.vector_norm(x)
+
+
+def _filled(shapes: list[Tensor], scalar: Any) -> list[Tensor]:
+    return [torch.full_like(shape, scalar) for shape in shapes]

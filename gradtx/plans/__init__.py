@@ -1,0 +1,7 @@
+"""Plans: a chain, recorded for one leaf, over many leaves, for `gradtx.pure` and `gradtx.optim`.
+
+- `function` is the step of one leaf as a function of flat arguments, which `phases` records.
+- `hyperparameters` says which numbers of a chain are arguments of its programs.
+- `families` sorts leaves by chain, count and kind; `planner` has the program of each leaf by the shapes it reads.
+- `bundle` has the leaves that one program processes together.
+"""

@@ -1,0 +1,276 @@
+"""Bundles: leaves that one list program processes together."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
+
+import torch
+from torch import Tensor
+
+from gradtx.base.errors import StateKey
+from gradtx.base.exact import dtype_on
+from gradtx.compiler.cache import SharedPrograms
+from gradtx.compiler.write_lists import ListFunction, list_function
+from gradtx.execution.execute import LeafTerms, Steps, Task
+from gradtx.plans.phases import RecordedPhase
+
+# Entries in the lists of one call. On the CPU, temporaries then remain in the cache. Accelerators need long lists, to
+# which they take longer than the host; the limit bounds temporary memory, of which codes need up to 40 bytes per entry.
+CHUNK = 2**18
+CHUNK_OF_ACCELERATOR = 2**24
+CHUNK_OF_CODES = 2**22
+PYTHON_NUMBERS = frozenset((float, int, bool))
+
+# By the text of a recording: optimizers with other settings often repeat programs.
+_FUNCTIONS = SharedPrograms()
+
+
+def entries_of_a_call(device: torch.device, has_codes: bool = False) -> int:
+    """Return the maximum number of entries in the lists of one call."""
+    if device.type == "cpu":
+        return CHUNK
+    return CHUNK_OF_CODES if has_codes else CHUNK_OF_ACCELERATOR
+
+
+def list_function_of(
+    phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
+) -> ListFunction:
+    """Return the function of a phase for lists on a device; some scalars are 0-d tensors."""
+    functions = _FUNCTIONS.of(phase.text)
+    key = device, on_device
+    if key not in functions:
+        functions[key] = list_function(phase.recording, *key, phase.segment)
+    return functions[key]
+
+
+# Returns the function of a phase on a device, where scalars with these indices are 0-d tensors.
+FunctionOf: TypeAlias = Callable[[RecordedPhase, torch.device, frozenset[int]], Any]
+
+
+def scalars_for(
+    values: Sequence[Any],
+    dtypes: Sequence[torch.dtype],
+    device: torch.device,
+    on_host: bool,
+) -> tuple[list[Any], frozenset[int]]:
+    """Return Python scalars, and 0-d tensors on the device for those that the host does not know, with their indices.
+
+    Args:
+        values: The scalars.
+        dtypes: Their dtypes.
+        device: The device.
+        on_host: Whether the host may read tensors that are on the host.
+    """
+    if PYTHON_NUMBERS.issuperset(map(type, values)):  # a shortcut
+        return list(values), frozenset()
+    scalars: list[Any] = []
+    on_device: set[int] = set()
+    for i, (value, dtype) in enumerate(zip(values, dtypes, strict=True)):
+        if not isinstance(value, Tensor):
+            scalars.append(value)
+        elif on_host and value.device.type == "cpu":
+            scalars.append(value.item())
+        else:
+            on_device.add(i)
+            scalars.append(_as_0d(value, dtype, device))
+    return scalars, frozenset(on_device)
+
+
+class NamedLeaf(NamedTuple):
+    """The attributes of a leaf that sums over leaves use."""
+
+    name: str
+    device: torch.device
+
+
+class ListBundle(Task):
+    """Leaves that one list program processes together. The operations are the phases of the program.
+
+    Subclasses provide the tensors.
+
+    Args:
+        name: The name of a leaf, which determines the bundle's position in sums.
+        device: The device of the leaves.
+
+    Attributes:
+        leaf_names: The names of the leaves in each item of `columns`.
+        places_terms: Whether terms of sums over leaves are parts of sharded ones.
+        function_of: Returns the function of a phase: a `ListFunction`, or what has its attributes.
+    """
+
+    writes = True
+    leaf_names: list[list[str]]
+    places_terms = False
+    function_of: FunctionOf
+
+    def __init__(self, name: str, device: torch.device):
+        self.name = name
+        self.device = device
+        self.operations = []
+        self.run = None
+        self.function_of = list_function_of
+        self._functions: dict[Any, Any] = {}
+        self._scalars: list[Any] = []
+        # What earlier phases have received for each leaf, by leaf name.
+        self._results: list[dict[str, Any]] = []
+        self._on_host = True
+
+    def begin(self, run: Any, scalars: list[Any], on_host: bool) -> None:
+        """Receive the run and the scalars of the current call; `on_host` is whether the host may read the scalars."""
+        self.run = run
+        self._scalars = scalars
+        self._results = []  # a step that failed may have left some
+        self._on_host = on_host
+
+    def start(self, operation: Any) -> Steps | None:
+        terms = self.process(operation)
+        return None if terms is None else self._wait(operation, terms)
+
+    def _wait(self, phase: Any, terms: Any) -> Steps:
+        total = yield terms
+        self.receive(phase, total)
+
+    def share(self, name: StateKey, value: Tensor) -> None:
+        """Hand over a new shared value, which is the same for all bundles."""
+        path, key = name
+        self.run.new_shared.setdefault(path, {}).setdefault(key, value)
+
+    def receive(self, phase: Any, total: dict[str, Tensor]) -> None:
+        """Add the totals of a sum to the arguments."""
+        if phase.ends_at_owner or phase.ends_at_leaf_sum:
+            self.receive_by_leaf(phase, total)
+            return
+        self._scalars = [*self._scalars, *map(total.__getitem__, phase.names)]
+
+    def receive_by_leaf(self, phase: Any, total: dict[str, Any]) -> None:
+        """Add what has been computed for each leaf to the arguments."""
+        raise NotImplementedError
+
+    def columns(self) -> Iterable[list[list[Tensor]]]:
+        """Return the lists of each call of the program; their size bounds temporary memory."""
+        raise NotImplementedError
+
+    def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
+        """Receive the results of the last phase, one list for each item of `columns`."""
+        raise NotImplementedError
+
+    def process(self, phase: RecordedPhase) -> Any:
+        scalars, on_device = scalars_for(
+            self._scalars, phase.common, self.device, self._on_host
+        )
+        key = phase, on_device
+        if key not in self._functions:
+            self._functions[key] = self.function_of(phase, self.device, on_device)
+        function = self._functions[key]
+        prepared = function.prepare(scalars)
+        results = []
+        for columns in self.columns():
+            results.append(function.run(prepared, columns))
+        if phase.operation is None:
+            return self.end(phase, results)
+        return self.terms(phase, results)
+
+    def hand_over(
+        self, phase: RecordedPhase, results: list[list[Any]], start: int = 0
+    ) -> None:
+        """Hand over the results that are not columns: the new shared values, and the terms of late sums."""
+        outputs = zip(phase.names, phase.dtypes, results[0], strict=True)
+        has_terms = False
+        for name, dtype, value in itertools.islice(outputs, start, None):
+            if phase.is_term(name):
+                has_terms = True
+            else:
+                self.share(name, self.as_tensor(value, dtype))
+        for leaf, terms in self.terms(phase, results) if has_terms else ():
+            for key, term in terms.items():
+                self.run.add_late(key, leaf.name, term)
+
+    def terms(self, phase: RecordedPhase, results: list[list[Any]]) -> LeafTerms:
+        """Return the terms of each leaf in sums over leaves."""
+        if phase.ends_at_owner or phase.ends_at_leaf_sum:
+            return self.terms_by_leaf(phase, results)
+        if len(results) > 1 or self.places_terms:
+            return self.terms_of_calls(phase, results)
+        # A shortcut: the only call contains all leaves, each once.
+        columns: dict[Any, Sequence[Any]] = {}
+        [leaves], [outputs] = self.leaf_names, results
+        for key, dtype, values in zip(phase.names, phase.dtypes, outputs, strict=True):
+            if phase.operation is None and not phase.is_term(key):
+                continue
+            is_by_leaf = isinstance(values, list | tuple)
+            columns[key] = (
+                values if is_by_leaf else self._by_leaf(values, dtype, leaves)
+            )
+        rows = zip(*columns.values(), strict=True)
+        payloads = [dict(zip(columns, terms, strict=True)) for terms in rows]
+        return LeafTerms(zip(self._named_leaves, payloads, strict=True))
+
+    def terms_by_leaf(
+        self, phase: RecordedPhase, results: list[list[Any]]
+    ) -> LeafTerms:
+        """Return what is computed next for each leaf alone."""
+        raise NotImplementedError
+
+    def terms_of_calls(
+        self, phase: RecordedPhase, results: list[list[Any]]
+    ) -> LeafTerms:
+        """Return the terms of each leaf; those of the parts of a leaf are added."""
+        terms_of_leaf: dict[str, dict[Any, Tensor]] = {}
+        for leaves, results_of_call in zip(self.leaf_names, results, strict=True):
+            outputs = zip(phase.names, phase.dtypes, results_of_call, strict=True)
+            for key, dtype, values in outputs:
+                if not phase.is_term(key):
+                    continue
+                terms_of_call = self._by_leaf(values, dtype, leaves)
+                for leaf, term in zip(leaves, terms_of_call, strict=True):
+                    terms = terms_of_leaf.setdefault(leaf, {})
+                    if key not in terms:
+                        terms[key] = term
+                    elif differ_by_leaf(values):
+                        terms[key] = terms[key] + term
+        return LeafTerms(
+            (NamedLeaf(leaf, self.device), terms)
+            for leaf, terms in terms_of_leaf.items()
+        )
+
+    @functools.cached_property
+    def _named_leaves(self) -> list[NamedLeaf]:
+        """The leaves of the only call."""
+        return [NamedLeaf(leaf, self.device) for leaf in self.leaf_names[0]]
+
+    def _by_leaf(
+        self, values: Any, dtype: torch.dtype, leaves: list[str]
+    ) -> Sequence[Any]:
+        """Return a result of a call for each of its leaves."""
+        if differ_by_leaf(values):
+            return values
+        return [self.as_tensor(values, dtype)] * len(leaves)
+
+    def as_tensor(self, value: Any, dtype: torch.dtype) -> Tensor:
+        """Return a result that all leaves share, as a 0-d tensor."""
+        if differ_by_leaf(value):
+            value = value[0]
+        return _as_0d(value, dtype, self.device)
+
+
+def differ_by_leaf(values: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    """Whether a result is a list with one value per leaf; others, such as a count of entries, are shared by all."""
+    return isinstance(values, list | tuple)
+
+
+def is_on_accelerator(value: Any) -> bool:
+    """Whether the host would have to synchronize to read a scalar."""
+    return isinstance(value, Tensor) and value.device.type != "cpu"
+
+
+def _as_0d(value: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a scalar as a 0-d tensor: a copy from the host would wait for the device, `full` and addition do not."""
+    dtype = dtype_on(device, dtype)
+    if not isinstance(value, Tensor):
+        return torch.full((), value, dtype=dtype, device=device)
+    if value.device.type == device.type:
+        return value.to(device, dtype)
+    return torch.zeros((), dtype=dtype, device=device) + value.to(dtype)

@@ -1,0 +1,68 @@
+"""Choose the list program of each leaf."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from gradtx.compiler.record import UnrecordableError, reason_of
+from gradtx.plans.bundle import FunctionOf
+from gradtx.plans.phases import RecordedPhase
+
+
+@dataclass
+class ListPrograms:
+    """The programs of a leaf's step, by the shapes of its arguments; those of the same form are one object.
+
+    Attributes:
+        record: Records the program for a leaf with these arguments.
+        function_of: Returns the function of a phase, whose `form` is the same for phases of one text that it can run.
+        on_host: Whether the host knows the scalars.
+        key: Identifies the step among those whose programs are in `known`.
+        known: Programs, or the reasons why there is none.
+    """
+
+    record: Callable[[list[Tensor]], list[RecordedPhase]]
+    function_of: FunctionOf
+    on_host: bool
+    key: Any
+    known: dict[Any, Any]
+
+    def of(self, tensors: list[Tensor]) -> list[RecordedPhase] | str:
+        """Return the program for arguments of these shapes, or the reason why it cannot be recorded."""
+        shapes = tuple(tensor.shape for tensor in tensors)
+        of_shapes = self.key, self.function_of, shapes
+        if of_shapes not in self.known:
+            self.known[of_shapes] = self._recorded(tensors)
+        return self.known[of_shapes]
+
+    def _recorded(self, tensors: list[Tensor]) -> list[RecordedPhase] | str:
+        try:
+            program = self.record(tensors)
+        except Exception as error:
+            # A user's rule may raise any exception; eager execution shows it.
+            return reason_of(error)
+        forms = []
+        for phase in program:
+            on_device = frozenset(range(0 if self.on_host else len(phase.common)))
+            try:
+                function = self.function_of(phase, tensors[0].device, on_device)
+            except UnrecordableError as error:
+                return reason_of(error)
+            forms.append((phase.text, function.form))
+        of_forms = self.key, self.function_of, tuple(forms)
+        return self.known.setdefault(of_forms, program)
+
+    def by_program(
+        self, leaves: Sequence[tuple[Any, list[Tensor]]]
+    ) -> list[tuple[Any, list[Any]]]:
+        """Sort leaves, each given with its arguments, by their programs, or by the reasons why they have none."""
+        sorted_leaves: dict[int, tuple[Any, list[Any]]] = {}
+        for leaf, arguments in leaves:
+            program = self.of(arguments)
+            _, of_program = sorted_leaves.setdefault(id(program), (program, []))
+            of_program.append(leaf)
+        return list(sorted_leaves.values())
