@@ -23,6 +23,9 @@ class MissedUpdates:
         value: The missed updates in their states; None for 0.
         device: The device that counts.
         largest: The largest of these counts.
+
+    Attributes:
+        before: The number of updates before the step.
     """
 
     def __init__(
@@ -33,12 +36,15 @@ class MissedUpdates:
         largest: int | Tensor,
     ):
         self._members = members
-        self._before: list[Any] = list(map(COUNT, members))
+        self._counts: list[Any] = []
+        if not isinstance(largest, int):
+            self._counts = list(map(COUNT, members))
         self._largest = largest
         is_usable = isinstance(value, Tensor) and value.device == device
         if not (value is None or is_usable):  # the other one counted before
             value = torch.full((), int(value), dtype=torch.int64, device=device)
         self._value: Tensor | None = value
+        self.before = largest if value is None else self.updates(largest)
 
     def updates(self, largest: int | Tensor) -> Any:
         """Return the number of updates when the largest count is this one."""
@@ -46,17 +52,19 @@ class MissedUpdates:
             return largest
         return largest + (int(self._value) if isinstance(largest, int) else self._value)
 
-    def end(self, after: list[Any], tick: int | Tensor, stays: bool) -> bool:
+    def end(
+        self, after: list[Any], tick: int | Tensor, stays: bool, has_counted: bool
+    ) -> bool:
         """Write the missed updates after the step; return whether states have another tensor now.
 
         Args:
             after: The counts of the parameters after the step.
             tick: The increment of the step.
             stays: Whether a graph may repeat the step when the host knows other counts.
+            has_counted: Whether a count has risen.
         """
         if isinstance(self._largest, int):
-            has_missed = after != self._before and max(after) == self._largest
-            change: int | Tensor = int(has_missed)
+            change: int | Tensor = int(has_counted and max(after) == self._largest)
         else:
             change = self._change_on_device(after, tick, stays)
         if isinstance(change, Tensor) or change:
@@ -67,7 +75,7 @@ class MissedUpdates:
         self, after: list[Any], tick: int | Tensor, stays: bool
     ) -> int | Tensor:
         """Return by how much the missed updates rise; 0 if the host knows that they do not."""
-        pairs = list(zip(self._before, after, strict=True))
+        pairs = list(zip(self._counts, after, strict=True))
         rising = {before for before, now in pairs if now is not before}
         others = {now for before, now in pairs if now is before}
         if not rising:

@@ -376,7 +376,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             core.offload.extras_on_host(extras)
             at_state = core.at_state(writes=True, consumes=consume_gradients)
         lent: list[Tensor] = []
-        passes_samples = SAMPLES in extras
+        reads_samples = SAMPLES in core.traits.known_extras and SAMPLES not in extras
         core.agreement.is_done = False
         with at_state:
             try:
@@ -389,7 +389,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 if self._hessian is not None:
                     self._hessian.supply(step, estimates)
                 step.apply()
-                mark_read(core, passes_samples)
+                if reads_samples:
+                    mark_read(core)
             except Exception:
                 core.agreement.report_failure(core.members)  # others must not wait
                 core.states.undo()
@@ -398,7 +399,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 core.states.created.clear()
                 for param in lent:
                     param.grad = None
-        self._end(core, scaling, consume_gradients)
+        if scaling is not None or consume_gradients:
+            self._end(core, scaling, consume_gradients)
         return step.run.estimated_loss if core.traits.estimates else loss
 
     def _checked(

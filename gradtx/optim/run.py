@@ -6,7 +6,7 @@ import contextlib
 import operator
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ from gradtx.execution.execute import Leaf, Route
 from gradtx.execution.runs import Run
 from gradtx.pure.tree_run import as_scalar, moved_along
 from gradtx.state.layout import Layout, State
+
+if TYPE_CHECKING:
+    from gradtx.optim.step import Step
 
 # Up to this count, float32 holds every whole number.
 FLOAT32_COUNTS = 2**24
@@ -249,7 +252,7 @@ class KnownCounts:
         self._missed_in_states = list(map(MISSED_OR_NONE, self._states))
         self._on_host = all(isinstance(member.count, int) for member in self._counted)
         self._writes = self._writes_so_far()
-        # Which of the parameters stepped, in groups with these structures, with gradients of these.
+        # Which of the parameters stepped, when groups had these structures, and these parameters had gradients.
         self._stepping: list[Member] = []
         self._structures: list[Any] = []
         self._have_gradients: list[bool] = []
@@ -303,25 +306,24 @@ class KnownCounts:
             map(operator.is_, map(MISSED_OR_NONE, present), self._missed_in_states)
         )
 
-    def stepping(
-        self, structures: list[Any], have_gradients: list[bool]
-    ) -> list[Member] | None:
-        """Return the members that step, if it was so in the last step with such groups and gradients."""
+    def stepping(self, step: Step) -> list[Member] | None:
+        """Return the parameters that step, if the groups and gradients of the last step were the same."""
         is_known = (
-            self._structures == structures and self._have_gradients == have_gradients
+            self._structures == step.structures
+            and self._have_gradients == step.have_gradients
         )
         return self._stepping if is_known else None
 
-    def note(
-        self,
-        stepping: list[Member],
-        structures: list[Any],
-        have_gradients: list[bool],
-    ) -> None:
-        """Note which parameters have stepped, and that this has written the counts."""
-        self._stepping = stepping
-        self._structures = structures
-        self._have_gradients = have_gradients
+    def note(self, step: Step) -> None:
+        """Note the parameters of the step that ends now, which has written the counts."""
+        self._stepping = step.members
+        self._structures = step.structures
+        self._have_gradients = step.have_gradients
+        # Gradients have arrived since it began, or parameters without one may need slots in the next step.
+        if not step.begins_with_all or (
+            step.core.traits.takes_none and step.members is not self._members
+        ):
+            self._structures = []
         if not self._on_host:
             self._writes = self._writes_so_far()
 

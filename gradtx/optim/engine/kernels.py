@@ -465,6 +465,7 @@ class KernelBundle(MemberBundle):
 
     def __init__(self, members: list[Member], *arguments: Any):
         super().__init__(members, *arguments)
+        self._chunks = []  # kernels take addresses
         self._table: Table | None = None
         self._may_be_captured = self.device.type not in NEVER_CAPTURED
         self._written = 0  # the number of arguments that kernels write
@@ -650,12 +651,10 @@ class KernelBundle(MemberBundle):
 
     def _first_table(self, read: list[list[int]]) -> Table:
         """Return where parameters and slots are, and the arguments in `read`."""
-        keys = self.signature.slots_by_leaf
-        self._written = 1 + len(keys)
-        written = [self._params]
-        written += [[member.state[key] for member in self.members] for key in keys]
+        columns = self._columns_written()
+        self._written = len(columns)
         rows: list[list[int]] = []
-        for column in written:
+        for column in columns:
             pairs = zip(column, self._params, strict=True)
             aliases = [alias(tensor, param, True) for tensor, param in pairs]
             rows.append(list(map(Tensor.data_ptr, aliases)))
@@ -664,6 +663,22 @@ class KernelBundle(MemberBundle):
         return Table(
             *(sizes, rows + read, self.device, chunk, self._blocks, self._constants)
         )
+
+    def _columns_written(self) -> list[list[Any]]:
+        """Return the tensors that programs write: parameters, and the slots of each key."""
+        columns: list[list[Any]] = [self._params]
+        for key in self.signature.slots_by_leaf:
+            columns.append([member.state[key] for member in self.members])
+        return columns
+
+    def locate(self) -> None:
+        # An alias begins where its tensor does.
+        if self._table is not None:
+            rows = [
+                [local(x).data_ptr() for x in column]
+                for column in self._columns_written()
+            ]
+            self._table.update(dict(enumerate(rows)))
 
     def _addresses(self, column: list[Any], copies: list[Tensor]) -> list[int]:
         """Return where tensors are that programs only read, or copies of them in their parameters' layout."""
