@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 from collections.abc import Sequence
@@ -75,6 +76,9 @@ class Table:
         flat += range(start, start + stop, self._constants.itemsize)
         self._buffer = on_host(flat, self.device)
         self.pointers = self._buffer.to(self.device, non_blocking=True)
+        # The memory of the buffer, which is that of `pointers` on the CPU.
+        words = ctypes.c_int64 * self._buffer.numel()
+        self._words = words.from_address(self._buffer.data_ptr())
         memory = (self.pointers, self.sizes, self.blocks, self.chunk_leaf)
         memory += (self.chunk_start, self.leaf_chunks)
         self.addresses = list(map(Tensor.data_ptr, memory))
@@ -97,8 +101,11 @@ class Table:
             if row == self._rows[i]:
                 continue
             self._rows[i] = row
-            self._are_aligned[i] = _are_aligned(row)
             window = slice(i * self.leaves, (i + 1) * self.leaves)
+            if self.device.type == "cpu":
+                self._words[window] = row
+                continue
+            self._are_aligned[i] = _are_aligned(row)
             source = on_host(row, self.device)
             if is_captured(self.device):  # replays copy from memory that stays
                 source = self._buffer[window].copy_(source)

@@ -155,7 +155,7 @@ class Plan:
     def _moves_to(self, memory: list[Tensor]) -> bool:
         """Have the bundles find other memory of the same layout; return whether they may use it."""
         # Members that no bundle runs may share memory with others, too.
-        if self.rest or self._with_equal_slots:
+        if self.rest or not all(map(ARE_STILL_EQUAL, self._with_equal_slots)):
             return False
         if self._extents is None:
             self._extents = list(map(extent_of, memory))

@@ -470,6 +470,10 @@ class KernelBundle(MemberBundle):
         self._may_be_captured = self.device.type not in NEVER_CAPTURED
         self._written = 0  # the number of arguments that kernels write
         self._params = [member.param for member in members]
+        # The tensors that kernels write: parameters, and the slots of each key.
+        self._columns: list[list[Any]] = [self._params]
+        for key in self.signature.slots_by_leaf:
+            self._columns.append([member.state[key] for member in members])
         self.leaf_names = [[member.name for member in members]]
         self._blocks: list[int] = []  # the number of entries in each block of each leaf
         # The sizes of the groups of axes of each leaf, by phase, and where the values are that have these.
@@ -651,10 +655,9 @@ class KernelBundle(MemberBundle):
 
     def _first_table(self, read: list[list[int]]) -> Table:
         """Return where parameters and slots are, and the arguments in `read`."""
-        columns = self._columns_written()
-        self._written = len(columns)
+        self._written = len(self._columns)
         rows: list[list[int]] = []
-        for column in columns:
+        for column in self._columns:
             pairs = zip(column, self._params, strict=True)
             aliases = [alias(tensor, param, True) for tensor, param in pairs]
             rows.append(list(map(Tensor.data_ptr, aliases)))
@@ -664,21 +667,15 @@ class KernelBundle(MemberBundle):
             *(sizes, rows + read, self.device, chunk, self._blocks, self._constants)
         )
 
-    def _columns_written(self) -> list[list[Any]]:
-        """Return the tensors that programs write: parameters, and the slots of each key."""
-        columns: list[list[Any]] = [self._params]
-        for key in self.signature.slots_by_leaf:
-            columns.append([member.state[key] for member in self.members])
-        return columns
-
     def locate(self) -> None:
+        if self._table is None:
+            return
+        columns: list[list[Any]] = self._columns
+        if self.signature.sharded:
+            columns = [list(map(local, column)) for column in columns]
         # An alias begins where its tensor does.
-        if self._table is not None:
-            rows = [
-                [local(x).data_ptr() for x in column]
-                for column in self._columns_written()
-            ]
-            self._table.update(dict(enumerate(rows)))
+        rows = [list(map(Tensor.data_ptr, column)) for column in columns]
+        self._table.update(dict(enumerate(rows)))
 
     def _addresses(self, column: list[Any], copies: list[Tensor]) -> list[int]:
         """Return where tensors are that programs only read, or copies of them in their parameters' layout."""
