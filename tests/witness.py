@@ -50,7 +50,7 @@ def chain_of(name: str, variant: str) -> Any:
     options = example_of(factory)
     if variant == "int8":
         options["state_dtype"] = "int8"
-    if variant in ("int8", "triton"):
+    if variant in ("int8", "clip", "triton"):
         for size in {"block_size", "max_preconditioner_dim"} & options.keys():
             options[size] = 32  # these leaves would have thousands of tiny blocks
     tx = factory(**options)
