@@ -114,7 +114,10 @@ class GroupSettings:
         """Clear the caches."""
         # The group's contents and the values when `values` was last computed.
         self._seen: list[Any] = []
-        self._values: Values = {}
+        # At first those of the transformation, which its constructor has accepted.
+        self._values: Values = {
+            name: entry.value for name, entry in self.entries.items()
+        }
         self._chains: dict[torch.device, tuple[Values, GradientTransformation]] = {}
 
     def follows_schedule(self, name: str) -> bool:
