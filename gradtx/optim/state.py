@@ -245,9 +245,9 @@ class States:
         params: list[Tensor],
         members: Mapping[Tensor, Member],
     ) -> tuple[OptimizerRun, dict[torch.device, Route]]:
-        """Return a run of `init`, and the chain of a group, expanded for each device: that of the last call, if it fits.
+        """Return a run of `init`, and a group's chain, expanded for each device: those of the last call if they fit.
 
-        The constructor and the first step mostly need the same one.
+        The constructor and the first step mostly need the same ones.
         """
         chains: dict[torch.device, GradientTransformation] = {}
         for param in params:
