@@ -82,12 +82,13 @@ class States:
         created: Members whose slots the present step has created, with their attributes and state before.
     """
 
+    _last_start: _Start | None = None
+
     def __init__(self, members: Members):
         self.members = members
         self.by_param: MutableMapping[Tensor, State] = {}
         self.seen_slots: dict[Storage, set[StateKey]] = {}
         self.created: list[tuple[Member, dict[str, Any], State]] = []
-        self._last_start: _Start | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # The expanded chain consists of functions.
