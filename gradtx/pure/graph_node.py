@@ -23,18 +23,23 @@ from gradtx.base.ambient import without_ambient
 from gradtx.base.exact import Schedule
 from gradtx.base.forward import Transformation
 from gradtx.base.plain import are_dense
-from gradtx.plans.bundle import FunctionOf, list_function_of
 from gradtx.plans.hyperparameters import ChainOf
 from gradtx.pure import tree_program as _trees
 from gradtx.pure import tree_run as _pure
 
-# Makes functions of phases; `gradtx.optim`, which this module may not import, replaces it by that of kernels.
-function_of: FunctionOf = list_function_of
 # Compilers fuse the rules of few leaves with what surrounds the update; for more, this takes them too long.
 FEW_LEAVES = 16
 # Parameters that one call of `gradtx::add` updates: compilers need time that is quadratic in the number of its results.
 LEAVES_OF_A_CALL = 32
 _KEYS = itertools.count()
+
+
+def function_of(*arguments: Any) -> Any:
+    """Return the function of a phase, of kernels if there are some; their writers are imported on use."""
+    from gradtx.plans.kernel_function import kernel_function_of
+
+    return kernel_function_of(*arguments)
+
 
 # Dynamo traces these functions.
 

@@ -30,7 +30,7 @@ from gradtx.optim.engine.views import (
 )
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import DeviceCount, Member, TensorKind
-from gradtx.optim.step import COUNT, NONES, STATE, Step
+from gradtx.optim.step import COUNT, STATE, Step
 from gradtx.plans.families import LeafKind, forms_of, in_families
 from gradtx.plans.function import Signature
 
@@ -51,6 +51,8 @@ class Plan:
 
     Attributes:
         reasons: Why the engine does not run some of them, by name.
+        needs_run: Whether bundles read or hand over values by the run of a step.
+        has_moved: Whether the memory of the present step is not that of the last one.
         gradients_are_as_planned: Whether the gradients of the present step have the types and layouts of those for
             which the plan was made; otherwise only the same dtypes and shapes.
     """
@@ -90,6 +92,9 @@ class Plan:
                 for key in bundle.signature.slots:
                     self._slot_states.append(member.state)
                     self._slot_keys.append(key)
+        self.has_moved = False
+        self._extents: list[int] | None = None
+        self.needs_run = any(bundle.needs_run() for bundle in bundles)
         self._tensors = self._present_tensors()
         self._guard = MemoryGuard(self._tensors)
         # Of gradients and all other tensors together.
@@ -117,45 +122,57 @@ class Plan:
         return are_same and self._guard.holds(present)
 
     def matches(self, fingerprint: Any, members: list[Member]) -> bool:
-        """Whether the input is the same, and all parameters and slots have the same memory, sizes and strides."""
-        return (
-            fingerprint == self.fingerprint
-            and all(map(operator.is_, map(STATE, members), self._states))
-            and self._has_tensors(list(map(GRADIENT, self._params)))
-        )
+        """Whether the input is the same, and parameters and slots are the same tensors, of the same sizes and strides.
 
-    def is_repeated(self) -> bool:
-        """Whether a plan of the same members and states matches, and all gradients are there and dense."""
-        gradients = list(map(GRADIENT, self._params))
-        return (
-            all(map(operator.is_not, gradients, NONES))
-            and STRIDED.issuperset(map(LAYOUT, gradients))
-            and self._has_tensors(gradients)
-        )
-
-    def _has_tensors(self, gradients: list[Any]) -> bool:
-        """Whether tensors have the same memory, sizes and strides; gradients have their own memory."""
+        If their memory has been replaced, as by `param.data = ...`, bundles find it again.
+        """
+        self.has_moved = False
+        if fingerprint != self.fingerprint or any(
+            map(operator.is_not, map(STATE, members), self._states)
+        ):
+            return False
         present = self._present_tensors()
         if not all(map(operator.is_, present, self._tensors)):
             return False
-        memory = self._guard.unmoved(present)
-        if memory is None:
+        memory = self._guard.memory_of(present)
+        if memory is None or not self._have_same_layout(memory):
             return False
+        if self._guard.have_moved(memory):
+            return self._moves_to(memory)
+        return all(map(ARE_STILL_EQUAL, self._with_equal_slots))
+
+    def _have_same_layout(self, memory: list[Tensor]) -> bool:
+        """Whether memory and present gradients have the planned dtypes, sizes and strides."""
+        gradients = list(map(GRADIENT, self._params))
         # A shortcut: one comparison of all tensors.
         are_planned = self._are_planned
         self.gradients_are_as_planned = True
-        if are_planned is None or not are_planned(*gradients, *memory):
-            self.gradients_are_as_planned = (
-                self._have_planned_layout is not None
-                and self._have_planned_layout(*gradients)
-            )
-            have_forms = (
-                self.gradients_are_as_planned
-                or list(map(form_of, gradients)) == self._gradient_forms
-            )
-            if not (have_forms and self._guard.have_same_layout(*memory)):
-                return False
-        return all(map(ARE_STILL_EQUAL, self._with_equal_slots))
+        if are_planned is not None and are_planned(*gradients, *memory):
+            return True
+        self.gradients_are_as_planned = (
+            self._have_planned_layout is not None
+            and self._have_planned_layout(*gradients)
+        )
+        have_forms = (
+            self.gradients_are_as_planned
+            or list(map(form_of, gradients)) == self._gradient_forms
+        )
+        return have_forms and self._guard.have_same_layout(*memory)
+
+    def _moves_to(self, memory: list[Tensor]) -> bool:
+        """Have the bundles find other memory of the same layout; return whether they may use it."""
+        # Members that no bundle runs may share memory with others, too.
+        if self.rest or not all(map(ARE_STILL_EQUAL, self._with_equal_slots)):
+            return False
+        if self._extents is None:
+            self._extents = list(map(extent_of, memory))
+        if have_overlap(list(map(Tensor.data_ptr, memory)), self._extents):
+            return False
+        for bundle in self.bundles:
+            bundle.locate()
+        self._guard.follow(memory)
+        self.has_moved = True
+        return True
 
 
 # What a plan depends on, except gradients and the addresses of tensors: of the members, and of the step.
@@ -239,10 +256,7 @@ def _device_and_bytes(tensor: Tensor) -> tuple[str, int] | None:
     """Return the device of a tensor and the bytes from its first to its last entry; None if it has no memory."""
     if not tensor.numel() or tensor.device.type == "meta":
         return None
-    last = 0
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        last += (size - 1) * stride
-    return str(tensor.device), (last + 1) * tensor.element_size()
+    return str(tensor.device), extent_of(tensor)
 
 
 def _form_of_member(member: Member) -> Any:
@@ -273,6 +287,25 @@ def _form_of_tensor(tensor: Tensor) -> tuple[Any, ...]:
         tensor.is_inference(),
         holds_its_values(tensor),
     )
+
+
+def extent_of(tensor: Tensor) -> int:
+    """Return the bytes from the first to the last entry of a tensor."""
+    if not tensor.numel():
+        return 0
+    last = 0
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        last += (size - 1) * stride
+    return (last + 1) * tensor.element_size()
+
+
+def have_overlap(addresses: list[int], extents: list[int]) -> bool:
+    """Whether spans of memory overlap, given their first addresses, if all were on one device."""
+    starts, ends = [], []
+    for start, extent in sorted(zip(addresses, extents, strict=True)):
+        starts.append(start)
+        ends.append(start + extent)
+    return any(map(operator.gt, ends, starts[1:]))
 
 
 # More than the gradients of two or three tasks in turn, or of an alternating schedule, have.
@@ -338,7 +371,7 @@ class Engine(ABC):
             plan = None
         if plan is None and released is None:
             plan = self._returning(fingerprint, members)
-        if plan is None and not self.runs_on(step.run.device):
+        if plan is None and not self.runs_on(step.device):
             return [], members
         known: dict[Member, LeafKind] = {}
         alike: list[list[Member]] = []
@@ -351,6 +384,8 @@ class Engine(ABC):
             # Raises for invalid steps, as without an engine.
             leaves = step.outlines([first for first, *_ in alike])
         try:
+            if plan is not None and plan.has_moved:
+                self._forget_replaced(step.by_param)
             if plan is None:
                 if released is None:
                     self.reasons = {}
@@ -372,14 +407,19 @@ class Engine(ABC):
         for i, plan in enumerate(self._kept):
             if plan.matches(fingerprint, members):
                 self._kept.insert(0, self._kept.pop(i))
+                plan.members = members
                 self.reasons = plan.reasons
                 return plan
         return None
 
     def _keep(self, plan: Plan, by_param: Mapping[Tensor, Member]) -> None:
         """Keep a plan for steps that return to it, and drop those whose tensors have been replaced."""
-        present = [kept for kept in self._kept if kept.is_of(by_param)]
-        self._kept = [plan, *present[: KEPT_PLANS - 1]]
+        self._forget_replaced(by_param)
+        self._kept = [plan, *self._kept[: KEPT_PLANS - 1]]
+
+    def _forget_replaced(self, by_param: Mapping[Tensor, Member]) -> None:
+        """Drop plans that hold tensors or memory that parameters no longer have."""
+        self._kept = [kept for kept in self._kept if kept.is_of(by_param)]
 
     def forget(self) -> None:
         """Drop all plans, which hold parameters and slots."""
@@ -567,9 +607,10 @@ class Engine(ABC):
             self.reasons.update({member.name: reason for member in members})
 
 
-def begin(plan: Plan, step: Any) -> None:
-    """Pass each bundle its arguments for a `Step` or `WarmStep`; bundles with the same scalars get the same list."""
+def begin(plan: Plan, step: Step) -> None:
+    """Pass each bundle its arguments for a step; bundles with the same scalars get the same list."""
     scalars: dict[Any, list[Any]] = {}
+    run = step.run if plan.needs_run else None
     for bundle in plan.bundles:
         member = bundle.members[0]
         # Bundles whose equal slots had the same values when the plan was made may have other values by now.
@@ -577,14 +618,14 @@ def begin(plan: Plan, step: Any) -> None:
         key = member.group, member.count, id(shared)
         if key not in scalars:
             scalars[key] = _scalars_of(member, bundle.signature, step)
-        bundle.begin(step.run, scalars[key], step.on_host)
+        bundle.begin(run, scalars[key], step.on_host)
         bundle.consumes = step.consumes
         bundle.are_as_planned = plan.gradients_are_as_planned
         if bundle.signature.has_owners:
             bundle.set_leaves(step.leaves_of(bundle.members))
 
 
-def _scalars_of(member: Member, signature: Signature, step: Any) -> list[Any]:
+def _scalars_of(member: Member, signature: Signature, step: Step) -> list[Any]:
     """Return the scalars that the leaves of a bundle share, in the order of `Signature`."""
     count = member.count
     scalars = [

@@ -102,11 +102,20 @@ class MemberBundle(ListBundle):
             key: [member.state[key] for member in members] for key in signature.equal
         }
 
+    def needs_run(self) -> bool:
+        signature = self.signature
+        return bool(signature.shared or signature.by_leaf) or super().needs_run()
+
     def slots_are_still_equal(self) -> bool:
         """Whether the values of all equal slots are still equal."""
         return all(
             len(set(map(Tensor.item, slots))) == 1 for slots in self._equal.values()
         )
+
+    def locate(self) -> None:
+        """Find parameters and slots whose memory has been replaced."""
+        for chunk in self._chunks:
+            chunk.locate()
 
     def set_leaves(self, leaves: list[Leaf]) -> None:
         """Receive the leaves of the current step whose links are computed by owners."""
@@ -213,13 +222,22 @@ class Chunk:
         )
         self._params = [member.param for member, _ in pieces]
         self.names = [member.name for member, _ in pieces]
-        columns = [self._params]
+        # The tensors that programs write: parameters, and the slots of each key.
+        self._written = [self._params]
         for key in signature.slots_by_leaf:
-            columns.append([member.state[key] for member, _ in pieces])
-        self._columns = [self._written_column(column) for column in columns]
+            self._written.append([member.state[key] for member, _ in pieces])
+        self._columns: list[list[Tensor]] = [[] for _ in self._written]
+        self.locate()
         self._first_entries = (
             [_first_entry(*piece) for piece in pieces] if signature.positional else None
         )
+
+    def locate(self) -> None:
+        """Find the memory of the tensors that programs write."""
+        for i, tensors in enumerate(self._written):
+            column = list(map(Tensor.data_ptr, self._columns[i]))
+            if not column or column != list(map(Tensor.data_ptr, tensors)):
+                self._columns[i] = self._written_column(tensors)
 
     def _written_column(self, column: list[Tensor]) -> list[Tensor]:
         """Return the parameters, or a slot of each, as programs write them."""
