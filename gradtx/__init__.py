@@ -12,7 +12,6 @@ from sys import modules as _modules
 
 from gradtx.base.names import public_value as _public_value
 from gradtx.base.names import publish as _publish
-from gradtx.base.names import register_former_modules as _register_former_modules
 from gradtx.base.table import CLASSES as _CLASSES
 from gradtx.base.table import MODULES as _MODULES
 from gradtx.rules import alias as alias
@@ -64,7 +63,6 @@ def _hint(name: str) -> str:
     return f"; {hint}" if hint else ""
 
 
-_register_former_modules()
 for _name, _module in _MODULES.items():
     if f"gradtx.{_module}" in _modules:
         _load(_name)

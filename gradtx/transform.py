@@ -177,7 +177,7 @@ class GradientTransformation:
     ) -> tuple[Any, dict[str, Any]]:
         is_traced = torch.compiler.is_dynamo_compiling()
         update = _graphs.update if is_traced else _list_trees.update
-        call = _pure.Call(self, updates, state, params, extras)
+        call = _pure.UpdateCall(self, updates, state, params, extras)
         kinds, _ = self._requirements()
         if "grad_sample" in kinds and "grad_sample" not in extras:
             call = _pure.with_examples(call)

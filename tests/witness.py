@@ -32,8 +32,9 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from tqdm import tqdm
 
 import gradtx
-from gradtx.base.dtensor import full_tensor, local
+from gradtx.base.dtensor import local
 from gradtx.compiler.triton import is_importable
+from gradtx.distributed.redistribution import full_tensor
 from tests.conformance import bits
 from tests.examples import example_of
 
@@ -49,8 +50,8 @@ def chain_of(name: str, variant: str) -> Any:
     options = example_of(factory)
     if variant == "int8":
         options["state_dtype"] = "int8"
-        if "block_size" in options:  # these leaves would have thousands of tiny blocks
-            options["block_size"] = 32
+        for size in {"block_size", "max_preconditioner_dim"} & options.keys():
+            options[size] = 32  # these leaves would have thousands of tiny blocks
     tx = factory(**options)
     return gradtx.chain(gradtx.clip_by_global_norm(0.5), tx) if variant == "clip" else tx
 

@@ -14,10 +14,12 @@ from torch.nn.parameter import Parameter, is_lazy
 
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
-from gradtx.base.dtensor import distributed_like, gradient_like, local, total
+from gradtx.base.dtensor import local
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU
 from gradtx.base.tree import check_names
+from gradtx.distributed.redistribution import distributed_like, gradient_like
+from gradtx.distributed.sums import total
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Leaf, Route
 from gradtx.execution.runs import Run

@@ -19,15 +19,16 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx.base.complex_views import as_complex, as_real, real_views
-from gradtx.base.dtensor import distributed_like, from_local_like, is_sharded, local
+from gradtx.base.dtensor import from_local_like, is_sharded, local
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import CPU
 from gradtx.base.messages import describe
 from gradtx.base.plain import is_plain
 from gradtx.distributed.layouts import pieces_at, team_of
+from gradtx.distributed.redistribution import distributed_like
 from gradtx.execution.execute import Leaf, Route, initialize
 from gradtx.execution.owners import with_regions
-from gradtx.execution.runs import Memory, Place, memory_of
+from gradtx.execution.runs import OwnMemory, Place, memory_of
 from gradtx.optim.groups import GroupSettings
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import assign_owners, divided_keys, states_of_owners
@@ -479,7 +480,7 @@ def _with_memory_apart(
     states: Mapping[Any, State], members: Collection[Tensor]
 ) -> dict[Any, State]:
     """Return states with copies of all tensors but the first of those that share memory."""
-    memory = Memory()
+    memory = OwnMemory()
     apart = dict(states)
     for param in members:
         copies: State = {}

@@ -16,7 +16,7 @@ from torch import Tensor
 from gradtx.arguments import has_schedule
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import SWITCH, note_program
-from gradtx.base.dtensor import gradient_like, is_sharded
+from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU, python_scalar
 from gradtx.base.messages import describe
@@ -24,6 +24,7 @@ from gradtx.base.plain import LAYOUT, STRIDED
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
 from gradtx.distributed.collectives import Relay
+from gradtx.distributed.redistribution import gradient_like
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import (
     FROZEN,

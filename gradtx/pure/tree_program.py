@@ -47,8 +47,8 @@ from gradtx.plans.hyperparameters import ChainOf, Hyperparameters
 from gradtx.plans.phases import RecordedPhase
 from gradtx.pure import tree_run as _pure
 from gradtx.pure.tree_run import (
-    Call,
     TreeRun,
+    UpdateCall,
     as_scalar,
     count_after,
     records_gradients,
@@ -64,7 +64,7 @@ class UnsuitableError(Exception):
     """Raised for a call that no program can run."""
 
 
-def update(call: Call) -> Any:
+def update(call: UpdateCall) -> Any:
     """Return the result of `_pure.update`, computed by a program; None if no program can run this call."""
     if (
         runs_eagerly()
@@ -142,7 +142,7 @@ def _program_for(
 
 
 def _recorded(
-    call: Call,
+    call: UpdateCall,
     structure: Any,
     tensors: list[Tensor],
     equal_counts: tuple[int, ...],
@@ -278,7 +278,7 @@ class TreeProgram:
 
     def __init__(
         self,
-        call: Call,
+        call: UpdateCall,
         run: TreeRun,
         leaves: dict[str, Leaf],
         structure: Any,
@@ -313,10 +313,10 @@ class TreeProgram:
         trees = _tree.named(params), old, _tree.named(updates)
         # The leaves without a program: their slots, and the indices of their arguments.
         self._alone: dict[str, tuple[list[StateKey], list[int]]] = {}
-        self._bundles: list[_TreeBundle] = []
+        self._bundles: list[TreeBundle] = []
         chain = ChainOf(call.tx, hyperparameters.structure)
 
-        def first(kind: LeafKind, row: _Row) -> Family[_Row]:
+        def first(kind: LeafKind, row: TreeRow) -> Family[TreeRow]:
             signature = self._signature(call, run, row, kind, tensors, known)
             return Family(kind, signature, row.leaf.operations, chain, on_host)
 
@@ -356,14 +356,14 @@ class TreeProgram:
         count_of: dict[str, int],
         trees: tuple[Any, NestedState, Any],
         tensors: list[Tensor],
-    ) -> list[_Row]:
+    ) -> list[TreeRow]:
         """Return the leaves that may have a program; the others stay alone."""
-        rows: list[_Row] = []
+        rows: list[TreeRow] = []
         for name, leaf in leaves.items():
             if not leaf.has_gradient:
                 continue
             count = count_of.get(name, self._step)
-            row = _Row.of(leaf, count, *trees, tensors)
+            row = TreeRow.of(leaf, count, *trees, tensors)
             # Whether recording is worth an attempt.
             if all(
                 operation.has_program(leaf, skips_work=True)
@@ -374,11 +374,11 @@ class TreeProgram:
                 self._leave_alone(row)
         return rows
 
-    def _leave_alone(self, row: _Row) -> None:
+    def _leave_alone(self, row: TreeRow) -> None:
         """Note where a leaf's arguments are, but not its tensors, which a program must not keep alive."""
         self._alone[row.leaf.name] = row.slots, row.indices
 
-    def _add_bundles(self, family: Family[_Row]) -> None:
+    def _add_bundles(self, family: Family[TreeRow]) -> None:
         """Create the bundles of a family; leaves that cannot be recorded stay alone."""
         shared = [self._shared[place] for place in family.signature.shared]
         programs = family.programs(self._function_of, {})
@@ -388,15 +388,15 @@ class TreeProgram:
                 for row in rows:
                     self._leave_alone(row)
             else:
-                bundle = _TreeBundle(rows, phases, shared)
+                bundle = TreeBundle(rows, phases, shared)
                 bundle.function_of = self._function_of
                 self._bundles.append(bundle)
 
     def _signature(
         self,
-        call: Call,
+        call: UpdateCall,
         run: TreeRun,
-        row: _Row,
+        row: TreeRow,
         kind: LeafKind,
         tensors: list[Tensor],
         known: dict[str, Tensor],
@@ -477,7 +477,7 @@ class TreeProgram:
 
     def __call__(
         self,
-        call: Call,
+        call: UpdateCall,
         tensors: list[Tensor],
         scalars: list[Any],
         extras: Iterable[Tensor],
@@ -495,7 +495,7 @@ class TreeProgram:
             run, leaves = _pure.begin(call, self._alone)
         for i in self._counted:
             results[i] = tensors[i] + 1
-        calls: list[_TreeBundle] = []
+        calls: list[TreeBundle] = []
         for bundle in self._bundles:
             bundle = bundle.of_call(tensors, results)
             shared = [tensors[i] for i in bundle.shared]
@@ -546,7 +546,7 @@ class TreeProgram:
         self,
         run: TreeRun,
         leaves: dict[str, Leaf],
-        call: Call,
+        call: UpdateCall,
         old: list[Tensor],
         results: list[Any],
     ) -> None:
@@ -566,7 +566,7 @@ class TreeProgram:
 
 
 def _check_call(
-    call: Call, run: TreeRun, leaves: dict[str, Leaf], known: Collection[str]
+    call: UpdateCall, run: TreeRun, leaves: dict[str, Leaf], known: Collection[str]
 ) -> None:
     """Check that programs may run a call.
 
@@ -585,7 +585,7 @@ def _check_call(
         raise UnsuitableError
 
 
-class _Row(NamedTuple):
+class TreeRow(NamedTuple):
     """The arguments of a leaf.
 
     Attributes:
@@ -611,7 +611,7 @@ class _Row(NamedTuple):
         state: NestedState,
         gradients: dict[str, int],
         tensors: list[Tensor],
-    ) -> _Row:
+    ) -> TreeRow:
         """Return the arguments of a leaf from trees of indices of tensors."""
         slots: dict[StateKey, Any] = {
             (path, slot): i
@@ -635,7 +635,7 @@ class _Row(NamedTuple):
         )
 
 
-class _TreeBundle(ListBundle):
+class TreeBundle(ListBundle):
     """Leaves with the same program, whose tensors are those of a call with these indices; each call has a copy.
 
     Args:
@@ -653,7 +653,7 @@ class _TreeBundle(ListBundle):
 
     def __init__(
         self,
-        rows: list[_Row],
+        rows: list[TreeRow],
         phases: list[RecordedPhase],
         shared: list[int],
     ):
@@ -670,9 +670,9 @@ class _TreeBundle(ListBundle):
         names = [row.leaf.name for row in rows]
         self.leaf_names = [names[chunk] for chunk in self._chunks]
 
-    def of_call(self, tensors: list[Tensor], results: list[Any]) -> _TreeBundle:
+    def of_call(self, tensors: list[Tensor], results: list[Any]) -> TreeBundle:
         """Return a copy for a call."""
-        bundle = object.__new__(_TreeBundle)
+        bundle = object.__new__(TreeBundle)
         bundle.__dict__.update(self.__dict__, tensors=tensors, results=results)
         return bundle
 

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from gradtx.base.chunks import chunks
 from gradtx.base.complex_views import as_real
-from gradtx.base.dtensor import PartialSum, local, with_pending_sums
+from gradtx.base.dtensor import local, with_pending_sums
 from gradtx.base.plain import TYPES
 from gradtx.base.torch_names import copy_each_
 from gradtx.distributed.layouts import rows_are_whole
+from gradtx.distributed.sums import PartialSum
 from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.execution.leaf_rule import OfLeaf
 from gradtx.execution.owners import has_regions
