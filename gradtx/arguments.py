@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import numbers
 import types
 import typing
@@ -45,21 +46,32 @@ class Range:
         try:
             self.off = float(off or 0.0)
             low, high = self.text[1:-1].split(",")
-            self._low, self._high = float(low), float(high)
+            self.low, self.high = float(low), float(high)
         except ValueError:
             raise ValueError(
                 f"an interval beside a type is written as in '[0, 1)', got {text!r}"
             ) from None
         self._open_low, self._open_high = text[0] == "(", self.text[-1] == ")"
 
+    def between(self, x: float, end: float, share: float) -> float:
+        """Return a number between `x` and an end of the interval, after a share of the way.
+
+        An infinite end counts as 1 / (1 - share) times as far from 0 as `x`.
+        """
+        if not share:
+            return x
+        if math.isinf(end):
+            return x + math.copysign(abs(x) / (1 - share), end)
+        return x + share * (end - x)
+
     def nearest(self, x: float) -> float:
         """Return the nearest number in the interval if `x` is outside by no more than `ROUNDING`, else `x`."""
-        inside = min(max(x, self._low), self._high)
+        inside = min(max(x, self.low), self.high)
         return inside if abs(x - inside) <= ROUNDING and inside in self else x
 
     def __contains__(self, x: float) -> bool:
-        above = x > self._low if self._open_low else x >= self._low
-        below = x < self._high if self._open_high else x <= self._high
+        above = x > self.low if self._open_low else x >= self.low
+        below = x < self.high if self._open_high else x <= self.high
         return above and below  # a NaN is in no interval
 
 
@@ -253,6 +265,13 @@ class Argument:
         )
         if not self.required:
             self.default = self.check(parameter.default)
+
+    def range_of(self, item: int) -> Range:
+        """Return the interval of a number, or of an item of a tuple."""
+        if not self._entries:
+            return self.range
+        _, interval = self._entries[min(item, len(self._entries) - 1)]
+        return interval
 
     @property
     def has_range(self) -> bool:

@@ -50,6 +50,7 @@ def chain_of(name: str, variant: str) -> Any:
     options = example_of(factory)
     if variant == "int8":
         options["state_dtype"] = "int8"
+    if variant in ("int8", "clip", "triton"):
         for size in {"block_size", "max_preconditioner_dim"} & options.keys():
             options[size] = 32  # these leaves would have thousands of tiny blocks
     tx = factory(**options)
@@ -171,7 +172,7 @@ def triton_texts(name: str, variant: str) -> list[str]:
         return []
     from tests.gpu.compile_kernels import sources_of
 
-    return sources_of(chain_of(name, variant))
+    return sources_of(chain_of(name, "triton" if variant == "leaves" else variant))
 
 
 def observed(name: str, variant: str, triton: bool) -> dict[str, Any]:
@@ -194,12 +195,17 @@ def observed(name: str, variant: str, triton: bool) -> dict[str, Any]:
     return results
 
 
-def everything(pattern: str) -> dict[str, Any]:
+def everything(pattern: str, file: Path | None = None) -> dict[str, Any]:
+    """What each optimizer gives; written to a file after each, if there is one, from which a later run goes on."""
     names = [name for name in sorted(gradtx.optim.classes.ALIASES.values()) if fnmatch.fnmatch(name, pattern)]
     has_triton = is_importable()
-    found = {}
+    found = json.loads(file.read_text()) if file is not None and file.exists() else {}
     for name, variant in tqdm([(name, variant) for name in names for variant in VARIANTS], unit="case"):
-        found[f"{name}, {variant}"] = observed(name, variant, has_triton)
+        case = f"{name}, {variant}"
+        if file is None or case not in found:
+            found[case] = observed(name, variant, has_triton)
+            if file is not None:
+                file.write_text(json.dumps(found, indent=1))
     return found
 
 
@@ -275,7 +281,7 @@ def main() -> int:
     file = arguments.folder / "results.json"
     if arguments.action == "write":
         arguments.folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(everything(arguments.only), indent=1))
+        everything(arguments.only, file)
         save(arguments.folder)
         return 0
     found = differences(json.loads(file.read_text()), everything(arguments.only)) + loads(arguments.folder)

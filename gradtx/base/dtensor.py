@@ -48,11 +48,11 @@ class MemoryGuard:
         self._specs: list[Any] = []
         if self._has_shards:
             self._specs = self._specs_of(tensors)
-        self.memory = self._memory_of(tensors)
+        self.memory = self._shards_of(tensors)
         self._addresses = list(map(Tensor.data_ptr, self.memory))
         self.have_same_layout = _torch.layout_check(self.memory)
 
-    def _memory_of(self, tensors: list[Any]) -> list[Tensor]:
+    def _shards_of(self, tensors: list[Any]) -> list[Tensor]:
         if not self._has_shards:
             return tensors
         pairs = zip(tensors, self._is_sharded, strict=True)
@@ -61,21 +61,30 @@ class MemoryGuard:
     def _specs_of(self, tensors: list[Any]) -> list[Any]:
         return list(map(_torch.SPEC, itertools.compress(tensors, self._is_sharded)))
 
-    def unmoved(self, tensors: list[Tensor]) -> list[Tensor] | None:
-        """Return the memory of as many other tensors; None if it is elsewhere, or is divided in another way."""
+    def memory_of(self, tensors: list[Tensor]) -> list[Tensor] | None:
+        """Return the memory of as many other tensors; None if it is divided in another way."""
         if self._has_shards:
             if list(map(is_sharded, tensors)) != self._is_sharded:
                 return None
             if self._specs_of(tensors) != self._specs:
                 return None
-            tensors = self._memory_of(tensors)
-        have_moved = list(map(Tensor.data_ptr, tensors)) != self._addresses
-        return None if have_moved else tensors
+        return self._shards_of(tensors)
+
+    def have_moved(self, memory: list[Tensor]) -> bool:
+        """Whether memory of the same layout is elsewhere."""
+        return list(map(Tensor.data_ptr, memory)) != self._addresses
+
+    def follow(self, memory: list[Tensor]) -> None:
+        """Take the place of other memory of the same layout."""
+        self.memory = memory
+        self._addresses = list(map(Tensor.data_ptr, memory))
 
     def holds(self, tensors: list[Tensor]) -> bool:
         """Whether as many other tensors have the same memory, layouts and placements."""
-        memory = self.unmoved(tensors)
-        return memory is not None and self.have_same_layout(*memory)
+        memory = self.memory_of(tensors)
+        if memory is None or self.have_moved(memory):
+            return False
+        return self.have_same_layout(*memory)
 
 
 def from_local_like(

@@ -434,6 +434,8 @@ class Enter(RuleOperation):
     def init(self, leaf: Leaf) -> None:
         """Do nothing: `Leave` creates the frame's slots, after the inner ones."""
 
+    starts_alike = True
+
     def _begin(self, leaf: Leaf) -> Steps | None:
         leaf.saved[self] = Entered.of(leaf)
         clock = self.frame.clock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 from collections.abc import Sequence
@@ -56,6 +57,9 @@ class Table:
         self._buffer = on_host(flat, self.device)
         self.pointers = self._buffer.to(self.device, non_blocking=True)
         self.address = self.pointers.data_ptr()
+        # The memory of the buffer, which is that of `pointers` on the CPU.
+        words = ctypes.c_int64 * self._buffer.numel()
+        self._words = words.from_address(self._buffer.data_ptr())
 
     @property
     def is_aligned(self) -> bool:
@@ -75,8 +79,11 @@ class Table:
             if row == self._rows[i]:
                 continue
             self._rows[i] = row
-            self._are_aligned[i] = _are_aligned(row)
             window = slice(i * self.leaves, (i + 1) * self.leaves)
+            if self.device.type == "cpu":
+                self._words[window] = row
+                continue
+            self._are_aligned[i] = _are_aligned(row)
             source = on_host(row, self.device)
             if is_captured(self.device):  # replays copy from memory that stays
                 source = self._buffer[window].copy_(source)

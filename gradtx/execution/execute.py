@@ -312,6 +312,16 @@ class Operation:
         """Write the leaf's initial slots to `leaf.new`."""
 
     @property
+    def starts_alike(self) -> bool:
+        """Whether leaves of one shape, dtype and device, which selectors treat alike, have equal initial slots."""
+        kind = type(self)
+        return (kind.init, kind.init_all) == (Operation.init, Operation.init_all)
+
+    def starts_at_zero(self, slot: str) -> bool:
+        """Whether an initial slot is 0 in all entries, if leaves start alike."""
+        return False
+
+    @property
     def following_slots(self) -> list[str]:
         """The slots that only leaves with 16-bit weights have, and that follow from others."""
         return []

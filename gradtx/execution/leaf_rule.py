@@ -196,6 +196,24 @@ class StageState:
                 raise
             return init(full_tensor(like), *random)
 
+    @property
+    def starts_alike(self) -> bool:
+        """Whether initial slots depend on the shape, dtype and device of a leaf alone; see `Operation`."""
+        rule = self._rule
+        if rule.init is None:
+            return True
+        # Random keys of codes depend on the name of the leaf.
+        is_its_own = rule.seed is not None or rule.inner is not None or self.store.draws
+        if is_its_own or self._space is not None or not rule.slots:
+            return False
+        return all(slot.starts_alike for slot in rule.slots.values())
+
+    def starts_at_zero(self, slot: str) -> bool:
+        """Whether an initial slot is stored as zeros."""
+        declared = self._rule.slots.get(slot)
+        is_coded = self.store.storage is not None and self.store.storage.has_codes
+        return declared is not None and declared.starts_at_zero and not is_coded
+
     def first(
         self, leaf: Leaf, old: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
@@ -429,6 +447,13 @@ class RuleOperation(Operation):
         slots = self.stage.first(leaf)
         if slots:
             leaf.new[self.path] = slots
+
+    @property
+    def starts_alike(self) -> bool:
+        return type(self).init is RuleOperation.init and self.stage.starts_alike
+
+    def starts_at_zero(self, slot: str) -> bool:
+        return self.stage.starts_at_zero(slot)
 
     @property
     def following_slots(self) -> list[str]:

@@ -78,7 +78,6 @@ class Core:
         agreed: The values of each group whose hyperparameters are known to agree, as the last check saw them.
         known_counts: The counts after the last step, if they are known.
         defaults: The optimizer's `defaults`, as it was made with.
-        warm: A step like the last one (`WarmStep`), if the next one may be that.
     """
 
     members: Members
@@ -93,11 +92,10 @@ class Core:
     agreed: list[Values] = field(default_factory=list[Values])
     known_counts: KnownCounts | None = None
     defaults: dict[str, Any] = field(default_factory=dict[str, Any])
-    warm: Any = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied tensor counts its writes from 0, and would later have the recorded version with another value.
-        return {**self.__dict__, "known_counts": None, "warm": None}
+        return {**self.__dict__, "known_counts": None}
 
     def at_state(
         self, params: Iterable[Tensor] | None = None, **changes: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from copy import copy
@@ -46,12 +47,115 @@ def check_differentiable(options: Mapping[str, Any]) -> None:
         )
 
 
+# Numbers that change together, whose box has 2 to this power corners.
+MOST_SIDES = 3
+# A box ends this far towards the end of a number's range, or beyond the number by about as many times its size.
+FAR = 0.999
+
 Group: TypeAlias = dict[str, Any]
 # Hyperparameters by their names in a group. A value is a number, a schedule, another option, or a tuple of these.
 Values: TypeAlias = dict[str, Any]
 UNSEEN = object()
+FLOATS = frozenset((float,))
 # Returns the count of the clock that the hyperparameters of a node follow; None if it is unknown.
 CountOf: TypeAlias = Callable[[Place], int | None]
+
+
+class AcceptedNumbers:
+    """Numbers for which the constructors of a chain raise no error.
+
+    Constructors compare a number with bounds and with other numbers, as in `lr * proximal > 1`. So those that they
+    accept beside the same others are an interval, and if they accept the corners of a box, which has the least and the
+    largest value of each number, they accept all of it. A scheduler writes another number for each step: the box is
+    made larger than one step needs, because each corner costs a construction of the chain.
+
+    Args:
+        tx: The chain.
+        entries: The hyperparameters, by their names in a group.
+    """
+
+    def __init__(self, tx: GradientTransformation, entries: Mapping[str, Entry]):
+        self._tx = tx
+        self._entries = entries
+        self._values: Values = {}  # those that were checked last
+        # The least and the largest value of numbers that have changed, by name and position in a tuple.
+        self._box: dict[tuple[str, int], tuple[float, float]] = {}
+
+    def check(self, values: Values, changed: Iterable[str]) -> None:
+        """Check values of which some have changed since the last check.
+
+        Raises:
+            TypeError, ValueError: If the constructor would raise it.
+        """
+        outside = self._outside(values, changed) if self._values else None
+        if outside is None or (outside and not self._reaches(values, outside)):
+            self._box = {}
+            self._construct(values)
+        self._values = values
+
+    def _construct(self, values: Values) -> None:
+        places = {self._entries[name].place: value for name, value in values.items()}
+        self._tx._replaced(places, checked=True)
+
+    def _outside(
+        self, values: Values, changed: Iterable[str]
+    ) -> dict[tuple[str, int], float] | None:
+        """Return the numbers outside the box; None if anything else has changed, or a number was or is off."""
+        outside: dict[tuple[str, int], float] = {}
+        for name in changed:
+            value, before = values[name], self._values[name]
+            are_numbers = are_floats(value) and are_floats(before)
+            if not are_numbers or len(items_of(value)) != len(items_of(before)):
+                return None
+            argument = self._entries[name].argument
+            pairs = zip(items_of(value), items_of(before), strict=True)
+            for i, (number, last) in enumerate(pairs):
+                if number == last:
+                    continue
+                if argument.range_of(i).off in (number, last):
+                    return None
+                low, high = self._box.setdefault((name, i), (last, last))
+                if not low <= number <= high:
+                    outside[name, i] = number
+        return outside
+
+    def _reaches(
+        self, values: Values, outside: Mapping[tuple[str, int], float]
+    ) -> bool:
+        """Enlarge the box so that it contains some numbers; return whether its corners are accepted."""
+        if len(self._box) > MOST_SIDES:
+            return False
+        for share in (FAR, 0.0):
+            box = dict(self._box)
+            for (name, i), number in outside.items():
+                interval = self._entries[name].argument.range_of(i)
+                low, high = box[name, i]
+                if number < low:
+                    low = interval.between(number, interval.low, share)
+                else:
+                    high = interval.between(number, interval.high, share)
+                box[name, i] = low, high
+            if self._are_accepted(values, box):
+                self._box = box
+                return True
+        return False
+
+    def _are_accepted(
+        self, values: Values, box: Mapping[tuple[str, int], tuple[float, float]]
+    ) -> bool:
+        """Whether the constructors accept the corners of a box, and the same other values."""
+        try:
+            for corner in itertools.product(*box.values()):
+                of_corner = dict(values)
+                for (name, i), number in zip(box, corner, strict=True):
+                    value = of_corner[name]
+                    of_corner[name] = number
+                    if isinstance(value, tuple):
+                        of_corner[name] = (*value[:i], number, *value[i + 1 :])
+                self._construct(of_corner)
+        except (TypeError, ValueError, ArithmeticError):
+            return False
+        return True
 
 
 class GroupSettings:
@@ -115,6 +219,7 @@ class GroupSettings:
         # The group's contents and the values when `values` was last computed.
         self._seen: list[Any] = []
         self._values: Values = {}
+        self._accepted = AcceptedNumbers(self.tx, self.entries)
         self._chains: dict[torch.device, tuple[Values, GradientTransformation]] = {}
 
     def follows_schedule(self, name: str) -> bool:
@@ -143,11 +248,11 @@ class GroupSettings:
                     changed.append(name)
                 values[name] = value
         if changed:
-            places = {self.entries[name].place: values[name] for name in values}
-            self.tx._replaced(places, checked=True)
+            self._accepted.check(values, changed)
             self._values = values
-        # Tensors, lists and arrays may be modified in place.
-        self._seen = [] if any(map(may_be_written, contents)) else contents
+        # Tensors, lists and arrays may be modified in place. Contents that were seen are none of these.
+        unseen = itertools.compress(contents, map(operator.is_not, contents, seen))
+        self._seen = [] if any(map(may_be_written, unseen)) else contents
         return self._values
 
     def _put_builtin(self, name: str) -> Any:
@@ -156,6 +261,8 @@ class GroupSettings:
         A tensor or an array stays, as in torch: its owner and schedulers write to it in place.
         """
         content = self.group[name]
+        if type(content) is float:
+            return content
         if has_array(content):
             return without_arrays(content)
         value = self.group[name] = as_builtin(content)
@@ -171,6 +278,10 @@ class GroupSettings:
 
     def settle(self, values: Values) -> None:
         """Take checked values for the next step: note changed schedules, and change the structure if necessary."""
+        numbers = self._other_numbers(values)
+        if numbers is not None:
+            self.settled, self._hyperparameters = values, numbers
+            return
         for name, value in values.items():
             if not has_schedule(value):
                 self.shown.pop(name, None)
@@ -178,6 +289,21 @@ class GroupSettings:
                 # `show` replaces it with its number.
                 self.sources[name] = self.shown[name] = value
         self._take(values, self.structure)
+
+    def _other_numbers(self, values: Values) -> Hyperparameters | None:
+        """Return the hyperparameters if only numbers that are arguments differ from those of the last step."""
+        numbers = self._hyperparameters
+        for name, value in values.items():
+            before = self.settled[name]
+            if value is before:
+                continue
+            if not (are_floats(value) and are_floats(before)):
+                return None
+            others = numbers.replaced(self.entries[name].place, items_of(value))
+            if others is None:
+                return None
+            numbers = others
+        return numbers
 
     def _take(
         self, values: Values, before: Structure = (), literals: bool = True
@@ -467,6 +593,13 @@ def have_same_values(a: Values, b: Values) -> bool:
 def are_identical(a: Collection[Any], b: Collection[Any]) -> bool:
     """Whether two collections contain the same objects in the same order."""
     return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def are_floats(value: Any) -> bool:
+    """Whether a value, or each item of a tuple, is a plain float."""
+    if type(value) is tuple:
+        return FLOATS.issuperset(map(type, value))
+    return type(value) is float
 
 
 def has_array(value: Any) -> bool:

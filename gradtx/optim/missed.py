@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.optim.run import COUNT, MISSED, DeviceCount, Member, missed_in, most_of
+from gradtx.optim.run import COUNT, MISSED, DeviceCount, Member, most_of
 
 
 class MissedUpdates:
@@ -20,21 +20,31 @@ class MissedUpdates:
 
     Args:
         members: All parameters, with the state and count before the step.
+        value: The missed updates in their states; None for 0.
         device: The device that counts.
         largest: The largest of these counts.
+
+    Attributes:
+        before: The number of updates before the step.
     """
 
     def __init__(
-        self, members: list[Member], device: torch.device, largest: int | Tensor
+        self,
+        members: list[Member],
+        value: Any,
+        device: torch.device,
+        largest: int | Tensor,
     ):
         self._members = members
-        self._before: list[Any] = list(map(COUNT, members))
+        self._counts: list[Any] = []
+        if not isinstance(largest, int):
+            self._counts = list(map(COUNT, members))
         self._largest = largest
-        value = missed_in(member.state for member in members)
         is_usable = isinstance(value, Tensor) and value.device == device
         if not (value is None or is_usable):  # the other one counted before
             value = torch.full((), int(value), dtype=torch.int64, device=device)
         self._value: Tensor | None = value
+        self.before = largest if value is None else self.updates(largest)
 
     def updates(self, largest: int | Tensor) -> Any:
         """Return the number of updates when the largest count is this one."""
@@ -42,28 +52,30 @@ class MissedUpdates:
             return largest
         return largest + (int(self._value) if isinstance(largest, int) else self._value)
 
-    def end(self, after: list[Any], tick: int | Tensor, stays: bool) -> bool:
+    def end(
+        self, after: list[Any], tick: int | Tensor, stays: bool, has_counted: bool
+    ) -> bool:
         """Write the missed updates after the step; return whether states have another tensor now.
 
         Args:
             after: The counts of the parameters after the step.
             tick: The increment of the step.
             stays: Whether a graph may repeat the step when the host knows other counts.
+            has_counted: Whether a count has risen.
         """
         if isinstance(self._largest, int):
-            has_missed = after != self._before and max(after) == self._largest
-            change: int | Tensor = int(has_missed)
+            change: int | Tensor = int(has_counted and max(after) == self._largest)
         else:
             change = self._change_on_device(after, tick, stays)
         if isinstance(change, Tensor) or change:
             self._add(change)
-        return self._store()
+        return self._value is not None and self._store(self._value)
 
     def _change_on_device(
         self, after: list[Any], tick: int | Tensor, stays: bool
     ) -> int | Tensor:
         """Return by how much the missed updates rise; 0 if the host knows that they do not."""
-        pairs = list(zip(self._before, after, strict=True))
+        pairs = list(zip(self._counts, after, strict=True))
         rising = {before for before, now in pairs if now is not before}
         others = {now for before, now in pairs if now is before}
         if not rising:
@@ -89,10 +101,10 @@ class MissedUpdates:
             self._value = self._value.clone()
         self._value += change
 
-    def _store(self) -> bool:
+    def _store(self, value: Tensor) -> bool:
         """Write the tensor into the states of all parameters with slots; return whether one lacked it."""
-        value, has_changed = self._value, False
-        for member in self._members if value is not None else ():
+        has_changed = False
+        for member in self._members:
             if member.layout.keys and member.state.get(MISSED) is not value:
                 member.state[MISSED] = value
                 has_changed = True

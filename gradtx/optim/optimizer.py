@@ -63,7 +63,6 @@ from gradtx.optim.parameters import Members
 from gradtx.optim.run import Extras, KnownClosure, Weights, check_closure
 from gradtx.optim.state import States
 from gradtx.optim.step import Step
-from gradtx.optim.warm import WarmStep
 from gradtx.plans.hyperparameters import each_item
 from gradtx.state.layout import by_state_key
 from gradtx.state.storage import check_patterns
@@ -367,10 +366,6 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 core.members.refuse_repeated()
             if core.traits.calls_again:
                 check_closure(core.members.by_param)
-        if core.warm is not None:
-            is_plain = scaling is None and self._released is None
-            if self._repeats(core, extras, is_plain and not consume_gradients):
-                return loss
         step: Step | None = None
         if self._released is not None:
             step = self._released.ending(core)
@@ -381,7 +376,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             core.offload.extras_on_host(extras)
             at_state = core.at_state(writes=True, consumes=consume_gradients)
         lent: list[Tensor] = []
-        passes_samples = SAMPLES in extras
+        reads_samples = SAMPLES in core.traits.known_extras and SAMPLES not in extras
         core.agreement.is_done = False
         with at_state:
             try:
@@ -394,8 +389,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 if self._hessian is not None:
                     self._hessian.supply(step, estimates)
                 step.apply()
-                core.warm = WarmStep.after(step)
-                mark_read(core, passes_samples)
+                if reads_samples:
+                    mark_read(core)
             except Exception:
                 core.agreement.report_failure(core.members)  # others must not wait
                 core.states.undo()
@@ -404,15 +399,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 core.states.created.clear()
                 for param in lent:
                     param.grad = None
-        self._end(core, scaling, consume_gradients)
+        if scaling is not None or consume_gradients:
+            self._end(core, scaling, consume_gradients)
         return step.run.estimated_loss if core.traits.estimates else loss
-
-    def _repeats(self, core: Core, extras: Extras, is_plain: bool) -> bool:
-        """Repeat the last step with other gradients if it is plain and nothing else has changed."""
-        warm, core.warm = core.warm, None  # it does not follow a step that fails
-        if is_plain and warm.applied(core, extras):
-            core.warm = warm
-        return core.warm is not None
 
     def _checked(
         self, core: Core, closure: Callable[[], Any] | None, extras: Extras

@@ -113,10 +113,8 @@ def _tensors_of(member: Member) -> list[Tensor]:
     return [tensor for tensor in tensors if isinstance(tensor, Tensor)]
 
 
-def mark_read(core: Core, passes_samples: bool) -> None:
-    """Mark the `grad_sample` of all parameters, unless the step has read others, which the caller passed."""
-    if passes_samples or SAMPLES not in core.traits.known_extras:
-        return
+def mark_read(core: Core) -> None:
+    """Mark the `grad_sample` of all parameters, which a step has read."""
     for member in core.members.by_param.values():
         for tensor in _tensors_of(member):
             setattr(tensor, READ_AT, version(tensor))

@@ -136,7 +136,6 @@ class ReleasedGradients:
         self._hooks.clear()
         optimizer = self._optimizer()
         if optimizer is not None:
-            optimizer._core.warm = None
             for engine in optimizer._core.back_ends:
                 engine.forget()
 

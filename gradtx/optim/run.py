@@ -6,7 +6,7 @@ import contextlib
 import operator
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,6 +25,9 @@ from gradtx.execution.execute import Leaf, Route
 from gradtx.execution.runs import Run
 from gradtx.pure.tree_run import as_scalar, moved_along
 from gradtx.state.layout import Layout, State
+
+if TYPE_CHECKING:
+    from gradtx.optim.step import Step
 
 # Up to this count, float32 holds every whole number.
 FLOAT32_COUNTS = 2**24
@@ -102,6 +105,19 @@ class TensorKind(NamedTuple):
         return f"{self.dtype} of shape {tuple(self.shape)} on {self.device}"
 
 
+# Of a parameter (None) and of each of its slots (its key).
+Kinds: TypeAlias = Mapping[str | None, TensorKind]
+
+
+def kinds_of(param: Tensor, layout: Layout, state: State) -> Kinds:
+    """Return the kinds of a parameter and of its slots; a slot that is no tensor has none."""
+    kinds: dict[str | None, TensorKind] = {None: TensorKind.of(param)}
+    for key in layout.slot_keys:
+        if isinstance(state.get(key), Tensor):
+            kinds[key] = TensorKind.of(state[key])
+    return kinds
+
+
 @dataclass(eq=False)
 class Member:
     """One parameter of an optimizer.
@@ -135,9 +151,7 @@ class Member:
     group: int = 0
     device_count: tuple[Tensor, int] | None = None
     listed: str = ""
-    kinds: dict[str | None, TensorKind] = field(
-        default_factory=dict[str | None, TensorKind]
-    )
+    kinds: Kinds = field(default_factory=dict[str | None, TensorKind])
 
     def count_in(self, state: State) -> int | DeviceCount:
         """Return the number of steps the parameter has made, without synchronizing if the device counts."""
@@ -152,13 +166,9 @@ class Member:
                     return self.count
         return int(step)
 
-    def present_kinds(self) -> dict[str | None, TensorKind]:
+    def present_kinds(self) -> Kinds:
         """Return the present kinds of the parameter and of its slots; a slot that is no tensor has none."""
-        kinds: dict[str | None, TensorKind] = {None: TensorKind.of(self.param)}
-        for key in self.layout.slot_keys:
-            if isinstance(self.state.get(key), Tensor):
-                kinds[key] = TensorKind.of(self.state[key])
-        return kinds
+        return kinds_of(self.param, self.layout, self.state)
 
     def set_count(self, count: int | DeviceCount) -> None:
         """Record the value of the state's tensor `step`, which the caller knows without reading it."""
@@ -230,7 +240,7 @@ class KnownCounts:
 
     Counts on the host are compared by value: collectives, `.data`, NumPy arrays and other processes write them without
     a version. Those on an accelerator, which the host would have to wait for, are compared by version and address here;
-    `DeviceCount.follow` reads them there.
+    `DeviceCount.follow` reads them there. A parameter without a count has not stepped so far.
 
     Args:
         members: The parameters, in states.
@@ -238,20 +248,23 @@ class KnownCounts:
 
     Attributes:
         missed: The updates that the parameter with the most updates has missed, to be read at each step; None if none.
-        complete_for: The structures of the groups for which all of them have slots, as far as it is known.
     """
 
     def __init__(self, members: list[Member], states: Mapping[Tensor, State]):
         self._members = members
+        self._counted = [member for member in members if "step" in member.state]
         self._params, self._states = list(states), list(states.values())
         self._keys = list(map(list, self._states))
-        self._steps = [member.state["step"] for member in members]
+        self._steps = [member.state["step"] for member in self._counted]
         self._steps_in_states = [state.get("step") for state in self._states]
         self.missed = missed_in(member.state for member in members)
         self._missed_in_states = list(map(MISSED_OR_NONE, self._states))
-        self._on_host = all(isinstance(member.count, int) for member in members)
+        self._on_host = all(isinstance(member.count, int) for member in self._counted)
         self._writes = self._writes_so_far()
-        self.complete_for: list[Any] = []
+        # Which of the parameters stepped, when groups had these structures, and these parameters had gradients.
+        self._stepping: list[Member] = []
+        self._structures: list[Any] = []
+        self._have_gradients: list[bool] = []
 
     @classmethod
     def of(
@@ -261,11 +274,12 @@ class KnownCounts:
         # Entries that belong to no parameter may be anything.
         if not DICTS.issuperset(map(type, states.values())):
             return None
-        steps: list[Any] = [member.state.get("step") for member in members]
+        counted = [member for member in members if "step" in member.state]
+        steps: list[Any] = [member.state["step"] for member in counted]
         if not all(isinstance(step, Tensor) for step in steps):
             return None
         # Each count is read where it is, without waiting. Inference tensors have no versions.
-        on_host = [isinstance(member.count, int) for member in members]
+        on_host = [isinstance(member.count, int) for member in counted]
         if on_host != [step.device == CPU for step in steps]:
             return None
         if not all(on_host) and (any(on_host) or any(map(Tensor.is_inference, steps))):
@@ -290,7 +304,7 @@ class KnownCounts:
             )
             and (self.missed is None or self._hold_missed(present))
             and (
-                list(map(Tensor.item, self._steps)) == list(map(COUNT, self._members))
+                list(map(Tensor.item, self._steps)) == list(map(COUNT, self._counted))
                 if self._on_host
                 else self._writes_so_far() == self._writes
             )
@@ -301,9 +315,26 @@ class KnownCounts:
             map(operator.is_, map(MISSED_OR_NONE, present), self._missed_in_states)
         )
 
-    def note_writes(self) -> None:
-        """Note that the present step has written the counts."""
-        self._writes = self._writes_so_far()
+    def stepping(self, step: Step) -> list[Member] | None:
+        """Return the parameters that step, if the groups and gradients of the last step were the same."""
+        is_known = (
+            self._structures == step.structures
+            and self._have_gradients == step.have_gradients
+        )
+        return self._stepping if is_known else None
+
+    def note(self, step: Step) -> None:
+        """Note the parameters of the step that ends now, which has written the counts."""
+        self._stepping = step.members
+        self._structures = step.structures
+        self._have_gradients = step.have_gradients
+        # Gradients have arrived since it began, or parameters without one may need slots in the next step.
+        if not step.begins_with_all or (
+            step.core.traits.takes_none and step.members is not self._members
+        ):
+            self._structures = []
+        if not self._on_host:
+            self._writes = self._writes_so_far()
 
     def _writes_so_far(self) -> Any:
         """Return how often counts on an accelerator were written, as far as it is known, and where they are."""

@@ -7,7 +7,7 @@ import itertools
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -68,6 +68,7 @@ from gradtx.optim.run import (
     as_step,
     clock_after,
     leaf_of,
+    missed_in,
 )
 from gradtx.plans.bundle import is_on_accelerator
 from gradtx.plans.hyperparameters import Structure, each_item
@@ -82,6 +83,7 @@ CALL = "step(closure"
 STATE = operator.attrgetter("state")
 GRADIENT = operator.attrgetter("param.grad")
 NONES = itertools.repeat(None)
+INTS = frozenset((int,))
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
@@ -97,10 +99,12 @@ class Step:
     Attributes:
         core: The core of the optimizer.
         extras: The inputs other than gradients, of the caller or of its closure.
-        run: Provides operations with old values and collects new ones.
+        device: The device of the first parameter.
+        tick: The increment that the step adds to counts.
         count: The number of finished updates, in which any parameter had a gradient: schedules follow it.
         members: The parameters that step.
-        continues: Whether all parameters step, as in the last step, in states and groups that are unchanged since.
+        continues: Whether those of the last step step, in states and groups that are unchanged since.
+        have_gradients: Which of all parameters had gradients when it began.
         groups: The settings of the parameter groups.
         by_param: All parameters of the optimizer.
         structures: The static part of each group's hyperparameters.
@@ -113,9 +117,11 @@ class Step:
 
     count: int | Tensor
 
+    tick: int | Tensor = 1
     run_type = OptimizerRun
     begins_with_all = True  # whether all gradients are there when it begins
     _has_eager = False
+    _has_counted = False
 
     def __init__(
         self,
@@ -134,9 +140,7 @@ class Step:
         self.consumes = consumes
         self.groups = members.groups
         self.by_param = members.by_param
-        run = self.run = self.run_type(states.by_param, members.by_param, initial=False)
-        run.functions = extras
-        run.known_extras = traits.known_extras
+        self.device = next(iter(self.by_param)).device if self.by_param else CPU
         self.scalars: Extras = {}
         self.scalar_dtypes: dict[str, torch.dtype] = {}
         self.trees: Trees = {}
@@ -151,12 +155,12 @@ class Step:
             self._values.append(values)
             if values is not settings.settled and "lr" in settings.shown:
                 self._notice_scheduler(settings, values)
-        self._read(self._every)
+        self.have_gradients = self._read(self._every)
         # A step without any gradient changes nothing; without clocks, there is nothing that it could change.
         self._is_idle = bool(traits.takes_none or traits.clocks) and self._trains_none()
         self._takes_none = traits.takes_none and not self._is_idle
-        can_be_captured = run.device.type not in _torch.NEVER_CAPTURED
-        if can_be_captured and _torch.is_captured(run.device):
+        can_be_captured = self.device.type not in _torch.NEVER_CAPTURED
+        if can_be_captured and _torch.is_captured(self.device):
             check_capture(core, self._every)
         self.structures: list[Structure] = []
         for settings, values in zip(self.groups, self._values, strict=True):
@@ -167,12 +171,11 @@ class Step:
         creates_together = traits.owners_keep_slots and members.are_sharded
         if creates_together and self.begins_with_all:
             self._compare()
+        # A shortcut: the same parameters step as in the last step.
         known = core.known_counts
-        is_complete = known is not None and known.complete_for == self.structures
-        # A shortcut: all parameters step, as in the last step.
-        self.continues = is_complete and self._have_gradients
-        self.members = self._every if self.continues else self._completed()
-        self._are_complete = self._have_gradients and self.members is self._every
+        stepping = known.stepping(self) if known is not None else None
+        self.continues = stepping is not None
+        self.members = self._completed() if stepping is None else stepping
         self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
         self._routes: dict[tuple[int, torch.device], Route] = {}
@@ -181,6 +184,19 @@ class Step:
             self.hyperparameters.append(settings.hyperparameters(self._schedule_count))
         if traits.checks_extras:
             check_extras_of(self.leaves_of(self.members))
+
+    @functools.cached_property
+    def run(self) -> OptimizerRun:
+        """Provides operations with old values and collects new ones; many programs need none."""
+        core = self.core
+        run = self.run_type(core.states.by_param, self.by_param, initial=False)
+        run.functions = self.extras
+        run.known_extras = core.traits.known_extras
+        run.leaf_extras, run.call_extras = self.trees, self.scalars
+        # A rule may return one of them unchanged.
+        run.memory.register(tensors(self.trees))
+        run.tick = self.tick
+        return run
 
     def _trains_none(self) -> bool:
         """Whether no parameter has a gradient that it may follow."""
@@ -206,38 +222,44 @@ class Step:
 
     def _count(self, core: Core) -> None:
         """Decide whether the device counts, and compute the counts after the step."""
-        scaling, device = self.scaling, self.run.device
+        scaling, device = self.scaling, self.device
         may_count_on_device = scaling is not None or core.capturable
         on_device = may_count_on_device and not core.counts_on_host()
         self.on_host = not on_device and scaling is None
         # For each count on the device, the count after the step.
         self._after: dict[Any, DeviceCount] = {}
-        counts = set(map(COUNT, self._every))
-        if on_device or not set(map(type, counts)) <= {int}:
+        counts = list(map(COUNT, self._every))
+        if on_device or not INTS.issuperset(map(type, counts)):
             move_counts(self._every, device if on_device else None)
-            counts = set(map(COUNT, self._every))
-        if not on_device:
-            largest = max(counts, default=0)
+            counts = list(map(COUNT, self._every))
+        if on_device:
+            largest = self._largest_on_device()
+        else:
+            device, largest = CPU, max(counts, default=0)
             if largest >= FLOAT32_COUNTS:
                 self._keep_exact()
-            self._follow(largest, CPU)
-            return
-        if scaling is not None:
-            _, self.run.tick = scaling.on(device)
-        # Parameters without state have a count on the host.
-        device_counts = self._counts_on_device()
-        self._after = {count: count.after(self.run.tick) for count in device_counts}
-        largest = torch.zeros((), dtype=torch.int64, device=device)
-        if device_counts:
-            largest = torch.stack([count.made for count in device_counts]).amax()
-            if max(count.bound for count in device_counts) >= FLOAT32_COUNTS:
-                self._keep_exact()
-        self._follow(largest, device)
+        known = core.known_counts
+        if known is not None:
+            missed = known.missed
+        else:
+            missed = missed_in(map(STATE, self._every))
+        self._missed = MissedUpdates(self._every, missed, device, largest)
+        # Schedules follow the updates before this step.
+        self.count = self._missed.before
 
-    def _follow(self, largest: int | Tensor, device: torch.device) -> None:
-        """Let schedules follow the updates before this step."""
-        self._missed = MissedUpdates(self._every, device, largest)
-        self.count = self._missed.updates(largest)
+    def _largest_on_device(self) -> Tensor:
+        """Compute the counts after the step, and return the largest count before it."""
+        device = self.device
+        if self.scaling is not None:
+            _, self.tick = self.scaling.on(device)
+        # Parameters without state have a count on the host.
+        counts = self._counts_on_device()
+        self._after = {count: count.after(self.tick) for count in counts}
+        if not counts:
+            return torch.zeros((), dtype=torch.int64, device=device)
+        if max(count.bound for count in counts) >= FLOAT32_COUNTS:
+            self._keep_exact()
+        return torch.stack([count.made for count in counts]).amax()
 
     def _counts_on_device(self) -> list[DeviceCount]:
         """Return the counts on the device, as they are in the states."""
@@ -251,7 +273,7 @@ class Step:
 
     def _keep_exact(self) -> None:
         """Store counts that float32 may not hold after this step in float64."""
-        if _torch.is_captured(self.run.device):  # state keeps its memory
+        if _torch.is_captured(self.device):  # state keeps its memory
             return
         for member in self._every:
             step = member.state.get("step")
@@ -262,7 +284,7 @@ class Step:
 
     def _split_extras(self) -> None:
         """Check the extras, and split them into 0-d values and trees by leaf."""
-        run, extras = self.run, self.extras
+        extras = self.extras
         kinds = check_extras(self.core.members.tx, True, extras, CALL)
         names = self.core.members.names()
         for key, value in extras.items():
@@ -272,20 +294,20 @@ class Step:
         for name, value in self.scalars.items():
             if isinstance(value, Tensor):
                 self.scalar_dtypes[name] = value.dtype
-        run.leaf_extras, run.call_extras = self.trees, self.scalars
-        # A rule may return one of them unchanged.
-        run.memory.register(tensors(self.trees))
 
-    def _read(self, members: list[Member]) -> None:
-        """Look up the state and count of members, and check their gradients and slots."""
+    def _read(self, members: list[Member]) -> list[bool]:
+        """Look up the state and count of members, check gradients and slots, and return which have a gradient."""
         states = self.core.states.by_param
         gradients = list(map(GRADIENT, members))
-        self._have_gradients = all(map(operator.is_not, gradients, NONES))
-        if not (self._have_gradients and STRIDED.issuperset(map(LAYOUT, gradients))):
+        have_gradients = list(map(operator.is_not, gradients, NONES))
+        present = gradients
+        if not all(have_gradients):
+            present = itertools.compress(gradients, have_gradients)
+        if not STRIDED.issuperset(map(LAYOUT, present)):
             self._check_dense(members)
         known = self.core.known_counts
         if known is not None and known.hold(members, states):
-            return
+            return have_gradients
         self.core.known_counts = None
         for member in members:
             state = member.state = states.get(member.param, {})
@@ -299,6 +321,7 @@ class Step:
                     f"{self._who}: state of parameter {member.name!r}: 'step' must be a number of steps, got "
                     f"{describe(state['step'])}"
                 ) from error
+        return have_gradients
 
     def _check_dense(self, members: list[Member]) -> None:
         for member in members:
@@ -362,13 +385,27 @@ class Step:
 
     def leaves_of(self, members: list[Member]) -> list[Leaf]:
         """Return leaves without values, for planning: values could be float32 copies of all weights and gradients."""
+        return self._without_values(members, self._route)
+
+    def outlines(self, members: list[Member]) -> list[Leaf]:
+        """Like `leaves_of`, with operations that need not be those of this step, if they tell as much."""
+        traits, known = self.core.traits, self.core.members
+        if self.scaling is not None or traits.exchanges or known.restarts:
+            return self.leaves_of(members)
+        return self._without_values(
+            members, lambda member: known.outline(self.groups[member.group])
+        )
+
+    def _without_values(
+        self, members: list[Member], route_of: Callable[[Member], Route]
+    ) -> list[Leaf]:
         self._check_fits(members)
-        outlines = []
+        leaves: list[Leaf] = []
         for member in members:
-            leaf = self._leaf(member)
+            leaf = self._leaf(member, route_of)
             leaf.release()
-            outlines.append(leaf)
-        return outlines
+            leaves.append(leaf)
+        return leaves
 
     def _expand(self) -> None:
         """Expand the chain into the operations of each group and device, on first use."""
@@ -380,13 +417,20 @@ class Step:
             zip(self.groups, self._values, strict=True)
         ):
             devices = {member.param.device for member in self._rows[group]}
-            for device in devices or {self.run.device}:
+            for device in devices or {self.device}:
                 chain = settings.chain(values, device)
                 route = Route.of(chain, self.run, self.count, around)
                 self._routes[group, device] = route
 
-    def _leaf(self, member: Member) -> Leaf:
+    def _route(self, member: Member) -> Route:
+        """Return the operations of this step."""
         self._expand()
+        return self._routes[member.group, member.param.device]
+
+    def _leaf(
+        self, member: Member, route_of: Callable[[Member], Route] | None = None
+    ) -> Leaf:
+        route = (self._route if route_of is None else route_of)(member)
         clock = self._clocks.get(member.count)
         if clock is None:
             clock = self._clocks[member.count] = clock_after(member.count)
@@ -394,7 +438,6 @@ class Step:
         gradient = gradient_like(member.param.grad, member.param)
         leaf = leaf_of(self.run, member, clock, gradient, self.scalars)
         add_extras(leaf, self.trees)
-        route = self._routes[member.group, member.param.device]
         operations = route.for_leaf(leaf)
         leaf.operations = with_regions(
             operations, member.param, self.core.members.replicas
@@ -405,11 +448,34 @@ class Step:
 
     def apply(self) -> None:
         """Compute the step and write its results."""
-        run, core = self.run, self.core
+        core = self.core
         if core.traits.estimates:
             self._estimate()
         bundles, eager = self._planned()
         self._advance(bundles, eager)
+        if core.traits.clocks or "run" in self.__dict__:
+            self._end_run(self.run)
+        after = list(map(COUNT, self._every))
+        if self._missed.end(after, self.tick, self._stays, self._has_counted):
+            core.known_counts = None
+        if self._stays:
+            keep_counts_in_place(core.members.by_param.values(), self._after)
+        if self._has_eager:  # those have new tensors
+            core.known_counts = None
+        else:
+            known = core.known_counts
+            if known is None:
+                known = KnownCounts.of(self._every, core.states.by_param)
+                core.known_counts = known
+            if known is not None:
+                known.note(self)
+        for settings in self.groups:
+            if settings.shown:
+                settings.show(self._known_count)
+
+    def _end_run(self, run: OptimizerRun) -> None:
+        """Let combinators end the step, and write new shared values."""
+        core = self.core
         if self._is_idle:
             run.commits.clear()
         has_idle_clock = not core.traits.clocks <= run.new_shared.keys()
@@ -420,30 +486,6 @@ class Step:
             run.end()
         if run.new_shared:
             core.states.write_shared(run, self._stays)
-        self._note_missed()
-        if self._stays:
-            keep_counts_in_place(core.members.by_param.values(), self._after)
-        known = core.known_counts
-        if self._has_eager:  # those have new tensors
-            core.known_counts = None
-        else:
-            if known is None:
-                known = KnownCounts.of(self._every, core.states.by_param)
-                core.known_counts = known
-            else:
-                known.note_writes()
-            if known is not None:
-                # Parameters without a gradient may lack slots.
-                known.complete_for = self.structures if self._are_complete else []
-        for settings in self.groups:
-            if settings.shown:
-                settings.show(self._known_count)
-
-    def _note_missed(self) -> None:
-        """Note whether the parameter with the most updates has missed this one."""
-        after = list(map(COUNT, self._every))
-        if self._missed.end(after, self.run.tick, self._stays):
-            self.core.known_counts = None
 
     def _estimate(self) -> None:
         """Let links call the closure, which may call `zero_grad()`, before anything is processed."""
@@ -599,6 +641,7 @@ class Step:
                 note_program(error, functools.partial(self.run_again, failed))
             raise
         finally:
+            self._has_counted |= len(done) > 0
             count_up(done, self._after)
 
     def _by_messages(
@@ -672,9 +715,10 @@ class Step:
 
     def _count_step(self, leaf: Leaf) -> None:
         """Count the step of a leaf that has finished."""
+        self._has_counted = True
         member, step = leaf.key, leaf.state["step"]
         if not self._after:
-            leaf.state["step"] = step + self.run.tick
+            leaf.state["step"] = step + self.tick
             member.count += 1
             return
         after = self._after[member.count]

@@ -134,6 +134,11 @@ class ListBundle(Task):
         self._results = []  # a step that failed may have left some
         self._on_host = on_host
 
+    def needs_run(self) -> bool:
+        """Whether the bundle reads or hands over values by its run."""
+        first, *others = self.operations
+        return bool(others or first.names)
+
     def start(self, operation: Any) -> Steps | None:
         terms = self.process(operation)
         return None if terms is None else self._wait(operation, terms)

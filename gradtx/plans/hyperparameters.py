@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -43,7 +44,9 @@ class Hyperparameters:
         self.places: list[Place] = []
         forms = dict(before)
         structure = []
+        self._indices: dict[Any, range] = {}  # of the numbers of each place
         for entry in entries:
+            first = len(self.values)
             value, argument = entry.value, entry.argument
             form = forms.get(entry.place)
             are_alike = len(items_of(form)) == len(items_of(value))
@@ -63,11 +66,24 @@ class Hyperparameters:
                 old = form if are_alike else each_item(lambda _: None, value)
                 value = each_item(take, value, old)
             structure.append((entry.place, value))
+            self._indices[entry.place] = range(first, len(self.values))
         self.structure: Structure = tuple(structure)
         self.scheduled = [
             i for i, item in enumerate(self.values) if isinstance(item, Schedule)
         ]
         self.tensors = [item for item in self.values if isinstance(item, Tensor)]
+
+    def replaced(
+        self, place: tuple[Place, str], numbers: Sequence[float]
+    ) -> Hyperparameters | None:
+        """Return a copy with other floats in place of those of a node; None if some of these are no arguments."""
+        indices = self._indices[place]
+        if len(indices) != len(numbers):
+            return None
+        replaced = copy.copy(self)
+        replaced.values = list(self.values)
+        replaced.values[indices.start : indices.stop] = numbers
+        return replaced
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ from gradtx.pure.tree_run import (
 )
 from gradtx.state.layout import Layout
 from gradtx.state.nested import LEAF_STEPS, NestedState
+from gradtx.state.slots import without_number
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
 MOST_STRUCTURES, MOST_SHAPES = 32, 8
@@ -102,30 +103,41 @@ def update(call: UpdateCall) -> Any:
     program = _program_for(tensors, programs)
     if program is None and not are_dense(tensors):
         return None
+    is_new = program is None
     if program is None:
-        # Raises an error if the call is invalid.
-        result = _pure.update(call)
-        try:
-            program = _recorded(call, structure, tensors, equal_counts, known)
-        except Exception:
-            # A user's rule may raise any error while it is recorded; it ran without programs, or raised it above.
-            programs_by_key[key] = None
-            return result
-        programs.append(program)
-        del programs[:-MOST_SHAPES]
-        if len(programs_by_key) > MOST_STRUCTURES:
-            oldest = next(iter(programs_by_key))
-            programs_by_key.pop(oldest, None)  # another thread may have dropped it
+        program = _recorded(call, structure, tensors, equal_counts, known)
+    if program is None:
+        result = _pure.update(call)  # raises an error if the call is invalid
+        programs_by_key[key] = None
+        return result
     values = hyperparameters.values
     if hyperparameters.scheduled:
         values = program.resolved(values, tensors)
         if records_gradients((), values):  # a schedule depends on a learned tensor
             return None
+    failure: Exception | None = None
     try:
-        return program(call, tensors, values, known.values())
+        result = program(call, tensors, values, known.values())
     except UnsuitableError:
         programs_by_key[key] = None
         return None
+    except Exception as error:
+        if not is_new:
+            raise
+        failure = error
+    if failure is not None:
+        try:
+            _pure.update(call)  # of an invalid call, it tells what is invalid
+            raise failure
+        finally:
+            failure = None  # a cycle would keep tensors alive
+    if is_new:
+        programs.append(program)
+        del programs[:-MOST_SHAPES]
+        if len(programs_by_key) > MOST_STRUCTURES:
+            oldest = next(iter(programs_by_key))
+            programs_by_key.pop(oldest, None)  # another thread may have dropped it
+    return result
 
 
 def _program_for(
@@ -147,10 +159,33 @@ def _recorded(
     tensors: list[Tensor],
     equal_counts: tuple[int, ...],
     known: dict[str, Tensor],
-) -> TreeProgram:
-    with torch.no_grad():
-        run, leaves = _pure.begin(call)
-        return TreeProgram(call, run, leaves, structure, tensors, equal_counts, known)
+) -> TreeProgram | None:
+    """Return a program for calls like this one; None if there is none, as for an invalid call.
+
+    Recording runs the checks of the definition, on stand-ins. One needs the state: an entry that a list of slots lacks
+    would only make it shorter.
+    """
+    try:
+        with torch.no_grad():
+            run, leaves = _pure.begin(call)
+            program = TreeProgram(
+                *(call, run, leaves, structure, tensors, equal_counts, known)
+            )
+            has_lists = _has_lists(NestedState(call.state, run.stages))
+    except Exception:  # of a user's rule, it may be any
+        return None
+    if has_lists:
+        _pure.update(call)
+    return program
+
+
+def _has_lists(state: NestedState) -> bool:
+    """Whether rules keep lists in a state, whose entries are numbered slots."""
+    return any(
+        without_number(slot) != slot
+        for path in state.stages
+        for slot, _ in state.slots(path)
+    )
 
 
 _SHARED = ProgramsOfChains()

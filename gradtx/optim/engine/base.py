@@ -16,15 +16,21 @@ from gradtx.base.ambient import SWITCH
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import MemoryGuard, is_sharded, local
 from gradtx.base.messages import warn_user
-from gradtx.base.plain import LAYOUT, STRIDED
+from gradtx.base.plain import LAYOUT, STRIDED, TYPES
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.execution.owners import OwnedRegion
 from gradtx.optim.engine.family import MemberFamily
 from gradtx.optim.engine.known_kinds import KnownKinds, tensors_of
-from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_positional
+from gradtx.optim.engine.views import (
+    OddTensorError,
+    RefusedError,
+    alias,
+    holds_its_values,
+    is_positional,
+)
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import DeviceCount, Member, TensorKind
-from gradtx.optim.step import COUNT, NONES, STATE, Step
+from gradtx.optim.step import COUNT, STATE, Step
 from gradtx.plans.families import LeafKind, forms_of, in_families
 from gradtx.plans.function import Signature
 
@@ -45,6 +51,8 @@ class Plan:
 
     Attributes:
         reasons: Why the engine does not run some of them, by name.
+        needs_run: Whether bundles read or hand over values by the run of a step.
+        has_moved: Whether the memory of the present step is not that of the last one.
         gradients_are_as_planned: Whether the gradients of the present step have the types and layouts of those for
             which the plan was made; otherwise only the same dtypes and shapes.
     """
@@ -84,6 +92,9 @@ class Plan:
                 for key in bundle.signature.slots:
                     self._slot_states.append(member.state)
                     self._slot_keys.append(key)
+        self.has_moved = False
+        self._extents: list[int] | None = None
+        self.needs_run = any(bundle.needs_run() for bundle in bundles)
         self._tensors = self._present_tensors()
         self._guard = MemoryGuard(self._tensors)
         # Of gradients and all other tensors together.
@@ -111,45 +122,57 @@ class Plan:
         return are_same and self._guard.holds(present)
 
     def matches(self, fingerprint: Any, members: list[Member]) -> bool:
-        """Whether the input is the same, and all parameters and slots have the same memory, sizes and strides."""
-        return (
-            fingerprint == self.fingerprint
-            and all(map(operator.is_, map(STATE, members), self._states))
-            and self._has_tensors(list(map(GRADIENT, self._params)))
-        )
+        """Whether the input is the same, and parameters and slots are the same tensors, of the same sizes and strides.
 
-    def is_repeated(self) -> bool:
-        """Whether a plan of the same members and states matches, and all gradients are there and dense."""
-        gradients = list(map(GRADIENT, self._params))
-        return (
-            all(map(operator.is_not, gradients, NONES))
-            and STRIDED.issuperset(map(LAYOUT, gradients))
-            and self._has_tensors(gradients)
-        )
-
-    def _has_tensors(self, gradients: list[Any]) -> bool:
-        """Whether tensors have the same memory, sizes and strides; gradients have their own memory."""
+        If their memory has been replaced, as by `param.data = ...`, bundles find it again.
+        """
+        self.has_moved = False
+        if fingerprint != self.fingerprint or any(
+            map(operator.is_not, map(STATE, members), self._states)
+        ):
+            return False
         present = self._present_tensors()
         if not all(map(operator.is_, present, self._tensors)):
             return False
-        memory = self._guard.unmoved(present)
-        if memory is None:
+        memory = self._guard.memory_of(present)
+        if memory is None or not self._have_same_layout(memory):
             return False
+        if self._guard.have_moved(memory):
+            return self._moves_to(memory)
+        return all(map(ARE_STILL_EQUAL, self._with_equal_slots))
+
+    def _have_same_layout(self, memory: list[Tensor]) -> bool:
+        """Whether memory and present gradients have the planned dtypes, sizes and strides."""
+        gradients = list(map(GRADIENT, self._params))
         # A shortcut: one comparison of all tensors.
         are_planned = self._are_planned
         self.gradients_are_as_planned = True
-        if are_planned is None or not are_planned(*gradients, *memory):
-            self.gradients_are_as_planned = (
-                self._have_planned_layout is not None
-                and self._have_planned_layout(*gradients)
-            )
-            have_forms = (
-                self.gradients_are_as_planned
-                or list(map(form_of, gradients)) == self._gradient_forms
-            )
-            if not (have_forms and self._guard.have_same_layout(*memory)):
-                return False
-        return all(map(ARE_STILL_EQUAL, self._with_equal_slots))
+        if are_planned is not None and are_planned(*gradients, *memory):
+            return True
+        self.gradients_are_as_planned = (
+            self._have_planned_layout is not None
+            and self._have_planned_layout(*gradients)
+        )
+        have_forms = (
+            self.gradients_are_as_planned
+            or list(map(form_of, gradients)) == self._gradient_forms
+        )
+        return have_forms and self._guard.have_same_layout(*memory)
+
+    def _moves_to(self, memory: list[Tensor]) -> bool:
+        """Have the bundles find other memory of the same layout; return whether they may use it."""
+        # Members that no bundle runs may share memory with others, too.
+        if self.rest or not all(map(ARE_STILL_EQUAL, self._with_equal_slots)):
+            return False
+        if self._extents is None:
+            self._extents = list(map(extent_of, memory))
+        if have_overlap(list(map(Tensor.data_ptr, memory)), self._extents):
+            return False
+        for bundle in self.bundles:
+            bundle.locate()
+        self._guard.follow(memory)
+        self.has_moved = True
+        return True
 
 
 # What a plan depends on, except gradients and the addresses of tensors: of the members, and of the step.
@@ -212,20 +235,77 @@ def overlapping(members: Iterable[Member]) -> set[int]:
 
 def _spans(members: Iterable[Member]) -> list[Span]:
     spans = []
+    of_form: dict[Any, tuple[str, int] | None] = {}
     for member in members:
         for tensor in tensors_of(member):
             if not isinstance(tensor, Tensor):  # of a known member that does not step
                 continue
             tensor = local(tensor)
-            if not tensor.numel() or tensor.device.type == "meta":
-                continue
-            last = 0
-            for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-                last += (size - 1) * stride
-            start = tensor.data_ptr()
-            end = start + (last + 1) * tensor.element_size()
-            spans.append(Span(str(tensor.device), start, end, id(member)))
+            form = tensor.device, tensor.dtype, tensor.shape, tensor.stride()
+            if form not in of_form:
+                of_form[form] = _device_and_bytes(tensor)
+            known = of_form[form]
+            if known is not None:
+                device, size = known
+                start = tensor.data_ptr()
+                spans.append(Span(device, start, start + size, id(member)))
     return spans
+
+
+def _device_and_bytes(tensor: Tensor) -> tuple[str, int] | None:
+    """Return the device of a tensor and the bytes from its first to its last entry; None if it has no memory."""
+    if not tensor.numel() or tensor.device.type == "meta":
+        return None
+    return str(tensor.device), extent_of(tensor)
+
+
+def _form_of_member(member: Member) -> Any:
+    """Return what the kind of a member depends on, within one step; None if only its leaf tells.
+
+    Members of one form differ in the memory of their tensors alone.
+    """
+    step = member.state.get("step")
+    tensors = [*tensors_of(member), member.param.grad]
+    if not TYPES.issuperset(map(type, (*tensors, step))):
+        return None
+    if not STRIDED.issuperset(map(LAYOUT, tensors)):
+        return None
+    return (
+        (member.group, id(member.layout), id(member.kinds), step.is_inference()),
+        tuple(member.choices.items()),
+        *map(_form_of_tensor, tensors),
+    )
+
+
+def _form_of_tensor(tensor: Tensor) -> tuple[Any, ...]:
+    return (
+        type(tensor),
+        tensor.dtype,
+        tensor.device,
+        tensor.shape,
+        tensor.stride(),
+        tensor.is_inference(),
+        holds_its_values(tensor),
+    )
+
+
+def extent_of(tensor: Tensor) -> int:
+    """Return the bytes from the first to the last entry of a tensor."""
+    if not tensor.numel():
+        return 0
+    last = 0
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        last += (size - 1) * stride
+    return (last + 1) * tensor.element_size()
+
+
+def have_overlap(addresses: list[int], extents: list[int]) -> bool:
+    """Whether spans of memory overlap, given their first addresses, if all were on one device."""
+    starts, ends = [], []
+    for start, extent in sorted(zip(addresses, extents, strict=True)):
+        starts.append(start)
+        ends.append(start + extent)
+    return any(map(operator.gt, ends, starts[1:]))
 
 
 # More than the gradients of two or three tasks in turn, or of an alternating schedule, have.
@@ -291,20 +371,25 @@ class Engine(ABC):
             plan = None
         if plan is None and released is None:
             plan = self._returning(fingerprint, members)
-        if plan is None and not self.runs_on(step.run.device):
+        if plan is None and not self.runs_on(step.device):
             return [], members
         known: dict[Member, LeafKind] = {}
+        alike: list[list[Member]] = []
         leaves: list[Leaf] = []
         if plan is None:
             known = self._known_kinds(members, step)
-            # Raises for invalid steps, as without an engine.
-            leaves = step.leaves_of(
-                [member for member in members if member not in known]
+            alike = self._sorted(
+                [member for member in members if member not in known], step
             )
+            # Raises for invalid steps, as without an engine.
+            leaves = step.outlines([first for first, *_ in alike])
         try:
+            if plan is not None and plan.has_moved:
+                self._forget_replaced(step.by_param)
             if plan is None:
                 if released is None:
                     self.reasons = {}
+                known |= self._new_kinds(alike, leaves, step)
                 plan = self._make_plan(fingerprint, members, known, leaves, step)
                 plan.reasons = self.reasons
                 if released is None:
@@ -322,14 +407,19 @@ class Engine(ABC):
         for i, plan in enumerate(self._kept):
             if plan.matches(fingerprint, members):
                 self._kept.insert(0, self._kept.pop(i))
+                plan.members = members
                 self.reasons = plan.reasons
                 return plan
         return None
 
     def _keep(self, plan: Plan, by_param: Mapping[Tensor, Member]) -> None:
         """Keep a plan for steps that return to it, and drop those whose tensors have been replaced."""
-        present = [kept for kept in self._kept if kept.is_of(by_param)]
-        self._kept = [plan, *present[: KEPT_PLANS - 1]]
+        self._forget_replaced(by_param)
+        self._kept = [plan, *self._kept[: KEPT_PLANS - 1]]
+
+    def _forget_replaced(self, by_param: Mapping[Tensor, Member]) -> None:
+        """Drop plans that hold tensors or memory that parameters no longer have."""
+        self._kept = [kept for kept in self._kept if kept.is_of(by_param)]
 
     def forget(self) -> None:
         """Drop all plans, which hold parameters and slots."""
@@ -370,16 +460,15 @@ class Engine(ABC):
         self,
         fingerprint: Any,
         members: list[Member],
-        known: dict[Member, LeafKind],
+        kinds: dict[Member, LeafKind],
         leaves: list[Leaf],
         step: Step,
     ) -> Plan:
-        """Make a plan from the kinds that are known and the leaves of the other members."""
-        kinds = known | self._new_kinds(members, leaves, step)
+        """Make a plan from the kinds of the members that this engine runs; some have leaves."""
         leaf_of = {leaf.key: leaf for leaf in leaves}
 
         def first(kind: LeafKind, member: Member) -> MemberFamily:
-            leaf = leaf_of.get(member) or step.leaves_of([member])[0]
+            leaf = leaf_of.get(member) or step.outlines([member])[0]
             return MemberFamily.first(kind, member, leaf, step)
 
         families = in_families(
@@ -405,20 +494,45 @@ class Engine(ABC):
             self._known.forget(overlapping({*members, *self._known.members()}))
         return {member: kind for member, kind in known.items() if member in self._known}
 
+    def _sorted(self, members: list[Member], step: Step) -> list[list[Member]]:
+        """Sort members of which nothing is known, so that one leaf tells the kind of all that are alike."""
+        if step.trees:
+            return [[member] for member in members]
+        of_form: dict[Any, list[Member]] = {}
+        for member in members:
+            form: Any = member
+            if id(member) not in self._known.overlapping:
+                form = _form_of_member(member) or member
+            of_form.setdefault(form, []).append(member)
+        alike: list[list[Member]] = []
+        for of_one_form in of_form.values():
+            first, *others = of_one_form
+            # Otherwise the step fits the slots of each to its parameter.
+            if others and first.present_kinds() != first.kinds:
+                alike.extend([member] for member in of_one_form)
+            else:
+                alike.append(of_one_form)
+        return alike
+
     def _new_kinds(
-        self, members: list[Member], leaves: list[Leaf], step: Step
+        self, alike: list[list[Member]], leaves: list[Leaf], step: Step
     ) -> dict[Member, LeafKind]:
-        """Return the kinds of leaves that this engine runs, and keep them for the next plan."""
-        if not leaves:
-            return {}
-        shared = overlapping(members) if self._known.overlapping else set[int]()
+        """Return the kinds of members that this engine runs, and keep them for the next plan.
+
+        Args:
+            alike: The members, sorted.
+            leaves: The leaf of the first of each list.
+            step: The step.
+        """
         kinds: dict[Member, LeafKind] = {}
-        for leaf in leaves:
-            member = leaf.key
+        for members, leaf in zip(alike, leaves, strict=True):
+            shares_memory = id(leaf.key) in self._known.overlapping
             try:
-                kinds[member] = self._kind(member, leaf, step, id(member) in shared)
+                kind = self._kind(leaf.key, leaf, step, shares_memory)
             except RefusedError as refusal:
-                self._refuse([member], str(refusal))
+                self._refuse(members, str(refusal))
+            else:
+                kinds.update(dict.fromkeys(members, kind))
         self._known.keep(kinds)
         return kinds
 
@@ -493,9 +607,10 @@ class Engine(ABC):
             self.reasons.update({member.name: reason for member in members})
 
 
-def begin(plan: Plan, step: Any) -> None:
-    """Pass each bundle its arguments for a `Step` or `WarmStep`; bundles with the same scalars get the same list."""
+def begin(plan: Plan, step: Step) -> None:
+    """Pass each bundle its arguments for a step; bundles with the same scalars get the same list."""
     scalars: dict[Any, list[Any]] = {}
+    run = step.run if plan.needs_run else None
     for bundle in plan.bundles:
         member = bundle.members[0]
         # Bundles whose equal slots had the same values when the plan was made may have other values by now.
@@ -503,14 +618,14 @@ def begin(plan: Plan, step: Any) -> None:
         key = member.group, member.count, id(shared)
         if key not in scalars:
             scalars[key] = _scalars_of(member, bundle.signature, step)
-        bundle.begin(step.run, scalars[key], step.on_host)
+        bundle.begin(run, scalars[key], step.on_host)
         bundle.consumes = step.consumes
         bundle.are_as_planned = plan.gradients_are_as_planned
         if bundle.signature.has_owners:
             bundle.set_leaves(step.leaves_of(bundle.members))
 
 
-def _scalars_of(member: Member, signature: Signature, step: Any) -> list[Any]:
+def _scalars_of(member: Member, signature: Signature, step: Step) -> list[Any]:
     """Return the scalars that the leaves of a bundle share, in the order of `Signature`."""
     count = member.count
     scalars = [

@@ -39,7 +39,6 @@ from gradtx.optim.engine.joint import tasks_of
 from gradtx.optim.engine.lists import ListEngine, MemberBundle
 from gradtx.optim.engine.views import (
     RefusedError,
-    alias,
     is_positional,
     view_or_copy,
 )
@@ -72,10 +71,15 @@ class KernelBundle(MemberBundle):
 
     def __init__(self, members: list[Member], *arguments: Any):
         super().__init__(members, *arguments)
+        self._chunks = []  # kernels take addresses
         self._table: Table | None = None
         self._may_be_captured = self.device.type not in NEVER_CAPTURED
         self._written = 0  # the number of arguments that kernels write
         self._params = [member.param for member in members]
+        # The tensors that kernels write: parameters, and the slots of each key.
+        self._columns: list[list[Any]] = [self._params]
+        for key in self.signature.slots_by_leaf:
+            self._columns.append([member.state[key] for member in members])
         self.leaf_names = [[member.name for member in members]]
         # The sizes of the groups of axes of each leaf, and the chunks and values of these, by phase.
         self._sizes: list[list[list[int]]] = []
@@ -239,17 +243,21 @@ class KernelBundle(MemberBundle):
 
     def _first_table(self, read: list[list[int]]) -> Table:
         """Return where parameters and slots are, and the arguments in `read`."""
-        keys = self.signature.slots_by_leaf
-        self._written = 1 + len(keys)
-        written = [self._params]
-        written += [[member.state[key] for member in self.members] for key in keys]
-        rows: list[list[int]] = []
-        for column in written:
-            pairs = zip(column, self._params, strict=True)
-            aliases = [alias(tensor, param, True) for tensor, param in pairs]
-            rows.append(list(map(Tensor.data_ptr, aliases)))
-        table = rows + read
-        return Table(len(self._params), table, self.device, self._constants)
+        self._written = len(self._columns)
+        return Table(
+            len(self._params), self._rows() + read, self.device, self._constants
+        )
+
+    def _rows(self) -> list[list[int]]:
+        """Return where parameters and slots are: the plan has checked layouts, and aliases begin where these do."""
+        columns: list[list[Any]] = self._columns
+        if self.signature.sharded:
+            columns = [list(map(local, column)) for column in columns]
+        return [list(map(Tensor.data_ptr, column)) for column in columns]
+
+    def locate(self) -> None:
+        if self._table is not None:
+            self._table.update(dict(enumerate(self._rows())))
 
     def _addresses(self, column: list[Any], copies: list[Tensor]) -> list[int]:
         """Return where tensors are that programs only read, or copies of them in their parameters' layout."""

@@ -102,11 +102,20 @@ class MemberBundle(ListBundle):
             key: [member.state[key] for member in members] for key in signature.equal
         }
 
+    def needs_run(self) -> bool:
+        signature = self.signature
+        return bool(signature.shared or signature.by_leaf) or super().needs_run()
+
     def slots_are_still_equal(self) -> bool:
         """Whether the values of all equal slots are still equal."""
         return all(
             len(set(map(Tensor.item, slots))) == 1 for slots in self._equal.values()
         )
+
+    def locate(self) -> None:
+        """Find parameters and slots whose memory has been replaced."""
+        for chunk in self._chunks:
+            chunk.locate()
 
     def set_leaves(self, leaves: list[Leaf]) -> None:
         """Receive the leaves of the current step whose links are computed by owners."""
@@ -213,19 +222,33 @@ class Chunk:
         )
         self._params = [member.param for member, _ in pieces]
         self.names = [member.name for member, _ in pieces]
-        self._columns = [
-            [self._written_part(piece[0].param, piece) for piece in pieces]
-        ]
+        # The tensors that programs write: parameters, and the slots of each key.
+        self._written = [self._params]
         for key in signature.slots_by_leaf:
-            self._columns.append(
-                [self._written_part(piece[0].state[key], piece) for piece in pieces]
-            )
+            self._written.append([member.state[key] for member, _ in pieces])
+        self._columns: list[list[Tensor]] = [[] for _ in self._written]
+        self.locate()
         self._first_entries = (
             [_first_entry(*piece) for piece in pieces] if signature.positional else None
         )
 
+    def locate(self) -> None:
+        """Find the memory of the tensors that programs write."""
+        for i, tensors in enumerate(self._written):
+            column = list(map(Tensor.data_ptr, self._columns[i]))
+            if not column or column != list(map(Tensor.data_ptr, tensors)):
+                self._columns[i] = self._written_column(tensors)
+
+    def _written_column(self, column: list[Tensor]) -> list[Tensor]:
+        """Return the parameters, or a slot of each, as programs write them."""
+        if self._whole and TYPES.issuperset(map(type, column)):
+            # A shortcut: the plan has looked at their memory.
+            are_slots = column is not self._params
+            return column if are_slots else list(map(Tensor.detach, column))
+        pairs = zip(column, self._pieces, strict=True)
+        return [self._written_part(tensor, piece) for tensor, piece in pairs]
+
     def _written_part(self, tensor: Tensor, piece: Piece) -> Tensor:
-        """Return a tensor that programs write: a parameter or a slot."""
         member, window = piece
         if window is None:
             return plain(tensor)
@@ -275,15 +298,21 @@ def _chunks_of(
     limit = entries_of_a_call(local(members[0].param).device, has_codes)
     pieces: list[Piece] = []
     sizes: list[int] = []
+    keys = signature.slots_by_leaf
+    # The entries of a leaf, of its largest slot, and of its parts, by the kinds of its tensors.
+    of_kinds: dict[int, tuple[int, int, int | None]] = {}
     for member in members:
-        size = entries_of(member.param)
-        part = part_of(member, signature.positional) if splits else None
+        known = of_kinds.get(id(member.kinds))
+        if known is None:
+            size = entries_of(member.param)
+            largest = max(size, *(entries_of(member.state[key]) for key in keys), 0)
+            part = part_of(member, signature.positional) if splits else None
+            known = of_kinds[id(member.kinds)] = size, largest, part
+        size, largest, part = known
         if part is None:
             is_vector = splits and has_codes
             pieces.append((member, slice(0, size) if is_vector else None))
-            for key in signature.slots_by_leaf:
-                size = max(size, entries_of(member.state[key]))
-            sizes.append(size)
+            sizes.append(largest)
             continue
         for start in range(0, size, part):
             pieces.append((member, slice(start, min(start + part, size))))
@@ -446,9 +475,15 @@ class ListEngine(Engine):
     def _bundles(self, family: MemberFamily, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves of one kind, each with its program."""
         programs = self._list_programs(family)
-        leaves = [
-            (member, _arguments(family, member, splits)) for member in family.members
-        ]
+        arguments: dict[Any, list[Tensor]] = {}
+        leaves: list[tuple[Member, list[Tensor]]] = []
+        for member in family.members:
+            # Their shapes follow from the kinds of parameter and slots, unless there are extras or shards.
+            has_more = family.signature.by_leaf or family.kind.sharded
+            key = member if has_more else id(member.kinds)
+            if key not in arguments:
+                arguments[key] = _arguments(family, member, splits)
+            leaves.append((member, arguments[key]))
         bundles = []
         for program, members in programs.by_program(leaves):
             if isinstance(program, str):

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.optim.warm import WarmStep
 
 GENERATOR = torch.Generator().manual_seed(0)
 GRADIENTS = [torch.randn(3, 4, dtype=torch.float64, generator=GENERATOR) for _ in range(12)]
