@@ -80,9 +80,9 @@ from gradtx.pure.tree_run import (
 
 CALL = "step(closure"
 STATE = operator.attrgetter("state")
+STRUCTURE = operator.attrgetter("structure")
 GRADIENT = operator.attrgetter("param.grad")
 NONES = itertools.repeat(None)
-INTS = frozenset((int,))
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
@@ -121,6 +121,9 @@ class Step:
     begins_with_all = True  # whether all gradients are there when it begins
     _has_eager = False
     _has_counted = False
+    _run: OptimizerRun | None = None
+    _routes: dict[tuple[int, torch.device], Route] = {}
+    _clocks: dict[int | DeviceCount, Clock] = {}
 
     def __init__(
         self,
@@ -133,7 +136,6 @@ class Step:
         if traits.exchanges:
             _check_exchanges(core, scaling)
         self.core = core
-        self._who = members.who
         self.extras = extras
         self.scaling = scaling
         self.consumes = consumes
@@ -148,11 +150,11 @@ class Step:
         self._rows = members.rows()
         self._every = members.every
         # Everything that can be checked is checked before anything changes.
-        self._values: list[Values] = []
-        for settings in self.groups:
-            values = settings.values()
-            self._values.append(values)
-            if values is not settings.settled and "lr" in settings.shown:
+        self._values: list[Values] = list(map(GroupSettings.values, self.groups))
+        changed: list[tuple[GroupSettings, Values]] = []
+        for settings, values in zip(self.groups, self._values, strict=True):
+            if values is not settings.settled:
+                changed.append((settings, values))
                 self._notice_scheduler(settings, values)
         self.have_gradients = self._read(self._every)
         # A step without any gradient changes nothing; without clocks, there is nothing that it could change.
@@ -161,11 +163,9 @@ class Step:
         can_be_captured = self.device.type not in _torch.NEVER_CAPTURED
         if can_be_captured and _torch.is_captured(self.device):
             check_capture(core, self._every)
-        self.structures: list[Structure] = []
-        for settings, values in zip(self.groups, self._values, strict=True):
-            if values is not settings.settled:
-                settings.settle(values)
-            self.structures.append(settings.structure)
+        for settings, values in changed:
+            settings.settle(values)
+        self.structures: list[Structure] = list(map(STRUCTURE, self.groups))
         self.hyperparameters: list[list[Any]] = []
         creates_together = traits.owners_keep_slots and members.are_sharded
         if creates_together and self.begins_with_all:
@@ -175,26 +175,24 @@ class Step:
         stepping = known.stepping(self) if known is not None else None
         self.continues = stepping is not None
         self.members = self._completed() if stepping is None else stepping
-        self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
-        self._routes: dict[tuple[int, torch.device], Route] = {}
-        self._clocks: dict[int | DeviceCount, Clock] = {}
         for settings in self.groups:
             self.hyperparameters.append(settings.hyperparameters(self._schedule_count))
         if traits.checks_extras:
             check_extras_of(self.leaves_of(self.members))
 
-    @functools.cached_property
+    @property
     def run(self) -> OptimizerRun:
         """Provides operations with old values and collects new ones; many programs need none."""
+        if self._run is not None:
+            return self._run
         core = self.core
-        run = self.run_type(core.states.by_param, self.by_param, initial=False)
+        run = self._run = self.run_type(core.states.by_param, self.by_param, initial=False)
         run.functions = self.extras
         run.known_extras = core.traits.known_extras
         run.leaf_extras, run.call_extras = self.trees, self.scalars
         # A rule may return one of them unchanged.
         run.memory.register(tensors(self.trees))
-        run.tick = self.tick
         return run
 
     def _trains_none(self) -> bool:
@@ -207,8 +205,10 @@ class Step:
     def _notice_scheduler(self, settings: GroupSettings, values: Values) -> None:
         """Notice the scheduler of a trainer's wrapper when it replaces a schedule by a number."""
         core = self.core
-        if not core.expects_scheduler and not has_schedule(values["lr"]):
-            core.expects_scheduler = check_scheduler(self._who, [settings])
+        if "lr" not in settings.shown or core.expects_scheduler:
+            return
+        if not has_schedule(values["lr"]):
+            core.expects_scheduler = check_scheduler(self.core.members.who, [settings])
 
     def _completed(self) -> list[Member]:
         """Return the members that step, after creating the slots that they lack; their owners get what was loaded."""
@@ -221,30 +221,34 @@ class Step:
 
     def _count(self, core: Core) -> None:
         """Decide whether the device counts, and compute the counts after the step."""
-        scaling, device = self.scaling, self.device
+        known, scaling = core.known_counts, self.scaling
         may_count_on_device = scaling is not None or core.capturable
         on_device = may_count_on_device and not core.counts_on_host()
         self.on_host = not on_device and scaling is None
         # For each count on the device, the count after the step.
         self._after: dict[Any, DeviceCount] = {}
-        counts = list(map(COUNT, self._every))
-        if on_device or not INTS.issuperset(map(type, counts)):
-            move_counts(self._every, device if on_device else None)
-            counts = list(map(COUNT, self._every))
+        device, largest = CPU, None
         if on_device:
-            largest = self._largest_on_device()
-        else:
-            device, largest = CPU, max(counts, default=0)
-            if largest >= FLOAT32_COUNTS:
-                self._keep_exact()
-        known = core.known_counts
+            move_counts(self._every, self.device)
+            device, largest = self.device, self._largest_on_device()
+        elif known is not None:
+            largest = known.largest
+        if largest is None:
+            move_counts(self._every, None)
+            largest = max(map(COUNT, self._every), default=0)
+        if not on_device and largest >= FLOAT32_COUNTS:
+            self._keep_exact()
+        self._largest: int | Tensor = largest
         if known is not None:
             missed = known.missed
         else:
             missed = missed_in(map(STATE, self._every))
-        self._missed = MissedUpdates(self._every, missed, device, largest)
         # Schedules follow the updates before this step.
-        self.count = self._missed.before
+        self.count = largest
+        self._missed: MissedUpdates | None = None
+        if on_device or missed is not None:
+            self._missed = MissedUpdates(self._every, missed, device, largest)
+            self.count = self._missed.before
 
     def _largest_on_device(self) -> Tensor:
         """Compute the counts after the step, and return the largest count before it."""
@@ -285,10 +289,10 @@ class Step:
         """Check the extras, and split them into 0-d values and trees by leaf."""
         extras = self.extras
         kinds = check_extras(self.core.members.tx, True, extras, CALL)
-        names = self.core.members.names()
-        for key, value in extras.items():
-            if is_by_leaf(kinds[key]):
-                extras[key] = _by_name(key, value, names)
+        by_leaf = [key for key in extras if is_by_leaf(kinds[key])]
+        names = self.core.members.names() if by_leaf else []
+        for key in by_leaf:
+            extras[key] = _by_name(key, extras[key], names)
         self.scalars, self.trees = split_extras(extras, kinds, dict.fromkeys(names))
         for name, value in self.scalars.items():
             if isinstance(value, Tensor):
@@ -317,7 +321,7 @@ class Step:
                 member.count = member.count_in(state)
             except (ValueError, TypeError, OverflowError) as error:
                 raise ValueError(
-                    f"{self._who}: state of parameter {member.name!r}: 'step' must be a number of steps, got "
+                    f"{self.core.members.who}: state of parameter {member.name!r}: 'step' must be a number of steps, got "
                     f"{describe(state['step'])}"
                 ) from error
         return have_gradients
@@ -327,7 +331,7 @@ class Step:
             gradient = member.param.grad
             if gradient is not None and gradient.is_sparse:
                 raise RuntimeError(
-                    f"{self._who}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
+                    f"{self.core.members.who}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
                     "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
                 )
 
@@ -335,7 +339,7 @@ class Step:
         """Check that parameters, gradients and slots fit. A valid plan implies this without a look at them."""
         for member in members:
             param, gradient = member.param, member.param.grad
-            what = f"{self._who}: parameter {member.name!r}"
+            what = f"{self.core.members.who}: parameter {member.name!r}"
             if gradient is not None and gradient.shape != param.shape:
                 raise ValueError(
                     f"{what} has shape {tuple(param.shape)}, but its gradient has shape {tuple(gradient.shape)}, as "
@@ -396,6 +400,7 @@ class Step:
         """Expand the chain into the operations of each group and device, on first use."""
         if self._routes:
             return
+        self._routes, self._clocks = {}, {}
         scaling = self.scaling
         around = None if scaling is None else unscaling(self.run, scaling)
         for group, (settings, values) in enumerate(
@@ -432,12 +437,11 @@ class Step:
             self._estimate()
         bundles, eager = self._planned()
         self._advance(bundles, eager)
-        if core.traits.clocks or "run" in self.__dict__:
+        if core.traits.clocks or self._run is not None:
             self._end_run(self.run)
         after = list(map(COUNT, self._every))
-        if self._missed.end(after, self.tick, self._stays, self._has_counted):
-            core.known_counts = None
-        if self._stays:
+        self._note_missed(after)
+        if self.core.capturable:
             keep_counts_in_place(core.members.by_param.values(), self._after)
         if self._has_eager:  # those have new tensors
             core.known_counts = None
@@ -452,6 +456,16 @@ class Step:
             if settings.shown:
                 settings.show(self._known_count)
 
+    def _note_missed(self, after: list[Any]) -> None:
+        """Note whether the parameter with the most updates has missed this one, given the counts after it."""
+        missed = self._missed
+        if missed is None:
+            if not self._has_counted or max(after) != self._largest:
+                return
+            missed = self._missed = MissedUpdates(self._every, None, CPU, self._largest)
+        if missed.end(after, self.tick, self.core.capturable, self._has_counted):
+            self.core.known_counts = None
+
     def _end_run(self, run: OptimizerRun) -> None:
         """Let combinators end the step, and write new shared values."""
         core = self.core
@@ -464,7 +478,7 @@ class Step:
         if run.late_sums or run.commits or run.stores:
             run.end()
         if run.new_shared:
-            core.states.write_shared(run, self._stays)
+            core.states.write_shared(run, self.core.capturable)
 
     def _estimate(self) -> None:
         """Let links call the closure, which may call `zero_grad()`, before anything is processed."""
@@ -479,10 +493,11 @@ class Step:
         has_own_clock = (
             bool(core.traits.clocks) and core.members.clock_path(place) is not None
         )
-        if self._stays and has_own_clock:
+        if self.core.capturable and has_own_clock:
             return None
         if self.on_host and not (has_own_clock or self._has_eager):
-            return self._missed.updates(max(map(COUNT, self._every), default=0))
+            largest = max(map(COUNT, self._every), default=0)
+            return largest if self._missed is None else self._missed.updates(largest)
         return core.states.count(place)
 
     def _check_agreement(self) -> None:
@@ -579,40 +594,17 @@ class Step:
 
         No parameter may change before the last call of a closure, or before the last message of other ranks.
         """
-        done = []  # bundles, which have written their results
-        finished: list[Leaf] = []
-        keeps = always_keeps = self.core.traits.calls_again or SWITCH.raises_on_nan
-
-        def finish(leaf: Any) -> None:
-            if not isinstance(leaf, Leaf):
-                done.append(leaf)
-                for member in leaf.members if self.consumes else ():
-                    member.param.grad = None
-            elif keeps:
-                finished.append(leaf)
-            else:
-                self._write(leaf)
-
-        if eager:
-            self._has_eager = True
-            self._check_fits(eager)
+        done: list[Any] = []  # bundles, which have written their results
         try:
-            communicating: list[Any] = []
-            silent = bundles
-            if self.core.members.are_divided:
-                communicating, silent, eager = self._by_messages(bundles, eager)
-            if communicating:
-                keeps = True
-                execute(communicating, finish, before_writes=self._end_messages)
-                keeps = always_keeps
-                while finished and not keeps:
-                    self._write(finished.pop(0))
-            leaves: Iterable[Any] = silent
-            if eager:
-                leaves = itertools.chain(silent, self._eager_leaves(eager))
-            execute(leaves, finish)
-            for leaf in finished:
-                self._write(leaf)
+            if eager or self.core.members.are_divided:
+                self._advance_leaves(bundles, eager, done)
+            elif self._run is not None:
+                execute(bundles, done.append)
+            else:  # bundles that need no run do not wait for each other
+                for bundle in bundles:
+                    bundle.at = 0
+                    bundle.start(bundle.operations[0])
+                    done.append(bundle)
         except Exception as error:
             failed = [bundle for bundle in bundles if bundle not in done]
             # Otherwise all ranks would have to run the rules again.
@@ -620,8 +612,44 @@ class Step:
                 note_program(error, functools.partial(self.run_again, failed))
             raise
         finally:
-            self._has_counted |= len(done) > 0
+            if done:
+                self._has_counted = True
             count_up(done, self._after)
+
+    def _advance_leaves(
+        self, bundles: list[Any], eager: list[Member], done: list[Any]
+    ) -> None:
+        """Run bundles, which are added to `done` one at a time, and single leaves; those that send messages first."""
+        finished: list[Leaf] = []
+        keeps = always_keeps = self.core.traits.calls_again or SWITCH.raises_on_nan
+
+        def finish(task: Any) -> None:
+            if not isinstance(task, Leaf):
+                done.append(task)
+            elif keeps:
+                finished.append(task)
+            else:
+                self._write(task)
+
+        if eager:
+            self._has_eager = True
+            self._check_fits(eager)
+        communicating: list[Any] = []
+        silent = bundles
+        if self.core.members.are_divided:
+            communicating, silent, eager = self._by_messages(bundles, eager)
+        if communicating:
+            keeps = True
+            execute(communicating, finish, before_writes=self._end_messages)
+            keeps = always_keeps
+            while finished and not keeps:
+                self._write(finished.pop(0))
+        leaves: Iterable[Any] = silent
+        if eager:
+            leaves = itertools.chain(silent, self._eager_leaves(eager))
+        execute(leaves, finish)
+        for leaf in finished:
+            self._write(leaf)
 
     def _by_messages(
         self, bundles: list[Any], eager: list[Member]
@@ -677,7 +705,7 @@ class Step:
         # leaf's new state.
         taken = leaf.memory()
         new_slots = leaf.new_slots(taken)
-        if self._stays:
+        if self.core.capturable:
             update = None if update is None else leaf.run.memory.unshared(update, taken)
             for key, value in new_slots.items():
                 leaf.state[key].copy_(value)
@@ -701,7 +729,7 @@ class Step:
             member.count += 1
             return
         after = self._after[member.count]
-        if self._stays:
+        if self.core.capturable:
             step.copy_(after.made)
         else:
             leaf.state["step"] = as_step(after, step.dtype)
