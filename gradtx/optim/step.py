@@ -46,8 +46,10 @@ from gradtx.optim.device_counts import (
     unscaling,
 )
 from gradtx.optim.groups import (
+    UNSEEN,
     GroupSettings,
     Values,
+    are_floats,
     are_identical,
     has_any,
     is_same,
@@ -72,6 +74,7 @@ from gradtx.optim.run import (
 from gradtx.plans.bundle import is_on_accelerator
 from gradtx.plans.hyperparameters import Structure, each_item
 from gradtx.pure.tree_run import (
+    FUNCTIONS,
     add_extras,
     check_extras,
     is_by_leaf,
@@ -187,12 +190,13 @@ class Step:
         if self._run is not None:
             return self._run
         core = self.core
-        run = self._run = self.run_type(core.states.by_param, self.by_param, initial=False)
+        states = core.states.by_param
+        run = self._run = self.run_type(states, self.by_param, initial=False)
         run.functions = self.extras
         run.known_extras = core.traits.known_extras
         run.leaf_extras, run.call_extras = self.trees, self.scalars
-        # A rule may return one of them unchanged.
-        run.memory.register(tensors(self.trees))
+        if self.trees:  # a rule may return one of them unchanged
+            run.memory.register(tensors(self.trees))
         return run
 
     def _trains_none(self) -> bool:
@@ -289,10 +293,12 @@ class Step:
         """Check the extras, and split them into 0-d values and trees by leaf."""
         extras = self.extras
         kinds = check_extras(self.core.members.tx, True, extras, CALL)
-        by_leaf = [key for key in extras if is_by_leaf(kinds[key])]
-        names = self.core.members.names() if by_leaf else []
-        for key in by_leaf:
-            extras[key] = _by_name(key, extras[key], names)
+        names: list[str] = []
+        if any(is_by_leaf(kinds[key]) for key in extras if key not in FUNCTIONS):
+            names = self.core.members.names()
+            for key, value in extras.items():
+                if is_by_leaf(kinds[key]):
+                    extras[key] = _by_name(key, value, names)
         self.scalars, self.trees = split_extras(extras, kinds, dict.fromkeys(names))
         for name, value in self.scalars.items():
             if isinstance(value, Tensor):
@@ -502,13 +508,16 @@ class Step:
 
     def _check_agreement(self) -> None:
         """Check that hyperparameters that apply to all leaves jointly are equal in all groups."""
-        known = self.core.agreed
-        if not are_identical(self._values, known):
+        known, free = self.core.agreed, self.core.members.independent_names
+        if are_identical(self._values, known):
+            return
+        agree = len(known) == len(self._values) and _still_agree(
+            self._values, known, free
+        )
+        if not agree:
             self._compare_groups()
-            is_fixed = _agree_for_good(
-                self._values, self.core.members.independent_names
-            )
-            self.core.agreed = self._values if is_fixed else []
+            agree = _agree_for_good(self._values, free)
+        self.core.agreed = self._values if agree else []
 
     def _compare_groups(self) -> None:
         first = {}
@@ -804,6 +813,29 @@ def count_up(bundles: Iterable[Any], after: Mapping[Any, DeviceCount]) -> None:
         _torch.copy_each_(steps, list(map(as_step, later)))
         for member, count in zip(on_device, later, strict=True):
             member.set_count(count)
+
+
+def _still_agree(
+    values_of_groups: list[Values], before: list[Values], free: Collection[str]
+) -> bool:
+    """Whether values agree if those before did: only numbers differ, which need not agree, or are equal in all groups.
+
+    Args:
+        values_of_groups: The values of each group.
+        before: Those that agreed.
+        free: As for `_agree_for_good`.
+    """
+    for values, known in zip(values_of_groups, before, strict=True):
+        for name, value in values.items():
+            if value is known.get(name, UNSEEN):
+                continue
+            if not are_floats(value):
+                return False
+            others = (other[name] for other in values_of_groups if name in other)
+            is_free = name.rpartition(".")[2] in free
+            if not (is_free or all(is_same(value, other) for other in others)):
+                return False
+    return True
 
 
 def _agree_for_good(values_of_groups: list[Values], free: Collection[str]) -> bool:
