@@ -1,7 +1,6 @@
 """Steps as frameworks call them are warm, and take changes of what is known at once."""
 
 import contextlib
-import copy
 import random
 
 import pytest
@@ -11,8 +10,8 @@ import gradtx
 from tests.optim.plans.test_walk import clipped, walk_of
 
 MODES = [{}, {"compile": True}]
-# A step that makes a plan, or constructs the chain, calls thousands of functions.
-WARM = 110
+# A step that makes a plan calls thousands of functions, one that constructs the chain calls hundreds.
+WARM = 130
 SHAPES = [(3, 4), (4,), (2, 2, 2)]
 
 
@@ -221,14 +220,6 @@ def test_a_change_between_steps_of_a_framework_counts_as_in_torch(framework, cha
     torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
 
 
-def renewed(optimizer, params, options):
-    """A new optimizer with this state, on copies that share memory as the parameters do."""
-    others = copy.deepcopy(params)
-    other = gradtx.optim.AdamW(others, lr=0.1, **options)
-    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    return other, others
-
-
 def on_overlapping_memory(params):
     memory = torch.linspace(-1, 1, 14, dtype=torch.float64)
     params[0].data = memory[:12].view(3, 4)
@@ -238,26 +229,24 @@ def on_overlapping_memory(params):
 def on_memory_of_another_dtype(params):
     params[0].grad = None
     params[0].data = params[0].data.float()
-    params[0].grad = torch.ones_like(params[0])
 
 
 @pytest.mark.parametrize("options", MODES, ids=["lists", "compiled"])
 @pytest.mark.parametrize("move", [on_overlapping_memory, on_memory_of_another_dtype], ids=lambda move: move.__name__)
-def test_weights_in_other_memory_step_as_those_of_a_new_optimizer(move, options):
-    params = parameters()
-    optimizer = gradtx.optim.AdamW(params, lr=0.1, **options)
-    for t in range(4):
-        give_gradients(params, t)
-        params[2].data = params[2].data.clone()
-        optimizer.step()
-    move(params)
-    for t in range(3):
-        for param in params:
-            param.grad = torch.full_like(param, 0.5 + t)
-        other, others = renewed(optimizer, params, options)
-        optimizer.step()
-        other.step()
-        torch.testing.assert_close([p.detach() for p in params], [p.detach() for p in others], rtol=0, atol=0)
+def test_weights_in_memory_of_another_kind_step_as_single_leaves(move, options):
+    found = []
+    for is_eager in (False, True):
+        params = parameters()
+        optimizer = gradtx.optim.AdamW(params, lr=0.1, **options)
+        with gradtx.eagerly() if is_eager else contextlib.nullcontext():
+            for t in range(8):
+                params[2].data = params[2].data.clone()
+                if t == 4:
+                    move(params)
+                give_gradients(params, t)
+                optimizer.step()
+        found.append([param.detach() for param in params])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", MODES, ids=["lists", "compiled"])
