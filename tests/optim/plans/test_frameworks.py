@@ -190,9 +190,10 @@ def to_slots_in_other_memory(optimizer, params):
 
 def to_weights_that_exchange_their_memory(optimizer, params):
     others = [param.data.clone() for param in params]
-    params[0].data, params[2].data = others[2].reshape(-1)[:8].repeat(2)[:12].reshape(3, 4), others[0].reshape(-1)[
-        :8
-    ].reshape(2, 2, 2)
+    params[0].data, params[2].data = (
+        others[2].reshape(-1)[:8].repeat(2)[:12].reshape(3, 4),
+        others[0].reshape(-1)[:8].reshape(2, 2, 2),
+    )
 
 
 CHANGES = [value for name, value in list(globals().items()) if name.startswith("to_")]

@@ -8,7 +8,6 @@ import torch
 import gradtx
 from tests.optim.plans.test_walk import walk_of
 
-
 WARM = 100  # the most calls of a warm step with a schedule and a clip; others have hundreds
 GENERATOR = torch.Generator().manual_seed(0)
 GRADIENTS = [torch.randn(3, 4, dtype=torch.float64, generator=GENERATOR) for _ in range(12)]
