@@ -9,14 +9,11 @@ This module loads the core. A name of another module, such as `adamw`, is loaded
 from importlib import import_module as _import_module
 from importlib.util import find_spec as _find_spec
 from sys import modules as _modules
-from typing import Any as _Any
 
 from gradtx.base.names import public_value as _public_value
 from gradtx.base.names import publish as _publish
-from gradtx.base.names import register_former_modules as _register_former_modules
 from gradtx.base.table import CLASSES as _CLASSES
 from gradtx.base.table import MODULES as _MODULES
-from gradtx.pure import graph_node as _graphs
 from gradtx.rules import alias as alias
 from gradtx.rules import complete_docstring as _complete_docstring
 from gradtx.transform import chain as chain
@@ -66,15 +63,6 @@ def _hint(name: str) -> str:
     return f"; {hint}" if hint else ""
 
 
-def _kernel_function_of(*arguments: _Any) -> _Any:
-    from gradtx.optim.engine.kernels import kernel_function_of
-
-    return kernel_function_of(*arguments)
-
-
-# Programs do not import optimizers, whose kernels they run inside compiled functions.
-_graphs.function_of = _kernel_function_of
-_register_former_modules()
 for _name, _module in _MODULES.items():
     if f"gradtx.{_module}" in _modules:
         _load(_name)

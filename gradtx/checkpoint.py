@@ -15,7 +15,7 @@ from gradtx.base import tree as _tree
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.messages import form
 from gradtx.base.torch_names import readable
-from gradtx.execution.runs import Memory
+from gradtx.execution.runs import OwnMemory
 from gradtx.state.nested import LEAF_STEPS
 
 __all__ = ["load", "save"]
@@ -55,7 +55,7 @@ def save(path: str | os.PathLike[str], params: Any, state: Any) -> None:
     """
     safetensors = _safetensors("save")
     path = Path(path)
-    memory = Memory()
+    memory = OwnMemory()
     leaves, _ = _named("save", params, state)
     tensors: dict[str, Tensor] = {}
     for name, leaf in leaves.items():

@@ -24,6 +24,7 @@ from gradtx.arguments import (
     Argument,
     Arguments,
     OfCount,
+    has_schedule,
     is_off,
     tensors_in,
     varies,
@@ -38,6 +39,13 @@ from gradtx.execution.execute import (
     Branch,
     Route,
     around_alias,
+)
+from gradtx.execution.expansion import (
+    Expansion,
+    expanding,
+    is_checked_already,
+    present,
+    running_body,
 )
 from gradtx.execution.leaf_rule import Rule, RuleOperation, StageState
 from gradtx.execution.nesting import check_inner
@@ -185,6 +193,7 @@ class Spec:
         kind: "rule", "tree", "alias" or "combinator".
         function: The decorated function.
         factory: The factory that the decorator created from it.
+        is_ours: Whether it is one of this library.
         name: The name of both.
         class_name: The name of an alias's class in `gradtx.optim`.
         arguments: The signature of the factory.
@@ -203,6 +212,7 @@ class Spec:
         self.kind = kind
         self.function = function
         self.name = function.__name__
+        self.is_ours = is_ours(function)
         self._options: dict[str, Any] = {**_DEFAULTS, **options}
         for option in ("needs", "agree", "ahead"):
             if isinstance(self._options[option], str):
@@ -420,7 +430,8 @@ class Spec:
             for name, value in arguments.items()
             if name not in self.arguments.added
         }
-        returned = self.function(**function_arguments)
+        with running_body(self.is_ours):
+            returned = self.function(**function_arguments)
         if arguments.get("cautious_decay") and "cautious_decay" in self.arguments.added:
             returned = self._with_cautious_decay(returned, arguments)
         if isinstance(returned, GradientTransformation | Combinator):
@@ -495,7 +506,10 @@ class FactoryCall(GradientTransformation):
     _arguments: Bound
     _storage: Storage | None
     _varies: bool
+    _is_scheduled: bool
     _first: Body | None
+    # The expansion in which it was created, or in which its body runs for the first time.
+    _expansion: Expansion | None
     # The argument, the key in it if it is a dict, and the transformation.
     _inner: tuple[tuple[str, Any, GradientTransformation], ...]
 
@@ -510,16 +524,15 @@ class FactoryCall(GradientTransformation):
             _arguments=arguments,
             _storage=storage,
             _varies=any(map(varies, arguments.values())),
+            _is_scheduled=any(map(has_schedule, arguments.values())),
             _first=None,
+            _expansion=present(),
             _inner=tuple(_transformations(arguments)),
             _is_optimizer=spec.kind == "alias",
             _follows_rate=spec.follows_rate,
             _own_lr_role=spec.lr_role,
-            _needs=spec.needs_of(arguments),
-            _extras=spec.extras_of(arguments),
             _rounds=spec.rounds,
             _sign=spec.sign,
-            _amplifies=spec.option("amplifies", arguments),
             _may_flip_sign=bool(spec.sign == "either" or arguments.get("maximize")),
             _length=spec.length,
             _is_fixed=arguments.get("fixed"),
@@ -529,9 +542,30 @@ class FactoryCall(GradientTransformation):
     def _body(self) -> Body:
         """The body's result for the values of the first step, which determine the structure of all steps."""
         if self._first is None:
-            arguments = self._spec.resolved(self._arguments, 0)
+            expansion = self._present_expansion()
+            count = 0 if expansion is None else expansion.count
+            arguments = self._spec.resolved(self._arguments, count)
             self._set(_first=self._spec.body(arguments))
         return cast("Body", self._first)
+
+    def _present_expansion(self) -> Expansion | None:
+        """Return the present expansion if it is the one in which the body runs for the first time."""
+        expansion = present()
+        # The structure is that of the first values of schedules.
+        is_its_own = self._expansion is expansion and not self._is_scheduled
+        return expansion if is_its_own else None
+
+    @property
+    def _needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self._spec.needs_of(self._arguments)
+
+    @property
+    def _extras(self) -> Mapping[str, str]:  # type: ignore[override]
+        return self._spec.extras_of(self._arguments)
+
+    @property
+    def _amplifies(self) -> bool:  # type: ignore[override]
+        return self._spec.option("amplifies", self._arguments)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _remade, (self._spec.factory, self._arguments)
@@ -550,7 +584,7 @@ class FactoryCall(GradientTransformation):
         return len(children) > 0 and all(child._maximizes for child in children)
 
     def _skeleton(self) -> Any:
-        if not is_ours(self._spec.function):
+        if not self._spec.is_ours:
             # A user's function may reference any object, which a shared program would keep alive.
             return None
         # The group of an alias's other branch, such as Muon's fallback, does not show whether the alias maximizes.
@@ -625,6 +659,12 @@ class FactoryCall(GradientTransformation):
             return self._body._typed_links(typed or self._name)
         return super()._typed_links(typed)
 
+    def _expand(self, scope: Scope) -> list[Any]:
+        with expanding(scope.count) as expansion:
+            if self._first is None:
+                self._set(_expansion=expansion)
+            return super()._expand(scope)
+
     def _operations(self, scope: Scope) -> list[Any]:
         spec = self._spec
         arguments = self._arguments
@@ -632,9 +672,8 @@ class FactoryCall(GradientTransformation):
             arguments = spec.resolved(arguments, scope.count)
             for value in arguments.values():
                 scope.run.memory.register(tensors_in(value))
-            body = spec.body(arguments)
-        else:
-            body = self._body
+        runs_again = self._varies and self._present_expansion() is None
+        body = spec.body(arguments) if runs_again else self._body
         scope = scope.of(self).stored_as(self._storage)
         if isinstance(body, Combinator):
             scope.own = {
@@ -718,12 +757,16 @@ class FactoryCall(GradientTransformation):
                 since the user called the alias.
         """
         spec = self._spec
+        if is_checked_already():
+            return
         for name in spec.inner:
             check_transformation(spec.name, name, self._arguments[name])
         if spec.kind == "alias" and self._arguments.get("mask") is not None:
             # Raises an error for an invalid selector.
             spec.selector(self._arguments["mask"])
         try:
+            # Raise the errors of options that are functions of the arguments.
+            _ = self._needs, self._extras, self._amplifies
             self._links()
             if isinstance(self._body, Combinator):
                 check_inner(spec.name, self._body.rejects(), self._children())
@@ -731,7 +774,7 @@ class FactoryCall(GradientTransformation):
             if spec.kind != "alias" or str(error).startswith(f"{spec.name}:"):
                 raise
             raise type(error)(f"{spec.name}: {error}") from error
-        if isinstance(self._body, Chain) and not is_ours(spec.function):
+        if isinstance(self._body, Chain) and not spec.is_ours:
             warn_of_order(spec.name, self._body._children())
 
 

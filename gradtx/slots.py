@@ -50,6 +50,16 @@ class Slot:
         """Return the slot that a rule declares by a slot or by a function of the parameter."""
         return declared if isinstance(declared, Slot) else cls(declared)
 
+    @property
+    def starts_at_zero(self) -> bool:
+        """Whether its first value is known to be 0 in all entries."""
+        return self.first is torch.zeros_like
+
+    @property
+    def starts_alike(self) -> bool:
+        """Whether its first value is known to be the same for all parameters of one shape, dtype and device."""
+        return self.starts_at_zero or isinstance(self.first, _Same)
+
 
 def linear(
     first: Callable[[Tensor], Any] = torch.zeros_like, slow: bool = False
@@ -101,7 +111,7 @@ def scalar(value: Any = 0.0) -> Slot:
             return exact(number, param.device)
         return param.new_full((), number, dtype=exact_dtype(param))
 
-    return Slot(first, "scalar")
+    return Slot(first if callable(value) else _Same(first), "scalar")
 
 
 def filled(value: Any) -> Callable[[Tensor], Tensor]:
@@ -111,7 +121,17 @@ def filled(value: Any) -> Callable[[Tensor], Tensor]:
         # A sum, because `full_like` would synchronize.
         return (torch.zeros_like(param) + value).to(param.dtype)
 
-    return first
+    return _Same(first)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Same:
+    """A first value that depends on the shape, dtype and device of a parameter alone."""
+
+    first: Callable[[Tensor], Tensor]
+
+    def __call__(self, param: Tensor) -> Tensor:
+        return self.first(param)
 
 
 def window(size: int) -> Slot:

@@ -18,6 +18,7 @@ from gradtx.base.messages import describe, nearest, shortly, warn_user
 from gradtx.execution.chain_order import order_faults
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import negating
+from gradtx.execution.expansion import is_checked_already
 from gradtx.execution.runs import Place, Scope
 from gradtx.execution.tree_rule import Functions, PlainOperation, check_plain
 from gradtx.pure import graph_node as _graphs
@@ -177,7 +178,7 @@ class GradientTransformation:
     ) -> tuple[Any, dict[str, Any]]:
         is_traced = torch.compiler.is_dynamo_compiling()
         update = _graphs.update if is_traced else _list_trees.update
-        call = _pure.Call(self, updates, state, params, extras)
+        call = _pure.UpdateCall(self, updates, state, params, extras)
         kinds, _ = self._requirements()
         if "grad_sample" in kinds and "grad_sample" not in extras:
             call = _pure.with_examples(call)
@@ -640,7 +641,7 @@ def chain(*txs: GradientTransformation) -> GradientTransformation:
     )
     if not torch.compiler.is_compiling() and _is_called_by_user():
         warn_of_order("chain", txs)
-    return flat[0] if len(flat) == 1 else Chain(flat)
+    return flat[0] if len(flat) == 1 else Chain(flat, not is_checked_already())
 
 
 def _is_called_by_user() -> bool:

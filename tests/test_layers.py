@@ -88,3 +88,9 @@ def test_no_packages_import_in_a_circle():
 
 def test_the_root_has_at_most_twelve_modules():
     assert len(list(PACKAGE.glob("*.py"))) <= 12
+
+
+def test_one_room_sends():
+    sends = re.compile(r"\bdistributed\.(all_|broadcast|reduce|gather|scatter)|\.redistribute\(|\.full_tensor\(")
+    senders = {name for name, path in MODULES.items() if sends.search(path.read_text(encoding="utf-8"))}
+    assert {name for name in senders if not name.startswith("distributed.")} == set()

@@ -32,8 +32,9 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from tqdm import tqdm
 
 import gradtx
-from gradtx.base.dtensor import full_tensor, local
+from gradtx.base.dtensor import local
 from gradtx.compiler.triton import is_importable
+from gradtx.distributed.redistribution import full_tensor
 from tests.conformance import bits
 from tests.examples import example_of
 
@@ -49,8 +50,9 @@ def chain_of(name: str, variant: str) -> Any:
     options = example_of(factory)
     if variant == "int8":
         options["state_dtype"] = "int8"
-        if "block_size" in options:  # these leaves would have thousands of tiny blocks
-            options["block_size"] = 32
+    if variant in ("int8", "clip", "triton"):
+        for size in {"block_size", "max_preconditioner_dim"} & options.keys():
+            options[size] = 32  # these leaves would have thousands of tiny blocks
     tx = factory(**options)
     return gradtx.chain(gradtx.clip_by_global_norm(0.5), tx) if variant == "clip" else tx
 
@@ -170,7 +172,7 @@ def triton_texts(name: str, variant: str) -> list[str]:
         return []
     from tests.gpu.compile_kernels import sources_of
 
-    return sources_of(chain_of(name, variant))
+    return sources_of(chain_of(name, "triton" if variant == "leaves" else variant))
 
 
 def observed(name: str, variant: str, triton: bool) -> dict[str, Any]:
@@ -193,12 +195,17 @@ def observed(name: str, variant: str, triton: bool) -> dict[str, Any]:
     return results
 
 
-def everything(pattern: str) -> dict[str, Any]:
+def everything(pattern: str, file: Path | None = None) -> dict[str, Any]:
+    """What each optimizer gives; written to a file after each, if there is one, from which a later run goes on."""
     names = [name for name in sorted(gradtx.optim.classes.ALIASES.values()) if fnmatch.fnmatch(name, pattern)]
     has_triton = is_importable()
-    found = {}
+    found = json.loads(file.read_text()) if file is not None and file.exists() else {}
     for name, variant in tqdm([(name, variant) for name in names for variant in VARIANTS], unit="case"):
-        found[f"{name}, {variant}"] = observed(name, variant, has_triton)
+        case = f"{name}, {variant}"
+        if file is None or case not in found:
+            found[case] = observed(name, variant, has_triton)
+            if file is not None:
+                file.write_text(json.dumps(found, indent=1))
     return found
 
 
@@ -274,7 +281,7 @@ def main() -> int:
     file = arguments.folder / "results.json"
     if arguments.action == "write":
         arguments.folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(everything(arguments.only), indent=1))
+        everything(arguments.only, file)
         save(arguments.folder)
         return 0
     found = differences(json.loads(file.read_text()), everything(arguments.only)) + loads(arguments.folder)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gradtx.arguments import Decay, NonNegative, Positive, Scalar, is_off
-from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import exact, exact_dtype
+from gradtx.distributed.redistribution import full_tensor
 from gradtx.links.momentum import ema
 from gradtx.maths.entries import at_least, running_mean, safe_sqrt
 from gradtx.rules import alias, per_tensor

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from gradtx.arguments import Count, Decay, NonNegative, Positive, Static, is_off
-from gradtx.base.dtensor import distributed_like, gathered
 from gradtx.base.exact import exact_dtype
+from gradtx.distributed.redistribution import distributed_like, gathered
 from gradtx.links.clipping import shrink
 from gradtx.links.momentum import trace
 from gradtx.links.scaling import scale_by_learning_rate

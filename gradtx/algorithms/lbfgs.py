@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gradtx.arguments import Count, NonNegative
-from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import exact_dtype
+from gradtx.distributed.redistribution import full_tensor
 from gradtx.links.decay import with_decay
 from gradtx.maths.entries import at_least, at_most
 from gradtx.rules import alias, per_tensor

@@ -17,7 +17,7 @@ from gradtx.base.exact import exact, exact_dtype
 from gradtx.base.messages import describe
 from gradtx.base.plain import is_plain
 from gradtx.execution.execute import Leaf
-from gradtx.execution.leaf_rule import Call, Rule, RuleOperation, StageState
+from gradtx.execution.leaf_rule import Rule, RuleCall, RuleOperation, StageState
 from gradtx.execution.runs import Scope
 from gradtx.execution.traits import Traits
 from gradtx.links.scaling import scale_by_learning_rate
@@ -324,11 +324,11 @@ class EstimateOperation(RuleOperation):
         run.estimates[self.path] = functools.partial(estimator.gradient, slopes)
         run.estimated_loss = estimator.loss(losses)
 
-    def _set_update(self, call: Call, update: Any) -> None:
+    def _set_update(self, call: RuleCall, update: Any) -> None:
         # The losses are those of the caller, also where the chain maximizes.
         super()._set_update(call, -update if call.leaf.negated else update)
 
-    def _called(self, call: Call, *total: Any) -> Any:
+    def _called(self, call: RuleCall, *total: Any) -> Any:
         gradient = call.leaf.run.estimates[self.path]
         return gradient(call.leaf.stream_name, call.update), {}
 

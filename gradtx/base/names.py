@@ -1,6 +1,5 @@
 """Public names: which module defines each, and what `__module__` says of them."""
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib import import_module
@@ -35,32 +34,6 @@ def public_factories(*packages: str) -> Iterator[Any]:
             value = public_value(name)
             if hasattr(value, "spec"):
                 yield value
-
-
-class FormerModule(ModuleType):
-    """A module whose definitions have files of their own now; pickles that name it find them."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in MODULES:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        return public_value(name)
-
-
-# Files of gradtx/algorithms that had whole families.
-_FORMER = (
-    *("adam_delayed", "adam_momentum", "adam_rates", "adam_stable", "adam_variants"),
-    *("averaging", "clipping", "d_adaptation", "layerwise", "low_rank", "manifolds"),
-    *("memory_efficient", "momentum", "muon_variants", "pairs", "parameter_free"),
-    *("polyak", "projection", "quasi_newton", "scaling", "sign"),
-    *("variance_reduction", "weight_decay", "width"),
-)
-
-
-def register_former_modules() -> None:
-    """Let pickles import the modules that have been divided."""
-    for name in (*(f"algorithms.{file}" for file in _FORMER), "memory"):
-        module = f"gradtx.{name}"
-        sys.modules.setdefault(module, FormerModule(module))
 
 
 def is_ours(function: Any) -> bool:

@@ -33,3 +33,22 @@ def are_dense(tensors: list[Tensor]) -> bool:
 
 def is_plain(value: Any) -> bool:
     return type(value) in TYPES
+
+
+def holds_its_values(tensor: Tensor) -> bool:
+    """Whether a tensor's memory holds its values.
+
+    It holds negated or conjugate ones for `z.conj().imag`, and there is none for the zeros of forward mode.
+    """
+    has_memory = tensor.data_ptr() or tensor.is_meta or not tensor.numel()
+    return bool(has_memory) and not (tensor.is_neg() or tensor.is_conj())
+
+
+def is_usual(tensor: Any) -> bool:
+    """Whether the memory of a tensor is its flat alias: it is plain, real and contiguous, and holds its values."""
+    return (
+        is_plain(tensor)
+        and tensor.is_contiguous()
+        and not tensor.is_complex()
+        and holds_its_values(tensor)
+    )

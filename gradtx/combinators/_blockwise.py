@@ -15,17 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gradtx.base.dtensor import (
-    distributed_like,
-    from_local_like,
-    full_tensor,
-    local,
-)
+from gradtx.base.dtensor import from_local_like, local
 from gradtx.base.errors import Path
 from gradtx.base.tree import map_tensors
 from gradtx.combinators._division import Division, LocalBlocks, local_blocks
 from gradtx.combinators._spaces import run_at_owner
 from gradtx.distributed.layouts import placements_by_rows
+from gradtx.distributed.redistribution import distributed_like, full_tensor
 from gradtx.execution.execute import (
     Leaf,
     Operation,

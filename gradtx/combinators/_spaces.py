@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.base.dtensor import full_tensor, is_sharded
+from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path
+from gradtx.distributed.redistribution import full_tensor
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Leaf, Route
 from gradtx.execution.leaf_rule import Rule, RuleOperation, StageState

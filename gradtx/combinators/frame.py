@@ -20,8 +20,8 @@ from gradtx.combinators._spaces import Inside, Outside, can_run_at_owner, run_at
 from gradtx.execution.context import Clock, FrameContext, selected_tree
 from gradtx.execution.execute import Leaf, Operation, Route, Steps
 from gradtx.execution.leaf_rule import (
-    Call,
     Rule,
+    RuleCall,
     RuleOperation,
     RuleState,
     StageState,
@@ -434,6 +434,8 @@ class Enter(RuleOperation):
     def init(self, leaf: Leaf) -> None:
         """Do nothing: `Leave` creates the frame's slots, after the inner ones."""
 
+    starts_alike = True
+
     def _begin(self, leaf: Leaf) -> Steps | None:
         leaf.saved[self] = Entered.of(leaf)
         clock = self.frame.clock
@@ -483,7 +485,7 @@ class Enter(RuleOperation):
 
     def call(
         self, leaf: Leaf, update, inner: Values, state: RuleState | None = None
-    ) -> Call:
+    ) -> RuleCall:
         """Return the arguments of `enter` or `leave` for a leaf; without a state, the stored one."""
         compute_dtype = self.compute_dtype(leaf)
         old, stored = self.stage.read(leaf, compute_dtype)
@@ -494,9 +496,9 @@ class Enter(RuleOperation):
         shared = self._old_shared, self._new_shared
         ticks = self.ticks_for(leaf)
         context = FrameContext(leaf, compute_dtype, ticks, inner, *shared)
-        return Call(leaf, update, state, param, context, compute_dtype, old)
+        return RuleCall(leaf, update, state, param, context, compute_dtype, old)
 
-    def _finish(self, call: Call, out) -> None:
+    def _finish(self, call: RuleCall, out) -> None:
         leaf = call.leaf
         if isinstance(out, types.GeneratorType):
             raise TypeError(
@@ -616,7 +618,7 @@ class Leave(RuleOperation):
         inner = self._enter.inner.values(leaf)
         return self._begin_rule(self._enter.call(leaf, update, inner, outside.state))
 
-    def _finish(self, call: Call, out) -> None:
+    def _finish(self, call: RuleCall, out) -> None:
         leaf = call.leaf
         update, state, new_inner = _checked(self.rule.name, "leave", out)
         if new_inner is not None:
@@ -630,7 +632,7 @@ class Leave(RuleOperation):
         self.stage.write(leaf, {**state, **count}, call.old)
         leaf.active = active
 
-    def _finish_inner(self, call: Call, new_inner: Mapping[str, Any]) -> None:
+    def _finish_inner(self, call: RuleCall, new_inner: Mapping[str, Any]) -> None:
         """Store the inner slots that `leave` returned."""
         if not self._frame.inner_slots:
             raise TypeError(

@@ -18,11 +18,11 @@ from gradtx.arguments import (
     Positive,
     Static,
 )
-from gradtx.base.dtensor import total
 from gradtx.base.exact import exact
 from gradtx.base.selectors import answer, check_signature
 from gradtx.base.tree import map_tensors
 from gradtx.combinators.frame import Frame
+from gradtx.distributed.sums import total
 from gradtx.execution.runs import Scope
 from gradtx.execution.tree_rule import Functions, TreeOperation
 from gradtx.maths.entries import quotient, running_mean, safe_sqrt

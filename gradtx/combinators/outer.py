@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtx.arguments import Count, Fraction, NonNegativeInt, Static, is_off
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import is_sharded, local, total
+from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.errors import Path
 from gradtx.base.exact import exact_dtype
 from gradtx.base.messages import shortly
@@ -25,8 +25,8 @@ from gradtx.distributed.agreement import (
     there_and_back,
     unequal,
 )
-from gradtx.distributed.collectives import mean_over_ranks
 from gradtx.distributed.layouts import Team, team_of, team_of_group
+from gradtx.distributed.sums import mean_over_ranks, total
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import Branch, Leaf, Route, Steps
 from gradtx.execution.nesting import check_inner

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from gradtx.arguments import Static
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import distributed_like, from_local_like, local
+from gradtx.base.dtensor import from_local_like, local
 from gradtx.base.errors import Path
+from gradtx.distributed.redistribution import distributed_like
 from gradtx.execution.execute import Leaf, Operation
 from gradtx.execution.runs import Scope
 from gradtx.execution.traits import Traits

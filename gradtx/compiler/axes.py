@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -11,9 +12,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
-from gradtx.compiler.graph import is_list
+from gradtx.compiler.graph import is_list, is_scalar
 from gradtx.compiler.lower import Program
-from gradtx.compiler.simplify import SAME, VIEWS, reduced_dimensions
+from gradtx.compiler.simplify import (
+    SAME,
+    SAME_ENTRIES,
+    VIEWS,
+    reduced_dimensions,
+)
 from gradtx.compiler.terms import is_pointwise
 from gradtx.compiler.write_expressions import (
     CONSTANTS,
@@ -208,62 +214,188 @@ def _viewed(operand: list[Dimension], shape: Sequence[int]) -> list[Dimension]:
     return dimensions
 
 
+# The indices of the groups of which a value has a number for each index.
+Extent: TypeAlias = tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Groups:
     """Neighbouring axes of a leaf on which the same values depend, as one.
 
     Attributes:
-        axes: The axes of each group.
         extents: The groups on which each value depends.
+        axes: The axes of each group; None where only the number of entries counts: all entries are one group, or rows
+            and their entries are two.
+        row: The number of entries of a row; 1 where there are none.
     """
 
-    axes: tuple[tuple[int, ...], ...]
-    extents: dict[Node, tuple[int, ...]]
+    extents: dict[Node, Extent]
+    axes: tuple[tuple[int, ...], ...] | None = None
+    row: int = 1
 
-    @classmethod
-    def of(
-        cls,
-        axes: dict[Node, tuple[int, ...]],
-        shape: Sequence[int],
-        results: Sequence[Any],
-    ) -> Groups:
-        """Return the groups of a leaf of this shape; axes of size 1 need none.
+    @property
+    def full(self) -> Extent:
+        """The extent of entries."""
+        if self.axes is not None:
+            return tuple(range(len(self.axes)))
+        return (0, 1) if self.are_rows else (0,)
 
-        Args:
-            axes: Those that each value depends on.
-            shape: The shape of the leaf.
-            results: The results of the program, which may go to new memory.
+    @property
+    def are_rows(self) -> bool:
+        """Whether the leaf consists of rows, and no value has a number for each column."""
+        return self.row > 1
 
-        Raises:
-            UnsuitableProgramError: If a value in memory has its axes in another order.
-        """
-        sets = [set(of_node) for of_node in axes.values()]
-        groups: list[tuple[int, ...]] = []
-        for i in range(len(shape)):
-            if shape[i] == 1:
-                continue
-            last = groups[-1][-1] if groups else None
-            is_joined = groups and all((i in own) == (last in own) for own in sets)
-            groups = [*groups[:-1], (*groups[-1], i)] if is_joined else [*groups, (i,)]
-        # The loops of kernels have two levels at least.
-        is_vector = len(groups) == 1
-        extents = {}
-        for node, positions in axes.items():
-            kept = [i for i, group in enumerate(groups) if group[0] in positions]
-            extents[node] = (0, 1) if is_vector and kept else tuple(kept)
-            # In memory, and for the writes of views, the axes have their usual order.
-            is_argument = node.op == "placeholder" or _torch.writes(node.target)
-            is_stored = is_argument or node in results
-            if is_stored and list(positions) != sorted(positions):
-                raise UnsuitableProgramError(UNRELATED)
-        return cls(((), *groups) if is_vector else tuple(groups), extents)
+    @property
+    def form(self) -> Any:
+        """What tells leaves of other forms apart; all shapes of entries alone have one form."""
+        return self.row, self.axes
 
     def sizes(self, shape: Sequence[int]) -> list[int]:
         """Return the number of entries of each group of a leaf."""
-        sizes = []
-        for group in self.axes:
-            size = 1
-            for axis in group:
-                size *= shape[axis]
-            sizes.append(size)
-        return sizes
+        if self.axes is not None:
+            return [math.prod(shape[axis] for axis in group) for group in self.axes]
+        size = math.prod(shape)
+        return [size // self.row, self.row] if self.are_rows else [size]
+
+
+def groups_of(program: Program, leaf: Node) -> Groups:
+    """Return what the kernels of a program go through: entries, rows of these, or other groups of a leaf's axes.
+
+    Raises:
+        UnsuitableProgramError: If a value depends on anything else.
+    """
+    groups = Rows(program, leaf).groups()
+    if groups is None:
+        groups = _groups_of_axes(axes_of(program, leaf), _shape(leaf), program.results)
+    return groups
+
+
+def _groups_of_axes(
+    axes: dict[Node, tuple[int, ...]], shape: Sequence[int], results: Sequence[Any]
+) -> Groups:
+    """Return the groups of a leaf of this shape; axes of size 1 need none.
+
+    Args:
+        axes: Those that each value depends on.
+        shape: The shape of the leaf.
+        results: The results of the program, which may go to new memory.
+
+    Raises:
+        UnsuitableProgramError: If a value in memory has its axes in another order.
+    """
+    sets = [set(of_node) for of_node in axes.values()]
+    groups: list[tuple[int, ...]] = []
+    for i in range(len(shape)):
+        if shape[i] == 1:
+            continue
+        last = groups[-1][-1] if groups else None
+        is_joined = groups and all((i in own) == (last in own) for own in sets)
+        groups = [*groups[:-1], (*groups[-1], i)] if is_joined else [*groups, (i,)]
+    # The loops of kernels have two levels at least.
+    is_vector = len(groups) == 1
+    extents = {}
+    for node, positions in axes.items():
+        kept = [i for i, group in enumerate(groups) if group[0] in positions]
+        extents[node] = (0, 1) if is_vector and kept else tuple(kept)
+        # In memory, and for the writes of views, the axes have their usual order.
+        is_argument = node.op == "placeholder" or _torch.writes(node.target)
+        is_stored = is_argument or node in results
+        if is_stored and list(positions) != sorted(positions):
+            raise UnsuitableProgramError(UNRELATED)
+    if not groups:
+        raise UnsuitableProgramError(UNRELATED)
+    return Groups(extents, ((), *groups) if is_vector else tuple(groups))
+
+
+class Rows:
+    """Divide the values of a program by what they have one number for: each entry, each row of entries, or a leaf.
+
+    A row is the entries that have one value, such as those of one channel, or of codes with one scale.
+
+    Args:
+        program: The program.
+        leaf: An argument with the shape of the leaf.
+    """
+
+    def __init__(self, program: Program, leaf: Node):
+        self._program = program
+        value: Any = leaf.meta["val"]
+        self._size = value.numel()
+        self._is_0d = value.ndim == 0  # then so are its slots
+        self._row = 1
+        self._levels: dict[
+            Node, int
+        ] = {}  # 0 for a leaf, 1 for each row, 2 for entries
+
+    def groups(self) -> Groups | None:
+        """Return the groups; None if a value depends on anything else."""
+        for node in self._program.graph.nodes:
+            if node.op == "output" or is_scalar(node):
+                continue
+            # Phases of sums often read few slots.
+            is_unread = is_mark(node, self._size) or not node.users
+            if is_unread and node.op == "placeholder":
+                continue
+            if not self._has_level(node):
+                return None
+            if node.op == "call_function" and not self._agrees(node):
+                return None
+        of_level = [(), (0,), (0, 1) if self._row > 1 else (0,)]
+        extents = {node: of_level[level] for node, level in self._levels.items()}
+        return Groups(extents, row=self._row)
+
+    def _has_level(self, node: Node) -> bool:
+        """Note what a value has one number for; False if that is none of the above."""
+        value: Any = node.meta["val"]
+        if not isinstance(value, Tensor):
+            return False
+        if value.ndim == 0 or (self._is_0d and value.numel() == 1):
+            self._levels[node] = 0
+            return True
+        if value.numel() == self._size:
+            self._levels[node] = 2
+            return True
+        row = self._size // max(value.numel(), 1)
+        if row * value.numel() != self._size or row == 1 or self._row not in (1, row):
+            return False
+        self._row = row
+        self._levels[node] = 1
+        return True
+
+    def _agrees(self, node: Node) -> bool:
+        """Whether an operation takes the values of rows in their order, and reduces whole rows only."""
+        level = self._levels[node]
+        operand: Any = next(iter(node.args), None)
+        is_view = node.target in SAME_ENTRIES and self._levels.get(operand) == level
+        if is_view:
+            return True
+        if node.target in REDUCTIONS and operand in self._levels:
+            of, dims = self._levels[operand], reduced_dimensions(node)
+            if of and not dims:
+                return True
+            if of and level != of:
+                ndim = operand.meta["val"].ndim
+                reduced = sorted(dim % ndim for dim in dims)
+                is_last = reduced == [*range(ndim)][-len(reduced) :]
+                return is_last and (of, level) == (2, 1)
+        inputs = [x for x in node.all_input_nodes if self._levels.get(x) == 1]
+        return level < 2 or all(self._is_in_order(x, node) for x in inputs)
+
+    def _is_in_order(self, values: Node, node: Node) -> bool:
+        """Whether a value of each row meets the entries of its row."""
+        shape: Any = node.meta["val"].shape
+        own: Any = values.meta["val"].shape
+        own = (1,) * (len(shape) - len(own)) + tuple(own)
+        rest = list(shape)
+        for size in own:
+            if size != rest[0]:
+                break
+            rest.pop(0)
+        kept = len(shape) - len(rest)
+        return not set(own[kept:]) - {1} and math.prod(rest) == self._row
+
+
+def is_mark(node: Node, size: int) -> bool:
+    """Whether a value has no entries, although the leaf has some: slots that only mark a choice."""
+    value = node.meta["val"]
+    return isinstance(value, Tensor) and value.numel() == 0 < size

@@ -34,9 +34,9 @@ PARALLEL = ("-fopenmp", "-fopenmp-simd")
 
 ADDRESSES = (
     *("words", "table", "sizes", "blocks", "chunk_leaf", "chunk_start", "leaf_chunks"),
-    *("sums", "partials", "results"),
+    *("sums", "results"),
 )
-COUNTS = ("n_leaves", "n_chunks", "threads")
+COUNTS = ("n_leaves", "threads")
 
 
 # Packs the arguments of a phase, addresses and counts; see `gradtx.compiler.write_cpp`. A structure of ctypes takes

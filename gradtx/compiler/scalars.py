@@ -12,6 +12,8 @@ from gradtx.compiler.graph import is_scalar
 from gradtx.compiler.lower import Program, mark_on_device
 from gradtx.compiler.text import Text, function_text, tuple_of
 
+PYTHON_NUMBERS = frozenset((float, int, bool))
+
 
 class ScalarProgram:
     """The function of a program's scalars: Python scalars, or 0-d tensors where the host would have to wait.

@@ -1,4 +1,4 @@
-"""Where kernels find what they read and write: addresses, sizes and chunks of the leaves of a bundle, on the device."""
+"""Where kernels find what they read and write: addresses, chunks and values of a bundle's leaves, on the device."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from gradtx.base.torch_names import is_captured
-from gradtx.compiler.write_grids import Grid
+from gradtx.compiler.axes import Groups
+from gradtx.compiler.write_kernels import KernelText
 
-CHUNK = 8192  # entries of a chunk in C++, and of rows in both languages
+CHUNK = 8192  # entries of a chunk in C++, and of one with values of columns in both languages
 LEAST_ROWS = 32  # of a chunk with values of columns
 CHUNKS = 256  # the most chunks of a leaf of this kind, unless it has few rows
 ALIGNMENT = 16  # bytes
@@ -24,47 +25,26 @@ class Table:
     """Where the arguments of a bundle's leaves are, on the device.
 
     Args:
-        sizes: The number of entries of each leaf.
+        leaves: The number of leaves.
         pointers: The addresses of each argument's tensors, one per leaf.
         device: The device.
-        chunk: The most entries of a chunk, unless a block has more.
-        blocks: The number of entries in each block of each leaf.
         constants: The constants of each leaf that follow from its shape.
 
     Attributes:
-        entries, leaves, chunks: The number of entries, of leaves, and of chunks of all leaves.
-        addresses: Where the parts of the table are.
+        address: Where the table is.
     """
 
     def __init__(
         self,
-        sizes: list[int],
+        leaves: int,
         pointers: list[list[int]],
         device: torch.device,
-        chunk: int,
-        blocks: list[int],
         constants: Sequence[Sequence[float]] = (),
     ):
+        self.leaves = leaves
         self.device = device
         by_row = itertools.chain.from_iterable(zip(*constants, strict=True))
         self._constants = sent(list(by_row), device, torch.float64)
-        self.leaves = len(sizes)
-        self.entries = sum(sizes)
-        self.blocks = sent(blocks, device)
-        self._are_rows_aligned = _are_aligned([block for block in blocks if block > 1])
-        chunk_leaf: list[int] = []
-        chunk_start: list[int] = []
-        leaf_chunks = [0]
-        for leaf, (size, block) in enumerate(zip(sizes, blocks, strict=True)):
-            starts = range(0, size, max(chunk // block, 1) * block)
-            chunk_start += starts
-            chunk_leaf += [leaf] * len(starts)
-            leaf_chunks.append(len(chunk_leaf))
-        self.chunks = len(chunk_leaf)
-        self.chunk_leaf = sent(chunk_leaf, device)
-        self.chunk_start = sent(chunk_start, device)
-        self.leaf_chunks = sent(leaf_chunks, device)
-        self.sizes = sent(sizes, device)
         self.point_to(pointers)
 
     def point_to(self, pointers: list[list[int]]) -> None:
@@ -76,16 +56,14 @@ class Table:
         flat += range(start, start + stop, self._constants.itemsize)
         self._buffer = on_host(flat, self.device)
         self.pointers = self._buffer.to(self.device, non_blocking=True)
+        self.address = self.pointers.data_ptr()
         # The memory of the buffer, which is that of `pointers` on the CPU.
         words = ctypes.c_int64 * self._buffer.numel()
         self._words = words.from_address(self._buffer.data_ptr())
-        memory = (self.pointers, self.sizes, self.blocks, self.chunk_leaf)
-        memory += (self.chunk_start, self.leaf_chunks)
-        self.addresses = list(map(Tensor.data_ptr, memory))
 
     @property
     def is_aligned(self) -> bool:
-        return self._are_rows_aligned and all(self._are_aligned)
+        return all(self._are_aligned)
 
     def memory(self, rows: int, columns: int) -> Tensor:
         """Return memory for float64 values."""
@@ -112,8 +90,8 @@ class Table:
             self.pointers[window].copy_(source, non_blocking=True)
 
 
-def _are_aligned(addresses: list[int]) -> bool:
-    return not any(address % ALIGNMENT for address in addresses)
+def _are_aligned(numbers: list[int]) -> bool:
+    return not any(number % ALIGNMENT for number in numbers)
 
 
 def on_host(
@@ -133,47 +111,74 @@ def sent(
 
 
 class Layout:
-    """Chunks of leaves with values of rows, columns, ..., and where these values are, on the device.
+    """Chunks of leaves, and where the values that kernels keep and partial ones are, on the device.
 
-    A chunk consists of whole rows: all rows of some indices of the first group of axes, or a part of those of one.
+    A chunk consists of whole rows, those of some indices of the first group of axes, or a part of those of one; or of
+    entries, if these are the only group.
 
     Args:
-        grid: What the kernels need to know.
+        text: The kernels.
         sizes: The number of indices of each group of axes, by leaf.
         device: The device.
+        chunk: The most entries of a chunk of entries or rows, unless a row has more.
 
     Attributes:
+        entries, chunks: The number of entries and of chunks of all leaves.
         blocks: The form of each leaf: the sizes of its groups, the most indices of the first one in a chunk, and how
             many chunks have one of them; then the offset of each value that is kept, and of partial ones.
         total: How many values are kept for all leaves.
+        has_aligned_rows: Whether rows begin at multiples of 16 entries.
+        addresses: Where these parts are.
     """
 
-    def __init__(self, grid: Grid, sizes: list[list[int]], device: torch.device):
+    def __init__(
+        self,
+        text: KernelText,
+        sizes: list[list[int]],
+        device: torch.device,
+        chunk: int,
+    ):
         chunk_leaf: list[int] = []
         chunk_start: list[int] = []
         leaf_chunks = [0]
         columns: list[list[int]] = []
         self.total = 0
         for leaf, of_leaf in enumerate(sizes):
-            per, parts, starts = _chunks_of_rows(of_leaf)
+            per, parts, starts = _chunks_of(text.groups, of_leaf, chunk)
             chunk_start += starts
             chunk_leaf += [leaf] * len(starts)
             leaf_chunks.append(len(chunk_leaf))
             of_chunk = [per, *of_leaf[1:]]
-            counts = [math.prod(of_leaf[i] for i in extent) for extent in grid.kept]
-            for extent in grid.partial:
+            counts = [math.prod(of_leaf[i] for i in extent) for extent in text.kept]
+            for extent in text.partial:
                 counts.append(len(starts) * math.prod(of_chunk[i] for i in extent))
             offsets = itertools.accumulate(counts, initial=self.total)
             *of_values, self.total = offsets
             columns.append([*of_leaf, per, parts, *of_values])
         by_row = itertools.chain.from_iterable(zip(*columns, strict=True))
+        counts = list(map(math.prod, sizes))
+        rows = [length for _, *lengths in sizes for length in lengths]
+        self.has_aligned_rows = _are_aligned(rows)
+        self.entries = sum(counts)
+        self.sizes = sent(counts, device)
         self.blocks = sent(list(by_row), device)
         self.chunks = len(chunk_leaf)
         self.chunk_leaf = sent(chunk_leaf, device)
         self.chunk_start = sent(chunk_start, device)
         self.leaf_chunks = sent(leaf_chunks, device)
-        memory = (self.blocks, self.chunk_leaf, self.chunk_start, self.leaf_chunks)
-        self.addresses = list(map(Tensor.data_ptr, memory))
+        memory = (self.sizes, self.blocks, self.chunk_leaf, self.chunk_start)
+        self.addresses = [x.data_ptr() for x in (*memory, self.leaf_chunks)]
+
+
+def _chunks_of(
+    groups: Groups, sizes: list[int], chunk: int
+) -> tuple[int, int, list[int]]:
+    """Return the indices of the first group in a chunk, the chunks of one index, and the start of each chunk."""
+    if groups.axes is not None:
+        return _chunks_of_rows(sizes)
+    count, *row = sizes
+    per = max(chunk // math.prod(row), 1)
+    return per, 1, list(range(0, count, per))
 
 
 def _chunks_of_rows(sizes: list[int]) -> tuple[int, int, list[int]]:

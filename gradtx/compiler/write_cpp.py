@@ -9,26 +9,26 @@ cache when the next one reads it. Each thread takes leaves of its own; the few l
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch.fx import Node
 
+from gradtx.compiler.axes import Extent
 from gradtx.compiler.graph import dtype_of, is_scalar
 from gradtx.compiler.needs import Needs
 from gradtx.compiler.write_expressions import HALF, ExpressionWriter
 from gradtx.compiler.write_kernels import (
-    BLOCKS,
-    INDICES,
+    Combine,
     Kernel,
     KernelWriter,
+    Needed,
     Store,
-    Totals,
     aten,
     kind_of,
-    outputs_of,
 )
 
 IN_PARALLEL = "#pragma omp parallel for num_threads(threads) if(threads > 1)\n"
@@ -51,8 +51,8 @@ PRELUDE = """
 
 struct Arguments {
   const int64_t *words, *table, *sizes, *blocks, *chunk_leaf, *chunk_start, *leaf_chunks;
-  double *sums, *partials, *results;
-  int64_t n_leaves, n_chunks, threads;
+  double *sums, *results;
+  int64_t n_leaves, threads;
 };
 
 #if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
@@ -216,9 +216,7 @@ class CppExpressions(ExpressionWriter):
 
 
 class CppWriter(CppExpressions, KernelWriter):
-    """Write C++ functions."""
-
-    total = "sums{}[{} * a.n_leaves + leaf]"
+    """Write C++ functions: loops over the rows of a chunk and the entries of each, or over its entries alone."""
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
@@ -229,137 +227,357 @@ class CppWriter(CppExpressions, KernelWriter):
         return program_of(functions, self._kernels, conditions, self._exponents)
 
     def _conditions(self) -> dict[str, str]:
-        """Return when the reductions of a stage run: scalars may say that no later stage reads them."""
+        """Return when kernels before the last stage run: scalars may say that nothing reads what they compute."""
         conditions: dict[str, str] = {}
         needs = Needs(self._program.graph, decides=True)
-        for depth, stage in enumerate(self._reductions):
-            cases = [needs.of(node) for node in stage if node in needs]
-            tests = []
-            for scalar, truth in cases[0].intersection(*cases[1:]) if cases else ():
-                if scalar in self._scalars:
-                    word = f"a.words[{self._scalars.index(scalar)}]"
-                    tests.append(f"{word} != 0" if truth else f"{word} == 0")
-            if tests:
-                both = " && ".join(sorted(tests))
-                conditions |= {f"stage{depth}": both, f"reduce{depth}": both}
-        return conditions
+        for depth, combine in enumerate(self._combines):
+            stage = [x for x in self._partial if self._depths[x] == depth + 1]
+            kept = itertools.chain.from_iterable(combine.sweeps)
+            conditions[f"stage{depth}"] = self._condition(needs, stage)
+            if not combine.stores:
+                condition = self._condition(needs, [*stage, *kept])
+                conditions[combine.name] = condition
+        return {name: code for name, code in conditions.items() if code}
+
+    def _condition(self, needs: Needs, nodes: Iterable[Node]) -> str:
+        """Return the code of what scalars say whenever one of some values is read; empty if that is nothing."""
+        cases = [needs.of(node) for node in nodes if node in needs]
+        tests = []
+        for scalar, truth in cases[0].intersection(*cases[1:]) if cases else ():
+            if scalar in self._scalars:
+                word = f"a.words[{self._scalars.index(scalar)}]"
+                tests.append(f"{word} != 0" if truth else f"{word} == 0")
+        return " && ".join(sorted(tests))
 
     def _power(self, operands: list[str], args: Any, dtype: torch.dtype) -> str:
         base, exponent = args
         is_shared = isinstance(exponent, Node) and is_scalar(exponent)
-        if not is_shared or self._extent(base) == "leaf":
+        if not is_shared or not self._is_in_stage(self._extent(base)):
             return super()._power(operands, args, dtype)
         self._exponents.add(self._scalars.index(exponent))
         return self._call("power", operands)
 
-    # Kernels.
+    # Indices.
+
+    def _index(self, extent: Extent, first: str = "c0") -> str:
+        """Return the code of the index of a value, given that of its index in the first group."""
+        code = "0"
+        for i in extent:
+            index = first if i == 0 else f"c{i}"
+            code = index if code == "0" else f"({code}) * n{i} + {index}"
+        return code
 
     def _head(self) -> list[str]:
-        """Return the lines that load what all entries of a leaf share."""
-        lines = ["const int64_t size = a.sizes[leaf];"]
-        rows = 0
-        for depth, stage in enumerate(self._reductions):
-            lines.append(f"double* const sums{depth} = a.sums + {rows} * a.n_leaves;")
-            rows += len(stage)
-        if self._block > 1:
-            # Compilers unroll loops over a known number of entries.
-            is_known = self._fixes_block and self._block in BLOCKS
-            block = self._block if is_known else "a.blocks[leaf]"
-            lines.append(f"const int64_t block = {block};")
+        """Return the lines that load the form of a leaf, and scalars."""
+        lines = []
+        names = [*(f"n{i}" for i in self._full), "per", "parts"]
+        for row, name in enumerate(names):
+            code = f"a.blocks[{row} * a.n_leaves + leaf]"
+            if row == self._last and self._fixed_row:
+                code = str(self._fixed_row)
+            lines.append(f"const int64_t {name} = {code};")
+        inner = " * ".join([f"n{i}" for i in self._full[1:-1]] or ["1"])
+        lines.append(
+            f"const int64_t inner = {inner};  // rows of an index of the first group"
+        )
+        lines.append("const int64_t first = a.leaf_chunks[leaf];")
         return [*lines, *self._words()]
 
-    def _load(self, leaf: Node) -> str:
-        index = INDICES[self._extent(leaf)]
-        return self._loaded(self._leaves.index(leaf), leaf, index)
+    def _memory(self, needed: Needed, stored: Sequence[Store]) -> list[str]:
+        """Return the lines that load the addresses of arguments and of values that are kept."""
+        lines = self._pointers(self._memory_rows(needed.read, stored))
+        return [*lines, *map(self._kept_memory, needed.kept)]
 
-    def _store(self, store: Store) -> str:
-        return self._stored(store, INDICES[self._extent(store.like)])
+    def _kept_memory(self, node: Node) -> str:
+        """Return the line that finds a value that is kept."""
+        return _address(
+            f"k{self._kept.index(node)}", self._layout_row(node), _kept_type(node)
+        )
 
-    def _line(self, node: Node) -> str:
-        return self._load(node) if node in self._leaves else self._lines[node]
+    def _loads(self, needed: Needed) -> dict[Node, str]:
+        """Return the line of each value that a kernel loads or computes."""
+        lines = {}
+        for leaf in needed.read:
+            index = self._index(self._extent(leaf))
+            lines[leaf] = self._loaded(self._leaves.index(leaf), leaf, index)
+        for node in needed.kept:
+            code = f"k{self._kept.index(node)}[{self._index(self._extent(node))}]"
+            code = self._converted(code, dtype_of(node))
+            lines[node] = self._assigned(self._names[node], node, code)
+        for node in needed.computed:
+            lines[node] = self._lines[node]
+        return lines
 
-    def _chunk(self, name: str, stored: Sequence[Store], stage: Sequence[Node]) -> str:
-        operations, read = self._needed(outputs_of(stored, stage))
-        self._note(name, read, stored)
-        nodes = [*read, *operations]
-        totals = {f"r{i}": node for i, node in enumerate(stage)}
+    # Stages.
+
+    def _stage(self, name: str, stored: Sequence[Store], stage: Sequence[Node]) -> str:
+        outputs = [store.node for store in stored]
+        needed = self._needed([*outputs, *map(self._operand_of, stage)])
+        code = self._loads(needed)
+        of_leaf = [node for node in stage if not self._extent(node)]
         lines = [
+            *self._of_chunk(),
+            *self._memory(needed, stored),
+            *self._partial_memory(stage),
+            *(line for node, line in code.items() if not self._extent(node)),
+            *(self._total(node).start() for node in of_leaf),
+        ]
+        if len(self._full) == 1:
+            lines += self._parts(needed.read)
+            lines += [*self._loop(code, "low", "high", stored, stage), "}"]
+        else:
+            lines.append("for (int64_t row = start; row < stop; row++) {")
+            lines += self._coordinates()
+            lines += self._row(code, stored, stage)
+            lines.append("}")
+        for node in of_leaf:
+            j = self._partial.index(node)
+            lines.append(f"y{j}[0] = {self._total(node).end()};")
+        return by_chunk(name, lines)
+
+    def _of_chunk(self) -> list[str]:
+        """Return the lines that find the leaf of a chunk, and its rows or entries."""
+        return [
             "const int64_t leaf = a.chunk_leaf[pid], start = a.chunk_start[pid];",
             *self._head(),
             "const bool is_last = pid + 1 == a.leaf_chunks[leaf + 1];",
-            "const int64_t stop = is_last ? size : a.chunk_start[pid + 1];",
-            *self._pointers(self._rows(read, stored)),
-            *(self._line(node) for node in nodes if self._extent(node) == "leaf"),
-            *map(self._begun, totals, stage),
+            "const int64_t stop = is_last ? n0 * inner : a.chunk_start[pid + 1];",
         ]
-        if self._block == 1:
-            entries = [leaf for leaf in read if self._extent(leaf) == "entry"]
-            lines += self._parts(entries)
-            lines += [*self._loop(stored, totals), "}"]
-        else:
-            lines.append("for (int64_t b = start / block; b < stop / block; b++) {")
-            lines.append("const int64_t first = b * block, last = first + block;")
-            lines += self._values_of_row(nodes)
-            lines += self._loop(stored, totals)
-            lines += [*self._after_loop(stored, totals), "}"]
-        lines += map(self._ended, totals, stage)
-        for i, total in enumerate(totals):
-            lines.append(f"a.partials[{i} * a.n_chunks + pid] = {total}_total;")
-        return by_chunk(name, lines)
 
-    def _looped(self, lines: Sequence[str], totals: Totals) -> list[str]:
-        of_loop = map(self._total, totals, totals.values())
-        clauses = "".join(total.clause() for total in of_loop)
-        return [
-            f"#pragma omp simd{clauses}",
-            "for (int64_t i = first; i < last; i++) {",
-            *lines,
-            "}",
-        ]
+    def _coordinates(self) -> list[str]:
+        """Return the lines that find the indices of a row in all groups but the last."""
+        lines, rest = [], "row"
+        for i in reversed(self._full[1:-1]):
+            lines.append(f"const int64_t c{i} = {rest} % n{i}, r{i} = {rest} / n{i};")
+            rest = f"r{i}"
+        return [*lines, f"const int64_t c0 = {rest}, own = c0 - start / inner;"]
+
+    def _partial_memory(self, stage: Sequence[Node]) -> list[str]:
+        """Return the lines that find the partial values of a chunk and set them to those of no entries."""
+        lines = []
+        for node in stage:
+            j, width = self._partial.index(node), self._width(node)
+            lines.append(self._all_partial(node))
+            kind = self._total(node).type
+            lines.append(f"{kind}* const y{j} = all{j} + (pid - first) * ({width});")
+            if self._extent(node):
+                loop = f"for (int64_t k = 0; k < {width}; k++)"
+                lines.append(f"{loop} y{j}[k] = {IDENTITIES[kind_of(node)]};")
+        return lines
+
+    def _all_partial(self, node: Node) -> str:
+        """Return the line that finds the partial values of all chunks."""
+        name = f"all{self._partial.index(node)}"
+        return _address(name, self._partial_row(node), self._total(node).type)
+
+    def _total(self, node: Node) -> Total:
+        is_partial = node in self._partial
+        name = f"y{self._partial.index(node)}" if is_partial else self._names[node]
+        return self._total_of(name, node, self._terms[node])
 
     def _parts(self, read: Sequence[Node]) -> list[str]:
         """Return the start of a loop over parts of a chunk, which asks for later entries if one argument is read."""
-        if len(read) != 1:
-            return ["{", "const int64_t first = start, last = stop;"]
-        ahead = prefetched(read[0], f"p{self._leaves.index(read[0])}", "first", "last")
+        entries = [leaf for leaf in read if self._extent(leaf) == self._full]
+        if len(entries) != 1:
+            return ["{", "const int64_t low = start, high = stop;"]
+        pointer = f"p{self._leaves.index(entries[0])}"
         return [
-            f"for (int64_t first = start; first < stop; first += {PART}) {{",
-            f"const int64_t last = first + {PART} < stop ? first + {PART} : stop;",
-            ahead,
+            f"for (int64_t low = start; low < stop; low += {PART}) {{",
+            f"const int64_t high = low + {PART} < stop ? low + {PART} : stop;",
+            prefetched(entries[0], pointer, "low", "high"),
         ]
 
-    def _total(self, name: str, node: Node) -> Total:
-        return self._total_of(name, node, self._term(node))
+    def _row(
+        self, code: dict[Node, str], stored: Sequence[Store], stage: Sequence[Node]
+    ) -> list[str]:
+        """Return the passes over a row, of which the last one writes entries, and the lines of values of the row."""
+        lines: list[str] = []
+        nodes = [node for node in code if self._extent(node)]
+        length = f"n{self._last}"
+        for of_pass in self._passes(nodes):
+            totals = [node for node in of_pass if node in self._of_rows]
+            if totals:
+                lines += [self._total(node).start() for node in totals]
+                lines += self._loop(code, "0", length, (), totals)
+                for node in totals:
+                    total = f"{self._names[node]}_total = {self._total(node).end()};"
+                    lines.append(f"const double {total}")
+            lines += [code[x] for x in of_pass if self._last not in self._extent(x)]
+        of_rows = [x for x in stored if self._last not in self._extent(x.like)]
+        entries = [x for x in stored if x not in of_rows]
+        reduced = [x for x in stage if self._last in self._extent(self._operand_of(x))]
+        if entries or reduced:
+            lines += self._prefetched(code)
+            lines += self._loop(code, "0", length, entries, reduced)
+        lines += [self._total(x).update() for x in stage if x not in reduced]
+        return [*lines, *(self._stored(x, self._index((0,))) for x in of_rows)]
 
-    def _begun(self, name: str, node: Node) -> str:
-        return self._total(name, node).start()
+    def _loop(
+        self,
+        code: dict[Node, str],
+        low: str,
+        high: str,
+        stored: Sequence[Store],
+        reduced: Sequence[Node],
+    ) -> list[str]:
+        """Return a loop over the entries of a row, or of a part of a chunk, which writes some and reduces others."""
+        outputs = [*(x.node for x in stored), *map(self._operand_of, reduced)]
+        needed = self._needed(outputs)
+        nodes = (*needed.read, *needed.kept, *needed.computed)
+        body = [code[node] for node in nodes if self._last in self._extent(node)]
+        before, after, clauses = [], [], ""
+        for node in reduced:
+            total, extent = self._total(node), self._extent(node)
+            j = self._partial.index(node) if node in self._partial else 0
+            target = f"y{j}[{self._index(extent, 'own')}]"
+            if self._last in extent:
+                body.append(f"{target} = {_both(total, target, total.value)};")
+                continue
+            clauses += total.clause()
+            body.append(total.update())
+            if extent and node in self._partial:  # of a leaf, or of this row alone
+                before.append(total.start())
+                after.append(f"{target} = {_both(total, target, total.end())};")
+        body += [self._stored(x, self._index(self._full)) for x in stored]
+        i = self._last
+        loop = f"for (int64_t c{i} = {low}; c{i} < {high}; c{i}++) {{"
+        return [*before, f"#pragma omp simd{clauses}", loop, *body, "}", *after]
 
-    def _added(self, name: str, node: Node) -> str:
-        return self._total(name, node).update()
+    def _prefetched(self, code: Iterable[Node]) -> list[str]:
+        """Return a loop that asks for what comes after a row of a grid if entries of one argument are read."""
+        entries = [
+            x for x in code if x in self._leaves and self._extent(x) == self._full
+        ]
+        if len(entries) != 1 or self._groups.are_rows:
+            return []
+        index, length = self._index(self._full[:-1]), f"n{self._last}"
+        pointer = f"p{self._leaves.index(entries[0])} + ({index}) * {length}"
+        return [prefetched(entries[0], pointer, "0", length)]
 
-    def _ended(self, name: str, node: Node) -> str:
-        return f"const double {name}_total = {self._total(name, node).end()};"
+    # Between stages.
 
-    def _reduce(self, depth: int) -> str:
-        lines = [*self._head(), "const int64_t end = a.leaf_chunks[leaf + 1];"]
-        for row, node in enumerate(self._reductions[depth]):
-            total = Total(f"r{row}", kind_of(node), "part")
-            lines += [
-                total.start(),
-                "for (int64_t k = a.leaf_chunks[leaf]; k < end; k++) {",
-                f"const double part = a.partials[{row} * a.n_chunks + k];",
-                total.update(),
-                "}",
-                f"{self.total.format(depth, row)} = {total.end()};",
+    def _combined(self, combine: Combine, results: Sequence[Node] = ()) -> str:
+        if combine.by_block:
+            lines = [
+                *self._of_chunk(),
+                "const int64_t low = (start + inner - 1) / inner;",
+                "const int64_t high = (stop + inner - 1) / inner;",
             ]
-        return by_leaf(f"reduce{depth}", lines)
+        else:
+            lines = [*self._head(), "const int64_t low = 0, high = n0;"]
+        sweeps = [x for x in combine.sweeps if combine.computes or self._extent(x[0])]
+        for sweep in sweeps:
+            lines += self._sweep(sweep, combine)
+        if not combine.computes:
+            lines += self._values_of_leaf(results, combine)
+        if combine.by_block:
+            return by_chunk(combine.name, lines)
+        return by_leaf(combine.name, lines)
 
-    def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
-        lines = [*self._head(), *self._values_of_leaf(results, stores)]
+    def _values_of_leaf(self, results: Sequence[Node], last: Combine) -> list[str]:
+        """Return the lines that write results, and the 0-d slots of a leaf."""
+        stored = [x for x in last.stores if not self._extent(x.like)]
+        needed = self._needed([*results, *(store.node for store in stored)])
+        code = self._loads(self._checked(needed, ()))
+        lines = [*self._memory(needed, stored), *code.values()]
+        lines += [self._stored(store, "0") for store in stored]
         for row, result in enumerate(results):
             value = self._converted(self._names[result], torch.float64)
             lines.append(f"a.results[{row} * a.n_leaves + leaf] = {value};")
-        return by_leaf("finish", lines)
+        return lines
+
+    def _sweep(self, sweep: list[Node], combine: Combine) -> list[str]:
+        """Return the loop over the indices of an extent."""
+        extent = self._extent(sweep[0])
+        needed = self._needed(sweep, sweep if combine.computes else ())
+        self._checked(needed, extent)
+        stored = [x for x in combine.stores if x.node in sweep]
+        lines = ["{", *self._memory(self._with_operands(sweep, needed), stored)]
+        if combine.by_block and 0 not in extent:
+            lines[0] = "if (pid == first) {"
+        code = self._loads(needed)
+        body: list[str] = []
+        for node in code:
+            if combine.computes and node in sweep and self._is_reduction(node):
+                body += self._reduction(node, lines)
+            body.append(code[node])
+        for node in sweep:
+            if node in self._kept and combine.computes:
+                lines.append(self._kept_memory(node))
+                target = f"k{self._kept.index(node)}[{self._index(extent)}]"
+                value = f"({_kept_type(node)}){self._names[node]}"
+                body.append(f"{target} = {value};")
+        body += [self._stored(x, self._index(extent)) for x in stored]
+        for i in extent:
+            bounds = ("low", "high") if i == 0 else ("0", f"n{i}")
+            lines.append(
+                f"for (int64_t c{i} = {bounds[0]}; c{i} < {bounds[1]}; c{i}++) {{"
+            )
+        return [*lines, *body, *["}"] * len(extent), "}"]
+
+    def _reduction(self, node: Node, outside: list[str]) -> list[str]:
+        """Return the lines that reduce partial values, or values that are kept; some come before the loop."""
+        name = self._names[node]
+        if node not in self._partial:
+            return self._small_reduction(node)
+        j, extent = self._partial.index(node), self._extent(node)
+        outside.append(self._all_partial(node))
+        total = Total(name, kind_of(node), f"{name}_part")
+        of_chunk = f"all{j}[chunk * ({self._width(node)})"
+        if 0 in extent:
+            head = [f"const int64_t at{j} = c0 / per, own{j} = c0 - at{j} * per;"]
+            chunks = f"int64_t chunk = at{j} * parts; chunk < (at{j} + 1) * parts"
+            index = self._index(extent, f"own{j}")
+        else:
+            head = []
+            chunks = "int64_t chunk = 0; chunk < a.leaf_chunks[leaf + 1] - first"
+            index = self._index(extent)
+        return [
+            *head,
+            total.start(),
+            f"for ({chunks}; chunk++) {{",
+            f"const double {name}_part = {of_chunk} + {index}];",
+            total.update(),
+            "}",
+            f"const double {name}_total = {total.end()};",
+        ]
+
+    def _small_reduction(self, node: Node) -> list[str]:
+        operand, name = self._operand_of(node), self._names[node]
+        needed = Needed([], [operand], [])
+        if operand in self._leaves:
+            needed = Needed([operand], [], [])
+        total = self._total_of(name, node, self._terms[node])
+        loops = [
+            f"for (int64_t c{i} = 0; c{i} < n{i}; c{i}++) {{"
+            for i in self._reduced(node)
+        ]
+        return [
+            total.start(),
+            *loops,
+            *self._loads(needed).values(),
+            total.update(),
+            *["}"] * len(loops),
+            f"const double {name}_total = {total.end()};",
+        ]
+
+
+def _both(total: Total, x: str, y: str) -> str:
+    """Return the code that reduces two values."""
+    if total.kind == "sum":
+        return f"{x} + ({y})"
+    return f"{total.kind}imum({x}, ({total.type})({y}))"
+
+
+def _address(name: str, row: int, kind: str) -> str:
+    """Return the line that finds values, each of which has 8 bytes in memory at least."""
+    memory = f"({kind}*)(a.sums + a.blocks[{row} * a.n_leaves + leaf])"
+    return f"{kind}* const {name} = {memory};"
+
+
+def _kept_type(node: Node) -> str:
+    """Return the type in which a value is kept; loops that convert others are slower."""
+    return "float" if dtype_of(node) == torch.float32 else "double"
 
 
 def prefetched(leaf: Node, pointer: str, first: str, last: str) -> str:

@@ -1,30 +1,40 @@
 """Write a program as kernels that process all leaves of a bundle: what their languages, Triton and C++, share.
 
-A table of pointers has a row per argument and a column per leaf, and each instance of a kernel takes one chunk of one
-leaf. Sums over a leaf need all its chunks, so they divide the program into stages: each but the last stores partial
-sums per chunk, which a small kernel adds in a fixed order. A stage computes what it needs again from the leaf's
-arguments; only the last one writes.
+The axes of a leaf form groups; see `Groups`. A value has one number for each index of some of them, its extent: entries
+of all, a leaf of none. A table of pointers has a row per argument and a column per leaf, and each instance of a kernel
+takes one chunk of one leaf. Kernels alternate: a *stage* goes through the entries of each chunk and reduces them to
+partial values of its own; the kernel `combine` that follows adds these up in a fixed order, and computes from them what
+depends on less than all groups, in *sweeps* over the indices of an extent. Later kernels load what it keeps, and
+compute what else they need again from the leaf's arguments; only the last stage writes entries.
+
+Where the only other values are those of rows, stages compute these, too: chunks contain whole rows, which a stage goes
+through in several passes.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from abc import abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
+from gradtx.compiler.axes import (
+    FILLED,
+    UNRELATED,
+    Extent,
+    Groups,
+    groups_of,
+    is_mark,
+)
 from gradtx.compiler.graph import args_of, dtype_of, is_list, is_scalar
 from gradtx.compiler.lower import Program
-from gradtx.compiler.simplify import SAME_ENTRIES, reduced_dimensions
+from gradtx.compiler.simplify import SAME_ENTRIES
 from gradtx.compiler.write_expressions import (
-    CONSTANTS,
     MEANS,
     REDUCTIONS,
     ExpressionWriter,
@@ -33,26 +43,20 @@ from gradtx.compiler.write_expressions import (
 
 aten = torch.ops.aten
 
-# Blocks that have one scale: numbers of entries that a tile of a kernel can have in its second dimension.
-BLOCKS = (16, 32, 64, 128, 256)
-# The index of a value in memory, by its extent.
-INDICES = {"entry": "i", "block": "b", "leaf": "0"}
-
-# Reductions by the names of their totals.
-Totals: TypeAlias = Mapping[str, Node]
-# Why there are no kernels.
-ROWS = "it has values of rows or columns that kernels cannot compute"
+# Numbers of entries of a row that are part of the text, for which compilers unroll loops and tiles have a second
+# dimension: those of blocks of codes.
+FIXED_ROWS = (16, 32, 64, 128, 256)
 
 
 class Moved(NamedTuple):
     """An argument that a kernel reads or writes.
 
     Attributes:
-        extent: What it has one value for: each "entry", each "block", a "leaf", or each index of some groups of axes.
+        extent: The groups of axes for each index of which it has a value.
         itemsize: The bytes of a value.
     """
 
-    extent: Any
+    extent: Extent
     itemsize: int
 
 
@@ -61,11 +65,13 @@ class Kernel(NamedTuple):
 
     Attributes:
         name: The name of its function.
+        is_by_leaf: Whether it has an instance for each leaf; others have one for each chunk.
         reads: What it reads, by the argument's index.
         writes: What it writes.
     """
 
     name: str
+    is_by_leaf: bool
     reads: dict[int, Moved]
     writes: dict[int, Moved]
 
@@ -90,91 +96,94 @@ class KernelText:
 
     Attributes:
         source: The functions.
-        kernels: These in the order of their launches: `stage0` and `reduce0`, ..., `last_stage` if there are entries to
-            write, and `finish` if there are 0-d values of leaves to write.
+        kernels: These in the order of their launches: `stage0` and `combine0`, ..., `last_stage` if there are entries
+            to write, and `finish` if there are other values to write that earlier kernels could not.
         scalars: The scalars that they read, each a word of 64 bits.
-        sums: The number of sums of each stage but the last.
         rows: For each result of the phase, its row in the buffer of values by leaf; None for others.
-        block: The number of entries that have one value of a row, or one scale; a chunk contains whole blocks.
-        grid: What the kernels need to know of the shape of a leaf, if they have values of columns, channels, ...
+        groups: The groups of axes of a leaf.
+        kept: The extents of values that kernels keep for later ones.
+        partial: Those of the reductions of entries.
     """
 
     source: str
     kernels: list[Kernel]
     scalars: list[Node]
-    sums: list[int]
     rows: list[int | None]
-    block: int
-    grid: Any = None
+    groups: Groups
+    kept: list[Extent]
+    partial: list[Extent]
 
 
-class PhaseWriter(ExpressionWriter):
-    """What writers of the kernels of a program share.
+class Needed(NamedTuple):
+    """What a kernel loads and computes, in order.
 
-    Args:
-        program: The program.
+    Attributes:
+        read: Arguments of the leaf.
+        kept: Values that an earlier kernel has kept.
+        computed: Operations.
     """
 
-    def __init__(self, program: Program):
-        super().__init__()
-        self._program, self._leaves = program, program.leaves
-        self._lines: dict[Node, str] = {}
-        self._sources: dict[Node, Node] = {}  # what views have the values of
-        self._depths: dict[Node, int] = {}
-        self._stores: list[Store] = []
-        self._kernels: list[Kernel] = []
-
-    @abstractmethod
-    def _extent(self, node: Node) -> Any:
-        """Return what a value has one number for."""
-
-    def _note(self, name: str, read: Iterable[Node], written: Sequence[Store]) -> None:
-        """Add a kernel, and what it moves."""
-        reads = {self._leaves.index(leaf): self._moved(leaf) for leaf in read}
-        writes = {store.row: self._moved(store.like) for store in written}
-        self._kernels.append(Kernel(name, reads, writes))
-
-    def _moved(self, leaf: Node) -> Moved:
-        return Moved(self._extent(leaf), dtype_of(leaf).itemsize)
-
-    def _result_rows(self, columns: int) -> list[int | None]:
-        """Return the row of each result in the buffer of values by leaf; see `KernelText`."""
-        row = itertools.count()
-        rows: list[int | None] = [None] * len(self._program.results[:columns])
-        for result in self._program.results[columns:]:
-            rows.append(next(row) if is_list(result) else None)
-        return rows
+    read: list[Node]
+    kept: list[Node]
+    computed: list[Node]
 
 
-class KernelWriter(PhaseWriter):
-    """Write one line for each operation, and each stage with the lines that it needs.
+@dataclass
+class Combine:
+    """A kernel between two stages, or after the last one.
+
+    Attributes:
+        name: The name of its function.
+        sweeps: The values that it computes in each sweep, in order.
+        by_block: Whether the indices of the first group are divided among its instances, each of which has those of a
+            chunk; otherwise there is an instance for each leaf.
+        stores: What it writes into slots.
+    """
+
+    name: str
+    sweeps: list[list[Node]] = field(default_factory=list)
+    by_block: bool = False
+    stores: list[Store] = field(default_factory=list)
+
+    @property
+    def computes(self) -> bool:
+        """Whether it computes values of sweeps, and keeps them; the last kernel loads what earlier ones have kept."""
+        return self.name != "finish"
+
+
+class KernelWriter(ExpressionWriter):
+    """Write one line for each operation, and each kernel with the lines that it needs.
 
     Args:
         program: The program.
         leaf: The index of an argument with the shape of the leaf.
-        block: The number of entries of a row, if other phases have rows: then chunks contain whole rows.
-        fixes_block: Whether the text contains that number; otherwise it suits rows of all lengths.
+        fixes_row: Whether the text may contain the number of entries of a row; otherwise it suits rows of all lengths.
 
-    Attributes:
-        total: A template of the code of a sum over the leaf, which an earlier stage computed, given the stage and the
-            index of the sum.
+    Raises:
+        UnsuitableProgramError: If a value depends on anything but axes of the leaf.
     """
 
-    total: ClassVar[str]
-
-    def __init__(
-        self, program: Program, leaf: int, block: int = 1, fixes_block: bool = True
-    ):
-        super().__init__(program)
-        self._fixes_block = fixes_block
-        like: Any = program.leaves[leaf].meta["val"]
-        self._size = like.numel()
-        self._is_0d = like.ndim == 0  # then so are its slots
-        self._block = block  # entries with one scale
-        # The reductions of each stage, and the code of their operands and of those of reductions over rows.
-        self._reductions: list[list[Node]] = []
-        self._reduced: dict[Node, str] = {}
-        self._of_rows: dict[Node, str] = {}
+    def __init__(self, program: Program, leaf: int, fixes_row: bool = True):
+        super().__init__()
+        self._program, self._leaves = program, program.leaves
+        self._size: int = program.leaves[leaf].meta["val"].numel()
+        self._groups = groups_of(program, program.leaves[leaf])
+        self._full = self._groups.full
+        self._last = self._full[-1]
+        has_fixed_row = fixes_row and self._groups.row in FIXED_ROWS
+        self._fixed_row = self._groups.row if has_fixed_row else None
+        self._lines: dict[Node, str] = {}
+        self._sources: dict[Node, Node] = {}  # what views have the values of
+        self._inputs: dict[Node, list[Node]] = {}
+        self._depths: dict[Node, int] = {}
+        self._stores: list[Store] = []
+        self._kernels: list[Kernel] = []
+        # Reductions of entries for a combining kernel, those that stages compute alone, and what all of them reduce.
+        self._partial: list[Node] = []
+        self._of_rows: list[Node] = []
+        self._terms: dict[Node, str] = {}
+        self._kept: list[Node] = []
+        self._combines: list[Combine] = []
 
     def written(self, columns: int) -> KernelText:
         """Return the kernels.
@@ -190,9 +199,6 @@ class KernelWriter(PhaseWriter):
             if node.op == "placeholder" and node in self._leaves:
                 self._names[node] = f"x{self._leaves.index(node)}"
                 self._depths[node] = 0
-                # Phases of sums often read few slots.
-                if node.users and not self._is_mark(node):
-                    self._extent(node)
             elif node.op == "call_function" and not is_scalar(node):
                 self._add(node)
         results = self._program.results
@@ -200,295 +206,385 @@ class KernelWriter(PhaseWriter):
             if isinstance(result, Node) and not (is_list(result) or is_scalar(result)):
                 raise UnsuitableProgramError("what leaves share is computed by views")
         for i, result in enumerate(results[:columns], len(self._leaves)):
-            if is_list(result) and not self._is_mark(result):
-                self._stores.append(Store(i, result, result))
-        by_leaf = [result for result in results[columns:] if is_list(result)]
-        for result in by_leaf:
-            if self._extent(result) != "leaf":
-                raise UnsuitableProgramError("a result has an entry per element")
-        functions: list[str] = []
-        for depth, stage in enumerate(self._reductions):
-            functions.append(self._chunk(f"stage{depth}", (), stage))
-            self._note(f"reduce{depth}", (), ())
-            functions.append(self._reduce(depth))
-        entries = [
-            store for store in self._stores if self._extent(store.like) != "leaf"
-        ]
-        of_leaf = [store for store in self._stores if store not in entries]
-        if entries:
-            functions.append(self._chunk("last_stage", entries, ()))
-        # After the last stage, when all chunks of a leaf have read its old values.
-        if by_leaf or of_leaf:
-            functions.append(self._finish(by_leaf, of_leaf))
+            if is_list(result) and not is_mark(result, self._size):
+                self._stores.append(Store(i, result, self._source(result)))
+        by_leaf = [self._source(x) for x in results[columns:] if is_list(x)]
+        if any(map(self._extent, by_leaf)):
+            raise UnsuitableProgramError("a result has an entry per element")
+        functions = self._functions(by_leaf)
         return KernelText(
             self._joined(functions),
             self._kernels,
             self._scalars,
-            list(map(len, self._reductions)),
             self._result_rows(columns),
-            self._block,
+            self._groups,
+            list(map(self._extent, self._kept)),
+            list(map(self._extent, self._partial)),
         )
+
+    def _result_rows(self, columns: int) -> list[int | None]:
+        """Return the row of each result in the buffer of values by leaf; see `KernelText`."""
+        row = itertools.count()
+        rows: list[int | None] = [None] * len(self._program.results[:columns])
+        for result in self._program.results[columns:]:
+            rows.append(next(row) if is_list(result) else None)
+        return rows
+
+    # Kernels.
+
+    def _functions(self, results: list[Node]) -> list[str]:
+        """Return all kernels, in order; the first pass finds out what each needs of earlier ones."""
+        depth = max(self._depths.values(), default=0)
+        entries = [x for x in self._stores if self._is_in_stage(self._extent(x.like))]
+        others = [x for x in self._stores if x not in entries]
+        stages = [
+            [node for node in self._partial if self._depths[node] == i + 1]
+            for i in range(depth)
+        ]
+        outputs = [[self._operand_of(x) for x in stage] for stage in stages]
+        outputs.append([store.node for store in entries])
+        read_later: list[set[Node]] = [
+            set(self._needed(of_kernel).read) for of_kernel in outputs
+        ]
+        self._needed(results)
+        combines = [self._combine(i, others) for i in reversed(range(depth))][::-1]
+        self._combines = combines
+        late = [x for x in others if not self._is_written(x, read_later)]
+        self._needed([store.node for store in late])
+        functions: list[str] = []
+        for i, combine in enumerate(combines):
+            if stages[i]:
+                read = self._needed(outputs[i]).read
+                self._note(f"stage{i}", False, read, ())
+                functions.append(self._stage(f"stage{i}", (), stages[i]))
+            read = self._read_in(combine)
+            self._note(combine.name, not combine.by_block, read, combine.stores)
+            functions.append(self._combined(combine))
+        if entries:
+            read = self._needed(outputs[-1]).read
+            self._note("last_stage", False, read, entries)
+            functions.append(self._stage("last_stage", entries, ()))
+        if late or results:
+            finish = Combine("finish", self._late_sweeps(late), stores=late)
+            read = self._needed([*results, *(store.node for store in late)]).read
+            self._note("finish", True, read, late)
+            functions.append(self._combined(finish, results))
+        return functions
+
+    def _late_sweeps(self, late: Sequence[Store]) -> list[list[Node]]:
+        """Return what the last kernel writes, by extent: a sweep reads all old values that it needs before it writes.
+
+        Sweeps over more groups come first, since they also read slots with fewer.
+        """
+        sweeps: dict[Extent, list[Node]] = {}
+        for store in sorted(late, key=lambda x: -len(self._extent(x.like))):
+            sweeps.setdefault(self._extent(store.like), []).append(store.node)
+        return list(sweeps.values())
+
+    def _note(
+        self,
+        name: str,
+        is_by_leaf: bool,
+        read: Iterable[Node],
+        written: Sequence[Store],
+    ) -> None:
+        """Add a kernel, and what it moves."""
+        reads = {self._leaves.index(leaf): self._moved(leaf) for leaf in read}
+        writes = {store.row: self._moved(store.like) for store in written}
+        self._kernels.append(Kernel(name, is_by_leaf, reads, writes))
+
+    def _moved(self, leaf: Node) -> Moved:
+        return Moved(self._extent(leaf), dtype_of(leaf).itemsize)
+
+    def _is_written(self, store: Store, read: list[set[Node]]) -> bool:
+        """Let the kernel that computes the new value of a slot write it, unless another one reads the old value."""
+        depth = self._depths[store.node]
+        if not depth:
+            return False
+        later = [self._read_in(combine) for combine in self._combines[depth:]]
+        own = self._combines[depth - 1]
+        of_sweeps = [self._needed_in(sweep).read for sweep in own.sweeps]
+        others = [
+            x
+            for sweep, x in zip(own.sweeps, of_sweeps, strict=True)
+            if store.node not in sweep
+        ]
+        if any(store.like in read_by for read_by in (*read[depth:], *later, *others)):
+            return False
+        own.stores.append(store)
+        return True
+
+    def _read_in(self, combine: Combine) -> set[Node]:
+        return {x for sweep in combine.sweeps for x in self._needed_in(sweep).read}
 
     # The language.
 
     @abstractmethod
-    def _pointers(self, rows: dict[int, Node]) -> list[str]:
-        """Return the lines that load the addresses of a leaf's tensors."""
+    def _stage(self, name: str, stored: Sequence[Store], stage: Sequence[Node]) -> str:
+        """Return a kernel that writes entries, or reduces those of each chunk."""
 
     @abstractmethod
-    def _line(self, node: Node) -> str:
-        """Return the line that loads or computes a value."""
-
-    @abstractmethod
-    def _store(self, store: Store) -> str:
-        """Return the line that writes a value."""
-
-    @abstractmethod
-    def _begun(self, name: str, node: Node) -> str:
-        """Return what comes before a loop with a reduction of this name."""
-
-    @abstractmethod
-    def _added(self, name: str, node: Node) -> str:
-        """Return the line in the loop."""
-
-    @abstractmethod
-    def _ended(self, name: str, node: Node) -> str:
-        """Return the line after the loop, which gives the total its name."""
-
-    @abstractmethod
-    def _looped(self, lines: Sequence[str], totals: Totals) -> list[str]:
-        """Return a loop of these lines over the entries of a row, which adds up totals."""
-
-    @abstractmethod
-    def _chunk(self, name: str, stored: Sequence[Store], stage: Sequence[Node]) -> str:
-        """Return a kernel that writes entries and the scales of blocks, or stores the partial sums of a stage."""
-
-    @abstractmethod
-    def _reduce(self, depth: int) -> str:
-        """Return the kernel that combines the partial sums of each leaf, in a fixed order."""
-
-    @abstractmethod
-    def _finish(self, results: Sequence[Node], stores: Sequence[Store]) -> str:
-        """Return the kernel that writes 0-d values of leaves, with an instance per leaf."""
+    def _combined(self, combine: Combine, results: Sequence[Node] = ()) -> str:
+        """Return a kernel between stages, or after the last one."""
 
     @abstractmethod
     def _joined(self, functions: Sequence[str]) -> str:
         """Return the whole text."""
 
+    @abstractmethod
+    def _index(self, extent: Extent) -> str:
+        """Return the code of the index of a value."""
+
     # Operations.
 
     def _position(self, node: Node) -> str:
-        if self._extent(node) != "entry" or args_of(node) != (self._size,):
+        if self._extent(node) != self._full or args_of(node) != (self._size,):
             raise UnsuitableProgramError("positions within a row")
-        return "i"
+        return self._index(self._full)
 
-    def _is_mark(self, node: Node) -> bool:
-        """Whether a value has no entries, although the leaf has some: slots that only mark a choice."""
-        return node.meta["val"].numel() == 0 < self._size
+    def _extent(self, node: Node) -> Extent:
+        if dtype_of(node) not in self.types:
+            raise UnsuitableProgramError(f"kernels have no {dtype_of(node)}")
+        if node not in self._groups.extents:
+            raise UnsuitableProgramError("leaves share a value with entries")
+        return self._groups.extents[node]
 
-    def _extent(self, node: Node) -> str:
-        """Return what a value has one number for: each "entry", each "block" of entries with one scale, or a "leaf"."""
-        value: Any = node.meta["val"]
-        if not isinstance(value, Tensor) or value.dtype not in self.types:
-            raise UnsuitableProgramError(f"kernels have no {_kind(value)}")
-        if value.ndim == 0 or (self._is_0d and value.numel() == 1):
-            return "leaf"
-        if value.numel() == self._size:
-            return "entry"
-        block = self._size // max(value.numel(), 1)
-        is_whole = block * value.numel() == self._size and block > 1
-        if not is_whole or self._block not in (1, block):
-            raise UnsuitableProgramError(ROWS)
-        self._block = block
-        return "block"
+    def _is_in_stage(self, extent: Extent) -> bool:
+        """Whether stages compute and write values of an extent: of entries, and of rows where there is nothing else."""
+        return bool(extent) if self._groups.are_rows else extent == self._full
+
+    def _source(self, node: Node) -> Node:
+        return self._sources.get(node, node)
+
+    def _read_by(self, node: Node) -> list[Node]:
+        """Return the values that an operation reads."""
+        inputs = dict.fromkeys(node.all_input_nodes)
+        # The first gives its shape, or is written.
+        if node.target in (*FILLED, aten.copy_.default):
+            inputs = dict.fromkeys(x for x in node.args[1:] if isinstance(x, Node))
+        return [self._source(x) for x in inputs if self._source(x) in self._depths]
 
     def _add(self, node: Node) -> None:
         """Write the line of an operation."""
-        inputs = [item for item in node.all_input_nodes if item in self._depths]
-        self._depths[node] = max((self._depths[item] for item in inputs), default=0)
         operand: Any = next(iter(args_of(node)), None)
+        extent = self._extent(node)
+        is_view = node.target in SAME_ENTRIES and operand in self._depths
+        if is_view and extent == self._groups.extents.get(operand):
+            self._names[node] = self._names[operand]
+            self._sources[node] = self._source(operand)
+            return
+        self._inputs[node] = self._read_by(node)
+        depths = [self._depths[x] for x in self._inputs[node]]
+        self._depths[node] = max(depths, default=0)
+        name = self._names[node] = f"t{len(self._lines)}"
+        if self._is_reduction(node):
+            self._add_reduction(node)
+        else:
+            self._lines[node] = self._assigned(name, node, self._expression(node))
         if _torch.writes(node.target):
             row = self._leaves.index(operand)
             self._stores.append(Store(row, operand, node))
-        if self._is_same(node):
-            self._names[node] = self._names[operand]
-            source: Any = self._sources.get(operand, operand)
-            self._sources[node] = source
-            return
-        name = f"t{len(self._lines)}"
-        self._names[node] = name
-        if not self._is_reduction(node, name):
-            if self._extent(node) == "entry":
-                self._check_rows(node, inputs)
-            self._lines[node] = self._assigned(name, node, self._expression(node))
-        if _torch.writes(node.target):  # later operations read the new value
-            self._names[self._stores[-1].like] = name
+            # Later operations read the new value.
+            self._names[operand], self._sources[operand] = name, node
 
-    def _is_same(self, node: Node) -> bool:
-        """Whether an operation returns the values of its operand: a view, which leaves of other shapes may lack."""
-        if node.target not in SAME_ENTRIES:
-            return False
-        operand: Any = node.args[0]
-        has_values = operand in self._depths and not self._is_mark(operand)
-        return has_values and self._extent(node) == self._extent(operand)
-
-    def _check_rows(self, node: Node, inputs: Sequence[Node]) -> None:
-        """Raise if an operation on entries takes the values of blocks in another order."""
-        shape = node.meta["val"].shape
-        for item in inputs:
-            if self._is_mark(item) or self._extent(item) != "block":
-                continue
-            own = item.meta["val"].shape
-            own = (1,) * (len(shape) - len(own)) + tuple(own)
-            rest = list(shape)
-            for size in own:
-                if size == rest[0]:
-                    rest.pop(0)
-                else:
-                    break
-            kept = len(shape) - len(rest)
-            if set(own[kept:]) - {1} or math.prod(rest) != self._block:
-                raise UnsuitableProgramError(ROWS)
-
-    def _is_reduction(self, node: Node, name: str) -> bool:
-        """Write a reduction of a leaf or of rows; that of a single entry, or of rows of one entry, is none."""
+    def _is_reduction(self, node: Node) -> bool:
+        """Whether an operation reduces more than one value to one."""
         if node.target not in REDUCTIONS:
             return False
         operand: Any = node.args[0]
-        of, dims = self._extent(operand), reduced_dimensions(node)
+        return self._extent(node) != self._extent(operand)
+
+    def _add_reduction(self, node: Node) -> None:
         is_norm = node.target is aten.linalg_vector_norm.default
         if is_norm and node.args[1:2] not in ((), (2,)):
             raise UnsuitableProgramError("kernels have the Euclidean norm only")
-        if of == "leaf" or (dims and self._extent(node) == of):
-            return False
-        if not dims:
-            self._reduce_entries(node, operand, name)
-            return True
-        shape = operand.meta["val"].shape
-        reduced = sorted(dim % len(shape) for dim in dims)
-        is_last = reduced == list(range(len(shape) - len(reduced), len(shape)))
-        if of != "entry" or not is_last or self._extent(node) != "block":
-            raise UnsuitableProgramError(ROWS)
-        self._of_rows[node] = self._operand(operand, wide(dtype_of(node)))
-        self._lines[node] = self._of_total(name, node, f"{name}_total", "block")
-        return True
+        operand: Any = node.args[0]
+        if self._is_in_stage(self._extent(node)):
+            self._of_rows.append(node)
+        elif self._is_in_stage(self._extent(operand)):
+            self._partial.append(node)
+            self._depths[node] += 1
+        else:
+            self._depths[node] = max(self._depths[node], 1)
+        self._terms[node] = self._operand(operand, wide(dtype_of(node)))
+        self._lines[node] = self._of_total(node)
 
-    def _reduce_entries(self, node: Node, operand: Node, name: str) -> None:
-        depth = self._depths[operand]
-        while len(self._reductions) <= depth:
-            self._reductions.append([])
-        stage = self._reductions[depth]
-        row = len(stage)
-        stage.append(node)
-        self._reduced[node] = self._operand(operand, wide(dtype_of(node)))
-        self._depths[node] = depth + 1
-        count = "size" if self._extent(operand) == "entry" else "(size / block)"
-        self._lines[node] = self._of_total(
-            name, node, self.total.format(depth, row), count
-        )
+    def _operand_of(self, reduction: Node) -> Node:
+        [operand] = self._inputs[reduction]
+        return operand
 
-    def _of_total(self, name: str, node: Node, total: str, count: str) -> str:
+    def _of_total(self, node: Node) -> str:
         """Return the line of a reduction, given the total."""
+        name = self._names[node]
+        total = f"{name}_total"
         if node.target in MEANS:
-            total = f"{total} / {count}"
+            total = f"{total} / ({self._count(node)})"
         if node.target is aten.linalg_vector_norm.default:
-            total = self._root(total, torch.float64)
+            # Totals of entries are float64.
+            is_of_entries = node in self._partial or node in self._of_rows
+            dtype = torch.float64 if is_of_entries else wide(dtype_of(node))
+            total = self._root(total, dtype)
         return self._assigned(name, node, self._converted(f"({total})", dtype_of(node)))
 
-    # Kernels.
+    def _reduced(self, node: Node) -> Extent:
+        """Return the groups over which a reduction goes."""
+        operand = self._extent(self._operand_of(node))
+        return tuple(i for i in operand if i not in self._extent(node))
 
-    def _needed(self, nodes: Sequence[Node]) -> tuple[list[Node], list[Node]]:
-        """Return the operations that some nodes need, in order, and the arguments that these read."""
-        waiting, needed = list(nodes), set(nodes)
+    def _count(self, node: Node) -> str:
+        return " * ".join(f"n{i}" for i in self._reduced(node))
+
+    # What kernels need.
+
+    def _is_kept(self, node: Node) -> bool:
+        """Whether a value is computed between stages."""
+        return self._depths[node] > 0 and not self._is_in_stage(self._extent(node))
+
+    def _needed(self, outputs: Iterable[Node], own: Sequence[Node] = ()) -> Needed:
+        """Return what a kernel needs for some values; `own` are those of a sweep, which it computes itself."""
+        waiting = list(outputs)
+        reached = set(waiting)
         while waiting:
             node = waiting.pop()
-            if node in self._reduced:
-                continue  # its value is loaded
-            inputs = set(node.all_input_nodes)
-            if node.target in (*CONSTANTS, aten.full_like.default):
-                inputs.intersection_update(node.args[1:])  # the first gives its shape
-            for item in inputs:
-                if item in self._depths and item not in needed:
-                    needed.add(item)
+            if node in self._leaves:
+                continue
+            if self._is_kept(node) and node not in own:
+                if node not in self._kept:
+                    self._kept.append(node)
+                continue
+            # The operand of a reduction is read by a loop of its own, unless that is one over the same row.
+            is_read = node in self._of_rows or not self._is_reduction(node)
+            for item in self._inputs[node] if is_read else ():
+                if item not in reached:
+                    reached.add(item)
                     waiting.append(item)
-        operations = [node for node in self._lines if node in needed]
-        return operations, [leaf for leaf in self._leaves if leaf in needed]
+        order = [node for node in self._lines if node in reached]
+        kept = [node for node in order if self._is_kept(node) and node not in own]
+        computed = [node for node in order if node not in kept]
+        return Needed([x for x in self._leaves if x in reached], kept, computed)
 
-    def _values_of_leaf(
-        self, results: Sequence[Node], stores: Sequence[Store]
-    ) -> list[str]:
-        """Return the lines that compute results, and write other 0-d values of a leaf."""
-        operations, read = self._needed([*results, *(store.node for store in stores)])
-        if any(self._extent(leaf) != "leaf" for leaf in read):
-            raise UnsuitableProgramError(
-                "a 0-d value of a leaf depends on single entries"
-            )
-        self._note("finish", (), ())  # 0-d values of leaves only
-        lines = self._pointers(self._rows(read, stores))
-        lines += map(self._line, [*read, *operations])
-        lines += map(self._store, stores)
-        return lines
+    def _with_operands(self, sweep: list[Node], needed: Needed) -> Needed:
+        """Add the operands of reductions."""
+        read, kept = [*needed.read], [*needed.kept]
+        for node in sweep:
+            if self._is_reduction(node) and node not in self._partial:
+                operand = self._operand_of(node)
+                into = read if operand in self._leaves else kept
+                if operand not in into and operand not in sweep:
+                    into.append(operand)
+        return Needed(read, kept, needed.computed)
 
-    def _values_of_row(self, nodes: Sequence[Node]) -> list[str]:
-        """Return the lines that compute the values of a row, among some operations and arguments, in several passes."""
-        passes: dict[Node, int] = {}
+    def _needed_in(self, sweep: list[Node]) -> Needed:
+        """Return what a sweep needs, operands of its reductions included."""
+        return self._with_operands(sweep, self._needed(sweep, sweep))
+
+    def _combine(self, i: int, others: Sequence[Store]) -> Combine:
+        """Return the kernel after a stage, which computes what depends on its reductions."""
+        outputs = [x for x in self._kept if self._depths[x] == i + 1]
+        outputs += [x.node for x in others if self._depths[x.node] == i + 1]
+        nodes = self._computed_by(outputs, i + 1)
+        levels: dict[Node, int] = {}
         for node in nodes:
-            if self._extent(node) != "leaf":
-                sources = (self._sources.get(x, x) for x in node.all_input_nodes)
-                before = max((passes.get(x, 0) for x in sources), default=0)
-                passes[node] = before + (node in self._of_rows)
-        lines: list[str] = []
-        for i in range(1 + max(passes.values(), default=0)):
-            of_pass = [node for node in passes if passes[node] == i]
-            totals = {self._names[x]: x for x in of_pass if x in self._of_rows}
-            lines += map(self._begun, totals, totals.values())
-            lines += self._loop((), totals)
-            lines += map(self._ended, totals, totals.values())
-            lines += [self._line(x) for x in of_pass if self._extent(x) == "block"]
-        return lines
+            levels[node] = self._level(node, levels)
+        sweeps: dict[Any, list[Node]] = {}
+        for node in sorted(nodes, key=lambda x: (levels[x], self._extent(x))):
+            sweeps.setdefault((levels[node], self._extent(node)), []).append(node)
+        order = list(self._lines)
+        combine = Combine(f"combine{i}")
+        for sweep in sweeps.values():
+            combine.sweeps.append(sorted(sweep, key=order.index))
+        combine.by_block = self._is_by_block(nodes)
+        for sweep in combine.sweeps:
+            self._needed(sweep, sweep)  # what earlier kernels keep for it
+        return combine
 
-    def _loop(self, stored: Sequence[Store], totals: Totals) -> list[str]:
-        """Return a loop over the entries of a row that stores some and adds up others."""
-        outputs = outputs_of(stored, totals.values())
-        entries = [output for output in outputs if self._extent(output) == "entry"]
-        if not entries:
-            return []
-        operations, read = self._needed(entries)
-        nodes = [x for x in (*read, *operations) if self._extent(x) == "entry"]
-        added = {name: x for name, x in totals.items() if not self._adds_rows(x)}
-        lines = [*map(self._line, nodes), *map(self._added, added, added.values())]
-        lines += [self._store(x) for x in stored if self._extent(x.like) == "entry"]
-        return self._looped(lines, added)
+    def _computed_by(self, outputs: list[Node], depth: int) -> list[Node]:
+        """Return the values of a depth that some need, in order, and operands of their reductions."""
+        waiting, reached = list(outputs), set(outputs)
+        while waiting:
+            node = waiting.pop()
+            is_reduction = self._is_reduction(node)
+            if node in self._partial:
+                continue
+            for item in self._inputs[node]:
+                is_computed = self._is_kept(item) and self._depths[item] == depth
+                is_operand = is_reduction and item not in self._leaves
+                if is_operand and not self._depths[item]:
+                    raise UnsuitableProgramError("a sum of rows that no entry changes")
+                if is_computed and item not in reached:
+                    reached.add(item)
+                    waiting.append(item)
+        return [node for node in self._lines if node in reached]
 
-    def _after_loop(self, stored: Sequence[Store], totals: Totals) -> list[str]:
-        """Return the lines at the end of a row that store its values and add them up."""
-        added = {name: x for name, x in totals.items() if self._adds_rows(x)}
-        lines = list(map(self._added, added, added.values()))
-        lines += [self._store(x) for x in stored if self._extent(x.like) == "block"]
-        return lines
+    def _level(self, node: Node, levels: dict[Node, int]) -> int:
+        """Return the number of the sweep that computes a value, and keep what earlier sweeps compute for it."""
+        level, inputs = 0, [x for x in self._inputs[node] if x in levels]
+        if node in self._partial:
+            return 0
+        for item in inputs:
+            is_other = self._is_reduction(node) or self._extent(item) != self._extent(
+                node
+            )
+            level = max(level, levels[item] + is_other)
+        for item in inputs:
+            is_earlier = levels[item] < level or self._is_reduction(node)
+            if is_earlier and item not in self._kept:
+                self._kept.append(item)
+        return level
 
-    def _adds_rows(self, node: Node) -> bool:
-        """Whether a reduction adds up the values of rows."""
-        operand: Any = node.args[0]
-        return self._extent(operand) == "block"
+    def _is_by_block(self, nodes: list[Node]) -> bool:
+        """Whether values of single indices of the first group do not meet others."""
+        has_first = {node: 0 in self._extent(node) for node in nodes}
+        for node in nodes:
+            if node in self._partial:
+                continue
+            for item in self._inputs[node]:
+                if item in has_first and has_first[item] != has_first[node]:
+                    return False
+        return any(has_first.values())
 
-    def _term(self, node: Node) -> str:
-        """Return the code of what a reduction reduces."""
-        return self._of_rows[node] if node in self._of_rows else self._reduced[node]
+    def _checked(self, needed: Needed, extent: Extent) -> Needed:
+        """Return what a sweep over an extent needs.
 
-    def _rows(self, read: Collection[Node], stored: Sequence[Store]) -> dict[int, Node]:
+        Raises:
+            UnsuitableProgramError: If that are values of which there are more.
+        """
+        for node in (*needed.read, *needed.kept, *needed.computed):
+            if not set(self._extent(node)).issubset(extent):
+                raise UnsuitableProgramError(UNRELATED)
+        return needed
+
+    def _passes(self, nodes: Iterable[Node]) -> list[list[Node]]:
+        """Return the values that are computed after each pass over a row, the first ones before all of these."""
+        pass_of: dict[Node, int] = {}
+        for node in nodes:
+            before = (pass_of.get(x, 0) for x in self._inputs.get(node, ()))
+            pass_of[node] = max(before, default=0) + (node in self._of_rows)
+        count = 1 + max(pass_of.values(), default=0)
+        return [[x for x in pass_of if pass_of[x] == i] for i in range(count)]
+
+    # Where values are.
+
+    def _memory_rows(
+        self, read: Iterable[Node], stored: Sequence[Store]
+    ) -> dict[int, Node]:
         """Return the rows of the table with what is read and stored, and what the tensors there are like."""
-        rows = {i: leaf for i, leaf in enumerate(self._leaves) if leaf in read}
+        rows = {self._leaves.index(leaf): leaf for leaf in read}
         rows.update({store.row: store.like for store in stored})
         return dict(sorted(rows.items()))
 
+    def _layout_row(self, node: Node) -> int:
+        """Return the row of the layout with the offset of a value that is kept."""
+        return len(self._full) + 2 + self._kept.index(node)
 
-def outputs_of(stored: Iterable[Store], reductions: Iterable[Node]) -> list[Any]:
-    """Return what a kernel stores or adds up."""
-    return [
-        *(store.node for store in stored),
-        *(node.args[0] for node in reductions),
-    ]
+    def _partial_row(self, node: Node) -> int:
+        """Return the row of the layout with the offset of the partial values of a reduction."""
+        return len(self._full) + 2 + len(self._kept) + self._partial.index(node)
+
+    def _width(self, node: Node) -> str:
+        """Return the number of partial values of a chunk."""
+        extent = self._extent(node)
+        return " * ".join([f"n{i}" if i else "per" for i in extent] or ["1"])
 
 
 def kind_of(node: Node) -> str:
@@ -498,7 +594,3 @@ def kind_of(node: Node) -> str:
 
 def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype is torch.float64 else torch.float32
-
-
-def _kind(value: Any) -> str:
-    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

@@ -1,30 +1,16 @@
-"""The messages that ranks send each other: sums, exchanges of tensors, and gathered tensors.
+"""Exchanges of tensors between ranks, and what ranks hear of a failure on another one.
 
-`gradtx.optim.ranks` sends more: it compares the plans of ranks, and slots of owners. Whole tensors of DTensors are
-gathered by torch (`gradtx.base.dtensor`, where the sums over all leaves are, too).
+Sums are in `gradtx.distributed.sums`, whole tensors of DTensors in `gradtx.distributed.redistribution`.
 """
 
 from __future__ import annotations
 
-import functools
-from collections import defaultdict
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradtx.base.dtensor import (
-    from_local_like,
-    is_sharded,
-    local,
-    on_every_rank,
-    without_pending_sums,
-)
-from gradtx.distributed.layouts import Team, is_split, pieces_at, team_of
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
+from gradtx.distributed.layouts import Team
 
 BUCKET = 2**26  # bytes of whole tensors per exchange
 # Entries at the start of each message that report whether the sender has failed, or has heard of a failure.
@@ -59,89 +45,6 @@ class Relay:
         """Raise the failure."""
         if self.error is not None:
             raise self.error
-
-
-def summed_over_ranks(
-    sums: Mapping[str, Mapping[str, Any]],
-) -> dict[str, dict[str, Any]]:
-    """Complete the sums of many leaves on every rank; sums with the same layout share one message.
-
-    Args:
-        sums: The sums of each leaf, by name; sharded tensors are passed as DTensors.
-    """
-    complete = {}
-    messages: dict[Any, list[tuple[str, str]]] = defaultdict(list)
-    for leaf in sorted(sums):
-        complete[leaf] = dict(sums[leaf])
-        for name, value in sums[leaf].items():
-            if is_sharded(value):
-                differs = tuple(
-                    not placement.is_replicate() for placement in value.placements
-                )
-                messages[value.device_mesh, differs, value.dtype].append((leaf, name))
-    for (mesh, differs, _), entries in messages.items():
-        values = [sums[leaf][name] for leaf, name in entries]
-        shards = list(map(_padded, values))
-        for dim, has_differences in enumerate(differs):
-            if has_differences:
-                shards = _summed(shards, mesh.get_group(dim))
-        everywhere = on_every_rank(mesh)
-        for (leaf, name), value, shard in zip(entries, values, shards, strict=True):
-            complete[leaf][name] = from_local_like(
-                shard, value, value.shape, everywhere
-            )
-    return complete
-
-
-def _summed(shards: list[Tensor], group: Any) -> list[Tensor]:
-    """Return the sums over the ranks of a group of tensors with the same dtype and device, by one message."""
-    if not any(map(Tensor.dim, shards)):  # a shortcut
-        vector = torch.stack(shards)
-        torch.distributed.all_reduce(vector, group=group)
-        return list(vector.unbind())
-    vector = torch.cat([shard.reshape(-1) for shard in shards])
-    torch.distributed.all_reduce(vector, group=group)
-    totals = torch.split(vector, list(map(torch.numel, shards)))
-    return [
-        total.view(shard.shape) for total, shard in zip(totals, shards, strict=True)
-    ]
-
-
-def mean_over_ranks(
-    tensors: Mapping[str, Any], number: Any, team: Team
-) -> tuple[dict[str, Any], Tensor]:
-    """Return the mean of each tensor over ranks, and the number of each rank, by one message.
-
-    Args:
-        tensors: Tensors by name, in float32 at least; of sharded ones, all ranks have the same shards.
-        number: A number, sent in the dtype of the message.
-        team: The ranks.
-    """
-    names = sorted(tensors)
-    shards = [local(tensors[name]) for name in names]
-    numbers = shards[0].new_zeros(team.size)
-    numbers[team.rank] = number
-    wire = functools.reduce(torch.promote_types, [shard.dtype for shard in shards])
-    message = [shard.to(team.device, wire) for shard in (*shards, numbers)]
-    *totals, numbers = _summed(message, team.group)
-    means = {}
-    for name, shard, total in zip(names, shards, totals, strict=True):
-        mean = (total / team.size).to(shard)
-        means[name] = from_local_like(mean, tensors[name])
-    return means, numbers
-
-
-def _padded(value: DTensor) -> Tensor:
-    """Return the local shard padded with zeros to the full shape; summed over the ranks, it is the full tensor."""
-    shard = local(value)
-    if not shard.ndim or (shard.shape == value.shape and not is_split(value)):
-        return shard
-    mesh = value.device_mesh
-    as_if_summed = without_pending_sums(value.placements)
-    piece = pieces_at(tuple(value.shape), mesh, as_if_summed)[team_of(mesh).rank]
-    padded = shard.new_zeros(value.shape)
-    padded[piece.window] = shard
-    return padded
 
 
 class Transfer:

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from gradtx.arguments import is_off
 from gradtx.base import tree as _tree
-from gradtx.base.dtensor import full_tensor
 from gradtx.base.errors import UnknownInProgramError
 from gradtx.base.exact import exact, exact_dtype, log_or_zero
 from gradtx.base.forward import Leaf
 from gradtx.base.messages import close
 from gradtx.base.torch_names import is_intercepted, readable
+from gradtx.distributed.redistribution import full_tensor
 from gradtx.state.random import name_key
 
 __all__ = ["Context"]

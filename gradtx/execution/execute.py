@@ -22,9 +22,11 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import SWITCH
 from gradtx.base.complex_views import PARTS, REMEDY, as_complex, as_real
-from gradtx.base.dtensor import distributed_like, local, total_of
+from gradtx.base.dtensor import local
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import exact, is_stored_only
+from gradtx.distributed.redistribution import distributed_like
+from gradtx.distributed.sums import total_of
 from gradtx.execution.context import Clock, Context
 from gradtx.execution.first_nonfinite import FirstNonFinite
 from gradtx.execution.runs import Run, Scope, memory_of, restarted, selected
@@ -310,6 +312,16 @@ class Operation:
         """Write the leaf's initial slots to `leaf.new`."""
 
     @property
+    def starts_alike(self) -> bool:
+        """Whether leaves of one shape, dtype and device, which selectors treat alike, have equal initial slots."""
+        kind = type(self)
+        return (kind.init, kind.init_all) == (Operation.init, Operation.init_all)
+
+    def starts_at_zero(self, slot: str) -> bool:
+        """Whether an initial slot is 0 in all entries, if leaves start alike."""
+        return False
+
+    @property
     def following_slots(self) -> list[str]:
         """The slots that only leaves with 16-bit weights have, and that follow from others."""
         return []
@@ -471,7 +483,7 @@ def prepare(leaves: Iterable[Leaf]) -> None:
         operation.prepare(members)
 
 
-class _Frozen(Operation):
+class _ZeroUpdate(Operation):
     """The only operation of a frozen leaf, which sets its update to exactly zero."""
 
     def start(self, leaf: Leaf) -> None:
@@ -531,7 +543,7 @@ def negating(operations: list[Any]) -> list[Any]:
     return [begin, *operations, _EndNegated(begin)]
 
 
-FROZEN = _Frozen()
+FROZEN = _ZeroUpdate()
 
 
 def _keep_results(leaf: Leaf) -> None:

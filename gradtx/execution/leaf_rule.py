@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradtx.arguments import UnfitError
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import distributed_like, full_tensor, is_sharded
+from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import OWN_STATE, Path, lacking
 from gradtx.base.exact import exact
 from gradtx.base.inputs import accepts
@@ -21,7 +21,8 @@ from gradtx.base.messages import check_device, nearest, note_rule, shortly
 from gradtx.base.names import is_ours
 from gradtx.base.torch_names import readable
 from gradtx.base.tree import map_tensors
-from gradtx.distributed.collectives import summed_over_ranks
+from gradtx.distributed.redistribution import distributed_like, full_tensor
+from gradtx.distributed.sums import summed_over_ranks
 from gradtx.execution.context import Context
 from gradtx.execution.execute import Leaf, Operation, Steps
 from gradtx.execution.runs import LateTerm, Scope
@@ -194,6 +195,24 @@ class StageState:
             if not is_sharded(like) or isinstance(error, _torch.NOT_OF_LAYOUT):
                 raise
             return init(full_tensor(like), *random)
+
+    @property
+    def starts_alike(self) -> bool:
+        """Whether initial slots depend on the shape, dtype and device of a leaf alone; see `Operation`."""
+        rule = self._rule
+        if rule.init is None:
+            return True
+        # Random keys of codes depend on the name of the leaf.
+        is_its_own = rule.seed is not None or rule.inner is not None or self.store.draws
+        if is_its_own or self._space is not None or not rule.slots:
+            return False
+        return all(slot.starts_alike for slot in rule.slots.values())
+
+    def starts_at_zero(self, slot: str) -> bool:
+        """Whether an initial slot is stored as zeros."""
+        declared = self._rule.slots.get(slot)
+        is_coded = self.store.storage is not None and self.store.storage.has_codes
+        return declared is not None and declared.starts_at_zero and not is_coded
 
     def first(
         self, leaf: Leaf, old: Mapping[str, Tensor] | None = None
@@ -373,7 +392,7 @@ def _initial_value(
 
 
 @dataclasses.dataclass
-class Call:
+class RuleCall:
     """One call of a rule's function for one leaf."""
 
     leaf: Leaf
@@ -386,7 +405,7 @@ class Call:
     generator: Generator[Any, Any, Any] | None = None
     totals: tuple[Any, ...] = ()
 
-    def with_full_tensors(self) -> Call:
+    def with_full_tensors(self) -> RuleCall:
         """Return the same call on full tensors instead of shards."""
         return dataclasses.replace(
             self,
@@ -430,6 +449,13 @@ class RuleOperation(Operation):
             leaf.new[self.path] = slots
 
     @property
+    def starts_alike(self) -> bool:
+        return type(self).init is RuleOperation.init and self.stage.starts_alike
+
+    def starts_at_zero(self, slot: str) -> bool:
+        return self.stage.starts_at_zero(slot)
+
+    @property
     def following_slots(self) -> list[str]:
         return [name for name, slot in self.rule.slots.items() if slot.follows]
 
@@ -466,7 +492,7 @@ class RuleOperation(Operation):
         """Run the rule up to its first sum over leaves."""
         return self._begin_rule(self._call(leaf))
 
-    def _call(self, leaf: Leaf) -> Call:
+    def _call(self, leaf: Leaf) -> RuleCall:
         compute_dtype = self.compute_dtype(leaf)
         if leaf.update.dtype != compute_dtype:
             compute_dtype = torch.promote_types(compute_dtype, leaf.update.dtype)
@@ -477,9 +503,9 @@ class RuleOperation(Operation):
         if self.rule.seed is not None:
             rng = self.stage.stream(leaf)
             context = Context(leaf, leaf.clock, compute_dtype, rng)
-        return Call(leaf, leaf.update, state, param, context, compute_dtype, old)
+        return RuleCall(leaf, leaf.update, state, param, context, compute_dtype, old)
 
-    def _begin_rule(self, call: Call) -> Steps | None:
+    def _begin_rule(self, call: RuleCall) -> Steps | None:
         watch = self._watch(call)
         out = self._guarded(call)
         if _is_generator(out):
@@ -492,7 +518,7 @@ class RuleOperation(Operation):
         self._finish(call, out)
         return None
 
-    def _wait(self, call: Call, out: Any) -> Steps:
+    def _wait(self, call: RuleCall, out: Any) -> Steps:
         """Wait for each sum that the rule yields."""
         is_sum = True
         while is_sum:
@@ -506,7 +532,7 @@ class RuleOperation(Operation):
             is_sum = isinstance(out, dict | OfLeaf)
         self._finish(call, out)
 
-    def _continue_past_leaf_sums(self, call: Call, out: Any) -> Any:
+    def _continue_past_leaf_sums(self, call: RuleCall, out: Any) -> Any:
         """Continue the rule past sums over its leaf that need no collective, and return the next value it yields."""
         if call.leaf.run.has_shards:
             return out
@@ -519,7 +545,7 @@ class RuleOperation(Operation):
             return super().combine(waiting)
         return summed_over_ranks({leaf.name: sums.sums for leaf, sums in waiting})
 
-    def _guarded(self, call: Call, *total: Any) -> Any:
+    def _guarded(self, call: RuleCall, *total: Any) -> Any:
         """Call the rule, or continue it with a total; a note of an error names the rule, the leaf and the line."""
         try:
             return self._called(call, *total)
@@ -527,7 +553,7 @@ class RuleOperation(Operation):
             note_rule(error, self.rule.name, [call.leaf])
             raise
 
-    def _called(self, call: Call, *total: Any) -> Any:
+    def _called(self, call: RuleCall, *total: Any) -> Any:
         """Call the rule, or continue it with a total; if it fails because of a missing input, name that input."""
         try:
             if not total:
@@ -555,7 +581,9 @@ class RuleOperation(Operation):
             call.generator = out
             return self._send(call, None)
 
-    def _missing_input_error(self, call: Call, error: Exception) -> Exception | None:
+    def _missing_input_error(
+        self, call: RuleCall, error: Exception
+    ) -> Exception | None:
         """Return the error that names the input that the caller did not pass; None if the rule fails otherwise."""
         if "NoneType" not in str(error):
             return None
@@ -565,7 +593,7 @@ class RuleOperation(Operation):
             return without_params(self.rule.name, error)
         return None
 
-    def _send(self, call: Call, total: Any) -> Any:
+    def _send(self, call: RuleCall, total: Any) -> Any:
         assert call.generator is not None
         try:
             return call.generator.send(total)
@@ -574,7 +602,7 @@ class RuleOperation(Operation):
                 f"{self.rule.name}: a rule that yields sums must end with `yield update, state`, not with return"
             ) from stop
 
-    def _watch(self, call: Call) -> Watch | None:
+    def _watch(self, call: RuleCall) -> Watch | None:
         """Watch only one leaf of each number of dimensions, to keep the cost low."""
         if self._watched is None or call.leaf.update.ndim in self._watched:
             return None
@@ -587,7 +615,7 @@ class RuleOperation(Operation):
         # Not earlier: dynamo of torch 2.11 does not trace it.
         return Watch(watched, not is_ours(self.rule.update))
 
-    def _terms(self, call: Call, sums: Any) -> Any:
+    def _terms(self, call: RuleCall, sums: Any) -> Any:
         """Check the sums that the rule yields, and return this leaf's terms."""
         if isinstance(sums, OfLeaf):
             return sums
@@ -605,7 +633,7 @@ class RuleOperation(Operation):
             payload[name] = term
         return payload
 
-    def _finish(self, call: Call, out: Any) -> None:
+    def _finish(self, call: RuleCall, out: Any) -> None:
         if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
             raise TypeError(
                 f"{self.rule.name}: a rule must return (update, state), got {shortly(out)}"
@@ -614,7 +642,7 @@ class RuleOperation(Operation):
         self._set_update(call, update)
         self.stage.write(call.leaf, state, call.old)
 
-    def _set_update(self, call: Call, update: Any) -> None:
+    def _set_update(self, call: RuleCall, update: Any) -> None:
         """Check a new update and assign it to the leaf."""
         leaf = call.leaf
         if not isinstance(update, Tensor):

@@ -17,13 +17,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.chunks import chunks
-from gradtx.base.dtensor import (
-    distributed_like,
-    from_local_like,
-    full_tensor,
-    is_sharded,
-    local,
-)
+from gradtx.base.dtensor import from_local_like, is_sharded, local
 from gradtx.base.errors import Path
 from gradtx.distributed.collectives import BUCKET, OtherRankError, Relay, Transfer
 from gradtx.distributed.layouts import (
@@ -34,6 +28,7 @@ from gradtx.distributed.layouts import (
     team_for,
     whole_piece,
 )
+from gradtx.distributed.redistribution import distributed_like, full_tensor
 from gradtx.execution.execute import (
     Leaf,
     Operation,

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.complex_views import real_views
-from gradtx.base.dtensor import local, total_of
+from gradtx.base.dtensor import local
 from gradtx.base.errors import OWN_STATE, Path, StateKey, lacking
 from gradtx.base.exact import CPU
 from gradtx.base.forward import Leaf, Operation, SpaceRun, Transformation
 from gradtx.base.plain import is_plain
+from gradtx.distributed.sums import total_of
 from gradtx.state.storage import Storage, Store
 
 # The child indices on the path from a transformation to one of its nodes.
@@ -24,7 +25,7 @@ Place = tuple[int, ...]
 Passed = tuple[tuple[Transformation, Place], ...]
 
 
-class Memory:
+class OwnMemory:
     """Ensure that every output has memory of its own, without entries of any other tensor."""
 
     def __init__(self) -> None:
@@ -142,7 +143,7 @@ class Run:
         self.commits: list[Callable[[], None]] = []
         self.estimates: dict[Path, Any] = {}
         self.estimated_loss: Tensor | None = None
-        self.memory = Memory()
+        self.memory = OwnMemory()
         self.stores: dict[Path, Store] = {}
         self.seen_slots: dict[Storage, set[StateKey]] = {}
 

@@ -9,9 +9,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gradtx.base.dtensor import full_tensor
 from gradtx.base.errors import Path
 from gradtx.base.messages import note_rule
+from gradtx.distributed.redistribution import full_tensor
 from gradtx.execution.context import OF_LOSS, Clock, Context, negated
 from gradtx.execution.execute import Leaf, Operation, Steps
 from gradtx.execution.leaf_rule import without_params

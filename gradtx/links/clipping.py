@@ -19,7 +19,7 @@ from gradtx.arguments import (
     Scalar,
     Static,
 )
-from gradtx.base.dtensor import full_tensor
+from gradtx.distributed.redistribution import full_tensor
 from gradtx.execution.leaf_rule import OfLeaf
 from gradtx.maths.entries import (
     at_least,

@@ -17,8 +17,8 @@ from gradtx.arguments import (
     Positive,
     Static,
 )
-from gradtx.base.dtensor import full_tensor, gathered
 from gradtx.base.selectors import listed
+from gradtx.distributed.redistribution import full_tensor, gathered
 from gradtx.maths.entries import at_least, at_most, identity, mean, norm, running_mean
 from gradtx.rules import per_tensor, whole_tree
 from gradtx.slots import linear, window

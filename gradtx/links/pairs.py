@@ -13,11 +13,12 @@ from torch import Tensor
 
 from gradtx.arguments import Count, NonNegative, Positive, Static, is_off
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import distributed_like, full_tensor, local
+from gradtx.base.dtensor import local
 from gradtx.base.messages import describe
 from gradtx.base.selectors import Selector, listed, without_wrappers
 from gradtx.base.tree import map_tensors
 from gradtx.combinators.selection import Fork
+from gradtx.distributed.redistribution import distributed_like, full_tensor
 from gradtx.maths.entries import at_least, identity, norm, rms, running_mean, safe_sqrt
 from gradtx.maths.matrices import inverse_root, orthonormal, pseudo_inverse
 from gradtx.rules import combinator, whole_tree

@@ -20,9 +20,9 @@ from gradtx.arguments import (
 )
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
-from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import exact
 from gradtx.base.messages import describe
+from gradtx.distributed.redistribution import full_tensor
 from gradtx.execution.leaf_rule import OfLeaf
 from gradtx.links.clipping import shrink
 from gradtx.maths.entries import (

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from gradtx.arguments import Static
-from gradtx.base.dtensor import full_tensor
 from gradtx.base.errors import Path
 from gradtx.base.exact import exact
+from gradtx.distributed.redistribution import full_tensor
 from gradtx.maths.entries import largest, quotient, safe_sqrt
 from gradtx.rules import per_tensor
 from gradtx.slots import linear, scalar

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gradtx.arguments import is_off
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import full_tensor
 from gradtx.base.exact import exact
+from gradtx.distributed.redistribution import full_tensor
 from gradtx.schedules.warmup import rectification_at
 from gradtx.slots import ema, linear, square
 

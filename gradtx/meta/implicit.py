@@ -311,7 +311,7 @@ class _Implicit:
                 f"{self.who}: torch has no forward mode of forward mode for a solution; use torch.func.grad for one of "
                 "the two derivatives"
             )
-        call = _Call(self, len(others), rebuild_others, rebuild)
+        call = _CalledProblem(self, len(others), rebuild_others, rebuild)
         outputs = root(call, [*detached, *inputs])
         solution = outputs[: call.size]
         if torch.is_grad_enabled() or forward_mode_active():
@@ -332,10 +332,10 @@ class _Implicit:
         """Return the key of a node for arguments of a structure; dynamo guards the solver by its identity."""
         return _graphs.planned(self, structure, are_real)
 
-    def call_like_start(self, start: Any, args: tuple[Any, ...]) -> _Call:
+    def call_like_start(self, start: Any, args: tuple[Any, ...]) -> _CalledProblem:
         """Return a call whose solution has the structure of the start."""
         others, rebuild_others = _tree.split((start, {}))
-        call = _Call(self, len(others), rebuild_others, _tree.split(args)[1])
+        call = _CalledProblem(self, len(others), rebuild_others, _tree.split(args)[1])
         leaves, _ = _tree.flatten_real(start, f"{self.who}: start")
         call.names, call.size = list(leaves), len(leaves)
         call.rebuild_solution = _tree.split(start)[1]
@@ -356,7 +356,7 @@ def _untraced(implicit: _Implicit, args: Any, kwargs: Any) -> Any:
     return implicit(*args, **kwargs)
 
 
-class _Call(Problem):
+class _CalledProblem(Problem):
     """The problem of one call: its tensors are those of start and options, then those of the arguments."""
 
     def __init__(

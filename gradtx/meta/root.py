@@ -222,7 +222,7 @@ def push(function: Callable[..., Leaves], primals: Leaves, changes: Any) -> Leav
     return transposed(tuple(changes))
 
 
-class _System(Problem):
+class _ImplicitSystem(Problem):
     """A linear system with the derivative of another problem's optimality as its matrix.
 
     Its tensors are the solution of that problem, the right-hand side, and the tensors of that problem.
@@ -328,7 +328,7 @@ class _System(Problem):
         warn_user(message)
 
 
-class _Transposed(_System):
+class _Transposed(_ImplicitSystem):
     """The system of a backward pass."""
 
     def product(self, at: Sequence[Tensor], tensors: Sequence[Tensor]) -> Any:
@@ -367,7 +367,7 @@ class _Transposed(_System):
         return pull(tuple(vector))
 
 
-class _Direct(_System):
+class _Direct(_ImplicitSystem):
     """The system of forward mode."""
 
     def product(self, at: Sequence[Tensor], tensors: Sequence[Tensor]) -> Any:

@@ -263,7 +263,7 @@ class Checkpoint:
         """Return the number of slots that only the entries or only these first states have."""
         return sum(
             misfits_of(self._entries[param], state)
-            for param, (_, state) in first.items()
+            for param, (_, state, _) in first.items()
         )
 
     def _set_rows_apart(
@@ -333,7 +333,7 @@ class Checkpoint:
                 self.states.by_param[param] = state
                 member.mark_fresh(state)
             else:
-                self.states.set(member, settings, initial.layout, state)
+                self.states.set(member, settings, initial, state)
 
     def _state_of(
         self, member: Member, initial: Initial, codes: Mapping[str, str]

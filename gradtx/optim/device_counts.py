@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import full_tensor, local
+from gradtx.base.dtensor import local
 from gradtx.base.exact import exact
 from gradtx.combinators.frame import Enter, Frame, InnerClock
+from gradtx.distributed.redistribution import full_tensor
 from gradtx.execution.runs import Run, Scope
 from gradtx.optim.core import Core
 from gradtx.optim.parameters import Members

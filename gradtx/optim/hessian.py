@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gradtx.base.dtensor import gradient_like, is_sharded
+from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path
 from gradtx.base.messages import describe
+from gradtx.distributed.redistribution import gradient_like
 from gradtx.execution.execute import Leaf
 from gradtx.optim.run import clock_after, leaf_of
 from gradtx.optim.state import States

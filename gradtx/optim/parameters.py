@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path
+from gradtx.base.exact import CPU
 from gradtx.base.inputs import check_groups
 from gradtx.base.selectors import NumberedName, in_model
 from gradtx.base.tree import check_leaf
@@ -31,6 +32,7 @@ from gradtx.optim.groups import (
     params_of,
 )
 from gradtx.optim.run import Member, OptimizerRun, clock_after, leaf_of, never_trains
+from gradtx.plans.hyperparameters import Hyperparameters, Structure
 from gradtx.transform import GradientTransformation
 
 # (selector, label) of every partition on a leaf's path through the chain.
@@ -82,14 +84,16 @@ class Members:
         self._rows: list[list[Member]] = []  # the members of each group
         self._types: set[type] = set()
         self.every: list[Member] = []
+        self._outlines: list[tuple[Structure, Route]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # The expanded chain consists of functions.
-        return {
+        state = {
             name: value
             for name, value in vars(self).items()
             if name not in ("expanded", "partners", "independent_names")
         }
+        return {**state, "_outlines": []}
 
     @functools.cached_property
     def expanded(self) -> OptimizerRun:
@@ -97,6 +101,22 @@ class Members:
         run = OptimizerRun({}, {}, initial=True)
         run.route = Route.of(self.tx, run, 0)
         return run
+
+    def outline(self, settings: GroupSettings) -> Route:
+        """Return the chain of a group, expanded once for its structure, for plans: with some values, and for no step.
+
+        Its operations tell what programs may do with a leaf.
+        """
+        for structure, route in self._outlines:
+            if structure == settings.structure:
+                return route
+        if Hyperparameters(settings.entries.values()).structure == settings.structure:
+            route = self.expanded.route
+        else:
+            run = OptimizerRun({}, {}, initial=True)
+            route = Route.of(settings.chain(settings.settled, CPU), run, 0)
+        self._outlines.append((settings.structure, route))
+        return route
 
     @functools.cached_property
     def restarts(self) -> bool:
@@ -419,6 +439,8 @@ class Members:
     def _labels(self, member: Member) -> Labels:
         """Return the labels of a parameter; empty if it is frozen."""
         run = self.expanded
+        if not run.selectors:
+            return ()
         leaf = leaf_of(run, member, clock_after(0))
         try:
             return tuple(run.route.labels(leaf))

@@ -402,7 +402,8 @@ def hand_over_loaded(members: Iterable[Member]) -> None:
         member, key = slot.member, slot.key
         if not value.is_meta:
             value = value.to(member.param.device)
-        member.state[key], member.kinds[key] = value, TensorKind.of(value)
+        member.state[key] = value
+        member.kinds = {**member.kinds, key: TensorKind.of(value)}
 
 
 def whole_at_owners(slots: list[OwnedSlot]) -> list[Tensor]:

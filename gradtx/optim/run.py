@@ -14,10 +14,12 @@ from torch.nn.parameter import Parameter, is_lazy
 
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
-from gradtx.base.dtensor import distributed_like, gradient_like, local, total
+from gradtx.base.dtensor import local
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU
 from gradtx.base.tree import check_names
+from gradtx.distributed.redistribution import distributed_like, gradient_like
+from gradtx.distributed.sums import total
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import Leaf, Route
 from gradtx.execution.runs import Run
@@ -103,6 +105,19 @@ class TensorKind(NamedTuple):
         return f"{self.dtype} of shape {tuple(self.shape)} on {self.device}"
 
 
+# Of a parameter (None) and of each of its slots (its key).
+Kinds: TypeAlias = Mapping[str | None, TensorKind]
+
+
+def kinds_of(param: Tensor, layout: Layout, state: State) -> Kinds:
+    """Return the kinds of a parameter and of its slots; a slot that is no tensor has none."""
+    kinds: dict[str | None, TensorKind] = {None: TensorKind.of(param)}
+    for key in layout.slot_keys:
+        if isinstance(state.get(key), Tensor):
+            kinds[key] = TensorKind.of(state[key])
+    return kinds
+
+
 @dataclass(eq=False)
 class Member:
     """One parameter of an optimizer.
@@ -136,9 +151,7 @@ class Member:
     group: int = 0
     device_count: tuple[Tensor, int] | None = None
     listed: str = ""
-    kinds: dict[str | None, TensorKind] = field(
-        default_factory=dict[str | None, TensorKind]
-    )
+    kinds: Kinds = field(default_factory=dict[str | None, TensorKind])
 
     def count_in(self, state: State) -> int | DeviceCount:
         """Return the number of steps the parameter has made, without synchronizing if the device counts."""
@@ -153,13 +166,9 @@ class Member:
                     return self.count
         return int(step)
 
-    def present_kinds(self) -> dict[str | None, TensorKind]:
+    def present_kinds(self) -> Kinds:
         """Return the present kinds of the parameter and of its slots; a slot that is no tensor has none."""
-        kinds: dict[str | None, TensorKind] = {None: TensorKind.of(self.param)}
-        for key in self.layout.slot_keys:
-            if isinstance(self.state.get(key), Tensor):
-                kinds[key] = TensorKind.of(self.state[key])
-        return kinds
+        return kinds_of(self.param, self.layout, self.state)
 
     def set_count(self, count: int | DeviceCount) -> None:
         """Record the value of the state's tensor `step`, which the caller knows without reading it."""

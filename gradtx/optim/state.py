@@ -12,22 +12,23 @@ from collections.abc import (
     Mapping,
     MutableMapping,
 )
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx.base.complex_views import as_complex, as_real, real_views
-from gradtx.base.dtensor import distributed_like, from_local_like, is_sharded, local
+from gradtx.base.dtensor import from_local_like, is_sharded, local
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.exact import CPU
 from gradtx.base.messages import describe
 from gradtx.base.plain import is_plain
 from gradtx.distributed.layouts import pieces_at, team_of
+from gradtx.distributed.redistribution import distributed_like
 from gradtx.execution.execute import Leaf, Route, initialize
 from gradtx.execution.owners import with_regions
-from gradtx.execution.runs import Memory, Place, memory_of
+from gradtx.execution.runs import OwnMemory, Place, memory_of
 from gradtx.optim.groups import GroupSettings
 from gradtx.optim.parameters import Members
 from gradtx.optim.ranks import assign_owners, divided_keys, states_of_owners
@@ -35,11 +36,13 @@ from gradtx.optim.run import (
     FLOAT32_COUNTS,
     MISSED,
     DeviceCount,
+    Kinds,
     Member,
     OptimizerRun,
     TensorKind,
     as_step,
     clock_after,
+    kinds_of,
     leaf_of,
     missed_in,
     never_trains,
@@ -53,10 +56,14 @@ from gradtx.state.storage import Storage
 
 
 class Initial(NamedTuple):
-    """The layout of a parameter's state, and the state before any step."""
+    """The layout of a parameter's state, the state before any step, and the kinds of its tensors.
+
+    Parameters that start alike share layout and kinds.
+    """
 
     layout: Layout
     state: State
+    kinds: Kinds
 
 
 class States:
@@ -188,11 +195,22 @@ class States:
             routes[device] = Route.of(chain, run, 0)
         clock = clock_after(0)
         leaves: list[Leaf] = []
+        # The leaf whose slots each parameter gets copies of: one of each kind, if leaves of the kind start alike.
+        leaf_for: dict[Tensor, Leaf] = {}
+        leaf_of_kind: dict[Any, Leaf] = {}
         for param in params:
-            leaf = leaf_of(run, members[param], clock, shown=shown(param))
-            operations = routes[param.device].for_leaf(leaf)
-            leaf.operations = with_regions(operations, param, self.members.replicas)
-            leaves.append(leaf)
+            leaf = None
+            kind = _kind_at_start(param)
+            if not run.selectors:
+                leaf = leaf_of_kind.get(kind)
+            if leaf is None:
+                leaf = leaf_of(run, members[param], clock, shown=shown(param))
+                operations = routes[param.device].for_leaf(leaf)
+                leaf.operations = with_regions(operations, param, self.members.replicas)
+                leaf = self._alike(leaf, kind, leaf_of_kind)
+                if leaf.key.param is param:
+                    leaves.append(leaf)
+            leaf_for[param] = leaf
         assign_owners(leaves, members, self.members.replicas)
         initialize(leaves)
         # Copies: an initial value may be a hyperparameter's tensor.
@@ -200,12 +218,36 @@ class States:
             run.new_shared[path] = {
                 name: value.clone() for name, value in values.items()
             }
-        first = {}
-        for leaf in leaves:
-            layout = Layout.of(run, leaf)
-            first[leaf.key.param] = Initial(layout, _first_state(run, leaf, layout))
+        first: dict[Tensor, Initial] = {}
+        copies: dict[Tensor, Copies] = {}
+        for param, leaf in leaf_for.items():
+            of_kind: Tensor = leaf.key.param
+            if of_kind is param:
+                layout = Layout.of(run, leaf)
+                state = _first_state(run, leaf, layout)
+                first[param] = Initial(layout, state, kinds_of(param, layout, state))
+                continue
+            initial = first[of_kind]
+            if of_kind not in copies:
+                copies[of_kind] = _copies_for(leaf, initial.layout)
+            state = {**initial.state, "step": initial.state["step"].clone()}
+            for key, copy in copies[of_kind].items():
+                state[key] = copy(state[key])
+            first[param] = initial._replace(state=state)
         run.release()
         return first
+
+    def _alike(self, leaf: Leaf, kind: Any, leaf_of_kind: dict[Any, Leaf]) -> Leaf:
+        """Return an earlier leaf that starts as this one does, or the leaf itself, after noting it for later ones."""
+        if kind is None or self.members.replicas is not None:
+            return leaf
+        if not all(operation.starts_alike for operation in leaf.operations):
+            return leaf
+        if not leaf.run.selectors:
+            return leaf_of_kind.setdefault(kind, leaf)
+        # Selectors may have sent leaves of a kind through other links.
+        choices = tuple(leaf.key.choices.items())
+        return leaf_of_kind.setdefault((kind, choices), leaf)
 
     def begin(self) -> None:
         """Create fresh slots for all trained parameters: torch.distributed.checkpoint loads into them."""
@@ -242,9 +284,12 @@ class States:
         """Create or update the slots of a group's parameters, to match its links."""
         for param, initial in self.first(settings, params).items():
             member = self.members.by_param[param]
-            self.created.append((member, dict(vars(member)), self.of(param)))
-            state = self._completed(settings, member, initial)
-            self.set(member, settings, initial.layout, state)
+            old = self.of(param)
+            self.created.append((member, dict(vars(member)), old))
+            state = initial.state
+            if old:
+                state = self._completed(settings, member, initial)
+            self.set(member, settings, initial, state)
 
     def refit(self, member: Member) -> None:
         """Check and accept a parameter and its state after the user has changed either.
@@ -268,14 +313,14 @@ class States:
                     "reset it: optimizer.state.pop(param)"
                 ) from error
             self.created.append((member, dict(vars(member)), old))
-            self.set(member, settings, initial.layout, state)
+            self.set(member, settings, initial, state)
 
     def _fitted(
         self, settings: GroupSettings, member: Member, initial: Initial, state: State
     ) -> State:
         """Return a state that the user has edited or moved, after checking that its slots fit the parameter."""
         who = f"{self.members.who}: state of parameter {member.name!r}"
-        layout, first = initial
+        layout, first, _ = initial
         param, labels = member.param, {**settings.codes, **layout.labels}
         # Ranks have not compared, so they exchange nothing yet.
         rows = {key: state[key] for key in divided_keys(param, layout, state)}
@@ -332,16 +377,20 @@ class States:
                     del self.by_param[member.param]
 
     def set(
-        self, member: Member, settings: GroupSettings, layout: Layout, state: State
+        self, member: Member, settings: GroupSettings, initial: Initial, state: State
     ) -> None:
-        """Install the state of a member, which matches the links of its group."""
+        """Install the state of a member, which matches the links of its group and has the layout of a first state."""
         self.by_param[member.param] = member.state = state
         member.count = member.count_in(state)
-        member.layout = layout
-        settings.codes.update(layout.labels)
+        member.layout = initial.layout
+        settings.codes.update(initial.layout.labels)
         member.fresh = {}
         member.made_for = settings.structure
-        member.kinds = member.present_kinds()
+        member.kinds = initial.kinds
+        if state is not initial.state:
+            kinds = member.present_kinds()
+            if kinds != initial.kinds:
+                member.kinds = kinds
 
     def to_save(self, keeps: bool) -> tuple[dict[Any, State], dict[Tensor, Layout]]:
         """Return the states of all members and their layouts, with slots for every parameter that requires a gradient.
@@ -404,7 +453,7 @@ class States:
         self, settings: GroupSettings, member: Member, initial: Initial
     ) -> State:
         """Return a parameter's state in another layout: existing values are kept, missing values are initial ones."""
-        layout, first = initial
+        layout, first, _ = initial
         old = member.used(self.of(member.param))
         if old and not member.layout.keys:
             # Steps since it was written or moved here have not written its copies.
@@ -479,7 +528,7 @@ def _with_memory_apart(
     states: Mapping[Any, State], members: Collection[Tensor]
 ) -> dict[Any, State]:
     """Return states with copies of all tensors but the first of those that share memory."""
-    memory = Memory()
+    memory = OwnMemory()
     apart = dict(states)
     for param in members:
         copies: State = {}
@@ -503,6 +552,27 @@ def _one_of_each_kind(
         kind = None if is_lazy(param) else TensorKind.of(param)
         of_kind.setdefault((kind, choices), param)
     return list(of_kind.values())
+
+
+def _kind_at_start(param: Tensor) -> Any:
+    """Return what a parameter's initial slots depend on, where these start alike; None if it is not a plain tensor."""
+    if not is_plain(param):
+        return None
+    return TensorKind.of(param), param.stride()
+
+
+# The functions that copy slots, by key.
+Copies: TypeAlias = dict[str, Callable[[Tensor], Tensor]]
+
+
+def _copies_for(leaf: Leaf, layout: Layout) -> Copies:
+    """Return how to copy the initial slots of a leaf for others that start alike, in memory of their own."""
+    copies: Copies = {}
+    for operation in leaf.operations:
+        for slot, key in layout.slots.get(operation.path, {}).items():
+            is_zero = operation.starts_at_zero(slot)
+            copies[key] = torch.zeros_like if is_zero else torch.clone
+    return copies
 
 
 def _without_memory(param: Tensor) -> Tensor:
@@ -602,7 +672,7 @@ def matched(
     Raises:
         ValueError: If a slot is missing, is unknown, belongs to another chain, or has another shape, kind or code.
     """
-    layout, first = initial
+    layout, first, _ = initial
     param, who = member.param, f"state of parameter {member.name!r}"
     complex_keys: set[str] = set()
     if param.is_complex():

@@ -7,7 +7,7 @@ import itertools
 import math
 import operator
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from gradtx.arguments import has_schedule
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import SWITCH, note_program
-from gradtx.base.dtensor import gradient_like, is_sharded
+from gradtx.base.dtensor import is_sharded
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU, python_scalar
 from gradtx.base.messages import describe
@@ -24,6 +24,7 @@ from gradtx.base.plain import LAYOUT, STRIDED
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
 from gradtx.distributed.collectives import Relay
+from gradtx.distributed.redistribution import gradient_like
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import (
     FROZEN,
@@ -125,8 +126,8 @@ class Step:
     _has_eager = False
     _has_counted = False
     _run: OptimizerRun | None = None
-    _routes: dict[tuple[int, torch.device], Route] = {}
-    _clocks: dict[int | DeviceCount, Clock] = {}
+    # The expanded chain for each group and device, on first use.
+    _routes: dict[tuple[int, torch.device], Route] | None = None
 
     def __init__(
         self,
@@ -135,7 +136,7 @@ class Step:
         scaling: Scaling | None,
         consumes: bool = False,
     ):
-        members, states, traits = core.members, core.states, core.traits
+        members, traits = core.members, core.traits
         if traits.exchanges:
             _check_exchanges(core, scaling)
         self.core = core
@@ -185,6 +186,10 @@ class Step:
             check_extras_of(self.leaves_of(self.members))
 
     @property
+    def _who(self) -> str:
+        return self.core.members.who
+
+    @property
     def run(self) -> OptimizerRun:
         """Provides operations with old values and collects new ones; many programs need none."""
         if self._run is not None:
@@ -212,7 +217,7 @@ class Step:
         if "lr" not in settings.shown or core.expects_scheduler:
             return
         if not has_schedule(values["lr"]):
-            core.expects_scheduler = check_scheduler(self.core.members.who, [settings])
+            core.expects_scheduler = check_scheduler(self._who, [settings])
 
     def _completed(self) -> list[Member]:
         """Return the members that step, after creating the slots that they lack; their owners get what was loaded."""
@@ -243,10 +248,8 @@ class Step:
         if not on_device and largest >= FLOAT32_COUNTS:
             self._keep_exact()
         self._largest: int | Tensor = largest
-        if known is not None:
-            missed = known.missed
-        else:
-            missed = missed_in(map(STATE, self._every))
+        states = map(STATE, self._every)
+        missed = missed_in(states) if known is None else known.missed
         # Schedules follow the updates before this step.
         self.count = largest
         self._missed: MissedUpdates | None = None
@@ -327,7 +330,7 @@ class Step:
                 member.count = member.count_in(state)
             except (ValueError, TypeError, OverflowError) as error:
                 raise ValueError(
-                    f"{self.core.members.who}: state of parameter {member.name!r}: 'step' must be a number of steps, got "
+                    f"{self._who}: state of parameter {member.name!r}: 'step' must be a number of steps, got "
                     f"{describe(state['step'])}"
                 ) from error
         return have_gradients
@@ -337,7 +340,7 @@ class Step:
             gradient = member.param.grad
             if gradient is not None and gradient.is_sparse:
                 raise RuntimeError(
-                    f"{self.core.members.who}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
+                    f"{self._who}: parameter {member.name!r} has a sparse gradient, but rules require dense ones; "
                     "omit sparse=True in its nn.Embedding, or set param.grad = param.grad.to_dense() before step()"
                 )
 
@@ -345,7 +348,7 @@ class Step:
         """Check that parameters, gradients and slots fit. A valid plan implies this without a look at them."""
         for member in members:
             param, gradient = member.param, member.param.grad
-            what = f"{self.core.members.who}: parameter {member.name!r}"
+            what = f"{self._who}: parameter {member.name!r}"
             if gradient is not None and gradient.shape != param.shape:
                 raise ValueError(
                     f"{what} has shape {tuple(param.shape)}, but its gradient has shape {tuple(gradient.shape)}, as "
@@ -394,19 +397,34 @@ class Step:
 
     def leaves_of(self, members: list[Member]) -> list[Leaf]:
         """Return leaves without values, for planning: values could be float32 copies of all weights and gradients."""
+        return self._without_values(members, self._route)
+
+    def outlines(self, members: list[Member]) -> list[Leaf]:
+        """Like `leaves_of`, with operations that need not be those of this step, if they tell as much."""
+        traits, known = self.core.traits, self.core.members
+        if self.scaling is not None or traits.exchanges or known.restarts:
+            return self.leaves_of(members)
+        return self._without_values(
+            members, lambda member: known.outline(self.groups[member.group])
+        )
+
+    def _without_values(
+        self, members: list[Member], route_of: Callable[[Member], Route]
+    ) -> list[Leaf]:
         self._check_fits(members)
-        outlines = []
+        leaves: list[Leaf] = []
         for member in members:
-            leaf = self._leaf(member)
+            leaf = self._leaf(member, route_of)
             leaf.release()
-            outlines.append(leaf)
-        return outlines
+            leaves.append(leaf)
+        return leaves
 
     def _expand(self) -> None:
         """Expand the chain into the operations of each group and device, on first use."""
-        if self._routes:
+        if self._routes is not None:
             return
-        self._routes, self._clocks = {}, {}
+        self._routes = {}
+        self._clocks: dict[int | DeviceCount, Clock] = {}
         scaling = self.scaling
         around = None if scaling is None else unscaling(self.run, scaling)
         for group, (settings, values) in enumerate(
@@ -418,8 +436,15 @@ class Step:
                 route = Route.of(chain, self.run, self.count, around)
                 self._routes[group, device] = route
 
-    def _leaf(self, member: Member) -> Leaf:
+    def _route(self, member: Member) -> Route:
+        """Return the operations of this step."""
         self._expand()
+        return self._routes[member.group, member.param.device]
+
+    def _leaf(
+        self, member: Member, route_of: Callable[[Member], Route] | None = None
+    ) -> Leaf:
+        route = (self._route if route_of is None else route_of)(member)
         clock = self._clocks.get(member.count)
         if clock is None:
             clock = self._clocks[member.count] = clock_after(member.count)
@@ -427,7 +452,6 @@ class Step:
         gradient = gradient_like(member.param.grad, member.param)
         leaf = leaf_of(self.run, member, clock, gradient, self.scalars)
         add_extras(leaf, self.trees)
-        route = self._routes[member.group, member.param.device]
         operations = route.for_leaf(leaf)
         leaf.operations = with_regions(
             operations, member.param, self.core.members.replicas

@@ -13,6 +13,7 @@ from torch import Tensor
 from gradtx.base.errors import StateKey
 from gradtx.base.exact import dtype_on
 from gradtx.compiler.cache import SharedPrograms
+from gradtx.compiler.scalars import PYTHON_NUMBERS
 from gradtx.compiler.write_lists import ListFunction, list_function
 from gradtx.execution.execute import LeafTerms, Steps, Task
 from gradtx.plans.phases import RecordedPhase
@@ -22,7 +23,6 @@ from gradtx.plans.phases import RecordedPhase
 CHUNK = 2**18
 CHUNK_OF_ACCELERATOR = 2**24
 CHUNK_OF_CODES = 2**22
-PYTHON_NUMBERS = frozenset((float, int, bool))
 
 # By the text of a recording: optimizers with other settings often repeat programs.
 _FUNCTIONS = SharedPrograms()

@@ -52,7 +52,9 @@ class ListPrograms:
                 function = self.function_of(phase, tensors[0].device, on_device)
             except UnrecordableError as error:
                 return reason_of(error)
-            forms.append((phase.text, function.form))
+            # Of a sum over leaves: all must yield the same ones.
+            sums = () if phase.operation is None else phase.names
+            forms.append((phase.text, sums, function.form))
         of_forms = self.key, self.function_of, tuple(forms)
         return self.known.setdefault(of_forms, program)
 
@@ -61,8 +63,13 @@ class ListPrograms:
     ) -> list[tuple[Any, list[Any]]]:
         """Sort leaves, each given with its arguments, by their programs, or by the reasons why they have none."""
         sorted_leaves: dict[int, tuple[Any, list[Any]]] = {}
+        program_of: dict[
+            int, Any
+        ] = {}  # by the arguments, which several leaves may share
         for leaf, arguments in leaves:
-            program = self.of(arguments)
+            if id(arguments) not in program_of:
+                program_of[id(arguments)] = self.of(arguments)
+            program = program_of[id(arguments)]
             _, of_program = sorted_leaves.setdefault(id(program), (program, []))
             of_program.append(leaf)
         return list(sorted_leaves.values())

@@ -23,18 +23,23 @@ from gradtx.base.ambient import without_ambient
 from gradtx.base.exact import Schedule
 from gradtx.base.forward import Transformation
 from gradtx.base.plain import are_dense
-from gradtx.plans.bundle import FunctionOf, list_function_of
 from gradtx.plans.hyperparameters import ChainOf
 from gradtx.pure import tree_program as _trees
 from gradtx.pure import tree_run as _pure
 
-# Makes functions of phases; `gradtx.optim`, which this module may not import, replaces it by that of kernels.
-function_of: FunctionOf = list_function_of
 # Compilers fuse the rules of few leaves with what surrounds the update; for more, this takes them too long.
 FEW_LEAVES = 16
 # Parameters that one call of `gradtx::add` updates: compilers need time that is quadratic in the number of its results.
 LEAVES_OF_A_CALL = 32
 _KEYS = itertools.count()
+
+
+def function_of(*arguments: Any) -> Any:
+    """Return the function of a phase, of kernels if there are some; their writers are imported on use."""
+    from gradtx.plans.kernel_function import kernel_function_of
+
+    return kernel_function_of(*arguments)
+
 
 # Dynamo traces these functions.
 
@@ -48,7 +53,7 @@ def init(tx: Transformation, params: Any, counts: str) -> Any:
     return _results(tx, ("init", structure, counts), tensors, [])
 
 
-def update(call: _pure.Call) -> Any:
+def update(call: _pure.UpdateCall) -> Any:
     """Return new `(updates, state)`; None if dynamo must trace the rules."""
     tx, updates, state, params, extras = call
     known = {}
@@ -144,7 +149,7 @@ def _unread(*arguments: Any) -> Any:
     raise AssertionError("a rule calls an extra that its program does not read")
 
 
-class Arguments(NamedTuple):
+class NodeArguments(NamedTuple):
     """The tensors of a call.
 
     Attributes:
@@ -158,7 +163,7 @@ class Arguments(NamedTuple):
     extras: list[Tensor]
 
 
-class Form(NamedTuple):
+class TensorSpec(NamedTuple):
     """What compilers know of a tensor."""
 
     shape: torch.Size
@@ -167,7 +172,7 @@ class Form(NamedTuple):
     device: torch.device
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Form:
+    def of(cls, tensor: Tensor) -> TensorSpec:
         return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
 
     def empty(self) -> Tensor:
@@ -176,7 +181,7 @@ class Form(NamedTuple):
         )
 
 
-def _of_form(result: Tensor, form: Form) -> Tensor:
+def _of_form(result: Tensor, form: TensorSpec) -> Tensor:
     """Return a result, or a copy if its entries have another order in memory than rules gave them.
 
     Lists and kernels follow other operands than a rule does, where these have several orders. Compilers address the
@@ -208,9 +213,9 @@ class GraphNode:
         self._tx = weakref.ref(tx)
         self._structure_of_arguments = structure
         # Those of the operator's results.
-        self._forms: list[Form] = []
+        self._forms: list[TensorSpec] = []
 
-    def tried(self, arguments: Arguments) -> list[Tensor]:
+    def tried(self, arguments: NodeArguments) -> list[Tensor]:
         """Return the results of the first `run`; nothing if it fails."""
         if not are_dense(arguments.tensors):
             return []
@@ -222,7 +227,7 @@ class GraphNode:
             self.structure = _flattened(trees, results)
         except Exception:  # what dynamo traces itself may read any tensor, or raises
             results = []
-        self._forms = list(map(Form.of, results))
+        self._forms = list(map(TensorSpec.of, results))
         # Inductor finds a graph of another process by the text of its calls.
         digest = hashlib.sha256(repr(self._forms).encode()).hexdigest()
         self.key = f"{self.key} {digest}"
@@ -230,7 +235,7 @@ class GraphNode:
         self.suits = bool(results)
         return results
 
-    def run(self, arguments: Arguments) -> list[Tensor]:
+    def run(self, arguments: NodeArguments) -> list[Tensor]:
         """Return the tensors of the results, by the operator or by the rules."""
         if not self._needs_rules(arguments):
             return torch.ops.gradtx.run(self.key, *arguments)
@@ -240,7 +245,7 @@ class GraphNode:
         return results
 
     @without_ambient
-    def computed(self, arguments: Arguments) -> list[Tensor]:
+    def computed(self, arguments: NodeArguments) -> list[Tensor]:
         """Return the results of the operator, in the forms that `like` announces."""
         results: list[Tensor] = []
         _trees.structure_of(self._computed(arguments), results)
@@ -250,22 +255,22 @@ class GraphNode:
         """Return stand-ins for the results of the operator."""
         return [form.empty() for form in self._forms]
 
-    def _prepare(self, arguments: Arguments) -> None:
+    def _prepare(self, arguments: NodeArguments) -> None:
         """Prepare the first call."""
 
-    def _first(self, arguments: Arguments) -> Any:
+    def _first(self, arguments: NodeArguments) -> Any:
         """Return the trees of the first call, whose arguments have no values."""
         raise NotImplementedError
 
-    def _needs_rules(self, arguments: Arguments) -> bool:
+    def _needs_rules(self, arguments: NodeArguments) -> bool:
         """Whether rules run this call, not the operator."""
         raise NotImplementedError
 
-    def _by_rules(self, arguments: Arguments) -> Any:
+    def _by_rules(self, arguments: NodeArguments) -> Any:
         """Return the trees that rules compute."""
         raise NotImplementedError
 
-    def _computed(self, arguments: Arguments) -> Any:
+    def _computed(self, arguments: NodeArguments) -> Any:
         """Return the trees that the operator computes."""
         return self._by_rules(arguments)
 
@@ -274,14 +279,14 @@ class GraphNode:
         assert tx is not None
         return tx
 
-    def _chain_of(self, arguments: Arguments) -> Transformation:
+    def _chain_of(self, arguments: NodeArguments) -> Transformation:
         """Return the chain with the tensors of this call among its hyperparameters."""
         tx = self._chain()
         return ChainOf(tx, _trees.hyperparameters_of(tx).structure)(
             self._values(arguments)
         )
 
-    def _values(self, arguments: Arguments) -> list[Any]:
+    def _values(self, arguments: NodeArguments) -> list[Any]:
         """Return the hyperparameters of the chain, with the tensors of this call."""
         tensors = iter(arguments.scalars)
         values = _trees.hyperparameters_of(self._chain()).values
@@ -302,10 +307,10 @@ class Start(GraphNode):
         super().__init__(tx, structure)
         self._counts = counts
 
-    def _needs_rules(self, arguments: Arguments) -> bool:
+    def _needs_rules(self, arguments: NodeArguments) -> bool:
         return len(arguments.tensors) < FEW_LEAVES or _needs_rules(arguments)
 
-    def _first(self, arguments: Arguments) -> Any:
+    def _first(self, arguments: NodeArguments) -> Any:
         run = _pure.TreeRun(
             self._chain_of(arguments), *_tree.flatten(self._params(arguments), "params")
         )
@@ -313,12 +318,12 @@ class Start(GraphNode):
             raise _trees.UnsuitableError  # dynamo guards what functions of users read
         return self._by_rules(arguments)
 
-    def _by_rules(self, arguments: Arguments) -> Any:
+    def _by_rules(self, arguments: NodeArguments) -> Any:
         return _pure.init(
             self._chain_of(arguments), self._params(arguments), self._counts
         )
 
-    def _params(self, arguments: Arguments) -> Any:
+    def _params(self, arguments: NodeArguments) -> Any:
         return _trees.tree_of(self._structure_of_arguments, iter(arguments.tensors))
 
 
@@ -346,16 +351,16 @@ class Update(GraphNode):
         self._program: _trees.TreeProgram | None = None
         self._has_lag = False
 
-    def _prepare(self, arguments: Arguments) -> None:
+    def _prepare(self, arguments: NodeArguments) -> None:
         if _needs_rules(arguments):
             return
         # A user's rule may raise any error.
         with _torch.without_modes(), contextlib.suppress(Exception):
             self._record(
-                Arguments(*(list(map(_example, tensors)) for tensors in arguments))
+                NodeArguments(*(list(map(_example, tensors)) for tensors in arguments))
             )
 
-    def _record(self, examples: Arguments) -> None:
+    def _record(self, examples: NodeArguments) -> None:
         """Record the program, unless rules are to run."""
         call = self._call(examples)
         if len(_tree.tensors(call.updates)) < FEW_LEAVES:
@@ -375,7 +380,7 @@ class Update(GraphNode):
             function_of,
         )
 
-    def _first(self, arguments: Arguments) -> Any:
+    def _first(self, arguments: NodeArguments) -> Any:
         if self._program is not None:
             return self._by_program(arguments, on_host=False)
         call = self._whole_call(arguments)
@@ -387,21 +392,21 @@ class Update(GraphNode):
             raise _trees.UnsuitableError  # dynamo guards what functions of users read
         return _pure.update(call)
 
-    def _needs_rules(self, arguments: Arguments) -> bool:
+    def _needs_rules(self, arguments: NodeArguments) -> bool:
         has_operator = self._program is not None or self._has_lag
         return not has_operator or _needs_rules(arguments)
 
-    def _by_rules(self, arguments: Arguments) -> Any:
+    def _by_rules(self, arguments: NodeArguments) -> Any:
         return _pure.update(self._whole_call(arguments))
 
-    def _computed(self, arguments: Arguments) -> Any:
+    def _computed(self, arguments: NodeArguments) -> Any:
         if self._program is not None:
             return self._by_program(arguments, on_host=True)
         call = self._whole_call(arguments)
         return _trees.update(call) or _pure.update(call)
 
     @without_ambient
-    def _by_program(self, arguments: Arguments, on_host: bool) -> Any:
+    def _by_program(self, arguments: NodeArguments, on_host: bool) -> Any:
         """Return the trees of the program; `on_host` is whether the host may read scalars."""
         assert self._program is not None
         values = self._values(arguments)
@@ -409,10 +414,10 @@ class Update(GraphNode):
         call = self._call(arguments)
         return self._program(call, arguments.tensors, values, arguments.extras, on_host)
 
-    def _whole_call(self, arguments: Arguments) -> _pure.Call:
+    def _whole_call(self, arguments: NodeArguments) -> _pure.UpdateCall:
         return self._call(arguments)._replace(tx=self._chain_of(arguments))
 
-    def _call(self, arguments: Arguments) -> _pure.Call:
+    def _call(self, arguments: NodeArguments) -> _pure.UpdateCall:
         updates, state, params = _trees.tree_of(
             self._structure_of_arguments, iter(arguments.tensors)
         )
@@ -420,7 +425,7 @@ class Update(GraphNode):
             **self._unread,
             **dict(zip(self._known, arguments.extras, strict=True)),
         }
-        return _pure.Call(self._chain(), updates, state, params, extras)
+        return _pure.UpdateCall(self._chain(), updates, state, params, extras)
 
 
 KINDS: dict[str, type[GraphNode]] = {"init": Start, "update": Update}
@@ -527,7 +532,7 @@ def _added(params: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
 
 def _run(key: str, *lists: list[Tensor]) -> list[Tensor]:
     """Return the tensors of the results; nothing if dynamo has to trace the update itself."""
-    node, arguments = _NODES[key], Arguments(*lists)
+    node, arguments = _NODES[key], NodeArguments(*lists)
     if node.suits is None:
         return node.tried(arguments)
     return node.run(arguments) if node.suits else []
@@ -537,7 +542,7 @@ def _run(key: str, *lists: list[Tensor]) -> list[Tensor]:
 
 
 def _computed(key: str, *lists: list[Tensor]) -> list[Tensor]:
-    return _NODES[key].computed(Arguments(*lists))
+    return _NODES[key].computed(NodeArguments(*lists))
 
 
 def _like(key: str, *lists: list[Tensor]) -> list[Tensor]:

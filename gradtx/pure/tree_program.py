@@ -47,14 +47,15 @@ from gradtx.plans.hyperparameters import ChainOf, Hyperparameters
 from gradtx.plans.phases import RecordedPhase
 from gradtx.pure import tree_run as _pure
 from gradtx.pure.tree_run import (
-    Call,
     TreeRun,
+    UpdateCall,
     as_scalar,
     count_after,
     records_gradients,
 )
 from gradtx.state.layout import Layout
 from gradtx.state.nested import LEAF_STEPS, NestedState
+from gradtx.state.slots import without_number
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
 MOST_STRUCTURES, MOST_SHAPES = 32, 8
@@ -64,7 +65,7 @@ class UnsuitableError(Exception):
     """Raised for a call that no program can run."""
 
 
-def update(call: Call) -> Any:
+def update(call: UpdateCall) -> Any:
     """Return the result of `_pure.update`, computed by a program; None if no program can run this call."""
     if (
         runs_eagerly()
@@ -102,30 +103,41 @@ def update(call: Call) -> Any:
     program = _program_for(tensors, programs)
     if program is None and not are_dense(tensors):
         return None
+    is_new = program is None
     if program is None:
-        # Raises an error if the call is invalid.
-        result = _pure.update(call)
-        try:
-            program = _recorded(call, structure, tensors, equal_counts, known)
-        except Exception:
-            # A user's rule may raise any error while it is recorded; it ran without programs, or raised it above.
-            programs_by_key[key] = None
-            return result
-        programs.append(program)
-        del programs[:-MOST_SHAPES]
-        if len(programs_by_key) > MOST_STRUCTURES:
-            oldest = next(iter(programs_by_key))
-            programs_by_key.pop(oldest, None)  # another thread may have dropped it
+        program = _recorded(call, structure, tensors, equal_counts, known)
+    if program is None:
+        result = _pure.update(call)  # raises an error if the call is invalid
+        programs_by_key[key] = None
+        return result
     values = hyperparameters.values
     if hyperparameters.scheduled:
         values = program.resolved(values, tensors)
         if records_gradients((), values):  # a schedule depends on a learned tensor
             return None
+    failure: Exception | None = None
     try:
-        return program(call, tensors, values, known.values())
+        result = program(call, tensors, values, known.values())
     except UnsuitableError:
         programs_by_key[key] = None
         return None
+    except Exception as error:
+        if not is_new:
+            raise
+        failure = error
+    if failure is not None:
+        try:
+            _pure.update(call)  # of an invalid call, it tells what is invalid
+            raise failure
+        finally:
+            failure = None  # a cycle would keep tensors alive
+    if is_new:
+        programs.append(program)
+        del programs[:-MOST_SHAPES]
+        if len(programs_by_key) > MOST_STRUCTURES:
+            oldest = next(iter(programs_by_key))
+            programs_by_key.pop(oldest, None)  # another thread may have dropped it
+    return result
 
 
 def _program_for(
@@ -142,15 +154,38 @@ def _program_for(
 
 
 def _recorded(
-    call: Call,
+    call: UpdateCall,
     structure: Any,
     tensors: list[Tensor],
     equal_counts: tuple[int, ...],
     known: dict[str, Tensor],
-) -> TreeProgram:
-    with torch.no_grad():
-        run, leaves = _pure.begin(call)
-        return TreeProgram(call, run, leaves, structure, tensors, equal_counts, known)
+) -> TreeProgram | None:
+    """Return a program for calls like this one; None if there is none, as for an invalid call.
+
+    Recording runs the checks of the definition, on stand-ins. One needs the state: an entry that a list of slots lacks
+    would only make it shorter.
+    """
+    try:
+        with torch.no_grad():
+            run, leaves = _pure.begin(call)
+            program = TreeProgram(
+                *(call, run, leaves, structure, tensors, equal_counts, known)
+            )
+            has_lists = _has_lists(NestedState(call.state, run.stages))
+    except Exception:  # of a user's rule, it may be any
+        return None
+    if has_lists:
+        _pure.update(call)
+    return program
+
+
+def _has_lists(state: NestedState) -> bool:
+    """Whether rules keep lists in a state, whose entries are numbered slots."""
+    return any(
+        without_number(slot) != slot
+        for path in state.stages
+        for slot, _ in state.slots(path)
+    )
 
 
 _SHARED = ProgramsOfChains()
@@ -278,7 +313,7 @@ class TreeProgram:
 
     def __init__(
         self,
-        call: Call,
+        call: UpdateCall,
         run: TreeRun,
         leaves: dict[str, Leaf],
         structure: Any,
@@ -313,10 +348,10 @@ class TreeProgram:
         trees = _tree.named(params), old, _tree.named(updates)
         # The leaves without a program: their slots, and the indices of their arguments.
         self._alone: dict[str, tuple[list[StateKey], list[int]]] = {}
-        self._bundles: list[_TreeBundle] = []
+        self._bundles: list[TreeBundle] = []
         chain = ChainOf(call.tx, hyperparameters.structure)
 
-        def first(kind: LeafKind, row: _Row) -> Family[_Row]:
+        def first(kind: LeafKind, row: TreeRow) -> Family[TreeRow]:
             signature = self._signature(call, run, row, kind, tensors, known)
             return Family(kind, signature, row.leaf.operations, chain, on_host)
 
@@ -356,14 +391,14 @@ class TreeProgram:
         count_of: dict[str, int],
         trees: tuple[Any, NestedState, Any],
         tensors: list[Tensor],
-    ) -> list[_Row]:
+    ) -> list[TreeRow]:
         """Return the leaves that may have a program; the others stay alone."""
-        rows: list[_Row] = []
+        rows: list[TreeRow] = []
         for name, leaf in leaves.items():
             if not leaf.has_gradient:
                 continue
             count = count_of.get(name, self._step)
-            row = _Row.of(leaf, count, *trees, tensors)
+            row = TreeRow.of(leaf, count, *trees, tensors)
             # Whether recording is worth an attempt.
             if all(
                 operation.has_program(leaf, skips_work=True)
@@ -374,11 +409,11 @@ class TreeProgram:
                 self._leave_alone(row)
         return rows
 
-    def _leave_alone(self, row: _Row) -> None:
+    def _leave_alone(self, row: TreeRow) -> None:
         """Note where a leaf's arguments are, but not its tensors, which a program must not keep alive."""
         self._alone[row.leaf.name] = row.slots, row.indices
 
-    def _add_bundles(self, family: Family[_Row]) -> None:
+    def _add_bundles(self, family: Family[TreeRow]) -> None:
         """Create the bundles of a family; leaves that cannot be recorded stay alone."""
         shared = [self._shared[place] for place in family.signature.shared]
         programs = family.programs(self._function_of, {})
@@ -388,15 +423,15 @@ class TreeProgram:
                 for row in rows:
                     self._leave_alone(row)
             else:
-                bundle = _TreeBundle(rows, phases, shared)
+                bundle = TreeBundle(rows, phases, shared)
                 bundle.function_of = self._function_of
                 self._bundles.append(bundle)
 
     def _signature(
         self,
-        call: Call,
+        call: UpdateCall,
         run: TreeRun,
-        row: _Row,
+        row: TreeRow,
         kind: LeafKind,
         tensors: list[Tensor],
         known: dict[str, Tensor],
@@ -477,7 +512,7 @@ class TreeProgram:
 
     def __call__(
         self,
-        call: Call,
+        call: UpdateCall,
         tensors: list[Tensor],
         scalars: list[Any],
         extras: Iterable[Tensor],
@@ -495,7 +530,7 @@ class TreeProgram:
             run, leaves = _pure.begin(call, self._alone)
         for i in self._counted:
             results[i] = tensors[i] + 1
-        calls: list[_TreeBundle] = []
+        calls: list[TreeBundle] = []
         for bundle in self._bundles:
             bundle = bundle.of_call(tensors, results)
             shared = [tensors[i] for i in bundle.shared]
@@ -546,7 +581,7 @@ class TreeProgram:
         self,
         run: TreeRun,
         leaves: dict[str, Leaf],
-        call: Call,
+        call: UpdateCall,
         old: list[Tensor],
         results: list[Any],
     ) -> None:
@@ -566,7 +601,7 @@ class TreeProgram:
 
 
 def _check_call(
-    call: Call, run: TreeRun, leaves: dict[str, Leaf], known: Collection[str]
+    call: UpdateCall, run: TreeRun, leaves: dict[str, Leaf], known: Collection[str]
 ) -> None:
     """Check that programs may run a call.
 
@@ -585,7 +620,7 @@ def _check_call(
         raise UnsuitableError
 
 
-class _Row(NamedTuple):
+class TreeRow(NamedTuple):
     """The arguments of a leaf.
 
     Attributes:
@@ -611,7 +646,7 @@ class _Row(NamedTuple):
         state: NestedState,
         gradients: dict[str, int],
         tensors: list[Tensor],
-    ) -> _Row:
+    ) -> TreeRow:
         """Return the arguments of a leaf from trees of indices of tensors."""
         slots: dict[StateKey, Any] = {
             (path, slot): i
@@ -635,7 +670,7 @@ class _Row(NamedTuple):
         )
 
 
-class _TreeBundle(ListBundle):
+class TreeBundle(ListBundle):
     """Leaves with the same program, whose tensors are those of a call with these indices; each call has a copy.
 
     Args:
@@ -653,7 +688,7 @@ class _TreeBundle(ListBundle):
 
     def __init__(
         self,
-        rows: list[_Row],
+        rows: list[TreeRow],
         phases: list[RecordedPhase],
         shared: list[int],
     ):
@@ -670,9 +705,9 @@ class _TreeBundle(ListBundle):
         names = [row.leaf.name for row in rows]
         self.leaf_names = [names[chunk] for chunk in self._chunks]
 
-    def of_call(self, tensors: list[Tensor], results: list[Any]) -> _TreeBundle:
+    def of_call(self, tensors: list[Tensor], results: list[Any]) -> TreeBundle:
         """Return a copy for a call."""
-        bundle = object.__new__(_TreeBundle)
+        bundle = object.__new__(TreeBundle)
         bundle.__dict__.update(self.__dict__, tensors=tensors, results=results)
         return bundle
 

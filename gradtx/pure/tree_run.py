@@ -13,12 +13,12 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.complex_views import check_real, real_views
-from gradtx.base.dtensor import completed
 from gradtx.base.errors import OWN_STATE, Path, foreign, lacking
 from gradtx.base.exact import CPU, exact, is_stored_only
 from gradtx.base.forward import Transformation
 from gradtx.base.messages import nearest, warn_user
 from gradtx.base.plain import TYPES, are_strided
+from gradtx.distributed.redistribution import completed
 from gradtx.execution.context import Clock
 from gradtx.execution.execute import (
     FROZEN,
@@ -45,7 +45,7 @@ FUNCTIONS = {"grad_fn": "gradients", "value_fn": "0-d tensor"}
 LONG = 100  # updates of one graph, after which a loop is warned
 
 
-class Call(NamedTuple):
+class UpdateCall(NamedTuple):
     """The arguments of `update`."""
 
     tx: Transformation
@@ -445,7 +445,7 @@ def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
     return state
 
 
-def update(call: Call) -> tuple[Any, dict[str, Any]]:
+def update(call: UpdateCall) -> tuple[Any, dict[str, Any]]:
     _warn_of_long_graph(call.state, call.params)
     try:
         return _update(call)
@@ -474,7 +474,7 @@ def _warn_of_long_graph(state: Any, params: Any) -> None:
         )
 
 
-def _update(call: Call) -> tuple[Any, dict[str, Any]]:
+def _update(call: UpdateCall) -> tuple[Any, dict[str, Any]]:
     run, leaves = begin(call)
     outputs = {}
     if has_gradients(leaves.values()):
@@ -505,7 +505,7 @@ def is_update(leaves: Iterable[Leaf]) -> bool:
 
 
 def begin(
-    call: Call, only: Container[str] | None = None
+    call: UpdateCall, only: Container[str] | None = None
 ) -> tuple[TreeRun, dict[str, Leaf]]:
     """Check a call of `update`; return its run, and the leaves that take part in it, with their programs.
 
@@ -650,7 +650,7 @@ def _check_examples(extra: str, tree: Mapping[str, Any]) -> None:
             )
 
 
-def with_examples(call: Call) -> Call:
+def with_examples(call: UpdateCall) -> UpdateCall:
     """Return a call whose updates are gradients of examples, for a chain that takes these, with them as an extra.
 
     The updates become zeros without memory of their own, because the chain's first link replaces them.

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradtx.base.dtensor import distributed_like, full_tensor, is_sharded, local
+from gradtx.base.dtensor import is_sharded, local
+from gradtx.distributed.redistribution import distributed_like, full_tensor
 from gradtx.state.codes import BUILT_IN, KEY, Codec
 from gradtx.state.storage import MIN_SIZE, packed, unpacked
 

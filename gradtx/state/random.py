@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import distributed_like, from_local_like, is_sharded, local
+from gradtx.base.dtensor import from_local_like, is_sharded, local
 from gradtx.base.exact import exact_dtype
 from gradtx.distributed.layouts import first_entries
+from gradtx.distributed.redistribution import distributed_like
 
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX1 = 0xBF58476D1CE4E5B9 - 2**64

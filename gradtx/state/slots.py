@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradtx.base.dtensor import distributed_like, full_tensor, gathered
 from gradtx.base.errors import OWN_STATE, Path
 from gradtx.base.exact import exact_dtype
 from gradtx.base.messages import check_device, shortly
+from gradtx.distributed.redistribution import distributed_like, full_tensor, gathered
 
 
 def first_value(

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from gradtx.base import torch_names as _torch
-from gradtx.base.dtensor import distributed_like, from_local_like, is_sharded, local
+from gradtx.base.dtensor import from_local_like, is_sharded, local
 from gradtx.base.errors import Path, StateKey
 from gradtx.base.forward import Leaf, Run
 from gradtx.base.inputs import named_dtype
 from gradtx.base.messages import check_device, close, describe, note_rule
 from gradtx.distributed.layouts import splits_rows
+from gradtx.distributed.redistribution import distributed_like
 from gradtx.slots import Slot
 from gradtx.state.codes import BUILT_IN, CODES, KEY, Codec
 from gradtx.state.random import bits16, name_key

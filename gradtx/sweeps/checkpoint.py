@@ -12,7 +12,7 @@ from gradtx.checkpoint import replace_file
 from gradtx.sweeps.members import Progress
 
 
-class Checkpoint:
+class SweepCheckpoint:
     """The progress of all chunks of members.
 
     Args:

@@ -16,8 +16,8 @@ from gradtx.base import tree as _tree
 from gradtx.base.exact import exact_dtype
 from gradtx.base.messages import describe
 from gradtx.functional import stack, unstack
-from gradtx.sweeps.checkpoint import Checkpoint
-from gradtx.sweeps.members import Member, Progress, Trainer, check_supplied
+from gradtx.sweeps.checkpoint import SweepCheckpoint
+from gradtx.sweeps.members import Progress, Trainer, TrainingRun, check_supplied
 from gradtx.sweeps.result import Sweep, Training, training_of
 from gradtx.sweeps.settings import (
     COLUMNS,
@@ -129,7 +129,7 @@ def sweep(
     _check_scalars(loss_fn, eval_fn, first_params, feed.at(0), taken)
     trainers: list[Trainer] = []
     for group in groups_of(make, settings):
-        members = [Member(i, seed) for i in group.settings for seed in seed_list]
+        members = [TrainingRun(i, seed) for i in group.settings for seed in seed_list]
         _check_vmap(group, members, loss_fn, params_of, feed.at(0), randomness)
         for chunk in _chunks(members, members_at_once):
             trainers.append(
@@ -145,8 +145,8 @@ def sweep(
         randomness=randomness,
         params=_summaries(first_params),
     )
-    saved = Checkpoint(checkpoint, arguments)
-    runs: dict[Member, Training] = {}
+    saved = SweepCheckpoint(checkpoint, arguments)
+    runs: dict[TrainingRun, Training] = {}
     bar = _bar(progress, steps * len(trainers))
     try:
         for i, trainer in enumerate(trainers):
@@ -167,7 +167,7 @@ def sweep(
     finally:
         bar.close()
     order = itertools.starmap(
-        Member, itertools.product(range(len(settings)), seed_list)
+        TrainingRun, itertools.product(range(len(settings)), seed_list)
     )
     return Sweep(name, [runs[member] for member in order if member in runs], finished)
 
@@ -352,7 +352,7 @@ def _check_scalars(
 
 def _check_vmap(
     group: Group,
-    members: Sequence[Member],
+    members: Sequence[TrainingRun],
     loss_fn: Callable[..., Any],
     params_of: Callable[[int], Any],
     batch: Any,
@@ -389,7 +389,9 @@ def _unsuitable_link(tx: Any, params: Any) -> str | None:
     return None
 
 
-def _chunks(members: Sequence[Member], most: int | None) -> Iterator[Sequence[Member]]:
+def _chunks(
+    members: Sequence[TrainingRun], most: int | None
+) -> Iterator[Sequence[TrainingRun]]:
     """Divide members into chunks that differ by at most one member in size."""
     count = 1 if most is None else -(-len(members) // most)
     for chunk in torch.arange(len(members)).tensor_split(count):

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils import _pytree
 
 import gradtx
-from gradtx.optim.engine import kernels
+from gradtx.compiler import kernels
 from tests.conformance import all_cases, chosen_aliases, examples_of, noise
 from tests.distributed.problems import assert_close, bundled, engine, whole
 from tests.examples import PAIR

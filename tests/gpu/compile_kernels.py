@@ -9,13 +9,16 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+from unittest import mock
 
 import pytest
 import torch
 
 import gradtx
+from gradtx.compiler import kernels
 from gradtx.compiler import triton as engine_triton
-from gradtx.optim.engine import kernels
+from gradtx.optim.engine.kernels import KernelBundle, KernelEngine
+from gradtx.optim.engine.lists import MemberBundle
 
 triton = pytest.importorskip("triton", reason="needs Triton, a package of its own on machines without a GPU")
 
@@ -25,42 +28,36 @@ from triton.compiler import ASTSource  # noqa: E402
 from tests.examples import example_of  # noqa: E402
 
 KINDS = {
-    **dict.fromkeys(("table", "sizes", "blocks", "chunk_leaf", "chunk_start", "leaf_chunks", "words"), "*i64"),
-    **dict.fromkeys(("partials", "sums", "results"), "*fp64"),
-    **dict.fromkeys(("n_leaves", "n_chunks", "first_instance", "stop"), "i32"),
+    **dict.fromkeys(("table", "blocks", "chunk_leaf", "chunk_start", "leaf_chunks", "words"), "*i64"),
+    **dict.fromkeys(("sums", "results"), "*fp64"),
+    **dict.fromkeys(("n_leaves", "first_instance", "stop"), "i32"),
     "w": "i64",
 }
-CONSTANTS = {
-    **{"ON_DEVICE": 0, "BLOCK": kernels.BLOCK, "ALIGNED": True, "WIDTH": kernels.WIDTH},
-    **{"LANES": kernels.LANES, "STEPS": kernels.STEPS},
-}
+CONSTANTS = {**kernels.CONSTANTS, "ON_DEVICE": 0, "ALIGNED": True}
 
 
 def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.float32) -> list[str]:
     """Return the texts of an optimizer's kernels, without a step of theirs."""
     found: dict[str, None] = {}
 
-    class Noted(kernels.KernelBundle):
+    class Noted(KernelBundle):
         def process(self, phase):
             found[kernels.PhaseKernels.of(phase, self.device, 0).text.source] = None
-            return kernels.MemberBundle.process(self, phase)
+            return MemberBundle.process(self, phase)
 
-    class Writing(kernels.KernelEngine):
+    class Writing(KernelEngine):
         bundle_type = Noted
 
         def tasks(self, bundles):
             return bundles
 
     params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in ((128, 64), (128,))]
-    before, kernels.language_of = kernels.language_of, lambda device: kernels.TritonKernels
-    try:
+    with mock.patch.dict(kernels.LANGUAGES, cpu=kernels.TritonKernels):
         optimizer = gradtx.as_optimizer(tx, params, compile=Writing())
         for _ in range(2):
             for param in params:
                 param.grad = torch.randn_like(param)
             optimizer.step()
-    finally:
-        kernels.language_of = before
     return list(found)
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from gradtx.compiler import kernels
 from gradtx.compiler import triton as engine_triton
 from gradtx.compiler.cache import SharedPrograms
-from gradtx.optim.engine import kernels
 
 triton = pytest.importorskip("triton", reason="needs Triton, a package of its own on machines without a GPU")
 np = pytest.importorskip("numpy")
@@ -115,7 +115,8 @@ def launch(kernel: Any, instances: int, arguments: Any, **constants: Any) -> Non
 def interpreting() -> Iterator[None]:
     """Let engines run kernels in Triton, on the CPU and on the pretended GPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "language_of", lambda device: kernels.TritonKernels)
+        patch.setitem(kernels.LANGUAGES, "cpu", kernels.TritonKernels)
+        patch.setitem(kernels.LANGUAGES, "pretend", kernels.TritonKernels)
         patch.setattr(kernels, "_KERNELS", KERNELS)
         patch.setattr(engine_triton, "compiled", compiled)
         patch.setattr(engine_triton, "launch", launch)

@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 import gradtx
 from gradtx.compiler import tables, triton
-from gradtx.optim.engine import kernels
+from gradtx.optim.engine.kernels import KernelEngine
+from gradtx.plans.kernel_function import kernel_function_of
 from gradtx.pure import graph_node as graphs
 from tests.conformance import after_a_bad_gradient, assert_own_memory, plain_cases
 from tests.gpu.problem import Problem, assert_near, noise, on_host
@@ -99,7 +100,7 @@ def test_an_update_in_a_compiled_function_runs_kernels(chain, gpu, monkeypatch):
 
     launching = triton.launch
     monkeypatch.setattr(triton, "launch", launch)
-    monkeypatch.setattr(graphs, "function_of", kernels.kernel_function_of)
+    monkeypatch.setattr(graphs, "function_of", kernel_function_of)
     monkeypatch.setattr(graphs, "FEW_LEAVES", 1)
     device = gpu.device if gpu.is_real else "cpu"  # torch.compile does not trace tensors of a pretended device
     tx, generator = CHAINS[chain](), torch.Generator().manual_seed(0)
@@ -305,7 +306,7 @@ def test_a_value_of_a_row_is_written_when_all_threads_have_read_the_old_one(make
     from tests.gpu.compile_kernels import sources_of
 
     source = max(sources_of(make()), key=len)
-    operations = re.findall(r"tl\.(debug_barrier|load|store)\((?:\)|p\d+ \+ b\W)", source)
+    operations = re.findall(r"tl\.(debug_barrier|load|store)\((?:\)|p\d+ \+ c0\W)", source)
     order = " ".join(operations)
     assert re.fullmatch(r"((load )*debug_barrier( store)+ ?)+", order), order
 
@@ -409,7 +410,7 @@ def test_without_triton_compile_says_so_once(gpu, monkeypatch):
         pytest.skip("Triton is there")
     monkeypatch.setattr(triton, "is_importable", lambda: False)
     params = [torch.nn.Parameter(gpu.to(torch.ones(3))) for _ in range(2)]
-    optimizer = gradtx.as_optimizer(gradtx.adamw(lr=0.1), params, compile=kernels.KernelEngine())
+    optimizer = gradtx.as_optimizer(gradtx.adamw(lr=0.1), params, compile=KernelEngine())
     for param in params:
         param.grad = torch.ones_like(param)
     with pytest.warns(RuntimeWarning, match="install the version of Triton") as warned:
@@ -490,11 +491,11 @@ def test_launches_for_a_residual_network(make, launches, counted):
         ),
         (
             lambda: gradtx.lamb(lr=0.01),  # its norms need a pass of their own over all that the step reads
-            {"stage0": (16, 0, 0), "reduce0": (0, 0, 0), "last_stage": (16, 12, 16)},
+            {"stage0": (16, 0, 0), "combine0": (0, 0, 0), "last_stage": (16, 12, 16)},
         ),
         (
             lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adamw(lr=0.01)),
-            {"stage0": (4, 0, 0), "reduce0": (0, 0, 0), "finish": (0, 0, 0), "last_stage": (16, 12, 4)},
+            {"stage0": (4, 0, 0), "combine0": (0, 0, 0), "finish": (0, 0, 0), "last_stage": (16, 12, 4)},
         ),
     ],
     ids=["adamw", "adamw int8", "lamb", "clip"],

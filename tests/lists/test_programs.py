@@ -769,7 +769,7 @@ def test_an_update_reads_an_old_slot_before_it_is_written(formula, elementwise):
             for name, param in params.items():
                 param.grad = grads[name].clone()
             optimizer.step()
-            updates, state = _pure.update(_pure.Call(tx, grads, state, values, {}))
+            updates, state = _pure.update(_pure.UpdateCall(tx, grads, state, values, {}))
             values = gradtx.apply_updates(values, updates)
         for name, param in params.items():
             torch.testing.assert_close(param.detach(), values[name], rtol=1e-12, atol=1e-12)

@@ -16,11 +16,18 @@ from gradtx.base.ambient import SWITCH
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import MemoryGuard, is_sharded, local
 from gradtx.base.messages import warn_user
+from gradtx.base.plain import LAYOUT, STRIDED, TYPES
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.execution.owners import OwnedRegion
 from gradtx.optim.engine.family import MemberFamily
 from gradtx.optim.engine.known_kinds import KnownKinds, tensors_of
-from gradtx.optim.engine.views import OddTensorError, RefusedError, alias, is_positional
+from gradtx.optim.engine.views import (
+    OddTensorError,
+    RefusedError,
+    alias,
+    holds_its_values,
+    is_positional,
+)
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import DeviceCount, Member, TensorKind
 from gradtx.optim.step import COUNT, STATE, Step
@@ -228,17 +235,58 @@ def overlapping(members: Iterable[Member]) -> set[int]:
 
 def _spans(members: Iterable[Member]) -> list[Span]:
     spans = []
+    of_form: dict[Any, tuple[str, int] | None] = {}
     for member in members:
         for tensor in tensors_of(member):
             if not isinstance(tensor, Tensor):  # of a known member that does not step
                 continue
             tensor = local(tensor)
-            if not tensor.numel() or tensor.device.type == "meta":
-                continue
-            start = tensor.data_ptr()
-            end = start + extent_of(tensor)
-            spans.append(Span(str(tensor.device), start, end, id(member)))
+            form = tensor.device, tensor.dtype, tensor.shape, tensor.stride()
+            if form not in of_form:
+                of_form[form] = _device_and_bytes(tensor)
+            known = of_form[form]
+            if known is not None:
+                device, size = known
+                start = tensor.data_ptr()
+                spans.append(Span(device, start, start + size, id(member)))
     return spans
+
+
+def _device_and_bytes(tensor: Tensor) -> tuple[str, int] | None:
+    """Return the device of a tensor and the bytes from its first to its last entry; None if it has no memory."""
+    if not tensor.numel() or tensor.device.type == "meta":
+        return None
+    return str(tensor.device), extent_of(tensor)
+
+
+def _form_of_member(member: Member) -> Any:
+    """Return what the kind of a member depends on, within one step; None if only its leaf tells.
+
+    Members of one form differ in the memory of their tensors alone.
+    """
+    step = member.state.get("step")
+    tensors = [*tensors_of(member), member.param.grad]
+    if not TYPES.issuperset(map(type, (*tensors, step))):
+        return None
+    if not STRIDED.issuperset(map(LAYOUT, tensors)):
+        return None
+    return (
+        (member.group, id(member.layout), id(member.kinds), step.is_inference()),
+        tuple(member.choices.items()),
+        *map(_form_of_tensor, tensors),
+    )
+
+
+def _form_of_tensor(tensor: Tensor) -> tuple[Any, ...]:
+    return (
+        type(tensor),
+        tensor.dtype,
+        tensor.device,
+        tensor.shape,
+        tensor.stride(),
+        tensor.is_inference(),
+        holds_its_values(tensor),
+    )
 
 
 def extent_of(tensor: Tensor) -> int:
@@ -326,19 +374,22 @@ class Engine(ABC):
         if plan is None and not self.runs_on(step.device):
             return [], members
         known: dict[Member, LeafKind] = {}
+        alike: list[list[Member]] = []
         leaves: list[Leaf] = []
         if plan is None:
             known = self._known_kinds(members, step)
-            # Raises for invalid steps, as without an engine.
-            leaves = step.leaves_of(
-                [member for member in members if member not in known]
+            alike = self._sorted(
+                [member for member in members if member not in known], step
             )
+            # Raises for invalid steps, as without an engine.
+            leaves = step.outlines([first for first, *_ in alike])
         try:
             if plan is not None and plan.has_moved:
                 self._forget_replaced(step.by_param)
             if plan is None:
                 if released is None:
                     self.reasons = {}
+                known |= self._new_kinds(alike, leaves, step)
                 plan = self._make_plan(fingerprint, members, known, leaves, step)
                 plan.reasons = self.reasons
                 if released is None:
@@ -409,16 +460,15 @@ class Engine(ABC):
         self,
         fingerprint: Any,
         members: list[Member],
-        known: dict[Member, LeafKind],
+        kinds: dict[Member, LeafKind],
         leaves: list[Leaf],
         step: Step,
     ) -> Plan:
-        """Make a plan from the kinds that are known and the leaves of the other members."""
-        kinds = known | self._new_kinds(members, leaves, step)
+        """Make a plan from the kinds of the members that this engine runs; some have leaves."""
         leaf_of = {leaf.key: leaf for leaf in leaves}
 
         def first(kind: LeafKind, member: Member) -> MemberFamily:
-            leaf = leaf_of.get(member) or step.leaves_of([member])[0]
+            leaf = leaf_of.get(member) or step.outlines([member])[0]
             return MemberFamily.first(kind, member, leaf, step)
 
         families = in_families(
@@ -444,20 +494,45 @@ class Engine(ABC):
             self._known.forget(overlapping({*members, *self._known.members()}))
         return {member: kind for member, kind in known.items() if member in self._known}
 
+    def _sorted(self, members: list[Member], step: Step) -> list[list[Member]]:
+        """Sort members of which nothing is known, so that one leaf tells the kind of all that are alike."""
+        if step.trees:
+            return [[member] for member in members]
+        of_form: dict[Any, list[Member]] = {}
+        for member in members:
+            form: Any = member
+            if id(member) not in self._known.overlapping:
+                form = _form_of_member(member) or member
+            of_form.setdefault(form, []).append(member)
+        alike: list[list[Member]] = []
+        for of_one_form in of_form.values():
+            first, *others = of_one_form
+            # Otherwise the step fits the slots of each to its parameter.
+            if others and first.present_kinds() != first.kinds:
+                alike.extend([member] for member in of_one_form)
+            else:
+                alike.append(of_one_form)
+        return alike
+
     def _new_kinds(
-        self, members: list[Member], leaves: list[Leaf], step: Step
+        self, alike: list[list[Member]], leaves: list[Leaf], step: Step
     ) -> dict[Member, LeafKind]:
-        """Return the kinds of leaves that this engine runs, and keep them for the next plan."""
-        if not leaves:
-            return {}
-        shared = overlapping(members) if self._known.overlapping else set[int]()
+        """Return the kinds of members that this engine runs, and keep them for the next plan.
+
+        Args:
+            alike: The members, sorted.
+            leaves: The leaf of the first of each list.
+            step: The step.
+        """
         kinds: dict[Member, LeafKind] = {}
-        for leaf in leaves:
-            member = leaf.key
+        for members, leaf in zip(alike, leaves, strict=True):
+            shares_memory = id(leaf.key) in self._known.overlapping
             try:
-                kinds[member] = self._kind(member, leaf, step, id(member) in shared)
+                kind = self._kind(leaf.key, leaf, step, shares_memory)
             except RefusedError as refusal:
-                self._refuse([member], str(refusal))
+                self._refuse(members, str(refusal))
+            else:
+                kinds.update(dict.fromkeys(members, kind))
         self._known.keep(kinds)
         return kinds
 

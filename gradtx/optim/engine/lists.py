@@ -11,10 +11,11 @@ from torch import Tensor
 
 from gradtx.base.chunks import chunks
 from gradtx.base.complex_views import as_real
-from gradtx.base.dtensor import PartialSum, local, with_pending_sums
+from gradtx.base.dtensor import local, with_pending_sums
 from gradtx.base.plain import TYPES
 from gradtx.base.torch_names import copy_each_
 from gradtx.distributed.layouts import rows_are_whole
+from gradtx.distributed.sums import PartialSum
 from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.execution.leaf_rule import OfLeaf
 from gradtx.execution.owners import has_regions
@@ -238,11 +239,18 @@ class Chunk:
         for i, tensors in enumerate(self._written):
             column = list(map(Tensor.data_ptr, self._columns[i]))
             if not column or column != list(map(Tensor.data_ptr, tensors)):
-                pairs = zip(tensors, self._pieces, strict=True)
-                self._columns[i] = [self._written_part(*pair) for pair in pairs]
+                self._columns[i] = self._written_column(tensors)
+
+    def _written_column(self, column: list[Tensor]) -> list[Tensor]:
+        """Return the parameters, or a slot of each, as programs write them."""
+        if self._whole and TYPES.issuperset(map(type, column)):
+            # A shortcut: the plan has looked at their memory.
+            are_slots = column is not self._params
+            return column if are_slots else list(map(Tensor.detach, column))
+        pairs = zip(column, self._pieces, strict=True)
+        return [self._written_part(tensor, piece) for tensor, piece in pairs]
 
     def _written_part(self, tensor: Tensor, piece: Piece) -> Tensor:
-        """Return a tensor that programs write: a parameter or a slot."""
         member, window = piece
         if window is None:
             return plain(tensor)
@@ -292,15 +300,21 @@ def _chunks_of(
     limit = entries_of_a_call(local(members[0].param).device, has_codes)
     pieces: list[Piece] = []
     sizes: list[int] = []
+    keys = signature.slots_by_leaf
+    # The entries of a leaf, of its largest slot, and of its parts, by the kinds of its tensors.
+    of_kinds: dict[int, tuple[int, int, int | None]] = {}
     for member in members:
-        size = entries_of(member.param)
-        part = part_of(member, signature.positional) if splits else None
+        known = of_kinds.get(id(member.kinds))
+        if known is None:
+            size = entries_of(member.param)
+            largest = max(size, *(entries_of(member.state[key]) for key in keys), 0)
+            part = part_of(member, signature.positional) if splits else None
+            known = of_kinds[id(member.kinds)] = size, largest, part
+        size, largest, part = known
         if part is None:
             is_vector = splits and has_codes
             pieces.append((member, slice(0, size) if is_vector else None))
-            for key in signature.slots_by_leaf:
-                size = max(size, entries_of(member.state[key]))
-            sizes.append(size)
+            sizes.append(largest)
             continue
         for start in range(0, size, part):
             pieces.append((member, slice(start, min(start + part, size))))
@@ -465,9 +479,15 @@ class ListEngine(Engine):
     def _bundles(self, family: MemberFamily, splits: bool) -> list[MemberBundle]:
         """Return bundles of leaves of one kind, each with its program."""
         programs = self._list_programs(family)
-        leaves = [
-            (member, _arguments(family, member, splits)) for member in family.members
-        ]
+        arguments: dict[Any, list[Tensor]] = {}
+        leaves: list[tuple[Member, list[Tensor]]] = []
+        for member in family.members:
+            # Their shapes follow from the kinds of parameter and slots, unless there are extras or shards.
+            has_more = family.signature.by_leaf or family.kind.sharded
+            key = member if has_more else id(member.kinds)
+            if key not in arguments:
+                arguments[key] = _arguments(family, member, splits)
+            leaves.append((member, arguments[key]))
         bundles = []
         for program, members in programs.by_program(leaves):
             if isinstance(program, str):

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
-from gradtx.base.plain import is_plain
+from gradtx.base.plain import holds_its_values, is_plain
 from gradtx.execution.execute import Operation
 from gradtx.optim.run import Member
 from gradtx.plans.bundle import entries_of_a_call
@@ -62,25 +61,6 @@ def view_or_copy(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
         copy = torch.empty_like(like, dtype=tensor.dtype)
         copy.copy_(tensor)  # its result would have the class of a subclass
         return view(copy)
-
-
-def holds_its_values(tensor: Tensor) -> bool:
-    """Whether a tensor's memory holds its values.
-
-    It holds negated or conjugate ones for `z.conj().imag`, and there is none for the zeros of forward mode.
-    """
-    has_memory = tensor.data_ptr() or tensor.is_meta or not tensor.numel()
-    return bool(has_memory) and not (tensor.is_neg() or tensor.is_conj())
-
-
-def is_usual(tensor: Any) -> bool:
-    """Whether the memory of a tensor is its flat alias: it is plain, real and contiguous, and holds its values."""
-    return (
-        is_plain(tensor)
-        and tensor.is_contiguous()
-        and not tensor.is_complex()
-        and holds_its_values(tensor)
-    )
 
 
 def entries_of(param: Tensor) -> int:

@@ -11,8 +11,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.compiler import cpp
-from gradtx.optim.engine import kernels
+from gradtx.compiler import cpp, kernels
 from tests.conformance import assert_own_memory
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -404,7 +403,7 @@ def test_a_sum_that_only_the_first_step_reads_is_computed_only_there(texts):
 
 def test_equal_texts_are_compiled_once():
     text = '#include <stdint.h>\nextern "C" void run(const void*) {}\n'
-    assert kernels.cpp.compiled(text) is kernels.cpp.compiled(text)
+    assert cpp.compiled(text) is cpp.compiled(text)
 
 
 def test_numbers_of_8_bits_are_those_of_torch():

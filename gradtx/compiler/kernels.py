@@ -1,0 +1,346 @@
+"""A phase of a program as kernels in the language of a device, C++ or Triton: what compiles and launches them."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from gradtx.compiler import cpp, triton
+from gradtx.compiler.cache import SharedPrograms
+from gradtx.compiler.constants import (
+    LITERAL,
+    Constants,
+    with_arguments,
+    with_totals_of_leaves,
+)
+from gradtx.compiler.lower import lower
+from gradtx.compiler.record import Recording
+from gradtx.compiler.scalars import PYTHON_NUMBERS, Scalars
+from gradtx.compiler.tables import CHUNK, Layout, Table
+from gradtx.compiler.write_cpp import CppWriter
+from gradtx.compiler.write_kernels import KernelText, KernelWriter
+from gradtx.compiler.write_triton import CONSTANTS, TritonWriter
+
+LARGE = 2**15  # entries of all leaves from which several threads are faster
+# Of a phase without results by leaf.
+NO_RESULTS = torch.empty((0, 0), dtype=torch.float64, device="cpu")
+
+
+class Phase(Protocol):
+    """A phase of a program, as far as kernels know it.
+
+    Attributes:
+        recording: Its operations.
+        text: A text that identifies it, but for the shapes of leaves.
+        names: The names of its results; those of a leaf are ints.
+    """
+
+    recording: Recording
+    text: str
+    names: tuple[Any, ...]
+
+
+class Form(NamedTuple):
+    """What of the shape of leaves is an argument of the kernels of a phase.
+
+    Attributes:
+        constants: The constants that follow from it.
+        fixes_row: Whether the text may contain the number of entries of a row.
+        shared: How many scalars come before totals of earlier phases; None without any.
+    """
+
+    constants: Constants = LITERAL
+    fixes_row: bool = True
+    shared: int | None = None
+
+
+AS_RECORDED = Form()
+
+
+@dataclass(eq=False)
+class PhaseKernels(ABC):
+    """The kernels of a phase, in a language.
+
+    Attributes:
+        chunk: The most entries of a chunk of entries or rows.
+        computes_with_totals: Whether kernels compute what follows from totals of earlier phases.
+        shares_launches: Whether kernels of several texts may share a launch; these have `calls`.
+        text: Their text.
+        outputs: The results of the phase: nodes, or Python scalars.
+        order: The index of each scalar among all scalars of the program.
+        key: The texts that identify them: programs of leaves of several shapes may differ in constants only.
+        scalars: All scalars of the program.
+    """
+
+    writer: ClassVar[type[KernelWriter]]
+    chunk: ClassVar[int]
+    computes_with_totals: ClassVar[bool] = False
+    shares_launches: ClassVar[bool] = False
+    text: KernelText
+    outputs: list[Any]
+    order: dict[Node, int]
+    key: tuple[str, ...]
+    scalars: Scalars
+
+    @staticmethod
+    @abstractmethod
+    def missing() -> str:
+        """Say what the language needs and this machine lacks, and how to get it; empty if there is nothing."""
+
+    @abstractmethod
+    def compile(self) -> None:
+        """Compile the kernels, unless the first launch does.
+
+        Raises:
+            CompilerError: If that is impossible.
+        """
+
+    @abstractmethod
+    def run(self, scalars: Sequence[Any], table: Table, layout: Layout) -> Tensor:
+        """Launch the kernels; return the results by leaf, a row for each.
+
+        Args:
+            scalars: All scalars of the program.
+            table: Where the arguments are.
+            layout: The chunks of leaves, and where kernels keep values.
+        """
+
+    def calls(
+        self, scalars: Sequence[Any], table: Table, layout: Layout
+    ) -> tuple[list[triton.Call], Tensor]:
+        """Return the launches of the kernels in order, and the results by leaf, which are there after these."""
+        raise NotImplementedError
+
+    @property
+    def form(self) -> Any:
+        """What tells kernels of one text apart: the lengths of rows, or the axes of each group."""
+        return self.key, self.text.groups.form
+
+    def layout(self, sizes: list[list[int]], device: torch.device) -> Layout:
+        """Return the chunks of leaves with these numbers of indices of each group, and where values are kept."""
+        return Layout(self.text, sizes, device, self.chunk)
+
+    @functools.cached_property
+    def kinds(self) -> str:
+        """The kind of each scalar of the kernels, as `struct` names it."""
+        are_floats = (
+            node.meta["val"].is_floating_point() for node in self.text.scalars
+        )
+        return "".join("d" if is_float else "q" for is_float in are_floats)
+
+    @functools.cached_property
+    def _positions(self) -> list[int]:
+        """The index of each scalar of the kernels among all scalars of the program."""
+        return [self.order[node] for node in self.text.scalars]
+
+    @functools.cached_property
+    def _form(self) -> struct.Struct:
+        return struct.Struct(f"={self.kinds}")
+
+    def packed(self, scalars: Sequence[Any]) -> tuple[bytes, dict[int, Tensor]]:
+        """Return the scalars of the kernels as words of 64 bits, and those that the host does not know, by index."""
+        values = list(map(scalars.__getitem__, self._positions))
+        unknown: dict[int, Tensor] = {}
+        if not PYTHON_NUMBERS.issuperset(map(type, values)):
+            for i, (scalar, kind) in enumerate(zip(values, self.kinds, strict=True)):
+                if isinstance(scalar, Tensor):
+                    wide = torch.float64 if kind == "d" else torch.int64
+                    unknown[i] = scalar.to(wide).view(torch.int64)
+                    values[i] = 0
+        return self._form.pack(*values), unknown
+
+    @functools.cached_property
+    def rows(self) -> int:
+        """The number of results by leaf."""
+        return sum(row is not None for row in self.text.rows)
+
+    def results(self, scalars: Sequence[Any], by_leaf: Tensor) -> list[Any]:
+        """Return the results of the phase: a vector of one entry per leaf, or a scalar."""
+        results: list[Any] = []
+        for row, output in zip(self.text.rows, self.outputs, strict=True):
+            if row is not None:
+                results.append(by_leaf[row])
+            elif output in self.order:
+                results.append(scalars[self.order[output]])
+            else:
+                results.append(output)
+        return results
+
+    @staticmethod
+    def of(
+        phase: Phase,
+        device: torch.device,
+        leaf: int,
+        form: Form = AS_RECORDED,
+    ) -> PhaseKernels:
+        """Return the kernels of a phase, the same for equal phases.
+
+        Args:
+            phase: The phase.
+            device: The device of the leaves.
+            leaf: As in `KernelWriter`.
+            form: What of the leaf's shape is an argument.
+
+        Raises:
+            UnsuitableProgramError: If kernels cannot run it.
+        """
+        known = _KERNELS.of(phase.text)
+        columns = columns_of(phase)
+        key = device, leaf, columns, shape_of(phase, leaf), form
+        if key not in known:
+            language = language_of(device)
+            assert language is not None
+            recording = phase.recording
+            if form.constants.count:
+                recording = with_arguments(recording, form.constants)
+            if form.shared is not None and language.computes_with_totals:
+                recording = with_totals_of_leaves(recording, form.shared)
+            program = lower(recording, decides=False)
+            text = language.writer(program, leaf, form.fixes_row).written(columns)
+            order = {node: i for i, node in enumerate(program.scalars())}
+            scalars = Scalars(program, device)
+            outputs = list(program.results)
+            texts = text.source, scalars.given(frozenset()).text, repr(outputs)
+            known[key] = language(text, outputs, order, texts, scalars)
+        return known[key]
+
+
+def columns_of(phase: Phase) -> int:
+    """Return the number of results of a leaf, which a program that writes nothing returns first."""
+    return sum(isinstance(name, int) for name in phase.names)
+
+
+def shape_of(phase: Phase, leaf: int) -> torch.Size | None:
+    """Return the shape of the leaf if kernels may have rows, whose length depends on it; else they suit all shapes."""
+    values = [node.meta["val"] for node in phase.recording.graph.nodes]
+    tensors = [value for value in values if isinstance(value, Tensor) and value.ndim]
+    if len({tensor.shape for tensor in tensors}) < 2:
+        return None
+    shape: torch.Size = phase.recording.leaves[leaf].meta["val"].shape
+    return shape
+
+
+class TritonKernels(PhaseKernels):
+    """Kernels in Triton, each in one launch for all leaves."""
+
+    writer = TritonWriter
+    chunk = CONSTANTS["BLOCK"]
+    computes_with_totals = True
+    shares_launches = True
+
+    @staticmethod
+    def missing() -> str:
+        if triton.is_importable():
+            return ""
+        return "Triton cannot be imported; install the version of Triton that belongs to this torch"
+
+    def compile(self) -> None:
+        pass
+
+    def run(self, scalars: Sequence[Any], table: Table, layout: Layout) -> Tensor:
+        calls, results = self.calls(scalars, table, layout)
+        # Triton launches on the current device, which may be another one.
+        with torch.accelerator.device_index(table.device.index):
+            triton.launch_in_turn([calls])
+        return results
+
+    def calls(
+        self, scalars: Sequence[Any], table: Table, layout: Layout
+    ) -> tuple[list[triton.Call], Tensor]:
+        functions = triton.compiled(self.text.source)
+        results = table.memory(self.rows, table.leaves)
+        kept = table.memory(1, layout.total)
+        arguments = (*self._arguments(scalars, table.pointers), table.pointers)
+        arguments += (layout.blocks, layout.chunk_leaf, layout.chunk_start)
+        arguments += (layout.leaf_chunks, table.leaves, kept, results)
+        is_aligned = table.is_aligned and layout.has_aligned_rows
+        constants = {**CONSTANTS, "ALIGNED": is_aligned}
+        calls = []
+        for kernel in self.text.kernels:
+            count = table.leaves if kernel.is_by_leaf else layout.chunks
+            function = functions[kernel.name]
+            calls.append(triton.Call(function, count, arguments, constants))
+        return calls, results
+
+    def _arguments(self, scalars: Sequence[Any], unused: Tensor) -> tuple[Any, ...]:
+        """Return scalars as arguments: bits, words on the device (`unused` if there are none), and words.
+
+        If a scalar's bit is set, its word is the index of its value among those on the device.
+        """
+        packed, unknown = self.packed(scalars)
+        words = list(struct.unpack(f"={len(self._positions)}q", packed))
+        on_device = 0
+        for index, i in enumerate(unknown):
+            on_device |= 1 << i
+            words[i] = index
+        stored = torch.stack(list(unknown.values())) if unknown else unused
+        return on_device, stored, *words
+
+
+class CppKernels(PhaseKernels):
+    """Kernels in C++, one call for all."""
+
+    writer = CppWriter
+    chunk = CHUNK
+
+    @staticmethod
+    def missing() -> str:
+        return "" if cpp.compiler_or_none() else cpp.MISSING
+
+    def compile(self) -> None:
+        cpp.compiled(self.text.source)
+
+    def run(self, scalars: Sequence[Any], table: Table, layout: Layout) -> Tensor:
+        packed, unknown = self.packed(scalars)
+        words = self._words.from_buffer_copy(packed)
+        for i, word in unknown.items():
+            torch.frombuffer(words, dtype=torch.int64)[i].copy_(word)
+        results, address = NO_RESULTS, 0
+        if self.rows:
+            results = table.memory(self.rows, table.leaves)
+            address = results.data_ptr()
+        kept, memory = 0, None
+        if layout.total:
+            memory = table.memory(1, layout.total)
+            kept = memory.data_ptr()
+        threads = torch.get_num_threads() if layout.entries >= LARGE else 1
+        arguments = cpp.ARGUMENTS.pack(
+            *(ctypes.addressof(words), table.address, *layout.addresses),
+            *(kept, address, table.leaves, threads),
+        )
+        self._function(arguments)
+        return results
+
+    @functools.cached_property
+    def _words(self) -> Any:
+        """The type of memory for the scalars."""
+        return ctypes.c_char * self._form.size
+
+    @functools.cached_property
+    def _function(self) -> Callable[[bytes], None]:
+        return cpp.compiled(self.text.source)
+
+
+LANGUAGES: Mapping[str, type[PhaseKernels]] = {
+    "cpu": CppKernels,
+    "cuda": TritonKernels,  # ROCm, too
+    "xpu": TritonKernels,
+}
+
+
+def language_of(device: torch.device) -> type[PhaseKernels] | None:
+    """Return the language of a device's kernels; None if no kernels run there."""
+    return LANGUAGES.get(device.type)
+
+
+# By the text of a recording, as list functions are.
+_KERNELS = SharedPrograms()
