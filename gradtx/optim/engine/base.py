@@ -536,7 +536,9 @@ class Engine(ABC):
         self._known.keep(kinds)
         return kinds
 
-    def leaf_kind(self, member: Member, leaf: Leaf, step: Step, shares: bool) -> LeafKind:
+    def leaf_kind(
+        self, member: Member, leaf: Leaf, step: Step, shares: bool
+    ) -> LeafKind:
         """Return the kind of a leaf.
 
         Raises:
