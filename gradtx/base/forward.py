@@ -11,4 +11,5 @@ Transformation: TypeAlias = Any  # gradtx.transform.GradientTransformation
 Leaf: TypeAlias = Any  # gradtx.execution.execute.Leaf
 Operation: TypeAlias = Any  # gradtx.execution.execute.Operation
 Run: TypeAlias = Any  # gradtx.execution.runs.Run
+Step: TypeAlias = Any  # gradtx.optim.step.Step
 SpaceRun: TypeAlias = Any  # gradtx.combinators._spaces.SpaceRun

@@ -434,7 +434,9 @@ class Enter(RuleOperation):
     def init(self, leaf: Leaf) -> None:
         """Do nothing: `Leave` creates the frame's slots, after the inner ones."""
 
-    starts_alike = True
+    @property
+    def starts_alike(self) -> bool:
+        return True
 
     def _begin(self, leaf: Leaf) -> Steps | None:
         leaf.saved[self] = Entered.of(leaf)

@@ -6,7 +6,7 @@ import contextlib
 import operator
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from gradtx.base import tree as _tree
 from gradtx.base.dtensor import local
 from gradtx.base.errors import Path
 from gradtx.base.exact import CPU
+from gradtx.base.forward import Step
 from gradtx.base.tree import check_names
 from gradtx.distributed.redistribution import distributed_like, gradient_like
 from gradtx.distributed.sums import total
@@ -25,9 +26,6 @@ from gradtx.execution.execute import Leaf, Route
 from gradtx.execution.runs import Run
 from gradtx.pure.tree_run import as_scalar, moved_along
 from gradtx.state.layout import Layout, State
-
-if TYPE_CHECKING:
-    from gradtx.optim.step import Step
 
 # Up to this count, float32 holds every whole number.
 FLOAT32_COUNTS = 2**24

@@ -115,22 +115,15 @@ def update(call: UpdateCall) -> Any:
         values = program.resolved(values, tensors)
         if records_gradients((), values):  # a schedule depends on a learned tensor
             return None
-    failure: Exception | None = None
     try:
         result = program(call, tensors, values, known.values())
     except UnsuitableError:
         programs_by_key[key] = None
         return None
     except Exception as error:
-        if not is_new:
-            raise
-        failure = error
-    if failure is not None:
-        try:
-            _pure.update(call)  # of an invalid call, it tells what is invalid
-            raise failure
-        finally:
-            failure = None  # a cycle would keep tensors alive
+        if is_new:
+            raise _fault_of(call, error) from None
+        raise
     if is_new:
         programs.append(program)
         del programs[:-MOST_SHAPES]
@@ -138,6 +131,15 @@ def update(call: UpdateCall) -> Any:
             oldest = next(iter(programs_by_key))
             programs_by_key.pop(oldest, None)  # another thread may have dropped it
     return result
+
+
+def _fault_of(call: UpdateCall, error: Exception) -> Exception:
+    """Return what is invalid in a call whose program has failed, as the definition tells it; else the failure."""
+    try:
+        _pure.update(call)
+    except Exception as invalid:
+        return invalid
+    return error
 
 
 def _program_for(

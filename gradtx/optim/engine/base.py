@@ -264,7 +264,7 @@ def _form_of_member(member: Member) -> Any:
 
     Members of one form differ in the memory of their tensors alone.
     """
-    step = member.state.get("step")
+    step: Any = member.state.get("step")
     tensors = [*tensors_of(member), member.param.grad]
     if not TYPES.issuperset(map(type, (*tensors, step))):
         return None
