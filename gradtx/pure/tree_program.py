@@ -115,29 +115,41 @@ def update(call: UpdateCall) -> Any:
         values = program.resolved(values, tensors)
         if records_gradients((), values):  # a schedule depends on a learned tensor
             return None
-    failure: Exception | None = None
     try:
-        result = program(call, tensors, values, known.values())
+        if not is_new:
+            return program(call, tensors, values, known.values())
+        result = _first_result(program, call, tensors, values, known)
     except UnsuitableError:
         programs_by_key[key] = None
         return None
-    except Exception as error:
-        if not is_new:
-            raise
-        failure = error
-    if failure is not None:
-        try:
-            _pure.update(call)  # of an invalid call, it tells what is invalid
-            raise failure
-        finally:
-            failure = None  # a cycle would keep tensors alive
-    if is_new:
-        programs.append(program)
-        del programs[:-MOST_SHAPES]
-        if len(programs_by_key) > MOST_STRUCTURES:
-            oldest = next(iter(programs_by_key))
-            programs_by_key.pop(oldest, None)  # another thread may have dropped it
+    programs.append(program)
+    del programs[:-MOST_SHAPES]
+    if len(programs_by_key) > MOST_STRUCTURES:
+        oldest = next(iter(programs_by_key))
+        programs_by_key.pop(oldest, None)  # another thread may have dropped it
     return result
+
+
+def _first_result(
+    program: TreeProgram,
+    call: Call,
+    tensors: list[Tensor],
+    values: list[Any],
+    known: dict[str, Tensor],
+) -> Any:
+    """Return the result of a new program; if it fails, the definition tells what is invalid in the call."""
+    failure: Exception | None = None
+    try:
+        return program(call, tensors, values, known.values())
+    except UnsuitableError:
+        raise
+    except Exception as error:
+        failure = error
+    try:
+        _pure.update(call)
+        raise failure
+    finally:
+        failure = None  # a cycle would keep tensors alive
 
 
 def _program_for(
