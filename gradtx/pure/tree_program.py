@@ -124,10 +124,15 @@ def update(call: UpdateCall) -> Any:
         return None
     programs.append(program)
     del programs[:-MOST_SHAPES]
+    _bound(programs_by_key)
+    return result
+
+
+def _bound(programs_by_key: dict[Any, Any]) -> None:
+    """Drop the oldest structure if there are too many."""
     if len(programs_by_key) > MOST_STRUCTURES:
         oldest = next(iter(programs_by_key))
         programs_by_key.pop(oldest, None)  # another thread may have dropped it
-    return result
 
 
 def _first_result(
