@@ -289,7 +289,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
                 if not self._extent(node):
                     continue
                 if node in self._of_rows:
-                    kind, operand = kind_of(node), self._terms[node]
+                    kind, operand = kind_of(node), self._term(node)
                     total = f"tl.{kind}({operand}, axis=1, keep_dims=True)"
                     body.append(f"{self._names[node]}_total = {total}")
                 body.append(line)

@@ -307,20 +307,11 @@ class KernelBundle(MemberBundle):
         return LeafTerms([(NamedLeaf(self.name, self.device), totals)])
 
 
-class KernelsOfShape(NamedTuple):
-    """In place of a function of a phase: kernels are written when the shapes of all leaves are known.
-
-    Attributes:
-        form: The shape of the leaves if kernels may depend on it.
-    """
-
-    form: torch.Size | None
-
-    @classmethod
-    def of(
-        cls, phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
-    ) -> KernelsOfShape:
-        return cls(shape_of(phase, 0))  # of the parameter, the first argument
+def _form_of(
+    phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
+) -> torch.Size | None:
+    """Return the shape of the parameter, the first argument, if kernels may depend on it."""
+    return shape_of(phase, 0)
 
 
 def engine_for(compile: Any) -> Engine:
@@ -349,9 +340,9 @@ class KernelEngine(ListEngine):
 
     way = "kernels"
     skips_work = False
-    divides_by_slots = False  # one launch for all
+    shares_slots = False  # kernels compute with those of each leaf; reading all of them takes longer
     bundle_type = KernelBundle
-    function_of = staticmethod(KernelsOfShape.of)
+    form_of = staticmethod(_form_of)
     consequence = "steps run over lists of tensors"
     _has_warned = False
 
