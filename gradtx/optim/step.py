@@ -424,7 +424,6 @@ class Step:
         if self._routes is not None:
             return
         self._routes = {}
-        self._clocks: dict[int | DeviceCount, Clock] = {}
         scaling = self.scaling
         around = None if scaling is None else unscaling(self.run, scaling)
         for group, (settings, values) in enumerate(
@@ -439,7 +438,13 @@ class Step:
     def _route(self, member: Member) -> Route:
         """Return the operations of this step."""
         self._expand()
+        assert self._routes is not None
         return self._routes[member.group, member.param.device]
+
+    @functools.cached_property
+    def _clocks(self) -> dict[int | DeviceCount, Clock]:
+        """The clocks of leaves by their counts, on first use."""
+        return {}
 
     def _leaf(
         self, member: Member, route_of: Callable[[Member], Route] | None = None
