@@ -137,7 +137,7 @@ def _bound(programs_by_key: dict[Any, Any]) -> None:
 
 def _first_result(
     program: TreeProgram,
-    call: Call,
+    call: UpdateCall,
     tensors: list[Tensor],
     values: list[Any],
     known: dict[str, Tensor],
