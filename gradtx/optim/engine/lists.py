@@ -345,12 +345,12 @@ class ListEngine(Engine):
 
     # Planning.
 
-    def _check_shard(self, leaf: Leaf, flat: bool) -> None:
+    def check_shard(self, leaf: Leaf, flat: bool) -> None:
         has_shapes = not leaf.layout.codes and slots_are_shaped_as(leaf)
         if not flat and (not has_shapes or has_regions(leaf.operations)):
             raise RefusedError(REDUCES_SHARD)
 
-    def _bundled(self, family: MemberFamily) -> list[MemberBundle]:
+    def bundled(self, family: MemberFamily) -> list[MemberBundle]:
         has_owners = has_regions(family.operations)
         family = family.signed(has_owners=has_owners)
         equal = self._equal_slots(family) if self.shares_slots else ()
