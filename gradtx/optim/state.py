@@ -52,7 +52,7 @@ from gradtx.state.conversion import Entry, converted
 from gradtx.state.layout import Layout, State, by_state_key
 from gradtx.state.nested import LEAF_STEPS
 from gradtx.state.slots import kind_of
-from gradtx.state.storage import Storage
+from gradtx.state.storage import Storage, Store
 from gradtx.transform import GradientTransformation
 
 
@@ -263,12 +263,15 @@ class States:
             routes = {
                 device: Route.of(chain, run, 0) for device, chain in chains.items()
             }
-            last = self._last_start = _Start(chains, run, routes, run.new_shared)
+            last = self._last_start = _Start(
+                *(chains, run, routes, run.new_shared, dict(run.stores))
+            )
         run = last.run
         run.state = self.by_param
         run.show(members)
         run.memory = OwnMemory()
         run.new_shared = {path: dict(last.shared[path]) for path in last.shared}
+        run.stores = dict(last.stores)
         return run, last.routes
 
     def _alike(self, leaf: Leaf, kind: Any, leaf_of_kind: dict[Any, Leaf]) -> Leaf:
@@ -549,12 +552,14 @@ class _Start(NamedTuple):
         run: The run of `init`.
         routes: The chains, expanded in this run.
         shared: The initial shared values of its stages.
+        stores: The store of each stage.
     """
 
     chains: dict[torch.device, GradientTransformation]
     run: OptimizerRun
     routes: dict[torch.device, Route]
     shared: dict[Path, dict[str, Any]]
+    stores: dict[Path, Store]
 
     def is_for(
         self,

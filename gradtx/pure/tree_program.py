@@ -116,30 +116,45 @@ def update(call: UpdateCall) -> Any:
         if records_gradients((), values):  # a schedule depends on a learned tensor
             return None
     try:
-        result = program(call, tensors, values, known.values())
+        if not is_new:
+            return program(call, tensors, values, known.values())
+        result = _first_result(program, call, tensors, values, known)
     except UnsuitableError:
         programs_by_key[key] = None
         return None
-    except Exception as error:
-        if is_new:
-            raise _fault_of(call, error) from None
-        raise
-    if is_new:
-        programs.append(program)
-        del programs[:-MOST_SHAPES]
-        if len(programs_by_key) > MOST_STRUCTURES:
-            oldest = next(iter(programs_by_key))
-            programs_by_key.pop(oldest, None)  # another thread may have dropped it
+    programs.append(program)
+    del programs[:-MOST_SHAPES]
+    _bound(programs_by_key)
     return result
 
 
-def _fault_of(call: UpdateCall, error: Exception) -> Exception:
-    """Return what is invalid in a call whose program has failed, as the definition tells it; else the failure."""
+def _bound(programs_by_key: dict[Any, Any]) -> None:
+    """Drop the oldest structure if there are too many."""
+    if len(programs_by_key) > MOST_STRUCTURES:
+        oldest = next(iter(programs_by_key))
+        programs_by_key.pop(oldest, None)  # another thread may have dropped it
+
+
+def _first_result(
+    program: TreeProgram,
+    call: UpdateCall,
+    tensors: list[Tensor],
+    values: list[Any],
+    known: dict[str, Tensor],
+) -> Any:
+    """Return the result of a new program; if it fails, the definition tells what is invalid in the call."""
+    failure: Exception | None = None
+    try:
+        return program(call, tensors, values, known.values())
+    except UnsuitableError:
+        raise
+    except Exception as error:
+        failure = error
     try:
         _pure.update(call)
-    except Exception as invalid:
-        return invalid
-    return error
+        raise failure
+    finally:
+        failure = None  # a cycle would keep tensors alive
 
 
 def _program_for(
