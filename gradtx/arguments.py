@@ -287,6 +287,9 @@ class Argument:
         One-entry tensors of any shape are numbers, as in torch, and rounding errors are corrected, since torch's
         schedulers write such values.
         """
+        # A shortcut for what schedulers write.
+        if type(value) is float and self.kind == "scalar" and value in self.range:
+            return value
         if not isinstance(value, self._classes):
             value = self._as_builtin(value)
         if isinstance(value, str) and self._is_dtype:

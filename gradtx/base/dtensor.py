@@ -63,11 +63,12 @@ class MemoryGuard:
 
     def memory_of(self, tensors: list[Tensor]) -> list[Tensor] | None:
         """Return the memory of as many other tensors; None if it is divided in another way."""
-        if self._has_shards:
-            if list(map(is_sharded, tensors)) != self._is_sharded:
-                return None
-            if self._specs_of(tensors) != self._specs:
-                return None
+        if not self._has_shards:
+            return tensors
+        if list(map(is_sharded, tensors)) != self._is_sharded:
+            return None
+        if self._specs_of(tensors) != self._specs:
+            return None
         return self._shards_of(tensors)
 
     def have_moved(self, memory: list[Tensor]) -> bool:

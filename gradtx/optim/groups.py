@@ -619,6 +619,8 @@ def without_arrays(value: Any) -> Any:
 
 def may_be_written(value: Any) -> bool:
     """Whether a value, or any item of a tuple, is an object that its owner may write in place."""
+    if are_floats(value):
+        return False
     return has_any(Tensor | list, [value]) or has_array(value)
 
 

@@ -248,7 +248,10 @@ class KnownCounts:
 
     Attributes:
         missed: The updates that the parameter with the most updates has missed, to be read at each step; None if none.
+        largest: The largest count when `hold` was true; None if it is on an accelerator.
     """
+
+    largest: int | None = None
 
     def __init__(self, members: list[Member], states: Mapping[Tensor, State]):
         self._members = members
@@ -295,6 +298,9 @@ class KnownCounts:
             return False
         # In their order: a look-up would call a function of Python for each parameter.
         present = list(states.values())
+        counts = list(map(COUNT, self._counted))
+        if self._on_host:
+            self.largest = max(counts, default=0)
         return (
             all(map(operator.is_, states, self._params))
             and all(map(operator.is_, present, self._states))
@@ -304,7 +310,7 @@ class KnownCounts:
             )
             and (self.missed is None or self._hold_missed(present))
             and (
-                list(map(Tensor.item, self._steps)) == list(map(COUNT, self._counted))
+                list(map(Tensor.item, self._steps)) == counts
                 if self._on_host
                 else self._writes_so_far() == self._writes
             )
@@ -438,12 +444,10 @@ class OptimizerRun(Run):
         state: The optimizer's state, by parameter.
         functions: The closure, as `grad_fn` and `value_fn`.
         route: The expanded chain, of the run of `Members.expanded`.
-        tick: The increment that this step adds to counts.
     """
 
     functions: Mapping[str, Callable[[], Any]]
     route: Route
-    tick: int | Tensor = 1
 
     def __init__(
         self,

@@ -47,8 +47,10 @@ from gradtx.optim.device_counts import (
     unscaling,
 )
 from gradtx.optim.groups import (
+    UNSEEN,
     GroupSettings,
     Values,
+    are_floats,
     are_identical,
     has_any,
     is_same,
@@ -73,6 +75,7 @@ from gradtx.optim.run import (
 from gradtx.plans.bundle import is_on_accelerator
 from gradtx.plans.hyperparameters import Structure, each_item
 from gradtx.pure.tree_run import (
+    FUNCTIONS,
     add_extras,
     check_extras,
     is_by_leaf,
@@ -81,9 +84,9 @@ from gradtx.pure.tree_run import (
 
 CALL = "step(closure"
 STATE = operator.attrgetter("state")
+STRUCTURE = operator.attrgetter("structure")
 GRADIENT = operator.attrgetter("param.grad")
 NONES = itertools.repeat(None)
-INTS = frozenset((int,))
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
@@ -122,6 +125,9 @@ class Step:
     begins_with_all = True  # whether all gradients are there when it begins
     _has_eager = False
     _has_counted = False
+    _run: OptimizerRun | None = None
+    # The expanded chain for each group and device, on first use.
+    _routes: dict[tuple[int, torch.device], Route] | None = None
 
     def __init__(
         self,
@@ -130,11 +136,10 @@ class Step:
         scaling: Scaling | None,
         consumes: bool = False,
     ):
-        members, states, traits = core.members, core.states, core.traits
+        members, traits = core.members, core.traits
         if traits.exchanges:
             _check_exchanges(core, scaling)
         self.core = core
-        self._who = members.who
         self.extras = extras
         self.scaling = scaling
         self.consumes = consumes
@@ -149,11 +154,11 @@ class Step:
         self._rows = members.rows()
         self._every = members.every
         # Everything that can be checked is checked before anything changes.
-        self._values: list[Values] = []
-        for settings in self.groups:
-            values = settings.values()
-            self._values.append(values)
-            if values is not settings.settled and "lr" in settings.shown:
+        self._values: list[Values] = list(map(GroupSettings.values, self.groups))
+        changed: list[tuple[GroupSettings, Values]] = []
+        for settings, values in zip(self.groups, self._values, strict=True):
+            if values is not settings.settled:
+                changed.append((settings, values))
                 self._notice_scheduler(settings, values)
         self.have_gradients = self._read(self._every)
         # A step without any gradient changes nothing; without clocks, there is nothing that it could change.
@@ -162,11 +167,9 @@ class Step:
         can_be_captured = self.device.type not in _torch.NEVER_CAPTURED
         if can_be_captured and _torch.is_captured(self.device):
             check_capture(core, self._every)
-        self.structures: list[Structure] = []
-        for settings, values in zip(self.groups, self._values, strict=True):
-            if values is not settings.settled:
-                settings.settle(values)
-            self.structures.append(settings.structure)
+        for settings, values in changed:
+            settings.settle(values)
+        self.structures: list[Structure] = list(map(STRUCTURE, self.groups))
         self.hyperparameters: list[list[Any]] = []
         creates_together = traits.owners_keep_slots and members.are_sharded
         if creates_together and self.begins_with_all:
@@ -176,26 +179,29 @@ class Step:
         stepping = known.stepping(self) if known is not None else None
         self.continues = stepping is not None
         self.members = self._completed() if stepping is None else stepping
-        self._stays = core.capturable  # whether all state keeps its memory
         self._count(core)
-        self._routes: dict[tuple[int, torch.device], Route] = {}
-        self._clocks: dict[int | DeviceCount, Clock] = {}
         for settings in self.groups:
             self.hyperparameters.append(settings.hyperparameters(self._schedule_count))
         if traits.checks_extras:
             check_extras_of(self.leaves_of(self.members))
 
-    @functools.cached_property
+    @property
+    def _who(self) -> str:
+        return self.core.members.who
+
+    @property
     def run(self) -> OptimizerRun:
         """Provides operations with old values and collects new ones; many programs need none."""
+        if self._run is not None:
+            return self._run
         core = self.core
-        run = self.run_type(core.states.by_param, self.by_param, initial=False)
+        states = core.states.by_param
+        run = self._run = self.run_type(states, self.by_param, initial=False)
         run.functions = self.extras
         run.known_extras = core.traits.known_extras
         run.leaf_extras, run.call_extras = self.trees, self.scalars
-        # A rule may return one of them unchanged.
-        run.memory.register(tensors(self.trees))
-        run.tick = self.tick
+        if self.trees:  # a rule may return one of them unchanged
+            run.memory.register(tensors(self.trees))
         return run
 
     def _trains_none(self) -> bool:
@@ -208,7 +214,9 @@ class Step:
     def _notice_scheduler(self, settings: GroupSettings, values: Values) -> None:
         """Notice the scheduler of a trainer's wrapper when it replaces a schedule by a number."""
         core = self.core
-        if not core.expects_scheduler and not has_schedule(values["lr"]):
+        if "lr" not in settings.shown or core.expects_scheduler:
+            return
+        if not has_schedule(values["lr"]):
             core.expects_scheduler = check_scheduler(self._who, [settings])
 
     def _completed(self) -> list[Member]:
@@ -222,30 +230,32 @@ class Step:
 
     def _count(self, core: Core) -> None:
         """Decide whether the device counts, and compute the counts after the step."""
-        scaling, device = self.scaling, self.device
+        known, scaling = core.known_counts, self.scaling
         may_count_on_device = scaling is not None or core.capturable
         on_device = may_count_on_device and not core.counts_on_host()
         self.on_host = not on_device and scaling is None
         # For each count on the device, the count after the step.
         self._after: dict[Any, DeviceCount] = {}
-        counts = list(map(COUNT, self._every))
-        if on_device or not INTS.issuperset(map(type, counts)):
-            move_counts(self._every, device if on_device else None)
-            counts = list(map(COUNT, self._every))
+        device, largest = CPU, None
         if on_device:
-            largest = self._largest_on_device()
-        else:
-            device, largest = CPU, max(counts, default=0)
-            if largest >= FLOAT32_COUNTS:
-                self._keep_exact()
-        known = core.known_counts
-        if known is not None:
-            missed = known.missed
-        else:
-            missed = missed_in(map(STATE, self._every))
-        self._missed = MissedUpdates(self._every, missed, device, largest)
+            move_counts(self._every, self.device)
+            device, largest = self.device, self._largest_on_device()
+        elif known is not None:
+            largest = known.largest
+        if largest is None:
+            move_counts(self._every, None)
+            largest = max(map(COUNT, self._every), default=0)
+        if not on_device and largest >= FLOAT32_COUNTS:
+            self._keep_exact()
+        self._largest: int | Tensor = largest
+        states = map(STATE, self._every)
+        missed = missed_in(states) if known is None else known.missed
         # Schedules follow the updates before this step.
-        self.count = self._missed.before
+        self.count = largest
+        self._missed: MissedUpdates | None = None
+        if on_device or missed is not None:
+            self._missed = MissedUpdates(self._every, missed, device, largest)
+            self.count = self._missed.before
 
     def _largest_on_device(self) -> Tensor:
         """Compute the counts after the step, and return the largest count before it."""
@@ -286,10 +296,12 @@ class Step:
         """Check the extras, and split them into 0-d values and trees by leaf."""
         extras = self.extras
         kinds = check_extras(self.core.members.tx, True, extras, CALL)
-        names = self.core.members.names()
-        for key, value in extras.items():
-            if is_by_leaf(kinds[key]):
-                extras[key] = _by_name(key, value, names)
+        names: list[str] = []
+        if any(is_by_leaf(kinds[key]) for key in extras if key not in FUNCTIONS):
+            names = self.core.members.names()
+            for key, value in extras.items():
+                if is_by_leaf(kinds[key]):
+                    extras[key] = _by_name(key, value, names)
         self.scalars, self.trees = split_extras(extras, kinds, dict.fromkeys(names))
         for name, value in self.scalars.items():
             if isinstance(value, Tensor):
@@ -409,8 +421,10 @@ class Step:
 
     def _expand(self) -> None:
         """Expand the chain into the operations of each group and device, on first use."""
-        if self._routes:
+        if self._routes is not None:
             return
+        self._routes = {}
+        self._clocks: dict[int | DeviceCount, Clock] = {}
         scaling = self.scaling
         around = None if scaling is None else unscaling(self.run, scaling)
         for group, (settings, values) in enumerate(
@@ -453,12 +467,11 @@ class Step:
             self._estimate()
         bundles, eager = self._planned()
         self._advance(bundles, eager)
-        if core.traits.clocks or "run" in self.__dict__:
+        if core.traits.clocks or self._run is not None:
             self._end_run(self.run)
         after = list(map(COUNT, self._every))
-        if self._missed.end(after, self.tick, self._stays, self._has_counted):
-            core.known_counts = None
-        if self._stays:
+        self._note_missed(after)
+        if self.core.capturable:
             keep_counts_in_place(core.members.by_param.values(), self._after)
         if self._has_eager:  # those have new tensors
             core.known_counts = None
@@ -473,6 +486,16 @@ class Step:
             if settings.shown:
                 settings.show(self._known_count)
 
+    def _note_missed(self, after: list[Any]) -> None:
+        """Note whether the parameter with the most updates has missed this one, given the counts after it."""
+        missed = self._missed
+        if missed is None:
+            if not self._has_counted or max(after) != self._largest:
+                return
+            missed = self._missed = MissedUpdates(self._every, None, CPU, self._largest)
+        if missed.end(after, self.tick, self.core.capturable, self._has_counted):
+            self.core.known_counts = None
+
     def _end_run(self, run: OptimizerRun) -> None:
         """Let combinators end the step, and write new shared values."""
         core = self.core
@@ -485,7 +508,7 @@ class Step:
         if run.late_sums or run.commits or run.stores:
             run.end()
         if run.new_shared:
-            core.states.write_shared(run, self._stays)
+            core.states.write_shared(run, self.core.capturable)
 
     def _estimate(self) -> None:
         """Let links call the closure, which may call `zero_grad()`, before anything is processed."""
@@ -500,21 +523,25 @@ class Step:
         has_own_clock = (
             bool(core.traits.clocks) and core.members.clock_path(place) is not None
         )
-        if self._stays and has_own_clock:
+        if self.core.capturable and has_own_clock:
             return None
         if self.on_host and not (has_own_clock or self._has_eager):
-            return self._missed.updates(max(map(COUNT, self._every), default=0))
+            largest = max(map(COUNT, self._every), default=0)
+            return largest if self._missed is None else self._missed.updates(largest)
         return core.states.count(place)
 
     def _check_agreement(self) -> None:
         """Check that hyperparameters that apply to all leaves jointly are equal in all groups."""
-        known = self.core.agreed
-        if not are_identical(self._values, known):
+        known, free = self.core.agreed, self.core.members.independent_names
+        if are_identical(self._values, known):
+            return
+        agree = len(known) == len(self._values) and _still_agree(
+            self._values, known, free
+        )
+        if not agree:
             self._compare_groups()
-            is_fixed = _agree_for_good(
-                self._values, self.core.members.independent_names
-            )
-            self.core.agreed = self._values if is_fixed else []
+            agree = _agree_for_good(self._values, free)
+        self.core.agreed = self._values if agree else []
 
     def _compare_groups(self) -> None:
         first = {}
@@ -600,40 +627,17 @@ class Step:
 
         No parameter may change before the last call of a closure, or before the last message of other ranks.
         """
-        done = []  # bundles, which have written their results
-        finished: list[Leaf] = []
-        keeps = always_keeps = self.core.traits.calls_again or SWITCH.raises_on_nan
-
-        def finish(leaf: Any) -> None:
-            if not isinstance(leaf, Leaf):
-                done.append(leaf)
-                for member in leaf.members if self.consumes else ():
-                    member.param.grad = None
-            elif keeps:
-                finished.append(leaf)
-            else:
-                self._write(leaf)
-
-        if eager:
-            self._has_eager = True
-            self._check_fits(eager)
+        done: list[Any] = []  # bundles, which have written their results
         try:
-            communicating: list[Any] = []
-            silent = bundles
-            if self.core.members.are_divided:
-                communicating, silent, eager = self._by_messages(bundles, eager)
-            if communicating:
-                keeps = True
-                execute(communicating, finish, before_writes=self._end_messages)
-                keeps = always_keeps
-                while finished and not keeps:
-                    self._write(finished.pop(0))
-            leaves: Iterable[Any] = silent
-            if eager:
-                leaves = itertools.chain(silent, self._eager_leaves(eager))
-            execute(leaves, finish)
-            for leaf in finished:
-                self._write(leaf)
+            if eager or self.core.members.are_divided:
+                self._advance_leaves(bundles, eager, done)
+            elif self._run is not None:
+                execute(bundles, done.append)
+            else:  # bundles that need no run do not wait for each other
+                for bundle in bundles:
+                    bundle.at = 0
+                    bundle.start(bundle.operations[0])
+                    done.append(bundle)
         except Exception as error:
             failed = [bundle for bundle in bundles if bundle not in done]
             # Otherwise all ranks would have to run the rules again.
@@ -641,8 +645,44 @@ class Step:
                 note_program(error, functools.partial(self.run_again, failed))
             raise
         finally:
-            self._has_counted |= len(done) > 0
+            if done:
+                self._has_counted = True
             count_up(done, self._after)
+
+    def _advance_leaves(
+        self, bundles: list[Any], eager: list[Member], done: list[Any]
+    ) -> None:
+        """Run bundles, which are added to `done` one at a time, and single leaves; those that send messages first."""
+        finished: list[Leaf] = []
+        keeps = always_keeps = self.core.traits.calls_again or SWITCH.raises_on_nan
+
+        def finish(task: Any) -> None:
+            if not isinstance(task, Leaf):
+                done.append(task)
+            elif keeps:
+                finished.append(task)
+            else:
+                self._write(task)
+
+        if eager:
+            self._has_eager = True
+            self._check_fits(eager)
+        communicating: list[Any] = []
+        silent = bundles
+        if self.core.members.are_divided:
+            communicating, silent, eager = self._by_messages(bundles, eager)
+        if communicating:
+            keeps = True
+            execute(communicating, finish, before_writes=self._end_messages)
+            keeps = always_keeps
+            while finished and not keeps:
+                self._write(finished.pop(0))
+        leaves: Iterable[Any] = silent
+        if eager:
+            leaves = itertools.chain(silent, self._eager_leaves(eager))
+        execute(leaves, finish)
+        for leaf in finished:
+            self._write(leaf)
 
     def _by_messages(
         self, bundles: list[Any], eager: list[Member]
@@ -698,7 +738,7 @@ class Step:
         # leaf's new state.
         taken = leaf.memory()
         new_slots = leaf.new_slots(taken)
-        if self._stays:
+        if self.core.capturable:
             update = None if update is None else leaf.run.memory.unshared(update, taken)
             for key, value in new_slots.items():
                 leaf.state[key].copy_(value)
@@ -722,7 +762,7 @@ class Step:
             member.count += 1
             return
         after = self._after[member.count]
-        if self._stays:
+        if self.core.capturable:
             step.copy_(after.made)
         else:
             leaf.state["step"] = as_step(after, step.dtype)
@@ -797,6 +837,29 @@ def count_up(bundles: Iterable[Any], after: Mapping[Any, DeviceCount]) -> None:
         _torch.copy_each_(steps, list(map(as_step, later)))
         for member, count in zip(on_device, later, strict=True):
             member.set_count(count)
+
+
+def _still_agree(
+    values_of_groups: list[Values], before: list[Values], free: Collection[str]
+) -> bool:
+    """Whether values agree if those before did: only numbers differ, which need not agree, or are equal in all groups.
+
+    Args:
+        values_of_groups: The values of each group.
+        before: Those that agreed.
+        free: As for `_agree_for_good`.
+    """
+    for values, known in zip(values_of_groups, before, strict=True):
+        for name, value in values.items():
+            if value is known.get(name, UNSEEN):
+                continue
+            if not are_floats(value):
+                return False
+            others = (other[name] for other in values_of_groups if name in other)
+            is_free = name.rpartition(".")[2] in free
+            if not (is_free or all(is_same(value, other) for other in others)):
+                return False
+    return True
 
 
 def _agree_for_good(values_of_groups: list[Values], free: Collection[str]) -> bool:

@@ -674,16 +674,16 @@ def split_extras(
     for name, value in extras.items():
         if value is None:
             scalars[name] = None
-        elif is_by_leaf(kinds[name]):
-            trees[name] = _tree.match(value, names, name, "updates")
-            if kinds[name] == "examples":
-                _check_examples(name, trees[name])
         elif name in FUNCTIONS:
             if not callable(value):
                 raise TypeError(
                     f"{name} must be a function params -> {FUNCTIONS[name]}, got {value!r}"
                 )
             scalars[name] = value
+        elif is_by_leaf(kinds[name]):
+            trees[name] = _tree.match(value, names, name, "updates")
+            if kinds[name] == "examples":
+                _check_examples(name, trees[name])
         elif kinds[name].startswith("tensors"):
             scalars[name] = _tensors(name, value)
         else:

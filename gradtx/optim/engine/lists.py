@@ -195,6 +195,8 @@ class MemberBundle(ListBundle):
         self._results = []
         self._leaves = {}
         self.run, self._scalars = None, []
+        for member in self.members if self.consumes else ():
+            member.param.grad = None
 
 
 # Chunks.
