@@ -137,6 +137,7 @@ class Step:
         consumes: bool = False,
     ):
         members, traits = core.members, core.traits
+        self._clocks: dict[int | DeviceCount, Clock] = {}
         if traits.exchanges:
             _check_exchanges(core, scaling)
         self.core = core
@@ -424,7 +425,6 @@ class Step:
         if self._routes is not None:
             return
         self._routes = {}
-        self._clocks: dict[int | DeviceCount, Clock] = {}
         scaling = self.scaling
         around = None if scaling is None else unscaling(self.run, scaling)
         for group, (settings, values) in enumerate(
