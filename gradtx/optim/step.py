@@ -126,8 +126,9 @@ class Step:
     _has_eager = False
     _has_counted = False
     _run: OptimizerRun | None = None
-    # The expanded chain for each group and device, on first use.
+    # On first use: the expanded chain for each group and device, and the clock of each count.
     _routes: dict[tuple[int, torch.device], Route] | None = None
+    _clocks: dict[int | DeviceCount, Clock] | None = None
 
     def __init__(
         self,
@@ -137,7 +138,6 @@ class Step:
         consumes: bool = False,
     ):
         members, traits = core.members, core.traits
-        self._clocks: dict[int | DeviceCount, Clock] = {}
         if traits.exchanges:
             _check_exchanges(core, scaling)
         self.core = core
@@ -298,7 +298,8 @@ class Step:
         extras = self.extras
         kinds = check_extras(self.core.members.tx, True, extras, CALL)
         names: list[str] = []
-        if any(is_by_leaf(kinds[key]) for key in extras if key not in FUNCTIONS):
+        kinds_of_values = map(kinds.__getitem__, extras.keys() - FUNCTIONS.keys())
+        if any(map(is_by_leaf, kinds_of_values)):
             names = self.core.members.names()
             for key, value in extras.items():
                 if is_by_leaf(kinds[key]):
@@ -420,11 +421,11 @@ class Step:
             leaves.append(leaf)
         return leaves
 
-    def _expand(self) -> None:
-        """Expand the chain into the operations of each group and device, on first use."""
+    def _expanded(self) -> dict[tuple[int, torch.device], Route]:
+        """Return the chain as the operations of each group and device, expanded on first use."""
         if self._routes is not None:
-            return
-        self._routes = {}
+            return self._routes
+        routes: dict[tuple[int, torch.device], Route] = {}
         scaling = self.scaling
         around = None if scaling is None else unscaling(self.run, scaling)
         for group, (settings, values) in enumerate(
@@ -434,17 +435,21 @@ class Step:
             for device in devices or {self.device}:
                 chain = settings.chain(values, device)
                 route = Route.of(chain, self.run, self.count, around)
-                self._routes[group, device] = route
+                routes[group, device] = route
+        self._routes = routes
+        return routes
 
     def _route(self, member: Member) -> Route:
         """Return the operations of this step."""
-        self._expand()
-        return self._routes[member.group, member.param.device]
+        routes = self._expanded()
+        return routes[member.group, member.param.device]
 
     def _leaf(
         self, member: Member, route_of: Callable[[Member], Route] | None = None
     ) -> Leaf:
         route = (self._route if route_of is None else route_of)(member)
+        if self._clocks is None:
+            self._clocks = {}
         clock = self._clocks.get(member.count)
         if clock is None:
             clock = self._clocks[member.count] = clock_after(member.count)
@@ -504,7 +509,7 @@ class Step:
         has_idle_clock = not core.traits.clocks <= run.new_shared.keys()
         if run.late_sums or (has_idle_clock and not self._is_idle):
             # Combinators decide whether the sums take effect, and count steps without any of their leaves.
-            self._expand()
+            self._expanded()
         if run.late_sums or run.commits or run.stores:
             run.end()
         if run.new_shared:
@@ -600,7 +605,7 @@ class Step:
         if traits.agrees and len(self.groups) > 1:
             self._check_agreement()
         if eager:
-            self._expand()  # an error must precede what bundles write
+            self._expanded()  # an error must precede what bundles write
         return bundles, eager
 
     def _compare(self) -> None:
@@ -617,10 +622,8 @@ class Step:
 
     def _exchanges(self) -> bool:
         """Whether ranks exchange tensors in this step, in which no engine runs."""
-        self._expand()
-        return any(
-            link.exchanges for route in self._routes.values() for link in route.traits()
-        )
+        routes = self._expanded().values()
+        return any(link.exchanges for route in routes for link in route.traits())
 
     def _advance(self, bundles: list[Any], eager: list[Member]) -> None:
         """Run bundles and single leaves, and write the results of each as soon as it has finished.
@@ -720,7 +723,7 @@ class Step:
         if path is None:
             return self.count
         if self.core.members.restarts:  # the count may restart in this step
-            self._expand()
+            self._expanded()
             step = self.run.inner_counts[path]
         else:
             step = self.run.scalars(path).get("step", 0)

@@ -385,7 +385,7 @@ class Engine(ABC):
             leaves = step.outlines([first for first, *_ in alike])
         try:
             if plan is not None and plan.has_moved:
-                self._forget_replaced(step.by_param)
+                self._forget_replaced(step.by_param, plan)
             if plan is None:
                 if released is None:
                     self.reasons = {}
@@ -417,9 +417,13 @@ class Engine(ABC):
         self._forget_replaced(by_param)
         self._kept = [plan, *self._kept[: KEPT_PLANS - 1]]
 
-    def _forget_replaced(self, by_param: Mapping[Tensor, Member]) -> None:
-        """Drop plans that hold tensors or memory that parameters no longer have."""
-        self._kept = [kept for kept in self._kept if kept.is_of(by_param)]
+    def _forget_replaced(
+        self, by_param: Mapping[Tensor, Member], present: Plan | None = None
+    ) -> None:
+        """Drop plans, other than the present one, with tensors or memory that parameters no longer have."""
+        self._kept = [
+            kept for kept in self._kept if kept is present or kept.is_of(by_param)
+        ]
 
     def forget(self) -> None:
         """Drop all plans, which hold parameters and slots."""
