@@ -564,6 +564,30 @@ def test_factored_moments_are_those_of_lists(name, dtype):
         torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * max(scale, 1.0))
 
 
+def test_a_slot_of_columns_may_follow_from_the_old_value_of_another(texts):
+    def init(param):
+        return {"first": torch.zeros_like(param[0]), "second": torch.zeros_like(param[0])}
+
+    @gradtx.per_tensor()
+    def follow():
+        def update(update, state, param, ctx):
+            first, second = state["first"], state["second"]
+            return update + first + second, {"first": first + update.sum(0), "second": second + first}
+
+        return init, update
+
+    found = []
+    for compile in (False, True):
+        param = torch.nn.Parameter(torch.arange(12.0, dtype=torch.float64).view(3, 4))
+        optimizer = gradtx.as_optimizer(gradtx.chain(follow(), gradtx.scale(-0.1)), [param], compile=compile)
+        for _ in range(4):
+            param.grad = param.detach().cos()
+            optimizer.step()
+        found.append(param.detach())
+    assert len(texts) == 1
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
 ENTRIES, ROW_COUNT, COLUMN_COUNT = 10 * 32 + 6 * 5, 10 + 6, 32 + 5
 FILTER, FILTER_ROWS, FILTER_COLUMNS = 8 * 4 * 3 * 5, 8 * 4 * 3, 8 * 4 * 5
 
