@@ -18,8 +18,12 @@ aten = torch.ops.aten
 
 # The types of arguments that a 0-d tensor may replace.
 OPERANDS = ("number", "Optional[number]", "Tensor")
-# Operations whose constants decide which operation it is, or are sizes.
-OTHERS = (aten.linalg_vector_norm.default, aten.arange.default)
+# Operations whose constants decide which operation it is, are sizes, or are the value itself.
+OTHERS = (
+    aten.linalg_vector_norm.default,
+    aten.arange.default,
+    aten.scalar_tensor.default,
+)
 
 
 @dataclass(frozen=True)

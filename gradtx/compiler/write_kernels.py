@@ -368,7 +368,7 @@ class KernelWriter(ExpressionWriter):
         """Write the line of an operation."""
         operand: Any = next(iter(args_of(node)), None)
         extent = self._extent(node)
-        is_view = node.target in SAME_ENTRIES and operand in self._depths
+        is_view = node.target in SAME_ENTRIES and operand in self._names
         if is_view and extent == self._groups.extents.get(operand):
             self._names[node] = self._names[operand]
             self._sources[node] = self._source(operand)

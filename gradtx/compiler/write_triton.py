@@ -122,13 +122,13 @@ class TritonWriter(TritonExpressions, KernelWriter):
 
     # Indices.
 
-    def _index(self, extent: Extent, first: str = "c0", nowhere: str = "0") -> str:
+    def _index(self, extent: Extent, first: str = "c0") -> str:
         """Return the code of the index of a value, given that of its index in the first group."""
         code = ""
         for i in extent:
             index = first if i == 0 else f"c{i}"
             code = f"({code}) * n{i} + {index}" if code else index
-        return code or nowhere
+        return code or "0"
 
     def _head(self, leaf: str) -> list[str]:
         """Return the lines that load the form of a leaf, and scalars."""
@@ -191,19 +191,17 @@ class TritonWriter(TritonExpressions, KernelWriter):
         own = f"y{j} += (pid - chunks) * ({self._width(node)})"
         return [self._address(f"y{j}", self._partial_row(node)), own]
 
-    def _loads(
-        self, needed: Needed, nowhere: str = "0", masks: Masks = NOWHERE
-    ) -> dict[Node, str]:
+    def _loads(self, needed: Needed, masks: Masks = NOWHERE) -> dict[Node, str]:
         """Return the line of each value that a kernel loads or computes."""
         lines = {}
         for leaf in needed.read:
             j, extent = self._leaves.index(leaf), self._extent(leaf)
-            index = self._index(extent, nowhere=nowhere)
+            index = self._index(extent)
             is_flag = dtype_of(leaf) is torch.bool
             code = f"tl.load(p{j} + {index}{_masked(masks, extent)})"
             lines[leaf] = f"x{j} = {code}{' != 0' if is_flag else ''}"
         for node in needed.kept:
-            index = self._index(self._extent(node), nowhere=nowhere)
+            index = self._index(self._extent(node))
             code = f"tl.load(k{self._kept.index(node)} + {index})"
             is_flag = dtype_of(node) is torch.bool
             code = f"{code} != 0" if is_flag else self._converted(code, dtype_of(node))
@@ -289,7 +287,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
                 if not self._extent(node):
                     continue
                 if node in self._of_rows:
-                    kind, operand = kind_of(node), self._terms[node]
+                    kind, operand = kind_of(node), self._term(node)
                     total = f"tl.{kind}({operand}, axis=1, keep_dims=True)"
                     body.append(f"{self._names[node]}_total = {total}")
                 body.append(line)

@@ -36,7 +36,7 @@ class Launch:
     """The launch of a kernel in each step.
 
     Attributes:
-        kernel: The kernel's name: "stage0", "stage1", ... compute partial sums over each parameter, "reduce0", ... add
+        kernel: The kernel's name: "stage0", "stage1", ... compute partial sums over each parameter, "combine0", ... add
             these, "last_stage" writes parameters and state, "finish" writes numbers of each parameter. Kernels that
             share a launch are joined by "_".
         parameters: The number of parameters that it processes.

@@ -77,7 +77,8 @@ class AcceptedNumbers:
     def __init__(self, tx: GradientTransformation, entries: Mapping[str, Entry]):
         self._tx = tx
         self._entries = entries
-        self._values: Values = {}  # those that were checked last
+        # Those that were checked last: at first by the constructor of the chain.
+        self.values: Values = {name: entry.value for name, entry in entries.items()}
         # The least and the largest value of numbers that have changed, by name and position in a tuple.
         self._box: dict[tuple[str, int], tuple[float, float]] = {}
 
@@ -87,11 +88,11 @@ class AcceptedNumbers:
         Raises:
             TypeError, ValueError: If the constructor would raise it.
         """
-        outside = self._outside(values, changed) if self._values else None
+        outside = self._outside(values, changed)
         if outside is None or (outside and not self._reaches(values, outside)):
             self._box = {}
             self._construct(values)
-        self._values = values
+        self.values = values
 
     def _construct(self, values: Values) -> None:
         places = {self._entries[name].place: value for name, value in values.items()}
@@ -103,7 +104,7 @@ class AcceptedNumbers:
         """Return the numbers outside the box; None if anything else has changed, or a number was or is off."""
         outside: dict[tuple[str, int], float] = {}
         for name in changed:
-            value, before = values[name], self._values[name]
+            value, before = values[name], self.values[name]
             are_numbers = are_floats(value) and are_floats(before)
             if not are_numbers or len(items_of(value)) != len(items_of(before)):
                 return None
@@ -218,8 +219,8 @@ class GroupSettings:
         """Clear the caches."""
         # The group's contents and the values when `values` was last computed.
         self._seen: list[Any] = []
-        self._values: Values = {}
         self._accepted = AcceptedNumbers(self.tx, self.entries)
+        self._values: Values = self._accepted.values
         self._chains: dict[torch.device, tuple[Values, GradientTransformation]] = {}
 
     def follows_schedule(self, name: str) -> bool:

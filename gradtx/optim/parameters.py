@@ -84,16 +84,14 @@ class Members:
         self._rows: list[list[Member]] = []  # the members of each group
         self._types: set[type] = set()
         self.every: list[Member] = []
-        self._outlines: list[tuple[Structure, Route]] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # The expanded chain consists of functions.
-        state = {
+        return {
             name: value
             for name, value in vars(self).items()
-            if name not in ("expanded", "partners", "independent_names")
+            if name not in ("expanded", "partners", "independent_names", "_outlines")
         }
-        return {**state, "_outlines": []}
 
     @functools.cached_property
     def expanded(self) -> OptimizerRun:
@@ -101,6 +99,10 @@ class Members:
         run = OptimizerRun({}, {}, initial=True)
         run.route = Route.of(self.tx, run, 0)
         return run
+
+    @functools.cached_property
+    def _outlines(self) -> list[tuple[Structure, Route]]:
+        return []
 
     def outline(self, settings: GroupSettings) -> Route:
         """Return the chain of a group, expanded once for its structure, for plans: with some values, and for no step.

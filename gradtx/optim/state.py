@@ -53,6 +53,7 @@ from gradtx.state.layout import Layout, State, by_state_key
 from gradtx.state.nested import LEAF_STEPS
 from gradtx.state.slots import kind_of
 from gradtx.state.storage import Storage
+from gradtx.transform import GradientTransformation
 
 
 class Initial(NamedTuple):
@@ -81,11 +82,17 @@ class States:
         created: Members whose slots the present step has created, with their attributes and state before.
     """
 
+    _last_start: _Start | None = None
+
     def __init__(self, members: Members):
         self.members = members
         self.by_param: MutableMapping[Tensor, State] = {}
         self.seen_slots: dict[Storage, set[StateKey]] = {}
         self.created: list[tuple[Member, dict[str, Any], State]] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The expanded chain consists of functions.
+        return {**vars(self), "_last_start": None}
 
     def of(self, param: Tensor) -> State:
         """Return the state of a parameter; empty if it has none."""
@@ -187,12 +194,7 @@ class States:
         if not params:
             return {}
         members = self.members.by_param if members is None else members
-        run = OptimizerRun(self.by_param, members, initial=True)
-        run.seen_slots = self.seen_slots
-        routes: dict[torch.device, Route] = {}
-        for device in dict.fromkeys(param.device for param in params):
-            chain = settings.first_chain(device, self.members.compares_rates)
-            routes[device] = Route.of(chain, run, 0)
+        run, routes = self._started(settings, params, members)
         clock = clock_after(0)
         leaves: list[Leaf] = []
         # The leaf whose slots each parameter gets copies of: one of each kind, if leaves of the kind start alike.
@@ -235,7 +237,39 @@ class States:
                 state[key] = copy(state[key])
             first[param] = initial._replace(state=state)
         run.release()
+        run.show({})
         return first
+
+    def _started(
+        self,
+        settings: GroupSettings,
+        params: list[Tensor],
+        members: Mapping[Tensor, Member],
+    ) -> tuple[OptimizerRun, dict[torch.device, Route]]:
+        """Return a run of `init`, and a group's chain, expanded for each device: those of the last call if they fit.
+
+        The constructor and the first step mostly need the same ones.
+        """
+        chains: dict[torch.device, GradientTransformation] = {}
+        for param in params:
+            if param.device not in chains:
+                chains[param.device] = settings.first_chain(
+                    param.device, self.members.compares_rates
+                )
+        run = OptimizerRun(self.by_param, members, initial=True)
+        last = self._last_start
+        if last is None or not last.is_for(chains, run.device):
+            run.seen_slots = self.seen_slots
+            routes = {
+                device: Route.of(chain, run, 0) for device, chain in chains.items()
+            }
+            last = self._last_start = _Start(chains, run, routes, run.new_shared)
+        run = last.run
+        run.state = self.by_param
+        run.show(members)
+        run.memory = OwnMemory()
+        run.new_shared = {path: dict(last.shared[path]) for path in last.shared}
+        return run, last.routes
 
     def _alike(self, leaf: Leaf, kind: Any, leaf_of_kind: dict[Any, Leaf]) -> Leaf:
         """Return an earlier leaf that starts as this one does, or the leaf itself, after noting it for later ones."""
@@ -505,6 +539,32 @@ class States:
             for (path, name), key in by_state_key(layout.shared):
                 if path in by_path:
                     state[key] = by_path[path][name]
+
+
+class _Start(NamedTuple):
+    """What first states are created with.
+
+    Attributes:
+        chains: The chain for each device.
+        run: The run of `init`.
+        routes: The chains, expanded in this run.
+        shared: The initial shared values of its stages.
+    """
+
+    chains: dict[torch.device, GradientTransformation]
+    run: OptimizerRun
+    routes: dict[torch.device, Route]
+    shared: dict[Path, dict[str, Any]]
+
+    def is_for(
+        self,
+        chains: Mapping[torch.device, GradientTransformation],
+        device: torch.device,
+    ) -> bool:
+        """Whether these are the chains; `device` is that of shared values."""
+        return self.run.device == device and all(
+            self.chains.get(device) is chain for device, chain in chains.items()
+        )
 
 
 def _unshared(run: OptimizerRun, values: State, old: State) -> State:

@@ -48,6 +48,15 @@ def list_function_of(
 
 # Returns the function of a phase on a device, where scalars with these indices are 0-d tensors.
 FunctionOf: TypeAlias = Callable[[RecordedPhase, torch.device, frozenset[int]], Any]
+# Returns what is the same for phases of one text that one function can run.
+FormOf: TypeAlias = Callable[[RecordedPhase, torch.device, frozenset[int]], Any]
+
+
+def list_form_of(
+    phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
+) -> Any:
+    """Return the form of a list function, which may depend on the shapes of leaves."""
+    return list_function_of(phase, device, on_device).form
 
 
 def scalars_for(

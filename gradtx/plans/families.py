@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradtx.base.errors import StateKey
 from gradtx.execution.execute import Leaf, Operation
-from gradtx.plans.bundle import FunctionOf
+from gradtx.plans.bundle import FormOf
 from gradtx.plans.function import LeafFunction, Signature
 from gradtx.plans.hyperparameters import ChainOf
 from gradtx.plans.phases import RecordedPhase
@@ -87,10 +87,10 @@ class Family(Generic[M]):
         """Return the step of leaves as a function of flat arguments."""
         return LeafFunction(self.signature, self.chain, self.scaling)
 
-    def programs(self, function_of: FunctionOf, known: dict[Any, Any]) -> ListPrograms:
+    def programs(self, form_of: FormOf, known: dict[Any, Any]) -> ListPrograms:
         """Return the programs of the family; see `ListPrograms`."""
         record = self.function().record
-        return ListPrograms(record, function_of, self.on_host, self.key, known)
+        return ListPrograms(record, form_of, self.on_host, self.key, known)
 
     def recorded(self, tensors: list[Tensor]) -> list[RecordedPhase]:
         """Record the list program for these arguments; return an empty list if that is impossible."""

@@ -237,12 +237,12 @@ class LeafFunction:
 
     def _leaf_outputs(self, leaf: Leaf) -> dict[Any, Tensor]:
         """Return the update and the slots of a leaf by their position among the results."""
-        new = dict(_slots_by_key(leaf))
+        written = dict(_slots_by_key(leaf))
         for key in self.signature.slots:
             # A selector's mark is empty and remains.
-            if key not in new and leaf.state[key].numel():
+            if key not in written and leaf.state[key].numel():
                 raise UnrecordableError(f"no link of the chain writes {key!r}")
-        slots = {**leaf.state, **new}
+        slots = {**leaf.state, **written}
         results = [cast("Tensor", leaf.result())]
         results.extend(slots[key] for key in self.signature.slots)
         return dict(enumerate(results))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gradtx.compiler.record import UnrecordableError, reason_of
-from gradtx.plans.bundle import FunctionOf
+from gradtx.plans.bundle import FormOf
 from gradtx.plans.phases import RecordedPhase
 
 
@@ -19,14 +19,14 @@ class ListPrograms:
 
     Attributes:
         record: Records the program for a leaf with these arguments.
-        function_of: Returns the function of a phase, whose `form` is the same for phases of one text that it can run.
+        form_of: Returns what is the same for phases of one text that one function can run.
         on_host: Whether the host knows the scalars.
         key: Identifies the step among those whose programs are in `known`.
         known: Programs, or the reasons why there is none.
     """
 
     record: Callable[[list[Tensor]], list[RecordedPhase]]
-    function_of: FunctionOf
+    form_of: FormOf
     on_host: bool
     key: Any
     known: dict[Any, Any]
@@ -34,7 +34,7 @@ class ListPrograms:
     def of(self, tensors: list[Tensor]) -> list[RecordedPhase] | str:
         """Return the program for arguments of these shapes, or the reason why it cannot be recorded."""
         shapes = tuple(tensor.shape for tensor in tensors)
-        of_shapes = self.key, self.function_of, shapes
+        of_shapes = self.key, self.form_of, shapes
         if of_shapes not in self.known:
             self.known[of_shapes] = self._recorded(tensors)
         return self.known[of_shapes]
@@ -49,13 +49,13 @@ class ListPrograms:
         for phase in program:
             on_device = frozenset(range(0 if self.on_host else len(phase.common)))
             try:
-                function = self.function_of(phase, tensors[0].device, on_device)
+                form = self.form_of(phase, tensors[0].device, on_device)
             except UnrecordableError as error:
                 return reason_of(error)
             # Of a sum over leaves: all must yield the same ones.
             sums = () if phase.operation is None else phase.names
-            forms.append((phase.text, sums, function.form))
-        of_forms = self.key, self.function_of, tuple(forms)
+            forms.append((phase.text, sums, form))
+        of_forms = self.key, self.form_of, tuple(forms)
         return self.known.setdefault(of_forms, program)
 
     def by_program(

@@ -413,10 +413,13 @@ class TreeProgram:
         """Note where a leaf's arguments are, but not its tensors, which a program must not keep alive."""
         self._alone[row.leaf.name] = row.slots, row.indices
 
+    def _form_of(self, *arguments: Any) -> Any:
+        return self._function_of(*arguments).form
+
     def _add_bundles(self, family: Family[TreeRow]) -> None:
         """Create the bundles of a family; leaves that cannot be recorded stay alone."""
         shared = [self._shared[place] for place in family.signature.shared]
-        programs = family.programs(self._function_of, {})
+        programs = family.programs(self._form_of, {})
         arguments = [(row, row.tensors) for row in family.members]
         for phases, rows in programs.by_program(arguments):
             if isinstance(phases, str):

@@ -525,7 +525,7 @@ def test_explain_prints_a_line_per_kernel_and_a_total(gpu):
     assert str(optimizer.explain()).splitlines() == [
         "kernels: 1 parameter (0)",
         "stage0: 16.000 kB read, 0 bytes written",
-        "reduce0: 0 bytes read, 0 bytes written",
+        "combine0: 0 bytes read, 0 bytes written",
         "last_stage: 16.000 kB read, 12.000 kB written",
         "3 kernel launches move 44.000 kB; reading and writing each tensor once would move 28.000 kB",
     ]

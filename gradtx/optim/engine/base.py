@@ -455,7 +455,7 @@ class Engine(ABC):
         return []
 
     @abstractmethod
-    def _bundled(self, family: MemberFamily) -> list[Any]:
+    def bundled(self, family: MemberFamily) -> list[Any]:
         """Return the bundles of a family; it may leave out leaves."""
 
     # Planning.
@@ -485,7 +485,7 @@ class Engine(ABC):
         )
         bundles = []
         for family in families:
-            bundles.extend(self._bundled(family))
+            bundles.extend(self.bundled(family))
         in_bundles = {id(member) for bundle in bundles for member in bundle.members}
         rest = [member for member in members if id(member) not in in_bundles]
         return Plan(fingerprint, members, bundles, rest, self.tasks(bundles))
@@ -532,7 +532,7 @@ class Engine(ABC):
         for members, leaf in zip(alike, leaves, strict=True):
             shares_memory = id(leaf.key) in self._known.overlapping
             try:
-                kind = self._kind(leaf.key, leaf, step, shares_memory)
+                kind = self.leaf_kind(leaf.key, leaf, step, shares_memory)
             except RefusedError as refusal:
                 self._refuse(members, str(refusal))
             else:
@@ -540,7 +540,9 @@ class Engine(ABC):
         self._known.keep(kinds)
         return kinds
 
-    def _kind(self, member: Member, leaf: Leaf, step: Step, shares: bool) -> LeafKind:
+    def leaf_kind(
+        self, member: Member, leaf: Leaf, step: Step, shares: bool
+    ) -> LeafKind:
         """Return the kind of a leaf.
 
         Raises:
@@ -560,7 +562,7 @@ class Engine(ABC):
                 raise RefusedError(
                     "a link needs the positions of its entries in the whole tensor"
                 )
-            self._check_shard(leaf, flat)
+            self.check_shard(leaf, flat)
         self._check(leaf, step)
         written = _aliases(leaf, flat)
         by_leaf = [
@@ -594,7 +596,7 @@ class Engine(ABC):
                 logger.debug("%s has no program", stage)
                 raise RefusedError(f"{stage} has no program")
 
-    def _check_shard(self, leaf: Leaf, flat: bool) -> None:
+    def check_shard(self, leaf: Leaf, flat: bool) -> None:
         """Check that programs may run a shard.
 
         Raises:

@@ -111,17 +111,6 @@ class KernelBundle(MemberBundle):
             kernels.compile()
         return tuple(kernel.key for kernel in self.kernels)
 
-    def key_with_constants(self) -> tuple[Any, ...]:
-        """Return the key if kernels take constants as arguments; empty if some operation refuses them."""
-        if not any(self._constants):
-            return ()
-        try:
-            return self.key()
-        except UnsuitableProgramError:
-            self._forms = [AS_RECORDED] * len(self.operations)
-            self._constants = [()] * len(self.members)
-            return ()
-
     @staticmethod
     def merged(bundles: list[KernelBundle]) -> KernelBundle:
         """Return one bundle for those with equal kernels."""
@@ -307,20 +296,11 @@ class KernelBundle(MemberBundle):
         return LeafTerms([(NamedLeaf(self.name, self.device), totals)])
 
 
-class KernelsOfShape(NamedTuple):
-    """In place of a function of a phase: kernels are written when the shapes of all leaves are known.
-
-    Attributes:
-        form: The shape of the leaves if kernels may depend on it.
-    """
-
-    form: torch.Size | None
-
-    @classmethod
-    def of(
-        cls, phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
-    ) -> KernelsOfShape:
-        return cls(shape_of(phase, 0))  # of the parameter, the first argument
+def _form_of(
+    phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
+) -> torch.Size | None:
+    """Return the shape of the parameter, the first argument, if kernels may depend on it."""
+    return shape_of(phase, 0)
 
 
 def engine_for(compile: Any) -> Engine:
@@ -349,9 +329,9 @@ class KernelEngine(ListEngine):
 
     way = "kernels"
     skips_work = False
-    divides_by_slots = False  # one launch for all
+    shares_slots = False  # kernels compute with those of each leaf; reading all of them takes longer
     bundle_type = KernelBundle
-    function_of = staticmethod(KernelsOfShape.of)
+    form_of = staticmethod(_form_of)
     consequence = "steps run over lists of tensors"
     _has_warned = False
 
@@ -378,9 +358,9 @@ class KernelEngine(ListEngine):
     def launches(self, task: Any) -> list[Launch]:
         return list(itertools.chain.from_iterable(task.launches()))
 
-    def _check_shard(self, leaf: Leaf, flat: bool) -> None:
+    def check_shard(self, leaf: Leaf, flat: bool) -> None:
         # Terms of a bundle are added up here, but leaves may be in other bundles on other ranks.
-        Engine._check_shard(self, leaf, flat)
+        Engine.check_shard(self, leaf, flat)
 
     def _warn(self, reason: str) -> None:
         if not self._has_warned:
@@ -405,8 +385,7 @@ class KernelEngine(ListEngine):
         of_key: dict[Any, list[KernelBundle]] = {}
         for bundle in bundles:
             try:
-                key = bundle.key_with_constants() or bundle.key()
-                of_key.setdefault(key, []).append(bundle)
+                of_key.setdefault(bundle.key(), []).append(bundle)
             except cpp.CompilerError as error:
                 self._warn(str(error))
                 first, *_ = str(error).splitlines()

@@ -46,11 +46,11 @@ from gradtx.optim.engine.views import (
 )
 from gradtx.optim.run import Member
 from gradtx.plans.bundle import (
-    FunctionOf,
+    FormOf,
     ListBundle,
     differ_by_leaf,
     entries_of_a_call,
-    list_function_of,
+    list_form_of,
 )
 from gradtx.plans.cache import ProgramsOfChains
 from gradtx.plans.equal import may_be_scalar, slots_from_scalars
@@ -330,36 +330,34 @@ class ListEngine(Engine):
 
     Attributes:
         bundle_type: Creates a bundle of parameters with one program.
-        function_of: As in `ListPrograms`.
-        divides_by_slots: Whether leaves whose 0-d slots have other values belong to another bundle, which computes with
-            these as it does with other scalars.
+        form_of: As in `ListPrograms`.
+        shares_slots: Whether programs compute with one number in place of 0-d slots that remain equal across leaves;
+            leaves whose slots have other values belong to another bundle.
     """
 
     way = "lists"
-    divides_by_slots = True
+    shares_slots = True
     skips_work = True
     bundle_type = MemberBundle
-    function_of: FunctionOf = staticmethod(list_function_of)
+    form_of: FormOf = staticmethod(list_form_of)
     consequence = "steps run leaf by leaf"
     _programs: dict[Any, Any] | None = None
 
     # Planning.
 
-    def _check_shard(self, leaf: Leaf, flat: bool) -> None:
+    def check_shard(self, leaf: Leaf, flat: bool) -> None:
         has_shapes = not leaf.layout.codes and slots_are_shaped_as(leaf)
         if not flat and (not has_shapes or has_regions(leaf.operations)):
             raise RefusedError(REDUCES_SHARD)
 
-    def _bundled(self, family: MemberFamily) -> list[MemberBundle]:
+    def bundled(self, family: MemberFamily) -> list[MemberBundle]:
         has_owners = has_regions(family.operations)
         family = family.signed(has_owners=has_owners)
-        equal = self._equal_slots(family)
+        equal = self._equal_slots(family) if self.shares_slots else ()
         members_of_values: dict[Any, list[Member]] = {}
         for member in family.members:
             values = tuple(member.state[key].item() for key in equal)
             members_of_values.setdefault(values, []).append(member)
-        if len(members_of_values) > 1 and not self.divides_by_slots:
-            return self._bundles_of_signature(family)
         bundles = []
         for members in members_of_values.values():
             dtypes = {key: members[0].state[key].dtype for key in equal}
@@ -527,7 +525,7 @@ class ListEngine(Engine):
         return accepted
 
     def _list_programs(self, family: MemberFamily) -> ListPrograms:
-        return family.programs(self.function_of, self._programs_of(family))
+        return family.programs(self.form_of, self._programs_of(family))
 
     def _programs_of(self, family: MemberFamily) -> dict[Any, Any]:
         if self._programs is None:

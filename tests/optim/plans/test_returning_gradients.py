@@ -91,13 +91,13 @@ def test_few_plans_are_kept():
 @pytest.fixture
 def looked_at(monkeypatch):
     """The names of the parameters whose kinds were found out."""
-    names, find_out = [], Engine._kind
+    names, find_out = [], Engine.leaf_kind
 
     def noted(self, member, *others):
         names.append(member.name)
         return find_out(self, member, *others)
 
-    monkeypatch.setattr(Engine, "_kind", noted)
+    monkeypatch.setattr(Engine, "leaf_kind", noted)
     return names
 
 
