@@ -647,7 +647,7 @@ def _scalars_of(member: Member, signature: Signature, step: Step) -> list[Any]:
     for key in signature.equal:
         scalars.append(member.state[key].item())
     for name in signature.scalars:
-        value = step.scalars[name]
+        value: Any = step.scalars[name]
         if step.on_host and isinstance(value, Tensor) and value.device.type == "cpu":
             value = value.item()
         scalars.append(value)
