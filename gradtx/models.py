@@ -436,7 +436,7 @@ BRANCH = {
 
 
 @dataclass(frozen=True)
-class Row:
+class RoleRow:
     """The treatment of a parameter.
 
     Attributes:
@@ -485,7 +485,7 @@ class ModelOptimizer(ChainOptimizer):
         rows: The treatment of each parameter.
     """
 
-    rows: list[Row]
+    rows: list[RoleRow]
 
     @property
     def transformation(self) -> GradientTransformation:
@@ -623,7 +623,7 @@ def _rows(
     tied: str,
     others: Mapping[str, str],
     sizes: Mapping[str, int],
-) -> Iterator[Row]:
+) -> Iterator[RoleRow]:
     roles = label_by_role(model, tied=tied)
     chosen = _chosen(model, others)
     uses = uses_of(model)
@@ -658,7 +658,7 @@ def _rows(
             _is_guessed_matrix(param, use, branch)
             or (role == "head" and not _is_named_as_head(uses[param]))
         )
-        yield Row(
+        yield RoleRow(
             name, shape, role, branch, heads, dim, batch, is_guessed, may_be_fused
         )
 
@@ -709,7 +709,7 @@ def _may_be_fused(
     return has_heads and param.shape[dim] == 3 * param.shape[1 - dim]
 
 
-def _argument_of_blocks(row: Row) -> str:
+def _argument_of_blocks(row: RoleRow) -> str:
     return f"blocks={{{row.name!r}: 3 * heads}}"
 
 
@@ -754,7 +754,7 @@ def _is_named_as_weight(use: WeightUse) -> bool:
     )
 
 
-def _warn_of_guesses(rows: Iterable[Row]) -> None:
+def _warn_of_guesses(rows: Iterable[RoleRow]) -> None:
     """Warn of parameters of which only their shape says that they are matrices, and each a single one."""
     fused = [row for row in rows if row.may_be_fused]
     if fused:
@@ -851,7 +851,7 @@ def _first_count(names: tuple[str, ...], *sources: Any) -> int | None:
 # The transformation.
 
 
-def _divided(tx: GradientTransformation, rows: list[Row]) -> GradientTransformation:
+def _divided(tx: GradientTransformation, rows: list[RoleRow]) -> GradientTransformation:
     """Wrap a transformation in `blocks` for all rows, with one combinator per kind of split."""
     names_of_division: dict[tuple[int, int, int], list[str]] = defaultdict(list)
     for row in rows:
@@ -865,7 +865,7 @@ def _divided(tx: GradientTransformation, rows: list[Row]) -> GradientTransformat
     return tx
 
 
-def table(rows: list[Row]) -> str:
+def table(rows: list[RoleRow]) -> str:
     """Format the treatment of each parameter as a table."""
     cells = [("parameter", "shape", "role", "to", "blocks")]
     cells += [

@@ -22,7 +22,7 @@ from gradtx.execution.expansion import is_checked_already
 from gradtx.execution.runs import Place, Scope
 from gradtx.execution.tree_rule import Functions, PlainOperation, check_plain
 from gradtx.pure import graph_node as _graphs
-from gradtx.pure import tree_program as _list_trees
+from gradtx.pure import tree_plan as _list_trees
 from gradtx.pure import tree_run as _pure
 
 __all__ = ["GradientTransformation", "apply_updates", "chain"]

@@ -12,7 +12,7 @@ from gradtx.compiler.cache import SharedPrograms
 from gradtx.optim.engine import lists
 from gradtx.plans import bundle
 from gradtx.plans.cache import ProgramsOfChains
-from gradtx.pure import tree_program as _list_trees
+from gradtx.pure import tree_plan as _list_trees
 from tests import tiers
 
 # First of all: torch's autograd takes no device that is registered after its first backward pass, and modules that

@@ -224,7 +224,7 @@ def test_updates_leave_every_input_bit_identical_and_share_no_memory_with_it(cas
 @each_case
 def test_tensors_of_a_finished_update_do_not_wait_for_the_garbage_collector(case, way, monkeypatch):
     if way == "rules":
-        monkeypatch.setattr(gradtx.pure.tree_program, "update", lambda call: None)
+        monkeypatch.setattr(gradtx.pure.tree_plan, "update", lambda call: None)
     tx, params = case.make(), case.noise()
     state = first_state(tx, params)
     _, state = step(tx, case.noise(1), state, params)

@@ -94,3 +94,36 @@ def test_one_room_sends():
     sends = re.compile(r"\bdistributed\.(all_|broadcast|reduce|gather|scatter)|\.redistribute\(|\.full_tensor\(")
     senders = {name for name, path in MODULES.items() if sends.search(path.read_text(encoding="utf-8"))}
     assert {name for name in senders if not name.startswith("distributed.")} == set()
+
+
+def test_a_class_name_has_one_meaning():
+    homes = {}
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name.lstrip("_"), []).append(name)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
+def modules_named_in(tree):
+    """The names by which a module refers to other modules."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.asname or alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            source = f"{node.module}.".removeprefix("gradtx.")
+            names.update(alias.asname or alias.name for alias in node.names if source + alias.name in MODULES)
+    return names
+
+
+def test_no_module_assigns_to_a_global_of_another():
+    assigned = []
+    for name, path in MODULES.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        modules = modules_named_in(tree)
+        for node in ast.walk(tree):
+            is_written = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+            if is_written and getattr(node.value, "id", None) in modules:
+                assigned.append((name, ast.unparse(node)))
+    assert assigned == []

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.pure import tree_program as trees
+from gradtx.pure import tree_plan as trees
 from tests import matrix_problem
 from tests.references import (
     COMPILER_DIFFERS,

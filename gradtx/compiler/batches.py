@@ -13,7 +13,7 @@ from torch.fx import Node
 
 from gradtx.base.torch_names import storage_id
 from gradtx.compiler.graph import args_of, is_list
-from gradtx.compiler.needs import Case
+from gradtx.compiler.liveness import Case
 from gradtx.compiler.simplify import DIMENSIONS, reduced_dimensions
 from gradtx.compiler.terms import is_pointwise
 

@@ -16,10 +16,10 @@ from gradtx.compiler.graph import (
     same_meta,
     writers,
 )
-from gradtx.compiler.needs import (
+from gradtx.compiler.liveness import (
     ALWAYS,
     Case,
-    Needs,
+    Liveness,
     contradict,
     is_selection,
     may_alias,
@@ -69,7 +69,7 @@ class MemoryPlan:
     """
 
     def __init__(
-        self, graph: Graph, has_form_in_place: Callable[[Node], bool], needs: Needs
+        self, graph: Graph, has_form_in_place: Callable[[Node], bool], needs: Liveness
     ):
         self._nodes = list(graph.nodes)
         self._has_form_in_place = has_form_in_place

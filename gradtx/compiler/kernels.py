@@ -25,7 +25,7 @@ from gradtx.compiler.constants import (
 from gradtx.compiler.lower import lower
 from gradtx.compiler.record import Recording
 from gradtx.compiler.scalars import PYTHON_NUMBERS, Scalars
-from gradtx.compiler.tables import CHUNK, Layout, Table
+from gradtx.compiler.tables import CHUNK, ChunkLayout, Table
 from gradtx.compiler.write_cpp import CppWriter
 from gradtx.compiler.write_kernels import KernelText, KernelWriter
 from gradtx.compiler.write_triton import CONSTANTS, TritonWriter
@@ -105,7 +105,7 @@ class PhaseKernels(ABC):
         """
 
     @abstractmethod
-    def run(self, scalars: Sequence[Any], table: Table, layout: Layout) -> Tensor:
+    def run(self, scalars: Sequence[Any], table: Table, layout: ChunkLayout) -> Tensor:
         """Launch the kernels; return the results by leaf, a row for each.
 
         Args:
@@ -115,7 +115,7 @@ class PhaseKernels(ABC):
         """
 
     def calls(
-        self, scalars: Sequence[Any], table: Table, layout: Layout
+        self, scalars: Sequence[Any], table: Table, layout: ChunkLayout
     ) -> tuple[list[triton.Call], Tensor]:
         """Return the launches of the kernels in order, and the results by leaf, which are there after these."""
         raise NotImplementedError
@@ -125,9 +125,9 @@ class PhaseKernels(ABC):
         """What tells kernels of one text apart: the lengths of rows, or the axes of each group."""
         return self.key, self.text.groups.form
 
-    def layout(self, sizes: list[list[int]], device: torch.device) -> Layout:
+    def layout(self, sizes: list[list[int]], device: torch.device) -> ChunkLayout:
         """Return the chunks of leaves with these numbers of indices of each group, and where values are kept."""
-        return Layout(self.text, sizes, device, self.chunk)
+        return ChunkLayout(self.text, sizes, device, self.chunk)
 
     @functools.cached_property
     def kinds(self) -> str:
@@ -246,7 +246,7 @@ class TritonKernels(PhaseKernels):
     def compile(self) -> None:
         pass
 
-    def run(self, scalars: Sequence[Any], table: Table, layout: Layout) -> Tensor:
+    def run(self, scalars: Sequence[Any], table: Table, layout: ChunkLayout) -> Tensor:
         calls, results = self.calls(scalars, table, layout)
         # Triton launches on the current device, which may be another one.
         with torch.accelerator.device_index(table.device.index):
@@ -254,7 +254,7 @@ class TritonKernels(PhaseKernels):
         return results
 
     def calls(
-        self, scalars: Sequence[Any], table: Table, layout: Layout
+        self, scalars: Sequence[Any], table: Table, layout: ChunkLayout
     ) -> tuple[list[triton.Call], Tensor]:
         functions = triton.compiled(self.text.source)
         results = table.memory(self.rows, table.leaves)
@@ -299,7 +299,7 @@ class CppKernels(PhaseKernels):
     def compile(self) -> None:
         cpp.compiled(self.text.source)
 
-    def run(self, scalars: Sequence[Any], table: Table, layout: Layout) -> Tensor:
+    def run(self, scalars: Sequence[Any], table: Table, layout: ChunkLayout) -> Tensor:
         packed, unknown = self.packed(scalars)
         words = self._words.from_buffer_copy(packed)
         for i, word in unknown.items():

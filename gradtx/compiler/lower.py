@@ -12,7 +12,7 @@ from torch.fx import Graph, Node
 from gradtx.base import torch_names as _torch
 from gradtx.compiler.fuse import fuse, merge_equal, remove_unused
 from gradtx.compiler.graph import is_on_device, is_scalar
-from gradtx.compiler.needs import Needs, decide_alternatives, split_copies
+from gradtx.compiler.liveness import Liveness, decide_alternatives, split_copies
 from gradtx.compiler.record import Recording
 from gradtx.compiler.simplify import (
     select_sums,
@@ -41,7 +41,7 @@ class Program:
     graph: Graph
     arguments: list[Node]
     leaves: list[Node]
-    needs: Needs
+    needs: Liveness
 
     @property
     def nodes(self) -> list[Node]:
@@ -103,7 +103,7 @@ def lower(
         decide_alternatives(graph)
         remove_unused(graph)
         split_copies(graph)
-    return Program(graph, recording.scalars, recording.leaves, Needs(graph, decides))
+    return Program(graph, recording.scalars, recording.leaves, Liveness(graph, decides))
 
 
 def mark_on_device(graph: Graph, scalars: Collection[Node]) -> None:

@@ -18,7 +18,7 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.errors import UnknownInProgramError
 from gradtx.base.forward import Operation
 from gradtx.base.messages import line_of_user
-from gradtx.compiler.needs import FILLING
+from gradtx.compiler.liveness import FILLING
 
 aten = torch.ops.aten
 CPU = torch.device("cpu")

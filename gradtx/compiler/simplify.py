@@ -18,7 +18,7 @@ from gradtx.compiler.graph import (
     same_meta,
     writers,
 )
-from gradtx.compiler.needs import FILLING, is_read_after_writing
+from gradtx.compiler.liveness import FILLING, is_read_after_writing
 from gradtx.compiler.record import META
 
 aten = torch.ops.aten

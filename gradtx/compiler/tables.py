@@ -110,7 +110,7 @@ def sent(
     return on_host(words, device, dtype).to(device, non_blocking=True)
 
 
-class Layout:
+class ChunkLayout:
     """Chunks of leaves, and where the values that kernels keep and partial ones are, on the device.
 
     A chunk consists of whole rows, those of some indices of the first group of axes, or a part of those of one; or of

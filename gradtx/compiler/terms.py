@@ -14,7 +14,7 @@ import torch
 from torch.fx import Graph, Node
 
 from gradtx.compiler.graph import following, is_view
-from gradtx.compiler.needs import FILLING
+from gradtx.compiler.liveness import FILLING
 from gradtx.compiler.simplify import (
     DIMENSIONS,
     SAME,

@@ -19,14 +19,14 @@ from torch.fx import Node
 
 from gradtx.compiler.axes import Extent
 from gradtx.compiler.graph import dtype_of, is_scalar
-from gradtx.compiler.needs import Needs
+from gradtx.compiler.liveness import Liveness
 from gradtx.compiler.write_expressions import HALF, ExpressionWriter
 from gradtx.compiler.write_kernels import (
     Combine,
     Kernel,
     KernelWriter,
     Needed,
-    Store,
+    Write,
     aten,
     kind_of,
 )
@@ -184,7 +184,7 @@ class CppExpressions(ExpressionWriter):
         code = f"{self.types[dtype]}::of({code})" if dtype in WORDS else code
         return self._assigned(f"x{row}", leaf, code)
 
-    def _stored(self, store: Store, index: str) -> str:
+    def _stored(self, store: Write, index: str) -> str:
         """Return the line that writes a value."""
         word = ".word" if dtype_of(store.like) in WORDS else ""
         return f"p{store.row}[{index}] = {self._names[store.node]}{word};"
@@ -229,7 +229,7 @@ class CppWriter(CppExpressions, KernelWriter):
     def _conditions(self) -> dict[str, str]:
         """Return when kernels before the last stage run: scalars may say that nothing reads what they compute."""
         conditions: dict[str, str] = {}
-        needs = Needs(self._program.graph, decides=True)
+        needs = Liveness(self._program.graph, decides=True)
         for depth, combine in enumerate(self._combines):
             stage = [x for x in self._partial if self._depths[x] == depth + 1]
             kept = itertools.chain.from_iterable(combine.sweeps)
@@ -239,7 +239,7 @@ class CppWriter(CppExpressions, KernelWriter):
                 conditions[combine.name] = condition
         return {name: code for name, code in conditions.items() if code}
 
-    def _condition(self, needs: Needs, nodes: Iterable[Node]) -> str:
+    def _condition(self, needs: Liveness, nodes: Iterable[Node]) -> str:
         """Return the code of what scalars say whenever one of some values is read; empty if that is nothing."""
         cases = [needs.of(node) for node in nodes if node in needs]
         tests = []
@@ -283,7 +283,7 @@ class CppWriter(CppExpressions, KernelWriter):
         lines.append("const int64_t first = a.leaf_chunks[leaf];")
         return [*lines, *self._words()]
 
-    def _memory(self, needed: Needed, stored: Sequence[Store]) -> list[str]:
+    def _memory(self, needed: Needed, stored: Sequence[Write]) -> list[str]:
         """Return the lines that load the addresses of arguments and of values that are kept."""
         lines = self._pointers(self._memory_rows(needed.read, stored))
         return [*lines, *map(self._kept_memory, needed.kept)]
@@ -310,7 +310,7 @@ class CppWriter(CppExpressions, KernelWriter):
 
     # Stages.
 
-    def _stage(self, name: str, stored: Sequence[Store], stage: Sequence[Node]) -> str:
+    def _stage(self, name: str, stored: Sequence[Write], stage: Sequence[Node]) -> str:
         outputs = [store.node for store in stored]
         needed = self._needed([*outputs, *map(self._operand_of, stage)])
         code = self._loads(needed)
@@ -388,7 +388,7 @@ class CppWriter(CppExpressions, KernelWriter):
         ]
 
     def _row(
-        self, code: dict[Node, str], stored: Sequence[Store], stage: Sequence[Node]
+        self, code: dict[Node, str], stored: Sequence[Write], stage: Sequence[Node]
     ) -> list[str]:
         """Return the passes over a row, of which the last one writes entries, and the lines of values of the row."""
         lines: list[str] = []
@@ -417,7 +417,7 @@ class CppWriter(CppExpressions, KernelWriter):
         code: dict[Node, str],
         low: str,
         high: str,
-        stored: Sequence[Store],
+        stored: Sequence[Write],
         reduced: Sequence[Node],
     ) -> list[str]:
         """Return a loop over the entries of a row, or of a part of a chunk, which writes some and reduces others."""

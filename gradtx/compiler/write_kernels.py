@@ -76,7 +76,7 @@ class Kernel(NamedTuple):
     writes: dict[int, Moved]
 
 
-class Store(NamedTuple):
+class Write(NamedTuple):
     """What a kernel writes.
 
     Attributes:
@@ -143,7 +143,7 @@ class Combine:
     name: str
     sweeps: list[list[Node]] = field(default_factory=list)
     by_block: bool = False
-    stores: list[Store] = field(default_factory=list)
+    stores: list[Write] = field(default_factory=list)
 
     @property
     def computes(self) -> bool:
@@ -176,7 +176,7 @@ class KernelWriter(ExpressionWriter):
         self._sources: dict[Node, Node] = {}  # what views have the values of
         self._inputs: dict[Node, list[Node]] = {}
         self._depths: dict[Node, int] = {}
-        self._stores: list[Store] = []
+        self._stores: list[Write] = []
         self._kernels: list[Kernel] = []
         # Reductions of entries for a combining kernel, those that stages compute alone, and what all of them reduce.
         self._partial: list[Node] = []
@@ -207,7 +207,7 @@ class KernelWriter(ExpressionWriter):
                 raise UnsuitableProgramError("what leaves share is computed by views")
         for i, result in enumerate(results[:columns], len(self._leaves)):
             if is_list(result) and not is_mark(result, self._size):
-                self._stores.append(Store(i, result, self._source(result)))
+                self._stores.append(Write(i, result, self._source(result)))
         by_leaf = [self._source(x) for x in results[columns:] if is_list(x)]
         if any(map(self._extent, by_leaf)):
             raise UnsuitableProgramError("a result has an entry per element")
@@ -271,7 +271,7 @@ class KernelWriter(ExpressionWriter):
             functions.append(self._combined(finish, results))
         return functions
 
-    def _late_sweeps(self, late: Sequence[Store]) -> list[list[Node]]:
+    def _late_sweeps(self, late: Sequence[Write]) -> list[list[Node]]:
         """Return what the last kernel writes, by extent: a sweep reads all old values that it needs before it writes.
 
         Sweeps over more groups come first, since they also read slots with fewer.
@@ -286,7 +286,7 @@ class KernelWriter(ExpressionWriter):
         name: str,
         is_by_leaf: bool,
         read: Iterable[Node],
-        written: Sequence[Store],
+        written: Sequence[Write],
     ) -> None:
         """Add a kernel, and what it moves."""
         reads = {self._leaves.index(leaf): self._moved(leaf) for leaf in read}
@@ -296,7 +296,7 @@ class KernelWriter(ExpressionWriter):
     def _moved(self, leaf: Node) -> Moved:
         return Moved(self._extent(leaf), dtype_of(leaf).itemsize)
 
-    def _is_written(self, store: Store, read: list[set[Node]]) -> bool:
+    def _is_written(self, store: Write, read: list[set[Node]]) -> bool:
         """Let the kernel that computes the new value of a slot write it, unless another one reads the old value."""
         depth = self._depths[store.node]
         if not depth:
@@ -320,7 +320,7 @@ class KernelWriter(ExpressionWriter):
     # The language.
 
     @abstractmethod
-    def _stage(self, name: str, stored: Sequence[Store], stage: Sequence[Node]) -> str:
+    def _stage(self, name: str, stored: Sequence[Write], stage: Sequence[Node]) -> str:
         """Return a kernel that writes entries, or reduces those of each chunk."""
 
     @abstractmethod
@@ -383,7 +383,7 @@ class KernelWriter(ExpressionWriter):
             self._lines[node] = self._assigned(name, node, self._expression(node))
         if _torch.writes(node.target):
             row = self._leaves.index(operand)
-            self._stores.append(Store(row, operand, node))
+            self._stores.append(Write(row, operand, node))
             # Later operations read the new value.
             self._names[operand], self._sources[operand] = name, node
 
@@ -478,7 +478,7 @@ class KernelWriter(ExpressionWriter):
         """Return what a sweep needs, operands of its reductions included."""
         return self._with_operands(sweep, self._needed(sweep, sweep))
 
-    def _combine(self, i: int, others: Sequence[Store]) -> Combine:
+    def _combine(self, i: int, others: Sequence[Write]) -> Combine:
         """Return the kernel after a stage, which computes what depends on its reductions."""
         outputs = [x for x in self._kept if self._depths[x] == i + 1]
         outputs += [x.node for x in others if self._depths[x.node] == i + 1]
@@ -566,7 +566,7 @@ class KernelWriter(ExpressionWriter):
     # Where values are.
 
     def _memory_rows(
-        self, read: Iterable[Node], stored: Sequence[Store]
+        self, read: Iterable[Node], stored: Sequence[Write]
     ) -> dict[int, Node]:
         """Return the rows of the table with what is read and stored, and what the tensors there are like."""
         rows = {self._leaves.index(leaf): leaf for leaf in read}

@@ -23,8 +23,8 @@ from gradtx.compiler.graph import (
     operator_name,
 )
 from gradtx.compiler.in_place import MemoryPlan, compute_late
+from gradtx.compiler.liveness import ALWAYS, Case, text_of
 from gradtx.compiler.lower import Program, lower
-from gradtx.compiler.needs import ALWAYS, Case, text_of
 from gradtx.compiler.record import Recording
 from gradtx.compiler.scalars import ScalarProgram
 from gradtx.compiler.simplify import ROW, is_conversion

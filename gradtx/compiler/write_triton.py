@@ -16,7 +16,7 @@ from gradtx.compiler.write_kernels import (
     Combine,
     KernelWriter,
     Needed,
-    Store,
+    Write,
     aten,
     kind_of,
     wide,
@@ -174,7 +174,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
 
     # Memory.
 
-    def _memory(self, needed: Needed, stored: Sequence[Store]) -> list[str]:
+    def _memory(self, needed: Needed, stored: Sequence[Write]) -> list[str]:
         """Return the lines that load the addresses of arguments and of values that are kept."""
         lines = self._pointers(self._memory_rows(needed.read, stored))
         return [*lines, *map(self._kept_address, needed.kept)]
@@ -208,7 +208,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
             lines[node] = f"{self._names[node]} = {code}"
         return {**lines, **{node: self._lines[node] for node in needed.computed}}
 
-    def _stored(self, store: Store, index: str, mask: str = "") -> str:
+    def _stored(self, store: Write, index: str, mask: str = "") -> str:
         value = self._names[store.node]
         if dtype_of(store.like) is torch.bool:
             value = f"{value}.to(tl.int8)"
@@ -217,7 +217,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
 
     # Stages.
 
-    def _stage(self, name: str, stored: Sequence[Store], stage: Sequence[Node]) -> str:
+    def _stage(self, name: str, stored: Sequence[Write], stage: Sequence[Node]) -> str:
         outputs = [*(x.node for x in stored), *map(self._operand_of, stage)]
         needed = self._needed(outputs)
         code = self._loads(needed)
@@ -245,7 +245,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
             lines.append(f"tl.store(y{self._partial.index(node)}, {total})")
         return self._function(name, lines)
 
-    def _barrier(self, stored: Sequence[Store]) -> list[str]:
+    def _barrier(self, stored: Sequence[Write]) -> list[str]:
         """Return the line before values of rows are stored, of which all threads have read the old ones then."""
         has_rows = any(self._extent(store.like) == (0,) for store in stored)
         return ["tl.debug_barrier()"] if has_rows and self._groups.are_rows else []
@@ -265,7 +265,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
         return self._last not in self._extent(self._operand_of(node))
 
     def _tile(
-        self, needed: Needed, stored: Sequence[Store], stage: Sequence[Node]
+        self, needed: Needed, stored: Sequence[Write], stage: Sequence[Node]
     ) -> list[str]:
         row = self._fixed_row or 1
         lines = ["c0 = start + tl.arange(0, BLOCK)"]
@@ -307,7 +307,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
     # Loops over the rows of a chunk, and over the entries of each.
 
     def _loops(
-        self, needed: Needed, stored: Sequence[Store], stage: Sequence[Node]
+        self, needed: Needed, stored: Sequence[Write], stage: Sequence[Node]
     ) -> list[str]:
         code = self._loads(needed, masks=IN_ROWS)
         nodes = [node for node in code if self._extent(node)]
@@ -335,7 +335,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
         ]
 
     def _over_row(
-        self, code: dict[Node, str], stored: Sequence[Store], reduced: Sequence[Node]
+        self, code: dict[Node, str], stored: Sequence[Write], reduced: Sequence[Node]
     ) -> list[str]:
         """Return a loop over the entries of a row, which writes some and reduces others."""
         if not (stored or reduced):
@@ -391,7 +391,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
     # Lanes of results, and steps of what they reduce.
 
     def _of_columns(
-        self, stored: Sequence[Store], stage: Sequence[Node], code: dict[Node, str]
+        self, stored: Sequence[Write], stage: Sequence[Node], code: dict[Node, str]
     ) -> list[str]:
         """Return the lines that reduce the entries of a chunk to values of rows, columns, ..., and write others."""
         lines = [
@@ -409,7 +409,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
             lines += self._partial_values(node)
         return [*lines, *self._entries(stored, code)] if stored else lines
 
-    def _entries(self, stored: Sequence[Store], code: dict[Node, str]) -> list[str]:
+    def _entries(self, stored: Sequence[Write], code: dict[Node, str]) -> list[str]:
         """Return the loop that writes the entries of a chunk."""
         index = self._index(self._full)
         body = [

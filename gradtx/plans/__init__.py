@@ -3,5 +3,6 @@
 - `function` is the step of one leaf as a function of flat arguments, which `phases` records.
 - `hyperparameters` says which numbers of a chain are arguments of its programs.
 - `families` sorts leaves by chain, count and kind; `planner` has the program of each leaf by the shapes it reads.
-- `bundle` has the leaves that one program processes together.
+- `plan` has these in bundles; hosts say when a plan is valid. `bundle` has the leaves that one program processes
+  together, on lists; `kernel_function` runs them as kernels.
 """

@@ -16,7 +16,7 @@ from gradtx.base.plain import is_usual
 from gradtx.base.torch_names import is_captured
 from gradtx.compiler import cpp
 from gradtx.compiler.kernels import PhaseKernels, columns_of, language_of
-from gradtx.compiler.tables import Layout, Table
+from gradtx.compiler.tables import ChunkLayout, Table
 from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.plans.bundle import list_function_of
 from gradtx.plans.phases import RecordedPhase
@@ -51,7 +51,7 @@ class KernelFunction:
         self._columns = columns_of(phase)
         # By the shapes of leaves.
         self._tables: dict[tuple[torch.Size, ...], Table] = {}
-        self._layouts: dict[tuple[torch.Size, ...], Layout] = {}
+        self._layouts: dict[tuple[torch.Size, ...], ChunkLayout] = {}
 
     def prepare(self, scalars: Sequence[Any]) -> Sequence[Any]:
         return scalars

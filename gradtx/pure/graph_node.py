@@ -24,7 +24,7 @@ from gradtx.base.exact import Schedule
 from gradtx.base.forward import Transformation
 from gradtx.base.plain import are_dense
 from gradtx.plans.hyperparameters import ChainOf
-from gradtx.pure import tree_program as _trees
+from gradtx.pure import tree_plan as _trees
 from gradtx.pure import tree_run as _pure
 
 # Compilers fuse the rules of few leaves with what surrounds the update; for more, this takes them too long.
@@ -295,7 +295,7 @@ class GraphNode:
         ]
 
 
-class Start(GraphNode):
+class StartNode(GraphNode):
     """The initial state of a transformation.
 
     Args:
@@ -327,7 +327,7 @@ class Start(GraphNode):
         return _trees.tree_of(self._structure_of_arguments, iter(arguments.tensors))
 
 
-class Update(GraphNode):
+class UpdateNode(GraphNode):
     """An update.
 
     Args:
@@ -348,7 +348,7 @@ class Update(GraphNode):
         self._known = known
         self._unread = dict.fromkeys(extras, _unread)
         # What the operator runs. If the counts of leaves differ, their values decide that at each call.
-        self._program: _trees.TreeProgram | None = None
+        self._program: _trees.TreePlan | None = None
         self._has_lag = False
 
     def _prepare(self, arguments: NodeArguments) -> None:
@@ -369,7 +369,7 @@ class Update(GraphNode):
         self._has_lag = run.leaf_steps is not None or run.has_lag(leaves)
         if self._has_lag:
             return
-        self._program = _trees.TreeProgram(
+        self._program = _trees.TreePlan(
             call,
             run,
             leaves,
@@ -428,7 +428,7 @@ class Update(GraphNode):
         return _pure.UpdateCall(self._chain(), updates, state, params, extras)
 
 
-KINDS: dict[str, type[GraphNode]] = {"init": Start, "update": Update}
+KINDS: dict[str, type[GraphNode]] = {"init": StartNode, "update": UpdateNode}
 
 
 def _flattened(trees: Any, tensors: list[Tensor]) -> Any:

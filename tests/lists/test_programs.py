@@ -14,7 +14,7 @@ from gradtx.base import tree as _tree
 from gradtx.compiler import UnrecordableError, cache, list_function, record, scalar_operations
 from gradtx.compiler.record import PhaseResult, as_written
 from gradtx.plans.cache import ProgramsOfChains
-from gradtx.pure import tree_program as _list_trees
+from gradtx.pure import tree_plan as _list_trees
 from gradtx.pure import tree_run as _pure
 from tests.conformance import noise
 from tests.optim.problems import assert_equal
@@ -628,8 +628,8 @@ def test_pure_use_in_inference_mode():
 def test_a_chain_with_another_rate_in_each_step_records_nothing_again(monkeypatch):
     monkeypatch.setattr(_list_trees, "_SHARED", ProgramsOfChains())
     made = []
-    init = _list_trees.TreeProgram.__init__
-    monkeypatch.setattr(_list_trees.TreeProgram, "__init__", lambda *args: made.append(1) or init(*args))
+    init = _list_trees.TreePlan.__init__
+    monkeypatch.setattr(_list_trees.TreePlan, "__init__", lambda *args: made.append(1) or init(*args))
     tx = gradtx.adamax(lr=0.5)
     params = {"w": torch.ones(3)}
     state = tx.init(params)
@@ -689,8 +689,8 @@ def test_a_leaf_without_a_program_leaves_the_others_theirs(tx, missing, monkeypa
     shapes = {"a.w": (3, 4), "a.b": (), "c.w": (4, 4), "c.b": (3,)}
     start = noise(0, shapes)
     ran = []
-    run_program = _list_trees.TreeProgram.__call__
-    monkeypatch.setattr(_list_trees.TreeProgram, "__call__", lambda *args: ran.append(1) or run_program(*args))
+    run_program = _list_trees.TreePlan.__call__
+    monkeypatch.setattr(_list_trees.TreePlan, "__call__", lambda *args: ran.append(1) or run_program(*args))
 
     def trained():
         params, state = start, tx.init(start)

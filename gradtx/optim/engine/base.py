@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +14,15 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base.ambient import SWITCH
 from gradtx.base.complex_views import as_real
-from gradtx.base.dtensor import MemoryGuard, is_sharded, local
+from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import warn_user
 from gradtx.base.plain import LAYOUT, STRIDED, TYPES
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.execution.owners import OwnedRegion
 from gradtx.optim.engine.family import MemberFamily
 from gradtx.optim.engine.known_kinds import KnownKinds, tensors_of
+from gradtx.optim.engine.overlap import overlapping
+from gradtx.optim.engine.step_plan import StepPlan, fingerprint_of
 from gradtx.optim.engine.views import (
     OddTensorError,
     RefusedError,
@@ -29,234 +31,13 @@ from gradtx.optim.engine.views import (
     is_positional,
 )
 from gradtx.optim.explain import Launch
-from gradtx.optim.run import DeviceCount, Member, TensorKind
-from gradtx.optim.step import COUNT, STATE, Step
-from gradtx.plans.families import LeafKind, forms_of, in_families
+from gradtx.optim.run import DeviceCount, Member
+from gradtx.optim.step import Step
+from gradtx.plans.families import LeafKind, forms_of
 from gradtx.plans.function import Signature
+from gradtx.plans.plan import planned
 
 GRADIENT = operator.attrgetter("grad")
-ARE_STILL_EQUAL = operator.methodcaller("slots_are_still_equal")
-GROUP_AND_LAYOUT = operator.attrgetter("group", "layout")
-
-
-class Plan:
-    """The bundles of a step, and the parameters that step eagerly.
-
-    Args:
-        fingerprint: Identifies the requests that the plan is for; see `_fingerprint_of`.
-        members: The parameters that step.
-        bundles: Those that programs run.
-        rest: The others.
-        tasks: The bundles as tasks.
-
-    Attributes:
-        reasons: Why the engine does not run some of them, by name.
-        needs_run: Whether bundles read or hand over values by the run of a step.
-        has_moved: Whether the memory of the present step is not that of the last one.
-        gradients_are_as_planned: Whether the gradients of the present step have the types and layouts of those for
-            which the plan was made; otherwise only the same dtypes and shapes.
-    """
-
-    def __init__(
-        self,
-        fingerprint: Fingerprint,
-        members: list[Member],
-        bundles: list[Any],
-        rest: list[Member],
-        tasks: list[Any],
-    ):
-        self.fingerprint = fingerprint
-        self.bundles = bundles
-        self.tasks = tasks
-        self.rest = rest
-        self.reasons: dict[str, str] = {}
-        self.gradients_are_as_planned = True
-        self.members = members
-        self._states = [member.state for member in members]
-        self._params = [member.param for member in members]
-        gradients = list(map(GRADIENT, self._params))
-        self._gradient_forms = list(map(form_of, gradients))
-        # Links that process parameters without a gradient accept None, for which there is no such check.
-        self._have_planned_layout: Callable[..., bool] | None = None
-        have_gradients = all(isinstance(gradient, Tensor) for gradient in gradients)
-        if have_gradients:
-            self._have_planned_layout = _torch.layout_check(gradients)
-        # The slots that programs write; eager steps replace theirs.
-        self._slot_states: list[dict[str, Any]] = []
-        self._slot_keys: list[str] = []
-        self._with_equal_slots = [
-            bundle for bundle in bundles if bundle.signature.equal
-        ]
-        for bundle in bundles:
-            for member in bundle.members:
-                for key in bundle.signature.slots:
-                    self._slot_states.append(member.state)
-                    self._slot_keys.append(key)
-        self.has_moved = False
-        self._extents: list[int] | None = None
-        self.needs_run = any(bundle.needs_run() for bundle in bundles)
-        self._tensors = self._present_tensors()
-        self._guard = MemoryGuard(self._tensors)
-        # Of gradients and all other tensors together.
-        self._are_planned: Callable[..., bool] | None = None
-        if have_gradients:
-            self._are_planned = _torch.layout_check([*gradients, *self._guard.memory])
-
-    def _present_tensors(self) -> list[Tensor]:
-        return [
-            *self._params,
-            *map(operator.getitem, self._slot_states, self._slot_keys),
-        ]
-
-    def is_of(self, by_param: Mapping[Tensor, Member]) -> bool:
-        """Whether all of its tensors are still those of the parameters of an optimizer."""
-        are_members = all(
-            by_param.get(member.param) is member for member in self.members
-        )
-        if not are_members or any(
-            map(operator.is_not, map(STATE, self.members), self._states)
-        ):
-            return False
-        present = self._present_tensors()
-        are_same = all(map(operator.is_, present, self._tensors))
-        return are_same and self._guard.holds(present)
-
-    def matches(self, fingerprint: Any, members: list[Member]) -> bool:
-        """Whether the input is the same, and parameters and slots are the same tensors, of the same sizes and strides.
-
-        If their memory has been replaced, as by `param.data = ...`, bundles find it again.
-        """
-        self.has_moved = False
-        if fingerprint != self.fingerprint or any(
-            map(operator.is_not, map(STATE, members), self._states)
-        ):
-            return False
-        present = self._present_tensors()
-        if not all(map(operator.is_, present, self._tensors)):
-            return False
-        memory = self._guard.memory_of(present)
-        if memory is None or not self._have_same_layout(memory):
-            return False
-        if self._guard.have_moved(memory):
-            return self._moves_to(memory)
-        return all(map(ARE_STILL_EQUAL, self._with_equal_slots))
-
-    def _have_same_layout(self, memory: list[Tensor]) -> bool:
-        """Whether memory and present gradients have the planned dtypes, sizes and strides."""
-        gradients = list(map(GRADIENT, self._params))
-        # A shortcut: one comparison of all tensors.
-        are_planned = self._are_planned
-        self.gradients_are_as_planned = True
-        if are_planned is not None and are_planned(*gradients, *memory):
-            return True
-        self.gradients_are_as_planned = (
-            self._have_planned_layout is not None
-            and self._have_planned_layout(*gradients)
-        )
-        have_forms = (
-            self.gradients_are_as_planned
-            or list(map(form_of, gradients)) == self._gradient_forms
-        )
-        return have_forms and self._guard.have_same_layout(*memory)
-
-    def _moves_to(self, memory: list[Tensor]) -> bool:
-        """Have the bundles find other memory of the same layout; return whether they may use it."""
-        # Members that no bundle runs may share memory with others, too.
-        if self.rest or not all(map(ARE_STILL_EQUAL, self._with_equal_slots)):
-            return False
-        if self._extents is None:
-            self._extents = list(map(extent_of, memory))
-        if have_overlap(list(map(Tensor.data_ptr, memory)), self._extents):
-            return False
-        for bundle in self.bundles:
-            bundle.locate()
-        self._guard.follow(memory)
-        self.has_moved = True
-        return True
-
-
-# What a plan depends on, except gradients and the addresses of tensors: of the members, and of the step.
-Fingerprint: TypeAlias = tuple[Any, Any]
-
-
-def _fingerprint_of(
-    step: Step, members: list[Member], last: Plan | None
-) -> Fingerprint:
-    """Return what a plan depends on, given that of the last step."""
-    trees = {}
-    for name, tree in step.trees.items():
-        trees[name] = {leaf: form_of(value) for leaf, value in tree.items()}
-    of_step = (
-        step.scalar_dtypes,
-        trees,
-        torch.is_inference_mode_enabled(),
-        step.scaling is not None,
-        step.on_host,
-    )
-    if last is not None and step.continues and members is last.members:
-        return last.fingerprint[0], of_step
-    counts = list(map(COUNT, members))
-    # Of counts, only which members have equal ones.
-    last_with_count = dict(zip(counts, range(len(counts)), strict=True))
-    of_members = (
-        members,
-        list(map(GROUP_AND_LAYOUT, members)),
-        list(map(last_with_count.__getitem__, counts)),
-        step.structures,
-    )
-    return of_members, of_step
-
-
-def form_of(tensor: Tensor | None) -> TensorKind | None:
-    """Return the properties of a leaf's gradient or extra that a plan depends on."""
-    return None if tensor is None else TensorKind.of(tensor)
-
-
-class Span(NamedTuple):
-    """The memory of a tensor: device, address of the first byte, address after the last byte, id of its member."""
-
-    device: str
-    start: int
-    end: int
-    owner: int
-
-
-def overlapping(members: Iterable[Member]) -> set[int]:
-    """Return the ids of members with overlapping tensors, whose writes must be visible to one another."""
-    shared = set()
-    reach: Span | None = None  # the span with the highest end so far
-    for span in sorted(_spans(members)):
-        if reach is not None and span.device == reach.device and span.start < reach.end:
-            shared.update((reach.owner, span.owner))
-        if reach is None or span.device != reach.device or span.end > reach.end:
-            reach = span
-    return shared
-
-
-def _spans(members: Iterable[Member]) -> list[Span]:
-    spans = []
-    of_form: dict[Any, tuple[str, int] | None] = {}
-    for member in members:
-        for tensor in tensors_of(member):
-            if not isinstance(tensor, Tensor):  # of a known member that does not step
-                continue
-            tensor = local(tensor)
-            form = tensor.device, tensor.dtype, tensor.shape, tensor.stride()
-            if form not in of_form:
-                of_form[form] = _device_and_bytes(tensor)
-            known = of_form[form]
-            if known is not None:
-                device, size = known
-                start = tensor.data_ptr()
-                spans.append(Span(device, start, start + size, id(member)))
-    return spans
-
-
-def _device_and_bytes(tensor: Tensor) -> tuple[str, int] | None:
-    """Return the device of a tensor and the bytes from its first to its last entry; None if it has no memory."""
-    if not tensor.numel() or tensor.device.type == "meta":
-        return None
-    return str(tensor.device), extent_of(tensor)
 
 
 def _form_of_member(member: Member) -> Any:
@@ -287,25 +68,6 @@ def _form_of_tensor(tensor: Tensor) -> tuple[Any, ...]:
         tensor.is_inference(),
         holds_its_values(tensor),
     )
-
-
-def extent_of(tensor: Tensor) -> int:
-    """Return the bytes from the first to the last entry of a tensor."""
-    if not tensor.numel():
-        return 0
-    last = 0
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        last += (size - 1) * stride
-    return (last + 1) * tensor.element_size()
-
-
-def have_overlap(addresses: list[int], extents: list[int]) -> bool:
-    """Whether spans of memory overlap, given their first addresses, if all were on one device."""
-    starts, ends = [], []
-    for start, extent in sorted(zip(addresses, extents, strict=True)):
-        starts.append(start)
-        ends.append(start + extent)
-    return any(map(operator.gt, ends, starts[1:]))
 
 
 # More than the gradients of two or three tasks in turn, or of an alternating schedule, have.
@@ -340,9 +102,9 @@ class Engine(ABC):
     consequence: str
 
     def __init__(self) -> None:
-        self.plans: dict[Member | None, Plan] = {}
+        self.plans: dict[Member | None, StepPlan] = {}
         # Of whole steps, the last one first: which parameters have gradients may return.
-        self._kept: list[Plan] = []
+        self._kept: list[StepPlan] = []
         self._known = KnownKinds()
         self.failed = False
         self.reasons: dict[str, str] = {}
@@ -366,7 +128,7 @@ class Engine(ABC):
         if not members:
             return [], members
         plan = self.plans.get(released)
-        fingerprint = _fingerprint_of(step, members, plan)
+        fingerprint = fingerprint_of(step, members, plan)
         if plan is not None and not plan.matches(fingerprint, members):
             plan = None
         if plan is None and released is None:
@@ -402,7 +164,7 @@ class Engine(ABC):
         self.plans[released] = plan
         return plan.tasks, plan.rest
 
-    def _returning(self, fingerprint: Any, members: list[Member]) -> Plan | None:
+    def _returning(self, fingerprint: Any, members: list[Member]) -> StepPlan | None:
         """Return the kept plan of an earlier step that had the same input."""
         for i, plan in enumerate(self._kept):
             if plan.matches(fingerprint, members):
@@ -412,13 +174,13 @@ class Engine(ABC):
                 return plan
         return None
 
-    def _keep(self, plan: Plan, by_param: Mapping[Tensor, Member]) -> None:
+    def _keep(self, plan: StepPlan, by_param: Mapping[Tensor, Member]) -> None:
         """Keep a plan for steps that return to it, and drop those whose tensors have been replaced."""
         self._forget_replaced(by_param)
         self._kept = [plan, *self._kept[: KEPT_PLANS - 1]]
 
     def _forget_replaced(
-        self, by_param: Mapping[Tensor, Member], present: Plan | None = None
+        self, by_param: Mapping[Tensor, Member], present: StepPlan | None = None
     ) -> None:
         """Drop plans, other than the present one, with tensors or memory that parameters no longer have."""
         self._kept = [
@@ -467,7 +229,7 @@ class Engine(ABC):
         kinds: dict[Member, LeafKind],
         leaves: list[Leaf],
         step: Step,
-    ) -> Plan:
+    ) -> StepPlan:
         """Make a plan from the kinds of the members that this engine runs; some have leaves."""
         leaf_of = {leaf.key: leaf for leaf in leaves}
 
@@ -475,20 +237,15 @@ class Engine(ABC):
             leaf = leaf_of.get(member) or step.outlines([member])[0]
             return MemberFamily.first(kind, member, leaf, step)
 
-        families = in_families(
-            (
-                ((member.group, member.count), kinds[member], member)
-                for member in members
-                if member in kinds
-            ),
-            first,
+        keyed = (
+            ((member.group, member.count), kinds[member], member)
+            for member in members
+            if member in kinds
         )
-        bundles = []
-        for family in families:
-            bundles.extend(self.bundled(family))
+        bundles = planned(keyed, first, self.bundled)
         in_bundles = {id(member) for bundle in bundles for member in bundle.members}
         rest = [member for member in members if id(member) not in in_bundles]
-        return Plan(fingerprint, members, bundles, rest, self.tasks(bundles))
+        return StepPlan(fingerprint, members, bundles, rest, self.tasks(bundles))
 
     def _known_kinds(self, members: list[Member], step: Step) -> dict[Member, LeafKind]:
         """Return the kinds that are known, of members that share no memory with new ones."""
@@ -613,7 +370,7 @@ class Engine(ABC):
             self.reasons.update({member.name: reason for member in members})
 
 
-def begin(plan: Plan, step: Step) -> None:
+def begin(plan: StepPlan, step: Step) -> None:
     """Pass each bundle its arguments for a step; bundles with the same scalars get the same list."""
     scalars: dict[Any, list[Any]] = {}
     run = step.run if plan.needs_run else None

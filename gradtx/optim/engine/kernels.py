@@ -29,7 +29,7 @@ from gradtx.compiler.kernels import (
     language_of,
     shape_of,
 )
-from gradtx.compiler.tables import Layout, Table
+from gradtx.compiler.tables import ChunkLayout, Table
 from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.compiler.write_kernels import Moved
 from gradtx.execution.execute import Leaf, LeafTerms
@@ -62,7 +62,7 @@ class Inputs(NamedTuple):
 
     scalars: Sequence[Any]
     table: Table
-    layout: Layout
+    layout: ChunkLayout
     copies: list[Tensor]
 
 
@@ -83,7 +83,7 @@ class KernelBundle(MemberBundle):
         self.leaf_names = [[member.name for member in members]]
         # The sizes of the groups of axes of each leaf, and the chunks and values of these, by phase.
         self._sizes: list[list[list[int]]] = []
-        self._layouts: dict[int, Layout] = {}
+        self._layouts: dict[int, ChunkLayout] = {}
         # What the kernels take as arguments, by phase, and the constants among these of each leaf.
         self._forms = [AS_RECORDED] * len(self.operations)
         self._constants: list[tuple[float, ...]] = [()] * len(members)
@@ -204,7 +204,7 @@ class KernelBundle(MemberBundle):
 
     # Arguments.
 
-    def _layout(self, kernels: PhaseKernels) -> Layout:
+    def _layout(self, kernels: PhaseKernels) -> ChunkLayout:
         """Return the chunks of the present phase, and where its kernels keep values."""
         if self.at not in self._layouts:
             self._layouts[self.at] = kernels.layout(self._sizes[self.at], self.device)

@@ -38,7 +38,7 @@ def contradict(a: Case, b: Case) -> bool:
     return any((condition, not truth) in b for condition, truth in a)
 
 
-class Needs:
+class Liveness:
     """The cases in which each value of a graph is read.
 
     Args:

@@ -39,12 +39,12 @@ from gradtx.plans.families import (
     Family,
     LeafKind,
     forms_of,
-    in_families,
     signature_of,
 )
 from gradtx.plans.function import Signature
 from gradtx.plans.hyperparameters import ChainOf, Hyperparameters
 from gradtx.plans.phases import RecordedPhase
+from gradtx.plans.plan import Plan, planned
 from gradtx.pure import tree_run as _pure
 from gradtx.pure.tree_run import (
     TreeRun,
@@ -136,7 +136,7 @@ def _bound(programs_by_key: dict[Any, Any]) -> None:
 
 
 def _first_result(
-    program: TreeProgram,
+    program: TreePlan,
     call: UpdateCall,
     tensors: list[Tensor],
     values: list[Any],
@@ -157,9 +157,7 @@ def _first_result(
         failure = None  # a cycle would keep tensors alive
 
 
-def _program_for(
-    tensors: list[Tensor], programs: list[TreeProgram]
-) -> TreeProgram | None:
+def _program_for(tensors: list[Tensor], programs: list[TreePlan]) -> TreePlan | None:
     """Return the program for tensors; None if there is none, or a tensor is sparse or nested."""
     # First: torch's comparison ends the process if it meets a sparse tensor.
     if not programs or not are_dense(tensors):
@@ -176,7 +174,7 @@ def _recorded(
     tensors: list[Tensor],
     equal_counts: tuple[int, ...],
     known: dict[str, Tensor],
-) -> TreeProgram | None:
+) -> TreePlan | None:
     """Return a program for calls like this one; None if there is none, as for an invalid call.
 
     Recording runs the checks of the definition, on stand-ins. One needs the state: an entry that a list of slots lacks
@@ -185,7 +183,7 @@ def _recorded(
     try:
         with torch.no_grad():
             run, leaves = _pure.begin(call)
-            program = TreeProgram(
+            program = TreePlan(
                 *(call, run, leaves, structure, tensors, equal_counts, known)
             )
             has_lists = _has_lists(NestedState(call.state, run.stages))
@@ -312,8 +310,8 @@ def hyperparameters_of(tx: Transformation) -> Hyperparameters:
     return tx._hyperparameters  # type: ignore[return-value]
 
 
-class TreeProgram:
-    """The program of one transformation for trees with the structure and the tensor layouts of these.
+class TreePlan(Plan["TreeBundle"]):
+    """The plan of one transformation for trees with the structure and the tensor layouts of these.
 
     Args:
         call: The call.
@@ -365,7 +363,6 @@ class TreeProgram:
         trees = _tree.named(params), old, _tree.named(updates)
         # The leaves without a program: their slots, and the indices of their arguments.
         self._alone: dict[str, tuple[list[StateKey], list[int]]] = {}
-        self._bundles: list[TreeBundle] = []
         chain = ChainOf(call.tx, hyperparameters.structure)
 
         def first(kind: LeafKind, row: TreeRow) -> Family[TreeRow]:
@@ -374,9 +371,8 @@ class TreeProgram:
 
         rows = self._rows(leaves, count_of, trees, tensors)
         keyed = ((row.count_index, row.kind(run), row) for row in rows)
-        for family in in_families(keyed, first):
-            self._add_bundles(family)
-        if not self._bundles:
+        self.bundles = planned(keyed, first, self._bundles_of)
+        if not self.bundles:
             raise UnsuitableError
         self._has_tree_run = self._needs_tree_run(run.route.clock_paths())
         run.release()
@@ -433,11 +429,12 @@ class TreeProgram:
     def _form_of(self, *arguments: Any) -> Any:
         return self._function_of(*arguments).form
 
-    def _add_bundles(self, family: Family[TreeRow]) -> None:
-        """Create the bundles of a family; leaves that cannot be recorded stay alone."""
+    def _bundles_of(self, family: Family[TreeRow]) -> list[TreeBundle]:
+        """Return the bundles of a family; leaves that cannot be recorded stay alone."""
         shared = [self._shared[place] for place in family.signature.shared]
-        programs = family.programs(self._form_of, {})
+        programs = family.programs(self._function_of, {})
         arguments = [(row, row.tensors) for row in family.members]
+        bundles: list[TreeBundle] = []
         for phases, rows in programs.by_program(arguments):
             if isinstance(phases, str):
                 for row in rows:
@@ -445,7 +442,8 @@ class TreeProgram:
             else:
                 bundle = TreeBundle(rows, phases, shared)
                 bundle.function_of = self._function_of
-                self._bundles.append(bundle)
+                bundles.append(bundle)
+        return bundles
 
     def _signature(
         self,
@@ -512,7 +510,7 @@ class TreeProgram:
     def _needs_tree_run(self, clocks: Collection[Path]) -> bool:
         """Whether programs leave work to the run: single leaves, sums that end late, clocks without leaves."""
         names: set[Any] = set()
-        for bundle in self._bundles:
+        for bundle in self.bundles:
             names.update(bundle.operations[-1].names)
         of_clocks = (place for place in self._shared if place[0] in clocks)
         has_late_sums = any(isinstance(name, LateTerm) for name in names)
@@ -551,7 +549,7 @@ class TreeProgram:
         for i in self._counted:
             results[i] = tensors[i] + 1
         calls: list[TreeBundle] = []
-        for bundle in self._bundles:
+        for bundle in self.bundles:
             bundle = bundle.of_call(tensors, results)
             shared = [tensors[i] for i in bundle.shared]
             after = results[bundle.count]

@@ -1,0 +1,79 @@
+"""Tensors of an optimizer that share memory, whose writes must be visible to one another."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from gradtx.base.dtensor import local
+from gradtx.optim.engine.known_kinds import tensors_of
+from gradtx.optim.run import Member
+
+
+class Span(NamedTuple):
+    """The memory of a tensor: device, address of the first byte, address after the last byte, id of its member."""
+
+    device: str
+    start: int
+    end: int
+    owner: int
+
+
+def overlapping(members: Iterable[Member]) -> set[int]:
+    """Return the ids of members with overlapping tensors, whose writes must be visible to one another."""
+    shared = set()
+    reach: Span | None = None  # the span with the highest end so far
+    for span in sorted(_spans(members)):
+        if reach is not None and span.device == reach.device and span.start < reach.end:
+            shared.update((reach.owner, span.owner))
+        if reach is None or span.device != reach.device or span.end > reach.end:
+            reach = span
+    return shared
+
+
+def _spans(members: Iterable[Member]) -> list[Span]:
+    spans = []
+    of_form: dict[Any, tuple[str, int] | None] = {}
+    for member in members:
+        for tensor in tensors_of(member):
+            if not isinstance(tensor, Tensor):  # of a known member that does not step
+                continue
+            tensor = local(tensor)
+            form = tensor.device, tensor.dtype, tensor.shape, tensor.stride()
+            if form not in of_form:
+                of_form[form] = _device_and_bytes(tensor)
+            known = of_form[form]
+            if known is not None:
+                device, size = known
+                start = tensor.data_ptr()
+                spans.append(Span(device, start, start + size, id(member)))
+    return spans
+
+
+def _device_and_bytes(tensor: Tensor) -> tuple[str, int] | None:
+    """Return the device of a tensor and the bytes from its first to its last entry; None if it has no memory."""
+    if not tensor.numel() or tensor.device.type == "meta":
+        return None
+    return str(tensor.device), extent_of(tensor)
+
+
+def extent_of(tensor: Tensor) -> int:
+    """Return the bytes from the first to the last entry of a tensor."""
+    if not tensor.numel():
+        return 0
+    last = 0
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        last += (size - 1) * stride
+    return (last + 1) * tensor.element_size()
+
+
+def have_overlap(addresses: list[int], extents: list[int]) -> bool:
+    """Whether spans of memory overlap, given their first addresses, if all were on one device."""
+    starts, ends = [], []
+    for start, extent in sorted(zip(addresses, extents, strict=True)):
+        starts.append(start)
+        ends.append(start + extent)
+    return any(map(operator.gt, ends, starts[1:]))
