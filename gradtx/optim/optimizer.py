@@ -459,9 +459,12 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     ) -> None:
         """Add the extras that a closure supplies, unless the caller passed them."""
         # Closures may return other objects if no link reads the loss.
-        is_loss = isinstance(loss, numbers.Real) and not isinstance(loss, bool)
-        if isinstance(loss, Tensor) and loss.numel() == 1:
-            loss, is_loss = loss.detach().reshape(()), True
+        if isinstance(loss, Tensor):
+            is_loss = loss.numel() == 1
+            if is_loss:
+                loss = loss.detach().reshape(()) if loss.ndim else loss.detach()
+        else:
+            is_loss = isinstance(loss, numbers.Real) and not isinstance(loss, bool)
         if is_loss or (loss is not None and "value" in self._tx.needs):
             extras.setdefault("value", loss)
         extras.setdefault("grad_fn", closure)

@@ -711,9 +711,12 @@ def moved_along(
 
 
 def as_scalar(name: str, value: Any) -> Tensor:
-    if not isinstance(value, Tensor | numbers.Real):
+    if isinstance(value, Tensor):
+        number = value
+    elif isinstance(value, numbers.Real):
+        number = exact(value, CPU)
+    else:
         raise TypeError(f"{name} must be a number or a 0-d tensor, got {value!r}")
-    number = value if isinstance(value, Tensor) else exact(value, CPU)
     if number.is_complex():
         raise TypeError(f"{name} must be real, got {value!r}")
     if number.ndim:
