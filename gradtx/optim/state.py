@@ -661,7 +661,9 @@ def _first_state(run: OptimizerRun, leaf: Leaf, layout: Layout) -> State:
     run.memory.register([leaf.inputs[1]])
     state = {"step": _zero_steps()}
     for (path, slot), key in by_state_key(layout.slots):
-        state[key] = leaf.as_stored(leaf.new[path][slot])
+        value = leaf.as_stored(leaf.new[path][slot])
+        # Parameters that start later get theirs from the same expansion, whose numbers are tensors of its own.
+        state[key] = value if value.ndim else value.clone()
     for path, keys in layout.shared.items():
         values = run.scalars(path) or run.new_shared[path]
         for name, key in keys.items():

@@ -432,7 +432,7 @@ class TreePlan(Plan["TreeBundle"]):
     def _bundles_of(self, family: Family[TreeRow]) -> list[TreeBundle]:
         """Return the bundles of a family; leaves that cannot be recorded stay alone."""
         shared = [self._shared[place] for place in family.signature.shared]
-        programs = family.programs(self._function_of, {})
+        programs = family.programs(self._form_of, {})
         arguments = [(row, row.tensors) for row in family.members]
         bundles: list[TreeBundle] = []
         for phases, rows in programs.by_program(arguments):

@@ -826,7 +826,7 @@ def test_an_extra_that_no_link_reads_changes_neither_the_program_nor_a_bit(make,
     with_extras, without = _list_trees.programs_of(tx).values()
     texts = []
     for programs in (with_extras, without):
-        texts.append([[each.text for each in leaves.operations] for leaves in programs[0]._bundles])
+        texts.append([[each.text for each in leaves.operations] for leaves in programs[0].bundles])
     assert texts[0] == texts[1]
 
 
@@ -854,7 +854,7 @@ def test_leaves_of_all_shapes_share_a_program_in_pure_use(make, most, forget_pro
         for name, update in updates.items():
             torch.testing.assert_close(update, one_by_one[name], rtol=1e-12, atol=1e-14)
     ((program,),) = _list_trees.programs_of(tx).values()
-    assert len(program._bundles) <= most
+    assert len(program.bundles) <= most
 
 
 def test_an_extra_that_no_link_reads_is_checked_by_the_first_call_with_it():

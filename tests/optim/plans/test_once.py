@@ -325,3 +325,16 @@ def test_an_update_that_fails_leaves_no_tensor_alive():
         assert alive() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("name", ["ASGD", "NAdam", "AdaBound"])
+def test_parameters_that_start_later_have_slots_of_their_own(name):
+    """Numbers of the chain are first values: each parameter has a copy, whenever it starts."""
+    params = [torch.nn.Parameter(torch.ones(2, 2)) for _ in range(3)]
+    optimizer = getattr(gradtx.optim, name)(params)
+    for i, param in enumerate(params):
+        param.grad = torch.ones(2, 2)
+        optimizer.step()
+        states = [optimizer.state[started] for started in params[: i + 1]]
+        tensors = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+        assert len({tensor.data_ptr() for tensor in tensors}) == len(tensors)
