@@ -15,7 +15,7 @@ CLASSES_OF = {
     "scalar": {"ScalarProgram", "Scalars"},
     "place": set(),
     "kind": {"KnownKind", "KnownKinds", "LeafKind", "TensorKind"},
-    "plan": {"MemoryPlan", "Plan"},
+    "plan": {"MemoryPlan", "Plan", "StepPlan", "TreePlan"},
     "run": {"Run", "BlockRun", "OptimizerRun", "RecordedRun", "SingleRun", "SpaceRun", "TreeRun"},
     "count": {"DeviceCount", "KnownCounts", "OfCount"},
     "hyperparameter": {"Hyperparameters"},

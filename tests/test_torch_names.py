@@ -59,7 +59,7 @@ def test_products_are_in_bfloat16_with_tiles_and_with_amds_vectors(processor):
 
 
 def test_a_fault_of_the_engine_itself_is_logged_with_its_traceback(monkeypatch, logged):
-    monkeypatch.setattr(kernels, "columns_of", lambda phase: 1 / 0)
+    monkeypatch.setattr("gradtx.compiler.kernels.columns_of", lambda phase: 1 / 0)
     with pytest.warns(RuntimeWarning, match="steps run over lists of tensors: ZeroDivisionError"):
         optimizer, params = trained(compile=True)
     assert [engine.failed for engine in optimizer._core.back_ends if isinstance(engine, kernels.KernelEngine)] == [True]

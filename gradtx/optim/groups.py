@@ -61,7 +61,7 @@ FLOATS = frozenset((float,))
 CountOf: TypeAlias = Callable[[Place], int | None]
 
 
-class AcceptedNumbers:
+class AcceptedValues:
     """Numbers for which the constructors of a chain raise no error.
 
     Constructors compare a number with bounds and with other numbers, as in `lr * proximal > 1`. So those that they
@@ -219,7 +219,7 @@ class GroupSettings:
         """Clear the caches."""
         # The group's contents and the values when `values` was last computed.
         self._seen: list[Any] = []
-        self._accepted = AcceptedNumbers(self.tx, self.entries)
+        self._accepted = AcceptedValues(self.tx, self.entries)
         self._values: Values = self._accepted.values
         self._chains: dict[torch.device, tuple[Values, GradientTransformation]] = {}
 
@@ -279,7 +279,7 @@ class GroupSettings:
 
     def settle(self, values: Values) -> None:
         """Take checked values for the next step: note changed schedules, and change the structure if necessary."""
-        numbers = self._other_numbers(values)
+        numbers = self._changed_values(values)
         if numbers is not None:
             self.settled, self._hyperparameters = values, numbers
             return
@@ -291,7 +291,7 @@ class GroupSettings:
                 self.sources[name] = self.shown[name] = value
         self._take(values, self.structure)
 
-    def _other_numbers(self, values: Values) -> Hyperparameters | None:
+    def _changed_values(self, values: Values) -> Hyperparameters | None:
         """Return the hyperparameters if only numbers that are arguments differ from those of the last step."""
         numbers = self._hyperparameters
         for name, value in values.items():

@@ -25,7 +25,7 @@ SUPPLIED = {"params", "value", "value_fn", "grad_fn", "hessian_diag"}
 Records: TypeAlias = dict[int, dict[str, Tensor]]
 
 
-class TrainingRun(NamedTuple):
+class Trial(NamedTuple):
     """One training run: the index of its setting, and its seed."""
 
     setting: int
@@ -69,7 +69,7 @@ class Trainer:
     def __init__(
         self,
         group: Group,
-        members: Sequence[TrainingRun],
+        members: Sequence[Trial],
         loss_fn: Callable[[Any, Any], Tensor],
         eval_fn: Callable[[Any], Any] | None,
         params_of: Callable[[int], Any],

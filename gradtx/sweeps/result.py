@@ -13,7 +13,7 @@ from typing import Any
 
 from gradtx.arguments import is_number
 from gradtx.base.messages import aligned, describe, nearest
-from gradtx.sweeps.members import Records, TrainingRun
+from gradtx.sweeps.members import Records, Trial
 from gradtx.sweeps.settings import Setting, by_key
 
 __all__ = ["Sweep"]
@@ -272,7 +272,7 @@ class Sweep:
 
 
 def training_of(
-    setting: Setting, member: TrainingRun, i: int, records: Records, weights: Any
+    setting: Setting, member: Trial, i: int, records: Records, weights: Any
 ) -> Training:
     """Return the run of the i-th member of a chunk."""
     rows: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ from gradtx.base.exact import exact_dtype
 from gradtx.base.messages import describe
 from gradtx.functional import stack, unstack
 from gradtx.sweeps.checkpoint import SweepCheckpoint
-from gradtx.sweeps.members import Progress, Trainer, TrainingRun, check_supplied
+from gradtx.sweeps.members import Progress, Trainer, Trial, check_supplied
 from gradtx.sweeps.result import Sweep, Training, training_of
 from gradtx.sweeps.settings import (
     COLUMNS,
@@ -129,7 +129,7 @@ def sweep(
     _check_scalars(loss_fn, eval_fn, first_params, feed.at(0), taken)
     trainers: list[Trainer] = []
     for group in groups_of(make, settings):
-        members = [TrainingRun(i, seed) for i in group.settings for seed in seed_list]
+        members = [Trial(i, seed) for i in group.settings for seed in seed_list]
         _check_vmap(group, members, loss_fn, params_of, feed.at(0), randomness)
         for chunk in _chunks(members, members_at_once):
             trainers.append(
@@ -146,7 +146,7 @@ def sweep(
         params=_summaries(first_params),
     )
     saved = SweepCheckpoint(checkpoint, arguments)
-    runs: dict[TrainingRun, Training] = {}
+    runs: dict[Trial, Training] = {}
     bar = _bar(progress, steps * len(trainers))
     try:
         for i, trainer in enumerate(trainers):
@@ -166,9 +166,7 @@ def sweep(
         finished = False
     finally:
         bar.close()
-    order = itertools.starmap(
-        TrainingRun, itertools.product(range(len(settings)), seed_list)
-    )
+    order = itertools.starmap(Trial, itertools.product(range(len(settings)), seed_list))
     return Sweep(name, [runs[member] for member in order if member in runs], finished)
 
 
@@ -352,7 +350,7 @@ def _check_scalars(
 
 def _check_vmap(
     group: Group,
-    members: Sequence[TrainingRun],
+    members: Sequence[Trial],
     loss_fn: Callable[..., Any],
     params_of: Callable[[int], Any],
     batch: Any,
@@ -389,9 +387,7 @@ def _unsuitable_link(tx: Any, params: Any) -> str | None:
     return None
 
 
-def _chunks(
-    members: Sequence[TrainingRun], most: int | None
-) -> Iterator[Sequence[TrainingRun]]:
+def _chunks(members: Sequence[Trial], most: int | None) -> Iterator[Sequence[Trial]]:
     """Divide members into chunks that differ by at most one member in size."""
     count = 1 if most is None else -(-len(members) // most)
     for chunk in torch.arange(len(members)).tensor_split(count):
