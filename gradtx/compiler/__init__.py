@@ -6,7 +6,7 @@
 - `in_place` decides which operation may write into the memory of an operand.
 - `lower` runs all passes: a recording becomes a `Program`, from which every back end writes its code. `scalars` has the
   function of its scalars, in Python (`scalar_operations`).
-- `write_lists` writes a Python function of lists, `write_kernels` and `write_grids` write kernels, in C++ and Triton;
+- `write_lists` writes a Python function of lists; `write_kernels`, with a language each, writes C++ and Triton;
   `cpp` and `triton` compile them, and `tables` has the addresses of their arguments.
 
 Lists need no compiler of C++ or Triton, and no rule has a second version. Operations without a list form run leaf by
