@@ -63,9 +63,8 @@ class ListPrograms:
     ) -> list[tuple[Any, list[Any]]]:
         """Sort leaves, each given with its arguments, by their programs, or by the reasons why they have none."""
         sorted_leaves: dict[int, tuple[Any, list[Any]]] = {}
-        program_of: dict[
-            int, Any
-        ] = {}  # by the arguments, which several leaves may share
+        # By the arguments, which several leaves may share.
+        program_of: dict[int, Any] = {}
         for leaf, arguments in leaves:
             if id(arguments) not in program_of:
                 program_of[id(arguments)] = self.of(arguments)
