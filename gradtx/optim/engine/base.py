@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +15,7 @@ from gradtx.base.ambient import SWITCH
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import warn_user
-from gradtx.base.plain import LAYOUT, STRIDED, TYPES
+from gradtx.base.plain import LAYOUT, STRIDED, TYPES, holds_its_values
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.execution.owners import OwnedRegion
 from gradtx.optim.engine.family import MemberFamily
@@ -27,7 +26,6 @@ from gradtx.optim.engine.views import (
     OddTensorError,
     RefusedError,
     alias,
-    holds_its_values,
     is_positional,
 )
 from gradtx.optim.explain import Launch
@@ -36,8 +34,6 @@ from gradtx.optim.step import Step
 from gradtx.plans.families import LeafKind, forms_of
 from gradtx.plans.function import Signature
 from gradtx.plans.plan import planned
-
-GRADIENT = operator.attrgetter("grad")
 
 
 def _form_of_member(member: Member) -> Any:

@@ -33,10 +33,11 @@ from gradtx.compiler.tables import ChunkLayout, Table
 from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.compiler.write_kernels import Moved
 from gradtx.execution.execute import Leaf, LeafTerms
-from gradtx.optim.engine.base import GRADIENT, Engine
+from gradtx.optim.engine.base import Engine
 from gradtx.optim.engine.family import MemberFamily
 from gradtx.optim.engine.joint import tasks_of
-from gradtx.optim.engine.lists import ListEngine, MemberBundle
+from gradtx.optim.engine.lists import Chunk, ListEngine, MemberBundle
+from gradtx.optim.engine.step_plan import GRADIENT
 from gradtx.optim.engine.views import (
     RefusedError,
     is_positional,
@@ -71,7 +72,6 @@ class KernelBundle(MemberBundle):
 
     def __init__(self, members: list[Member], *arguments: Any):
         super().__init__(members, *arguments)
-        self._chunks = []  # kernels take addresses
         self._table: Table | None = None
         self._may_be_captured = self.device.type not in NEVER_CAPTURED
         self._written = 0  # the number of arguments that kernels write
@@ -91,6 +91,10 @@ class KernelBundle(MemberBundle):
         self._are_usual = all(map(is_usual, self._params))
         # Whether kernels read gradients like those of the plan where they are.
         self._are_read_in_place = False
+
+    def _divided(self, splits: bool) -> list[Chunk]:
+        """Return none: kernels take addresses, and all leaves at once."""
+        return []
 
     def key(self) -> tuple[Any, ...]:
         """Compile the kernels, and return what identifies them.

@@ -20,7 +20,6 @@ from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.execution.leaf_rule import OfLeaf
 from gradtx.execution.owners import has_regions
 from gradtx.optim.engine.base import (
-    GRADIENT,
     PARTS_OF_ROWS,
     READS_SHAPE,
     REDUCES_SHARD,
@@ -33,6 +32,7 @@ from gradtx.optim.engine.family import (
     operations_of,
     whole_arguments,
 )
+from gradtx.optim.engine.step_plan import GRADIENT
 from gradtx.optim.engine.views import (
     RefusedError,
     alias,
@@ -88,7 +88,7 @@ class MemberBundle(ListBundle):
         self.members = members
         self.signature = signature
         self._leaves: dict[str, Leaf] = {}
-        self._chunks = _chunks_of(members, splits, signature)
+        self._chunks = self._divided(splits)
         self.leaf_names = [chunk.names for chunk in self._chunks]
         # The mesh and placements of terms of sums, by leaf name.
         self._placed_sums: dict[str, tuple[Any, Any]] = {}
@@ -101,6 +101,10 @@ class MemberBundle(ListBundle):
         self._equal = {
             key: [member.state[key] for member in members] for key in signature.equal
         }
+
+    def _divided(self, splits: bool) -> list[Chunk]:
+        """Return the lists of each call."""
+        return _chunks_of(self.members, splits, self.signature)
 
     def needs_run(self) -> bool:
         signature = self.signature

@@ -31,7 +31,7 @@ def give_gradients(params, seed):
 
 
 class Plainly:
-    """A loop of one's own."""
+    """A loop that calls nothing but `step`."""
 
     def __init__(self, optimizer, params):
         self.optimizer, self.params = optimizer, params
