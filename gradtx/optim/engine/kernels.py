@@ -74,7 +74,6 @@ class KernelBundle(MemberBundle):
         super().__init__(members, *arguments)
         self._table: Table | None = None
         self._may_be_captured = self.device.type not in NEVER_CAPTURED
-        self._written = 0  # the number of arguments that kernels write
         self._params = [member.param for member in members]
         # The tensors that kernels write: parameters, and the slots of each key.
         self._columns: list[list[Any]] = [self._params]
@@ -227,16 +226,15 @@ class KernelBundle(MemberBundle):
             tree = self.run.leaf_extras[name]
             column = [tree[member.name] for member in self.members]
             rows.append(self._addresses(column, copies))
-        table = self._table
+        table, written = self._table, len(self._columns)
         if table is None:
             table = self._table = self._first_table(rows)
-        elif not table.has(rows, self._written):
-            table.update(dict(enumerate(rows, self._written)))
+        elif not table.has(rows, written):
+            table.update(dict(enumerate(rows, written)))
         return table, copies
 
     def _first_table(self, read: list[list[int]]) -> Table:
         """Return where parameters and slots are, and the arguments in `read`."""
-        self._written = len(self._columns)
         return Table(
             len(self._params), self._rows() + read, self.device, self._constants
         )
