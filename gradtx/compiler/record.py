@@ -263,8 +263,7 @@ class _Recorder:
             # On the meta device it is no error.
             raise UnrecordableError(f"there is no entry for {operator}")
         if "device" in kwargs and operator is aten._to_copy.default:
-            # Stands in for the leaf's device, where all values remain.
-            kwargs = {**kwargs, "device": META}
+            kwargs = {**kwargs, "device": self._stand_in_device(kwargs["device"])}
         result = _result_of(operator, args, kwargs)
         if not _holds_tensors(result):
             return result  # such as the common dtype of two tensors
@@ -287,6 +286,12 @@ class _Recorder:
         else:
             self._name(result, node)
         return result
+
+    def _stand_in_device(self, target: torch.device | None) -> torch.device:
+        """Return what stands in for the leaves' device, where all values remain, as the target of a copy."""
+        if target is not None and target.type not in (META.type, self.device.type):
+            raise UnrecordableError(f"the rule moves a tensor to {target}")
+        return META
 
     def _node_for(self, operator: Any, name: str, args: Any, kwargs: Any) -> Node:
         """Create the node of an operation, with a name that torch would otherwise derive each time."""

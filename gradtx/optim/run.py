@@ -296,10 +296,7 @@ class KnownCounts:
             return False
         # In their order: a look-up would call a function of Python for each parameter.
         present = list(states.values())
-        counts = list(map(COUNT, self._counted))
-        if self._on_host:
-            self.largest = max(counts, default=0)
-        return (
+        if not (
             all(map(operator.is_, states, self._params))
             and all(map(operator.is_, present, self._states))
             and list(map(list, present)) == self._keys
@@ -307,12 +304,16 @@ class KnownCounts:
                 map(operator.is_, map(STEP_OR_NONE, present), self._steps_in_states)
             )
             and (self.missed is None or self._hold_missed(present))
-            and (
-                list(map(Tensor.item, self._steps)) == counts
-                if self._on_host
-                else self._writes_so_far() == self._writes
-            )
-        )
+        ):
+            return False
+        if not self._on_host:
+            return self._writes_so_far() == self._writes
+        # Steps under a GradScaler have left counts of the device, which equal no number.
+        counts = list(map(COUNT, self._counted))
+        if list(map(Tensor.item, self._steps)) != counts:
+            return False
+        self.largest = max(counts, default=0)
+        return True
 
     def _hold_missed(self, present: list[State]) -> bool:
         return all(
