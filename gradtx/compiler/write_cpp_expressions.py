@@ -1,0 +1,241 @@
+"""Write expressions of a program as C++, with the functions and types that its texts begin with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch.fx import Node
+
+from gradtx.compiler.graph import dtype_of
+from gradtx.compiler.write_expressions import HALF, ExpressionWriter
+from gradtx.compiler.write_kernels import Write, aten, kind_of
+
+# Classes of dtypes, whose objects compilers do not load into vectors, but their words.
+WORDS = {torch.bfloat16: "uint16_t", torch.float8_e4m3fn: "uint8_t"}
+IDENTITIES = {"sum": "0.0", "max": "-INFINITE", "min": "INFINITE"}
+
+# Arguments of a phase, as `gradtx.compiler.cpp.Arguments` passes them.
+PRELUDE = """
+#include <stdint.h>
+#define INFINITE __builtin_inf()
+#define NOT_A_NUMBER __builtin_nan("")
+
+struct Arguments {
+  const int64_t *words, *table, *sizes, *blocks, *chunk_leaf, *chunk_start, *leaf_chunks;
+  double *sums, *results;
+  int64_t n_leaves, threads;
+};
+
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__)
+#if __GLIBC_PREREQ(2, 35)
+#define VECTOR __attribute__((simd("notinbranch")))
+#endif
+#endif
+#ifndef VECTOR
+#define VECTOR
+#endif
+#define UNARY(name) \\
+  extern "C" VECTOR double name(double) noexcept; \\
+  extern "C" VECTOR float name##f(float) noexcept; \\
+  static inline float name(float x) { return name##f(x); }
+#define BINARY(name) \\
+  extern "C" VECTOR double name(double, double) noexcept; \\
+  extern "C" VECTOR float name##f(float, float) noexcept; \\
+  static inline float name(float x, float y) { return name##f(x, y); }
+UNARY(exp) UNARY(expm1) UNARY(log) UNARY(log1p) UNARY(sin) UNARY(cos) UNARY(tanh)
+UNARY(atan) UNARY(erf) UNARY(cbrt) BINARY(atan2) BINARY(pow)
+
+static inline float sqrt(float x) { return __builtin_sqrtf(x); }
+static inline double sqrt(double x) { return __builtin_sqrt(x); }
+static inline float rint(float x) { return __builtin_rintf(x); }
+static inline double rint(double x) { return __builtin_rint(x); }
+static inline float floor(float x) { return __builtin_floorf(x); }
+static inline double floor(double x) { return __builtin_floor(x); }
+static inline float ceil(float x) { return __builtin_ceilf(x); }
+static inline double ceil(double x) { return __builtin_ceil(x); }
+template <class T> static inline T abs(T x) { return x < 0 ? -x : x; }
+static inline float abs(float x) { return __builtin_fabsf(x); }
+static inline double abs(double x) { return __builtin_fabs(x); }
+// NaN if one of them is. g++ takes this form into vectors, also for values of columns; others made SM3 half as fast.
+template <class T> static inline T maximum(T x, T y) { return !(x <= y) ? (y != y ? y : x) : y; }
+template <class T> static inline T minimum(T x, T y) { return !(x >= y) ? (y != y ? y : x) : y; }
+template <class T, class S> static inline T bits(S x) { return __builtin_bit_cast(T, x); }
+
+struct bfloat16 {
+  uint16_t word;
+  bfloat16() = default;
+  explicit inline bfloat16(float x) {
+    const uint32_t all = bits<uint32_t>(x);
+    const uint32_t nearest = (all + 0x7fff + ((all >> 16) & 1)) >> 16;
+    word = x != x ? 0x7fc0 : nearest;
+  }
+  static inline bfloat16 of(uint16_t word) { bfloat16 x; x.word = word; return x; }
+  inline operator float() const { return bits<float>(uint32_t(word) << 16); }
+};
+
+struct float8_e4m3fn {  // 4 bits of exponent and 3 of mantissa; NaN instead of infinity
+  uint8_t word;
+  float8_e4m3fn() = default;
+  explicit inline float8_e4m3fn(float x) {
+    const uint32_t all = bits<uint32_t>(x), size = all & 0x7fffffff;
+    const uint32_t small = bits<uint32_t>(bits<float>(size) + 16384.0f) - bits<uint32_t>(16384.0f);
+    const uint32_t usual = (size - (120 << 23) + 0x7ffff + ((size >> 20) & 1)) >> 20;
+    const uint32_t nearest = size < (121 << 23) ? small : usual;
+    const uint32_t finite = size > bits<uint32_t>(448.0f) ? 0x7e : nearest;
+    word = (x != x ? 0x7f : finite) | (all >> 24 & 0x80);
+  }
+  static inline float8_e4m3fn of(uint8_t word) { float8_e4m3fn x; x.word = word; return x; }
+  inline operator float() const {
+    const uint32_t size = word & 0x7f;
+    const float usual = bits<float>((size << 20) + (120 << 23)), small = int32_t(size) * 0x1p-9f;
+    const float finite = size < 8 ? small : usual;
+    const float x = size == 0x7f ? float(NOT_A_NUMBER) : finite;
+    return word & 0x80 ? -x : x;
+  }
+};
+"""
+
+
+class CppExpressions(ExpressionWriter):
+    """Write expressions of C++; scalars are words of 64 bits."""
+
+    types: ClassVar[Mapping[torch.dtype, str]] = {
+        torch.float64: "double",
+        torch.float32: "float",
+        torch.bfloat16: "bfloat16",
+        torch.float16: "_Float16",
+        torch.float8_e4m3fn: "float8_e4m3fn",
+        torch.int64: "int64_t",
+        torch.int32: "int32_t",
+        torch.int16: "int16_t",
+        torch.int8: "int8_t",
+        torch.uint8: "uint8_t",
+        torch.bool: "bool",
+    }
+    choice = "({} ? {} : {})"
+    same_bits = "bits<{1}>({0})"
+    floating = "bits<double>({})"
+
+    def _constant(self, value: Any, dtype: torch.dtype) -> str:
+        text = repr(value).lower() if isinstance(value, bool) else repr(value)
+        if isinstance(value, float) and math.isnan(value):
+            text = "NOT_A_NUMBER"
+        elif isinstance(value, float) and math.isinf(value):
+            text = "INFINITE" if value > 0 else "-INFINITE"
+        return self._converted(f"({text})", dtype)
+
+    def _converted(self, code: str, dtype: torch.dtype) -> str:
+        if dtype in (torch.int8, torch.uint8):  # two conversions are vectorized
+            code = f"(int32_t){code}"
+        if dtype in WORDS:
+            code = f"(float){code}"
+        return f"({self.types[dtype]}){code}"
+
+    def _assigned(self, name: str, node: Node, code: str) -> str:
+        dtype = dtype_of(node)
+        return f"const {self.types[dtype]} {name} = {code};"
+
+    def _call(self, function: str, operands: Sequence[str]) -> str:
+        return f"{function}({', '.join(operands)})"
+
+    def _divide(self, x: str, y: str, dtype: torch.dtype) -> str:
+        return f"({x} / {y})"
+
+    def _root(self, x: str, dtype: torch.dtype) -> str:
+        return f"sqrt({x})"
+
+    def _power(self, operands: list[str], args: Any, dtype: torch.dtype) -> str:
+        if args[1] == 1 / 3:
+            return self._call("cbrt", operands[:1])
+        return super()._power(operands, args, dtype)
+
+    def _loaded(self, row: int, leaf: Node, index: str) -> str:
+        """Return the line that loads a value of an argument."""
+        code, dtype = f"p{row}[{index}]", dtype_of(leaf)
+        code = f"{self.types[dtype]}::of({code})" if dtype in WORDS else code
+        return self._assigned(f"x{row}", leaf, code)
+
+    def _stored(self, store: Write, index: str) -> str:
+        """Return the line that writes a value."""
+        word = ".word" if dtype_of(store.like) in WORDS else ""
+        return f"p{store.row}[{index}] = {self._names[store.node]}{word};"
+
+    def _pointers(self, rows: dict[int, Node]) -> list[str]:
+        lines = []
+        for j, like in rows.items():
+            dtype = dtype_of(like)
+            kind = WORDS.get(dtype, self.types[dtype])
+            lines.append(
+                f"{kind}* const p{j} = ({kind}*)a.table[{j} * a.n_leaves + leaf];"
+            )
+        return lines
+
+    def _words(self) -> list[str]:
+        """Return the lines that load scalars."""
+        words = range(len(self._scalars))
+        return [f"const int64_t s{j} = a.words[{j}];" for j in words]
+
+    def _total_of(self, name: str, node: Node, term: str) -> Total:
+        """Return the total of a reduction, given the code of what it reduces."""
+        kind = kind_of(node)
+        is_single = dtype_of(node) in (torch.float32, *HALF)
+        kind_of_value = "float" if is_single and kind != "sum" else "double"
+        value = f"({kind_of_value}){term}"
+        if node.target is aten.linalg_vector_norm.default:
+            value = f"{value} * {value}"
+        return Total(name, kind, value, kind_of_value)
+
+
+class Total(NamedTuple):
+    """A reduction in a loop; a maximum of NaN is NaN.
+
+    Attributes:
+        name: The variable.
+        kind: As in `REDUCTIONS`.
+        value: The code of what an entry adds.
+        type: Its type; loops with others, or with flags of another size, are vectorized less well.
+    """
+
+    name: str
+    kind: str
+    value: str
+    type: str = "double"
+
+    def start(self) -> str:
+        """Return what comes before the loop."""
+        start = f"{self.type} {self.name}_sum = {IDENTITIES[self.kind]};"
+        if self.kind == "sum":
+            return start
+        flag = {"double": "int64_t", "float": "int32_t"}[self.type]
+        return f"{start}\n{flag} {self.name}_nan = 0;"
+
+    def clause(self) -> str:
+        """Return what a vectorizing compiler has to know."""
+        if self.kind == "sum":
+            return f" reduction(+:{self.name}_sum)"
+        return f" reduction({self.kind}:{self.name}_sum) reduction(|:{self.name}_nan)"
+
+    def update(self) -> str:
+        """Return the line of an entry."""
+        if self.kind == "sum":
+            return f"{self.name}_sum += {self.value};"
+        sign = ">" if self.kind == "max" else "<"
+        chosen = f"{self.value} {sign} {self.name}_sum ? {self.value} : {self.name}_sum"
+        is_nan = f"{self.name}_nan |= {self.value} != {self.value};"
+        return f"{self.name}_sum = {chosen}; {is_nan}"
+
+    def end(self) -> str:
+        """Return the code of the result."""
+        if self.kind == "sum":
+            return f"{self.name}_sum"
+        return f"({self.name}_nan ? NOT_A_NUMBER : {self.name}_sum)"
+
+
+def both(total: Total, x: str, y: str) -> str:
+    """Return the code that reduces two values."""
+    if total.kind == "sum":
+        return f"{x} + ({y})"
+    return f"{total.kind}imum({x}, ({total.type})({y}))"
