@@ -11,7 +11,8 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,16 @@ INSTRUCTIONS = {
 }
 MISSING = "there is no C++ compiler; install g++ or clang"
 FLAGS = (
-    *("-x", "c++", "-std=c++17", "-O3", "-shared", "-fPIC"),
+    # As fast as with -O3, and compiled in a quarter of the time.
+    *(
+        "-x",
+        "c++",
+        "-std=c++17",
+        "-O2",
+        "-ftree-vectorize",
+        "-fvect-cost-model=dynamic",
+    ),
+    *("-shared", "-fPIC"),
     # As torch's kernels compute: errors are values, integers wrap around, and each operation rounds.
     *("-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-ffp-contract=off"),
 )
@@ -73,6 +83,14 @@ def compiled(source: str) -> Callable[[bytes], None]:
     if isinstance(result, str):
         raise CompilerError(result)
     return result
+
+
+def compile_all(sources: Iterable[str]) -> None:
+    """Compile several texts side by side; `compiled` says what has failed."""
+    texts = list(dict.fromkeys(sources))
+    if len(texts) > 1:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(outcome, texts))
 
 
 @functools.cache

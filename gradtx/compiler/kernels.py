@@ -6,7 +6,7 @@ import ctypes
 import functools
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -103,6 +103,11 @@ class PhaseKernels(ABC):
         Raises:
             CompilerError: If that is impossible.
         """
+
+    @staticmethod
+    def compile_all(kernels: Iterable[PhaseKernels]) -> None:
+        """Compile kernels side by side, if `compile` would do so one by one, which then says what has failed."""
+        cpp.compile_all(x.text.source for x in kernels if isinstance(x, CppKernels))
 
     @abstractmethod
     def run(self, scalars: Sequence[Any], table: Table, layout: ChunkLayout) -> Tensor:

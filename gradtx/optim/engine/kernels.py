@@ -95,12 +95,11 @@ class KernelBundle(MemberBundle):
         """Return none: kernels take addresses, and all leaves at once."""
         return []
 
-    def key(self) -> tuple[Any, ...]:
-        """Compile the kernels, and return what identifies them.
+    def check(self) -> None:
+        """Check that there are kernels for these leaves, and note the sizes of groups of axes.
 
         Raises:
             UnsuitableProgramError: If there are none.
-            CompilerError: If they cannot be compiled.
         """
         if self.signature.has_owners:
             raise UnsuitableProgramError("the owners of some leaves compute")
@@ -110,6 +109,13 @@ class KernelBundle(MemberBundle):
             raise UnsuitableProgramError("its rows are not contiguous")
         shapes = [as_real(local(param)).shape for param in self._params]
         self._sizes = [list(map(of_phase.sizes, shapes)) for of_phase in groups]
+
+    def key(self) -> tuple[Any, ...]:
+        """Compile the kernels, and return what identifies them.
+
+        Raises:
+            CompilerError: If they cannot be compiled.
+        """
         for kernels in self.kernels:
             kernels.compile()
         return tuple(kernel.key for kernel in self.kernels)
@@ -384,14 +390,20 @@ class KernelEngine(ListEngine):
         for alike in of_skeleton.values():
             if len(alike) > 1:
                 KernelBundle.share_text(alike)
-        of_key: dict[Any, list[KernelBundle]] = {}
+        suitable: list[KernelBundle] = []
         for bundle in bundles:
+            try:
+                bundle.check()
+                suitable.append(bundle)
+            except UnsuitableProgramError as refusal:
+                self._refuse(bundle.members, str(refusal))
+        PhaseKernels.compile_all([x for bundle in suitable for x in bundle.kernels])
+        of_key: dict[Any, list[KernelBundle]] = {}
+        for bundle in suitable:
             try:
                 of_key.setdefault(bundle.key(), []).append(bundle)
             except cpp.CompilerError as error:
                 self._warn(str(error))
                 first, *_ = str(error).splitlines()
                 self._refuse(bundle.members, f"its kernels cannot be compiled: {first}")
-            except UnsuitableProgramError as refusal:
-                self._refuse(bundle.members, str(refusal))
         return list(map(KernelBundle.merged, of_key.values()))
