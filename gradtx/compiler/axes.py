@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -216,6 +216,36 @@ def _viewed(operand: list[Dimension], shape: Sequence[int]) -> list[Dimension]:
 
 # The indices of the groups of which a value has a number for each index.
 Extent: TypeAlias = tuple[int, ...]
+# Groups with fewer indices are too short for the vectors of a loop; a tile has the entries of this many indices of a
+# longer group at most, and of those after it.
+SHORT, LEAST_LANES, MOST_LANES, TILE = 32, 16, 64, 4096
+
+
+class Tile(NamedTuple):
+    """Neighbouring indices of one group, with the entries of all indices of the short groups after it.
+
+    Attributes:
+        lane: The group.
+        lanes: How many of its indices there are at most; what is computed for all of them is a vector.
+    """
+
+    lane: int
+    lanes: int
+
+
+def tile_of(sizes: Sequence[int]) -> Tile | None:
+    """Return the tiles of a leaf whose last groups are short, such as those of filters; None if they are not."""
+    if sizes[-1] >= SHORT:
+        return None
+    width = 1
+    for lane in reversed(range(len(sizes) - 1)):
+        width *= sizes[lane + 1]
+        most = TILE // width
+        if most < LEAST_LANES // 2:
+            return None
+        if sizes[lane] >= LEAST_LANES:
+            return Tile(lane, min(MOST_LANES, 1 << (most.bit_length() - 1)))
+    return None
 
 
 @dataclass(frozen=True)
@@ -227,11 +257,13 @@ class Groups:
         axes: The axes of each group; None where only the number of entries counts: all entries are one group, or rows
             and their entries are two.
         row: The number of entries of a row; 1 where there are none.
+        tile: The tiles of entries; None where the last group is long enough for vectors.
     """
 
     extents: dict[Node, Extent]
     axes: tuple[tuple[int, ...], ...] | None = None
     row: int = 1
+    tile: Tile | None = None
 
     @property
     def full(self) -> Extent:
@@ -246,9 +278,21 @@ class Groups:
         return self.row > 1
 
     @property
+    def are_batches(self) -> bool:
+        """Whether tiles have all that belongs to an index of the first group: entries of small matrices, ..."""
+        is_first = self.tile is not None and self.tile.lane == 0
+        return is_first and all(
+            0 in extent for extent in self.extents.values() if extent
+        )
+
+    def padded(self, sizes: Sequence[int]) -> list[int]:
+        """Return the powers of two that hold the indices of each group of a batch but the first."""
+        return [1 << (size - 1).bit_length() for size in sizes[1:]]
+
+    @property
     def form(self) -> Any:
         """What tells leaves of other forms apart; all shapes of entries alone have one form."""
-        return self.row, self.axes
+        return self.row, self.axes, self.tile
 
     def sizes(self, shape: Sequence[int]) -> list[int]:
         """Return the number of entries of each group of a leaf."""
@@ -304,7 +348,10 @@ def _groups_of_axes(
             raise UnsuitableProgramError(UNRELATED)
     if not groups:
         raise UnsuitableProgramError(UNRELATED)
-    return Groups(extents, ((), *groups) if is_vector else tuple(groups))
+    if is_vector:
+        return Groups(extents, ((), *groups))
+    sizes = [math.prod(shape[axis] for axis in group) for group in groups]
+    return Groups(extents, tuple(groups), tile=tile_of(sizes))
 
 
 class Rows:

@@ -174,9 +174,12 @@ def _chunks_of(
     groups: Groups, sizes: list[int], chunk: int
 ) -> tuple[int, int, list[int]]:
     """Return the indices of the first group in a chunk, the chunks of one index, and the start of each chunk."""
-    if groups.axes is not None:
-        return _chunks_of_rows(sizes)
     count, *row = sizes
+    if groups.are_batches:
+        row = groups.padded(sizes)
+    elif groups.axes is not None:
+        last = len(sizes) - 1 if groups.tile is None else groups.tile.lane + 1
+        return _chunks_of_rows([*sizes[:last], math.prod(sizes[last:])])
     per = max(chunk // math.prod(row), 1)
     return per, 1, list(range(0, count, per))
 

@@ -16,20 +16,22 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from gradtx.compiler.axes import Extent
 from gradtx.compiler.graph import dtype_of, is_scalar
 from gradtx.compiler.liveness import Liveness
 from gradtx.compiler.write_cpp_expressions import (
     IDENTITIES,
+    PART,
     PRELUDE,
-    CppExpressions,
+    TRANSPOSITIONS,
     Total,
     both,
+    kept_type,
+    prefetched,
 )
+from gradtx.compiler.write_cpp_tiles import CppTiles
 from gradtx.compiler.write_kernels import (
     Combine,
     Kernel,
-    KernelWriter,
     Needed,
     Write,
     kind_of,
@@ -40,12 +42,11 @@ IN_PARALLEL = "#pragma omp parallel for num_threads(threads) if(threads > 1)\n"
 PARTS = 8
 # The entries of leaves that run together.
 CACHED = 1 << 16
-# A processor that reads one argument has too few entries in flight to keep memory busy, so some later ones are asked
-# for: bytes of a line of a cache, and those between an entry and one that is asked for; entries between two requests.
-LINE, AHEAD, PART = 64, 8192, 256
+# The chunks of a leaf; one without entries may have none.
+CHUNKS = "a.leaf_chunks[leaf + 1] - first"
 
 
-class CppWriter(CppExpressions, KernelWriter):
+class CppWriter(CppTiles):
     """Write C++ functions: loops over the rows of a chunk and the entries of each, or over its entries alone."""
 
     def __init__(self, *arguments: Any):
@@ -54,6 +55,8 @@ class CppWriter(CppExpressions, KernelWriter):
 
     def _joined(self, functions: Sequence[str]) -> str:
         conditions = self._conditions()
+        if self._groups.tile is not None:
+            functions = [TRANSPOSITIONS, *functions]
         return program_of(functions, self._kernels, conditions, self._exponents)
 
     def _conditions(self) -> dict[str, str]:
@@ -89,14 +92,6 @@ class CppWriter(CppExpressions, KernelWriter):
 
     # Indices.
 
-    def _index(self, extent: Extent, first: str = "c0") -> str:
-        """Return the code of the index of a value, given that of its index in the first group."""
-        code = "0"
-        for i in extent:
-            index = first if i == 0 else f"c{i}"
-            code = index if code == "0" else f"({code}) * n{i} + {index}"
-        return code
-
     def _head(self) -> list[str]:
         """Return the lines that load the form of a leaf, and scalars."""
         lines = []
@@ -106,7 +101,7 @@ class CppWriter(CppExpressions, KernelWriter):
             if row == self._last and self._fixed_row:
                 code = str(self._fixed_row)
             lines.append(f"const int64_t {name} = {code};")
-        inner = " * ".join([f"n{i}" for i in self._full[1:-1]] or ["1"])
+        inner = " * ".join([f"n{i}" for i in self._counted[1:]] or ["1"])
         lines.append(
             f"const int64_t inner = {inner};  // rows of an index of the first group"
         )
@@ -121,7 +116,7 @@ class CppWriter(CppExpressions, KernelWriter):
     def _kept_memory(self, node: Node) -> str:
         """Return the line that finds a value that is kept."""
         return _address(
-            f"k{self._kept.index(node)}", self._layout_row(node), _kept_type(node)
+            f"k{self._kept.index(node)}", self._layout_row(node), kept_type(node)
         )
 
     def _loads(self, needed: Needed) -> dict[Node, str]:
@@ -129,7 +124,8 @@ class CppWriter(CppExpressions, KernelWriter):
         lines = {}
         for leaf in needed.read:
             index = self._index(self._extent(leaf))
-            lines[leaf] = self._loaded(self._leaves.index(leaf), leaf, index)
+            row = self._leaves.index(leaf)
+            lines[leaf] = self._loaded(row, leaf, f"p{row}[{index}]")
         for node in needed.kept:
             code = f"k{self._kept.index(node)}[{self._index(self._extent(node))}]"
             code = self._converted(code, dtype_of(node))
@@ -144,14 +140,16 @@ class CppWriter(CppExpressions, KernelWriter):
         outputs = [store.node for store in stored]
         needed = self._needed([*outputs, *map(self._operand_of, stage)])
         code = self._loads(needed)
-        of_leaf = [node for node in stage if not self._extent(node)]
         lines = [
             *self._of_chunk(),
             *self._memory(needed, stored),
             *self._partial_memory(stage),
             *(line for node, line in code.items() if not self._extent(node)),
-            *(self._total(node).start() for node in of_leaf),
         ]
+        if self._groups.tile is not None:
+            return by_chunk(name, [*lines, *self._tiles(needed, stored, stage)])
+        of_leaf = [node for node in stage if not self._extent(node)]
+        lines += [self._total(node).start() for node in of_leaf]
         if len(self._full) == 1:
             lines += self._parts(needed.read)
             lines += [*self._loop(code, "low", "high", stored, stage), "}"]
@@ -190,7 +188,7 @@ class CppWriter(CppExpressions, KernelWriter):
             lines.append(self._all_partial(node))
             kind = self._total(node).type
             lines.append(f"{kind}* const y{j} = all{j} + (pid - first) * ({width});")
-            if self._extent(node):
+            if self._extent(node) or self._groups.tile is not None:
                 loop = f"for (int64_t k = 0; k < {width}; k++)"
                 lines.append(f"{loop} y{j}[k] = {IDENTITIES[kind_of(node)]};")
         return lines
@@ -240,7 +238,10 @@ class CppWriter(CppExpressions, KernelWriter):
             lines += self._prefetched(code)
             lines += self._loop(code, "0", length, entries, reduced)
         lines += [self._total(x).update() for x in stage if x not in reduced]
-        return [*lines, *(self._stored(x, self._index((0,))) for x in of_rows)]
+        return [
+            *lines,
+            *(self._stored(x, f"p{x.row}[{self._index((0,))}]") for x in of_rows),
+        ]
 
     def _loop(
         self,
@@ -268,7 +269,9 @@ class CppWriter(CppExpressions, KernelWriter):
             if extent and node in self._partial:  # of a leaf, or of this row alone
                 before.append(total.start())
                 after.append(f"{target} = {both(total, target, total.end())};")
-        body += [self._stored(x, self._index(self._full)) for x in stored]
+        body += [
+            self._stored(x, f"p{x.row}[{self._index(self._full)}]") for x in stored
+        ]
         i = self._last
         loop = f"for (int64_t c{i} = {low}; c{i} < {high}; c{i}++) {{"
         return [*before, f"#pragma omp simd{clauses}", loop, *body, "}", *after]
@@ -310,7 +313,7 @@ class CppWriter(CppExpressions, KernelWriter):
         needed = self._needed([*results, *(store.node for store in stored)])
         code = self._loads(self._checked(needed, ()))
         lines = [*self._memory(needed, stored), *code.values()]
-        lines += [self._stored(store, "0") for store in stored]
+        lines += [self._stored(x, f"p{x.row}[0]") for x in stored]
         for row, result in enumerate(results):
             value = self._converted(self._names[result], torch.float64)
             lines.append(f"a.results[{row} * a.n_leaves + leaf] = {value};")
@@ -335,9 +338,9 @@ class CppWriter(CppExpressions, KernelWriter):
             if node in self._kept and combine.computes:
                 lines.append(self._kept_memory(node))
                 target = f"k{self._kept.index(node)}[{self._index(extent)}]"
-                value = f"({_kept_type(node)}){self._names[node]}"
+                value = f"({kept_type(node)}){self._names[node]}"
                 body.append(f"{target} = {value};")
-        body += [self._stored(x, self._index(extent)) for x in stored]
+        body += [self._stored(x, f"p{x.row}[{self._index(extent)}]") for x in stored]
         for i in extent:
             bounds = ("low", "high") if i == 0 else ("0", f"n{i}")
             lines.append(
@@ -352,24 +355,39 @@ class CppWriter(CppExpressions, KernelWriter):
             return self._small_reduction(node)
         j, extent = self._partial.index(node), self._extent(node)
         outside.append(self._all_partial(node))
-        total = Total(name, kind_of(node), f"{name}_part")
-        of_chunk = f"all{j}[chunk * ({self._width(node)})"
-        if 0 in extent:
+        if extent and 0 not in extent:
+            outside += self._over_chunks(node)
+            return [f"const double {name}_total = all{j}[{self._index(extent)}];"]
+        head, chunks = [], f"int64_t chunk = 0; chunk < {CHUNKS}"
+        if extent:
             head = [f"const int64_t at{j} = c0 / per, own{j} = c0 - at{j} * per;"]
             chunks = f"int64_t chunk = at{j} * parts; chunk < (at{j} + 1) * parts"
-            index = self._index(extent, f"own{j}")
-        else:
-            head = []
-            chunks = "int64_t chunk = 0; chunk < a.leaf_chunks[leaf + 1] - first"
-            index = self._index(extent)
+        total = Total(name, kind_of(node), f"{name}_part")
+        part = (
+            f"all{j}[chunk * ({self._width(node)}) + {self._index(extent, f'own{j}')}]"
+        )
         return [
             *head,
             total.start(),
             f"for ({chunks}; chunk++) {{",
-            f"const double {name}_part = {of_chunk} + {index}];",
+            f"const double {name}_part = {part};",
             total.update(),
             "}",
             f"const double {name}_total = {total.end()};",
+        ]
+
+    def _over_chunks(self, node: Node) -> list[str]:
+        """Return the loops that add the partial values of all chunks to those of the first one, in order."""
+        j, width = self._partial.index(node), self._width(node)
+        total = self._total(node)
+        part = f"all{j}[chunk * ({width}) + k]"
+        return [
+            f"for (int64_t chunk = 1; chunk < {CHUNKS}; chunk++) {{",
+            "#pragma omp simd",
+            f"for (int64_t k = 0; k < {width}; k++) {{",
+            f"all{j}[k] = {both(total, f'all{j}[k]', part)};",
+            "}",
+            "}",
         ]
 
     def _small_reduction(self, node: Node) -> list[str]:
@@ -396,18 +414,6 @@ def _address(name: str, row: int, kind: str) -> str:
     """Return the line that finds values, each of which has 8 bytes in memory at least."""
     memory = f"({kind}*)(a.sums + a.blocks[{row} * a.n_leaves + leaf])"
     return f"{kind}* const {name} = {memory};"
-
-
-def _kept_type(node: Node) -> str:
-    """Return the type in which a value is kept; loops that convert others are slower."""
-    return "float" if dtype_of(node) == torch.float32 else "double"
-
-
-def prefetched(leaf: Node, pointer: str, first: str, last: str) -> str:
-    """Return a loop that asks for what comes `AHEAD` of entries."""
-    size = dtype_of(leaf).itemsize
-    loop = f"for (int64_t i = {first}; i < {last}; i += {LINE // size})"
-    return f"{loop} __builtin_prefetch({pointer} + i + {AHEAD // size});"
 
 
 def by_chunk(name: str, lines: Sequence[str]) -> str:

@@ -9,16 +9,22 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch.fx import Node
 
+from gradtx.compiler.axes import TILE
 from gradtx.compiler.graph import dtype_of
 from gradtx.compiler.write_expressions import HALF, ExpressionWriter
 from gradtx.compiler.write_kernels import Write, aten, kind_of
 
+# A processor that reads one argument has too few entries in flight to keep memory busy, so some later ones are asked
+# for: bytes of a line of a cache, and those between an entry and one that is asked for; entries between two requests.
+LINE, AHEAD, PART = 64, 8192, 256
 # Classes of dtypes, whose objects compilers do not load into vectors, but their words.
 WORDS = {torch.bfloat16: "uint16_t", torch.float8_e4m3fn: "uint8_t"}
 IDENTITIES = {"sum": "0.0", "max": "-INFINITE", "min": "INFINITE"}
 
 # Arguments of a phase, as `gradtx.compiler.cpp.Arguments` passes them.
-PRELUDE = """
+PRELUDE = (
+    f"#define TILE {TILE}"
+    + """
 #include <stdint.h>
 #define INFINITE __builtin_inf()
 #define NOT_A_NUMBER __builtin_nan("")
@@ -60,8 +66,14 @@ template <class T> static inline T abs(T x) { return x < 0 ? -x : x; }
 static inline float abs(float x) { return __builtin_fabsf(x); }
 static inline double abs(double x) { return __builtin_fabs(x); }
 // NaN if one of them is. g++ takes this form into vectors, also for values of columns; others made SM3 half as fast.
-template <class T> static inline T maximum(T x, T y) { return !(x <= y) ? (y != y ? y : x) : y; }
-template <class T> static inline T minimum(T x, T y) { return !(x >= y) ? (y != y ? y : x) : y; }
+template <class T> static inline T maximum(T x, T y) {
+  const T bound = y != y ? (T)INFINITE : y;
+  return !(x <= bound) ? x : y;
+}
+template <class T> static inline T minimum(T x, T y) {
+  const T bound = y != y ? (T)-INFINITE : y;
+  return !(x >= bound) ? x : y;
+}
 template <class T, class S> static inline T bits(S x) { return __builtin_bit_cast(T, x); }
 
 struct bfloat16 {
@@ -97,6 +109,58 @@ struct float8_e4m3fn {  // 4 bits of exponent and 3 of mantissa; NaN instead of 
   }
 };
 """
+)
+
+
+# What texts with tiles add.
+TRANSPOSITIONS = (
+    f"#define TILE {TILE}"
+    + """
+// Entries i, i + 3, i + 6, ... become neighbours, for i = 0, 1, 2, or the reverse; compilers shuffle vectors for that.
+template <class T>
+static inline void apart(T* __restrict__ to, int64_t stride, const T* __restrict__ from, int64_t n) {
+  T *first = to, *second = to + stride, *third = to + 2 * stride;
+  for (int64_t i = 0; i < n; i++) {
+    first[i] = from[3 * i];
+    second[i] = from[3 * i + 1];
+    third[i] = from[3 * i + 2];
+  }
+}
+template <class T>
+static inline void together(T* __restrict__ to, const T* __restrict__ from, int64_t stride, int64_t n) {
+  const T *first = from, *second = from + stride, *third = from + 2 * stride;
+  for (int64_t i = 0; i < n; i++) {
+    to[3 * i] = first[i];
+    to[3 * i + 1] = second[i];
+    to[3 * i + 2] = third[i];
+  }
+}
+// The entries of a tile, `width` of each lane: neighbouring lanes are neighbours in the tile, `stride` apart otherwise.
+template <class T> static void take_in(T* tile, int64_t stride, const T* leaf, int64_t lanes, int64_t width) {
+  if (width == 3) return apart(tile, stride, leaf, lanes);
+  if (width % 3 == 0) {
+    T thirds[TILE];
+    const int64_t size = lanes * (width / 3);
+    apart(thirds, size, leaf, size);
+    for (int i = 0; i < 3; i++) take_in(tile + i * stride, 3 * stride, thirds + i * size, lanes, width / 3);
+    return;
+  }
+  for (int64_t i = 0; i < width; i++)
+    for (int64_t l = 0; l < lanes; l++) tile[i * stride + l] = leaf[l * width + i];
+}
+template <class T> static void take_out(T* leaf, const T* tile, int64_t stride, int64_t lanes, int64_t width) {
+  if (width == 3) return together(leaf, tile, stride, lanes);
+  if (width % 3 == 0) {
+    T thirds[TILE];
+    const int64_t size = lanes * (width / 3);
+    for (int i = 0; i < 3; i++) take_out(thirds + i * size, tile + i * stride, 3 * stride, lanes, width / 3);
+    return together(leaf, thirds, size, size);
+  }
+  for (int64_t l = 0; l < lanes; l++)
+    for (int64_t i = 0; i < width; i++) leaf[l * width + i] = tile[i * stride + l];
+}
+"""
+)
 
 
 class CppExpressions(ExpressionWriter):
@@ -152,22 +216,26 @@ class CppExpressions(ExpressionWriter):
             return self._call("cbrt", operands[:1])
         return super()._power(operands, args, dtype)
 
-    def _loaded(self, row: int, leaf: Node, index: str) -> str:
+    def _loaded(self, row: int, leaf: Node, place: str) -> str:
         """Return the line that loads a value of an argument."""
-        code, dtype = f"p{row}[{index}]", dtype_of(leaf)
-        code = f"{self.types[dtype]}::of({code})" if dtype in WORDS else code
+        dtype = dtype_of(leaf)
+        code = f"{self.types[dtype]}::of({place})" if dtype in WORDS else place
         return self._assigned(f"x{row}", leaf, code)
 
-    def _stored(self, store: Write, index: str) -> str:
+    def _stored(self, store: Write, place: str) -> str:
         """Return the line that writes a value."""
         word = ".word" if dtype_of(store.like) in WORDS else ""
-        return f"p{store.row}[{index}] = {self._names[store.node]}{word};"
+        return f"{place} = {self._names[store.node]}{word};"
+
+    def _word(self, like: Node) -> str:
+        """Return the type of an argument in memory."""
+        dtype = dtype_of(like)
+        return WORDS.get(dtype, self.types[dtype])
 
     def _pointers(self, rows: dict[int, Node]) -> list[str]:
         lines = []
         for j, like in rows.items():
-            dtype = dtype_of(like)
-            kind = WORDS.get(dtype, self.types[dtype])
+            kind = self._word(like)
             lines.append(
                 f"{kind}* const p{j} = ({kind}*)a.table[{j} * a.n_leaves + leaf];"
             )
@@ -181,8 +249,8 @@ class CppExpressions(ExpressionWriter):
     def _total_of(self, name: str, node: Node, term: str) -> Total:
         """Return the total of a reduction, given the code of what it reduces."""
         kind = kind_of(node)
-        is_single = dtype_of(node) in (torch.float32, *HALF)
-        kind_of_value = "float" if is_single and kind != "sum" else "double"
+        is_float = is_single(node) and kind != "sum"
+        kind_of_value = "float" if is_float else "double"
         value = f"({kind_of_value}){term}"
         if node.target is aten.linalg_vector_norm.default:
             value = f"{value} * {value}"
@@ -203,6 +271,11 @@ class Total(NamedTuple):
     kind: str
     value: str
     type: str = "double"
+
+    def narrow(self) -> Total:
+        """Return this total in float32."""
+        value = self.value.replace("(double)", "(float)")
+        return self._replace(value=value, type="float")
 
     def start(self) -> str:
         """Return what comes before the loop."""
@@ -239,3 +312,20 @@ def both(total: Total, x: str, y: str) -> str:
     if total.kind == "sum":
         return f"{x} + ({y})"
     return f"{total.kind}imum({x}, ({total.type})({y}))"
+
+
+def kept_type(node: Node) -> str:
+    """Return the type in which a value is kept; loops that convert others are slower."""
+    return "float" if dtype_of(node) == torch.float32 else "double"
+
+
+def prefetched(leaf: Node, pointer: str, first: str, last: str) -> str:
+    """Return a loop that asks for what comes `AHEAD` of entries."""
+    size = dtype_of(leaf).itemsize
+    loop = f"for (int64_t i = {first}; i < {last}; i += {LINE // size})"
+    return f"{loop} __builtin_prefetch({pointer} + i + {AHEAD // size});"
+
+
+def is_single(node: Node) -> bool:
+    """Whether a value has the precision of float32, or less."""
+    return dtype_of(node) in (torch.float32, *HALF)

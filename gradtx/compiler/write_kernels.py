@@ -16,8 +16,8 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch.fx import Node
@@ -163,13 +163,21 @@ class KernelWriter(ExpressionWriter):
         UnsuitableProgramError: If a value depends on anything but axes of the leaf.
     """
 
+    # Whether tiles help where values of single columns are reduced, too; if not, short and long rows share texts.
+    has_tiles_of_columns: ClassVar[bool] = False
+
     def __init__(self, program: Program, leaf: int, fixes_row: bool = True):
         super().__init__()
         self._program, self._leaves = program, program.leaves
-        self._size: int = program.leaves[leaf].meta["val"].numel()
+        shape = program.leaves[leaf].meta["val"].shape
+        self._size: int = shape.numel()
         self._groups = groups_of(program, program.leaves[leaf])
+        if not (self.has_tiles_of_columns or self._groups.are_batches):
+            self._groups = replace(self._groups, tile=None)
         self._full = self._groups.full
         self._last = self._full[-1]
+        self._are_batches = self._groups.are_batches
+        self._sizes = self._groups.sizes(shape)
         has_fixed_row = fixes_row and self._groups.row in FIXED_ROWS
         self._fixed_row = self._groups.row if has_fixed_row else None
         self._lines: dict[Node, str] = {}
@@ -331,9 +339,13 @@ class KernelWriter(ExpressionWriter):
     def _joined(self, functions: Sequence[str]) -> str:
         """Return the whole text."""
 
-    @abstractmethod
-    def _index(self, extent: Extent) -> str:
-        """Return the code of the index of a value."""
+    def _index(self, extent: Extent, first: str = "c0") -> str:
+        """Return the code of the index of a value, given that of its index in the first group."""
+        code = ""
+        for i in extent:
+            index = first if i == 0 else f"c{i}"
+            code = f"({code}) * n{i} + {index}" if code else index
+        return code or "0"
 
     # Operations.
 
@@ -351,7 +363,9 @@ class KernelWriter(ExpressionWriter):
 
     def _is_in_stage(self, extent: Extent) -> bool:
         """Whether stages compute and write values of an extent: of entries, and of rows where there is nothing else."""
-        return bool(extent) if self._groups.are_rows else extent == self._full
+        if self._groups.are_rows or self._are_batches:
+            return 0 in extent
+        return extent == self._full
 
     def _source(self, node: Node) -> Node:
         return self._sources.get(node, node)
@@ -562,6 +576,12 @@ class KernelWriter(ExpressionWriter):
             pass_of[node] = max(before, default=0) + (node in self._of_rows)
         count = 1 + max(pass_of.values(), default=0)
         return [[x for x in pass_of if pass_of[x] == i] for i in range(count)]
+
+    @property
+    def _counted(self) -> Extent:
+        """The groups whose indices chunks consist of: all but the last one, or those up to the lanes of tiles."""
+        tile = self._groups.tile
+        return self._full[:-1] if tile is None else self._full[: tile.lane + 1]
 
     # Where values are.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
@@ -122,14 +123,6 @@ class TritonWriter(TritonExpressions, KernelWriter):
 
     # Indices.
 
-    def _index(self, extent: Extent, first: str = "c0") -> str:
-        """Return the code of the index of a value, given that of its index in the first group."""
-        code = ""
-        for i in extent:
-            index = first if i == 0 else f"c{i}"
-            code = f"({code}) * n{i} + {index}" if code else index
-        return code or "0"
-
     def _head(self, leaf: str) -> list[str]:
         """Return the lines that load the form of a leaf, and scalars."""
         lines = [f"leaf = {leaf}"]
@@ -227,9 +220,12 @@ class TritonWriter(TritonExpressions, KernelWriter):
             *self._memory(needed, stored),
             *(line for node, line in code.items() if not self._extent(node)),
         ]
-        if self._groups.axes is not None:
+        if self._groups.axes is not None and not self._are_batches:
             lines += self._of_columns(stored, stage, code)
             return self._function(name, lines)
+        if self._are_batches:
+            lines += self._batch(needed, stored, stage)
+            return self._function(name, [*lines, *self._partial_stores(stage)])
         names = self._memory_rows(needed.read, stored).items()
         aligned = [f"p{j}" for j, like in names if self._extent(like)]
         if self._fixed_row is None and self._groups.are_rows:
@@ -239,16 +235,21 @@ class TritonWriter(TritonExpressions, KernelWriter):
             lines += [f"    {x} = tl.multiple_of({x}, 16)" for x in aligned]
         write = self._tile if self._is_tile() else self._loops
         lines += write(needed, stored, stage)
+        return self._function(name, [*lines, *self._partial_stores(stage)])
+
+    def _partial_stores(self, stage: Sequence[Node]) -> list[str]:
+        """Return the lines that store what a chunk has reduced to values of the leaf."""
+        lines = []
         for node in stage:
             total = f"{self._names[node]}_total.to(tl.float64)"
             lines += self._partial_address(node)
             lines.append(f"tl.store(y{self._partial.index(node)}, {total})")
-        return self._function(name, lines)
+        return lines
 
     def _barrier(self, stored: Sequence[Write]) -> list[str]:
         """Return the line before values of rows are stored, of which all threads have read the old ones then."""
-        has_rows = any(self._extent(store.like) == (0,) for store in stored)
-        return ["tl.debug_barrier()"] if has_rows and self._groups.are_rows else []
+        are_smaller = any(self._extent(store.like) != self._full for store in stored)
+        return ["tl.debug_barrier()"] * are_smaller
 
     # A tile of all entries of a chunk: of leaves without rows, or with the short rows of codes.
 
@@ -302,6 +303,41 @@ class TritonWriter(TritonExpressions, KernelWriter):
                 index, mask = self._index(extent), masks.get(extent, "")
                 body.append(self._stored(store, index, mask))
             lines += [condition, *indented(body)]
+        return lines
+
+    # A tile of small matrices, ..., with a dimension for each group.
+
+    def _batch(
+        self, needed: Needed, stored: Sequence[Write], stage: Sequence[Node]
+    ) -> list[str]:
+        """Return the lines of a tile that has all that belongs to some indices of the first group."""
+        padded = self._groups.padded(self._sizes)
+        lanes = (
+            f"start + tl.arange(0, {max(CONSTANTS['BLOCK'] // math.prod(padded), 1)})"
+        )
+        lines = [f"c0 = ({lanes}){_along(0, len(self._full))}"]
+        for i, size in enumerate(padded, 1):
+            lines.append(f"c{i} = tl.arange(0, {size}){_along(i, len(self._full))}")
+        masks = {
+            extent: " & ".join(f"(c{i} < n{i})" for i in extent)
+            for extent in set(self._groups.extents.values())
+        }
+        for node, line in self._loads(needed, masks).items():
+            if not self._extent(node):
+                continue
+            if node in self._of_rows:
+                total = self._inside(node, masks)
+                for axis in self._reduced(node):
+                    total = _over_axis(kind_of(node), total, axis)
+                lines.append(f"{self._names[node]}_total = {total}")
+            lines.append(line)
+        for node in stage:
+            value = _combined(kind_of(node), self._inside(node, masks), 2)
+            lines.append(f"{self._names[node]}_total = {value}")
+        lines += self._barrier(stored)
+        for store in stored:
+            extent = self._extent(store.like)
+            lines.append(self._stored(store, self._index(extent), masks[extent]))
         return lines
 
     # Loops over the rows of a chunk, and over the entries of each.
@@ -372,7 +408,8 @@ class TritonWriter(TritonExpressions, KernelWriter):
 
     def _inside(self, node: Node, masks: Masks) -> str:
         """Return what a reduction adds; entries outside of the leaf add nothing."""
-        value, operand = self._term(node), self._operand_of(node)
+        operand = self._operand_of(node)
+        value = self._terms[node] if self._are_batches else self._term(node)
         if node.target is aten.linalg_vector_norm.default:
             value = f"{value} * {value}"
         mask = masks.get(self._extent(operand))
@@ -487,7 +524,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
         shape = "(LANES, STEPS)" if has_lanes else "(WIDTH,)"
         count, index = ("STEPS", "[None, :]") if has_lanes else ("WIDTH", "")
         every = f"{name}_all"
-        total = _of_lanes(kind, every) if has_lanes else _combined(kind, every, 1)
+        total = _over_axis(kind, every, 1) if has_lanes else _combined(kind, every, 1)
         body = [
             f"step = at + tl.arange(0, {count}){index}",
             *lines,
@@ -610,10 +647,16 @@ def _combined(kind: str, value: str, block: int) -> str:
     return f'tl.where({is_nan}, float("nan"), tl.{kind}({value}, axis=0))'
 
 
-def _of_lanes(kind: str, value: str) -> str:
-    """Return the code that reduces the steps of each lane; a maximum of NaN is NaN."""
-    total = f"tl.{kind}({value}, axis=1, keep_dims=True)"
+def _over_axis(kind: str, value: str, axis: int) -> str:
+    """Return the code that reduces an axis of a tile, which remains; a maximum of NaN is NaN."""
+    total = f"tl.{kind}({value}, axis={axis}, keep_dims=True)"
     if kind == "sum":
         return total
-    is_nan = f"tl.max(({value} != {value}).to(tl.int32), axis=1, keep_dims=True) > 0"
+    flags = f"({value} != {value}).to(tl.int32)"
+    is_nan = f"tl.max({flags}, axis={axis}, keep_dims=True) > 0"
     return f'tl.where({is_nan}, float("nan"), {total})'
+
+
+def _along(axis: int, ndim: int) -> str:
+    """Return the code that makes a vector an axis of a tile."""
+    return f"[{', '.join(':' if i == axis else 'None' for i in range(ndim))}]"

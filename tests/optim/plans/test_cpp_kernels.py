@@ -469,9 +469,13 @@ def test_loops_over_entries_are_vectorized(name, monkeypatch):
     for text in dict.fromkeys(texts):
         report = subprocess.run([*compiler, *flags, "-"], input=text, capture_output=True, text=True, check=True).stderr
         vectorized = {int(line) for line in re.findall(r"<stdin>:(\d+):\d+: optimized: loop vectorized", report)}
-        loops = [i for i, line in enumerate(text.splitlines(), 2) if line == "#pragma omp simd" or "simd red" in line]
+        lines = text.splitlines()
+        loops = [i for i, line in enumerate(lines) if line == "#pragma omp simd" or "simd red" in line]
         assert loops
-        assert all(vectorized & {loop - 1, loop, loop + 1} for loop in loops), report
+        for start in loops:
+            # Of a loop with a fixed number of entries, g++ names a line of the body.
+            end = lines.index("}", start)
+            assert vectorized.intersection(range(start + 1, end + 2)), report
 
 
 # Rows, columns, channels: reductions over any dimensions.
@@ -608,12 +612,8 @@ FILTER, FILTER_ROWS, FILTER_COLUMNS = 8 * 4 * 3 * 5, 8 * 4 * 3, 8 * 4 * 5
         pytest.param(
             lambda: gradtx.chain(gradtx.scale_by_factored_rms(), gradtx.sgd(lr=0.1)),
             [(8, 4, 3, 5)],
-            {
-                "stage0": (FILTER, 0, 0),
-                "combine0": (FILTER_ROWS + FILTER_COLUMNS, FILTER_ROWS + FILTER_COLUMNS, 0),
-                "last_stage": (2 * FILTER, FILTER, FILTER),
-            },
-            id="filters",
+            {"last_stage": (2 * FILTER + FILTER_ROWS + FILTER_COLUMNS, FILTER + FILTER_ROWS + FILTER_COLUMNS, 0)},
+            id="filters",  # sums of three and five entries are part of the only stage
         ),
         pytest.param(
             lambda: gradtx.sm3(lr=0.1),  # slots are written when all have read the old ones
