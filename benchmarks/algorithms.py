@@ -1,6 +1,7 @@
 """Compare the step time of each algorithm, default and compiled, with pytorch_optimizer's class of the same name.
 
-All measurements are from one run. Such steps are limited by memory traffic, so the table also shows the bytes that a
+Matrices (a GPT) and filters (a ResNet-50) have columns of their own, as sums over rows and columns of filters are another
+task for kernels than those of matrices. All measurements are from one run. Such steps are limited by memory traffic, so the table also shows the bytes that a
 compiled step has to move (parameters and state read and written once, gradients read once), and the bandwidth that it
 reaches as a share of that of torch's fused AdamW in the same rounds. Matrix methods are left out, because
 factorizations dominate their time.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import itertools
 import math
 import re
 import statistics
@@ -24,13 +26,23 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pytorch_optimizer
 import torch
-from common import gpt, interleaved, log_ticks, machine, parameters, ratio
+from common import (
+    Shapes,
+    gpt,
+    interleaved,
+    log_ticks,
+    machine,
+    parameters,
+    ratio,
+    resnet50,
+)
 from tqdm import tqdm
 
 import gradtx
 
 ROUNDS, WARM = 9, 12  # AdaShift has its window of gradients after ten steps
-SHAPES = gpt()
+MODELS = {"GPT": gpt(), "ResNet-50": resnet50()}
+COLORS = {"GPT": "tab:blue", "ResNet-50": "tab:orange"}
 ELSEWHERE = {"SGDS": "SGD"}  # an option of the class there
 LEFT_OUT = (
     "ASGD",  # another rule there than torch's
@@ -86,9 +98,9 @@ def stepper(optimizer: Any) -> Any:
     return lambda: optimizer.step(lambda: torch.tensor(1.0))
 
 
-def peer(cls: Any) -> Any:
+def peer(cls: Any, shapes: Shapes) -> Any:
     """Build an optimizer of pytorch_optimizer, whose AdamMini requires a model instead of parameters."""
-    params = parameters(SHAPES)
+    params = parameters(shapes)
     if "model" not in inspect.signature(cls).parameters:
         return cls(params, **options(cls))
     model = torch.nn.ParameterList(params)
@@ -114,14 +126,15 @@ def their_class(name: str) -> Any:
     return THEIRS.get(plain(ELSEWHERE.get(name, name)))
 
 
-def measure(name: str) -> dict[str, Any]:
+def measure(name: str, shapes: Shapes) -> dict[str, float]:
+    """Return the figures of an algorithm on tensors of these shapes; ratios to a class that there is not are NaN."""
     cls = getattr(gradtx.optim, name)
     their = their_class(name)
     default, compiled = (
-        cls(parameters(SHAPES), compile=compile, **options(cls))
+        cls(parameters(shapes), compile=compile, **options(cls))
         for compile in (False, True)
     )
-    fused = torch.optim.AdamW(parameters(SHAPES), fused=True)
+    fused = torch.optim.AdamW(parameters(shapes), fused=True)
     start = time.perf_counter()
     stepper(compiled)()
     cold = time.perf_counter() - start
@@ -131,23 +144,34 @@ def measure(name: str) -> dict[str, Any]:
         "fused": fused.step,
     }
     if their is not None:
-        steps["theirs"] = stepper(peer(their))
+        steps["theirs"] = stepper(peer(their, shapes))
     times = interleaved(steps, ROUNDS, WARM)
     rate = bytes_moved(compiled) / statistics.median(times["compiled"])
     best = bytes_moved(fused) / statistics.median(times["fused"])
-    return {
-        "name": name,
-        "cold": cold,
-        "compiled": 1e3 * statistics.median(times["compiled"]),
-        "default times": ratio(times["theirs"], times["default"])
-        if their
-        else math.nan,
-        "compiled times": ratio(times["theirs"], times["compiled"])
-        if their
-        else math.nan,
-        "MB": bytes_moved(compiled) / 1e6,
-        "share": rate / best,
+    figures = {
+        "first step, s": cold,
+        "compiled, ms": 1e3 * statistics.median(times["compiled"]),
+        "share of fused bandwidth": rate / best,
     }
+    for mode in ("default", "compiled"):
+        is_known = their is not None
+        figures[mode] = ratio(times["theirs"], times[mode]) if is_known else math.nan
+    return figures
+
+
+SHOWN = (
+    "compiled, ms",
+    "default",
+    "compiled",
+    "share of fused bandwidth",
+    "first step, s",
+)
+
+
+def row_of(name: str, figures: dict[str, dict[str, float]]) -> str:
+    """Return the row of the table."""
+    cells = [f"{figures[model][key]:.2g}" for model in MODELS for key in SHOWN]
+    return f"| {name} | {' | '.join(cells)} |".replace("nan", "–")
 
 
 def main() -> None:
@@ -164,59 +188,46 @@ def main() -> None:
     ]
     warnings.filterwarnings("ignore")
     print(machine(), f"pytorch_optimizer {version('pytorch_optimizer')}", sep=", ")
-    print(
-        f"{len(SHAPES)} tensors, {sum(map(math.prod, SHAPES)) / 1e6:.1f} million entries, {ROUNDS} rounds\n"
-    )
-    print(
-        "| algorithm | compiled, ms | default, speedup | compiled, speedup | MB moved | share of fused "
-        "bandwidth | first step, s |\n|---|---|---|---|---|---|---|"
-    )
-    rows = []
+    for model, shapes in MODELS.items():
+        entries = sum(map(math.prod, shapes)) / 1e6
+        print(f"{model}: {len(shapes)} tensors, {entries:.1f} million entries")
+    print(f"{ROUNDS} rounds; default and compiled: times as fast as their class\n")
+    head = [f"{model}: {key}" for model in MODELS for key in SHOWN]
+    print(f"| algorithm | {' | '.join(head)} |\n|---|{'---|' * len(head)}")
+    rows = {}
     for name in tqdm(names, desc="algorithms", disable=None):
-        row = measure(name)
-        rows.append(row)
-        tqdm.write(
-            f"| {name} | {row['compiled']:.1f} | {row['default times']:.1f} | {row['compiled times']:.1f} | "
-            f"{row['MB']:.0f} | {row['share']:.2f} | {row['cold']:.1f} |".replace(
-                "nan", "–"
-            )
-        )
-    compared = [row for row in rows if not math.isnan(row["compiled times"])]
-    for which in ("default times", "compiled times"):
-        mean = statistics.geometric_mean(row[which] for row in compared)
-        print(
-            f"\ngeometric mean of {which.removesuffix(' times')}: {mean:.2f} times as fast ({len(compared)} algorithms)"
-        )
+        rows[name] = {model: measure(name, shapes) for model, shapes in MODELS.items()}
+        tqdm.write(row_of(name, rows[name]))
+    compared = {name: row for name, row in rows.items() if their_class(name)}
+    for model, mode in itertools.product(MODELS, ("default", "compiled")):
+        mean = statistics.geometric_mean(row[model][mode] for row in compared.values())
+        print(f"{model}, {mode}: {mean:.2f} times as fast ({len(compared)} algorithms)")
     draw(compared)
 
 
-def draw(rows: list[dict[str, Any]]) -> None:
-    rows = sorted(rows, key=lambda row: row["compiled times"])
+def draw(rows: dict[str, dict[str, dict[str, float]]]) -> None:
+    names = sorted(rows, key=lambda name: rows[name]["GPT"]["compiled"])
     figure, axes = plt.subplots(
-        figsize=(7, 0.15 * len(rows) + 1.2), layout="constrained"
+        figsize=(7, 0.15 * len(names) + 1.2), layout="constrained"
     )
-    places = range(len(rows))
-    axes.barh(
-        places,
-        [row["compiled times"] for row in rows],
-        color="tab:blue",
-        label="compiled",
-    )
-    axes.plot(
-        [row["default times"] for row in rows],
-        places,
-        "o",
-        color="black",
-        markersize=3,
-        label="default",
-    )
+    places = range(len(names))
+    for (model, color), shift in zip(COLORS.items(), (-0.15, 0.15), strict=True):
+        for mode, mark in (("compiled", "o"), ("default", "|")):
+            axes.plot(
+                [rows[name][model][mode] for name in names],
+                [place + shift for place in places],
+                mark,
+                color=color,
+                markersize=4,
+                label=f"{model}, {mode}",
+            )
     axes.axvline(1, color="gray", linewidth=0.8)
     axes.set(
         xscale="log",
         xlabel="times as fast as pytorch_optimizer's class",
-        ylim=(-0.7, len(rows) - 0.3),
+        ylim=(-0.7, len(names) - 0.3),
     )
-    axes.set_yticks(places, [row["name"] for row in rows], fontsize=7)
+    axes.set_yticks(places, names, fontsize=7)
     log_ticks(axes, [0.25, 0.5, 1, 2, 4, 8, 16])
     axes.legend(loc="lower right")
     Path("out").mkdir(exist_ok=True)

@@ -244,14 +244,6 @@ NUMBERS = {
 }
 
 
-@pytest.fixture
-def texts(monkeypatch):
-    """The texts that are compiled."""
-    compiling, texts = cpp.compiled, {}
-    monkeypatch.setattr(cpp, "compiled", lambda text: texts.setdefault(text, compiling(text)))
-    return texts
-
-
 @each("name", NUMBERS)
 def test_numbers_that_follow_from_shapes_are_arguments_of_one_text(name, texts):
     function = NUMBERS[name]
@@ -464,7 +456,10 @@ def test_loops_over_entries_are_vectorized(name, monkeypatch):
     texts = []
     compiling = cpp.compiled
     monkeypatch.setattr(cpp, "compiled", lambda text: texts.append(text) or compiling(text))
-    moved(getattr(gradtx, name)(lr=0.1), [torch.ones(100), torch.ones(20, 30)])
+    moved(
+        getattr(gradtx, name)(lr=0.1),
+        [torch.ones(100), torch.ones(20, 30), torch.ones(64, 8, 3, 3), torch.ones(64, 64)],
+    )
     flags = [*cpp.FLAGS, "-mavx2", "-mfma", "-mf16c", "-fopenmp", "-fopt-info-vec-optimized", "-o", os.devnull]
     for text in dict.fromkeys(texts):
         report = subprocess.run([*compiler, *flags, "-"], input=text, capture_output=True, text=True, check=True).stderr
