@@ -33,6 +33,7 @@ KINDS = {
     **dict.fromkeys(("n_leaves", "first_instance", "stop"), "i32"),
     "w": "i64",
 }
+SHAPES = ((128, 64), (128,), (64, 32, 3, 3))
 CONSTANTS = {**kernels.CONSTANTS, "ON_DEVICE": 0, "ALIGNED": True}
 
 
@@ -51,7 +52,7 @@ def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.flo
         def tasks(self, bundles):
             return bundles
 
-    params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in ((128, 64), (128,))]
+    params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in SHAPES]
     with mock.patch.dict(kernels.LANGUAGES, cpu=kernels.TritonKernels):
         optimizer = gradtx.as_optimizer(tx, params, compile=Writing())
         for _ in range(2):
