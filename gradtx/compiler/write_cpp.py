@@ -66,7 +66,8 @@ class CppWriter(CppTiles):
         for depth, combine in enumerate(self._combines):
             stage = [x for x in self._partial if self._depths[x] == depth + 1]
             kept = itertools.chain.from_iterable(combine.sweeps)
-            conditions[f"stage{depth}"] = self._condition(needs, stage)
+            if not self._early.get(depth):
+                conditions[f"stage{depth}"] = self._condition(needs, stage)
             if not combine.stores:
                 condition = self._condition(needs, [*stage, *kept])
                 conditions[combine.name] = condition

@@ -126,6 +126,8 @@ class CppTiles(CppExpressions, KernelWriter):
         extent = self._extent(node)
         if node not in self._lines or self._is_kept(node) or extent == self._full:
             return False
+        if node in self._reloaded:
+            return False
         users = [self._extent(x) for x in computed if node in self._inputs[x]]
         return self._is_in_stage(extent) and any(set(x) > set(extent) for x in users)
 

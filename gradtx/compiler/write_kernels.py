@@ -192,6 +192,9 @@ class KernelWriter(ExpressionWriter):
         self._terms: dict[Node, str] = {}
         self._kept: list[Node] = []
         self._combines: list[Combine] = []
+        # What stages before the last one write, and the values that later ones load therefore.
+        self._early: dict[int, list[Write]] = {}
+        self._reloaded: set[Node] = set()
 
     def written(self, columns: int) -> KernelText:
         """Return the kernels.
@@ -260,16 +263,20 @@ class KernelWriter(ExpressionWriter):
         late = [x for x in others if not self._is_written(x, read_later)]
         self._needed([store.node for store in late])
         functions: list[str] = []
+        self._early = self._early_writes(entries, stages, outputs)
         for i, combine in enumerate(combines):
+            early = self._early.get(i, [])
             if stages[i]:
-                read = self._needed(outputs[i]).read
-                self._note(f"stage{i}", False, read, ())
-                functions.append(self._stage(f"stage{i}", (), stages[i]))
+                read = self._needed([*outputs[i], *(x.node for x in early)]).read
+                self._note(f"stage{i}", False, read, early)
+                functions.append(self._stage(f"stage{i}", early, stages[i]))
+                self._reload(early)
             read = self._read_in(combine)
             self._note(combine.name, not combine.by_block, read, combine.stores)
             functions.append(self._combined(combine))
+        entries = [x for x in entries if not any(x in y for y in self._early.values())]
         if entries:
-            read = self._needed(outputs[-1]).read
+            read = self._needed([store.node for store in entries]).read
             self._note("last_stage", False, read, entries)
             functions.append(self._stage("last_stage", entries, ()))
         if late or results:
@@ -278,6 +285,62 @@ class KernelWriter(ExpressionWriter):
             self._note("finish", True, read, late)
             functions.append(self._combined(finish, results))
         return functions
+
+    def _early_writes(
+        self,
+        stored: Sequence[Write],
+        stages: Sequence[Sequence[Node]],
+        outputs: Sequence[Sequence[Node]],
+    ) -> dict[int, list[Write]]:
+        """Return what stages before the last one write: new values that later ones load, and need no old ones beside.
+
+        Args:
+            stored: What the last stage writes otherwise.
+            stages: What each stage before it reduces.
+            outputs: What each stage computes, the last one included.
+        """
+        early: dict[int, list[Write]] = {}
+        for store in stored if self._are_batches else ():
+            depth = self._depths[store.node]
+            # Of a function, results are in other memory than arguments.
+            is_slot = store.like in self._leaves
+            is_exact = dtype_of(store.like) == dtype_of(store.node)
+            if self._extent(store.like) == self._full or not (is_slot and is_exact):
+                continue
+            if depth < len(stages) and stages[depth]:
+                early.setdefault(depth, []).append(store)
+        lines, inputs = {**self._lines}, {**self._inputs}
+        for depth, stores in early.items():
+            self._reload(stores)
+            later = [x for of_stage in outputs[depth + 1 :] for x in of_stage]
+            written = [store.node for store in stores]
+            needed = self._needed([x for x in later if x not in written])
+            early[depth] = [x for x in stores if not self._reads_old(x, needed)]
+            self._lines, self._inputs = {**lines}, {**inputs}
+        self._reloaded.clear()
+        return early
+
+    def _value_of(self, store: Write) -> Node:
+        """Return the value that is written, which later operations read."""
+        node = store.node
+        if node.target is aten.copy_.default:
+            value = self._source(node.args[1])  # type: ignore[arg-type]
+            if value in self._lines and dtype_of(value) == dtype_of(node):
+                return value
+        return node
+
+    def _reads_old(self, store: Write, needed: Needed) -> bool:
+        value = self._value_of(store)
+        return any(store.like in self._inputs[x] for x in needed.computed if x != value)
+
+    def _reload(self, written: Iterable[Write]) -> None:
+        """Let later kernels load values that an earlier one has written."""
+        for store in written:
+            value = self._value_of(store)
+            new = f"x{self._leaves.index(store.like)}"
+            self._lines[value] = self._assigned(self._names[value], value, new)
+            self._inputs[value] = [store.like]
+            self._reloaded.add(value)
 
     def _late_sweeps(self, late: Sequence[Write]) -> list[list[Node]]:
         """Return what the last kernel writes, by extent: a sweep reads all old values that it needs before it writes.

@@ -61,5 +61,5 @@ def test_explain_counts_launches_that_are_shared_once(chain, counted):
 
 def test_shared_launches_compile_without_a_gpu_and_without_spills(gpu):
     output = compiled_without_a_gpu("90", ["--together", "adafactor"])
-    names = re.findall(r"2 texts, adafactor (\w+): .* 0 local", output)
+    names = re.findall(r"3 texts, adafactor (\w+): .* 0 local", output)
     assert names == ["stage0", "combine0", "stage1_last_stage"]
