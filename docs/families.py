@@ -73,7 +73,10 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "psgd": ("PSGD", ("psgd",)),
     "quasi_newton": ("Curvature", ("lbfgs", "sophia", "adahessian", "apollo")),
     "d_adaptation": ("D-Adaptation", ("dadapt",)),
-    "parameter_free": ("Without a learning rate", ("prodigy", "dog", "cocob")),
+    "parameter_free": (
+        "Without a learning rate",
+        ("prodigy", "prodigy_schedule_free", "dog", "cocob"),
+    ),
     "polyak": (
         "Rates from the loss or from measured smoothness",
         ("momo", "adaptive_gd", "alig"),
@@ -81,7 +84,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "averaging": ("Averages of weights", ("madgrad", "srmm")),
     "schedule_free": (
         "Schedule-Free methods and GPA",
-        ("schedule_free", "gpa_adamw"),
+        ("schedule_free", "schedule_free_plus", "gpa_adamw"),
     ),
     "variance_reduction": (
         "Corrected gradients",

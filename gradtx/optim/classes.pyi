@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from gradtx.base.inputs import Params
 from gradtx.arguments import Scalar
+from gradtx.base.exact import Schedule
 from gradtx.base.selectors import Where
 from gradtx.arguments import AnyLength
 from gradtx.arguments import AtLeastFour
@@ -146,6 +147,7 @@ __all__ = [
     "PolarAdamAtan2",
     "PolarGrad",
     "Prodigy",
+    "ProdigyScheduleFree",
     "QHAdam",
     "QHM",
     "RAdam",
@@ -170,6 +172,7 @@ __all__ = [
     "Sadam",
     "ScalableShampoo",
     "ScheduleFreeAdamW",
+    "ScheduleFreePlus",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
     "Scion",
@@ -2830,6 +2833,36 @@ class Prodigy(AliasOptimizer):
         amp_scaling: bool = False,
     ) -> None: ...
 
+class ProdigyScheduleFree(AliasOptimizer):
+    """Prodigy with Schedule-Free: AdamW with neither a learning rate nor a schedule."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 1.0,
+        betas: tuple[OpenFraction, Decay] = (0.9, 0.99),
+        beta3: Decay | None = None,
+        weight_decay: NonNegative = 0.0,
+        d0: Positive = 1e-06,
+        d_coef: Positive = 1.0,
+        d_limiter: bool = True,
+        prodigy_steps: NonNegativeInt = 0,
+        decoupling_c: NonNegative = 0.0,
+        eps: Positive | None = 1e-08,
+        stable: bool = True,
+        slice_p: Count = 11,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
 class QHAdam(AliasOptimizer):
     """QHAdam: Adam whose averages are both mixed with the current gradient."""
 
@@ -3429,6 +3462,36 @@ class ScheduleFreeAdamW(AliasOptimizer):
         warmup_steps: NonNegativeInt = 0,
         r: NonNegative = 0.0,
         weight_lr_power: NonNegative = 2.0,
+        decoupling_c: NonNegative = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class ScheduleFreePlus(AliasOptimizer):
+    """ScheduleFree+: Schedule-Free AdamW whose rate follows from the loss, as in Polyak's step size."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 1.0,
+        betas: Decays = (0.9, 0.95),
+        sf_beta1: OpenFraction = 0.9,
+        eps: NonNegative = 1e-08,
+        weight_decay: NonNegative = 0.0,
+        r: NonNegative = 0.0,
+        polyak_beta: Decay = 0.0,
+        c_warmup: NonNegativeInt = 0,
+        sf_beta1_anneal_steps: NonNegativeInt = 0,
+        sf_beta1_max: OpenFraction = 0.965,
+        weight_lr_power: NonNegative = 2.0,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -3454,6 +3517,7 @@ class ScheduleFreeRAdam(AliasOptimizer):
         r: NonNegative = 0.0,
         weight_lr_power: NonNegative = 2.0,
         silent_sgd_phase: bool = True,
+        decoupling_c: NonNegative = 0.0,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -3478,6 +3542,7 @@ class ScheduleFreeSGD(AliasOptimizer):
         warmup_steps: NonNegativeInt = 0,
         r: NonNegative = 0.0,
         weight_lr_power: NonNegative = 2.0,
+        decoupling_c: NonNegative = 0.0,
         *,
         maximize: bool = False,
         mask: Where | None = None,
