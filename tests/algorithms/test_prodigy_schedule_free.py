@@ -93,6 +93,18 @@ def test_every_branch_of_the_rule_ran():
     assert reference.slots[""].d > 10 * LOUD["d0"]
 
 
+def test_first_steps_the_wrong_way_do_not_delay_the_estimate():
+    step, reference = ref.Transformed(gradtx.prodigy_schedule_free(**LOUD)), ref.TreeLoop(prodigy_schedule_free, **LOUD)
+    params = {"w": torch.ones(3, dtype=torch.float64)}
+    for sign in (1, -3, -3, -3, -3, 1, 1, 1):
+        grads = {"w": torch.full_like(params["w"], sign)}
+        updates, expected = step(grads, params), reference(grads, params)
+        ref.compare_trees(updates, expected, CLOSE)
+        params = gradtx.apply_updates(params, expected)
+        assert gradtx.get(step.state, "d_numerator").item() == pytest.approx(reference.slots[""].N, rel=CLOSE)
+    assert reference.seen >= {"ignored", "counted"}
+
+
 def test_compiled_steps_are_those_of_the_loop():
     reference = ref.TreeLoop(prodigy_schedule_free, **LOUD)
 
