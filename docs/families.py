@@ -36,7 +36,16 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "adam_momentum": ("Adam with another momentum", ("adan", "adai", "adatam")),
     "adam_stable": (
         "Adam with steadier steps",
-        ("stable_adamw", "yogi", "adagc", "adams", "adanorm", "sadam", "spam"),
+        (
+            "stable_adamw",
+            "yogi",
+            "adagc",
+            "adams",
+            "adanorm",
+            "kourkoutas",
+            "sadam",
+            "spam",
+        ),
     ),
     "adam_delayed": (
         "Denominators from earlier gradients",

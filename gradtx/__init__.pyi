@@ -321,6 +321,7 @@ __all__ = [
     "keep_norm",
     "kl_shampoo",
     "kl_soap",
+    "kourkoutas_adamw",
     "label_by_role",
     "label_lora",
     "lamb",
@@ -396,6 +397,7 @@ __all__ = [
     "polar_adam_atan2",
     "polargrad",
     "polynomial_schedule",
+    "power_entries",
     "precondition_inputs",
     "precondition_pairs",
     "prodigy",
@@ -460,6 +462,7 @@ __all__ = [
     "scale_by_adopt",
     "scale_by_adopt_atan2",
     "scale_by_aggmo",
+    "scale_by_agreement_rank",
     "scale_by_amos",
     "scale_by_ano",
     "scale_by_apollo",
@@ -496,6 +499,7 @@ __all__ = [
     "scale_by_inverse_time",
     "scale_by_kate",
     "scale_by_kl_shampoo",
+    "scale_by_kourkoutas",
     "scale_by_lamb",
     "scale_by_laprop",
     "scale_by_lars",
@@ -1898,6 +1902,22 @@ def kl_soap(
     cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def kourkoutas_adamw(
+    lr: NonNegative = 0.001,
+    betas: Decays = (0.9, 0.999),
+    beta2_min: Decay = 0.9,
+    spike_beta: Decay = 0.9,
+    tiny_spike: NonNegative = 1e-08,
+    warmup_steps: NonNegativeInt = 0,
+    correct_bias: Literal[True, False, 'exact'] = True,
+    eps: NonNegative = 1e-08,
+    weight_decay: NonNegative = 0.0,
+    *,
+    maximize: bool = False,
+    mask: Where | None = None,
+    cautious_decay: Literal[True, False, "inclusive"] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def lamb(
     lr: NonNegative = 0.001,
     betas: Decays = (0.9, 0.999),
@@ -2508,6 +2528,11 @@ def polargrad(
     cautious_decay: Literal[True, False, "inclusive"] = False,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def power_entries(
+    power: Positive = 1.2,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def precondition_inputs(
     every: Count = 64,
     rate: Fraction = 0.05,
@@ -3046,6 +3071,13 @@ def scale_by_aggmo(
     *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
+def scale_by_agreement_rank(
+    fraction: Annotated[int | float, '(0, 1]'] = 0.5,
+    alpha: NonNegative = 2.0,
+    gamma: NonNegative = 0.1,
+    *,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
 def scale_by_amos(
     lr: NonNegative = 0.001,
     beta: Decay = 0.999,
@@ -3349,6 +3381,17 @@ def scale_by_kl_shampoo(
     merge_dims: bool = False,
     *,
     stagger: Static[bool] = False,
+    state_dtype: StateDtype | None = None,
+) -> GradientTransformation: ...
+def scale_by_kourkoutas(
+    betas: Decays = (0.9, 0.999),
+    beta2_min: Decay = 0.9,
+    spike_beta: Decay = 0.9,
+    tiny_spike: NonNegative = 1e-08,
+    warmup_steps: NonNegativeInt = 0,
+    correct_bias: Literal[True, False, 'exact'] = True,
+    eps: NonNegative = 1e-08,
+    *,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def scale_by_lamb(

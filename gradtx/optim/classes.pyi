@@ -114,6 +114,7 @@ __all__ = [
     "KLSOAP",
     "KLShampoo",
     "Kate",
+    "KourkoutasAdamW",
     "LARS",
     "LBFGS",
     "LDoG",
@@ -1981,6 +1982,33 @@ class Kate(AliasOptimizer):
         params: Params,
         lr: NonNegative = 0.001,
         delta: NonNegative = 0.0,
+        eps: NonNegative = 1e-08,
+        weight_decay: NonNegative = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class KourkoutasAdamW(AliasOptimizer):
+    """Kourkoutas-beta: AdamW that forgets squares sooner after a spike of a leaf's gradient."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        betas: Decays = (0.9, 0.999),
+        beta2_min: Decay = 0.9,
+        spike_beta: Decay = 0.9,
+        tiny_spike: NonNegative = 1e-08,
+        warmup_steps: NonNegativeInt = 0,
+        correct_bias: Literal[True, False, 'exact'] = True,
         eps: NonNegative = 1e-08,
         weight_decay: NonNegative = 0.0,
         *,
