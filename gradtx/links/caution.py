@@ -89,8 +89,8 @@ def scale_by_agreement_rank(
         >>> tx.update({"w": torch.tensor([-1.0, 3.0, 2.0, 0.1])}, state)[0]["w"]
         tensor([0.8000, 7.8000, 5.8000, 0.1000])
 
-    Source: Chang and Yuan 2025 (NeurIPS), arXiv:2606.17526. Departures: ties; as the last link of any direction, where the
-    authors' AdamW adds eps before it corrects the bias (`scale_by_adam_hat`).
+    Source: Chang and Yuan 2025 (NeurIPS), arXiv:2606.17526. Departures: ties; as the last link of any direction, where
+    the authors' AdamW adds eps before it corrects the bias (`scale_by_adam_hat`).
     """
 
     def update(update, state, param, ctx):
