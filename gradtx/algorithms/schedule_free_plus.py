@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
+from torch import Tensor
 
 from gradtx.arguments import Decay, NonNegative, NonNegativeInt, OpenFraction
 from gradtx.base.exact import exact
@@ -26,6 +28,15 @@ __all__ = ["scale_by_schedule_free_plus", "schedule_free_plus"]
 
 # A Gaussian vector's 2-norm, times the root of its length, over its 1-norm.
 NORM_RATIO = math.sqrt(math.pi / 2)
+
+
+def product_ahead(g: Tensor, state: Mapping[str, Tensor], y: Tensor) -> Tensor:
+    r"""Return a leaf's term of $\langle g, z - x \rangle$, with which the loss at y predicts that at z."""
+    z = state["z"]
+    if "x" in state:
+        return (g * (z - state["x"])).sum()
+    # From y = b x + (1 - b) z, without computing x.
+    return (g * (z - y)).sum() / state["beta"]
 
 
 @per_tensor(
@@ -120,8 +131,8 @@ def scale_by_schedule_free_plus(
 
     def update(g, state, y, ctx):
         beta = position(ctx)
-        ahead = state["z"] - average_of(state, y, state["beta"])
-        total = yield {"inner": beta * (g * ahead).sum(), "size": g.abs().sum()}
+        inner = beta * product_ahead(g, state, y)
+        total = yield {"inner": inner, "size": g.abs().sum()}
         rate, shared = rate_of(total, state, ctx)
         share, numbers = share_of(rate, state, ctx)
         m, v, averages = moments(g, state)

@@ -57,7 +57,7 @@ def schedule_free(
             decay in it acts on $y$. An optimizer that estimates its learning rate, `prodigy` or one of `dadapt_*`,
             returns its rate times its direction, computed at $y$; `lr` multiplies the result, so set it to 1. Prefer
             `prodigy`, whose estimate uses the actual position of the weights; those of `dadapt_*` assume their own
-            steps.
+            steps. `prodigy_schedule_free` measures the distance of $z$ and weighs points by its rate.
         lr: $\eta \ge 0$; no schedule is needed.
         beta: $\beta$ in (0, 1), the position of $y$ between $z$ and $x$; it acts as a momentum. Keep it constant:
             $x$ is computed with the current one.
