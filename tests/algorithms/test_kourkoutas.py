@@ -48,12 +48,11 @@ def test_steps_are_those_of_the_loop(options):
     assert reference.seen == {"spike", "steady"}
 
 
-@pytest.mark.parametrize("correct_bias", [True, "exact"])
-def test_compiled_steps_are_those_of_the_loop(correct_bias):
-    options = {"lr": 0.02, "correct_bias": correct_bias, "beta2_min": 0.5}
-
+@pytest.mark.parametrize("compile", [False, True], ids=["default", "compiled"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_steps_of_an_optimizer_are_those_of_the_loop(options, compile):
     def make(params):
-        return gradtx.as_optimizer(gradtx.kourkoutas_adamw(**options), params, compile=True)
+        return gradtx.as_optimizer(gradtx.kourkoutas_adamw(**options), params, compile=compile)
 
     ref.weights_follow(ref.Published(make), ref.WeightsLoop(kourkoutas_adamw, **options))
 

@@ -105,12 +105,13 @@ def test_first_steps_the_wrong_way_do_not_delay_the_estimate():
     assert reference.seen >= {"ignored", "counted"}
 
 
-def test_compiled_steps_are_those_of_the_loop():
-    reference = ref.TreeLoop(prodigy_schedule_free, **LOUD)
-
+@pytest.mark.parametrize("compile", [False, True], ids=["default", "compiled"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_steps_of_an_optimizer_are_those_of_the_loop(options, compile):
     def make(params):
-        return gradtx.as_optimizer(gradtx.prodigy_schedule_free(**LOUD), params, compile=True)
+        return gradtx.as_optimizer(gradtx.prodigy_schedule_free(**options), params, compile=compile)
 
+    reference = ref.TreeLoop(prodigy_schedule_free, **options)
     ref.follows_along(ref.Published(make), reference, tolerance=CLOSE)
 
 

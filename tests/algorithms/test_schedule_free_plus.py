@@ -91,10 +91,9 @@ class Stepped(ref.Published):
         self.optimizer.step(value=next(self.losses))
 
 
-@pytest.mark.parametrize("compile", [False, True])
-def test_steps_of_an_optimizer_are_those_of_the_loop(compile):
-    options = {"polyak_beta": 0.5, "weight_decay": 10.0}
-
+@pytest.mark.parametrize("compile", [False, True], ids=["default", "compiled"])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_steps_of_an_optimizer_are_those_of_the_loop(options, compile):
     def make(params):
         return gradtx.as_optimizer(gradtx.schedule_free_plus(**options), params, compile=compile)
 
