@@ -55,6 +55,7 @@ versions:  # other versions of Python and torch, each in a new environment; see 
 docs-tables: $(VENV)/test $(VENV)/docs  # tests fail while the pages are out of date
 	@$(RUN) docs/table.py
 	@$(RUN) docs/algorithms.py
+	@$(RUN) docs/other_names.py
 	@$(RUN) docs/stubs.py
 	@$(RUN) -m benchmarks.guide.report
 

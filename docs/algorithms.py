@@ -20,6 +20,7 @@ from gradtx.optim.classes import CLASSES
 PAGE = Path(__file__).with_suffix(".md")
 
 HISTORY = 10  # the default of L-BFGS
+SLICE = 11  # of the statistics of `prodigy_schedule_free`
 RANK = 8  # of the low-rank methods; their default of 128 is larger than the sample
 # Distinct, so that the size of a slot identifies its shape; one block for Shampoo.
 ROWS, COLUMNS, ENTRIES = 48, 40, 29
@@ -33,8 +34,14 @@ MATRIX = {
     RANK * ROWS: "rank row",
     RANK * COLUMNS: "rank column",
     HISTORY**2: "history²",
+    -(-ROWS * COLUMNS // SLICE): f"per {SLICE}",
 }
-VECTOR = {ENTRIES: "", ENTRIES**2: "n²", HISTORY**2: "history²"}
+VECTOR = {
+    ENTRIES: "",
+    ENTRIES**2: "n²",
+    HISTORY**2: "history²",
+    -(-ENTRIES // SLICE): f"per {SLICE}",
+}
 
 INTRO = """# Algorithms
 
@@ -51,8 +58,8 @@ same arguments, `gradtx.optim.AdamW(model.parameters(), lr=1e-3)`.
 The column "state" has these facts, with default options:
 
 - The floats in the state of a matrix, counted in the actual state. "2" means two per entry, "row" one per row, "row²" a
-  square matrix with as many rows as the parameter. State of constant size is left out. Options that change the size
-  follow, then vectors (of length n) if they differ.
+  square matrix with as many rows as the parameter, "2 per 11" two for every eleven entries. State of constant size is
+  left out. Options that change the size follow, then vectors (of length n) if they differ.
 - The inputs of `update` in addition to gradients and state, such as `params`.
 - What the rules work on: single entries (if nothing is said), "sums" over all parameters, or "tensors" (norms, means,
   factorizations). "Owns the rate" marks optimizers that return a finished step: no link that scales by a learning rate

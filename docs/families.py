@@ -36,7 +36,16 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "adam_momentum": ("Adam with another momentum", ("adan", "adai", "adatam")),
     "adam_stable": (
         "Adam with steadier steps",
-        ("stable_adamw", "yogi", "adagc", "adams", "adanorm", "sadam", "spam"),
+        (
+            "stable_adamw",
+            "yogi",
+            "adagc",
+            "adams",
+            "adanorm",
+            "kourkoutas",
+            "sadam",
+            "spam",
+        ),
     ),
     "adam_delayed": (
         "Denominators from earlier gradients",
@@ -73,7 +82,10 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "psgd": ("PSGD", ("psgd",)),
     "quasi_newton": ("Curvature", ("lbfgs", "sophia", "adahessian", "apollo")),
     "d_adaptation": ("D-Adaptation", ("dadapt",)),
-    "parameter_free": ("Without a learning rate", ("prodigy", "dog", "cocob")),
+    "parameter_free": (
+        "Without a learning rate",
+        ("prodigy", "prodigy_schedule_free", "dog", "cocob"),
+    ),
     "polyak": (
         "Rates from the loss or from measured smoothness",
         ("momo", "adaptive_gd", "alig"),
@@ -81,7 +93,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "averaging": ("Averages of weights", ("madgrad", "srmm")),
     "schedule_free": (
         "Schedule-Free methods and GPA",
-        ("schedule_free", "gpa_adamw"),
+        ("schedule_free", "schedule_free_plus", "gpa_adamw"),
     ),
     "variance_reduction": (
         "Corrected gradients",

@@ -57,9 +57,8 @@ def _hint(name: str) -> str:
     if hint is None and not name.startswith("_"):
         longer = [known for known in __all__ if known.startswith(f"{name.lower()}_")]
         meant = longer[0] if longer else close(name.lower(), __all__, 0.8)
-        hint = (
-            "see docs/optax-names.md" if meant is None else f"did you mean {meant!r}?"
-        )
+        pages = "see docs/optax-names.md and docs/other-names.md"
+        hint = pages if meant is None else f"did you mean {meant!r}?"
     return f"; {hint}" if hint else ""
 
 

@@ -228,8 +228,8 @@ def get_supported_optimizers(filters: Names = None) -> list[str]:
         TypeError: If `filters` is neither a pattern nor a list of patterns.
 
     Example:
-        >>> gradtx.get_supported_optimizers(["lion", "schedule*"])
-        ['lion', 'schedule_free_adamw', 'schedule_free_radam', 'schedule_free_sgd']
+        >>> gradtx.get_supported_optimizers(["lion", "schedule*adam*"])
+        ['lion', 'schedule_free_adamw', 'schedule_free_radam']
     """
     return _optimizers().matching("get_supported_optimizers", filters)
 

@@ -169,6 +169,9 @@ EXAMPLES = {
     "scale_by_stateful": {"step": _slowing, "start": {"scale": 0.5}},
     "scale_by_width": {"multipliers": {"*": (2.0, 4.0)}},
     "scale_by_yogi": {"initial_accumulator_value": 2**-20},
+    # The losses of the tests are far from small, and decay at the square of the rate would diverge.
+    "scale_by_schedule_free_plus": {"lr": 0.03},
+    "schedule_free_plus": {"lr": 0.03},
     "schedule_free": lambda tx: {"base": gradtx.add_decayed_weights(0.1), "lr": 0.1, "beta": 0.9},
     "sgdp": {"lr": 0.1},
     "shampoo": ROOTS,

@@ -103,8 +103,9 @@ def test_what_is_no_number_is_refused_with_the_name_of_the_argument(given):
 OWNERS = [
     "descend", "mechanize", "scale_by_a2grad", "scale_by_accsgd", "scale_by_adafactor", "scale_by_adafactor_torch",
     "scale_by_adamod", "scale_by_amos", "scale_by_asgd", "scale_by_cocob", "scale_by_ftrl", "scale_by_local_smoothness",
-    "scale_by_madgrad", "scale_by_momo", "scale_by_momo_adam", "scale_by_muown", "scale_by_polyak", "scale_by_ranger21",
-    "scale_by_rprop", "scale_by_srmm", "scale_by_swats", "schedule_free", "trac",
+    "scale_by_madgrad", "scale_by_momo", "scale_by_momo_adam", "scale_by_muown", "scale_by_polyak",
+    "scale_by_prodigy_schedule_free", "scale_by_ranger21", "scale_by_rprop", "scale_by_schedule_free_plus",
+    "scale_by_srmm", "scale_by_swats", "schedule_free", "trac",
 ]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """What people of other libraries type, and what to use here: functions, schedulers, and options.
 
-docs/optax-names.md has all names of optax.
+docs/optax-names.md has all names of optax, docs/other-names.md those of `gradtx.base.other_names`.
 """
 
 from __future__ import annotations
@@ -57,6 +57,13 @@ COUNTERPARTS = {
     "FusedAdam": "use gradtx.optim.AdamW(params, compile=True)",
     "SparseAdam": "use gradtx.optim.Adam with dense gradients: omit sparse=True in nn.Embedding",
     "AdamWScheduleFree": "use gradtx.optim.ScheduleFreeAdamW",
+    "ProdigyPlusScheduleFree": "use gradtx.optim.ProdigyScheduleFree",
+    "prodigyplus": "use gradtx.optim.ProdigyScheduleFree",
+    "AdamCScheduleFreePlusPaper": "use gradtx.optim.ScheduleFreePlus",
+    **dict.fromkeys(
+        ("KourkoutasSoftmaxFlex", "KourkoutasBeta", "KBeta"),
+        "use gradtx.optim.KourkoutasAdamW",
+    ),
     "MuonClip": "use gradtx.chain(gradtx.muon(...), gradtx.qk_clip(...)), and pass max_logits to each step",
     "AdamW8bit": 'pass state_dtype="int8" to any optimizer',
     "ZeroRedundancyOptimizer": "use torch.distributed.optim.ZeroRedundancyOptimizer",
@@ -152,8 +159,15 @@ def plain(name: str) -> str:
 
 
 def counterpart(name: str) -> str | None:
-    """Return the replacement for a name in another library, or None if it is unknown."""
+    """Return the replacement for a name in another library or a paper, or None if it is unknown."""
+    # Only here, because only errors need it.
+    from gradtx.base.other_names import OTHER_NAMES
+
     found = {plain(known): use for known, use in COUNTERPARTS.items()}
+    for method in OTHER_NAMES:
+        for spelling in (method.title, *method.spellings):
+            use = f"use {method.chain}; see docs/other-names.md"
+            found.setdefault(plain(spelling), use)
     return found.get(plain(name))
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from gradtx.arguments import Count, Fraction, NonNegative, NonNegativeInt, OpenFraction
+from gradtx.arguments import (
+    Count,
+    Fraction,
+    NonNegative,
+    NonNegativeInt,
+    OpenFraction,
+    is_off,
+)
 from gradtx.base.exact import exact
 from gradtx.combinators.frame import Frame
 from gradtx.maths.entries import (
@@ -33,6 +42,7 @@ def schedule_free(
     r: NonNegative = 0.0,
     weight_lr_power: NonNegative = 2.0,
     averaging: Fraction | None = None,
+    decoupling_c: NonNegative = 0.0,
 ):
     r"""Step along a direction that is computed between the latest point and the average of all points.
 
@@ -47,7 +57,7 @@ def schedule_free(
             decay in it acts on $y$. An optimizer that estimates its learning rate, `prodigy` or one of `dadapt_*`,
             returns its rate times its direction, computed at $y$; `lr` multiplies the result, so set it to 1. Prefer
             `prodigy`, whose estimate uses the actual position of the weights; those of `dadapt_*` assume their own
-            steps.
+            steps. `prodigy_schedule_free` measures the distance of $z$ and weighs points by its rate.
         lr: $\eta \ge 0$; no schedule is needed.
         beta: $\beta$ in (0, 1), the position of $y$ between $z$ and $x$; it acts as a momentum. Keep it constant:
             $x$ is computed with the current one.
@@ -56,6 +66,9 @@ def schedule_free(
         weight_lr_power: Exponent of the largest rate so far in these weights, >= 0.
         averaging: A constant $a$ in [0, 1] instead of these weights: an exponential average of the points, as in
             Generalized Primal Averaging. None for the weights of Schedule-Free.
+        decoupling_c: $C \ge 0$: the average takes in the new point with $\min(1, a (1-\beta) C)$ instead of $a$, so
+            that its length no longer depends on $\beta$; $1/(1-\beta)$ changes nothing, more forgets old points sooner.
+            From 6 to 12 for short, noisy runs, from 50 to 200 for long ones; 0 for $a$ itself.
 
     Returns:
         A transformation whose updates are added to the parameters. State: `z`, shaped like the parameter, `lr_max` and
@@ -64,8 +77,8 @@ def schedule_free(
 
     Raises:
         TypeError: If `base` is not a transformation.
-        ValueError: If an argument is out of range, if `params` is missing, if `base` scales by a learning rate, or if a
-            later link scales by a learning rate or decays.
+        ValueError: If an argument is out of range, if `params` is missing, if `base` scales by a learning rate, if a
+            later link scales by a learning rate or decays, or if both `averaging` and `decoupling_c` are given.
 
     Example:
         >>> tx = gradtx.schedule_free(gradtx.chain(), lr=1.0, beta=0.5)
@@ -77,8 +90,9 @@ def schedule_free(
         >>> params["w"], tx.eval_params(state, params)["w"]
         (tensor([3.]), tensor([4.]))
 
-    Source: Defazio et al. 2024, arXiv:2405.15682; `averaging`: Defazio et al. 2025, arXiv:2512.17131. Departures: none
-    from the authors' released optimizers; with `averaging` decay is part of the direction (see `gpa_adamw`).
+    Source: Defazio et al. 2024, arXiv:2405.15682; `averaging`: Defazio et al. 2025, arXiv:2512.17131; `decoupling_c`:
+    Song et al. 2025, arXiv:2507.09846. Departures: none from the authors' released optimizers; with `averaging` decay
+    is part of the direction (see `gpa_adamw`).
     """
     links = base._links()
     # A base that estimates its learning rate negates the update in its last link, as `prodigy` does.
@@ -90,15 +104,15 @@ def schedule_free(
                 f"schedule_free: base must return a direction, but it contains {link._name}, which applies a learning "
                 "rate; remove it and pass lr to schedule_free"
             )
+    if averaging is not None and not is_off(decoupling_c):
+        raise ValueError(
+            "schedule_free: decoupling_c changes the weights of Schedule-Free, but averaging replaces them; omit one"
+        )
 
     sign = -1.0 if descends else 1.0
 
-    def average(state, y):
-        return state["z"] + (y - state["z"]) / beta
-
     slots = {
-        "z": start(slow=True),
-        "x": rounded(start(slow=True), average),
+        **points(beta),
         "lr_max": scalar(-1.0) if averaging is None else None,
         "weight_sum": scalar() if averaging is None else None,
     }
@@ -111,31 +125,83 @@ def schedule_free(
         weight = ctx.time**r * largest**weight_lr_power
         weight_sum = state["weight_sum"] + weight
         numbers = {"lr_max": largest, "weight_sum": weight_sum}
-        return quotient(weight, weight_sum), numbers
+        share = quotient(weight, weight_sum)
+        return decoupled(share, beta, decoupling_c), numbers
 
     def leave(update, state, y, ctx):
-        z = state["z"]
         rate = exact(lr, y.device)
         if warmup_steps:
             rate = rate * at_most(ctx.time / warmup_steps, 1)
         share, numbers = share_of(rate, state, ctx)
-        direction = sign * update
-        moved = z - rate * direction
-        if "x" in state:
-            x = state["x"] + share * (moved - state["x"])
-            return (1 - beta) * moved + beta * x - y, {"z": moved, "x": x, **numbers}
-        # y' - y, with x computed from y and the z before and after the step
-        step = share * (z - y) - (rate * (1 - beta * (1 - share))) * direction
-        return step, {"z": moved, **numbers}
+        step, moved = points_moved(state, y, sign * update, rate, share, beta)
+        return step, {**moved, **numbers}
 
     def evaluate(state, y):
-        x = state["x"] if "x" in state else average(state, y)
+        x = average_of(state, y, beta)
         if averaging is not None:
             return x
         # Exactly the caller's parameters before the first step.
         return torch.where(state["lr_max"] < 0, y, x)
 
     return Frame(base, slots, leave=leave, evaluate=evaluate)
+
+
+# The three sequences of Schedule-Free: z, where steps are taken, their average x, and the caller's parameters y.
+
+
+def points(beta) -> dict[str, Any]:
+    """Return the slots of the sequences; x is stored for 16-bit weights, which round y, and computed otherwise.
+
+    A beta of None stands for a slot `beta`, which has that of the present y.
+    """
+
+    def average(state, y):
+        return _extrapolated(state["z"], y, state["beta"] if beta is None else beta)
+
+    return {"z": start(slow=True), "x": rounded(start(slow=True), average)}
+
+
+def average_of(state: Mapping[str, Tensor], y: Tensor, beta) -> Tensor:
+    r"""Return x, from $y = (1-\beta) z + \beta x$ if it is not stored."""
+    return state["x"] if "x" in state else _extrapolated(state["z"], y, beta)
+
+
+def _extrapolated(z: Tensor, y: Tensor, beta) -> Tensor:
+    return z + (y - z) / beta
+
+
+def points_moved(
+    state: Mapping[str, Tensor],
+    y: Tensor,
+    direction: Tensor,
+    rate,
+    share,
+    beta,
+    old_beta=None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Step z against a direction, let the average take in its share of it, and return the step of y and the slots.
+
+    `old_beta` is the beta with which the present y was computed, unless it is constant.
+    """
+    z = state["z"]
+    moved = z - rate * direction
+    kept = beta * (1 - share)
+    if "x" in state:
+        x = state["x"]
+        # Differences, because small steps would vanish in sums of weights.
+        step = (x - y) + (1 - kept) * ((z - x) - rate * direction)
+        return step, {"z": moved, "x": x + share * (moved - x)}
+    # y' - y, with x computed from y and the z before and after the step
+    pull = share if old_beta is None else 1 - kept / old_beta
+    return pull * (z - y) - (rate * (1 - kept)) * direction, {"z": moved}
+
+
+def decoupled(share: Tensor, beta, decoupling_c) -> Tensor:
+    r"""Return the share $\min(1, a (1-\beta) C)$ in place of $a$, or $a$ itself if $C = 0$."""
+    if is_off(decoupling_c):
+        return share
+    constant = exact(decoupling_c, share.device)
+    return torch.where(constant > 0, at_most(share * (1 - beta) * constant, 1), share)
 
 
 MOMENTA = ("momentum_buffer", "exp_avg")

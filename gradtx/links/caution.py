@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 
-from gradtx.arguments import Decay, Fraction, FractionOffAtOne, Positive, is_off
+from gradtx.arguments import (
+    Decay,
+    Fraction,
+    FractionOffAtOne,
+    NonNegative,
+    Positive,
+    is_off,
+)
+from gradtx.distributed.redistribution import full_tensor
 from gradtx.maths.entries import at_least, caution, norm, running_mean
 from gradtx.rules import per_tensor
 from gradtx.transform import chain
 
 __all__ = [
     "mask_by_alignment",
+    "scale_by_agreement_rank",
     "scale_by_caution",
     "scale_by_sign",
     "take_signs_of_gradient",
@@ -46,6 +57,52 @@ def scale_by_caution(factor: FractionOffAtOne = 0.0):
 
     def update(update, state, param, ctx):
         return update * caution(update, ctx.grad, factor), state
+
+    return update
+
+
+@per_tensor
+def scale_by_agreement_rank(
+    fraction: Annotated[int | float, "(0, 1]"] = 0.5,
+    alpha: NonNegative = 2.0,
+    gamma: NonNegative = 0.1,
+):
+    r"""Lengthen the entries of an update that agree best with the gradient, and shorten the others: MGUP.
+
+    In each leaf of $n$ entries, those with the $\lfloor \tau n \rfloor$ largest products $u g$ are multiplied by
+    $\alpha$, all others by $\gamma$; $g$ is the gradient as passed to the clock. Entries that tie for the last place
+    count as others.
+
+    Args:
+        fraction: $\tau$ in (0, 1]; 1 multiplies all entries by $\alpha$.
+        alpha: $\alpha \ge 0$; $1/\tau$ in the paper, so that with equal entries and $\gamma = 0$ lengths stay the same.
+        gamma: $\gamma \ge 0$; $\tau$ in the paper, 0.1 in the authors' code. With 0, the other entries do not move.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Example:
+        >>> tx = gradtx.chain(gradtx.trace(0.9), gradtx.scale_by_agreement_rank())
+        >>> state = tx.init({"w": torch.zeros(4)})
+        >>> _, state = tx.update({"w": torch.tensor([10.0, 1.0, 1.0, 1.0])}, state)
+        >>> # the first entry of the momentum points against its gradient
+        >>> tx.update({"w": torch.tensor([-1.0, 3.0, 2.0, 0.1])}, state)[0]["w"]
+        tensor([0.8000, 7.8000, 5.8000, 0.1000])
+
+    Source: Chang and Yuan 2025 (NeurIPS), arXiv:2606.17526. Departures: ties; as the last link of any direction, where
+    the authors' AdamW adds eps before it corrects the bias (`scale_by_adam_hat`).
+    """
+
+    def update(update, state, param, ctx):
+        product = update * ctx.grad
+        entries = product.numel()
+        best = int(fraction * entries)
+        if best == entries:
+            return alpha * update, state
+        # The last of these is the largest that is not among the best.
+        candidates = full_tensor(product).flatten().topk(best + 1, sorted=False).values
+        is_best = product > candidates.amin()
+        return torch.where(is_best, alpha * update, gamma * update), state
 
     return update
 

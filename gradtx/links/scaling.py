@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradtx.arguments import AtLeastFour, Decay, NonNegative, NonNegativeInt, Scalar
+from gradtx.arguments import (
+    AtLeastFour,
+    Decay,
+    NonNegative,
+    NonNegativeInt,
+    Positive,
+    Scalar,
+)
 from gradtx.base.exact import exact
 from gradtx.execution.leaf_rule import OfLeaf
 from gradtx.links.clipping import rms_of_sums
@@ -18,6 +25,7 @@ from gradtx.maths.entries import (
     quotient,
     rectification,
     running_mean,
+    safe_pow,
     safe_sqrt,
 )
 from gradtx.rules import per_tensor
@@ -27,6 +35,7 @@ __all__ = [
     "descend",
     "hold_until",
     "hold_until_rectified",
+    "power_entries",
     "scale",
     "scale_by_gradient_rms",
     "scale_by_inverse_time",
@@ -323,6 +332,36 @@ def scale(factor: Scalar):
 
     def update(update, state, param, ctx):
         return factor * update, state
+
+    return update
+
+
+@per_tensor(elementwise=True)
+def power_entries(power: Positive = 1.2):
+    r"""Raise the size of every entry to a power, and keep its sign: $u \mapsto \mathrm{sign}(u) |u|^p$.
+
+    As the first link, GradPower: `chain(power_entries(1.2), adamw())` is AdamPower, whose steps favor large entries.
+    Directly after `trace`, with a power below 1, PowerStep: the steps of a heavy ball, whose entries are more alike.
+
+    Args:
+        power: $p > 0$; above 1, large entries grow and small ones shrink, below 1 the other way round. 1 changes
+            nothing.
+
+    Returns:
+        A transformation that keeps shapes and dtypes; no state.
+
+    Example:
+        >>> tx = gradtx.power_entries(0.5)
+        >>> tx.update({"w": torch.tensor([4.0, -9.0, 0.0])}, tx.init({}))[0]["w"]
+        tensor([ 2., -3.,  0.])
+
+    Source: Wang et al. 2025, arXiv:2505.24275 (GradPower); Lu et al. 2026, arXiv:2605.10335 (PowerStep). Departures:
+    none; GradPower's paper does not say whether gradients are clipped before or after. For a power of 0, use
+    `scale_by_sign`.
+    """
+
+    def update(update, state, param, ctx):
+        return update.sign() * safe_pow(update.abs(), power), state
 
     return update
 

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from gradtx.base.inputs import Params
 from gradtx.arguments import Scalar
+from gradtx.base.exact import Schedule
 from gradtx.base.selectors import Where
 from gradtx.arguments import AnyLength
 from gradtx.arguments import AtLeastFour
@@ -113,6 +114,7 @@ __all__ = [
     "KLSOAP",
     "KLShampoo",
     "Kate",
+    "KourkoutasAdamW",
     "LARS",
     "LBFGS",
     "LDoG",
@@ -146,6 +148,7 @@ __all__ = [
     "PolarAdamAtan2",
     "PolarGrad",
     "Prodigy",
+    "ProdigyScheduleFree",
     "QHAdam",
     "QHM",
     "RAdam",
@@ -170,6 +173,7 @@ __all__ = [
     "Sadam",
     "ScalableShampoo",
     "ScheduleFreeAdamW",
+    "ScheduleFreePlus",
     "ScheduleFreeRAdam",
     "ScheduleFreeSGD",
     "Scion",
@@ -1992,6 +1996,33 @@ class Kate(AliasOptimizer):
         amp_scaling: bool = False,
     ) -> None: ...
 
+class KourkoutasAdamW(AliasOptimizer):
+    """Kourkoutas-beta: AdamW that forgets squares sooner after a spike of a leaf's gradient."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        betas: Decays = (0.9, 0.999),
+        beta2_min: Decay = 0.9,
+        spike_beta: Decay = 0.9,
+        tiny_spike: NonNegative = 1e-08,
+        warmup_steps: NonNegativeInt = 0,
+        correct_bias: Literal[True, False, 'exact'] = True,
+        eps: NonNegative = 1e-08,
+        weight_decay: NonNegative = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
 class LARS(AliasOptimizer):
     """LARS: SGD with momentum and one rate per leaf, from the norms of its weights and its gradient."""
 
@@ -2830,6 +2861,36 @@ class Prodigy(AliasOptimizer):
         amp_scaling: bool = False,
     ) -> None: ...
 
+class ProdigyScheduleFree(AliasOptimizer):
+    """Prodigy with Schedule-Free: AdamW with neither a learning rate nor a schedule."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 1.0,
+        betas: tuple[OpenFraction, Decay] = (0.9, 0.99),
+        beta3: Decay | None = None,
+        weight_decay: NonNegative = 0.0,
+        d0: Positive = 1e-06,
+        d_coef: Positive = 1.0,
+        d_limiter: bool = True,
+        prodigy_steps: NonNegativeInt = 0,
+        decoupling_c: NonNegative = 0.0,
+        eps: Positive | None = 1e-08,
+        stable: bool = True,
+        slice_p: Count = 11,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
 class QHAdam(AliasOptimizer):
     """QHAdam: Adam whose averages are both mixed with the current gradient."""
 
@@ -3429,6 +3490,36 @@ class ScheduleFreeAdamW(AliasOptimizer):
         warmup_steps: NonNegativeInt = 0,
         r: NonNegative = 0.0,
         weight_lr_power: NonNegative = 2.0,
+        decoupling_c: NonNegative = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class ScheduleFreePlus(AliasOptimizer):
+    """ScheduleFree+: Schedule-Free AdamW whose rate follows from the loss, as in Polyak's step size."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 1.0,
+        betas: Decays = (0.9, 0.95),
+        sf_beta1: OpenFraction = 0.9,
+        eps: NonNegative = 1e-08,
+        weight_decay: NonNegative = 0.0,
+        r: NonNegative = 0.0,
+        polyak_beta: Decay = 0.0,
+        c_warmup: NonNegativeInt = 0,
+        sf_beta1_anneal_steps: NonNegativeInt = 0,
+        sf_beta1_max: OpenFraction = 0.965,
+        weight_lr_power: NonNegative = 2.0,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -3454,6 +3545,7 @@ class ScheduleFreeRAdam(AliasOptimizer):
         r: NonNegative = 0.0,
         weight_lr_power: NonNegative = 2.0,
         silent_sgd_phase: bool = True,
+        decoupling_c: NonNegative = 0.0,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -3478,6 +3570,7 @@ class ScheduleFreeSGD(AliasOptimizer):
         warmup_steps: NonNegativeInt = 0,
         r: NonNegative = 0.0,
         weight_lr_power: NonNegative = 2.0,
+        decoupling_c: NonNegative = 0.0,
         *,
         maximize: bool = False,
         mask: Where | None = None,

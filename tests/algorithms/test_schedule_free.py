@@ -1,6 +1,7 @@
 import copy
 
 import pytest
+import pytorch_optimizer
 import schedulefree
 import torch
 
@@ -12,7 +13,7 @@ WARM_UP = gradtx.Schedule(lambda step: 0.1 * min(step / 8, 1.0))  # from 0
 CLOSE = 1e-12
 
 
-def schedule_free(s, t, p, direction, lr, beta, warmup_steps=0, r=0.0, weight_lr_power=2.0):
+def schedule_free(s, t, p, direction, lr, beta, warmup_steps=0, r=0.0, weight_lr_power=2.0, decoupling_c=0.0):
     """All three sequences, as the paper has them."""
     if t == 1:
         s.z = s.x = p
@@ -22,27 +23,33 @@ def schedule_free(s, t, p, direction, lr, beta, warmup_steps=0, r=0.0, weight_lr
     w = t**r * s.L**weight_lr_power
     s.W = s.W + w
     a = w / s.W if s.W else 0.0
+    if decoupling_c > 0:
+        a = min(1.0, a * (1 - beta) * decoupling_c)
     s.z = s.z - eta * direction
     s.x = (1 - a) * s.x + a * s.z
     return (1 - beta) * s.z + beta * s.x
 
 
-def schedule_free_sgd(s, t, g, p, lr=1.0, momentum=0.9, weight_decay=0.0, warmup_steps=0, r=0.0, weight_lr_power=2.0):
-    return schedule_free(s, t, p, g + weight_decay * p, lr, momentum, warmup_steps, r, weight_lr_power)
+def schedule_free_sgd(
+    s, t, g, p, lr=1.0, momentum=0.9, weight_decay=0.0, warmup_steps=0, r=0.0, weight_lr_power=2.0, decoupling_c=0.0
+):
+    direction = g + weight_decay * p
+    return schedule_free(s, t, p, direction, lr, momentum, warmup_steps, r, weight_lr_power, decoupling_c)
 
 
 def schedule_free_adamw(
-    s, t, g, p, lr=0.0025, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, warmup_steps=0, r=0.0, weight_lr_power=2.0
-):
+    s, t, g, p, lr=0.0025, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, warmup_steps=0, r=0.0, weight_lr_power=2.0,
+    decoupling_c=0.0,
+):  # fmt: skip
     b1, b2 = betas
     s.v = b2 * s.v + (1 - b2) * g**2
     direction = g / ((s.v / (1 - b2**t)).sqrt() + eps) + weight_decay * p
-    return schedule_free(s, t, p, direction, lr, b1, warmup_steps, r, weight_lr_power)
+    return schedule_free(s, t, p, direction, lr, b1, warmup_steps, r, weight_lr_power, decoupling_c)
 
 
 def schedule_free_radam(
     s, t, g, p, lr=0.0025, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, r=0.0, weight_lr_power=2.0,
-    silent_sgd_phase=True,
+    silent_sgd_phase=True, decoupling_c=0.0,
 ):  # fmt: skip
     b1, b2 = betas
     s.v = b2 * s.v + (1 - b2) * g**2
@@ -52,7 +59,8 @@ def schedule_free_radam(
         rate, direction = 0.0 if silent_sgd_phase else lr, g
     else:
         rate, direction = lr * factor, g / ((s.v / (1 - b2**t)).sqrt() + eps)
-    return schedule_free(s, t, p, direction + weight_decay * p, rate, b1, 0, r, weight_lr_power)
+    direction = direction + weight_decay * p
+    return schedule_free(s, t, p, direction, rate, b1, 0, r, weight_lr_power, decoupling_c)
 
 
 OPTIONS = [
@@ -61,15 +69,19 @@ OPTIONS = [
     (gradtx.schedule_free_sgd, schedule_free_sgd, {"lr": 0.3, "r": 1.5, "weight_lr_power": 0.0, "warmup_steps": 9}),
     (gradtx.schedule_free_sgd, schedule_free_sgd, {"lr": WARM_UP, "weight_lr_power": 1.0, "weight_decay": FALLING}),
     (gradtx.schedule_free_sgd, schedule_free_sgd, {"lr": WARM_UP, "weight_lr_power": 0.0, "r": FALLING}),
+    (gradtx.schedule_free_sgd, schedule_free_sgd, {"lr": 0.3, "momentum": 0.6, "decoupling_c": 12.0}),
     (gradtx.schedule_free_adamw, schedule_free_adamw, {}),
     (gradtx.schedule_free_adamw, schedule_free_adamw, {"lr": 0.05, "betas": (0.6, 0.9), "eps": 0.05, "r": 1.0}),
     (gradtx.schedule_free_adamw, schedule_free_adamw, {"lr": 0.05, "weight_decay": 0.2, "warmup_steps": 50}),
     (gradtx.schedule_free_adamw, schedule_free_adamw, {"lr": FALLING, "betas": (0.6, 0.9), "weight_decay": FALLING}),
+    (gradtx.schedule_free_adamw, schedule_free_adamw, {"lr": 0.05, "decoupling_c": 50.0, "warmup_steps": 3}),
+    (gradtx.schedule_free_adamw, schedule_free_adamw, {"lr": 0.05, "decoupling_c": 2.0}),
     (gradtx.schedule_free_radam, schedule_free_radam, {}),
     (gradtx.schedule_free_radam, schedule_free_radam, {"lr": 0.05, "betas": (0.6, 0.9), "eps": 0.05, "r": 1.0}),
     (gradtx.schedule_free_radam, schedule_free_radam, {"lr": 0.05, "weight_decay": 0.2, "silent_sgd_phase": False}),
     (gradtx.schedule_free_radam, schedule_free_radam, {"lr": 0.05, "weight_lr_power": 0.0, "betas": (0.9, 0.98)}),
     (gradtx.schedule_free_radam, schedule_free_radam, {"lr": FALLING, "betas": (0.6, 0.9), "weight_decay": FALLING}),
+    (gradtx.schedule_free_radam, schedule_free_radam, {"lr": 0.05, "betas": (0.9, 0.98), "decoupling_c": 30.0}),
 ]
 
 
@@ -139,6 +151,38 @@ def test_a_constant_share_keeps_no_numbers_and_is_an_average_of_its_own():
         assert tx.eval_params(state, params)["w"].item() == average
     with pytest.raises(ValueError, match=r"schedule_free: averaging must be in \[0, 1\], got 1.5"):
         gradtx.schedule_free(gradtx.chain(), lr=1.0, beta=0.5, averaging=1.5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda c: gradtx.schedule_free_sgd(lr=0.3, momentum=0.75, decoupling_c=c),
+        lambda c: gradtx.schedule_free_adamw(lr=0.05, betas=(0.75, 0.9), decoupling_c=c),
+        lambda c: gradtx.schedule_free_radam(lr=0.05, betas=(0.75, 0.98), decoupling_c=c),
+        lambda c: gradtx.schedule_free(gradtx.chain(), lr=0.3, beta=0.75, decoupling_c=c),
+    ],
+    ids=["sgd", "adamw", "radam", "around a chain"],
+)
+def test_a_decoupling_of_one_over_one_minus_beta_changes_nothing_and_another_does(make):
+    expected = ref.run(make(0.0))
+    ref.compare(ref.run(make(4.0)), expected, tolerance=1e-13)  # a quarter of four times the share
+    ref.compare(ref.run(make(torch.tensor(0.0))), expected, tolerance=0)
+    assert ref.distance(ref.run(make(20.0))[-1:], expected[-1:]) > 1e-3
+
+
+@pytest.mark.slow
+def test_decoupled_steps_are_those_of_pytorch_optimizer():
+    options = {"lr": 0.05, "betas": (0.8, 0.9), "weight_decay": 0.1, "decoupling_c": 12}
+    published = ref.Published(pytorch_optimizer.ScheduleFreeAdamW, **options)
+    # They add 1e-15 inside the root.
+    ref.weights_follow(gradtx.schedule_free_adamw(**options), published, tolerance=1e-8)
+
+
+def test_a_constant_average_has_no_share_to_decouple():
+    with pytest.raises(ValueError, match="decoupling_c changes the weights of Schedule-Free, but averaging replaces"):
+        gradtx.schedule_free(gradtx.chain(), lr=1.0, beta=0.5, averaging=0.25, decoupling_c=5.0)
+    with pytest.raises(ValueError, match=r"schedule_free_adamw: decoupling_c must be in \[0, inf\), got -1.0"):
+        gradtx.schedule_free_adamw(decoupling_c=-1.0)
 
 
 # Their memory, and checkpoints of the authors' package.

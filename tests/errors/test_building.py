@@ -412,7 +412,7 @@ def test_a_hyperparameter_is_no_attribute():
         "ImplicitMetaGradientModule": "module 'gradtx' has no attribute 'ImplicitMetaGradientModule'; use "
         "custom_root(torch.func.grad(loss)), or minimize(tx, loss, start, ...); see docs/howto/implicit-gradients.md",
         "adamwss": "module 'gradtx' has no attribute 'adamwss'; did you mean 'adamw'?",
-        "quux": "module 'gradtx' has no attribute 'quux'; see docs/optax-names.md",
+        "quux": "module 'gradtx' has no attribute 'quux'; see docs/optax-names.md and docs/other-names.md",
         "_quux": "module 'gradtx' has no attribute '_quux'",
     }.items(),
 )

@@ -109,3 +109,42 @@ def test_a_zero_gradient_gives_no_step():
 def test_caution_behind_it_changes_nothing():
     plain = gradtx.chain(gradtx.scale_by_adam(), gradtx.take_signs_of_gradient())
     follows(gradtx.chain(plain, gradtx.scale_by_caution(0.0)), plain, rate=-0.02)
+
+
+def agreement_rank(s, t, g, p, fraction=0.5, alpha=2.0, gamma=0.1, momentum=0.9):
+    s.m = momentum * s.m + (1 - momentum) * g
+    order = sorted(range(g.numel()), key=(s.m * g).flatten().tolist().__getitem__, reverse=True)
+    best = order[: math.floor(fraction * g.numel())]
+    factors = [alpha if index in best else gamma for index in range(g.numel())]
+    s.seen.update(factors)
+    return torch.tensor(factors, dtype=g.dtype).reshape(g.shape) * s.m
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"fraction": 0.3, "alpha": 1 / 0.3, "gamma": 0.3}, {"fraction": 1.0, "gamma": 0.0}, {"gamma": 0.0}]
+)
+def test_entries_by_rank_of_agreement_follow_the_loop(options):
+    reference = Loop(agreement_rank, **options)
+    tx = gradtx.chain(gradtx.trace_ema(0.9), gradtx.scale_by_agreement_rank(**options))
+    follows(tx, reference, rate=-0.02)
+    both = {reference.options.get("alpha", 2.0), reference.options.get("gamma", 0.1)}
+    assert reference.seen == ({2.0} if options.get("fraction") == 1.0 else both)
+
+
+def test_entries_that_tie_for_the_last_place_are_not_among_the_best():
+    tx = gradtx.scale_by_agreement_rank(fraction=0.5)
+    assert first_update(tx, [1.0, 1.0, 1.0, 3.0]) == [0.1, 0.1, 0.1, 6.0]
+    assert first_update(tx, [0.0, 0.0]) == [0.0, 0.0]
+    assert first_update(tx, 5.0) == 0.5  # of one entry, none is in the better half
+    assert first_update(gradtx.scale_by_agreement_rank(fraction=1), 5.0) == 10.0
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.5, -0.5])
+def test_a_fraction_outside_of_0_to_1_is_named(fraction):
+    with pytest.raises(ValueError, match=rf"scale_by_agreement_rank: fraction must be in \(0, 1\], got {fraction}"):
+        gradtx.scale_by_agreement_rank(fraction=fraction)
+
+
+def test_a_fraction_is_a_plain_number_because_it_decides_how_many_entries_are_best():
+    with pytest.raises(TypeError, match="scale_by_agreement_rank: fraction must be a plain number"):
+        gradtx.scale_by_agreement_rank(fraction=torch.tensor(0.5))

@@ -116,3 +116,29 @@ def test_an_empty_leaf_passes():
     empty = {"w": torch.zeros(0, 3)}
     for tx in (gradtx.scale_by_trust_ratio(), gradtx.scale_by_lars()):
         assert tx.update(empty, tx.init(empty), empty)[0]["w"].shape == (0, 3)
+
+
+def power_step(s, t, g, p, power, momentum):
+    s.b = momentum * s.b + g
+    entries = [math.copysign(abs(x) ** power, x) for x in s.b.flatten().tolist()]
+    return torch.tensor(entries, dtype=g.dtype).reshape(g.shape)
+
+
+@pytest.mark.parametrize(("power", "momentum"), [(1.2, 0.0), (0.3, 0.9), (1.0, 0.9), (2.0, 0.0)])
+def test_powers_of_entries_follow_the_loop(power, momentum):
+    tx = gradtx.chain(gradtx.trace(momentum), gradtx.power_entries(power))
+    follows(tx, Loop(power_step, power=power, momentum=momentum), rate=-0.02)
+
+
+def test_a_power_has_a_finite_derivative_at_0():
+    def update(entry):
+        tx = gradtx.power_entries(0.5)
+        return tx.update({"w": entry}, tx.init({}))[0]["w"].sum()
+
+    assert torch.func.grad(update)(torch.tensor([0.0, 4.0])).tolist() == [0.0, 0.25]
+
+
+@pytest.mark.parametrize("power", [0.0, -1.0])
+def test_a_power_of_0_or_below_is_named(power):
+    with pytest.raises(ValueError, match=rf"power_entries: power must be in \(0, inf\), got {power}"):
+        gradtx.power_entries(power)
