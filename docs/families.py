@@ -58,9 +58,19 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "muon": ("Muon", ("muon", "polargrad")),
     "muon_variants": (
         "Variants of Muon",
-        ("normuon", "adamuon", "aurora", "contra_muon", "muon_adam_atan2", "namo"),
+        (
+            "normuon",
+            "adamuon",
+            "aurora",
+            "contra_muon",
+            "muon_adam_atan2",
+            "muon_eq",
+            "mousse",
+            "mud",
+            "namo",
+        ),
     ),
-    "scion": ("Steps of fixed norm", ("scion", "hyperball", "muown")),
+    "scion": ("Steps of fixed norm", ("scion", "hyperball", "muown", "sinkgd")),
     "manifolds": ("Weights that stay on a manifold", ("spectral_sphere",)),
     "shampoo": (
         "Shampoo, as in the paper, as scaled up by Google and by Meta; SPlus",

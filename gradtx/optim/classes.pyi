@@ -123,11 +123,14 @@ __all__ = [
     "MARS",
     "MARSLion",
     "MSVAG",
+    "MUD",
     "MeZO",
     "MoMo",
     "MoMoAdam",
+    "Mousse",
     "Muon",
     "MuonAdamAtan2",
+    "MuonEq",
     "MuonH",
     "Muown",
     "NAMO",
@@ -177,6 +180,7 @@ __all__ = [
     "SignSGD",
     "Signum",
     "SimplifiedAdEMAMix",
+    "SinkGD",
     "SophiaH",
     "SpectralSphere",
     "StableAdamW",
@@ -2236,6 +2240,32 @@ class MSVAG(AliasOptimizer):
         amp_scaling: bool = False,
     ) -> None: ...
 
+class MUD(AliasOptimizer):
+    """MUD: Muon whose momentum is orthogonalized by a triangular solution in place of an iteration."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        weight_decay: NonNegative = 0.01,
+        momentum: Decay = 0.95,
+        nesterov: bool = True,
+        passes: Count = 1,
+        eps: NonNegative = 1e-08,
+        adjust_lr_fn: Adjustment | None = "match_rms_adamw",
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
 class MeZO(AliasOptimizer):
     """MeZO: SGD on zero-order estimates, which finetunes in the memory of inference."""
 
@@ -2305,6 +2335,39 @@ class MoMoAdam(AliasOptimizer):
         amp_scaling: bool = False,
     ) -> None: ...
 
+class Mousse(AliasOptimizer):
+    """Mousse: Muon on the momentum as Shampoo's factors whiten it, whitened once more afterwards."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.01,
+        weight_decay: NonNegative = 0.01,
+        momentum: Decay = 0.95,
+        nesterov: bool = False,
+        beta: Decay = 0.95,
+        alpha: NonNegative = 0.125,
+        eps: Positive = 1e-10,
+        precondition_frequency: Count = 10,
+        sides: Literal['both', 'left', 'right'] = "both",
+        correct_bias: bool = True,
+        graft: bool = True,
+        ns_coefficients: Coefficients = "quintic",
+        ns_steps: Steps | None = None,
+        adjust_lr_fn: Adjustment | None = "spectral",
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
 class Muon(AliasOptimizer):
     """Muon, equivalent to torch.optim.Muon: the orthogonalized momentum of matrices."""
 
@@ -2356,6 +2419,36 @@ class MuonAdamAtan2(AliasOptimizer):
         use_normuon: bool = False,
         normuon_eps: NonNegative = 1e-10,
         matrix_ndims: tuple[Annotated[int, '[2, inf)'], ...] = (2, 3),
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class MuonEq(AliasOptimizer):
+    """MuonEq: Muon whose momentum has rows, columns, or both, of equal norms before the iteration."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        weight_decay: NonNegative = 0.1,
+        momentum: Decay = 0.95,
+        nesterov: bool = True,
+        normalize: Sides = "row",
+        power: Positive = 0.5,
+        eps: NonNegative = 1e-08,
+        clip: AtLeastOne | None = None,
+        ns_coefficients: Coefficients = "simple",
+        ns_steps: Steps | None = None,
+        adjust_lr_fn: Adjustment | None = "match_rms_adamw",
+        fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -3595,6 +3688,30 @@ class SimplifiedAdEMAMix(AliasOptimizer):
         beta1_warmup: NonNegativeInt | None = None,
         bias_correction1: bool = False,
         bias_correction2: bool = True,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class SinkGD(AliasOptimizer):
+    """SinkGD: gradients whose rows and columns all have root mean square 1, without state."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        momentum: Decay = 0.0,
+        weight_decay: NonNegative = 0.0,
+        nesterov: bool = False,
+        iterations: Count = 5,
+        order: Order = "long",
         *,
         maximize: bool = False,
         mask: Where | None = None,

@@ -265,6 +265,9 @@ WITH_FALLBACK = [
     gradtx.muown,
     gradtx.polargrad,
     gradtx.muon_h,
+    gradtx.muon_eq,
+    gradtx.mousse,
+    gradtx.mud,
 ]
 
 

@@ -57,6 +57,7 @@ STATEFUL = {
     "soap_muon": gradtx.soap_muon(lr=0.02, fallback=ADAMW),
     "muown": gradtx.muown(lr=0.02, weight_decay=0.1, fallback=ADAMW),
     "dion": gradtx.dion(lr=0.02, rank=0.5, fallback=ADAMW),
+    "mousse": gradtx.mousse(lr=0.02, precondition_frequency=2, fallback=ADAMW),
     "dion2": gradtx.dion2(lr=0.02, beta2=0.9, fallback=ADAMW),
     "psgd_kron": gradtx.psgd_kron(lr=0.02, weight_decay=0.1),
     "psgd_kron with probes": gradtx.psgd_kron(lr=0.02, probes="random", precondition_frequency=2),
@@ -82,6 +83,10 @@ CHAINS = {
     "polargrad": gradtx.polargrad(lr=0.02, fallback=ADAMW),
     "polargrad by eigenvalues": gradtx.polargrad(lr=0.02, method="exact", center_rows=True, fallback=ADAMW),
     "scion": gradtx.scion(lr=0.02, momentum=0.5, scale=0.7),
+    "mud": gradtx.mud(lr=0.02, fallback=ADAMW),
+    "sinkgd": gradtx.sinkgd(lr=0.02, momentum=0.5),
+    "muon_eq": gradtx.muon_eq(lr=0.02, fallback=ADAMW),
+    "muon_eq of columns": gradtx.muon_eq(lr=0.02, normalize="both", fallback=ADAMW),
     "muon and adamw": gradtx.partition(
         {"matrices": gradtx.muon(lr=0.02, adjust_lr_fn="match_rms_adamw"), "rest": ADAMW},
         {"matrices": tuple(MATRICES), "rest": "*"},
