@@ -58,6 +58,12 @@ SHORT_SEARCH = {"coefs": "newton_schulz", "steps": 1, "power_steps": 2}
 # By the name of the factory; for a combinator, a function of an inner transformation. Others need no arguments.
 EXAMPLES = {
     "accsgd": {"lr": 0.1},
+    "adago": lambda tx: {"fallback": tx},
+    "aro": lambda tx: {"fallback": tx},
+    "asgo": lambda tx: {"eps": 0.1, "fallback": tx},
+    "cosmos": lambda tx: {"rank": 2, "eps": 0.1, "fallback": tx},
+    "mano": lambda tx: {"fallback": tx},
+    "namo_d": lambda tx: {"fallback": tx},
     "accumulate": lambda tx: {"tx": tx, "every": 2},
     "adai": {"lr": 0.1},
     "adamuon": lambda tx: {"fallback": tx},

@@ -43,13 +43,16 @@ __all__ = [
     "A2Grad",
     "ACProp",
     "ADOPT",
+    "ARO",
     "ASGD",
+    "ASGO",
     "AccSGD",
     "AdEMAMix",
     "AdaBelief",
     "AdaBound",
     "AdaFactor",
     "AdaGC",
+    "AdaGO",
     "AdaHessian",
     "AdaMod",
     "AdaMuon",
@@ -86,6 +89,7 @@ __all__ = [
     "BCOS",
     "CAME",
     "COCOB",
+    "COSMOS",
     "Conda",
     "ContraMuon",
     "DAdaptAdaGrad",
@@ -124,6 +128,7 @@ __all__ = [
     "MARSLion",
     "MSVAG",
     "MUD",
+    "Mano",
     "MeZO",
     "MoMo",
     "MoMoAdam",
@@ -134,6 +139,7 @@ __all__ = [
     "MuonH",
     "Muown",
     "NAMO",
+    "NAMOD",
     "NAdam",
     "Nero",
     "NoisySGD",
@@ -270,6 +276,32 @@ class ADOPT(AliasOptimizer):
         amp_scaling: bool = False,
     ) -> None: ...
 
+class ARO(AliasOptimizer):
+    """ARO: a base direction in a rotated space whose rotation follows the momentum."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.01,
+        weight_decay: NonNegative = 0.01,
+        momentum: Decay = 0.95,
+        nesterov: bool = False,
+        base: Literal['sinkhorn', 'row'] = "sinkhorn",
+        iterations: Count = 5,
+        adjust_lr_fn: Adjustment | None = "none",
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
 class ASGD(AliasOptimizer):
     """ASGD, equivalent to torch.optim.ASGD: SGD with a decaying rate that also averages its weights."""
 
@@ -281,6 +313,31 @@ class ASGD(AliasOptimizer):
         alpha: NonNegative = 0.75,
         t0: NonNegative = 1000000.0,
         weight_decay: NonNegative = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class ASGO(AliasOptimizer):
+    """ASGO: Shampoo with one side: the momentum times the inverse root of the smaller Gram matrix's average."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.01,
+        momentum: Decay = 0.9,
+        beta2: Decay = 0.8,
+        eps: Positive = 1e-10,
+        weight_decay: NonNegative = 0.1,
+        factor: NonNegative = 0.2,
+        fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -436,6 +493,34 @@ class AdaGC(AliasOptimizer):
         lambda_abs: Positive = 1.0,
         lambda_rel: Positive = 1.05,
         warmup_steps: NonNegativeInt = 100,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class AdaGO(AliasOptimizer):
+    """AdaGO: Muon's direction with AdaGrad's step size, from the norms of all gradients so far."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.05,
+        momentum: Decay = 0.95,
+        nesterov: bool = False,
+        weight_decay: NonNegative = 0.0,
+        gamma: Positive = 10.0,
+        eps: NonNegative = 0.0005,
+        v0: Positive = 0.001,
+        ns_coefficients: Coefficients = "simple",
+        ns_steps: Steps | None = None,
+        fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1317,6 +1402,33 @@ class COCOB(AliasOptimizer):
         alpha: NonNegative = 100.0,
         eps: NonNegative = 1e-08,
         weight_decay: NonNegative = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class COSMOS(AliasOptimizer):
+    """COSMOS: Adam in the leading directions of the gradients' columns, as in SOAP, and Muon for what is left of them."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        betas: Decays = (0.9, 0.999),
+        rank: Count = 64,
+        lr_ratio: NonNegative = 0.1,
+        gamma: NonNegative = 0.2,
+        eps: NonNegative = 1e-08,
+        nesterov: bool = True,
+        weight_decay: NonNegative = 0.0,
+        fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -2266,6 +2378,32 @@ class MUD(AliasOptimizer):
         amp_scaling: bool = False,
     ) -> None: ...
 
+class Mano(AliasOptimizer):
+    """Mano: momentum orthogonal to the weights and of equal norms, along rows and along columns in turn."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        weight_decay: NonNegative = 0.1,
+        momentum: Decay = 0.95,
+        nesterov: bool = True,
+        normalize_params: bool = False,
+        eps: NonNegative = 1e-08,
+        factor: NonNegative = 0.2,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
 class MeZO(AliasOptimizer):
     """MeZO: SGD on zero-order estimates, which finetunes in the memory of inference."""
 
@@ -2527,6 +2665,34 @@ class NAMO(AliasOptimizer):
         ns_steps: Steps | None = None,
         adjust_lr_fn: Adjustment | None = "max_dim",
         ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class NAMOD(AliasOptimizer):
+    """NAMO-D: Muon's direction with one adaptive step size for each column."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.01,
+        weight_decay: NonNegative = 0.1,
+        betas: Decays = (0.95, 0.99),
+        nesterov: bool = True,
+        clamp: Fraction = 0.75,
+        eps: NonNegative = 1e-08,
+        factor: NonNegative = 0.2,
+        ns_coefficients: Coefficients = "simple",
+        ns_steps: Steps | None = None,
         fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,

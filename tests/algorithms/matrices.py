@@ -12,11 +12,15 @@ NOT_MATRICES = ("kernel", "bias", "scalar")
 
 
 def matrices_follow(alias, rule, options, tolerance=1e-10):
-    """Compare the steps of the problem's matrices with those of a loop; with axis="long", both branches must run."""
+    """Compare the steps of the problem's matrices with those of a loop, and return the branches that it noted.
+
+    With axis="long", both branches must run.
+    """
     loop = ref.WeightsLoop(rule, **options)
     ref.weights_follow(alias(**options), loop, without=NOT_MATRICES, steps=30, tolerance=tolerance)
     if options.get("axis") == "long":
         assert loop.seen == {0, 1}
+    return loop.seen
 
 
 def moves_after_a_late_first_gradient(tx):

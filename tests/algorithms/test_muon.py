@@ -268,6 +268,12 @@ WITH_FALLBACK = [
     gradtx.muon_eq,
     gradtx.mousse,
     gradtx.mud,
+    gradtx.mano,
+    gradtx.asgo,
+    gradtx.cosmos,
+    gradtx.namo_d,
+    gradtx.adago,
+    gradtx.aro,
 ]
 
 

@@ -47,6 +47,11 @@ CHAINS = {
     ),
     "normuon": gradtx.normuon(lr=0.02, fallback=ADAMW),
     "adamuon": gradtx.adamuon(lr=0.02, fallback=ADAMW),
+    "mano": gradtx.mano(lr=0.02, fallback=ADAMW),
+    "namo_d": gradtx.namo_d(lr=0.02, fallback=ADAMW),
+    "adago": gradtx.adago(lr=0.02, fallback=ADAMW),
+    "aro": gradtx.aro(lr=0.02, fallback=ADAMW),
+    "asgo": gradtx.asgo(lr=0.02, eps=1e-4, fallback=ADAMW),
     "mud": gradtx.mud(lr=0.02, passes=2, fallback=ADAMW),
     "sinkgd": gradtx.sinkgd(lr=0.02, momentum=0.5),
     "clipped singular values": gradtx.chain(
@@ -85,6 +90,7 @@ BY_COUNT = {
     "fira": gradtx.fira(lr=0.02, rank=2, update_proj_gap=3),
     "psgd_kron": gradtx.psgd_kron(lr=0.02, precondition_frequency=2),
     "dion": gradtx.dion(lr=0.02, rank=2, fallback=ADAMW),
+    "cosmos": gradtx.cosmos(lr=0.02, rank=2, fallback=ADAMW),
     "mousse": gradtx.mousse(lr=0.02, precondition_frequency=2, fallback=ADAMW),
     "dion2": gradtx.dion2(lr=0.02, fallback=ADAMW),
 }
