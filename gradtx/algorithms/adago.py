@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import torch
+
 from gradtx.algorithms.muon import with_fallback
 from gradtx.arguments import Decay, Positive
+from gradtx.base.exact import exact
 from gradtx.maths.entries import at_least, at_most, norm, plus_decay, running_mean
 from gradtx.maths.polynomials import Coefficients, Steps, orthogonalizer
 from gradtx.rules import alias, per_tensor
@@ -34,6 +37,8 @@ def scale_by_adago(
         size = at_most(norm(g), gamma)
         V = state["sum"] + size.square()
         rate = at_least(lr * size / V.sqrt(), eps)
+        # A schedule that pauses training stops it here, too.
+        rate = torch.where(exact(lr, g.device) > 0, rate, 0.0)
         step = plus_decay(rate * iterate(u), weight_decay, p, rate=lr)
         return -step, {"momentum_buffer": m, "sum": V}
 
@@ -69,7 +74,7 @@ def adago(
         nesterov: Use Nesterov momentum.
         weight_decay: $\lambda \ge 0$, decoupled; multiplied by $\eta$.
         gamma: $\gamma > 0$, the largest norm of a gradient that counts.
-        eps: $\epsilon \ge 0$, the smallest step, whatever $\eta$ is.
+        eps: $\epsilon \ge 0$, the smallest step, unless $\eta$ is 0.
         v0: $v_0 > 0$, in the units of a gradient.
         ns_coefficients: Coefficients of the iteration, as in `orthogonalize`.
         ns_steps: Number of iterations, in [0, 100); None for 5, or for the number that belongs to a named set.
@@ -92,8 +97,9 @@ def adago(
         -1.000
         -0.800
 
-    Source: Zhang et al. 2025, AdaGrad meets Muon, arXiv:2509.02981. Departures: none. pytorch_optimizer divides by $V$
-    without the root, and with `nesterov` takes the norm of $u$ for that of the gradient.
+    Source: Zhang et al. 2025, AdaGrad meets Muon, arXiv:2509.02981. Departures: a rate of 0 stops the leaf, where the
+    paper still takes steps of $\epsilon$. pytorch_optimizer divides by $V$ without the root, and with `nesterov` takes
+    the norm of $u$ for that of the gradient.
     """
     rule = scale_by_adago(
         lr,

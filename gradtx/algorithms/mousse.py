@@ -73,7 +73,6 @@ def scale_by_mousse(
             1,
             lambda: [root(factor, ctx) for factor in factors],
             lambda: list(state["inv_pre_cond"]),
-            first=True,
         )
         o = iterate(preconditioned(u, roots))
         d = preconditioned(o, roots)

@@ -57,6 +57,23 @@ def test_a_square_matrix_follows_the_loop_with_default_options():
         follows(gradtx.mousse(), WeightsLoop(mousse), seed, 25, ("square",), tolerance=1e-10)
 
 
+def test_roots_are_computed_only_when_they_are_due(monkeypatch):
+    counts, eigh = [], torch.linalg.eigh
+
+    def counted(matrix):
+        counts[-1] += 1
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", counted)
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    optimizer = gradtx.optim.Mousse([weight], precondition_frequency=3)
+    for step in range(1, 8):
+        weight.grad = torch.tensor([[step, 1.0, 0.0], [0.0, step, 1.0]])
+        counts.append(0)
+        optimizer.step()
+    assert counts == [2, 0, 0, 2, 0, 0, 2]
+
+
 def test_one_side_keeps_the_statistics_of_that_side():
     params = {"w": torch.zeros(2, 3)}
     for sides, sizes in (("both", [2, 3]), ("left", [2]), ("right", [3])):

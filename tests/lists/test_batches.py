@@ -91,7 +91,7 @@ BY_COUNT = {
     "psgd_kron": gradtx.psgd_kron(lr=0.02, precondition_frequency=2),
     "dion": gradtx.dion(lr=0.02, rank=2, fallback=ADAMW),
     "cosmos": gradtx.cosmos(lr=0.02, rank=2, fallback=ADAMW),
-    "mousse": gradtx.mousse(lr=0.02, precondition_frequency=2, fallback=ADAMW),
+    "mousse": gradtx.mousse(lr=0.02, eps=1e-2, precondition_frequency=2, fallback=ADAMW),
     "dion2": gradtx.dion2(lr=0.02, fallback=ADAMW),
 }
 CHAINS |= BY_COUNT
