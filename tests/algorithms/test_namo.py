@@ -50,7 +50,7 @@ def namo_d(
     for j, size in enumerate(sizes.tolist()):
         rate = lr * math.sqrt(1 - b2**t) / (1 - b1**t) * size
         scale = rate * factor * math.sqrt(max(g.shape))
-        s.seen |= {"full"} if scale > 1 else set()
+        s.seen |= ({"full"} if scale > 1 else set()) | ({"fast"} if rate > 1 else set())
         new.append(p[:, j] * max(0.0, 1 - weight_decay * min(rate, 1.0)) - min(scale, 1.0) * direction[:, j])
     return torch.stack(new, dim=1)
 
@@ -59,6 +59,7 @@ OF_COLUMNS = [
     ({"lr": 0.01}, {"low", "high"}),
     ({"lr": RATE, "nesterov": False, "betas": (0.7, 0.9), "weight_decay": DECAY, "clamp": 0.0, "eps": 1e-2}, set()),
     ({"lr": 3.0, "clamp": BETA, "factor": 1.0, "ns_coefficients": "quintic", "weight_decay": 2.0}, {"full", "low"}),
+    ({"lr": 1.2, "clamp": 0.5, "weight_decay": 0.3, "factor": 0.01, "betas": (0.5, 0.9)}, {"fast"}),
     ({"lr": 0.02, "clamp": 1.0, "ns_steps": 3}, {"low", "high"}),
 ]
 
