@@ -50,11 +50,10 @@ def scale_by_mousse(
     def root(factor: Tensor, ctx) -> Tensor:
         if correct_bias:
             factor = factor / ctx.bias_correction(beta)
-        trace = factor.trace()
-        relative = quotient(len(factor) * factor, trace)
-        return inverse_root(
-            relative + 2 * eps * identity(len(factor), factor), alpha, floor=2 * eps
-        )
+        relative = factor * quotient(len(factor), factor.trace())
+        # Twice eps, in the authors' order: where a factor lacks a rank, rounding is not far below eps.
+        raised = relative + eps * identity(len(factor), factor)
+        return inverse_root(raised, alpha, lift=eps)
 
     def preconditioned(x: Tensor, roots: list[Tensor]) -> Tensor:
         for i, matrix in zip(dims, roots, strict=True):

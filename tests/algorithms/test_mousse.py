@@ -3,14 +3,13 @@ import torch
 
 import gradtx
 from tests.algorithms.matrices import matrices_follow, orthogonal, shape, summed_momentum_of
-from tests.matrix_problem import follows
-from tests.references import BETA, DECAY, RATE, WeightsLoop, named
+from tests.references import BETA, DECAY, RATE, named
 
 
 def eigen(statistic, t, beta, eps, correct_bias):
     """Eigenvalues and vectors as in the authors' code."""
     statistic = statistic / (1 - beta**t) if correct_bias else statistic
-    statistic = statistic * len(statistic) / statistic.trace()
+    statistic = statistic * (len(statistic) / statistic.trace())
     values, basis = torch.linalg.eigh(statistic + eps * torch.eye(len(statistic), dtype=statistic.dtype))
     return values + max(0.0, -values.min().item()) + eps, basis
 
@@ -21,8 +20,8 @@ def mousse(
     adjust_lr_fn="spectral", fallback=None,
 ):  # fmt: skip
     u = summed_momentum_of(s, g, momentum, nesterov)
-    s.L = beta * s.L + (1 - beta) * g @ g.T
-    s.R = beta * s.R + (1 - beta) * g.T @ g
+    s.L = beta * s.L + (1 - beta) * (g @ g.T)
+    s.R = beta * s.R + (1 - beta) * (g.T @ g)
     if precondition_frequency == 1 or t % precondition_frequency == 1:
         s.left = eigen(s.L, t, beta, eps, correct_bias)
         s.right = eigen(s.R, t, beta, eps, correct_bias)
@@ -36,7 +35,7 @@ def mousse(
 
 
 CASES = [
-    {"lr": 0.01, "eps": 1e-6},
+    {"lr": 0.01},
     {"lr": RATE, "nesterov": True, "momentum": BETA, "weight_decay": DECAY, "precondition_frequency": 1, "eps": 1e-4},
     {"lr": 0.02, "sides": "left", "correct_bias": False, "alpha": 0.25, "eps": 1e-2, "precondition_frequency": 3},
     {"lr": 0.01, "sides": "right", "graft": False, "beta": 0.8, "eps": 1e-3, "adjust_lr_fn": "original"},
@@ -47,14 +46,8 @@ CASES = [
 
 @pytest.mark.parametrize("options", CASES, ids=named)
 def test_the_matrices_follow_the_loop(options):
-    # Roots of factors that lack a rank amplify rounding.
-    matrices_follow(gradtx.mousse, mousse, options, tolerance=1e-9)
-
-
-def test_a_square_matrix_follows_the_loop_with_default_options():
-    # Of others, the eigenvalues of one factor start at eps, which is not far above rounding.
-    for seed in (0, 1):
-        follows(gradtx.mousse(), WeightsLoop(mousse), seed, 25, ("square",), tolerance=1e-10)
+    # Bit for bit the same factors: where one lacks a rank, roots divide by eps, which is not far above rounding.
+    matrices_follow(gradtx.mousse, mousse, options)
 
 
 def test_roots_are_computed_only_when_they_are_due(monkeypatch):
