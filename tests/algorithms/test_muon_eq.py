@@ -36,6 +36,23 @@ def test_the_matrices_follow_the_loop(options):
     matrices_follow(gradtx.muon_eq, muon_eq, options)
 
 
+def muon_plus(s, t, g, p):
+    d = orthogonal(summed_momentum_of(s, g, 0.95, True))
+    d = equilibrated(equilibrated(d, "column", eps=1e-7), "row", eps=1e-7)
+    return p * (1 - 0.02 * 0.1) - 0.02 * shape(p, "spectral") * d
+
+
+def test_muon_plus_is_a_chain():
+    def chain():
+        return gradtx.chain(
+            gradtx.trace(0.95, nesterov=True), gradtx.orthogonalize(), gradtx.equilibrate("column", eps=1e-7),
+            gradtx.equilibrate("row", eps=1e-7), gradtx.scale_by_shape("spectral"), gradtx.add_decayed_weights(0.1),
+            gradtx.scale_by_learning_rate(0.02),
+        )  # fmt: skip
+
+    matrices_follow(chain, muon_plus, {})
+
+
 @pytest.mark.parametrize("clip", [None, 1.0, 3.0])
 @pytest.mark.parametrize("power", [0.5, 1.25])
 @pytest.mark.parametrize("kind", ["row", "column", "both"])
