@@ -506,7 +506,7 @@ def muon_for(
     weight_decay: Scalar = 0.1,
     adamw_weight_decay: Scalar = 0.1,
     *,
-    method: Callable[..., GradientTransformation] = muon,
+    method: Callable[..., GradientTransformation] | None = None,
     per_head: bool = True,
     conv: str = "muon",
     roles: Mapping[str, str] | None = None,
@@ -542,7 +542,7 @@ def muon_for(
         weight_decay: Muon's decay, >= 0; unused by a method without decay.
         adamw_weight_decay: AdamW's decay of heads, >= 0.
         method: An optimizer of matrices in place of `muon`, such as `gradtx.normuon` or `gradtx.mud`: one that has the
-            argument `fallback`. It gets `lr`, `weight_decay` and the options.
+            argument `fallback`. It gets `lr`, `weight_decay` and the options. None for `muon`.
         per_head: Whether query, key and value weights are split into one block per head.
         conv: "muon" or "adamw", for convolutions.
         roles: Other treatments by name pattern, of which the first match applies: `{"*.router.weight": "adamw"}`. A
@@ -583,6 +583,7 @@ def muon_for(
         raise TypeError(
             f"muon_for: roles must be a dict such as {{'*.router.weight': 'adamw'}}, got {describe(roles)}"
         )
+    method = muon if method is None else method
     _check_method(method)
     _check_options(options)
     sizes = _chosen_blocks(model, blocks)
