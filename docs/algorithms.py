@@ -33,6 +33,7 @@ MATRIX = {
     (ROWS * COLUMNS) ** 2: "row² column²",
     RANK * ROWS: "rank row",
     RANK * COLUMNS: "rank column",
+    RANK**2: "rank²",
     HISTORY**2: "history²",
     -(-ROWS * COLUMNS // SLICE): f"per {SLICE}",
 }

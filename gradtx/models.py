@@ -7,7 +7,7 @@ import functools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -506,6 +506,7 @@ def muon_for(
     weight_decay: Scalar = 0.1,
     adamw_weight_decay: Scalar = 0.1,
     *,
+    method: Callable[..., GradientTransformation] | None = None,
     per_head: bool = True,
     conv: str = "muon",
     roles: Mapping[str, str] | None = None,
@@ -538,8 +539,10 @@ def muon_for(
         model: The model.
         lr: Muon's learning rate.
         adamw_lr: AdamW's learning rate.
-        weight_decay: Muon's decay, >= 0.
+        weight_decay: Muon's decay, >= 0; unused by a method without decay.
         adamw_weight_decay: AdamW's decay of heads, >= 0.
+        method: An optimizer of matrices in place of `muon`, such as `gradtx.normuon` or `gradtx.mud`: one that has the
+            argument `fallback`. It gets `lr`, `weight_decay` and the options. None for `muon`.
         per_head: Whether query, key and value weights are split into one block per head.
         conv: "muon" or "adamw", for convolutions.
         roles: Other treatments by name pattern, of which the first match applies: `{"*.router.weight": "adamw"}`. A
@@ -551,14 +554,14 @@ def muon_for(
         eps: AdamW's, >= 0.
         compile: As for `as_optimizer`.
         process_group: As for `as_optimizer`.
-        **options: Other options of `muon`, such as `momentum`, `ns_coefficients` or `adjust_lr_fn`.
+        **options: Other options of the method, such as `momentum`, `ns_coefficients` or `adjust_lr_fn`.
 
     Returns:
         A torch optimizer. `transformation` is its equivalent for pure use; `rows` contains the treatment of each
         parameter.
 
     Raises:
-        TypeError: If `model` is not a module, or if an option is unknown.
+        TypeError: If `model` is not a module, if `method` is not an optimizer of matrices, or if an option is unknown.
         ValueError: If a hyperparameter is out of range, if `conv`, `tied` or a treatment is unknown, if a pattern of
             `roles` or `blocks` matches no parameter, if `roles` sends a vector to Muon, if `blocks` names what is no
             matrix of Muon or does not divide it, or if no parameter requires a gradient.
@@ -580,6 +583,8 @@ def muon_for(
         raise TypeError(
             f"muon_for: roles must be a dict such as {{'*.router.weight': 'adamw'}}, got {describe(roles)}"
         )
+    method = muon if method is None else method
+    _check_method(method)
     _check_options(options)
     sizes = _chosen_blocks(model, blocks)
     rows = list(_rows(model, per_head, conv, tied, roles or {}, sizes))
@@ -590,9 +595,11 @@ def muon_for(
         )
     numbers: tuple[Any, ...] = (adamw_lr, betas, eps, adamw_weight_decay)
     other = adamw(*numbers)
+    if "weight_decay" in _arguments_of(method):
+        options["weight_decay"] = weight_decay
     branches = {
-        "muon": _divided(muon(lr, weight_decay, fallback=None, **options), rows),
-        "muon_conv": muon(lr, weight_decay, view="flatten", **options),
+        "muon": _divided(method(lr=lr, fallback=None, **options), rows),
+        "muon_conv": _for_kernels(method, rows, lr=lr, **options),
         "adamw": other,
         "adamw_no_decay": other.replace(weight_decay=0.0),
         "frozen": freeze("*"),
@@ -711,6 +718,19 @@ def _may_be_fused(
 
 def _argument_of_blocks(row: RoleRow) -> str:
     return f"blocks={{{row.name!r}: 3 * heads}}"
+
+
+def _arguments_of(method: Any) -> Mapping[str, Any]:
+    return method.spec.arguments.by_name if hasattr(method, "spec") else {}
+
+
+def _check_method(method: Any) -> None:
+    """Raise an error for what is no optimizer of matrices, such as a transformation or `adamw`."""
+    if not {"lr", "fallback"} <= set(_arguments_of(method)):
+        raise TypeError(
+            "muon_for: method must be an optimizer with the argument fallback, such as gradtx.muon or gradtx.mud, got "
+            f"{describe(method)}"
+        )
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -863,6 +883,31 @@ def _divided(tx: GradientTransformation, rows: list[RoleRow]) -> GradientTransfo
         )
         tx = in_blocks(tx, tuple(names), **division)
     return tx
+
+
+def _for_kernels(
+    method: Any, rows: list[RoleRow], **options: Any
+) -> GradientTransformation:
+    """Return a method that treats convolutions as (out, all others)."""
+    if "view" in _arguments_of(method):
+        return method(view="flatten", **options)
+    tx = method(**options)
+    names_of_shape: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for row in rows:
+        if row.branch == "muon_conv":
+            names_of_shape[row.shape].append(row.name)
+    for shape, names in names_of_shape.items():
+        view = _flattened, functools.partial(_unflattened, shape)
+        tx = in_blocks(tx, tuple(names), view=view)
+    return tx
+
+
+def _flattened(kernel: Tensor) -> tuple[Tensor]:
+    return (kernel.flatten(1),)
+
+
+def _unflattened(shape: tuple[int, ...], matrices: list[Tensor]) -> Tensor:
+    return matrices[0].reshape(shape)
 
 
 def table(rows: list[RoleRow]) -> str:

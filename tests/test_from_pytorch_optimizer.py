@@ -23,6 +23,7 @@ ENGINES = {"self", "params", "kwargs", "foreach", "fused", "capturable", "differ
 # Required or other kinds of options: these rows have notes, or tests of their own.
 OF_ANOTHER_KIND = {
     "AdaFactor",
+    "AdaGO",
     "AdaMod",
     "AdamMini",
     "AdaMuon",

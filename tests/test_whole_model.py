@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention, softmax
 
 import gradtx
+from tests.tiers import by_day
 
 # Models.
 
@@ -545,6 +546,41 @@ def test_a_step_is_that_of_separate_optimizers_of_separate_heads(name):
         torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-12)
 
 
+METHODS = (
+    *("muon_eq", "mud", "mano", "namo_d", "adago"),  # plain chains, rules that own their rates
+    *("mousse", "asgo", "cosmos", "aro", "normuon", "muon_h"),  # statistics, bases; no decay
+)
+
+
+def matrices_of(row, tensor):
+    """What a method treats as matrices: the heads of a weight, or a kernel as (out, all others)."""
+    return [tensor.flatten(1)] if row.branch == "muon_conv" else tensor.chunk(row.heads, row.dim)
+
+
+@by_day("muon_eq", "namo_d", "mousse", "muon_h")
+@pytest.mark.parametrize("name", METHODS)
+def test_another_method_treats_each_head_and_each_kernel_as_a_matrix_of_its_own(name):
+    method = getattr(gradtx, name)
+    options = {"lr": 0.02, "weight_decay": 0.1}
+    tx = method(**{name: value for name, value in options.items() if name in method.spec.arguments.by_name})
+    generator = torch.Generator().manual_seed(0)
+    for kind in ("llama", "resnet"):
+        model = made(kind).double()
+        optimizer = gradtx.muon_for(model, method=method, **options)
+        before = {row.name: model.get_parameter(row.name).detach().clone() for row in optimizer.rows}
+        for param in model.parameters():
+            param.grad = torch.randn(param.shape, generator=generator, dtype=torch.float64)
+        optimizer.step()
+        for row in optimizer.rows:
+            if row.branch not in ("muon", "muon_conv"):
+                continue
+            param = model.get_parameter(row.name)
+            parts = [matrices_of(row, tensor) for tensor in (before[row.name], param.grad, param.detach())]
+            for p, g, moved in zip(*parts, strict=True):
+                updates, _ = tx.update({"w": g}, tx.init({"w": p}), {"w": p})
+                torch.testing.assert_close(moved, p + updates["w"], rtol=1e-9, atol=1e-9)
+
+
 def test_it_prints_what_goes_where():
     text = repr(gradtx.muon_for(made("moe")))
     lines = [line.split() for line in text.splitlines()]
@@ -741,6 +777,17 @@ def test_roles_by_pattern_override_those_of_modules_and_the_first_match_applies(
     ("make", "error", "message"),
     [
         (lambda: gradtx.muon_for([]), TypeError, r"muon_for: model must be a torch.nn.Module, got \[\]"),
+        (
+            lambda: gradtx.muon_for(ResNet(), method=gradtx.adamw),
+            TypeError,
+            "muon_for: method must be an optimizer with",
+        ),
+        (lambda: gradtx.muon_for(ResNet(), method=gradtx.mud()), TypeError, "muon_for: method must be .*, got mud"),
+        (
+            lambda: gradtx.muon_for(ResNet(), method=gradtx.mud, ns_steps=3),
+            TypeError,
+            "mud: unknown argument 'ns_steps'",
+        ),
         (lambda: gradtx.muon_for(ResNet(), conv="sgd"), ValueError, "conv must be 'muon' or 'adamw', got 'sgd'"),
         (lambda: gradtx.muon_for(ResNet(), tied="x"), ValueError, "tied must be 'embedding' or 'head', got 'x'"),
         (lambda: gradtx.muon_for(ResNet(), fallback=gradtx.sgd()), TypeError, "multiple values for .* 'fallback'"),

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
-from gradtx.arguments import Decay
+from gradtx.arguments import Decay, is_off
 from gradtx.combinators.selection import partition
 from gradtx.links.decay import add_decayed_weights
-from gradtx.links.momentum import trace_ema
+from gradtx.links.momentum import trace, trace_ema
 from gradtx.links.orthogonal import Adjustment, View, orthogonalize, scale_by_shape
 from gradtx.links.scaling import scale_by_learning_rate
 from gradtx.maths.polynomials import NEWTON_SCHULZ, Coefficients, Steps
@@ -71,6 +71,11 @@ def muon_like(
     )
     takes = is_matrix if view == "matrix" else has_a_matrix
     return with_fallback(name, matrices, fallback, takes)
+
+
+def summed_momentum(momentum, nesterov: bool) -> GradientTransformation:
+    """Return a sum of gradients with decaying weights; with a literal momentum of 0, the gradient itself."""
+    return trace(momentum, nesterov=nesterov and not is_off(momentum))
 
 
 @alias

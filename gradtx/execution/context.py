@@ -236,10 +236,17 @@ class Context:
         otherwise, as under `vmap`, both run and `torch.where` selects.
         """
 
-        def later() -> Any:
-            return self.when(lambda step: step % k == phase % k, compute, keep)
+        def due(step: Any) -> Any:
+            return step % k == phase % k
 
-        return self.first(compute, later) if first else later()
+        if not first:
+            return self.when(due, compute, keep)
+        is_first = self.is_first
+        if isinstance(is_first, bool):
+            return compute() if is_first else self.when(due, compute, keep)
+        # One computation for both conditions: programs skip only values that a single choice reads.
+        now = is_first | due(self._moment.step)
+        return selected_tree(now, compute(), keep())
 
     def turn(self, k: int) -> int:
         """Return an integer in [0, k) derived from the leaf's name: a phase that spreads periodic work over steps."""

@@ -219,11 +219,12 @@ def inverse_root(
     floor: Any = 0.0,
     ridge=None,
     pseudo: bool = False,
+    lift=None,
 ) -> Tensor:
     """Return (x + ridge max(top eigenvalue, 1e-16) I)^(-exponent) of a symmetric matrix with eigenvalues >= `floor`.
 
-    Eigenvalues that rounding moved below the floor are raised to it. With `pseudo`, the powers of eigenvalues that are
-    0 up to rounding are 0. Cost: O(n^3).
+    Eigenvalues that rounding moved below the floor are raised to it; `lift` is then added to all of them. With
+    `pseudo`, the powers of eigenvalues that are 0 up to rounding are 0. Cost: O(n^3).
     """
     shapes = (x.shape[:1], x.shape)
     values, basis = as_one(_eigh, x.detach(), shapes)
@@ -233,7 +234,10 @@ def inverse_root(
     if differentiable():
         change = basis.mT @ _zero_with_derivative_of(x) @ basis
     if ridge is not None:
-        values, change = _ridged(values, change, ridge)
+        top = values[-1] if change is None else values[-1] + change[-1, -1]
+        lift = ridge * at_least(top, 1e-16)
+    if lift is not None:
+        values, change = _lifted(values, change, lift)
     usable, known = values, None
     if pseudo:
         epsilon = torch.finfo(x.dtype).eps
@@ -253,12 +257,13 @@ def inverse_root(
     return root + basis @ (slope * change) @ basis.mT
 
 
-def _ridged(
-    values: Tensor, change: Tensor | None, ridge
+def _lifted(
+    values: Tensor, change: Tensor | None, lift: float | Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Add ridge * max(top eigenvalue, 1e-16) to the eigenvalues, and its derivative to the matrix `change`."""
-    top = values[-1] if change is None else values[-1] + change[-1, -1]
-    lift = (ridge * at_least(top, 1e-16)).to(values.dtype)
+    """Add a number to the eigenvalues, and its derivative to the matrix `change`."""
+    if not isinstance(lift, Tensor):
+        return values + lift, change
+    lift = lift.to(values.dtype)
     if change is not None:
         change_of_lift = _zero_with_derivative_of(lift)
         change = change + torch.diag(change_of_lift.expand(len(change)))

@@ -44,13 +44,16 @@ __all__ = [
     "A2Grad",
     "ACProp",
     "ADOPT",
+    "ARO",
     "ASGD",
+    "ASGO",
     "AccSGD",
     "AdEMAMix",
     "AdaBelief",
     "AdaBound",
     "AdaFactor",
     "AdaGC",
+    "AdaGO",
     "AdaHessian",
     "AdaMod",
     "AdaMuon",
@@ -87,6 +90,7 @@ __all__ = [
     "BCOS",
     "CAME",
     "COCOB",
+    "COSMOS",
     "Conda",
     "ContraMuon",
     "DAdaptAdaGrad",
@@ -125,14 +129,19 @@ __all__ = [
     "MARS",
     "MARSLion",
     "MSVAG",
+    "MUD",
+    "Mano",
     "MeZO",
     "MoMo",
     "MoMoAdam",
+    "Mousse",
     "Muon",
     "MuonAdamAtan2",
+    "MuonEq",
     "MuonH",
     "Muown",
     "NAMO",
+    "NAMOD",
     "NAdam",
     "Nero",
     "NoisySGD",
@@ -181,6 +190,7 @@ __all__ = [
     "SignSGD",
     "Signum",
     "SimplifiedAdEMAMix",
+    "SinkGD",
     "SophiaH",
     "SpectralSphere",
     "StableAdamW",
@@ -270,6 +280,32 @@ class ADOPT(AliasOptimizer):
         amp_scaling: bool = False,
     ) -> None: ...
 
+class ARO(AliasOptimizer):
+    """ARO: a base direction in a rotated space whose rotation follows the momentum."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.01,
+        weight_decay: NonNegative = 0.01,
+        momentum: Decay = 0.95,
+        nesterov: bool = False,
+        base: Literal['sinkhorn', 'row'] = "sinkhorn",
+        iterations: Count = 5,
+        adjust_lr_fn: Adjustment | None = "none",
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
 class ASGD(AliasOptimizer):
     """ASGD, equivalent to torch.optim.ASGD: SGD with a decaying rate that also averages its weights."""
 
@@ -281,6 +317,31 @@ class ASGD(AliasOptimizer):
         alpha: NonNegative = 0.75,
         t0: NonNegative = 1000000.0,
         weight_decay: NonNegative = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class ASGO(AliasOptimizer):
+    """ASGO: Shampoo with one side: the momentum times the inverse root of the smaller Gram matrix's average."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.01,
+        momentum: Decay = 0.9,
+        beta2: Decay = 0.8,
+        eps: Positive = 1e-10,
+        weight_decay: NonNegative = 0.1,
+        factor: NonNegative = 0.2,
+        fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -436,6 +497,34 @@ class AdaGC(AliasOptimizer):
         lambda_abs: Positive = 1.0,
         lambda_rel: Positive = 1.05,
         warmup_steps: NonNegativeInt = 100,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class AdaGO(AliasOptimizer):
+    """AdaGO: Muon's direction with AdaGrad's step size, from the norms of all gradients so far."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.05,
+        momentum: Decay = 0.95,
+        nesterov: bool = False,
+        weight_decay: NonNegative = 0.0,
+        gamma: Positive = 10.0,
+        eps: NonNegative = 0.0005,
+        v0: Positive = 0.001,
+        ns_coefficients: Coefficients = "simple",
+        ns_steps: Steps | None = None,
+        fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -1317,6 +1406,33 @@ class COCOB(AliasOptimizer):
         alpha: NonNegative = 100.0,
         eps: NonNegative = 1e-08,
         weight_decay: NonNegative = 0.0,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class COSMOS(AliasOptimizer):
+    """COSMOS: Adam in the leading directions of the gradients' columns, as in SOAP, and Muon for what is left of them."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        betas: Decays = (0.9, 0.999),
+        rank: Count = 64,
+        lr_ratio: NonNegative = 0.1,
+        gamma: NonNegative = 0.2,
+        eps: NonNegative = 1e-08,
+        nesterov: bool = True,
+        weight_decay: NonNegative = 0.0,
+        fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -2267,6 +2383,58 @@ class MSVAG(AliasOptimizer):
         amp_scaling: bool = False,
     ) -> None: ...
 
+class MUD(AliasOptimizer):
+    """MUD: Muon whose momentum is orthogonalized by a triangular solution in place of an iteration."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        weight_decay: NonNegative = 0.01,
+        momentum: Decay = 0.95,
+        nesterov: bool = True,
+        passes: Count = 1,
+        eps: NonNegative = 1e-08,
+        adjust_lr_fn: Adjustment | None = "match_rms_adamw",
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class Mano(AliasOptimizer):
+    """Mano: momentum orthogonal to the weights and of equal norms, along rows and along columns in turn."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        weight_decay: NonNegative = 0.1,
+        momentum: Decay = 0.95,
+        nesterov: bool = True,
+        normalize_params: bool = False,
+        eps: NonNegative = 1e-08,
+        factor: NonNegative = 0.2,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
 class MeZO(AliasOptimizer):
     """MeZO: SGD on zero-order estimates, which finetunes in the memory of inference."""
 
@@ -2336,6 +2504,39 @@ class MoMoAdam(AliasOptimizer):
         amp_scaling: bool = False,
     ) -> None: ...
 
+class Mousse(AliasOptimizer):
+    """Mousse: Muon on the momentum as Shampoo's factors whiten it, whitened once more afterwards."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.01,
+        weight_decay: NonNegative = 0.01,
+        momentum: Decay = 0.95,
+        nesterov: bool = False,
+        beta: Decay = 0.95,
+        alpha: NonNegative = 0.125,
+        eps: Positive = 1e-10,
+        precondition_frequency: Count = 10,
+        sides: Literal['both', 'left', 'right'] = "both",
+        correct_bias: bool = True,
+        graft: bool = True,
+        ns_coefficients: Coefficients = "quintic",
+        ns_steps: Steps | None = None,
+        adjust_lr_fn: Adjustment | None = "spectral",
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
 class Muon(AliasOptimizer):
     """Muon, equivalent to torch.optim.Muon: the orthogonalized momentum of matrices."""
 
@@ -2387,6 +2588,36 @@ class MuonAdamAtan2(AliasOptimizer):
         use_normuon: bool = False,
         normuon_eps: NonNegative = 1e-10,
         matrix_ndims: tuple[Annotated[int, '[2, inf)'], ...] = (2, 3),
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class MuonEq(AliasOptimizer):
+    """MuonEq: Muon whose momentum has rows, columns, or both, of equal norms before the iteration."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        weight_decay: NonNegative = 0.1,
+        momentum: Decay = 0.95,
+        nesterov: bool = True,
+        normalize: Sides = "row",
+        power: Positive = 0.5,
+        eps: NonNegative = 1e-08,
+        clip: AtLeastOne | None = None,
+        ns_coefficients: Coefficients = "simple",
+        ns_steps: Steps | None = None,
+        adjust_lr_fn: Adjustment | None = "match_rms_adamw",
+        fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
         mask: Where | None = None,
@@ -2465,6 +2696,34 @@ class NAMO(AliasOptimizer):
         ns_steps: Steps | None = None,
         adjust_lr_fn: Adjustment | None = "max_dim",
         ns_dtype: torch.dtype | None = None,
+        fallback: GradientTransformation | None = None,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class NAMOD(AliasOptimizer):
+    """NAMO-D: Muon's direction with one adaptive step size for each column."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.01,
+        weight_decay: NonNegative = 0.1,
+        betas: Decays = (0.95, 0.99),
+        nesterov: bool = True,
+        clamp: Fraction = 0.75,
+        eps: NonNegative = 1e-08,
+        factor: NonNegative = 0.2,
+        ns_coefficients: Coefficients = "simple",
+        ns_steps: Steps | None = None,
         fallback: GradientTransformation | None = None,
         *,
         maximize: bool = False,
@@ -3688,6 +3947,30 @@ class SimplifiedAdEMAMix(AliasOptimizer):
         beta1_warmup: NonNegativeInt | None = None,
         bias_correction1: bool = False,
         bias_correction2: bool = True,
+        *,
+        maximize: bool = False,
+        mask: Where | None = None,
+        cautious_decay: Literal[True, False, "inclusive"] = False,
+        state_dtype: StateDtype | None = None,
+        compile: bool | Engine = False,
+        process_group: Any = None,
+        state_device: torch.device | str | None = None,
+        capturable: bool = False,
+        amp_scaling: bool = False,
+    ) -> None: ...
+
+class SinkGD(AliasOptimizer):
+    """SinkGD: gradients whose rows and columns all have root mean square 1, without state."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: NonNegative = 0.001,
+        momentum: Decay = 0.0,
+        weight_decay: NonNegative = 0.0,
+        nesterov: bool = False,
+        iterations: Count = 5,
+        order: Order = "long",
         *,
         maximize: bool = False,
         mask: Where | None = None,

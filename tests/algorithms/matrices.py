@@ -11,12 +11,16 @@ from tests.links.test_orthogonal import SETS
 NOT_MATRICES = ("kernel", "bias", "scalar")
 
 
-def matrices_follow(alias, rule, options):
-    """Compare the steps of the problem's matrices with those of a loop; with axis="long", both branches must run."""
+def matrices_follow(alias, rule, options, tolerance=1e-10):
+    """Compare the steps of the problem's matrices with those of a loop, and return the branches that it noted.
+
+    With axis="long", both branches must run.
+    """
     loop = ref.WeightsLoop(rule, **options)
-    ref.weights_follow(alias(**options), loop, without=NOT_MATRICES, steps=30, tolerance=1e-10)
+    ref.weights_follow(alias(**options), loop, without=NOT_MATRICES, steps=30, tolerance=tolerance)
     if options.get("axis") == "long":
         assert loop.seen == {0, 1}
+    return loop.seen
 
 
 def moves_after_a_late_first_gradient(tx):
@@ -56,6 +60,11 @@ def shape(p, name):
 def momentum_of(s, g, beta, nesterov):
     s.m = beta * s.m + (1 - beta) * g
     return beta * s.m + (1 - beta) * g if nesterov else s.m
+
+
+def summed_momentum_of(s, g, beta, nesterov):
+    s.m = beta * s.m + g
+    return g + beta * s.m if nesterov else s.m
 
 
 def singular(x, steps):

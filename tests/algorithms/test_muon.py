@@ -265,6 +265,15 @@ WITH_FALLBACK = [
     gradtx.muown,
     gradtx.polargrad,
     gradtx.muon_h,
+    gradtx.muon_eq,
+    gradtx.mousse,
+    gradtx.mud,
+    gradtx.mano,
+    gradtx.asgo,
+    gradtx.cosmos,
+    gradtx.namo_d,
+    gradtx.adago,
+    gradtx.aro,
 ]
 
 

@@ -9,7 +9,8 @@ from tests.tiers import each_case
 TOLERANCE = 1e-7
 # What has the host wait, at least in some steps: factorizations that report errors, and the trials of a search.
 WAITING = {
-    "conda", "distributed_shampoo", "estimate_gradient", "fira", "galore", "line_search", "low_rank", "mezo",
+    "asgo", "conda", "distributed_shampoo", "estimate_gradient", "fira", "galore", "line_search", "low_rank", "mezo",
+    "mousse",
     "scalable_shampoo",
     "scale_by_distributed_shampoo", "scale_by_fira", "scale_by_lora_rite", "scale_by_scalable_shampoo",
     "scale_by_shampoo", "shampoo", "splus",

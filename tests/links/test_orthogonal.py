@@ -315,3 +315,50 @@ def test_products_in_bfloat16_go_through_float32_where_the_processor_has_none(sh
     assert torch.equal(emulated, emulated.bfloat16().float())
     # Sums in another order change roundings of products to bfloat16, by 2^-8 of an entry.
     torch.testing.assert_close(emulated, native, rtol=0, atol=2**-6)
+
+
+@pytest.mark.parametrize("bound", [0.5, 2.0])
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4), (5, 5)])
+def test_singular_values_are_clipped_or_bounded_smoothly(shape, bound):
+    for seed in (1, 2):
+        x = drawn(*shape, seed=seed)
+        left, values, right = torch.linalg.svd(x, full_matrices=False)
+        hard, soft = values.clamp(max=bound), values / (1 + (values / bound) ** 2).sqrt()
+        for kind, expected, tolerance in (("hard", hard, 1e-4), ("soft", soft, 1e-12)):
+            tx = gradtx.clip_singular_values(bound, kind)
+            update = tx.update({"w": x}, tx.init({}))[0]["w"]
+            torch.testing.assert_close(update, left @ torch.diag(expected) @ right, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4), (5, 5)])
+def test_the_hard_clip_is_the_formula_with_the_iteration(shape):
+    """By singular values: o and s are the iteration's values for those of x and of o b - x."""
+    x, bound = drawn(*shape, seed=3), 0.7
+    left, values, right = torch.linalg.svd(x, full_matrices=False)
+
+    def iterated(values):
+        size = values.norm().item()
+        values = values / size
+        for a, b, c in POLAR_EXPRESS:
+            values = a * values + b * values**3 + c * values**5
+        return values
+
+    o = iterated(values)
+    w = bound * o - values
+    expected = 0.5 * (bound * o + values - w * iterated(w) * o)
+    tx = gradtx.clip_singular_values(bound)
+    update = tx.update({"w": x}, tx.init({}))[0]["w"]
+    torch.testing.assert_close(update, left @ torch.diag(expected) @ right, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bound": 0.0}, r"clip_singular_values: bound must be in \(0, inf\), got 0.0"),
+        ({"kind": "firm"}, r"clip_singular_values: kind must be 'hard' or 'soft', got 'firm'"),
+    ],
+    ids=named,
+)
+def test_the_bound_of_singular_values_is_positive_and_of_a_known_kind(options, message):
+    with pytest.raises(ValueError, match=message):
+        gradtx.clip_singular_values(**options)

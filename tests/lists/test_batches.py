@@ -47,6 +47,17 @@ CHAINS = {
     ),
     "normuon": gradtx.normuon(lr=0.02, fallback=ADAMW),
     "adamuon": gradtx.adamuon(lr=0.02, fallback=ADAMW),
+    "mano": gradtx.mano(lr=0.02, fallback=ADAMW),
+    "namo_d": gradtx.namo_d(lr=0.02, fallback=ADAMW),
+    "adago": gradtx.adago(lr=0.02, fallback=ADAMW),
+    "aro": gradtx.aro(lr=0.02, fallback=ADAMW),
+    "asgo": gradtx.asgo(lr=0.02, eps=1e-4, fallback=ADAMW),
+    "mud": gradtx.mud(lr=0.02, passes=2, fallback=ADAMW),
+    "sinkgd": gradtx.sinkgd(lr=0.02, momentum=0.5),
+    "clipped singular values": gradtx.chain(
+        gradtx.masked(gradtx.clip_singular_values(0.5), lambda name, p: p.ndim == 2), gradtx.scale(-0.02)
+    ),
+    "muon_eq": gradtx.muon_eq(lr=0.02, normalize="both", fallback=ADAMW),
     "namo": gradtx.namo(lr=0.02, correct_bias=True, fallback=ADAMW),
     "muown": gradtx.muown(lr=0.02, weight_decay=0.1, fallback=ADAMW),
     "polargrad": gradtx.polargrad(lr=0.02, fallback=ADAMW),
@@ -79,6 +90,8 @@ BY_COUNT = {
     "fira": gradtx.fira(lr=0.02, rank=2, update_proj_gap=3),
     "psgd_kron": gradtx.psgd_kron(lr=0.02, precondition_frequency=2),
     "dion": gradtx.dion(lr=0.02, rank=2, fallback=ADAMW),
+    "cosmos": gradtx.cosmos(lr=0.02, rank=2, fallback=ADAMW),
+    "mousse": gradtx.mousse(lr=0.02, eps=1e-2, precondition_frequency=2, fallback=ADAMW),
     "dion2": gradtx.dion2(lr=0.02, fallback=ADAMW),
 }
 CHAINS |= BY_COUNT

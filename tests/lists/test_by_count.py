@@ -5,6 +5,7 @@ import torch
 
 import gradtx
 from gradtx.execution.leaf_rule import RuleOperation
+from gradtx.maths.matrices import inverse_root
 from gradtx.optim.engine import lists
 from gradtx.state.random import name_key
 from tests.optim.problems import assert_equal
@@ -178,6 +179,35 @@ def test_a_root_is_not_computed_twice_for_a_sum_that_follows(monkeypatch):
     ways = {way.name: way for way in optimizer.explain()}
     assert ways["vector"].way == "alone"
     assert "would run twice" in ways["vector"].reason
+
+
+@gradtx.per_tensor(dims=(2, 2), compiles="lists")
+def whiten(every: int, phase: int, first: bool):
+    def root_of(u):
+        return inverse_root(u @ u.T + torch.eye(len(u), dtype=u.dtype), 0.5)
+
+    def update(u, state, p, ctx):
+        root = ctx.every(every, phase, lambda: root_of(u), lambda: state["root"], first=first)
+        return root @ u, {"root": root}
+
+    return {"root": lambda param: torch.eye(len(param), dtype=param.dtype)}, update
+
+
+@pytest.mark.parametrize(
+    ("first", "phase", "expected"),
+    [(False, 0, [3, 6]), (True, 0, [1, 3, 6]), (True, 1, [1, 4, 7]), (True, 2, [1, 2, 5])],
+)
+def test_work_that_is_due_in_the_first_step_too_is_skipped_in_others(first, phase, expected, roots):
+    weight = torch.nn.Parameter(torch.eye(3, dtype=F64))
+    optimizer = gradtx.as_optimizer(gradtx.chain(whiten(3, phase, first), gradtx.scale(-0.1)), [weight])
+    steps = []
+    for step in range(1, 8):
+        weight.grad = torch.randn(3, 3, generator=torch.Generator().manual_seed(step), dtype=F64)
+        before = len(roots())
+        optimizer.step()
+        steps += [step] * (len(roots()) - before)
+    assert steps == expected
+    assert {way.way for way in optimizer.explain()} == {"lists"}
 
 
 @pytest.mark.parametrize("tx", [EVERYWHERE["shampoo"], EVERYWHERE["psgd_kron"]], ids=["shampoo", "psgd_kron"])
