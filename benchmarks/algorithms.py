@@ -1,10 +1,10 @@
 """Compare the step time of each algorithm, default and compiled, with pytorch_optimizer's class of the same name.
 
-Matrices (a GPT) and filters (a ResNet-50) have columns of their own, as sums over rows and columns of filters are another
-task for kernels than those of matrices. All measurements are from one run. Such steps are limited by memory traffic, so the table also shows the bytes that a
-compiled step has to move (parameters and state read and written once, gradients read once), and the bandwidth that it
-reaches as a share of that of torch's fused AdamW in the same rounds. Matrix methods are left out, because
-factorizations dominate their time.
+Matrices (a GPT) and filters (a ResNet-50) have columns of their own, as sums over rows and columns of filters are
+another task for kernels than those of matrices. All measurements are from one run. Such steps are limited by memory
+traffic, so the table also shows the bandwidth that a compiled step reaches as a share of that of torch's fused AdamW in
+the same rounds, from the bytes that it has to move (parameters and state read and written once, gradients read once).
+Matrix methods are left out, because factorizations dominate their time.
 
     python benchmarks/algorithms.py [names]     # prints a table, writes out/algorithms-speed.png
 """

@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument(
         "names", nargs="*", help=f"classes of gradtx.optim; by default {NAMES}"
     )
-    names = parser.parse_args().names or list(NAMES)
+    names: list[str] = parser.parse_args().names or [*NAMES]
     print(machine())
     print(f"| compiled, over compiled AdamW | {' | '.join(names)} |")
     print(f"|---|{'---:|' * len(names)}")

@@ -72,7 +72,9 @@ IMPORTS = {
         name: f"from gradtx.{module} import {name}\n"
         for module, names in {
             "links.orthogonal": ("Adjustment", "View"),
+            "algorithms.muon_eq": ("Sides",),
             "algorithms.psgd": ("Mode",),
+            "algorithms.sinkgd": ("Order",),
             "algorithms.zero_order": ("Distribution", "Method"),
             "links.record": ("Quantity",),
             "links.lmo": ("Kind",),

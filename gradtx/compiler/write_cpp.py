@@ -199,11 +199,6 @@ class CppWriter(CppTiles):
         name = f"all{self._partial.index(node)}"
         return _address(name, self._partial_row(node), self._total(node).type)
 
-    def _total(self, node: Node) -> Total:
-        is_partial = node in self._partial
-        name = f"y{self._partial.index(node)}" if is_partial else self._names[node]
-        return self._total_of(name, node, self._terms[node])
-
     def _parts(self, read: Sequence[Node]) -> list[str]:
         """Return the start of a loop over parts of a chunk, which asks for later entries if one argument is read."""
         entries = [leaf for leaf in read if self._extent(leaf) == self._full]

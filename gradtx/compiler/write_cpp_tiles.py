@@ -311,6 +311,11 @@ class CppTiles(CppExpressions, KernelWriter):
                 return other
         return node
 
+    def _total(self, node: Node) -> Total:
+        is_partial = node in self._partial
+        name = f"y{self._partial.index(node)}" if is_partial else self._names[node]
+        return self._total_of(name, node, self._terms[node])
+
     def _total_of_tile(self, node: Node) -> Total:
         """Return the total of a lane; one of few float32 entries is float32, of which vectors have more lanes."""
         total = self._total(node)

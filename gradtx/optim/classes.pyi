@@ -37,7 +37,9 @@ from gradtx.maths.polynomials import Coefficients
 from gradtx.maths.polynomials import Steps
 from gradtx.links.orthogonal import Adjustment
 from gradtx.links.orthogonal import View
+from gradtx.algorithms.muon_eq import Sides
 from gradtx.algorithms.psgd import Mode
+from gradtx.algorithms.sinkgd import Order
 from gradtx.algorithms.scalable_shampoo import Graft
 
 __all__ = [
