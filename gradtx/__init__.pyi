@@ -65,6 +65,7 @@ from gradtx.arguments import Positive as Positive
 from gradtx.multitask import RotoGrad as RotoGrad
 from gradtx.base.exact import Scalar as Scalar
 from gradtx.base.exact import Schedule as Schedule
+from gradtx.watching.seen import Seen as Seen
 from gradtx.combinators.clocks import SkipTest as SkipTest
 from gradtx.arguments import Static as Static
 from gradtx.sweeps.result import Sweep as Sweep
@@ -147,6 +148,8 @@ from gradtx.schedules import untuned_linear_warmup as untuned_linear_warmup
 from gradtx.schedules import warmup_cosine_schedule as warmup_cosine_schedule
 from gradtx.schedules import warmup_linear_schedule as warmup_linear_schedule
 from gradtx.schedules import warmup_poly_schedule as warmup_poly_schedule
+from gradtx.watching.watch import watch as watch
+from gradtx.watching.watched import watched as watched
 from gradtx.rules import whole_tree as whole_tree
 from gradtx.links.width import width_multipliers as width_multipliers
 from gradtx.schedules import wsd_schedule as wsd_schedule
@@ -174,6 +177,7 @@ __all__ = [
     "RotoGrad",
     "Scalar",
     "Schedule",
+    "Seen",
     "SkipTest",
     "Static",
     "Sweep",
@@ -602,6 +606,8 @@ __all__ = [
     "warmup_cosine_schedule",
     "warmup_linear_schedule",
     "warmup_poly_schedule",
+    "watch",
+    "watched",
     "whole_tree",
     "width_multipliers",
     "with_lookahead",

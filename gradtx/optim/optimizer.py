@@ -252,6 +252,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._released = ReleasedGradients(self)
         return self._released
 
+    @property
+    def releases_gradients(self) -> bool:
+        """Whether parameters step during backward (`release_gradients`)."""
+        return self._released is not None and self._released.active
+
     @_torch.without_gradients
     def step(
         self,
