@@ -51,6 +51,7 @@ from gradtx.execution.context import Context as Context
 from gradtx.arguments import Count as Count
 from gradtx.arguments import Decay as Decay
 from gradtx.arguments import Decays as Decays
+from gradtx.watching.findings import Finding as Finding
 from gradtx.arguments import Fraction as Fraction
 from gradtx.combinators.frame import Frame as Frame
 from gradtx.transform import GradientTransformation as GradientTransformation
@@ -86,6 +87,7 @@ from gradtx.registry import create_optimizer as create_optimizer
 from gradtx.meta.implicit import custom_fixed_point as custom_fixed_point
 from gradtx.meta.implicit import custom_root as custom_root
 from gradtx.schedules import cyclic_schedule as cyclic_schedule
+from gradtx.watching.diagnose import diagnose as diagnose
 from gradtx.base.ambient import eagerly as eagerly
 from gradtx.schedules import explore_exploit_schedule as explore_exploit_schedule
 from gradtx.schedules import exponential_schedule as exponential_schedule
@@ -163,6 +165,7 @@ __all__ = [
     "Count",
     "Decay",
     "Decays",
+    "Finding",
     "Fraction",
     "Frame",
     "GradientTransformation",
@@ -279,6 +282,7 @@ __all__ = [
     "dadapt_lion",
     "dadapt_sgd",
     "descend",
+    "diagnose",
     "differentially_private_aggregate",
     "diffgrad",
     "dion",

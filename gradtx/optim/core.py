@@ -34,6 +34,10 @@ class StepWatch(Protocol):
         """Called when the leaves of the step have been processed."""
         ...
 
+    def note_evaluation(self) -> None:
+        """Called when the parameters get the evaluation weights."""
+        ...
+
 
 @dataclass(frozen=True)
 class ChainTraits:

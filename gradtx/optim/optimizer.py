@@ -566,6 +566,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             with core.at_state(writes=False):
                 weights = evaluated(core.states)
             core.evaluation = Evaluation.start(weights)
+            if core.watch is not None:
+                core.watch.note_evaluation()
 
     @torch.no_grad()
     @without_ambient

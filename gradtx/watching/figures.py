@@ -23,6 +23,8 @@ SUMS = (
     "along_gradient",  # products of the update after the link and the gradient
     "free",  # entries that a bound or eps may decide; 0 if the link has neither
     "decided",  # entries that it decides
+    "coded",  # entries of coded slots where the link received something
+    "crushed",  # those of them whose code is the smallest, or 0
     "moving",  # entries with an update, after the last link
     "lost",  # those of them whose weight rounds to what it was
     "along_last",  # products of the update and that of the step before, in a sample of entries
@@ -50,6 +52,7 @@ FIGURES: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
     "cos_grad": lambda s: _cosine(s["along_gradient"], s["after"], s["gradient"]),
     "cos_last": lambda s: _cosine(s["along_last"], s["sampled"], s["sampled_last"]),
     "decided": lambda s: _ratio(s["decided"], s["free"]),
+    "crushed": lambda s: _ratio(s["crushed"], s["coded"]),
     "lost": lambda s: _ratio(s["lost"], s["moving"]),
 }
 

@@ -19,19 +19,37 @@ TINY = 1e-30
 
 
 class Link:
-    """A link of a chain: the transformation as it was typed, and its arguments by name."""
+    """A link of a chain, and its arguments by name.
 
-    def __init__(self, tx: GradientTransformation):
+    Args:
+        tx: The link.
+        typed: The function that the user typed: an optimizer around the link, or the link.
+    """
+
+    def __init__(self, tx: GradientTransformation, typed: str):
         self.tx = tx
         self.name = tx._name
+        self.typed = typed
         self.arguments: dict[str, Any] = {
             name: value for name, value, _ in tx._own_entries()
         }
 
-    def number(self, name: str, default: float = math.nan) -> float:
+    def value_of(self, name: str, default: float = math.nan) -> float:
         """Return an argument as a number; NaN for a schedule, whose value differs from step to step."""
         value = python_scalar(self.arguments.get(name, default))
         return value if isinstance(value, int | float) else math.nan
+
+    def values(self) -> dict[str, float]:
+        """Return all arguments that are numbers, and those in tuples as `betas[0]`."""
+        numbers: dict[str, float] = {}
+        for name, argument in self.arguments.items():
+            items = argument if isinstance(argument, tuple) else [argument]
+            for i, item in enumerate(items):
+                value = python_scalar(item)
+                if isinstance(value, float):
+                    key = f"{name}[{i}]" if isinstance(argument, tuple) else name
+                    numbers[key] = value
+        return numbers
 
     @property
     def bounds(self) -> bool:
@@ -75,16 +93,16 @@ def links_by_stage(
     tx: GradientTransformation, stages: Mapping[Path, str]
 ) -> dict[Path, Link]:
     """Return the link of each stage: the n-th link of a name has the n-th stage of this name."""
-    links: dict[str, list[GradientTransformation]] = defaultdict(list)
-    for link in tx._every_link():
-        links[link._name].append(link)
+    links: dict[str, list[Link]] = defaultdict(list)
+    for typed, link in tx._typed_links():
+        links[link._name].append(Link(link, typed))
     seen: Counter[str] = Counter()
     by_stage: dict[Path, Link] = {}
     for path, name in stages.items():
         number = seen[name]
         seen[name] += 1
         if number < len(links[name]):
-            by_stage[path] = Link(links[name][number])
+            by_stage[path] = links[name][number]
     return by_stage
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local
 from gradtx.execution.execute import Barrier, Leaf, Operation
+from gradtx.execution.leaf_rule import RuleOperation
 from gradtx.watching.figures import STEP, LeafSums
 from gradtx.watching.links import Link
 
@@ -62,6 +63,7 @@ class LinkObserver:
 
     Attributes:
         rows: For each leaf and link, the sums that it has measured.
+        links: What is known of each link, by its name in the rows.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class LinkObserver:
         self._known_of = known_of
         self._last = {} if last is None else last
         self.rows: dict[tuple[str, str], dict[str, Any]] = {}
+        self.links: dict[str, Link] = {}
         self._sums: dict[str, LeafSums] = {}
         self._common: dict[str, dict[str, Any]] = {}
         self._gradients: dict[str, Tensor] = {}
@@ -143,6 +146,9 @@ class LinkObserver:
         row["before"] = passage.square
         if passage.link is not None:
             row |= self._decision(leaf, passage, passage.link)
+            self.links.setdefault(name, passage.link)
+        if isinstance(operation, RuleOperation):
+            row |= self._coding(leaf, operation, passage.before)
         self.rows[leaf.name, name] = row
         return row["after"]
 
@@ -168,6 +174,25 @@ class LinkObserver:
         free, decided = decision
         return {"free": sums.sum(free), "decided": sums.sum(decided)}
 
+    def _coding(
+        self, leaf: Leaf, operation: RuleOperation, before: Tensor
+    ) -> dict[str, Any]:
+        """Return how many entries of coded slots have the smallest code although the link received something there."""
+        stored = leaf.new.get(operation.path)
+        if stored is None:
+            return {}
+        row: dict[str, Any] = {}
+        sums = self._sums[leaf.name]
+        received = sums.here(before) != 0
+        for slot in operation.stage.store.codecs_of(stored, leaf):
+            codes = local(stored[slot])
+            # Of integers, one for each entry; nonzero values have codes of at least 1.
+            if codes.shape == received.shape and not codes.dtype.is_floating_point:
+                crushed = received & (codes.abs() <= 1)
+                row["coded"] = _plus(row.get("coded"), sums.sum(received))
+                row["crushed"] = _plus(row.get("crushed"), sums.sum(crushed))
+        return row
+
     def _movement(self, leaf: Leaf, update: Tensor, param: Tensor) -> dict[str, Any]:
         """Return how many weights move, and how the update goes on with that of the last step."""
         sums = self._sums[leaf.name]
@@ -191,6 +216,10 @@ def _result_of(operation: Operation, leaf: Leaf, run: Any) -> Tensor | None:
         return None
     twin = leaf.twin(run)
     return None if operation.start(twin) is not None else twin.update
+
+
+def _plus(total: Any, term: Any) -> Any:
+    return term if total is None else total + term
 
 
 def sample_of(tensor: Tensor) -> Tensor:

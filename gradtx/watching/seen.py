@@ -5,12 +5,17 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
+from torch import Tensor, nn
+
+from gradtx.base.exact import Schedule
 from gradtx.base.messages import aligned, describe
 from gradtx.watching.figures import FIGURES, STEP
+from gradtx.watching.findings import Finding
+from gradtx.watching.links import Link
 from gradtx.watching.sample import Sample
 
 __all__ = ["Seen"]
@@ -24,9 +29,14 @@ class Seen:
 
     Attributes:
         samples: The measured steps, the oldest first.
-        every: The number of steps from one to the next.
+        links: What is known of each link, by its name.
+        every: The number of steps from one sample to the next.
         calls: The number of calls of `step`.
         updates: Those of them that no GradScaler skipped on the host.
+        rounds: The rounds of training that were to call `step` once each, as far as `gradtx.diagnose` knows.
+        evaluations: How often evaluation weights were asked for (`optimizer.eval()`, `eval_params()`).
+        params: The parameters by name.
+        schedules: The schedules of the groups, named as the numbers of `samples`.
         uncounted: The calls that were to be measured, but in which a combinator only collected gradients.
 
     Example:
@@ -49,16 +59,21 @@ class Seen:
     def __init__(self, optimizer: Any, every: int = 1):
         self.optimizer = optimizer
         self.samples: list[Sample] = []
+        self.links: dict[str, Link] = {}
         self.every = every
-        self.calls = self.updates = self.uncounted = 0
+        self.calls = self.updates = self.uncounted = self.evaluations = 0
+        self.rounds = 0
+        self.params: dict[str, Tensor] = {}
+        self.schedules: dict[str, Schedule] = {}
         self._noted: Any = None
         self._logged = 0
         self._close: Callable[[], None] | None = None
 
     # What a watch does with it.
 
-    def add(self, sample: Sample) -> None:
-        """Take the measurements of a step."""
+    def add(self, sample: Sample, links: Mapping[str, Link]) -> None:
+        """Take the measurements of a step, and what is known of its links."""
+        self.links = {**links, **self.links}
         if sample.loss is None:
             sample.loss, self._noted = self._noted, None
         self.samples.append(sample)
@@ -221,6 +236,34 @@ class Seen:
         raise ValueError(
             f"{who}: no step was measured; {why}; train inside the block of gradtx.watch(optimizer)"
         )
+
+    def diagnose(self, model: nn.Module | None = None) -> list[Finding]:
+        """Return what is wrong with the run in plain words, the worst first; `print` shows a numbered list.
+
+        Args:
+            model: The model, from which the roles of its matrices are known; else only names tell them.
+
+        Returns:
+            The findings; see `gradtx.Finding`. A healthy run has none.
+
+        Raises:
+            ValueError: If no step was measured.
+
+        Example:
+            >>> weight = torch.nn.Parameter(torch.eye(3))
+            >>> tx = gradtx.chain(gradtx.clip_by_global_norm(0.001), gradtx.sgd(lr=1.0))
+            >>> optimizer = gradtx.as_optimizer(tx, [("w", weight)])
+            >>> with gradtx.watch(optimizer, every=1) as seen:
+            ...     for _ in range(3):
+            ...         optimizer.zero_grad()
+            ...         weight.square().sum().backward()
+            ...         optimizer.step()
+            >>> print(seen.diagnose()[0].kind)
+            bound always acts
+        """
+        from gradtx.watching.faults import findings_of
+
+        return findings_of(self, model)
 
     def log(self, writer: Any) -> None:
         """Log the measured steps that were not logged before.

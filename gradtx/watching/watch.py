@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base import torch_names as _torch
 from gradtx.base.errors import Path
-from gradtx.base.exact import python_scalar
+from gradtx.base.exact import Schedule, python_scalar
 from gradtx.base.messages import describe
 from gradtx.execution.execute import Barrier, Leaf, Operation, Route
 from gradtx.optim.optimizer import ChainOptimizer
@@ -186,7 +186,13 @@ class Watcher:
             self._seen.calls,
             self._per,
         )
-        self._seen.add(sample)
+        seen = self._seen
+        seen.add(sample, observer.links)
+        seen.params = {member.name: member.param for member in step.core.members.every}
+        seen.schedules = _schedules_of(step)
+
+    def note_evaluation(self) -> None:
+        self._seen.evaluations += 1
 
     def _after_step(self, *arguments: Any) -> None:
         """Count the calls of `step`, also those that a GradScaler skipped, and log what is new."""
@@ -260,16 +266,36 @@ def _without_gradient(step: Step) -> list[str]:
     ]
 
 
+def _prefixes_of(step: Step) -> list[str]:
+    """Return what precedes the names of each group's numbers: nothing, its label, or its index."""
+    if len(step.groups) == 1:
+        return [""]
+    labels = [
+        str(settings.group.get("label", i)) for i, settings in enumerate(step.groups)
+    ]
+    return [
+        f"{label}." if labels.count(label) == 1 else f"{label}_{i}."
+        for i, label in enumerate(labels)
+    ]
+
+
 def _values_of_groups(step: Step) -> dict[str, float]:
-    """Return the numbers of each group: schedules show what this step uses."""
+    """Return the numbers of each group; for schedules, what this step uses."""
     numbers: dict[str, float] = {}
-    for i, settings in enumerate(step.groups):
-        label = settings.group.get("label", str(i))
-        prefix = f"{label}." if len(step.groups) > 1 else ""
-        if f"{prefix}lr" in numbers:  # two groups of one branch
-            prefix = f"{label}_{i}."
+    for prefix, settings in zip(_prefixes_of(step), step.groups, strict=True):
         for name in settings.entries:
             value = python_scalar(settings.group[name])
             if type(value) in (int, float):
                 numbers[f"{prefix}{name}"] = float(value)
     return numbers
+
+
+def _schedules_of(step: Step) -> dict[str, Schedule]:
+    """Return the schedules of each group that no scheduler has replaced."""
+    schedules: dict[str, Schedule] = {}
+    for prefix, settings in zip(_prefixes_of(step), step.groups, strict=True):
+        for name in settings.shown:
+            source = settings.sources[name]
+            if isinstance(source, Schedule):
+                schedules[f"{prefix}{name}"] = source
+    return schedules
