@@ -63,6 +63,7 @@ from gradtx.models import ModelOptimizer as ModelOptimizer
 from gradtx.arguments import NonNegative as NonNegative
 from gradtx.arguments import NonNegativeInt as NonNegativeInt
 from gradtx.arguments import Positive as Positive
+from gradtx.watching.range_test import RangeTest as RangeTest
 from gradtx.multitask import RotoGrad as RotoGrad
 from gradtx.base.exact import Scalar as Scalar
 from gradtx.base.exact import Schedule as Schedule
@@ -126,6 +127,7 @@ from gradtx.links.projection import project_neurons as project_neurons
 from gradtx import projections as projections
 from gradtx.schedules import proportion_schedule as proportion_schedule
 from gradtx.functional import put as put
+from gradtx.watching.range_test import range_test as range_test
 from gradtx.schedules import ranger21_schedule as ranger21_schedule
 from gradtx.functional import recorded as recorded
 from gradtx.schedules import rectification_schedule as rectification_schedule
@@ -177,6 +179,7 @@ __all__ = [
     "NonNegative",
     "NonNegativeInt",
     "Positive",
+    "RangeTest",
     "RotoGrad",
     "Scalar",
     "Schedule",
@@ -421,6 +424,7 @@ __all__ = [
     "qk_clip",
     "radam",
     "radial_brake",
+    "range_test",
     "ranger",
     "ranger21",
     "ranger21_schedule",
