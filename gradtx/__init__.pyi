@@ -60,6 +60,7 @@ from gradtx.model_memory import Memory as Memory
 from gradtx.model_memory import MemoryRow as MemoryRow
 from gradtx.meta.module import MetaOptimizer as MetaOptimizer
 from gradtx.models import ModelOptimizer as ModelOptimizer
+from gradtx.watching.noise_scale import NoiseScale as NoiseScale
 from gradtx.arguments import NonNegative as NonNegative
 from gradtx.arguments import NonNegativeInt as NonNegativeInt
 from gradtx.arguments import Positive as Positive
@@ -68,6 +69,7 @@ from gradtx.multitask import RotoGrad as RotoGrad
 from gradtx.base.exact import Scalar as Scalar
 from gradtx.base.exact import Schedule as Schedule
 from gradtx.watching.seen import Seen as Seen
+from gradtx.watching.sharpness import Sharpness as Sharpness
 from gradtx.combinators.clocks import SkipTest as SkipTest
 from gradtx.arguments import Static as Static
 from gradtx.sweeps.result import Sweep as Sweep
@@ -113,6 +115,7 @@ from gradtx.model_memory import memory as memory
 from gradtx.meta.minimize import minimize as minimize
 from gradtx.schedules import multistep_schedule as multistep_schedule
 from gradtx.models import muon_for as muon_for
+from gradtx.watching.noise_scale import noise_scale as noise_scale
 from gradtx.schedules import one_cycle_schedule as one_cycle_schedule
 from gradtx import optim as optim
 from gradtx.registry import optimizer_class as optimizer_class
@@ -137,6 +140,7 @@ from gradtx.multitask import rotograd_scale as rotograd_scale
 from gradtx.checkpoint import save as save
 from gradtx.functional import scale_gradient as scale_gradient
 from gradtx import schedules as schedules
+from gradtx.watching.sharpness import sharpness as sharpness
 from gradtx.schedules import sigmoid_schedule as sigmoid_schedule
 from gradtx.combinators.clocks import skip_large_updates as skip_large_updates
 from gradtx.combinators.clocks import skip_not_finite as skip_not_finite
@@ -176,6 +180,7 @@ __all__ = [
     "MemoryRow",
     "MetaOptimizer",
     "ModelOptimizer",
+    "NoiseScale",
     "NonNegative",
     "NonNegativeInt",
     "Positive",
@@ -184,6 +189,7 @@ __all__ = [
     "Scalar",
     "Schedule",
     "Seen",
+    "Sharpness",
     "SkipTest",
     "Static",
     "Sweep",
@@ -375,6 +381,7 @@ __all__ = [
     "nadam",
     "namo",
     "nero",
+    "noise_scale",
     "noisy_sgd",
     "normalize_by_global_norm",
     "normalize_by_norm_history",
@@ -577,6 +584,7 @@ __all__ = [
     "sgds",
     "sgdw",
     "shampoo",
+    "sharpness",
     "sigmoid_schedule",
     "signsgd",
     "signum",
