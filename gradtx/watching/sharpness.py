@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from gradtx.base import tree as _tree
 from gradtx.base.messages import describe
 from gradtx.functional import learning_rate
+from gradtx.optim.optimizer import ChainOptimizer
+from gradtx.state.nested import LEAF_STEPS, enter
 from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.watching.snapshot import Snapshot
 
@@ -77,7 +79,7 @@ class Sharpness:
 def sharpness(
     loss_fn: Callable[[Any], Tensor],
     params: Any,
-    tx: GradientTransformation | None = None,
+    tx: GradientTransformation | ChainOptimizer | None = None,
     state: dict[str, Any] | None = None,
     k: int = 1,
     *,
@@ -100,8 +102,9 @@ def sharpness(
     Args:
         loss_fn: A function of `params` that returns the loss on a fixed batch, twice differentiable.
         params: A tree of tensors, or a module, of which all parameters that require a gradient count.
-        tx: A chain with a learning rate.
-        state: Its state; by default that of `tx.init(params)`.
+        tx: A chain with a learning rate, or an optimizer of a module with one group, whose state is used.
+        state: The state of the chain; by default that of `tx.init(params)`, in which second moments are 0, so that eps
+            is all that Adam divides by: pass that of a run.
         k: The number of eigenvalues, >= 1.
         iterations: The largest number of Hessian-vector products, >= 1.
         seed: Of the random first vector.
@@ -127,6 +130,8 @@ def sharpness(
     """
     _check(loss_fn, tx, state, k, iterations)
     values = _values_of(params)
+    if isinstance(tx, ChainOptimizer):
+        tx, state, values = _parts_of(tx, params)
     snapshot = Snapshot(params.parameters()) if isinstance(params, nn.Module) else None
     try:
         product = _hessian_product(loss_fn, params, values)
@@ -149,6 +154,8 @@ def _check(loss_fn: Any, tx: Any, state: Any, k: int, iterations: int) -> None:
         raise TypeError(
             f"sharpness: loss_fn must be a function of params, got {describe(loss_fn)}"
         )
+    if isinstance(tx, ChainOptimizer):
+        tx = tx._up_to_date().members.tx
     if tx is not None:
         check_transformation("sharpness", "tx", tx)
         if "lr" not in {name.rpartition(".")[2] for name in tx.hyperparams}:
@@ -179,6 +186,38 @@ def _values_of(params: Any) -> dict[str, Tensor]:
     if not values:
         raise ValueError("sharpness: params has no leaf that requires a gradient")
     return values
+
+
+def _parts_of(
+    optimizer: ChainOptimizer, params: Any
+) -> tuple[GradientTransformation, dict[str, Any], dict[str, Tensor]]:
+    """Return the chain of an optimizer, its state as of pure functions, and the parameters that it trains, by name."""
+    members = optimizer._up_to_date().members
+    if len(members.groups) > 1 or not isinstance(params, nn.Module):
+        raise ValueError(
+            "sharpness: an optimizer must have one group, and params be its module; pass a chain and its state instead"
+        )
+    settings = members.groups[0]
+    trained = [member for member in members.every if optimizer.state.get(member.param)]
+    if not trained:
+        raise ValueError("sharpness: the optimizer has no state before its first step")
+    values = {member.name: member.param for member in trained}
+    steps = {
+        member.name: torch.tensor(int(optimizer.state[member.param]["step"]))
+        for member in trained
+    }
+    state: dict[str, Any] = {"step": max(steps.values())}
+    if len({int(count) for count in steps.values()}) > 1:
+        state[LEAF_STEPS] = steps
+    for member in trained:
+        flat = optimizer.state[member.param]
+        for path, keys in member.layout.shared.items():
+            enter(state, path).update({name: flat[key] for name, key in keys.items()})
+        for path, keys in member.layout.slots.items():
+            for slot, key in keys.items():
+                enter(state, (*path, slot))[member.name] = flat[key]
+    device = trained[0].param.device
+    return settings.chain(settings.values(), device), state, values
 
 
 def _joined(leaves: Mapping[str, Tensor]) -> Tensor:

@@ -61,6 +61,24 @@ def test_preconditioned_eigenvalues_are_those_of_adams_root(seed):
     assert result.stable_lr == pytest.approx(3.8 / expected, rel=EXACT)
 
 
+def test_an_optimizer_gives_its_chain_and_its_state():
+    model, loss = network()
+    optimizer = gradtx.as_optimizer(gradtx.adamw(lr=0.01), model.named_parameters())
+    params = tree_of(model)
+    tx = gradtx.adamw(lr=0.01)
+    state = tx.init(params)
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss(model).backward()
+        optimizer.step()
+        updates, state = tx.update(torch.func.grad(loss)(params), state, params)
+        params = gradtx.apply_updates(params, updates)
+    result = gradtx.sharpness(loss, model, optimizer, k=2)
+    expected = gradtx.sharpness(loss, params, tx, state, k=2)
+    assert result.values == pytest.approx(expected.values, rel=1e-9)
+    assert result.bound == pytest.approx(expected.bound)
+
+
 def test_a_preconditioner_that_mixes_entries_is_symmetric_enough_for_lanczos():
     params = {"w": torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))}
     a = torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -130,5 +148,11 @@ def test_bad_input_is_one_clear_error():
         gradtx.sharpness(loss, params, k=0)
     with pytest.raises(ValueError, match="sharpness: a state needs its chain"):
         gradtx.sharpness(loss, params, state={})
+    model = nn.Linear(2, 1)
+    optimizer = gradtx.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="sharpness: an optimizer must have one group, and params be its module"):
+        gradtx.sharpness(loss, params, optimizer)
+    with pytest.raises(ValueError, match="sharpness: the optimizer has no state before its first step"):
+        gradtx.sharpness(lambda model: model.weight.square().sum(), model, optimizer)
     with pytest.raises(ValueError, match="sharpness: params has no leaf"):
         gradtx.sharpness(loss, {})
