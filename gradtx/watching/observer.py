@@ -94,6 +94,7 @@ class LinkObserver:
         known = self._known[leaf.name]
         if square is None:
             square = self._sums[leaf.name].square(leaf.update)
+        self._note_gradient(leaf, leaf.update, square)
         link = known.links.get(operation.path)
         without_eps = None
         if link is not None and operation.role == "op" and "eps" in link.arguments:
@@ -110,6 +111,10 @@ class LinkObserver:
         self._leave(leaf)
         update, param = leaf.result(), leaf.inputs[1]
         if update is not None:
+            if leaf.name not in self._gradients and leaf.has_gradient:  # no link
+                gradient = leaf.inputs[0].to(leaf.compute_dtype)
+                square = self._sums[leaf.name].square(gradient)
+                self._note_gradient(leaf, gradient, square)
             row = self._row(leaf, update)
             row["before"] = row.get("gradient", row["after"])
             if param is not None:
@@ -125,11 +130,14 @@ class LinkObserver:
         self._known[leaf.name] = self._known_of(leaf)
         sums = self._sums[leaf.name] = LeafSums(gradient if param is None else param)
         common = self._common[leaf.name] = {}
-        if gradient is not None:
-            gradient = self._gradients[leaf.name] = gradient.to(leaf.compute_dtype)
-            common["gradient"] = sums.square(gradient)
         if param is not None:
             common["weight"] = sums.square(param.to(leaf.compute_dtype))
+
+    def _note_gradient(self, leaf: Leaf, gradient: Tensor, square: Any) -> None:
+        """Note what the first link receives: the gradient, without the scale of a GradScaler."""
+        if leaf.name not in self._gradients:
+            self._gradients[leaf.name] = gradient
+            self._common[leaf.name]["gradient"] = square
 
     def _leave(self, leaf: Leaf) -> Any:
         """Measure the link that a leaf has passed; return the sum of squares of its update, if it did."""

@@ -118,7 +118,7 @@ def _added_up(terms: list[Any], places: list[int], size: int) -> Tensor:
     """Return a vector with the sum of the terms at each place, on their device, by one message for each layout."""
     device = local(terms[0]).device
     values = stacked([term.to(device) for term in terms])
-    index = torch.tensor(places, device=device)
+    index = torch.tensor(places).to(device)
     return torch.zeros(size, dtype=values.dtype, device=device).index_add_(
         0, index, values
     )

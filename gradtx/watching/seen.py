@@ -32,7 +32,8 @@ class Seen:
         links: What is known of each link, by its name.
         every: The number of steps from one sample to the next.
         calls: The number of calls of `step`.
-        updates: Those of them that no GradScaler skipped on the host.
+        begun: Those of them that no GradScaler skipped on the host.
+        skipped: Those of these that it skipped on the device.
         rounds: The rounds of training that were to call `step` once each, as far as `gradtx.diagnose` knows.
         evaluations: How often evaluation weights were asked for (`optimizer.eval()`, `eval_params()`).
         params: The parameters by name.
@@ -61,7 +62,8 @@ class Seen:
         self.samples: list[Sample] = []
         self.links: dict[str, Link] = {}
         self.every = every
-        self.calls = self.updates = self.uncounted = self.evaluations = 0
+        self.calls = self.begun = self.uncounted = self.evaluations = 0
+        self.skipped: Any = 0
         self.rounds = 0
         self.params: dict[str, Tensor] = {}
         self.schedules: dict[str, Schedule] = {}
@@ -81,6 +83,11 @@ class Seen:
     def on_close(self, close: Callable[[], None]) -> None:
         """Set what ends the watch."""
         self._close = close
+
+    @property
+    def updates(self) -> int:
+        """The calls of `step` that no GradScaler skipped."""
+        return self.begun - int(self.skipped)
 
     # What a user does with it.
 

@@ -128,6 +128,9 @@ class Watcher:
     ):
         self._seen, self._every, self._per, self._log = seen, every, per, log
         self._begun = 0
+        self._skipped: Any = (
+            0  # by a GradScaler on the device, which is not read during training
+        )
         # The next step that counts gives the sample with which that after it is compared, or is measured.
         self._next: Literal["sample", "measure"] | None = "measure"
         self._weights: dict[str, Tensor] = {}
@@ -155,6 +158,8 @@ class Watcher:
     def begin(self, step: Step) -> LinkObserver | None:
         self._observed = None
         self._begun += 1
+        if isinstance(step.tick, Tensor):
+            self._skipped = self._skipped + (1 - step.tick.to(torch.int64))
         if self._next is None and self._begun % self._every == 0:
             self._next = "sample"
         if self._next is None or _torch.is_captured(step.device):
@@ -197,7 +202,7 @@ class Watcher:
     def _after_step(self, *arguments: Any) -> None:
         """Count the calls of `step`, also those that a GradScaler skipped, and log what is new."""
         self._seen.calls += 1
-        self._seen.updates = self._begun
+        self._seen.begun, self._seen.skipped = self._begun, self._skipped
         if self._log is not None:
             self._seen.log(self._log)
 

@@ -336,3 +336,24 @@ def test_bad_input_is_one_clear_error():
     with pytest.raises(RuntimeError, match="gradients are released"):
         gradtx.watch(optimizer)
     handle.remove()
+
+
+@pytest.mark.parametrize("amp_scaling", [False, True])
+def test_a_scaled_gradient_is_measured_without_its_scale_and_training_keeps_its_bits(amp_scaling):
+    weights, seen = [], None
+    for is_watched in (False, True):
+        weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+        optimizer = gradtx.as_optimizer(gradtx.adamw(lr=0.1), [("w", weight)], amp_scaling=amp_scaling)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        if is_watched:
+            seen = gradtx.watch(optimizer, every=2)
+        for t in range(5):
+            optimizer.zero_grad()
+            scaler.scale(weight.square().sum() / 2 * (float("inf") if t == 3 else 1.0)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        weights.append(weight.detach())
+    assert torch.equal(*weights)
+    assert figures(seen, "step")[0]["norm_before"] == 5.0
+    assert figures(seen, "scale_by_adam")[0]["norm_before"] == 5.0
+    assert seen.updates == 4
