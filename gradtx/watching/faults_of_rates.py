@@ -14,6 +14,7 @@ from gradtx.watching.findings import (
     called,
     curve,
     finite_median,
+    largest_first,
     named,
     percent,
     quantile,
@@ -61,9 +62,7 @@ def rate_too_small_for_the_dtype(evidence: Evidence) -> Iterator[Finding]:
     if not share > 0.5 or any(link.tx._rounds for link in evidence.links.values()):
         return
     lost = evidence.leaf_medians("lost")
-    leaves = tuple(
-        sorted((leaf for leaf in lost if lost[leaf] > 0.5), key=lost.get, reverse=True)
-    )  # type: ignore[arg-type]
+    leaves = largest_first({leaf: lost[leaf] for leaf in lost if lost[leaf] > 0.5})
     params = evidence.params
     dtypes = sorted({str(params[leaf].dtype) for leaf in leaves if leaf in params})
     text = (
@@ -86,11 +85,7 @@ def rate_too_large(evidence: Evidence) -> Iterator[Finding]:
         for leaf, ratio in evidence.leaf_medians("update_to_weight").items()
         if evidence.is_matrix(leaf)
     }
-    large = tuple(
-        leaf
-        for leaf in sorted(ratios, key=ratios.get, reverse=True)
-        if ratios[leaf] > 0.1
-    )  # type: ignore[arg-type]
+    large = largest_first({leaf: ratios[leaf] for leaf in ratios if ratios[leaf] > 0.1})
     # Weights that have grown hide how large the first steps were; those that start at 0 double in their first.
     first = max(
         (quantile(rows, 0.4) for rows in evidence.ratios_of_matrices()), default=0.0
@@ -140,39 +135,30 @@ def rate_too_small(evidence: Evidence) -> Iterator[Finding]:
 
 def rate_zero(evidence: Evidence) -> Iterator[Finding]:
     """Links that made the update zero in part of the run, though they received one."""
+    is_of_schedule = any(schedules_that_do_not_fit(evidence))  # which says more
     for path in evidence.links:
         rows = [
             (sample.step, sample.of_links[path])
             for sample in evidence.samples
             if path in sample.of_links
-        ]
-        # A warm-up may start at 0.
+        ][1:]  # a warm-up may start at 0
         zero = [
             step
-            for step, row in rows[1:]
+            for step, row in rows
             if row["norm_before"] > 0 and row["norm_after"] == 0
         ]
-        if (
-            not zero
-            or len(zero) < max(1, 0.1 * (len(rows) - 1))
-            or _is_last_of_schedule(zero, rows[-1][0], len(rows))
-        ):
+        # At the end of many schedules, the last step has the rate 0.
+        is_end_of_schedule = len(rows) > 1 and zero == [rows[-1][0]]
+        if not zero or len(zero) < 0.1 * len(rows) or is_end_of_schedule:
             continue
-        share = len(zero) / max(1, len(rows) - 1)
+        share = len(zero) / len(rows)
         text = f"{path} made the update 0 in {percent(share)} of the measured steps, from step {zero[0]} on"
-        at_end = zero == [step for step, _ in rows[len(rows) - len(zero) :]]
-        remedy = (
-            "let the schedule last as long as the run"
-            if at_end and len(zero) < len(rows) - 1
-            else "set a rate above 0"
-        )
-        kind = "schedule ended" if at_end and len(zero) < len(rows) - 1 else "rate zero"
-        yield Finding(kind, 80, path, (), tuple(zero), share, text, remedy)
-
-
-def _is_last_of_schedule(zero: list[int], last: int, count: int) -> bool:
-    """Whether only the last step of the run has the rate 0, as at the end of many schedules."""
-    return zero == [last] and count > 2
+        is_at_end = zero == [step for step, _ in rows[-len(zero) :]]
+        kind, remedy = "rate zero", "set a rate above 0"
+        if is_at_end and len(zero) < len(rows):
+            kind, remedy = "schedule ended", "let the schedule last as long as the run"
+        if not (kind == "schedule ended" and is_of_schedule):
+            yield Finding(kind, 80, path, (), tuple(zero), share, text, remedy)
 
 
 def rates_unequal(evidence: Evidence) -> Iterator[Finding]:

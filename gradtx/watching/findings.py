@@ -211,6 +211,11 @@ def quantile(values: Iterable[float], share: float) -> float:
     )
 
 
+def largest_first(figures: dict[str, float]) -> tuple[str, ...]:
+    """Return the names of leaves by their figures."""
+    return tuple(sorted(figures, key=lambda leaf: -figures[leaf]))
+
+
 def named(leaves: Sequence[str]) -> str:
     """Return a few names of leaves, for a sentence."""
     shown = ", ".join(leaves[:3])

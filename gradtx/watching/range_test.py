@@ -115,10 +115,10 @@ def range_test(
 ) -> RangeTest:
     """Find a learning rate: train one step with each of some rising rates, and restore everything to the bit.
 
-    A copy of the optimizer steps, with its state as it is. It stops when the loss exceeds four times its smallest value
-    or is not finite. Afterwards weights, gradients, buffers (those of all modules that have a parameter of the
-    optimizer) and the random streams of torch, Python and NumPy are what they were. What the closure takes from an
-    iterator of its own is used up.
+    A copy of the optimizer steps, with its state as it is. It stops when the loss of the last three steps, in the
+    median, exceeds four times the smallest, or one is not finite. Afterwards weights, gradients, buffers (those of all
+    modules that have a parameter of the optimizer) and the random streams of torch, Python and NumPy are what they
+    were. What the closure takes from an iterator of its own is used up.
 
     Start with the steepest rate, or a third of the largest stable one: a rate that is too large shows after a few
     steps, whose rates are larger still. Both are those of the present weights, so test again after a warm-up.
@@ -189,10 +189,11 @@ def _losses(
 
 
 def _has_diverged(losses: Sequence[float]) -> bool:
-    """Whether the last loss is not finite, or far above the smallest, which may be negative."""
-    last, low = losses[-1], min(losses)
-    if not math.isfinite(last):
+    """Whether the last loss is not finite, or those of the last steps are far above the smallest."""
+    if not math.isfinite(losses[-1]):
         return True
+    last, low = median(losses[-1 - SIDE :]), min(losses)
+    # The smallest may be negative.
     return last - low > (DIVERGED - 1) * max(abs(low), losses[0] - low)
 
 

@@ -162,7 +162,9 @@ class Watcher:
             self._skipped = self._skipped + (1 - step.tick.to(torch.int64))
         if self._next is None and self._begun % self._every == 0:
             self._next = "sample"
-        if self._next is None or _torch.is_captured(step.device):
+        # While gradients are released, leaves have stepped before this.
+        is_late = _torch.is_captured(step.device) or not step.begins_with_all
+        if self._next is None or is_late:
             return None
         if not step.is_counted():
             self._seen.uncounted += 1
