@@ -150,6 +150,11 @@ class LinkObserver:
             if leaf.update is passage.before:
                 return passage.square
             name = f"{name}.enter"
+        if operation.traits.makes_gradient:
+            self._gradients[leaf.name] = leaf.update
+            self._common[leaf.name]["gradient"] = self._sums[leaf.name].square(
+                leaf.update
+            )
         row = self._row(leaf, leaf.update)
         row["before"] = passage.square
         if passage.link is not None:

@@ -25,6 +25,11 @@ CHAINS = {
     "skip_nonfinite": gradtx.skip_nonfinite(ADAMW),
     "masked": gradtx.chain(gradtx.freeze("1.weight"), ADAMW),
     "lbfgs": gradtx.lbfgs(lr=RATE),
+    "stale": gradtx.chain(gradtx.clip_by_global_norm(0.1, stale=True), ADAMW),
+    "prodigy": gradtx.prodigy(lr=1.0),
+    "lamb": gradtx.lamb(lr=RATE),
+    "restart": gradtx.restart(ADAMW, every=4),
+    "outer": gradtx.outer(ADAMW, gradtx.sgd(lr=0.7, momentum=0.9, nesterov=True), every=3),
     "schedule": gradtx.adamw(lr=gradtx.cosine_schedule(RATE, T_max=10)),
 }
 OPTIONS = {"default": {}, "compiled": {"compile": True}}
@@ -357,3 +362,20 @@ def test_a_scaled_gradient_is_measured_without_its_scale_and_training_keeps_its_
     assert figures(seen, "step")[0]["norm_before"] == 5.0
     assert figures(seen, "scale_by_adam")[0]["norm_before"] == 5.0
     assert seen.updates == 4
+
+
+def test_a_gradient_that_a_link_makes_from_losses_is_the_gradient_of_the_step():
+    weights, seen = [], None
+    for is_watched in (False, True):
+        weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+        optimizer = gradtx.as_optimizer(gradtx.mezo(lr=1e-3), [("w", weight)])
+        if is_watched:
+            seen = gradtx.watch(optimizer, every=2)
+        for _ in range(4):
+            optimizer.step(lambda weight=weight: weight.square().sum())
+        weights.append(weight.detach())
+    assert torch.equal(*weights)
+    whole = figures(seen, "step")[0]
+    assert whole["norm_before"] == figures(seen, "estimate_gradient")[0]["norm_after"] > 0
+    assert whole["cos_grad"] == pytest.approx(-1.0)
+    assert "dead leaves" not in [finding.kind for finding in seen.diagnose()]
