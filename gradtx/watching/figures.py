@@ -15,7 +15,7 @@ from gradtx.distributed.redistribution import distributed_like
 from gradtx.distributed.sums import PartialSum
 
 # The sums over the entries of a leaf, at one link.
-SUMS = (
+SUMS: tuple[str, ...] = (
     "before",  # squares of the update before the link
     "after",  # and after it
     "gradient",  # squares of the leaf's gradient

@@ -86,8 +86,8 @@ class LinkObserver:
         passage = self._passages.get(leaf.name)
         if passage is not None and passage.operation is operation:
             return  # it goes on after a wait
-        if leaf.name not in self._sums:
-            self._begin(leaf)
+        if not self._is_measured(leaf):
+            return
         square = self._leave(leaf)
         if leaf.update is None or not operation.path:
             return
@@ -106,8 +106,8 @@ class LinkObserver:
 
     def check(self, leaf: Leaf) -> None:
         """Measure the last link and the whole step of a leaf."""
-        if leaf.name not in self._sums:
-            self._begin(leaf)
+        if not self._is_measured(leaf):
+            return
         self._leave(leaf)
         update, param = leaf.result(), leaf.inputs[1]
         if update is not None:
@@ -123,12 +123,17 @@ class LinkObserver:
         for known in (self._sums, self._common, self._gradients, self._known):
             known.pop(leaf.name, None)
 
+    def _is_measured(self, leaf: Leaf) -> bool:
+        """Whether a leaf has an update; a leaf without gradient may get one from a combinator."""
+        if leaf.name not in self._sums and leaf.update is not None:
+            self._begin(leaf)
+        return leaf.name in self._sums
+
     def _begin(self, leaf: Leaf) -> None:
         gradient, param = leaf.inputs
-        if param is None and gradient is None:
-            param = leaf.update
+        like: Tensor = next(t for t in (param, gradient, leaf.update) if t is not None)
         self._known[leaf.name] = self._known_of(leaf)
-        sums = self._sums[leaf.name] = LeafSums(gradient if param is None else param)
+        sums = self._sums[leaf.name] = LeafSums(like)
         common = self._common[leaf.name] = {}
         if param is not None:
             common["weight"] = sums.square(param.to(leaf.compute_dtype))

@@ -176,13 +176,16 @@ def _check(loss_fn: Any, tx: Any, state: Any, k: int, iterations: int) -> None:
 
 def _values_of(params: Any) -> dict[str, Tensor]:
     """Return the leaves that are differentiated, by name."""
+    values: dict[str, Tensor] = {}
     if isinstance(params, nn.Module):
-        values = {name: p for name, p in params.named_parameters() if p.requires_grad}
+        for name, param in params.named_parameters():
+            if param.requires_grad:
+                values[name] = param
     else:
         leaves, _ = _tree.flatten_real(params, "params")
-        values = {
-            name: leaf.detach() for name, leaf in leaves.items() if leaf is not None
-        }
+        for name, leaf in leaves.items():
+            if leaf is not None:
+                values[name] = leaf.detach()
     if not values:
         raise ValueError("sharpness: params has no leaf that requires a gradient")
     return values
@@ -306,7 +309,7 @@ def _preconditioner(
     zeros = {name: torch.zeros_like(value) for name, value in values.items()}
 
     # Its transpose, which is the same: both are symmetric.
-    _, pull = torch.func.vjp(updates_of, zeros)
+    pull: Callable[..., Any] = torch.func.vjp(updates_of, zeros)[1]
 
     def respond(vector: Tensor) -> Tensor:
         (response,) = pull(_split(vector, values))

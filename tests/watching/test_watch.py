@@ -379,3 +379,11 @@ def test_a_gradient_that_a_link_makes_from_losses_is_the_gradient_of_the_step():
     assert whole["norm_before"] == figures(seen, "estimate_gradient")[0]["norm_after"] > 0
     assert whole["cos_grad"] == pytest.approx(-1.0)
     assert "dead leaves" not in [finding.kind for finding in seen.diagnose()]
+
+
+def test_a_leaf_without_gradient_has_no_rows():
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adam())
+    state = tx.init({"w": torch.ones(2), "b": torch.ones(2)})
+    updates, _, seen = gradtx.watched(tx).update({"w": torch.ones(2), "b": None}, state)
+    assert updates["b"] is None
+    assert list(seen) == ["w"]
