@@ -125,6 +125,12 @@ OTHERS = [
         "Train one member per setting, all in one step. See also [how to find a rate](../howto/sweep.md).",
     ),
     Page(
+        "watching",
+        "See what training does",
+        ("gradtx.watching.*",),
+        "What each link does to each leaf, while an optimizer trains, and findings in plain words.",
+    ),
+    Page(
         "meta",
         "Gradients through training",
         ("gradtx.meta.implicit", "gradtx.meta.minimize", "gradtx.meta.module"),

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent / "gradtx"
 TABLE = ROOT / "base" / "table.py"
 # What the root of the package offers: all public names of these modules, and of all modules of these packages.
 SOURCES = (
-    *("algorithms", "links", "combinators", "schedules", "sweeps", "meta"),
+    *("algorithms", "links", "combinators", "schedules", "sweeps", "meta", "watching"),
     *("transform", "rules", "arguments", "base.exact", "base.ambient"),
     *("execution.context", "state.codes", "functional", "checkpoint", "hessian"),
     *("model_memory", "models", "multitask", "registry"),

@@ -1,8 +1,9 @@
-"""Find a fault in an optimizer with the norm of the update after each link and the state read by name.
+"""Find a fault in an optimizer: in one line with `gradtx.diagnose`, and by hand with `record` and the state by name.
 
 Data: scikit-learn's digits. Four chains of the same links train the same perceptron. Three have one fault each: the
 clip is after Adam instead of before it, the decay is too large, or Adam's eps is too large. The accuracy only shows
-that all three learn badly. `record` between the links and `exp_avg_sq` from the state identify the fault.
+that all three learn badly. `gradtx.diagnose` trains each chain as an optimizer and names its fault. By hand, `record`
+between the links and `exp_avg_sq` from the state identify it, also in loops of pure functions.
 Run: `python examples/inspect_chain.py`. Prints a table and writes out/inspect_chain.png.
 """
 
@@ -122,6 +123,26 @@ class Run:
         self.signs["eps"].append((roots < eps).float().mean().item())
 
 
+def diagnosed(name: str, steps: int, rate: float) -> list[gradtx.Finding]:
+    """Train an optimizer of the same links, without records, and return what is wrong with it."""
+    train_x, train_y, _, _ = digits()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    links = gradtx.chain(*LINKS[name].values(), gradtx.scale_by_learning_rate(rate))
+    optimizer = gradtx.as_optimizer(links, model.named_parameters())
+    generator = torch.Generator().manual_seed(1)
+
+    def step() -> Tensor:
+        batch = torch.randint(TRAIN, (BATCH,), generator=generator)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(train_x[batch]), train_y[batch])
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return gradtx.diagnose(optimizer, step, steps)
+
+
 def plot(runs: list[Run], path: Path) -> None:
     figure, grid = plt.subplots(2, 4, figsize=(16, 7.5), layout="constrained")
     panels: list[Any] = list(grid.flat)
@@ -180,7 +201,11 @@ def main(argv: list[str] | None = None) -> None:
         total=len(LINKS) * options.steps, unit=" steps", leave=False, disable=None
     ) as bar:
         runs = [Run(name).train(options.steps, options.rate, bar) for name in LINKS]
-    print(f"mean of {options.steps} steps; accuracy after them\n")
+    print("what gradtx.diagnose says\n")
+    for name in LINKS:
+        findings = diagnosed(name, options.steps, options.rate)
+        print(f"{name}: {findings[0] if findings else 'no finding'}")
+    print(f"\nby hand: mean of {options.steps} steps; accuracy after them\n")
     print(
         f"{'':18}{'test accuracy':>15}"
         + "".join(f"{told:>40}" for told in SIGNS.values())

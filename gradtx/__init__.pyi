@@ -53,6 +53,7 @@ from gradtx.execution.context import Context as Context
 from gradtx.arguments import Count as Count
 from gradtx.arguments import Decay as Decay
 from gradtx.arguments import Decays as Decays
+from gradtx.watching.findings import Finding as Finding
 from gradtx.arguments import Fraction as Fraction
 from gradtx.combinators.frame import Frame as Frame
 from gradtx.transform import GradientTransformation as GradientTransformation
@@ -61,12 +62,16 @@ from gradtx.model_memory import Memory as Memory
 from gradtx.model_memory import MemoryRow as MemoryRow
 from gradtx.meta.module import MetaOptimizer as MetaOptimizer
 from gradtx.models import ModelOptimizer as ModelOptimizer
+from gradtx.watching.noise_scale import NoiseScale as NoiseScale
 from gradtx.arguments import NonNegative as NonNegative
 from gradtx.arguments import NonNegativeInt as NonNegativeInt
 from gradtx.arguments import Positive as Positive
+from gradtx.watching.range_test import RangeTest as RangeTest
 from gradtx.multitask import RotoGrad as RotoGrad
 from gradtx.base.exact import Scalar as Scalar
 from gradtx.base.exact import Schedule as Schedule
+from gradtx.watching.seen import Seen as Seen
+from gradtx.watching.sharpness import Sharpness as Sharpness
 from gradtx.combinators.clocks import SkipTest as SkipTest
 from gradtx.arguments import Static as Static
 from gradtx.sweeps.result import Sweep as Sweep
@@ -87,6 +92,7 @@ from gradtx.registry import create_optimizer as create_optimizer
 from gradtx.meta.implicit import custom_fixed_point as custom_fixed_point
 from gradtx.meta.implicit import custom_root as custom_root
 from gradtx.schedules import cyclic_schedule as cyclic_schedule
+from gradtx.watching.diagnose import diagnose as diagnose
 from gradtx.base.ambient import eagerly as eagerly
 from gradtx.schedules import explore_exploit_schedule as explore_exploit_schedule
 from gradtx.schedules import exponential_schedule as exponential_schedule
@@ -111,6 +117,7 @@ from gradtx.model_memory import memory as memory
 from gradtx.meta.minimize import minimize as minimize
 from gradtx.schedules import multistep_schedule as multistep_schedule
 from gradtx.models import muon_for as muon_for
+from gradtx.watching.noise_scale import noise_scale as noise_scale
 from gradtx.schedules import one_cycle_schedule as one_cycle_schedule
 from gradtx import optim as optim
 from gradtx.registry import optimizer_class as optimizer_class
@@ -125,6 +132,7 @@ from gradtx.links.projection import project_neurons as project_neurons
 from gradtx import projections as projections
 from gradtx.schedules import proportion_schedule as proportion_schedule
 from gradtx.functional import put as put
+from gradtx.watching.range_test import range_test as range_test
 from gradtx.schedules import ranger21_schedule as ranger21_schedule
 from gradtx.functional import recorded as recorded
 from gradtx.schedules import rectification_schedule as rectification_schedule
@@ -134,6 +142,7 @@ from gradtx.multitask import rotograd_scale as rotograd_scale
 from gradtx.checkpoint import save as save
 from gradtx.functional import scale_gradient as scale_gradient
 from gradtx import schedules as schedules
+from gradtx.watching.sharpness import sharpness as sharpness
 from gradtx.schedules import sigmoid_schedule as sigmoid_schedule
 from gradtx.combinators.clocks import skip_large_updates as skip_large_updates
 from gradtx.combinators.clocks import skip_not_finite as skip_not_finite
@@ -149,6 +158,8 @@ from gradtx.schedules import untuned_linear_warmup as untuned_linear_warmup
 from gradtx.schedules import warmup_cosine_schedule as warmup_cosine_schedule
 from gradtx.schedules import warmup_linear_schedule as warmup_linear_schedule
 from gradtx.schedules import warmup_poly_schedule as warmup_poly_schedule
+from gradtx.watching.watch import watch as watch
+from gradtx.watching.watched import watched as watched
 from gradtx.rules import whole_tree as whole_tree
 from gradtx.links.width import width_multipliers as width_multipliers
 from gradtx.schedules import wsd_schedule as wsd_schedule
@@ -162,6 +173,7 @@ __all__ = [
     "Count",
     "Decay",
     "Decays",
+    "Finding",
     "Fraction",
     "Frame",
     "GradientTransformation",
@@ -170,12 +182,16 @@ __all__ = [
     "MemoryRow",
     "MetaOptimizer",
     "ModelOptimizer",
+    "NoiseScale",
     "NonNegative",
     "NonNegativeInt",
     "Positive",
+    "RangeTest",
     "RotoGrad",
     "Scalar",
     "Schedule",
+    "Seen",
+    "Sharpness",
     "SkipTest",
     "Static",
     "Sweep",
@@ -283,6 +299,7 @@ __all__ = [
     "dadapt_sgd",
     "decorrelate",
     "descend",
+    "diagnose",
     "differentially_private_aggregate",
     "diffgrad",
     "dion",
@@ -379,6 +396,7 @@ __all__ = [
     "namo",
     "namo_d",
     "nero",
+    "noise_scale",
     "noisy_sgd",
     "normalize_by_global_norm",
     "normalize_by_norm_history",
@@ -430,6 +448,7 @@ __all__ = [
     "qk_clip",
     "radam",
     "radial_brake",
+    "range_test",
     "ranger",
     "ranger21",
     "ranger21_schedule",
@@ -587,6 +606,7 @@ __all__ = [
     "sgds",
     "sgdw",
     "shampoo",
+    "sharpness",
     "sigmoid_schedule",
     "signsgd",
     "signum",
@@ -625,6 +645,8 @@ __all__ = [
     "warmup_cosine_schedule",
     "warmup_linear_schedule",
     "warmup_poly_schedule",
+    "watch",
+    "watched",
     "whole_tree",
     "width_multipliers",
     "with_lookahead",

@@ -25,7 +25,7 @@ LAYERS = (
     ("algorithms",),
     ("optim",),
     ("functional", "checkpoint", "hessian", "models", "registry", "model_memory", "multitask", "projections"),
-    ("sweeps", "meta"),
+    ("sweeps", "meta", "watching"),
     ("",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(LAYERS) for room in rooms}

@@ -30,4 +30,4 @@ def test_the_blocks_of_the_readme_paste_into_a_prompt_and_print_what_they_say(ca
         # Comments at the ends of lines that print, or below them.
         said = re.findall(r"^(?:print\(.*\)  )?# (.*)$", block, re.MULTILINE)
         assert capsys.readouterr().out.splitlines() == said
-    assert len(BLOCKS) == 6
+    assert len(BLOCKS) == 7

@@ -366,7 +366,7 @@ FROM_TEST_ON = (
     "optim/plans/test_large_leaves.py", "optim/steps/test_release.py", "optim/state/test_storage.py",
     "optim/surroundings/test_surroundings.py", "optim/plans/test_stagger.py", "optim/plans/test_tiles.py",
     "users/test_language_models.py",
-    "users/test_optimizer_research.py", "users/test_records.py",
+    "users/test_optimizer_research.py", "users/test_records.py", "watching",
 )  # fmt: skip
 
 # In these, `make quick` runs two cases of each test without a row: the first, and the one in the middle.

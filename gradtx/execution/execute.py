@@ -14,7 +14,8 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from typing import Any, TypeAlias
+from copy import copy
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -193,6 +194,13 @@ class Leaf(Task):
         self.negated = other.negated
         self.active = other.active
         self.restarts = other.restarts
+
+    def twin(self, run: Any) -> Leaf:
+        """Return the leaf as it is now in another run, for operations whose results this one does not take."""
+        twin = copy(self)
+        twin.run, twin._context = run, None
+        twin.new, twin.starts, twin.saved = {}, {}, dict(self.saved)
+        return twin
 
     def kept_slots(self, path: Path, restarts: bool | Tensor) -> dict[str, Tensor]:
         """Return the old slots of a stage whose new ones are discarded: the initial ones where it restarts."""
@@ -564,16 +572,24 @@ def resumed(steps: Steps | None, total: Any = None) -> Any:
         return None
 
 
+class Observer(Protocol):
+    """Sees each operation of each task before it runs, or goes on after a wait, and each task after its last one."""
+
+    def enter(self, leaf: Any, operation: Any) -> None: ...
+
+    def check(self, leaf: Any) -> None: ...
+
+
 def execute(
     tasks: Iterable[Any],
     finish: Callable[[Any], None] = _keep_results,
-    watch: FirstNonFinite | None = None,
+    watch: Observer | None = None,
     before_writes: Callable[[], None] | None = None,
 ) -> None:
     """Run every task through its operations, and call `finish` for each as soon as it is done.
 
     With `before_writes`, tasks that write wait until no task is blocked any more, and it has been called.
-    A `watch` sees every operation of torch, and checks results; `eagerly(nan="raise")` adds one.
+    A `watch` sees every operation; `eagerly(nan="raise")` adds one that sees those of torch, too, and checks results.
     """
     if watch is None and SWITCH.raises_on_nan and not torch.compiler.is_compiling():
         watch = FirstNonFinite()

@@ -6,7 +6,7 @@ import contextlib
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
@@ -19,7 +19,24 @@ from gradtx.optim.run import KnownCounts
 from gradtx.optim.state import States
 
 if TYPE_CHECKING:
+    from gradtx.execution.execute import Observer
     from gradtx.optim.offload import Offload
+
+
+class StepWatch(Protocol):
+    """Sees the steps of an optimizer."""
+
+    def begin(self, step: Any) -> Observer | None:
+        """Return what is to see the operations of a step that has passed its checks, or None."""
+        ...
+
+    def end(self) -> None:
+        """Called when the leaves of the step have been processed."""
+        ...
+
+    def note_evaluation(self) -> None:
+        """Called when the parameters get the evaluation weights."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -78,6 +95,7 @@ class Core:
         agreed: The values of each group whose hyperparameters are known to agree, as the last check saw them.
         known_counts: The counts after the last step, if they are known.
         defaults: The optimizer's `defaults`, as it was made with.
+        watch: Sees the steps (`gradtx.watch`), if any does; a copy of the optimizer has none.
     """
 
     members: Members
@@ -92,10 +110,11 @@ class Core:
     agreed: list[Values] = field(default_factory=list[Values])
     known_counts: KnownCounts | None = None
     defaults: dict[str, Any] = field(default_factory=dict[str, Any])
+    watch: StepWatch | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # A copied tensor counts its writes from 0, and would later have the recorded version with another value.
-        return {**self.__dict__, "known_counts": None}
+        return {**self.__dict__, "known_counts": None, "watch": None}
 
     def at_state(
         self, params: Iterable[Tensor] | None = None, **changes: bool

@@ -252,6 +252,11 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         self._released = ReleasedGradients(self)
         return self._released
 
+    @property
+    def releases_gradients(self) -> bool:
+        """Whether parameters step during backward (`release_gradients`)."""
+        return self._released is not None and self._released.active
+
     @_torch.without_gradients
     def step(
         self,
@@ -561,6 +566,8 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
             with core.at_state(writes=False):
                 weights = evaluated(core.states)
             core.evaluation = Evaluation.start(weights)
+            if core.watch is not None:
+                core.watch.note_evaluation()
 
     @torch.no_grad()
     @without_ambient

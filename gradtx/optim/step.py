@@ -8,6 +8,7 @@ import math
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import (
     FROZEN,
     Leaf,
+    Observer,
     Operation,
     Route,
     check_extras_of,
@@ -38,7 +40,7 @@ from gradtx.execution.execute import (
 from gradtx.execution.owners import with_regions
 from gradtx.execution.runs import Place
 from gradtx.optim.chain_checks import check_scheduler
-from gradtx.optim.core import Core
+from gradtx.optim.core import Core, StepWatch
 from gradtx.optim.device_counts import (
     Scaling,
     check_capture,
@@ -126,6 +128,7 @@ class Step:
     _has_eager = False
     _has_counted = False
     _run: OptimizerRun | None = None
+    _observer: Observer | None = None  # sees leaves that run alone
     # On first use: the expanded chain for each group and device, and the clock of each count.
     _routes: dict[tuple[int, torch.device], Route] | None = None
     _clocks: dict[int | DeviceCount, Clock] | None = None
@@ -471,7 +474,11 @@ class Step:
         if core.traits.estimates:
             self._estimate()
         bundles, eager = self._planned()
+        if core.watch is not None:
+            self._show(core.watch, alone=not bundles)
         self._advance(bundles, eager)
+        if core.watch is not None:
+            core.watch.end()
         if core.traits.clocks or self._run is not None:
             self._end_run(self.run)
         after = list(map(COUNT, self._every))
@@ -490,6 +497,34 @@ class Step:
         for settings in self.groups:
             if settings.shown:
                 settings.show(self._known_count)
+
+    def _show(self, watch: StepWatch, alone: bool) -> None:
+        """Show the operations of leaves to a watch: those of this step if all leaves run alone, or of a rehearsal."""
+        observer = watch.begin(self)
+        if observer is None:
+            return
+        if alone:  # they may call the closure, which only the step itself may do
+            self._observer = observer
+        else:
+            leaves = self.rehearsal()._eager_leaves(self.members)
+            execute(leaves, Leaf.release, observer)
+
+    def rehearsal(self) -> Step:
+        """Return a copy of this step with a run of its own, so that its leaves can run without any effect."""
+        other = copy(self)
+        other._run = other._routes = other._clocks = None
+        if self.core.traits.estimates:
+            other.run.estimates = self.run.estimates
+        return other
+
+    def is_counted(self) -> bool:
+        """Whether any clock counts this step, as far as that is known before leaves run; True without a clock."""
+        if not self.core.traits.clocks:
+            return True
+        other = self.rehearsal()
+        other._expanded()
+        ticks = other.run.ticks.values()
+        return not ticks or any(map(bool, ticks))
 
     def _note_missed(self, after: list[Any]) -> None:
         """Note whether the parameter with the most updates has missed this one, given the counts after it."""
@@ -676,14 +711,14 @@ class Step:
             communicating, silent, eager = self._by_messages(bundles, eager)
         if communicating:
             keeps = True
-            execute(communicating, finish, before_writes=self._end_messages)
+            execute(communicating, finish, self._observer, self._end_messages)
             keeps = always_keeps
             while finished and not keeps:
                 self._write(finished.pop(0))
         leaves: Iterable[Any] = silent
         if eager:
             leaves = itertools.chain(silent, self._eager_leaves(eager))
-        execute(leaves, finish)
+        execute(leaves, finish, self._observer)
         for leaf in finished:
             self._write(leaf)
 

@@ -23,6 +23,7 @@ from gradtx.execution.context import Clock
 from gradtx.execution.execute import (
     FROZEN,
     Leaf,
+    Observer,
     Route,
     check_extras_of,
     execute,
@@ -445,10 +446,12 @@ def _first_state(run: TreeRun, cells: list[Leaf]) -> dict[str, Any]:
     return state
 
 
-def update(call: UpdateCall) -> tuple[Any, dict[str, Any]]:
+def update(
+    call: UpdateCall, observer: Observer | None = None
+) -> tuple[Any, dict[str, Any]]:
     _warn_of_long_graph(call.state, call.params)
     try:
-        return _update(call)
+        return _update(call, observer)
     except (RuntimeError, IndexError) as error:
         like = call.updates if call.params is None else call.params
         blame_state(call.tx, like, call.state, error)
@@ -474,13 +477,13 @@ def _warn_of_long_graph(state: Any, params: Any) -> None:
         )
 
 
-def _update(call: UpdateCall) -> tuple[Any, dict[str, Any]]:
+def _update(call: UpdateCall, observer: Observer | None) -> tuple[Any, dict[str, Any]]:
     run, leaves = begin(call)
     outputs = {}
     if has_gradients(leaves.values()):
         if any(link.prepares for link in run.route.traits()):
             prepare(leaves.values())
-        execute(leaves.values())
+        execute(leaves.values(), watch=observer)
         run.end()
         for name, leaf in leaves.items():
             result = leaf.result()

@@ -1,0 +1,50 @@
+"""All faults that are looked for, and the findings of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradtx.models import label_by_role
+from gradtx.watching import faults_of_leaves, faults_of_links, faults_of_rates
+from gradtx.watching.findings import Evidence, Finding, Findings
+
+# What needs a measured step.
+FAULTS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
+    faults_of_rates.updates_that_are_not_finite,
+    faults_of_rates.rate_too_small_for_the_dtype,
+    faults_of_rates.rate_too_large,
+    faults_of_rates.rate_too_small,
+    faults_of_rates.rate_zero,
+    faults_of_rates.rates_unequal,
+    faults_of_rates.schedules_that_do_not_fit,
+    faults_of_rates.memories_longer_than_the_run,
+    faults_of_links.bounds_that_always_or_never_act,
+    faults_of_links.clips_behind_the_rule,
+    faults_of_links.decay_that_outweighs_the_step,
+    faults_of_links.decay_of_norms_and_biases,
+    faults_of_links.eps_that_decides,
+    faults_of_links.codes_that_saturate,
+    faults_of_leaves.leaves_without_a_gradient,
+    faults_of_leaves.leaves_that_never_move,
+    faults_of_leaves.matrices_with_the_wrong_rule,
+    faults_of_leaves.averages_without_an_evaluation,
+)
+
+
+def findings_of(seen: Any, model: nn.Module | None = None) -> Findings:
+    """Return the findings of a run; see `Seen.diagnose`."""
+    roles: dict[Tensor, str] = {}
+    if model is not None:
+        of_names = label_by_role(model)
+        roles = {param: of_names[name] for name, param in model.named_parameters()}
+    evidence = Evidence(seen, roles)
+    findings = list(faults_of_leaves.calls_without_an_update(evidence))
+    if not (seen.samples or findings):
+        seen.check_measured("diagnose")
+    if seen.samples:
+        for fault in FAULTS:
+            findings += fault(evidence)
+    return Findings(findings, len(seen.samples))

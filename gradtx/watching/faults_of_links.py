@@ -1,0 +1,207 @@
+"""Faults of single links: bounds, decay, eps, codes of state, and links in the wrong order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from gradtx.watching.findings import (
+    Evidence,
+    Finding,
+    about,
+    called,
+    finite_median,
+    named,
+    percent,
+    quantile,
+)
+from gradtx.watching.links import Link
+
+# A bound acts in a step that it shortens by more than rounding.
+ACTS = 0.999
+DECAYS = ("add_decayed_weights", "decay_after_step")
+RATES = "scale_by_learning_rate"
+
+
+def bounds_that_always_or_never_act(evidence: Evidence) -> Iterator[Finding]:
+    """Clips that set the length of almost every step, and those that are far above all norms."""
+    for path, link in evidence.links.items():
+        if not link.bounds or link.typed != link.name:
+            continue
+        rows = evidence.of_link(path)
+        lengths = [row["change"] for row in rows if not math.isnan(row["change"])]
+        if not lengths:
+            continue
+        acting = sum(length < ACTS for length in lengths) / len(lengths)
+        length = finite_median(lengths)
+        norms = [row["norm_before"] for row in rows]
+        bound = link.value_of("max_norm", link.value_of("max_value"))
+        usual = quantile(norms, 0.9)
+        if acting >= 0.95 and length < 0.3:
+            remedy = "the bound sets the length of the steps; raise it"
+            if link.name == "clip_by_global_norm":
+                remedy += f" to about {usual:.2g}, the 90th percentile of the norms"
+            text = (
+                f"{_typed(link, bound)} shortened {percent(acting)} of the steps, to {length:.2g} of their length in "
+                "the median"
+            )
+            yield Finding(
+                "bound always acts", 65, path, (), evidence.steps, length, text, remedy
+            )
+        elif acting == 0 and link.name == "clip_by_global_norm":
+            yield from _bound_never_acts(evidence, path, link, bound, norms)
+
+
+def _bound_never_acts(
+    evidence: Evidence, path: str, link: Link, bound: float, norms: list[float]
+) -> Iterator[Finding]:
+    largest = max(norms)
+    if not bound > 100 * largest > 0:  # a guard against rare spikes is a little above
+        return
+    text = (
+        f"{_typed(link, bound)} never acted: the largest of the measured norms is {largest:.2g}, and the bound is "
+        f"{bound / largest:.2g} times that"
+    )
+    remedy = (
+        f"remove it, or lower it to about {about(3 * largest)}, so that it stops spikes"
+    )
+    yield Finding(
+        "bound never acts", 20, path, (), evidence.steps, largest, text, remedy
+    )
+
+
+def clips_behind_the_rule(evidence: Evidence) -> Iterator[Finding]:
+    """Clips that bound steps of a rule that sets their length, in place of gradients."""
+    rule: tuple[str, Link] | None = None
+    for path, link in evidence.links.items():
+        if link.sets_length and not link.bounds:
+            rule = path, link
+        if rule is None or not link.bounds or link.typed != link.name:
+            continue
+        if path.rpartition(".")[0] != rule[0].rpartition(".")[0]:
+            continue  # in another branch
+        lengths = [row["change"] for row in evidence.of_link(path)]
+        acting = sum(length < ACTS for length in lengths) / max(1, len(lengths))
+        if acting < 0.5:
+            continue
+        length = finite_median(lengths)
+        first = called(*rule)
+        text = (
+            f"{link.name} follows {first}, whose updates do not depend on the length of the gradient, and shortened "
+            f"{percent(acting)} of the steps to {length:.2g} of their length in the median: it lowers the rate and "
+            "stops no spike of the gradient"
+        )
+        remedy = f"move {link.name} before {first}"
+        yield Finding(
+            "clip behind the rule", 70, path, (), evidence.steps, length, text, remedy
+        )
+
+
+def decay_that_outweighs_the_step(evidence: Evidence) -> Iterator[Finding]:
+    """Decay that makes most of the update."""
+    for path, link in evidence.links_named(*DECAYS):
+        change = evidence.median(path, "change")
+        leaves = list(evidence.leaf_rows[path])
+        shrunk = _decay(link) * evidence.summed_rate(path, leaves) / evidence.run
+        if change > 2:
+            text = (
+                f"{path} makes the update {change:.3g} times as long in the median: the step shrinks weights more "
+                "than it follows the gradient"
+            )
+            remedy = f"divide weight_decay by about {about(10 * change)}"
+        elif shrunk > 0.05:
+            change = shrunk
+            text = (
+                f"{path} shrinks the weights by {percent(shrunk)} in each step, so that they forget what is "
+                f"{1 / shrunk:.2g} steps old"
+            )
+            remedy = f"divide weight_decay by about {about(1000 * shrunk)}"
+        else:
+            continue
+        yield Finding(
+            "decay outweighs the step",
+            68,
+            path,
+            (),
+            evidence.steps,
+            change,
+            text,
+            remedy,
+        )
+
+
+def decay_of_norms_and_biases(evidence: Evidence) -> Iterator[Finding]:
+    """Decay of vectors, if it has pulled them visibly toward 0."""
+    for path, link in evidence.links_named(*DECAYS):
+        vectors = [
+            leaf for leaf in evidence.leaf_rows[path] if not evidence.is_matrix(leaf)
+        ]
+        others = [leaf for leaf in evidence.leaf_rows[path] if evidence.is_matrix(leaf)]
+        decay = _decay(link)
+        shrunk = (
+            1 - math.exp(-decay * evidence.summed_rate(path, vectors))
+            if vectors
+            else 0.0
+        )
+        if not (vectors and others and shrunk > 0.1):
+            continue
+        text = (
+            f"{path} decays {len(vectors)} vectors, such as norms and biases ({named(vectors)}), and alone would have "
+            f"shrunk them by {percent(shrunk)} in this run"
+        )
+        remedy = (
+            'give them no decay: partition({"no_decay": ..., "decay": ...}, ...), the argument mask of '
+            "add_decayed_weights, or a group with weight_decay=0.0"
+        )
+        yield Finding(
+            "decay of norms and biases",
+            35,
+            path,
+            tuple(vectors),
+            evidence.steps,
+            shrunk,
+            text,
+            remedy,
+        )
+
+
+def eps_that_decides(evidence: Evidence) -> Iterator[Finding]:
+    """Entries whose update eps more than halves, because it exceeds the root of their second moment."""
+    for path, link in evidence.links.items():
+        if "eps" not in link.arguments or link.bounds:
+            continue
+        share = evidence.median(path, "decided")
+        if not share > 0.3:
+            continue
+        eps = link.value_of("eps")
+        text = (
+            f"eps={eps:.1g} of {called(path, link)} more than halves the update of {percent(share)} of the entries: "
+            "it exceeds the size of their gradients, so the rule acts like one without a second moment"
+        )
+        remedy = "lower eps, or use scale_by_atan2, which has none; if gradients vanish, look at the loss first"
+        yield Finding("eps decides", 72, path, (), evidence.steps, share, text, remedy)
+
+
+def codes_that_saturate(evidence: Evidence) -> Iterator[Finding]:
+    """Coded slots with the smallest code: another entry of their block sets a scale that is far too large for them."""
+    for path, link in evidence.links.items():
+        share = evidence.median(path, "crushed")
+        if not share > 0.3:
+            continue
+        text = (
+            f"{percent(share)} of the entries in the state of {called(path, link)} have the smallest code: others in "
+            "their blocks are much larger"
+        )
+        remedy = "keep these leaves in float32: state_dtype for the others only, by partition or patterns"
+        yield Finding(
+            "codes saturate", 74, path, (), evidence.steps, share, text, remedy
+        )
+
+
+def _decay(link: Link) -> float:
+    """Return the decay of a link without the factors of later links."""
+    return link.value_of("weight_decay") * link.value_of("lr", 1.0)
+
+
+def _typed(link: Link, bound: float) -> str:
+    return f"{link.name}({bound:.4g})" if math.isfinite(bound) else link.name

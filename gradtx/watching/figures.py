@@ -1,0 +1,90 @@
+"""What is measured of a leaf at a link: sums over entries, which add up over leaves, and the figures that follow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.dtensor import is_sharded, local
+from gradtx.base.exact import exact_dtype
+from gradtx.distributed.redistribution import distributed_like
+from gradtx.distributed.sums import PartialSum
+
+# The sums over the entries of a leaf, at one link.
+SUMS: tuple[str, ...] = (
+    "before",  # squares of the update before the link
+    "after",  # and after it
+    "gradient",  # squares of the leaf's gradient
+    "weight",  # squares of its weights
+    "along_gradient",  # products of the update after the link and the gradient
+    "free",  # entries that a bound or eps may decide; 0 if the link has neither
+    "decided",  # entries that it decides
+    "coded",  # entries of coded slots where the link received something
+    "crushed",  # those of them whose code is the smallest, or 0
+    "moving",  # entries with an update, after the last link
+    "lost",  # those of them whose weight rounds to what it was
+    "along_last",  # products of the update and that of the step before, in a sample of entries
+    "sampled",  # squares of the update in the sample
+    "sampled_last",  # squares of the update of the step before
+)
+# The row of a whole chain, beside those of its links.
+STEP = "step"
+
+
+def _ratio(value: Tensor, to: Tensor) -> Tensor:
+    return torch.where(to > 0, value / to, math.nan)
+
+
+def _cosine(product: Tensor, square: Tensor, other: Tensor) -> Tensor:
+    return _ratio(product, square.sqrt() * other.sqrt())
+
+
+# Figure -> function of the sums; NaN if there is nothing to measure.
+FIGURES: dict[str, Callable[[Mapping[str, Tensor]], Tensor]] = {
+    "norm_before": lambda s: s["before"].sqrt(),
+    "norm_after": lambda s: s["after"].sqrt(),
+    "change": lambda s: _ratio(s["after"], s["before"]).sqrt(),
+    "update_to_weight": lambda s: _ratio(s["after"], s["weight"]).sqrt(),
+    "cos_grad": lambda s: _cosine(s["along_gradient"], s["after"], s["gradient"]),
+    "cos_last": lambda s: _cosine(s["along_last"], s["sampled"], s["sampled_last"]),
+    "decided": lambda s: _ratio(s["decided"], s["free"]),
+    "crushed": lambda s: _ratio(s["crushed"], s["coded"]),
+    "lost": lambda s: _ratio(s["lost"], s["moving"]),
+}
+
+
+class LeafSums:
+    """Sums over the entries of one leaf, on each rank over those that it has.
+
+    Args:
+        like: The parameter, or the gradient of a leaf without one.
+
+    Attributes:
+        like: The tensor whose layout the entries have.
+    """
+
+    def __init__(self, like: Tensor):
+        self.like = like
+        # The layout of a sum that is pending over the ranks.
+        self._of_sum: Any = like.sum() if is_sharded(like) else None
+
+    def here(self, tensor: Tensor) -> Tensor:
+        """Return the entries that this process has."""
+        return local(distributed_like(tensor, self.like))
+
+    def sum(self, entries: Tensor) -> Any:
+        """Return the sum of entries that `here` has returned, or of what was computed from them."""
+        total = entries.sum(dtype=exact_dtype(entries))
+        if self._of_sum is None:
+            return total
+        return PartialSum(total, self._of_sum.device_mesh, self._of_sum.placements)
+
+    def square(self, tensor: Tensor) -> Any:
+        return self.sum(self.here(tensor).square())
+
+    def product(self, tensor: Tensor, other: Tensor) -> Any:
+        return self.sum(self.here(tensor) * self.here(other))

@@ -1,0 +1,236 @@
+"""Findings: faults of a run in plain words, and the evidence that they follow from."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from torch import Tensor
+
+from gradtx.base.exact import Schedule, python_scalar
+from gradtx.watching.figures import STEP
+from gradtx.watching.links import Link
+from gradtx.watching.sample import ALL, Sample
+
+__all__ = ["Finding"]
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A fault of a run; `str(finding)` is a sentence with the link, the figure and the remedy.
+
+    Attributes:
+        kind: What it is, such as "bound always acts".
+        severity: Its place among others, from 0 to 100.
+        link: The link, as it is named in the records; empty if no single link is to blame.
+        leaves: The leaves that it concerns; empty for all.
+        steps: The measured steps in which it was seen.
+        figure: The number that shows it.
+        text: What happens, with the figure.
+        remedy: What to do.
+    """
+
+    kind: str
+    severity: float
+    link: str
+    leaves: tuple[str, ...]
+    steps: tuple[int, ...]
+    figure: float
+    text: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.text}; {self.remedy}"
+
+
+class Findings(list[Finding]):
+    """Findings, the worst first; `print` shows a numbered list.
+
+    Args:
+        findings: The findings, in any order.
+        measured: The number of measured steps.
+    """
+
+    def __init__(self, findings: Iterable[Finding], measured: int):
+        super().__init__(sorted(findings, key=lambda finding: -finding.severity))
+        self._measured = measured
+
+    def __repr__(self) -> str:
+        if not self:
+            return f"no findings in {self._measured} measured steps"
+        return "\n".join(
+            f"{i}. {finding.kind}: {finding}" for i, finding in enumerate(self, 1)
+        )
+
+
+class Evidence:
+    """What a watch has seen, in the forms that faults are read from.
+
+    Args:
+        seen: A `Seen`.
+        roles: The role of each parameter, if its model is known.
+
+    Attributes:
+        samples: The measured steps.
+        steps: Their numbers.
+        links: What is known of each link.
+        roles: As above.
+        calls, updates, every, rounds, uncounted, evaluations, params, schedules: As in `Seen`.
+        groups: The parameter groups.
+        run: The number of updates of the run.
+    """
+
+    def __init__(self, seen: Any, roles: dict[Tensor, str] | None = None):
+        self.samples: list[Sample] = seen.samples
+        self.steps = tuple(sample.step for sample in self.samples)
+        self.links: dict[str, Link] = seen.links
+        self.roles = roles or {}
+        self.calls, self.updates, self.every = seen.calls, seen.updates, seen.every
+        self.rounds: int = seen.rounds
+        self.uncounted: int = seen.uncounted
+        self.evaluations: int = seen.evaluations
+        self.groups: list[dict[str, Any]] = seen.optimizer.param_groups
+        self.params: dict[str, Tensor] = seen.params
+        self.schedules: dict[str, Schedule] = seen.schedules
+        self.run = max(self.updates, self.steps[-1] if self.steps else 0)
+
+    @functools.cached_property
+    def leaf_rows(self) -> dict[str, dict[str, list[Row]]]:
+        """The rows of each leaf at each link: link -> leaf -> rows."""
+        rows: dict[str, dict[str, list[Row]]] = {}
+        for sample in self.samples:
+            for i, (leaf, link) in enumerate(sample.rows):
+                row = {name: values[i] for name, values in sample.figures.items()}
+                rows.setdefault(link, {}).setdefault(leaf, []).append(row)
+        return rows
+
+    def of_link(self, link: str) -> list[Row]:
+        """Return the rows of a link over all leaves, of the steps in which it ran."""
+        return [
+            sample.of_links[link] for sample in self.samples if link in sample.of_links
+        ]
+
+    def links_named(self, *names: str) -> Iterator[tuple[str, Link]]:
+        """Yield the links of some names."""
+        for path, link in self.links.items():
+            if link.name in names:
+                yield path, link
+
+    def median(self, link: str, figure: str) -> float:
+        """Return the median of a figure of a link over all leaves; NaN if it was never measured."""
+        return finite_median(row[figure] for row in self.of_link(link))
+
+    def leaf_medians(self, figure: str, link: str = STEP) -> dict[str, float]:
+        """Return the median of a figure of each leaf; leaves in which it was never measured are left out."""
+        medians = {
+            leaf: finite_median(row[figure] for row in rows)
+            for leaf, rows in self.leaf_rows.get(link, {}).items()
+        }
+        return {leaf: value for leaf, value in medians.items() if not math.isnan(value)}
+
+    def is_matrix(self, leaf: str) -> bool:
+        """Whether a leaf has two or more dimensions; all leaves together count as one."""
+        return leaf == ALL or (leaf in self.params and self.params[leaf].ndim >= 2)
+
+    def ratios_of_matrices(self) -> Iterator[list[float]]:
+        """Yield update / weight of each matrix, of one measured step after another."""
+        for sample in self.samples:
+            ratios = [
+                row["update_to_weight"]
+                for leaf, row in sample.of_leaves.items()
+                if self.is_matrix(leaf) and math.isfinite(row["update_to_weight"])
+            ]
+            if ratios:
+                yield ratios
+
+    def role_of(self, leaf: str) -> str | None:
+        """Return the role of a leaf, if its model is known."""
+        return self.roles.get(self.params[leaf]) if leaf in self.params else None
+
+    def summed_rate(self, decay: str, leaves: Sequence[str]) -> float:
+        """Return the sum over the run of the factors that links behind a decay apply to it, in the median of leaves."""
+        paths = list(self.links)
+        behind = [
+            path
+            for path in paths[paths.index(decay) + 1 :]
+            if path.rpartition(".")[0] == decay.rpartition(".")[0]
+        ]
+        totals: list[float] = []
+        for leaf in leaves:
+            factors = [1.0] * len(self.samples)
+            for path in behind:
+                rows = self.leaf_rows.get(path, {}).get(leaf, [])
+                if len(rows) == len(factors):
+                    factors = [
+                        f * (row["change"] if math.isfinite(row["change"]) else 1.0)
+                        for f, row in zip(factors, rows, strict=True)
+                    ]
+            totals.append(sum(factors) / len(factors) * self.run)
+        return finite_median(totals)
+
+    def group_of(self, leaf: str) -> int | None:
+        """Return the index of a leaf's parameter group."""
+        param = self.params.get(leaf)
+        for i, group in enumerate(self.groups):
+            if any(member is param for member in group["params"]):
+                return i
+        return None
+
+    def rates(self) -> dict[str, list[float]]:
+        """Return the learning rate of each group and measured step, by the name in the samples."""
+        names = dict.fromkeys(name for sample in self.samples for name in sample.groups)
+        return {
+            name: [sample.groups.get(name, math.nan) for sample in self.samples]
+            for name in names
+            if name.rpartition(".")[2] in ("lr", "max_lr")
+        }
+
+
+def curve(schedule: Schedule, steps: int, most: int = 200) -> list[float]:
+    """Return the values of a schedule at equal distances over some steps, at most so many."""
+    stride = max(1, steps // most)
+    return [float(python_scalar(schedule.at(i))) for i in range(0, steps, stride)]
+
+
+def finite_median(values: Iterable[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return median(finite) if finite else math.nan
+
+
+def quantile(values: Iterable[float], share: float) -> float:
+    """Return the value that a share of the finite values does not exceed."""
+    finite = sorted(value for value in values if math.isfinite(value))
+    return (
+        finite[min(int(share * len(finite)), len(finite) - 1)] if finite else math.nan
+    )
+
+
+def largest_first(figures: dict[str, float]) -> tuple[str, ...]:
+    """Return the names of leaves by their figures."""
+    return tuple(sorted(figures, key=lambda leaf: -figures[leaf]))
+
+
+def named(leaves: Sequence[str]) -> str:
+    """Return a few names of leaves, for a sentence."""
+    shown = ", ".join(leaves[:3])
+    return shown if len(leaves) <= 3 else f"{shown} and {len(leaves) - 3} more"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.3g}%"
+
+
+def about(value: float) -> str:
+    """Return one digit of a number, as in "about 80"."""
+    return f"{float(f'{value:.1g}'):g}"
+
+
+def called(path: str, link: Link) -> str:
+    """Return a link as a user knows it: its name, with the optimizer that it belongs to."""
+    return link.name if link.typed == link.name else f"{link.name} (of {link.typed})"

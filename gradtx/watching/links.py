@@ -1,0 +1,122 @@
+"""The links of a chain by their stages, and which entries of an update a bound or an eps decides."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.errors import Path
+from gradtx.base.exact import python_scalar
+from gradtx.transform import GradientTransformation
+
+# In place of eps: so small that it decides no entry, and its inverse is finite in float32.
+TINY = 1e-30
+
+
+class Link:
+    """A link of a chain, and its arguments by name.
+
+    Args:
+        tx: The link.
+        typed: The function that the user typed: an optimizer around the link, or the link.
+    """
+
+    def __init__(self, tx: GradientTransformation, typed: str):
+        self.tx = tx
+        self.name = tx._name
+        self.typed = typed
+        self.arguments: dict[str, Any] = {
+            name: value for name, value, _ in tx._own_entries()
+        }
+
+    def value_of(self, name: str, default: float = math.nan) -> float:
+        """Return an argument as a number; NaN for a schedule, whose value differs from step to step."""
+        value = python_scalar(self.arguments.get(name, default))
+        return value if isinstance(value, int | float) else math.nan
+
+    def values(self) -> dict[str, float]:
+        """Return all arguments that are numbers, and those in tuples as `betas[0]`."""
+        numbers: dict[str, float] = {}
+        for name, argument in self.arguments.items():
+            items = argument if isinstance(argument, tuple) else [argument]
+            for i, item in enumerate(items):
+                value = python_scalar(item)
+                if isinstance(value, float):
+                    key = f"{name}[{i}]" if isinstance(argument, tuple) else name
+                    numbers[key] = value
+        return numbers
+
+    @property
+    def bounds(self) -> bool:
+        """Whether it is a clip: it shortens the updates that exceed a bound, and passes the others."""
+        return self.tx._length == "bounds"
+
+    @property
+    def sets_length(self) -> bool:
+        """Whether the length of its updates does not depend on that of what it receives."""
+        return self.tx._length == "sets"
+
+    def decided(
+        self, before: Tensor, after: Tensor, without_eps: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return which entries a bound or eps may decide, and which it does; None if the link has neither.
+
+        Args:
+            before: The update before the link.
+            after: The update after it.
+            without_eps: The update after the same link with almost no eps, if it has one.
+        """
+        if self.bounds:
+            free = before != 0
+            return free, free & (after != before)
+        if self.name == "scale_by_atan2":
+            largest = self.arguments["a"] * (math.pi / 4 * 1.001)
+            # Where the mean exceeds the root, the arc tangent bounds the step.
+            return after != 0, after.abs() > largest
+        if (
+            self.name == "scale_by_trust_ratio"
+        ):  # a ratio of 1 is a bound, or stands for none
+            free = before != 0
+            return free, free & (after == before)
+        if without_eps is None:
+            return None
+        free = (without_eps != 0) & ~without_eps.isnan()
+        return free, free & (after.abs() < without_eps.abs() / 2)
+
+
+def links_by_stage(
+    tx: GradientTransformation, stages: Mapping[Path, str]
+) -> dict[Path, Link]:
+    """Return the link of each stage: the n-th link of a name has the n-th stage of this name."""
+    links: dict[str, list[Link]] = defaultdict(list)
+    for typed, link in tx._typed_links():
+        links[link._name].append(Link(link, typed))
+    seen: Counter[str] = Counter()
+    by_stage: dict[Path, Link] = {}
+    for path, name in stages.items():
+        number = seen[name]
+        seen[name] += 1
+        if number < len(links[name]):
+            by_stage[path] = links[name][number]
+    return by_stage
+
+
+def without_eps(tx: GradientTransformation) -> GradientTransformation | None:
+    """Return a chain with almost no eps; None if no link has any."""
+    values: dict[Any, Any] = {}
+    for entry in tx._entries():
+        _, name = entry.place
+        value = entry.value
+        if name != "eps" or not isinstance(value, float | Tensor):
+            continue
+        # A literal 0.0 may leave a link out, and stays.
+        if isinstance(value, Tensor):
+            values[entry.place] = torch.full_like(value, TINY)
+        elif value > 0:
+            values[entry.place] = TINY
+    return tx._replaced(values, checked=False) if values else None

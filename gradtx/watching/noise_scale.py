@@ -1,0 +1,172 @@
+"""`noise_scale`: how large a batch pays, from the gradients of several batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base import tree as _tree
+from gradtx.base.exact import exact_dtype
+from gradtx.base.messages import aligned
+
+__all__ = ["NoiseScale", "noise_scale"]
+
+SHOWN = 10  # leaves
+
+
+@dataclass(frozen=True)
+class NoiseEstimate:
+    """The noise scale of a leaf, or of all leaves together.
+
+    Attributes:
+        scale: The noise scale, in examples; infinite if the noise hides the gradient.
+        error: Its standard error.
+        noise: The trace of the covariance of the gradients of single examples.
+        square: The squared norm of the mean gradient; may be negative if it is much smaller than its error.
+    """
+
+    scale: float
+    error: float
+    noise: float
+    square: float
+
+
+@dataclass(frozen=True)
+class NoiseScale(NoiseEstimate):
+    """The result of `gradtx.noise_scale`: an estimate for all leaves together, and for each.
+
+    Attributes:
+        leaves: The estimate of each leaf, by name.
+    """
+
+    leaves: Mapping[str, NoiseEstimate]
+
+    def __repr__(self) -> str:
+        if not math.isfinite(self.scale):
+            return "the noise hides the gradient: measure with more or larger batches"
+        head = (
+            f"noise scale {self.scale:.3g} +- {self.error:.2g} examples: with batches far below it, twice the batch "
+            "saves half of the steps; far above it, nothing"
+        )
+        by_scale = sorted(self.leaves.items(), key=lambda item: -item[1].scale)
+        rows = [["leaf", "noise scale", "error"]]
+        for name, leaf in by_scale[:SHOWN]:
+            rows.append([name, f"{leaf.scale:.3g}", f"{leaf.error:.2g}"])
+        return "\n  ".join([head, *aligned(rows, str.ljust)])
+
+
+def noise_scale(
+    gradients: Iterable[Any], batch_size: int | Sequence[int]
+) -> NoiseScale:
+    r"""NoiseEstimate the noise scale of the gradient: the batch size at which noise and gradient are equal.
+
+    $B = \mathrm{tr}(\Sigma) / |G|^2$, with $\Sigma$ the covariance of the gradients of single examples, and $G$ their
+    mean. From $k$ gradients $g_i$ of $b_i$ examples each, with their mean $\bar g$ over all examples,
+    $\mathrm{tr}(\Sigma) \approx \sum_i b_i |g_i - \bar g|^2 / (k-1)$ and
+    $|G|^2 \approx |\bar g|^2 - \mathrm{tr}(\Sigma) / \sum_i b_i$, both without bias; the error is that of a jackknife
+    over the gradients. With two gradients, of any two batch sizes, the first is the estimate of the paper.
+
+    A run with `accumulate`, or with several calls of `backward`, has these gradients anyway: those of its
+    micro-batches. The noise scale rises as the loss falls, so measure it more than once.
+
+    Args:
+        gradients: The gradients of at least two different batches, at the same weights: trees of tensors, or lists of
+            `param.grad`. Leaves that are None in all of them are left out.
+        batch_size: The number of examples of each; an int if all have the same.
+
+    Returns:
+        A `NoiseScale`: `scale`, `error`, and `leaves`, the same of each leaf.
+
+    Raises:
+        ValueError: If there are fewer than two gradients, their leaves differ, or a batch size is below 1.
+
+    Example:
+        >>> gradients = [{"w": torch.tensor([1.0, 1.0])}, {"w": torch.tensor([1.0, 3.0])}]
+        >>> result = gradtx.noise_scale(gradients, batch_size=8)
+        >>> result.noise, result.square  # 8 (1 + 1), and 1 + 4 - 16 / 16
+        (16.0, 4.0)
+        >>> result.scale
+        4.0
+
+    Source: McCandlish et al. 2018, arXiv:1812.06162. Departures: any number of batches, and a jackknife error.
+    """
+    trees = [_tree.flatten_real(tree, "gradients")[0] for tree in gradients]
+    sizes = _checked_sizes(batch_size, len(trees))
+    leaves: dict[str, NoiseEstimate] = {}
+    products: list[Tensor] = []
+    for name in trees[0]:
+        vectors = [tree.get(name) for tree in trees]
+        present = [vector.detach() for vector in vectors if vector is not None]
+        if not present:
+            continue
+        if len(present) < len(trees) or any(
+            tree.keys() != trees[0].keys() for tree in trees
+        ):
+            raise ValueError(
+                f"noise_scale: leaf {name!r} has no gradient in some of the batches"
+            )
+        # All that follows is a function of the products of gradients.
+        rows = torch.stack(
+            [vector.reshape(-1).to(exact_dtype(vector)) for vector in present]
+        )
+        products.append((rows @ rows.T).cpu().to(torch.float64))
+        leaves[name] = _estimate(products[-1], sizes)
+    if not products:
+        raise ValueError("noise_scale: no leaf has a gradient")
+    whole = _estimate(torch.stack(products).sum(0), sizes)
+    return NoiseScale(whole.scale, whole.error, whole.noise, whole.square, leaves)
+
+
+def _checked_sizes(batch_size: int | Sequence[int], count: int) -> Tensor:
+    sizes = [batch_size] * count if isinstance(batch_size, int) else list(batch_size)
+    if count < 2:
+        raise ValueError(
+            f"noise_scale: needs the gradients of at least two batches, got {count}"
+        )
+    if len(sizes) != count:
+        raise ValueError(
+            f"noise_scale: got {len(sizes)} batch sizes for {count} gradients"
+        )
+    if min(sizes) < 1:
+        raise ValueError(f"noise_scale: batch sizes must be at least 1, got {sizes}")
+    return torch.tensor(sizes, dtype=torch.float64)
+
+
+def _estimate(products: Tensor, sizes: Tensor) -> NoiseEstimate:
+    """Return the estimate from the products of gradients, with its error.
+
+    Args:
+        products: The product of each pair of gradients.
+        sizes: The batch sizes.
+    """
+    noise, square = _moments(products, sizes)
+    scale = noise / square if square > 0 else math.inf
+    count = len(sizes)
+    if count < 3 or not math.isfinite(scale):
+        return NoiseEstimate(scale, math.nan, noise, square)
+    # Of the inverse, which stays finite where |G|^2 is near 0.
+    ratios: list[float] = []
+    for i in range(count):
+        others = [j for j in range(count) if j != i]
+        noise_of_others, square_of_others = _moments(
+            products[others][:, others], sizes[others]
+        )
+        ratios.append(square_of_others / noise_of_others)
+    mean = math.fsum(ratios) / count
+    variance = (count - 1) / count * math.fsum((ratio - mean) ** 2 for ratio in ratios)
+    return NoiseEstimate(scale, scale**2 * math.sqrt(variance), noise, square)
+
+
+def _moments(products: Tensor, sizes: Tensor) -> tuple[float, float]:
+    """Return estimates without bias of the noise and of the squared norm of the mean gradient."""
+    total = sizes.sum()
+    with_mean = products @ sizes / total
+    square_of_mean = with_mean @ sizes / total
+    distances = products.diagonal() - 2 * with_mean + square_of_mean
+    noise = (sizes * distances).sum() / (len(sizes) - 1)
+    return noise.item(), (square_of_mean - noise / total).item()

@@ -1,0 +1,251 @@
+"""An observer of `execute`: it measures every leaf before and after each of its links."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.complex_views import as_real
+from gradtx.base.dtensor import local
+from gradtx.execution.execute import Barrier, Leaf, Operation
+from gradtx.execution.leaf_rule import RuleOperation
+from gradtx.watching.figures import STEP, LeafSums
+from gradtx.watching.links import Link
+
+# Of each leaf, the cosine with the last update is that of at most so many entries.
+SAMPLE = 4096
+
+
+@dataclass
+class Passage:
+    """A leaf that is in one of its operations.
+
+    Attributes:
+        operation: The operation.
+        link: What is known of its link.
+        before: The update before it.
+        square: The sum of squares of this.
+        without_eps: The update after the same operation without eps, if it has one.
+    """
+
+    operation: Operation
+    link: Link | None
+    before: Tensor
+    square: Any
+    without_eps: Tensor | None
+
+
+@dataclass
+class KnownLinks:
+    """What an observer knows of the chain of a leaf.
+
+    Attributes:
+        links: The link of each stage.
+        without_eps: The operations of the same chain without eps, by their barriers.
+        run: The run that these belong to.
+    """
+
+    links: Mapping[tuple[str, ...], Link]
+    without_eps: Mapping[Barrier, Operation]
+    run: Any
+
+
+class LinkObserver:
+    """Measures each leaf at each link; a leaf at a time, so that it keeps sums only.
+
+    Args:
+        known_of: What is known of the chain of a leaf.
+        last: A sample of the weights of each leaf before the last step, by name.
+
+    Attributes:
+        rows: For each leaf and link, the sums that it has measured.
+        links: What is known of each link, by its name in the rows.
+    """
+
+    def __init__(
+        self,
+        known_of: Callable[[Leaf], KnownLinks],
+        last: Mapping[str, Tensor] | None = None,
+    ):
+        self._known_of = known_of
+        self._last = {} if last is None else last
+        self.rows: dict[tuple[str, str], dict[str, Any]] = {}
+        self.links: dict[str, Link] = {}
+        self._sums: dict[str, LeafSums] = {}
+        self._common: dict[str, dict[str, Any]] = {}
+        self._gradients: dict[str, Tensor] = {}
+        self._passages: dict[str, Passage] = {}
+        self._known: dict[str, KnownLinks] = {}
+
+    def enter(self, leaf: Leaf, operation: Operation) -> None:
+        """Measure what the operation before this one has returned."""
+        passage = self._passages.get(leaf.name)
+        if passage is not None and passage.operation is operation:
+            return  # it goes on after a wait
+        if not self._is_measured(leaf):
+            return
+        square = self._leave(leaf)
+        if leaf.update is None or not operation.path:
+            return
+        known = self._known[leaf.name]
+        if square is None:
+            square = self._sums[leaf.name].square(leaf.update)
+        self._note_gradient(leaf, leaf.update, square)
+        link = known.links.get(operation.path)
+        without_eps = None
+        if link is not None and operation.role == "op" and "eps" in link.arguments:
+            twin = known.without_eps.get(operation.barrier)
+            without_eps = None if twin is None else _result_of(twin, leaf, known.run)
+        self._passages[leaf.name] = Passage(
+            operation, link, leaf.update, square, without_eps
+        )
+
+    def check(self, leaf: Leaf) -> None:
+        """Measure the last link and the whole step of a leaf."""
+        if not self._is_measured(leaf):
+            return
+        self._leave(leaf)
+        update, param = leaf.result(), leaf.inputs[1]
+        if update is not None:
+            if leaf.name not in self._gradients and leaf.has_gradient:  # no link
+                gradient = leaf.inputs[0].to(leaf.compute_dtype)
+                square = self._sums[leaf.name].square(gradient)
+                self._note_gradient(leaf, gradient, square)
+            row = self._row(leaf, update)
+            row["before"] = row.get("gradient", row["after"])
+            if param is not None:
+                row |= self._movement(leaf, update, param)
+            self.rows[leaf.name, STEP] = row
+        for known in (self._sums, self._common, self._gradients, self._known):
+            known.pop(leaf.name, None)
+
+    def _is_measured(self, leaf: Leaf) -> bool:
+        """Whether a leaf has an update; a leaf without gradient may get one from a combinator."""
+        if leaf.name not in self._sums and leaf.update is not None:
+            self._begin(leaf)
+        return leaf.name in self._sums
+
+    def _begin(self, leaf: Leaf) -> None:
+        gradient, param = leaf.inputs
+        like: Tensor = next(t for t in (param, gradient, leaf.update) if t is not None)
+        self._known[leaf.name] = self._known_of(leaf)
+        sums = self._sums[leaf.name] = LeafSums(like)
+        common = self._common[leaf.name] = {}
+        if param is not None:
+            common["weight"] = sums.square(param.to(leaf.compute_dtype))
+
+    def _note_gradient(self, leaf: Leaf, gradient: Tensor, square: Any) -> None:
+        """Note what the first link receives: the gradient, without the scale of a GradScaler."""
+        if leaf.name not in self._gradients:
+            self._gradients[leaf.name] = gradient
+            self._common[leaf.name]["gradient"] = square
+
+    def _leave(self, leaf: Leaf) -> Any:
+        """Measure the link that a leaf has passed; return the sum of squares of its update, if it did."""
+        passage = self._passages.pop(leaf.name, None)
+        if passage is None or leaf.update is None:
+            return None
+        operation = passage.operation
+        name = ".".join(operation.path)
+        if operation.role == "enter":
+            if leaf.update is passage.before:
+                return passage.square
+            name = f"{name}.enter"
+        if operation.traits.makes_gradient:
+            self._gradients[leaf.name] = leaf.update
+            self._common[leaf.name]["gradient"] = self._sums[leaf.name].square(
+                leaf.update
+            )
+        row = self._row(leaf, leaf.update)
+        row["before"] = passage.square
+        if passage.link is not None:
+            row |= self._decision(leaf, passage, passage.link)
+            self.links.setdefault(name, passage.link)
+        if isinstance(operation, RuleOperation):
+            row |= self._coding(leaf, operation, passage.before)
+        self.rows[leaf.name, name] = row
+        return row["after"]
+
+    def _row(self, leaf: Leaf, update: Tensor) -> dict[str, Any]:
+        """Return what is measured of any update."""
+        sums, gradient = self._sums[leaf.name], self._gradients.get(leaf.name)
+        row = dict(self._common[leaf.name])
+        row["after"] = sums.square(update)
+        if gradient is not None:
+            row["along_gradient"] = sums.product(update, gradient)
+        return row
+
+    def _decision(self, leaf: Leaf, passage: Passage, link: Link) -> dict[str, Any]:
+        """Return how many entries a bound or eps decides."""
+        sums, other = self._sums[leaf.name], passage.without_eps
+        decision = link.decided(
+            sums.here(passage.before),
+            sums.here(leaf.update),
+            None if other is None else sums.here(other),
+        )
+        if decision is None:
+            return {}
+        free, decided = decision
+        return {"free": sums.sum(free), "decided": sums.sum(decided)}
+
+    def _coding(
+        self, leaf: Leaf, operation: RuleOperation, before: Tensor
+    ) -> dict[str, Any]:
+        """Return how many entries of coded slots have the smallest code although the link received something there."""
+        stored = leaf.new.get(operation.path)
+        if stored is None:
+            return {}
+        row: dict[str, Any] = {}
+        sums = self._sums[leaf.name]
+        received = sums.here(before) != 0
+        for slot in operation.stage.store.codecs_of(stored, leaf):
+            codes = local(stored[slot])
+            # Of integers, one for each entry; nonzero values have codes of at least 1.
+            if codes.shape == received.shape and not codes.dtype.is_floating_point:
+                crushed = received & (codes.abs() <= 1)
+                row["coded"] = _plus(row.get("coded"), sums.sum(received))
+                row["crushed"] = _plus(row.get("crushed"), sums.sum(crushed))
+        return row
+
+    def _movement(self, leaf: Leaf, update: Tensor, param: Tensor) -> dict[str, Any]:
+        """Return how many weights move, and how the update goes on with that of the last step."""
+        sums = self._sums[leaf.name]
+        here, weights = sums.here(update), local(param)
+        moves = here != 0
+        stays = (weights + here).to(weights.dtype) == weights
+        row = {"moving": sums.sum(moves), "lost": sums.sum(moves & stays)}
+        last = self._last.get(leaf.name)
+        if last is not None:
+            now, change = sample_of(here), sample_of(weights) - last
+            row["along_last"] = sums.sum(now * change)
+            row["sampled"] = sums.sum(now.square())
+            row["sampled_last"] = sums.sum(change.square())
+        return row
+
+
+def _result_of(operation: Operation, leaf: Leaf, run: Any) -> Tensor | None:
+    """Return what another operation makes of a leaf's update, which stays as it is; None if it would wait."""
+    traits = operation.traits
+    if traits.waits or traits.of_leaf or traits.at_owner:
+        return None
+    twin = leaf.twin(run)
+    return None if operation.start(twin) is not None else twin.update
+
+
+def _plus(total: Any, term: Any) -> Any:
+    return term if total is None else total + term
+
+
+def sample_of(tensor: Tensor) -> Tensor:
+    """Return a sample of the entries that this process has, in float32 at least."""
+    tensor = tensor.detach()
+    if tensor.is_complex():
+        tensor = as_real(tensor)
+    entries = local(tensor).reshape(-1)
+    stride = max(1, -(-entries.numel() // SAMPLE))
+    entries = entries[::stride]
+    return entries.to(torch.promote_types(entries.dtype, torch.float32), copy=True)

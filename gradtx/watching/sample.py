@@ -1,0 +1,124 @@
+"""What is known of one measured step."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradtx.base.dtensor import local
+from gradtx.distributed.sums import stacked
+from gradtx.watching.figures import FIGURES, STEP, SUMS
+
+Sums = Mapping[tuple[str, str], Mapping[str, Any]]
+ALL = "all"  # the name of all leaves together
+
+
+class Sample:
+    """The measurements of one step. They stay on the device until they are read.
+
+    Args:
+        step: The number of the step.
+        sums: The sums of each leaf at each link.
+        groups: The numbers of the parameter groups, by name.
+        loss: The loss of the step, if it is known.
+        without_gradient: The names of the leaves that require a gradient and have none.
+        at_call: The number of calls of `step` before this one.
+        per: "leaf", or "all" for the rows of all leaves together.
+
+    Attributes:
+        step, groups, loss, without_gradient, at_call: As above.
+        rows: The leaf and the link of each row, in the order of the leaves and links.
+    """
+
+    def __init__(
+        self,
+        step: int,
+        sums: Sums,
+        groups: Mapping[str, float],
+        loss: Any = None,
+        without_gradient: Sequence[str] = (),
+        at_call: int = 0,
+        per: str = "leaf",
+    ):
+        self.at_call = at_call
+        self.step = step
+        self.groups = dict(groups)
+        self.loss = loss
+        self.without_gradient = list(without_gradient)
+        self.rows = list(sums)
+        if per == "all":
+            self.rows = list(dict.fromkeys((ALL, link) for _, link in sums))
+        numbers = {row: i for i, row in enumerate(self.rows)}
+        places: list[int] = []
+        terms: list[Any] = []
+        for (leaf, link), row in sums.items():
+            first = numbers[ALL if per == "all" else leaf, link] * len(SUMS)
+            for j, name in enumerate(SUMS):
+                if name in row:
+                    places.append(first + j)
+                    terms.append(row[name])
+        self._table: Tensor = torch.zeros(0)
+        if terms:
+            self._table = _added_up(terms, places, len(self.rows) * len(SUMS))
+
+    @functools.cached_property
+    def sums(self) -> Tensor:
+        """The sums, a row for each of `rows` and a column for each of `SUMS`."""
+        return self._table.to("cpu", torch.float64).view(-1, len(SUMS))
+
+    @functools.cached_property
+    def figures(self) -> dict[str, list[float]]:
+        """Each figure of each row."""
+        return figures_of(self.sums)
+
+    @functools.cached_property
+    def of_links(self) -> dict[str, dict[str, float]]:
+        """The figures of each link, and of the whole step, over all leaves together."""
+        names = list(dict.fromkeys(link for _, link in self.rows))
+        names.sort(key=STEP.__eq__)  # last
+        index = torch.tensor([names.index(link) for _, link in self.rows])
+        total = torch.zeros(len(names), len(SUMS), dtype=torch.float64)
+        total.index_add_(0, index.to(torch.int64), self.sums)
+        figures = figures_of(total)
+        return {
+            link: {name: values[i] for name, values in figures.items()}
+            for i, link in enumerate(names)
+        }
+
+    @functools.cached_property
+    def of_leaves(self) -> dict[str, dict[str, float]]:
+        """The figures of the whole step of each leaf."""
+        of_leaves: dict[str, dict[str, float]] = {}
+        for i, (leaf, link) in enumerate(self.rows):
+            if link == STEP:
+                of_leaves[leaf] = {
+                    name: values[i] for name, values in self.figures.items()
+                }
+        return of_leaves
+
+    def known_loss(self) -> float:
+        """Return the loss as a number; NaN if it is not known."""
+        if isinstance(self.loss, Tensor):
+            self.loss = self.loss.item()
+        return math.nan if self.loss is None else float(self.loss)
+
+
+def figures_of(sums: Tensor) -> dict[str, list[float]]:
+    """Return the figures of each row of a table of sums."""
+    columns = dict(zip(SUMS, sums.unbind(1), strict=True))
+    return {name: figure(columns).tolist() for name, figure in FIGURES.items()}
+
+
+def _added_up(terms: list[Any], places: list[int], size: int) -> Tensor:
+    """Return a vector with the sum of the terms at each place, on their device, by one message for each layout."""
+    device = local(terms[0]).device
+    values = stacked([term.to(device) for term in terms])
+    index = torch.tensor(places).to(device)
+    return torch.zeros(size, dtype=values.dtype, device=device).index_add_(
+        0, index, values
+    )

@@ -1,0 +1,341 @@
+"""`Seen`, what a watch has measured: records, tables, a plot, logs and findings."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+from torch import Tensor, nn
+
+from gradtx.base.exact import Schedule
+from gradtx.base.messages import aligned, describe
+from gradtx.watching.figures import FIGURES, STEP
+from gradtx.watching.findings import Finding
+from gradtx.watching.links import Link
+from gradtx.watching.sample import Sample
+
+__all__ = ["Seen"]
+
+LEAVES = 20  # of a table of leaves, at most
+SHOWN = ("norm_before", "norm_after", "change", "decided", "cos_grad")
+
+
+class Seen:
+    """What `gradtx.watch` has measured. `print` shows what each link does, over all leaves and measured steps.
+
+    Attributes:
+        samples: The measured steps, the oldest first.
+        links: What is known of each link, by its name.
+        every: The number of steps from one sample to the next.
+        calls: The number of calls of `step`.
+        begun: Those of them that no GradScaler skipped on the host.
+        skipped: Those of these that it skipped on the device.
+        rounds: The rounds of training that were to call `step` once each, as far as `gradtx.diagnose` knows.
+        evaluations: How often evaluation weights were asked for (`optimizer.eval()`, `eval_params()`).
+        params: The parameters by name.
+        schedules: The schedules of the groups, named as the numbers of `samples`.
+        uncounted: The calls that were to be measured, but in which a combinator only collected gradients.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = gradtx.optim.SGD([("w", weight)], lr=0.1)
+        >>> with gradtx.watch(optimizer, every=1) as seen:
+        ...     for _ in range(3):
+        ...         optimizer.zero_grad()
+        ...         loss = weight.square().sum()
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...         seen.note(loss)
+        >>> print(seen)
+        3 of 3 steps measured, 1 leaf, loss 5 to 2.05
+          link                    norm before  norm after  change  decided  cos grad
+          scale_by_learning_rate         3.58       0.358     0.1                 -1
+          step                           3.58       0.358     0.1                 -1
+    """
+
+    def __init__(self, optimizer: Any, every: int = 1):
+        self.optimizer = optimizer
+        self.samples: list[Sample] = []
+        self.links: dict[str, Link] = {}
+        self.every = every
+        self.calls = self.begun = self.uncounted = self.evaluations = 0
+        self.skipped: Any = 0
+        self.rounds = 0
+        self.params: dict[str, Tensor] = {}
+        self.schedules: dict[str, Schedule] = {}
+        self._noted: Any = None
+        self._logged = 0
+        self._close: Callable[[], None] | None = None
+
+    # What a watch does with it.
+
+    def add(self, sample: Sample, links: Mapping[str, Link]) -> None:
+        """Take the measurements of a step, and what is known of its links."""
+        self.links = {**links, **self.links}
+        if sample.loss is None:
+            sample.loss, self._noted = self._noted, None
+        self.samples.append(sample)
+
+    def on_close(self, close: Callable[[], None]) -> None:
+        """Set what ends the watch."""
+        self._close = close
+
+    @property
+    def updates(self) -> int:
+        """The calls of `step` that no GradScaler skipped."""
+        return self.begun - int(self.skipped)
+
+    # What a user does with it.
+
+    def __enter__(self) -> Seen:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the watch; what was measured stays."""
+        if self._close is not None:
+            self._close()
+            self._close = None
+
+    def note(self, loss: Any) -> None:
+        """Say the loss of a step, before or after it, unless `step` gets it with a closure or as `value=`."""
+        if hasattr(loss, "detach"):
+            loss = loss.detach()
+        last = self.samples[-1] if self.samples else None
+        if last is not None and last.loss is None and last.at_call == self.calls - 1:
+            last.loss = loss
+        else:
+            self._noted = loss
+
+    @property
+    def steps(self) -> list[int]:
+        """The numbers of the measured steps."""
+        return [sample.step for sample in self.samples]
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """A dict for each measured step, leaf and link: `step`, `leaf`, `link`, and the figures; see `watch`."""
+        records: list[dict[str, Any]] = []
+        for sample in self.samples:
+            for i, (leaf, link) in enumerate(sample.rows):
+                row = {name: values[i] for name, values in sample.figures.items()}
+                records.append({"step": sample.step, "leaf": leaf, "link": link, **row})
+        return records
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of each measured step; NaN where it is not known."""
+        return [sample.known_loss() for sample in self.samples]
+
+    def __repr__(self) -> str:
+        if not self.samples:
+            return f"no step measured in {self.calls} calls of step"
+        leaves = {leaf for sample in self.samples for leaf, _ in sample.rows}
+        count = "1 leaf" if len(leaves) == 1 else f"{len(leaves)} leaves"
+        head = f"{len(self.samples)} of {self.calls} steps measured, {count}"
+        losses = [loss for loss in self.losses if not math.isnan(loss)]
+        if losses:
+            head += f", loss {losses[0]:.3g} to {losses[-1]:.3g}"
+        table = [["link", *(name.replace("_", " ") for name in SHOWN)]]
+        links = dict.fromkeys(
+            link for sample in self.samples for link in sample.of_links
+        )
+        for link in links:
+            rows = [
+                sample.of_links[link]
+                for sample in self.samples
+                if link in sample.of_links
+            ]
+            table.append([link, *(_median_of(rows, name) for name in SHOWN)])
+        return "\n  ".join([head, *_with_names_left(table)])
+
+    def table(self) -> str:
+        """Return the medians of each leaf's steps as a table, the largest update / weight first.
+
+        Example:
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = gradtx.optim.SGD(model.named_parameters(), lr=0.0)
+            >>> with gradtx.watch(optimizer) as seen:
+            ...     model(torch.ones(2)).sum().backward()
+            ...     optimizer.step()
+            >>> print(seen.table())
+            leaf    gradient  update  update to weight  cos grad  cos last  lost
+            weight      1.41       0                 0
+            bias           1       0                 0
+        """
+        shown = {
+            "gradient": "norm_before",
+            "update": "norm_after",
+            "update to weight": "update_to_weight",
+            "cos grad": "cos_grad",
+            "cos last": "cos_last",
+            "lost": "lost",
+        }
+        rows_of: dict[str, list[dict[str, float]]] = {}
+        for sample in self.samples:
+            for leaf, row in sample.of_leaves.items():
+                rows_of.setdefault(leaf, []).append(row)
+
+        def size(leaf: str) -> float:
+            return -_finite_median([row["update_to_weight"] for row in rows_of[leaf]])
+
+        leaves = sorted(rows_of, key=size)
+        table = [["leaf", *shown]]
+        for leaf in leaves[:LEAVES]:
+            rows = rows_of[leaf]
+            table.append([leaf, *(_median_of(rows, name) for name in shown.values())])
+        lines = _with_names_left(table)
+        if len(leaves) > LEAVES:
+            lines.append(f"... and {len(leaves) - LEAVES} more leaves")
+        return "\n".join(lines)
+
+    def to_csv(self, path: str | os.PathLike[str]) -> None:
+        """Write the records to a CSV file; figures that were not measured are empty."""
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, ("step", "leaf", "link", *FIGURES))
+            writer.writeheader()
+            for record in self.records:
+                writer.writerow(
+                    {
+                        name: "" if value != value else value
+                        for name, value in record.items()
+                    }
+                )
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Plot update / weight of each leaf, what each link does to the norm, the numbers of the groups, and the loss.
+
+        Args:
+            path: Where to save the plot, for example "run.png"; None to only return it.
+
+        Returns:
+            The `matplotlib` figure.
+
+        Raises:
+            ImportError: If matplotlib is not installed.
+            ValueError: If no step was measured.
+        """
+        self.check_measured("plot")
+        from gradtx.watching.plot import plot_of  # matplotlib takes a second to import
+
+        figure = plot_of(self.samples)
+        if path is not None:
+            figure.savefig(path, dpi=70)
+        return figure
+
+    def check_measured(self, who: str) -> None:
+        """Check that a step was measured.
+
+        Raises:
+            ValueError: If none was.
+        """
+        if self.samples:
+            return
+        why = f"step was called {self.calls} times"
+        if self.uncounted:
+            why += f", and none of {self.uncounted} calls updated weights: accumulate(every=...) never completed"
+        raise ValueError(
+            f"{who}: no step was measured; {why}; train inside the block of gradtx.watch(optimizer)"
+        )
+
+    def diagnose(self, model: nn.Module | None = None) -> list[Finding]:
+        """Return what is wrong with the run in plain words, the worst first; `print` shows a numbered list.
+
+        Args:
+            model: The model, from which the roles of its matrices are known; else only names tell them.
+
+        Returns:
+            The findings; see `gradtx.Finding`. A healthy run has none.
+
+        Raises:
+            ValueError: If no step was measured.
+
+        Example:
+            >>> weight = torch.nn.Parameter(torch.eye(3))
+            >>> tx = gradtx.chain(gradtx.clip_by_global_norm(0.001), gradtx.sgd(lr=1.0))
+            >>> optimizer = gradtx.as_optimizer(tx, [("w", weight)])
+            >>> with gradtx.watch(optimizer, every=1) as seen:
+            ...     for _ in range(3):
+            ...         optimizer.zero_grad()
+            ...         weight.square().sum().backward()
+            ...         optimizer.step()
+            >>> print(seen.diagnose()[0].kind)
+            bound always acts
+        """
+        from gradtx.watching.faults import findings_of
+
+        return findings_of(self, model)
+
+    def log(self, writer: Any) -> None:
+        """Log the measured steps that were not logged before.
+
+        The keys are `watch/loss`, `watch/group/<name>`, `watch/link/<link>/<figure>`, over all leaves together, and
+        `watch/leaf/<leaf>/<figure>`, of a leaf's whole step.
+
+        Args:
+            writer: A TensorBoard `SummaryWriter`, or any function that takes a dict of floats, which then also has the
+                number of the step as "step".
+
+        Raises:
+            TypeError: If `writer` is neither.
+        """
+        add_scalar = getattr(writer, "add_scalar", None)
+        if add_scalar is None and not callable(writer):
+            raise TypeError(
+                f"log: needs a SummaryWriter or a function that takes a dict, got {describe(writer)}"
+            )
+        for sample in self.samples[self._logged :]:
+            self._logged += 1
+            values = _logged_values(sample)
+            if add_scalar is None:
+                writer({**values, "step": float(sample.step)})
+                continue
+            for name, value in values.items():
+                add_scalar(name, value, sample.step)
+
+    def postfix(self) -> dict[str, str]:
+        """Return the last measurement in a few words, for a progress bar: `bar.set_postfix(seen.postfix())`."""
+        if not self.samples:
+            return {}
+        step = self.samples[-1].of_links.get(STEP)
+        if step is None:
+            return {}
+        return {
+            "grad": f"{step['norm_before']:.2g}",
+            "update/weight": f"{step['update_to_weight']:.1e}",
+        }
+
+
+def _logged_values(sample: Sample) -> dict[str, float]:
+    """Return the values of a step by their names in a log, without those that were not measured."""
+    values = {"watch/loss": sample.known_loss()}
+    for name, number in sample.groups.items():
+        values[f"watch/group/{name}"] = number
+    for kind, rows in (("link", sample.of_links), ("leaf", sample.of_leaves)):
+        for owner, row in rows.items():
+            for name, value in row.items():
+                values[f"watch/{kind}/{owner}/{name}"] = value
+    return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+def _finite_median(values: list[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return median(finite) if finite else math.nan
+
+
+def _median_of(rows: list[dict[str, float]], name: str) -> str:
+    """Return the median of a figure as text; nothing if it was not measured."""
+    value = _finite_median([row[name] for row in rows])
+    return "" if math.isnan(value) else f"{value:.3g}"
+
+
+def _with_names_left(table: list[list[str]]) -> list[str]:
+    """Return the lines of a table with names to the left, and numbers to the right."""
+    width = max(len(row[0]) for row in table)
+    return aligned([[row[0].ljust(width), *row[1:]] for row in table], str.rjust)

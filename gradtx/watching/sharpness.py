@@ -1,0 +1,418 @@
+"""`sharpness`: the largest eigenvalues of the Hessian, plain or preconditioned by a chain."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradtx.base import tree as _tree
+from gradtx.base.messages import describe
+from gradtx.functional import learning_rate
+from gradtx.optim.optimizer import ChainOptimizer
+from gradtx.state.nested import LEAF_STEPS, enter
+from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.watching.snapshot import Snapshot
+
+__all__ = ["Sharpness", "sharpness"]
+
+# Iterations after which an eigenvalue that has not converged is returned as it is.
+ITERATIONS = 100
+# Relative to the largest eigenvalue; the error of an eigenvalue is of the order of the square of the residual.
+RESIDUAL = 1e-5
+
+Product = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    r"""The result of `gradtx.sharpness`.
+
+    Attributes:
+        values: The largest eigenvalues, the largest first.
+        residual: The residual of the last of them, relative to the largest: 0 if it is exact.
+        lr: The rate of the chain; None without a chain.
+        bound: The largest value at which the chain is stable, $2 (1 + \beta) / \eta$; None without a chain.
+    """
+
+    values: tuple[float, ...]
+    residual: float
+    lr: float | None = None
+    bound: float | None = None
+
+    @property
+    def stable_lr(self) -> float:
+        """The largest stable rate; infinite if no direction curves upwards."""
+        largest = self.values[0]
+        if largest <= 0:
+            return math.inf
+        return (
+            2 / largest
+            if self.lr is None or self.bound is None
+            else self.bound * self.lr / largest
+        )
+
+    @property
+    def ratio(self) -> float | None:
+        """The largest value relative to the bound: about 1 at the edge of stability; None without a chain."""
+        return None if self.bound is None else self.values[0] / self.bound
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{value:.4g}" for value in self.values)
+        if self.ratio is None:
+            return f"sharpness {shown}: gradient descent is stable up to the rate {self.stable_lr:.3g}"
+        where = (
+            "at the edge of stability"
+            if 0.8 < self.ratio < 1.25
+            else "below the edge"
+            if self.ratio < 1
+            else "unstable"
+        )
+        return f"preconditioned sharpness {shown}: {self.ratio:.2g} of the bound {self.bound:.3g}, {where}"
+
+
+def sharpness(
+    loss_fn: Callable[[Any], Tensor],
+    params: Any,
+    tx: GradientTransformation | ChainOptimizer | None = None,
+    state: dict[str, Any] | None = None,
+    k: int = 1,
+    *,
+    iterations: int = ITERATIONS,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Sharpness:
+    r"""Return the largest eigenvalues of the loss's Hessian, plain or preconditioned by a chain.
+
+    Gradient descent with the rate $\eta$ is stable where the largest eigenvalue is at most $2 / \eta$, and training
+    with a constant rate often rises to this edge and stays there. With a chain, $H$ is preconditioned by what the chain
+    makes of a small gradient in its state: eigenvalues of $J H$, where $-\eta J$ is the derivative of the update by
+    the gradient at 0. With momentum $\beta$ the bound is $2 (1 + \beta) / \eta$, as for Adam, whose $J$ is
+    $(1 - \beta_1) / (\sqrt{\hat v} + \epsilon)$.
+
+    The method is Lanczos on Hessian-vector products, in float64, with full reorthogonalization: it keeps a vector of
+    the size of the parameters for each iteration. The loss is computed once, so dropout has one mask; buffers and
+    random streams are restored.
+
+    Args:
+        loss_fn: A function of `params` that returns the loss on a fixed batch, twice differentiable.
+        params: A tree of tensors, or a module, of which all parameters that require a gradient count.
+        tx: A chain with a learning rate, or an optimizer of a module with one group, whose state is used.
+        state: The state of the chain; by default that of `tx.init(params)`, in which second moments are 0, so that eps
+            is all that Adam divides by: pass that of a run.
+        k: The number of eigenvalues, >= 1.
+        iterations: The largest number of Hessian-vector products, >= 1.
+        seed: Of the random first vector.
+        progress: Whether to show a progress bar (tqdm); None for "if stderr is a terminal and tqdm is installed".
+
+    Returns:
+        A `Sharpness`: `values`, `stable_lr`, and with a chain `bound` and `ratio`.
+
+    Raises:
+        TypeError: If `loss_fn` is not callable or `tx` is not a transformation.
+        ValueError: If `k` or `iterations` is below 1, if the chain has no rate or does not respond to a gradient, as
+            `scale_by_sign`, or if there is a state without a chain.
+
+    Example:
+        >>> loss_fn = lambda params: (torch.tensor([1.0, 20.0]) * params["w"] ** 2).sum() / 2
+        >>> params = {"w": torch.tensor([1.0, 1.0])}
+        >>> gradtx.sharpness(loss_fn, params)
+        sharpness 20: gradient descent is stable up to the rate 0.1
+        >>> gradtx.sharpness(loss_fn, params, gradtx.sgd(lr=0.05, momentum=0.9)).ratio
+        0.263...
+
+    Source: Cohen et al. 2021, arXiv:2103.00065, and 2022, arXiv:2207.14484. Departures: none.
+    """
+    _check(loss_fn, tx, state, k, iterations)
+    values = _values_of(params)
+    if isinstance(tx, ChainOptimizer):
+        tx, state, values = _parts_of(tx, params)
+    snapshot = Snapshot(params.parameters()) if isinstance(params, nn.Module) else None
+    try:
+        product = _hessian_product(loss_fn, params, values)
+        size = sum(value.numel() for value in values.values())
+        first = _first_vector(size, seed, next(iter(values.values())).device)
+        precondition, lr, bound = None, None, None
+        if tx is not None:
+            precondition, lr, bound = _preconditioner(tx, state, params, values)
+        eigenvalues, residual = largest_eigenvalues(
+            product, first, k, min(iterations, size), precondition, progress
+        )
+    finally:
+        if snapshot is not None:
+            snapshot.restore()
+    return Sharpness(tuple(eigenvalues), residual, lr, bound)
+
+
+def _check(loss_fn: Any, tx: Any, state: Any, k: int, iterations: int) -> None:
+    if not callable(loss_fn):
+        raise TypeError(
+            f"sharpness: loss_fn must be a function of params, got {describe(loss_fn)}"
+        )
+    if isinstance(tx, ChainOptimizer):
+        tx = tx._up_to_date().members.tx
+    if tx is not None:
+        check_transformation("sharpness", "tx", tx)
+        if "lr" not in {name.rpartition(".")[2] for name in tx.hyperparams}:
+            raise ValueError(
+                "sharpness: the chain has no learning rate; add scale_by_learning_rate to it"
+            )
+    elif state is not None:
+        raise ValueError("sharpness: a state needs its chain: pass tx= as well")
+    for name, value in (("k", k), ("iterations", iterations)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(
+                f"sharpness: {name} must be an int of at least 1, got {value!r}"
+            )
+
+
+# Vectors have the entries of all leaves, in float64.
+
+
+def _values_of(params: Any) -> dict[str, Tensor]:
+    """Return the leaves that are differentiated, by name."""
+    values: dict[str, Tensor] = {}
+    if isinstance(params, nn.Module):
+        for name, param in params.named_parameters():
+            if param.requires_grad:
+                values[name] = param
+    else:
+        leaves, _ = _tree.flatten_real(params, "params")
+        for name, leaf in leaves.items():
+            if leaf is not None:
+                values[name] = leaf.detach()
+    if not values:
+        raise ValueError("sharpness: params has no leaf that requires a gradient")
+    return values
+
+
+def _parts_of(
+    optimizer: ChainOptimizer, params: Any
+) -> tuple[GradientTransformation, dict[str, Any], dict[str, Tensor]]:
+    """Return the chain of an optimizer, its state as of pure functions, and the parameters that it trains, by name."""
+    members = optimizer._up_to_date().members
+    if len(members.groups) > 1 or not isinstance(params, nn.Module):
+        raise ValueError(
+            "sharpness: an optimizer must have one group, and params be its module; pass a chain and its state instead"
+        )
+    settings = members.groups[0]
+    trained = [member for member in members.every if optimizer.state.get(member.param)]
+    if not trained:
+        raise ValueError("sharpness: the optimizer has no state before its first step")
+    values = {member.name: member.param for member in trained}
+    steps = {
+        member.name: torch.tensor(int(optimizer.state[member.param]["step"]))
+        for member in trained
+    }
+    state: dict[str, Any] = {"step": max(steps.values())}
+    if len({int(count) for count in steps.values()}) > 1:
+        state[LEAF_STEPS] = steps
+    for member in trained:
+        flat = optimizer.state[member.param]
+        for path, keys in member.layout.shared.items():
+            enter(state, path).update({name: flat[key] for name, key in keys.items()})
+        for path, keys in member.layout.slots.items():
+            for slot, key in keys.items():
+                enter(state, (*path, slot))[member.name] = flat[key]
+    device = trained[0].param.device
+    return settings.chain(settings.values(), device), state, values
+
+
+def _joined(leaves: Mapping[str, Tensor]) -> Tensor:
+    device = next(iter(leaves.values())).device
+    return torch.cat(
+        [
+            leaf.detach().reshape(-1).to(device, torch.float64)
+            for leaf in leaves.values()
+        ]
+    )
+
+
+def _split(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    parts = vector.split([leaf.numel() for leaf in like.values()])
+    return {
+        name: part.view(leaf.shape).to(leaf.device, leaf.dtype)
+        for (name, leaf), part in zip(like.items(), parts, strict=True)
+    }
+
+
+def _first_vector(size: int, seed: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, generator=generator, dtype=torch.float64).to(device)
+
+
+def _hessian_product(
+    loss_fn: Callable[[Any], Tensor], params: Any, values: dict[str, Tensor]
+) -> Product:
+    """Return the function that multiplies the Hessian with a vector, from one graph of the gradients."""
+    with torch.enable_grad():
+        if isinstance(params, nn.Module):
+            at, loss = list(values.values()), loss_fn(params)
+        else:
+            leaves, unflatten = _tree.flatten_real(params, "params")
+            inputs = {
+                name: value.clone().requires_grad_() for name, value in values.items()
+            }
+            at, loss = list(inputs.values()), loss_fn(unflatten({**leaves, **inputs}))
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise TypeError(
+                f"sharpness: loss_fn must return the loss, got {describe(loss)}"
+            )
+        gradients = torch.autograd.grad(
+            loss.reshape(()), at, create_graph=True, materialize_grads=True
+        )
+    curved = [i for i, gradient in enumerate(gradients) if gradient.requires_grad]
+
+    def product(vector: Tensor) -> Tensor:
+        directions = list(_split(vector, values).values())
+        if not curved:  # the loss is linear
+            return torch.zeros_like(vector)
+        columns = torch.autograd.grad(
+            [gradients[i] for i in curved],
+            at,
+            [directions[i] for i in curved],
+            retain_graph=True,
+            materialize_grads=True,
+        )
+        return _joined(dict(zip(values, columns, strict=True)))
+
+    return product
+
+
+def _preconditioner(
+    tx: GradientTransformation,
+    state: dict[str, Any] | None,
+    params: Any,
+    values: dict[str, Tensor],
+) -> tuple[Product, float, float]:
+    """Return what the chain makes of a small gradient, without its rate; the rate; and the bound."""
+    if isinstance(params, nn.Module):
+        params = {name: value.detach() for name, value in values.items()}
+    leaves, unflatten = _tree.flatten_real(params, "params")
+    state = tx.init(params) if state is None else state
+    lr = float(learning_rate(tx, state))
+    if lr <= 0:
+        raise ValueError(
+            f"sharpness: the rate of the chain is {lr} in this state; it must be above 0"
+        )
+
+    def updates_of(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
+        updates, _ = tx.update(unflatten({**leaves, **gradients}), state, params)
+        named, _ = _tree.flatten_real(updates, "updates")
+        return {name: named[name] for name in values}
+
+    zeros = {name: torch.zeros_like(value) for name, value in values.items()}
+
+    # Its transpose, which is the same: both are symmetric.
+    pull: Callable[..., Any] = torch.func.vjp(updates_of, zeros)[1]
+
+    def respond(vector: Tensor) -> Tensor:
+        (response,) = pull(_split(vector, values))
+        return _joined(response) / -lr
+
+    return respond, lr, 2 * (1 + _momentum_of(tx)) / lr
+
+
+def _momentum_of(tx: GradientTransformation) -> float:
+    """Return the momentum of a chain: the first beta, or what is called momentum; 0 without any."""
+    for name, value in tx.hyperparams.items():
+        last = name.rpartition(".")[2]
+        if last == "betas" or last == "momentum":
+            return float(value[0] if isinstance(value, tuple) else value)
+    return 0.0
+
+
+def largest_eigenvalues(
+    product: Product,
+    first: Tensor,
+    k: int,
+    iterations: int,
+    precondition: Product | None = None,
+    progress: bool | None = False,
+) -> tuple[list[float], float]:
+    """Return the largest eigenvalues of a symmetric matrix by Lanczos, and the relative residual of the last.
+
+    With a symmetric preconditioner J, they are those of J H: H J is symmetric in the inner product of J.
+
+    Args:
+        product: Multiplies the matrix with a vector.
+        first: The first vector.
+        k: The number of eigenvalues.
+        iterations: The largest number of products.
+        precondition: Multiplies the preconditioner with a vector.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If the preconditioner is 0.
+    """
+    vectors: list[Tensor] = []
+    images: list[Tensor] = []  # J v; the vector itself without a preconditioner
+    diagonal: list[float] = []
+    off_diagonal: list[float] = []
+    vector = first
+    eigenvalues, residual = torch.zeros(0), 0.0
+    for _ in _with_bar(iterations, progress):
+        image = vector if precondition is None else precondition(vector)
+        length = math.sqrt(max(torch.dot(vector, image).item(), 0.0))
+        if not vectors and not length > 0:
+            raise ValueError(
+                "sharpness: the updates of the chain do not respond to a small gradient, so its preconditioner is 0"
+            )
+        scale = max(map(abs, (*diagonal, *off_diagonal)), default=0.0)
+        if (
+            vectors and length <= 1e-12 * scale
+        ):  # an invariant subspace: the eigenvalues are exact
+            residual = 0.0
+            break
+        if vectors:
+            off_diagonal.append(length)
+        vectors.append(vector / length)
+        images.append(image / length)
+        vector = product(images[-1])
+        diagonal.append(torch.dot(vector, images[-1]).item())
+        for _ in range(2):  # once leaves rounding errors
+            for basis, image_of_basis in zip(vectors, images, strict=True):
+                vector = vector - torch.dot(vector, image_of_basis) * basis
+        eigenvalues, coordinates = torch.linalg.eigh(
+            _tridiagonal(diagonal, off_diagonal)
+        )
+        rest = vector if precondition is None else precondition(vector)
+        beta = math.sqrt(max(torch.dot(vector, rest).item(), 0.0))
+        last = coordinates[-1].flip(0)[:k].abs().max().item()
+        largest = eigenvalues.abs().max().item()
+        residual = beta * last / largest if largest > 0 else 0.0
+        # A first residual can be small by chance.
+        if len(diagonal) > 2 * k and residual < RESIDUAL:
+            break
+    return eigenvalues.flip(0)[:k].tolist(), residual
+
+
+def _tridiagonal(diagonal: list[float], off_diagonal: list[float]) -> Tensor:
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    if off_diagonal:
+        beside = torch.tensor(off_diagonal, dtype=torch.float64)
+        matrix = matrix + torch.diag(beside, 1) + torch.diag(beside, -1)
+    return matrix
+
+
+def _with_bar(iterations: int, progress: bool | None) -> Iterator[int]:
+    """Yield the numbers of iterations, with a progress bar if it is wanted and there is one."""
+    if progress is False:
+        yield from range(iterations)
+        return
+    try:
+        tqdm = importlib.import_module("tqdm").tqdm
+    except ImportError:
+        if progress:
+            raise ImportError(
+                "sharpness: progress=True needs tqdm: pip install tqdm"
+            ) from None
+        yield from range(iterations)
+        return
+    disable = None if progress is None else False  # None: unless stderr is a terminal
+    yield from tqdm(range(iterations), desc="sharpness", leave=False, disable=disable)

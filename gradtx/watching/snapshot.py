@@ -1,0 +1,83 @@
+"""A snapshot of all that training changes outside of an optimizer: weights, gradients, buffers and random streams."""
+
+from __future__ import annotations
+
+import gc
+import random
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from gradtx.base.dtensor import local
+
+
+class Snapshot:
+    """The weights of an optimizer, their gradients, the buffers of modules that have them, and random streams.
+
+    Args:
+        params: The parameters.
+    """
+
+    def __init__(self, params: Iterable[Tensor]):
+        self._params = [param for param in params if not is_lazy(param)]
+        self._gradients = [param.grad for param in self._params]
+        self._tensors = [local(param.detach()) for param in self._params]
+        self._tensors += [
+            grad for grad in map(_local_gradient, self._params) if grad is not None
+        ]
+        self._tensors += _buffers_beside(self._params)
+        self._values = [tensor.clone() for tensor in self._tensors]
+        self._streams = _RandomStreams()
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Write all values back, into the tensors that had them."""
+        for tensor, value in zip(self._tensors, self._values, strict=True):
+            tensor.copy_(value)
+        for param, gradient in zip(self._params, self._gradients, strict=True):
+            param.grad = gradient
+        self._streams.restore()
+
+
+class _RandomStreams:
+    """The states of the generators of torch, of Python, and of NumPy if it is loaded."""
+
+    def __init__(self) -> None:
+        self._cpu = torch.get_rng_state()
+        self._devices = (
+            torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        )
+        self._python = random.getstate()
+        numpy = sys.modules.get("numpy")
+        self._numpy: Any = None if numpy is None else numpy.random.get_state()
+
+    def restore(self) -> None:
+        torch.set_rng_state(self._cpu)
+        if self._devices:
+            torch.cuda.set_rng_state_all(self._devices)
+        random.setstate(self._python)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
+
+
+def _local_gradient(param: Tensor) -> Tensor | None:
+    return None if param.grad is None else local(param.grad.detach())
+
+
+def _buffers_beside(params: Iterable[Tensor]) -> list[Tensor]:
+    """Return the buffers of all modules that have some of the parameters, such as averages of BatchNorm.
+
+    An optimizer does not know its model, and whoever had to name it would forget it.
+    """
+    known = set(map(id, params))
+    buffers: dict[int, Tensor] = {}
+    for item in gc.get_objects():
+        if not issubclass(type(item), nn.Module) or "_parameters" not in item.__dict__:
+            continue
+        if any(id(param) in known for param in item.parameters()):
+            buffers.update({id(buffer): buffer for buffer in item.buffers()})
+    return list(buffers.values())

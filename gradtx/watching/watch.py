@@ -1,0 +1,308 @@
+"""`watch`: measure what each link does while an optimizer trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from gradtx.base import torch_names as _torch
+from gradtx.base.errors import Path
+from gradtx.base.exact import Schedule, python_scalar
+from gradtx.base.messages import describe
+from gradtx.execution.execute import Barrier, Leaf, Operation, Route
+from gradtx.optim.optimizer import ChainOptimizer
+from gradtx.optim.run import OptimizerRun
+from gradtx.optim.step import Step
+from gradtx.watching.links import Link, links_by_stage, without_eps
+from gradtx.watching.observer import KnownLinks, LinkObserver, sample_of
+from gradtx.watching.sample import Sample
+from gradtx.watching.seen import Seen
+
+__all__ = ["watch"]
+
+Per = Literal["leaf", "all"]
+Log = Callable[[dict[str, float]], Any]
+
+
+def watch(
+    optimizer: Any, every: int = 50, per: Per = "leaf", log: Log | None = None
+) -> Seen:
+    r"""Measure what each link of an optimizer's chain does, at one step of `every`, without a change to training.
+
+    At a measured step, the links run one by one, leaf by leaf, before the step itself runs as always; so weights,
+    state and checkpoints are bit for bit those without a watch, in all modes. The first step is measured, then one of
+    `every` that updates weights (not one in which `accumulate` only collects). With $u$ the update that leaves a link,
+    $g$ the gradient and $p$ the weights, `seen.records` has for each leaf and link:
+
+    - `norm_before`, `norm_after`, and `change`, their ratio;
+    - `update_to_weight` $\lVert u \rVert / \lVert p \rVert$, and `cos_grad`, the cosine of $u$ and $g$;
+    - `decided`, the share of entries that a bound or an eps decides: that a clip changes, or whose update eps more
+      than halves, or at which `scale_by_atan2` saturates, or whose trust ratio is 1. NaN for other links.
+
+    The row "step" is that of the whole chain: from gradient to update, also with `lost`, the share of moving entries
+    whose weight rounds to what it was, and `cos_last`, the cosine with the update of the step before, in a sample of
+    4096 entries of each leaf.
+
+    Args:
+        optimizer: An optimizer of gradtx, or a trainer's wrapper around one.
+        every: The number of steps from one measurement to the next, >= 1.
+        per: "leaf" for each leaf, or "all" for the whole tree: one row for each link.
+        log: Called with a dict of floats after each measured step: `wandb.log`, `mlflow.log_metrics`, Lightning's
+            `self.log_dict`. The key "step" is the number of the step.
+
+    Returns:
+        What is seen, a `Seen`, also a context manager: it ends with the block, or with `close()`.
+
+    Raises:
+        TypeError: If `optimizer` is not an optimizer of gradtx, or `log` is not callable.
+        ValueError: If `every` is below 1, or `per` is unknown.
+        RuntimeError: If another watch sees the optimizer, or if its gradients are released during backward.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> tx = gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.sgd(lr=0.5))
+        >>> optimizer = gradtx.as_optimizer(tx, model.named_parameters())
+        >>> with gradtx.watch(optimizer, every=2) as seen:
+        ...     for _ in range(4):
+        ...         optimizer.zero_grad()
+        ...         model(torch.tensor([3.0, 4.0])).sum().backward()
+        ...         optimizer.step()
+        >>> clip = seen.records[0]
+        >>> clip["step"], clip["leaf"], clip["link"], clip["norm_before"], clip["decided"]
+        (1, 'weight', 'clip_by_global_norm', 5.0, 1.0)
+        >>> f"{clip['norm_after']:.3f}", seen.steps
+        ('0.100', [1, 3])
+    """
+    chain_optimizer = optimizer_of("watch", optimizer)
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"watch: every must be an int of at least 1, got {every!r}")
+    if per not in ("leaf", "all"):
+        raise ValueError(f"watch: per must be 'leaf' or 'all', got {per!r}")
+    if log is not None and not callable(log):
+        raise TypeError(
+            f"watch: log must be a function that takes a dict of floats, got {describe(log)}"
+        )
+    seen = Seen(chain_optimizer, every)
+    Watcher(chain_optimizer, seen, every, per, log)
+    return seen
+
+
+def optimizer_of(who: str, optimizer: Any) -> ChainOptimizer:
+    """Return an optimizer of gradtx without a trainer's wrapper.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    inner = optimizer
+    while not isinstance(inner, ChainOptimizer) and hasattr(inner, "optimizer"):
+        inner = inner.optimizer
+    if not isinstance(inner, ChainOptimizer):
+        raise TypeError(
+            f"{who}: needs an optimizer of gradtx, whose links are known, got {describe(optimizer)}; "
+            "gradtx.optim has the classes of torch.optim, and as_optimizer(tx, params) creates one from a chain"
+        )
+    return inner
+
+
+class Watcher:
+    """Decides which steps of an optimizer are measured, and measures them.
+
+    Args:
+        optimizer: The optimizer.
+        seen: Takes the measurements.
+        every, per, log: As for `watch`.
+    """
+
+    def __init__(
+        self,
+        optimizer: ChainOptimizer,
+        seen: Seen,
+        every: int,
+        per: Per,
+        log: Log | None,
+    ):
+        self._seen, self._every, self._per, self._log = seen, every, per, log
+        self._begun = 0
+        self._skipped: Any = (
+            0  # by a GradScaler on the device, which is not read during training
+        )
+        # The next step that counts gives the sample with which that after it is compared, or is measured.
+        self._next: Literal["sample", "measure"] | None = "measure"
+        self._weights: dict[str, Tensor] = {}
+        self._observed: tuple[Step, LinkObserver] | None = None
+        core = optimizer._up_to_date()
+        if core.watch is not None:
+            raise RuntimeError(
+                f"watch: {core.members.who} is being watched already; call close() of what the first watch returned"
+            )
+        if optimizer.releases_gradients:
+            raise RuntimeError(
+                "watch: gradients are released during backward, one leaf at a time; call handle.remove() first"
+            )
+        core.watch = self
+        hook = optimizer.register_step_post_hook(self._after_step)
+
+        def close() -> None:
+            hook.remove()
+            core.watch = None
+
+        seen.on_close(close)
+
+    # Called by each step.
+
+    def begin(self, step: Step) -> LinkObserver | None:
+        self._observed = None
+        self._begun += 1
+        if isinstance(step.tick, Tensor):
+            self._skipped = self._skipped + (1 - step.tick.to(torch.int64))
+        if self._next is None and self._begun % self._every == 0:
+            self._next = "sample"
+        # While gradients are released, leaves have stepped before this.
+        is_late = _torch.is_captured(step.device) or not step.begins_with_all
+        if self._next is None or is_late:
+            return None
+        if not step.is_counted():
+            self._seen.uncounted += 1
+            return None
+        weights, self._weights = self._weights, _weights_of(step)
+        if self._next == "sample":
+            self._next = "measure"
+            return None
+        self._next = "measure" if self._every == 1 else None
+        observer = LinkObserver(ChainsOf(step).of_leaf, weights)
+        self._observed = step, observer
+        return observer
+
+    def end(self) -> None:
+        if self._observed is None:
+            return
+        step, observer = self._observed
+        self._observed = None
+        number = step.count + 1 if isinstance(step.count, int) else self._begun
+        sample = Sample(
+            number,
+            observer.rows,
+            _values_of_groups(step),
+            step.scalars.get("value"),
+            _without_gradient(step),
+            self._seen.calls,
+            self._per,
+        )
+        seen = self._seen
+        seen.add(sample, observer.links)
+        seen.params = {member.name: member.param for member in step.core.members.every}
+        seen.schedules = _schedules_of(step)
+
+    def note_evaluation(self) -> None:
+        self._seen.evaluations += 1
+
+    def _after_step(self, *arguments: Any) -> None:
+        """Count the calls of `step`, also those that a GradScaler skipped, and log what is new."""
+        self._seen.calls += 1
+        self._seen.begun, self._seen.skipped = self._begun, self._skipped
+        if self._log is not None:
+            self._seen.log(self._log)
+
+
+@dataclass
+class KnownChain:
+    """What is known of the chain of a group, for parameters on one device.
+
+    Attributes:
+        links: The link of each stage.
+        without_eps: The same chain without eps, if any link has one.
+        run: The run that this belongs to.
+    """
+
+    links: Mapping[Path, Link]
+    without_eps: Route | None
+    run: OptimizerRun
+
+
+class ChainsOf:
+    """What is known of the chains of a step's leaves."""
+
+    def __init__(self, step: Step):
+        self._step = step
+        self._chains: dict[tuple[int, torch.device], KnownChain] = {}
+
+    def of_leaf(self, leaf: Leaf) -> KnownLinks:
+        """Return what an observer needs to know of a leaf's chain."""
+        key = leaf.key.group, leaf.key.param.device
+        if key not in self._chains:
+            self._chains[key] = self._chain_of(leaf)
+        chain = self._chains[key]
+        operations: dict[Barrier, Operation] = {}
+        if chain.without_eps is not None:
+            for operation in chain.without_eps.for_leaf(leaf):
+                operations[operation.barrier] = operation
+        return KnownLinks(chain.links, operations, chain.run)
+
+    def _chain_of(self, leaf: Leaf) -> KnownChain:
+        step, member = self._step, leaf.key
+        settings = step.groups[member.group]
+        tx = settings.chain(settings.values(), member.param.device)
+        run = OptimizerRun(step.core.states.by_param, step.by_param, initial=False)
+        run.known_extras, run.call_extras = step.core.traits.known_extras, step.scalars
+        other = without_eps(tx)
+        route = None if other is None else Route.of(other, run, step.count)
+        return KnownChain(links_by_stage(tx, leaf.run.stages), route, run)
+
+
+def _weights_of(step: Step) -> dict[str, Tensor]:
+    """Return a sample of the weights of each leaf."""
+    return {
+        member.name: sample_of(member.param)
+        for member in step.members
+        if not is_lazy(member.param)
+    }
+
+
+def _without_gradient(step: Step) -> list[str]:
+    """Return the names of the leaves that require a gradient and have none."""
+    every = step.core.members.every
+    return [
+        member.name
+        for member, has_gradient in zip(every, step.have_gradients, strict=True)
+        if member.param.requires_grad and not has_gradient
+    ]
+
+
+def _prefixes_of(step: Step) -> list[str]:
+    """Return what precedes the names of each group's numbers: nothing, its label, or its index."""
+    if len(step.groups) == 1:
+        return [""]
+    labels = [
+        str(settings.group.get("label", i)) for i, settings in enumerate(step.groups)
+    ]
+    return [
+        f"{label}." if labels.count(label) == 1 else f"{label}_{i}."
+        for i, label in enumerate(labels)
+    ]
+
+
+def _values_of_groups(step: Step) -> dict[str, float]:
+    """Return the numbers of each group; for schedules, what this step uses."""
+    numbers: dict[str, float] = {}
+    for prefix, settings in zip(_prefixes_of(step), step.groups, strict=True):
+        for name in settings.entries:
+            value = python_scalar(settings.group[name])
+            if type(value) in (int, float):
+                numbers[f"{prefix}{name}"] = float(value)
+    return numbers
+
+
+def _schedules_of(step: Step) -> dict[str, Schedule]:
+    """Return the schedules of each group that no scheduler has replaced."""
+    schedules: dict[str, Schedule] = {}
+    for prefix, settings in zip(_prefixes_of(step), step.groups, strict=True):
+        for name in settings.shown:
+            source = settings.sources[name]
+            if isinstance(source, Schedule):
+                schedules[f"{prefix}{name}"] = source
+    return schedules

@@ -1,0 +1,53 @@
+"""On shards, a watch measures what it measures on whole tensors, and training keeps its bits."""
+
+import pytest
+import torch
+
+import gradtx
+from tests.distributed.problems import whole
+from tests.distributed.test_sums_on_shards import CHAINS, SHAPES, along
+
+# Sums in float64 in another order, and weights in float32 for the cosine with the last step.
+TOLERANCES = {"cos_last": 1e-3}
+
+
+def trained(name, place, is_watched, compile):
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(shape):
+        return place(torch.randn(shape, generator=generator, dtype=torch.float64))
+
+    params = {leaf: torch.nn.Parameter(noise(shape)) for leaf, shape in SHAPES.items()}
+    optimizer = gradtx.as_optimizer(CHAINS[name], list(params.items()), compile=compile)
+    seen = gradtx.watch(optimizer, every=2) if is_watched else None
+    for _ in range(4):
+        for leaf, param in params.items():
+            param.grad = noise(SHAPES[leaf])
+        optimizer.step()
+    return [whole(param) for param in params.values()], seen
+
+
+def compared(name, dim, compile):
+    """Compare weights with and without a watch, and figures with those of whole tensors."""
+    weights, _ = trained(name, along(dim), False, compile)
+    watched_weights, seen = trained(name, along(dim), True, compile)
+    assert all(map(torch.equal, weights, watched_weights))
+    _, expected = trained(name, torch.clone, True, compile)
+    expected_rows = {(row["step"], row["leaf"], row["link"]): row for row in expected.records}
+    for row in seen.records:
+        if row["link"].endswith("orthogonalize"):  # one row for all links that an owner computes together
+            continue
+        other = expected_rows[row["step"], row["leaf"], row["link"]]
+        for figure, value in row.items():
+            if isinstance(value, float):
+                tolerance = TOLERANCES.get(figure, 1e-8)
+                assert value == pytest.approx(other[figure], rel=tolerance, abs=tolerance, nan_ok=True), (row, figure)
+    return len(seen.records), sorted({row["leaf"] for row in seen.records})
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("name", ["clip", "two sums", "owners", "skip", "adamp"])
+def test_figures_of_shards_are_those_of_whole_tensors(name, compile, two):
+    for count, leaves in two.run(compared, name, 0, compile):
+        assert count > 0
+        assert leaves == sorted(SHAPES)

@@ -1,0 +1,281 @@
+"""Each planted fault is found, named first or second; healthy runs have no finding."""
+
+import pytest
+import torch
+from torch import nn
+
+import gradtx
+
+ADAM, RATE = gradtx.scale_by_adam(), gradtx.scale_by_learning_rate(3e-3)
+STEPS = 120
+
+
+class Perceptron(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(64, 48), nn.LayerNorm(48), nn.ReLU(), nn.Linear(48, 48), nn.ReLU())
+        self.head = nn.Linear(48, 10)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+class Convolutions(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, stride=2), nn.ReLU()
+        )
+        self.head = nn.Linear(48, 10)
+
+    def forward(self, x):
+        return self.head(self.body(x.view(-1, 1, 8, 8)).flatten(1))
+
+
+MODELS = {"perceptron": Perceptron, "convolutions": Convolutions}
+
+
+def batches(noise=1.0):
+    """Yield batches of ten noisy patterns without end."""
+    generator = torch.Generator().manual_seed(0)
+    patterns = torch.randn(10, 64, generator=generator)
+    while True:
+        labels = torch.randint(10, (32,), generator=generator)
+        yield patterns[labels] + noise * torch.randn(32, 64, generator=generator), labels
+
+
+def run(
+    tx, model="perceptron", steps=STEPS, every=4, dtype=torch.float32, prepare=None, loss_scale=1.0, accumulate=1,
+    groups=None, after=None, forward=None,
+):  # fmt: skip
+    """Train a model by a chain, and return the findings."""
+    torch.manual_seed(0)
+    net = MODELS[model]().to(dtype)
+    if prepare is not None:
+        prepare(net)
+    params = list(net.named_parameters()) if groups is None else groups(net)
+    optimizer = tx(net) if callable(tx) else gradtx.as_optimizer(tx, params)
+    source = batches()
+    forward = forward or (lambda net, x: net(x))
+    with gradtx.watch(optimizer, every=every) as seen:
+        for t in range(steps):
+            x, y = next(source)
+            optimizer.zero_grad()
+            loss = loss_scale * nn.functional.cross_entropy(forward(net, x.to(dtype)), y)
+            loss.backward()
+            optimizer.step()
+            seen.note(loss)
+            if after is not None:
+                after(optimizer, t)
+    return seen.diagnose()
+
+
+def adamw(**options):
+    return gradtx.adamw(**{"lr": 3e-3, **options})
+
+
+def without_head(net, x):
+    """A forward pass that uses no bias of the head."""
+    return net.body(x if "Perceptron" in type(net).__name__ else x.view(-1, 1, 8, 8)).flatten(1) @ net.head.weight.T
+
+
+def freeze_biases(net):
+    net.head.bias.requires_grad_(False)
+
+
+def two_groups(net):
+    return [{"params": list(net.body.named_parameters()), "lr": 1e-7}, {"params": list(net.head.named_parameters())}]
+
+
+def muon(where):
+    return gradtx.partition({"muon": gradtx.muon(lr=0.02), "adamw": adamw()}, {"muon": where, "adamw": "*"})
+
+
+def stale_rate(optimizer, t):
+    optimizer.param_groups[0]["lr"] = 0.0 if t >= STEPS // 2 else 3e-3
+
+
+SGD = gradtx.sgd(lr=0.05, momentum=0.9)
+# Name -> kind, chain, options of `run`.
+FAULTS = {
+    "clip far below the gradients": ("bound always acts", gradtx.chain(gradtx.clip_by_global_norm(1e-3), SGD), {}),
+    "clip of each leaf": ("bound always acts", gradtx.chain(gradtx.clip_by_norm(1e-3), SGD), {}),
+    "clip of values": ("bound always acts", gradtx.chain(gradtx.clip_by_value(1e-5), SGD), {}),
+    "clip far above the gradients": ("bound never acts", gradtx.chain(gradtx.clip_by_global_norm(1e4), adamw()), {}),
+    "clip behind Adam": (
+        "clip behind the rule", gradtx.chain(ADAM, gradtx.clip_by_global_norm(1.0), RATE), {},
+    ),
+    "clip behind Lion": (
+        "clip behind the rule",
+        gradtx.chain(gradtx.scale_by_lion(), gradtx.clip_by_norm(1.0), gradtx.scale_by_learning_rate(1e-3)), {},
+    ),
+    "decay of a thousand": ("decay outweighs the step", adamw(weight_decay=100.0), {}),
+    "decay in SGD": ("decay outweighs the step", gradtx.sgd(lr=0.01, weight_decay=3.0), {}),
+    "decay of all leaves": ("decay of norms and biases", adamw(weight_decay=1.0), {}),
+    "eps of Adam": ("eps decides", adamw(eps=0.3), {}),
+    "eps of RMSprop": ("eps decides", gradtx.rmsprop(lr=1e-3, eps=1.0), {}),
+    "bfloat16 weights": ("steps lost in rounding", adamw(lr=1e-5), {"dtype": torch.bfloat16}),
+    "a rate of nothing": ("steps lost in rounding", adamw(lr=1e-12), {}),
+    "tiny rate": ("rate too small", adamw(lr=1e-7), {}),
+    "huge rate": ("rate too large", adamw(lr=0.5), {}),
+    "rate of zero": ("rate zero", adamw(lr=0.0), {}),
+    "scheduler that ended": ("schedule ended", adamw(), {"after": stale_rate}),
+    "schedule that ended": (
+        "schedule ended", adamw(lr=gradtx.linear_schedule(3e-3, 1.0, 0.0, total_iters=40)), {},
+    ),
+    "warm-up longer than the run": (
+        "never left warm-up", adamw(lr=gradtx.warmup_cosine_schedule(10000, max_lr=3e-3, warmup_steps=5000)), {},
+    ),
+    "warm-up shorter than the memory": (
+        "warm-up too short",
+        adamw(lr=gradtx.warmup_cosine_schedule(800, max_lr=3e-3, warmup_steps=4)), {"steps": 600, "every": 20},
+    ),
+    "unequal groups": ("groups unequal", adamw(), {"groups": two_groups}),
+    "memory of Adam": ("memory longer than the run", adamw(betas=(0.9, 0.99999)), {}),
+    "memory of momentum": ("memory longer than the run", gradtx.sgd(lr=1e-4, momentum=0.9999), {}),
+    "unused bias": ("no gradient", adamw(), {"forward": without_head}),
+    "dead weights": ("dead leaves", adamw(), {"forward": lambda net, x: without_head(net, x) + 0 * net.head.bias}),
+    "frozen by requires_grad": ("frozen", adamw(), {"prepare": freeze_biases}),
+    "frozen by freeze": ("never moved", gradtx.chain(gradtx.freeze("head.weight"), adamw()), {}),
+    "head with Muon": ("table with Muon", muon(("body.0.weight", "body.3.weight", "head.weight")), {}),
+    "matrix without Muon": ("matrix without Muon", muon("body.0.weight"), {}),
+    "average that is not used": ("averages not evaluated", gradtx.schedule_free_adamw(lr=3e-3), {}),
+    "gradient that is not finite": (
+        "not finite", adamw(), {"forward": lambda net, x: net(x) / (net.head.weight.sum() * 0)},
+    ),
+}  # fmt: skip
+# Of convolutions, which have other matrices, or no LayerNorm.
+BOTH = [
+    "clip far below the gradients", "clip behind Adam", "decay of a thousand", "eps of Adam", "bfloat16 weights",
+    "huge rate", "schedule that ended", "unused bias", "unequal groups",
+]  # fmt: skip
+CASES = [(name, "perceptron") for name in FAULTS] + [(name, "convolutions") for name in BOTH]
+
+
+@pytest.mark.parametrize(("name", "model"), CASES)
+def test_a_planted_fault_is_named_first_or_second(name, model):
+    kind, tx, options = FAULTS[name]
+    findings = run(tx, model, **options)
+    assert kind in [finding.kind for finding in findings[:2]], findings
+    finding = next(finding for finding in findings if finding.kind == kind)
+    assert str(finding) == f"{finding.text}; {finding.remedy}"
+    assert len(str(finding)) > 40
+    assert finding.link == "" or finding.link.rpartition(".")[2] in repr(tx) or finding.link
+
+
+HEALTHY = {
+    "adamw": adamw(),
+    "clipped adamw": gradtx.chain(gradtx.clip_by_global_norm(1.0), adamw()),
+    "adamw with a schedule": adamw(
+        betas=(0.9, 0.99), lr=gradtx.warmup_cosine_schedule(STEPS, max_lr=3e-3, warmup_steps=12)
+    ),
+    "sgd": SGD,
+    "sgd with decay": gradtx.sgd(lr=0.05, momentum=0.9, weight_decay=5e-4),
+    "lion": gradtx.lion(lr=3e-4, weight_decay=0.1),
+    "adam_atan2": gradtx.adam_atan2(lr=1e-3),
+    "lamb": gradtx.lamb(lr=5e-3),
+    "soap": gradtx.soap(lr=3e-3),
+    "adopt": gradtx.adopt(lr=3e-3, betas=(0.9, 0.999)),
+    "nadam": gradtx.nadam(lr=2e-3),
+    "adafactor": gradtx.adafactor_torch(lr=1e-2),
+    "muon_for": lambda net: gradtx.muon_for(net),
+    "prodigy": gradtx.prodigy(lr=1.0),
+    "int8": adamw(state_dtype="int8"),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_run_has_no_finding(name, model):
+    assert run(HEALTHY[name], model) == []
+
+
+def leaf(*shape):
+    return nn.Parameter(torch.ones(shape))
+
+
+def test_accumulation_that_never_completes_is_found_without_a_measured_step():
+    weight = leaf(3)
+    optimizer = gradtx.as_optimizer(gradtx.accumulate(gradtx.sgd(lr=0.1), every=8), [("w", weight)])
+
+    def step():
+        weight.grad = torch.ones(3)
+        optimizer.step()
+
+    findings = gradtx.diagnose(optimizer, step, steps=5)
+    assert [finding.kind for finding in findings] == ["accumulation never completes"]
+    assert str(findings[0]).startswith("no weights moved in 5 calls of step: they all collected gradients; call step")
+
+
+@pytest.mark.parametrize("amp_scaling", [False, True])
+def test_a_scaler_that_skips_is_found(amp_scaling):
+    weight = leaf(3)
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.01), [("w", weight)], amp_scaling=amp_scaling)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e4)
+    factors = iter([1.0, float("inf")] * 10)
+
+    def step():
+        optimizer.zero_grad()
+        scaler.scale(weight.sum() * next(factors)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    findings = gradtx.diagnose(optimizer, step, steps=20)
+    figures = {finding.kind: finding.figure for finding in findings[:2]}
+    assert figures["scaler skips"] == 0.5
+
+
+def test_codes_that_round_small_entries_to_0_are_found():
+    weight = leaf(64, 64)
+    optimizer = gradtx.as_optimizer(gradtx.adam(lr=1e-3, state_dtype="int8"), [("w", weight)])
+    scales = torch.full((64, 64), 1e-8)
+    scales[:, 0] = 1.0
+    with gradtx.watch(optimizer, every=1) as seen:
+        for _ in range(4):
+            weight.grad = scales * torch.ones(64, 64)
+            optimizer.step()
+    assert "codes saturate" in [finding.kind for finding in seen.diagnose()]
+
+
+def test_the_model_tells_roles_that_names_do_not():
+    model = nn.Sequential(nn.Embedding(30, 8), nn.Linear(8, 8), nn.Linear(8, 30))
+    optimizer = gradtx.as_optimizer(muon(("0.weight", "1.weight")), model.named_parameters())
+    with gradtx.watch(optimizer, every=1) as seen:
+        model(torch.arange(5)).square().mean().backward()
+        optimizer.step()
+    assert "table with Muon" not in [finding.kind for finding in seen.diagnose()]
+    finding = next(finding for finding in seen.diagnose(model) if finding.kind == "table with Muon")
+    assert finding.leaves == ("0.weight",)
+
+
+def test_an_evaluation_with_averages_is_noticed():
+    findings = run(
+        gradtx.schedule_free_adamw(lr=3e-3), after=lambda optimizer, t: optimizer.eval() or optimizer.train()
+    )
+    assert findings == []
+
+
+def test_findings_print_as_a_numbered_list():
+    findings = run(FAULTS["clip far below the gradients"][1])
+    assert repr(findings).startswith(
+        "1. bound always acts: clip_by_global_norm(0.001) shortened 100% of the steps, to "
+    )
+    assert "the 90th percentile of the norms" in str(findings[0])
+    assert repr(run(adamw())) == "no findings in 30 measured steps"
+
+
+def test_bad_input_is_one_clear_error():
+    weight = leaf(2)
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.1), [("w", weight)])
+    with pytest.raises(TypeError, match="diagnose: needs an optimizer of gradtx"):
+        gradtx.diagnose(torch.optim.SGD([weight], lr=0.1), lambda: None)
+    with pytest.raises(TypeError, match="diagnose: step must be a function"):
+        gradtx.diagnose(optimizer, 3)
+    with pytest.raises(ValueError, match="diagnose: steps must be an int of at least 1, got 0"):
+        gradtx.diagnose(optimizer, lambda: None, 0)
+    with pytest.raises(ValueError, match="diagnose: no step was measured; step was called 0 times"):
+        gradtx.diagnose(optimizer, lambda: None, 3)
+    with gradtx.watch(optimizer) as seen:
+        pass
+    with pytest.raises(ValueError, match="plot: no step was measured"):
+        seen.plot()

@@ -1,0 +1,389 @@
+"""A watch measures what each link does, and leaves training as it is, to the bit."""
+
+import copy
+import csv
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import gradtx
+from tests.optim.problems import parameters, set_gradients
+
+RATE = 0.01
+ADAMW = gradtx.adamw(lr=RATE)
+CHAINS = {
+    "clipped": gradtx.chain(gradtx.clip_by_global_norm(0.1), ADAMW),
+    "accumulate": gradtx.accumulate(ADAMW, every=4),
+    "lookahead": gradtx.chain(ADAMW, gradtx.lookahead(k=3)),
+    "schedule_free": gradtx.schedule_free_adamw(lr=RATE),
+    "sam": gradtx.sam(ADAMW),
+    "partition": gradtx.partition({"matrix": gradtx.muon(lr=RATE), "rest": ADAMW}, {"matrix": "*.weight", "rest": "*"}),
+    "int8": gradtx.adamw(lr=RATE, state_dtype="int8"),
+    "noise": gradtx.chain(gradtx.add_noise(0.1, 0.5, seed=0), gradtx.sgd(lr=RATE)),
+    "skip_nonfinite": gradtx.skip_nonfinite(ADAMW),
+    "masked": gradtx.chain(gradtx.freeze("1.weight"), ADAMW),
+    "lbfgs": gradtx.lbfgs(lr=RATE),
+    "stale": gradtx.chain(gradtx.clip_by_global_norm(0.1, stale=True), ADAMW),
+    "prodigy": gradtx.prodigy(lr=1.0),
+    "lamb": gradtx.lamb(lr=RATE),
+    "restart": gradtx.restart(ADAMW, every=4),
+    "outer": gradtx.outer(ADAMW, gradtx.sgd(lr=0.7, momentum=0.9, nesterov=True), every=3),
+    "schedule": gradtx.adamw(lr=gradtx.cosine_schedule(RATE, T_max=10)),
+}
+OPTIONS = {"default": {}, "compiled": {"compile": True}}
+
+
+def trained(tx, is_watched, compile=False, steps=11, every=3, dtype=torch.float32):
+    """Train a network with dropout; return the optimizer's state dict, the weights, the losses and what was seen."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Dropout(0.2), nn.Linear(9, 2, bias=False)).to(dtype)
+    x, y = torch.randn(32, 6, dtype=dtype), torch.randn(32, 2, dtype=dtype)
+    names = [("1.weight" if name == "3.weight" else name, p) for name, p in model.named_parameters()]
+    optimizer = gradtx.as_optimizer(tx, names, compile=compile)
+    seen = gradtx.watch(optimizer, every=every) if is_watched else None
+    losses = []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = nn.functional.mse_loss(model(x), y)
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        losses.append(optimizer.step(closure).item())
+    return optimizer.state_dict(), list(model.parameters()), losses, seen
+
+
+@pytest.mark.parametrize("mode", OPTIONS)
+@pytest.mark.parametrize("name", CHAINS)
+def test_training_with_a_watch_is_bit_for_bit_training_without(name, mode):
+    state, weights, losses, _ = trained(CHAINS[name], False, **OPTIONS[mode])
+    watched_state, watched_weights, watched_losses, seen = trained(CHAINS[name], True, **OPTIONS[mode])
+    assert seen.samples
+    assert losses == watched_losses
+    assert all(map(torch.equal, weights, watched_weights))
+    assert state["param_groups"] == watched_state["param_groups"]
+    for key, slots in state["state"].items():
+        assert slots.keys() == watched_state["state"][key].keys()
+        for slot, value in slots.items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(watched_state["state"][key][slot])), slot
+
+
+def figures(seen, link, leaf="w"):
+    """Return the figures of a leaf at a link, of each measured step."""
+    return [record for record in seen.records if record["leaf"] == leaf and record["link"] == link]
+
+
+def test_figures_of_each_link_are_those_of_a_loop_in_float64():
+    weight = nn.Parameter(torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64))
+    bound, decay, rate, eps, beta1, beta2 = 0.5, 0.1, 0.01, 1.0, 0.9, 0.99
+    tx = gradtx.chain(
+        gradtx.clip_by_norm(bound),
+        gradtx.scale_by_adam((beta1, beta2), eps),
+        gradtx.add_decayed_weights(decay),
+        gradtx.scale_by_learning_rate(rate),
+    )
+    optimizer = gradtx.as_optimizer(tx, [("w", weight)])
+    p, m, v, last = weight.detach().clone(), torch.zeros(2, 2), torch.zeros(2, 2), None
+    expected = []
+    with gradtx.watch(optimizer, every=1) as seen:
+        for t in range(1, 5):
+            g = torch.tensor([[0.1, 0.2], [-0.7, 2.0]], dtype=torch.float64) * (1 if t % 2 else -0.5)
+            weight.grad = g.clone()
+            optimizer.step()
+            clipped = g * min(1, bound / g.norm())
+            m, v = beta1 * m + (1 - beta1) * clipped, beta2 * v + (1 - beta2) * clipped**2
+            mean, root = m / (1 - beta1**t), (v / (1 - beta2**t)).sqrt()
+            adam = mean / (root + eps)
+            update = -rate * (adam + decay * p)
+            cos_last = math.nan if last is None else (update * last).sum() / update.norm() / last.norm()
+            expected.append((g, clipped, adam, update, p, cos_last, (root < eps).double().mean()))
+            p, last = p + update, update
+    for i, (g, clipped, adam, update, p, cos_last, share) in enumerate(expected):
+        clip, of_adam, whole = (figures(seen, link)[i] for link in ("clip_by_norm", "scale_by_adam", "step"))
+        assert clip["norm_before"] == pytest.approx(g.norm().item(), rel=1e-12)
+        assert clip["change"] == pytest.approx((clipped.norm() / g.norm()).item(), rel=1e-12)
+        assert clip["decided"] == float(g.norm() > bound)
+        assert of_adam["norm_after"] == pytest.approx(adam.norm().item(), rel=1e-12)
+        assert of_adam["cos_grad"] == pytest.approx(((adam * g).sum() / adam.norm() / g.norm()).item(), rel=1e-12)
+        assert of_adam["decided"] == share.item() == 1.0
+        assert whole["update_to_weight"] == pytest.approx((update.norm() / p.norm()).item(), rel=1e-12)
+        # The step before is the difference of weights in float32, in which a step has few digits.
+        assert whole["cos_last"] == pytest.approx(float(cos_last), abs=1e-4, nan_ok=True)
+        assert whole["lost"] == 0.0
+        assert math.isnan(figures(seen, "add_decayed_weights")[i]["decided"])
+
+
+def stepped(tx, weight, gradient, steps=1, **options):
+    """Watch every step of one leaf with a constant gradient."""
+    param = nn.Parameter(weight)
+    optimizer = gradtx.as_optimizer(tx, [("w", param)])
+    with gradtx.watch(optimizer, every=1, **options) as seen:
+        for _ in range(steps):
+            param.grad = gradient.clone()
+            optimizer.step()
+    return seen
+
+
+def test_eps_decides_where_it_exceeds_the_root_and_entries_without_gradient_do_not_count():
+    gradient = torch.tensor([1e-3, 1e-9, 1e-10, 0.0])
+    seen = stepped(gradtx.adam(), torch.ones(4), gradient)
+    assert figures(seen, "scale_by_adam")[0]["decided"] == pytest.approx(2 / 3)
+
+
+def test_a_clip_by_value_decides_the_entries_that_it_changes():
+    seen = stepped(
+        gradtx.chain(gradtx.clip_by_value(1.0), gradtx.sgd(lr=0.1)), torch.ones(4), torch.tensor([0.5, 2.0, -3.0, 1.0])
+    )
+    assert figures(seen, "clip_by_value")[0]["decided"] == 0.5
+
+
+def test_atan2_decides_where_the_mean_exceeds_the_root():
+    param = nn.Parameter(torch.ones(2))
+    optimizer = gradtx.as_optimizer(gradtx.adam_atan2(betas=(0.0, 0.9)), [("w", param)])
+    with gradtx.watch(optimizer, every=1) as seen:
+        for gradient in ([1.0, 1.0], [9.0, 0.1]):
+            param.grad = torch.tensor(gradient)
+            optimizer.step()
+    assert [row["decided"] for row in figures(seen, "scale_by_atan2")] == [0.0, 0.5]
+
+
+def test_a_trust_ratio_at_its_bound_decides_a_leaf():
+    for weight, share in ((0.01, 0.0), (100.0, 1.0)):
+        seen = stepped(gradtx.lamb(trust_clip=True), torch.full((4,), weight), torch.ones(4))
+        assert figures(seen, "scale_by_trust_ratio")[0]["decided"] == share
+
+
+def test_steps_below_the_resolution_of_bfloat16_are_lost():
+    weight = torch.tensor([1.0, 1e-3], dtype=torch.bfloat16)
+    seen = stepped(gradtx.sgd(lr=1e-4), weight, torch.ones(2, dtype=torch.bfloat16))
+    assert figures(seen, "step")[0]["lost"] == 0.5
+
+
+def test_a_step_that_alternates_has_the_cosine_minus_1_with_the_last():
+    param = nn.Parameter(torch.ones(10000))
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.1), [("w", param)])
+    with gradtx.watch(optimizer, every=2) as seen:
+        for t in range(5):
+            param.grad = torch.full_like(param, (-1.0) ** t)
+            optimizer.step()
+    assert [row["cos_last"] for row in figures(seen, "step")[1:]] == [pytest.approx(-1.0)] * 2
+
+
+def test_steps_in_which_accumulate_collects_are_not_measured():
+    _, _, _, seen = trained(CHAINS["accumulate"], True, steps=12, every=2)
+    assert seen.steps == [4, 12]
+    assert all(row["norm_after"] > 0 for row in seen.records)
+
+
+def test_for_all_leaves_together_sums_are_those_of_the_leaves():
+    tx = CHAINS["clipped"]
+    seen = {}
+    for per in ("leaf", "all"):
+        params = parameters()
+        optimizer = gradtx.as_optimizer(tx, list(params.items()))
+        with gradtx.watch(optimizer, every=1, per=per) as seen[per]:
+            set_gradients(params)
+            optimizer.step()
+    leaves, whole = seen["leaf"].samples[0], seen["all"].samples[0]
+    assert {leaf for leaf, _ in whole.rows} == {"all"}
+    assert leaves.of_links.keys() == whole.of_links.keys()
+    for link, row in leaves.of_links.items():
+        assert whole.of_links[link] == pytest.approx(row, rel=1e-12, nan_ok=True)
+
+
+def test_leaves_without_a_gradient_and_numbers_of_groups_are_known():
+    params = parameters()
+    groups = [
+        {"params": [("a", params["body.weight"])], "lr": gradtx.linear_schedule(0.5, 0.0, total_iters=10)},
+        {"params": [("b", params["body.bias"]), ("c", params["head.scale"])]},
+    ]
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.1), groups)
+    with gradtx.watch(optimizer, every=1) as seen:
+        for _ in range(2):
+            set_gradients({"a": params["body.weight"], "b": params["body.bias"]})
+            optimizer.step()
+    assert seen.samples[0].without_gradient == ["c"]
+    rates = [optimizer.param_groups[0]["lr"], seen.samples[1].groups["0.lr"], seen.samples[1].groups["1.lr"]]
+    assert rates[0] != rates[1] != 0.1 == rates[2]
+
+
+def test_losses_come_from_closures_values_and_notes():
+    param = nn.Parameter(torch.ones(2))
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.1), [("w", param)])
+    param.grad = torch.ones(2)
+    with gradtx.watch(optimizer, every=1) as seen:
+        optimizer.step(value=torch.tensor(3.0))
+        seen.note(torch.tensor(2.0))  # before
+        optimizer.step()
+        optimizer.step()
+        seen.note(1.0)  # after
+        optimizer.step()
+    assert seen.losses == pytest.approx([3.0, 2.0, 1.0, math.nan], nan_ok=True)
+
+
+def test_forms_of_what_was_seen(tmp_path):
+    logged = []
+    param = nn.Parameter(torch.ones(2))
+    optimizer = gradtx.as_optimizer(gradtx.adamw(lr=0.1), [("w", param)])
+    with gradtx.watch(optimizer, every=1, log=logged.append) as seen:
+        for _ in range(2):
+            param.grad = torch.tensor([3.0, 4.0])
+            optimizer.step(value=2.0)
+    assert [values["step"] for values in logged] == [1.0, 2.0]
+    assert logged[0]["watch/loss"] == 2.0
+    assert logged[0]["watch/group/lr"] == 0.1
+    assert logged[0]["watch/link/scale_by_adam/norm_before"] == 5.0
+    assert logged[0]["watch/leaf/w/norm_before"] == 5.0
+    assert all(math.isfinite(value) for value in logged[0].values())
+    path = tmp_path / "seen.csv"
+    seen.to_csv(path)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(seen.records) == 2 * 4
+    assert rows[0]["link"] == "scale_by_adam"
+    assert float(rows[0]["norm_before"]) == 5.0
+    assert rows[1]["decided"] == ""
+    assert seen.table().splitlines()[1].startswith("w ")
+    assert "scale_by_adam" in repr(seen)
+    assert "loss 2 to 2" in repr(seen)
+    assert seen.postfix().keys() == {"grad", "update/weight"}
+
+
+def test_a_tensorboard_writer_gets_scalars_with_their_steps():
+    class Writer:
+        def __init__(self):
+            self.scalars = []
+
+        def add_scalar(self, name, value, step):
+            self.scalars.append((name, value, step))
+
+    seen = stepped(gradtx.sgd(lr=0.1), torch.ones(2), torch.ones(2), steps=2)
+    writer = Writer()
+    seen.log(writer)
+    seen.log(writer)  # nothing new
+    assert [step for name, _, step in writer.scalars if name == "watch/group/lr"] == [1, 2]
+
+
+def test_measured_leaves_are_those_of_the_pure_form():
+    params = {"w": torch.randn(4, 3, generator=torch.Generator().manual_seed(0))}
+    gradients = {"w": params["w"].sin()}
+    tx = gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.adamw(lr=0.1, eps=1e-2))
+    state = tx.init(params)
+    expected = tx.update(gradients, state, params)
+    updates, new_state, seen = gradtx.watched(tx).update(gradients, state, params)
+    torch.testing.assert_close((updates, new_state), expected)
+    of_optimizer = stepped(tx, params["w"].clone(), gradients["w"])
+    for link, row in seen["w"].items():
+        other = figures(of_optimizer, link)[0]
+        for name, value in row.items():
+            assert value.item() == pytest.approx(other[name], rel=1e-12, nan_ok=True), (link, name)
+
+
+def test_the_pure_form_works_under_vmap():
+    params, tx = {"w": torch.ones(3)}, gradtx.chain(gradtx.clip_by_norm(2.0), gradtx.adam())
+
+    def change(lr, gradient):
+        tx_of_member = tx.replace(lr=lr)
+        _, _, seen = gradtx.watched(tx_of_member).update({"w": gradient}, tx_of_member.init(params), params)
+        return seen["w"]["step"]["update_to_weight"], seen["w"]["clip_by_norm"]["decided"]
+
+    ratios, decided = torch.vmap(change)(torch.tensor([0.1, 0.2]), torch.stack([torch.ones(3), 5 * torch.ones(3)]))
+    torch.testing.assert_close(ratios, torch.tensor([0.1, 0.2], dtype=torch.float64), rtol=1e-6, atol=0)
+    assert decided.tolist() == [0.0, 1.0]
+
+
+def test_a_copy_of_a_watched_optimizer_is_not_watched():
+    param = nn.Parameter(torch.ones(2))
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.1), [("w", param)])
+    with gradtx.watch(optimizer, every=1) as seen:
+        other = copy.deepcopy(optimizer)
+        other.param_groups[0]["params"][0].grad = torch.ones(2)
+        other.step()
+        assert not seen.samples
+    assert repr(seen) == "no step measured in 0 calls of step"
+
+
+def test_a_wrapper_of_a_trainer_is_looked_through():
+    class Wrapper:
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+    param = nn.Parameter(torch.ones(2))
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.1), [("w", param)])
+    with gradtx.watch(Wrapper(optimizer)) as seen:
+        param.grad = torch.ones(2)
+        optimizer.step()
+    assert seen.steps == [1]
+
+
+def test_bad_input_is_one_clear_error():
+    param = nn.Parameter(torch.ones(2))
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.1), [("w", param)])
+    with pytest.raises(TypeError, match="watch: needs an optimizer of gradtx, whose links are known, got"):
+        gradtx.watch(torch.optim.SGD([param], lr=0.1))
+    with pytest.raises(ValueError, match="watch: every must be an int of at least 1, got 0"):
+        gradtx.watch(optimizer, every=0)
+    with pytest.raises(ValueError, match="watch: per must be 'leaf' or 'all', got 'group'"):
+        gradtx.watch(optimizer, per="group")
+    with pytest.raises(TypeError, match="watch: log must be a function"):
+        gradtx.watch(optimizer, log="run.csv")
+    with pytest.raises(TypeError, match="watched: tx must be"):
+        gradtx.watched(optimizer)
+    with gradtx.watch(optimizer) as seen:
+        with pytest.raises(RuntimeError, match="being watched already"):
+            gradtx.watch(optimizer)
+        with pytest.raises(TypeError, match="log: needs a SummaryWriter"):
+            seen.log(3)
+    handle = optimizer.release_gradients()
+    with pytest.raises(RuntimeError, match="gradients are released"):
+        gradtx.watch(optimizer)
+    handle.remove()
+
+
+@pytest.mark.parametrize("amp_scaling", [False, True])
+def test_a_scaled_gradient_is_measured_without_its_scale_and_training_keeps_its_bits(amp_scaling):
+    weights, seen = [], None
+    for is_watched in (False, True):
+        weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+        optimizer = gradtx.as_optimizer(gradtx.adamw(lr=0.1), [("w", weight)], amp_scaling=amp_scaling)
+        scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        if is_watched:
+            seen = gradtx.watch(optimizer, every=2)
+        for t in range(5):
+            optimizer.zero_grad()
+            scaler.scale(weight.square().sum() / 2 * (float("inf") if t == 3 else 1.0)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        weights.append(weight.detach())
+    assert torch.equal(*weights)
+    assert figures(seen, "step")[0]["norm_before"] == 5.0
+    assert figures(seen, "scale_by_adam")[0]["norm_before"] == 5.0
+    assert seen.updates == 4
+
+
+def test_a_gradient_that_a_link_makes_from_losses_is_the_gradient_of_the_step():
+    weights, seen = [], None
+    for is_watched in (False, True):
+        weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+        optimizer = gradtx.as_optimizer(gradtx.mezo(lr=1e-3), [("w", weight)])
+        if is_watched:
+            seen = gradtx.watch(optimizer, every=2)
+        for _ in range(4):
+            optimizer.step(lambda weight=weight: weight.square().sum())
+        weights.append(weight.detach())
+    assert torch.equal(*weights)
+    whole = figures(seen, "step")[0]
+    assert whole["norm_before"] == figures(seen, "estimate_gradient")[0]["norm_after"] > 0
+    assert whole["cos_grad"] == pytest.approx(-1.0)
+    assert "dead leaves" not in [finding.kind for finding in seen.diagnose()]
+
+
+def test_a_leaf_without_gradient_has_no_rows():
+    tx = gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adam())
+    state = tx.init({"w": torch.ones(2), "b": torch.ones(2)})
+    updates, _, seen = gradtx.watched(tx).update({"w": torch.ones(2), "b": None}, state)
+    assert updates["b"] is None
+    assert list(seen) == ["w"]
