@@ -364,7 +364,8 @@ FROM_TEST_ON = (
     "optim/surroundings/test_ecosystem.py", "optim/state/test_exchanged.py",
     "optim/checkpoints/test_foreign_checkpoints.py", "optim/scaling_and_capture/test_grad_scaler.py",
     "optim/plans/test_large_leaves.py", "optim/steps/test_release.py", "optim/state/test_storage.py",
-    "optim/surroundings/test_surroundings.py", "optim/plans/test_stagger.py", "optim/plans/test_tiles.py",
+    "optim/surroundings/test_surroundings.py", "optim/plans/test_stagger.py",
+    "optim/plans/test_order_in_memory.py", "optim/plans/test_tiles.py",
     "users/test_language_models.py",
     "users/test_optimizer_research.py", "users/test_records.py", "watching",
 )  # fmt: skip

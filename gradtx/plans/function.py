@@ -64,6 +64,7 @@ class Signature:
         has_owners: Whether owners compute the operations that need whole leaves.
         sharded: Whether leaves are shards.
         equal: The dtype of each 0-d slot that is equal in all leaves and is passed once, by key.
+        ordered: Whether entries have to be in the order of their indices in memory, since the program adds up some.
     """
 
     layout: Layout
@@ -80,6 +81,7 @@ class Signature:
     has_owners: bool = False
     sharded: bool = False
     positional: bool = False
+    ordered: bool = False
     equal: Mapping[str, torch.dtype] = field(default_factory=dict[str, torch.dtype])
 
     @property

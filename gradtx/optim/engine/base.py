@@ -17,7 +17,7 @@ from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.messages import warn_user
 from gradtx.base.plain import LAYOUT, STRIDED, TYPES, holds_its_values
 from gradtx.execution.execute import FROZEN, Leaf, Operation
-from gradtx.execution.owners import OwnedRegion
+from gradtx.execution.owners import OwnedRegion, has_regions
 from gradtx.optim.engine.family import MemberFamily
 from gradtx.optim.engine.known_kinds import KnownKinds, tensors_of
 from gradtx.optim.engine.overlap import overlapping
@@ -449,6 +449,9 @@ def _aliases(leaf: Leaf, flat: bool) -> list[Tensor]:
     tensors = [alias(param, param, flat)]
     for key in leaf.layout.program_keys:
         tensors.append(alias(state[key], param, flat))
+    needs_order = not flat and (is_sharded(param) or has_regions(leaf.operations))
+    if needs_order and not all(map(Tensor.is_contiguous, tensors)):
+        raise OddTensorError
     written = [*tensors, state["step"]]
     if any(map(Tensor.is_inference, written)) and not torch.is_inference_mode_enabled():
         raise OddTensorError

@@ -40,7 +40,9 @@ from gradtx.optim.engine.lists import Chunk, ListEngine, MemberBundle
 from gradtx.optim.engine.step_plan import GRADIENT
 from gradtx.optim.engine.views import (
     RefusedError,
+    in_order,
     is_positional,
+    put_back,
     view_or_copy,
 )
 from gradtx.optim.explain import Launch
@@ -90,6 +92,11 @@ class KernelBundle(MemberBundle):
         self._are_usual = all(map(is_usual, self._params))
         # Whether kernels read gradients like those of the plan where they are.
         self._are_read_in_place = False
+        # Whether kernels run on copies, since some tensors are transposed, ...; and the copies that they write.
+        written = itertools.chain.from_iterable(self._columns)
+        is_ordered = all(local(tensor).is_contiguous() for tensor in written)
+        self._needs_order = self.signature.ordered and not is_ordered
+        self._copies: list[list[Tensor]] = []
 
     def _divided(self, splits: bool) -> list[Chunk]:
         """Return none: kernels take addresses, and all leaves at once."""
@@ -104,9 +111,6 @@ class KernelBundle(MemberBundle):
         if self.signature.has_owners:
             raise UnsuitableProgramError("the owners of some leaves compute")
         groups = [kernels.text.groups for kernels in self.kernels]
-        has_rows = any(len(of_phase.full) > 1 for of_phase in groups)
-        if has_rows and not all(local(param).is_contiguous() for param in self._params):
-            raise UnsuitableProgramError("its rows are not contiguous")
         shapes = [as_real(local(param)).shape for param in self._params]
         self._sizes = [list(map(of_phase.sizes, shapes)) for of_phase in groups]
 
@@ -201,6 +205,10 @@ class KernelBundle(MemberBundle):
         if self._may_be_captured and is_captured(self.device):
             CAPTURED.append((inputs.table, inputs.layout))
             self._table = None  # later steps do not change this one
+        if phase.operation is None:
+            for column, written in zip(self._columns, self._copies, strict=False):
+                put_back(column, written)
+        self._copies = []
         if not phase.names:
             increment_version(self._params)
             return self.end(phase, [])
@@ -223,6 +231,9 @@ class KernelBundle(MemberBundle):
         """Return where the arguments are, and copies that were made of some."""
         copies: list[Tensor] = []
         gradients = list(map(GRADIENT, self._params))
+        if self._needs_order:
+            self._copies = [list(map(in_order, column)) for column in self._columns]
+            self._table = None
         if self.are_as_planned and self._are_read_in_place:
             rows = [list(map(Tensor.data_ptr, gradients))]
         else:
@@ -247,7 +258,7 @@ class KernelBundle(MemberBundle):
 
     def _rows(self) -> list[list[int]]:
         """Return where parameters and slots are: the plan has checked layouts, and aliases begin where these do."""
-        columns: list[list[Any]] = self._columns
+        columns: list[list[Any]] = self._copies or self._columns
         if self.signature.sharded:
             columns = [list(map(local, column)) for column in columns]
         return [list(map(Tensor.data_ptr, column)) for column in columns]
@@ -258,6 +269,10 @@ class KernelBundle(MemberBundle):
 
     def _addresses(self, column: list[Any], copies: list[Tensor]) -> list[int]:
         """Return where tensors are that programs only read, or copies of them in their parameters' layout."""
+        if self._needs_order:
+            ordered = list(map(in_order, column))
+            copies += ordered
+            return [tensor.data_ptr() for tensor in ordered]
         if self._are_usual and all(map(is_usual, column)):
             return [tensor.data_ptr() for tensor in column]
         pairs = zip(column, self._params, strict=True)

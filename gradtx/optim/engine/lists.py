@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,9 +40,11 @@ from gradtx.optim.engine.views import (
     can_be_split,
     cut,
     entries_of,
+    in_order,
     is_positional,
     part_of,
     plain,
+    put_back,
     view_or_copy,
 )
 from gradtx.optim.run import Member
@@ -194,6 +197,8 @@ class MemberBundle(ListBundle):
                 leaf.new = {}
 
     def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
+        for chunk in self._chunks:
+            chunk.put_back()
         if phase.names:
             self.hand_over(phase, results)
         self._results = []
@@ -234,6 +239,11 @@ class Chunk:
             self._written.append([member.state[key] for member, _ in pieces])
         self._columns: list[list[Tensor]] = [[] for _ in self._written]
         self.locate()
+        # Whether programs run on copies, since some are transposed, ...
+        written = itertools.chain.from_iterable(self._columns)
+        are_ordered = not signature.ordered or all(map(Tensor.is_contiguous, written))
+        self._needs_order = not are_ordered
+        self._copies: list[list[Tensor]] = []
         self._first_entries = (
             [_first_entry(*piece) for piece in pieces] if signature.positional else None
         )
@@ -265,7 +275,10 @@ class Chunk:
         gradients = list(map(GRADIENT, self._params))
         if not self._whole or not TYPES.issuperset(map(type, gradients)):
             gradients = list(map(self._read, gradients, self._pieces))
-        columns = [*self._columns, gradients]
+        if self._needs_order:
+            self._copies = [list(map(in_order, column)) for column in self._columns]
+            gradients = list(map(in_order, gradients))
+        columns = [*(self._copies or self._columns), gradients]
         for name in by_leaf:
             columns.append(
                 [
@@ -277,6 +290,12 @@ class Chunk:
             columns.append(self._first_entries)
         return columns
 
+    def put_back(self) -> None:
+        """Write into parameters and slots what the last call has written into copies."""
+        for column, copies in zip(self._columns, self._copies, strict=False):
+            put_back(column, copies)
+        self._copies = []
+
     def free_gradients(self) -> None:
         """Free the gradients of parameters that no later chunk contains a part of."""
         for member, window in self._pieces:
@@ -287,7 +306,9 @@ class Chunk:
         """Return a read-only tensor with the parameter's layout."""
         member, window = piece
         view = view_or_copy(tensor, member.param, window is not None)
-        return view if window is None else view[window]
+        if window is None:
+            return in_order(view) if self._needs_order else view
+        return view[window]
 
 
 def _first_entry(member: Member, window: slice | None) -> Tensor:
@@ -356,7 +377,7 @@ class ListEngine(Engine):
 
     def bundled(self, family: MemberFamily) -> list[MemberBundle]:
         has_owners = has_regions(family.operations)
-        family = family.signed(has_owners=has_owners)
+        family = family.signed(has_owners=has_owners, ordered=not family.kind.flat)
         equal = self._equal_slots(family) if self.shares_slots else ()
         members_of_values: dict[Any, list[Member]] = {}
         for member in family.members:

@@ -6,7 +6,7 @@ List programs process large leaves in parts, so that temporaries are small.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -38,11 +38,11 @@ def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
     """Return a plain tensor over the same memory; if `flat`, a vector whose entries correspond to those of `like`.
 
     Raises:
-        OddTensorError: If the entries have another layout than those of `like`, or are not contiguous.
+        OddTensorError: If the entries have another layout than those of `like`, or their memory has gaps.
     """
     tensor, like = plain(tensor), as_real(like)
     if not flat or (tensor.ndim == 0 and like.ndim > 0):
-        if tensor.is_contiguous():
+        if _is_dense(tensor):
             return tensor
         raise OddTensorError
     if tensor.is_contiguous() and like.is_contiguous():
@@ -50,6 +50,23 @@ def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
     if tensor.stride() == local(like).stride() and _is_dense(tensor):
         return tensor.as_strided((tensor.numel(),), (1,))
     raise OddTensorError
+
+
+def in_order(tensor: Tensor) -> Tensor:
+    """Return a plain tensor whose entries are in the order of their indices: a copy of a transposed one, ...
+
+    Programs with values of rows, columns, ... run on such copies: torch adds up the entries of others in an order that
+    depends on the number of threads.
+    """
+    return plain(tensor).contiguous()
+
+
+def put_back(written: Iterable[Tensor], copies: Iterable[Tensor]) -> None:
+    """Write what programs have written into copies, if they are some, into the tensors themselves."""
+    for tensor, copy in zip(written, copies, strict=True):
+        own = plain(tensor)
+        if not own.is_contiguous():
+            own.copy_(copy)
 
 
 def view_or_copy(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
