@@ -337,8 +337,8 @@ class KernelWriter(ExpressionWriter):
         """Let later kernels load values that an earlier one has written."""
         for store in written:
             value = self._value_of(store)
-            new = f"x{self._leaves.index(store.like)}"
-            self._lines[value] = self._assigned(self._names[value], value, new)
+            loaded = f"x{self._leaves.index(store.like)}"
+            self._lines[value] = self._assigned(self._names[value], value, loaded)
             self._inputs[value] = [store.like]
             self._reloaded.add(value)
 

@@ -157,7 +157,7 @@ def test_every_alias_takes_the_option_or_refuses_it_by_name():
         "sgd asgd accsgd aggmo pid swats apollo dadapt_adagrad dadapt_sgd cocob dog dowg ldog adaptive_gd lars rose"
     )
     own = "focus adamp sgdp ranger21 adamod fadam adams stable_adamw adafactor adafactor_torch muown splus namo_d adago"
-    free = "dadapt_adam dadapt_adan dadapt_lion prodigy momo momo_adam madgrad"
+    free = "dadapt_adam dadapt_adan dadapt_lion prodigy momo momo_adam madgrad prodigy_schedule_free schedule_free_plus"
     assert set(refused) == {*coupled.split(), *own.split(), *free.split()}
 
 
