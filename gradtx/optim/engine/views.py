@@ -42,7 +42,7 @@ def alias(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
     """
     tensor, like = plain(tensor), as_real(like)
     if not flat or (tensor.ndim == 0 and like.ndim > 0):
-        if _is_dense(tensor):
+        if tensor.is_contiguous() or _is_dense(tensor):
             return tensor
         raise OddTensorError
     if tensor.is_contiguous() and like.is_contiguous():

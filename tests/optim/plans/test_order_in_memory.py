@@ -76,6 +76,13 @@ def test_steps_are_those_of_contiguous_leaves_in_memory_that_stays(name, compile
     assert ways == ({"kernels"} if compile else {"lists"})
 
 
+@pytest.mark.parametrize("name", ["lamb", "came", "adafactor"])
+def test_an_empty_leaf_beside_them_runs_in_programs(name, leaves):
+    optimizer, params = made(name, [*leaves, torch.zeros(3, 0, dtype=torch.float64)], False)
+    train(optimizer, params)
+    assert {item.way for item in optimizer.explain()} == {"lists"}
+
+
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize("order", LARGE)
