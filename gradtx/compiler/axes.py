@@ -248,6 +248,11 @@ def tile_of(sizes: Sequence[int]) -> Tile | None:
     return None
 
 
+def padded_sizes(sizes: Sequence[int]) -> list[int]:
+    """Return the powers of two that hold the indices of each group of a batch but the first."""
+    return [1 << (size - 1).bit_length() for size in sizes[1:]]
+
+
 @dataclass(frozen=True)
 class Groups:
     """Neighbouring axes of a leaf on which the same values depend, as one.
@@ -284,10 +289,6 @@ class Groups:
         return is_first and all(
             0 in extent for extent in self.extents.values() if extent
         )
-
-    def padded(self, sizes: Sequence[int]) -> list[int]:
-        """Return the powers of two that hold the indices of each group of a batch but the first."""
-        return [1 << (size - 1).bit_length() for size in sizes[1:]]
 
     @property
     def form(self) -> Any:

@@ -25,16 +25,9 @@ INSTRUCTIONS = {
 }
 MISSING = "there is no C++ compiler; install g++ or clang"
 FLAGS = (
+    *("-x", "c++", "-std=c++17", "-shared", "-fPIC"),
     # As fast as with -O3, and compiled in a quarter of the time.
-    *(
-        "-x",
-        "c++",
-        "-std=c++17",
-        "-O2",
-        "-ftree-vectorize",
-        "-fvect-cost-model=dynamic",
-    ),
-    *("-shared", "-fPIC"),
+    *("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic"),
     # As torch's kernels compute: errors are values, integers wrap around, and each operation rounds.
     *("-fno-math-errno", "-fno-trapping-math", "-fwrapv", "-ffp-contract=off"),
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.torch_names import is_captured
-from gradtx.compiler.axes import Groups
+from gradtx.compiler.axes import Groups, padded_sizes
 from gradtx.compiler.write_kernels import KernelText
 
 CHUNK = 8192  # entries of a chunk in C++, and of one with values of columns in both languages
@@ -176,7 +176,7 @@ def _chunks_of(
     """Return the indices of the first group in a chunk, the chunks of one index, and the start of each chunk."""
     count, *row = sizes
     if groups.are_batches:
-        row = groups.padded(sizes)
+        row = padded_sizes(sizes)
     elif groups.axes is not None:
         last = len(sizes) - 1 if groups.tile is None else groups.tile.lane + 1
         return _chunks_of_rows([*sizes[:last], math.prod(sizes[last:])])

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from gradtx.compiler.graph import dtype_of, is_scalar
+from gradtx.compiler.graph import is_scalar
 from gradtx.compiler.liveness import Liveness
 from gradtx.compiler.write_cpp_expressions import (
     IDENTITIES,
@@ -102,10 +102,8 @@ class CppWriter(CppTiles):
             if row == self._last and self._fixed_row:
                 code = str(self._fixed_row)
             lines.append(f"const int64_t {name} = {code};")
-        inner = " * ".join([f"n{i}" for i in self._counted[1:]] or ["1"])
-        lines.append(
-            f"const int64_t inner = {inner};  // rows of an index of the first group"
-        )
+        inner = f"const int64_t inner = {self._inner};"
+        lines.append(f"{inner}  // rows of an index of the first group")
         lines.append("const int64_t first = a.leaf_chunks[leaf];")
         return [*lines, *self._words()]
 
@@ -123,14 +121,10 @@ class CppWriter(CppTiles):
     def _loads(self, needed: Needed) -> dict[Node, str]:
         """Return the line of each value that a kernel loads or computes."""
         lines = {}
-        for leaf in needed.read:
-            index = self._index(self._extent(leaf))
-            row = self._leaves.index(leaf)
-            lines[leaf] = self._loaded(row, leaf, f"p{row}[{index}]")
-        for node in needed.kept:
-            code = f"k{self._kept.index(node)}[{self._index(self._extent(node))}]"
-            code = self._converted(code, dtype_of(node))
-            lines[node] = self._assigned(self._names[node], node, code)
+        for node in (*needed.read, *needed.kept):
+            pointer, _ = self._address_of(node)
+            place = f"{pointer}[{self._index(self._extent(node))}]"
+            lines[node] = self._load(node, place)
         for node in needed.computed:
             lines[node] = self._lines[node]
         return lines
@@ -156,7 +150,7 @@ class CppWriter(CppTiles):
             lines += [*self._loop(code, "low", "high", stored, stage), "}"]
         else:
             lines.append("for (int64_t row = start; row < stop; row++) {")
-            lines += self._coordinates()
+            lines += self._coordinates(self._counted[1:])
             lines += self._row(code, stored, stage)
             lines.append("}")
         for node in of_leaf:
@@ -172,14 +166,6 @@ class CppWriter(CppTiles):
             "const bool is_last = pid + 1 == a.leaf_chunks[leaf + 1];",
             "const int64_t stop = is_last ? n0 * inner : a.chunk_start[pid + 1];",
         ]
-
-    def _coordinates(self) -> list[str]:
-        """Return the lines that find the indices of a row in all groups but the last."""
-        lines, rest = [], "row"
-        for i in reversed(self._full[1:-1]):
-            lines.append(f"const int64_t c{i} = {rest} % n{i}, r{i} = {rest} / n{i};")
-            rest = f"r{i}"
-        return [*lines, f"const int64_t c0 = {rest}, own = c0 - start / inner;"]
 
     def _partial_memory(self, stage: Sequence[Node]) -> list[str]:
         """Return the lines that find the partial values of a chunk and set them to those of no entries."""

@@ -22,9 +22,7 @@ WORDS = {torch.bfloat16: "uint16_t", torch.float8_e4m3fn: "uint8_t"}
 IDENTITIES = {"sum": "0.0", "max": "-INFINITE", "min": "INFINITE"}
 
 # Arguments of a phase, as `gradtx.compiler.cpp.Arguments` passes them.
-PRELUDE = (
-    f"#define TILE {TILE}"
-    + """
+PRELUDE = """
 #include <stdint.h>
 #define INFINITE __builtin_inf()
 #define NOT_A_NUMBER __builtin_nan("")
@@ -109,7 +107,6 @@ struct float8_e4m3fn {  // 4 bits of exponent and 3 of mantissa; NaN instead of 
   }
 };
 """
-)
 
 
 # What texts with tiles add.
@@ -246,10 +243,13 @@ class CppExpressions(ExpressionWriter):
         words = range(len(self._scalars))
         return [f"const int64_t s{j} = a.words[{j}];" for j in words]
 
-    def _total_of(self, name: str, node: Node, term: str) -> Total:
-        """Return the total of a reduction, given the code of what it reduces."""
+    def _total_of(
+        self, name: str, node: Node, term: str, is_narrow: bool = False
+    ) -> Total:
+        """Return the total of a reduction, given the code of what it reduces; a narrow sum of float32 is float32."""
         kind = kind_of(node)
-        is_float = is_single(node) and kind != "sum"
+        is_single = dtype_of(node) in (torch.float32, *HALF)
+        is_float = is_single and (is_narrow or kind != "sum")
         kind_of_value = "float" if is_float else "double"
         value = f"({kind_of_value}){term}"
         if node.target is aten.linalg_vector_norm.default:
@@ -271,11 +271,6 @@ class Total(NamedTuple):
     kind: str
     value: str
     type: str = "double"
-
-    def narrow(self) -> Total:
-        """Return this total in float32."""
-        value = self.value.replace("(double)", "(float)")
-        return self._replace(value=value, type="float")
 
     def start(self) -> str:
         """Return what comes before the loop."""
@@ -324,8 +319,3 @@ def prefetched(leaf: Node, pointer: str, first: str, last: str) -> str:
     size = dtype_of(leaf).itemsize
     loop = f"for (int64_t i = {first}; i < {last}; i += {LINE // size})"
     return f"{loop} __builtin_prefetch({pointer} + i + {AHEAD // size});"
-
-
-def is_single(node: Node) -> bool:
-    """Whether a value has the precision of float32, or less."""
-    return dtype_of(node) in (torch.float32, *HALF)

@@ -10,7 +10,7 @@ Other sums are partial values of the chunk.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch.fx import Node
 
@@ -22,7 +22,6 @@ from gradtx.compiler.write_cpp_expressions import (
     CppExpressions,
     Total,
     both,
-    is_single,
     kept_type,
     prefetched,
 )
@@ -58,14 +57,15 @@ class CppTiles(CppExpressions, KernelWriter):
         """Return the loop over the tiles of a chunk, which writes some values and reduces others."""
         self._held = set()
         moved = [x for x in (*needed.read, *needed.kept) if self._has_lanes(x)]
-        nodes = [x for group in needed for x in group]
-        leading = [x for x in nodes if self._extent(x) and not self._is_in_tile(x)]
+        nodes = [x for group in needed for x in group if self._extent(x)]
+        leading = [x for x in nodes if not self._is_in_tile(x)]
         lines = [
             *self._bounds_of_tile(),
             *map(self._line, leading),
             *self._taken_in(moved),
         ]
-        nests = self._nests(needed, stored, stage)
+        in_tile = [x for x in nodes if self._is_in_tile(x)]
+        nests = self._nests(in_tile, stored, stage)
         for i, nest in enumerate(nests):
             lines += self._loops_of(nest, nests[i + 1 :])
         lines += self._from_first_lane(list(map(self._taken_out, stored)))
@@ -74,17 +74,16 @@ class CppTiles(CppExpressions, KernelWriter):
         return [*lines, "}"]
 
     def _nests(
-        self, needed: Needed, stored: Sequence[Write], stage: Sequence[Node]
+        self, nodes: Sequence[Node], stored: Sequence[Write], stage: Sequence[Node]
     ) -> list[Nest]:
         """Return the loops of a tile, in order: passes over it, then what writes; larger extents read smaller slots."""
         nests: list[Nest] = []
-        nodes = [x for group in needed for x in group if self._is_in_tile(x)]
         for of_pass in self._passes(nodes):
             totals = [node for node in of_pass if node in self._of_rows]
             for extent in dict.fromkeys(map(self._reduced_extent, totals)):
                 own = [x for x in totals if self._reduced_extent(x) == extent]
                 nests.append(Nest(extent, reduced=own))
-            held = [x for x in of_pass if self._is_held(x, needed.computed)]
+            held = [x for x in of_pass if self._is_held(x, nodes)]
             for extent in sorted(set(map(self._extent, held)), key=len):
                 own = [x for x in held if self._extent(x) == extent]
                 nests.append(Nest(extent, held=own))
@@ -121,17 +120,24 @@ class CppTiles(CppExpressions, KernelWriter):
         """Return the extent of what is reduced."""
         return self._extent(self._operand_of(node))
 
-    def _is_held(self, node: Node, computed: Iterable[Node]) -> bool:
+    def _is_held(self, node: Node, nodes: Iterable[Node]) -> bool:
         """Whether a tile computes a value once, as loops over more groups read it; others compute it where they are."""
         extent = self._extent(node)
-        if node not in self._lines or self._is_kept(node) or extent == self._full:
+        is_loaded = node in self._reloaded or self._is_kept(node)
+        if node not in self._lines or is_loaded or not self._is_in_stage(extent):
             return False
-        if node in self._reloaded:
-            return False
-        users = [self._extent(x) for x in computed if node in self._inputs[x]]
-        return self._is_in_stage(extent) and any(set(x) > set(extent) for x in users)
+        users = [x for x in nodes if node in self._inputs.get(x, ())]
+        return any(set(self._extent(x)) > set(extent) for x in users)
 
     # Indices.
+
+    def _coordinates(self, groups: Extent, rest: str = "row") -> list[str]:
+        """Return the lines that find the indices in the first group and in these, given that of all of them."""
+        lines = []
+        for i in reversed(groups):
+            lines.append(f"const int64_t c{i} = {rest} % n{i}, r{i} = {rest} / n{i};")
+            rest = f"r{i}"
+        return [*lines, f"const int64_t c0 = {rest}, own = c0 - start / inner;"]
 
     def _bounds_of_tile(self) -> list[str]:
         """Return the start of the loop over tiles, which finds the indices of leading groups and the first lane."""
@@ -139,11 +145,7 @@ class CppTiles(CppExpressions, KernelWriter):
         lines = ["for (int64_t row = start, count; row < stop; row += count) {"]
         if lane:
             lines.append(f"const int64_t at = row % n{lane}, r{lane} = row / n{lane};")
-            for i in reversed(range(1, lane)):
-                lines.append(
-                    f"const int64_t c{i} = r{i + 1} % n{i}, r{i} = r{i + 1} / n{i};"
-                )
-            lines.append("const int64_t c0 = r1, own = c0 - start / inner;")
+            lines += self._coordinates(self._counted[1:-1], f"r{lane}")
         else:
             lines.append("const int64_t at = row, own = row - start;")
         return [
@@ -154,10 +156,8 @@ class CppTiles(CppExpressions, KernelWriter):
 
     def _slot(self, extent: Extent) -> str:
         """Return the code of the index of a value in memory of a tile."""
-        code = ""
-        for i in self._after(extent):
-            code = f"({code}) * n{i} + c{i}" if code else f"c{i}"
-        return f"({code}) * {self._tile.lanes} + l" if code else "l"
+        short = self._after(extent)
+        return f"({self._index(short)}) * {self._tile.lanes} + l" if short else "l"
 
     def _short_entries(self, extent: Extent) -> str:
         """Return how many values of an extent each lane has."""
@@ -221,19 +221,22 @@ class CppTiles(CppExpressions, KernelWriter):
         """Return the line that loads a value, or computes it."""
         extent = self._extent(node)
         if node in self._held:
-            code = f"{self._names[node]}_tile[{self._slot(extent)}]"
-        elif node in self._leaves or self._is_kept(node):
-            pointer, _ = self._address_of(node)
-            is_moved = self._has_lanes(node)
-            index = self._slot(extent) if is_moved else self._index(extent)
-            code = f"{pointer}{'_tile' * is_moved}[{index}]"
-            if node in self._leaves:
-                return self._loaded(self._leaves.index(node), node, code)
-        else:
+            place = f"{self._names[node]}_tile[{self._slot(extent)}]"
+        elif not (node in self._leaves or self._is_kept(node)):
             return self._lines[node]
-        return self._assigned(
-            self._names[node], node, self._converted(code, dtype_of(node))
-        )
+        else:
+            pointer, _ = self._address_of(node)
+            place = f"{pointer}[{self._index(extent)}]"
+            if self._has_lanes(node):
+                place = f"{pointer}_tile[{self._slot(extent)}]"
+        return self._load(node, place)
+
+    def _load(self, node: Node, place: str) -> str:
+        """Return the line that loads an argument, or a value that was computed before."""
+        if node in self._leaves:
+            return self._loaded(self._leaves.index(node), node, place)
+        code = self._converted(place, dtype_of(node))
+        return self._assigned(self._names[node], node, code)
 
     def _loops_of(self, nest: Nest, later: Sequence[Nest]) -> list[str]:
         """Return loops with the memory of the tile that they write, and hold what they compute for later ones."""
@@ -303,24 +306,22 @@ class CppTiles(CppExpressions, KernelWriter):
 
     def _by_lane(self, node: Node, among: Iterable[Node]) -> Node:
         """Return the reduction that has the values of each lane: this one, or one like it that keeps lanes apart."""
-        form = node.target, self._operand_of(node), self._after(self._extent(node))
-        for other in among:
-            of_other = other.target, self._operand_of(other)
-            is_like = form == (*of_other, self._after(self._extent(other)))
-            if is_like and self._has_lanes(other):
-                return other
-        return node
 
-    def _total(self, node: Node) -> Total:
+        def form(reduction: Node) -> tuple[Any, ...]:
+            operand = self._operand_of(reduction)
+            return reduction.target, operand, self._short(reduction)
+
+        with_lanes = filter(self._has_lanes, among)
+        return next((x for x in with_lanes if form(x) == form(node)), node)
+
+    def _total(self, node: Node, is_narrow: bool = False) -> Total:
         is_partial = node in self._partial
         name = f"y{self._partial.index(node)}" if is_partial else self._names[node]
-        return self._total_of(name, node, self._terms[node])
+        return self._total_of(name, node, self._terms[node], is_narrow)
 
     def _total_of_tile(self, node: Node) -> Total:
         """Return the total of a lane; one of few float32 entries is float32, of which vectors have more lanes."""
-        total = self._total(node)
-        is_short = self._tile.lanes == MOST_LANES
-        return total.narrow() if is_short and is_single(node) else total
+        return self._total(node, is_narrow=self._tile.lanes == MOST_LANES)
 
     def _computed_from_tile(self, outputs: Iterable[Node]) -> list[Node]:
         """Return what loops over a tile load and compute for some values, in order."""
@@ -350,12 +351,12 @@ class CppTiles(CppExpressions, KernelWriter):
         total, extent = self._total(node), self._extent(node)
         lanes = f"{self._total(self._by_lane(node, stage)).name}_lanes"
         of_lane = f"({total.type}){lanes}[{self._slot(extent)}]"
-        own = "own + l" if self._tile.lane == 0 else "own"
-        target = f"{total.name}[{self._index(extent, own)}]"
+        first = "own + l" if self._tile.lane == 0 else "own"
+        target = f"{total.name}[{self._index(extent, first)}]"
         if self._has_lanes(node):
             line = f"{target} = {both(total, target, of_lane)};"
             return self._over_short(extent, self._over_lanes([line], "count"))
-        own = Total(total.name, total.kind, of_lane, total.type)
-        loop = self._over_lanes([own.update()], "count", own.clause())
-        line = f"{target} = {both(total, target, own.end())};"
-        return self._over_short(extent, [own.start(), *loop, line])
+        over_lanes = total._replace(value=of_lane)
+        loop = self._over_lanes([over_lanes.update()], "count", over_lanes.clause())
+        line = f"{target} = {both(total, target, over_lanes.end())};"
+        return self._over_short(extent, [over_lanes.start(), *loop, line])

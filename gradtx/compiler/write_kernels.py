@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple
 
@@ -309,16 +309,29 @@ class KernelWriter(ExpressionWriter):
                 continue
             if depth < len(stages) and stages[depth]:
                 early.setdefault(depth, []).append(store)
-        lines, inputs = {**self._lines}, {**self._inputs}
-        for depth, stores in early.items():
-            self._reload(stores)
-            later = [x for of_stage in outputs[depth + 1 :] for x in of_stage]
-            written = [store.node for store in stores]
-            needed = self._needed([x for x in later if x not in written])
-            early[depth] = [x for x in stores if not self._reads_old(x, needed)]
-            self._lines, self._inputs = {**lines}, {**inputs}
-        self._reloaded.clear()
+        while outdated := self._needed_as_they_were(early, outputs):
+            for depth, stores in early.items():
+                early[depth] = [x for x in stores if x not in outdated]
         return early
+
+    def _needed_as_they_were(
+        self, early: Mapping[int, list[Write]], outputs: Sequence[Sequence[Node]]
+    ) -> list[Write]:
+        """Return which slots later stages still read as they were before, if stages write these early."""
+        lines, inputs = {**self._lines}, {**self._inputs}
+        written = [store.node for stores in early.values() for store in stores]
+        known: list[Write] = []
+        outdated: list[Write] = []
+        for depth, of_stage in enumerate(outputs):
+            own = early.get(depth, [])
+            others = [x for x in of_stage if x not in written]
+            needed = self._needed([*others, *(store.node for store in own)])
+            outdated += [x for x in known if self._reads_old(x, needed)]
+            self._reload(own)
+            known += own
+        self._lines, self._inputs = lines, inputs
+        self._reloaded.clear()
+        return outdated
 
     def _value_of(self, store: Write) -> Node:
         """Return the value that is written, which later operations read."""
@@ -645,6 +658,11 @@ class KernelWriter(ExpressionWriter):
         """The groups whose indices chunks consist of: all but the last one, or those up to the lanes of tiles."""
         tile = self._groups.tile
         return self._full[:-1] if tile is None else self._full[: tile.lane + 1]
+
+    @property
+    def _inner(self) -> str:
+        """The code of how many of these there are for each index of the first group."""
+        return " * ".join([f"n{i}" for i in self._counted[1:]] or ["1"])
 
     # Where values are.
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch.fx import Node
 
-from gradtx.compiler.axes import Extent
+from gradtx.compiler.axes import Extent, padded_sizes
 from gradtx.compiler.graph import dtype_of
 from gradtx.compiler.text import constant
 from gradtx.compiler.write_expressions import ExpressionWriter
@@ -134,8 +134,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
                 else f"tl.load(blocks + {row} * n_leaves + leaf)"
             )
             lines.append(f"{name} = {code}")
-        inner = " * ".join([f"n{i}" for i in self._full[1:-1]] or ["1"])
-        lines += [f"inner = {inner}", "chunks = tl.load(leaf_chunks + leaf)"]
+        lines += [f"inner = {self._inner}", "chunks = tl.load(leaf_chunks + leaf)"]
         return [*lines, *self._words()]
 
     def _rows_of_chunk(self) -> list[str]:
@@ -311,7 +310,7 @@ class TritonWriter(TritonExpressions, KernelWriter):
         self, needed: Needed, stored: Sequence[Write], stage: Sequence[Node]
     ) -> list[str]:
         """Return the lines of a tile that has all that belongs to some indices of the first group."""
-        padded = self._groups.padded(self._sizes)
+        padded = padded_sizes(self._sizes)
         lanes = (
             f"start + tl.arange(0, {max(CONSTANTS['BLOCK'] // math.prod(padded), 1)})"
         )

@@ -75,6 +75,27 @@ def test_sums_over_the_entries_of_a_small_matrix_need_no_kernel_of_their_own(tex
     assert "void combine0" not in text
 
 
+def test_a_slot_whose_old_value_is_read_later_is_not_written_early():
+    def init(param):
+        return {name: torch.zeros_like(param[..., 0]) for name in ("first", "second")}
+
+    @gradtx.per_tensor()
+    def follow():
+        def update(update, state, param, ctx):
+            first, second = state["first"], state["second"]
+            new = {"first": first + update.sum(-1), "second": second + first}
+            result = update * (1 + new["first"][..., None]) + second[..., None] + update.sum(-2, keepdim=True)
+            return result / result.square().mean().sqrt(), new
+
+        return init, update
+
+    start, gradients = random([(64, 32, 3, 3)])
+    found, ways = stepped(gradtx.chain(follow(), gradtx.scale(-0.1)), start, gradients)
+    assert ways == {"kernels"}
+    expected, _ = stepped(gradtx.chain(follow(), gradtx.scale(-0.1)), start, gradients, compile=False)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 9), min_size=1, max_size=3).flatmap(
