@@ -9,12 +9,14 @@ from torch import Tensor
 
 
 class JointVector:
-    """Vectors with all entries of some tensors, in at least float32, on the device of the first."""
+    """Vectors with all entries of some tensors, in at least a dtype, on the device of the first."""
 
-    def __init__(self, like: Sequence[Tensor]) -> None:
+    def __init__(
+        self, like: Sequence[Tensor], dtype: torch.dtype = torch.float32
+    ) -> None:
         self.like = like
         self.sizes = [leaf.numel() for leaf in like]
-        self.dtype = torch.float32
+        self.dtype = dtype
         for leaf in like:
             self.dtype = torch.promote_types(self.dtype, leaf.dtype)
         self.device = like[0].device if like else None

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from gradtx.base import tree as _tree
 from gradtx.base.exact import exact_dtype
 from gradtx.base.messages import describe
+from gradtx.base.progress import progress_bar
 from gradtx.functional import stack, unstack
 from gradtx.sweeps.checkpoint import SweepCheckpoint
 from gradtx.sweeps.members import Progress, Trainer, Trial, check_supplied
@@ -147,7 +148,7 @@ def sweep(
     )
     saved = SweepCheckpoint(checkpoint, arguments)
     runs: dict[Trial, Training] = {}
-    bar = _bar(progress, steps * len(trainers))
+    bar = progress_bar("sweep", progress, steps * len(trainers), "steps")
     try:
         for i, trainer in enumerate(trainers):
             state = saved.load(i) or trainer.start()
@@ -392,32 +393,6 @@ def _chunks(members: Sequence[Trial], most: int | None) -> Iterator[Sequence[Tri
     count = 1 if most is None else -(-len(members) // most)
     for chunk in torch.arange(len(members)).tensor_split(count):
         yield [members[i] for i in chunk.tolist()]
-
-
-class _NoBar:
-    """Stands in for a progress bar."""
-
-    def update(self, n: int = 1) -> None: ...
-
-    def set_postfix_str(self, text: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
-def _bar(progress: bool | None, total: int) -> Any:
-    if progress is False:
-        return _NoBar()
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        if progress:
-            raise ImportError(
-                "sweep: progress=True needs tqdm: pip install tqdm"
-            ) from None
-        return _NoBar()
-    # tqdm takes None for "unless stderr is a terminal".
-    disable = None if progress is None else False
-    return tqdm(total=total, desc="sweep", unit=" steps", leave=False, disable=disable)
 
 
 def _show_best(bar: Any, state: Progress) -> None:

@@ -6,7 +6,6 @@ import csv
 import math
 import os
 from collections.abc import Callable, Mapping
-from statistics import median
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from gradtx.base.exact import Schedule
 from gradtx.base.messages import aligned, describe
 from gradtx.watching.figures import FIGURES, STEP
-from gradtx.watching.findings import Finding
+from gradtx.watching.findings import Finding, finite_median
 from gradtx.watching.links import Link
 from gradtx.watching.sample import Sample
 
@@ -183,7 +182,7 @@ class Seen:
                 rows_of.setdefault(leaf, []).append(row)
 
         def size(leaf: str) -> float:
-            return -_finite_median([row["update_to_weight"] for row in rows_of[leaf]])
+            return -finite_median([row["update_to_weight"] for row in rows_of[leaf]])
 
         leaves = sorted(rows_of, key=size)
         table = [["leaf", *shown]]
@@ -324,14 +323,9 @@ def _logged_values(sample: Sample) -> dict[str, float]:
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
-def _finite_median(values: list[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return median(finite) if finite else math.nan
-
-
 def _median_of(rows: list[dict[str, float]], name: str) -> str:
     """Return the median of a figure as text; nothing if it was not measured."""
-    value = _finite_median([row[name] for row in rows])
+    value = finite_median([row[name] for row in rows])
     return "" if math.isnan(value) else f"{value:.3g}"
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from gradtx.base import tree as _tree
 from gradtx.base.messages import describe
+from gradtx.base.progress import progress_bar
+from gradtx.base.vectors import JointVector
 from gradtx.functional import learning_rate
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.state.nested import LEAF_STEPS, enter
@@ -223,24 +225,6 @@ def _parts_of(
     return settings.chain(settings.values(), device), state, values
 
 
-def _joined(leaves: Mapping[str, Tensor]) -> Tensor:
-    device = next(iter(leaves.values())).device
-    return torch.cat(
-        [
-            leaf.detach().reshape(-1).to(device, torch.float64)
-            for leaf in leaves.values()
-        ]
-    )
-
-
-def _split(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    parts = vector.split([leaf.numel() for leaf in like.values()])
-    return {
-        name: part.view(leaf.shape).to(leaf.device, leaf.dtype)
-        for (name, leaf), part in zip(like.items(), parts, strict=True)
-    }
-
-
 def _first_vector(size: int, seed: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(size, generator=generator, dtype=torch.float64).to(device)
@@ -267,9 +251,10 @@ def _hessian_product(
             loss.reshape(()), at, create_graph=True, materialize_grads=True
         )
     curved = [i for i, gradient in enumerate(gradients) if gradient.requires_grad]
+    space = JointVector(list(values.values()), torch.float64)
 
     def product(vector: Tensor) -> Tensor:
-        directions = list(_split(vector, values).values())
+        directions = space.parts(vector)
         if not curved:  # the loss is linear
             return torch.zeros_like(vector)
         columns = torch.autograd.grad(
@@ -279,7 +264,7 @@ def _hessian_product(
             retain_graph=True,
             materialize_grads=True,
         )
-        return _joined(dict(zip(values, columns, strict=True)))
+        return space.joined([column.detach() for column in columns])
 
     return product
 
@@ -310,10 +295,11 @@ def _preconditioner(
 
     # Its transpose, which is the same: both are symmetric.
     pull: Callable[..., Any] = torch.func.vjp(updates_of, zeros)[1]
+    space = JointVector(list(values.values()), torch.float64)
 
     def respond(vector: Tensor) -> Tensor:
-        (response,) = pull(_split(vector, values))
-        return _joined(response) / -lr
+        (response,) = pull(dict(zip(values, space.parts(vector), strict=True)))
+        return space.joined([response[name].detach() for name in values]) / -lr
 
     return respond, lr, 2 * (1 + _momentum_of(tx)) / lr
 
@@ -354,42 +340,45 @@ def largest_eigenvalues(
     images: list[Tensor] = []  # J v; the vector itself without a preconditioner
     diagonal: list[float] = []
     off_diagonal: list[float] = []
-    vector = first
-    eigenvalues, residual = torch.zeros(0), 0.0
-    for _ in _with_bar(iterations, progress):
-        image = vector if precondition is None else precondition(vector)
-        length = math.sqrt(max(torch.dot(vector, image).item(), 0.0))
-        if not vectors and not length > 0:
-            raise ValueError(
-                "sharpness: the updates of the chain do not respond to a small gradient, so its preconditioner is 0"
-            )
-        scale = max(map(abs, (*diagonal, *off_diagonal)), default=0.0)
-        if (
-            vectors and length <= 1e-12 * scale
-        ):  # an invariant subspace: the eigenvalues are exact
-            residual = 0.0
-            break
-        if vectors:
-            off_diagonal.append(length)
-        vectors.append(vector / length)
-        images.append(image / length)
-        vector = product(images[-1])
-        diagonal.append(torch.dot(vector, images[-1]).item())
-        for _ in range(2):  # once leaves rounding errors
-            for basis, image_of_basis in zip(vectors, images, strict=True):
-                vector = vector - torch.dot(vector, image_of_basis) * basis
-        eigenvalues, coordinates = torch.linalg.eigh(
-            _tridiagonal(diagonal, off_diagonal)
+    vector, image, length = first, *_with_length(first, precondition)
+    if not length > 0:
+        raise ValueError(
+            "sharpness: the updates of the chain do not respond to a small gradient, so its preconditioner is 0"
         )
-        rest = vector if precondition is None else precondition(vector)
-        beta = math.sqrt(max(torch.dot(vector, rest).item(), 0.0))
-        last = coordinates[-1].flip(0)[:k].abs().max().item()
-        largest = eigenvalues.abs().max().item()
-        residual = beta * last / largest if largest > 0 else 0.0
-        # A first residual can be small by chance.
-        if len(diagonal) > 2 * k and residual < RESIDUAL:
-            break
+    eigenvalues, residual = torch.zeros(0), 0.0
+    with closing(progress_bar("sharpness", progress, iterations, "products")) as bar:
+        for _ in range(iterations):
+            scale = max(map(abs, (*diagonal, *off_diagonal)), default=0.0)
+            # In an invariant subspace, the eigenvalues are exact.
+            if vectors and length <= 1e-12 * scale:
+                residual = 0.0
+                break
+            if vectors:
+                off_diagonal.append(length)
+            vectors.append(vector / length)
+            images.append(image / length)
+            vector = product(images[-1])
+            diagonal.append(torch.dot(vector, images[-1]).item())
+            for _ in range(2):  # once leaves rounding errors
+                for basis, image_of_basis in zip(vectors, images, strict=True):
+                    vector = vector - torch.dot(vector, image_of_basis) * basis
+            tridiagonal = _tridiagonal(diagonal, off_diagonal)
+            eigenvalues, coordinates = torch.linalg.eigh(tridiagonal)
+            image, length = _with_length(vector, precondition)
+            last = coordinates[-1].flip(0)[:k].abs().max().item()
+            largest = eigenvalues.abs().max().item()
+            residual = length * last / largest if largest > 0 else 0.0
+            bar.update()
+            # A first residual can be small by chance.
+            if len(diagonal) > 2 * k and residual < RESIDUAL:
+                break
     return eigenvalues.flip(0)[:k].tolist(), residual
+
+
+def _with_length(vector: Tensor, precondition: Product | None) -> tuple[Tensor, float]:
+    """Return what the preconditioner makes of a vector, and its length in the inner product of that."""
+    image = vector if precondition is None else precondition(vector)
+    return image, math.sqrt(max(torch.dot(vector, image).item(), 0.0))
 
 
 def _tridiagonal(diagonal: list[float], off_diagonal: list[float]) -> Tensor:
@@ -398,21 +387,3 @@ def _tridiagonal(diagonal: list[float], off_diagonal: list[float]) -> Tensor:
         beside = torch.tensor(off_diagonal, dtype=torch.float64)
         matrix = matrix + torch.diag(beside, 1) + torch.diag(beside, -1)
     return matrix
-
-
-def _with_bar(iterations: int, progress: bool | None) -> Iterator[int]:
-    """Yield the numbers of iterations, with a progress bar if it is wanted and there is one."""
-    if progress is False:
-        yield from range(iterations)
-        return
-    try:
-        tqdm = importlib.import_module("tqdm").tqdm
-    except ImportError:
-        if progress:
-            raise ImportError(
-                "sharpness: progress=True needs tqdm: pip install tqdm"
-            ) from None
-        yield from range(iterations)
-        return
-    disable = None if progress is None else False  # None: unless stderr is a terminal
-    yield from tqdm(range(iterations), desc="sharpness", leave=False, disable=disable)

@@ -40,6 +40,7 @@ from gradtx.optim.engine.lists import Chunk, ListEngine, MemberBundle
 from gradtx.optim.engine.step_plan import GRADIENT
 from gradtx.optim.engine.views import (
     RefusedError,
+    are_in_order,
     in_order,
     is_positional,
     put_back,
@@ -93,9 +94,7 @@ class KernelBundle(MemberBundle):
         # Whether kernels read gradients like those of the plan where they are.
         self._are_read_in_place = False
         # Whether kernels run on copies, since some tensors are transposed, ...; and the copies that they write.
-        written = itertools.chain.from_iterable(self._columns)
-        is_ordered = all(local(tensor).is_contiguous() for tensor in written)
-        self._needs_order = self.signature.ordered and not is_ordered
+        self._needs_order = self.signature.ordered and not are_in_order(self._columns)
         self._copies: list[list[Tensor]] = []
 
     def _divided(self, splits: bool) -> list[Chunk]:
@@ -205,10 +204,10 @@ class KernelBundle(MemberBundle):
         if self._may_be_captured and is_captured(self.device):
             CAPTURED.append((inputs.table, inputs.layout))
             self._table = None  # later steps do not change this one
-        if phase.operation is None:
-            for column, written in zip(self._columns, self._copies, strict=False):
-                put_back(column, written)
-        self._copies = []
+        if self._copies:
+            if phase.operation is None:
+                put_back(self._columns, self._copies)
+            self._copies = []
         if not phase.names:
             increment_version(self._params)
             return self.end(phase, [])
@@ -233,7 +232,7 @@ class KernelBundle(MemberBundle):
         gradients = list(map(GRADIENT, self._params))
         if self._needs_order:
             self._copies = [list(map(in_order, column)) for column in self._columns]
-            self._table = None
+            self.locate()
         if self.are_as_planned and self._are_read_in_place:
             rows = [list(map(Tensor.data_ptr, gradients))]
         else:

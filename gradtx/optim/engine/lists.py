@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -37,6 +36,7 @@ from gradtx.optim.engine.step_plan import GRADIENT
 from gradtx.optim.engine.views import (
     RefusedError,
     alias,
+    are_in_order,
     can_be_split,
     cut,
     entries_of,
@@ -197,8 +197,9 @@ class MemberBundle(ListBundle):
                 leaf.new = {}
 
     def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
-        for chunk in self._chunks:
-            chunk.put_back()
+        if self.signature.ordered:
+            for chunk in self._chunks:
+                chunk.put_back()
         if phase.names:
             self.hand_over(phase, results)
         self._results = []
@@ -240,9 +241,7 @@ class Chunk:
         self._columns: list[list[Tensor]] = [[] for _ in self._written]
         self.locate()
         # Whether programs run on copies, since some are transposed, ...
-        written = itertools.chain.from_iterable(self._columns)
-        are_ordered = not signature.ordered or all(map(Tensor.is_contiguous, written))
-        self._needs_order = not are_ordered
+        self._needs_order = signature.ordered and not are_in_order(self._columns)
         self._copies: list[list[Tensor]] = []
         self._first_entries = (
             [_first_entry(*piece) for piece in pieces] if signature.positional else None
@@ -273,11 +272,11 @@ class Chunk:
     def columns(self, by_leaf: Sequence[str], run: Any) -> list[list[Tensor]]:
         """Return the arguments of all leaves, with the current gradients and extras."""
         gradients = list(map(GRADIENT, self._params))
-        if not self._whole or not TYPES.issuperset(map(type, gradients)):
-            gradients = list(map(self._read, gradients, self._pieces))
+        are_plain = self._whole and TYPES.issuperset(map(type, gradients))
         if self._needs_order:
             self._copies = [list(map(in_order, column)) for column in self._columns]
-            gradients = list(map(in_order, gradients))
+        if self._needs_order or not are_plain:
+            gradients = list(map(self._read, gradients, self._pieces))
         columns = [*(self._copies or self._columns), gradients]
         for name in by_leaf:
             columns.append(
@@ -292,9 +291,9 @@ class Chunk:
 
     def put_back(self) -> None:
         """Write into parameters and slots what the last call has written into copies."""
-        for column, copies in zip(self._columns, self._copies, strict=False):
-            put_back(column, copies)
-        self._copies = []
+        if self._copies:
+            put_back(self._columns, self._copies)
+            self._copies = []
 
     def free_gradients(self) -> None:
         """Free the gradients of parameters that no later chunk contains a part of."""

@@ -6,6 +6,7 @@ List programs process large leaves in parts, so that temporaries are small.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Collection, Iterable
 
 import torch
@@ -61,12 +62,21 @@ def in_order(tensor: Tensor) -> Tensor:
     return plain(tensor).contiguous()
 
 
-def put_back(written: Iterable[Tensor], copies: Iterable[Tensor]) -> None:
-    """Write what programs have written into copies, if they are some, into the tensors themselves."""
-    for tensor, copy in zip(written, copies, strict=True):
-        own = plain(tensor)
-        if not own.is_contiguous():
-            own.copy_(copy)
+def are_in_order(columns: Iterable[Iterable[Tensor]]) -> bool:
+    """Whether no tensor of some columns has its entries in another order."""
+    tensors = itertools.chain.from_iterable(columns)
+    return all(local(tensor).is_contiguous() for tensor in tensors)
+
+
+def put_back(
+    columns: Iterable[Iterable[Tensor]], copies: Iterable[Iterable[Tensor]]
+) -> None:
+    """Write into the tensors of columns what programs have written into copies of them."""
+    for column, written in zip(columns, copies, strict=True):
+        for tensor, copy in zip(column, written, strict=True):
+            own = plain(tensor)
+            if not own.is_contiguous():
+                own.copy_(copy)
 
 
 def view_or_copy(tensor: Tensor, like: Tensor, flat: bool) -> Tensor:
