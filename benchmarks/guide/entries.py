@@ -16,12 +16,16 @@ OTHER_RATES = {
     "a2grad": ("lips", 10.0),
     "cocob": ("alpha", 100.0),
 }
+# What no task fits: gradients of single samples, and a step from losses alone.
+LEFT_OUT = ("dpsgd", "mezo")
 # Methods whose authors use no schedule: they average, or find their own rate.
 WITHOUT_SCHEDULE = (
     *(
         "schedule_free_sgd",
         "schedule_free_adamw",
         "schedule_free_radam",
+        "schedule_free_plus",
+        "prodigy_schedule_free",
         "cocob",
         "alig",
         "a2grad",
@@ -115,6 +119,8 @@ def entries() -> dict[str, Entry]:
     """Return all entries by name."""
     result: dict[str, Entry] = {}
     for name in gradtx.get_supported_optimizers():
+        if name in LEFT_OUT:
+            continue
         factory = getattr(gradtx, name)
         arguments = factory.spec.arguments.by_name
         rate_name, centre = OTHER_RATES.get(name, ("lr", CENTRE))
