@@ -50,7 +50,7 @@ LAST = 50  # steps whose losses are averaged
 PEER_STEPS = 300
 ROWS = (256, 1024, 4096)
 EVERY = 10  # steps between the points of the plot
-CODES = ["bfloat16+8", "bfloat16:stochastic", "float8", "int8", "int4"]
+CODES = ["bfloat16+8", "bfloat16:stochastic", "float8", "int8", "int4", "factored"]
 FLOAT32 = "float32"
 
 
@@ -279,6 +279,7 @@ PEERS: dict[str, tuple[Callable[[Any], torch.optim.Optimizer], bool]] = {
     'gradtx, "int8"': (ours("int8"), False),
     'gradtx, "float8"': (ours("float8"), False),
     'gradtx, "int4"': (ours("int4"), False),
+    'gradtx, "factored"': (ours("factored"), False),
     "torchao, AdamW8bit": (peer("torchao.optim", "AdamW8bit"), False),
     "torchao, AdamWFp8": (peer("torchao.optim", "AdamWFp8"), False),
     "torchao, AdamW4bit": (peer("torchao.optim", "AdamW4bit"), False),

@@ -10,7 +10,8 @@ from gradtx import Codec
 from gradtx.state.codes import CODES
 
 SHAPES = [(64, 128), (7, 100), (5, 3, 3, 3), (4096,), (130,), (3, 7), (1, 1)]
-PLAIN = [name for name, codec in CODES.items() if not codec.random]
+# Codes of entries; that of whole slots follows below.
+PLAIN = [name for name, codec in CODES.items() if not codec.random and codec.shapes_of is None]
 
 
 def values_of(shape, seed, positive, dtype=torch.float32):

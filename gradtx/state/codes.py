@@ -13,6 +13,7 @@ from torch import Tensor
 from gradtx.base.inputs import accepts
 from gradtx.base.messages import describe, form, nearest
 from gradtx.base.torch_names import same_bits
+from gradtx.state import factors
 
 __all__ = ["Codec"]
 
@@ -36,22 +37,27 @@ class Codec:
     is an index of dimension 0. The functions then receive tensors of shape (rows, blocks, block) and scales of shape
     (rows, blocks, 1).
 
+    With `shapes_of`, the functions see a slot as a whole, and its tensors have shapes of their own, as the factors of
+    a matrix have. Such a code applies to slots of their parameter's shape that no rank divides.
+
     Args:
         encode: `(values, scale) -> codes`; without a block `values -> codes`. With `parts` it returns a tuple of the
-            codes and each part. All have the shape of the values.
+            codes and each part. All have the shape of the values, or those of `shapes_of`.
         decode: `(codes, *parts, scale) -> values` in at least float32; without a block `(codes, *parts) -> values`.
+            With `shapes_of`, of any shape with as many entries as the slot.
         block: The number of entries that share a scale, a power of two; None for a code without scales.
         scale: The scale of a block as a function of its largest magnitude; by default the magnitude itself.
         parts: The names of additional tensors that `encode` returns, stored as `<slot>.<part>`.
         nonnegative: A different code for slots whose values are never negative, if any.
         packs: The number of codes, from 0 to 15 or from -8 to 7, per byte: 1, or 2 along the last dimension, if any.
         random: Whether `encode` receives 16 random bits per entry as its last argument.
+        shapes_of: For a code of whole slots: the shapes of the codes and of each part, given that of the slot.
         name: The name in errors and checkpoints. Checkpoints tell codes apart by it, so change it with the functions.
 
     Raises:
         TypeError: If `encode` or `decode` does not accept its arguments.
-        ValueError: If `block` is not a power of two or `packs` is neither 1 nor 2; on use, if `encode` or `decode`
-            returns another shape or fewer bits.
+        ValueError: If `block` is not a power of two, if `packs` is neither 1 nor 2, or if `shapes_of` is beside a
+            block, `packs=2` or `random`; on use, if `encode` or `decode` returns another shape or fewer bits.
 
     Example:
         >>> halves = gradtx.Codec(
@@ -70,6 +76,7 @@ class Codec:
     nonnegative: Codec | None = None
     packs: int = 1
     random: bool = False
+    shapes_of: Callable[[Shape], tuple[Shape, ...]] | None = None
     name: str = "codec"
 
     def __post_init__(self) -> None:
@@ -77,6 +84,12 @@ class Codec:
             raise ValueError(f"Codec: block must be a power of two, got {self.block!r}")
         if self.packs not in (1, 2):
             raise ValueError(f"Codec: packs must be 1 or 2, got {self.packs!r}")
+        if self.shapes_of is not None and (
+            self.block is not None or self.packs > 1 or self.random
+        ):
+            raise ValueError(
+                "Codec: shapes_of describes a code of whole slots, which has no block, packs=1 and no random bits"
+            )
         scale = () if self.block is None else ("scale",)
         noise = ("noise",) if self.random else ()
         _check_accepts("encode", self.encode, ("values", *scale, *noise))
@@ -87,7 +100,7 @@ class Codec:
         """Return a built-in code by name, optionally with a different block length.
 
         Args:
-            name: "int8", "int4", "float8", "bfloat16+8" or "bfloat16:stochastic".
+            name: "int8", "int4", "float8", "bfloat16+8", "bfloat16:stochastic" or "factored".
             block: The number of entries that share a scale, a power of two.
 
         Raises:
@@ -160,10 +173,14 @@ class Codec:
         suffixes = ("", *self.parts)
         tensors = encoded if isinstance(encoded, tuple) else (encoded,)
         shapes = [getattr(tensor, "shape", None) for tensor in tensors]
-        if shapes != [blocks.shape] * len(suffixes):
+        expected = [tuple(blocks.shape)] * len(suffixes)
+        if self.shapes_of is not None:
+            expected = list(self.shapes_of(tuple(values.shape)))
+        if shapes != expected:
+            wanted = expected if self.shapes_of is not None else expected[0]
             raise ValueError(
                 f"Codec {self.name!r}: encode must return ({', '.join(('codes', *self.parts))}) of shape "
-                f"{tuple(blocks.shape)}, got {describe(encoded)}"
+                f"{wanted}, got {describe(encoded)}"
             )
         packed = {}
         for suffix, tensor in zip(suffixes, tensors, strict=True):
@@ -179,18 +196,22 @@ class Codec:
         if self.packs == 2 and codes.ndim:
             codes = _halves(codes, shape)
         tensors = [codes, *(packed[part] for part in self.parts)]
+        if self.shapes_of is not None:
+            return self._decoded(tensors, shape)
         if self.block is None:
-            return self._decoded(tensors)
+            return self._decoded(tensors, codes.shape)
         scale = packed[SCALE]
         count = scale.shape[-1]
         blocks = [_in_blocks(tensor, self.block, count) for tensor in tensors]
-        values = self._decoded([*blocks, scale.reshape(blocks[0].shape[0], count, 1)])
+        scales = scale.reshape(blocks[0].shape[0], count, 1)
+        values = self._decoded([*blocks, scales], blocks[0].shape)
         return _out_of_blocks(values, codes)
 
-    def _decoded(self, arguments: list[Tensor]) -> Tensor:
-        """Return what `decode` returns, if that has the shape of the codes and enough bits."""
+    def _decoded(self, arguments: list[Tensor], shape: Shape) -> Tensor:
+        """Return what `decode` returns, if that has this shape and enough bits."""
         values = self.decode(*arguments)
-        shape = arguments[0].shape
+        if self.shapes_of is not None and values.numel() == math.prod(shape):
+            values = values.reshape(shape)
         if values.shape != shape or values.dtype not in (torch.float32, torch.float64):
             raise ValueError(
                 f"Codec {self.name!r}: decode must return float32 values of shape {tuple(shape)}, got {form(values)}"
@@ -199,6 +220,8 @@ class Codec:
 
     def shape_of(self, codes: Shape, like: Shape) -> Shape:
         """Return the shape of the values, given the shapes of the codes and of the leaf."""
+        if self.shapes_of is not None:
+            return like
         if self.packs == 1 or not codes:
             return codes
         if like and _halved(like) == codes:
@@ -218,6 +241,9 @@ class Codec:
 
     def shapes(self, shape: Shape) -> dict[str, Shape]:
         """Return the shapes of the tensors that store values of a given shape, by suffix."""
+        if self.shapes_of is not None:
+            own = self.shapes_of(tuple(shape))
+            return dict(zip(("", *self.parts), own, strict=True))
         shapes = {"": shape, **dict.fromkeys(self.parts, shape)}
         if self.packs == 2 and shape:
             shapes[""] = _halved(shape)
@@ -228,6 +254,8 @@ class Codec:
 
     def fills_rows(self, shape: Shape) -> bool:
         """Whether all blocks of a tensor are full, so that consecutive rows can be treated as one long row."""
+        if self.shapes_of is not None:
+            return False
         if self.packs == 2 and shape and shape[-1] % 2:
             return False
         return self.block is None or _row_length(shape) % self.block == 0
@@ -419,6 +447,13 @@ def _decode_bfloat16(codes: Tensor) -> Tensor:
 # 64 by measurement: shorter blocks cost memory, longer ones accuracy. 4-bit codes need shorter blocks.
 _UINT8 = Codec(_positive_codes, _positive_values, block=64, name="uint8")
 _UINT4 = Codec(_encode_uint4, _decode_uint4, block=32, packs=2, name="uint4")
+_FACTORED_MAGNITUDES = Codec(
+    factors.encode_magnitudes,
+    factors.decode_magnitudes,
+    parts=("row", "column"),
+    shapes_of=factors.shapes_of_magnitudes,
+    name="factored magnitudes",
+)
 CODES = {
     "int8": Codec(
         _signed_codes, _signed_values, block=64, nonnegative=_UINT8, name="int8"
@@ -441,6 +476,15 @@ CODES = {
         random=True,
         name="bfloat16:stochastic",
     ),
+    "factored": Codec(
+        factors.encode_signed,
+        factors.decode_signed,
+        parts=("row", "column"),
+        nonnegative=_FACTORED_MAGNITUDES,
+        shapes_of=factors.shapes_of_signed,
+        name="factored",
+    ),
 }
-BUILT_IN = {**CODES, "uint8": _UINT8, "uint4": _UINT4}
+_NONNEGATIVE = (_UINT8, _UINT4, _FACTORED_MAGNITUDES)
+BUILT_IN = {**CODES, **{code.name: code for code in _NONNEGATIVE}}
 """All codes by name, including those of slots that are never negative."""

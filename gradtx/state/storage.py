@@ -329,7 +329,7 @@ class Store:
                 continue
             if (
                 rule.may_code(value, like)
-                and not splits_rows(like, codec.block)
+                and not _is_split(like, codec)
                 and codec.restores(value.shape, like.shape)
             ):
                 codecs[slot] = codec
@@ -533,6 +533,13 @@ def unpacked(
     for suffix in codec.suffixes:
         tensors[suffix] = local(stored[f"{slot}.{suffix}"])
     return from_local_like(codec.unpack(tensors, local_shape), codes, whole)
+
+
+def _is_split(like: Tensor, codec: Codec) -> bool:
+    """Whether sharding splits what a code sees at once: a block, or the whole slot."""
+    if codec.shapes_of is not None:
+        return is_sharded(like)
+    return splits_rows(like, codec.block)
 
 
 def _with_other_sizes(like: Tensor) -> Tensor:

@@ -149,7 +149,7 @@ BUILDING = {
     **{
         f"adam: state_dtype must be a floating-point torch.dtype of 16 bits or more, got {value!r}; "
         f"did you mean {meant}? or a code, 'int8', 'int4', 'float8', "
-        "'bfloat16+8', 'bfloat16:stochastic', a Codec, or a dict slot pattern -> one of these": (
+        "'bfloat16+8', 'bfloat16:stochastic', 'factored', a Codec, or a dict slot pattern -> one of these": (
             TypeError,
             lambda value=value: gradtx.adam(state_dtype=value),
         )

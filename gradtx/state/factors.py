@@ -1,0 +1,101 @@
+"""A slot as rank-one factors of its magnitudes and a bit per sign: the functions of the code "factored"."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from gradtx.base import torch_names as _torch
+
+__all__ = [
+    "decode_magnitudes",
+    "decode_signed",
+    "encode_magnitudes",
+    "encode_signed",
+    "shapes_of_magnitudes",
+    "shapes_of_signed",
+]
+
+Shape = tuple[int, ...]
+BYTE = 8  # signs
+
+
+def encode_signed(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the signs, eight in a byte, and the factors of the magnitudes."""
+    row, column = _factors(values.abs())
+    return _bytes_of(values > 0), row, column
+
+
+def decode_signed(signs: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Return the outer product of the factors, with the signs."""
+    sizes = torch.outer(row, column)
+    return torch.where(_bits_of(signs, sizes.shape), sizes, -sizes)
+
+
+def encode_magnitudes(values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return no signs, and the factors."""
+    signs = torch.empty(0, dtype=torch.uint8, device=values.device)
+    return signs, *_factors(values)
+
+
+def decode_magnitudes(signs: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Return the outer product of the factors."""
+    return torch.outer(row, column)
+
+
+def shapes_of_signed(shape: Shape) -> tuple[Shape, ...]:
+    """Return the shapes of the signs and of the factors."""
+    rows, columns = _sides(math.prod(shape))
+    return (-(-rows * columns // BYTE),), (rows,), (columns,)
+
+
+def shapes_of_magnitudes(shape: Shape) -> tuple[Shape, ...]:
+    """Return the shapes of no signs and of the factors."""
+    rows, columns = _sides(math.prod(shape))
+    return (0,), (rows,), (columns,)
+
+
+def _factors(sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of the rows and the shares of the columns, of which the outer product has the same sums."""
+    matrix = sizes.reshape(_sides(sizes.numel()))
+    row, column = matrix.sum(1), matrix.sum(0)
+    total = column.sum()
+    return row, column / torch.where(total == 0, 1, total)
+
+
+@_torch.assume_constant
+def _sides(entries: int) -> tuple[int, int]:
+    """Return rows >= columns of the matrix nearest to a square with this number of entries."""
+    return _nearest_to_square(int(entries))
+
+
+@functools.lru_cache(maxsize=4096)
+def _nearest_to_square(entries: int) -> tuple[int, int]:
+    for columns in range(math.isqrt(entries), 1, -1):
+        if entries % columns == 0:
+            return entries // columns, columns
+    return entries, 1
+
+
+def _bytes_of(bits: Tensor) -> Tensor:
+    """Pack flags into bytes, the first into the lowest bit."""
+    flat = bits.reshape(-1).to(torch.uint8)
+    missing = -flat.numel() % BYTE
+    if missing:
+        flat = torch.cat((flat, flat.new_zeros(missing)))
+    return (flat.unflatten(0, (-1, BYTE)) * _weights(flat)).sum(1, dtype=torch.uint8)
+
+
+def _bits_of(packed: Tensor, shape: torch.Size) -> Tensor:
+    """The reverse of `_bytes_of`."""
+    bits = packed.unsqueeze(1) & _weights(packed)
+    return (bits != 0).reshape(-1)[: shape.numel()].reshape(shape)
+
+
+def _weights(packed: Tensor) -> Tensor:
+    """Return the value of each bit of a byte."""
+    powers = [1 << i for i in range(BYTE)]
+    return torch.tensor(powers, dtype=torch.uint8, device=packed.device)
