@@ -83,8 +83,33 @@ def trained_by(make, steps):
     return torch.cat([param.detach().flatten() for param in params.values()])
 
 
+def reasons(title):
+    """The first and last columns of a table below the title."""
+    section = PAGE.partition(f"#### {title}\n")[2].partition("\n#")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    return [(re.findall(r"\w+", row[0]), row) for row in rows[1:]]
+
+
+def test_every_option_that_is_not_here_has_a_reason():
+    explained = {
+        (option, of)
+        for names, row in reasons("Options that are not here")
+        for option in names
+        for of in row[1].split(", ")
+    }
+    absent = {
+        (option, there)
+        for there, differences in re.findall(r"^\| (\w+) \| `\w+`<br>`\w+` \| (.*)\|$", PAGE, re.MULTILINE)
+        for options in re.findall(r"\*not here\*: ([^<]*)", differences)
+        for option in re.findall(r"`(\w+)`", options)
+    }
+    assert absent <= explained
+    assert {option for option, _ in absent} == {option for option, _ in explained}
+    assert all(len(row) == 3 and row[2] for _, row in reasons("Options that are not here"))
+
+
 def test_every_class_of_pytorch_optimizer_is_on_the_page():
-    absent = re.search(r"^Not here: (.*)\.$", TABLE, re.MULTILINE)[1].split(", ")
+    absent = [name for names, _ in reasons("Classes that are not here") for name in names]
     of_torch = {name for name, cls in PUBLISHED.items() if cls is getattr(torch.optim, name, None)}
     assert len(SCHEDULERS) == 13
     elsewhere = dict(re.findall(r"(\w+) \(`(\w+)", re.search(r"^Here in another form: (.*)$", TABLE, re.MULTILINE)[1]))
