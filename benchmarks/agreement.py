@@ -1,4 +1,4 @@
-"""Compare matrix methods with their authors' code, and print the table of docs/conformance.md.
+"""Compare methods with their authors' code, and print the table of docs/conformance.md.
 
 Usage: python benchmarks/agreement.py FOLDER, with a clone of each repository at FOLDER/owner+name. The files are read
 at the commits below and run in float64, after the replacements in `DOUBLE` and in a comparison's `edits`.
@@ -30,6 +30,7 @@ import gradtx
 from gradtx.state.random import Stream
 
 STEPS, SEEDS = 20, (0, 1)
+LEAST_LOSS = 50.0  # keeps losses positive, for steps that follow from the loss
 SHAPES = {"wide": (5, 9), "tall": (12, 4), "square": (6, 6)}
 DOUBLE = {
     ".bfloat16()": ".double()",
@@ -165,10 +166,18 @@ def difference(comparison: Comparison, module: Any, seed: int) -> float:
             name: torch.randn(value.shape, generator=generator)
             for name, value in start.items()
         }
+        values: list[float] = []
         for params in (theirs, ours):
+            value = LEAST_LOSS
             for name, param in params.items():
                 param.grad = noise[name] + 0.3 * param.detach().sin()
-        ours_optimizer.step()
+                value += float((noise[name] * param - 0.3 * param.cos()).sum())
+            values.append(value)
+        if "value" in comparison.ours.needs:
+            optimizer.value = values[0]
+            ours_optimizer.step(value=values[1])
+        else:
+            ours_optimizer.step()
         if comparison.name == "Dion" and not optimizer.state:
             give_start(optimizer, theirs, ours_optimizer)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -238,6 +247,49 @@ def dion2(module: Any, params: Mapping[str, Tensor]) -> Any:
     return module.Dion2(matrices(params), **options, newton_schulz_func=orthogonalized)
 
 
+def schedule_free_plus(module: Any, params: Mapping[str, Tensor]) -> Any:
+    """Build ScheduleFree+, whose step takes the loss that `difference` has set."""
+
+    class WithValue(module.AdamCScheduleFreePlusPaper):
+        value = 0.0
+
+        def step(self, closure: Any = None) -> Any:
+            return self.step_func(self.value)
+
+    optimizer = WithValue(
+        matrices(params), lr=0.5, weight_decay=20.0, r=1.0, sf_beta1_anneal_steps=10
+    )
+    optimizer.train()
+    return optimizer
+
+
+def smmf() -> gradtx.GradientTransformation:
+    betas = (
+        gradtx.Schedule(lambda step: 0.9 * 0.99**step),
+        gradtx.Schedule(lambda step: 1 - (step + 1.0) ** -0.8),
+    )
+    rule = gradtx.scale_by_adam(betas, correct_bias=False)
+    return gradtx.chain(
+        gradtx.with_state_dtype(rule, "factored", min_size=0),
+        gradtx.add_decayed_weights(0.1),
+        gradtx.scale_by_learning_rate(0.02),
+    )
+
+
+def prodigy_schedule_free(module: Any, params: Mapping[str, Tensor]) -> Any:
+    optimizer = module.ProdigyPlusScheduleFree(
+        matrices(params),
+        lr=0.5,
+        weight_decay=0.1,
+        d0=1e-3,
+        schedulefree_c=20,
+        split_groups=False,
+        factored=False,
+    )
+    optimizer.train()
+    return optimizer
+
+
 TRANSFORMERS = {
     "from transformers.utils.versions import require_version": "require_version = str"
 }
@@ -275,6 +327,79 @@ COMPARISONS = [
         NO_EPS,
         "norm without + 1e-7",
         SHAPES,
+    ),
+    Comparison(
+        "MuonEq",
+        "MaeChd/muon-eq",
+        "99b6c8b8f6d8b7d3424e85606d76302a71a8ea79",
+        ("llm-opt-baseline-gpu/llm-baselines/src/optim/muoneq.py",),
+        "rows and columns, power 0.25, clip 2, momentum 0.9, decay 0.1",
+        lambda module, params: module.MuonEq(
+            lr=0.02,
+            wd=0.1,
+            muon_params=matrices(params),
+            momentum=0.9,
+            normalize_mode="rowcol",
+            rowcol_scale_exponent=-0.25,
+            rowcol_clip=2.0,
+        ),
+        gradtx.muon_eq(
+            lr=0.02,
+            weight_decay=0.1,
+            momentum=0.9,
+            normalize="both",
+            power=0.25,
+            clip=2.0,
+        ),
+        NO_EPS,
+        "norm without + 1e-7",
+        SHAPES,
+    ),
+    Comparison(
+        "ScheduleFree+",
+        "facebookresearch/schedule_free",
+        "70785b53e778d0e872c0bbb75ff4ee54ee10c291",
+        ("schedulefree/adamc_schedulefree_plus_paper.py",),
+        "r 1, annealed over 10 steps, decay 20",
+        schedule_free_plus,
+        gradtx.schedule_free_plus(
+            lr=0.5, weight_decay=20.0, r=1.0, sf_beta1_anneal_steps=10
+        ),
+        {},
+        "none",
+        {**SHAPES, "bias": (5,)},
+    ),
+    Comparison(
+        "Prodigy with Schedule-Free",
+        "LoganBooker/prodigy-plus-schedule-free",
+        "338cf401f1d32ed0a69a3ca6b908008a974e9399",
+        ("prodigyplus/core_optimiser.py", "prodigyplus/prodigy_plus_schedulefree.py"),
+        "d0 1e-3, C 20, decay 0.1, one d, second moments not factored",
+        prodigy_schedule_free,
+        gradtx.prodigy_schedule_free(
+            lr=0.5, weight_decay=0.1, d0=1e-3, decoupling_c=20.0
+        ),
+        {},
+        "none",
+        {**SHAPES, "bias": (5,)},
+    ),
+    Comparison(
+        'SMMF, as "factored" state',
+        "eai-lab/SMMF",
+        "edb98aadffdd6e4dd67f8bb412d35b07881b52d9",
+        ("SMMF/SMMF.py",),
+        "growth 0.99, decay_rate -0.8, decay 0.1",
+        lambda module, params: module.SMMF(
+            matrices(params),
+            lr=0.02,
+            weight_decay=0.1,
+            growth_rate=0.99,
+            decay_rate=-0.8,
+        ),
+        smmf(),
+        {},
+        "none",
+        {**SHAPES, "conv": (4, 3, 2, 2), "bias": (5,)},
     ),
     Comparison(
         "NorMuon",

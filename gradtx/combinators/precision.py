@@ -50,12 +50,15 @@ def with_state_dtype(
     state_dtype: Static[StateDtype],
     min_size: Static[int] = MIN_SIZE,
 ):
-    """Store the state of a chain in fewer bits; every rule computes in at least float32.
+    r"""Store the state of a chain in fewer bits; every rule computes in at least float32.
 
     A slot `exp_avg` is stored as its codes, in the shape of the parameter, and `exp_avg.scale`, one float32 value per
     block of entries. Some slots are not coded: those of leaves with fewer than `min_size` entries, those not shaped
     like their parameter, and 0-d ones. A pattern without a wildcard codes its slot in any case. "int4" stores two
-    entries of the last dimension in a byte, and does not code a slot in which that dimension has fewer.
+    entries of the last dimension in a byte, and does not code a slot in which that dimension has fewer. "factored" codes
+    a slot as a whole, and not if ranks divide it: `exp_avg.row` and `exp_avg.column` are the factors $r$ and $c$ of
+    $|m| \approx r c^\top$ for $m$ as the matrix nearest to a square, $r = |m| 1$ and $c = |m|^\top 1 / 1^\top |m| 1$, and
+    `exp_avg` has the signs, eight in a byte; slots that are never negative need none.
 
     Args:
         tx: The transformation.
@@ -63,7 +66,8 @@ def with_state_dtype(
 
             - a floating-point dtype, for all slots;
             - the name of a code: "int8" (1.06 bytes per entry), "int4" (0.63), "float8" (1.06), "bfloat16+8" (3, with a
-              relative error of 2^-16), "bfloat16:stochastic" (2, stochastic rounding without bias);
+              relative error of 2^-16), "bfloat16:stochastic" (2, stochastic rounding without bias), "factored" (0.13; 0
+              without signs);
             - a `Codec`;
             - a dict slot pattern -> one of these; the first match counts, other slots remain unchanged.
         min_size: The minimum number of entries of a leaf whose slots are coded.
@@ -84,8 +88,9 @@ def with_state_dtype(
         >>> {slot: values["w"].dtype for slot, values in state["scale_by_adam"].items()}
         {'exp_avg': torch.int8, 'exp_avg.scale': torch.float32, 'exp_avg_sq': torch.bfloat16}
 
-    Source: Dettmers et al. 2022, arXiv:2110.02861. Departures: codes are computed with softsign and square root instead
-    of tables; blocks lie within rows, so that a shard of a parameter is a shard of its codes.
+    Source: Dettmers et al. 2022, arXiv:2110.02861; of "factored" Park & Lee 2024, arXiv:2412.08894. Departures: codes
+    are computed with softsign and square root instead of tables; blocks lie within rows, so that a shard of a parameter
+    is a shard of its codes. The authors of SMMF keep a sign in a byte in their code, and in a bit in the paper.
     """
     return Stored(tx, Storage("with_state_dtype", state_dtype, min_size))
 
