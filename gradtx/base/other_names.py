@@ -165,8 +165,8 @@ ALL_LEAVES = (
     ),
     OtherName(
         "SMMF",
-        "chain(scale_by_adam((Schedule(lambda step: 0.9 * 0.999**step), Schedule(lambda step: 1 - (step + 1) ** -0.5)), "
-        'correct_bias=False, state_dtype="factored"), add_decayed_weights(0.01), scale_by_learning_rate(lr))',
+        "chain(scale_by_adam((Schedule(lambda step: 0.9 * 0.999**step), Schedule(lambda step: 1 - (step + 1) ** -0.5)),"
+        ' correct_bias=False, state_dtype="factored"), add_decayed_weights(0.01), scale_by_learning_rate(lr))',
         "Adam whose averages are rank-one factors and a bit per sign, with the authors' decays; leaves of fewer than "
         "4096 entries are not factored; [any rule's state](howto/less-memory.md#factors-and-a-bit-per-sign) may be",
         "Park and Lee 2024, arXiv:2412.08894",

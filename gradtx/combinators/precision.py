@@ -55,9 +55,9 @@ def with_state_dtype(
     A slot `exp_avg` is stored as its codes, in the shape of the parameter, and `exp_avg.scale`, one float32 value per
     block of entries. Some slots are not coded: those of leaves with fewer than `min_size` entries, those not shaped
     like their parameter, and 0-d ones. A pattern without a wildcard codes its slot in any case. "int4" stores two
-    entries of the last dimension in a byte, and does not code a slot in which that dimension has fewer. "factored" codes
-    a slot as a whole, and not if ranks divide it: `exp_avg.row` and `exp_avg.column` are the factors $r$ and $c$ of
-    $|m| \approx r c^\top$ for $m$ as the matrix nearest to a square, $r = |m| 1$ and $c = |m|^\top 1 / 1^\top |m| 1$, and
+    entries of the last dimension in a byte, and does not code a slot in which that dimension has fewer. "factored"
+    codes a slot as a whole, and not if ranks divide it: for $m$ as the matrix nearest to a square, `exp_avg.row` and
+    `exp_avg.column` are the factors $r = |m| 1$ and $c = |m|^\top 1 / (1^\top |m| 1)$ of $|m| \approx r c^\top$, and
     `exp_avg` has the signs, eight in a byte; slots that are never negative need none.
 
     Args:

@@ -86,16 +86,16 @@ def _bytes_of(bits: Tensor) -> Tensor:
     missing = -flat.numel() % BYTE
     if missing:
         flat = torch.cat((flat, flat.new_zeros(missing)))
-    return (flat.unflatten(0, (-1, BYTE)) * _weights(flat)).sum(1, dtype=torch.uint8)
+    bits = flat.unflatten(0, (-1, BYTE)) << _places(flat)
+    return bits.sum(1, dtype=torch.uint8)
 
 
 def _bits_of(packed: Tensor, shape: torch.Size) -> Tensor:
     """The reverse of `_bytes_of`."""
-    bits = packed.unsqueeze(1) & _weights(packed)
+    bits = (packed.unsqueeze(1) >> _places(packed)) & 1
     return (bits != 0).reshape(-1)[: shape.numel()].reshape(shape)
 
 
-def _weights(packed: Tensor) -> Tensor:
-    """Return the value of each bit of a byte."""
-    powers = [1 << i for i in range(BYTE)]
-    return torch.tensor(powers, dtype=torch.uint8, device=packed.device)
+def _places(like: Tensor) -> Tensor:
+    """Return the places of the bits of a byte, made on the device: a copy from the host would wait."""
+    return torch.arange(BYTE, dtype=torch.uint8, device=like.device)

@@ -63,7 +63,9 @@ def test_late_and_missing_gradients(case, gpu):
     assert_near(run(gpu.to).values(), run(unmoved).values(), TOLERANCE)
 
 
-@pytest.mark.parametrize("code", ["int8", "int4", "float8", "bfloat16+8", "bfloat16:stochastic", torch.bfloat16])
+@pytest.mark.parametrize(
+    "code", ["int8", "int4", "float8", "bfloat16+8", "bfloat16:stochastic", "factored", torch.bfloat16]
+)
 @pytest.mark.parametrize("name", ["adamw", "lion", "muon", "adafactor", "sgd", "soap", "ademamix", "prodigy"])
 def test_coded_state(name, code, gpu):
     def run(move):
