@@ -14,6 +14,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 import gradtx
 from benchmarks.guide.results import NEAR_ZERO, REFERENCE, Best, Results, best_of
 from benchmarks.guide.tasks import TASKS
@@ -22,6 +24,7 @@ from benchmarks.guide.toys import TOYS
 FOLDER = Path(__file__).parent
 DOCS = FOLDER.parent.parent / "docs"
 KNOWN = ("adamw", "sgd", "lion", "muon", "soap", "prodigy", "schedule_free_adamw")
+SEEDS = 3
 MARKS = {"better": "**", "same": "*", "worse": ""}
 
 
@@ -82,6 +85,12 @@ class Page:
         ratios = [self.results.ratio(optimizer, task) for task in tasks]
         return f"{number(min(ratios))} to {number(max(ratios))}"
 
+    def ratios_at(self, optimizer: str, rate: float) -> str:
+        """Return the same at one rate."""
+        tasks = self.results.settled(optimizer)
+        ratios = [self.results.ratio_at(optimizer, task, rate) for task in tasks]
+        return f"{number(min(ratios))} to {number(max(ratios))}"
+
     def loss(self, optimizer: str, task: str) -> str:
         return with_spread(self.by_task[task][optimizer])
 
@@ -114,6 +123,18 @@ class Page:
             for task, bests in self.by_task.items()
         }
         return f"{min(counts.values())} to {max(counts.values())} of {len(self.names)}"
+
+    def by_chance(self) -> int:
+        """Return how many of these would end below AdamW by more than the spread if they were AdamW with other seeds.
+
+        Of a normal loss with three seeds each; the choice of the best setting is not in it.
+        """
+        normal = torch.randn(
+            2, 10**6, SEEDS, generator=torch.Generator().manual_seed(0)
+        )
+        ours, theirs = normal.mean(-1)
+        share = (ours - theirs < -normal.std(-1).sum(0)).double().mean()
+        return round(self.others() * float(share))
 
     def others(self) -> int:
         return self.runs() - len(self.by_task)

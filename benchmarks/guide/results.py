@@ -161,6 +161,16 @@ class Results:
         bests = self.by_task[task]
         return bests[optimizer].mean / bests[REFERENCE].mean
 
+    def ratio_at(self, optimizer: str, task: str, rate: float) -> float:
+        """Return the same at one rate, at the best weight decay; infinite if the run diverged or was not tried."""
+        bests = self.by_task[task]
+        means = [
+            mean_of(row)
+            for row in bests[optimizer].entry["rows"]
+            if math.isclose(row["rate"], rate)
+        ]
+        return min(means, default=math.inf) / bests[REFERENCE].mean
+
     def verdict(self, optimizer: str, task: str) -> str:
         """Return "better", "worse" or "same" as AdamW, by the spread over seeds."""
         ours, theirs = (self.by_task[task][name] for name in (optimizer, REFERENCE))
