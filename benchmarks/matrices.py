@@ -1,5 +1,7 @@
 """Compare step times of matrix methods (Muon + AdamW, SOAP, PSGD) with other packages on the tensors of a GPT.
 
+Another table has Muon's relatives beside it, on the hidden matrices alone.
+
 `python benchmarks/matrices.py` prints the tables of docs/performance.md. Packages that are not installed are
 left out. `--peers` names folders with modules that are on no package index: `dion` (microsoft/dion), `soap`
 (nikhilvyas/SOAP) and `kron_torch` (evanatyourservice/kron_torch).
@@ -192,6 +194,17 @@ def gradtx_kron(probes: Literal["expected", "random"]) -> Make:
     return lambda params: gradtx.optim.PSGDKron(params, **KRON, probes=probes).step
 
 
+def gradtx_of_matrices(name: str, compile: bool) -> Make:
+    """Return a method with its defaults, in float32, for the hidden matrices."""
+    options = {"ns_dtype": None} if name == "muon" else {}
+
+    def make(params: list[torch.Tensor]) -> Step:
+        tx = getattr(gradtx, name)(**options)
+        return gradtx.as_optimizer(tx, split(params)[0], compile=compile).step
+
+    return make
+
+
 def installed(name: str) -> Any:
     return importlib.import_module(name)
 
@@ -206,6 +219,10 @@ MUONS: dict[str, Make] = {
     "gradtx, iteration in float32": gradtx_muon(ns_dtype=None),
     "gradtx, iteration in float32, compiled": gradtx_muon(ns_dtype=None, compile=True),
 }
+RELATIVES = (
+    *("muon", "muon_eq", "normuon", "adamuon", "mud", "mano", "namo_d", "adago"),
+    *("sinkgd", "aro", "asgo", "mousse", "cosmos", "soap"),
+)
 AUTHOR_SOAP = "nikhilvyas SOAP"
 SOAPS: dict[str, Make] = {
     AUTHOR_SOAP: author_soap,
@@ -302,7 +319,9 @@ def main() -> None:
         "--peers", nargs="*", default=[], help="folders with further modules"
     )
     parser.add_argument(
-        "--only", choices=("muon", "soap", "psgd"), help="print only this table"
+        "--only",
+        choices=("muon", "relatives", "soap", "psgd"),
+        help="print only this table",
     )
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
@@ -314,6 +333,19 @@ def main() -> None:
         print(table(title, MUONS, shapes, TORCH_MUON, arguments.rounds, 1), flush=True)
     shapes = gpt(arguments.soap_width, arguments.layers, words=1024)
     size = f"{arguments.layers} layers, width {arguments.soap_width}"
+    if arguments.only in (None, "relatives"):
+        title = f"Muon's relatives, matrices of a GPT of {size}"
+        contestants = {
+            f"{name}{', compiled' if compile else ''}": gradtx_of_matrices(
+                name, compile
+            )
+            for name in RELATIVES
+            for compile in (False, True)
+        }
+        print(
+            table(title, contestants, shapes, "muon", arguments.rounds, FREQUENCY),
+            flush=True,
+        )
     if arguments.only in (None, "soap"):
         title = f"SOAP, a GPT of {size}, bases renewed every {FREQUENCY} steps"
         print(
