@@ -53,21 +53,26 @@ def outer(
     process_group: Any = None,
     compress: Static[TopK] | None = None,
 ):
-    r"""Let an outer optimizer move the weights every so many steps: DiLoCo, Streaming DiLoCo, MuLoCo, SNOO.
+    r"""Let an outer optimizer move the weights every so many steps: DiLoCo, Streaming DiLoCo, MuLoCo, SparseLoCo, SNOO.
 
     The inner optimizer trains as usual: $q = p + u$. At each step $t$ with $t \bmod H = 0$, the outer optimizer `tx`
     receives the way from the present weights back to the global weights $a$ (which start as the initial weights) in
     place of a gradient: with $\delta = \frac1K \sum_k (a - q_k)$ over $K$ processes,
     $a' = a + \mathrm{tx}(\delta)$, $p \leftarrow a' + \mu (q - a')$, $a \leftarrow a'$. Inner state is not changed.
 
+    With `compress`, process $k$ sends $s_k$, the largest entries of each chunk of $\beta e_k + (a - q_k)$, in place of
+    $a - q_k$, and keeps the rest: $e_k \leftarrow \beta e_k + (a - q_k) - s_k$ from $e_k = 0$, and
+    $\delta = \frac1K \sum_k s_k$. This also acts in one process.
+
     With a process group, this replaces the average of gradients: each process trains with its own gradients (no
     DistributedDataParallel), and one all-reduce of $\delta$, in float32 at least, after a digest of 16 bytes by which
-    ranks compare what they send, is the only communication. In an optimizer, a step without any gradient counts as one
-    with gradients of 0. Without a group, it is a strong momentum of slow weights. See the how-to guide on communication
-    every H steps.
+    ranks compare what they send, is the only communication; with `compress`, an all-gather of the entries sent and
+    their indices in place of the all-reduce. In an optimizer, a step without any gradient counts as one with gradients
+    of 0. Without a group, it is a strong momentum of slow weights. See the how-to guide on communication every H steps.
 
     Presets: DiLoCo is `adamw`, `sgd(lr=0.7, momentum=0.9, nesterov=True)`, 500; MuLoCo is `muon`, 0.9 and 0.8, 30;
-    SNOO is 0.68 and 0.37, 28. The outer rate multiplies a difference of weights, so it is near 1.
+    SparseLoCo is `adamw`, `sgd(lr=1.0)`, 15 to 100, `TopK()`; SNOO is 0.68 and 0.37, 28. The outer rate multiplies a
+    difference of weights, so it is near 1.
 
     Args:
         inner: A complete optimizer, with a learning rate.
@@ -81,15 +86,17 @@ def outer(
         mix: $\mu$ in [0, 1], the share of the local weights; 1 keeps them.
         process_group: The ranks that average $\delta$, or a one-dimensional mesh; their leaves are whole, or sharded
             alike over other ranks. None for one process.
+        compress: A `gradtx.TopK`, which entries to send, and $\beta$; None for all of them.
 
     Returns:
-        A transformation with the entries of `inner` beside its own: `anchor` ($a$), which `eval_params` returns, with a
-        delay `pending`, the entries of `tx`, their `step` and `leaf_steps`; with fragments, one entry per fragment,
-        "0", "1", .... All of these are equal on all ranks. A leaf without a gradient synchronizes as well.
+        A transformation with the entries of `inner` beside its own: `anchor` ($a$), which `eval_params` returns, with
+        `compress` `error` ($e$), shaped as the leaf and float32 at least, with a delay `pending`, the entries of `tx`,
+        their `step` and `leaf_steps`; with fragments, one entry per fragment, "0", "1", .... All of these but `error`
+        are equal on all ranks. A leaf without a gradient synchronizes as well.
 
     Raises:
-        TypeError: If an argument is not a transformation, no sequence of patterns, or not a process group, or if `tx`
-            has a process group itself.
+        TypeError: If an argument is not a transformation, no sequence of patterns, not a process group, or no `TopK`,
+            or if `tx` has a process group itself.
         ValueError: If an argument is out of range, if the number of fragments does not divide `every`, if a leaf is in
             no fragment or a pattern matches none, if `tx` needs a loss, or if the ranks' global weights differ.
         RuntimeError: With a process group, inside of `torch.func` transforms or a compiled graph, with a `GradScaler`,
@@ -110,8 +117,11 @@ def outer(
         tensor([0.5940])
 
     Source: Douillard et al. 2023, arXiv:2311.08105; Douillard et al. 2025, arXiv:2501.18512; Thérien et al. 2025,
-    arXiv:2505.23725. Departures: SNOO's code synchronizes at steps 1, H + 1, ...; here at H, 2H, .... The all-reduce of
-    a delayed $\delta$ does not overlap with the steps in between.
+    arXiv:2505.23725; Sarfi et al. 2025, arXiv:2508.15706, and its code. Departures: SNOO's code synchronizes at steps
+    1, H + 1, ...; here at H, 2H, .... The all-reduce of a delayed $\delta$ does not overlap with the steps in between.
+    SparseLoCo's code, tplr-ai/CCLoco, differs from its paper: it divides a sum by the number of ranks that sent the
+    entry, and multiplies $a - q_k$ by the outer rate; here as in the paper. Its chunks are blocks of at most 64 x 64;
+    here consecutive entries, of a sharded leaf those of each shard. Values are not quantized.
     """
     selector = None if fragments is None else _selector_of(fragments)
     turns = 1 if selector is None else len(selector.labels)

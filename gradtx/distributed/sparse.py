@@ -98,16 +98,14 @@ def _narrowest(chunk: int) -> torch.dtype:
 def _gathered(parts: list[Tensor], team: Team) -> list[list[Tensor]]:
     """Return the vectors that each rank has passed, which have equal sizes on all ranks, by one message of bytes."""
     message = torch.cat([part.view(torch.uint8) for part in parts])
-    received = message.new_empty(team.size * len(message))
-    torch.distributed.all_gather_into_tensor(received, message, group=team.group)
+    rows = [torch.empty_like(message) for _ in range(team.size)]
+    torch.distributed.all_gather(rows, message, group=team.group)
     of_ranks = []
-    for row in received.chunk(team.size):
-        vectors = torch.split(row, [part.nbytes for part in parts])
-        # Copies: a view in a larger type needs an address that it divides.
-        of_ranks.append(
-            [
-                vector.clone().view(part.dtype)
-                for vector, part in zip(vectors, parts, strict=True)
-            ]
-        )
+    for row in rows:
+        vectors: list[Tensor] = []
+        sizes = [part.nbytes for part in parts]
+        for vector, part in zip(torch.split(row, sizes), parts, strict=True):
+            # A copy: a view in a larger type needs an address that it divides.
+            vectors.append(vector.clone().view(part.dtype))
+        of_ranks.append(vectors)
     return of_ranks

@@ -18,7 +18,7 @@ class Traffic:
         messages: The name of each.
         bytes: What `all_to_all_single` sends to other ranks.
         reduced: The bytes of each `all_reduce`.
-        gathered: The bytes that each `all_gather_into_tensor` sends to each rank.
+        gathered: The bytes that each `all_gather` sends to each rank.
     """
 
     def __init__(self) -> None:
@@ -29,12 +29,9 @@ class Traffic:
         self._profile = profile(activities=[ProfilerActivity.CPU])
         self._send = distributed.all_to_all_single
         self._reduce = distributed.all_reduce
-        self._gather = distributed.all_gather_into_tensor
+        self._gather = distributed.all_gather
         self._patch = mock.patch.multiple(
-            distributed,
-            all_to_all_single=self._counted,
-            all_reduce=self._measured,
-            all_gather_into_tensor=self._weighed,
+            distributed, all_to_all_single=self._counted, all_reduce=self._measured, all_gather=self._weighed
         )
 
     @property
