@@ -90,9 +90,9 @@ def outer(
 
     Returns:
         A transformation with the entries of `inner` beside its own: `anchor` ($a$), which `eval_params` returns, with
-        `compress` `error` ($e$), shaped as the leaf and float32 at least, with a delay `pending`, the entries of `tx`,
-        their `step` and `leaf_steps`; with fragments, one entry per fragment, "0", "1", .... All of these but `error`
-        are equal on all ranks. A leaf without a gradient synchronizes as well.
+        `compress` `error` ($e$), shaped as the leaf, in float32 at least or in `state_dtype`, with a delay `pending`,
+        the entries of `tx`, their `step` and `leaf_steps`; with fragments, one entry per fragment, "0", "1", .... All
+        of these but `error` are equal on all ranks. A leaf without a gradient synchronizes as well.
 
     Raises:
         TypeError: If an argument is not a transformation, no sequence of patterns, not a process group, or no `TopK`,

@@ -194,6 +194,10 @@ def sharded(option):
                 params[name].grad = place_gradient(g)
             optimizer.step()
         found.append([{name: whole(p) for name, p in tree.items()} for tree in results(optimizer, params)])
+        if option == "compress":
+            errors = {name: optimizer.state[p]["error"] for name, p in params.items()}
+            assert all(type(error) is type(params[name].data) for name, error in errors.items())
+            found[-1].append({name: whole(error) for name, error in errors.items()})
     return found
 
 
