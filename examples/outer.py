@@ -3,7 +3,8 @@
 Data: the source files of Python's standard library, of which the model predicts the next character from the last eight;
 every tenth file is held out. Each process draws batches of its own. AdamW and Muon run under DistributedDataParallel,
 which averages gradients. DiLoCo and MuLoCo send no gradients: each process trains alone, and every 30 steps the
-processes average the differences to common weights. Streaming DiLoCo sends one layer after the other.
+processes average the differences to common weights. Streaming DiLoCo sends one layer after the other. SparseLoCo sends
+the largest entries of each chunk of 4096.
 Run: `torchrun --nproc-per-node 2 examples/outer.py`. Prints a table and writes out/outer.png.
 """
 
@@ -81,6 +82,7 @@ def transformations() -> dict[str, gradtx.GradientTransformation]:
         {"muon": "[246].weight", "adamw": "*"},
     )
     nesterov = gradtx.sgd(lr=0.7, momentum=0.5, nesterov=True)
+    plain = gradtx.sgd(lr=1.0)  # errors that accumulate take the place of a momentum
     layers = (("0.*", "2.*"), "4.*", "6.*")
     return {
         "AdamW, DDP": adamw,
@@ -88,17 +90,24 @@ def transformations() -> dict[str, gradtx.GradientTransformation]:
         "Streaming DiLoCo": gradtx.outer(
             adamw, nesterov, INTERVAL, fragments=layers, process_group=group
         ),
+        **{
+            f"SparseLoCo, k={k}": gradtx.outer(
+                adamw, plain, INTERVAL, process_group=group, compress=gradtx.TopK(k)
+            )
+            for k in (512, 64)
+        },
         "Muon, DDP": muon,
         "MuLoCo": gradtx.outer(muon, nesterov, INTERVAL, process_group=group),
     }
 
 
 class Bytes:
-    """Counts the bytes that a process gives to `all_reduce`."""
+    """Counts the bytes that a process gives to `all_reduce` and `all_gather`."""
 
     def __init__(self) -> None:
         self.total = self.largest = 0
         self._all_reduce = distributed.all_reduce
+        self._all_gather = distributed.all_gather
 
     def add(self, tensor: Tensor) -> None:
         self.total += tensor.nbytes
@@ -107,6 +116,16 @@ class Bytes:
     def all_reduce(self, tensor: Tensor, *args: Any, **options: Any) -> Any:
         self.add(tensor)
         return self._all_reduce(tensor, *args, **options)
+
+    def all_gather(self, received: list[Tensor], tensor: Tensor, **options: Any) -> Any:
+        self.add(tensor)
+        return self._all_gather(received, tensor, **options)
+
+    def counting(self) -> Any:
+        """Return a context in which they are counted."""
+        return mock.patch.multiple(
+            distributed, all_reduce=self.all_reduce, all_gather=self.all_gather
+        )
 
 
 class Run:
@@ -128,7 +147,7 @@ class Run:
     def train(self, text: Tensor, unseen: Any, steps: int) -> None:
         own = batches(text, BATCH, seed=1 + distributed.get_rank())
         hidden = None if distributed.get_rank() == 0 else True
-        with mock.patch.object(distributed, "all_reduce", self.bytes.all_reduce):
+        with self.bytes.counting():
             for step in tqdm(range(1, steps + 1), leave=False, disable=hidden):
                 contexts, characters = next(own)
                 self.optimizer.zero_grad()

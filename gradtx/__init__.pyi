@@ -75,6 +75,7 @@ from gradtx.watching.sharpness import Sharpness as Sharpness
 from gradtx.combinators.clocks import SkipTest as SkipTest
 from gradtx.arguments import Static as Static
 from gradtx.sweeps.result import Sweep as Sweep
+from gradtx.combinators.top_k import TopK as TopK
 from gradtx.schedules import ademamix_alpha_schedule as ademamix_alpha_schedule
 from gradtx.rules import alias as alias
 from gradtx.transform import apply_updates as apply_updates
@@ -195,6 +196,7 @@ __all__ = [
     "SkipTest",
     "Static",
     "Sweep",
+    "TopK",
     "a2grad",
     "accsgd",
     "accumulate",
@@ -2652,6 +2654,7 @@ def outer(
     delay: Static[NonNegativeInt] = 0,
     mix: Fraction = 0.0,
     process_group: Any = None,
+    compress: Static[TopK] | None = None,
     state_dtype: StateDtype | None = None,
 ) -> GradientTransformation: ...
 def padam(

@@ -149,6 +149,15 @@ ALL_LEAVES = (
         ("StreamingDiLoCo",),
     ),
     OtherName(
+        "SparseLoCo",
+        "outer(adamw(lr), sgd(1.0), every=30, compress=TopK(k=64, chunk=4096, decay=0.95))",
+        "DiLoCo whose ranks send the largest entries of each chunk, and keep the others as errors for later; means "
+        "divide by the number of ranks as in the paper, not by that of those that sent an entry, and chunks are not "
+        "square: pass `process_group`; [how to](howto/outer.md#compression-the-largest-entries-alone)",
+        "Sarfi et al. 2025, arXiv:2508.15706",
+        ("CCLoco",),
+    ),
+    OtherName(
         "SNOO",
         "outer(adamw(lr), sgd(0.68, momentum=0.37, nesterov=True), every=28)",
         "A Nesterov momentum of slow weights, in one process; synchronizes at steps 28, 56, ..., not 1, 29, ...",

@@ -31,6 +31,7 @@ MODULES = {
     "SkipTest": "combinators.clocks",
     "Static": "arguments",
     "Sweep": "sweeps.result",
+    "TopK": "combinators.top_k",
     "a2grad": "algorithms.a2grad",
     "accsgd": "algorithms.accsgd",
     "accumulate": "combinators.clocks",

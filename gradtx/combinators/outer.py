@@ -15,9 +15,10 @@ from gradtx.base import torch_names as _torch
 from gradtx.base.dtensor import is_sharded, local
 from gradtx.base.errors import Path
 from gradtx.base.exact import exact_dtype
-from gradtx.base.messages import shortly
+from gradtx.base.messages import describe, shortly
 from gradtx.base.selectors import Patterns, Selector, patterns
 from gradtx.combinators.frame import Enter, Frame, InnerClock
+from gradtx.combinators.top_k import TopK
 from gradtx.distributed.agreement import (
     difference,
     digest_of,
@@ -26,6 +27,7 @@ from gradtx.distributed.agreement import (
     unequal,
 )
 from gradtx.distributed.layouts import Team, team_of, team_of_group
+from gradtx.distributed.sparse import Sparse, mean_of_sparse_over_ranks
 from gradtx.distributed.sums import mean_over_ranks, total
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import Branch, Leaf, Route, Steps
@@ -49,22 +51,28 @@ def outer(
     delay: Static[NonNegativeInt] = 0,
     mix: Fraction = 0.0,
     process_group: Any = None,
+    compress: Static[TopK] | None = None,
 ):
-    r"""Let an outer optimizer move the weights every so many steps: DiLoCo, Streaming DiLoCo, MuLoCo, SNOO.
+    r"""Let an outer optimizer move the weights every so many steps: DiLoCo, Streaming DiLoCo, MuLoCo, SparseLoCo, SNOO.
 
     The inner optimizer trains as usual: $q = p + u$. At each step $t$ with $t \bmod H = 0$, the outer optimizer `tx`
     receives the way from the present weights back to the global weights $a$ (which start as the initial weights) in
     place of a gradient: with $\delta = \frac1K \sum_k (a - q_k)$ over $K$ processes,
     $a' = a + \mathrm{tx}(\delta)$, $p \leftarrow a' + \mu (q - a')$, $a \leftarrow a'$. Inner state is not changed.
 
+    With `compress`, process $k$ sends $s_k$, the largest entries of each chunk of $\beta e_k + (a - q_k)$, in place of
+    $a - q_k$, and keeps the rest: $e_k \leftarrow \beta e_k + (a - q_k) - s_k$ from $e_k = 0$, and
+    $\delta = \frac1K \sum_k s_k$. This also acts in one process.
+
     With a process group, this replaces the average of gradients: each process trains with its own gradients (no
     DistributedDataParallel), and one all-reduce of $\delta$, in float32 at least, after a digest of 16 bytes by which
-    ranks compare what they send, is the only communication. In an optimizer, a step without any gradient counts as one
-    with gradients of 0. Without a group, it is a strong momentum of slow weights. See the how-to guide on communication
-    every H steps.
+    ranks compare what they send, is the only communication; with `compress`, an all-gather of the entries sent and
+    their indices in place of the all-reduce. In an optimizer, a step without any gradient counts as one with gradients
+    of 0. Without a group, it is a strong momentum of slow weights. See the how-to guide on communication every H steps.
 
     Presets: DiLoCo is `adamw`, `sgd(lr=0.7, momentum=0.9, nesterov=True)`, 500; MuLoCo is `muon`, 0.9 and 0.8, 30;
-    SNOO is 0.68 and 0.37, 28. The outer rate multiplies a difference of weights, so it is near 1.
+    SparseLoCo is `adamw`, `sgd(lr=1.0)`, 15 to 100, `TopK()`; SNOO is 0.68 and 0.37, 28. The outer rate multiplies a
+    difference of weights, so it is near 1.
 
     Args:
         inner: A complete optimizer, with a learning rate.
@@ -78,15 +86,17 @@ def outer(
         mix: $\mu$ in [0, 1], the share of the local weights; 1 keeps them.
         process_group: The ranks that average $\delta$, or a one-dimensional mesh; their leaves are whole, or sharded
             alike over other ranks. None for one process.
+        compress: A `gradtx.TopK`, which entries to send, and $\beta$; None for all of them.
 
     Returns:
-        A transformation with the entries of `inner` beside its own: `anchor` ($a$), which `eval_params` returns, with a
-        delay `pending`, the entries of `tx`, their `step` and `leaf_steps`; with fragments, one entry per fragment,
-        "0", "1", .... All of these are equal on all ranks. A leaf without a gradient synchronizes as well.
+        A transformation with the entries of `inner` beside its own: `anchor` ($a$), which `eval_params` returns, with
+        `compress` `error` ($e$), shaped as the leaf, in float32 at least or in `state_dtype`, with a delay `pending`,
+        the entries of `tx`, their `step` and `leaf_steps`; with fragments, one entry per fragment, "0", "1", .... All
+        of these but `error` are equal on all ranks. A leaf without a gradient synchronizes as well.
 
     Raises:
-        TypeError: If an argument is not a transformation, no sequence of patterns, or not a process group, or if `tx`
-            has a process group itself.
+        TypeError: If an argument is not a transformation, no sequence of patterns, not a process group, or no `TopK`,
+            or if `tx` has a process group itself.
         ValueError: If an argument is out of range, if the number of fragments does not divide `every`, if a leaf is in
             no fragment or a pattern matches none, if `tx` needs a loss, or if the ranks' global weights differ.
         RuntimeError: With a process group, inside of `torch.func` transforms or a compiled graph, with a `GradScaler`,
@@ -107,8 +117,11 @@ def outer(
         tensor([0.5940])
 
     Source: Douillard et al. 2023, arXiv:2311.08105; Douillard et al. 2025, arXiv:2501.18512; Thérien et al. 2025,
-    arXiv:2505.23725. Departures: SNOO's code synchronizes at steps 1, H + 1, ...; here at H, 2H, .... The all-reduce of
-    a delayed $\delta$ does not overlap with the steps in between.
+    arXiv:2505.23725; Sarfi et al. 2025, arXiv:2508.15706, and its code. Departures: SNOO's code synchronizes at steps
+    1, H + 1, ...; here at H, 2H, .... The all-reduce of a delayed $\delta$ does not overlap with the steps in between.
+    SparseLoCo's code, tplr-ai/CCLoco, differs from its paper: it divides a sum by the number of ranks that sent the
+    entry, and multiplies $a - q_k$ by the outer rate; here as in the paper. Its chunks are blocks of at most 64 x 64;
+    here consecutive entries, of a sharded leaf those of each shard. Values are not quantized.
     """
     selector = None if fragments is None else _selector_of(fragments)
     turns = 1 if selector is None else len(selector.labels)
@@ -125,10 +138,14 @@ def outer(
             f"outer: tx needs {need}, but it receives differences of weights; use it as inner"
         )
     check_inner("outer", ("exchanges",), [tx])
+    if compress is not None and not isinstance(compress, TopK):
+        raise TypeError(
+            f"outer: compress must be a gradtx.TopK or None, got {describe(compress)}"
+        )
     team = None
     if process_group is not None:
         team = team_of_group("outer: process_group", process_group)
-    return Outer(inner, tx, every // turns, turns, selector, delay, mix, team)
+    return Outer(inner, tx, every // turns, turns, selector, delay, mix, team, compress)
 
 
 def _selector_of(fragments: Sequence[str | Patterns]) -> Selector:
@@ -153,6 +170,7 @@ class Outer(Combinator):
         fragments: Chooses the fragment of a leaf; None if there is only one.
         delay, mix: The options of `outer`.
         team: The ranks to average over, if any.
+        compress: What a rank sends of a difference; None for all of it.
     """
 
     inner: GradientTransformation
@@ -163,6 +181,7 @@ class Outer(Combinator):
     delay: int
     mix: Any
     team: Team | None
+    compress: TopK | None
 
     def effects(self) -> set[str]:
         effects = {"averages", "takes None"}
@@ -191,8 +210,10 @@ class Outer(Combinator):
         if self.team is not None:
             due, sends = _known(due), _known(sends)
         period = f"every={every} with delay={self.delay}"
+        if self.compress is not None:
+            period = f"{period} and compress={self.compress}"
         enter = Synchronize(
-            self._frame(due), scope, path, due, sends, self.team, period
+            self._frame(due), scope, path, due, sends, self.team, self.compress, period
         )
         if scope.place is not None:
             # Schedules of `tx` follow the last fragment, whose count is that of each fragment when it is due.
@@ -206,8 +227,12 @@ class Outer(Combinator):
             return as_flag(due, values["step"]), {}
 
         def init(param):
-            pending = {"pending": torch.zeros_like(param)} if self.delay else {}
-            return {"anchor": param, **pending}
+            slots = {"anchor": param}
+            if self.compress is not None:
+                slots["error"] = torch.zeros_like(param)
+            if self.delay:
+                slots["pending"] = torch.zeros_like(param)
+            return slots
 
         def enter(update, state, param, ctx):
             local_update = torch.zeros_like(param) if update is None else update
@@ -238,7 +263,8 @@ class Synchronize(Enter):
         due: Whether the outer transformation updates in this step.
         sends: Whether the difference to the anchor is taken in this step.
         team: The ranks to average over, if any.
-        period: How often this rank synchronizes, in words.
+        compress: What a rank sends of a difference; None for all of it.
+        period: How often and how this rank synchronizes, in words.
     """
 
     def __init__(
@@ -249,13 +275,20 @@ class Synchronize(Enter):
         due: bool | Tensor,
         sends: bool | Tensor,
         team: Team | None,
+        compress: TopK | None,
         period: str,
     ):
         super().__init__(frame, scope, path, "outer")
         self._period = period
         self._sends = sends
+        self._compress = compress
         self.partners = team
         if team is None:
+            if compress is not None:
+                # Lists skip the choice of entries at other steps; kernels would make it at each.
+                self.traits = dataclasses.replace(
+                    self.traits, elementwise=False, compiles=False, skippable=True
+                )
             return
         if _torch.inside_transform() or torch.compiler.is_compiling():
             raise RuntimeError(
@@ -266,6 +299,7 @@ class Synchronize(Enter):
         exchanges = waits or due is not False
         self.traits = dataclasses.replace(
             self.traits,
+            elementwise=compress is None or not exchanges,
             waits=waits,
             exchanges=exchanges,
             compiles=not exchanges and isinstance(scope.count, int),
@@ -279,23 +313,45 @@ class Synchronize(Enter):
     def _enter(self, leaf: Leaf) -> Any:
         super()._enter(leaf)
         anchor = leaf.param = leaf.saved[self].state["anchor"]
+        sent: Any = leaf.update
+        if self._compress is not None and self._sends is not False:
+            sent = self._compressed(leaf, self._compress)
         if self.traits.waits:
-            return self._average(leaf, anchor)
+            return self._average(leaf, sent, anchor)
         self._receive(leaf, leaf.update)
 
-    def _average(self, leaf: Leaf, anchor: Tensor) -> Steps:
+    def _compressed(self, leaf: Leaf, compress: TopK) -> Sparse:
+        """Let the leaf's update be what this rank sends of it and of the error, which keeps the rest."""
+        state = leaf.saved[self].state
+        delta, old_error = leaf.update, state["error"]
+        sum_of_both = compress.decay * old_error + delta
+        sparse = compress.largest(sum_of_both)
+        sent = sparse.dense()
+        sends = self._sends_now(leaf)
+        state["error"] = torch.where(sends, sum_of_both - sent, old_error)
+        leaf.update = torch.where(sends, sent, delta)
+        # The sum is not needed any more, and others wait for their messages.
+        return dataclasses.replace(sparse, like=sent)
+
+    def _sends_now(self, leaf: Leaf) -> Tensor:
+        """Return whether the difference of a leaf to the anchor is taken in this step."""
+        sends = as_flag(self._sends, self.old_step).to(leaf.device)
+        return sends if leaf.active is None else sends & leaf.active
+
+    def _average(self, leaf: Leaf, sent: Any, anchor: Tensor) -> Steps:
         """Wait for the mean over ranks."""
-        means = yield leaf.update, local(anchor).abs().sum(dtype=exact_dtype(anchor))
+        means = yield sent, local(anchor).abs().sum(dtype=exact_dtype(anchor))
         self._receive(leaf, means[leaf.name])
 
     def combine(self, waiting: list[tuple[Leaf, Any]]) -> Any:
         assert self.partners is not None
         self._compare([leaf for leaf, _ in waiting])
-        deltas = {}
+        sent: dict[str, Any] = {}
         sums: dict[str, Tensor] = {}
-        for leaf, (delta, magnitudes) in waiting:
-            deltas[leaf.name], sums[leaf.name] = delta, magnitudes
-        means, totals = mean_over_ranks(deltas, total(sums), self.partners)
+        for leaf, (of_leaf, magnitudes) in waiting:
+            sent[leaf.name], sums[leaf.name] = of_leaf, magnitudes
+        mean = mean_over_ranks if self._compress is None else mean_of_sparse_over_ranks
+        means, totals = mean(sent, total(sums), self.partners)
         if (
             _torch.readable(totals)
             and totals.max() - totals.min() > SAME * totals.max()
@@ -332,10 +388,7 @@ class Synchronize(Enter):
         state = leaf.saved[self].state
         if "pending" in state:
             old = state["pending"]
-            sends = as_flag(self._sends, self.old_step).to(leaf.device)
-            if leaf.active is not None:
-                sends = sends & leaf.active
-            state["pending"] = torch.where(sends, delta, old)
+            state["pending"] = torch.where(self._sends_now(leaf), delta, old)
             delta = old
         leaf.update = leaf.grad = delta
 

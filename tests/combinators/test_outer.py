@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx import outer
+from gradtx import TopK, outer
 from tests.conformance import assert_close, assert_same, noise
 
 SHAPES = {"a.w": (3, 4), "a.b": (4,), "c": (2,)}
@@ -17,6 +17,9 @@ OPTIONS = {
     "mix": {"mix": 0.3},
     "delay": {"delay": 2},
     "all": {"fragments": TWO, "delay": 1, "mix": 0.25},
+    # Chunks of five: two and a shorter one of the first leaf, a shorter one of each other leaf.
+    "compress": {"compress": TopK(2, 5, 0.9)},
+    "all compressed": {"fragments": TWO, "delay": 1, "mix": 0.25, "compress": TopK(1, 5, 0.5)},
 }
 OUTERS = {
     "nesterov": (NESTEROV, lambda leaves: torch.optim.SGD(leaves, 0.7, momentum=0.9, nesterov=True)),
@@ -35,15 +38,40 @@ def gradients(step, params, without=None, rank=0):
     return {name: None if name == without and step < 16 else g for name, g in found.items()}
 
 
-def loop(make_outer, every=6, fragments=None, delay=0, mix=0.0, steps=30, without=None, ranks=1):
+def largest(x, k, chunk):
+    """SparseLoCo's choice: the k entries with the largest magnitudes of each chunk, and 0 elsewhere."""
+    sent = torch.zeros_like(x).flatten()
+    for start in range(0, x.numel(), chunk):
+        magnitudes = x.flatten()[start : start + chunk].abs().tolist()
+        for i in sorted(range(len(magnitudes)), key=lambda i: -magnitudes[i])[:k]:
+            sent[start + i] = x.flatten()[start + i]
+    return sent.view(x.shape)
+
+
+def loop(
+    make_outer, every=6, fragments=None, delay=0, mix=0.0, compress=None, steps=30, without=None, ranks=1, errors=None
+):
     """The catalog's rule around torch's AdamW, in torchft's order: restore, outer step, save, blend.
 
-    Returns the weights of each rank, and the global ones. With several ranks, only the last lacks gradients.
+    With `compress`, each rank sends the largest entries of e + delta, and keeps the rest in e, here `errors`, by rank
+    and name. Returns the weights of each rank, and the global ones. With several ranks, only the last lacks gradients.
     """
     parts = [("a.w", "c"), ("a.b",)] if fragments else [tuple(SHAPES)]
     anchors, *of_ranks = ({name: torch.nn.Parameter(p.clone()) for name, p in START.items()} for _ in range(1 + ranks))
     inners, pending = [torch.optim.AdamW(params.values(), 0.1) for params in of_ranks], {}
     outers = [make_outer([anchors[name] for name in part]) for part in parts]
+    errors = {} if errors is None else errors
+    errors.update({(rank, name): torch.zeros_like(p) for rank in range(ranks) for name, p in START.items()})
+
+    def sent(rank, name):
+        delta = (anchors[name] - of_ranks[rank][name]).detach()
+        if compress is None:
+            return delta
+        e = compress.decay * errors[rank, name] + delta
+        chosen = largest(e, compress.k, compress.chunk)
+        errors[rank, name] = e - chosen
+        return chosen
+
     gap = every // len(parts)
     for t in range(1, steps + 1):
         for rank, params in enumerate(of_ranks):
@@ -53,7 +81,7 @@ def loop(make_outer, every=6, fragments=None, delay=0, mix=0.0, steps=30, withou
         for i, part in enumerate(parts):
             if (t + delay) % every == (i + 1) * gap % every:
                 for name in part:
-                    pending[name] = sum((anchors[name] - params[name]).detach() for params in of_ranks) / ranks
+                    pending[name] = sum(sent(rank, name) for rank in range(ranks)) / ranks
             if t % every == (i + 1) * gap % every:
                 for name in part:
                     anchors[name].grad = pending[name]
@@ -105,7 +133,7 @@ def test_it_is_the_loop_over_thirty_steps(option, rule):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", ["plain", "all"])
+@pytest.mark.parametrize("option", ["plain", "all", "compress", "all compressed"])
 def test_compiled_steps_are_those_of_the_loop(option):
     expected = loop(OUTERS["nesterov"][1], **OPTIONS[option])
     assert_close(adapted(outer(gradtx.adamw(0.1), NESTEROV, 6, **OPTIONS[option]), compile=True), expected, 1e-12)
@@ -160,8 +188,9 @@ def test_muloco_and_the_record_write_the_outer_step_in_other_ways():
         assert_close(found, {name: p.detach() for name, p in params.items()}, 1e-12)
 
 
-def test_a_run_resumes_in_the_middle_of_an_interval():
-    tx = outer(gradtx.adamw(0.1), NESTEROV, 3, delay=1, mix=0.2)
+@pytest.mark.parametrize("compress", [None, TopK(2, 5)])
+def test_a_run_resumes_in_the_middle_of_an_interval(compress):
+    tx = outer(gradtx.adamw(0.1), NESTEROV, 3, delay=1, mix=0.2, compress=compress)
     expected, _ = pure(tx, last=17)
     params, state = pure(tx, last=7)
     assert_same(pure(tx, 8, 17, params, state)[0], expected)
@@ -210,9 +239,11 @@ def test_outer_sums_are_those_of_a_fragment():
     assert_close(adapted(tx), expected, 1e-5)
 
 
-def test_a_batch_of_outer_rates_is_each_alone():
+@pytest.mark.parametrize("compress", [None, TopK(2, 5)])
+def test_a_batch_of_outer_rates_is_each_alone(compress):
     def run(rate, mix):
-        return pure(outer(gradtx.adamw(0.1), gradtx.sgd(rate, momentum=0.9), 2, mix=mix), last=5)[0]
+        tx = outer(gradtx.adamw(0.1), gradtx.sgd(rate, momentum=0.9), 2, mix=mix, compress=compress)
+        return pure(tx, last=5)[0]
 
     rates, mixes = torch.tensor([[0.5, 0.9], [0.0, 0.6]], dtype=torch.float64)
     run(0.5, 0.0)  # draws the data, which are cached, outside of vmap
@@ -228,6 +259,55 @@ def test_inner_entries_stand_beside_its_own_and_fragments_split_no_group():
     assert state["outer"]["0"].keys() == {"step", "leaf_steps", "anchor", "pending", "trace"}
     assert list(state["outer"]["1"]["anchor"]) == ["a.b"]
     assert len(built(tx)[0].param_groups) == 1
+
+
+def test_two_synchronizations_with_compression_by_hand():
+    tx = outer(gradtx.sgd(1.0), gradtx.sgd(0.5), 1, compress=TopK(k=1, chunk=2, decay=0.5))
+    params = {"w": torch.zeros(3)}
+    state = tx.init(params)
+    updates, state = tx.update({"w": torch.tensor([4.0, -6.0, 1.0])}, state, params)
+    assert_same(updates, {"w": torch.tensor([0.0, 3.0, -0.5])})  # sent: [0, -6] and [1], of which the rate takes half
+    assert_same(state["outer"]["error"], {"w": torch.tensor([4.0, 0.0, 0.0])})
+    params = gradtx.apply_updates(params, updates)
+    updates, state = tx.update({"w": torch.tensor([1.0, 2.0, 0.0])}, state, params)
+    assert_same(updates, {"w": torch.tensor([-1.5, 0.0, 0.0])})  # 4 / 2 + 1 is more than 2
+    assert_same(state["outer"]["error"], {"w": torch.tensor([0.0, 2.0, 0.0])})
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_all_entries_of_a_chunk_are_no_compression(option):
+    options = {**OPTIONS[option], "compress": None}
+    expected, _ = pure(outer(gradtx.adamw(0.1), NESTEROV, 6, **options))
+    params, state = pure(outer(gradtx.adamw(0.1), NESTEROV, 6, **{**options, "compress": TopK(4, 4)}))
+    assert_close(params, expected, 1e-14)
+    errors = state["outer"]["0"]["error"] if "fragments" in options else state["outer"]["error"]
+    assert all(not error.any() for error in errors.values())
+
+
+def test_the_error_is_in_float32_at_least_and_a_skipped_leaf_keeps_it():
+    tx = gradtx.apply_if(outer(gradtx.sgd(1.0), gradtx.sgd(1.0), 1, compress=TopK(1, 2)), lambda step: step == 1)
+    params = {"w": torch.zeros(2, dtype=torch.bfloat16)}
+    state = tx.init(params)
+    for _ in range(3):
+        _, state = tx.update({"w": torch.tensor([1.0, 2.0], dtype=torch.bfloat16)}, state, params)
+    error = state["apply_if"]["outer"]["error"]["w"]
+    assert_same(error, torch.tensor([1.0, 0.0]))
+
+
+def test_entries_of_complex_leaves_count_as_two():
+    tx = outer(gradtx.sgd(1.0), gradtx.sgd(0.7, momentum=0.9), 2, compress=TopK(2, 4))
+    start = torch.arange(6.0) - 2
+    states = []
+    for values in (start, torch.view_as_complex(start.view(3, 2))):
+        params, grads = {"w": values}, {"w": values.flip(0)}
+        state = tx.init(params)
+        for _ in range(4):
+            updates, state = tx.update(
+                grads if values.is_complex() else {"w": start.view(3, 2).flip(0).flatten()}, state, params
+            )
+            params = gradtx.apply_updates(params, updates)
+        states.append([params["w"], state["outer"]["error"]["w"]])
+    assert_close([torch.view_as_real(x).flatten() for x in states[1]], states[0], 1e-6)
 
 
 SGD = gradtx.sgd(0.1)
@@ -247,6 +327,11 @@ SGD = gradtx.sgd(0.1)
             "outer: fragments: leaf 'c' has no label; add a pattern",
         ),
         (lambda: outer(SGD, SGD, 4, fragments=("*", "d")).init(START), "outer: fragments: 'd' matches no leaf"),
+        (lambda: TopK(0), r"TopK: k must be in \[1, chunk\] = \[1, 4096\], got 0"),
+        (lambda: TopK(9, 8), r"TopK: k must be in \[1, chunk\] = \[1, 8\], got 9"),
+        (lambda: TopK(1, 0), r"TopK: chunk must be in \[1, inf\), got 0"),
+        (lambda: TopK(decay=1.5), r"TopK: decay must be in \[0, 1\], got 1.5"),
+        (lambda: TopK(decay=float("nan")), r"TopK: decay must be in \[0, 1\], got nan"),
     ],
 )
 def test_mistakes_are_named(make, message):
@@ -259,5 +344,11 @@ def test_what_is_no_pattern_and_no_process_group_is_refused_by_name():
         outer(SGD, SGD, 4, fragments=(lambda name, leaf: True,))
     with pytest.raises(TypeError, match="outer: fragments must be a sequence of name patterns"):
         outer(SGD, SGD, 4, fragments="abcd")
+    with pytest.raises(TypeError, match=r"outer: compress must be a gradtx\.TopK or None, got 0\.1"):
+        outer(SGD, SGD, 4, compress=0.1)
+    with pytest.raises(TypeError, match=r"TopK: k must be an int, got 0\.5"):
+        TopK(0.5)
+    with pytest.raises(TypeError, match="TopK: decay must be a number, got None"):
+        TopK(decay=None)
     with pytest.raises(TypeError, match="outer: process_group must be a process group that contains this rank"):
         outer(SGD, SGD, 4, process_group=3)

@@ -9,9 +9,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import gradtx
-from gradtx import outer
+from gradtx import TopK, outer
 from tests.combinators.test_outer import NESTEROV, OPTIONS, OUTERS, START, gradients, loop
-from tests.conformance import assert_close
+from tests.conformance import assert_close, assert_same
 from tests.distributed.problems import engine, whole
 from tests.distributed.traffic import Traffic
 from tests.tiers import by_day
@@ -41,8 +41,8 @@ def advance(optimizer, params, first=1, last=STEPS, rank=None, without=None):
         with Traffic() as messages:
             optimizer.step()
         if messages.count:
-            assert set(messages.messages) == {"allreduce_"}
-            traffic[step] = messages.reduced
+            assert messages.count == len(messages.reduced + messages.gathered)
+            traffic[step] = messages.reduced + messages.gathered
     return traffic
 
 
@@ -63,44 +63,71 @@ def train(option, way, without=None):
                 grads = gradients(step, params, without, distributed.get_rank())
                 updates, state = tx.update(grads, state, params)
             params = gradtx.apply_updates(params, updates)
-            traffic.update({step: messages.reduced} if messages.count else {})
-        return [params, tx.eval_params(state, params)], traffic
+            traffic.update({step: messages.reduced + messages.gathered} if messages.count else {})
+        entries = state["outer"].values() if "fragments" in OPTIONS[option] else [state["outer"]]
+        errors = {name: error for entry in entries for name, error in entry.get("error", {}).items()}
+        return [params, tx.eval_params(state, params)], errors, traffic
     with engine("compiled" if way == "compiled" else "eager") as compile:
         optimizer, params = adapted(tx, compile=compile)
         traffic = advance(optimizer, params, without=without)
-    return results(optimizer, params), traffic
+    states = {name: optimizer.state[p] for name, p in params.items()}
+    errors = {name: state["error"] for name, state in states.items() if "error" in state}
+    return results(optimizer, params), errors, traffic
+
+
+def entries_of(sizes, compress):
+    """The number of entries that a rank sends of leaves of these sizes."""
+    if compress is None:
+        return sum(sizes)
+    chunks = [min(compress.chunk, size - i) for size in sizes for i in range(0, size, compress.chunk)]
+    return sum(min(compress.k, chunk) for chunk in chunks)
 
 
 def expected_traffic(option, ranks):
-    """Two messages per due fragment: a digest of what the rank sends, then its entries and one number of each rank."""
+    """Two messages per due fragment: a digest of what the rank sends, then its entries and one number of each rank.
+
+    With compression, a rank sends its own number alone, and an index of two bytes beside each entry.
+    """
     options = OPTIONS[option]
-    sizes = [14, 4] if "fragments" in options else [18]
+    sizes = [[12, 2], [4]] if "fragments" in options else [[12, 4, 2]]
     gap = EVERY // len(sizes)
+    messages = []
+    for of_fragment in sizes:
+        entries = entries_of(of_fragment, options.get("compress"))
+        messages.append(8 * (entries + 1) + 2 * entries if "compress" in options else 8 * (entries + ranks))
     sent = range(gap - options.get("delay", 0), STEPS + 1, gap)
-    return {step: [DIGEST, 8 * (sizes[i % len(sizes)] + ranks)] for i, step in enumerate(sent)}
+    return {step: [DIGEST, messages[i % len(sizes)]] for i, step in enumerate(sent)}
 
 
 CASES = [("plain", "adapted"), ("all", "adapted"), ("fragments", "compiled"), ("delay", "pure"), ("all", "pure")]
+CASES += [("compress", "adapted"), ("compress", "compiled"), ("all compressed", "adapted"), ("all compressed", "pure")]
 
 
-@by_day("plain-adapted-None", "all-adapted-c", "fragments-compiled-None", "delay-pure-c", "all-pure-None")
+@by_day(
+    *("plain-adapted-None", "all-adapted-c", "fragments-compiled-None", "delay-pure-c", "all-pure-None"),
+    *("compress-adapted-c", "all compressed-adapted-None", "all compressed-pure-None"),
+)
 @pytest.mark.parametrize("without", [None, "c"])
 @pytest.mark.parametrize(("option", "way"), CASES)
 def test_two_ranks_are_the_loop_and_send_one_message_with_entries_per_due_fragment(option, way, without, two):
     check(two, option, way, without)
 
 
-@by_day("all-adapted")
-@pytest.mark.parametrize(("option", "way"), [("plain", "compiled"), ("all", "adapted")])
+@by_day("all-adapted", "all compressed-adapted")
+@pytest.mark.parametrize(("option", "way"), [("plain", "compiled"), ("all", "adapted"), ("all compressed", "adapted")])
 def test_four_ranks_are_the_loop_and_send_one_message_with_entries_per_due_fragment(option, way, four):
     check(four, option, way)
 
 
 def check(world, option, way, without=None):
     make_outer = OUTERS["dampened" if without else "adamw"][1]
-    *weights, anchor = loop(make_outer, **OPTIONS[option], steps=STEPS, without=without, ranks=world.size)
-    for rank, ((local, common), traffic) in enumerate(world.run(train, option, way, without)):
+    errors = {}
+    options = {**OPTIONS[option], "steps": STEPS, "without": without, "ranks": world.size, "errors": errors}
+    *weights, anchor = loop(make_outer, **options)
+    for rank, ((local, common), kept, traffic) in enumerate(world.run(train, option, way, without)):
         assert_close([local, common], [weights[rank], anchor], 1e-10)
+        assert_close(kept, {name: errors[rank, name] for name in kept}, 1e-10)
+        assert bool(kept) == ("compress" in OPTIONS[option])
         assert traffic == expected_traffic(option, world.size)
 
 
@@ -135,8 +162,9 @@ def resume(optimizer, params):
     return optimizer, params
 
 
-def test_ranks_resume_in_the_middle_of_an_interval(two):
-    ranks = two.run(resumed, "all")
+@pytest.mark.parametrize("option", ["all", "all compressed"])
+def test_ranks_resume_in_the_middle_of_an_interval(option, two):
+    ranks = two.run(resumed, option)
     for through, again in ranks:
         assert_close(again, through, 1e-14)
     assert_close(ranks[0][0][1], ranks[1][0][1], 0.0)  # global weights are equal to the last bit
@@ -151,9 +179,14 @@ def sharded(option):
         return distribute_tensor(tensor, mesh["shard"], [Shard(0)])
 
     clip = gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.sgd(0.7, momentum=0.9))
+    tx, leaves = of_all_ranks(option, tx=clip, group=group), dict(START)
+    if option == "compress":
+        # The chunks of a leaf are those of its shards, but the shards of two entries have one each.
+        tx = outer(ADAMW, clip, EVERY, delay=2, process_group=group, compress=TopK(1, 2))
+        del leaves["c"]
     found = []
-    for start, options in ((START, {}), ({name: place(p) for name, p in START.items()}, {"place": place})):
-        optimizer, params = adapted(of_all_ranks(option, tx=clip, group=group), start)
+    for start, options in ((leaves, {}), ({name: place(p) for name, p in leaves.items()}, {"place": place})):
+        optimizer, params = adapted(tx, start)
         for step in range(1, 14):
             place_gradient = options.get("place", torch.clone)
             values = {name: whole(p).detach() for name, p in params.items()}
@@ -161,10 +194,14 @@ def sharded(option):
                 params[name].grad = place_gradient(g)
             optimizer.step()
         found.append([{name: whole(p) for name, p in tree.items()} for tree in results(optimizer, params)])
+        if option == "compress":
+            errors = {name: optimizer.state[p]["error"] for name, p in params.items()}
+            assert all(type(error) is type(params[name].data) for name, error in errors.items())
+            found[-1].append({name: whole(error) for name, error in errors.items()})
     return found
 
 
-@pytest.mark.parametrize("option", ["plain", "all"])
+@pytest.mark.parametrize("option", ["plain", "all", "compress"])
 def test_shards_take_the_steps_of_whole_leaves(option, four):
     for unsharded, found in four.run(sharded, option):
         assert_close(found, unsharded, 1e-12)
@@ -186,19 +223,49 @@ def test_ranks_with_different_global_weights_are_refused_at_the_first_message(tw
     two.run(other_weights)
 
 
-def in_bfloat16():
+def in_bfloat16(option):
     start = {name: p.bfloat16() for name, p in START.items()}
-    optimizer, params = adapted(of_all_ranks(), start)
+    optimizer, params = adapted(of_all_ranks(option), start)
     for p in params.values():
         p.grad = torch.ones_like(p)
     with Traffic() as traffic:
         for _ in range(EVERY):
             optimizer.step()
-    return traffic.reduced
+    return traffic.reduced + traffic.gathered
 
 
 def test_messages_are_in_float32_at_least(two):
-    assert two.run(in_bfloat16) == [[DIGEST, 4 * (18 + 2)]] * 2
+    assert two.run(in_bfloat16, "plain") == [[DIGEST, 4 * (18 + 2)]] * 2
+    assert two.run(in_bfloat16, "compress") == [[DIGEST, 4 * (10 + 1) + 2 * 10]] * 2
+
+
+def of_a_model():
+    """The bytes of the messages about a layer of 256 outputs and inputs, and its bias, in float32."""
+    rank = distributed.get_rank()
+    sent = []
+    for compress in (None, TopK(), TopK(chunk=2**15 + 1), TopK(chunk=2**15)):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(256, 256)
+        tx = outer(ADAMW, NESTEROV, 1, process_group=distributed.group.WORLD, compress=compress)
+        optimizer = gradtx.as_optimizer(tx, list(layer.named_parameters()))
+        layer(torch.full((1, 256), rank + 1.0)).square().sum().backward()
+        with Traffic() as messages:
+            optimizer.step()
+        _, message = messages.reduced + messages.gathered
+        sent.append(message)
+    weights = [p.detach().clone() for p in layer.parameters()]
+    return sent, weights
+
+
+def test_compression_sends_a_fortieth_of_the_bytes_and_ranks_agree_to_the_last_bit(two):
+    (sent, weights), (also_sent, others) = two.run(of_a_model)
+    assert sent == also_sent
+    dense, usual, wide, narrow = sent
+    assert dense == 4 * (256 * 256 + 256 + 2)
+    assert usual == (16 * 64 + 64) * 6 + 4  # 16 chunks of the matrix, one of the bias, and a number: 2.5%
+    assert wide == (2 * 64 + 64) * 8 + 4  # such an index takes four bytes
+    assert narrow == (2 * 64 + 64) * 6 + 4
+    assert_same(weights, others)
 
 
 def in_two_groups():
@@ -280,6 +347,11 @@ def disagreeing(kind, way):
         start["c"] = start["c"][:1]
     if last and kind == "fragments":
         tx = of_all_ranks()
+    if kind == "compress":
+        compress = TopK(3, 5) if last else TopK(2, 5)
+        tx = outer(ADAMW, NESTEROV, EVERY, process_group=distributed.group.WORLD, compress=compress)
+    if kind == "no compression" and last:
+        tx = of_all_ranks("compress")
     run = pure_steps if way == "pure" else adapted_steps
     with pytest.raises(RuntimeError) as caught:
         run(tx, start, last and kind == "steps")
@@ -294,13 +366,15 @@ DISAGREEMENTS = {
     "parameters": ("synchronizes leaf 'c'", "rank 1 does not"),
     "shape": ("leaf 'c' of shape", "rank 1 synchronizes leaf 'c'"),
     "fragments": ("at step",),
+    "compress": ("compress=TopK(k=2, ", "compress=TopK(k=3, "),
+    "no compression": ("rank 1 synchronizes at step 6, every=6 with delay=0 and compress=TopK(k=2, ",),
     "steps": ("at step 6", "at step 12"),
 }
 CASES_OF_DISAGREEMENTS = [(kind, "adapted") for kind in DISAGREEMENTS]
 CASES_OF_DISAGREEMENTS += [(kind, "pure") for kind in ("every", "parameters", "fragments")]
 
 
-@by_day("every-adapted", "parameters-*", "steps-adapted", "fragments-pure")
+@by_day("every-adapted", "parameters-*", "steps-adapted", "fragments-pure", "compress-adapted")
 @pytest.mark.parametrize(("kind", "way"), CASES_OF_DISAGREEMENTS)
 def test_ranks_that_would_exchange_other_tensors_or_at_other_steps_all_raise(kind, way, two):
     (first, at), (second, at_second) = two.run(disagreeing, kind, way, limit=20)

@@ -18,16 +18,21 @@ class Traffic:
         messages: The name of each.
         bytes: What `all_to_all_single` sends to other ranks.
         reduced: The bytes of each `all_reduce`.
+        gathered: The bytes that each `all_gather` sends to each rank.
     """
 
     def __init__(self) -> None:
         self.messages: list[str] = []
         self.bytes = 0
         self.reduced: list[int] = []
+        self.gathered: list[int] = []
         self._profile = profile(activities=[ProfilerActivity.CPU])
         self._send = distributed.all_to_all_single
         self._reduce = distributed.all_reduce
-        self._patch = mock.patch.multiple(distributed, all_to_all_single=self._counted, all_reduce=self._measured)
+        self._gather = distributed.all_gather
+        self._patch = mock.patch.multiple(
+            distributed, all_to_all_single=self._counted, all_reduce=self._measured, all_gather=self._weighed
+        )
 
     @property
     def count(self) -> int:
@@ -41,6 +46,10 @@ class Traffic:
     def _measured(self, tensor: Any, *args: Any, **options: Any) -> Any:
         self.reduced.append(tensor.numel() * tensor.element_size())
         return self._reduce(tensor, *args, **options)
+
+    def _weighed(self, received: Any, sent: Any, *args: Any, **options: Any) -> Any:
+        self.gathered.append(sent.numel() * sent.element_size())
+        return self._gather(received, sent, *args, **options)
 
     def __enter__(self) -> Traffic:
         self._patch.start()
