@@ -287,3 +287,17 @@ class LoopMuon:
                 a = x @ x.T
                 x = 3.4445 * x + (-4.775 * a + 2.0315 * a @ a) @ x
             param.mul_(1 - 0.02 * 0.1).add_(x, alpha=-0.02 * max(1, param.shape[0] / param.shape[1]) ** 0.5)
+
+
+def test_members_of_a_batch_of_which_one_fails_in_single_precision_are_factorized_in_double(monkeypatch):
+    eigh = torch.linalg.eigh
+
+    def failing(x):
+        if x.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("did not converge")
+        return eigh(x)
+
+    x = torch.stack([spd(6, seed=seed) for seed in range(3)]).float()
+    expected = torch.func.vmap(matrices.eigenbasis)(x.double()).float()
+    monkeypatch.setattr(torch.linalg, "eigh", failing)
+    torch.testing.assert_close(torch.func.vmap(matrices.eigenbasis)(x), expected)

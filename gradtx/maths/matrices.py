@@ -197,10 +197,14 @@ def _factors(factorize: Factorization, x: Tensor) -> list[Tensor]:
 
 
 def _factors_without_reading(factorize: Factorization, x: Tensor) -> list[Tensor]:
-    """Factorize a matrix once, without branching on its values."""
+    """Factorize a matrix without branching on its values, in float64 if that fails for any member of a batch."""
     is_finite = x.isfinite().all()
-    factors = factorize(torch.where(is_finite, x, 0.0))
-    return [torch.where(is_finite, factor, torch.nan) for factor in factors]
+    finite = torch.where(is_finite, x, 0.0)
+    try:
+        factors = factorize(finite)
+    except torch.linalg.LinAlgError:
+        factors = factorize(finite.to(exact_dtype(x)))
+    return [torch.where(is_finite, factor.to(x.dtype), torch.nan) for factor in factors]
 
 
 def _is_finite(x: Tensor) -> bool:
