@@ -25,6 +25,7 @@ FOLDER = Path(__file__).parent
 DOCS = FOLDER.parent.parent / "docs"
 KNOWN = ("adamw", "sgd", "lion", "muon", "soap", "prodigy", "schedule_free_adamw")
 SEEDS = 3
+WIDEST = 100  # in figures
 MARKS = {"better": "**", "same": "*", "worse": ""}
 
 
@@ -340,7 +341,6 @@ def page(results: Results) -> str:
 def draw_task(results: Results, task: str, path: Path) -> None:
     """Draw the best loss of each optimizer on a task against its width."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -349,15 +349,16 @@ def draw_task(results: Results, task: str, path: Path) -> None:
     shown = {name: best for name, best in bests.items() if best.mean <= limit}
     ranked = sorted(shown, key=lambda name: shown[name].mean)
     axes.scatter(
-        [best.width for best in shown.values()],
+        [min(best.width, WIDEST) for best in shown.values()],
         [best.mean for best in shown.values()],
         s=14,
         alpha=0.5,
     )
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("×{x:g}")
-    axes.xaxis.set_minor_locator(NullLocator())
+    ticks = (1, 2, 5, 10, 20, 50)
+    labels = [f"×{tick}" for tick in ticks]
+    axes.set_xticks([*ticks, WIDEST], [*labels, f"≥ ×{WIDEST}"])
+    axes.set_xticks([], minor=True)
     if limit > 10 * shown[ranked[0]].mean:
         axes.set_yscale("log")
     to_pixels = axes.transData
@@ -366,14 +367,13 @@ def draw_task(results: Results, task: str, path: Path) -> None:
         if name not in (*ranked[:4], *KNOWN):
             continue
         best = shown[name]
-        axes.errorbar(
-            best.width, best.mean, best.std, fmt="o", color="C1", markersize=4
-        )
-        x, y = to_pixels.transform((best.width, best.mean))
+        width = min(best.width, WIDEST)
+        axes.errorbar(width, best.mean, best.std, fmt="o", color="C1", markersize=4)
+        x, y = to_pixels.transform((width, best.mean))
         last = max(y, last + 12)  # labels do not overlap
         axes.annotate(
             name,
-            (best.width, best.mean),
+            (width, best.mean),
             xytext=tuple(to_pixels.inverted().transform((x + 16, last))),
             fontsize=8,
             arrowprops={"arrowstyle": "-", "lw": 0.4},
