@@ -235,6 +235,9 @@ PROPERTIES: dict[str, dict[str, tuple[str, str, str]]] = {
     "gpu.test_kernels": {
         "test_an_optimizer_equals_lists": ("plain aliases", "aliases of each kind", ""),
     },
+    "gpu.test_watch": {
+        "test_a_watch_keeps_bits_and_waits_for_nothing_at_other_steps": ("plain", "plain", "a few"),
+    },
     "gpu.test_ways": {
         "test_steps_under_a_grad_scaler_equal_those_on_the_cpu": (
             "plain that a scaler scales, without a closure", "of each kind", "a few",

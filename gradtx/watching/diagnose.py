@@ -26,7 +26,10 @@ def diagnose(
 ) -> Findings:
     """Train for a number of steps, and say what is wrong with the run in plain words.
 
-    The weights and the state are trained as by a loop of `step()`; one step of `every` is measured.
+    The weights and the state are trained as by a loop of `step()`; one step of `every` is measured. What it looks for
+    is listed in the how-to "My loss does not fall". A parameter in two groups is an error of its own when the optimizer
+    is created, and torch warns of one that is twice in a group; two parameters over the same memory are a finding, and
+    tied weights, which are one parameter, are none.
 
     Args:
         optimizer: An optimizer of gradtx, or a trainer's wrapper around one.

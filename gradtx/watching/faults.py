@@ -29,6 +29,7 @@ FAULTS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     faults_of_links.codes_that_saturate,
     faults_of_leaves.leaves_without_a_gradient,
     faults_of_leaves.leaves_that_never_move,
+    faults_of_leaves.leaves_with_the_same_memory,
     faults_of_leaves.matrices_with_the_wrong_rule,
     faults_of_leaves.averages_without_an_evaluation,
 )

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator
 
+import torch
+from torch.nn.parameter import is_lazy
+
+from gradtx.base.dtensor import local
 from gradtx.watching.figures import STEP
 from gradtx.watching.findings import Evidence, Finding, called, named, percent
 from gradtx.watching.sample import ALL
@@ -77,6 +82,24 @@ def leaves_that_never_move(evidence: Evidence) -> Iterator[Finding]:
         text = f"{len(frozen)} of {len(evidence.params)} leaves require no gradient ({named(frozen)})"
         remedy = "if that is not intended, call requires_grad_(True); else leave them out of the optimizer"
         yield Finding("frozen", 50, "", frozen, evidence.steps, share, text, remedy)
+
+
+def leaves_with_the_same_memory(evidence: Evidence) -> Iterator[Finding]:
+    """Parameters over the same memory, as of weights that were to be tied; both their steps move it."""
+    leaves_at: dict[tuple[torch.device, int], list[str]] = {}
+    for leaf, param in evidence.params.items():
+        values = local(param.detach())
+        address = 0 if is_lazy(param) or values.numel() == 0 else values.data_ptr()
+        if address:  # 0 without memory, as on the device "meta"
+            leaves_at.setdefault((values.device, address), []).append(leaf)
+    shared = [leaves for leaves in leaves_at.values() if len(leaves) > 1]
+    if not shared:
+        return
+    leaves = tuple(itertools.chain.from_iterable(shared))
+    text = f"{named(shared[0])} are different parameters over the same memory, which moves by the steps of all of them"
+    remedy = "tie weights by one parameter, as head.weight = embedding.weight does, not by nn.Parameter(...) or .data"
+    share = len(leaves) / len(evidence.params)
+    yield Finding("leaves twice", 83, "", leaves, evidence.steps, share, text, remedy)
 
 
 def matrices_with_the_wrong_rule(evidence: Evidence) -> Iterator[Finding]:

@@ -48,13 +48,14 @@ def bounds_that_always_or_never_act(evidence: Evidence) -> Iterator[Finding]:
             yield Finding(
                 "bound always acts", 65, path, (), evidence.steps, length, text, remedy
             )
-        elif acting == 0 and link.name == "clip_by_global_norm":
+        elif acting == 0:
             yield from _bound_never_acts(evidence, path, link, bound, norms)
 
 
 def _bound_never_acts(
     evidence: Evidence, path: str, link: Link, bound: float, norms: list[float]
 ) -> Iterator[Finding]:
+    # Of all leaves together, which exceeds that of each leaf and each entry.
     largest = max(norms)
     if not bound > 100 * largest > 0:  # a guard against rare spikes is a little above
         return
@@ -62,9 +63,10 @@ def _bound_never_acts(
         f"{_typed(link, bound)} never acted: the largest of the measured norms is {largest:.2g}, and the bound is "
         f"{bound / largest:.2g} times that"
     )
-    remedy = (
-        f"remove it, or lower it to about {about(3 * largest)}, so that it stops spikes"
-    )
+    lower = "lower it"
+    if link.name == "clip_by_global_norm":
+        lower += f" to about {about(3 * largest)}"
+    remedy = f"remove it, or {lower}, so that it stops spikes"
     yield Finding(
         "bound never acts", 20, path, (), evidence.steps, largest, text, remedy
     )
@@ -72,14 +74,14 @@ def _bound_never_acts(
 
 def clips_behind_the_rule(evidence: Evidence) -> Iterator[Finding]:
     """Clips that bound steps of a rule that sets their length, in place of gradients."""
-    rule: tuple[str, Link] | None = None
+    rules: dict[str, tuple[str, Link]] = {}  # the last one of each branch
     for path, link in evidence.links.items():
+        branch = path.rpartition(".")[0]
         if link.sets_length and not link.bounds:
-            rule = path, link
+            rules[branch] = path, link
+        rule = rules.get(branch)
         if rule is None or not link.bounds or link.typed != link.name:
             continue
-        if path.rpartition(".")[0] != rule[0].rpartition(".")[0]:
-            continue  # in another branch
         lengths = [row["change"] for row in evidence.of_link(path)]
         acting = sum(length < ACTS for length in lengths) / max(1, len(lengths))
         if acting < 0.5:

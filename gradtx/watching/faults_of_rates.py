@@ -21,6 +21,8 @@ from gradtx.watching.findings import (
 )
 
 SHORT = 50  # steps: what a shorter run has not reached says little
+# Links that pull weights back at every k-th step, against the steps before.
+PULLS_BACK = ("lookahead", "outer")
 
 
 def updates_that_are_not_finite(evidence: Evidence) -> Iterator[Finding]:
@@ -103,7 +105,7 @@ def rate_too_large(evidence: Evidence) -> Iterator[Finding]:
             "rate too large", 78, "", large, evidence.steps, ratio, text, remedy
         )
     cosine = evidence.median(STEP, "cos_last")
-    if cosine < -0.7:
+    if cosine < -0.7 and not any(evidence.links_named(*PULLS_BACK)):
         text = (
             f"each step undoes most of the one before: their cosine is {cosine:.2f} in the median, so the weights "
             "oscillate"
@@ -116,18 +118,15 @@ def rate_too_large(evidence: Evidence) -> Iterator[Finding]:
 
 def rate_too_small(evidence: Evidence) -> Iterator[Finding]:
     """Steps so small that all steps of the run together hardly change the weights."""
-    ratios = [
-        ratio
-        for leaf, ratio in evidence.leaf_medians("update_to_weight").items()
-        if evidence.is_matrix(leaf) and ratio > 0
-    ]
-    ratio = finite_median(ratios)
+    ratios = [finite_median(ratios) for ratios in evidence.ratios_of_matrices()]
+    # The mean: near the end, steps of a run that has converged are far smaller than the first.
+    ratio = sum(ratios) / max(1, len(ratios))
     total = ratio * evidence.run
-    if evidence.run < SHORT or not total < 3e-3:
+    if evidence.run < SHORT or not 0 < total < 3e-3:
         return
     text = (
-        f"a step changes matrices by {ratio:.1g} of the weights in the median, and all {evidence.run} steps together "
-        f"by at most {percent(total)}"
+        f"a step changes matrices by {ratio:.1g} of the weights in the mean, and all {evidence.run} steps together by "
+        f"at most {percent(total)}"
     )
     remedy = "raise the rate; gradtx.range_test finds the largest stable one"
     yield Finding("rate too small", 60, "", (), evidence.steps, ratio, text, remedy)
@@ -207,6 +206,7 @@ def schedules_that_do_not_fit(evidence: Evidence) -> Iterator[Finding]:
         if highest <= 0:
             continue
         yield from _schedule_that_ended(evidence, name, values, highest)
+        yield from _schedule_that_rose_again(evidence, name, values, highest)
         later = curve(schedule, 4 * evidence.run)
         if (
             values[-1] >= 0.999 * highest
@@ -236,6 +236,31 @@ def _schedule_that_ended(
         return
     text = f"the schedule of {name} had ended for the last {percent(share)} of the run, at {values[-1]:.1g}"
     remedy = f"let it last {evidence.run} steps"
+    yield Finding("schedule ended", 81, name, (), evidence.steps, share, text, remedy)
+
+
+def _schedule_that_rose_again(
+    evidence: Evidence, name: str, values: list[float], highest: float
+) -> Iterator[Finding]:
+    """A rate that fell to about 0 and rose again, as that of a cosine after its T_max.
+
+    Restarts rise at once, and cycles start at their smallest rate.
+    """
+    top = values.index(highest)
+    lowest = min(range(top, len(values)), key=values.__getitem__)
+    after = values[lowest + 1 :]
+    around = values[max(lowest - 1, 0) : lowest + 2]
+    is_valley = values[lowest] < 1e-2 * highest and max(around) < 0.1 * highest
+    rises = max(after, default=0.0) > 0.1 * highest
+    if not (is_valley and rises) or values[0] < 0.1 * highest:
+        return
+    share = len(after) / len(values)
+    step = round((1 - share) * evidence.run)
+    text = (
+        f"the schedule of {name} had fallen to {values[lowest]:.1g} at about step {step}, and rose again for the last "
+        f"{percent(share)} of the run"
+    )
+    remedy = f"let it fall over {evidence.run} steps"
     yield Finding("schedule ended", 81, name, (), evidence.steps, share, text, remedy)
 
 

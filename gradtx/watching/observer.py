@@ -175,8 +175,12 @@ class LinkObserver:
         sums, gradient = self._sums[leaf.name], self._gradients.get(leaf.name)
         row = dict(self._common[leaf.name])
         row["after"] = sums.square(update)
-        if gradient is not None:
+        if gradient is None:
+            return row
+        if gradient.shape == update.shape:
             row["along_gradient"] = sums.product(update, gradient)
+        else:  # in a space of fewer dimensions, which the gradient is not in
+            row.pop("gradient", None)
         return row
 
     def _decision(self, leaf: Leaf, passage: Passage, link: Link) -> dict[str, Any]:

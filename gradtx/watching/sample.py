@@ -118,7 +118,8 @@ def _added_up(terms: list[Any], places: list[int], size: int) -> Tensor:
     """Return a vector with the sum of the terms at each place, on their device, by one message for each layout."""
     device = local(terms[0]).device
     values = stacked([term.to(device) for term in terms])
-    index = torch.tensor(places).to(device)
+    # The host does not wait for the device: it has copied the places before this returns.
+    index = torch.tensor(places).to(device, non_blocking=True)
     return torch.zeros(size, dtype=values.dtype, device=device).index_add_(
         0, index, values
     )

@@ -48,6 +48,11 @@ def watch(
     whose weight rounds to what it was, and `cos_last`, the cosine with the update of the step before, in a sample of
     4096 entries of each leaf.
 
+    A measured step holds the temporary memory of a few leaves more than other steps, and these samples. Where a link
+    needs a sum over all leaves behind a rule with state, as a clip behind Adam, it also holds the new state of all
+    leaves. On a GPU, the host waits only when figures are read (`log`, `postfix`, ...), and for the clock of
+    combinators that do not update weights in every step, which it reads until the next step that does.
+
     Args:
         optimizer: An optimizer of gradtx, or a trainer's wrapper around one.
         every: The number of steps from one measurement to the next, >= 1.

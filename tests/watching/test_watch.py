@@ -30,6 +30,11 @@ CHAINS = {
     "lamb": gradtx.lamb(lr=RATE),
     "restart": gradtx.restart(ADAMW, every=4),
     "outer": gradtx.outer(ADAMW, gradtx.sgd(lr=0.7, momentum=0.9, nesterov=True), every=3),
+    "low_rank": gradtx.galore(lr=RATE, rank=2),
+    "accumulated partition": gradtx.accumulate(
+        gradtx.partition({"matrix": gradtx.muon(lr=RATE), "rest": ADAMW}, {"matrix": "*.weight", "rest": "*"}), every=2
+    ),
+    "average": gradtx.chain(ADAMW, gradtx.average(0.9)),
     "schedule": gradtx.adamw(lr=gradtx.cosine_schedule(RATE, T_max=10)),
 }
 OPTIONS = {"default": {}, "compiled": {"compile": True}}
@@ -69,6 +74,39 @@ def test_training_with_a_watch_is_bit_for_bit_training_without(name, mode):
         assert slots.keys() == watched_state["state"][key].keys()
         for slot, value in slots.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(watched_state["state"][key][slot])), slot
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Muon", "LBFGS", "ScheduleFreeAdamW"])
+@pytest.mark.parametrize("compile", [False, True])
+def test_classes_with_a_watch_keep_their_bits(name, compile):
+    weights = []
+    for is_watched in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(6, 4, bias=False)
+        x = torch.randn(8, 6)
+        optimizer = getattr(gradtx.optim, name)(model.named_parameters(), lr=RATE, compile=compile)
+        seen = gradtx.watch(optimizer, every=2) if is_watched else None
+
+        def closure(model=model, optimizer=optimizer, x=x):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(5):
+            optimizer.step(closure)
+        weights.append(model.weight.detach())
+    assert seen.samples
+    assert torch.equal(*weights)
+
+
+def test_updates_in_a_space_of_fewer_dimensions_have_no_cosine_with_the_gradient():
+    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    seen = stepped(gradtx.galore(lr=RATE, rank=2), weight, weight.sin())
+    inside = [row for row in seen.records if row["link"].endswith("scale_by_adam_hat")]
+    assert inside
+    assert all(math.isnan(row["cos_grad"]) for row in inside)
+    assert figures(seen, "step")[0]["cos_grad"] < 0
 
 
 def figures(seen, link, leaf="w"):
