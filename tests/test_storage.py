@@ -283,8 +283,9 @@ def test_codes_work_inside_and_on_combinators(name, wrap):
     assert coded.eval_params(state, actual)["matrix"].shape == (64, 128)
 
 
-def test_accumulate_takes_none_for_a_coded_sum():
-    tx = with_state_dtype(gradtx.accumulate(gradtx.sgd(lr=1.0), every=2), "int4")
+@pytest.mark.parametrize("code", ["int4", "factored"])
+def test_accumulate_takes_none_for_a_coded_sum(code):
+    tx = with_state_dtype(gradtx.accumulate(gradtx.sgd(lr=1.0), every=2), code)
     params = params_of()
     state = tx.init(params)
     _, state = tx.update(params, state)

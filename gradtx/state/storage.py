@@ -490,7 +490,7 @@ class Store:
         if kind_of(codes.dtype) in ("float", "complex"):
             return codes
         codec = self._codec(slot)
-        if codec is not None and codec.packs > 1:
+        if codec is not None and (codec.packs > 1 or codec.shapes_of is not None):
             raise ValueError(
                 f"{self._who}: the shape of a leaf without a gradient cannot be derived from the packed codes of "
                 f"{slot!r}: call update(updates, state, params)"
