@@ -115,6 +115,35 @@ def test_a_divided_leaf_is_not_factored(two):
             torch.testing.assert_close(tensors[name], expected[param], rtol=0.0, atol=1e-6)
 
 
+def moved(state_dict):
+    """Divide a factored run of one process, and return the values that it has then; and its run on whole leaves."""
+    optimizer = trained("factored", "eager", 0, {})
+    optimizer.load_state_dict(state_dict)
+    tensors = full(trained("factored", "eager", 1, {}, optimizer, 3))
+    _, back = alone("factored", 1)
+    back.load_state_dict(optimizer.state_dict())
+    return tensors, {name: back.state[p] for name, p in zip(SHAPES, back.param_groups[0]["params"], strict=True)}
+
+
+def test_a_factored_run_continues_where_ranks_divide_leaves_and_back(two):
+    _, optimizer = alone("factored", 3)
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    # The run on whole leaves, whose averages in the next step are those of the factors it has.
+    _, plain = alone(torch.float32, 1)
+    plain.load_state_dict(state_dict)
+    for name, param in zip(SHAPES, plain.param_groups[0]["params"], strict=True):
+        param.grad = whole(4, name)
+    plain.step()
+    expected = {name: plain.state[p] for name, p in zip(SHAPES, plain.param_groups[0]["params"], strict=True)}
+    for divided_run, whole_run in two.run(moved, state_dict):
+        for name, slots in expected.items():
+            for slot in ("exp_avg", "exp_avg_sq"):
+                torch.testing.assert_close(divided_run[f"{name}.{slot}"], slots[slot], rtol=1e-5, atol=1e-7)
+        for name in ("matrix", "vector", "cut", "odd"):
+            total = expected[name]["exp_avg_sq"].sum()
+            torch.testing.assert_close(whole_run[name]["exp_avg_sq.row"].sum(), total, rtol=1e-4, atol=0.0)
+
+
 @pytest.mark.parametrize("code", ["int8", "int4"])
 def test_columns_are_divided_between_blocks(code, two):
     expected, _ = alone(code, 5)
