@@ -444,8 +444,9 @@ def clip_singular_values(bound: Positive = 1.0, kind: Literal["hard", "soft"] = 
 
     Source: "hard": MuCon, arXiv:2605.26459, as in NVIDIA-NeMo/Emerging-Optimizers; "soft": SPECTRA, arXiv:2603.14315.
     Departures: Emerging-Optimizers rounds the coefficients to four digits. "hard" is exact to about 1e-5 for values
-    above 1e-3 of the norm of $x$; smaller ones, as of a low rank, may grow, to at most $b / 8$. "soft" is exact, where
-    SPECTRA runs ten steps of a coupled iteration; SPECTRA also scales the result.
+    above 1e-3 of the norm of $x$; smaller ones, as of a low rank, may grow, to at most $b / 8$. "soft" comes from
+    the eigenvalues of $x x^\top$, to their rounding, where SPECTRA runs ten steps of a coupled iteration; SPECTRA also
+    scales the result.
     """
     iterate = orthogonalizer("clip_singular_values", "polar_express", 8)
 
