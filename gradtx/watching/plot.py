@@ -11,6 +11,7 @@ from gradtx.watching.sample import Sample
 
 NAMES = 24  # of leaves at an axis
 LINES = 10  # in a panel
+COLORS = 10  # of lines
 # The range of update / weight that colors show: below, a leaf stands still; above, a step replaces it.
 LEAST, MOST = 1e-6, 1.0
 
@@ -62,7 +63,7 @@ def _draw_leaves(figure: Any, axes: Any, samples: Sequence[Sample]) -> None:
     axes.invert_yaxis()
     axes.set(
         xlabel="step",
-        title="update / weight of each leaf (gray: no step, or no weights)",
+        title="update / weight of each leaf (gray: none)",
     )
     figure.colorbar(image, ax=axes, extend="both")
 
@@ -75,7 +76,10 @@ def _draw_links(axes: Any, steps: list[int], samples: Sequence[Sample]) -> None:
         change = [
             _of(sample.of_links.get(link), "change") or math.nan for sample in samples
         ]
-        style = {"color": "black", "linestyle": "--"} if link == STEP else {}
+        # Colors repeat after the first ten.
+        style = {"linestyle": "-" if i < COLORS else ":"}
+        if link == STEP:
+            style = {"color": "black", "linestyle": "--"}
         # Each line is thinner than the one before, so that coinciding lines remain visible.
         width = max(1.0, 3.0 - 0.4 * i)
         marker = "o" if len(steps) == 1 else None
@@ -97,9 +101,10 @@ def _draw_groups(axes: Any, steps: list[int], samples: Sequence[Sample]) -> None
         for name, values in lines.items()
         if name.rpartition(".")[2] == "lr" or len(set(values)) > 1
     }
-    for name, values in list(shown.items())[:LINES]:
+    for i, (name, values) in enumerate(list(shown.items())[:LINES]):
         marker = "o" if len(steps) == 1 else None
-        axes.plot(steps, values, label=name, marker=marker)
+        width = max(1.0, 3.0 - 0.8 * i)  # rates that coincide remain visible
+        axes.plot(steps, values, label=name, linewidth=width, marker=marker)
     positive = all(value > 0 for values in shown.values() for value in values)
     axes.set(
         title="numbers of the groups", yscale="log" if positive and shown else "linear"
