@@ -18,7 +18,7 @@ from gradtx.base.exact import exact_dtype
 from gradtx.base.messages import describe, shortly
 from gradtx.base.selectors import Patterns, Selector, patterns
 from gradtx.combinators.frame import Enter, Frame, InnerClock
-from gradtx.combinators.top_k import TopK
+from gradtx.combinators.top_k import TopK, largest_entries
 from gradtx.distributed.agreement import (
     difference,
     digest_of,
@@ -325,7 +325,7 @@ class Synchronize(Enter):
         state = leaf.saved[self].state
         delta, old_error = leaf.update, state["error"]
         sum_of_both = compress.decay * old_error + delta
-        sparse = compress.largest(sum_of_both)
+        sparse = largest_entries(sum_of_both, compress)
         sent = sparse.dense()
         sends = self._sends_now(leaf)
         state["error"] = torch.where(sends, sum_of_both - sent, old_error)

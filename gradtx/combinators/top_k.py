@@ -68,29 +68,32 @@ class TopK:
         if not 0 <= self.decay <= 1:
             raise ValueError(f"TopK: decay must be in [0, 1], got {self.decay}")
 
-    def largest(self, tensor: Any) -> Sparse:
-        """Return the largest entries of each chunk of a tensor, or of its local shard."""
-        vector = local(tensor).reshape(-1)
-        size = len(vector)
-        whole = size - size % self.chunk
-        parts = []
-        if whole:
-            parts.append(self._largest_of(vector[:whole].view(-1, self.chunk), 0))
-        if whole < size or not size:
-            parts.append(self._largest_of(vector[whole:].view(1, -1), whole))
-        values, starts, offsets = map(torch.cat, zip(*parts, strict=True))
-        return Sparse(values, starts, offsets, self.chunk, tensor)
 
-    def _largest_of(self, chunks: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the largest entries of each row, the index where its chunk starts, and the index in its chunk.
+def largest_entries(tensor: Any, top_k: TopK) -> Sparse:
+    """Return the largest entries of each chunk of a tensor, or of its local shard."""
+    vector = local(tensor).reshape(-1)
+    size = len(vector)
+    whole = size - size % top_k.chunk
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    if whole:
+        parts.append(_of_rows(vector[:whole].view(-1, top_k.chunk), top_k, 0))
+    if whole < size or not size:
+        parts.append(_of_rows(vector[whole:].view(1, -1), top_k, whole))
+    values, starts, offsets = map(torch.cat, zip(*parts, strict=True))
+    return Sparse(values, starts, offsets, top_k.chunk, tensor)
 
-        Args:
-            chunks: One chunk in each row.
-            first: The index of the first entry of the first one.
-        """
-        k = min(self.k, chunks.shape[1])
-        offsets = chunks.abs().topk(k, dim=1, sorted=False).indices
-        rows = torch.arange(len(chunks), device=chunks.device)
-        starts = (first + self.chunk * rows).repeat_interleave(k)
-        values = chunks.gather(1, offsets)
-        return values.reshape(-1), starts, offsets.reshape(-1)
+
+def _of_rows(chunks: Tensor, top_k: TopK, first: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the largest entries of each row, the index where its chunk starts, and the index in its chunk.
+
+    Args:
+        chunks: One chunk in each row.
+        top_k: How many of each.
+        first: The index of the first entry of the first one.
+    """
+    k = min(top_k.k, chunks.shape[1])
+    offsets = chunks.abs().topk(k, dim=1, sorted=False).indices
+    rows = torch.arange(len(chunks), device=chunks.device)
+    starts = (first + top_k.chunk * rows).repeat_interleave(k)
+    values = chunks.gather(1, offsets)
+    return values.reshape(-1), starts, offsets.reshape(-1)
