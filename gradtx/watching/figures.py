@@ -30,6 +30,7 @@ SUMS: tuple[str, ...] = (
     "along_last",  # products of the update and that of the step before, in a sample of entries
     "sampled",  # squares of the update in the sample
     "sampled_last",  # squares of the update of the step before
+    "micro",  # squares of the gradients that `accumulate` has averaged, of all its calls together
 )
 # The row of a whole chain, beside those of its links.
 STEP = "step"

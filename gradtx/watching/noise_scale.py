@@ -13,6 +13,8 @@ from torch import Tensor
 from gradtx.base import tree as _tree
 from gradtx.base.exact import exact_dtype
 from gradtx.base.messages import aligned
+from gradtx.watching.figures import SUMS
+from gradtx.watching.sample import ALL, Sample
 
 __all__ = ["NoiseScale", "noise_scale"]
 
@@ -63,7 +65,7 @@ class NoiseScale(NoiseEstimate):
 def noise_scale(
     gradients: Iterable[Any], batch_size: int | Sequence[int]
 ) -> NoiseScale:
-    r"""NoiseEstimate the noise scale of the gradient: the batch size at which noise and gradient are equal.
+    r"""Estimate the noise scale of the gradient: the batch size at which noise and gradient are equal.
 
     $B = \mathrm{tr}(\Sigma) / |G|^2$, with $\Sigma$ the covariance of the gradients of single examples, and $G$ their
     mean. From $k$ gradients $g_i$ of $b_i$ examples each, with their mean $\bar g$ over all examples,
@@ -71,8 +73,9 @@ def noise_scale(
     $|G|^2 \approx |\bar g|^2 - \mathrm{tr}(\Sigma) / \sum_i b_i$, both without bias; the error is that of a jackknife
     over the gradients. With two gradients, of any two batch sizes, the first is the estimate of the paper.
 
-    A run with `accumulate`, or with several calls of `backward`, has these gradients anyway: those of its
-    micro-batches. The noise scale rises as the loss falls, so measure it more than once.
+    A run with `accumulate` has these gradients anyway: those of its micro-batches, whose noise scale
+    `gradtx.watch(...).noise_scale` says without a copy of them. The noise scale rises as the loss falls, so measure it
+    more than once.
 
     Args:
         gradients: The gradients of at least two different batches, at the same weights: trees of tensors, or lists of
@@ -122,6 +125,68 @@ def noise_scale(
     return NoiseScale(whole.scale, whole.error, whole.noise, whole.square, leaves)
 
 
+def noise_scale_of(samples: Sequence[Sample], batch_size: int) -> NoiseScale:
+    """Return the noise scale from what `accumulate` has averaged in measured steps; see `Seen.noise_scale`."""
+    if (
+        isinstance(batch_size, bool)
+        or not isinstance(batch_size, int)
+        or batch_size < 1
+    ):
+        raise ValueError(
+            f"noise_scale: batch_size must be an int of at least 1, got {batch_size!r}"
+        )
+    moments_of: dict[str, list[tuple[float, float]]] = {}
+    of_all: list[tuple[float, float]] = []
+    for sample in samples:
+        count, both = sample.micro_batches, (0.0, 0.0)
+        if count < 2:
+            continue
+        for (leaf, _), row in zip(sample.rows, sample.sums, strict=True):
+            squares, mean = (
+                float(row[SUMS.index(name)]) for name in ("micro", "after")
+            )
+            if squares == 0.0:
+                continue
+            noise = batch_size * (squares - count * mean) / (count - 1)
+            moments = noise, mean - noise / (count * batch_size)
+            moments_of.setdefault(leaf, []).append(moments)
+            both = both[0] + moments[0], both[1] + moments[1]
+        of_all.append(both)
+    if not of_all:
+        raise ValueError(
+            "noise_scale: no measured step has averaged gradients; the chain must begin with accumulate(..., every), "
+            "every >= 2 and fixed, and no GradScaler be used; else pass gradients to gradtx.noise_scale"
+        )
+    whole = _mean_estimate(of_all)
+    leaves = {leaf: _mean_estimate(moments) for leaf, moments in moments_of.items()}
+    leaves.pop(ALL, None)
+    return NoiseScale(whole.scale, whole.error, whole.noise, whole.square, leaves)
+
+
+def _mean_estimate(moments: list[tuple[float, float]]) -> NoiseEstimate:
+    """Return the estimate from those of several steps, noise and square each, with the error of a jackknife."""
+
+    def ratio(chosen: list[tuple[float, float]]) -> float:
+        noises, squares = zip(*chosen, strict=True)
+        return math.fsum(squares) / math.fsum(noises) if math.fsum(noises) else math.inf
+
+    count = len(moments)
+    noise, square = (math.fsum(own) / count for own in zip(*moments, strict=True))
+    scale = noise / square if square > 0 else math.inf
+    if count < 3 or not math.isfinite(scale):
+        return NoiseEstimate(scale, math.nan, noise, square)
+    ratios = [ratio([*moments[:i], *moments[i + 1 :]]) for i in range(count)]
+    return NoiseEstimate(scale, _jackknifed(scale, ratios), noise, square)
+
+
+def _jackknifed(scale: float, ratios: list[float]) -> float:
+    """Return the error of a scale from its inverses without one part each, which are finite where |G|^2 is near 0."""
+    count = len(ratios)
+    mean = math.fsum(ratios) / count
+    variance = (count - 1) / count * math.fsum((ratio - mean) ** 2 for ratio in ratios)
+    return scale**2 * math.sqrt(variance)
+
+
 def _checked_sizes(batch_size: int | Sequence[int], count: int) -> Tensor:
     sizes = [batch_size] * count if isinstance(batch_size, int) else list(batch_size)
     if count < 2:
@@ -149,7 +214,6 @@ def _estimate(products: Tensor, sizes: Tensor) -> NoiseEstimate:
     count = len(sizes)
     if count < 3 or not math.isfinite(scale):
         return NoiseEstimate(scale, math.nan, noise, square)
-    # Of the inverse, which stays finite where |G|^2 is near 0.
     ratios: list[float] = []
     for i in range(count):
         others = [j for j in range(count) if j != i]
@@ -157,9 +221,7 @@ def _estimate(products: Tensor, sizes: Tensor) -> NoiseEstimate:
             products[others][:, others], sizes[others]
         )
         ratios.append(square_of_others / noise_of_others)
-    mean = math.fsum(ratios) / count
-    variance = (count - 1) / count * math.fsum((ratio - mean) ** 2 for ratio in ratios)
-    return NoiseEstimate(scale, scale**2 * math.sqrt(variance), noise, square)
+    return NoiseEstimate(scale, _jackknifed(scale, ratios), noise, square)
 
 
 def _moments(products: Tensor, sizes: Tensor) -> tuple[float, float]:

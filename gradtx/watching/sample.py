@@ -29,9 +29,10 @@ class Sample:
         without_gradient: The names of the leaves that require a gradient and have none.
         at_call: The number of calls of `step` before this one.
         per: "leaf", or "all" for the rows of all leaves together.
+        micro_batches: The number of gradients that `accumulate` has averaged, if they were measured.
 
     Attributes:
-        step, groups, loss, without_gradient, at_call: As above.
+        step, groups, loss, without_gradient, at_call, micro_batches: As above.
         rows: The leaf and the link of each row, in the order of the leaves and links.
     """
 
@@ -44,7 +45,9 @@ class Sample:
         without_gradient: Sequence[str] = (),
         at_call: int = 0,
         per: str = "leaf",
+        micro_batches: int = 1,
     ):
+        self.micro_batches = micro_batches
         self.at_call = at_call
         self.step = step
         self.groups = dict(groups)

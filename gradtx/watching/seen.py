@@ -15,6 +15,7 @@ from gradtx.base.messages import aligned, describe
 from gradtx.watching.figures import FIGURES, STEP
 from gradtx.watching.findings import Finding, finite_median
 from gradtx.watching.links import Link
+from gradtx.watching.noise_scale import NoiseScale, noise_scale_of
 from gradtx.watching.sample import Sample
 
 __all__ = ["Seen"]
@@ -270,6 +271,36 @@ class Seen:
         from gradtx.watching.faults import findings_of
 
         return findings_of(self, model)
+
+    def noise_scale(self, batch_size: int) -> NoiseScale:
+        """Return the noise scale of the gradient, from the micro-batches that `accumulate` averages in measured steps.
+
+        As `gradtx.noise_scale`, of whose formula only the squared norms of the gradients and of their mean are needed,
+        so that no gradient is kept. Noise and square are means over the measured steps; the error is that of a
+        jackknife over them, from three on.
+
+        Args:
+            batch_size: The number of examples of each micro-batch.
+
+        Returns:
+            A `NoiseScale`, with the leaves that `accumulate` receives as they are.
+
+        Raises:
+            ValueError: If no measured step has averaged gradients, or `batch_size` is below 1.
+
+        Example:
+            >>> weight = torch.nn.Parameter(torch.zeros(2))
+            >>> tx = gradtx.accumulate(gradtx.sgd(lr=0.1), every=2)
+            >>> optimizer = gradtx.as_optimizer(tx, [("w", weight)])
+            >>> with gradtx.watch(optimizer, every=1) as seen:
+            ...     for gradient in ([1.0, 1.0], [1.0, 3.0]):
+            ...         weight.grad = torch.tensor(gradient)
+            ...         optimizer.step()
+            >>> result = seen.noise_scale(batch_size=8)
+            >>> result.noise, result.square  # 8 (1 + 1), and 1 + 4 - 16 / 16
+            (16.0, 4.0)
+        """
+        return noise_scale_of(self.samples, batch_size)
 
     def log(self, writer: Any) -> None:
         """Log the measured steps that were not logged before.

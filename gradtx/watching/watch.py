@@ -19,6 +19,7 @@ from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.optim.run import OptimizerRun
 from gradtx.optim.step import Step
 from gradtx.watching.links import Link, links_by_stage, without_eps
+from gradtx.watching.micro_batches import Cycle
 from gradtx.watching.observer import KnownLinks, LinkObserver, sample_of
 from gradtx.watching.sample import Sample
 from gradtx.watching.seen import Seen
@@ -139,6 +140,7 @@ class Watcher:
         # The next step that counts gives the sample with which that after it is compared, or is measured.
         self._next: Literal["sample", "measure"] | None = "measure"
         self._weights: dict[str, Tensor] = {}
+        self._cycle = Cycle()
         self._observed: tuple[Step, LinkObserver] | None = None
         core = optimizer._up_to_date()
         if core.watch is not None:
@@ -171,12 +173,16 @@ class Watcher:
         is_late = _torch.is_captured(step.device) or not step.begins_with_all
         if self._next is None or is_late:
             return None
-        if not step.is_counted():
+        is_counted = step.is_counted()
+        is_in_cycle = not is_counted or self._cycle.calls > 0
+        if self._next == "measure" and is_in_cycle and step.scaling is None:
+            self._cycle.add(step)
+        if not is_counted:
             self._seen.uncounted += 1
             return None
         weights, self._weights = self._weights, _weights_of(step)
         if self._next == "sample":
-            self._next = "measure"
+            self._next, self._cycle = "measure", Cycle()
             return None
         self._next = "measure" if self._every == 1 else None
         observer = LinkObserver(ChainsOf(step).of_leaf, weights)
@@ -187,7 +193,8 @@ class Watcher:
         if self._observed is None:
             return
         step, observer = self._observed
-        self._observed = None
+        cycle, self._cycle, self._observed = self._cycle, Cycle(), None
+        micro_batches = cycle.note(observer.rows, observer.links)
         number = step.count + 1 if isinstance(step.count, int) else self._begun
         sample = Sample(
             number,
@@ -197,6 +204,7 @@ class Watcher:
             _without_gradient(step),
             self._seen.calls,
             self._per,
+            micro_batches,
         )
         seen = self._seen
         seen.add(sample, observer.links)

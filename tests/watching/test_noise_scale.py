@@ -88,3 +88,92 @@ def test_bad_input_is_one_clear_error():
         gradtx.noise_scale([tree, {"w": None}], 4)
     with pytest.raises(ValueError, match="noise_scale: no leaf has a gradient"):
         gradtx.noise_scale([{"w": None}, {"w": None}], 4)
+
+
+# From what `accumulate` averages.
+
+
+def trained(every, cycles, per="leaf", watch_every=1, chain=None, compile=False, watched=True, start=0):
+    """Train on noise around two mean gradients; return what was seen, the micro-gradients, and the weights."""
+    means = {"a": torch.full((30,), 0.3, dtype=torch.float64), "b": torch.full((4, 5), -0.2, dtype=torch.float64)}
+    params = {name: torch.nn.Parameter(torch.zeros_like(mean)) for name, mean in means.items()}
+    optimizer = gradtx.as_optimizer(
+        gradtx.accumulate(chain or gradtx.sgd(lr=0.0), every), list(params.items()), compile=compile
+    )
+    generator = torch.Generator().manual_seed(0)
+    gradients, seen = [], None
+    for i in range(start + every * cycles):
+        if i == start and watched:
+            seen = gradtx.watch(optimizer, every=watch_every, per=per)
+        drawn = {
+            name: mean + torch.randn(mean.shape, generator=generator, dtype=mean.dtype) for name, mean in means.items()
+        }
+        gradients.append(drawn)
+        for name, gradient in drawn.items():
+            params[name].grad = gradient.clone()
+        optimizer.step()
+    return seen, gradients, params
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("per", ["leaf", "all"])
+def test_one_cycle_of_accumulate_has_the_noise_scale_of_its_gradients(per, compile):
+    seen, gradients, _ = trained(4, 1, per, compile=compile)
+    expected, result = gradtx.noise_scale(gradients, batch_size=16), seen.noise_scale(batch_size=16)
+    assert result.noise == pytest.approx(expected.noise, rel=1e-9)
+    assert result.square == pytest.approx(expected.square, rel=1e-9)
+    assert result.scale == pytest.approx(expected.scale, rel=1e-9)
+    assert list(result.leaves) == (["a", "b"] if per == "leaf" else [])
+    for name, leaf in result.leaves.items():
+        assert leaf.noise == pytest.approx(expected.leaves[name].noise, rel=1e-9)
+
+
+def test_several_cycles_give_the_known_noise_scale_within_its_error():
+    seen, _, _ = trained(4, 60)
+    result = seen.noise_scale(batch_size=10)
+    # Noise of size 1 in 50 entries of micro-batches of 10 examples, around a mean gradient.
+    known = 10 * 50 / (30 * 0.3**2 + 20 * 0.2**2)
+    assert abs(result.scale - known) < 3 * result.error
+    assert result.error < 0.3 * known
+
+
+def test_cycles_of_the_measured_steps_count_alone():
+    seen, gradients, _ = trained(2, 12, watch_every=7)
+    measured = [gradients[step - 2 : step] for step in seen.steps]
+    expected = [gradtx.noise_scale(pair, batch_size=4) for pair in measured]
+    result = seen.noise_scale(batch_size=4)
+    assert 1 < len(measured) < 12
+    assert result.noise == pytest.approx(sum(one_of.noise for one_of in expected) / len(expected), rel=1e-9)
+
+
+def test_a_cycle_that_was_seen_in_part_does_not_count():
+    seen, gradients, _ = trained(4, 2, start=2)  # the watch begins with the third call
+    expected = gradtx.noise_scale(gradients[4:8], batch_size=4)
+    assert len(seen.steps) == 2
+    assert seen.noise_scale(batch_size=4).noise == pytest.approx(expected.noise, rel=1e-9)
+
+
+def test_training_keeps_its_bits_while_micro_batches_are_measured():
+    chain = gradtx.adamw(lr=0.1)
+    (_, _, plain), (_, _, seen) = trained(3, 4, chain=chain, watched=False), trained(3, 4, chain=chain)
+    assert all(torch.equal(plain[name], seen[name]) for name in plain)
+
+
+def test_without_averaged_gradients_one_error_says_what_is_needed():
+    weight = torch.nn.Parameter(torch.ones(3))
+    chains = [
+        gradtx.sgd(lr=0.1),
+        gradtx.accumulate(gradtx.sgd(lr=0.1), 2, use_grad_mean=False),
+        gradtx.chain(gradtx.clip_by_value(0.1), gradtx.accumulate(gradtx.sgd(lr=0.1), 2)),
+    ]
+    for tx in chains:
+        optimizer = gradtx.as_optimizer(tx, [("w", weight)])
+        with gradtx.watch(optimizer, every=1) as seen:
+            for _ in range(4):
+                weight.grad = torch.randn(3)
+                optimizer.step()
+        with pytest.raises(ValueError, match=r"noise_scale: no measured step has averaged gradients; the chain must"):
+            seen.noise_scale(8)
+    seen, _, _ = trained(2, 1)
+    with pytest.raises(ValueError, match="noise_scale: batch_size must be an int of at least 1, got 0"):
+        seen.noise_scale(0)

@@ -1,0 +1,63 @@
+"""The gradients that `accumulate` averages, as a watch sees them: their squared norms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradtx.optim.step import Step
+from gradtx.watching.figures import LeafSums
+from gradtx.watching.links import Link
+
+ENTER = "accumulate.enter"  # the link that receives a gradient and passes on the mean
+
+Row = dict[str, Any]
+
+
+@dataclass
+class Cycle:
+    """The calls of a cycle of `accumulate`, from the first one on.
+
+    Attributes:
+        calls: Their number.
+        squares: The squared norms of each leaf's gradients, added up.
+    """
+
+    calls: int = 0
+    squares: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def add(self, step: Step) -> None:
+        """Add the gradients of a call."""
+        self.calls += 1
+        for member in step.members:
+            gradient = member.param.grad
+            if gradient is None:
+                continue
+            square = LeafSums(member.param).square(gradient.detach())
+            known = self.squares.get(member.name)
+            self.squares[member.name] = square if known is None else known + square
+
+    def note(
+        self, rows: Mapping[tuple[str, str], Row], links: Mapping[str, Link]
+    ) -> int:
+        """Put the squares into the rows of `accumulate`, where it averages and comes first; return the cycle's calls.
+
+        Not where a watch has seen a part of the cycle, or where another link changes gradients before: 1 then.
+        """
+        noted, begun = 1, set[str]()
+        for (leaf, name), row in rows.items():
+            is_first, link = leaf not in begun, links.get(name)
+            begun.add(leaf)
+            if not is_first or link is None or leaf not in self.squares:
+                continue
+            if self._is_whole(name, link):
+                noted = self.calls
+                row["micro"] = self.squares[leaf]
+        return noted
+
+    def _is_whole(self, name: str, link: Link) -> bool:
+        """Whether a link passes on the mean of the gradients of all these calls."""
+        averages = bool(link.arguments.get("use_grad_mean"))
+        is_accumulate = f".{name}".endswith(f".{ENTER}") and averages
+        return is_accumulate and link.value_of("every") == self.calls
