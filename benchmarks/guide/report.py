@@ -44,6 +44,12 @@ def number(x: float) -> str:
     return f"{x:.2f}" if 0.095 < x < 9.95 else f"{x:.2g}" if x < 99.5 else ">99"
 
 
+def spanned(ratios: Iterable[float]) -> str:
+    """Return the least and the largest."""
+    known = sorted(ratios)
+    return f"{number(known[0])} to {number(known[-1])}"
+
+
 def with_spread(best: Best) -> str:
     return f"{best.mean:.2g} ± {best.std:.1g}"
 
@@ -83,14 +89,12 @@ class Page:
     def ratios(self, optimizer: str) -> str:
         """Return the range of losses over settled tasks, relative to AdamW's."""
         tasks = self.results.settled(optimizer)
-        ratios = [self.results.ratio(optimizer, task) for task in tasks]
-        return f"{number(min(ratios))} to {number(max(ratios))}"
+        return spanned(self.results.ratio(optimizer, task) for task in tasks)
 
     def ratios_at(self, optimizer: str, rate: float) -> str:
         """Return the same at one rate."""
         tasks = self.results.settled(optimizer)
-        ratios = [self.results.ratio_at(optimizer, task, rate) for task in tasks]
-        return f"{number(min(ratios))} to {number(max(ratios))}"
+        return spanned(self.results.ratio_at(optimizer, task, rate) for task in tasks)
 
     def loss(self, optimizer: str, task: str) -> str:
         return with_spread(self.by_task[task][optimizer])

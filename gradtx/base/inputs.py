@@ -27,6 +27,12 @@ def accepts(function: Callable[..., Any], *arguments: Any) -> bool:
     return True
 
 
+def check_count(what: str, value: Any) -> None:
+    """Raise an error that names `what` for a value that is not an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{what} must be an int of at least 1, got {value!r}")
+
+
 def parameters_of(function: Any) -> list[inspect.Parameter]:
     """Return the parameters of a user's function; none of a C function without a signature."""
     try:

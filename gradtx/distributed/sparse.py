@@ -64,15 +64,15 @@ def mean_of_sparse_over_ranks(
         number: A number, sent in the dtype of the entries.
         team: The ranks.
     """
-    of_names = [tensors[name] for name in sorted(tensors)]
+    in_order = [tensors[name] for name in sorted(tensors)]
     wire = functools.reduce(
-        torch.promote_types, [sparse.values.dtype for sparse in of_names]
+        torch.promote_types, [sparse.values.dtype for sparse in in_order]
     )
-    sizes = [len(sparse.values) for sparse in of_names]
-    values = [sparse.values.to(team.device, wire) for sparse in of_names]
+    sizes = [len(sparse.values) for sparse in in_order]
+    values = [sparse.values.to(team.device, wire) for sparse in in_order]
     values.append(number.to(team.device, wire).reshape(1))
-    narrow = _narrowest(max(sparse.chunk for sparse in of_names))
-    offsets = [sparse.offsets.to(team.device, narrow) for sparse in of_names]
+    narrow = _narrowest(max(sparse.chunk for sparse in in_order))
+    offsets = [sparse.offsets.to(team.device, narrow) for sparse in in_order]
     parts = [torch.cat(values), torch.cat(offsets)]
 
     values_of_ranks: list[tuple[Tensor, ...]] = []
@@ -82,8 +82,10 @@ def mean_of_sparse_over_ranks(
         offsets_of_ranks.append(torch.split(indices, sizes))
     means = {}
     for i, name in enumerate(sorted(tensors)):
-        of_leaf = [values[i] for values in values_of_ranks]
-        means[name] = tensors[name].mean(of_leaf, [at[i] for at in offsets_of_ranks])
+        values_of_leaf = [values[i] for values in values_of_ranks]
+        means[name] = tensors[name].mean(
+            values_of_leaf, [at[i] for at in offsets_of_ranks]
+        )
     return means, torch.cat([values[-1] for values in values_of_ranks])
 
 
@@ -100,12 +102,12 @@ def _gathered(parts: list[Tensor], team: Team) -> list[list[Tensor]]:
     message = torch.cat([part.view(torch.uint8) for part in parts])
     rows = [torch.empty_like(message) for _ in range(team.size)]
     torch.distributed.all_gather(rows, message, group=team.group)
-    of_ranks = []
+    vectors_of_ranks: list[list[Tensor]] = []
     for row in rows:
         vectors: list[Tensor] = []
         sizes = [part.nbytes for part in parts]
         for vector, part in zip(torch.split(row, sizes), parts, strict=True):
             # A copy: a view in a larger type needs an address that it divides.
             vectors.append(vector.clone().view(part.dtype))
-        of_ranks.append(vectors)
-    return of_ranks
+        vectors_of_ranks.append(vectors)
+    return vectors_of_ranks

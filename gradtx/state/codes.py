@@ -173,14 +173,14 @@ class Codec:
         suffixes = ("", *self.parts)
         tensors = encoded if isinstance(encoded, tuple) else (encoded,)
         shapes = [getattr(tensor, "shape", None) for tensor in tensors]
-        expected = [tuple(blocks.shape)] * len(suffixes)
+        said: Any = tuple(blocks.shape)
+        expected = [said] * len(suffixes)
         if self.shapes_of is not None:
-            expected = list(self.shapes_of(tuple(values.shape)))
+            said = expected = list(self.shapes_of(tuple(values.shape)))
         if shapes != expected:
-            wanted = expected if self.shapes_of is not None else expected[0]
             raise ValueError(
                 f"Codec {self.name!r}: encode must return ({', '.join(('codes', *self.parts))}) of shape "
-                f"{wanted}, got {describe(encoded)}"
+                f"{said}, got {describe(encoded)}"
             )
         packed = {}
         for suffix, tensor in zip(suffixes, tensors, strict=True):

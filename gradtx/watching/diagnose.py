@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gradtx.base.inputs import check_count
 from gradtx.base.messages import describe
 from gradtx.watching.faults import findings_of
 from gradtx.watching.findings import Findings
@@ -61,8 +62,7 @@ def diagnose(
         raise TypeError(
             f"diagnose: step must be a function that trains for one step, got {describe(step)}"
         )
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"diagnose: steps must be an int of at least 1, got {steps!r}")
+    check_count("diagnose: steps", steps)
     with watch(optimizer, max(1, steps // 50) if every is None else every) as seen:
         for _ in range(steps):
             loss = step()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from gradtx.base import tree as _tree
 from gradtx.base.exact import exact_dtype
+from gradtx.base.inputs import check_count
 from gradtx.base.messages import aligned
 from gradtx.watching.figures import SUMS
 from gradtx.watching.sample import ALL, Sample
@@ -19,6 +20,8 @@ from gradtx.watching.sample import ALL, Sample
 __all__ = ["NoiseScale", "noise_scale"]
 
 SHOWN = 10  # leaves
+# The noise, and the squared norm of the mean gradient.
+Moments: TypeAlias = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -118,73 +121,57 @@ def noise_scale(
             [vector.reshape(-1).to(exact_dtype(vector)) for vector in present]
         )
         products.append((rows @ rows.T).cpu().to(torch.float64))
-        leaves[name] = _estimate(products[-1], sizes)
+        leaves[name] = _estimate_of_batches(products[-1], sizes)
     if not products:
         raise ValueError("noise_scale: no leaf has a gradient")
-    whole = _estimate(torch.stack(products).sum(0), sizes)
+    whole = _estimate_of_batches(torch.stack(products).sum(0), sizes)
     return NoiseScale(whole.scale, whole.error, whole.noise, whole.square, leaves)
 
 
 def noise_scale_of(samples: Sequence[Sample], batch_size: int) -> NoiseScale:
     """Return the noise scale from what `accumulate` has averaged in measured steps; see `Seen.noise_scale`."""
-    if (
-        isinstance(batch_size, bool)
-        or not isinstance(batch_size, int)
-        or batch_size < 1
-    ):
-        raise ValueError(
-            f"noise_scale: batch_size must be an int of at least 1, got {batch_size!r}"
-        )
-    moments_of: dict[str, list[tuple[float, float]]] = {}
-    of_all: list[tuple[float, float]] = []
+    check_count("noise_scale: batch_size", batch_size)
+    moments_of: dict[str, list[Moments]] = {}
+    of_all: list[Moments] = []
     for sample in samples:
-        count, both = sample.micro_batches, (0.0, 0.0)
-        if count < 2:
+        if sample.micro_batches < 2:
             continue
-        for (leaf, _), row in zip(sample.rows, sample.sums, strict=True):
-            squares, mean = (
-                float(row[SUMS.index(name)]) for name in ("micro", "after")
-            )
-            if squares == 0.0:
-                continue
-            noise = batch_size * (squares - count * mean) / (count - 1)
-            moments = noise, mean - noise / (count * batch_size)
+        own = _moments_of_cycle(sample, batch_size)
+        for leaf, moments in own.items():
             moments_of.setdefault(leaf, []).append(moments)
-            both = both[0] + moments[0], both[1] + moments[1]
-        of_all.append(both)
+        noise = math.fsum(noise for noise, _ in own.values())
+        of_all.append((noise, math.fsum(square for _, square in own.values())))
     if not of_all:
         raise ValueError(
             "noise_scale: no measured step has averaged gradients; the chain must begin with accumulate(..., every), "
             "every >= 2 and fixed, and no GradScaler be used; else pass gradients to gradtx.noise_scale"
         )
-    whole = _mean_estimate(of_all)
-    leaves = {leaf: _mean_estimate(moments) for leaf, moments in moments_of.items()}
+    whole = _estimate_of_steps(of_all)
+    leaves = {name: _estimate_of_steps(own) for name, own in moments_of.items()}
     leaves.pop(ALL, None)
     return NoiseScale(whole.scale, whole.error, whole.noise, whole.square, leaves)
 
 
-def _mean_estimate(moments: list[tuple[float, float]]) -> NoiseEstimate:
-    """Return the estimate from those of several steps, noise and square each, with the error of a jackknife."""
-
-    def ratio(chosen: list[tuple[float, float]]) -> float:
-        noises, squares = zip(*chosen, strict=True)
-        return math.fsum(squares) / math.fsum(noises) if math.fsum(noises) else math.inf
-
-    count = len(moments)
-    noise, square = (math.fsum(own) / count for own in zip(*moments, strict=True))
-    scale = noise / square if square > 0 else math.inf
-    if count < 3 or not math.isfinite(scale):
-        return NoiseEstimate(scale, math.nan, noise, square)
-    ratios = [ratio([*moments[:i], *moments[i + 1 :]]) for i in range(count)]
-    return NoiseEstimate(scale, _jackknifed(scale, ratios), noise, square)
+def _moments_of_cycle(sample: Sample, batch_size: int) -> dict[str, Moments]:
+    """Return the moments of each leaf whose gradients `accumulate` has averaged in a step."""
+    micro, after = SUMS.index("micro"), SUMS.index("after")
+    count, moments = sample.micro_batches, dict[str, Moments]()
+    for (leaf, _), row in zip(sample.rows, sample.sums.tolist(), strict=True):
+        if row[micro] == 0.0:
+            continue
+        noise = batch_size * (row[micro] - count * row[after]) / (count - 1)
+        moments[leaf] = noise, row[after] - noise / (count * batch_size)
+    return moments
 
 
-def _jackknifed(scale: float, ratios: list[float]) -> float:
-    """Return the error of a scale from its inverses without one part each, which are finite where |G|^2 is near 0."""
-    count = len(ratios)
-    mean = math.fsum(ratios) / count
-    variance = (count - 1) / count * math.fsum((ratio - mean) ** 2 for ratio in ratios)
-    return scale**2 * math.sqrt(variance)
+def _estimate_of_steps(moments: list[Moments]) -> NoiseEstimate:
+    """Return the estimate from the mean moments of several steps."""
+
+    def mean_of(steps: list[int]) -> Moments:
+        noises, squares = zip(*(moments[i] for i in steps), strict=True)
+        return math.fsum(noises) / len(steps), math.fsum(squares) / len(steps)
+
+    return _estimate(len(moments), mean_of)
 
 
 def _checked_sizes(batch_size: int | Sequence[int], count: int) -> Tensor:
@@ -202,29 +189,46 @@ def _checked_sizes(batch_size: int | Sequence[int], count: int) -> Tensor:
     return torch.tensor(sizes, dtype=torch.float64)
 
 
-def _estimate(products: Tensor, sizes: Tensor) -> NoiseEstimate:
-    """Return the estimate from the products of gradients, with its error.
+def _estimate_of_batches(products: Tensor, sizes: Tensor) -> NoiseEstimate:
+    """Return the estimate from the gradients of several batches.
 
     Args:
         products: The product of each pair of gradients.
         sizes: The batch sizes.
     """
-    noise, square = _moments(products, sizes)
+
+    def moments_of(batches: list[int]) -> Moments:
+        return _moments(products[batches][:, batches], sizes[batches])
+
+    return _estimate(len(sizes), moments_of)
+
+
+def _estimate(count: int, moments_of: Callable[[list[int]], Moments]) -> NoiseEstimate:
+    """Return the estimate from all of some parts, with the error of a jackknife over them.
+
+    Args:
+        count: The number of parts.
+        moments_of: Returns the moments of some of them.
+    """
+    noise, square = moments_of(list(range(count)))
     scale = noise / square if square > 0 else math.inf
-    count = len(sizes)
     if count < 3 or not math.isfinite(scale):
         return NoiseEstimate(scale, math.nan, noise, square)
+    # Of the inverse, which stays finite where |G|^2 is near 0.
     ratios: list[float] = []
     for i in range(count):
-        others = [j for j in range(count) if j != i]
-        noise_of_others, square_of_others = _moments(
-            products[others][:, others], sizes[others]
+        noise_of_others, square_of_others = moments_of(
+            [j for j in range(count) if j != i]
         )
+        if noise_of_others == 0:
+            return NoiseEstimate(scale, math.nan, noise, square)
         ratios.append(square_of_others / noise_of_others)
-    return NoiseEstimate(scale, _jackknifed(scale, ratios), noise, square)
+    mean = math.fsum(ratios) / count
+    variance = (count - 1) / count * math.fsum((ratio - mean) ** 2 for ratio in ratios)
+    return NoiseEstimate(scale, scale**2 * math.sqrt(variance), noise, square)
 
 
-def _moments(products: Tensor, sizes: Tensor) -> tuple[float, float]:
+def _moments(products: Tensor, sizes: Tensor) -> Moments:
     """Return estimates without bias of the noise and of the squared norm of the mean gradient."""
     total = sizes.sum()
     with_mean = products @ sizes / total

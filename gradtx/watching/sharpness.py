@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gradtx.base import tree as _tree
+from gradtx.base.inputs import check_count
 from gradtx.base.messages import describe
 from gradtx.base.progress import progress_bar
 from gradtx.base.vectors import JointVector
@@ -167,10 +168,7 @@ def _check(loss_fn: Any, tx: Any, state: Any, k: int, iterations: int) -> None:
     elif state is not None:
         raise ValueError("sharpness: a state needs its chain: pass tx= as well")
     for name, value in (("k", k), ("iterations", iterations)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(
-                f"sharpness: {name} must be an int of at least 1, got {value!r}"
-            )
+        check_count(f"sharpness: {name}", value)
 
 
 # Vectors have the entries of all leaves, in float64.

@@ -13,6 +13,7 @@ from torch.nn.parameter import is_lazy
 from gradtx.base import torch_names as _torch
 from gradtx.base.errors import Path
 from gradtx.base.exact import Schedule, python_scalar
+from gradtx.base.inputs import check_count
 from gradtx.base.messages import describe
 from gradtx.execution.execute import Barrier, Leaf, Operation, Route
 from gradtx.optim.optimizer import ChainOptimizer
@@ -85,8 +86,7 @@ def watch(
         ('0.100', [1, 3])
     """
     chain_optimizer = optimizer_of("watch", optimizer)
-    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
-        raise ValueError(f"watch: every must be an int of at least 1, got {every!r}")
+    check_count("watch: every", every)
     if per not in ("leaf", "all"):
         raise ValueError(f"watch: per must be 'leaf' or 'all', got {per!r}")
     if log is not None and not callable(log):

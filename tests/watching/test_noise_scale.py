@@ -177,3 +177,9 @@ def test_without_averaged_gradients_one_error_says_what_is_needed():
     seen, _, _ = trained(2, 1)
     with pytest.raises(ValueError, match="noise_scale: batch_size must be an int of at least 1, got 0"):
         seen.noise_scale(0)
+
+
+def test_gradients_without_noise_have_the_scale_0_and_no_error():
+    result = gradtx.noise_scale([{"w": torch.ones(4)}] * 3, batch_size=8)
+    assert result.scale == 0
+    assert math.isnan(result.error)
