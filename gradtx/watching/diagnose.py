@@ -38,7 +38,8 @@ def diagnose(
             return the loss.
         steps: The number of calls, >= 1.
         every: As for `watch`; a fiftieth of the steps by default.
-        model: The model, from which the roles of its matrices are known.
+        model: The model, from which the roles of its matrices are known; by default the modules in memory that hold
+            the parameters. Without any, names tell the roles.
 
     Returns:
         The findings, the worst first: a list of `Finding`. A healthy run has none.

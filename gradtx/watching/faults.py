@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from gradtx.models import label_by_role
 from gradtx.watching import faults_of_leaves, faults_of_links, faults_of_rates
 from gradtx.watching.findings import Evidence, Finding, Findings
 
 # What needs a measured step.
 FAULTS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     faults_of_rates.updates_that_are_not_finite,
+    faults_of_rates.steps_uphill,
     faults_of_rates.rate_too_small_for_the_dtype,
     faults_of_rates.rate_too_large,
     faults_of_rates.rate_too_small,
@@ -37,11 +37,7 @@ FAULTS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
 
 def findings_of(seen: Any, model: nn.Module | None = None) -> Findings:
     """Return the findings of a run; see `Seen.diagnose`."""
-    roles: dict[Tensor, str] = {}
-    if model is not None:
-        of_names = label_by_role(model)
-        roles = {param: of_names[name] for name, param in model.named_parameters()}
-    evidence = Evidence(seen, roles)
+    evidence = Evidence(seen, model)
     findings = list(faults_of_leaves.calls_without_an_update(evidence))
     if not (seen.samples or findings):
         seen.check_measured("diagnose")

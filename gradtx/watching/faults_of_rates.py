@@ -63,6 +63,8 @@ def rate_too_small_for_the_dtype(evidence: Evidence) -> Iterator[Finding]:
     share = evidence.median(STEP, "lost")
     if not share > 0.5 or any(link.tx._rounds for link in evidence.links.values()):
         return
+    if any(rate_too_large(evidence)):  # weights have grown until no step changes them
+        return
     lost = evidence.leaf_medians("lost")
     leaves = largest_first({leaf: lost[leaf] for leaf in lost if lost[leaf] > 0.5})
     params = evidence.params
@@ -80,8 +82,28 @@ def rate_too_small_for_the_dtype(evidence: Evidence) -> Iterator[Finding]:
     )
 
 
+def steps_uphill(evidence: Evidence) -> Iterator[Finding]:
+    """Steps along the gradient, which raise the loss: a sign is missing, or there twice."""
+    if any(evidence.links_named(*PULLS_BACK)):
+        return
+    measured = [row["cos_grad"] for row in evidence.of_link(STEP)]
+    cosines = list(filter(math.isfinite, measured))
+    share = sum(cosine > 0 for cosine in cosines) / max(1, len(cosines))
+    cosine = finite_median(cosines)
+    if not (cosine > 0.1 and share > 0.9):
+        return
+    text = (
+        f"{percent(share)} of the steps go along the gradient, with a cosine of {cosine:.2f} in the median: they raise "
+        "the loss"
+    )
+    remedy = "end the chain with scale_by_learning_rate(lr), which flips the sign; if this is meant, pass maximize=True"
+    yield Finding("uphill", 92, "", (), evidence.steps, cosine, text, remedy)
+
+
 def rate_too_large(evidence: Evidence) -> Iterator[Finding]:
     """Steps of a tenth of the weights, and steps that undo each other."""
+    if any(evidence.links_named("outer")):  # its steps cover those since the last round
+        return
     ratios = {
         leaf: ratio
         for leaf, ratio in evidence.leaf_medians("update_to_weight").items()
@@ -92,8 +114,13 @@ def rate_too_large(evidence: Evidence) -> Iterator[Finding]:
     first = max(
         (quantile(rows, 0.4) for rows in evidence.ratios_of_matrices()), default=0.0
     )
+    # An adapter has matrices that start at 0, whose steps only all leaves together show; half of their norm is healthy.
+    of_all = evidence.of_link(STEP)[0]["update_to_weight"]
+    first = of_all if of_all > max(1, first) else first
     if first > 0.5 and not large:
-        text = f"a step changed the weights of most matrices by {percent(first)}, and the weights have grown since"
+        text = (
+            f"a step changed the weights by {percent(first)}, and they have grown since"
+        )
         remedy = f"divide the rate by about {about(round(100 * first))}, so that a step changes weights by 1%"
         yield Finding("rate too large", 78, "", (), evidence.steps, first, text, remedy)
     if 2 * len(large) >= len(ratios) > 0 and large:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradtx.base.exact import Schedule, python_scalar
 from gradtx.watching.figures import STEP
 from gradtx.watching.links import Link
+from gradtx.watching.modules import modules_with, outermost, roles_in
 from gradtx.watching.sample import ALL, Sample
 
 __all__ = ["Finding"]
@@ -74,23 +75,22 @@ class Evidence:
 
     Args:
         seen: A `Seen`.
-        roles: The role of each parameter, if its model is known.
+        model: The model; by default, those in memory that hold the parameters.
 
     Attributes:
         samples: The measured steps.
         steps: Their numbers.
         links: What is known of each link.
-        roles: As above.
         calls, updates, every, rounds, uncounted, evaluations, params, schedules: As in `Seen`.
         groups: The parameter groups.
         run: The number of updates of the run.
     """
 
-    def __init__(self, seen: Any, roles: dict[Tensor, str] | None = None):
+    def __init__(self, seen: Any, model: nn.Module | None = None):
         self.samples: list[Sample] = seen.samples
         self.steps = tuple(sample.step for sample in self.samples)
         self.links: dict[str, Link] = seen.links
-        self.roles = roles or {}
+        self._model = model
         self.calls, self.updates, self.every = seen.calls, seen.updates, seen.every
         self.rounds: int = seen.rounds
         self.uncounted: int = seen.uncounted
@@ -148,6 +148,13 @@ class Evidence:
             ]
             if ratios:
                 yield ratios
+
+    @functools.cached_property
+    def roles(self) -> dict[Tensor, str]:
+        """The role of each parameter in its model."""
+        if self._model is not None:
+            return roles_in([self._model])
+        return roles_in(outermost(modules_with(self.params.values())))
 
     def role_of(self, leaf: str) -> str | None:
         """Return the role of a leaf, if its model is known."""
@@ -223,7 +230,7 @@ def named(leaves: Sequence[str]) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.3g}%"
+    return f"{100 * share:.3g}%" if share < 10 else f"{100 * share:.0f}%"
 
 
 def about(value: float) -> str:

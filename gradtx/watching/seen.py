@@ -248,7 +248,8 @@ class Seen:
         """Return what is wrong with the run in plain words, the worst first; `print` shows a numbered list.
 
         Args:
-            model: The model, from which the roles of its matrices are known; else only names tell them.
+            model: The model, from which the roles of its matrices are known; by default the modules in memory that hold
+                the parameters. Without any, names tell the roles.
 
         Returns:
             The findings; see `gradtx.Finding`. A healthy run has none.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import gc
 import random
 import sys
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx.base.dtensor import local
+from gradtx.watching.modules import modules_with
 
 
 class Snapshot:
@@ -69,15 +69,10 @@ def _local_gradient(param: Tensor) -> Tensor | None:
 
 
 def _buffers_beside(params: Iterable[Tensor]) -> list[Tensor]:
-    """Return the buffers of all modules that have some of the parameters, such as averages of BatchNorm.
-
-    An optimizer does not know its model, and whoever had to name it would forget it.
-    """
-    known = set(map(id, params))
-    buffers: dict[int, Tensor] = {}
-    for item in gc.get_objects():
-        if not issubclass(type(item), nn.Module) or "_parameters" not in item.__dict__:
-            continue
-        if any(id(param) in known for param in item.parameters()):
-            buffers.update({id(buffer): buffer for buffer in item.buffers()})
+    """Return the buffers of all modules that have some of the parameters, such as averages of BatchNorm."""
+    buffers = {
+        id(buffer): buffer
+        for module in modules_with(params)
+        for buffer in module.buffers()
+    }
     return list(buffers.values())

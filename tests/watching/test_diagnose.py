@@ -1,5 +1,7 @@
 """Each planted fault is found, named first or second; healthy runs have no finding."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -168,6 +170,8 @@ FAULTS = {
     "matrix without Muon": ("matrix without Muon", muon("body.0.weight"), {}),
     "average that is not used": ("averages not evaluated", gradtx.schedule_free_adamw(lr=3e-3), {}),
     "EMA that is not used": ("averages not evaluated", gradtx.chain(adamw(), gradtx.average(0.99)), {}),
+    "rate without a minus": ("uphill", gradtx.chain(ADAM, gradtx.scale(3e-3)), {}),
+    "minus that is there twice": ("uphill", gradtx.chain(gradtx.scale(-1.0), SGD), {}),
     "gradient that is not finite": (
         "not finite", adamw(), {"forward": lambda net, x: net(x) / (net.head.weight.sum() * 0)},
     ),
@@ -304,15 +308,54 @@ def test_codes_that_round_small_entries_to_0_are_found():
     assert "codes saturate" in [finding.kind for finding in seen.diagnose()[:2]]
 
 
-def test_the_model_tells_roles_that_names_do_not():
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_the_model_tells_roles_that_names_do_not(wrapped):
     model = nn.Sequential(nn.Embedding(30, 8), nn.Linear(8, 8), nn.Linear(8, 30))
-    optimizer = gradtx.as_optimizer(muon(("0.weight", "1.weight")), model.named_parameters())
+    outer = nn.DataParallel(model) if wrapped else model
+    optimizer = gradtx.as_optimizer(muon(("0.weight", "1.weight")), outer.named_parameters())
     with gradtx.watch(optimizer, every=1) as seen:
         model(torch.arange(5)).square().mean().backward()
         optimizer.step()
-    assert "table with Muon" not in [finding.kind for finding in seen.diagnose()]
-    finding = next(finding for finding in seen.diagnose(model) if finding.kind == "table with Muon")
-    assert finding.leaves == ("0.weight",)
+    for findings in (seen.diagnose(), seen.diagnose(outer)):
+        finding = next(finding for finding in findings if finding.kind == "table with Muon")
+        assert finding.leaves == ("0.weight",)
+    del model, outer
+    assert "table with Muon" not in [finding.kind for finding in seen.diagnose()]  # only names are left
+
+
+def test_embeddings_that_no_name_betrays_are_not_sent_to_muon():
+    model = nn.ModuleDict({"characters": nn.Embedding(30, 8), "body": nn.Linear(8, 8), "out": nn.Linear(8, 30)})
+    optimizer = gradtx.as_optimizer(muon("body.weight"), model.named_parameters())
+    with gradtx.watch(optimizer, every=1) as seen:
+        model["out"](model["body"](model["characters"](torch.arange(5)))).square().mean().backward()
+        optimizer.step()
+    assert "matrix without Muon" not in [finding.kind for finding in seen.diagnose()]
+
+
+def test_a_round_of_outer_is_not_a_rate_that_is_too_large():
+    tx = gradtx.outer(gradtx.sgd(lr=0.05), gradtx.sgd(lr=1.0), every=4)
+    assert "rate too large" not in [finding.kind for finding in run(tx, every=4)]
+
+
+def test_an_adapter_whose_first_step_is_longer_than_its_weights_has_a_rate_that_is_too_large():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 4, bias=False), nn.Linear(4, 10, bias=False))
+    nn.init.zeros_(model[1].weight)
+
+    def kinds(rate):
+        net, source = copy.deepcopy(model), batches()
+        optimizer = gradtx.optim.Adam(net.named_parameters(), lr=rate)
+
+        def step():
+            x, y = next(source)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimizer.step()
+
+        return [finding.kind for finding in gradtx.diagnose(optimizer, step, 100, every=10)]
+
+    assert kinds(0.01) == []
+    assert "rate too large" in kinds(1.0)[:2]
 
 
 def test_an_evaluation_with_averages_is_noticed():
