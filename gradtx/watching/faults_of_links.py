@@ -169,19 +169,40 @@ def decay_of_norms_and_biases(evidence: Evidence) -> Iterator[Finding]:
 
 def eps_that_decides(evidence: Evidence) -> Iterator[Finding]:
     """Entries whose update eps more than halves, because it exceeds the root of their second moment."""
+    known: list[
+        Link
+    ] = []  # a combinator has a row where it begins and one where it ends
     for path, link in evidence.links.items():
-        if "eps" not in link.arguments or link.bounds:
+        if "eps" not in link.arguments or link.bounds or link in known:
             continue
-        share = evidence.median(path, "decided")
-        if not share > 0.3:
-            continue
-        eps = link.value_of("eps")
+        known.append(link)
+        eps, name = link.value_of("eps"), called(path, link)
+        figure = evidence.median(path, "decided")
         text = (
-            f"eps={eps:.1g} of {called(path, link)} more than halves the update of {percent(share)} of the entries: "
-            "it exceeds the size of their gradients, so the rule acts like one without a second moment"
+            f"eps={eps:.1g} of {name} more than halves the update of {percent(figure)} of the entries: it exceeds the "
+            "size of their gradients, so the rule acts like one without a second moment"
         )
+        if not figure > 0.3:
+            # Where all leaves are needed at once, or the state has kept eps, the update without it is not known.
+            figure = eps / _received(evidence, path, link)
+            if not (figure > 10 and link.exceeds_default("eps", 10)):
+                continue
+            what = "each entry" if link.is_elementwise else "a leaf"
+            text = (
+                f"eps={eps:.1g} of {name} is {figure:.2g} times the size of {what} that it receives, so the rule acts "
+                "like one without a second moment"
+            )
         remedy = "lower eps, or use scale_by_atan2, which has none; if gradients vanish, look at the loss first"
-        yield Finding("eps decides", 72, path, (), evidence.steps, share, text, remedy)
+        yield Finding("eps decides", 72, path, (), evidence.steps, figure, text, remedy)
+
+
+def _received(evidence: Evidence, path: str, link: Link) -> float:
+    """Return the size of what a link receives: of an entry if its entries are independent, else of a leaf."""
+    sizes: list[float] = []
+    for leaf, rows in evidence.leaf_rows[path].items():
+        entries = evidence.entries_of(leaf) if link.is_elementwise else 1
+        sizes += [row["norm_before"] / math.sqrt(entries) for row in rows]
+    return finite_median(size for size in sizes if size > 0)
 
 
 def codes_that_saturate(evidence: Evidence) -> Iterator[Finding]:

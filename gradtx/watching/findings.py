@@ -138,6 +138,11 @@ class Evidence:
         """Whether a leaf has two or more dimensions; all leaves together count as one."""
         return leaf == ALL or (leaf in self.params and self.params[leaf].ndim >= 2)
 
+    def entries_of(self, leaf: str) -> int:
+        """Return the number of entries of a leaf, or of all leaves together."""
+        params = self.params.values() if leaf == ALL else [self.params[leaf]]
+        return sum(param.numel() for param in params)
+
     def ratios_of_matrices(self) -> Iterator[list[float]]:
         """Yield update / weight of each matrix, of one measured step after another."""
         for sample in self.samples:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradtx.base.errors import Path
 from gradtx.base.exact import python_scalar
+from gradtx.rules import FactoryCall
 from gradtx.transform import GradientTransformation
 
 # In place of eps: so small that it decides no entry, and its inverse is finite in float32.
@@ -30,14 +31,22 @@ class Link:
         self.tx = tx
         self.name = tx._name
         self.typed = typed
-        self.arguments: dict[str, Any] = {
-            name: value for name, value, _ in tx._own_entries()
-        }
+        self.arguments: dict[str, Any] = {}
+        self._defaults: dict[str, Any] = {}
+        for name, value, argument in tx._own_entries():
+            self.arguments[name], self._defaults[name] = value, argument.default
 
     def value_of(self, name: str, default: float = math.nan) -> float:
         """Return an argument as a number; NaN for a schedule, whose value differs from step to step."""
         value = python_scalar(self.arguments.get(name, default))
         return value if isinstance(value, int | float) else math.nan
+
+    def exceeds_default(self, name: str, factor: float) -> bool:
+        """Whether a number exceeds its default by a factor; not if it has none."""
+        default = python_scalar(self._defaults.get(name))
+        return (
+            isinstance(default, int | float) and self.value_of(name) > factor * default
+        )
 
     def values(self) -> dict[str, float]:
         """Return all arguments that are numbers, and those in tuples as `betas[0]`."""
@@ -55,6 +64,14 @@ class Link:
     def bounds(self) -> bool:
         """Whether it is a clip: it shortens the updates that exceed a bound, and passes the others."""
         return self.tx._length == "bounds"
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether the entries of a leaf are independent."""
+        tx = self.tx
+        return isinstance(tx, FactoryCall) and bool(
+            tx._spec.option("elementwise", tx._arguments)
+        )
 
     @property
     def sets_length(self) -> bool:

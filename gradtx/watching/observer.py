@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.complex_views import as_real
-from gradtx.base.dtensor import local
+from gradtx.base.dtensor import is_sharded, local
 from gradtx.execution.execute import Barrier, Leaf, Operation
 from gradtx.execution.leaf_rule import RuleOperation
 from gradtx.watching.figures import STEP, LeafSums
@@ -234,7 +234,8 @@ class LinkObserver:
 def _result_of(operation: Operation, leaf: Leaf, run: Any) -> Tensor | None:
     """Return what another operation makes of a leaf's update, which stays as it is; None if it would wait."""
     traits = operation.traits
-    if traits.waits or traits.of_leaf or traits.at_owner:
+    waits = traits.waits or (traits.of_leaf and is_sharded(leaf.inputs[1]))
+    if waits or traits.at_owner:  # a space of fewer dimensions belongs to the other run
         return None
     twin = leaf.twin(run)
     return None if operation.start(twin) is not None else twin.update

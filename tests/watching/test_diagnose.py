@@ -358,6 +358,14 @@ def test_an_adapter_whose_first_step_is_longer_than_its_weights_has_a_rate_that_
     assert "rate too large" in kinds(1.0)[:2]
 
 
+@pytest.mark.parametrize(
+    "rule", ["adabelief", "adadelta", "adamax", "galore", "kl_soap", "kourkoutas_adamw", "lars", "prodigy", "soap"]
+)
+def test_an_eps_that_decides_is_found_in_rules_whose_state_keeps_it_or_that_need_all_leaves(rule):
+    assert "eps decides" in [finding.kind for finding in run(getattr(gradtx, rule)(eps=10.0))[:2]]
+    assert "eps decides" not in [finding.kind for finding in run(getattr(gradtx, rule)())]
+
+
 def test_an_evaluation_with_averages_is_noticed():
     findings = run(
         gradtx.schedule_free_adamw(lr=3e-3), after=lambda optimizer, t: optimizer.eval() or optimizer.train()
