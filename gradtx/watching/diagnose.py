@@ -65,6 +65,7 @@ def diagnose(
         )
     check_count("diagnose: steps", steps)
     with watch(optimizer, max(1, steps // 50) if every is None else every) as seen:
+        seen.notes_come_first = False
         for _ in range(steps):
             loss = step()
             seen.rounds += 1

@@ -21,6 +21,7 @@ from gradtx.watching.sample import Sample
 __all__ = ["Seen"]
 
 LEAVES = 20  # of a table of leaves, at most
+Log = Callable[[dict[str, float]], Any]
 SHOWN = ("norm_before", "norm_after", "change", "decided", "cos_grad")
 
 
@@ -39,6 +40,8 @@ class Seen:
         params: The parameters by name.
         schedules: The schedules of the groups, named as the numbers of `samples`.
         uncounted: The calls that were to be measured, but in which a combinator only collected gradients.
+        notes_come_first: Whether losses are noted before their step; None until the first note shows it.
+        log_to: What a watch logs to, if anything.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -67,6 +70,8 @@ class Seen:
         self.rounds = 0
         self.params: dict[str, Tensor] = {}
         self.schedules: dict[str, Schedule] = {}
+        self.notes_come_first: bool | None = None
+        self.log_to: Log | None = None
         self._noted: Any = None
         self._logged = 0
         self._close: Callable[[], None] | None = None
@@ -102,16 +107,30 @@ class Seen:
         if self._close is not None:
             self._close()
             self._close = None
+            if self.log_to is not None:
+                self.log(self.log_to)
 
     def note(self, loss: Any) -> None:
-        """Say the loss of a step, before or after it, unless `step` gets it with a closure or as `value=`."""
+        """Say the loss of each step, before or after it, unless `step` gets it with a closure or as `value=`."""
         if hasattr(loss, "detach"):
             loss = loss.detach()
-        last = self.samples[-1] if self.samples else None
-        if last is not None and last.loss is None and last.at_call == self.calls - 1:
-            last.loss = loss
-        else:
+        is_of_last = self._lacks_loss()
+        if self.notes_come_first is None:
+            has_other_loss = self._is_last_measured() and not is_of_last
+            self.notes_come_first = self.calls == 0 or has_other_loss
+        if is_of_last:
+            self.samples[-1].loss = loss
+            self.log_finished()
+        elif self.notes_come_first:
             self._noted = loss
+
+    def _is_last_measured(self) -> bool:
+        """Whether the last call of `step` was measured."""
+        return bool(self.samples) and self.samples[-1].at_call == self.calls - 1
+
+    def _lacks_loss(self) -> bool:
+        """Whether the last call of `step` was measured, and its loss is not known."""
+        return self._is_last_measured() and self.samples[-1].loss is None
 
     @property
     def steps(self) -> list[int]:
@@ -316,12 +335,22 @@ class Seen:
         Raises:
             TypeError: If `writer` is neither.
         """
-        add_scalar = getattr(writer, "add_scalar", None)
-        if add_scalar is None and not callable(writer):
+        if not (callable(writer) or hasattr(writer, "add_scalar")):
             raise TypeError(
                 f"log: needs a SummaryWriter or a function that takes a dict, got {describe(writer)}"
             )
-        for sample in self.samples[self._logged :]:
+        self._log_until(len(self.samples), writer)
+
+    def log_finished(self) -> None:
+        """Log the measured steps as a watch does: once the loss of a step is known, or if no note of it is expected."""
+        if self.log_to is not None:
+            may_be_noted = self.notes_come_first is False or self.calls == 1
+            waits = self._lacks_loss() and may_be_noted
+            self._log_until(len(self.samples) - waits, self.log_to)
+
+    def _log_until(self, end: int, writer: Any) -> None:
+        add_scalar = getattr(writer, "add_scalar", None)
+        for sample in self.samples[self._logged : end]:
             self._logged += 1
             values = _logged_values(sample)
             if add_scalar is None:

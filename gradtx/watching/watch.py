@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,12 +23,11 @@ from gradtx.watching.links import Link, links_by_stage, without_eps
 from gradtx.watching.micro_batches import Cycle
 from gradtx.watching.observer import KnownLinks, LinkObserver, sample_of
 from gradtx.watching.sample import Sample
-from gradtx.watching.seen import Seen
+from gradtx.watching.seen import Log, Seen
 
 __all__ = ["watch"]
 
 Per = Literal["leaf", "all"]
-Log = Callable[[dict[str, float]], Any]
 
 
 def watch(
@@ -59,8 +58,8 @@ def watch(
         optimizer: An optimizer of gradtx, or a trainer's wrapper around one.
         every: The number of steps from one measurement to the next, >= 1.
         per: "leaf" for each leaf, or "all" for the whole tree: one row for each link.
-        log: Called with a dict of floats after each measured step: `wandb.log`, `mlflow.log_metrics`, Lightning's
-            `self.log_dict`. The key "step" is the number of the step.
+        log: Called with a dict of floats after each measured step, or once its loss is noted: `wandb.log`,
+            `mlflow.log_metrics`, Lightning's `self.log_dict`. The key "step" is the number of the step.
 
     Returns:
         What is seen, a `Seen`, also a context manager: it ends with the block, or with `close()`.
@@ -94,7 +93,8 @@ def watch(
             f"watch: log must be a function that takes a dict of floats, got {describe(log)}"
         )
     seen = Seen(chain_optimizer, every)
-    Watcher(chain_optimizer, seen, every, per, log)
+    Watcher(chain_optimizer, seen, every, per)
+    seen.log_to = log
     return seen
 
 
@@ -121,18 +121,11 @@ class Watcher:
     Args:
         optimizer: The optimizer.
         seen: Takes the measurements.
-        every, per, log: As for `watch`.
+        every, per: As for `watch`.
     """
 
-    def __init__(
-        self,
-        optimizer: ChainOptimizer,
-        seen: Seen,
-        every: int,
-        per: Per,
-        log: Log | None,
-    ):
-        self._seen, self._every, self._per, self._log = seen, every, per, log
+    def __init__(self, optimizer: ChainOptimizer, seen: Seen, every: int, per: Per):
+        self._seen, self._every, self._per = seen, every, per
         self._begun = 0
         self._skipped: Any = (
             0  # by a GradScaler on the device, which is not read during training
@@ -218,8 +211,7 @@ class Watcher:
         """Count the calls of `step`, also those that a GradScaler skipped, and log what is new."""
         self._seen.calls += 1
         self._seen.begun, self._seen.skipped = self._begun, self._skipped
-        if self._log is not None:
-            self._seen.log(self._log)
+        self._seen.log_finished()
 
 
 @dataclass

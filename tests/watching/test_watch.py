@@ -262,6 +262,38 @@ def test_losses_come_from_closures_values_and_notes():
     assert seen.losses == pytest.approx([3.0, 2.0, 1.0, math.nan], nan_ok=True)
 
 
+@pytest.mark.parametrize("comes_first", [True, False])
+def test_a_loss_that_is_noted_belongs_to_its_own_step_and_is_logged_with_it(comes_first):
+    logged = []
+    param = nn.Parameter(torch.ones(2))
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.1), [("w", param)])
+    with gradtx.watch(optimizer, every=3, log=logged.append) as seen:
+        for i in range(1, 9):
+            param.grad = torch.ones(2)
+            if comes_first:
+                seen.note(float(i))
+            optimizer.step()
+            if not comes_first:
+                seen.note(torch.tensor(float(i)))
+            assert [values["step"] for values in logged] == [step for step in (1, 4, 7) if step <= i]
+    assert seen.losses == [1.0, 4.0, 7.0]
+    assert [values["watch/loss"] for values in logged] == [1.0, 4.0, 7.0]
+
+
+def test_steps_whose_loss_nobody_says_are_logged_as_they_are():
+    logged = []
+    param = nn.Parameter(torch.ones(2))
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.1), [("w", param)])
+    with gradtx.watch(optimizer, every=2, log=logged.append):
+        for i in range(1, 6):
+            param.grad = torch.ones(2)
+            optimizer.step()
+            if i > 1:  # a note of the first step's loss may come
+                assert len(logged) == (i + 1) // 2
+    assert [values["step"] for values in logged] == [1.0, 3.0, 5.0]
+    assert "watch/loss" not in logged[0]
+
+
 def test_forms_of_what_was_seen(tmp_path):
     logged = []
     param = nn.Parameter(torch.ones(2))
