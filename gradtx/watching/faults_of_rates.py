@@ -115,8 +115,8 @@ def rate_too_large(evidence: Evidence) -> Iterator[Finding]:
         (quantile(rows, 0.4) for rows in evidence.ratios_of_matrices()), default=0.0
     )
     # An adapter has matrices that start at 0, whose steps only all leaves together show; half of their norm is healthy.
-    of_all = evidence.of_link(STEP)[0]["update_to_weight"]
-    first = of_all if of_all > max(1, first) else first
+    of_all = [row["update_to_weight"] for row in evidence.of_link(STEP)[:1]]
+    first = max(first, *(ratio for ratio in of_all if ratio > 1), 0.0)
     if first > 0.5 and not large:
         text = (
             f"a step changed the weights by {percent(first)}, and they have grown since"
