@@ -1,5 +1,7 @@
 """On shards, a watch measures what it measures on whole tensors, and training keeps its bits."""
 
+import math
+
 import pytest
 import torch
 
@@ -9,6 +11,8 @@ from tests.distributed.test_sums_on_shards import CHAINS, SHAPES, along
 
 # Sums in float64 in another order, and weights in float32 for the cosine with the last step.
 TOLERANCES = {"cos_last": 1e-3}
+# The effect of its eps would need a second round of messages.
+UNMEASURED = {("project_scale_invariant", "decided")}
 
 
 def trained(name, place, is_watched, compile):
@@ -39,7 +43,9 @@ def compared(name, dim, compile):
             continue
         other = expected_rows[row["step"], row["leaf"], row["link"]]
         for figure, value in row.items():
-            if isinstance(value, float):
+            if (row["link"], figure) in UNMEASURED:
+                assert math.isnan(value)
+            elif isinstance(value, float):
                 tolerance = TOLERANCES.get(figure, 1e-8)
                 assert value == pytest.approx(other[figure], rel=tolerance, abs=tolerance, nan_ok=True), (row, figure)
     return len(seen.records), sorted({row["leaf"] for row in seen.records})
