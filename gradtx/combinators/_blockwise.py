@@ -187,7 +187,7 @@ class InBlocks(Operation):
     """An operation of the inner transformation, applied to all blocks of a leaf.
 
     The first one divides the leaf and runs all inner operations as far as possible, and the last one assembles the
-    update of the leaf from those of its blocks.
+    update of the leaf from those of its blocks; of a leaf that is watched, each does so.
     """
 
     def __init__(self, blockwise: Blockwise, position: int):
@@ -210,6 +210,13 @@ class InBlocks(Operation):
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         return self._operation.compute_dtype(leaf)
 
+    @property
+    def alone(self) -> InBlocks:
+        blockwise = dataclasses.replace(self._blockwise, operations=[self._operation])
+        alone = InBlocks(blockwise, 0)
+        alone.traits = dataclasses.replace(alone.traits, of_leaf=True)
+        return alone
+
     def init(self, leaf: Leaf) -> None:
         if self._position == 0:
             self._blockwise.division.check(leaf.name, leaf.shape)
@@ -223,6 +230,8 @@ class InBlocks(Operation):
         while (payload := pieces.payload(self._position)) is not None:
             total = yield payload
             pieces.resume(self._position, total)
+        if leaf.is_watched:
+            pieces.show(self._position)
         if self._operation is self._blockwise.operations[-1]:
             pieces.finish()
             del leaf.saved[self._blockwise]
@@ -243,6 +252,7 @@ class Batch:
         stop: The position of the operation that waits for another sum; None if the blocks have finished.
         results: The terms of that sum; or the results of the blocks: "update", "active", and by path and name the new
             "slots" and the initial slots in "starts".
+        passed: The updates after each operation that the blocks have passed, if the leaf is watched.
     """
 
     indices: list[int]
@@ -250,6 +260,7 @@ class Batch:
     totals: list[Any]
     stop: int | None = None
     results: Any = None
+    passed: list[Tensor] = dataclasses.field(default_factory=list)
 
 
 class Pieces:
@@ -366,18 +377,22 @@ class Pieces:
         def run_block(block: BlockLeaf) -> Mapping[str, Any]:
             """Return the results of a block, or its terms of the next sum, if an operation waits for one."""
             known = list(batch.totals)
+            passed: list[Tensor] = []
             for position, operation in enumerate(self._operations):
                 steps = operation.start(block)
                 payload = resumed(steps)
                 while payload is not None:
                     if not known:
                         batch.stop = position
-                        return payload
+                        return {"results": payload, "passed": passed}
                     payload = resumed(steps, known.pop(0))
+                if self._leaf.is_watched:
+                    passed.append(block.update)
             batch.stop = None
-            return _results(block, self._leaf)
+            return {"results": _results(block, self._leaf), "passed": passed}
 
-        batch.results = self._mapped(batch, run_block)
+        mapped = self._mapped(batch, run_block)
+        batch.results, batch.passed = mapped["results"], mapped["passed"]
 
     def _mapped(
         self, batch: Batch, function: Callable[[BlockLeaf], Mapping[str, Any]]
@@ -396,6 +411,10 @@ class Pieces:
         return results if count else map_tensors(lambda x: x[:0], results)
 
     # Results.
+
+    def show(self, position: int) -> None:
+        """Set the leaf's update to that after an operation."""
+        self._set_update([batch.passed[position] for batch in self._batches])
 
     def first_slots(self) -> Slots:
         """Return the initial slots of all inner stages."""
@@ -417,9 +436,12 @@ class Pieces:
         leaf.starts.update(self._united("starts"))
         if "active" in results[0]:
             leaf.active = torch.cat([result["active"] for result in results]).any()
-        updates = [result["update"] for result in results]
+        self._set_update([result["update"] for result in results])
+
+    def _set_update(self, updates: list[Tensor]) -> None:
+        """Set the leaf's update to those of its blocks, stacked for each batch."""
         whole = self._division.whole(updates, self._like)
-        leaf.update = self._placed(whole, leaf.update)
+        self._leaf.update = self._placed(whole, self._leaf.update)
 
     def _united(self, kind: str) -> Slots:
         """Return the slots of the leaf from those of its blocks."""

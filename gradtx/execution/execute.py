@@ -87,6 +87,8 @@ class Leaf(Task):
         codecs: The codec of each slot that `init` has encoded.
         saved: Values that a combinator keeps between `enter` and `leave`.
         key, state, layout: The adapter's member, its flat state, and the location of each stage's slots in it.
+        is_watched: Whether `update` is measured after every operation, also where the first of several computes the
+            results of all.
         first_entry: For a part of a parameter, the index of its first entry in the parameter, a 0-d int64 tensor.
     """
 
@@ -102,6 +104,7 @@ class Leaf(Task):
     key: Any = None
     layout: Any = None
     first_entry: Tensor | None = None
+    is_watched = False
     _context: Context | None = None
 
     def __init__(
@@ -290,6 +293,11 @@ class Operation:
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the dtype that it computes in."""
         return leaf.compute_dtype
+
+    @property
+    def alone(self) -> Operation:
+        """The same operation, which processes a leaf without those before it."""
+        return self
 
     @property
     def barrier(self) -> Barrier:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import is_sharded, local
-from gradtx.execution.execute import Barrier, Leaf, Operation
+from gradtx.execution.execute import Barrier, Leaf, Operation, resumed
 from gradtx.execution.leaf_rule import RuleOperation
 from gradtx.watching.figures import STEP, LeafSums
 from gradtx.watching.links import Link
@@ -132,6 +132,7 @@ class LinkObserver:
     def _begin(self, leaf: Leaf) -> None:
         gradient, param = leaf.inputs
         like: Tensor = next(t for t in (param, gradient, leaf.update) if t is not None)
+        leaf.is_watched = True
         self._known[leaf.name] = self._known_of(leaf)
         sums = self._sums[leaf.name] = LeafSums(like)
         common = self._common[leaf.name] = {}
@@ -233,12 +234,13 @@ class LinkObserver:
 
 def _result_of(operation: Operation, leaf: Leaf, run: Any) -> Tensor | None:
     """Return what another operation makes of a leaf's update, which stays as it is; None if it would wait."""
+    operation = operation.alone
     traits = operation.traits
     waits = traits.waits or (traits.of_leaf and is_sharded(leaf.inputs[1]))
     if waits or traits.at_owner:  # a space of fewer dimensions belongs to the other run
         return None
     twin = leaf.twin(run)
-    return None if operation.start(twin) is not None else twin.update
+    return twin.update if resumed(operation.start(twin)) is None else None
 
 
 def _plus(total: Any, term: Any) -> Any:

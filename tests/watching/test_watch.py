@@ -35,6 +35,7 @@ CHAINS = {
         gradtx.partition({"matrix": gradtx.muon(lr=RATE), "rest": ADAMW}, {"matrix": "*.weight", "rest": "*"}), every=2
     ),
     "average": gradtx.chain(ADAMW, gradtx.average(0.9)),
+    "blocks": gradtx.blocks(gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.lamb(lr=RATE)), "*.weight", batch=1),
     "schedule": gradtx.adamw(lr=gradtx.cosine_schedule(RATE, T_max=10)),
 }
 OPTIONS = {"default": {}, "compiled": {"compile": True}}
@@ -449,6 +450,32 @@ def test_a_gradient_that_a_link_makes_from_losses_is_the_gradient_of_the_step():
     assert whole["norm_before"] == figures(seen, "estimate_gradient")[0]["norm_after"] > 0
     assert whole["cos_grad"] == pytest.approx(-1.0)
     assert "dead leaves" not in [finding.kind for finding in seen.diagnose()]
+
+
+@pytest.mark.parametrize("sizes", [(2, 2), (3, 1)])
+def test_figures_of_a_leaf_in_blocks_are_those_of_its_blocks_as_leaves(sizes):
+    rules = [gradtx.clip_by_block_rms(0.1), gradtx.scale_by_adam(eps=0.1), gradtx.clip_by_global_norm(0.1)]
+    inner = gradtx.chain(*rules, gradtx.scale_by_learning_rate(RATE))
+    weight, gradients = torch.randn(4, 3), torch.randn(3, 4, 3)
+
+    def seen_by(tx, tensors_of):
+        params = [nn.Parameter(tensor.clone()) for tensor in tensors_of(weight)]
+        optimizer = gradtx.as_optimizer(tx, params)
+        seen = gradtx.watch(optimizer, every=1, per="all")
+        for gradient in gradients:
+            for param, part in zip(params, tensors_of(gradient), strict=True):
+                param.grad = part.clone()
+            optimizer.step()
+        return seen.records
+
+    rows = seen_by(gradtx.blocks(inner, sizes=sizes), lambda tensor: [tensor])
+    expected = seen_by(inner, lambda tensor: tensor.split(sizes))
+    assert [row["link"].removeprefix("blocks.") for row in rows] == [row["link"] for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        for figure, value in other.items():
+            if isinstance(value, float):
+                assert row[figure] == pytest.approx(value, rel=1e-5, nan_ok=True), (row, figure)
+    assert {row["decided"] for row in rows if row["link"] == "blocks.clip_by_block_rms"} == {1.0}
 
 
 def test_a_leaf_without_gradient_has_no_rows():
