@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, distributed
 
 from gradtx.base.dtensor import is_sharded
-from gradtx.base.exact import Schedule
+from gradtx.base.exact import Schedule, python_scalar
 from gradtx.base.messages import close, describe, warn_user
 from gradtx.base.names import is_ours
 from gradtx.base.other_libraries import name_here
@@ -55,6 +55,8 @@ def _ascends(tx: GradientTransformation) -> bool | None:
         return _jointly(map(_ascends, tx._children()))
     if not isinstance(tx, FactoryCall) or not is_ours(tx._spec.function):
         return False  # a user function may flip the sign
+    if tx._name == "scale" and _is_positive_rate(tx._arguments["factor"]):
+        return None
     if (
         tx._sign in ("flips", "either")
         or tx._lr_role == "owner"
@@ -71,6 +73,12 @@ def _ascends(tx: GradientTransformation) -> bool | None:
     if tx._branches() is not None:
         return any(map(_ascends, inner))
     return _jointly(map(_ascends, inner))
+
+
+def _is_positive_rate(factor: Any) -> bool:
+    """Whether a factor keeps the sign; not 1.0, with which a user says that it is intended."""
+    value = python_scalar(factor)
+    return isinstance(value, int | float) and 0 < value != 1
 
 
 def _jointly(ascend: Iterable[bool | None]) -> bool | None:

@@ -71,6 +71,11 @@ def diagnose(
             seen.rounds += 1
             if _is_loss(loss):
                 seen.note(loss)
+    if not seen.calls:
+        raise ValueError(
+            f"diagnose: {steps} calls of `step` called no step of the optimizer; it must call optimizer.step(), which "
+            "a GradScaler leaves out as long as gradients are not finite"
+        )
     return findings_of(seen, model)
 
 

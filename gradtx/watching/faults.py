@@ -27,6 +27,7 @@ FAULTS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     faults_of_links.decay_of_norms_and_biases,
     faults_of_links.eps_that_decides,
     faults_of_links.codes_that_saturate,
+    faults_of_leaves.gradients_that_add_up,
     faults_of_leaves.leaves_without_a_gradient,
     faults_of_leaves.leaves_that_never_move,
     faults_of_leaves.leaves_with_the_same_memory,

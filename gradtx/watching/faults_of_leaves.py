@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 
@@ -11,7 +12,15 @@ from torch.nn.parameter import is_lazy
 
 from gradtx.base.dtensor import local
 from gradtx.watching.figures import STEP
-from gradtx.watching.findings import Evidence, Finding, called, named, percent
+from gradtx.watching.findings import (
+    Evidence,
+    Finding,
+    called,
+    finite_median,
+    named,
+    percent,
+)
+from gradtx.watching.kept_gradients import cosine_of
 from gradtx.watching.sample import ALL
 
 # Names of weights that read or write tokens, whose rows are not directions of a matrix.
@@ -33,6 +42,8 @@ def leaves_without_a_gradient(evidence: Evidence) -> Iterator[Finding]:
         share = len(leaves) / len(evidence.params)
         text = f"{len(leaves)} of {len(evidence.params)} leaves had no gradient in any measured step ({named(leaves)})"
         remedy = "use them in the forward pass, look for detach() and no_grad(), or give them to no optimizer"
+        if len(leaves) == len(evidence.params):
+            remedy = "call loss.backward() before step(), and pass the parameters of the model that computes the loss"
         yield Finding(
             "no gradient", 85, "", leaves, evidence.steps, share, text, remedy
         )
@@ -47,6 +58,24 @@ def leaves_without_a_gradient(evidence: Evidence) -> Iterator[Finding]:
         text = f"the gradients of {len(dead)} leaves were 0 in every measured step ({named(dead)})"
         remedy = "look for a product with 0, a unit that is never active, or a loss that does not depend on them"
         yield Finding("dead leaves", 84, "", dead, evidence.steps, share, text, remedy)
+
+
+def gradients_that_add_up(evidence: Evidence) -> Iterator[Finding]:
+    """Gradients that nothing resets, so that each is the sum of those since the start."""
+    cosines = [cosine_of(sample.kept) for sample in evidence.samples[1:]]
+    kept = list(filter(math.isfinite, cosines))
+    cosine = finite_median(kept)
+    # A tensor into which somebody else writes each gradient differs from step to step.
+    if not (len(kept) >= 0.9 * len(cosines) and cosine > 0.7):
+        return
+    text = (
+        f"in {percent(len(kept) / len(cosines))} of the measured steps, gradients were added to those of the step "
+        f"before, with which they have a cosine of {cosine:.2f}: nothing has reset them"
+    )
+    remedy = "call optimizer.zero_grad() in each step, before backward"
+    yield Finding(
+        "gradients add up", 93, "", (), evidence.steps[1:], cosine, text, remedy
+    )
 
 
 def leaves_that_never_move(evidence: Evidence) -> Iterator[Finding]:
@@ -117,7 +146,7 @@ def matrices_with_the_wrong_rule(evidence: Evidence) -> Iterator[Finding]:
         text = f"{path} makes {named(tables)} orthogonal, whose rows are tokens or classes, not directions"
         remedy = "send embeddings and heads to AdamW, as muon_for(model) does"
         yield Finding(
-            "table with Muon", 58, path, tables, evidence.steps, share, text, remedy
+            "embedding with Muon", 58, path, tables, evidence.steps, share, text, remedy
         )
     others = tuple(
         leaf
@@ -155,12 +184,12 @@ def _is_hidden_matrix(evidence: Evidence, leaf: str) -> bool:
 
 def averages_without_an_evaluation(evidence: Evidence) -> Iterator[Finding]:
     """Averages of weights (EMA, schedule-free) that no evaluation of the run has used."""
-    if evidence.evaluations or evidence.run < 100:
+    if evidence.evaluations or evidence.updates < 100:
         return
     for path, link in evidence.links.items():
         if "averages" not in link.tx._effects or link.name == "lookahead":
             continue
-        text = f"{called(path, link)} keeps weights for evaluation, and in {evidence.run} steps nothing asked for them"
+        text = f"{called(path, link)} keeps weights for evaluation, which nothing asked for in {evidence.updates} steps"
         remedy = "evaluate inside `with optimizer.eval_params():`, or between optimizer.eval() and optimizer.train()"
         yield Finding(
             "averages not evaluated", 45, path, (), evidence.steps, 0.0, text, remedy

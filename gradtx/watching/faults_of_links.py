@@ -34,33 +34,51 @@ def bounds_that_always_or_never_act(evidence: Evidence) -> Iterator[Finding]:
             continue
         acting = sum(length < ACTS for length in lengths) / len(lengths)
         length = finite_median(lengths)
-        norms = [row["norm_before"] for row in rows]
-        bound = link.value_of("max_norm", link.value_of("max_value"))
-        usual = quantile(norms, 0.9)
         if acting >= 0.95 and length < 0.3:
-            remedy = "the bound sets the length of the steps; raise it"
-            if link.name == "clip_by_global_norm":
-                remedy += f" to about {usual:.2g}, the 90th percentile of the norms"
-            text = (
-                f"{_typed(link, bound)} shortened {percent(acting)} of the steps, to {length:.2g} of their length in "
-                "the median"
-            )
-            yield Finding(
-                "bound always acts", 65, path, (), evidence.steps, length, text, remedy
-            )
+            yield _bound_that_always_acts(evidence, path, link, acting, length)
         elif acting == 0:
-            yield from _bound_never_acts(evidence, path, link, bound, norms)
+            yield from _bound_never_acts(evidence, path, link)
 
 
-def _bound_never_acts(
-    evidence: Evidence, path: str, link: Link, bound: float, norms: list[float]
-) -> Iterator[Finding]:
+def _bound_that_always_acts(
+    evidence: Evidence, path: str, link: Link, acting: float, length: float
+) -> Finding:
+    norms = [row["norm_before"] for row in evidence.of_link(path)]
+    severity, does, rise = 65, "sets the length of the steps", "raise it"
+    rule = _rule_behind(evidence, path)
+    if rule is not None:  # many clip so on purpose
+        severity = 25
+        does = f"gives all gradients one length, before {called(*rule)} sets that of the steps"
+        rise = "if it is to stop spikes only, raise it"
+    if link.name == "clip_by_global_norm":
+        usual = quantile(norms, 0.9)
+        rise += f" to about {usual:.2g}, the 90th percentile of the norms"
+    text = f"{_typed(link)} shortened {percent(acting)} of the steps, to {length:.2g} of their length in the median"
+    remedy = f"the bound {does}; {rise}"
+    return Finding(
+        "bound always acts", severity, path, (), evidence.steps, length, text, remedy
+    )
+
+
+def _rule_behind(evidence: Evidence, path: str) -> tuple[str, Link] | None:
+    """Return a later link in the same branch whose updates do not depend on the length of what it receives."""
+    paths = list(evidence.links)
+    for later in paths[paths.index(path) + 1 :]:
+        link = evidence.links[later]
+        is_behind = later.rpartition(".")[0].startswith(path.rpartition(".")[0])
+        if is_behind and link.sets_length and not link.bounds:
+            return later, link
+    return None
+
+
+def _bound_never_acts(evidence: Evidence, path: str, link: Link) -> Iterator[Finding]:
     # Of all leaves together, which exceeds that of each leaf and each entry.
-    largest = max(norms)
+    largest = max(row["norm_before"] for row in evidence.of_link(path))
+    bound = _bound(link)
     if not bound > 100 * largest > 0:  # a guard against rare spikes is a little above
         return
     text = (
-        f"{_typed(link, bound)} never acted: the largest of the measured norms is {largest:.2g}, and the bound is "
+        f"{_typed(link)} never acted: the largest of the measured norms is {largest:.2g}, and the bound is "
         f"{bound / largest:.2g} times that"
     )
     lower = "lower it"
@@ -111,7 +129,7 @@ def decay_that_outweighs_the_step(evidence: Evidence) -> Iterator[Finding]:
                 "than it follows the gradient"
             )
             remedy = f"divide weight_decay by about {about(10 * change)}"
-        elif shrunk > 0.05:
+        elif shrunk > 0.005:
             change = shrunk
             text = (
                 f"{path} shrinks the weights by {percent(shrunk)} in each step, so that they forget what is "
@@ -226,5 +244,10 @@ def _decay(link: Link) -> float:
     return link.value_of("weight_decay") * link.value_of("lr", 1.0)
 
 
-def _typed(link: Link, bound: float) -> str:
+def _bound(link: Link) -> float:
+    return link.value_of("max_norm", link.value_of("max_value"))
+
+
+def _typed(link: Link) -> str:
+    bound = _bound(link)
     return f"{link.name}({bound:.4g})" if math.isfinite(bound) else link.name

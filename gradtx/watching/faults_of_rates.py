@@ -96,8 +96,38 @@ def steps_uphill(evidence: Evidence) -> Iterator[Finding]:
         f"{percent(share)} of the steps go along the gradient, with a cosine of {cosine:.2f} in the median: they raise "
         "the loss"
     )
-    remedy = "end the chain with scale_by_learning_rate(lr), which flips the sign; if this is meant, pass maximize=True"
-    yield Finding("uphill", 92, "", (), evidence.steps, cosine, text, remedy)
+    link, remedy = _wrong_sign(evidence)
+    yield Finding(
+        "uphill",
+        92,
+        link,
+        (),
+        evidence.steps,
+        cosine,
+        text,
+        f"{remedy}; if this is meant, pass maximize=True",
+    )
+
+
+def _wrong_sign(evidence: Evidence) -> tuple[str, str]:
+    """Return the link to which the wrong sign is due, if one is, and the remedy."""
+    factors = {
+        path: link.value_of("factor") for path, link in evidence.links_named("scale")
+    }
+    flips = [
+        path
+        for path, link in evidence.links.items()
+        if link.tx._sign == "flips" or factors.get(path, 1.0) < 0
+    ]
+    if len(flips) == 2:
+        return flips[1], f"{flips[0]} and {flips[1]} both flip the sign: remove one"
+    rates = [path for path, factor in factors.items() if 0 < factor != 1]
+    if not flips and rates:
+        rate = f"{factors[rates[-1]]:g}"
+        return rates[-1], (
+            f"replace scale({rate}) by scale_by_learning_rate({rate}), which flips the sign"
+        )
+    return "", "end the chain with scale_by_learning_rate(lr), which flips the sign"
 
 
 def rate_too_large(evidence: Evidence) -> Iterator[Finding]:
@@ -234,18 +264,29 @@ def schedules_that_do_not_fit(evidence: Evidence) -> Iterator[Finding]:
             continue
         yield from _schedule_that_ended(evidence, name, values, highest)
         yield from _schedule_that_rose_again(evidence, name, values, highest)
-        later = curve(schedule, 4 * evidence.run)
-        if (
-            values[-1] >= 0.999 * highest
-            and values[0] < 0.5 * highest
-            and max(later) > 1.05 * highest
-        ):
-            share = highest / max(later)
+        if not (values[-1] >= 0.999 * highest and values[0] < 0.5 * highest):
+            continue
+        share = highest / _peak(schedule, evidence.run)
+        if share < 0.95:
             text = f"the schedule of {name} still rose when the run ended, at {percent(share)} of its largest value"
             remedy = f"shorten the warm-up to a tenth of the run, about {max(1, evidence.run // 10)} steps"
             yield Finding(
                 "never left warm-up", 66, name, (), evidence.steps, share, text, remedy
             )
+
+
+def _peak(schedule: Schedule, steps: int) -> float:
+    """Return the largest value of a schedule that rises over some steps, and may rise for a million times as many."""
+    peak, last = max(curve(schedule, steps)), 0.0
+    for _ in range(20):
+        if peak == last:
+            break
+        steps *= 2
+        try:
+            peak, last = max(peak, *curve(schedule, steps)), peak
+        except Exception:  # a user's function may end with the run
+            break
+    return peak
 
 
 def _schedule_that_ended(

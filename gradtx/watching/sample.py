@@ -30,9 +30,10 @@ class Sample:
         at_call: The number of calls of `step` before this one.
         per: "leaf", or "all" for the rows of all leaves together.
         micro_batches: The number of gradients that `accumulate` has averaged, if they were measured.
+        kept: What `LastGradients` says of the gradients.
 
     Attributes:
-        step, groups, loss, without_gradient, at_call, micro_batches: As above.
+        step, groups, loss, without_gradient, at_call, micro_batches, kept: As above.
         rows: The leaf and the link of each row, in the order of the leaves and links.
     """
 
@@ -46,7 +47,9 @@ class Sample:
         at_call: int = 0,
         per: str = "leaf",
         micro_batches: int = 1,
+        kept: Tensor | None = None,
     ):
+        self.kept = kept
         self.micro_batches = micro_batches
         self.at_call = at_call
         self.step = step

@@ -6,6 +6,7 @@ import csv
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,8 +22,15 @@ from gradtx.watching.sample import Sample
 __all__ = ["Seen"]
 
 LEAVES = 20  # of a table of leaves, at most
-Log = Callable[[dict[str, float]], Any]
 SHOWN = ("norm_before", "norm_after", "change", "decided", "cos_grad")
+
+
+@dataclass
+class Sink:
+    """What takes measured steps, such as a `SummaryWriter`, and the number of those that it has."""
+
+    writer: Any
+    logged: int = 0
 
 
 class Seen:
@@ -71,9 +79,9 @@ class Seen:
         self.params: dict[str, Tensor] = {}
         self.schedules: dict[str, Schedule] = {}
         self.notes_come_first: bool | None = None
-        self.log_to: Log | None = None
+        self.log_to: Any = None
         self._noted: Any = None
-        self._logged = 0
+        self._sinks: list[Sink] = []
         self._close: Callable[[], None] | None = None
 
     # What a watch does with it.
@@ -323,7 +331,7 @@ class Seen:
         return noise_scale_of(self.samples, batch_size)
 
     def log(self, writer: Any) -> None:
-        """Log the measured steps that were not logged before.
+        """Log the measured steps that this writer does not have yet.
 
         The keys are `watch/loss`, `watch/group/<name>`, `watch/link/<link>/<figure>`, over all leaves together, and
         `watch/leaf/<leaf>/<figure>`, of a leaf's whole step.
@@ -335,10 +343,7 @@ class Seen:
         Raises:
             TypeError: If `writer` is neither.
         """
-        if not (callable(writer) or hasattr(writer, "add_scalar")):
-            raise TypeError(
-                f"log: needs a SummaryWriter or a function that takes a dict, got {describe(writer)}"
-            )
+        check_writer("log", writer)
         self._log_until(len(self.samples), writer)
 
     def log_finished(self) -> None:
@@ -349,9 +354,13 @@ class Seen:
             self._log_until(len(self.samples) - waits, self.log_to)
 
     def _log_until(self, end: int, writer: Any) -> None:
+        sink = next((sink for sink in self._sinks if sink.writer == writer), None)
+        if sink is None:
+            sink = Sink(writer)
+            self._sinks.append(sink)
         add_scalar = getattr(writer, "add_scalar", None)
-        for sample in self.samples[self._logged : end]:
-            self._logged += 1
+        for sample in self.samples[sink.logged : end]:
+            sink.logged += 1
             values = _logged_values(sample)
             if add_scalar is None:
                 writer({**values, "step": float(sample.step)})
@@ -363,13 +372,26 @@ class Seen:
         """Return the last measurement in a few words, for a progress bar: `bar.set_postfix(seen.postfix())`."""
         if not self.samples:
             return {}
-        step = self.samples[-1].of_links.get(STEP)
-        if step is None:
-            return {}
-        return {
-            "grad": f"{step['norm_before']:.2g}",
-            "update/weight": f"{step['update_to_weight']:.1e}",
-        }
+        last, words = self.samples[-1], {}
+        if not math.isnan(last.known_loss()):
+            words["loss"] = f"{last.known_loss():.3g}"
+        step = last.of_links.get(STEP)
+        if step is not None:
+            words["grad"] = f"{step['norm_before']:.2g}"
+            words["update/weight"] = f"{step['update_to_weight']:.1e}"
+        return words
+
+
+def check_writer(who: str, writer: Any) -> None:
+    """Check that something takes what is logged.
+
+    Raises:
+        TypeError: If it does not.
+    """
+    if not (callable(writer) or hasattr(writer, "add_scalar")):
+        raise TypeError(
+            f"{who}: needs a SummaryWriter or a function that takes a dict of floats, got {describe(writer)}"
+        )
 
 
 def _logged_values(sample: Sample) -> dict[str, float]:

@@ -19,20 +19,19 @@ from gradtx.execution.execute import Barrier, Leaf, Operation, Route
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.optim.run import OptimizerRun
 from gradtx.optim.step import Step
+from gradtx.watching.kept_gradients import LastGradients
 from gradtx.watching.links import Link, links_by_stage, without_eps
 from gradtx.watching.micro_batches import Cycle
 from gradtx.watching.observer import KnownLinks, LinkObserver, sample_of
 from gradtx.watching.sample import Sample
-from gradtx.watching.seen import Log, Seen
+from gradtx.watching.seen import Seen, check_writer
 
 __all__ = ["watch"]
 
 Per = Literal["leaf", "all"]
 
 
-def watch(
-    optimizer: Any, every: int = 50, per: Per = "leaf", log: Log | None = None
-) -> Seen:
+def watch(optimizer: Any, every: int = 50, per: Per = "leaf", log: Any = None) -> Seen:
     r"""Measure what each link of an optimizer's chain does, at one step of `every`, without a change to training.
 
     At a measured step, the links run one by one, leaf by leaf, before the step itself runs as always; so weights,
@@ -60,13 +59,14 @@ def watch(
         every: The number of steps from one measurement to the next, >= 1.
         per: "leaf" for each leaf, or "all" for the whole tree: one row for each link.
         log: Called with a dict of floats after each measured step, or once its loss is noted: `wandb.log`,
-            `mlflow.log_metrics`, Lightning's `self.log_dict`. The key "step" is the number of the step.
+            `mlflow.log_metrics`, Lightning's `self.log_dict`. The key "step" is the number of the step. Or a
+            TensorBoard `SummaryWriter`.
 
     Returns:
         What is seen, a `Seen`, also a context manager: it ends with the block, or with `close()`.
 
     Raises:
-        TypeError: If `optimizer` is not an optimizer of gradtx, or `log` is not callable.
+        TypeError: If `optimizer` is not an optimizer of gradtx, or `log` is neither kind.
         ValueError: If `every` is below 1, or `per` is unknown.
         RuntimeError: If another watch sees the optimizer, or if its gradients are released during backward.
 
@@ -89,10 +89,8 @@ def watch(
     check_count("watch: every", every)
     if per not in ("leaf", "all"):
         raise ValueError(f"watch: per must be 'leaf' or 'all', got {per!r}")
-    if log is not None and not callable(log):
-        raise TypeError(
-            f"watch: log must be a function that takes a dict of floats, got {describe(log)}"
-        )
+    if log is not None:
+        check_writer("watch: log", log)
     seen = Seen(chain_optimizer, every)
     Watcher(chain_optimizer, seen, every, per)
     seen.log_to = log
@@ -134,6 +132,8 @@ class Watcher:
         # The next step that counts gives the sample with which that after it is compared, or is measured.
         self._next: Literal["sample", "measure"] | None = "measure"
         self._weights: dict[str, Tensor] = {}
+        self._gradients: LastGradients | None = None
+        self._kept: Tensor | None = None
         self._cycle = Cycle()
         self._observed: tuple[Step, LinkObserver] | None = None
         core = optimizer._up_to_date()
@@ -175,10 +175,15 @@ class Watcher:
             self._seen.uncounted += 1
             return None
         weights, self._weights = self._weights, _weights_of(step)
+        gradients = self._gradients
+        self._gradients = LastGradients(step, self._begun)
         if self._next == "sample":
             self._next, self._cycle = "measure", Cycle()
             return None
         self._next = "measure" if self._every == 1 else None
+        self._kept = None
+        if gradients is not None:
+            self._kept = gradients.products_if_kept(step, self._begun)
         observer = LinkObserver(ChainsOf(step).of_leaf, weights)
         self._observed = step, observer
         return observer
@@ -199,6 +204,7 @@ class Watcher:
             self._seen.calls,
             self._per,
             micro_batches,
+            self._kept,
         )
         seen = self._seen
         seen.add(sample, observer.links)

@@ -48,7 +48,7 @@ def batches():
 
 def run(
     tx, model="perceptron", steps=STEPS, every=4, dtype=torch.float32, prepare=None,
-    groups=None, after=None, forward=None,
+    groups=None, after=None, forward=None, reset=gradtx.optim.AdamW.zero_grad,
 ):  # fmt: skip
     """Train a model by a chain, and return the findings."""
     torch.manual_seed(0)
@@ -62,7 +62,7 @@ def run(
     with gradtx.watch(optimizer, every=every) as seen:
         for t in range(steps):
             x, y = next(source)
-            optimizer.zero_grad()
+            reset(optimizer)
             loss = nn.functional.cross_entropy(forward(net, x.to(dtype)), y)
             loss.backward()
             optimizer.step()
@@ -110,11 +110,22 @@ def stale_rate(optimizer, t):
     optimizer.param_groups[0]["lr"] = 0.0 if t >= STEPS // 2 else 3e-3
 
 
+def nothing(optimizer):
+    pass
+
+
+def to_zeros(optimizer):
+    optimizer.zero_grad(set_to_none=False)
+
+
 SGD = gradtx.sgd(lr=0.05, momentum=0.9)
 # Name -> kind, chain, options of `run`.
 FAULTS = {
     "clip far below the gradients": ("bound always acts", gradtx.chain(gradtx.clip_by_global_norm(1e-3), SGD), {}),
     "clip of each leaf": ("bound always acts", gradtx.chain(gradtx.clip_by_norm(1e-3), SGD), {}),
+    "clip before Adam": ("bound always acts", gradtx.chain(gradtx.clip_by_global_norm(1e-3), adamw(lr=1e-4)), {}),
+    "gradients that nothing resets": ("gradients add up", adamw(), {"reset": nothing}),
+    "gradients of SGD that nothing resets": ("gradients add up", gradtx.sgd(lr=0.01), {"reset": nothing}),
     "clip of values": ("bound always acts", gradtx.chain(gradtx.clip_by_value(1e-5), SGD), {}),
     "clip far above the gradients": ("bound never acts", gradtx.chain(gradtx.clip_by_global_norm(1e4), adamw()), {}),
     "clip of each leaf far above the gradients": (
@@ -166,7 +177,7 @@ FAULTS = {
     "two parameters over one memory": ("leaves twice", adamw(), {"prepare": norm_of_one_memory}),
     "frozen by requires_grad": ("frozen", adamw(), {"prepare": freeze_biases}),
     "frozen by freeze": ("never moved", gradtx.chain(gradtx.freeze("head.weight"), adamw()), {}),
-    "head with Muon": ("table with Muon", muon(("body.0.weight", "body.3.weight", "head.weight")), {}),
+    "head with Muon": ("embedding with Muon", muon(("body.0.weight", "body.3.weight", "head.weight")), {}),
     "matrix without Muon": ("matrix without Muon", muon("body.0.weight"), {}),
     "average that is not used": ("averages not evaluated", gradtx.schedule_free_adamw(lr=3e-3), {}),
     "EMA that is not used": ("averages not evaluated", gradtx.chain(adamw(), gradtx.average(0.99)), {}),
@@ -220,6 +231,11 @@ HEALTHY = {
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_run_has_no_finding(name, model):
     assert run(HEALTHY[name], model) == []
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_gradients_that_are_set_to_zero_in_place_have_no_finding(every):
+    assert run(adamw(), every=every, reset=to_zeros) == []
 
 
 @pytest.mark.parametrize(("share", "kinds"), [(0.98, ["oscillation"]), (0.3, [])])
@@ -317,10 +333,10 @@ def test_the_model_tells_roles_that_names_do_not(wrapped):
         model(torch.arange(5)).square().mean().backward()
         optimizer.step()
     for findings in (seen.diagnose(), seen.diagnose(outer)):
-        finding = next(finding for finding in findings if finding.kind == "table with Muon")
+        finding = next(finding for finding in findings if finding.kind == "embedding with Muon")
         assert finding.leaves == ("0.weight",)
     del model, outer
-    assert "table with Muon" not in [finding.kind for finding in seen.diagnose()]  # only names are left
+    assert "embedding with Muon" not in [finding.kind for finding in seen.diagnose()]  # only names are left
 
 
 def test_embeddings_that_no_name_betrays_are_not_sent_to_muon():
@@ -391,9 +407,67 @@ def test_bad_input_is_one_clear_error():
         gradtx.diagnose(optimizer, 3)
     with pytest.raises(ValueError, match="diagnose: steps must be an int of at least 1, got 0"):
         gradtx.diagnose(optimizer, lambda: None, 0)
-    with pytest.raises(ValueError, match="diagnose: no step was measured; step was called 0 times"):
+    with pytest.raises(ValueError, match="diagnose: 3 calls of `step` called no step of the optimizer; it must"):
         gradtx.diagnose(optimizer, lambda: None, 3)
     with gradtx.watch(optimizer) as seen:
         pass
     with pytest.raises(ValueError, match="plot: no step was measured"):
         seen.plot()
+
+
+def test_a_clip_before_a_rule_that_sets_the_length_of_steps_is_no_matter_of_the_rate():
+    finding, *_ = run(gradtx.chain(gradtx.clip_by_global_norm(1e-3), adamw(lr=1e-4)))
+    assert "gives all gradients one length, before scale_by_adam (of adamw) sets that of the steps" in finding.remedy
+    assert finding.severity < min(f.severity for f in run(gradtx.chain(gradtx.clip_by_global_norm(1e-3), SGD)))
+
+
+def test_a_warm_up_far_longer_than_the_run_is_measured_by_its_own_peak():
+    schedule = gradtx.warmup_cosine_schedule(2_000_000, max_lr=3e-3, warmup_steps=1_000_000)
+    finding = next(finding for finding in run(adamw(lr=schedule)) if finding.kind == "never left warm-up")
+    assert finding.figure == pytest.approx((STEPS - 1) / 1_000_000, rel=0.05)
+
+
+def test_a_schedule_that_cannot_be_read_beyond_the_run_is_no_error():
+    table = torch.linspace(1e-6, 3e-3, STEPS + 1).tolist()  # a step shows the next rate
+    assert run(adamw(lr=gradtx.Schedule(lambda step: table[int(step)]))) == []
+
+
+@pytest.mark.parametrize(
+    ("tx", "link", "remedy"),
+    [
+        (gradtx.chain(ADAM, gradtx.scale(3e-3)), "scale", "replace scale(0.003) by scale_by_learning_rate(0.003)"),
+        (gradtx.chain(gradtx.scale(-1.0), SGD), "scale_by_learning_rate", "scale and scale_by_learning_rate both flip"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:as_optimizer. no link of this chain flips the sign")
+def test_steps_uphill_name_the_link_with_the_wrong_sign(tx, link, remedy):
+    finding = next(finding for finding in run(tx) if finding.kind == "uphill")
+    assert finding.link == link
+    assert finding.remedy.startswith(remedy)
+
+
+def test_a_strong_decay_is_named_by_the_steps_that_weights_remember():
+    finding = next(f for f in run(adamw(weight_decay=10.0)) if f.kind == "decay outweighs the step")
+    assert finding.figure == pytest.approx(0.03)
+
+
+def test_averages_are_judged_by_the_steps_of_the_watch():
+    weight = leaf(2)
+    tx = gradtx.chain(gradtx.sgd(lr=1e-3), gradtx.average(0.9))
+    optimizer = gradtx.as_optimizer(tx, [("w", weight)])
+
+    def step():
+        weight.grad = torch.ones(2)
+        optimizer.step()
+
+    for _ in range(200):
+        step()
+    assert "averages not evaluated" not in [finding.kind for finding in gradtx.diagnose(optimizer, step, 50)]
+
+
+def test_without_any_gradient_the_remedy_is_a_backward_pass():
+    weight = leaf(2)
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.1), [("w", weight)])
+    (finding,) = gradtx.diagnose(optimizer, optimizer.step, 3)
+    assert finding.kind == "no gradient"
+    assert finding.remedy.startswith("call loss.backward() before step()")

@@ -17,7 +17,7 @@ TRUE = {
     "finetune_digits": {"never moved"},  # it freezes parts of the model by `freeze`, which is what it compares
     "lora": {"rate too large", "dead leaves"},  # its rates reach far beyond the best one, where units die
     "muon_chars": {"decay of norms and biases"},  # its AdamW alone decays all leaves
-    "outer": {"table with Muon"},  # it sends all matrices of a small network to Muon, the head among them
+    "outer": {"embedding with Muon"},  # it sends all matrices of a small network to Muon, the head among them
     "pcgrad_digits": set(),
     "physics_informed": set(),
     "sam_digits": set(),

@@ -20,7 +20,7 @@ TRUE = {
     "ademamix": "memory longer than the run",  # its slow average is made for runs of 10,000 steps
     "adopt": "memory longer than the run",
     "rmsprop": "rate too large",  # no bias correction: its first steps are ten times the later ones
-    "muon": "table with Muon",  # the guide sends all matrices to it
+    "muon": "embedding with Muon",  # the guide sends all matrices to it
     "yogi": "eps decides",  # its eps of 1e-3 exceeds the gradients once the loss is small
     "prodigy": "rate too small",  # on the smallest problem, it stops at the first estimate of its rate
 }

@@ -320,7 +320,7 @@ def test_forms_of_what_was_seen(tmp_path):
     assert seen.table().splitlines()[1].startswith("w ")
     assert "scale_by_adam" in repr(seen)
     assert "loss 2 to 2" in repr(seen)
-    assert seen.postfix().keys() == {"grad", "update/weight"}
+    assert seen.postfix().keys() == {"loss", "grad", "update/weight"}
 
 
 def test_a_tensorboard_writer_gets_scalars_with_their_steps():
@@ -331,11 +331,35 @@ def test_a_tensorboard_writer_gets_scalars_with_their_steps():
         def add_scalar(self, name, value, step):
             self.scalars.append((name, value, step))
 
-    seen = stepped(gradtx.sgd(lr=0.1), torch.ones(2), torch.ones(2), steps=2)
-    writer = Writer()
-    seen.log(writer)
+    weight, writer = nn.Parameter(torch.ones(2)), Writer()
+    optimizer = gradtx.optim.SGD([("w", weight)], lr=0.1)
+    with gradtx.watch(optimizer, every=1, log=writer) as seen:
+        for _ in range(2):
+            weight.grad = torch.ones(2)
+            optimizer.step()
     seen.log(writer)  # nothing new
     assert [step for name, _, step in writer.scalars if name == "watch/group/lr"] == [1, 2]
+
+
+def test_every_writer_gets_every_measured_step_once():
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = gradtx.optim.SGD([("w", weight)], lr=0.1)
+    first, second = [], []
+    with gradtx.watch(optimizer, every=1, log=first.append) as seen:
+        for _ in range(3):
+            weight.grad = torch.ones(2)
+            optimizer.step()
+            seen.note(1.0)
+            seen.log(second.append)
+        seen.log(first.append)
+    assert [row["step"] for row in first] == [row["step"] for row in second] == [1, 2, 3]
+
+
+def test_a_postfix_has_the_loss_if_it_is_known():
+    seen = stepped(gradtx.sgd(lr=0.1), torch.ones(4), torch.ones(4), steps=1)
+    assert seen.postfix() == {"grad": "2", "update/weight": "1.0e-01"}
+    seen.note(0.25)
+    assert seen.postfix() == {"loss": "0.25", "grad": "2", "update/weight": "1.0e-01"}
 
 
 def test_measured_leaves_are_those_of_the_pure_form():
@@ -399,7 +423,7 @@ def test_bad_input_is_one_clear_error():
         gradtx.watch(optimizer, every=0)
     with pytest.raises(ValueError, match="watch: per must be 'leaf' or 'all', got 'group'"):
         gradtx.watch(optimizer, per="group")
-    with pytest.raises(TypeError, match="watch: log must be a function"):
+    with pytest.raises(TypeError, match="watch: log: needs a SummaryWriter or a function"):
         gradtx.watch(optimizer, log="run.csv")
     with pytest.raises(TypeError, match="watched: tx must be"):
         gradtx.watched(optimizer)
