@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -688,6 +689,9 @@ def check_transformation(who: str, what: str, tx: Any) -> None:
         remedy = "as returned by factories such as gradtx.adamw(lr=1e-3)"
         if hasattr(tx, "spec"):
             remedy = f"call it: {describe(tx)}(...)"
+        elif inspect.isfunction(tx) and len(inspect.signature(tx).parameters) == 4:
+            # That of a rule: (update, state, param, ctx).
+            remedy = "decorate the function that returns it with @gradtx.per_tensor"
         raise TypeError(
             f"{who}: {what} must be a GradientTransformation, got {shortly(tx)}; {remedy}"
         )

@@ -170,6 +170,10 @@ BUILDING = {
         lambda: chain(torch.nn.Linear(1, 1)),
     ),
     f"chain: argument 1 must be a GradientTransformation, got 3; {MADE}": (TypeError, lambda: chain(3)),
+    (
+        "chain: argument 1 must be a GradientTransformation, got <lambda>; "
+        "decorate the function that returns it with @gradtx.per_tensor"
+    ): (TypeError, lambda: chain(bare())),
     "chain: argument 1 is a list of links; pass its items: chain(*links)": (TypeError, lambda: chain([gradtx.adam()])),
     "warmup_cosine_schedule: total_steps must be an int, got 1000.0": (
         TypeError,
