@@ -90,7 +90,8 @@ def steps_uphill(evidence: Evidence) -> Iterator[Finding]:
     cosines = list(filter(math.isfinite, measured))
     share = sum(cosine > 0 for cosine in cosines) / max(1, len(cosines))
     cosine = finite_median(cosines)
-    if not (cosine > 0.1 and share > 0.9):
+    # Momentum may overshoot for a few steps.
+    if not (len(cosines) >= 5 and cosine > 0.1 and share > 0.9):
         return
     text = (
         f"{percent(share)} of the steps go along the gradient, with a cosine of {cosine:.2f} in the median: they raise "
