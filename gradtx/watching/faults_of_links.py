@@ -129,7 +129,7 @@ def decay_that_outweighs_the_step(evidence: Evidence) -> Iterator[Finding]:
                 "than it follows the gradient"
             )
             remedy = f"divide weight_decay by about {about(10 * change)}"
-        elif shrunk > 0.005:
+        elif shrunk > 0.008:
             change = shrunk
             text = (
                 f"{path} shrinks the weights by {percent(shrunk)} in each step, so that they forget what is "
