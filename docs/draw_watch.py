@@ -14,7 +14,7 @@ import gradtx
 
 PATH = Path(__file__).parent / "watch.png"
 STEPS, SYMBOLS, LENGTH, WIDTH = 300, 20, 16, 32
-COLORS = 96  # so that the file stays below 50 kB
+COLORS = 256  # fewer would merge those of lines
 
 
 class Transformer(nn.Module):
@@ -63,4 +63,6 @@ def watched_run() -> gradtx.Seen:
 if __name__ == "__main__":
     picture = io.BytesIO()
     watched_run().plot().savefig(picture, dpi=70)
-    Image.open(picture).convert("RGB").quantize(COLORS).save(PATH, optimize=True)
+    Image.open(picture).convert("RGB").quantize(
+        COLORS, method=Image.Quantize.MAXCOVERAGE
+    ).save(PATH, optimize=True)
