@@ -492,7 +492,8 @@ def described(value: Any) -> str:
         f":raises {name}: {told}" for name, told in items(found.get("Raises", ""))
     ]
     parts = [
-        found[""],
+        without_attributes(found[""]),
+        attributes(value),
         picture(value),
         f"**When to use:** {algorithms.when(value)}" if kind(value) == "alias" else "",
         measured(value) if kind(value) == "alias" else "",
@@ -502,6 +503,36 @@ def described(value: Any) -> str:
         f"**Source:** {cited(found['Source'])}" if "Source" in found else "",
     ]
     return "\n\n".join(filter(None, parts))
+
+
+ATTRIBUTES = re.compile(r"^Attributes:\n((?:[ ]+.*\n?|\n)+)", re.MULTILINE)
+
+
+def without_attributes(text: str) -> str:
+    return ATTRIBUTES.sub("", text).strip()
+
+
+def attributes(value: Any) -> str:
+    """Return the list of a class's attributes, those of bases that no page describes first."""
+    bases = [
+        base
+        for base in reversed(getattr(value, "__mro__", (value,)))
+        if base is value or is_private(base)
+    ]
+    found = [ATTRIBUTES.search(inspect.cleandoc(base.__doc__ or "")) for base in bases]
+    told = [
+        item for match in found if match for item in items(inspect.cleandoc(match[1]))
+    ]
+    lines = [
+        f"- {', '.join(f'`{name}`' for name in names.split(', '))}: {text}"
+        for names, text in told
+    ]
+    return "\n".join(["**Attributes:**", "", *lines]) if lines else ""
+
+
+def is_private(base: type) -> bool:
+    """Whether a base is a class of gradtx that has no entry."""
+    return base.__module__.startswith("gradtx.") and base.__name__ not in gradtx.__all__
 
 
 def has_picture(value: Any) -> bool:

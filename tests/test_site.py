@@ -143,3 +143,10 @@ def test_a_family_shows_its_methods_on_one_test_function():
     pages = [page for page in reference.FAMILIES if reference.figure_of_page(page) is not None]
     assert len(pages) > 20
     assert all(f"({page.file}-methods.png)" in texts[f"{page.file}.md"] for page in pages)
+
+
+def test_an_entry_lists_the_attributes_of_a_base_that_has_no_entry():
+    import reference
+
+    listed = re.findall(r"^- `(\w+)`: ", reference.described(gradtx.NoiseScale), re.MULTILINE)
+    assert listed == ["scale", "error", "noise", "square", "leaves"]
