@@ -67,7 +67,7 @@ class RangeTest:
         return min(range(len(self.smoothed)), key=self.smoothed.__getitem__)
 
     def _log_factor(self, step: int) -> float:
-        """Return the logarithm of the factor from the rate of a step to the next; of the last step, from that before."""
+        """Return the logarithm of the factor from the rate of a step to the next; for the last step, the one before."""
         if len(self.lrs) < 2:
             return 1.0
         i = min(step, len(self.lrs) - 2)
