@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import numbers
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from statistics import median
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
+from gradtx.arguments import has_schedule
 from gradtx.base.messages import describe
+from gradtx.optim.groups import GroupSettings, is_same
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.watching.snapshot import Snapshot
 from gradtx.watching.watch import optimizer_of
@@ -42,18 +46,32 @@ class RangeTest:
     @property
     def largest(self) -> float:
         """The largest stable rate: that of the step to the smallest smoothed loss; NaN if no step lowered the loss."""
-        lowest = min(range(len(self.smoothed)), key=self.smoothed.__getitem__)
-        return self.lrs[lowest - 1] if lowest > 0 else math.nan
+        steps = self._stable_steps()
+        return self.lrs[steps - 1] if steps > 0 else math.nan
 
     @property
     def steepest(self) -> float:
-        """The rate at which the smoothed loss falls fastest per factor of the rate; NaN if no step lowered the loss."""
-        falls: list[float] = []
-        for i in range(len(self.lrs) - 1):
-            factor = math.log(self.lrs[i + 1] / self.lrs[i])
-            falls.append((self.smoothed[i] - self.smoothed[i + 1]) / factor)
-        best = max(range(len(falls)), key=falls.__getitem__, default=0)
-        return self.lrs[best] if falls and falls[best] > 0 else math.nan
+        """The stable rate at which the smoothed loss falls fastest per factor of the rate; NaN as for `largest`.
+
+        What falls behind the largest stable rate does not count: the loss has risen by then, and falls back.
+        """
+        falls = [
+            (self.smoothed[i] - self.smoothed[i + 1]) / self._log_factor(i)
+            for i in range(self._stable_steps())
+        ]
+        best = max(range(len(falls)), key=falls.__getitem__, default=None)
+        return math.nan if best is None else self.lrs[best]
+
+    def _stable_steps(self) -> int:
+        """Return the number of steps to the smallest smoothed loss."""
+        return min(range(len(self.smoothed)), key=self.smoothed.__getitem__)
+
+    def _log_factor(self, step: int) -> float:
+        """Return the logarithm of the factor from the rate of a step to the next; for the last step, the one before."""
+        if len(self.lrs) < 2:
+            return 1.0
+        i = min(step, len(self.lrs) - 2)
+        return math.log(self.lrs[i + 1] / self.lrs[i])
 
     def __repr__(self) -> str:
         text = f"{len(self.lrs)} rates from {self.lrs[0]:.3g} to {self.lrs[-1]:.3g}: "
@@ -118,7 +136,10 @@ def range_test(
     A copy of the optimizer steps, with its state as it is. It stops when the loss of the last three steps, in the
     median, exceeds four times the smallest, or one is not finite. Afterwards weights, gradients, buffers (those of all
     modules that have a parameter of the optimizer) and the random streams of torch, Python and NumPy are what they
-    were. What the closure takes from an iterator of its own is used up.
+    were, also after an error. What the closure takes from an iterator of its own is used up.
+
+    A rate that is a schedule is replaced by the rates of the test, also where it warms up from 0. Schedules of other
+    numbers, such as the factor of `scale`, still apply.
 
     Start with the steepest rate, or a third of the largest stable one: a rate that is too large shows after a few
     steps, whose rates are larger still. Both are those of the present weights, so test again after a warm-up.
@@ -133,9 +154,12 @@ def range_test(
         A `RangeTest`: `steepest`, `largest`, `plot(path)`.
 
     Raises:
-        TypeError: If `optimizer` is not an optimizer of gradtx, `closure` is not callable, or returns no number.
-        ValueError: If the chain has no rate, if all its rates are 0, or if `lrs` are not positive, rising and at least
-            two.
+        TypeError: If `optimizer` is no optimizer of gradtx, if `closure` is not callable or returns no number, or if
+            `lrs` are no numbers.
+        ValueError: If the chain has no rate, if the ratios of the groups' rates are unknown, if `lrs` are not at least
+            two finite positive numbers that rise, or if the closure computes no gradients, or a first loss that is not
+            finite.
+        RuntimeError: If gradients are released during backward, or if the closure calls `optimizer.step()`.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
@@ -159,32 +183,102 @@ def range_test(
         raise TypeError(
             f"range_test: closure must be a function that computes the loss and its gradients, got {describe(closure)}"
         )
+    if inner.releases_gradients:
+        raise RuntimeError(
+            "range_test: the optimizer steps during backward (release_gradients), so each gradient would change its "
+            "state; call handle.remove() before the test"
+        )
     rates = _checked(lrs)
     params = [param for group in inner.param_groups for param in group["params"]]
     trial: ChainOptimizer = deepcopy(inner, {id(param): param for param in params})
     shares = _shares_of(trial)
     snapshot = Snapshot(params)
     try:
-        losses = _losses(trial, closure, rates, shares)
+        with _unchanged(inner):
+            losses = _losses(trial, _Closure(closure, trial, params), rates, shares)
     finally:
         snapshot.restore()
     return RangeTest(rates[: len(losses) - 1], losses)
+
+
+class _Closure:
+    """Computes the loss and the gradients, and checks both in the first call.
+
+    Args:
+        function: The user's closure.
+        trial: The optimizer that steps with it.
+        params: The parameters.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[], Any],
+        trial: ChainOptimizer,
+        params: Sequence[Tensor],
+    ):
+        self._function = function
+        # Zero-order rules need the loss alone.
+        self._needs_gradients = not trial._up_to_date().traits.makes_gradient
+        self._params = params
+        self._is_checked = False
+
+    def __call__(self) -> Any:
+        if self._is_checked:
+            return self._function()
+        for param in self._params:
+            if not is_lazy(param):
+                param.grad = None  # of an earlier backward, which would hide that none is computed
+        loss = self._function()
+        self._check(_loss_of(loss))
+        self._is_checked = True
+        return loss
+
+    def _check(self, loss: float) -> None:
+        """Raise an error unless there are a finite loss and gradients."""
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"range_test: the loss is {loss} at the present weights, before any step; check the data and the "
+                "weights first"
+            )
+        if self._needs_gradients and all(param.grad is None for param in self._params):
+            raise ValueError(
+                "range_test: closure computes no gradients of the optimizer's parameters; call loss.backward() in it, "
+                "after optimizer.zero_grad()"
+            )
+
+
+@contextmanager
+def _unchanged(optimizer: ChainOptimizer) -> Iterator[None]:
+    """Refuse steps of an optimizer, of which a copy is tested."""
+    handle = optimizer.register_step_pre_hook(_refuse_step)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _refuse_step(*_: Any) -> NoReturn:
+    raise RuntimeError(
+        "range_test: closure calls optimizer.step(), but range_test steps itself, with a copy of the optimizer; only "
+        "compute the loss and its gradients in it"
+    )
 
 
 def _losses(
     trial: ChainOptimizer,
     closure: Callable[[], Any],
     rates: Sequence[float],
-    shares: Sequence[float],
+    shares: Sequence[float | None],
 ) -> list[float]:
     """Return the loss before each step, and after the last one, until it diverges."""
     losses: list[float] = []
     for rate in rates:
         for group, share in zip(trial.param_groups, shares, strict=True):
-            group["lr"] = rate * share
+            if share is not None:
+                group["lr"] = rate * share
         losses.append(_loss_of(trial.step(closure)))
         if _has_diverged(losses):
-            return losses if len(losses) > 1 else [*losses, losses[-1]]
+            return losses
     return [*losses, _loss_of(closure())]
 
 
@@ -198,45 +292,83 @@ def _has_diverged(losses: Sequence[float]) -> bool:
 
 
 def _loss_of(loss: Any) -> float:
-    if isinstance(loss, Tensor) and loss.numel() == 1:
+    """Return a loss as a number."""
+    if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
         return loss.item()
-    if isinstance(loss, int | float):
+    if isinstance(loss, numbers.Real):
         return float(loss)
-    raise TypeError(f"range_test: closure must return the loss, got {describe(loss)}")
+    raise TypeError(
+        f"range_test: closure must return the loss, got {describe(loss)}; end it with return loss"
+    )
 
 
 def _checked(lrs: Iterable[float] | None) -> list[float]:
+    """Return the rates as floats.
+
+    Raises:
+        TypeError: If they are not several numbers.
+        ValueError: If they are not at least two finite positive numbers that rise.
+    """
     if lrs is None:
         ratio = (HIGHEST / LOWEST) ** (1 / (STEPS - 1))
         return [LOWEST * ratio**i for i in range(STEPS)]
-    rates = [float(rate) for rate in lrs]
-    rises = all(low < high for low, high in itertools.pairwise(rates))
-    if len(rates) < 2 or rates[0] <= 0 or not rises or not math.isfinite(rates[-1]):
-        raise ValueError(
-            f"range_test: lrs must be at least two positive numbers that rise, got {describe(rates)}"
-        )
+    what = "range_test: lrs must be numbers that rise, such as [1e-4, 1e-3, 1e-2]"
+    try:
+        rates = [float(rate) for rate in lrs]
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{what}, got {describe(lrs)}") from None
+    if len(rates) < 2:
+        raise ValueError(f"{what}, at least two of them, got {describe(rates)}")
+    for i, rate in enumerate(rates):
+        if not math.isfinite(rate):
+            raise ValueError(f"range_test: lrs[{i}] must be finite, got {rate}")
+        if rate <= 0:
+            raise ValueError(f"range_test: lrs[{i}] must be above 0, got {rate}")
+        if i > 0 and rate <= rates[i - 1]:
+            raise ValueError(
+                f"range_test: lrs must rise, but lrs[{i}] = {rate} follows {rates[i - 1]}; pass sorted(set(lrs))"
+            )
     return rates
 
 
-def _shares_of(trial: ChainOptimizer) -> list[float]:
-    """Return the rate of each group relative to the largest.
+def _shares_of(trial: ChainOptimizer) -> list[float | None]:
+    """Return the rate of each group relative to the largest; None for a group without a rate, as of frozen leaves.
 
     Raises:
-        ValueError: If no group has a rate above 0.
+        ValueError: If no group has a rate, or their ratios are unknown.
     """
-    if "lr" not in {
-        name.rpartition(".")[2] for name in trial._up_to_date().members.tx.hyperparams
-    }:
+    groups = trial._up_to_date().members.groups
+    with_rate = [settings for settings in groups if _has_rate(settings)]
+    if not with_rate:
         raise ValueError(
             "range_test: the chain has no learning rate; add scale_by_learning_rate to it"
         )
-    rates = [float(group["lr"]) for group in trial.param_groups]
-    largest = max(rates)
-    if largest <= 0:
+    largest = max(float(settings.group["lr"]) for settings in with_rate)
+    first, *others = [_source_of_rate(settings) for settings in with_rate]
+    # One schedule for all groups, which may warm up from 0.
+    is_common = has_schedule(first) and all(is_same(source, first) for source in others)
+    if largest <= 0 and not is_common:
         raise ValueError(
-            "range_test: the rates of all groups are 0, so their ratios are unknown; set them above 0"
+            "range_test: the rates of all groups are 0, so their ratios are unknown; set them above 0, or if "
+            "schedules start at 0, make a step first"
         )
-    return [rate / largest for rate in rates]
+    shares: list[float | None] = []
+    for settings in groups:
+        share = 1.0 if is_common else float(settings.group["lr"]) / largest
+        shares.append(share if _has_rate(settings) else None)
+    return shares
+
+
+def _has_rate(settings: GroupSettings) -> bool:
+    entry = settings.entries.get("lr")
+    return entry is not None and entry.argument.name == "lr"
+
+
+def _source_of_rate(settings: GroupSettings) -> Any:
+    """Return the rate of a group: a number, or the schedule that it follows."""
+    shown, rate = settings.shown.get("lr"), settings.group["lr"]
+    follows = "lr" in settings.shown and is_same(rate, shown)
+    return settings.sources["lr"] if follows else rate
 
 
 def _smoothed(losses: Sequence[float]) -> list[float]:

@@ -3,6 +3,7 @@
 import copy
 import math
 import random
+import statistics
 
 import numpy
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import gradtx
+from gradtx import RangeTest
 
 CURVATURES = torch.tensor([1.0, 20.0])
 
@@ -137,14 +139,255 @@ def test_bad_input_is_one_clear_error():
         gradtx.range_test(torch.optim.SGD([weight], lr=0.1), closure)
     with pytest.raises(TypeError, match="range_test: closure must be a function"):
         gradtx.range_test(optimizer, None)
-    with pytest.raises(TypeError, match="range_test: closure must return the loss, got None"):
+    with pytest.raises(TypeError, match="range_test: closure must return the loss, got None; end it with return loss"):
         gradtx.range_test(optimizer, lambda: closure() and None)
-    for lrs in ([0.1], [0.2, 0.1], [0.0, 0.1]):
-        with pytest.raises(ValueError, match="range_test: lrs must be at least two positive numbers that rise"):
-            gradtx.range_test(optimizer, closure, lrs)
     fixed = quadratic(gradtx.chain(gradtx.scale_by_sign(), gradtx.scale(-0.1)))
     with pytest.raises(ValueError, match="range_test: the chain has no learning rate"):
         gradtx.range_test(*fixed[:2])
     with pytest.raises(ValueError, match="range_test: the rates of all groups are 0"):
         gradtx.range_test(*quadratic(gradtx.sgd(lr=0.0))[:2])
     assert torch.equal(weight, torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("lrs", "error", "message"),
+    [
+        (
+            [],
+            ValueError,
+            r"lrs must be numbers that rise, such as \[1e-4, 1e-3, 1e-2\], at least two of them, got \[\]",
+        ),
+        ([0.1], ValueError, r".* at least two of them, got \[0.1\]"),
+        (0.1, TypeError, "lrs must be numbers that rise, such as .*, got 0.1"),
+        (["low", "high"], TypeError, "lrs must be numbers that rise, such as .*, got .'low', 'high'."),
+        ([0.2, 0.1], ValueError, r"lrs must rise, but lrs\[1\] = 0.1 follows 0.2; pass sorted\(set\(lrs\)\)"),
+        ([0.1, 0.1], ValueError, r"lrs must rise, but lrs\[1\] = 0.1 follows 0.1"),
+        ([0.0, 0.1], ValueError, r"lrs\[0\] must be above 0, got 0.0"),
+        ([-0.1, 0.1], ValueError, r"lrs\[0\] must be above 0, got -0.1"),
+        ([0.1, math.nan], ValueError, r"lrs\[1\] must be finite, got nan"),
+        ([0.1, math.inf], ValueError, r"lrs\[1\] must be finite, got inf"),
+    ],
+)
+def test_rates_that_cannot_be_tested_are_named_before_the_closure_is_called(lrs, error, message):
+    optimizer, _, _ = quadratic(gradtx.sgd(lr=0.1))
+    with pytest.raises(error, match=f"range_test: {message}"):
+        gradtx.range_test(optimizer, lambda: pytest.fail("called"), lrs)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        # Falls to 2, rises, and falls back to 3 in the largest fall of all.
+        [9, 9, 9, 9, 8, 5, 2, 2, 2, 40, 40, 40, 40, 3, 3, 3, 3],
+        [9, 8, 7, 6, 5, 4, 3, 2, 1],
+        [9, 9, 3, 1],
+    ],
+)
+def test_the_steepest_rate_lies_at_or_below_the_largest_stable_one(losses):
+    lrs = [10.0 ** (i - 9) for i in range(len(losses) - 1)]
+    result = RangeTest(lrs, losses)
+    assert lrs[0] <= result.steepest <= result.largest
+    # Of a plain loop.
+    smoothed = [statistics.median(losses[max(0, i - 2) : i + 3]) for i in range(len(losses))]
+    steps = smoothed.index(min(smoothed))
+    assert result.largest == lrs[steps - 1]
+    falls = [smoothed[i] - smoothed[i + 1] for i in range(steps)]
+    assert result.steepest == lrs[falls.index(max(falls))]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", "lion"])
+def test_noisy_runs_that_go_far_beyond_the_edge_keep_the_steepest_rate_below_the_largest(name, seed):
+    chains = {
+        "sgd": gradtx.sgd(lr=0.1),
+        "momentum": gradtx.sgd(lr=0.1, momentum=0.9),
+        "adamw": gradtx.adamw(lr=1e-3),
+        "lion": gradtx.lion(lr=1e-4),
+    }
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 10))
+    optimizer = gradtx.as_optimizer(chains[name], model.named_parameters())
+
+    def closure():
+        optimizer.zero_grad()
+        x = torch.randn(32, 16)
+        loss = nn.functional.cross_entropy(model(x), x[:, :10].argmax(1))
+        loss.backward()
+        return loss
+
+    result = gradtx.range_test(optimizer, closure)
+    assert result.steepest <= result.largest
+
+
+def test_a_closure_without_backward_is_an_error_that_says_so():
+    model, optimizer, closure = network()
+    closure()  # leaves gradients, which must not pass for those of the test
+    with pytest.raises(ValueError, match=r"closure computes no gradients .* call loss.backward\(\) in it"):
+        gradtx.range_test(optimizer, lambda: model(torch.ones(2, 4)).sum())
+
+
+def test_a_rule_that_estimates_gradients_needs_no_backward():
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = gradtx.as_optimizer(gradtx.mezo(lr=0.01), [("w", weight)])
+    result = gradtx.range_test(optimizer, lambda: (CURVATURES * weight.square()).sum() / 2)
+    assert result.largest > 1e-3
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_first_loss_that_is_not_finite_is_said(loss):
+    optimizer, closure, _ = quadratic(gradtx.sgd(lr=0.1))
+    with pytest.raises(ValueError, match=f"range_test: the loss is {loss} at the present weights, before any step"):
+        gradtx.range_test(optimizer, lambda: closure() * loss)
+
+
+def test_a_closure_that_steps_is_refused_before_it_changes_the_optimizers_state():
+    optimizer, closure, _ = quadratic(gradtx.adamw(lr=0.1))
+
+    def step():
+        loss = closure()
+        optimizer.step()
+        return loss
+
+    with pytest.raises(
+        RuntimeError, match=r"range_test: closure calls optimizer.step\(\), but range_test steps itself"
+    ):
+        gradtx.range_test(optimizer, step)
+    assert not optimizer.state
+    step()  # is allowed again
+    assert len(optimizer.state) == 1
+
+
+def test_an_optimizer_that_steps_during_backward_is_refused_unchanged():
+    optimizer, closure, weight = quadratic(gradtx.adamw(lr=0.1))
+    handle = optimizer.release_gradients()
+    with pytest.raises(RuntimeError, match=r"steps during backward .*; call handle.remove\(\) before the test"):
+        gradtx.range_test(optimizer, closure)
+    assert not optimizer.state
+    assert torch.equal(weight, torch.ones(2))
+    handle.remove()
+    assert gradtx.range_test(optimizer, closure).largest > 0
+
+
+def everything(model, optimizer):
+    gradients = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+    streams = [torch.get_rng_state(), random.getstate(), numpy.random.get_state()[1].tolist()]
+    slots = [dict(optimizer.state[p]) for p in model.parameters() if p in optimizer.state]
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    return copy.deepcopy((list(model.state_dict().values()), gradients, streams, slots, groups))
+
+
+def none(closure, optimizer):
+    closure()
+
+
+def not_finite(closure, optimizer):
+    return closure() * math.nan
+
+
+def without_gradients(closure, optimizer):
+    loss = closure()
+    optimizer.zero_grad()
+    return loss
+
+
+def stepping(closure, optimizer):
+    loss = closure()
+    optimizer.step()
+    return loss
+
+
+def exhausted(closure, optimizer):
+    closure()
+    raise StopIteration
+
+
+@pytest.mark.parametrize("fault", [none, not_finite, without_gradients, stepping, exhausted])
+@pytest.mark.parametrize("steps", [0, 2])
+def test_after_an_error_everything_is_as_before(fault, steps):
+    model, optimizer, closure = network()
+    for _ in range(steps):
+        optimizer.step(closure)
+    before = everything(model, optimizer)
+    with pytest.raises((TypeError, ValueError, RuntimeError, StopIteration)):
+        gradtx.range_test(optimizer, lambda: fault(closure, optimizer))
+    after = everything(model, optimizer)
+    torch.testing.assert_close(after[:2], before[:2], rtol=0, atol=0)
+    assert torch.equal(after[2][0], before[2][0])
+    assert after[2][1:] == before[2][1:]
+    torch.testing.assert_close(after[3], before[3], rtol=0, atol=0)
+    assert after[4] == before[4]
+
+
+def warming_up():
+    return gradtx.warmup_linear_schedule(100, max_lr=0.5, warmup_steps=10)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_schedule_that_warms_up_from_0_is_replaced_by_the_rates_of_the_test(steps, compile):
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=warming_up()), [("w", weight)], compile=compile)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (CURVATURES * weight.square()).sum() / 2
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        optimizer.step(closure)
+    shown = optimizer.param_groups[0]["lr"]
+    assert (shown == 0) == (steps == 0)
+    rates, p = [0.01, 0.02, 0.05], weight.detach().clone()
+    result = gradtx.range_test(optimizer, closure, rates)
+    expected = [((CURVATURES * p.square()).sum() / 2).item()]
+    for rate in rates:
+        p = p - rate * CURVATURES * p
+        expected.append(((CURVATURES * p.square()).sum() / 2).item())
+    assert result.losses == pytest.approx(expected, rel=1e-5)  # float32
+    # The schedule goes on.
+    assert optimizer.param_groups[0]["lr"] == shown
+    optimizer.step(closure)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(warming_up()(steps + 1))
+
+
+def test_groups_with_one_schedule_get_the_rates_of_the_test_and_others_the_remedy():
+    a, b = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+    seen = []
+
+    def losses_of(optimizer):
+        def closure():
+            optimizer.zero_grad()
+            seen.append((a.item(), b.item()))
+            loss = (a + b).sum()
+            loss.backward()
+            return loss
+
+        return gradtx.range_test(optimizer, closure, [0.03, 0.06])
+
+    shared = [{"params": [("a", a)], "weight_decay": 0.0}, {"params": [("b", b)]}]
+    losses_of(gradtx.as_optimizer(gradtx.sgd(lr=warming_up()), shared))
+    assert seen[1] == pytest.approx((0.97, 0.97))
+    other = gradtx.warmup_linear_schedule(100, max_lr=0.1, warmup_steps=5)
+    apart = [{"params": [("a", a)], "lr": other}, {"params": [("b", b)]}]
+    with pytest.raises(ValueError, match=r"ratios are unknown; .* if schedules start at 0, make a step first"):
+        losses_of(gradtx.as_optimizer(gradtx.sgd(lr=warming_up()), apart))
+
+
+def test_each_branch_of_a_partition_keeps_the_ratio_of_its_rate_and_frozen_leaves_stay():
+    names = ("a", "b", "c")
+    params = {name: nn.Parameter(torch.ones(1)) for name in names}
+    branches = {"a": gradtx.sgd(lr=0.3), "b": gradtx.sgd(lr=0.1), "c": gradtx.freeze(lambda name, _: True)}
+    tx = gradtx.partition(branches, lambda name, _: name)
+    optimizer = gradtx.as_optimizer(tx, params.items())
+    seen = []
+
+    def closure():
+        optimizer.zero_grad()
+        seen.append([p.item() for p in params.values()])
+        loss = sum(params.values()).sum()
+        loss.backward()
+        return loss
+
+    gradtx.range_test(optimizer, closure, [0.03, 0.06])
+    assert seen[1] == pytest.approx([0.97, 0.99, 1.0])
