@@ -16,10 +16,9 @@ from gradtx.base.inputs import check_count
 from gradtx.base.messages import describe
 from gradtx.base.progress import progress_bar
 from gradtx.base.vectors import JointVector
-from gradtx.functional import learning_rate
 from gradtx.optim.optimizer import ChainOptimizer
-from gradtx.state.nested import LEAF_STEPS, enter
 from gradtx.transform import GradientTransformation, check_transformation
+from gradtx.watching.preconditioner import Product, of_chain, of_optimizer
 from gradtx.watching.snapshot import Snapshot
 
 __all__ = ["Sharpness", "sharpness"]
@@ -29,8 +28,6 @@ ITERATIONS = 100
 # Relative to the largest eigenvalue; the error of an eigenvalue is of the order of the square of the residual.
 RESIDUAL = 1e-5
 
-Product = Callable[[Tensor], Tensor]
-
 
 @dataclass(frozen=True)
 class Sharpness:
@@ -39,14 +36,16 @@ class Sharpness:
     Attributes:
         values: The largest eigenvalues, the largest first.
         residual: The residual of the last of them, relative to the largest: 0 if it is exact.
-        lr: The rate of the chain; None without a chain.
+        lr: The rate of the chain, the largest of its groups; None without a chain.
         bound: The largest value at which the chain is stable, $2 (1 + \beta) / \eta$; None without a chain.
+        is_preconditioned: Whether the values are those of $J H$: not without a chain, nor if it treats entries alike.
     """
 
     values: tuple[float, ...]
     residual: float
     lr: float | None = None
     bound: float | None = None
+    is_preconditioned: bool = False
 
     @property
     def stable_lr(self) -> float:
@@ -76,7 +75,10 @@ class Sharpness:
             if self.ratio < 1
             else "unstable"
         )
-        return f"preconditioned sharpness {shown}: {self.ratio:.2g} of the bound {self.bound:.3g}, {where}"
+        what = "preconditioned sharpness" if self.is_preconditioned else "sharpness"
+        return (
+            f"{what} {shown}: {self.ratio:.2g} of the bound {self.bound:.3g}, {where}"
+        )
 
 
 def sharpness(
@@ -96,7 +98,9 @@ def sharpness(
     with a constant rate often rises to this edge and stays there. With a chain, $H$ is preconditioned by what the chain
     makes of a small gradient in its state: eigenvalues of $J H$, where $-\eta J$ is the derivative of the update by
     the gradient at 0. With momentum $\beta$ the bound is $2 (1 + \beta) / \eta$, as for Adam, whose $J$ is
-    $(1 - \beta_1) / (\sqrt{\hat v} + \epsilon)$.
+    $(1 - \beta_1) / (\sqrt{\hat v} + \epsilon)$; with that of Nesterov, it is $2 (1 + \beta)^2 / ((1 + 2 \beta) \eta)$.
+    Where the chain treats all entries alike, as SGD does, the values are those of $H$ itself, and the bound is divided
+    by what $J$ multiplies them with. Groups of an optimizer are scaled to the one with the largest rate.
 
     The method is Lanczos on Hessian-vector products, in float64, with full reorthogonalization: it keeps a vector of
     the size of the parameters for each iteration. The loss is computed once, so dropout has one mask; buffers and
@@ -105,10 +109,9 @@ def sharpness(
     Args:
         loss_fn: A function of `params` that returns the loss on a fixed batch, twice differentiable.
         params: A tree of tensors, or a module, of which all parameters that require a gradient count.
-        tx: A chain with a learning rate, or an optimizer of a module with one group, whose state is used.
-        state: The state of the chain; by default that of `tx.init(params)`, in which second moments are 0, so that eps
-            is all that Adam divides by: pass that of a run.
-        k: The number of eigenvalues, >= 1.
+        tx: A chain with a learning rate, or an optimizer of a module, whose groups and state are used.
+        state: The state of the chain; needed where its response to a gradient depends on it, as for Adam.
+        k: The number of eigenvalues, >= 1; one that occurs several times counts once.
         iterations: The largest number of Hessian-vector products, >= 1.
         seed: Of the random first vector.
         progress: Whether to show a progress bar (tqdm); None for "if stderr is a terminal and tqdm is installed".
@@ -118,8 +121,9 @@ def sharpness(
 
     Raises:
         TypeError: If `loss_fn` is not callable or `tx` is not a transformation.
-        ValueError: If `k` or `iterations` is below 1, if the chain has no rate or does not respond to a gradient, as
-            `scale_by_sign`, or if there is a state without a chain.
+        ValueError: If `k` or `iterations` is below 1; if the loss does not depend on `params`; if the chain has no
+            rate, does not respond to a gradient, as `scale_by_sign`, or not symmetrically, as with a trust ratio; if
+            its bound is not known, or it lacks a state that matters; or if there is a state without a chain.
 
     Example:
         >>> loss_fn = lambda params: (torch.tensor([1.0, 20.0]) * params["w"] ** 2).sum() / 2
@@ -133,23 +137,30 @@ def sharpness(
     """
     _check(loss_fn, tx, state, k, iterations)
     values = _values_of(params)
-    if isinstance(tx, ChainOptimizer):
-        tx, state, values = _parts_of(tx, params)
     snapshot = Snapshot(params.parameters()) if isinstance(params, nn.Module) else None
     try:
-        product = _hessian_product(loss_fn, params, values)
+        device = next(iter(values.values())).device
+        preconditioner = None
+        if isinstance(tx, ChainOptimizer):
+            preconditioner, values = of_optimizer(
+                tx, params, lambda size: _first_vector(size, seed, device)
+            )
         size = sum(value.numel() for value in values.values())
-        first = _first_vector(size, seed, next(iter(values.values())).device)
-        precondition, lr, bound = None, None, None
-        if tx is not None:
-            precondition, lr, bound = _preconditioner(tx, state, params, values)
+        first = _first_vector(size, seed, device)
+        if isinstance(tx, GradientTransformation):
+            preconditioner = of_chain(tx, state, params, values, first)
+        product = _hessian_product(loss_fn, params, values)
+        respond = None if preconditioner is None else preconditioner.respond
         eigenvalues, residual = largest_eigenvalues(
-            product, first, k, min(iterations, size), precondition, progress
+            product, first, k, min(iterations, size), respond, progress
         )
     finally:
         if snapshot is not None:
             snapshot.restore()
-    return Sharpness(tuple(eigenvalues), residual, lr, bound)
+    if preconditioner is None:
+        return Sharpness(tuple(eigenvalues), residual)
+    lr, bound = preconditioner.lr, preconditioner.bound
+    return Sharpness(tuple(eigenvalues), residual, lr, bound, respond is not None)
 
 
 def _check(loss_fn: Any, tx: Any, state: Any, k: int, iterations: int) -> None:
@@ -191,38 +202,6 @@ def _values_of(params: Any) -> dict[str, Tensor]:
     return values
 
 
-def _parts_of(
-    optimizer: ChainOptimizer, params: Any
-) -> tuple[GradientTransformation, dict[str, Any], dict[str, Tensor]]:
-    """Return the chain of an optimizer, its state as of pure functions, and the parameters that it trains, by name."""
-    members = optimizer._up_to_date().members
-    if len(members.groups) > 1 or not isinstance(params, nn.Module):
-        raise ValueError(
-            "sharpness: an optimizer must have one group, and params be its module; pass a chain and its state instead"
-        )
-    settings = members.groups[0]
-    trained = [member for member in members.every if optimizer.state.get(member.param)]
-    if not trained:
-        raise ValueError("sharpness: the optimizer has no state before its first step")
-    values = {member.name: member.param for member in trained}
-    steps = {
-        member.name: torch.tensor(int(optimizer.state[member.param]["step"]))
-        for member in trained
-    }
-    state: dict[str, Any] = {"step": max(steps.values())}
-    if len({int(count) for count in steps.values()}) > 1:
-        state[LEAF_STEPS] = steps
-    for member in trained:
-        flat = optimizer.state[member.param]
-        for path, keys in member.layout.shared.items():
-            enter(state, path).update({name: flat[key] for name, key in keys.items()})
-        for path, keys in member.layout.slots.items():
-            for slot, key in keys.items():
-                enter(state, (*path, slot))[member.name] = flat[key]
-    device = trained[0].param.device
-    return settings.chain(settings.values(), device), state, values
-
-
 def _first_vector(size: int, seed: int, device: torch.device) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(size, generator=generator, dtype=torch.float64).to(device)
@@ -245,9 +224,7 @@ def _hessian_product(
             raise TypeError(
                 f"sharpness: loss_fn must return the loss, got {describe(loss)}"
             )
-        gradients = torch.autograd.grad(
-            loss.reshape(()), at, create_graph=True, materialize_grads=True
-        )
+        gradients = _gradients_of(loss.reshape(()), at)
     curved = [i for i, gradient in enumerate(gradients) if gradient.requires_grad]
     space = JointVector(list(values.values()), torch.float64)
 
@@ -267,48 +244,18 @@ def _hessian_product(
     return product
 
 
-def _preconditioner(
-    tx: GradientTransformation,
-    state: dict[str, Any] | None,
-    params: Any,
-    values: dict[str, Tensor],
-) -> tuple[Product, float, float]:
-    """Return what the chain makes of a small gradient, without its rate; the rate; and the bound."""
-    if isinstance(params, nn.Module):
-        params = {name: value.detach() for name, value in values.items()}
-    leaves, unflatten = _tree.flatten_real(params, "params")
-    state = tx.init(params) if state is None else state
-    lr = float(learning_rate(tx, state))
-    if lr <= 0:
+def _gradients_of(loss: Tensor, at: list[Tensor]) -> list[Tensor]:
+    found: tuple[Tensor | None, ...] = (None,)
+    if loss.requires_grad:
+        found = torch.autograd.grad(loss, at, create_graph=True, allow_unused=True)
+    if all(gradient is None for gradient in found):
         raise ValueError(
-            f"sharpness: the rate of the chain is {lr} in this state; it must be above 0"
+            "sharpness: the loss does not depend on params; loss_fn must compute it from its argument"
         )
-
-    def updates_of(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        updates, _ = tx.update(unflatten({**leaves, **gradients}), state, params)
-        named, _ = _tree.flatten_real(updates, "updates")
-        return {name: named[name] for name in values}
-
-    zeros = {name: torch.zeros_like(value) for name, value in values.items()}
-
-    # Its transpose, which is the same: both are symmetric.
-    pull: Callable[..., Any] = torch.func.vjp(updates_of, zeros)[1]
-    space = JointVector(list(values.values()), torch.float64)
-
-    def respond(vector: Tensor) -> Tensor:
-        (response,) = pull(dict(zip(values, space.parts(vector), strict=True)))
-        return space.joined([response[name].detach() for name in values]) / -lr
-
-    return respond, lr, 2 * (1 + _momentum_of(tx)) / lr
-
-
-def _momentum_of(tx: GradientTransformation) -> float:
-    """Return the momentum of a chain: the first beta, or what is called momentum; 0 without any."""
-    for name, value in tx.hyperparams.items():
-        last = name.rpartition(".")[2]
-        if last == "betas" or last == "momentum":
-            return float(value[0] if isinstance(value, tuple) else value)
-    return 0.0
+    return [
+        torch.zeros_like(value) if gradient is None else gradient
+        for value, gradient in zip(at, found, strict=True)
+    ]
 
 
 def largest_eigenvalues(
@@ -330,19 +277,12 @@ def largest_eigenvalues(
         iterations: The largest number of products.
         precondition: Multiplies the preconditioner with a vector.
         progress: Whether to show a progress bar.
-
-    Raises:
-        ValueError: If the preconditioner is 0.
     """
     vectors: list[Tensor] = []
     images: list[Tensor] = []  # J v; the vector itself without a preconditioner
     diagonal: list[float] = []
     off_diagonal: list[float] = []
     vector, image, length = first, *_with_length(first, precondition)
-    if not length > 0:
-        raise ValueError(
-            "sharpness: the updates of the chain do not respond to a small gradient, so its preconditioner is 0"
-        )
     eigenvalues, residual = torch.zeros(0), 0.0
     with closing(progress_bar("sharpness", progress, iterations, "products")) as bar:
         for _ in range(iterations):

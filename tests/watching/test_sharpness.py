@@ -132,6 +132,101 @@ def test_a_linear_loss_has_no_curvature():
     assert result.stable_lr == float("inf")
 
 
+@pytest.mark.parametrize("compile", [False, True])
+def test_groups_of_an_optimizer_are_preconditioned_each_by_its_rate_and_momentum(compile):
+    model, loss = network()
+    model[0].bias.requires_grad_(False)
+    rates, betas, beta2 = {"weight": 0.02, "bias": 0.005}, {"weight": 0.9, "bias": 0.5}, 0.99
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [(n, p) for n, p in named if kind in n], "lr": rate, "betas": (betas[kind], beta2)}
+        for kind, rate in rates.items()
+    ]
+    optimizer = gradtx.as_optimizer(gradtx.adam(lr=1.0), groups, compile=compile)
+    v = {name: torch.zeros_like(p) for name, p in named}
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss(model).backward()
+        v = {name: beta2 * v[name] + (1 - beta2) * p.grad**2 for name, p in named}
+        optimizer.step()
+    # Of step 4 with a gradient of 0; steps are stable up to 2 of the rate, divided by 1 + beta, times J H.
+    steps = []
+    for name, _ in named:
+        kind = name.rpartition(".")[2]
+        root = (beta2 * v[name] / (1 - beta2**4)).sqrt().reshape(-1) + 1e-8
+        response = (1 - betas[kind]) / (1 - betas[kind] ** 4) / root
+        steps.append(rates[kind] * response / (1 + betas[kind]))
+    hessian = dense_hessian(
+        lambda params: loss({**dict(model.named_parameters()), **params}), {n: p.detach() for n, p in named}
+    )
+    expected = torch.linalg.eigvals(torch.cat(steps)[:, None] * hessian).real.sort(descending=True).values[:3] / 2
+    result = gradtx.sharpness(loss, model, optimizer, k=3)
+    assert [value / result.bound for value in result.values] == pytest.approx(expected.tolist(), rel=EXACT)
+    assert result.lr == 0.02
+
+
+def test_branches_of_a_partition_are_groups_and_those_of_muon_are_refused():
+    model, loss = network()
+    tx = gradtx.partition(
+        {"weights": gradtx.sgd(lr=0.1), "biases": gradtx.sgd(lr=0.2)}, {"weights": "*w*", "biases": "*"}
+    )
+    muon = gradtx.muon_for(model, lr=0.02)
+    optimizer = gradtx.as_optimizer(tx, model.named_parameters())
+    for trained in (optimizer, muon):
+        loss(model).backward()
+        trained.step()
+    result = gradtx.sharpness(loss, model, optimizer)
+    rates = torch.cat([torch.full((p.numel(),), 0.1 if p.ndim == 2 else 0.2).double() for p in model.parameters()])
+    expected = torch.linalg.eigvals(rates[:, None] * dense_hessian(loss, tree_of(model))).real.max().item() / 2
+    assert result.ratio == pytest.approx(expected, rel=EXACT)
+    # Newton-Schulz iterations divide by a norm, and only approach the polar factor, whose derivative is symmetric.
+    with pytest.raises(ValueError, match="sharpness: the response of the chain to a small gradient is not symmetric"):
+        gradtx.sharpness(loss, model, muon)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.5}, {"momentum": 0.9, "nesterov": True}]
+)
+@pytest.mark.parametrize(("share", "is_stable"), [(0.98, True), (1.02, False)])
+def test_steps_below_the_stable_rate_converge_and_steps_above_it_diverge(options, share, is_stable):
+    params = {"w": torch.tensor([1.0, 1.0], dtype=torch.float64)}
+    curvature = torch.tensor([1.0, 20.0], dtype=torch.float64)
+    loss = lambda params: (curvature * params["w"] ** 2).sum() / 2  # noqa: E731
+    tx = gradtx.sgd(lr=0.01, **options)
+    _, state = tx.update(params, tx.init(params), params)  # torch does not dampen the first gradient
+    result = gradtx.sharpness(loss, params, tx, state)
+    assert result.values[0] == pytest.approx(20.0)  # plain, because all entries are treated alike
+    assert repr(result).startswith("sharpness 20: ")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(params["w"])], lr=share * result.stable_lr, **options)
+    weight = optimizer.param_groups[0]["params"][0]
+    for _ in range(3000):
+        weight.grad = curvature * weight.detach()
+        optimizer.step()
+    assert (weight.abs().max().item() < 1e-3) == is_stable
+
+
+def test_a_chain_whose_bound_is_not_known_is_an_error():
+    model, loss = network()
+    params = tree_of(model)
+    with pytest.raises(ValueError, match="sharpness: what the chain makes of a gradient depends on its state"):
+        gradtx.sharpness(loss, params, gradtx.adam(lr=0.1))
+    for tx, message in [
+        (gradtx.lamb(lr=0.1), "sharpness: the response of the chain to a small gradient is not symmetric"),
+        (gradtx.adan(lr=0.1), "sharpness: no bound is known for a rule with 3 betas"),
+    ]:
+        state = tx.init(params)
+        for _ in range(2):
+            _, state = tx.update(torch.func.grad(loss)(params), state, params)
+        with pytest.raises(ValueError, match=message):
+            gradtx.sharpness(loss, params, tx, state)
+
+
+def test_a_loss_that_ignores_its_argument_is_an_error():
+    model, loss = network()
+    with pytest.raises(ValueError, match="sharpness: the loss does not depend on params"):
+        gradtx.sharpness(lambda params: loss(model), tree_of(model))
+
+
 def test_bad_input_is_one_clear_error():
     loss, params = (lambda params: params["w"].square().sum()), {"w": torch.ones(2)}
     with pytest.raises(TypeError, match="sharpness: loss_fn must be a function of params"):
@@ -150,7 +245,7 @@ def test_bad_input_is_one_clear_error():
         gradtx.sharpness(loss, params, state={})
     model = nn.Linear(2, 1)
     optimizer = gradtx.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(ValueError, match="sharpness: an optimizer must have one group, and params be its module"):
+    with pytest.raises(ValueError, match="sharpness: with an optimizer, params must be its module"):
         gradtx.sharpness(loss, params, optimizer)
     with pytest.raises(ValueError, match="sharpness: the optimizer has no state before its first step"):
         gradtx.sharpness(lambda model: model.weight.square().sum(), model, optimizer)
