@@ -149,4 +149,4 @@ def test_an_entry_lists_the_attributes_of_a_base_that_has_no_entry():
     import reference
 
     listed = re.findall(r"^- `(\w+)`: ", reference.described(gradtx.NoiseScale), re.MULTILINE)
-    assert listed == ["scale", "error", "noise", "square", "leaves"]
+    assert listed == ["scale", "error", "noise", "square", "leaves", "batch_size"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -13,7 +14,7 @@ from torch import Tensor
 from gradtx.base import tree as _tree
 from gradtx.base.exact import exact_dtype
 from gradtx.base.inputs import check_count
-from gradtx.base.messages import aligned
+from gradtx.base.messages import aligned, describe
 from gradtx.watching.figures import SUMS
 from gradtx.watching.sample import ALL, Sample
 
@@ -47,16 +48,23 @@ class NoiseScale(NoiseEstimate):
 
     Attributes:
         leaves: The estimate of each leaf, by name.
+        batch_size: The number of examples of a batch, in the mean; for a watch, of all micro-batches of a step.
     """
 
     leaves: Mapping[str, NoiseEstimate]
+    batch_size: float
 
     def __repr__(self) -> str:
+        if math.isnan(self.scale):
+            return "a gradient is not finite, so the noise scale is not known"
         if not math.isfinite(self.scale):
             return "the noise hides the gradient: measure with more or larger batches"
+        error = "" if math.isnan(self.error) else f" +- {self.error:.2g}"
+        ratio = self.scale / self.batch_size
+        saved = ratio / 2 / (1 + ratio)  # steps are in proportion to 1 + ratio
         head = (
-            f"noise scale {self.scale:.3g} +- {self.error:.2g} examples: with batches far below it, twice the batch "
-            "saves half of the steps; far above it, nothing"
+            f"noise scale {self.scale:.3g}{error} examples, {ratio:.2g} times the batch of {self.batch_size:g}: twice "
+            f"the batch would save {100 * saved:.0f}% of the steps"
         )
         by_scale = sorted(self.leaves.items(), key=lambda item: -item[1].scale)
         rows = [["leaf", "noise scale", "error"]]
@@ -89,7 +97,9 @@ def noise_scale(
         A `NoiseScale`: `scale`, `error`, and `leaves`, the same of each leaf.
 
     Raises:
-        ValueError: If there are fewer than two gradients, their leaves differ, or a batch size is below 1.
+        TypeError: If a batch size is no int.
+        ValueError: If there are fewer than two gradients, if their leaves or shapes differ, if several are the same
+            memory, or if a batch size is below 1.
 
     Example:
         >>> gradients = [{"w": torch.tensor([1.0, 1.0])}, {"w": torch.tensor([1.0, 3.0])}]
@@ -98,6 +108,10 @@ def noise_scale(
         (16.0, 4.0)
         >>> result.scale
         4.0
+        >>> print(result)
+        noise scale 4 examples, 0.5 times the batch of 8: twice the batch would save 17% of the steps
+          leaf  noise scale  error
+          w     4            nan
 
     Source: McCandlish et al. 2018, arXiv:1812.06162. Departures: any number of batches, and a jackknife error.
     """
@@ -116,6 +130,7 @@ def noise_scale(
             raise ValueError(
                 f"noise_scale: leaf {name!r} has no gradient in some of the batches"
             )
+        _check_alike(name, present)
         # All that follows is a function of the products of gradients.
         rows = torch.stack(
             [vector.reshape(-1).to(exact_dtype(vector)) for vector in present]
@@ -125,7 +140,30 @@ def noise_scale(
     if not products:
         raise ValueError("noise_scale: no leaf has a gradient")
     whole = _estimate_of_batches(torch.stack(products).sum(0), sizes)
-    return NoiseScale(whole.scale, whole.error, whole.noise, whole.square, leaves)
+    batch = sizes.mean().item()
+    return NoiseScale(
+        whole.scale, whole.error, whole.noise, whole.square, leaves, batch
+    )
+
+
+def _check_alike(name: str, gradients: Sequence[Tensor]) -> None:
+    """Check that the gradients of a leaf have one shape, and each has its own memory.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    shapes = sorted({tuple(gradient.shape) for gradient in gradients})
+    if len(shapes) > 1:
+        raise ValueError(
+            f"noise_scale: the gradients of leaf {name!r} have the shapes {', '.join(map(str, shapes))}; pass "
+            "gradients of one model"
+        )
+    addresses = {gradient.data_ptr() for gradient in gradients}
+    if len(addresses) < len(gradients) and gradients[0].numel() and 0 not in addresses:
+        raise ValueError(
+            f"noise_scale: several gradients of leaf {name!r} are the same memory, so that each is the last one; pass "
+            "clones, as [p.grad.clone() for p in model.parameters()]"
+        )
 
 
 def noise_scale_of(samples: Sequence[Sample], batch_size: int) -> NoiseScale:
@@ -133,9 +171,11 @@ def noise_scale_of(samples: Sequence[Sample], batch_size: int) -> NoiseScale:
     check_count("noise_scale: batch_size", batch_size)
     moments_of: dict[str, list[Moments]] = {}
     of_all: list[Moments] = []
+    batches: list[int] = []
     for sample in samples:
         if sample.micro_batches < 2:
             continue
+        batches.append(sample.micro_batches * batch_size)
         own = _moments_of_cycle(sample, batch_size)
         for leaf, moments in own.items():
             moments_of.setdefault(leaf, []).append(moments)
@@ -149,7 +189,10 @@ def noise_scale_of(samples: Sequence[Sample], batch_size: int) -> NoiseScale:
     whole = _estimate_of_steps(of_all)
     leaves = {name: _estimate_of_steps(own) for name, own in moments_of.items()}
     leaves.pop(ALL, None)
-    return NoiseScale(whole.scale, whole.error, whole.noise, whole.square, leaves)
+    batch = sum(batches) / len(batches)
+    return NoiseScale(
+        whole.scale, whole.error, whole.noise, whole.square, leaves, batch
+    )
 
 
 def _moments_of_cycle(sample: Sample, batch_size: int) -> dict[str, Moments]:
@@ -175,7 +218,12 @@ def _estimate_of_steps(moments: list[Moments]) -> NoiseEstimate:
 
 
 def _checked_sizes(batch_size: int | Sequence[int], count: int) -> Tensor:
-    sizes = [batch_size] * count if isinstance(batch_size, int) else list(batch_size)
+    is_one = isinstance(batch_size, numbers.Number)
+    sizes: list[Any] = [batch_size] * count if is_one else list(batch_size)  # type: ignore[arg-type]
+    if not all(isinstance(size, numbers.Integral) for size in sizes):
+        raise TypeError(
+            f"noise_scale: batch sizes must be numbers of examples, got {describe(batch_size)}"
+        )
     if count < 2:
         raise ValueError(
             f"noise_scale: needs the gradients of at least two batches, got {count}"
@@ -185,7 +233,9 @@ def _checked_sizes(batch_size: int | Sequence[int], count: int) -> Tensor:
             f"noise_scale: got {len(sizes)} batch sizes for {count} gradients"
         )
     if min(sizes) < 1:
-        raise ValueError(f"noise_scale: batch sizes must be at least 1, got {sizes}")
+        raise ValueError(
+            f"noise_scale: batch sizes must be at least 1, got {describe(batch_size)}"
+        )
     return torch.tensor(sizes, dtype=torch.float64)
 
 

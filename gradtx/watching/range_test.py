@@ -115,11 +115,13 @@ class RangeTest:
                     rate, color=color, linestyle="--", label=f"{name}: {rate:.2g}"
                 )
         known = [loss for loss in self.smoothed if math.isfinite(loss)]
-        span = max(known[0], min(known)) - min(known)
+        span = known[0] - min(known) or 1.0
+        lowest = min(loss for loss in (*known, *self.losses) if math.isfinite(loss))
         axes.set(
             xscale="log",
             xlabel="rate",
-            ylim=(min(known) - 0.1 * span, max(known[0], min(known)) + span),
+            # Where it diverges, the loss leaves the plot.
+            ylim=(lowest - 0.1 * span, known[0] + 0.3 * span),
         )
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)

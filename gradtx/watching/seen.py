@@ -236,7 +236,7 @@ class Seen:
                 )
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Plot update / weight of each leaf, what each link does to the norm, the numbers of the groups, and the loss.
+        """Plot update / weight of each leaf, what each link does to the norm, learning rates, and the loss.
 
         Args:
             path: Where to save the plot, for example "run.png"; None to only return it.

@@ -43,7 +43,8 @@ def watch(optimizer: Any, every: int = 50, per: Per = "leaf", log: Any = None) -
     - `update_to_weight` $\lVert u \rVert / \lVert p \rVert$, and `cos_grad`, the cosine of $u$ and $g$;
     - `decided`, the share of entries that a bound or an eps decides: that a clip changes, or whose update eps more
       than halves, or at which `scale_by_atan2` saturates, or whose trust ratio is 1. NaN for other links, and for the
-      eps of a link that needs the whole leaf, or divides it into blocks, where the leaf is sharded.
+      eps of a link that needs the whole leaf, or divides it into blocks, where the leaf is sharded;
+    - `crushed`, of a link with coded state, the share of the entries that receive something and have the smallest code.
 
     The row "step" is that of the whole chain: from gradient to update, also with `lost`, the share of moving entries
     whose weight rounds to what it was, and `cos_last`, the cosine with the update of the step before, in a sample of

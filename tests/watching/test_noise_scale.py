@@ -86,6 +86,30 @@ def test_bad_input_is_one_clear_error():
         gradtx.noise_scale([tree, tree], 0)
     with pytest.raises(ValueError, match="noise_scale: leaf 'w' has no gradient in some"):
         gradtx.noise_scale([tree, {"w": None}], 4)
+    with pytest.raises(TypeError, match=r"noise_scale: batch sizes must be numbers of examples, got 1\.5"):
+        gradtx.noise_scale([tree, tree], 1.5)
+    with pytest.raises(ValueError, match=r"the gradients of leaf 'w' have the shapes \(2,\), \(3,\)"):
+        gradtx.noise_scale([tree, {"w": torch.ones(3)}], 4)
+
+
+def test_gradients_of_one_memory_are_an_error_and_rows_of_one_tensor_are_none():
+    gradient = torch.ones(2)
+    with pytest.raises(ValueError, match="noise_scale: several gradients of leaf 'w' are the same memory"):
+        gradtx.noise_scale([{"w": gradient}, {"w": gradient.detach()}], 4)
+    assert gradtx.noise_scale([{"w": row} for row in torch.eye(3)], 4).noise == 4
+
+
+@pytest.mark.parametrize(("size", "saved"), [(1, 0.4), (8, 1 / 6), (4000, 0.0)])
+def test_the_text_says_what_twice_the_batch_saves(size, saved):
+    noise, square = 4.0, 1.0  # steps are in proportion to 1 + 4 / size
+    assert 1 - (1 + noise / square / size / 2) / (1 + noise / square / size) == pytest.approx(saved, abs=1e-3)
+    at = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    # Two gradients around it, whose noise is 4, and whose mean is longer by its own noise.
+    away = torch.tensor([0.0, math.sqrt(noise / size / 2)], dtype=torch.float64)
+    at = at * math.sqrt(1 + noise / size / 2)
+    text = repr(gradtx.noise_scale([{"w": at + away}, {"w": at - away}], size))
+    assert text.startswith(f"noise scale 4 examples, {4 / size:.2g} times the batch of {size}: twice the batch")
+    assert f"would save {100 * saved:.0f}% of the steps" in text
     with pytest.raises(ValueError, match="noise_scale: no leaf has a gradient"):
         gradtx.noise_scale([{"w": None}, {"w": None}], 4)
 
@@ -180,6 +204,6 @@ def test_without_averaged_gradients_one_error_says_what_is_needed():
 
 
 def test_gradients_without_noise_have_the_scale_0_and_no_error():
-    result = gradtx.noise_scale([{"w": torch.ones(4)}] * 3, batch_size=8)
+    result = gradtx.noise_scale([{"w": torch.ones(4)} for _ in range(3)], batch_size=8)
     assert result.scale == 0
     assert math.isnan(result.error)
