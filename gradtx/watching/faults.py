@@ -41,7 +41,7 @@ def findings_of(seen: Any, model: nn.Module | None = None) -> Findings:
     evidence = Evidence(seen, model)
     findings = list(faults_of_leaves.calls_without_an_update(evidence))
     if not (seen.samples or findings):
-        seen.check_measured("diagnose")
+        seen._check_measured("diagnose")
     if seen.samples:
         for fault in FAULTS:
             findings += fault(evidence)

@@ -27,8 +27,8 @@ PROPORTIONAL = 1e-9
 
 
 @dataclass
-class Group:
-    """Leaves that one chain updates.
+class GroupChain:
+    """The chain of a parameter group, and the leaves that it updates.
 
     Attributes:
         tx: The chain.
@@ -86,7 +86,7 @@ def of_chain(
 
     def in_state(state: dict[str, Any]) -> Preconditioner:
         lr = float(learning_rate(tx, state))
-        group = Group(tx, lr, momentum_factor(tx.hyperparams))
+        group = GroupChain(tx, lr, momentum_factor(tx.hyperparams))
         return _checked([group], state, params, values, probe)
 
     first = in_state(state)
@@ -129,7 +129,7 @@ def of_optimizer(
     ]
     if not trained:
         raise ValueError("sharpness: the optimizer has no state before its first step")
-    groups: list[Group] = []
+    groups: list[GroupChain] = []
     for i, settings in enumerate(members.groups):
         leaves = frozenset(member.name for member in trained if member.group == i)
         if not leaves:
@@ -140,7 +140,9 @@ def of_optimizer(
                 f"sharpness: group {i} has no learning rate: its lr is {describe(lr)}"
             )
         tx = settings.chain(settings.values(), trained[0].param.device)
-        groups.append(Group(tx, float(lr), momentum_factor(settings.group), leaves))
+        groups.append(
+            GroupChain(tx, float(lr), momentum_factor(settings.group), leaves)
+        )
     values = {member.name: member.param for member in trained}
     tree = {name: value.detach() for name, value in values.items()}
     probe = probe_of(sum(value.numel() for value in tree.values()))
@@ -168,7 +170,7 @@ def _state_of(optimizer: ChainOptimizer, trained: Sequence[Any]) -> dict[str, An
 
 
 def _checked(
-    groups: Sequence[Group],
+    groups: Sequence[GroupChain],
     state: dict[str, Any],
     params: Any,
     values: dict[str, Tensor],

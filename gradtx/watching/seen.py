@@ -86,14 +86,14 @@ class Seen:
 
     # What a watch does with it.
 
-    def add(self, sample: Sample, links: Mapping[str, Link]) -> None:
+    def _add(self, sample: Sample, links: Mapping[str, Link]) -> None:
         """Take the measurements of a step, and what is known of its links."""
         self.links = {**links, **self.links}
         if sample.loss is None:
             sample.loss, self._noted = self._noted, None
         self.samples.append(sample)
 
-    def on_close(self, close: Callable[[], None]) -> None:
+    def _on_close(self, close: Callable[[], None]) -> None:
         """Set what ends the watch."""
         self._close = close
 
@@ -128,7 +128,7 @@ class Seen:
             self.notes_come_first = self.calls == 0 or has_other_loss
         if is_of_last:
             self.samples[-1].loss = loss
-            self.log_finished()
+            self._log_finished()
         elif self.notes_come_first:
             self._noted = loss
 
@@ -248,15 +248,15 @@ class Seen:
             ImportError: If matplotlib is not installed.
             ValueError: If no step was measured.
         """
-        self.check_measured("plot")
+        self._check_measured("plot")
         from gradtx.watching.plot import plot_of  # matplotlib takes a second to import
 
         figure = plot_of(self.samples)
         if path is not None:
-            figure.savefig(path, dpi=70)
+            figure.savefig(path, dpi=100)
         return figure
 
-    def check_measured(self, who: str) -> None:
+    def _check_measured(self, who: str) -> None:
         """Check that a step was measured.
 
         Raises:
@@ -346,7 +346,7 @@ class Seen:
         check_writer("log", writer)
         self._log_until(len(self.samples), writer)
 
-    def log_finished(self) -> None:
+    def _log_finished(self) -> None:
         """Log the measured steps as a watch does: once the loss of a step is known, or if no note of it is expected."""
         if self.log_to is not None:
             may_be_noted = self.notes_come_first is False or self.calls == 1

@@ -153,7 +153,7 @@ class Watcher:
             hook.remove()
             core.watch = None
 
-        seen.on_close(close)
+        seen._on_close(close)
 
     # Called by each step.
 
@@ -208,7 +208,7 @@ class Watcher:
             self._kept,
         )
         seen = self._seen
-        seen.add(sample, observer.links)
+        seen._add(sample, observer.links)
         seen.params = {member.name: member.param for member in step.core.members.every}
         seen.schedules = _schedules_of(step)
 
@@ -219,7 +219,7 @@ class Watcher:
         """Count the calls of `step`, also those that a GradScaler skipped, and log what is new."""
         self._seen.calls += 1
         self._seen.begun, self._seen.skipped = self._begun, self._skipped
-        self._seen.log_finished()
+        self._seen._log_finished()
 
 
 @dataclass
