@@ -437,7 +437,7 @@ def many(names: list[str], most: int = 8) -> str:
 # A docstring as Markdown.
 
 SECTION = re.compile(
-    r"^(When to use|Args|Returns|Raises|Example|Source):[ \n]", re.MULTILINE
+    r"^(When to use|Args|Attributes|Returns|Raises|Example|Source):[ \n]", re.MULTILINE
 )
 
 
@@ -451,7 +451,7 @@ def sections(value: Any) -> dict[str, str]:
         found[""] = "\n\n".join(filter(None, (found[""], behind)))
         found[title] = (
             inspect.cleandoc("\n" + part)
-            if title in ("Args", "Raises", "Example")
+            if title in ("Args", "Attributes", "Raises", "Example")
             else flat(part)
         ).strip()
     return found
@@ -473,7 +473,7 @@ def flat(text: str) -> str:
 
 
 def items(text: str) -> list[tuple[str, str]]:
-    """Return the entries of `Args` and `Raises`, whose continuation lines are indented."""
+    """Return the entries of `Args`, `Attributes` and `Raises`, whose continuation lines are indented."""
     found = re.findall(
         r"^([\w*]+(?:, [\w*]+)*): (.*(?:\n(?: .*)?)*)", text, re.MULTILINE
     )
@@ -492,7 +492,7 @@ def described(value: Any) -> str:
         f":raises {name}: {told}" for name, told in items(found.get("Raises", ""))
     ]
     parts = [
-        without_attributes(found[""]),
+        found[""],
         attributes(value),
         picture(value),
         f"**When to use:** {algorithms.when(value)}" if kind(value) == "alias" else "",
@@ -505,13 +505,6 @@ def described(value: Any) -> str:
     return "\n\n".join(filter(None, parts))
 
 
-ATTRIBUTES = re.compile(r"^Attributes:\n((?:[ ]+.*\n?|\n)+)", re.MULTILINE)
-
-
-def without_attributes(text: str) -> str:
-    return ATTRIBUTES.sub("", text).strip()
-
-
 def attributes(value: Any) -> str:
     """Return the list of a class's attributes, those of bases that no page describes first."""
     bases = [
@@ -519,9 +512,8 @@ def attributes(value: Any) -> str:
         for base in reversed(getattr(value, "__mro__", (value,)))
         if base is value or is_private(base)
     ]
-    found = [ATTRIBUTES.search(inspect.cleandoc(base.__doc__ or "")) for base in bases]
     told = [
-        item for match in found if match for item in items(inspect.cleandoc(match[1]))
+        item for base in bases for item in items(sections(base).get("Attributes", ""))
     ]
     lines = [
         f"- {', '.join(f'`{name}`' for name in names.split(', '))}: {text}"
