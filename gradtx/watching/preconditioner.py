@@ -20,10 +20,11 @@ from gradtx.state.nested import LEAF_STEPS, enter
 from gradtx.transform import GradientTransformation
 
 Product = Callable[[Tensor], Tensor]
-# Relative to what random vectors make of each other.
-SYMMETRIC = 1e-4
-SAME = 1e-3
-PROPORTIONAL = 1e-9
+SYMMETRIC = (
+    1e-4  # the largest error of symmetry, relative to the product of random vectors
+)
+SAME = 1e-3  # the largest relative difference of two states
+PROPORTIONAL = 1e-9  # that of a response from a multiple of the vector
 
 
 @dataclass
@@ -77,7 +78,7 @@ def of_chain(
         probe: A random vector.
 
     Raises:
-        ValueError: If there is no state and it matters; see also `_checked`.
+        ValueError: If there is no state and it matters; see also `_of_groups`.
     """
     if isinstance(params, nn.Module):
         params = {name: value.detach() for name, value in values.items()}
@@ -87,7 +88,7 @@ def of_chain(
     def in_state(state: dict[str, Any]) -> Preconditioner:
         lr = float(learning_rate(tx, state))
         group = GroupChain(tx, lr, momentum_factor(tx.hyperparams))
-        return _checked([group], state, params, values, probe)
+        return _of_groups([group], state, params, values, probe)
 
     first = in_state(state)
     if is_first:
@@ -104,31 +105,46 @@ def of_chain(
     return first
 
 
-def of_optimizer(
-    optimizer: ChainOptimizer, params: Any, probe_of: Callable[[int], Tensor]
-) -> tuple[Preconditioner, dict[str, Tensor]]:
-    """Return the preconditioner of an optimizer, and the parameters that it trains, by name.
+def trained_by(optimizer: ChainOptimizer, params: Any) -> dict[str, Tensor]:
+    """Return the parameters that an optimizer trains, by name.
 
     Args:
         optimizer: The optimizer.
         params: Its module.
-        probe_of: Returns a random vector of some size.
 
     Raises:
-        ValueError: If there is no state, or `params` is no module; see also `_checked`.
+        ValueError: If there is no state, or `params` is no module.
     """
     if not isinstance(params, nn.Module):
         raise ValueError(
             "sharpness: with an optimizer, params must be its module; pass a chain and its state for a tree"
         )
     members = optimizer._up_to_date().members
-    trained = [
-        member
+    values = {
+        member.name: member.param
         for member in members.every
         if member.param.requires_grad and optimizer.state.get(member.param)
-    ]
-    if not trained:
+    }
+    if not values:
         raise ValueError("sharpness: the optimizer has no state before its first step")
+    return values
+
+
+def of_optimizer(
+    optimizer: ChainOptimizer, values: dict[str, Tensor], probe: Tensor
+) -> Preconditioner:
+    """Return the preconditioner of an optimizer.
+
+    Args:
+        optimizer: The optimizer.
+        values: The parameters that it trains, by name.
+        probe: A random vector.
+
+    Raises:
+        ValueError: If a group has no rate; see also `_of_groups`.
+    """
+    members = optimizer._up_to_date().members
+    trained = [member for member in members.every if member.name in values]
     groups: list[GroupChain] = []
     for i, settings in enumerate(members.groups):
         leaves = frozenset(member.name for member in trained if member.group == i)
@@ -139,15 +155,12 @@ def of_optimizer(
             raise ValueError(
                 f"sharpness: group {i} has no learning rate: its lr is {describe(lr)}"
             )
-        tx = settings.chain(settings.values(), trained[0].param.device)
+        tx = settings.chain(settings.values(), probe.device)
         groups.append(
             GroupChain(tx, float(lr), momentum_factor(settings.group), leaves)
         )
-    values = {member.name: member.param for member in trained}
     tree = {name: value.detach() for name, value in values.items()}
-    probe = probe_of(sum(value.numel() for value in tree.values()))
-    state = _state_of(optimizer, trained)
-    return _checked(groups, state, tree, values, probe), values
+    return _of_groups(groups, _state_of(optimizer, trained), tree, values, probe)
 
 
 def _state_of(optimizer: ChainOptimizer, trained: Sequence[Any]) -> dict[str, Any]:
@@ -169,7 +182,7 @@ def _state_of(optimizer: ChainOptimizer, trained: Sequence[Any]) -> dict[str, An
     return state
 
 
-def _checked(
+def _of_groups(
     groups: Sequence[GroupChain],
     state: dict[str, Any],
     params: Any,
@@ -191,11 +204,10 @@ def _checked(
 
     def updates_of(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
         chosen: dict[str, Tensor] = {}
+        tree = unflatten({**leaves, **gradients})
         for group in groups:
-            tree = unflatten({**leaves, **gradients})
-            named, _ = _tree.flatten_real(
-                group.tx.update(tree, state, params)[0], "updates"
-            )
+            updates, _ = group.tx.update(tree, state, params)
+            named, _ = _tree.flatten_real(updates, "updates")
             factor = largest.momentum / group.momentum
             for name in values:
                 if group.leaves is None or name in group.leaves:
@@ -234,11 +246,12 @@ def _check_symmetry(
     Raises:
         ValueError: If it is not, as for rules that divide by the norm of an update, or if it is not finite.
     """
-    other = update.detach()
-    if not other.any():
-        other = probe.roll(1)
-    size = other.norm() * response.norm() / math.sqrt(len(probe))
-    error = (torch.dot(other, response) - torch.dot(respond(other), probe)).abs()
+    direction = update.detach()
+    if not direction.any():
+        direction = probe.roll(1)
+    size = direction.norm() * response.norm() / math.sqrt(len(probe))
+    there, back = torch.dot(direction, response), torch.dot(respond(direction), probe)
+    error = (there - back).abs()
     if not error <= SYMMETRIC * size:
         raise ValueError(
             "sharpness: the response of the chain to a small gradient is not symmetric, as for rules that divide an "

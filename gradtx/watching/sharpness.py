@@ -18,7 +18,7 @@ from gradtx.base.progress import progress_bar
 from gradtx.base.vectors import JointVector
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.transform import GradientTransformation, check_transformation
-from gradtx.watching.preconditioner import Product, of_chain, of_optimizer
+from gradtx.watching.preconditioner import Product, of_chain, of_optimizer, trained_by
 from gradtx.watching.snapshot import Snapshot
 
 __all__ = ["Sharpness", "sharpness"]
@@ -137,17 +137,16 @@ def sharpness(
     """
     _check(loss_fn, tx, state, k, iterations)
     values = _values_of(params)
+    if isinstance(tx, ChainOptimizer):
+        values = trained_by(tx, params)
     snapshot = Snapshot(params.parameters()) if isinstance(params, nn.Module) else None
     try:
-        device = next(iter(values.values())).device
+        size = sum(value.numel() for value in values.values())
+        first = _first_vector(size, seed, next(iter(values.values())).device)
         preconditioner = None
         if isinstance(tx, ChainOptimizer):
-            preconditioner, values = of_optimizer(
-                tx, params, lambda size: _first_vector(size, seed, device)
-            )
-        size = sum(value.numel() for value in values.values())
-        first = _first_vector(size, seed, device)
-        if isinstance(tx, GradientTransformation):
+            preconditioner = of_optimizer(tx, values, first)
+        elif tx is not None:
             preconditioner = of_chain(tx, state, params, values, first)
         product = _hessian_product(loss_fn, params, values)
         respond = None if preconditioner is None else preconditioner.respond
