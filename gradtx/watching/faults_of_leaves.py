@@ -65,7 +65,7 @@ def gradients_that_add_up(evidence: Evidence) -> Iterator[Finding]:
     cosines = [cosine_of(sample.kept) for sample in evidence.samples[1:]]
     kept = list(filter(math.isfinite, cosines))
     cosine = finite_median(kept)
-    # A tensor into which somebody else writes each gradient differs from step to step.
+    # Other code may write each gradient into one tensor; such gradients differ from step to step.
     if not (len(kept) >= 0.9 * len(cosines) and cosine > 0.7):
         return
     text = (

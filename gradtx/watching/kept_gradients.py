@@ -15,8 +15,8 @@ from gradtx.optim.step import Step
 from gradtx.watching.observer import sample_of
 
 
-class LastGradients:
-    """The gradients of a step, as far as a later one needs them to tell whether they were reset.
+class StepGradients:
+    """The gradients of a step, as far as they tell whether those of an earlier step were reset in between.
 
     A backward pass adds to a gradient that is there by one write; to reset it is another, or makes another tensor.
 
@@ -27,6 +27,7 @@ class LastGradients:
 
     def __init__(self, step: Step, call: int):
         self._call = call
+        self._count = len(step.members)
         self._of: dict[str, tuple[weakref.ref[Tensor], int, Tensor]] = {}
         for member in step.members:
             grad = member.param.grad
@@ -34,19 +35,19 @@ class LastGradients:
                 version = _torch.version_of(grad)
                 self._of[member.name] = weakref.ref(grad), version, sample_of(grad)
 
-    def products_if_kept(self, step: Step, call: int) -> Tensor | None:
-        """Return the products of the gradients of both steps, and the squares of each; None if any was reset."""
+    def products_with(self, earlier: StepGradients) -> Tensor | None:
+        """Return the products with the gradients of an earlier step, and the squares of each; None if any was reset."""
+        if len(self._of) < self._count:
+            return None
         products: Any = None
-        writes = call - self._call
-        for member in step.members:
-            grad = member.param.grad
-            last, version, sample = self._of.get(member.name, (None, 0, None))
-            if grad is None or last is None or last() is not grad or sample is None:
+        writes = self._call - earlier._call
+        for name, (grad, version, sample) in self._of.items():
+            if name not in earlier._of:
                 return None
-            if _torch.version_of(grad) != version + writes:
+            grad_before, version_before, before = earlier._of[name]
+            if grad_before() is not grad() or version != version_before + writes:
                 return None
-            now = sample_of(grad)
-            row = torch.stack((now @ sample, now @ now, sample @ sample))
+            row = torch.stack((sample @ before, sample @ sample, before @ before))
             products = row if products is None else products + row.to(products.device)
         return products
 

@@ -30,7 +30,7 @@ class Sample:
         at_call: The number of calls of `step` before this one.
         per: "leaf", or "all" for the rows of all leaves together.
         micro_batches: The number of gradients that `accumulate` has averaged, if they were measured.
-        kept: What `LastGradients` says of the gradients.
+        kept: The products of the gradients with those before, if nothing has reset these; see `StepGradients`.
 
     Attributes:
         step, groups, loss, without_gradient, at_call, micro_batches, kept: As above.

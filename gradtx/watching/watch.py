@@ -19,7 +19,7 @@ from gradtx.execution.execute import Barrier, Leaf, Operation, Route
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.optim.run import OptimizerRun
 from gradtx.optim.step import Step
-from gradtx.watching.kept_gradients import LastGradients
+from gradtx.watching.kept_gradients import StepGradients
 from gradtx.watching.links import Link, links_by_stage, without_eps
 from gradtx.watching.micro_batches import Cycle
 from gradtx.watching.observer import KnownLinks, LinkObserver, sample_of
@@ -133,10 +133,9 @@ class Watcher:
         # The next step that counts gives the sample with which that after it is compared, or is measured.
         self._next: Literal["sample", "measure"] | None = "measure"
         self._weights: dict[str, Tensor] = {}
-        self._gradients: LastGradients | None = None
-        self._kept: Tensor | None = None
+        self._gradients: StepGradients | None = None
         self._cycle = Cycle()
-        self._observed: tuple[Step, LinkObserver] | None = None
+        self._observed: tuple[Step, LinkObserver, Tensor | None] | None = None
         core = optimizer._up_to_date()
         if core.watch is not None:
             raise RuntimeError(
@@ -176,23 +175,20 @@ class Watcher:
             self._seen.uncounted += 1
             return None
         weights, self._weights = self._weights, _weights_of(step)
-        gradients = self._gradients
-        self._gradients = LastGradients(step, self._begun)
+        last, self._gradients = self._gradients, StepGradients(step, self._begun)
         if self._next == "sample":
             self._next, self._cycle = "measure", Cycle()
             return None
         self._next = "measure" if self._every == 1 else None
-        self._kept = None
-        if gradients is not None:
-            self._kept = gradients.products_if_kept(step, self._begun)
+        kept = None if last is None else self._gradients.products_with(last)
         observer = LinkObserver(ChainsOf(step).of_leaf, weights)
-        self._observed = step, observer
+        self._observed = step, observer, kept
         return observer
 
     def end(self) -> None:
         if self._observed is None:
             return
-        step, observer = self._observed
+        step, observer, kept = self._observed
         cycle, self._cycle, self._observed = self._cycle, Cycle(), None
         micro_batches = cycle.note(observer.rows, observer.links)
         number = step.count + 1 if isinstance(step.count, int) else self._begun
@@ -205,7 +201,7 @@ class Watcher:
             self._seen.calls,
             self._per,
             micro_batches,
-            self._kept,
+            kept,
         )
         seen = self._seen
         seen._add(sample, observer.links)
@@ -262,8 +258,10 @@ class ChainsOf:
         tx = settings.chain(settings.values(), member.param.device)
         run = OptimizerRun(step.core.states.by_param, step.by_param, initial=False)
         run.known_extras, run.call_extras = step.core.traits.known_extras, step.scalars
-        other = without_eps(tx)
-        route = None if other is None else Route.of(other, run, step.count)
+        tx_without_eps = without_eps(tx)
+        route = None
+        if tx_without_eps is not None:
+            route = Route.of(tx_without_eps, run, step.count)
         return KnownChain(links_by_stage(tx, leaf.run.stages), route, run)
 
 
