@@ -267,7 +267,7 @@ def schedules_that_do_not_fit(evidence: Evidence) -> Iterator[Finding]:
         yield from _schedule_that_rose_again(evidence, name, values, highest)
         if not (values[-1] >= 0.999 * highest and values[0] < 0.5 * highest):
             continue
-        share = highest / _peak(schedule, evidence.run)
+        share = highest / _peak(schedule, evidence.run, highest)
         if share < 0.95:
             text = f"the schedule of {name} still rose when the run ended, at {percent(share)} of its largest value"
             remedy = f"shorten the warm-up to a tenth of the run, about {max(1, evidence.run // 10)} steps"
@@ -276,9 +276,9 @@ def schedules_that_do_not_fit(evidence: Evidence) -> Iterator[Finding]:
             )
 
 
-def _peak(schedule: Schedule, steps: int) -> float:
-    """Return the largest value of a schedule that rises over some steps, and may rise for a million times as many."""
-    peak, last = max(curve(schedule, steps)), 0.0
+def _peak(schedule: Schedule, steps: int, peak: float) -> float:
+    """Return the largest value of a schedule that has risen so far, in at most a million times as many steps."""
+    last = 0.0
     for _ in range(20):
         if peak == last:
             break

@@ -218,8 +218,8 @@ def _estimate_of_steps(moments: list[Moments]) -> NoiseEstimate:
 
 
 def _checked_sizes(batch_size: int | Sequence[int], count: int) -> Tensor:
-    is_one = isinstance(batch_size, numbers.Number)
-    sizes: list[Any] = [batch_size] * count if is_one else list(batch_size)  # type: ignore[arg-type]
+    is_each = isinstance(batch_size, Iterable)
+    sizes: list[Any] = list(batch_size) if is_each else [batch_size] * count
     if not all(isinstance(size, numbers.Integral) for size in sizes):
         raise TypeError(
             f"noise_scale: batch sizes must be numbers of examples, got {describe(batch_size)}"
