@@ -33,6 +33,8 @@ class Slot:
         rounded: Whether only leaves with 16-bit weights have it.
         follows: For such a slot, the function of the other slots and the weights that gives its value where a run with
             exact weights continues; None if there is none.
+        is_weight: Whether it holds weights, such as initial ones, slow ones or an average. A code that
+            mixes entries, as "factored" does, would move single ones far and leaves such a slot as it is.
         relative: Whether its first value is the learning rate to which later ones are compared: that of construction,
             although a warm-up may have overwritten it before the first step.
     """
@@ -43,6 +45,7 @@ class Slot:
     slow: bool = False
     rounded: bool = False
     follows: Callable[[Mapping[str, Any], Tensor], Tensor] | None = None
+    is_weight: bool = False
     relative: bool = False
 
     @classmethod
@@ -82,7 +85,12 @@ def square(
 
 def start(slow: bool = False) -> Slot:
     """Declare a slot that starts as the parameter: a copy of weights, or with `slow` an average that follows them."""
-    return Slot(_itself, "linear", slow=slow)
+    return Slot(_itself, "linear", slow=slow, is_weight=True)
+
+
+def weights(first: Callable[[Tensor], Any]) -> Slot:
+    """Declare weights that are no vector in the space of the update, such as some of the initial ones."""
+    return Slot(first, is_weight=True)
 
 
 def rounded(

@@ -9,6 +9,8 @@ import torch
 import gradtx
 from gradtx import Codec, Schedule
 from gradtx.state.codes import CODES
+from tests.conformance import lean_cases, tensors
+from tests.tiers import by_day
 
 SHAPES = {"matrix": (64, 96), "filters": (32, 16, 3, 3), "vector": (4160,), "prime": (4099,), "small": (5, 3)}
 
@@ -203,3 +205,123 @@ def test_tensors_of_other_shapes_than_said_are_errors():
     codec = Codec(halves, doubled, shapes_of=lambda shape: ((math.prod(shape) // 2 + 1,),), name="halves")
     with pytest.raises(ValueError, match=r"Codec 'halves': decode must return float32 values of shape \(4, 4\)"):
         codec.unpack(codec.pack(torch.zeros(4, 4)), (4, 4))
+
+
+# What a code of factors cannot store.
+
+FACTORED_BESIDE = [
+    {"exp_avg": "factored"},
+    {"exp_avg": "factored", "exp_avg_sq": "int8"},
+    {"exp_avg": "factored", "*": torch.float32},
+]
+RATIOS = ("adam", "adamw", "nadam", "adamp", "ademamix", "stable_adamw", "yogi", "adai")
+WHOLE = {"w": (64, 96)}
+
+
+def ratio(name):
+    return getattr(gradtx, name)(lr=1e-3)
+
+
+@pytest.mark.parametrize("state_dtype", FACTORED_BESIDE, ids=str)
+@pytest.mark.parametrize("name", RATIOS)
+def test_a_first_average_is_not_factored_beside_an_exact_second_one(name, state_dtype):
+    vector = "exp_avg_slow" if name == "ademamix" else "exp_avg"
+    wanted = {vector if slot == "exp_avg" else slot: code for slot, code in state_dtype.items()}
+    if name == "adai" and "exp_avg_sq" in wanted:
+        pytest.skip("its slots are tested with the wildcard")
+    tx = gradtx.with_state_dtype(ratio(name), wanted)
+    with pytest.raises(ValueError, match=rf"state_dtype cannot store '{vector}' of leaf 'w' as 'factored' beside"):
+        tx.init({"w": torch.zeros(64, 96)})
+
+
+@pytest.mark.parametrize("name", ["soap", "kl_soap", "namo_d"])
+def test_a_momentum_is_not_factored_in_other_coordinates_than_its_squares(name):
+    options = {"fallback": gradtx.adamw()} if name == "namo_d" else {}
+    tx = gradtx.with_state_dtype(getattr(gradtx, name)(**options), "factored")
+    with pytest.raises(ValueError, match=r"as 'factored' beside 'exp_avg_sq'.*choose another code"):
+        tx.init({"w": torch.zeros(64, 96)})
+
+
+@pytest.mark.parametrize("state_dtype", ["factored", {"exp_avg": "int8", "exp_avg_sq": "factored"}], ids=str)
+@pytest.mark.parametrize("size", [0.0, 1e-6], ids=["no", "tiny"])
+def test_weights_with_no_or_tiny_gradients_move_no_farther_than_others(size, state_dtype):
+    weight = torch.nn.Parameter(torch.zeros(64, 96))
+    optimizer = gradtx.optim.AdamW([weight], lr=1e-3, weight_decay=0.0, state_dtype=state_dtype)
+    unused = torch.zeros(64, 96, dtype=torch.bool)
+    unused[::7, ::3] = True
+    for step in range(20):
+        gradient = torch.randn(64, 96, generator=torch.Generator().manual_seed(step))
+        weight.grad = torch.where(unused, size * gradient, gradient)
+        optimizer.step()
+    moved = weight.detach().abs()
+    assert moved[unused].max() <= 1.5 * moved[~unused].max()
+
+
+def test_an_optimizer_says_so_when_it_is_built():
+    with pytest.raises(ValueError, match="or 'factored' for both"):
+        gradtx.optim.AdamW([torch.nn.Parameter(torch.ones(64, 96))], state_dtype={"exp_avg": "factored"})
+
+
+OF_WEIGHTS = {
+    "schedule_free_adamw": ({}, "z"),
+    "prodigy": ({}, "p0"),
+    "dog": ({}, "param_init"),
+    "dadapt_sgd": ({}, "x0"),
+    "madgrad": ({"momentum": 0.9}, "x0"),
+}
+
+
+@pytest.mark.parametrize("name", OF_WEIGHTS)
+def test_weights_in_the_state_are_not_factored(name):
+    options, slot = OF_WEIGHTS[name]
+    params = {"w": torch.randn(64, 96, generator=torch.Generator().manual_seed(0))}
+    tx = getattr(gradtx, name)(**options)
+    state = gradtx.with_state_dtype(tx, "factored").init(params)
+    kept = [slots[slot]["w"] for slots in state.values() if isinstance(slots, dict) and slot in slots]
+    assert [tensor.shape for tensor in kept] == [(64, 96)]
+    with pytest.raises(ValueError, match=rf"slot '{slot}' holds weights"):
+        gradtx.with_state_dtype(tx, {slot: "factored"}).init(params)
+
+
+@by_day("outer", "with_lookahead", "average", "regenerate_towards_init")
+@pytest.mark.parametrize("case", lean_cases(), ids=str)
+def test_no_slot_that_starts_as_its_weights_is_factored(case):
+    params = case.noise(3, {"matrix": (3, 4), "vector": (5,)}, torch.float32)
+    tx = case.make()
+    try:
+        state = gradtx.with_state_dtype(tx, "factored", min_size=0).init(params)
+    except ValueError as error:
+        if "state_dtype cannot store" not in str(error) and "has initial norm 0" not in str(error):
+            raise
+        return
+    stored = tensors(state)
+    for path, first in tensors(tx.init(params)).items():
+        starts = [param for param in params.values() if param.shape == first.shape and torch.equal(param, first)]
+        assert not starts or torch.equal(stored[path], first), path
+
+
+@pytest.mark.parametrize("size", [1e17, 1e19])
+def test_squares_whose_sums_overflow_are_not_read_as_0(size):
+    weight = torch.nn.Parameter(torch.zeros(256, 256))
+    optimizer = gradtx.optim.Adam([weight], lr=1e-3, state_dtype={"exp_avg_sq": "factored"})
+    for _ in range(3):
+        weight.grad = torch.full((256, 256), size)
+        optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((256, 256), -3e-3))
+
+
+def test_factors_of_a_transposed_weight_are_refused():
+    def built(*shape):
+        weight = torch.nn.Parameter(torch.ones(shape))
+        return weight, gradtx.optim.AdamW([weight], state_dtype="factored")
+
+    weight, optimizer = built(80, 64)
+    weight.grad = torch.ones(80, 64)
+    optimizer.step()
+    _, transposed = built(64, 80)
+    with pytest.raises(ValueError, match=r"of shape \(80, 64\), in a code that does not tell it from one of shape"):
+        transposed.load_state_dict(optimizer.state_dict())
+    assert not transposed.state
+    same, again = built(80, 64)
+    again.load_state_dict(optimizer.state_dict())
+    assert again.state[same].keys() == optimizer.state[weight].keys()

@@ -14,7 +14,7 @@ from gradtx.links.decay import add_decayed_weights, split_decay
 from gradtx.links.scaling import descend
 from gradtx.maths.entries import MOMENTS, plus_decay, quotient, safe_sqrt
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import Slot
+from gradtx.slots import Slot, weights
 from gradtx.transform import chain
 
 __all__ = ["prodigy", "scale_by_prodigy"]
@@ -122,7 +122,7 @@ def scale_by_prodigy(
     slots = {
         **MOMENTS,
         "s": Slot(lambda p: torch.zeros_like(part(p)), slow=True),
-        "p0": part,
+        "p0": weights(part),
     }
     return slots, update
 

@@ -26,7 +26,7 @@ from gradtx.maths.entries import (
     safe_sqrt,
 )
 from gradtx.rules import alias, per_tensor
-from gradtx.slots import Slot, scalar, square
+from gradtx.slots import Slot, scalar, square, weights
 
 __all__ = ["prodigy_schedule_free", "scale_by_prodigy_schedule_free"]
 
@@ -198,7 +198,7 @@ def scale_by_prodigy_schedule_free(
         "exp_avg_sq": square(),
         "weight_sum": scalar(),
         "s": Slot(lambda p: torch.zeros_like(packed(p)), slow=True),
-        "p0": packed,
+        "p0": weights(packed),
     }
     return slots, update, evaluate
 

@@ -58,7 +58,8 @@ def with_state_dtype(
     entries of the last dimension in a byte, and does not code a slot in which that dimension has fewer. "factored"
     codes a slot as a whole, and not if ranks divide it: for $m$ as the matrix nearest to a square, `exp_avg.row` and
     `exp_avg.column` are the factors $r = |m| 1$ and $c = |m|^\top 1 / (1^\top |m| 1)$ of $|m| \approx r c^\top$, and
-    `exp_avg` has the signs, eight in a byte; slots that are never negative need none.
+    `exp_avg` has the signs, eight in a byte; slots that are never negative need none. It takes no weights, and no
+    average that a rule divides by the root of an exact square.
 
     Args:
         tx: The transformation.
@@ -78,7 +79,7 @@ def with_state_dtype(
     Raises:
         TypeError: If `tx` is not a transformation, if `state_dtype` is not a dtype or a code, or if a code is unknown.
         ValueError: If `state_dtype` is an empty dict, if `min_size` is not a non-negative int, or if, at init, a
-            pattern matches no slot.
+            pattern matches no slot, or if a slot cannot be "factored".
 
     Example:
         >>> tx = gradtx.with_state_dtype(

@@ -160,8 +160,12 @@ class StageState:
         """Return the slots exactly as the rule's `init` returns them."""
         if self._rule.init is None:
             return {}
+        return self._init_of(self.like(leaf, device), leaf)
+
+    def _init_of(self, like: Tensor, leaf: Leaf) -> dict[str, Any]:
+        """Call the rule's `init`; an error names the leaf."""
         try:
-            return self._call_init(self.like(leaf, device), leaf)
+            return self._call_init(like, leaf)
         except Exception as error:
             note_rule(error, self._rule.name, [leaf])
             raise
@@ -220,7 +224,9 @@ class StageState:
         """Return the initial slots in stored form, with codes for the slots that are coded in `old`."""
         if self._rule.init is None:
             return {}
-        slots = self.init_slots(leaf)
+        like = self._outside(leaf)
+        seen = like if self._space is None else self._space.stand_in(leaf, like)
+        slots = self._init_of(seen, leaf)
         single = self._rule.single
         check_slots(slots, self._rule.name, numbers=single)
         twice = slots.keys() & self._rule.shared.keys()
@@ -232,14 +238,20 @@ class StageState:
         def probe(like: Tensor) -> dict[str, Any]:
             return numbered(self._call_init(like, leaf))
 
-        like = self._outside(leaf)
         flat = numbered(slots)
         if self._space is not None and not single:
             flat = {
                 slot: self._space.first(self._rule, slot, value, leaf, like)
                 for slot, value in flat.items()
             }
-        return self.store.first(flat, like, leaf, old, None if single else probe)
+        return self.store.first(
+            flat,
+            like,
+            leaf,
+            old,
+            None if single else probe,
+            has_coordinates=self._space is not None,
+        )
 
     def read(
         self, leaf: Leaf, compute_dtype: torch.dtype

@@ -7,7 +7,7 @@ import torch
 from gradtx.arguments import Count, Decay, Fraction, NonNegativeInt
 from gradtx.maths.entries import at_least, running_mean, synchronized
 from gradtx.rules import per_tensor
-from gradtx.slots import linear, start
+from gradtx.slots import start
 
 __all__ = ["average", "lookahead"]
 
@@ -50,6 +50,10 @@ def lookahead(k: Count = 5, alpha: Fraction = 0.5):
     return {"slow": start(slow=True)}, update, lambda state, param: state["slow"]
 
 
+# A constant, because `start` is an argument of `average`.
+_AVERAGE = {"average": start(slow=True)}
+
+
 @per_tensor(elementwise=True, needs="params", rate="after", sign="neutral")
 def average(decay: Decay | None = None, start: NonNegativeInt = 0, debias=False):
     r"""Keep an average of the weights for evaluation; updates pass unchanged.
@@ -58,6 +62,10 @@ def average(decay: Decay | None = None, start: NonNegativeInt = 0, debias=False)
     $a \leftarrow a + (p' - a)/(t - \mathrm{start})$ (Polyak's mean), or, with a decay,
     $a \leftarrow \beta a + (1-\beta) p'$; with `debias`, the weight of $p'$ is
     $(1-\beta)/(1-\beta^{t-\mathrm{start}})$.
+
+    A leaf without a gradient is skipped, its average too: it moves on towards the weight with the next gradient, and a
+    leaf that is frozen for good keeps the average that it has. torch's `AveragedModel` averages all leaves in every
+    call; use it where averages of absent leaves must catch up with their weights.
 
     Args:
         decay: $\beta$ in [0, 1), or None for the mean of all weights since `start`.
@@ -101,5 +109,4 @@ def average(decay: Decay | None = None, start: NonNegativeInt = 0, debias=False)
         mean = averaged(state["average"], moved, ctx)
         return update, {"average": torch.where(ctx.step <= start, moved, mean)}
 
-    slots = {"average": linear(lambda p: p, slow=True)}
-    return slots, update, lambda state, param: state["average"]
+    return _AVERAGE, update, lambda state, param: state["average"]

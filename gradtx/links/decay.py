@@ -13,7 +13,7 @@ from gradtx.base.exact import exact
 from gradtx.links.scaling import scale_by_learning_rate
 from gradtx.maths.entries import may_decay, plus_decay, quotient, safe_sqrt, unit_norm
 from gradtx.rules import per_tensor
-from gradtx.slots import Slot, scalar
+from gradtx.slots import Slot, scalar, weights
 from gradtx.transform import chain
 
 __all__ = ["add_decayed_weights", "add_norm_loss", "regenerate_towards_init"]
@@ -199,7 +199,7 @@ def regenerate_towards_init(
         return u + strength * (p - target), new_state
 
     slots = {
-        "param_init": target,
+        "param_init": weights(target),
         "initial_lr": initial_lr(relative_to),
     }
     return slots, update

@@ -21,7 +21,7 @@ from gradtx.base.selectors import listed
 from gradtx.distributed.redistribution import full_tensor, gathered
 from gradtx.maths.entries import at_least, at_most, identity, mean, norm, running_mean
 from gradtx.rules import per_tensor, whole_tree
-from gradtx.slots import linear, window
+from gradtx.slots import linear, weights, window
 
 __all__ = [
     "amplify_slow_gradients",
@@ -137,10 +137,6 @@ def _corrected(grad: Tensor, last: Tensor, gamma, beta) -> Tensor:
 def correct_variance_exactly(gamma: NonNegative, beta: Decay, min_ndim: NonNegativeInt):
     """Apply `correct_variance` with the gradient of the current batch at the previous parameters."""
 
-    def init(params):
-        # All leaves are stored, because the gradient is computed at the complete previous parameters.
-        return {"prev_param": params}
-
     def update(updates, state, params, ctx):
         last = ctx.grad_fn(state["prev_param"])
         corrected = dict(updates)
@@ -149,7 +145,8 @@ def correct_variance_exactly(gamma: NonNegative, beta: Decay, min_ndim: NonNegat
                 corrected[name] = _corrected(grad, last[name], gamma, beta)
         return corrected, {"prev_param": params}
 
-    return init, update
+    # All leaves are stored, because the gradient is computed at the complete previous parameters.
+    return {"prev_param": weights(lambda params: params)}, update
 
 
 @per_tensor(length="bounds")

@@ -20,6 +20,7 @@ from gradtx.optim.groups import (
     CODES_KEY,
     ENGINE_OPTIONS,
     OVERRIDDEN,
+    SHAPES_KEY,
     WRAPPER_KEYS,
     Group,
     GroupSettings,
@@ -62,7 +63,7 @@ def check_form(state_dict: Mapping[str, Any], names: list[str]) -> None:
     for i, group in enumerate(groups):
         where = f"loaded group {i} of 'param_groups'"
         require(group, Mapping, where, "a dict")
-        for key in ("params", "param_names", OVERRIDDEN, WRAPPER_KEYS):
+        for key in ("params", "param_names", OVERRIDDEN, SHAPES_KEY, WRAPPER_KEYS):
             default = None if key == "params" else []
             require(
                 group.get(key, default), list | tuple, f"{key!r} of {where}", "a list"
@@ -230,6 +231,7 @@ class Checkpoint:
         # Ranks load alone: structures need no values of sharded parameters.
         first_of = functools.partial(self.states.first, shown=without_messages)
         codes = group.pop(CODES_KEY, {})
+        self._check_shapes(params, group.pop(SHAPES_KEY, []))
         for key in ("param_names", "label"):
             if key in present.group:
                 group.setdefault(key, present.group[key])
@@ -258,6 +260,17 @@ class Checkpoint:
             if self._misfits(of_other) < misfits:
                 return other, of_other, codes
         return settings, first, codes
+
+    def _check_shapes(self, params: list[Tensor], shapes: list[list[int]]) -> None:
+        """Check the shapes of the parameters of a saved run whose codes fit other shapes with as many entries, too."""
+        for param, shape in zip(params, shapes, strict=bool(shapes)):
+            if self._entries[param] and list(param.shape) != list(shape):
+                name = self._present.members.by_param[param].name
+                raise ValueError(
+                    f"state of parameter {name!r} is that of a weight of shape {tuple(shape)}, in a code that does not "
+                    f"tell it from one of shape {tuple(param.shape)}; load it into an optimizer of the saved shape "
+                    "without codes, and rearrange its slots there"
+                )
 
     def _misfits(self, first: Mapping[Tensor, Initial]) -> int:
         """Return the number of slots that only the entries or only these first states have."""

@@ -28,6 +28,8 @@ SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_moment
 OVERRIDDEN = "overridden"
 # The key in a saved group of the labels of the codes of slots.
 CODES_KEY = "codes"
+# The key in a saved group of the shapes of its parameters, if codes do not tell them apart, as factors do not.
+SHAPES_KEY = "shapes"
 # In a state dict: keys of states that a wrapper has written, although they are names of slots.
 WRAPPER_KEYS = "wrapper_keys"
 # Options of torch's implementations.

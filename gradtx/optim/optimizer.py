@@ -44,6 +44,7 @@ from gradtx.optim.explain import Explanation, explain
 from gradtx.optim.groups import (
     CODES_KEY,
     OVERRIDDEN,
+    SHAPES_KEY,
     WRAPPER_KEYS,
     Group,
     defaults_of,
@@ -353,6 +354,7 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         core = self._up_to_date()
         if not self.state and _torch.is_called_by_checkpoint():
             core.states.begin()
+            core.states.keep_missed()
             return None
         scaling = self._checked(core, closure, extras)
         if scaling is not None and core.counts_on_host() and not scaling.proceed:
@@ -610,7 +612,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         core = self._up_to_date()
         members, states = core.members, core.states
         with core.at_state(writes=False):
-            keeps = bool(self.state) or _torch.is_called_by_checkpoint()
+            keeps = bool(self.state)
+            if _torch.is_called_by_checkpoint():
+                keeps = True
+                states.keep_missed()
             saved, layouts = states.to_save(keeps)
         states.show_exactly()
         everything = self.state
@@ -640,6 +645,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
                 )
             if codes:
                 group[CODES_KEY] = codes
+            whole = [layouts[param].has_whole_codes for param in settings.params]
+            if any(whole):
+                group[SHAPES_KEY] = [list(param.shape) for param in settings.params]
             if of_wrappers:
                 group[WRAPPER_KEYS] = sorted(of_wrappers)
         if core.evaluation is not None:

@@ -471,6 +471,21 @@ class States:
         self._count_exactly(states)
         return _with_memory_apart(states, members), layouts
 
+    def keep_missed(self) -> None:
+        """Keep the missed updates in the states of members whose numbers follow schedules, even if they are 0.
+
+        `torch.distributed.checkpoint` loads only what a state has, and a new optimizer has missed no updates.
+        """
+        missed: Tensor | None = None
+        for settings in self.members.groups:
+            if not any(map(settings.follows_schedule, settings.sources)):
+                continue
+            for param in settings.params:
+                state = self.by_param.get(param)
+                if state and MISSED not in state:
+                    missed = _NONE_MISSED.clone() if missed is None else missed
+                    state[MISSED] = missed
+
     def _count_exactly(self, states: dict[Any, State]) -> None:
         """Replace counts that a CUDA graph has advanced beyond what float32 holds; this waits for the device."""
         for param, member in self.members.by_param.items():

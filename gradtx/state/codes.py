@@ -52,6 +52,8 @@ class Codec:
         packs: The number of codes, from 0 to 15 or from -8 to 7, per byte: 1, or 2 along the last dimension, if any.
         random: Whether `encode` receives 16 random bits per entry as its last argument.
         shapes_of: For a code of whole slots: the shapes of the codes and of each part, given that of the slot.
+        mixes_entries: Whether a decoded entry depends on others, as in a product of factors. Such a code stores no
+            weights, and no average that a rule divides by the root of an exact square, which may be 0 where it is not.
         name: The name in errors and checkpoints. Checkpoints tell codes apart by it, so change it with the functions.
 
     Raises:
@@ -77,6 +79,7 @@ class Codec:
     packs: int = 1
     random: bool = False
     shapes_of: Callable[[Shape], tuple[Shape, ...]] | None = None
+    mixes_entries: bool = False
     name: str = "codec"
 
     def __post_init__(self) -> None:
@@ -452,6 +455,7 @@ _FACTORED_MAGNITUDES = Codec(
     factors.decode_magnitudes,
     parts=("row", "column"),
     shapes_of=factors.shapes_of_magnitudes,
+    mixes_entries=True,
     name="factored magnitudes",
 )
 CODES = {
@@ -482,6 +486,7 @@ CODES = {
         parts=("row", "column"),
         nonnegative=_FACTORED_MAGNITUDES,
         shapes_of=factors.shapes_of_signed,
+        mixes_entries=True,
         name="factored",
     ),
 }

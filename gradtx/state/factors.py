@@ -59,11 +59,17 @@ def shapes_of_magnitudes(shape: Shape) -> tuple[Shape, ...]:
 
 
 def _factors(sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sums of the rows and the shares of the columns, of which the outer product has the same sums."""
+    """Return the means of the rows and the relative means of the columns, of which the outer product has the same sums.
+
+    Means are no larger than the largest entry. Sums may overflow where entries do not, as squares of gradients of 1e18
+    do in float32, and a second moment would then be read as 0.
+    """
     matrix = sizes.reshape(_sides(sizes.numel()))
-    row, column = matrix.sum(1), matrix.sum(0)
-    total = column.sum()
-    return row, column / torch.where(total == 0, 1, total)
+    rows, columns = matrix.shape
+    row = (matrix / max(columns, 1)).sum(1)
+    column = (matrix / max(rows, 1)).sum(0)
+    mean = (column / max(columns, 1)).sum()
+    return row, column / torch.where(mean == 0, 1, mean)
 
 
 @_torch.assume_constant

@@ -115,6 +115,11 @@ class Layout:
         return not self.following.isdisjoint(str(key).split("."))
 
     @functools.cached_property
+    def has_whole_codes(self) -> bool:
+        """Whether a code sees a slot as a whole, so that its tensors do not say which shape the slot has."""
+        return any(codec.shapes_of is not None for codec in self.coded_keys.values())
+
+    @functools.cached_property
     def labels(self) -> dict[str, str]:
         """The key of each coded slot, and the label of its code."""
         return {key: codec.label for key, codec in self.coded_keys.items()}

@@ -266,6 +266,7 @@ class Store:
         leaf: Leaf,
         old: Mapping[str, Any] | None,
         probe: Probe | None = None,
+        has_coordinates: bool = False,
     ) -> dict[str, Any]:
         """Convert slots that `init` returned to their stored form.
 
@@ -275,12 +276,16 @@ class Store:
             leaf: The leaf.
             old: Existing slots, which determine the slots to code; None at init, where sizes determine them.
             probe: Returns the slots of another parameter, to distinguish a square factor from a slot of leaf shape.
+            has_coordinates: Whether a combinator keeps these slots in coordinates of its own.
+
+        Raises:
+            ValueError: If a slot cannot be in its code.
         """
-        codecs = (
-            self._codecs_for(slots, like, probe)
-            if old is None
-            else self.codecs_of(old, leaf)
-        )
+        if old is None:
+            codecs = self._codecs_for(slots, like, probe)
+            self._check_mixed(codecs, slots, like, leaf, has_coordinates)
+        else:
+            codecs = self.codecs_of(old, leaf)
         if self._seen_slots is not None:
             self._seen_slots.update((self.path, slot) for slot in slots)
             for slot, codec in codecs.items():
@@ -327,6 +332,13 @@ class Store:
             rule, codec = self._rule(slot), self._codec(slot)
             if rule is None or codec is None:
                 continue
+            if codec.mixes_entries and self._is_weight(slot, value, like):
+                if rule.is_named:
+                    raise ValueError(
+                        f"{self._who}: slot {slot!r} holds weights, which {codec.name!r} would move far; "
+                        "remove it from state_dtype, or choose a dtype or 'bfloat16+8' for it"
+                    )
+                continue
             if (
                 rule.may_code(value, like)
                 and not _is_split(like, codec)
@@ -347,6 +359,47 @@ class Store:
                 if other is None or other.shape != longer.shape:
                     del codecs[slot]
         return codecs
+
+    def _is_weight(self, slot: str, value: Any, like: Tensor) -> bool:
+        """Whether a slot holds weights: it says so, or it is the parameter."""
+        return self._slot_of(slot).is_weight or value is like
+
+    def _check_mixed(
+        self,
+        codecs: Mapping[str, Codec],
+        slots: Mapping[str, Any],
+        like: Tensor,
+        leaf: Leaf,
+        has_coordinates: bool,
+    ) -> None:
+        """Refuse a vector in a code that mixes entries beside squares that are 0 where the decoded vector is not.
+
+        The code gives an entry the share of its row and of its column, although all of its gradients may have been 0
+        or tiny. Its quotient by the root of its own square, which is exact, would be as large as 1 / eps. A square of
+        the same shape in such a code has a share as well.
+        """
+        vectors = [
+            slot
+            for slot, codec in codecs.items()
+            if codec.mixes_entries and self._slot_of(slot).kind == "linear"
+        ]
+        if not vectors:
+            return
+        for slot, value in slots.items():
+            if self._slot_of(slot).kind != "square":
+                continue
+            codec = codecs.get(slot)
+            has_shares = codec is not None and codec.mixes_entries
+            if has_shares and not has_coordinates:
+                continue
+            vector, code = vectors[0], codecs[vectors[0]].name
+            remedy = f"choose another code for it, such as {{{vector!r}: 'int8'}}"
+            if value.shape == like.shape and not has_coordinates:
+                remedy += f", or {code!r} for both"
+            raise ValueError(
+                f"{self._who}: state_dtype cannot store {vector!r} of leaf {leaf.name!r} as {code!r} beside "
+                f"{slot!r}: it is not 0 where all gradients were, but {slot!r} is, and the rule divides by it; {remedy}"
+            )
 
     # Reading and writing.
 

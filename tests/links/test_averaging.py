@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 import gradtx
 from tests import references as ref
@@ -151,3 +152,16 @@ def test_with_lookahead_lists_its_modes_for_an_unknown_one():
     message = r"^with_lookahead: pullback_momentum must be 'none', 'reset' or 'pullback', got 'pull'$"
     with pytest.raises(ValueError, match=message):
         gradtx.with_lookahead(gradtx.sgd(), pullback_momentum="pull")
+
+
+def test_the_average_of_a_leaf_waits_for_its_gradients_and_stays_when_it_is_frozen():
+    params = {name: torch.nn.Parameter(torch.zeros(2, dtype=torch.float64)) for name in ("present", "absent")}
+    optimizer = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=1.0), gradtx.average(0.5)), list(params.items()))
+    for names in (("present", "absent"), ("present",), ("present",), ("present", "absent")):
+        for name, param in params.items():
+            param.grad = -torch.ones_like(param) if name in names else None
+        optimizer.step()
+    # Weights 1, 2, 3, 4 and 1, 1, 1, 2; each average moves half of the way in the updates of its leaf alone.
+    expected = {"present": 0.5 * 4 + 0.25 * 3 + 0.125 * 2 + 0.0625 * 1, "absent": 0.5 * 2 + 0.25 * 1}
+    for name, param in params.items():
+        assert optimizer.state[param]["average"].tolist() == [expected[name]] * 2

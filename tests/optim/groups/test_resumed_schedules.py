@@ -5,7 +5,8 @@ import warnings
 
 import pytest
 import torch
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 
 import gradtx
 from tests.optim.problems import assert_equal, descend, made, parameters, saved_and_loaded
@@ -117,6 +118,46 @@ def test_a_distributed_checkpoint_follows_the_schedule_of_the_code():
     again = gradtx.optim.AdamW(model.named_parameters(), lr=longer)
     set_optimizer_state_dict(model, again, saved)
     assert again.param_groups[0]["lr"] == pytest.approx(float(longer(BEFORE)))
+
+
+class TwoHeads(torch.nn.Module):
+    """Two parameters, of which a step may give one or both a gradient."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = (torch.nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in range(2))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
+def test_a_distributed_checkpoint_keeps_the_updates_that_the_schedule_has_counted(flat, tmp_path):
+    halving = gradtx.Schedule(lambda step: 0.5**step)
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+
+    def built():
+        model = TwoHeads()
+        return model, gradtx.as_optimizer(gradtx.sgd(lr=halving), model.named_parameters())
+
+    def moved(model, optimizer, names):
+        """How far each call moves the parameters that have a gradient."""
+        rates = []
+        for name in names:
+            optimizer.zero_grad()
+            param = getattr(model, name)
+            before, param.grad = param.item(), torch.ones_like(param)
+            optimizer.step()
+            rates.append(before - param.item())
+        return rates
+
+    model, optimizer = built()
+    assert moved(model, optimizer, ["one", "other", "one"]) == [1.0, 0.5, 0.25]
+    saved = get_optimizer_state_dict(model, optimizer, options=options)
+    checkpoint.save(saved, checkpoint_id=tmp_path, no_dist=True)
+    model, optimizer = built()
+    template = get_optimizer_state_dict(model, optimizer, options=options)
+    checkpoint.load(template, checkpoint_id=tmp_path, no_dist=True)
+    set_optimizer_state_dict(model, optimizer, template, options=options)
+    assert moved(model, optimizer, ["other", "one"]) == [0.125, 0.0625]
 
 
 def test_a_schedule_of_an_inner_clock_applies_at_the_saved_count_of_that_clock():

@@ -106,6 +106,20 @@ def test_the_state_has_the_keys_shapes_and_dtypes_of_torch(name, options):
         assert_equal(state["step"], expected["step"])
 
 
+@pytest.mark.parametrize("name", ["NAdam", "ASGD", "AdamW"])
+def test_numbers_are_float64_as_in_torch_if_that_is_the_default_dtype(name, float64_by_default):
+    # torch follows the default dtype, with which float32 runs lose digits that ours keep.
+    (ours, own), (theirs, other) = pair(name, lambda: parameters(torch.float64))
+    descend(ours, own, 3)
+    descend(theirs, other, 3)
+    for a, b in zip(own.values(), other.values(), strict=True):
+        state, expected = ours.state[a], theirs.state[b]
+        numbers = {key for key, value in expected.items() if value.ndim == 0} - {"step"}
+        for key in numbers:
+            torch.testing.assert_close(state[key], expected[key], rtol=1e-14, atol=0.0)
+    assert numbers or name == "AdamW"
+
+
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RAdam"])
 def test_a_tensor_as_learning_rate_equals_torch(name):
     assert_same_steps(name, lr=torch.tensor(0.03, dtype=torch.float64))
