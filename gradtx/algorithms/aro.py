@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
+import torch
 from torch import Tensor
 
 from gradtx.algorithms.muon import muon_like
@@ -11,7 +12,7 @@ from gradtx.algorithms.sinkgd import alternately_normalized
 from gradtx.arguments import Count, Decay
 from gradtx.links.momentum import trace_ema
 from gradtx.links.orthogonal import Adjustment
-from gradtx.maths.entries import at_least, identity, norms
+from gradtx.maths.entries import at_least, identity, is_rounding, norm, norms
 from gradtx.maths.matrices import orthonormal
 from gradtx.rules import alias, per_tensor
 from gradtx.transform import GradientTransformation
@@ -31,12 +32,17 @@ def scale_by_aro(base: Literal["sinkhorn", "row"] = "sinkhorn", iterations: Coun
             return alternately_normalized(x, iterations, 1, (LEAST, LEAST))
         return x * (x.shape[1] ** 0.5 / at_least(norms(x, 1), LEAST))
 
+    def rotated(x: Tensor, R: Tensor) -> Tensor:
+        rows = R.mT @ x
+        # In directions that x does not have, only rounding errors.
+        return torch.where(is_rounding(norms(rows, 1), norm(x)), 0.0, rows)
+
     def update(u, state, p, ctx):
         is_tall = u.shape[0] > u.shape[1]
         x = u.mT if is_tall else u
         R = state["rotation"]
-        R = orthonormal(x @ direction(R.mT @ x).mT)
-        d = R @ direction(R.mT @ x)
+        R = orthonormal(x @ direction(rotated(x, R)).mT)
+        d = R @ direction(rotated(x, R))
         return d.mT if is_tall else d, {"rotation": R}
 
     def first(param):
@@ -90,8 +96,8 @@ def aro(
         >>> update.square().mean().sqrt()
         tensor(0.1000)
 
-    Source: ARO, arXiv:2602.09006. Departures: the paper gives no scale of the rate, hence "none". Where $u$ lacks a
-    rank, the rotation is arbitrary in part.
+    Source: ARO, arXiv:2602.09006. Departures: the paper gives no scale of the rate, hence "none"; rows of $R^\top u$
+    that are 0 but for rounding errors are 0. Where $u$ lacks a rank, the rotation is arbitrary in part.
     """
     return muon_like(
         "aro",

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from gradtx.algorithms.muon import with_fallback
 from gradtx.arguments import Count, NonNegative
 from gradtx.links.decay import add_decayed_weights
 from gradtx.links.scaling import scale_by_learning_rate
-from gradtx.maths.entries import corrected_root, norm, running_mean
+from gradtx.maths.entries import (
+    corrected_root,
+    is_rounding,
+    norm,
+    norms,
+    remainder,
+    running_mean,
+)
 from gradtx.maths.matrices import eigenbasis, gram, orthonormal
 from gradtx.maths.polynomials import NEWTON_SCHULZ, orthogonalizer
 from gradtx.rules import alias, per_tensor
@@ -43,6 +51,11 @@ def scale_by_cosmos(
     def columns_of_basis(tensor: Tensor) -> int:
         return min(rank, tensor.shape[1])
 
+    def coordinates(x: Tensor, basis: Tensor) -> Tensor:
+        columns = x @ basis
+        # In directions that x does not have, only rounding errors.
+        return torch.where(is_rounding(norms(columns, 0), norm(x)), 0.0, columns)
+
     def next_basis(g: Tensor, state, ctx) -> tuple[Tensor, Tensor]:
         P, S = state["P"], state["S"]
 
@@ -62,13 +75,13 @@ def scale_by_cosmos(
         weights = ctx.bias_correction(beta1) / (1 - beta1)
         u = (g + beta1 * m) / (1 + beta1 * weights) if nesterov else g / weights
         P, S = next_basis(g, state, ctx)
-        v = running_mean(state["exp_avg_sq"], (g @ P).square(), beta2)
-        inside = u @ P
+        v = running_mean(state["exp_avg_sq"], coordinates(g, P).square(), beta2)
+        inside = coordinates(u, P)
         d = inside / (corrected_root(v, ctx, beta2) + eps) @ P.mT
         size = math.sqrt(g.numel())
-        # With all directions inside, only rounding is left.
+        # With all directions inside, nothing is left.
         if P.shape[1] < P.shape[0]:
-            rest = iterate(u - inside @ P.mT)
+            rest = iterate(remainder(u, inside @ P.mT))
             d = d + rest * (gamma * size / (norm(rest) + eps))
         d = d * (lr_ratio * size / (norm(d) + eps))
         return d, {"exp_avg": m, "exp_avg_sq": v, "P": P, "S": S}
@@ -148,9 +161,10 @@ def cosmos(
                 [ 0.0000, -1.7890]])
 
     Source: Liu et al. 2025, arXiv:2502.17410, and the authors' code at 61de180. Departures: their code sends matrices
-    of more than 10,000 rows to Adam, and raises an error where the rank exceeds the columns. Kept from it: without
-    `nesterov`, the momentum is not used; $v$ stays as it is when $P$ turns. Where the rank exceeds that of the first
-    gradient, part of $P$ is arbitrary.
+    of more than 10,000 rows to Adam, and raises an error where the rank exceeds the columns; coordinates $u P$ and the
+    rest $u - u P P^\top$ are 0 here if they are 0 but for rounding errors, of which divisors would make a full step.
+    Kept from it: without `nesterov`, the momentum is not used; $v$ stays as it is when $P$ turns. Where the rank
+    exceeds that of the first gradient, part of $P$ is arbitrary.
     """
     matrices = chain(
         scale_by_cosmos(betas, rank, lr_ratio, gamma, eps, nesterov),

@@ -11,7 +11,7 @@ from torch import Tensor
 from gradtx.algorithms.muon import muon_like
 from gradtx.arguments import Decay, NonNegative
 from gradtx.links.orthogonal import Adjustment, equalized
-from gradtx.maths.entries import norms
+from gradtx.maths.entries import is_rounding, norm, norms
 from gradtx.maths.matrices import orthonormal
 from gradtx.maths.polynomials import Coefficients, Steps, orthogonalizer
 from gradtx.rules import alias, per_tensor
@@ -68,7 +68,7 @@ def scale_by_dion(
                 [0.8000, 0.0000]])
 
     Source: Ahn et al. 2025, arXiv:2504.05295. Departures: none from dion_simple, which does not transpose wide
-    matrices; where a column of $R$ is 0, that of $Q$ is unchanged and the result is 0.
+    matrices; where a column of $R$ is 0, perhaps but for rounding errors, that of $Q$ is unchanged and the result is 0.
     """
     if isinstance(rank, float) and rank > 1:
         raise ValueError(
@@ -88,11 +88,12 @@ def scale_by_dion(
         left = orthonormal(momentum @ old)
         right = momentum.mT @ left
         lengths = norms(right, 0)
+        is_zero = is_rounding(lengths, norm(right))
         # A zero column stays 0, even with eps 0.
-        basis = right / (lengths + eps + (lengths == 0))
+        basis = torch.where(is_zero, 0.0, right / (lengths + eps + is_zero))
         return left @ basis.mT, {
             "momentum": momentum - (1 - mu) * (left @ right.mT),
-            "Q": torch.where(lengths == 0, old, basis),
+            "Q": torch.where(is_zero, old, basis),
         }
 
     return first, update

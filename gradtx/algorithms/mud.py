@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from gradtx.algorithms.muon import muon_like, summed_momentum
 from gradtx.arguments import Count, Decay
 from gradtx.links.orthogonal import Adjustment
-from gradtx.maths.entries import at_least, norms, quotient
+from gradtx.maths.entries import at_least, is_rounding, norms, quotient
 from gradtx.maths.matrices import symmetric_product
 from gradtx.rules import alias, per_tensor
 from gradtx.transform import GradientTransformation
@@ -43,11 +45,13 @@ def decorrelate(passes: Count = 1, eps=1e-8):
         tensor([[1., 0.],
                 [0., 1.]])
 
-    Source: MUD, arXiv:2603.17970. Departures: none.
+    Source: MUD, arXiv:2603.17970. Departures: a row of which the rows before it leave only rounding errors is 0.
     """
 
-    def unit_rows(x: Tensor) -> Tensor:
-        return quotient(x, at_least(norms(x, -1), eps), floor=eps)
+    def unit_rows(x: Tensor, whole: float = 0.0) -> Tensor:
+        lengths = norms(x, -1)
+        rows = quotient(x, at_least(lengths, eps), floor=eps)
+        return torch.where(is_rounding(lengths, whole), 0.0, rows)
 
     def update(u, state, p, ctx):
         is_tall = u.shape[0] > u.shape[1]
@@ -55,11 +59,11 @@ def decorrelate(passes: Count = 1, eps=1e-8):
         for _ in range(passes):
             triangle = symmetric_product(q, q.mT).tril(-1)
             # The ones of the diagonal are not read; rows of zeros have none.
-            q = unit_rows(
-                torch.linalg.solve_triangular(
-                    triangle, q, upper=False, unitriangular=True
-                )
+            rest = torch.linalg.solve_triangular(
+                triangle, q, upper=False, unitriangular=True
             )
+            # A row that those before it explain is 0; their errors add up.
+            q = unit_rows(rest, math.sqrt(q.shape[0]))
         return q.mT if is_tall else q, state
 
     return update

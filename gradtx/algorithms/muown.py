@@ -15,6 +15,7 @@ from gradtx.maths.entries import (
     corrected_root,
     norms,
     quotient,
+    remainder,
     running_mean,
 )
 from gradtx.maths.polynomials import Coefficients, Steps, orthogonalizer
@@ -77,7 +78,7 @@ def scale_by_muown(
         >>> gradtx.apply_updates(params, updates)["w"].norm()
         tensor(4.9000)
 
-    Source: Muown, arXiv:2605.10797. Departures: none.
+    Source: Muown, arXiv:2605.10797. Departures: a row of which only rounding errors are left across the weights is 0.
     """
     beta1, beta2 = betas
     iterate = orthogonalizer("scale_by_muown", ns_coefficients, ns_steps, ns_dtype)
@@ -97,7 +98,7 @@ def scale_by_muown(
         length = at_least(state["length"], LEAST)
         unit = quotient(p, gamma)
         along = (g * unit).sum(dim=1, keepdim=True)
-        across = gamma / length * (g - unit * along)
+        across = gamma / length * remainder(g, unit * along, 1)
         average = running_mean(state["momentum_buffer"], across, momentum)
         rate = lr * shape_factor(adjust_lr_fn, *g.shape)
         direction = unit * length - rate * iterate(average)

@@ -27,9 +27,11 @@ from gradtx.execution.leaf_rule import OfLeaf
 from gradtx.links.clipping import shrink
 from gradtx.maths.entries import (
     at_least,
+    is_rounding,
     norm,
     plus_decay,
     quotient,
+    remainder,
     running_mean,
     safe_pow,
     safe_sqrt,
@@ -67,8 +69,8 @@ def orthogonalize_against_ema(beta: Decay = 0.9):
         beta: $\beta$, in [0, 1).
 
     Returns:
-        A transformation that keeps shapes and dtypes. State: `grad_ema`, shaped as the parameter. A leaf with one
-        entry becomes 0 from the second step on.
+        A transformation that keeps shapes and dtypes. State: `grad_ema`, shaped as the parameter. The result is 0 where
+        only rounding errors remain, as always for a leaf with one entry from the second step on.
 
     Example:
         >>> tx = gradtx.orthogonalize_against_ema()
@@ -85,7 +87,10 @@ def orthogonalize_against_ema(beta: Decay = 0.9):
         old, exact = state["grad_ema"], update.to(ctx.time.dtype)
         unit = old.to(exact.dtype)
         unit = unit / at_least(norm(unit), 1e-12)
-        return exact - (exact * unit).sum() * unit, {
+        rest = exact - (exact * unit).sum() * unit
+        # The mean has rounding errors of its own dtype.
+        is_zero = is_rounding(norm(rest).to(old.dtype), norm(update))
+        return torch.where(is_zero, 0.0, rest), {
             "grad_ema": running_mean(old, update, beta)
         }
 
@@ -269,10 +274,9 @@ def orthogonalize_against_params():
     """
 
     def update(update, state, param, ctx):
-        rest = update - quotient((update * param).sum(), param.square().sum()) * param
-        before, after = norm(update), norm(rest)
-        left = after > 4 * torch.finfo(rest.dtype).eps * before
-        return rest * quotient(before, after, left), state
+        along = quotient((update * param).sum(), param.square().sum()) * param
+        rest = remainder(update, along)
+        return rest * quotient(norm(update), norm(rest)), state
 
     return update
 

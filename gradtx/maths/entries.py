@@ -120,6 +120,29 @@ def identity(size: int, like: Tensor) -> Tensor:
     return torch.eye(size, dtype=like.dtype, device=like.device)
 
 
+# Rounding errors of a difference or a product, in units of the last place of its largest term.
+ROUNDING = 16
+
+
+def is_rounding(length: Tensor, whole: Tensor | float) -> Tensor:
+    """Return where a norm is at most that of rounding errors of terms with the norm `whole`.
+
+    What is left of a subtraction, or a coordinate in a basis, may be 0 but for such errors. A rule that divides it by
+    its norm would turn them into a step of full length, a different one on each processor.
+    """
+    return length <= ROUNDING * torch.finfo(length.dtype).eps * whole
+
+
+def remainder(x: Tensor, part: Tensor, dim: int | None = None) -> Tensor:
+    """Return x - part, or 0 where only rounding errors are left: of the whole leaf, or of each vector along `dim`."""
+    rest = x - part
+    if dim is None:
+        left, whole = norm(rest), norm(x)
+    else:
+        left, whole = norms(rest, dim), norms(x, dim)
+    return torch.where(is_rounding(left, whole), 0.0, rest)
+
+
 def rms(x: Tensor) -> Tensor:
     """Return the root mean square of a whole leaf as a 0-d tensor, or 0 if the leaf is empty."""
     return safe_sqrt(x.square().sum() / max(x.numel(), 1))

@@ -29,8 +29,9 @@ def cosmos(
     low = u @ s.P
     d = low / ((s.v / (1 - b2**t)).sqrt() + eps) @ s.P.T
     s.seen.add("whole" if rank >= columns else "part")
-    if rank < columns:
-        rest = orthogonal(u - low @ s.P.T)
+    rest = u - low @ s.P.T
+    if rank < columns and rest.norm() > 1e-13 * u.norm():  # else rounding errors
+        rest = orthogonal(rest)
         d = d + gamma * math.sqrt(rows * columns) * rest / (rest.norm() + eps)
     return p * (1 - lr * weight_decay) - lr * lr_ratio * math.sqrt(rows * columns) * d / (d.norm() + eps)
 

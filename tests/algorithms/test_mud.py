@@ -46,12 +46,12 @@ def test_the_matrices_follow_the_loop(options):
 def test_passes_bring_rows_nearer_to_orthogonal_ones():
     u = torch.randn(4, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     gaps = []
-    for passes in (1, 3, 30):
+    for passes in (1, 2, 30):  # with 3, the rest is rounding errors already
         tx = gradtx.decorrelate(passes)
         q = tx.update({"w": u}, tx.init({}))[0]["w"]
         torch.testing.assert_close(q.norm(dim=1), torch.ones(4).double())
         gaps.append((q @ q.T - torch.eye(4)).norm().item())
-    assert gaps[0] > gaps[1] > gaps[2] < 1e-6
+    assert gaps[0] > gaps[1] > 1e-6 > gaps[2]
 
 
 def test_rows_of_zeros_and_equal_rows_stay_finite():
