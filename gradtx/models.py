@@ -65,6 +65,8 @@ INDEPENDENT_NUMBERS = ("A_log", "A_logs")
 HEAD_NAMES = ("lm_head", "head", "classifier", "score")
 # Of heads, and of output projections in the blocks of GPT-J and CodeGen.
 HEAD_NAMES_OUTSIDE_BLOCKS = ("fc_out",)
+# Of layers that choose experts, as in Switch and NLLB.
+ROUTERS = ("router", "gate")
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 CONVOLUTIONS = (
     nn.Conv1d,
@@ -111,8 +113,8 @@ def label_by_role(model: nn.Module, *, tied: str = "embedding") -> dict[str, str
     computes a weight from has the role of the weight.
 
     An output layer is the last `Linear` outside of repeated blocks with as many outputs as an embedding has entries, or
-    a `Linear` named lm_head, head, classifier or score, or, outside of repeated blocks, fc_out. Repeated blocks are
-    the modules of a `ModuleList`, and several modules of one class in a `Sequential`.
+    a `Linear` named lm_head, head, classifier or score, but not that of a router, or, outside of repeated blocks,
+    fc_out. Repeated blocks are the modules of a `ModuleList`, and several modules of one class in a `Sequential`.
 
     Args:
         model: The model. Names are those of `named_parameters()` without what `DistributedDataParallel`,
@@ -351,6 +353,8 @@ def _is_head(use: WeightUse, last: nn.Module | None, blocks: Collection[str]) ->
     if not isinstance(use.module, nn.Linear) or use.name != "weight":
         return False
     around, _, name = use.module_name.rpartition(".")
+    if around.rpartition(".")[2] in ROUTERS:  # which calls its only layer "classifier"
+        return False
     if name == "linear":  # of a head that is a module of its own, as LeViT's
         name = around.rpartition(".")[2]
     if name in HEAD_NAMES_OUTSIDE_BLOCKS:
@@ -422,6 +426,8 @@ BLOCKS = {
 # Stacked matrices that no head divides: the gates of recurrent layers, and gate and values of gated MLPs.
 GATES = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 GATED = {"gate_up_proj": 2, "w12": 2}
+# Of classes with stacked experts whose columns are outputs: whether columns of gate and values alternate.
+ALTERNATES = {"Llama4": False, "GptOss": True}
 # Beginnings and parts of the names of weights that multiply an input.
 WEIGHT_BEGINNINGS = ("w", "lora_", "loha_", "lokr_")
 WEIGHT_PARTS = ("weight", "kernel", "proj", "matrix", "expert")
@@ -446,11 +452,13 @@ class RoleRow:
         branch: The label of its transformation.
         heads: The number of blocks into which it is split; 1 for no split.
         dim: The dimension that is split.
-        batch: The number of leading dimensions that index matrices.
+        batch: The number of leading dimensions that index matrices, each of which has these blocks.
+        alternates: Whether every block has every `heads`-th row or column, in place of consecutive ones.
         is_guessed: Whether nothing but the shape says that this is a matrix, and not a table of vectors, or that it is
             a head, and not the last matrix of another kind.
         may_be_fused: Whether its shape, three times as many rows as columns beside a number of heads, is that of
             fused queries, keys and values, though it has another name and is not split.
+        may_be_gated: Whether it has the columns of a gate and of values, in an order that nothing tells.
     """
 
     name: str
@@ -462,6 +470,8 @@ class RoleRow:
     batch: int
     is_guessed: bool = False
     may_be_fused: bool = False
+    may_be_gated: bool = False
+    alternates: bool = False
 
     @property
     def role_shown(self) -> str:
@@ -471,11 +481,24 @@ class RoleRow:
     @property
     def blocks(self) -> str:
         """A description of the blocks."""
+        if self.batch:
+            return self._blocks_of_stack
         if self.heads > 1:
             return f"{self.heads} along {self.dim}"
         if self.may_be_fused:
             return f"1, or fused? {_argument_of_blocks(self)}"
-        return f"{math.prod(self.shape[: self.batch])} matrices" if self.batch else ""
+        return ""
+
+    @property
+    def _blocks_of_stack(self) -> str:
+        """A description of the blocks of a stack of matrices."""
+        matrices = f"{math.prod(self.shape[: self.batch])} matrices"
+        if self.may_be_gated:
+            return f"{matrices}, or gates and values? blocks={{{self.name!r}: 2}}"
+        if self.heads == 1:
+            return matrices
+        order = ", in turn" if self.alternates else ""
+        return f"{matrices}, each {self.heads} along {self.dim}{order}"
 
 
 class ModelOptimizer(ChainOptimizer):
@@ -522,7 +545,10 @@ def muon_for(
 
     Roles are those of `label_by_role`. Matrices use `muon`: query, key and value weights with one block per head, and
     expert weights with one block per expert. The gates of LSTM and GRU have a block each, and so have both halves of
-    `gate_up_proj` and `w12` of gated MLPs; other fused projections, such as an `in_proj`, are one matrix. Convolutions
+    `gate_up_proj` and `w12` of gated MLPs, also of stacked experts: halves of the rows as in Mixtral, Qwen and OLMoE,
+    of the columns as in Llama 4, and alternating columns as in GPT-OSS. If `down_proj` shows that columns are outputs
+    and the class is another one, they are not split, and the table asks. Other fused projections, such as an
+    `in_proj`, are one matrix. Convolutions
     use `muon`, viewed as (out, all others), but depthwise ones `adamw`; heads use `adamw`; embeddings, norms, biases
     and scalars use `adamw` without decay. The number of heads is read from the attributes `num_heads`, `n_head`,
     `n_heads`, `num_attention_heads`, `heads` or `nhead` (of attention, `h`) of a module or of its `config`; that of
@@ -547,8 +573,9 @@ def muon_for(
         conv: "muon" or "adamw", for convolutions.
         roles: Other treatments by name pattern, of which the first match applies: `{"*.router.weight": "adamw"}`. A
             treatment is a role, or the label of a branch: "muon", "muon_conv", "adamw", "adamw_no_decay" or "frozen".
-        blocks: The numbers of blocks of rows (of the GPT-2 layer of transformers, columns) by name pattern, of which
-            the first match applies: `{"*.to_qkv.weight": 3 * heads}`; 1 for one matrix.
+        blocks: The numbers of blocks of rows (where outputs are columns, as in the GPT-2 layer of transformers, of
+            columns) by name pattern, of which the first match applies: `{"*.to_qkv.weight": 3 * heads}`; 1 for one
+            matrix. Of stacked matrices, the blocks of each.
         tied: The role of a weight that is both an embedding and a head: "embedding" (no decay) or "head".
         betas: AdamW's, each in [0, 1).
         eps: AdamW's, >= 0.
@@ -651,13 +678,16 @@ def _rows(
                 f"muon_for: roles sends {name!r} of shape {shape} to {branch!r}, which needs at least 2 dimensions"
             )
         use = uses[param][0]
-        heads, dim, batch, may_be_fused = 1, 0, 0, False
+        heads, dim, may_be_fused, gates = 1, 0, False, UNGATED
+        batch = param.ndim - 2 if branch == "muon" and param.ndim > 2 else 0
+        if batch:
+            gates = _gates_of_stack(param, use)
         if name in sizes:
-            heads, dim = _checked_blocks(
-                name, sizes[name], shape, branch, _rows_of(use)
-            )
-        elif branch == "muon" and param.ndim > 2:
-            batch = param.ndim - 2
+            of_outputs = batch + _rows_of(use) if gates is UNGATED else gates.dim
+            heads, dim = _checked_blocks(name, sizes[name], shape, branch, of_outputs)
+            gates = gates._replace(may_be_gated=False, alternates=False)
+        elif batch:
+            heads, dim = gates.heads, gates.dim
         elif branch == "muon" and per_head:
             heads, dim = _cut(param, use, modules)
             may_be_fused = heads == 1 and _may_be_fused(param, use, modules)
@@ -666,8 +696,47 @@ def _rows(
             or (role == "head" and not _is_named_as_head(uses[param]))
         )
         yield RoleRow(
-            name, shape, role, branch, heads, dim, batch, is_guessed, may_be_fused
+            name,
+            shape,
+            role,
+            branch,
+            heads,
+            dim,
+            batch,
+            is_guessed,
+            may_be_fused,
+            gates.may_be_gated,
+            gates.alternates,
         )
+
+
+class Gates(NamedTuple):
+    """The gates and values in each matrix of a stack: how many parts of which dimension, and in which order."""
+
+    heads: int = 1
+    dim: int = 0
+    alternates: bool = False
+    may_be_gated: bool = False
+
+
+UNGATED = Gates()
+
+
+def _gates_of_stack(param: Tensor, use: WeightUse) -> Gates:
+    """Return the gates of stacked experts, whose next layer, `down_proj`, tells inputs and outputs apart."""
+    heads, down = GATED.get(use.name, 1), getattr(use.module, "down_proj", None)
+    if heads == 1 or param.ndim != 3 or not isinstance(down, Tensor):
+        return UNGATED
+    experts, rows, columns = param.shape
+    if down.shape == (experts, columns, rows // heads) and rows % heads == 0:
+        return Gates(heads, 1)
+    if down.shape != (experts, columns // heads, rows) or columns % heads:
+        return UNGATED
+    name = type(use.module).__name__
+    for beginning, alternates in ALTERNATES.items():
+        if name.startswith(beginning):
+            return Gates(heads, 2, alternates)
+    return Gates(1, 2, may_be_gated=True)
 
 
 def _is_guessed_matrix(param: Tensor, use: WeightUse, branch: str) -> bool:
@@ -683,7 +752,7 @@ def _checked_blocks(
     name: str, count: int, shape: tuple[int, ...], branch: str, dim: int
 ) -> tuple[int, int]:
     """Return the number of blocks that the user says a weight has, and the dimension to split."""
-    if branch != "muon" or len(shape) != 2:
+    if branch != "muon":
         raise ValueError(
             f"muon_for: blocks names {name!r} of shape {shape}, which goes to {branch!r}; only matrices of Muon have "
             "blocks"
@@ -873,16 +942,34 @@ def _first_count(names: tuple[str, ...], *sources: Any) -> int | None:
 
 def _divided(tx: GradientTransformation, rows: list[RoleRow]) -> GradientTransformation:
     """Wrap a transformation in `blocks` for all rows, with one combinator per kind of split."""
-    names_of_division: dict[tuple[int, int, int], list[str]] = defaultdict(list)
+    names_of_split: dict[tuple[int, int, bool], list[str]] = defaultdict(list)
+    names_of_batch: dict[int, list[str]] = defaultdict(list)
     for row in rows:
-        if row.branch == "muon" and (row.heads > 1 or row.batch):
-            names_of_division[row.heads, row.dim, row.batch].append(row.name)
-    for (heads, dim, batch), names in names_of_division.items():
-        division: dict[str, Any] = (
-            {"batch": batch} if batch else {"heads": heads, "dim": dim}
-        )
+        if row.branch != "muon":
+            continue
+        if row.heads > 1:
+            split = row.heads, row.dim - row.batch, row.alternates
+            names_of_split[split].append(row.name)
+        if row.batch:
+            names_of_batch[row.batch].append(row.name)
+    for (heads, dim, alternates), names in names_of_split.items():
+        division: dict[str, Any] = {"heads": heads, "dim": dim}
+        if alternates:
+            division = {"view": (_alternating_columns, _joined_columns)}
         tx = in_blocks(tx, tuple(names), **division)
+    # Around the splits, which are those of each matrix of a stack.
+    for batch, names in names_of_batch.items():
+        tx = in_blocks(tx, tuple(names), batch=batch)
     return tx
+
+
+def _alternating_columns(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    return matrix[:, ::2], matrix[:, 1::2]
+
+
+def _joined_columns(halves: list[Tensor]) -> Tensor:
+    """The reverse of `_alternating_columns`."""
+    return torch.stack(halves, dim=2).flatten(1)
 
 
 def _for_kernels(

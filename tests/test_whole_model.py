@@ -886,6 +886,26 @@ OF_TRANSFORMERS = {
         {**SEQUENCES, "d_model": 16, "max_position_embeddings": 16, "vocab_size": 48},  # as wide as there are positions
         {"decoder.layers.0.fc2.weight": "matrix", "decoder.layers.0.encoder_attn.out_proj.weight": "matrix"},
     ),
+    "MixtralForCausalLM": (
+        {**SMALL, "num_key_value_heads": 2, "num_local_experts": 4},
+        {"experts.gate_up_proj": "matrix 4 matrices, each 2 along 1"},
+    ),
+    "Qwen3MoeForCausalLM": (
+        {**SMALL, "num_key_value_heads": 2, "num_experts": 4, "moe_intermediate_size": 8, "head_dim": 8},
+        {"experts.gate_up_proj": "matrix 4 matrices, each 2 along 1"},
+    ),
+    "GptOssForCausalLM": (
+        {**SMALL, "num_key_value_heads": 2, "num_local_experts": 4, "head_dim": 8},
+        {"experts.gate_up_proj": "matrix 4 matrices, each 2 along 2, in turn"},
+    ),
+    "Llama4ForCausalLM": (
+        {**SMALL, "num_key_value_heads": 2, "num_local_experts": 4, "head_dim": 8, "interleave_moe_layer_step": 1},
+        {"experts.gate_up_proj": "matrix 4 matrices, each 2 along 2"},
+    ),
+    "SwitchTransformersForConditionalGeneration": (
+        {**T5, "vocab_size": 48, "num_experts": 4, "num_sparse_encoder_layers": 1, "encoder_sparse_step": 1},
+        {"router.classifier.weight": "matrix"},
+    ),
     "PerceiverModel": (PERCEIVER, {"embeddings.latents": "embedding"}),
     "LevitForImageClassification": (LEVIT, {"0.module.attention_biases": "bias", "classifier.linear.weight": "head"}),
 }
@@ -900,6 +920,81 @@ def test_models_of_transformers_are_divided_where_they_have_heads_and_gates(name
     for ending, treatment in expected.items():
         rows = [row for row in optimizer.rows if row.name.endswith(ending)]
         assert {f"{row.role_shown} {row.blocks}".strip() for row in rows} == {treatment}, ending
+
+
+# Experts of transformers 5: the gates and the values of all experts are one parameter.
+
+WIDTH, HIDDEN, EXPERTS = 6, 5, 3
+
+
+class StackedExperts(nn.Module):
+    """Rows are outputs, as in Mixtral, Qwen and OLMoE."""
+
+    def __init__(self, columns=False):
+        super().__init__()
+        shapes = (
+            ((EXPERTS, WIDTH, 2 * HIDDEN), (EXPERTS, HIDDEN, WIDTH))
+            if columns
+            else ((EXPERTS, 2 * HIDDEN, WIDTH), (EXPERTS, WIDTH, HIDDEN))
+        )
+        self.gate_up_proj, self.down_proj = (nn.Parameter(torch.zeros(shape)) for shape in shapes)
+
+
+class Llama4TextExperts(StackedExperts):
+    def __init__(self):
+        super().__init__(columns=True)
+
+
+class GptOssExperts(Llama4TextExperts):
+    pass
+
+
+class UnknownExperts(Llama4TextExperts):
+    pass
+
+
+# For each, the matrices of an expert, and what the table says.
+STACKS = {
+    StackedExperts: (lambda x: x.chunk(2, 0), "3 matrices, each 2 along 1"),
+    Llama4TextExperts: (lambda x: x.chunk(2, 1), "3 matrices, each 2 along 2"),
+    GptOssExperts: (lambda x: (x[:, ::2], x[:, 1::2]), "3 matrices, each 2 along 2, in turn"),
+    UnknownExperts: (lambda x: (x,), "3 matrices, or gates and values? blocks={'gate_up_proj': 2}"),
+}
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["lists", "compiled"])
+@pytest.mark.parametrize("experts", STACKS)
+def test_gates_and_values_of_stacked_experts_are_matrices_of_their_own(experts, compile):
+    parts, shown = STACKS[experts]
+    model = experts()
+    optimizer = gradtx.muon_for(model, lr=0.1, weight_decay=0.0, compile=compile)
+    assert {row.name: row.blocks for row in optimizer.rows} == {"gate_up_proj": shown, "down_proj": "3 matrices"}
+    gradient = torch.randn(model.gate_up_proj.shape, generator=torch.Generator().manual_seed(0))
+    parts(gradient[0])[0].mul_(100.0)  # of which the values of that expert know nothing
+    model.gate_up_proj.grad = gradient.clone()
+    optimizer.step()
+    for weight, of_expert in zip(model.gate_up_proj.detach(), gradient, strict=True):
+        for part, part_of_gradient in zip(parts(weight), parts(of_expert), strict=True):
+            alone = nn.Parameter(torch.zeros(part.shape))
+            alone.grad = part_of_gradient.clone()
+            torch.optim.Muon([alone], lr=0.1, weight_decay=0.0).step()
+            torch.testing.assert_close(part, alone.detach(), rtol=0.02, atol=0.002)  # torch iterates in bfloat16
+
+
+def test_blocks_says_how_many_matrices_a_stacked_weight_has():
+    optimizer = gradtx.muon_for(UnknownExperts(), blocks={"gate_up_proj": 2})
+    assert optimizer.rows[0].blocks == "3 matrices, each 2 along 2"
+    optimizer = gradtx.muon_for(StackedExperts(), blocks={"gate_up_proj": 1, "down_proj": 2})
+    assert [row.blocks for row in optimizer.rows] == ["3 matrices", "3 matrices, each 2 along 1"]
+    with pytest.raises(ValueError, match="into 4 blocks along dimension 1, but 10 is no multiple of 4"):
+        gradtx.muon_for(StackedExperts(), blocks={"gate_up_proj": 4})
+
+
+@pytest.mark.parametrize("name", ["router", "gate"])
+def test_the_classifier_of_a_router_is_no_head(name):
+    model = nn.ModuleDict({name: nn.ModuleDict({"classifier": nn.Linear(4, 3)}), "classifier": nn.Linear(4, 3)})
+    roles = gradtx.label_by_role(model)
+    assert (roles[f"{name}.classifier.weight"], roles["classifier.weight"]) == ("matrix", "head")
 
 
 @pytest.mark.parametrize(
