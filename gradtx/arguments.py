@@ -545,6 +545,10 @@ class Arguments:
         Raises:
             TypeError, ValueError: If an argument is unknown, missing, given twice or not valid.
         """
+        if args and isinstance(args[0], torch.optim.Optimizer):
+            raise TypeError(
+                f"{self.name}: takes no optimizer, got {type(args[0]).__name__}; {self._use_with_parameters()}"
+            )
         is_first_plain = self._positional and self._positional[0].kind != "structure"
         if args and is_first_plain and are_parameters(as_builtin(args[0])):
             raise TypeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -34,6 +35,7 @@ from gradtx.base.exact import resolve
 from gradtx.base.messages import describe, nearest
 from gradtx.base.names import is_ours, publish
 from gradtx.base.selectors import Selector, Where
+from gradtx.distributed.layouts import is_process_group, unpicklable
 from gradtx.execution.context import ALWAYS_KNOWN
 from gradtx.execution.execute import (
     Branch,
@@ -568,7 +570,19 @@ class FactoryCall(GradientTransformation):
         return self._spec.option("amplifies", self._arguments)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        for name, value in self._arguments.items():
+            if is_process_group(value):
+                raise unpicklable(f"{self._name}: {name}")
         return _remade, (self._spec.factory, self._arguments)
+
+    def __copy__(self) -> GradientTransformation:
+        return self  # as it is immutable
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GradientTransformation:
+        for value in self._arguments.values():
+            if is_process_group(value):
+                memo[id(value)] = value  # the copy exchanges with the same ranks
+        return _remade(self._spec.factory, copy.deepcopy(self._arguments, memo))
 
     def __repr__(self) -> str:
         shown = self._spec.arguments.shown(self._arguments)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gradtx.base.exact import exact, exact_dtype
+from gradtx.base.messages import shortly
 
 __all__ = ["Slot", "ema", "linear", "rounded", "scalar", "square", "start"]
 
@@ -47,6 +48,19 @@ class Slot:
     follows: Callable[[Mapping[str, Any], Tensor], Tensor] | None = None
     is_weight: bool = False
     relative: bool = False
+
+    def __post_init__(self) -> None:
+        if not callable(self.first):
+            raise TypeError(
+                f"slots: the first value of a slot must be a function of the parameter, got {shortly(self.first)}; "
+                "slots.ema(decay) declares an average of updates with that decay, slots.square() one of squares and "
+                "slots.linear() any other vector, which both start at 0"
+            )
+        if not isinstance(self.slow, bool):
+            raise TypeError(
+                f"slots: slow must be True or False, got {shortly(self.slow)}; slots have no decay but that of "
+                "slots.ema(decay)"
+            )
 
     @classmethod
     def of(cls, declared: Slot | Callable[[Tensor], Any]) -> Slot:

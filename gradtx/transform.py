@@ -748,8 +748,19 @@ def apply_updates(params: Any, updates: Any) -> Any:
         ... )
         {'w': tensor([2., 3.]), 'b': tensor([1.])}
     """
+    _check_no_pair(params, updates)
     if torch.compiler.is_dynamo_compiling():
         result = _graphs.apply_updates(params, updates)
         if result is not None:
             return result
     return _pure.apply_updates(params, updates)
+
+
+def _check_no_pair(params: Any, updates: Any) -> None:
+    """Raise an error for what `update` returns, unless parameters are a pair, too."""
+    is_pair = type(updates) is tuple and len(updates) == 2
+    if is_pair and isinstance(updates[1], Mapping) and not isinstance(params, tuple):
+        raise TypeError(
+            "apply_updates: updates is a pair of updates and state, as update returns it; unpack it: "
+            "updates, state = tx.update(...)"
+        )

@@ -107,6 +107,10 @@ SCHEDULERS = {
 # Options of other libraries -> names here with the same values; the first one that a factory has applies.
 OPTIONS = {
     **dict.fromkeys(("learning_rate", "step_size"), ("lr",)),
+    **dict.fromkeys(
+        ("b1", "b2", "b3", "beta", "beta1", "beta2", "beta3"),
+        ("betas", "alpha", "momentum", "decay", "rho"),
+    ),
     "weight_decouple": ("decoupled_weight_decay", "no_prox"),
     "history_size": ("history",),
     "ams_bound": ("amsgrad",),

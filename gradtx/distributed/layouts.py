@@ -96,6 +96,9 @@ class Team:
     def __deepcopy__(self, memo: Any) -> Team:
         return self  # a process group cannot be copied
 
+    def __reduce__(self) -> Any:
+        raise unpicklable("process_group")
+
 
 # The team of each mesh, with the world and the mesh's process groups of that time.
 _TEAMS: dict[Any, tuple[Any, list[Any], Team]] = {}
@@ -131,6 +134,23 @@ def team_of(mesh: DeviceMesh) -> Team:
 def _groups_of(mesh: DeviceMesh) -> list[Any]:
     """Return the process group of each dimension of a mesh."""
     return list(map(mesh.get_group, range(mesh.ndim)))
+
+
+def is_process_group(value: Any) -> bool:
+    """Whether a value is a process group or a mesh of ranks."""
+    if not torch.distributed.is_available():
+        return False
+    return hasattr(value, "get_group") or isinstance(
+        value, torch.distributed.ProcessGroup
+    )
+
+
+def unpicklable(option: str) -> TypeError:
+    """Return the error for a pickle of what exchanges with the ranks of this process."""
+    return TypeError(
+        f"{option} belongs to this process and cannot be pickled; save the state dict instead: "
+        "torch.save(optimizer.state_dict(), path)"
+    )
 
 
 def team_of_group(option: str, group: Any) -> Team:
