@@ -38,6 +38,7 @@ POINTWISE = (
 )
 FILLED = (*CONSTANTS, aten.full_like.default, aten.full.default)
 UNRELATED = "it has values of rows or columns that kernels cannot compute"
+EMPTY = "it is empty, with rows or columns"
 
 
 @dataclass(eq=False)
@@ -352,6 +353,8 @@ def _groups_of_axes(
     if is_vector:
         return Groups(extents, ((), *groups))
     sizes = [math.prod(shape[axis] for axis in group) for group in groups]
+    if 0 in sizes:
+        raise UnsuitableProgramError(EMPTY)
     return Groups(extents, tuple(groups), tile=tile_of(sizes))
 
 

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 import gradtx
 from tests import references as ref
@@ -60,3 +61,18 @@ def test_lars_with_nesterov_but_without_momentum_or_with_dampening_is_an_error(o
 def test_a_ratio_clipped_by_the_rate_needs_the_rate():
     with pytest.raises(ValueError, match=r"^scale_by_lars: trust_clip needs lr; pass the rate used by"):
         gradtx.scale_by_lars(trust_clip=True)
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["lists", "compiled"])
+@pytest.mark.parametrize("shape", [(), (1,), (3,)], ids=str)
+@pytest.mark.parametrize("size", [1e-25, 1e-15])
+def test_a_square_that_underflows_does_so_in_a_leaf_of_one_entry_too(size, shape, compile):
+    tx = gradtx.chain(gradtx.scale_by_lars(eps=0.0), gradtx.scale_by_learning_rate(1.0))
+    gradient, weights = {"w": torch.full(shape, size)}, {"w": torch.zeros(shape) + 1e-3}
+    with gradtx.eagerly():
+        expected, _ = tx.update(gradient, tx.init(weights), weights)
+    param = torch.nn.Parameter(weights["w"].clone())
+    optimizer = gradtx.as_optimizer(tx, [("w", param)], compile=compile)
+    param.grad = gradient["w"].clone()
+    optimizer.step()
+    torch.testing.assert_close(param.detach(), gradtx.apply_updates(weights, expected)["w"], rtol=1e-6, atol=0.0)

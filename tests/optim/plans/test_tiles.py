@@ -141,3 +141,15 @@ def test_what_is_not_finite_is_so_in_the_same_places(name, value):
     for this, that in zip(found, expected, strict=True):
         for test in (torch.isnan, torch.isposinf, torch.isneginf):
             assert torch.equal(test(this), test(that))
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 5), (4, 3, 0, 0)], ids=str)
+@pytest.mark.parametrize("name", ["AdaFactor", "CAME", "SM3"])
+def test_an_empty_filter_beside_others_changes_nothing(name, shape):
+    shapes = [(4, 3, 3, 3), (16, 32)]
+    params, gradients = random(shapes, steps=2)
+    alone, _ = stepped(getattr(gradtx, name.lower())(), params, gradients)
+    empty = torch.empty(shape, dtype=torch.float64)
+    both, _ = stepped(getattr(gradtx, name.lower())(), [empty, *params], [[empty, *of_step] for of_step in gradients])
+    for one, other in zip(alone[:2], both[1:3], strict=True):
+        assert torch.equal(one, other)
