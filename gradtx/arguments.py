@@ -108,8 +108,8 @@ RANGES = {
 _NO_RANGE = Range("(-inf, inf)")
 # For the same reason, these names need no annotation; nor does a parameter whose default is a bool.
 TYPES: dict[str, tuple[str, Any]] = {
-    **dict.fromkeys(RANGES, ("NonNegative", Scalar)),
-    "betas": ("Decays", Betas),
+    **dict.fromkeys(RANGES, ("NonNegative", NonNegative)),
+    "betas": ("Decays", Decays),
 }
 
 

@@ -1137,7 +1137,7 @@ def _decorated(
         # Command lines and files name what returns a fallback.
         factory.__signature__ = _looked_up(spec.arguments.signature)
         factory.__annotations__ = {
-            **function.__annotations__,
+            **spec.arguments.types,
             "return": GradientTransformation,
         }
         texts = {name: ADDED[name] for name in spec.arguments.added}

@@ -11,7 +11,9 @@ from gradtx.base.messages import in_bytes
 if TYPE_CHECKING:
     from gradtx.optim.core import Core
 
-ALONE, FROZEN, NOT_YET = "alone", "frozen", "not yet"
+ALONE, ABSENT, FROZEN, NOT_YET = "alone", "absent", "frozen", "not yet"
+# Why a leaf is in no program of a step, although it is in one whenever it has a gradient.
+NO_GRADIENT = "it had no gradient in the last step"
 
 
 @dataclass(frozen=True)
@@ -21,8 +23,8 @@ class Way:
     Attributes:
         name: The parameter's name.
         way: "kernels" (compiled, each for all such parameters), "lists" (a program over lists of tensors), "alone" (its
-            rules ran for this parameter only), "frozen" (it requires no gradient, or a link freezes it), or "not yet"
-            (it had no gradient, or there was no step).
+            rules ran for this parameter only), "absent" (it had no gradient in the last step), "frozen" (it requires no
+            gradient, or a link freezes it), or "not yet" (it never had a gradient, or there was no step).
         reason: Why no faster program updates it; empty otherwise.
     """
 
@@ -123,8 +125,9 @@ def explain(core: Core) -> Explanation:
             # A step that left this one alone would have counted.
             is_frozen = not member.param.requires_grad or reason is not None
             way, reason = (FROZEN if is_frozen else NOT_YET), ""
+        elif way is None and reason in (None, NO_GRADIENT):
+            way, reason = ABSENT, ""
         elif way is None:
             way = ALONE
-            reason = "it currently has no gradient" if reason is None else reason
         explanation.append(Way(member.name, way, reason or ""))
     return explanation

@@ -28,7 +28,7 @@ from gradtx.optim.engine.views import (
     alias,
     is_positional,
 )
-from gradtx.optim.explain import Launch
+from gradtx.optim.explain import NO_GRADIENT, Launch
 from gradtx.optim.run import DeviceCount, Member
 from gradtx.optim.step import Step
 from gradtx.plans.families import LeafKind, forms_of
@@ -306,8 +306,10 @@ class Engine(ABC):
             raise RefusedError("")
         if shares:
             raise RefusedError("it shares memory with another parameter")
-        if param.grad is None or FROZEN in leaf.operations:
-            raise RefusedError("it has no gradient of matching shape, or it is frozen")
+        if param.grad is None:
+            raise RefusedError(NO_GRADIENT)
+        if FROZEN in leaf.operations:
+            raise RefusedError("it is frozen")
         flat = _is_flat(leaf)
         sharded = is_sharded(param)
         if sharded:

@@ -268,13 +268,13 @@ class KernelBundle(MemberBundle):
 
     def _addresses(self, column: list[Any], copies: list[Tensor]) -> list[int]:
         """Return where tensors are that programs only read, or copies of them in their parameters' layout."""
+        pairs = zip(column, self._params, strict=True)
         if self._needs_order:
-            ordered = list(map(in_order, column))
+            ordered = [in_order(view_or_copy(x, like, False)) for x, like in pairs]
             copies += ordered
             return [tensor.data_ptr() for tensor in ordered]
         if self._are_usual and all(map(is_usual, column)):
             return [tensor.data_ptr() for tensor in column]
-        pairs = zip(column, self._params, strict=True)
         views = [view_or_copy(tensor, param, True) for tensor, param in pairs]
         copies += views
         return [view.data_ptr() for view in views]

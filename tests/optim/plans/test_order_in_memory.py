@@ -118,3 +118,24 @@ def test_gradients_in_another_order_and_loaded_slots_change_nothing(name, compil
     train(resumed, copies, range(STEPS, 2 * STEPS))
     for found, wanted in zip(everything(resumed, copies), everything(optimizer, params), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("compile", [False, True], ids=["lists", "compiled"])
+@pytest.mark.parametrize("name", ["adafactor", "lamb", "adamw"])
+def test_gradients_that_are_lazily_negated_views_step_as_their_values(name, compile):
+    torch.manual_seed(0)
+    leaves = [torch.randn(16, 12), torch.randn(16, 12).t(), torch.randn(6)]
+    optimizers = [made(name, leaves, compile) for _ in range(2)]
+    for step in range(3):
+        if step == 2:  # the memory of slots and weights is found again
+            for optimizer, params in optimizers:
+                optimizer.state.clear()
+                params[1].data = params[1].data.clone(memory_format=torch.preserve_format)
+        gradients = [torch.randn(*leaf.shape, dtype=torch.complex64).conj().imag for leaf in leaves]
+        assert all(map(torch.Tensor.is_neg, gradients))
+        for (optimizer, params), resolved in zip(optimizers, (False, True), strict=True):
+            for param, gradient in zip(params, gradients, strict=True):
+                param.grad = gradient.resolve_neg() if resolved else gradient
+            optimizer.step()
+    for one, other in zip(optimizers[0][1], optimizers[1][1], strict=True):
+        assert torch.equal(one, other)

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import threading
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
@@ -76,6 +76,15 @@ def test_tools_that_read_types_find_those_of_a_constructor(name):
     _, *arguments = inspect.signature(getattr(gradtx.optim, name).__init__).parameters
     assert hints.keys() - {"return"} <= set(arguments)
     assert {"params", "compile"} <= hints.keys()
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "prodigy"])
+def test_tools_that_read_types_find_those_of_a_function_with_their_ranges(name):
+    function = getattr(gradtx, name)
+    hints = get_type_hints(function, include_extras=True)
+    assert set(hints) == {*inspect.signature(function).parameters, "return"}
+    assert get_args(hints["lr"])[-1] == "[0, inf)"
+    assert hints["return"] is gradtx.GradientTransformation
 
 
 def test_tools_that_read_types_find_those_of_the_base_class():
