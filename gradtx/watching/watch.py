@@ -105,7 +105,11 @@ def optimizer_of(who: str, optimizer: Any) -> ChainOptimizer:
         TypeError: If it is none.
     """
     inner = optimizer
-    while not isinstance(inner, ChainOptimizer) and hasattr(inner, "optimizer"):
+    # Lightning's wrapper is an instance of the class that it wraps, without what this class sets up.
+    while hasattr(inner, "optimizer") and (
+        not isinstance(inner, ChainOptimizer)
+        or isinstance(inner.optimizer, ChainOptimizer)
+    ):
         inner = inner.optimizer
     if not isinstance(inner, ChainOptimizer):
         raise TypeError(
