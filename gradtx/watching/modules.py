@@ -20,12 +20,19 @@ def all_modules() -> list[nn.Module]:
     ]
 
 
-def modules_with(params: Iterable[Tensor]) -> list[nn.Module]:
-    """Return all modules in memory that have some of the parameters, also in modules within them."""
+def modules_with(
+    params: Iterable[Tensor], modules: Iterable[nn.Module] | None = None
+) -> list[nn.Module]:
+    """Return the modules that have some of the parameters, also in modules within them.
+
+    Args:
+        params: The parameters.
+        modules: The modules; None for all in memory.
+    """
     known = set(map(id, params))
     return [
         module
-        for module in all_modules()
+        for module in (all_modules() if modules is None else modules)
         if any(id(param) in known for param in module.parameters())
     ]
 

@@ -30,7 +30,8 @@ class Snapshot:
 
     def __init__(self, params: Iterable[Tensor]):
         trained = _by_id(params)
-        modules, models = all_modules(), modules_with(trained.values())
+        modules = all_modules()
+        models = modules_with(trained.values(), modules)
         beside = _by_id(param for model in models for param in model.parameters())
         every = _by_id(param for module in modules for param in module.parameters())
         self._weights = [_Kept(param) for param in trained.values()]
@@ -121,12 +122,10 @@ class _ModuleSnapshot:
 
     def _present(self) -> dict[str, Any]:
         """Return the attributes that are restored."""
-        names = vars(self._module).keys()
-        if self._has_attributes:
-            kept = (names - OF_EVERY_MODULE) | (names & {"training"})
-        else:
-            kept = names & {"training"}
         every = vars(self._module)
+        kept = every.keys() & {"training"}
+        if self._has_attributes:
+            kept |= every.keys() - OF_EVERY_MODULE
         return {name: every[name] for name in kept if isinstance(every[name], PLAIN)}
 
 
