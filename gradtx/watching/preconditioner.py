@@ -347,6 +347,12 @@ def _of_groups(
             bound is known.
     """
     for group in groups:
+        missing = [name for name in group.tx.needs if name != "params"]
+        if missing:
+            raise ValueError(
+                f"sharpness: the chain needs {', '.join(missing)} in each step, which sharpness cannot pass; pass no "
+                "chain"
+            )
         if not group.rate > 0:
             raise ValueError(
                 f"sharpness: the rate of the chain is {group.rate} in this state; it must be above 0"

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from gradtx.base import tree as _tree
+from gradtx.combinators.precision import Stored
+from gradtx.rules import FactoryCall
 from gradtx.state.nested import LEAF_STEPS
 from gradtx.transform import GradientTransformation
 
@@ -48,7 +50,7 @@ class SmallProblem:
 
     def __init__(self, tx: GradientTransformation, params: Any, seed: int, ahead: int):
         leaves, self._unflatten = _tree.flatten_real(params, "params")
-        self._tx = tx
+        tx = self._tx = _in_full_precision(tx)
         self._generator = torch.Generator().manual_seed(seed)
         self._scale = 3.0**seed
         self._params: dict[str, Any] = {}
@@ -144,6 +146,18 @@ class SmallProblem:
             self._unflatten(gradients), state, self._unflatten(params)
         )
         return _tree.flatten_real(updates, "updates")[0], state
+
+
+def _in_full_precision(tx: GradientTransformation) -> GradientTransformation:
+    """Return a chain that stores its state in the dtype of the leaves."""
+    children = tuple(map(_in_full_precision, tx._children()))
+    if not isinstance(tx, FactoryCall):
+        return tx._rebuilt(children, {}, checked=False)
+    if tx._spec.kind == "combinator" and isinstance(tx._body, Stored):
+        return children[0]
+    is_stored = tx._storage is not None
+    options = {"state_dtype": None} if is_stored else {}
+    return tx._rebuilt(children, options, checked=False)
 
 
 def _small(leaf: Tensor) -> Tensor:

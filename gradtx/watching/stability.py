@@ -25,7 +25,7 @@ AHEAD = 1_000_000
 STEPS, MOST_STEPS = 16, 4096
 # The longest period, in steps, of combinators that do not act in each step.
 LONGEST_PERIOD = 32
-# Curvatures are tried from and to this factor around 2 / rate, with this many for a factor of ten.
+# Curvatures are tried from and to this factor around that of gradient descent, with this many for a factor of ten.
 SPAN, DENSITY = 1e4, 60
 # An eigenvalue that is 1 in exact arithmetic may be off by this much.
 ON_CIRCLE = 1e-6
@@ -276,7 +276,8 @@ def _response_of(maps: Sequence[StepMap], rate: float) -> _Response | None:
     if not by_gradient.isfinite().all() or not by_gradient.any():
         return None
     sign = 1.0 if by_gradient.trace() <= 0 else -1.0
-    found = _first_unstable(maps, sign, 2 / rate)
+    middle = 2 / torch.linalg.matrix_norm(by_gradient, 2).item()
+    found = _first_unstable(maps, sign, middle)
     return _Response(
         -sign * by_gradient / rate, by_weights / rate, found[0], sign, found[1]
     )

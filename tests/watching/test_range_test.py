@@ -477,7 +477,7 @@ def test_a_closure_that_steps_a_trainers_wrapper_is_refused():
         wrapper.step()
         return loss
 
-    with pytest.raises(RuntimeError, match="range_test: closure calls optimizer.step"):
+    with pytest.raises(RuntimeError, match=r"range_test: closure calls optimizer\.step"):
         gradtx.range_test(wrapper, stepping)
     assert torch.equal(weight, torch.ones(2))
 
