@@ -36,8 +36,9 @@ class Snapshot:
         every = _by_id(param for module in modules for param in module.parameters())
         self._weights = [_Kept(param) for param in trained.values()]
         # Perhaps a frozen model of any size.
-        for param in beside.keys() - trained.keys():
-            self._weights.append(_Kept(beside[param], on_host=True))
+        for identity, param in beside.items():
+            if identity not in trained and _is_plain(param):
+                self._weights.append(_Kept(param, on_host=True))
         self._gradients = [_KeptGradient(param) for param in (every | trained).values()]
         known = set(map(id, models))
         self._modules = [
@@ -58,7 +59,9 @@ class Snapshot:
 
 
 def _by_id(params: Iterable[Tensor]) -> dict[int, Tensor]:
-    return {id(param): param for param in params if not is_lazy(param)}
+    return {
+        id(param): param for param in params if param.is_leaf and not is_lazy(param)
+    }
 
 
 class _Kept:
@@ -149,10 +152,17 @@ def _may_change(value: Any) -> bool:
     """Whether a value is a tensor that code can write into: torch refuses this for views of one entry as several."""
     if not isinstance(value, Tensor) or is_lazy(value) or value.is_inference():
         return False
+    if not _is_plain(value):
+        return False
     if value.layout is not torch.strided:
         return True
     pairs = zip(value.shape, value.stride(), strict=True)
     return all(stride > 0 or size < 2 for size, stride in pairs)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor can be written into: quantized weights need not allow it, and no forward pass changes them."""
+    return type(local(tensor.detach())) is Tensor and not tensor.is_meta
 
 
 def _is_of_torch(module: nn.Module) -> bool:

@@ -104,13 +104,12 @@ def optimizer_of(who: str, optimizer: Any) -> ChainOptimizer:
     Raises:
         TypeError: If it is none.
     """
-    inner = optimizer
+    inner, wrapped = optimizer, getattr(optimizer, "optimizer", None)
     # Lightning's wrapper is an instance of the class that it wraps, without what this class sets up.
-    while hasattr(inner, "optimizer") and (
-        not isinstance(inner, ChainOptimizer)
-        or isinstance(inner.optimizer, ChainOptimizer)
+    while wrapped is not None and (
+        not isinstance(inner, ChainOptimizer) or isinstance(wrapped, ChainOptimizer)
     ):
-        inner = inner.optimizer
+        inner, wrapped = wrapped, getattr(wrapped, "optimizer", None)
     if not isinstance(inner, ChainOptimizer):
         raise TypeError(
             f"{who}: needs an optimizer of gradtx, whose links are known, got {describe(optimizer)}; "
