@@ -20,12 +20,8 @@ from gradtx.pure.tree_run import TreeRun
 from gradtx.state.nested import LEAF_STEPS, enter
 from gradtx.state.storage import keeping_old_codes
 from gradtx.transform import GradientTransformation
-from gradtx.watching.stability import (
-    SAME,
-    Stability,
-    UnknownBoundError,
-    stabilities,
-)
+from gradtx.watching.small_problem import UnknownBoundError
+from gradtx.watching.stability import SAME, Stability, stabilities
 
 Product = Callable[[Tensor], Tensor]
 # The largest error of symmetry, relative to the product of random vectors.
@@ -79,16 +75,24 @@ class Preconditioner:
             return math.inf
         if self.bound_at is None:
             return self.rate * self.bound / largest
+        try:
+            return self._stable_rate_with_decay(largest, self.bound_at)
+        except UnknownBoundError:  # at a rate far from the present one
+            return self.rate * self.bound / largest
+
+    def _stable_rate_with_decay(
+        self, largest: float, bound_at: Callable[[float], float]
+    ) -> float:
         rate, bound = self.rate, self.bound
         for _ in range(MEASUREMENTS):  # decay alone is too much
             if bound > 0:
                 break
             rate /= 2
-            bound = self.bound_at(rate)
+            bound = bound_at(rate)
         other = 1.01 * rate
         for _ in range(MEASUREMENTS):
             # Decay counts as curvature: the sum of both is inverse to the rate.
-            bound_there = self.bound_at(other)
+            bound_there = bound_at(other)
             decay = (rate * bound - other * bound_there) / (other - rate)
             rate, bound = other, bound_there
             other = rate * (bound + decay) / (largest + decay)
@@ -452,7 +456,10 @@ class _Assembly:
             self._check_phase(decays, probe)
         if is_linear and self._is_proportional(pull, probe):
             return self._of_equal_entries()
-        ratios = {name: first.bound / leaf.bound for name, leaf in of_leaf.items()}
+        ratios = {
+            name: first.bound / leaf.bound if leaf.bound > 0 else 1.0
+            for name, leaf in of_leaf.items()
+        }
         weights = chain.joined({**dict.fromkeys(chain.values, 0.0), **ratios})
         scale = -first.sign * self._rate
 
@@ -524,7 +531,10 @@ class _Assembly:
 
         def bound_at(rate: float) -> float:
             tx = _at_rate(group.tx, rate / self._rate)
-            return bound_of(stabilities(tx, rate, self._chain.params, [name])[name])
+            of_leaf = stabilities(tx, rate, self._chain.params, [name])
+            if name not in of_leaf:
+                raise UnknownBoundError("it does not respond to a gradient")
+            return bound_of(of_leaf[name])
 
         return Preconditioner(
             respond,

