@@ -22,7 +22,7 @@ from gradtx.watching.small_problem import SmallProblem, StepMap, UnknownBoundErr
 # Clocks start about here, so that bias corrections have ended.
 AHEAD = 1_000_000
 # Steps with random gradients before the first measurement. The next ones follow after twice as many each.
-STEPS, MOST_STEPS = 8, 4096
+STEPS, MOST_STEPS = 8, 1024
 # The longest period, in steps, of combinators that do not act in each step.
 LONGEST_PERIOD = 32
 # Curvatures are tried from and to this factor around that of gradient descent, with this many for a factor of ten.
@@ -150,7 +150,7 @@ class _Pair:
             if final is not None:
                 return final
         raise UnknownBoundError(
-            "what it makes of a gradient still changes after thousands of steps"
+            "what it makes of a gradient still changes after a thousand steps"
         )
 
     def _copy(self) -> _Pair:
