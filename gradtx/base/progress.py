@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import Any
 
 
@@ -21,14 +22,15 @@ def progress_bar(who: str, progress: bool | None, total: int, unit: str) -> Any:
 
     Args:
         who: The function that shows it.
-        progress: Whether to show it; None for "if stderr is a terminal and tqdm is installed".
+        progress: Whether to show it; None for "if stderr is a terminal and tqdm is installed". Without a stderr, there
+            is no bar in either case.
         total: How many units the work has.
         unit: The name of these.
 
     Raises:
         ImportError: If it is wanted and tqdm is not installed.
     """
-    if progress is False:
+    if progress is False or not _has_stderr():
         return NoBar()
     try:
         tqdm = importlib.import_module("tqdm").tqdm
@@ -41,3 +43,8 @@ def progress_bar(who: str, progress: bool | None, total: int, unit: str) -> Any:
     # tqdm takes None for "unless stderr is a terminal".
     disable = None if progress is None else False
     return tqdm(total=total, desc=who, unit=f" {unit}", leave=False, disable=disable)
+
+
+def _has_stderr() -> bool:
+    """Whether there is a stderr: services and windowed programs have none, or a closed one."""
+    return sys.stderr is not None and not getattr(sys.stderr, "closed", False)

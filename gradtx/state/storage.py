@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Generator, Mapping, Sequence, Set
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import torch
@@ -25,6 +27,19 @@ from gradtx.state.slots import first_value, kind_of, value_for, widened, wrong_s
 
 # In smaller leaves, codes save too little memory for the time that they cost.
 MIN_SIZE = 4096
+
+_KEEPS_OLD_CODES: ContextVar[bool] = ContextVar("keeps_old_codes", default=False)
+
+
+@contextmanager
+def keeping_old_codes() -> Generator[None, None, None]:
+    """Let new states have the old codes, so that updates have derivatives: for callers that drop the new states."""
+    token = _KEEPS_OLD_CODES.set(True)
+    try:
+        yield
+    finally:
+        _KEEPS_OLD_CODES.reset(token)
+
 
 Choice: TypeAlias = torch.dtype | Codec
 Slots: TypeAlias = dict[str, Tensor]
@@ -440,6 +455,8 @@ class Store:
         codecs = self.codecs_of(old, leaf)
         stored = dict(old)
         for slot, value in values.items():
+            if slot in codecs and _KEEPS_OLD_CODES.get():
+                continue
             if slot in codecs:
                 stored.update(self._packed(slot, codecs[slot], value, old, leaf))
             else:

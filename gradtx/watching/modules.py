@@ -11,15 +11,29 @@ from gradtx.base.selectors import named_in_model
 from gradtx.models import label_by_role
 
 
-def modules_with(params: Iterable[Tensor]) -> list[nn.Module]:
-    """Return all modules in memory that have some of the parameters, also in modules within them."""
-    known = set(map(id, params))
+def all_modules() -> list[nn.Module]:
+    """Return all modules in memory."""
     return [
         item
         for item in gc.get_objects()
-        if issubclass(type(item), nn.Module)
-        and "_parameters" in item.__dict__
-        and any(id(param) in known for param in item.parameters())
+        if issubclass(type(item), nn.Module) and "_parameters" in item.__dict__
+    ]
+
+
+def modules_with(
+    params: Iterable[Tensor], modules: Iterable[nn.Module] | None = None
+) -> list[nn.Module]:
+    """Return the modules that have some of the parameters, also in modules within them.
+
+    Args:
+        params: The parameters.
+        modules: The modules; None for all in memory.
+    """
+    known = set(map(id, params))
+    return [
+        module
+        for module in (all_modules() if modules is None else modules)
+        if any(id(param) in known for param in module.parameters())
     ]
 
 

@@ -30,7 +30,7 @@ class NoiseEstimate:
     """The noise scale of a leaf, or of all leaves together.
 
     Attributes:
-        scale: The noise scale, in examples; infinite if the noise hides the gradient.
+        scale: The noise scale, in examples; infinite if the noise hides the gradient, NaN if a gradient is not finite.
         error: Its standard error.
         noise: The trace of the covariance of the gradients of single examples.
         square: The squared norm of the mean gradient; may be negative if it is much smaller than its error.
@@ -56,7 +56,7 @@ class NoiseScale(NoiseEstimate):
 
     def __repr__(self) -> str:
         if math.isnan(self.scale):
-            return "a gradient is not finite, so the noise scale is not known"
+            return self._unknown()
         if not math.isfinite(self.scale):
             return "the noise hides the gradient: measure with more or larger batches"
         error = "" if math.isnan(self.error) else f" +- {self.error:.2g}"
@@ -71,6 +71,16 @@ class NoiseScale(NoiseEstimate):
         for name, leaf in by_scale[:SHOWN]:
             rows.append([name, f"{leaf.scale:.3g}", f"{leaf.error:.2g}"])
         return "\n  ".join([head, *aligned(rows, str.ljust)])
+
+    def _unknown(self) -> str:
+        """Return which gradients are not finite."""
+        broken = [name for name, leaf in self.leaves.items() if math.isnan(leaf.scale)]
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        of_leaf = f" of leaf {broken[0]!r}{more}" if broken else ""
+        return (
+            f"a gradient{of_leaf} is not finite, so the noise scale is not known: leave out the batches with such "
+            "gradients"
+        )
 
 
 def noise_scale(
@@ -94,7 +104,8 @@ def noise_scale(
         batch_size: The number of examples of each; an int if all have the same.
 
     Returns:
-        A `NoiseScale`: `scale`, `error`, and `leaves`, the same of each leaf.
+        A `NoiseScale`: `scale`, `error`, and `leaves`, the same of each leaf. A gradient that is not finite makes those
+        of its leaf and of all leaves NaN.
 
     Raises:
         TypeError: If a batch size is no int.
@@ -261,6 +272,8 @@ def _estimate(count: int, moments_of: Callable[[list[int]], Moments]) -> NoiseEs
         moments_of: Returns the moments of some of them.
     """
     noise, square = moments_of(list(range(count)))
+    if not (math.isfinite(noise) and math.isfinite(square)):
+        return NoiseEstimate(math.nan, math.nan, noise, square)
     scale = noise / square if square > 0 else math.inf
     if count < 3 or not math.isfinite(scale):
         return NoiseEstimate(scale, math.nan, noise, square)

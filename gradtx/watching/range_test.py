@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx.arguments import has_schedule
-from gradtx.base.messages import describe
+from gradtx.base.messages import describe, warn_user
 from gradtx.optim.groups import GroupSettings, is_same
 from gradtx.optim.optimizer import ChainOptimizer
+from gradtx.watching.backward_calls import BackwardCalls, is_of_scaler
 from gradtx.watching.snapshot import Snapshot
 from gradtx.watching.watch import optimizer_of
 
@@ -26,6 +27,8 @@ __all__ = ["RangeTest", "range_test"]
 # By default: a rate for each step, from 1e-7 to 10.
 LOWEST, HIGHEST, STEPS = 1e-7, 10.0, 100
 DIVERGED = 4.0  # times the smallest loss, as in Smith's plots and in fastai
+# A loss this many times the returned one, or its inverse, is another loss, and not the same with a penalty.
+UNLIKE = 8.0
 SIDE = 2  # neighbours on each side, over which losses are smoothed
 
 
@@ -136,9 +139,10 @@ def range_test(
     """Find a learning rate: train one step with each of some rising rates, and restore everything to the bit.
 
     A copy of the optimizer steps, with its state as it is. It stops when the loss of the last three steps, in the
-    median, exceeds four times the smallest, or one is not finite. Afterwards weights, gradients, buffers (those of all
-    modules that have a parameter of the optimizer) and the random streams of torch, Python and NumPy are what they
-    were, also after an error. What the closure takes from an iterator of its own is used up.
+    median, exceeds four times the smallest, or one is not finite. Afterwards everything is what it was, also after an
+    error: all weights of the modules that have a parameter of the optimizer, their attributes that are tensors or
+    numbers, the gradients, buffers and modes of all modules, and the random streams of torch, Python and NumPy. What
+    the closure takes from an iterator of its own is used up, and lists and dicts that a module fills stay filled.
 
     A rate that is a schedule is replaced by the rates of the test, also where it warms up from 0. Schedules of other
     numbers, such as the factor of `scale`, still apply.
@@ -149,7 +153,8 @@ def range_test(
     Args:
         optimizer: An optimizer of gradtx, or a trainer's wrapper around one. Groups keep the ratios of their rates,
             and `lrs` are those of the largest.
-        closure: Calls `optimizer.zero_grad()`, computes the loss and its gradients, and returns the loss.
+        closure: Calls `optimizer.zero_grad()`, computes the loss and its gradients, without a `GradScaler`, and returns
+            the loss.
         lrs: The rates, rising; by default 100 from 1e-7 to 10, at equal ratios.
 
     Returns:
@@ -159,8 +164,8 @@ def range_test(
         TypeError: If `optimizer` is no optimizer of gradtx, if `closure` is not callable or returns no number, or if
             `lrs` are no numbers.
         ValueError: If the chain has no rate, if the ratios of the groups' rates are unknown, if `lrs` are not at least
-            two finite positive numbers that rise, or if the closure computes no gradients, or a first loss that is not
-            finite.
+            two finite positive numbers that rise, or if the closure computes no gradients, those of a loss that a
+            `GradScaler` has scaled, or a first loss that is not finite.
         RuntimeError: If gradients are released during backward, or if the closure calls `optimizer.step()`.
 
     Example:
@@ -230,8 +235,12 @@ class _Closure:
         for param in self._params:
             if not is_lazy(param):
                 param.grad = None  # of an earlier backward, which would hide that none is computed
-        loss = self._function()
-        self._check(_loss_of(loss))
+        params = [param for param in self._params if not is_lazy(param)]
+        with BackwardCalls(params) as calls:
+            loss = self._function()
+        value = _loss_of(loss)
+        self._check(value)
+        _check_scale(calls.scale_of(value))
         self._is_checked = True
         return loss
 
@@ -247,6 +256,26 @@ class _Closure:
                 "range_test: closure computes no gradients of the optimizer's parameters; call loss.backward() in it, "
                 "after optimizer.zero_grad()"
             )
+
+
+def _check_scale(scale: float) -> None:
+    """Check that the gradients are those of the returned loss, since the rates are those of the gradients.
+
+    Raises:
+        ValueError: If a `GradScaler` has scaled the loss.
+    """
+    if 1 / UNLIKE < scale < UNLIKE:
+        return
+    if is_of_scaler(scale):
+        raise ValueError(
+            f"range_test: a GradScaler multiplies the gradients by {scale:.6g}, and nothing divides them again, since "
+            "range_test steps without it: call loss.backward() in the closure, in place of "
+            "scaler.scale(loss).backward() or self.manual_backward(loss)"
+        )
+    warn_user(
+        f"range_test: the closure computes the gradients of {scale:.3g} times the loss that it returns, and the rates "
+        "are those for these gradients; if training divides them again, call backward on the loss itself"
+    )
 
 
 @contextmanager

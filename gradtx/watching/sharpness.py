@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,15 @@ from gradtx.base.progress import progress_bar
 from gradtx.base.vectors import JointVector
 from gradtx.optim.optimizer import ChainOptimizer
 from gradtx.transform import GradientTransformation, check_transformation
-from gradtx.watching.preconditioner import Product, of_chain, of_optimizer, trained_by
+from gradtx.watching.preconditioner import (
+    Preconditioner,
+    Product,
+    of_chain,
+    of_optimizer,
+    trained_by,
+)
 from gradtx.watching.snapshot import Snapshot
+from gradtx.watching.watch import optimizer_of
 
 __all__ = ["Sharpness", "sharpness"]
 
@@ -27,6 +34,17 @@ __all__ = ["Sharpness", "sharpness"]
 ITERATIONS = 100
 # Relative to the largest eigenvalue; the error of an eigenvalue is of the order of the square of the residual.
 RESIDUAL = 1e-5
+# What to do about an operation without a second derivative, by what torch's error contains.
+REMEDIES = {
+    "attention": (
+        "compute attention inside of `with torch.nn.attention.sdpa_kernel(SDPBackend.MATH):`"
+    ),
+    "_cudnn_rnn": "compute it inside of `with torch.backends.cudnn.flags(enabled=False):`",
+    "torch.compile": "call the model without torch.compile",
+    "aot_autograd": "call the model without torch.compile",
+    "is not implemented": "compute it by operations that have one",
+    "once_differentiable": "compute it by operations that have one",
+}
 
 
 @dataclass(frozen=True)
@@ -36,33 +54,27 @@ class Sharpness:
     Attributes:
         values: The largest eigenvalues, the largest first.
         residual: The residual of the last of them, relative to the largest: 0 if it is exact.
+        stable_lr: The largest stable rate; infinite if no direction curves upwards.
         lr: The rate of the chain, the largest of its groups; None without a chain.
-        bound: The largest value at which the chain is stable, $2 (1 + \beta) / \eta$; None without a chain.
+        bound: The largest value at which the chain is stable: with momentum, $2 (1 + \beta) / \eta$. None without a
+            chain.
         is_preconditioned: Whether the values are those of $J H$: not without a chain, nor if it treats entries alike.
     """
 
     values: tuple[float, ...]
     residual: float
+    stable_lr: float
     lr: float | None = None
     bound: float | None = None
     is_preconditioned: bool = False
 
     @property
-    def stable_lr(self) -> float:
-        """The largest stable rate; infinite if no direction curves upwards."""
-        largest = self.values[0]
-        if largest <= 0:
-            return math.inf
-        return (
-            2 / largest
-            if self.lr is None or self.bound is None
-            else self.bound * self.lr / largest
-        )
-
-    @property
     def ratio(self) -> float | None:
         """The largest value relative to the bound: about 1 at the edge of stability; None without a chain."""
-        return None if self.bound is None else self.values[0] / self.bound
+        if self.bound is None:
+            return None
+        # Of steps that decay alone makes unstable.
+        return self.values[0] / self.bound if self.bound > 0 else math.inf
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{value:.4g}" for value in self.values)
@@ -97,19 +109,26 @@ def sharpness(
     Gradient descent with the rate $\eta$ is stable where the largest eigenvalue is at most $2 / \eta$, and training
     with a constant rate often rises to this edge and stays there. With a chain, $H$ is preconditioned by what the chain
     makes of a small gradient in its state: eigenvalues of $J H$, where $-\eta J$ is the derivative of the update by
-    the gradient at 0. With momentum $\beta$ the bound is $2 (1 + \beta) / \eta$, as for Adam, whose $J$ is
-    $(1 - \beta_1) / (\sqrt{\hat v} + \epsilon)$; with that of Nesterov, it is $2 (1 + \beta)^2 / ((1 + 2 \beta) \eta)$.
-    Where the chain treats all entries alike, as SGD does, the values are those of $H$ itself, and the bound is divided
-    by what $J$ multiplies them with. Groups of an optimizer are scaled to the one with the largest rate.
+    the gradient. Where the chain treats all entries alike, as SGD does, the values are those of $H$ itself. With
+    `maximize=True`, they are those of the negated loss.
+
+    The bound is measured: the chain steps leaves of a few entries, whose gradient is a curvature times the weights.
+    Above the bound, its step as a matrix has an eigenvalue outside of the unit circle. So it holds for all rules that
+    are linear in a small gradient, with any momenta, averages and decay, in the long run (there, a gradient has no
+    weight in an average over the whole run). With momentum $\beta$ it is $2 (1 + \beta) / \eta$, also for Adam, whose
+    $J$ is $(1 - \beta_1) / (\sqrt{\hat v} + \epsilon)$ and is held fixed. Weight decay counts as curvature: it lowers
+    the bound or, in the gradient of a rule that treats entries differently, raises the values. Groups of an optimizer
+    are scaled to the one with the largest rate.
 
     The method is Lanczos on Hessian-vector products, in float64, with full reorthogonalization: it keeps a vector of
-    the size of the parameters for each iteration. The loss is computed once, so dropout has one mask; buffers and
-    random streams are restored.
+    the size of the parameters for each iteration. The loss is computed once, so dropout has one mask. Everything is
+    restored as after a `range_test`.
 
     Args:
         loss_fn: A function of `params` that returns the loss on a fixed batch, twice differentiable.
         params: A tree of tensors, or a module, of which all parameters that require a gradient count.
-        tx: A chain with a learning rate, or an optimizer of a module, whose groups and state are used.
+        tx: A chain with a learning rate, or an optimizer of a module, also in a trainer's wrapper, whose groups and
+            state are used.
         state: The state of the chain; needed where its response to a gradient depends on it, as for Adam.
         k: The number of eigenvalues, >= 1; one that occurs several times counts once.
         iterations: The largest number of Hessian-vector products, >= 1.
@@ -121,9 +140,10 @@ def sharpness(
 
     Raises:
         TypeError: If `loss_fn` is not callable or `tx` is not a transformation.
-        ValueError: If `k` or `iterations` is below 1; if the loss does not depend on `params`; if the chain has no
-            rate, does not respond to a gradient, as `scale_by_sign`, or not symmetrically, as with a trust ratio; if
-            its bound is not known, or it lacks a state that matters; or if there is a state without a chain.
+        ValueError: If `k` or `iterations` is below 1; if the loss does not depend on `params`, or has no second
+            derivative, as fused attention; if the chain has no rate, does not respond to a gradient, as
+            `scale_by_sign`, not symmetrically, as with a trust ratio, or in a way that past gradients decide; if it
+            lacks a state that matters; or if there is a state without a chain.
 
     Example:
         >>> loss_fn = lambda params: (torch.tensor([1.0, 20.0]) * params["w"] ** 2).sum() / 2
@@ -135,34 +155,58 @@ def sharpness(
 
     Source: Cohen et al. 2021, arXiv:2103.00065, and 2022, arXiv:2207.14484. Departures: none.
     """
-    _check(loss_fn, tx, state, k, iterations)
+    if isinstance(getattr(tx, "optimizer", None), ChainOptimizer):
+        tx = optimizer_of("sharpness", tx)
+    _check(loss_fn, params, tx, state, k, iterations)
     values = _values_of(params)
     if isinstance(tx, ChainOptimizer):
         values = trained_by(tx, params)
-    snapshot = Snapshot(params.parameters()) if isinstance(params, nn.Module) else None
+    # Of trees, too: their loss may call modules.
+    snapshot = Snapshot(params.parameters() if isinstance(params, nn.Module) else ())
     try:
         size = sum(value.numel() for value in values.values())
         first = _first_vector(size, seed, next(iter(values.values())).device)
-        preconditioner = None
+        preconditioner = Preconditioner(None, math.nan, 2.0)
         if isinstance(tx, ChainOptimizer):
             preconditioner = of_optimizer(tx, values, first)
         elif tx is not None:
             preconditioner = of_chain(tx, state, params, values, first)
-        product = _hessian_product(loss_fn, params, values)
-        respond = None if preconditioner is None else preconditioner.respond
+        product = _hessian_product(loss_fn, params, values, preconditioner)
+        respond = preconditioner.respond
         eigenvalues, residual = largest_eigenvalues(
             product, first, k, min(iterations, size), respond, progress
         )
+        values_found = tuple(eigenvalues)
+        if tx is None:
+            return Sharpness(values_found, residual, _rate_of_descent(eigenvalues[0]))
+        return Sharpness(
+            values_found,
+            residual,
+            preconditioner.stable_rate(eigenvalues[0]),
+            preconditioner.rate,
+            preconditioner.bound,
+            respond is not None,
+        )
     finally:
-        if snapshot is not None:
-            snapshot.restore()
-    if preconditioner is None:
-        return Sharpness(tuple(eigenvalues), residual)
-    lr, bound = preconditioner.lr, preconditioner.bound
-    return Sharpness(tuple(eigenvalues), residual, lr, bound, respond is not None)
+        snapshot.restore()
 
 
-def _check(loss_fn: Any, tx: Any, state: Any, k: int, iterations: int) -> None:
+def _rate_of_descent(largest: float) -> float:
+    return 2 / largest if largest > 0 else math.inf
+
+
+def _check(
+    loss_fn: Any, params: Any, tx: Any, state: Any, k: int, iterations: int
+) -> None:
+    if callable(params) and not isinstance(params, nn.Module):
+        raise TypeError(
+            f"sharpness: params must be a tree of tensors or a module, got {describe(params)}; the order is "
+            "sharpness(loss_fn, params)"
+        )
+    if torch.is_inference_mode_enabled():
+        raise ValueError(
+            "sharpness: torch.inference_mode() records no derivatives; call sharpness outside of it"
+        )
     if not callable(loss_fn):
         raise TypeError(
             f"sharpness: loss_fn must be a function of params, got {describe(loss_fn)}"
@@ -207,9 +251,15 @@ def _first_vector(size: int, seed: int, device: torch.device) -> Tensor:
 
 
 def _hessian_product(
-    loss_fn: Callable[[Any], Tensor], params: Any, values: dict[str, Tensor]
+    loss_fn: Callable[[Any], Tensor],
+    params: Any,
+    values: dict[str, Tensor],
+    preconditioner: Preconditioner,
 ) -> Product:
-    """Return the function that multiplies the Hessian with a vector, from one graph of the gradients."""
+    """Return the function that multiplies a vector with the Hessian, and the decay in the chain's gradient.
+
+    It has one graph of the gradients; for a chain that maximizes, the Hessian is that of the negated loss.
+    """
     with torch.enable_grad():
         if isinstance(params, nn.Module):
             at, loss = list(values.values()), loss_fn(params)
@@ -223,30 +273,51 @@ def _hessian_product(
             raise TypeError(
                 f"sharpness: loss_fn must return the loss, got {describe(loss)}"
             )
-        gradients = _gradients_of(loss.reshape(()), at)
+        with _names_second_derivatives():
+            gradients = _gradients_of(loss.reshape(()), at)
     curved = [i for i, gradient in enumerate(gradients) if gradient.requires_grad]
     space = JointVector(list(values.values()), torch.float64)
 
     def product(vector: Tensor) -> Tensor:
         directions = space.parts(vector)
+        decayed = preconditioner.decay * vector
         if not curved:  # the loss is linear
-            return torch.zeros_like(vector)
-        columns = torch.autograd.grad(
-            [gradients[i] for i in curved],
-            at,
-            [directions[i] for i in curved],
-            retain_graph=True,
-            materialize_grads=True,
-        )
-        return space.joined([column.detach() for column in columns])
+            return torch.zeros_like(vector) + decayed
+        with _names_second_derivatives():
+            columns = torch.autograd.grad(
+                [gradients[i] for i in curved],
+                at,
+                [directions[i] for i in curved],
+                retain_graph=True,
+                materialize_grads=True,
+            )
+        product = space.joined([column.detach() for column in columns])
+        return preconditioner.sign * product + decayed
 
     return product
 
 
+@contextmanager
+def _names_second_derivatives() -> Generator[None, None, None]:
+    """Say what to do about an operation that has no second derivative."""
+    try:
+        yield
+    except RuntimeError as error:
+        remedy = next((r for name, r in REMEDIES.items() if name in str(error)), None)
+        if remedy is None:
+            raise
+        raise ValueError(
+            f"sharpness: the loss has no second derivative: {remedy} ({error})"
+        ) from error
+
+
 def _gradients_of(loss: Tensor, at: list[Tensor]) -> list[Tensor]:
-    found: tuple[Tensor | None, ...] = (None,)
-    if loss.requires_grad:
-        found = torch.autograd.grad(loss, at, create_graph=True, allow_unused=True)
+    if not loss.requires_grad:
+        raise ValueError(
+            "sharpness: the loss has no derivative: loss_fn must compute it without torch.no_grad(), "
+            "torch.inference_mode(), detach() and item(), from parameters that require gradients"
+        )
+    found = torch.autograd.grad(loss, at, create_graph=True, allow_unused=True)
     if all(gradient is None for gradient in found):
         raise ValueError(
             "sharpness: the loss does not depend on params; loss_fn must compute it from its argument"

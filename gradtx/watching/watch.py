@@ -104,9 +104,12 @@ def optimizer_of(who: str, optimizer: Any) -> ChainOptimizer:
     Raises:
         TypeError: If it is none.
     """
-    inner = optimizer
-    while not isinstance(inner, ChainOptimizer) and hasattr(inner, "optimizer"):
-        inner = inner.optimizer
+    inner, wrapped = optimizer, getattr(optimizer, "optimizer", None)
+    # Lightning's wrapper is an instance of the class that it wraps, without what this class sets up.
+    while wrapped is not None and (
+        not isinstance(inner, ChainOptimizer) or isinstance(wrapped, ChainOptimizer)
+    ):
+        inner, wrapped = wrapped, getattr(wrapped, "optimizer", None)
     if not isinstance(inner, ChainOptimizer):
         raise TypeError(
             f"{who}: needs an optimizer of gradtx, whose links are known, got {describe(optimizer)}; "

@@ -76,6 +76,19 @@ def test_noise_that_hides_the_gradient_is_said():
     assert repr(result) == "the noise hides the gradient: measure with more or larger batches"
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("batches", [2, 6])
+def test_a_gradient_that_is_not_finite_makes_its_leaf_unknown_and_no_other(value, batches):
+    gradients = drawn([8] * batches, 0)
+    expected = gradtx.noise_scale(gradients, 8).leaves["b"]
+    gradients[1]["a"][0] = value
+    result = gradtx.noise_scale(gradients, 8)
+    assert math.isnan(result.scale)
+    assert math.isnan(result.leaves["a"].scale)
+    assert result.leaves["b"].scale == expected.scale
+    assert repr(result).startswith("a gradient of leaf 'a' is not finite, so the noise scale is not known")
+
+
 def test_bad_input_is_one_clear_error():
     tree = {"w": torch.ones(2)}
     with pytest.raises(ValueError, match="noise_scale: needs the gradients of at least two batches, got 1"):

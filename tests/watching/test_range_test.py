@@ -71,6 +71,66 @@ def test_everything_is_restored_to_the_bit(steps):
             assert torch.equal(value, after[3][name][slot])
 
 
+class Moving(nn.Module):
+    """A model that assigns buffers and attributes anew, with a target that follows it and a head of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.trained, self.head, self.target = (nn.Linear(3, 3) for _ in range(3))
+        self.target.requires_grad_(False)
+        self.register_buffer("ema", torch.zeros(3))
+        self.calls, self.total, self.last = 0, torch.zeros(3), None
+
+    def forward(self, x):
+        self.calls += 1
+        self.total = self.total + 1
+        self.ema = 0.9 * self.ema + 0.1 * x.mean(0)
+        hidden = self.trained(x)
+        with torch.no_grad():
+            self.target.weight.mul_(0.9).add_(0.1 * self.trained.weight)
+        self.last = hidden.detach()
+        self.cache = x
+        return self.head(hidden) - self.target(x)
+
+
+def everything_of(*models):
+    gradients = [p.grad for model in models for p in model.parameters()]
+    required = [p.requires_grad for model in models for p in model.parameters()]
+    modes = [module.training for model in models for module in model.modules()]
+    attributes = [(model.calls, model.total, model.last, hasattr(model, "cache")) for model in models[:1]]
+    return copy.deepcopy(([model.state_dict() for model in models], gradients, required, modes, attributes))
+
+
+@pytest.mark.parametrize("tool", ["range_test", "sharpness"])
+def test_all_that_models_have_is_restored_also_what_other_optimizers_train(tool):
+    torch.manual_seed(0)
+    model, critic = Moving(), nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    optimizer = gradtx.optim.SGD(model.trained.named_parameters(), lr=0.1)
+
+    def closure(with_gradients=True):
+        optimizer.zero_grad()
+        model.train()
+        critic[0].requires_grad_(False)
+        loss = critic(model(torch.randn(5, 3))).square().mean()
+        if with_gradients:
+            loss.backward()
+        return loss
+
+    closure()
+    model.eval()
+    critic[0].requires_grad_(True)
+    del model.cache
+    model.last = None
+    before, buffer, gradients = everything_of(model, critic), model.ema, [p.grad for p in critic.parameters()]
+    if tool == "range_test":
+        gradtx.range_test(optimizer, closure, [1e-3, 1e-2, 1e-1])
+    else:
+        gradtx.sharpness(lambda _: closure(False), model)
+    torch.testing.assert_close(everything_of(model, critic), before, rtol=0, atol=0)
+    assert model.ema is buffer
+    assert all(p.grad is gradient for p, gradient in zip(critic.parameters(), gradients, strict=True))
+
+
 def test_training_after_a_range_test_is_bit_for_bit_training_without():
     weights = []
     for tests in (False, True):
@@ -374,3 +434,87 @@ def test_each_branch_of_a_partition_keeps_the_ratio_of_its_rate_and_frozen_leave
     tx = gradtx.partition(branches, lambda name, _: name)
     optimizer = gradtx.as_optimizer(tx, params.items())
     assert weights_after_a_step(optimizer, *params.values()) == pytest.approx([0.97, 0.99, 1.0])
+
+
+class LightningOptimizer:
+    """Lightning's wrapper, in short: of a class that also inherits from that of the optimizer."""
+
+    def __init__(self, optimizer):
+        self._optimizer = optimizer
+        name = f"Lightning{type(optimizer).__name__}"
+        self.__class__ = type(name, (self.__class__, type(optimizer)), {})
+
+    @property
+    def optimizer(self):
+        return self._optimizer
+
+    def step(self, closure=None):
+        return self._optimizer.step(closure)
+
+    def __getattr__(self, name):
+        return getattr(self._optimizer, name)
+
+
+def lightnings_own(optimizer):
+    return pytest.importorskip("lightning.pytorch.core.optimizer").LightningOptimizer(optimizer)
+
+
+@pytest.mark.parametrize("wrapped_by", [LightningOptimizer, pytest.param(lightnings_own, marks=pytest.mark.nightly)])
+def test_a_trainers_wrapper_is_tested_as_what_it_wraps(wrapped_by):
+    optimizer, closure, weight = quadratic(gradtx.adamw(lr=0.1))
+    wrapper = wrapped_by(optimizer)
+    expected = gradtx.range_test(optimizer, closure)
+    assert gradtx.range_test(wrapper, closure).losses == expected.losses
+    assert torch.equal(weight, torch.ones(2))
+
+
+def test_a_closure_that_steps_a_trainers_wrapper_is_refused():
+    optimizer, closure, weight = quadratic(gradtx.adamw(lr=0.1))
+    wrapper = LightningOptimizer(optimizer)
+
+    def stepping():
+        loss = closure()
+        wrapper.step()
+        return loss
+
+    with pytest.raises(RuntimeError, match=r"range_test: closure calls optimizer\.step"):
+        gradtx.range_test(wrapper, stepping)
+    assert torch.equal(weight, torch.ones(2))
+
+
+SCALE = 1024.0
+
+
+def scaled_closure(scale, unscaled=False):
+    weight = nn.Parameter(torch.tensor([1.0, 1.0]))
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.1), [("w", weight)])
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (CURVATURES * weight.square()).sum() / 2
+        torch.autograd.backward(scale(loss))
+        if unscaled:
+            weight.grad /= SCALE
+        return loss
+
+    return optimizer, closure
+
+
+def test_gradients_of_a_scaled_loss_are_refused_and_those_of_another_loss_are_said():
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    with pytest.raises(ValueError, match=r"a GradScaler multiplies the gradients by 1024, .* call loss.backward\(\)"):
+        gradtx.range_test(*scaled_closure(scaler.scale))
+    del scaler
+    with pytest.warns(UserWarning, match="gradients of 100 times the loss that it returns"):
+        gradtx.range_test(*scaled_closure(lambda loss: 100 * loss))
+
+
+@pytest.mark.parametrize("scale", [lambda loss: loss, lambda loss: -loss, lambda loss: 1.5 * loss])
+def test_gradients_of_the_returned_loss_or_a_similar_one_are_tested(scale):
+    gradtx.range_test(*scaled_closure(scale), [1e-3, 1e-2])
+
+
+def test_gradients_that_the_closure_unscales_are_those_of_the_loss():
+    scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+    expected = gradtx.range_test(*scaled_closure(lambda loss: loss)).lrs
+    assert gradtx.range_test(*scaled_closure(scaler.scale, unscaled=True)).lrs == expected

@@ -1,10 +1,15 @@
 """Sharpness against the eigenvalues of dense Hessians, and gradient descent at the edge of stability."""
 
+import copy
+import types
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import gradtx
+from tests.tiers import by_day
 
 EXACT = 1e-6  # relative
 
@@ -205,6 +210,222 @@ def test_steps_below_the_stable_rate_converge_and_steps_above_it_diverge(options
     assert (weight.abs().max().item() < 1e-3) == is_stable
 
 
+def linear_chain(*links):
+    return gradtx.chain(*links, gradtx.scale_by_learning_rate(RATE))
+
+
+RATE = 0.01
+TRACE, FAST = gradtx.trace(0.9), gradtx.trace(0.5)
+LINEAR = {
+    "sgd": gradtx.sgd(lr=RATE),
+    "momentum": gradtx.sgd(lr=RATE, momentum=0.9),
+    "dampening": gradtx.sgd(lr=RATE, momentum=0.9, dampening=0.5),
+    "nesterov": gradtx.sgd(lr=RATE, momentum=0.9, nesterov=True),
+    "qhm": gradtx.qhm(lr=RATE),
+    "qhm-decay": gradtx.qhm(lr=RATE, momentum=0.9, weight_decay=3.0, decoupled_weight_decay=True),
+    "pnm": gradtx.pnm(lr=RATE),
+    "pnm-decay": gradtx.pnm(lr=RATE, weight_decay=5.0),
+    "aggmo": gradtx.aggmo(lr=RATE),
+    "schedule-free": gradtx.schedule_free_sgd(lr=RATE),
+    "schedule-free-decay": gradtx.schedule_free_sgd(lr=RATE, weight_decay=3.0),
+    "schedule-free-momentum": gradtx.schedule_free(gradtx.trace(0.5), lr=RATE, beta=0.8),
+    "optimistic": gradtx.optimistic_gradient_descent(lr=RATE),
+    "optimistic-momentum": linear_chain(gradtx.scale_by_optimistic_gradient(0.3, 0.5), gradtx.trace(0.7)),
+    "ema": linear_chain(gradtx.ema(0.9)),
+    "ema-debias": linear_chain(gradtx.ema(0.9, debias=True)),
+    "trace-ema": linear_chain(gradtx.trace_ema(0.9)),
+    "ema-nesterov": linear_chain(gradtx.ema_nesterov()),
+    "two-traces": linear_chain(TRACE, FAST),
+    "two-traces-decay": linear_chain(TRACE, FAST, gradtx.add_decayed_weights(1.0)),
+    "rate-first": gradtx.chain(gradtx.scale_by_learning_rate(RATE), TRACE),
+    "decoupled": gradtx.sgdw(lr=RATE, momentum=0.9, weight_decay=2.0),
+    "coupled": gradtx.sgd(lr=RATE, momentum=0.9, weight_decay=2.0),
+    "maximize": gradtx.sgd(lr=RATE, momentum=0.9, weight_decay=1.0, maximize=True),
+    "accumulate": gradtx.accumulate(gradtx.sgd(lr=RATE, momentum=0.9, weight_decay=2.0), every=3),
+    "lookahead": gradtx.chain(gradtx.sgd(lr=RATE, momentum=0.9), gradtx.lookahead(k=5)),
+    "accsgd": gradtx.accsgd(lr=RATE),
+    "pid": gradtx.pid(lr=RATE),
+    "partition": gradtx.partition({"all": gradtx.qhm(lr=RATE)}, {"all": "*"}),
+}
+
+
+def at_rate(tx, rate):
+    name = next(name for name in tx.hyperparams if name.rpartition(".")[2] == "lr")
+    return tx.replace(**{name: rate})
+
+
+def grows(tx, curvature, steps=2500):
+    """Whether steps on a quadratic diverge in the long run: averages over a run let them grow at first."""
+    params = {"w": torch.tensor([1.0], dtype=torch.float64)}
+    state, sizes = tx.init(params), []
+    for _ in range(steps):
+        updates, state = tx.update({"w": curvature * params["w"]}, state, params)
+        params = gradtx.apply_updates(params, updates)
+        sizes.append(abs(params["w"].item()))
+    return max(sizes[-steps // 4 :]) > max(sizes[-steps // 2 : -steps // 4])
+
+
+@by_day("qhm", "pnm", "two-traces", "decoupled", "lookahead")
+@pytest.mark.parametrize("name", LINEAR)
+def test_simulated_steps_converge_below_the_stable_rate_of_a_linear_chain_and_diverge_above_it(name):
+    tx, curvature = LINEAR[name], 20.0
+    sign = -1.0 if name == "maximize" else 1.0
+    params = {"w": torch.tensor([1.0, 1.0], dtype=torch.float64)}
+    loss = lambda params: sign * (torch.tensor([1.0, curvature]) * params["w"] ** 2).sum() / 2  # noqa: E731
+    result = gradtx.sharpness(loss, params, tx)
+    assert result.values[0] == pytest.approx(curvature)
+    simulated = {share: grows(at_rate(tx, share * result.stable_lr), sign * curvature) for share in (0.99, 1.01)}
+    assert simulated == {0.99: False, 1.01: True}
+    # A state of a run says the same.
+    _, state = tx.update({"w": torch.tensor([1.0, -3.0], dtype=torch.float64)}, tx.init(params), params)
+    assert gradtx.sharpness(loss, params, tx, state).stable_lr == pytest.approx(result.stable_lr)
+
+
+@pytest.mark.parametrize(
+    ("name", "stable"),
+    [
+        ("momentum", 2 * 1.9),
+        ("ema", 2 * 1.9 / 0.1),
+        ("trace-ema", 2 * 1.9 / 0.1),
+        ("qhm-decay", None),
+        ("nesterov", 2 * 1.9 / 2.8),
+        ("aggmo", 6 / (1 + 1 / 1.9 + 1 / 1.99)),
+        ("schedule-free", 2 / 0.1),
+        ("optimistic", 2 / 3),
+    ],
+)
+def test_the_stable_rate_times_the_curvature_is_that_of_the_alternating_sum(name, stable):
+    # 2 / sum of (-1)^k h_k, where a gradient adds h_k to the step k later.
+    if stable is None:
+        m, nu, decay = 0.9, 0.7, 3.0
+        alternating = (1 - nu) + nu * (1 - m) / (1 + m)
+        stable = 20 * 2 / (20 * alternating + decay)
+    params = {"w": torch.tensor([1.0, 1.0], dtype=torch.float64)}
+    loss = lambda params: (torch.tensor([1.0, 20.0]) * params["w"] ** 2).sum() / 2  # noqa: E731
+    assert gradtx.sharpness(loss, params, LINEAR[name]).stable_lr * 20 == pytest.approx(stable, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("tx", "coupled", "decoupled"),
+    [(gradtx.adam(lr=0.01, weight_decay=2.0), 2.0, 0.0), (gradtx.adamw(lr=0.01, weight_decay=20.0), 0.0, 20.0)],
+)
+def test_decay_in_the_gradient_raises_the_values_and_other_decay_lowers_the_bound(tx, coupled, decoupled):
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(5, 5, dtype=torch.float64, generator=generator)
+    hessian = root @ root.T
+    params = {"w": torch.randn(5, dtype=torch.float64, generator=generator)}
+    state, v = tx.init(params), torch.zeros(5, dtype=torch.float64)
+    for _ in range(4):
+        gradient = hessian @ params["w"]
+        v = 0.999 * v + 0.001 * (gradient + coupled * params["w"]) ** 2
+        updates, state = tx.update({"w": gradient}, state, params)
+        params = gradtx.apply_updates(params, updates)
+    response = 0.1 / (1 - 0.9**5) / ((0.999 * v / (1 - 0.999**5)).sqrt() + 1e-8)
+    matrix = response[:, None] * (hessian + coupled * torch.eye(5))
+    largest = torch.linalg.eigvals(matrix).real.max().item()
+    result = gradtx.sharpness(lambda params: params["w"] @ hessian @ params["w"] / 2, params, tx, state)
+    assert result.values[0] == pytest.approx(largest, rel=EXACT)
+    assert result.bound == pytest.approx(1.9 * (2 / 0.01 - decoupled), rel=1e-6)
+    # Where the rate times the curvature and the decay is 2, with momentum.
+    assert result.stable_lr == pytest.approx(3.8 / (largest + 1.9 * decoupled), rel=1e-4)
+
+
+def test_decay_that_alone_makes_steps_diverge_is_unstable():
+    params = {"w": torch.tensor([1.0], dtype=torch.float64)}
+    loss = lambda params: 10 * params["w"].square().sum()  # noqa: E731
+    result = gradtx.sharpness(loss, params, gradtx.sgd(lr=0.01, weight_decay=300.0))
+    assert result.ratio == float("inf")
+    assert "unstable" in repr(result)
+    assert result.stable_lr == pytest.approx(2 / (20 + 300), rel=1e-2)
+
+
+def test_branches_whose_momenta_rotate_are_refused_unless_they_are_alike():
+    model, loss = network()
+    two = linear_chain(TRACE, FAST)
+
+    def of(weights, biases):
+        tx = gradtx.partition({"weights": weights, "biases": biases}, {"weights": "*w*", "biases": "*"})
+        return gradtx.sharpness(loss, model, tx)
+
+    with pytest.raises(ValueError, match="sharpness: leaves have different momenta, above whose bound steps do not"):
+        of(two, gradtx.sgd(lr=RATE))
+    slower = gradtx.chain(TRACE, FAST, gradtx.scale_by_learning_rate(RATE / 2))
+    assert (
+        of(two, two).ratio > of(two, slower).ratio > of(slower, slower).ratio == pytest.approx(of(two, two).ratio / 2)
+    )
+    with pytest.raises(ValueError, match="sharpness: the chain maximizes for some leaves and minimizes for others"):
+        of(gradtx.sgd(lr=RATE), gradtx.sgd(lr=RATE, maximize=True))
+
+
+@pytest.mark.parametrize("code", ["int8", "bfloat16+8", torch.bfloat16])
+def test_state_in_few_bits_is_that_of_its_values(code):
+    torch.manual_seed(0)
+    start, x = nn.Linear(80, 64), torch.randn(32, 80)
+    loss = lambda model: model(x).tanh().square().mean()  # noqa: E731
+    results = []
+    for state_dtype in (None, code):
+        model = copy.deepcopy(start)
+        optimizer = gradtx.optim.AdamW(model.named_parameters(), lr=0.01, state_dtype=state_dtype)
+        for _ in range(4):
+            optimizer.zero_grad()
+            loss(model).backward()
+            optimizer.step()
+        results.append(gradtx.sharpness(loss, model, optimizer))
+    assert results[1].values[0] == pytest.approx(results[0].values[0], rel=0.05)
+    assert results[1].bound == pytest.approx(results[0].bound, rel=1e-6)
+
+
+def test_accumulated_gradients_have_the_bound_of_their_mean_and_a_state_between_updates_is_refused():
+    model, loss = network()
+    plain, params = gradtx.adam(lr=0.01), tree_of(model)
+    tx = gradtx.accumulate(plain, every=3)
+    state, state_of_plain = tx.init(params), plain.init(params)
+    gradients = torch.func.grad(loss)(params)
+    for _ in range(2):
+        _, state_of_plain = plain.update(gradients, state_of_plain, params)
+    for _ in range(6):
+        _, state = tx.update(gradients, state, params)
+    result, expected = (
+        gradtx.sharpness(loss, params, tx, state),
+        gradtx.sharpness(loss, params, plain, state_of_plain),
+    )
+    assert result.values == pytest.approx(expected.values, rel=EXACT)
+    assert result.bound == pytest.approx(expected.bound, rel=EXACT)
+    _, state = tx.update(gradients, state, params)
+    with pytest.raises(ValueError, match="sharpness: the chain updates weights in one of 3 calls, and is between two"):
+        gradtx.sharpness(loss, params, tx, state)
+
+
+def test_a_trainers_wrapper_is_the_optimizer_that_it_wraps():
+    model, loss = network()
+    optimizer = gradtx.optim.AdamW(model.named_parameters(), lr=0.01)
+    loss(model).backward()
+    optimizer.step()
+    wrapper = types.SimpleNamespace(optimizer=optimizer)
+    expected = gradtx.sharpness(loss, model, optimizer)
+    assert gradtx.sharpness(loss, model, wrapper).values == pytest.approx(expected.values)
+
+
+def test_a_loss_without_a_second_derivative_is_an_error_that_says_the_remedy():
+    model, loss = network()
+    with torch.no_grad():  # of the caller
+        assert gradtx.sharpness(loss, model).values[0] > 0
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"sharpness: torch.inference_mode\(\) records no"):
+        gradtx.sharpness(loss, model)
+    with pytest.raises(ValueError, match=r"sharpness: the loss has no derivative: .* without torch.no_grad\(\)"):
+        gradtx.sharpness(torch.no_grad()(loss), model)
+    query, projection = torch.randn(1, 2, 8, 16), nn.Linear(16, 16)
+
+    def attention(module):
+        inputs = module(query)
+        return nn.functional.scaled_dot_product_attention(inputs, inputs, inputs).square().mean()
+
+    with pytest.raises(ValueError, match=r"no second derivative: .*sdpa_kernel\(SDPBackend.MATH\)"):
+        gradtx.sharpness(attention, projection)
+    with sdpa_kernel(SDPBackend.MATH):
+        assert gradtx.sharpness(attention, projection).values[0] > 0
+
+
 def test_a_chain_whose_bound_is_not_known_is_an_error():
     model, loss = network()
     params = tree_of(model)
@@ -212,7 +433,7 @@ def test_a_chain_whose_bound_is_not_known_is_an_error():
         gradtx.sharpness(loss, params, gradtx.adam(lr=0.1))
     for tx, message in [
         (gradtx.lamb(lr=0.1), "sharpness: the response of the chain to a small gradient is not symmetric"),
-        (gradtx.adan(lr=0.1), "sharpness: no bound is known for a rule with 3 betas"),
+        (gradtx.adan(lr=0.1), "sharpness: no bound is known for this chain, because past gradients change what it"),
     ]:
         state = tx.init(params)
         for _ in range(2):
@@ -237,6 +458,10 @@ def test_bad_input_is_one_clear_error():
         gradtx.sharpness(loss, params, torch.optim.SGD([torch.ones(1)], lr=1.0))
     with pytest.raises(ValueError, match="sharpness: the chain has no learning rate"):
         gradtx.sharpness(loss, params, gradtx.scale_by_adam())
+    with pytest.raises(TypeError, match=r"the order is sharpness\(loss_fn, params\)"):
+        gradtx.sharpness(params, loss)
+    with pytest.raises(ValueError, match="sharpness: the chain needs value in each step"):
+        gradtx.sharpness(loss, params, gradtx.momo(lr=0.1))
     with pytest.raises(ValueError, match="sharpness: the updates of the chain do not respond"):
         gradtx.sharpness(loss, params, gradtx.signsgd(lr=0.1))
     with pytest.raises(ValueError, match="sharpness: k must be an int of at least 1, got 0"):
