@@ -398,7 +398,16 @@ class Spec:
             slots=functions.slots,
             summed=summed,
             check=_with_arguments(self._options["check"], arguments),
+            factory=self,
+            arguments=arguments,
         )
+
+    def remade(self, arguments: Mapping[str, Any]) -> Rule:
+        """Return the rule for other argument values than those of a call."""
+        bound = dict(arguments)
+        functions = self.body(bound)
+        assert isinstance(functions, Functions)
+        return self.rule(functions, bound)
 
     def _takes_complex(self, arguments: Bound) -> bool:
         """Whether the rule can process real views of complex leaves."""

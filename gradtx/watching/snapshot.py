@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from gradtx.base.dtensor import local
+from gradtx.base.random_streams import RandomStreams
 from gradtx.watching.modules import modules_with
 
 
@@ -31,7 +29,7 @@ class Snapshot:
         ]
         self._tensors += _buffers_beside(self._params)
         self._values = [tensor.clone() for tensor in self._tensors]
-        self._streams = _RandomStreams()
+        self._streams = RandomStreams()
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -41,27 +39,6 @@ class Snapshot:
         for param, gradient in zip(self._params, self._gradients, strict=True):
             param.grad = gradient
         self._streams.restore()
-
-
-class _RandomStreams:
-    """The states of the generators of torch, of Python, and of NumPy if it is loaded."""
-
-    def __init__(self) -> None:
-        self._cpu = torch.get_rng_state()
-        self._devices = (
-            torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        )
-        self._python = random.getstate()
-        numpy = sys.modules.get("numpy")
-        self._numpy: Any = None if numpy is None else numpy.random.get_state()
-
-    def restore(self) -> None:
-        torch.set_rng_state(self._cpu)
-        if self._devices:
-            torch.cuda.set_rng_state_all(self._devices)
-        random.setstate(self._python)
-        if self._numpy is not None:
-            sys.modules["numpy"].random.set_state(self._numpy)
 
 
 def _local_gradient(param: Tensor) -> Tensor | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,14 +14,13 @@ from gradtx.base.errors import Path
 from gradtx.base.exact import Schedule, python_scalar
 from gradtx.base.inputs import check_count
 from gradtx.base.messages import describe
-from gradtx.execution.execute import Barrier, Leaf, Operation, Route
+from gradtx.execution.execute import Leaf
 from gradtx.optim.optimizer import ChainOptimizer
-from gradtx.optim.run import OptimizerRun
 from gradtx.optim.step import Step
 from gradtx.watching.kept_gradients import StepGradients
-from gradtx.watching.links import Link, links_by_stage, without_eps
+from gradtx.watching.links import Link, links_by_stage
 from gradtx.watching.micro_batches import Cycle
-from gradtx.watching.observer import KnownLinks, LinkObserver, sample_of
+from gradtx.watching.observer import LinkObserver, sample_of
 from gradtx.watching.sample import Sample
 from gradtx.watching.seen import Seen, check_writer
 
@@ -42,8 +40,8 @@ def watch(optimizer: Any, every: int = 50, per: Per = "leaf", log: Any = None) -
     - `norm_before`, `norm_after`, and `change`, their ratio;
     - `update_to_weight` $\lVert u \rVert / \lVert p \rVert$, and `cos_grad`, the cosine of $u$ and $g$;
     - `decided`, the share of entries that a bound or an eps decides: that a clip changes, or whose update eps more
-      than halves, or at which `scale_by_atan2` saturates, or whose trust ratio is 1. NaN for other links, and for the
-      eps of a link that needs the whole leaf, or divides it into blocks, where the leaf is sharded;
+      than halves, or at which `scale_by_atan2` saturates, or whose trust ratio is 1. NaN for other links, for the eps
+      of a rule that waits for sums, and for that of a rule of your own that no program runs;
     - `crushed`, of a link with coded state, the share of the entries that receive something and have the smallest code.
 
     The row "step" is that of the whole chain: from gradient to update, also with `lost`, the share of moving entries
@@ -181,7 +179,7 @@ class Watcher:
             return None
         self._next = "measure" if self._every == 1 else None
         kept = None if last is None else self._gradients.products_with(last)
-        observer = LinkObserver(ChainsOf(step).of_leaf, weights)
+        observer = LinkObserver(LinksOf(step).of_leaf, weights)
         self._observed = step, observer, kept
         return observer
 
@@ -218,51 +216,21 @@ class Watcher:
         self._seen._log_finished()
 
 
-@dataclass
-class KnownChain:
-    """What is known of the chain of a group, for parameters on one device.
-
-    Attributes:
-        links: The link of each stage.
-        without_eps: The same chain without eps, if any link has one.
-        run: The run that this belongs to.
-    """
-
-    links: Mapping[Path, Link]
-    without_eps: Route | None
-    run: OptimizerRun
-
-
-class ChainsOf:
-    """What is known of the chains of a step's leaves."""
+class LinksOf:
+    """The links of the chains of a step's leaves."""
 
     def __init__(self, step: Step):
         self._step = step
-        self._chains: dict[tuple[int, torch.device], KnownChain] = {}
+        self._links: dict[tuple[int, torch.device], Mapping[Path, Link]] = {}
 
-    def of_leaf(self, leaf: Leaf) -> KnownLinks:
-        """Return what an observer needs to know of a leaf's chain."""
-        key = leaf.key.group, leaf.key.param.device
-        if key not in self._chains:
-            self._chains[key] = self._chain_of(leaf)
-        chain = self._chains[key]
-        operations: dict[Barrier, Operation] = {}
-        if chain.without_eps is not None:
-            for operation in chain.without_eps.for_leaf(leaf):
-                operations[operation.barrier] = operation
-        return KnownLinks(chain.links, operations, chain.run)
-
-    def _chain_of(self, leaf: Leaf) -> KnownChain:
-        step, member = self._step, leaf.key
-        settings = step.groups[member.group]
-        tx = settings.chain(settings.values(), member.param.device)
-        run = OptimizerRun(step.core.states.by_param, step.by_param, initial=False)
-        run.known_extras, run.call_extras = step.core.traits.known_extras, step.scalars
-        tx_without_eps = without_eps(tx)
-        route = None
-        if tx_without_eps is not None:
-            route = Route.of(tx_without_eps, run, step.count)
-        return KnownChain(links_by_stage(tx, leaf.run.stages), route, run)
+    def of_leaf(self, leaf: Leaf) -> Mapping[Path, Link]:
+        """Return the link of each stage of a leaf's chain."""
+        group, device = leaf.key.group, leaf.key.param.device
+        if (group, device) not in self._links:
+            settings = self._step.groups[group]
+            tx = settings.chain(settings.values(), device)
+            self._links[group, device] = links_by_stage(tx, leaf.run.stages)
+        return self._links[group, device]
 
 
 def _weights_of(step: Step) -> dict[str, Tensor]:
