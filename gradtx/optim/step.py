@@ -523,6 +523,10 @@ class Step:
             leaf.only_follows = True
             yield leaf
 
+    def is_skipped(self) -> bool:
+        """Whether a GradScaler has the step skipped; the host waits for this."""
+        return self.scaling is not None and not bool(self.scaling.proceed)
+
     def is_counted(self) -> bool:
         """Whether any clock counts this step, as far as that is known before leaves run; True without a clock."""
         if not self.core.traits.clocks:

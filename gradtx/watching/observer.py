@@ -27,15 +27,13 @@ class Passage:
 
     Attributes:
         operation: The operation.
-        link: What is known of its link.
-        before: The update before it.
+        before: The update before it; None of a leaf without gradient, to which a combinator may give one.
         square: The sum of squares of this.
     """
 
     operation: Operation
-    link: Link | None
-    before: Tensor
-    square: Any
+    before: Tensor | None = None
+    square: Any = None
 
 
 class LinkObserver:
@@ -74,6 +72,7 @@ class LinkObserver:
         if passage is not None and passage.operation is operation:
             return  # it goes on after a wait
         if not self._is_measured(leaf):
+            self._passages[leaf.name] = Passage(operation)
             return
         square = self._leave(leaf)
         if leaf.update is None or not operation.path:
@@ -81,8 +80,7 @@ class LinkObserver:
         if square is None:
             square = self._sums[leaf.name].square(leaf.update)
         self._note_gradient(leaf, leaf.update, square)
-        link = self._stages[leaf.name].get(operation.path)
-        self._passages[leaf.name] = Passage(operation, link, leaf.update, square)
+        self._passages[leaf.name] = Passage(operation, leaf.update, square)
         leaf.probed = None
 
     def check(self, leaf: Any) -> None:
@@ -139,12 +137,12 @@ class LinkObserver:
     def _leave(self, leaf: Leaf) -> Any:
         """Measure the link that a leaf has passed; return the sum of squares of its update, if it did."""
         passage = self._passages.pop(leaf.name, None)
-        if passage is None or leaf.update is None:
+        if passage is None or leaf.update is None or not passage.operation.path:
             return None
-        operation = passage.operation
+        operation, before = passage.operation, passage.before
         name = ".".join(operation.path)
         if operation.role == "enter":
-            if leaf.update is passage.before:
+            if leaf.update is before:
                 return passage.square
             name = f"{name}.enter"
         if operation.traits.makes_gradient:
@@ -153,12 +151,14 @@ class LinkObserver:
                 leaf.update
             )
         row = self._row(leaf, leaf.update)
-        row["before"] = passage.square
-        if passage.link is not None:
-            row |= self._decision(leaf, passage, passage.link)
-            self.links.setdefault(name, passage.link)
-        if isinstance(operation, RuleOperation):
-            row |= self._coding(leaf, operation, passage.before)
+        link = self._stages[leaf.name].get(operation.path)
+        if link is not None:
+            self.links.setdefault(name, link)
+        if before is not None:
+            row["before"] = passage.square
+            row |= {} if link is None else self._decision(leaf, before, link)
+            if isinstance(operation, RuleOperation):
+                row |= self._coding(leaf, operation, before)
         self.rows[leaf.name, name] = row
         return row["after"]
 
@@ -175,11 +175,11 @@ class LinkObserver:
             row.pop("gradient", None)
         return row
 
-    def _decision(self, leaf: Leaf, passage: Passage, link: Link) -> dict[str, Any]:
+    def _decision(self, leaf: Leaf, before: Tensor, link: Link) -> dict[str, Any]:
         """Return how many entries a bound or eps decides."""
         sums, other = self._sums[leaf.name], leaf.probed
         decision = link.decided(
-            sums.here(passage.before),
+            sums.here(before),
             sums.here(leaf.update),
             None if other is None else sums.here(other),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,6 @@ class Seen:
         skipped: Those of these that it skipped on the device.
         rounds: The rounds of training that were to call `step` once each, as far as `gradtx.diagnose` knows.
         evaluations: How often evaluation weights were asked for (`optimizer.eval()`, `eval_params()`).
-        params: The parameters by name.
         schedules: The schedules of the groups, named as the numbers of `samples`.
         uncounted: The calls that were to be measured, but in which a combinator only collected gradients.
         notes_come_first: Whether losses are noted before their step; None until the first note shows it.
@@ -69,14 +69,14 @@ class Seen:
     """
 
     def __init__(self, optimizer: Any, every: int = 1):
-        self.optimizer = optimizer
+        self._optimizer = weakref.ref(optimizer)
         self.samples: list[Sample] = []
         self.links: dict[str, Link] = {}
         self.every = every
         self.calls = self.begun = self.uncounted = self.evaluations = 0
         self.skipped: Any = 0
         self.rounds = 0
-        self.params: dict[str, Tensor] = {}
+        self._params: dict[str, weakref.ref[Tensor]] = {}
         self.schedules: dict[str, Schedule] = {}
         self.notes_come_first: bool | None = None
         self.log_to: Any = None
@@ -93,9 +93,33 @@ class Seen:
             sample.loss, self._noted = self._noted, None
         self.samples.append(sample)
 
+    def _note_params(self, params: Mapping[str, Tensor]) -> None:
+        """Note the parameters of the optimizer, which this does not keep alive."""
+        self._params = {name: weakref.ref(param) for name, param in params.items()}
+
     def _on_close(self, close: Callable[[], None]) -> None:
         """Set what ends the watch."""
         self._close = close
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer, as long as something else keeps it.
+
+        Raises:
+            ValueError: If nothing does.
+        """
+        optimizer = self._optimizer()
+        if optimizer is None:
+            raise ValueError(
+                "diagnose: the optimizer that was watched is gone; call diagnose while it exists"
+            )
+        return optimizer
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The parameters by name, as long as something else keeps them."""
+        params = {name: param() for name, param in self._params.items()}
+        return {name: param for name, param in params.items() if param is not None}
 
     @property
     def updates(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -145,10 +146,13 @@ class Watcher:
             )
         core.watch = self
         hook = optimizer.register_step_post_hook(self._after_step)
+        core_alive = weakref.ref(core)  # what is seen outlives the optimizer
 
         def close() -> None:
             hook.remove()
-            core.watch = None
+            core = core_alive()
+            if core is not None:
+                core.watch = None
 
         seen._on_close(close)
 
@@ -165,9 +169,11 @@ class Watcher:
         is_late = _torch.is_captured(step.device) or not step.begins_with_all
         if self._next is None or is_late:
             return None
+        if step.core.traits.clocks and step.is_skipped():
+            return None  # no call of a cycle
         is_counted = step.is_counted()
         is_in_cycle = not is_counted or self._cycle.calls > 0
-        if self._next == "measure" and is_in_cycle and step.scaling is None:
+        if self._next == "measure" and is_in_cycle:
             self._cycle.add(step)
         if not is_counted:
             self._seen.uncounted += 1
@@ -189,12 +195,15 @@ class Watcher:
         step, observer, kept = self._observed
         cycle, self._cycle, self._observed = self._cycle, Cycle(), None
         micro_batches = cycle.note(observer.rows, observer.links)
+        loss = step.scalars.get("value")
+        if isinstance(loss, Tensor):
+            loss = loss.detach()  # a graph would keep all weights and activations
         number = step.count + 1 if isinstance(step.count, int) else self._begun
         sample = Sample(
             number,
             observer.rows,
             _values_of_groups(step),
-            step.scalars.get("value"),
+            loss,
             _without_gradient(step),
             self._seen.calls,
             self._per,
@@ -203,7 +212,7 @@ class Watcher:
         )
         seen = self._seen
         seen._add(sample, observer.links)
-        seen.params = {member.name: member.param for member in step.core.members.every}
+        seen._note_params({m.name: m.param for m in step.core.members.every})
         seen.schedules = _schedules_of(step)
 
     def note_evaluation(self) -> None:

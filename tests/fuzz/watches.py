@@ -8,6 +8,7 @@ draws from torch's stream, or counts its calls, in some of its leaves or all.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import random
 import warnings
@@ -23,6 +24,7 @@ from tests.fuzz.chains import STEPS, Adapted, Case, check_same, drawn_tensors, n
 from tests.fuzz.wide import CODES, MORE_TREES, LeafByLeaf, WideMaker
 from tests.optim.problems import assert_equal
 
+ATTEMPTS = 8
 # The keyword arguments of `Adapted`, and of its `steps`.
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "lists": ({}, {}),
@@ -161,23 +163,36 @@ class Nested:
         return f"{self.way}, {self.watch}, {self.make()!r}"
 
 
+def made_case(seed: int, attempt: int = 0) -> Case:
+    """A case with the combinators of a seed; another attempt has another chain inside, and another tree."""
+    rng = random.Random(f"nested {seed} {attempt}")
+    dtype = rng.choice([torch.float32, torch.float32, torch.float64, torch.bfloat16])
+    params, gradients = drawn_tensors(rng, normal(seed, dtype), MORE_TREES)
+    outer, inner = PAIRS[seed % len(PAIRS)]
+    tx = NestedMaker(rng, params).nested(outer, inner)
+    takes_closure = bool({"grad_fn", "value_fn", "value"} & set(tx.needs))
+    if takes_closure:
+        gradients = [step if present(step) else dict(params) for step in gradients]
+    return Case(tx, params, gradients, [{} for _ in range(STEPS)], takes_closure)
+
+
 def drawn_case(seed: int) -> Nested:
-    """The case of a seed."""
+    """The case of a seed.
 
-    def make() -> Case:
-        rng = random.Random(f"nested {seed}")
-        dtype = rng.choice([torch.float32, torch.float32, torch.float64, torch.bfloat16])
-        params, gradients = drawn_tensors(rng, normal(seed, dtype), MORE_TREES)
-        outer, inner = PAIRS[seed % len(PAIRS)]
-        tx = NestedMaker(rng, params).nested(outer, inner)
-        takes_closure = bool({"grad_fn", "value_fn", "value"} & set(tx.needs))
-        if takes_closure:
-            gradients = [step if present(step) else dict(params) for step in gradients]
-        return Case(tx, params, gradients, [{} for _ in range(STEPS)], takes_closure)
-
+    Raises:
+        ValueError: If one of the combinators refuses each of several chains.
+    """
     rng = random.Random(f"watch {seed}")
     watch = {"every": rng.choice([1, 2, 3]), "per": rng.choice(["leaf", "all"])}
-    return Nested(make, rng.choice([way for way in WAYS if way != "compiled"]), watch)
+    way = rng.choice([way for way in WAYS if way != "compiled"])
+    for attempt in range(ATTEMPTS):
+        try:
+            case = made_case(seed, attempt)
+            case.tx.init(case.params)
+        except (ValueError, TypeError):
+            continue
+        return Nested(functools.partial(made_case, seed, attempt), way, watch)
+    raise ValueError(f"{PAIRS[seed % len(PAIRS)]}: refused")
 
 
 class Trained:
@@ -239,15 +254,13 @@ def check_pure(nested: Nested) -> None:
 
 
 def run(seed: int, way: str = "") -> str:
-    """One case, watched and unwatched; 'refused' if its chain does not fit its tree or the way to step."""
-    nested = drawn_case(seed)
-    nested.way = way or nested.way
+    """One case, watched and unwatched; 'refused' if its combinators refuse each other or the way to step."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            case = nested.make()
-            case.tx.init(case.params)
-            if case.takes_closure and nested.way != "leaf by leaf":
+            nested = drawn_case(seed)
+            nested.way = way or nested.way
+            if nested.make().takes_closure and nested.way != "leaf by leaf":
                 nested.way = "lists"
             unwatched = Trained(nested, is_watched=False)
         except (ValueError, TypeError, RuntimeError):
