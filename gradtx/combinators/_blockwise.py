@@ -74,8 +74,8 @@ class BlockLeaf(Leaf):
         self.stand_for(whole)
         self.device = whole.device
         self.operations = operations
-        # Preserve object identity, since contexts are created once per object.
-        self.grad = self.update if whole.grad is whole.update else inputs.get("grad")
+        # The same object if the leaf's are, since contexts are created once per object.
+        self.grad = inputs.get("grad", self.update)
         self.stream_name = inputs.get("stream", whole.name)
 
 
