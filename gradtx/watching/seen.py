@@ -81,6 +81,7 @@ class Seen:
         self.notes_come_first: bool | None = None
         self.log_to: Any = None
         self._noted: Any = None
+        self._notes_precede = False
         self._sinks: list[Sink] = []
         self._close: Callable[[], None] | None = None
 
@@ -89,7 +90,7 @@ class Seen:
     def _add(self, sample: Sample, links: Mapping[str, Link]) -> None:
         """Take the measurements of a step, and what is known of its links."""
         self.links = {**links, **self.links}
-        if sample.loss is None:
+        if self._noted is not None and (sample.loss is None or self._notes_precede):
             sample.loss, self._noted = self._noted, None
         self.samples.append(sample)
 
@@ -143,11 +144,16 @@ class Seen:
                 self.log(self.log_to)
 
     def note(self, loss: Any) -> None:
-        """Say the loss of each step, before or after it, unless `step` gets it with a closure or as `value=`."""
+        """Say the loss of each step, before or after it, unless `step` gets it with a closure or as `value=`.
+
+        A loss that is noted before each step precedes that of a closure, which trainers divide by the number of
+        micro-batches. With several before a step, the last one is that of the step.
+        """
         if hasattr(loss, "detach"):
             loss = loss.detach()
         is_of_last = self._lacks_loss()
         if self.notes_come_first is None:
+            self._notes_precede = self.calls == 0
             has_other_loss = self._is_last_measured() and not is_of_last
             self.notes_come_first = self.calls == 0 or has_other_loss
         if is_of_last:
@@ -362,7 +368,7 @@ class Seen:
 
         Args:
             writer: A TensorBoard `SummaryWriter`, or any function that takes a dict of floats, which then also has the
-                number of the step as "step".
+                number of the step as "watch/step".
 
         Raises:
             TypeError: If `writer` is neither.
@@ -387,7 +393,7 @@ class Seen:
             sink.logged += 1
             values = _logged_values(sample)
             if add_scalar is None:
-                writer({**values, "step": float(sample.step)})
+                writer({**values, "watch/step": float(sample.step)})
                 continue
             for name, value in values.items():
                 add_scalar(name, value, sample.step)

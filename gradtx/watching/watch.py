@@ -59,8 +59,8 @@ def watch(optimizer: Any, every: int = 50, per: Per = "leaf", log: Any = None) -
         every: The number of steps from one measurement to the next, >= 1.
         per: "leaf" for each leaf, or "all" for the whole tree: one row for each link.
         log: Called with a dict of floats after each measured step, or once its loss is noted: `wandb.log`,
-            `mlflow.log_metrics`, Lightning's `self.log_dict`. The key "step" is the number of the step. Or a
-            TensorBoard `SummaryWriter`.
+            `mlflow.log_metrics`, Lightning's `self.log_dict`. The key "watch/step" is the number of the step. Or
+            a TensorBoard `SummaryWriter`.
 
     Returns:
         What is seen, a `Seen`, also a context manager: it ends with the block, or with `close()`.

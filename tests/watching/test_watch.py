@@ -276,7 +276,7 @@ def test_a_loss_that_is_noted_belongs_to_its_own_step_and_is_logged_with_it(come
             optimizer.step()
             if not comes_first:
                 seen.note(torch.tensor(float(i)))
-            assert [values["step"] for values in logged] == [step for step in (1, 4, 7) if step <= i]
+            assert [values["watch/step"] for values in logged] == [step for step in (1, 4, 7) if step <= i]
     assert seen.losses == [1.0, 4.0, 7.0]
     assert [values["watch/loss"] for values in logged] == [1.0, 4.0, 7.0]
 
@@ -291,7 +291,7 @@ def test_steps_whose_loss_nobody_says_are_logged_as_they_are():
             optimizer.step()
             if i > 1:  # a note of the first step's loss may come
                 assert len(logged) == (i + 1) // 2
-    assert [values["step"] for values in logged] == [1.0, 3.0, 5.0]
+    assert [values["watch/step"] for values in logged] == [1.0, 3.0, 5.0]
     assert "watch/loss" not in logged[0]
 
 
@@ -303,7 +303,7 @@ def test_forms_of_what_was_seen(tmp_path):
         for _ in range(2):
             param.grad = torch.tensor([3.0, 4.0])
             optimizer.step(value=2.0)
-    assert [values["step"] for values in logged] == [1.0, 2.0]
+    assert [values["watch/step"] for values in logged] == [1.0, 2.0]
     assert logged[0]["watch/loss"] == 2.0
     assert logged[0]["watch/group/lr"] == 0.1
     assert logged[0]["watch/link/scale_by_adam/norm_before"] == 5.0
@@ -352,7 +352,7 @@ def test_every_writer_gets_every_measured_step_once():
             seen.note(1.0)
             seen.log(second.append)
         seen.log(first.append)
-    assert [row["step"] for row in first] == [row["step"] for row in second] == [1, 2, 3]
+    assert [row["watch/step"] for row in first] == [row["watch/step"] for row in second] == [1, 2, 3]
 
 
 def test_a_postfix_has_the_loss_if_it_is_known():
