@@ -7,6 +7,8 @@ import gradtx
 
 STEPS = 5
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # of other packages
+
 
 def train(around=iter, **options):
     """Train and watch every second step; return what was seen."""
