@@ -33,9 +33,11 @@ Per = Literal["leaf", "all"]
 def watch(optimizer: Any, every: int = 50, per: Per = "leaf", log: Any = None) -> Seen:
     r"""Measure what each link of an optimizer's chain does, at one step of `every`, without a change to training.
 
-    At a measured step, the links run one by one, leaf by leaf, before the step itself runs as always; so weights,
-    state and checkpoints are bit for bit those without a watch, in all modes. The first step is measured, then one of
-    `every` that updates weights (not one in which `accumulate` only collects). With $u$ the update that leaves a link,
+    Leaves that a program processes are measured on copies, whose links run one by one before the program; all others
+    as they step. So weights, state, checkpoints and torch's random streams are bit for bit those without a watch, in
+    all modes, also with a rule of your own that draws from these streams or counts its calls: no program runs the
+    first, and the second is called for each copy, too, if a program runs it. The first step is measured, then one of
+    `every` that updates weights (not one in which `accumulate` only collects, or that a `GradScaler` skips). With $u$ the update that leaves a link,
     $g$ the gradient and $p$ the weights, `seen.records` has for each leaf and link:
 
     - `norm_before`, `norm_after`, and `change`, their ratio;
@@ -68,7 +70,8 @@ def watch(optimizer: Any, every: int = 50, per: Per = "leaf", log: Any = None) -
     Raises:
         TypeError: If `optimizer` is not an optimizer of gradtx, or `log` is neither kind.
         ValueError: If `every` is below 1, or `per` is unknown.
-        RuntimeError: If another watch sees the optimizer, or if its gradients are released during backward.
+        RuntimeError: If another watch sees the optimizer, or if its gradients are released during backward, which a
+            watched optimizer refuses in turn.
 
     Example:
         >>> model = torch.nn.Linear(2, 1, bias=False)
