@@ -525,8 +525,8 @@ class Step:
 
     def is_skipped(self) -> bool:
         """Whether the step changes nothing: without gradients, or for a GradScaler, for which the host waits."""
-        is_scaled = self.scaling is not None
-        return self._is_idle or (is_scaled and not bool(self.scaling.proceed))
+        scaling = self.scaling
+        return self._is_idle or (scaling is not None and not bool(scaling.proceed))
 
     def is_counted(self) -> bool:
         """Whether any clock counts this step, as far as that is known before leaves run; True without a clock."""

@@ -37,8 +37,9 @@ def watch(optimizer: Any, every: int = 50, per: Per = "leaf", log: Any = None) -
     as they step. So weights, state, checkpoints and torch's random streams are bit for bit those without a watch, in
     all modes, also with a rule of your own that draws from these streams or counts its calls: no program runs the
     first, and the second is called for each copy, too, if a program runs it. The first step is measured, then one of
-    `every` that updates weights (not one in which `accumulate` only collects, or that a `GradScaler` skips). With $u$ the update that leaves a link,
-    $g$ the gradient and $p$ the weights, `seen.records` has for each leaf and link:
+    `every` that updates weights (not one in which `accumulate` only collects, or that a `GradScaler` skips in it).
+    With $u$ the update that leaves a link, $g$ the gradient and $p$ the weights, `seen.records` has for each leaf and
+    link:
 
     - `norm_before`, `norm_after`, and `change`, their ratio;
     - `update_to_weight` $\lVert u \rVert / \lVert p \rVert$, and `cos_grad`, the cosine of $u$ and $g$;

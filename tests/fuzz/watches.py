@@ -39,6 +39,9 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
+CALLS: list[int] = []
+
+
 @gradtx.per_tensor
 def noisy():
     return lambda update, state, param, ctx: (update + 0.1 * torch.randn_like(update), state)
@@ -47,11 +50,10 @@ def noisy():
 @gradtx.per_tensor
 def counting(eps: gradtx.Scalar = 1e-3):
     def update(update: Tensor, state: Any, param: Any, ctx: Any) -> Any:
-        calls.append(1)
+        CALLS.append(1)
         size = update.abs().sum().item()  # so that no program runs it
-        return update * (1 + 0.01 * len(calls)) / (1 + eps * size), state
+        return update * (1 + 0.01 * len(CALLS)) / (1 + eps * size), state
 
-    calls: list[int] = []
     return update
 
 
@@ -205,6 +207,7 @@ class Trained:
 
     def __init__(self, nested: Nested, is_watched: bool):
         torch.manual_seed(0)
+        CALLS.clear()
         case = nested.make()
         options, self._step_options = WAYS[nested.way]
         self.adapted = Adapted(case, **options)
@@ -240,6 +243,7 @@ def check_pure(nested: Nested) -> None:
     ends: list[Any] = []
     for is_watched in (False, True):
         torch.manual_seed(0)
+        CALLS.clear()
         case = nested.make()
         params, state = dict(case.params), case.tx.init(case.params, counts="leaves")
         for step in case.gradients:
