@@ -345,10 +345,8 @@ class Spec:
         shared = {}
         for name, value in option("shared").items():
             shared[name] = _with_arguments(value, arguments)
-        summed: dict[str, Callable[[Tensor], Tensor]] = {}
-        for name, function in option("summed").items():
-            if name in shared:
-                summed[name] = function
+        sums = option("summed").items()
+        summed = {name: function for name, function in sums if name in shared}
         compiles = option("compiles")
         capturable = option("capturable")
         if capturable is None:
