@@ -109,6 +109,7 @@ SETS: dict[str, Callable[[], list[Any]]] = {
     "plain": conformance.plain_cases,
     "lean": conformance.lean_cases,
     "costly": conformance.costly_cases,
+    "composed": conformance.composed_cases,
     "links": conformance.links,
     "plain links": conformance.plain_links,
     "of each kind": conformance.of_each_kind,
@@ -264,6 +265,11 @@ PROPERTIES: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "optim.steps.test_release": {
         "test_a_chain_is_refused_if_and_only_if_it_needs_all_gradients": ("plain", "of each kind", ""),
+    },
+    "watching.test_compositions": {
+        "test_the_measuring_twin_of_a_composition_has_its_updates_and_state_alone_and_in_combinators": (
+            "composed", "a few", "",
+        ),
     },
 }  # fmt: skip
 # Of properties with more parameters than the case: ids of which others than these run by night only.

@@ -230,9 +230,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         Raises:
             ValueError: If a link needs all gradients together (a sum over leaves, a closure, a rule for whole trees),
                 or an input that is known only after backward.
-            RuntimeError: If the optimizer has `state_device` or `capturable`, or if gradients are released already;
-                during backward, if a parameter receives a second gradient without `step()`; in `step`, if a GradScaler
-                is used.
+            RuntimeError: If the optimizer has `state_device` or `capturable`, if gradients are released already, or if
+                `gradtx.watch` sees it; during backward, if a parameter receives a second gradient without `step()`; in
+                `step`, if a GradScaler is used.
 
         Example:
             >>> model = torch.nn.Linear(2, 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradtx.base.errors import Path
 from gradtx.base.exact import python_scalar
+from gradtx.execution.leaf_rule import RuleOperation
 from gradtx.rules import FactoryCall
 from gradtx.transform import GradientTransformation
 
@@ -123,17 +124,23 @@ def links_by_stage(
     return by_stage
 
 
-def without_eps(tx: GradientTransformation) -> GradientTransformation | None:
-    """Return a chain with almost no eps; None if no link has any."""
-    values: dict[Any, Any] = {}
-    for entry in tx._entries():
-        _, name = entry.place
-        value = entry.value
-        if name != "eps" or not isinstance(value, float | Tensor):
-            continue
-        # A literal 0.0 may leave a link out, and stays.
-        if isinstance(value, Tensor):
-            values[entry.place] = torch.full_like(value, TINY)
-        elif value > 0:
-            values[entry.place] = TINY
-    return tx._replaced(values, checked=False) if values else None
+def without_eps(operation: RuleOperation, is_copy: bool) -> RuleOperation | None:
+    """Return an operation with almost no eps; None if its rule has none, or cannot be called once more.
+
+    Args:
+        operation: The operation.
+        is_copy: Whether it runs on copies of leaves that a program processes, so that its rule is a pure function.
+    """
+    rule, eps = operation.rule, operation.rule.arguments.get("eps")
+    # Elsewhere, a user's rule may draw from torch's streams, or count its calls.
+    is_pure = rule.factory is not None and (rule.factory.is_ours or is_copy)
+    if not is_pure or rule.seed is not None or operation.traits.waits:
+        return None
+    if not isinstance(eps, float | Tensor):
+        return None
+    # A literal 0.0 may select other formulas, and stays.
+    if isinstance(eps, Tensor):
+        eps = torch.full_like(eps, TINY)
+    elif eps > 0:
+        eps = TINY
+    return RuleOperation(rule.with_arguments(eps=eps), operation.stage)
