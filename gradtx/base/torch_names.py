@@ -44,6 +44,22 @@ def base_of(tensor: Tensor) -> Tensor | None:
     return tensor._base
 
 
+def classes_of(loss: Tensor) -> int | None:
+    """Return the number of classes of a loss that is a mean cross-entropy; None if it is not known to be one."""
+    function: Any = loss.grad_fn
+    if function is None or not function.name().startswith("NllLoss"):
+        return None
+    (softmax, _), *_ = function.next_functions
+    is_mean = getattr(function, "_saved_reduction", None) == 1
+    metadata = getattr(softmax, "_input_metadata", ())
+    dim = getattr(softmax, "_saved_dim", None)
+    if not (is_mean and metadata and dim is not None):
+        return None
+    shape = metadata[0].shape
+    # Negative dimensions are those of a C++ integer without a sign.
+    return int(shape[dim if dim < len(shape) else dim - 2**64])
+
+
 def storage_id(tensor: Tensor) -> int:
     """Identify a tensor's storage for as long as the storage lives, also inside vmap and grad.
 
