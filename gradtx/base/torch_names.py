@@ -49,15 +49,16 @@ def classes_of(loss: Tensor) -> int | None:
     function: Any = loss.grad_fn
     if function is None or not function.name().startswith("NllLoss"):
         return None
-    (softmax, _), *_ = function.next_functions
     is_mean = getattr(function, "_saved_reduction", None) == 1
-    metadata = getattr(softmax, "_input_metadata", ())
-    dim = getattr(softmax, "_saved_dim", None)
-    if not (is_mean and metadata and dim is not None):
-        return None
-    shape = metadata[0].shape
-    # Negative dimensions are those of a C++ integer without a sign.
-    return int(shape[dim if dim < len(shape) else dim - 2**64])
+    for _ in range(3):  # views may be between the loss and its softmax
+        (function, _), *_ = function.next_functions
+        if function is None or not is_mean:
+            return None
+        if function.name().startswith("LogSoftmax"):
+            shape, dim = function._input_metadata[0].shape, function._saved_dim
+            # Negative dimensions are those of a C++ integer without a sign.
+            return int(shape[dim if dim < len(shape) else dim - 2**64])
+    return None
 
 
 def storage_id(tensor: Tensor) -> int:

@@ -147,7 +147,7 @@ def rate_too_large(evidence: Evidence) -> Iterator[Finding]:
     of_all = [row["update_to_weight"] for row in evidence.of_link(STEP)[:1]]
     first = max(first, *(ratio for ratio in of_all if ratio > 1), 0.0)
     # Steps of one length, as Lion's, may carry weights far away before they have become a small part of these.
-    has_grown = first > 0.2 and evidence.growth_of_matrices() > 10
+    has_grown = first > 0.15 and evidence.growth_of_matrices() > 10
     if (first > 0.5 or has_grown) and not large:
         text = (
             f"a step changed the weights by {percent(first)}, and they have grown since"

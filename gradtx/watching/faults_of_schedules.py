@@ -14,6 +14,7 @@ from gradtx.watching.findings import (
     curve,
     percent,
 )
+from gradtx.watching.links import Link
 
 SHORT = 50  # steps: what a shorter run has not reached says little
 
@@ -31,7 +32,9 @@ def schedules_that_do_not_fit(evidence: Evidence) -> Iterator[Finding]:
         highest = max(values, default=0.0)
         if highest <= 0:
             continue
-        yield from _schedule_that_ended(evidence, name, values, highest)
+        # Schedulers of steps and plateaus rest at small rates on purpose.
+        ended = 1e-3 if schedule is not None else 1e-6
+        yield from _schedule_that_ended(evidence, name, values, ended * highest)
         yield from _schedule_that_rose_again(evidence, name, values, highest)
         if schedule is None:
             yield from _written_warm_up(evidence, name, values)
@@ -89,12 +92,13 @@ def _peak(schedule: Schedule, steps: int, peak: float) -> float:
 
 
 def _schedule_that_ended(
-    evidence: Evidence, name: str, values: list[float], highest: float
+    evidence: Evidence, name: str, values: list[float], ended: float
 ) -> Iterator[Finding]:
+    """A rate that stays at one value, less than some small value."""
     tail = 0
     while (
         tail < len(values)
-        and values[-1 - tail] < 1e-3 * highest
+        and values[-1 - tail] < ended
         and values[-1 - tail] == values[-1]
     ):
         tail += 1
@@ -174,7 +178,11 @@ def memories_longer_than_the_run(evidence: Evidence) -> Iterator[Finding]:
 
 def betas_in_the_wrong_order(evidence: Evidence) -> Iterator[Finding]:
     """Two averages of which the first is far longer than the second, though the rule has it the other way."""
+    known: list[Link] = []  # a rule that waits for other leaves has a row on both sides
     for path, link in evidence.links.items():
+        if link in known:
+            continue
+        known.append(link)
         pair, usual = link.pair_of("betas"), link.pair_of("betas", of_default=True)
         if pair is None or usual is None or usual[0] > usual[1]:
             continue
