@@ -11,6 +11,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from gradtx.base.dtensor import local
+from gradtx.watching.faults_of_links import DECAYS
 from gradtx.watching.figures import STEP
 from gradtx.watching.findings import (
     PULLS_BACK,
@@ -93,13 +94,23 @@ def _dead_since(evidence: Evidence, leaf: str) -> int | None:
         for number, row in rows.items()
     ]
     if not any(is_active):
-        return 0
+        return None if _remembers(evidence, leaf) else 0
     tail = is_active[::-1].index(True)
     before = is_active[: len(is_active) - tail]
     idle_before = (before.count(False) + 1) / (len(before) + 2)
     if tail < 4 or tail < 0.3 * len(is_active) or idle_before**tail > DEAD_BY_CHANCE:
         return None
     return list(rows)[len(before)]
+
+
+def _remembers(evidence: Evidence, leaf: str) -> bool:
+    """Whether a link moves a leaf whose gradient is 0, as an average does of gradients between the measured steps."""
+    return any(
+        row["norm_before"] == 0 and row["norm_after"] > 0
+        for path, link in evidence.links.items()
+        if link.name not in DECAYS
+        for row in evidence.leaf_rows[path].get(leaf, {}).values()
+    )
 
 
 def _has_converged(evidence: Evidence, share: float) -> bool:

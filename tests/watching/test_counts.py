@@ -84,9 +84,15 @@ def test_a_leaf_whose_gradient_stays_0_from_a_step_on_has_died_there(every):
 
 
 def test_an_expert_that_is_chosen_now_and_then_is_not_dead():
-    draws = torch.rand(300, generator=torch.Generator().manual_seed(0)) < 0.25
-    found = findings_of(gradtx.adam(lr=1e-3), 300, lambda t: (sign(t), sign(t) if draws[t] else 0), every=10)
+    found = findings_of(gradtx.sgd(lr=1e-3), 120, lambda t: (sign(t), sign(t) if t in (0, 40) else 0), every=10)
     assert "dead leaves" not in found
+
+
+def test_a_momentum_tells_of_gradients_between_measured_steps():
+    between = lambda t: (sign(t), 1 if t % 10 == 5 else 0)  # noqa: E731
+    assert "dead leaves" not in findings_of(gradtx.adamw(lr=1e-3), 120, between, every=10)
+    never = findings_of(gradtx.adamw(lr=1e-3), 120, lambda t: (sign(t), 0), every=10)
+    assert never["dead leaves"].leaves == ("v",)  # decay alone moves it
 
 
 @pytest.mark.parametrize(("last", "is_fault"), [(0.0, False), (2.0, True)])
