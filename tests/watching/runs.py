@@ -1,6 +1,5 @@
 """Four models with their losses, and a loop that trains one while it is watched."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 
 import gradtx
 
-SEED = 0
+SEED = 0  # of models, data and batches
 
 
 class Convolutions(nn.Module):
@@ -209,20 +208,8 @@ def sgd(**options):
     return gradtx.sgd(**{"lr": 0.05, "momentum": 0.9, **options})
 
 
-def describe(run, kinds=()):
-    """A line of the table: the losses, and what was found."""
-    findings = run.findings()
-    places = [i for i, finding in enumerate(findings, 1) if finding.kind in kinds]
-    ends = f"{run.losses[0]:.2g} > {min(run.losses):.2g} > {run.losses[-1]:.2g}"
-    return places, ends, findings
-
-
 def evaluated(net, optimizer, t):
     """An evaluation every 40 steps."""
     if t % 40 == 39:
         with optimizer.eval_params():
             pass
-
-
-def fraction(values, share):
-    return values[math.floor(share * len(values))]

@@ -149,11 +149,6 @@ def margins(net, t):
 # Optimizers of models.
 
 
-class _Modules(nn.Module):
-    def forward(self, x):
-        raise NotImplementedError
-
-
 class Adversaries(nn.Module):
     """A generator of points and a discriminator, trained in turn by one optimizer."""
 
@@ -206,10 +201,6 @@ def chained(*links):
     return gradtx.chain(*links)
 
 
-def named_betas(rule, betas, **options):
-    return getattr(gradtx, rule)(betas=betas, **options)
-
-
 CLASSIFIER, LANGUAGE, REGRESSION, BOTH = Convolutions, Transformer, Perceptron, Tasks
 
 # Name -> the kinds that name it, a word of the remedy, and the run.
@@ -255,8 +246,8 @@ FAULTS = {
             adamw(), LANGUAGE, prepare=None, after=written(lambda t: 1e-6 * (t + 1)))),
     "a head that was to be tied": ("leaves twice", "one parameter", Run(adamw(), LANGUAGE, prepare=untie)),
     "Adam at a rate of 1": ("rate too large", "divide the rate", Run(gradtx.adam(lr=1.0), LANGUAGE)),
-    "a rate of 1e-8": (
-        "rate too small", "raise the rate", Run(gradtx.chain(gradtx.scale_by_adam(), gradtx.scale(-3e-7)), LANGUAGE)),
+    "a constant factor of 3e-7": (
+        "rate too small", "raise the rate", Run(chained(ADAM, gradtx.scale(-3e-7)), LANGUAGE)),
     # A perceptron whose units die.
     "a layer that dies at step 20": (
         "dead leaves", "active", Run(adamw(), REGRESSION, after=kill("two", at=20))),
