@@ -40,7 +40,7 @@ from gradtx.execution.execute import (
 )
 from gradtx.execution.owners import with_regions
 from gradtx.execution.runs import Place
-from gradtx.optim.chain_checks import check_scheduler
+from gradtx.optim.chain_checks import check_scheduler, warn_of_unread_rate
 from gradtx.optim.core import Core
 from gradtx.optim.device_counts import (
     Scaling,
@@ -165,6 +165,8 @@ class Step:
             if values is not settings.settled:
                 changed.append((settings, values))
                 self._notice_scheduler(settings, values)
+        if core.may_lack_rate:
+            core.may_lack_rate = warn_of_unread_rate(self._who, self.groups)
         self.have_gradients = self._read(self._every)
         # A step without any gradient changes nothing; without clocks, there is nothing that it could change.
         self._is_idle = bool(traits.takes_none or traits.clocks) and self._trains_none()

@@ -49,17 +49,25 @@ class Link:
             isinstance(default, int | float) and self.value_of(name) > factor * default
         )
 
+    def is_default(self, name: str) -> bool:
+        """Whether a number, named as in `values`, is the default of its argument."""
+        return self.values().get(name) == _numbers(self._defaults).get(name)
+
+    def pair_of(
+        self, name: str, of_default: bool = False
+    ) -> tuple[float, float] | None:
+        """Return the two numbers of an argument, or of its default; None if it has not two numbers."""
+        pair = (self._defaults if of_default else self.arguments).get(name)
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            return None
+        first, second = map(python_scalar, pair)
+        if not (isinstance(first, float) and isinstance(second, float)):
+            return None
+        return first, second
+
     def values(self) -> dict[str, float]:
         """Return all arguments that are numbers, and those in tuples as `betas[0]`."""
-        numbers: dict[str, float] = {}
-        for name, argument in self.arguments.items():
-            items = argument if isinstance(argument, tuple) else [argument]
-            for i, item in enumerate(items):
-                value = python_scalar(item)
-                if isinstance(value, float):
-                    key = f"{name}[{i}]" if isinstance(argument, tuple) else name
-                    numbers[key] = value
-        return numbers
+        return _numbers(self.arguments)
 
     @property
     def bounds(self) -> bool:
@@ -105,6 +113,18 @@ class Link:
             return None
         free = (without_eps != 0) & ~without_eps.isnan()
         return free, free & (after.abs() < without_eps.abs() / 2)
+
+
+def _numbers(arguments: Mapping[str, Any]) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for name, argument in arguments.items():
+        items = argument if isinstance(argument, tuple) else [argument]
+        for i, item in enumerate(items):
+            value = python_scalar(item)
+            if isinstance(value, float):
+                key = f"{name}[{i}]" if isinstance(argument, tuple) else name
+                numbers[key] = value
+    return numbers
 
 
 def links_by_stage(

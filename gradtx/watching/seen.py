@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gradtx.base import torch_names as _torch
 from gradtx.base.exact import Schedule
 from gradtx.base.messages import aligned, describe
 from gradtx.watching.figures import FIGURES, STEP
@@ -19,6 +20,7 @@ from gradtx.watching.findings import Finding, finite_median
 from gradtx.watching.links import Link
 from gradtx.watching.noise_scale import NoiseScale, noise_scale_of
 from gradtx.watching.sample import Sample
+from gradtx.watching.trained import CallsWithGradient
 
 __all__ = ["Seen"]
 
@@ -50,6 +52,8 @@ class Seen:
         uncounted: The calls that were to be measured, but in which a combinator only collected gradients.
         notes_come_first: Whether losses are noted before their step; None until the first note shows it.
         log_to: What a watch logs to, if anything.
+        with_gradient: How often each leaf had a gradient.
+        classes: The number of classes, if a loss that was noted is a mean cross-entropy.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -80,6 +84,8 @@ class Seen:
         self.schedules: dict[str, Schedule] = {}
         self.notes_come_first: bool | None = None
         self.log_to: Any = None
+        self.with_gradient = CallsWithGradient()
+        self.classes: int | None = None
         self._noted: Any = None
         self._notes_precede = False
         self._sinks: list[Sink] = []
@@ -149,6 +155,8 @@ class Seen:
         A loss that is noted before each step precedes that of a closure, which trainers divide by the number of
         micro-batches. With several before a step, the last one is that of the step.
         """
+        if isinstance(loss, Tensor) and self.classes is None:
+            self.classes = _torch.classes_of(loss)
         if hasattr(loss, "detach"):
             loss = loss.detach()
         is_of_last = self._lacks_loss()

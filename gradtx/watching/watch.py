@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ from gradtx.watching.kept_gradients import StepGradients
 from gradtx.watching.links import Link, links_by_stage
 from gradtx.watching.micro_batches import Cycle
 from gradtx.watching.observer import LinkObserver, sample_of
-from gradtx.watching.sample import Sample
+from gradtx.watching.sample import Sample, prefixes_of
 from gradtx.watching.seen import Seen, check_writer
 
 __all__ = ["watch"]
@@ -141,7 +142,7 @@ class Watcher:
         self._weights: dict[str, Tensor] = {}
         self._gradients: StepGradients | None = None
         self._cycle = Cycle()
-        self._observed: tuple[Step, LinkObserver, Tensor | None] | None = None
+        self._observed: Observed | None = None
         core = optimizer._up_to_date()
         if core.watch is not None:
             raise RuntimeError(
@@ -168,6 +169,7 @@ class Watcher:
     def begin(self, step: Step) -> LinkObserver | None:
         self._observed = None
         self._begun += 1
+        self._seen.with_gradient.note(step)
         if isinstance(step.tick, Tensor):
             self._skipped = self._skipped + (1 - step.tick.to(torch.int64))
         if self._next is None and self._begun % self._every == 0:
@@ -191,15 +193,19 @@ class Watcher:
             self._next, self._cycle = "measure", Cycle()
             return None
         self._next = "measure" if self._every == 1 else None
-        kept = None if last is None else self._gradients.products_with(last)
         observer = LinkObserver(LinksOf(step).of_leaf, weights)
-        self._observed = step, observer, kept
+        self._observed = Observed(step, observer)
+        if last is not None:
+            self._observed.kept = self._gradients.products_with(last)
+            if self._every > 1 and last.call == self._begun - 1:
+                self._observed.earlier = last.squares()
         return observer
 
     def end(self) -> None:
         if self._observed is None:
             return
-        step, observer, kept = self._observed
+        observed = self._observed
+        step, observer = observed.step, observed.observer
         cycle, self._cycle, self._observed = self._cycle, Cycle(), None
         micro_batches = cycle.note(observer.rows, observer.links)
         loss = step.scalars.get("value")
@@ -215,7 +221,8 @@ class Watcher:
             self._seen.calls,
             self._per,
             micro_batches,
-            kept,
+            observed.kept,
+            observed.earlier,
         )
         seen = self._seen
         seen._add(sample, observer.links)
@@ -230,6 +237,22 @@ class Watcher:
         self._seen.calls += 1
         self._seen.begun, self._seen.skipped = self._begun, self._skipped
         self._seen._log_finished()
+
+
+@dataclass
+class Observed:
+    """A step that is measured.
+
+    Attributes:
+        step: The step.
+        observer: Sees its leaves.
+        kept, earlier: As for `Sample`.
+    """
+
+    step: Step
+    observer: LinkObserver
+    kept: Tensor | None = None
+    earlier: tuple[list[str], Tensor] | None = None
 
 
 class LinksOf:
@@ -259,26 +282,17 @@ def _weights_of(step: Step) -> dict[str, Tensor]:
 
 
 def _without_gradient(step: Step) -> list[str]:
-    """Return the names of the leaves that require a gradient and have none."""
+    """Return the names of the leaves that have no gradient."""
     every = step.core.members.every
     return [
         member.name
         for member, has_gradient in zip(every, step.have_gradients, strict=True)
-        if member.param.requires_grad and not has_gradient
+        if not has_gradient
     ]
 
 
 def _prefixes_of(step: Step) -> list[str]:
-    """Return what precedes the names of each group's numbers: nothing, its label, or its index."""
-    if len(step.groups) == 1:
-        return [""]
-    labels = [
-        str(settings.group.get("label", i)) for i, settings in enumerate(step.groups)
-    ]
-    return [
-        f"{label}." if labels.count(label) == 1 else f"{label}_{i}."
-        for i, label in enumerate(labels)
-    ]
+    return prefixes_of([settings.group for settings in step.groups])
 
 
 def _values_of_groups(step: Step) -> dict[str, float]:
