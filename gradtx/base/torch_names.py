@@ -51,7 +51,7 @@ def classes_of(loss: Tensor) -> int | None:
         return None
     is_mean = getattr(function, "_saved_reduction", None) == 1
     for _ in range(3):  # views may be between the loss and its softmax
-        (function, _), *_ = function.next_functions
+        (function, _), *_ = function.next_functions or ((None, 0),)
         if function is None or not is_mean:
             return None
         if function.name().startswith("LogSoftmax"):

@@ -141,6 +141,7 @@ def loss_of(kind):
         "mean": nn.functional.cross_entropy(logits, labels),
         "dense": nn.functional.cross_entropy(logits.T[None], labels[None]),
         "negative dim": nn.functional.nll_loss(logits.log_softmax(-1), labels),
+        "of a leaf": nn.functional.nll_loss(logits.detach().requires_grad_(), labels),
         "usual": nn.functional.cross_entropy(logits / 100, labels),
         "sum": nn.functional.cross_entropy(logits / 100, labels, reduction="sum"),
         "square": nn.functional.mse_loss(logits, torch.zeros(64, 10)),
@@ -150,8 +151,8 @@ def loss_of(kind):
 
 @pytest.mark.parametrize(
     ("kind", "is_high"),
-    [("mean", True), ("dense", True), ("negative dim", True), ("usual", False), ("sum", False), ("square", False),
-     ("number", False)],
+    [("mean", True), ("dense", True), ("negative dim", True), ("usual", False), ("of a leaf", False),
+     ("sum", False), ("square", False), ("number", False)],
 )  # fmt: skip
 @pytest.mark.parametrize("backward", [False, True])
 def test_only_a_mean_cross_entropy_is_compared_with_guessing(kind, is_high, backward):
