@@ -347,10 +347,8 @@ class Spec:
         shared = {}
         for name, value in option("shared").items():
             shared[name] = _with_arguments(value, arguments)
-        summed: dict[str, Callable[[Tensor], Tensor]] = {}
-        for name, function in option("summed").items():
-            if name in shared:
-                summed[name] = function
+        sums = option("summed").items()
+        summed = {name: function for name, function in sums if name in shared}
         compiles = option("compiles")
         capturable = option("capturable")
         if capturable is None:
@@ -400,7 +398,16 @@ class Spec:
             slots=functions.slots,
             summed=summed,
             check=_with_arguments(self._options["check"], arguments),
+            factory=self,
+            arguments=arguments,
         )
+
+    def remade(self, arguments: Mapping[str, Any]) -> Rule:
+        """Return the rule for other argument values than those of a call."""
+        bound = dict(arguments)
+        functions = self.body(bound)
+        assert isinstance(functions, Functions)
+        return self.rule(functions, bound)
 
     def _takes_complex(self, arguments: Bound) -> bool:
         """Whether the rule can process real views of complex leaves."""

@@ -127,6 +127,7 @@ SETS: dict[str, Callable[[], list[Any]]] = {
     "plain": conformance.plain_cases,
     "lean": conformance.lean_cases,
     "costly": conformance.costly_cases,
+    "composed": conformance.composed_cases,
     "plain links": conformance.plain_links,
     "first third of links": _third(0),
     "second third of links": _third(1),
@@ -296,6 +297,11 @@ PROPERTIES: dict[str, dict[str, tuple[str, str, str]]] = {
     },
     "optim.steps.test_release": {
         "test_a_chain_is_refused_if_and_only_if_it_needs_all_gradients": ("plain", "of each kind", ""),
+    },
+    "watching.test_compositions": {
+        "test_the_measuring_twin_of_a_composition_has_its_updates_and_state_alone_and_in_combinators": (
+            "composed", "a few", "",
+        ),
     },
 }  # fmt: skip
 # Of properties with more parameters than the case: ids of which others than these run by night only.

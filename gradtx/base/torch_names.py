@@ -44,6 +44,23 @@ def base_of(tensor: Tensor) -> Tensor | None:
     return tensor._base
 
 
+def classes_of(loss: Tensor) -> int | None:
+    """Return the number of classes of a loss that is a mean cross-entropy; None if it is not known to be one."""
+    function: Any = loss.grad_fn
+    if function is None or not function.name().startswith("NllLoss"):
+        return None
+    is_mean = getattr(function, "_saved_reduction", None) == 1
+    for _ in range(3):  # views may be between the loss and its softmax
+        (function, _), *_ = function.next_functions
+        if function is None or not is_mean:
+            return None
+        if function.name().startswith("LogSoftmax"):
+            shape, dim = function._input_metadata[0].shape, function._saved_dim
+            # Negative dimensions are those of a C++ integer without a sign.
+            return int(shape[dim if dim < len(shape) else dim - 2**64])
+    return None
+
+
 def storage_id(tensor: Tensor) -> int:
     """Identify a tensor's storage for as long as the storage lives, also inside vmap and grad.
 

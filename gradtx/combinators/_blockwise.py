@@ -74,8 +74,8 @@ class BlockLeaf(Leaf):
         self.stand_for(whole)
         self.device = whole.device
         self.operations = operations
-        # Preserve object identity, since contexts are created once per object.
-        self.grad = self.update if whole.grad is whole.update else inputs.get("grad")
+        # The same object if the leaf's are, since contexts are created once per object.
+        self.grad = inputs.get("grad", self.update)
         self.stream_name = inputs.get("stream", whole.name)
 
 
@@ -210,13 +210,6 @@ class InBlocks(Operation):
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         return self._operation.compute_dtype(leaf)
 
-    @property
-    def alone(self) -> InBlocks:
-        blockwise = dataclasses.replace(self._blockwise, operations=[self._operation])
-        alone = InBlocks(blockwise, 0)
-        alone.traits = dataclasses.replace(alone.traits, of_leaf=True)
-        return alone
-
     def init(self, leaf: Leaf) -> None:
         if self._position == 0:
             self._blockwise.division.check(leaf.name, leaf.shape)
@@ -230,7 +223,7 @@ class InBlocks(Operation):
         while (payload := pieces.payload(self._position)) is not None:
             total = yield payload
             pieces.resume(self._position, total)
-        if leaf.is_watched:
+        if leaf.probe is not None:
             pieces.show(self._position)
         if self._operation is self._blockwise.operations[-1]:
             pieces.finish()
@@ -252,7 +245,8 @@ class Batch:
         stop: The position of the operation that waits for another sum; None if the blocks have finished.
         results: The terms of that sum; or the results of the blocks: "update", "active", and by path and name the new
             "slots" and the initial slots in "starts".
-        passed: The updates after each operation that the blocks have passed, if the leaf is watched.
+        passed: The "update" after each operation that the blocks have passed, and what was "probed" of it, if the leaf
+            is watched.
     """
 
     indices: list[int]
@@ -260,7 +254,7 @@ class Batch:
     totals: list[Any]
     stop: int | None = None
     results: Any = None
-    passed: list[Tensor] = dataclasses.field(default_factory=list)
+    passed: list[dict[str, Tensor]] = dataclasses.field(default_factory=list)
 
 
 class Pieces:
@@ -275,6 +269,7 @@ class Pieces:
             self._division, self._count = blockwise.local
         self._template = leaf.param if leaf.param is not None else leaf.update
         self._like = self._plain(self._template)
+        self._divided = leaf.update
         groups = self._division.groups(self._like)
         self._batches = [Batch(indices, {}, []) for indices in groups]
         self._stack()
@@ -377,8 +372,9 @@ class Pieces:
         def run_block(block: BlockLeaf) -> Mapping[str, Any]:
             """Return the results of a block, or its terms of the next sum, if an operation waits for one."""
             known = list(batch.totals)
-            passed: list[Tensor] = []
+            passed: list[dict[str, Tensor]] = []
             for position, operation in enumerate(self._operations):
+                block.probed = None
                 steps = operation.start(block)
                 payload = resumed(steps)
                 while payload is not None:
@@ -386,8 +382,8 @@ class Pieces:
                         batch.stop = position
                         return {"results": payload, "passed": passed}
                     payload = resumed(steps, known.pop(0))
-                if self._leaf.is_watched:
-                    passed.append(block.update)
+                if block.probe is not None:
+                    passed.append(_shown(block))
             batch.stop = None
             return {"results": _results(block, self._leaf), "passed": passed}
 
@@ -413,8 +409,20 @@ class Pieces:
     # Results.
 
     def show(self, position: int) -> None:
-        """Set the leaf's update to that after an operation."""
-        self._set_update([batch.passed[position] for batch in self._batches])
+        """Set the leaf's update to that after an operation, and what was probed of it."""
+        passed = [batch.passed[position] for batch in self._batches]
+        self._leaf.update = self._shown_of(passed, "update")
+        self._leaf.probed = None
+        if all("probed" in shown for shown in passed):
+            self._leaf.probed = self._shown_of(passed, "probed")
+
+    def _shown_of(self, passed: list[dict[str, Tensor]], name: str) -> Tensor:
+        """Return what is shown of all blocks as one tensor; inside fewer dimensions, it has not the leaf's shape."""
+        tensors = [shown[name] for shown in passed]
+        shapes = [batch.inputs["update"].shape for batch in self._batches]
+        if [tensor.shape for tensor in tensors] == shapes:
+            return self._united_update(tensors)
+        return torch.cat([tensor.flatten() for tensor in tensors])
 
     def first_slots(self) -> Slots:
         """Return the initial slots of all inner stages."""
@@ -436,12 +444,12 @@ class Pieces:
         leaf.starts.update(self._united("starts"))
         if "active" in results[0]:
             leaf.active = torch.cat([result["active"] for result in results]).any()
-        self._set_update([result["update"] for result in results])
+        leaf.update = self._united_update([result["update"] for result in results])
 
-    def _set_update(self, updates: list[Tensor]) -> None:
-        """Set the leaf's update to those of its blocks, stacked for each batch."""
+    def _united_update(self, updates: list[Tensor]) -> Any:
+        """Return the leaf's update of those of its blocks, stacked for each batch."""
         whole = self._division.whole(updates, self._like)
-        self._leaf.update = self._placed(whole, self._leaf.update)
+        return self._placed(whole, self._divided)
 
     def _united(self, kind: str) -> Slots:
         """Return the slots of the leaf from those of its blocks."""
@@ -474,6 +482,14 @@ class Pieces:
         shape = (self._count, *value.shape[1:])
         placements = placements_by_rows(self._template, shape)
         return from_local_like(value, self._template, shape, placements)
+
+
+def _shown(block: Leaf) -> dict[str, Tensor]:
+    """Return the update of a block after an operation, and what was probed of it, if anything."""
+    shown = {"update": block.update}
+    if block.probed is not None:
+        shown["probed"] = block.probed
+    return shown
 
 
 def _results(block: Leaf, whole: Leaf) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from copy import copy
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -51,6 +50,7 @@ class Task:
         operations: What it passes through.
         at: The current index in the operations.
         writes: Whether its last operation writes results, rather than `finish`.
+        only_follows: Whether it receives the totals of sums, and adds nothing to them: another task has its leaf.
     """
 
     run: Any
@@ -59,6 +59,7 @@ class Task:
     operations: list[Any]
     at = -1
     writes = False
+    only_follows = False
 
     def start(self, operation: Operation) -> Steps | None:
         """Begin an operation; return what follows if it waits for other tasks."""
@@ -87,8 +88,9 @@ class Leaf(Task):
         codecs: The codec of each slot that `init` has encoded.
         saved: Values that a combinator keeps between `enter` and `leave`.
         key, state, layout: The adapter's member, its flat state, and the location of each stage's slots in it.
-        is_watched: Whether `update` is measured after every operation, also where the first of several computes the
-            results of all.
+        probe: Called with every rule and its call before it runs, if the leaf is watched; its result is `probed`.
+            Then, `update` is set after every operation, also where the first of several computes the results of all.
+        probed: What `probe` has returned for the last rule.
         first_entry: For a part of a parameter, the index of its first entry in the parameter, a 0-d int64 tensor.
     """
 
@@ -104,7 +106,8 @@ class Leaf(Task):
     key: Any = None
     layout: Any = None
     first_entry: Tensor | None = None
-    is_watched = False
+    probe: Callable[[Any, Any], Tensor | None] | None = None
+    probed: Tensor | None = None
     _context: Context | None = None
 
     def __init__(
@@ -197,13 +200,7 @@ class Leaf(Task):
         self.negated = other.negated
         self.active = other.active
         self.restarts = other.restarts
-
-    def twin(self, run: Any) -> Leaf:
-        """Return the leaf as it is now in another run, for operations whose results this one does not take."""
-        twin = copy(self)
-        twin.run, twin._context = run, None
-        twin.new, twin.starts, twin.saved = {}, {}, dict(self.saved)
-        return twin
+        self.probe = other.probe
 
     def kept_slots(self, path: Path, restarts: bool | Tensor) -> dict[str, Tensor]:
         """Return the old slots of a stage whose new ones are discarded: the initial ones where it restarts."""
@@ -293,11 +290,6 @@ class Operation:
     def compute_dtype(self, leaf: Leaf) -> torch.dtype:
         """Return the dtype that it computes in."""
         return leaf.compute_dtype
-
-    @property
-    def alone(self) -> Operation:
-        """The same operation, which processes a leaf without those before it."""
-        return self
 
     @property
     def barrier(self) -> Barrier:
@@ -599,11 +591,36 @@ def execute(
     With `before_writes`, tasks that write wait until no task is blocked any more, and it has been called.
     A `watch` sees every operation; `eagerly(nan="raise")` adds one that sees those of torch, too, and checks results.
     """
-    if watch is None and SWITCH.raises_on_nan and not torch.compiler.is_compiling():
-        watch = FirstNonFinite()
-        with _torch.intercepting(watch.call):
-            execute(tasks, finish, watch, before_writes)
+    if not SWITCH.raises_on_nan or torch.compiler.is_compiling():
+        _execute(tasks, finish, watch, before_writes)
         return
+    finder = FirstNonFinite()
+    with _torch.intercepting(finder.call):
+        observer = finder if watch is None else _Observers(watch, finder)
+        _execute(tasks, finish, observer, before_writes)
+
+
+class _Observers:
+    """Several observers as one."""
+
+    def __init__(self, *observers: Observer):
+        self._observers = observers
+
+    def enter(self, leaf: Any, operation: Any) -> None:
+        for observer in self._observers:
+            observer.enter(leaf, operation)
+
+    def check(self, leaf: Any) -> None:
+        for observer in self._observers:
+            observer.check(leaf)
+
+
+def _execute(
+    tasks: Iterable[Any],
+    finish: Callable[[Any], None],
+    watch: Observer | None,
+    before_writes: Callable[[], None] | None,
+) -> None:
     blocked: dict[Barrier, list[Waiting]] = {}
 
     def advance(task: Any, steps: Steps | None, total: Any = None) -> None:
@@ -634,8 +651,9 @@ def execute(
         waiting = blocked.pop(
             next(iter(blocked)) if is_single else _next_barrier(blocked)
         )
-        first, *_ = waiting[0]
-        total = first.run.combined(first.operations[first.at], _by_leaf(waiting))
+        adding = [row for row in waiting if not row[0].only_follows]
+        first, *_ = adding[0]
+        total = first.run.combined(first.operations[first.at], _by_leaf(adding))
         for task, steps, _ in waiting:
             is_next_last = task.at + 2 == len(task.operations)
             if before_writes is not None and task.writes and is_next_last:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import types
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor
@@ -39,6 +39,16 @@ from gradtx.state.slots import (
 from gradtx.state.storage import Store
 
 
+class RuleFactory(Protocol):
+    """Makes rules of arguments."""
+
+    is_ours: bool
+
+    def remade(self, arguments: Mapping[str, Any]) -> Rule:
+        """Return the rule for these argument values."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
     """A single-tensor rule whose arguments are bound to values.
@@ -59,6 +69,8 @@ class Rule:
         summed: Name -> function of the sum that returns the stored value, for shared values that are sums over
             leaves and that `update` does not read within the same step.
         check: `(name, shape, extras) -> None`, which raises an error for extras that do not fit a leaf; or None.
+        factory: What has made the rule of its arguments (`Spec`), if it is no combinator's.
+        arguments: These, by name.
     """
 
     name: str
@@ -76,6 +88,13 @@ class Rule:
         default_factory=empty_dict
     )
     check: Callable[[str, torch.Size, Mapping[str, Any]], None] | None = None
+    factory: RuleFactory | None = None
+    arguments: Mapping[str, Any] = dataclasses.field(default_factory=empty_dict)
+
+    def with_arguments(self, **changes: Any) -> Rule:
+        """Return the same rule with other values of some arguments."""
+        assert self.factory is not None
+        return self.factory.remade({**self.arguments, **changes})
 
     def slot(self, name: str) -> Slot:
         """Return what the rule declares of a slot, or of the list of which it is an entry."""
@@ -502,7 +521,10 @@ class RuleOperation(Operation):
 
     def _begin(self, leaf: Leaf) -> Steps | None:
         """Run the rule up to its first sum over leaves."""
-        return self._begin_rule(self._call(leaf))
+        call = self._call(leaf)
+        if leaf.probe is not None:
+            leaf.probed = leaf.probe(self, call)
+        return self._begin_rule(call)
 
     def _call(self, leaf: Leaf) -> RuleCall:
         compute_dtype = self.compute_dtype(leaf)
@@ -519,16 +541,27 @@ class RuleOperation(Operation):
 
     def _begin_rule(self, call: RuleCall) -> Steps | None:
         watch = self._watch(call)
-        out = self._guarded(call)
-        if _is_generator(out):
-            call.generator = out
-            out = self._continue_past_leaf_sums(call, self._guarded(call, None))
+        out = self._first_output(call)
         if watch is not None:
             watch.check(self.rule.name, call.leaf.name)
         if call.generator is not None and not isinstance(out, tuple):
             return self._wait(call, out)
         self._finish(call, out)
         return None
+
+    def _first_output(self, call: RuleCall) -> Any:
+        """Call the rule, and return its result, or the first sum for which it has to wait."""
+        out = self._guarded(call)
+        if _is_generator(out):
+            call.generator = out
+            out = self._continue_past_leaf_sums(call, self._guarded(call, None))
+        return out
+
+    def update_of(self, call: RuleCall) -> Tensor | None:
+        """Return the update that the rule makes of a call, whose leaf stays as it is; None if it waits for a sum."""
+        out = self._first_output(dataclasses.replace(call))
+        is_result = isinstance(out, tuple) and isinstance(out[0], Tensor)
+        return out[0].to(call.compute_dtype) if is_result else None
 
     def _wait(self, call: RuleCall, out: Any) -> Steps:
         """Wait for each sum that the rule yields."""

@@ -135,6 +135,33 @@ def check_scheduler(who: str, groups: Iterable[GroupSettings]) -> bool:
     return False
 
 
+def warn_of_unread_rate(who: str, groups: Iterable[GroupSettings]) -> bool:
+    """Warn that a rate was written into groups of a chain that reads none; return whether to look for it again.
+
+    A branch without a rate beside others has an `lr` of 0.0, which whoever writes the rates of all groups may change.
+    """
+    groups = list(groups)
+    if any(settings.reads_rate for settings in groups):
+        return False
+    has_scheduler = any("initial_lr" in settings.group for settings in groups)
+    if not (has_scheduler or any(map(_has_written_rate, groups))):
+        return True
+    writer = "an LRScheduler" if has_scheduler else "a new value of `lr` in a group"
+    names = dict.fromkeys(
+        typed for settings in groups for typed, _ in settings.tx._typed_links()
+    )
+    warn_user(
+        f"{who}: {writer} has no effect, because no link of this chain ({', '.join(names)}) reads a learning rate; end "
+        "the chain with scale_by_learning_rate(lr), in place of a constant factor such as scale(-lr)"
+    )
+    return False
+
+
+def _has_written_rate(settings: GroupSettings) -> bool:
+    rate = settings.group.get("lr")
+    return isinstance(rate, Tensor) or rate not in (0.0, None)
+
+
 def _without_rate(group: Mapping[str, Any]) -> str:
     """Say what sets the rate of a group whose `lr` is None, and what to pass for a scheduler."""
     setter, remedy = (

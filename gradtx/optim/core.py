@@ -91,6 +91,7 @@ class Core:
             optimizer, because Lightning's wrapper inherits the optimizer's methods, so attributes that these methods
             set would end up on the wrapper.
         expects_scheduler: Whether schedulers may override schedules of the chain without a (further) warning.
+        may_lack_rate: Whether a rate that is written into groups may be read by no link, without a warning so far.
         agreement: Compares this rank's steps with those of other ranks.
         agreed: The values of each group whose hyperparameters are known to agree, as the last check saw them.
         known_counts: The counts after the last step, if they are known.
@@ -106,6 +107,7 @@ class Core:
     amp_scaling: bool
     evaluation: Evaluation | None = None
     expects_scheduler: bool = False
+    may_lack_rate: bool = True
     agreement: Agreement = field(default_factory=Agreement)
     agreed: list[Values] = field(default_factory=list[Values])
     known_counts: KnownCounts | None = None

@@ -24,6 +24,8 @@ from gradtx.plans.hyperparameters import (
 from gradtx.transform import Entry, GradientTransformation
 
 SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum")
+# Arguments that are learning rates, or their bounds.
+RATES = ("lr", "max_lr")
 # The key in a saved group of the names whose number was written over a schedule.
 OVERRIDDEN = "overridden"
 # The key in a saved group of the labels of the codes of slots.
@@ -224,6 +226,11 @@ class GroupSettings:
         self._accepted = AcceptedValues(self.tx, self.entries)
         self._values: Values = self._accepted.values
         self._chains: dict[torch.device, tuple[Values, GradientTransformation]] = {}
+
+    @property
+    def reads_rate(self) -> bool:
+        """Whether a link reads a learning rate of this group, or a bound of one."""
+        return any(entry.argument.name in RATES for entry in self.entries.values())
 
     def follows_schedule(self, name: str) -> bool:
         return has_schedule(self.sources[name])

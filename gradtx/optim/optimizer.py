@@ -34,6 +34,7 @@ from gradtx.optim.chain_checks import (
     warn_of_idle_steps,
     warn_of_misspelt,
     warn_of_unread,
+    warn_of_unread_rate,
 )
 from gradtx.optim.checkpoint import Checkpoint, check_form, require
 from gradtx.optim.core import Core
@@ -230,9 +231,9 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
         Raises:
             ValueError: If a link needs all gradients together (a sum over leaves, a closure, a rule for whole trees),
                 or an input that is known only after backward.
-            RuntimeError: If the optimizer has `state_device` or `capturable`, or if gradients are released already;
-                during backward, if a parameter receives a second gradient without `step()`; in `step`, if a GradScaler
-                is used.
+            RuntimeError: If the optimizer has `state_device` or `capturable`, if gradients are released already, or if
+                `gradtx.watch` sees it; during backward, if a parameter receives a second gradient without `step()`; in
+                `step`, if a GradScaler is used.
 
         Example:
             >>> model = torch.nn.Linear(2, 1)
@@ -491,9 +492,10 @@ class ChainOptimizer(_torch.TakesScaledGradients, torch.optim.Optimizer):
     def __setattr__(self, name: str, value: Any) -> None:
         # torch's schedulers wrap `step` in a counter.
         if name == "step" and "_core" in self.__dict__:
-            core = self._core
+            core, members = self._core, self._core.members
+            if core.may_lack_rate:
+                core.may_lack_rate = warn_of_unread_rate(members.who, members.groups)
             if not core.expects_scheduler:
-                members = core.members
                 core.expects_scheduler = check_scheduler(members.who, members.groups)
         super().__setattr__(name, value)
 

@@ -108,12 +108,18 @@ class ReleasedGradients:
 
     Raises:
         ValueError: If a link needs the gradients of all parameters or a closure.
+        RuntimeError: If the optimizer does not support it, or is being watched.
     """
 
     def __init__(self, optimizer: Any):
         core = optimizer._up_to_date()
         self._who: str = core.members.who
         check_released(core)
+        if core.watch is not None:
+            raise RuntimeError(
+                f"{WHO}: {self._who} is being watched, and a watch sees whole steps; call close() of what "
+                "gradtx.watch(optimizer) returned first"
+            )
         warn_of_replicas(WHO, core.members.by_param, AVERAGES_LATE)
         self._optimizer = weakref.ref(optimizer)
         self._lock = threading.RLock()  # autograd runs one thread per device

@@ -22,6 +22,7 @@ from gradtx.base.errors import Path
 from gradtx.base.exact import CPU, python_scalar
 from gradtx.base.messages import describe
 from gradtx.base.plain import LAYOUT, STRIDED
+from gradtx.base.random_streams import RandomStreams
 from gradtx.base.selectors import in_model
 from gradtx.base.tree import tensors
 from gradtx.distributed.collectives import Relay
@@ -39,8 +40,8 @@ from gradtx.execution.execute import (
 )
 from gradtx.execution.owners import with_regions
 from gradtx.execution.runs import Place
-from gradtx.optim.chain_checks import check_scheduler
-from gradtx.optim.core import Core, StepWatch
+from gradtx.optim.chain_checks import check_scheduler, warn_of_unread_rate
+from gradtx.optim.core import Core
 from gradtx.optim.device_counts import (
     Scaling,
     check_capture,
@@ -164,6 +165,8 @@ class Step:
             if values is not settings.settled:
                 changed.append((settings, values))
                 self._notice_scheduler(settings, values)
+        if core.may_lack_rate:
+            core.may_lack_rate = warn_of_unread_rate(self._who, self.groups)
         self.have_gradients = self._read(self._every)
         # A step without any gradient changes nothing; without clocks, there is nothing that it could change.
         self._is_idle = bool(traits.takes_none or traits.clocks) and self._trains_none()
@@ -475,7 +478,7 @@ class Step:
             self._estimate()
         bundles, eager = self._planned()
         if core.watch is not None:
-            self._show(core.watch, alone=not bundles)
+            self._observer = core.watch.begin(self)
         self._advance(bundles, eager)
         if core.watch is not None:
             core.watch.end()
@@ -498,32 +501,40 @@ class Step:
             if settings.shown:
                 settings.show(self._known_count)
 
-    def _show(self, watch: StepWatch, alone: bool) -> None:
-        """Show the operations of leaves to a watch: those of this step if all leaves run alone, or of a rehearsal."""
-        observer = watch.begin(self)
-        if observer is None:
-            return
-        if alone:  # they may call the closure, which only the step itself may do
-            self._observer = observer
-        else:
-            leaves = self.rehearsal()._eager_leaves(self.members)
-            execute(leaves, Leaf.release, observer)
-
-    def rehearsal(self) -> Step:
+    def _rehearsal(self) -> Step:
         """Return a copy of this step with a run of its own, so that its leaves can run without any effect."""
         other = copy(self)
         other._run = other._routes = other._clocks = None
         if self.core.traits.estimates:
             other.run.estimates = self.run.estimates
+        streams = RandomStreams()  # clocks of users may draw
+        other._expanded()
+        streams.restore()
         return other
+
+    def _rehearsed(self, bundles: list[Any]) -> Iterator[Leaf]:
+        """Yield the leaves of bundles once more for an observer, if there is one; they only follow the bundles.
+
+        Leaves in no bundle are seen as they step, because their rules may draw random numbers, or call the closure.
+        They come before their bundles, which write the parameters that they read.
+        """
+        if self._observer is None or not bundles:
+            return
+        members = [member for bundle in bundles for member in bundle.members]
+        for leaf in self._rehearsal()._eager_leaves(members):
+            leaf.only_follows = True
+            yield leaf
+
+    def is_skipped(self) -> bool:
+        """Whether the step changes nothing: without gradients, or for a GradScaler, for which the host waits."""
+        scaling = self.scaling
+        return self._is_idle or (scaling is not None and not bool(scaling.proceed))
 
     def is_counted(self) -> bool:
         """Whether any clock counts this step, as far as that is known before leaves run; True without a clock."""
         if not self.core.traits.clocks:
             return True
-        other = self.rehearsal()
-        other._expanded()
-        ticks = other.run.ticks.values()
+        ticks = self._rehearsal().run.ticks.values()
         return not ticks or any(map(bool, ticks))
 
     def _note_missed(self, after: list[Any]) -> None:
@@ -667,7 +678,8 @@ class Step:
         """
         done: list[Any] = []  # bundles, which have written their results
         try:
-            if eager or self.core.members.are_divided:
+            is_seen = self._observer is not None
+            if eager or is_seen or self.core.members.are_divided:
                 self._advance_leaves(bundles, eager, done)
             elif self._run is not None:
                 execute(bundles, done.append)
@@ -697,6 +709,8 @@ class Step:
         def finish(task: Any) -> None:
             if not isinstance(task, Leaf):
                 done.append(task)
+            elif task.only_follows:
+                task.release()
             elif keeps:
                 finished.append(task)
             else:
@@ -715,9 +729,9 @@ class Step:
             keeps = always_keeps
             while finished and not keeps:
                 self._write(finished.pop(0))
-        leaves: Iterable[Any] = silent
-        if eager:
-            leaves = itertools.chain(silent, self._eager_leaves(eager))
+        leaves = itertools.chain(
+            self._rehearsed(silent), silent, self._eager_leaves(eager)
+        )
         execute(leaves, finish, self._observer)
         for leaf in finished:
             self._write(leaf)
@@ -726,7 +740,8 @@ class Step:
         self, bundles: list[Any], eager: list[Member]
     ) -> tuple[list[Any], list[Any], list[Member]]:
         """Return the tasks that may send messages, and the bundles and single members that need none."""
-        tasks: list[Any] = [bundle for bundle in bundles if len(bundle.operations) > 1]
+        sending = [bundle for bundle in bundles if len(bundle.operations) > 1]
+        tasks: list[Any] = [*self._rehearsed(sending), *sending]
         silent = [bundle for bundle in bundles if len(bundle.operations) == 1]
         alone = []
         for leaf in self._eager_leaves(eager):

@@ -7,7 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from gradtx.watching import faults_of_leaves, faults_of_links, faults_of_rates
+from gradtx.watching import (
+    faults_of_leaves,
+    faults_of_links,
+    faults_of_losses,
+    faults_of_rates,
+    faults_of_schedules,
+)
 from gradtx.watching.findings import Evidence, Finding, Findings
 
 # What needs a measured step.
@@ -19,8 +25,11 @@ FAULTS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     faults_of_rates.rate_too_small,
     faults_of_rates.rate_zero,
     faults_of_rates.rates_unequal,
-    faults_of_rates.schedules_that_do_not_fit,
-    faults_of_rates.memories_longer_than_the_run,
+    faults_of_schedules.schedules_that_do_not_fit,
+    faults_of_schedules.memories_longer_than_the_run,
+    faults_of_schedules.betas_in_the_wrong_order,
+    faults_of_losses.loss_that_has_risen,
+    faults_of_losses.loss_that_starts_high,
     faults_of_links.bounds_that_always_or_never_act,
     faults_of_links.clips_behind_the_rule,
     faults_of_links.decay_that_outweighs_the_step,
@@ -29,11 +38,17 @@ FAULTS: tuple[Callable[[Evidence], Iterator[Finding]], ...] = (
     faults_of_links.codes_that_saturate,
     faults_of_leaves.gradients_that_add_up,
     faults_of_leaves.leaves_without_a_gradient,
+    faults_of_leaves.dead_leaves,
     faults_of_leaves.leaves_that_never_move,
+    faults_of_leaves.leaves_that_require_no_gradient,
     faults_of_leaves.leaves_with_the_same_memory,
     faults_of_leaves.matrices_with_the_wrong_rule,
     faults_of_leaves.averages_without_an_evaluation,
 )
+
+# Kinds that may merely follow a worse fault, and are found again once that is mended.
+FOLLOW = ("decay of norms and biases",)
+A_CAUSE = 55.0  # the least severity of such a fault
 
 
 def findings_of(seen: Any, model: nn.Module | None = None) -> Findings:
@@ -45,4 +60,6 @@ def findings_of(seen: Any, model: nn.Module | None = None) -> Findings:
     if seen.samples:
         for fault in FAULTS:
             findings += fault(evidence)
+    if any(finding.severity >= A_CAUSE for finding in findings):
+        findings = [finding for finding in findings if finding.kind not in FOLLOW]
     return Findings(findings, len(seen.samples))

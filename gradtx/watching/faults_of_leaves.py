@@ -11,8 +11,10 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from gradtx.base.dtensor import local
+from gradtx.watching.faults_of_links import DECAYS
 from gradtx.watching.figures import STEP
 from gradtx.watching.findings import (
+    PULLS_BACK,
     Evidence,
     Finding,
     called,
@@ -28,36 +30,93 @@ TABLES = re.compile(
     r"(^|[._])(emb|embed|embedding|embeddings|wte|wpe|tok|token|pos|lm_head|head|classifier)s?([._]|$)"
 )
 NOT_MATRICES = ("embedding", "head", "norm", "bias", "scalar")
+# How likely a run of gradients of 0 may be by chance at most.
+DEAD_BY_CHANCE = 1e-2
 # Links that make a matrix orthogonal, or the like.
 ORTHOGONAL = ("orthogonalize", "scale_by_polar", "orthogonalize_exactly")
 
 
 def leaves_without_a_gradient(evidence: Evidence) -> Iterator[Finding]:
-    """Leaves that require a gradient and never had one, or one of zeros."""
+    """Leaves that require a gradient and never had one, also between the measured steps."""
     missing = set.intersection(
         *(set(sample.without_gradient) for sample in evidence.samples)
     )
-    if missing:
-        leaves = tuple(name for name in evidence.params if name in missing)
-        share = len(leaves) / len(evidence.params)
-        text = f"{len(leaves)} of {len(evidence.params)} leaves had no gradient in any measured step ({named(leaves)})"
-        remedy = "use them in the forward pass, look for detach() and no_grad(), or give them to no optimizer"
-        if len(leaves) == len(evidence.params):
-            remedy = "call loss.backward() before step(), and pass the parameters of the model that computes the loss"
-        yield Finding(
-            "no gradient", 85, "", leaves, evidence.steps, share, text, remedy
-        )
-    norms = evidence.leaf_rows.get(STEP, {})
-    dead = tuple(
-        leaf
-        for leaf, rows in norms.items()
-        if all(row["norm_before"] == 0 for row in rows)
+    leaves = tuple(
+        name
+        for name, param in evidence.params.items()
+        if param.requires_grad
+        and name in missing
+        and not evidence.with_gradient.of(name)
     )
-    if dead:
-        share = len(dead) / len(norms)
-        text = f"the gradients of {len(dead)} leaves were 0 in every measured step ({named(dead)})"
+    if not leaves:
+        return
+    share = len(leaves) / len(evidence.params)
+    text = f"{len(leaves)} of {len(evidence.params)} leaves had no gradient in any step ({named(leaves)})"
+    remedy = "use them in the forward pass, look for detach() and no_grad(), or give them to no optimizer"
+    if len(leaves) == len(evidence.params):
+        remedy = "call loss.backward() before step(), and pass the parameters of the model that computes the loss"
+    yield Finding("no gradient", 85, "", leaves, evidence.steps, share, text, remedy)
+
+
+def dead_leaves(evidence: Evidence) -> Iterator[Finding]:
+    """Leaves whose gradient is 0 in all steps, or in all steps from one on."""
+    rows_of = evidence.leaf_rows.get(STEP, {})
+    since = {leaf: _dead_since(evidence, leaf) for leaf in rows_of}
+    never = tuple(leaf for leaf, number in since.items() if number == 0)
+    if never:
+        share = len(never) / len(rows_of)
+        text = f"the gradients of {len(never)} leaves were 0 in every measured step ({named(never)})"
         remedy = "look for a product with 0, a unit that is never active, or a loss that does not depend on them"
-        yield Finding("dead leaves", 84, "", dead, evidence.steps, share, text, remedy)
+        yield Finding("dead leaves", 84, "", never, evidence.steps, share, text, remedy)
+    died = tuple(leaf for leaf, number in since.items() if number)
+    if not died or _has_converged(evidence, len(died) / len(rows_of)):
+        return
+    first = min(since[leaf] or 0 for leaf in died)
+    steps = evidence.steps[first:]
+    share = len(died) / len(rows_of)
+    text = (
+        f"the gradients of {len(died)} leaves were 0 in every measured step from step {steps[0]} on ({named(died)}): "
+        "no unit that they reach is active"
+    )
+    remedy = "lower the rate or warm it up, clip gradients, or use units that stay active, such as GELU or leaky ReLU"
+    yield Finding("dead leaves", 84, "", died, steps, share, text, remedy)
+
+
+def _dead_since(evidence: Evidence, leaf: str) -> int | None:
+    """Return the index of the sample from which on the gradient of a leaf is 0; None if it is not.
+
+    Experts have gradients of 0 whenever nothing is sent to them. A leaf has died if it was so for longer than chance
+    explains, with the share of such steps before.
+    """
+    rows = evidence.leaf_rows[STEP][leaf]
+    is_active = [
+        row["norm_before"] != 0 or leaf in evidence.samples[number].active_before
+        for number, row in rows.items()
+    ]
+    if not any(is_active):
+        return None if _remembers(evidence, leaf) else 0
+    tail = is_active[::-1].index(True)
+    before = is_active[: len(is_active) - tail]
+    idle_before = (before.count(False) + 1) / (len(before) + 2)
+    if tail < 4 or tail < 0.3 * len(is_active) or idle_before**tail > DEAD_BY_CHANCE:
+        return None
+    return list(rows)[len(before)]
+
+
+def _remembers(evidence: Evidence, leaf: str) -> bool:
+    """Whether a link moves a leaf whose gradient is 0, as an average does of gradients between the measured steps."""
+    return any(
+        row["norm_before"] == 0 and row["norm_after"] > 0
+        for path, link in evidence.links.items()
+        if link.name not in DECAYS
+        for row in evidence.leaf_rows[path].get(leaf, {}).values()
+    )
+
+
+def _has_converged(evidence: Evidence, share: float) -> bool:
+    """Whether all leaves rest because the loss has fallen to a small part of what it was, or may have."""
+    losses = evidence.losses
+    return share == 1 and not (losses and abs(losses[-1]) > 0.1 * abs(losses[0]))
 
 
 def gradients_that_add_up(evidence: Evidence) -> Iterator[Finding]:
@@ -79,7 +138,9 @@ def gradients_that_add_up(evidence: Evidence) -> Iterator[Finding]:
 
 
 def leaves_that_never_move(evidence: Evidence) -> Iterator[Finding]:
-    """Leaves with a gradient and without a step, such as those that freeze covers, and leaves that require none."""
+    """Leaves with a gradient and without a step, such as those that freeze covers."""
+    if any(evidence.links_named("outer")):  # a round may end where it is
+        return
     covered = {leaf for sample in evidence.samples for leaf, _ in sample.rows}
     missing = set().union(*(sample.without_gradient for sample in evidence.samples))
     # A frozen leaf passes no link.
@@ -93,8 +154,8 @@ def leaves_that_never_move(evidence: Evidence) -> Iterator[Finding]:
     stuck += tuple(
         leaf
         for leaf, rows in evidence.leaf_rows.get(STEP, {}).items()
-        if all(row["norm_after"] == 0 for row in rows)
-        and any(row["norm_before"] > 0 for row in rows)
+        if all(row["norm_after"] == 0 for row in rows.values())
+        and any(row["norm_before"] > 0 for row in rows.values())
     )
     moving = [leaf for leaf in evidence.leaf_rows.get(STEP, {}) if leaf not in stuck]
     if stuck and moving:
@@ -102,15 +163,22 @@ def leaves_that_never_move(evidence: Evidence) -> Iterator[Finding]:
         text = f"{len(stuck)} leaves had a gradient and never moved ({named(stuck)})"
         remedy = "if that is not intended, look at freeze and masked, and at rates of 0"
         yield Finding("never moved", 79, "", stuck, evidence.steps, share, text, remedy)
-    frozen = tuple(
-        name for name, param in evidence.params.items() if not param.requires_grad
+
+
+def leaves_that_require_no_gradient(evidence: Evidence) -> Iterator[Finding]:
+    """A few leaves that require no gradient; adapters and new heads freeze most of a model on purpose."""
+    params = evidence.params
+    frozen = tuple(name for name, param in params.items() if not param.requires_grad)
+    entries = sum(params[leaf].numel() for leaf in frozen)
+    is_few = 2 * entries < evidence.entries_of(ALL)
+    if not frozen or not is_few or 2 * len(frozen) >= len(params):
+        return
+    share = len(frozen) / len(params)
+    text = (
+        f"{len(frozen)} of {len(params)} leaves require no gradient ({named(frozen)})"
     )
-    # Adapters freeze most of a model on purpose.
-    if frozen and 2 * len(frozen) < len(evidence.params):
-        share = len(frozen) / len(evidence.params)
-        text = f"{len(frozen)} of {len(evidence.params)} leaves require no gradient ({named(frozen)})"
-        remedy = "if that is not intended, call requires_grad_(True); else leave them out of the optimizer"
-        yield Finding("frozen", 50, "", frozen, evidence.steps, share, text, remedy)
+    remedy = "if that is not intended, call requires_grad_(True); else leave them out of the optimizer"
+    yield Finding("frozen", 10, "", frozen, evidence.steps, share, text, remedy)
 
 
 def leaves_with_the_same_memory(evidence: Evidence) -> Iterator[Finding]:
@@ -187,7 +255,7 @@ def averages_without_an_evaluation(evidence: Evidence) -> Iterator[Finding]:
     if evidence.evaluations or evidence.updates < 100:
         return
     for path, link in evidence.links.items():
-        if "averages" not in link.tx._effects or link.name == "lookahead":
+        if "averages" not in link.tx._effects or link.name in PULLS_BACK:
             continue
         text = f"{called(path, link)} keeps weights for evaluation, which nothing asked for in {evidence.updates} steps"
         remedy = "evaluate inside `with optimizer.eval_params():`, or between optimizer.eval() and optimizer.train()"

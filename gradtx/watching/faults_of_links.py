@@ -120,9 +120,11 @@ def clips_behind_the_rule(evidence: Evidence) -> Iterator[Finding]:
 def decay_that_outweighs_the_step(evidence: Evidence) -> Iterator[Finding]:
     """Decay that makes most of the update."""
     for path, link in evidence.links_named(*DECAYS):
-        change = evidence.median(path, "change")
-        leaves = list(evidence.leaf_rows[path])
-        shrunk = _decay(link) * evidence.summed_rate(path, leaves) / evidence.run
+        # Where the gradient is 0, decay is all that moves a leaf.
+        change = finite_median(row["change"] for row in evidence.of_trained(path))
+        leaves = evidence.leaf_rows[path]
+        rate = finite_median(evidence.rate_behind(path, leaf) for leaf in leaves)
+        shrunk = _decay(link) * rate
         if change > 2:
             text = (
                 f"{path} makes the update {change:.3g} times as long in the median: the step shrinks weights more "
@@ -157,12 +159,11 @@ def decay_of_norms_and_biases(evidence: Evidence) -> Iterator[Finding]:
             leaf for leaf in evidence.leaf_rows[path] if not evidence.is_matrix(leaf)
         ]
         others = [leaf for leaf in evidence.leaf_rows[path] if evidence.is_matrix(leaf)]
-        decay = _decay(link)
-        shrunk = (
-            1 - math.exp(-decay * evidence.summed_rate(path, vectors))
-            if vectors
-            else 0.0
+        rates = finite_median(
+            evidence.rate_behind(path, leaf) * evidence.updates_of(leaf)
+            for leaf in vectors
         )
+        shrunk = 1 - math.exp(-_decay(link) * rates)
         if not (vectors and others and shrunk > 0.1):
             continue
         text = (
@@ -219,7 +220,7 @@ def _received(evidence: Evidence, path: str, link: Link) -> float:
     sizes: list[float] = []
     for leaf, rows in evidence.leaf_rows[path].items():
         entries = evidence.entries_of(leaf) if link.is_elementwise else 1
-        sizes += [row["norm_before"] / math.sqrt(entries) for row in rows]
+        sizes += [row["norm_before"] / math.sqrt(entries) for row in rows.values()]
     return finite_median(size for size in sizes if size > 0)
 
 

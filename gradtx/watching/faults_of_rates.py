@@ -1,28 +1,24 @@
-"""Faults of the rate over a run: too small, too large, 0, unequal; schedules and memories that do not fit the run."""
+"""Faults of the rate over a run: too small, too large, 0, unequal between groups."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 
-from gradtx.base.exact import Schedule
+from gradtx.watching.faults_of_links import decay_that_outweighs_the_step
+from gradtx.watching.faults_of_schedules import SHORT, schedules_that_do_not_fit
 from gradtx.watching.figures import STEP
 from gradtx.watching.findings import (
+    PULLS_BACK,
     Evidence,
     Finding,
     about,
-    called,
-    curve,
     finite_median,
     largest_first,
     named,
     percent,
     quantile,
 )
-
-SHORT = 50  # steps: what a shorter run has not reached says little
-# Links that pull weights back at every k-th step, against the steps before.
-PULLS_BACK = ("lookahead", "outer")
 
 
 def updates_that_are_not_finite(evidence: Evidence) -> Iterator[Finding]:
@@ -93,6 +89,8 @@ def steps_uphill(evidence: Evidence) -> Iterator[Finding]:
     # Momentum may overshoot for a few steps.
     if not (len(cosines) >= 5 and cosine > 0.1 and share > 0.9):
         return
+    if any(decay_that_outweighs_the_step(evidence)):  # and points anywhere
+        return
     text = (
         f"{percent(share)} of the steps go along the gradient, with a cosine of {cosine:.2f} in the median: they raise "
         "the loss"
@@ -148,7 +146,9 @@ def rate_too_large(evidence: Evidence) -> Iterator[Finding]:
     # An adapter has matrices that start at 0, whose steps only all leaves together show; half of their norm is healthy.
     of_all = [row["update_to_weight"] for row in evidence.of_link(STEP)[:1]]
     first = max(first, *(ratio for ratio in of_all if ratio > 1), 0.0)
-    if first > 0.5 and not large:
+    # Steps of one length, as Lion's, may carry weights far away before they have become a small part of these.
+    has_grown = first > 0.15 and evidence.growth_of_matrices() > 10
+    if (first > 0.5 or has_grown) and not large:
         text = (
             f"a step changed the weights by {percent(first)}, and they have grown since"
         )
@@ -176,15 +176,18 @@ def rate_too_large(evidence: Evidence) -> Iterator[Finding]:
 
 def rate_too_small(evidence: Evidence) -> Iterator[Finding]:
     """Steps so small that all steps of the run together hardly change the weights."""
+    if any(evidence.links_named("outer")):  # a round may end where it is
+        return
     ratios = [finite_median(ratios) for ratios in evidence.ratios_of_matrices()]
     # The mean: near the end, steps of a run that has converged are far smaller than the first.
     ratio = sum(ratios) / max(1, len(ratios))
-    total = ratio * evidence.run
-    if evidence.run < SHORT or not 0 < total < 3e-3:
+    steps = evidence.whole_run
+    total = ratio * steps
+    if steps < SHORT or not 0 < total < 3e-3:
         return
     text = (
-        f"a step changes matrices by {ratio:.1g} of the weights in the mean, and all {evidence.run} steps together by "
-        f"at most {percent(total)}"
+        f"a step changes matrices by {ratio:.1g} of the weights in the mean, and all {steps} steps together by at "
+        f"most {percent(total)}"
     )
     remedy = "raise the rate; gradtx.range_test finds the largest stable one"
     yield Finding("rate too small", 60, "", (), evidence.steps, ratio, text, remedy)
@@ -252,159 +255,3 @@ def rates_unequal(evidence: Evidence) -> Iterator[Finding]:
         text,
         remedy,
     )
-
-
-def schedules_that_do_not_fit(evidence: Evidence) -> Iterator[Finding]:
-    """Schedules that end before the run, never leave their warm-up, or warm up in too few steps."""
-    for name, schedule in evidence.schedules.items():
-        if name.rpartition(".")[2] != "lr" or evidence.run < SHORT:
-            continue
-        values = curve(schedule, evidence.run)
-        highest = max(values)
-        if highest <= 0:
-            continue
-        yield from _schedule_that_ended(evidence, name, values, highest)
-        yield from _schedule_that_rose_again(evidence, name, values, highest)
-        if not (values[-1] >= 0.999 * highest and values[0] < 0.5 * highest):
-            continue
-        share = highest / _peak(schedule, evidence.run, highest)
-        if share < 0.95:
-            text = f"the schedule of {name} still rose when the run ended, at {percent(share)} of its largest value"
-            remedy = f"shorten the warm-up to a tenth of the run, about {max(1, evidence.run // 10)} steps"
-            yield Finding(
-                "never left warm-up", 66, name, (), evidence.steps, share, text, remedy
-            )
-
-
-def _peak(schedule: Schedule, steps: int, peak: float) -> float:
-    """Return the largest value of a schedule that has risen so far, in at most a million times as many steps."""
-    last = 0.0
-    for _ in range(20):
-        if peak == last:
-            break
-        steps *= 2
-        try:
-            peak, last = max(peak, *curve(schedule, steps)), peak
-        except Exception:  # a user's function may end with the run
-            break
-    return peak
-
-
-def _schedule_that_ended(
-    evidence: Evidence, name: str, values: list[float], highest: float
-) -> Iterator[Finding]:
-    tail = 0
-    while (
-        tail < len(values)
-        and values[-1 - tail] < 1e-3 * highest
-        and values[-1 - tail] == values[-1]
-    ):
-        tail += 1
-    share = tail / len(values)
-    if share < 0.1:
-        return
-    text = f"the schedule of {name} had ended for the last {percent(share)} of the run, at {values[-1]:.1g}"
-    remedy = f"let it last {evidence.run} steps"
-    yield Finding("schedule ended", 81, name, (), evidence.steps, share, text, remedy)
-
-
-def _schedule_that_rose_again(
-    evidence: Evidence, name: str, values: list[float], highest: float
-) -> Iterator[Finding]:
-    """A rate that fell to about 0 and rose again, as that of a cosine after its T_max.
-
-    Restarts rise at once, and cycles start at their smallest rate.
-    """
-    top = values.index(highest)
-    lowest = min(range(top, len(values)), key=values.__getitem__)
-    after = values[lowest + 1 :]
-    around = values[max(lowest - 1, 0) : lowest + 2]
-    is_valley = values[lowest] < 1e-2 * highest and max(around) < 0.1 * highest
-    rises = max(after, default=0.0) > 0.1 * highest
-    if not (is_valley and rises) or values[0] < 0.1 * highest:
-        return
-    share = len(after) / len(values)
-    step = round((1 - share) * evidence.run)
-    text = (
-        f"the schedule of {name} had fallen to {values[lowest]:.1g} at about step {step}, and rose again for the last "
-        f"{percent(share)} of the run"
-    )
-    remedy = f"let it fall over {evidence.run} steps"
-    yield Finding("schedule ended", 81, name, (), evidence.steps, share, text, remedy)
-
-
-def memories_longer_than_the_run(evidence: Evidence) -> Iterator[Finding]:
-    """Averages whose memory is several times the run, and warm-ups much shorter than that of the second moment."""
-    if evidence.run < SHORT:
-        return
-    for path, link in evidence.links.items():
-        for name, value in link.values().items():
-            is_average = name.partition("[")[0] in (
-                "betas",
-                "beta",
-                "beta1",
-                "beta2",
-                "decay",
-                "momentum",
-                "beta3",
-            )
-            if not is_average or not 0 < value < 1:
-                continue
-            memory = 1 / (1 - value)
-            if memory > 20 * evidence.run:  # bias corrections make up for less
-                text = (
-                    f"{name}={value:g} of {called(path, link)} averages {memory:.3g} steps, and the run has "
-                    f"{evidence.run}"
-                )
-                remedy = f"use about {1 - 5 / evidence.run:.3g}"
-                yield Finding(
-                    "memory longer than the run",
-                    40,
-                    path,
-                    (),
-                    evidence.steps,
-                    memory,
-                    text,
-                    remedy,
-                )
-            elif name == "betas[1]":
-                yield from _warm_up_too_short(evidence, path, memory)
-
-
-def _warm_up_too_short(
-    evidence: Evidence, path: str, memory: float
-) -> Iterator[Finding]:
-    for name, schedule in evidence.schedules.items():
-        length = warm_up_of(schedule, evidence.run)
-        if (
-            name.rpartition(".")[2] != "lr"
-            or not 0 < length < memory / 50
-            or evidence.run < memory / 2
-        ):
-            continue
-        text = (
-            f"the schedule of {name} warms up in {length} steps, and the second moment of {path} averages "
-            f"{memory:.3g}: the rate is at its full size while the second moment is that of a few batches"
-        )
-        remedy = (
-            f"warm up for about {about(memory / 5)} steps or more, or lower betas[1]"
-        )
-        yield Finding(
-            "warm-up too short",
-            30,
-            path,
-            (),
-            evidence.steps,
-            float(length),
-            text,
-            remedy,
-        )
-
-
-def warm_up_of(schedule: Schedule, steps: int) -> int:
-    """Return the number of steps in which a schedule rises from its start; 0 if it does not begin with a rise."""
-    values = curve(schedule, min(steps, 1000), most=1000)
-    length = 0
-    while length + 1 < len(values) and values[length + 1] > values[length]:
-        length += 1
-    return length

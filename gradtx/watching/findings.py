@@ -14,12 +14,18 @@ from torch import Tensor, nn
 from gradtx.base.exact import Schedule, python_scalar
 from gradtx.watching.figures import STEP
 from gradtx.watching.links import Link
+from gradtx.watching.micro_batches import ENTER
 from gradtx.watching.modules import modules_with, outermost, roles_in
-from gradtx.watching.sample import ALL, Sample
+from gradtx.watching.sample import ALL, Sample, prefixes_of
+from gradtx.watching.trained import CallsWithGradient
 
 __all__ = ["Finding"]
 
+# Links that pull weights back at every k-th step, against the steps before.
+PULLS_BACK = ("lookahead", "outer")
+
 Row = dict[str, float]
+Rows = dict[int, Row]
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,10 @@ class Evidence:
         steps: Their numbers.
         links: What is known of each link.
         calls, updates, every, rounds, uncounted, evaluations, params, schedules: As in `Seen`.
+        with_gradient: How often each leaf had a gradient.
+        classes: The number of classes of a mean cross-entropy, if the loss is known to be one.
         groups: The parameter groups.
-        run: The number of updates of the run.
+        run: The number of calls of `step` that no GradScaler skipped.
     """
 
     def __init__(self, seen: Any, model: nn.Module | None = None):
@@ -98,17 +106,44 @@ class Evidence:
         self.groups: list[dict[str, Any]] = seen.optimizer.param_groups
         self.params: dict[str, Tensor] = seen.params
         self.schedules: dict[str, Schedule] = seen.schedules
+        self.with_gradient: CallsWithGradient = seen.with_gradient
+        self.classes: int | None = seen.classes
         self.run = max(self.updates, self.steps[-1] if self.steps else 0)
 
     @functools.cached_property
-    def leaf_rows(self) -> dict[str, dict[str, list[Row]]]:
-        """The rows of each leaf at each link: link -> leaf -> rows."""
-        rows: dict[str, dict[str, list[Row]]] = {}
-        for sample in self.samples:
+    def leaf_rows(self) -> dict[str, dict[str, Rows]]:
+        """The rows of each leaf at each link: link -> leaf -> index of the sample -> row.
+
+        A leaf that took no step in a sample has no row of it.
+        """
+        rows: dict[str, dict[str, Rows]] = {}
+        for number, sample in enumerate(self.samples):
             for i, (leaf, link) in enumerate(sample.rows):
                 row = {name: values[i] for name, values in sample.figures.items()}
-                rows.setdefault(link, {}).setdefault(leaf, []).append(row)
+                rows.setdefault(link, {}).setdefault(leaf, {})[number] = row
         return rows
+
+    def of_trained(self, link: str) -> list[Row]:
+        """Return the rows of a link over those leaves whose gradient is not 0, of the steps in which any has one.
+
+        Only the norms and their ratio: what a link does to the steps of leaves that nothing trains says little.
+        """
+        squares: dict[int, tuple[float, float]] = {}
+        for leaf, rows in self.leaf_rows[link].items():
+            steps = self.leaf_rows[STEP].get(leaf, {})
+            for number, row in rows.items():
+                if number in steps and steps[number]["norm_before"] > 0:
+                    before, after = squares.get(number, (0.0, 0.0))
+                    before += row["norm_before"] ** 2
+                    squares[number] = before, after + row["norm_after"] ** 2
+        return [
+            {
+                "norm_before": math.sqrt(before),
+                "norm_after": math.sqrt(after),
+                "change": math.sqrt(after / before) if before > 0 else math.nan,
+            }
+            for before, after in squares.values()
+        ]
 
     def of_link(self, link: str) -> list[Row]:
         """Return the rows of a link over all leaves, of the steps in which it ran."""
@@ -129,7 +164,7 @@ class Evidence:
     def leaf_medians(self, figure: str, link: str = STEP) -> dict[str, float]:
         """Return the median of a figure of each leaf; leaves in which it was never measured are left out."""
         medians = {
-            leaf: finite_median(row[figure] for row in rows)
+            leaf: finite_median(row[figure] for row in rows.values())
             for leaf, rows in self.leaf_rows.get(link, {}).items()
         }
         return {leaf: value for leaf, value in medians.items() if not math.isnan(value)}
@@ -154,6 +189,19 @@ class Evidence:
             if ratios:
                 yield ratios
 
+    def growth_of_matrices(self) -> float:
+        """Return by how much the norms of matrices have grown over the run, in the median of those that were not 0."""
+        growths: list[float] = []
+        for leaf, rows in self.leaf_rows.get(STEP, {}).items():
+            norms = [
+                row["norm_after"] / row["update_to_weight"]
+                for row in rows.values()
+                if row["update_to_weight"] > 0
+            ]
+            if norms and self.is_matrix(leaf):
+                growths.append(norms[-1] / norms[0])
+        return finite_median(growths)
+
     @functools.cached_property
     def roles(self) -> dict[Tensor, str]:
         """The role of each parameter in its model."""
@@ -165,26 +213,46 @@ class Evidence:
         """Return the role of a leaf, if its model is known."""
         return self.roles.get(self.params[leaf]) if leaf in self.params else None
 
-    def summed_rate(self, decay: str, leaves: Sequence[str]) -> float:
-        """Return the sum over the run of the factors that links behind a decay apply to it, in the median of leaves."""
+    def cycle_of(self, leaf: str) -> int:
+        """Return how many calls of `step` `accumulate` makes one update of for a leaf."""
+        cycle = 1
+        for path, link in self.links.items():
+            if link.name == "accumulate" and path.endswith(ENTER):
+                every = link.value_of("every")
+                if leaf in self.leaf_rows[path] and every > 1:
+                    cycle *= int(every)
+        return cycle
+
+    def updates_of(self, leaf: str) -> int:
+        """Return about how many updates of the run a leaf took part in: those in which it had a gradient."""
+        calls = self.run if leaf == ALL else self.with_gradient.of(leaf)
+        return min(calls, self.run // self.cycle_of(leaf))
+
+    @property
+    def whole_run(self) -> int:
+        """The number of updates of the leaf with the most, which schedules follow."""
+        cycles = [self.cycle_of(leaf) for leaf in self.leaf_rows.get(STEP, {})]
+        return self.run // min(cycles, default=1)
+
+    def rate_behind(self, decay: str, leaf: str) -> float:
+        """Return the factor that links behind a decay apply to it, in the mean over the measured steps of a leaf."""
         paths = list(self.links)
+        branch = decay.rpartition(".")[0]
         behind = [
             path
             for path in paths[paths.index(decay) + 1 :]
-            if path.rpartition(".")[0] == decay.rpartition(".")[0]
+            if path.rpartition(".")[0] == branch
         ]
-        totals: list[float] = []
-        for leaf in leaves:
-            factors = [1.0] * len(self.samples)
+        factors: list[float] = []
+        for number in self.leaf_rows[decay][leaf]:
+            factor = 1.0
             for path in behind:
-                rows = self.leaf_rows.get(path, {}).get(leaf, [])
-                if len(rows) == len(factors):
-                    factors = [
-                        f * (row["change"] if math.isfinite(row["change"]) else 1.0)
-                        for f, row in zip(factors, rows, strict=True)
-                    ]
-            totals.append(sum(factors) / len(factors) * self.run)
-        return finite_median(totals)
+                row = self.leaf_rows.get(path, {}).get(leaf, {}).get(number)
+                if row is not None:
+                    factor *= row["change"]
+            factors.append(factor)
+        known = list(filter(math.isfinite, factors))  # NaN where a link received 0
+        return sum(known) / len(known) if known else math.nan
 
     def group_of(self, leaf: str) -> int | None:
         """Return the index of a leaf's parameter group."""
@@ -202,6 +270,18 @@ class Evidence:
             for name in names
             if name.rpartition(".")[2] in ("lr", "max_lr")
         }
+
+    def group_named(self, name: str) -> dict[str, Any]:
+        """Return the parameter group to which a name of `rates` belongs; an empty one if it has changed since."""
+        prefix = name.removesuffix(name.rpartition(".")[2])
+        groups = zip(prefixes_of(self.groups), self.groups, strict=True)
+        return next((group for other, group in groups if other == prefix), {})
+
+    @functools.cached_property
+    def losses(self) -> list[float]:
+        """The finite losses of the measured steps, in their order."""
+        losses = [sample.known_loss() for sample in self.samples]
+        return list(filter(math.isfinite, losses))
 
 
 def curve(schedule: Schedule, steps: int, most: int = 200) -> list[float]:

@@ -23,10 +23,13 @@ class StepGradients:
     Args:
         step: The step.
         call: Its number among the calls of `step`.
+
+    Attributes:
+        call: As above.
     """
 
     def __init__(self, step: Step, call: int):
-        self._call = call
+        self.call = call
         self._count = len(step.members)
         self._of: dict[str, tuple[weakref.ref[Tensor], int, Tensor]] = {}
         for member in step.members:
@@ -40,7 +43,7 @@ class StepGradients:
         if len(self._of) < self._count:
             return None
         products: Any = None
-        writes = self._call - earlier._call
+        writes = self.call - earlier.call
         for name, (grad, version, sample) in self._of.items():
             if name not in earlier._of:
                 return None
@@ -50,6 +53,15 @@ class StepGradients:
             row = torch.stack((sample @ before, sample @ sample, before @ before))
             products = row if products is None else products + row.to(products.device)
         return products
+
+    def squares(self) -> tuple[list[str], Tensor] | None:
+        """Return the names of the leaves, and the squares of samples of their gradients; None without any."""
+        samples = [sample for _, _, sample in self._of.values()]
+        if not samples:
+            return None
+        device = samples[0].device
+        squares = [(sample @ sample).to(device) for sample in samples]
+        return list(self._of), torch.stack(squares)
 
 
 def cosine_of(products: Tensor | None) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradtx.base.errors import Path
 from gradtx.base.exact import python_scalar
+from gradtx.execution.leaf_rule import RuleOperation
 from gradtx.rules import FactoryCall
 from gradtx.transform import GradientTransformation
 
@@ -48,17 +49,25 @@ class Link:
             isinstance(default, int | float) and self.value_of(name) > factor * default
         )
 
+    def is_default(self, name: str) -> bool:
+        """Whether a number, named as in `values`, is the default of its argument."""
+        return self.values().get(name) == _numbers(self._defaults).get(name)
+
+    def pair_of(
+        self, name: str, of_default: bool = False
+    ) -> tuple[float, float] | None:
+        """Return the two numbers of an argument, or of its default; None if it has not two numbers."""
+        pair = (self._defaults if of_default else self.arguments).get(name)
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            return None
+        first, second = map(python_scalar, pair)
+        if not (isinstance(first, float) and isinstance(second, float)):
+            return None
+        return first, second
+
     def values(self) -> dict[str, float]:
         """Return all arguments that are numbers, and those in tuples as `betas[0]`."""
-        numbers: dict[str, float] = {}
-        for name, argument in self.arguments.items():
-            items = argument if isinstance(argument, tuple) else [argument]
-            for i, item in enumerate(items):
-                value = python_scalar(item)
-                if isinstance(value, float):
-                    key = f"{name}[{i}]" if isinstance(argument, tuple) else name
-                    numbers[key] = value
-        return numbers
+        return _numbers(self.arguments)
 
     @property
     def bounds(self) -> bool:
@@ -106,6 +115,18 @@ class Link:
         return free, free & (after.abs() < without_eps.abs() / 2)
 
 
+def _numbers(arguments: Mapping[str, Any]) -> dict[str, float]:
+    numbers: dict[str, float] = {}
+    for name, argument in arguments.items():
+        items = argument if isinstance(argument, tuple) else [argument]
+        for i, item in enumerate(items):
+            value = python_scalar(item)
+            if isinstance(value, float):
+                key = f"{name}[{i}]" if isinstance(argument, tuple) else name
+                numbers[key] = value
+    return numbers
+
+
 def links_by_stage(
     tx: GradientTransformation, stages: Mapping[Path, str]
 ) -> dict[Path, Link]:
@@ -123,17 +144,23 @@ def links_by_stage(
     return by_stage
 
 
-def without_eps(tx: GradientTransformation) -> GradientTransformation | None:
-    """Return a chain with almost no eps; None if no link has any."""
-    values: dict[Any, Any] = {}
-    for entry in tx._entries():
-        _, name = entry.place
-        value = entry.value
-        if name != "eps" or not isinstance(value, float | Tensor):
-            continue
-        # A literal 0.0 may leave a link out, and stays.
-        if isinstance(value, Tensor):
-            values[entry.place] = torch.full_like(value, TINY)
-        elif value > 0:
-            values[entry.place] = TINY
-    return tx._replaced(values, checked=False) if values else None
+def without_eps(operation: RuleOperation, is_copy: bool) -> RuleOperation | None:
+    """Return an operation with almost no eps; None if its rule has none, or cannot be called once more.
+
+    Args:
+        operation: The operation.
+        is_copy: Whether it runs on copies of leaves that a program processes, so that its rule is a pure function.
+    """
+    rule, eps = operation.rule, operation.rule.arguments.get("eps")
+    # Elsewhere, a user's rule may draw from torch's streams, or count its calls.
+    is_pure = rule.factory is not None and (rule.factory.is_ours or is_copy)
+    if not is_pure or rule.seed is not None or operation.traits.waits:
+        return None
+    if not isinstance(eps, float | Tensor):
+        return None
+    # A literal 0.0 may select other formulas, and stays.
+    if isinstance(eps, Tensor):
+        eps = torch.full_like(eps, TINY)
+    elif eps > 0:
+        eps = TINY
+    return RuleOperation(rule.with_arguments(eps=eps), operation.stage)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from gradtx.optim.step import Step
 from gradtx.watching.figures import LeafSums
 from gradtx.watching.links import Link
@@ -28,13 +30,18 @@ class Cycle:
     squares: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def add(self, step: Step) -> None:
-        """Add the gradients of a call."""
-        self.calls += 1
+        """Add the gradients of a call, if it has any."""
+        self.calls += any(step.have_gradients)
         for member in step.members:
             gradient = member.param.grad
             if gradient is None:
                 continue
-            square = LeafSums(member.param).square(gradient.detach())
+            wide = torch.promote_types(gradient.dtype, torch.float32)
+            gradient = gradient.detach().to(wide)
+            if step.scaling is not None:
+                inverse, _ = step.scaling.on(gradient.device)
+                gradient = gradient * inverse
+            square = LeafSums(member.param).square(gradient)
             known = self.squares.get(member.name)
             self.squares[member.name] = square if known is None else known + square
 

@@ -195,7 +195,7 @@ def noise_scale_of(samples: Sequence[Sample], batch_size: int) -> NoiseScale:
     if not of_all:
         raise ValueError(
             "noise_scale: no measured step has averaged gradients; the chain must begin with accumulate(..., every), "
-            "every >= 2 and fixed, and no GradScaler be used; else pass gradients to gradtx.noise_scale"
+            "every >= 2 and fixed; else pass gradients to gradtx.noise_scale"
         )
     whole = _estimate_of_steps(of_all)
     leaves = {name: _estimate_of_steps(own) for name, own in moments_of.items()}

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from gradtx.base.complex_views import as_real
-from gradtx.base.dtensor import is_sharded, local
-from gradtx.execution.execute import Barrier, Leaf, Operation, resumed
-from gradtx.execution.leaf_rule import RuleOperation
+from gradtx.base.dtensor import local
+from gradtx.base.errors import Path
+from gradtx.execution.execute import Leaf, Operation
+from gradtx.execution.leaf_rule import RuleCall, RuleOperation
 from gradtx.watching.figures import STEP, LeafSums
-from gradtx.watching.links import Link
+from gradtx.watching.links import Link, without_eps
 
 # Of each leaf, the cosine with the last update is that of at most so many entries.
 SAMPLE = 4096
@@ -26,39 +27,20 @@ class Passage:
 
     Attributes:
         operation: The operation.
-        link: What is known of its link.
-        before: The update before it.
+        before: The update before it; None of a leaf without gradient, to which a combinator may give one.
         square: The sum of squares of this.
-        without_eps: The update after the same operation without eps, if it has one.
     """
 
     operation: Operation
-    link: Link | None
-    before: Tensor
-    square: Any
-    without_eps: Tensor | None
-
-
-@dataclass
-class KnownLinks:
-    """What an observer knows of the chain of a leaf.
-
-    Attributes:
-        links: The link of each stage.
-        without_eps: The operations of the same chain without eps, by their barriers.
-        run: The run that these belong to.
-    """
-
-    links: Mapping[tuple[str, ...], Link]
-    without_eps: Mapping[Barrier, Operation]
-    run: Any
+    before: Tensor | None = None
+    square: Any = None
 
 
 class LinkObserver:
     """Measures each leaf at each link; a leaf at a time, so that it keeps sums only.
 
     Args:
-        known_of: What is known of the chain of a leaf.
+        links_of: Returns the link of each stage of a leaf's chain.
         last: A sample of the weights of each leaf before the last step, by name.
 
     Attributes:
@@ -68,10 +50,10 @@ class LinkObserver:
 
     def __init__(
         self,
-        known_of: Callable[[Leaf], KnownLinks],
+        links_of: Callable[[Leaf], Mapping[Path, Link]],
         last: Mapping[str, Tensor] | None = None,
     ):
-        self._known_of = known_of
+        self._links_of = links_of
         self._last = {} if last is None else last
         self.rows: dict[tuple[str, str], dict[str, Any]] = {}
         self.links: dict[str, Link] = {}
@@ -79,34 +61,31 @@ class LinkObserver:
         self._common: dict[str, dict[str, Any]] = {}
         self._gradients: dict[str, Tensor] = {}
         self._passages: dict[str, Passage] = {}
-        self._known: dict[str, KnownLinks] = {}
+        self._stages: dict[str, Mapping[Path, Link]] = {}
+        self._without_eps: dict[RuleOperation, RuleOperation | None] = {}
 
-    def enter(self, leaf: Leaf, operation: Operation) -> None:
+    def enter(self, leaf: Any, operation: Operation) -> None:
         """Measure what the operation before this one has returned."""
+        if not isinstance(leaf, Leaf):
+            return  # many leaves in a program
         passage = self._passages.get(leaf.name)
         if passage is not None and passage.operation is operation:
             return  # it goes on after a wait
         if not self._is_measured(leaf):
+            self._passages[leaf.name] = Passage(operation)
             return
         square = self._leave(leaf)
         if leaf.update is None or not operation.path:
             return
-        known = self._known[leaf.name]
         if square is None:
             square = self._sums[leaf.name].square(leaf.update)
         self._note_gradient(leaf, leaf.update, square)
-        link = known.links.get(operation.path)
-        without_eps = None
-        if link is not None and operation.role == "op" and "eps" in link.arguments:
-            twin = known.without_eps.get(operation.barrier)
-            without_eps = None if twin is None else _result_of(twin, leaf, known.run)
-        self._passages[leaf.name] = Passage(
-            operation, link, leaf.update, square, without_eps
-        )
+        self._passages[leaf.name] = Passage(operation, leaf.update, square)
+        leaf.probed = None
 
-    def check(self, leaf: Leaf) -> None:
+    def check(self, leaf: Any) -> None:
         """Measure the last link and the whole step of a leaf."""
-        if not self._is_measured(leaf):
+        if not isinstance(leaf, Leaf) or not self._is_measured(leaf):
             return
         self._leave(leaf)
         update, param = leaf.result(), leaf.inputs[1]
@@ -120,7 +99,7 @@ class LinkObserver:
             if param is not None:
                 row |= self._movement(leaf, update, param)
             self.rows[leaf.name, STEP] = row
-        for known in (self._sums, self._common, self._gradients, self._known):
+        for known in (self._sums, self._common, self._gradients, self._stages):
             known.pop(leaf.name, None)
 
     def _is_measured(self, leaf: Leaf) -> bool:
@@ -132,12 +111,22 @@ class LinkObserver:
     def _begin(self, leaf: Leaf) -> None:
         gradient, param = leaf.inputs
         like: Tensor = next(t for t in (param, gradient, leaf.update) if t is not None)
-        leaf.is_watched = True
-        self._known[leaf.name] = self._known_of(leaf)
+        leaf.probe = self._update_without_eps
+        self._stages[leaf.name] = self._links_of(leaf)
         sums = self._sums[leaf.name] = LeafSums(like)
         common = self._common[leaf.name] = {}
         if param is not None:
             common["weight"] = sums.square(param.to(leaf.compute_dtype))
+
+    def _update_without_eps(
+        self, operation: RuleOperation, call: RuleCall
+    ) -> Tensor | None:
+        """Return the update of a rule with almost no eps; None if it has none, or waits for a sum."""
+        if operation not in self._without_eps:
+            is_copy = call.leaf.only_follows
+            self._without_eps[operation] = without_eps(operation, is_copy)
+        other = self._without_eps[operation]
+        return None if other is None else other.update_of(call)
 
     def _note_gradient(self, leaf: Leaf, gradient: Tensor, square: Any) -> None:
         """Note what the first link receives: the gradient, without the scale of a GradScaler."""
@@ -148,12 +137,12 @@ class LinkObserver:
     def _leave(self, leaf: Leaf) -> Any:
         """Measure the link that a leaf has passed; return the sum of squares of its update, if it did."""
         passage = self._passages.pop(leaf.name, None)
-        if passage is None or leaf.update is None:
+        if passage is None or leaf.update is None or not passage.operation.path:
             return None
-        operation = passage.operation
+        operation, before = passage.operation, passage.before
         name = ".".join(operation.path)
         if operation.role == "enter":
-            if leaf.update is passage.before:
+            if leaf.update is before:
                 return passage.square
             name = f"{name}.enter"
         if operation.traits.makes_gradient:
@@ -162,12 +151,14 @@ class LinkObserver:
                 leaf.update
             )
         row = self._row(leaf, leaf.update)
-        row["before"] = passage.square
-        if passage.link is not None:
-            row |= self._decision(leaf, passage, passage.link)
-            self.links.setdefault(name, passage.link)
-        if isinstance(operation, RuleOperation):
-            row |= self._coding(leaf, operation, passage.before)
+        link = self._stages[leaf.name].get(operation.path)
+        if link is not None:
+            self.links.setdefault(name, link)
+        if before is not None:
+            row["before"] = passage.square
+            row |= {} if link is None else self._decision(leaf, before, link)
+            if isinstance(operation, RuleOperation):
+                row |= self._coding(leaf, operation, before)
         self.rows[leaf.name, name] = row
         return row["after"]
 
@@ -184,11 +175,11 @@ class LinkObserver:
             row.pop("gradient", None)
         return row
 
-    def _decision(self, leaf: Leaf, passage: Passage, link: Link) -> dict[str, Any]:
+    def _decision(self, leaf: Leaf, before: Tensor, link: Link) -> dict[str, Any]:
         """Return how many entries a bound or eps decides."""
-        sums, other = self._sums[leaf.name], passage.without_eps
+        sums, other = self._sums[leaf.name], leaf.probed
         decision = link.decided(
-            sums.here(passage.before),
+            sums.here(before),
             sums.here(leaf.update),
             None if other is None else sums.here(other),
         )
@@ -230,17 +221,6 @@ class LinkObserver:
             row["sampled"] = sums.sum(now.square())
             row["sampled_last"] = sums.sum(change.square())
         return row
-
-
-def _result_of(operation: Operation, leaf: Leaf, run: Any) -> Tensor | None:
-    """Return what another operation makes of a leaf's update, which stays as it is; None if it would wait."""
-    operation = operation.alone
-    traits = operation.traits
-    waits = traits.waits or (traits.of_leaf and is_sharded(leaf.inputs[1]))
-    if waits or traits.at_owner:  # a space of fewer dimensions belongs to the other run
-        return None
-    twin = leaf.twin(run)
-    return twin.update if resumed(operation.start(twin)) is None else None
 
 
 def _plus(total: Any, term: Any) -> Any:

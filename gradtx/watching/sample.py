@@ -26,11 +26,13 @@ class Sample:
         sums: The sums of each leaf at each link.
         groups: The numbers of the parameter groups, by name.
         loss: The loss of the step, if it is known.
-        without_gradient: The names of the leaves that require a gradient and have none.
+        without_gradient: The names of the leaves that have no gradient.
         at_call: The number of calls of `step` before this one.
         per: "leaf", or "all" for the rows of all leaves together.
         micro_batches: The number of gradients that `accumulate` has averaged, if they were measured.
         kept: The products of the gradients with those before, if nothing has reset these; see `StepGradients`.
+        earlier: The leaves that had a gradient in the step before this one, and the squares of samples of these, if
+            that step is known and was not measured.
 
     Attributes:
         step, groups, loss, without_gradient, at_call, micro_batches, kept: As above.
@@ -48,8 +50,10 @@ class Sample:
         per: str = "leaf",
         micro_batches: int = 1,
         kept: Tensor | None = None,
+        earlier: tuple[list[str], Tensor] | None = None,
     ):
         self.kept = kept
+        self._earlier = earlier
         self.micro_batches = micro_batches
         self.at_call = at_call
         self.step = step
@@ -107,11 +111,31 @@ class Sample:
                 }
         return of_leaves
 
+    @functools.cached_property
+    def active_before(self) -> set[str]:
+        """The leaves that are known to have had a gradient other than 0 in the step before this one."""
+        if self._earlier is None:
+            return set()
+        leaves, squares = self._earlier
+        pairs = zip(leaves, squares.tolist(), strict=True)
+        return {leaf for leaf, square in pairs if square != 0}
+
     def known_loss(self) -> float:
         """Return the loss as a number; NaN if it is not known."""
         if isinstance(self.loss, Tensor):
             self.loss = self.loss.item()
         return math.nan if self.loss is None else float(self.loss)
+
+
+def prefixes_of(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what precedes the names of each group's numbers: nothing, its label, or its index."""
+    if len(groups) == 1:
+        return [""]
+    labels = [str(group.get("label", i)) for i, group in enumerate(groups)]
+    return [
+        f"{label}." if labels.count(label) == 1 else f"{label}_{i}."
+        for i, label in enumerate(labels)
+    ]
 
 
 def figures_of(sums: Tensor) -> dict[str, list[float]]:

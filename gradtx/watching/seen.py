@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import math
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from gradtx.base import torch_names as _torch
 from gradtx.base.exact import Schedule
 from gradtx.base.messages import aligned, describe
 from gradtx.watching.figures import FIGURES, STEP
@@ -18,6 +20,7 @@ from gradtx.watching.findings import Finding, finite_median
 from gradtx.watching.links import Link
 from gradtx.watching.noise_scale import NoiseScale, noise_scale_of
 from gradtx.watching.sample import Sample
+from gradtx.watching.trained import CallsWithGradient
 
 __all__ = ["Seen"]
 
@@ -45,11 +48,12 @@ class Seen:
         skipped: Those of these that it skipped on the device.
         rounds: The rounds of training that were to call `step` once each, as far as `gradtx.diagnose` knows.
         evaluations: How often evaluation weights were asked for (`optimizer.eval()`, `eval_params()`).
-        params: The parameters by name.
         schedules: The schedules of the groups, named as the numbers of `samples`.
         uncounted: The calls that were to be measured, but in which a combinator only collected gradients.
         notes_come_first: Whether losses are noted before their step; None until the first note shows it.
         log_to: What a watch logs to, if anything.
+        with_gradient: How often each leaf had a gradient.
+        classes: The number of classes, if a loss that was noted is a mean cross-entropy.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
@@ -69,18 +73,21 @@ class Seen:
     """
 
     def __init__(self, optimizer: Any, every: int = 1):
-        self.optimizer = optimizer
+        self._optimizer = weakref.ref(optimizer)
         self.samples: list[Sample] = []
         self.links: dict[str, Link] = {}
         self.every = every
         self.calls = self.begun = self.uncounted = self.evaluations = 0
         self.skipped: Any = 0
         self.rounds = 0
-        self.params: dict[str, Tensor] = {}
+        self._params: dict[str, weakref.ref[Tensor]] = {}
         self.schedules: dict[str, Schedule] = {}
         self.notes_come_first: bool | None = None
         self.log_to: Any = None
+        self.with_gradient = CallsWithGradient()
+        self.classes: int | None = None
         self._noted: Any = None
+        self._notes_precede = False
         self._sinks: list[Sink] = []
         self._close: Callable[[], None] | None = None
 
@@ -89,13 +96,37 @@ class Seen:
     def _add(self, sample: Sample, links: Mapping[str, Link]) -> None:
         """Take the measurements of a step, and what is known of its links."""
         self.links = {**links, **self.links}
-        if sample.loss is None:
+        if self._noted is not None and (sample.loss is None or self._notes_precede):
             sample.loss, self._noted = self._noted, None
         self.samples.append(sample)
+
+    def _note_params(self, params: Mapping[str, Tensor]) -> None:
+        """Note the parameters of the optimizer, which this does not keep alive."""
+        self._params = {name: weakref.ref(param) for name, param in params.items()}
 
     def _on_close(self, close: Callable[[], None]) -> None:
         """Set what ends the watch."""
         self._close = close
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer, as long as something else keeps it.
+
+        Raises:
+            ValueError: If nothing does.
+        """
+        optimizer = self._optimizer()
+        if optimizer is None:
+            raise ValueError(
+                "diagnose: the optimizer that was watched is gone; call diagnose while it exists"
+            )
+        return optimizer
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The parameters by name, as long as something else keeps them."""
+        params = {name: param() for name, param in self._params.items()}
+        return {name: param for name, param in params.items() if param is not None}
 
     @property
     def updates(self) -> int:
@@ -119,11 +150,18 @@ class Seen:
                 self.log(self.log_to)
 
     def note(self, loss: Any) -> None:
-        """Say the loss of each step, before or after it, unless `step` gets it with a closure or as `value=`."""
+        """Say the loss of each step, before or after it, unless `step` gets it with a closure or as `value=`.
+
+        A loss that is noted before each step precedes that of a closure, which trainers divide by the number of
+        micro-batches. With several before a step, the last one is that of the step.
+        """
+        if isinstance(loss, Tensor) and self.classes is None:
+            self.classes = _torch.classes_of(loss)
         if hasattr(loss, "detach"):
             loss = loss.detach()
         is_of_last = self._lacks_loss()
         if self.notes_come_first is None:
+            self._notes_precede = self.calls == 0
             has_other_loss = self._is_last_measured() and not is_of_last
             self.notes_come_first = self.calls == 0 or has_other_loss
         if is_of_last:
@@ -338,7 +376,7 @@ class Seen:
 
         Args:
             writer: A TensorBoard `SummaryWriter`, or any function that takes a dict of floats, which then also has the
-                number of the step as "step".
+                number of the step as "watch/step".
 
         Raises:
             TypeError: If `writer` is neither.
@@ -363,7 +401,7 @@ class Seen:
             sink.logged += 1
             values = _logged_values(sample)
             if add_scalar is None:
-                writer({**values, "step": float(sample.step)})
+                writer({**values, "watch/step": float(sample.step)})
                 continue
             for name, value in values.items():
                 add_scalar(name, value, sample.step)

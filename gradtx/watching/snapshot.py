@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from gradtx.base.dtensor import local
+from gradtx.base.random_streams import RandomStreams
 from gradtx.watching.modules import all_modules, modules_with
 
 # Attributes of these types are kept. Lists, dicts and other objects are not: nothing says what belongs to them.
@@ -44,7 +43,7 @@ class Snapshot:
         self._modules = [
             _ModuleSnapshot(module, id(module) in known) for module in modules
         ]
-        self._streams = _RandomStreams()
+        self._streams = RandomStreams()
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -167,24 +166,3 @@ def _is_plain(tensor: Tensor) -> bool:
 
 def _is_of_torch(module: nn.Module) -> bool:
     return type(module).__module__.partition(".")[0] == "torch"
-
-
-class _RandomStreams:
-    """The states of the generators of torch, of Python, and of NumPy if it is loaded."""
-
-    def __init__(self) -> None:
-        self._cpu = torch.get_rng_state()
-        self._devices = (
-            torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        )
-        self._python = random.getstate()
-        numpy = sys.modules.get("numpy")
-        self._numpy: Any = None if numpy is None else numpy.random.get_state()
-
-    def restore(self) -> None:
-        torch.set_rng_state(self._cpu)
-        if self._devices:
-            torch.cuda.set_rng_state_all(self._devices)
-        random.setstate(self._python)
-        if self._numpy is not None:
-            sys.modules["numpy"].random.set_state(self._numpy)

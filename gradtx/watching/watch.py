@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -15,15 +16,14 @@ from gradtx.base.errors import Path
 from gradtx.base.exact import Schedule, python_scalar
 from gradtx.base.inputs import check_count
 from gradtx.base.messages import describe
-from gradtx.execution.execute import Barrier, Leaf, Operation, Route
+from gradtx.execution.execute import Leaf
 from gradtx.optim.optimizer import ChainOptimizer
-from gradtx.optim.run import OptimizerRun
 from gradtx.optim.step import Step
 from gradtx.watching.kept_gradients import StepGradients
-from gradtx.watching.links import Link, links_by_stage, without_eps
+from gradtx.watching.links import Link, links_by_stage
 from gradtx.watching.micro_batches import Cycle
-from gradtx.watching.observer import KnownLinks, LinkObserver, sample_of
-from gradtx.watching.sample import Sample
+from gradtx.watching.observer import LinkObserver, sample_of
+from gradtx.watching.sample import Sample, prefixes_of
 from gradtx.watching.seen import Seen, check_writer
 
 __all__ = ["watch"]
@@ -34,16 +34,19 @@ Per = Literal["leaf", "all"]
 def watch(optimizer: Any, every: int = 50, per: Per = "leaf", log: Any = None) -> Seen:
     r"""Measure what each link of an optimizer's chain does, at one step of `every`, without a change to training.
 
-    At a measured step, the links run one by one, leaf by leaf, before the step itself runs as always; so weights,
-    state and checkpoints are bit for bit those without a watch, in all modes. The first step is measured, then one of
-    `every` that updates weights (not one in which `accumulate` only collects). With $u$ the update that leaves a link,
-    $g$ the gradient and $p$ the weights, `seen.records` has for each leaf and link:
+    Leaves that a program processes are measured on copies, whose links run one by one before the program; all others
+    as they step. So weights, state, checkpoints and torch's random streams are bit for bit those without a watch, in
+    all modes, also with a rule of your own that draws from these streams or counts its calls: no program runs the
+    first, and the second is called for each copy, too, if a program runs it. The first step is measured, then one of
+    `every` that updates weights (not one in which `accumulate` only collects, or that a `GradScaler` skips in it).
+    With $u$ the update that leaves a link, $g$ the gradient and $p$ the weights, `seen.records` has for each leaf and
+    link:
 
     - `norm_before`, `norm_after`, and `change`, their ratio;
     - `update_to_weight` $\lVert u \rVert / \lVert p \rVert$, and `cos_grad`, the cosine of $u$ and $g$;
     - `decided`, the share of entries that a bound or an eps decides: that a clip changes, or whose update eps more
-      than halves, or at which `scale_by_atan2` saturates, or whose trust ratio is 1. NaN for other links, and for the
-      eps of a link that needs the whole leaf, or divides it into blocks, where the leaf is sharded;
+      than halves, or at which `scale_by_atan2` saturates, or whose trust ratio is 1. NaN for other links, for the eps
+      of a rule that waits for sums, and for that of a rule of your own that no program runs;
     - `crushed`, of a link with coded state, the share of the entries that receive something and have the smallest code.
 
     The row "step" is that of the whole chain: from gradient to update, also with `lost`, the share of moving entries
@@ -60,8 +63,8 @@ def watch(optimizer: Any, every: int = 50, per: Per = "leaf", log: Any = None) -
         every: The number of steps from one measurement to the next, >= 1.
         per: "leaf" for each leaf, or "all" for the whole tree: one row for each link.
         log: Called with a dict of floats after each measured step, or once its loss is noted: `wandb.log`,
-            `mlflow.log_metrics`, Lightning's `self.log_dict`. The key "step" is the number of the step. Or a
-            TensorBoard `SummaryWriter`.
+            `mlflow.log_metrics`, Lightning's `self.log_dict`. The key "watch/step" is the number of the step. Or
+            a TensorBoard `SummaryWriter`.
 
     Returns:
         What is seen, a `Seen`, also a context manager: it ends with the block, or with `close()`.
@@ -69,7 +72,8 @@ def watch(optimizer: Any, every: int = 50, per: Per = "leaf", log: Any = None) -
     Raises:
         TypeError: If `optimizer` is not an optimizer of gradtx, or `log` is neither kind.
         ValueError: If `every` is below 1, or `per` is unknown.
-        RuntimeError: If another watch sees the optimizer, or if its gradients are released during backward.
+        RuntimeError: If another watch sees the optimizer, or if its gradients are released during backward, which a
+            watched optimizer refuses in turn.
 
     Example:
         >>> model = torch.nn.Linear(2, 1, bias=False)
@@ -138,7 +142,7 @@ class Watcher:
         self._weights: dict[str, Tensor] = {}
         self._gradients: StepGradients | None = None
         self._cycle = Cycle()
-        self._observed: tuple[Step, LinkObserver, Tensor | None] | None = None
+        self._observed: Observed | None = None
         core = optimizer._up_to_date()
         if core.watch is not None:
             raise RuntimeError(
@@ -150,10 +154,13 @@ class Watcher:
             )
         core.watch = self
         hook = optimizer.register_step_post_hook(self._after_step)
+        core_alive = weakref.ref(core)  # what is seen outlives the optimizer
 
         def close() -> None:
             hook.remove()
-            core.watch = None
+            core = core_alive()
+            if core is not None:
+                core.watch = None
 
         seen._on_close(close)
 
@@ -162,6 +169,7 @@ class Watcher:
     def begin(self, step: Step) -> LinkObserver | None:
         self._observed = None
         self._begun += 1
+        self._seen.with_gradient.note(step)
         if isinstance(step.tick, Tensor):
             self._skipped = self._skipped + (1 - step.tick.to(torch.int64))
         if self._next is None and self._begun % self._every == 0:
@@ -170,9 +178,11 @@ class Watcher:
         is_late = _torch.is_captured(step.device) or not step.begins_with_all
         if self._next is None or is_late:
             return None
+        if step.core.traits.clocks and step.is_skipped():
+            return None  # no call of a cycle
         is_counted = step.is_counted()
         is_in_cycle = not is_counted or self._cycle.calls > 0
-        if self._next == "measure" and is_in_cycle and step.scaling is None:
+        if self._next == "measure" and is_in_cycle:
             self._cycle.add(step)
         if not is_counted:
             self._seen.uncounted += 1
@@ -183,32 +193,40 @@ class Watcher:
             self._next, self._cycle = "measure", Cycle()
             return None
         self._next = "measure" if self._every == 1 else None
-        kept = None if last is None else self._gradients.products_with(last)
-        observer = LinkObserver(ChainsOf(step).of_leaf, weights)
-        self._observed = step, observer, kept
+        observer = LinkObserver(LinksOf(step).of_leaf, weights)
+        self._observed = Observed(step, observer)
+        if last is not None:
+            self._observed.kept = self._gradients.products_with(last)
+            if self._every > 1 and last.call == self._begun - 1:
+                self._observed.earlier = last.squares()
         return observer
 
     def end(self) -> None:
         if self._observed is None:
             return
-        step, observer, kept = self._observed
+        observed = self._observed
+        step, observer = observed.step, observed.observer
         cycle, self._cycle, self._observed = self._cycle, Cycle(), None
         micro_batches = cycle.note(observer.rows, observer.links)
+        loss = step.scalars.get("value")
+        if isinstance(loss, Tensor):
+            loss = loss.detach()  # a graph would keep all weights and activations
         number = step.count + 1 if isinstance(step.count, int) else self._begun
         sample = Sample(
             number,
             observer.rows,
             _values_of_groups(step),
-            step.scalars.get("value"),
+            loss,
             _without_gradient(step),
             self._seen.calls,
             self._per,
             micro_batches,
-            kept,
+            observed.kept,
+            observed.earlier,
         )
         seen = self._seen
         seen._add(sample, observer.links)
-        seen.params = {member.name: member.param for member in step.core.members.every}
+        seen._note_params({m.name: m.param for m in step.core.members.every})
         seen.schedules = _schedules_of(step)
 
     def note_evaluation(self) -> None:
@@ -222,50 +240,36 @@ class Watcher:
 
 
 @dataclass
-class KnownChain:
-    """What is known of the chain of a group, for parameters on one device.
+class Observed:
+    """A step that is measured.
 
     Attributes:
-        links: The link of each stage.
-        without_eps: The same chain without eps, if any link has one.
-        run: The run that this belongs to.
+        step: The step.
+        observer: Sees its leaves.
+        kept, earlier: As for `Sample`.
     """
 
-    links: Mapping[Path, Link]
-    without_eps: Route | None
-    run: OptimizerRun
+    step: Step
+    observer: LinkObserver
+    kept: Tensor | None = None
+    earlier: tuple[list[str], Tensor] | None = None
 
 
-class ChainsOf:
-    """What is known of the chains of a step's leaves."""
+class LinksOf:
+    """The links of the chains of a step's leaves."""
 
     def __init__(self, step: Step):
         self._step = step
-        self._chains: dict[tuple[int, torch.device], KnownChain] = {}
+        self._links: dict[tuple[int, torch.device], Mapping[Path, Link]] = {}
 
-    def of_leaf(self, leaf: Leaf) -> KnownLinks:
-        """Return what an observer needs to know of a leaf's chain."""
-        key = leaf.key.group, leaf.key.param.device
-        if key not in self._chains:
-            self._chains[key] = self._chain_of(leaf)
-        chain = self._chains[key]
-        operations: dict[Barrier, Operation] = {}
-        if chain.without_eps is not None:
-            for operation in chain.without_eps.for_leaf(leaf):
-                operations[operation.barrier] = operation
-        return KnownLinks(chain.links, operations, chain.run)
-
-    def _chain_of(self, leaf: Leaf) -> KnownChain:
-        step, member = self._step, leaf.key
-        settings = step.groups[member.group]
-        tx = settings.chain(settings.values(), member.param.device)
-        run = OptimizerRun(step.core.states.by_param, step.by_param, initial=False)
-        run.known_extras, run.call_extras = step.core.traits.known_extras, step.scalars
-        tx_without_eps = without_eps(tx)
-        route = None
-        if tx_without_eps is not None:
-            route = Route.of(tx_without_eps, run, step.count)
-        return KnownChain(links_by_stage(tx, leaf.run.stages), route, run)
+    def of_leaf(self, leaf: Leaf) -> Mapping[Path, Link]:
+        """Return the link of each stage of a leaf's chain."""
+        group, device = leaf.key.group, leaf.key.param.device
+        if (group, device) not in self._links:
+            settings = self._step.groups[group]
+            tx = settings.chain(settings.values(), device)
+            self._links[group, device] = links_by_stage(tx, leaf.run.stages)
+        return self._links[group, device]
 
 
 def _weights_of(step: Step) -> dict[str, Tensor]:
@@ -278,26 +282,17 @@ def _weights_of(step: Step) -> dict[str, Tensor]:
 
 
 def _without_gradient(step: Step) -> list[str]:
-    """Return the names of the leaves that require a gradient and have none."""
+    """Return the names of the leaves that have no gradient."""
     every = step.core.members.every
     return [
         member.name
         for member, has_gradient in zip(every, step.have_gradients, strict=True)
-        if member.param.requires_grad and not has_gradient
+        if not has_gradient
     ]
 
 
 def _prefixes_of(step: Step) -> list[str]:
-    """Return what precedes the names of each group's numbers: nothing, its label, or its index."""
-    if len(step.groups) == 1:
-        return [""]
-    labels = [
-        str(settings.group.get("label", i)) for i, settings in enumerate(step.groups)
-    ]
-    return [
-        f"{label}." if labels.count(label) == 1 else f"{label}_{i}."
-        for i, label in enumerate(labels)
-    ]
+    return prefixes_of([settings.group for settings in step.groups])
 
 
 def _values_of_groups(step: Step) -> dict[str, float]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from gradtx.base.ambient import ambient, without_ambient
+from gradtx.base.errors import Path
 from gradtx.execution.execute import Leaf
-from gradtx.pure.tree_run import UpdateCall, begin, update
+from gradtx.pure.tree_run import UpdateCall, update
 from gradtx.transform import GradientTransformation, check_transformation
 from gradtx.watching.figures import FIGURES, SUMS
-from gradtx.watching.links import links_by_stage, without_eps
-from gradtx.watching.observer import KnownLinks, LinkObserver
+from gradtx.watching.links import Link, links_by_stage
+from gradtx.watching.observer import LinkObserver
 
 __all__ = ["watched"]
 
@@ -64,19 +65,10 @@ def watched(tx: GradientTransformation) -> WatchedTransformation:
 
 @without_ambient
 def _measured_update(call: UpdateCall) -> tuple[Any, dict[str, Any], Measured]:
-    other, twins = without_eps(call.tx), dict[str, Leaf]()
-    if other is not None:
-        _, twins = begin(call._replace(tx=other))
+    def links_of(leaf: Leaf) -> Mapping[Path, Link]:
+        return links_by_stage(call.tx, leaf.run.stages)
 
-    def known_of(leaf: Leaf) -> KnownLinks:
-        links = links_by_stage(call.tx, leaf.run.stages)
-        twin = twins.get(leaf.name)
-        if twin is None:
-            return KnownLinks(links, {}, None)
-        operations = {operation.barrier: operation for operation in twin.operations}
-        return KnownLinks(links, operations, twin.run)
-
-    observer = LinkObserver(known_of)
+    observer = LinkObserver(links_of)
     updates, state = update(call, observer)
     seen: Measured = {}
     for (leaf, link), row in observer.rows.items():

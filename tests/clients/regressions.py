@@ -13,6 +13,7 @@ from tests.optim.problems import values
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of its dependencies, when they are imported
     import lightning.pytorch as lightning
+    from lightning.pytorch.loggers import CSVLogger as CSVLogger
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
@@ -60,7 +61,8 @@ def trained(
 ):
     """The module after its run, and its optimizer."""
     module = kind(make, clip, automatic)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    options.setdefault("logger", False)
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -128,3 +130,26 @@ class LoadedByWrapper(Unscheduled):
         state_dict = optimizer.state_dict()
         state_dict["param_groups"][0]["lr"] = RATE / 2
         optimizer.load_state_dict(state_dict)
+
+
+class Logged(Unscheduled):
+    def training_step(self, batch, index):
+        loss = super().training_step(batch, index)
+        self.log("train_loss", loss)
+        return loss
+
+
+class Watched(Logged):
+    """As the cookbook says."""
+
+    def on_fit_start(self):
+        self.seen = gradtx.watch(self.optimizers(), every=2, log=self.log_dict)
+
+    def training_step(self, batch, index):
+        loss = super().training_step(batch, index)
+        self.seen.note(loss)
+        return loss
+
+    def on_fit_end(self):
+        self.seen.close()
+        assert self.seen.diagnose(self) is not None

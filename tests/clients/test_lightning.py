@@ -1,5 +1,7 @@
 """Lightning's Trainer, whose steps go through a closure."""
 
+import csv
+
 import pytest
 import torch
 
@@ -155,3 +157,22 @@ def test_a_state_dict_loaded_by_lightnings_wrapper_reaches_the_optimizer(tmp_pat
     loaded, _ = regressions.trained(tmp_path, at(RATE), kind=regressions.LoadedByWrapper)
     expected, _ = regressions.trained(tmp_path, at(RATE / 2), kind=regressions.Unscheduled)
     assert_equal(regressions.weights(loaded), regressions.weights(expected))
+
+
+@pytest.mark.parametrize("every", [1, 2], ids=["each batch a step", "accumulated"])
+def test_a_watch_that_logs_by_lightning_moves_no_other_log_and_has_the_loss_of_a_batch(every, tmp_path):
+    runs = {}
+    for kind in (regressions.Logged, regressions.Watched):
+        logger = regressions.CSVLogger(tmp_path / kind.__name__)
+        options = {"accumulate_grad_batches": every, "logger": logger, "log_every_n_steps": 1}
+        module, _ = regressions.trained(tmp_path, CONTESTS["AdamW"].ours, kind=kind, **options)
+        with open(logger.experiment.metrics_file_path, newline="") as file:
+            runs[kind] = module, [row for row in csv.DictReader(file) if row["train_loss"]]
+    (plain, expected), (watched, rows) = runs.values()
+    assert_equal(regressions.weights(watched), regressions.weights(plain))
+    assert [(row["step"], row["train_loss"]) for row in rows] == [(row["step"], row["train_loss"]) for row in expected]
+    assert len({row["step"] for row in rows}) == len(rows)
+    steps = [batch for batch in range(len(plain.losses)) if batch % 3 == 2 or (batch % 3) % every == every - 1]
+    assert watched.seen.losses == [plain.losses[i] for i in steps][::2]
+    logged = {row["watch/step"]: float(row["watch/loss"]) for row in rows if row["watch/loss"]}
+    assert list(logged.values()) == pytest.approx(watched.seen.losses)

@@ -194,3 +194,38 @@ def test_a_trainer_follows_a_schedule_that_it_gets_as_a_scheduler(tmp_path):
     trainer.train()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(schedule(STEPS))
     assert not torch.equal(values(model.parameters())[0], values(other.parameters())[0])
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_trainer_that_notes_its_loss_as_the_cookbook_says_has_that_of_a_micro_batch(every, tmp_path):
+    model = language_model()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    optimizer = gradtx.optim.AdamW(model.named_parameters(), lr=RATE)
+    losses = []
+
+    class WatchedTrainer(transformers.Trainer):
+        def training_step(self, model, inputs, *arguments):
+            with torch.no_grad():  # without the number of all tokens
+                losses.append(model(**inputs).loss.item())
+            loss = super().training_step(model, inputs, *arguments)
+            seen.note(loss * self.current_gradient_accumulation_steps)
+            return loss
+
+    arguments = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=every,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    with gradtx.watch(optimizer, every=1) as seen:
+        WatchedTrainer(model, arguments, train_dataset=sentences(), optimizers=(optimizer, None)).train()
+    assert len(losses) == 2 * every
+    predicted = 7 / 8  # of the tokens by whose number the Trainer divides
+    assert seen.losses == pytest.approx([loss * predicted for loss in losses[every - 1 :: every]], rel=1e-6)

@@ -10,7 +10,7 @@ import warnings
 
 from tqdm import tqdm
 
-from tests.fuzz import chains, edits, rules, states, wide
+from tests.fuzz import chains, edits, rules, states, watches, wide
 
 KINDS = {
     "rules": rules.run,
@@ -21,6 +21,7 @@ KINDS = {
     "edits": edits.run,
     "wide": wide.run,
     "poisoned wide": wide.run_poisoned,
+    "watches": watches.run,
 }
 CASES = {
     "vmap": chains.drawn_case,
@@ -28,6 +29,7 @@ CASES = {
     "poisoned narrow": chains.drawn_case,
     "wide": wide.drawn_case,
     "poisoned wide": wide.drawn_case,
+    "watches": watches.drawn_case,
 }
 
 

@@ -5,7 +5,7 @@ import torch
 
 import gradtx
 from gradtx.pure import graph_node as graphs
-from tests.fuzz import chains, edits, rules, states, wide, wrappers
+from tests.fuzz import chains, edits, rules, states, watches, wide, wrappers
 
 
 def by_night(seeds):
@@ -86,6 +86,17 @@ def test_damaged_states_are_refused_by_name_and_change_nothing(first):
 def test_each_step_after_random_edits_is_that_of_a_new_optimizer_with_the_state(first):
     for seed in range(first, first + 20):
         edits.run(seed)
+
+
+@pytest.mark.parametrize("first", [234, *by_night(range(0, len(watches.PAIRS), 6))])
+def test_random_nested_chains_keep_their_bits_under_a_watch(first):
+    for seed in range(first, first + 6):
+        watches.run(seed)
+
+
+@pytest.mark.parametrize("seed", by_night(range(1, len(watches.PAIRS), 27)))
+def test_random_nested_chains_that_compile_keep_their_bits_under_a_watch(seed):
+    watches.run(seed, "compiled")
 
 
 @pytest.mark.parametrize("seed", [0, 1])

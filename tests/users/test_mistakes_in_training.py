@@ -310,12 +310,49 @@ def scheduled_twice():
     torch.optim.lr_scheduler.StepLR(optimizer, 3)
 
 
+def without_a_rate(groups=lambda model: model.named_parameters()):
+    model = perceptron()
+    tx = gradtx.chain(gradtx.scale_by_adam(), gradtx.scale(-1e-3))
+    return model, gradtx.as_optimizer(tx, groups(model))
+
+
+def scheduled_without_a_rate():
+    model, optimizer = without_a_rate()
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 10)
+    trained(model, optimizer, scheduler.step)
+
+
+def scheduled_by_ours_without_a_rate():
+    model, optimizer = without_a_rate()
+    scheduler = gradtx.as_lr_scheduler(optimizer, gradtx.cosine_schedule(1e-3, T_max=10))
+    trained(model, optimizer, scheduler.step)
+
+
+def written_without_a_rate():
+    model, optimizer = without_a_rate()
+    trained(model, optimizer, lambda: optimizer.param_groups[0].update(lr=0.1))
+
+
+def passed_without_a_rate():
+    model, optimizer = without_a_rate(lambda model: [{"params": list(model.named_parameters()), "lr": 0.1}])
+    trained(model, optimizer)
+
+
+def trained(model, optimizer, after=lambda: None):
+    for _ in range(3):
+        optimizer.zero_grad()
+        (model(X) - Y).square().mean().backward()
+        optimizer.step()
+        after()
+
+
 def in_another_order():
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     saved = gradtx.optim.AdamW(model.named_parameters()).state_dict()
     gradtx.optim.AdamW([*model.named_parameters()][::-1]).load_state_dict(saved)
 
 
+NO_RATE = r"no link of this chain \(scale_by_adam, scale\) reads a learning rate"
 NOTHING_TRAINED = "no parameter had a gradient in the first 10 steps"
 
 
@@ -325,6 +362,10 @@ NOTHING_TRAINED = "no parameter had a gradient in the first 10 steps"
         "a model that was made again": (NOTHING_TRAINED, "parameters of the model that", of_the_model_before),
         "the values of a state dict": (NOTHING_TRAINED, "parameters of the model that", of_a_state_dict),
         "two schedules": (r"follows cosine_schedule\(0\.1, 10\)", r"as_lr_scheduler\(optimizer", scheduled_twice),
+        "a scheduler without a rate": (NO_RATE, r"scale_by_learning_rate\(lr\)", scheduled_without_a_rate),
+        "our scheduler without a rate": (NO_RATE, r"scale_by_learning_rate\(lr\)", scheduled_by_ours_without_a_rate),
+        "a rate written where there is none": (NO_RATE, r"scale_by_learning_rate\(lr\)", written_without_a_rate),
+        "a rate passed where there is none": (NO_RATE, r"scale_by_learning_rate\(lr\)", passed_without_a_rate),
         "parameters in another order": (
             "'0.weight' where this optimizer has '1.weight'",
             "in the order of the checkpoint",

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import gradtx
+from tests.tiers import by_day
 
 ADAM, RATE = gradtx.scale_by_adam(), gradtx.scale_by_learning_rate(3e-3)
 STEPS = 120
@@ -192,6 +193,7 @@ OF_MATRICES = ("head with Muon", "matrix without Muon")
 CASES = [(name, model) for model in MODELS for name in FAULTS if model == "perceptron" or name not in OF_MATRICES]
 
 
+@by_day("*-perceptron", "rate of zero-*", "schedule that ended-*")
 @pytest.mark.parametrize(("name", "model"), CASES)
 def test_a_planted_fault_is_named_first_or_second(name, model):
     kind, tx, options = FAULTS[name]
@@ -227,6 +229,7 @@ HEALTHY = {
 }
 
 
+@by_day("*-perceptron", "adamw-*", "sgd-*")
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_run_has_no_finding(name, model):

@@ -165,6 +165,59 @@ def test_one_cycle_of_accumulate_has_the_noise_scale_of_its_gradients(per, compi
         assert leaf.noise == pytest.approx(expected.leaves[name].noise, rel=1e-9)
 
 
+@pytest.mark.parametrize("way", ["default", "compiled", "scaled", "scaled by the step", "bfloat16", "all leaves"])
+def test_leaves_that_miss_micro_batches_are_part_of_the_noise_scale(way):
+    dtype = torch.bfloat16 if way == "bfloat16" else torch.float64
+    params = {
+        name: torch.nn.Parameter(torch.zeros(size, dtype=dtype)) for name, size in {"a": 30, "b": 20, "c": 4}.items()
+    }
+    optimizer = gradtx.as_optimizer(
+        gradtx.accumulate(gradtx.sgd(lr=0.0), 4),
+        list(params.items()),
+        compile=way == "compiled",
+        amp_scaling=way == "scaled by the step",
+    )
+    scaler = torch.amp.GradScaler("cpu", init_scale=64.0, enabled=way.startswith("scaled"))
+    generator, gradients = torch.Generator().manual_seed(0), []
+
+    def step(factor=1.0):
+        drawn = {
+            # "b" is not in the last micro-batch, and "c" in none.
+            name: torch.zeros_like(param)
+            if name == "c" or (name == "b" and len(gradients) % 4 == 3)
+            else (0.3 + torch.randn(param.shape, generator=generator)).to(dtype)
+            for name, param in params.items()
+        }
+        for name, param in params.items():
+            param.grad = float(scaler.scale(torch.ones(()))) * factor * drawn[name] if drawn[name].any() else None
+        scaler.step(optimizer)
+        scaler.update()
+        return drawn
+
+    with gradtx.watch(optimizer, every=1, per="all" if way == "all leaves" else "leaf") as seen:
+        for i in range(8):
+            if i == 6 and scaler.is_enabled():
+                step(math.inf)  # which the scaler skips
+            gradients.append({name: gradient.double() for name, gradient in step().items()})
+    assert len(seen.steps) == 2
+    result = seen.noise_scale(batch_size=16)
+    expected = [gradtx.noise_scale(cycle, batch_size=16) for cycle in (gradients[:4], gradients[4:])]
+    # The sum is of numbers in float32 if the gradients are of 16 bits.
+    assert result.noise == pytest.approx(sum(each.noise for each in expected) / 2, rel=1e-6)
+    assert result.square == pytest.approx(sum(each.square for each in expected) / 2, rel=1e-6)
+    assert list(result.leaves) == ([] if way == "all leaves" else ["a", "b"])
+
+
+def test_a_call_without_any_gradient_is_not_part_of_a_cycle():
+    weight = torch.nn.Parameter(torch.zeros(5))
+    optimizer = gradtx.as_optimizer(gradtx.accumulate(gradtx.sgd(lr=0.0), 2), [("w", weight)])
+    with gradtx.watch(optimizer, every=1) as seen:
+        for gradient in (torch.ones(5), None, torch.zeros(5)):
+            weight.grad = gradient
+            optimizer.step()
+    assert seen.noise_scale(4).noise == 4 * 5 * (2 * 0.25)
+
+
 def test_several_cycles_give_the_known_noise_scale_within_its_error():
     seen, _, _ = trained(4, 60)
     result = seen.noise_scale(batch_size=10)

@@ -1,8 +1,11 @@
 """A watch measures what each link does, and leaves training as it is, to the bit."""
 
+import contextlib
 import copy
 import csv
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -75,6 +78,144 @@ def test_training_with_a_watch_is_bit_for_bit_training_without(name, mode):
         assert slots.keys() == watched_state["state"][key].keys()
         for slot, value in slots.items():
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(watched_state["state"][key][slot])), slot
+
+
+# Rules that are no functions.
+
+
+@gradtx.per_tensor
+def drop_half():
+    return lambda update, state, param, ctx: (nn.functional.dropout(update, 0.5), state)
+
+
+@gradtx.per_tensor
+def add_torch_noise():
+    return lambda update, state, param, ctx: (update + 0.1 * torch.randn_like(update), state)
+
+
+CALLS = []  # a body runs again where numbers are those of a group
+
+
+@gradtx.per_tensor
+def scale_by_calls(eps: gradtx.Scalar = 1e-3):
+    def update(update, state, param, ctx):
+        CALLS.append(1)
+        size = update.abs().sum().item()  # no program runs it
+        return len(CALLS) * update / (size + eps), state
+
+    return update
+
+
+@gradtx.combinator
+def at_random(tx: gradtx.GradientTransformation):
+    """A clock that draws whether it counts."""
+    clock = gradtx.InnerClock(lambda values, sums: (torch.rand(()) < 0.5, {}))
+    return gradtx.Frame(tx, clock=clock)
+
+
+IMPURE = {"dropout": drop_half, "noise": add_torch_noise, "calls": scale_by_calls}
+WAYS = {
+    "default": {},
+    "compiled": {"compile": True},
+    "capturable": {"capturable": True},
+    "scaled": {"scaled": True},
+    "scaled by the step": {"scaled": True, "amp_scaling": True},
+    "accumulated": {"around": lambda tx: gradtx.accumulate(tx, 2)},
+    "consumed": {"consumes": True},
+    "eagerly": {"eagerly": True},
+    "a clock that draws": {"around": at_random},
+}
+
+
+def trained_impurely(make, is_watched, around=None, scaled=False, consumes=False, eagerly=False, **options):
+    """Train leaves of which some step alone, with a rule of `make`; return weights and the next random number."""
+    torch.manual_seed(0)
+    CALLS.clear()
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+    branches = {"alone": gradtx.chain(make(), ADAMW), "rest": ADAMW}
+    tx = gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.partition(branches, {"alone": "*.bias", "rest": "*"}))
+    tx = tx if around is None else around(tx)
+    optimizer = gradtx.as_optimizer(tx, model.named_parameters(), **options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=scaled)
+    seen = gradtx.watch(optimizer, every=2) if is_watched else None
+    x = torch.randn(16, 6)
+    for _ in range(7):
+        optimizer.zero_grad()
+        scaler.scale(model(x).square().mean()).backward()
+        with gradtx.eagerly() if eagerly else contextlib.nullcontext():
+            scaler.step(optimizer, **({"consume_gradients": True} if consumes else {}))
+        scaler.update()
+    assert seen is None or seen.samples
+    return [*model.parameters()], torch.rand(()), len(CALLS)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", IMPURE)
+def test_a_watch_leaves_rules_that_draw_or_count_their_calls_as_they_are(name, way):
+    make, options = IMPURE[name], WAYS[way]
+    (weights, *others), (watched, *of_watched) = (trained_impurely(make, which, **options) for which in (False, True))
+    assert all(map(torch.equal, weights, watched))
+    assert others == of_watched
+
+
+def test_a_rule_that_steps_alone_is_called_once_in_a_measured_step():
+    names = []
+
+    @gradtx.per_tensor
+    def note_leaf(eps: gradtx.Scalar = 1e-3):
+        def update(update, state, param, ctx):
+            names.append(len(update))
+            return update / update.sum().item(), state
+
+        return update
+
+    params = [nn.Parameter(torch.ones(n)) for n in (2, 3)]
+    optimizer = gradtx.as_optimizer(
+        gradtx.chain(note_leaf(), gradtx.masked(note_leaf(), lambda _, p: len(p) == 2)), params
+    )
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()  # which tries to record the rules
+    with gradtx.watch(optimizer, every=1):
+        names.clear()
+        optimizer.step()
+    assert sorted(names) == [2, 2, 3]
+
+
+def test_eagerly_finds_a_nan_in_a_measured_step():
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.1), [("w", weight)])
+    with gradtx.watch(optimizer, every=1), gradtx.eagerly(nan="raise"):
+        weight.grad = torch.tensor([1.0, math.nan])
+        with pytest.raises(FloatingPointError, match="leaf 'w'"):
+            optimizer.step()
+
+
+# Combinators in combinators.
+
+NESTED = {
+    "lamb in low_rank": lambda: gradtx.low_rank(gradtx.lamb(lr=RATE), 2),
+    "muon in low_rank": lambda: gradtx.low_rank(gradtx.muon(lr=RATE, fallback=ADAMW), 2),
+    "graft in low_rank": lambda: gradtx.low_rank(gradtx.graft(gradtx.sgd(lr=RATE), ADAMW), 2),
+    "a drawn basis": lambda: gradtx.low_rank(ADAMW, 2, projection="random"),
+    "lamb in rotated": lambda: gradtx.rotated(gradtx.lamb(lr=RATE)),
+    "rotated in blocks": lambda: gradtx.blocks(gradtx.rotated(gradtx.lamb(lr=RATE)), "*.weight", batch=1),
+    "low_rank in blocks": lambda: gradtx.blocks(gradtx.low_rank(gradtx.lamb(lr=RATE), 1), "0.weight", sizes=(2, 7)),
+    "a sum before the gradient is read": lambda: gradtx.blocks(
+        gradtx.chain(gradtx.clip_by_global_norm(0.1), gradtx.scale_by_norm_ratio(gradtx.sgd(lr=RATE))),
+        "0.weight",
+        batch=1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_nested_combinators_keep_their_bits_and_the_eps_of_each_link_inside_is_measured(name):
+    _, weights, _, _ = trained(NESTED[name](), False, steps=4)
+    _, watched, _, seen = trained(NESTED[name](), True, steps=4)
+    assert all(map(torch.equal, weights, watched))
+    links = {row["link"] for row in seen.records if row["link"].endswith(("scale_by_adam", "scale_by_lamb"))}
+    assert not any(math.isnan(row["decided"]) for row in seen.records if row["link"] in links)
 
 
 @pytest.mark.parametrize("name", ["AdamW", "Muon", "LBFGS", "ScheduleFreeAdamW"])
@@ -263,6 +404,21 @@ def test_losses_come_from_closures_values_and_notes():
     assert seen.losses == pytest.approx([3.0, 2.0, 1.0, math.nan], nan_ok=True)
 
 
+def test_losses_noted_before_each_step_precede_those_of_closures_and_others_do_not():
+    for comes_first, expected in ((True, [10.0, 20.0, 30.0]), (False, [1.0, 2.0, 3.0])):
+        param = nn.Parameter(torch.ones(2))
+        optimizer = gradtx.as_optimizer(gradtx.sgd(lr=0.1), [("w", param)])
+        with gradtx.watch(optimizer, every=1) as seen:
+            for i in range(1, 4):
+                param.grad = torch.ones(2)
+                if comes_first:
+                    seen.note(10.0 * i)
+                optimizer.step(value=float(i))
+                if not comes_first:
+                    seen.note(float(i))
+        assert seen.losses == expected
+
+
 @pytest.mark.parametrize("comes_first", [True, False])
 def test_a_loss_that_is_noted_belongs_to_its_own_step_and_is_logged_with_it(comes_first):
     logged = []
@@ -276,7 +432,7 @@ def test_a_loss_that_is_noted_belongs_to_its_own_step_and_is_logged_with_it(come
             optimizer.step()
             if not comes_first:
                 seen.note(torch.tensor(float(i)))
-            assert [values["step"] for values in logged] == [step for step in (1, 4, 7) if step <= i]
+            assert [values["watch/step"] for values in logged] == [step for step in (1, 4, 7) if step <= i]
     assert seen.losses == [1.0, 4.0, 7.0]
     assert [values["watch/loss"] for values in logged] == [1.0, 4.0, 7.0]
 
@@ -291,7 +447,7 @@ def test_steps_whose_loss_nobody_says_are_logged_as_they_are():
             optimizer.step()
             if i > 1:  # a note of the first step's loss may come
                 assert len(logged) == (i + 1) // 2
-    assert [values["step"] for values in logged] == [1.0, 3.0, 5.0]
+    assert [values["watch/step"] for values in logged] == [1.0, 3.0, 5.0]
     assert "watch/loss" not in logged[0]
 
 
@@ -303,7 +459,7 @@ def test_forms_of_what_was_seen(tmp_path):
         for _ in range(2):
             param.grad = torch.tensor([3.0, 4.0])
             optimizer.step(value=2.0)
-    assert [values["step"] for values in logged] == [1.0, 2.0]
+    assert [values["watch/step"] for values in logged] == [1.0, 2.0]
     assert logged[0]["watch/loss"] == 2.0
     assert logged[0]["watch/group/lr"] == 0.1
     assert logged[0]["watch/link/scale_by_adam/norm_before"] == 5.0
@@ -352,7 +508,7 @@ def test_every_writer_gets_every_measured_step_once():
             seen.note(1.0)
             seen.log(second.append)
         seen.log(first.append)
-    assert [row["step"] for row in first] == [row["step"] for row in second] == [1, 2, 3]
+    assert [row["watch/step"] for row in first] == [row["watch/step"] for row in second] == [1, 2, 3]
 
 
 def test_a_postfix_has_the_loss_if_it_is_known():
@@ -432,10 +588,41 @@ def test_bad_input_is_one_clear_error():
             gradtx.watch(optimizer)
         with pytest.raises(TypeError, match="log: needs a SummaryWriter"):
             seen.log(3)
+        with pytest.raises(RuntimeError, match="release_gradients: ChainOptimizer is being watched, and a watch sees"):
+            optimizer.release_gradients()
     handle = optimizer.release_gradients()
     with pytest.raises(RuntimeError, match="gradients are released"):
         gradtx.watch(optimizer)
     handle.remove()
+    with gradtx.watch(optimizer, every=1) as seen:
+        param.grad = torch.ones(2)
+        optimizer.step()
+    assert seen.steps == [1]
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+def test_what_was_seen_keeps_neither_the_optimizer_nor_weights_nor_state(is_closed):
+    model = nn.Linear(4, 3)
+    tx = gradtx.accumulate(gradtx.adamw(lr=gradtx.cosine_schedule(RATE, T_max=9)), every=2)
+    optimizer = gradtx.as_optimizer(tx, model.named_parameters())
+    seen = gradtx.watch(optimizer, every=1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = model(torch.ones(4)).square().sum()
+        loss.backward()
+        optimizer.step(value=loss)
+    if is_closed:
+        seen.close()
+        assert seen.diagnose() is not None
+    state = max(optimizer.state[model.weight].values(), key=torch.numel)
+    kept = [weakref.ref(item) for item in (optimizer, optimizer._up_to_date(), model.weight, state)]
+    del model, optimizer, loss, state
+    gc.collect()
+    assert [item() for item in kept] == [None] * 4
+    assert repr(seen).startswith("2 of 4 steps measured, 2 leaves, loss")
+    seen.close()
+    with pytest.raises(ValueError, match="diagnose: the optimizer that was watched is gone"):
+        seen.diagnose()
 
 
 @pytest.mark.parametrize("amp_scaling", [False, True])

@@ -304,8 +304,23 @@ def test_groups_without_a_learning_rate_show_one_that_nobody_reads():
     optimizer = gradtx.as_optimizer(gradtx.scale(-0.1), params.values())
     assert optimizer.param_groups[0]["lr"] == 0.0
     optimizer.param_groups[0]["lr"] = 77.0
-    descend(optimizer, params, 3)
+    with pytest.warns(UserWarning, match=r"no link of this chain \(scale\) reads a learning rate") as warned:
+        descend(optimizer, params, 3)
+    assert len(warned) == 1
     assert_close(params.values(), functional(gradtx.scale(-0.1), parameters(), 3)[0].values(), TOLERANCE)
+
+
+def test_a_scheduler_of_a_partition_leaves_the_branch_without_a_rate_in_silence():
+    params = parameters()
+    first, *_ = params
+    tx = gradtx.partition({"fixed": gradtx.scale(-0.1), "rest": gradtx.sgd(lr=0.1)}, {"fixed": first, "rest": "*"})
+    optimizer = gradtx.as_optimizer(tx, params.items())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    descend(optimizer, params, 1)
+    scheduler.step()
+    for group in optimizer.param_groups:
+        group["lr"] = 0.2
+    descend(optimizer, params, 1)
 
 
 @pytest.mark.parametrize("name", ["initial_lr", "max_lr"])
