@@ -37,7 +37,7 @@ from tests.conformance import (
     untouched,
 )
 from tests.signatures import RECORD, signatures
-from tests.tiers import each_case, each_set
+from tests.tiers import by_day, each_case, each_set
 
 PLAIN, ALL, PLAIN_LINKS = plain_cases(), all_cases(), plain_links()
 EDGES = {"zero_d": (), "vector": (3,), "empty": (0,), "empty_rows": (0, 2), "matrix": (2, 3), "conv": (2, 3, 2, 2)}
@@ -423,6 +423,7 @@ AROUND_ALL = {
 
 @each("wrapper", list(AROUND_ALL))
 @each("beside", list(BESIDE))
+@by_day("*-alone", *(f"{beside}-{wrapper}" for beside, wrapper in zip(BESIDE, AROUND_ALL, strict=True)))
 def test_all_links_of_a_chain_with_an_optimizer_that_maximizes_see_the_negated_loss(beside, wrapper):
     case = next(case for case in PLAIN if str(case) == "sgd")
     plain, other = (

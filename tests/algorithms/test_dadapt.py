@@ -10,6 +10,7 @@ from gradtx.algorithms.dadapt import limited
 from tests import references as ref
 from tests.algorithms.test_prodigy import prodigy
 from tests.references import LONG, STEPS, follows, gradients, named, problem
+from tests.tiers import by_day
 
 WARM_UP = gradtx.Schedule(lambda step: step / 8 if step < 8 else 1.0)  # from 0
 FADING = gradtx.linear_schedule(1.0, start_factor=1.0, end_factor=0.2, total_iters=25)
@@ -390,6 +391,7 @@ def descended(tx, steps):
 
 
 @pytest.mark.slow
+@by_day("prodigy")
 @pytest.mark.parametrize("name", ["dadapt_adagrad", "prodigy"])  # the estimates of the others assume their own steps
 def test_schedule_free_and_averages_descend_by_a_rate_that_is_found(name):
     make = getattr(gradtx, name)
@@ -398,6 +400,7 @@ def test_schedule_free_and_averages_descend_by_a_rate_that_is_found(name):
 
 
 @pytest.mark.slow
+@by_day("dadapt_adam", "prodigy")
 @pytest.mark.parametrize("name", PIECES)
 def test_the_steps_under_schedule_free_are_those_of_the_paper_along_the_directions_of_the_piece(name):
     """z, x, y of Schedule-Free, over the directions that the link gives at y."""

@@ -24,7 +24,7 @@ from gradtx.pure import graph_node as graphs
 from tests.conformance import after_a_bad_gradient, assert_own_memory, plain_cases
 from tests.gpu.problem import Problem, assert_near, noise, on_host
 from tests.optim.plans.test_cpp_kernels import CHANNELS, DIRECTIONS, ROWS, moved, rule
-from tests.tiers import each_case
+from tests.tiers import by_day, each_case
 
 ALIASES = [case for case in plain_cases() if case.factory.spec.kind == "alias"]
 STEPS = 3
@@ -202,6 +202,7 @@ def kernels_and_lists(gpu, make, dtype, **options):
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("name", ["adamw", "lamb", "lion", "sgd", "adan"])
+@by_day("adamw-*", "lamb-torch.bfloat16", "lion-torch.bfloat16", "sgd-torch.float32", "adan-torch.float64")
 def test_odd_sizes_layouts_and_late_gradients(name, dtype, gpu):
     options = {"momentum": 0.9} if name == "sgd" else {}
     found, expected, optimizer = kernels_and_lists(gpu, lambda: getattr(gradtx, name)(lr=0.01, **options), dtype)
@@ -212,6 +213,7 @@ def test_odd_sizes_layouts_and_late_gradients(name, dtype, gpu):
 
 @pytest.mark.parametrize("code", CODED)
 @pytest.mark.parametrize("name", ["adamw", "lion"])
+@by_day("adamw-*", "lion-int8")
 def test_codes_are_read_and_written_within_the_kernels(name, code, gpu):
     tx = getattr(gradtx, name)(lr=0.01, **CODED[code])
     found, expected, optimizer = kernels_and_lists(gpu, lambda: tx, torch.float32)
@@ -465,6 +467,7 @@ def test_launches_of_a_warm_step(make, launches, counted):
     ],
     ids=["adamw", "clip", "lamb", "adamp", "adafactor", "came"],
 )
+@by_day("clip", "adamp", "adafactor")
 def test_launches_for_a_residual_network(make, launches, counted):
     shapes = [(4, 3, 7, 7), (4, 4, 1, 1), (4, 4, 3, 3), (16, 4, 1, 1), (8, 16, 1, 1), (8, 8, 3, 3), (10, 32)]
     shapes += [(4,), (16,), (8,), (10,)]

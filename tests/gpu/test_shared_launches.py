@@ -1,5 +1,6 @@
 """Kernels of parameters with other slots, axes and groups share launches, which changes no bit."""
 
+import functools
 import re
 
 import pytest
@@ -43,9 +44,14 @@ def trained(counted, make, engine):
     return on_host((list(params.values()), states)), seen.launches, optimizer.explain()
 
 
+@functools.cache  # two tests look at it
+def sharing(counted, chain):
+    return trained(counted, CHAINS[chain], True)
+
+
 @pytest.mark.parametrize("chain", CHAINS)
 def test_sharing_launches_changes_no_bit(chain, counted):
-    found, launches, explanation = trained(counted, CHAINS[chain], True)
+    found, launches, explanation = sharing(counted, chain)
     expected, more, _ = trained(counted, CHAINS[chain], Apart())
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert {item.way for item in explanation} == {"kernels"}, explanation
@@ -54,7 +60,7 @@ def test_sharing_launches_changes_no_bit(chain, counted):
 
 @pytest.mark.parametrize("chain", ["adafactor", "came", "adamp"])
 def test_explain_counts_launches_that_are_shared_once(chain, counted):
-    _, launches, explanation = trained(counted, CHAINS[chain], True)
+    _, launches, explanation = sharing(counted, chain)
     assert len(explanation.launches) == launches
     assert explanation.launches[-1].parameters < len(SHAPES) == explanation.launches[0].parameters
 

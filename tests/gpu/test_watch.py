@@ -6,7 +6,7 @@ import torch
 import gradtx
 from tests.gpu.problem import Problem, on_host
 from tests.references import compare_trees
-from tests.tiers import each_case
+from tests.tiers import by_day, each_case
 
 STEPS, EVERY = 5, 3  # measured: 1 and 4, and before it a sample of the weights
 
@@ -56,6 +56,10 @@ LEAVES, ENTRIES = 24, 512 * 256
 
 @pytest.mark.parametrize("per", ["leaf", "all"])
 @pytest.mark.parametrize("name", CHAINS)
+@by_day(  # each chain in one way
+    *(f"{name}-all" for name in ("adamw", "lookahead", "8 bits", "muon")),
+    *(f"{name}-leaf" for name in ("sgd", "clipped", "schedule-free", "prodigy")),
+)
 def test_a_measured_step_holds_few_leaves_more_and_waits_for_nothing(name, per, counted):
     generator = torch.Generator().manual_seed(0)
     start = {f"w{i}": torch.randn(512, 256, generator=generator) for i in range(LEAVES)}

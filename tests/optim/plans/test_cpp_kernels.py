@@ -12,7 +12,9 @@ import torch
 
 import gradtx
 from gradtx.compiler import cpp, kernels
+from gradtx.compiler.cache import SharedPrograms
 from tests.conformance import assert_own_memory
+from tests.tiers import by_day
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TOLERANCES = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 1e-2, torch.float16: 1e-3}
@@ -326,6 +328,7 @@ OF_TREES = {
 
 
 @each("name", OF_TREES)
+@by_day("columns before a sum", "slots that keep old values")
 def test_functions_of_trees_run_columns_as_kernels_that_write_new_memory(name, monkeypatch):
     from gradtx.pure import graph_node as graphs
 
@@ -445,7 +448,7 @@ def test_what_leaves_share_may_go_through_a_view():
 
 
 @each("name", ["adamw", "lion", "adabound", "adopt", "adai", "adan", "adamp", "sm3", "came", "adam_mini"])
-def test_loops_over_entries_are_vectorized(name, monkeypatch):
+def test_loops_over_entries_are_vectorized(name, monkeypatch, forget_programs):
     """As g++ reports it: a maximum in a form that it does not take into vectors cost ten times the step."""
     compiler = cpp.compiler_or_none()
     if platform.machine() != "x86_64" or compiler is None:
@@ -454,12 +457,16 @@ def test_loops_over_entries_are_vectorized(name, monkeypatch):
     if "Free Software Foundation" not in version:
         pytest.skip("g++ reports its loops")
     texts = []
-    compiling = cpp.compiled
-    monkeypatch.setattr(cpp, "compiled", lambda text: texts.append(text) or compiling(text))
+    # Each text is compiled once, for the report: the step itself runs no kernel, and no other test finds its programs.
+    forget_programs()
+    monkeypatch.setattr(kernels, "_KERNELS", SharedPrograms())
+    monkeypatch.setattr(cpp, "compile_all", lambda sources: None)
+    monkeypatch.setattr(cpp, "compiled", lambda text: texts.append(text) or (lambda arguments: None))
     moved(
         getattr(gradtx, name)(lr=0.1),
         [torch.ones(100), torch.ones(20, 30), torch.ones(64, 8, 3, 3), torch.ones(64, 64)],
     )
+    assert texts
     flags = [*cpp.FLAGS, "-mavx2", "-mfma", "-mf16c", "-fopenmp", "-fopt-info-vec-optimized", "-o", os.devnull]
     for text in dict.fromkeys(texts):
         report = subprocess.run([*compiler, *flags, "-"], input=text, capture_output=True, text=True, check=True).stderr
@@ -498,8 +505,10 @@ MATRICES = [(6, 4), (4, 6), (5, 5), (1, 7), (7, 1), (33, 1025), (2000, 3), (64, 
 FILTERS = [(6, 4, 3, 3), (3, 3, 3, 3), (5, 4, 1, 1), (2, 3, 7, 5), (70, 64, 3, 3), (1, 3, 2, 2)]
 
 
+# A text of columns takes g++ a second. By day, all directions in float64, and two that share sums in other dtypes.
 @each("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @each("name", DIRECTIONS)
+@by_day("*-torch.float64", "rows and columns-torch.float32", "norms and entries-torch.bfloat16")
 def test_reductions_over_columns_of_matrices_of_all_shapes(name, dtype):
     assert_all_directions(DIRECTIONS[name], MATRICES, dtype)
 
@@ -535,6 +544,10 @@ FACTORED = {
 
 @each("dtype", [torch.float64, torch.float32], ids=str)
 @each("name", FACTORED)
+@by_day(  # each chain in one dtype
+    *(f"{name}-torch.float64" for name in ("adafactor", "adam_mini", "clip and sm3", "factored")),
+    *(f"{name}-torch.float32" for name in ("adafactor_torch", "came", "sm3", "clip and adafactor")),
+)
 def test_factored_moments_are_those_of_lists(name, dtype):
     results = []
     for compile in (True, False):
@@ -640,6 +653,7 @@ def test_explain_counts_values_of_rows_and_columns_as_it_counts_entries(make, sh
 
 
 @each("name", [*FACTORED, "of columns"])
+@by_day("factored", "sm3", "clip and adafactor", "of columns")
 def test_threads_change_no_bit_of_what_columns_give(name):
     small = [torch.randn(3 + i, 4) for i in range(30)]
     gradients = [torch.randn(300, 700), *small, torch.randn(64, 3, 3, 3), torch.randn(2000, 31), *small]

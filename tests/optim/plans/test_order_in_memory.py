@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import gradtx
+from tests.tiers import by_day
 
 ORDERS = {
     "transposed": lambda: [torch.randn(300, 70).t(), torch.randn(130, 57).t(), torch.randn(5, 4, 3).transpose(0, 2)],
@@ -32,6 +33,12 @@ CHAINS = {
     "clip and adafactor": lambda: gradtx.chain(gradtx.clip_by_global_norm(1.0), gradtx.adafactor()),
 }
 STEPS = 3
+# Each chain in kernels in one order, and over lists in the other.
+BY_DAY = [
+    (order, name, compile)
+    for i, name in enumerate(CHAINS)
+    for order, compile in zip(ORDERS, (i % 2 == 0, i % 2 == 1), strict=True)
+]
 
 
 def made(name, leaves, compile):
@@ -62,6 +69,7 @@ def leaves(request):
 
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("name", CHAINS)
+@by_day(*(f"{order}-{name}-{compile}" for order, name, compile in BY_DAY))
 def test_steps_are_those_of_contiguous_leaves_in_memory_that_stays(name, compile, leaves):
     optimizer, params = made(name, leaves, compile)
     strides, addresses = [p.stride() for p in params], [p.data_ptr() for p in params]
@@ -86,6 +94,7 @@ def test_an_empty_leaf_beside_them_runs_in_programs(name, leaves):
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize("order", LARGE)
+@by_day(*(f"{order}-{name}-True" for order, name, compile in BY_DAY if compile), "*-came-False")
 def test_threads_change_no_bit(name, compile, order):
     torch.manual_seed(0)
     leaves = LARGE[order]()

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 import gradtx
 from gradtx.compiler.axes import Tile, tile_of
 from tests.optim.plans.test_cpp_kernels import CHANNELS, FACTORED, each, moved, rule
+from tests.tiers import by_day
 
 # Several tiles in a chunk, several chunks, a last tile that is not full, and lanes behind a leading group.
 FILTERS = [(67, 64, 3, 3), (200, 70, 3, 3), (64, 3, 7, 7), (9, 130, 5), (300, 2, 2, 2, 3), (1000, 31), (33, 17, 5)]
+# A text of filters takes g++ a second.
+IN_FLOAT32_BY_DAY = ("adafactor", "adam_mini", "clip and sm3", "factored")
 
 
 def stepped(chain, params, gradients, compile=True):
@@ -50,6 +53,10 @@ def test_lanes_are_the_last_group_that_fills_vectors(sizes, tile):
 
 @each("dtype", [torch.float64, torch.float32], ids=str)
 @each("name", FACTORED)
+@by_day(  # each chain in one dtype: not in that of its matrices in test_cpp_kernels.py
+    *(f"{name}-torch.float32" for name in IN_FLOAT32_BY_DAY),
+    *(f"{name}-torch.float64" for name in FACTORED if name not in IN_FLOAT32_BY_DAY),
+)
 def test_steps_of_filters_are_those_of_lists(name, dtype):
     start, gradients = random(FILTERS, dtype)
     found, ways = stepped(FACTORED[name](), start, gradients)
@@ -116,6 +123,7 @@ def test_filters_of_any_shape(shape, name, seed):
 
 
 @each("name", FACTORED)
+@by_day(*IN_FLOAT32_BY_DAY)  # whose texts are there
 def test_threads_change_no_bit_of_filters(name):
     start, gradients = random(FILTERS, torch.float32)
     threads = torch.get_num_threads()
