@@ -51,7 +51,7 @@ class Link:
 
     def is_default(self, name: str) -> bool:
         """Whether a number, named as in `values`, is the default of its argument."""
-        return self.values().get(name) == _numbers(self._defaults).get(name)
+        return self.values().get(name) == _numeric(self._defaults).get(name)
 
     def pair_of(
         self, name: str, of_default: bool = False
@@ -67,7 +67,7 @@ class Link:
 
     def values(self) -> dict[str, float]:
         """Return all arguments that are numbers, and those in tuples as `betas[0]`."""
-        return _numbers(self.arguments)
+        return _numeric(self.arguments)
 
     @property
     def bounds(self) -> bool:
@@ -115,7 +115,7 @@ class Link:
         return free, free & (after.abs() < without_eps.abs() / 2)
 
 
-def _numbers(arguments: Mapping[str, Any]) -> dict[str, float]:
+def _numeric(arguments: Mapping[str, Any]) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for name, argument in arguments.items():
         items = argument if isinstance(argument, tuple) else [argument]

@@ -140,12 +140,12 @@ class SmallProblem:
         vector[: leaf.numel()] = 0
         gradient = torch.zeros(leaf.numel(), dtype=torch.float64)
         # Not torch.func, which would import dynamo, and that takes longer than all of this.
-        given = [vector.requires_grad_(), gradient.requires_grad_()]
+        arguments = [vector.requires_grad_(), gradient.requires_grad_()]
         with torch.enable_grad():
-            result = step(*given)
+            result = step(*arguments)
         rows = [
             torch.autograd.grad(
-                result, given, row, retain_graph=True, materialize_grads=True
+                result, arguments, row, retain_graph=True, materialize_grads=True
             )
             for row in torch.eye(len(vector), dtype=torch.float64)
         ]

@@ -88,7 +88,7 @@ def stabilities(
     problems = [SmallProblem(tx, params, seed, ahead) for seed in (0, 1)]
     result: dict[str, Stability] = {}
     for members in problems[0].alike(names):
-        pair = _Pair([one.copy() for one in problems], members[0], rate)
+        pair = _Pair([problem.copy() for problem in problems], members[0], rate)
         stability = pair.settled(longest)
         if stability is not None:
             result.update(dict.fromkeys(members, stability))
@@ -198,10 +198,10 @@ class _Pair:
                 of_problem.append(problem.map_of(self._name))
             if period > 1:
                 self._advance(1, is_zero=True)
-        one, other = (_response_of(of_problem, self._rate) for of_problem in maps)
-        if one is None or other is None:
+        first, second = (_response_of(of_problem, self._rate) for of_problem in maps)
+        if first is None or second is None:
             return None
-        return _combined(one, other, period)
+        return _combined(first, second, period)
 
 
 @dataclass(frozen=True)
@@ -226,13 +226,13 @@ class _Response:
         return torch.linalg.eigvals(self.matrix).real.max().item()
 
 
-def _combined(one: _Response, other: _Response, period: int) -> Stability:
-    difference = (one.matrix - other.matrix).norm()
-    is_linear = bool(difference <= SAME * one.matrix.norm())
-    decays = bool(one.by_weights.norm() > 1e-12)
-    decay = 0.0 if is_linear or not decays else _coupled_decay([one, other])
+def _combined(first: _Response, second: _Response, period: int) -> Stability:
+    difference = (first.matrix - second.matrix).norm()
+    is_linear = bool(difference <= SAME * first.matrix.norm())
+    decays = bool(first.by_weights.norm() > 1e-12)
+    decay = 0.0 if is_linear or not decays else _coupled_decay([first, second])
     bound, again = (
-        response.largest * (response.curvature + decay) for response in (one, other)
+        response.largest * (response.curvature + decay) for response in (first, second)
     )
     if not abs(bound - again) <= SAME * abs(bound):
         raise UnknownBoundError(
@@ -241,10 +241,10 @@ def _combined(one: _Response, other: _Response, period: int) -> Stability:
     return Stability(
         bound,
         decay,
-        one.curvature,
-        one.sign,
+        first.curvature,
+        first.sign,
         is_linear,
-        one.alternates,
+        first.alternates,
         decays,
         period,
     )
@@ -263,11 +263,11 @@ def _coupled_decay(responses: Iterable[_Response]) -> float:
 
 def _response_of(maps: Sequence[StepMap], rate: float) -> _Response | None:
     """Return what follows from the maps of the steps of a period; None without a response to a gradient."""
-    by_gradient = _sum_of_updates([one.of_gradient for one in maps], maps)
+    by_gradient = _sum_of_updates([step.of_gradient for step in maps], maps)
     entries = by_gradient.shape[1]
     stays = torch.eye(len(maps[0].of_vector), dtype=torch.float64)[:, :entries]
     by_weights = _sum_of_updates(
-        [one.of_vector[:, :entries] - stays for one in maps], maps
+        [step.of_vector[:, :entries] - stays for step in maps], maps
     )
     if not by_gradient.isfinite().all() or not by_gradient.any():
         return None
@@ -287,8 +287,8 @@ def _sum_of_updates(inputs: Sequence[Tensor], maps: Sequence[StepMap]) -> Tensor
     entries = inputs[0].shape[1]
     vector = torch.zeros_like(inputs[0])
     total = torch.zeros(entries, entries, dtype=torch.float64)
-    for one, added in zip(maps, inputs, strict=True):
-        vector = one.of_vector @ vector + added
+    for step, added in zip(maps, inputs, strict=True):
+        vector = step.of_vector @ vector + added
         total = total + vector[:entries]
         vector = torch.cat([torch.zeros_like(total), vector[entries:]])
     return total
@@ -328,9 +328,9 @@ def _closed(maps: Sequence[StepMap], curvatures: Tensor) -> Tensor:
     """Return the map of a period for each curvature, which makes a gradient of the weights."""
     size, entries = maps[0].of_gradient.shape
     result = torch.eye(size, dtype=torch.float64)
-    for one in maps:
-        matrix = one.of_vector.expand(len(curvatures), -1, -1).clone()
-        matrix[:, :, :entries] += curvatures[:, None, None] * one.of_gradient
+    for step in maps:
+        matrix = step.of_vector.expand(len(curvatures), -1, -1).clone()
+        matrix[:, :, :entries] += curvatures[:, None, None] * step.of_gradient
         result = matrix @ result
     return result
 
