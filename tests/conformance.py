@@ -62,10 +62,23 @@ def layout(tree: Any) -> dict[str, tuple]:
 @contextlib.contextmanager
 def untouched(*trees: Any) -> Iterator[None]:
     """The block changes no bit of these trees, not even by writing what was there."""
-    before, versions = snapshot(trees), [tensor._version for tensor in tensors(trees).values()]
+    before, versions = snapshot(trees), {path: tensor._version for path, tensor in tensors(trees).items()}
     yield
     assert_same(trees, before)
-    assert [tensor._version for tensor in tensors(trees).values()] == versions
+    written = [path for path, tensor in tensors(trees).items() if tensor._version != versions[path]]
+    assert not written, f"written in place, with the same values: {written}; compute a new tensor instead"
+
+
+def assert_finite(found: Mapping[str, Any], who: str, remedy: str) -> None:
+    """No tensor has an entry that is NaN or infinite; the message has the names of those that have, and the remedy."""
+    bad = []
+    for name, tree in found.items():
+        for path, tensor in tensors(tree).items():
+            wrong = tensor[~tensor.isfinite()].tolist()
+            if wrong:
+                bad.append(f"{name}{path}: {wrong[0]}, {len(wrong)} of {tensor.numel()} entries")
+    if bad:
+        raise AssertionError("\n  ".join([f"{who} is not finite:", *bad]) + f"\n{remedy} (see CONTRIBUTING.md)")
 
 
 def assert_own_memory(outputs: Any, *inputs: Any) -> None:
