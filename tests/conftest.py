@@ -35,8 +35,26 @@ def pytest_ignore_collect(collection_path, config):
     return True if is_quick and tiers.is_left_out_of_quick(collection_path) else None
 
 
+absent = set()  # packages that tests import, and that are not installed
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """A file whose imports, or those of what it imports, need a package that is absent is skipped: no error."""
+    report = yield
+    error = report.call.excinfo.value.__cause__ if report.failed else None
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("", "gradtx", "tests", "torch"):
+            absent.add(package)
+            report.outcome = "skipped"
+            report.longrepr = (str(collector.path), 1, f"Skipped: needs {package}, which is not installed")
+    return report
+
+
 def pytest_collection_modifyitems(config, items):
-    is_whole_suite = config.args_source is config.ArgsSource.TESTPATHS and "not slow" not in config.option.markexpr
+    is_default = config.args_source is config.ArgsSource.TESTPATHS and "not slow" not in config.option.markexpr
+    is_whole_suite = is_default and not absent
     has_whole_tests = not any("::" in argument for argument in config.args)
     tiers.mark(items, is_whole_suite, has_whole_tests)
 
