@@ -389,7 +389,8 @@ def modes_of(
         FLOAT32: (adapter(tx), False)
     }
     for code in CODES:
-        if (name, code) == ("SOAP", "factored"):  # refused: its squares have other coordinates
+        # Refused: its squares have other coordinates.
+        if name == "SOAP" and code == "factored":
             continue
         modes[f'state "{code}"'] = adapter(with_state_dtype(tx, code)), False
     for title, link in ROUNDINGS.items():

@@ -103,7 +103,9 @@ def asgo(
 
     Source: An et al. 2025, arXiv:2503.20762, and the authors' code at d3ef14b. Departures: the paper adds $\epsilon$ to
     the root of $V$. The code computes the root by ten steps of an iteration, exact to 3e-11, and takes the identity
-    where that is NaN.
+    where that is NaN. Here `eigh` computes it, so a GPU's host waits: in float32, rounding gives $V + \epsilon I$ of
+    gradients of low rank negative eigenvalues, which `eigh` shows, to be raised to $\epsilon$, and with which an
+    iteration ends in NaN.
     """
     matrices = chain(
         scale_by_asgo(momentum, beta2, eps, factor),
