@@ -591,36 +591,12 @@ def execute(
     With `before_writes`, tasks that write wait until no task is blocked any more, and it has been called.
     A `watch` sees every operation; `eagerly(nan="raise")` adds one that sees those of torch, too, and checks results.
     """
-    if not SWITCH.raises_on_nan or torch.compiler.is_compiling():
-        _execute(tasks, finish, watch, before_writes)
+    finds_nan = SWITCH.raises_on_nan and not torch.compiler.is_compiling()
+    if finds_nan and not isinstance(watch, _WithFinder):
+        finder = FirstNonFinite()
+        with _torch.intercepting(finder.call):
+            execute(tasks, finish, _WithFinder(watch, finder), before_writes)
         return
-    finder = FirstNonFinite()
-    with _torch.intercepting(finder.call):
-        observer = finder if watch is None else _Observers(watch, finder)
-        _execute(tasks, finish, observer, before_writes)
-
-
-class _Observers:
-    """Several observers as one."""
-
-    def __init__(self, *observers: Observer):
-        self._observers = observers
-
-    def enter(self, leaf: Any, operation: Any) -> None:
-        for observer in self._observers:
-            observer.enter(leaf, operation)
-
-    def check(self, leaf: Any) -> None:
-        for observer in self._observers:
-            observer.check(leaf)
-
-
-def _execute(
-    tasks: Iterable[Any],
-    finish: Callable[[Any], None],
-    watch: Observer | None,
-    before_writes: Callable[[], None] | None,
-) -> None:
     blocked: dict[Barrier, list[Waiting]] = {}
 
     def advance(task: Any, steps: Steps | None, total: Any = None) -> None:
@@ -664,6 +640,21 @@ def _execute(
         before_writes()
     for task, steps, total in held:
         advance(task, steps, total)
+
+
+class _WithFinder:
+    """An observer, if there is one, and what finds the first value that is not finite."""
+
+    def __init__(self, watch: Observer | None, finder: FirstNonFinite):
+        self._observers = (finder,) if watch is None else (watch, finder)
+
+    def enter(self, leaf: Any, operation: Any) -> None:
+        for observer in self._observers:
+            observer.enter(leaf, operation)
+
+    def check(self, leaf: Any) -> None:
+        for observer in self._observers:
+            observer.check(leaf)
 
 
 class LeafTerms(list[tuple[Any, Any]]):

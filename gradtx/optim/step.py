@@ -513,12 +513,12 @@ class Step:
         return other
 
     def _rehearsed(self, bundles: list[Any]) -> Iterator[Leaf]:
-        """Yield the leaves of bundles once more for an observer, if there is one; they only follow the bundles.
+        """Yield the leaves of bundles once more for the observer; they only follow the bundles.
 
         Leaves in no bundle are seen as they step, because their rules may draw random numbers, or call the closure.
         They come before their bundles, which write the parameters that they read.
         """
-        if self._observer is None or not bundles:
+        if not bundles:
             return
         members = [member for bundle in bundles for member in bundle.members]
         for leaf in self._rehearsal()._eager_leaves(members):
@@ -729,9 +729,9 @@ class Step:
             keeps = always_keeps
             while finished and not keeps:
                 self._write(finished.pop(0))
-        leaves = itertools.chain(
-            self._rehearsed(silent), silent, self._eager_leaves(eager)
-        )
+        leaves = itertools.chain(silent, self._eager_leaves(eager))
+        if self._observer is not None:
+            leaves = itertools.chain(self._rehearsed(silent), leaves)
         execute(leaves, finish, self._observer)
         for leaf in finished:
             self._write(leaf)
@@ -741,7 +741,9 @@ class Step:
     ) -> tuple[list[Any], list[Any], list[Member]]:
         """Return the tasks that may send messages, and the bundles and single members that need none."""
         sending = [bundle for bundle in bundles if len(bundle.operations) > 1]
-        tasks: list[Any] = [*self._rehearsed(sending), *sending]
+        tasks: list[Any] = [*sending]
+        if self._observer is not None:
+            tasks = [*self._rehearsed(sending), *sending]
         silent = [bundle for bundle in bundles if len(bundle.operations) == 1]
         alone = []
         for leaf in self._eager_leaves(eager):

@@ -174,7 +174,7 @@ def test_values_of_16_bits_are_encoded_as_those_of_32(here):
     assert_equal(optimizer.state_dict()["state"], expected.state_dict()["state"])
 
 
-@pytest.mark.parametrize("code", NAMES)
+@pytest.mark.parametrize("code", ENTRYWISE)
 def test_a_group_without_a_step_names_its_codes(code):
     params = [torch.nn.Parameter(torch.full((64, 64), value)) for value in (1.0, 0.7)]
     tx = gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=2, state_dtype=code))
@@ -187,6 +187,18 @@ def test_a_group_without_a_step_names_its_codes(code):
     plain = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=2)), groups)
     plain.load_state_dict(saved)
     torch.testing.assert_close(plain.state[params[1]]["slow"], params[1].detach(), rtol=0.02, atol=0.0)
+
+
+def test_a_group_whose_only_slots_are_weights_names_no_code_of_factors():
+    params = [torch.nn.Parameter(torch.full((64, 64), value)) for value in (1.0, 0.7)]
+    tx = gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=2, state_dtype="factored"))
+    optimizer = gradtx.as_optimizer(tx, params)
+    run(optimizer, params, 1)
+    saved = optimizer.state_dict()
+    assert "codes" not in saved["param_groups"][0]
+    plain = gradtx.as_optimizer(gradtx.chain(gradtx.sgd(lr=0.1), gradtx.lookahead(k=2)), params)
+    plain.load_state_dict(saved)
+    assert_equal(plain.state[params[0]]["slow"], optimizer.state[params[0]]["slow"])
 
 
 @pytest.mark.parametrize("there", ENTRYWISE)
