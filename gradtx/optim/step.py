@@ -512,16 +512,27 @@ class Step:
         streams.restore()
         return other
 
-    def _rehearsed(self, bundles: list[Any]) -> Iterator[Leaf]:
-        """Yield the leaves of bundles once more for the observer; they only follow the bundles.
+    def _can_rehearse_first(self, eager: list[Member]) -> bool:
+        """Whether the leaves of bundles can run once more before these, and so without holding memory beside them.
+
+        They need the sums of the step itself if other leaves add to these, or if sums need messages.
+        """
+        members = self.core.members
+        return not (eager or members.are_divided) and not any(
+            is_sharded(member.param) for member in self.members
+        )
+
+    def _copies_of(self, bundles: list[Any]) -> Iterable[Leaf]:
+        """Return the leaves of bundles once more, for the observer.
 
         Leaves in no bundle are seen as they step, because their rules may draw random numbers, or call the closure.
-        They come before their bundles, which write the parameters that they read.
         """
-        if not bundles:
-            return
         members = [member for bundle in bundles for member in bundle.members]
-        for leaf in self._rehearsal()._eager_leaves(members):
+        return self._rehearsal()._eager_leaves(members) if members else ()
+
+    def _rehearsed(self, bundles: list[Any]) -> Iterator[Leaf]:
+        """Yield copies of the leaves of bundles that only follow these, and come before them: bundles write weights."""
+        for leaf in self._copies_of(bundles):
             leaf.only_follows = True
             yield leaf
 
@@ -678,8 +689,10 @@ class Step:
         """
         done: list[Any] = []  # bundles, which have written their results
         try:
-            is_seen = self._observer is not None
-            if eager or is_seen or self.core.members.are_divided:
+            if self._observer is not None and self._can_rehearse_first(eager):
+                execute(self._copies_of(bundles), Leaf.release, self._observer)
+                self._observer = None
+            if eager or self._observer is not None or self.core.members.are_divided:
                 self._advance_leaves(bundles, eager, done)
             elif self._run is not None:
                 execute(bundles, done.append)
