@@ -59,17 +59,23 @@ def shapes_of_magnitudes(shape: Shape) -> tuple[Shape, ...]:
 
 
 def _factors(sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the means of the rows and the relative means of the columns, of which the outer product has the same sums.
+    """Return the sums of the rows and the shares of the columns, of which the outer product has the same sums.
 
-    Means are no larger than the largest entry. Sums may overflow where entries do not, as squares of gradients of 1e18
-    do in float32, and a second moment would then be read as 0.
+    Both are computed from means, which are no larger than the largest entry: sums may overflow where entries do not, as
+    of squares of gradients of 1e18 in float32, and a second moment would then be read as 0. Where a sum of a row does,
+    the factors are the means of the rows, and shares of as many times the size.
     """
     matrix = sizes.reshape(_sides(sizes.numel()))
     rows, columns = matrix.shape
-    row = (matrix / max(columns, 1)).sum(1)
-    column = (matrix / max(rows, 1)).sum(0)
-    mean = (column / max(columns, 1)).sum()
-    return row, column / torch.where(mean == 0, 1, mean)
+    means = (matrix / max(columns, 1)).sum(1)
+    of_columns = (matrix / max(rows, 1)).sum(0) / max(columns, 1)
+    mean = of_columns.sum()
+    shares = of_columns / torch.where(mean == 0, 1, mean)
+    overflows = (means * columns).isinf().any()
+    return (
+        means * torch.where(overflows, 1, columns),
+        shares * torch.where(overflows, columns, 1),
+    )
 
 
 @_torch.assume_constant
