@@ -72,7 +72,7 @@ def test_everything_is_restored_to_the_bit(steps):
 
 
 class Moving(nn.Module):
-    """A model that assigns buffers and attributes anew, with a target that follows it and a head of its own."""
+    """A model that replaces its buffers and attributes, with a target that follows it and a head of its own."""
 
     def __init__(self):
         super().__init__()
