@@ -30,7 +30,7 @@ toc_object_entries_show_parents = "hide"
 # Names of torch and type aliases. No inventory of another project is fetched.
 KNOWN = (
     r"os\.PathLike|torch\..*|nn\..*|Tensor|Optimizer|LRScheduler|AliasOptimizer|StateDtype|Params|Shape|Where|Names|P|"
-    "Entries|Factory|Leaf|Multipliers|Shapes|Clock|Coefficients|Explanation|ReleasedGradients|Row|Engine|"
+    "Entries|Factory|Leaf|Tree|Multipliers|Shapes|Clock|Coefficients|Explanation|ReleasedGradients|Row|Engine|"
     "Findings|Sample|Link|WatchedTransformation"
 )
 nitpick_ignore_regex = [("py:class", KNOWN)]

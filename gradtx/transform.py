@@ -30,6 +30,8 @@ __all__ = ["GradientTransformation", "apply_updates", "chain"]
 
 
 Update = TypeVar("Update", bound=Callable[..., Any])
+# A tree keeps its type, so that checkers tell a pair of updates and state from updates.
+Tree = TypeVar("Tree")
 
 
 def _asks_for_state(update: Update) -> Update:
@@ -151,8 +153,8 @@ class GradientTransformation:
 
     @_asks_for_state
     def update(
-        self, updates: Any, state: dict[str, Any], params: Any = None, **extras: Any
-    ) -> tuple[Any, dict[str, Any]]:
+        self, updates: Tree, state: dict[str, Any], params: Any = None, **extras: Any
+    ) -> tuple[Tree, dict[str, Any]]:
         """Compute one step as a pure function: return new `(updates, state)` without changing any argument.
 
         Args:
@@ -735,7 +737,7 @@ def _check_first(links: Iterable[GradientTransformation]) -> None:
                 )
 
 
-def apply_updates(params: Any, updates: Any) -> Any:
+def apply_updates(params: Tree, updates: Any) -> Tree:
     """Return `params + updates`, rounded once to the dtypes of `params`; a None update keeps the parameter.
 
     A parameter that is kept is the tensor in `params` itself: weights without gradients, such as those below adapters,

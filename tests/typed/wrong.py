@@ -35,6 +35,14 @@ def chains() -> None:
     adamw().step()  # reportAttributeAccessIssue | attr-defined
 
 
+def pairs(params: dict[str, torch.Tensor]) -> None:
+    pair = adamw().update(params, adamw().init(params), params)
+    pair.values()  # reportAttributeAccessIssue | attr-defined
+    updates, _ = pair
+    updates.add_(1)  # reportAttributeAccessIssue | attr-defined
+    gradtx.apply_updates(params, updates).add_(1)  # reportAttributeAccessIssue | attr-defined
+
+
 def schedules() -> None:
     gradtx.cosine_schedule(1e-3)  # reportCallIssue | call-overload
     gradtx.cosine_schedule(1e-3, total_stepps=100)  # reportCallIssue | call-overload
