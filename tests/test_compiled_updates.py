@@ -462,6 +462,7 @@ FUNCTIONS_OF_USERS = {
 }
 
 
+@by_day("schedule-2", "pair-1")
 @pytest.mark.parametrize("few_leaves", [1, 2])
 @pytest.mark.parametrize("chain", FUNCTIONS_OF_USERS)
 def test_what_a_function_of_a_user_reads_in_python_is_read_at_each_call(chain, few_leaves, monkeypatch):

@@ -75,6 +75,7 @@ def test_an_unknown_name_is_told_the_nearest_one():
 
 
 @pytest.mark.slow  # another process, which collects all tests
+@pytest.mark.nightly  # another process collects all tests
 def test_the_tests_of_a_name_are_listed_by_tier():
     command = [sys.executable, "-m", "tests.tiers", "Yogi"]
     told = subprocess.run(command, cwd=TESTS_FOLDER.parent, capture_output=True, text=True, check=True).stdout

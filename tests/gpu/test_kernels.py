@@ -90,6 +90,7 @@ def count_in_leaf():
     return init, update
 
 
+@by_day("adamw", "sum over leaves", "columns")
 @pytest.mark.parametrize("chain", CHAINS)
 def test_an_update_in_a_compiled_function_runs_kernels(chain, gpu, monkeypatch):
     launched = []

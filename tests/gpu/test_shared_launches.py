@@ -10,6 +10,7 @@ import gradtx
 from gradtx.optim.engine.kernels import KernelEngine
 from tests.gpu.problem import on_host
 from tests.gpu.test_kernels import compiled_without_a_gpu, running, set_gradients  # noqa: F401
+from tests.tiers import by_day
 
 SHAPES = [(4, 3, 7, 7), (16, 4, 1, 1), (8, 8, 3, 3), (10, 32), (0, 5), (4,), (1030,), ()]
 CHAINS = {
@@ -49,6 +50,7 @@ def sharing(counted, chain):
     return trained(counted, CHAINS[chain], True)
 
 
+@by_day("clip", "adafactor")
 @pytest.mark.parametrize("chain", CHAINS)
 def test_sharing_launches_changes_no_bit(chain, counted):
     found, launches, explanation = sharing(counted, chain)
@@ -58,6 +60,7 @@ def test_sharing_launches_changes_no_bit(chain, counted):
     assert launches < more
 
 
+@by_day("adafactor")
 @pytest.mark.parametrize("chain", ["adafactor", "came", "adamp"])
 def test_explain_counts_launches_that_are_shared_once(chain, counted):
     _, launches, explanation = sharing(counted, chain)

@@ -59,9 +59,9 @@ LEAVES, ENTRIES = 24, 512 * 256
 
 @pytest.mark.parametrize("per", ["leaf", "all"])
 @pytest.mark.parametrize("name", CHAINS)
-@by_day(  # each chain in one way
-    *(f"{name}-all" for name in ("adamw", "lookahead", "8 bits", "muon")),
-    *(f"{name}-leaf" for name in ("sgd", "clipped", "schedule-free", "prodigy")),
+@by_day(  # a chain in one way
+    *(f"{name}-all" for name in ("adamw", "lookahead", "8 bits")),
+    *(f"{name}-leaf" for name in ("clipped", "schedule-free")),
 )
 def test_a_measured_step_holds_few_leaves_more_and_waits_for_nothing(name, per, counted):
     generator = torch.Generator().manual_seed(0)

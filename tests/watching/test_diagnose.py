@@ -377,6 +377,7 @@ def test_an_adapter_whose_first_step_is_longer_than_its_weights_has_a_rate_that_
     assert "rate too large" in kinds(1.0)[:2]
 
 
+@by_day("lars", "prodigy", "soap", "kourkoutas_adamw")
 @pytest.mark.parametrize(
     "rule", ["adabelief", "adadelta", "adamax", "galore", "kl_soap", "kourkoutas_adamw", "lars", "prodigy", "soap"]
 )

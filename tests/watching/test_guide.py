@@ -10,6 +10,7 @@ pytest.importorskip("sklearn")
 from benchmarks.guide.entries import entries
 from benchmarks.guide.results import Results
 from benchmarks.guide.tasks import TASKS
+from tests.tiers import by_day
 
 METHODS = (
     "adamw", "sgd", "lion", "adam_atan2", "lamb", "lars", "nadam", "radam", "rmsprop", "adabelief", "adan", "ademamix",
@@ -30,6 +31,7 @@ STEPS = 25  # that are measured
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True:UserWarning")
+@by_day("tabular")
 @pytest.mark.parametrize("task_name", ["digits", "tabular", "autoencoder"])
 def test_the_best_settings_of_twenty_methods_have_no_finding_that_is_not_explained(task_name, monkeypatch):
     monkeypatch.setattr(gradtx, "get_supported_optimizers", lambda: METHODS)

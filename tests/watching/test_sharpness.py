@@ -189,6 +189,7 @@ def test_branches_of_a_partition_are_groups_and_those_of_muon_are_refused():
         gradtx.sharpness(loss, model, muon)
 
 
+@by_day("*-options2", "*-options3")
 @pytest.mark.parametrize(
     "options", [{}, {"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.5}, {"momentum": 0.9, "nesterov": True}]
 )
@@ -265,7 +266,7 @@ def grows(tx, curvature, steps=2500):
     return max(sizes[-steps // 4 :]) > max(sizes[-steps // 2 : -steps // 4])
 
 
-@by_day("qhm", "pnm", "two-traces", "decoupled", "lookahead")
+@by_day("qhm", "pnm", "lookahead")
 @pytest.mark.parametrize("name", LINEAR)
 def test_simulated_steps_converge_below_the_stable_rate_of_a_linear_chain_and_diverge_above_it(name):
     tx, curvature = LINEAR[name], 20.0
@@ -281,6 +282,7 @@ def test_simulated_steps_converge_below_the_stable_rate_of_a_linear_chain_and_di
     assert gradtx.sharpness(loss, params, tx, state).stable_lr == pytest.approx(result.stable_lr)
 
 
+@by_day("aggmo-*", "momentum-*", "qhm-decay-*", "schedule-free-*")
 @pytest.mark.parametrize(
     ("name", "stable"),
     [
@@ -357,6 +359,7 @@ def test_branches_whose_momenta_rotate_are_refused_unless_they_are_alike():
         of(gradtx.sgd(lr=RATE), gradtx.sgd(lr=RATE, maximize=True))
 
 
+@by_day("int8")
 @pytest.mark.parametrize("code", ["int8", "bfloat16+8", torch.bfloat16])
 def test_state_in_few_bits_is_that_of_its_values(code):
     torch.manual_seed(0)
