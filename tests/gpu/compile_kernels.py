@@ -47,7 +47,7 @@ def sources_of(tx: gradtx.GradientTransformation, dtype: torch.dtype = torch.flo
 
     class Writing(KernelEngine):
         def tasks(self, bundles):
-            found.update(dict.fromkeys(kernels.text.source for bundle in bundles for kernels in bundle.kernels))
+            found.update(dict.fromkeys(phase.text.source for bundle in bundles for phase in bundle.kernels))
             raise TextsKnownError
 
     params = [torch.nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in SHAPES]
