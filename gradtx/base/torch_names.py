@@ -366,8 +366,8 @@ NEVER_CAPTURED = frozenset(("cpu",))
 
 def is_captured(device: torch.device) -> bool:
     """Whether a graph, such as a CUDA graph, is capturing the device's current stream."""
-    of_device = getattr(torch, device.type, None)  # such as torch.cuda
-    asks = getattr(of_device, "is_current_stream_capturing", None)
+    module = getattr(torch, device.type, None)  # such as torch.cuda
+    asks = getattr(module, "is_current_stream_capturing", None)
     return asks is not None and asks()
 
 

@@ -391,8 +391,8 @@ class Rows:
                 return None
             if node.op == "call_function" and not self._agrees(node):
                 return None
-        of_level = [(), (0,), (0, 1) if self._row > 1 else (0,)]
-        extents = {node: of_level[level] for node, level in self._levels.items()}
+        axes_of_level = [(), (0,), (0, 1) if self._row > 1 else (0,)]
+        extents = {node: axes_of_level[level] for node, level in self._levels.items()}
         return Groups(extents, row=self._row)
 
     def _has_level(self, node: Node) -> bool:

@@ -503,14 +503,14 @@ class Step:
 
     def _rehearsal(self) -> Step:
         """Return a copy of this step with a run of its own, so that its leaves can run without any effect."""
-        other = copy(self)
-        other._run = other._routes = other._clocks = None
+        rehearsal = copy(self)
+        rehearsal._run = rehearsal._routes = rehearsal._clocks = None
         if self.core.traits.estimates:
-            other.run.estimates = self.run.estimates
+            rehearsal.run.estimates = self.run.estimates
         streams = RandomStreams()  # clocks of users may draw
-        other._expanded()
+        rehearsal._expanded()
         streams.restore()
-        return other
+        return rehearsal
 
     def _can_rehearse_first(self, eager: list[Member]) -> bool:
         """Whether the leaves of bundles can run once more before these, and so without holding memory beside them.
@@ -754,9 +754,10 @@ class Step:
     ) -> tuple[list[Any], list[Any], list[Member]]:
         """Return the tasks that may send messages, and the bundles and single members that need none."""
         sending = [bundle for bundle in bundles if len(bundle.operations) > 1]
-        tasks: list[Any] = [*sending]
+        tasks: list[Any] = []
         if self._observer is not None:
-            tasks = [*self._rehearsed(sending), *sending]
+            tasks += self._rehearsed(sending)
+        tasks += sending
         silent = [bundle for bundle in bundles if len(bundle.operations) == 1]
         alone = []
         for leaf in self._eager_leaves(eager):

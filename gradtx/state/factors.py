@@ -68,9 +68,10 @@ def _factors(sizes: Tensor) -> tuple[Tensor, Tensor]:
     matrix = sizes.reshape(_sides(sizes.numel()))
     rows, columns = matrix.shape
     means = (matrix / max(columns, 1)).sum(1)
-    of_columns = (matrix / max(rows, 1)).sum(0) / max(columns, 1)
-    mean = of_columns.sum()
-    shares = of_columns / torch.where(mean == 0, 1, mean)
+    # What each column adds to the mean.
+    parts = (matrix / max(rows, 1)).sum(0) / max(columns, 1)
+    mean = parts.sum()
+    shares = parts / torch.where(mean == 0, 1, mean)
     overflows = (means * columns).isinf().any()
     return (
         means * torch.where(overflows, 1, columns),
