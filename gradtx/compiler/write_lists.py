@@ -28,6 +28,7 @@ from gradtx.compiler.lower import Program, lower
 from gradtx.compiler.record import Recording
 from gradtx.compiler.scalars import ScalarProgram
 from gradtx.compiler.simplify import ROW, is_conversion
+from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.compiler.text import Text, Unquoted, function_text, tuple_of
 
 aten = torch.ops.aten
@@ -82,6 +83,7 @@ def list_function(
     device: torch.device,
     on_device: Collection[int] = (),
     segment: int | None = None,
+    varying: Collection[int] = (),
 ) -> ListFunction:
     """Generate the function of a recording.
 
@@ -91,6 +93,8 @@ def list_function(
         on_device: The indices of the scalars that are 0-d tensors; the others are Python scalars.
         segment: As in `lower`.
     """
+    if varying:
+        raise UnsuitableProgramError("stub")
     program = lower(
         recording,
         segment,

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from gradtx.optim.core import Core
 
 ALONE, ABSENT, FROZEN, NOT_YET = "alone", "absent", "frozen", "not yet"
-# Why a leaf is in no program of a step, although it is in one whenever it has a gradient.
-NO_GRADIENT = "it had no gradient in the last step"
 
 
 @dataclass(frozen=True)
@@ -110,22 +108,26 @@ def explain(core: Core) -> Explanation:
         return explanation
     ways: dict[str, str] = {}
     reasons: dict[str, str] = {}
+    absent: set[str] = set()
     for engine in core.back_ends:
         reasons.update(engine.reasons)
         for plan in engine.plans.values():
             for task in plan.tasks:
                 explanation.launches.extend(engine.launches(task))
-                for member in task.members:
+                for member in task.stepping:
                     ways.setdefault(member.name, engine.way)
             for member in plan.rest:
                 reasons.setdefault(member.name, "")
+            absent |= plan.absent
+    for name in absent:
+        reasons.pop(name, None)
     for member in core.members.by_param.values():
         way, reason = ways.get(member.name), reasons.get(member.name)
         if way is None and member.count_in(core.states.of(member.param)) == 0:
             # A step that left this one alone would have counted.
             is_frozen = not member.param.requires_grad or reason is not None
             way, reason = (FROZEN if is_frozen else NOT_YET), ""
-        elif way is None and reason in (None, NO_GRADIENT):
+        elif way is None and reason is None:
             way, reason = ABSENT, ""
         elif way is None:
             way = ALONE

@@ -73,6 +73,7 @@ class OpenStep(Step):
     def update(self, member: Member) -> None:
         """Update a parameter with its gradient, and free the gradient."""
         self._prepare(member)
+        self.all_have_gradients = True
         self.arrived.add(member)
         eager = [member]
         bundles = []
@@ -94,9 +95,14 @@ class OpenStep(Step):
         for member in self._every:
             if member not in self.arrived and member.param.grad is not None:
                 self._prepare(member)
-        self.members = [
-            member for member in self._stepping() if member not in self.arrived
+        self.rows = self.members = [
+            member
+            for member in self._every
+            if member.param.grad is not None
+            and (member.state and member.layout.keys)
+            and member not in self.arrived
         ]
+        self.all_have_gradients = True
         super().apply()
 
 

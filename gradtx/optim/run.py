@@ -134,6 +134,7 @@ class Member:
         group: The index of its group, looked up for the current step.
         kinds: The kind of the parameter (None) and of each slot (its key) when they were last found to fit together.
         listed: The name in `param_names` of its group; empty if it has none there.
+        gradient_dtype: The dtype of its gradient when a plan was last made with one.
         device_count: A tensor `step` whose value is known to be `count` without a read, and that tensor's version.
     """
 
@@ -150,6 +151,7 @@ class Member:
     device_count: tuple[Tensor, int] | None = None
     listed: str = ""
     kinds: Kinds = field(default_factory=dict[str | None, TensorKind])
+    gradient_dtype: torch.dtype | None = None
 
     def count_in(self, state: State) -> int | DeviceCount:
         """Return the number of steps the parameter has made, without synchronizing if the device counts."""
@@ -262,10 +264,10 @@ class KnownCounts:
         self._missed_in_states = list(map(MISSED_OR_NONE, self._states))
         self._on_host = all(isinstance(member.count, int) for member in self._counted)
         self._writes = self._writes_so_far()
-        # Which of the parameters stepped, when groups had these structures, and these parameters had gradients.
-        self._stepping: list[Member] = []
+        # Those with slots, and which have all that their groups need, while these have these structures.
+        self._rows: list[Member] = []
         self._structures: list[Any] = []
-        self._have_gradients: list[bool] = []
+        self._are_complete: list[bool] = [False] * len(members)
 
     @classmethod
     def of(
@@ -320,22 +322,27 @@ class KnownCounts:
             map(operator.is_, map(MISSED_OR_NONE, present), self._missed_in_states)
         )
 
-    def stepping(self, step: Step) -> list[Member] | None:
-        """Return the parameters that step, if the groups and gradients of the last step were the same."""
-        is_known = (
-            self._structures == step.structures
-            and self._have_gradients == step.have_gradients
-        )
-        return self._stepping if is_known else None
+    def complete_rows(self, step: Step) -> list[Member] | None:
+        """Return the parameters with slots, if all that have gradients have the slots that their groups need."""
+        if self._structures != step.structures:
+            return None
+        # A parameter may have its first gradient.
+        if any(map(operator.gt, step.have_gradients, self._are_complete)):
+            return None
+        return self._rows
 
     def note(self, step: Step) -> None:
-        """Note the parameters of the step that ends now, which has written the counts."""
-        self._stepping = step.members
+        """Note the rows of the step that ends now, which has written the counts."""
+        self._rows = step.rows
+        if self._structures != step.structures:
+            self._are_complete = step.have_gradients
+        elif not step.continues:
+            are_complete = map(operator.or_, self._are_complete, step.have_gradients)
+            self._are_complete = list(are_complete)
         self._structures = step.structures
-        self._have_gradients = step.have_gradients
         # Gradients have arrived since it began, or parameters without one may need slots in the next step.
         if not step.begins_with_all or (
-            step.core.traits.takes_none and step.members is not self._members
+            step.core.traits.takes_none and step.rows is not self._members
         ):
             self._structures = []
         if not self._on_host:
@@ -350,6 +357,8 @@ class KnownCounts:
 
 
 COUNT = operator.attrgetter("count")
+GRADIENT = operator.attrgetter("param.grad")
+
 DICTS = frozenset((dict,))
 STEP = operator.itemgetter("step")
 STEP_OR_NONE = operator.methodcaller("get", "step")

@@ -49,6 +49,7 @@ from gradtx.optim.device_counts import (
     move_counts,
     unscaling,
 )
+from gradtx.optim.gradients import likely_gradient
 from gradtx.optim.groups import (
     UNSEEN,
     GroupSettings,
@@ -63,6 +64,7 @@ from gradtx.optim.ranks import Intent, hand_over_loaded
 from gradtx.optim.run import (
     COUNT,
     FLOAT32_COUNTS,
+    GRADIENT,
     STEP,
     DeviceCount,
     Extras,
@@ -88,7 +90,6 @@ from gradtx.pure.tree_run import (
 CALL = "step(closure"
 STATE = operator.attrgetter("state")
 STRUCTURE = operator.attrgetter("structure")
-GRADIENT = operator.attrgetter("param.grad")
 NONES = itertools.repeat(None)
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
@@ -108,8 +109,10 @@ class Step:
         device: The device of the first parameter.
         tick: The increment that the step adds to counts.
         count: The number of finished updates, in which any parameter had a gradient: schedules follow it.
+        rows: The parameters with slots, of which those with a gradient step: the rows of plans.
         members: The parameters that step.
-        continues: Whether those of the last step step, in states and groups that are unchanged since.
+        all_have_gradients: Whether all rows have gradients.
+        continues: Whether states and groups are unchanged since the last step, which had the same rows.
         have_gradients: Which of all parameters had gradients when it began.
         groups: The settings of the parameter groups.
         by_param: All parameters of the optimizer.
@@ -181,11 +184,12 @@ class Step:
         creates_together = traits.owners_keep_slots and members.are_sharded
         if creates_together and self.begins_with_all:
             self._compare()
-        # A shortcut: the same parameters step as in the last step.
+        # A shortcut: all parameters with gradients have the slots that their groups need.
         known = core.known_counts
-        stepping = known.stepping(self) if known is not None else None
-        self.continues = stepping is not None
-        self.members = self._completed() if stepping is None else stepping
+        rows = known.complete_rows(self) if known is not None else None
+        self.continues = rows is not None
+        self.rows = self._completed() if rows is None else rows
+        self.members, self.all_have_gradients = self._stepping()
         self._count(core)
         for settings in self.groups:
             self.hyperparameters.append(settings.hyperparameters(self._schedule_count))
@@ -227,13 +231,18 @@ class Step:
             core.expects_scheduler = check_scheduler(self._who, [settings])
 
     def _completed(self) -> list[Member]:
-        """Return the members that step, after creating the slots that they lack; their owners get what was loaded."""
+        """Return the members with slots, after creating those that are missing; their owners get what was loaded."""
         for settings, row in zip(self.groups, self._rows, strict=True):
             self._complete(settings, row)
-        stepping = self._stepping()
+        rows = [
+            member for member in self._every if member.state and member.layout.keys
+        ]
         if self.core.traits.owners_keep_slots:
-            hand_over_loaded(stepping)
-        return stepping if len(stepping) < len(self._every) else self._every
+            takes_none = self._takes_none
+            hand_over_loaded(
+                [x for x in rows if takes_none or x.param.grad is not None]
+            )
+        return rows if len(rows) < len(self._every) else self._every
 
     def _count(self, core: Core) -> None:
         """Decide whether the device counts, and compute the counts after the step."""
@@ -371,14 +380,17 @@ class Step:
             if not (is_known and isinstance(member.state["step"], Tensor)):
                 self.core.states.refit(member)
 
-    def _stepping(self) -> list[Member]:
-        """Return the parameters that step."""
-        takes_none, stepping = self._takes_none, []
-        for member in self._every:
-            has_gradient = takes_none or member.param.grad is not None
-            if has_gradient and member.state and member.layout.keys:
-                stepping.append(member)
-        return stepping
+    def _stepping(self) -> tuple[list[Member], bool]:
+        """Return the rows that step, and whether all have gradients."""
+        rows = self.rows
+        have_gradients = self.have_gradients
+        if rows is not self._every:
+            have_gradients = list(map(operator.is_not, map(GRADIENT, rows), NONES))
+        if all(have_gradients):
+            return rows, True
+        if self._takes_none:
+            return rows, False
+        return list(itertools.compress(rows, have_gradients)), False
 
     def _complete(self, settings: GroupSettings, row: list[Member]) -> None:
         """Create or update the slots of parameters that are about to step, to match their group's links."""
@@ -404,25 +416,35 @@ class Step:
     # Leaves.
 
     def leaves_of(self, members: list[Member]) -> list[Leaf]:
-        """Return leaves without values, for planning: values could be float32 copies of all weights and gradients."""
-        return self._without_values(members, self._route)
+        """Return leaves without values: these could be float32 copies of all weights and gradients."""
+        gradients = [member.param.grad for member in members]
+        return self._without_values(members, gradients, self._route)
 
     def outlines(self, members: list[Member]) -> list[Leaf]:
-        """Like `leaves_of`, with operations that need not be those of this step, if they tell as much."""
+        """Like `leaves_of`, for plans: as if all had gradients.
+
+        Their operations need not be those of this step, if they tell as much.
+        """
         traits, known = self.core.traits, self.core.members
-        if self.scaling is not None or traits.exchanges or known.restarts:
-            return self.leaves_of(members)
-        return self._without_values(
-            members, lambda member: known.outline(self.groups[member.group])
-        )
+        route_of = self._route
+        if not (self.scaling is not None or traits.exchanges or known.restarts):
+
+            def route_of(member: Member) -> Route:
+                return known.outline(self.groups[member.group])
+
+        gradients = list(map(likely_gradient, members))
+        return self._without_values(members, gradients, route_of)
 
     def _without_values(
-        self, members: list[Member], route_of: Callable[[Member], Route]
+        self,
+        members: list[Member],
+        gradients: list[Any],
+        route_of: Callable[[Member], Route],
     ) -> list[Leaf]:
         self._check_fits(members)
         leaves: list[Leaf] = []
-        for member in members:
-            leaf = self._leaf(member, route_of)
+        for member, gradient in zip(members, gradients, strict=True):
+            leaf = self._leaf(member, gradient, route_of)
             leaf.release()
             leaves.append(leaf)
         return leaves
@@ -451,16 +473,16 @@ class Step:
         return routes[member.group, member.param.device]
 
     def _leaf(
-        self, member: Member, route_of: Callable[[Member], Route] | None = None
+        self, member: Member, gradient: Any, route_of: Callable[[Member], Route]
     ) -> Leaf:
-        route = (self._route if route_of is None else route_of)(member)
+        route = route_of(member)
         if self._clocks is None:
             self._clocks = {}
         clock = self._clocks.get(member.count)
         if clock is None:
             clock = self._clocks[member.count] = clock_after(member.count)
         # Not written to the parameter: its gradient may have a graph, from which the Hessian is estimated.
-        gradient = gradient_like(member.param.grad, member.param)
+        gradient = gradient_like(gradient, member.param)
         leaf = leaf_of(self.run, member, clock, gradient, self.scalars)
         add_extras(leaf, self.trees)
         operations = route.for_leaf(leaf)
@@ -527,7 +549,7 @@ class Step:
 
         Leaves in no bundle are seen as they step, because their rules may draw random numbers, or call the closure.
         """
-        members = [member for bundle in bundles for member in bundle.members]
+        members = [member for bundle in bundles for member in bundle.stepping]
         return self._rehearsal()._eager_leaves(members) if members else ()
 
     def _rehearsed(self, bundles: list[Any]) -> Iterator[Leaf]:
@@ -636,7 +658,7 @@ class Step:
         if self.trees:
             self.leaves_of(members)  # checks the extras of all leaves first
         for member in members:
-            leaf = self._leaf(member)
+            leaf = self._leaf(member, member.param.grad, self._route)
             if leaf.operations != [FROZEN]:
                 yield leaf
 
@@ -648,22 +670,33 @@ class Step:
 
     def _planned(self) -> tuple[list[Any], list[Member]]:
         """Return the bundles of the step, and the members that step one at a time."""
-        core, traits, eager = self.core, self.core.traits, self.members
-        bundles = []
+        core, traits = self.core, self.core.traits
+        bundles: list[Any] = []
+        rest = self.rows if self.members else []
         if core.members.are_divided and not core.agreement.is_done:
             self._compare()
         if core.members.are_sharded:  # after the comparison: ranks communicate here
             self._align_gradients(self.members)
         if not (traits.calls_again or (traits.exchanges and self._exchanges())):
             for engine in core.back_ends:
-                if eager:
-                    of_engine, eager = engine.bundles(self, eager)
+                if rest:
+                    of_engine, rest = engine.bundles(self, rest)
                     bundles += of_engine
+        eager = self._alone(bundles, rest) if self.members else []
         if traits.agrees and len(self.groups) > 1:
             self._check_agreement()
         if eager:
             self._expanded()  # an error must precede what bundles write
         return bundles, eager
+
+    def _alone(self, bundles: list[Any], rest: list[Member]) -> list[Member]:
+        """Return the members that step one at a time, given the rows that no bundle runs."""
+        if self.all_have_gradients:
+            return rest
+        if not self._takes_none:
+            return [member for member in rest if member.param.grad is not None]
+        together = {id(member) for bundle in bundles for member in bundle.stepping}
+        return [member for member in self.members if id(member) not in together]
 
     def _compare(self) -> None:
         """Compare the step with those of the other ranks that take part in the optimizer."""
@@ -779,7 +812,7 @@ class Step:
     def run_again(self, bundles: list[Any]) -> None:
         """Run the rules of bundles for each leaf alone, without writing the results."""
         for bundle in bundles:
-            execute(self._eager_leaves(bundle.members))
+            execute(self._eager_leaves(bundle.stepping))
 
     def _schedule_count(self, place: Place) -> int | Tensor:
         """Return the count that a hyperparameter's schedule follows."""
@@ -888,10 +921,10 @@ def count_up(bundles: Iterable[Any], after: Mapping[Any, DeviceCount]) -> None:
     on_device: list[Member] = []
     for bundle in bundles:
         if after:
-            for member in bundle.members:
+            for member in bundle.stepping:
                 (counted if isinstance(member.count, int) else on_device).append(member)
         else:
-            counted += bundle.members
+            counted += bundle.stepping
     for member in counted:
         member.count += 1  # type: ignore[operator]
     try:

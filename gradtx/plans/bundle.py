@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias, TypeGuard
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple, TypeAlias, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,9 +14,12 @@ from gradtx.base.errors import StateKey
 from gradtx.base.exact import dtype_on
 from gradtx.compiler.cache import SharedPrograms
 from gradtx.compiler.scalars import PYTHON_NUMBERS
+from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.compiler.write_lists import ListFunction, list_function
 from gradtx.execution.execute import LeafTerms, Steps, Task
 from gradtx.plans.phases import RecordedPhase
+
+T = TypeVar("T")
 
 # Entries in the lists of one call. On the CPU, temporaries then remain in the cache. Accelerators need long lists, to
 # which they take longer than the host; the limit bounds temporary memory, of which codes need up to 40 bytes per entry.
@@ -36,18 +39,30 @@ def entries_of_a_call(device: torch.device, has_codes: bool = False) -> int:
 
 
 def list_function_of(
-    phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
-) -> ListFunction:
-    """Return the function of a phase for lists on a device; some scalars are 0-d tensors."""
+    phase: RecordedPhase,
+    device: torch.device,
+    on_device: frozenset[int],
+    varying: frozenset[int] = frozenset(),
+) -> ListFunction | None:
+    """Return the function of a phase for lists on a device; some scalars are 0-d tensors, and some vary by row.
+
+    It is None if operations cannot take scalars that vary.
+    """
     functions = _FUNCTIONS.of(phase.text)
-    key = device, on_device
+    key = device, on_device, varying
     if key not in functions:
-        functions[key] = list_function(phase.recording, *key, phase.segment)
+        try:
+            functions[key] = list_function(
+                phase.recording, device, on_device, phase.segment, varying
+            )
+        except UnsuitableProgramError:
+            functions[key] = None
     return functions[key]
 
 
-# Returns the function of a phase on a device, where scalars with these indices are 0-d tensors.
-FunctionOf: TypeAlias = Callable[[RecordedPhase, torch.device, frozenset[int]], Any]
+# Returns the function of a phase on a device, where scalars with these indices are 0-d tensors; with other indices
+# beside, those of the scalars that vary by row, for which there may be none.
+FunctionOf: TypeAlias = Callable[..., Any]
 # Returns what is the same for phases of one text that one function can run.
 FormOf: TypeAlias = Callable[[RecordedPhase, torch.device, frozenset[int]], Any]
 
@@ -56,7 +71,9 @@ def list_form_of(
     phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
 ) -> Any:
     """Return the form of a list function, which may depend on the shapes of leaves."""
-    return list_function_of(phase, device, on_device).form
+    function = list_function_of(phase, device, on_device)
+    assert function is not None  # no scalar varies
+    return function.form
 
 
 def scalars_for(
@@ -95,42 +112,98 @@ class NamedLeaf(NamedTuple):
     device: torch.device
 
 
-class ListBundle(Task):
-    """Leaves that one list program processes together. The operations are the phases of the program.
+# In place of the index of a set: the row has no gradient.
+ABSENT = -1
 
-    Subclasses provide the tensors.
+
+class Call(NamedTuple):
+    """What one call of a list program processes.
+
+    Attributes:
+        at: Its position among the calls of all rows.
+        selectors: Which of the rows of this call it processes; None for all.
+    """
+
+    at: int
+    selectors: list[bool] | None = None
+
+    @classmethod
+    def of(cls, at: int, sets: list[int], some: Collection[int]) -> Call:
+        """Return the call of the rows whose sets are some of all, given the set of each."""
+        selectors = [index in some for index in sets]
+        return cls(at, None if all(selectors) else selectors)
+
+    def selected(self, items: list[T]) -> list[T]:
+        """Return the items of the selected rows, given those of all; this may be the same list."""
+        if self.selectors is None:
+            return items
+        return list(itertools.compress(items, self.selectors))
+
+
+class ListBundle(Task):
+    """Leaves that one list program processes together, its rows. The operations are the phases of the program.
+
+    In a call, some rows may be absent, and rows may have other scalars than others. Subclasses provide the tensors.
 
     Args:
         name: The name of a leaf, which determines the bundle's position in sums.
         device: The device of the leaves.
+        rows: The rows of each item of `columns`.
+        names: The name of each row.
 
     Attributes:
-        leaf_names: The names of the leaves in each item of `columns`.
         places_terms: Whether terms of sums over leaves are parts of sharded ones.
         function_of: Returns the function of a phase: a `ListFunction`, or what has its attributes.
+        varying: The indices of the scalars that rows may have of their own.
     """
 
     writes = True
-    leaf_names: list[list[str]]
     places_terms = False
     function_of: FunctionOf
+    varying: frozenset[int] = frozenset()
 
-    def __init__(self, name: str, device: torch.device):
+    def __init__(
+        self,
+        name: str,
+        device: torch.device,
+        rows: list[list[int]],
+        names: list[str],
+    ):
         self.name = name
         self.device = device
         self.operations = []
         self.run = None
         self.function_of = list_function_of
+        self.rows = rows
+        self.names = names
         self._functions: dict[Any, Any] = {}
-        self._scalars: list[Any] = []
+        # The scalars of each set, and the set of each row, or `ABSENT`; None if all rows have the only set.
+        self._sets: list[list[Any]] = []
+        self._set_of_row: list[int] | None = None
+        # What each call of the present phase has processed.
+        self._calls: list[Call] = []
         # What earlier phases have received for each leaf, by leaf name.
         self._results: list[dict[str, Any]] = []
         self._on_host = True
 
-    def begin(self, run: Any, scalars: list[Any], on_host: bool) -> None:
-        """Receive the run and the scalars of the current call; `on_host` is whether the host may read the scalars."""
+    def begin(
+        self,
+        run: Any,
+        sets: list[list[Any]],
+        on_host: bool,
+        set_of_row: list[int] | None = None,
+    ) -> None:
+        """Receive the run and the scalars of the current call.
+
+        Args:
+            run: The run.
+            sets: The scalars: one list for all rows, or several.
+            on_host: Whether the host may read the scalars.
+            set_of_row: The index of the set of each row, or `ABSENT`; None if all rows have the only set.
+        """
         self.run = run
-        self._scalars = scalars
+        self._sets = sets
+        self._set_of_row = set_of_row
         self._results = []  # a step that failed may have left some
         self._on_host = on_host
 
@@ -157,35 +230,74 @@ class ListBundle(Task):
         if phase.ends_at_owner or phase.ends_at_leaf_sum:
             self.receive_by_leaf(phase, total)
             return
-        self._scalars = [*self._scalars, *map(total.__getitem__, phase.names)]
+        totals = [total[name] for name in phase.names]
+        self._sets = [[*scalars, *totals] for scalars in self._sets]
 
     def receive_by_leaf(self, phase: Any, total: dict[str, Any]) -> None:
         """Add what has been computed for each leaf to the arguments."""
         raise NotImplementedError
 
-    def columns(self) -> Iterable[list[list[Tensor]]]:
-        """Return the lists of each call of the program; their size bounds temporary memory."""
+    def columns(self, call: Call) -> list[list[Tensor]]:
+        """Return the lists of a call of the program."""
         raise NotImplementedError
 
     def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
-        """Receive the results of the last phase, one list for each item of `columns`."""
+        """Receive the results of the last phase, one list for each call."""
         raise NotImplementedError
 
     def process(self, phase: RecordedPhase) -> Any:
-        scalars, on_device = scalars_for(
-            self._scalars, phase.common, self.device, self._on_host
-        )
-        key = phase, on_device
-        if key not in self._functions:
-            self._functions[key] = self.function_of(phase, self.device, on_device)
-        function = self._functions[key]
-        prepared = function.prepare(scalars)
-        results = []
-        for columns in self.columns():
-            results.append(function.run(prepared, columns))
+        results: list[list[Any]] = []
+        self._calls = []
+        for function, prepared, call in self._calls_of(phase):
+            self._calls.append(call)
+            results.append(function.run(prepared, self.columns(call)))
         if phase.operation is None:
             return self.end(phase, results)
         return self.terms(phase, results)
+
+    def _calls_of(self, phase: RecordedPhase) -> Iterable[tuple[Any, Any, Call]]:
+        """Return the calls of the program in a phase: the function, its prepared scalars, and what it processes.
+
+        Rows with several sets of scalars are one call if the operations take a scalar for each row; if not, there is a
+        call for each set.
+        """
+        pairs = [
+            scalars_for(scalars, phase.common, self.device, self._on_host)
+            for scalars in self._sets
+        ]
+        on_device = pairs[0][1]
+        function = self._function(phase, on_device, frozenset())
+        prepared = [function.prepare(scalars) for scalars, _ in pairs]
+        if self._set_of_row is None:
+            return [(function, prepared[0], Call(at)) for at in range(len(self.rows))]
+        of_rows: Any = None
+        if len(prepared) > 1:
+            of_rows = self._function(phase, on_device, self.varying)
+        calls: list[tuple[Any, Any, Call]] = []
+        for at, rows in enumerate(self.rows):
+            sets = [self._set_of_row[row] for row in rows]
+            present = dict.fromkeys(sets)
+            present.pop(ABSENT, None)
+            if len(present) > 1 and of_rows is not None:
+                call = Call.of(at, sets, present)
+                own = [i for i in sets if i != ABSENT]
+                calls.append((of_rows, of_rows.spread(prepared, own), call))
+                continue
+            for i in present:
+                calls.append((function, prepared[i], Call.of(at, sets, (i,))))
+        return calls
+
+    def _function(
+        self,
+        phase: RecordedPhase,
+        on_device: frozenset[int],
+        varying: frozenset[int],
+    ) -> Any:
+        """Return the function of a phase; None if it cannot take a scalar for each row."""
+        key = phase, on_device, varying
+        if key not in self._functions:
+            self._functions[key] = self.function_of(phase, self.device, *key[1:])
+        return self._functions[key]
 
     def hand_over(
         self, phase: RecordedPhase, results: list[list[Any]], start: int = 0
@@ -210,7 +322,8 @@ class ListBundle(Task):
             return self.terms_of_calls(phase, results)
         # A shortcut: the only call contains all leaves, each once.
         columns: dict[Any, Sequence[Any]] = {}
-        [leaves], [outputs] = self.leaf_names, results
+        [call], [outputs] = self._calls, results
+        leaves = self.names_in(call)
         for key, dtype, values in zip(phase.names, phase.dtypes, outputs, strict=True):
             if phase.operation is None and not phase.is_term(key):
                 continue
@@ -220,7 +333,16 @@ class ListBundle(Task):
             )
         rows = zip(*columns.values(), strict=True)
         payloads = [dict(zip(columns, terms, strict=True)) for terms in rows]
-        return LeafTerms(zip(self._named_leaves, payloads, strict=True))
+        named = call.selected(self._named_leaves)
+        return LeafTerms(zip(named, payloads, strict=True))
+
+    def names_in(self, call: Call) -> list[str]:
+        """Return the names of the leaves of a call."""
+        return call.selected(self._names_by_call[call.at])
+
+    @functools.cached_property
+    def _names_by_call(self) -> list[list[str]]:
+        return [[self.names[row] for row in rows] for rows in self.rows]
 
     def terms_by_leaf(
         self, phase: RecordedPhase, results: list[list[Any]]
@@ -233,7 +355,8 @@ class ListBundle(Task):
     ) -> LeafTerms:
         """Return the terms of each leaf; those of the parts of a leaf are added."""
         terms_of_leaf: dict[str, dict[Any, Tensor]] = {}
-        for leaves, results_of_call in zip(self.leaf_names, results, strict=True):
+        for call, results_of_call in zip(self._calls, results, strict=True):
+            leaves = self.names_in(call)
             outputs = zip(phase.names, phase.dtypes, results_of_call, strict=True)
             for key, dtype, values in outputs:
                 if not phase.is_term(key):
@@ -252,8 +375,8 @@ class ListBundle(Task):
 
     @functools.cached_property
     def _named_leaves(self) -> list[NamedLeaf]:
-        """The leaves of the only call."""
-        return [NamedLeaf(leaf, self.device) for leaf in self.leaf_names[0]]
+        """The leaves of the only call, if it has all rows."""
+        return [NamedLeaf(leaf, self.device) for leaf in self._names_by_call[0]]
 
     def _by_leaf(
         self, values: Any, dtype: torch.dtype, leaves: list[str]

@@ -49,7 +49,7 @@ class LeafKind:
 
 @dataclass(frozen=True)
 class Family(Generic[M]):
-    """Leaves with the same chain, count and kind.
+    """Leaves with chains of the same structure, and of the same kind; their counts and numbers may differ.
 
     Attributes:
         kind: Their common properties.
@@ -134,17 +134,17 @@ def signature_of(
 def in_families(
     leaves: Iterable[tuple[Any, LeafKind, M]], first: Callable[[LeafKind, M], F]
 ) -> list[F]:
-    """Sort leaves, each given with its count and kind, into families.
+    """Sort leaves, each given with the structure of its chain and its kind, into families.
 
     Args:
-        leaves: The leaves; the count may be any key.
+        leaves: The leaves; the structure may be any key.
         first: Returns the family of a first leaf, still without members.
     """
     families: dict[Any, F] = {}
-    for count, kind, member in leaves:
-        if (count, kind) not in families:
-            families[count, kind] = first(kind, member)
-        families[count, kind].members.append(member)
+    for structure, kind, member in leaves:
+        if (structure, kind) not in families:
+            families[structure, kind] = first(kind, member)
+        families[structure, kind].members.append(member)
     return list(families.values())
 
 

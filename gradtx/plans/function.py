@@ -105,6 +105,17 @@ class Signature:
         dtypes += self.scalars.values()
         return dtypes
 
+    def varying(self, has_groups: bool) -> frozenset[int]:
+        """Return the indices of the shared arguments that leaves may have of their own.
+
+        These are the number of the step and the equal slots and, of leaves in several groups, the hyperparameters.
+        """
+        first = 4 if self.scaled else 2
+        stop = first + self.hyperparameters
+        start = stop + len(self.shared)
+        indices = {0, *range(start, start + len(self.equal))}
+        return frozenset(indices.union(range(first, stop) if has_groups else ()))
+
     def key(self) -> tuple[Any, ...]:
         """Return the part of a program's cache key that `LeafKind` does not cover."""
         return (

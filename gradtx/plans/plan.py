@@ -29,7 +29,7 @@ def planned(
     first: Callable[[LeafKind, M], F],
     bundles_of: Callable[[F], Iterable[B]],
 ) -> list[B]:
-    """Return the bundles of leaves, each given with its count and kind.
+    """Return the bundles of leaves, each given with the structure of its chain and its kind.
 
     Args:
         leaves, first: As in `in_families`.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ from gradtx.base.plain import LAYOUT, STRIDED, TYPES, holds_its_values
 from gradtx.execution.execute import FROZEN, Leaf, Operation
 from gradtx.execution.owners import OwnedRegion, has_regions
 from gradtx.optim.engine.family import MemberFamily
-from gradtx.optim.engine.known_kinds import KnownKinds, tensors_of
-from gradtx.optim.engine.overlap import overlapping
+from gradtx.optim.gradients import likely_gradient
+from gradtx.optim.engine.overlap import overlapping, tensors_of
 from gradtx.optim.engine.step_plan import StepPlan, fingerprint_of
 from gradtx.optim.engine.views import (
     OddTensorError,
@@ -28,7 +27,7 @@ from gradtx.optim.engine.views import (
     alias,
     is_positional,
 )
-from gradtx.optim.explain import NO_GRADIENT, Launch
+from gradtx.optim.explain import Launch
 from gradtx.optim.run import DeviceCount, Member
 from gradtx.optim.step import Step
 from gradtx.plans.families import LeafKind, forms_of
@@ -42,7 +41,7 @@ def _form_of_member(member: Member) -> Any:
     Members of one form differ in the memory of their tensors alone.
     """
     step: Any = member.state.get("step")
-    tensors = [*tensors_of(member), member.param.grad]
+    tensors = [*tensors_of(member), likely_gradient(member)]
     if not TYPES.issuperset(map(type, (*tensors, step))):
         return None
     if not STRIDED.issuperset(map(LAYOUT, tensors)):
@@ -66,8 +65,6 @@ def _form_of_tensor(tensor: Tensor) -> tuple[Any, ...]:
     )
 
 
-# More than the gradients of two or three tasks in turn, or of an alternating schedule, have.
-KEPT_PLANS = 4
 logger = logging.getLogger("gradtx")
 READS_SHAPE = "a rule reads the shape of its leaf"
 SUM_OVER_SHARDS = "it is sharded, and a sum over leaves must include all shards"
@@ -99,9 +96,6 @@ class Engine(ABC):
 
     def __init__(self) -> None:
         self.plans: dict[Member | None, StepPlan] = {}
-        # Of whole steps, the last one first: which parameters have gradients may return.
-        self._kept: list[StepPlan] = []
-        self._known = KnownKinds()
         self.failed = False
         self.reasons: dict[str, str] = {}
 
@@ -118,6 +112,11 @@ class Engine(ABC):
 
         None are in bundles where a mode observes operations: it sees those of each leaf. The plan of a `released`
         member, the only one of a step, is kept separately from that of whole steps.
+
+        Args:
+            step: The step.
+            members: Parameters with slots, of which some may have no gradient.
+            released: As above.
         """
         if self.failed or SWITCH.is_on or _torch.is_intercepted():
             return [], members
@@ -125,69 +124,36 @@ class Engine(ABC):
             return [], members
         plan = self.plans.get(released)
         fingerprint = fingerprint_of(step, members, plan)
-        if plan is not None and not plan.matches(fingerprint, members):
+        if plan is not None and not plan.matches(fingerprint, step, members):
             plan = None
-        if plan is None and released is None:
-            plan = self._returning(fingerprint, members)
         if plan is None and not self.runs_on(step.device):
             return [], members
-        known: dict[Member, LeafKind] = {}
         alike: list[list[Member]] = []
         leaves: list[Leaf] = []
         if plan is None:
-            known = self._known_kinds(members, step)
-            alike = self._sorted(
-                [member for member in members if member not in known], step
-            )
+            overlaps = overlapping(members)
+            alike = self._sorted(members, step, overlaps)
             # Raises for invalid steps, as without an engine.
             leaves = step.outlines([first for first, *_ in alike])
         try:
-            if plan is not None and plan.has_moved:
-                self._forget_replaced(step.by_param, plan)
             if plan is None:
                 if released is None:
                     self.reasons = {}
-                known |= self._new_kinds(alike, leaves, step)
-                plan = self._make_plan(fingerprint, members, known, leaves, step)
+                kinds = self._kinds(alike, leaves, step, overlaps)
+                plan = self._make_plan(fingerprint, members, kinds, leaves, step)
                 plan.reasons = self.reasons
-                if released is None:
-                    self._keep(plan, step.by_param)
-            begin(plan, step)
+            self._begin(plan, step)
         except Exception as error:
             # A bug in gradtx: training continues, but the traceback is logged.
             self._give_up(error)
             return [], members
         self.plans[released] = plan
+        plan.members = members
         return plan.tasks, plan.rest
-
-    def _returning(self, fingerprint: Any, members: list[Member]) -> StepPlan | None:
-        """Return the kept plan of an earlier step that had the same input."""
-        for i, plan in enumerate(self._kept):
-            if plan.matches(fingerprint, members):
-                self._kept.insert(0, self._kept.pop(i))
-                plan.members = members
-                self.reasons = plan.reasons
-                return plan
-        return None
-
-    def _keep(self, plan: StepPlan, by_param: Mapping[Tensor, Member]) -> None:
-        """Keep a plan for steps that return to it, and drop those whose tensors have been replaced."""
-        self._forget_replaced(by_param)
-        self._kept = [plan, *self._kept[: KEPT_PLANS - 1]]
-
-    def _forget_replaced(
-        self, by_param: Mapping[Tensor, Member], present: StepPlan | None = None
-    ) -> None:
-        """Drop plans, other than the present one, with tensors or memory that parameters no longer have."""
-        self._kept = [
-            kept for kept in self._kept if kept is present or kept.is_of(by_param)
-        ]
 
     def forget(self) -> None:
         """Drop all plans, which hold parameters and slots."""
         self.plans.clear()
-        self._kept.clear()
-        self._known = KnownKinds()
 
     def _give_up(self, error: BaseException) -> None:
         self.failed = True
@@ -234,31 +200,25 @@ class Engine(ABC):
             return MemberFamily.first(kind, member, leaf, step)
 
         keyed = (
-            ((member.group, member.count), kinds[member], member)
+            (step.structures[member.group], kinds[member], member)
             for member in members
             if member in kinds
         )
         bundles = planned(keyed, first, self.bundled)
         in_bundles = {id(member) for bundle in bundles for member in bundle.members}
         rest = [member for member in members if id(member) not in in_bundles]
-        return StepPlan(fingerprint, members, bundles, rest, self.tasks(bundles))
+        return StepPlan(fingerprint, members, bundles, rest)
 
-    def _known_kinds(self, members: list[Member], step: Step) -> dict[Member, LeafKind]:
-        """Return the kinds that are known, of members that share no memory with new ones."""
-        known = self._known.of(members, step)
-        if len(known) < len(members):
-            # Known members that do not step now may step later.
-            self._known.forget(overlapping({*members, *self._known.members()}))
-        return {member: kind for member, kind in known.items() if member in self._known}
-
-    def _sorted(self, members: list[Member], step: Step) -> list[list[Member]]:
-        """Sort members of which nothing is known, so that one leaf tells the kind of all that are alike."""
+    def _sorted(
+        self, members: list[Member], step: Step, overlaps: set[int]
+    ) -> list[list[Member]]:
+        """Sort members so that one leaf tells the kind of all that are alike."""
         if step.trees:
             return [[member] for member in members]
         of_form: dict[Any, list[Member]] = {}
         for member in members:
             form: Any = member
-            if id(member) not in self._known.overlapping:
+            if id(member) not in overlaps:
                 form = _form_of_member(member) or member
             of_form.setdefault(form, []).append(member)
         alike: list[list[Member]] = []
@@ -271,26 +231,29 @@ class Engine(ABC):
                 alike.append(of_one_form)
         return alike
 
-    def _new_kinds(
-        self, alike: list[list[Member]], leaves: list[Leaf], step: Step
+    def _kinds(
+        self,
+        alike: list[list[Member]],
+        leaves: list[Leaf],
+        step: Step,
+        overlaps: set[int],
     ) -> dict[Member, LeafKind]:
-        """Return the kinds of members that this engine runs, and keep them for the next plan.
+        """Return the kinds of members that this engine runs.
 
         Args:
             alike: The members, sorted.
             leaves: The leaf of the first of each list.
             step: The step.
+            overlaps: The ids of members that share memory.
         """
         kinds: dict[Member, LeafKind] = {}
         for members, leaf in zip(alike, leaves, strict=True):
-            shares_memory = id(leaf.key) in self._known.overlapping
             try:
-                kind = self.leaf_kind(leaf.key, leaf, step, shares_memory)
+                kind = self.leaf_kind(leaf.key, leaf, step, id(leaf.key) in overlaps)
             except RefusedError as refusal:
                 self._refuse(members, str(refusal))
             else:
                 kinds.update(dict.fromkeys(members, kind))
-        self._known.keep(kinds)
         return kinds
 
     def leaf_kind(
@@ -306,8 +269,6 @@ class Engine(ABC):
             raise RefusedError("")
         if shares:
             raise RefusedError("it shares memory with another parameter")
-        if param.grad is None:
-            raise RefusedError(NO_GRADIENT)
         if FROZEN in leaf.operations:
             raise RefusedError("it is frozen")
         flat = _is_flat(leaf)
@@ -324,7 +285,7 @@ class Engine(ABC):
             name for name, tree in step.trees.items() if tree[leaf.name] is not None
         ]
         read = [
-            param.grad,
+            likely_gradient(member),
             *(step.trees[name][leaf.name] for name in by_leaf),
         ]
         return LeafKind(
@@ -362,32 +323,41 @@ class Engine(ABC):
         if not flat:
             raise RefusedError(REDUCES_SHARD)
 
+    def _begin(self, plan: StepPlan, step: Step) -> None:
+        """Pass each bundle its arguments for a step, and note the tasks of the step: bundles without gradients wait."""
+        known: dict[Any, list[Any]] = {}
+        run = step.run if plan.needs_run else None
+        taking_part: list[Any] = []
+        for bundle in plan.bundles:
+            numbers, set_of_row = bundle.sets_of_rows(step.all_have_gradients)
+            if not numbers:
+                continue
+            sets = []
+            for row, of_row in numbers.items():
+                group = bundle.members[row].group
+                key = id(bundle.signature), group, of_row
+                if key not in known:
+                    known[key] = _scalars_of(bundle, row, step)
+                sets.append(known[key])
+            bundle.begin(run, sets, step.on_host, set_of_row)
+            bundle.consumes = step.consumes
+            bundle.are_as_planned = plan.gradients_are_as_planned
+            if bundle.signature.has_owners:
+                bundle.set_leaves(step.leaves_of(bundle.stepping))
+            taking_part.append(bundle)
+        plan.tasks = self.tasks(taking_part)
+        plan.absent = {x.name for x in plan.rest if x.param.grad is None}
+
     def _refuse(self, members: list[Member], reason: str) -> None:
         """Leave leaves to the next engine; an empty reason is none that users would care about."""
         if reason:
             self.reasons.update({member.name: reason for member in members})
 
 
-def begin(plan: StepPlan, step: Step) -> None:
-    """Pass each bundle its arguments for a step; bundles with the same scalars get the same list."""
-    scalars: dict[Any, list[Any]] = {}
-    run = step.run if plan.needs_run else None
-    for bundle in plan.bundles:
-        member = bundle.members[0]
-        # Bundles whose equal slots had the same values when the plan was made may have other values by now.
-        shared = bundle if bundle.signature.equal else bundle.signature
-        key = member.group, member.count, id(shared)
-        if key not in scalars:
-            scalars[key] = _scalars_of(member, bundle.signature, step)
-        bundle.begin(run, scalars[key], step.on_host)
-        bundle.consumes = step.consumes
-        bundle.are_as_planned = plan.gradients_are_as_planned
-        if bundle.signature.has_owners:
-            bundle.set_leaves(step.leaves_of(bundle.members))
-
-
-def _scalars_of(member: Member, signature: Signature, step: Step) -> list[Any]:
-    """Return the scalars that the leaves of a bundle share, in the order of `Signature`."""
+def _scalars_of(bundle: Any, row: int, step: Step) -> list[Any]:
+    """Return the scalars of a row of a bundle, in the order of `Signature`."""
+    signature: Signature = bundle.signature
+    member: Member = bundle.members[row]
     count = member.count
     scalars = [
         count.made + 1 if isinstance(count, DeviceCount) else count + 1,

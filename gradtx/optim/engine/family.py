@@ -14,6 +14,7 @@ from gradtx.base.errors import StateKey
 from gradtx.compiler.terms import constants_in
 from gradtx.execution.execute import Leaf
 from gradtx.optim.device_counts import scaling_from
+from gradtx.optim.gradients import likely_gradient
 from gradtx.optim.engine.views import cut
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
@@ -25,7 +26,7 @@ from gradtx.state.layout import by_state_key
 
 @dataclass(frozen=True, kw_only=True)
 class MemberFamily(Family[Member]):
-    """Parameters with the same group, count and kind in a step.
+    """Parameters with the same structure and kind in a step.
 
     Attributes:
         step: The step.
@@ -66,7 +67,7 @@ class MemberFamily(Family[Member]):
         tensors = [
             member.param,
             *(member.state[key] for key in self.signature.slots_by_leaf),
-            member.param.grad,
+            likely_gradient(member),
         ]
         trees = self.step.trees
         tensors.extend(trees[name][member.name] for name in self.signature.by_leaf)

@@ -29,7 +29,7 @@ class JointBundles(Task):
         self.operations = first.operations
         self.run = None
         self.bundles = bundles
-        self.members = [member for bundle in bundles for member in bundle.members]
+        self.stepping = [member for bundle in bundles for member in bundle.stepping]
 
     def start(self, operation: Any) -> Steps | None:
         running: list[tuple[Any, RecordedPhase, Any, Tensor]] = []
@@ -37,9 +37,11 @@ class JointBundles(Task):
         self.run = self.bundles[0].run
         for bundle in self.bundles:
             bundle.at = self.at
-            phase, kernels = bundle.operations[self.at], bundle.kernels[self.at]
-            inputs = bundle.inputs(phase, kernels)
-            calls, by_leaf = kernels.calls(inputs.scalars, inputs.table, inputs.layout)
+            phase = bundle.operations[self.at]
+            inputs = bundle.inputs(phase)
+            calls, by_leaf = inputs.kernels.calls(
+                inputs.scalars, inputs.table, inputs.layout, inputs.rows
+            )
             running.append((bundle, phase, inputs, by_leaf))
             sequences.append(calls)
         with torch.accelerator.device_index(self.device.index):

@@ -29,15 +29,15 @@ from gradtx.compiler.kernels import (
     language_of,
     shape_of,
 )
-from gradtx.compiler.tables import ChunkLayout, Table
+from gradtx.compiler.tables import ChunkLayout, Rows, Table
 from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.compiler.write_kernels import Moved
 from gradtx.execution.execute import Leaf, LeafTerms
 from gradtx.optim.engine.base import Engine
 from gradtx.optim.engine.family import MemberFamily
+from gradtx.optim.gradients import GRAD
 from gradtx.optim.engine.joint import tasks_of
 from gradtx.optim.engine.lists import Chunk, ListEngine, MemberBundle
-from gradtx.optim.engine.step_plan import GRADIENT
 from gradtx.optim.engine.views import (
     RefusedError,
     are_in_order,
@@ -49,7 +49,8 @@ from gradtx.optim.engine.views import (
 from gradtx.optim.explain import Launch
 from gradtx.optim.run import Member
 from gradtx.optim.step import Step
-from gradtx.plans.bundle import NamedLeaf, scalars_for
+from gradtx.plans.bundle import ABSENT, Call, NamedLeaf, scalars_for
+from gradtx.plans.function import Signature
 from gradtx.plans.kernel_function import list_by_leaf
 from gradtx.plans.phases import RecordedPhase
 
@@ -61,12 +62,15 @@ class Inputs(NamedTuple):
     """What the kernels of a phase run with; see `PhaseKernels.run`.
 
     Attributes:
+        kernels: The kernels: those of all rows with the same scalars, or those by row.
         copies: The copies of gradients that they read, if there are some.
     """
 
+    kernels: PhaseKernels
     scalars: Sequence[Any]
     table: Table
     layout: ChunkLayout
+    rows: Rows | None
     copies: list[Tensor]
 
 
@@ -75,6 +79,7 @@ class KernelBundle(MemberBundle):
 
     def __init__(self, members: list[Member], *arguments: Any):
         super().__init__(members, *arguments)
+        self.rows = [list(range(len(members)))]
         self._table: Table | None = None
         self._may_be_captured = self.device.type not in NEVER_CAPTURED
         self._params = [member.param for member in members]
@@ -82,7 +87,7 @@ class KernelBundle(MemberBundle):
         self._columns: list[list[Any]] = [self._params]
         for key in self.signature.slots_by_leaf:
             self._columns.append([member.state[key] for member in members])
-        self.leaf_names = [[member.name for member in members]]
+        self._rows_of_step: Rows | None = None
         # The sizes of the groups of axes of each leaf, and the chunks and values of these, by phase.
         self._sizes: list[list[list[int]]] = []
         self._layouts: dict[int, ChunkLayout] = {}
@@ -97,7 +102,9 @@ class KernelBundle(MemberBundle):
         self._needs_order = self.signature.ordered and not are_in_order(self._columns)
         self._copies: list[list[Tensor]] = []
 
-    def _divided(self, splits: bool) -> list[Chunk]:
+    def _divided(
+        self, members: list[Member], signature: Signature, splits: bool
+    ) -> list[Chunk]:
         """Return none: kernels take addresses, and all leaves at once."""
         return []
 
@@ -170,14 +177,25 @@ class KernelBundle(MemberBundle):
 
     @functools.cached_property
     def kernels(self) -> list[PhaseKernels]:
-        """The kernels of each phase.
+        """The kernels of each phase, for rows with the same scalars.
 
         Raises:
             UnsuitableProgramError: If there are none.
         """
+        return self._kernels(by_row=False)
+
+    @functools.cached_property
+    def kernels_by_row(self) -> list[PhaseKernels]:
+        """The kernels of each phase, for rows of which each has scalars of its own, or is absent."""
+        kernels = self._kernels(by_row=True)
+        PhaseKernels.compile_all(kernels)
+        return kernels
+
+    def _kernels(self, by_row: bool) -> list[PhaseKernels]:
         kernels = []
         shared = len(self.operations[0].common)
         for phase, form in zip(self.operations, self._forms, strict=True):
+            form = form._replace(by_row=by_row)
             if phase is not self.operations[0]:
                 form = form._replace(shared=shared)
             # The first argument is the parameter.
@@ -185,36 +203,51 @@ class KernelBundle(MemberBundle):
         return kernels
 
     def process(self, phase: RecordedPhase) -> Any:
-        kernels = self.kernels[self.at]
-        inputs = self.inputs(phase, kernels)
-        by_leaf = kernels.run(inputs.scalars, inputs.table, inputs.layout)
+        inputs = self.inputs(phase)
+        by_leaf = inputs.kernels.run(
+            inputs.scalars, inputs.table, inputs.layout, inputs.rows
+        )
         return self.processed(phase, inputs, by_leaf)
 
-    def inputs(self, phase: RecordedPhase, kernels: PhaseKernels) -> Inputs:
+    def inputs(self, phase: RecordedPhase) -> Inputs:
         """Return what the kernels of a phase run with."""
-        scalars, on_device = scalars_for(
-            self._scalars, phase.common, self.device, self._on_host
-        )
-        scalars = kernels.scalars.given(on_device).function(scalars)
+        kernels = self.kernels[self.at]
+        if self._set_of_row is not None:
+            kernels = self.kernels_by_row[self.at]
+        sets = []
+        for scalars in self._sets:
+            pair = scalars_for(scalars, phase.common, self.device, self._on_host)
+            sets.append(kernels.scalars.given(pair[1]).function(pair[0]))
         table, copies = self._located()
-        return Inputs(scalars, table, self._layout(kernels), copies)
+        layout = self._layout(kernels)
+        if self._set_of_row is None:
+            return Inputs(kernels, sets[0], table, layout, None, copies)
+        if self._rows_of_step is None:
+            self._rows_of_step = Rows(self.device)
+        rows = self._rows_of_step
+        rows.update(self._set_of_row)
+        return Inputs(kernels, sets, table, layout, rows, copies)
 
     def processed(self, phase: RecordedPhase, inputs: Inputs, by_leaf: Tensor) -> Any:
         """Return the terms of a phase whose kernels have run, given their results by leaf."""
         if self._may_be_captured and is_captured(self.device):
-            CAPTURED.append((inputs.table, inputs.layout))
-            self._table = None  # later steps do not change this one
+            CAPTURED.append((inputs.table, inputs.layout, inputs.rows))
+            self._table = self._rows_of_step = None  # later steps do not change these
         if self._copies:
             if phase.operation is None:
                 put_back(self._columns, self._copies)
             self._copies = []
-        if not phase.names:
-            increment_version(self._params)
-            return self.end(phase, [])
-        results = self.kernels[self.at].results(inputs.scalars, by_leaf)
+        self._calls = [Call(0)]
+        if self._set_of_row is not None:
+            self._calls = [Call.of(0, self._set_of_row, range(len(self._sets)))]
+        results: list[Any] = []
+        if phase.names:
+            results = inputs.kernels.results(inputs.scalars, by_leaf, inputs.rows)
         if phase.operation is not None:
             return self._totals(phase, results)
-        increment_version(self._params)
+        increment_version([member.param for member in self.stepping])
+        if not phase.names:
+            return self.end(phase, [])
         pairs = zip(results, phase.dtypes, strict=True)
         return self.end(phase, [[list_by_leaf(*pair) for pair in pairs]])
 
@@ -229,7 +262,10 @@ class KernelBundle(MemberBundle):
     def _located(self) -> tuple[Table, list[Tensor]]:
         """Return where the arguments are, and copies that were made of some."""
         copies: list[Tensor] = []
-        gradients = list(map(GRADIENT, self._params))
+        gradients = list(map(GRAD, self._params))
+        if self._set_of_row is not None:  # kernels read nothing of absent rows
+            pairs = zip(gradients, self._params, strict=True)
+            gradients = [param if x is None else x for x, param in pairs]
         if self._needs_order:
             self._copies = [list(map(in_order, column)) for column in self._columns]
             self.locate()
@@ -291,7 +327,7 @@ class KernelBundle(MemberBundle):
                 again = sum(read[i] for i in known & read.keys())
                 known |= read.keys()
                 sizes = sum(read.values()), written, again
-                phases[-1].append(Launch(kernel.name, len(self.members), *sizes))
+                phases[-1].append(Launch(kernel.name, len(self.stepping), *sizes))
         return phases
 
     def _bytes(self, at: int, moved: Moved) -> int:
@@ -300,6 +336,9 @@ class KernelBundle(MemberBundle):
         if not extent:
             return 0
         sizes = self._sizes[at]
+        if self._set_of_row is not None:
+            are_present = [index != ABSENT for index in self._set_of_row]
+            sizes = itertools.compress(sizes, are_present)
         return itemsize * sum(math.prod(x[i] for i in extent) for x in sizes)
 
     # Results.
@@ -314,7 +353,7 @@ class KernelBundle(MemberBundle):
             if isinstance(value, Tensor) and value.ndim:
                 totals[name] = value.sum().to(dtype)
             else:
-                totals[name] = self.as_tensor(value, dtype) * len(self.members)
+                totals[name] = self.as_tensor(value, dtype) * len(self.stepping)
         return LeafTerms([(NamedLeaf(self.name, self.device), totals)])
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,13 +26,13 @@ from gradtx.optim.engine.base import (
     Engine,
     slots_are_shaped_as,
 )
+from gradtx.optim.gradients import GRAD
 from gradtx.optim.engine.family import (
     MemberFamily,
     first_entries,
     operations_of,
     whole_arguments,
 )
-from gradtx.optim.engine.step_plan import GRADIENT
 from gradtx.optim.engine.views import (
     RefusedError,
     alias,
@@ -47,8 +47,10 @@ from gradtx.optim.engine.views import (
     put_back,
     view_or_copy,
 )
-from gradtx.optim.run import Member
+from gradtx.optim.run import COUNT, GRADIENT, Member
 from gradtx.plans.bundle import (
+    ABSENT,
+    Call,
     FormOf,
     ListBundle,
     differ_by_leaf,
@@ -63,7 +65,7 @@ from gradtx.plans.planner import ListPrograms
 
 
 class MemberBundle(ListBundle):
-    """Parameters with the same group, count and program, updated in place.
+    """Parameters with the same program, updated in place.
 
     Args:
         members: The parameters.
@@ -72,6 +74,7 @@ class MemberBundle(ListBundle):
         splits: Whether large leaves may be updated in parts.
 
     Attributes:
+        stepping: The parameters that have a gradient in the present step.
         consumes: Whether to free gradients after use.
         are_as_planned: Whether the gradients are like those of the plan.
     """
@@ -86,13 +89,18 @@ class MemberBundle(ListBundle):
         phases: list[RecordedPhase],
         splits: bool,
     ):
-        super().__init__(members[0].name, local(members[0].param).device)
+        self._chunks = self._divided(members, signature, splits)
+        device = local(members[0].param).device
+        rows = [chunk.rows for chunk in self._chunks]
+        names = [member.name for member in members]
+        super().__init__(members[0].name, device, rows, names)
         self.operations = phases
-        self.members = members
+        self.members = self.stepping = members
         self.signature = signature
+        groups = [member.group for member in members]
+        self._groups = groups if len(set(groups)) > 1 else []
+        self.varying = signature.varying(bool(self._groups))
         self._leaves: dict[str, Leaf] = {}
-        self._chunks = self._divided(splits)
-        self.leaf_names = [chunk.names for chunk in self._chunks]
         # The mesh and placements of terms of sums, by leaf name.
         self._placed_sums: dict[str, tuple[Any, Any]] = {}
         if signature.sharded:
@@ -105,19 +113,56 @@ class MemberBundle(ListBundle):
             key: [member.state[key] for member in members] for key in signature.equal
         }
 
-    def _divided(self, splits: bool) -> list[Chunk]:
+    def _divided(
+        self, members: list[Member], signature: Signature, splits: bool
+    ) -> list[Chunk]:
         """Return the lists of each call."""
-        return _chunks_of(self.members, splits, self.signature)
+        return _chunks_of(members, splits, signature)
 
     def needs_run(self) -> bool:
         signature = self.signature
         return bool(signature.shared or signature.by_leaf) or super().needs_run()
 
-    def slots_are_still_equal(self) -> bool:
-        """Whether the values of all equal slots are still equal."""
-        return all(
-            len(set(map(Tensor.item, slots))) == 1 for slots in self._equal.values()
-        )
+    def sets_of_rows(
+        self, have_gradients: bool
+    ) -> tuple[dict[int, Any], list[int] | None]:
+        """Return what the scalars of a step depend on, by the first row of each set, and the set of each row.
+
+        The latter is as for `begin`. Without any gradient, there are no sets.
+
+        Args:
+            have_gradients: Whether all parameters have gradients.
+        """
+        numbers = self._numbers()
+        if have_gradients and numbers.count(numbers[0]) == len(numbers):
+            self.stepping = self.members
+            return {0: numbers[0]}, None
+        gradients = map(GRADIENT, self.members)
+        sets: dict[Any, int] = {}
+        set_of_row: list[int] = []
+        first: dict[int, Any] = {}
+        for row, (of_row, gradient) in enumerate(zip(numbers, gradients, strict=True)):
+            if gradient is None:
+                set_of_row.append(ABSENT)
+                continue
+            if of_row not in sets:
+                sets[of_row] = len(sets)
+                first[row] = of_row
+            set_of_row.append(sets[of_row])
+        are_present = [index != ABSENT for index in set_of_row]
+        self.stepping = list(itertools.compress(self.members, are_present))
+        return first, set_of_row
+
+    def _numbers(self) -> list[Any]:
+        """Return what the scalars of each row depend on: its count, and where they may differ, group and equal slots."""
+        columns: list[Any] = [map(COUNT, self.members)]
+        if self._groups:
+            columns.append(self._groups)
+        # Now: a bundle writes them at its end.
+        columns += [map(Tensor.item, slots) for slots in self._equal.values()]
+        if len(columns) == 1:
+            return list(columns[0])
+        return list(zip(*columns, strict=True))
 
     def locate(self) -> None:
         """Find parameters and slots whose memory has been replaced."""
@@ -130,22 +175,27 @@ class MemberBundle(ListBundle):
             leaf.inputs = (None, leaf.key.param)  # the program receives the rest
         self._leaves = {leaf.name: leaf for leaf in leaves}
 
-    def columns(self) -> Iterator[list[list[Tensor]]]:
-        if self.consumes or self._results:
-            return self._columns_of_features()
-        by_leaf, run = self.signature.by_leaf, self.run
-        return map(operator.methodcaller("columns", by_leaf, run), self._chunks)
+    def columns(self, call: Call) -> list[list[Tensor]]:
+        chunk = self._chunks[call.at]
+        columns = chunk.columns(call, self.signature.by_leaf, self.run)
+        for results in self._results:
+            columns.append([local(results[name]) for name in self.names_in(call)])
+        return columns
 
-    def _columns_of_features(self) -> Iterator[list[list[Tensor]]]:
-        """Add results that all leaves wait for to the arguments, and free gradients after use."""
-        in_last_phase = self.at == len(self.operations) - 1
-        for chunk in self._chunks:
-            columns = chunk.columns(self.signature.by_leaf, self.run)
-            for results in self._results:
-                columns.append([local(results[name]) for name in chunk.names])
-            yield columns
-            if self.consumes and in_last_phase:
-                chunk.free_gradients()
+    def process(self, phase: RecordedPhase) -> Any:
+        if self.consumes and self.at == len(self.operations) - 1:
+            return self._consumed(phase)
+        return super().process(phase)
+
+    def _consumed(self, phase: RecordedPhase) -> Any:
+        """Run the last phase, and free gradients as soon as they have been used."""
+        results: list[list[Any]] = []
+        self._calls = []
+        for function, prepared, call in self._calls_of(phase):
+            self._calls.append(call)
+            results.append(function.run(prepared, self.columns(call)))
+            self._chunks[call.at].free_gradients(call)
+        return self.end(phase, results)
 
     def terms_by_leaf(
         self, phase: RecordedPhase, results: list[list[Any]]
@@ -156,18 +206,40 @@ class MemberBundle(ListBundle):
                 for leaf, sums in self.terms_of_calls(phase, results)
             )
         terms = LeafTerms()
-        for chunk, columns in zip(self._chunks, results, strict=True):
-            for name, *tensors in zip(chunk.names, *columns, strict=True):
+        for call, columns in zip(self._calls, results, strict=True):
+            for name, *tensors in zip(self.names_in(call), *columns, strict=True):
                 payload = dict(zip(phase.names, tensors, strict=True))
                 terms.append((self._leaves[name], payload))
         return terms
 
+    def hand_over(
+        self, phase: RecordedPhase, results: list[list[Any]], start: int = 0
+    ) -> None:
+        for i, name in enumerate(phase.names):
+            if isinstance(name, EqualSlot):
+                self._write_equal(name, [of_call[i] for of_call in results])
+        super().hand_over(phase, results, start)
+
     def share(self, name: Any, value: Tensor) -> None:
-        if isinstance(name, EqualSlot):
-            slots = self._equal[name.key]
-            copy_each_(slots, [value] * len(slots))
-        else:
+        if not isinstance(name, EqualSlot):
             super().share(name, value)
+
+    def _write_equal(self, name: EqualSlot, values: list[Any]) -> None:
+        """Write the new values of a slot that is equal in all rows of a call, or in those of one set, once for a row."""
+        slots = self._equal[name.key]
+        new: dict[int, Any] = {}
+        for call, value in zip(self._calls, values, strict=True):
+            rows = call.selected(self.rows[call.at])
+            by_row = differ_by_leaf(value)
+            new.update(zip(rows, value if by_row else [value] * len(rows), strict=True))
+        dtype = slots[0].dtype
+        tensors = {
+            id(value): self.as_tensor(value, dtype) for value in new.values()
+        }
+        copy_each_(
+            [slots[row] for row in new],
+            [tensors[id(value)] for value in new.values()],
+        )
 
     def _by_leaf(
         self, values: Any, dtype: torch.dtype, leaves: list[str]
@@ -185,7 +257,7 @@ class MemberBundle(ListBundle):
             self._add_results(total)
             return
         for key in phase.names:
-            totals = {leaf: total[leaf][key.name] for leaf in self._placed_sums}
+            totals = {x.name: total[x.name][key.name] for x in self.stepping}
             self._results.append(totals)
 
     def _add_results(self, results: dict[str, Any]) -> None:
@@ -204,8 +276,8 @@ class MemberBundle(ListBundle):
             self.hand_over(phase, results)
         self._results = []
         self._leaves = {}
-        self.run, self._scalars = None, []
-        for member in self.members if self.consumes else ():
+        self.run, self._sets, self._calls = None, [], []
+        for member in self.stepping if self.consumes else ():
             member.param.grad = None
 
 
@@ -216,33 +288,31 @@ Piece = tuple[Member, slice | None]
 
 
 class Chunk:
-    """The lists of tensors that one call processes.
+    """The lists of tensors that one call processes, if all of its rows have a gradient.
 
     Args:
         pieces: The leaves or parts of leaves.
+        rows: The row of each in its bundle.
         signature: The arguments of the program.
-
-    Attributes:
-        names: The name of each leaf.
     """
 
-    def __init__(self, pieces: list[Piece], signature: Signature):
+    def __init__(self, pieces: list[Piece], rows: list[int], signature: Signature):
         self._pieces = pieces
+        self.rows = rows
         self._whole = all(
             window is None and not member.param.is_complex()
             for member, window in pieces
         )
         self._params = [member.param for member, _ in pieces]
-        self.names = [member.name for member, _ in pieces]
         # The tensors that programs write: parameters, and the slots of each key.
         self._written = [self._params]
         for key in signature.slots_by_leaf:
             self._written.append([member.state[key] for member, _ in pieces])
         self._columns: list[list[Tensor]] = [[] for _ in self._written]
         self.locate()
-        # Whether programs run on copies, since some are transposed, ...
+        # Whether programs run on copies, since some are transposed, ...; and what they are copies of.
         self._needs_order = signature.ordered and not are_in_order(self._columns)
-        self._copies: list[list[Tensor]] = []
+        self._copies: list[tuple[list[Tensor], list[Tensor]]] = []
         self._first_entries = (
             [_first_entry(*piece) for piece in pieces] if signature.positional else None
         )
@@ -269,35 +339,42 @@ class Chunk:
             return plain(tensor)
         return cut(alias(tensor, member.param, True), window, entries_of(member.param))
 
-    def columns(self, by_leaf: Sequence[str], run: Any) -> list[list[Tensor]]:
-        """Return the arguments of all leaves, with the current gradients and extras."""
-        gradients = list(map(GRADIENT, self._params))
+    def columns(
+        self, call: Call, by_leaf: Sequence[str], run: Any
+    ) -> list[list[Tensor]]:
+        """Return the arguments of the rows of a call, with the current gradients and extras."""
+        columns = self._columns
+        if call.selectors is not None:
+            columns = list(map(call.selected, columns))
+        gradients = list(map(GRAD, call.selected(self._params)))
         are_plain = self._whole and TYPES.issuperset(map(type, gradients))
         if self._needs_order:
-            self._copies = [list(map(in_order, column)) for column in self._columns]
+            copies = [list(map(in_order, column)) for column in columns]
+            self._copies += zip(columns, copies, strict=True)
+            columns = copies
+        pieces = self._pieces
+        if by_leaf or self._needs_order or not are_plain:
+            pieces = call.selected(pieces)
         if self._needs_order or not are_plain:
-            gradients = list(map(self._read, gradients, self._pieces))
-        columns = [*(self._copies or self._columns), gradients]
+            gradients = list(map(self._read, gradients, pieces))
+        columns = [*columns, gradients]
         for name in by_leaf:
-            columns.append(
-                [
-                    self._read(run.leaf_extras[name][member.name], (member, window))
-                    for member, window in self._pieces
-                ]
-            )
+            tree = run.leaf_extras[name]
+            column = [tree[member.name] for member, _ in pieces]
+            columns.append(list(map(self._read, column, pieces)))
         if self._first_entries is not None:
-            columns.append(self._first_entries)
+            columns.append(call.selected(self._first_entries))
         return columns
 
     def put_back(self) -> None:
-        """Write into parameters and slots what the last call has written into copies."""
+        """Write into parameters and slots what the last calls have written into copies."""
         if self._copies:
-            put_back(self._columns, self._copies)
+            put_back(*zip(*self._copies, strict=True))
             self._copies = []
 
-    def free_gradients(self) -> None:
-        """Free the gradients of parameters that no later chunk contains a part of."""
-        for member, window in self._pieces:
+    def free_gradients(self, call: Call) -> None:
+        """Free the gradients of parameters of a call that no later chunk contains a part of."""
+        for member, window in call.selected(self._pieces):
             if window is None or window.stop == entries_of(member.param):
                 member.param.grad = None
 
@@ -323,11 +400,12 @@ def _chunks_of(
     has_codes = bool(signature.layout.codes)
     limit = entries_of_a_call(local(members[0].param).device, has_codes)
     pieces: list[Piece] = []
+    rows: list[int] = []
     sizes: list[int] = []
     keys = signature.slots_by_leaf
     # The entries of a leaf, of its largest slot, and of its parts, by the kinds of its tensors.
     of_kinds: dict[int, tuple[int, int, int | None]] = {}
-    for member in members:
+    for row, member in enumerate(members):
         known = of_kinds.get(id(member.kinds))
         if known is None:
             size = entries_of(member.param)
@@ -338,12 +416,16 @@ def _chunks_of(
         if part is None:
             is_vector = splits and has_codes
             pieces.append((member, slice(0, size) if is_vector else None))
+            rows.append(row)
             sizes.append(largest)
             continue
         for start in range(0, size, part):
             pieces.append((member, slice(start, min(start + part, size))))
+            rows.append(row)
             sizes.append(limit + 1)  # a chunk of its own
-    return [Chunk(pieces[chunk], signature) for chunk in chunks(sizes, limit)]
+    return [
+        Chunk(pieces[chunk], rows[chunk], signature) for chunk in chunks(sizes, limit)
+    ]
 
 
 _SHARED = ProgramsOfChains()
@@ -378,16 +460,9 @@ class ListEngine(Engine):
         has_owners = has_regions(family.operations)
         family = family.signed(has_owners=has_owners, ordered=not family.kind.flat)
         equal = self._equal_slots(family) if self.shares_slots else ()
-        members_of_values: dict[Any, list[Member]] = {}
-        for member in family.members:
-            values = tuple(member.state[key].item() for key in equal)
-            members_of_values.setdefault(values, []).append(member)
-        bundles = []
-        for members in members_of_values.values():
-            dtypes = {key: members[0].state[key].dtype for key in equal}
-            of_values = family.some(members).signed(equal=dtypes)
-            bundles.extend(self._bundles_of_signature(of_values))
-        return bundles
+        first = family.members[0]
+        dtypes = {key: first.state[key].dtype for key in equal}
+        return self._bundles_of_signature(family.signed(equal=dtypes))
 
     def _equal_slots(self, family: MemberFamily) -> tuple[str, ...]:
         """Return the keys of 0-d slots that remain equal across the leaves of a program once they are equal.

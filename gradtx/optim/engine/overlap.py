@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from gradtx.base.dtensor import local
-from gradtx.optim.engine.known_kinds import tensors_of
 from gradtx.optim.run import Member
 
 
@@ -34,12 +33,17 @@ def overlapping(members: Iterable[Member]) -> set[int]:
     return shared
 
 
+def tensors_of(member: Member) -> list[Any]:
+    """Return a parameter and its slots, which programs write; a user may have put something else there, or nothing."""
+    return [member.param, *map(member.state.get, member.layout.slot_keys)]
+
+
 def _spans(members: Iterable[Member]) -> list[Span]:
     spans = []
     of_form: dict[Any, tuple[str, int] | None] = {}
     for member in members:
         for tensor in tensors_of(member):
-            if not isinstance(tensor, Tensor):  # of a known member that does not step
+            if not isinstance(tensor, Tensor):
                 continue
             tensor = local(tensor)
             form = tensor.device, tensor.dtype, tensor.shape, tensor.stride()
