@@ -61,6 +61,7 @@ class KernelFunction:
         gradients = columns[-1]
         if is_captured(tensors[0].device) or not all(map(is_usual, tensors)):
             lists = list_function_of(*self._of_lists)
+            assert lists is not None  # no scalar varies
             return lists.run(lists.prepare(scalars), columns)
         # New slots, the last results, are like the columns before the gradients.
         like = [gradients, *columns[-self._columns : -1]]
@@ -103,9 +104,17 @@ class KernelFunction:
 
 
 def kernel_function_of(
-    phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
+    phase: RecordedPhase,
+    device: torch.device,
+    on_device: frozenset[int],
+    varying: frozenset[int] = frozenset(),
 ) -> Any:
-    """Return the function of a phase as kernels if there are any, else as operations on lists."""
+    """Return the function of a phase as kernels if there are any, else as operations on lists.
+
+    If scalars vary by row, there is none: each set of scalars is a call of its own.
+    """
+    if varying:
+        return None
     language = language_of(device)
     if language is not None and not language.missing():
         with contextlib.suppress(UnsuitableProgramError, cpp.CompilerError):
