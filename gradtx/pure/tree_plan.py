@@ -81,7 +81,7 @@ def update(call: UpdateCall) -> Any:
         programs = programs_by_key.setdefault(key, [])
     except TypeError:  # an option that cannot be hashed
         return None
-    tensors = trees.present()
+    tensors = trees.present() if trees.absent else trees.tensors
     if programs is None or records_gradients(tensors, hyperparameters.tensors):
         return None
     # First: torch's comparison ends the process if it meets a sparse tensor.
@@ -100,7 +100,7 @@ def update(call: UpdateCall) -> Any:
         values = program.resolved(values, trees.tensors)
         if records_gradients((), values):  # a schedule depends on a learned tensor
             return None
-    if not program.accepts(trees.absent):
+    if trees.absent != program.never and not program.accepts(trees.absent):
         if is_new:
             keep(program, key, programs_by_key)
         return None
@@ -152,7 +152,8 @@ def _first_result(
 def _program_for(trees: Trees, programs: list[TreePlan]) -> TreePlan | None:
     """Return the program for the trees of a call; None if there is none."""
     for program in programs:
-        if program.have_same_layout(*program.completed(trees)):
+        tensors = program.completed(trees) if trees.absent else trees.tensors
+        if program.have_same_layout(*tensors):
             return program
     return next((program for program in programs if program.fits(trees)), None)
 
@@ -269,15 +270,8 @@ class Ticks(NamedTuple):
         differ = run.has_lag(leaves)
         return cls(state["step"], own, {} if counts else first, trained, differ)
 
-    def counted(self, absent: Set[int]) -> list[int]:
-        """Return the indices of the counts that a call advances."""
-        own = [count for count, update in self.own if update not in absent]
-        return [self.step, *own]
-
-    def first_counts(self, absent: Set[int], step: Tensor) -> dict[str, Tensor] | None:
-        """Return the first own counts of leaves, given the common one before the call; None if none differs yet."""
-        if not self.first or not (self.differ or self.trained & absent):
-            return None
+    def first_counts(self, absent: Set[int], step: Tensor) -> dict[str, Tensor]:
+        """Return the first own counts of leaves, given the common one before the call."""
         return {
             name: step + int(update is not None and update not in absent)
             for name, update in self.first.items()
@@ -297,6 +291,7 @@ class TreePlan(Plan["TreeBundle"]):
         function_of: As in `ListBundle`.
 
     Attributes:
+        never: The indices of updates that are always absent.
         seen: What updates were in calls, by their indices.
 
     Raises:
@@ -355,7 +350,7 @@ class TreePlan(Plan["TreeBundle"]):
 
     def _note_layouts(self, trees: Trees) -> None:
         """Note the layouts of tensors."""
-        self._never = trees.absent
+        self.never = trees.absent
         nothing = torch.empty(0)
         tensors = [nothing if x is None else x for x in trees.tensors]
         self.have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
@@ -509,16 +504,14 @@ class TreePlan(Plan["TreeBundle"]):
 
     def accepts(self, absent: Set[int]) -> bool:
         """Whether programs compute the update of a call that lacks these updates."""
-        if absent == self._never:
+        if absent == self.never:
             return True
-        if self._takes_none or not self._never <= absent:
+        if self._takes_none or not self.never <= absent:
             return False
         return not self._ticks.trained <= absent  # or else it is no update
 
     def _real(self, tensors: list[Any]) -> list[Any]:
         """Return the tensors as rules see them, with real views of complex ones."""
-        if not self._complex:
-            return tensors
         return [None if tensor is None else as_real(tensor) for tensor in tensors]
 
     def __call__(
@@ -534,10 +527,13 @@ class TreePlan(Plan["TreeBundle"]):
         Raises:
             UnsuitableError: If autograd has recorded the update of a leaf without a program.
         """
-        old, tensors = trees.tensors, self._real(trees.tensors)
+        tensors = self._real(trees.tensors) if self._complex else trees.tensors
         results: list[Any] = [None] * len(tensors)
-        for i in self._ticks.counted(trees.absent):
-            results[i] = tensors[i] + 1
+        step = self._ticks.step
+        results[step] = tensors[step] + 1
+        for i, update in self._ticks.own:
+            if update not in trees.absent:
+                results[i] = tensors[i] + 1
         bundles: list[TreeBundle] = []
         sets_of_bundles: list[Any] = []
         for bundle in self.bundles:
@@ -545,12 +541,13 @@ class TreePlan(Plan["TreeBundle"]):
             if sets[0]:
                 bundles.append(bundle.of_call(tensors, results))
                 sets_of_bundles.append(sets)
-        run, leaves = self._begun(call, trees.absent, bundles)
-        step = self._ticks.step
+        run, leaves = Run(), {}
+        if self._has_tree_run or len(bundles) < len(self.bundles):
+            run, leaves = self._begun(call, trees.absent, bundles)
         # A tensor that a rule may return must not be a result already.
         after = results[step] if on_host else tensors[step] + 1
         for bundle, (counts, set_of_row) in zip(bundles, sets_of_bundles, strict=True):
-            shared = [tensors[i] for i in bundle.shared]
+            shared = list(map(tensors.__getitem__, bundle.shared))
             sets = []
             for count in counts:
                 now = after if count is None else count + 1
@@ -565,7 +562,7 @@ class TreePlan(Plan["TreeBundle"]):
         except Exception as error:
             note_program(error, functools.partial(_pure.update, call))
             raise
-        if any(leaf.update.requires_grad for leaf in leaves.values()):
+        if leaves and any(leaf.update.requires_grad for leaf in leaves.values()):
             raise UnsuitableError  # a rule has a learned tensor of its own
         for path, values in run.new_shared.items():
             for name, value in values.items():
@@ -580,10 +577,7 @@ class TreePlan(Plan["TreeBundle"]):
         self, call: UpdateCall, absent: Set[int], bundles: list[TreeBundle]
     ) -> tuple[Run, dict[str, Leaf]]:
         """Return the run of a call, and its leaves without a program, given the bundles that have some leaf."""
-        needs_tree_run = self._has_tree_run
-        if len(bundles) < len(self.bundles):
-            needs_tree_run = self._needs_tree_run(bundles)
-        if not needs_tree_run:
+        if not self._needs_tree_run(bundles):
             return Run(), {}
         alone = self._alone
         if absent:
@@ -602,9 +596,9 @@ class TreePlan(Plan["TreeBundle"]):
             if results[i] is None and i not in trees.absent:
                 results[i] = old[i].clone()
         updates, state = tree_of(self._new, iter(results))
-        counts = self._ticks.first_counts(trees.absent, old[self._ticks.step])
-        if counts is not None:
-            state[LEAF_STEPS] = counts
+        ticks = self._ticks
+        if ticks.first and (ticks.differ or trees.absent & ticks.trained):
+            state[LEAF_STEPS] = ticks.first_counts(trees.absent, old[ticks.step])
         return updates, state
 
     def _write_alone(
