@@ -331,9 +331,9 @@ class UpdateNode(GraphNode):
         super().__init__(tx, structure)
         self._known = known
         self._unread = dict.fromkeys(extras, _unread)
-        # What the operator runs; if the host cannot read the counts of leaves, what `update` finds at each call.
+        # What the operator runs; without one, what `update` finds at each call, if the counts of leaves differ.
         self._program: _plans.TreePlan | None = None
-        self._has_counts = False
+        self._has_lag = False
 
     def _prepare(self, arguments: NodeArguments) -> None:
         if _needs_rules(arguments):
@@ -349,11 +349,10 @@ class UpdateNode(GraphNode):
         call = self._call(examples)
         if len(_tree.tensors(call.updates)) < FEW_LEAVES:
             return
-        try:
-            trees = self._trees(examples, on_host=True)
-        except _trees.UnsuitableError:
-            self._has_counts = True
-            return
+        run, leaves = _pure.begin(call)
+        self._has_lag = run.leaf_steps is not None or run.has_lag(leaves)
+        run.release()
+        trees = self._trees(examples, on_host=True)
         program = self._program_for(call, trees)
         if program.accepts(trees.absent):
             self._program = program
@@ -390,7 +389,7 @@ class UpdateNode(GraphNode):
         return _pure.update(call)
 
     def _needs_rules(self, arguments: NodeArguments) -> bool:
-        has_operator = self._program is not None or self._has_counts
+        has_operator = self._program is not None or self._has_lag
         return not has_operator or _needs_rules(arguments)
 
     def _by_rules(self, arguments: NodeArguments) -> Any:
