@@ -199,7 +199,3 @@ def _chunks_of_rows(sizes: list[int]) -> tuple[int, int, list[int]]:
     of_part = math.ceil(inner / math.ceil(inner / most))
     starts = range(0, inner, of_part)
     return 1, len(starts), [i * inner + j for i in range(outer) for j in starts]
-
-
-class Rows:
-    pass
