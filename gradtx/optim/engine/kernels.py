@@ -222,9 +222,9 @@ class KernelBundle(MemberBundle):
         layout = self._layout(kernels)
         if self._set_of_row is None:
             return Inputs(kernels, sets[0], table, layout, None, copies)
-        if self._rows_of_step is None:
-            self._rows_of_step = Rows(self.device)
         rows = self._rows_of_step
+        if rows is None:
+            rows = self._rows_of_step = Rows(self._set_of_row, self.device)
         rows.update(self._set_of_row)
         return Inputs(kernels, sets, table, layout, rows, copies)
 
@@ -243,6 +243,8 @@ class KernelBundle(MemberBundle):
         results: list[Any] = []
         if phase.names:
             results = inputs.kernels.results(inputs.scalars, by_leaf, inputs.rows)
+        if inputs.rows is not None and len(self.stepping) < len(self.members):
+            results = [_of_present(result, inputs.rows) for result in results]
         if phase.operation is not None:
             return self._totals(phase, results)
         increment_version([member.param for member in self.stepping])
@@ -355,6 +357,13 @@ class KernelBundle(MemberBundle):
             else:
                 totals[name] = self.as_tensor(value, dtype) * len(self.stepping)
         return LeafTerms([(NamedLeaf(self.name, self.device), totals)])
+
+
+def _of_present(result: Any, rows: Rows) -> Any:
+    """Return the entries of a result by leaf that belong to leaves that take part."""
+    if isinstance(result, Tensor) and result.ndim:
+        return result[rows.with_these(rows.present)]
+    return result
 
 
 def _form_of(
