@@ -248,6 +248,7 @@ class KnownCounts:
 
     Attributes:
         missed: The updates that the parameter with the most updates has missed, to be read at each step; None if none.
+        all_have_missed: Whether the states of all parameters with slots have this tensor.
         largest: The largest count when `hold` was true; None if it is on an accelerator.
     """
 
@@ -262,6 +263,12 @@ class KnownCounts:
         self._steps_in_states = [state.get("step") for state in self._states]
         self.missed = missed_in(member.state for member in members)
         self._missed_in_states = list(map(MISSED_OR_NONE, self._states))
+        # Those with slots; `hold` notices changes.
+        self.all_have_missed = self.missed is not None and all(
+            member.state.get(MISSED) is self.missed
+            for member in members
+            if member.layout.keys
+        )
         self._on_host = all(isinstance(member.count, int) for member in self._counted)
         self._writes = self._writes_so_far()
         # Those with slots, and which have all that their groups need, while these have these structures.

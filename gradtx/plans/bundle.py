@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeGuard, TypeVar
 
 import torch
@@ -114,6 +114,8 @@ class NamedLeaf(NamedTuple):
 
 # In place of the index of a set: the row has no gradient.
 ABSENT = -1
+# The indices of varying scalars if there are none.
+SHARED_BY_ROWS: frozenset[int] = frozenset()
 
 
 class Call(NamedTuple):
@@ -155,12 +157,15 @@ class ListBundle(Task):
         places_terms: Whether terms of sums over leaves are parts of sharded ones.
         function_of: Returns the function of a phase: a `ListFunction`, or what has its attributes.
         varying: The indices of the scalars that rows may have of their own.
+        consumes: Whether each call frees gradients after use.
     """
 
     writes = True
     places_terms = False
     function_of: FunctionOf
-    varying: frozenset[int] = frozenset()
+    varying = SHARED_BY_ROWS
+    consumes = False
+    _frees = False
 
     def __init__(
         self,
@@ -176,6 +181,8 @@ class ListBundle(Task):
         self.function_of = list_function_of
         self.rows = rows
         self.names = names
+        # The calls if all rows have the only set of scalars.
+        self._whole = list(map(Call, range(len(rows))))
         self._functions: dict[Any, Any] = {}
         # The scalars of each set, and the set of each row, or `ABSENT`; None if all rows have the only set.
         self._sets: list[list[Any]] = []
@@ -230,8 +237,9 @@ class ListBundle(Task):
         if phase.ends_at_owner or phase.ends_at_leaf_sum:
             self.receive_by_leaf(phase, total)
             return
-        totals = [total[name] for name in phase.names]
-        self._sets = [[*scalars, *totals] for scalars in self._sets]
+        totals = list(map(total.__getitem__, phase.names))
+        for scalars in self._sets:
+            scalars += totals
 
     def receive_by_leaf(self, phase: Any, total: dict[str, Any]) -> None:
         """Add what has been computed for each leaf to the arguments."""
@@ -241,51 +249,87 @@ class ListBundle(Task):
         """Return the lists of a call of the program."""
         raise NotImplementedError
 
+    def free(self, call: Call) -> None:
+        """Free the gradients of a call."""
+        raise NotImplementedError
+
     def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
         """Receive the results of the last phase, one list for each call."""
         raise NotImplementedError
 
     def process(self, phase: RecordedPhase) -> Any:
+        scalars, on_device = scalars_for(
+            self._sets[0], phase.common, self.device, self._on_host
+        )
+        key = phase, on_device, SHARED_BY_ROWS
+        function = self._functions.get(key)
+        if function is None:
+            function = self._function(*key)
+        prepared = function.prepare(scalars)
         results: list[list[Any]] = []
-        self._calls = []
-        for function, prepared, call in self._calls_of(phase):
-            self._calls.append(call)
-            results.append(function.run(prepared, self.columns(call)))
+        self._frees = self.consumes and self.at == len(self.operations) - 1
+        if self._set_of_row is None:
+            self._calls = self._whole
+            for call in self._whole:
+                results.append(function.run(prepared, self.columns(call)))
+                if self._frees:
+                    self.free(call)
+        else:
+            sets = [prepared, *self._prepared(phase, function, self._sets[1:])]
+            of_rows = self._function(phase, on_device, self.varying)
+            self._process_rows(function, of_rows, sets, results)
         if phase.operation is None:
             return self.end(phase, results)
         return self.terms(phase, results)
 
-    def _calls_of(self, phase: RecordedPhase) -> Iterable[tuple[Any, Any, Call]]:
-        """Return the calls of the program in a phase: the function, its prepared scalars, and what it processes.
+    def _prepared(
+        self, phase: RecordedPhase, function: Any, sets: list[list[Any]]
+    ) -> list[Any]:
+        """Return the prepared scalars of sets."""
+        return [
+            function.prepare(
+                scalars_for(scalars, phase.common, self.device, self._on_host)[0]
+            )
+            for scalars in sets
+        ]
+
+    def _process_rows(
+        self, function: Any, of_rows: Any, sets: list[Any], results: list[list[Any]]
+    ) -> None:
+        """Call a program for the rows that are present.
 
         Rows with several sets of scalars are one call if the operations take a scalar for each row; if not, there is a
         call for each set.
+
+        Args:
+            function: The function of rows with one set.
+            of_rows: That of rows with several sets; None if there is none.
+            sets: The prepared scalars of each set.
+            results: Receives those of each call.
         """
-        pairs = [
-            scalars_for(scalars, phase.common, self.device, self._on_host)
-            for scalars in self._sets
-        ]
-        on_device = pairs[0][1]
-        function = self._function(phase, on_device, frozenset())
-        prepared = [function.prepare(scalars) for scalars, _ in pairs]
-        if self._set_of_row is None:
-            return [(function, prepared[0], Call(at)) for at in range(len(self.rows))]
-        of_rows: Any = None
-        if len(prepared) > 1:
-            of_rows = self._function(phase, on_device, self.varying)
-        calls: list[tuple[Any, Any, Call]] = []
+        self._calls = []
+        for call, of_call in self._calls_by_row(of_rows is not None):
+            if isinstance(of_call, int):
+                run, prepared = function.run, sets[of_call]
+            else:
+                run, prepared = of_rows.run, of_rows.spread(sets, of_call)
+            self._calls.append(call)
+            results.append(run(prepared, self.columns(call)))
+            if self._frees:
+                self.free(call)
+
+    def _calls_by_row(self, may_differ: bool) -> Iterator[tuple[Call, Any]]:
+        """Yield each call, and the index of its set, or that of each of its rows if these may differ."""
+        assert self._set_of_row is not None
         for at, rows in enumerate(self.rows):
             sets = [self._set_of_row[row] for row in rows]
             present = dict.fromkeys(sets)
             present.pop(ABSENT, None)
-            if len(present) > 1 and of_rows is not None:
-                call = Call.of(at, sets, present)
-                own = [i for i in sets if i != ABSENT]
-                calls.append((of_rows, of_rows.spread(prepared, own), call))
+            if len(present) > 1 and may_differ:
+                yield Call.of(at, sets, present), [x for x in sets if x != ABSENT]
                 continue
-            for i in present:
-                calls.append((function, prepared[i], Call.of(at, sets, (i,))))
-        return calls
+            for index in present:
+                yield Call.of(at, sets, (index,)), index
 
     def _function(
         self,
@@ -294,9 +338,14 @@ class ListBundle(Task):
         varying: frozenset[int],
     ) -> Any:
         """Return the function of a phase; None if it cannot take a scalar for each row."""
+        if varying and len(self._sets) == 1:
+            return None
         key = phase, on_device, varying
         if key not in self._functions:
-            self._functions[key] = self.function_of(phase, self.device, *key[1:])
+            more = (varying,) if varying else ()
+            self._functions[key] = self.function_of(
+                phase, self.device, on_device, *more
+            )
         return self._functions[key]
 
     def hand_over(
@@ -323,17 +372,18 @@ class ListBundle(Task):
         # A shortcut: the only call contains all leaves, each once.
         columns: dict[Any, Sequence[Any]] = {}
         [call], [outputs] = self._calls, results
-        leaves = self.names_in(call)
+        named = self._named_leaves
+        if call.selectors is not None:
+            named = call.selected(named)
         for key, dtype, values in zip(phase.names, phase.dtypes, outputs, strict=True):
             if phase.operation is None and not phase.is_term(key):
                 continue
             is_by_leaf = isinstance(values, list | tuple)
             columns[key] = (
-                values if is_by_leaf else self._by_leaf(values, dtype, leaves)
+                values if is_by_leaf else [self.as_tensor(values, dtype)] * len(named)
             )
         rows = zip(*columns.values(), strict=True)
         payloads = [dict(zip(columns, terms, strict=True)) for terms in rows]
-        named = call.selected(self._named_leaves)
         return LeafTerms(zip(named, payloads, strict=True))
 
     def names_in(self, call: Call) -> list[str]:

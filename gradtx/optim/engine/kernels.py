@@ -79,7 +79,7 @@ class KernelBundle(MemberBundle):
 
     def __init__(self, members: list[Member], *arguments: Any):
         super().__init__(members, *arguments)
-        self.rows = [list(range(len(members)))]
+        self.rows, self._whole = [list(range(len(members)))], [Call(0)]
         self._table: Table | None = None
         self._may_be_captured = self.device.type not in NEVER_CAPTURED
         self._params = [member.param for member in members]
@@ -214,7 +214,7 @@ class KernelBundle(MemberBundle):
         kernels = self.kernels[self.at]
         if self._set_of_row is not None:
             kernels = self.kernels_by_row[self.at]
-        sets = []
+        sets: list[Sequence[Any]] = []
         for scalars in self._sets:
             pair = scalars_for(scalars, phase.common, self.device, self._on_host)
             sets.append(kernels.scalars.given(pair[1]).function(pair[0]))
@@ -237,8 +237,9 @@ class KernelBundle(MemberBundle):
             if phase.operation is None:
                 put_back(self._columns, self._copies)
             self._copies = []
-        self._calls = [Call(0)]
+        self._calls, params = self._whole, self._params
         if self._set_of_row is not None:
+            params = [member.param for member in self.stepping]
             self._calls = [Call.of(0, self._set_of_row, range(len(self._sets)))]
         results: list[Any] = []
         if phase.names:
@@ -247,7 +248,7 @@ class KernelBundle(MemberBundle):
             results = [_of_present(result, inputs.rows) for result in results]
         if phase.operation is not None:
             return self._totals(phase, results)
-        increment_version([member.param for member in self.stepping])
+        increment_version(params)
         if not phase.names:
             return self.end(phase, [])
         pairs = zip(results, phase.dtypes, strict=True)

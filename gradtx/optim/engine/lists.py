@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -75,11 +76,9 @@ class MemberBundle(ListBundle):
 
     Attributes:
         stepping: The parameters that have a gradient in the present step.
-        consumes: Whether to free gradients after use.
         are_as_planned: Whether the gradients are like those of the plan.
     """
 
-    consumes = False
     are_as_planned = False
 
     def __init__(
@@ -112,6 +111,8 @@ class MemberBundle(ListBundle):
         self._equal = {
             key: [member.state[key] for member in members] for key in signature.equal
         }
+        # Whether scalars depend on more than counts.
+        self._has_more = bool(self._groups or self._equal)
 
     def _divided(
         self, members: list[Member], signature: Signature, splits: bool
@@ -133,25 +134,23 @@ class MemberBundle(ListBundle):
         Args:
             have_gradients: Whether all parameters have gradients.
         """
-        numbers = self._numbers()
+        numbers = self._numbers() if self._has_more else list(map(COUNT, self.members))
         if have_gradients and numbers.count(numbers[0]) == len(numbers):
             self.stepping = self.members
             return {0: numbers[0]}, None
         gradients = map(GRADIENT, self.members)
-        sets: dict[Any, int] = {}
-        set_of_row: list[int] = []
-        first: dict[int, Any] = {}
-        for row, (of_row, gradient) in enumerate(zip(numbers, gradients, strict=True)):
-            if gradient is None:
-                set_of_row.append(ABSENT)
-                continue
-            if of_row not in sets:
-                sets[of_row] = len(sets)
-                first[row] = of_row
-            set_of_row.append(sets[of_row])
-        are_present = [index != ABSENT for index in set_of_row]
+        are_present = list(map(operator.is_not, gradients, itertools.repeat(None)))
         self.stepping = list(itertools.compress(self.members, are_present))
-        return first, set_of_row
+        rows = itertools.compress(range(len(numbers)), are_present)
+        first: dict[Any, int] = {}  # the first row of each set
+        for row in rows:
+            first.setdefault(numbers[row], row)
+        sets = dict(zip(first, itertools.count(), strict=False))
+        set_of_row = [
+            sets[of_row] if is_present else ABSENT
+            for of_row, is_present in zip(numbers, are_present, strict=True)
+        ]
+        return {row: of_row for of_row, row in first.items()}, set_of_row
 
     def _numbers(self) -> list[Any]:
         """Return what the scalars of each row depend on: its count, and where they may differ, group and equal slots."""
@@ -160,8 +159,6 @@ class MemberBundle(ListBundle):
             columns.append(self._groups)
         # Now: a bundle writes them at its end.
         columns += [map(Tensor.item, slots) for slots in self._equal.values()]
-        if len(columns) == 1:
-            return list(columns[0])
         return list(zip(*columns, strict=True))
 
     def locate(self) -> None:
@@ -182,20 +179,8 @@ class MemberBundle(ListBundle):
             columns.append([local(results[name]) for name in self.names_in(call)])
         return columns
 
-    def process(self, phase: RecordedPhase) -> Any:
-        if self.consumes and self.at == len(self.operations) - 1:
-            return self._consumed(phase)
-        return super().process(phase)
-
-    def _consumed(self, phase: RecordedPhase) -> Any:
-        """Run the last phase, and free gradients as soon as they have been used."""
-        results: list[list[Any]] = []
-        self._calls = []
-        for function, prepared, call in self._calls_of(phase):
-            self._calls.append(call)
-            results.append(function.run(prepared, self.columns(call)))
-            self._chunks[call.at].free_gradients(call)
-        return self.end(phase, results)
+    def free(self, call: Call) -> None:
+        self._chunks[call.at].free_gradients(call)
 
     def terms_by_leaf(
         self, phase: RecordedPhase, results: list[list[Any]]
@@ -343,10 +328,11 @@ class Chunk:
         self, call: Call, by_leaf: Sequence[str], run: Any
     ) -> list[list[Tensor]]:
         """Return the arguments of the rows of a call, with the current gradients and extras."""
-        columns = self._columns
+        columns, params = self._columns, self._params
         if call.selectors is not None:
             columns = list(map(call.selected, columns))
-        gradients = list(map(GRAD, call.selected(self._params)))
+            params = call.selected(params)
+        gradients = list(map(GRAD, params))
         are_plain = self._whole and TYPES.issuperset(map(type, gradients))
         if self._needs_order:
             copies = [list(map(in_order, column)) for column in columns]

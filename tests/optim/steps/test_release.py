@@ -375,8 +375,8 @@ def test_a_gradient_is_freed_as_soon_as_its_chunk_is_through(norm, monkeypatch):
 
         with mock.patch.object(lists.Chunk, "columns", watched):
             optimizer.step(consume_gradients=True)
-        # With 200 entries there are four chunks; the previous chunk is released when the next one exists.
-        assert alive[-7:] == [5, 5, 4, 4, 4, 4, 3]
+        # With 200 entries there are four chunks.
+        assert alive[-7:] == [5, 4, 4, 4, 4, 3, 2]
         assert all(gradient() is None for gradient in gradients)
 
 
