@@ -93,7 +93,7 @@ def check_rows(recording, sets_of_scalars, on_device=()):
         for x, y in zip(results, own, strict=True):
             x = x[leaf] if isinstance(x, list) else x
             y = y[0] if isinstance(y, list) else y
-            assert float(x) == (float(torch.tensor(y, dtype=x.dtype)) if isinstance(x, torch.Tensor) else y)
+            assert float(x) == (float(torch.as_tensor(y, dtype=x.dtype)) if isinstance(x, torch.Tensor) else y)
 
 
 @each("dtype", DTYPES, ids=str)
