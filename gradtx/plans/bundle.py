@@ -275,61 +275,66 @@ class ListBundle(Task):
                 if self._frees:
                     self.free(call)
         else:
-            sets = [prepared, *self._prepared(phase, function, self._sets[1:])]
             of_rows = self._function(phase, on_device, self.varying)
+            sets = [scalars, *self._scalars_of_others(phase)]
             self._process_rows(function, of_rows, sets, results)
         if phase.operation is None:
             return self.end(phase, results)
         return self.terms(phase, results)
 
-    def _prepared(
-        self, phase: RecordedPhase, function: Any, sets: list[list[Any]]
-    ) -> list[Any]:
-        """Return the prepared scalars of sets."""
-        return [
-            function.prepare(
-                scalars_for(scalars, phase.common, self.device, self._on_host)[0]
-            )
-            for scalars in sets
-        ]
+    def _scalars_of_others(self, phase: RecordedPhase) -> list[list[Any]]:
+        """Return the scalars of all sets but the first, as functions take them."""
+        _, *others = self._sets
+        options = phase.common, self.device, self._on_host
+        return [scalars_for(scalars, *options)[0] for scalars in others]
 
     def _process_rows(
-        self, function: Any, of_rows: Any, sets: list[Any], results: list[list[Any]]
+        self,
+        function: Any,
+        of_rows: Any,
+        sets: list[list[Any]],
+        results: list[list[Any]],
     ) -> None:
         """Call a program for the rows that are present.
 
-        Rows with several sets of scalars are one call if the operations take a scalar for each row; if not, there is a
-        call for each set.
+        Rows with several sets of scalars are one call if operations take a scalar for each row, and these say alike
+        which work to skip; if not, there are several calls.
 
         Args:
             function: The function of rows with one set.
             of_rows: That of rows with several sets; None if there is none.
-            sets: The prepared scalars of each set.
+            sets: The scalars of each set.
             results: Receives those of each call.
         """
+        cases: list[Any] = list(range(len(sets)))
+        if of_rows is not None:
+            cases = list(map(of_rows.spread.case_of, sets))
         self._calls = []
-        for call, of_call in self._calls_by_row(of_rows is not None):
-            if isinstance(of_call, int):
-                run, prepared = function.run, sets[of_call]
+        for call, own in self._calls_by_row(cases):
+            present = set(own)
+            if len(present) == 1:
+                prepared = function.prepare(sets[present.pop()])
+                result = function.run(prepared, self.columns(call))
             else:
-                run, prepared = of_rows.run, of_rows.spread(sets, of_call)
+                prepared = of_rows.spread(sets, own)
+                result = of_rows.run(prepared, self.columns(call))
             self._calls.append(call)
-            results.append(run(prepared, self.columns(call)))
+            results.append(result)
             if self._frees:
                 self.free(call)
 
-    def _calls_by_row(self, may_differ: bool) -> Iterator[tuple[Call, Any]]:
-        """Yield each call, and the index of its set, or that of each of its rows if these may differ."""
+    def _calls_by_row(self, cases: list[Any]) -> Iterator[tuple[Call, list[int]]]:
+        """Yield each call, whose rows have the same case, and the set of each of its rows, given the case of each set."""
         assert self._set_of_row is not None
         for at, rows in enumerate(self.rows):
-            sets = [self._set_of_row[row] for row in rows]
-            present = dict.fromkeys(sets)
-            present.pop(ABSENT, None)
-            if len(present) > 1 and may_differ:
-                yield Call.of(at, sets, present), [x for x in sets if x != ABSENT]
-                continue
-            for index in present:
-                yield Call.of(at, sets, (index,)), index
+            sets = list(map(self._set_of_row.__getitem__, rows))
+            of_case: dict[Any, list[int]] = {}
+            for index in dict.fromkeys(sets):
+                if index != ABSENT:
+                    of_case.setdefault(cases[index], []).append(index)
+            for alike in of_case.values():
+                call = Call.of(at, sets, alike)
+                yield call, call.selected(sets)
 
     def _function(
         self,
