@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
+from gradtx.base.chunks import chunks
 from gradtx.base.errors import StateKey
 from gradtx.base.exact import dtype_on
 from gradtx.compiler.cache import SharedPrograms
@@ -119,27 +120,21 @@ SHARED_BY_ROWS: frozenset[int] = frozenset()
 
 
 class Call(NamedTuple):
-    """What one call of a list program processes.
+    """The leaves, or parts of leaves, that one call of a list program processes.
 
     Attributes:
-        at: Its position among the calls of all rows.
-        selectors: Which of the rows of this call it processes; None for all.
+        at: Their indices among those of a bundle; None for all.
     """
 
-    at: int
-    selectors: list[bool] | None = None
+    at: range | list[int] | None = None
 
-    @classmethod
-    def of(cls, at: int, sets: list[int], some: Collection[int]) -> Call:
-        """Return the call of the rows whose sets are some of all, given the set of each."""
-        selectors = [index in some for index in sets]
-        return cls(at, None if all(selectors) else selectors)
-
-    def selected(self, items: list[T]) -> list[T]:
-        """Return the items of the selected rows, given those of all; this may be the same list."""
-        if self.selectors is None:
+    def some(self, items: list[T]) -> list[T]:
+        """Return the items of these leaves, given those of all; this may be the same list."""
+        if self.at is None:
             return items
-        return list(itertools.compress(items, self.selectors))
+        if isinstance(self.at, range):
+            return items[self.at.start : self.at.stop]
+        return list(map(items.__getitem__, self.at))
 
 
 class ListBundle(Task):
@@ -150,8 +145,10 @@ class ListBundle(Task):
     Args:
         name: The name of a leaf, which determines the bundle's position in sums.
         device: The device of the leaves.
-        rows: The rows of each item of `columns`.
         names: The name of each row.
+        rows: The row of each item of columns: leaves, or parts of leaves.
+        sizes: The entries of each item.
+        limit: The most entries of a call, unless an item has more.
 
     Attributes:
         places_terms: Whether terms of sums over leaves are parts of sharded ones.
@@ -171,18 +168,22 @@ class ListBundle(Task):
         self,
         name: str,
         device: torch.device,
-        rows: list[list[int]],
         names: list[str],
+        rows: list[int],
+        sizes: list[int],
+        limit: int,
     ):
         self.name = name
         self.device = device
         self.operations = []
         self.run = None
         self.function_of = list_function_of
-        self.rows = rows
         self.names = names
+        self.rows = rows
+        self._sizes = sizes
+        self._limit = limit
         # The calls if all rows have the only set of scalars.
-        self._whole = list(map(Call, range(len(rows))))
+        self._whole = self._calls_of(range(len(rows)))
         self._functions: dict[Any, Any] = {}
         # The scalars of each set, and the set of each row, or `ABSENT`; None if all rows have the only set.
         self._sets: list[list[Any]] = []
@@ -192,6 +193,14 @@ class ListBundle(Task):
         # What earlier phases have received for each leaf, by leaf name.
         self._results: list[dict[str, Any]] = []
         self._on_host = True
+
+    def _calls_of(self, items: range | list[int]) -> list[Call]:
+        """Return the calls of some items, of bounded size."""
+        sizes = list(map(self._sizes.__getitem__, items))
+        parts = [items[part] for part in chunks(sizes, self._limit)]
+        if parts == [range(len(self.rows))]:
+            return [Call()]
+        return list(map(Call, parts))
 
     def begin(
         self,
@@ -324,17 +333,16 @@ class ListBundle(Task):
                 self.free(call)
 
     def _calls_by_row(self, cases: list[Any]) -> Iterator[tuple[Call, list[int]]]:
-        """Yield each call, whose rows have the same case, and the set of each of its rows, given the case of each set."""
+        """Yield each call, whose items have the same case, and the set of each item, given the case of each set."""
         assert self._set_of_row is not None
-        for at, rows in enumerate(self.rows):
-            sets = list(map(self._set_of_row.__getitem__, rows))
-            of_case: dict[Any, list[int]] = {}
-            for index in dict.fromkeys(sets):
-                if index != ABSENT:
-                    of_case.setdefault(cases[index], []).append(index)
-            for alike in of_case.values():
-                call = Call.of(at, sets, alike)
-                yield call, call.selected(sets)
+        sets = list(map(self._set_of_row.__getitem__, self.rows))
+        of_case: dict[Any, list[int]] = {}
+        for item, index in enumerate(sets):
+            if index != ABSENT:
+                of_case.setdefault(cases[index], []).append(item)
+        for items in of_case.values():
+            for call in self._calls_of(items):
+                yield call, call.some(sets)
 
     def _function(
         self,
@@ -378,8 +386,8 @@ class ListBundle(Task):
         columns: dict[Any, Sequence[Any]] = {}
         [call], [outputs] = self._calls, results
         named = self._named_leaves
-        if call.selectors is not None:
-            named = call.selected(named)
+        if call.at is not None:
+            named = call.some(named)
         for key, dtype, values in zip(phase.names, phase.dtypes, outputs, strict=True):
             if phase.operation is None and not phase.is_term(key):
                 continue
@@ -392,12 +400,8 @@ class ListBundle(Task):
         return LeafTerms(zip(named, payloads, strict=True))
 
     def names_in(self, call: Call) -> list[str]:
-        """Return the names of the leaves of a call."""
-        return call.selected(self._names_by_call[call.at])
-
-    @functools.cached_property
-    def _names_by_call(self) -> list[list[str]]:
-        return [[self.names[row] for row in rows] for rows in self.rows]
+        """Return the name of the leaf of each item of a call."""
+        return list(map(self.names.__getitem__, call.some(self.rows)))
 
     def terms_by_leaf(
         self, phase: RecordedPhase, results: list[list[Any]]
@@ -430,8 +434,8 @@ class ListBundle(Task):
 
     @functools.cached_property
     def _named_leaves(self) -> list[NamedLeaf]:
-        """The leaves of the only call, if it has all rows."""
-        return [NamedLeaf(leaf, self.device) for leaf in self._names_by_call[0]]
+        """The leaf of each item."""
+        return [NamedLeaf(self.names[row], self.device) for row in self.rows]
 
     def _by_leaf(
         self, values: Any, dtype: torch.dtype, leaves: list[str]

@@ -37,7 +37,7 @@ from gradtx.optim.engine.base import Engine
 from gradtx.optim.engine.family import MemberFamily
 from gradtx.optim.gradients import GRAD
 from gradtx.optim.engine.joint import tasks_of
-from gradtx.optim.engine.lists import Chunk, ListEngine, MemberBundle
+from gradtx.optim.engine.lists import ListEngine, MemberBundle, Piece
 from gradtx.optim.engine.views import (
     RefusedError,
     are_in_order,
@@ -79,17 +79,16 @@ class KernelBundle(MemberBundle):
 
     def __init__(self, members: list[Member], *arguments: Any):
         super().__init__(members, *arguments)
-        self.rows, self._whole = [list(range(len(members)))], [Call(0)]
         self._table: Table | None = None
         self._may_be_captured = self.device.type not in NEVER_CAPTURED
         self._params = [member.param for member in members]
         # The tensors that kernels write: parameters, and the slots of each key.
-        self._columns: list[list[Any]] = [self._params]
+        self._tensors: list[list[Any]] = [self._params]
         for key in self.signature.slots_by_leaf:
-            self._columns.append([member.state[key] for member in members])
+            self._tensors.append([member.state[key] for member in members])
         self._rows_of_step: Rows | None = None
         # The sizes of the groups of axes of each leaf, and the chunks and values of these, by phase.
-        self._sizes: list[list[list[int]]] = []
+        self._shapes: list[list[list[int]]] = []
         self._layouts: dict[int, ChunkLayout] = {}
         # What the kernels take as arguments, by phase, and the constants among these of each leaf.
         self._forms = [AS_RECORDED] * len(self.operations)
@@ -99,14 +98,15 @@ class KernelBundle(MemberBundle):
         # Whether kernels read gradients like those of the plan where they are.
         self._are_read_in_place = False
         # Whether kernels run on copies, since some tensors are transposed, ...; and the copies that they write.
-        self._needs_order = self.signature.ordered and not are_in_order(self._columns)
+        self._needs_order = self.signature.ordered and not are_in_order(self._tensors)
         self._copies: list[list[Tensor]] = []
 
     def _divided(
         self, members: list[Member], signature: Signature, splits: bool
-    ) -> list[Chunk]:
-        """Return none: kernels take addresses, and all leaves at once."""
-        return []
+    ) -> tuple[list[Piece], list[int], list[int], int]:
+        """Return no columns: kernels take addresses, and all leaves at once."""
+        count = len(members)
+        return [], list(range(count)), [0] * count, 0
 
     def check(self) -> None:
         """Check that there are kernels for these leaves, and note the sizes of groups of axes.
@@ -118,7 +118,7 @@ class KernelBundle(MemberBundle):
             raise UnsuitableProgramError("the owners of some leaves compute")
         groups = [kernels.text.groups for kernels in self.kernels]
         shapes = [as_real(local(param)).shape for param in self._params]
-        self._sizes = [list(map(of_phase.sizes, shapes)) for of_phase in groups]
+        self._shapes = [list(map(of_phase.sizes, shapes)) for of_phase in groups]
 
     def key(self) -> tuple[Any, ...]:
         """Compile the kernels, and return what identifies them.
@@ -138,8 +138,8 @@ class KernelBundle(MemberBundle):
             return first
         members = [member for bundle in bundles for member in bundle.members]
         merged = type(first)(members, first.signature, first.operations, False)
-        for of_phase in zip(*(bundle._sizes for bundle in bundles), strict=True):
-            merged._sizes.append(list(itertools.chain.from_iterable(of_phase)))
+        for of_phase in zip(*(bundle._shapes for bundle in bundles), strict=True):
+            merged._shapes.append(list(itertools.chain.from_iterable(of_phase)))
         merged._forms = first._forms
         merged._constants = [row for bundle in bundles for row in bundle._constants]
         return merged
@@ -235,12 +235,13 @@ class KernelBundle(MemberBundle):
             self._table = self._rows_of_step = None  # later steps do not change these
         if self._copies:
             if phase.operation is None:
-                put_back(self._columns, self._copies)
+                put_back(self._tensors, self._copies)
             self._copies = []
         self._calls, params = self._whole, self._params
         if self._set_of_row is not None:
             params = [member.param for member in self.stepping]
-            self._calls = [Call.of(0, self._set_of_row, range(len(self._sets)))]
+            pairs = enumerate(self._set_of_row)
+            self._calls = [Call([row for row, index in pairs if index != ABSENT])]
         results: list[Any] = []
         if phase.names:
             results = inputs.kernels.results(inputs.scalars, by_leaf, inputs.rows)
@@ -259,7 +260,7 @@ class KernelBundle(MemberBundle):
     def _layout(self, kernels: PhaseKernels) -> ChunkLayout:
         """Return the chunks of the present phase, and where its kernels keep values."""
         if self.at not in self._layouts:
-            self._layouts[self.at] = kernels.layout(self._sizes[self.at], self.device)
+            self._layouts[self.at] = kernels.layout(self._shapes[self.at], self.device)
         return self._layouts[self.at]
 
     def _located(self) -> tuple[Table, list[Tensor]]:
@@ -270,7 +271,7 @@ class KernelBundle(MemberBundle):
             pairs = zip(gradients, self._params, strict=True)
             gradients = [param if x is None else x for x, param in pairs]
         if self._needs_order:
-            self._copies = [list(map(in_order, column)) for column in self._columns]
+            self._copies = [list(map(in_order, column)) for column in self._tensors]
             self.locate()
         if self.are_as_planned and self._are_read_in_place:
             rows = [list(map(Tensor.data_ptr, gradients))]
@@ -281,7 +282,7 @@ class KernelBundle(MemberBundle):
             tree = self.run.leaf_extras[name]
             column = [tree[member.name] for member in self.members]
             rows.append(self._addresses(column, copies))
-        table, written = self._table, len(self._columns)
+        table, written = self._table, len(self._tensors)
         if table is None:
             table = self._table = self._first_table(rows)
         elif not table.has(rows, written):
@@ -296,7 +297,7 @@ class KernelBundle(MemberBundle):
 
     def _rows(self) -> list[list[int]]:
         """Return where parameters and slots are: the plan has checked layouts, and aliases begin where these do."""
-        columns: list[list[Any]] = self._copies or self._columns
+        columns: list[list[Any]] = self._copies or self._tensors
         if self.signature.sharded:
             columns = [list(map(local, column)) for column in columns]
         return [list(map(Tensor.data_ptr, column)) for column in columns]
@@ -338,7 +339,7 @@ class KernelBundle(MemberBundle):
         extent, itemsize = moved
         if not extent:
             return 0
-        sizes = self._sizes[at]
+        sizes = self._shapes[at]
         if self._set_of_row is not None:
             are_present = [index != ABSENT for index in self._set_of_row]
             sizes = itertools.compress(sizes, are_present)
