@@ -98,7 +98,9 @@ def log_ticks(axes: Any, ticks: list[float]) -> None:
 
 def machine() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return f"torch {torch.__version__}, {device}, {THREADS} threads, seed {SEED}, {time.strftime('%Y-%m-%d')}"
+    count = torch.get_num_threads()
+    threads = "1 thread" if count == 1 else f"{count} threads"
+    return f"torch {torch.__version__}, {device}, {threads}, seed {SEED}, {time.strftime('%Y-%m-%d')}"
 
 
 torch.set_num_threads(THREADS)

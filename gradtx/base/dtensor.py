@@ -39,6 +39,7 @@ class MemoryGuard:
 
     Attributes:
         memory: The tensors that have the memory: the local shards of DTensors, and plain tensors themselves.
+        addresses: Where it is.
         have_same_layout: Whether other such tensors have the same dtypes, devices, shapes and strides.
     """
 
@@ -49,7 +50,7 @@ class MemoryGuard:
         if self._has_shards:
             self._specs = self._specs_of(tensors)
         self.memory = self._shards_of(tensors)
-        self._addresses = list(map(Tensor.data_ptr, self.memory))
+        self.addresses = list(map(Tensor.data_ptr, self.memory))
         self.have_same_layout = _torch.layout_check(self.memory)
 
     def _shards_of(self, tensors: list[Any]) -> list[Tensor]:
@@ -73,12 +74,12 @@ class MemoryGuard:
 
     def have_moved(self, memory: list[Tensor]) -> bool:
         """Whether memory of the same layout is elsewhere."""
-        return list(map(Tensor.data_ptr, memory)) != self._addresses
+        return list(map(Tensor.data_ptr, memory)) != self.addresses
 
     def follow(self, memory: list[Tensor]) -> None:
         """Take the place of other memory of the same layout."""
         self.memory = memory
-        self._addresses = list(map(Tensor.data_ptr, memory))
+        self.addresses = list(map(Tensor.data_ptr, memory))
 
     def holds(self, tensors: list[Tensor]) -> bool:
         """Whether as many other tensors have the same memory, layouts and placements."""

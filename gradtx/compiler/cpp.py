@@ -45,6 +45,8 @@ COUNTS = ("n_leaves", "threads")
 # Packs the arguments of a phase, addresses and counts; see `gradtx.compiler.write_cpp`. A structure of ctypes takes
 # several times as long.
 ARGUMENTS = struct.Struct(f"={len(ADDRESSES) + len(COUNTS)}q")
+# Those of a text by row: the address of the sets of leaves comes last.
+ARGUMENTS_OF_ROWS = struct.Struct(f"={len(ADDRESSES) + len(COUNTS) + 1}q")
 
 
 class CompilerError(Exception):

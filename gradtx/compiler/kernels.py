@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +26,7 @@ from gradtx.compiler.constants import (
 from gradtx.compiler.lower import lower
 from gradtx.compiler.record import Recording
 from gradtx.compiler.scalars import PYTHON_NUMBERS, Scalars
-from gradtx.compiler.tables import CHUNK, ChunkLayout, Table
+from gradtx.compiler.tables import CHUNK, ChunkLayout, Rows, Table
 from gradtx.compiler.write_cpp import CppWriter
 from gradtx.compiler.write_kernels import KernelText, KernelWriter
 from gradtx.compiler.write_triton import CONSTANTS, TritonWriter
@@ -56,11 +57,13 @@ class Form(NamedTuple):
         constants: The constants that follow from it.
         fixes_row: Whether the text may contain the number of entries of a row.
         shared: How many scalars come before totals of earlier phases; None without any.
+        by_row: Whether leaves may be absent, and have scalars of their own, those of one of several sets; see `Rows`.
     """
 
     constants: Constants = LITERAL
     fixes_row: bool = True
     shared: int | None = None
+    by_row: bool = False
 
 
 AS_RECORDED = Form()
@@ -79,6 +82,7 @@ class PhaseKernels(ABC):
         order: The index of each scalar among all scalars of the program.
         key: The texts that identify them: programs of leaves of several shapes may differ in constants only.
         scalars: All scalars of the program.
+        by_row: As in `Form`.
     """
 
     writer: ClassVar[type[KernelWriter]]
@@ -90,6 +94,7 @@ class PhaseKernels(ABC):
     order: dict[Node, int]
     key: tuple[str, ...]
     scalars: Scalars
+    by_row: bool = False
 
     @staticmethod
     @abstractmethod
@@ -110,17 +115,28 @@ class PhaseKernels(ABC):
         cpp.compile_all(x.text.source for x in kernels if isinstance(x, CppKernels))
 
     @abstractmethod
-    def run(self, scalars: Sequence[Any], table: Table, layout: ChunkLayout) -> Tensor:
-        """Launch the kernels; return the results by leaf, a row for each.
+    def run(
+        self,
+        scalars: Sequence[Any],
+        table: Table,
+        layout: ChunkLayout,
+        rows: Rows | None = None,
+    ) -> Tensor:
+        """Launch the kernels; return the results by leaf, a row for each. Those of absent leaves may be anything.
 
         Args:
-            scalars: All scalars of the program.
+            scalars: All scalars of the program; by row, those of each set.
             table: Where the arguments are.
             layout: The chunks of leaves, and where kernels keep values.
+            rows: The set of each leaf, by row.
         """
 
     def calls(
-        self, scalars: Sequence[Any], table: Table, layout: ChunkLayout
+        self,
+        scalars: Sequence[Any],
+        table: Table,
+        layout: ChunkLayout,
+        rows: Rows | None = None,
     ) -> tuple[list[triton.Call], Tensor]:
         """Return the launches of the kernels in order, and the results by leaf, which are there after these."""
         raise NotImplementedError
@@ -168,8 +184,18 @@ class PhaseKernels(ABC):
         """The number of results by leaf."""
         return sum(row is not None for row in self.text.rows)
 
-    def results(self, scalars: Sequence[Any], by_leaf: Tensor) -> list[Any]:
-        """Return the results of the phase: a vector of one entry per leaf, or a scalar."""
+    def results(
+        self, scalars: Sequence[Any], by_leaf: Tensor, rows: Rows | None = None
+    ) -> list[Any]:
+        """Return the results of the phase: a vector of one entry per leaf, or a scalar.
+
+        Args:
+            scalars, rows: As in `run`. A scalar that differs between sets is a vector, too.
+            by_leaf: What `run` returned; entries of absent leaves may be anything, those of the results as well.
+        """
+        if rows is not None:
+            columns = zip(*scalars, strict=True)
+            scalars = [_of_sets(column, by_leaf.device, rows) for column in columns]
         results: list[Any] = []
         for row, output in zip(self.text.rows, self.outputs, strict=True):
             if row is not None:
@@ -210,13 +236,34 @@ class PhaseKernels(ABC):
             if form.shared is not None and language.computes_with_totals:
                 recording = with_totals_of_leaves(recording, form.shared)
             program = lower(recording, decides=False)
-            text = language.writer(program, leaf, form.fixes_row).written(columns)
+            writer = language.writer(program, leaf, form.fixes_row, form.by_row)
+            text = writer.written(columns)
             order = {node: i for i, node in enumerate(program.scalars())}
             scalars = Scalars(program, device)
             outputs = list(program.results)
             texts = text.source, scalars.given(frozenset()).text, repr(outputs)
-            known[key] = language(text, outputs, order, texts, scalars)
+            known[key] = language(text, outputs, order, texts, scalars, form.by_row)
         return known[key]
+
+
+def _of_sets(values: Sequence[Any], device: torch.device, rows: Rows) -> Any:
+    """Return the value of a scalar in all sets if it is the same; else that of each leaf as a vector."""
+    first, *others = values
+    if all(value is first for value in others):
+        return first
+    if PYTHON_NUMBERS.issuperset(map(type, values)):
+        if len(set(map(repr, values))) == 1:
+            return first
+        column = list(map(values.__getitem__, rows.which))
+        return rows.with_these(column, torch.float64)
+    entries: list[Tensor] = []
+    for value in values:
+        is_tensor = isinstance(value, Tensor)
+        options: Any = {"dtype": torch.float64, "device": device}
+        entries.append(
+            value.to(**options) if is_tensor else torch.full((), value, **options)
+        )
+    return torch.stack(entries)[rows.sets]
 
 
 def columns_of(phase: Phase) -> int:
@@ -251,20 +298,34 @@ class TritonKernels(PhaseKernels):
     def compile(self) -> None:
         pass
 
-    def run(self, scalars: Sequence[Any], table: Table, layout: ChunkLayout) -> Tensor:
-        calls, results = self.calls(scalars, table, layout)
+    def run(
+        self,
+        scalars: Sequence[Any],
+        table: Table,
+        layout: ChunkLayout,
+        rows: Rows | None = None,
+    ) -> Tensor:
+        calls, results = self.calls(scalars, table, layout, rows)
         # Triton launches on the current device, which may be another one.
         with torch.accelerator.device_index(table.device.index):
             triton.launch_in_turn([calls])
         return results
 
     def calls(
-        self, scalars: Sequence[Any], table: Table, layout: ChunkLayout
+        self,
+        scalars: Sequence[Any],
+        table: Table,
+        layout: ChunkLayout,
+        rows: Rows | None = None,
     ) -> tuple[list[triton.Call], Tensor]:
         functions = triton.compiled(self.text.source)
         results = table.memory(self.rows, table.leaves)
         kept = table.memory(1, layout.total)
-        arguments = (*self._arguments(scalars, table.pointers), table.pointers)
+        if rows is None:
+            arguments = self._arguments(scalars, table.pointers)
+        else:
+            arguments = self._arguments_of_sets(scalars, table.pointers, rows)
+        arguments += (table.pointers,)
         arguments += (layout.blocks, layout.chunk_leaf, layout.chunk_start)
         arguments += (layout.leaf_chunks, table.leaves, kept, results)
         is_aligned = table.is_aligned and layout.has_aligned_rows
@@ -290,6 +351,78 @@ class TritonKernels(PhaseKernels):
         stored = torch.stack(list(unknown.values())) if unknown else unused
         return on_device, stored, *words
 
+    def _arguments_of_sets(
+        self, sets: Sequence[Sequence[Any]], unused: Tensor, rows: Rows
+    ) -> tuple[Any, ...]:
+        """Return scalars as arguments: bits, the words of all sets, words on the device, and the set of each leaf.
+
+        If a scalar's bit is set, its word in a set is the index of its value among those on the device.
+        """
+        values = [[scalars[i] for i in self._positions] for scalars in sets]
+        columns = list(zip(*values, strict=True))
+        unknown = [i for i, x in enumerate(columns) if any(map(_is_tensor, x))]
+        kinds, stored = list(self.kinds), unused
+        if unknown:
+            stored, starts = _on_device({i: columns[i] for i in unknown}, self.kinds)
+            for i, start in starts.items():
+                kinds[i] = "q"
+                for at, of_set in enumerate(values, start):
+                    of_set[i] = at
+        flat = list(itertools.chain.from_iterable(values))
+        packed = struct.pack(f"={''.join(kinds) * len(sets)}", *flat)
+        words = unused
+        if packed:
+            words = rows.with_these(list(struct.unpack(f"={len(flat)}q", packed)))
+        return sum(1 << i for i in unknown), words, stored, rows.sets
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
+# The dtypes of words.
+_WIDE = {"d": torch.float64, "q": torch.int64}
+
+
+def _on_device(
+    columns: Mapping[int, Sequence[Any]], kinds: str
+) -> tuple[Tensor, dict[int, int]]:
+    """Return the words of scalars that the host does not know in all sets, and where those of each scalar begin.
+
+    Args:
+        columns: The values of each in all sets, 0-d tensors, or numbers in some of them.
+        kinds: The kind of each scalar.
+    """
+    alike = {i: _alike(column, _WIDE[kinds[i]]) for i, column in columns.items()}
+
+    def form(index: int) -> tuple[str, str]:
+        return kinds[index], str(alike[index][0].dtype)
+
+    parts: list[Tensor] = []
+    starts: dict[int, int] = {}
+    begin = 0
+    # Together as many as possible, so that there are few launches.
+    for (kind, _), group in itertools.groupby(sorted(alike, key=form), form):
+        entries: list[Tensor] = []
+        for i in group:
+            starts[i] = begin + len(entries)
+            entries += alike[i]
+        parts.append(torch.stack(entries).to(_WIDE[kind]).view(torch.int64))
+        begin += len(entries)
+    return torch.cat(parts) if len(parts) > 1 else parts[0], starts
+
+
+def _alike(values: Sequence[Any], wide: torch.dtype) -> list[Tensor]:
+    """Return 0-d tensors of one dtype."""
+    tensors = list(filter(_is_tensor, values))
+    if len(tensors) == len(values) and len({x.dtype for x in tensors}) == 1:
+        return tensors
+    options: Any = {"dtype": wide, "device": tensors[0].device}
+    return [
+        x.to(**options) if isinstance(x, Tensor) else torch.full((), x, **options)
+        for x in values
+    ]
+
 
 class CppKernels(PhaseKernels):
     """Kernels in C++, one call for all."""
@@ -304,11 +437,14 @@ class CppKernels(PhaseKernels):
     def compile(self) -> None:
         cpp.compiled(self.text.source)
 
-    def run(self, scalars: Sequence[Any], table: Table, layout: ChunkLayout) -> Tensor:
-        packed, unknown = self.packed(scalars)
-        words = self._words.from_buffer_copy(packed)
-        for i, word in unknown.items():
-            torch.frombuffer(words, dtype=torch.int64)[i].copy_(word)
+    def run(
+        self,
+        scalars: Sequence[Any],
+        table: Table,
+        layout: ChunkLayout,
+        rows: Rows | None = None,
+    ) -> Tensor:
+        words = self._words([scalars] if rows is None else scalars)
         results, address = NO_RESULTS, 0
         if self.rows:
             results = table.memory(self.rows, table.leaves)
@@ -318,17 +454,28 @@ class CppKernels(PhaseKernels):
             memory = table.memory(1, layout.total)
             kept = memory.data_ptr()
         threads = torch.get_num_threads() if layout.entries >= LARGE else 1
-        arguments = cpp.ARGUMENTS.pack(
+        arguments = (
             *(ctypes.addressof(words), table.address, *layout.addresses),
             *(kept, address, table.leaves, threads),
         )
-        self._function(arguments)
+        if rows is None:
+            self._function(cpp.ARGUMENTS.pack(*arguments))
+        else:
+            packed = cpp.ARGUMENTS_OF_ROWS.pack(*arguments, rows.address)
+            self._function(packed)
         return results
 
-    @functools.cached_property
-    def _words(self) -> Any:
-        """The type of memory for the scalars."""
-        return ctypes.c_char * self._form.size
+    def _words(self, sets: Sequence[Sequence[Any]]) -> Any:
+        """Return memory with the scalars of sets, one after another."""
+        of_sets = list(map(self.packed, sets))
+        size = self._form.size
+        packed = b"".join([words for words, _ in of_sets])
+        memory = (ctypes.c_char * (size * len(sets))).from_buffer_copy(packed)
+        for start, (_, unknown) in enumerate(of_sets):
+            for i, word in unknown.items():
+                at = start * len(self._positions) + i
+                torch.frombuffer(memory, dtype=torch.int64)[at].copy_(word)
+        return memory
 
     @functools.cached_property
     def _function(self) -> Callable[[bytes], None]:

@@ -90,6 +90,63 @@ class Table:
             self.pointers[window].copy_(source, non_blocking=True)
 
 
+class Rows:
+    """Which leaves of a bundle take part in a call, and with which set of scalars, on the device.
+
+    Captured steps copy from memory of the object when they are replayed: it has to stay, and later steps need another.
+
+    Args:
+        which: The index of each leaf's set; -1 if the leaf is absent.
+        device: The device.
+
+    Attributes:
+        which: As above.
+        sets: These numbers on the device.
+        address: Where they are.
+        captured: Other memory on the host from which captured steps copy.
+    """
+
+    def __init__(self, which: Sequence[int], device: torch.device):
+        self.device = device
+        self.which = list(which)
+        self.captured: list[Tensor] = []
+        self._present: list[int] | None = None
+        self._buffer = on_host(self.which, device)
+        self.sets = self._buffer.to(device, non_blocking=True)
+        self.address = self.sets.data_ptr()
+        # The memory of the buffer, which is that of `sets` on the CPU.
+        words = ctypes.c_int64 * len(self.which)
+        self._words = words.from_address(self._buffer.data_ptr())
+
+    @property
+    def present(self) -> list[int]:
+        """The indices of the leaves that take part."""
+        if self._present is None:
+            self._present = [i for i, at in enumerate(self.which) if at >= 0]
+        return self._present
+
+    def update(self, which: Sequence[int]) -> None:
+        """Send the sets of all leaves, unless they are those of the last step."""
+        which = list(which)
+        if which == self.which:
+            return
+        self.which, self._present = which, None
+        if self.device.type == "cpu":
+            self._words[:] = which
+            return
+        source = on_host(which, self.device)
+        if is_captured(self.device):  # replays copy from memory that stays
+            source = self._buffer.copy_(source)
+        self.sets.copy_(source, non_blocking=True)
+
+    def with_these(self, words: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
+        """Send numbers that belong to these, such as the scalars of all sets."""
+        source = on_host(words, self.device, dtype)
+        if is_captured(self.device):
+            self.captured.append(source)
+        return source.to(self.device, non_blocking=True)
+
+
 def _are_aligned(numbers: list[int]) -> bool:
     return not any(number % ALIGNMENT for number in numbers)
 
@@ -199,7 +256,3 @@ def _chunks_of_rows(sizes: list[int]) -> tuple[int, int, list[int]]:
     of_part = math.ceil(inner / math.ceil(inner / most))
     starts = range(0, inner, of_part)
     return 1, len(starts), [i * inner + j for i in range(outer) for j in starts]
-
-
-class Rows:
-    pass

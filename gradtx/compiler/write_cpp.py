@@ -9,6 +9,7 @@ cache when the next one reads it. Each thread takes leaves of its own; the few l
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from gradtx.compiler.write_cpp_expressions import (
     IDENTITIES,
     PART,
     PRELUDE,
+    PRELUDE_OF_ROWS,
     TRANSPOSITIONS,
     Total,
     both,
@@ -52,13 +54,17 @@ class CppWriter(CppTiles):
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
         self._exponents: set[int] = set()  # the indices of scalars that are exponents
+        if self._by_row:
+            self._words_at = "words"
 
     def _joined(self, functions: Sequence[str]) -> str:
-        conditions = self._conditions()
         if self._groups.tile is not None:
             functions = [TRANSPOSITIONS, *functions]
-        return program_of(functions, self._kernels, conditions, self._exponents)
+        conditions = {} if self._by_row else self._conditions
+        words = len(self._scalars) if self._by_row else None
+        return program_of(functions, self._kernels, conditions, self._exponents, words)
 
+    @functools.cached_property
     def _conditions(self) -> dict[str, str]:
         """Return when kernels before the last stage run: scalars may say that nothing reads what they compute."""
         conditions: dict[str, str] = {}
@@ -79,7 +85,7 @@ class CppWriter(CppTiles):
         tests = []
         for scalar, truth in cases[0].intersection(*cases[1:]) if cases else ():
             if scalar in self._scalars:
-                word = f"a.words[{self._scalars.index(scalar)}]"
+                word = f"{self._words_at}[{self._scalars.index(scalar)}]"
                 tests.append(f"{word} != 0" if truth else f"{word} == 0")
         return " && ".join(sorted(tests))
 
@@ -93,9 +99,9 @@ class CppWriter(CppTiles):
 
     # Indices.
 
-    def _head(self) -> list[str]:
+    def _head(self, kernel: str) -> list[str]:
         """Return the lines that load the form of a leaf, and scalars."""
-        lines = []
+        lines = self._own_words(kernel) if self._by_row else []
         names = [*(f"n{i}" for i in self._full), "per", "parts"]
         for row, name in enumerate(names):
             code = f"a.blocks[{row} * a.n_leaves + leaf]"
@@ -106,6 +112,16 @@ class CppWriter(CppTiles):
         lines.append(f"{inner}  // rows of an index of the first group")
         lines.append("const int64_t first = a.leaf_chunks[leaf];")
         return [*lines, *self._words()]
+
+    def _own_words(self, kernel: str) -> list[str]:
+        """Return the lines that find the scalars of a leaf, and leave it out if it is absent or they say so."""
+        lines = [
+            "const int64_t set = a.which[leaf];",
+            "if (set < 0) continue;",
+            f"const int64_t* const words = a.words + set * {len(self._scalars)};",
+        ]
+        condition = self._conditions.get(kernel)
+        return [*lines, f"if (!({condition})) continue;"] if condition else lines
 
     def _memory(self, needed: Needed, stored: Sequence[Write]) -> list[str]:
         """Return the lines that load the addresses of arguments and of values that are kept."""
@@ -136,7 +152,7 @@ class CppWriter(CppTiles):
         needed = self._needed([*outputs, *map(self._operand_of, stage)])
         code = self._loads(needed)
         lines = [
-            *self._of_chunk(),
+            *self._of_chunk(name),
             *self._memory(needed, stored),
             *self._partial_memory(stage),
             *(line for node, line in code.items() if not self._extent(node)),
@@ -158,11 +174,11 @@ class CppWriter(CppTiles):
             lines.append(f"y{j}[0] = {self._total(node).end()};")
         return by_chunk(name, lines)
 
-    def _of_chunk(self) -> list[str]:
+    def _of_chunk(self, kernel: str) -> list[str]:
         """Return the lines that find the leaf of a chunk, and its rows or entries."""
         return [
             "const int64_t leaf = a.chunk_leaf[pid], start = a.chunk_start[pid];",
-            *self._head(),
+            *self._head(kernel),
             "const bool is_last = pid + 1 == a.leaf_chunks[leaf + 1];",
             "const int64_t stop = is_last ? n0 * inner : a.chunk_start[pid + 1];",
         ]
@@ -274,12 +290,13 @@ class CppWriter(CppTiles):
     def _combined(self, combine: Combine, results: Sequence[Node] = ()) -> str:
         if combine.by_block:
             lines = [
-                *self._of_chunk(),
+                *self._of_chunk(combine.name),
                 "const int64_t low = (start + inner - 1) / inner;",
                 "const int64_t high = (stop + inner - 1) / inner;",
             ]
         else:
-            lines = [*self._head(), "const int64_t low = 0, high = n0;"]
+            head = self._head(combine.name)
+            lines = [*head, "const int64_t low = 0, high = n0;"]
         sweeps = [x for x in combine.sweeps if combine.computes or self._extent(x[0])]
         for sweep in sweeps:
             lines += self._sweep(sweep, combine)
@@ -460,6 +477,7 @@ def program_of(
     kernels: Sequence[Kernel],
     conditions: Mapping[str, str] | None = None,
     exponents: Collection[int] = (),
+    words: int | None = None,
 ) -> str:
     """Return the whole text, with one function that runs all kernels.
 
@@ -468,6 +486,7 @@ def program_of(
         kernels: The kernels, in order.
         conditions: For kernels that do not run in each step, when they do.
         exponents: The indices of scalars that are exponents of powers of entries.
+        words: How many scalars a leaf has of its own; None if leaves share them.
     """
     conditions = conditions or {}
     calls = []
@@ -476,21 +495,20 @@ def program_of(
         condition = conditions.get(kernel.name)
         calls.append(f"if ({condition}) {call}" if condition else call)
     texts = [*functions, f"static void kernels({PARAMETERS}) {{", *calls, "}"]
-    if exponents:
-        texts = _by_exponents(texts, exponents)
+    if exponents and words is None:
+        texts = [*_by_exponents(texts), *_choice_of_all(exponents)]
+    elif exponents and words is not None:
+        texts = [*_by_exponents(texts), *_choice_by_leaf(exponents, words)]
     run = RUN_BY_LEAF if len(kernels) > 1 else RUN_ALL
-    return "\n".join([PRELUDE, *texts, run])
+    prelude = PRELUDE if words is None else PRELUDE_OF_ROWS
+    return "\n".join([prelude, *texts, run])
 
 
-def _by_exponents(texts: Sequence[str], exponents: Collection[int]) -> list[str]:
-    """Return kernels for exponents that are all 1/2, all 1, and for any others, and a function that chooses.
+def _by_exponents(texts: Sequence[str]) -> list[str]:
+    """Return kernels for exponents that are all 1/2, all 1, and for any others.
 
     A root takes a tenth of the time of a power, and compilers do not always move the choice out of a loop.
     """
-    words = [f"bits<double>(a.words[{j}])" for j in sorted(exponents)]
-    is_root, is_same = (
-        " && ".join(f"{word} == {value}" for word in words) for value in (0.5, 1.0)
-    )
     return [
         "template <int halves> struct Kernels {  // the exponent in halves",
         "template <class T> static inline T power(T x, T y) {",
@@ -498,9 +516,46 @@ def _by_exponents(texts: Sequence[str], exponents: Collection[int]) -> list[str]
         "}",
         *texts,
         "};",
+    ]
+
+
+def _are_all(exponents: Collection[int], value: float, words: str) -> str:
+    """Return the code of whether exponents have a value."""
+    values = (f"bits<double>({words}[{j}])" for j in sorted(exponents))
+    return " && ".join(f"{exponent} == {value}" for exponent in values)
+
+
+def _choice_of_all(exponents: Collection[int]) -> list[str]:
+    """Return the function that chooses kernels by the exponents that all leaves share."""
+    is_root, is_same = (_are_all(exponents, x, "a.words") for x in (0.5, 1.0))
+    return [
         f"static void kernels({PARAMETERS}) {{",
         f"if ({is_root}) Kernels<1>::kernels(a, from, to, threads);",
         f"else if ({is_same}) Kernels<2>::kernels(a, from, to, threads);",
         "else Kernels<0>::kernels(a, from, to, threads);",
+        "}",
+    ]
+
+
+def _choice_by_leaf(exponents: Collection[int], words: int) -> list[str]:
+    """Return the function that chooses kernels by the exponents of each leaf; neighbours with the same run together.
+
+    Absent leaves, which kernels leave out, belong to the neighbours before them.
+    """
+    is_root, is_same = (_are_all(exponents, x, "words") for x in (0.5, 1.0))
+    return [
+        "static inline int halves_of(const Arguments& a, int64_t leaf, int of_absent) {",
+        "if (a.which[leaf] < 0) return of_absent;",
+        f"const int64_t* const words = a.words + a.which[leaf] * {words};",
+        f"return {is_root} ? 1 : {is_same} ? 2 : 0;",
+        "}",
+        f"static void kernels({PARAMETERS}) {{",
+        "for (int64_t start = from, stop; start < to; start = stop) {",
+        "const int halves = halves_of(a, start, -1);",
+        "for (stop = start + 1; stop < to && halves_of(a, stop, halves) == halves; stop++);",
+        "if (halves == 0) Kernels<0>::kernels(a, start, stop, threads);",
+        "if (halves == 1) Kernels<1>::kernels(a, start, stop, threads);",
+        "if (halves == 2) Kernels<2>::kernels(a, start, stop, threads);",
+        "}",
         "}",
     ]

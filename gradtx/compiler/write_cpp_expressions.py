@@ -108,6 +108,9 @@ struct float8_e4m3fn {  // 4 bits of exponent and 3 of mantissa; NaN instead of 
 };
 """
 
+# Where leaves have scalars of their own, `words` has those of each set, and `which` the set of each leaf.
+OF_ROWS = ("threads;\n};", "threads;\n  const int64_t *which;\n};")
+PRELUDE_OF_ROWS = PRELUDE.replace(*OF_ROWS)
 
 # What texts with tiles add.
 TRANSPOSITIONS = (
@@ -179,6 +182,7 @@ class CppExpressions(ExpressionWriter):
     choice = "({} ? {} : {})"
     same_bits = "bits<{1}>({0})"
     floating = "bits<double>({})"
+    _words_at = "a.words"  # the code of where scalars are
 
     def _constant(self, value: Any, dtype: torch.dtype) -> str:
         text = repr(value).lower() if isinstance(value, bool) else repr(value)
@@ -241,7 +245,7 @@ class CppExpressions(ExpressionWriter):
     def _words(self) -> list[str]:
         """Return the lines that load scalars."""
         words = range(len(self._scalars))
-        return [f"const int64_t s{j} = a.words[{j}];" for j in words]
+        return [f"const int64_t s{j} = {self._words_at}[{j}];" for j in words]
 
     def _total_of(
         self, name: str, node: Node, term: str, is_narrow: bool = False

@@ -71,6 +71,7 @@ class ExpressionWriter(ABC):
     choice: ClassVar[str]
     same_bits: ClassVar[str]
     floating: ClassVar[str]
+    _by_row = False  # whether leaves have scalars of their own
 
     def __init__(self) -> None:
         self._names: dict[Node, str] = {}

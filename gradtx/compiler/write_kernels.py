@@ -158,6 +158,7 @@ class KernelWriter(ExpressionWriter):
         program: The program.
         leaf: The index of an argument with the shape of the leaf.
         fixes_row: Whether the text may contain the number of entries of a row; otherwise it suits rows of all lengths.
+        by_row: Whether leaves may be absent, and have scalars of their own; see `Rows`.
 
     Raises:
         UnsuitableProgramError: If a value depends on anything but axes of the leaf.
@@ -166,8 +167,15 @@ class KernelWriter(ExpressionWriter):
     # Whether tiles help where values of single columns are reduced, too; if not, short and long rows share texts.
     has_tiles_of_columns: ClassVar[bool] = False
 
-    def __init__(self, program: Program, leaf: int, fixes_row: bool = True):
+    def __init__(
+        self,
+        program: Program,
+        leaf: int,
+        fixes_row: bool = True,
+        by_row: bool = False,
+    ):
         super().__init__()
+        self._by_row = by_row
         self._program, self._leaves = program, program.leaves
         shape = program.leaves[leaf].meta["val"].shape
         self._size: int = shape.numel()

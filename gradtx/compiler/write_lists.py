@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
@@ -11,11 +13,13 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
+from gradtx.base.exact import dtype_on
 from gradtx.compiler import batches
 from gradtx.compiler.graph import (
     args_of,
     argument_like,
     dtype_of,
+    following,
     is_known,
     is_list,
     is_on_device,
@@ -28,8 +32,9 @@ from gradtx.compiler.lower import Program, lower
 from gradtx.compiler.record import Recording
 from gradtx.compiler.scalars import ScalarProgram
 from gradtx.compiler.simplify import ROW, is_conversion
-from gradtx.compiler.write_expressions import UnsuitableProgramError
+from gradtx.compiler.spread import Spread
 from gradtx.compiler.text import Text, Unquoted, function_text, tuple_of
+from gradtx.compiler.write_expressions import UnsuitableProgramError
 
 aten = torch.ops.aten
 
@@ -56,6 +61,11 @@ Form: TypeAlias = tuple[str, Sequence[Any], dict[str, Any]]
 NORMS = ((), (2,))  # the Euclidean one
 # Accept a list and a 0-d tensor. Without `alpha`, torch would read the tensor, to call the operation for numbers.
 ON_TENSORS: dict[str, dict[str, Any]] = {"mul": {}, "div": {}, "add": {"alpha": 1}}
+# Of operations that torch has for lists of numbers in no version, or not in each: names of their forms leaf by leaf.
+EACH = "each_"
+# The leaves of a call for lists, in the mean, that takes less time than one for each of them.
+FEW = 4
+LERPS_BY_LEAF = "ScalarList" in aten._foreach_lerp.overloads()
 # In other dtypes, torch computes with numbers in more bits than a tensor of the dtype has.
 EXACT_SCALARS = frozenset((torch.float32, torch.float64))
 
@@ -65,16 +75,19 @@ class ListFunction:
     """A recording as a function of lists.
 
     Attributes:
-        prepare: Computes the scalars that `run` uses from those given: Python scalars or 0-d tensors.
+        prepare: Computes the scalars that `run` uses from those given: Python scalars or 0-d tensors. Where some differ
+            between leaves, `spread` does so for several sets of them.
         run: `(prepared, columns) -> results`: `columns` contains a list for each of a leaf's arguments, with one tensor
             per leaf; arguments are written in place. A result that differs by leaf is a list.
         source: The Python code of both.
+        spread: Computes what `run` uses where scalars differ between leaves; None where they do not.
         form: What tells functions of one text apart; nothing.
     """
 
     prepare: Callable[[Sequence[Any]], tuple[Any, ...]]
     run: Callable[[tuple[Any, ...], Sequence[list[Tensor]]], list[Any]]
     source: str
+    spread: Spread | None
     form: ClassVar[None] = None
 
 
@@ -87,14 +100,18 @@ def list_function(
 ) -> ListFunction:
     """Generate the function of a recording.
 
+    Where scalars vary, `prepare` receives those of one set, and `Spread` turns several sets into what `run` takes.
+
     Args:
         recording: The operations of one leaf.
         device: The device of the leaves.
         on_device: The indices of the scalars that are 0-d tensors; the others are Python scalars.
         segment: As in `lower`.
+        varying: The indices of the scalars that may differ between the leaves of a call.
+
+    Raises:
+        UnsuitableProgramError: If lists cannot run leaves with different scalars as fast as one call for each set.
     """
-    if varying:
-        raise UnsuitableProgramError("stub")
     program = lower(
         recording,
         segment,
@@ -103,22 +120,32 @@ def list_function(
         prefers_norms=True,
         of_rows=not batches.batches_on(device),
     )
-    return _Writer(program, device).function()
+    return _Writer(program, device, varying).function()
 
 
 class _Writer(Text):
     """Generate one line for each operation on lists, in order."""
 
-    def __init__(self, program: Program, device: torch.device):
+    def __init__(
+        self, program: Program, device: torch.device, varying: Collection[int] = ()
+    ):
         super().__init__(device)
         self._program = program
         compute_late(program.graph)
         self._nodes = program.nodes
         self._needs = program.needs
+        # The scalars that differ between leaves; the others among them than those that decide what is skipped, on which
+        # leaves of a call agree, are lists where the program runs; and the names of these as tensors.
+        self._of_sets = self._following([program.arguments[i] for i in varying])
+        deciding = self._deciding() if self._of_sets else set()
+        self._varying = [node for node in self._of_sets if node not in deciding]
+        self._varying_tensors: dict[tuple[Node, torch.dtype], str] = {}
+        self._is_in_run = True
         self._lines: list[str] = []  # of the function that is being generated
         self.namespace.update(
             converted=_converted,
             filled=_filled,
+            filled_each=_filled_each,
             norm=torch.linalg.vector_norm,
             norm_of_many=_norm_of_many,
             batched=batches.batched,
@@ -136,6 +163,77 @@ class _Writer(Text):
                 self._batches.update(dict.fromkeys(batch, batch))
         self._memory = MemoryPlan(program.graph, self._has_form_in_place, self._needs)
         self._operands = self._memory.operand
+
+    # Scalars that differ between leaves.
+
+    def _following(self, varying: list[Node]) -> list[Node]:
+        """Return the scalars that follow from some, in order.
+
+        Raises:
+            UnsuitableProgramError: If other values that leaves share do, too.
+        """
+        reached = following(self._program.graph, varying) if varying else set()
+        for node in reached:
+            if node.op == "call_function" and node.meta["kind"] == "tensor":
+                raise UnsuitableProgramError("what leaves share follows from scalars")
+        return [
+            node
+            for node in self._nodes
+            if node in reached and node.op != "output" and is_scalar(node)
+        ]
+
+    def _deciding(self) -> set[Node]:
+        """Return the scalars that say which operations are skipped."""
+        selections = filter(self._needs.select, self._nodes)
+        conditions = {args_of(node)[0] for node in selections}
+        return conditions | self._needs.conditions
+
+    def _varies(self, value: Any) -> bool:
+        return isinstance(value, Node) and value in self._varying
+
+    def as_tensor(self, scalar: Node, dtype: torch.dtype) -> str:
+        name = super().as_tensor(scalar, dtype)
+        if self._is_in_run and self._varies(scalar) and not is_on_device(scalar):
+            # `spread` creates those of all sets at once.
+            dtype = dtype_on(self.device, dtype)
+            self._varying_tensors[scalar, dtype] = self.tensors.pop((scalar, dtype))
+        return name
+
+    def _refuse_varying(self, *values: Any) -> None:
+        """Refuse scalars that differ between leaves where a GPU computes less with one call for each set.
+
+        Raises:
+            UnsuitableProgramError: If there are some.
+        """
+        if batches.batches_on(self.device) and any(map(self._varies, values)):
+            raise UnsuitableProgramError("leaves have different scalars, one by one")
+
+    def _by_leaf_function(
+        self, scalars: ScalarProgram, body: list[str]
+    ) -> ListFunction:
+        """Return the function of leaves with scalars of their own, given its lines."""
+        words = set(re.findall(r"\w+", "\n".join(body)))
+        of_sets = {node.name for node in self._of_sets}
+        of_sets.update(
+            x for (node, _), x in self.tensors.items() if node.name in of_sets
+        )
+        varying = {node.name for node in self._varying}
+        varying.update(x for (node, _), x in self.tensors.items() if self._varies(node))
+        names = [name for name in scalars.names if name in words]
+        shared = [name for name in names if name not in of_sets]
+        decisions = [name for name in names if name in of_sets - varying]
+        lists = [name for name in names if name in varying]
+        tensors = self._varying_tensors
+        by_set = [*decisions, *lists, *(node.name for node, _ in tensors)]
+        source = scalars.text_of_sets(self._of_sets, shared, by_set)
+        head = tuple_of([*shared, *decisions, *lists, *tensors.values()])
+        run = function_text("run(prepared, columns)", [f"{head} = prepared", *body])
+        source = f"{source}\n\n{run}"
+        exec(compile(source, "<gradtx list program by row>", "exec"), self.namespace)
+        dtypes = [dtype for _, dtype in tensors]
+        prepare = self.namespace["prepare_sets"]
+        spread = Spread(prepare, len(decisions), dtypes, self.device)
+        return ListFunction(tuple, self.namespace["run"], source, spread)
 
     def name_of(self, node: Node, function: Any) -> str:
         if node in self._batches and function is aten.addmm.default:
@@ -167,12 +265,16 @@ class _Writer(Text):
 
     def function(self) -> ListFunction:
         body = self._run()  # first, because it determines which scalars must be tensors
+        self._is_in_run = False
         scalars = ScalarProgram(self._program, self)
+        if self._of_sets:
+            return self._by_leaf_function(scalars, body)
         head = f"{tuple_of(scalars.names)} = prepared"
         run = function_text("run(prepared, columns)", [head, *body])
         source = f"{scalars.text}\n\n{run}"
         exec(compile(source, "<gradtx list program>", "exec"), self.namespace)
-        return ListFunction(self.namespace["prepare"], self.namespace["run"], source)
+        functions = self.namespace["prepare"], self.namespace["run"]
+        return ListFunction(*functions, source, None)
 
     def _run(self) -> list[str]:
         """Generate the lines that compute lists."""
@@ -209,6 +311,9 @@ class _Writer(Text):
                 taken |= roots.keys()
             elif not is_scalar(result):
                 text = f"{text}.clone()"
+            elif self._varies(result):
+                name = self.as_tensor(result, dtype_of(result))
+                text = f"[item.clone() for item in {name}]"
             texts.append(text)
         return texts
 
@@ -285,6 +390,10 @@ class _Writer(Text):
 
     def _on_lists(self, name: str) -> str:
         """Return the name of an operation on lists in the program."""
+        if name.startswith(EACH):
+            function = _each if "lerp" in name else _each_with_factor
+            self.namespace[name] = functools.partial(function, name.removeprefix(EACH))
+            return name
         self.namespace[f"foreach_{name}"] = _torch.on_lists(name)
         return f"foreach_{name}"
 
@@ -298,8 +407,23 @@ class _Writer(Text):
             return None  # the options of operations on lists are Python scalars
         if name != "norm" and _torch.on_lists(f"{name}_") is None:
             return None
+        name, options = self._by_leaf(name, operands, options)
         texts = [f"{option}={self.text(value)}" for option, value in options.items()]
         return [name, *map(self.text, operands), *texts]
+
+    def _by_leaf(
+        self, name: str, operands: Sequence[Any], options: dict[str, Any]
+    ) -> tuple[str, dict[str, Any]]:
+        """Return the operation on lists, and its options, that takes lists of scalars where these differ."""
+        if any(map(self._varies, options.values())):
+            if "value" in options:
+                return name, {"scalars": options["value"]}
+            self._refuse_varying(*options.values())
+            return f"{EACH}{name}", options
+        if name == "lerp" and self._varies(operands[2]) and not LERPS_BY_LEAF:
+            self._refuse_varying(operands[2])
+            return f"{EACH}{name}", options
+        return name, options
 
     def _form(self, node: Node) -> Form | None:
         """Return the form of an operation on lists; None if there is none."""
@@ -343,6 +467,7 @@ class _Writer(Text):
         is_better = self._is_better_as_tensor(second, dtype)
         if name in ON_TENSORS and (is_better or is_on_device(second)):
             # In the dtype of the list, as GPUs need it to compute all at once.
+            self._refuse_varying(second)
             second, options = Unquoted(self.as_tensor(second, dtype)), ON_TENSORS[name]
         elif is_on_device(second):
             return None
@@ -363,21 +488,43 @@ class _Writer(Text):
 
     def _loop_over_leaves(self, node: Node) -> str:
         """Return the code of an operation that runs leaf by leaf."""
+        if self._needs.select(node):
+            return self._selection(node)
+        self._refuse_varying(*node.all_input_nodes)
         lists: dict[Node, str] = {}
         for argument in node.all_input_nodes:
             if is_list(argument):
                 lists[argument] = f"{argument.name}_"
-        if self._needs.select(node):
-            return self._selection(node)
         call = f"{self.name_of(node, node.target)}({self.arguments(node, lists)})"
         if _fills(node):
             # A copy of a 0-d tensor would send it to the device.
             leaf, scalar = node.args
             call = f"{lists[leaf]}.fill_({self.text(scalar)})"  # type: ignore[index]
-        names = ", ".join(lists.values())
-        columns = ", ".join(argument.name for argument in lists)
-        over = columns if len(lists) == 1 else f"zip({columns}, strict=True)"
+        call, scalars = self._with_own_scalars(call)
+        names = ", ".join([*lists.values(), *(f"{name}_" for name in scalars)])
+        columns = [argument.name for argument in lists] + scalars
+        over = ", ".join(columns)
+        if len(columns) > 1:
+            over = f"zip({over}, strict=True)"
         return f"[{call} for {names} in {over}]"
+
+    def _with_own_scalars(self, call: str) -> tuple[str, list[str]]:
+        """Return a call for one leaf with the names of its scalars, and those of the lists with the scalars of all."""
+        tensors = [
+            name
+            for (node, _), name in (
+                *self.tensors.items(),
+                *self._varying_tensors.items(),
+            )
+            if self._varies(node)
+        ]
+        scalars: list[str] = []
+        for name in (*(node.name for node in self._varying), *tensors):
+            own = re.sub(rf"\b{name}\b", f"{name}_", call)
+            if own != call:
+                scalars.append(name)
+            call = own
+        return call, scalars
 
     def _selection(self, node: Node) -> str:
         """Return the code that selects one of two operands; the other may not have been computed."""
@@ -392,7 +539,8 @@ class _Writer(Text):
         shape = argument_like(node)
         if is_list(operand) or shape is None:
             return self.text(operand)
-        return f"filled({shape.name}, {self.text(operand)})"
+        function = "filled_each" if self._varies(operand) else "filled"
+        return f"{function}({shape.name}, {self.text(operand)})"
 
     # Batches.
 
@@ -404,6 +552,7 @@ class _Writer(Text):
         dead_after_batch: list[Node] = []  # lists that are not needed after the batch
         outside, self._lines = self._lines, []
         for node in batch:
+            self._refuse_varying(*node.all_input_nodes)
             self._assign(node, self.shared(node) + self._conversion(node))
             for item in node.all_input_nodes:
                 if is_list(item) and item not in members:
@@ -486,3 +635,34 @@ def _norm_of_many(x: Tensor) -> Tensor:
 
 def _filled(shapes: list[Tensor], scalar: Any) -> list[Tensor]:
     return [torch.full_like(shape, scalar) for shape in shapes]
+
+
+def _filled_each(shapes: list[Tensor], scalars: list[Any]) -> list[Tensor]:
+    return list(map(torch.full_like, shapes, scalars))
+
+
+def _each(name: str, *columns: list[Any]) -> list[Tensor]:
+    """Call an operation for each leaf."""
+    return list(map(getattr(Tensor, name), *columns))
+
+
+def _each_with_factor(
+    name: str, xs: list[Tensor], ys: list[Tensor], alpha: Sequence[Any]
+) -> list[Tensor]:
+    """Call an operation for each leaf, with a factor of its own; leaves with the same one share a call if many do."""
+    leaves_of: dict[Any, list[int]] = {}
+    for leaf, factor in enumerate(alpha):
+        leaves_of.setdefault(factor, []).append(leaf)
+    # Zeros of both signs are equal.
+    if FEW * len(leaves_of) > len(xs) or 0 in leaves_of:
+        function: Callable[..., Tensor] = getattr(Tensor, name)
+        rows = zip(xs, ys, alpha, strict=True)
+        return [function(x, y, alpha=factor) for x, y, factor in rows]
+    on_lists: Any = _torch.on_lists(name)
+    results = list(xs)
+    for factor, leaves in leaves_of.items():
+        own = [list(map(column.__getitem__, leaves)) for column in (xs, ys)]
+        of_call = on_lists(*own, alpha=factor) or own[0]  # nothing, of those in place
+        for leaf, result in zip(leaves, of_call, strict=True):
+            results[leaf] = result
+    return results

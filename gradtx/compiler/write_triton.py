@@ -33,6 +33,8 @@ START = "first_instance"
 # Constants of a launch: entries of a chunk that is a tile, entries that are reduced at a time to a value of a leaf, and
 # of a tile that reduces columns, ...: results, and what is reduced.
 CONSTANTS = {"BLOCK": 1024, "WIDTH": 256, "LANES": 32, "STEPS": 32, "ALIGNED": False}
+# What precedes the lines of a leaf that may be absent: the index of its set of scalars, or -1.
+PRESENT = ("set_of_leaf = tl.load(sets + leaf)", "if set_of_leaf >= 0:")
 # The code of the first and the last index of a group, and one more.
 Bounds: TypeAlias = Mapping[int, tuple[str, str]]
 IDENTITIES = {"sum": "0.0", "max": 'float("-inf")', "min": 'float("inf")'}
@@ -81,7 +83,13 @@ class TritonExpressions(ExpressionWriter):
     def _words(self) -> list[str]:
         """Return the lines that load scalars."""
         lines = []
-        for j in range(len(self._scalars)):
+        count = len(self._scalars)
+        for j in range(count):
+            if self._by_row:
+                lines.append(f"s{j} = tl.load(words + set_of_leaf * {count} + {j})")
+                lines.append(f"if ON_DEVICE & {1 << j}:")  # then this is its index
+                lines.append(f"    s{j} = tl.load(stored + s{j})")
+                continue
             lines.append(f"s{j} = w{j}.to(tl.int64)")
             lines.append(f"if ON_DEVICE & {1 << j}:")  # then the argument is its index
             lines.append(f"    s{j} = tl.load(words + w{j})")
@@ -116,6 +124,10 @@ class TritonWriter(TritonExpressions, KernelWriter):
 
     def _function(self, name: str, lines: Sequence[str]) -> str:
         words = "".join(f", w{j}: tl.int64" for j in range(len(self._scalars)))
+        if self._by_row:
+            words = ", stored, sets"
+            find_leaf, *others = lines
+            lines = [find_leaf, *PRESENT, *indented(others)]
         fixed = "table, blocks, chunk_leaf, chunk_start, leaf_chunks, n_leaves"
         constants = ", ".join(f"{name}: tl.constexpr" for name in CONSTANTS)
         head = f"ON_DEVICE: tl.constexpr, words{words}, {fixed}, sums, results"

@@ -118,7 +118,7 @@ def explain(core: Core) -> Explanation:
                     ways.setdefault(member.name, engine.way)
             for member in plan.rest:
                 reasons.setdefault(member.name, "")
-            absent |= plan.absent
+            absent.update(member.name for member in plan.absent)
     for name in absent:
         reasons.pop(name, None)
     for member in core.members.by_param.values():

@@ -23,6 +23,7 @@ class MissedUpdates:
         value: The missed updates in their states; None for 0.
         device: The device that counts.
         largest: The largest of these counts.
+        is_stored: Whether the states of all parameters with slots are known to have `value` itself.
 
     Attributes:
         before: The number of updates before the step.
@@ -34,6 +35,7 @@ class MissedUpdates:
         value: Any,
         device: torch.device,
         largest: int | Tensor,
+        is_stored: bool = False,
     ):
         self._members = members
         self._counts: list[Any] = []
@@ -44,6 +46,7 @@ class MissedUpdates:
         if not (value is None or is_usable):  # the other one counted before
             value = torch.full((), int(value), dtype=torch.int64, device=device)
         self._value: Tensor | None = value
+        self._stored = value if is_stored else None
         self.before = largest if value is None else self.updates(largest)
 
     def updates(self, largest: int | Tensor) -> Any:
@@ -69,7 +72,9 @@ class MissedUpdates:
             change = self._change_on_device(after, tick, stays)
         if isinstance(change, Tensor) or change:
             self._add(change)
-        return self._value is not None and self._store(self._value)
+        if self._value is None or self._value is self._stored:
+            return False
+        return self._store(self._value)
 
     def _change_on_device(
         self, after: list[Any], tick: int | Tensor, stays: bool

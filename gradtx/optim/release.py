@@ -95,14 +95,8 @@ class OpenStep(Step):
         for member in self._every:
             if member not in self.arrived and member.param.grad is not None:
                 self._prepare(member)
-        self.rows = self.members = [
-            member
-            for member in self._every
-            if member.param.grad is not None
-            and (member.state and member.layout.keys)
-            and member not in self.arrived
-        ]
-        self.all_have_gradients = True
+        self.rows = [x for x in self._with_slots() if x not in self.arrived]
+        self.members, self.all_have_gradients = self._stepping()
         super().apply()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import operator
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -248,6 +249,7 @@ class KnownCounts:
 
     Attributes:
         missed: The updates that the parameter with the most updates has missed, to be read at each step; None if none.
+        all_have_missed: Whether the states of all parameters with slots have this tensor.
         largest: The largest count when `hold` was true; None if it is on an accelerator.
     """
 
@@ -257,11 +259,22 @@ class KnownCounts:
         self._members = members
         self._counted = [member for member in members if "step" in member.state]
         self._params, self._states = list(states), list(states.values())
-        self._keys = list(map(list, self._states))
+        self._sizes = list(map(len, self._states))
+        self._keys = list(itertools.chain.from_iterable(self._states))
         self._steps = [member.state["step"] for member in self._counted]
-        self._steps_in_states = [state.get("step") for state in self._states]
+        self._have_steps = ["step" in state for state in self._states]
+        self._have_missed = [MISSED in state for state in self._states]
+        steps = map(STEP, itertools.compress(self._states, self._have_steps))
+        self._steps_in_states = list(steps)
         self.missed = missed_in(member.state for member in members)
-        self._missed_in_states = list(map(MISSED_OR_NONE, self._states))
+        all_missed = map(IN_MISSED, itertools.compress(self._states, self._have_missed))
+        self._missed_in_states = list(all_missed)
+        # Those with slots; `hold` notices changes.
+        self.all_have_missed = self.missed is not None and all(
+            member.state.get(MISSED) is self.missed
+            for member in members
+            if member.layout.keys
+        )
         self._on_host = all(isinstance(member.count, int) for member in self._counted)
         self._writes = self._writes_so_far()
         # Those with slots, and which have all that their groups need, while these have these structures.
@@ -301,26 +314,25 @@ class KnownCounts:
         if not (
             all(map(operator.is_, states, self._params))
             and all(map(operator.is_, present, self._states))
-            and list(map(list, present)) == self._keys
-            and all(
-                map(operator.is_, map(STEP_OR_NONE, present), self._steps_in_states)
-            )
-            and (self.missed is None or self._hold_missed(present))
+            and list(map(len, present)) == self._sizes
+            and list(itertools.chain.from_iterable(present)) == self._keys
+        ):
+            return False
+        steps = map(STEP, itertools.compress(present, self._have_steps))
+        all_missed = map(IN_MISSED, itertools.compress(present, self._have_missed))
+        if not (
+            all(map(operator.is_, steps, self._steps_in_states))
+            and all(map(operator.is_, all_missed, self._missed_in_states))
         ):
             return False
         if not self._on_host:
             return self._writes_so_far() == self._writes
         # Steps under a GradScaler have left counts of the device, which equal no number.
         counts = list(map(COUNT, self._counted))
-        if list(map(Tensor.item, self._steps)) != counts:
+        if list(map(Tensor.tolist, self._steps)) != counts:
             return False
         self.largest = max(counts, default=0)
         return True
-
-    def _hold_missed(self, present: list[State]) -> bool:
-        return all(
-            map(operator.is_, map(MISSED_OR_NONE, present), self._missed_in_states)
-        )
 
     def complete_rows(self, step: Step) -> list[Member] | None:
         """Return the parameters with slots, if all that have gradients have the slots that their groups need."""
@@ -361,8 +373,7 @@ GRADIENT = operator.attrgetter("param.grad")
 
 DICTS = frozenset((dict,))
 STEP = operator.itemgetter("step")
-STEP_OR_NONE = operator.methodcaller("get", "step")
-MISSED_OR_NONE = operator.methodcaller("get", MISSED)
+IN_MISSED = operator.itemgetter(MISSED)
 
 
 def missed_in(states: Iterable[State]) -> Any:

@@ -189,7 +189,9 @@ class Step:
         rows = known.complete_rows(self) if known is not None else None
         self.continues = rows is not None
         self.rows = self._completed() if rows is None else rows
-        self.members, self.all_have_gradients = self._stepping()
+        self.members, self.all_have_gradients = self.rows, True
+        if self.rows is not self._every or not all(self.have_gradients):
+            self.members, self.all_have_gradients = self._stepping()
         self._count(core)
         for settings in self.groups:
             self.hyperparameters.append(settings.hyperparameters(self._schedule_count))
@@ -234,9 +236,7 @@ class Step:
         """Return the members with slots, after creating those that are missing; their owners get what was loaded."""
         for settings, row in zip(self.groups, self._rows, strict=True):
             self._complete(settings, row)
-        rows = [
-            member for member in self._every if member.state and member.layout.keys
-        ]
+        rows = self._with_slots()
         if self.core.traits.owners_keep_slots:
             takes_none = self._takes_none
             hand_over_loaded(
@@ -270,7 +270,10 @@ class Step:
         self.count = largest
         self._missed: MissedUpdates | None = None
         if on_device or missed is not None:
-            self._missed = MissedUpdates(self._every, missed, device, largest)
+            is_stored = known is not None and known.all_have_missed
+            self._missed = MissedUpdates(
+                self._every, missed, device, largest, is_stored
+            )
             self.count = self._missed.before
 
     def _largest_on_device(self) -> Tensor:
@@ -380,12 +383,13 @@ class Step:
             if not (is_known and isinstance(member.state["step"], Tensor)):
                 self.core.states.refit(member)
 
+    def _with_slots(self) -> list[Member]:
+        return [x for x in self._every if x.state and x.layout.keys]
+
     def _stepping(self) -> tuple[list[Member], bool]:
         """Return the rows that step, and whether all have gradients."""
         rows = self.rows
-        have_gradients = self.have_gradients
-        if rows is not self._every:
-            have_gradients = list(map(operator.is_not, map(GRADIENT, rows), NONES))
+        have_gradients = list(map(operator.is_not, map(GRADIENT, rows), NONES))
         if all(have_gradients):
             return rows, True
         if self._takes_none:
@@ -682,7 +686,7 @@ class Step:
                 if rest:
                     of_engine, rest = engine.bundles(self, rest)
                     bundles += of_engine
-        eager = self._alone(bundles, rest) if self.members else []
+        eager = rest if self.all_have_gradients else self._alone(bundles, rest)
         if traits.agrees and len(self.groups) > 1:
             self._check_agreement()
         if eager:
@@ -691,8 +695,6 @@ class Step:
 
     def _alone(self, bundles: list[Any], rest: list[Member]) -> list[Member]:
         """Return the members that step one at a time, given the rows that no bundle runs."""
-        if self.all_have_gradients:
-            return rest
         if not self._takes_none:
             return [member for member in rest if member.param.grad is not None]
         together = {id(member) for bundle in bundles for member in bundle.stepping}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor
 
+from gradtx.base.chunks import chunks
 from gradtx.base.errors import StateKey
 from gradtx.base.exact import dtype_on
 from gradtx.compiler.cache import SharedPrograms
@@ -114,30 +115,26 @@ class NamedLeaf(NamedTuple):
 
 # In place of the index of a set: the row has no gradient.
 ABSENT = -1
+# The indices of varying scalars if there are none.
+SHARED_BY_ROWS: frozenset[int] = frozenset()
 
 
 class Call(NamedTuple):
-    """What one call of a list program processes.
+    """The leaves, or parts of leaves, that one call of a list program processes.
 
     Attributes:
-        at: Its position among the calls of all rows.
-        selectors: Which of the rows of this call it processes; None for all.
+        at: Their indices among those of a bundle; None for all.
     """
 
-    at: int
-    selectors: list[bool] | None = None
+    at: range | list[int] | None = None
 
-    @classmethod
-    def of(cls, at: int, sets: list[int], some: Collection[int]) -> Call:
-        """Return the call of the rows whose sets are some of all, given the set of each."""
-        selectors = [index in some for index in sets]
-        return cls(at, None if all(selectors) else selectors)
-
-    def selected(self, items: list[T]) -> list[T]:
-        """Return the items of the selected rows, given those of all; this may be the same list."""
-        if self.selectors is None:
+    def some(self, items: list[T]) -> list[T]:
+        """Return the items of these leaves, given those of all; this may be the same list."""
+        if self.at is None:
             return items
-        return list(itertools.compress(items, self.selectors))
+        if isinstance(self.at, range):
+            return items[self.at.start : self.at.stop]
+        return list(map(items.__getitem__, self.at))
 
 
 class ListBundle(Task):
@@ -148,34 +145,45 @@ class ListBundle(Task):
     Args:
         name: The name of a leaf, which determines the bundle's position in sums.
         device: The device of the leaves.
-        rows: The rows of each item of `columns`.
         names: The name of each row.
+        rows: The row of each item of columns: leaves, or parts of leaves.
+        sizes: The entries of each item.
+        limit: The most entries of a call, unless an item has more.
 
     Attributes:
         places_terms: Whether terms of sums over leaves are parts of sharded ones.
         function_of: Returns the function of a phase: a `ListFunction`, or what has its attributes.
         varying: The indices of the scalars that rows may have of their own.
+        consumes: Whether each call frees gradients after use.
     """
 
     writes = True
     places_terms = False
     function_of: FunctionOf
-    varying: frozenset[int] = frozenset()
+    varying = SHARED_BY_ROWS
+    consumes = False
+    _frees = False
 
     def __init__(
         self,
         name: str,
         device: torch.device,
-        rows: list[list[int]],
         names: list[str],
+        rows: list[int],
+        sizes: list[int],
+        limit: int,
     ):
         self.name = name
         self.device = device
         self.operations = []
         self.run = None
         self.function_of = list_function_of
-        self.rows = rows
         self.names = names
+        self.rows = rows
+        self._sizes = sizes
+        self._limit = limit
+        # The calls if all rows have the only set of scalars.
+        self._whole = self._calls_of(range(len(rows)))
         self._functions: dict[Any, Any] = {}
         # The scalars of each set, and the set of each row, or `ABSENT`; None if all rows have the only set.
         self._sets: list[list[Any]] = []
@@ -185,6 +193,14 @@ class ListBundle(Task):
         # What earlier phases have received for each leaf, by leaf name.
         self._results: list[dict[str, Any]] = []
         self._on_host = True
+
+    def _calls_of(self, items: range | list[int]) -> list[Call]:
+        """Return the calls of some items, of bounded size."""
+        sizes = list(map(self._sizes.__getitem__, items))
+        parts = [items[part] for part in chunks(sizes, self._limit)]
+        if parts == [range(len(self.rows))]:
+            return [Call()]
+        return list(map(Call, parts))
 
     def begin(
         self,
@@ -230,8 +246,9 @@ class ListBundle(Task):
         if phase.ends_at_owner or phase.ends_at_leaf_sum:
             self.receive_by_leaf(phase, total)
             return
-        totals = [total[name] for name in phase.names]
-        self._sets = [[*scalars, *totals] for scalars in self._sets]
+        totals = list(map(total.__getitem__, phase.names))
+        for scalars in self._sets:
+            scalars += totals
 
     def receive_by_leaf(self, phase: Any, total: dict[str, Any]) -> None:
         """Add what has been computed for each leaf to the arguments."""
@@ -241,51 +258,91 @@ class ListBundle(Task):
         """Return the lists of a call of the program."""
         raise NotImplementedError
 
+    def free(self, call: Call) -> None:
+        """Free the gradients of a call."""
+        raise NotImplementedError
+
     def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
         """Receive the results of the last phase, one list for each call."""
         raise NotImplementedError
 
     def process(self, phase: RecordedPhase) -> Any:
+        scalars, on_device = scalars_for(
+            self._sets[0], phase.common, self.device, self._on_host
+        )
+        key = phase, on_device, SHARED_BY_ROWS
+        function = self._functions.get(key)
+        if function is None:
+            function = self._function(*key)
+        prepared = function.prepare(scalars)
         results: list[list[Any]] = []
-        self._calls = []
-        for function, prepared, call in self._calls_of(phase):
-            self._calls.append(call)
-            results.append(function.run(prepared, self.columns(call)))
+        self._frees = self.consumes and self.at == len(self.operations) - 1
+        if self._set_of_row is None:
+            self._calls = self._whole
+            for call in self._whole:
+                results.append(function.run(prepared, self.columns(call)))
+                if self._frees:
+                    self.free(call)
+        else:
+            of_rows = self._function(phase, on_device, self.varying)
+            sets = [scalars, *self._scalars_of_others(phase)]
+            self._process_rows(function, of_rows, sets, results)
         if phase.operation is None:
             return self.end(phase, results)
         return self.terms(phase, results)
 
-    def _calls_of(self, phase: RecordedPhase) -> Iterable[tuple[Any, Any, Call]]:
-        """Return the calls of the program in a phase: the function, its prepared scalars, and what it processes.
+    def _scalars_of_others(self, phase: RecordedPhase) -> list[list[Any]]:
+        """Return the scalars of all sets but the first, as functions take them."""
+        _, *others = self._sets
+        options = phase.common, self.device, self._on_host
+        return [scalars_for(scalars, *options)[0] for scalars in others]
 
-        Rows with several sets of scalars are one call if the operations take a scalar for each row; if not, there is a
-        call for each set.
+    def _process_rows(
+        self,
+        function: Any,
+        of_rows: Any,
+        sets: list[list[Any]],
+        results: list[list[Any]],
+    ) -> None:
+        """Call a program for the rows that are present.
+
+        Rows with several sets of scalars are one call if operations take a scalar for each row, and these say alike
+        which work to skip; if not, there are several calls.
+
+        Args:
+            function: The function of rows with one set.
+            of_rows: That of rows with several sets; None if there is none.
+            sets: The scalars of each set.
+            results: Receives those of each call.
         """
-        pairs = [
-            scalars_for(scalars, phase.common, self.device, self._on_host)
-            for scalars in self._sets
-        ]
-        on_device = pairs[0][1]
-        function = self._function(phase, on_device, frozenset())
-        prepared = [function.prepare(scalars) for scalars, _ in pairs]
-        if self._set_of_row is None:
-            return [(function, prepared[0], Call(at)) for at in range(len(self.rows))]
-        of_rows: Any = None
-        if len(prepared) > 1:
-            of_rows = self._function(phase, on_device, self.varying)
-        calls: list[tuple[Any, Any, Call]] = []
-        for at, rows in enumerate(self.rows):
-            sets = [self._set_of_row[row] for row in rows]
-            present = dict.fromkeys(sets)
-            present.pop(ABSENT, None)
-            if len(present) > 1 and of_rows is not None:
-                call = Call.of(at, sets, present)
-                own = [i for i in sets if i != ABSENT]
-                calls.append((of_rows, of_rows.spread(prepared, own), call))
-                continue
-            for i in present:
-                calls.append((function, prepared[i], Call.of(at, sets, (i,))))
-        return calls
+        cases: list[Any] = list(range(len(sets)))
+        if of_rows is not None:
+            cases = list(map(of_rows.spread.case_of, sets))
+        self._calls = []
+        for call, own in self._calls_by_row(cases):
+            present = set(own)
+            if len(present) == 1:
+                prepared = function.prepare(sets[present.pop()])
+                result = function.run(prepared, self.columns(call))
+            else:
+                prepared = of_rows.spread(sets, own)
+                result = of_rows.run(prepared, self.columns(call))
+            self._calls.append(call)
+            results.append(result)
+            if self._frees:
+                self.free(call)
+
+    def _calls_by_row(self, cases: list[Any]) -> Iterator[tuple[Call, list[int]]]:
+        """Yield each call, whose items have the same case, and the set of each item, given the case of each set."""
+        assert self._set_of_row is not None
+        sets = list(map(self._set_of_row.__getitem__, self.rows))
+        of_case: dict[Any, list[int]] = {}
+        for item, index in enumerate(sets):
+            if index != ABSENT:
+                of_case.setdefault(cases[index], []).append(item)
+        for items in of_case.values():
+            for call in self._calls_of(items):
+                yield call, call.some(sets)
 
     def _function(
         self,
@@ -294,9 +351,14 @@ class ListBundle(Task):
         varying: frozenset[int],
     ) -> Any:
         """Return the function of a phase; None if it cannot take a scalar for each row."""
+        if varying and len(self._sets) == 1:
+            return None
         key = phase, on_device, varying
         if key not in self._functions:
-            self._functions[key] = self.function_of(phase, self.device, *key[1:])
+            more = (varying,) if varying else ()
+            self._functions[key] = self.function_of(
+                phase, self.device, on_device, *more
+            )
         return self._functions[key]
 
     def hand_over(
@@ -323,26 +385,23 @@ class ListBundle(Task):
         # A shortcut: the only call contains all leaves, each once.
         columns: dict[Any, Sequence[Any]] = {}
         [call], [outputs] = self._calls, results
-        leaves = self.names_in(call)
+        named = self._named_leaves
+        if call.at is not None:
+            named = call.some(named)
         for key, dtype, values in zip(phase.names, phase.dtypes, outputs, strict=True):
             if phase.operation is None and not phase.is_term(key):
                 continue
             is_by_leaf = isinstance(values, list | tuple)
             columns[key] = (
-                values if is_by_leaf else self._by_leaf(values, dtype, leaves)
+                values if is_by_leaf else [self.as_tensor(values, dtype)] * len(named)
             )
         rows = zip(*columns.values(), strict=True)
         payloads = [dict(zip(columns, terms, strict=True)) for terms in rows]
-        named = call.selected(self._named_leaves)
         return LeafTerms(zip(named, payloads, strict=True))
 
     def names_in(self, call: Call) -> list[str]:
-        """Return the names of the leaves of a call."""
-        return call.selected(self._names_by_call[call.at])
-
-    @functools.cached_property
-    def _names_by_call(self) -> list[list[str]]:
-        return [[self.names[row] for row in rows] for rows in self.rows]
+        """Return the name of the leaf of each item of a call."""
+        return list(map(self.names.__getitem__, call.some(self.rows)))
 
     def terms_by_leaf(
         self, phase: RecordedPhase, results: list[list[Any]]
@@ -375,8 +434,8 @@ class ListBundle(Task):
 
     @functools.cached_property
     def _named_leaves(self) -> list[NamedLeaf]:
-        """The leaves of the only call, if it has all rows."""
-        return [NamedLeaf(leaf, self.device) for leaf in self._names_by_call[0]]
+        """The leaf of each item."""
+        return [NamedLeaf(self.names[row], self.device) for row in self.rows]
 
     def _by_leaf(
         self, values: Any, dtype: torch.dtype, leaves: list[str]

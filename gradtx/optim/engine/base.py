@@ -324,29 +324,32 @@ class Engine(ABC):
             raise RefusedError(REDUCES_SHARD)
 
     def _begin(self, plan: StepPlan, step: Step) -> None:
-        """Pass each bundle its arguments for a step, and note the tasks of the step: bundles without gradients wait."""
+        """Pass each bundle its arguments for a step, and note the tasks: a bundle without gradients has none."""
         known: dict[Any, list[Any]] = {}
         run = step.run if plan.needs_run else None
         taking_part: list[Any] = []
         for bundle in plan.bundles:
             numbers, set_of_row = bundle.sets_of_rows(step.all_have_gradients)
-            if not numbers:
-                continue
-            sets = []
+            sets: list[list[Any]] = []
             for row, of_row in numbers.items():
                 group = bundle.members[row].group
                 key = id(bundle.signature), group, of_row
                 if key not in known:
                     known[key] = _scalars_of(bundle, row, step)
-                sets.append(known[key])
+                sets.append(list(known[key]))  # sums of later phases are added
+            if not sets:
+                continue
             bundle.begin(run, sets, step.on_host, set_of_row)
             bundle.consumes = step.consumes
             bundle.are_as_planned = plan.gradients_are_as_planned
             if bundle.signature.has_owners:
                 bundle.set_leaves(step.leaves_of(bundle.stepping))
             taking_part.append(bundle)
-        plan.tasks = self.tasks(taking_part)
-        plan.absent = {x.name for x in plan.rest if x.param.grad is None}
+        if plan.taking_part != taking_part:
+            plan.taking_part, plan.tasks = taking_part, self.tasks(taking_part)
+        plan.absent = []
+        if not step.all_have_gradients:
+            plan.absent = [x for x in plan.rest if x.param.grad is None]
 
     def _refuse(self, members: list[Member], reason: str) -> None:
         """Leave leaves to the next engine; an empty reason is none that users would care about."""

@@ -37,7 +37,7 @@ from gradtx.optim.engine.base import Engine
 from gradtx.optim.engine.family import MemberFamily
 from gradtx.optim.gradients import GRAD
 from gradtx.optim.engine.joint import tasks_of
-from gradtx.optim.engine.lists import Chunk, ListEngine, MemberBundle
+from gradtx.optim.engine.lists import ListEngine, MemberBundle, Piece
 from gradtx.optim.engine.views import (
     RefusedError,
     are_in_order,
@@ -79,17 +79,16 @@ class KernelBundle(MemberBundle):
 
     def __init__(self, members: list[Member], *arguments: Any):
         super().__init__(members, *arguments)
-        self.rows = [list(range(len(members)))]
         self._table: Table | None = None
         self._may_be_captured = self.device.type not in NEVER_CAPTURED
         self._params = [member.param for member in members]
         # The tensors that kernels write: parameters, and the slots of each key.
-        self._columns: list[list[Any]] = [self._params]
+        self._tensors: list[list[Any]] = [self._params]
         for key in self.signature.slots_by_leaf:
-            self._columns.append([member.state[key] for member in members])
+            self._tensors.append([member.state[key] for member in members])
         self._rows_of_step: Rows | None = None
         # The sizes of the groups of axes of each leaf, and the chunks and values of these, by phase.
-        self._sizes: list[list[list[int]]] = []
+        self._shapes: list[list[list[int]]] = []
         self._layouts: dict[int, ChunkLayout] = {}
         # What the kernels take as arguments, by phase, and the constants among these of each leaf.
         self._forms = [AS_RECORDED] * len(self.operations)
@@ -99,14 +98,15 @@ class KernelBundle(MemberBundle):
         # Whether kernels read gradients like those of the plan where they are.
         self._are_read_in_place = False
         # Whether kernels run on copies, since some tensors are transposed, ...; and the copies that they write.
-        self._needs_order = self.signature.ordered and not are_in_order(self._columns)
+        self._needs_order = self.signature.ordered and not are_in_order(self._tensors)
         self._copies: list[list[Tensor]] = []
 
     def _divided(
         self, members: list[Member], signature: Signature, splits: bool
-    ) -> list[Chunk]:
-        """Return none: kernels take addresses, and all leaves at once."""
-        return []
+    ) -> tuple[list[Piece], list[int], list[int], int]:
+        """Return no columns: kernels take addresses, and all leaves at once."""
+        count = len(members)
+        return [], list(range(count)), [0] * count, 0
 
     def check(self) -> None:
         """Check that there are kernels for these leaves, and note the sizes of groups of axes.
@@ -118,7 +118,7 @@ class KernelBundle(MemberBundle):
             raise UnsuitableProgramError("the owners of some leaves compute")
         groups = [kernels.text.groups for kernels in self.kernels]
         shapes = [as_real(local(param)).shape for param in self._params]
-        self._sizes = [list(map(of_phase.sizes, shapes)) for of_phase in groups]
+        self._shapes = [list(map(of_phase.sizes, shapes)) for of_phase in groups]
 
     def key(self) -> tuple[Any, ...]:
         """Compile the kernels, and return what identifies them.
@@ -138,8 +138,8 @@ class KernelBundle(MemberBundle):
             return first
         members = [member for bundle in bundles for member in bundle.members]
         merged = type(first)(members, first.signature, first.operations, False)
-        for of_phase in zip(*(bundle._sizes for bundle in bundles), strict=True):
-            merged._sizes.append(list(itertools.chain.from_iterable(of_phase)))
+        for of_phase in zip(*(bundle._shapes for bundle in bundles), strict=True):
+            merged._shapes.append(list(itertools.chain.from_iterable(of_phase)))
         merged._forms = first._forms
         merged._constants = [row for bundle in bundles for row in bundle._constants]
         return merged
@@ -214,7 +214,7 @@ class KernelBundle(MemberBundle):
         kernels = self.kernels[self.at]
         if self._set_of_row is not None:
             kernels = self.kernels_by_row[self.at]
-        sets = []
+        sets: list[Sequence[Any]] = []
         for scalars in self._sets:
             pair = scalars_for(scalars, phase.common, self.device, self._on_host)
             sets.append(kernels.scalars.given(pair[1]).function(pair[0]))
@@ -222,9 +222,9 @@ class KernelBundle(MemberBundle):
         layout = self._layout(kernels)
         if self._set_of_row is None:
             return Inputs(kernels, sets[0], table, layout, None, copies)
-        if self._rows_of_step is None:
-            self._rows_of_step = Rows(self.device)
         rows = self._rows_of_step
+        if rows is None:
+            rows = self._rows_of_step = Rows(self._set_of_row, self.device)
         rows.update(self._set_of_row)
         return Inputs(kernels, sets, table, layout, rows, copies)
 
@@ -235,17 +235,21 @@ class KernelBundle(MemberBundle):
             self._table = self._rows_of_step = None  # later steps do not change these
         if self._copies:
             if phase.operation is None:
-                put_back(self._columns, self._copies)
+                put_back(self._tensors, self._copies)
             self._copies = []
-        self._calls = [Call(0)]
+        self._calls, params = self._whole, self._params
         if self._set_of_row is not None:
-            self._calls = [Call.of(0, self._set_of_row, range(len(self._sets)))]
+            params = [member.param for member in self.stepping]
+            pairs = enumerate(self._set_of_row)
+            self._calls = [Call([row for row, index in pairs if index != ABSENT])]
         results: list[Any] = []
         if phase.names:
             results = inputs.kernels.results(inputs.scalars, by_leaf, inputs.rows)
+        if inputs.rows is not None and len(self.stepping) < len(self.members):
+            results = [_of_present(result, inputs.rows) for result in results]
         if phase.operation is not None:
             return self._totals(phase, results)
-        increment_version([member.param for member in self.stepping])
+        increment_version(params)
         if not phase.names:
             return self.end(phase, [])
         pairs = zip(results, phase.dtypes, strict=True)
@@ -256,7 +260,7 @@ class KernelBundle(MemberBundle):
     def _layout(self, kernels: PhaseKernels) -> ChunkLayout:
         """Return the chunks of the present phase, and where its kernels keep values."""
         if self.at not in self._layouts:
-            self._layouts[self.at] = kernels.layout(self._sizes[self.at], self.device)
+            self._layouts[self.at] = kernels.layout(self._shapes[self.at], self.device)
         return self._layouts[self.at]
 
     def _located(self) -> tuple[Table, list[Tensor]]:
@@ -267,7 +271,7 @@ class KernelBundle(MemberBundle):
             pairs = zip(gradients, self._params, strict=True)
             gradients = [param if x is None else x for x, param in pairs]
         if self._needs_order:
-            self._copies = [list(map(in_order, column)) for column in self._columns]
+            self._copies = [list(map(in_order, column)) for column in self._tensors]
             self.locate()
         if self.are_as_planned and self._are_read_in_place:
             rows = [list(map(Tensor.data_ptr, gradients))]
@@ -278,7 +282,7 @@ class KernelBundle(MemberBundle):
             tree = self.run.leaf_extras[name]
             column = [tree[member.name] for member in self.members]
             rows.append(self._addresses(column, copies))
-        table, written = self._table, len(self._columns)
+        table, written = self._table, len(self._tensors)
         if table is None:
             table = self._table = self._first_table(rows)
         elif not table.has(rows, written):
@@ -293,7 +297,7 @@ class KernelBundle(MemberBundle):
 
     def _rows(self) -> list[list[int]]:
         """Return where parameters and slots are: the plan has checked layouts, and aliases begin where these do."""
-        columns: list[list[Any]] = self._copies or self._columns
+        columns: list[list[Any]] = self._copies or self._tensors
         if self.signature.sharded:
             columns = [list(map(local, column)) for column in columns]
         return [list(map(Tensor.data_ptr, column)) for column in columns]
@@ -335,7 +339,7 @@ class KernelBundle(MemberBundle):
         extent, itemsize = moved
         if not extent:
             return 0
-        sizes = self._sizes[at]
+        sizes = self._shapes[at]
         if self._set_of_row is not None:
             are_present = [index != ABSENT for index in self._set_of_row]
             sizes = itertools.compress(sizes, are_present)
@@ -355,6 +359,13 @@ class KernelBundle(MemberBundle):
             else:
                 totals[name] = self.as_tensor(value, dtype) * len(self.stepping)
         return LeafTerms([(NamedLeaf(self.name, self.device), totals)])
+
+
+def _of_present(result: Any, rows: Rows) -> Any:
+    """Return the entries of a result by leaf that belong to leaves that take part."""
+    if isinstance(result, Tensor) and result.ndim:
+        return result[rows.with_these(rows.present)]
+    return result
 
 
 def _form_of(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradtx.base.chunks import chunks
 from gradtx.base.complex_views import as_real
 from gradtx.base.dtensor import local, with_pending_sums
 from gradtx.base.plain import TYPES
@@ -75,11 +75,9 @@ class MemberBundle(ListBundle):
 
     Attributes:
         stepping: The parameters that have a gradient in the present step.
-        consumes: Whether to free gradients after use.
         are_as_planned: Whether the gradients are like those of the plan.
     """
 
-    consumes = False
     are_as_planned = False
 
     def __init__(
@@ -89,11 +87,11 @@ class MemberBundle(ListBundle):
         phases: list[RecordedPhase],
         splits: bool,
     ):
-        self._chunks = self._divided(members, signature, splits)
         device = local(members[0].param).device
-        rows = [chunk.rows for chunk in self._chunks]
         names = [member.name for member in members]
-        super().__init__(members[0].name, device, rows, names)
+        pieces, *divided = self._divided(members, signature, splits)
+        super().__init__(members[0].name, device, names, *divided)
+        self._columns = Columns(pieces, signature)
         self.operations = phases
         self.members = self.stepping = members
         self.signature = signature
@@ -112,12 +110,14 @@ class MemberBundle(ListBundle):
         self._equal = {
             key: [member.state[key] for member in members] for key in signature.equal
         }
+        # Whether scalars depend on more than counts.
+        self._has_more = bool(self._groups or self._equal)
 
     def _divided(
         self, members: list[Member], signature: Signature, splits: bool
-    ) -> list[Chunk]:
-        """Return the lists of each call."""
-        return _chunks_of(members, splits, signature)
+    ) -> tuple[list[Piece], list[int], list[int], int]:
+        """Return leaves and parts of leaves, with the row and the entries of each, and the most entries of a call."""
+        return _pieces_of(members, splits, signature)
 
     def needs_run(self) -> bool:
         signature = self.signature
@@ -133,25 +133,22 @@ class MemberBundle(ListBundle):
         Args:
             have_gradients: Whether all parameters have gradients.
         """
-        numbers = self._numbers()
+        numbers = self._numbers() if self._has_more else list(map(COUNT, self.members))
         if have_gradients and numbers.count(numbers[0]) == len(numbers):
             self.stepping = self.members
             return {0: numbers[0]}, None
         gradients = map(GRADIENT, self.members)
-        sets: dict[Any, int] = {}
-        set_of_row: list[int] = []
-        first: dict[int, Any] = {}
-        for row, (of_row, gradient) in enumerate(zip(numbers, gradients, strict=True)):
-            if gradient is None:
-                set_of_row.append(ABSENT)
-                continue
-            if of_row not in sets:
-                sets[of_row] = len(sets)
-                first[row] = of_row
-            set_of_row.append(sets[of_row])
-        are_present = [index != ABSENT for index in set_of_row]
+        are_present = list(map(operator.is_not, gradients, itertools.repeat(None)))
         self.stepping = list(itertools.compress(self.members, are_present))
-        return first, set_of_row
+        rows = list(itertools.compress(range(len(numbers)), are_present))
+        rows.reverse()
+        last_wins = zip(map(numbers.__getitem__, rows), rows, strict=True)
+        first = dict(last_wins)  # the first row of each set
+        sets = dict(zip(first, itertools.count(), strict=False))
+        set_of_row = [ABSENT] * len(numbers)
+        for row in rows:
+            set_of_row[row] = sets[numbers[row]]
+        return {row: of_row for of_row, row in first.items()}, set_of_row
 
     def _numbers(self) -> list[Any]:
         """Return what the scalars of each row depend on: its count, and where they may differ, group and equal slots."""
@@ -160,14 +157,11 @@ class MemberBundle(ListBundle):
             columns.append(self._groups)
         # Now: a bundle writes them at its end.
         columns += [map(Tensor.item, slots) for slots in self._equal.values()]
-        if len(columns) == 1:
-            return list(columns[0])
         return list(zip(*columns, strict=True))
 
     def locate(self) -> None:
         """Find parameters and slots whose memory has been replaced."""
-        for chunk in self._chunks:
-            chunk.locate()
+        self._columns.locate()
 
     def set_leaves(self, leaves: list[Leaf]) -> None:
         """Receive the leaves of the current step whose links are computed by owners."""
@@ -176,26 +170,13 @@ class MemberBundle(ListBundle):
         self._leaves = {leaf.name: leaf for leaf in leaves}
 
     def columns(self, call: Call) -> list[list[Tensor]]:
-        chunk = self._chunks[call.at]
-        columns = chunk.columns(call, self.signature.by_leaf, self.run)
+        columns = self._columns.of(call, self.signature.by_leaf, self.run)
         for results in self._results:
             columns.append([local(results[name]) for name in self.names_in(call)])
         return columns
 
-    def process(self, phase: RecordedPhase) -> Any:
-        if self.consumes and self.at == len(self.operations) - 1:
-            return self._consumed(phase)
-        return super().process(phase)
-
-    def _consumed(self, phase: RecordedPhase) -> Any:
-        """Run the last phase, and free gradients as soon as they have been used."""
-        results: list[list[Any]] = []
-        self._calls = []
-        for function, prepared, call in self._calls_of(phase):
-            self._calls.append(call)
-            results.append(function.run(prepared, self.columns(call)))
-            self._chunks[call.at].free_gradients(call)
-        return self.end(phase, results)
+    def free(self, call: Call) -> None:
+        self._columns.free_gradients(call)
 
     def terms_by_leaf(
         self, phase: RecordedPhase, results: list[list[Any]]
@@ -229,7 +210,7 @@ class MemberBundle(ListBundle):
         slots = self._equal[name.key]
         new: dict[int, Any] = {}
         for call, value in zip(self._calls, values, strict=True):
-            rows = call.selected(self.rows[call.at])
+            rows = call.some(self.rows)
             by_row = differ_by_leaf(value)
             new.update(zip(rows, value if by_row else [value] * len(rows), strict=True))
         dtype = slots[0].dtype
@@ -270,8 +251,7 @@ class MemberBundle(ListBundle):
 
     def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
         if self.signature.ordered:
-            for chunk in self._chunks:
-                chunk.put_back()
+            self._columns.put_back()
         if phase.names:
             self.hand_over(phase, results)
         self._results = []
@@ -281,28 +261,24 @@ class MemberBundle(ListBundle):
             member.param.grad = None
 
 
-# Chunks.
-
 # A range of entries of a parameter's flat alias, or None for the whole parameter.
 Piece = tuple[Member, slice | None]
 
 
-class Chunk:
-    """The lists of tensors that one call processes, if all of its rows have a gradient.
+class Columns:
+    """The lists of tensors that the calls of a program process, each of some.
 
     Args:
         pieces: The leaves or parts of leaves.
-        rows: The row of each in its bundle.
         signature: The arguments of the program.
     """
 
-    def __init__(self, pieces: list[Piece], rows: list[int], signature: Signature):
+    def __init__(self, pieces: list[Piece], signature: Signature):
         self._pieces = pieces
-        self.rows = rows
-        self._whole = all(
+        self._are_whole = [
             window is None and not member.param.is_complex()
             for member, window in pieces
-        )
+        ]
         self._params = [member.param for member, _ in pieces]
         # The tensors that programs write: parameters, and the slots of each key.
         self._written = [self._params]
@@ -326,7 +302,7 @@ class Chunk:
 
     def _written_column(self, column: list[Tensor]) -> list[Tensor]:
         """Return the parameters, or a slot of each, as programs write them."""
-        if self._whole and TYPES.issuperset(map(type, column)):
+        if all(self._are_whole) and TYPES.issuperset(map(type, column)):
             # A shortcut: the plan has looked at their memory.
             are_slots = column is not self._params
             return column if are_slots else list(map(Tensor.detach, column))
@@ -339,31 +315,31 @@ class Chunk:
             return plain(tensor)
         return cut(alias(tensor, member.param, True), window, entries_of(member.param))
 
-    def columns(
-        self, call: Call, by_leaf: Sequence[str], run: Any
-    ) -> list[list[Tensor]]:
-        """Return the arguments of the rows of a call, with the current gradients and extras."""
-        columns = self._columns
-        if call.selectors is not None:
-            columns = list(map(call.selected, columns))
-        gradients = list(map(GRAD, call.selected(self._params)))
-        are_plain = self._whole and TYPES.issuperset(map(type, gradients))
+    def of(self, call: Call, by_leaf: Sequence[str], run: Any) -> list[list[Tensor]]:
+        """Return the arguments of a call, with the current gradients and extras."""
+        columns, params, are_whole = self._columns, self._params, self._are_whole
+        if call.at is not None:
+            columns = list(map(call.some, columns))
+            params, are_whole = call.some(params), call.some(are_whole)
+        gradients = list(map(GRAD, params))
+        are_plain = all(are_whole) and TYPES.issuperset(map(type, gradients))
         if self._needs_order:
             copies = [list(map(in_order, column)) for column in columns]
             self._copies += zip(columns, copies, strict=True)
             columns = copies
-        pieces = self._pieces
         if by_leaf or self._needs_order or not are_plain:
-            pieces = call.selected(pieces)
-        if self._needs_order or not are_plain:
-            gradients = list(map(self._read, gradients, pieces))
-        columns = [*columns, gradients]
-        for name in by_leaf:
-            tree = run.leaf_extras[name]
-            column = [tree[member.name] for member, _ in pieces]
-            columns.append(list(map(self._read, column, pieces)))
+            pieces = call.some(self._pieces)
+            if self._needs_order or not are_plain:
+                gradients = list(map(self._read, gradients, pieces))
+            columns = [*columns, gradients]
+            for name in by_leaf:
+                tree = run.leaf_extras[name]
+                column = [tree[member.name] for member, _ in pieces]
+                columns.append(list(map(self._read, column, pieces)))
+        else:
+            columns = [*columns, gradients]
         if self._first_entries is not None:
-            columns.append(call.selected(self._first_entries))
+            columns.append(call.some(self._first_entries))
         return columns
 
     def put_back(self) -> None:
@@ -373,8 +349,8 @@ class Chunk:
             self._copies = []
 
     def free_gradients(self, call: Call) -> None:
-        """Free the gradients of parameters of a call that no later chunk contains a part of."""
-        for member, window in call.selected(self._pieces):
+        """Free the gradients of parameters of a call that no later one contains a part of."""
+        for member, window in call.some(self._pieces):
             if window is None or window.stop == entries_of(member.param):
                 member.param.grad = None
 
@@ -393,10 +369,10 @@ def _first_entry(member: Member, window: slice | None) -> Tensor:
     return torch.full((), start, dtype=torch.int64, device=local(member.param).device)
 
 
-def _chunks_of(
+def _pieces_of(
     members: list[Member], splits: bool, signature: Signature
-) -> list[Chunk]:
-    """Divide leaves into lists of bounded size: of the leaves, and of their largest slots."""
+) -> tuple[list[Piece], list[int], list[int], int]:
+    """Divide large leaves, for lists of bounded size: of the leaves, and of their largest slots."""
     has_codes = bool(signature.layout.codes)
     limit = entries_of_a_call(local(members[0].param).device, has_codes)
     pieces: list[Piece] = []
@@ -423,9 +399,7 @@ def _chunks_of(
             pieces.append((member, slice(start, min(start + part, size))))
             rows.append(row)
             sizes.append(limit + 1)  # a chunk of its own
-    return [
-        Chunk(pieces[chunk], rows[chunk], signature) for chunk in chunks(sizes, limit)
-    ]
+    return pieces, rows, sizes, limit
 
 
 _SHARED = ProgramsOfChains()

@@ -37,8 +37,9 @@ class StepPlan(Plan[Any]):
         rest: The others.
 
     Attributes:
-        tasks: What runs in the present step.
-        absent: The names of the parameters in no bundle that have no gradient in the present step.
+        taking_part: The bundles with gradients in the present step.
+        tasks: These as tasks.
+        absent: The parameters in no bundle that have no gradient in the present step.
         reasons: Why the engine does not run some of them, by name.
         needs_run: Whether bundles read or hand over values by the run of a step.
         gradients_are_as_planned: Whether the gradients of the present step have the types and layouts of those for
@@ -54,8 +55,9 @@ class StepPlan(Plan[Any]):
     ):
         self.fingerprint = fingerprint
         self.bundles = bundles
+        self.taking_part: list[Any] = []
         self.tasks: list[Any] = []
-        self.absent: set[str] = set()
+        self.absent: list[Member] = []
         self.rest = rest
         self.reasons: dict[str, str] = {}
         self.gradients_are_as_planned = True
@@ -106,7 +108,8 @@ class StepPlan(Plan[Any]):
         memory = self._guard.memory_of(present)
         if memory is None or not self._have_same_layout(step, memory):
             return False
-        return not self._guard.have_moved(memory) or self._moves_to(memory)
+        has_moved = list(map(Tensor.data_ptr, memory)) != self._guard.addresses
+        return not has_moved or self._moves_to(memory)
 
     def _have_same_layout(self, step: Step, memory: list[Tensor]) -> bool:
         """Whether memory and present gradients have the planned dtypes, sizes and strides."""

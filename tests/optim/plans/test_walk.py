@@ -1,5 +1,6 @@
 """What warm steps and pure updates without features call: links and features that are absent cost nothing."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -52,6 +53,28 @@ def test_a_warm_step_of_adamw_is_short(leaves):
     assert len(calls) <= 45
     assert len({file for file, _ in calls}) <= 11
     assert deepest <= 10
+
+
+FIRST_STEP = """
+import torch, gradtx
+from tests.optim.plans.test_walk import walk_of
+params = [torch.nn.Parameter(torch.ones(3, 3)) for _ in range(4)]
+optimizer = gradtx.optim.AdamW(params)
+for param in params:
+    param.grad = torch.ones(3, 3)
+calls, _ = walk_of(optimizer.step)
+print(len(set(calls)), len({file for file, _ in calls}))
+"""
+
+
+def test_a_first_step_of_adamw_meets_a_bounded_part_of_the_package():
+    """What a reader of a first step has to know; in a new process, in which nothing was planned or recorded before."""
+    command = [sys.executable, "-c", FIRST_STEP]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent)
+    assert done.returncode == 0, done.stderr
+    functions, files = map(int, done.stdout.split())
+    assert functions <= 719
+    assert files <= 67
 
 
 RATE = gradtx.cosine_schedule(1e-3, T_max=1000)

@@ -367,16 +367,16 @@ def test_a_gradient_is_freed_as_soon_as_its_chunk_is_through(norm, monkeypatch):
             param.grad = torch.ones_like(param)
             gradients.append(weakref.ref(param.grad))
         alive = []
-        columns = lists.Chunk.columns
+        columns = lists.Columns.of
 
         def watched(chunk, *given, columns=columns, gradients=gradients, alive=alive):
             alive.append(sum(gradient() is not None for gradient in gradients))
             return columns(chunk, *given)
 
-        with mock.patch.object(lists.Chunk, "columns", watched):
+        with mock.patch.object(lists.Columns, "of", watched):
             optimizer.step(consume_gradients=True)
-        # With 200 entries there are four chunks; the previous chunk is released when the next one exists.
-        assert alive[-7:] == [5, 5, 4, 4, 4, 4, 3]
+        # With 200 entries there are four chunks.
+        assert alive[-7:] == [5, 4, 4, 4, 4, 3, 2]
         assert all(gradient() is None for gradient in gradients)
 
 

@@ -1,0 +1,161 @@
+"""Kernels and lists by row: leaves of one call with scalars of their own, some of them absent."""
+
+import contextlib
+import random
+
+import pytest
+import torch
+
+import gradtx
+from gradtx.compiler import kernels
+from gradtx.compiler.cache import SharedPrograms
+from gradtx.compiler.kernels import AS_RECORDED, PhaseKernels
+from gradtx.compiler.tables import Rows, Table
+from tests.examples import example_of
+
+CPU = torch.device("cpu")
+METHODS = ("adamw", "lion", "radam", "adafactor", "came", "adan", "lamb", "nadam", "adamp", "padam")
+SHAPES = {"matrices": (96, 128), "vectors": (150,), "filters": (12, 8, 3, 3)}
+WHICH = [0, -1, 2, 4, 4, -1, 1, 3, 0, -1, 2]
+EXPONENTS = (0.5, 1.0, 0.3, 0.5, 1.0)
+each = pytest.mark.parametrize
+
+
+@pytest.fixture
+def phases(monkeypatch):
+    """A function that returns the last phase of an optimizer's step, as kernels run it."""
+    noted = []
+    writing = PhaseKernels.of
+
+    def of(phase, *args):
+        noted.append(phase)
+        return writing(phase, *args)
+
+    def phase_of(name, shape, dtype):
+        param = torch.nn.Parameter(torch.ones(shape, dtype=dtype))
+        factory = getattr(gradtx, name)
+        optimizer = gradtx.as_optimizer(factory(**example_of(factory)), [param], compile=True)
+        param.grad = torch.ones_like(param)
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "_KERNELS", SharedPrograms())
+            patch.setattr(PhaseKernels, "of", staticmethod(of))
+            optimizer.step()
+        return noted[-1]
+
+    return phase_of
+
+
+def scalars_of(recording, seed):
+    """Return scalars as those of a step: counts and numbers between 0 and 1."""
+    numbers = random.Random(seed)
+    scalars = []
+    for node in recording.scalars:
+        dtype = node.meta["val"].dtype
+        is_float = dtype.is_floating_point
+        scalars.append(numbers.uniform(0.1, 0.9) if is_float else numbers.randint(1, 40))
+    return scalars
+
+
+def columns_of(recording, count):
+    """Return tensors of leaves with the arguments of a recording."""
+    torch.manual_seed(1)
+    columns = []
+    for node in recording.leaves:
+        like = node.meta["val"]
+        values = [torch.rand(like.shape, dtype=torch.float64) + 0.1 for _ in range(count)]
+        columns.append([value.to(like.dtype) for value in values])
+    return columns
+
+
+def run_kernels(program, sets, columns, which=None):
+    """Run kernels on leaves in place, by row if these have sets."""
+    leaves = len(columns[0])
+    rows = [list(map(torch.Tensor.data_ptr, column)) for column in columns]
+    sizes = [program.text.groups.sizes(tensor.shape) for tensor in columns[0]]
+    table, layout = Table(leaves, rows, CPU), program.layout(sizes, CPU)
+    if which is None:
+        return program.results(sets, program.run(sets, table, layout))
+    by_row = Rows(which, CPU)
+    by_leaf = program.run(sets, table, layout, by_row)
+    return program.results(sets, by_leaf, by_row)
+
+
+def copies(columns):
+    return [[tensor.clone() for tensor in column] for column in columns]
+
+
+def bits(tensor):
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def assert_equal_bits(columns, others):
+    for i, (column, other) in enumerate(zip(columns, others, strict=True)):
+        for leaf, (x, y) in enumerate(zip(column, other, strict=True)):
+            assert torch.equal(bits(x), bits(y)), f"argument {i} of leaf {leaf}"
+
+
+def unknown(sets, positions):
+    """Return sets of which the host does not know some scalars, which are wide, or have the dtypes of numbers."""
+    columns = [list(column) for column in zip(*sets, strict=True)]
+    for i in positions:
+        dtype = torch.float64 if isinstance(columns[i][0], float) else torch.int64
+        columns[i] = [torch.tensor(scalar, dtype=dtype) for scalar in columns[i]]
+    return list(zip(*columns, strict=True))
+
+
+def check_rows(phase, sets_of_scalars, positions=()):
+    """Compare leaves with sets of their own with each leaf alone."""
+    alone = PhaseKernels.of(phase, CPU, 0, AS_RECORDED)
+    by_row = PhaseKernels.of(phase, CPU, 0, AS_RECORDED._replace(by_row=True))
+    prepare = alone.scalars.given(frozenset()).function
+    sets = unknown(list(map(prepare, sets_of_scalars)), positions)
+    before = columns_of(phase.recording, len(WHICH))
+    expected, columns = copies(before), copies(before)
+    results_of_leaf = {}
+    for leaf, at in enumerate(WHICH):
+        if at >= 0:
+            own = [column[leaf : leaf + 1] for column in expected]
+            results_of_leaf[leaf] = run_kernels(alone, sets[at], own)
+    results = run_kernels(by_row, sets, columns, WHICH)
+    assert_equal_bits(columns, expected)
+    assert any(not torch.equal(x, y) for x, y in zip(columns[0], before[0], strict=True))
+    for leaf, own in results_of_leaf.items():
+        for x, y in zip(results, own, strict=True):
+            x = x[leaf] if isinstance(x, torch.Tensor) else x
+            assert float(x) == float(y)
+
+
+@each("threads", (1, 2))
+@each("dtype", (torch.float32, torch.bfloat16), ids=str)
+@each("shape", SHAPES)
+@each("name", METHODS)
+def test_leaves_with_scalars_of_their_own_have_the_bits_that_they_have_alone(name, shape, dtype, threads, phases):
+    phase = phases(name, SHAPES[shape], dtype)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        check_rows(phase, [scalars_of(phase.recording, seed) for seed in range(5)])
+    finally:
+        torch.set_num_threads(before)
+
+
+@each("name", METHODS)
+def test_triton_kernels_do_so_too(name, phases):
+    interpreted = pytest.importorskip("tests.gpu.interpreted", reason="needs Triton")
+    with interpreted.interpreting():
+        phase = phases(name, (24, 40), torch.float32)
+        check_rows(phase, [scalars_of(phase.recording, seed) for seed in range(5)])
+
+
+@each("is_triton", (False, True))
+@each("name", ("adamw", "came"))
+def test_scalars_that_the_host_does_not_know_may_differ_by_leaf(name, is_triton, phases):
+    context = contextlib.nullcontext()
+    if is_triton:
+        context = pytest.importorskip("tests.gpu.interpreted", reason="needs Triton").interpreting()
+    with context:
+        phase = phases(name, (24, 40), torch.float32)
+        count = len(PhaseKernels.of(phase, CPU, 0, AS_RECORDED).order)
+        sets = [scalars_of(phase.recording, seed) for seed in range(5)]
+        for positions in (range(count), range(0, count, 2)):
+            check_rows(phase, sets, positions)
