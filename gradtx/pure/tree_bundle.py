@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from gradtx.base.chunks import chunks
 from gradtx.base.errors import StateKey
 from gradtx.execution.execute import Leaf
 from gradtx.plans.bundle import (
@@ -98,29 +97,22 @@ class TreeBundle(ListBundle):
         shared: list[int],
     ):
         leaf = rows[0].leaf
-        sizes = [max(map(Tensor.numel, row.tensors)) for row in rows]
-        indices = list(range(len(rows)))
-        of_calls = list(chunks(sizes, entries_of_a_call(leaf.device)))
         super().__init__(
             leaf.name,
             leaf.device,
-            [indices[chunk] for chunk in of_calls],
-            [row.leaf.name for row in rows],
+            names=[row.leaf.name for row in rows],
+            rows=list(range(len(rows))),
+            sizes=[max(map(Tensor.numel, row.tensors)) for row in rows],
+            limit=entries_of_a_call(leaf.device),
         )
         self.operations = phases
         self.varying = family.signature.varying(has_groups=False)
         self.shared = shared
         self._places = [row.place for row in rows]
-        columns = list(map(list, zip(*(row.indices for row in rows), strict=True)))
-        self._updates = columns[-1]
-        # The indices of arguments and, in the order of results, of what is written, by call.
-        self._read: list[list[list[int]]] = []
-        self._written: list[list[list[int]]] = []
-        for chunk in of_calls:
-            of_call = [column[chunk] for column in columns]
-            *slots, updates = of_call[leaf.param is not None :]
-            self._read.append(of_call)
-            self._written.append([updates, *slots])
+        # The indices of arguments and, in the order of results, of what is written.
+        self._read = list(map(list, zip(*(row.indices for row in rows), strict=True)))
+        *slots, self._updates = self._read[leaf.param is not None :]
+        self._written = [self._updates, *slots]
 
     def of_call(self, tensors: list[Tensor], results: list[Any]) -> TreeBundle:
         """Return a copy for a call."""
@@ -158,22 +150,21 @@ class TreeBundle(ListBundle):
         return list(sets), set_of_row
 
     def columns(self, call: Call) -> list[list[Tensor]]:
-        columns = self._read[call.at]
-        if call.selectors is not None:
-            columns = map(call.selected, columns)
+        columns = self._read
+        if call.at is not None:
+            columns = map(call.some, columns)
         tensor_at = self.tensors.__getitem__
         return [list(map(tensor_at, column)) for column in columns]
 
     def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
         for call, of_call in zip(self._calls, results, strict=True):
-            columns = self._written[call.at]
             for indices, dtype, values in zip(
-                columns, phase.dtypes, of_call, strict=False
+                self._written, phase.dtypes, of_call, strict=False
             ):
-                if call.selectors is not None:
-                    indices = call.selected(indices)
+                if call.at is not None:
+                    indices = call.some(indices)
                 if not differ_by_leaf(values):  # the same for all leaves
                     values = [self.as_tensor(values, dtype).clone() for _ in indices]
                 for i, value in zip(indices, values, strict=True):
                     self.results[i] = value
-        self.hand_over(phase, results, len(self._written[0]))
+        self.hand_over(phase, results, len(self._written))
