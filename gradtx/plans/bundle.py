@@ -320,12 +320,14 @@ class ListBundle(Task):
             cases = list(map(of_rows.spread.case_of, sets))
         self._calls = []
         for call, own in self._calls_by_row(cases):
-            present = set(own)
-            if len(present) == 1:
-                prepared = function.prepare(sets[present.pop()])
+            # Other calls may have sets that skip other work.
+            places = {index: i for i, index in enumerate(dict.fromkeys(own))}
+            of_call = list(map(sets.__getitem__, places))
+            if len(of_call) == 1:
+                prepared = function.prepare(*of_call)
                 result = function.run(prepared, self.columns(call))
             else:
-                prepared = of_rows.spread(sets, own)
+                prepared = of_rows.spread(of_call, list(map(places.__getitem__, own)))
                 result = of_rows.run(prepared, self.columns(call))
             self._calls.append(call)
             results.append(result)
