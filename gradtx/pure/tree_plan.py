@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -52,8 +53,9 @@ from gradtx.state.layout import Layout
 from gradtx.state.nested import LEAF_STEPS, NestedState
 from gradtx.state.slots import without_number
 
-# Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
-MOST_STRUCTURES, MOST_SHAPES = 32, 8
+# Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors; and the
+# shapes of leaves whose recordings remain.
+MOST_STRUCTURES, MOST_SHAPES, MOST_RECORDED = 64, 32, 512
 
 
 def update(call: UpdateCall) -> Any:
@@ -200,6 +202,30 @@ def _has_lists(state: NestedState) -> bool:
 
 
 _SHARED = ProgramsOfChains()
+# What plans of other structures may record again, which takes most of the time of a new plan.
+_RECORDED = ProgramsOfChains()
+
+
+def _recorded_of(tx: Transformation) -> dict[Any, Any]:
+    """Return the recorded programs of leaves of a transformation; see `ListPrograms.known`."""
+    recorded = _RECORDED.of_chain(tx)
+    if len(recorded) > MOST_RECORDED:
+        recorded.clear()
+    return recorded
+
+
+@dataclass(frozen=True)
+class FormOfPhase:
+    """Returns the form of the function of a phase; equal to that of another plan with such functions.
+
+    Attributes:
+        function_of: As in `ListBundle`.
+    """
+
+    function_of: FunctionOf
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function_of(*arguments).form
 
 
 def programs_of(tx: Transformation) -> dict[Any, Any]:
@@ -310,6 +336,7 @@ class TreePlan(Plan["TreeBundle"]):
         function_of: FunctionOf = list_function_of,
     ):
         self._function_of = function_of
+        self._recorded = _recorded_of(call.tx)
         self._takes_none = _check_call(call, run, leaves, known)
         kind, (*of_results, of_params) = trees.structure
         self._new = kind, of_results
@@ -391,13 +418,10 @@ class TreePlan(Plan["TreeBundle"]):
         """Note where a leaf's arguments are, but not its tensors, which a program must not keep alive."""
         self._alone[row.leaf.name] = row.slots, row.indices
 
-    def _form_of(self, *arguments: Any) -> Any:
-        return self._function_of(*arguments).form
-
     def _bundles_of(self, family: Family[TreeRow]) -> list[TreeBundle]:
         """Return the bundles of a family; leaves that cannot be recorded stay alone."""
         shared = [self._shared[place] for place in family.signature.shared]
-        programs = family.programs(self._form_of, {})
+        programs = family.programs(FormOfPhase(self._function_of), self._recorded)
         arguments = [(row, row.tensors) for row in family.members]
         bundles: list[TreeBundle] = []
         for phases, rows in programs.by_program(arguments):
