@@ -310,7 +310,7 @@ def groups_of(program: Program, leaf: Node) -> Groups:
     Raises:
         UnsuitableProgramError: If a value depends on anything else.
     """
-    groups = Rows(program, leaf).groups()
+    groups = RowGroups(program, leaf).groups()
     if groups is None:
         groups = _groups_of_axes(axes_of(program, leaf), _shape(leaf), program.results)
     return groups
@@ -358,7 +358,7 @@ def _groups_of_axes(
     return Groups(extents, tuple(groups), tile=tile_of(sizes))
 
 
-class Rows:
+class RowGroups:
     """Divide the values of a program by what they have one number for: each entry, each row of entries, or a leaf.
 
     A row is the entries that have one value, such as those of one channel, or of codes with one scale.

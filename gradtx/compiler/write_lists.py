@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
@@ -11,11 +13,13 @@ from torch import Tensor
 from torch.fx import Node
 
 from gradtx.base import torch_names as _torch
+from gradtx.base.exact import dtype_on
 from gradtx.compiler import batches
 from gradtx.compiler.graph import (
     args_of,
     argument_like,
     dtype_of,
+    following,
     is_known,
     is_list,
     is_on_device,
@@ -29,6 +33,7 @@ from gradtx.compiler.record import Recording
 from gradtx.compiler.scalars import ScalarProgram
 from gradtx.compiler.simplify import ROW, is_conversion
 from gradtx.compiler.text import Text, Unquoted, function_text, tuple_of
+from gradtx.compiler.write_expressions import UnsuitableProgramError
 
 aten = torch.ops.aten
 
@@ -55,8 +60,71 @@ Form: TypeAlias = tuple[str, Sequence[Any], dict[str, Any]]
 NORMS = ((), (2,))  # the Euclidean one
 # Accept a list and a 0-d tensor. Without `alpha`, torch would read the tensor, to call the operation for numbers.
 ON_TENSORS: dict[str, dict[str, Any]] = {"mul": {}, "div": {}, "add": {"alpha": 1}}
+# Of operations that torch has for lists of numbers in no version, or not in each: names of their forms leaf by leaf.
+EACH = "each_"
+LERPS_BY_LEAF = "ScalarList" in aten._foreach_lerp.overloads()
 # In other dtypes, torch computes with numbers in more bits than a tensor of the dtype has.
 EXACT_SCALARS = frozenset((torch.float32, torch.float64))
+
+
+class Spread:
+    """Turns what is prepared for several sets of scalars into arguments of leaves, each of which has one of the sets.
+
+    Args:
+        lists: The positions of prepared values that become lists with one for each leaf.
+        decisions: Those of values that say what is skipped, which leaves share.
+        tensors: Those of numbers that are needed as lists of tensors, and the dtypes of these.
+        device: The device of the leaves.
+    """
+
+    def __init__(
+        self,
+        lists: Sequence[int],
+        decisions: Sequence[int],
+        tensors: Sequence[tuple[int, torch.dtype]],
+        device: torch.device,
+    ):
+        self._lists = lists
+        self._decisions = decisions
+        self._tensors = tensors
+        self._device = device
+
+    def case_of(self, prepared: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the decisions of a set, which must be those of all other sets of a call."""
+        return tuple(map(prepared.__getitem__, self._decisions))
+
+    def __call__(
+        self, sets: Sequence[tuple[Any, ...]], which: Sequence[int]
+    ) -> tuple[Any, ...]:
+        """Return the first argument of `ListFunction.run`.
+
+        Args:
+            sets: What is prepared for each set.
+            which: The index of each leaf's set.
+
+        Raises:
+            UnsuitableProgramError: If sets differ in a decision.
+        """
+        values: list[Any] = list(sets[0])
+        columns = list(zip(*sets, strict=True))
+        for i in self._decisions:
+            if len(set(columns[i])) > 1:
+                raise UnsuitableProgramError("scalars of some leaves skip work")
+        for i in self._lists:
+            values[i] = list(map(columns[i].__getitem__, which))
+        for i, dtype in self._tensors:
+            tensors = self._as_tensors(columns[i], dtype)
+            values.append(list(map(tensors.__getitem__, which)))
+        return tuple(values)
+
+    def _as_tensors(
+        self, numbers: tuple[Any, ...], dtype: torch.dtype
+    ) -> Sequence[Tensor]:
+        if self._device.type == "cpu":
+            return torch.tensor(numbers, dtype=dtype, device="cpu").unbind()
+        # A copy from the host would wait for the device.
+        options: Any = {"dtype": dtype, "device": self._device}
+        return [torch.full((), number, **options) for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -68,12 +136,14 @@ class ListFunction:
         run: `(prepared, columns) -> results`: `columns` contains a list for each of a leaf's arguments, with one tensor
             per leaf; arguments are written in place. A result that differs by leaf is a list.
         source: The Python code of both.
+        spread: What leaves with scalars of their own need.
         form: What tells functions of one text apart; nothing.
     """
 
     prepare: Callable[[Sequence[Any]], tuple[Any, ...]]
     run: Callable[[tuple[Any, ...], Sequence[list[Tensor]]], list[Any]]
     source: str
+    spread: Spread
     form: ClassVar[None] = None
 
 
@@ -82,14 +152,21 @@ def list_function(
     device: torch.device,
     on_device: Collection[int] = (),
     segment: int | None = None,
+    varying: Collection[int] = (),
 ) -> ListFunction:
     """Generate the function of a recording.
+
+    Where scalars vary, `prepare` receives those of one set, and `Spread` turns several sets into what `run` takes.
 
     Args:
         recording: The operations of one leaf.
         device: The device of the leaves.
         on_device: The indices of the scalars that are 0-d tensors; the others are Python scalars.
         segment: As in `lower`.
+        varying: The indices of the scalars that may differ between the leaves of a call.
+
+    Raises:
+        UnsuitableProgramError: If lists cannot run leaves with different scalars as fast as one call for each set.
     """
     program = lower(
         recording,
@@ -99,22 +176,33 @@ def list_function(
         prefers_norms=True,
         of_rows=not batches.batches_on(device),
     )
-    return _Writer(program, device).function()
+    return _Writer(program, device, varying).function()
 
 
 class _Writer(Text):
     """Generate one line for each operation on lists, in order."""
 
-    def __init__(self, program: Program, device: torch.device):
+    def __init__(
+        self, program: Program, device: torch.device, varying: Collection[int] = ()
+    ):
         super().__init__(device)
         self._program = program
         compute_late(program.graph)
         self._nodes = program.nodes
         self._needs = program.needs
+        # The scalars that differ between leaves: those that decide what is skipped, on which leaves of a call agree;
+        # the others, which are lists where the program runs; and the names of those also needed as tensors.
+        reached = self._following([program.arguments[i] for i in varying])
+        deciding = self._deciding() if reached else set()
+        self._decisions = [node for node in reached if node in deciding]
+        self._varying = [node for node in reached if node not in deciding]
+        self._varying_tensors: dict[tuple[Node, torch.dtype], str] = {}
+        self._is_in_run = True
         self._lines: list[str] = []  # of the function that is being generated
         self.namespace.update(
             converted=_converted,
             filled=_filled,
+            filled_each=_filled_each,
             norm=torch.linalg.vector_norm,
             norm_of_many=_norm_of_many,
             batched=batches.batched,
@@ -132,6 +220,63 @@ class _Writer(Text):
                 self._batches.update(dict.fromkeys(batch, batch))
         self._memory = MemoryPlan(program.graph, self._has_form_in_place, self._needs)
         self._operands = self._memory.operand
+
+    # Scalars that differ between leaves.
+
+    def _following(self, varying: list[Node]) -> list[Node]:
+        """Return the scalars that follow from some, in order.
+
+        Raises:
+            UnsuitableProgramError: If other values that leaves share do, too.
+        """
+        reached = following(self._program.graph, varying) if varying else set()
+        for node in reached:
+            if node.op == "call_function" and node.meta["kind"] == "tensor":
+                raise UnsuitableProgramError("what leaves share follows from scalars")
+        return [
+            node
+            for node in self._nodes
+            if node in reached and node.op != "output" and is_scalar(node)
+        ]
+
+    def _deciding(self) -> set[Node]:
+        """Return the scalars that say which operations are skipped."""
+        selections = filter(self._needs.select, self._nodes)
+        conditions = {args_of(node)[0] for node in selections}
+        return conditions | self._needs.conditions
+
+    def _varies(self, value: Any) -> bool:
+        return isinstance(value, Node) and value in self._varying
+
+    def as_tensor(self, scalar: Node, dtype: torch.dtype) -> str:
+        name = super().as_tensor(scalar, dtype)
+        if self._is_in_run and self._varies(scalar) and not is_on_device(scalar):
+            # `spread` creates those of all sets at once.
+            dtype = dtype_on(self.device, dtype)
+            self._varying_tensors[scalar, dtype] = self.tensors.pop((scalar, dtype))
+        return name
+
+    def _refuse_varying(self, *values: Any) -> None:
+        """Refuse scalars that differ between leaves where a GPU computes less with one call for each set.
+
+        Raises:
+            UnsuitableProgramError: If there are some.
+        """
+        if batches.batches_on(self.device) and any(map(self._varies, values)):
+            raise UnsuitableProgramError("leaves have different scalars, one by one")
+
+    def _spread(self, names: Sequence[str], body: Sequence[str]) -> Spread:
+        """Return what turns sets of these scalars into arguments of lines."""
+        words = set(re.findall(r"\w+", "\n".join(body)))
+        names = list(names)
+        varying = [node.name for node in self._varying]
+        varying += [x for (node, _), x in self.tensors.items() if self._varies(node)]
+        return Spread(
+            [names.index(name) for name in varying if name in words],
+            [names.index(node.name) for node in self._decisions],
+            [(names.index(node.name), x) for node, x in self._varying_tensors],
+            self.device,
+        )
 
     def name_of(self, node: Node, function: Any) -> str:
         if node in self._batches and function is aten.addmm.default:
@@ -163,12 +308,17 @@ class _Writer(Text):
 
     def function(self) -> ListFunction:
         body = self._run()  # first, because it determines which scalars must be tensors
+        self._is_in_run = False
         scalars = ScalarProgram(self._program, self)
-        head = f"{tuple_of(scalars.names)} = prepared"
+        head = (
+            f"{tuple_of([*scalars.names, *self._varying_tensors.values()])} = prepared"
+        )
         run = function_text("run(prepared, columns)", [head, *body])
         source = f"{scalars.text}\n\n{run}"
         exec(compile(source, "<gradtx list program>", "exec"), self.namespace)
-        return ListFunction(self.namespace["prepare"], self.namespace["run"], source)
+        spread = self._spread(scalars.names, body)
+        functions = self.namespace["prepare"], self.namespace["run"]
+        return ListFunction(*functions, source, spread)
 
     def _run(self) -> list[str]:
         """Generate the lines that compute lists."""
@@ -205,6 +355,9 @@ class _Writer(Text):
                 taken |= roots.keys()
             elif not is_scalar(result):
                 text = f"{text}.clone()"
+            elif self._varies(result):
+                name = self.as_tensor(result, dtype_of(result))
+                text = f"[item.clone() for item in {name}]"
             texts.append(text)
         return texts
 
@@ -281,6 +434,9 @@ class _Writer(Text):
 
     def _on_lists(self, name: str) -> str:
         """Return the name of an operation on lists in the program."""
+        if name.startswith(EACH):
+            self.namespace[name] = functools.partial(_each, name.removeprefix(EACH))
+            return name
         self.namespace[f"foreach_{name}"] = _torch.on_lists(name)
         return f"foreach_{name}"
 
@@ -294,8 +450,23 @@ class _Writer(Text):
             return None  # the options of operations on lists are Python scalars
         if name != "norm" and _torch.on_lists(f"{name}_") is None:
             return None
+        name, options = self._by_leaf(name, operands, options)
         texts = [f"{option}={self.text(value)}" for option, value in options.items()]
         return [name, *map(self.text, operands), *texts]
+
+    def _by_leaf(
+        self, name: str, operands: Sequence[Any], options: dict[str, Any]
+    ) -> tuple[str, dict[str, Any]]:
+        """Return the operation on lists, and its options, that takes lists of scalars where these differ."""
+        if any(map(self._varies, options.values())):
+            if "value" in options:
+                return name, {"scalars": options["value"]}
+            self._refuse_varying(*options.values())
+            return f"{EACH}{name}", options
+        if name == "lerp" and self._varies(operands[2]) and not LERPS_BY_LEAF:
+            self._refuse_varying(operands[2])
+            return f"{EACH}{name}", options
+        return name, options
 
     def _form(self, node: Node) -> Form | None:
         """Return the form of an operation on lists; None if there is none."""
@@ -339,6 +510,7 @@ class _Writer(Text):
         is_better = self._is_better_as_tensor(second, dtype)
         if name in ON_TENSORS and (is_better or is_on_device(second)):
             # In the dtype of the list, as GPUs need it to compute all at once.
+            self._refuse_varying(second)
             second, options = Unquoted(self.as_tensor(second, dtype)), ON_TENSORS[name]
         elif is_on_device(second):
             return None
@@ -359,21 +531,43 @@ class _Writer(Text):
 
     def _loop_over_leaves(self, node: Node) -> str:
         """Return the code of an operation that runs leaf by leaf."""
+        if self._needs.select(node):
+            return self._selection(node)
+        self._refuse_varying(*node.all_input_nodes)
         lists: dict[Node, str] = {}
         for argument in node.all_input_nodes:
             if is_list(argument):
                 lists[argument] = f"{argument.name}_"
-        if self._needs.select(node):
-            return self._selection(node)
         call = f"{self.name_of(node, node.target)}({self.arguments(node, lists)})"
         if _fills(node):
             # A copy of a 0-d tensor would send it to the device.
             leaf, scalar = node.args
             call = f"{lists[leaf]}.fill_({self.text(scalar)})"  # type: ignore[index]
-        names = ", ".join(lists.values())
-        columns = ", ".join(argument.name for argument in lists)
-        over = columns if len(lists) == 1 else f"zip({columns}, strict=True)"
+        call, scalars = self._with_own_scalars(call)
+        names = ", ".join([*lists.values(), *(f"{name}_" for name in scalars)])
+        columns = [argument.name for argument in lists] + scalars
+        over = ", ".join(columns)
+        if len(columns) > 1:
+            over = f"zip({over}, strict=True)"
         return f"[{call} for {names} in {over}]"
+
+    def _with_own_scalars(self, call: str) -> tuple[str, list[str]]:
+        """Return a call for one leaf with the names of its scalars, and those of the lists with the scalars of all."""
+        tensors = [
+            name
+            for (node, _), name in (
+                *self.tensors.items(),
+                *self._varying_tensors.items(),
+            )
+            if self._varies(node)
+        ]
+        scalars: list[str] = []
+        for name in (*(node.name for node in self._varying), *tensors):
+            own = re.sub(rf"\b{name}\b", f"{name}_", call)
+            if own != call:
+                scalars.append(name)
+            call = own
+        return call, scalars
 
     def _selection(self, node: Node) -> str:
         """Return the code that selects one of two operands; the other may not have been computed."""
@@ -388,7 +582,8 @@ class _Writer(Text):
         shape = argument_like(node)
         if is_list(operand) or shape is None:
             return self.text(operand)
-        return f"filled({shape.name}, {self.text(operand)})"
+        function = "filled_each" if self._varies(operand) else "filled"
+        return f"{function}({shape.name}, {self.text(operand)})"
 
     # Batches.
 
@@ -400,6 +595,7 @@ class _Writer(Text):
         dead_after_batch: list[Node] = []  # lists that are not needed after the batch
         outside, self._lines = self._lines, []
         for node in batch:
+            self._refuse_varying(*node.all_input_nodes)
             self._assign(node, self.shared(node) + self._conversion(node))
             for item in node.all_input_nodes:
                 if is_list(item) and item not in members:
@@ -482,3 +678,18 @@ def _norm_of_many(x: Tensor) -> Tensor:
 
 def _filled(shapes: list[Tensor], scalar: Any) -> list[Tensor]:
     return [torch.full_like(shape, scalar) for shape in shapes]
+
+
+def _filled_each(shapes: list[Tensor], scalars: list[Any]) -> list[Tensor]:
+    return list(map(torch.full_like, shapes, scalars))
+
+
+def _each(
+    name: str, *columns: list[Any], alpha: Sequence[Any] | None = None
+) -> list[Tensor]:
+    """Call an operation for each leaf, with a factor of its own."""
+    function: Callable[..., Tensor] = getattr(Tensor, name)
+    if alpha is None:
+        return list(map(function, *columns))
+    rows = zip(*columns, alpha, strict=True)
+    return [function(x, y, alpha=factor) for x, y, factor in rows]

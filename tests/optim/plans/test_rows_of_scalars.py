@@ -11,7 +11,6 @@ from gradtx.compiler.cache import SharedPrograms
 from gradtx.compiler.kernels import AS_RECORDED, PhaseKernels
 from gradtx.compiler.tables import Rows, Table
 from tests.examples import example_of
-from tests.tiers import by_day
 
 CPU = torch.device("cpu")
 METHODS = ("adamw", "lion", "radam", "adafactor", "came", "adan", "lamb", "nadam", "adamp", "padam")

@@ -1,0 +1,118 @@
+"""Lists of leaves with scalars of their own: each has the bits that it has alone with them."""
+
+import random
+
+import pytest
+import torch
+
+import gradtx
+from gradtx.compiler import list_function
+from gradtx.compiler.cache import SharedPrograms
+from gradtx.plans import bundle
+from tests.examples import example_of
+
+CPU = torch.device("cpu")
+METHODS = ("adamw", "lion", "radam", "adafactor", "came", "adan", "lamb", "nadam", "adamp", "asgd", "rprop", "padam")
+WHICH = [0, 2, 4, 4, 1, 3, 0]
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
+each = pytest.mark.parametrize
+
+
+@pytest.fixture
+def recording_of(monkeypatch):
+    """A function that returns the last recording of an optimizer's step over lists."""
+    noted = []
+
+    def noting(recording, *args, **options):
+        noted.append(recording)
+        return list_function(recording, *args, **options)
+
+    def recording(name, dtype=torch.float32):
+        param = torch.nn.Parameter(torch.ones(12, 10, dtype=dtype))
+        factory = getattr(gradtx, name)
+        optimizer = gradtx.as_optimizer(factory(**example_of(factory)), [param])
+        param.grad = torch.ones_like(param)
+        with monkeypatch.context() as patch:
+            patch.setattr(bundle, "_FUNCTIONS", SharedPrograms())
+            patch.setattr(bundle, "list_function", noting)
+            optimizer.step()
+        return noted[-1]
+
+    return recording
+
+
+def scalars_of(recording, seed, least=1):
+    """Return scalars as those of a step: counts and numbers between 0 and 1."""
+    numbers = random.Random(seed)
+    scalars = []
+    for node in recording.scalars:
+        is_float = node.meta["val"].dtype.is_floating_point
+        scalars.append(numbers.uniform(0.1, 0.9) if is_float else numbers.randint(least, 40))
+    return scalars
+
+
+def columns_of(recording, count):
+    """Return tensors of leaves with the arguments of a recording."""
+    torch.manual_seed(1)
+    columns = []
+    for node in recording.leaves:
+        like = node.meta["val"]
+        values = [torch.rand(like.shape, dtype=torch.float64) + 0.1 for _ in range(count)]
+        columns.append([value.to(like.dtype) for value in values])
+    return columns
+
+
+def copies(columns):
+    return [[tensor.clone() for tensor in column] for column in columns]
+
+
+def bits(tensor):
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def check_rows(recording, sets_of_scalars, on_device=()):
+    """Compare leaves with sets of their own with each leaf alone."""
+    alone = list_function(recording, CPU, on_device)
+    by_row = list_function(recording, CPU, on_device, varying=range(len(recording.scalars)))
+    for scalars, node in zip(zip(*sets_of_scalars, strict=True), recording.scalars, strict=True):
+        if recording.scalars.index(node) in on_device:
+            assert all(isinstance(scalar, torch.Tensor) for scalar in scalars)
+    before = columns_of(recording, len(WHICH))
+    expected, columns = copies(before), copies(before)
+    results_of_leaf = []
+    for leaf, at in enumerate(WHICH):
+        own = [column[leaf : leaf + 1] for column in expected]
+        results_of_leaf.append(alone.run(alone.prepare(sets_of_scalars[at]), own))
+    prepared = by_row.spread(list(map(by_row.prepare, sets_of_scalars)), WHICH)
+    results = by_row.run(prepared, columns)
+    for i, (column, other) in enumerate(zip(columns, expected, strict=True)):
+        for leaf, (x, y) in enumerate(zip(column, other, strict=True)):
+            assert torch.equal(bits(x), bits(y)), f"argument {i} of leaf {leaf}"
+    assert any(not torch.equal(x, y) for x, y in zip(columns[0], before[0], strict=True))
+    for leaf, own in enumerate(results_of_leaf):
+        for x, y in zip(results, own, strict=True):
+            x = x[leaf] if isinstance(x, list) else x
+            y = y[0] if isinstance(y, list) else y
+            assert float(x) == (float(torch.as_tensor(y, dtype=x.dtype)) if isinstance(x, torch.Tensor) else y)
+
+
+@each("dtype", DTYPES, ids=str)
+@each("name", METHODS)
+def test_leaves_with_scalars_of_their_own_have_the_bits_that_they_have_alone(name, dtype, recording_of):
+    if dtype.is_complex and name in ("adafactor", "came", "adamp"):
+        pytest.skip("needs real matrices")
+    recording = recording_of(name, dtype)
+    # RAdam skips work in the first steps.
+    check_rows(recording, [scalars_of(recording, seed, least=10) for seed in range(5)])
+
+
+@each("name", METHODS)
+def test_scalars_that_the_host_does_not_know_may_differ_by_leaf(name, recording_of):
+    recording = recording_of(name)
+    sets = [scalars_of(recording, seed, least=10) for seed in range(5)]
+    dtypes = [node.meta["val"].dtype for node in recording.scalars]
+    on_device = [i for i in range(len(dtypes)) if i != 3]
+    for scalars in sets:
+        for i in on_device:
+            scalars[i] = torch.tensor(scalars[i], dtype=dtypes[i])
+    check_rows(recording, sets, on_device)
