@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch.fx import Node
 
 from gradtx.compiler.graph import is_scalar
 from gradtx.compiler.lower import Program, mark_on_device
@@ -35,18 +37,50 @@ class ScalarProgram:
         scalars = [node for node in program.nodes if is_scalar(node)]
         calls = [node for node in scalars if node.op == "call_function"]
         code = {node: text.scalar(node) for node in calls}
-        lines: list[str] = []
-        if program.arguments:
-            arguments = tuple_of([node.name for node in program.arguments])
-            lines.append(f"{arguments} = scalars")
+        self._arguments = program.arguments
+        self._lines: dict[Node, list[str]] = {}
         for node in [*program.arguments, *calls]:
-            if node in code:
-                lines += code[node]
+            lines = self._lines[node] = code.get(node, [])
             for (scalar, dtype), name in text.tensors.items():
                 if scalar is node:
                     lines += text.as_tensor_lines(name, node, dtype)
+        lines = [*self._head("scalars"), *self._lines_of(self._lines)]
         lines.append(f"return {tuple_of(self.names)}")
         self.text = function_text("prepare(scalars)", lines)
+
+    def _head(self, scalars: str) -> list[str]:
+        """Return the line that takes the arguments, if there are some."""
+        names = tuple_of([node.name for node in self._arguments])
+        return [f"{names} = {scalars}"] if self._arguments else []
+
+    def _lines_of(self, nodes: Iterable[Node]) -> Iterable[str]:
+        return itertools.chain.from_iterable(map(self._lines.__getitem__, nodes))
+
+    def text_of_sets(
+        self, varying: Collection[Node], shared: Sequence[str], by_set: Sequence[str]
+    ) -> str:
+        """Return the code of a function of several sets of scalars: what these share, and the values of each.
+
+        Args:
+            varying: The scalars that sets may not share.
+            shared: The names of the values that they share.
+            by_set: Those of other values.
+        """
+        names = [x.name if x in varying else "_" for x in self._arguments]
+        common = [node for node in self._lines if node not in varying]
+        own = [node for node in self._lines if node in varying]
+        return function_text(
+            "prepare_sets(sets)",
+            [
+                *self._head("sets[0]"),
+                *self._lines_of(common),
+                "of_sets = []",
+                f"for {tuple_of(names)} in sets:",
+                *(f"    {line}" for line in self._lines_of(own)),
+                f"    of_sets.append({tuple_of(by_set)})",
+                f"return {tuple_of(shared)}, of_sets",
+            ],
+        )
 
     @functools.cached_property
     def function(self) -> Callable[[Sequence[Any]], tuple[Any, ...]]:

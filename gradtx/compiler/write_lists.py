@@ -68,53 +68,55 @@ EXACT_SCALARS = frozenset((torch.float32, torch.float64))
 
 
 class Spread:
-    """Turns what is prepared for several sets of scalars into arguments of leaves, each of which has one of the sets.
+    """Turns several sets of scalars into the first argument of a function of lists, whose leaves have a set each.
 
     Args:
-        lists: The positions of prepared values that become lists with one for each leaf.
-        decisions: Those of values that say what is skipped, which leaves share.
-        tensors: Those of numbers that are needed as lists of tensors, and the dtypes of these.
+        prepare: Computes what sets share, and the values of each: decisions, those that are lists by leaf, and numbers
+            that are needed as lists of tensors.
+        decisions: How many values say what is skipped.
+        dtypes: The dtypes of these tensors.
         device: The device of the leaves.
     """
 
     def __init__(
         self,
-        lists: Sequence[int],
-        decisions: Sequence[int],
-        tensors: Sequence[tuple[int, torch.dtype]],
+        prepare: Callable[[Sequence[Any]], tuple[tuple[Any, ...], list[Any]]],
+        decisions: int,
+        dtypes: Sequence[torch.dtype],
         device: torch.device,
     ):
-        self._lists = lists
+        self._prepare = prepare
         self._decisions = decisions
-        self._tensors = tensors
+        self._dtypes = dtypes
         self._device = device
 
-    def case_of(self, prepared: tuple[Any, ...]) -> tuple[Any, ...]:
+    def case_of(self, scalars: Sequence[Any]) -> tuple[Any, ...]:
         """Return the decisions of a set, which must be those of all other sets of a call."""
-        return tuple(map(prepared.__getitem__, self._decisions))
+        _, [values] = self._prepare([scalars])
+        return values[: self._decisions]
 
     def __call__(
-        self, sets: Sequence[tuple[Any, ...]], which: Sequence[int]
+        self, sets: Sequence[Sequence[Any]], which: Sequence[int]
     ) -> tuple[Any, ...]:
         """Return the first argument of `ListFunction.run`.
 
         Args:
-            sets: What is prepared for each set.
+            sets: What `ListFunction.prepare` returned for each set.
             which: The index of each leaf's set.
 
         Raises:
             UnsuitableProgramError: If sets differ in a decision.
         """
-        values: list[Any] = list(sets[0])
-        columns = list(zip(*sets, strict=True))
-        for i in self._decisions:
-            if len(set(columns[i])) > 1:
+        shared, of_sets = self._prepare(sets)
+        columns = list(zip(*of_sets, strict=True))
+        values = [*shared, *of_sets[0][: self._decisions]]
+        for column in columns[: self._decisions]:
+            if len(set(column)) > 1:
                 raise UnsuitableProgramError("scalars of some leaves skip work")
-        for i in self._lists:
-            values[i] = list(map(columns[i].__getitem__, which))
-        for i, dtype in self._tensors:
-            tensors = self._as_tensors(columns[i], dtype)
-            values.append(list(map(tensors.__getitem__, which)))
+        first = len(columns) - len(self._dtypes)
+        tensors = map(self._as_tensors, columns[first:], self._dtypes)
+        for column in (*columns[self._decisions : first], *tensors):
+            values.append(list(map(column.__getitem__, which)))
         return tuple(values)
 
     def _as_tensors(
@@ -132,18 +134,19 @@ class ListFunction:
     """A recording as a function of lists.
 
     Attributes:
-        prepare: Computes the scalars that `run` uses from those given: Python scalars or 0-d tensors.
+        prepare: Computes the scalars that `run` uses from those given: Python scalars or 0-d tensors. Where some differ
+            between leaves, `spread` does so for several sets of them.
         run: `(prepared, columns) -> results`: `columns` contains a list for each of a leaf's arguments, with one tensor
             per leaf; arguments are written in place. A result that differs by leaf is a list.
         source: The Python code of both.
-        spread: What leaves with scalars of their own need.
+        spread: Computes what `run` uses where scalars differ between leaves; None where they do not.
         form: What tells functions of one text apart; nothing.
     """
 
     prepare: Callable[[Sequence[Any]], tuple[Any, ...]]
     run: Callable[[tuple[Any, ...], Sequence[list[Tensor]]], list[Any]]
     source: str
-    spread: Spread
+    spread: Spread | None
     form: ClassVar[None] = None
 
 
@@ -190,12 +193,11 @@ class _Writer(Text):
         compute_late(program.graph)
         self._nodes = program.nodes
         self._needs = program.needs
-        # The scalars that differ between leaves: those that decide what is skipped, on which leaves of a call agree;
-        # the others, which are lists where the program runs; and the names of those also needed as tensors.
-        reached = self._following([program.arguments[i] for i in varying])
-        deciding = self._deciding() if reached else set()
-        self._decisions = [node for node in reached if node in deciding]
-        self._varying = [node for node in reached if node not in deciding]
+        # The scalars that differ between leaves; the others among them than those that decide what is skipped, on which
+        # leaves of a call agree, are lists where the program runs; and the names of these as tensors.
+        self._of_sets = self._following([program.arguments[i] for i in varying])
+        deciding = self._deciding() if self._of_sets else set()
+        self._varying = [node for node in self._of_sets if node not in deciding]
         self._varying_tensors: dict[tuple[Node, torch.dtype], str] = {}
         self._is_in_run = True
         self._lines: list[str] = []  # of the function that is being generated
@@ -265,18 +267,32 @@ class _Writer(Text):
         if batches.batches_on(self.device) and any(map(self._varies, values)):
             raise UnsuitableProgramError("leaves have different scalars, one by one")
 
-    def _spread(self, names: Sequence[str], body: Sequence[str]) -> Spread:
-        """Return what turns sets of these scalars into arguments of lines."""
+    def _by_leaf_function(
+        self, scalars: ScalarProgram, body: list[str]
+    ) -> ListFunction:
+        """Return the function of leaves with scalars of their own, given its lines."""
         words = set(re.findall(r"\w+", "\n".join(body)))
-        names = list(names)
-        varying = [node.name for node in self._varying]
-        varying += [x for (node, _), x in self.tensors.items() if self._varies(node)]
-        return Spread(
-            [names.index(name) for name in varying if name in words],
-            [names.index(node.name) for node in self._decisions],
-            [(names.index(node.name), x) for node, x in self._varying_tensors],
-            self.device,
+        of_sets = {node.name for node in self._of_sets}
+        of_sets.update(
+            x for (node, _), x in self.tensors.items() if node.name in of_sets
         )
+        varying = {node.name for node in self._varying}
+        varying.update(x for (node, _), x in self.tensors.items() if self._varies(node))
+        names = [name for name in scalars.names if name in words]
+        shared = [name for name in names if name not in of_sets]
+        decisions = [name for name in names if name in of_sets - varying]
+        lists = [name for name in names if name in varying]
+        tensors = self._varying_tensors
+        by_set = [*decisions, *lists, *(node.name for node, _ in tensors)]
+        source = scalars.text_of_sets(self._of_sets, shared, by_set)
+        head = tuple_of([*shared, *decisions, *lists, *tensors.values()])
+        run = function_text("run(prepared, columns)", [f"{head} = prepared", *body])
+        source = f"{source}\n\n{run}"
+        exec(compile(source, "<gradtx list program by row>", "exec"), self.namespace)
+        dtypes = [dtype for _, dtype in tensors]
+        prepare = self.namespace["prepare_sets"]
+        spread = Spread(prepare, len(decisions), dtypes, self.device)
+        return ListFunction(tuple, self.namespace["run"], source, spread)
 
     def name_of(self, node: Node, function: Any) -> str:
         if node in self._batches and function is aten.addmm.default:
@@ -310,15 +326,14 @@ class _Writer(Text):
         body = self._run()  # first, because it determines which scalars must be tensors
         self._is_in_run = False
         scalars = ScalarProgram(self._program, self)
-        head = (
-            f"{tuple_of([*scalars.names, *self._varying_tensors.values()])} = prepared"
-        )
+        if self._of_sets:
+            return self._by_leaf_function(scalars, body)
+        head = f"{tuple_of(scalars.names)} = prepared"
         run = function_text("run(prepared, columns)", [head, *body])
         source = f"{scalars.text}\n\n{run}"
         exec(compile(source, "<gradtx list program>", "exec"), self.namespace)
-        spread = self._spread(scalars.names, body)
         functions = self.namespace["prepare"], self.namespace["run"]
-        return ListFunction(*functions, source, spread)
+        return ListFunction(*functions, source, None)
 
     def _run(self) -> list[str]:
         """Generate the lines that compute lists."""
