@@ -32,6 +32,7 @@ from gradtx.compiler.lower import Program, lower
 from gradtx.compiler.record import Recording
 from gradtx.compiler.scalars import ScalarProgram
 from gradtx.compiler.simplify import ROW, is_conversion
+from gradtx.compiler.spread import Spread
 from gradtx.compiler.text import Text, Unquoted, function_text, tuple_of
 from gradtx.compiler.write_expressions import UnsuitableProgramError
 
@@ -62,71 +63,11 @@ NORMS = ((), (2,))  # the Euclidean one
 ON_TENSORS: dict[str, dict[str, Any]] = {"mul": {}, "div": {}, "add": {"alpha": 1}}
 # Of operations that torch has for lists of numbers in no version, or not in each: names of their forms leaf by leaf.
 EACH = "each_"
+# The leaves of a call for lists, in the mean, that takes less time than one for each of them.
+FEW = 4
 LERPS_BY_LEAF = "ScalarList" in aten._foreach_lerp.overloads()
 # In other dtypes, torch computes with numbers in more bits than a tensor of the dtype has.
 EXACT_SCALARS = frozenset((torch.float32, torch.float64))
-
-
-class Spread:
-    """Turns several sets of scalars into the first argument of a function of lists, whose leaves have a set each.
-
-    Args:
-        prepare: Computes what sets share, and the values of each: decisions, those that are lists by leaf, and numbers
-            that are needed as lists of tensors.
-        decisions: How many values say what is skipped.
-        dtypes: The dtypes of these tensors.
-        device: The device of the leaves.
-    """
-
-    def __init__(
-        self,
-        prepare: Callable[[Sequence[Any]], tuple[tuple[Any, ...], list[Any]]],
-        decisions: int,
-        dtypes: Sequence[torch.dtype],
-        device: torch.device,
-    ):
-        self._prepare = prepare
-        self._decisions = decisions
-        self._dtypes = dtypes
-        self._device = device
-
-    def case_of(self, scalars: Sequence[Any]) -> tuple[Any, ...]:
-        """Return the decisions of a set, which must be those of all other sets of a call."""
-        _, [values] = self._prepare([scalars])
-        return values[: self._decisions]
-
-    def __call__(
-        self, sets: Sequence[Sequence[Any]], which: Sequence[int]
-    ) -> tuple[Any, ...]:
-        """Return the first argument of `ListFunction.run`.
-
-        Args:
-            sets: What `ListFunction.prepare` returned for each set.
-            which: The index of each leaf's set.
-
-        Raises:
-            UnsuitableProgramError: If sets differ in a decision.
-        """
-        shared, of_sets = self._prepare(sets)
-        columns = list(zip(*of_sets, strict=True))
-        values = [*shared, *of_sets[0][: self._decisions]]
-        for column in columns[: self._decisions]:
-            if len(set(column)) > 1:
-                raise UnsuitableProgramError("scalars of some leaves skip work")
-        first = len(columns) - len(self._dtypes)
-        tensors = map(self._as_tensors, columns[first:], self._dtypes)
-        for column in (*columns[self._decisions : first], *tensors):
-            values.append(list(map(column.__getitem__, which)))
-        return tuple(values)
-
-    def _as_tensors(
-        self, numbers: tuple[Any, ...], dtype: torch.dtype
-    ) -> Sequence[Tensor]:
-        if self._device.type == "cpu":
-            return torch.tensor(numbers, dtype=dtype, device="cpu").unbind()
-        # A copy from the host would wait for the device.
-        options: Any = {"dtype": dtype, "device": self._device}
-        return [torch.full((), number, **options) for number in numbers]
 
 
 @dataclass(frozen=True)
@@ -450,7 +391,8 @@ class _Writer(Text):
     def _on_lists(self, name: str) -> str:
         """Return the name of an operation on lists in the program."""
         if name.startswith(EACH):
-            self.namespace[name] = functools.partial(_each, name.removeprefix(EACH))
+            function = _each if "lerp" in name else _each_with_factor
+            self.namespace[name] = functools.partial(function, name.removeprefix(EACH))
             return name
         self.namespace[f"foreach_{name}"] = _torch.on_lists(name)
         return f"foreach_{name}"
@@ -699,12 +641,28 @@ def _filled_each(shapes: list[Tensor], scalars: list[Any]) -> list[Tensor]:
     return list(map(torch.full_like, shapes, scalars))
 
 
-def _each(
-    name: str, *columns: list[Any], alpha: Sequence[Any] | None = None
+def _each(name: str, *columns: list[Any]) -> list[Tensor]:
+    """Call an operation for each leaf."""
+    return list(map(getattr(Tensor, name), *columns))
+
+
+def _each_with_factor(
+    name: str, xs: list[Tensor], ys: list[Tensor], alpha: Sequence[Any]
 ) -> list[Tensor]:
-    """Call an operation for each leaf, with a factor of its own."""
-    function: Callable[..., Tensor] = getattr(Tensor, name)
-    if alpha is None:
-        return list(map(function, *columns))
-    rows = zip(*columns, alpha, strict=True)
-    return [function(x, y, alpha=factor) for x, y, factor in rows]
+    """Call an operation for each leaf, with a factor of its own; leaves with the same one share a call if many do."""
+    leaves_of: dict[Any, list[int]] = {}
+    for leaf, factor in enumerate(alpha):
+        leaves_of.setdefault(factor, []).append(leaf)
+    # Zeros of both signs are equal.
+    if FEW * len(leaves_of) > len(xs) or 0 in leaves_of:
+        function: Callable[..., Tensor] = getattr(Tensor, name)
+        rows = zip(xs, ys, alpha, strict=True)
+        return [function(x, y, alpha=factor) for x, y, factor in rows]
+    on_lists: Any = _torch.on_lists(name)
+    results = list(xs)
+    for factor, leaves in leaves_of.items():
+        own = [list(map(column.__getitem__, leaves)) for column in (xs, ys)]
+        of_call = on_lists(*own, alpha=factor) or own[0]  # nothing, of those in place
+        for leaf, result in zip(leaves, of_call, strict=True):
+            results[leaf] = result
+    return results
