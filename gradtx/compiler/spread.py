@@ -71,7 +71,7 @@ class Spread:
 
 
 class Tensors(threading.local):
-    """0-d tensors, others in each thread, into which the numbers of a call are written; new ones take ten times as long.
+    """0-d tensors, others in each thread, that the numbers of a call are written into: new ones take ten times as long.
 
     Args:
         dtype: Their dtype.

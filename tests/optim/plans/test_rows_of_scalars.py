@@ -1,5 +1,6 @@
 """Kernels and lists by row: leaves of one call with scalars of their own, some of them absent."""
 
+import contextlib
 import random
 
 import pytest
@@ -93,12 +94,21 @@ def assert_equal_bits(columns, others):
             assert torch.equal(bits(x), bits(y)), f"argument {i} of leaf {leaf}"
 
 
-def check_rows(phase, sets_of_scalars):
+def unknown(sets, positions):
+    """Return sets of which the host does not know some scalars, which are wide, or have the dtypes of numbers."""
+    columns = [list(column) for column in zip(*sets, strict=True)]
+    for i in positions:
+        dtype = torch.float64 if isinstance(columns[i][0], float) else torch.int64
+        columns[i] = [torch.tensor(scalar, dtype=dtype) for scalar in columns[i]]
+    return list(zip(*columns, strict=True))
+
+
+def check_rows(phase, sets_of_scalars, positions=()):
     """Compare leaves with sets of their own with each leaf alone."""
     alone = PhaseKernels.of(phase, CPU, 0, AS_RECORDED)
     by_row = PhaseKernels.of(phase, CPU, 0, AS_RECORDED._replace(by_row=True))
     prepare = alone.scalars.given(frozenset()).function
-    sets = list(map(prepare, sets_of_scalars))
+    sets = unknown(list(map(prepare, sets_of_scalars)), positions)
     before = columns_of(phase.recording, len(WHICH))
     expected, columns = copies(before), copies(before)
     results_of_leaf = {}
@@ -127,3 +137,25 @@ def test_leaves_with_scalars_of_their_own_have_the_bits_that_they_have_alone(nam
         check_rows(phase, [scalars_of(phase.recording, seed) for seed in range(5)])
     finally:
         torch.set_num_threads(before)
+
+
+@each("name", METHODS)
+def test_triton_kernels_do_so_too(name, phases):
+    interpreted = pytest.importorskip("tests.gpu.interpreted", reason="needs Triton")
+    with interpreted.interpreting():
+        phase = phases(name, (24, 40), torch.float32)
+        check_rows(phase, [scalars_of(phase.recording, seed) for seed in range(5)])
+
+
+@each("is_triton", (False, True))
+@each("name", ("adamw", "came"))
+def test_scalars_that_the_host_does_not_know_may_differ_by_leaf(name, is_triton, phases):
+    context = contextlib.nullcontext()
+    if is_triton:
+        context = pytest.importorskip("tests.gpu.interpreted", reason="needs Triton").interpreting()
+    with context:
+        phase = phases(name, (24, 40), torch.float32)
+        count = len(PhaseKernels.of(phase, CPU, 0, AS_RECORDED).order)
+        sets = [scalars_of(phase.recording, seed) for seed in range(5)]
+        for positions in (range(count), range(0, count, 2)):
+            check_rows(phase, sets, positions)
