@@ -145,7 +145,6 @@ class _Writer(Text):
         self.namespace.update(
             converted=_converted,
             filled=_filled,
-            filled_each=_filled_each,
             norm=torch.linalg.vector_norm,
             norm_of_many=_norm_of_many,
             batched=batches.batched,
@@ -539,7 +538,10 @@ class _Writer(Text):
         shape = argument_like(node)
         if is_list(operand) or shape is None:
             return self.text(operand)
-        function = "filled_each" if self._varies(operand) else "filled"
+        function = "filled"
+        if self._varies(operand):
+            function = "filled_each"
+            self.namespace[function] = _filled_each
         return f"{function}({shape.name}, {self.text(operand)})"
 
     # Batches.
