@@ -17,7 +17,9 @@ CPU = torch.device("cpu")
 METHODS = ("adamw", "lion", "radam", "adafactor", "came", "adan", "lamb", "nadam", "adamp", "padam")
 SHAPES = {"matrices": (96, 128), "vectors": (150,), "filters": (12, 8, 3, 3)}
 WHICH = [0, -1, 2, 4, 4, -1, 1, 3, 0, -1, 2]
-EXPONENTS = (0.5, 1.0, 0.3, 0.5, 1.0)
+# Powers of entries are roots, or the entries themselves; neighbours with the same ones run together.
+EXPONENTS = (0.5, 1.0, 0.3, 0.5, 0.3)
+BY_ROW = AS_RECORDED._replace(by_row=True)
 each = pytest.mark.parametrize
 
 
@@ -96,6 +98,8 @@ def assert_equal_bits(columns, others):
 
 def unknown(sets, positions):
     """Return sets of which the host does not know some scalars, which are wide, or have the dtypes of numbers."""
+    if not positions:
+        return sets
     columns = [list(column) for column in zip(*sets, strict=True)]
     for i in positions:
         dtype = torch.float64 if isinstance(columns[i][0], float) else torch.int64
@@ -103,20 +107,20 @@ def unknown(sets, positions):
     return list(zip(*columns, strict=True))
 
 
-def check_rows(phase, sets_of_scalars, positions=()):
+def check_rows(phase, sets_of_scalars, positions=(), which=WHICH):
     """Compare leaves with sets of their own with each leaf alone."""
     alone = PhaseKernels.of(phase, CPU, 0, AS_RECORDED)
-    by_row = PhaseKernels.of(phase, CPU, 0, AS_RECORDED._replace(by_row=True))
+    by_row = PhaseKernels.of(phase, CPU, 0, BY_ROW)
     prepare = alone.scalars.given(frozenset()).function
     sets = unknown(list(map(prepare, sets_of_scalars)), positions)
-    before = columns_of(phase.recording, len(WHICH))
+    before = columns_of(phase.recording, len(which))
     expected, columns = copies(before), copies(before)
     results_of_leaf = {}
-    for leaf, at in enumerate(WHICH):
+    for leaf, at in enumerate(which):
         if at >= 0:
             own = [column[leaf : leaf + 1] for column in expected]
             results_of_leaf[leaf] = run_kernels(alone, sets[at], own)
-    results = run_kernels(by_row, sets, columns, WHICH)
+    results = run_kernels(by_row, sets, columns, which)
     assert_equal_bits(columns, expected)
     assert any(not torch.equal(x, y) for x, y in zip(columns[0], before[0], strict=True))
     for leaf, own in results_of_leaf.items():
@@ -137,6 +141,38 @@ def test_leaves_with_scalars_of_their_own_have_the_bits_that_they_have_alone(nam
         check_rows(phase, [scalars_of(phase.recording, seed) for seed in range(5)])
     finally:
         torch.set_num_threads(before)
+
+
+@each("which", (WHICH, [-1, -1, 0, -1, 3, 1, 4, 2, 0, -1, -1]), ids=("mixed", "ends absent"))
+@each("name", ("padam", "power_entries", "ftrl"))
+def test_powers_have_the_exponents_of_each_leaf(name, which, phases):
+    phase = phases(name, (96, 128), torch.float32)
+    assert "Kernels<1>" in PhaseKernels.of(phase, CPU, 0, BY_ROW).text.source
+    sets = []
+    for exponent in EXPONENTS:
+        scalars = scalars_of(phase.recording, 1)
+        sets.append([exponent if isinstance(scalar, float) else scalar for scalar in scalars])
+    check_rows(phase, sets, which=which)
+
+
+@each("name", ("scale_by_gsnr", "sgd_sai"))
+def test_kernels_whose_results_the_scalars_of_a_leaf_do_not_read_leave_it_out(name, phases):
+    phase = phases(name, (96, 128), torch.float32)
+    assert "if (!(" in PhaseKernels.of(phase, CPU, 0, BY_ROW).text.source
+    sets = []
+    for count in (1, 2, 3, 1, 2):
+        scalars = scalars_of(phase.recording, 1)
+        sets.append([scalar if isinstance(scalar, float) else count for scalar in scalars])
+    check_rows(phase, sets)
+
+
+def test_leaves_of_a_later_call_are_others():
+    rows = Rows([0, -1, 1], CPU)
+    assert (rows.present, rows.sets.tolist()) == ([0, 2], [0, -1, 1])
+    address = rows.address
+    rows.update([-1, 1, 0])
+    assert (rows.present, rows.sets.tolist()) == ([1, 2], [-1, 1, 0])
+    assert rows.address == rows.sets.data_ptr() == address
 
 
 @each("name", METHODS)
