@@ -166,6 +166,20 @@ def test_kernels_whose_results_the_scalars_of_a_leaf_do_not_read_leave_it_out(na
     check_rows(phase, sets)
 
 
+@each("positions", ((), (0, 1, 2, 3)), ids=("numbers", "tensors"))
+def test_results_that_follow_from_scalars_differ_by_leaf_if_these_do(positions, phases):
+    phase = phases("prodigy", (24, 40), torch.float32)
+    sets = [scalars_of(phase.recording, seed) for seed in range(5)]
+    check_rows(phase, sets, positions)
+    program = PhaseKernels.of(phase, CPU, 0, BY_ROW)
+    sets = unknown(list(map(program.scalars.given(frozenset()).function, sets)), positions)
+    by_leaf, rows = torch.zeros(0, len(WHICH)), Rows(WHICH, CPU)
+    differing = program.results(sets, by_leaf, rows)
+    assert all(result.shape == (len(WHICH),) for result in differing)
+    for result in program.results([sets[0]] * 5, by_leaf, rows):
+        assert not isinstance(result, torch.Tensor) or not result.ndim
+
+
 def test_leaves_of_a_later_call_are_others():
     rows = Rows([0, -1, 1], CPU)
     assert (rows.present, rows.sets.tolist()) == ([0, 2], [0, -1, 1])
