@@ -232,7 +232,7 @@ class _Writer(Text):
         dtypes = [dtype for _, dtype in tensors]
         prepare = self.namespace["prepare_sets"]
         spread = Spread(prepare, len(decisions), dtypes, self.device)
-        return ListFunction(tuple, self.namespace["run"], source, spread)
+        return ListFunction(_as_they_are, self.namespace["run"], source, spread)
 
     def name_of(self, node: Node, function: Any) -> str:
         if node in self._batches and function is aten.addmm.default:
@@ -586,6 +586,11 @@ class _Writer(Text):
         dtypes = {item.dtype for item in values if isinstance(item, Tensor)}
         is_mixed = dtypes - {value.dtype, torch.bool}
         return f".to({self.text(value.dtype)})" if is_mixed else ""
+
+
+def _as_they_are(scalars: Sequence[Any]) -> Any:
+    """Return scalars, from which `Spread` computes the others."""
+    return scalars
 
 
 def _fills(node: Node) -> bool:
