@@ -12,6 +12,7 @@ import gradtx
 from gradtx import Codec
 from tests.codecs import AFFINE, DOUBLY, FOUR_BITS, OF_USERS
 from tests.conformance import assert_same
+from tests.tiers import by_day
 
 # "odd" has incomplete blocks, "long" is divided by list programs, and "small" is not coded.
 SHAPES = {"matrix": (64, 128), "odd": (50, 101), "filters": (32, 3, 7, 7), "long": (300_000,), "small": (10,)}
@@ -157,6 +158,7 @@ def weights_of(way, codec, dtype):
     return {name: param.detach() for name, param in params.items()}
 
 
+@by_day("*-torch.float32", "doubly-*")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("way", ["pure", "default", "compiled"])
 @pytest.mark.parametrize("name", FIXED)

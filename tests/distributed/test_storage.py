@@ -212,7 +212,7 @@ def load(code, folder):
     return full(trained(code, "eager", 2, {}, optimizer, 3))
 
 
-@by_day("int4", "bfloat16:stochastic")
+@by_day("int4", "bfloat16:stochastic", "affine")
 @pytest.mark.parametrize("code", [*CODES, pytest.param(AFFINE_BESIDE_INT8, id="affine")])
 def test_a_checkpoint_of_torch_distributed_resumes_bitwise(code, two, tmp_path):
     for expected, actual in zip(two.run(save, code, str(tmp_path)), two.run(load, code, str(tmp_path)), strict=True):
