@@ -225,6 +225,23 @@ def test_combinators_hold_codes_of_users(name, wrap):
         assert (weight - results[1][leaf]).square().mean().sqrt() <= 0.02 * LR * 4
 
 
+@pytest.mark.parametrize("name", ["doubly", "by leaf"])
+def test_each_block_of_a_leaf_has_its_part_per_leaf(name):
+    """Experts whose gradients are of other sizes, as leaves of their own."""
+    inner = chain_of(OF_USERS[name])
+    tx = gradtx.blocks(inner, "*", batch=1)
+    sizes = torch.tensor([1e-3, 1.0, 1e3]).reshape(3, 1, 1)
+    stacked = torch.stack([tree(seed)["matrix"] for seed in range(3)]) * sizes
+    apart = {f"expert{i}": expert for i, expert in enumerate(stacked)}
+    _, state = tx.update({"experts": stacked}, tx.init({"experts": stacked}), {"experts": stacked})
+    _, expected = inner.update(apart, inner.init(apart), apart)
+    for suffix in OF_USERS[name].suffixes:
+        (value,) = gradtx.get(state, f"exp_avg.{suffix}").values()
+        of_experts = gradtx.get(expected, f"exp_avg.{suffix}").values()
+        assert value.shape[0] == 3
+        torch.testing.assert_close(value, torch.stack([*of_experts]), rtol=1e-6, atol=0)
+
+
 # Checkpoints.
 
 
