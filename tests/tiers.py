@@ -394,7 +394,7 @@ def by_day(*patterns: str) -> Callable[[Any], Any]:
 FROM_TEST_ON = (
     "clients", "distributed", "fuzz", "gpu/test_fuzz.py", "gpu/test_kernels.py", "test_compiled_updates.py",
     "test_docs.py", "test_examples.py",
-    "test_from_pytorch_optimizer.py", "test_imports.py", "test_optax_names.py", "test_package.py",
+    "test_from_pytorch_optimizer.py", "test_imports.py", "test_optax_names.py", "test_package.py", "test_parts.py",
     "test_registry.py", "test_site.py", "test_storage.py", "test_sweep.py", "test_torch_names.py", "test_typed.py",
     "combinators/test_blocks.py", "combinators/test_precision.py", "combinators/test_qk_clip.py",
     "combinators/test_rotated.py", "combinators/test_selection.py", "combinators/test_sharpness.py",

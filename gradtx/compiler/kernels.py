@@ -444,7 +444,7 @@ class CppKernels(PhaseKernels):
         layout: ChunkLayout,
         rows: Rows | None = None,
     ) -> Tensor:
-        words = self._words([scalars] if rows is None else scalars)
+        words = self._words(scalars) if rows is None else self._words_of_sets(scalars)
         results, address = NO_RESULTS, 0
         if self.rows:
             results = table.memory(self.rows, table.leaves)
@@ -465,17 +465,26 @@ class CppKernels(PhaseKernels):
             self._function(packed)
         return results
 
-    def _words(self, sets: Sequence[Sequence[Any]]) -> Any:
-        """Return memory with the scalars of sets, one after another."""
-        of_sets = list(map(self.packed, sets))
-        size = self._form.size
-        packed = b"".join([words for words, _ in of_sets])
-        memory = (ctypes.c_char * (size * len(sets))).from_buffer_copy(packed)
-        for start, (_, unknown) in enumerate(of_sets):
-            for i, word in unknown.items():
-                at = start * len(self._positions) + i
-                torch.frombuffer(memory, dtype=torch.int64)[at].copy_(word)
+    def _words(self, scalars: Sequence[Any]) -> Any:
+        """Return memory with scalars."""
+        packed, unknown = self.packed(scalars)
+        memory = self._memory(1).from_buffer_copy(packed)
+        for i, word in unknown.items():
+            torch.frombuffer(memory, dtype=torch.int64)[i].copy_(word)
         return memory
+
+    def _words_of_sets(self, sets: Sequence[Sequence[Any]]) -> Any:
+        """Return memory with the scalars of sets, one after another."""
+        flat = [scalars[i] for scalars in sets for i in self._positions]
+        if PYTHON_NUMBERS.issuperset(map(type, flat)):  # a shortcut
+            packed = struct.pack(f"={self.kinds * len(sets)}", *flat)
+            return self._memory(len(sets)).from_buffer_copy(packed)
+        of_sets = b"".join(map(bytes, map(self._words, sets)))
+        return self._memory(len(sets)).from_buffer_copy(of_sets)
+
+    def _memory(self, sets: int) -> Any:
+        """Return the type of memory for the scalars of sets."""
+        return ctypes.c_char * (self._form.size * sets)
 
     @functools.cached_property
     def _function(self) -> Callable[[bytes], None]:

@@ -145,7 +145,6 @@ class _Writer(Text):
         self.namespace.update(
             converted=_converted,
             filled=_filled,
-            filled_each=_filled_each,
             norm=torch.linalg.vector_norm,
             norm_of_many=_norm_of_many,
             batched=batches.batched,
@@ -233,7 +232,7 @@ class _Writer(Text):
         dtypes = [dtype for _, dtype in tensors]
         prepare = self.namespace["prepare_sets"]
         spread = Spread(prepare, len(decisions), dtypes, self.device)
-        return ListFunction(tuple, self.namespace["run"], source, spread)
+        return ListFunction(_as_they_are, self.namespace["run"], source, spread)
 
     def name_of(self, node: Node, function: Any) -> str:
         if node in self._batches and function is aten.addmm.default:
@@ -539,7 +538,10 @@ class _Writer(Text):
         shape = argument_like(node)
         if is_list(operand) or shape is None:
             return self.text(operand)
-        function = "filled_each" if self._varies(operand) else "filled"
+        function = "filled"
+        if self._varies(operand):
+            function = "filled_each"
+            self.namespace[function] = _filled_each
         return f"{function}({shape.name}, {self.text(operand)})"
 
     # Batches.
@@ -584,6 +586,11 @@ class _Writer(Text):
         dtypes = {item.dtype for item in values if isinstance(item, Tensor)}
         is_mixed = dtypes - {value.dtype, torch.bool}
         return f".to({self.text(value.dtype)})" if is_mixed else ""
+
+
+def _as_they_are(scalars: Sequence[Any]) -> Any:
+    """Return scalars, from which `Spread` computes the others."""
+    return scalars
 
 
 def _fills(node: Node) -> bool:

@@ -774,7 +774,8 @@ def matched(
         if key in saved:
             what = f"{who}: {key!r}"
             device = _device_of(member, key, initial)
-            state[key] = as_slot(what, key, saved[key], value, device)
+            is_part = key in layout.coded_tensors
+            state[key] = as_slot(what, key, saved[key], value, device, is_part)
         elif saved and layout.follows(key):
             del state[key]  # computed when the weights are known: at the next step
         elif strict and saved:
@@ -844,6 +845,7 @@ def as_slot(
     saved: Any,
     first: Tensor,
     device: torch.device | None = None,
+    is_part: bool = False,
 ) -> Tensor:
     """Return a copy of a saved value in the form of a first slot, after checking its shape, kind and value.
 
@@ -854,11 +856,12 @@ def as_slot(
         first: The first slot.
         device: The device of the copy; None for that of the first slot, which may be a stand-in. A stand-in for a saved
             value has no values to copy.
+        is_part: Whether it is a part of a coded slot, which is no count, whatever its name.
     """
     value = torch.as_tensor(saved)
     if isinstance(saved, float):  # of which float32 may round a count
         value = torch.tensor(saved, dtype=torch.float64)
-    is_count = key.rpartition(".")[2] in COUNTS
+    is_count = key.rpartition(".")[2] in COUNTS and not is_part
     if is_count and value.numel() == 1:  # torch also counts in tensors of shape (1,)
         value = value.reshape(first.shape)
     if value.shape != first.shape:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -22,6 +22,12 @@ Shape = tuple[int, ...]
 LEAST_SCALE = 2.0**-100
 SCALE = "scale"
 KEY = "key"
+# What to do about a name that a code has for a part of its own.
+TAKEN = {
+    SCALE: "pass scale=None if encode returns it",
+    KEY: "codes that round at random store a key; rename the part",
+}
+Extent: TypeAlias = Literal["entry", "block", "leaf"]
 
 
 def largest_of_block(largest: Tensor) -> Tensor:
@@ -33,21 +39,29 @@ def largest_of_block(largest: Tensor) -> Tensor:
 class Codec:
     """A code for slots: two pure functions of torch operations, without branches on values.
 
-    With a `block`, each block of consecutive entries of a row shares a float32 scale, stored as `<slot>.scale`; a row
-    is an index of dimension 0. The functions then receive tensors of shape (rows, blocks, block) and scales of shape
-    (rows, blocks, 1).
+    A slot is stored as codes, one for each entry, and parts, stored as `<slot>.<part>`: tensors of any dtype with a
+    value for each entry (`parts`), for each block of entries (`per_block`) or for the leaf (`per_leaf`).
+
+    With a `block`, consecutive entries of a row share what is per block; a row is an index of dimension 0. The
+    functions then receive and return tensors of shape (rows, blocks, block), and (rows, blocks, 1) for what is per
+    block. The last block of a row is filled with copies of the row's last entry. What is per leaf has shape (). By
+    default, blocks share a float32 scale, the part "scale", which is computed first, from the largest magnitude of a
+    block, so that `encode` receives it.
 
     With `shapes_of`, the functions see a slot as a whole, and its tensors have shapes of their own, as the factors of
-    a matrix have. Such a code applies to slots of their parameter's shape that no rank divides.
+    a matrix have. Such a code, and one with a part per leaf, applies to leaves that no rank divides; with `shapes_of`,
+    to slots of their parameter's shape.
 
     Args:
-        encode: `(values, scale) -> codes`; without a block `values -> codes`. With `parts` it returns a tuple of the
-            codes and each part. All have the shape of the values, or those of `shapes_of`.
-        decode: `(codes, *parts, scale) -> values` in at least float32; without a block `(codes, *parts) -> values`.
-            With `shapes_of`, of any shape with as many entries as the slot.
-        block: The number of entries that share a scale, a power of two; None for a code without scales.
-        scale: The scale of a block as a function of its largest magnitude; by default the magnitude itself.
-        parts: The names of additional tensors that `encode` returns, stored as `<slot>.<part>`.
+        encode: `(values, scale) -> codes`; without a scale `values -> codes`. With parts it returns a tuple of the
+            codes and each part but the scale, in the order `parts`, `per_block`, `per_leaf`.
+        decode: `(codes, *parts, *per_block, *per_leaf, scale) -> values` in at least float32; without a scale
+            `(codes, *parts, *per_block, *per_leaf) -> values`. With `shapes_of`, of any shape with as many entries as
+            the slot.
+        block: The number of entries of a block, a power of two; None for a code without blocks.
+        scale: The scale of a block as a function of its largest magnitude; by default the magnitude itself. None for
+            blocks that share only what `encode` returns for them.
+        parts: The names of parts with a value for each entry, or, with `shapes_of`, of its shapes.
         nonnegative: A different code for slots whose values are never negative, if any.
         packs: The number of codes, from 0 to 15 or from -8 to 7, per byte: 1, or 2 along the last dimension, if any.
         random: Whether `encode` receives 16 random bits per entry as its last argument.
@@ -55,11 +69,14 @@ class Codec:
         mixes_entries: Whether a decoded entry depends on others, as in a product of factors. Such a code stores no
             weights, and no average that a rule divides by the root of an exact square, which may be 0 where it is not.
         name: The name in errors and checkpoints. Checkpoints tell codes apart by it, so change it with the functions.
+        per_block: The names of parts with a value for each block.
+        per_leaf: The names of parts with one value for the leaf.
 
     Raises:
         TypeError: If `encode` or `decode` does not accept its arguments.
-        ValueError: If `block` is not a power of two, if `packs` is neither 1 nor 2, or if `shapes_of` is beside a
-            block, `packs=2` or `random`; on use, if `encode` or `decode` returns another shape or fewer bits.
+        ValueError: If `block` is not a power of two, if blocks share nothing, if `per_block` has no block, if two parts
+            have one name, if `packs` is neither 1 nor 2, or if `shapes_of` is beside a block, `per_leaf`, `packs=2` or
+            `random`; on use, if `encode`, `decode` or `scale` returns another shape or fewer bits.
 
     Example:
         >>> halves = gradtx.Codec(
@@ -73,7 +90,7 @@ class Codec:
     encode: Callable[..., Any]
     decode: Callable[..., Tensor]
     block: int | None = None
-    scale: Callable[[Tensor], Tensor] = largest_of_block
+    scale: Callable[[Tensor], Tensor] | None = largest_of_block
     parts: tuple[str, ...] = ()
     nonnegative: Codec | None = None
     packs: int = 1
@@ -81,22 +98,47 @@ class Codec:
     shapes_of: Callable[[Shape], tuple[Shape, ...]] | None = None
     mixes_entries: bool = False
     name: str = "codec"
+    per_block: tuple[str, ...] = ()
+    per_leaf: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.block is not None and not _is_block(self.block):
             raise ValueError(f"Codec: block must be a power of two, got {self.block!r}")
         if self.packs not in (1, 2):
             raise ValueError(f"Codec: packs must be 1 or 2, got {self.packs!r}")
-        if self.shapes_of is not None and (
-            self.block is not None or self.packs > 1 or self.random
-        ):
-            raise ValueError(
-                "Codec: shapes_of describes a code of whole slots, which has no block, packs=1 and no random bits"
-            )
-        scale = () if self.block is None else ("scale",)
+        self._check_parts()
+        scale = (SCALE,) if self._has_scale else ()
         noise = ("noise",) if self.random else ()
         _check_accepts("encode", self.encode, ("values", *scale, *noise))
-        _check_accepts("decode", self.decode, ("codes", *self.parts, *scale))
+        _check_accepts("decode", self.decode, ("codes", *list(self.extents)[1:]))
+
+    def _check_parts(self) -> None:
+        """Raise an error for parts that are no names or not different, or that this code has no extents for."""
+        shares = self.block is not None or self.per_block or self.per_leaf
+        if self.shapes_of is not None and (shares or self.packs > 1 or self.random):
+            raise ValueError(
+                "Codec: shapes_of describes a code of whole slots, which has no block, packs=1 and no random bits; "
+                "name all of its parts in parts"
+            )
+        if self.block is None and self.per_block:
+            raise ValueError(
+                f"Codec: per_block={self.per_block!r} needs a block, the number of entries that share such a part"
+            )
+        if self.block is not None and self.scale is None and not self.per_block:
+            raise ValueError(
+                "Codec: blocks with scale=None share what per_block names, which is empty; omit block"
+            )
+        for argument in ("parts", "per_block", "per_leaf"):
+            names = getattr(self, argument)
+            if not isinstance(names, tuple) or not all(map(_is_name, names)):
+                raise ValueError(
+                    f"Codec: {argument} must be a tuple of names, such as ('error',), got {describe(names)}"
+                )
+        for suffix in self.suffixes:
+            if self.suffixes.count(suffix) > 1:
+                raise ValueError(
+                    f"Codec: two parts have the name {suffix!r}; {TAKEN.get(suffix, 'rename one of them')}"
+                )
 
     @classmethod
     def named(cls, name: str, block: int | None = None) -> Codec:
@@ -143,11 +185,37 @@ class Codec:
     # The tensors of a coded slot.
 
     @property
+    def extents(self) -> dict[str, Extent]:
+        """What the codes, with the suffix "", and each part have a value for, in the order of `decode`."""
+        extents: dict[str, Extent] = {"": "entry"}
+        extents.update(dict.fromkeys(self.parts, "entry"))
+        extents.update(dict.fromkeys(self.per_block, "block"))
+        extents.update(dict.fromkeys(self.per_leaf, "leaf"))
+        if self._has_scale:
+            extents[SCALE] = "block"
+        return extents
+
+    @property
     def suffixes(self) -> tuple[str, ...]:
         """The names of the tensors that a coded slot stores in addition to the codes."""
-        scale = () if self.block is None else (SCALE,)
+        scale = (SCALE,) if self._has_scale else ()
         key = (KEY,) if self.random else ()
-        return (*scale, *self.parts, *key)
+        return (*self._encoded_parts, *scale, *key)
+
+    @property
+    def _encoded_parts(self) -> tuple[str, ...]:
+        """The names of the parts that `encode` returns."""
+        return (*self.parts, *self.per_block, *self.per_leaf)
+
+    @property
+    def _has_scale(self) -> bool:
+        """Whether blocks share a scale, a part that is known before `encode`."""
+        return self.block is not None and self.scale is not None
+
+    @property
+    def sees_whole_leaf(self) -> bool:
+        """Whether what is stored of an entry depends on the whole leaf, so that ranks may not divide it."""
+        return self.shapes_of is not None or bool(self.per_leaf)
 
     def for_sign(self, nonnegative: bool) -> Codec:
         """Return the code for slots that are never negative if `nonnegative` and there is one, else this code."""
@@ -157,58 +225,97 @@ class Codec:
 
     def pack(self, values: Tensor, noise: Tensor | None = None) -> dict[str, Tensor]:
         """Encode `values`: return the tensors that store them, by suffix; "" for the codes."""
-        noises = () if noise is None else (noise,)
-        if self.block is None:
-            return self._by_suffix(self.encode(values, *noises), values, values)
-        count = _blocks_of_row(values.shape, self.block)
-        blocks, *noises = (
-            _in_blocks(tensor, self.block, count) for tensor in (values, *noises)
-        )
-        scale = self.scale(blocks.abs().amax(-1, keepdim=True))
-        packed = self._by_suffix(self.encode(blocks, scale, *noises), blocks, values)
-        packed[SCALE] = scale.squeeze(-1) if values.ndim > 1 else scale.reshape(-1)
+        arguments = [values] if noise is None else [values, noise]
+        if self.block is not None:
+            count = _blocks_of_row(values.shape, self.block)
+            arguments = [_in_blocks(tensor, self.block, count) for tensor in arguments]
+        blocks, *noises = arguments
+        scales = self._scales(blocks)
+        encoded = self.encode(blocks, *scales, *noises)
+        tensors = encoded if isinstance(encoded, tuple) else (encoded,)
+        expected = self._shapes_of_encoded(blocks.shape, values.shape)
+        if [getattr(tensor, "shape", None) for tensor in tensors] != expected:
+            raise self._error_of_encoded(encoded, expected)
+        packed: dict[str, Tensor] = {}
+        for suffix, tensor in zip(self.extents, (*tensors, *scales), strict=True):
+            packed[suffix] = self._stored(suffix, tensor, values)
         return packed
 
-    def _by_suffix(
-        self, encoded: Any, blocks: Tensor, values: Tensor
-    ) -> dict[str, Tensor]:
-        """Return what `encode` returned for `blocks`, as the tensors to store, shaped like `values` and packed."""
-        suffixes = ("", *self.parts)
-        tensors = encoded if isinstance(encoded, tuple) else (encoded,)
-        shapes = [getattr(tensor, "shape", None) for tensor in tensors]
-        said: Any = tuple(blocks.shape)
-        expected = [said] * len(suffixes)
-        if self.shapes_of is not None:
-            said = expected = list(self.shapes_of(tuple(values.shape)))
-        if shapes != expected:
+    def _scales(self, blocks: Tensor) -> list[Tensor]:
+        """Return the scale of each block, if this code has scales."""
+        if self.block is None or self.scale is None:
+            return []
+        scale = self.scale(blocks.abs().amax(-1, keepdim=True))
+        expected = (*blocks.shape[:-1], 1)
+        if getattr(scale, "shape", None) != expected:
             raise ValueError(
-                f"Codec {self.name!r}: encode must return ({', '.join(('codes', *self.parts))}) of shape "
-                f"{said}, got {describe(encoded)}"
+                f"Codec {self.name!r}: scale must return a tensor of shape {expected}, got {describe(scale)}"
             )
-        packed = {}
-        for suffix, tensor in zip(suffixes, tensors, strict=True):
-            whole = tensor if self.block is None else _out_of_blocks(tensor, values)
-            packed[suffix] = whole
-        if self.packs == 2 and values.ndim:
-            packed[""] = _pairs(packed[""])
-        return packed
+        return [scale]
+
+    def _shapes_of_encoded(self, blocks: Shape, slot: Shape) -> list[Shape]:
+        """Return the shapes of what `encode` returns, given those of its values and of the slot."""
+        if self.shapes_of is not None:
+            return list(self.shapes_of(tuple(slot)))
+        shapes: dict[Extent, Shape] = {
+            "entry": tuple(blocks),
+            "block": (*blocks[:-1], 1),
+            "leaf": (),
+        }
+        extents = self.extents
+        return [shapes[extents[suffix]] for suffix in ("", *self._encoded_parts)]
+
+    def _error_of_encoded(self, encoded: Any, expected: list[Shape]) -> ValueError:
+        """Return the error for results of `encode` that have other shapes than expected."""
+        is_like_values = self.shapes_of is None and len(set(expected)) == 1
+        shapes = expected[0] if is_like_values else expected
+        return ValueError(
+            f"Codec {self.name!r}: encode must return ({', '.join(('codes', *self._encoded_parts))}) of shape "
+            f"{shapes}, got {describe(encoded)}"
+        )
+
+    def _stored(self, suffix: str, tensor: Tensor, values: Tensor) -> Tensor:
+        """Return the codes or a part of these values in the form in which they are stored."""
+        extent = self.extents[suffix]
+        if extent == "block":
+            return tensor.squeeze(-1) if values.ndim > 1 else tensor.reshape(-1)
+        if extent == "entry" and self.block is not None:
+            tensor = _out_of_blocks(tensor, values)
+        is_packed = suffix == "" and self.packs == 2 and values.ndim > 0
+        return _pairs(tensor) if is_packed else tensor
 
     def unpack(self, packed: dict[str, Tensor], shape: Shape) -> Tensor:
         """Decode the tensors of `pack` to values of a given shape."""
         codes = packed[""]
         if self.packs == 2 and codes.ndim:
             codes = _halves(codes, shape)
-        tensors = [codes, *(packed[part] for part in self.parts)]
+        tensors = {suffix: packed[suffix] for suffix in self.extents}
+        tensors[""] = codes
         if self.shapes_of is not None:
-            return self._decoded(tensors, shape)
+            return self._decoded([*tensors.values()], shape)
         if self.block is None:
-            return self._decoded(tensors, codes.shape)
-        scale = packed[SCALE]
-        count = scale.shape[-1]
-        blocks = [_in_blocks(tensor, self.block, count) for tensor in tensors]
-        scales = scale.reshape(blocks[0].shape[0], count, 1)
-        values = self._decoded([*blocks, scales], blocks[0].shape)
+            return self._decoded([*tensors.values()], codes.shape)
+        arguments = self._in_blocks(tensors, self.block)
+        values = self._decoded(arguments, arguments[0].shape)
         return _out_of_blocks(values, codes)
+
+    def _in_blocks(self, tensors: dict[str, Tensor], block: int) -> list[Tensor]:
+        """Return stored tensors, of which the codes are not packed, as `decode` receives them."""
+        extents = self.extents
+        # As stored, not from the number of entries: symbolic sizes would be compared.
+        count = next(
+            tensors[suffix].shape[-1]
+            for suffix in extents
+            if extents[suffix] == "block"
+        )
+        arguments: list[Tensor] = []
+        for suffix, tensor in tensors.items():
+            if extents[suffix] == "entry":
+                tensor = _in_blocks(tensor, block, count)
+            elif extents[suffix] == "block":
+                tensor = tensor.reshape(arguments[0].shape[0], count, 1)
+            arguments.append(tensor)
+        return arguments
 
     def _decoded(self, arguments: list[Tensor], shape: Shape) -> Tensor:
         """Return what `decode` returns, if that has this shape and enough bits."""
@@ -247,12 +354,16 @@ class Codec:
         if self.shapes_of is not None:
             own = self.shapes_of(tuple(shape))
             return dict(zip(("", *self.parts), own, strict=True))
-        shapes = {"": shape, **dict.fromkeys(self.parts, shape)}
+        shapes = dict.fromkeys(self.extents, shape)
+        for suffix, extent in self.extents.items():
+            if extent == "leaf":
+                shapes[suffix] = ()
+            elif extent == "block":
+                assert self.block is not None
+                count = _blocks_of_row(shape, self.block)
+                shapes[suffix] = (shape[0], count) if len(shape) > 1 else (count,)
         if self.packs == 2 and shape:
             shapes[""] = _halved(shape)
-        if self.block is not None:
-            count = _blocks_of_row(shape, self.block)
-            shapes[SCALE] = (shape[0], count) if len(shape) > 1 else (count,)
         return shapes
 
     def fills_rows(self, shape: Shape) -> bool:
@@ -270,6 +381,11 @@ def _check_accepts(what: str, function: Any, arguments: tuple[str, ...]) -> None
         raise TypeError(
             f"Codec: {what} must be a function of ({', '.join(arguments)}), got {describe(function)}"
         )
+
+
+def _is_name(name: Any) -> bool:
+    """Whether a part may have this name: keys of a state are split at their dots."""
+    return isinstance(name, str) and name.isidentifier()
 
 
 def _is_block(length: Any) -> bool:

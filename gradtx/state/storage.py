@@ -607,7 +607,7 @@ def unpacked(
 
 def _is_split(like: Tensor, codec: Codec) -> bool:
     """Whether sharding splits what a code sees at once: a block, or the whole slot."""
-    if codec.shapes_of is not None:
+    if codec.sees_whole_leaf:
         return is_sharded(like)
     return splits_rows(like, codec.block)
 

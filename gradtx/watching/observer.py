@@ -198,7 +198,9 @@ class LinkObserver:
         row: dict[str, Any] = {}
         sums = self._sums[leaf.name]
         received = sums.here(before) != 0
-        for slot in operation.stage.store.codecs_of(stored, leaf):
+        for slot, codec in operation.stage.store.codecs_of(stored, leaf).items():
+            if codec.per_block or codec.per_leaf:  # any code may stand for 0
+                continue
             codes = local(stored[slot])
             # Of integers, one for each entry; nonzero values have codes of at least 1.
             if codes.shape == received.shape and not codes.dtype.is_floating_point:

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 import gradtx
+from tests.codecs import DOUBLY
 from tests.distributed.problems import Model, sharded, train, whole
 from tests.tiers import by_day
 
@@ -26,6 +27,7 @@ CHAINS = {
         {"matrix": gradtx.soap(lr=0.02), "rest": gradtx.adamw()}, {"matrix": "*body.weight", "rest": "*"}
     ),
     "coded": gradtx.chain(gradtx.scale_by_soap(state_dtype={"exp_avg": torch.bfloat16}), gradtx.scale(-0.02)),
+    "with parts": gradtx.chain(gradtx.scale_by_soap(state_dtype={"exp_avg": DOUBLY}), gradtx.scale(-0.02)),
 }
 
 
@@ -60,7 +62,10 @@ def load(folder, name):
     return loaded, slots(optimizer)
 
 
-@by_day("shampoo-1-2", "soap in part-2-1", "soap in part-2-2", "soap in part-2-4")
+@by_day(
+    "shampoo-1-2", "soap in part-2-1", "soap in part-2-2", "soap in part-2-4",
+    "with parts-1-2", "with parts-2-1", "with parts-2-2",
+)  # fmt: skip
 @pytest.mark.parametrize(("source", "target"), [(2, 1), (1, 2), (2, 2), (2, 4)])
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_run_continues_in_another_world(name, source, target, one, two, four, tmp_path):

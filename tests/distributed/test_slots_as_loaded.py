@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 
 import gradtx
 from gradtx.base.dtensor import local
+from tests.codecs import DOUBLY
 from tests.distributed.problems import (
     Model,
     assert_close,
@@ -235,6 +236,9 @@ OTHER_CODES = {
     "int8": gradtx.chain(
         gradtx.scale_by_soap(precondition_frequency=2, state_dtype={"exp_avg": "int8"}), gradtx.scale(-0.02)
     ),
+    "doubly": gradtx.chain(
+        gradtx.scale_by_soap(precondition_frequency=2, state_dtype={"exp_avg": DOUBLY}), gradtx.scale(-0.02)
+    ),
 }
 
 
@@ -254,7 +258,9 @@ def loaded_in_another_code(source, target):
     torch.testing.assert_close(weights(again.model), weights(plain), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("source", "target"), [("none", "bfloat16"), ("bfloat16", "none"), ("int8", "int8")])
+@pytest.mark.parametrize(
+    ("source", "target"), [("none", "bfloat16"), ("bfloat16", "none"), ("int8", "int8"), ("doubly", "doubly")]
+)
 def test_slots_saved_in_another_code_are_converted(source, target, two):
     two.run(loaded_in_another_code, source, target)
 

@@ -13,10 +13,12 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 import gradtx
 from gradtx.distributed.layouts import splits_rows
 from gradtx.state.codes import CODES
+from tests.codecs import AFFINE, DOUBLY
 from tests.distributed.problems import engine
 from tests.tiers import by_day
 
 SHAPES = {"matrix": (67, 128), "vector": (8192,), "cut": (4100,), "odd": (70, 101), "small": (5, 3)}
+AFFINE_BESIDE_INT8 = {"exp_avg": AFFINE, "exp_avg_sq": "int8"}
 # Two codes in a byte, and noise by the places of entries in the whole tensor.
 WITHOUT_KERNELS = ("int4", "bfloat16:stochastic")
 
@@ -62,7 +64,7 @@ def alone(code, steps):
     optimizer = gradtx.as_optimizer(gradtx.adamw(lr=1e-2, state_dtype=code), list(params.items()))
     # Divided leaves with random codes step alone. Programs differ from that in the last bit, and a value on the edge
     # between two roundings would then show a whole unit of bfloat16.
-    with gradtx.eagerly() if code in CODES and CODES[code].random else contextlib.nullcontext():
+    with gradtx.eagerly() if isinstance(code, str) and CODES[code].random else contextlib.nullcontext():
         for i in range(steps):
             for name, param in params.items():
                 param.grad = whole(i + 1, name)
@@ -144,6 +146,30 @@ def test_a_factored_run_continues_where_ranks_divide_leaves_and_back(two):
             torch.testing.assert_close(whole_run[name]["exp_avg_sq.row"].sum(), total, rtol=1e-4, atol=0.0)
 
 
+@pytest.mark.parametrize("kind", ["eager", "compiled"])
+def test_a_part_per_block_is_divided_as_its_parameter(kind, two):
+    expected, _ = alone(AFFINE_BESIDE_INT8, 5)
+    for tensors, same, rows, _ in two.run(run, AFFINE_BESIDE_INT8, kind, {}):
+        assert same
+        for name, (keys, placed) in rows.items():
+            assert placed
+            assert ("exp_avg.step" in keys and "exp_avg.zero" in keys) == (name != "cut")
+        for name, param in expected.items():
+            if name != "cut":  # in float32, since the shards cut a block
+                # A value between two codes may be rounded to either.
+                near = (tensors[name] - param).abs() <= 1e-5
+                assert near.float().mean() >= 1 - 1e-3
+
+
+def test_a_divided_leaf_has_no_code_with_a_part_per_leaf(two):
+    expected, _ = alone(torch.float32, 5)
+    for tensors, same, rows, _ in two.run(run, DOUBLY, "eager", {}):
+        assert same
+        assert all("exp_avg.largest" not in keys for keys, _ in rows.values())
+        for name, param in expected.items():
+            torch.testing.assert_close(tensors[name], param, rtol=0.0, atol=1e-6)
+
+
 @pytest.mark.parametrize("code", ["int8", "int4"])
 def test_columns_are_divided_between_blocks(code, two):
     expected, _ = alone(code, 5)
@@ -186,8 +212,8 @@ def load(code, folder):
     return full(trained(code, "eager", 2, {}, optimizer, 3))
 
 
-@by_day("int4", "bfloat16:stochastic")
-@pytest.mark.parametrize("code", list(CODES))
+@by_day("int4", "bfloat16:stochastic", "affine")
+@pytest.mark.parametrize("code", [*CODES, pytest.param(AFFINE_BESIDE_INT8, id="affine")])
 def test_a_checkpoint_of_torch_distributed_resumes_bitwise(code, two, tmp_path):
     for expected, actual in zip(two.run(save, code, str(tmp_path)), two.run(load, code, str(tmp_path)), strict=True):
         for name, tensor in expected.items():

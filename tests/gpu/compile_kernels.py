@@ -29,6 +29,7 @@ from tests.examples import example_of  # noqa: E402
 
 KINDS = {
     **dict.fromkeys(("table", "blocks", "chunk_leaf", "chunk_start", "leaf_chunks", "words"), "*i64"),
+    **dict.fromkeys(("stored", "sets"), "*i64"),  # by row
     **dict.fromkeys(("sums", "results"), "*fp64"),
     **dict.fromkeys(("n_leaves", "first_instance", "stop"), "i32"),
     "w": "i64",

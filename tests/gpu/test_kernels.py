@@ -21,6 +21,7 @@ from gradtx.compiler import tables, triton
 from gradtx.optim.engine.kernels import KernelEngine
 from gradtx.plans.kernel_function import kernel_function_of
 from gradtx.pure import graph_node as graphs
+from tests.codecs import AFFINE, DOUBLY
 from tests.conformance import after_a_bad_gradient, assert_own_memory, plain_cases
 from tests.gpu.problem import Problem, assert_near, noise, on_host
 from tests.optim.plans.test_cpp_kernels import CHANNELS, DIRECTIONS, ROWS, moved, rule
@@ -38,6 +39,8 @@ CODED: dict[str, Any] = {
     "bfloat16": {"state_dtype": torch.bfloat16},
     "bfloat16:stochastic": {"state_dtype": "bfloat16:stochastic"},
     "bfloat16+8": {"state_dtype": "bfloat16+8"},
+    "affine": {"state_dtype": {"*avg": AFFINE}},
+    "doubly": {"state_dtype": {"*avg": DOUBLY}},
 }
 
 

@@ -1,6 +1,7 @@
 """Lists of leaves with scalars of their own: each has the bits that it has alone with them."""
 
 import random
+import threading
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ import torch
 import gradtx
 from gradtx.compiler import list_function
 from gradtx.compiler.cache import SharedPrograms
+from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.plans import bundle
 from tests.examples import example_of
+from tests.lists.test_programs import recorded
 
 CPU = torch.device("cpu")
 METHODS = ("adamw", "lion", "radam", "adafactor", "came", "adan", "lamb", "nadam", "adamp", "asgd", "rprop", "padam")
@@ -116,3 +119,63 @@ def test_scalars_that_the_host_does_not_know_may_differ_by_leaf(name, recording_
         for i in on_device:
             scalars[i] = torch.tensor(scalars[i], dtype=dtypes[i])
     check_rows(recording, sets, on_device)
+
+
+def test_leaves_of_one_call_agree_on_what_is_skipped(recording_of):
+    recording = recording_of("radam")
+    early, late = [[1, 2, 0.1, 0.9, 0.99, 1e-8, 5.0][: len(recording.scalars)] for _ in range(2)]
+    late[:2] = [40, 41]
+    function = list_function(recording, CPU, varying=[0, 1])
+    sets = [function.prepare(scalars) for scalars in (early, late, late)]
+    first, *others = map(function.spread.case_of, sets)
+    assert [first != case for case in others] == [True, True]
+    with pytest.raises(UnsuitableProgramError, match="skip"):
+        function.spread(sets, [0, 1])
+    for leaves in (sets[:1], sets[1:]):
+        check_rows(recording, [leaves[0]] * 5)
+
+
+def test_numbers_that_are_too_large_for_a_dtype_are_infinite(recording_of):
+    recording = recording_of("adamw")
+    sets = [scalars_of(recording, seed) for seed in range(5)]
+    sets[2][5] = 1e300
+    check_rows(recording, sets)
+
+
+def test_leaves_with_equal_factors_share_a_call(recording_of):
+    recording = recording_of("lion")
+    sets = [scalars_of(recording, seed % 2) for seed in range(5)]
+    for scalars in sets:
+        check_rows(recording, [scalars, sets[0], sets[0], sets[1], sets[0]])
+    sets[0][3] = sets[1][4] = 1.0  # the factors of gradients are zero
+    check_rows(recording, sets)
+
+
+def test_a_gpu_takes_lists_of_numbers_and_nothing_leaf_by_leaf(recording_of):
+    recording, device = recording_of("adamw"), torch.device("cuda")
+    source = list_function(recording, device, varying=[0]).source
+    assert "scalars=" in source
+    assert "\n    each_" not in source
+    with pytest.raises(UnsuitableProgramError, match="one by one"):
+        list_function(recording, device, varying=range(len(recording.scalars)))
+    with pytest.raises(UnsuitableProgramError, match="one by one"):
+        list_function(recording, device, on_device=[0], varying=[0])
+
+
+def test_tensors_that_leaves_share_follow_from_no_scalar_that_differs():
+    recording = recorded(lambda a, x: ([x + a * torch.arange(3.0, device=x.device)], []), [(3,)])
+    list_function(recording, CPU)
+    with pytest.raises(UnsuitableProgramError, match="share"):
+        list_function(recording, CPU, varying=[0])
+
+
+def test_sets_of_another_thread_are_others(recording_of):
+    recording = recording_of("adamw")
+    function = list_function(recording, CPU, varying=range(len(recording.scalars)))
+    sets = [function.prepare(scalars_of(recording, seed)) for seed in range(5)]
+    prepared = function.spread(sets, WHICH)
+    before = [float(x) for values in prepared if isinstance(values, list) for x in values]
+    thread = threading.Thread(target=function.spread, args=(sets[::-1], WHICH))
+    thread.start()
+    thread.join()
+    assert [float(x) for values in prepared if isinstance(values, list) for x in values] == before

@@ -17,7 +17,9 @@ CPU = torch.device("cpu")
 METHODS = ("adamw", "lion", "radam", "adafactor", "came", "adan", "lamb", "nadam", "adamp", "padam")
 SHAPES = {"matrices": (96, 128), "vectors": (150,), "filters": (12, 8, 3, 3)}
 WHICH = [0, -1, 2, 4, 4, -1, 1, 3, 0, -1, 2]
-EXPONENTS = (0.5, 1.0, 0.3, 0.5, 1.0)
+# Powers of entries are roots, or the entries themselves; neighbours with the same ones run together.
+EXPONENTS = (0.5, 1.0, 0.3, 0.5, 0.3)
+BY_ROW = AS_RECORDED._replace(by_row=True)
 each = pytest.mark.parametrize
 
 
@@ -96,6 +98,11 @@ def assert_equal_bits(columns, others):
 
 def unknown(sets, positions):
     """Return sets of which the host does not know some scalars, which are wide, or have the dtypes of numbers."""
+<<<<<<< HEAD
+=======
+    if not positions:
+        return sets
+>>>>>>> w-kernels
     columns = [list(column) for column in zip(*sets, strict=True)]
     for i in positions:
         dtype = torch.float64 if isinstance(columns[i][0], float) else torch.int64
@@ -103,20 +110,28 @@ def unknown(sets, positions):
     return list(zip(*columns, strict=True))
 
 
+<<<<<<< HEAD
 def check_rows(phase, sets_of_scalars, positions=()):
+=======
+def check_rows(phase, sets_of_scalars, positions=(), which=WHICH):
+>>>>>>> w-kernels
     """Compare leaves with sets of their own with each leaf alone."""
     alone = PhaseKernels.of(phase, CPU, 0, AS_RECORDED)
-    by_row = PhaseKernels.of(phase, CPU, 0, AS_RECORDED._replace(by_row=True))
+    by_row = PhaseKernels.of(phase, CPU, 0, BY_ROW)
     prepare = alone.scalars.given(frozenset()).function
     sets = unknown(list(map(prepare, sets_of_scalars)), positions)
+<<<<<<< HEAD
     before = columns_of(phase.recording, len(WHICH))
+=======
+    before = columns_of(phase.recording, len(which))
+>>>>>>> w-kernels
     expected, columns = copies(before), copies(before)
     results_of_leaf = {}
-    for leaf, at in enumerate(WHICH):
+    for leaf, at in enumerate(which):
         if at >= 0:
             own = [column[leaf : leaf + 1] for column in expected]
             results_of_leaf[leaf] = run_kernels(alone, sets[at], own)
-    results = run_kernels(by_row, sets, columns, WHICH)
+    results = run_kernels(by_row, sets, columns, which)
     assert_equal_bits(columns, expected)
     assert any(not torch.equal(x, y) for x, y in zip(columns[0], before[0], strict=True))
     for leaf, own in results_of_leaf.items():
@@ -139,6 +154,55 @@ def test_leaves_with_scalars_of_their_own_have_the_bits_that_they_have_alone(nam
         torch.set_num_threads(before)
 
 
+<<<<<<< HEAD
+=======
+@each("which", (WHICH, [-1, -1, 0, -1, 3, 1, 4, 2, 0, -1, -1]), ids=("mixed", "ends absent"))
+@each("name", ("padam", "power_entries", "ftrl"))
+def test_powers_have_the_exponents_of_each_leaf(name, which, phases):
+    phase = phases(name, (96, 128), torch.float32)
+    assert "Kernels<1>" in PhaseKernels.of(phase, CPU, 0, BY_ROW).text.source
+    sets = []
+    for exponent in EXPONENTS:
+        scalars = scalars_of(phase.recording, 1)
+        sets.append([exponent if isinstance(scalar, float) else scalar for scalar in scalars])
+    check_rows(phase, sets, which=which)
+
+
+@each("name", ("scale_by_gsnr", "sgd_sai"))
+def test_kernels_whose_results_the_scalars_of_a_leaf_do_not_read_leave_it_out(name, phases):
+    phase = phases(name, (96, 128), torch.float32)
+    assert "if (!(" in PhaseKernels.of(phase, CPU, 0, BY_ROW).text.source
+    sets = []
+    for count in (1, 2, 3, 1, 2):
+        scalars = scalars_of(phase.recording, 1)
+        sets.append([scalar if isinstance(scalar, float) else count for scalar in scalars])
+    check_rows(phase, sets)
+
+
+@each("positions", ((), (0, 1, 2, 3)), ids=("numbers", "tensors"))
+def test_results_that_follow_from_scalars_differ_by_leaf_if_these_do(positions, phases):
+    phase = phases("prodigy", (24, 40), torch.float32)
+    sets = [scalars_of(phase.recording, seed) for seed in range(5)]
+    check_rows(phase, sets, positions)
+    program = PhaseKernels.of(phase, CPU, 0, BY_ROW)
+    sets = unknown(list(map(program.scalars.given(frozenset()).function, sets)), positions)
+    by_leaf, rows = torch.zeros(0, len(WHICH)), Rows(WHICH, CPU)
+    differing = program.results(sets, by_leaf, rows)
+    assert all(result.shape == (len(WHICH),) for result in differing)
+    for result in program.results([sets[0]] * 5, by_leaf, rows):
+        assert not isinstance(result, torch.Tensor) or not result.ndim
+
+
+def test_leaves_of_a_later_call_are_others():
+    rows = Rows([0, -1, 1], CPU)
+    assert (rows.present, rows.sets.tolist()) == ([0, 2], [0, -1, 1])
+    address = rows.address
+    rows.update([-1, 1, 0])
+    assert (rows.present, rows.sets.tolist()) == ([1, 2], [-1, 1, 0])
+    assert rows.address == rows.sets.data_ptr() == address
+
+
+>>>>>>> w-kernels
 @each("name", METHODS)
 def test_triton_kernels_do_so_too(name, phases):
     interpreted = pytest.importorskip("tests.gpu.interpreted", reason="needs Triton")
