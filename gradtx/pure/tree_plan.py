@@ -55,7 +55,7 @@ from gradtx.state.slots import without_number
 
 # Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors; and the
 # shapes of leaves whose recordings remain.
-MOST_STRUCTURES, MOST_SHAPES, MOST_RECORDED = 64, 32, 512
+MOST_STRUCTURES, MOST_SHAPES, MOST_RECORDINGS = 64, 32, 512
 
 
 def update(call: UpdateCall) -> Any:
@@ -176,8 +176,9 @@ def _recorded(
         known: As in `TreePlan`.
         programs: Earlier programs for trees of this structure.
     """
-    seen = programs[-1].seen if programs else {}
     try:
+        alike = (x for x in reversed(programs) if x.differs_in_updates(trees))
+        seen = next((program.seen for program in alike), {})
         with torch.no_grad():
             likely = trees.with_likely_updates(seen)
             whole = call._replace(updates=likely.updates())
@@ -203,15 +204,15 @@ def _has_lists(state: NestedState) -> bool:
 
 _SHARED = ProgramsOfChains()
 # What plans of other structures may record again, which takes most of the time of a new plan.
-_RECORDED = ProgramsOfChains()
+_RECORDINGS = ProgramsOfChains()
 
 
-def _recorded_of(tx: Transformation) -> dict[Any, Any]:
+def _recordings_of(tx: Transformation) -> dict[Any, Any]:
     """Return the recorded programs of leaves of a transformation; see `ListPrograms.known`."""
-    recorded = _RECORDED.of_chain(tx)
-    if len(recorded) > MOST_RECORDED:
-        recorded.clear()
-    return recorded
+    recordings = _RECORDINGS.of_chain(tx)
+    if len(recordings) > MOST_RECORDINGS:
+        recordings.clear()
+    return recordings
 
 
 @dataclass(frozen=True)
@@ -336,7 +337,7 @@ class TreePlan(Plan["TreeBundle"]):
         function_of: FunctionOf = list_function_of,
     ):
         self._function_of = function_of
-        self._recorded = _recorded_of(call.tx)
+        self._recordings = _recordings_of(call.tx)
         self._takes_none = _check_call(call, run, leaves, known)
         kind, (*of_results, of_params) = trees.structure
         self._new = kind, of_results
@@ -346,6 +347,7 @@ class TreePlan(Plan["TreeBundle"]):
         self._of_results = range(len(trees.tensors) - len(rest))
         params, gradients = map(_tree.named, (tree_of(of_params, iter(rest)), updates))
         self._note_layouts(trees)
+        self._count_of_updates = sum(i is not None for i in gradients.values())
         tensors = self._real(trees.tensors)
         self._ticks = Ticks.of(run, leaves, gradients, state)
         old = NestedState(state, run.stages)
@@ -421,7 +423,7 @@ class TreePlan(Plan["TreeBundle"]):
     def _bundles_of(self, family: Family[TreeRow]) -> list[TreeBundle]:
         """Return the bundles of a family; leaves that cannot be recorded stay alone."""
         shared = [self._shared[place] for place in family.signature.shared]
-        programs = family.programs(FormOfPhase(self._function_of), self._recorded)
+        programs = family.programs(FormOfPhase(self._function_of), self._recordings)
         arguments = [(row, row.tensors) for row in family.members]
         bundles: list[TreeBundle] = []
         for phases, rows in programs.by_program(arguments):
@@ -514,6 +516,12 @@ class TreePlan(Plan["TreeBundle"]):
             or list(map(TensorSpec.of, tensors)) == self._specs
         )
 
+    def differs_in_updates(self, trees: Trees) -> bool:
+        """Whether tensors but for updates are what the program was created for."""
+        tensors = trees.tensors[self._count_of_updates :]
+        specs = self._specs[self._count_of_updates :]
+        return list(map(TensorSpec.of, tensors)) == specs
+
     def completed(self, trees: Trees) -> list[Tensor]:
         """Return the tensors of a call, with stand-ins for absent updates."""
         if not trees.absent:
@@ -558,21 +566,15 @@ class TreePlan(Plan["TreeBundle"]):
         for i, update in self._ticks.own:
             if update not in trees.absent:
                 results[i] = tensors[i] + 1
-        bundles: list[TreeBundle] = []
-        sets_of_bundles: list[Any] = []
-        for bundle in self.bundles:
-            sets = bundle.sets_of_rows(trees.absent, trees.counts)
-            if sets[0]:
-                bundles.append(bundle.of_call(tensors, results))
-                sets_of_bundles.append(sets)
+        taking_part = self._taking_part(trees, tensors, results)
         run, leaves = Run(), {}
-        if self._has_tree_run or len(bundles) < len(self.bundles):
-            run, leaves = self._begun(call, trees.absent, bundles)
+        if self._has_tree_run or len(taking_part) < len(self.bundles):
+            run, leaves = self._begun(call, trees.absent, taking_part)
         # A tensor that a rule may return must not be a result already.
         after = results[step] if on_host else tensors[step] + 1
-        for bundle, (counts, set_of_row) in zip(bundles, sets_of_bundles, strict=True):
+        for bundle, (counts, set_of_row) in taking_part.items():
             shared = list(map(tensors.__getitem__, bundle.shared))
-            sets = []
+            sets: list[list[Any]] = []
             for count in counts:
                 now = after if count is None else count + 1
                 sets.append([now, tensors[step], *scalars, *shared, *extras])
@@ -581,7 +583,7 @@ class TreePlan(Plan["TreeBundle"]):
         needs_autograd = isinstance(run, TreeRun) and torch.is_grad_enabled()
         try:
             with torch.set_grad_enabled(needs_autograd):
-                execute(itertools.chain(bundles, leaves.values()))
+                execute(itertools.chain(taking_part, leaves.values()))
                 run.end()
         except Exception as error:
             note_program(error, functools.partial(_pure.update, call))
@@ -597,8 +599,20 @@ class TreePlan(Plan["TreeBundle"]):
             self._write_alone(run, leaves, call, trees, results)
         return self._trees(trees, results)
 
+    def _taking_part(
+        self, trees: Trees, tensors: list[Any], results: list[Any]
+    ) -> dict[TreeBundle, tuple[list[int | None], list[int] | None]]:
+        """Return copies of the bundles of which some leaf has a gradient, with what `sets_of_rows` returns."""
+        taking_part: dict[TreeBundle, Any] = {}
+        for bundle in self.bundles:
+            sets = bundle.sets_of_rows(trees.absent, trees.counts)
+            counts, _ = sets
+            if counts:
+                taking_part[bundle.of_call(tensors, results)] = sets
+        return taking_part
+
     def _begun(
-        self, call: UpdateCall, absent: Set[int], bundles: list[TreeBundle]
+        self, call: UpdateCall, absent: Set[int], bundles: Collection[TreeBundle]
     ) -> tuple[Run, dict[str, Leaf]]:
         """Return the run of a call, and its leaves without a program, given the bundles that have some leaf."""
         if not self._needs_tree_run(bundles):
