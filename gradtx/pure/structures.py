@@ -5,6 +5,7 @@ None among updates is absence: which leaves have a gradient may be different in 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping, Set
 from types import NoneType
 from typing import Any, NamedTuple
@@ -14,10 +15,12 @@ from torch import Tensor
 
 from gradtx.base import tree as _tree
 from gradtx.base.exact import is_stored_only
-from gradtx.base.plain import TYPES, is_plain
+from gradtx.base.plain import TYPES
 from gradtx.state.nested import LEAF_STEPS
 
 NOTHING: frozenset[int] = frozenset()
+NDIM, DEVICE_TYPE = operator.attrgetter("ndim"), operator.attrgetter("device.type")
+ON_HOST = frozenset(("cpu",))
 
 
 class UnsuitableError(Exception):
@@ -143,7 +146,7 @@ class Trees(NamedTuple):
         _, (of_updates,) = structure_of((updates,), tensors, or_none)
         absent = NOTHING
         if NoneType in map(type, tensors):
-            absent = frozenset(i for i, x in enumerate(tensors) if x is None)
+            absent = frozenset([i for i, x in enumerate(tensors) if x is None])
         _, others = structure_of((state, params), tensors, types)
         structure = "tuple", (of_updates, *others)
         return cls(structure, tensors, absent, counts)
@@ -211,7 +214,8 @@ def counts_of(state: Any) -> list[int] | None:
     counts = state.get(LEAF_STEPS) if isinstance(state, dict) else None
     if not isinstance(counts, dict) or not counts:
         return None
-    for count in counts.values():
-        if not is_plain(count) or count.ndim or count.device.type != "cpu":
-            raise UnsuitableError
-    return list(map(int, counts.values()))
+    values = counts.values()
+    are_plain = TYPES.issuperset(map(type, values)) and not any(map(NDIM, values))
+    if not are_plain or not ON_HOST.issuperset(map(DEVICE_TYPE, values)):
+        raise UnsuitableError
+    return list(map(int, values))

@@ -19,6 +19,7 @@ from tests.conformance import (
     noise,
     untouched,
 )
+from tests.optim.plans.test_walk import walk_of
 from tests.tiers import by_day
 
 TOLERANCE = 1e-12  # the same float64 operations, in another order
@@ -119,6 +120,22 @@ def test_new_patterns_need_no_new_plan(counts, plans, monkeypatch):
     assert len(ran) == 12
     # With the first counts that differ, the state has another structure.
     assert len(plans) == (1 if counts == "leaves" else 2)
+
+
+def test_a_new_pattern_calls_no_function_for_each_leaf():
+    lengths = set()
+    for leaves in (4, 64):
+        params = {f"{i}": torch.ones(3, 3) for i in range(leaves)}
+        tx = gradtx.adamw()
+        state = tx.init(params)
+        grads = {name: param.clone() for name, param in params.items()}
+        odd = {name: None if int(name) % 2 else grad for name, grad in grads.items()}
+        even = {name: grad if int(name) % 2 else None for name, grad in grads.items()}
+        for some in (odd, even, odd, grads):
+            _, state = tx.update(some, state, params)
+        calls, _ = walk_of(lambda a=(tx, {**odd, "2": None}, state, params): a[0].update(*a[1:]))
+        lengths.add(len(calls))
+    assert len(lengths) == 1
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=str)
