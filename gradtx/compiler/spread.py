@@ -41,6 +41,8 @@ class Spread:
 
     def case_of(self, scalars: Sequence[Any]) -> tuple[Any, ...]:
         """Return the decisions of a set, which must be those of all other sets of a call."""
+        if not self._decisions:
+            return ()
         _, [values] = self._prepare([scalars])
         return values[: self._decisions]
 
