@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.compiler import kernels
+from gradtx.compiler import kernels, triton
 from gradtx.compiler.cache import SharedPrograms
 from gradtx.compiler.kernels import AS_RECORDED, PhaseKernels
 from gradtx.compiler.tables import Rows, Table
@@ -69,12 +69,16 @@ def columns_of(recording, count):
     return columns
 
 
-def run_kernels(program, sets, columns, which=None):
-    """Run kernels on leaves in place, by row if these have sets."""
-    leaves = len(columns[0])
+def located(program, columns):
+    """Return where the arguments of leaves are, and their chunks."""
     rows = [list(map(torch.Tensor.data_ptr, column)) for column in columns]
     sizes = [program.text.groups.sizes(tensor.shape) for tensor in columns[0]]
-    table, layout = Table(leaves, rows, CPU), program.layout(sizes, CPU)
+    return Table(len(columns[0]), rows, CPU), program.layout(sizes, CPU)
+
+
+def run_kernels(program, sets, columns, which=None):
+    """Run kernels on leaves in place, by row if these have sets."""
+    table, layout = located(program, columns)
     if which is None:
         return program.results(sets, program.run(sets, table, layout))
     by_row = Rows(which, CPU)
@@ -209,3 +213,27 @@ def test_scalars_that_the_host_does_not_know_may_differ_by_leaf(name, is_triton,
         sets = [scalars_of(phase.recording, seed) for seed in range(5)]
         for positions in (range(count), range(0, count, 2)):
             check_rows(phase, sets, positions)
+
+
+def test_kernels_by_row_share_launches_with_others(phases):
+    interpreted = pytest.importorskip("tests.gpu.interpreted", reason="needs Triton")
+    sequences, expected, found, kept = [], [], [], []
+    with interpreted.interpreting():
+        for name, which in (("adamw", WHICH), ("came", [2, -1, 1]), ("lion", None)):
+            phase = phases(name, (24, 40), torch.float32)
+            program = PhaseKernels.of(phase, CPU, 0, AS_RECORDED if which is None else BY_ROW)
+            prepare = program.scalars.given(frozenset()).function
+            sets = [prepare(scalars_of(phase.recording, seed)) for seed in range(5)]
+            columns = columns_of(phase.recording, 3 if which is None else len(which))
+            expected.append(copies(columns))
+            found.append(columns)
+            rows = [] if which is None else [Rows(which, CPU)]
+            scalars = sets[0] if which is None else sets
+            run_kernels(program, scalars, expected[-1], which)
+            memory = located(program, columns)
+            calls, _ = program.calls(scalars, *memory, *rows)
+            sequences.append(calls)
+            kept.append((memory, rows))
+        triton.launch_in_turn(sequences)
+    for columns, others in zip(found, expected, strict=True):
+        assert_equal_bits(columns, others)
