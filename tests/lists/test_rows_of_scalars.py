@@ -61,6 +61,8 @@ def columns_of(recording, count):
     for node in recording.leaves:
         like = node.meta["val"]
         values = [torch.rand(like.shape, dtype=torch.float64) + 0.1 for _ in range(count)]
+        for value in values if like.ndim else ():
+            value.view(-1)[:2] = torch.tensor([0.0, -0.0])
         columns.append([value.to(like.dtype) for value in values])
     return columns
 
@@ -73,25 +75,26 @@ def bits(tensor):
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def check_rows(recording, sets_of_scalars, on_device=()):
+def check_rows(recording, sets_of_scalars, on_device=(), which=WHICH):
     """Compare leaves with sets of their own with each leaf alone."""
     alone = list_function(recording, CPU, on_device)
     by_row = list_function(recording, CPU, on_device, varying=range(len(recording.scalars)))
     for scalars, node in zip(zip(*sets_of_scalars, strict=True), recording.scalars, strict=True):
         if recording.scalars.index(node) in on_device:
             assert all(isinstance(scalar, torch.Tensor) for scalar in scalars)
-    before = columns_of(recording, len(WHICH))
+    before = columns_of(recording, len(which))
     expected, columns = copies(before), copies(before)
     results_of_leaf = []
-    for leaf, at in enumerate(WHICH):
+    for leaf, at in enumerate(which):
         own = [column[leaf : leaf + 1] for column in expected]
         results_of_leaf.append(alone.run(alone.prepare(sets_of_scalars[at]), own))
-    prepared = by_row.spread(list(map(by_row.prepare, sets_of_scalars)), WHICH)
+    prepared = by_row.spread(list(map(by_row.prepare, sets_of_scalars)), which)
     results = by_row.run(prepared, columns)
     for i, (column, other) in enumerate(zip(columns, expected, strict=True)):
         for leaf, (x, y) in enumerate(zip(column, other, strict=True)):
             assert torch.equal(bits(x), bits(y)), f"argument {i} of leaf {leaf}"
-    assert any(not torch.equal(x, y) for x, y in zip(columns[0], before[0], strict=True))
+    pairs = [pair for both in zip(columns, before, strict=True) for pair in zip(*both, strict=True)]
+    assert any(not torch.equal(x, y) for x, y in pairs)
     for leaf, own in enumerate(results_of_leaf):
         for x, y in zip(results, own, strict=True):
             x = x[leaf] if isinstance(x, list) else x
@@ -142,13 +145,12 @@ def test_numbers_that_are_too_large_for_a_dtype_are_infinite(recording_of):
     check_rows(recording, sets)
 
 
-def test_leaves_with_equal_factors_share_a_call(recording_of):
+@each("rate", (0.1, 0.0))
+def test_leaves_with_equal_factors_share_a_call(rate, recording_of):
     recording = recording_of("lion")
-    sets = [scalars_of(recording, seed % 2) for seed in range(5)]
-    for scalars in sets:
-        check_rows(recording, [scalars, sets[0], sets[0], sets[1], sets[0]])
-    sets[0][3] = sets[1][4] = 1.0  # the factors of gradients are zero
-    check_rows(recording, sets)
+    sets = [scalars_of(recording, seed) for seed in range(2)]
+    sets[0][2], sets[1][2] = rate, -rate  # zeros of both signs are not equal
+    check_rows(recording, sets, which=[0, 1, 1, 0, 1] * 4)
 
 
 def test_a_gpu_takes_lists_of_numbers_and_nothing_leaf_by_leaf(recording_of):
