@@ -169,6 +169,13 @@ def test_leaves_of_one_call_agree_on_what_is_skipped(recording_of):
         check_rows(recording, [leaves[0]] * 5)
 
 
+def test_a_set_that_all_leaves_share_stays_as_it_is(recording_of):
+    recording = recording_of("adamw")
+    function = list_function(recording, CPU)
+    prepared = function.prepare(scalars_of(recording, 1))
+    assert function.spread([prepared, prepared], [0, 1, 0]) == prepared
+
+
 def test_numbers_that_are_too_large_for_a_dtype_are_infinite(recording_of):
     recording = recording_of("adamw")
     sets = [scalars_of(recording, seed) for seed in range(5)]
