@@ -590,7 +590,7 @@ class _Writer(Text):
 
 def _first(sets: Sequence[Any]) -> tuple[Any, list[Any]]:
     """Return what equal sets share, which is all that is prepared."""
-    return sets[0], [()]
+    return sets[0], []
 
 
 def _as_they_are(scalars: Sequence[Any]) -> Any:

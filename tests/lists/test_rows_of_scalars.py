@@ -176,6 +176,15 @@ def test_a_set_that_all_leaves_share_stays_as_it_is(recording_of):
     assert function.spread([prepared, prepared], [0, 1, 0]) == prepared
 
 
+def test_scalars_that_nothing_reads_may_differ_between_leaves():
+    recording = recorded(lambda a, b, x: ([], [(x, x + a)]), [(3,)], count=2, dtype=torch.float32)
+    check_rows(recording, [[0.5, seed] for seed in range(5)])
+    function = list_function(recording, CPU, varying=[1])
+    columns = [[torch.ones(3)]]
+    function.run(function.spread([[0.5, 1.0], [0.5, 2.0]], [1]), columns)
+    torch.testing.assert_close(columns[0][0], torch.full((3,), 1.5))
+
+
 def test_numbers_that_are_too_large_for_a_dtype_are_infinite(recording_of):
     recording = recording_of("adamw")
     sets = [scalars_of(recording, seed) for seed in range(5)]
