@@ -106,7 +106,7 @@ def test_the_shared_program_is_that_of_each_size(name, monkeypatch, forget_progr
 
 @pytest.mark.nightly
 def test_the_shared_program_is_that_of_each_size_in_all_optimizers(monkeypatch, forget_programs):
-    for name in gradtx.list_optimizers():
+    for name in gradtx.get_supported_optimizers():
         with monkeypatch.context() as patch:
             forget_programs()
             factory = getattr(gradtx, name)
