@@ -37,3 +37,22 @@ def test_rows_that_skip_work_in_other_steps_than_others_have_their_own_bits(make
                 optimizer.step()
     for param, own in zip(ours, single, strict=True):
         assert torch.equal(param, own)
+
+
+@BOTH
+def test_a_parameter_whose_state_was_removed_starts_again_after_a_step_that_it_and_the_oldest_missed(compile):
+    params = parameters()
+    optimizer = gradtx.as_optimizer(gradtx.adamw(lr=0.1), params, compile=compile)
+
+    def step(present):
+        for i, param in enumerate(params):
+            param.grad = torch.ones_like(param) if i in present else None
+        optimizer.step()
+
+    step({0, 1, 2, 3})
+    step({0})
+    optimizer.state.pop(params[3])
+    step({1})
+    step({0, 1, 2, 3})
+    step({3})
+    assert [int(optimizer.state[param]["step"]) for param in params] == [3, 3, 2, 2]
