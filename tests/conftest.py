@@ -71,6 +71,7 @@ def forget_programs(monkeypatch):
         monkeypatch.setattr(bundle, "_FUNCTIONS", SharedPrograms())
         for module in (lists, _list_trees):
             monkeypatch.setattr(module, "_SHARED", ProgramsOfChains())
+        monkeypatch.setattr(_list_trees, "_RECORDED", ProgramsOfChains())
 
     return forget
 

@@ -13,7 +13,9 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend, Eag
 from torch.utils._pytree import tree_leaves, tree_map, tree_structure
 
 import gradtx
+from gradtx.plans.kernel_function import KernelFunctionOfRows
 from gradtx.pure import graph_node as graphs
+from gradtx.pure import tree_plan
 from tests.conformance import Case, assert_close, assert_own_memory, composed_cases, extras, field, tensors
 from tests.test_slots import shared_constant
 from tests.tiers import by_day
@@ -669,6 +671,25 @@ def test_steps_without_some_gradients_are_one_call_and_equal_eager_ones(chain):
         assert operations.count("gradtx.add.default") == 1
     if chain != "own count":  # whose inner clock has them
         assert at[1]["leaf_steps"]["columns"].item() == 5
+
+
+@pytest.mark.parametrize("chain", ["adamw", "sum"])
+def test_graphs_of_all_patterns_of_missing_gradients_share_a_plan_and_its_kernels(chain, monkeypatch):
+    tx, params, made, ran = CHAINS[chain](), drawn(0), [], []
+    monkeypatch.setattr(tree_plan, "_SHARED", tree_plan.ProgramsOfChains())
+    init, run = tree_plan.TreePlan.__init__, KernelFunctionOfRows.run
+    monkeypatch.setattr(tree_plan.TreePlan, "__init__", lambda *args: made.append(1) or init(*args))
+    monkeypatch.setattr(KernelFunctionOfRows, "run", lambda *args: ran.append(1) or run(*args))
+    step = compiled(step_of(tx))
+    at = eager = params, tx.init(params)
+    for i, missing in enumerate(["bias", "weight", None, "weight", "columns"]):
+        grads = {name: None if name == missing else grad for name, grad in drawn(i).items()}
+        at = step(grads, at[1], at[0])
+        with gradtx.eagerly():
+            eager = step_of(tx)(grads, eager[1], eager[0])
+        assert_close(at, eager, rtol=1e-11, atol=1e-13)
+    assert len(made) == 2  # the second one is for the counts that then differ
+    assert ran
 
 
 def test_a_missing_update_keeps_the_parameter():

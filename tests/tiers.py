@@ -412,7 +412,7 @@ FROM_TEST_ON = (
 )  # fmt: skip
 
 # In these, `make quick` runs two cases of each test without a row: the first, and the one in the middle.
-TWO_CASES_IN_QUICK = ("algorithms", "combinators", "gpu", "links", "lists", "optim")
+TWO_CASES_IN_QUICK = ("algorithms", "combinators", "gpu", "links", "lists", "optim", "pure")
 
 # Single tests and examples, as patterns of their ids from tests/ on, and the tier from which on they run.
 TESTS = {

@@ -19,7 +19,7 @@ from torch.func import vjp
 
 from gradtx.base import torch_names as _torch
 from gradtx.meta.root import pulled, push, pushed
-from gradtx.pure import tree_plan as _trees
+from gradtx.pure import structures as _trees
 
 _KEYS = itertools.count()
 Tensors = Sequence[Tensor]

@@ -320,12 +320,14 @@ class ListBundle(Task):
             cases = list(map(of_rows.spread.case_of, sets))
         self._calls = []
         for call, own in self._calls_by_row(cases):
-            present = set(own)
-            if len(present) == 1:
-                prepared = function.prepare(sets[present.pop()])
+            # Other calls may have sets that skip other work.
+            places = {index: i for i, index in enumerate(dict.fromkeys(own))}
+            of_call = list(map(sets.__getitem__, places))
+            if len(of_call) == 1:
+                prepared = function.prepare(*of_call)
                 result = function.run(prepared, self.columns(call))
             else:
-                prepared = of_rows.spread(*_sets_in(sets, present, own))
+                prepared = of_rows.spread(of_call, list(map(places.__getitem__, own)))
                 result = of_rows.run(prepared, self.columns(call))
             self._calls.append(call)
             results.append(result)
@@ -450,20 +452,6 @@ class ListBundle(Task):
         if differ_by_leaf(value):
             value = value[0]
         return _as_0d(value, dtype, self.device)
-
-
-def _sets_in(
-    sets: list[list[Any]], present: set[int], own: list[int]
-) -> tuple[list[list[Any]], list[int]]:
-    """Return the sets that the items of a call have, and the index of each item's among these.
-
-    Others may say otherwise which work to skip.
-    """
-    if len(present) == len(sets):
-        return sets, own
-    kept = sorted(present)
-    index = dict(zip(kept, itertools.count(), strict=False))
-    return [sets[i] for i in kept], list(map(index.__getitem__, own))
 
 
 def differ_by_leaf(values: Any) -> TypeGuard[list[Any] | tuple[Any, ...]]:

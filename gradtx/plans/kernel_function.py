@@ -15,11 +15,14 @@ from torch.fx import Node
 from gradtx.base.plain import is_usual
 from gradtx.base.torch_names import is_captured
 from gradtx.compiler import cpp
-from gradtx.compiler.kernels import PhaseKernels, columns_of, language_of
-from gradtx.compiler.tables import ChunkLayout, Table
+from gradtx.compiler.kernels import AS_RECORDED, PhaseKernels, columns_of, language_of
+from gradtx.compiler.tables import ChunkLayout, Rows, Table
 from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.plans.bundle import list_function_of
 from gradtx.plans.phases import RecordedPhase
+
+# Tables and layouts that a function keeps: which leaves have a gradient decides the shapes of a call.
+MOST_TABLES = 8
 
 
 def list_by_leaf(value: Any, dtype: torch.dtype) -> Any:
@@ -33,7 +36,7 @@ class KernelFunction:
 
     Args:
         kernels: The kernels.
-        phase, device, on_device: As in `list_function_of`.
+        phase, device, on_device, varying: As in `list_function_of`.
     """
 
     def __init__(
@@ -42,26 +45,35 @@ class KernelFunction:
         phase: RecordedPhase,
         device: torch.device,
         on_device: frozenset[int],
+        varying: frozenset[int] = frozenset(),
     ):
         self._kernels = kernels
         self.form = kernels.form
         self._scalars_of_step = kernels.scalars.given(on_device).function
-        self._of_lists = phase, device, on_device
+        self._of_lists = phase, device, on_device, varying
         self._dtypes = phase.dtypes
         self._columns = columns_of(phase)
         # By the shapes of leaves.
-        self._tables: dict[tuple[torch.Size, ...], Table] = {}
-        self._layouts: dict[tuple[torch.Size, ...], ChunkLayout] = {}
+        self._tables: dict[tuple[torch.Size, ...], tuple[Table, ChunkLayout]] = {}
 
     def prepare(self, scalars: Sequence[Any]) -> Sequence[Any]:
         return scalars
 
     def run(self, scalars: Sequence[Any], columns: Sequence[list[Tensor]]) -> list[Any]:
-        tensors = list(itertools.chain.from_iterable(columns))
-        gradients = columns[-1]
-        if is_captured(tensors[0].device) or not all(map(is_usual, tensors)):
+        if not _are_addressed(columns):
             lists = list_function_of(*self._of_lists)
+            assert lists is not None  # no scalar varies
             return lists.run(lists.prepare(scalars), columns)
+        return self._computed(self._scalars_of_step(scalars), None, columns)
+
+    def _computed(
+        self,
+        scalars: Sequence[Any],
+        rows: Rows | None,
+        columns: Sequence[list[Tensor]],
+    ) -> list[Any]:
+        """Return the results of kernels; scalars and rows are as in `PhaseKernels.run`."""
+        gradients = columns[-1]
         # New slots, the last results, are like the columns before the gradients.
         like = [gradients, *columns[-self._columns : -1]]
         new_columns: list[list[Tensor]] = []
@@ -72,11 +84,10 @@ class KernelFunction:
         addresses = [
             list(map(Tensor.data_ptr, column)) for column in (*columns, *new_columns)
         ]
-        scalars = self._scalars_of_step(scalars)
         shapes = tuple(gradient.shape for gradient in gradients)
-        table = self._table(shapes, addresses, gradients[0].device)
-        by_leaf = self._kernels.run(scalars, table, self._layouts[shapes])
-        results = self._kernels.results(scalars, by_leaf)
+        table, layout = self._table(shapes, addresses, gradients[0].device)
+        by_leaf = self._kernels.run(scalars, table, layout, rows)
+        results = self._kernels.results(scalars, by_leaf, rows)
         for i, (value, dtype) in enumerate(zip(results, self._dtypes, strict=True)):
             if isinstance(value, Node):
                 results[i] = new_columns[i]
@@ -89,27 +100,75 @@ class KernelFunction:
         shapes: tuple[torch.Size, ...],
         addresses: list[list[int]],
         device: torch.device,
-    ) -> Table:
-        """Return where the arguments are, and keep the layout."""
+    ) -> tuple[Table, ChunkLayout]:
+        """Return where the arguments are, and the layout."""
         known = self._tables.get(shapes)
         if known is not None:
-            table = copy.copy(known)  # another thread may run
+            table, layout = known
+            table = copy.copy(table)  # another thread may run
             table.point_to(addresses)
-            return table
+            return table, layout
         sizes = list(map(self._kernels.text.groups.sizes, shapes))
-        self._layouts[shapes] = self._kernels.layout(sizes, device)
-        table = self._tables[shapes] = Table(len(shapes), addresses, device)
-        return table
+        layout = self._kernels.layout(sizes, device)
+        table = Table(len(shapes), addresses, device)
+        while len(self._tables) >= MOST_TABLES:
+            # Another thread may have dropped it.
+            self._tables.pop(next(iter(self._tables), shapes), None)
+        self._tables[shapes] = table, layout
+        return table, layout
+
+
+class KernelFunctionOfRows(KernelFunction):
+    """Like `KernelFunction`, for leaves with a set of scalars each."""
+
+    @property
+    def spread(self) -> KernelFunctionOfRows:
+        """What turns sets of scalars into the first argument of `run`."""
+        return self
+
+    def case_of(self, scalars: Sequence[Any]) -> Any:
+        """Return what all sets of a call have to share: lists may run it."""
+        return self._lists().spread.case_of(scalars)
+
+    def __call__(self, sets: Sequence[Sequence[Any]], which: Sequence[int]) -> Any:
+        """Return the first argument of `run`: sets of scalars, and the index of each leaf's set."""
+        return sets, which
+
+    def _lists(self) -> Any:
+        return list_function_of(*self._of_lists)
+
+    def run(self, scalars: Any, columns: Sequence[list[Tensor]]) -> list[Any]:
+        sets, which = scalars
+        if not _are_addressed(columns):
+            lists = self._lists()
+            return lists.run(lists.spread(sets, which), columns)
+        rows = Rows(which, columns[-1][0].device)
+        return self._computed(list(map(self._scalars_of_step, sets)), rows, columns)
+
+
+def _are_addressed(columns: Sequence[list[Tensor]]) -> bool:
+    """Whether kernels may run on these tensors now."""
+    tensors = list(itertools.chain.from_iterable(columns))
+    return not is_captured(tensors[0].device) and all(map(is_usual, tensors))
 
 
 def kernel_function_of(
-    phase: RecordedPhase, device: torch.device, on_device: frozenset[int]
+    phase: RecordedPhase,
+    device: torch.device,
+    on_device: frozenset[int],
+    varying: frozenset[int] = frozenset(),
 ) -> Any:
     """Return the function of a phase as kernels if there are any, else as operations on lists."""
+    arguments = phase, device, on_device, varying
     language = language_of(device)
-    if language is not None and not language.missing():
-        with contextlib.suppress(UnsuitableProgramError, cpp.CompilerError):
-            kernels = PhaseKernels.of(phase, device, -1)  # the last is the gradient
-            kernels.compile()
-            return KernelFunction(kernels, phase, device, on_device)
-    return list_function_of(phase, device, on_device)
+    if language is None or language.missing():
+        return list_function_of(*arguments)
+    if varying and list_function_of(*arguments) is None:
+        return None
+    form = AS_RECORDED._replace(by_row=bool(varying))
+    function = KernelFunctionOfRows if varying else KernelFunction
+    with contextlib.suppress(UnsuitableProgramError, cpp.CompilerError):
+        kernels = PhaseKernels.of(phase, device, -1, form)  # the last is the gradient
+        kernels.compile()
+        return function(kernels, *arguments)
+    return list_function_of(*arguments)

@@ -24,8 +24,10 @@ from gradtx.base.exact import Schedule
 from gradtx.base.forward import Transformation
 from gradtx.base.plain import are_dense
 from gradtx.plans.hyperparameters import ChainOf
-from gradtx.pure import tree_plan as _trees
+from gradtx.pure import structures as _trees
+from gradtx.pure import tree_plan as _plans
 from gradtx.pure import tree_run as _pure
+from gradtx.pure.structures import TensorSpec
 
 # Compilers fuse the rules of few leaves with what surrounds the update; for more, this takes them too long.
 FEW_LEAVES = 16
@@ -163,24 +165,6 @@ class NodeArguments(NamedTuple):
     extras: list[Tensor]
 
 
-class TensorSpec(NamedTuple):
-    """What compilers know of a tensor."""
-
-    shape: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> TensorSpec:
-        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
-
-    def empty(self) -> Tensor:
-        return torch.empty_strided(
-            self.shape, self.stride, dtype=self.dtype, device=self.device
-        )
-
-
 def _of_form(result: Tensor, form: TensorSpec) -> Tensor:
     """Return a result, or a copy if its entries have another order in memory than rules gave them.
 
@@ -282,14 +266,14 @@ class GraphNode:
     def _chain_of(self, arguments: NodeArguments) -> Transformation:
         """Return the chain with the tensors of this call among its hyperparameters."""
         tx = self._chain()
-        return ChainOf(tx, _trees.hyperparameters_of(tx).structure)(
+        return ChainOf(tx, _plans.hyperparameters_of(tx).structure)(
             self._values(arguments)
         )
 
     def _values(self, arguments: NodeArguments) -> list[Any]:
         """Return the hyperparameters of the chain, with the tensors of this call."""
         tensors = iter(arguments.scalars)
-        values = _trees.hyperparameters_of(self._chain()).values
+        values = _plans.hyperparameters_of(self._chain()).values
         return [
             next(tensors) if isinstance(value, Tensor) else value for value in values
         ]
@@ -347,8 +331,8 @@ class UpdateNode(GraphNode):
         super().__init__(tx, structure)
         self._known = known
         self._unread = dict.fromkeys(extras, _unread)
-        # What the operator runs. If the counts of leaves differ, their values decide that at each call.
-        self._program: _trees.TreePlan | None = None
+        # What the operator runs; without one, what `update` finds at each call, if the counts of leaves differ.
+        self._program: _plans.TreePlan | None = None
         self._has_lag = False
 
     def _prepare(self, arguments: NodeArguments) -> None:
@@ -367,18 +351,30 @@ class UpdateNode(GraphNode):
             return
         run, leaves = _pure.begin(call)
         self._has_lag = run.leaf_steps is not None or run.has_lag(leaves)
-        if self._has_lag:
-            return
-        self._program = _trees.TreePlan(
-            call,
-            run,
-            leaves,
-            self._structure_of_arguments,
-            examples.tensors,
-            (),
-            {name: call.extras[name] for name in self._known},
-            function_of,
-        )
+        run.release()
+        trees = self._trees(examples, on_host=True)
+        program = self._program_for(call, trees)
+        if program.accepts(trees.absent):
+            self._program = program
+
+    def _program_for(
+        self, call: _pure.UpdateCall, trees: _trees.Trees
+    ) -> _plans.TreePlan:
+        """Return the program for calls like this one, which lack any updates."""
+        tx = call.tx
+        numbers = _plans.hyperparameters_of(tx).structure
+        key = "node", trees.structure, self._known, tuple(self._unread), numbers
+        programs_by_key = _plans.programs_of(tx)
+        for program in programs_by_key.get(key, ()):
+            if program.fits(trees):
+                return program
+        trees = trees.with_likely_updates({})
+        call = call._replace(updates=trees.updates())
+        run, leaves = _pure.begin(call)
+        known = {name: call.extras[name] for name in self._known}
+        program = _plans.TreePlan(call, run, leaves, trees, known, function_of)
+        _plans.keep(program, key, programs_by_key)
+        return program
 
     def _first(self, arguments: NodeArguments) -> Any:
         if self._program is not None:
@@ -403,16 +399,28 @@ class UpdateNode(GraphNode):
         if self._program is not None:
             return self._by_program(arguments, on_host=True)
         call = self._whole_call(arguments)
-        return _trees.update(call) or _pure.update(call)
+        return _plans.update(call) or _pure.update(call)
 
     @without_ambient
     def _by_program(self, arguments: NodeArguments, on_host: bool) -> Any:
         """Return the trees of the program; `on_host` is whether the host may read scalars."""
         assert self._program is not None
         values = self._values(arguments)
-        values = self._program.resolved(values, arguments.tensors, on_host)
+        trees = self._trees(arguments, on_host)
+        values = self._program.resolved(values, trees.tensors, on_host)
         call = self._call(arguments)
-        return self._program(call, arguments.tensors, values, arguments.extras, on_host)
+        return self._program(call, trees, values, arguments.extras, on_host)
+
+    def _trees(self, arguments: NodeArguments, on_host: bool) -> _trees.Trees:
+        """Return the trees of a call; counts are taken for equal if the host may not read them.
+
+        Raises:
+            UnsuitableError: If the host may, but would have to wait.
+        """
+        _, updates, state, params, _ = self._call(arguments)
+        counts = _trees.counts_of(state) if on_host else None
+        types = frozenset(map(type, arguments.tensors))
+        return _trees.Trees.of(updates, state, params, counts, types)
 
     def _whole_call(self, arguments: NodeArguments) -> _pure.UpdateCall:
         return self._call(arguments)._replace(tx=self._chain_of(arguments))
@@ -483,11 +491,11 @@ def node_for(
     """
     _allow()
     stand_ins = [torch.zeros((), dtype=torch.float64) for _ in places]
-    known = list(map(id, [*_trees.hyperparameters_of(tx).tensors, *stand_ins]))
+    known = list(map(id, [*_plans.hyperparameters_of(tx).tensors, *stand_ins]))
     replaced = tx._replaced(dict(zip(places, stand_ins, strict=True)), True)
     order = [
         known.index(id(tensor))
-        for tensor in _trees.hyperparameters_of(replaced).tensors
+        for tensor in _plans.hyperparameters_of(replaced).tensors
     ]
     made = KINDS[kind](replaced, *arguments)
     _NODES[made.key] = made

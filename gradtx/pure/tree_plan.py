@@ -1,14 +1,16 @@
 """Pure updates of plain tensors with the list back end, by programs that each transformation caches.
 
 A program is recorded from `gradtx.pure.tree_run.update` itself, for a tree with one leaf, and runs out of place.
-Programs are cached by the structure of the trees, the dtypes and the shapes; they hold no tensor of the caller.
+Plans are cached by the structure of the trees, the dtypes and the shapes; they hold no tensor of the caller. Which
+leaves have a gradient, and how often each has stepped, are data of a call.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -17,35 +19,29 @@ from torch import Tensor
 from gradtx.base import torch_names as _torch
 from gradtx.base import tree as _tree
 from gradtx.base.ambient import note_program, runs_eagerly
-from gradtx.base.chunks import chunks
 from gradtx.base.complex_views import as_complex, as_real
-from gradtx.base.errors import Path, StateKey
+from gradtx.base.errors import StateKey
 from gradtx.base.exact import Schedule, resolve
 from gradtx.base.forward import Transformation
-from gradtx.base.plain import TYPES, are_dense, is_plain
+from gradtx.base.plain import are_dense, is_plain
 from gradtx.execution.context import UNREAD
-from gradtx.execution.execute import Leaf, execute
+from gradtx.execution.execute import FROZEN, Leaf, execute
 from gradtx.execution.runs import LateTerm, Run
-from gradtx.plans.bundle import (
-    FunctionOf,
-    ListBundle,
-    differ_by_leaf,
-    entries_of_a_call,
-    is_on_accelerator,
-    list_function_of,
-)
+from gradtx.plans.bundle import FunctionOf, is_on_accelerator, list_function_of
 from gradtx.plans.cache import ProgramsOfChains
-from gradtx.plans.families import (
-    Family,
-    LeafKind,
-    forms_of,
-    signature_of,
-)
+from gradtx.plans.families import Family, LeafKind, signature_of
 from gradtx.plans.function import Signature
 from gradtx.plans.hyperparameters import ChainOf, Hyperparameters
-from gradtx.plans.phases import RecordedPhase
 from gradtx.plans.plan import Plan, planned
 from gradtx.pure import tree_run as _pure
+from gradtx.pure.structures import (
+    TensorSpec,
+    Trees,
+    UnsuitableError,
+    counts_of,
+    tree_of,
+)
+from gradtx.pure.tree_bundle import TreeBundle, TreeRow
 from gradtx.pure.tree_run import (
     TreeRun,
     UpdateCall,
@@ -57,12 +53,9 @@ from gradtx.state.layout import Layout
 from gradtx.state.nested import LEAF_STEPS, NestedState
 from gradtx.state.slots import without_number
 
-# Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors.
-MOST_STRUCTURES, MOST_SHAPES = 32, 8
-
-
-class UnsuitableError(Exception):
-    """Raised for a call that no program can run."""
+# Limits of a transformation's cache: structures of trees and extras, and for each of them, layouts of tensors; and the
+# shapes of leaves whose recordings remain.
+MOST_STRUCTURES, MOST_SHAPES, MOST_RECORDED = 64, 32, 512
 
 
 def update(call: UpdateCall) -> Any:
@@ -75,10 +68,8 @@ def update(call: UpdateCall) -> Any:
     ):
         return None
     tx, updates, state, params, extras = call
-    tensors: list[Any] = []
     try:
-        structure = structure_of((updates, state, params), tensors)
-        equal_counts = _equal_counts(state)
+        trees = Trees.of(updates, state, params, counts_of(state))
     except UnsuitableError:
         return None
     known: dict[str, Tensor] = {}
@@ -86,50 +77,53 @@ def update(call: UpdateCall) -> Any:
         if _is_scalar(value):
             known[name] = as_scalar(name, value)
     hyperparameters = hyperparameters_of(tx)
-    key = (
-        structure,
-        tuple(known),
-        tuple(extras),
-        hyperparameters.structure,
-        equal_counts,
-    )
+    key = trees.structure, tuple(known), tuple(extras), hyperparameters.structure
     programs_by_key = programs_of(tx)
     try:
         programs = programs_by_key.setdefault(key, [])
     except TypeError:  # an option that cannot be hashed
         return None
+    tensors = trees.present() if trees.absent else trees.tensors
     if programs is None or records_gradients(tensors, hyperparameters.tensors):
         return None
-    program = _program_for(tensors, programs)
-    if program is None and not are_dense(tensors):
+    # First: torch's comparison ends the process if it meets a sparse tensor.
+    if not are_dense(tensors):
         return None
+    program = _program_for(trees, programs)
     is_new = program is None
     if program is None:
-        program = _recorded(call, structure, tensors, equal_counts, known)
+        program = _recorded(call, trees, known, programs)
     if program is None:
         result = _pure.update(call)  # raises an error if the call is invalid
         programs_by_key[key] = None
         return result
     values = hyperparameters.values
     if hyperparameters.scheduled:
-        values = program.resolved(values, tensors)
+        values = program.resolved(values, trees.tensors)
         if records_gradients((), values):  # a schedule depends on a learned tensor
             return None
+    if trees.absent != program.never and not program.accepts(trees.absent):
+        if is_new:
+            keep(program, key, programs_by_key)
+        return None
     try:
         if not is_new:
-            return program(call, tensors, values, known.values())
-        result = _first_result(program, call, tensors, values, known)
+            return program(call, trees, values, known.values())
+        result = _first_result(program, call, trees, values, known)
     except UnsuitableError:
         programs_by_key[key] = None
         return None
-    programs.append(program)
-    del programs[:-MOST_SHAPES]
-    _bound(programs_by_key)
+    keep(program, key, programs_by_key)
     return result
 
 
-def _bound(programs_by_key: dict[Any, Any]) -> None:
-    """Drop the oldest structure if there are too many."""
+def keep(program: TreePlan, key: Any, programs_by_key: dict[Any, Any]) -> None:
+    """Keep a plan, and drop the oldest plan of its key, or the oldest key, if there are too many."""
+    programs = programs_by_key.setdefault(key, [])
+    if programs is None:  # in another thread, there was no program
+        return
+    programs.append(program)
+    del programs[:-MOST_SHAPES]
     if len(programs_by_key) > MOST_STRUCTURES:
         oldest = next(iter(programs_by_key))
         programs_by_key.pop(oldest, None)  # another thread may have dropped it
@@ -138,14 +132,14 @@ def _bound(programs_by_key: dict[Any, Any]) -> None:
 def _first_result(
     program: TreePlan,
     call: UpdateCall,
-    tensors: list[Tensor],
+    trees: Trees,
     values: list[Any],
     known: dict[str, Tensor],
 ) -> Any:
     """Return the result of a new program; if it fails, the definition tells what is invalid in the call."""
     failure: Exception | None = None
     try:
-        return program(call, tensors, values, known.values())
+        return program(call, trees, values, known.values())
     except UnsuitableError:
         raise
     except Exception as error:
@@ -157,40 +151,44 @@ def _first_result(
         failure = None  # a cycle would keep tensors alive
 
 
-def _program_for(tensors: list[Tensor], programs: list[TreePlan]) -> TreePlan | None:
-    """Return the program for tensors; None if there is none, or a tensor is sparse or nested."""
-    # First: torch's comparison ends the process if it meets a sparse tensor.
-    if not programs or not are_dense(tensors):
-        return None
+def _program_for(trees: Trees, programs: list[TreePlan]) -> TreePlan | None:
+    """Return the program for the trees of a call; None if there is none."""
     for program in programs:
+        tensors = program.completed(trees) if trees.absent else trees.tensors
         if program.have_same_layout(*tensors):
             return program
-    return next((program for program in programs if program.fits(tensors)), None)
+    return next((program for program in programs if program.fits(trees)), None)
 
 
 def _recorded(
     call: UpdateCall,
-    structure: Any,
-    tensors: list[Tensor],
-    equal_counts: tuple[int, ...],
+    trees: Trees,
     known: dict[str, Tensor],
+    programs: list[TreePlan],
 ) -> TreePlan | None:
     """Return a program for calls like this one; None if there is none, as for an invalid call.
 
     Recording runs the checks of the definition, on stand-ins. One needs the state: an entry that a list of slots lacks
     would only make it shorter.
+
+    Args:
+        call, trees: The call.
+        known: As in `TreePlan`.
+        programs: Earlier programs for trees of this structure.
     """
+    seen = programs[-1].seen if programs else {}
     try:
         with torch.no_grad():
-            run, leaves = _pure.begin(call)
-            program = TreePlan(
-                *(call, run, leaves, structure, tensors, equal_counts, known)
-            )
+            likely = trees.with_likely_updates(seen)
+            whole = call._replace(updates=likely.updates())
+            run, leaves = _pure.begin(whole)
+            program = TreePlan(whole, run, leaves, likely, known)
             has_lists = _has_lists(NestedState(call.state, run.stages))
     except Exception:  # of a user's rule, it may be any
         return None
     if has_lists:
         _pure.update(call)
+    program.seen = {**seen, **program.specs_of_updates(trees.absent)}
     return program
 
 
@@ -204,6 +202,30 @@ def _has_lists(state: NestedState) -> bool:
 
 
 _SHARED = ProgramsOfChains()
+# What plans of other structures may record again, which takes most of the time of a new plan.
+_RECORDED = ProgramsOfChains()
+
+
+def _recorded_of(tx: Transformation) -> dict[Any, Any]:
+    """Return the recorded programs of leaves of a transformation; see `ListPrograms.known`."""
+    recorded = _RECORDED.of_chain(tx)
+    if len(recorded) > MOST_RECORDED:
+        recorded.clear()
+    return recorded
+
+
+@dataclass(frozen=True)
+class FormOfPhase:
+    """Returns the form of the function of a phase; equal to that of another plan with such functions.
+
+    Attributes:
+        function_of: As in `ListBundle`.
+    """
+
+    function_of: FunctionOf
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function_of(*arguments).form
 
 
 def programs_of(tx: Transformation) -> dict[Any, Any]:
@@ -216,91 +238,10 @@ def programs_of(tx: Transformation) -> dict[Any, Any]:
     return tx._program_cache  # type: ignore[return-value]
 
 
-def structure_of(tree: Any, tensors: list[Any], types: Set[type] = TYPES) -> Any:
-    """Return the structure of a tree of dicts, lists and tuples, and append its tensors in order to `tensors`.
-
-    Args:
-        tree: The tree.
-        tensors: Receives its tensors.
-        types: Their types.
-
-    Raises:
-        UnsuitableError: If the tree contains anything else.
-    """
-    head: Any = type(tree)  # torch 2.15 does not trace `__class__` of a dict
-    values = tree
-    if head is dict:
-        head, values = tuple(tree), tree.values()
-        # No instruction per tensor: dynamo takes 0.1 ms for each.
-        if frozenset(map(type, values)) <= types:
-            tensors.extend(values)
-            return head, None
-    elif tree is None:
-        return "None"
-    elif head is tuple or head is list:
-        head = head.__name__  # dynamo has no constants that are types
-    else:
-        raise UnsuitableError
-    children: list[Any] = []
-    for value in values:
-        if type(value) in types:
-            tensors.append(value)
-            children.append(None)
-        else:
-            children.append(structure_of(value, tensors, types))
-    return head, tuple(children)
-
-
 def _is_scalar(value: Any) -> bool:
     if is_plain(value):
         return value.ndim == 0 and not value.requires_grad
     return type(value) is float
-
-
-def tree_of(structure: Any, leaves: Iterator[Any]) -> Any:
-    """Return a tree with this structure."""
-    if structure is None:
-        return next(leaves)
-    if structure == "None":
-        return None
-    kind, children = structure
-    if children is None:  # a dict of tensors
-        return dict(zip(kind, leaves, strict=False))
-    values = [tree_of(child, leaves) for child in children]
-    if kind == "list":
-        return values
-    if kind == "tuple":
-        return tuple(values)
-    return dict(zip(kind, values, strict=True))
-
-
-def _layout(tensor: Tensor) -> tuple[Any, ...]:
-    return (
-        tensor.dtype,
-        tensor.device,
-        tensor.shape,
-        tensor.stride(),
-        tensor.requires_grad,
-    )
-
-
-def _equal_counts(state: Any) -> tuple[int, ...]:
-    """Return which counts are equal in a state with one count per leaf; else nothing.
-
-    This is, for each leaf, the position of the first leaf with the same count.
-
-    Raises:
-        UnsuitableError: If the host cannot read them without waiting.
-    """
-    counts = state.get(LEAF_STEPS) if isinstance(state, dict) else None
-    if not isinstance(counts, dict) or not counts:
-        return ()
-    for count in counts.values():
-        if not is_plain(count) or count.ndim or count.device.type != "cpu":
-            raise UnsuitableError
-    values = list(map(int, counts.values()))
-    first: dict[int, int] = {}
-    return tuple(first.setdefault(value, i) for i, value in enumerate(values))
 
 
 def hyperparameters_of(tx: Transformation) -> Hyperparameters:
@@ -310,47 +251,103 @@ def hyperparameters_of(tx: Transformation) -> Hyperparameters:
     return tx._hyperparameters  # type: ignore[return-value]
 
 
+class Ticks(NamedTuple):
+    """Which counts the updates of a plan advance.
+
+    Attributes:
+        step: The index of the common count.
+        own: For each leaf with a count of its own that an update advances, the indices of the count and the update.
+        first: For each leaf, the index of the update that advances its first own count, if any; empty if leaves have
+            counts of their own already.
+        trained: The indices of the updates of all leaves that are not frozen.
+        differ: Whether the counts of leaves differ even if all have gradients.
+    """
+
+    step: int
+    own: list[tuple[int, int]]
+    first: dict[str, int | None]
+    trained: frozenset[int]
+    differ: bool
+
+    @classmethod
+    def of(
+        cls,
+        run: TreeRun,
+        leaves: dict[str, Leaf],
+        updates: dict[str, int],
+        state: dict[str, Any],
+    ) -> Ticks:
+        """Return the counts that a call advances, given the indices of updates and of the tensors of the state."""
+        counts: dict[str, int] = state.get(LEAF_STEPS, {})
+        first: dict[str, int | None] = {}
+        for name in run.names:
+            has_tick = count_after(leaves.get(name), 0)
+            first[name] = updates[name] if has_tick else None
+        own: list[tuple[int, int]] = []
+        for name, i in counts.items():
+            update = first.get(name)
+            if update is not None:
+                own.append((i, update))
+        trained = frozenset(
+            updates[name]
+            for name, leaf in leaves.items()
+            if leaf.has_gradient and leaf.operations != [FROZEN]
+        )
+        differ = run.has_lag(leaves)
+        return cls(state["step"], own, {} if counts else first, trained, differ)
+
+    def first_counts(self, absent: Set[int], step: Tensor) -> dict[str, Tensor]:
+        """Return the first own counts of leaves, given the common one before the call."""
+        return {
+            name: step + int(update is not None and update not in absent)
+            for name, update in self.first.items()
+        }
+
+
 class TreePlan(Plan["TreeBundle"]):
     """The plan of one transformation for trees with the structure and the tensor layouts of these.
+
+    Its rows are all leaves that ever have a gradient: a call may lack some.
 
     Args:
         call: The call.
         run, leaves: The call, which has begun.
-        structure: The structure of updates, state and parameters.
-        tensors: Their tensors.
-        equal_counts: See `_equal_counts`.
+        trees: Its trees; updates that are absent now always are.
         known: The extras that are arguments of the program; no rule may read the others.
         function_of: As in `ListBundle`.
+
+    Attributes:
+        never: The indices of updates that are always absent.
+        seen: What updates were in calls, by their indices.
 
     Raises:
         Exception: If no program can process these leaves.
     """
+
+    seen: Mapping[int, TensorSpec]
 
     def __init__(
         self,
         call: UpdateCall,
         run: TreeRun,
         leaves: dict[str, Leaf],
-        structure: Any,
-        tensors: list[Tensor],
-        equal_counts: tuple[int, ...],
+        trees: Trees,
         known: dict[str, Tensor],
         function_of: FunctionOf = list_function_of,
     ):
         self._function_of = function_of
-        _check_call(call, run, leaves, known)
-        kind, (*of_results, of_params) = structure
+        self._recorded = _recorded_of(call.tx)
+        self._takes_none = _check_call(call, run, leaves, known)
+        kind, (*of_results, of_params) = trees.structure
         self._new = kind, of_results
-        indices = iter(range(len(tensors)))
+        indices = iter(range(len(trees.tensors)))
         updates, state = tree_of(self._new, indices)
         rest = list(indices)
-        self._of_results = range(len(tensors) - len(rest))
-        params = tree_of(of_params, iter(rest))
-        self.have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
-        self._layouts = list(map(_layout, tensors))
-        self._complex = [i for i, tensor in enumerate(tensors) if tensor.is_complex()]
-        tensors = self._real(tensors)
-        count_of = self._note_counts(run, leaves, state, equal_counts)
+        self._of_results = range(len(trees.tensors) - len(rest))
+        params, gradients = map(_tree.named, (tree_of(of_params, iter(rest)), updates))
+        self._note_layouts(trees)
+        tensors = self._real(trees.tensors)
+        self._ticks = Ticks.of(run, leaves, gradients, state)
         old = NestedState(state, run.stages)
         self._shared: dict[StateKey, int] = {}
         for path in run.stages:
@@ -360,7 +357,6 @@ class TreePlan(Plan["TreeBundle"]):
         self._counts = self._counts_for(hyperparameters, run)
         scalars = [*(tensors[i] for i in self._shared.values()), *known.values()]
         on_host = not any(map(is_on_accelerator, scalars))
-        trees = _tree.named(params), old, _tree.named(updates)
         # The leaves without a program: their slots, and the indices of their arguments.
         self._alone: dict[str, tuple[list[StateKey], list[int]]] = {}
         chain = ChainOf(call.tx, hyperparameters.structure)
@@ -369,49 +365,45 @@ class TreePlan(Plan["TreeBundle"]):
             signature = self._signature(call, run, row, kind, tensors, known)
             return Family(kind, signature, row.leaf.operations, chain, on_host)
 
-        rows = self._rows(leaves, count_of, trees, tensors)
-        keyed = ((row.count_index, row.kind(run), row) for row in rows)
+        places = {name: i for i, name in enumerate(state.get(LEAF_STEPS, ()))}
+        rows = self._rows(leaves, places, (params, old, gradients), tensors)
+        keyed = ((None, row.kind(run), row) for row in rows)
         self.bundles = planned(keyed, first, self._bundles_of)
         if not self.bundles:
             raise UnsuitableError
-        self._has_tree_run = self._needs_tree_run(run.route.clock_paths())
+        self._clocks = run.route.clock_paths()
+        self._has_tree_run = self._needs_tree_run(self.bundles)
         run.release()
 
-    def _note_counts(
-        self,
-        run: TreeRun,
-        leaves: dict[str, Leaf],
-        state: dict[str, Any],
-        equal_counts: tuple[int, ...],
-    ) -> dict[str, int]:
-        """Note which counts a call advances; return the index of each leaf's own count, if leaves have their own.
-
-        Leaves with equal counts share the first of them.
-        """
-        self._step: int = state["step"]
-        counts: dict[str, int] = state.get(LEAF_STEPS, {})
-        own = list(counts.values()) or [self._step]
-        ticks = {name: count_after(leaves.get(name), 0) for name in run.names}
-        counted = [i for name, i in counts.items() if ticks.get(name)]
-        self._counted = [self._step, *counted]
-        # In the first update after which the counts of leaves differ.
-        self._first_ticks = {} if counts or not run.has_lag(leaves) else ticks
-        return {name: own[i] for name, i in zip(counts, equal_counts, strict=True)}
+    def _note_layouts(self, trees: Trees) -> None:
+        """Note the layouts of tensors."""
+        self.never = trees.absent
+        nothing = torch.empty(0)
+        tensors = [nothing if x is None else x for x in trees.tensors]
+        self.have_same_layout: Callable[..., bool] = _torch.layout_check(tensors)
+        self._specs = list(map(TensorSpec.of, tensors))
+        self._stand_ins: dict[int, Tensor] = {}
+        self._complex = [i for i, tensor in enumerate(tensors) if tensor.is_complex()]
 
     def _rows(
         self,
         leaves: dict[str, Leaf],
-        count_of: dict[str, int],
+        places: dict[str, int],
         trees: tuple[Any, NestedState, Any],
         tensors: list[Tensor],
     ) -> list[TreeRow]:
-        """Return the leaves that may have a program; the others stay alone."""
+        """Return the leaves that may have a program; the others stay alone.
+
+        Args:
+            leaves: The leaves.
+            places: Those of leaves among the leaves with counts of their own.
+            trees, tensors: As in `TreeRow.of`.
+        """
         rows: list[TreeRow] = []
         for name, leaf in leaves.items():
             if not leaf.has_gradient:
                 continue
-            count = count_of.get(name, self._step)
-            row = TreeRow.of(leaf, count, *trees, tensors)
+            row = TreeRow.of(leaf, places.get(name), *trees, tensors)
             # Whether recording is worth an attempt.
             if all(
                 operation.has_program(leaf, skips_work=True)
@@ -426,13 +418,10 @@ class TreePlan(Plan["TreeBundle"]):
         """Note where a leaf's arguments are, but not its tensors, which a program must not keep alive."""
         self._alone[row.leaf.name] = row.slots, row.indices
 
-    def _form_of(self, *arguments: Any) -> Any:
-        return self._function_of(*arguments).form
-
     def _bundles_of(self, family: Family[TreeRow]) -> list[TreeBundle]:
         """Return the bundles of a family; leaves that cannot be recorded stay alone."""
         shared = [self._shared[place] for place in family.signature.shared]
-        programs = family.programs(self._form_of, {})
+        programs = family.programs(FormOfPhase(self._function_of), self._recorded)
         arguments = [(row, row.tensors) for row in family.members]
         bundles: list[TreeBundle] = []
         for phases, rows in programs.by_program(arguments):
@@ -440,7 +429,7 @@ class TreePlan(Plan["TreeBundle"]):
                 for row in rows:
                     self._leave_alone(row)
             else:
-                bundle = TreeBundle(rows, phases, shared)
+                bundle = TreeBundle(rows, family, phases, shared)
                 bundle.function_of = self._function_of
                 bundles.append(bundle)
         return bundles
@@ -491,7 +480,7 @@ class TreePlan(Plan["TreeBundle"]):
             path = run.clock_path(place)
             if isinstance(value, Schedule) and path is not None and restarts:
                 raise UnsuitableError
-            counts.append(self._shared[path, "step"] if path else self._step)
+            counts.append(self._shared[path, "step"] if path else self._ticks.step)
         return counts
 
     def resolved(
@@ -507,31 +496,52 @@ class TreePlan(Plan["TreeBundle"]):
             scalars.append(value)
         return scalars
 
-    def _needs_tree_run(self, clocks: Collection[Path]) -> bool:
+    def _needs_tree_run(self, bundles: Iterable[TreeBundle]) -> bool:
         """Whether programs leave work to the run: single leaves, sums that end late, clocks without leaves."""
         names: set[Any] = set()
-        for bundle in self.bundles:
+        for bundle in bundles:
             names.update(bundle.operations[-1].names)
-        of_clocks = (place for place in self._shared if place[0] in clocks)
+        of_clocks = (place for place in self._shared if place[0] in self._clocks)
         has_late_sums = any(isinstance(name, LateTerm) for name in names)
         return bool(self._alone) or has_late_sums or not names.issuperset(of_clocks)
 
-    def fits(self, tensors: list[Tensor]) -> bool:
+    def fits(self, trees: Trees) -> bool:
         """Whether tensors have the dtypes, devices, shapes and strides that the program was created for."""
+        tensors = self.completed(trees)
         # The quick check rejects a tensor that occurs twice.
         return (
             self.have_same_layout(*tensors)
-            or list(map(_layout, tensors)) == self._layouts
+            or list(map(TensorSpec.of, tensors)) == self._specs
         )
 
-    def _real(self, tensors: list[Tensor]) -> list[Tensor]:
+    def completed(self, trees: Trees) -> list[Tensor]:
+        """Return the tensors of a call, with stand-ins for absent updates."""
+        if not trees.absent:
+            return trees.tensors
+        for i in trees.absent - self._stand_ins.keys():
+            self._stand_ins[i] = self._specs[i].stand_in()
+        return trees.filled({i: self._stand_ins[i] for i in trees.absent}).tensors
+
+    def specs_of_updates(self, absent: Set[int]) -> dict[int, TensorSpec]:
+        """Return what updates are, but for absent ones."""
+        return {i: self._specs[i] for i in self._ticks.trained - absent}
+
+    def accepts(self, absent: Set[int]) -> bool:
+        """Whether programs compute the update of a call that lacks these updates."""
+        if absent == self.never:
+            return True
+        if self._takes_none or not self.never <= absent:
+            return False
+        return not self._ticks.trained <= absent  # or else it is no update
+
+    def _real(self, tensors: list[Any]) -> list[Any]:
         """Return the tensors as rules see them, with real views of complex ones."""
-        return list(map(as_real, tensors)) if self._complex else tensors
+        return [None if tensor is None else as_real(tensor) for tensor in tensors]
 
     def __call__(
         self,
         call: UpdateCall,
-        tensors: list[Tensor],
+        trees: Trees,
         scalars: list[Any],
         extras: Iterable[Tensor],
         on_host: bool = True,
@@ -541,34 +551,42 @@ class TreePlan(Plan["TreeBundle"]):
         Raises:
             UnsuitableError: If autograd has recorded the update of a leaf without a program.
         """
-        old, tensors = tensors, self._real(tensors)
+        tensors = self._real(trees.tensors) if self._complex else trees.tensors
         results: list[Any] = [None] * len(tensors)
-        run, leaves = Run(), {}
-        if self._has_tree_run:
-            run, leaves = _pure.begin(call, self._alone)
-        for i in self._counted:
-            results[i] = tensors[i] + 1
-        calls: list[TreeBundle] = []
+        step = self._ticks.step
+        results[step] = tensors[step] + 1
+        for i, update in self._ticks.own:
+            if update not in trees.absent:
+                results[i] = tensors[i] + 1
+        bundles: list[TreeBundle] = []
+        sets_of_bundles: list[Any] = []
         for bundle in self.bundles:
-            bundle = bundle.of_call(tensors, results)
-            shared = [tensors[i] for i in bundle.shared]
-            after = results[bundle.count]
-            # A tensor that a rule may return must not be a result already.
-            if after is None or not on_host:
-                after = tensors[bundle.count] + 1
-            counts = after, tensors[self._step]
-            bundle.begin(run, [*counts, *scalars, *shared, *extras], on_host)
-            calls.append(bundle)
+            sets = bundle.sets_of_rows(trees.absent, trees.counts)
+            if sets[0]:
+                bundles.append(bundle.of_call(tensors, results))
+                sets_of_bundles.append(sets)
+        run, leaves = Run(), {}
+        if self._has_tree_run or len(bundles) < len(self.bundles):
+            run, leaves = self._begun(call, trees.absent, bundles)
+        # A tensor that a rule may return must not be a result already.
+        after = results[step] if on_host else tensors[step] + 1
+        for bundle, (counts, set_of_row) in zip(bundles, sets_of_bundles, strict=True):
+            shared = list(map(tensors.__getitem__, bundle.shared))
+            sets = []
+            for count in counts:
+                now = after if count is None else count + 1
+                sets.append([now, tensors[step], *scalars, *shared, *extras])
+            bundle.begin(run, sets, on_host, set_of_row)
         # The functions of a caller, such as `grad_fn`, may need autograd.
-        needs_autograd = self._has_tree_run and torch.is_grad_enabled()
+        needs_autograd = isinstance(run, TreeRun) and torch.is_grad_enabled()
         try:
             with torch.set_grad_enabled(needs_autograd):
-                execute(itertools.chain(calls, leaves.values()))
+                execute(itertools.chain(bundles, leaves.values()))
                 run.end()
         except Exception as error:
             note_program(error, functools.partial(_pure.update, call))
             raise
-        if any(leaf.update.requires_grad for leaf in leaves.values()):
+        if leaves and any(leaf.update.requires_grad for leaf in leaves.values()):
             raise UnsuitableError  # a rule has a learned tensor of its own
         for path, values in run.new_shared.items():
             for name, value in values.items():
@@ -576,23 +594,35 @@ class TreePlan(Plan["TreeBundle"]):
         for i in self._complex:
             results[i] = None if results[i] is None else as_complex(results[i])
         if isinstance(run, TreeRun):
-            self._write_alone(run, leaves, call, old, results)
-        return self._trees(old, results)
+            self._write_alone(run, leaves, call, trees, results)
+        return self._trees(trees, results)
 
-    def _trees(
-        self, old: list[Tensor], results: list[Any]
-    ) -> tuple[Any, dict[str, Any]]:
+    def _begun(
+        self, call: UpdateCall, absent: Set[int], bundles: list[TreeBundle]
+    ) -> tuple[Run, dict[str, Leaf]]:
+        """Return the run of a call, and its leaves without a program, given the bundles that have some leaf."""
+        if not self._needs_tree_run(bundles):
+            return Run(), {}
+        alone = self._alone
+        if absent:
+            alone = {
+                name: arguments
+                for name, arguments in alone.items()
+                if arguments[1][-1] not in absent
+            }
+        return _pure.begin(call, alone)
+
+    def _trees(self, trees: Trees, results: list[Any]) -> tuple[Any, dict[str, Any]]:
         """Return the results as trees."""
+        old = trees.tensors
         for i in self._of_results:
-            # A leaf without a gradient, or a stage that no leaf passes through.
-            if results[i] is None:
+            # A slot of a leaf without a gradient, or a stage that no leaf passes through.
+            if results[i] is None and i not in trees.absent:
                 results[i] = old[i].clone()
         updates, state = tree_of(self._new, iter(results))
-        if self._first_ticks:
-            step = old[self._step]
-            state[LEAF_STEPS] = {
-                name: step + tick for name, tick in self._first_ticks.items()
-            }
+        ticks = self._ticks
+        if ticks.first and (ticks.differ or trees.absent & ticks.trained):
+            state[LEAF_STEPS] = ticks.first_counts(trees.absent, old[ticks.step])
         return updates, state
 
     def _write_alone(
@@ -600,7 +630,7 @@ class TreePlan(Plan["TreeBundle"]):
         run: TreeRun,
         leaves: dict[str, Leaf],
         call: UpdateCall,
-        old: list[Tensor],
+        trees: Trees,
         results: list[Any],
     ) -> None:
         """Write the results of the leaves without a program, and ensure that no result shares memory with another."""
@@ -611,8 +641,8 @@ class TreePlan(Plan["TreeBundle"]):
             results[gradient] = leaf.in_callers_form(update)
             of_slots = indices[leaf.param is not None :]
             for (path, slot), i in zip(slots, of_slots, strict=False):
-                results[i] = _pure.new_slot(leaf, path, slot, old[i])
-        run.memory.register([*old, *_tree.tensors(call.extras)])
+                results[i] = _pure.new_slot(leaf, path, slot, trees.tensors[i])
+        run.memory.register([*trees.present(), *_tree.tensors(call.extras)])
         for i in self._of_results:
             if results[i] is not None:
                 results[i] = run.memory.unshared(results[i])
@@ -620,8 +650,8 @@ class TreePlan(Plan["TreeBundle"]):
 
 def _check_call(
     call: UpdateCall, run: TreeRun, leaves: dict[str, Leaf], known: Collection[str]
-) -> None:
-    """Check that programs may run a call.
+) -> bool:
+    """Check that programs may run a call; return whether a rule takes leaves without a gradient.
 
     Raises:
         UnsuitableError: If they may not, for example because a rule checks extras.
@@ -634,113 +664,7 @@ def _check_call(
     if not _pure.is_update(leaves.values()):
         raise UnsuitableError  # which is no update
     have_gradients = [leaf.has_gradient for leaf in leaves.values()]
-    if sum(have_gradients) < len(run.names) and any(link.takes_none for link in traits):
+    takes_none = any(link.takes_none for link in traits)
+    if sum(have_gradients) < len(run.names) and takes_none:
         raise UnsuitableError
-
-
-class TreeRow(NamedTuple):
-    """The arguments of a leaf.
-
-    Attributes:
-        leaf: The leaf.
-        count_index: The index of its count.
-        slots: Its slots.
-        indices: The indices of its parameter if there is one, its slots and its gradient.
-        tensors: These tensors.
-    """
-
-    leaf: Leaf
-    count_index: int
-    slots: list[StateKey]
-    indices: list[int]
-    tensors: list[Tensor]
-
-    @classmethod
-    def of(
-        cls,
-        leaf: Leaf,
-        count: int,
-        params: dict[str, int],
-        state: NestedState,
-        gradients: dict[str, int],
-        tensors: list[Tensor],
-    ) -> TreeRow:
-        """Return the arguments of a leaf from trees of indices of tensors."""
-        slots: dict[StateKey, Any] = {
-            (path, slot): i
-            for path in state.stages
-            for slot, i in state.slots_of(path, leaf.name).items()
-        }
-        indices = [*slots.values(), gradients[leaf.name]]
-        if leaf.param is not None:
-            indices.insert(0, params[leaf.name])
-        return cls(leaf, count, list(slots), indices, [tensors[i] for i in indices])
-
-    def kind(self, run: TreeRun) -> LeafKind:
-        """Return what leaves with a common program share."""
-        *written, read = forms_of(self.tensors)
-        return LeafKind(
-            layout=tuple(self.slots),
-            written=tuple(written),
-            read=(read,),
-            choices=tuple(sorted(run.choices.get(self.leaf.name, {}).items())),
-            has_param=self.leaf.param is not None,
-        )
-
-
-class TreeBundle(ListBundle):
-    """Leaves with the same program, whose tensors are those of a call with these indices; each call has a copy.
-
-    Args:
-        rows: The arguments of the leaves.
-        phases: The program.
-        shared: The indices of the shared values that are arguments.
-
-    Attributes:
-        tensors: The tensors of the call.
-        results: Receives the new ones.
-    """
-
-    tensors: list[Tensor]
-    results: list[Any]
-
-    def __init__(
-        self,
-        rows: list[TreeRow],
-        phases: list[RecordedPhase],
-        shared: list[int],
-    ):
-        leaf = rows[0].leaf
-        super().__init__(leaf.name, leaf.device)
-        self.operations = phases
-        self.count = rows[0].count_index
-        self.shared = shared
-        self._columns = list(zip(*(row.indices for row in rows), strict=True))
-        *slots, updates = self._columns[leaf.param is not None :]
-        self._written = [updates, *slots]  # in the order of the results
-        sizes = [max(map(Tensor.numel, row.tensors)) for row in rows]
-        self._chunks = list(chunks(sizes, entries_of_a_call(self.device)))
-        names = [row.leaf.name for row in rows]
-        self.leaf_names = [names[chunk] for chunk in self._chunks]
-
-    def of_call(self, tensors: list[Tensor], results: list[Any]) -> TreeBundle:
-        """Return a copy for a call."""
-        bundle = object.__new__(TreeBundle)
-        bundle.__dict__.update(self.__dict__, tensors=tensors, results=results)
-        return bundle
-
-    def columns(self) -> Iterator[list[list[Tensor]]]:
-        tensor_at = self.tensors.__getitem__
-        for chunk in self._chunks:
-            yield [list(map(tensor_at, column[chunk])) for column in self._columns]
-
-    def end(self, phase: RecordedPhase, results: list[list[Any]]) -> None:
-        for chunk, of_chunk in zip(self._chunks, results, strict=True):
-            columns = zip(self._written, phase.dtypes, of_chunk, strict=False)
-            for column, dtype, values in columns:
-                indices = column[chunk]
-                if not differ_by_leaf(values):  # the same for all leaves
-                    values = [self.as_tensor(values, dtype).clone() for _ in indices]
-                for i, value in zip(indices, values, strict=True):
-                    self.results[i] = value
-        self.hand_over(phase, results, len(self._written))
+    return takes_none

@@ -1,0 +1,217 @@
+"""The structures of trees, which belong to plans, and the tensors of one call, which are data.
+
+None among updates is absence: which leaves have a gradient may be different in each call of one structure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Set
+from types import NoneType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradtx.base import tree as _tree
+from gradtx.base.exact import is_stored_only
+from gradtx.base.plain import TYPES, is_plain
+from gradtx.state.nested import LEAF_STEPS
+
+NOTHING: frozenset[int] = frozenset()
+
+
+class UnsuitableError(Exception):
+    """Raised for a call that no program can run."""
+
+
+def structure_of(tree: Any, tensors: list[Any], types: Set[type] = TYPES) -> Any:
+    """Return the structure of a tree of dicts, lists and tuples, and append its tensors in order to `tensors`.
+
+    Args:
+        tree: The tree.
+        tensors: Receives its tensors.
+        types: Their types.
+
+    Raises:
+        UnsuitableError: If the tree contains anything else.
+    """
+    head: Any = type(tree)  # torch 2.15 does not trace `__class__` of a dict
+    values = tree
+    if head is dict:
+        head, values = tuple(tree), tree.values()
+        # No instruction per tensor: dynamo takes 0.1 ms for each.
+        if frozenset(map(type, values)) <= types:
+            tensors.extend(values)
+            return head, None
+    elif tree is None:
+        return "None"
+    elif head is tuple or head is list:
+        head = head.__name__  # dynamo has no constants that are types
+    else:
+        raise UnsuitableError
+    children: list[Any] = []
+    for value in values:
+        if type(value) in types:
+            tensors.append(value)
+            children.append(None)
+        else:
+            children.append(structure_of(value, tensors, types))
+    return head, tuple(children)
+
+
+def tree_of(structure: Any, leaves: Iterator[Any]) -> Any:
+    """Return a tree with this structure."""
+    if structure is None:
+        return next(leaves)
+    if structure == "None":
+        return None
+    kind, children = structure
+    if children is None:  # a dict of tensors
+        return dict(zip(kind, leaves, strict=False))
+    values = [tree_of(child, leaves) for child in children]
+    if kind == "list":
+        return values
+    if kind == "tuple":
+        return tuple(values)
+    return dict(zip(kind, values, strict=True))
+
+
+class TensorSpec(NamedTuple):
+    """What plans and compilers know of a tensor."""
+
+    dtype: torch.dtype
+    device: torch.device
+    shape: torch.Size
+    stride: tuple[int, ...]
+    requires_grad: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorSpec:
+        return cls(
+            tensor.dtype,
+            tensor.device,
+            tensor.shape,
+            tensor.stride(),
+            tensor.requires_grad,
+        )
+
+    def empty(self) -> Tensor:
+        return torch.empty_strided(
+            self.shape, self.stride, dtype=self.dtype, device=self.device
+        )
+
+    def stand_in(self) -> Tensor:
+        """Return a tensor like this, without memory."""
+        tensor = self.empty()
+        tensor.untyped_storage().resize_(0)
+        return tensor.requires_grad_(self.requires_grad)
+
+
+class Trees(NamedTuple):
+    """The trees of a call: updates, state and parameters.
+
+    Attributes:
+        structure: Their structure.
+        tensors: Their tensors in order, and None in place of each update that is absent.
+        absent: The indices of the latter.
+        counts: The counts of leaves that have their own, in order; None if there are none, or all may be taken for
+            equal.
+    """
+
+    structure: Any
+    tensors: list[Any]
+    absent: Set[int]
+    counts: list[int] | None
+
+    @classmethod
+    def of(
+        cls,
+        updates: Any,
+        state: Any,
+        params: Any,
+        counts: list[int] | None,
+        types: Set[type] = TYPES,
+    ) -> Trees:
+        """Return the trees of a call with these counts, whose tensors have these types.
+
+        Raises:
+            UnsuitableError: If no program takes them.
+        """
+        # Without parameters, nothing tells the form of an absent leaf: which are absent is part of the structure.
+        or_none = types if params is None else types | {NoneType}
+        tensors: list[Any] = []
+        _, (of_updates,) = structure_of((updates,), tensors, or_none)
+        absent = NOTHING
+        if NoneType in map(type, tensors):
+            absent = frozenset(i for i, x in enumerate(tensors) if x is None)
+        _, others = structure_of((state, params), tensors, types)
+        structure = "tuple", (of_updates, *others)
+        return cls(structure, tensors, absent, counts)
+
+    def present(self) -> list[Tensor]:
+        """Return the tensors without those that are absent; this may be the same list."""
+        if not self.absent:
+            return self.tensors
+        return [tensor for tensor in self.tensors if tensor is not None]
+
+    def updates(self) -> Any:
+        """Return the tree of updates."""
+        _, (of_updates, *_) = self.structure
+        return tree_of(of_updates, iter(self.tensors))
+
+    def filled(self, tensors: Mapping[int, Tensor]) -> Trees:
+        """Return the trees with these tensors, by their indices, in place of absent updates."""
+        filled = self.tensors.copy()
+        for i, tensor in tensors.items():
+            filled[i] = tensor
+        return self._replace(tensors=filled, absent=self.absent - tensors.keys())
+
+    def with_likely_updates(self, seen: Mapping[int, TensorSpec]) -> Trees:
+        """Return the trees with a stand-in for each absent update that may be there in another call.
+
+        Leaves without a parameter, or with one that torch only stores, never have one.
+
+        Args:
+            seen: What updates were in earlier calls.
+        """
+        if not self.absent:
+            return self
+        updates, _, params = tree_of(self.structure, iter(range(len(self.tensors))))
+        index_of_param: dict[str, int | None] = _tree.named(params)
+        param_of: dict[int, Tensor] = {}
+        for name, i in _tree.named(updates).items():
+            index = index_of_param.get(name)
+            if index is not None and not is_stored_only(self.tensors[index].dtype):
+                param_of[i] = self.tensors[index]
+        # Parameters of one dtype have gradients of one dtype.
+        dtype_of = {
+            param.dtype: self.tensors[i].dtype
+            for i, param in param_of.items()
+            if i not in self.absent
+        }
+        specs: dict[int, TensorSpec] = {}
+        for i in self.absent & param_of.keys():
+            param = param_of[i]
+            spec = seen.get(i)
+            if spec is None or spec.shape != param.shape:
+                dtype = dtype_of.get(param.dtype, param.dtype)
+                # As autograd lays out gradients.
+                stride = torch.empty_like(param, device="meta").stride()
+                spec = TensorSpec(dtype, param.device, param.shape, stride, False)
+            specs[i] = spec
+        return self.filled({i: spec.stand_in() for i, spec in specs.items()})
+
+
+def counts_of(state: Any) -> list[int] | None:
+    """Return the counts in a state with one count per leaf; else None.
+
+    Raises:
+        UnsuitableError: If the host cannot read them without waiting.
+    """
+    counts = state.get(LEAF_STEPS) if isinstance(state, dict) else None
+    if not isinstance(counts, dict) or not counts:
+        return None
+    for count in counts.values():
+        if not is_plain(count) or count.ndim or count.device.type != "cpu":
+            raise UnsuitableError
+    return list(map(int, counts.values()))
