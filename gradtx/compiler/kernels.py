@@ -444,7 +444,12 @@ class CppKernels(PhaseKernels):
         layout: ChunkLayout,
         rows: Rows | None = None,
     ) -> Tensor:
-        words = self._words(scalars) if rows is None else self._words_of_sets(scalars)
+        packed, unknown = (
+            self.packed(scalars) if rows is None else self._packed_sets(scalars)
+        )
+        words = (ctypes.c_char * len(packed)).from_buffer_copy(packed)
+        for i, word in unknown.items():
+            torch.frombuffer(words, dtype=torch.int64)[i].copy_(word)
         results, address = NO_RESULTS, 0
         if self.rows:
             results = table.memory(self.rows, table.leaves)
@@ -461,30 +466,24 @@ class CppKernels(PhaseKernels):
         if rows is None:
             self._function(cpp.ARGUMENTS.pack(*arguments))
         else:
-            packed = cpp.ARGUMENTS_OF_ROWS.pack(*arguments, rows.address)
-            self._function(packed)
+            self._function(cpp.ARGUMENTS_OF_ROWS.pack(*arguments, rows.address))
         return results
 
-    def _words(self, scalars: Sequence[Any]) -> Any:
-        """Return memory with scalars."""
-        packed, unknown = self.packed(scalars)
-        memory = self._memory(1).from_buffer_copy(packed)
-        for i, word in unknown.items():
-            torch.frombuffer(memory, dtype=torch.int64)[i].copy_(word)
-        return memory
-
-    def _words_of_sets(self, sets: Sequence[Sequence[Any]]) -> Any:
-        """Return memory with the scalars of sets, one after another."""
+    def _packed_sets(
+        self, sets: Sequence[Sequence[Any]]
+    ) -> tuple[bytes, dict[int, Tensor]]:
+        """Return the scalars of sets, one after another, as `packed` does for one."""
         flat = [scalars[i] for scalars in sets for i in self._positions]
         if PYTHON_NUMBERS.issuperset(map(type, flat)):  # a shortcut
-            packed = struct.pack(f"={self.kinds * len(sets)}", *flat)
-            return self._memory(len(sets)).from_buffer_copy(packed)
-        of_sets = b"".join(map(bytes, map(self._words, sets)))
-        return self._memory(len(sets)).from_buffer_copy(of_sets)
-
-    def _memory(self, sets: int) -> Any:
-        """Return the type of memory for the scalars of sets."""
-        return ctypes.c_char * (self._form.size * sets)
+            return struct.pack(f"={self.kinds * len(sets)}", *flat), {}
+        packed: list[bytes] = []
+        unknown: dict[int, Tensor] = {}
+        for at, scalars in enumerate(sets):
+            words, of_set = self.packed(scalars)
+            packed.append(words)
+            for i, word in of_set.items():
+                unknown[at * len(self._positions) + i] = word
+        return b"".join(packed), unknown
 
     @functools.cached_property
     def _function(self) -> Callable[[bytes], None]:

@@ -59,26 +59,29 @@ class ScalarProgram:
     def text_of_sets(
         self, varying: Collection[Node], shared: Sequence[str], by_set: Sequence[str]
     ) -> str:
-        """Return the code of a function of several sets of scalars: what these share, and the values of each.
+        """Return the code of a function of several sets of scalars: what these share, and lists of the others' values.
 
         Args:
             varying: The scalars that sets may not share.
             shared: The names of the values that they share.
-            by_set: Those of other values.
+            by_set: Those of other values, some of them twice.
         """
         names = [x.name if x in varying else "_" for x in self._arguments]
+        columns = ", ".join(f"of_{name}" for name in by_set)
+        once = dict.fromkeys(by_set)
+        appended = (f"of_{name}.append({name})" for name in once)
         common = [node for node in self._lines if node not in varying]
         own = [node for node in self._lines if node in varying]
+        body = [*self._lines_of(own), *appended]
         return function_text(
             "prepare_sets(sets)",
             [
                 *self._head("sets[0]"),
                 *self._lines_of(common),
-                "of_sets = []",
+                *(f"of_{name} = []" for name in once),
                 f"for {tuple_of(names)} in sets:",
-                *(f"    {line}" for line in self._lines_of(own)),
-                f"    of_sets.append({tuple_of(by_set)})",
-                f"return {tuple_of(shared)}, of_sets",
+                *(f"    {line}" for line in body or ["pass"]),
+                f"return {tuple_of(shared)}, [{columns}]",
             ],
         )
 

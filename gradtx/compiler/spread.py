@@ -21,8 +21,8 @@ class Spread:
     """Turns several sets of scalars into the first argument of a function of lists, whose leaves have a set each.
 
     Args:
-        prepare: Computes what sets share, and the values of each: decisions, those that are lists by leaf, and numbers
-            that are needed as lists of tensors.
+        prepare: Computes what sets share, and lists of the values of each: decisions, lists by leaf, numbers that are
+            needed as lists of tensors.
         decisions: How many values say what is skipped.
         dtypes: The dtypes of these tensors.
         device: The device of the leaves.
@@ -41,8 +41,10 @@ class Spread:
 
     def case_of(self, scalars: Sequence[Any]) -> tuple[Any, ...]:
         """Return the decisions of a set, which must be those of all other sets of a call."""
-        _, [values] = self._prepare([scalars])
-        return values[: self._decisions]
+        if not self._decisions:
+            return ()
+        _, columns = self._prepare([scalars])
+        return tuple([value for [value] in columns[: self._decisions]])
 
     def __call__(
         self, sets: Sequence[Sequence[Any]], which: Sequence[int]
@@ -56,18 +58,27 @@ class Spread:
         Raises:
             UnsuitableProgramError: If sets differ in a decision.
         """
-        shared, of_sets = self._prepare(sets)
-        columns = list(zip(*of_sets, strict=True))
+        return self.by_leaf(self.columns(sets), which)
+
+    def columns(self, sets: Sequence[Sequence[Any]]) -> tuple[list[Any], list[Any]]:
+        """Return what leaves share, and the values of each set, for several calls of `by_leaf`; see `__call__`."""
+        shared, columns = self._prepare(sets)
         decisions, first = self._decisions, len(columns) - len(self._tensors)
         for column in columns[:decisions]:
             if len(set(column)) > 1:
                 raise UnsuitableProgramError("scalars of some leaves skip work")
         for i, tensors in enumerate(self._tensors, first):
             columns[i] = tensors.of(columns[i])
-        values = [*shared, *of_sets[0][:decisions]]
-        for column in columns[decisions:]:
-            values.append(list(map(column.__getitem__, which)))
-        return tuple(values)
+        agreed = [column[0] for column in columns[:decisions]]
+        return [*shared, *agreed], columns[decisions:]
+
+    def by_leaf(
+        self, columns: tuple[list[Any], list[Any]], which: Sequence[int]
+    ) -> tuple[Any, ...]:
+        """Return the first argument of `ListFunction.run`, given the values of each set; see `__call__`."""
+        shared, of_sets = columns
+        lists = [list(map(column.__getitem__, which)) for column in of_sets]
+        return (*shared, *lists)
 
 
 class Tensors(threading.local):

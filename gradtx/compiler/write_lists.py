@@ -80,14 +80,14 @@ class ListFunction:
         run: `(prepared, columns) -> results`: `columns` contains a list for each of a leaf's arguments, with one tensor
             per leaf; arguments are written in place. A result that differs by leaf is a list.
         source: The Python code of both.
-        spread: Computes what `run` uses where scalars differ between leaves; None where they do not.
+        spread: Computes what `run` uses where scalars differ between leaves.
         form: What tells functions of one text apart; nothing.
     """
 
     prepare: Callable[[Sequence[Any]], tuple[Any, ...]]
     run: Callable[[tuple[Any, ...], Sequence[list[Tensor]]], list[Any]]
     source: str
-    spread: Spread | None
+    spread: Spread
     form: ClassVar[None] = None
 
 
@@ -273,7 +273,7 @@ class _Writer(Text):
         source = f"{scalars.text}\n\n{run}"
         exec(compile(source, "<gradtx list program>", "exec"), self.namespace)
         functions = self.namespace["prepare"], self.namespace["run"]
-        return ListFunction(*functions, source, None)
+        return ListFunction(*functions, source, Spread(_first, 0, (), self.device))
 
     def _run(self) -> list[str]:
         """Generate the lines that compute lists."""
@@ -586,6 +586,11 @@ class _Writer(Text):
         dtypes = {item.dtype for item in values if isinstance(item, Tensor)}
         is_mixed = dtypes - {value.dtype, torch.bool}
         return f".to({self.text(value.dtype)})" if is_mixed else ""
+
+
+def _first(sets: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """Return what equal sets share, which is all that is prepared."""
+    return sets[0], []
 
 
 def _as_they_are(scalars: Sequence[Any]) -> Any:

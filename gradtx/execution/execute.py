@@ -306,6 +306,11 @@ class Operation:
         """The stages whose slots are kept by the owner of a leaf."""
         return []
 
+    @property
+    def ignores_sizes(self) -> bool:
+        """Whether it looks at entries, and at nothing of the shape of a leaf but the number of these at most."""
+        return self.traits.elementwise
+
     def has_program(self, leaf: Leaf, skips_work: bool) -> bool:
         """Whether programs may run it for this leaf; `skips_work` is whether they skip work that is not due."""
         return self.traits.compiles or (skips_work and self.traits.skippable)

@@ -447,6 +447,26 @@ class RuleCall:
         )
 
 
+def _is_all_ours(function: Any) -> bool:
+    """Whether gradtx defines a function, and all functions that it has from its surroundings."""
+    seen: set[int] = set()
+    left: list[Any] = [function]
+    while left:
+        value = left.pop()
+        if not callable(value) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, functools.partial):
+            left += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, types.FunctionType):
+            if not is_ours(value):
+                return False
+            left += [cell.cell_contents for cell in value.__closure__ or ()]
+        elif not is_ours(value if isinstance(value, type) else type(value)):
+            return False
+    return True
+
+
 class RuleOperation(Operation):
     """Run a rule that is written for one tensor."""
 
@@ -478,6 +498,11 @@ class RuleOperation(Operation):
         slots = self.stage.first(leaf)
         if slots:
             leaf.new[self.path] = slots
+
+    @property
+    def ignores_sizes(self) -> bool:
+        # A user's rule may do something else for large leaves, whatever it promises.
+        return self.traits.elementwise and _is_all_ours(self.rule.update)
 
     @property
     def starts_alike(self) -> bool:

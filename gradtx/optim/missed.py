@@ -110,7 +110,8 @@ class MissedUpdates:
         """Write the tensor into the states of all parameters with slots; return whether one lacked it."""
         has_changed = False
         for member in self._members:
-            if member.layout.keys and member.state.get(MISSED) is not value:
+            has_slots = member.layout.keys and member.state  # or they were removed
+            if has_slots and member.state.get(MISSED) is not value:
                 member.state[MISSED] = value
                 has_changed = True
         return has_changed

@@ -83,6 +83,14 @@ class Family(Generic[M]):
         """The key of the family's programs, among those of the same chain."""
         return self.chain.structure, self.kind, *self.signature.key()
 
+    @property
+    def ignores_sizes(self) -> bool:
+        """Whether all rules are the library's own and look at entries, so that none decides by the shape of a leaf."""
+        has_codes = bool(self.signature.layout.codes)
+        if has_codes or self.signature.positional or self.signature.has_owners:
+            return False
+        return all(operation.ignores_sizes for operation in self.operations)
+
     def function(self) -> LeafFunction:
         """Return the step of leaves as a function of flat arguments."""
         return LeafFunction(self.signature, self.chain, self.scaling)
@@ -90,7 +98,9 @@ class Family(Generic[M]):
     def programs(self, form_of: FormOf, known: dict[Any, Any]) -> ListPrograms:
         """Return the programs of the family; see `ListPrograms`."""
         record = self.function().record
-        return ListPrograms(record, form_of, self.on_host, self.key, known)
+        return ListPrograms(
+            record, form_of, self.on_host, self.key, known, self.ignores_sizes
+        )
 
     def recorded(self, tensors: list[Tensor]) -> list[RecordedPhase]:
         """Record the list program for these arguments; return an empty list if that is impossible."""

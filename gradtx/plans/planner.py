@@ -23,6 +23,8 @@ class ListPrograms:
         on_host: Whether the host knows the scalars.
         key: Identifies the step among those whose programs are in `known`.
         known: Programs, or the reasons why there is none.
+        ignores_sizes: Whether programs depend on the number of entries of leaves at most, so that those of two numbers
+            tell whether all leaves with as many dimensions share a program.
     """
 
     record: Callable[[list[Tensor]], list[RecordedPhase]]
@@ -30,14 +32,26 @@ class ListPrograms:
     on_host: bool
     key: Any
     known: dict[Any, Any]
+    ignores_sizes: bool = False
 
     def of(self, tensors: list[Tensor]) -> list[RecordedPhase] | str:
         """Return the program for arguments of these shapes, or the reason why it cannot be recorded."""
         shapes = tuple(tensor.shape for tensor in tensors)
         of_shapes = self.key, self.form_of, shapes
-        if of_shapes not in self.known:
-            self.known[of_shapes] = self._recorded(tensors)
-        return self.known[of_shapes]
+        if of_shapes in self.known:
+            return self.known[of_shapes]
+        size = tensors[0].numel()
+        if not self.ignores_sizes or 1 in shapes[0] or not size:
+            program = self.known[of_shapes] = self._recorded(tensors)
+            return program
+        of_dimensions = self.key, self.form_of, "any sizes", tuple(map(len, shapes))
+        of_sizes = self.known.setdefault(of_dimensions, {})
+        first, *others = of_sizes.values() or [None]
+        if others and all(other is first for other in others):
+            return first
+        program = self.known[of_shapes] = self._recorded(tensors)
+        of_sizes[size] = program
+        return program
 
     def _recorded(self, tensors: list[Tensor]) -> list[RecordedPhase] | str:
         try:

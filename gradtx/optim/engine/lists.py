@@ -480,7 +480,8 @@ class ListEngine(Engine):
         is_coded = bool(family.signature.layout.codes)
         are_vectors = is_coded and not is_positional(family.operations)
         known = self._programs_of(family)
-        for member in _one_of_each_shape(family):
+        shapes = {as_real(member.param).shape: member for member in family.members}
+        for member in shapes.values():
             part = part_of(member)
             if part is None and not are_vectors:
                 continue
@@ -620,10 +621,12 @@ def _against_shards(
 
 
 def _one_of_each_shape(family: MemberFamily) -> list[Member]:
-    """Return one leaf of each shape."""
-    return list(
-        {as_real(member.param).shape: member for member in family.members}.values()
-    )
+    """Return one leaf of each shape; of leaves whose programs ignore sizes, two of different sizes."""
+    shapes = {as_real(member.param).shape: member for member in family.members}
+    if not family.ignores_sizes:
+        return list(shapes.values())
+    sizes = {shape.numel(): member for shape, member in shapes.items()}
+    return list(sizes.values())[:2]
 
 
 def _arguments(family: MemberFamily, member: Member, splits: bool) -> list[Tensor]:

@@ -334,9 +334,9 @@ def test_functions_of_trees_run_columns_as_kernels_that_write_new_memory(name, m
 
     layouts = []
 
-    def run(self, scalars, table, layout=None):
+    def run(self, scalars, table, layout, rows=None):
         layouts.append(layout)
-        return running(self, scalars, table, layout)
+        return running(self, scalars, table, layout, rows)
 
     running = kernels.CppKernels.run
     monkeypatch.setattr(kernels.CppKernels, "run", run)

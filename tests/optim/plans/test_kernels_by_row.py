@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.compiler import kernels
+from gradtx.compiler import kernels, triton
 from gradtx.compiler.cache import SharedPrograms
 from gradtx.compiler.kernels import AS_RECORDED, PhaseKernels
 from gradtx.compiler.tables import Rows, Table
@@ -69,12 +69,16 @@ def columns_of(recording, count):
     return columns
 
 
-def run_kernels(program, sets, columns, which=None):
-    """Run kernels on leaves in place, by row if these have sets."""
-    leaves = len(columns[0])
+def located(program, columns):
+    """Return where the arguments of leaves are, and their chunks."""
     rows = [list(map(torch.Tensor.data_ptr, column)) for column in columns]
     sizes = [program.text.groups.sizes(tensor.shape) for tensor in columns[0]]
-    table, layout = Table(leaves, rows, CPU), program.layout(sizes, CPU)
+    return Table(len(columns[0]), rows, CPU), program.layout(sizes, CPU)
+
+
+def run_kernels(program, sets, columns, which=None):
+    """Run kernels on leaves in place, by row if these have sets."""
+    table, layout = located(program, columns)
     if which is None:
         return program.results(sets, program.run(sets, table, layout))
     by_row = Rows(which, CPU)
@@ -98,11 +102,8 @@ def assert_equal_bits(columns, others):
 
 def unknown(sets, positions):
     """Return sets of which the host does not know some scalars, which are wide, or have the dtypes of numbers."""
-<<<<<<< HEAD
-=======
     if not positions:
         return sets
->>>>>>> w-kernels
     columns = [list(column) for column in zip(*sets, strict=True)]
     for i in positions:
         dtype = torch.float64 if isinstance(columns[i][0], float) else torch.int64
@@ -110,21 +111,13 @@ def unknown(sets, positions):
     return list(zip(*columns, strict=True))
 
 
-<<<<<<< HEAD
-def check_rows(phase, sets_of_scalars, positions=()):
-=======
 def check_rows(phase, sets_of_scalars, positions=(), which=WHICH):
->>>>>>> w-kernels
     """Compare leaves with sets of their own with each leaf alone."""
     alone = PhaseKernels.of(phase, CPU, 0, AS_RECORDED)
     by_row = PhaseKernels.of(phase, CPU, 0, BY_ROW)
     prepare = alone.scalars.given(frozenset()).function
     sets = unknown(list(map(prepare, sets_of_scalars)), positions)
-<<<<<<< HEAD
-    before = columns_of(phase.recording, len(WHICH))
-=======
     before = columns_of(phase.recording, len(which))
->>>>>>> w-kernels
     expected, columns = copies(before), copies(before)
     results_of_leaf = {}
     for leaf, at in enumerate(which):
@@ -154,8 +147,6 @@ def test_leaves_with_scalars_of_their_own_have_the_bits_that_they_have_alone(nam
         torch.set_num_threads(before)
 
 
-<<<<<<< HEAD
-=======
 @each("which", (WHICH, [-1, -1, 0, -1, 3, 1, 4, 2, 0, -1, -1]), ids=("mixed", "ends absent"))
 @each("name", ("padam", "power_entries", "ftrl"))
 def test_powers_have_the_exponents_of_each_leaf(name, which, phases):
@@ -202,7 +193,6 @@ def test_leaves_of_a_later_call_are_others():
     assert rows.address == rows.sets.data_ptr() == address
 
 
->>>>>>> w-kernels
 @each("name", METHODS)
 def test_triton_kernels_do_so_too(name, phases):
     interpreted = pytest.importorskip("tests.gpu.interpreted", reason="needs Triton")
@@ -223,3 +213,27 @@ def test_scalars_that_the_host_does_not_know_may_differ_by_leaf(name, is_triton,
         sets = [scalars_of(phase.recording, seed) for seed in range(5)]
         for positions in (range(count), range(0, count, 2)):
             check_rows(phase, sets, positions)
+
+
+def test_kernels_by_row_share_launches_with_others(phases):
+    interpreted = pytest.importorskip("tests.gpu.interpreted", reason="needs Triton")
+    sequences, expected, found, kept = [], [], [], []
+    with interpreted.interpreting():
+        for name, which in (("adamw", WHICH), ("came", [2, -1, 1]), ("lion", None)):
+            phase = phases(name, (24, 40), torch.float32)
+            program = PhaseKernels.of(phase, CPU, 0, AS_RECORDED if which is None else BY_ROW)
+            prepare = program.scalars.given(frozenset()).function
+            sets = [prepare(scalars_of(phase.recording, seed)) for seed in range(5)]
+            columns = columns_of(phase.recording, 3 if which is None else len(which))
+            expected.append(copies(columns))
+            found.append(columns)
+            rows = [] if which is None else [Rows(which, CPU)]
+            scalars = sets[0] if which is None else sets
+            run_kernels(program, scalars, expected[-1], which)
+            memory = located(program, columns)
+            calls, _ = program.calls(scalars, *memory, *rows)
+            sequences.append(calls)
+            kept.append((memory, rows))
+        triton.launch_in_turn(sequences)
+    for columns, others in zip(found, expected, strict=True):
+        assert_equal_bits(columns, others)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import gradtx
-from gradtx.compiler import list_function
+from gradtx.compiler import list_function, write_lists
 from gradtx.compiler.cache import SharedPrograms
 from gradtx.compiler.write_expressions import UnsuitableProgramError
 from gradtx.plans import bundle
@@ -61,6 +61,8 @@ def columns_of(recording, count):
     for node in recording.leaves:
         like = node.meta["val"]
         values = [torch.rand(like.shape, dtype=torch.float64) + 0.1 for _ in range(count)]
+        for value in values if like.ndim else ():
+            value.view(-1)[:2] = torch.tensor([0.0, -0.0])
         columns.append([value.to(like.dtype) for value in values])
     return columns
 
@@ -73,30 +75,31 @@ def bits(tensor):
     return tensor.reshape(-1).view(torch.uint8)
 
 
-def check_rows(recording, sets_of_scalars, on_device=()):
+def check_rows(recording, sets_of_scalars, on_device=(), which=WHICH):
     """Compare leaves with sets of their own with each leaf alone."""
     alone = list_function(recording, CPU, on_device)
     by_row = list_function(recording, CPU, on_device, varying=range(len(recording.scalars)))
     for scalars, node in zip(zip(*sets_of_scalars, strict=True), recording.scalars, strict=True):
         if recording.scalars.index(node) in on_device:
             assert all(isinstance(scalar, torch.Tensor) for scalar in scalars)
-    before = columns_of(recording, len(WHICH))
+    before = columns_of(recording, len(which))
     expected, columns = copies(before), copies(before)
     results_of_leaf = []
-    for leaf, at in enumerate(WHICH):
+    for leaf, at in enumerate(which):
         own = [column[leaf : leaf + 1] for column in expected]
         results_of_leaf.append(alone.run(alone.prepare(sets_of_scalars[at]), own))
-    prepared = by_row.spread(list(map(by_row.prepare, sets_of_scalars)), WHICH)
+    prepared = by_row.spread(list(map(by_row.prepare, sets_of_scalars)), which)
     results = by_row.run(prepared, columns)
     for i, (column, other) in enumerate(zip(columns, expected, strict=True)):
         for leaf, (x, y) in enumerate(zip(column, other, strict=True)):
             assert torch.equal(bits(x), bits(y)), f"argument {i} of leaf {leaf}"
-    assert any(not torch.equal(x, y) for x, y in zip(columns[0], before[0], strict=True))
+    pairs = [pair for both in zip(columns, before, strict=True) for pair in zip(*both, strict=True)]
+    assert any(not torch.equal(x, y) for x, y in pairs)
     for leaf, own in enumerate(results_of_leaf):
         for x, y in zip(results, own, strict=True):
-            x = x[leaf] if isinstance(x, list) else x
-            y = y[0] if isinstance(y, list) else y
-            assert float(x) == (float(torch.as_tensor(y, dtype=x.dtype)) if isinstance(x, torch.Tensor) else y)
+            x = torch.as_tensor(x[leaf] if isinstance(x, list | tuple) else x)
+            y = torch.as_tensor(y[0] if isinstance(y, list | tuple) else y, dtype=x.dtype)
+            assert torch.equal(bits(x), bits(y)), f"a result of leaf {leaf}"
 
 
 @each("dtype", DTYPES, ids=str)
@@ -106,6 +109,37 @@ def test_leaves_with_scalars_of_their_own_have_the_bits_that_they_have_alone(nam
         pytest.skip("needs real matrices")
     recording = recording_of(name, dtype)
     # RAdam skips work in the first steps.
+    check_rows(recording, [scalars_of(recording, seed, least=10) for seed in range(5)])
+
+
+OPERATIONS = {
+    "lerp": lambda a, x, y: ([torch.lerp(x, y, a)], [(y, y + x)]),
+    "sub": lambda a, x, y: ([x - a, a - x], [(y, y + x)]),
+    "pow": lambda a, x, y: ([x.abs() ** a], [(y, y + x)]),
+    "clamp": lambda a, x, y: ([x.clamp(min=a), torch.maximum(x, a)], [(y, y + x)]),
+    "where": lambda a, x, y: ([torch.where(x > 0.3, x, a), torch.where(a > 0.05, x, a)], [(y, y + x)]),
+    "fill": lambda a, x, y: ([torch.full_like(x, 1.0) * a], [(y, torch.zeros_like(y) + a)]),
+    "factors": lambda a, x, y: ([x + a * y], [(x, x + a * y * y), (y, y + a * x / y)]),
+    "quotients": lambda a, x, y: ([x / a, a / x], [(x, x + a * y)]),
+    "comparison": lambda a, x, y: ([(x > a).to(x.dtype)], [(y, y - a * x)]),
+}
+
+
+@each("dtype", DTYPES[:4], ids=str)
+@each("name", OPERATIONS)
+def test_an_operation_has_the_bits_of_each_leaf(name, dtype):
+    recording = recorded(OPERATIONS[name], [(2, 3)] * 2, dtype=dtype)
+    fourth = 1.3 if name == "where" else -0.0  # leaves of a call agree on what is skipped
+    check_rows(recording, [[0.1], [0.7], [2.0], [fourth], [0.3]])
+
+
+@each("has_lists", (True, False))
+@each("name", ("schedule_free_adamw", "madgrad"))
+def test_interpolations_take_the_weight_of_each_leaf(name, has_lists, recording_of, monkeypatch):
+    monkeypatch.setattr(write_lists, "LERPS_BY_LEAF", has_lists and write_lists.LERPS_BY_LEAF)
+    recording = recording_of(name)
+    source = list_function(recording, CPU, varying=range(len(recording.scalars))).source
+    assert ("\n    each_lerp" in source) is not write_lists.LERPS_BY_LEAF
     check_rows(recording, [scalars_of(recording, seed, least=10) for seed in range(5)])
 
 
@@ -135,6 +169,22 @@ def test_leaves_of_one_call_agree_on_what_is_skipped(recording_of):
         check_rows(recording, [leaves[0]] * 5)
 
 
+def test_a_set_that_all_leaves_share_stays_as_it_is(recording_of):
+    recording = recording_of("adamw")
+    function = list_function(recording, CPU)
+    prepared = function.prepare(scalars_of(recording, 1))
+    assert function.spread([prepared, prepared], [0, 1, 0]) == prepared
+
+
+def test_scalars_that_nothing_reads_may_differ_between_leaves():
+    recording = recorded(lambda a, b, x: ([], [(x, x + a)]), [(3,)], count=2, dtype=torch.float32)
+    check_rows(recording, [[0.5, seed] for seed in range(5)])
+    function = list_function(recording, CPU, varying=[1])
+    columns = [[torch.ones(3)]]
+    function.run(function.spread([[0.5, 1.0], [0.5, 2.0]], [1]), columns)
+    torch.testing.assert_close(columns[0][0], torch.full((3,), 1.5))
+
+
 def test_numbers_that_are_too_large_for_a_dtype_are_infinite(recording_of):
     recording = recording_of("adamw")
     sets = [scalars_of(recording, seed) for seed in range(5)]
@@ -142,13 +192,12 @@ def test_numbers_that_are_too_large_for_a_dtype_are_infinite(recording_of):
     check_rows(recording, sets)
 
 
-def test_leaves_with_equal_factors_share_a_call(recording_of):
+@each("rate", (0.1, 0.0))
+def test_leaves_with_equal_factors_share_a_call(rate, recording_of):
     recording = recording_of("lion")
-    sets = [scalars_of(recording, seed % 2) for seed in range(5)]
-    for scalars in sets:
-        check_rows(recording, [scalars, sets[0], sets[0], sets[1], sets[0]])
-    sets[0][3] = sets[1][4] = 1.0  # the factors of gradients are zero
-    check_rows(recording, sets)
+    sets = [scalars_of(recording, seed) for seed in range(2)]
+    sets[0][2], sets[1][2] = rate, -rate  # zeros of both signs are not equal
+    check_rows(recording, sets, which=[0, 1, 1, 0, 1] * 4)
 
 
 def test_a_gpu_takes_lists_of_numbers_and_nothing_leaf_by_leaf(recording_of):
