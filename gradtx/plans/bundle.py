@@ -270,6 +270,9 @@ class ListBundle(Task):
         scalars, on_device = scalars_for(
             self._sets[0], phase.common, self.device, self._on_host
         )
+        sets = [scalars]
+        if len(self._sets) > 1:
+            on_device = self._add_scalars_of_others(phase, sets, on_device)
         key = phase, on_device, SHARED_BY_ROWS
         function = self._functions.get(key)
         if function is None:
@@ -285,17 +288,29 @@ class ListBundle(Task):
                     self.free(call)
         else:
             of_rows = self._function(phase, on_device, self.varying)
-            sets = [scalars, *self._scalars_of_others(phase)]
             self._process_rows(function, of_rows, sets, results)
         if phase.operation is None:
             return self.end(phase, results)
         return self.terms(phase, results)
 
-    def _scalars_of_others(self, phase: RecordedPhase) -> list[list[Any]]:
-        """Return the scalars of all sets but the first, as functions take them."""
-        _, *others = self._sets
+    def _add_scalars_of_others(
+        self, phase: RecordedPhase, sets: list[list[Any]], on_device: frozenset[int]
+    ) -> frozenset[int]:
+        """Add the scalars of all sets but the first, and return the indices of those that are tensors in any set.
+
+        These then are in all: one group may have a number where another has a tensor.
+        """
         options = phase.common, self.device, self._on_host
-        return [scalars_for(scalars, *options)[0] for scalars in others]
+        are_tensors = [on_device]
+        for others in self._sets[1:]:
+            scalars, known = scalars_for(others, *options)
+            sets.append(scalars)
+            are_tensors.append(known)
+        of_any = on_device.union(*are_tensors)
+        for scalars, known in zip(sets, are_tensors, strict=True):
+            for i in of_any - known:
+                scalars[i] = _as_0d(scalars[i], phase.common[i], self.device)
+        return of_any
 
     def _process_rows(
         self,

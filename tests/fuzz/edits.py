@@ -1,4 +1,8 @@
-"""Random edits between steps: each step is that of a new optimizer that loads the state just before it."""
+"""Random edits between steps: each step is that of a new optimizer that loads the state just before it.
+
+Gradients come and go in patterns, and groups have numbers of their own. In some sequences the new optimizer runs the
+rules line by line.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +45,28 @@ CHAINS: dict[str, Callable[[], Any]] = {
     "partition": lambda: gradtx.partition(
         {"matrix": gradtx.lion(lr=1e-3), "rest": gradtx.adamw(lr=1e-2)}, {"matrix": "*.weight", "rest": "*"}
     ),
+    "stale clip": lambda: gradtx.chain(gradtx.clip_by_global_norm(0.5, stale=True), gradtx.adamw(lr=1e-2)),
+    "int8": lambda: gradtx.adamw(lr=1e-2, state_dtype="int8"),
+    "lion": lambda: gradtx.lion(lr=1e-3),
+    "radam": lambda: gradtx.radam(lr=1e-2),
+    "adan": lambda: gradtx.adan(lr=1e-2),
+    "adamp": lambda: gradtx.adamp(lr=1e-2),
+    "came": lambda: gradtx.came(lr=1e-2),
+    "soap": lambda: gradtx.soap(lr=1e-2, precondition_frequency=2, eps=0.1),
+    "rmsprop": lambda: gradtx.chain(gradtx.rmsprop(lr=1e-2, momentum=0.9), gradtx.lookahead(k=3)),
+    "outer": lambda: gradtx.accumulate(gradtx.chain(gradtx.clip_by_global_norm(0.5), gradtx.nadam(lr=1e-2)), every=3),
+    "clip after": lambda: gradtx.chain(gradtx.scale_by_adam(), gradtx.clip_by_global_norm(0.5), gradtx.scale(-1e-2)),
+    "by block": lambda: gradtx.chain(gradtx.clip_by_block_rms(0.5), gradtx.adamax(lr=1e-2)),
 }
-ONLY_WHOLE = ("adafactor",)  # whose rows and columns of shards need owners
+ONLY_WHOLE = ("adafactor", "came", "soap")  # whose rows and columns of shards need owners
+# Whose numbers agree in all groups, or whose leaves may not have a group of their own.
+ONE_GROUP = ("muon", "partition", "prodigy", "schedule free")
 MODES = ("lists", "compiled", "leaf by leaf", "released", "consuming", "capturable", "scaled")
-RELEASABLE = ("adamw", "nadam", "scheduled", "sgd", "schedule free", "muon", "lookahead", "accumulate", "partition")
+PATTERNS = ("all", "often", "seldom", "in turn", "one never", "later", "none at times")
+RELEASABLE = (
+    "stale clip", "int8", "lion", "radam", "adan", "rmsprop", "adamw", "nadam", "scheduled", "sgd", "schedule free",
+    "muon", "lookahead", "accumulate", "partition",
+)  # fmt: skip
 
 
 @dataclass
@@ -55,6 +77,8 @@ class Case:
     chain: str
     mode: str
     shard: Callable[[Tensor], Tensor] | None = None
+    pattern: str = "often"
+    is_eager: bool = False
     params: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     optimizer: Any = None
     log: list[str] = field(default_factory=list[str])
@@ -68,7 +92,24 @@ class Case:
                     continue
                 value = self.shard(value)
             self.params[name] = Parameter(value)
-        self.optimizer = self.made([{"params": list(self.params.items())}])
+        self.optimizer = self.made(self.divided(list(self.params.items())))
+        self.settle()
+
+    def divided(self, params: list[tuple[str, Tensor]]) -> list[dict[str, Any]]:
+        """Groups of the parameters: one, some, or as many as there are."""
+        number = 1 if self.chain in ONE_GROUP else self.rng.choice((1, 1, 2, len(params)))
+        return [{"params": params[i::number]} for i in range(number)]
+
+    def settle(self) -> None:
+        """Give some groups numbers of their own."""
+        groups = self.optimizer.param_groups
+        for group in groups if len(groups) > 1 and self.rng.random() < 0.7 else ():
+            if type(group["lr"]) is float:
+                group["lr"] *= self.rng.choice((1.0, 0.5, 0.1))
+            if self.rng.random() < 0.5 and "weight_decay" in group:
+                group["weight_decay"] = self.rng.choice((0.0, 0.1))
+            if self.rng.random() < 0.5 and len(group.get("betas", ())) == 2:
+                group["betas"] = self.rng.choice(((0.9, 0.999), (0.8, 0.99), (0.0, 0.9)))
 
     def made(self, groups: list[dict[str, Any]]) -> Any:
         options: dict[str, Any] = {
@@ -103,7 +144,9 @@ class Case:
         return other, params
 
     def take(self, optimizer: Any, params: dict[str, Tensor], gradients: dict[str, Tensor]) -> None:
-        with gradtx.eagerly() if self.mode == "leaf by leaf" else contextlib.nullcontext():
+        is_skipped = float(self.rng.random() < 0.1)
+        is_eager = self.mode == "leaf by leaf" or (self.is_eager and optimizer is not self.optimizer)
+        with gradtx.eagerly() if is_eager else contextlib.nullcontext():
             if self.mode == "released":
                 terms = [
                     (params[name] * value).sum() for name, value in gradients.items() if params[name].requires_grad
@@ -119,18 +162,40 @@ class Case:
                     else:
                         param.grad = None if present is None else present.clone()
             if self.mode == "scaled":
-                optimizer.found_inf, optimizer.grad_scale = torch.zeros(()), torch.ones(())
+                optimizer.found_inf, optimizer.grad_scale = torch.tensor(is_skipped), torch.ones(())
             optimizer.step(consume_gradients=self.mode == "consuming")
 
-    def gradients(self) -> dict[str, Tensor]:
-        """Gradients of all parameters, or of some."""
+    def present(self, t: int) -> list[str]:
+        """The names of the parameters that have gradients in a step."""
+        names, rng = list(self.params), self.rng
+        if self.pattern == "all":
+            return names if rng.random() < 0.8 else []
+        if self.pattern == "in turn":
+            return names[t % 3 :: 3]
+        if self.pattern == "one never":
+            return [name for name in names[1:] if rng.random() < 0.8]
+        if self.pattern == "later":
+            return names[max(0, len(names) - t) :]
+        if self.pattern == "none at times" and rng.random() < 0.3:
+            return []
+        share = 0.3 if self.pattern == "seldom" else 0.7
+        return [name for name in names if rng.random() < share]
+
+    def gradients(self, t: int) -> dict[str, Tensor]:
+        """Gradients of some parameters, in several layouts; some are zeros."""
         generator = torch.Generator().manual_seed(self.rng.randrange(2**30))
-        share = self.rng.choice((1.0, 1.0, 1.0, 0.6))
         found = {}
-        for name, param in self.params.items():
+        for name in self.present(t):
+            param = self.params[name]
             value = torch.randn(param.shape, dtype=torch.float64, generator=generator)
-            if self.rng.random() < share:
-                found[name] = value if self.shard is None else self.shard(value)
+            kind = self.rng.random()
+            if kind < 0.05:
+                value = torch.zeros_like(value)
+            elif self.shard is None and kind < 0.15 and value.ndim > 1:
+                value = value.mT.contiguous().mT
+            elif self.shard is None and kind < 0.2 and value.ndim:
+                value = torch.stack([value, value], -1)[..., 0]
+            found[name] = value if self.shard is None else self.shard(value)
         return found
 
 
@@ -295,7 +360,75 @@ def without_state(case: Case) -> str:
     return f"no state: {name}"
 
 
+def added(case: Case) -> str | None:
+    """Another parameter, in a group of its own."""
+    if case.shard is not None or case.chain in ONE_GROUP or len(case.params) > 8:
+        return None
+    name = f"more{len(case.params)}.weight"
+    shape = case.rng.choice(((5, 4), (2, 2), (5,), ()))
+    case.params[name] = Parameter(torch.full(shape, 0.5, dtype=torch.float64))
+    case.optimizer.add_param_group({"params": [(name, case.params[name])]})
+    return f"added: {name} {shape}"
+
+
+def removed(case: Case) -> str | None:
+    """A parameter leaves its group."""
+    if len(case.params) < 4 or case.mode == "released":
+        return None
+    name = case.rng.choice(list(case.params))
+    param = case.params[name]
+    if any(len(group["params"]) == 1 and group["params"][0] is param for group in case.optimizer.param_groups):
+        return None
+    del case.params[name]
+    for group in case.optimizer.param_groups:
+        kept = [i for i, x in enumerate(group["params"]) if x is not param]
+        if "param_names" in group:
+            group["param_names"][:] = [group["param_names"][i] for i in kept]
+        group["params"][:] = [group["params"][i] for i in kept]
+    case.optimizer.state.pop(param, None)
+    return f"removed: {name}"
+
+
+def of_group(case: Case) -> str:
+    case.settle()
+    return f"groups: {[group['lr'] for group in case.optimizer.param_groups]}"
+
+
 # Of the optimizer.
+
+
+def zeroed(case: Case) -> str:
+    """Gradients of the last step become zeros, or none, in place."""
+    to_none = case.rng.random() < 0.5
+    case.optimizer.zero_grad(set_to_none=to_none)
+    return f"zero_grad({to_none})"
+
+
+def watched(case: Case) -> str | None:
+    """Some steps under a watch."""
+    if case.mode in ("released", "capturable", "scaled") or case.shard is not None:
+        return None
+    seen = gradtx.watch(case.optimizer)
+    gradients = case.gradients(case.rng.randrange(STEPS))
+    case.take(case.optimizer, case.params, gradients)
+    seen.close()
+    return f"step under a watch: {sorted(gradients)}"
+
+
+def line_by_line(case: Case) -> str:
+    """A step without programs."""
+    gradients = case.gradients(case.rng.randrange(STEPS))
+    with gradtx.eagerly(), torch.enable_grad():
+        case.take(case.optimizer, case.params, gradients)
+    return f"eagerly: {sorted(gradients)}"
+
+
+def without_check(case: Case) -> str:
+    """Another step, which nothing looks at: loading a state in others does not renew what it is compared with."""
+    gradients = case.gradients(case.rng.randrange(STEPS))
+    with torch.enable_grad():
+        case.take(case.optimizer, case.params, gradients)
+    return f"step: {sorted(gradients)}"
 
 
 def saved(case: Case) -> str:
@@ -337,7 +470,8 @@ def frozen(case: Case) -> str:
 
 EDITS = (
     of_weight, of_weight, of_all_weights, of_slot, of_slot, of_slot_replaced, of_count, of_count, of_rate, of_decay,
-    in_another_order, replaced, without_state, saved, loaded, copied, pickled, evaluated, frozen,
+    in_another_order, replaced, without_state, saved, loaded, copied, pickled, evaluated, frozen, added, removed,
+    of_group, zeroed, watched, line_by_line, without_check, without_check, without_check,
 )  # fmt: skip
 
 
@@ -348,7 +482,7 @@ def run(seed: int, shard: Callable[[Tensor], Tensor] | None = None) -> str:
     modes = [mode for mode in MODES if mode != "released" or chain in RELEASABLE]
     if shard is not None:
         modes = [mode for mode in modes if mode in ("lists", "compiled", "leaf by leaf", "released")]
-    case = Case(rng, chain, rng.choice(modes), shard)
+    case = Case(rng, chain, rng.choice(modes), shard, rng.choice(PATTERNS), rng.random() < 0.3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         case.begin()
@@ -362,21 +496,23 @@ def run(seed: int, shard: Callable[[Tensor], Tensor] | None = None) -> str:
 
 def check_step(case: Case, seed: int, t: int) -> None:
     """Take a step with this optimizer and with a new one, and compare them."""
-    gradients = case.gradients()
+    gradients = case.gradients(t)
     case.log.append(f"{t}: gradients of {sorted(gradients)}")
     other, params = case.renewed()
     state_of_rng = case.rng.getstate()
     case.take(other, params, gradients)
     case.rng.setstate(state_of_rng)
     case.take(case.optimizer, case.params, gradients)
-    what = f"seed {seed}, {case.chain}, {case.mode}, step {t}"
+    against = "eagerly" if case.is_eager else "new"
+    what = f"seed {seed}, {case.chain}, {case.mode}, {case.pattern}, {against}, step {t}"
     history = "\n  ".join(case.log)
     for name, param in case.params.items():
         expected = {"weight": params[name], **other.state.get(params[name], {})}
         found = {"weight": param, **case.optimizer.state.get(param, {})}
-        for tree in (expected, found):  # a device that counts may note that it has missed none
-            if tree.get("missed_updates", 1) == 0:
-                del tree["missed_updates"]
+        if not (found.get("step", 0) or expected.get("step", 0)):  # its first gradient creates its slots again
+            expected, found = {"weight": params[name]}, {"weight": param}
+        for tree in (expected, found):  # compared at the end: a parameter that has never stepped may lack it
+            tree.pop("missed_updates", None)
         if expected.keys() != found.keys() and len(expected) > 2 and len(found) > 2:
             raise AssertionError(f"{what}: {name} has {sorted(found)}, not {sorted(expected)}\n  {history}")
         for key in expected.keys() & found.keys():
@@ -385,3 +521,12 @@ def check_step(case: Case, seed: int, t: int) -> None:
                 a.double(), b.double(), rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True
             ):
                 raise AssertionError(f"{what}: {key} of {name} is\n{a}\nin place of\n{b}\n  {history}")
+    if missed_by(case.optimizer) != missed_by(other):
+        missed = f"missed updates are {missed_by(case.optimizer)}, not {missed_by(other)}"
+        raise AssertionError(f"{what}: {missed}\n  {history}")
+
+
+def missed_by(optimizer: Any) -> int:
+    """The updates that the parameter with the most updates has missed; none may be noted as none or as 0."""
+    missed = [int(state["missed_updates"]) for state in optimizer.state.values() if "missed_updates" in state]
+    return missed[0] if missed else 0

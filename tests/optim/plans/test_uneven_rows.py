@@ -56,3 +56,21 @@ def test_a_parameter_whose_state_was_removed_starts_again_after_a_step_that_it_a
     step({0, 1, 2, 3})
     step({3})
     assert [int(optimizer.state[param]["step"]) for param in params] == [3, 3, 2, 2]
+
+
+@BOTH
+@pytest.mark.parametrize("make", [gradtx.soap, gradtx.adamw, gradtx.lion], ids=["soap", "adamw", "lion"])
+def test_one_group_has_a_number_where_another_has_a_tensor_under_a_scaler(make, compile):
+    both = []
+    for kind in (float, torch.tensor):
+        params = parameters()
+        groups = [{"params": params[:2]}, {"params": params[2:]}]
+        optimizer = gradtx.as_optimizer(make(lr=0.1), groups, compile=compile, amp_scaling=True)
+        optimizer.param_groups[1]["lr"] = kind(0.25)
+        for present in ({0, 1, 2, 3}, {1, 2}, {0, 2, 3}):
+            for i, param in enumerate(params):
+                param.grad = torch.linspace(1.0, 2.0, param.numel()).double().view_as(param) if i in present else None
+            optimizer.found_inf, optimizer.grad_scale = torch.zeros(()), torch.ones(())
+            optimizer.step()
+        both.append(params)
+    torch.testing.assert_close(*both, rtol=1e-12, atol=0)
